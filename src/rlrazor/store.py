@@ -1,0 +1,222 @@
+"""Run folders that survive a crash: a run is there whole or not at all.
+
+    OUT/
+      config.json, records.parquet, report.html, figures/     written by the experiment and the report
+      runs/<run_id>/spec.json                                 what was run
+                    records.jsonl                             a line per checkpoint
+                    seconds.json                              wall time; apart, because it differs from run to run
+                    weights/step-000938.safetensors           when asked for
+
+A run folder is written under a temporary name and renamed when complete, so killing the process at any moment loses
+only the unfinished run, and what has the final name can be trusted.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import polars as pl
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from rlrazor.errors import RazorError
+from rlrazor.records import SCHEMA_VERSION, Record, RunSpec
+
+try:
+    import fcntl
+except ImportError:  # Windows: no lock, the atomic renames still hold
+    fcntl = None  # type: ignore[assignment]
+
+WeightsMode = Literal["none", "final", "all"]
+Weights = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a training loop yields: the record, and the weights it was measured on (name -> tensor, float32)."""
+
+    record: Record
+    weights: Weights
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A run as read back. `diverged_at` is the step at which the loss stopped being finite, if it did."""
+
+    spec: RunSpec
+    records: Sequence[Record]
+    diverged_at: int | None
+
+
+class RunStore:
+    """The runs of one output folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.runs = folder / "runs"
+
+    @contextmanager
+    def open_for_writing(self) -> Iterator[None]:
+        """Make the folder, hold its lock, and clear what a killed process left half-written.
+
+        Raises RazorError when the folder cannot be written or another process is writing to it. The kernel drops the
+        lock with the process, so none is left behind by `kill -9`.
+        """
+        with _clear_io_errors(self.folder):
+            self.runs.mkdir(parents=True, exist_ok=True)
+            lock = (self.folder / ".lock").open("w")
+        with lock:
+            if fcntl is not None:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except OSError as error:
+                    raise RazorError(
+                        f"Another razor process is writing to {self.folder}. Wait for it, or choose another --out."
+                    ) from error
+            for leftover in [*self.runs.glob(".*"), *self.folder.glob(".*.tmp")]:
+                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+            yield
+
+    def is_finished(self, spec: RunSpec, weights: WeightsMode = "none") -> bool:
+        """Whether the run is there, with the weights asked for."""
+        if not (self._folder_of(spec) / "records.jsonl").exists():
+            return False
+        if weights == "none":
+            return True
+        records = self.read(spec).records
+        wanted = records if weights == "all" else records[-1:]
+        return all(self.weights_path(spec, record.step).exists() for record in wanted)
+
+    def write(
+        self,
+        spec: RunSpec,
+        checkpoints: Sequence[Checkpoint],
+        *,
+        seconds: float,
+        weights: WeightsMode = "none",
+        diverged_at: int | None = None,
+    ) -> None:
+        """Write a finished run, replacing an earlier one of the same spec; raises RazorError when the disk is full."""
+        target = self._folder_of(spec)
+        partial = target.with_name(f".{target.name}.{os.getpid()}")
+        stored = {"schema_version": SCHEMA_VERSION, **asdict(spec), "diverged_at": diverged_at}
+        with _clear_io_errors(self.folder):
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+            try:
+                _write_bytes(partial / "spec.json", json.dumps(stored, indent=1, allow_nan=False).encode())
+                _write_bytes(partial / "seconds.json", json.dumps({"seconds": round(seconds, 3)}).encode())
+                lines = [json.dumps(asdict(checkpoint.record), allow_nan=False) for checkpoint in checkpoints]
+                _write_bytes(partial / "records.jsonl", "".join(f"{line}\n" for line in lines).encode())
+                kept = {"none": [], "final": checkpoints[-1:], "all": checkpoints}[weights]
+                if kept:
+                    (partial / "weights").mkdir()
+                for checkpoint in kept:
+                    # Bytes of our own writing rather than safetensors' save_file, for the fsync and the clear error.
+                    path = partial / "weights" / _weights_name(checkpoint.record.step)
+                    _write_bytes(path, save(dict(checkpoint.weights)))
+                if target.exists():
+                    shutil.rmtree(target)
+                partial.rename(target)
+            except BaseException:
+                shutil.rmtree(partial, ignore_errors=True)
+                raise
+
+    def read(self, spec: RunSpec) -> FinishedRun:
+        """Read a finished run back; raises RazorError when a file of it is damaged."""
+        folder = self._folder_of(spec)
+        try:
+            stored = json.loads((folder / "spec.json").read_text())
+            lines = (folder / "records.jsonl").read_text().splitlines()
+            records = [Record(**json.loads(line)) for line in lines]
+            if not records:
+                raise ValueError("records.jsonl is empty")
+        except (OSError, ValueError, TypeError) as error:
+            raise RazorError(
+                f"The run folder {folder} cannot be read ({error}). Delete it and run the same command again."
+            ) from error
+        if stored.get("schema_version") != SCHEMA_VERSION:
+            raise RazorError(
+                f"The run folder {folder} has schema version {stored.get('schema_version')}, this rlrazor reads "
+                f"{SCHEMA_VERSION}. Choose another --out."
+            )
+        return FinishedRun(spec, records, stored["diverged_at"])
+
+    def seconds(self, spec: RunSpec) -> float:
+        """Wall time that training and measuring this run took."""
+        return float(json.loads((self._folder_of(spec) / "seconds.json").read_text())["seconds"])
+
+    def weights_path(self, spec: RunSpec, step: int) -> Path:
+        """Where the weights of a checkpoint are, if they were kept."""
+        return self._folder_of(spec) / "weights" / _weights_name(step)
+
+    def load_weights(self, spec: RunSpec, step: int) -> dict[str, Tensor]:
+        """The weights of a checkpoint, from safetensors; raises RazorError when missing or damaged."""
+        path = self.weights_path(spec, step)
+        try:
+            return dict(load_file(path))
+        except (OSError, SafetensorError) as error:
+            raise RazorError(
+                f"The weights {path} cannot be read ({error}). Delete the folder {path.parents[1]} and run the same "
+                "command again."
+            ) from error
+
+    def write_table(self, name: str, table: pl.DataFrame) -> Path:
+        """Write `name`.parquet atomically."""
+        path = self.folder / f"{name}.parquet"
+        with atomic_path(path) as partial:
+            table.write_parquet(partial)
+        return path
+
+    def write_json(self, name: str, value: Any) -> Path:
+        """Write `name`.json atomically."""
+        path = self.folder / f"{name}.json"
+        with atomic_path(path) as partial:
+            partial.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
+        return path
+
+    def _folder_of(self, spec: RunSpec) -> Path:
+        return self.runs / spec.run_id
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path` that becomes it when the block ends well; RazorError on a full disk."""
+    partial = path.with_name(f".{path.name}.tmp")
+    with _clear_io_errors(path.parent):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield partial
+            partial.replace(path)
+        finally:
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)
+
+
+def _weights_name(step: int) -> str:
+    return f"step-{step:06d}.safetensors"
+
+
+def _write_bytes(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def _clear_io_errors(folder: Path) -> Iterator[None]:
+    """Turn what the operating system says about `folder` into one sentence."""
+    try:
+        yield
+    except OSError as error:
+        raise RazorError(
+            f"Cannot write to {folder}: {error.strerror or error}. Finished runs are kept; free some space or choose "
+            "another --out, then run the same command again."
+        ) from error

@@ -1,0 +1,192 @@
+"""From specs to finished runs: what is missing is trained, in this process or in several, and stored as it ends.
+
+Knows `RunSpec`, `Record` and the store, not what is trained: the training loop comes in as a picklable callable.
+"""
+
+import multiprocessing
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from multiprocessing.connection import wait as wait_for_handles
+from pathlib import Path
+from typing import Any, Protocol
+
+from rlrazor.errors import RazorError
+from rlrazor.records import Record, RunSpec
+from rlrazor.store import Checkpoint, RunStore, WeightsMode
+
+Train = Callable[[RunSpec, RunStore], Iterator[Checkpoint]]
+
+
+class DivergedError(Exception):
+    """Raised by a training loop when the loss is no longer finite; the checkpoints before it are kept."""
+
+    def __init__(self, step: int, epoch: float) -> None:
+        super().__init__(step, epoch)
+        self.step, self.epoch = step, epoch
+
+
+class Progress(Protocol):
+    """Told what happens, in the main process."""
+
+    def checkpoint(self, spec: RunSpec, record: Record) -> None:
+        """A checkpoint was measured."""
+
+    def finished(self, specs: Sequence[RunSpec]) -> None:
+        """These runs are stored."""
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """Runs that one training serves: the longest is trained, the others are its prefixes."""
+
+    longest: RunSpec
+    specs: tuple[RunSpec, ...]
+
+
+def trajectories(specs: Sequence[RunSpec]) -> list[Trajectory]:
+    """Group runs of which one is a prefix of another, in order of first appearance."""
+    groups: dict[str, list[RunSpec]] = {}
+    for spec in specs:
+        groups.setdefault(spec.trajectory, []).append(spec)
+    return [Trajectory(max(group, key=lambda s: s.params.get("epochs", 0)), tuple(group)) for group in groups.values()]
+
+
+def missing(specs: Sequence[RunSpec], store: RunStore, weights: WeightsMode = "none") -> list[RunSpec]:
+    """The specs whose runs are not in the store."""
+    return [spec for spec in specs if not store.is_finished(spec, weights)]
+
+
+def run(
+    specs: Sequence[RunSpec],
+    train: Train,
+    store: RunStore,
+    *,
+    jobs: int = 1,
+    weights: WeightsMode = "none",
+    progress: Progress | None = None,
+) -> None:
+    """Train what is missing of `specs` and store it. Results do not depend on `jobs` or on interruptions.
+
+    `train(spec, store)` yields a checkpoint at a time, is deterministic, and must be picklable when `jobs` > 1.
+    Raises RazorError when a run cannot be stored or a worker dies; what was finished stays.
+    """
+    work = trajectories(missing(specs, store, weights))
+    if not work:
+        return
+    if jobs == 1 or len(work) == 1:
+        for trajectory in work:
+            _train_and_store(trajectory, train, store, weights, progress.checkpoint if progress else None)
+            if progress:
+                progress.finished(trajectory.specs)
+        return
+    _run_in_processes(work, train, store, min(jobs, len(work)), weights, progress)
+
+
+def _train_and_store(
+    trajectory: Trajectory,
+    train: Train,
+    store: RunStore,
+    weights: WeightsMode,
+    report: Callable[[RunSpec, Record], None] | None,
+) -> None:
+    start, longest = time.perf_counter(), trajectory.longest
+    diverged: DivergedError | None = None
+    checkpoints: list[Checkpoint] = []
+    try:
+        for checkpoint in train(longest, store):
+            checkpoints.append(checkpoint if weights != "none" else Checkpoint(checkpoint.record, {}))
+            if report:
+                report(longest, checkpoint.record)
+    except DivergedError as error:
+        diverged = error
+    seconds = time.perf_counter() - start
+    for spec in trajectory.specs:
+        length = spec.params.get("epochs")
+        own = [_as_part_of(spec, c) for c in checkpoints if length is None or c.record.epoch <= length]
+        if not own:
+            raise RazorError(f"{spec.describe()} diverged before its first checkpoint: use a lower learning rate.")
+        diverged_at = diverged.step if diverged and (length is None or diverged.epoch <= length) else None
+        store.write(spec, own, seconds=seconds, weights=weights, diverged_at=diverged_at)
+
+
+def _as_part_of(spec: RunSpec, checkpoint: Checkpoint) -> Checkpoint:
+    record = checkpoint.record
+    named = Record(spec.run_id, record.step, record.epoch, record.new, record.prior, record.drift, record.metrics)
+    return Checkpoint(named, checkpoint.weights)
+
+
+def _run_in_processes(
+    work: Sequence[Trajectory],
+    train: Train,
+    store: RunStore,
+    jobs: int,
+    weights: WeightsMode,
+    progress: Progress | None,
+) -> None:
+    # spawn: a forked child would inherit torch's thread pool and locks in whatever state they are.
+    context = multiprocessing.get_context("spawn")
+    messages: Any = context.Queue()
+    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_start_worker, initargs=(messages,))
+    futures: dict[Future[None], Trajectory] = {}
+    try:
+        for trajectory in work:
+            futures[pool.submit(_work, trajectory, train, store.folder, weights)] = trajectory
+        pending = set(futures)
+        while pending:
+            done, pending = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
+            _forward(messages, progress)
+            for future in done:
+                future.result()
+                if progress:
+                    progress.finished(futures[future].specs)
+    except BrokenProcessPool as error:
+        raise RazorError(
+            "A worker process died, most likely killed or out of memory. Finished runs are kept: run the same command "
+            "again; --jobs 1 needs the least memory."
+        ) from error
+    finally:
+        # On an error do not wait for what is still training: nothing half-written can be left behind.
+        for process in list((pool._processes or {}).values()) if not all(f.done() for f in futures) else []:
+            process.terminate()
+        pool.shutdown(wait=True, cancel_futures=True)
+        messages.close()
+
+
+_messages: Any = None
+
+
+def _start_worker(messages: Any) -> None:
+    global _messages
+    _messages = messages
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+
+
+def _exit_with_parent() -> None:
+    """A worker whose parent was killed must not go on alone: it would train into a folder that it no longer owns."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    wait_for_handles([parent.sentinel])
+    os._exit(1)
+
+
+def _work(trajectory: Trajectory, train: Train, folder: Path, weights: WeightsMode) -> None:
+    def report(spec: RunSpec, record: Record) -> None:
+        _messages.put((spec, record))
+
+    _train_and_store(trajectory, train, RunStore(folder), weights, report)
+
+
+def _forward(messages: Any, progress: Progress | None) -> None:
+    while True:
+        try:
+            spec, record = messages.get_nowait()
+        except queue.Empty:
+            return
+        if progress:
+            progress.checkpoint(spec, record)

@@ -1,0 +1,145 @@
+"""Run folders: whole or absent, and clear words when the disk or a file is at fault."""
+
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from rlrazor import store as store_module
+from rlrazor.errors import RazorError
+from rlrazor.records import Record, RunSpec
+from rlrazor.store import Checkpoint, RunStore, atomic_path
+
+SPEC = RunSpec("toy", "grpo", {"lr": 1e-4, "schedule": "constant", "epochs": 1}, 0)
+
+
+def checkpoints() -> list[Checkpoint]:
+    return [
+        Checkpoint(
+            Record(SPEC.run_id, step, step / 2, 0.1 + step / 3, {"p": 0.7}, {"kl": 1 / 3}), {"w": torch.ones(3) * step}
+        )
+        for step in (1, 2)
+    ]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> RunStore:
+    return RunStore(tmp_path / "out")
+
+
+def test_what_is_written_is_read_back_to_the_bit(store: RunStore) -> None:
+    with store.open_for_writing():
+        store.write(SPEC, checkpoints(), seconds=1.5, weights="all")
+    run = store.read(SPEC)
+    assert list(run.records) == [checkpoint.record for checkpoint in checkpoints()]
+    assert run.diverged_at is None
+    assert store.seconds(SPEC) == 1.5
+    assert torch.equal(store.load_weights(SPEC, 2)["w"], torch.full((3,), 2.0))
+
+
+def test_finished_means_finished_with_the_weights_asked_for(store: RunStore) -> None:
+    assert not store.is_finished(SPEC)
+    store.write(SPEC, checkpoints(), seconds=0)
+    assert store.is_finished(SPEC)
+    assert not store.is_finished(SPEC, "final")
+    store.write(SPEC, checkpoints(), seconds=0, weights="final")
+    assert store.is_finished(SPEC, "final")
+    assert not store.is_finished(SPEC, "all")
+    store.write(SPEC, checkpoints(), seconds=0, weights="all")
+    assert store.is_finished(SPEC, "all")
+
+
+def test_a_full_disk_leaves_no_half_written_run(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.write(SPEC, checkpoints(), seconds=0)
+    before = {path: path.read_bytes() for path in store.folder.rglob("*") if path.is_file()}
+    written = 0
+
+    def full_after_two_files(path: Path, data: bytes) -> None:
+        nonlocal written
+        written += 1
+        if written > 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        path.write_bytes(data)
+
+    monkeypatch.setattr(store_module, "_write_bytes", full_after_two_files)
+    with pytest.raises(RazorError, match=r"Cannot write to .*No space left on device.*free some space"):
+        store.write(SPEC, checkpoints(), seconds=0, weights="all")
+    assert {path: path.read_bytes() for path in store.folder.rglob("*") if path.is_file()} == before
+
+
+def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    with (
+        pytest.raises(RazorError, match=r"Cannot write to .*Not a directory"),
+        RunStore(tmp_path / "file" / "out").open_for_writing(),
+    ):
+        pass
+
+
+def test_a_second_writer_is_refused_and_the_lock_dies_with_its_process(store: RunStore) -> None:
+    hold = (
+        "import sys, pathlib, rlrazor.store as s\n"
+        "with s.RunStore(pathlib.Path(sys.argv[1])).open_for_writing():\n"
+        "    print('held', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", hold, str(store.folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        with pytest.raises(RazorError, match="Another razor process"), store.open_for_writing():
+            pass
+        other.kill()
+    with store.open_for_writing():
+        pass
+
+
+def test_leftovers_of_a_killed_process_are_cleared(store: RunStore) -> None:
+    store.write(SPEC, checkpoints(), seconds=0)
+    (store.runs / ".0123456789abcdef.77").mkdir()
+    (store.runs / ".0123456789abcdef.77" / "records.jsonl").write_text("{")
+    (store.folder / ".records.parquet.tmp").write_bytes(b"PAR1")
+    with store.open_for_writing():
+        assert [path.name for path in store.runs.iterdir()] == [SPEC.run_id]
+        assert not list(store.folder.glob(".*.tmp"))
+
+
+@pytest.mark.parametrize("damage", ["{", '{"run_id": "x", "colour": 1}\n', ""])
+def test_a_damaged_record_file_is_named(store: RunStore, damage: str) -> None:
+    store.write(SPEC, checkpoints(), seconds=0)
+    (store.runs / SPEC.run_id / "records.jsonl").write_text(damage)
+    with pytest.raises(RazorError, match=rf"{SPEC.run_id} cannot be read.*Delete it"):
+        store.read(SPEC)
+
+
+def test_damaged_weights_are_named(store: RunStore) -> None:
+    store.write(SPEC, checkpoints(), seconds=0, weights="final")
+    store.weights_path(SPEC, 2).write_bytes(b"\x00" * 40)
+    with pytest.raises(RazorError, match=r"step-000002.safetensors cannot be read"):
+        store.load_weights(SPEC, 2)
+
+
+def test_a_run_of_another_schema_is_refused(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(store_module, "SCHEMA_VERSION", 0)
+        store.write(SPEC, checkpoints(), seconds=0)
+    with pytest.raises(RazorError, match="schema version 0"):
+        store.read(SPEC)
+
+
+def test_atomic_path_keeps_the_old_file_when_the_writer_fails(tmp_path: Path) -> None:
+    path = tmp_path / "table"
+    path.write_text("old")
+
+    def fail(partial: Path) -> None:
+        partial.write_text("new, half")
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError), atomic_path(path) as partial:
+        fail(partial)
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["table"]
