@@ -1,0 +1,1 @@
+"""Experiments make records: each subpackage holds its data, policy and training loop."""

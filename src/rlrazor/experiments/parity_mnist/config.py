@@ -1,0 +1,200 @@
+"""What a sweep is made of: presets, a config file, the command line, and the specs that follow from them."""
+
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from itertools import product
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+import numpy as np
+
+from rlrazor.errors import RazorError
+from rlrazor.experiments.parity_mnist.methods import TEACHER, find_method
+from rlrazor.experiments.parity_mnist.train import EXPERIMENT, RECIPE, base_spec
+from rlrazor.records import RunSpec
+
+SCHEDULES = ("constant", "cosine")
+PAPER_METHODS = ("sft-1", "sft-2", "oracle", "grpo", "grpo+kl")
+ALL_METHODS = ("sft-1", "sft-2", "oracle", "rl-distilled", "simpo", "reinforce", "grpo", "grpo+kl", "dr-grpo", "kl-dpg")
+
+
+def log_spaced(low: float, high: float, count: int) -> tuple[float, ...]:
+    """Learning rates evenly spaced in the logarithm, rounded to 3 digits so that they can be read and typed."""
+    return tuple(float(f"{lr:.3g}") for lr in np.geomspace(low, high, count))
+
+
+@dataclass(frozen=True)
+class Config:
+    """The grid of one sweep: every combination of methods, lrs, schedules, epochs and seeds is a run.
+
+    Defaults of the lower half are choices the paper leaves open; the README gives the evidence for them.
+    """
+
+    methods: tuple[str, ...]
+    lrs: tuple[float, ...]
+    schedules: tuple[str, ...]
+    epochs: tuple[int, ...]
+    seeds: tuple[int, ...] = (0,)
+    checkpoints_per_epoch: int = 5
+    batch_size: int = 128
+    group_size: int = 64
+    kl_coef: float = 0.1  # of the methods named "...+kl"
+    pretrain_epochs: int = 20
+    pretrain_size: int = 500  # images of each task
+
+    def __post_init__(self) -> None:
+        for name in ("methods", "lrs", "schedules", "epochs", "seeds"):
+            values = getattr(self, name)
+            if not values:
+                raise RazorError(f"{name} is empty: name at least one.")
+            if len(set(values)) < len(values):
+                raise RazorError(f"{name} has the same value twice: {', '.join(map(str, values))}.")
+        for method in self.methods:
+            if find_method(method)[0].from_teacher and TEACHER not in self.methods:
+                raise RazorError(f"{method} imitates the sweep's best {TEACHER} policy: add {TEACHER} to the methods.")
+        for schedule in self.schedules:
+            if schedule not in SCHEDULES:
+                raise RazorError(f"Unknown schedule {schedule!r}. Schedules: {', '.join(SCHEDULES)}.")
+        for name, (_, kind) in _KINDS.items():
+            if kind is str or name in ("seeds", "kl_coef"):
+                continue
+            values = getattr(self, name)
+            for value in values if isinstance(values, tuple) else (values,):
+                if not 0 < value < float("inf"):
+                    raise RazorError(f"{name} must be positive and finite, not {value}.")
+        if not 0 <= self.kl_coef < float("inf"):
+            raise RazorError(f"kl_coef must be 0 or more, not {self.kl_coef}.")
+        if min(self.seeds) < 0:
+            raise RazorError(f"seeds must be 0 or more, not {min(self.seeds)}.")
+
+    def base_specs(self, data: str) -> list[RunSpec]:
+        """One base run per seed; `data` is the fingerprint of the images."""
+        return [base_spec(self._shared(data), seed) for seed in self.seeds]
+
+    def specs(self, data: str, methods: Sequence[str], teachers: Mapping[int, Any] | None = None) -> list[RunSpec]:
+        """The fine-tuning runs of these methods, method by method; `teachers` (seed -> teacher) for `rl-distilled`."""
+        specs = []
+        for seed, name in product(self.seeds, methods):
+            method, regularised = find_method(name)
+            fixed = {
+                **self._shared(data),
+                "batch_size": self.batch_size,
+                "group_size": self.group_size if method.on_policy else None,
+                "kl_coef": self.kl_coef if regularised else 0.0,
+                "checkpoints_per_epoch": self.checkpoints_per_epoch,
+            }
+            if method.from_teacher:
+                assert teachers is not None
+                fixed["teacher"] = teachers[seed]
+            for lr, schedule, epochs in product(self.lrs, self.schedules, self.epochs):
+                params = {"lr": lr, "schedule": schedule, "epochs": epochs, **fixed}
+                specs.append(RunSpec(EXPERIMENT, name, params, seed))
+        return specs
+
+    def _shared(self, data: str) -> dict[str, Any]:
+        return {
+            "recipe": RECIPE,
+            "data": data,
+            "pretrain_size": self.pretrain_size,
+            "pretrain_epochs": self.pretrain_epochs,
+        }
+
+
+_KINDS: Mapping[str, tuple[bool, type]] = {
+    field.name: (get_origin(hint) is tuple, get_args(hint)[0] if get_origin(hint) is tuple else hint)
+    for field, hint in zip(fields(Config), get_type_hints(Config).values(), strict=True)
+}
+"""Setting -> (holds many, the type of one)."""
+
+PAPER_LRS = log_spaced(3e-6, 1e-3, 15)
+PRESETS: Mapping[str, Config] = {
+    "paper": Config(PAPER_METHODS, PAPER_LRS, SCHEDULES, (1, 2)),
+    "quick": Config(ALL_METHODS, log_spaced(2e-5, 1e-3, 5), ("constant",), (1,)),
+}
+SENSITIVITY: Mapping[str, tuple[int, ...]] = {
+    "batch_size": (64, 256),
+    "group_size": (8, 256),
+    "pretrain_epochs": (5, 10, 50),
+}
+"""Other values of what the paper leaves open, each tried with the rest as configured."""
+
+
+def sensitivity_variants(config: Config) -> list[tuple[str, int, Config]]:
+    """(setting, value, config) for each value of `SENSITIVITY`, and for the configured one beside them.
+
+    On a thinner grid, so that the table costs minutes: every third learning rate, one constant epoch, the first seed.
+    """
+    thin = replace(
+        config,
+        methods=tuple(name for name in config.methods if not find_method(name)[0].from_teacher),
+        lrs=config.lrs[::-3][::-1],
+        schedules=("constant",),
+        epochs=(1,),
+        seeds=config.seeds[:1],
+    )
+    variants = []
+    for setting, others in SENSITIVITY.items():
+        for value in sorted({getattr(config, setting), *others}):
+            overridden: dict[str, Any] = {setting: value}
+            variants.append((setting, value, replace(thin, **overridden)))
+    return variants
+
+
+def resolve(preset: str, file: Path | None = None, overrides: Mapping[str, Any] | None = None) -> Config:
+    """The preset, overridden by the config file, overridden by the command line. Raises RazorError for a bad key."""
+    if preset not in PRESETS:
+        raise RazorError(f"Unknown preset {preset!r}. Presets: {', '.join(PRESETS)}.")
+    settings = {**(read_settings(file) if file else {}), **(overrides or {})}
+    return replace(PRESETS[preset], **settings)
+
+
+def read_settings(file: Path) -> dict[str, Any]:
+    """The settings in a TOML or JSON file, types checked; the config.json of an earlier sweep can be given as it is."""
+    try:
+        text = file.read_text()
+        raw = json.loads(text)["config"] if file.suffix == ".json" else tomllib.loads(text)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RazorError(f"The config file {file} cannot be read: {error}.") from error
+    return {name: parse_setting(name, value) for name, value in raw.items()}
+
+
+def parse_setting(name: str, value: Any) -> Any:
+    """A setting as Config holds it, from a TOML or JSON value or a comma-separated string.
+
+    `methods` also takes `all` and `paper`; `lrs` also takes LOW:HIGH:COUNT, log-spaced. Raises RazorError, with the
+    valid names for an unknown setting.
+    """
+    if name not in _KINDS:
+        raise RazorError(f"Unknown setting {name!r}. Settings: {', '.join(_KINDS)}.")
+    many, kind = _KINDS[name]
+    if not many:
+        return _parse_one(name, kind, value)
+    items = value.split(",") if isinstance(value, str) else value
+    if not isinstance(items, list | tuple):
+        items = [items]
+    if name == "methods" and list(items) in (["all"], ["paper"]):
+        return ALL_METHODS if items[0] == "all" else PAPER_METHODS
+    if name == "lrs" and len(items) == 1 and isinstance(items[0], str) and items[0].count(":") == 2:
+        low, high, count = (_parse_one(name, float, part) for part in items[0].split(":"))
+        if not 0 < low < high < float("inf") or count != int(count) or count < 2:
+            raise RazorError(f"lrs: {items[0]!r} is not LOW:HIGH:COUNT with 0 < LOW < HIGH and COUNT of at least 2.")
+        return log_spaced(low, high, int(count))
+    return tuple(_parse_one(name, kind, item) for item in items)
+
+
+def _parse_one(name: str, kind: type, value: Any) -> Any:
+    text = value.strip() if isinstance(value, str) else value
+    try:
+        parsed = kind(text)
+    except (TypeError, ValueError):
+        parsed = None
+    # int(2.5), float(True) and str(3) succeed but are not what was meant.
+    misread = isinstance(text, bool) or (kind is int and isinstance(text, float)) or (kind is str and text != parsed)
+    if parsed is None or misread:
+        raise RazorError(f"{name}: {value!r} is not {_NOUNS[kind]}.")
+    return parsed
+
+
+_NOUNS = {int: "a whole number", float: "a number", str: "a name"}

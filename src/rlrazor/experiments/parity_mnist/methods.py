@@ -1,0 +1,115 @@
+"""The methods of this experiment: each is an objective and where its outputs come from.
+
+Adding one takes this file alone: a loss (or one from `rlrazor.objectives`), target distributions if it learns from
+labels, and a line in `METHODS`. See CONTRIBUTING.md for an example.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from rlrazor import objectives
+from rlrazor.errors import RazorError
+from rlrazor.experiments.parity_mnist.policy import OUTCOMES
+from rlrazor.objectives import Objective
+
+KL_SUFFIX = "+kl"
+TEACHER = "grpo"  # the method whose best policy `rl-distilled` imitates
+
+Targets = Callable[[Tensor, Tensor], Tensor]
+"""(digits (N,), logp_NV of the base or the teacher) -> target distribution (N, V) that labels are sampled from."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """How a policy is fine-tuned.
+
+    `targets`: the annotators, one label per image and annotator, drawn once (offline data); empty for an on-policy
+    method, whose group of labels is sampled anew from the policy at each step. `from_teacher`: the targets see the
+    teacher's log-probabilities instead of the base's.
+    """
+
+    label: str
+    objective: Objective
+    targets: tuple[Targets, ...] = ()
+    from_teacher: bool = False
+
+    @property
+    def on_policy(self) -> bool:
+        """Whether the labels are sampled from the policy being trained."""
+        return not self.targets
+
+
+def is_correct(digits: Tensor, labels: Tensor) -> Tensor:
+    """The verifier of ParityMNIST: a label is correct when it has the digit's parity. Broadcasts; returns bool."""
+    return digits % 2 == labels % 2
+
+
+def correct_outcomes(digits: Tensor) -> Tensor:
+    """Mask (N, V) of the five correct labels of each image."""
+    return is_correct(digits[:, None], torch.arange(OUTCOMES))
+
+
+def sft_1(digits: Tensor, base_logp_NV: Tensor) -> Tensor:
+    """Even digits are labelled 0, odd ones 1."""
+    return F.one_hot(digits % 2, OUTCOMES).float()
+
+
+def sft_2(digits: Tensor, base_logp_NV: Tensor) -> Tensor:
+    """Even digits are labelled 0 or 4, odd ones 1 or 5, at random."""
+    return (F.one_hot(digits % 2, OUTCOMES) + F.one_hot(digits % 2 + 4, OUTCOMES)) / 2
+
+
+def oracle(digits: Tensor, base_logp_NV: Tensor) -> Tensor:
+    """The KL-minimal correct distribution: the base restricted to the correct labels and renormalised.
+
+    It is argmin KL(q || pi0) over distributions q on correct labels (rejection sampling from the base: the
+    I-projection, arXiv:2509.04259, appendix A).
+    """
+    return base_logp_NV.masked_fill(~correct_outcomes(digits), -torch.inf).softmax(dim=1)
+
+
+def wrong(digits: Tensor, base_logp_NV: Tensor) -> Tensor:
+    """The wrong answers of an external policy: uniform over the five labels of the other parity."""
+    return (~correct_outcomes(digits)).float() / (OUTCOMES // 2)
+
+
+def imitate(digits: Tensor, teacher_logp_NV: Tensor) -> Tensor:
+    """The teacher's own distribution, its mistakes included."""
+    return teacher_logp_NV.exp()
+
+
+METHODS: Mapping[str, Method] = {
+    "sft-1": Method("SFT-1", objectives.sft, (sft_1,)),
+    "sft-2": Method("SFT-2", objectives.sft, (sft_2,)),
+    "oracle": Method("oracle SFT", objectives.sft, (oracle,)),
+    "rl-distilled": Method("RL-distilled SFT", objectives.sft, (imitate,), from_teacher=True),
+    "simpo": Method("SimPO", objectives.simpo, (sft_2, wrong)),
+    "reinforce": Method("1-0 REINFORCE", objectives.reinforce),
+    "grpo": Method("GRPO", objectives.grpo),
+    "dr-grpo": Method("Dr. GRPO", objectives.dr_grpo),
+    "kl-dpg": Method("KL-DPG", objectives.kl_dpg),
+}
+
+
+def find_method(name: str) -> tuple[Method, bool]:
+    """The method of that name and whether it is KL-regularised: `grpo+kl` is `grpo` plus kl_coef * KL(pi || pi0).
+
+    Raises RazorError, listing the valid names, for an unknown one.
+    """
+    plain = name.removesuffix(KL_SUFFIX)
+    if plain not in METHODS:
+        raise RazorError(
+            f"Unknown method {name!r}. Methods: {', '.join(METHODS)}; each also with '{KL_SUFFIX}' for a KL penalty to "
+            "the base, as in grpo+kl."
+        )
+    return METHODS[plain], name.endswith(KL_SUFFIX)
+
+
+def label_of(name: str) -> str:
+    """The method's name for figures and tables."""
+    method, regularised = find_method(name)
+    return f"{method.label} + KL" if regularised else method.label

