@@ -86,9 +86,7 @@ def test_exponential_is_the_least_squares_optimum() -> None:
     prior = 0.7 - 0.25 * np.exp(12 * (new - 1)) + rng.normal(0, 0.02, 50)
     fit = frontier.fit_exponential(new, prior)
     assert fit is not None
-    best, _ = optimize.curve_fit(  # type: ignore[no-untyped-call]
-        lambda x, a, b, c: a - b * np.exp(c * (x - fit.end)), new, prior, p0=(0.7, 0.2, 10)
-    )
+    best, _ = optimize.curve_fit(lambda x, a, b, c: a - b * np.exp(c * (x - fit.end)), new, prior, p0=(0.7, 0.2, 10))
     assert (fit.top, fit.drop, fit.rate) == pytest.approx(best, rel=1e-3)
 
 

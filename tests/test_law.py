@@ -48,7 +48,7 @@ def runs(n: int = 24, checkpoints: int = 6, methods: int = 3, seeds: int = 2, se
 def least_squares(x: Floats, y: Floats) -> law.Saturating:
     """The saturating law by plain, not robust, least squares."""
     curve = lambda x, a, b, c: a * (1 - np.exp(-b * x**c))  # noqa: E731
-    best, _ = optimize.curve_fit(curve, x, y, p0=(0.5, 1.0, 1.0), bounds=(1e-6, 10))  # type: ignore[no-untyped-call]
+    best, _ = optimize.curve_fit(curve, x, y, p0=(0.5, 1.0, 1.0), bounds=(1e-6, 10))
     return law.Saturating(*best)
 
 

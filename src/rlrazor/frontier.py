@@ -91,9 +91,7 @@ def fit_exponential(new: ArrayLike, prior: ArrayLike) -> Exponential | None:
     grid = np.log(np.geomspace(0.1, 300, 60) / span)
     best = int(np.argmin([at_rate(log_rate)[1] for log_rate in grid]))
     around = grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)]
-    found = optimize.minimize_scalar(  # type: ignore[no-untyped-call]
-        lambda log_rate: at_rate(log_rate)[1], bounds=around, method="bounded"
-    )
+    found = optimize.minimize_scalar(lambda log_rate: at_rate(log_rate)[1], bounds=around, method="bounded")
     return at_rate(float(found.x))[0]
 
 

@@ -22,7 +22,7 @@ from rlrazor.experiments.parity_mnist.policy import NEW_TASK, PIXELS, DigitPolic
 from rlrazor.experiments.parity_mnist.train import EXPERIMENT, Trainer, generator, prepare_process, sample
 from rlrazor.progress import SweepProgress
 from rlrazor.records import BASE, RunSpec, to_table
-from rlrazor.report import write_report
+from rlrazor.report import Results, load, write_report
 from rlrazor.store import RunStore, WeightsMode
 
 TRAIN_IMAGES, TEST_IMAGES = 60_000, 20_000
@@ -48,7 +48,7 @@ class Options:
 class Reproduction:
     """What `reproduce` made. `trained` and `kept` count runs; `diverged` describes those that were cut short."""
 
-    table: pl.DataFrame
+    results: Results
     report: Path
     trained: int
     kept: int
@@ -101,10 +101,12 @@ def reproduce(config: Config, options: Options, console: Console) -> Reproductio
                 finish(variant.base_specs(fingerprint), f"{setting} {value}: base", weights="final")
                 finish(variant.specs(fingerprint, variant.methods), f"{setting} {value}")
             store.write_table("sensitivity", _sensitivity_table(variants, fingerprint, store))
-        report = write_report(options.out)
+        with console.status("Fitting the law and drawing the report"):
+            results = load(options.out)
+            report = write_report(results)
 
     diverged = [spec.describe() for spec in specs if store.read(spec).diverged_at is not None]
-    return Reproduction(table, report, trained, kept, diverged, time.perf_counter() - start)
+    return Reproduction(results, report, trained, kept, diverged, time.perf_counter() - start)
 
 
 def describe(config: Config, options: Options, fingerprint: str) -> dict[str, Any]:

@@ -1,0 +1,44 @@
+"""The command `razor`: parse, call, print. One module per command; heavy imports wait until a command needs them."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+import rlrazor
+from rlrazor.cli import report, reproduce
+from rlrazor.errors import RazorError
+
+EXIT_ERROR = 2
+EXIT_INTERRUPTED = 130
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One sentence instead of argparse's usage block."""
+        print(f"razor: {message}. See '{self.prog} --help'.", file=sys.stderr)
+        sys.exit(EXIT_ERROR)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
+    parser = _Parser(prog="razor", description="Measure, predict and prevent forgetting in fine-tuning.")
+    parser.add_argument("--version", action="version", version=f"razor {rlrazor.__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for command in (reproduce, report):
+        command.add_to(commands)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `razor`; returns the exit code: 0 done, 2 an error said in one sentence, 130 interrupted."""
+    arguments = build_parser().parse_args(argv)
+    try:
+        code: int = arguments.run(arguments)
+    except RazorError as error:
+        print(f"razor: {error}", file=sys.stderr)
+        return EXIT_ERROR
+    except KeyboardInterrupt:
+        print("razor: interrupted. Finished runs are kept; the same command goes on from there.", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    return code

@@ -1,0 +1,122 @@
+"""`razor reproduce parity-mnist`: the whole experiment, from the data to the report."""
+
+import argparse
+import json
+import os
+import shlex
+import sys
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from rlrazor.cli.printing import Subparsers, human_seconds, print_results
+from rlrazor.errors import RazorError
+
+if TYPE_CHECKING:
+    from rlrazor.experiments.parity_mnist.config import Config
+    from rlrazor.experiments.parity_mnist.reproduce import Estimate, Options
+
+# The settings of the grid, which a config file can hold too; parsed by config.parse_setting.
+SETTINGS = {
+    "methods": "methods, comma-separated, or 'all' or 'paper'",
+    "lrs": "learning rates, comma-separated, or LOW:HIGH:COUNT log-spaced",
+    "schedules": "learning-rate schedules: constant, cosine",
+    "epochs": "run lengths in epochs",
+    "seeds": "seeds; each pre-trains a base policy of its own",
+    "checkpoints_per_epoch": "checkpoints measured per epoch",
+    "batch_size": "images per step",
+    "group_size": "labels sampled per image by on-policy methods",
+    "kl_coef": "weight of KL(pi || pi0) in the methods named ...+kl",
+    "pretrain_epochs": "length of the base policy's pre-training",
+    "pretrain_size": "images of each task in pre-training",
+}
+
+
+def add_to(commands: Subparsers) -> None:
+    """Declare the command."""
+    parser = commands.add_parser("reproduce", help="reproduce an experiment of the paper, end to end")
+    experiments = parser.add_subparsers(title="experiments", metavar="EXPERIMENT", required=True)
+    parity = experiments.add_parser(
+        "parity-mnist",
+        help="the forgetting law on ParityMNIST",
+        description="Pre-train, fine-tune by every method over a grid, measure, fit the law, write the report. "
+        "Run the same command again to continue after an interruption.",
+    )
+    parity.add_argument("--preset", default="quick", help="the grid to start from: quick (minutes) or paper")
+    parity.add_argument("--out", type=Path, metavar="DIR", help="run folder (default: runs/parity-mnist-PRESET)")
+    grid = parity.add_argument_group("grid (override the preset and the config file)")
+    for name, text in SETTINGS.items():
+        grid.add_argument(f"--{name.replace('_', '-')}", help=text)
+    parity.add_argument("--config", type=Path, metavar="FILE", help="settings as TOML, or an earlier run's config.json")
+    parity.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: the cores)")
+    parity.add_argument("--data-dir", type=Path, metavar="DIR", help="where the IDX files lie, if you have them")
+    parity.add_argument("--weights", choices=("none", "final", "all"), default="none", help="checkpoints to keep")
+    parity.add_argument(
+        "--sensitivity", action="store_true", help="also vary batch size, group size and pre-training length"
+    )
+    parity.add_argument("--dry-run", action="store_true", help="print the grid, its size and cost; train nothing")
+    parity.add_argument("--json", action="store_true", help="print the findings as JSON instead of tables")
+    parity.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Resolve the config, run the experiment, print its tables."""
+    # Imported here: torch takes seconds that `razor --version` should not.
+    from rlrazor.experiments.parity_mnist.config import parse_setting, resolve
+    from rlrazor.experiments.parity_mnist.reproduce import Options, estimate, reproduce
+
+    given = {name: getattr(arguments, name) for name in SETTINGS if getattr(arguments, name) is not None}
+    overrides = {name: parse_setting(name, value) for name, value in given.items()}
+    config = resolve(arguments.preset, arguments.config, overrides)
+    if arguments.jobs < 1:
+        raise RazorError(f"--jobs must be at least 1, not {arguments.jobs}.")
+    options = Options(
+        out=arguments.out or Path("runs") / f"parity-mnist-{arguments.preset}",
+        jobs=arguments.jobs,
+        data_dir=arguments.data_dir,
+        weights=arguments.weights,
+        sensitivity=arguments.sensitivity,
+        preset=arguments.preset,
+        command=shlex.join(["razor", *sys.argv[1:]]),
+    )
+    if arguments.dry_run:
+        _print_plan(config, options, estimate(config, options), as_json=arguments.json)
+        return 0
+    console = Console(stderr=True)
+    done = reproduce(config, options, console)
+    for name in done.diverged:
+        console.print(f"Diverged, measured up to there: {name}.", style="yellow")
+    console.print(f"{done.trained} runs trained, {done.kept} kept, in {human_seconds(done.seconds)}.", highlight=False)
+    print_results(done.results, done.report, as_json=arguments.json)
+    return 0
+
+
+def _print_plan(config: "Config", options: "Options", estimate: "Estimate", *, as_json: bool) -> None:
+    settings = asdict(config)
+    if as_json:
+        print(json.dumps({"config": settings, "estimate": asdict(estimate)}, indent=2))
+        return
+    table = Table(title="The grid", title_justify="left", show_header=False)
+    for field in fields(config):
+        table.add_row(field.name, _shown(settings[field.name]))
+    console = Console()
+    console.print(table)
+    console.print(
+        f"{estimate.runs} runs, {estimate.trained} of them trained (a short constant run is the beginning of a longer "
+        f"one), {estimate.checkpoints} checkpoints measured.\nAbout {human_seconds(estimate.seconds)} with "
+        f"{options.jobs} job{'s' if options.jobs > 1 else ''} on this machine, and {estimate.disk_bytes / 1e6:.0f} MB "
+        f"in {options.out}. Nothing was run.",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _shown(value: Any) -> str:
+    return (
+        ", ".join(f"{item:g}" if isinstance(item, float) else str(item) for item in value)
+        if isinstance(value, tuple | list)
+        else str(value)
+    )

@@ -1,0 +1,538 @@
+"""What an output folder says: read and analysed once, then put into tables for the page, the terminal and JSON."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from rich import box
+from rich.table import Table as RichTable
+from scipy import special
+
+from rlrazor import frontier, law
+from rlrazor.errors import RazorError
+from rlrazor.law import LawSummary, LeftOut, PredictorSummary, Quadratic, Saturating
+from rlrazor.records import BASE, JSON
+
+THRESHOLDS = (0.95, 0.96, 0.97)
+MATCH = 0.002  # a student within 0.2 points of its teacher's new accuracy, 20 of 10,000 test items, has matched it
+
+PREDICTORS = {"kl_forward": "forward KL", "kl_reverse": "reverse KL", "total_variation": "total variation"}
+NEVER = "—"
+
+# Nats of forward KL. Forgetting ends when nothing is left to forget, forward KL never does (a label that the policy
+# gives up costs more the more surely it is given up), so how well a law fits depends on how far the sweep went.
+RANGES = (1.0, 2.0, 4.0, 8.0)
+
+_CONFIG_KEYS = (
+    *("title", "preset", "command", "new_task", "prior_task", "labels", "config", "data", "versions", "machine"),
+)
+_TEACHER_KEYS = ("seed", "method", "run_id", "step", "student")
+_NUMBERS = ("lr", "epochs", "seed", "step", "epoch", "new", "prior", "forgetting", "kl_forward")
+_COLUMNS = ("run_id", "trajectory", "method", "schedule", *_NUMBERS)
+_SENSITIVITY_COLUMNS = ("setting", "value", *_COLUMNS)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over seeds, and half its 95 % t-interval, None for a single seed."""
+
+    mean: float
+    half: float | None
+    seeds: int
+
+    @classmethod
+    def over(cls, values: Sequence[float]) -> "Estimate":
+        """The estimate from one value per seed."""
+        half = None
+        if len(values) > 1:
+            half = float(special.stdtrit(len(values) - 1, 0.975) * np.std(values, ddof=1) / len(values) ** 0.5)
+        return cls(float(np.mean(values)), half, len(values))
+
+
+@dataclass(frozen=True)
+class Range:
+    """The laws fitted to the checkpoints within `limit` nats of forward KL; None: to all."""
+
+    limit: float | None
+    checkpoints: int
+    laws: Sequence[PredictorSummary]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A small sweep with one setting changed. `kept` is method -> prior accuracy at new >= 95 %, best method first."""
+
+    setting: str
+    value: int
+    configured: bool
+    base_new: float
+    base_prior: float
+    quadratic_r2: float | None
+    saturating_r2: float | None
+    kept: Mapping[str, float]
+    never: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a checkpoint is compared by."""
+
+    new: float
+    prior: float
+    kl_forward: float
+
+
+@dataclass(frozen=True)
+class Imitation:
+    """A teacher and the best of its students: highest prior at no less new, to within MATCH. None if none got there."""
+
+    seed: int
+    teacher_method: str
+    student_method: str
+    teacher: Score
+    student: Score | None
+
+
+@dataclass(frozen=True, eq=False)
+class Results:
+    """A folder, read and analysed.
+
+    `points` are the distinct checkpoints, `bases` the untuned policies, a row per seed, and `table` all rows.
+    `areas` is method -> hypervolume of its frontier per seed, see `frontier_area`. `imitation_gap` is the students'
+    prior accuracy minus their teachers'.
+    """
+
+    folder: Path
+    config: JSON
+    table: pl.DataFrame
+    points: pl.DataFrame
+    bases: pl.DataFrame
+    laws: Sequence[PredictorSummary]
+    ranges: Sequence[Range]
+    retention: pl.DataFrame
+    areas: Mapping[str, Estimate]
+    sensitivity: Sequence[Variant]
+    distillation: Sequence[Imitation]
+
+    @property
+    def methods(self) -> list[str]:
+        """The fine-tuning methods, in the order of the table."""
+        return self.points["method"].unique(maintain_order=True).to_list()
+
+    @property
+    def seeds(self) -> list[int]:
+        """The seeds, ascending."""
+        return sorted(self.points["seed"].unique().to_list())
+
+    @property
+    def base_new(self) -> Estimate:
+        """The untuned policy's accuracy on the new task."""
+        return Estimate.over(self.bases["new"].to_list())
+
+    @property
+    def base_prior(self) -> Estimate:
+        """The untuned policy's accuracy on the prior tasks."""
+        return Estimate.over(self.bases["prior"].to_list())
+
+    @property
+    def imitation_gap(self) -> Estimate | None:
+        """Mean over seeds of student's minus teacher's prior accuracy; None where there is no pair to compare."""
+        gaps = [pair.student.prior - pair.teacher.prior for pair in self.distillation if pair.student]
+        return Estimate.over(gaps) if gaps else None
+
+    def label(self, method: str) -> str:
+        """The method's name for people."""
+        return str(self.config["labels"].get(method, method))
+
+
+def load(folder: Path) -> Results:
+    """Read an output folder and analyse it (half a minute for 12,000 checkpoints, nearly all of it the bootstrap).
+
+    Raises RazorError when a file is missing, damaged or incomplete, or when no method has been fine-tuned.
+    """
+    config = _read_config(folder)
+    table = _read_table(folder / "records.parquet", _COLUMNS)
+    points, bases = law.distinct(table), table.filter(pl.col("method") == BASE)
+    if points.is_empty():
+        raise RazorError(f"{folder / 'records.parquet'} holds base policies only: fine-tune at least one method first.")
+    unbased = sorted(set(points["seed"]) - set(bases["seed"]))
+    if unbased:
+        raise RazorError(
+            f"{folder / 'records.parquet'} has no base policy for seed {unbased[0]}: run the same command again."
+        )
+    return Results(
+        folder,
+        config,
+        table,
+        points,
+        bases,
+        laws=(laws := law.summarise(table, tuple(PREDICTORS))),
+        ranges=[*_ranges(points), Range(None, len(points), laws)],
+        retention=frontier.retention(table, THRESHOLDS),
+        areas=_areas(points, bases),
+        sensitivity=_read_sensitivity(folder, config["config"]),
+        distillation=_read_distillation(folder, table),
+    )
+
+
+def frontier_area(points: pl.DataFrame, base: Mapping[str, Any]) -> float:
+    """The hypervolume of a frontier, as a share of the ideal's.
+
+    The reference is (the base's new accuracy, 0): what was there before does not count. The ideal, 1, is to reach 100 %
+    on the new task at the base's prior accuracy.
+    """
+    area = frontier.hypervolume(points["new"].to_numpy(), points["prior"].to_numpy(), (base["new"], 0.0))
+    ideal = (1 - base["new"]) * base["prior"]
+    return area / ideal if ideal > 0 else 0.0
+
+
+# Reading
+
+
+def _read_config(folder: Path) -> JSON:
+    config = _read_json(folder / "config.json")
+    missing = [key for key in _CONFIG_KEYS if not isinstance(config, dict) or key not in config]
+    if missing:
+        raise RazorError(f"{folder / 'config.json'} lacks {', '.join(missing)}: run the same command again.")
+    return dict(config)
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise RazorError(f"There is no {path}: give the output folder of a finished `razor reproduce`.") from error
+    except (OSError, ValueError) as error:
+        raise RazorError(f"{path} cannot be read ({error}): run the same command again.") from error
+
+
+def _read_table(path: Path, columns: Sequence[str]) -> pl.DataFrame:
+    if not path.is_file():
+        raise RazorError(f"There is no {path}: give the output folder of a finished `razor reproduce`.")
+    try:
+        table = pl.read_parquet(path)
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise RazorError(f"{path} is damaged: delete it and run the same command again.") from error
+    missing = [name for name in columns if name not in table.columns]
+    if missing:
+        raise RazorError(f"{path} lacks the columns {', '.join(missing)}: run the same command again.")
+    wrong = [name for name in _NUMBERS if not (table.schema[name].is_numeric() or table.schema[name] == pl.Null)]
+    if wrong:
+        raise RazorError(f"{path} has no numbers in the columns {', '.join(wrong)}: run the same command again.")
+    return table
+
+
+def _read_sensitivity(folder: Path, configured: Mapping[str, Any]) -> list[Variant]:
+    path = folder / "sensitivity.parquet"
+    if not path.exists():
+        return []
+    table = _read_table(path, _SENSITIVITY_COLUMNS).sort("setting", "value", maintain_order=True)
+    return [
+        _variant(setting, value, configured.get(setting) == value, rows)
+        for (setting, value), rows in table.group_by(["setting", "value"], maintain_order=True)
+    ]
+
+
+def _variant(setting: str, value: int, configured: bool, rows: pl.DataFrame) -> Variant:
+    fits = law.summarise(rows, ("kl_forward",), samples=0)[0]
+    base = rows.filter(pl.col("method") == BASE)
+    kept = frontier.retention(rows, THRESHOLDS[:1]).sort("mean", descending=True, nulls_last=True)
+    reached = kept.drop_nulls("mean")
+    return Variant(
+        setting,
+        value,
+        configured,
+        Estimate.over(base["new"].to_list()).mean,
+        Estimate.over(base["prior"].to_list()).mean,
+        fits.quadratic.r2 if fits.quadratic else None,
+        fits.saturating.r2 if fits.saturating else None,
+        dict(zip(reached["method"], reached["mean"], strict=True)),
+        kept.filter(pl.col("mean").is_null())["method"].to_list(),
+    )
+
+
+def _read_distillation(folder: Path, table: pl.DataFrame) -> list[Imitation]:
+    path = folder / "teachers.json"
+    if not path.exists():
+        return []
+    teachers = _read_json(path)
+    if not isinstance(teachers, list) or not all(
+        isinstance(teacher, dict) and set(_TEACHER_KEYS) <= set(teacher) for teacher in teachers
+    ):
+        raise RazorError(f"{path} is not a list of teachers: run the same command again.")
+    return [_imitation(path, table, **{key: teacher[key] for key in _TEACHER_KEYS}) for teacher in teachers]
+
+
+def _imitation(
+    path: Path, table: pl.DataFrame, *, seed: int, method: str, run_id: str, step: int, student: str
+) -> Imitation:
+    teachers = table.filter(pl.col("run_id") == run_id, pl.col("step") == step)
+    if teachers.is_empty():
+        raise RazorError(f"{path} names a teacher that records.parquet does not hold: run the same command again.")
+    teacher = _score(teachers)
+    students = table.filter(
+        pl.col("method") == student, pl.col("seed") == seed, pl.col("new") >= teacher.new - MATCH
+    ).sort("prior", descending=True, maintain_order=True)
+    return Imitation(seed, method, student, teacher, None if students.is_empty() else _score(students))
+
+
+def _score(rows: pl.DataFrame) -> Score:
+    return Score(**rows.select("new", "prior", "kl_forward").row(0, named=True))
+
+
+def _areas(points: pl.DataFrame, bases: pl.DataFrame) -> dict[str, Estimate]:
+    """Method -> estimate of its frontier's area, each seed against its own base."""
+    base_of = {row["seed"]: row for row in bases.select("seed", "new", "prior").to_dicts()}
+    by_method: dict[str, list[float]] = {}
+    for (method, seed), rows in points.group_by(["method", "seed"], maintain_order=True):
+        by_method.setdefault(str(method), []).append(frontier_area(rows, base_of[seed]))
+    return {method: Estimate.over(areas) for method, areas in by_method.items()}
+
+
+def _ranges(points: pl.DataFrame) -> list[Range]:
+    """The ranges that hold some, but not all, of the checkpoints."""
+    ranges = []
+    for limit in RANGES:
+        near = points.filter(pl.col("kl_forward") <= limit)
+        if law.MIN_POINTS <= len(near) < len(points):
+            ranges.append(Range(limit, len(near), law.summarise(near, tuple(PREDICTORS), samples=0)))
+    return ranges
+
+
+# Tables
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table to show: cells are text, the first column names the row."""
+
+    title: str
+    headers: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+def retention_table(results: Results) -> Table:
+    """The prior accuracy that each method keeps, best at the first threshold on top, below the base."""
+    base_new, base_prior = results.base_new, _points(results.base_prior)
+    # In brackets where the base itself does not reach the threshold: it is there to compare with.
+    compared = [base_prior if base_new.mean >= at else f"({base_prior})" for at in THRESHOLDS]
+    rows = [["base (not fine-tuned)", *compared, _points(base_new), NEVER]]
+    for method in ranking(results.retention):
+        cells = results.retention.filter(pl.col("method") == method).to_dicts()
+        rows.append(
+            [results.label(method), *map(_kept, cells), percent(cells[0]["best_new"]), _points(results.areas[method])]
+        )
+    thresholds = [f"new ≥ {at:.0%}" for at in THRESHOLDS]
+    return Table("Best prior accuracy, %", ["method", *thresholds, "best new, %", "frontier area, %"], rows)
+
+
+def ranking(retention: pl.DataFrame) -> list[str]:
+    """The methods of a retention table by what they keep at the lowest threshold; last those that never get there."""
+    lowest = retention.filter(pl.col("threshold") == retention["threshold"].min())
+    return lowest.sort(["mean", "best_new"], descending=True, nulls_last=True, maintain_order=True)["method"].to_list()
+
+
+def law_table(results: Results) -> Table:
+    """How well each drift measure explains forgetting."""
+    rows = [
+        [
+            PREDICTORS[law.predictor],
+            *_fit_cells(law.quadratic),
+            _fit_cells(law.saturating)[0],
+            number(law.spearman),
+            " / ".join(_error(fit.left_out if fit else None) for fit in (law.quadratic, law.saturating)),
+            _error(law.baseline),
+            f"{law.checkpoints:,}",
+        ]
+        for law in results.laws
+    ]
+    headers = ["predictor", "quadratic R²\n[95 %]", "R² per seed", "monotone R²\n[95 %]", "Spearman"]
+    headers += ["left-out error", "baseline", "points"]
+    return Table("What explains forgetting?", headers, rows)
+
+
+def range_table(results: Results) -> Table:
+    """How the fits depend on how far the sweep went."""
+    rows = []
+    for within in results.ranges:
+        fits = {fit.predictor: (fit.quadratic, fit.saturating) for fit in within.laws}
+        cells = [
+            " / ".join(number(fit.r2 if fit else None) for fit in fits[name]) for name in PREDICTORS if name in fits
+        ]
+        name = "all" if within.limit is None else f"≤ {within.limit:g} nats"
+        rows.append([name, f"{within.checkpoints:,}", *cells])
+    measured = [PREDICTORS[fit.predictor] for fit in results.laws]
+    return Table("R² by range, quadratic / monotone", ["forward KL", "points", *measured], rows)
+
+
+def formula_table(results: Results) -> Table:
+    """The fitted laws, as formulas."""
+    rows = [
+        [PREDICTORS[summary.predictor], name, _formula(fit.law)]
+        for summary in results.laws
+        for name, fit in (("quadratic", summary.quadratic), ("monotone", summary.saturating))
+        if fit
+    ]
+    return Table("The laws", ["x", "law", "forgetting, a fraction of 1"], rows)
+
+
+def sensitivity_table(results: Results) -> Table:
+    """How the law and the order of the methods react to settings."""
+    rows = []
+    for variant in results.sensitivity:
+        order = " > ".join(f"{results.label(method)} {percent(prior)}" for method, prior in variant.kept.items())
+        never = ", ".join(results.label(method) for method in variant.never)
+        rows.append(
+            [
+                f"{variant.setting} = {variant.value}" + (" (as run)" if variant.configured else ""),
+                percent(variant.base_new),
+                percent(variant.base_prior),
+                number(variant.quadratic_r2),
+                number(variant.saturating_r2),
+                order + (f"; never: {never}" if never else ""),
+            ]
+        )
+    headers = ["setting", "base new, %", "base prior, %", "quadratic R²", "monotone R²", f"kept at {THRESHOLDS[0]:.0%}"]
+    return Table("Sensitivity", headers, rows)
+
+
+def distillation_table(results: Results) -> Table:
+    """Each teacher beside the best of its students."""
+    rows = []
+    for pair in results.distillation:
+        student = [NEVER] * 3 if pair.student is None else _score_cells(pair.student)
+        gap = NEVER if pair.student is None else f"{100 * (pair.student.prior - pair.teacher.prior):+.1f}"
+        names = f"{results.label(pair.teacher_method)} → {results.label(pair.student_method)}"
+        rows.append([names, str(pair.seed), *_score_cells(pair.teacher), *student, gap])
+    scores = ["new, %", "prior, %", "KL, nats"]
+    headers = ["teacher → student", "seed", *(f"teacher {score}" for score in scores)]
+    headers += [*(f"student {score}" for score in scores), "prior difference"]
+    return Table("Teachers and students", headers, rows)
+
+
+def settings_table(results: Results) -> Table:
+    """How it was run."""
+    runs = results.table.filter(pl.col("method") != BASE)["run_id"].n_unique()
+    counts = (
+        f"{runs:,} in {results.points['trajectory'].n_unique():,} trajectories, "
+        f"{len(results.points):,} distinct checkpoints"
+    )
+    config = results.config
+    rows = [
+        ["command", config["command"]],
+        ["preset", config["preset"]],
+        ["runs", counts],
+        *([name, _setting(value)] for name, value in config["config"].items()),
+        ["data fingerprint", config["data"]],
+        ["versions", ", ".join(f"{name} {version}" for name, version in config["versions"].items())],
+        ["machine", config["machine"]],
+    ]
+    return Table("How it was run", ["setting", "value"], [[name, str(value)] for name, value in rows])
+
+
+def terminal_tables(results: Results) -> list[RichTable]:
+    """The retention table, the laws' table and how it depends on the range, for the terminal."""
+    return [_to_rich(table(results)) for table in (retention_table, law_table, range_table)]
+
+
+def summary(results: Results) -> JSON:
+    """The numbers of the report, for JSON; accuracies and forgetting as fractions of 1."""
+    gap = results.imitation_gap
+    return {
+        "experiment": results.config.get("experiment"),
+        "preset": results.config["preset"],
+        "seeds": results.seeds,
+        "runs": results.table.filter(pl.col("method") != BASE)["run_id"].n_unique(),
+        "checkpoints": len(results.points),
+        "base": {"new": asdict(results.base_new), "prior": asdict(results.base_prior)},
+        "laws": [asdict(law) for law in results.laws],
+        "ranges": [
+            {"limit": within.limit, "checkpoints": within.checkpoints, "r2": _r2_by_law(within)}
+            for within in results.ranges
+        ],
+        "retention": results.retention.to_dicts(),
+        "frontier_area": {method: asdict(area) for method, area in results.areas.items()},
+        "sensitivity": [asdict(variant) for variant in results.sensitivity],
+        "distillation": [asdict(pair) for pair in results.distillation],
+        "distillation_gap": asdict(gap) if gap else None,
+    }
+
+
+def _r2_by_law(within: Range) -> JSON:
+    return {
+        fits.predictor: {
+            "quadratic": fits.quadratic.r2 if fits.quadratic else None,
+            "saturating": fits.saturating.r2 if fits.saturating else None,
+        }
+        for fits in within.laws
+    }
+
+
+def percent(value: float | None) -> str:
+    """A fraction of 1 as per cent, to a tenth."""
+    return NEVER if value is None else f"{100 * value:.1f}"
+
+
+def number(value: float | None) -> str:
+    """A statistic, to two decimals; three where two would round to 1, as R² of .996 does."""
+    if value is None:
+        return NEVER
+    return f"{value:.2f}" if abs(value) < 0.995 else f"{value:.3f}"
+
+
+def _points(estimate: Estimate) -> str:
+    return percent(estimate.mean) + ("" if estimate.half is None else f" ± {percent(estimate.half)}")
+
+
+def _kept(cell: Mapping[str, Any]) -> str:
+    """The cell of a method and threshold in the retention table."""
+    if cell["mean"] is None:
+        return NEVER
+    half = None if cell["high"] is None else cell["high"] - cell["mean"]
+    text = _points(Estimate(cell["mean"], half, cell["n_seeds"]))
+    return (
+        text if cell["n_seeds"] == cell["seeds_total"] else f"{text} ({cell['n_seeds']} of {cell['seeds_total']} seeds)"
+    )
+
+
+def _fit_cells(fit: LawSummary | None) -> tuple[str, str]:
+    """R2 with its interval, and R2 over seeds."""
+    if fit is None:
+        return NEVER, NEVER
+    interval = "" if fit.r2_interval is None else " [{}, {}]".format(*map(number, fit.r2_interval))
+    seeds = NEVER if fit.r2_seed_mean is None else f"{fit.r2_seed_mean:.3f} ± {fit.r2_seed_sd:.3f}"
+    return number(fit.r2) + interval, seeds
+
+
+def _error(left_out: LeftOut | None) -> str:
+    return percent(left_out.mean if left_out else None)
+
+
+def _formula(fitted: Quadratic | Saturating) -> str:
+    if isinstance(fitted, Saturating):
+        return f"{fitted.a:.3g} · (1 − exp(−{fitted.b:.3g} · x^{fitted.c:.3g}))"
+    terms = ((fitted.slope, "x"), (fitted.curvature, "x²"))
+    tail = "".join(f" {'+' if factor >= 0 else '−'} {abs(factor):.3g} · {power}" for factor, power in terms)
+    return f"{fitted.intercept:.3g}".replace("-", "−") + tail
+
+
+def _score_cells(score: Score) -> list[str]:
+    return [percent(score.new), percent(score.prior), f"{score.kl_forward:.3f}"]
+
+
+def _setting(value: Any) -> str:
+    values = value if isinstance(value, list) else [value]
+    return ", ".join(f"{item:g}" if isinstance(item, float) else str(item) for item in values)
+
+
+def _to_rich(table: Table) -> RichTable:
+    shown = RichTable(title=table.title, title_justify="left", box=box.SIMPLE_HEAD)
+    for column, header in enumerate(table.headers):
+        shown.add_column(header, justify="right" if column else "left")
+    for row in table.rows:
+        shown.add_row(*row)
+    return shown

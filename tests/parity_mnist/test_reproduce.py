@@ -1,0 +1,197 @@
+"""The whole experiment on small images, through the command line: same table however it was run, then its report."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from polars.testing import assert_frame_equal
+
+from idx_files import write_dataset
+from rlrazor.cli import main
+
+GRID = [
+    *("--methods", "sft-1,oracle,grpo,rl-distilled"),
+    *("--lrs", "3e-4,1e-3", "--schedules", "constant,cosine", "--epochs", "1,2", "--seeds", "0,1"),
+    *("--batch-size", "16", "--group-size", "8", "--checkpoints-per-epoch", "2"),
+    *("--pretrain-epochs", "5", "--pretrain-size", "100"),
+]
+RUNS = 2 + 2 * 4 * 2 * 2 * 2  # bases; seeds x methods x lrs x schedules x epochs
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_dataset(tmp_path_factory.mktemp("data"), train=600, test=200)
+
+
+def command(out: Path, data_dir: Path, *more: str) -> list[str]:
+    return ["reproduce", "parity-mnist", *GRID, "--out", str(out), "--data-dir", str(data_dir), *more]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> Path:
+    """The output folder of an uninterrupted run in one process."""
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    assert main(command(out, data_dir, "--jobs", "1")) == 0
+    return out
+
+
+def results_of(out: Path) -> dict[str, bytes]:
+    """Every file of the runs and the table, but for the wall times."""
+    files = [*out.glob("runs/*/records.jsonl"), *out.glob("runs/*/spec.json"), out / "records.parquet"]
+    return {str(path.relative_to(out)): path.read_bytes() for path in files}
+
+
+def test_the_table_has_a_row_per_checkpoint_and_the_bases(finished: Path) -> None:
+    table = pl.read_parquet(finished / "records.parquet")
+    assert table.filter(pl.col("method") == "base").select("seed", "step", "forgetting").rows() == [
+        (0, 0, 0),
+        (1, 0, 0),
+    ]
+    tuned = table.filter(pl.col("method") != "base")
+    assert len(tuned) == 2 * 4 * 2 * 2 * (2 + 4)  # seeds x methods x lrs x schedules x checkpoints of 1 and 2 epochs
+    assert tuned["run_id"].n_unique() == RUNS - 2
+    assert tuned["trajectory"].n_unique() == 2 * 4 * 2 * (1 + 2)
+    columns = ["method", "lr", "schedule", "epochs", "seed", "step", "new", "prior", "kl_forward", "kl_reverse"]
+    assert set(columns) < set(table.columns)
+    assert tuned.select(columns).null_count().sum_horizontal().item() == 0
+    base = table.filter(pl.col("method") == "base").select("seed", base="prior")
+    joined = tuned.join(base, on="seed")
+    assert (joined["forgetting"] - (joined["base"] - joined["prior"])).abs().max() == 0
+    assert len(list((finished / "runs").iterdir())) == RUNS
+
+
+def test_config_and_report_are_there(finished: Path) -> None:
+    config = json.loads((finished / "config.json").read_text())
+    assert config["config"]["lrs"] == [3e-4, 1e-3]
+    assert config["config"]["checkpoints_per_epoch"] == 2
+    assert config["config"]["kl_coef"] == 0.1  # resolved, not only what was given
+    for name in ("report.html", "figures/fig3.png", "figures/fig3.svg", "figures/fig6.png", "figures/fig6.svg"):
+        assert (finished / name).stat().st_size > 1000
+
+
+def test_students_imitate_the_best_grpo_policy_of_their_seed(finished: Path) -> None:
+    table = pl.read_parquet(finished / "records.parquet")
+    for teacher in json.loads((finished / "teachers.json").read_text()):
+        grpo = table.filter((pl.col("method") == "grpo") & (pl.col("seed") == teacher["seed"]))
+        chosen = grpo.filter((pl.col("run_id") == teacher["run_id"]) & (pl.col("step") == teacher["step"]))
+        good = grpo.filter(pl.col("new") >= 0.97)
+        best = good["prior"].max() if len(good) else None
+        assert (chosen["prior"].item() == best) if best else (chosen["new"].item() == grpo["new"].max())
+
+
+def test_two_jobs_give_the_same_bits_as_one(finished: Path, data_dir: Path, tmp_path: Path) -> None:
+    assert main(command(tmp_path / "out", data_dir, "--jobs", "2")) == 0
+    assert results_of(tmp_path / "out") == results_of(finished)
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_killed_at_any_moment_and_run_again_it_ends_with_the_same_bits(
+    finished: Path, data_dir: Path, tmp_path: Path, jobs: int
+) -> None:
+    out = tmp_path / "out"
+    line = [sys.executable, "-m", "rlrazor", *command(out, data_dir, "--jobs", str(jobs))]
+    done = 0
+    for target in (5, 30):  # among the sweep's runs, then among the students'
+        process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while (done := len(list(out.glob("runs/[0-9a-f]*")))) < target and process.poll() is None:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    stamps = {path: path.stat().st_mtime_ns for path in out.glob("runs/[0-9a-f]*/records.jsonl")}
+    assert 5 <= done <= len(stamps) < RUNS
+
+    finish = subprocess.run([*line, "--json"], capture_output=True, text=True, check=True)
+    assert results_of(out) == results_of(finished)
+    teachers = {teacher["run_id"] for teacher in json.loads((out / "teachers.json").read_text())}
+    redone = {path.parent.name for path, stamp in stamps.items() if path.stat().st_mtime_ns != stamp}
+    assert redone <= teachers  # these were written again, with their weights
+    assert "runs trained" in finish.stderr
+
+
+def test_a_second_time_nothing_is_trained_and_more_settings_train_only_the_new(
+    finished: Path, data_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = results_of(finished)
+    assert main(command(finished, data_dir, "--jobs", "1")) == 0
+    assert f"0 runs trained, {RUNS + 2} kept" in capsys.readouterr().err  # the two teachers are asked for twice
+    assert results_of(finished) == before
+
+
+def test_report_rebuilds_what_was_deleted_without_training(
+    finished: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (finished / "report.html").read_text()
+    (finished / "report.html").unlink()
+    (finished / "figures" / "fig3.png").unlink()
+    assert main(["report", str(finished), "--json"]) == 0
+    summary: dict[str, Any] = json.loads(capsys.readouterr().out)
+    assert (finished / "report.html").read_text() == page
+    assert (finished / "figures" / "fig3.png").exists()
+    assert Path(summary["report"]) == finished / "report.html"
+
+
+def test_sensitivity_varies_the_open_choices(data_dir: Path, tmp_path: Path) -> None:
+    arguments = ["--methods", "grpo", "--lrs", "3e-4,1e-3", "--schedules", "constant", "--pretrain-size", "50"]
+    out = tmp_path / "out"
+    line = ["reproduce", "parity-mnist", *arguments, "--out", str(out), "--data-dir", str(data_dir), "--sensitivity"]
+    assert main([*line, "--jobs", "1"]) == 0
+    table = pl.read_parquet(out / "sensitivity.parquet")
+    tried = table.group_by("setting").agg(pl.col("value").unique().sort()).sort("setting")
+    assert tried.rows() == [
+        ("batch_size", [64, 128, 256]),
+        ("group_size", [8, 64, 256]),
+        ("pretrain_epochs", [5, 10, 20, 50]),
+    ]
+    main_table = pl.read_parquet(out / "records.parquet")
+    reference = table.filter((pl.col("setting") == "batch_size") & (pl.col("value") == 128), pl.col("lr") == 1e-3)
+    assert_frame_equal(
+        reference.select(main_table.columns), main_table.filter(pl.col("lr") == 1e-3), check_dtypes=False
+    )
+    assert "batch_size" in (out / "report.html").read_text()
+
+
+def test_dry_run_counts_and_trains_nothing(data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(command(tmp_path / "out", data_dir, "--dry-run", "--json")) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["estimate"]["runs"] == RUNS
+    assert plan["estimate"]["trained"] == 2 + 2 * 4 * 2 * (1 + 2)
+    assert plan["estimate"]["checkpoints"] == 2 + 2 * 4 * 2 * (4 + 2 + 4)
+    assert plan["estimate"]["seconds"] > 0
+    assert not (tmp_path / "out").exists()
+    assert main(command(tmp_path / "out", data_dir, "--dry-run")) == 0
+    assert "Nothing was run" in capsys.readouterr().out
+
+
+def test_weights_are_kept_when_asked_for(data_dir: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    line = ["reproduce", "parity-mnist", "--methods", "sft-1", "--lrs", "1e-3", "--pretrain-size", "50"]
+    assert main([*line, "--out", str(out), "--data-dir", str(data_dir), "--jobs", "1", "--weights", "all"]) == 0
+    table = pl.read_parquet(out / "records.parquet")
+    for run_id, step in table.select("run_id", "step").rows():
+        assert (out / "runs" / run_id / "weights" / f"step-{step:06d}.safetensors").stat().st_size > 2_000_000
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the kernel's always-full device is Linux's own")
+def test_a_disk_that_is_full_stops_with_one_sentence_and_no_damage(
+    finished: Path, data_dir: Path, tmp_path: Path
+) -> None:
+    """A file-size limit of 100 kB stands for the disk: the base policy's 2 MB of weights do not fit."""
+    out = tmp_path / "out"
+    arguments = command(out, data_dir, "--jobs", "1")
+    limited = (
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)); "
+        "from rlrazor.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    done = subprocess.run([sys.executable, "-c", limited, *arguments], capture_output=True, text=True, env=os.environ)
+    assert done.returncode == 2
+    assert "Cannot write to" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list((out / "runs").iterdir()) == []

@@ -1,0 +1,220 @@
+"""Pre-training and fine-tuning on small images: targets, schedules, prefixes, evaluation."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import minimize
+from torch import Tensor
+
+from idx_files import write_dataset
+from rlrazor.errors import RazorError
+from rlrazor.experiments.parity_mnist import train as training
+from rlrazor.experiments.parity_mnist.config import Config
+from rlrazor.experiments.parity_mnist.methods import METHODS, find_method, label_of, oracle, sft_1, sft_2, wrong
+from rlrazor.experiments.parity_mnist.policy import NEW_TASK, PRIOR_TASK, DigitPolicy, as_inputs, log_probs
+from rlrazor.experiments.parity_mnist.train import Trainer, checkpoint_steps, load_task, lr_factor
+from rlrazor.records import RunSpec
+from rlrazor.store import Checkpoint, RunStore
+from rlrazor.sweep import DivergedError
+
+CONFIG = Config(
+    methods=("sft-1",),
+    lrs=(1e-3,),
+    schedules=("constant",),
+    epochs=(1,),
+    batch_size=32,
+    group_size=8,
+    checkpoints_per_epoch=2,
+    pretrain_epochs=5,
+    pretrain_size=100,
+)
+
+
+@pytest.fixture(scope="module")
+def trainer(tmp_path_factory: pytest.TempPathFactory) -> Trainer:
+    return Trainer(write_dataset(tmp_path_factory.mktemp("data"), train=600, test=200))
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory, trainer: Trainer) -> RunStore:
+    """A store that holds the base run of seed 0."""
+    store = RunStore(tmp_path_factory.mktemp("out"))
+    (base,) = CONFIG.base_specs("test")
+    store.write(base, list(trainer(base, store)), seconds=0, weights="final")
+    return store
+
+
+def finetuned(trainer: Trainer, store: RunStore, config: Config) -> list[Checkpoint]:
+    (spec,) = config.specs("test", config.methods)
+    return list(trainer(spec, store))
+
+
+def test_the_oracle_is_the_kl_minimal_correct_distribution() -> None:
+    """Against a numerical minimiser of KL(q || pi0) over distributions on the correct labels."""
+    rng = np.random.default_rng(0)
+    base = rng.dirichlet(np.ones(10), size=3)
+    digits = torch.tensor([4, 7, 0])
+    closed_form = oracle(digits, torch.tensor(base).log()).numpy()
+    for row, digit in enumerate(digits.tolist()):
+        correct = np.arange(digit % 2, 10, 2)
+        found = minimize(
+            lambda q, p=base[row, correct]: float(np.sum(q * np.log(q / p))),
+            np.full(5, 0.2),
+            bounds=[(1e-12, 1)] * 5,
+            constraints={"type": "eq", "fun": lambda q: q.sum() - 1},
+            tol=1e-14,
+        )
+        np.testing.assert_allclose(closed_form[row, correct], found.x, atol=1e-5)
+        assert closed_form[row].sum() == pytest.approx(1)
+        assert closed_form[row, correct].sum() == pytest.approx(1)
+
+
+def test_annotators_label_as_the_paper_says() -> None:
+    digits = torch.arange(10)
+    ignored = torch.zeros(10, 10)
+    assert sft_1(digits, ignored).argmax(dim=1).tolist() == [0, 1] * 5
+    twos = sft_2(digits, ignored)
+    assert twos[6].nonzero().flatten().tolist() == [0, 4]
+    assert twos[3].nonzero().flatten().tolist() == [1, 5]
+    assert twos.sum(dim=1).tolist() == [1.0] * 10
+    assert twos.max().item() == 0.5
+    negatives = wrong(digits, ignored)
+    assert negatives[2].nonzero().flatten().tolist() == [1, 3, 5, 7, 9]
+    assert negatives.sum(dim=1).tolist() == pytest.approx([1.0] * 10)
+
+
+def test_inputs_carry_pixels_in_the_unit_interval_and_the_task() -> None:
+    images = torch.tensor([[[0, 255] * 14] * 28], dtype=torch.uint8)
+    new, prior = as_inputs(images, NEW_TASK), as_inputs(images, PRIOR_TASK)
+    assert new.shape == (1, 785)
+    assert new[0, :2].tolist() == [0.0, 1.0]
+    assert (new[0, -1].item(), prior[0, -1].item()) == (1.0, -1.0)
+
+
+def test_policy_has_the_papers_shape_and_chunks_do_not_matter() -> None:
+    policy = DigitPolicy()
+    assert [tuple(weight.shape) for weight in policy.parameters()] == [
+        (512, 785), (512,), (256, 512), (256,), (10, 256), (10,),
+    ]  # fmt: skip
+    inputs = torch.rand(70, 785)
+    torch.testing.assert_close(log_probs(policy, inputs, chunk=7), log_probs(policy, inputs))
+    torch.testing.assert_close(log_probs(policy, inputs).exp().sum(dim=1), torch.ones(70))
+
+
+def test_pretraining_learns_both_tasks_and_spreads_over_the_correct_labels(trainer: Trainer, store: RunStore) -> None:
+    (base,) = replace(CONFIG, pretrain_epochs=40).base_specs("test")
+    (checkpoint,) = trainer(base, store)
+    record = checkpoint.record
+    assert record.new > 0.9
+    assert record.prior["fashion_mnist"] > 0.9
+    assert record.drift == {"kl_forward": 0, "kl_reverse": 0, "total_variation": 0}
+    assert trainer.data_dir is not None
+    task = load_task(trainer.data_dir)
+    policy = DigitPolicy()
+    policy.load_state_dict(dict(checkpoint.weights))
+    probs = log_probs(policy, task.new_test).exp()
+    entropy = -(probs * probs.log()).sum(dim=1).mean().item()
+    assert math.log(4) < entropy < math.log(7)  # uniform over five is log 5
+
+
+@pytest.mark.parametrize("method", [*METHODS, "grpo+kl", "sft-2+kl"])
+def test_every_method_learns_the_new_task(trainer: Trainer, store: RunStore, method: str) -> None:
+    config = replace(CONFIG, methods=("grpo", method) if method != "grpo" else ("grpo",))
+    teachers = None
+    if method == "rl-distilled":
+        (teacher,) = config.specs("test", ("grpo",))
+        store.write(teacher, list(trainer(teacher, store)), seconds=0, weights="all")
+        step = store.read(teacher).records[-1].step
+        teachers = {0: {"method": "grpo", "params": dict(teacher.params), "seed": 0, "step": step}}
+    (spec,) = config.specs("test", (method,), teachers)
+    (base,) = CONFIG.base_specs("test")
+    before = store.read(base).records[0]
+    checkpoints = list(trainer(spec, store))
+    after = checkpoints[-1].record
+    assert [c.record.step for c in checkpoints] == [10, 19]  # 600 images in batches of 32: 19 steps
+    assert after.metrics["new_expected"] > before.metrics["new_expected"] + 0.02
+    assert after.drift["kl_forward"] > 0
+    assert after.run_id == spec.run_id
+
+
+def test_the_same_spec_gives_the_same_bits_and_another_seed_other_ones(trainer: Trainer, store: RunStore) -> None:
+    config = replace(CONFIG, methods=("grpo",))
+    first, again = finetuned(trainer, store, config), finetuned(trainer, store, config)
+    assert [c.record for c in first] == [c.record for c in again]
+    assert all(torch.equal(first[-1].weights[name], again[-1].weights[name]) for name in first[-1].weights)
+    other = replace(config, seeds=(1,))
+    (base,) = other.base_specs("test")
+    store.write(base, list(trainer(base, store)), seconds=0, weights="final")
+    assert finetuned(trainer, store, other)[0].record.drift != first[0].record.drift
+
+
+def test_a_constant_run_is_a_prefix_of_the_longer_and_a_cosine_run_is_not(trainer: Trainer, store: RunStore) -> None:
+    def drifts(schedule: str, epochs: int) -> list[float]:
+        config = replace(CONFIG, schedules=(schedule,), epochs=(epochs,))
+        return [checkpoint.record.drift["kl_forward"] for checkpoint in finetuned(trainer, store, config)]
+
+    assert len(drifts("constant", 2)) == 4
+    assert drifts("constant", 1) == drifts("constant", 2)[:2]
+    assert drifts("cosine", 1) != drifts("cosine", 2)[:2]
+
+
+def test_the_kl_penalty_keeps_the_policy_nearer(trainer: Trainer, store: RunStore) -> None:
+    plain = finetuned(trainer, store, replace(CONFIG, methods=("grpo",)))[-1].record
+    tied = finetuned(trainer, store, replace(CONFIG, methods=("grpo+kl",), kl_coef=1.0))[-1].record
+    assert tied.drift["kl_reverse"] < plain.drift["kl_reverse"] / 2
+
+
+def test_evaluate_against_a_loop(trainer: Trainer, store: RunStore) -> None:
+    task = load_task(trainer.data_dir)
+    policy = DigitPolicy()
+    base_logp = log_probs(DigitPolicy(), task.new_test)
+    record = training.evaluate(RunSpec("e", "m", {}, 0), 3, 0.5, policy, task, base_logp)
+
+    def predictions(inputs: Tensor) -> list[int]:
+        with torch.no_grad():
+            return [int(policy(row[None]).argmax()) for row in inputs]
+
+    right = [
+        guess % 2 == digit % 2 for guess, digit in zip(predictions(task.new_test), task.new_test_digits, strict=True)
+    ]
+    assert record.new == pytest.approx(float(sum(right)) / len(right))
+    prior = zip(predictions(task.prior_test), task.prior_test_labels, strict=True)
+    assert record.prior["fashion_mnist"] == sum(int(guess == label) for guess, label in prior) / len(task.prior_test)
+    kl = torch.nn.functional.kl_div(log_probs(policy, task.new_test), base_logp, log_target=True, reduction="batchmean")
+    assert record.drift["kl_forward"] == pytest.approx(kl.item(), rel=1e-4)
+
+
+def test_a_learning_rate_that_destroys_the_policy_is_reported_as_divergence(trainer: Trainer, store: RunStore) -> None:
+    with pytest.raises(DivergedError) as caught:
+        finetuned(trainer, store, replace(CONFIG, lrs=(1e38,)))
+    assert caught.value.step == 10
+
+
+@pytest.mark.parametrize(("steps", "epochs", "per_epoch"), [(938, 2, 5), (469, 1, 6), (3, 2, 5), (1, 1, 1)])
+def test_checkpoints_are_evenly_spaced_and_end_each_epoch(steps: int, epochs: int, per_epoch: int) -> None:
+    due = sorted(checkpoint_steps(steps, epochs, per_epoch))
+    assert {steps * epoch for epoch in range(1, epochs + 1)} <= set(due)
+    gaps = np.diff([0, *due])
+    assert gaps.max() - gaps.min() <= 1
+    assert set(due) & set(range(steps + 1)) == checkpoint_steps(steps, 1, per_epoch)
+    assert min(due) > 0
+
+
+def test_learning_rate_schedules() -> None:
+    constant = [lr_factor(step, 200, 100, "constant") for step in range(200)]
+    assert constant[:6] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1, 1])
+    assert set(constant[5:]) == {1.0}
+    cosine = [lr_factor(step, 200, 100, "cosine") for step in range(200)]
+    assert cosine[:5] == constant[:5]
+    assert cosine[5 + 195 // 2] == pytest.approx(0.5, abs=0.01)
+    assert cosine[-1] == pytest.approx(0, abs=1e-3)
+    assert cosine[5:] == sorted(cosine[5:], reverse=True)
+
+
+def test_an_unknown_method_is_refused_with_the_valid_names() -> None:
+    with pytest.raises(RazorError, match=r"Unknown method 'gpro'. Methods: sft-1, .*grpo, .*kl-dpg"):
+        find_method("gpro")
+    assert label_of("grpo+kl") == "GRPO + KL"
