@@ -6,6 +6,7 @@ Knows `RunSpec`, `Record` and the store, not what is trained: the training loop 
 import multiprocessing
 import os
 import queue
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -164,6 +165,7 @@ _messages: Any = None
 def _start_worker(messages: Any) -> None:
     global _messages
     _messages = messages
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its workers
     threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 

@@ -154,7 +154,22 @@ def test_sensitivity_varies_the_open_choices(data_dir: Path, tmp_path: Path) -> 
     assert_frame_equal(
         reference.select(main_table.columns), main_table.filter(pl.col("lr") == 1e-3), check_dtypes=False
     )
-    assert "batch_size" in (out / "report.html").read_text()
+    assert "batch_size = 64" in (out / "report.html").read_text()
+
+
+def test_another_grid_in_the_same_folder_replaces_the_findings_and_keeps_the_runs(
+    data_dir: Path, tmp_path: Path
+) -> None:
+    def reproduce(methods: str, *more: str) -> None:
+        grid = ["--methods", methods, "--lrs", "1e-3", "--pretrain-size", "50", "--out", str(tmp_path / "out")]
+        assert main(["reproduce", "parity-mnist", *grid, "--data-dir", str(data_dir), "--jobs", "1", *more]) == 0
+
+    reproduce("grpo,rl-distilled")
+    runs = set((tmp_path / "out" / "runs").iterdir())
+    reproduce("sft-1")  # no teacher in its table
+    assert pl.read_parquet(tmp_path / "out" / "records.parquet")["method"].to_list()[1:] == ["sft-1"] * 5
+    assert runs < set((tmp_path / "out" / "runs").iterdir())
+    assert "Imitating" not in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_dry_run_counts_and_trains_nothing(data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

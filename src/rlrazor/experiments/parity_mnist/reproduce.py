@@ -78,6 +78,9 @@ def reproduce(config: Config, options: Options, console: Console) -> Reproductio
             sweep.run(specs, trainer, store, jobs=options.jobs, weights=weights, progress=progress)
 
     with store.open_for_writing():
+        # What an earlier command derived may not fit this one; its runs stay, so asking for it again is cheap.
+        for derived in ("sensitivity.parquet", "teachers.json"):
+            (options.out / derived).unlink(missing_ok=True)
         store.write_json("config", describe(config, options, fingerprint))
         bases = config.base_specs(fingerprint)
         finish(bases, "base policies", weights="final")

@@ -137,7 +137,7 @@ def finetune(spec: RunSpec, task: Task, store: RunStore) -> Iterator[Checkpoint]
     """Fine-tune on ParityMNIST by the spec's method; a checkpoint every 1/checkpoints_per_epoch of an epoch.
 
     One forward pass per image and step, however large the group: the group's labels share the image's logits.
-    Raises DivergedError when the loss stops being finite.
+    Raises DivergedError at the first checkpoint whose outputs are not finite.
     """
     params = spec.params
     method, _ = find_method(spec.method)
@@ -178,8 +178,6 @@ def finetune(spec: RunSpec, task: Task, store: RunStore) -> Iterator[Checkpoint]
             optimizer.step()
             step += 1
             if step in due:
-                if not all(torch.isfinite(weight).all() for weight in policy.parameters()):
-                    raise DivergedError(step, step / steps_per_epoch)
                 record = evaluate(spec, step, step / steps_per_epoch, policy, task, base.test_logp)
                 yield Checkpoint(record, {name: tensor.clone() for name, tensor in policy.state_dict().items()})
 
@@ -187,10 +185,13 @@ def finetune(spec: RunSpec, task: Task, store: RunStore) -> Iterator[Checkpoint]
 def evaluate(spec: RunSpec, step: int, epoch: float, policy: DigitPolicy, task: Task, base_logp: Tensor) -> Record:
     """Greedy accuracy on both test sets, and the drift from the base on the new task's 10,000 test images.
 
-    `new_expected` is the mean probability of a correct label: the accuracy of a policy that samples.
+    `new_expected` is the mean probability of a correct label: the accuracy of a policy that samples. Raises
+    DivergedError when an output is not finite.
     """
     logp = log_probs(policy, task.new_test)
     prior_logp = log_probs(policy, task.prior_test)
+    if not (logp.isfinite().all() and prior_logp.isfinite().all()):
+        raise DivergedError(step, epoch)
     correct = correct_outcomes(task.new_test_digits)
     return Record(
         run_id=spec.run_id,
