@@ -21,7 +21,7 @@ test: .venv/installed-dev
 
 .venv/installed: requirements.txt pyproject.toml | .venv/python
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
 .venv/installed-dev: requirements-dev.txt .venv/installed

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -153,24 +154,32 @@ def test_reinforce_in_expectation_is_the_policy_gradient() -> None:
     )
 
 
-def test_kl_dpg_rests_at_the_kl_minimal_policy_and_reinforce_does_not() -> None:
-    """On a policy that has q*'s ratios but is not yet always right, KL-DPG keeps the ratio, REINFORCE does not."""
-    base = torch.tensor([0.2, 0.1, 0.7], dtype=torch.float64)
-    correct = torch.tensor([True, True, False])
-    at_limit = torch.tensor([2 / 3, 1 / 3 - 1e-9, 1e-9], dtype=torch.float64).log()
+def test_kl_dpg_ends_at_the_kl_minimal_policy_and_reinforce_does_not() -> None:
+    """Exact expected gradients on three outcomes, two of them correct, from the base (.2, .1 | .7 wrong).
 
-    def kl_dpg(logp: Tensor, rewards: Tensor, _: Tensor) -> Tensor:
-        actions = torch.tensor(action_rows)
-        return objectives.kl_dpg(logp, rewards, base.log()[None].gather(1, actions))
+    q* has the base's ratio 2 between the correct outcomes; under REINFORCE the likelier one gains.
+    The group is every outcome once; its frequency pi enters as a factor of the reward, or of KL-DPG's weight.
+    """
+    base = torch.tensor([[0.2, 0.1, 0.7]], dtype=torch.float64).log()
+    correct = torch.tensor([[1.0, 1.0, 0.0]], dtype=torch.float64)
 
-    # The large-group limit: every outcome present in proportion to the policy.
-    action_rows = [[0] * 2000 + [1] * 1000]
-    rows = torch.tensor(action_rows)
-    leaf = at_limit.clone().requires_grad_()
-    logp = leaf.log_softmax(dim=0)[None]
-    kl_dpg(logp.gather(1, rows), correct[rows].double(), torch.empty(0)).backward()
-    assert leaf.grad is not None
-    np.testing.assert_allclose(leaf.grad.numpy(), 0, atol=1e-6)
+    def reinforce(logp: Tensor) -> Tensor:
+        return objectives.reinforce(logp, 3 * logp.detach().exp() * correct, base)
+
+    def kl_dpg(logp: Tensor) -> Tensor:
+        return objectives.kl_dpg(logp, correct, base + logp.detach())
+
+    def ending(loss: Callable[[Tensor], Tensor]) -> Floats:
+        logits = base.clone().requires_grad_()
+        for _ in range(2000):
+            (gradient,) = torch.autograd.grad(loss(logits.log_softmax(dim=1)), logits)
+            logits = (logits - gradient).detach().requires_grad_()
+        return np.asarray(logits.detach().softmax(dim=1)[0])
+
+    for loss, low, high in ((kl_dpg, 1.99, 2.01), (reinforce, 20, np.inf)):
+        likely, unlikely, wrong = ending(loss)
+        assert wrong < 1e-3
+        assert low < likely / unlikely < high
 
 
 def test_kl_to_base_value_and_minimum(base_logp_BV: Tensor, logits_BV: Tensor) -> None:
@@ -179,6 +188,16 @@ def test_kl_to_base_value_and_minimum(base_logp_BV: Tensor, logits_BV: Tensor) -
     actual = objectives.kl_to_base(logits_BV.log_softmax(dim=1), base_logp_BV)
     assert actual.item() == pytest.approx(expected, rel=1e-12)
     assert objectives.kl_to_base(base_logp_BV, base_logp_BV).item() == pytest.approx(0, abs=1e-15)
+
+
+def test_kl_to_base_gradient(base_logp_BV: Tensor, logits_BV: Tensor) -> None:
+    """d KL(pi || pi0) / d logits = pi (log(pi / pi0) - KL), by hand."""
+    leaf = logits_BV.clone().requires_grad_()
+    objectives.kl_to_base(leaf.log_softmax(dim=1), base_logp_BV).backward()
+    pi, base = logits_BV.softmax(dim=1).numpy(), base_logp_BV.exp().numpy()
+    kl = (pi * np.log(pi / base)).sum(axis=1, keepdims=True)
+    assert leaf.grad is not None
+    np.testing.assert_allclose(leaf.grad, pi * (np.log(pi / base) - kl) / B, atol=1e-15)
 
 
 def test_kl_regularised_reward_has_the_tilted_policy_as_its_optimum() -> None:

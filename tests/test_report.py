@@ -35,6 +35,9 @@ CONFIG: dict[str, Any] = {
     "data": "fingerprint-of-the-data",
     "versions": {"rlrazor": "0.1.0", "torch": "2.9.0"},
     "machine": "a machine",
+    "drift": ["kl_forward", "kl_reverse", "total_variation"],
+    "core_seconds": 600,
+    "diverged": [],
 }
 
 

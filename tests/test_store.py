@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import polars as pl
 import pytest
 import torch
 
@@ -69,6 +70,21 @@ def test_a_full_disk_leaves_no_half_written_run(store: RunStore, monkeypatch: py
     with pytest.raises(RazorError, match=r"Cannot write to .*No space left on device.*free some space"):
         store.write(SPEC, checkpoints(), seconds=0, weights="all")
     assert {path: path.read_bytes() for path in store.folder.rglob("*") if path.is_file()} == before
+
+
+def test_a_full_disk_keeps_the_table_of_before(tmp_path: Path) -> None:
+    """In a process whose files may not exceed 4 kB, which is how the kernel reports a full disk's kin, EFBIG."""
+    code = (
+        "import pathlib, resource, signal, sys, polars as pl; from rlrazor.store import RunStore\n"
+        "store = RunStore(pathlib.Path(sys.argv[1])); store.write_table('records', pl.DataFrame({'x': [1]}))\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
+        "try: store.write_table('records', pl.DataFrame({'x': [hash(str(i)) for i in range(10_000)]}))\n"
+        "except Exception as error: print(type(error).__name__, error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("RazorError Cannot write to")
+    assert pl.read_parquet(tmp_path / "records.parquet")["x"].to_list() == [1]
+    assert [path.name for path in tmp_path.iterdir()] == ["records.parquet"]
 
 
 def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path: Path) -> None:

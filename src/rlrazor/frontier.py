@@ -149,7 +149,7 @@ def retention(table: pl.DataFrame, thresholds: Sequence[float] = (0.95, 0.96, 0.
         base_prior = base.filter(pl.col("seed").is_in(seeds.to_list()))["prior"].mean()
         for threshold in thresholds:
             best = points.filter(pl.col("new") >= threshold).group_by("seed").agg(pl.max("prior"))["prior"].sort()
-            low, high = _t_interval(best.to_numpy())
+            low, high = t_interval(best.to_list())
             rows.append(
                 {
                     "method": method,
@@ -166,7 +166,8 @@ def retention(table: pl.DataFrame, thresholds: Sequence[float] = (0.95, 0.96, 0.
     return pl.DataFrame(rows, schema=_RETENTION)
 
 
-def _t_interval(values: Floats) -> tuple[float, float] | tuple[None, None]:
+def t_interval(values: Sequence[float]) -> tuple[float, float] | tuple[None, None]:
+    """The 95 % t-interval of a mean, one value per seed; (None, None) for fewer than two."""
     if len(values) < 2:
         return None, None
     half = float(special.stdtrit(len(values) - 1, 0.975)) * float(np.std(values, ddof=1)) / len(values) ** 0.5

@@ -11,6 +11,7 @@ A run folder is written under a temporary name and renamed when complete, so kil
 only the unfinished run, and what has the final name can be trusted.
 """
 
+import io
 import json
 import os
 import shutil
@@ -75,12 +76,15 @@ class RunStore:
             if fcntl is not None:
                 try:
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except OSError as error:
+                except BlockingIOError as error:
                     raise RazorError(
                         f"Another razor process is writing to {self.folder}. Wait for it, or choose another --out."
                     ) from error
-            for leftover in [*self.runs.glob(".*"), *self.folder.glob(".*.tmp")]:
-                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+                except OSError:
+                    pass  # a file system without locks; the atomic renames still hold
+            with _clear_io_errors(self.folder):
+                for leftover in [*self.runs.glob(".*"), *self.folder.glob(".*.tmp")]:
+                    shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
             yield
 
     def is_finished(self, spec: RunSpec, weights: WeightsMode = "none") -> bool:
@@ -149,7 +153,7 @@ class RunStore:
         return FinishedRun(spec, records, stored["diverged_at"])
 
     def seconds(self, spec: RunSpec) -> float:
-        """Wall time that training and measuring this run took."""
+        """Wall time of the training that served this run, measuring included; a prefix has that of the whole."""
         return float(json.loads((self._folder_of(spec) / "seconds.json").read_text())["seconds"])
 
     def weights_path(self, spec: RunSpec, step: int) -> Path:
@@ -170,16 +174,25 @@ class RunStore:
     def write_table(self, name: str, table: pl.DataFrame) -> Path:
         """Write `name`.parquet atomically."""
         path = self.folder / f"{name}.parquet"
+        # Through memory: polars reports a full disk as an error of its own, which says less.
+        parquet = io.BytesIO()
+        table.write_parquet(parquet)
         with atomic_path(path) as partial:
-            table.write_parquet(partial)
+            _write_bytes(partial, parquet.getvalue())
         return path
 
     def write_json(self, name: str, value: Any) -> Path:
         """Write `name`.json atomically."""
         path = self.folder / f"{name}.json"
         with atomic_path(path) as partial:
-            partial.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
+            _write_bytes(partial, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
         return path
+
+    def remove(self, *names: str) -> None:
+        """Remove files of the output folder that no longer apply; missing ones are none's concern."""
+        with _clear_io_errors(self.folder):
+            for name in names:
+                (self.folder / name).unlink(missing_ok=True)
 
     def _folder_of(self, spec: RunSpec) -> Path:
         return self.runs / spec.run_id

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import wait as wait_for_handles
 from pathlib import Path
 from typing import Any, Protocol
@@ -80,7 +80,7 @@ def run(
     work = trajectories(missing(specs, store, weights))
     if not work:
         return
-    if jobs == 1 or len(work) == 1:
+    if jobs == 1:
         for trajectory in work:
             _train_and_store(trajectory, train, store, weights, progress.checkpoint if progress else None)
             if progress:
@@ -117,9 +117,7 @@ def _train_and_store(
 
 
 def _as_part_of(spec: RunSpec, checkpoint: Checkpoint) -> Checkpoint:
-    record = checkpoint.record
-    named = Record(spec.run_id, record.step, record.epoch, record.new, record.prior, record.drift, record.metrics)
-    return Checkpoint(named, checkpoint.weights)
+    return Checkpoint(replace(checkpoint.record, run_id=spec.run_id), checkpoint.weights)
 
 
 def _run_in_processes(
@@ -156,6 +154,7 @@ def _run_in_processes(
         for process in list((pool._processes or {}).values()) if not all(f.done() for f in futures) else []:
             process.terminate()
         pool.shutdown(wait=True, cancel_futures=True)
+        _forward(messages, progress)  # what the workers said last
         messages.close()
 
 

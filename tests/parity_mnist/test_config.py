@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 
 from rlrazor.errors import RazorError
-from rlrazor.experiments.parity_mnist.config import ALL_METHODS, PRESETS, parse_setting, resolve, sensitivity_variants
+from rlrazor.experiments.parity_mnist.config import (
+    ALL_METHODS,
+    PRESETS,
+    parse_setting,
+    read_settings,
+    resolve,
+    sensitivity_variants,
+)
 from rlrazor.sweep import trajectories
 
 
@@ -32,19 +39,17 @@ def test_every_preset_is_valid_and_has_room_for_its_students() -> None:
     assert set(resolve("quick").methods) == set(ALL_METHODS)
 
 
-def test_the_command_line_beats_the_file_and_the_file_the_preset(tmp_path: Path) -> None:
+def test_a_toml_file_and_a_stored_config_give_settings(tmp_path: Path) -> None:
     file = tmp_path / "config.toml"
-    file.write_text('lrs = [1e-4, 1e-3]\nbatch_size = 32\nmethods = ["grpo"]\n')
-    config = resolve("paper", file, {"batch_size": 16})
-    assert (config.lrs, config.batch_size, config.methods) == ((1e-4, 1e-3), 16, ("grpo",))
-    assert config.schedules == ("constant", "cosine")
+    file.write_text('preset = "paper"\nlrs = [1e-4, 1e-3]\nmethods = ["grpo"]\n')
+    assert read_settings(file) == {"preset": "paper", "lrs": [1e-4, 1e-3], "methods": ["grpo"]}
 
-
-def test_a_stored_config_can_be_given_back(tmp_path: Path) -> None:
-    config = resolve("quick", overrides={"seeds": (3,), "kl_coef": 0.5})
-    file = tmp_path / "config.json"
-    file.write_text(json.dumps({"title": "x", "config": dataclasses.asdict(config)}))
-    assert resolve("paper", file) == config
+    config = resolve("quick", {"seeds": (3,), "kl_coef": 0.5})
+    stored = tmp_path / "config.json"
+    stored.write_text(json.dumps({"title": "x", "preset": "quick", "config": dataclasses.asdict(config)}))
+    settings = read_settings(stored)
+    assert settings.pop("preset") == "quick"
+    assert resolve("paper", {name: parse_setting(name, value) for name, value in settings.items()}) == config
 
 
 @pytest.mark.parametrize(
@@ -71,6 +76,10 @@ def test_values(name: str, value: Any, expected: Any) -> None:
         ("learning_rate", "1e-4", r"Unknown setting 'learning_rate'\. Settings: methods, lrs, .*pretrain_size"),
         ("lrs", "fast", "lrs: 'fast' is not a number"),
         ("lrs", "1e-3:1e-5:3", "LOW:HIGH:COUNT"),
+        ("lrs", "1e-5:1e-3:nan", "lrs: 'nan' is not a whole number"),
+        ("lrs", "1e-5:inf:3", "LOW:HIGH:COUNT"),
+        ("lrs", 10**400, "is not a number"),
+        ("batch_size", float("inf"), "batch_size: inf is not a whole number"),
         ("epochs", "1.5", "epochs: '1.5' is not a whole number"),
         ("epochs", 1.5, "epochs: 1.5 is not a whole number"),
         ("batch_size", True, "batch_size: True is not a whole number"),
@@ -93,6 +102,7 @@ def test_bad_values_are_named(name: str, value: Any, message: str) -> None:
         ({"lrs": (0.0,)}, "lrs must be positive and finite, not 0.0"),
         ({"lrs": (float("nan"),)}, "lrs must be positive and finite, not nan"),
         ({"lrs": (1e-4, 1e-4)}, "lrs has the same value twice"),
+        ({"group_size": 1}, "group_size must be at least 2"),
         ({"batch_size": 0}, "batch_size must be positive"),
         ({"kl_coef": -1.0}, "kl_coef must be 0 or more"),
         ({"seeds": (-1,)}, "seeds must be 0 or more"),
@@ -100,18 +110,18 @@ def test_bad_values_are_named(name: str, value: Any, message: str) -> None:
 )
 def test_bad_configs_are_refused(overrides: dict[str, Any], message: str) -> None:
     with pytest.raises(RazorError, match=message):
-        resolve("quick", overrides=overrides)
+        resolve("quick", overrides)
 
 
 def test_an_unknown_preset_and_an_unreadable_file_are_refused(tmp_path: Path) -> None:
     with pytest.raises(RazorError, match=r"Unknown preset 'huge'\. Presets: paper, quick"):
         resolve("huge")
-    for name, text in (("a.toml", "lrs = ["), ("b.json", "{}"), ("c.toml", 'colour = "red"')):
-        (tmp_path / name).write_text(text)
-        with pytest.raises(RazorError, match=r"cannot be read|Unknown setting 'colour'"):
-            resolve("quick", tmp_path / name)
+    for name, text in (("a.toml", "lrs = ["), ("b.json", "{"), ("c.json", "[1]"), ("d.toml", "\udcff")):
+        (tmp_path / name).write_bytes(text.encode(errors="surrogateescape"))
+        with pytest.raises(RazorError, match=rf"{name} (cannot be read|is not a table of settings)"):
+            read_settings(tmp_path / name)
     with pytest.raises(RazorError, match=r"missing.toml cannot be read: .*No such file"):
-        resolve("quick", tmp_path / "missing.toml")
+        read_settings(tmp_path / "missing.toml")
 
 
 def test_sensitivity_varies_one_setting_at_a_time_and_keeps_the_configured_value() -> None:

@@ -32,8 +32,12 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `razor`; returns the exit code: 0 done, 2 an error said in one sentence, 130 interrupted."""
-    arguments = build_parser().parse_args(argv)
+    given = list(sys.argv[1:] if argv is None else argv)
+    arguments, unknown = build_parser().parse_known_args(given)
+    arguments.argv = given
     try:
+        if unknown:
+            raise RazorError(f"Unknown option {unknown[0]!r}. Options: {', '.join(arguments.options)}.")
         code: int = arguments.run(arguments)
     except RazorError as error:
         print(f"razor: {error}", file=sys.stderr)

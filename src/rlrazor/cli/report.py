@@ -5,7 +5,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from rlrazor.cli.printing import Subparsers, print_results
+from rlrazor.cli.printing import Subparsers, options_of, print_results
 
 
 def add_to(commands: Subparsers) -> None:
@@ -13,7 +13,7 @@ def add_to(commands: Subparsers) -> None:
     parser = commands.add_parser("report", help="rebuild the figures and the report of a run folder")
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="the --out of an earlier `razor reproduce`")
     parser.add_argument("--json", action="store_true", help="print the findings as JSON instead of tables")
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, options=options_of(parser))
 
 
 def run(arguments: argparse.Namespace) -> int:

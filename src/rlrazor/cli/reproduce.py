@@ -4,7 +4,6 @@ import argparse
 import json
 import os
 import shlex
-import sys
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from rlrazor.cli.printing import Subparsers, human_seconds, print_results
+from rlrazor.cli.printing import Subparsers, human_seconds, options_of, print_results
 from rlrazor.errors import RazorError
 
 if TYPE_CHECKING:
@@ -45,12 +44,14 @@ def add_to(commands: Subparsers) -> None:
         description="Pre-train, fine-tune by every method over a grid, measure, fit the law, write the report. "
         "Run the same command again to continue after an interruption.",
     )
-    parity.add_argument("--preset", default="quick", help="the grid to start from: quick (minutes) or paper")
+    parity.add_argument("--preset", help="the grid to start from: quick (minutes, the default) or paper")
     parity.add_argument("--out", type=Path, metavar="DIR", help="run folder (default: runs/parity-mnist-PRESET)")
     grid = parity.add_argument_group("grid (override the preset and the config file)")
     for name, text in SETTINGS.items():
         grid.add_argument(f"--{name.replace('_', '-')}", help=text)
-    parity.add_argument("--config", type=Path, metavar="FILE", help="settings as TOML, or an earlier run's config.json")
+    parity.add_argument(
+        "--config", type=Path, metavar="FILE", help="a preset and settings of the grid as TOML, or a run's config.json"
+    )
     parity.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: the cores)")
     parity.add_argument("--data-dir", type=Path, metavar="DIR", help="where the IDX files lie, if you have them")
     parity.add_argument("--weights", choices=("none", "final", "all"), default="none", help="checkpoints to keep")
@@ -59,28 +60,29 @@ def add_to(commands: Subparsers) -> None:
     )
     parity.add_argument("--dry-run", action="store_true", help="print the grid, its size and cost; train nothing")
     parity.add_argument("--json", action="store_true", help="print the findings as JSON instead of tables")
-    parity.set_defaults(run=run)
+    parity.set_defaults(run=run, options=options_of(parity))
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Resolve the config, run the experiment, print its tables."""
     # Imported here: torch takes seconds that `razor --version` should not.
-    from rlrazor.experiments.parity_mnist.config import parse_setting, resolve
+    from rlrazor.experiments.parity_mnist.config import parse_setting, read_settings, resolve
     from rlrazor.experiments.parity_mnist.reproduce import Options, estimate, reproduce
 
-    given = {name: getattr(arguments, name) for name in SETTINGS if getattr(arguments, name) is not None}
-    overrides = {name: parse_setting(name, value) for name, value in given.items()}
-    config = resolve(arguments.preset, arguments.config, overrides)
+    settings = read_settings(arguments.config) if arguments.config else {}
+    settings |= {name: value for name in ("preset", *SETTINGS) if (value := getattr(arguments, name)) is not None}
+    preset = settings.pop("preset", None) or "quick"
+    config = resolve(preset, {name: parse_setting(name, value) for name, value in settings.items()})
     if arguments.jobs < 1:
         raise RazorError(f"--jobs must be at least 1, not {arguments.jobs}.")
     options = Options(
-        out=arguments.out or Path("runs") / f"parity-mnist-{arguments.preset}",
+        out=arguments.out or Path("runs") / f"parity-mnist-{preset}",
         jobs=arguments.jobs,
         data_dir=arguments.data_dir,
         weights=arguments.weights,
         sensitivity=arguments.sensitivity,
-        preset=arguments.preset,
-        command=shlex.join(["razor", *sys.argv[1:]]),
+        preset=preset,
+        command=shlex.join(["razor", *arguments.argv]),
     )
     if arguments.dry_run:
         _print_plan(config, options, estimate(config, options), as_json=arguments.json)

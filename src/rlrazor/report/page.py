@@ -5,7 +5,6 @@ from typing import Any
 
 import jinja2
 import polars as pl
-from markupsafe import Markup
 
 from rlrazor.report import figures, tables
 from rlrazor.report.tables import Results
@@ -44,9 +43,9 @@ def _context(results: Results, drawn: list[figures.Figure]) -> dict[str, Any]:
         "threshold": tables.THRESHOLDS[0],
         "kept": lowest.sort("mean", descending=True, maintain_order=True).to_dicts(),
         "clipped": drawn[0].clipped,
-        # Safe as it is: plotly escapes what it puts into its script. The library comes with the first, once.
+        # The template takes them as they are: plotly escapes what it puts into its script. The library comes once.
         "figures": {
-            figure.name: Markup(figures.to_html(figure, with_library=index == 0)) for index, figure in enumerate(drawn)
+            figure.name: figures.to_html(figure, with_library=index == 0) for index, figure in enumerate(drawn)
         },
         "retention": tables.retention_table(results),
         "laws": tables.law_table(results),

@@ -10,7 +10,6 @@ import numpy as np
 import polars as pl
 from rich import box
 from rich.table import Table as RichTable
-from scipy import special
 
 from rlrazor import frontier, law
 from rlrazor.errors import RazorError
@@ -20,7 +19,7 @@ from rlrazor.records import BASE, JSON
 THRESHOLDS = (0.95, 0.96, 0.97)
 MATCH = 0.002  # a student within 0.2 points of its teacher's new accuracy, 20 of 10,000 test items, has matched it
 
-PREDICTORS = {"kl_forward": "forward KL", "kl_reverse": "reverse KL", "total_variation": "total variation"}
+LABELS = {"kl_forward": "forward KL", "kl_reverse": "reverse KL"}  # other drift measures are called by their column
 NEVER = "—"
 
 # Nats of forward KL. Forgetting ends when nothing is left to forget, forward KL never does (a label that the policy
@@ -29,6 +28,7 @@ RANGES = (1.0, 2.0, 4.0, 8.0)
 
 _CONFIG_KEYS = (
     *("title", "preset", "command", "new_task", "prior_task", "labels", "config", "data", "versions", "machine"),
+    *("drift", "core_seconds", "diverged"),
 )
 _TEACHER_KEYS = ("seed", "method", "run_id", "step", "student")
 _NUMBERS = ("lr", "epochs", "seed", "step", "epoch", "new", "prior", "forgetting", "kl_forward")
@@ -47,10 +47,8 @@ class Estimate:
     @classmethod
     def over(cls, values: Sequence[float]) -> "Estimate":
         """The estimate from one value per seed."""
-        half = None
-        if len(values) > 1:
-            half = float(special.stdtrit(len(values) - 1, 0.975) * np.std(values, ddof=1) / len(values) ** 0.5)
-        return cls(float(np.mean(values)), half, len(values))
+        mean, (_, high) = float(np.mean(values)), frontier.t_interval(values)
+        return cls(mean, None if high is None else high - mean, len(values))
 
 
 @dataclass(frozen=True)
@@ -170,8 +168,8 @@ def load(folder: Path) -> Results:
         table,
         points,
         bases,
-        laws=(laws := law.summarise(table, tuple(PREDICTORS))),
-        ranges=[*_ranges(points), Range(None, len(points), laws)],
+        laws=(laws := law.summarise(table, config["drift"])),
+        ranges=[*_ranges(points, config["drift"]), Range(None, len(points), laws)],
         retention=frontier.retention(table, THRESHOLDS),
         areas=_areas(points, bases),
         sensitivity=_read_sensitivity(folder, config["config"]),
@@ -293,13 +291,13 @@ def _areas(points: pl.DataFrame, bases: pl.DataFrame) -> dict[str, Estimate]:
     return {method: Estimate.over(areas) for method, areas in by_method.items()}
 
 
-def _ranges(points: pl.DataFrame) -> list[Range]:
+def _ranges(points: pl.DataFrame, predictors: Sequence[str]) -> list[Range]:
     """The ranges that hold some, but not all, of the checkpoints."""
     ranges = []
     for limit in RANGES:
         near = points.filter(pl.col("kl_forward") <= limit)
         if law.MIN_POINTS <= len(near) < len(points):
-            ranges.append(Range(limit, len(near), law.summarise(near, tuple(PREDICTORS), samples=0)))
+            ranges.append(Range(limit, len(near), law.summarise(near, predictors, samples=0)))
     return ranges
 
 
@@ -340,7 +338,7 @@ def law_table(results: Results) -> Table:
     """How well each drift measure explains forgetting."""
     rows = [
         [
-            PREDICTORS[law.predictor],
+            predictor_label(law.predictor),
             *_fit_cells(law.quadratic),
             _fit_cells(law.saturating)[0],
             number(law.spearman),
@@ -359,20 +357,18 @@ def range_table(results: Results) -> Table:
     """How the fits depend on how far the sweep went."""
     rows = []
     for within in results.ranges:
-        fits = {fit.predictor: (fit.quadratic, fit.saturating) for fit in within.laws}
-        cells = [
-            " / ".join(number(fit.r2 if fit else None) for fit in fits[name]) for name in PREDICTORS if name in fits
-        ]
+        pairs = [(fits.quadratic, fits.saturating) for fits in within.laws]
+        cells = [" / ".join(number(fit.r2 if fit else None) for fit in pair) for pair in pairs]
         name = "all" if within.limit is None else f"≤ {within.limit:g} nats"
         rows.append([name, f"{within.checkpoints:,}", *cells])
-    measured = [PREDICTORS[fit.predictor] for fit in results.laws]
+    measured = [predictor_label(fit.predictor) for fit in results.laws]
     return Table("R² by range, quadratic / monotone", ["forward KL", "points", *measured], rows)
 
 
 def formula_table(results: Results) -> Table:
     """The fitted laws, as formulas."""
     rows = [
-        [PREDICTORS[summary.predictor], name, _formula(fit.law)]
+        [predictor_label(summary.predictor), name, _formula(fit.law)]
         for summary in results.laws
         for name, fit in (("quadratic", summary.quadratic), ("monotone", summary.saturating))
         if fit
@@ -430,6 +426,8 @@ def settings_table(results: Results) -> Table:
         ["data fingerprint", config["data"]],
         ["versions", ", ".join(f"{name} {version}" for name, version in config["versions"].items())],
         ["machine", config["machine"]],
+        ["training time", f"{config['core_seconds'] / 60:.0f} min, summed over the processes"],
+        ["diverged, measured up to there", "; ".join(config["diverged"]) or "none"],
     ]
     return Table("How it was run", ["setting", "value"], [[name, str(value)] for name, value in rows])
 
@@ -470,6 +468,11 @@ def _r2_by_law(within: Range) -> JSON:
         }
         for fits in within.laws
     }
+
+
+def predictor_label(name: str) -> str:
+    """A drift measure's name for people."""
+    return LABELS.get(name, name.replace("_", " "))
 
 
 def percent(value: float | None) -> str:

@@ -11,13 +11,13 @@ from typing import Any, get_args, get_origin, get_type_hints
 import numpy as np
 
 from rlrazor.errors import RazorError
-from rlrazor.experiments.parity_mnist.methods import TEACHER, find_method
+from rlrazor.experiments.parity_mnist.methods import METHODS, TEACHER, find_method
 from rlrazor.experiments.parity_mnist.train import EXPERIMENT, RECIPE, base_spec
 from rlrazor.records import RunSpec
 
 SCHEDULES = ("constant", "cosine")
 PAPER_METHODS = ("sft-1", "sft-2", "oracle", "grpo", "grpo+kl")
-ALL_METHODS = ("sft-1", "sft-2", "oracle", "rl-distilled", "simpo", "reinforce", "grpo", "grpo+kl", "dr-grpo", "kl-dpg")
+ALL_METHODS = (*METHODS, "grpo+kl")
 
 
 def log_spaced(low: float, high: float, count: int) -> tuple[float, ...]:
@@ -64,6 +64,8 @@ class Config:
             for value in values if isinstance(values, tuple) else (values,):
                 if not 0 < value < float("inf"):
                     raise RazorError(f"{name} must be positive and finite, not {value}.")
+        if self.group_size < 2:
+            raise RazorError("group_size must be at least 2: a group of one has nothing to compare its reward with.")
         if not 0 <= self.kl_coef < float("inf"):
             raise RazorError(f"kl_coef must be 0 or more, not {self.kl_coef}.")
         if min(self.seeds) < 0:
@@ -142,22 +144,25 @@ def sensitivity_variants(config: Config) -> list[tuple[str, int, Config]]:
     return variants
 
 
-def resolve(preset: str, file: Path | None = None, overrides: Mapping[str, Any] | None = None) -> Config:
-    """The preset, overridden by the config file, overridden by the command line. Raises RazorError for a bad key."""
+def resolve(preset: str, settings: Mapping[str, Any] | None = None) -> Config:
+    """The preset with these settings, as `parse_setting` returns them, in place of its own."""
     if preset not in PRESETS:
         raise RazorError(f"Unknown preset {preset!r}. Presets: {', '.join(PRESETS)}.")
-    settings = {**(read_settings(file) if file else {}), **(overrides or {})}
-    return replace(PRESETS[preset], **settings)
+    return replace(PRESETS[preset], **(settings or {}))
 
 
 def read_settings(file: Path) -> dict[str, Any]:
-    """The settings in a TOML or JSON file, types checked; the config.json of an earlier sweep can be given as it is."""
+    """The keys and values of a TOML or JSON file, unchecked; the config.json of a run folder can be given as it is."""
     try:
         text = file.read_text()
-        raw = json.loads(text)["config"] if file.suffix == ".json" else tomllib.loads(text)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        raw = json.loads(text) if file.suffix == ".json" else tomllib.loads(text)
+    except (OSError, ValueError) as error:
         raise RazorError(f"The config file {file} cannot be read: {error}.") from error
-    return {name: parse_setting(name, value) for name, value in raw.items()}
+    if isinstance(raw, dict) and isinstance(raw.get("config"), dict):
+        raw = {"preset": raw.get("preset"), **raw["config"]}
+    if not isinstance(raw, dict):
+        raise RazorError(f"The config file {file} is not a table of settings.")
+    return raw
 
 
 def parse_setting(name: str, value: Any) -> Any:
@@ -177,10 +182,11 @@ def parse_setting(name: str, value: Any) -> Any:
     if name == "methods" and list(items) in (["all"], ["paper"]):
         return ALL_METHODS if items[0] == "all" else PAPER_METHODS
     if name == "lrs" and len(items) == 1 and isinstance(items[0], str) and items[0].count(":") == 2:
-        low, high, count = (_parse_one(name, float, part) for part in items[0].split(":"))
-        if not 0 < low < high < float("inf") or count != int(count) or count < 2:
+        low, high, count = items[0].split(":")
+        low, high, count = _parse_one(name, float, low), _parse_one(name, float, high), _parse_one(name, int, count)
+        if not 0 < low < high < float("inf") or count < 2:
             raise RazorError(f"lrs: {items[0]!r} is not LOW:HIGH:COUNT with 0 < LOW < HIGH and COUNT of at least 2.")
-        return log_spaced(low, high, int(count))
+        return log_spaced(low, high, count)
     return tuple(_parse_one(name, kind, item) for item in items)
 
 
@@ -188,7 +194,7 @@ def _parse_one(name: str, kind: type, value: Any) -> Any:
     text = value.strip() if isinstance(value, str) else value
     try:
         parsed = kind(text)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         parsed = None
     # int(2.5), float(True) and str(3) succeed but are not what was meant.
     misread = isinstance(text, bool) or (kind is int and isinstance(text, float)) or (kind is str and text != parsed)

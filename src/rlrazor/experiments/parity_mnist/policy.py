@@ -19,8 +19,10 @@ class DigitPolicy(nn.Sequential):
 
 def as_inputs(images: Tensor, task: float) -> Tensor:
     """uint8 images (N, 28, 28) to float32 inputs (N, 785): pixels in [0, 1], then the task indicator."""
-    pixels = images.reshape(len(images), PIXELS).float() / 255
-    return torch.cat([pixels, torch.full((len(images), 1), task)], dim=1)
+    inputs = torch.empty(len(images), PIXELS + 1)
+    torch.div(images.reshape(len(images), PIXELS), 255, out=inputs[:, :PIXELS])
+    inputs[:, PIXELS] = task
+    return inputs
 
 
 @torch.no_grad()

@@ -1,5 +1,6 @@
 """The whole experiment: data, base policies, the sweep, its table, the report. Running it again continues it."""
 
+import json
 import os
 import platform
 import sys
@@ -15,6 +16,7 @@ import torch
 from rich.console import Console
 
 from rlrazor import objectives, sweep
+from rlrazor.drift import DISTRIBUTION_MEASURES
 from rlrazor.experiments.parity_mnist import data
 from rlrazor.experiments.parity_mnist.config import Config, sensitivity_variants
 from rlrazor.experiments.parity_mnist.methods import TEACHER, find_method, label_of
@@ -28,6 +30,7 @@ from rlrazor.store import RunStore, WeightsMode
 TRAIN_IMAGES, TEST_IMAGES = 60_000, 20_000
 WEIGHTS_BYTES = 4 * sum(weight.numel() for weight in DigitPolicy().parameters())
 BLOCK_BYTES, RECORD_BYTES = 4096, 350  # a small file's share of the disk; a line of records.jsonl, twice, and its row
+MACHINE = f"{platform.machine()}, {os.cpu_count()} cores, {sys.platform}"
 TEACHER_ACCURACY = 0.97  # see choose_teacher
 
 
@@ -67,26 +70,25 @@ def reproduce(config: Config, options: Options, console: Console) -> Reproductio
     fingerprint = data.fingerprint(options.data_dir)
     store, trainer = RunStore(options.out), Trainer(options.data_dir)
 
-    trained = kept = 0
+    asked: set[RunSpec] = set()
+    trained: set[RunSpec] = set()
 
     def finish(specs: Sequence[RunSpec], title: str, weights: WeightsMode = options.weights) -> None:
-        nonlocal trained, kept
         todo = sweep.missing(specs, store, weights)
-        trained, kept = trained + len(todo), kept + len(specs) - len(todo)
+        asked.update(specs)
+        trained.update(todo)
         total = sum(_count_checkpoints(trajectory.longest) for trajectory in sweep.trajectories(todo))
         with SweepProgress(title, runs=len(todo), checkpoints=total, console=console) as progress:
             sweep.run(specs, trainer, store, jobs=options.jobs, weights=weights, progress=progress)
 
     with store.open_for_writing():
-        # What an earlier command derived may not fit this one; its runs stay, so asking for it again is cheap.
-        for derived in ("sensitivity.parquet", "teachers.json"):
-            (options.out / derived).unlink(missing_ok=True)
-        store.write_json("config", describe(config, options, fingerprint))
+        warn_of_another_machine(store, console)
         bases = config.base_specs(fingerprint)
         finish(bases, "base policies", weights="final")
 
         taught = [name for name in config.methods if find_method(name)[0].from_teacher]
         specs = config.specs(fingerprint, [name for name in config.methods if name not in taught])
+        teaching: list[dict[str, Any]] = []
         finish(specs, "sweep")
         if taught:
             teachers = choose_teachers(specs, store)
@@ -94,22 +96,46 @@ def reproduce(config: Config, options: Options, console: Console) -> Reproductio
             students = config.specs(fingerprint, taught, teachers)
             finish(students, "students")
             specs = sorted(specs + students, key=lambda spec: (spec.seed, config.methods.index(spec.method)))
-            store.write_json("teachers", [_teaching(teacher, name) for teacher in teachers.values() for name in taught])
+            teaching = [_teaching(teacher, name) for teacher in teachers.values() for name in taught]
+        variants = sensitivity_variants(config) if options.sensitivity else []
+        finish([spec for _, _, variant in variants for spec in variant.base_specs(fingerprint)], "bases", "final")
+        finish([s for _, _, variant in variants for s in variant.specs(fingerprint, variant.methods)], "sensitivity")
 
-        table = to_table((spec, store.read(spec).records) for spec in bases + specs)
-        store.write_table("records", table)
-        if options.sensitivity:
-            variants = sensitivity_variants(config)
-            for setting, value, variant in variants:
-                finish(variant.base_specs(fingerprint), f"{setting} {value}: base", weights="final")
-                finish(variant.specs(fingerprint, variant.methods), f"{setting} {value}")
+        # The findings, written together at the end: until then the folder describes the command before.
+        runs = [store.read(spec) for spec in bases + specs]
+        diverged = [run.spec.describe() for run in runs if run.diverged_at is not None]
+        store.remove("sensitivity.parquet", "teachers.json")  # an earlier command's, which may not fit this one
+        store.write_table("records", to_table((run.spec, run.records) for run in runs))
+        if teaching:
+            store.write_json("teachers", teaching)
+        if variants:
             store.write_table("sensitivity", _sensitivity_table(variants, fingerprint, store))
+        core_seconds = sum(store.seconds(trajectory.longest) for trajectory in sweep.trajectories(bases + specs))
+        store.write_json(
+            "config",
+            {**describe(config, options, fingerprint), "core_seconds": round(core_seconds), "diverged": diverged},
+        )
         with console.status("Fitting the law and drawing the report"):
             results = load(options.out)
             report = write_report(results)
 
-    diverged = [spec.describe() for spec in specs if store.read(spec).diverged_at is not None]
-    return Reproduction(results, report, trained, kept, diverged, time.perf_counter() - start)
+    seconds = time.perf_counter() - start
+    return Reproduction(results, report, len(trained), len(asked) - len(trained), diverged, seconds)
+
+
+def warn_of_another_machine(store: RunStore, console: Console) -> None:
+    """Say so when the folder's earlier runs were made elsewhere: the same spec gives the same bits on one machine."""
+    try:
+        earlier = json.loads((store.folder / "config.json").read_text())
+        made_by = (earlier["versions"]["torch"], earlier["machine"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    if made_by != (version("torch"), MACHINE):
+        console.print(
+            f"The runs in {store.folder} were made with torch {made_by[0]} on {made_by[1]}, these will be with torch "
+            f"{version('torch')} on {MACHINE}: their last digits may differ.",
+            style="yellow",
+        )
 
 
 def describe(config: Config, options: Options, fingerprint: str) -> dict[str, Any]:
@@ -125,7 +151,8 @@ def describe(config: Config, options: Options, fingerprint: str) -> dict[str, An
         "labels": {name: label_of(name) for name in config.methods},
         "data": fingerprint,
         "versions": {"python": platform.python_version(), **{name: version(name) for name in ("rlrazor", "torch")}},
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {sys.platform}",
+        "machine": MACHINE,
+        "drift": list(DISTRIBUTION_MEASURES),
     }
 
 

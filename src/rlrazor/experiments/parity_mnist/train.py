@@ -137,7 +137,7 @@ def finetune(spec: RunSpec, task: Task, store: RunStore) -> Iterator[Checkpoint]
     """Fine-tune on ParityMNIST by the spec's method; a checkpoint every 1/checkpoints_per_epoch of an epoch.
 
     One forward pass per image and step, however large the group: the group's labels share the image's logits.
-    Raises DivergedError at the first checkpoint whose outputs are not finite.
+    Raises DivergedError when the policy's outputs are no longer finite.
     """
     params = spec.params
     method, _ = find_method(spec.method)
@@ -164,6 +164,8 @@ def finetune(spec: RunSpec, task: Task, store: RunStore) -> Iterator[Checkpoint]
             if offline_NG is not None:
                 actions_BG = offline_NG[rows]
             else:
+                if not logp_BV.isfinite().all():
+                    raise DivergedError(step, step / steps_per_epoch)
                 actions_BG = sample(logp_BV.detach().exp(), params["group_size"], sampling_rng)
             rewards_BG = is_correct(digits[rows][:, None], actions_BG).float()
             base_logp_BV = base.train_logp[rows]
