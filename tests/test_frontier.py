@@ -73,11 +73,19 @@ def test_masks_do_not_depend_on_the_order_of_points() -> None:
 
 
 def test_exponential_recovers_its_parameters() -> None:
-    truth = frontier.Exponential(top=0.8, drop=0.3, rate=20.0, end=0.98)
+    truth = frontier.Exponential(level=0.8, change=-0.3, rate=20.0, anchor=0.98)
     new = np.linspace(0.5, 0.98, 60)
     fit = frontier.fit_exponential(new, truth.predict(new) + np.random.default_rng(0).normal(0, 0.002, 60))
     assert fit is not None
-    assert (fit.top, fit.drop, fit.rate, fit.end) == pytest.approx((0.8, 0.3, 20.0, 0.98), rel=0.05)
+    assert (fit.level, fit.change, fit.rate, fit.anchor) == pytest.approx((0.8, -0.3, 20.0, 0.98), rel=0.05)
+
+
+def test_exponential_follows_what_is_lost_at_once() -> None:
+    truth = frontier.Exponential(level=0.2, change=0.6, rate=-40.0, anchor=0.91)
+    new = np.linspace(0.91, 0.98, 60)
+    fit = frontier.fit_exponential(new, truth.predict(new) + np.random.default_rng(0).normal(0, 0.002, 60))
+    assert fit is not None
+    assert (fit.level, fit.change, fit.rate, fit.anchor) == pytest.approx((0.2, 0.6, -40.0, 0.91), rel=0.05)
 
 
 def test_exponential_is_the_least_squares_optimum() -> None:
@@ -86,8 +94,10 @@ def test_exponential_is_the_least_squares_optimum() -> None:
     prior = 0.7 - 0.25 * np.exp(12 * (new - 1)) + rng.normal(0, 0.02, 50)
     fit = frontier.fit_exponential(new, prior)
     assert fit is not None
-    best, _ = optimize.curve_fit(lambda x, a, b, c: a - b * np.exp(c * (x - fit.end)), new, prior, p0=(0.7, 0.2, 10))
-    assert (fit.top, fit.drop, fit.rate) == pytest.approx(best, rel=1e-3)
+    best, _ = optimize.curve_fit(
+        lambda x, a, b, c: a + b * np.exp(c * (x - fit.anchor)), new, prior, p0=(0.7, -0.2, 10)
+    )
+    assert (fit.level, fit.change, fit.rate) == pytest.approx(best, rel=1e-3)
 
 
 @pytest.mark.parametrize("shape", ["cliff", "line", "rising", "flat"])

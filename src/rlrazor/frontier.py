@@ -56,19 +56,21 @@ def hypervolume(new: ArrayLike, prior: ArrayLike, reference: tuple[float, float]
 
 @dataclass(frozen=True)
 class Exponential:
-    """Prior accuracy falls as `top - drop * exp(rate * (new - end))`, with drop >= 0 and rate > 0.
+    """Prior accuracy falls as `level + change * exp(rate * (new - anchor))`.
 
-    `end` is the highest `new` it was fitted to, so that `drop` is what is lost there and no exponential overflows.
+    Either ever faster (change <= 0 < rate: kept at first, lost towards the end) or ever slower (rate < 0 <= change:
+    lost at once). `anchor` is the end of the fitted range where the exponential is largest, 1, so that none overflows
+    and `change` is what is lost, or was there to lose.
     """
 
-    top: float
-    drop: float
+    level: float
+    change: float
     rate: float
-    end: float
+    anchor: float
 
     def predict(self, new: ArrayLike) -> Floats:
-        """Prior accuracy at new-task accuracy `new`, for which the fit only speaks up to `end`."""
-        return np.asarray(self.top - self.drop * np.exp(self.rate * (np.asarray(new, float) - self.end)))
+        """Prior accuracy at new-task accuracy `new`, for which the fit only speaks within its range."""
+        return np.asarray(self.level + self.change * np.exp(self.rate * (np.asarray(new, float) - self.anchor)))
 
 
 def fit_exponential(new: ArrayLike, prior: ArrayLike) -> Exponential | None:
@@ -76,23 +78,27 @@ def fit_exponential(new: ArrayLike, prior: ArrayLike) -> Exponential | None:
     new, prior = _checked(new, prior)
     if len(np.unique(new)) < 3:
         return None
-    end, span = new.max(), np.ptp(new)
+    span = np.ptp(new)
 
-    # Given the rate, top and drop are a linear regression; what is left is a search over one number, and a grid over
-    # all rates that mean something (nearly a line ... a cliff in the last percent of the span) finds its basin.
-    def at_rate(log_rate: float) -> tuple[Exponential, float]:
-        rate = np.exp(log_rate)
-        bend = np.exp(rate * (new - end))
-        bend_centred = bend - bend.mean()
-        drop = max(0.0, -float(bend_centred @ prior) / float(bend_centred @ bend_centred))
-        curve = Exponential(float(prior.mean() + drop * bend.mean()), drop, float(rate), float(end))
+    # Given the rate, level and change are a linear regression; what is left is a search over one number, and a grid
+    # over all rates that mean something (nearly a line ... a cliff in a percent of the span) finds its basin.
+    def at_rate(log_rate: float, sign: int) -> tuple[Exponential, float]:
+        rate, anchor = sign * np.exp(log_rate), new.max() if sign > 0 else new.min()
+        bend = np.exp(rate * (new - anchor))
+        centred = bend - bend.mean()
+        slope = float(centred @ prior) / float(centred @ centred)
+        change = min(0.0, slope) if sign > 0 else max(0.0, slope)  # a curve that rises is no trade-off
+        curve = Exponential(float(prior.mean() - change * bend.mean()), change, float(rate), float(anchor))
         return curve, float(np.sum((curve.predict(new) - prior) ** 2))
 
-    grid = np.log(np.geomspace(0.1, 300, 60) / span)
-    best = int(np.argmin([at_rate(log_rate)[1] for log_rate in grid]))
-    around = grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)]
-    found = optimize.minimize_scalar(lambda log_rate: at_rate(log_rate)[1], bounds=around, method="bounded")
-    return at_rate(float(found.x))[0]
+    def best_of(sign: int) -> tuple[Exponential, float]:
+        grid = np.log(np.geomspace(0.1, 300, 60) / span)
+        best = int(np.argmin([at_rate(log_rate, sign)[1] for log_rate in grid]))
+        around = grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)]
+        found = optimize.minimize_scalar(lambda log_rate: at_rate(log_rate, sign)[1], bounds=around, method="bounded")
+        return at_rate(float(found.x), sign)
+
+    return min(best_of(+1), best_of(-1), key=lambda fit: fit[1])[0]
 
 
 @dataclass(frozen=True, eq=False)

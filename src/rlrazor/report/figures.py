@@ -204,7 +204,7 @@ def frontier_figure(results: Results) -> Figure:
             method.cloud("new", "prior", pareto, label="Pareto set", size=1.5 * method.size, opacity=1, outlined=True),
         ]
         if trade_off.curve:
-            x = np.linspace(new[kept].min(), trade_off.curve.end, 100)
+            x = np.linspace(new[kept].min(), new[kept].max(), 100)
             layers.append(Curve("trade-off curve", x, trade_off.curve.predict(x), INK))
         panels.append(
             Panel(
