@@ -28,6 +28,8 @@ def print_results(results: "Results", report: Path, *, as_json: bool) -> None:
         print(json.dumps({"report": str(report), **summary(results)}, indent=2))
         return
     console = Console()
+    if not console.is_terminal:
+        console.width = 120  # a file has no width of its own, and the tables need more than the usual guess of 80
     for table in terminal_tables(results):
         console.print(table)
     console.print(f"Report: {report}", highlight=False, soft_wrap=True)

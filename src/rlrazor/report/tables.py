@@ -535,7 +535,8 @@ def _setting(value: Any) -> str:
 def _to_rich(table: Table) -> RichTable:
     shown = RichTable(title=table.title, title_justify="left", box=box.SIMPLE_HEAD)
     for column, header in enumerate(table.headers):
-        shown.add_column(header, justify="right" if column else "left")
+        # A narrow terminal folds cells rather than cutting them off.
+        shown.add_column(header, justify="right" if column else "left", overflow="fold")
     for row in table.rows:
         shown.add_row(*row)
     return shown
