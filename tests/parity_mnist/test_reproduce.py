@@ -18,11 +18,11 @@ from rlrazor.cli import main
 
 GRID = [
     *("--methods", "sft-1,oracle,grpo,rl-distilled"),
-    *("--lrs", "3e-4,1e-3", "--schedules", "constant,cosine", "--epochs", "1,2", "--seeds", "0,1"),
+    *("--lrs", "1e-3", "--schedules", "constant,cosine", "--epochs", "1,2", "--seeds", "0,1"),
     *("--batch-size", "16", "--group-size", "8", "--checkpoints-per-epoch", "2"),
     *("--pretrain-epochs", "5", "--pretrain-size", "100"),
 ]
-RUNS = 2 + 2 * 4 * 2 * 2 * 2  # bases; seeds x methods x lrs x schedules x epochs
+RUNS = 2 + 2 * 4 * 2 * 2  # bases; seeds x methods x schedules x epochs
 
 
 @pytest.fixture(scope="module")
@@ -55,9 +55,9 @@ def test_the_table_has_a_row_per_checkpoint_and_the_bases(finished: Path) -> Non
         (1, 0, 0),
     ]
     tuned = table.filter(pl.col("method") != "base")
-    assert len(tuned) == 2 * 4 * 2 * 2 * (2 + 4)  # seeds x methods x lrs x schedules x checkpoints of 1 and 2 epochs
+    assert len(tuned) == 2 * 4 * 2 * (2 + 4)  # seeds x methods x schedules x checkpoints of 1 and 2 epochs
     assert tuned["run_id"].n_unique() == RUNS - 2
-    assert tuned["trajectory"].n_unique() == 2 * 4 * 2 * (1 + 2)
+    assert tuned["trajectory"].n_unique() == 2 * 4 * (1 + 2)
     columns = ["method", "lr", "schedule", "epochs", "seed", "step", "new", "prior", "kl_forward", "kl_reverse"]
     assert set(columns) < set(table.columns)
     assert tuned.select(columns).null_count().sum_horizontal().item() == 0
@@ -69,7 +69,7 @@ def test_the_table_has_a_row_per_checkpoint_and_the_bases(finished: Path) -> Non
 
 def test_config_and_report_are_there(finished: Path) -> None:
     config = json.loads((finished / "config.json").read_text())
-    assert config["config"]["lrs"] == [3e-4, 1e-3]
+    assert config["config"]["lrs"] == [1e-3]
     assert config["config"]["checkpoints_per_epoch"] == 2
     assert config["config"]["kl_coef"] == 0.1  # resolved, not only what was given
     for name in ("report.html", "figures/fig3.png", "figures/fig3.svg", "figures/fig6.png", "figures/fig6.svg"):
@@ -91,14 +91,14 @@ def test_two_jobs_give_the_same_bits_as_one(finished: Path, data_dir: Path, tmp_
     assert results_of(tmp_path / "out") == results_of(finished)
 
 
-@pytest.mark.parametrize("jobs", [1, 2])
 def test_killed_at_any_moment_and_run_again_it_ends_with_the_same_bits(
-    finished: Path, data_dir: Path, tmp_path: Path, jobs: int
+    finished: Path, data_dir: Path, tmp_path: Path
 ) -> None:
+    """With two workers, which also have to notice that their parent is gone."""
     out = tmp_path / "out"
-    line = [sys.executable, "-m", "rlrazor", *command(out, data_dir, "--jobs", str(jobs))]
+    line = [sys.executable, "-m", "rlrazor", *command(out, data_dir, "--jobs", "2")]
     done = 0
-    for target in (5, 30, 56):  # in the sweep, twice, and when its 50 runs are done and students follow
+    for target in (5, 29):  # in the sweep, and when its 26 runs are done and students follow
         process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         while (done := len(list(out.glob("runs/[0-9a-f]*")))) < target and process.poll() is None:
             time.sleep(0.01)
@@ -190,8 +190,8 @@ def test_dry_run_counts_and_trains_nothing(data_dir: Path, tmp_path: Path, capsy
     assert main(command(tmp_path / "out", data_dir, "--dry-run", "--json")) == 0
     plan = json.loads(capsys.readouterr().out)
     assert plan["estimate"]["runs"] == RUNS
-    assert plan["estimate"]["trained"] == 2 + 2 * 4 * 2 * (1 + 2)
-    assert plan["estimate"]["checkpoints"] == 2 + 2 * 4 * 2 * (4 + 2 + 4)
+    assert plan["estimate"]["trained"] == 2 + 2 * 4 * (1 + 2)
+    assert plan["estimate"]["checkpoints"] == 2 + 2 * 4 * (4 + 2 + 4)
     assert plan["estimate"]["seconds"] > 0
     assert not (tmp_path / "out").exists()
     assert main(command(tmp_path / "out", data_dir, "--dry-run")) == 0
