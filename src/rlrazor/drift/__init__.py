@@ -1,5 +1,35 @@
-"""How far a policy moved from its base: on its outputs (`distribution`), later in its weights and representations."""
+"""How far a policy moved from its base: on its outputs, in its weights, in its representations."""
 
-from rlrazor.drift.distribution import DISTRIBUTION_MEASURES, forward_kl, measure, reverse_kl, total_variation
+from rlrazor.drift.distribution import (
+    DISTRIBUTION_MEASURES,
+    forward_kl,
+    hellinger,
+    jensen_shannon,
+    measure,
+    output_l2,
+    reverse_kl,
+    total_variation,
+    wasserstein_1,
+)
+from rlrazor.drift.representation import Representation, activation_l1, activation_l2, cka, cknna
+from rlrazor.drift.weights import WEIGHT_MEASURES, measure_weights, singular_values
 
-__all__ = ["DISTRIBUTION_MEASURES", "forward_kl", "measure", "reverse_kl", "total_variation"]
+__all__ = [
+    "DISTRIBUTION_MEASURES",
+    "WEIGHT_MEASURES",
+    "Representation",
+    "activation_l1",
+    "activation_l2",
+    "cka",
+    "cknna",
+    "forward_kl",
+    "hellinger",
+    "jensen_shannon",
+    "measure",
+    "measure_weights",
+    "output_l2",
+    "reverse_kl",
+    "singular_values",
+    "total_variation",
+    "wasserstein_1",
+]

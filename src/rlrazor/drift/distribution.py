@@ -5,8 +5,10 @@ logarithm. It returns one value per input, shape (B,). An outcome of probability
 A new measure is one function and one line in `DISTRIBUTION_MEASURES`.
 """
 
+import math
 from collections.abc import Callable, Mapping
 
+import torch
 from torch import Tensor
 
 Measure = Callable[[Tensor, Tensor], Tensor]
@@ -28,10 +30,41 @@ def total_variation(base_logp_BV: Tensor, logp_BV: Tensor) -> Tensor:
     return (base_logp_BV.exp() - logp_BV.exp()).abs().sum(dim=-1) / 2
 
 
+def output_l2(base_logp_BV: Tensor, logp_BV: Tensor) -> Tensor:
+    """Euclidean distance between the two vectors of probabilities, at most sqrt(2)."""
+    distance_B: Tensor = torch.linalg.vector_norm(base_logp_BV.exp() - logp_BV.exp(), dim=-1)
+    return distance_B
+
+
+def jensen_shannon(base_logp_BV: Tensor, logp_BV: Tensor) -> Tensor:
+    """Jensen-Shannon divergence in nats: the mean KL of the two to their mixture, at most log 2 (Lin 1991)."""
+    mixture_BV = torch.logaddexp(base_logp_BV, logp_BV) - math.log(2)
+    return (forward_kl(base_logp_BV, mixture_BV) + forward_kl(logp_BV, mixture_BV)) / 2
+
+
+def hellinger(base_logp_BV: Tensor, logp_BV: Tensor) -> Tensor:
+    """Hellinger distance: the Euclidean one between square roots of probabilities, over sqrt(2). A fraction of 1."""
+    distance_B: Tensor = torch.linalg.vector_norm((base_logp_BV / 2).exp() - (logp_BV / 2).exp(), dim=-1)
+    return distance_B / math.sqrt(2)
+
+
+def wasserstein_1(base_logp_BV: Tensor, logp_BV: Tensor) -> Tensor:
+    """1-Wasserstein distance with outcome v at the number v on a line, in steps of one outcome.
+
+    Needs outcomes that are ordered, as digits are. Where every two outcomes are equally far apart, as classes without
+    an order are, the 1-Wasserstein distance is the total variation.
+    """
+    return (base_logp_BV.exp() - logp_BV.exp()).cumsum(dim=-1)[..., :-1].abs().sum(dim=-1)
+
+
 DISTRIBUTION_MEASURES: Mapping[str, Measure] = {
     "kl_forward": forward_kl,
     "kl_reverse": reverse_kl,
     "total_variation": total_variation,
+    "output_l2": output_l2,
+    "jensen_shannon": jensen_shannon,
+    "hellinger": hellinger,
+    "wasserstein_1": wasserstein_1,
 }
 
 
