@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,9 +14,18 @@ from idx_files import write_dataset
 from rlrazor.errors import RazorError
 from rlrazor.experiments.parity_mnist import train as training
 from rlrazor.experiments.parity_mnist.config import Config
+from rlrazor.experiments.parity_mnist.evaluate import Reference, evaluate
 from rlrazor.experiments.parity_mnist.methods import METHODS, find_method, label_of, oracle, sft_1, sft_2, wrong
-from rlrazor.experiments.parity_mnist.policy import NEW_TASK, PRIOR_TASK, DigitPolicy, as_inputs, log_probs
-from rlrazor.experiments.parity_mnist.train import Trainer, checkpoint_steps, load_task, lr_factor
+from rlrazor.experiments.parity_mnist.policy import (
+    NEW_TASK,
+    PRIOR_TASK,
+    DigitPolicy,
+    as_inputs,
+    load_weights,
+    log_probs,
+)
+from rlrazor.experiments.parity_mnist.task import load_task
+from rlrazor.experiments.parity_mnist.train import Trainer, checkpoint_steps, lr_factor
 from rlrazor.records import RunSpec
 from rlrazor.store import Checkpoint, RunStore
 from rlrazor.sweep import DivergedError
@@ -110,7 +120,8 @@ def test_pretraining_learns_both_tasks_and_spreads_over_the_correct_labels(train
     record = checkpoint.record
     assert record.new > 0.9
     assert record.prior["fashion_mnist"] > 0.9
-    assert record.drift == {"kl_forward": 0, "kl_reverse": 0, "total_variation": 0}
+    assert {record.drift[name] for name in ("kl_forward", "weight_l2", "activation_l1_on_prior")} == {0}
+    assert {record.drift[name] for name in ("cka", "cknna_on_probe", "weight_sparsity")} == {1}
     assert trainer.data_dir is not None
     task = load_task(trainer.data_dir)
     policy = DigitPolicy()
@@ -120,9 +131,11 @@ def test_pretraining_learns_both_tasks_and_spreads_over_the_correct_labels(train
     assert math.log(4) < entropy < math.log(7)  # uniform over five is log 5
 
 
-@pytest.mark.parametrize("method", [*METHODS, "grpo+kl", "sft-2+kl"])
+@pytest.mark.parametrize("method", [*METHODS, "grpo+kl", "dft+kl"])
 def test_every_method_learns_the_new_task(trainer: Trainer, store: RunStore, method: str) -> None:
     config = replace(CONFIG, methods=("grpo", method) if method != "grpo" else ("grpo",))
+    if method == "lora":
+        config = replace(config, lrs=(5e-3,))  # what low-rank updates need
     teachers = None
     if method == "rl-distilled":
         (teacher,) = config.specs("test", ("grpo",))
@@ -167,11 +180,119 @@ def test_the_kl_penalty_keeps_the_policy_nearer(trainer: Trainer, store: RunStor
     assert tied.drift["kl_reverse"] < plain.drift["kl_reverse"] / 2
 
 
+def variant_of(config: Config, **variant: Any) -> RunSpec:
+    (spec,) = config.specs("test", config.methods, variant=variant)
+    return spec
+
+
+def with_base(trainer: Trainer, store: RunStore, spec: RunSpec) -> RunSpec:
+    """The spec, once the base that its variant asks for is in the store."""
+    base = training.base_spec(spec.params, spec.seed)
+    if not store.is_finished(base):
+        store.write(base, list(trainer(base, store)), seconds=0, weights="final")
+    return spec
+
+
+@pytest.mark.parametrize("age", [3, 100])
+def test_stale_samples_come_from_the_policy_of_that_many_updates_ago(
+    trainer: Trainer, store: RunStore, age: int
+) -> None:
+    """Checked against the log-probabilities of weights that are kept after every step."""
+    config = replace(CONFIG, methods=("reinforce",), checkpoints_per_epoch=19)
+    spec = variant_of(config, staleness=age, importance=False)
+    drawn: list[tuple[Tensor, Tensor, Tensor]] = []
+    of_step = training.Labels.of_step
+
+    def spy(labels: training.Labels, step: int, policy: DigitPolicy, logp: Tensor) -> Any:
+        actions, behaviour = of_step(labels, step, policy, logp)
+        assert behaviour is not None
+        drawn.append((labels.batches[step], actions, behaviour))
+        return actions, behaviour
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training.Labels, "of_step", spy)
+        checkpoints = list(trainer(spec, store))
+    task = load_task(trainer.data_dir)
+    (base,) = CONFIG.base_specs("test")
+    policies = [store.load_weights(base, 0), *(c.weights for c in checkpoints)]
+    assert len(policies) == len(drawn) + 1
+    for step, (rows, actions, behaviour) in enumerate(drawn):
+        old = load_weights(policies[max(0, step - age)])
+        expected = log_probs(old, task.new_train[rows]).gather(1, actions)
+        torch.testing.assert_close(behaviour, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_age_zero_is_on_policy_and_weights_change_only_stale_runs(trainer: Trainer, store: RunStore) -> None:
+    config = replace(CONFIG, methods=("reinforce",))
+
+    def drift(**variant: Any) -> float:
+        return list(trainer(variant_of(config, **variant), store))[-1].record.drift["kl_forward"]
+
+    assert drift(staleness=0) == drift()
+    assert drift(staleness=0, importance=True) == pytest.approx(drift(), rel=1e-4)  # every ratio is 1
+    assert drift(staleness=5, importance=True) != drift(staleness=5, importance=False)
+
+
+def test_bfloat16_weights_are_rounded_after_each_step_and_leave_small_updates_out(
+    trainer: Trainer, store: RunStore
+) -> None:
+    config = replace(CONFIG, methods=("grpo",), lrs=(3e-5,))
+    dense = list(trainer(variant_of(config), store))[-1]
+    spec = with_base(trainer, store, variant_of(config, precision="bfloat16"))
+    sparse = list(trainer(spec, store))[-1]
+    for weight in sparse.weights.values():
+        assert torch.equal(weight, weight.bfloat16().float())
+    assert sparse.record.drift["weight_sparsity"] > 0.5
+    assert dense.record.drift["weight_sparsity"] < 0.2
+
+
+@pytest.mark.parametrize(("optimizer", "lr"), [("sgd", 0.1), ("muon", 5e-3)])
+def test_other_optimizers_learn_too(trainer: Trainer, store: RunStore, optimizer: str, lr: float) -> None:
+    (base,) = CONFIG.base_specs("test")
+    before = store.read(base).records[0].metrics["new_expected"]
+    spec = variant_of(replace(CONFIG, lrs=(lr,)), optimizer=optimizer)
+    assert list(trainer(spec, store))[-1].record.metrics["new_expected"] > before + 0.02
+
+
+def test_a_base_can_be_bad_at_the_new_task_or_know_a_further_prior_one(trainer: Trainer, store: RunStore) -> None:
+    config = replace(CONFIG, pretrain_epochs=20)
+    (bad,) = config.base_specs("test", {"pretrain_accuracy": 0.0})
+    assert next(iter(trainer(bad, store))).record.metrics["new_expected"] < 0.1
+    (counting,) = config.base_specs("test", {"dots": 500})
+    record = next(iter(trainer(counting, store))).record
+    assert set(record.prior) == {"fashion_mnist", "dots"}
+    assert record.prior["dots"] > 0.3  # of ten counts
+    assert record.prior["fashion_mnist"] > 0.9
+
+
+def test_a_traced_run_tells_of_every_step(trainer: Trainer, store: RunStore) -> None:
+    """Its cosines against gradients by autograd at the weights of an untraced run, its KL against that run's."""
+    config = replace(CONFIG, checkpoints_per_epoch=19)
+    traced = list(trainer(variant_of(config, traced=True), store))
+    plain = list(trainer(variant_of(config), store))
+    assert [c.record.step for c in traced] == list(range(1, 20))
+    kls = [c.record.drift["kl_forward"] for c in traced]
+    np.testing.assert_allclose(kls, [c.record.drift["kl_forward"] for c in plain], rtol=1e-4)
+    changes = [c.record.metrics["kl_change"] for c in traced]
+    np.testing.assert_allclose(np.cumsum(changes), kls, rtol=1e-4, atol=1e-6)
+
+    task = load_task(trainer.data_dir)
+    inputs = as_inputs(task.prior_train_images[:500], PRIOR_TASK)
+    before, after = plain[7].weights, plain[8].weights
+    policy = load_weights(before)
+    torch.nn.functional.cross_entropy(policy(inputs), task.prior_train_labels[:500]).backward()
+    gradient = torch.cat([weight.grad.flatten() for weight in policy.parameters() if weight.grad is not None])
+    update = torch.cat([(after[name] - before[name]).flatten() for name in before])
+    expected = torch.nn.functional.cosine_similarity(update, gradient, dim=0).item()
+    assert traced[8].record.metrics["cos_prior_gradient"] == pytest.approx(expected, abs=1e-4)
+    assert min(c.record.metrics["cos_new_gradient"] for c in traced[:5]) < 0  # it learns: down its own gradient
+
+
 def test_evaluate_against_a_loop(trainer: Trainer, store: RunStore) -> None:
     task = load_task(trainer.data_dir)
-    policy = DigitPolicy()
-    base_logp = log_probs(DigitPolicy(), task.new_test)
-    record = training.evaluate(RunSpec("e", "m", {}, 0), 3, 0.5, policy, task, base_logp)
+    policy, base = DigitPolicy(), DigitPolicy()
+    base_logp = log_probs(base, task.new_test)
+    record = evaluate(RunSpec("e", "m", {}, 0), 3, 0.5, policy, task, Reference.of(base, task))
 
     def predictions(inputs: Tensor) -> list[int]:
         with torch.no_grad():

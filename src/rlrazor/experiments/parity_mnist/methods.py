@@ -13,7 +13,9 @@ from torch.nn import functional as F
 
 from rlrazor import objectives
 from rlrazor.errors import RazorError
+from rlrazor.experiments.parity_mnist import protection
 from rlrazor.experiments.parity_mnist.policy import OUTCOMES
+from rlrazor.experiments.parity_mnist.protection import Protection
 from rlrazor.objectives import Objective
 
 KL_SUFFIX = "+kl"
@@ -29,13 +31,17 @@ class Method:
 
     `targets`: the annotators, one label per image and annotator, drawn once (offline data); empty for an on-policy
     method, whose group of labels is sampled anew from the policy at each step. `from_teacher`: the targets see the
-    teacher's log-probabilities instead of the base's.
+    teacher's log-probabilities instead of the base's. `protection`: a term against forgetting, added to the loss.
+    `strength`: its weight, or the rank of LoRA's updates; None for a method that has neither.
     """
 
     label: str
     objective: Objective
     targets: tuple[Targets, ...] = ()
     from_teacher: bool = False
+    protection: Protection | None = None
+    adapters: bool = False
+    strength: float | None = None
 
     @property
     def on_policy(self) -> bool:
@@ -92,6 +98,16 @@ METHODS: Mapping[str, Method] = {
     "grpo": Method("GRPO", objectives.grpo),
     "dr-grpo": Method("Dr. GRPO", objectives.dr_grpo),
     "kl-dpg": Method("KL-DPG", objectives.kl_dpg),
+    # On-policy, towards the KL-minimal correct policy by other ways.
+    "js-dpg": Method("JS-DPG", objectives.js_dpg),
+    "tv-dpg": Method("TV-DPG", objectives.tv_dpg),
+    "natural-pg": Method("natural PG", objectives.natural_pg),
+    # Against forgetting, as people do it today: all learn from the labels of sft-2.
+    "ewc": Method("EWC", objectives.sft, (sft_2,), protection=protection.elastic_weight_consolidation, strength=1e3),
+    "lwf": Method("LwF", objectives.sft, (sft_2,), protection=protection.learning_without_forgetting, strength=1.0),
+    "replay": Method("replay 5 %", objectives.sft, (sft_2,), protection=protection.replay, strength=0.05),
+    "lora": Method("LoRA", objectives.sft, (sft_2,), adapters=True, strength=8),
+    "dft": Method("DFT", objectives.dft, (sft_2,)),
 }
 
 
