@@ -18,7 +18,8 @@ from rich.console import Console
 
 from rlrazor import law
 from rlrazor.errors import RazorError
-from rlrazor.report import Results, figures, load, summary, terminal_tables, write_report
+from rlrazor.report import Results, drawing, figures, load, summary, terminal_tables, write_report
+from rlrazor.report.tables import Sweep
 
 BASE_NEW, BASE_PRIOR = 0.90, 0.80
 DRIFT = {"near": 0.6, "middling": 1.5, "far": 3.0}  # nats at the end of a method's longest run
@@ -114,6 +115,16 @@ def results(table: pl.DataFrame, tmp_path_factory: pytest.TempPathFactory) -> Re
     pl.concat(variants).write_parquet(folder / "sensitivity.parquet")
     (folder / "teachers.json").write_text(json.dumps(TEACHERS))
     return load(folder)
+
+
+@pytest.fixture(scope="module")
+def sweep(results: Results) -> Sweep:
+    return sweep_of(results)
+
+
+def sweep_of(results: Results) -> Sweep:
+    assert results.sweep
+    return results.sweep
 
 
 @pytest.fixture(scope="module")
@@ -245,25 +256,25 @@ def test_shared_beginnings_count_once(tmp_path: Path) -> None:
     table = make_table(seeds=1)
     again = table.filter(pl.col("run_id") == "run-near-0-0").with_columns(run_id=pl.lit("its-prefix"))
     results = load(make_folder(tmp_path, pl.concat([table, again])))
-    assert (len(results.points), summary(results)["runs"]) == (60, 13)
+    assert (len(sweep_of(results).points), summary(results)["runs"]) == (60, 13)
 
 
-def test_hover_tells_the_run(results: Results) -> None:
-    panel = figures.trade_off_figure(results).panels[0]
+def test_hover_tells_the_run(sweep: Sweep) -> None:
+    panel = figures.trade_off_figure(sweep).panels[0]
     near = next(layer for layer in panel.layers if layer.label == LABELS["near"])
-    assert isinstance(near, figures.Points)
-    expected = results.points.filter(pl.col("method") == "near").to_dicts()[7]
+    assert isinstance(near, drawing.Points)
+    expected = sweep.points.filter(pl.col("method") == "near").to_dicts()[7]
     values = [round(expected[name], 4) for name in ("new", "prior", "forgetting", "kl_forward")]
     assert list(near.rows[7]) == [2e-5, "cosine", 2, 0, 3, 1.2, *values]
     assert near.x[7] == expected["new"]
     for text in ("lr %{customdata[0]", "seed %{customdata[3]}", "step %{customdata[4]}", "forward KL %{customdata[9]}"):
-        assert text in near.hover
+        assert text in str(near.hover)
 
 
-def test_frontier_line_is_not_dominated(results: Results) -> None:
-    panel = figures.trade_off_figure(results).panels[0]
+def test_frontier_line_is_not_dominated(sweep: Sweep) -> None:
+    panel = figures.trade_off_figure(sweep).panels[0]
     for line in panel.layers:
-        if isinstance(line, figures.Curve):
+        if isinstance(line, drawing.Curve):
             assert (np.diff(line.x) > 0).all()
             assert (np.diff(line.y) < 0).all()
 
@@ -272,9 +283,11 @@ def test_points_far_below_the_base_are_out_of_view_and_counted(tmp_path: Path) -
     table = make_table(seeds=1, runs=1)
     collapsed = row("near", 0, 9, 1, new=0.5, prior=0.1, base_prior=BASE_PRIOR, kl=5.0)
     results = load(make_folder(tmp_path, pl.concat([table, pl.DataFrame([collapsed])], how="vertical_relaxed")))
-    figure = figures.trade_off_figure(results)
+    figure = figures.trade_off_figure(sweep_of(results))
     assert figure.clipped == 1
-    assert 0.85 < figure.panels[0].x_range[0] < BASE_NEW
+    view = figure.panels[0].x_range
+    assert view
+    assert 0.85 < view[0] < BASE_NEW
     assert "1 of 16 checkpoints" in text_of(write_report(results).read_text())
 
 
@@ -323,7 +336,7 @@ def find_browser() -> str:
     pytest.skip("No Chromium or Chrome was found to open the report in.")
 
 
-def test_page_opens_in_a_browser(results: Results, page: str, tmp_path: Path) -> None:
+def test_page_opens_in_a_browser(results: Results, sweep: Sweep, page: str, tmp_path: Path) -> None:
     flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
     flags += " --disable-component-update --disable-sync --virtual-time-budget=20000 --enable-logging=stderr --v=0"
     opened = subprocess.run(
@@ -342,7 +355,7 @@ def test_page_opens_in_a_browser(results: Results, page: str, tmp_path: Path) ->
     assert [line for line in opened.stderr.splitlines() if "CONSOLE" in line] == []
     assert opened.stdout.count('class="main-svg"') >= 2
     # Every checkpoint in four panels, and a base per seed in three; nothing here is out of view.
-    assert len(re.findall(r'class="point[ "]', opened.stdout)) == 4 * len(results.points) + 3 * len(results.bases)
+    assert len(re.findall(r'class="point[ "]', opened.stdout)) == 4 * len(sweep.points) + 3 * len(sweep.bases)
     assert 'data-title="Share' not in opened.stdout  # plotly's button for uploading the data
 
 
@@ -408,5 +421,5 @@ def test_broken_sensitivity(folder: Path) -> None:
         load(folder)
 
 
-def test_distinct_is_the_laws(results: Results) -> None:
-    assert results.points.equals(law.distinct(results.table))
+def test_distinct_is_the_laws(sweep: Sweep) -> None:
+    assert sweep.points.equals(law.distinct(sweep.table))

@@ -6,9 +6,12 @@
     write_report(results)              # out/report.html and out/figures/
     console.print(*terminal_tables(results))
     json.dumps(summary(results))
+
+A folder may hold a sweep (`results.sweep`), studies (`results.sections`), or both.
 """
 
+from rlrazor.report.markdown import write_markdown
 from rlrazor.report.page import write_report
-from rlrazor.report.tables import Results, load, summary, terminal_tables
+from rlrazor.report.results import Results, load, summary, terminal_tables
 
-__all__ = ["Results", "load", "summary", "terminal_tables", "write_report"]
+__all__ = ["Results", "load", "summary", "terminal_tables", "write_markdown", "write_report"]

@@ -1,4 +1,4 @@
-"""What an output folder says: read and analysed once, then put into tables for the page, the terminal and JSON."""
+"""What a sweep says: read and analysed once, then put into tables for the page, the terminal and JSON."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -26,14 +26,17 @@ NEVER = "—"
 # gives up costs more the more surely it is given up), so how well a law fits depends on how far the sweep went.
 RANGES = (1.0, 2.0, 4.0, 8.0)
 
+# What the page fits its laws to, with intervals. A sweep may hold dozens more measures: see `sections.predictors`.
+MAIN_MEASURES = ("kl_forward", "kl_reverse", "total_variation")
+
 _CONFIG_KEYS = (
     *("title", "preset", "command", "new_task", "prior_task", "labels", "config", "data", "versions", "machine"),
     *("drift", "core_seconds", "diverged"),
 )
 _TEACHER_KEYS = ("seed", "method", "run_id", "step", "student")
 _NUMBERS = ("lr", "epochs", "seed", "step", "epoch", "new", "prior", "forgetting", "kl_forward")
-_COLUMNS = ("run_id", "trajectory", "method", "schedule", *_NUMBERS)
-_SENSITIVITY_COLUMNS = ("setting", "value", *_COLUMNS)
+COLUMNS = ("run_id", "trajectory", "method", "schedule", *_NUMBERS)
+_SENSITIVITY_COLUMNS = ("setting", "value", *COLUMNS)
 
 
 @dataclass(frozen=True)
@@ -96,8 +99,8 @@ class Imitation:
 
 
 @dataclass(frozen=True, eq=False)
-class Results:
-    """A folder, read and analysed.
+class Sweep:
+    """The sweep in a folder, read and analysed.
 
     `points` are the distinct checkpoints, `bases` the untuned policies, a row per seed, and `table` all rows.
     `areas` is method -> hypervolume of its frontier per seed, see `frontier_area`. `imitation_gap` is the students'
@@ -147,13 +150,13 @@ class Results:
         return str(self.config["labels"].get(method, method))
 
 
-def load(folder: Path) -> Results:
-    """Read an output folder and analyse it (half a minute for 12,000 checkpoints, nearly all of it the bootstrap).
+def load_sweep(folder: Path) -> Sweep:
+    """Read an output folder's sweep and analyse it (20 s for 12,000 checkpoints, nearly all of it the bootstrap).
 
     Raises RazorError when a file is missing, damaged or incomplete, or when no method has been fine-tuned.
     """
     config = _read_config(folder)
-    table = _read_table(folder / "records.parquet", _COLUMNS)
+    table = read_table(folder / "records.parquet", COLUMNS)
     points, bases = law.distinct(table), table.filter(pl.col("method") == BASE)
     if points.is_empty():
         raise RazorError(f"{folder / 'records.parquet'} holds base policies only: fine-tune at least one method first.")
@@ -162,14 +165,15 @@ def load(folder: Path) -> Results:
         raise RazorError(
             f"{folder / 'records.parquet'} has no base policy for seed {unbased[0]}: run the same command again."
         )
-    return Results(
+    measures = [name for name in config["drift"] if name in MAIN_MEASURES]
+    return Sweep(
         folder,
         config,
         table,
         points,
         bases,
-        laws=(laws := law.summarise(table, config["drift"])),
-        ranges=[*_ranges(points, config["drift"]), Range(None, len(points), laws)],
+        laws=(laws := law.summarise(table, measures)),
+        ranges=[*_ranges(points, measures), Range(None, len(points), laws)],
         retention=frontier.retention(table, THRESHOLDS),
         areas=_areas(points, bases),
         sensitivity=_read_sensitivity(folder, config["config"]),
@@ -192,14 +196,15 @@ def frontier_area(points: pl.DataFrame, base: Mapping[str, Any]) -> float:
 
 
 def _read_config(folder: Path) -> JSON:
-    config = _read_json(folder / "config.json")
+    config = read_json(folder / "config.json")
     missing = [key for key in _CONFIG_KEYS if not isinstance(config, dict) or key not in config]
     if missing:
         raise RazorError(f"{folder / 'config.json'} lacks {', '.join(missing)}: run the same command again.")
     return dict(config)
 
 
-def _read_json(path: Path) -> Any:
+def read_json(path: Path) -> Any:
+    """A JSON file of an output folder; raises RazorError when it is missing or damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -208,7 +213,8 @@ def _read_json(path: Path) -> Any:
         raise RazorError(f"{path} cannot be read ({error}): run the same command again.") from error
 
 
-def _read_table(path: Path, columns: Sequence[str]) -> pl.DataFrame:
+def read_table(path: Path, columns: Sequence[str] = COLUMNS) -> pl.DataFrame:
+    """A table of checkpoints; raises RazorError when it is missing, damaged, or without `columns` or their numbers."""
     if not path.is_file():
         raise RazorError(f"There is no {path}: give the output folder of a finished `razor reproduce`.")
     try:
@@ -228,7 +234,7 @@ def _read_sensitivity(folder: Path, configured: Mapping[str, Any]) -> list[Varia
     path = folder / "sensitivity.parquet"
     if not path.exists():
         return []
-    table = _read_table(path, _SENSITIVITY_COLUMNS).sort("setting", "value", maintain_order=True)
+    table = read_table(path, _SENSITIVITY_COLUMNS).sort("setting", "value", maintain_order=True)
     return [
         _variant(setting, value, configured.get(setting) == value, rows)
         for (setting, value), rows in table.group_by(["setting", "value"], maintain_order=True)
@@ -257,7 +263,7 @@ def _read_distillation(folder: Path, table: pl.DataFrame) -> list[Imitation]:
     path = folder / "teachers.json"
     if not path.exists():
         return []
-    teachers = _read_json(path)
+    teachers = read_json(path)
     if not isinstance(teachers, list) or not all(
         isinstance(teacher, dict) and set(_TEACHER_KEYS) <= set(teacher) for teacher in teachers
     ):
@@ -306,23 +312,24 @@ def _ranges(points: pl.DataFrame, predictors: Sequence[str]) -> list[Range]:
 
 @dataclass(frozen=True)
 class Table:
-    """A table to show: cells are text, the first column names the row."""
+    """A table to show: cells are text, the first column names the row. `words`: the cells are not numbers."""
 
     title: str
     headers: Sequence[str]
     rows: Sequence[Sequence[str]]
+    words: bool = False
 
 
-def retention_table(results: Results) -> Table:
+def retention_table(sweep: Sweep) -> Table:
     """The prior accuracy that each method keeps, best at the first threshold on top, below the base."""
-    base_new, base_prior = results.base_new, _points(results.base_prior)
+    base_new, base_prior = sweep.base_new, _points(sweep.base_prior)
     # In brackets where the base itself does not reach the threshold: it is there to compare with.
     compared = [base_prior if base_new.mean >= at else f"({base_prior})" for at in THRESHOLDS]
     rows = [["base (not fine-tuned)", *compared, _points(base_new), NEVER]]
-    for method in ranking(results.retention):
-        cells = results.retention.filter(pl.col("method") == method).to_dicts()
+    for method in ranking(sweep.retention):
+        cells = sweep.retention.filter(pl.col("method") == method).to_dicts()
         rows.append(
-            [results.label(method), *map(_kept, cells), percent(cells[0]["best_new"]), _points(results.areas[method])]
+            [sweep.label(method), *map(_kept, cells), percent(cells[0]["best_new"]), _points(sweep.areas[method])]
         )
     thresholds = [f"new ≥ {at:.0%}" for at in THRESHOLDS]
     return Table("Best prior accuracy, %", ["method", *thresholds, "best new, %", "frontier area, %"], rows)
@@ -334,7 +341,7 @@ def ranking(retention: pl.DataFrame) -> list[str]:
     return lowest.sort(["mean", "best_new"], descending=True, nulls_last=True, maintain_order=True)["method"].to_list()
 
 
-def law_table(results: Results) -> Table:
+def law_table(sweep: Sweep) -> Table:
     """How well each drift measure explains forgetting."""
     rows = [
         [
@@ -346,42 +353,42 @@ def law_table(results: Results) -> Table:
             _error(law.baseline),
             f"{law.checkpoints:,}",
         ]
-        for law in results.laws
+        for law in sweep.laws
     ]
     headers = ["predictor", "quadratic R²\n[95 %]", "R² per seed", "monotone R²\n[95 %]", "Spearman"]
     headers += ["left-out error", "baseline", "points"]
     return Table("What explains forgetting?", headers, rows)
 
 
-def range_table(results: Results) -> Table:
+def range_table(sweep: Sweep) -> Table:
     """How the fits depend on how far the sweep went."""
     rows = []
-    for within in results.ranges:
+    for within in sweep.ranges:
         pairs = [(fits.quadratic, fits.saturating) for fits in within.laws]
         cells = [" / ".join(number(fit.r2 if fit else None) for fit in pair) for pair in pairs]
         name = "all" if within.limit is None else f"≤ {within.limit:g} nats"
         rows.append([name, f"{within.checkpoints:,}", *cells])
-    measured = [predictor_label(fit.predictor) for fit in results.laws]
+    measured = [predictor_label(fit.predictor) for fit in sweep.laws]
     return Table("R² by range, quadratic / monotone", ["forward KL", "points", *measured], rows)
 
 
-def formula_table(results: Results) -> Table:
+def formula_table(sweep: Sweep) -> Table:
     """The fitted laws, as formulas."""
     rows = [
         [predictor_label(summary.predictor), name, _formula(fit.law)]
-        for summary in results.laws
+        for summary in sweep.laws
         for name, fit in (("quadratic", summary.quadratic), ("monotone", summary.saturating))
         if fit
     ]
-    return Table("The laws", ["x", "law", "forgetting, a fraction of 1"], rows)
+    return Table("The laws", ["x", "law", "forgetting, a fraction of 1"], rows, words=True)
 
 
-def sensitivity_table(results: Results) -> Table:
+def sensitivity_table(sweep: Sweep) -> Table:
     """How the law and the order of the methods react to settings."""
     rows = []
-    for variant in results.sensitivity:
-        order = " > ".join(f"{results.label(method)} {percent(prior)}" for method, prior in variant.kept.items())
-        never = ", ".join(results.label(method) for method in variant.never)
+    for variant in sweep.sensitivity:
+        order = " > ".join(f"{sweep.label(method)} {percent(prior)}" for method, prior in variant.kept.items())
+        never = ", ".join(sweep.label(method) for method in variant.never)
         rows.append(
             [
                 f"{variant.setting} = {variant.value}" + (" (as run)" if variant.configured else ""),
@@ -396,13 +403,13 @@ def sensitivity_table(results: Results) -> Table:
     return Table("Sensitivity", headers, rows)
 
 
-def distillation_table(results: Results) -> Table:
+def distillation_table(sweep: Sweep) -> Table:
     """Each teacher beside the best of its students."""
     rows = []
-    for pair in results.distillation:
+    for pair in sweep.distillation:
         student = [NEVER] * 3 if pair.student is None else _score_cells(pair.student)
         gap = NEVER if pair.student is None else f"{100 * (pair.student.prior - pair.teacher.prior):+.1f}"
-        names = f"{results.label(pair.teacher_method)} → {results.label(pair.student_method)}"
+        names = f"{sweep.label(pair.teacher_method)} → {sweep.label(pair.student_method)}"
         rows.append([names, str(pair.seed), *_score_cells(pair.teacher), *student, gap])
     scores = ["new, %", "prior, %", "KL, nats"]
     headers = ["teacher → student", "seed", *(f"teacher {score}" for score in scores)]
@@ -410,52 +417,48 @@ def distillation_table(results: Results) -> Table:
     return Table("Teachers and students", headers, rows)
 
 
-def settings_table(results: Results) -> Table:
-    """How it was run."""
-    runs = results.table.filter(pl.col("method") != BASE)["run_id"].n_unique()
-    counts = (
-        f"{runs:,} in {results.points['trajectory'].n_unique():,} trajectories, "
-        f"{len(results.points):,} distinct checkpoints"
-    )
-    config = results.config
+def settings_table(sweep: Sweep) -> Table:
+    """How the sweep was run."""
+    return run_table(sweep.config, sweep.table, sweep.points)
+
+
+def run_table(description: Mapping[str, Any], table: pl.DataFrame, points: pl.DataFrame) -> Table:
+    """How a sweep or a study was run: `description` is its JSON, `points` the distinct checkpoints of `table`."""
+    runs = table.filter(pl.col("method") != BASE)["run_id"].n_unique()
+    counts = f"{runs:,} in {points['trajectory'].n_unique():,} trajectories, {len(points):,} distinct checkpoints"
     rows = [
-        ["command", config["command"]],
-        ["preset", config["preset"]],
+        ["command", description["command"]],
+        ["preset", description["preset"]],
         ["runs", counts],
-        *([name, _setting(value)] for name, value in config["config"].items()),
-        ["data fingerprint", config["data"]],
-        ["versions", ", ".join(f"{name} {version}" for name, version in config["versions"].items())],
-        ["machine", config["machine"]],
-        ["training time", f"{config['core_seconds'] / 60:.0f} min, summed over the processes"],
-        ["diverged, measured up to there", "; ".join(config["diverged"]) or "none"],
+        *([name, _setting(value)] for name, value in description["config"].items()),
+        ["data fingerprint", description["data"]],
+        ["versions", ", ".join(f"{name} {version}" for name, version in description["versions"].items())],
+        ["machine", description["machine"]],
+        ["training time", f"{description['core_seconds'] / 60:.0f} min, summed over the processes"],
+        ["diverged, measured up to there", "; ".join(description["diverged"]) or "none"],
     ]
-    return Table("How it was run", ["setting", "value"], [[name, str(value)] for name, value in rows])
+    return Table("How it was run", ["setting", "value"], [[name, str(value)] for name, value in rows], words=True)
 
 
-def terminal_tables(results: Results) -> list[RichTable]:
-    """The retention table, the laws' table and how it depends on the range, for the terminal."""
-    return [_to_rich(table(results)) for table in (retention_table, law_table, range_table)]
-
-
-def summary(results: Results) -> JSON:
-    """The numbers of the report, for JSON; accuracies and forgetting as fractions of 1."""
-    gap = results.imitation_gap
+def sweep_summary(sweep: Sweep) -> JSON:
+    """The numbers of the sweep, for JSON; accuracies and forgetting as fractions of 1."""
+    gap = sweep.imitation_gap
     return {
-        "experiment": results.config.get("experiment"),
-        "preset": results.config["preset"],
-        "seeds": results.seeds,
-        "runs": results.table.filter(pl.col("method") != BASE)["run_id"].n_unique(),
-        "checkpoints": len(results.points),
-        "base": {"new": asdict(results.base_new), "prior": asdict(results.base_prior)},
-        "laws": [asdict(law) for law in results.laws],
+        "experiment": sweep.config.get("experiment"),
+        "preset": sweep.config["preset"],
+        "seeds": sweep.seeds,
+        "runs": sweep.table.filter(pl.col("method") != BASE)["run_id"].n_unique(),
+        "checkpoints": len(sweep.points),
+        "base": {"new": asdict(sweep.base_new), "prior": asdict(sweep.base_prior)},
+        "laws": [asdict(law) for law in sweep.laws],
         "ranges": [
             {"limit": within.limit, "checkpoints": within.checkpoints, "r2": _r2_by_law(within)}
-            for within in results.ranges
+            for within in sweep.ranges
         ],
-        "retention": results.retention.to_dicts(),
-        "frontier_area": {method: asdict(area) for method, area in results.areas.items()},
-        "sensitivity": [asdict(variant) for variant in results.sensitivity],
-        "distillation": [asdict(pair) for pair in results.distillation],
+        "retention": sweep.retention.to_dicts(),
+        "frontier_area": {method: asdict(area) for method, area in sweep.areas.items()},
+        "sensitivity": [asdict(variant) for variant in sweep.sensitivity],
+        "distillation": [asdict(pair) for pair in sweep.distillation],
         "distillation_gap": asdict(gap) if gap else None,
     }
 
@@ -532,11 +535,12 @@ def _setting(value: Any) -> str:
     return ", ".join(f"{item:g}" if isinstance(item, float) else str(item) for item in values)
 
 
-def _to_rich(table: Table) -> RichTable:
+def to_rich(table: Table) -> RichTable:
+    """The table as the terminal shows it."""
     shown = RichTable(title=table.title, title_justify="left", box=box.SIMPLE_HEAD)
     for column, header in enumerate(table.headers):
         # A narrow terminal folds cells rather than cutting them off.
-        shown.add_column(header, justify="right" if column else "left", overflow="fold")
+        shown.add_column(header, justify="right" if column and not table.words else "left", overflow="fold")
     for row in table.rows:
         shown.add_row(*row)
     return shown

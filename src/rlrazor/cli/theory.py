@@ -1,0 +1,96 @@
+"""`razor theory`: is RL a projection? The paper's Fig. 5 and its numbers, without training anything."""
+
+import argparse
+import json
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from rlrazor.cli.printing import Subparsers, options_of
+from rlrazor.errors import RazorError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from rlrazor.report.sections.study import Section
+
+
+def add_to(commands: Subparsers) -> None:
+    """Declare the command."""
+    parser = commands.add_parser(
+        "theory",
+        help="where the paper's projections end, and where policy gradient does",
+        description="Compute the alternation of the paper's two projections, SFT, and policy gradient on small finite "
+        "sets, against a convex solver; draw the paths on the simplex.",
+    )
+    parser.add_argument("--preset", default="quick", help="quick (seconds, the default) or paper (minutes)")
+    parser.add_argument("--seeds", default="0,1,2", help="seeds, comma-separated (default: 0,1,2)")
+    parser.add_argument("--out", type=Path, metavar="DIR", default=Path("runs/theory"), help="default: runs/theory")
+    parser.add_argument("--json", action="store_true", help="print the findings as JSON instead of tables")
+    parser.set_defaults(run=run, options=options_of(parser))
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Compute, write the figure and theory.json, print the tables."""
+    # Imported here: the report's libraries take a second that `razor --version` should not.
+    from rlrazor import theory
+    from rlrazor.report import drawing, sections
+    from rlrazor.store import atomic_path
+
+    seeds = _parse_seeds(arguments.seeds)
+    theory.check(arguments.preset, seeds)
+    with atomic_path(arguments.out / f"{theory.NAME}.json") as partial:  # first: a bad folder should not cost minutes
+        with _progress(Console(stderr=True)) as show:
+            found = theory.theory_study(arguments.preset, seeds, progress=show)
+        description = theory.describe(found, arguments.preset, seeds, shlex.join(["razor", *arguments.argv]))
+        partial.write_text(json.dumps(description, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    section = sections.build(sections.Study(theory.NAME, description))
+    drawing.save(section.figure, arguments.out)
+    _print(section, arguments.out / f"{section.figure.name}.png", as_json=arguments.json)
+    return 0
+
+
+def _parse_seeds(text: str) -> list[int]:
+    try:
+        return [int(seed) for seed in text.split(",")]
+    except ValueError as error:
+        raise RazorError(f"--seeds takes whole numbers separated by commas, such as 0,1,2, not {text!r}.") from error
+
+
+@contextmanager
+def _progress(console: Console) -> "Iterator[Callable[[str, int, int], None]]":
+    """A bar over the parts of the study; a line per part where there is no terminal."""
+    columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("theory", total=None)
+
+        def show(name: str, done: int, total: int) -> None:
+            bar.update(task, description=name, completed=done, total=total)
+            if not console.is_terminal:
+                console.print(f"{name} ({done + 1} of {total})", highlight=False)
+
+        yield show
+        bar.update(task, description="done", completed=bar.tasks[0].total)
+
+
+def _print(section: "Section", path: Path, *, as_json: bool) -> None:
+    from rlrazor.report.tables import to_rich
+
+    if as_json:
+        tables = [asdict(table) for table in section.tables]
+        print(json.dumps({"figure": str(path), "finding": section.finding, "tables": tables}, indent=2))
+        return
+    console = Console()
+    if not console.is_terminal:
+        console.width = 140  # a file has no width of its own
+    for table in section.tables:
+        console.print(to_rich(table))
+    console.print(section.finding, highlight=False)
+    console.print(section.note, style="dim", highlight=False)
+    console.print(f"Figure: {path}", highlight=False, soft_wrap=True)

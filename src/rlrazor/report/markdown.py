@@ -1,0 +1,62 @@
+"""The sections of a report as one Markdown file with its figures beside it: for a repository or a pull request."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from rlrazor.errors import RazorError
+from rlrazor.report import drawing
+from rlrazor.report.results import Results
+from rlrazor.report.sections import Section
+from rlrazor.report.tables import Table
+from rlrazor.store import atomic_path
+
+DPI = 110  # half of the report's own: these figures are kept in a repository
+
+
+def write_markdown(results: Results, folder: Path) -> Path:
+    """Write findings.md and findings/NAME.png into `folder`; return the page's path.
+
+    Raises RazorError when there is no section to write, or the folder cannot be written.
+    """
+    if not results.sections:
+        raise RazorError(f"{results.folder} holds no analysis to write: run `razor reproduce ... --analysis` first.")
+    for section in results.sections:
+        drawing.save(section.figure, folder / "findings", kinds=("png",), dpi=DPI)
+    path = folder / "findings.md"
+    with atomic_path(path) as partial:
+        partial.write_text("\n".join(_page(results)) + "\n", encoding="utf-8")
+    return path
+
+
+def _page(results: Results) -> Iterator[str]:
+    yield "# Findings\n"
+    runs = zip(results.sections, results.studies, strict=True)
+    commands = dict.fromkeys(str(study.description["command"]) for _, study in runs)
+    yield "Written by `razor report FOLDER --markdown` from a folder that these commands made:\n"
+    yield "```sh\n" + "\n".join(commands) + "\n```\n"
+    for section in results.sections:
+        yield f"- [{section.title}](#{section.name})"
+    for section in results.sections:
+        yield from _section(section)
+
+
+def _section(section: Section) -> Iterator[str]:
+    yield f'\n<a id="{section.name}"></a>\n\n## {section.title}\n'
+    yield f"*{section.question}*\n"
+    yield f"**{section.finding}**\n"
+    yield f"![{section.title}](findings/{section.figure.name}.png)\n"
+    for table in section.tables:
+        yield from _table(table)
+    yield f"{section.note}\n"
+
+
+def _table(table: Table) -> Iterator[str]:
+    yield f"{table.title}:\n"
+    yield _row(table.headers)
+    yield "|" + "---|" * len(table.headers)
+    yield from map(_row, table.rows)
+    yield ""
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("\n", " ").replace("|", "\\|") for cell in cells) + " |"

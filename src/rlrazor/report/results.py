@@ -1,0 +1,62 @@
+"""What an output folder holds, a sweep, studies or both: read and analysed once, for page, terminal and JSON."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rich.table import Table as RichTable
+
+from rlrazor.records import JSON
+from rlrazor.report import sections, tables
+from rlrazor.report.sections import Section, Study
+from rlrazor.report.tables import Sweep, Table
+
+
+@dataclass(frozen=True, eq=False)
+class Results:
+    """A folder, read and analysed. `studies` are what `sections` were made from, one each, in the page's order."""
+
+    folder: Path
+    sweep: Sweep | None
+    studies: Sequence[Study]
+    sections: Sequence[Section]
+
+
+def load(folder: Path) -> Results:
+    """Read an output folder and analyse it (half a minute for a sweep of 12,000 checkpoints and 30 drift measures).
+
+    Raises RazorError when it holds neither a sweep nor a study, or a file is missing, damaged or incomplete.
+    """
+    studies = sections.load_studies(folder)
+    # Without any study, a sweep is what the error should miss.
+    has_sweep = not studies or any((folder / name).exists() for name in ("config.json", "records.parquet"))
+    sweep = tables.load_sweep(folder) if has_sweep else None
+    if sweep:
+        studies = sections.in_page_order([*studies, *sections.studies_of(sweep)])
+    return Results(folder, sweep, studies, [sections.build(study) for study in studies])
+
+
+def findings_table(results: Results) -> Table:
+    """Each analysis and what it found."""
+    rows = [[section.name, section.finding] for section in results.sections]
+    return Table("Analyses", ["analysis", "finding"], rows, words=True)
+
+
+def terminal_tables(results: Results) -> list[RichTable]:
+    """For the terminal: a sweep's retention, its laws and how they depend on the range; the findings of studies."""
+    shown = []
+    if results.sweep:
+        shown += [table(results.sweep) for table in (tables.retention_table, tables.law_table, tables.range_table)]
+    if results.sections:
+        shown.append(findings_table(results))
+    return [tables.to_rich(table) for table in shown]
+
+
+def summary(results: Results) -> JSON:
+    """The numbers of the report, for JSON; the sweep's accuracies and forgetting as fractions of 1."""
+    numbers = tables.sweep_summary(results.sweep) if results.sweep else {}
+    found = {
+        section.name: {"finding": section.finding, "tables": [asdict(table) for table in section.tables]}
+        for section in results.sections
+    }
+    return {**numbers, "sections": found}

@@ -1,0 +1,120 @@
+"""The sections of the report, one per study. To add one: its module, an import, a line in `SECTIONS`.
+
+A study is `OUT/studies/NAME.json` and `OUT/studies/NAME.parquet`; `predictors` and `representation` read the sweep.
+A builder turns a `Study` into a `Section`, and imports both from `rlrazor.report.sections.study`.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import polars as pl
+
+from rlrazor import law
+from rlrazor.errors import RazorError
+from rlrazor.records import BASE, JSON
+from rlrazor.report import tables
+from rlrazor.report.sections import (
+    baselines,
+    dynamics,
+    kl_minimal,
+    kl_penalty,
+    off_policy,
+    optimizers,
+    precision,
+    predictors,
+    quadrants,
+    representation,
+    theory,
+    unrelated_prior,
+)
+from rlrazor.report.sections.study import Section, Study
+from rlrazor.report.tables import Sweep
+
+__all__ = ["SECTIONS", "Section", "Study", "build", "in_page_order", "load_studies", "studies_of"]
+
+# In the order of the page.
+SECTIONS: Mapping[str, Callable[[Study], Section]] = {
+    "predictors": predictors.section,
+    "precision": precision.section,
+    "representation": representation.section,
+    "dynamics": dynamics.section,
+    "theory": theory.section,
+    "quadrants": quadrants.section,
+    "off-policy": off_policy.section,
+    "optimizers": optimizers.section,
+    "kl-penalty": kl_penalty.section,
+    "unrelated-prior": unrelated_prior.section,
+    "kl-minimal": kl_minimal.section,
+    "baselines": baselines.section,
+}
+
+OF_SWEEP = {"predictors": predictors.applies, "representation": representation.applies}
+WITHOUT_TABLE = ("theory",)
+_KEYS = (
+    *("name", "preset", "command", "seeds", "labels", "config", "data", "versions", "machine"),
+    *("core_seconds", "diverged"),
+)
+
+
+def build(study: Study) -> Section:
+    """The study's section, its figure called as itself; raises RazorError as its builder does."""
+    section = SECTIONS[study.name](study)
+    return replace(section, figure=replace(section.figure, name=study.name))
+
+
+def in_page_order(studies: Iterable[Study]) -> list[Study]:
+    """The studies as the page shows them."""
+    order = list(SECTIONS)
+    return sorted(studies, key=lambda study: order.index(study.name))
+
+
+def studies_of(sweep: Sweep) -> list[Study]:
+    """The studies that need no runs of their own, where the sweep has measured what they are about."""
+    return [
+        Study(name, sweep.config, sweep.table, sweep.points, sweep.bases, of_sweep=True)
+        for name, applies in OF_SWEEP.items()
+        if applies(sweep.table)
+    ]
+
+
+def load_studies(folder: Path) -> list[Study]:
+    """Read what studies left in `folder`/studies, in the order of the page; empty where there is none.
+
+    Raises RazorError for a file that is damaged, incomplete or without its other half, and for a name that no section
+    knows.
+    """
+    names = {path.stem for path in (folder / "studies").glob("*") if path.suffix in (".json", ".parquet")}
+    unknown = sorted(names - set(SECTIONS))
+    if unknown:
+        raise RazorError(
+            f"{folder / 'studies'} holds a study named {unknown[0]!r}, which this rlrazor does not know: "
+            f"delete its files, or use the version that made it. Known are {', '.join(SECTIONS)}."
+        )
+    return [_read(folder / "studies", name) for name in SECTIONS if name in names]
+
+
+def _read(folder: Path, name: str) -> Study:
+    description = _read_description(folder / f"{name}.json", name)
+    if name in WITHOUT_TABLE:
+        return Study(name, description)
+    path = folder / f"{name}.parquet"
+    table = tables.read_table(path)
+    points, bases = law.distinct(table), table.filter(pl.col("method") == BASE)
+    if points.is_empty():
+        raise RazorError(f"{path} holds base policies only: run the same command again.")
+    unbased = sorted(set(points["seed"]) - set(bases["seed"]))
+    if unbased:
+        raise RazorError(f"{path} has no base policy for seed {unbased[0]}: run the same command again.")
+    return Study(name, description, table, points, bases)
+
+
+def _read_description(path: Path, name: str) -> JSON:
+    description = tables.read_json(path)
+    keys = ("name",) if name in WITHOUT_TABLE else _KEYS
+    missing = [key for key in keys if not isinstance(description, dict) or key not in description]
+    if missing:
+        raise RazorError(f"{path} lacks {', '.join(missing)}: run the same command again.")
+    if description["name"] != name:
+        raise RazorError(f"{path} describes a study named {description['name']!r}: run the same command again.")
+    return dict(description)

@@ -1,0 +1,315 @@
+"""How fresh do samples have to be? Learning from samples of the policy as it was k updates ago, up to the base's."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+
+from rlrazor.report.drawing import PALETTE, SYMBOLS, Curve, Figure, Layer, Panel, Points, Range, floats
+from rlrazor.report.sections.layers import height, level, means, never
+from rlrazor.report.sections.statistics import (
+    INTERVALS,
+    at_accuracy,
+    best_checkpoints,
+    cell,
+    correlation,
+    difference,
+    direction,
+    how_many,
+    in_words,
+    over_seeds,
+    seed_means,
+    threshold_most_reach,
+    with_params,
+)
+from rlrazor.report.sections.study import Section, Study
+from rlrazor.report.tables import NEVER, THRESHOLDS, Estimate, Table, number, percent
+
+NEVER_REFRESHED = 1_000_000  # updates: all samples are the base's
+KL = "kl_forward"
+ARM = ("method", "importance", "staleness")
+
+_NATS = "{:.2f}".format
+_WEIGHTED = (PALETTE[5], PALETTE[4], PALETTE[3])  # beside the palette's first: a method's two colours are akin
+_REFERENCES = (PALETTE[6], PALETTE[10])
+
+
+@dataclass(frozen=True, eq=False)
+class Series:
+    """One method, with or without importance weights, at every age of its samples; see `series_of`."""
+
+    label: str
+    color: str
+    symbol: str
+    points: pl.DataFrame
+
+    @property
+    def ages(self) -> list[int]:
+        """The ages of its samples, in updates, ascending."""
+        return sorted(self.points["staleness"].unique().to_list())
+
+    def change(self, age: int, threshold: float) -> Estimate | None:
+        """Forward KL at this age minus that on fresh samples, both at new >= `threshold`, seed by seed; nats."""
+        best = best_checkpoints(self.points, ["staleness"], threshold)
+        fresh, old = (best.filter(pl.col("staleness") == at) for at in (0, age))
+        return difference(old, fresh, KL)
+
+    def kept(self, threshold: float) -> pl.DataFrame:
+        """By age: KL and prior accuracy of the best checkpoints with new >= `threshold`."""
+        return at_accuracy(self.points, ["staleness"], threshold, [KL, "prior"]).sort("staleness")
+
+    def best(self) -> pl.DataFrame:
+        """By age: the highest new accuracy, wherever in training."""
+        highest = self.points.group_by("staleness", "seed").agg(pl.max("new"))
+        return seed_means(highest, ["staleness"], ["new"]).sort("staleness")
+
+    def last(self) -> pl.DataFrame:
+        """By age: new accuracy at the end of training."""
+        ends = self.points.filter(pl.col("step") == pl.col("step").max().over("trajectory"))
+        return seed_means(ends, ["staleness"], ["new"]).sort("staleness")
+
+
+def section(study: Study) -> Section:
+    """KL, prior accuracy and what is learnt at all, by the age of the samples."""
+    series = series_of(study)
+    threshold = threshold_most_reach(_stale(study), study.bases, ARM, THRESHOLDS)
+    return Section(
+        "off-policy",
+        "How fresh do samples have to be?",
+        "RL is online and on-policy: it learns from what it has just sampled itself. Here it learns from samples that "
+        "the policy drew k updates ago, with and without importance weighting. Where between RL and SFT does the KL "
+        "land?",
+        finding(study, series, threshold),
+        _figure(study, series, threshold),
+        _tables(series, threshold),
+        _note(study, threshold),
+    )
+
+
+def series_of(study: Study) -> list[Series]:
+    """The methods that were run on stale samples; at age 0 all weights are 1, so weighted ones start there too."""
+    points = _stale(study)
+    series: list[Series] = []
+    for index, method in enumerate(points["method"].unique(maintain_order=True)):
+        of_method = points.filter(pl.col("method") == method)
+        for weighted, colors in ((False, PALETTE), (True, _WEIGHTED)):
+            rows = of_method.filter((pl.col("importance") == weighted) | (pl.col("staleness") == 0))
+            if rows["staleness"].max():
+                label = f"{'weighted ' if weighted else ''}{study.label(method)}"
+                series.append(Series(label, colors[index % len(colors)], SYMBOLS[len(series) % len(SYMBOLS)], rows))
+    return series
+
+
+def finding(study: Study, series: Sequence[Series], threshold: float | None) -> str:
+    """What the oldest samples do to the KL of each series, and from what age on."""
+    if not series:
+        return "The study has no runs on stale samples, so nothing can be said of their age."
+    if threshold is None:
+        best = max(float(floats(one.points, "new").max()) for one in series)
+        return (
+            f"No run reaches a new accuracy of {min(THRESHOLDS):.0%} at whatever age of its samples (the best: "
+            f"{best:.1%}), so there is nothing to compare."
+        )
+    seeds = len(study.seeds)
+    said: dict[str, list[str]] = {"raise": [], "lower": [], "do not measurably change": [], "": []}
+    for one in series:
+        gap = one.change(one.ages[-1], threshold)
+        if gap is None:
+            said[""].append(one.label)
+        else:
+            verb = {1: "raise", -1: "lower", 0: "do not measurably change"}[direction(gap, seeds)]
+            said[verb].append(_ends(one, threshold))
+    clauses = [f"{verb} the forward KL of {in_words(names)}" for verb, names in said.items() if verb and names]
+    if said[""]:
+        clauses.append(f"leave {in_words(said[''])} without a checkpoint to compare")
+    oldest = _age_in_words(max(one.ages[-1] for one in series))
+    return (
+        f"At {threshold:.0%} new accuracy, samples {oldest} instead of fresh ones {in_words(clauses)}"
+        f"{_lasting(series, threshold, seeds)}{_compared(study, threshold)}"
+        f" ({over_seeds(seeds)})."
+    )
+
+
+def _ends(one: Series, threshold: float) -> str:
+    """A series' KL on fresh samples and on its oldest."""
+    cells = one.kept(threshold).to_dicts()
+    return f"{one.label} ({cell(cells[0], KL, _NATS)} → {cell(cells[-1], KL, _NATS)} nats)"
+
+
+def _lasting(series: Sequence[Series], threshold: float, seeds: int) -> str:
+    """From which age on the KL differs from that on fresh samples, and whose; nothing where one seed cannot tell.
+
+    One age that differs is no sign: among 20 comparisons at 95 %, one does by chance. Every older one has to, too.
+    """
+    if seeds == 1 or len(_ages(series)) < 3:
+        return ""
+    starts: dict[int, list[str]] = {}
+    for one in series:
+        start = None
+        for age in reversed(one.ages[1:]):
+            gap = one.change(age, threshold)
+            if gap and not direction(gap, seeds):
+                break
+            start = age
+        if start:
+            starts.setdefault(start, []).append(one.label)
+    if not starts:
+        return ""
+    said = [f"{_age(age)} for {in_words(starts[age])}" for age in sorted(starts)]
+    return f"; lasting differences begin at age {in_words(said)}"
+
+
+def _compared(study: Study, threshold: float) -> str:
+    """Where methods without samples of their own land, if the study has any."""
+    rows = at_accuracy(_references(study), ["method"], threshold, [KL]).drop_nulls(KL).to_dicts()
+    said = in_words([f"{study.label(row['method'])} is at {cell(row, KL, _NATS)}" for row in rows])
+    return f"; {said}" if rows else ""
+
+
+def _stale(study: Study) -> pl.DataFrame:
+    """The checkpoints of the methods that were run on stale samples, fresh ones among them."""
+    points = with_params(study.points, staleness=0, importance=False)
+    return points.filter((pl.col("staleness") > 0).any().over("method"))
+
+
+def _references(study: Study) -> pl.DataFrame:
+    points = with_params(study.points, staleness=0)
+    return points.filter((pl.col("staleness") == 0).all().over("method"))
+
+
+def _ages(series: Sequence[Series]) -> list[int]:
+    return sorted({age for one in series for age in one.ages})
+
+
+def _age(age: int) -> str:
+    return "∞" if age >= NEVER_REFRESHED else str(age)
+
+
+def _age_in_words(age: int) -> str:
+    return "of the base (age ∞)" if age >= NEVER_REFRESHED else f"{how_many(age, 'update')} old"
+
+
+def _tables(series: Sequence[Series], threshold: float | None) -> list[Table]:
+    tables = [
+        _table("Best new accuracy, %", series, [one.best() for one in series], "new"),
+        _table("New accuracy at the end, %", series, [one.last() for one in series], "new"),
+    ]
+    if threshold is None:
+        return tables
+    kept = [one.kept(threshold) for one in series]
+    return [
+        _table(f"Forward KL at new ≥ {threshold:.0%}, nats", series, kept, KL),
+        _table(f"Prior accuracy kept at new ≥ {threshold:.0%}, %", series, kept, "prior"),
+        *tables,
+    ]
+
+
+def _table(title: str, series: Sequence[Series], by_age: Sequence[pl.DataFrame], column: str) -> Table:
+    ages = _ages(series)
+    rows = []
+    for one, cells in zip(series, by_age, strict=True):
+        at = {row["staleness"]: cell(row, column, _NATS if column == KL else percent) for row in cells.to_dicts()}
+        rows.append([one.label, *(at.get(age, NEVER) for age in ages)])
+    return Table(title, ["age of the samples, updates", *map(_age, ages)], rows)
+
+
+def _figure(study: Study, series: Sequence[Series], threshold: float | None) -> Figure:
+    ages = _ages(series)
+    across = (-0.5, max(len(ages), 1) - 0.5)
+
+    def panel(title: str, y_label: str, layers: Sequence[Layer], absent: Points | None = None) -> Panel:
+        own = height(layers)
+        shown = layers if absent is None else [*layers, absent]
+        ticks = [(float(at), _age(age)) for at, age in enumerate(ages)] or None
+        label, in_percent = "age of the samples, updates", "nats" not in y_label
+        return Panel(title, label, y_label, shown, across, own, x_percent=False, y_percent=in_percent, x_ticks=ticks)
+
+    def base(column: str) -> Curve:
+        return level("base", float(np.nanmean(floats(study.bases, column))), across)
+
+    learnt = panel(
+        "What is learnt at all",
+        "best new accuracy",
+        [*_lines(series, [one.best() for one in series], "new"), base("new")],
+    )
+    if threshold is None:
+        return Figure("off-policy", [learnt], columns=1)
+    kept = [one.kept(threshold) for one in series]
+    drift = [*_lines(series, kept, KL), *_levels(study, threshold, across, KL)]
+    prior = [*_lines(series, kept, "prior"), *_levels(study, threshold, across, "prior"), base("prior")]
+    at = f"at new ≥ {threshold:.0%}"
+    return Figure(
+        "off-policy",
+        [
+            panel(f"Drift {at}", "forward KL, nats", drift, _absent(series, kept, threshold, drift)),
+            panel(f"Kept {at}", "prior accuracy", prior, _absent(series, kept, threshold, prior)),
+            learnt,
+        ],
+        columns=3,
+    )
+
+
+def _lines(series: Sequence[Series], by_age: Sequence[pl.DataFrame], column: str) -> list[Layer]:
+    return [
+        means(one.label, cells, _places(series, one, cells), column, one.color, one.symbol)
+        for one, cells in zip(series, by_age, strict=True)
+    ]
+
+
+def _absent(
+    series: Sequence[Series], kept: Sequence[pl.DataFrame], threshold: float, layers: Sequence[Layer]
+) -> Points:
+    """A mark at the bottom for each series and age with which no seed gets there."""
+    low, high = height(layers)
+    x, names = [], []
+    for one, cells in zip(series, kept, strict=True):
+        without = cells.filter(pl.col("n_seeds") == 0)
+        x += _places(series, one, without)
+        names += [f"{one.label}, age {_age(age)}" for age in without["staleness"]]
+    return never(f"never reaches {threshold:.0%} new", names, x, low + 0.04 * (high - low))
+
+
+def _levels(study: Study, threshold: float, across: Range, column: str) -> list[Layer]:
+    """The methods without samples of their own, as lines across."""
+    rows = at_accuracy(_references(study), ["method"], threshold, [column]).drop_nulls(column).to_dicts()
+    return [
+        level(study.label(row["method"]), row[column], across, _REFERENCES[index % len(_REFERENCES)])
+        for index, row in enumerate(rows)
+    ]
+
+
+def _places(series: Sequence[Series], one: Series, cells: pl.DataFrame) -> list[float]:
+    """Where on the axis the ages in `cells` are: each series beside the others, so that no interval hides another."""
+    shift = 0.1 * (series.index(one) - (len(series) - 1) / 2)
+    order = _ages(series)
+    return [order.index(age) + shift for age in cells["staleness"]]
+
+
+def _note(study: Study, threshold: float | None) -> str:
+    points = study.points
+    rates = in_words([f"{lr:.1e}" for lr in sorted(points["lr"].drop_nulls().unique().to_list())])
+    return (
+        f"{how_many(len(points), 'checkpoint')}, {how_many(len(study.seeds), 'seed')}; learning rate {rates}, "
+        f"{floats(points, 'step').max():,.0f} updates. Samples of age k come from the policy as it was k updates ago, "
+        "for the first k updates from the base; ∞: always from the base. Weighted: each sample counts π/μ, the present "
+        "policy’s probability over that of the policy that drew it, not clipped; at age 0 that is 1. REINFORCE on "
+        "samples of the base without weights is SFT on the base’s own correct outputs, which is oracle SFT: offline, "
+        "yet KL-minimal. Stale samples of one’s own are not the labels of an external annotator. At new ≥ a threshold: "
+        "per seed, the checkpoint with the highest prior accuracy of those that have reached it, chosen on the scores "
+        f"that are shown.{_law(study, threshold)} Axes fit the means; an interval may reach beyond. {INTERVALS}"
+    )
+
+
+def _law(study: Study, threshold: float | None) -> str:
+    """Whether what is kept follows the KL, over all ages and methods."""
+    if threshold is None:
+        return ""
+    arms = at_accuracy(_stale(study), ARM, threshold, [KL, "prior"]).drop_nulls(KL)
+    rank = correlation(arms, KL, "prior", by="method", samples=0)
+    if rank is None:
+        return ""
+    return (
+        f" Over the {len(arms)} settings that get to {threshold:.0%}, prior accuracy and forward KL have a rank "
+        f"correlation of {number(rank.spearman).replace('-', '−')}."
+    )

@@ -1,0 +1,173 @@
+"""Does RL keep the representation of unrelated inputs? CKA and CKNNA to the base on images of neither task."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import polars as pl
+
+from rlrazor import frontier
+from rlrazor.report.drawing import PALETTE, SYMBOLS, Figure, Panel, Points, floats
+from rlrazor.report.sections.statistics import cell, difference, how_many, matched_accuracy, near_accuracy, written
+from rlrazor.report.sections.study import Section, Study
+from rlrazor.report.tables import NEVER, THRESHOLDS, Estimate, Table, number
+
+CKNNA, CKA = "cknna_on_probe", "cka_on_probe"
+NAMES = {CKNNA: "CKNNA", CKA: "CKA"}
+FAMILIES = {
+    "RL": ("grpo", "dr-grpo", "reinforce", "grpo+kl", "kl-dpg"),
+    "SFT": ("sft-1", "sft-2", "simpo"),
+}
+PAPER = {"RL": 0.94, "SFT": 0.56}  # Fig. 7 of arXiv:2509.04259: CKNNA of language models
+
+
+def applies(table: pl.DataFrame) -> bool:
+    """Whether the sweep measured the probe."""
+    return {CKNNA, CKA} <= set(table.columns)
+
+
+def section(study: Study) -> Section:
+    """RL against SFT at matched accuracy, every method beside them."""
+    points = study.points.with_columns(family=pl.col("method").replace_strict(_family_of(), default=None))
+    of_families = points.drop_nulls("family")
+    return Section(
+        "representation",
+        "Does RL keep the representation of unrelated inputs?",
+        "The paper finds that at equal accuracy RL leaves a model’s representation of unrelated text nearly as it was "
+        "(CKNNA to the base 0.94), and SFT does not (0.56). Is it so here?",
+        finding(of_families),
+        _figure(study),
+        [_table(study, points, column) for column in (CKNNA, CKA)],
+        "Similarity of the last hidden layer to the base’s, 1 for no change, on 1,000 synthetic images of 1/f noise "
+        "with task indicator 0: of neither task. White noise would not do, since it averages out in a dense layer; 1/f "
+        "noise has the spectrum of natural images and none of either task’s pixels. CKA compares all pairs of images, "
+        "CKNNA only mutual nearest neighbours (Huh et al. 2024). "
+        f"{how_many(len(points), 'checkpoint')}, {how_many(len(study.seeds), 'seed')}. "
+        "Matched: the mean over all checkpoints of a seed whose new accuracy is within half a point of the "
+        "one given, then over seeds ± half the 95 % t-interval; differences are taken "
+        f"seed by seed. RL: {_members(study, 'RL')}. SFT: {_members(study, 'SFT')}. Along training: mean over the "
+        "learning rates and schedules of the longest runs, intervals over seeds.",
+    )
+
+
+def finding(points: pl.DataFrame) -> str:
+    """RL's CKNNA against SFT's at the highest new accuracy that most seeds of both reach; `points` has `family`."""
+    compared: tuple[float, pl.DataFrame, pl.DataFrame, Estimate] | None = None
+    for target in THRESHOLDS:
+        near = near_accuracy(points, ["family"], target, [CKNNA])
+        rl, sft = (near.filter(pl.col("family") == family) for family in FAMILIES)
+        gap = difference(rl, sft, CKNNA)
+        if gap and (compared is None or gap.seeds >= compared[3].seeds):
+            compared = target, rl, sft, gap
+    if compared is None:
+        return (
+            f"RL and SFT cannot be compared: no seed has checkpoints of both near a new accuracy of "
+            f"{', '.join(f'{target:.0%}' for target in THRESHOLDS)}."
+        )
+    target, rl, sft, gap = compared
+    both = set(rl["seed"]) & set(sft["seed"])
+    means = (Estimate.over(side.filter(pl.col("seed").is_in(both))[CKNNA].to_list()) for side in (rl, sft))
+    scores = "RL’s CKNNA to the base on unrelated inputs is {}, SFT’s {}".format(
+        *(written(mean, number) for mean in means)
+    )
+    paper = f"(the paper, on language models: {PAPER['RL']} and {PAPER['SFT']})"
+    return f"At {target:.0%} new accuracy {scores} {paper}: {_verdict(gap)}."
+
+
+def _verdict(gap: Estimate) -> str:
+    if gap.half is None:
+        side = "equal" if gap.mean == 0 else ("higher for RL" if gap.mean > 0 else "higher for SFT")
+        return f"{side}, in the one seed there is, which leaves it open"
+    size = f"{abs(gap.mean):.2f} ± {gap.half:.2f} over {gap.seeds} seeds"
+    if abs(gap.mean) <= gap.half:
+        return f"a difference of {size}, which does not tell them apart"
+    return f"{'RL' if gap.mean > 0 else 'SFT'} keeps it better, by {size}"
+
+
+def _table(study: Study, points: pl.DataFrame, column: str) -> Table:
+    families = matched_accuracy(points.drop_nulls("family"), ["family"], THRESHOLDS, [column])
+    methods = matched_accuracy(points, ["method"], THRESHOLDS, [column])
+    rows = [_row(family, families.filter(pl.col("family") == family), column) for family in FAMILIES]
+    rows += [_row(study.label(method), methods.filter(pl.col("method") == method), column) for method in study.methods]
+    headers = ["method", *(f"new = {target:.0%} ± 0.5" for target in THRESHOLDS)]
+    return Table(f"{NAMES[column]} to the base on unrelated inputs", headers, rows)
+
+
+def _row(name: str, cells: pl.DataFrame, column: str) -> list[str]:
+    shown = [cell(row, column, number) for row in cells.to_dicts()]
+    return [name, *(shown or [NEVER] * len(THRESHOLDS))]
+
+
+def _figure(study: Study) -> Figure:
+    against = [
+        Panel(
+            f"{NAMES[column]} at equal accuracy",
+            "new accuracy",
+            f"{NAMES[column]} to the base",
+            [
+                Points(
+                    study.label(method),
+                    floats(rows, "new"),
+                    floats(rows, column),
+                    *_style(index),
+                    size=4.0 if len(study.points) < 2_000 else 2.2,
+                    opacity=0.5,
+                )
+                for index, method in enumerate(study.methods)
+                for rows in [study.points.filter(pl.col("method") == method)]
+            ],
+            x_range=_reached(study),
+            y_percent=False,
+        )
+        for column in NAMES
+    ]
+    along = [
+        Panel(
+            f"{NAMES[column]} along training",
+            "epoch",
+            f"{NAMES[column]} to the base",
+            [_course(study, index, method, column) for index, method in enumerate(study.methods)],
+            x_percent=False,
+            y_percent=False,
+        )
+        for column in NAMES
+    ]
+    return Figure("representation", [*against, *along], columns=2)
+
+
+def _course(study: Study, index: int, method: str, column: str) -> Points:
+    """A method's mean over its longest runs, by epoch, with an interval over seeds."""
+    rows = study.points.filter(pl.col("method") == method, pl.col(column).is_finite())
+    rows = rows.filter(pl.col("epochs") == pl.col("epochs").max()).with_columns(pl.col("epoch").round(2))
+    per_seed = rows.group_by("epoch", "seed").agg(pl.col(column).mean()).sort("epoch", "seed")
+    epochs = per_seed["epoch"].unique(maintain_order=True).to_list()
+    values = [per_seed.filter(pl.col("epoch") == epoch)[column].to_list() for epoch in epochs]
+    ends = [frontier.t_interval(value) for value in values]
+    return Points(
+        study.label(method),
+        np.array(epochs, float),
+        np.array([np.mean(value) for value in values], float),
+        *_style(index),
+        error_low=np.array([low for low, _ in ends], float),
+        error_high=np.array([high for _, high in ends], float),
+        line=True,
+    )
+
+
+def _reached(study: Study) -> tuple[float, float]:
+    """From the lowest base up: what learnt nothing is no matter of equal accuracy."""
+    low, high = floats(study.bases, "new").min(), floats(study.points, "new").max()
+    margin = 0.04 * (high - low) if high > low else 0.01
+    return float(low - margin), float(max(high, low) + margin)
+
+
+def _style(index: int) -> tuple[str, str]:
+    return PALETTE[index % len(PALETTE)], SYMBOLS[index % len(SYMBOLS)]
+
+
+def _family_of() -> dict[str, str]:
+    return {method: family for family, members in FAMILIES.items() for method in members}
+
+
+def _members(study: Study, family: str) -> str:
+    names: Sequence[str] = [study.label(method) for method in study.methods if method in FAMILIES[family]]
+    return ", ".join(names) or "none in this sweep"

@@ -1,0 +1,303 @@
+"""Statistics that sections share: scores at equal new-task accuracy, and correlations, with intervals.
+
+Tables have a row per checkpoint, with `seed`, `new` and `prior` (fractions of 1). Groups are the values of the columns
+`by` and come in order of first appearance. Intervals of means are 95 % t-intervals over seeds, null for one seed.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import polars as pl
+from scipy import stats
+
+from rlrazor import frontier, law
+from rlrazor.errors import RazorError
+from rlrazor.report.drawing import Floats, floats
+from rlrazor.report.tables import NEVER, Estimate, Table, percent
+
+HALF_POINT = 0.005
+INTERVALS = "±: half the 95 % t-interval of a mean over seeds; differences are taken seed by seed."
+
+
+def at_accuracy(
+    points: pl.DataFrame,
+    by: Sequence[str],
+    threshold: float,
+    columns: Sequence[str] = ("prior",),
+    *,
+    best: Literal["max", "min"] = "max",
+    of: str = "prior",
+) -> pl.DataFrame:
+    """Each group's best checkpoint that has learnt the new task: per seed chosen, over seeds averaged.
+
+    Chosen as `best_checkpoints` says. A row per group: `by`, then for each of `columns` its mean over seeds under the
+    column's own name, and its interval as `COLUMN_low`, `COLUMN_high`; `n_seeds` that reached the threshold, of
+    `seeds_total` in the group. Means are null where no seed did. Checkpoints without a finite value in a column used do
+    not count.
+    """
+    chosen = best_checkpoints(_finite(points, columns), by, threshold, best=best, of=of)
+    return _over_seeds(points, chosen, by, columns)
+
+
+def best_checkpoints(
+    points: pl.DataFrame,
+    by: Sequence[str],
+    threshold: float,
+    *,
+    best: Literal["max", "min"] = "max",
+    of: str = "prior",
+) -> pl.DataFrame:
+    """Per group and seed, of the checkpoints with new >= `threshold` the first with the highest `of`.
+
+    With `best="min"`, the lowest. Whole rows; none for a seed that does not reach the threshold. With `of="prior"`, the
+    default, the best is chosen on the test score that is shown, which flatters, all groups alike, and most those with
+    most checkpoints.
+    """
+    reached = _finite(points, ["new", of]).filter(pl.col("new") >= threshold)
+    ranked = reached.sort(of, descending=best == "max", maintain_order=True)
+    return ranked.unique([*by, "seed"], keep="first", maintain_order=True)
+
+
+def matched_accuracy(
+    points: pl.DataFrame, by: Sequence[str], accuracy_grid: Sequence[float], columns: Sequence[str]
+) -> pl.DataFrame:
+    """The mean of `columns` over the checkpoints at each new-task accuracy, without choosing or interpolating.
+
+    Per group, seed and `target` of `accuracy_grid` as `near_accuracy`; then over seeds. Rows as of `at_accuracy`, with
+    `target` after `by`.
+    """
+    tables = []
+    for target in accuracy_grid:
+        rows = _over_seeds(points, near_accuracy(points, by, target, columns), by, columns)
+        tables.append(rows.insert_column(len(by), pl.lit(target, pl.Float64).alias("target")))
+    return pl.concat(tables)
+
+
+def near_accuracy(points: pl.DataFrame, by: Sequence[str], target: float, columns: Sequence[str]) -> pl.DataFrame:
+    """Per group and seed the mean of `columns` over the checkpoints whose new is within half a point of `target`.
+
+    A row for each group and seed that has such checkpoints. Those without a finite value in `columns` do not count.
+    """
+    # Accuracies are counts over a test set: the margin is for those at exactly half a point.
+    near = _finite(points, ["new", *columns]).filter((pl.col("new") - target).abs() <= HALF_POINT + 1e-9)
+    return near.group_by([*by, "seed"], maintain_order=True).agg(pl.col(columns).cast(pl.Float64).mean())
+
+
+def seed_means(points: pl.DataFrame, by: Sequence[str], columns: Sequence[str]) -> pl.DataFrame:
+    """Each group's mean of `columns`, whatever the accuracy: per seed, then over seeds. Rows as of `at_accuracy`."""
+    per_seed = _finite(points, columns).group_by([*by, "seed"], maintain_order=True)
+    return _over_seeds(points, per_seed.agg(pl.col(columns).cast(pl.Float64).mean()), by, columns)
+
+
+def shared_threshold(
+    points: pl.DataFrame, bases: pl.DataFrame, by: Sequence[str], thresholds: Sequence[float]
+) -> float | None:
+    """The highest of `thresholds` that all groups reach, in all seeds of `points`, which so reach the lowest of them.
+
+    Those that a base of `bases` reaches do not count: there, a checkpoint that learnt nothing would be the best. None
+    where no group reaches any.
+    """
+    above = sorted(at for at in thresholds if at > max(bases["new"], default=0.0))
+    groups = [len(in_all_seeds(at_accuracy(points, by, at), points)) for at in above]
+    return max((at for at, count in zip(above, groups, strict=True) if 0 < count == groups[0]), default=None)
+
+
+def threshold_most_reach(
+    points: pl.DataFrame, bases: pl.DataFrame, by: Sequence[str], thresholds: Sequence[float]
+) -> float | None:
+    """The highest of `thresholds` that more than half of the groups' seeds reach, else the one that most of them reach.
+
+    Unlike `shared_threshold` it lets a few groups fall by the wayside. Those that a base reaches do not count. None
+    where no seed reaches any.
+    """
+    best = floats(_finite(points, ["new"]).group_by([*by, "seed"]).agg(pl.max("new")), "new")
+    above = sorted((at for at in thresholds if at > max(bases["new"], default=0.0)), reverse=True)
+    counts = {at: int((best >= at).sum()) for at in above}
+    most = [at for at, count in counts.items() if 2 * count > len(best)]
+    return most[0] if most else max((at for at in above if counts[at]), key=lambda at: counts[at], default=None)
+
+
+def in_all_seeds(cells: pl.DataFrame, points: pl.DataFrame) -> pl.DataFrame:
+    """The rows of `at_accuracy` or `matched_accuracy` that all seeds of `points` got to."""
+    return cells.filter(pl.col("n_seeds") == points["seed"].n_unique())
+
+
+def difference(first: pl.DataFrame, second: pl.DataFrame, column: str) -> Estimate | None:
+    """`first` minus `second`, each with a row per seed, over the seeds that both have; None where they share none.
+
+    Seeds are paired, since methods start from the same base: what a base is worth cancels.
+    """
+    pairs = first.select("seed", column).join(second.select("seed", other=column), on="seed").sort("seed")
+    gaps = (floats(pairs, column) - floats(pairs, "other")).tolist()
+    return Estimate.over(gaps) if gaps else None
+
+
+def direction(gap: Estimate | None, seeds: int) -> int:
+    """The sign of a difference over seeds whose interval excludes 0, else 0; of one difference, in a study of one seed.
+
+    0 also where one seed of several allows the comparison: nothing says how far chance goes.
+    """
+    if gap is None or (gap.half is None and seeds > 1):
+        return 0
+    return int(np.sign(gap.mean)) if abs(gap.mean) > (gap.half or 0.0) else 0
+
+
+def with_params(table: pl.DataFrame, **defaults: bool | float | str) -> pl.DataFrame:
+    """The table with these params as columns, whether its runs name them or not: what a run leaves out is the default.
+
+    Columns take the defaults' types.
+    """
+    return table.with_columns(
+        (pl.col(name) if name in table.columns else pl.lit(None))
+        .cast(pl.DataType.from_python(type(default)))
+        .fill_null(default)
+        .alias(name)
+        for name, default in defaults.items()
+    )
+
+
+def estimate_of(row: Mapping[str, Any], column: str) -> Estimate | None:
+    """A mean and its interval out of a row of `at_accuracy`; None where no seed got there."""
+    mean, high = row[column], row[f"{column}_high"]
+    return None if mean is None else Estimate(mean, None if high is None else high - mean, row["n_seeds"])
+
+
+def written(estimate: Estimate | None, form: Callable[[float], str] = percent) -> str:
+    """The mean, and half the interval if there is one: "77.3 ± 0.4". A dash where there is nothing."""
+    if estimate is None:
+        return NEVER
+    return form(estimate.mean) + ("" if estimate.half is None else f" ± {form(estimate.half)}")
+
+
+def nats(value: float) -> str:
+    """A KL, to two decimals."""
+    return f"{value:.2f}"
+
+
+def signed(estimate: Estimate | None, form: Callable[[float], str] = percent) -> str:
+    """A difference with its sign: "+6.1 ± 2.0", "−3.0"; without, where it is rounded to nothing."""
+    if estimate is None:
+        return NEVER
+    sign = "−" if estimate.mean < 0 else "+"
+    is_nothing = form(abs(estimate.mean)) == form(0.0)
+    return ("" if is_nothing else sign) + written(replace(estimate, mean=abs(estimate.mean)), form)
+
+
+def cell(row: Mapping[str, Any], column: str, form: Callable[[float], str] = percent) -> str:
+    """A row of `at_accuracy` as a table shows it, with the seeds that got there where not all did."""
+    estimate = estimate_of(row, column)
+    some = estimate is not None and row["n_seeds"] < row["seeds_total"]
+    return written(estimate, form) + (f" ({row['n_seeds']} of {row['seeds_total']} seeds)" if some else "")
+
+
+def kept_table(
+    points: pl.DataFrame, by: Sequence[str], names: Mapping[tuple[Any, ...], str], levels: Iterable[float]
+) -> Table:
+    """The prior accuracy that each group's best checkpoints keep at each level of new accuracy, and their forward KL.
+
+    `names`: a group's values of `by` -> its name; a row each.
+    """
+    levels = sorted(set(levels))
+    rows = {group: [name] for group, name in names.items()}
+    for level in levels:
+        cells = at_accuracy(points, by, level, ["prior", "kl_forward"])
+        found = dict(zip(cells.select(by).iter_rows(), cells.to_dicts(), strict=True))
+        for group, row in rows.items():
+            kept = found.get(group)
+            if kept is None or kept["n_seeds"] == 0:
+                row.append(NEVER)
+            else:
+                row.append(f"{written(estimate_of(kept, 'prior'))} / {cell(kept, 'kl_forward', nats)}")
+    headers = ["arm", *(f"new ≥ {level:.0%}" for level in levels)]
+    return Table("Best prior accuracy, %, and its forward KL, nats", headers, list(rows.values()))
+
+
+def how_many(count: int, noun: str) -> str:
+    """The count with its noun: "1 seed", "300 checkpoints"."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def over_seeds(count: int) -> str:
+    """What a finding says of its seeds: "3 seeds", "1 seed, which leaves it open"."""
+    return how_many(count, "seed") + ("" if count > 1 else ", which leaves it open")
+
+
+def in_words(names: Sequence[str]) -> str:
+    """The names as a sentence lists them: "A", "A and B", "A, B and C"."""
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+@dataclass(frozen=True)
+class Correlation:
+    """Between two columns, over `points` checkpoints; intervals are None for fewer than 5 groups."""
+
+    pearson: float
+    pearson_interval: tuple[float, float] | None
+    spearman: float
+    spearman_interval: tuple[float, float] | None
+    points: int
+
+
+def correlation(
+    table: pl.DataFrame, x: str, y: str, by: str = "trajectory", *, samples: int = 200, seed: int = 0
+) -> Correlation | None:
+    """Pearson's and Spearman's correlation of two columns, with 95 % bootstrap intervals drawing whole groups of `by`.
+
+    None for fewer than 3 finite pairs, or where one of the two does not vary. `samples` and `seed` are the bootstrap's.
+    """
+    pairs = _finite(table, [x, y]).select(x=pl.col(x).cast(pl.Float64), y=pl.col(y).cast(pl.Float64), group=by)
+    try:
+        pearson, spearman = _pearson(pairs), _spearman(pairs)
+    except RazorError:
+        return None
+    return Correlation(
+        pearson,
+        law.bootstrap(_pearson, pairs, "group", samples=samples, seed=seed),
+        spearman,
+        law.bootstrap(_spearman, pairs, "group", samples=samples, seed=seed),
+        len(pairs),
+    )
+
+
+def _over_seeds(
+    points: pl.DataFrame, per_seed: pl.DataFrame, by: Sequence[str], columns: Sequence[str]
+) -> pl.DataFrame:
+    """A row per group of `points`: the means over the rows of `per_seed`, which has one per group and seed."""
+    rows = []
+    for key, group in points.group_by(by, maintain_order=True):
+        same = [pl.col(name).eq_missing(pl.lit(value)) for name, value in zip(by, key, strict=True)]
+        seeds = per_seed.filter(same).sort("seed")
+        row = dict(zip(by, key, strict=True))
+        for column in columns:
+            low, high = frontier.t_interval(floats(seeds, column).tolist())
+            row |= {column: seeds[column].mean(), f"{column}_low": low, f"{column}_high": high}
+        rows.append({**row, "n_seeds": len(seeds), "seeds_total": group["seed"].n_unique()})
+    numbers = [name for column in columns for name in (column, f"{column}_low", f"{column}_high")]
+    schema = {
+        **{name: points.schema[name] for name in by},
+        **dict.fromkeys(numbers, pl.Float64()),
+        **dict.fromkeys(("n_seeds", "seeds_total"), pl.Int64()),
+    }
+    return pl.DataFrame(rows, schema=schema)
+
+
+def _finite(points: pl.DataFrame, columns: Sequence[str]) -> pl.DataFrame:
+    """The rows with a finite number in each of `columns`; null is none."""
+    return points.filter([pl.col(name).cast(pl.Float64).is_finite() for name in dict.fromkeys(columns)])
+
+
+def _pearson(pairs: pl.DataFrame) -> float:
+    return float(np.corrcoef(*_varied(pairs))[0, 1])
+
+
+def _spearman(pairs: pl.DataFrame) -> float:
+    return float(stats.spearmanr(*_varied(pairs)).statistic)
+
+
+def _varied(pairs: pl.DataFrame) -> tuple[Floats, Floats]:
+    x, y = pairs["x"].to_numpy(), pairs["y"].to_numpy()
+    if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
+        raise RazorError("A correlation needs at least 3 points that differ in both.")
+    return x, y

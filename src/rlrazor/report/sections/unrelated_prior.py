@@ -1,0 +1,415 @@
+"""Does KL on the new task predict the forgetting of a prior task that shares nothing with it, counting dots?"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import polars as pl
+
+from rlrazor import law
+from rlrazor.errors import RazorError
+from rlrazor.law import LawSummary, PredictorSummary
+from rlrazor.report.drawing import INK, PALETTE, SYMBOLS, WHITE, Curve, Figure, Layer, Panel, Points, floats
+from rlrazor.report.sections.layers import cloud, padded
+from rlrazor.report.sections.statistics import (
+    INTERVALS,
+    direction,
+    how_many,
+    in_words,
+    over_seeds,
+    signed,
+    written,
+)
+from rlrazor.report.sections.study import Section, Study
+from rlrazor.report.tables import NEVER, RANGES, Estimate, Table, number, percent
+
+KL = "kl_forward"
+RELATED, UNRELATED = "prior_fashion_mnist", "prior_dots"
+PRIORS = {RELATED: "FashionMNIST", UNRELATED: "dots"}
+MEASURES = {
+    KL: "forward KL",
+    "kl_reverse": "reverse KL",
+    "total_variation": "total variation",
+    "activation_l2": "activation L2",
+    "kl_forward_on_prior": "forward KL on FashionMNIST",
+    "total_variation_on_prior": "total variation on FashionMNIST",
+    "weight_l2": "weight L2",
+    "weight_fisher_l2": "weight Fisher L2",
+}
+
+_NOTABLE = 0.01  # of accuracy: a smaller departure from the law is no break of it
+_HARDLY = 0.02  # of accuracy: a task that never loses more has no forgetting to predict
+_POOR = 0.5  # R2: most of the variance is left
+
+
+@dataclass(frozen=True)
+class Departure:
+    """How much more a group of checkpoints forgot than the law says, a fraction of 1: mean over its seeds."""
+
+    name: str
+    excess: Estimate
+
+
+@dataclass(frozen=True, eq=False)
+class PriorTask:
+    """One prior task. `points` have its own `forgetting`; `fits` has a summary for each measure that was taken.
+
+    `ranges`: the laws of the checkpoints within so many nats, for each range that holds some but not all; last, with
+    None, those of all. `by_method` and `by_lr`: see `departures`.
+    """
+
+    name: str
+    base: Estimate
+    points: pl.DataFrame
+    fits: dict[str, PredictorSummary]
+    ranges: Sequence[tuple[float | None, PredictorSummary]]
+    by_method: Sequence[Departure]
+    by_lr: Sequence[Departure]
+
+    @property
+    def law(self) -> PredictorSummary:
+        """The laws in forward KL on new-task inputs."""
+        return self.fits[KL]
+
+    @property
+    def mean_forgotten(self) -> Estimate:
+        """Forgetting, averaged over checkpoints."""
+        return _per_seed(self.points, pl.mean("forgetting"))
+
+    @property
+    def most_forgotten(self) -> Estimate:
+        """The most that any checkpoint of a seed forgot."""
+        return _per_seed(self.points, pl.max("forgetting"))
+
+    def r2_by_seed(self) -> dict[int, float]:
+        """R2 of a monotone law in forward KL for each seed that allows one."""
+        found = {}
+        for (seed,), rows in self.points.group_by("seed", maintain_order=True):
+            try:
+                x, y = floats(rows, KL), floats(rows, "forgetting")
+                found[int(str(seed))] = law.r_squared(y, law.fit_saturating(x, y).predict(x))
+            except RazorError:
+                continue
+        return found
+
+
+def section(study: Study) -> Section:
+    """The law for each prior task, and where it breaks."""
+    tasks = tasks_of(study)
+    return Section(
+        "unrelated-prior",
+        "Does the law hold for a prior task that shares nothing with the new one?",
+        "The law predicts what is forgotten of FashionMNIST from the KL on the new task alone. The two are images of "
+        "one kind. Counting dots in synthetic images shares nothing with the new task: does its KL still tell how much "
+        "of that is forgotten, and where does the law break?",
+        finding(study, tasks),
+        _figure(study, tasks),
+        _tables(study, tasks),
+        f"{how_many(len(study.points), 'checkpoint')} of {how_many(len(study.methods), 'method')}, "
+        f"{how_many(len(study.seeds), 'seed')}. The bases were pre-trained on three tasks at once. Forgetting: the "
+        "base’s accuracy on that task minus the checkpoint’s, seed by seed. Monotone law: a (1 − exp(−b KL^c)); "
+        "dashed; the quadratic is solid. R² in brackets: 95 % bootstrap interval over runs; per seed: mean ± standard "
+        "deviation over one fit per seed. Left-out error: mean absolute error, in accuracy points, on a method that "
+        "the law was not fitted to, averaged over methods; baseline: the same for guessing the other methods’ mean. "
+        "Beyond the law: forgetting minus what the monotone law says, for a method the law of the other methods, for a "
+        "learning rate that of all, less what all checkpoints are off it on average. "
+        f"{INTERVALS}",
+    )
+
+
+def tasks_of(study: Study) -> list[PriorTask]:
+    """The prior tasks that the study measured, FashionMNIST first."""
+    tasks = []
+    for column, name in PRIORS.items():
+        if not {column, KL} <= set(study.points.columns) or column not in study.bases.columns:
+            continue
+        bases = study.bases.drop_nulls(column).group_by("seed").agg(before=pl.mean(column)).sort("seed")
+        points = study.points.join(bases, on="seed", maintain_order="left")
+        points = points.with_columns(forgetting=pl.col("before") - pl.col(column))
+        points = points.filter(pl.col(KL).is_finite(), pl.col("forgetting").is_finite())
+        if points.is_empty():
+            continue
+        others = [measure for measure in MEASURES if measure != KL]
+        fits = [*law.summarise(points, [KL]), *law.summarise(points, others, samples=0)]
+        tasks.append(
+            PriorTask(
+                name,
+                Estimate.over(bases["before"].to_list()),
+                points,
+                {fit.predictor: fit for fit in fits},
+                [*_within(points), (None, fits[0])],
+                departures(points, "method", unseen=True),
+                departures(points, "lr", unseen=False),
+            )
+        )
+    return tasks
+
+
+def departures(points: pl.DataFrame, by: str, *, unseen: bool) -> list[Departure]:
+    """By value of the column `by`, how far its checkpoints are from the monotone law.
+
+    `unseen`: from the law of the others. Else from that of all, and beyond what all checkpoints are off it on average:
+    the fit is robust, and a method that departs from it leaves that average above or below 0. Values are left out where
+    no law can be fitted.
+    """
+    found = []
+    for value in points[by].drop_nulls().unique(maintain_order=True):
+        is_own = pl.col(by) == value
+        basis = points.filter(~is_own) if unseen else points
+        try:
+            fitted = law.fit_saturating(floats(basis, KL), floats(basis, "forgetting"))
+        except RazorError:
+            continue
+        excess = pl.Series(floats(points, "forgetting") - fitted.predict(floats(points, KL)))
+        all_of_them = 0.0 if unseen else float(excess.mean())  # type: ignore[arg-type]  # of floats
+        own = points.with_columns(excess=excess - all_of_them).filter(is_own)
+        name = f"{value:.1e}" if isinstance(value, float) else str(value)
+        found.append(Departure(name, _per_seed(own, pl.mean("excess"))))
+    return found
+
+
+def finding(study: Study, tasks: Sequence[PriorTask]) -> str:
+    """Whether the KL predicts the unrelated task's forgetting, beside the related one's, and where it does not."""
+    by_name = {task.name: task for task in tasks}
+    dots, fashion = by_name.get(PRIORS[UNRELATED]), by_name.get(PRIORS[RELATED])
+    if dots is None:
+        return "The study has no prior task that is unrelated to the new one, so the law is not put to that test."
+    most = dots.most_forgotten
+    if most.mean < _HARDLY:
+        return (
+            f"{dots.name.capitalize()} are hardly forgotten at all, by {written(most)} points at most, so there is "
+            f"nothing for a law to predict ({over_seeds(len(study.seeds))})."
+        )
+    fit = dots.law.saturating
+    if fit is None:
+        return f"The study is too small to fit a law to the forgetting of {dots.name}."
+    return (
+        f"Forward KL on the new task {_prediction(dots)}{_compared(study, dots, fashion)}; "
+        f"{_breaks(study, dots)}{_better(dots)} ({over_seeds(len(study.seeds))})."
+    )
+
+
+def _prediction(task: PriorTask) -> str:
+    """Whether the monotone law carries over to a method that it has not seen."""
+    error, guess = _error(task.law.saturating), task.law.baseline.mean if task.law.baseline else None
+    r2 = f"R² {number(task.law.saturating.r2 if task.law.saturating else None)}"
+    if error is None or guess is None:
+        return f"explains the forgetting of {task.name} with a monotone law of {r2} (too few methods to forecast one)"
+    words = (
+        "still predicts" if error <= guess / 2 else "predicts only poorly" if error < guess else "no longer predicts"
+    )
+    return (
+        f"{words} the forgetting of {task.name} by a method not in the fit: the monotone law ({r2}) is wrong by "
+        f"{percent(error)} accuracy points, guessing by {percent(guess)}"
+    )
+
+
+def _compared(study: Study, dots: PriorTask, fashion: PriorTask | None) -> str:
+    """The same of the related task, and whether the fits differ by more than chance."""
+    if fashion is None or fashion.law.saturating is None:
+        return ""
+    mine, other = dots.r2_by_seed(), fashion.r2_by_seed()
+    both = sorted(set(mine) & set(other))
+    gap = Estimate.over([mine[seed] - other[seed] for seed in both]) if both else None
+    words = {1: "a better fit than", 0: "a fit not to be told apart from", -1: "a worse fit than"}
+    name = f"that of {fashion.name} (R² {number(fashion.law.saturating.r2)}"
+    error = _error(fashion.law.saturating)
+    tail = f", wrong by {percent(error)})" if error is not None else ")"
+    return f", {words[direction(gap, len(study.seeds))]} {name}{tail}"
+
+
+def _breaks(study: Study, task: PriorTask) -> str:
+    """Where forgetting departs from the law: the method and the learning rate that do most, and the range of KL."""
+    seeds = len(study.seeds)
+    clauses = []
+    for groups, words, whose in (
+        (task.by_method, "{} forgets", "the others’ law"),
+        (task.by_lr, "runs at a learning rate of {} forget", "the law of all"),
+    ):
+        clear = [one for one in groups if direction(one.excess, seeds) and abs(one.excess.mean) >= _NOTABLE]
+        if clear:
+            worst = max(clear, key=lambda one: abs(one.excess.mean))
+            size = written(replace(worst.excess, mean=abs(worst.excess.mean)))
+            side = "more" if worst.excess.mean > 0 else "less"
+            clauses.append(f"{words.format(study.label(worst.name))} {size} points {side} than {whose} says")
+    total = task.law.saturating
+    poor = [limit for limit, fits in task.ranges if limit and fits.saturating and fits.saturating.r2 < _POOR]
+    if poor and total and total.r2 >= _POOR:
+        clauses.append(f"KL stays below {max(poor):g} nat{'s' if max(poor) != 1 else ''} (R² below {_POOR:g})")
+    return f"the law breaks where {in_words(clauses)}" if clauses else "no method or learning rate measurably breaks it"
+
+
+def _better(task: PriorTask) -> str:
+    """The measure that carries over best to a method not seen, where it is not forward KL."""
+    errors = {name: error for name, fit in task.fits.items() if (error := _error(fit.saturating)) is not None}
+    if not errors:
+        return ""
+    best = min(errors, key=lambda name: errors[name])
+    if best == KL:
+        return f"; of {len(errors)} measures none forecasts better"
+    return f"; of {len(errors)} measures {MEASURES[best]} forecasts best, wrong by {percent(errors[best])}"
+
+
+def _within(points: pl.DataFrame) -> list[tuple[float, PredictorSummary]]:
+    found = []
+    for limit in RANGES:
+        near = points.filter(pl.col(KL) <= limit)
+        if law.MIN_POINTS <= len(near) < len(points):
+            found.append((limit, law.summarise(near, [KL], samples=0)[0]))
+    return found
+
+
+def _per_seed(points: pl.DataFrame, statistic: pl.Expr) -> Estimate:
+    per_seed = points.group_by("seed").agg(value=statistic).sort("seed")
+    return Estimate.over(per_seed["value"].to_list())
+
+
+def _error(fit: LawSummary | None) -> float | None:
+    return fit.left_out.mean if fit and fit.left_out else None
+
+
+def _tables(study: Study, tasks: Sequence[PriorTask]) -> list[Table]:
+    names = [task.name for task in tasks]
+    laws = []
+    for task in tasks:
+        fit = task.law
+        laws.append(
+            [
+                task.name,
+                written(task.base),
+                written(task.mean_forgotten),
+                written(task.most_forgotten),
+                *_fit_cells(fit.quadratic),
+                *_fit_cells(fit.saturating),
+                number(fit.spearman).replace("-", "−"),
+                f"{percent(_error(fit.quadratic))} / {percent(_error(fit.saturating))}",
+                percent(fit.baseline.mean if fit.baseline else None),
+            ]
+        )
+    headers = ["prior task", "base, %", "mean forgetting, points", "most forgotten", "quadratic R²\n[95 %]"]
+    headers += ["per seed", "monotone R²\n[95 %]", "per seed", "Spearman", "left-out error, quadratic / monotone"]
+    measures = [
+        [label, *(text for task in tasks for text in _measure_cells(task.fits[column]))]
+        for column, label in MEASURES.items()
+        if any(column in task.fits for task in tasks)
+    ]
+    columns = ("quadratic / monotone R²", "Spearman", "left-out error")
+    return [
+        Table("Forward KL on the new task, and what is forgotten", [*headers, "baseline"], laws),
+        Table("Every measure", ["measure", *(f"{name}: {column}" for name in names for column in columns)], measures),
+        Table("Forgetting beyond the law, points", ["checkpoints of", *names], _departure_rows(study, tasks)),
+        Table("R² by range of KL, quadratic / monotone", ["forward KL", "points", *names], _range_rows(tasks)),
+    ]
+
+
+def _fit_cells(fit: LawSummary | None) -> tuple[str, str]:
+    """R2 with its interval, and R2 over seeds."""
+    if fit is None:
+        return NEVER, NEVER
+    interval = "" if fit.r2_interval is None else " [{}, {}]".format(*map(number, fit.r2_interval))
+    seeds = NEVER if fit.r2_seed_mean is None else f"{fit.r2_seed_mean:.2f} ± {fit.r2_seed_sd:.2f}"
+    return number(fit.r2) + interval, seeds
+
+
+def _measure_cells(fits: PredictorSummary) -> list[str]:
+    return [_both(fits), number(fits.spearman).replace("-", "−"), percent(_error(fits.saturating))]
+
+
+def _both(fits: PredictorSummary) -> str:
+    return " / ".join(number(fit.r2 if fit else None) for fit in (fits.quadratic, fits.saturating))
+
+
+def _departure_rows(study: Study, tasks: Sequence[PriorTask]) -> list[list[str]]:
+    """A row per method, and one per learning rate."""
+    rows: dict[str, dict[str, str]] = {}
+    for task in tasks:
+        named = [(study.label(one.name), one) for one in task.by_method]
+        named += [(f"learning rate {one.name}", one) for one in task.by_lr]
+        for name, one in named:
+            rows.setdefault(name, {})[task.name] = signed(one.excess)
+    return [[name, *(cells.get(task.name, NEVER) for task in tasks)] for name, cells in rows.items()]
+
+
+def _range_rows(tasks: Sequence[PriorTask]) -> list[list[str]]:
+    rows: dict[tuple[str, str], dict[str, str]] = {}
+    for task in tasks:
+        for limit, fits in task.ranges:
+            name = "all" if limit is None else f"≤ {limit:g} nats"
+            rows.setdefault((name, f"{fits.checkpoints:,}"), {})[task.name] = _both(fits)
+    return [[*names, *(cells.get(task.name, NEVER) for task in tasks)] for names, cells in rows.items()]
+
+
+def _figure(study: Study, tasks: Sequence[PriorTask]) -> Figure:
+    kl = padded(np.concatenate([np.zeros(1), *(floats(task.points, KL) for task in tasks)]))
+    forgotten = padded(np.concatenate([np.zeros(1), *(floats(task.points, "forgetting") for task in tasks)]))
+    panels = [
+        Panel(
+            f"Forgetting of {task.name}",
+            "forward KL on the new task, nats",
+            "forgetting (drop in accuracy)",
+            [*_clouds(study, task), *_laws(task, kl[1])],
+            kl,
+            forgotten,
+            x_percent=False,
+        )
+        for task in tasks
+    ]
+    return Figure("unrelated-prior", [*panels, _measures_panel(tasks)], columns=len(panels) + 1)
+
+
+def _clouds(study: Study, task: PriorTask) -> list[Layer]:
+    layers: list[Layer] = []
+    for index, method in enumerate(study.methods):
+        points = task.points.filter(pl.col("method") == method)
+        color, symbol = PALETTE[index % len(PALETTE)], SYMBOLS[index % len(SYMBOLS)]
+        layers.append(cloud(study.label(method), points, KL, "forgetting", color, symbol))
+    return layers
+
+
+def _laws(task: PriorTask, end: float) -> list[Layer]:
+    x = np.linspace(0, end, 200)
+    fits = (("quadratic law", task.law.quadratic), ("monotone law", task.law.saturating))
+    return [Curve(name, x, fit.law.predict(x), INK, dashed=name == "monotone law") for name, fit in fits if fit]
+
+
+def _measures_panel(tasks: Sequence[PriorTask]) -> Panel:
+    """R2 of the monotone law by measure, the prior tasks one above the other."""
+    shown = [column for column in MEASURES if any(column in task.fits for task in tasks)]
+    layers: list[Layer] = []
+    for index, task in enumerate(tasks):
+        fits = [task.fits[column].saturating for column in shown]
+        mean = np.array([_r2(fit) for fit in fits], float)
+        half = np.array([fit.r2_seed_sd if fit else None for fit in fits], float)
+        layers.append(
+            Points(
+                f"R², {task.name}",
+                mean,
+                np.array([len(shown) - place - 0.2 * index for place in range(len(shown))], float),
+                INK if index else WHITE,
+                "diamond",
+                size=7.0,
+                outlined=True,
+                error_low=mean - half,
+                error_high=mean + half,
+                error_along="x",
+            )
+        )
+    lowest = min((float(np.nanmin(layer.x)) for layer in layers if np.isfinite(layer.x).any()), default=0.0)
+    return Panel(
+        "What explains forgetting?",
+        "R² of the monotone law",
+        "",
+        layers,
+        (max(min(lowest, 0.0), -0.5) - 0.05, 1.03),
+        (0.3, len(shown) + 0.7),
+        x_percent=False,
+        y_percent=False,
+        y_ticks=[(len(shown) - index - 0.1, MEASURES[column]) for index, column in enumerate(shown)] or None,
+    )
+
+
+def _r2(fit: LawSummary | None) -> float | None:
+    """The mean over one fit per seed; with one seed, that of all checkpoints."""
+    if fit is None:
+        return None
+    return fit.r2 if fit.r2_seed_mean is None else fit.r2_seed_mean
