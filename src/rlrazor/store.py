@@ -2,6 +2,7 @@
 
     OUT/
       config.json, records.parquet, report.html, figures/     written by the experiment and the report
+      studies/NAME.json, studies/NAME.parquet                 the same for an analysis with runs of its own
       runs/<run_id>/spec.json                                 what was run
                     records.jsonl                             a line per checkpoint
                     seconds.json                              wall time; apart, because it differs from run to run
@@ -83,7 +84,7 @@ class RunStore:
                 except OSError:
                     pass  # a file system without locks; the atomic renames still hold
             with _clear_io_errors(self.folder):
-                for leftover in [*self.runs.glob(".*"), *self.folder.glob(".*.tmp")]:
+                for leftover in [*self.runs.glob(".*"), *self.folder.glob(".*.tmp"), *self.folder.glob("*/.*.tmp")]:
                     shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
             yield
 

@@ -56,6 +56,13 @@ def add_to(commands: Subparsers) -> None:
     parity.add_argument("--data-dir", type=Path, metavar="DIR", help="where the IDX files lie, if you have them")
     parity.add_argument("--weights", choices=("none", "final", "all"), default="none", help="checkpoints to keep")
     parity.add_argument(
+        "--analysis",
+        metavar="NAMES",
+        help="run these analyses instead of the sweep, comma-separated, or 'all': predictors, precision, "
+        "representation, dynamics, theory, quadrants, off-policy, optimizers, kl-penalty, unrelated-prior, kl-minimal, "
+        "baselines",
+    )
+    parity.add_argument(
         "--sensitivity", action="store_true", help="also vary batch size, group size and pre-training length"
     )
     parity.add_argument("--dry-run", action="store_true", help="print the grid, its size and cost; train nothing")
@@ -68,10 +75,21 @@ def run(arguments: argparse.Namespace) -> int:
     # Imported here: torch takes seconds that `razor --version` should not.
     from rlrazor.experiments.parity_mnist.config import parse_setting, read_settings, resolve
     from rlrazor.experiments.parity_mnist.reproduce import Options, estimate, reproduce
+    from rlrazor.experiments.parity_mnist.studies import OF_THE_SWEEP, parse_analyses, seeds_of
 
+    analyses = parse_analyses(arguments.analysis) if arguments.analysis is not None else ()
     settings = read_settings(arguments.config) if arguments.config else {}
     settings |= {name: value for name in ("preset", *SETTINGS) if (value := getattr(arguments, name)) is not None}
     preset = settings.pop("preset", None) or "quick"
+    if analyses and not set(analyses) & set(OF_THE_SWEEP):
+        idle = [name for name in settings if name != "seeds"]
+        if idle:
+            raise RazorError(
+                f"{idle[0]} is a setting of the sweep, which {', '.join(analyses)} does not run: leave it out. "
+                "An analysis takes --preset and --seeds."
+            )
+    if analyses:
+        settings.setdefault("seeds", seeds_of(preset))
     config = resolve(preset, {name: parse_setting(name, value) for name, value in settings.items()})
     if arguments.jobs < 1:
         raise RazorError(f"--jobs must be at least 1, not {arguments.jobs}.")
@@ -85,10 +103,10 @@ def run(arguments: argparse.Namespace) -> int:
         command=shlex.join(["razor", *arguments.argv]),
     )
     if arguments.dry_run:
-        _print_plan(config, options, estimate(config, options), as_json=arguments.json)
+        _print_plan(config, options, estimate(config, options, analyses), as_json=arguments.json)
         return 0
     console = Console(stderr=True)
-    done = reproduce(config, options, console)
+    done = reproduce(config, options, console, analyses)
     for name in done.diverged:
         console.print(f"Diverged, measured up to there: {name}.", style="yellow")
     console.print(f"{done.trained} runs trained, {done.kept} kept, in {human_seconds(done.seconds)}.", highlight=False)

@@ -17,7 +17,10 @@ from rlrazor.records import RunSpec
 
 SCHEDULES = ("constant", "cosine")
 PAPER_METHODS = ("sft-1", "sft-2", "oracle", "grpo", "grpo+kl")
-ALL_METHODS = (*METHODS, "grpo+kl")
+CORE_METHODS = (
+    *("sft-1", "sft-2", "oracle", "rl-distilled", "simpo", "reinforce", "grpo", "dr-grpo", "kl-dpg", "grpo+kl"),
+)
+ALL_METHODS = (*METHODS, "grpo+kl", "dft+kl")
 
 
 def log_spaced(low: float, high: float, count: int) -> tuple[float, ...]:
@@ -71,12 +74,21 @@ class Config:
         if min(self.seeds) < 0:
             raise RazorError(f"seeds must be 0 or more, not {min(self.seeds)}.")
 
-    def base_specs(self, data: str) -> list[RunSpec]:
-        """One base run per seed; `data` is the fingerprint of the images."""
-        return [base_spec(self._shared(data), seed) for seed in self.seeds]
+    def base_specs(self, data: str, variant: Mapping[str, Any] | None = None) -> list[RunSpec]:
+        """One base run per seed; `data` is the fingerprint of the images, `variant` as in `specs`."""
+        return [base_spec({**self._shared(data), **(variant or {})}, seed) for seed in self.seeds]
 
-    def specs(self, data: str, methods: Sequence[str], teachers: Mapping[int, Any] | None = None) -> list[RunSpec]:
-        """The fine-tuning runs of these methods, method by method; `teachers` (seed -> teacher) for `rl-distilled`."""
+    def specs(
+        self,
+        data: str,
+        methods: Sequence[str],
+        teachers: Mapping[int, Any] | None = None,
+        variant: Mapping[str, Any] | None = None,
+    ) -> list[RunSpec]:
+        """The fine-tuning runs of these methods, method by method; `teachers` (seed -> teacher) for `rl-distilled`.
+
+        `variant`: further params of every run, for what `train.pretrain` and `train.finetune` can do besides.
+        """
         specs = []
         for seed, name in product(self.seeds, methods):
             method, regularised = find_method(name)
@@ -87,11 +99,13 @@ class Config:
                 "kl_coef": self.kl_coef if regularised else 0.0,
                 "checkpoints_per_epoch": self.checkpoints_per_epoch,
             }
+            if method.strength is not None:
+                fixed["strength"] = method.strength
             if method.from_teacher:
                 assert teachers is not None
                 fixed["teacher"] = teachers[seed]
             for lr, schedule, epochs in product(self.lrs, self.schedules, self.epochs):
-                params = {"lr": lr, "schedule": schedule, "epochs": epochs, **fixed}
+                params = {"lr": lr, "schedule": schedule, "epochs": epochs, **fixed, **(variant or {})}
                 specs.append(RunSpec(EXPERIMENT, name, params, seed))
         return specs
 
@@ -113,7 +127,7 @@ _KINDS: Mapping[str, tuple[bool, type]] = {
 PAPER_LRS = log_spaced(3e-6, 1e-3, 15)
 PRESETS: Mapping[str, Config] = {
     "paper": Config(PAPER_METHODS, PAPER_LRS, SCHEDULES, (1, 2)),
-    "quick": Config(ALL_METHODS, log_spaced(2e-5, 1e-3, 5), ("constant",), (1,)),
+    "quick": Config(CORE_METHODS, log_spaced(2e-5, 1e-3, 5), ("constant",), (1,)),
 }
 SENSITIVITY: Mapping[str, tuple[int, ...]] = {
     "batch_size": (64, 256),

@@ -15,10 +15,10 @@ import polars as pl
 import torch
 from rich.console import Console
 
-from rlrazor import objectives, sweep
-from rlrazor.drift import DISTRIBUTION_MEASURES
-from rlrazor.experiments.parity_mnist import data
+from rlrazor import objectives, sweep, theory
+from rlrazor.experiments.parity_mnist import data, studies
 from rlrazor.experiments.parity_mnist.config import Config, sensitivity_variants
+from rlrazor.experiments.parity_mnist.evaluate import DRIFT
 from rlrazor.experiments.parity_mnist.methods import TEACHER, find_method, label_of
 from rlrazor.experiments.parity_mnist.policy import NEW_TASK, PIXELS, DigitPolicy, as_inputs, log_probs
 from rlrazor.experiments.parity_mnist.train import EXPERIMENT, Trainer, generator, prepare_process, sample
@@ -29,7 +29,8 @@ from rlrazor.store import RunStore, WeightsMode
 
 TRAIN_IMAGES, TEST_IMAGES = 60_000, 20_000
 WEIGHTS_BYTES = 4 * sum(weight.numel() for weight in DigitPolicy().parameters())
-BLOCK_BYTES, RECORD_BYTES = 4096, 350  # a small file's share of the disk; a line of records.jsonl, twice, and its row
+BLOCK_BYTES, RECORD_BYTES = 4096, 2000  # a small file's share of the disk; a line of records.jsonl, twice, and its row
+MEASURES_COST = 1.5  # an evaluation with every measure of drift against scores alone (benchmarks/parity_mnist.py)
 MACHINE = f"{platform.machine()}, {os.cpu_count()} cores, {sys.platform}"
 TEACHER_ACCURACY = 0.97  # see choose_teacher
 
@@ -59,68 +60,126 @@ class Reproduction:
     seconds: float
 
 
-def reproduce(config: Config, options: Options, console: Console) -> Reproduction:
-    """Train what is missing in `options.out`, write its table and its report.
+def reproduce(config: Config, options: Options, console: Console, analyses: Sequence[str] = ()) -> Reproduction:
+    """Train what is missing in `options.out`, write its tables and its report.
 
-    Raises RazorError when the data cannot be had, the folder cannot be written, or a worker dies; finished runs stay.
+    Without `analyses` that is the sweep of `config`; with some, what they need (`studies.ANALYSES`), the sweep only if
+    one of them reads it. Of `config`, a study takes the seeds. What earlier commands left in the folder stays in the
+    report. Raises RazorError when the data cannot be had, the folder cannot be written, or a worker dies; finished runs
+    stay.
     """
     start = time.perf_counter()
-    for name in data.DATASETS:
-        data.fetch(name, options.data_dir, console=console)
-    fingerprint = data.fingerprint(options.data_dir)
-    store, trainer = RunStore(options.out), Trainer(options.data_dir)
-
-    asked: set[RunSpec] = set()
-    trained: set[RunSpec] = set()
-
-    def finish(specs: Sequence[RunSpec], title: str, weights: WeightsMode = options.weights) -> None:
-        todo = sweep.missing(specs, store, weights)
-        asked.update(specs)
-        trained.update(todo)
-        total = sum(_count_checkpoints(trajectory.longest) for trajectory in sweep.trajectories(todo))
-        with SweepProgress(title, runs=len(todo), checkpoints=total, console=console) as progress:
-            sweep.run(specs, trainer, store, jobs=options.jobs, weights=weights, progress=progress)
-
-    with store.open_for_writing():
-        warn_of_another_machine(store, console)
-        bases = config.base_specs(fingerprint)
-        finish(bases, "base policies", weights="final")
-
-        taught = [name for name in config.methods if find_method(name)[0].from_teacher]
-        specs = config.specs(fingerprint, [name for name in config.methods if name not in taught])
-        teaching: list[dict[str, Any]] = []
-        finish(specs, "sweep")
-        if taught:
-            teachers = choose_teachers(specs, store)
-            finish([spec_of(teacher) for teacher in teachers.values()], "teachers' weights", weights="all")
-            students = config.specs(fingerprint, taught, teachers)
-            finish(students, "students")
-            specs = sorted(specs + students, key=lambda spec: (spec.seed, config.methods.index(spec.method)))
-            teaching = [_teaching(teacher, name) for teacher in teachers.values() for name in taught]
-        variants = sensitivity_variants(config) if options.sensitivity else []
-        finish([spec for _, _, variant in variants for spec in variant.base_specs(fingerprint)], "bases", "final")
-        finish([s for _, _, variant in variants for s in variant.specs(fingerprint, variant.methods)], "sensitivity")
-
-        # The findings, written together at the end: until then the folder describes the command before.
-        runs = [store.read(spec) for spec in bases + specs]
-        diverged = [run.spec.describe() for run in runs if run.diverged_at is not None]
-        store.remove("sensitivity.parquet", "teachers.json")  # an earlier command's, which may not fit this one
-        store.write_table("records", to_table((run.spec, run.records) for run in runs))
-        if teaching:
-            store.write_json("teachers", teaching)
-        if variants:
-            store.write_table("sensitivity", _sensitivity_table(variants, fingerprint, store))
-        core_seconds = sum(store.seconds(trajectory.longest) for trajectory in sweep.trajectories(bases + specs))
-        store.write_json(
-            "config",
-            {**describe(config, options, fingerprint), "core_seconds": round(core_seconds), "diverged": diverged},
-        )
-        with console.status("Fitting the law and drawing the report"):
+    work = _Work(options, console)
+    if analyses != (studies.THEORY,):  # which needs no image
+        for name in data.DATASETS:
+            data.fetch(name, options.data_dir, console=console)
+        work.fingerprint = data.fingerprint(options.data_dir)
+    with work.store.open_for_writing():
+        warn_of_another_machine(work.store, console)
+        if not analyses or set(analyses) & set(studies.OF_THE_SWEEP):
+            _run_sweep(config, work)
+        for name in analyses:
+            if name in studies.STUDIES:
+                _run_study(name, config.seeds, work)
+        if studies.THEORY in analyses:
+            _run_theory(config.seeds, work)
+        with console.status("Fitting the laws and drawing the report"):
             results = load(options.out)
             report = write_report(results)
 
     seconds = time.perf_counter() - start
-    return Reproduction(results, report, len(trained), len(asked) - len(trained), diverged, seconds)
+    kept = len(work.asked) - len(work.trained)
+    return Reproduction(results, report, len(work.trained), kept, work.diverged, seconds)
+
+
+class _Work:
+    """What the parts of one command share: where runs go, how they are trained, and the count of them."""
+
+    def __init__(self, options: Options, console: Console) -> None:
+        self.options, self.console = options, console
+        self.store, self.trainer = RunStore(options.out), Trainer(options.data_dir)
+        self.fingerprint = ""
+        self.asked: set[RunSpec] = set()
+        self.trained: set[RunSpec] = set()
+        self.diverged: list[str] = []
+
+    def finish(self, specs: Sequence[RunSpec], title: str, weights: WeightsMode | None = None) -> None:
+        """Train those of the runs that are missing."""
+        weights = weights or self.options.weights
+        todo = sweep.missing(specs, self.store, weights)
+        self.asked.update(specs)
+        self.trained.update(todo)
+        total = sum(_count_checkpoints(trajectory.longest) for trajectory in sweep.trajectories(todo))
+        with SweepProgress(title, runs=len(todo), checkpoints=total, console=self.console) as progress:
+            sweep.run(specs, self.trainer, self.store, jobs=self.options.jobs, weights=weights, progress=progress)
+
+    def account_for(self, specs: Sequence[RunSpec]) -> dict[str, Any]:
+        """What these finished runs took, and which were cut short."""
+        diverged = [spec.describe() for spec in specs if self.store.read(spec).diverged_at is not None]
+        self.diverged += diverged
+        seconds = sum(self.store.seconds(trajectory.longest) for trajectory in sweep.trajectories(specs))
+        return {"core_seconds": round(seconds), "diverged": diverged}
+
+
+def _run_sweep(config: Config, work: _Work) -> None:
+    store, options, fingerprint = work.store, work.options, work.fingerprint
+    bases = config.base_specs(fingerprint)
+    work.finish(bases, "base policies", weights="final")
+
+    taught = [name for name in config.methods if find_method(name)[0].from_teacher]
+    specs = config.specs(fingerprint, [name for name in config.methods if name not in taught])
+    teaching: list[dict[str, Any]] = []
+    work.finish(specs, "sweep")
+    if taught:
+        teachers = choose_teachers(specs, store)
+        work.finish([spec_of(teacher) for teacher in teachers.values()], "teachers' weights", weights="all")
+        students = config.specs(fingerprint, taught, teachers)
+        work.finish(students, "students")
+        specs = sorted(specs + students, key=lambda spec: (spec.seed, config.methods.index(spec.method)))
+        teaching = [_teaching(teacher, name) for teacher in teachers.values() for name in taught]
+    variants = sensitivity_variants(config) if options.sensitivity else []
+    work.finish([spec for _, _, variant in variants for spec in variant.base_specs(fingerprint)], "bases", "final")
+    work.finish([s for _, _, variant in variants for s in variant.specs(fingerprint, variant.methods)], "sensitivity")
+
+    # The findings, written together at the end: until then the folder describes the command before.
+    store.remove("sensitivity.parquet", "teachers.json")  # an earlier command's, which may not fit this one
+    store.write_table("records", to_table((spec, store.read(spec).records) for spec in bases + specs))
+    if teaching:
+        store.write_json("teachers", teaching)
+    if variants:
+        store.write_table("sensitivity", _sensitivity_table(variants, fingerprint, store))
+    store.write_json("config", {**describe(config, options, fingerprint), **work.account_for(bases + specs)})
+
+
+def _run_study(name: str, seeds: Sequence[int], work: _Work) -> None:
+    arms = studies.arms_of(name, work.options.preset)
+    specs = list(dict.fromkeys(spec for arm in arms for spec in arm.specs(seeds, work.fingerprint)))
+    bases = list(dict.fromkeys(map(studies.base_of, specs)))
+    work.finish(bases, f"{name}: bases", weights="final")
+    work.finish(specs, name)
+    description = {
+        **describe(studies.plain_config(seeds), work.options, work.fingerprint),
+        "name": name,
+        "seeds": list(seeds),
+        "labels": {spec.method: label_of(spec.method) for spec in specs},
+        "config": {"arms": studies.describe_arms(arms)},
+        **work.account_for(bases + specs),
+    }
+    work.store.write_table(f"studies/{name}", studies.study_table(specs, work.store))
+    work.store.write_json(f"studies/{name}", description)
+
+
+def _run_theory(seeds: Sequence[int], work: _Work) -> None:
+    """Compute the theory, and connect it to what the sweep and the studies in the folder have measured."""
+    folder = work.store.folder
+    measured = [folder / "records.parquet", *(folder / "studies" / f"{name}.parquet" for name in studies.WITH_RL)]
+    tables = [pl.read_parquet(path) for path in measured if path.exists()]
+    with work.console.status("Computing the theory"):
+        found = theory.theory_study(
+            work.options.preset, seeds, sweep=pl.concat(tables, how="diagonal_relaxed") if tables else None
+        )
+    description = theory.describe(found, work.options.preset, seeds, work.options.command)
+    work.store.write_json(f"studies/{studies.THEORY}", description)
 
 
 def warn_of_another_machine(store: RunStore, console: Console) -> None:
@@ -152,7 +211,7 @@ def describe(config: Config, options: Options, fingerprint: str) -> dict[str, An
         "data": fingerprint,
         "versions": {"python": platform.python_version(), **{name: version(name) for name in ("rlrazor", "torch")}},
         "machine": MACHINE,
-        "drift": list(DISTRIBUTION_MEASURES),
+        "drift": list(DRIFT),
     }
 
 
@@ -210,25 +269,30 @@ class Estimate:
     disk_bytes: int
 
 
-def estimate(config: Config, options: Options, repeats: int = 20) -> Estimate:
-    """Count the grid and time its two costs, a training step and an evaluation, on random images (under 2 s).
+def estimate(config: Config, options: Options, analyses: Sequence[str] = (), repeats: int = 20) -> Estimate:
+    """Count the runs and time their two costs, a training step and an evaluation, on random images (under 3 s).
 
     Runs that are prefixes of others are counted but not trained; runs already in the folder are not looked for.
     """
-    teachers: dict[int, Any] = {seed: {} for seed in config.seeds}
-    grids = [config, *(variant for _, _, variant in sensitivity_variants(config) if options.sensitivity)]
-    specs = [spec for grid in grids for spec in grid.base_specs("") + grid.specs("", grid.methods, teachers)]
+    specs: list[RunSpec] = []
+    if not analyses or set(analyses) & set(studies.OF_THE_SWEEP):
+        teachers: dict[int, Any] = {seed: {} for seed in config.seeds}
+        grids = [config, *(variant for _, _, variant in sensitivity_variants(config) if options.sensitivity)]
+        specs += [spec for grid in grids for spec in grid.base_specs("") + grid.specs("", grid.methods, teachers)]
+    for name in set(analyses) & set(studies.STUDIES):
+        own = [spec for arm in studies.arms_of(name, options.preset) for spec in arm.specs(config.seeds, "")]
+        specs += [*map(studies.base_of, own), *own]
     specs = list(dict.fromkeys(specs))
     work = sweep.trajectories(specs)
     step_seconds, evaluation_seconds = _time_step(config, repeats), _time_evaluation()
-    steps = sum(
-        -(-TRAIN_IMAGES // t.longest.params["batch_size"]) * t.longest.params["epochs"]
-        for t in work
-        if "batch_size" in t.longest.params
-    )
+    steps = sum(_count_steps(t.longest) for t in work if t.longest.method != BASE)
     checkpoints = sum(_count_checkpoints(trajectory.longest) for trajectory in work)
-    kept = {"none": 0, "final": len(specs), "all": checkpoints}[options.weights] + len(config.seeds)
-    seconds = (steps * step_seconds + checkpoints * evaluation_seconds) / min(options.jobs, os.cpu_count() or 1)
+    # A traced step looks at a twentieth of the images, and takes two gradients on them besides.
+    traced = sum(_count_steps(t.longest) for t in work if t.longest.params.get("traced"))
+    evaluations = checkpoints - traced + 0.3 * traced
+    bases = sum(spec.method == BASE for spec in specs)
+    kept = {"none": 0, "final": len(specs), "all": checkpoints}[options.weights] + bases
+    seconds = (steps * step_seconds + evaluations * evaluation_seconds) / min(options.jobs, os.cpu_count() or 1)
     return Estimate(
         runs=len(specs),
         trained=len(work),
@@ -258,16 +322,22 @@ def _time_step(config: Config, repeats: int) -> float:
 
 
 def _time_evaluation() -> float:
+    """Seconds of an evaluation with all its measures, whose time is nearly that of running 20,000 images."""
     prepare_process()
     policy, inputs = DigitPolicy(), torch.rand(TEST_IMAGES // 10, PIXELS + 1)
     log_probs(policy, inputs)
     start = time.perf_counter()
     log_probs(policy, inputs)
-    return (time.perf_counter() - start) * 10
+    return (time.perf_counter() - start) * 10 * MEASURES_COST
+
+
+def _count_steps(spec: RunSpec) -> int:
+    return int(-(-TRAIN_IMAGES // spec.params["batch_size"]) * spec.params["epochs"])
 
 
 def _count_checkpoints(spec: RunSpec) -> int:
     if spec.method == BASE:
         return 1
-    params = spec.params
-    return int(params["epochs"] * params["checkpoints_per_epoch"])
+    if spec.params.get("traced"):
+        return _count_steps(spec)
+    return int(spec.params["epochs"] * spec.params["checkpoints_per_epoch"])

@@ -1,0 +1,109 @@
+"""The analyses: their names, their runs, their tables, and one of them through the command line."""
+
+import json
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from idx_files import write_dataset
+from rlrazor.cli import main
+from rlrazor.errors import RazorError
+from rlrazor.experiments.parity_mnist import studies
+from rlrazor.experiments.parity_mnist.config import PRESETS
+from rlrazor.experiments.parity_mnist.evaluate import DRIFT
+from rlrazor.records import RunSpec
+from rlrazor.report.sections import SECTIONS
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_dataset(tmp_path_factory.mktemp("data"), train=600, test=200)
+
+
+def specs_of(name: str, preset: str, seeds: tuple[int, ...] = (0,)) -> list[RunSpec]:
+    return [spec for arm in studies.arms_of(name, preset) for spec in arm.specs(seeds, "data")]
+
+
+def test_every_analysis_has_a_section_and_runs_or_reads_the_sweep() -> None:
+    assert list(SECTIONS) == list(studies.ANALYSES)
+    assert set(studies.ANALYSES) == {*studies.STUDIES, *studies.OF_THE_SWEEP, studies.THEORY}
+
+
+def test_names_are_put_in_the_reports_order_and_unknown_ones_refused() -> None:
+    assert studies.parse_analyses("theory, dynamics") == ("dynamics", "theory")
+    assert studies.parse_analyses("all") == studies.ANALYSES
+    with pytest.raises(RazorError, match=r"Unknown analysis 'dynamic'. Analyses: all, predictors, .*baselines"):
+        studies.parse_analyses("dynamic")
+    with pytest.raises(RazorError, match="Unknown analysis ''"):
+        studies.parse_analyses("")
+
+
+@pytest.mark.parametrize("name", studies.STUDIES)
+def test_quick_arms_are_few_and_no_arm_holds_a_run_twice(name: str) -> None:
+    for preset in ("quick", "paper"):
+        for arm in studies.arms_of(name, preset):
+            own = arm.specs((0, 1), "data")
+            assert len(set(own)) == len(own) == 2 * len(arm.methods) * len(arm.lrs)
+    assert len(set(specs_of(name, "quick"))) <= 16
+
+
+def test_plain_arms_are_the_sweeps_own_runs() -> None:
+    """So that in one folder nothing is trained twice."""
+    paper = PRESETS["paper"]
+    swept = set(paper.specs("data", paper.methods))
+    shared = {spec for spec in specs_of("quadrants", "paper") if spec.method in paper.methods}
+    assert shared
+    assert shared <= swept
+    assert not {spec for spec in specs_of("off-policy", "paper") if spec.params.get("staleness")} & swept
+
+
+def test_ages_and_weighting_are_as_asked_for() -> None:
+    pairs = {(s.params.get("staleness", 0), s.params.get("importance", False)) for s in specs_of("off-policy", "paper")}
+    assert pairs == {(0, False), *((age, way) for age in (1, 8, 64, 512, 1_000_000) for way in (False, True))}
+
+
+def test_an_analysis_runs_from_the_command_line_and_continues(
+    tmp_path: Path, data_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """kl-minimal, which has bases of different accuracies at one seed: forgetting is counted from a run's own."""
+    out = tmp_path / "out"
+    command = [
+        *("reproduce", "parity-mnist", "--analysis", "kl-minimal", "--seeds", "0", "--jobs", "1"),
+        *("--out", str(out), "--data-dir", str(data_dir), "--json"),
+    ]
+    assert main(command) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert set(printed["sections"]) == {"kl-minimal"}
+    assert printed["sections"]["kl-minimal"]["finding"].endswith(".")
+
+    table = pl.read_parquet(out / "studies" / "kl-minimal.parquet")
+    tuned = table.filter(pl.col("method") != "base")
+    assert set(DRIFT) < set(table.columns)
+    assert tuned.drop_nulls(DRIFT).height == tuned.height
+    assert set(tuned["method"]) == {"grpo", "grpo+kl", "kl-dpg", "js-dpg", "tv-dpg", "natural-pg"}
+    bases = {row["pretrain_accuracy"]: row["prior"] for row in table.filter(pl.col("method") == "base").to_dicts()}
+    assert len(bases) == 2
+    for row in table.to_dicts():
+        assert row["forgetting"] == bases[row["pretrain_accuracy"]] - row["prior"]
+    assert (out / "report.html").stat().st_size > 1000
+    assert (out / "figures" / "kl-minimal.png").stat().st_size > 1000
+    assert not (out / "records.parquet").exists()  # the sweep was not asked for
+
+    before = {path: path.stat().st_mtime_ns for path in (out / "runs").glob("*/records.jsonl")}
+    assert main(command) == 0
+    assert {path: path.stat().st_mtime_ns for path in (out / "runs").glob("*/records.jsonl")} == before
+
+
+def test_settings_of_the_sweep_are_refused_where_no_sweep_is_run(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["reproduce", "parity-mnist", "--analysis", "dynamics", "--lrs", "1e-4"]) == 2
+    assert "lrs is a setting of the sweep, which dynamics does not run" in capsys.readouterr().err
+
+
+def test_the_dry_run_counts_an_analysis(capsys: pytest.CaptureFixture[str]) -> None:
+    assert (
+        main(["reproduce", "parity-mnist", "--analysis", "quadrants", "--preset", "paper", "--dry-run", "--json"]) == 0
+    )
+    counted = json.loads(capsys.readouterr().out)["estimate"]
+    assert counted["runs"] == 3 + 3 * 4 * 5  # bases; seeds x methods x learning rates
+    assert counted["checkpoints"] == 3 + 5 * 3 * 4 * 5
