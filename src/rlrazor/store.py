@@ -20,12 +20,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import polars as pl
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
-from torch import Tensor
 
 from rlrazor.errors import RazorError
 from rlrazor.records import SCHEMA_VERSION, Record, RunSpec
@@ -35,8 +33,11 @@ try:
 except ImportError:  # Windows: no lock, the atomic renames still hold
     fcntl = None  # type: ignore[assignment]
 
+if TYPE_CHECKING:
+    from torch import Tensor  # which takes seconds to import, and a report needs no weights
+
 WeightsMode = Literal["none", "final", "all"]
-Weights = Mapping[str, Tensor]
+Weights = Mapping[str, "Tensor"]
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,8 @@ class RunStore:
         diverged_at: int | None = None,
     ) -> None:
         """Write a finished run, replacing an earlier one of the same spec; raises RazorError when the disk is full."""
+        from safetensors.torch import save
+
         target = self._folder_of(spec)
         partial = target.with_name(f".{target.name}.{os.getpid()}")
         stored = {"schema_version": SCHEMA_VERSION, **asdict(spec), "diverged_at": diverged_at}
@@ -161,8 +164,10 @@ class RunStore:
         """Where the weights of a checkpoint are, if they were kept."""
         return self._folder_of(spec) / "weights" / _weights_name(step)
 
-    def load_weights(self, spec: RunSpec, step: int) -> dict[str, Tensor]:
+    def load_weights(self, spec: RunSpec, step: int) -> "dict[str, Tensor]":
         """The weights of a checkpoint, from safetensors; raises RazorError when missing or damaged."""
+        from safetensors.torch import load_file
+
         path = self.weights_path(spec, step)
         try:
             return dict(load_file(path))

@@ -93,7 +93,7 @@ def test_who_beats_grpo_with_kl() -> None:
     [row] = [row for row in compared.rows if row[0].startswith("base 89.0 %") and row[1] == "KL-DPG"]
     assert row[:3] == ["base 89.0 %, groups of 64", "KL-DPG", "≥ 97%"]
     assert row[4] == f"+{plus_minus(better)}"
-    assert row[6:] == ["0.500 ± 0.000", "0.200 ± 0.000", "0.030 ± 0.000"]
+    assert row[6:] == ["0.5 ± 0", "0.2 ± 0", "0.03 ± 0"]
     assert cells(explored)["base 8.0 %, groups of 64"][2:] == ["93.0 ± 0.0"] * 4
     # Misses (1 - p)^64 of p = 7, 8 and 9 %; the ESS of three checkpoints is .1, .2, .3 and .01 a seed.
     misses = [(1 - p) ** 64 for p in (0.07, 0.08, 0.09)]

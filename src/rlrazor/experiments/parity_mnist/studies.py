@@ -59,7 +59,7 @@ def _precision(quick: bool) -> list[Arm]:
 def _dynamics(quick: bool) -> list[Arm]:
     # At batch 512 a quick epoch is 118 steps, not 469.
     settings = {"batch_size": 512} if quick else {}
-    return [Arm(("grpo", "sft-2", "sft-1"), PAPER_LRS[9:10], {"traced": True}, settings)]
+    return [Arm(("grpo", "sft-2"), PAPER_LRS[9:10], {"traced": True}, settings)]
 
 
 def _quadrants(quick: bool) -> list[Arm]:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from rlrazor.report.drawing import INK, PALETTE, SYMBOLS, Figure, Layer, Panel, Points, Range, floats
-from rlrazor.report.sections.layers import height, never
+from rlrazor.report.drawing import INK, PALETTE, SYMBOLS, Figure, Layer, Panel, Points, floats
+from rlrazor.report.sections.layers import height, log_height, never
 from rlrazor.report.sections.statistics import (
     INTERVALS,
     at_accuracy,
@@ -124,7 +124,8 @@ def settings_of(study: Study) -> list[Setting]:
         own = points.filter(pl.col("pretrain_accuracy") == share, pl.col("group_size") == group)
         own_bases = bases.filter(pl.col("pretrain_accuracy") == share)
         if not own_bases.is_empty():
-            at = threshold_most_reach(own, own_bases, ["method"], THRESHOLDS)
+            # Half is most here: who explores too little is to be seen staying behind, not to lower the bar for all.
+            at = threshold_most_reach(own, own_bases, ["method"], THRESHOLDS, share=0.5)
             settings.append(Setting(group, own, own_bases, at))
     return settings
 
@@ -239,7 +240,7 @@ def _tables(study: Study, settings: Sequence[Setting]) -> list[Table]:
 
 
 def _nats(value: float) -> str:
-    return f"{value:.3f}"
+    return f"{round(value, 4):.3g}"  # from 13 nats to less than a thousandth
 
 
 def _figure(study: Study, settings: Sequence[Setting]) -> Figure:
@@ -272,7 +273,7 @@ def _panel(
     if bases:
         layers.append(_bases(study, settings, bases))
     log = column == WITHIN  # from a thousandth of a nat to several
-    low, high = _decades(layers) if log else height(layers)
+    low, high = log_height(layers) if log else height(layers)
     texts = []
     if column in ("prior", WITHIN):  # at equal accuracy
         layers.append(_absent(study, cells, low * 1.3 if log else low + 0.04 * (high - low)))
@@ -293,13 +294,6 @@ def _panel(
         x_ticks=ticks or None,
         texts=texts,
     )
-
-
-def _decades(layers: Sequence[Layer]) -> Range:
-    """What `layers.height` is, on a logarithmic axis."""
-    values = np.concatenate([layer.y for layer in layers])
-    positive = values[values > 0]
-    return (float(positive.min()) / 2, float(positive.max()) * 2) if positive.size else (0.1, 1.0)
 
 
 def _dots(study: Study, cells: Sequence[pl.DataFrame], column: str) -> list[Layer]:

@@ -67,7 +67,25 @@ def never(label: str, names: Sequence[str], x: Sequence[float], y: float) -> Poi
 
 def height(layers: Sequence[Layer]) -> Range:
     """The range of the layers' y, with a margin; without intervals, since one of few seeds could fill the panel."""
-    return padded(np.concatenate([np.zeros(0), *(layer.y for layer in layers)]))
+    return padded(_all_y(layers))
+
+
+def share_height(layers: Sequence[Layer]) -> Range:
+    """The range of the layers' y, shares of 1, with a margin and with their intervals as far as these are shares."""
+    ends = [end for layer in layers if isinstance(layer, Points) and layer.interval for end in layer.interval]
+    low, high = padded(np.concatenate([_all_y(layers), *(end.clip(0, 1) for end in ends)]))
+    return max(low, -0.04), min(high, 1.04)
+
+
+def log_height(layers: Sequence[Layer]) -> Range:
+    """The range of what is positive, for a logarithmic axis; (0.1, 1) where nothing is."""
+    values = _all_y(layers)
+    positive = values[values > 0]
+    return (float(positive.min()) / 2, float(positive.max()) * 2) if positive.size else (0.1, 1.0)
+
+
+def _all_y(layers: Sequence[Layer]) -> Floats:
+    return np.concatenate([np.zeros(0), *(layer.y for layer in layers)])
 
 
 def padded(values: Floats) -> Range:

@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 
 from rlrazor.report.drawing import PALETTE, SYMBOLS, Curve, Figure, Layer, Panel, Points, Range, floats
-from rlrazor.report.sections.layers import height, level, means, never
+from rlrazor.report.sections.layers import level, log_height, means, never, share_height
 from rlrazor.report.sections.statistics import (
     INTERVALS,
     at_accuracy,
@@ -50,10 +50,14 @@ class Series:
         return sorted(self.points["staleness"].unique().to_list())
 
     def change(self, age: int, threshold: float) -> Estimate | None:
-        """Forward KL at this age minus that on fresh samples, both at new >= `threshold`, seed by seed; nats."""
-        best = best_checkpoints(self.points, ["staleness"], threshold)
+        """Log of forward KL at this age over that on fresh samples, both at new >= `threshold`, seed by seed.
+
+        A ratio, since the spread of KL between seeds grows with it.
+        """
+        logs = self.points.with_columns(log_kl=pl.col(KL).clip(1e-9).log())
+        best = best_checkpoints(logs, ["staleness"], threshold)
         fresh, old = (best.filter(pl.col("staleness") == at) for at in (0, age))
-        return difference(old, fresh, KL)
+        return difference(old, fresh, "log_kl")
 
     def kept(self, threshold: float) -> pl.DataFrame:
         """By age: KL and prior accuracy of the best checkpoints with new >= `threshold`."""
@@ -120,14 +124,16 @@ def finding(study: Study, series: Sequence[Series], threshold: float | None) -> 
         else:
             verb = {1: "raise", -1: "lower", 0: "do not measurably change"}[direction(gap, seeds)]
             said[verb].append(_ends(one, threshold))
-    clauses = [f"{verb} the forward KL of {in_words(names)}" for verb, names in said.items() if verb and names]
-    if said[""]:
-        clauses.append(f"leave {in_words(said[''])} without a checkpoint to compare")
+    verbs = [verb for verb, names in said.items() if verb and names]
+    changes = [
+        f"{verb} {'that' if index else 'the forward KL'} of {in_words(said[verb])}" for index, verb in enumerate(verbs)
+    ]
     oldest = _age_in_words(max(one.ages[-1] for one in series))
+    lost = f"{in_words(said[''])} never get{'s' if len(said['']) == 1 else ''} there on them" if said[""] else ""
     return (
-        f"At {threshold:.0%} new accuracy, samples {oldest} instead of fresh ones {in_words(clauses)}"
-        f"{_lasting(series, threshold, seeds)}{_compared(study, threshold)}"
-        f" ({over_seeds(seeds)})."
+        f"At {threshold:.0%} new accuracy, samples {oldest} instead of fresh ones "
+        f"{', '.join(changes) or 'teach none of the methods enough'}{f'; {lost}' if lost else ''}"
+        f"{_lasting(series, threshold, seeds)}{_compared(study, threshold)} ({over_seeds(seeds)})."
     )
 
 
@@ -215,39 +221,58 @@ def _table(title: str, series: Sequence[Series], by_age: Sequence[pl.DataFrame],
 
 
 def _figure(study: Study, series: Sequence[Series], threshold: float | None) -> Figure:
-    ages = _ages(series)
-    across = (-0.5, max(len(ages), 1) - 0.5)
-
-    def panel(title: str, y_label: str, layers: Sequence[Layer], absent: Points | None = None) -> Panel:
-        own = height(layers)
-        shown = layers if absent is None else [*layers, absent]
-        ticks = [(float(at), _age(age)) for at, age in enumerate(ages)] or None
-        label, in_percent = "age of the samples, updates", "nats" not in y_label
-        return Panel(title, label, y_label, shown, across, own, x_percent=False, y_percent=in_percent, x_ticks=ticks)
-
-    def base(column: str) -> Curve:
-        return level("base", float(np.nanmean(floats(study.bases, column))), across)
-
-    learnt = panel(
-        "What is learnt at all",
-        "best new accuracy",
-        [*_lines(series, [one.best() for one in series], "new"), base("new")],
-    )
+    best = [*_lines(series, [one.best() for one in series], "new"), _base(study, series, "new")]
+    learnt = _panel(series, "What is learnt at all", "best new accuracy", best, share_height(best))
     if threshold is None:
         return Figure("off-policy", [learnt], columns=1)
     kept = [one.kept(threshold) for one in series]
-    drift = [*_lines(series, kept, KL), *_levels(study, threshold, across, KL)]
-    prior = [*_lines(series, kept, "prior"), *_levels(study, threshold, across, "prior"), base("prior")]
+    # Logarithmic: from a tenth of a nat to several, with intervals that are as wide as the mean is high.
+    drift = [*_lines(series, kept, KL), *_levels(study, series, threshold, KL)]
+    low, high = log_height(drift)
+    drift.append(_absent(series, kept, threshold, 1.25 * low))
+    prior = [
+        *_lines(series, kept, "prior"),
+        *_levels(study, series, threshold, "prior"),
+        _base(study, series, "prior"),
+    ]
+    bottom, top = share_height(prior)
+    prior.append(_absent(series, kept, threshold, bottom + 0.04 * (top - bottom)))
     at = f"at new ≥ {threshold:.0%}"
     return Figure(
         "off-policy",
         [
-            panel(f"Drift {at}", "forward KL, nats", drift, _absent(series, kept, threshold, drift)),
-            panel(f"Kept {at}", "prior accuracy", prior, _absent(series, kept, threshold, prior)),
+            _panel(series, f"Drift {at}", "forward KL, nats", drift, (low, high), log=True),
+            _panel(series, f"Kept {at}", "prior accuracy", prior, (bottom, top)),
             learnt,
         ],
         columns=3,
     )
+
+
+def _panel(
+    series: Sequence[Series], title: str, y_label: str, layers: Sequence[Layer], y_range: Range, *, log: bool = False
+) -> Panel:
+    ticks = [(float(at), _age(age)) for at, age in enumerate(_ages(series))]
+    return Panel(
+        title,
+        "age of the samples, updates",
+        y_label,
+        layers,
+        _across(series),
+        y_range,
+        x_percent=False,
+        y_percent=not log,
+        y_log=log,
+        x_ticks=ticks or None,
+    )
+
+
+def _across(series: Sequence[Series]) -> Range:
+    return -0.5, max(len(_ages(series)), 1) - 0.5
+
+
+def _base(study: Study, series: Sequence[Series], column: str) -> Curve:
+    return level("base", float(np.nanmean(floats(study.bases, column))), _across(series))
 
 
 def _lines(series: Sequence[Series], by_age: Sequence[pl.DataFrame], column: str) -> list[Layer]:
@@ -257,31 +282,28 @@ def _lines(series: Sequence[Series], by_age: Sequence[pl.DataFrame], column: str
     ]
 
 
-def _absent(
-    series: Sequence[Series], kept: Sequence[pl.DataFrame], threshold: float, layers: Sequence[Layer]
-) -> Points:
-    """A mark at the bottom for each series and age with which no seed gets there."""
-    low, high = height(layers)
+def _absent(series: Sequence[Series], kept: Sequence[pl.DataFrame], threshold: float, y: float) -> Points:
+    """A mark for each series and age with which no seed gets there."""
     x, names = [], []
     for one, cells in zip(series, kept, strict=True):
         without = cells.filter(pl.col("n_seeds") == 0)
         x += _places(series, one, without)
         names += [f"{one.label}, age {_age(age)}" for age in without["staleness"]]
-    return never(f"never reaches {threshold:.0%} new", names, x, low + 0.04 * (high - low))
+    return never(f"never reaches {threshold:.0%} new", names, x, y)
 
 
-def _levels(study: Study, threshold: float, across: Range, column: str) -> list[Layer]:
+def _levels(study: Study, series: Sequence[Series], threshold: float, column: str) -> list[Layer]:
     """The methods without samples of their own, as lines across."""
     rows = at_accuracy(_references(study), ["method"], threshold, [column]).drop_nulls(column).to_dicts()
     return [
-        level(study.label(row["method"]), row[column], across, _REFERENCES[index % len(_REFERENCES)])
+        level(study.label(row["method"]), row[column], _across(series), _REFERENCES[index % len(_REFERENCES)])
         for index, row in enumerate(rows)
     ]
 
 
 def _places(series: Sequence[Series], one: Series, cells: pl.DataFrame) -> list[float]:
     """Where on the axis the ages in `cells` are: each series beside the others, so that no interval hides another."""
-    shift = 0.1 * (series.index(one) - (len(series) - 1) / 2)
+    shift = 0.13 * (series.index(one) - (len(series) - 1) / 2)
     order = _ages(series)
     return [order.index(age) + shift for age in cells["staleness"]]
 
@@ -294,10 +316,11 @@ def _note(study: Study, threshold: float | None) -> str:
         f"{floats(points, 'step').max():,.0f} updates. Samples of age k come from the policy as it was k updates ago, "
         "for the first k updates from the base; ∞: always from the base. Weighted: each sample counts π/μ, the present "
         "policy’s probability over that of the policy that drew it, not clipped; at age 0 that is 1. REINFORCE on "
-        "samples of the base without weights is SFT on the base’s own correct outputs, which is oracle SFT: offline, "
+        "samples of the base without weights is SFT on the base’s own correct outputs, in effect oracle SFT: offline, "
         "yet KL-minimal. Stale samples of one’s own are not the labels of an external annotator. At new ≥ a threshold: "
         "per seed, the checkpoint with the highest prior accuracy of those that have reached it, chosen on the scores "
-        f"that are shown.{_law(study, threshold)} Axes fit the means; an interval may reach beyond. {INTERVALS}"
+        f"that are shown.{_law(study, threshold)} Changes of KL are judged as ratios, since its spread grows "
+        f"with it. An interval may reach beyond the axes. {INTERVALS}"
     )
 
 

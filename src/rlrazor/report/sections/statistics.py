@@ -105,18 +105,17 @@ def shared_threshold(
 
 
 def threshold_most_reach(
-    points: pl.DataFrame, bases: pl.DataFrame, by: Sequence[str], thresholds: Sequence[float]
+    points: pl.DataFrame, bases: pl.DataFrame, by: Sequence[str], thresholds: Sequence[float], share: float = 0.9
 ) -> float | None:
-    """The highest of `thresholds` that more than half of the groups' seeds reach, else the one that most of them reach.
+    """The highest of `thresholds` that most of the groups' seeds reach: `share` of those that reach the lowest.
 
     Unlike `shared_threshold` it lets a few groups fall by the wayside. Those that a base reaches do not count. None
     where no seed reaches any.
     """
     best = floats(_finite(points, ["new"]).group_by([*by, "seed"]).agg(pl.max("new")), "new")
-    above = sorted((at for at in thresholds if at > max(bases["new"], default=0.0)), reverse=True)
-    counts = {at: int((best >= at).sum()) for at in above}
-    most = [at for at, count in counts.items() if 2 * count > len(best)]
-    return most[0] if most else max((at for at in above if counts[at]), key=lambda at: counts[at], default=None)
+    above = sorted(at for at in thresholds if at > max(bases["new"], default=0.0))
+    counts = [int((best >= at).sum()) for at in above]
+    return max((at for at, count in zip(above, counts, strict=True) if 0 < count >= share * counts[0]), default=None)
 
 
 def in_all_seeds(cells: pl.DataFrame, points: pl.DataFrame) -> pl.DataFrame:

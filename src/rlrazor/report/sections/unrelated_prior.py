@@ -1,6 +1,7 @@
 """Does KL on the new task predict the forgetting of a prior task that shares nothing with it, counting dots?"""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -8,8 +9,8 @@ import polars as pl
 
 from rlrazor import law
 from rlrazor.errors import RazorError
-from rlrazor.law import LawSummary, PredictorSummary
-from rlrazor.report.drawing import INK, PALETTE, SYMBOLS, WHITE, Curve, Figure, Layer, Panel, Points, floats
+from rlrazor.law import LawSummary, PredictorSummary, Saturating
+from rlrazor.report.drawing import INK, PALETTE, SYMBOLS, WHITE, Curve, Figure, Layer, Panel, Points, Range, floats
 from rlrazor.report.sections.layers import cloud, padded
 from rlrazor.report.sections.statistics import (
     INTERVALS,
@@ -31,11 +32,13 @@ MEASURES = {
     "kl_reverse": "reverse KL",
     "total_variation": "total variation",
     "activation_l2": "activation L2",
-    "kl_forward_on_prior": "forward KL on FashionMNIST",
-    "total_variation_on_prior": "total variation on FashionMNIST",
+    "kl_forward_on_prior": "KL on FashionMNIST",
+    "total_variation_on_prior": "TV on FashionMNIST",
     "weight_l2": "weight L2",
     "weight_fisher_l2": "weight Fisher L2",
 }
+
+NEAR = 2.0  # nats: within them methods overlap, so that no law is asked beyond where it was fitted
 
 _NOTABLE = 0.01  # of accuracy: a smaller departure from the law is no break of it
 _HARDLY = 0.02  # of accuracy: a task that never loses more has no forgetting to predict
@@ -55,7 +58,7 @@ class PriorTask:
     """One prior task. `points` have its own `forgetting`; `fits` has a summary for each measure that was taken.
 
     `ranges`: the laws of the checkpoints within so many nats, for each range that holds some but not all; last, with
-    None, those of all. `by_method` and `by_lr`: see `departures`.
+    None, those of all. `by_method`, the same `near` the base, and `by_lr`: see `departures`.
     """
 
     name: str
@@ -64,6 +67,7 @@ class PriorTask:
     fits: dict[str, PredictorSummary]
     ranges: Sequence[tuple[float | None, PredictorSummary]]
     by_method: Sequence[Departure]
+    near: Sequence[Departure]
     by_lr: Sequence[Departure]
 
     @property
@@ -81,16 +85,34 @@ class PriorTask:
         """The most that any checkpoint of a seed forgot."""
         return _per_seed(self.points, pl.max("forgetting"))
 
+    def half_lost(self) -> list[float]:
+        """The KL, in nats, at which half is lost of what the monotone law of a seed loses over the range of its data.
+
+        Ascending, one for each seed that allows a law.
+        """
+        return sorted(_half(fitted, float(floats(rows, KL).max())) for fitted, rows in self._by_seed().values())
+
     def r2_by_seed(self) -> dict[int, float]:
         """R2 of a monotone law in forward KL for each seed that allows one."""
         found = {}
-        for (seed,), rows in self.points.group_by("seed", maintain_order=True):
-            try:
-                x, y = floats(rows, KL), floats(rows, "forgetting")
-                found[int(str(seed))] = law.r_squared(y, law.fit_saturating(x, y).predict(x))
-            except RazorError:
-                continue
+        for seed, (fitted, rows) in self._by_seed().items():
+            with suppress(RazorError):  # forgetting that does not vary has no R2
+                found[seed] = law.r_squared(floats(rows, "forgetting"), fitted.predict(floats(rows, KL)))
         return found
+
+    def _by_seed(self) -> dict[int, tuple[Saturating, pl.DataFrame]]:
+        """The monotone law of each seed that allows one, and its checkpoints."""
+        found = {}
+        for rows in self.points.partition_by("seed", maintain_order=True):
+            with suppress(RazorError):
+                found[rows["seed"][0]] = law.fit_saturating(floats(rows, KL), floats(rows, "forgetting")), rows
+        return found
+
+
+def _half(fitted: Saturating, end: float) -> float:
+    """Where the law has half of its value at `end`: the inverse of a (1 - exp(-b x^c))."""
+    share = float(fitted.predict(end)) / 2 / fitted.a
+    return float((-np.log1p(-share) / fitted.b) ** (1 / fitted.c))
 
 
 def section(study: Study) -> Section:
@@ -107,13 +129,14 @@ def section(study: Study) -> Section:
         _tables(study, tasks),
         f"{how_many(len(study.points), 'checkpoint')} of {how_many(len(study.methods), 'method')}, "
         f"{how_many(len(study.seeds), 'seed')}. The bases were pre-trained on three tasks at once. Forgetting: the "
-        "base’s accuracy on that task minus the checkpoint’s, seed by seed. Monotone law: a (1 − exp(−b KL^c)); "
-        "dashed; the quadratic is solid. R² in brackets: 95 % bootstrap interval over runs; per seed: mean ± standard "
-        "deviation over one fit per seed. Left-out error: mean absolute error, in accuracy points, on a method that "
-        "the law was not fitted to, averaged over methods; baseline: the same for guessing the other methods’ mean. "
-        "Beyond the law: forgetting minus what the monotone law says, for a method the law of the other methods, for a "
-        "learning rate that of all, less what all checkpoints are off it on average. "
-        f"{INTERVALS}",
+        "base’s accuracy on that task minus the checkpoint’s, seed by seed. Monotone law, dashed: "
+        "a (1 − exp(−b KL^c)); the quadratic is solid. R² in brackets: 95 % bootstrap interval over runs; per seed: "
+        "mean ± standard deviation over one fit per seed. Half lost: of what a seed’s law loses over its data; lowest "
+        "and highest seed. Left-out error: mean absolute error, in accuracy points, on a method that the law was not "
+        "fitted to, averaged over methods. On FashionMNIST: forward KL (KL) and total variation (TV) on the prior "
+        "task’s inputs. Beyond the law: "
+        "forgetting minus what the monotone law of the same seed says, for a method that of the other methods, for a "
+        f"learning rate that of all, less what all checkpoints are off it on average. {INTERVALS}",
     )
 
 
@@ -139,6 +162,7 @@ def tasks_of(study: Study) -> list[PriorTask]:
                 {fit.predictor: fit for fit in fits},
                 [*_within(points), (None, fits[0])],
                 departures(points, "method", unseen=True),
+                departures(points.filter(pl.col(KL) <= NEAR), "method", unseen=True),
                 departures(points, "lr", unseen=False),
             )
         )
@@ -146,26 +170,26 @@ def tasks_of(study: Study) -> list[PriorTask]:
 
 
 def departures(points: pl.DataFrame, by: str, *, unseen: bool) -> list[Departure]:
-    """By value of the column `by`, how far its checkpoints are from the monotone law.
+    """By value of the column `by`, how far its checkpoints are from the monotone law of their own seed, over seeds.
 
     `unseen`: from the law of the others. Else from that of all, and beyond what all checkpoints are off it on average:
-    the fit is robust, and a method that departs from it leaves that average above or below 0. Values are left out where
-    no law can be fitted.
+    the fit is robust, and a method that departs from it leaves that average above or below 0. Without the seeds, and
+    the values, that allow no fit.
     """
-    found = []
-    for value in points[by].drop_nulls().unique(maintain_order=True):
-        is_own = pl.col(by) == value
-        basis = points.filter(~is_own) if unseen else points
-        try:
-            fitted = law.fit_saturating(floats(basis, KL), floats(basis, "forgetting"))
-        except RazorError:
-            continue
-        excess = pl.Series(floats(points, "forgetting") - fitted.predict(floats(points, KL)))
-        all_of_them = 0.0 if unseen else float(excess.mean())  # type: ignore[arg-type]  # of floats
-        own = points.with_columns(excess=excess - all_of_them).filter(is_own)
-        name = f"{value:.1e}" if isinstance(value, float) else str(value)
-        found.append(Departure(name, _per_seed(own, pl.mean("excess"))))
-    return found
+    found: dict[str, list[float]] = {}
+    for rows in points.sort("seed", maintain_order=True).partition_by("seed", maintain_order=True):
+        for value in rows[by].drop_nulls().unique(maintain_order=True):
+            is_own = rows[by] == value
+            basis = rows.filter(~is_own) if unseen else rows
+            try:
+                fitted = law.fit_saturating(floats(basis, KL), floats(basis, "forgetting"))
+            except RazorError:
+                continue
+            excess = floats(rows, "forgetting") - fitted.predict(floats(rows, KL))
+            all_of_them = 0.0 if unseen else excess.mean()
+            name = f"{value:.1e}" if isinstance(value, float) else str(value)
+            found.setdefault(name, []).append(float(excess[is_own.to_numpy()].mean() - all_of_them))
+    return [Departure(name, Estimate.over(excess)) for name, excess in found.items()]
 
 
 def finding(study: Study, tasks: Sequence[PriorTask]) -> str:
@@ -185,7 +209,7 @@ def finding(study: Study, tasks: Sequence[PriorTask]) -> str:
         return f"The study is too small to fit a law to the forgetting of {dots.name}."
     return (
         f"Forward KL on the new task {_prediction(dots)}{_compared(study, dots, fashion)}; "
-        f"{_breaks(study, dots)}{_better(dots)} ({over_seeds(len(study.seeds))})."
+        f"{_scales(dots, fashion)}{_breaks(study, dots)}{_better(dots)} ({over_seeds(len(study.seeds))})."
     )
 
 
@@ -218,25 +242,54 @@ def _compared(study: Study, dots: PriorTask, fashion: PriorTask | None) -> str:
     return f", {words[direction(gap, len(study.seeds))]} {name}{tail}"
 
 
+def _scales(dots: PriorTask, fashion: PriorTask | None) -> str:
+    """At what KL half of each is lost: the two laws differ in scale however well each fits."""
+    if fashion is None or not (dots.half_lost() and fashion.half_lost()):
+        return ""
+    return (
+        f"half of what is lost of {dots.name} is lost by {_span(dots.half_lost())} nats, of {fashion.name} by "
+        f"{_span(fashion.half_lost())}; "
+    )
+
+
+def _span(values: Sequence[float]) -> str:
+    """The lowest and the highest: over seeds, of what spans decades."""
+    if not values:
+        return NEVER
+    ends = list(dict.fromkeys((_nats(values[0]), _nats(values[-1]))))
+    return " to ".join(ends)
+
+
+def _nats(value: float) -> str:
+    return f"{value:.2f}"
+
+
 def _breaks(study: Study, task: PriorTask) -> str:
     """Where forgetting departs from the law: the method and the learning rate that do most, and the range of KL."""
-    seeds = len(study.seeds)
     clauses = []
-    for groups, words, whose in (
-        (task.by_method, "{} forgets", "the others’ law"),
-        (task.by_lr, "runs at a learning rate of {} forget", "the law of all"),
-    ):
-        clear = [one for one in groups if direction(one.excess, seeds) and abs(one.excess.mean) >= _NOTABLE]
-        if clear:
-            worst = max(clear, key=lambda one: abs(one.excess.mean))
-            size = written(replace(worst.excess, mean=abs(worst.excess.mean)))
-            side = "more" if worst.excess.mean > 0 else "less"
-            clauses.append(f"{words.format(study.label(worst.name))} {size} points {side} than {whose} says")
+    method = _worst(study, task.near)
+    where, method = (f"within {NEAR:g} nats ", method) if method else ("", _worst(study, task.by_method))
+    if method:
+        clauses.append(f"{where}{study.label(method.name)} forgets {_beyond(method)} than the others’ law says")
+    rate = _worst(study, task.by_lr)
+    if rate:
+        clauses.append(f"runs at a learning rate of {rate.name} forget {_beyond(rate)} than the law of all says")
     total = task.law.saturating
     poor = [limit for limit, fits in task.ranges if limit and fits.saturating and fits.saturating.r2 < _POOR]
     if poor and total and total.r2 >= _POOR:
         clauses.append(f"KL stays below {max(poor):g} nat{'s' if max(poor) != 1 else ''} (R² below {_POOR:g})")
     return f"the law breaks where {in_words(clauses)}" if clauses else "no method or learning rate measurably breaks it"
+
+
+def _worst(study: Study, groups: Sequence[Departure]) -> Departure | None:
+    """The greatest departure that is clear and of some size."""
+    clear = [one for one in groups if direction(one.excess, len(study.seeds)) and abs(one.excess.mean) >= _NOTABLE]
+    return max(clear, key=lambda one: abs(one.excess.mean), default=None)
+
+
+def _beyond(one: Departure) -> str:
+    size = written(replace(one.excess, mean=abs(one.excess.mean)))
+    return f"{size} points {'more' if one.excess.mean > 0 else 'less'}"
 
 
 def _better(task: PriorTask) -> str:
@@ -270,24 +323,7 @@ def _error(fit: LawSummary | None) -> float | None:
 
 def _tables(study: Study, tasks: Sequence[PriorTask]) -> list[Table]:
     names = [task.name for task in tasks]
-    laws = []
-    for task in tasks:
-        fit = task.law
-        laws.append(
-            [
-                task.name,
-                written(task.base),
-                written(task.mean_forgotten),
-                written(task.most_forgotten),
-                *_fit_cells(fit.quadratic),
-                *_fit_cells(fit.saturating),
-                number(fit.spearman).replace("-", "−"),
-                f"{percent(_error(fit.quadratic))} / {percent(_error(fit.saturating))}",
-                percent(fit.baseline.mean if fit.baseline else None),
-            ]
-        )
-    headers = ["prior task", "base, %", "mean forgetting, points", "most forgotten", "quadratic R²\n[95 %]"]
-    headers += ["per seed", "monotone R²\n[95 %]", "per seed", "Spearman", "left-out error, quadratic / monotone"]
+    laws = [_law_column(task) for task in tasks]
     measures = [
         [label, *(text for task in tasks for text in _measure_cells(task.fits[column]))]
         for column, label in MEASURES.items()
@@ -295,11 +331,39 @@ def _tables(study: Study, tasks: Sequence[PriorTask]) -> list[Table]:
     ]
     columns = ("quadratic / monotone R²", "Spearman", "left-out error")
     return [
-        Table("Forward KL on the new task, and what is forgotten", [*headers, "baseline"], laws),
+        Table(
+            "Forward KL on the new task, and what is forgotten",
+            ["", *names],
+            [[name, *(column[name] for column in laws)] for name in (laws[0] if laws else {})],
+        ),
         Table("Every measure", ["measure", *(f"{name}: {column}" for name in names for column in columns)], measures),
-        Table("Forgetting beyond the law, points", ["checkpoints of", *names], _departure_rows(study, tasks)),
+        Table(
+            "Forgetting beyond the law, points",
+            ["checkpoints of", *names, *(f"{name}, within {NEAR:g} nats" for name in names)],
+            _departure_rows(study, tasks),
+        ),
         Table("R² by range of KL, quadratic / monotone", ["forward KL", "points", *names], _range_rows(tasks)),
     ]
+
+
+def _law_column(task: PriorTask) -> dict[str, str]:
+    """What the first table says of a task, by the names of its rows."""
+    fit = task.law
+    (quadratic, quadratic_seeds), (monotone, monotone_seeds) = _fit_cells(fit.quadratic), _fit_cells(fit.saturating)
+    return {
+        "base accuracy, %": written(task.base),
+        "mean forgetting, points": written(task.mean_forgotten),
+        "most forgotten, points": written(task.most_forgotten),
+        "quadratic R² [95 %]": quadratic,
+        "quadratic R² per seed": quadratic_seeds,
+        "monotone R² [95 %]": monotone,
+        "monotone R² per seed": monotone_seeds,
+        "Spearman’s correlation": number(fit.spearman).replace("-", "−"),
+        "half lost by, nats": _span(task.half_lost()),
+        "left-out error of the quadratic, points": percent(_error(fit.quadratic)),
+        "left-out error of the monotone law": percent(_error(fit.saturating)),
+        "left-out error of guessing the mean": percent(fit.baseline.mean if fit.baseline else None),
+    }
 
 
 def _fit_cells(fit: LawSummary | None) -> tuple[str, str]:
@@ -321,13 +385,13 @@ def _both(fits: PredictorSummary) -> str:
 
 def _departure_rows(study: Study, tasks: Sequence[PriorTask]) -> list[list[str]]:
     """A row per method, and one per learning rate."""
-    rows: dict[str, dict[str, str]] = {}
+    columns: list[dict[str, str]] = []
     for task in tasks:
-        named = [(study.label(one.name), one) for one in task.by_method]
-        named += [(f"learning rate {one.name}", one) for one in task.by_lr]
-        for name, one in named:
-            rows.setdefault(name, {})[task.name] = signed(one.excess)
-    return [[name, *(cells.get(task.name, NEVER) for task in tasks)] for name, cells in rows.items()]
+        methods = {study.label(one.name): signed(one.excess) for one in task.by_method}
+        columns.append({**methods, **{f"learning rate {one.name}": signed(one.excess) for one in task.by_lr}})
+    columns += [{study.label(one.name): signed(one.excess) for one in task.near} for task in tasks]
+    names = dict.fromkeys(name for column in columns for name in column)
+    return [[name, *(column.get(name, NEVER) for column in columns)] for name in names]
 
 
 def _range_rows(tasks: Sequence[PriorTask]) -> list[list[str]]:
@@ -340,17 +404,20 @@ def _range_rows(tasks: Sequence[PriorTask]) -> list[list[str]]:
 
 
 def _figure(study: Study, tasks: Sequence[PriorTask]) -> Figure:
-    kl = padded(np.concatenate([np.zeros(1), *(floats(task.points, KL) for task in tasks)]))
+    drifts = np.concatenate([np.zeros(0), *(floats(task.points, KL) for task in tasks)])
+    drifts = drifts[drifts > 0]
+    kl = (float(drifts.min()) / 1.3, float(drifts.max()) * 1.3) if drifts.size else (0.1, 1.0)
     forgotten = padded(np.concatenate([np.zeros(1), *(floats(task.points, "forgetting") for task in tasks)]))
     panels = [
         Panel(
             f"Forgetting of {task.name}",
             "forward KL on the new task, nats",
             "forgetting (drop in accuracy)",
-            [*_clouds(study, task), *_laws(task, kl[1])],
+            [*_clouds(study, task), *_laws(task, kl)],
             kl,
             forgotten,
             x_percent=False,
+            x_log=True,
         )
         for task in tasks
     ]
@@ -360,14 +427,14 @@ def _figure(study: Study, tasks: Sequence[PriorTask]) -> Figure:
 def _clouds(study: Study, task: PriorTask) -> list[Layer]:
     layers: list[Layer] = []
     for index, method in enumerate(study.methods):
-        points = task.points.filter(pl.col("method") == method)
+        points = task.points.filter(pl.col("method") == method, pl.col(KL) > 0)
         color, symbol = PALETTE[index % len(PALETTE)], SYMBOLS[index % len(SYMBOLS)]
         layers.append(cloud(study.label(method), points, KL, "forgetting", color, symbol))
     return layers
 
 
-def _laws(task: PriorTask, end: float) -> list[Layer]:
-    x = np.linspace(0, end, 200)
+def _laws(task: PriorTask, kl: Range) -> list[Layer]:
+    x = np.geomspace(*kl, 200)
     fits = (("quadratic law", task.law.quadratic), ("monotone law", task.law.saturating))
     return [Curve(name, x, fit.law.predict(x), INK, dashed=name == "monotone law") for name, fit in fits if fit]
 
