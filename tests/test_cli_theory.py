@@ -169,7 +169,7 @@ def test_section_shows_means_and_intervals_over_seeds(of_two_seeds: Tables) -> N
     assert f"{(low + high) / 2:.3f} ± {(high - low) / 2:.3f} nats above the minimum" in section.finding
     assert "is not that projection" in section.finding
     # 70 % and 95 %, a t-interval of 12.706 standard errors; then KL-DPG's 1 %.
-    assert "82.5 ± 158.8 % of GRPO's and 1.0 ± 0.0 % of KL-DPG's reverse KL" in section.finding
+    assert "82.5 ± 158.8 % of GRPO's and 1.0 ± 0.0 % of KL-DPG's reverse KL" in section.note
     assert section.finding.count(". ") == 0
     assert [len({len(row) for row in (table.headers, *table.rows)}) for table in section.tables] == [1] * 8
     assert section.figure.panels[0].title == "Three outcomes"
@@ -178,7 +178,7 @@ def test_section_shows_means_and_intervals_over_seeds(of_two_seeds: Tables) -> N
 def test_one_seed_has_no_interval_and_no_sweep_no_share(study: Tables) -> None:
     section = section_of({**study, "parity": theory.share_within_correct(None)})
     assert "±" not in section.finding
-    assert "ParityMNIST" not in section.finding
+    assert "ParityMNIST" not in section.note
     assert len(section.tables) == 7
 
 

@@ -394,12 +394,15 @@ def with_probe(loss: dict[str, float], seeds: int = 3, top: float = 0.98) -> pl.
 
 
 def test_representation_finds_what_is_planted_and_its_opposite() -> None:
-    # At 97 %, 7/8 of the way, the mean of the window is the value there, and of seeds the middle one's.
-    kept = 1 - 0.875 * 0.101, 1 - 0.875 * 0.401
+    # At 95 %, 5/8 of the way, the mean of the window is the value there, and of seeds the middle one's; at 97 %, 7/8.
+    early, kept = (tuple(1 - way * loss for loss in (0.101, 0.401)) for way in (0.625, 0.875))
     section = representation.section(study_of(with_probe({"grpo": 0.1, "sft-1": 0.4}), labels={"grpo": "GRPO"}))
     assert section.finding == (
-        f"At 97% new accuracy RL’s CKNNA to the base on unrelated inputs is {kept[0]:.2f} ± 0.00, SFT’s {kept[1]:.2f} "
-        "± 0.00 (the paper, on language models: 0.94 and 0.56): RL keeps it better, by 0.26 ± 0.00 over 3 seeds."
+        f"At 95% new accuracy RL’s CKNNA to the base on unrelated inputs is {early[0]:.2f} ± 0.00, SFT’s "
+        f"{early[1]:.2f} ± 0.00 (the paper, on language models: 0.94 and 0.56): RL keeps it better, "
+        "by 0.19 ± 0.00 over 3 seeds; "
+        f"at 97% they are {kept[0]:.2f} ± 0.00 and {kept[1]:.2f} ± 0.00: "
+        "RL keeps it better, by 0.26 ± 0.00 over 3 seeds."
     )
     assert "RL: GRPO. SFT: sft-1." in section.note
     opposite = representation.section(study_of(with_probe({"grpo": 0.4, "sft-1": 0.1}))).finding
@@ -428,9 +431,9 @@ def test_representation_does_not_claim_what_seeds_do_not_show() -> None:
 
 def test_representation_uses_the_highest_accuracy_that_all_seeds_reach() -> None:
     short, full = with_probe({"grpo": 0.1}, top=0.96), with_probe({"sft-1": 0.4})
-    assert representation.section(
-        study_of(pl.concat([full, short.filter(pl.col("method") != "base")]))
-    ).finding.startswith("At 96% new accuracy")
+    assert representation.section(study_of(pl.concat([full, short.filter(pl.col("method") != "base")]))).finding.count(
+        "at 96% they are"
+    )
 
 
 def test_representation_along_training_is_the_mean_of_seeds() -> None:
@@ -570,7 +573,7 @@ def test_damaged_studies(tmp_path: Path) -> None:
     add_study(tmp_path, "precision", table, name="quadrants")
     fails("describes a study named 'quadrants'")
     path.with_suffix(".json").unlink()
-    fails("There is no .*precision.json")
+    fails("There is no .*config.json")  # half-written by a process that was killed: as if it were not there
     add_study(tmp_path, "precision", table)
     add_study(tmp_path, "astrology", table)
     fails("a study named 'astrology', which this rlrazor does not know")

@@ -58,6 +58,7 @@ def test_a_toml_file_and_a_stored_config_give_settings(tmp_path: Path) -> None:
     [
         ("methods", "sft-1, grpo", ("sft-1", "grpo")),
         ("methods", "all", ALL_METHODS),
+        ("methods", "core", CORE_METHODS),
         ("lrs", "1e-4,3e-4", (1e-4, 3e-4)),
         ("lrs", "1e-5:1e-3:3", (1e-5, 1e-4, 1e-3)),
         ("lrs", 0.01, (0.01,)),

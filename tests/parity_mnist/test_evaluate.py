@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,8 +12,10 @@ from numpy.typing import NDArray
 from scipy.special import log_softmax, rel_entr, softmax
 from torch import Tensor, nn
 
+from idx_files import write_dataset
 from rlrazor import drift
 from rlrazor.drift import DISTRIBUTION_MEASURES, Representation
+from rlrazor.errors import RazorError
 from rlrazor.experiments.parity_mnist import evaluate as evaluation
 from rlrazor.experiments.parity_mnist.evaluate import DRIFT, Outputs, Reference, evaluate
 from rlrazor.experiments.parity_mnist.policy import (
@@ -23,7 +26,7 @@ from rlrazor.experiments.parity_mnist.policy import (
     as_inputs,
     diagonal_fisher,
 )
-from rlrazor.experiments.parity_mnist.task import DOTS, FASHION, Dots, Task
+from rlrazor.experiments.parity_mnist.task import DOTS, FASHION, Dots, Task, load_task
 from rlrazor.records import Record, RunSpec
 from rlrazor.sweep import DivergedError
 
@@ -196,6 +199,23 @@ def test_representations_are_the_last_hidden_layer_on_the_first_inputs(
 def test_too_few_inputs_to_compare_representations_on(base: DigitPolicy) -> None:
     with pytest.raises(ValueError, match="not 10 neighbours among 10 inputs"):
         evaluate(SPEC, 0, 0.0, base, small_task(torch.arange(10)))
+
+
+def test_test_sets_too_small_for_that_are_refused_in_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(RazorError, match=r"The test set of mnist has 10 images, .* give at least 11"):
+        load_task(write_dataset(tmp_path / "small", train=20, test=10))
+    assert len(load_task(write_dataset(tmp_path / "enough", train=20, test=11)).new_test) == 11
+
+
+def test_activations_whose_squares_overflow_are_divergence(base: DigitPolicy, task: Task) -> None:
+    """Their outputs are still finite."""
+    broken = copy.deepcopy(base)
+    with torch.no_grad():
+        for weight in broken.parameters():
+            weight.mul_(1e10)
+    assert torch.isfinite(broken(task.new_test).log_softmax(dim=1)).all()
+    with pytest.raises(DivergedError):
+        measured(broken, task, base)
 
 
 def test_drift_of_weights(tuned: DigitPolicy, task: Task, base: DigitPolicy) -> None:

@@ -98,6 +98,8 @@ def test_an_analysis_runs_from_the_command_line_and_continues(
 def test_settings_of_the_sweep_are_refused_where_no_sweep_is_run(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["reproduce", "parity-mnist", "--analysis", "dynamics", "--lrs", "1e-4"]) == 2
     assert "lrs is a setting of the sweep, which dynamics does not run" in capsys.readouterr().err
+    assert main(["reproduce", "parity-mnist", "--analysis", "dynamics", "--sensitivity"]) == 2
+    assert "sensitivity is a setting of the sweep" in capsys.readouterr().err
 
 
 def test_the_dry_run_counts_an_analysis(capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 # The settings of the grid, which a config file can hold too; parsed by config.parse_setting.
 SETTINGS = {
-    "methods": "methods, comma-separated, or 'all' or 'paper'",
+    "methods": "methods, comma-separated, or 'paper' (five), 'core' (ten) or 'all'",
     "lrs": "learning rates, comma-separated, or LOW:HIGH:COUNT log-spaced",
     "schedules": "learning-rate schedules: constant, cosine",
     "epochs": "run lengths in epochs",
@@ -82,12 +82,13 @@ def run(arguments: argparse.Namespace) -> int:
     settings |= {name: value for name in ("preset", *SETTINGS) if (value := getattr(arguments, name)) is not None}
     preset = settings.pop("preset", None) or "quick"
     if analyses and not set(analyses) & set(OF_THE_SWEEP):
-        idle = [name for name in settings if name != "seeds"]
+        idle = [name for name in (*settings, *(["sensitivity"] if arguments.sensitivity else [])) if name != "seeds"]
         if idle:
             raise RazorError(
                 f"{idle[0]} is a setting of the sweep, which {', '.join(analyses)} does not run: leave it out. "
                 "An analysis takes --preset and --seeds."
             )
+    keep_sweep = bool(analyses) and not settings
     if analyses:
         settings.setdefault("seeds", seeds_of(preset))
     config = resolve(preset, {name: parse_setting(name, value) for name, value in settings.items()})
@@ -101,6 +102,7 @@ def run(arguments: argparse.Namespace) -> int:
         sensitivity=arguments.sensitivity,
         preset=preset,
         command=shlex.join(["razor", *arguments.argv]),
+        keep_sweep=keep_sweep,
     )
     if arguments.dry_run:
         _print_plan(config, options, estimate(config, options, analyses), as_json=arguments.json)

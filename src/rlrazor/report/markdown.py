@@ -42,12 +42,12 @@ def _page(results: Results) -> Iterator[str]:
 
 def _section(section: Section) -> Iterator[str]:
     yield f'\n<a id="{section.name}"></a>\n\n## {section.title}\n'
-    yield f"*{section.question}*\n"
-    yield f"**{section.finding}**\n"
+    yield f"*{_plain(section.question)}*\n"
+    yield f"**{_plain(section.finding)}**\n"
     yield f"![{section.title}](findings/{section.figure.name}.png)\n"
     for table in section.tables:
         yield from _table(table)
-    yield f"{section.note}\n"
+    yield f"{_plain(section.note)}\n"
 
 
 def _table(table: Table) -> Iterator[str]:
@@ -59,4 +59,9 @@ def _table(table: Table) -> Iterator[str]:
 
 
 def _row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("\n", " ").replace("|", "\\|") for cell in cells) + " |"
+    return "| " + " | ".join(_plain(cell).replace("\n", " ").replace("|", "\\|") for cell in cells) + " |"
+
+
+def _plain(text: str) -> str:
+    """Text whose asterisks, as in q*, are no emphasis."""
+    return text.replace("*", "\\*")

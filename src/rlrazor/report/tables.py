@@ -531,8 +531,11 @@ def _score_cells(score: Score) -> list[str]:
 
 
 def _setting(value: Any) -> str:
-    values = value if isinstance(value, list) else [value]
-    return ", ".join(f"{item:g}" if isinstance(item, float) else str(item) for item in values)
+    if isinstance(value, dict):  # an arm of a study
+        return ", ".join(f"{name} {_setting(of)}" for name, of in value.items())
+    if isinstance(value, list):
+        return ("; " if value and isinstance(value[0], dict) else ", ").join(map(_setting, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def to_rich(table: Table) -> RichTable:

@@ -21,6 +21,7 @@ CORE_METHODS = (
     *("sft-1", "sft-2", "oracle", "rl-distilled", "simpo", "reinforce", "grpo", "dr-grpo", "kl-dpg", "grpo+kl"),
 )
 ALL_METHODS = (*METHODS, "grpo+kl", "dft+kl")
+_SETS: Mapping[Any, tuple[str, ...]] = {"paper": PAPER_METHODS, "core": CORE_METHODS, "all": ALL_METHODS}
 
 
 def log_spaced(low: float, high: float, count: int) -> tuple[float, ...]:
@@ -182,8 +183,8 @@ def read_settings(file: Path) -> dict[str, Any]:
 def parse_setting(name: str, value: Any) -> Any:
     """A setting as Config holds it, from a TOML or JSON value or a comma-separated string.
 
-    `methods` also takes `all` and `paper`; `lrs` also takes LOW:HIGH:COUNT, log-spaced. Raises RazorError, with the
-    valid names for an unknown setting.
+    `methods` also takes `all`, `core` and `paper`; `lrs` also takes LOW:HIGH:COUNT, log-spaced. Raises RazorError, with
+    the valid names for an unknown setting.
     """
     if name not in _KINDS:
         raise RazorError(f"Unknown setting {name!r}. Settings: {', '.join(_KINDS)}.")
@@ -193,8 +194,8 @@ def parse_setting(name: str, value: Any) -> Any:
     items = value.split(",") if isinstance(value, str) else value
     if not isinstance(items, list | tuple):
         items = [items]
-    if name == "methods" and list(items) in (["all"], ["paper"]):
-        return ALL_METHODS if items[0] == "all" else PAPER_METHODS
+    if name == "methods" and len(items) == 1 and items[0] in _SETS:
+        return _SETS[items[0]]
     if name == "lrs" and len(items) == 1 and isinstance(items[0], str) and items[0].count(":") == 2:
         low, high, count = items[0].split(":")
         low, high, count = _parse_one(name, float, low), _parse_one(name, float, high), _parse_one(name, int, count)

@@ -1,5 +1,6 @@
 """A checkpoint's scores and drift. What is the base's side of a comparison is computed once, in a `Reference`."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self
@@ -96,7 +97,7 @@ def evaluate(
 
     Drift is measured on the new task's 10,000 test images, which is the paper's claim, and beside it on the prior
     task's; similarity of representations also on a probe that belongs to neither. Raises DivergedError when an output
-    is not finite.
+    or a measure is not finite: squares of activations overflow before outputs do.
     """
     new, prior = Outputs.of(policy, task.new_test), Outputs.of(policy, task.prior_test)
     if not (new.logp.isfinite().all() and prior.logp.isfinite().all()):
@@ -108,22 +109,25 @@ def evaluate(
     if spec.params.get(DOTS):
         dots = load_dots()
         scores[DOTS] = accuracy(log_probs(policy, dots.test), dots.test_labels)
+    drifted = {
+        **_drift(reference.new, reference.new_representation, new),
+        **{
+            name + ON_PRIOR: value
+            for name, value in _drift(reference.prior, reference.prior_representation, prior).items()
+        },
+        **drift.measure_weights(reference.weights, weights_of(policy), reference.fisher),
+        "cka" + ON_PROBE: drift.cka(reference.probe_representation, probe),
+        "cknna" + ON_PROBE: drift.cknna(reference.probe_representation, probe),
+    }
+    if not all(map(math.isfinite, drifted.values())):
+        raise DivergedError(step, epoch)
     return Record(
         run_id=spec.run_id,
         step=step,
         epoch=epoch,
         new=is_correct(task.new_test_digits, new.logp.argmax(dim=1)).double().mean().item(),
         prior=scores,
-        drift={
-            **_drift(reference.new, reference.new_representation, new),
-            **{
-                name + ON_PRIOR: value
-                for name, value in _drift(reference.prior, reference.prior_representation, prior).items()
-            },
-            **drift.measure_weights(reference.weights, weights_of(policy), reference.fisher),
-            "cka" + ON_PROBE: drift.cka(reference.probe_representation, probe),
-            "cknna" + ON_PROBE: drift.cknna(reference.probe_representation, probe),
-        },
+        drift=drifted,
         metrics=_optimality(reference.new.logp, new.logp, correct_outcomes(task.new_test_digits)),
     )
 

@@ -25,6 +25,7 @@ from rlrazor.experiments.parity_mnist.train import EXPERIMENT, Trainer, generato
 from rlrazor.progress import SweepProgress
 from rlrazor.records import BASE, RunSpec, to_table
 from rlrazor.report import Results, load, write_report
+from rlrazor.report.tables import read_table
 from rlrazor.store import RunStore, WeightsMode
 
 TRAIN_IMAGES, TEST_IMAGES = 60_000, 20_000
@@ -37,7 +38,7 @@ TEACHER_ACCURACY = 0.97  # see choose_teacher
 
 @dataclass(frozen=True)
 class Options:
-    """How to run, as opposed to what: none of it changes a result."""
+    """How to run, as opposed to what: none of it changes the result of a run. `preset` picks the arms of studies."""
 
     out: Path
     jobs: int = 1
@@ -46,6 +47,7 @@ class Options:
     sensitivity: bool = False
     preset: str = ""
     command: str = ""
+    keep_sweep: bool = False  # analyses of a sweep take the one that is in the folder, if there is one
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ def reproduce(config: Config, options: Options, console: Console, analyses: Sequ
         work.fingerprint = data.fingerprint(options.data_dir)
     with work.store.open_for_writing():
         warn_of_another_machine(work.store, console)
-        if not analyses or set(analyses) & set(studies.OF_THE_SWEEP):
+        if not analyses or (set(analyses) & set(studies.OF_THE_SWEEP) and not _has_sweep_to_keep(options)):
             _run_sweep(config, work)
         for name in analyses:
             if name in studies.STUDIES:
@@ -121,6 +123,10 @@ class _Work:
         return {"core_seconds": round(seconds), "diverged": diverged}
 
 
+def _has_sweep_to_keep(options: Options) -> bool:
+    return options.keep_sweep and all((options.out / name).exists() for name in ("config.json", "records.parquet"))
+
+
 def _run_sweep(config: Config, work: _Work) -> None:
     store, options, fingerprint = work.store, work.options, work.fingerprint
     bases = config.base_specs(fingerprint)
@@ -157,14 +163,17 @@ def _run_study(name: str, seeds: Sequence[int], work: _Work) -> None:
     bases = list(dict.fromkeys(map(studies.base_of, specs)))
     work.finish(bases, f"{name}: bases", weights="final")
     work.finish(specs, name)
+    shared = studies.plain_config(seeds)
+    settings = {name: value for name, value in asdict(shared).items() if name not in ("methods", "lrs")}
     description = {
-        **describe(studies.plain_config(seeds), work.options, work.fingerprint),
+        **describe(shared, work.options, work.fingerprint),
         "name": name,
         "seeds": list(seeds),
         "labels": {spec.method: label_of(spec.method) for spec in specs},
-        "config": {"arms": studies.describe_arms(arms)},
+        "config": {**settings, "arms": studies.describe_arms(arms)},
         **work.account_for(bases + specs),
     }
+    work.store.remove(f"studies/{name}.json")  # without it, the table does not count: killed here, nothing is mixed up
     work.store.write_table(f"studies/{name}", studies.study_table(specs, work.store))
     work.store.write_json(f"studies/{name}", description)
 
@@ -173,12 +182,12 @@ def _run_theory(seeds: Sequence[int], work: _Work) -> None:
     """Compute the theory, and connect it to what the sweep and the studies in the folder have measured."""
     folder = work.store.folder
     measured = [folder / "records.parquet", *(folder / "studies" / f"{name}.parquet" for name in studies.WITH_RL)]
-    tables = [pl.read_parquet(path) for path in measured if path.exists()]
+    tables = [read_table(path) for path in measured if path.exists()]
     with work.console.status("Computing the theory"):
         found = theory.theory_study(
-            work.options.preset, seeds, sweep=pl.concat(tables, how="diagonal_relaxed") if tables else None
+            work.options.preset or "quick", seeds, sweep=pl.concat(tables, how="diagonal_relaxed") if tables else None
         )
-    description = theory.describe(found, work.options.preset, seeds, work.options.command)
+    description = theory.describe(found, work.options.preset or "quick", seeds, work.options.command)
     work.store.write_json(f"studies/{studies.THEORY}", description)
 
 

@@ -70,9 +70,12 @@ def _off_policy(quick: bool) -> list[Arm]:
     settings = {} if quick else {"epochs": (2,)}
     ages = (0, 8, NEVER_REFRESHED) if quick else (0, 1, 8, 64, 512, NEVER_REFRESHED)
     return [
-        Arm(("grpo", "reinforce"), ONE, {"staleness": age, "importance": weighted} if age else {}, settings)
-        for age in ages
-        for weighted in ((False, True) if age else (False,))
+        Arm(("sft-2", "oracle"), ONE, settings=settings),  # SFT, to compare with
+        *(
+            Arm(("grpo", "reinforce"), ONE, {"staleness": age, "importance": weighted} if age else {}, settings)
+            for age in ages
+            for weighted in ((False, True) if age else (False,))
+        ),
     ]
 
 
@@ -187,5 +190,5 @@ def seeds_of(preset: str) -> tuple[int, ...]:
 
 
 def plain_config(seeds: Sequence[int]) -> Config:
-    """The settings that all arms share, for the report."""
+    """The settings of all arms but for their methods, learning rates, and what an arm sets itself; for the report."""
     return replace(_ONE_EPOCH, seeds=tuple(seeds))

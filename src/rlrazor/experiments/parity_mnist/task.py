@@ -6,6 +6,8 @@ from pathlib import Path
 
 from torch import Tensor
 
+from rlrazor.drift.representation import NEIGHBOURS
+from rlrazor.errors import RazorError
 from rlrazor.experiments.parity_mnist import data, synthetic
 from rlrazor.experiments.parity_mnist.policy import NEITHER_TASK, NEW_TASK, PRIOR_TASK, as_inputs
 from rlrazor.experiments.parity_mnist.probe import pink_noise
@@ -36,8 +38,17 @@ class Task:
 
 @lru_cache(maxsize=1)
 def load_task(data_dir: Path | None) -> Task:
-    """Both tasks' images, loaded once per process."""
+    """Both tasks' images, loaded once per process.
+
+    Raises RazorError as `data.load` does, and for too few test images to compare representations on.
+    """
     digits, fashion = data.load("mnist", data_dir), data.load("fashion-mnist", data_dir)
+    for name, images in (("mnist", digits.test_images), ("fashion-mnist", fashion.test_images)):
+        if len(images) <= NEIGHBOURS:
+            raise RazorError(
+                f"The test set of {name} has {len(images)} images, and CKNNA looks at the {NEIGHBOURS} nearest others "
+                f"of each: give at least {NEIGHBOURS + 1}."
+            )
     return Task(
         new_train=as_inputs(digits.train_images, NEW_TASK),
         new_train_digits=digits.train_labels,

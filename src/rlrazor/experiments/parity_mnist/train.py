@@ -128,7 +128,7 @@ def finetune(spec: RunSpec, task: Task, store: RunStore) -> Iterator[Checkpoint]
     One forward pass per image and step, however large the group: the group's labels share the image's logits.
     Variants, which a spec's params need not name: `optimizer` (optimizers.OPTIMIZERS), `precision` of the weights
     ("float32", or "bfloat16": rounded after each step), `staleness` (see Labels), `importance` (whether stale samples
-    are importance-weighted), `traced` (a cheap checkpoint with `dynamics` after every step instead).
+    are importance-weighted), `traced` (a cheap checkpoint of a `Tracer` after every step instead).
     Raises DivergedError when the policy's outputs are no longer finite.
     """
     params = spec.params

@@ -81,10 +81,11 @@ def studies_of(sweep: Sweep) -> list[Study]:
 def load_studies(folder: Path) -> list[Study]:
     """Read what studies left in `folder`/studies, in the order of the page; empty where there is none.
 
-    Raises RazorError for a file that is damaged, incomplete or without its other half, and for a name that no section
-    knows.
+    Raises RazorError for a file that is damaged or incomplete, a description without its table, and a name that no
+    section knows.
     """
-    names = {path.stem for path in (folder / "studies").glob("*") if path.suffix in (".json", ".parquet")}
+    # A table alone was being written when its process was killed: the same command writes both anew.
+    names = {path.stem for path in (folder / "studies").glob("*.json")}
     unknown = sorted(names - set(SECTIONS))
     if unknown:
         raise RazorError(

@@ -19,6 +19,7 @@ from rlrazor.report.sections.statistics import (
     direction,
     how_many,
     in_words,
+    nats,
     over_seeds,
     signed,
     threshold_most_reach,
@@ -110,7 +111,7 @@ def finding(study: Study, variants: Sequence[Variant], threshold: float | None) 
         leader, of_them = leader_of(group, threshold), "" if clauses else " of today’s methods"
         if leader:
             row = leader.kept(threshold)
-            kept = f"a prior accuracy of {cell(row, 'prior')} % at a forward KL of {cell(row, KL, _nats)} nats"
+            kept = f"a prior accuracy of {cell(row, 'prior')} % at a forward KL of {cell(row, KL, nats)} nats"
             verdict = _verdict(study, leader, variants, threshold)
             clauses.append(f"the best{of_them} {kind}, {leader.label}, keeps {kept}{verdict}")
         elif group:
@@ -159,10 +160,6 @@ def _with_setting(points: pl.DataFrame) -> pl.DataFrame:
     return both.with_columns(setting=pl.col("strength") + pl.col("kl_coef"))
 
 
-def _nats(value: float) -> str:
-    return f"{value:.2f}"
-
-
 def _tables(study: Study, variants: Sequence[Variant], threshold: float | None) -> list[Table]:
     order = _ranked(variants, threshold or min(THRESHOLDS))
     levels = [f"new ≥ {at:.0%}" for at in THRESHOLDS]
@@ -180,7 +177,7 @@ def _tables(study: Study, variants: Sequence[Variant], threshold: float | None) 
                 TEACHES.get(one.method, "an annotator’s labels"),
             ]
         )
-        drifted.append([one.label, *(cell(row, KL, _nats) for row in rows)])
+        drifted.append([one.label, *(cell(row, KL, nats) for row in rows)])
     return [
         Table("Prior accuracy kept, %", ["method", *levels, "best new, %", "needs prior data", "learns from"], kept),
         Table("Forward KL there, nats", ["method", *levels], drifted),

@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 
 from rlrazor.report.drawing import INK, PALETTE, SYMBOLS, Figure, Layer, Panel, Points, floats
-from rlrazor.report.sections.layers import height, log_height, never
+from rlrazor.report.sections.layers import log_height, never, share_height
 from rlrazor.report.sections.statistics import (
     INTERVALS,
     at_accuracy,
@@ -33,7 +33,8 @@ THRESHOLDS = (0.97, 0.96, 0.95, 0.9, 0.8, 0.5)
 ESS, WITHIN = "relative_ess", "kl_reverse_within_correct"
 DRIFTS = ("kl_forward", "kl_reverse", "kl_forward_within_correct", WITHIN)
 
-_VERBS = {1: ("keeps more", "keep more"), 0: ("cannot be told apart",) * 2, -1: ("keeps less", "keep less")}
+FAR = 0.05  # of accuracy
+
 _RARE = 0.01  # less often without a correct sample than this, a group is no matter of exploration
 
 
@@ -76,14 +77,27 @@ class Setting:
 
     def best(self) -> pl.DataFrame:
         """By method: the highest new accuracy, at any learning rate and time."""
-        highest = self.points.group_by("method", "seed", maintain_order=True).agg(pl.max("new"))
-        return seed_means(highest, ["method"], ["new"])
+        return seed_means(self._highest(), ["method"], ["new"])
+
+    def lead(self, method: str) -> Estimate | None:
+        """How much more than GRPO + KL a method learns at best, seed by seed."""
+        own, reference = (self._highest().filter(pl.col("method") == name) for name in (method, REFERENCE))
+        return difference(own, reference, "new")
+
+    def behind(self) -> list[str]:
+        """The methods that learn far less than the best of them: those that explore too little."""
+        best = self.best()
+        top = float(floats(best, "new").max())
+        return best.filter(pl.col("new") < top - FAR)["method"].to_list()
 
     def ess(self, *, first: bool) -> pl.DataFrame:
         """By method: effective sample size at the first checkpoints of all runs, or at the last."""
         step = pl.col("step")
         end = (step.min() if first else step.max()).over("trajectory")
         return seed_means(self.points.filter(step == end), ["method"], [ESS])
+
+    def _highest(self) -> pl.DataFrame:
+        return self.points.group_by("method", "seed", maintain_order=True).agg(pl.max("new"))
 
     @property
     def _at(self) -> float:
@@ -111,7 +125,8 @@ def section(study: Study) -> Section:
         "shown. Within correct: the part of the KL that is between the two policies given a correct output, which is 0 "
         "at q*. Effective sample size: of the policy’s own samples as importance samples of q*, as a share, exact; "
         "the normalised weights have variance 1/ESS − 1. It is the base’s accuracy at first, and 1 at q*; shown is the "
-        f"mean over learning rates. Axes fit the means; an interval may reach beyond. {INTERVALS}",
+        f"mean over learning rates. Exploration fails a method whose best new accuracy is more than "
+        f"{100 * FAR:.0f} points below the best method’s. An interval may reach beyond the axes. {INTERVALS}",
     )
 
 
@@ -124,8 +139,7 @@ def settings_of(study: Study) -> list[Setting]:
         own = points.filter(pl.col("pretrain_accuracy") == share, pl.col("group_size") == group)
         own_bases = bases.filter(pl.col("pretrain_accuracy") == share)
         if not own_bases.is_empty():
-            # Half is most here: who explores too little is to be seen staying behind, not to lower the bar for all.
-            at = threshold_most_reach(own, own_bases, ["method"], THRESHOLDS, share=0.5)
+            at = threshold_most_reach(own, own_bases, ["method"], THRESHOLDS)
             settings.append(Setting(group, own, own_bases, at))
     return settings
 
@@ -136,17 +150,17 @@ def finding(study: Study, settings: Sequence[Setting]) -> str:
     if not (aimed and settings and REFERENCE in study.methods):
         lacking = study.label(REFERENCE) if aimed else "methods that aim at the KL-minimal policy"
         return f"The study has no runs of {lacking}, so there is nothing to compare."
-    clauses = [f"{_base_in_words(setting)} {_verdict(study, setting, aimed)}" for setting in settings]
+    clauses = [f"{_base_in_words(setting)}: {_verdict(study, setting, aimed)}" for setting in settings]
     return (
-        f"Compared with {study.label(REFERENCE)} at equal new accuracy, with a base that is right "
+        f"Compared with {study.label(REFERENCE)}, with a base that is right "
         f"{'; '.join(clauses)}{_explored(settings, aimed)} ({over_seeds(len(study.seeds))})."
     )
 
 
 def _explored(settings: Sequence[Setting], aimed: Sequence[str]) -> str:
-    """That exploration fails none of `aimed`, where they get to the threshold in every setting."""
+    """That exploration fails none of `aimed`, where that is so."""
     of_aimed = pl.col("method").is_in(list(aimed))
-    if any(setting.kept().filter(of_aimed)["prior"].has_nulls() for setting in settings):
+    if any(setting.threshold is None or set(setting.behind()) & set(aimed) for setting in settings):
         return ""
     lowest = min(float(floats(setting.best().filter(of_aimed), "new").min(initial=1.0)) for setting in settings)
     return f"; exploration fails none of them: all learn, to {percent(lowest)} % new or more"
@@ -157,36 +171,63 @@ def _base_in_words(setting: Setting) -> str:
     if setting.without.mean < _RARE:
         return words
     share = percent(setting.without.mean)
-    return f"{words} and groups of {setting.group}, of which at least {share} % hold nothing correct,"
+    return f"{words} and groups of {setting.group}, of which at least {share} % hold nothing correct"
 
 
 def _verdict(study: Study, setting: Setting, aimed: Sequence[str]) -> str:
-    """Who of `aimed` keeps more prior accuracy than GRPO + KL at the setting's threshold."""
+    """Who of `aimed` learns more than GRPO + KL, who keeps more prior accuracy at the threshold, who stays behind."""
+    best = {row["method"]: row for row in setting.best().to_dicts()}
     if setting.threshold is None:
-        row = max(setting.best().to_dicts(), key=lambda one: one["new"])
+        row = max(best.values(), key=lambda one: one["new"])
         return f"no method learns enough to compare (best: {study.label(row['method'])}, {cell(row, 'new')} % new)"
-    reached = setting.kept().drop_nulls("prior")["method"].to_list()
-    own = [method for method in aimed if method in setting.points["method"]]
-    there = [method for method in own if method in reached]
-    absent = [method for method in (REFERENCE, *own) if method not in reached]
+    own = [method for method in aimed if method in best]
+    more = [
+        method
+        for method in own
+        if (lead := setting.lead(method)) and lead.mean > FAR and direction(lead, len(study.seeds)) > 0
+    ]
     clauses = []
-    if REFERENCE in reached:
-        gains = {method: gain for method in there if (gain := setting.gain(method))}
-        order = sorted(gains, key=lambda method: gains[method].mean, reverse=True)
-        for sign, verbs in _VERBS.items():
-            group = [method for method in order if direction(gains[method], len(study.seeds)) == sign]
-            if group:
-                names = [study.label(method) for method in group]
-                if sign > 0:
-                    names[0] += f" ({signed(gains[group[0]])} points)"
-                clauses.append(f"{in_words(names)} {verbs[len(group) > 1]}")
-    elif there:
-        names = [study.label(method) for method in there]
-        clauses.append(f"{in_words(names)} {'gets' if len(there) == 1 else 'get'} there")
-    if absent:
-        names = [study.label(method) for method in absent]
-        clauses.append(f"{in_words(names)} never {'gets' if len(absent) == 1 else 'get'} there")
-    return f"(at {setting.threshold:.0%} new) {', '.join(clauses)}"
+    if more:
+        names = in_words([f"{study.label(method)} ({cell(best[method], 'new')} % new)" for method in more])
+        clauses.append(f"{names} {_s('learn', more)} more than its {cell(best[REFERENCE], 'new')}")
+    clauses.append(f"at {setting.threshold:.0%} new {_kept_in_words(study, setting, own)}")
+    behind = [method for method in own if method in setting.behind()]
+    if behind:
+        names = in_words([f"{study.label(method)} ({cell(best[method], 'new')} % new)" for method in behind])
+        clauses.append(f"exploration fails {names}")
+    return ", ".join(clauses)
+
+
+def _kept_in_words(study: Study, setting: Setting, own: Sequence[str]) -> str:
+    """How the prior accuracies of the methods `own` stand against that of GRPO + KL, at the threshold."""
+    reached = setting.kept().drop_nulls("prior")["method"].to_list()
+    gains = {method: gain for method in own if method in reached and (gain := setting.gain(method))}
+    by_side: dict[int, list[str]] = {1: [], 0: [], -1: []}
+    for method in sorted(gains, key=lambda method: gains[method].mean, reverse=True):
+        by_side[direction(gains[method], len(study.seeds))].append(method)
+    names = {sign: in_words([study.label(method) for method in group]) for sign, group in by_side.items()}
+    # Of whom keeps more the gain of the first, or of the first of all: how much chance could hide.
+    best = next(iter([*by_side[1], *by_side[0]]), None)
+    size = f" ({study.label(best)} {signed(gains[best])} points)" if best else ""
+    clauses = []
+    if by_side[1]:
+        clauses.append(f"{names[1]} {_s('keep', by_side[1])} more prior accuracy{size}")
+    if by_side[-1]:
+        clauses.append(f"{names[-1]} {_s('keep', by_side[-1])} less")
+    if by_side[0] and not clauses:
+        clauses.append(f"none keeps measurably more or less prior accuracy{size}")
+    elif by_side[0]:
+        clauses.append(f"{names[0]} {_s('keep', by_side[0])} not measurably more or less")
+    there = [method for method in own if method in reached and REFERENCE not in reached]
+    absent = [method for method in (REFERENCE, *own) if method not in reached]
+    for verb, group in (("get", there), ("never get", absent)):
+        if group:
+            clauses.append(f"{in_words([study.label(method) for method in group])} {_s(verb, group)} there")
+    return ", ".join(clauses)
+
+
+def _s(verb: str, names: Sequence[str]) -> str:
+    return f"{verb}s" if len(names) == 1 else verb
 
 
 def _tables(study: Study, settings: Sequence[Setting]) -> list[Table]:
@@ -273,7 +314,7 @@ def _panel(
     if bases:
         layers.append(_bases(study, settings, bases))
     log = column == WITHIN  # from a thousandth of a nat to several
-    low, high = log_height(layers) if log else height(layers)
+    low, high = log_height(layers) if log else share_height(layers)
     texts = []
     if column in ("prior", WITHIN):  # at equal accuracy
         layers.append(_absent(study, cells, low * 1.3 if log else low + 0.04 * (high - low)))

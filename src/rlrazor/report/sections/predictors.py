@@ -170,8 +170,16 @@ def _place(order: Sequence[Ranked]) -> str:
     value = "" if own.error is None else f" with {percent(own.error)} points"
     return (
         f"; forward KL on new-task inputs comes {_ordinal(columns.index('kl_forward') + 1)}{value} and R² "
-        f"{number(own.r2)}, {_ordinal(peers.index('kl_forward') + 1)} of the {len(peers)} measured on new-task inputs"
+        f"{number(own.r2)}{_over_seeds(own)}, {_ordinal(peers.index('kl_forward') + 1)} of the {len(peers)} measured on "
+        "new-task inputs"
     )
+
+
+def _over_seeds(one: Ranked) -> str:
+    fit = one.fits.quadratic
+    if fit is None or fit.r2_seed_mean is None or fit.r2_seed_sd is None:
+        return ""
+    return f" ({fit.r2_seed_mean:.2f} ± {fit.r2_seed_sd:.2f} over {one.fits.seeds} seeds)"
 
 
 def _ordinal(place: int) -> str:

@@ -50,27 +50,39 @@ def section(study: Study) -> Section:
 
 
 def finding(points: pl.DataFrame) -> str:
-    """RL's CKNNA against SFT's at the highest new accuracy that most seeds of both reach; `points` has `family`."""
-    compared: tuple[float, pl.DataFrame, pl.DataFrame, Estimate] | None = None
+    """RL's CKNNA against SFT's at the lowest and the highest new accuracy that most seeds of both reach.
+
+    `points` has `family`.
+    """
+    compared: list[tuple[float, Estimate, Estimate, Estimate]] = []
     for target in THRESHOLDS:
         near = near_accuracy(points, ["family"], target, [CKNNA])
         rl, sft = (near.filter(pl.col("family") == family) for family in FAMILIES)
         gap = difference(rl, sft, CKNNA)
-        if gap and (compared is None or gap.seeds >= compared[3].seeds):
-            compared = target, rl, sft, gap
-    if compared is None:
+        if gap is None:
+            continue
+        both = set(rl["seed"]) & set(sft["seed"])
+        rl_mean, sft_mean = (
+            Estimate.over(side.filter(pl.col("seed").is_in(both))[CKNNA].to_list()) for side in (rl, sft)
+        )
+        compared.append((target, rl_mean, sft_mean, gap))
+    if not compared:
         return (
             f"RL and SFT cannot be compared: no seed has checkpoints of both near a new accuracy of "
             f"{', '.join(f'{target:.0%}' for target in THRESHOLDS)}."
         )
-    target, rl, sft, gap = compared
-    both = set(rl["seed"]) & set(sft["seed"])
-    means = (Estimate.over(side.filter(pl.col("seed").is_in(both))[CKNNA].to_list()) for side in (rl, sft))
-    scores = "RL’s CKNNA to the base on unrelated inputs is {}, SFT’s {}".format(
-        *(written(mean, number) for mean in means)
+    most = max(gap.seeds for *_, gap in compared)
+    ends = [row for row in compared if row[3].seeds == most]
+    (target, rl_mean, sft_mean, gap), highest = ends[0], ends[-1]
+    scores = (
+        f"RL’s CKNNA to the base on unrelated inputs is {written(rl_mean, number)}, SFT’s {written(sft_mean, number)}"
     )
     paper = f"(the paper, on language models: {PAPER['RL']} and {PAPER['SFT']})"
-    return f"At {target:.0%} new accuracy {scores} {paper}: {_verdict(gap)}."
+    sentence = f"At {target:.0%} new accuracy {scores} {paper}: {_verdict(gap)}"
+    if highest[0] > target:
+        numbers = f"{written(highest[1], number)} and {written(highest[2], number)}"
+        sentence += f"; at {highest[0]:.0%} they are {numbers}: {_verdict(highest[3])}"
+    return f"{sentence}."
 
 
 def _verdict(gap: Estimate) -> str:

@@ -105,9 +105,9 @@ def shared_threshold(
 
 
 def threshold_most_reach(
-    points: pl.DataFrame, bases: pl.DataFrame, by: Sequence[str], thresholds: Sequence[float], share: float = 0.9
+    points: pl.DataFrame, bases: pl.DataFrame, by: Sequence[str], thresholds: Sequence[float]
 ) -> float | None:
-    """The highest of `thresholds` that most of the groups' seeds reach: `share` of those that reach the lowest.
+    """The highest of `thresholds` that most of the groups' seeds reach: nine in ten of those that reach the lowest.
 
     Unlike `shared_threshold` it lets a few groups fall by the wayside. Those that a base reaches do not count. None
     where no seed reaches any.
@@ -115,7 +115,7 @@ def threshold_most_reach(
     best = floats(_finite(points, ["new"]).group_by([*by, "seed"]).agg(pl.max("new")), "new")
     above = sorted(at for at in thresholds if at > max(bases["new"], default=0.0))
     counts = [int((best >= at).sum()) for at in above]
-    return max((at for at, count in zip(above, counts, strict=True) if 0 < count >= share * counts[0]), default=None)
+    return max((at for at, count in zip(above, counts, strict=True) if 0 < count >= 0.9 * counts[0]), default=None)
 
 
 def in_all_seeds(cells: pl.DataFrame, points: pl.DataFrame) -> pl.DataFrame:
