@@ -168,10 +168,10 @@ def _place(order: Sequence[Ranked]) -> str:
     own = order[columns.index("kl_forward")]
     peers = [one.measure.column for one in order if one.measure.group == NEW]
     value = "" if own.error is None else f" with {percent(own.error)} points"
+    place, among_peers = _ordinal(columns.index("kl_forward") + 1), _ordinal(peers.index("kl_forward") + 1)
     return (
-        f"; forward KL on new-task inputs comes {_ordinal(columns.index('kl_forward') + 1)}{value} and R² "
-        f"{number(own.r2)}{_over_seeds(own)}, {_ordinal(peers.index('kl_forward') + 1)} of the {len(peers)} measured on "
-        "new-task inputs"
+        f"; forward KL on new-task inputs comes {place}{value} and R² {number(own.r2)}{_over_seeds(own)}, {among_peers} "
+        f"of the {len(peers)} measured on new-task inputs"
     )
 
 

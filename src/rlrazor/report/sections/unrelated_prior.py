@@ -1,6 +1,6 @@
 """Does KL on the new task predict the forgetting of a prior task that shares nothing with it, counting dots?"""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -58,7 +58,8 @@ class PriorTask:
     """One prior task. `points` have its own `forgetting`; `fits` has a summary for each measure that was taken.
 
     `ranges`: the laws of the checkpoints within so many nats, for each range that holds some but not all; last, with
-    None, those of all. `by_method`, the same `near` the base, and `by_lr`: see `departures`.
+    None, those of all. `by_seed`: the monotone law of each seed that allows one, and the checkpoints it was fitted to.
+    `by_method`, the same `near` the base, and `by_lr`: see `departures`.
     """
 
     name: str
@@ -66,6 +67,7 @@ class PriorTask:
     points: pl.DataFrame
     fits: dict[str, PredictorSummary]
     ranges: Sequence[tuple[float | None, PredictorSummary]]
+    by_seed: Mapping[int, tuple[Saturating, pl.DataFrame]]
     by_method: Sequence[Departure]
     near: Sequence[Departure]
     by_lr: Sequence[Departure]
@@ -90,22 +92,14 @@ class PriorTask:
 
         Ascending, one for each seed that allows a law.
         """
-        return sorted(_half(fitted, float(floats(rows, KL).max())) for fitted, rows in self._by_seed().values())
+        return sorted(_half(fitted, float(floats(rows, KL).max())) for fitted, rows in self.by_seed.values())
 
     def r2_by_seed(self) -> dict[int, float]:
         """R2 of a monotone law in forward KL for each seed that allows one."""
         found = {}
-        for seed, (fitted, rows) in self._by_seed().items():
+        for seed, (fitted, rows) in self.by_seed.items():
             with suppress(RazorError):  # forgetting that does not vary has no R2
                 found[seed] = law.r_squared(floats(rows, "forgetting"), fitted.predict(floats(rows, KL)))
-        return found
-
-    def _by_seed(self) -> dict[int, tuple[Saturating, pl.DataFrame]]:
-        """The monotone law of each seed that allows one, and its checkpoints."""
-        found = {}
-        for rows in self.points.partition_by("seed", maintain_order=True):
-            with suppress(RazorError):
-                found[rows["seed"][0]] = law.fit_saturating(floats(rows, KL), floats(rows, "forgetting")), rows
         return found
 
 
@@ -161,12 +155,21 @@ def tasks_of(study: Study) -> list[PriorTask]:
                 points,
                 {fit.predictor: fit for fit in fits},
                 [*_within(points), (None, fits[0])],
+                _laws_by_seed(points),
                 departures(points, "method", unseen=True),
                 departures(points.filter(pl.col(KL) <= NEAR), "method", unseen=True),
                 departures(points, "lr", unseen=False),
             )
         )
     return tasks
+
+
+def _laws_by_seed(points: pl.DataFrame) -> dict[int, tuple[Saturating, pl.DataFrame]]:
+    found = {}
+    for rows in points.partition_by("seed", maintain_order=True):
+        with suppress(RazorError):
+            found[rows["seed"][0]] = law.fit_saturating(floats(rows, KL), floats(rows, "forgetting")), rows
+    return found
 
 
 def departures(points: pl.DataFrame, by: str, *, unseen: bool) -> list[Departure]:
