@@ -170,8 +170,8 @@ def _place(order: Sequence[Ranked]) -> str:
     value = "" if own.error is None else f" with {percent(own.error)} points"
     place, among_peers = _ordinal(columns.index("kl_forward") + 1), _ordinal(peers.index("kl_forward") + 1)
     return (
-        f"; forward KL on new-task inputs comes {place}{value} and R² {number(own.r2)}{_over_seeds(own)}, {among_peers} "
-        f"of the {len(peers)} measured on new-task inputs"
+        f"; forward KL on new-task inputs comes {place}{value} and R² {number(own.r2)}{_over_seeds(own)}, "
+        f"{among_peers} of the {len(peers)} measured on new-task inputs"
     )
 
 

@@ -128,9 +128,9 @@ def section(study: Study) -> Section:
         "mean ± standard deviation over one fit per seed. Half lost: of what a seed’s law loses over its data; lowest "
         "and highest seed. Left-out error: mean absolute error, in accuracy points, on a method that the law was not "
         "fitted to, averaged over methods. On FashionMNIST: forward KL (KL) and total variation (TV) on the prior "
-        "task’s inputs. Beyond the law: "
-        "forgetting minus what the monotone law of the same seed says, for a method that of the other methods, for a "
-        f"learning rate that of all, less what all checkpoints are off it on average. {INTERVALS}",
+        "task’s inputs. Beyond the law: forgetting minus what the monotone law of the same seed says, for a method "
+        "that of the other methods, for a learning rate that of all, less what all checkpoints are off it on average. "
+        f"{INTERVALS}",
     )
 
 
@@ -303,7 +303,8 @@ def _better(task: PriorTask) -> str:
     best = min(errors, key=lambda name: errors[name])
     if best == KL:
         return f"; of {len(errors)} measures none forecasts better"
-    return f"; of {len(errors)} measures {MEASURES[best]} forecasts best, wrong by {percent(errors[best])}"
+    name = MEASURES[best].replace("TV on", "total variation on").replace("KL on", "forward KL on")
+    return f"; of {len(errors)} measures {name} forecasts best, wrong by {percent(errors[best])}"
 
 
 def _within(points: pl.DataFrame) -> list[tuple[float, PredictorSummary]]:
