@@ -118,7 +118,7 @@ def finding(study: Study, at: float, compared: Sequence[Comparison], floor: floa
     seeds = max(one.gap.seeds for one in compared)
     return (
         f"At {at:.0%} new accuracy, float32 weights leave {plain} exactly unchanged{least}, bfloat16 weights "
-        f"{rounded}: {_verdict(compared, len(study.seeds))}; {_about_ranks(compared)} "
+        f"{rounded}: {_verdict(compared, len(study.seeds))}{_at_lowest_rate(study)}; {_about_ranks(compared)} "
         f"({over_seeds(seeds)})."
     )
 
@@ -138,6 +138,26 @@ def _verdict(compared: Sequence[Comparison], seeds: int) -> str:
     if any(one.float32.mean >= SPARSE for one in compared):
         return f"rounding adds to a sparsity that is there without it ({gaps})"
     return f"rounding leaves more unchanged ({gaps}), but most parameters still move"
+
+
+def _at_lowest_rate(study: Study) -> str:
+    """What each precision leaves unchanged by the end of the runs at the lowest learning rate, where there are more."""
+    points = with_params(study.points, precision=PRECISIONS[0])
+    if points["lr"].n_unique() < 2:
+        return ""
+    lowest = points.filter(pl.col("lr") == pl.col("lr").min())
+    last = lowest.filter(pl.col("step") == pl.col("step").max().over("trajectory"))
+    said = []
+    for method in study.methods:
+        shares = [
+            last.filter(pl.col("method") == method, pl.col("precision") == precision).sort("seed")[SPARSITY].to_list()
+            for precision in PRECISIONS
+        ]
+        if all(shares):
+            float32, bfloat16 = (written(Estimate.over(values)) for values in shares)
+            said.append(f"{bfloat16} % of {study.label(method)}’s in bfloat16 and {float32} % in float32")
+    rate = f"{lowest['lr'][0]:.1e}"
+    return f"; at the end of training at the lowest learning rate, {rate}, it is {in_words(said)}" if said else ""
 
 
 def _about_ranks(compared: Sequence[Comparison]) -> str:
@@ -195,6 +215,7 @@ def _figure(study: Study, points: pl.DataFrame, floor: float | None) -> Figure:
                 y_range=(-0.03, 1.03),
                 x_percent=False,
                 x_log=True,
+                x_ticks=[(rate, f"{rate:.2g}") for rate in sorted(set(rates.tolist()))],
             ),
             Panel(
                 "Rank of the update",
