@@ -13,7 +13,7 @@ from rlrazor.experiments.parity_mnist import studies
 from rlrazor.experiments.parity_mnist.config import PRESETS
 from rlrazor.experiments.parity_mnist.evaluate import DRIFT
 from rlrazor.records import RunSpec
-from rlrazor.report.sections import SECTIONS
+from rlrazor.report.sections import SECTIONS, off_policy
 
 
 @pytest.fixture(scope="module")
@@ -109,3 +109,15 @@ def test_the_dry_run_counts_an_analysis(capsys: pytest.CaptureFixture[str]) -> N
     counted = json.loads(capsys.readouterr().out)["estimate"]
     assert counted["runs"] == 3 + 3 * 4 * 5  # bases; seeds x methods x learning rates
     assert counted["checkpoints"] == 3 + 5 * 3 * 4 * 5
+
+
+def test_what_is_written_in_two_places_agrees(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The help does not import the studies, which takes seconds; the report imports no experiment."""
+    monkeypatch.setenv("COLUMNS", "1000")  # or argparse breaks names at their hyphens
+    assert off_policy.NEVER_REFRESHED == studies.NEVER_REFRESHED
+    with pytest.raises(SystemExit):
+        main(["reproduce", "parity-mnist", "--help"])
+    listed = " ".join(capsys.readouterr().out.split()).partition("or 'all': ")[2]
+    assert listed.startswith(", ".join(studies.ANALYSES))

@@ -4,6 +4,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from rlrazor.report import figures
 from rlrazor.report.sections import layers
 from rlrazor.report.sections.statistics import (
     at_accuracy,
@@ -18,9 +19,8 @@ from rlrazor.report.sections.statistics import (
     shared_threshold,
     signed,
     with_params,
-    written,
 )
-from rlrazor.report.tables import Estimate
+from rlrazor.report.tables import Estimate, written
 from study_tables import BASE_NEW, T_THREE_SEEDS, cells, plus_minus, run, study_of
 
 LEVELS = (0.97, 0.96, 0.95)
@@ -112,7 +112,7 @@ def test_with_params_fills_what_runs_leave_out() -> None:
 def test_staircase_is_the_pareto_set_and_the_range_starts_below_the_base() -> None:
     study = study_of("toy", run("grpo", 0, news=(0.95, 0.93, 0.97)))
     points = study.points.with_columns(prior=pl.Series([0.7, 0.6, 0.5]))
-    steps = layers.staircase("GRPO", points, "#000000")
+    steps = figures.staircase("GRPO", points, "#000000")
     assert steps.steps
     assert list(zip(steps.x, steps.y, strict=True)) == [(0.95, 0.7), (0.97, 0.5)]
     low, high = layers.learnt(study)

@@ -27,12 +27,18 @@ def print_results(results: "Results", report: Path, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps({"report": str(report), **summary(results)}, indent=2))
         return
-    console = Console()
-    if not console.is_terminal:
-        console.width = 120  # a file has no width of its own, and the tables need more than the usual guess of 80
+    console = console_for_tables()
     for table in terminal_tables(results):
         console.print(table)
     console.print(f"Report: {report}", highlight=False, soft_wrap=True)
+
+
+def console_for_tables(width: int = 120) -> Console:
+    """Standard output; a file has no width of its own, and the tables need more than the usual guess of 80."""
+    console = Console()
+    if not console.is_terminal:
+        console.width = width
+    return console
 
 
 def human_seconds(seconds: float) -> str:

@@ -75,13 +75,13 @@ def run(arguments: argparse.Namespace) -> int:
     # Imported here: torch takes seconds that `razor --version` should not.
     from rlrazor.experiments.parity_mnist.config import parse_setting, read_settings, resolve
     from rlrazor.experiments.parity_mnist.reproduce import Options, estimate, reproduce
-    from rlrazor.experiments.parity_mnist.studies import OF_THE_SWEEP, parse_analyses, seeds_of
+    from rlrazor.experiments.parity_mnist.studies import needs_sweep, parse_analyses, seeds_of
 
     analyses = parse_analyses(arguments.analysis) if arguments.analysis is not None else ()
     settings = read_settings(arguments.config) if arguments.config else {}
     settings |= {name: value for name in ("preset", *SETTINGS) if (value := getattr(arguments, name)) is not None}
     preset = settings.pop("preset", None) or "quick"
-    if analyses and not set(analyses) & set(OF_THE_SWEEP):
+    if not needs_sweep(analyses):
         idle = [name for name in (*settings, *(["sensitivity"] if arguments.sensitivity else [])) if name != "seeds"]
         if idle:
             raise RazorError(

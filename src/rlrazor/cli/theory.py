@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from rlrazor.cli.printing import Subparsers, options_of
+from rlrazor.cli.printing import Subparsers, console_for_tables, options_of
 from rlrazor.errors import RazorError
 
 if TYPE_CHECKING:
@@ -86,9 +86,7 @@ def _print(section: "Section", path: Path, *, as_json: bool) -> None:
         tables = [asdict(table) for table in section.tables]
         print(json.dumps({"figure": str(path), "finding": section.finding, "tables": tables}, indent=2))
         return
-    console = Console()
-    if not console.is_terminal:
-        console.width = 140  # a file has no width of its own
+    console = console_for_tables(width=140)
     for table in section.tables:
         console.print(to_rich(table))
     console.print(section.finding, highlight=False)

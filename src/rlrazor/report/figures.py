@@ -54,7 +54,7 @@ def trade_off_figure(sweep: Sweep) -> Figure:
     kl = f"forward KL on {sweep.config['new_task']}, nats"
     new_range, kl_range = _new_range(sweep), _padded(sweep.points, "kl_forward", (0.0,))
     prior_range = _padded(sweep.table, "prior")
-    frontiers = [_frontier(method) for method in methods]
+    frontiers = [staircase(method.label, method.points, method.color) for method in methods]
     laws = list(_laws(sweep, kl_range[1]))
     return Figure(
         "fig3",
@@ -158,11 +158,12 @@ def _hover_rows(points: pl.DataFrame) -> list[tuple[Any, ...]]:
     ).rows()
 
 
-def _frontier(method: _Method) -> Curve:
-    new, prior = floats(method.points, "new"), floats(method.points, "prior")
-    on_frontier = frontier.pareto_set(new, prior)
-    order = np.argsort(new[on_frontier])
-    return Curve(method.label, new[on_frontier][order], prior[on_frontier][order], method.color, steps=True)
+def staircase(label: str, points: pl.DataFrame, color: str) -> Curve:
+    """The Pareto frontier of prior against new accuracy."""
+    new, prior = floats(points, "new"), floats(points, "prior")
+    best = frontier.pareto_set(new, prior)
+    order = np.argsort(new[best])
+    return Curve(label, new[best][order], prior[best][order], color, steps=True)
 
 
 def _laws(sweep: Sweep, end: float) -> Iterator[Curve]:

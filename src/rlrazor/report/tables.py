@@ -1,7 +1,7 @@
 """What a sweep says: read and analysed once, then put into tables for the page, the terminal and JSON."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,11 @@ class Estimate:
         """The estimate from one value per seed."""
         mean, (_, high) = float(np.mean(values)), frontier.t_interval(values)
         return cls(mean, None if high is None else high - mean, len(values))
+
+    @classmethod
+    def of_interval(cls, mean: float | None, high: float | None, seeds: int) -> "Estimate | None":
+        """The estimate of a table's row, which has the interval's end; None where no seed got there."""
+        return None if mean is None else cls(mean, None if high is None else high - mean, seeds)
 
 
 @dataclass(frozen=True)
@@ -173,7 +178,7 @@ def load_sweep(folder: Path) -> Sweep:
         points,
         bases,
         laws=(laws := law.summarise(table, measures)),
-        ranges=[*_ranges(points, measures), Range(None, len(points), laws)],
+        ranges=[*ranges_of(points, measures), Range(None, len(points), laws)],
         retention=frontier.retention(table, THRESHOLDS),
         areas=_areas(points, bases),
         sensitivity=_read_sensitivity(folder, config["config"]),
@@ -297,7 +302,7 @@ def _areas(points: pl.DataFrame, bases: pl.DataFrame) -> dict[str, Estimate]:
     return {method: Estimate.over(areas) for method, areas in by_method.items()}
 
 
-def _ranges(points: pl.DataFrame, predictors: Sequence[str]) -> list[Range]:
+def ranges_of(points: pl.DataFrame, predictors: Sequence[str]) -> list[Range]:
     """The ranges that hold some, but not all, of the checkpoints."""
     ranges = []
     for limit in RANGES:
@@ -322,14 +327,14 @@ class Table:
 
 def retention_table(sweep: Sweep) -> Table:
     """The prior accuracy that each method keeps, best at the first threshold on top, below the base."""
-    base_new, base_prior = sweep.base_new, _points(sweep.base_prior)
+    base_new, base_prior = sweep.base_new, written(sweep.base_prior)
     # In brackets where the base itself does not reach the threshold: it is there to compare with.
     compared = [base_prior if base_new.mean >= at else f"({base_prior})" for at in THRESHOLDS]
-    rows = [["base (not fine-tuned)", *compared, _points(base_new), NEVER]]
+    rows = [["base (not fine-tuned)", *compared, written(base_new), NEVER]]
     for method in ranking(sweep.retention):
         cells = sweep.retention.filter(pl.col("method") == method).to_dicts()
         rows.append(
-            [sweep.label(method), *map(_kept, cells), percent(cells[0]["best_new"]), _points(sweep.areas[method])]
+            [sweep.label(method), *map(_kept, cells), percent(cells[0]["best_new"]), written(sweep.areas[method])]
         )
     thresholds = [f"new ≥ {at:.0%}" for at in THRESHOLDS]
     return Table("Best prior accuracy, %", ["method", *thresholds, "best new, %", "frontier area, %"], rows)
@@ -346,8 +351,8 @@ def law_table(sweep: Sweep) -> Table:
     rows = [
         [
             predictor_label(law.predictor),
-            *_fit_cells(law.quadratic),
-            _fit_cells(law.saturating)[0],
+            *fit_cells(law.quadratic),
+            fit_cells(law.saturating)[0],
             number(law.spearman),
             " / ".join(_error(fit.left_out if fit else None) for fit in (law.quadratic, law.saturating)),
             _error(law.baseline),
@@ -490,27 +495,30 @@ def number(value: float | None) -> str:
     return f"{value:.2f}" if abs(value) < 0.995 else f"{value:.3f}"
 
 
-def _points(estimate: Estimate) -> str:
-    return percent(estimate.mean) + ("" if estimate.half is None else f" ± {percent(estimate.half)}")
+def written(estimate: Estimate | None, form: Callable[[float], str] = percent) -> str:
+    """The mean, and half the interval if there is one: "77.3 ± 0.4". A dash where there is nothing."""
+    if estimate is None:
+        return NEVER
+    return form(estimate.mean) + ("" if estimate.half is None else f" ± {form(estimate.half)}")
+
+
+def with_seeds(estimate: Estimate | None, total: int, form: Callable[[float], str] = percent) -> str:
+    """The same, with the seeds that got there where these are not all of `total`."""
+    some = estimate is not None and estimate.seeds < total
+    return written(estimate, form) + (f" ({estimate.seeds} of {total} seeds)" if estimate and some else "")
 
 
 def _kept(cell: Mapping[str, Any]) -> str:
     """The cell of a method and threshold in the retention table."""
-    if cell["mean"] is None:
-        return NEVER
-    half = None if cell["high"] is None else cell["high"] - cell["mean"]
-    text = _points(Estimate(cell["mean"], half, cell["n_seeds"]))
-    return (
-        text if cell["n_seeds"] == cell["seeds_total"] else f"{text} ({cell['n_seeds']} of {cell['seeds_total']} seeds)"
-    )
+    return with_seeds(Estimate.of_interval(cell["mean"], cell["high"], cell["n_seeds"]), cell["seeds_total"])
 
 
-def _fit_cells(fit: LawSummary | None) -> tuple[str, str]:
-    """R2 with its interval, and R2 over seeds."""
+def fit_cells(fit: LawSummary | None, digits: int = 3) -> tuple[str, str]:
+    """R2 with its interval, and R2 over seeds to so many digits."""
     if fit is None:
         return NEVER, NEVER
     interval = "" if fit.r2_interval is None else " [{}, {}]".format(*map(number, fit.r2_interval))
-    seeds = NEVER if fit.r2_seed_mean is None else f"{fit.r2_seed_mean:.3f} ± {fit.r2_seed_sd:.3f}"
+    seeds = NEVER if fit.r2_seed_mean is None else f"{fit.r2_seed_mean:.{digits}f} ± {fit.r2_seed_sd:.{digits}f}"
     return number(fit.r2) + interval, seeds
 
 

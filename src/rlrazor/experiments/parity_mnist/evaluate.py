@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Self
 
 import torch
@@ -54,6 +55,11 @@ class Outputs:
         """Run the policy on inputs (N, 785)."""
         logp, hidden = zip(*(look_inside(policy, part) for part in torch.split(inputs, CHUNK)), strict=True)
         return cls(torch.cat(logp), list(hidden))
+
+    @cached_property
+    def activations(self) -> list[Tensor]:
+        """All hidden units of a chunk side by side: (chunk, 768)."""
+        return [torch.cat(layers, dim=1) for layers in self.hidden]
 
     @property
     def representation(self) -> Representation:
@@ -139,8 +145,7 @@ def accuracy(logp_NV: Tensor, labels_N: Tensor) -> float:
 
 def _drift(base: Outputs, base_representation: Representation, tuned: Outputs) -> dict[str, float]:
     l1 = l2 = 0.0
-    for layers_before, layers_after in zip(base.hidden, tuned.hidden, strict=True):
-        before, after = torch.cat(layers_before, dim=1), torch.cat(layers_after, dim=1)
+    for before, after in zip(base.activations, tuned.activations, strict=True):
         l1 += len(after) * drift.activation_l1(before, after)
         l2 += len(after) * drift.activation_l2(before, after)
     representation = tuned.representation

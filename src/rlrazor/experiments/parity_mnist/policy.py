@@ -78,7 +78,8 @@ def diagonal_fisher(policy: DigitPolicy, inputs: Tensor) -> dict[str, Tensor]:
                 weighted = probs_NV[:, outcome, None] * slope.square()
                 fisher[f"{index}.weight"] += weighted.T @ signal.square()
                 fisher[f"{index}.bias"] += weighted.sum(dim=0)
-                slope = (slope @ layer.weight) * (signal > 0)
+                if index:  # what reaches the inputs is nobody's slope
+                    slope = (slope @ layer.weight) * (signal > 0)
     return {name: total / len(inputs) for name, total in fisher.items()}
 
 

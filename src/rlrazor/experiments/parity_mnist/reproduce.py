@@ -78,7 +78,7 @@ def reproduce(config: Config, options: Options, console: Console, analyses: Sequ
         work.fingerprint = data.fingerprint(options.data_dir)
     with work.store.open_for_writing():
         warn_of_another_machine(work.store, console)
-        if not analyses or (set(analyses) & set(studies.OF_THE_SWEEP) and not _has_sweep_to_keep(options)):
+        if studies.needs_sweep(analyses) and not _has_sweep_to_keep(options):
             _run_sweep(config, work)
         for name in analyses:
             if name in studies.STUDIES:
@@ -284,7 +284,7 @@ def estimate(config: Config, options: Options, analyses: Sequence[str] = (), rep
     Runs that are prefixes of others are counted but not trained; runs already in the folder are not looked for.
     """
     specs: list[RunSpec] = []
-    if not analyses or set(analyses) & set(studies.OF_THE_SWEEP):
+    if studies.needs_sweep(analyses):
         teachers: dict[int, Any] = {seed: {} for seed in config.seeds}
         grids = [config, *(variant for _, _, variant in sensitivity_variants(config) if options.sensitivity)]
         specs += [spec for grid in grids for spec in grid.base_specs("") + grid.specs("", grid.methods, teachers)]

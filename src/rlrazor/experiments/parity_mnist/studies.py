@@ -158,6 +158,11 @@ def parse_analyses(text: str) -> tuple[str, ...]:
     return tuple(name for name in ANALYSES if name in names)
 
 
+def needs_sweep(analyses: Sequence[str]) -> bool:
+    """Whether a command with these analyses is about the sweep: one without any, or with some that read it."""
+    return not analyses or bool(set(analyses) & set(OF_THE_SWEEP))
+
+
 def arms_of(name: str, preset: str) -> list[Arm]:
     """The arms of a study. A preset other than `paper` gets the quick ones."""
     return STUDIES[name](preset != "paper")

@@ -94,10 +94,8 @@ def pretrain(spec: RunSpec, task: Task) -> Iterator[Checkpoint]:
     """
     size, epochs = spec.params["pretrain_size"], spec.params["pretrain_epochs"]
     rng = generator(spec.seed, "pretrain")
-    new_rows = torch.randperm(len(task.new_train), generator=rng)[:size]
-    prior_rows = torch.randperm(len(task.prior_train_images), generator=rng)[:size]
-    inputs = torch.cat([task.new_train[new_rows], as_inputs(task.prior_train_images[prior_rows], PRIOR_TASK)])
-    prior_labels = task.prior_train_labels[prior_rows]
+    new_rows, prior_inputs, prior_labels = pretraining_images(size, task, rng)
+    inputs = torch.cat([task.new_train[new_rows], prior_inputs])
     if count := spec.params.get(DOTS):
         dots = load_dots()
         inputs = torch.cat([inputs, dots.train[:count]])
@@ -140,9 +138,8 @@ def finetune(spec: RunSpec, task: Task, store: RunStore) -> Iterator[Checkpoint]
     optimizer = make_optimizer(params.get("optimizer", "adamw"), policy, params["lr"])
     protect = None
     if method.protection:
-        prior_rows = pretraining_rows(spec, task)
-        prior = as_inputs(task.prior_train_images[prior_rows], PRIOR_TASK), task.prior_train_labels[prior_rows]
-        past = Past(base.policy, *prior, params["strength"], generator(spec.seed, "protection"))
+        _, inputs, answers = pretraining_images(params["pretrain_size"], task, generator(spec.seed, "pretrain"))
+        past = Past(base.policy, inputs, answers, params["strength"], generator(spec.seed, "protection"))
         protect = method.protection(past)
     tracer = Tracer(spec, task, base) if params.get("traced") else None
 
@@ -323,11 +320,14 @@ def teacher_log_probs(teacher: Mapping[str, Any], task: Task, store: RunStore) -
     return log_probs(load_weights(store.load_weights(spec, teacher["step"])), task.new_train)
 
 
-def pretraining_rows(spec: RunSpec, task: Task) -> Tensor:
-    """The prior task's training images that the base of this run was pre-trained on."""
-    rng, size = generator(spec.seed, "pretrain"), spec.params["pretrain_size"]
-    torch.randperm(len(task.new_train), generator=rng)
-    return torch.randperm(len(task.prior_train_images), generator=rng)[:size]
+def pretraining_images(size: int, task: Task, rng: Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """What a base is pre-trained on: the new task's rows (N,), the prior task's inputs (N, 785) and labels (N,).
+
+    The first that are drawn from a fresh generator(seed, "pretrain"), so that a run can have its base's images again.
+    """
+    new_rows = torch.randperm(len(task.new_train), generator=rng)[:size]
+    prior_rows = torch.randperm(len(task.prior_train_images), generator=rng)[:size]
+    return new_rows, as_inputs(task.prior_train_images[prior_rows], PRIOR_TASK), task.prior_train_labels[prior_rows]
 
 
 def sample(probs_NV: Tensor, group_size: int, rng: Generator) -> Tensor:

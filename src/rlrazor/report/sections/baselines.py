@@ -8,15 +8,16 @@ import numpy as np
 import polars as pl
 
 from rlrazor.report.drawing import INK, PALETTE, SYMBOLS, Curve, Figure, Layer, Panel, Points, floats
-from rlrazor.report.sections.layers import base, cloud, learnt, never, padded, staircase
+from rlrazor.report.figures import staircase
+from rlrazor.report.sections.layers import base, cloud, learnt, never, padded
 from rlrazor.report.sections.statistics import (
     INTERVALS,
     at_accuracy,
     best_checkpoints,
     cell,
-    correlation,
     difference,
     direction,
+    follows_kl,
     how_many,
     in_words,
     nats,
@@ -24,10 +25,9 @@ from rlrazor.report.sections.statistics import (
     signed,
     threshold_most_reach,
     with_params,
-    written,
 )
 from rlrazor.report.sections.study import Section, Study
-from rlrazor.report.tables import NEVER, THRESHOLDS, Estimate, Table, number, percent
+from rlrazor.report.tables import NEVER, THRESHOLDS, Estimate, Table, percent, written
 
 PLAIN = "sft-2"
 TODAY = ("ewc", "lwf", "replay", "lora", "dft", "dft+kl")
@@ -144,14 +144,8 @@ def _law(variants: Sequence[Variant], threshold: float | None) -> str:
     """Whether what is kept follows the KL, over all variants."""
     if threshold is None:
         return ""
-    arms = pl.DataFrame([one.kept(threshold) for one in variants], infer_schema_length=None).drop_nulls(KL)
-    rank = correlation(arms, KL, "prior", by="method", samples=0)
-    if rank is None:
-        return ""
-    return (
-        f" Over the {len(arms)} variants that get to {threshold:.0%}, prior accuracy and forward KL have a rank "
-        f"correlation of {number(rank.spearman).replace('-', '−')}."
-    )
+    arms = pl.DataFrame([one.kept(threshold) for one in variants], infer_schema_length=None)
+    return follows_kl(arms, threshold, "variant")
 
 
 def _with_setting(points: pl.DataFrame) -> pl.DataFrame:

@@ -9,18 +9,9 @@ import numpy as np
 import polars as pl
 
 from rlrazor.report.drawing import INK, PALETTE, Figure, Floats, Panel, Points, Range, floats
-from rlrazor.report.sections.statistics import (
-    INTERVALS,
-    Correlation,
-    cell,
-    correlation,
-    how_many,
-    in_words,
-    seed_means,
-    written,
-)
+from rlrazor.report.sections.statistics import INTERVALS, Correlation, cell, correlation, how_many, in_words, seed_means
 from rlrazor.report.sections.study import Section, Study
-from rlrazor.report.tables import NEVER, Estimate, Table, number
+from rlrazor.report.tables import NEVER, Estimate, Table, number, written
 
 PRIOR, NEW = "cos_prior_gradient", "cos_new_gradient"
 CHANGE, SIZE = "kl_change", "kl_of_step"

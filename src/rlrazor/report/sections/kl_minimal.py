@@ -22,10 +22,9 @@ from rlrazor.report.sections.statistics import (
     signed,
     threshold_most_reach,
     with_params,
-    written,
 )
 from rlrazor.report.sections.study import Section, Study
-from rlrazor.report.tables import NEVER, Estimate, Table, percent
+from rlrazor.report.tables import NEVER, Estimate, Table, percent, written
 
 REFERENCE = "grpo+kl"
 NOT_AIMED = ("grpo", REFERENCE)  # at the KL-minimal correct policy

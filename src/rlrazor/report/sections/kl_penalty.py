@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import polars as pl
 
 from rlrazor.report.drawing import Figure, Layer, Panel, floats
-from rlrazor.report.sections.layers import base, cloud, height, learnt, level, means, staircase
+from rlrazor.report.figures import staircase
+from rlrazor.report.sections.layers import base, cloud, height, learnt, level, means
 from rlrazor.report.sections.statistics import (
     INTERVALS,
     at_accuracy,
@@ -19,10 +20,9 @@ from rlrazor.report.sections.statistics import (
     shared_threshold,
     signed,
     with_params,
-    written,
 )
 from rlrazor.report.sections.study import Section, Study
-from rlrazor.report.tables import NEVER, THRESHOLDS, Estimate, Table
+from rlrazor.report.tables import NEVER, THRESHOLDS, Estimate, Table, written
 
 PENALISED = "+kl"
 SFT, RL = "sft-2", "grpo"

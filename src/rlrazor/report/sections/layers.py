@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from rlrazor import frontier
 from rlrazor.report.drawing import INK, WHITE, Curve, Floats, Layer, Points, Range, floats
 from rlrazor.report.sections.study import Study
 
@@ -23,14 +22,6 @@ def cloud(label: str, points: pl.DataFrame, x: str, y: str, color: str, symbol: 
     return Points(
         label, floats(points, x), floats(points, y), color, symbol, _HOVER.format(label), rows.rows(), **style
     )
-
-
-def staircase(label: str, points: pl.DataFrame, color: str) -> Curve:
-    """The Pareto frontier of prior against new accuracy."""
-    new, prior = floats(points, "new"), floats(points, "prior")
-    best = frontier.pareto_set(new, prior)
-    order = np.argsort(new[best])
-    return Curve(label, new[best][order], prior[best][order], color, steps=True)
 
 
 def base(study: Study, x: str, y: str) -> Points:

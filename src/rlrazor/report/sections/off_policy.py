@@ -13,24 +13,24 @@ from rlrazor.report.sections.statistics import (
     at_accuracy,
     best_checkpoints,
     cell,
-    correlation,
     difference,
     direction,
+    follows_kl,
     how_many,
     in_words,
+    nats,
     over_seeds,
     seed_means,
     threshold_most_reach,
     with_params,
 )
 from rlrazor.report.sections.study import Section, Study
-from rlrazor.report.tables import NEVER, THRESHOLDS, Estimate, Table, number, percent
+from rlrazor.report.tables import NEVER, THRESHOLDS, Estimate, Table, percent
 
 NEVER_REFRESHED = 1_000_000  # updates: all samples are the base's
 KL = "kl_forward"
 ARM = ("method", "importance", "staleness")
 
-_NATS = "{:.2f}".format
 _WEIGHTED = (PALETTE[5], PALETTE[4], PALETTE[3])  # beside the palette's first: a method's two colours are akin
 _REFERENCES = (PALETTE[6], PALETTE[10])
 
@@ -140,7 +140,7 @@ def finding(study: Study, series: Sequence[Series], threshold: float | None) -> 
 def _ends(one: Series, threshold: float) -> str:
     """A series' KL on fresh samples and on its oldest."""
     cells = one.kept(threshold).to_dicts()
-    return f"{one.label} ({cell(cells[0], KL, _NATS)} → {cell(cells[-1], KL, _NATS)} nats)"
+    return f"{one.label} ({cell(cells[0], KL, nats)} → {cell(cells[-1], KL, nats)} nats)"
 
 
 def _lasting(series: Sequence[Series], threshold: float, seeds: int) -> str:
@@ -169,7 +169,7 @@ def _lasting(series: Sequence[Series], threshold: float, seeds: int) -> str:
 def _compared(study: Study, threshold: float) -> str:
     """Where methods without samples of their own land, if the study has any."""
     rows = at_accuracy(_references(study), ["method"], threshold, [KL]).drop_nulls(KL).to_dicts()
-    said = in_words([f"{study.label(row['method'])} is at {cell(row, KL, _NATS)}" for row in rows])
+    said = in_words([f"{study.label(row['method'])} is at {cell(row, KL, nats)}" for row in rows])
     return f"; {said}" if rows else ""
 
 
@@ -215,7 +215,7 @@ def _table(title: str, series: Sequence[Series], by_age: Sequence[pl.DataFrame],
     ages = _ages(series)
     rows = []
     for one, cells in zip(series, by_age, strict=True):
-        at = {row["staleness"]: cell(row, column, _NATS if column == KL else percent) for row in cells.to_dicts()}
+        at = {row["staleness"]: cell(row, column, nats if column == KL else percent) for row in cells.to_dicts()}
         rows.append([one.label, *(at.get(age, NEVER) for age in ages)])
     return Table(title, ["age of the samples, updates", *map(_age, ages)], rows)
 
@@ -328,11 +328,4 @@ def _law(study: Study, threshold: float | None) -> str:
     """Whether what is kept follows the KL, over all ages and methods."""
     if threshold is None:
         return ""
-    arms = at_accuracy(_stale(study), ARM, threshold, [KL, "prior"]).drop_nulls(KL)
-    rank = correlation(arms, KL, "prior", by="method", samples=0)
-    if rank is None:
-        return ""
-    return (
-        f" Over the {len(arms)} settings that get to {threshold:.0%}, prior accuracy and forward KL have a rank "
-        f"correlation of {number(rank.spearman).replace('-', '−')}."
-    )
+    return follows_kl(at_accuracy(_stale(study), ARM, threshold, [KL, "prior"]), threshold, "setting")

@@ -10,7 +10,8 @@ from rlrazor import law
 from rlrazor.errors import RazorError
 from rlrazor.law import LeftOut, Quadratic
 from rlrazor.report.drawing import INK, PALETTE, SYMBOLS, Curve, Figure, Layer, Panel, Points, floats
-from rlrazor.report.sections.layers import base, cloud, height, learnt, level, means, staircase
+from rlrazor.report.figures import staircase
+from rlrazor.report.sections.layers import base, cloud, height, learnt, level, means
 from rlrazor.report.sections.statistics import (
     HALF_POINT,
     INTERVALS,

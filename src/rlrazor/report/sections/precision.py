@@ -22,10 +22,9 @@ from rlrazor.report.sections.statistics import (
     seed_means,
     signed,
     with_params,
-    written,
 )
 from rlrazor.report.sections.study import Section, Study
-from rlrazor.report.tables import THRESHOLDS, Estimate, Table, percent
+from rlrazor.report.tables import THRESHOLDS, Estimate, Table, percent, written
 
 SPARSITY, RANK = "weight_sparsity", "weight_rank"
 PRECISIONS = ("float32", "bfloat16")

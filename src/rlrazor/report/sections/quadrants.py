@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 import polars as pl
 
 from rlrazor.report.drawing import PALETTE, Figure, Layer, Panel, Points, floats
-from rlrazor.report.sections.layers import base, cloud, height, learnt, level, means, staircase
+from rlrazor.report.figures import staircase
+from rlrazor.report.sections.layers import base, cloud, height, learnt, level, means
 from rlrazor.report.sections.statistics import (
     INTERVALS,
     at_accuracy,

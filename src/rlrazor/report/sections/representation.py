@@ -7,9 +7,9 @@ import polars as pl
 
 from rlrazor import frontier
 from rlrazor.report.drawing import PALETTE, SYMBOLS, Figure, Panel, Points, floats
-from rlrazor.report.sections.statistics import cell, difference, how_many, matched_accuracy, near_accuracy, written
+from rlrazor.report.sections.statistics import cell, difference, how_many, matched_accuracy, near_accuracy
 from rlrazor.report.sections.study import Section, Study
-from rlrazor.report.tables import NEVER, THRESHOLDS, Estimate, Table, number
+from rlrazor.report.tables import NEVER, THRESHOLDS, Estimate, Table, number, written
 
 CKNNA, CKA = "cknna_on_probe", "cka_on_probe"
 NAMES = {CKNNA: "CKNNA", CKA: "CKA"}

@@ -15,7 +15,7 @@ from scipy import stats
 from rlrazor import frontier, law
 from rlrazor.errors import RazorError
 from rlrazor.report.drawing import Floats, floats
-from rlrazor.report.tables import NEVER, Estimate, Table, percent
+from rlrazor.report.tables import NEVER, Estimate, Table, number, percent, with_seeds, written
 
 HALF_POINT = 0.005
 INTERVALS = "±: half the 95 % t-interval of a mean over seeds; differences are taken seed by seed."
@@ -159,15 +159,7 @@ def with_params(table: pl.DataFrame, **defaults: bool | float | str) -> pl.DataF
 
 def estimate_of(row: Mapping[str, Any], column: str) -> Estimate | None:
     """A mean and its interval out of a row of `at_accuracy`; None where no seed got there."""
-    mean, high = row[column], row[f"{column}_high"]
-    return None if mean is None else Estimate(mean, None if high is None else high - mean, row["n_seeds"])
-
-
-def written(estimate: Estimate | None, form: Callable[[float], str] = percent) -> str:
-    """The mean, and half the interval if there is one: "77.3 ± 0.4". A dash where there is nothing."""
-    if estimate is None:
-        return NEVER
-    return form(estimate.mean) + ("" if estimate.half is None else f" ± {form(estimate.half)}")
+    return Estimate.of_interval(row[column], row[f"{column}_high"], row["n_seeds"])
 
 
 def nats(value: float) -> str:
@@ -186,9 +178,7 @@ def signed(estimate: Estimate | None, form: Callable[[float], str] = percent) ->
 
 def cell(row: Mapping[str, Any], column: str, form: Callable[[float], str] = percent) -> str:
     """A row of `at_accuracy` as a table shows it, with the seeds that got there where not all did."""
-    estimate = estimate_of(row, column)
-    some = estimate is not None and row["n_seeds"] < row["seeds_total"]
-    return written(estimate, form) + (f" ({row['n_seeds']} of {row['seeds_total']} seeds)" if some else "")
+    return with_seeds(estimate_of(row, column), row["seeds_total"], form)
 
 
 def kept_table(
@@ -211,6 +201,21 @@ def kept_table(
                 row.append(f"{written(estimate_of(kept, 'prior'))} / {cell(kept, 'kl_forward', nats)}")
     headers = ["arm", *(f"new ≥ {level:.0%}" for level in levels)]
     return Table("Best prior accuracy, %, and its forward KL, nats", headers, list(rows.values()))
+
+
+def follows_kl(arms: pl.DataFrame, threshold: float, noun: str) -> str:
+    """A sentence for a note: whether what is kept follows the KL, over `arms`, a row of `at_accuracy` for each `noun`.
+
+    Empty where too few get there.
+    """
+    reached = arms.drop_nulls("kl_forward")
+    rank = correlation(reached, "kl_forward", "prior", by="method", samples=0)
+    if rank is None:
+        return ""
+    return (
+        f" Over the {len(reached)} {noun}s that get to {threshold:.0%}, prior accuracy and forward KL have a rank "
+        f"correlation of {number(rank.spearman).replace('-', '−')}."
+    )
 
 
 def how_many(count: int, noun: str) -> str:

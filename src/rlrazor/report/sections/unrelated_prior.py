@@ -12,17 +12,9 @@ from rlrazor.errors import RazorError
 from rlrazor.law import LawSummary, PredictorSummary, Saturating
 from rlrazor.report.drawing import INK, PALETTE, SYMBOLS, WHITE, Curve, Figure, Layer, Panel, Points, Range, floats
 from rlrazor.report.sections.layers import cloud, padded
-from rlrazor.report.sections.statistics import (
-    INTERVALS,
-    direction,
-    how_many,
-    in_words,
-    over_seeds,
-    signed,
-    written,
-)
+from rlrazor.report.sections.statistics import INTERVALS, direction, how_many, in_words, nats, over_seeds, signed
 from rlrazor.report.sections.study import Section, Study
-from rlrazor.report.tables import NEVER, RANGES, Estimate, Table, number, percent
+from rlrazor.report.tables import NEVER, Estimate, Table, fit_cells, number, percent, ranges_of, written
 
 KL = "kl_forward"
 RELATED, UNRELATED = "prior_fashion_mnist", "prior_dots"
@@ -154,7 +146,7 @@ def tasks_of(study: Study) -> list[PriorTask]:
                 Estimate.over(bases["before"].to_list()),
                 points,
                 {fit.predictor: fit for fit in fits},
-                [*_within(points), (None, fits[0])],
+                [*((near.limit, near.laws[0]) for near in ranges_of(points, [KL])), (None, fits[0])],
                 _laws_by_seed(points),
                 departures(points, "method", unseen=True),
                 departures(points.filter(pl.col(KL) <= NEAR), "method", unseen=True),
@@ -259,12 +251,8 @@ def _span(values: Sequence[float]) -> str:
     """The lowest and the highest: over seeds, of what spans decades."""
     if not values:
         return NEVER
-    ends = list(dict.fromkeys((_nats(values[0]), _nats(values[-1]))))
+    ends = list(dict.fromkeys((nats(values[0]), nats(values[-1]))))
     return " to ".join(ends)
-
-
-def _nats(value: float) -> str:
-    return f"{value:.2f}"
 
 
 def _breaks(study: Study, task: PriorTask) -> str:
@@ -307,15 +295,6 @@ def _better(task: PriorTask) -> str:
     return f"; of {len(errors)} measures {name} forecasts best, wrong by {percent(errors[best])}"
 
 
-def _within(points: pl.DataFrame) -> list[tuple[float, PredictorSummary]]:
-    found = []
-    for limit in RANGES:
-        near = points.filter(pl.col(KL) <= limit)
-        if law.MIN_POINTS <= len(near) < len(points):
-            found.append((limit, law.summarise(near, [KL], samples=0)[0]))
-    return found
-
-
 def _per_seed(points: pl.DataFrame, statistic: pl.Expr) -> Estimate:
     per_seed = points.group_by("seed").agg(value=statistic).sort("seed")
     return Estimate.over(per_seed["value"].to_list())
@@ -353,7 +332,9 @@ def _tables(study: Study, tasks: Sequence[PriorTask]) -> list[Table]:
 def _law_column(task: PriorTask) -> dict[str, str]:
     """What the first table says of a task, by the names of its rows."""
     fit = task.law
-    (quadratic, quadratic_seeds), (monotone, monotone_seeds) = _fit_cells(fit.quadratic), _fit_cells(fit.saturating)
+    (quadratic, quadratic_seeds), (monotone, monotone_seeds) = (
+        fit_cells(one, digits=2) for one in (fit.quadratic, fit.saturating)
+    )
     return {
         "base accuracy, %": written(task.base),
         "mean forgetting, points": written(task.mean_forgotten),
@@ -368,15 +349,6 @@ def _law_column(task: PriorTask) -> dict[str, str]:
         "left-out error of the monotone law": percent(_error(fit.saturating)),
         "left-out error of guessing the mean": percent(fit.baseline.mean if fit.baseline else None),
     }
-
-
-def _fit_cells(fit: LawSummary | None) -> tuple[str, str]:
-    """R2 with its interval, and R2 over seeds."""
-    if fit is None:
-        return NEVER, NEVER
-    interval = "" if fit.r2_interval is None else " [{}, {}]".format(*map(number, fit.r2_interval))
-    seeds = NEVER if fit.r2_seed_mean is None else f"{fit.r2_seed_mean:.2f} ± {fit.r2_seed_sd:.2f}"
-    return number(fit.r2) + interval, seeds
 
 
 def _measure_cells(fits: PredictorSummary) -> list[str]:
