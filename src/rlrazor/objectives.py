@@ -86,10 +86,23 @@ def kl_dpg(logp_BG: Tensor, rewards_BG: Tensor, base_logp_BG: Tensor) -> Tensor:
     -w log pi(y|x) with w = R pi0 / pi normalised to sum 1 over the group (self-normalised importance sampling of
     E_q*[-log pi]); 0 where no sample is correct. Its fixed point is the KL-minimal correct policy.
     """
+    return -(dpg_weights(logp_BG, rewards_BG, base_logp_BG) * logp_BG).sum(dim=1).mean()
+
+
+def dpg_weights(logp_BG: Tensor, rewards_BG: Tensor, base_logp_BG: Tensor, *, truncate: bool = False) -> Tensor:
+    """The weights of `kl_dpg`, (B, G): w proportional to R pi0 / pi, of sum 1 over a group, 0 where none is correct.
+
+    Whole sequences make them heavy-tailed. With `truncate` a weight is at most sqrt(G) times the group's mean, and the
+    rest share what it had: less variance for a bias that vanishes as G grows (Ionides 2008, truncated importance
+    sampling). The effective sample size of a group is 1 / sum of w squared.
+    """
     log_weights_BG = _log_target_weights(logp_BG, rewards_BG, base_logp_BG)
     solved_B1 = (rewards_BG > 0).any(dim=1, keepdim=True)
     weights_BG = torch.where(solved_B1, log_weights_BG, 0.0).softmax(dim=1) * solved_B1
-    return -(weights_BG * logp_BG).sum(dim=1).mean()
+    if truncate:
+        weights_BG = weights_BG.clamp(max=weights_BG.shape[1] ** -0.5)
+        weights_BG = weights_BG / weights_BG.sum(dim=1, keepdim=True).where(solved_B1, 1.0)
+    return weights_BG
 
 
 def js_dpg(logp_BG: Tensor, rewards_BG: Tensor, base_logp_BG: Tensor) -> Tensor:

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from rlrazor.errors import RazorError
+from rlrazor.experiments.grid import read_settings
 from rlrazor.experiments.parity_mnist.config import (
     ALL_METHODS,
     CORE_METHODS,
     PRESETS,
     parse_setting,
-    read_settings,
     resolve,
     sensitivity_variants,
 )

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from idx_files import write_dataset
 from rlrazor.errors import RazorError
+from rlrazor.experiments.grid import checkpoint_steps
 from rlrazor.experiments.parity_mnist import train as training
 from rlrazor.experiments.parity_mnist.config import Config
 from rlrazor.experiments.parity_mnist.evaluate import Reference, evaluate
@@ -25,7 +26,7 @@ from rlrazor.experiments.parity_mnist.policy import (
     log_probs,
 )
 from rlrazor.experiments.parity_mnist.task import load_task
-from rlrazor.experiments.parity_mnist.train import Trainer, checkpoint_steps, lr_factor
+from rlrazor.experiments.parity_mnist.train import Trainer, lr_factor
 from rlrazor.records import RunSpec
 from rlrazor.store import Checkpoint, RunStore
 from rlrazor.sweep import DivergedError

@@ -18,8 +18,13 @@ WEIGHT_MEASURES = (
 )
 
 
-def measure_weights(base: Weights, tuned: Weights, fisher: Weights) -> dict[str, float]:
+def measure_weights(
+    base: Weights, tuned: Weights, fisher: Weights | None = None, *, spectra: bool = True
+) -> dict[str, float]:
     """Every weight measure of the update `tuned - base`, taken as one block-diagonal matrix with a block a layer.
+
+    Without `fisher`, all but the measure that needs it; without `spectra`, all but the two that need singular values,
+    which take longest: minutes for billions of parameters.
 
     `weight_l1` and `weight_l2` are the norms of all parameters' changes; `weight_fisher_l2` is the square root of the
     sum of F (change)^2, with `fisher` the diagonal of the base's Fisher information. `weight_spectral` is the largest
@@ -33,23 +38,22 @@ def measure_weights(base: Weights, tuned: Weights, fisher: Weights) -> dict[str,
         change = tuned[name].float() - before.float()
         l1 += change.abs().sum().item()
         squares += change.square().sum().item()
-        fisher_squares += (fisher[name] * change.square()).sum().item()
+        if fisher is not None:
+            fisher_squares += (fisher[name] * change.square()).sum().item()
         unchanged += int((change == 0).sum())
         parameters += change.numel()
-        if change.ndim == 2:
+        if spectra and change.ndim == 2:
             singular = singular_values(change)
             largest = max(largest, singular[0].item())
             tolerance = max(change.shape) * torch.finfo(torch.float32).eps * singular[0]
             rank += int((singular > tolerance).sum())
             full_rank += min(change.shape)
-    return {
-        "weight_l1": l1,
-        "weight_l2": squares**0.5,
-        "weight_fisher_l2": fisher_squares**0.5,
-        "weight_spectral": largest,
-        "weight_sparsity": unchanged / parameters,
-        "weight_rank": rank / full_rank,
-    }
+    measures = {"weight_l1": l1, "weight_l2": squares**0.5, "weight_sparsity": unchanged / parameters}
+    if fisher is not None:
+        measures["weight_fisher_l2"] = fisher_squares**0.5
+    if spectra:
+        measures |= {"weight_spectral": largest, "weight_rank": rank / full_rank}
+    return {name: measures[name] for name in WEIGHT_MEASURES if name in measures}
 
 
 def singular_values(matrix: Tensor) -> Tensor:

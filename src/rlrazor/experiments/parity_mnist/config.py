@@ -1,16 +1,13 @@
 """What a sweep is made of: presets, a config file, the command line, and the specs that follow from them."""
 
-import json
-import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from itertools import product
-from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
-
-import numpy as np
+from typing import Any
 
 from rlrazor.errors import RazorError
+from rlrazor.experiments import grid
+from rlrazor.experiments.grid import check_many, check_positive, kinds_of, log_spaced
 from rlrazor.experiments.parity_mnist.methods import METHODS, TEACHER, find_method
 from rlrazor.experiments.parity_mnist.train import EXPERIMENT, RECIPE, base_spec
 from rlrazor.records import RunSpec
@@ -22,11 +19,6 @@ CORE_METHODS = (
 )
 ALL_METHODS = (*METHODS, "grpo+kl", "dft+kl")
 _SETS: Mapping[Any, tuple[str, ...]] = {"paper": PAPER_METHODS, "core": CORE_METHODS, "all": ALL_METHODS}
-
-
-def log_spaced(low: float, high: float, count: int) -> tuple[float, ...]:
-    """Learning rates evenly spaced in the logarithm, rounded to 3 digits so that they can be read and typed."""
-    return tuple(float(f"{lr:.3g}") for lr in np.geomspace(low, high, count))
 
 
 @dataclass(frozen=True)
@@ -49,25 +41,14 @@ class Config:
     pretrain_size: int = 500  # images of each task
 
     def __post_init__(self) -> None:
-        for name in ("methods", "lrs", "schedules", "epochs", "seeds"):
-            values = getattr(self, name)
-            if not values:
-                raise RazorError(f"{name} is empty: name at least one.")
-            if len(set(values)) < len(values):
-                raise RazorError(f"{name} has the same value twice: {', '.join(map(str, values))}.")
+        check_many(self, ("methods", "lrs", "schedules", "epochs", "seeds"))
         for method in self.methods:
             if find_method(method)[0].from_teacher and TEACHER not in self.methods:
                 raise RazorError(f"{method} imitates the sweep's best {TEACHER} policy: add {TEACHER} to the methods.")
         for schedule in self.schedules:
             if schedule not in SCHEDULES:
                 raise RazorError(f"Unknown schedule {schedule!r}. Schedules: {', '.join(SCHEDULES)}.")
-        for name, (_, kind) in _KINDS.items():
-            if kind is str or name in ("seeds", "kl_coef"):
-                continue
-            values = getattr(self, name)
-            for value in values if isinstance(values, tuple) else (values,):
-                if not 0 < value < float("inf"):
-                    raise RazorError(f"{name} must be positive and finite, not {value}.")
+        check_positive(self, _KINDS, but=("seeds", "kl_coef"))
         if self.group_size < 2:
             raise RazorError("group_size must be at least 2: a group of one has nothing to compare its reward with.")
         if not 0 <= self.kl_coef < float("inf"):
@@ -119,11 +100,7 @@ class Config:
         }
 
 
-_KINDS: Mapping[str, tuple[bool, type]] = {
-    field.name: (get_origin(hint) is tuple, get_args(hint)[0] if get_origin(hint) is tuple else hint)
-    for field, hint in zip(fields(Config), get_type_hints(Config).values(), strict=True)
-}
-"""Setting -> (holds many, the type of one)."""
+_KINDS = kinds_of(Config)
 
 PAPER_LRS = log_spaced(3e-6, 1e-3, 15)
 PRESETS: Mapping[str, Config] = {
@@ -166,56 +143,6 @@ def resolve(preset: str, settings: Mapping[str, Any] | None = None) -> Config:
     return replace(PRESETS[preset], **(settings or {}))
 
 
-def read_settings(file: Path) -> dict[str, Any]:
-    """The keys and values of a TOML or JSON file, unchecked; the config.json of a run folder can be given as it is."""
-    try:
-        text = file.read_text()
-        raw = json.loads(text) if file.suffix == ".json" else tomllib.loads(text)
-    except (OSError, ValueError) as error:
-        raise RazorError(f"The config file {file} cannot be read: {error}.") from error
-    if isinstance(raw, dict) and isinstance(raw.get("config"), dict):
-        raw = {"preset": raw.get("preset"), **raw["config"]}
-    if not isinstance(raw, dict):
-        raise RazorError(f"The config file {file} is not a table of settings.")
-    return raw
-
-
 def parse_setting(name: str, value: Any) -> Any:
-    """A setting as Config holds it, from a TOML or JSON value or a comma-separated string.
-
-    `methods` also takes `all`, `core` and `paper`; `lrs` also takes LOW:HIGH:COUNT, log-spaced. Raises RazorError, with
-    the valid names for an unknown setting.
-    """
-    if name not in _KINDS:
-        raise RazorError(f"Unknown setting {name!r}. Settings: {', '.join(_KINDS)}.")
-    many, kind = _KINDS[name]
-    if not many:
-        return _parse_one(name, kind, value)
-    items = value.split(",") if isinstance(value, str) else value
-    if not isinstance(items, list | tuple):
-        items = [items]
-    if name == "methods" and len(items) == 1 and items[0] in _SETS:
-        return _SETS[items[0]]
-    if name == "lrs" and len(items) == 1 and isinstance(items[0], str) and items[0].count(":") == 2:
-        low, high, count = items[0].split(":")
-        low, high, count = _parse_one(name, float, low), _parse_one(name, float, high), _parse_one(name, int, count)
-        if not 0 < low < high < float("inf") or count < 2:
-            raise RazorError(f"lrs: {items[0]!r} is not LOW:HIGH:COUNT with 0 < LOW < HIGH and COUNT of at least 2.")
-        return log_spaced(low, high, count)
-    return tuple(_parse_one(name, kind, item) for item in items)
-
-
-def _parse_one(name: str, kind: type, value: Any) -> Any:
-    text = value.strip() if isinstance(value, str) else value
-    try:
-        parsed = kind(text)
-    except (TypeError, ValueError, OverflowError):
-        parsed = None
-    # int(2.5), float(True) and str(3) succeed but are not what was meant.
-    misread = isinstance(text, bool) or (kind is int and isinstance(text, float)) or (kind is str and text != parsed)
-    if parsed is None or misread:
-        raise RazorError(f"{name}: {value!r} is not {_NOUNS[kind]}.")
-    return parsed
-
-
-_NOUNS = {int: "a whole number", float: "a number", str: "a name"}
+    """A setting as Config holds it: see `grid.parse_setting`. `methods` also takes `all`, `core` and `paper`."""
+    return grid.parse_setting(_KINDS, _SETS, name, value)

@@ -1,13 +1,9 @@
 """The whole experiment: data, base policies, the sweep, its table, the report. Running it again continues it."""
 
-import json
 import os
-import platform
-import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +18,15 @@ from rlrazor.experiments.parity_mnist.evaluate import DRIFT
 from rlrazor.experiments.parity_mnist.methods import TEACHER, find_method, label_of
 from rlrazor.experiments.parity_mnist.policy import NEW_TASK, PIXELS, DigitPolicy, as_inputs, log_probs
 from rlrazor.experiments.parity_mnist.train import EXPERIMENT, Trainer, generator, prepare_process, sample
-from rlrazor.progress import SweepProgress
+from rlrazor.experiments.work import (
+    MACHINE,
+    Work,
+    choose_teachers,
+    spec_of,
+    teaching,
+    versions_of,
+    warn_of_another_machine,
+)
 from rlrazor.records import BASE, RunSpec, to_table
 from rlrazor.report import Results, load, write_report
 from rlrazor.report.tables import read_table
@@ -32,8 +36,7 @@ TRAIN_IMAGES, TEST_IMAGES = 60_000, 20_000
 WEIGHTS_BYTES = 4 * sum(weight.numel() for weight in DigitPolicy().parameters())
 BLOCK_BYTES, RECORD_BYTES = 4096, 2000  # a small file's share of the disk; a line of records.jsonl, twice, and its row
 MEASURES_COST = 1.5  # an evaluation with every measure of drift against scores alone (benchmarks/parity_mnist.py)
-MACHINE = f"{platform.machine()}, {os.cpu_count()} cores, {sys.platform}"
-TEACHER_ACCURACY = 0.97  # see choose_teacher
+TEACHER_ACCURACY = 0.97  # see choose_teachers
 
 
 @dataclass(frozen=True)
@@ -71,78 +74,51 @@ def reproduce(config: Config, options: Options, console: Console, analyses: Sequ
     stay.
     """
     start = time.perf_counter()
-    work = _Work(options, console)
+    trainer = Trainer(options.data_dir)
+    work = Work(options.out, trainer, _count_checkpoints, console, jobs=options.jobs, weights=options.weights)
+    fingerprint = ""
     if analyses != (studies.THEORY,):  # which needs no image
         for name in data.DATASETS:
             data.fetch(name, options.data_dir, console=console)
-        work.fingerprint = data.fingerprint(options.data_dir)
+        fingerprint = data.fingerprint(options.data_dir)
     with work.store.open_for_writing():
         warn_of_another_machine(work.store, console)
         if studies.needs_sweep(analyses) and not _has_sweep_to_keep(options):
-            _run_sweep(config, work)
+            _run_sweep(config, options, fingerprint, work)
         for name in analyses:
             if name in studies.STUDIES:
-                _run_study(name, config.seeds, work)
+                _run_study(name, config.seeds, options, fingerprint, work)
         if studies.THEORY in analyses:
-            _run_theory(config.seeds, work)
+            _run_theory(config.seeds, options, work)
         with console.status("Fitting the laws and drawing the report"):
             results = load(options.out)
             report = write_report(results)
 
     seconds = time.perf_counter() - start
-    kept = len(work.asked) - len(work.trained)
-    return Reproduction(results, report, len(work.trained), kept, work.diverged, seconds)
-
-
-class _Work:
-    """What the parts of one command share: where runs go, how they are trained, and the count of them."""
-
-    def __init__(self, options: Options, console: Console) -> None:
-        self.options, self.console = options, console
-        self.store, self.trainer = RunStore(options.out), Trainer(options.data_dir)
-        self.fingerprint = ""
-        self.asked: set[RunSpec] = set()
-        self.trained: set[RunSpec] = set()
-        self.diverged: list[str] = []
-
-    def finish(self, specs: Sequence[RunSpec], title: str, weights: WeightsMode | None = None) -> None:
-        """Train those of the runs that are missing."""
-        weights = weights or self.options.weights
-        todo = sweep.missing(specs, self.store, weights)
-        self.asked.update(specs)
-        self.trained.update(todo)
-        total = sum(_count_checkpoints(trajectory.longest) for trajectory in sweep.trajectories(todo))
-        with SweepProgress(title, runs=len(todo), checkpoints=total, console=self.console) as progress:
-            sweep.run(specs, self.trainer, self.store, jobs=self.options.jobs, weights=weights, progress=progress)
-
-    def account_for(self, specs: Sequence[RunSpec]) -> dict[str, Any]:
-        """What these finished runs took, and which were cut short."""
-        diverged = [spec.describe() for spec in specs if self.store.read(spec).diverged_at is not None]
-        self.diverged += diverged
-        seconds = sum(self.store.seconds(trajectory.longest) for trajectory in sweep.trajectories(specs))
-        return {"core_seconds": round(seconds), "diverged": diverged}
+    return Reproduction(results, report, len(work.trained), work.kept, work.diverged, seconds)
 
 
 def _has_sweep_to_keep(options: Options) -> bool:
     return options.keep_sweep and all((options.out / name).exists() for name in ("config.json", "records.parquet"))
 
 
-def _run_sweep(config: Config, work: _Work) -> None:
-    store, options, fingerprint = work.store, work.options, work.fingerprint
+def _run_sweep(config: Config, options: Options, fingerprint: str, work: Work) -> None:
+    store = work.store
     bases = config.base_specs(fingerprint)
     work.finish(bases, "base policies", weights="final")
 
     taught = [name for name in config.methods if find_method(name)[0].from_teacher]
     specs = config.specs(fingerprint, [name for name in config.methods if name not in taught])
-    teaching: list[dict[str, Any]] = []
+    teachings: list[dict[str, Any]] = []
     work.finish(specs, "sweep")
     if taught:
-        teachers = choose_teachers(specs, store)
-        work.finish([spec_of(teacher) for teacher in teachers.values()], "teachers' weights", weights="all")
+        teachers = choose_teachers(specs, store, TEACHER, TEACHER_ACCURACY)
+        taught_by = [spec_of(teacher, EXPERIMENT) for teacher in teachers.values()]
+        work.finish(taught_by, "teachers' weights", weights="all")
         students = config.specs(fingerprint, taught, teachers)
         work.finish(students, "students")
         specs = sorted(specs + students, key=lambda spec: (spec.seed, config.methods.index(spec.method)))
-        teaching = [_teaching(teacher, name) for teacher in teachers.values() for name in taught]
+        teachings = [teaching(teacher, EXPERIMENT, name) for teacher in teachers.values() for name in taught]
     variants = sensitivity_variants(config) if options.sensitivity else []
     work.finish([spec for _, _, variant in variants for spec in variant.base_specs(fingerprint)], "bases", "final")
     work.finish([s for _, _, variant in variants for s in variant.specs(fingerprint, variant.methods)], "sensitivity")
@@ -150,23 +126,23 @@ def _run_sweep(config: Config, work: _Work) -> None:
     # The findings, written together at the end: until then the folder describes the command before.
     store.remove("sensitivity.parquet", "teachers.json")  # an earlier command's, which may not fit this one
     store.write_table("records", to_table((spec, store.read(spec).records) for spec in bases + specs))
-    if teaching:
-        store.write_json("teachers", teaching)
+    if teachings:
+        store.write_json("teachers", teachings)
     if variants:
         store.write_table("sensitivity", _sensitivity_table(variants, fingerprint, store))
     store.write_json("config", {**describe(config, options, fingerprint), **work.account_for(bases + specs)})
 
 
-def _run_study(name: str, seeds: Sequence[int], work: _Work) -> None:
-    arms = studies.arms_of(name, work.options.preset)
-    specs = list(dict.fromkeys(spec for arm in arms for spec in arm.specs(seeds, work.fingerprint)))
+def _run_study(name: str, seeds: Sequence[int], options: Options, fingerprint: str, work: Work) -> None:
+    arms = studies.arms_of(name, options.preset)
+    specs = list(dict.fromkeys(spec for arm in arms for spec in arm.specs(seeds, fingerprint)))
     bases = list(dict.fromkeys(map(studies.base_of, specs)))
     work.finish(bases, f"{name}: bases", weights="final")
     work.finish(specs, name)
     shared = studies.plain_config(seeds)
     settings = {name: value for name, value in asdict(shared).items() if name not in ("methods", "lrs")}
     description = {
-        **describe(shared, work.options, work.fingerprint),
+        **describe(shared, options, fingerprint),
         "name": name,
         "seeds": list(seeds),
         "labels": {spec.method: label_of(spec.method) for spec in specs},
@@ -178,32 +154,17 @@ def _run_study(name: str, seeds: Sequence[int], work: _Work) -> None:
     work.store.write_json(f"studies/{name}", description)
 
 
-def _run_theory(seeds: Sequence[int], work: _Work) -> None:
+def _run_theory(seeds: Sequence[int], options: Options, work: Work) -> None:
     """Compute the theory, and connect it to what the sweep and the studies in the folder have measured."""
     folder = work.store.folder
     measured = [folder / "records.parquet", *(folder / "studies" / f"{name}.parquet" for name in studies.WITH_RL)]
     tables = [read_table(path) for path in measured if path.exists()]
     with work.console.status("Computing the theory"):
         found = theory.theory_study(
-            work.options.preset or "quick", seeds, sweep=pl.concat(tables, how="diagonal_relaxed") if tables else None
+            options.preset or "quick", seeds, sweep=pl.concat(tables, how="diagonal_relaxed") if tables else None
         )
-    description = theory.describe(found, work.options.preset or "quick", seeds, work.options.command)
+    description = theory.describe(found, options.preset or "quick", seeds, options.command)
     work.store.write_json(f"studies/{studies.THEORY}", description)
-
-
-def warn_of_another_machine(store: RunStore, console: Console) -> None:
-    """Say so when the folder's earlier runs were made elsewhere: the same spec gives the same bits on one machine."""
-    try:
-        earlier = json.loads((store.folder / "config.json").read_text())
-        made_by = (earlier["versions"]["torch"], earlier["machine"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return
-    if made_by != (version("torch"), MACHINE):
-        console.print(
-            f"The runs in {store.folder} were made with torch {made_by[0]} on {made_by[1]}, these will be with torch "
-            f"{version('torch')} on {MACHINE}: their last digits may differ.",
-            style="yellow",
-        )
 
 
 def describe(config: Config, options: Options, fingerprint: str) -> dict[str, Any]:
@@ -218,7 +179,7 @@ def describe(config: Config, options: Options, fingerprint: str) -> dict[str, An
         "config": asdict(config),
         "labels": {name: label_of(name) for name in config.methods},
         "data": fingerprint,
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in ("rlrazor", "torch")}},
+        "versions": versions_of(),
         "machine": MACHINE,
         "drift": list(DRIFT),
     }
@@ -231,40 +192,6 @@ def _sensitivity_table(variants: Sequence[tuple[str, int, Config]], fingerprint:
         table = to_table((spec, store.read(spec).records) for spec in specs)
         tables.append(table.with_columns(setting=pl.lit(setting), value=pl.lit(value)))
     return pl.concat(tables, how="vertical_relaxed")
-
-
-def choose_teachers(specs: Sequence[RunSpec], store: RunStore) -> dict[int, dict[str, Any]]:
-    """Per seed the best GRPO policy of the sweep, as the `teacher` param of the runs that imitate it.
-
-    The best: of the checkpoints with new-task accuracy of at least 97 %, the one with the highest prior score; if none
-    gets there, the one with the highest new-task accuracy. Ties go to the first in the grid.
-    """
-    teachers = {}
-    for seed in dict.fromkeys(spec.seed for spec in specs):
-        runs = [store.read(spec) for spec in specs if spec.method == TEACHER and spec.seed == seed]
-        candidates = [(run.spec, record) for run in runs for record in run.records]
-        good = [(spec, record) for spec, record in candidates if record.new >= TEACHER_ACCURACY]
-        if good:
-            spec, record = max(good, key=lambda candidate: candidate[1].prior_mean)
-        else:
-            spec, record = max(candidates, key=lambda candidate: candidate[1].new)
-        teachers[seed] = {"method": spec.method, "params": dict(spec.params), "seed": seed, "step": record.step}
-    return teachers
-
-
-def spec_of(teacher: Mapping[str, Any]) -> RunSpec:
-    """The teacher's own run."""
-    return RunSpec(EXPERIMENT, teacher["method"], teacher["params"], teacher["seed"])
-
-
-def _teaching(teacher: Mapping[str, Any], student: str) -> dict[str, Any]:
-    return {
-        "seed": teacher["seed"],
-        "method": teacher["method"],
-        "run_id": spec_of(teacher).run_id,
-        "step": teacher["step"],
-        "student": student,
-    }
 
 
 @dataclass(frozen=True)

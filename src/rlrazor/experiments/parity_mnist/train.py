@@ -1,7 +1,6 @@
 """Pre-training the base policy and the one training loop that serves every method."""
 
 import copy
-import hashlib
 import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,6 +13,7 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from rlrazor import drift, objectives
+from rlrazor.experiments.grid import checkpoint_steps
 from rlrazor.experiments.parity_mnist.evaluate import Reference, accuracy, evaluate
 from rlrazor.experiments.parity_mnist.methods import Method, correct_outcomes, find_method, is_correct
 from rlrazor.experiments.parity_mnist.optimizers import make_optimizer
@@ -29,6 +29,7 @@ from rlrazor.experiments.parity_mnist.policy import (
 from rlrazor.experiments.parity_mnist.protection import Past
 from rlrazor.experiments.parity_mnist.task import DOTS, FASHION, Task, load_dots, load_task
 from rlrazor.records import BASE, Record, RunSpec
+from rlrazor.seeding import seed_of
 from rlrazor.store import Checkpoint, RunStore
 from rlrazor.sweep import DivergedError
 
@@ -335,11 +336,6 @@ def sample(probs_NV: Tensor, group_size: int, rng: Generator) -> Tensor:
     return torch.multinomial(probs_NV, group_size, replacement=True, generator=rng)
 
 
-def checkpoint_steps(steps_per_epoch: int, epochs: int, per_epoch: int) -> set[int]:
-    """The steps after which a checkpoint is measured: evenly spaced, the last step of each epoch among them."""
-    return {round((i + 1) * steps_per_epoch / per_epoch) for i in range(epochs * per_epoch)} - {0}
-
-
 def lr_factor(step: int, total: int, steps_per_epoch: int, schedule: str) -> float:
     """The learning rate of 0-based `step` as a fraction of the peak: linear warm-up, then constant or cosine to 0."""
     warmup = max(1, round(WARMUP * steps_per_epoch))
@@ -353,9 +349,3 @@ def lr_factor(step: int, total: int, steps_per_epoch: int, schedule: str) -> flo
 def generator(seed: int, purpose: str) -> Generator:
     """A random stream of its own for each purpose, so that methods share data order and labels at equal seed."""
     return Generator().manual_seed(seed_of(seed, purpose))
-
-
-def seed_of(seed: int, purpose: str) -> int:
-    """A 63-bit seed that depends on both arguments."""
-    digest = hashlib.sha256(f"{seed}/{purpose}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1

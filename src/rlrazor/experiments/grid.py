@@ -1,0 +1,110 @@
+"""What the experiments' grids share: settings from a file or the command line, learning rates, checkpoint steps."""
+
+import json
+import math
+import tomllib
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+import numpy as np
+
+from rlrazor.errors import RazorError
+
+Kinds = Mapping[str, tuple[bool, type]]
+"""Setting -> (holds many, the type of one)."""
+
+
+def kinds_of(config: type) -> Kinds:
+    """The settings of a dataclass whose fields are numbers, names, or tuples of them."""
+    return {
+        field.name: (get_origin(hint) is tuple, get_args(hint)[0] if get_origin(hint) is tuple else hint)
+        for field, hint in zip(fields(config), get_type_hints(config).values(), strict=True)
+    }
+
+
+def log_spaced(low: float, high: float, count: int) -> tuple[float, ...]:
+    """Learning rates evenly spaced in the logarithm, rounded to 3 digits so that they can be read and typed."""
+    return tuple(float(f"{lr:.3g}") for lr in np.geomspace(low, high, count))
+
+
+def checkpoint_steps(steps_per_epoch: int, epochs: int, per_epoch: int) -> set[int]:
+    """The steps after which a checkpoint is measured: evenly spaced, the last step of each epoch among them."""
+    return {round((i + 1) * steps_per_epoch / per_epoch) for i in range(epochs * per_epoch)} - {0}
+
+
+def read_settings(file: Path) -> dict[str, Any]:
+    """The keys and values of a TOML or JSON file, unchecked; the config.json of a run folder can be given as it is."""
+    try:
+        text = file.read_text()
+        raw = json.loads(text) if file.suffix == ".json" else tomllib.loads(text)
+    except (OSError, ValueError) as error:
+        raise RazorError(f"The config file {file} cannot be read: {error}.") from error
+    if isinstance(raw, dict) and isinstance(raw.get("config"), dict):
+        raw = {"preset": raw.get("preset"), **raw["config"]}
+    if not isinstance(raw, dict):
+        raise RazorError(f"The config file {file} is not a table of settings.")
+    return raw
+
+
+def parse_setting(kinds: Kinds, sets: Mapping[Any, tuple[str, ...]], name: str, value: Any) -> Any:
+    """A setting as its dataclass holds it, from a TOML or JSON value or a comma-separated string.
+
+    `methods` also takes a name of `sets`; `lrs` and `rl_lrs` also take LOW:HIGH:COUNT, log-spaced. Raises RazorError,
+    with the valid names for an unknown setting.
+    """
+    if name not in kinds:
+        raise RazorError(f"Unknown setting {name!r}. Settings: {', '.join(kinds)}.")
+    many, kind = kinds[name]
+    if not many:
+        return _parse_one(name, kind, value)
+    items = value.split(",") if isinstance(value, str) else value
+    if not isinstance(items, list | tuple):
+        items = [items]
+    if name == "methods" and len(items) == 1 and items[0] in sets:
+        return sets[items[0]]
+    if name.endswith("lrs") and len(items) == 1 and isinstance(items[0], str) and items[0].count(":") == 2:
+        low, high, count = items[0].split(":")
+        low, high, count = _parse_one(name, float, low), _parse_one(name, float, high), _parse_one(name, int, count)
+        if not 0 < low < high < math.inf or count < 2:
+            raise RazorError(f"{name}: {items[0]!r} is not LOW:HIGH:COUNT with 0 < LOW < HIGH and COUNT of at least 2.")
+        return log_spaced(low, high, count)
+    return tuple(_parse_one(name, kind, item) for item in items)
+
+
+def check_many(config: Any, names: tuple[str, ...]) -> None:
+    """Raise RazorError where one of these settings is empty or holds a value twice."""
+    for name in names:
+        values = getattr(config, name)
+        if not values:
+            raise RazorError(f"{name} is empty: name at least one.")
+        if len(set(values)) < len(values):
+            raise RazorError(f"{name} has the same value twice: {', '.join(map(str, values))}.")
+
+
+def check_positive(config: Any, kinds: Kinds, but: tuple[str, ...]) -> None:
+    """Raise RazorError where a number, in any setting not named in `but`, is not positive and finite."""
+    for name, (_, kind) in kinds.items():
+        if kind is str or name in but:
+            continue
+        values = getattr(config, name)
+        for value in values if isinstance(values, tuple) else (values,):
+            if not 0 < value < math.inf:
+                raise RazorError(f"{name} must be positive and finite, not {value}.")
+
+
+def _parse_one(name: str, kind: type, value: Any) -> Any:
+    text = value.strip() if isinstance(value, str) else value
+    try:
+        parsed = kind(text)
+    except (TypeError, ValueError, OverflowError):
+        parsed = None
+    # int(2.5), float(True) and str(3) succeed but are not what was meant.
+    misread = isinstance(text, bool) or (kind is int and isinstance(text, float)) or (kind is str and text != parsed)
+    if parsed is None or misread:
+        raise RazorError(f"{name}: {value!r} is not {_NOUNS[kind]}.")
+    return parsed
+
+
+_NOUNS = {int: "a whole number", float: "a number", str: "a name"}

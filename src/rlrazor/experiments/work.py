@@ -1,0 +1,119 @@
+"""What the experiments' commands share: training what is missing and counting it, teachers, who made a folder."""
+
+import json
+import os
+import platform
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from rlrazor import sweep
+from rlrazor.progress import SweepProgress
+from rlrazor.records import RunSpec
+from rlrazor.store import RunStore, WeightsMode
+
+MACHINE = f"{platform.machine()}, {os.cpu_count()} cores, {sys.platform}"
+
+
+class Work:
+    """The runs of one command: where they go, how they are trained, how many checkpoints each has, and the count."""
+
+    def __init__(
+        self,
+        folder: Path,
+        trainer: sweep.Train,
+        count_checkpoints: Callable[[RunSpec], int],
+        console: Console,
+        *,
+        jobs: int = 1,
+        weights: WeightsMode = "none",
+    ) -> None:
+        self.store, self.trainer, self.console = RunStore(folder), trainer, console
+        self.count_checkpoints, self.jobs, self.weights = count_checkpoints, jobs, weights
+        self.asked: set[RunSpec] = set()
+        self.trained: set[RunSpec] = set()
+        self.diverged: list[str] = []
+
+    @property
+    def kept(self) -> int:
+        """Runs that were there before."""
+        return len(self.asked) - len(self.trained)
+
+    def finish(
+        self,
+        specs: Sequence[RunSpec],
+        title: str,
+        weights: WeightsMode | None = None,
+        trainer: sweep.Train | None = None,
+    ) -> None:
+        """Train those of the runs that are missing; `weights` and `trainer` instead of the command's own."""
+        weights = weights or self.weights
+        todo = sweep.missing(specs, self.store, weights)
+        self.asked.update(specs)
+        self.trained.update(todo)
+        total = sum(self.count_checkpoints(trajectory.longest) for trajectory in sweep.trajectories(todo))
+        with SweepProgress(title, runs=len(todo), checkpoints=total, console=self.console) as progress:
+            sweep.run(specs, trainer or self.trainer, self.store, jobs=self.jobs, weights=weights, progress=progress)
+
+    def account_for(self, specs: Sequence[RunSpec]) -> dict[str, Any]:
+        """What these finished runs took, and which were cut short."""
+        diverged = [spec.describe() for spec in specs if self.store.read(spec).diverged_at is not None]
+        self.diverged += diverged
+        seconds = sum(self.store.seconds(trajectory.longest) for trajectory in sweep.trajectories(specs))
+        return {"core_seconds": round(seconds), "diverged": diverged}
+
+
+def choose_teachers(
+    specs: Sequence[RunSpec], store: RunStore, method: str, accuracy: float
+) -> dict[int, dict[str, Any]]:
+    """Per seed the best policy that `method` trained, as the `teacher` param of the runs that imitate it.
+
+    The best: of the checkpoints with a new-task score of at least `accuracy`, the one with the highest prior score; if
+    none gets there, the one with the highest new-task score. Ties go to the first in the grid.
+    """
+    teachers = {}
+    for seed in dict.fromkeys(spec.seed for spec in specs):
+        runs = [store.read(spec) for spec in specs if spec.method == method and spec.seed == seed]
+        candidates = [(run.spec, record) for run in runs for record in run.records]
+        good = [(spec, record) for spec, record in candidates if record.new >= accuracy]
+        if good:
+            spec, record = max(good, key=lambda candidate: candidate[1].prior_mean)
+        else:
+            spec, record = max(candidates, key=lambda candidate: candidate[1].new)
+        teachers[seed] = {"method": spec.method, "params": dict(spec.params), "seed": seed, "step": record.step}
+    return teachers
+
+
+def spec_of(teacher: Mapping[str, Any], experiment: str) -> RunSpec:
+    """The teacher's own run."""
+    return RunSpec(experiment, teacher["method"], teacher["params"], teacher["seed"])
+
+
+def teaching(teacher: Mapping[str, Any], experiment: str, student: str) -> dict[str, Any]:
+    """A teacher and the method that imitates it, for teachers.json."""
+    run_id = spec_of(teacher, experiment).run_id
+    return {**{key: teacher[key] for key in ("seed", "method", "step")}, "run_id": run_id, "student": student}
+
+
+def versions_of(*packages: str) -> dict[str, str]:
+    """Python's and these packages' versions."""
+    return {"python": platform.python_version(), **{name: version(name) for name in ("rlrazor", "torch", *packages)}}
+
+
+def warn_of_another_machine(store: RunStore, console: Console) -> None:
+    """Say so when the folder's earlier runs were made elsewhere: the same spec gives the same bits on one machine."""
+    try:
+        earlier = json.loads((store.folder / "config.json").read_text())
+        made_by = (earlier["versions"]["torch"], earlier["machine"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    if made_by != (version("torch"), MACHINE):
+        console.print(
+            f"The runs in {store.folder} were made with torch {made_by[0]} on {made_by[1]}, these will be with torch "
+            f"{version('torch')} on {MACHINE}: their last digits may differ.",
+            style="yellow",
+        )
