@@ -10,6 +10,7 @@ it never saw (`leave_one_method_out`), the only one of the three that a law "wha
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -231,17 +232,42 @@ def leave_one_method_out(fit: FitLaw, x: ArrayLike, y: ArrayLike, methods: Seque
     methods' mean forgetting. A method counts once in the mean, however many checkpoints it has.
     Raises RazorError for fewer than 2 methods, or where `fit` does.
     """
+    missed = np.abs(left_out_residuals(fit, x, y, methods))
+    method_of = np.asarray(methods)
+    errors = {name: float(np.mean(missed[method_of == name])) for name in dict.fromkeys(methods)}
+    return LeftOut(errors, float(np.mean(list(errors.values()))))
+
+
+def left_out_residuals(fit: FitLaw, x: ArrayLike, y: ArrayLike, methods: Sequence[str]) -> Floats:
+    """What each checkpoint forgets beyond what a law fitted to the other methods predicts, signed, of shape (n,).
+
+    Arguments and errors are those of `leave_one_method_out`, whose errors are the means of its absolute values.
+    """
     x, y = _checked(x, y)
     method_of = np.asarray(methods)
     names = list(dict.fromkeys(methods))
     if len(names) < 2:
         raise RazorError("Leaving one method out needs checkpoints of at least 2 methods.")
-    errors = {}
+    residuals = np.empty_like(y)
     for name in names:
         held_out = method_of == name
-        law = fit(x[~held_out], y[~held_out])
-        errors[name] = float(np.mean(np.abs(law.predict(x[held_out]) - y[held_out])))
-    return LeftOut(errors, float(np.mean(list(errors.values()))))
+        residuals[held_out] = y[held_out] - fit(x[~held_out], y[~held_out]).predict(x[held_out])
+    return residuals
+
+
+def r2_within_methods(fit: FitLaw, x: ArrayLike, y: ArrayLike, methods: Sequence[str]) -> dict[str, float]:
+    """R2 of the law fitted to each method alone, in order of first appearance; arrays of shape (n,).
+
+    A law can hold within every method and not across them. Methods with too few checkpoints for a fit, or all of one
+    forgetting, are not in the result.
+    """
+    x, y = np.asarray(x, float), np.asarray(y, float)
+    method_of, found = np.asarray(methods), {}
+    for name in dict.fromkeys(methods):
+        own = method_of == name
+        with suppress(RazorError):
+            found[name] = r_squared(y[own], fit(x[own], y[own]).predict(x[own]))
+    return found
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from rlrazor import frontier
 from rlrazor.report.drawing import INK, PALETTE, SYMBOLS, Curve, Figure, Layer, Panel, Points, Range, floats
-from rlrazor.report.tables import Sweep, number
+from rlrazor.report.tables import Sweep, kl_unit_of, number
 
 BASE_HOVER = "<b>base</b>, seed %{customdata[0]}<br>new %{customdata[1]:.2%}, prior %{customdata[2]:.2%}<extra></extra>"
 HOVER = (
@@ -50,8 +50,8 @@ class _Method:
 def trade_off_figure(sweep: Sweep) -> Figure:
     """RR's Fig. 3: the frontiers, forgetting against KL with its laws, and new accuracy against KL."""
     methods = _methods(sweep)
-    new, prior = (f"{sweep.config[name]} accuracy" for name in ("new_task", "prior_task"))
-    kl = f"forward KL on {sweep.config['new_task']}, nats"
+    new, prior = (f"accuracy on {sweep.config[name]}" for name in ("new_task", "prior_task"))
+    kl = f"forward KL on {sweep.config['new_task']}, {kl_unit_of(sweep.config)}"
     new_range, kl_range = _new_range(sweep), _padded(sweep.points, "kl_forward", (0.0,))
     prior_range = _padded(sweep.table, "prior")
     frontiers = [staircase(method.label, method.points, method.color) for method in methods]
@@ -62,7 +62,7 @@ def trade_off_figure(sweep: Sweep) -> Figure:
             Panel(
                 "Trade-off",
                 f"{new} (new task)",
-                f"{prior} (prior task)",
+                prior,
                 [
                     *(m.cloud("new", "prior") for m in methods),
                     *frontiers,
@@ -120,8 +120,8 @@ def frontier_figure(sweep: Sweep) -> Figure:
         panels.append(
             Panel(
                 method.label,
-                f"{sweep.config['new_task']} accuracy" if index + columns >= len(methods) else "",
-                f"{sweep.config['prior_task']} accuracy" if index % columns == 0 else "",
+                f"accuracy on {sweep.config['new_task']}" if index + columns >= len(methods) else "",
+                f"accuracy on {sweep.config['prior_task']}" if index % columns == 0 else "",
                 layers,
                 new_range,
                 prior_range,

@@ -1,6 +1,6 @@
 """The report: a page that opens offline, and the figures beside it as files."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from rlrazor.report import drawing, figures, tables
 from rlrazor.report.drawing import Figure
 from rlrazor.report.results import Results, load
 from rlrazor.report.sections import Section, Study
+from rlrazor.report.sections.statistics import best_checkpoints, difference, signed
 from rlrazor.report.tables import Sweep, Table
 from rlrazor.store import atomic_path
 
@@ -48,11 +49,20 @@ def write_report(source: Path | Results) -> Path:
         "parts": [
             _Part(section, _run_table(study)) for section, study in zip(results.sections, results.studies, strict=True)
         ],
-        "figures": _interactive(drawn),
     }
-    path = results.folder / "report.html"
+    return _write(results.folder / "report.html", context, drawn)
+
+
+def write_comparison(section: Section, folder: Path) -> Path:
+    """Write what `compare` found as comparison.html, its figure into figures/; raises RazorError if it cannot."""
+    drawing.save(section.figure, folder / "figures")
+    return _write(folder / "comparison.html", {"has_sweep": False, "parts": [_Part(section, None)]}, [section.figure])
+
+
+def _write(path: Path, context: Mapping[str, Any], drawn: Sequence[Figure]) -> Path:
     with atomic_path(path) as partial:
-        partial.write_text(_TEMPLATES.get_template("page.html").render(context), encoding="utf-8")
+        html = _TEMPLATES.get_template("page.html").render(**context, figures=_interactive(drawn))
+        partial.write_text(html, encoding="utf-8")
     return path
 
 
@@ -69,15 +79,17 @@ def _run_table(study: Study) -> Table | None:
 
 def _sweep_context(sweep: Sweep, clipped: int) -> dict[str, Any]:
     """All that the template shows of a sweep; its prose is in the template."""
-    lowest = sweep.retention.filter(pl.col("threshold") == tables.THRESHOLDS[0], pl.col("mean").is_not_null())
+    lowest = sweep.retention.filter(pl.col("threshold") == sweep.thresholds[0], pl.col("mean").is_not_null())
     return {
         "results": sweep,
         "config": sweep.config,
         "law": next(law for law in sweep.laws if law.predictor == "kl_forward"),
-        "threshold": tables.THRESHOLDS[0],
+        "threshold": sweep.thresholds[0],
+        "kl_unit": tables.kl_unit_of(sweep.config),
         "kept": lowest.sort("mean", descending=True, maintain_order=True).to_dicts(),
         "clipped": clipped,
         "retention": tables.retention_table(sweep),
+        "prior_tasks": _prior_tasks_table(sweep) if sweep.prior_tasks else None,
         "laws": tables.law_table(sweep),
         "formulas": tables.formula_table(sweep),
         "ranges": tables.range_table(sweep),
@@ -86,3 +98,20 @@ def _sweep_context(sweep: Sweep, clipped: int) -> dict[str, Any]:
         "match": tables.MATCH,
         "settings": tables.settings_table(sweep),
     }
+
+
+def _prior_tasks_table(sweep: Sweep) -> Table:
+    """How each prior task changed at the checkpoint that the retention table shows at the lowest threshold."""
+    at = sweep.thresholds[0]
+    best = best_checkpoints(sweep.points, ["method"], at)
+    rows = [
+        [
+            sweep.label(method),
+            *(
+                signed(difference(best.filter(method=method), sweep.bases, f"prior_{name}"))
+                for name in sweep.prior_tasks
+            ),
+        ]
+        for method in tables.ranking(sweep.retention)
+    ]
+    return Table(f"Change of each prior task at new ≥ {at:.0%}, points", ["method", *sweep.prior_tasks], rows)

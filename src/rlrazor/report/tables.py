@@ -16,10 +16,22 @@ from rlrazor.errors import RazorError
 from rlrazor.law import LawSummary, LeftOut, PredictorSummary, Quadratic, Saturating
 from rlrazor.records import BASE, JSON
 
-THRESHOLDS = (0.95, 0.96, 0.97)
+THRESHOLDS = (0.95, 0.96, 0.97)  # unless the folder's config names others
+
+# Unless the config says otherwise; the first is what the paper calls RL, the second SFT.
+FAMILIES: Mapping[str, Sequence[str]] = {
+    "RL": ("grpo", "dr-grpo", "reinforce", "grpo+kl", "dr-grpo+kl", "kl-dpg"),
+    "SFT": ("sft", "sft-1", "sft-2", "sft-one", "sft-two", "sft-uniform", "simpo"),
+}
 MATCH = 0.002  # a student within 0.2 points of its teacher's new accuracy, 20 of 10,000 test items, has matched it
 
-LABELS = {"kl_forward": "forward KL", "kl_reverse": "reverse KL"}  # other drift measures are called by their column
+LABELS = {  # other drift measures are called by their column
+    "kl_forward": "forward KL",
+    "kl_reverse": "reverse KL",
+    "kl_correct": "KL on the base’s correct completions",
+    "kl_optimal": "KL from the KL-minimal solution",
+    "kl_probe": "KL on a generic probe",
+}
 NEVER = "—"
 
 # Nats of forward KL. Forgetting ends when nothing is left to forget, forward KL never does (a label that the policy
@@ -70,7 +82,7 @@ class Range:
 
 @dataclass(frozen=True)
 class Variant:
-    """A small sweep with one setting changed. `kept` is method -> prior accuracy at new >= 95 %, best method first."""
+    """A small sweep with one setting changed. `kept` is method -> prior at the lowest threshold, best method first."""
 
     setting: str
     value: int
@@ -135,6 +147,17 @@ class Sweep:
         return sorted(self.points["seed"].unique().to_list())
 
     @property
+    def thresholds(self) -> Sequence[float]:
+        """The new-task accuracies at which methods are compared, ascending."""
+        return thresholds_of(self.config)
+
+    @property
+    def prior_tasks(self) -> list[str]:
+        """The tasks whose mean is the prior accuracy, where the config names several and the table has them."""
+        named = self.config.get("prior_tasks", [])
+        return [name for name in named if f"prior_{name}" in self.table.columns] if len(named) > 1 else []
+
+    @property
     def base_new(self) -> Estimate:
         """The untuned policy's accuracy on the new task."""
         return Estimate.over(self.bases["new"].to_list())
@@ -160,6 +183,25 @@ def load_sweep(folder: Path) -> Sweep:
 
     Raises RazorError when a file is missing, damaged or incomplete, or when no method has been fine-tuned.
     """
+    config, table, points, bases = read_sweep(folder)
+    measures = [name for name in config["drift"] if name in MAIN_MEASURES]
+    return Sweep(
+        folder,
+        config,
+        table,
+        points,
+        bases,
+        laws=(laws := law.summarise(table, measures)),
+        ranges=[*ranges_of(points, measures), Range(None, len(points), laws)],
+        retention=frontier.retention(table, thresholds_of(config)),
+        areas=_areas(points, bases),
+        sensitivity=_read_sensitivity(folder, config),
+        distillation=_read_distillation(folder, table),
+    )
+
+
+def read_sweep(folder: Path) -> tuple[JSON, pl.DataFrame, pl.DataFrame, pl.DataFrame]:
+    """An output folder's config.json, its table, the distinct checkpoints and the bases; raises as `load_sweep`."""
     config = _read_config(folder)
     table = read_table(folder / "records.parquet", COLUMNS)
     points, bases = law.distinct(table), table.filter(pl.col("method") == BASE)
@@ -170,20 +212,23 @@ def load_sweep(folder: Path) -> Sweep:
         raise RazorError(
             f"{folder / 'records.parquet'} has no base policy for seed {unbased[0]}: run the same command again."
         )
-    measures = [name for name in config["drift"] if name in MAIN_MEASURES]
-    return Sweep(
-        folder,
-        config,
-        table,
-        points,
-        bases,
-        laws=(laws := law.summarise(table, measures)),
-        ranges=[*ranges_of(points, measures), Range(None, len(points), laws)],
-        retention=frontier.retention(table, THRESHOLDS),
-        areas=_areas(points, bases),
-        sensitivity=_read_sensitivity(folder, config["config"]),
-        distillation=_read_distillation(folder, table),
-    )
+    return config, table, points, bases
+
+
+def thresholds_of(config: Mapping[str, Any]) -> Sequence[float]:
+    """The new-task accuracies, ascending, at which methods are compared: the config's, or THRESHOLDS."""
+    return tuple(sorted(config.get("thresholds", THRESHOLDS)))
+
+
+def families_of(config: Mapping[str, Any]) -> Mapping[str, Sequence[str]]:
+    """Which methods count as RL and which as SFT: the config's `families`, or FAMILIES."""
+    families: Mapping[str, Sequence[str]] = config.get("families", FAMILIES)
+    return families
+
+
+def kl_unit_of(config: Mapping[str, Any]) -> str:
+    """What KL is counted in: "nats", or as the config says, such as "nats per completion"."""
+    return str(config.get("kl_unit", "nats"))
 
 
 def frontier_area(points: pl.DataFrame, base: Mapping[str, Any]) -> float:
@@ -205,6 +250,11 @@ def _read_config(folder: Path) -> JSON:
     missing = [key for key in _CONFIG_KEYS if not isinstance(config, dict) or key not in config]
     if missing:
         raise RazorError(f"{folder / 'config.json'} lacks {', '.join(missing)}: run the same command again.")
+    thresholds, families = config.get("thresholds", THRESHOLDS), config.get("families", FAMILIES)
+    if not thresholds or not all(isinstance(at, float | int) and 0 < at <= 1 for at in thresholds):
+        raise RazorError(f"{folder / 'config.json'} has thresholds that are not accuracies: give fractions of 1.")
+    if not isinstance(families, Mapping) or set(families) != set(FAMILIES):
+        raise RazorError(f"{folder / 'config.json'} has families other than RL and SFT: name the methods of these two.")
     return dict(config)
 
 
@@ -235,21 +285,21 @@ def read_table(path: Path, columns: Sequence[str] = COLUMNS) -> pl.DataFrame:
     return table
 
 
-def _read_sensitivity(folder: Path, configured: Mapping[str, Any]) -> list[Variant]:
+def _read_sensitivity(folder: Path, config: Mapping[str, Any]) -> list[Variant]:
     path = folder / "sensitivity.parquet"
     if not path.exists():
         return []
     table = read_table(path, _SENSITIVITY_COLUMNS).sort("setting", "value", maintain_order=True)
     return [
-        _variant(setting, value, configured.get(setting) == value, rows)
+        _variant(setting, value, config["config"].get(setting) == value, rows, thresholds_of(config)[0])
         for (setting, value), rows in table.group_by(["setting", "value"], maintain_order=True)
     ]
 
 
-def _variant(setting: str, value: int, configured: bool, rows: pl.DataFrame) -> Variant:
+def _variant(setting: str, value: int, configured: bool, rows: pl.DataFrame, threshold: float) -> Variant:
     fits = law.summarise(rows, ("kl_forward",), samples=0)[0]
     base = rows.filter(pl.col("method") == BASE)
-    kept = frontier.retention(rows, THRESHOLDS[:1]).sort("mean", descending=True, nulls_last=True)
+    kept = frontier.retention(rows, [threshold]).sort("mean", descending=True, nulls_last=True)
     reached = kept.drop_nulls("mean")
     return Variant(
         setting,
@@ -329,14 +379,14 @@ def retention_table(sweep: Sweep) -> Table:
     """The prior accuracy that each method keeps, best at the first threshold on top, below the base."""
     base_new, base_prior = sweep.base_new, written(sweep.base_prior)
     # In brackets where the base itself does not reach the threshold: it is there to compare with.
-    compared = [base_prior if base_new.mean >= at else f"({base_prior})" for at in THRESHOLDS]
+    compared = [base_prior if base_new.mean >= at else f"({base_prior})" for at in sweep.thresholds]
     rows = [["base (not fine-tuned)", *compared, written(base_new), NEVER]]
     for method in ranking(sweep.retention):
         cells = sweep.retention.filter(pl.col("method") == method).to_dicts()
         rows.append(
             [sweep.label(method), *map(_kept, cells), percent(cells[0]["best_new"]), written(sweep.areas[method])]
         )
-    thresholds = [f"new ≥ {at:.0%}" for at in THRESHOLDS]
+    thresholds = [f"new ≥ {at:.0%}" for at in sweep.thresholds]
     return Table("Best prior accuracy, %", ["method", *thresholds, "best new, %", "frontier area, %"], rows)
 
 
@@ -371,10 +421,11 @@ def range_table(sweep: Sweep) -> Table:
     for within in sweep.ranges:
         pairs = [(fits.quadratic, fits.saturating) for fits in within.laws]
         cells = [" / ".join(number(fit.r2 if fit else None) for fit in pair) for pair in pairs]
-        name = "all" if within.limit is None else f"≤ {within.limit:g} nats"
+        name = "all" if within.limit is None else f"≤ {within.limit:g}"
         rows.append([name, f"{within.checkpoints:,}", *cells])
     measured = [predictor_label(fit.predictor) for fit in sweep.laws]
-    return Table("R² by range, quadratic / monotone", ["forward KL", "points", *measured], rows)
+    unit = kl_unit_of(sweep.config)
+    return Table("R² by range, quadratic / monotone", [f"forward KL, {unit}", "points", *measured], rows)
 
 
 def formula_table(sweep: Sweep) -> Table:
@@ -404,7 +455,8 @@ def sensitivity_table(sweep: Sweep) -> Table:
                 order + (f"; never: {never}" if never else ""),
             ]
         )
-    headers = ["setting", "base new, %", "base prior, %", "quadratic R²", "monotone R²", f"kept at {THRESHOLDS[0]:.0%}"]
+    headers = ["setting", "base new, %", "base prior, %", "quadratic R²", "monotone R²"]
+    headers.append(f"kept at {sweep.thresholds[0]:.0%}")
     return Table("Sensitivity", headers, rows)
 
 
@@ -416,7 +468,7 @@ def distillation_table(sweep: Sweep) -> Table:
         gap = NEVER if pair.student is None else f"{100 * (pair.student.prior - pair.teacher.prior):+.1f}"
         names = f"{sweep.label(pair.teacher_method)} → {sweep.label(pair.student_method)}"
         rows.append([names, str(pair.seed), *_score_cells(pair.teacher), *student, gap])
-    scores = ["new, %", "prior, %", "KL, nats"]
+    scores = ["new, %", "prior, %", f"KL, {kl_unit_of(sweep.config)}"]
     headers = ["teacher → student", "seed", *(f"teacher {score}" for score in scores)]
     headers += [*(f"student {score}" for score in scores), "prior difference"]
     return Table("Teachers and students", headers, rows)
@@ -480,7 +532,8 @@ def _r2_by_law(within: Range) -> JSON:
 
 def predictor_label(name: str) -> str:
     """A drift measure's name for people."""
-    return LABELS.get(name, name.replace("_", " "))
+    stem = name.removesuffix("_per_token")
+    return LABELS.get(stem, stem.replace("_", " ")) + (" per token" if stem != name else "")
 
 
 def percent(value: float | None) -> str:

@@ -1,6 +1,6 @@
 """The sections of the report, one per study. To add one: its module, an import, a line in `SECTIONS`.
 
-A study is `OUT/studies/NAME.json` and `OUT/studies/NAME.parquet`; `predictors` and `representation` read the sweep.
+A study is `OUT/studies/NAME.json` and `OUT/studies/NAME.parquet`; those of `OF_SWEEP` read the sweep, where it applies.
 A builder turns a `Study` into a `Section`, and imports both from `rlrazor.report.sections.study`.
 """
 
@@ -17,6 +17,7 @@ from rlrazor.report import tables
 from rlrazor.report.sections import (
     baselines,
     dynamics,
+    kl_laws,
     kl_minimal,
     kl_penalty,
     off_policy,
@@ -35,6 +36,7 @@ __all__ = ["SECTIONS", "Section", "Study", "build", "in_page_order", "load_studi
 
 # In the order of the page.
 SECTIONS: Mapping[str, Callable[[Study], Section]] = {
+    "kl-laws": kl_laws.section,
     "predictors": predictors.section,
     "precision": precision.section,
     "representation": representation.section,
@@ -49,7 +51,12 @@ SECTIONS: Mapping[str, Callable[[Study], Section]] = {
     "baselines": baselines.section,
 }
 
-OF_SWEEP = {"predictors": predictors.applies, "representation": representation.applies}
+OF_SWEEP: Mapping[str, Callable[[Study], bool]] = {
+    "kl-laws": kl_laws.applies,
+    "predictors": predictors.applies,
+    "representation": representation.applies,
+    "quadrants": quadrants.applies,
+}
 WITHOUT_TABLE = ("theory",)
 _KEYS = (
     *("name", "preset", "command", "seeds", "labels", "config", "data", "versions", "machine"),
@@ -71,11 +78,8 @@ def in_page_order(studies: Iterable[Study]) -> list[Study]:
 
 def studies_of(sweep: Sweep) -> list[Study]:
     """The studies that need no runs of their own, where the sweep has measured what they are about."""
-    return [
-        Study(name, sweep.config, sweep.table, sweep.points, sweep.bases, of_sweep=True)
-        for name, applies in OF_SWEEP.items()
-        if applies(sweep.table)
-    ]
+    studies = [Study(name, sweep.config, sweep.table, sweep.points, sweep.bases, of_sweep=True) for name in OF_SWEEP]
+    return [study for study in studies if OF_SWEEP[study.name](study)]
 
 
 def load_studies(folder: Path) -> list[Study]:

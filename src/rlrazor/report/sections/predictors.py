@@ -11,13 +11,15 @@ from rlrazor.law import LeftOut, PredictorSummary
 from rlrazor.report.drawing import INK, PALETTE, SYMBOLS, WHITE, Curve, Figure, Panel, Points
 from rlrazor.report.sections.statistics import how_many
 from rlrazor.report.sections.study import Section, Study
-from rlrazor.report.tables import LABELS, MAIN_MEASURES, NEVER, Table, number, percent
+from rlrazor.report.tables import LABELS, MAIN_MEASURES, NEVER, Table, number, percent, predictor_label
 
 NEW, PRIOR, PROBE, WEIGHTS = "new-task inputs", "prior-task inputs", "unrelated inputs", "weights"
-GROUPS = (NEW, PRIOR, PROBE, WEIGHTS)
+GENERIC = "unlabelled generic prompts"
+GROUPS = (NEW, PRIOR, PROBE, WEIGHTS, GENERIC)
 
 _OF_INPUTS = {
-    **LABELS,
+    "kl_forward": LABELS["kl_forward"],
+    "kl_reverse": LABELS["kl_reverse"],
     "total_variation": "total variation",
     "output_l2": "output L2",
     "jensen_shannon": "Jensen-Shannon",
@@ -35,6 +37,12 @@ _OF_WEIGHTS = {
     "weight_spectral": "weight spectral norm",
     "weight_sparsity": "1 − sparsity of the update",
     "weight_rank": "rank of the update",
+}
+# Of language models, by column: KL per token is that per completion divided by the completion's length.
+_OF_COMPLETIONS = {
+    **dict.fromkeys(("kl_correct", "kl_optimal"), NEW),
+    **{f"kl_{name}_per_token": NEW for name in ("forward", "reverse", "correct")},
+    **dict.fromkeys(("kl_probe", "kl_probe_per_token"), GENERIC),
 }
 _SIMILARITIES = ("cka", "cknna", "weight_sparsity")  # 1 for a policy that has not moved
 
@@ -62,8 +70,9 @@ class Measure:
 
     @property
     def full_name(self) -> str:
-        """The name and, unless it is the weights', the inputs."""
-        return self.label if self.group == WEIGHTS else f"{self.label} on {self.group}"
+        """The name and, unless it says so itself or is the weights', the inputs."""
+        tells = self.group == WEIGHTS or self.column.startswith(("kl_correct", "kl_optimal", "kl_probe"))
+        return self.label if tells else f"{self.label} on {self.group}"
 
 
 MEASURES = (
@@ -72,6 +81,7 @@ MEASURES = (
         for suffix, group in (("", NEW), ("_on_prior", PRIOR), ("_on_probe", PROBE))
         for column, label in _OF_INPUTS.items()
     ),
+    *(Measure(column, predictor_label(column), group) for column, group in _OF_COMPLETIONS.items()),
     *(Measure(column, label, WEIGHTS) for column, label in _OF_WEIGHTS.items()),
 )
 
@@ -94,9 +104,9 @@ class Ranked:
         return _mean(self.fits.saturating.left_out if self.fits.saturating else None)
 
 
-def applies(table: pl.DataFrame) -> bool:
+def applies(study: Study) -> bool:
     """Whether the sweep took more measures than the page's laws are about."""
-    return any(measure.column in table.columns for measure in MEASURES if measure.column not in MAIN_MEASURES)
+    return any(measure.column in study.table.columns for measure in MEASURES if measure.column not in MAIN_MEASURES)
 
 
 def section(study: Study) -> Section:
@@ -113,12 +123,12 @@ def section(study: Study) -> Section:
         f"{how_many(len(study.points), 'checkpoint')} of {how_many(len(study.methods), 'method')}, "
         f"{how_many(len(study.seeds), 'seed')}. Ranked by the R² of a quadratic "
         "over all of them, as in the paper. R² per seed, the dots: mean ± standard deviation over one fit per seed. "
-        "Diamonds: the paper’s Table 1, five methods. Left-out error: mean absolute error, in accuracy points, on a "
-        "method that the law was not fitted to, averaged over methods; baseline, the dashed line: the same for "
-        "guessing the other methods’ mean forgetting. It is the honest ranking: R² rewards a measure for telling "
-        "apart the methods it was fitted to. Prior-task inputs are what a forecast from the new task alone does not "
-        "have. CKA, CKNNA and sparsity are similarities, and enter as 1 minus the value, which turns the sign of "
-        "Spearman’s correlation and nothing else. Intervals of the three main measures are in the table of the laws "
+        "Diamonds: the paper’s Table 1, five methods on ParityMNIST. Left-out error: mean absolute error, in accuracy "
+        "points, on a method that the law was not fitted to, averaged over methods; baseline, the dashed line: the "
+        "same for guessing the other methods’ mean forgetting. It is the honest ranking: R² rewards a measure for "
+        "telling apart the methods it was fitted to. Prior-task inputs are what a forecast from the new task alone "
+        "does not have. CKA, CKNNA and sparsity are similarities, and enter as 1 minus the value, which turns the sign "
+        "of Spearman’s correlation and nothing else. Intervals of the three main measures are in the table of the laws "
         "above. “—”: the measure does not vary, or the sweep has too few methods or seeds.",
     )
 

@@ -1,4 +1,4 @@
-"""Does RL keep the representation of unrelated inputs? CKA and CKNNA to the base on images of neither task."""
+"""Does RL keep the representation of unrelated inputs? CKNNA, and CKA, to the base on inputs of neither task."""
 
 from collections.abc import Sequence
 
@@ -7,56 +7,65 @@ import polars as pl
 
 from rlrazor import frontier
 from rlrazor.report.drawing import PALETTE, SYMBOLS, Figure, Panel, Points, floats
-from rlrazor.report.sections.statistics import cell, difference, how_many, matched_accuracy, near_accuracy
+from rlrazor.report.sections.statistics import (
+    HALF_POINT,
+    cell,
+    difference,
+    how_many,
+    matched_accuracy,
+    near_accuracy,
+)
 from rlrazor.report.sections.study import Section, Study
-from rlrazor.report.tables import NEVER, THRESHOLDS, Estimate, Table, number, written
+from rlrazor.report.tables import FAMILIES, NEVER, THRESHOLDS, Estimate, Table, families_of, number, written
 
 CKNNA, CKA = "cknna_on_probe", "cka_on_probe"
 NAMES = {CKNNA: "CKNNA", CKA: "CKA"}
-FAMILIES = {
-    "RL": ("grpo", "dr-grpo", "reinforce", "grpo+kl", "kl-dpg"),
-    "SFT": ("sft-1", "sft-2", "simpo"),
-}
 PAPER = {"RL": 0.94, "SFT": 0.56}  # Fig. 7 of arXiv:2509.04259: CKNNA of language models
 
 
-def applies(table: pl.DataFrame) -> bool:
+# What the similarity is of, unless the config's `representation` says it.
+OF_IMAGES = (
+    "Similarity of the last hidden layer to the base’s, 1 for no change, on 1,000 synthetic images of 1/f noise "
+    "with task indicator 0: of neither task. White noise would not do, since it averages out in a dense layer; 1/f "
+    "noise has the spectrum of natural images and none of either task’s pixels."
+)
+
+
+def applies(study: Study) -> bool:
     """Whether the sweep measured the probe."""
-    return {CKNNA, CKA} <= set(table.columns)
+    return CKNNA in study.table.columns
 
 
 def section(study: Study) -> Section:
     """RL against SFT at matched accuracy, every method beside them."""
-    points = study.points.with_columns(family=pl.col("method").replace_strict(_family_of(), default=None))
+    points = with_family(study)
     of_families = points.drop_nulls("family")
     return Section(
         "representation",
         "Does RL keep the representation of unrelated inputs?",
         "The paper finds that at equal accuracy RL leaves a model’s representation of unrelated text nearly as it was "
         "(CKNNA to the base 0.94), and SFT does not (0.56). Is it so here?",
-        finding(of_families),
+        finding(of_families, study.thresholds, _margin(study)),
         _figure(study),
-        [_table(study, points, column) for column in (CKNNA, CKA)],
-        "Similarity of the last hidden layer to the base’s, 1 for no change, on 1,000 synthetic images of 1/f noise "
-        "with task indicator 0: of neither task. White noise would not do, since it averages out in a dense layer; 1/f "
-        "noise has the spectrum of natural images and none of either task’s pixels. CKA compares all pairs of images, "
-        "CKNNA only mutual nearest neighbours (Huh et al. 2024). "
+        [_table(study, points, column) for column in _measured(study)],
+        f"{study.description.get('representation', OF_IMAGES)} CKNNA compares mutual nearest neighbours only "
+        "(Huh et al. 2024), CKA all pairs of inputs. "
         f"{how_many(len(points), 'checkpoint')}, {how_many(len(study.seeds), 'seed')}. "
-        "Matched: the mean over all checkpoints of a seed whose new accuracy is within half a point of the "
+        f"Matched: the mean over all checkpoints of a seed whose new accuracy is within {_points(study)} of the "
         "one given, then over seeds ± half the 95 % t-interval; differences are taken "
-        f"seed by seed. RL: {_members(study, 'RL')}. SFT: {_members(study, 'SFT')}. Along training: mean over the "
+        f"seed by seed. RL: {members(study, 'RL')}. SFT: {members(study, 'SFT')}. Along training: mean over the "
         "learning rates and schedules of the longest runs, intervals over seeds.",
     )
 
 
-def finding(points: pl.DataFrame) -> str:
+def finding(points: pl.DataFrame, thresholds: Sequence[float] = THRESHOLDS, margin: float = HALF_POINT) -> str:
     """RL's CKNNA against SFT's at the lowest and the highest new accuracy that most seeds of both reach.
 
     `points` has `family`.
     """
     compared: list[tuple[float, Estimate, Estimate, Estimate]] = []
-    for target in THRESHOLDS:
-        near = near_accuracy(points, ["family"], target, [CKNNA])
+    for target in thresholds:
+        near = near_accuracy(points, ["family"], target, [CKNNA], margin)
         rl, sft = (near.filter(pl.col("family") == family) for family in FAMILIES)
         gap = difference(rl, sft, CKNNA)
         if gap is None:
@@ -69,7 +78,7 @@ def finding(points: pl.DataFrame) -> str:
     if not compared:
         return (
             f"RL and SFT cannot be compared: no seed has checkpoints of both near a new accuracy of "
-            f"{', '.join(f'{target:.0%}' for target in THRESHOLDS)}."
+            f"{', '.join(f'{target:.0%}' for target in thresholds)}."
         )
     most = max(gap.seeds for *_, gap in compared)
     ends = [row for row in compared if row[3].seeds == most]
@@ -96,17 +105,17 @@ def _verdict(gap: Estimate) -> str:
 
 
 def _table(study: Study, points: pl.DataFrame, column: str) -> Table:
-    families = matched_accuracy(points.drop_nulls("family"), ["family"], THRESHOLDS, [column])
-    methods = matched_accuracy(points, ["method"], THRESHOLDS, [column])
-    rows = [_row(family, families.filter(pl.col("family") == family), column) for family in FAMILIES]
-    rows += [_row(study.label(method), methods.filter(pl.col("method") == method), column) for method in study.methods]
-    headers = ["method", *(f"new = {target:.0%} ± 0.5" for target in THRESHOLDS)]
+    at, margin = study.thresholds, _margin(study)
+    families = matched_accuracy(points.drop_nulls("family"), ["family"], at, [column], margin)
+    methods = matched_accuracy(points, ["method"], at, [column], margin)
+    named = [(family, families.filter(pl.col("family") == family)) for family in FAMILIES]
+    named += [(study.label(method), methods.filter(pl.col("method") == method)) for method in study.methods]
+    rows = []
+    for name, found in named:
+        shown = [cell(row, column, number) for row in found.to_dicts()]
+        rows.append([name, *(shown or [NEVER] * len(at))])
+    headers = ["method", *(f"new = {target:.0%} ± {100 * margin:g}" for target in at)]
     return Table(f"{NAMES[column]} to the base on unrelated inputs", headers, rows)
-
-
-def _row(name: str, cells: pl.DataFrame, column: str) -> list[str]:
-    shown = [cell(row, column, number) for row in cells.to_dicts()]
-    return [name, *(shown or [NEVER] * len(THRESHOLDS))]
 
 
 def _figure(study: Study) -> Figure:
@@ -130,7 +139,7 @@ def _figure(study: Study) -> Figure:
             x_range=_reached(study),
             y_percent=False,
         )
-        for column in NAMES
+        for column in _measured(study)
     ]
     along = [
         Panel(
@@ -141,7 +150,7 @@ def _figure(study: Study) -> Figure:
             x_percent=False,
             y_percent=False,
         )
-        for column in NAMES
+        for column in _measured(study)
     ]
     return Figure("representation", [*against, *along], columns=2)
 
@@ -176,10 +185,30 @@ def _style(index: int) -> tuple[str, str]:
     return PALETTE[index % len(PALETTE)], SYMBOLS[index % len(SYMBOLS)]
 
 
-def _family_of() -> dict[str, str]:
-    return {method: family for family, members in FAMILIES.items() for method in members}
+def with_family(study: Study) -> pl.DataFrame:
+    """The checkpoints with a column `family`: RL, SFT, or null for methods of neither."""
+    families = families_of(study.description)
+    family_of = {method: family for family, members in families.items() for method in members}
+    return study.points.with_columns(
+        family=pl.col("method").replace_strict(family_of, default=None, return_dtype=pl.String)
+    )
 
 
-def _members(study: Study, family: str) -> str:
-    names: Sequence[str] = [study.label(method) for method in study.methods if method in FAMILIES[family]]
-    return ", ".join(names) or "none in this sweep"
+def members(study: Study, family: str) -> str:
+    """The methods of the family that the sweep has, for people."""
+    among = families_of(study.description)[family]
+    return ", ".join(study.label(method) for method in study.methods if method in among) or "none in this sweep"
+
+
+def _measured(study: Study) -> list[str]:
+    return [column for column in NAMES if column in study.points.columns]
+
+
+def _margin(study: Study) -> float:
+    """How near a new accuracy has to be to count as equal: half a point, unless a small test set needs more."""
+    return float(study.description.get("accuracy_margin", HALF_POINT))
+
+
+def _points(study: Study) -> str:
+    margin = _margin(study)
+    return "half a point" if margin == HALF_POINT else f"{100 * margin:g} points"

@@ -61,7 +61,11 @@ def best_checkpoints(
 
 
 def matched_accuracy(
-    points: pl.DataFrame, by: Sequence[str], accuracy_grid: Sequence[float], columns: Sequence[str]
+    points: pl.DataFrame,
+    by: Sequence[str],
+    accuracy_grid: Sequence[float],
+    columns: Sequence[str],
+    margin: float = HALF_POINT,
 ) -> pl.DataFrame:
     """The mean of `columns` over the checkpoints at each new-task accuracy, without choosing or interpolating.
 
@@ -70,18 +74,20 @@ def matched_accuracy(
     """
     tables = []
     for target in accuracy_grid:
-        rows = _over_seeds(points, near_accuracy(points, by, target, columns), by, columns)
+        rows = _over_seeds(points, near_accuracy(points, by, target, columns, margin), by, columns)
         tables.append(rows.insert_column(len(by), pl.lit(target, pl.Float64).alias("target")))
     return pl.concat(tables)
 
 
-def near_accuracy(points: pl.DataFrame, by: Sequence[str], target: float, columns: Sequence[str]) -> pl.DataFrame:
-    """Per group and seed the mean of `columns` over the checkpoints whose new is within half a point of `target`.
+def near_accuracy(
+    points: pl.DataFrame, by: Sequence[str], target: float, columns: Sequence[str], margin: float = HALF_POINT
+) -> pl.DataFrame:
+    """Per group and seed the mean of `columns` over the checkpoints whose new is within `margin` of `target`.
 
     A row for each group and seed that has such checkpoints. Those without a finite value in `columns` do not count.
     """
-    # Accuracies are counts over a test set: the margin is for those at exactly half a point.
-    near = _finite(points, ["new", *columns]).filter((pl.col("new") - target).abs() <= HALF_POINT + 1e-9)
+    # Accuracies are counts over a test set: the last term is for those at exactly the margin.
+    near = _finite(points, ["new", *columns]).filter((pl.col("new") - target).abs() <= margin + 1e-9)
     return near.group_by([*by, "seed"], maintain_order=True).agg(pl.col(columns).cast(pl.Float64).mean())
 
 
@@ -182,7 +188,11 @@ def cell(row: Mapping[str, Any], column: str, form: Callable[[float], str] = per
 
 
 def kept_table(
-    points: pl.DataFrame, by: Sequence[str], names: Mapping[tuple[Any, ...], str], levels: Iterable[float]
+    points: pl.DataFrame,
+    by: Sequence[str],
+    names: Mapping[tuple[Any, ...], str],
+    levels: Iterable[float],
+    kl_unit: str = "nats",
 ) -> Table:
     """The prior accuracy that each group's best checkpoints keep at each level of new accuracy, and their forward KL.
 
@@ -200,7 +210,7 @@ def kept_table(
             else:
                 row.append(f"{written(estimate_of(kept, 'prior'))} / {cell(kept, 'kl_forward', nats)}")
     headers = ["arm", *(f"new ≥ {level:.0%}" for level in levels)]
-    return Table("Best prior accuracy, %, and its forward KL, nats", headers, list(rows.values()))
+    return Table(f"Best prior accuracy, %, and its forward KL, {kl_unit}", headers, list(rows.values()))
 
 
 def follows_kl(arms: pl.DataFrame, threshold: float, noun: str) -> str:

@@ -7,7 +7,7 @@ import polars as pl
 
 from rlrazor.records import JSON
 from rlrazor.report.drawing import Figure
-from rlrazor.report.tables import Table
+from rlrazor.report.tables import Table, kl_unit_of, thresholds_of
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,16 @@ class Study:
         if self.points.is_empty():
             return sorted(self.description.get("seeds", []))
         return sorted(self.points["seed"].unique().to_list())
+
+    @property
+    def thresholds(self) -> Sequence[float]:
+        """The new-task accuracies at which methods are compared, ascending."""
+        return thresholds_of(self.description)
+
+    @property
+    def kl_unit(self) -> str:
+        """What KL is counted in."""
+        return kl_unit_of(self.description)
 
     def label(self, method: str) -> str:
         """The method's name for people."""
