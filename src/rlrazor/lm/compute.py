@@ -1,0 +1,28 @@
+"""The one place that decides how a process computes: threads, device, autocast."""
+
+import os
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+THREADS = 1
+"""Threads of a process on a CPU. One: results must not depend on how many processes run beside it, and two threads on
+a machine that is busy were ten times slower than one. `RLRAZOR_THREADS` overrides it, for one big model on an idle CPU.
+"""
+
+
+def prepare_process() -> None:
+    """Set the threads, and flush denormals to zero, which optimiser moments decay into. Call it before any tensor."""
+    torch.set_num_threads(int(os.environ.get("RLRAZOR_THREADS", THREADS)))
+    torch.set_flush_denormal(True)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def device() -> torch.device:
+    """The accelerator where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def autocast(*, bf16: bool) -> AbstractContextManager[object]:
+    """Matrix products in bfloat16 over float32 weights, on any device; with `bf16` off, nothing."""
+    return torch.autocast(device().type, torch.bfloat16) if bf16 else nullcontext()

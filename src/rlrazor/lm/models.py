@@ -1,0 +1,263 @@
+"""Base policies: any causal LM from the hub, a folder or a GGUF file, in float32 or bfloat16, with or without LoRA.
+
+Weights are read from safetensors only and a model's own code is never run: a pickle or a remote module executes
+whatever its author put in. A GGUF file, quantised for inference, is converted once to a folder of float32 safetensors
+in the cache.
+"""
+
+import contextlib
+import hashlib
+import os
+import shutil
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+import torch
+from torch import Tensor
+
+from rlrazor.errors import RazorError
+from rlrazor.lm import compute
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+# What defines a policy: its shape, weights and tokenizer. Read-me files and other frameworks' weights are left alone.
+_POLICY_FILES = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt", "spiece.model")
+
+
+@dataclass(frozen=True, eq=False)
+class LanguageModel:
+    """A causal LM and its tokenizer. `fingerprint` is a SHA-256 of all that defines it: same hex, same policy."""
+
+    model: Any
+    tokenizer: Any
+    source: str
+    fingerprint: str
+
+    @classmethod
+    def in_memory(cls, model: Any, tokenizer: Any, source: str) -> "LanguageModel":
+        """One that was made rather than loaded, checked and set up in the same way."""
+        digest = hashlib.sha256(f"{model.config.to_json_string()}\n{sorted(tokenizer.get_vocab().items())}".encode())
+        for name, tensor in sorted(model.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+        _check_finite(model, source)
+        _set_padding(model, tokenizer, source)
+        return cls(model.to(compute.device()).eval(), tokenizer, source, digest.hexdigest())
+
+
+def load(
+    source: str | Path, *, adapter: Path | None = None, dtype: str = "float32", cache_dir: Path | None = None
+) -> LanguageModel:
+    """Load a policy from a hub id, a local folder in the hub's layout, or a `.gguf` file, onto `compute.device()`.
+
+    `adapter` is a folder that PEFT saved. `dtype` is a name in `DTYPES`. `cache_dir` is where converted GGUF files are
+    kept; by default the user's cache folder. Raises RazorError for a source that is not there or cannot be reached, has
+    no safetensors or needs code of its own, and for weights that are not finite.
+    """
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    if dtype not in DTYPES:
+        raise RazorError(f"Unknown dtype {dtype}: choose one of {', '.join(DTYPES)}.")
+    folder = _folder_of(str(source), cache_dir)
+    _require_safetensors(folder, source)
+    with _loading(source):
+        model, info = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=DTYPES[dtype], use_safetensors=True, trust_remote_code=False, output_loading_info=True
+        )
+        _require_all_weights(info)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    folders = [folder]
+    if adapter is not None:
+        _require_safetensors(adapter, adapter)
+        with _loading(adapter), _without_peft_warning():
+            # PEFT leaves at zero, with a warning, what a file lacks.
+            warnings.filterwarnings("error", "Found missing adapter keys")
+            model = PeftModel.from_pretrained(model, adapter)
+        folders.append(adapter)
+    _check_finite(model, source)
+    _set_padding(model, tokenizer, source)
+    name = str(source) if adapter is None else f"{source} + {adapter}"
+    return LanguageModel(model.to(compute.device()).eval(), tokenizer, name, _fingerprint(folders))
+
+
+def check_same_vocabulary(base: LanguageModel, tuned: LanguageModel) -> None:
+    """Raise RazorError unless token ids mean the same in both: KL compares probabilities id by id."""
+    sizes = [len(lm.model.get_output_embeddings().weight) for lm in (base, tuned)]
+    if sizes[0] != sizes[1] or base.tokenizer.get_vocab() != tuned.tokenizer.get_vocab():
+        raise RazorError(
+            f"{tuned.source} and {base.source} have different vocabularies ({sizes[1]} and {sizes[0]} outputs, "
+            f"{len(tuned.tokenizer)} and {len(base.tokenizer)} tokens). Compare a model with its own base."
+        )
+
+
+def add_lora(model: Any, rank: int) -> Any:
+    """A PEFT model that trains a LoRA of `rank` on every linear layer but the head, scaled by alpha / rank = 2.
+
+    The layers of `model` are replaced in place. One factor starts at zero, so that the policy is the base's; the other
+    is drawn from torch's global generator.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
+    with _without_peft_warning():
+        return get_peft_model(model, config)
+
+
+def weights_of(model: Any) -> dict[str, Tensor]:
+    """A copy of all parameters, by the base's names, an adapter's update added to the matrices it belongs to.
+
+    Not by merging and unmerging: taking the update away again would leave rounding errors in the base.
+    """
+    from peft import PeftModel
+    from peft.tuners.lora import LoraLayer
+
+    if not isinstance(model, PeftModel):
+        return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    base = model.get_base_model()
+    weights = {
+        name.replace(".base_layer.", "."): parameter.detach().clone()
+        for name, parameter in base.named_parameters()
+        if ".lora_" not in name
+    }
+    for name, module in base.named_modules():
+        if isinstance(module, LoraLayer):
+            for active in module.active_adapters:
+                weights[f"{name}.weight"] += module.get_delta_weight(active).detach()
+    return weights
+
+
+def context_length(model: Any) -> int | None:
+    """The most tokens a sequence may have; None where the config sets no limit."""
+    config = model.config.get_text_config()
+    limit = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+    return None if limit is None else int(limit)
+
+
+def _folder_of(source: str, cache_dir: Path | None) -> Path:
+    """The local folder with the model: itself, a GGUF file's conversion, or the hub's download."""
+    path = Path(source).expanduser()
+    if path.suffix == ".gguf" and path.is_file():
+        return _converted(path, cache_dir or Path(platformdirs.user_cache_dir("rlrazor")) / "gguf")
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise RazorError(f"{source} is neither a folder with a model nor a .gguf file.")
+    if path.suffix == ".gguf" or path.is_absolute() or source.startswith((".", "~")) or source.count("/") > 1:
+        raise RazorError(f"There is no {source}. Give a hub id, a folder with a model, or a .gguf file.")
+    return _downloaded(source)
+
+
+def _downloaded(repository: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+
+    try:
+        return Path(snapshot_download(repository, allow_patterns=list(_POLICY_FILES)))
+    except (HFValidationError, RepositoryNotFoundError) as error:
+        raise RazorError(
+            f"The hub has no model {repository}, or does not show it to you. Check the name; a model that asks for "
+            "consent needs `hf auth login`."
+        ) from error
+    except Exception as error:  # the hub's HTTP library, whose errors these are, differs between its versions
+        raise RazorError(
+            f"The hub cannot be reached, and {repository} is not in its cache. Try again with a connection, or give a "
+            "local folder or .gguf file."
+        ) from error
+
+
+def _converted(gguf: Path, cache: Path) -> Path:
+    """The folder of float32 safetensors for a GGUF file, named after its content; made where it is not there yet."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    with gguf.open("rb") as file:
+        folder = cache / hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    if folder.exists():
+        return folder
+    partial = cache / f".{folder.name}.{os.getpid()}"
+    try:
+        with _loading(gguf):
+            model, info = AutoModelForCausalLM.from_pretrained(
+                gguf.parent, gguf_file=gguf.name, dtype=torch.float32, output_loading_info=True
+            )
+            _require_all_weights(info)
+            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+            # Its weights are plain float32 by now, but transformers still takes it for quantised and will not save it.
+            for attribute in ("hf_quantizer", "is_quantized", "quantization_method"):
+                with contextlib.suppress(AttributeError):
+                    delattr(model, attribute)
+            with contextlib.suppress(AttributeError):
+                del model.config.quantization_config
+            partial.mkdir(parents=True)
+            model.save_pretrained(partial)
+            tokenizer.save_pretrained(partial)
+        # Whole or not at all. Another process may have been faster: its folder has the same content.
+        with contextlib.suppress(OSError):
+            partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return folder
+
+
+def _require_safetensors(folder: Path, source: str | Path) -> None:
+    if not folder.is_dir():
+        raise RazorError(f"There is no folder {source}.")
+    if not any(folder.glob("*.safetensors")):
+        pickled = any(folder.glob("*.bin")) or any(folder.glob("*.pt")) or any(folder.glob("*.pth"))
+        reason = " Pickled weights are not read: they can run code. Convert them to safetensors." if pickled else ""
+        raise RazorError(f"{source} has no .safetensors file.{reason}")
+
+
+def _require_all_weights(info: Mapping[str, Any]) -> None:
+    """Transformers draws what a file lacks at random, with a warning."""
+    if missing := sorted(info["missing_keys"]):
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise ValueError(f"it lacks the weights {missing[0]}{more}.")
+
+
+@contextlib.contextmanager
+def _loading(source: str | Path) -> Iterator[None]:
+    """Say in one sentence what the libraries raise at a damaged or unsupported model."""
+    try:
+        yield
+    except Exception as error:  # tokenizers raise nothing more specific, others a dozen types
+        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise RazorError(f"The model in {source} cannot be loaded: {first_line}") from error
+
+
+@contextlib.contextmanager
+def _without_peft_warning() -> Iterator[None]:
+    """PEFT asks transformers for an attribute by its old name; a user can do nothing about that."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        yield
+
+
+def _check_finite(model: Any, source: str | Path) -> None:
+    for name, parameter in model.named_parameters():
+        if not parameter.isfinite().all():
+            raise RazorError(f"The weights of {source} are damaged: {name} is NaN or infinite in places.")
+
+
+def _set_padding(model: Any, tokenizer: Any, source: str | Path) -> None:
+    """Pad on the left, and with eos where there is no token for it: nothing here or in TRL goes by a pad token's id."""
+    tokenizer.padding_side = "left"
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise RazorError(f"The tokenizer of {source} has neither a pad token nor an end-of-sequence token.")
+        tokenizer.pad_token = tokenizer.eos_token
+    for config in (model.config, model.generation_config):
+        config.pad_token_id = tokenizer.pad_token_id
+
+
+def _fingerprint(folders: Iterable[Path]) -> str:
+    digest = hashlib.sha256()
+    for folder in folders:
+        for path in sorted({path for pattern in _POLICY_FILES for path in folder.glob(pattern)}):
+            with path.open("rb") as file:
+                digest.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return digest.hexdigest()

@@ -1,0 +1,481 @@
+"""Prior tasks: what a model could do before it was fine-tuned, scored by lm-evaluation-harness.
+
+RL's Razor measures forgetting as the drop of the mean score over HellaSwag, TruthfulQA, MMLU, IFEval, WinoGrande and
+HumanEval. Prompts, scoring functions and metrics are lm-eval's own, with its defaults: no examples in the prompt, no
+chat template, greedy generation. Left out: few-shot numbers other than a task's own, so that a score is named by the
+task and its version alone.
+
+The rows come from the hub or, without a network, from a mirror: a folder of JSON Lines files in the hub's schemas (see
+`MIRRORED`). Two other things that lm-eval would fetch are replaced. The metric of its code tasks is a program that
+`evaluate` downloads and runs; `_CodeEval` scores instead. The sentence splitter of IFEval is NLTK's `punkt_tab`, which
+would be downloaded unasked; where it is missing, sentences are split by a Punkt that knows no abbreviations, and a note
+says so. It affects how IFEval counts sentences (after "Dr.") and, less, words.
+"""
+
+import atexit
+import difflib
+import functools
+import io
+import json
+import logging
+import math
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from rlrazor.errors import RazorError
+
+DEFAULT_TASKS = ("hellaswag", "truthfulqa_mc2", "mmlu", "ifeval", "winogrande", "humaneval")
+RUNS_MODEL_CODE = "humaneval"
+
+_FOLDERS = (
+    "hellaswag",
+    "truthfulqa",
+    "mmlu/default",
+    "ifeval",
+    "winogrande",
+    "humaneval",
+)  # of DEFAULT_TASKS, in lm-eval
+_METRICS = ("acc_norm", "acc", "exact_match")  # the first of them that a task has is its score; else its first metric
+
+SECONDS_PER_PROGRAM = 3.0  # as in the original HumanEval
+_MEMORY_PER_PROGRAM = 4 << 30  # bytes
+_BOOTSTRAPS = 100  # for metrics whose standard error has no closed form; none of the default tasks
+_SEED = 1234  # lm-eval's
+
+
+@dataclass(frozen=True)
+class Score:
+    """A task's score, a fraction of 1; its standard error over the `n` items, None where it cannot be estimated."""
+
+    value: float
+    stderr: float | None
+    n: int
+    metric: str
+    version: str
+
+
+class PriorScores(dict[str, Score]):
+    """Task -> Score, and what a reader of the scores has to know about them (`notes`, sentences)."""
+
+    def __init__(self, scores: Mapping[str, Score], notes: Sequence[str] = ()) -> None:
+        super().__init__(scores)
+        self.notes = tuple(notes)
+
+    @property
+    def mean(self) -> float:
+        """The prior score: the mean over tasks, a fraction of 1."""
+        return sum(score.value for score in self.values()) / len(self)
+
+    @property
+    def stderr(self) -> float | None:
+        """Standard error of the mean, the tasks' items being different ones; None where a task has none."""
+        errors = [score.stderr for score in self.values() if score.stderr is not None]
+        return math.hypot(*errors) / len(self) if len(errors) == len(self) else None
+
+
+@dataclass(frozen=True)
+class Mirror:
+    """How a hub data set is mirrored: the file `{stem}_{split}.jsonl` with at least `columns` in every row.
+
+    `split` is the one that is evaluated. `examples` is the one that few-shot examples come from, needed by few-shot
+    variants of a task only.
+    """
+
+    stem: str
+    split: str
+    columns: tuple[str, ...]
+    examples: str | None = None
+
+
+MIRRORED = {
+    "Rowan/hellaswag": Mirror(
+        "hellaswag", "validation", ("activity_label", "ctx_a", "ctx_b", "endings", "label"), "train"
+    ),
+    "truthfulqa/truthful_qa": Mirror("truthfulqa_mc", "validation", ("question", "mc1_targets", "mc2_targets")),
+    "cais/mmlu": Mirror("mmlu", "test", ("question", "subject", "choices", "answer"), "dev"),
+    "google/IFEval": Mirror("ifeval", "train", ("key", "prompt", "instruction_id_list", "kwargs")),
+    "allenai/winogrande": Mirror("winogrande", "validation", ("sentence", "option1", "option2", "answer"), "train"),
+    "openai/openai_humaneval": Mirror("humaneval", "test", ("task_id", "prompt", "entry_point", "test")),
+}
+
+
+def evaluate(
+    model: Any,
+    tokenizer: Any,
+    tasks: Sequence[str] | None = None,
+    *,
+    limit: int | None = None,
+    batch_size: int = 8,
+    data_mirror: Path | None = None,
+    allow_code_execution: bool = False,
+) -> PriorScores:
+    """Score a causal LM on lm-eval tasks, by name or as the path of a task's YAML file.
+
+    `tasks` is by default `DEFAULT_TASKS`, less HumanEval unless `allow_code_execution`: it runs programs that the model
+    wrote, in a process of their own with limits on time and memory, which is no sandbox. `limit` evaluates the first n
+    rows of each task (of each of MMLU's 57 subjects). The tasks' data are loaded once per process. The global random
+    states and the model's train/eval mode are as before afterwards; a score does not depend on them, nor on the other
+    tasks. With the same rows, scores are reproducible.
+
+    Raises RazorError for unknown tasks, tasks that run code without leave, a group without a score of its own, data
+    that are missing or do not fit, a score that is not a fraction of 1, and running out of memory.
+    """
+    if limit is not None and limit < 1:
+        raise RazorError(f"The limit is {limit}: evaluate at least 1 row of each task.")
+    notes = []
+    if tasks is None:
+        tasks = DEFAULT_TASKS if allow_code_execution else [task for task in DEFAULT_TASKS if task != RUNS_MODEL_CODE]
+        if not allow_code_execution:
+            notes.append(f"{RUNS_MODEL_CODE} is left out: it runs code that the model wrote (--allow-code-execution).")
+    if not tasks:
+        raise RazorError(f"No prior task to evaluate. Name some of lm-eval's, for example {DEFAULT_TASKS[0]}.")
+    mirror = None if data_mirror is None else data_mirror.expanduser().resolve()
+    if mirror is not None and not mirror.is_dir():
+        raise RazorError(f"There is no folder {data_mirror} to read the prior tasks from.")
+
+    was_training, pad_token = model.training, tokenizer.pad_token
+    with _quiet() as warnings, _no_downloads(mirror), _random_states_restored(model):
+        from lm_eval.models.huggingface import HFLM
+
+        # All are loaded before the first is run: what is missing shows at once, not after an hour.
+        loaded = {name: _load(name, mirror, allow_code_execution) for name in dict.fromkeys(tasks)}
+        try:
+            lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
+            scores = {name: _run(task, lm, limit) for name, task in loaded.items()}
+        except (MemoryError, torch.OutOfMemoryError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and "memory" not in str(error):
+                raise
+            remedy = f"try a batch size below {batch_size}" if batch_size > 1 else "this model needs a bigger machine"
+            raise RazorError(f"Out of memory while evaluating the prior tasks: {remedy}.") from error
+        finally:
+            model.train(was_training)  # HFLM leaves it in eval mode,
+            if tokenizer.pad_token != pad_token:
+                tokenizer.pad_token = pad_token  # and gives a tokenizer without one a padding token
+    if cut := sum("runcat" in warning for warning in warnings):  # "Truncating ...", "Left truncation applied"
+        notes.append(f"{cut} inputs were longer than the model's context and were cut at the front.")
+    if _untrained_punkt() and any("ifeval" in leaf for task in loaded.values() for leaf in task.content["tasks"]):
+        notes.append(
+            "ifeval split sentences without knowing abbreviations: NLTK's punkt_tab is not on this machine "
+            "(python -m nltk.downloader punkt_tab)."
+        )
+    return PriorScores(scores, notes)
+
+
+@dataclass(frozen=True)
+class _Task:
+    """A task or group as lm-eval loads it, and the name under which it reports the score."""
+
+    name: str
+    content: Mapping[str, Any]
+
+
+@functools.cache
+def _load(name: str, mirror: Path | None, allow_code_execution: bool) -> _Task:
+    manager = _manager(every_task=False)
+    if name not in manager.all_tasks and not Path(name).is_file():
+        manager = _manager(every_task=True)
+        if name not in manager.all_tasks:
+            near = difflib.get_close_matches(name, manager.all_tasks)
+            hint = f"Did you mean {' or '.join(near)}?" if near else "`lm-eval ls tasks` lists them."
+            raise RazorError(f"lm-eval has no task {name}. {hint}")
+    _untrained_punkt()
+    try:
+        content = manager.load([name])
+    except RazorError:
+        raise
+    except ConnectionError as error:
+        raise RazorError(
+            f"The data of {name} are not on this machine and the hub cannot be reached. Try again with a connection, "
+            "or give a folder that mirrors them (--data-mirror)."
+        ) from error
+    except Exception as error:  # whatever a task's own code and data raise: it is theirs to mend, not ours
+        raise RazorError(f"lm-eval cannot build the task {name}: {type(error).__name__}: {error}") from error
+    leaves, groups = content["tasks"], content.get("groups", {})
+    unsafe = [leaf for leaf, task in leaves.items() if getattr(task, "UNSAFE_CODE", False)]
+    if unsafe and not allow_code_execution:
+        raise RazorError(
+            f"{', '.join(unsafe)} runs code that the model wrote. Allow it (--allow-code-execution), on a machine "
+            "where that can do no harm, or leave the task out."
+        )
+    if name in groups or name in leaves:
+        reported = name
+    elif len(leaves) == 1:  # a YAML file, which may be called anything
+        (reported,) = leaves
+    else:
+        raise RazorError(f"{name} is a collection of tasks without a score of its own. Name them: {', '.join(leaves)}.")
+    for leaf, task in leaves.items():
+        if mirror and task.config.num_fewshot and not len(task.fewshot_docs()):
+            raise RazorError(f"{leaf} shows examples from a split that {mirror} does not have.")
+    return _Task(reported, content)
+
+
+@functools.cache
+def _manager(*, every_task: bool) -> Any:
+    """lm-eval's index of tasks: all of them (it reads 14,000 files, 10 s) or the default ones (0.1 s)."""
+    import lm_eval.tasks
+
+    folder = Path(lm_eval.tasks.__file__).parent
+    include = None if every_task else [folder / task for task in _FOLDERS]
+    return lm_eval.tasks.TaskManager(include_path=include, include_defaults=every_task)
+
+
+def _run(task: _Task, lm: Any, limit: int | None) -> Score:
+    """Score one task. Not by `simple_evaluate`, which also collects a report on the machine, in seconds a call."""
+    import lm_eval
+
+    # The same for a task whatever ran before it.
+    random.seed(_SEED)
+    np.random.seed(_SEED)
+    torch.manual_seed(_SEED)
+    for name, leaf in task.content["tasks"].items():
+        if leaf.get_config("num_fewshot") is None:
+            leaf.set_config(key="num_fewshot", value=0)
+        leaf.set_fewshot_seed(_SEED)
+        generated = (leaf.get_config("generation_kwargs") or {}).get("max_gen_toks", 0)
+        if leaf.OUTPUT_TYPE == "generate_until" and generated >= lm.max_length:
+            raise RazorError(
+                f"{name} generates up to {generated} tokens, more than the model's context of {lm.max_length}: leave "
+                "it out."
+            )
+    results = lm_eval.evaluate(
+        lm,
+        task.content,
+        limit=limit,
+        bootstrap_iters=_BOOTSTRAPS,
+        log_samples=False,
+        confirm_run_unsafe_code=True,  # `_load` has asked
+    )
+    return _score(task.name, results)
+
+
+def _score(name: str, results: Mapping[str, Any]) -> Score:
+    """Read the one number that stands for a task out of lm-eval's results."""
+    of_task = results["results"][name]
+    keys = [key for key in of_task if "," in key and "_stderr," not in key]  # "acc_norm,none": metric, filter
+    if not keys:
+        raise RazorError(
+            f"{name} has no score of its own. Name its tasks: {', '.join(results['group_subtasks'][name])}."
+        )
+    rank = {metric: position for position, metric in enumerate(_METRICS)}
+    key = min(keys, key=lambda key: rank.get(key.split(",")[0], len(rank)))
+    metric, filtered = key.split(",", 1)
+    value, stderr = of_task[key], of_task.get(f"{metric}_stderr,{filtered}")
+    if not 0 <= value <= 1:  # nor is NaN
+        raise RazorError(
+            f"{name} scored {value} ({metric}), not a fraction of 1: either the task measures something else, or the "
+            "model's outputs are not numbers any more."
+        )
+    return Score(
+        value=float(value),
+        stderr=float(stderr) if isinstance(stderr, float) else None,  # else "N/A"
+        n=int(of_task["sample_len"]),
+        metric=metric,
+        version=str(results["versions"].get(name)),
+    )
+
+
+# --- data, metrics and language resources without a download
+
+
+@contextmanager
+def _no_downloads(mirror: Path | None) -> Iterator[None]:
+    """Give lm-eval the mirror's rows in place of the hub's, if there is one, and our scorer of programs in any case."""
+    import datasets
+    import evaluate as hf_evaluate
+
+    original = datasets.load_dataset
+
+    def load_dataset(path: str, name: str | None = None, **kwargs: Any) -> Any:
+        if mirror is None or path in ("json", "csv", "parquet", "text"):  # a task of the user's, with files of its own
+            return original(path, name, **kwargs)
+        return _read_mirror(mirror, path, name)
+
+    def load_metric(name: str) -> Any:
+        if name != "code_eval":
+            raise RazorError(f"The metric {name} is a program on the hub, which is not run. Choose another task.")
+        return _CodeEval()
+
+    with _replaced(datasets, "load_dataset", load_dataset), _replaced(hf_evaluate, "load", load_metric):
+        yield
+
+
+def _read_mirror(folder: Path, dataset: str, subset: str | None) -> dict[str, Any]:
+    """Split -> Dataset. The few-shot split is empty where the mirror has no file of it."""
+    from datasets import Dataset
+
+    if dataset not in MIRRORED:
+        raise RazorError(
+            f"The data set {dataset} cannot be mirrored. Tasks on {', '.join(MIRRORED)} can; evaluate others without a "
+            "mirror."
+        )
+    mirror = MIRRORED[dataset]
+    rows = {mirror.split: _rows(folder / f"{mirror.stem}_{mirror.split}.jsonl", mirror.columns)}
+    if mirror.examples:
+        examples = folder / f"{mirror.stem}_{mirror.examples}.jsonl"
+        rows[mirror.examples] = _rows(examples, mirror.columns) if examples.exists() else ()
+    if dataset == "cais/mmlu":  # one file for all subjects, which on the hub are subsets
+        rows = {split: tuple(row for row in of_split if row["subject"] == subset) for split, of_split in rows.items()}
+        if not rows[mirror.split]:
+            raise RazorError(f"{folder / 'mmlu_test.jsonl'} has no row of the subject {subset}.")
+    template = Dataset.from_list(list(rows[mirror.split]))  # an empty split needs its columns
+    return {
+        split: Dataset.from_list(list(of_split)) if of_split else template.select([])
+        for split, of_split in rows.items()
+    }
+
+
+@functools.lru_cache(maxsize=2)  # MMLU reads its two files once per subject
+def _rows(path: Path, columns: tuple[str, ...]) -> tuple[dict[str, Any], ...]:
+    schema = f"one JSON object per line with {', '.join(columns)}"
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise RazorError(f"The mirror needs the file {path}: {schema}.") from error
+    rows = []
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+            missing = [column for column in columns if column not in row]
+        except (ValueError, TypeError):
+            missing = ["JSON"]
+        if missing:
+            raise RazorError(f"Line {number} of {path} has no {', '.join(missing)}. The file should be {schema}.")
+        rows.append(row)
+    if not rows:
+        raise RazorError(f"{path} is empty. It should be {schema}.")
+    return tuple(rows)
+
+
+@functools.cache
+def _untrained_punkt() -> bool:
+    """Whether NLTK's sentence splitter is missing; if so, put one without abbreviations in its place.
+
+    Also fixes the seed of IFEval's language detector, which draws from the operating system's entropy otherwise.
+    """
+    import langdetect
+    import nltk
+
+    langdetect.DetectorFactory.seed = 0
+    try:
+        nltk.data.find("tokenizers/punkt_tab/english")
+    except LookupError:
+        folder = tempfile.mkdtemp(prefix="rlrazor-punkt-")
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        english = Path(folder) / "tokenizers" / "punkt_tab" / "english"
+        english.mkdir(parents=True)
+        for parameters in ("abbrev_types.txt", "collocations.tab", "ortho_context.tab", "sent_starters.txt"):
+            (english / parameters).touch()
+        nltk.data.path.append(folder)
+        return True
+    return False
+
+
+class _CodeEval:
+    """Stands in for the metric `code_eval` of `evaluate`: pass@k of programs, each followed by its tests."""
+
+    def compute(
+        self, references: Sequence[str], predictions: Sequence[Sequence[str]], k: Sequence[int]
+    ) -> tuple[dict[str, float], None]:
+        """Chance that one of k programs passes, from n of each problem: 1 - C(n - c, k) / C(n, k), arXiv:2107.03374."""
+        passed = [
+            (len(programs), sum(runs_clean(f"{program}\n{tests}") for program in programs))
+            for tests, programs in zip(references, predictions, strict=True)
+        ]
+        return {
+            f"pass@{draws}": sum(1 - math.comb(n - c, draws) / math.comb(n, draws) for n, c in passed) / len(passed)
+            for draws in k
+        }, None
+
+
+# A program that ends by itself, by exit() or an exception, leaves another exit code than one that reaches its end.
+_REACHED_THE_END = 113
+_DRIVER = f"""
+import os, sys
+try:
+    import resource
+    for limit, most in (("AS", {_MEMORY_PER_PROGRAM}), ("CPU", {math.ceil(SECONDS_PER_PROGRAM)}), ("FSIZE", 1 << 20)):
+        resource.setrlimit(getattr(resource, "RLIMIT_" + limit), (most, most))
+except ImportError:
+    pass  # Windows
+exec(compile(sys.stdin.read(), "program", "exec"), {{"__name__": "__main__"}})
+os._exit({_REACHED_THE_END})
+"""
+
+
+def runs_clean(program: str) -> bool:
+    """Run a Python program in a process and folder of its own; True if it reaches its end within the limits.
+
+    No sandbox: it may do whatever the user may, for `SECONDS_PER_PROGRAM`.
+    """
+    with tempfile.TemporaryDirectory(prefix="rlrazor-program-") as folder:
+        try:
+            finished = subprocess.run(
+                [sys.executable, "-I", "-c", _DRIVER],
+                input=program.encode("utf-8", "replace"),
+                cwd=folder,
+                env={},
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                timeout=SECONDS_PER_PROGRAM,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            return False
+    return finished.returncode == _REACHED_THE_END
+
+
+# --- lm-eval as a guest
+
+
+@contextmanager
+def _replaced(module: Any, name: str, value: Any) -> Iterator[None]:
+    original = getattr(module, name)
+    setattr(module, name, value)
+    try:
+        yield
+    finally:
+        setattr(module, name, original)
+
+
+@contextmanager
+def _quiet() -> Iterator[list[str]]:
+    """Collect lm-eval's warnings instead of printing them, and show its progress bars to a terminal only."""
+    os.environ.setdefault("DISABLE_MULTIPROC", "1")  # its bootstrap would start a process per core
+    logger, messages = logging.getLogger("lm_eval"), list[str]()
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
+    propagate = logger.propagate
+    logger.addHandler(handler)
+    logger.propagate = False
+    with ExitStack() as stack:
+        stack.enter_context(nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO()))
+        stack.enter_context(redirect_stdout(sys.stderr))  # standard output belongs to the command's result
+        try:
+            yield messages
+        finally:
+            logger.removeHandler(handler)
+            logger.propagate = propagate
+
+
+@contextmanager
+def _random_states_restored(model: Any) -> Iterator[None]:
+    python, numpy = random.getstate(), np.random.get_state()
+    devices = [model.device] if model.device.type == "cuda" else []
+    try:
+        with torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)

@@ -1,0 +1,317 @@
+import copy
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import huggingface_hub
+import pytest
+import torch
+import transformers
+from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
+from safetensors.torch import load_file, save_file
+
+from rlrazor.errors import RazorError
+from rlrazor.lm import models
+from tiny_models import char_tokenizer, saved, tiny_llama
+
+IDS = torch.tensor([[2, 3, 4, 5, 1, 6]])
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return saved(tmp_path / "model", tiny_llama(), char_tokenizer())
+
+
+def logits(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        out: torch.Tensor = model(input_ids=IDS.to(model.device)).logits
+    return out.cpu()
+
+
+def tuned_adapter(folder: Path, seed: int = 0) -> Any:
+    """A PEFT model with an adapter that does something, saved to `folder`."""
+    torch.manual_seed(seed)
+    model = models.add_lora(tiny_llama(), rank=2)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.2)
+    model.save_pretrained(folder)
+    return model.eval()
+
+
+# --- loading
+
+
+def test_a_folder_is_loaded_as_it_was_saved(folder: Path) -> None:
+    lm = models.load(folder)
+    torch.testing.assert_close(logits(lm.model), logits(tiny_llama()))
+    assert lm.tokenizer.padding_side == "left"
+    assert lm.tokenizer("a+b;").input_ids == char_tokenizer()("a+b;").input_ids
+    assert not lm.model.training
+    assert models.load(str(folder), dtype="bfloat16").model.dtype == torch.bfloat16
+
+
+def test_an_adapter_is_loaded_onto_its_base(folder: Path, tmp_path: Path) -> None:
+    tuned = tuned_adapter(tmp_path / "adapter")
+    lm = models.load(folder, adapter=tmp_path / "adapter")
+    torch.testing.assert_close(logits(lm.model), logits(tuned))
+    with lm.model.disable_adapter():
+        torch.testing.assert_close(logits(lm.model), logits(tiny_llama()))
+
+
+def test_a_fingerprint_tells_policies_apart(folder: Path, tmp_path: Path) -> None:
+    plain = models.load(folder).fingerprint
+    assert models.load(saved(tmp_path / "copy", tiny_llama(), char_tokenizer())).fingerprint == plain
+    tuned_adapter(tmp_path / "a", seed=0)
+    tuned_adapter(tmp_path / "b", seed=1)
+    others = [
+        models.load(saved(tmp_path / "seed", tiny_llama(seed=1), char_tokenizer())),
+        models.load(saved(tmp_path / "tokens", tiny_llama(), char_tokenizer("zyxwv"))),
+        models.load(folder, adapter=tmp_path / "a"),
+        models.load(folder, adapter=tmp_path / "b"),
+    ]
+    assert len({plain, *(lm.fingerprint for lm in others)}) == 5
+    made = [models.LanguageModel.in_memory(tiny_llama(seed=seed), char_tokenizer(), "made") for seed in (0, 0, 1)]
+    assert made[0].fingerprint == made[1].fingerprint != made[2].fingerprint
+
+
+@pytest.mark.parametrize("pad_is_eos", [False, True])
+def test_padding_has_a_token_and_eos_stays(tmp_path: Path, pad_is_eos: bool) -> None:
+    tokenizer = char_tokenizer(pad_is_eos=True)
+    if not pad_is_eos:
+        tokenizer.pad_token = None
+    lm = models.load(saved(tmp_path / "model", tiny_llama(vocab=43), tokenizer))
+    assert lm.tokenizer.pad_token == lm.tokenizer.eos_token == ";"
+    assert lm.model.config.pad_token_id == lm.model.generation_config.pad_token_id == lm.tokenizer.eos_token_id
+    batch = lm.tokenizer(["ab;", "a"], padding=True, return_tensors="pt")
+    # The real eos is attended to, the padding, of the same id, is not.
+    assert batch.attention_mask.tolist() == [[1, 1, 1], [0, 0, 1]]
+    assert batch.input_ids[0, -1] == batch.input_ids[1, 0] == lm.tokenizer.eos_token_id
+
+
+def test_a_tokenizer_that_can_pad_with_nothing_is_refused(tmp_path: Path) -> None:
+    tokenizer = char_tokenizer()
+    tokenizer.pad_token = tokenizer.eos_token = None
+    with pytest.raises(RazorError, match="neither a pad token nor"):
+        models.load(saved(tmp_path / "model", tiny_llama(), tokenizer))
+
+
+# --- refused
+
+
+def test_weights_that_are_missing_are_not_made_up(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"], weights["model.norm.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(RazorError, match=r"lacks the weights model\.layers\.1\.mlp\.up_proj\.weight and 1 more"):
+        models.load(folder)
+
+
+def test_an_adapter_that_is_not_whole_is_refused(folder: Path, tmp_path: Path) -> None:
+    tuned_adapter(tmp_path / "adapter")
+    path = tmp_path / "adapter" / "adapter_model.safetensors"
+    weights = load_file(path)
+    del weights["base_model.model.model.layers.1.mlp.up_proj.lora_B.weight"]
+    save_file(weights, path, metadata={"format": "pt"})
+    with pytest.raises(RazorError, match=r"adapter cannot be loaded: .*layers\.1\.mlp\.up_proj\.lora_B"):
+        models.load(folder, adapter=tmp_path / "adapter")
+
+
+def test_pickled_weights_are_not_read(folder: Path, tmp_path: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(RazorError, match=r"no \.safetensors file\.$"):
+        models.load(folder)
+    torch.save(tiny_llama().state_dict(), folder / "pytorch_model.bin")
+    with pytest.raises(RazorError, match="can run code"):
+        models.load(folder)
+    adapter = tmp_path / "adapter"
+    tuned_adapter(adapter)
+    (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
+    saved(folder, tiny_llama(), char_tokenizer())
+    with pytest.raises(RazorError, match="can run code"):
+        models.load(folder, adapter=adapter)
+
+
+def test_a_model_with_code_of_its_own_is_not_run(folder: Path) -> None:
+    config = (folder / "config.json").read_text()
+    mine = '"model_type": "mine", "auto_map": {"AutoConfig": "mine.Config", "AutoModelForCausalLM": "mine.Model"}'
+    (folder / "config.json").write_text(config.replace('"model_type": "llama"', mine))
+    ran = folder / "ran"
+    (folder / "mine.py").write_text(f"open({str(ran)!r}, 'w')\n")
+    with pytest.raises(RazorError, match="cannot be loaded"):
+        models.load(folder)
+    assert not ran.exists()
+
+
+def test_damaged_files_are_named(folder: Path) -> None:
+    broken = tiny_llama()
+    with torch.no_grad():
+        broken.model.norm.weight[3] = torch.nan
+    with pytest.raises(RazorError, match=r"damaged: model\.norm\.weight is NaN"):
+        models.load(saved(folder, broken, char_tokenizer()))
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(RazorError, match="cannot be loaded"):
+        models.load(folder)
+
+
+@pytest.mark.parametrize("source", ["./nowhere", "/nowhere/at/all", "missing.gguf", "a/b/c"])
+def test_a_path_that_is_not_there_is_not_looked_up_on_the_hub(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: pytest.fail("asked the hub"))
+    with pytest.raises(RazorError, match="There is no"):
+        models.load(source)
+
+
+def test_other_sources_that_cannot_be_loaded(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(RazorError, match="neither a folder"):
+        models.load(folder / "config.json")
+    with pytest.raises(RazorError, match="Unknown dtype float8"):
+        models.load(folder, dtype="float8")
+    with pytest.raises(RazorError, match="There is no folder"):
+        models.load(folder, adapter=tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (LocalEntryNotFoundError("offline"), "hub cannot be reached"),
+        (ConnectionError("reset"), "hub cannot be reached"),
+        (RepositoryNotFoundError.__new__(RepositoryNotFoundError), "hub has no model"),
+    ],
+)
+def test_the_hubs_answers_become_a_sentence(error: Exception, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
+    with pytest.raises(RazorError, match=message):
+        models.load("someone/something")
+
+
+def test_vocabularies_are_compared(tmp_path: Path) -> None:
+    base, same, larger, other = (
+        models.LanguageModel.in_memory(tiny_llama(vocab=vocab), char_tokenizer(characters), "a model")
+        for vocab, characters in ((44, "abc"), (44, "abc"), (45, "abc"), (44, "acb"))
+    )
+    models.check_same_vocabulary(base, same)
+    for tuned in (larger, other):
+        with pytest.raises(RazorError, match="different vocabularies"):
+            models.check_same_vocabulary(base, tuned)
+
+
+# --- GGUF
+
+
+def write_gguf(path: Path, model: Any) -> None:
+    """A tiny Llama as llama.cpp's converter writes it: float16 matrices, rotary dimensions interleaved."""
+    import gguf
+
+    config = model.config
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_vocab_size(config.vocab_size)
+    tokens = ["<pad>", ";", *(chr(ord("a") + n) for n in range(config.vocab_size - 3)), "ab"]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(tokens)
+    writer.add_token_types([3, 3] + [1] * (config.vocab_size - 2))  # 3: control, 1: normal
+    writer.add_token_merges(["a b"])
+    writer.add_eos_token_id(1)
+    writer.add_pad_token_id(0)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    for name, tensor in model.state_dict().items():
+        heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}.get(name.split(".")[-2])
+        if heads:
+            out, width = tensor.shape
+            tensor = tensor.reshape(heads, 2, out // heads // 2, width).swapaxes(1, 2).reshape(out, width)
+        array = tensor.numpy().astype("float16" if tensor.ndim == 2 else "float32")
+        writer.add_tensor(names.get_name(name, try_suffixes=(".weight",)), array)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def test_a_gguf_file_is_converted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_llama(vocab=28)
+    write_gguf(tmp_path / "model.gguf", model)
+    lm = models.load(tmp_path / "model.gguf", cache_dir=tmp_path / "cache")
+    torch.testing.assert_close(logits(lm.model), logits(model), atol=0.02, rtol=0.01)  # float16 matrices
+    assert (lm.tokenizer.eos_token_id, lm.tokenizer.pad_token_id) == (1, 0)
+    (converted,) = (tmp_path / "cache").iterdir()
+    assert {path.suffix for path in converted.glob("model*")} == {".safetensors"}
+
+    # Renamed and loaded again, it is found by its content.
+    real = transformers.AutoModelForCausalLM.from_pretrained
+
+    def no_conversion(*arguments: Any, **options: Any) -> Any:
+        assert "gguf_file" not in options
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", no_conversion)
+    (tmp_path / "model.gguf").rename(tmp_path / "renamed.gguf")
+    again = models.load(tmp_path / "renamed.gguf", cache_dir=tmp_path / "cache")
+    assert again.fingerprint == lm.fingerprint
+
+
+def test_a_conversion_that_fails_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "broken.gguf").write_bytes(b"GGUF but not really")
+    with pytest.raises(RazorError, match="cannot be loaded"):
+        models.load(tmp_path / "broken.gguf", cache_dir=tmp_path / "cache")
+    write_gguf(tmp_path / "model.gguf", tiny_llama(vocab=28))
+
+    def disk_full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(transformers.PreTrainedTokenizerFast, "save_pretrained", disk_full)
+    with pytest.raises(RazorError, match="No space left"):
+        models.load(tmp_path / "model.gguf", cache_dir=tmp_path / "cache")
+    assert not list(tmp_path.glob("cache/*"))
+
+
+# --- LoRA and weights
+
+
+def test_lora_starts_at_the_base_and_trains_every_linear_layer_but_the_head() -> None:
+    model = models.add_lora(tiny_llama(), rank=2)
+    torch.testing.assert_close(logits(model.eval()), logits(tiny_llama()), rtol=0, atol=0)
+    trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert len(trainable) == 2 * 7 * 2  # A and B of seven matrices in two layers
+    assert not any("lm_head" in name for name in trainable)
+
+
+def test_weights_have_the_adapter_merged_under_the_bases_names(tmp_path: Path) -> None:
+    tuned, base = tuned_adapter(tmp_path / "adapter"), tiny_llama()
+    before = {name: tensor.clone() for name, tensor in tuned.state_dict().items()}
+    weights = models.weights_of(tuned)
+    assert list(weights) == list(models.weights_of(base))
+    for name, tensor in tuned.state_dict().items():
+        torch.testing.assert_close(tensor, before[name], rtol=0, atol=0)
+    merged = copy.deepcopy(tuned).merge_and_unload()
+    for name, parameter in merged.named_parameters():
+        torch.testing.assert_close(weights[name], parameter)
+    changed = {name for name, tensor in models.weights_of(base).items() if not torch.equal(tensor, weights[name])}
+    assert len(changed) == 14
+
+
+def test_weights_are_a_copy() -> None:
+    model = tiny_llama(tie_word_embeddings=True)
+    weights = models.weights_of(model)
+    assert "lm_head.weight" not in weights  # the same matrix as the embeddings: it would count twice
+    with torch.no_grad():
+        model.model.embed_tokens.weight += 1
+    torch.testing.assert_close(weights["model.embed_tokens.weight"] + 1, model.model.embed_tokens.weight.data)
+
+
+def test_context_length_is_the_configs() -> None:
+    assert models.context_length(tiny_llama(max_position_embeddings=96)) == 96
+    assert models.context_length(models.add_lora(tiny_llama(), rank=1)) == 64
+    # ALiBi has no table of positions that could run out.
+    assert models.context_length(SimpleNamespace(config=transformers.BloomConfig())) is None

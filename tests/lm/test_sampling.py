@@ -1,0 +1,96 @@
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from rlrazor.lm.sampling import NotFiniteError, sample
+from tiny_models import tiny_llama
+
+PROMPTS = [[2, 3, 4], [5], [6, 7, 8, 9, 10], [11, 12]]
+
+
+def generated(model: Any, prompt: list[int], tokens: int, stop: list[int]) -> list[int]:
+    """Greedy decoding by transformers, one prompt at a time, without padding."""
+    ids = torch.tensor([prompt])
+    out = model.generate(
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, do_sample=False, eos_token_id=stop
+    )
+    return list(out[0, len(prompt) :].tolist())
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("chunk", [1, 3, 256])
+def test_greedy_is_what_generate_returns(seed: int, chunk: int) -> None:
+    model = tiny_llama(seed=seed)
+    stop = list(range(1, 44, 8))
+    completions = sample(model, PROMPTS, max_new_tokens=12, stop_ids=stop, pad_id=0, greedy=True, chunk=chunk)
+    assert completions == [generated(model, prompt, 12, stop) for prompt in PROMPTS]
+
+
+def test_greedy_samples_of_a_group_are_alike_and_come_prompt_by_prompt() -> None:
+    model = tiny_llama()
+    once = sample(model, PROMPTS, max_new_tokens=6, stop_ids=[1], pad_id=0, greedy=True)
+    thrice = sample(model, PROMPTS, samples=3, max_new_tokens=6, stop_ids=[1], pad_id=0, greedy=True)
+    assert thrice == [completion for completion in once for _ in range(3)]
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_frequencies_are_the_policys_probabilities(temperature: float) -> None:
+    model = tiny_llama(vocab=4, seed=3, scale=0.6)
+    prompts = [[0, 2], [3, 0, 0, 2, 2]]  # the first is padded
+    draws = 4000
+    rng = torch.Generator().manual_seed(0)
+    completions = sample(
+        model, prompts, samples=draws, max_new_tokens=2, stop_ids=[1], pad_id=0, temperature=temperature, rng=rng
+    )
+    for index, prompt in enumerate(prompts):
+        expected: dict[tuple[int, ...], float] = {}
+        for first in range(4):
+            with torch.no_grad():
+                logits_TV = model(input_ids=torch.tensor([[*prompt, first]])).logits[0] / temperature
+            here_V, next_V = logits_TV[-2:].softmax(-1).double()
+            if first == 1:
+                expected[(1,)] = here_V[1].item()
+            else:
+                expected |= {(first, second): (here_V[first] * next_V[second]).item() for second in range(4)}
+        mine = [tuple(completion) for completion in completions[index * draws : (index + 1) * draws]]
+        assert set(mine) <= set(expected)
+        probabilities = np.array([*expected.values()])
+        observed = [mine.count(outcome) for outcome in expected]
+        assert stats.chisquare(observed, draws * probabilities / probabilities.sum()).pvalue > 0.001
+
+
+def test_a_completion_keeps_its_stop_token_whatever_the_padding() -> None:
+    model = tiny_llama(seed=1)
+    rng = torch.Generator().manual_seed(0)
+    stop = [1, 5, 6, 7, 8, 9, 10]
+    for pad in (0, 1):  # 1: pad and eos are one token
+        completions = sample(model, PROMPTS, samples=50, max_new_tokens=5, stop_ids=stop, pad_id=pad, rng=rng)
+        lengths = {len(completion) for completion in completions}
+        assert lengths >= {1, 2, 5}
+        for completion in completions:
+            assert not set(completion[:-1]) & set(stop)
+            assert len(completion) == 5 or completion[-1] in stop
+
+
+def test_the_generator_decides_and_the_mode_stays() -> None:
+    model = tiny_llama(attention_dropout=0.5).train()
+    first, again, other = (
+        sample(
+            model, PROMPTS, samples=4, max_new_tokens=5, stop_ids=[], pad_id=0, rng=torch.Generator().manual_seed(seed)
+        )
+        for seed in (0, 0, 1)
+    )
+    assert first == again != other
+    assert all(len(completion) == 5 for completion in first)
+    assert model.training
+
+
+def test_a_diverged_policy_is_told_apart() -> None:
+    model = tiny_llama()
+    with torch.no_grad():
+        model.lm_head.weight[3].fill_(torch.nan)
+    with pytest.raises(NotFiniteError):
+        sample(model, PROMPTS, max_new_tokens=2, stop_ids=[1], pad_id=0)
