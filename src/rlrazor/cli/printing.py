@@ -2,10 +2,15 @@
 
 import argparse
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from rich import box
 from rich.console import Console
+from rich.table import Table
+
+from rlrazor.records import Record
 
 if TYPE_CHECKING:
     from rlrazor.report import Results
@@ -49,3 +54,47 @@ def human_seconds(seconds: float) -> str:
     if minutes < 60:
         return f"{minutes} min {rest} s"
     return f"{minutes // 60} h {minutes % 60} min"
+
+
+def shown(value: Any) -> str:
+    """A setting as a table shows it."""
+    return (
+        ", ".join(f"{item:g}" if isinstance(item, float) else str(item) for item in value)
+        if isinstance(value, tuple | list)
+        else str(value)
+    )
+
+
+def records_table(base: Record, records: Sequence[Record]) -> Table:
+    """Checkpoints below their base, scores in %, KL in nats; ±: one standard error."""
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("step")
+    for header in (
+        "new, %",
+        *(f"{name}, %" for name in base.prior),
+        "prior, %",
+        "forward KL",
+        "reverse KL",
+        "KL, probe",
+    ):
+        table.add_column(header, justify="right", overflow="fold")
+    for record in (base, *records):
+        errors = record.metrics
+        new_error = max(
+            (errors[name] for name in errors if name in ("new_greedy_stderr", "new_sampled_stderr")), default=0
+        )
+        scores = [
+            f"{100 * record.new:.1f} ± {100 * new_error:.1f}",
+            *(_with_error(100 * value, errors, f"prior_{name}_stderr", 100) for name, value in record.prior.items()),
+            _with_error(100 * record.prior_mean, errors, "prior_stderr", 100),
+        ]
+        kls = [
+            _with_error(record.drift[name], errors, f"{name}_stderr", 1, digits=3) if name in record.drift else "—"
+            for name in ("kl_forward", "kl_reverse", "kl_probe")
+        ]
+        table.add_row("base" if record is base and not record.drift else str(record.step), *scores, *kls)
+    return table
+
+
+def _with_error(value: float, errors: Mapping[str, float], name: str, scale: float, digits: int = 1) -> str:
+    return f"{value:.{digits}f}" + (f" ± {scale * errors[name]:.{digits}f}" if name in errors else "")

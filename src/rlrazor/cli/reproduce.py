@@ -1,4 +1,4 @@
-"""`razor reproduce parity-mnist`: the whole experiment, from the data to the report."""
+"""`razor reproduce parity-mnist` and `razor reproduce language`: whole experiments, from the data to the report."""
 
 import argparse
 import json
@@ -6,12 +6,13 @@ import os
 import shlex
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
-from rlrazor.cli.printing import Subparsers, human_seconds, options_of, print_results
+from rlrazor.cli import language
+from rlrazor.cli.printing import Subparsers, human_seconds, options_of, print_results, shown
 from rlrazor.errors import RazorError
 
 if TYPE_CHECKING:
@@ -68,12 +69,28 @@ def add_to(commands: Subparsers) -> None:
     parity.add_argument("--dry-run", action="store_true", help="print the grid, its size and cost; train nothing")
     parity.add_argument("--json", action="store_true", help="print the findings as JSON instead of tables")
     parity.set_defaults(run=run, options=options_of(parity))
+    of_models = experiments.add_parser(
+        "language",
+        help="the same on language models: the tiny one on a CPU, or the paper's grid",
+        description="Fine-tune by every method over a grid, measure scores and KL to the base, fit the law, write the "
+        "report. The tiny base is pre-trained here, and needs no download. Run the same command again to continue.",
+    )
+    of_models.add_argument("--preset", default="tiny", help="the grid to start from: tiny (the default) or paper")
+    language.add_sweep(of_models, "runs/language-PRESET")
+    of_models.set_defaults(run=run_language, options=options_of(of_models))
+
+
+def run_language(arguments: argparse.Namespace) -> int:
+    """Run the sweep of a preset."""
+    out = arguments.out or Path("runs") / f"language-{arguments.preset}"
+    return language.run_sweep(arguments, arguments.preset, out)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Resolve the config, run the experiment, print its tables."""
     # Imported here: torch takes seconds that `razor --version` should not.
-    from rlrazor.experiments.parity_mnist.config import parse_setting, read_settings, resolve
+    from rlrazor.experiments.grid import read_settings
+    from rlrazor.experiments.parity_mnist.config import parse_setting, resolve
     from rlrazor.experiments.parity_mnist.reproduce import Options, estimate, reproduce
     from rlrazor.experiments.parity_mnist.studies import needs_sweep, parse_analyses, seeds_of
 
@@ -123,7 +140,7 @@ def _print_plan(config: "Config", options: "Options", estimate: "Estimate", *, a
         return
     table = Table(title="The grid", title_justify="left", show_header=False)
     for field in fields(config):
-        table.add_row(field.name, _shown(settings[field.name]))
+        table.add_row(field.name, shown(settings[field.name]))
     console = Console()
     console.print(table)
     console.print(
@@ -133,12 +150,4 @@ def _print_plan(config: "Config", options: "Options", estimate: "Estimate", *, a
         f"in {options.out}. Nothing was run.",
         highlight=False,
         soft_wrap=True,
-    )
-
-
-def _shown(value: Any) -> str:
-    return (
-        ", ".join(f"{item:g}" if isinstance(item, float) else str(item) for item in value)
-        if isinstance(value, tuple | list)
-        else str(value)
     )

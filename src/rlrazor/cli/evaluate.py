@@ -1,0 +1,62 @@
+"""`razor evaluate`: what a model scores on a new task and on prior tasks, and how far it is from its base."""
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.console import Console
+
+from rlrazor.cli.language import SETTINGS, add_source, needs_extra, source_of
+from rlrazor.cli.printing import Subparsers, options_of
+
+_OWN = ("max_new_tokens", "test_prompts", "kl_samples", "scored", "prior", "prior_limit")
+
+
+def add_to(commands: Subparsers) -> None:
+    """Declare the command."""
+    parser = commands.add_parser(
+        "evaluate",
+        help="score a language model on a new task and on prior tasks, and measure KL to its base",
+        description="Without --base, the scores alone. With it, KL to the base on the task's held-out prompts too.",
+    )
+    parser.add_argument("model", metavar="MODEL", help="a hub id, a folder, or a .gguf file")
+    parser.add_argument("--task", required=True, help=SETTINGS["task"])
+    parser.add_argument("--base", help="what MODEL was fine-tuned from")
+    parser.add_argument(
+        "--adapter", type=Path, metavar="DIR", help="an adapter to put on MODEL; the base is then MODEL"
+    )
+    for name in _OWN:
+        parser.add_argument(f"--{name.replace('_', '-')}", help=SETTINGS[name])
+    parser.add_argument("--json", action="store_true", help="print the record as JSON instead of a table")
+    add_source(parser)
+    parser.set_defaults(run=run, options=options_of(parser))
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Measure and print."""
+    needs_extra()
+    from rlrazor.cli.printing import records_table
+    from rlrazor.experiments.language.config import parse_setting, resolve
+    from rlrazor.experiments.language.evaluate import compare
+
+    given = {name: value for name in _OWN if (value := getattr(arguments, name)) is not None}
+    given |= {"base": arguments.base or arguments.model, "task": arguments.task}
+    config = resolve("paper", {name: parse_setting(name, value) for name, value in given.items()})
+    source = source_of(arguments, config.task)
+    with Console(stderr=True).status("Measuring"):
+        base, tuned = compare(
+            arguments.model,
+            None if arguments.base is None and arguments.adapter is None else config.base,
+            source.task(),
+            source.load(),
+            config,
+            adapter=arguments.adapter,
+            data_mirror=arguments.data_mirror,
+            allow_code_execution=arguments.allow_code_execution,
+        )
+    if arguments.json:
+        print(json.dumps({"base": base and asdict(base), "model": asdict(tuned)}, indent=2))
+        return 0
+    Console().print(records_table(base or tuned, [tuned] if base else []))
+    return 0

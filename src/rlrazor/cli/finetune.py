@@ -1,0 +1,102 @@
+"""`razor finetune`: one run, measured as it goes, and the fine-tuned model."""
+
+import argparse
+import json
+import shlex
+from pathlib import Path
+
+from rich.console import Console
+
+from rlrazor.cli.language import SETTINGS, add_running, add_source, needs_extra, trainer_of
+from rlrazor.cli.printing import Subparsers, human_seconds, options_of
+from rlrazor.errors import RazorError
+
+# What a single run has of a sweep's settings.
+_OWN = (
+    *(
+        "warmup_steps",
+        "max_steps",
+        "kl_coef",
+        "lora_rank",
+        "precision",
+        "max_new_tokens",
+        "train_prompts",
+        "test_prompts",
+        "kl_samples",
+    ),
+    *("scored", "prior", "prior_limit", "checkpoints_per_epoch", "group_size", "rl_prompts", "pretrain_steps"),
+)
+
+
+def add_to(commands: Subparsers) -> None:
+    """Declare the command."""
+    parser = commands.add_parser(
+        "finetune",
+        help="fine-tune a language model on a new task, measuring what it forgets",
+        description="Fine-tune by one method, measure new and prior scores and KL to the base at each checkpoint, and "
+        "write the model into OUT/models. The same command again resumes an interrupted run (--save-every).",
+    )
+    parser.add_argument("base", metavar="BASE", help=SETTINGS["base"])
+    parser.add_argument("--task", required=True, help=SETTINGS["task"])
+    parser.add_argument("--method", default="dr-grpo", help="the method (default: dr-grpo); see the README")
+    parser.add_argument("--lr", required=True, help="learning rate")
+    parser.add_argument("--schedule", default="constant", help="constant (the default) or cosine")
+    parser.add_argument("--epochs", default="1", help="passes over the prompts (default: 1)")
+    parser.add_argument("--batch-size", help="sequences per step of SFT and SimPO (default: 32)")
+    parser.add_argument("--seed", default="0", help="default: 0")
+    parser.add_argument("--out", type=Path, metavar="DIR", default=Path("runs/finetune"), help="default: runs/finetune")
+    for name in _OWN:
+        parser.add_argument(f"--{name.replace('_', '-')}", help=SETTINGS[name])
+    parser.add_argument("--json", action="store_true", help="print the records as JSON instead of a table")
+    add_source(parser)
+    add_running(parser)
+    parser.set_defaults(run=run, options=options_of(parser))
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Train the one run, and print its checkpoints."""
+    needs_extra()
+    from dataclasses import asdict, replace
+
+    from rlrazor.cli.printing import records_table
+    from rlrazor.experiments.language.config import TINY, parse_setting, resolve
+    from rlrazor.experiments.language.reproduce import plan
+    from rlrazor.experiments.work import Work
+
+    own = {name: value for name in _OWN if (value := getattr(arguments, name)) is not None}
+    given = {"lrs": arguments.lr, "rl_lrs": arguments.lr, "schedules": arguments.schedule, "epochs": arguments.epochs}
+    given |= {"methods": arguments.method, "seeds": arguments.seed, "base": arguments.base, "task": arguments.task}
+    given |= {"iterations": "1", "batch_sizes": arguments.batch_size or "32", **own}
+    config = resolve("tiny" if arguments.base == TINY else "paper", {k: parse_setting(k, v) for k, v in given.items()})
+    trainer = replace(trainer_of(arguments, config.base, config.task), keep_models=True, progress=True)
+    console = Console(stderr=True)
+    with console.status("Loading the base and the task"):
+        found = plan(config, trainer.task)
+    if found.students:
+        raise RazorError(f"{found.students[0]} imitates a policy that a sweep has trained: use `razor sweep`.")
+    if len(found.specs) != 1:
+        raise RazorError("razor finetune makes one run: give one value to each option, or use `razor sweep`.")
+    work = Work(arguments.out, trainer, found.count_checkpoints, console)
+    with work.store.open_for_writing():
+        work.finish(found.bases, "base policy", weights="final" if config.base == TINY else "none")
+        work.finish(found.specs, arguments.method)
+    spec = found.specs[0]
+    finished = work.store.read(spec)
+    base = work.store.read(found.bases[0]).records[0]
+    model = arguments.out / "models" / spec.run_id
+    if finished.diverged_at is not None:
+        console.print(
+            f"Diverged at step {finished.diverged_at}, measured up to there; no model written.", style="yellow"
+        )
+    elif work.trained:
+        console.print(f"Trained in {human_seconds(work.store.seconds(spec))}.", highlight=False)
+    if arguments.json:
+        records = [asdict(record) for record in finished.records]
+        command = shlex.join(["razor", *arguments.argv])
+        print(json.dumps({"command": command, "model": str(model), "base": asdict(base), "records": records}, indent=2))
+        return 0
+    printed = Console()
+    printed.print(records_table(base, finished.records))
+    if model.exists():
+        printed.print(f"Model: {model}", highlight=False, soft_wrap=True)
+    return 0

@@ -1,0 +1,191 @@
+"""What `razor finetune`, `razor sweep` and `razor reproduce language` share: their options, and how they run."""
+
+import argparse
+import json
+import os
+import shlex
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from rlrazor.cli.printing import human_seconds, print_results, shown
+from rlrazor.errors import RazorError
+
+if TYPE_CHECKING:
+    from rlrazor.experiments.language.config import Config
+    from rlrazor.experiments.language.train import TaskSource, Trainer
+
+# The settings of the grid, which a config file can hold too; parsed by config.parse_setting.
+SETTINGS = {
+    "base": "the model to start from: a hub id, a folder, a .gguf file, or 'tiny'",
+    "task": "the new task; `razor tasks` lists them",
+    "methods": "methods, comma-separated, or 'paper' or 'tiny'",
+    "lrs": "learning rates of SFT and SimPO, comma-separated, or LOW:HIGH:COUNT log-spaced",
+    "rl_lrs": "learning rates of on-policy methods",
+    "schedules": "learning-rate schedules of SFT and SimPO: constant, cosine",
+    "epochs": "passes over the prompts, of SFT and SimPO",
+    "batch_sizes": "sequences per step, of SFT and SimPO",
+    "rl_prompts": "prompts per step, of on-policy methods",
+    "group_size": "samples of each of them",
+    "iterations": "updates per batch of samples",
+    "seeds": "seeds",
+    "checkpoints_per_epoch": "checkpoints measured per epoch, or with max_steps per run",
+    "max_steps": "updates at most; 0: as many as the epochs have",
+    "warmup_steps": "updates of warm-up",
+    "kl_coef": "weight of KL(pi || pi0) in the methods named ...+kl",
+    "lora_rank": "train an adapter of this rank; 0: all weights",
+    "max_new_tokens": "tokens of a completion at most; 0: as the task says",
+    "precision": "of matrix products in training: float32, or bf16 by autocast",
+    "train_prompts": "prompts trained on at most; 0: all",
+    "test_prompts": "held-out prompts that scores and KL are measured on, at most",
+    "kl_samples": "completions of each of them",
+    "scored": "new-task score: greedy, or sampled",
+    "prior": "prior tasks, comma-separated names of lm-eval",
+    "prior_limit": "items of each prior task at most; 0: all",
+    "thresholds": "new-task scores at which the report compares methods",
+    "pretrain_steps": "updates of the tiny base's pre-training",
+}
+
+
+def add_source(parser: argparse.ArgumentParser) -> None:
+    """The options that say where prompts and prior tasks come from."""
+    source = parser.add_argument_group("data")
+    source.add_argument(
+        "--data", type=Path, metavar="PATH", help="local file or folder of the task, in the hub's schema"
+    )
+    source.add_argument("--demonstrations", type=Path, metavar="FILE", help="JSONL of prompt, completion and rejected")
+    source.add_argument("--prompts", type=Path, metavar="FILE", help="a task of your own: JSONL of prompts ...")
+    source.add_argument("--verifier", metavar="FILE.py:FUNCTION", help="... and what scores a completion; it is run")
+    source.add_argument(
+        "--stop",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="... and what ends one; may be repeated, \\n is a line end",
+    )
+    source.add_argument("--data-mirror", type=Path, metavar="DIR", help="local JSONL files of the prior tasks")
+    source.add_argument(
+        "--allow-code-execution", action="store_true", help="run code that the model writes (HumanEval), unsandboxed"
+    )
+
+
+def add_running(parser: argparse.ArgumentParser) -> None:
+    """The options that say how to run, none of which changes a result."""
+    running = parser.add_argument_group("running")
+    running.add_argument("--micro-batch", type=int, metavar="N", help="sequences at a time: less memory")
+    running.add_argument("--save-every", type=int, metavar="STEPS", help="states that an interrupted run resumes from")
+    running.add_argument("--report-to", default="none", metavar="TRACKER", help="tensorboard, wandb, trackio, ...")
+
+
+def add_sweep(parser: argparse.ArgumentParser, out: str) -> None:
+    """The options of a sweep."""
+    parser.add_argument("--out", type=Path, metavar="DIR", help=f"run folder (default: {out})")
+    grid = parser.add_argument_group("grid (override the preset and the config file)")
+    for name, text in SETTINGS.items():
+        grid.add_argument(f"--{name.replace('_', '-')}", help=text)
+    parser.add_argument(
+        "--config", type=Path, metavar="FILE", help="a preset and settings of the grid as TOML, or a run's config.json"
+    )
+    parser.add_argument("--jobs", type=int, help="processes (default: the cores for the tiny base, else 1)")
+    parser.add_argument("--weights", choices=("none", "final", "all"), default="none", help="checkpoints to keep")
+    parser.add_argument("--dry-run", action="store_true", help="print the grid and its size; train nothing")
+    parser.add_argument("--json", action="store_true", help="print the findings as JSON instead of tables")
+    add_source(parser)
+    add_running(parser)
+
+
+def needs_extra() -> None:
+    """Raise RazorError where the libraries of the extra are missing."""
+    try:
+        import datasets  # noqa: F401
+        import lm_eval  # noqa: F401
+        import trl  # noqa: F401
+    except ImportError as error:
+        raise RazorError(
+            f"This needs the extra, and {error.name} is missing: pip install 'rlrazor[language]'."
+        ) from error
+
+
+def source_of(arguments: argparse.Namespace, task: str) -> "TaskSource":
+    """Where the new task comes from."""
+    from rlrazor.experiments.language.train import TaskSource
+
+    if arguments.verifier and not arguments.prompts:
+        raise RazorError("--verifier goes with --prompts FILE, a task of your own.")
+    for name in ("data", "demonstrations", "prompts", "data_mirror"):
+        path = getattr(arguments, name, None)
+        if path is not None and not path.exists():
+            raise RazorError(f"There is no {path}, which --{name.replace('_', '-')} names.")
+    if arguments.stop and not arguments.prompts:
+        raise RazorError("--stop goes with --prompts FILE: the other tasks say themselves what ends a completion.")
+    stop = tuple(text.replace("\\n", "\n") for text in arguments.stop)
+    return TaskSource(task, arguments.data, arguments.demonstrations, arguments.prompts, arguments.verifier, stop)
+
+
+def trainer_of(arguments: argparse.Namespace, base: str, task: str) -> "Trainer":
+    """The trainer that a command's options describe."""
+    from rlrazor.experiments.language.train import Trainer
+
+    for name in ("micro_batch", "save_every"):
+        value = getattr(arguments, name)
+        if value is not None and value < 1:
+            raise RazorError(f"--{name.replace('_', '-')} must be at least 1, not {value}.")
+    return Trainer(
+        base,
+        source_of(arguments, task),
+        data_mirror=arguments.data_mirror,
+        allow_code_execution=arguments.allow_code_execution,
+        micro_batch=arguments.micro_batch,
+        save_every=arguments.save_every,
+        report_to=arguments.report_to,
+    )
+
+
+def run_sweep(arguments: argparse.Namespace, preset: str, out: Path) -> int:
+    """Resolve the config, run the sweep, print its tables."""
+    needs_extra()
+    # Imported here: torch and TRL take seconds that `razor --version` should not.
+    from rlrazor.experiments.grid import read_settings
+    from rlrazor.experiments.language.config import TINY, parse_setting, resolve
+    from rlrazor.experiments.language.reproduce import Options, estimate, reproduce
+
+    given = read_settings(arguments.config) if arguments.config else {}
+    given |= {name: value for name in SETTINGS if (value := getattr(arguments, name)) is not None}
+    preset = given.pop("preset", None) or preset
+    config = resolve(preset, {name: parse_setting(name, value) for name, value in given.items()})
+    jobs = arguments.jobs if arguments.jobs is not None else (os.cpu_count() or 1 if config.base == TINY else 1)
+    if jobs < 1:
+        raise RazorError(f"--jobs must be at least 1, not {jobs}.")
+    trainer = trainer_of(arguments, config.base, config.task)
+    if arguments.dry_run:
+        _print_plan(config, estimate(config, trainer.task), jobs, as_json=arguments.json)
+        return 0
+    command = shlex.join(["razor", *arguments.argv])
+    console = Console(stderr=True)
+    done = reproduce(config, trainer, Options(out, jobs, arguments.weights, preset, command), console)
+    for name in done.diverged:
+        console.print(f"Diverged, measured up to there: {name}.", style="yellow")
+    console.print(f"{done.trained} runs trained, {done.kept} kept, in {human_seconds(done.seconds)}.", highlight=False)
+    print_results(done.results, done.report, as_json=arguments.json)
+    return 0
+
+
+def _print_plan(config: "Config", estimate: Any, jobs: int, *, as_json: bool) -> None:
+    settings = asdict(config)
+    if as_json:
+        print(json.dumps({"config": settings, "estimate": asdict(estimate)}, indent=2))
+        return
+    table = Table(title="The grid", title_justify="left", show_header=False)
+    for field in fields(config):
+        table.add_row(field.name, shown(settings[field.name]))
+    console = Console()
+    console.print(table)
+    console.print(
+        f"{estimate.runs} runs, {estimate.steps:,} updates, {estimate.checkpoints:,} checkpoints measured, with {jobs} "
+        f"job{'s' if jobs > 1 else ''}. Nothing was run.",
+        highlight=False,
+        soft_wrap=True,
+    )

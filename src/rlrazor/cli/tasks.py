@@ -1,0 +1,40 @@
+"""`razor tasks`: the new tasks that a language model can be fine-tuned on."""
+
+import argparse
+import json
+
+from rich.table import Table
+
+from rlrazor.cli.printing import Subparsers, console_for_tables, options_of
+
+
+def add_to(commands: Subparsers) -> None:
+    """Declare the command."""
+    parser = commands.add_parser(
+        "tasks",
+        help="the new tasks for language models: prompts, verifier, demonstrations",
+        description="List the new tasks: their prompts, what verifies a completion, where demonstrations come from.",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.set_defaults(run=run, options=options_of(parser))
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the registry."""
+    from rlrazor.experiments.language.tasks import TASKS
+
+    if arguments.json:
+        fields = ("name", "title", "summary", "max_new_tokens", "stop", "chat")
+        described = [
+            {**{field: getattr(task, field) for field in fields}, "annotators": list(task.annotators)}
+            for task in TASKS.values()
+        ]
+        print(json.dumps(described, indent=2))
+        return 0
+    table = Table("Task", "Data", "Prompts; right when; demonstrations", "Tokens")
+    for task in TASKS.values():
+        table.add_row(task.name, task.title, task.summary, str(task.max_new_tokens))
+    console = console_for_tables()
+    console.print(table)
+    console.print("Your own: a JSONL of prompts and a Python function verify(prompt, completion, **columns).")
+    return 0

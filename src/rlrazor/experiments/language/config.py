@@ -1,0 +1,209 @@
+"""What a sweep over language models is made of: presets, and the specs that follow from them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any
+
+from rlrazor.errors import RazorError
+from rlrazor.experiments import grid
+from rlrazor.experiments.grid import check_many, check_positive, kinds_of
+from rlrazor.experiments.language.methods import FROM_TEACHER, TEACHER, find_method
+from rlrazor.lm.prior import DEFAULT_TASKS
+from rlrazor.records import BASE, RunSpec
+
+EXPERIMENT = "language"
+RECIPE = 1  # goes into every spec: raise it when a change to this folder changes the bits of a run
+
+TINY = "tiny"  # the base, and the prior suite, that need no download
+PRETRAIN_STEPS = 1200
+SCHEDULES = ("constant", "cosine")
+PRECISIONS = ("float32", "bf16")
+SCORED = ("greedy", "sampled")
+
+PAPER_METHODS = ("sft", "simpo", "reinforce", "dr-grpo")
+TINY_METHODS = (
+    *("sft-one", "sft-two", "sft-uniform", "oracle", "rl-distilled", "simpo"),
+    *("reinforce", "grpo", "dr-grpo", "dr-grpo+kl", "kl-dpg"),
+)
+_SETS: Mapping[Any, tuple[str, ...]] = {"paper": PAPER_METHODS, "tiny": TINY_METHODS}
+
+
+@dataclass(frozen=True)
+class Config:
+    """The grid of one sweep, and what each checkpoint is measured on.
+
+    Offline methods (SFT, SimPO) run over lrs x schedules x epochs x batch_sizes; on-policy ones over rl_lrs x
+    iterations, at a constant learning rate, for one pass over the prompts. Zeros: `max_steps`, `train_prompts` and
+    `prior_limit` set no limit, `lora_rank` trains all weights, `max_new_tokens` is the task's.
+    """
+
+    base: str  # a hub id, a folder, a .gguf file, or "tiny"
+    task: str
+    methods: tuple[str, ...]
+    lrs: tuple[float, ...]
+    rl_lrs: tuple[float, ...]
+    schedules: tuple[str, ...] = ("constant",)
+    epochs: tuple[int, ...] = (1,)
+    batch_sizes: tuple[int, ...] = (32,)
+    rl_prompts: int = 8  # prompts per step of an on-policy method
+    group_size: int = 64
+    iterations: tuple[int, ...] = (1,)  # updates per batch of samples
+    seeds: tuple[int, ...] = (0,)
+    checkpoints_per_epoch: int = 5
+    max_steps: int = 0
+    warmup_steps: int = 50
+    kl_coef: float = 0.1  # of the methods named "...+kl"
+    lora_rank: int = 0
+    precision: str = "float32"  # of matrix products in training; weights and measures are float32
+    max_new_tokens: int = 0  # of a completion; 0: as the task says
+    train_prompts: int = 0
+    test_prompts: int = 256  # what new-task scores are measured on, and KL to the base
+    kl_samples: int = 1  # completions of each of them
+    scored: str = "greedy"  # the new-task score: of the likeliest completion, or the mean of samples
+    prior: tuple[str, ...] = DEFAULT_TASKS  # lm-eval tasks, or "tiny"
+    prior_limit: int = 0  # items of each
+    thresholds: tuple[float, ...] = (0.95, 0.96, 0.97)  # new-task scores at which the report compares methods
+    pretrain_steps: int = PRETRAIN_STEPS  # of the base "tiny"
+
+    def __post_init__(self) -> None:
+        many = ("methods", "lrs", "rl_lrs", "schedules", "epochs", "batch_sizes", "iterations", "seeds", "prior")
+        check_many(self, (*many, "thresholds"))
+        found = {name: find_method(name)[0] for name in self.methods}
+        for name, method in found.items():
+            if method.demonstrations == FROM_TEACHER and TEACHER not in self.methods:
+                raise RazorError(f"{name} imitates the sweep's best {TEACHER} policy: add {TEACHER} to the methods.")
+        for name, values, known in (
+            ("schedule", self.schedules, SCHEDULES),
+            ("precision", (self.precision,), PRECISIONS),
+            ("scored", (self.scored,), SCORED),
+        ):
+            unknown = [value for value in values if value not in known]
+            if unknown:
+                raise RazorError(f"Unknown {name} {unknown[0]!r}. Choose from: {', '.join(known)}.")
+        limits = ("max_steps", "max_new_tokens", "train_prompts", "prior_limit", "lora_rank", "warmup_steps")
+        check_positive(self, KINDS, but=("seeds", "kl_coef", *limits))
+        for name in ("seeds", "kl_coef", *limits):
+            given: Any = getattr(self, name)
+            if min(given if isinstance(given, tuple) else (given,)) < 0:
+                raise RazorError(f"{name} must be 0 or more.")
+        if self.group_size < 2:
+            raise RazorError("group_size must be at least 2: a group of one has nothing to compare its reward with.")
+        if (TINY in self.prior) != (self.base == TINY) or (TINY in self.prior and len(self.prior) > 1):
+            raise RazorError(f"The prior tasks named {TINY!r} are those of the base {TINY!r}: use both or neither.")
+
+    def base_specs(self, base: str, data: str) -> list[RunSpec]:
+        """One run per seed that measures the base; `base` and `data` are fingerprints, as in `specs`."""
+        return [RunSpec(EXPERIMENT, BASE, self._shared(base, data), seed) for seed in self.seeds]
+
+    def specs(
+        self, base: str, data: str, methods: Sequence[str], teachers: Mapping[int, Any] | None = None
+    ) -> list[RunSpec]:
+        """The fine-tuning runs of these methods, method by method; `teachers` (seed -> teacher) for `rl-distilled`.
+
+        `base` and `data` are the fingerprints of the base policy and of the new task's prompts.
+        """
+        specs = []
+        for seed, name in product(self.seeds, methods):
+            method, penalised = find_method(name)
+            fixed = {
+                **self._shared(base, data),
+                "kl_coef": self.kl_coef if penalised else 0.0,
+                "group_size": self.group_size if method.advantage else None,
+                **{key: getattr(self, key) for key in _TRAINING},
+            }
+            if method.demonstrations == FROM_TEACHER:
+                assert teachers is not None
+                fixed["teacher"] = teachers[seed]
+            if method.advantage:
+                runs = product(self.rl_lrs, SCHEDULES[:1], (1,), (self.rl_prompts,), self.iterations)
+            else:
+                runs = product(self.lrs, self.schedules, self.epochs, self.batch_sizes, (1,))
+            for lr, schedule, epochs, batch_size, iterations in runs:
+                own = {"lr": lr, "schedule": schedule, "epochs": epochs, "batch_size": batch_size}
+                specs.append(RunSpec(EXPERIMENT, name, {**own, "iterations": iterations, **fixed}, seed))
+        return specs
+
+    def _shared(self, base: str, data: str) -> dict[str, Any]:
+        measured = {key: getattr(self, key) for key in ("test_prompts", "kl_samples", "scored", "prior_limit")}
+        return {
+            "recipe": RECIPE,
+            "base": base,
+            "task": self.task,
+            "data": data,
+            "max_new_tokens": self.max_new_tokens,
+            "measured": {**measured, "prior": list(self.prior)},
+            **({"pretrain_steps": self.pretrain_steps} if self.base == TINY else {}),
+        }
+
+
+_TRAINING = ("checkpoints_per_epoch", "max_steps", "warmup_steps", "lora_rank", "precision", "train_prompts")
+KINDS = kinds_of(Config)
+
+PRESETS: Mapping[str, Config] = {
+    # The paper's Table 2. One task at a time: --task math, science or tools.
+    "paper": Config(
+        base="Qwen/Qwen2.5-3B-Instruct",
+        task="math",
+        methods=PAPER_METHODS,
+        lrs=(1e-5, 3e-5, 5e-5, 7e-5, 9e-5),
+        rl_lrs=(1e-5, 2e-5, 3e-5, 4e-5, 5e-5),
+        schedules=SCHEDULES,
+        epochs=(1, 2),
+        batch_sizes=(16, 32, 64, 128),
+        iterations=(1, 2),
+        precision="bf16",
+        checkpoints_per_epoch=1,
+        thresholds=(0.3, 0.4, 0.5, 0.6),
+    ),
+    "tiny": Config(
+        base=TINY,
+        task="letters",
+        methods=TINY_METHODS,
+        lrs=(5e-5, 1e-4, 2e-4, 4e-4),
+        rl_lrs=(5e-5, 1e-4, 2e-4, 4e-4),
+        epochs=(3,),
+        batch_sizes=(64,),
+        rl_prompts=16,
+        group_size=16,
+        warmup_steps=10,
+        max_steps=200,
+        checkpoints_per_epoch=8,
+        kl_samples=4,
+        scored="sampled",
+        prior=(TINY,),
+        thresholds=(0.9, 0.95, 0.98),
+    ),
+}
+
+
+def resolve(preset: str, settings: Mapping[str, Any] | None = None) -> Config:
+    """The preset with these settings, as `parse_setting` returns them, in place of its own."""
+    if preset not in PRESETS:
+        raise RazorError(f"Unknown preset {preset!r}. Presets: {', '.join(PRESETS)}.")
+    return replace(PRESETS[preset], **(settings or {}))
+
+
+def parse_setting(name: str, value: Any) -> Any:
+    """A setting as Config holds it: see `grid.parse_setting`. `methods` also takes `paper` and `tiny`."""
+    return grid.parse_setting(KINDS, _SETS, name, value)
+
+
+def count_steps(spec: RunSpec, prompts: int) -> int:
+    """Updates of a run on so many prompts."""
+    params = spec.params
+    steps = steps_per_epoch(spec, prompts) * params["epochs"]
+    return int(min(steps, params["max_steps"] or steps))
+
+
+def steps_per_epoch(spec: RunSpec, prompts: int) -> int:
+    """Updates in one pass over so many prompts."""
+    return int(max(1, prompts // spec.params["batch_size"])) * int(spec.params["iterations"])
+
+
+def due_steps(spec: RunSpec, prompts: int) -> list[int]:
+    """The steps after which a checkpoint is measured: evenly spaced, in each epoch or, with `max_steps`, in all."""
+    total, per_epoch = count_steps(spec, prompts), spec.params["checkpoints_per_epoch"]
+    if spec.params["max_steps"]:
+        return sorted(grid.checkpoint_steps(total, 1, per_epoch))
+    return sorted(grid.checkpoint_steps(steps_per_epoch(spec, prompts), spec.params["epochs"], per_epoch))

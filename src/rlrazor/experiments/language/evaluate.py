@@ -1,0 +1,261 @@
+"""A checkpoint's scores and drift. What is the base's side of a comparison is computed once, in a `Reference`."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from rlrazor import drift
+from rlrazor.experiments.language import tiny
+from rlrazor.experiments.language.config import Config
+from rlrazor.experiments.language.demonstrations import Prompts
+from rlrazor.experiments.language.tasks import LETTERS_TASK, Splits, Task, score
+from rlrazor.lm import encoding, kl, prior, representation, sampling
+from rlrazor.lm.kl import Drift, Sequences
+from rlrazor.lm.models import LanguageModel, check_same_vocabulary, load, weights_of
+from rlrazor.records import BASE, Record
+from rlrazor.seeding import seed_of
+from rlrazor.sweep import DivergedError
+
+SPECTRA_UP_TO = 50_000_000  # parameters: singular values of larger models take minutes a checkpoint
+
+DRIFT = (
+    *("kl_forward", "kl_reverse", "kl_correct", "kl_probe"),
+    *("kl_forward_per_token", "kl_reverse_per_token", "kl_correct_per_token", "kl_probe_per_token"),
+    "kl_optimal",
+    *("weight_l1", "weight_l2", "weight_spectral", "weight_sparsity", "weight_rank", "cknna_on_probe"),
+)
+"""The columns of drift that a record may have, in the order of the report."""
+
+
+@dataclass(frozen=True, eq=False)
+class PriorSuite:
+    """What a base could do before, and text that stands for it without labels.
+
+    `scores(lm)`: a score per prior task with its standard error. `probe(lm)`: sequences of the generic probe.
+    `loss_texts`: prior text whose token loss is the cheap proxy. `unrelated`: text on which representations are
+    compared. `exact`: of a task whose right completions can all be listed, log pi of each, (items, completions).
+    """
+
+    scores: Callable[[LanguageModel], Mapping[str, tuple[float, float | None]]]
+    probe: Callable[[LanguageModel], Sequences]
+    loss_texts: Sequence[str]
+    unrelated: Sequence[str]
+    exact: Callable[[LanguageModel, Sequence[Any]], torch.Tensor] | None = None
+
+
+def lm_eval_suite(
+    tasks: Sequence[str], *, limit: int | None, data_mirror: Path | None = None, allow_code_execution: bool = False
+) -> PriorSuite:
+    """The prior tasks of lm-eval; the generic probe and the unrelated text are the built-in paragraphs.
+
+    Of the default tasks, those that run code are left out without leave; of others they are an error.
+    """
+    texts, named = representation.paragraphs(), None if tuple(tasks) == prior.DEFAULT_TASKS else tasks
+    told: set[str] = set()
+
+    def scores(lm: LanguageModel) -> dict[str, tuple[float, float | None]]:
+        found = prior.evaluate(
+            lm.model,
+            lm.tokenizer,
+            named,
+            limit=limit,
+            data_mirror=data_mirror,
+            allow_code_execution=allow_code_execution,
+        )
+        for note in set(found.notes) - told:
+            told.add(note)
+            Console(stderr=True).print(note, style="yellow")
+        return {name: (result.value, result.stderr) for name, result in found.items()}
+
+    def probe(lm: LanguageModel) -> Sequences:
+        return Sequences.texts([lm.tokenizer(text)["input_ids"] for text in texts])
+
+    return PriorSuite(scores, probe, texts, texts)
+
+
+def tiny_suite() -> PriorSuite:
+    """The prior tasks of the tiny base. Its probe is completions that the base gives to prior-like prompts."""
+
+    def scores(lm: LanguageModel) -> dict[str, tuple[float, float | None]]:
+        return {
+            name: (value, math.sqrt(value * (1 - value) / tiny.SCORED))
+            for name, value in tiny.prior_scores(lm.model).items()
+        }
+
+    def probe(lm: LanguageModel) -> Sequences:
+        prompts = [encoding.prompt_ids(lm.tokenizer, prompt) for prompt in tiny.probe_prompts()]
+        return Sequences.grouped(prompts, _sample(lm, LETTERS_TASK, prompts, 1, "probe"))
+
+    def exact(lm: LanguageModel, items: Sequence[Any]) -> torch.Tensor:
+        return tiny.right_logps(lm.model, lm.tokenizer, items)
+
+    return PriorSuite(scores, probe, tiny.prior_texts(), tiny.unrelated_texts(), exact)
+
+
+class Reference:
+    """A base policy as every checkpoint is compared with it.
+
+    `samples`: completions of each test prompt. `scored` decides which accuracy is the new-task score: `greedy`, or
+    `sampled`, which is exact where all right completions can be listed; the other is kept among the metrics.
+    """
+
+    def __init__(
+        self, base: LanguageModel, task: Task, test: Prompts, suite: PriorSuite, samples: int, scored: str
+    ) -> None:
+        self.base, self.task, self.test, self.suite, self.samples = base, task, test, suite, samples
+        self.scored = scored
+        completions = _sample(base, task, test.ids, samples, "base")
+        sequences = Sequences.grouped(test.ids, completions)
+        self.new = kl.Probe(base.model, sequences)
+        self.correct = [reward == 1 for reward in self._rewards(completions)]
+        self.probe = kl.Probe(base.model, suite.probe(base))
+        self.representation = representation.representation(base.model, base.tokenizer, suite.unrelated)
+        self.weights = weights_of(base.model)
+        self.spectra = sum(weight.numel() for weight in self.weights.values()) <= SPECTRA_UP_TO
+        self.exact = None if suite.exact is None else suite.exact(base, test.items)
+
+    def record(
+        self,
+        run_id: str,
+        step: int,
+        epoch: float,
+        model: Any,
+        metrics: Mapping[str, float] | None = None,
+        *,
+        frozen: Any = None,
+    ) -> Record:
+        """Measure a policy. `frozen` is the base's model, None where `model` is a PEFT model around it.
+
+        Raises DivergedError where an output or a measure is not finite.
+        """
+        tuned = LanguageModel(model, self.base.tokenizer, self.base.source, self.base.fingerprint)
+        try:
+            scores, measures, own = self._measure(tuned, frozen)
+            return Record(run_id, step, epoch, scores.pop("new"), scores, measures, {**(metrics or {}), **own})
+        except (sampling.NotFiniteError, ValueError) as error:  # Record refuses what is not finite
+            if isinstance(error, ValueError) and "finite" not in str(error):
+                raise
+            raise DivergedError(step, epoch) from error
+
+    def base_record(self, run_id: str) -> Record:
+        """The base's own scores; its drift is 0 by definition, and left out."""
+        scores, _, own = self._measure(self.base, self.base.model)
+        return Record(run_id, 0, 0.0, scores.pop("new"), scores, {}, own)
+
+    def _measure(
+        self, tuned: LanguageModel, frozen: Any
+    ) -> tuple[dict[str, float], dict[str, float], dict[str, float]]:
+        scores: dict[str, float] = {}
+        own: dict[str, float] = {}
+        errors = []
+        for name, (value, stderr) in self.suite.scores(tuned).items():
+            scores[name] = value
+            if stderr is not None:
+                own[f"prior_{name}_stderr"] = stderr
+                errors.append(stderr)
+        own["prior_stderr"] = math.hypot(*errors) / len(scores)
+        texts = [tuned.tokenizer(text)["input_ids"] for text in self.suite.loss_texts]
+        own["prior_loss"] = kl.token_loss(tuned.model, texts).mean
+
+        forward = kl.forward_kl(self.new, tuned.model)
+        completions = _sample(tuned, self.task, self.test.ids, self.samples, "tuned")
+        reverse = kl.reverse_kl(tuned.model, Sequences.grouped(self.test.ids, completions), frozen)
+        accuracies = {"greedy": self._rewards(_sample(tuned, self.task, self.test.ids, 1, None))}
+        accuracies["sampled"] = self._rewards(completions)
+        drifts = {"forward": forward, "reverse": reverse, "probe": kl.forward_kl(self.probe, tuned.model)}
+        if any(self.correct):
+            drifts["correct"] = forward.restricted(self.correct)
+        measures: dict[str, float] = {}
+        for name, found in drifts.items():
+            measures |= _columns(f"kl_{name}", found, own)
+        for name, values in accuracies.items():
+            counted = [value for value in values if value is not None]
+            own |= {f"new_{name}": float(np.mean(counted)), f"new_{name}_stderr": self._stderr(counted)}
+            own["unverified"] = own.get("unverified", 0.0) + len(values) - len(counted)
+        scores["new"] = own[f"new_{self.scored}"]
+        if self.exact is not None and self.suite.exact is not None:
+            logps = self.suite.exact(tuned, self.test.items)
+            measures["kl_optimal"] = tiny.optimal_kl(self.exact, logps)
+            own["new_expected"] = tiny.expected_accuracy(logps)
+            if self.scored == "sampled":
+                scores["new"] = own["new_expected"]
+        measures |= drift.measure_weights(self.weights, weights_of(tuned.model), spectra=self.spectra)
+        unrelated = representation.representation(tuned.model, tuned.tokenizer, self.suite.unrelated)
+        measures["cknna_on_probe"] = drift.cknna(self.representation, unrelated)
+        return scores, {name: measures[name] for name in DRIFT if name in measures}, own
+
+    def _stderr(self, values: Sequence[float]) -> float:
+        """Of a mean over prompts, each with as many values."""
+        if len(values) % len(self.test.items):  # some could not be verified: as if all were of different prompts
+            return float(np.std(values) / math.sqrt(len(values)))
+        prompts = np.reshape(values, (len(self.test.items), -1)).mean(axis=1)
+        return float(np.std(prompts, ddof=1) / math.sqrt(len(prompts))) if len(prompts) > 1 else 0.0
+
+    def _rewards(self, completions: Sequence[Sequence[int]]) -> list[float | None]:
+        texts = [encoding.decode(self.base.tokenizer, completion) for completion in completions]
+        share = len(texts) // len(self.test.items)
+        items = [item for item in self.test.items for _ in range(share)]
+        return score(self.task, items, texts).values
+
+
+def _columns(name: str, found: Drift, errors: dict[str, float]) -> dict[str, float]:
+    """A KL per completion and per token; their standard errors go into `errors`."""
+    estimates = {name: found.per_completion, f"{name}_per_token": found.per_token}
+    errors |= {f"{column}_stderr": of.stderr for column, of in estimates.items() if math.isfinite(of.stderr)}
+    return {column: estimate.mean for column, estimate in estimates.items()}
+
+
+def _sample(
+    lm: LanguageModel, task: Task, prompts: Sequence[Sequence[int]], samples: int, purpose: str | None
+) -> list[list[int]]:
+    """Completions with a seed that the purpose decides: every checkpoint draws with the same numbers. None: greedy."""
+    rng = torch.Generator(next(lm.model.parameters()).device).manual_seed(seed_of(0, f"measure/{purpose}"))
+    return sampling.sample(
+        lm.model,
+        prompts,
+        samples=samples,
+        max_new_tokens=task.max_new_tokens,
+        stop_ids=encoding.stop_ids(lm.tokenizer, lm.model, task.stop),
+        pad_id=lm.tokenizer.pad_token_id,
+        greedy=purpose is None,
+        rng=rng,
+    )
+
+
+def compare(
+    source: str,
+    base_source: str | None,
+    task: Task,
+    splits: Splits,
+    config: Config,
+    *,
+    adapter: Path | None = None,
+    data_mirror: Path | None = None,
+    allow_code_execution: bool = False,
+) -> tuple[Record | None, Record]:
+    """The base's record and the model's, with its drift; without a base, None and the model's scores.
+
+    With `adapter`, the model is `source` with that adapter. Raises RazorError where one of them cannot be loaded, or
+    their vocabularies differ.
+    """
+    suite = lm_eval_suite(
+        config.prior,
+        limit=config.prior_limit or None,
+        data_mirror=data_mirror,
+        allow_code_execution=allow_code_execution,
+    )
+    task = replace(task, max_new_tokens=config.max_new_tokens or task.max_new_tokens)
+    base = load(base_source or source)
+    test = Prompts.of(task, splits.test[: config.test_prompts], base)
+    reference = Reference(base, task, test, suite, config.kl_samples, config.scored)
+    if base_source is None:
+        return None, reference.base_record(source)
+    tuned = load(source, adapter=adapter)
+    check_same_vocabulary(base, tuned)
+    return reference.base_record(BASE), reference.record(source, 0, 0.0, tuned.model, frozen=base.model)

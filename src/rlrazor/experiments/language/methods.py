@@ -1,0 +1,76 @@
+"""The methods of this experiment: which TRL trainer, where the outputs come from, and how they are weighted.
+
+Adding one is a line in `METHODS`; a new loss is a function in `rlrazor.objectives` and a branch in `trainers`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from rlrazor.errors import RazorError
+
+KL_SUFFIX = "+kl"
+SFT_PREFIX = "sft-"  # and the name of one of the task's annotators
+TEACHER = "grpo"  # the method whose best policy `rl-distilled` imitates
+
+REFERENCE, OPTIMAL, FROM_TEACHER = "reference", "optimal", "teacher"
+
+
+@dataclass(frozen=True)
+class Method:
+    """How a policy is fine-tuned.
+
+    `trainer`: TRL's. `demonstrations`, of an offline method: the task's own (`reference`), samples of the KL-minimal
+    correct policy (`optimal`), of an RL-trained policy (`teacher`), or the name of an annotator of the task.
+    `advantage`, of an on-policy one: A = R - mean over the group, divided by its standard deviation (`group`) or not
+    (`centred`), the reward itself (`reward`), or the weights of `objectives.dpg_weights` (`dpg`). `negatives`: whether
+    wrong outputs push back.
+    """
+
+    label: str
+    trainer: Literal["sft", "simpo", "sdft", "grpo"]
+    demonstrations: str | None = None
+    advantage: Literal["group", "centred", "reward", "dpg"] | None = None
+    negatives: bool = False
+
+    @property
+    def on_policy(self) -> bool:
+        """Whether it learns from samples of the policy being trained."""
+        return self.trainer in ("grpo", "sdft")
+
+
+METHODS: Mapping[str, Method] = {
+    "sft": Method("SFT", "sft", REFERENCE),
+    "oracle": Method("oracle SFT", "sft", OPTIMAL),
+    "rl-distilled": Method("RL-distilled SFT", "sft", FROM_TEACHER),
+    "simpo": Method("SimPO", "simpo", REFERENCE, negatives=True),
+    "sdft": Method("SDFT", "sdft", REFERENCE),
+    "reinforce": Method("1-0 REINFORCE", "grpo", advantage="reward"),
+    "grpo": Method("GRPO", "grpo", advantage="group", negatives=True),
+    "dr-grpo": Method("Dr. GRPO", "grpo", advantage="centred", negatives=True),
+    "kl-dpg": Method("KL-DPG", "grpo", advantage="dpg"),
+}
+WITHOUT_PENALTY = ("sdft",)  # TRL's self-distillation has a divergence of its own
+
+
+def find_method(name: str) -> tuple[Method, bool]:
+    """The method, and whether it adds a KL penalty (`NAME+kl`); `sft-ANNOTATOR` is SFT on that annotator's outputs.
+
+    Raises RazorError for an unknown name. Whether the task has the annotator is the task's to say.
+    """
+    plain, suffix, _ = name.partition(KL_SUFFIX)
+    if suffix and (name != plain + KL_SUFFIX or plain in WITHOUT_PENALTY):
+        raise RazorError(f"Unknown method {name!r}: {plain} takes no {KL_SUFFIX}.")
+    if plain.startswith(SFT_PREFIX) and plain != SFT_PREFIX:
+        annotator = plain.removeprefix(SFT_PREFIX)
+        return Method(f"SFT on {annotator}", "sft", annotator), bool(suffix)
+    if plain not in METHODS:
+        known = ", ".join(METHODS)
+        raise RazorError(f"Unknown method {name!r}. Methods: {known}, {SFT_PREFIX}ANNOTATOR, each with or without +kl.")
+    return METHODS[plain], bool(suffix)
+
+
+def label_of(name: str) -> str:
+    """The method's name for people."""
+    method, penalised = find_method(name)
+    return method.label + (" + KL" if penalised else "")

@@ -1,0 +1,203 @@
+"""A sweep over one language model: base policies, fine-tuning, the table, the report. Running it again continues it."""
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from rlrazor.errors import RazorError
+from rlrazor.experiments.language import config as configs
+from rlrazor.experiments.language.config import EXPERIMENT, RECIPE, TINY, Config
+from rlrazor.experiments.language.evaluate import DRIFT
+from rlrazor.experiments.language.methods import FROM_TEACHER, TEACHER, find_method, label_of
+from rlrazor.experiments.language.train import TaskSource, Trainer
+from rlrazor.experiments.work import (
+    MACHINE,
+    Work,
+    choose_teachers,
+    spec_of,
+    teaching,
+    versions_of,
+    warn_of_another_machine,
+)
+from rlrazor.records import BASE, RunSpec, to_table
+from rlrazor.report import Results, load, write_report
+from rlrazor.store import WeightsMode
+
+# One for each quadrant of the paper's Fig. 4, where a sweep has them: on-policy or not, with negatives or not.
+QUADRANTS = ("grpo", "dr-grpo", "reinforce", "sft", "sft-one", "simpo")
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to run, as opposed to what: none of it changes the result of a run."""
+
+    out: Path
+    jobs: int = 1
+    weights: WeightsMode = "none"
+    preset: str = ""
+    command: str = ""
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """What `reproduce` made. `trained` and `kept` count runs; `diverged` describes those that were cut short."""
+
+    results: Results
+    report: Path
+    trained: int
+    kept: int
+    diverged: Sequence[str]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The runs of a config: bases, fine-tuning runs but for students', and the number of prompts trained on."""
+
+    bases: Sequence[RunSpec]
+    specs: Sequence[RunSpec]
+    students: Sequence[str]
+    base: str
+    data: str
+    prompts: int
+
+    def count_checkpoints(self, spec: RunSpec) -> int:
+        """Records that a run will have."""
+        return 1 if spec.method == BASE else len(configs.due_steps(spec, self.prompts))
+
+    def count_steps(self, spec: RunSpec) -> int:
+        """Updates that a run will take."""
+        return 0 if spec.method == BASE else configs.count_steps(spec, self.prompts)
+
+
+def plan(config: Config, source: TaskSource) -> Plan:
+    """Resolve what the runs depend on; raises RazorError for a task or a base that cannot be loaded."""
+    splits = source.load()
+    data, base = source.fingerprint(splits), base_fingerprint(config.base)
+    students = [name for name in config.methods if find_method(name)[0].demonstrations == FROM_TEACHER]
+    specs = config.specs(base, data, [name for name in config.methods if name not in students])
+    prompts = min(len(splits.train), config.train_prompts or len(splits.train))
+    return Plan(config.base_specs(base, data), specs, students, base, data, prompts)
+
+
+def base_fingerprint(source: str) -> str:
+    """What stands for the base in a run's id: a hash of its content; `tiny` is decided by the recipe and the seed."""
+    if source == TINY:
+        return f"{TINY} {RECIPE}"
+    from rlrazor.lm.models import load as load_model
+
+    return load_model(source).fingerprint[:16]
+
+
+def reproduce(config: Config, trainer: Trainer, options: Options, console: Console) -> Reproduction:
+    """Train what is missing in `options.out`, write its tables and its report.
+
+    Raises RazorError when the base or the task cannot be loaded, the folder cannot be written, or a worker dies;
+    finished runs stay.
+    """
+    start = time.perf_counter()
+    with console.status("Loading the base and the task"):
+        found = plan(config, trainer.task)
+    trainer = trainer.with_weights(options.weights)
+    work = Work(options.out, trainer, found.count_checkpoints, console, jobs=options.jobs, weights=options.weights)
+    with work.store.open_for_writing():
+        warn_of_another_machine(work.store, console)
+        # What is pre-trained here has to be kept; what was loaded is where it came from.
+        work.finish(found.bases, "base policies", weights="final" if config.base == TINY else "none")
+        specs = list(found.specs)
+        work.finish(specs, "sweep")
+        teachings: list[dict[str, Any]] = []
+        if found.students:
+            teachers = choose_teachers(specs, work.store, TEACHER, max(config.thresholds))
+            taught_by = [spec_of(teacher, EXPERIMENT) for teacher in teachers.values()]
+            work.finish(taught_by, "teachers' weights", weights="all", trainer=trainer.with_weights("all"))
+            students = config.specs(found.base, found.data, found.students, teachers)
+            work.finish(students, "students")
+            specs = sorted(specs + students, key=lambda spec: (spec.seed, config.methods.index(spec.method)))
+            teachings = [
+                teaching(teacher, EXPERIMENT, name) for teacher in teachers.values() for name in found.students
+            ]
+        store = work.store
+        store.remove("teachers.json")  # an earlier command's, which may not fit this one
+        runs = [*found.bases, *specs]
+        store.write_table("records", to_table((spec, store.read(spec).records) for spec in runs))
+        if teachings:
+            store.write_json("teachers", teachings)
+        description = describe(config, trainer, options, found)
+        store.write_json("config", {**description, **work.account_for(runs)})
+        with console.status("Fitting the laws and drawing the report"):
+            results = load(options.out)
+            report = write_report(results)
+    return Reproduction(results, report, len(work.trained), work.kept, work.diverged, time.perf_counter() - start)
+
+
+def describe(config: Config, trainer: Trainer, options: Options, found: Plan) -> dict[str, Any]:
+    """What is stored beside the results: the resolved config, the command, the versions, names for the report."""
+    task = trainer.task.task()
+    return {
+        "experiment": EXPERIMENT,
+        "title": f"{task.title}, {config.base}",
+        "task": task.name,
+        "new_task": task.title,
+        "prior_task": "prior tasks",
+        "preset": options.preset,
+        "command": options.command,
+        "config": asdict(config),
+        "labels": {name: label_of(name) for name in config.methods},
+        **({"quadrants": four} if len(four := quadrants(config.methods)) == 4 else {}),
+        "thresholds": list(config.thresholds),
+        "scored": config.scored,
+        "kl_unit": "nats per completion",
+        "base": found.base,
+        "data": found.data,
+        "versions": versions_of("transformers", "trl", "peft", "lm-eval"),
+        "machine": MACHINE,
+        "drift": list(DRIFT),
+    }
+
+
+def quadrants(methods: Sequence[str]) -> Mapping[str, tuple[bool, bool]]:
+    """Method -> (on-policy, with negative examples), one method for each of the four, as far as there are any."""
+    chosen: dict[tuple[bool, bool], str] = {}
+    for name in QUADRANTS:
+        method = find_method(name)[0]
+        if name in methods:
+            chosen.setdefault((method.on_policy, method.negatives), name)
+    return {name: quadrant for quadrant, name in chosen.items()}
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a sweep would take: counts, since a step's seconds depend on the model. Runs in the folder are not seen."""
+
+    runs: int
+    steps: int
+    checkpoints: int
+
+
+def estimate(config: Config, source: TaskSource) -> Estimate:
+    """Count the runs, their updates and their checkpoints; students count as runs of the offline grid."""
+    if config.base == TINY or not Path(config.base).exists():
+        splits = source.load()
+        prompts = min(len(splits.train), config.train_prompts or len(splits.train))
+    else:
+        prompts = plan(config, source).prompts
+    teachers: dict[int, Any] = {seed: {} for seed in config.seeds}
+    specs = [*config.base_specs("", ""), *config.specs("", "", config.methods, teachers)]
+    counted = Plan([], specs, [], "", "", prompts)
+    return Estimate(
+        len(specs), sum(map(counted.count_steps, specs)), sum(counted.count_checkpoints(spec) for spec in specs)
+    )
+
+
+def default_jobs() -> int:
+    """A process per core for the tiny base; bigger ones share no memory, so the command's user has to ask for more."""
+    return os.cpu_count() or 1
+
+
+__all__ = ["Estimate", "Options", "Plan", "RazorError", "Reproduction", "estimate", "plan", "reproduce"]

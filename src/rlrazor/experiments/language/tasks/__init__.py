@@ -1,0 +1,42 @@
+"""New tasks for language models: one small module each, and the registry that `razor tasks` prints.
+
+Adding one: a module with a `load`, a `verify` and a `Task`, and its name here. See also `own_task`.
+"""
+
+from collections.abc import Mapping
+
+from rlrazor.errors import RazorError
+from rlrazor.experiments.language.tasks.letter_word import LETTER_WORD
+from rlrazor.experiments.language.tasks.letters import LETTERS_TASK
+from rlrazor.experiments.language.tasks.math import GSM8K, MATH, MATH500
+from rlrazor.experiments.language.tasks.own import own_task
+from rlrazor.experiments.language.tasks.rows import with_demonstrations
+from rlrazor.experiments.language.tasks.science import SCIENCE
+from rlrazor.experiments.language.tasks.task import Annotator, Item, Scores, Splits, Task, Verify, score
+from rlrazor.experiments.language.tasks.tools import TOOLS
+
+__all__ = [
+    "LETTERS_TASK",
+    "TASKS",
+    "Annotator",
+    "Item",
+    "Scores",
+    "Splits",
+    "Task",
+    "Verify",
+    "find_task",
+    "own_task",
+    "score",
+    "with_demonstrations",
+]
+
+TASKS: Mapping[str, Task] = {
+    task.name: task for task in (MATH, GSM8K, MATH500, SCIENCE, TOOLS, LETTER_WORD, LETTERS_TASK)
+}
+
+
+def find_task(name: str) -> Task:
+    """The task of that name. Raises RazorError with the names there are."""
+    if name not in TASKS:
+        raise RazorError(f"There is no task {name!r}. Tasks: {', '.join(TASKS)}; your own: --prompts and --verifier.")
+    return TASKS[name]

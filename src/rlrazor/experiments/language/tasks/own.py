@@ -1,0 +1,80 @@
+"""A task of the user's own: a JSONL of prompts, and a Python function that verifies a completion."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+from collections.abc import Sequence
+from pathlib import Path
+from typing import cast
+
+from rlrazor.errors import RazorError
+from rlrazor.experiments.language.tasks.rows import Row, held_out, read_rows
+from rlrazor.experiments.language.tasks.task import Item, Splits, Task, Verify
+
+_OURS = ("prompt", "completion", "rejected")
+
+
+def own_task(
+    prompts: Path, verifier: str, *, max_new_tokens: int = 256, stop: Sequence[str] = (), chat: bool = True
+) -> Task:
+    """A task from `prompts`, rows of {prompt, completion?, rejected?, ...}, and `verifier`, which runs as it is.
+
+    `verifier` is "FILE.py:function" or "package.module:function". It is called as
+    `verify(prompt, completion, **columns) -> float`, a score from 0 to 1, with every other field of the row; a row's
+    own `completion` is its demonstration. About a fifth of the prompts is held out for measuring, unless `prompts` is a
+    folder with train.jsonl and test.jsonl. The task's `load(path)` reads `path` instead of `prompts` where it is given.
+    Raises RazorError where the function cannot be loaded; `load` raises it for rows without a prompt.
+    """
+    return Task(
+        prompts.stem,
+        prompts.stem,
+        f"prompts of {prompts.name}, verified by {verifier}",
+        lambda path: _load(path or prompts),
+        _verifier(verifier),
+        max_new_tokens,
+        tuple(stop),
+        chat,
+    )
+
+
+def _load(path: Path) -> Splits:
+    if path.is_dir():
+        train, test = ([_item(row) for row in read_rows(path / f"{split}.jsonl")] for split in ("train", "test"))
+        if shared := {item.prompt for item in train} & {item.prompt for item in test}:
+            raise RazorError(
+                f"{path}: {len(shared)} prompts are in both train.jsonl and test.jsonl. Take them out of one."
+            )
+        return Splits(train, test)
+    return held_out([_item(row) for row in read_rows(path)])
+
+
+def _item(row: Row) -> Item:
+    for name in _OURS:
+        if not isinstance(row.get(name), str) and (name == "prompt" or row.get(name) is not None):
+            raise RazorError(f"A row's {name} is not text; it has {', '.join(row)}. Every row needs a prompt.")
+    columns = {name: value for name, value in row.items() if name not in _OURS}
+    return Item(row["prompt"], columns, row.get("completion"), row.get("rejected"))
+
+
+def _verifier(name: str) -> Verify:
+    source, _, function = name.rpartition(":")
+    if not source:
+        raise RazorError(f"The verifier is FILE.py:function or package.module:function, not {name!r}.")
+    try:
+        if source.endswith(".py"):
+            spec = importlib.util.spec_from_file_location(Path(source).stem, source)
+            assert spec is not None
+            assert spec.loader is not None
+            module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+        else:
+            module = importlib.import_module(source)
+    except Exception as error:  # anyone's code
+        raise RazorError(f"The verifier's {source} cannot be loaded: {type(error).__name__}: {error}.") from error
+    verify = getattr(module, function, None)
+    if not callable(verify):
+        functions = [other for other, _ in inspect.getmembers(module, inspect.isfunction)]
+        raise RazorError(f"{source} has no function {function}. It has: {', '.join(functions) or 'none'}.")
+    return cast(Verify, verify)

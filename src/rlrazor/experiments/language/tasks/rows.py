@@ -1,0 +1,124 @@
+"""Where the items of a task come from: JSON files, the hub, and the share that is held out for measuring."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rlrazor.errors import RazorError
+from rlrazor.experiments.language.tasks.task import Item, Splits
+
+Row = dict[str, Any]
+
+TEST_SHARE = 0.2  # of a source that has no test split of its own
+
+
+def read_rows(path: Path, pattern: str = "*.json*") -> list[Row]:
+    """The rows of a JSON Lines file or a JSON array, or of every file in a folder whose name matches `pattern`.
+
+    Raises RazorError for a file that is missing, is not text, or has a line that is not a JSON object, naming the line.
+    """
+    files = sorted(path.glob(pattern)) if path.is_dir() else [path]
+    if not files:
+        raise RazorError(f"{path} holds no file named like {pattern}. Give --data the file itself, or its folder.")
+    return [row for file in files for row in _read_file(file)]
+
+
+def _read_file(file: Path) -> list[Row]:
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RazorError(f"{file} cannot be read as text: {error}. Give a JSON Lines file.") from error
+    if text.lstrip().startswith("["):
+        rows = [(1, text)]
+    else:  # not splitlines: a JSON string may hold characters that it takes for line ends
+        rows = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    found: list[Row] = []
+    for number, line in rows:
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise RazorError(f"{file}, line {number}: not JSON ({error}). Every line has to be one object.") from error
+        found += value if isinstance(value, list) else [value]
+        if not all(isinstance(row, dict) for row in found[-1:]):
+            raise RazorError(f"{file}, line {number}: not a JSON object. Every line has to be one object.")
+    if not found:
+        raise RazorError(f"{file} has no rows.")
+    return found
+
+
+def hub_rows(dataset: str, split: str, config: str | None = None) -> list[Row]:
+    """The rows of a data set on the Hugging Face hub, through `datasets` (which caches them).
+
+    Raises RazorError where the hub cannot be reached or the extra [language] is missing, saying what to do instead.
+    """
+    try:
+        from datasets import load_dataset
+    except ImportError as error:
+        raise RazorError("The hub's data sets need the extra: pip install 'rlrazor[language]'.") from error
+    try:
+        return [dict(row) for row in load_dataset(dataset, config, split=split)]
+    except Exception as error:  # offline, gated, renamed: each library below raises its own kind
+        raise RazorError(
+            f"The data set {dataset} could not be loaded from the hub ({type(error).__name__}: {str(error)[:200]}). "
+            "Download it where there is a network, and give --data FILE."
+        ) from error
+
+
+def held_out(items: Sequence[Item], groups: Sequence[str] | None = None) -> Splits:
+    """Split off about a fifth for measuring, by the hash of the prompt, or of `groups` (one name per item).
+
+    So an item stays on its side whatever the file's order or length. Repeated prompts are dropped. Raises RazorError
+    where a side would be empty.
+    """
+    names = [item.prompt for item in items] if groups is None else groups
+    unique = {item.prompt: (item, name) for item, name in zip(items, names, strict=True)}
+    train: list[Item] = []
+    test: list[Item] = []
+    for item, name in unique.values():
+        fraction = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
+        (test if fraction < TEST_SHARE else train).append(item)
+    if not train or not test:
+        raise RazorError(f"{len(unique)} different prompts are too few to train on some and measure on others.")
+    return Splits(train, test)
+
+
+def field_of(row: Row, *keys: str | int) -> Any:
+    """`row[key][key]...`; raises RazorError naming the field where the row has another schema."""
+    value: Any = row
+    for key in keys:
+        try:
+            value = value[key]
+        except (KeyError, IndexError, TypeError) as error:
+            name = ".".join(map(str, keys))
+            raise RazorError(f"A row has no field {name}; it has {', '.join(row)}. Is it the right file?") from error
+    return value
+
+
+def with_demonstrations(items: Sequence[Item], file: Path) -> list[Item]:
+    """The items with the demonstrations of `file`, a JSONL of {prompt, completion, rejected (optional)}.
+
+    They replace the items' own where the prompt is the same, and leave the other items as they are. Of rows with the
+    same prompt the last counts. Raises RazorError where a row lacks its text, or no prompt is the task's.
+    """
+    rows: dict[str, Row] = {}
+    for row in read_rows(file):
+        if not all(isinstance(row.get(key), str) for key in ("prompt", "completion")):
+            raise RazorError(f"{file}: a row lacks the text of prompt or completion; it has {', '.join(row)}.")
+        rows[row["prompt"]] = row
+    if not any(item.prompt in rows for item in items):
+        raise RazorError(f"{file} has none of the task's prompts: they have to be the same to the letter.")
+    return [
+        dataclasses.replace(
+            item,
+            demonstration=rows[item.prompt]["completion"],
+            rejected=rows[item.prompt].get("rejected", item.rejected),
+        )
+        if item.prompt in rows
+        else item
+        for item in items
+    ]

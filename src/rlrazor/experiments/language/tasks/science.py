@@ -1,0 +1,114 @@
+"""SciKnowEval, chemistry, level L-3 (RR's science task): multiple choice by letter, and equations to balance.
+
+A letter is what the completion declares last ("answer is C", a box), or the one letter that its lines consist of; an
+option's own text may stand behind it. Two letters are no answer. An equation is the last line that has two sides; any
+balancing with the reference's species on either side counts, its multiples too (see `chemistry`).
+
+Known to go wrong: "The answer is the second option" and lower-case letters are not read. Of the references, one writes
+a subscript 0 and does not balance by any count of atoms; there the reference's own coefficients count as right.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rlrazor.experiments.language.tasks.answers import after_reasoning, declared_answer
+from rlrazor.experiments.language.tasks.chemistry import Equation, NotAnEquation, parse_equation
+from rlrazor.experiments.language.tasks.rows import Row, field_of, held_out, hub_rows, read_rows
+from rlrazor.experiments.language.tasks.task import Item, Splits, Task
+
+_LETTER = re.compile(r"(?:option\s+)?[\s*(\[{\"'$]*(?:\\text\{)?([A-D])(?=$|[\s.,;:)*\]\"'}$])", re.IGNORECASE)
+_SECOND = re.compile(r"[\s*)\]}.,/&]*(?:\b(?:or|and)\b)?[\s*(\[{]*\b[A-D]\b(?=$|[\s.,;:)*\]}])")
+
+
+def verify_science(
+    prompt: str, completion: str, *, kind: str, reference: str, options: Mapping[str, str] | None = None
+) -> float:
+    """1.0 where the completion is right, 0.0 otherwise.
+
+    `kind` is "choice", with `reference` a letter and `options` the text of each; or "equation", with `reference` a
+    balanced equation. Raises NotAnEquation for a reference equation that cannot be read.
+    """
+    text = after_reasoning(completion)
+    if kind == "equation":
+        return float(_balances(text, reference))
+    return float(_chosen(text, options or {}) == reference)
+
+
+def _chosen(text: str, options: Mapping[str, str]) -> str | None:
+    declared = declared_answer(text)
+    lines = text.split("\n") if declared is None else [declared]
+    letters = {letter for line in lines if (letter := _letter_of(line.strip(), options, declared is not None))}
+    return letters.pop() if len(letters) == 1 else None
+
+
+def _letter_of(line: str, options: Mapping[str, str], declared: bool) -> str | None:
+    """The letter that a line names; where it is not declared to be the answer, the line has to consist of it."""
+    match = _LETTER.match(line)
+    if match is None or match.group(1) not in options:
+        return None
+    rest = line[match.end() :]
+    text = rest.strip(" .:)*]}\"'")
+    if text == "" or " ".join(text.split()) == " ".join(options[match.group(1)].split()):
+        return match.group(1)
+    if not declared and not re.match(r"[.:)]", rest):
+        return None  # prose that begins with a letter: "A molecule of ..."
+    return None if _SECOND.match(rest) else match.group(1)
+
+
+def _balances(text: str, reference: str) -> bool:
+    for line in reversed([*text.split("\n"), declared_answer(text) or ""]):
+        try:
+            answer = parse_equation(line.rpartition(":")[2])
+        except NotAnEquation:
+            continue
+        known = parse_equation(reference)
+        return answer.species == known.species and (answer == known or _is_balanced(answer))
+    return False
+
+
+def _is_balanced(equation: Equation) -> bool:
+    try:
+        return equation.balanced()
+    except NotAnEquation:
+        return False
+
+
+def _item(row: Row) -> Item:
+    instruction, question = str(field_of(row, "prompt", "default")), str(field_of(row, "question"))
+    letter = field_of(row, "answerKey")
+    if not letter:
+        answer = str(field_of(row, "answer"))
+        unbalanced = re.sub(r"(^|[+=] )\d+", r"\1", answer)
+        rejected = unbalanced if unbalanced != answer else f"2{answer}"
+        return Item(f"{instruction}\n\n{question}", {"kind": "equation", "reference": answer}, answer, rejected)
+    options = dict(zip(field_of(row, "choices", "label"), field_of(row, "choices", "text"), strict=True))
+    listed = "\n".join(f"{label}. {text}" for label, text in options.items())
+    columns = {"kind": "choice", "reference": letter, "options": options}
+    wrong = _one_of([label for label in options if label != letter], question)
+    return Item(f"{instruction}\n\n{question}\n\n{listed}\n\nAnswer:", columns, letter, wrong)
+
+
+def _one_of(names: Sequence[str], seed: str) -> str:
+    """One of `names`, always the same for the same `seed`: no letter is the usual wrong one."""
+    return names[hashlib.sha256(seed.encode()).digest()[0] % len(names)]
+
+
+def load_science(path: Path | None) -> Splits:
+    """The 2,400 items of chemistry, level L3; a fifth of them is held out. Other domains and levels are left out."""
+    rows = hub_rows("hicai-zju/SciKnowEval", "test") if path is None else read_rows(path, "*chemistry*.json*")
+    chosen = [row for row in rows if row.get("domain") == "Chemistry" and field_of(row, "details", "level") == "L3"]
+    return held_out([_item(row) for row in chosen])
+
+
+SCIENCE = Task(
+    "science",
+    "SciKnowEval Chemistry L-3 (hub; --data *chemistry*.jsonl)",
+    "2,100 questions with four options, 300 equations to balance; right letter, balanced; the bare answers",
+    load_science,
+    verify_science,
+    max_new_tokens=256,
+)

@@ -1,0 +1,103 @@
+"""What a new task is: prompts, a verifier, and where its demonstrations come from."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rlrazor.errors import RazorError
+
+Verify = Callable[..., float]  # verify(prompt, completion, **columns) -> fraction of 1
+Annotator = Callable[["Item", random.Random], str]  # a completion for the item, which need not be always the same
+
+
+@dataclass(frozen=True)
+class Item:
+    """One prompt, and what its verifier needs to know (`columns`).
+
+    `demonstration` is a right completion, `rejected` a wrong one, both without the stop string; None where the task has
+    none.
+    """
+
+    prompt: str
+    columns: Mapping[str, Any] = field(default_factory=dict)
+    demonstration: str | None = None
+    rejected: str | None = None
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The prompts to train on, and those to measure on: no prompt is in both."""
+
+    train: Sequence[Item]
+    test: Sequence[Item]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A new task. `load(path)` reads local files where a path is given, and the task's own source where it is None.
+
+    `verify` sees a completion up to the first of the `stop` strings. `chat` wraps the prompt in the tokenizer's chat
+    template where it has one. `annotators` are named sources of right completions beside `Item.demonstration`;
+    `correct` lists every right completion of an item where they can be enumerated. `summary` is for `razor tasks`.
+    """
+
+    name: str
+    title: str
+    summary: str
+    load: Callable[[Path | None], Splits]
+    verify: Verify
+    max_new_tokens: int
+    stop: tuple[str, ...] = ()
+    chat: bool = True
+    annotators: Mapping[str, Annotator] = field(default_factory=dict)
+    correct: Callable[[Item], Sequence[str]] | None = None
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One score per completion, a fraction of 1; None where the verifier failed, with the reason in `failures`.
+
+    `failures` maps the position of each skipped completion to one sentence.
+    """
+
+    values: list[float | None]
+    failures: dict[int, str]
+
+    @property
+    def counted(self) -> list[float]:
+        """The scores that exist, in order."""
+        return [value for value in self.values if value is not None]
+
+
+def score(task: Task, items: Sequence[Item], completions: Sequence[str]) -> Scores:
+    """Verify one completion per item; both have length n.
+
+    A verifier that raises, or returns anything but a number from 0 to 1, skips that one completion. Raises RazorError
+    where it does so on every one of them: then the verifier, not an item, is at fault.
+    """
+    values: list[float | None] = []
+    failures: dict[int, str] = {}
+    for position, (item, completion) in enumerate(zip(items, completions, strict=True)):
+        for stop in task.stop:
+            completion = completion.partition(stop)[0]
+        try:
+            found = task.verify(item.prompt, completion, **item.columns)
+            value = math.nan if isinstance(found, str) else float(found)
+        except Exception as error:  # a verifier may be anyone's code
+            values.append(None)
+            failures[position] = f"raised {type(error).__name__}: {error}"[:200]
+            continue
+        if not (math.isfinite(value) and 0 <= value <= 1):
+            failures[position] = f"returned {found!r:.100}, not a score from 0 to 1"
+        values.append(None if position in failures else value)
+    if values and len(failures) == len(values):
+        raise RazorError(
+            f"The verifier of {task.name} failed on all {len(values)} completions; on the first it {failures[0]}. "
+            "Mend the verifier, or the columns of its items."
+        )
+    return Scores(values, failures)

@@ -1,0 +1,288 @@
+"""Measuring a base policy and fine-tuning it: what `sweep.run` calls for every run, at every scale."""
+
+import copy
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rlrazor.errors import RazorError
+from rlrazor.experiments.language import tiny
+from rlrazor.experiments.language.config import (
+    EXPERIMENT,
+    TINY,
+    count_steps,
+    due_steps,
+    steps_per_epoch,
+)
+from rlrazor.experiments.language.demonstrations import Prompts, Source
+from rlrazor.experiments.language.evaluate import PriorSuite, Reference, lm_eval_suite, tiny_suite
+from rlrazor.experiments.language.methods import find_method
+from rlrazor.experiments.language.tasks import Splits, Task, find_task, own_task, score, with_demonstrations
+from rlrazor.lm import compute, encoding
+from rlrazor.lm.models import LanguageModel, add_lora, load, weights_of
+from rlrazor.records import BASE, Record, RunSpec
+from rlrazor.seeding import seed_of
+from rlrazor.store import Checkpoint, RunStore, WeightsMode, atomic_path
+from rlrazor.sweep import DivergedError
+
+
+@dataclass(frozen=True)
+class TaskSource:
+    """Where the new task comes from; small to pickle. `prompts` and `verifier` make a task of the user's own."""
+
+    name: str
+    data: Path | None = None
+    demonstrations: Path | None = None
+    prompts: Path | None = None
+    verifier: str | None = None
+    stop: tuple[str, ...] = ()
+
+    def task(self) -> Task:
+        """The task; raises RazorError where there is none of that name."""
+        if self.prompts is None:
+            return find_task(self.name)
+        if self.verifier is None:
+            raise RazorError("A task of your own needs a verifier: --verifier FILE.py:function.")
+        return own_task(self.prompts, self.verifier, stop=self.stop)
+
+    def load(self) -> Splits:
+        """Its prompts, with the demonstrations of the file where there is one."""
+        splits = self.task().load(self.data)
+        if self.demonstrations is None:
+            return splits
+        return replace(splits, train=with_demonstrations(splits.train, self.demonstrations))
+
+    def fingerprint(self, splits: Splits) -> str:
+        """A content hash of the prompts and all that comes with them, a verifier of one's own included: 16 digits."""
+        file = Path((self.verifier or "").rpartition(":")[0])
+        code = file.read_text() if file.is_file() else self.verifier
+        items = [[asdict(item) for item in side] for side in (splits.train, splits.test)]
+        content = json.dumps([items, code, self.stop], default=str)
+        return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """The callable that `sweep.run` hands to its workers: models and prompts are loaded where it runs.
+
+    `base`: "tiny", a hub id, a folder or a GGUF file. None of what follows `task` changes a result: `micro_batch`
+    (sequences at a time), `save_every` (steps between states that an interrupted run resumes from), `weights` (which
+    checkpoints' to hand out), `keep_models` (each run's final policy goes into OUT/models), `progress` (a bar per run).
+    """
+
+    base: str
+    task: TaskSource
+    data_mirror: Path | None = None
+    allow_code_execution: bool = False
+    micro_batch: int | None = None
+    save_every: int | None = None
+    keep_models: bool = False
+    weights: WeightsMode = "none"
+    progress: bool = False
+    report_to: str = "none"
+
+    def __call__(self, spec: RunSpec, store: RunStore) -> Iterator[Checkpoint]:
+        """Measure the base (`base`), or fine-tune it as `spec` says."""
+        compute.prepare_process()
+        if spec.method != BASE:
+            return self._finetune(spec, store)
+        if self.base != TINY:
+            return iter([Checkpoint(self._world(spec, store).reference.base_record(spec.run_id), {})])
+        model = tiny.pretrain(spec.seed, steps=spec.params["pretrain_steps"])
+        record = self._world(spec, store, model).reference.base_record(spec.run_id)
+        return iter([Checkpoint(record, weights_of(model))])
+
+    def with_weights(self, weights: WeightsMode) -> "Trainer":
+        """The same, handing out the weights of these checkpoints."""
+        return replace(self, weights=weights)
+
+    def _world(self, spec: RunSpec, store: RunStore, model: Any = None) -> "_World":
+        """The base of this run with all that is measured on it. The last one is kept: a sweep goes base by base."""
+        own = base_spec(spec)
+        key = (str(store.folder), own.run_id, self.base, self.task)
+        if key not in _last_world:
+            _last_world.clear()
+            if self.base == TINY:
+                if model is None:
+                    model = tiny.make_model(0)
+                    model.load_state_dict(_named_as(model, store.load_weights(own, 0)))
+                base = LanguageModel.in_memory(model, tiny.make_tokenizer(), TINY)
+            else:
+                base = load(self.base)
+            _last_world[key] = _World(base, self.task, spec.params, self._suite(spec))
+        return _last_world[key]
+
+    def _suite(self, spec: RunSpec) -> PriorSuite:
+        measured = spec.params["measured"]
+        if self.base == TINY:
+            return tiny_suite()
+        return lm_eval_suite(
+            measured["prior"],
+            limit=measured["prior_limit"] or None,
+            data_mirror=self.data_mirror,
+            allow_code_execution=self.allow_code_execution,
+        )
+
+    def _finetune(self, spec: RunSpec, store: RunStore) -> Iterator[Checkpoint]:
+        from rlrazor.experiments.language import trainers  # TRL takes seconds to import
+
+        params, world = spec.params, self._world(spec, store)
+        method, _ = find_method(spec.method)
+        base, task = world.base, world.task
+        prompts = Prompts.of(task, world.splits.train[: params["train_prompts"] or None], base)
+        teacher = self._teacher(spec, store, world) if "teacher" in params else None
+        examples, counts = Source(task, prompts, base, teacher, spec.seed).examples(method)
+        counts = {"prompts_too_long": float(prompts.too_long), **counts}
+
+        if params["lora_rank"]:
+            with torch.random.fork_rng():
+                torch.manual_seed(seed_of(spec.seed, "adapter") % 2**63)
+                model = add_lora(base.model, params["lora_rank"])
+            frozen = None
+        else:
+            model, frozen = copy.deepcopy(base.model).requires_grad_(True), base.model
+        total, per_epoch = count_steps(spec, len(examples)), steps_per_epoch(spec, len(examples))
+        due = due_steps(spec, len(examples))
+        progress = _Progress(store.folder / "training" / spec.run_id, keep=self.save_every is not None)
+        records = progress.records()
+        checkpoints = {record.step: Checkpoint(record, {}) for record in records}
+
+        def at_step(step: int, policy: Any, measured: Mapping[str, float]) -> None:
+            if step in due and step not in checkpoints:
+                metrics = {**counts, **measured}
+                record = world.reference.record(spec.run_id, step, step / per_epoch, policy, metrics, frozen=frozen)
+                wanted = self.weights == "all" or (self.weights == "final" and step == due[-1])
+                checkpoints[step] = Checkpoint(record, weights_of(policy) if wanted else {})
+                progress.add(record)
+
+        def reward(positions: Sequence[int], completions: Sequence[Sequence[int]]) -> Sequence[float | None]:
+            texts = [encoding.decode(base.tokenizer, completion) for completion in completions]
+            return score(task, [prompts.items[position] for position in positions], texts).values
+
+        settings = trainers.Settings(
+            lr=params["lr"],
+            schedule=params["schedule"],
+            steps=total,
+            warmup_steps=params["warmup_steps"],
+            batch_size=params["batch_size"],
+            group_size=params["group_size"] or 1,
+            kl_coef=params["kl_coef"],
+            seed=seed_of(spec.seed, "order") % 2**31,
+            max_new_tokens=task.max_new_tokens,
+            stop_ids=encoding.stop_ids(base.tokenizer, base.model, task.stop),
+            iterations=params["iterations"],
+            micro_batch=self.micro_batch,
+            bf16=params["precision"] == "bf16",
+            save_every=self.save_every,
+            folder=progress.folder,
+            report_to=self.report_to,
+        )
+        try:
+            trainers.train(
+                method,
+                settings,
+                model,
+                base.tokenizer,
+                examples,
+                at_step,
+                reward=reward,
+                base=frozen,
+                resume=progress.state(),
+                progress=self.progress,
+            )
+            if self.keep_models:
+                _save_model(model, base.tokenizer, store.folder / "models" / spec.run_id)
+        except DivergedError:
+            yield from checkpoints.values()
+            raise
+        finally:
+            if params["lora_rank"]:
+                model.unload()  # leaves the base as it was
+        yield from checkpoints.values()
+        progress.clear()
+
+    def _teacher(self, spec: RunSpec, store: RunStore, world: "_World") -> Any:
+        taught = spec.params["teacher"]
+        own = RunSpec(EXPERIMENT, taught["method"], taught["params"], taught["seed"])
+        teacher = copy.deepcopy(world.base.model)
+        teacher.load_state_dict(_named_as(teacher, store.load_weights(own, taught["step"])))
+        return teacher
+
+
+class _World:
+    """A base policy, the new task, and what checkpoints are compared by."""
+
+    def __init__(self, base: LanguageModel, source: TaskSource, params: Mapping[str, Any], suite: PriorSuite) -> None:
+        measured, task = params["measured"], source.task()
+        self.base = base
+        self.task = replace(task, max_new_tokens=params["max_new_tokens"] or task.max_new_tokens)
+        base.model.requires_grad_(False)
+        self.splits = source.load()
+        test = Prompts.of(self.task, self.splits.test[: measured["test_prompts"]], base)
+        self.reference = Reference(base, self.task, test, suite, measured["kl_samples"], measured["scored"])
+
+
+_last_world: dict[tuple[Any, ...], _World] = {}
+
+
+class _Progress:
+    """What is there of an unfinished run: the trainer's own saved states, and the records so far."""
+
+    def __init__(self, folder: Path, *, keep: bool) -> None:
+        self.folder, self.keep = folder, keep
+
+    def state(self) -> Path | None:
+        """The last whole state to resume from; one that a killed process left half-written is not."""
+        found = [path.parent for path in self.folder.glob("checkpoint-*/trainer_state.json")] if self.keep else []
+        return max(found, key=lambda path: int(path.name.partition("-")[2]), default=None)
+
+    def records(self) -> list[Record]:
+        """The records up to that state: later steps are trained, and measured, again."""
+        state, path = self.state(), self.folder / "records.jsonl"
+        if state is None or not path.exists():
+            return []
+        until = int(state.name.partition("-")[2])
+        records = [Record(**json.loads(line)) for line in path.read_text().splitlines()]
+        return [record for record in records if record.step <= until]
+
+    def add(self, record: Record) -> None:
+        """Keep a record, if there will be a state to resume from."""
+        if self.keep:
+            path = self.folder / "records.jsonl"
+            before = path.read_text() if path.exists() else ""
+            with atomic_path(path) as partial:
+                partial.write_text(before + json.dumps(asdict(record), allow_nan=False) + "\n")
+
+    def clear(self) -> None:
+        """The run is whole."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def base_spec(spec: RunSpec) -> RunSpec:
+    """The spec of the base run that a fine-tuning run with these params starts from."""
+    names = ("recipe", "base", "task", "data", "max_new_tokens", "measured", "pretrain_steps")
+    own = {name: spec.params[name] for name in names if name in spec.params}
+    return RunSpec(EXPERIMENT, BASE, own, spec.seed)
+
+
+def _named_as(model: Any, weights: Mapping[str, Any]) -> dict[str, Any]:
+    """Weights as `load_state_dict` wants them: parameters come once, tied ones under both names."""
+    tied = {name: tensor for name, tensor in model.state_dict().items() if name not in weights}
+    return {**tied, **weights}
+
+
+def _save_model(model: Any, tokenizer: Any, folder: Path) -> None:
+    """The policy, or its adapter, in the hub's layout: whole or not at all."""
+    partial = folder.with_name(f".{folder.name}")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    model.save_pretrained(partial, safe_serialization=True)
+    tokenizer.save_pretrained(partial)
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)

@@ -1,0 +1,145 @@
+"""The grid of language models: the paper's Table 2, what is refused, and what a run's id depends on."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlrazor.errors import RazorError
+from rlrazor.experiments.grid import read_settings
+from rlrazor.experiments.language.config import (
+    KINDS,
+    PRESETS,
+    Config,
+    count_steps,
+    due_steps,
+    parse_setting,
+    resolve,
+)
+from rlrazor.experiments.language.methods import METHODS, find_method, label_of
+from rlrazor.experiments.language.reproduce import quadrants
+
+PAPER, TINY = PRESETS["paper"], PRESETS["tiny"]
+
+
+def test_the_paper_preset_is_table_2() -> None:
+    specs = PAPER.specs("base", "data", ["sft", "dr-grpo"])
+    grid = {
+        (
+            s.method,
+            s.params["lr"],
+            s.params["schedule"],
+            s.params["epochs"],
+            s.params["batch_size"],
+            s.params["iterations"],
+        )
+        for s in specs
+    }
+    sft = {
+        ("sft", lr, schedule, epochs, batch, 1)
+        for lr in (1e-5, 3e-5, 5e-5, 7e-5, 9e-5)
+        for schedule in ("constant", "cosine")
+        for epochs in (1, 2)
+        for batch in (16, 32, 64, 128)
+    }
+    rl = {("dr-grpo", lr, "constant", 1, 8, mu) for lr in (1e-5, 2e-5, 3e-5, 4e-5, 5e-5) for mu in (1, 2)}
+    assert len(specs) == len(grid)
+    assert grid == sft | rl
+    assert {(s.params["warmup_steps"], s.params["precision"], s.params["kl_coef"]) for s in specs} == {
+        (50, "bf16", 0.0)
+    }
+    assert {s.params["group_size"] for s in specs if s.method == "dr-grpo"} == {64}
+    assert PAPER.prior == ("hellaswag", "truthfulqa_mc2", "mmlu", "ifeval", "winogrande", "humaneval")
+
+
+def test_the_penalty_is_the_suffix() -> None:
+    specs = {s.method: s for s in TINY.specs("b", "d", ["dr-grpo", "dr-grpo+kl"])}
+    assert (specs["dr-grpo"].params["kl_coef"], specs["dr-grpo+kl"].params["kl_coef"]) == (0.0, 0.1)
+    assert label_of("dr-grpo+kl") == "Dr. GRPO + KL"
+    assert label_of("sft-uniform") == "SFT on uniform"
+    for name in METHODS:
+        method, _ = find_method(name)
+        assert method.on_policy is (method.trainer in ("grpo", "sdft"))
+        assert (method.advantage is None) is (method.trainer != "grpo")
+
+
+def test_a_run_depends_on_its_base_its_data_and_what_is_measured() -> None:
+    def first(config: Config, base: str = "b", data: str = "d") -> str:
+        return config.specs(base, data, ["sft"])[0].run_id
+
+    own = first(TINY)
+    assert own == first(TINY)
+    others = [first(TINY, base="x"), first(TINY, data="x"), first(replace(TINY, kl_samples=1))]
+    others += [first(replace(TINY, lora_rank=4)), first(replace(TINY, pretrain_steps=7))]
+    assert len({own, *others}) == 6
+    assert first(replace(PAPER, pretrain_steps=7)) == first(PAPER)  # which pre-trains nothing
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"methods": ()}, "methods is empty"),
+        ({"methods": ("sft", "sft")}, "twice"),
+        ({"methods": ("ppo",)}, "Unknown method 'ppo'"),
+        ({"methods": ("sdft+kl",)}, "takes no \\+kl"),
+        ({"methods": ("grpo+kl+kl",)}, "takes no \\+kl"),
+        ({"methods": ("rl-distilled",)}, "add grpo"),
+        ({"schedules": ("linear",)}, "Unknown schedule"),
+        ({"precision": "fp8"}, "Unknown precision"),
+        ({"scored": "best"}, "Unknown scored"),
+        ({"lrs": (0.0,)}, "positive"),
+        ({"lrs": (float("nan"),)}, "positive"),
+        ({"group_size": 1}, "at least 2"),
+        ({"max_steps": -1}, "0 or more"),
+        ({"seeds": (-1,)}, "0 or more"),
+        ({"prior": ("mmlu",)}, "use both or neither"),
+        ({"base": "somewhere"}, "use both or neither"),
+    ],
+)
+def test_what_cannot_be_is_refused(changes: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(RazorError, match=sentence):
+        replace(TINY, **changes)
+
+
+def test_settings_from_text_and_files(tmp_path: Path) -> None:
+    assert parse_setting("rl_lrs", "1e-5:1e-3:3") == (1e-5, 1e-4, 1e-3)
+    assert parse_setting("prior", "mmlu, hellaswag") == ("mmlu", "hellaswag")
+    assert parse_setting("methods", "paper") == PAPER.methods
+    assert parse_setting("base", " tiny ") == "tiny"
+    with pytest.raises(RazorError, match="Unknown setting 'rank'"):
+        parse_setting("rank", "3")
+    with pytest.raises(RazorError, match="not a whole number"):
+        parse_setting("group_size", "8.5")
+    file = tmp_path / "grid.toml"
+    file.write_text('preset = "tiny"\nlrs = [1e-4]\nkl_coef = 1')
+    settings = read_settings(file)
+    config = resolve(settings.pop("preset"), {name: parse_setting(name, value) for name, value in settings.items()})
+    assert (config.lrs, config.kl_coef) == ((1e-4,), 1.0)
+    with pytest.raises(RazorError, match="Unknown preset"):
+        resolve("huge")
+    assert set(KINDS) == set(Config.__dataclass_fields__)
+
+
+def test_steps_and_checkpoints() -> None:
+    long = replace(
+        PAPER, epochs=(1, 2), batch_sizes=(16,), schedules=("constant",), lrs=(1e-5,), checkpoints_per_epoch=2
+    )
+    one, two = long.specs("b", "d", ["sft"])
+    assert [count_steps(spec, 160) for spec in (one, two)] == [10, 20]
+    assert [due_steps(spec, 160) for spec in (one, two)] == [[5, 10], [5, 10, 15, 20]]
+    assert one.trajectory == two.trajectory  # the short run is the beginning of the long one
+    capped = replace(long, max_steps=6).specs("b", "d", ["sft"])[0]
+    assert due_steps(capped, 160) == [3, 6]
+    twice = replace(long, rl_lrs=(1e-5,), iterations=(2,)).specs("b", "d", ["grpo"])[0]
+    assert count_steps(twice, 160) == 40  # 20 batches of 8 prompts, 2 updates each
+
+
+def test_quadrants_have_one_method_each() -> None:
+    assert quadrants(TINY.methods) == {
+        "grpo": (True, True),
+        "reinforce": (True, False),
+        "sft-one": (False, False),
+        "simpo": (False, True),
+    }
+    assert len(quadrants(("grpo", "sft"))) == 2

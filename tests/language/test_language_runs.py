@@ -1,0 +1,292 @@
+"""Whole runs through the command line: the tiny sweep, one's own task on a local model, and what goes wrong."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from polars.testing import assert_frame_equal
+
+from rlrazor.cli import main
+from rlrazor.experiments.language import train, trainers
+from rlrazor.lm.models import load, weights_of
+from rlrazor.report import drawing
+from tiny_models import char_tokenizer, saved, tiny_llama
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+]
+
+SWEEP = [
+    *("reproduce", "language", "--preset", "tiny", "--pretrain-steps", "5", "--max-steps", "2"),
+    *("--checkpoints-per-epoch", "2", "--train-prompts", "64", "--test-prompts", "8", "--kl-samples", "2"),
+    *("--group-size", "4", "--rl-prompts", "2", "--batch-sizes", "4", "--lrs", "1e-3", "--rl-lrs", "1e-3"),
+    *("--methods", "sft-one,oracle,rl-distilled,simpo,reinforce,grpo,kl-dpg", "--seeds", "0"),
+]
+VERIFIER = """
+def verify(prompt, completion, wanted, **columns):
+    if wanted == "broken":
+        raise KeyError("no such thing")
+    return float(completion[:1] == wanted)
+"""
+
+
+@pytest.fixture(autouse=True)
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Without figures, which are looked at in other tests; with no base left over from another test."""
+    monkeypatch.setattr(drawing, "save", lambda *arguments, **options: None)
+    train._last_world.clear()
+    yield
+    train._last_world.clear()
+
+
+def results_of(out: Path) -> dict[str, bytes]:
+    """Every file of the runs and the table, but for the wall times."""
+    files = [*out.glob("runs/*/records.jsonl"), *out.glob("runs/*/spec.json"), out / "records.parquet"]
+    return {str(path.relative_to(out)): path.read_bytes() for path in files}
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("sweep") / "one"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(drawing, "save", lambda *arguments, **options: None)
+        assert main([*SWEEP, "--jobs", "1", "--out", str(out)]) == 0
+    return out
+
+
+def test_the_sweep_measures_every_checkpoint(swept: Path) -> None:
+    table = pl.read_parquet(swept / "records.parquet")
+    tuned = table.filter(pl.col("method") != "base")
+    assert table.filter(pl.col("method") == "base")["forgetting"].to_list() == [0.0]
+    assert tuned.group_by("method").len()["len"].to_list() == [2] * 7
+    kls = ["kl_forward", "kl_reverse", "kl_probe", "kl_optimal"]
+    # The first step of a warm-up moves nothing, nor does RL on a base that is never right.
+    moved = tuned.filter(pl.col("step") == 2, pl.col("method").is_in(["sft-one", "oracle", "simpo"]))
+    for name in [*kls, "weight_l2"]:
+        assert (moved[name] > 0).all()
+    assert tuned.filter(pl.col("method") == "kl-dpg")["reward"].is_between(0, 1).all()
+    # `new` is the exact expected accuracy here; the mean over 16 samples is near it.
+    assert tuned["new"].to_list() == tuned["new_expected"].to_list()
+    config = json.loads((swept / "config.json").read_text())
+    assert set(config["quadrants"]) == {"sft-one", "simpo", "reinforce", "grpo"}
+    assert json.loads((swept / "teachers.json").read_text())[0]["student"] == "rl-distilled"
+    page = (swept / "report.html").read_text()
+    assert "Three letters in order" in page
+    assert "FashionMNIST" not in page
+
+
+def test_two_processes_give_the_same_bits(swept: Path, tmp_path: Path) -> None:
+    command = [*SWEEP, "--methods", "sft-one,reinforce", "--jobs", "2", "--out", str(tmp_path / "two")]
+    assert main(command) == 0
+    runs = {name: data for name, data in results_of(tmp_path / "two").items() if name.startswith("runs/")}
+    assert len(runs) == 2 * 3
+    assert runs.items() <= results_of(swept).items()
+
+
+def test_the_same_command_trains_nothing_again(swept: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    before = pl.read_parquet(swept / "records.parquet")
+    assert main([*SWEEP, "--jobs", "1", "--out", str(swept), "--json"]) == 0
+    out, err = capfd.readouterr()
+    assert "0 runs trained, 8 kept" in err
+    assert json.loads(out)["experiment"] == "language"
+    assert_frame_equal(pl.read_parquet(swept / "records.parquet"), before)
+
+
+# A local model and a task of one's own
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    tokenizer = char_tokenizer()
+    return saved(tmp_path_factory.mktemp("base"), tiny_llama(len(tokenizer), max_position_embeddings=256), tokenizer)
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Say the letter again: 40 prompts of different lengths, and a verifier."""
+    folder = tmp_path_factory.mktemp("task")
+    rows = [
+        {"prompt": f"{'x' * (n % 5)}{letter}{n}=", "completion": letter, "wanted": letter}
+        for n, letter in enumerate("abcdefghij" * 4)
+    ]
+    (folder / "own.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (folder / "own.py").write_text(VERIFIER)
+    mirror = folder / "mirror"
+    mirror.mkdir()
+    rows = [{"sentence": f"a {n} _ b", "option1": "cat", "option2": "dog", "answer": str(1 + n % 2)} for n in range(4)]
+    (mirror / "winogrande_validation.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return [
+        *("--task", "own", "--prompts", str(folder / "own.jsonl"), "--verifier", f"{folder / 'own.py'}:verify"),
+        *("--prior", "winogrande", "--data-mirror", str(mirror), "--test-prompts", "6", "--max-new-tokens", "4"),
+    ]
+
+
+TRAINING = ["--lr", "1e-2", "--max-steps", "4", "--checkpoints-per-epoch", "2", "--precision", "float32"]
+TRAINING += ["--batch-size", "4", "--group-size", "4", "--rl-prompts", "2", "--warmup-steps", "0"]
+
+
+def finetune(base: Path, task: list[str], out: Path, *more: str) -> int:
+    return main(["finetune", str(base), *task, *TRAINING, "--out", str(out), *more])
+
+
+def records_of(capfd: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(capfd.readouterr().out)
+    return found
+
+
+def test_ones_own_task_from_the_prompts_to_the_model(
+    base: Path, task: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    before = weights_of(load(base).model)
+    assert finetune(base, task, tmp_path, "--method", "sft", "--json") == 0
+    found = records_of(capfd)
+    assert [record["step"] for record in found["records"]] == [2, 4]
+    assert all(record["drift"]["kl_forward"] > 0 for record in found["records"])
+    assert found["records"][-1]["metrics"]["prior_loss"] > 0
+    assert set(found["base"]["prior"]) == {"winogrande"}
+    tuned = load(found["model"])
+    assert any((weights_of(tuned.model)[name] != weight).any() for name, weight in before.items())
+    # What was written scores what was recorded.
+    assert main(["evaluate", found["model"], "--base", str(base), *task, "--json"]) == 0
+    again = records_of(capfd)
+    last = found["records"][-1]
+    assert again["model"]["new"] == last["new"]
+    assert again["model"]["drift"]["kl_forward"] == pytest.approx(last["drift"]["kl_forward"], rel=1e-4)
+    assert again["base"]["prior"] == found["base"]["prior"]
+
+
+def test_an_adapter_is_trained_beside_an_unchanged_base(
+    base: Path, task: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    method = ["--method", "dr-grpo+kl", "--lora-rank", "2"]
+    assert finetune(base, task, tmp_path, *method, "--json") == 0
+    found = records_of(capfd)
+    assert (Path(found["model"]) / "adapter_model.safetensors").exists()
+    world = next(iter(train._last_world.values()))
+    fresh = load(base).model.state_dict()
+    assert all((world.base.model.state_dict()[name] == weight).all() for name, weight in fresh.items())
+    assert main(["evaluate", str(base), "--adapter", found["model"], *task, "--json"]) == 0
+    again = records_of(capfd)
+    assert again["model"]["drift"]["kl_forward"] == pytest.approx(found["records"][-1]["drift"]["kl_forward"], rel=1e-3)
+
+
+def test_an_interrupted_run_goes_on_where_it_was(
+    base: Path, task: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ["--method", "reinforce", "--save-every", "2", "--json"]
+    assert finetune(base, task, tmp_path / "whole", *options) == 0
+    whole = records_of(capfd)
+    original: Any = trainers.train
+    resumed: list[Path] = []
+
+    def killed(*arguments: Any, **named: Any) -> None:
+        at_step = arguments[-1]
+
+        def until(step: int, model: Any, measured: Any) -> None:
+            if step == 3:
+                raise KeyboardInterrupt
+            at_step(step, model, measured)
+
+        original(*arguments[:-1], until, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainers, "train", killed)
+        assert finetune(base, task, tmp_path / "cut", *options) == 130
+    capfd.readouterr()
+
+    def watched(*arguments: Any, **named: Any) -> None:
+        resumed.append(named["resume"])
+        original(*arguments, **named)
+
+    monkeypatch.setattr(trainers, "train", watched)
+    assert finetune(base, task, tmp_path / "cut", *options) == 0
+    assert [path.name for path in resumed] == ["checkpoint-2"]
+    assert records_of(capfd)["records"] == whole["records"]
+    assert not list((tmp_path / "cut").glob("training/*"))
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--method", "ppo"], "Unknown method 'ppo'"),
+        (["--method", "rl-distilled"], "imitates"),
+        (["--method", "sft-two"], "no annotator 'two'"),
+        (["--method", "simpo", "--lr", "1e-3,1e-4"], "one run"),
+        (["--lr", "fast"], "not a number"),
+        (["--micro-batch", "0"], "at least 1"),
+        (["--demonstrations", "nowhere.jsonl"], "There is no nowhere.jsonl"),
+        (["--prior", "no_such_task"], "no_such_task"),
+        (["--prior", "tiny"], "use both or neither"),
+    ],
+)
+def test_bad_options_are_one_sentence(
+    base: Path, task: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str], options: list[str], sentence: str
+) -> None:
+    assert finetune(base, task, tmp_path, *options) == 2
+    err = capfd.readouterr().err
+    assert sentence in err
+    assert "Traceback" not in err
+
+
+def rows_file(folder: Path, rows: list[dict[str, Any]]) -> list[str]:
+    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (folder / "own.py").write_text(VERIFIER)
+    return ["--prompts", str(folder / "rows.jsonl"), "--verifier", f"{folder / 'own.py'}:verify"]
+
+
+def test_items_at_fault_are_counted_and_skipped(
+    base: Path, task: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A prompt longer than the context, a missing demonstration, a verifier that raises on one item."""
+    rows = [{"prompt": f"{n}=", "completion": "a", "wanted": "a"} for n in range(40)]
+    rows += [{"prompt": f"{'y' * 300}{n}=", "completion": "a", "wanted": "a"} for n in range(40, 44)]
+    rows += [{"prompt": f"z{n}=", "wanted": "broken" if n < 48 else "a"} for n in range(44, 56)]
+    own = [*task, *rows_file(tmp_path, rows), "--test-prompts", "50"]
+    assert finetune(base, own, tmp_path / "out", "--method", "sft", "--json") == 0
+    metrics = records_of(capfd)["records"][-1]["metrics"]
+    assert metrics["prompts_too_long"] > 0
+    assert metrics["without_demonstration"] > 0
+    assert metrics["unverified"] >= 0
+
+
+def test_when_nothing_can_be_used_it_is_said(
+    base: Path, task: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for rows, method, sentence in (
+        ([{"prompt": f"{n}=", "wanted": "a"} for n in range(40)], "sft", "no demonstrations"),
+        ([{"prompt": f"{'y' * 300}{n}=", "wanted": "a"} for n in range(40)], "grpo", "No prompt"),
+        ([{"prompt": f"{n}=", "wanted": "broken"} for n in range(40)], "grpo", "failed on all"),
+        ([{"question": "?"}], "grpo", "prompt"),
+    ):
+        assert finetune(base, [*task, *rows_file(tmp_path, rows)], tmp_path / method, "--method", method) == 2
+        assert sentence in capfd.readouterr().err
+
+
+def test_models_that_do_not_fit_together_are_refused(
+    base: Path, task: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    other = saved(tmp_path / "other", tiny_llama(31), char_tokenizer("abcdefghijklmnopqrstuvwxyz=-:"))
+    assert main(["evaluate", str(other), "--base", str(base), *task]) == 2
+    assert "different vocabularies" in capfd.readouterr().err
+    assert main(["evaluate", str(tmp_path / "nowhere"), *task]) == 2
+    assert "There is no" in capfd.readouterr().err
+
+
+def test_tasks_are_listed(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["tasks", "--json"]) == 0
+    names = [task["name"] for task in json.loads(capfd.readouterr().out)]
+    assert names == ["math", "gsm8k", "math500", "science", "tools", "letter-word", "letters"]
+    assert main(["finetune", "x", "--task", "chess", "--lr", "1e-3"]) == 2
+    assert "There is no task 'chess'" in capfd.readouterr().err
+
+
+def test_the_plan_is_shown_without_training(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["reproduce", "language", "--dry-run", "--json", "--seeds", "0,1", "--out", str(tmp_path / "x")]) == 0
+    plan = json.loads(capfd.readouterr().out)["estimate"]
+    # Two bases; 5 offline methods and rl-distilled of 192 steps, 5 on-policy ones of 200, at 4 learning rates each.
+    assert plan == {"runs": 2 + 2 * 11 * 4, "steps": 2 * 4 * (6 * 192 + 5 * 200), "checkpoints": 2 + 2 * 11 * 4 * 8}
+    assert not (tmp_path / "x").exists()

@@ -1,0 +1,146 @@
+"""The tiny experiment: its exact numbers against brute force over all completions, and greedy decoding itself."""
+
+import itertools
+import math
+import random
+
+import pytest
+import torch
+
+from rlrazor.experiments.language import tiny
+from rlrazor.experiments.language.config import PRETRAIN_STEPS
+from rlrazor.experiments.language.tasks import LETTERS_TASK, Item, letters, score
+from rlrazor.lm import compute, kl, sampling
+
+compute.prepare_process()
+TOKENIZER = tiny.make_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def model() -> object:
+    """Pre-trained for a moment: no longer random, far from sure."""
+    return tiny.pretrain(0, steps=40)
+
+
+def test_the_verifier_and_the_list_of_right_answers_agree_on_every_answer() -> None:
+    for item in LETTERS_TASK.load(None).test[:5]:
+        every = ["".join(answer) for n in range(5) for answer in itertools.product("abcd", repeat=n)]
+        every += ["".join(answer) for answer in itertools.permutations(item.prompt[2:-1], 3)]
+        right = {text for text in every if letters.verify(item.prompt, text) == 1}
+        assert right == {text for text in letters.right_completions(item) if text in every}
+        assert len(letters.right_completions(item)) == len(set(letters.right_completions(item))) == math.comb(6, 3)
+    assert [letters.verify("P:dacfbe=", text) for text in ("", "abz", "abcd", "ab", "cba", "aab", "abc" * 9)] == [
+        0.0
+    ] * 7
+
+
+def test_annotators_are_right_and_what_they_say() -> None:
+    rng = random.Random(0)
+    for item in LETTERS_TASK.load(None).train[:200]:
+        text, answers = item.prompt[2:-1], letters.right_completions(item)
+        assert letters.one(item, rng) == item.demonstration == "".join(sorted(text[-3:]))
+        assert letters.two(item, rng) in {"".join(sorted(text[-3:])), "".join(sorted(text[:3]))}
+        assert letters.uniform(item, rng) in answers
+        assert item.rejected is not None
+        assert letters.verify(item.prompt, item.rejected) == 0
+        assert set(item.rejected) <= set(text)
+    item = Item("P:dacfbe=")
+    counts = [
+        sum(letters.uniform(item, rng) == answer for _ in range(4000)) for answer in letters.right_completions(item)
+    ]
+    assert all(abs(count - 200) < 5 * math.sqrt(200) for count in counts)
+
+
+def test_no_prompt_is_on_two_sides() -> None:
+    splits = LETTERS_TASK.load(None)
+    new = [{item.prompt for item in side} for side in (splits.train, splits.test)]
+    scored = {prompt for examples in tiny.scored_examples().values() for prompt, _ in examples}
+    probe = set(tiny.probe_prompts())
+    assert [len(side) for side in new] == [letters.TRAIN, letters.TEST]
+    assert len(scored) == 5 * tiny.SCORED
+    assert len(probe) == tiny.PROBES
+    for a, b in itertools.combinations([*new, scored, probe], 2):
+        assert not a & b
+    text = tiny._pretraining_text(random.Random(0), scored | probe | new[1])
+    assert not {next(text)[0] for _ in range(5000)} & (scored | probe | new[1])
+
+
+def test_prior_answers_are_right() -> None:
+    shown = {name: dict(examples) for name, examples in tiny.scored_examples().items()}
+    for prompt, answer in shown["reverse"].items():
+        assert answer == "".join(reversed(prompt[2:-1]))
+    for prompt, answer in shown["sort"].items():
+        assert list(answer) == sorted(prompt[2:-1])
+    for prompt, answer in shown["copy"].items():
+        assert answer == prompt[2:-1]
+    for prompt, answer in shown["next"].items():
+        assert answer == prompt[2:-1].translate(str.maketrans("abcdefghij", "bcdefghija"))
+    for prompt, answer in shown["unique"].items():
+        assert sorted(answer) == sorted(set(prompt[2:-1]))
+        assert sorted(answer, key=prompt[2:-1].index) == list(answer)
+
+
+def test_a_prior_score_is_what_greedy_decoding_gets_right(model: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against decoding itself: its own outputs as targets score 1, with every third spoilt two thirds."""
+    prompts = [prompt for prompt, _ in tiny.scored_examples()["sort"]]
+    ids = [TOKENIZER.encode(prompt) for prompt in prompts]
+    outputs = sampling.sample(model, ids, max_new_tokens=12, stop_ids=[1], pad_id=0, greedy=True)
+    texts = [TOKENIZER.decode(output) for output in outputs]
+    greedy = [(prompt, text[:-1]) for prompt, text in zip(prompts, texts, strict=True) if text.endswith(";")][:30]
+    assert len(greedy) == 30
+    spoilt = [(prompt, text + "a" if index % 3 == 0 else text) for index, (prompt, text) in enumerate(greedy)]
+    monkeypatch.setattr(tiny, "scored_examples", lambda: {"greedy": greedy, "spoilt": spoilt})
+    assert tiny.prior_scores(model) == pytest.approx({"greedy": 1.0, "spoilt": 2 / 3})
+
+
+def test_expected_accuracy_is_the_sum_over_all_completions_that_verify(model: object) -> None:
+    """Brute force: every string of up to four characters that ends with `;`, by full forward passes."""
+    items = LETTERS_TASK.load(None).test[:2]
+    logps = tiny.right_logps(model, TOKENIZER, items)
+    for item, own in zip(items, logps, strict=True):
+        characters = [*sorted(item.prompt[2:-1]), "P", "R"]  # others are never right
+        every = ["".join(t) for n in range(4) for t in itertools.product(characters, repeat=n)]
+        completions = [TOKENIZER.encode(text + ";") for text in every]
+        total = kl.log_probs(model, kl.Sequences([TOKENIZER.encode(item.prompt)], completions, [0] * len(every)))
+        verified = score(LETTERS_TASK, [item] * len(every), every).values
+        expected = sum(math.exp(logp) for logp, value in zip(total, verified, strict=True) if value == 1)
+        assert tiny.expected_accuracy(own[None]) == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_optimum_is_the_base_on_right_answers_and_its_kl_is_the_sum(model: object) -> None:
+    items = LETTERS_TASK.load(None).test[:4]
+    base, tuned = (tiny.right_logps(of, TOKENIZER, items).double() for of in (model, tiny.make_model(3)))
+    q = base.exp() / base.exp().sum(dim=1, keepdim=True)
+    assert tiny.optimal_logps(base).exp().numpy() == pytest.approx(q.numpy())
+    expected = (q * (q.log() - tuned)).sum(dim=1).mean().item()
+    assert tiny.optimal_kl(base, tuned) == pytest.approx(expected)
+    # No policy of that accuracy is nearer: KL(q* || base) is -log of the base's accuracy, prompt by prompt.
+    assert tiny.optimal_kl(base, base) == pytest.approx(-base.exp().sum(dim=1).log().mean().item())
+
+
+def test_the_same_seed_gives_the_same_bits_and_leaves_the_generator_alone() -> None:
+    torch.manual_seed(7)
+    before = torch.random.get_rng_state()
+    once, again, other = (tiny.pretrain(seed, steps=3).state_dict() for seed in (1, 1, 2))
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert all(torch.equal(once[name], again[name]) for name in once)
+    assert not all(torch.equal(once[name], other[name]) for name in once)
+
+
+def test_the_model_is_tiny_and_its_tokens_are_characters() -> None:
+    assert sum(weight.numel() for weight in tiny.make_model(0).parameters()) < 3_000_000
+    assert TOKENIZER.decode(TOKENIZER.encode("P:dacfbe=acf;")) == "P:dacfbe=acf;"
+    assert TOKENIZER.encode(";_") == [TOKENIZER.eos_token_id, TOKENIZER.pad_token_id]
+    assert TOKENIZER(["C:a=", "C:abc="], padding=True)["input_ids"][0][:2] == [TOKENIZER.pad_token_id] * 2
+
+
+@pytest.mark.slow
+def test_the_base_is_as_it_has_to_be() -> None:
+    """The whole pre-training: the base solves 20 to 60 % of the new task, in many ways, and the prior tasks."""
+    model = tiny.pretrain(0, steps=PRETRAIN_STEPS)
+    items = LETTERS_TASK.load(None).test
+    logps = tiny.right_logps(model, TOKENIZER, items)
+    assert 0.2 < tiny.expected_accuracy(logps) < 0.6
+    optimum = tiny.optimal_logps(logps)
+    assert -(optimum.exp() * optimum).sum(dim=1).mean() > math.log(5)  # at least five answers' worth of entropy
+    assert min(tiny.prior_scores(model).values()) > 0.9
