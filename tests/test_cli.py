@@ -39,7 +39,7 @@ def test_help_does_not_wait_for_torch() -> None:
             ["reproduce", "parity-mnist", "--colour", "red"],
             "Unknown option '--colour'. Options: --help, --preset",
         ),
-        (["report", "--colour", "red"], "Unknown option '--colour'. Options: --help, --markdown, --json."),
+        (["report", "--colour", "red"], "Unknown option '--colour'. Options: --help, --out, --markdown, --json."),
     ],
 )
 def test_bad_input_is_one_sentence_and_exit_code_2(

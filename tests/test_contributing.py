@@ -1,5 +1,6 @@
-"""The example in CONTRIBUTING.md is run as it stands there."""
+"""The examples in CONTRIBUTING.md are run as they stand there."""
 
+import json
 import re
 from pathlib import Path
 
@@ -8,13 +9,15 @@ import torch
 
 from idx_files import write_dataset
 from rlrazor.cli import main
+from rlrazor.experiments.language import tasks
 from rlrazor.experiments.parity_mnist import methods
+from tiny_models import char_tokenizer, saved, tiny_llama
 
 CONTRIBUTING = Path(__file__).parents[1] / "CONTRIBUTING.md"
 
 
 def test_a_method_added_as_contributing_says_runs_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    loss, line = re.findall(r"```python\n(.*?)```", CONTRIBUTING.read_text(), flags=re.DOTALL)
+    loss, line, _ = re.findall(r"```python\n(.*?)```", CONTRIBUTING.read_text(), flags=re.DOTALL)
     namespace = dict(vars(methods))
     exec(loss, namespace)
     added = eval("{" + line + "}", namespace)
@@ -30,3 +33,28 @@ def test_a_method_added_as_contributing_says_runs_end_to_end(tmp_path: Path, mon
     grid = ["--methods", "rloo,rloo+kl", "--lrs", "1e-4,1e-3", "--pretrain-size", "50", "--group-size", "4"]
     assert main(["reproduce", "parity-mnist", *grid, "--data-dir", str(data), "--out", str(out), "--jobs", "1"]) == 0
     assert "RLOO + KL" in (out / "report.html").read_text()
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_a_task_added_as_contributing_says_is_trained_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    *_, example = re.findall(r"```python\n(.*?)```", CONTRIBUTING.read_text(), flags=re.DOTALL)
+    namespace = {"Path": Path, **{name: getattr(tasks, name) for name in ("Item", "Splits", "Task")}}
+    exec(example, namespace)
+    task = namespace["BACKWARDS"]
+    monkeypatch.setattr(tasks, "TASKS", {**tasks.TASKS, task.name: task})
+    items = task.load(None).test
+    completions = [item.columns["word"][::-1] for item in items[:2]] + ["", items[3].columns["word"]]
+    assert tasks.score(task, items, completions).values == [1, 1, 0, 0]
+
+    base = saved(tmp_path / "base", tiny_llama(max_position_embeddings=512), char_tokenizer())
+    rows = [{"sentence": f"a {n} _ b", "option1": "cat", "option2": "dog", "answer": "1"} for n in range(2)]
+    (tmp_path / "winogrande_validation.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    options = ["--task", "backwards", "--prior", "winogrande", "--data-mirror", str(tmp_path), "--precision", "float32"]
+    options += ["--method", "sft", "--lr", "1e-2", "--max-steps", "1", "--batch-size", "2", "--warmup-steps", "0"]
+    assert main(["finetune", str(base), *options, "--out", str(tmp_path / "out"), "--json"]) == 0
+    (record,) = json.loads(capfd.readouterr().out)["records"]
+    assert record["drift"]["kl_forward"] > 0
+    assert main(["tasks"]) == 0
+    assert "Words backwards" in capfd.readouterr().out

@@ -76,6 +76,8 @@ def test_the_sweep_measures_every_checkpoint(swept: Path) -> None:
     assert json.loads((swept / "teachers.json").read_text())[0]["student"] == "rl-distilled"
     page = (swept / "report.html").read_text()
     assert "Three letters in order" in page
+    assert "random strings that belong to no task" in page  # what the probes are: not those of images
+    assert "1/f noise" not in page
     assert "FashionMNIST" not in page
 
 

@@ -12,6 +12,7 @@ import polars as pl
 import pytest
 
 from rlrazor import law
+from rlrazor.cli import main
 from rlrazor.errors import RazorError
 from rlrazor.report import compare_folders, drawing, load, sections, summary, write_report
 from rlrazor.report.drawing import Curve, Points
@@ -413,6 +414,24 @@ def test_comparison_has_a_panel_per_folder_and_says_where_rl_forgets_less(tmp_pa
     assert page == tmp_path / "out" / "comparison.html"
     assert text_of(page.read_text()).count(section.finding.replace("<", "&lt;")) == 2  # in the contents and below
     assert (tmp_path / "out" / "figures" / "fig2.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_comparison_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folders = [make_folder(tmp_path / name, make_table(seeds=2), title=name, new_task=name) for name in ("one", "two")]
+    out = tmp_path / "both"
+    assert main(["report", *map(str, folders), "--out", str(out), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["report"] == str(out / "comparison.html")
+    assert found["finding"] == compare_folders(folders, out)[0].finding
+    assert [table["title"] for table in found["tables"]] == [f"{n}: best prior accuracy, %" for n in ("one", "two")]
+    assert main(["report", *map(str, folders), "--out", str(out)]) == 0
+    assert "two: best prior accuracy, %" in capsys.readouterr().out
+    for options, message in (
+        ([str(folders[0]), "--out", str(out)], "--out is for the comparison of several folders"),
+        ([*map(str, folders), "--markdown", str(out)], "--markdown is for the report of one folder"),
+    ):
+        assert main(["report", *options]) == 2
+        assert message in capsys.readouterr().err
 
 
 def test_comparison_needs_two_different_folders_and_seeds(tmp_path: Path) -> None:

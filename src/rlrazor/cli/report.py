@@ -1,17 +1,32 @@
-"""`razor report FOLDER`: rebuild every figure and the report from a run folder, without training."""
+"""`razor report FOLDER ...`: figures and report of a run folder, or several compared; nothing is trained."""
 
 import argparse
+import json
+from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
 
-from rlrazor.cli.printing import Subparsers, options_of, print_results
+from rlrazor.cli.printing import Subparsers, console_for_tables, options_of, print_results
+from rlrazor.errors import RazorError
 
 
 def add_to(commands: Subparsers) -> None:
     """Declare the command."""
-    parser = commands.add_parser("report", help="rebuild the figures and the report of a run folder")
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="the --out of an earlier `razor reproduce`")
+    parser = commands.add_parser("report", help="rebuild the report of a run folder, or compare several")
+    parser.add_argument(
+        "folders",
+        type=Path,
+        nargs="+",
+        metavar="FOLDER",
+        help="the --out of a sweep; of several, a panel for each task",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="where the comparison of several folders goes (default: runs/comparison)",
+    )
     parser.add_argument(
         "--markdown", type=Path, metavar="DIR", help="also write the analyses as DIR/findings.md, with their figures"
     )
@@ -21,12 +36,36 @@ def add_to(commands: Subparsers) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Write the report and print its tables."""
+    if len(arguments.folders) > 1:
+        return _compare(arguments)
+    if arguments.out:
+        raise RazorError("--out is for the comparison of several folders: the report of one goes into that folder.")
     from rlrazor.report import load, write_markdown, write_report
 
     with Console(stderr=True).status("Fitting the law and drawing the report"):
-        results = load(arguments.folder)
+        results = load(arguments.folders[0])
         page = write_report(results)
         if arguments.markdown:
             write_markdown(results, arguments.markdown)
     print_results(results, page, as_json=arguments.json)
+    return 0
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    from rlrazor.report import compare_folders
+    from rlrazor.report.tables import to_rich
+
+    if arguments.markdown:
+        raise RazorError("--markdown is for the report of one folder.")
+    with Console(stderr=True).status("Comparing the folders"):
+        section, page = compare_folders(arguments.folders, arguments.out or Path("runs/comparison"))
+    if arguments.json:
+        tables = [asdict(table) for table in section.tables]
+        print(json.dumps({"report": str(page), "finding": section.finding, "tables": tables}, indent=2))
+        return 0
+    console = console_for_tables()
+    for table in section.tables:
+        console.print(to_rich(table))
+    console.print(section.finding, highlight=False)
+    console.print(f"Report: {page}", highlight=False, soft_wrap=True)
     return 0

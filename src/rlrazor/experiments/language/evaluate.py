@@ -49,6 +49,22 @@ class PriorSuite:
     exact: Callable[[LanguageModel, Sequence[Any]], torch.Tensor] | None = None
 
 
+# What the report says of a suite's inputs.
+LM_EVAL_INPUTS = {
+    "probe": "The generic probe is sixty paragraphs on everyday topics that come with rlrazor, each token of which is "
+    "measured; they were chosen for no prior task.",
+    "representation": "Similarity of the last hidden layer, averaged over a paragraph’s tokens, to the base’s, 1 for "
+    "no change, on the sixty paragraphs of the generic probe.",
+}
+TINY_INPUTS = {
+    "probe": "The generic probe is prompts of the prior tasks that are not scored, without answers, each with one "
+    "completion that the base sampled: what a user has who kept the old traffic but no labels. That is as near to the "
+    "prior scores as a probe can be; text that is less like the prior tasks would say less.",
+    "representation": "Similarity of the last hidden layer, averaged over a string’s tokens, to the base’s, 1 for no "
+    "change, on random strings that belong to no task.",
+}
+
+
 def lm_eval_suite(
     tasks: Sequence[str], *, limit: int | None, data_mirror: Path | None = None, allow_code_execution: bool = False
 ) -> PriorSuite:

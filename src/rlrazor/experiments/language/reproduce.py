@@ -12,7 +12,7 @@ from rich.console import Console
 from rlrazor.errors import RazorError
 from rlrazor.experiments.language import config as configs
 from rlrazor.experiments.language.config import EXPERIMENT, RECIPE, TINY, Config
-from rlrazor.experiments.language.evaluate import DRIFT
+from rlrazor.experiments.language.evaluate import DRIFT, LM_EVAL_INPUTS, TINY_INPUTS
 from rlrazor.experiments.language.methods import FROM_TEACHER, TEACHER, find_method, label_of
 from rlrazor.experiments.language.train import TaskSource, Trainer
 from rlrazor.experiments.work import (
@@ -141,9 +141,9 @@ def describe(config: Config, trainer: Trainer, options: Options, found: Plan) ->
     task = trainer.task.task()
     return {
         "experiment": EXPERIMENT,
-        "title": f"{task.title}, {config.base}",
+        "title": f"{task.title} ({task.name}), {config.base}",
         "task": task.name,
-        "new_task": task.title,
+        "new_task": task.name,
         "prior_task": "prior tasks",
         "preset": options.preset,
         "command": options.command,
@@ -158,6 +158,7 @@ def describe(config: Config, trainer: Trainer, options: Options, found: Plan) ->
         "versions": versions_of("transformers", "trl", "peft", "lm-eval"),
         "machine": MACHINE,
         "drift": list(DRIFT),
+        **(TINY_INPUTS if config.base == TINY else LM_EVAL_INPUTS),
     }
 
 

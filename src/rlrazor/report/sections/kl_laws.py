@@ -101,7 +101,8 @@ def section(study: Study) -> Section:
         f"holds across methods if its gain over guessing can be told from chance and it explains at least {HOLDS:.0%} "
         f"of forgetting; otherwise only within a method if the median R² within methods is at least {HOLDS}. Residual: "
         "forgetting beyond what the law fitted to the other methods says, mean over a method’s checkpoints, per seed "
-        "and then over seeds; above 0 the method forgets more than its KL suggests.",
+        "and then over seeds; above 0 the method forgets more than its KL suggests. "
+        f"{study.description.get('probe', '')}".rstrip(),
     )
 
 

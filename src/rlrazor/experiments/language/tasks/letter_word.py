@@ -3,8 +3,8 @@
 Small enough for a model of 135M parameters on a CPU, checkable, and with hundreds of right answers to most prompts, so
 that methods can differ in which they move to. A completion is right when it is one word of `words.txt` with that first
 letter; case does not matter, and neither do spaces around it. Known to go wrong: names, and words that are not among
-the list's 8,369 common ones. (The list: words frequent in the texts of MIT-licensed benchmarks that are in the public
-domain Webster's of 1934 or inflections of its words, and some everyday words by hand.)
+the list's 8,369 common ones. (The list: words frequent in the texts of MIT- and Apache-licensed benchmarks that are in
+the public domain Webster's of 1934 or inflections of its words, and some everyday words by hand.)
 """
 
 from __future__ import annotations
