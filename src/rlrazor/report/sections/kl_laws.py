@@ -1,6 +1,11 @@
-"""Which KL forecasts forgetting, across methods or only within one? For sweeps that measured KL on a generic probe."""
+"""Which KL forecasts forgetting, across methods or only within one? For sweeps that measured KL on a generic probe.
+
+A law belongs to a base, and every seed has a base of its own: what is asked of a law is asked seed by seed, and then
+averaged. Fitted to all seeds at once, a law that holds in each can look as if it held in none.
+"""
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,7 +14,7 @@ import polars as pl
 
 from rlrazor import frontier, law
 from rlrazor.errors import RazorError
-from rlrazor.law import LawSummary, PredictorSummary
+from rlrazor.law import PredictorSummary
 from rlrazor.report.drawing import INK, PALETTE, SYMBOLS, Curve, Figure, Layer, Panel, Points, Ticks, floats
 from rlrazor.report.sections.layers import base, cloud, height, level, padded
 from rlrazor.report.sections.predictors import MEASURES
@@ -31,15 +36,18 @@ _NAMES = {measure.column: measure.label for measure in MEASURES}
 class Tested:
     """A measure put to the test. Errors are mean absolute errors on a method left out of the fit, fractions of 1.
 
-    `summary` has the fits to all methods; `within` is method -> R2 of the monotone law fitted to that method alone.
-    `errors`, by the monotone law, and `guesses`, by the other methods' mean forgetting, are by method; empty for
-    fewer than two methods.
+    `summary` has the fits to all methods and seeds at once. The rest is by seed: `r2s`, those of the monotone law; and
+    by method the means over seeds of `within`, R2 of the law fitted to that method alone, of `errors` by the monotone
+    law, of `quadratic_errors`, and of `guesses`, by the other methods' mean forgetting. Errors are empty for fewer than
+    two methods.
     """
 
     column: str
     summary: PredictorSummary
+    r2s: Sequence[float]
     within: dict[str, float]
     errors: dict[str, float]
+    quadratic_errors: dict[str, float]
     guesses: dict[str, float]
 
     @property
@@ -49,8 +57,8 @@ class Tested:
 
     @property
     def r2(self) -> float | None:
-        """R2 of the monotone law over all methods together."""
-        return self.summary.saturating.r2 if self.summary.saturating else None
+        """R2 of the monotone law over all methods together, a seed at a time, the mean over seeds."""
+        return float(np.mean(self.r2s)) if self.r2s else None
 
     @property
     def error(self) -> Estimate | None:
@@ -91,9 +99,11 @@ def section(study: Study) -> Section:
         f"{how_many(len(study.points), 'checkpoint')} of {how_many(study.points['trajectory'].n_unique(), 'run')}, "
         f"{how_many(len(study.methods), 'method')}, {how_many(len(study.seeds), 'seed')}; KL in {study.kl_unit}, or "
         "per token where it says so. "
-        "R² is over all methods together, in a panel’s title quadratic / monotone, in brackets "
-        "its 95 % bootstrap interval, drawing whole runs; within "
-        "a method it is that of a law fitted to its checkpoints alone, the median over methods and their range. "
+        "R² is over all methods together. Of all seeds at once: in a panel’s title quadratic / monotone, in brackets "
+        "its 95 % bootstrap interval, drawing whole runs. Every seed has a base of its own, and a law belongs to a "
+        "base: all else is fitted a seed at a time and averaged, R² by seed ± half the 95 % t-interval over seeds. "
+        "(The tables of other sections fit all seeds at once.) Within a method: fitted to the checkpoints of one "
+        "method and one seed, the median over methods and their range. "
         "Left-out error: mean absolute error, in accuracy points, of the monotone law on a method that it was not "
         "fitted to; mean over methods ± half the 95 % t-interval over methods, since what is asked is how it would do "
         "on one more. The methods’ fits share most of their checkpoints, so take that interval as a guide. Guessing: "
@@ -115,16 +125,31 @@ def examine(points: pl.DataFrame, samples: int = 200) -> list[Tested]:
 
 
 def _examine(points: pl.DataFrame, column: str, samples: int) -> Tested:
-    x, y, methods = _columns(points, column)
     summary = law.summarise(points, [column], samples=samples)[0]
-    left_out = summary.saturating.left_out if summary.saturating else None
-    return Tested(
-        column,
-        summary,
-        law.r2_within_methods(law.fit_saturating, x, y, methods),
-        left_out.by_method if left_out else {},
-        summary.baseline.by_method if left_out and summary.baseline else {},
-    )
+    r2s: list[float] = []
+    within: list[dict[str, float]] = []
+    errors: list[dict[str, float]] = []
+    quadratic_errors: list[dict[str, float]] = []
+    guesses: list[dict[str, float]] = []
+    for _, own in points.group_by("seed", maintain_order=True):
+        x, y, methods = _columns(own, column)
+        with suppress(RazorError):
+            fitted = law.fit_saturating(x, y)
+            r2s.append(law.r_squared(y, fitted.predict(x)))
+            within.append(law.r2_within_methods(law.fit_saturating, x, y, methods))
+            missed = law.leave_one_method_out(law.fit_saturating, x, y, methods)
+            quadratic = law.leave_one_method_out(law.fit_quadratic, x, y, methods)
+            guessed = law.leave_one_method_out(law.fit_constant, x, y, methods)
+            errors.append(missed.by_method)
+            quadratic_errors.append(quadratic.by_method)
+            guesses.append(guessed.by_method)
+    return Tested(column, summary, r2s, *map(_over_seeds, (within, errors, quadratic_errors, guesses)))
+
+
+def _over_seeds(by_seed: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Method -> mean over the seeds that have it."""
+    names = dict.fromkeys(name for of_seed in by_seed for name in of_seed)
+    return {name: float(np.mean([of_seed[name] for of_seed in by_seed if name in of_seed])) for name in names}
 
 
 def gap(more: dict[str, float], less: dict[str, float]) -> Estimate | None:
@@ -134,17 +159,18 @@ def gap(more: dict[str, float], less: dict[str, float]) -> Estimate | None:
 
 
 def residuals_of(points: pl.DataFrame, column: str) -> dict[str, Estimate]:
-    """Method -> mean forgetting beyond the monotone law fitted to the other methods, over seeds; empty for one method.
+    """Method -> mean forgetting beyond the monotone law of the other methods and its seed; empty for one method.
 
     Fractions of 1; positive where the method forgets more than its drift suggests.
     """
-    x, y, methods = _columns(points, column)
-    try:
-        residuals = law.left_out_residuals(law.fit_saturating, x, y, methods)
-    except RazorError:
+    rows = []
+    for _, own in points.group_by("seed", maintain_order=True):
+        with suppress(RazorError):
+            residuals = law.left_out_residuals(law.fit_saturating, *_columns(own, column))
+            rows.append(_measured(own, column).with_columns(residual=pl.Series(residuals)))
+    if not rows:
         return {}
-    rows = _measured(points, column).with_columns(residual=pl.Series(residuals))
-    means = rows.group_by("method", "seed", maintain_order=True).agg(pl.mean("residual"))
+    means = pl.concat(rows).group_by("method", "seed", maintain_order=True).agg(pl.mean("residual"))
     by_method = means.group_by("method", maintain_order=True).agg("residual")
     return {method: Estimate.over(values) for method, values in by_method.rows()}
 
@@ -227,13 +253,19 @@ def _law_table(tested: Sequence[Tested]) -> Table:
             fit_cells(one.summary.quadratic)[0],
             fit_cells(one.summary.saturating)[0],
             number(one.summary.spearman),
+            _by_seed(one.r2s),
             _spread(one.within),
             {"across": "across methods", "within": "within a method", "neither": "no"}[one.verdict],
         ]
         for one in tested
     ]
-    headers = ["measure", "quadratic R² [95 %]", "monotone R² [95 %]", "Spearman", "R² within a method", "law holds"]
+    headers = ["measure", "quadratic R² [95 %]", "monotone R² [95 %]", "Spearman", "monotone R², by seed"]
+    headers += ["R² within a method", "law holds"]
     return Table("Across methods and within one", headers, rows)
+
+
+def _by_seed(r2s: Sequence[float]) -> str:
+    return written(Estimate.over(list(r2s)), number).replace("-", "−") if r2s else NEVER
 
 
 def _spread(within: dict[str, float]) -> str:
@@ -249,7 +281,7 @@ def _forecast_table(tested: Sequence[Tested]) -> Table:
     rows = [
         [
             one.name,
-            percent(_left_out(one.summary.quadratic)),
+            percent(_mean(one.quadratic_errors)),
             written(one.error),
             signed(one.gain),
             NEVER if one is forward else signed(gap(forward.errors, one.errors)),
@@ -270,8 +302,8 @@ def _forecast_table(tested: Sequence[Tested]) -> Table:
     return Table("Left-out error, accuracy points", headers, rows)
 
 
-def _left_out(fit: LawSummary | None) -> float | None:
-    return fit.left_out.mean if fit and fit.left_out else None
+def _mean(errors: dict[str, float]) -> float | None:
+    return float(np.mean(list(errors.values()))) if errors else None
 
 
 def _residual_table(study: Study, residuals: dict[str, dict[str, Estimate]]) -> Table:
