@@ -25,6 +25,17 @@ def test_help_does_not_wait_for_torch() -> None:
     assert done.stdout == "False\n"
 
 
+@pytest.mark.parametrize("command", [["tasks"], ["tasks", "--json"]])
+def test_a_reader_that_has_seen_enough_is_no_error(command: list[str]) -> None:
+    line = [sys.executable, "-m", "rlrazor", *command]
+    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.stderr is not None
+        assert process.stderr.read() == b""
+    assert process.returncode == 141
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

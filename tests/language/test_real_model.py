@@ -98,6 +98,7 @@ def sweep(gguf: str, mirror: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         task="letter-word",
         methods=(*METHODS, "sft+kl", "grpo+kl"),
         lrs=(1e-5,),
+        epochs=(2,),  # the oracle has fewer prompts, hence fewer steps an epoch
         rl_lrs=(1e-5,),
         batch_sizes=(8,),
         rl_prompts=4,
@@ -152,7 +153,8 @@ def test_three_steps_move_the_policy_away_from_the_base_and_leave_the_base_alone
         sweep.store.write(spec, taught, seconds=0, weights="final")
         teacher = {"method": TEACHER, "params": spec.params, "seed": spec.seed, "step": STEPS}
     records = [checkpoint.record for checkpoint in sweep.train(name, teacher)]
-    assert [record.step for record in records] == [2, STEPS]
+    assert len(records) >= 2
+    assert records[-1].step == STEPS
     for column in ("kl_forward", "kl_reverse", "kl_probe", "weight_l2"):
         distances = [record.drift[column] for record in records]
         assert 0 < distances[0] < distances[-1], (column, distances)

@@ -1,6 +1,7 @@
 """The command `razor`: parse, call, print. One module per command; heavy imports wait until a command needs them."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -11,6 +12,7 @@ from rlrazor.errors import RazorError
 
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130
+EXIT_PIPE = 141  # as the shell counts a process that SIGPIPE ended
 
 
 class _Parser(argparse.ArgumentParser):
@@ -31,7 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run `razor`; returns the exit code: 0 done, 2 an error said in one sentence, 130 interrupted."""
+    """Run `razor`; the exit code is 0 done, 2 an error said in one sentence, 130 interrupted, 141 output cut short."""
     given = list(sys.argv[1:] if argv is None else argv)
     arguments, unknown = build_parser().parse_known_args(given)
     arguments.argv = given
@@ -39,10 +41,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         if unknown:
             raise RazorError(f"Unknown option {unknown[0]!r}. Options: {', '.join(arguments.options)}.")
         code: int = arguments.run(arguments)
+        sys.stdout.flush()
     except RazorError as error:
         print(f"razor: {error}", file=sys.stderr)
         return EXIT_ERROR
     except KeyboardInterrupt:
         print("razor: interrupted. Finished runs are kept; the same command goes on from there.", file=sys.stderr)
         return EXIT_INTERRUPTED
+    except BrokenPipeError:  # whoever read the output, `head` say, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
+        return EXIT_PIPE
     return code

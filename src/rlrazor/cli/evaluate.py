@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from rlrazor.cli.language import SETTINGS, add_source, needs_extra, source_of
-from rlrazor.cli.printing import Subparsers, options_of
+from rlrazor.cli.printing import Subparsers, console_for_tables, options_of, records_table
 
 _OWN = ("max_new_tokens", "test_prompts", "kl_samples", "scored", "prior", "prior_limit")
 
@@ -36,7 +36,6 @@ def add_to(commands: Subparsers) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Measure and print."""
     needs_extra()
-    from rlrazor.cli.printing import records_table
     from rlrazor.experiments.language.config import parse_setting, resolve
     from rlrazor.experiments.language.evaluate import compare
 
@@ -58,5 +57,5 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps({"base": base and asdict(base), "model": asdict(tuned)}, indent=2))
         return 0
-    Console().print(records_table(base or tuned, [tuned] if base else []))
+    console_for_tables().print(records_table(base or tuned, [tuned] if base else []))
     return 0

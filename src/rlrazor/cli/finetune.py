@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from rlrazor.cli.language import SETTINGS, add_running, add_source, needs_extra, trainer_of
-from rlrazor.cli.printing import Subparsers, human_seconds, options_of
+from rlrazor.cli.printing import Subparsers, console_for_tables, human_seconds, options_of, records_table
 from rlrazor.errors import RazorError
 
 # What a single run has of a sweep's settings.
@@ -58,7 +58,6 @@ def run(arguments: argparse.Namespace) -> int:
     needs_extra()
     from dataclasses import asdict, replace
 
-    from rlrazor.cli.printing import records_table
     from rlrazor.experiments.language.config import TINY, parse_setting, resolve
     from rlrazor.experiments.language.reproduce import plan
     from rlrazor.experiments.work import Work
@@ -95,7 +94,7 @@ def run(arguments: argparse.Namespace) -> int:
         command = shlex.join(["razor", *arguments.argv])
         print(json.dumps({"command": command, "model": str(model), "base": asdict(base), "records": records}, indent=2))
         return 0
-    printed = Console()
+    printed = console_for_tables()
     printed.print(records_table(base, finished.records))
     if model.exists():
         printed.print(f"Model: {model}", highlight=False, soft_wrap=True)

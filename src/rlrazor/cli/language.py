@@ -1,21 +1,17 @@
 """What `razor finetune`, `razor sweep` and `razor reproduce language` share: their options, and how they run."""
 
 import argparse
-import json
 import os
 import shlex
-from dataclasses import asdict, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.table import Table
 
-from rlrazor.cli.printing import human_seconds, print_results, shown
+from rlrazor.cli.printing import human_seconds, print_plan, print_results
 from rlrazor.errors import RazorError
 
 if TYPE_CHECKING:
-    from rlrazor.experiments.language.config import Config
     from rlrazor.experiments.language.train import TaskSource, Trainer
 
 # The settings of the grid, which a config file can hold too; parsed by config.parse_setting.
@@ -161,7 +157,12 @@ def run_sweep(arguments: argparse.Namespace, preset: str, out: Path) -> int:
         raise RazorError(f"--jobs must be at least 1, not {jobs}.")
     trainer = trainer_of(arguments, config.base, config.task)
     if arguments.dry_run:
-        _print_plan(config, estimate(config, trainer.task), jobs, as_json=arguments.json)
+        found = estimate(config, trainer.task)
+        what = (
+            f"{found.runs} runs, {found.steps:,} updates, {found.checkpoints:,} checkpoints measured, with {jobs} "
+            f"job{'s' if jobs > 1 else ''}."
+        )
+        print_plan(config, found, what, as_json=arguments.json)
         return 0
     command = shlex.join(["razor", *arguments.argv])
     console = Console(stderr=True)
@@ -171,21 +172,3 @@ def run_sweep(arguments: argparse.Namespace, preset: str, out: Path) -> int:
     console.print(f"{done.trained} runs trained, {done.kept} kept, in {human_seconds(done.seconds)}.", highlight=False)
     print_results(done.results, done.report, as_json=arguments.json)
     return 0
-
-
-def _print_plan(config: "Config", estimate: Any, jobs: int, *, as_json: bool) -> None:
-    settings = asdict(config)
-    if as_json:
-        print(json.dumps({"config": settings, "estimate": asdict(estimate)}, indent=2))
-        return
-    table = Table(title="The grid", title_justify="left", show_header=False)
-    for field in fields(config):
-        table.add_row(field.name, shown(settings[field.name]))
-    console = Console()
-    console.print(table)
-    console.print(
-        f"{estimate.runs} runs, {estimate.steps:,} updates, {estimate.checkpoints:,} checkpoints measured, with {jobs} "
-        f"job{'s' if jobs > 1 else ''}. Nothing was run.",
-        highlight=False,
-        soft_wrap=True,
-    )

@@ -3,6 +3,7 @@
 import argparse
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,9 +39,15 @@ def print_results(results: "Results", report: Path, *, as_json: bool) -> None:
     console.print(f"Report: {report}", highlight=False, soft_wrap=True)
 
 
+class _Output(Console):
+    def on_broken_pipe(self) -> None:
+        """Rich would exit with 1, which is a finding of some commands."""
+        raise BrokenPipeError
+
+
 def console_for_tables(width: int = 120) -> Console:
     """Standard output; a file has no width of its own, and the tables need more than the usual guess of 80."""
-    console = Console()
+    console = _Output()
     if not console.is_terminal:
         console.width = width
     return console
@@ -63,6 +70,20 @@ def shown(value: Any) -> str:
         if isinstance(value, tuple | list)
         else str(value)
     )
+
+
+def print_plan(config: Any, estimate: Any, what: str, *, as_json: bool) -> None:
+    """What a dry run prints: the settings of a grid, and what it would take, in words or, as JSON, in numbers."""
+    settings = asdict(config)
+    if as_json:
+        print(json.dumps({"config": settings, "estimate": asdict(estimate)}, indent=2))
+        return
+    table = Table(title="The grid", title_justify="left", show_header=False)
+    for field in fields(config):
+        table.add_row(field.name, shown(settings[field.name]))
+    console = console_for_tables()
+    console.print(table)
+    console.print(f"{what} Nothing was run.", highlight=False, soft_wrap=True)
 
 
 def records_table(base: Record, records: Sequence[Record]) -> Table:

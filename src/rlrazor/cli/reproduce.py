@@ -1,23 +1,19 @@
 """`razor reproduce parity-mnist` and `razor reproduce language`: whole experiments, from the data to the report."""
 
 import argparse
-import json
 import os
 import shlex
-from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.table import Table
 
 from rlrazor.cli import language
-from rlrazor.cli.printing import Subparsers, human_seconds, options_of, print_results, shown
+from rlrazor.cli.printing import Subparsers, human_seconds, options_of, print_plan, print_results
 from rlrazor.errors import RazorError
 
 if TYPE_CHECKING:
-    from rlrazor.experiments.parity_mnist.config import Config
-    from rlrazor.experiments.parity_mnist.reproduce import Estimate, Options
+    pass
 
 # The settings of the grid, which a config file can hold too; parsed by config.parse_setting.
 SETTINGS = {
@@ -122,7 +118,14 @@ def run(arguments: argparse.Namespace) -> int:
         keep_sweep=keep_sweep,
     )
     if arguments.dry_run:
-        _print_plan(config, options, estimate(config, options, analyses), as_json=arguments.json)
+        found = estimate(config, options, analyses)
+        what = (
+            f"{found.runs} runs, {found.trained} of them trained (a short constant run is the beginning of a longer "
+            f"one), {found.checkpoints} checkpoints measured.\nAbout {human_seconds(found.seconds)} with "
+            f"{options.jobs} job{'s' if options.jobs > 1 else ''} on this machine, and "
+            f"{found.disk_bytes / 1e6:.0f} MB in {options.out}."
+        )
+        print_plan(config, found, what, as_json=arguments.json)
         return 0
     console = Console(stderr=True)
     done = reproduce(config, options, console, analyses)
@@ -131,23 +134,3 @@ def run(arguments: argparse.Namespace) -> int:
     console.print(f"{done.trained} runs trained, {done.kept} kept, in {human_seconds(done.seconds)}.", highlight=False)
     print_results(done.results, done.report, as_json=arguments.json)
     return 0
-
-
-def _print_plan(config: "Config", options: "Options", estimate: "Estimate", *, as_json: bool) -> None:
-    settings = asdict(config)
-    if as_json:
-        print(json.dumps({"config": settings, "estimate": asdict(estimate)}, indent=2))
-        return
-    table = Table(title="The grid", title_justify="left", show_header=False)
-    for field in fields(config):
-        table.add_row(field.name, shown(settings[field.name]))
-    console = Console()
-    console.print(table)
-    console.print(
-        f"{estimate.runs} runs, {estimate.trained} of them trained (a short constant run is the beginning of a longer "
-        f"one), {estimate.checkpoints} checkpoints measured.\nAbout {human_seconds(estimate.seconds)} with "
-        f"{options.jobs} job{'s' if options.jobs > 1 else ''} on this machine, and {estimate.disk_bytes / 1e6:.0f} MB "
-        f"in {options.out}. Nothing was run.",
-        highlight=False,
-        soft_wrap=True,
-    )

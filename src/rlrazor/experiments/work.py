@@ -5,6 +5,7 @@ import os
 import platform
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,22 @@ from rich.console import Console
 from rlrazor import sweep
 from rlrazor.progress import SweepProgress
 from rlrazor.records import RunSpec
+from rlrazor.report import Results
 from rlrazor.store import RunStore, WeightsMode
 
 MACHINE = f"{platform.machine()}, {os.cpu_count()} cores, {sys.platform}"
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """What a command made. `trained` and `kept` count runs; `diverged` describes those that were cut short."""
+
+    results: Results
+    report: Path
+    trained: int
+    kept: int
+    diverged: Sequence[str]
+    seconds: float
 
 
 class Work:

@@ -9,7 +9,6 @@ from typing import Any
 
 from rich.console import Console
 
-from rlrazor.errors import RazorError
 from rlrazor.experiments.language import config as configs
 from rlrazor.experiments.language.config import EXPERIMENT, RECIPE, TINY, Config
 from rlrazor.experiments.language.evaluate import DRIFT, LM_EVAL_INPUTS, TINY_INPUTS
@@ -17,6 +16,7 @@ from rlrazor.experiments.language.methods import FROM_TEACHER, TEACHER, find_met
 from rlrazor.experiments.language.train import TaskSource, Trainer
 from rlrazor.experiments.work import (
     MACHINE,
+    Reproduction,
     Work,
     choose_teachers,
     spec_of,
@@ -25,7 +25,7 @@ from rlrazor.experiments.work import (
     warn_of_another_machine,
 )
 from rlrazor.records import BASE, RunSpec, to_table
-from rlrazor.report import Results, load, write_report
+from rlrazor.report import load, write_report
 from rlrazor.store import WeightsMode
 
 # One for each quadrant of the paper's Fig. 4, where a sweep has them: on-policy or not, with negatives or not.
@@ -41,18 +41,6 @@ class Options:
     weights: WeightsMode = "none"
     preset: str = ""
     command: str = ""
-
-
-@dataclass(frozen=True)
-class Reproduction:
-    """What `reproduce` made. `trained` and `kept` count runs; `diverged` describes those that were cut short."""
-
-    results: Results
-    report: Path
-    trained: int
-    kept: int
-    diverged: Sequence[str]
-    seconds: float
 
 
 @dataclass(frozen=True)
@@ -199,6 +187,3 @@ def estimate(config: Config, source: TaskSource) -> Estimate:
 def default_jobs() -> int:
     """A process per core for the tiny base; bigger ones share no memory, so the command's user has to ask for more."""
     return os.cpu_count() or 1
-
-
-__all__ = ["Estimate", "Options", "Plan", "RazorError", "Reproduction", "estimate", "plan", "reproduce"]

@@ -371,6 +371,14 @@ class _Sampling:
             except sampling.NotFiniteError as error:
                 raise DivergedError(self.state.global_step, self.state.epoch or 0.0) from error  # type: ignore[attr-defined]
 
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """TRL's loss, which has to be finite."""
+        loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)  # type: ignore[misc]
+        _check(loss, self)
+        return loss
+
 
 class _OnPolicy(_Sampling, GRPOTrainer):  # type: ignore[misc]
     """GRPO with our samples and, where the method has other ones, our advantages."""
@@ -433,14 +441,6 @@ class _OnPolicy(_Sampling, GRPOTrainer):  # type: ignore[misc]
         total_N: Tensor = (logp_NT * output["completion_mask"]).sum(dim=1)
         return total_N
 
-    def compute_loss(
-        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
-        """TRL's loss, which has to be finite."""
-        loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        _check(loss, self)
-        return loss
-
 
 def _grpo(
     method: Method, settings: Settings, model: Any, tokenizer: Any, examples: Sequence[Example], reward: Reward | None,
@@ -488,14 +488,6 @@ class _Sdft(_Sampling, SDFTTrainer):  # type: ignore[misc]
 
     def _generate_transformers(self, prompt_ids: list[list[int]]) -> tuple[list[list[int]], list[list[int]]]:
         return prompt_ids, self.sample(prompt_ids)
-
-    def compute_loss(
-        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
-        """TRL's loss, which has to be finite."""
-        loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        _check(loss, self)
-        return loss
 
 
 def _sdft(

@@ -20,6 +20,7 @@ from rlrazor.experiments.parity_mnist.policy import NEW_TASK, PIXELS, DigitPolic
 from rlrazor.experiments.parity_mnist.train import EXPERIMENT, Trainer, generator, prepare_process, sample
 from rlrazor.experiments.work import (
     MACHINE,
+    Reproduction,
     Work,
     choose_teachers,
     spec_of,
@@ -28,7 +29,7 @@ from rlrazor.experiments.work import (
     warn_of_another_machine,
 )
 from rlrazor.records import BASE, RunSpec, to_table
-from rlrazor.report import Results, load, write_report
+from rlrazor.report import load, write_report
 from rlrazor.report.tables import read_table
 from rlrazor.store import RunStore, WeightsMode
 
@@ -51,18 +52,6 @@ class Options:
     preset: str = ""
     command: str = ""
     keep_sweep: bool = False  # analyses of a sweep take the one that is in the folder, if there is one
-
-
-@dataclass(frozen=True)
-class Reproduction:
-    """What `reproduce` made. `trained` and `kept` count runs; `diverged` describes those that were cut short."""
-
-    results: Results
-    report: Path
-    trained: int
-    kept: int
-    diverged: Sequence[str]
-    seconds: float
 
 
 def reproduce(config: Config, options: Options, console: Console, analyses: Sequence[str] = ()) -> Reproduction:
