@@ -199,5 +199,6 @@ def test_an_adapter_is_trained_by_the_command_and_loads_again(
         weights_of(sweep.untouched.model),
         weights_of(load(sweep.config.base, adapter=Path(found["model"])).model),
     )
-    moved = torch.cat([(after[name] - weight).flatten() for name, weight in before.items()]).norm().item()
+    # In double: torch's float32 norm of 135M numbers is 1.5 % too small.
+    moved = torch.cat([(after[name] - weight).flatten() for name, weight in before.items()]).double().norm().item()
     assert moved == pytest.approx(found["records"][-1]["drift"]["weight_l2"], rel=1e-3)
