@@ -225,6 +225,13 @@ def test_humaneval_is_left_out_of_the_default_tasks(monkeypatch: pytest.MonkeyPa
     assert "left out" in scores.notes[0]
 
 
+def test_only_a_newline_ends_a_row(tmp_path: Path) -> None:
+    rows = [{"text": "a\x85b"}, {"text": "c\u2028d"}]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\r\n".join(json.dumps(row, ensure_ascii=False) for row in rows), encoding="utf-8", newline="")
+    assert list(prior._rows(path, ("text",))) == rows
+
+
 def test_what_is_missing_is_said(model: Any, mirror: Path, tmp_path: Path) -> None:
     with pytest.raises(RazorError, match="No prior task"):
         prior.evaluate(model, TOKENIZER, [])

@@ -340,7 +340,10 @@ def _read_mirror(folder: Path, dataset: str, subset: str | None) -> dict[str, An
 def _rows(path: Path, columns: tuple[str, ...]) -> tuple[dict[str, Any], ...]:
     schema = f"one JSON object per line with {', '.join(columns)}"
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        with path.open(
+            encoding="utf-8"
+        ) as file:  # not splitlines(): U+0085 and U+2028, which JSON may hold, end no line
+            lines = list(file)
     except OSError as error:
         raise RazorError(f"The mirror needs the file {path}: {schema}.") from error
     rows = []
