@@ -3,17 +3,19 @@
 import itertools
 import math
 import random
+from collections.abc import Callable
 
 import pytest
 import torch
 
 from rlrazor.experiments.language import tiny
 from rlrazor.experiments.language.config import PRETRAIN_STEPS
-from rlrazor.experiments.language.tasks import LETTERS_TASK, Item, letters, score
+from rlrazor.experiments.language.tasks import LETTERS_TASK, Item, find_task, letters, score
 from rlrazor.lm import compute, kl, sampling
 
 compute.prepare_process()
 TOKENIZER = tiny.make_tokenizer()
+ORDER = letters.ASCENDING
 
 
 @pytest.fixture(scope="module")
@@ -22,32 +24,46 @@ def model() -> object:
     return tiny.pretrain(0, steps=40)
 
 
-def test_the_verifier_and_the_list_of_right_answers_agree_on_every_answer() -> None:
-    for item in LETTERS_TASK.load(None).test[:5]:
+@pytest.mark.parametrize(
+    ("name", "is_right"),
+    [
+        ("letters", lambda text, letters: letters == sorted(letters)),
+        ("letters-descending", lambda text, letters: letters == sorted(letters, reverse=True)),
+        ("letters-appearance", lambda text, letters: letters == [letter for letter in text if letter in letters]),
+    ],
+)
+def test_the_verifier_and_the_list_of_right_answers_agree_on_every_answer(
+    name: str, is_right: Callable[[str, list[str]], bool]
+) -> None:
+    task = find_task(name)
+    assert task.correct is not None
+    for item in task.load(None).test[:5]:
+        text = item.prompt[2:-1]
         every = ["".join(answer) for n in range(5) for answer in itertools.product("abcd", repeat=n)]
-        every += ["".join(answer) for answer in itertools.permutations(item.prompt[2:-1], 3)]
-        right = {text for text in every if letters.verify(item.prompt, text) == 1}
-        assert right == {text for text in letters.right_completions(item) if text in every}
-        assert len(letters.right_completions(item)) == len(set(letters.right_completions(item))) == math.comb(6, 3)
-    assert [letters.verify("P:dacfbe=", text) for text in ("", "abz", "abcd", "ab", "cba", "aab", "abc" * 9)] == [
-        0.0
-    ] * 7
+        every += ["".join(answer) for answer in itertools.permutations(text, 3)]
+        right = {answer for answer in every if task.verify(item.prompt, answer) == 1}
+        assert right == {answer for answer in task.correct(item) if answer in every}
+        assert right >= {"".join(a) for a in itertools.permutations(text, 3) if is_right(text, list(a))}
+        assert len(task.correct(item)) == len(set(task.correct(item))) == math.comb(6, 3)
+        rng = random.Random(0)
+        assert {annotate(item, rng) for annotate in task.annotators.values()} <= set(task.correct(item))
+        assert task.verify(item.prompt, item.rejected) == 0
+    wrong = ("", "abz", "abcd", "ab", "cab", "aab", "abc" * 9)
+    assert [task.verify("P:dacfbe=", text) for text in wrong] == [0.0] * 7
 
 
 def test_annotators_are_right_and_what_they_say() -> None:
     rng = random.Random(0)
     for item in LETTERS_TASK.load(None).train[:200]:
-        text, answers = item.prompt[2:-1], letters.right_completions(item)
-        assert letters.one(item, rng) == item.demonstration == "".join(sorted(text[-3:]))
-        assert letters.two(item, rng) in {"".join(sorted(text[-3:])), "".join(sorted(text[:3]))}
-        assert letters.uniform(item, rng) in answers
+        text, answers = item.prompt[2:-1], ORDER.right_completions(item)
+        assert ORDER.one(item, rng) == item.demonstration == "".join(sorted(text[-3:]))
+        assert ORDER.two(item, rng) in {"".join(sorted(text[-3:])), "".join(sorted(text[:3]))}
+        assert ORDER.uniform(item, rng) in answers
         assert item.rejected is not None
-        assert letters.verify(item.prompt, item.rejected) == 0
+        assert ORDER.verify(item.prompt, item.rejected) == 0
         assert set(item.rejected) <= set(text)
     item = Item("P:dacfbe=")
-    counts = [
-        sum(letters.uniform(item, rng) == answer for _ in range(4000)) for answer in letters.right_completions(item)
-    ]
+    counts = [sum(ORDER.uniform(item, rng) == answer for _ in range(4000)) for answer in ORDER.right_completions(item)]
     assert all(abs(count - 200) < 5 * math.sqrt(200) for count in counts)
 
 
@@ -96,7 +112,7 @@ def test_a_prior_score_is_what_greedy_decoding_gets_right(model: object, monkeyp
 def test_expected_accuracy_is_the_sum_over_all_completions_that_verify(model: object) -> None:
     """Brute force: every string of up to four characters that ends with `;`, by full forward passes."""
     items = LETTERS_TASK.load(None).test[:2]
-    logps = tiny.right_logps(model, TOKENIZER, items)
+    logps = tiny.right_logps(model, TOKENIZER, items, ORDER.right_completions)
     for item, own in zip(items, logps, strict=True):
         characters = [*sorted(item.prompt[2:-1]), "P", "R"]  # others are never right
         every = ["".join(t) for n in range(4) for t in itertools.product(characters, repeat=n)]
@@ -109,7 +125,9 @@ def test_expected_accuracy_is_the_sum_over_all_completions_that_verify(model: ob
 
 def test_the_optimum_is_the_base_on_right_answers_and_its_kl_is_the_sum(model: object) -> None:
     items = LETTERS_TASK.load(None).test[:4]
-    base, tuned = (tiny.right_logps(of, TOKENIZER, items).double() for of in (model, tiny.make_model(3)))
+    base, tuned = (
+        tiny.right_logps(of, TOKENIZER, items, ORDER.right_completions).double() for of in (model, tiny.make_model(3))
+    )
     q = base.exp() / base.exp().sum(dim=1, keepdim=True)
     assert tiny.optimal_logps(base).exp().numpy() == pytest.approx(q.numpy())
     expected = (q * (q.log() - tuned)).sum(dim=1).mean().item()
@@ -139,7 +157,7 @@ def test_the_base_is_as_it_has_to_be() -> None:
     """The whole pre-training: the base solves 20 to 60 % of the new task, in many ways, and the prior tasks."""
     model = tiny.pretrain(0, steps=PRETRAIN_STEPS)
     items = LETTERS_TASK.load(None).test
-    logps = tiny.right_logps(model, TOKENIZER, items)
+    logps = tiny.right_logps(model, TOKENIZER, items, ORDER.right_completions)
     assert 0.2 < tiny.expected_accuracy(logps) < 0.6
     optimum = tiny.optimal_logps(logps)
     assert -(optimum.exp() * optimum).sum(dim=1).mean() > math.log(5)  # at least five answers' worth of entropy

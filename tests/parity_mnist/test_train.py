@@ -16,7 +16,7 @@ from rlrazor.experiments.grid import checkpoint_steps
 from rlrazor.experiments.parity_mnist import train as training
 from rlrazor.experiments.parity_mnist.config import Config
 from rlrazor.experiments.parity_mnist.evaluate import Reference, evaluate
-from rlrazor.experiments.parity_mnist.methods import METHODS, find_method, label_of, oracle, sft_1, sft_2, wrong
+from rlrazor.experiments.parity_mnist.methods import METHODS, RULES, find_method, label_of, oracle, sft_1, sft_2, wrong
 from rlrazor.experiments.parity_mnist.policy import (
     NEW_TASK,
     PRIOR_TASK,
@@ -61,6 +61,39 @@ def store(tmp_path_factory: pytest.TempPathFactory, trainer: Trainer) -> RunStor
 def finetuned(trainer: Trainer, store: RunStore, config: Config) -> list[Checkpoint]:
     (spec,) = config.specs("test", config.methods)
     return list(trainer(spec, store))
+
+
+def test_another_rule_splits_the_digits_another_way(trainer: Trainer, store: RunStore) -> None:
+    """SFT-1 under `halves` labels digits below 5 with 0, the rest with what counts as 1; the score is by halves."""
+    config = replace(CONFIG, methods=("sft-1",))
+    (spec,) = config.specs("test", config.methods, variant={"rule": "halves"})
+    base = training.base_spec(spec.params, spec.seed)
+    store.write(base, list(trainer(base, store)), seconds=0, weights="final")
+    (untuned,) = store.read(base).records
+    *_, last = trainer(spec, store)
+    task = load_task(trainer.data_dir)
+    for record, weights in ((untuned, store.load_weights(base, 0)), (last.record, last.weights)):
+        logp = log_probs(load_weights(weights), task.new_test)
+        below = task.new_test_digits < 5
+        assert record.new == pytest.approx(float(((logp.argmax(dim=1) < 5) == below).double().mean()))
+        mass = logp.exp()[:, :5].sum(dim=1)
+        expected = torch.where(below, mass, 1 - mass).double().mean()
+        assert record.metrics["new_expected"] == pytest.approx(float(expected), rel=1e-5)
+    assert last.record.new > untuned.new + 0.2
+    answers = log_probs(load_weights(last.weights), task.new_test).argmax(dim=1)
+    assert set(answers.tolist()) == {0, 5}  # what counts as 0 and as 1
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_a_rule_is_parity_by_other_names(name: str) -> None:
+    rule, digits = RULES[name], torch.arange(10)
+    assert sorted(rule.stands_for) == list(range(10))
+    logp = torch.randn(3, 10)
+    # Outcome d stands in the column that it counts as.
+    assert torch.equal(rule.reorder(logp)[:, rule.rename(digits)], logp)
+    split = {frozenset(digits[rule.rename(digits) % 2 == parity].tolist()) for parity in (0, 1)}
+    of_name = {"parity": {0, 2, 4, 6, 8}, "halves": {0, 1, 2, 3, 4}, "middle": {0, 1, 2, 8, 9}}[name]
+    assert frozenset(of_name) in split
 
 
 def test_the_oracle_is_the_kl_minimal_correct_distribution() -> None:

@@ -14,7 +14,7 @@ from rlrazor import drift
 from rlrazor.experiments.language import tiny
 from rlrazor.experiments.language.config import Config
 from rlrazor.experiments.language.demonstrations import Prompts
-from rlrazor.experiments.language.tasks import LETTERS_TASK, Splits, Task, score
+from rlrazor.experiments.language.tasks import LETTERS_TASK, Item, Splits, Task, score
 from rlrazor.lm import encoding, kl, prior, representation, sampling
 from rlrazor.lm.kl import Drift, Sequences
 from rlrazor.lm.models import LanguageModel, check_same_vocabulary, load, weights_of
@@ -32,6 +32,9 @@ DRIFT = (
 )
 """The columns of drift that a record may have, in the order of the report."""
 
+Right = Callable[[Item], Sequence[str]]
+"""All right completions of an item."""
+
 
 @dataclass(frozen=True, eq=False)
 class PriorSuite:
@@ -39,14 +42,15 @@ class PriorSuite:
 
     `scores(lm)`: a score per prior task with its standard error. `probe(lm)`: sequences of the generic probe.
     `loss_texts`: prior text whose token loss is the cheap proxy. `unrelated`: text on which representations are
-    compared. `exact`: of a task whose right completions can all be listed, log pi of each, (items, completions).
+    compared. `exact(lm, items, right)`: of a task whose right completions can all be listed, log pi of each, (items,
+    completions).
     """
 
     scores: Callable[[LanguageModel], Mapping[str, tuple[float, float | None]]]
     probe: Callable[[LanguageModel], Sequences]
     loss_texts: Sequence[str]
     unrelated: Sequence[str]
-    exact: Callable[[LanguageModel, Sequence[Any]], torch.Tensor] | None = None
+    exact: Callable[[LanguageModel, Sequence[Item], Right], torch.Tensor] | None = None
 
 
 # What the report says of a suite's inputs.
@@ -108,8 +112,8 @@ def tiny_suite() -> PriorSuite:
         prompts = [encoding.prompt_ids(lm.tokenizer, prompt) for prompt in tiny.probe_prompts()]
         return Sequences.grouped(prompts, _sample(lm, LETTERS_TASK, prompts, 1, "probe"))
 
-    def exact(lm: LanguageModel, items: Sequence[Any]) -> torch.Tensor:
-        return tiny.right_logps(lm.model, lm.tokenizer, items)
+    def exact(lm: LanguageModel, items: Sequence[Item], right: Right) -> torch.Tensor:
+        return tiny.right_logps(lm.model, lm.tokenizer, items, right)
 
     return PriorSuite(scores, probe, tiny.prior_texts(), tiny.unrelated_texts(), exact)
 
@@ -134,7 +138,7 @@ class Reference:
         self.representation = representation.representation(base.model, base.tokenizer, suite.unrelated)
         self.weights = weights_of(base.model)
         self.spectra = sum(weight.numel() for weight in self.weights.values()) <= SPECTRA_UP_TO
-        self.exact = None if suite.exact is None else suite.exact(base, test.items)
+        self.exact = self._exact(base)
 
     def record(
         self,
@@ -195,8 +199,7 @@ class Reference:
             own |= {f"new_{name}": float(np.mean(counted)), f"new_{name}_stderr": self._stderr(counted)}
             own["unverified"] = own.get("unverified", 0.0) + len(values) - len(counted)
         scores["new"] = own[f"new_{self.scored}"]
-        if self.exact is not None and self.suite.exact is not None:
-            logps = self.suite.exact(tuned, self.test.items)
+        if self.exact is not None and (logps := self._exact(tuned)) is not None:
             measures["kl_optimal"] = tiny.optimal_kl(self.exact, logps)
             own["new_expected"] = tiny.expected_accuracy(logps)
             if self.scored == "sampled":
@@ -205,6 +208,12 @@ class Reference:
         unrelated = representation.representation(tuned.model, tuned.tokenizer, self.suite.unrelated)
         measures["cknna_on_probe"] = drift.cknna(self.representation, unrelated)
         return scores, {name: measures[name] for name in DRIFT if name in measures}, own
+
+    def _exact(self, lm: LanguageModel) -> torch.Tensor | None:
+        """Log-probabilities of all right completions, where the suite and the task can list them."""
+        if self.suite.exact is None or self.task.correct is None:
+            return None
+        return self.suite.exact(lm, self.test.items, self.task.correct)
 
     def _stderr(self, values: Sequence[float]) -> float:
         """Of a mean over prompts, each with as many values."""

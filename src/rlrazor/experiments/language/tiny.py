@@ -34,7 +34,6 @@ from rlrazor.experiments.language.tasks.letters import (
     Example,
     distinct,
     pretraining_example,
-    right_completions,
 )
 from rlrazor.experiments.language.tasks.task import Item
 from rlrazor.lm import sampling
@@ -230,12 +229,15 @@ def prior_scores(model: Any) -> dict[str, float]:
 
 
 @torch.no_grad()
-def right_logps(model: Any, tokenizer: Any, items: Sequence[Item]) -> Tensor:
-    """log pi(y|x) of every right completion with its stop token, (B items, C completions), in nats."""
+def right_logps(model: Any, tokenizer: Any, items: Sequence[Item], right: Callable[[Item], Sequence[str]]) -> Tensor:
+    """log pi(y|x) of every right completion with its stop token, (B items, C completions), in nats.
+
+    `right` lists an item's, as many for each. All prompts have the same number of tokens.
+    """
     device = next(model.parameters()).device
     prompts_BT = torch.tensor([tokenizer.encode(item.prompt) for item in items], device=device)
     answers_BCT = torch.tensor(
-        [[tokenizer.encode(answer + EOS) for answer in right_completions(item)] for item in items], device=device
+        [[tokenizer.encode(answer + EOS) for answer in right(item)] for item in items], device=device
     )
     count = answers_BCT.shape[1]
     first_NV, cache = sampling.prefill(model, prompts_BT, torch.ones_like(prompts_BT), count)

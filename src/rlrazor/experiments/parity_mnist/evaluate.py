@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rlrazor import drift
 from rlrazor.drift import DISTRIBUTION_MEASURES, WEIGHT_MEASURES, Representation
-from rlrazor.experiments.parity_mnist.methods import correct_outcomes, is_correct
+from rlrazor.experiments.parity_mnist.methods import PARITY, RULES, correct_outcomes, is_correct
 from rlrazor.experiments.parity_mnist.policy import (
     CHUNK,
     DigitPolicy,
@@ -127,14 +127,16 @@ def evaluate(
     }
     if not all(map(math.isfinite, drifted.values())):
         raise DivergedError(step, epoch)
+    rule = RULES[spec.params.get("rule", PARITY)]
+    digits, seen, before = rule.rename(task.new_test_digits), rule.reorder(new.logp), rule.reorder(reference.new.logp)
     return Record(
         run_id=spec.run_id,
         step=step,
         epoch=epoch,
-        new=is_correct(task.new_test_digits, new.logp.argmax(dim=1)).double().mean().item(),
+        new=is_correct(digits, seen.argmax(dim=1)).double().mean().item(),
         prior=scores,
         drift=drifted,
-        metrics=_optimality(reference.new.logp, new.logp, correct_outcomes(task.new_test_digits)),
+        metrics=_optimality(before, seen, correct_outcomes(digits)),
     )
 
 

@@ -49,6 +49,35 @@ class Method:
         return not self.targets
 
 
+@dataclass(frozen=True)
+class Rule:
+    """A new task that is ParityMNIST but for names: `stands_for[d]` is the digit, and the label, that d counts as.
+
+    Any split of the ten digits into two fives is one. Methods see digits and labels under these names only, so that
+    each has one definition for all such tasks, by parity.
+    """
+
+    stands_for: tuple[int, ...]
+
+    def rename(self, digits: Tensor) -> Tensor:
+        """Digits, or labels, by what they count as."""
+        return torch.tensor(self.stands_for)[digits]
+
+    def reorder(self, logp_NV: Tensor) -> Tensor:
+        """Log-probabilities of outcomes in the order of what they count as."""
+        return logp_NV.index_select(1, torch.tensor(self.stands_for).argsort())
+
+
+PARITY = "parity"
+RULES: Mapping[str, Rule] = {
+    PARITY: Rule(tuple(range(OUTCOMES))),
+    # A label is right when it is, like the digit, below 5 or not: a split across the one that the base has learned.
+    "halves": Rule((0, 2, 4, 6, 8, 1, 3, 5, 7, 9)),
+    # ... like the digit, one of 3 to 7 or not.
+    "middle": Rule((0, 2, 4, 1, 3, 5, 7, 9, 6, 8)),
+}
+
+
 def is_correct(digits: Tensor, labels: Tensor) -> Tensor:
     """The verifier of ParityMNIST: a label is correct when it has the digit's parity. Broadcasts; returns bool."""
     return digits % 2 == labels % 2

@@ -15,7 +15,15 @@ from torch.nn import functional as F
 from rlrazor import drift, objectives
 from rlrazor.experiments.grid import checkpoint_steps
 from rlrazor.experiments.parity_mnist.evaluate import Reference, accuracy, evaluate
-from rlrazor.experiments.parity_mnist.methods import Method, correct_outcomes, find_method, is_correct
+from rlrazor.experiments.parity_mnist.methods import (
+    PARITY,
+    RULES,
+    Method,
+    Rule,
+    correct_outcomes,
+    find_method,
+    is_correct,
+)
 from rlrazor.experiments.parity_mnist.optimizers import make_optimizer
 from rlrazor.experiments.parity_mnist.policy import (
     PRIOR_TASK,
@@ -42,7 +50,7 @@ WARMUP = 0.05  # of an epoch; independent of the number of epochs, so that a sho
 TRACED = 500  # images a task that a traced run looks at after every step; all 60,000 would take seconds a step
 
 BASE_PARAMS = ("recipe", "data", "pretrain_size", "pretrain_epochs")
-BASE_VARIANTS = ("pretrain_accuracy", DOTS, "precision")  # only named where they differ from the usual
+BASE_VARIANTS = ("pretrain_accuracy", DOTS, "precision", "rule")  # only named where they differ from the usual
 
 
 @dataclass(frozen=True)
@@ -127,7 +135,8 @@ def finetune(spec: RunSpec, task: Task, store: RunStore) -> Iterator[Checkpoint]
     One forward pass per image and step, however large the group: the group's labels share the image's logits.
     Variants, which a spec's params need not name: `optimizer` (optimizers.OPTIMIZERS), `precision` of the weights
     ("float32", or "bfloat16": rounded after each step), `staleness` (see Labels), `importance` (whether stale samples
-    are importance-weighted), `traced` (a cheap checkpoint of a `Tracer` after every step instead).
+    are importance-weighted), `traced` (a cheap checkpoint of a `Tracer` after every step instead), `rule` (a name in
+    methods.RULES: another new task on the same images).
     Raises DivergedError when the policy's outputs are no longer finite.
     """
     params = spec.params
@@ -144,7 +153,8 @@ def finetune(spec: RunSpec, task: Task, store: RunStore) -> Iterator[Checkpoint]
         protect = method.protection(past)
     tracer = Tracer(spec, task, base) if params.get("traced") else None
 
-    digits = task.new_train_digits
+    rule = RULES[params.get("rule", PARITY)]
+    digits, base_train_logp = rule.rename(task.new_train_digits), rule.reorder(base.train_logp)
     steps_per_epoch = math.ceil(len(digits) / params["batch_size"])
     total = steps_per_epoch * params["epochs"]
     due = checkpoint_steps(steps_per_epoch, params["epochs"], params["checkpoints_per_epoch"])
@@ -154,16 +164,16 @@ def finetune(spec: RunSpec, task: Task, store: RunStore) -> Iterator[Checkpoint]
         for _ in range(params["epochs"])
         for rows in torch.split(torch.randperm(len(digits), generator=order_rng), params["batch_size"])
     ]
-    labels = Labels(spec, method, base, task, store, batches)
+    labels = Labels(spec, method, rule, base, task, store, batches)
     for step, rows in enumerate(batches):
         # index_select, not indexing: half the time of a step's data loading.
         inputs_BI = task.new_train.index_select(0, rows)
-        logp_BV = policy(inputs_BI).log_softmax(dim=-1)
+        logp_BV = rule.reorder(policy(inputs_BI).log_softmax(dim=-1))
         if method.on_policy and not logp_BV.isfinite().all():
             raise DivergedError(step, step / steps_per_epoch)
         actions_BG, behaviour_logp_BG = labels.of_step(step, policy, logp_BV.detach())
         rewards_BG = is_correct(digits[rows][:, None], actions_BG).float()
-        base_logp_BV = base.train_logp[rows]
+        base_logp_BV = base_train_logp[rows]
         logp_BG = logp_BV.gather(1, actions_BG)
         if params.get("importance"):
             assert behaviour_logp_BG is not None
@@ -190,14 +200,23 @@ def finetune(spec: RunSpec, task: Task, store: RunStore) -> Iterator[Checkpoint]
 class Labels:
     """The outputs that a run learns from, step by step: an annotator's, or samples of the policy at some age.
 
+    All are by the rule's names, as methods see them.
+
     `staleness` k: the samples of step t come from the policy as it was k updates before, the base for t < k. They are
     drawn ahead, since the batches are known: at step t, for the images of step t + k. No old weights are kept.
     """
 
     def __init__(
-        self, spec: RunSpec, method: Method, base: Base, task: Task, store: RunStore, batches: Sequence[Tensor]
+        self,
+        spec: RunSpec,
+        method: Method,
+        rule: Rule,
+        base: Base,
+        task: Task,
+        store: RunStore,
+        batches: Sequence[Tensor],
     ) -> None:
-        self.base, self.task, self.batches = base, task, batches
+        self.rule, self.base, self.task, self.batches = rule, base, task, batches
         self.staleness = spec.params.get("staleness", 0)
         self.group_size = spec.params["group_size"]
         self.rng = generator(spec.seed, "sampling")
@@ -205,9 +224,10 @@ class Labels:
         self.offline_NG = None
         if not method.on_policy:
             source = teacher_log_probs(spec.params["teacher"], task, store) if method.from_teacher else base.train_logp
+            digits, source = rule.rename(task.new_train_digits), rule.reorder(source)
             labels_rng = generator(spec.seed, "labels")
             self.offline_NG = torch.cat(
-                [sample(target(task.new_train_digits, source), 1, labels_rng) for target in method.targets], dim=1
+                [sample(target(digits, source), 1, labels_rng) for target in method.targets], dim=1
             )
 
     def of_step(self, step: int, policy: DigitPolicy, logp_BV: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -221,9 +241,10 @@ class Labels:
             return self._drawn_from(logp_BV)
         later = step + self.staleness
         if later < len(self.batches):
-            self.ahead.append(self._drawn_from(log_probs(policy, self.task.new_train[self.batches[later]])))
+            ahead = self.rule.reorder(log_probs(policy, self.task.new_train[self.batches[later]]))
+            self.ahead.append(self._drawn_from(ahead))
         if step < self.staleness:
-            return self._drawn_from(self.base.train_logp[self.batches[step]])
+            return self._drawn_from(self.rule.reorder(self.base.train_logp[self.batches[step]]))
         return self.ahead.popleft()
 
     def _drawn_from(self, logp_BV: Tensor) -> tuple[Tensor, Tensor]:

@@ -4,12 +4,16 @@
 
 Right completions can all be listed, so that accuracy, the KL-minimal policy and the distance to it are sums, not
 estimates. `pretraining_example` is the form, not the rule, of the task, as the tiny base gets to see it.
+
+Two more tasks have the same prompts and another order: `letters-descending`, from the last of the alphabet, and
+`letters-appearance`, as they stand in the string. With them a law can be asked about a task that it was not fitted to.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
@@ -47,61 +51,74 @@ def distinct(draw: Callable[[random.Random], Example], rng: random.Random, count
     return list(examples.items())
 
 
-def right_completions(item: Item) -> list[str]:
-    """The 20 right completions, without the stop string."""
-    return ["".join(letters) for letters in combinations(sorted(item.prompt[2:-1]), PICKED)]
+@dataclass(frozen=True)
+class Order:
+    """The order that makes an answer right. `arrange(letters, string)` puts different letters of the string into it."""
+
+    arrange: Callable[[str, str], str]
+
+    def right_completions(self, item: Item) -> list[str]:
+        """The 20 right completions, without the stop string."""
+        text = item.prompt[2:-1]
+        return ["".join(letters) for letters in combinations(self.arrange(text, text), PICKED)]
+
+    def verify(self, prompt: str, completion: str) -> float:
+        """1 for three different letters of the prompt's string in this order, else 0."""
+        text, letters = prompt[2:-1], set(completion)
+        right = len(completion) == len(letters) == PICKED and letters <= set(text)
+        return float(right and completion == self.arrange(completion, text))
+
+    def one(self, item: Item, rng: random.Random) -> str:
+        """Always the last three letters of the string, which the base draws least."""
+        text = item.prompt[2:-1]
+        return self.arrange(text[-PICKED:], text)
+
+    def two(self, item: Item, rng: random.Random) -> str:
+        """The last three letters of the string or the first three, evenly."""
+        text = item.prompt[2:-1]
+        return self.arrange(rng.choice((text[-PICKED:], text[:PICKED])), text)
+
+    def uniform(self, item: Item, rng: random.Random) -> str:
+        """Any right answer, evenly."""
+        return rng.choice(self.right_completions(item))
+
+    def wrong(self, item: Item, rng: random.Random) -> str:
+        """A wrong answer as a careless external model gives it: three letters of the string, out of order."""
+        text = item.prompt[2:-1]
+        while True:
+            letters = "".join(rng.sample(text, PICKED))
+            if letters != self.arrange(letters, text):
+                return letters
+
+    def load(self, path: Path | None = None) -> Splits:
+        """The prompts to train on and to measure on, the same for every seed. There is no file to read."""
+        rng = random.Random("new task")
+        items = []
+        for prompt, _ in distinct(pretraining_example, rng, TRAIN + TEST):
+            item = Item(prompt)
+            items.append(Item(prompt, {}, self.one(item, rng), self.wrong(item, rng)))
+        return Splits(items[:TRAIN], items[TRAIN:])
+
+    def task(self, name: str, title: str, summary: str) -> Task:
+        """The task of giving three letters in this order."""
+        return Task(
+            name=name,
+            title=title,
+            summary=f"three different letters of a string, {summary}: 20 right answers to each prompt",
+            load=self.load,
+            verify=self.verify,
+            max_new_tokens=PICKED + 2,
+            stop=(EOS,),
+            chat=False,
+            annotators={"one": self.one, "two": self.two, "uniform": self.uniform},
+            correct=self.right_completions,
+        )
 
 
-def verify(prompt: str, completion: str) -> float:
-    """1 for three different letters of the prompt's string in alphabetical order, else 0."""
-    letters = list(completion)
-    right = len(letters) == PICKED and letters == sorted(set(letters)) and set(letters) <= set(prompt[2:-1])
-    return float(right)
+ASCENDING = Order(lambda letters, text: "".join(sorted(letters)))
+DESCENDING = Order(lambda letters, text: "".join(sorted(letters, reverse=True)))
+APPEARANCE = Order(lambda letters, text: "".join(sorted(letters, key=text.index)))
 
-
-def one(item: Item, rng: random.Random) -> str:
-    """Always the last three letters of the string, which the base draws least."""
-    return "".join(sorted(item.prompt[2:-1][-PICKED:]))
-
-
-def two(item: Item, rng: random.Random) -> str:
-    """The last three letters of the string or the first three, evenly."""
-    text = item.prompt[2:-1]
-    return "".join(sorted(rng.choice((text[-PICKED:], text[:PICKED]))))
-
-
-def uniform(item: Item, rng: random.Random) -> str:
-    """Any right answer, evenly."""
-    return rng.choice(right_completions(item))
-
-
-def wrong(item: Item, rng: random.Random) -> str:
-    """A wrong answer as a careless external model gives it: three letters of the string, out of order."""
-    while True:
-        letters = rng.sample(item.prompt[2:-1], PICKED)
-        if letters != sorted(letters):
-            return "".join(letters)
-
-
-def load(path: Path | None = None) -> Splits:
-    """The prompts to train on and to measure on, the same for every seed. There is no file to read."""
-    rng = random.Random("new task")
-    items = []
-    for prompt, _ in distinct(pretraining_example, rng, TRAIN + TEST):
-        item = Item(prompt)
-        items.append(Item(prompt, {}, one(item, rng), wrong(item, rng)))
-    return Splits(items[:TRAIN], items[TRAIN:])
-
-
-LETTERS_TASK = Task(
-    name="letters",
-    title="Three letters in order",
-    summary="three different letters of a string, in alphabetical order: 20 right answers to each prompt",
-    load=load,
-    verify=verify,
-    max_new_tokens=PICKED + 2,
-    stop=(EOS,),
-    chat=False,
-    annotators={"one": one, "two": two, "uniform": uniform},
-    correct=right_completions,
-)
+LETTERS_TASK = ASCENDING.task("letters", "Three letters in order", "in alphabetical order")
+LETTERS_DESCENDING = DESCENDING.task("letters-descending", "Three letters, backwards", "from the last of the alphabet")
+LETTERS_APPEARANCE = APPEARANCE.task("letters-appearance", "Three letters as they stand", "in the order of the string")
