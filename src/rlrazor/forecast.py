@@ -1,0 +1,339 @@
+"""The forecast: how much a checkpoint has forgotten, from its KL to the base alone, with an interval it can rely on.
+
+Fitted to a handful of fine-tuning runs of one base whose prior scores were measured; asked about another run of it.
+The point forecast is a `law.Saturating` of one KL, or of a weighted sum of two, whichever forecast best the method, or
+run, that was left out (`choose`). The interval is conformal: it makes no assumption on the law being right.
+
+The checkpoints of a run are near copies of one another, so runs, not checkpoints, are what is exchangeable. The
+interval is the hierarchical jackknife+ (Lee, Barber and Willett 2023, arXiv:2306.06342; Barber et al. 2021 for the
+plain one): with a law fitted to all runs but k, r its residual at a checkpoint of run k and m its forecast here, the
+ends are weighted quantiles of m - r and m + r, a run's checkpoints sharing the weight 1/(K+1), and 1/(K+1) lying at
+infinity. Residuals are relative to FLOOR + the forecast drop: a checkpoint that has hardly moved cannot have forgotten
+much.
+
+What it promises: for a new run drawn like the K of the fit, coverage of at least 2 level - 1, in practice about `level`
+(Barber et al. 2021). With K runs no interval of a level above K/(K+1) is finite: `attainable`. What it cannot promise:
+anything about a run unlike those of the fit, such as another method or task. `trial` measures what is left of it there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+from numpy.typing import ArrayLike
+
+from rlrazor.errors import RazorError
+from rlrazor.law import Constant, Floats, Quadratic, Saturating, fit_constant, fit_quadratic, fit_saturating
+
+FORWARD, PROBE = "kl_forward", "kl_probe"
+CANDIDATES: tuple[tuple[str, ...], ...] = ((FORWARD,), (PROBE,), (FORWARD, PROBE))
+"""What a law may be of, the simpler ones first."""
+TIE = 0.05  # a second probe has to be paid for at every measurement: it has to lower the error by this much
+
+LOSS = "loss"  # of training; a baseline. It falls while forgetting rises, if it says anything: its law is a quadratic
+
+FLOOR = 0.01  # of a drop, added to it in the scale of residuals: one accuracy point, what noise in the scores is worth
+SHARES = (0.0, 0.03, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)  # of the first of two KLs in their sum, that are tried
+MIN_RUNS = 3
+
+
+@dataclass(frozen=True)
+class KLLaw:
+    """Forgetting as a function of the sum of `weights` times the KLs `columns`; without columns, a constant."""
+
+    columns: tuple[str, ...]
+    weights: tuple[float, ...]
+    law: Saturating | Quadratic | Constant
+
+    def predict(self, kls_ND: ArrayLike) -> Floats:
+        """Forgetting (N,), a fraction of 1, at the KLs (N, D), in the order of `columns`."""
+        kls_ND = np.asarray(kls_ND, float)
+        return self.law.predict(kls_ND @ np.array(self.weights) if self.columns else np.zeros(len(kls_ND)))
+
+
+def fit_law(kls_ND: Floats, forgetting_N: Floats, columns: Sequence[str], start: KLLaw | None = None) -> KLLaw:
+    """Fit by `law.fit_saturating`, whose errors it raises; of two KLs, with the weight that fits best.
+
+    `start`, a fit to similar data, settles that weight and spares the search.
+    """
+    columns = tuple(columns)
+    if not columns:
+        return KLLaw((), (), fit_constant(np.zeros(len(forgetting_N)), forgetting_N))
+    if columns == (LOSS,):
+        return KLLaw(columns, (1.0,), fit_quadratic(kls_ND[:, 0], forgetting_N))
+    if len(columns) > 2:
+        raise ValueError(f"a law is of one KL or two, not of {len(columns)}")
+    if start is not None and isinstance(start.law, Saturating):
+        law = fit_saturating(kls_ND @ np.array(start.weights), forgetting_N, start.law)
+        return KLLaw(columns, start.weights, law)
+    # The two differ by orders of magnitude: each is counted in its own median.
+    scales = np.maximum(np.median(kls_ND, axis=0), 1e-12)
+    shares = [(1.0,)] if len(columns) == 1 else [(share, 1 - share) for share in SHARES]
+    fits = []
+    for share in shares:
+        weights = np.array(share) / (scales if len(columns) > 1 else 1.0)
+        law = fit_saturating(kls_ND @ weights, forgetting_N)
+        missed = np.abs(forgetting_N - law.predict(kls_ND @ weights))
+        fits.append((float(missed.mean()), KLLaw(columns, tuple(map(float, weights)), law)))
+    return min(fits, key=lambda fit: fit[0])[1]
+
+
+@dataclass(frozen=True)
+class LeftOutRun:
+    """The law without a run, and by how much it missed that run's checkpoints, relative to FLOOR + its forecast."""
+
+    run: str
+    law: KLLaw
+    residuals: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """A drop of the prior score, a fraction of 1, and the ends of its interval.
+
+    `extrapolated`: a KL lies above all that the law was fitted to, so the interval may be too narrow.
+    """
+
+    drop: float
+    low: float
+    high: float
+    extrapolated: bool
+
+
+@dataclass(frozen=True)
+class Forecaster:
+    """A law with what its intervals need. `highest` is the largest of each KL in the fit.
+
+    `base_score`, of the prior tasks, bounds a drop: it lies between base_score - 1 and base_score.
+    """
+
+    law: KLLaw
+    left_out: tuple[LeftOutRun, ...]
+    highest: tuple[float, ...]
+    base_score: float
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The KLs that it needs."""
+        return self.law.columns
+
+    def attainable(self, level: float) -> float:
+        """The highest level up to `level` at which the interval is finite: K/(K+1) for K runs."""
+        runs = len(self.left_out)
+        return min(level, runs / (runs + 1))
+
+    def predict(self, kls_ND: ArrayLike, level: float = 0.9) -> tuple[Floats, Floats, Floats]:
+        """Drop, low and high, of shape (N,), at the KLs (N, D); the interval's level is `attainable(level)`."""
+        kls_ND = np.asarray(kls_ND, float)
+        means_KN = np.stack([run.law.predict(kls_ND) for run in self.left_out])
+        low_N, high_N = jackknife_plus(
+            means_KN, _scale(means_KN), [run.residuals for run in self.left_out], self.attainable(level)
+        )
+        bounds = self.base_score - 1, self.base_score
+        drop_N = np.clip(self.law.predict(kls_ND), *bounds)
+        # The whole fit may lie outside of what the fits without a run span; an interval holds its own forecast.
+        return drop_N, np.clip(np.minimum(low_N, drop_N), *bounds), np.clip(np.maximum(high_N, drop_N), *bounds)
+
+    def forecast(
+        self, kls: Mapping[str, float], level: float = 0.9, stderr: Mapping[str, float] | None = None
+    ) -> Forecast:
+        """The forecast at these KLs, in nats; with their standard errors, the interval covers KL +- 2 of them too.
+
+        Raises RazorError where a KL that the law needs is not there.
+        """
+        missing = [name for name in self.columns if name not in kls]
+        if missing:
+            raise RazorError(f"This law is of {' and '.join(self.columns)}, and {missing[0]} was not measured.")
+        here_D = np.array([kls[name] for name in self.columns])
+        spread_D = np.array([2 * (stderr or {}).get(name, 0.0) for name in self.columns])
+        spread_D = np.where(np.isfinite(spread_D), spread_D, 0.0)
+        drops, lows, highs = self.predict([here_D, np.maximum(here_D - spread_D, 0), here_D + spread_D], level)
+        extrapolated = any(kls[name] > top for name, top in zip(self.columns, self.highest, strict=True))
+        return Forecast(float(drops[0]), float(lows.min()), float(highs.max()), extrapolated)
+
+    def remaining(self, kls: Mapping[str, float], budget: float) -> dict[str, float]:
+        """How many nats each KL may still grow, the other standing still, until the forecast reaches `budget`.
+
+        0 where it is there already, infinite where no KL gets there.
+        """
+        here_D = np.array([kls[name] for name in self.columns])
+        if float(self.law.predict([here_D])[0]) >= budget:
+            return dict.fromkeys(self.columns, 0.0)
+        law = self.law.law
+        if not isinstance(law, Saturating) or not 0 < budget < law.a:
+            return dict.fromkeys(self.columns, np.inf)
+        limit = float((-np.log1p(-budget / law.a) / law.b) ** (1 / law.c))
+        room = limit - float(here_D @ np.array(self.law.weights))
+        return {
+            name: room / weight if weight > 0 else np.inf
+            for name, weight in zip(self.columns, self.law.weights, strict=True)
+        }
+
+
+def jackknife_plus(
+    means_KN: Floats, scales_KN: Floats, residuals: Sequence[Sequence[float]], level: float
+) -> tuple[Floats, Floats]:
+    """The hierarchical jackknife+ interval (N,), (N,): infinite where `level` is above K/(K+1).
+
+    `means_KN`: the forecasts of the N points by the law without run k, `scales_KN` what a relative residual is
+    multiplied by there, `residuals` the absolute relative residuals of each run's checkpoints under that law. With one
+    checkpoint a run and scales of 1 it is the jackknife+ of Barber et al. 2021.
+    """
+    runs = len(residuals)
+    sizes = [len(of_run) for of_run in residuals]
+    run_M = np.repeat(np.arange(runs), sizes)
+    weights_M = np.repeat([1 / ((runs + 1) * size) for size in sizes], sizes)
+    reach_MN = np.concatenate([np.abs(of_run) for of_run in residuals])[:, None] * scales_KN[run_M]
+    upper = _quantile(means_KN[run_M] + reach_MN, weights_M, level)
+    return -_quantile(-(means_KN[run_M] - reach_MN), weights_M, level), upper
+
+
+def _quantile(values_MN: Floats, weights_M: Floats, mass: float) -> Floats:
+    """The smallest value (N,) up to which the weights reach `mass`; infinite where they never do."""
+    order_MN = np.argsort(values_MN, axis=0, kind="stable")
+    reached_MN = np.cumsum(weights_M[order_MN], axis=0) >= mass - 1e-9
+    first_N = reached_MN.argmax(axis=0)
+    found_N = np.take_along_axis(np.take_along_axis(values_MN, order_MN, axis=0), first_N[None], axis=0)[0]
+    return np.where(reached_MN.any(axis=0), found_N, np.inf)
+
+
+def _scale(forecast: Floats) -> Floats:
+    return FLOOR + np.maximum(forecast, 0.0)
+
+
+def fit_forecaster(table: pl.DataFrame, columns: Sequence[str], base_score: float) -> Forecaster:
+    """Fit to a table with `trajectory`, `forgetting` and the KLs `columns`, a row per checkpoint of one base.
+
+    Raises RazorError for fewer than 3 runs, or data that allow no fit.
+    """
+    rows = _measured(table, columns)
+    runs = rows["trajectory"].unique(maintain_order=True).to_list()
+    if len(runs) < MIN_RUNS:
+        raise RazorError(f"A forecast needs at least {MIN_RUNS} runs; there are {len(runs)}.")
+    kls_ND, forgetting_N = _arrays(rows, columns)
+    run_N = rows["trajectory"].to_numpy()
+    whole = fit_law(kls_ND, forgetting_N, columns)
+    left_out = []
+    for run in runs:
+        own_N = run_N == run
+        law = fit_law(kls_ND[~own_N], forgetting_N[~own_N], columns, whole)
+        predicted = law.predict(kls_ND[own_N])
+        missed = np.abs(forgetting_N[own_N] - predicted) / _scale(predicted)
+        left_out.append(LeftOutRun(str(run), law, tuple(map(float, missed))))
+    return Forecaster(whole, tuple(left_out), tuple(map(float, kls_ND.max(axis=0))), base_score)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Mean absolute error (fraction of 1) of a law of `columns` on what was left out, each unit counting once."""
+
+    columns: tuple[str, ...]
+    error: float
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which KLs forecast best. `by` is what was left out: `method`, or `run` where there is one method only.
+
+    `guess` is the error of guessing the mean forgetting of the rest: where no candidate is below it, nothing was found
+    that a forecast could rest on (`useful`).
+    """
+
+    by: str
+    candidates: tuple[Candidate, ...]
+    guess: float
+
+    @property
+    def best(self) -> Candidate:
+        """The first, simplest candidate whose error is within TIE of the lowest."""
+        lowest = min(candidate.error for candidate in self.candidates)
+        return next(candidate for candidate in self.candidates if candidate.error <= (1 + TIE) * lowest)
+
+    @property
+    def useful(self) -> bool:
+        """Whether the best is better than guessing."""
+        return self.best.error < self.guess
+
+
+def choose(table: pl.DataFrame, candidates: Sequence[Sequence[str]] = CANDIDATES) -> Choice:
+    """Leave each method out in turn, or each run where there is only one, and forecast it by a law of the rest.
+
+    Candidates whose KLs the table does not have are passed over. Raises RazorError where none is left, or for too few
+    runs.
+    """
+    found = [tuple(columns) for columns in candidates if set(columns) <= set(table.columns)]
+    if not found:
+        raise RazorError("The table has none of the KLs that a law could be of.")
+    rows = _measured(table, sorted({name for columns in found for name in columns}))
+    by = "method" if rows["method"].n_unique() > 1 else "trajectory"
+    if rows["trajectory"].n_unique() < MIN_RUNS:
+        raise RazorError(f"A forecast needs at least {MIN_RUNS} runs; there are {rows['trajectory'].n_unique()}.")
+    errors = [Candidate(columns, _left_out_error(rows, columns, by)) for columns in found]
+    return Choice("run" if by == "trajectory" else by, tuple(errors), _left_out_error(rows, (), by))
+
+
+def _left_out_error(rows: pl.DataFrame, columns: Sequence[str], by: str) -> float:
+    errors = []
+    for unit in rows[by].unique(maintain_order=True):
+        rest, own = rows.filter(pl.col(by) != unit), rows.filter(pl.col(by) == unit)
+        law = fit_law(*_arrays(rest, columns), columns)
+        kls_ND, forgetting_N = _arrays(own, columns)
+        errors.append(float(np.abs(forgetting_N - law.predict(kls_ND)).mean()))
+    return float(np.mean(errors))
+
+
+@dataclass(frozen=True)
+class Trial:
+    """How forecasts of one left-out unit came out: shares of its checkpoints, and means over them, fractions of 1."""
+
+    unit: str
+    checkpoints: int
+    coverage: float
+    width: float
+    error: float
+
+
+def trial(table: pl.DataFrame, columns: Sequence[str], by: str, base_score: float, level: float = 0.9) -> list[Trial]:
+    """Forecast each `by` (a column: method, task, trajectory) by a forecaster fitted to the others.
+
+    Units for which the rest allow no fit are left out. Raises RazorError for fewer than two units.
+    """
+    rows = _measured(table, columns)
+    units = rows[by].unique(maintain_order=True).to_list()
+    if len(units) < 2:
+        raise RazorError(f"Leaving one {by} out needs at least 2 of them; there are {len(units)}.")
+    found = []
+    for unit in units:
+        rest, own = rows.filter(pl.col(by) != unit), rows.filter(pl.col(by) == unit)
+        try:
+            forecaster = fit_forecaster(rest, columns, base_score)
+        except RazorError:
+            continue
+        kls_ND, forgetting_N = _arrays(own, columns)
+        drop_N, low_N, high_N = forecaster.predict(kls_ND, level)
+        inside_N = (forgetting_N >= low_N - 1e-12) & (forgetting_N <= high_N + 1e-12)
+        found.append(
+            Trial(
+                str(unit),
+                len(own),
+                float(inside_N.mean()),
+                float((high_N - low_N).mean()),
+                float(np.abs(drop_N - forgetting_N).mean()),
+            )
+        )
+    return found
+
+
+def _measured(table: pl.DataFrame, columns: Sequence[str]) -> pl.DataFrame:
+    """The rows on which all of it is finite."""
+    return table.filter(*(pl.col(name).cast(pl.Float64).is_finite() for name in (*columns, "forgetting")))
+
+
+def _arrays(rows: pl.DataFrame, columns: Sequence[str]) -> tuple[Floats, Floats]:
+    kls_ND = np.empty((len(rows), len(columns)))
+    for index, name in enumerate(columns):
+        kls_ND[:, index] = rows[name].cast(pl.Float64).to_numpy()
+    return kls_ND, rows["forgetting"].to_numpy()
