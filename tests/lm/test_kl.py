@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from rlrazor.errors import RazorError
-from rlrazor.lm import kl
+from rlrazor.lm import kl, sampling
 from rlrazor.lm.models import add_lora
 from rlrazor.lm.sampling import NotFiniteError
 from tiny_models import tiny_llama
@@ -200,6 +200,21 @@ def test_autocast_rounds_the_model_and_not_the_head() -> None:
     assert rounded == pytest.approx(exact, rel=0.05)
 
 
+def test_a_model_under_accelerates_autocast_is_measured() -> None:
+    """It computes in bfloat16 and hands out float32 logits: as exact as bfloat16 is, and no error."""
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    base, probe = tiny_llama(hidden=64), sequences()
+    tuned = changed(copy.deepcopy(base))
+    exact = kl.forward_kl(kl.Probe(base, probe), tuned).per_completion.mean
+    accelerator = Accelerator(cpu=True, mixed_precision="bf16")
+    before = kl.Probe(accelerator.prepare_model(base), probe)
+    assert base(input_ids=torch.tensor([[1, 2, 3]])).logits.dtype == torch.float32
+    assert kl.forward_kl(before, accelerator.prepare_model(tuned)).per_completion.mean == pytest.approx(exact, rel=0.05)
+    AcceleratorState._reset_state(reset_partial_state=True)  # one of a process
+
+
 def test_log_probs_are_sums_over_the_completion() -> None:
     model, probe = tiny_llama(), sequences()
     expected = []
@@ -272,7 +287,12 @@ def test_mode_and_hooks_are_as_before() -> None:
     model = tiny_llama(attention_dropout=0.5).train()
     first, second = (kl.log_probs(model, sequences()) for _ in range(2))
     np.testing.assert_array_equal(first, second)  # no dropout while measuring
-    assert model.training
+    assert all(module.training for module in model.modules())
+    model.model.layers[0].eval()  # what a user froze stays frozen
+    modes = [module.training for module in model.modules()]
+    kl.log_probs(model, sequences())
+    sampling.sample(model, [[1, 2]], max_new_tokens=2, stop_ids=[1], pad_id=0)
+    assert [module.training for module in model.modules()] == modes
     assert model(input_ids=torch.tensor([[1, 2, 3]])).logits.shape == (1, 3, VOCAB)
 
 

@@ -1,7 +1,9 @@
-"""The one place that decides how a process computes: threads, device, autocast."""
+"""The one place that decides how a process computes: threads, device, autocast, and a model's mode while it is read."""
 
 import os
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 
@@ -26,3 +28,15 @@ def device() -> torch.device:
 def autocast(*, bf16: bool) -> AbstractContextManager[object]:
     """Matrix products in bfloat16 over float32 weights, on any device; with `bf16` off, nothing."""
     return torch.autocast(device().type, torch.bfloat16) if bf16 else nullcontext()
+
+
+@contextmanager
+def eval_mode(model: Any) -> Iterator[None]:
+    """Without dropout; afterwards every module is in the mode it was in, frozen parts included."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

@@ -37,6 +37,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from rlrazor.errors import RazorError
+from rlrazor.lm import compute
 from rlrazor.lm.models import context_length
 from rlrazor.lm.sampling import NotFiniteError
 
@@ -245,7 +246,7 @@ def final_states(model: Any, sequences: Sequences, token_budget: int = TOKEN_BUD
     """Hidden states (T, D) that predict each completion token, in the order of `sequences`, and the head for them.
 
     They are what the LM head is called with, so every normalisation of the model is in them. The head is handed a
-    single position, whose logits cost nothing and are compared with ours. The train/eval mode is restored. Raises
+    single position, whose logits cost nothing and are compared with ours. The train/eval modes are restored. Raises
     RazorError for sequences longer than the context, and for a model whose logits are not a linear head's.
     """
     longest = max(
@@ -258,51 +259,55 @@ def final_states(model: Any, sequences: Sequences, token_budget: int = TOKEN_BUD
             "Shorten the prompts or the completions."
         )
     called_with: list[Tensor] = []
+    computed_in: list[torch.dtype] = []
 
     def only_first(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         called_with.append(args[0])
         return (args[0][:1, :1], *args[1:])
 
+    def note_dtype(_: nn.Module, __: tuple[Tensor, ...], logits: Tensor) -> None:
+        computed_in.append(logits.dtype)  # accelerate's autocast hands half-precision logits out as float32
+
     lengths_N = _lengths(sequences)
     starts_N = np.cumsum(lengths_N) - lengths_N
     states_TD = None
-    was_training = model.training
-    model.eval()  # first: an adapter on the head may have dropout
-    head = _head_of(model)
-    device = head.weight.device
-    hook = model.get_output_embeddings().register_forward_pre_hook(only_first)
-    try:
-        for batch in _batches(sequences, token_budget):
-            # The last token predicts nothing that is measured, so it is not fed.
-            rows = [[*sequences.prompts[sequences.prompt_of[n]], *sequences.completions[n]][:-1] for n in batch]
-            width = max(map(len, rows))
-            ids_BT = torch.tensor([row + [0] * (width - len(row)) for row in rows])
-            called_with.clear()
-            logits = model(input_ids=ids_BT.to(device), use_cache=False).logits
-            if not called_with:
-                raise RazorError("This model does not call its LM head, so its hidden states cannot be told apart.")
-            hidden_BTD = called_with[0]
-            if states_TD is None:
-                _check_head(head, hidden_BTD[0, :1], logits[0, :1])
-                states_TD = hidden_BTD.new_empty(int(lengths_N.sum()), hidden_BTD.shape[-1])
-            # Position t of a row predicts its completion's token number t - first.
-            first_B1 = torch.tensor([len(sequences.prompts[sequences.prompt_of[n]]) - 1 for n in batch])[:, None]
-            token_BT = torch.arange(width) - first_B1
-            measured_BT = (token_BT >= 0) & (token_BT < torch.from_numpy(lengths_N[batch])[:, None])
-            target_BT = token_BT + torch.from_numpy(starts_N[batch])[:, None]
-            states_TD[target_BT[measured_BT].to(device)] = hidden_BTD[measured_BT.to(device)]
-    finally:
-        hook.remove()
-        model.train(was_training)
+    with compute.eval_mode(model):  # first: an adapter on the head may have dropout
+        head = _head_of(model)
+        device = head.weight.device
+        output = model.get_output_embeddings()
+        hooks = [output.register_forward_pre_hook(only_first), output.register_forward_hook(note_dtype)]
+        try:
+            for batch in _batches(sequences, token_budget):
+                # The last token predicts nothing that is measured, so it is not fed.
+                rows = [[*sequences.prompts[sequences.prompt_of[n]], *sequences.completions[n]][:-1] for n in batch]
+                width = max(map(len, rows))
+                ids_BT = torch.tensor([row + [0] * (width - len(row)) for row in rows])
+                called_with.clear()
+                logits = model(input_ids=ids_BT.to(device), use_cache=False).logits
+                if not called_with:
+                    raise RazorError("This model does not call its LM head, so its hidden states cannot be told apart.")
+                hidden_BTD = called_with[0]
+                if states_TD is None:
+                    _check_head(head, hidden_BTD[0, :1], logits[0, :1], computed_in[0])
+                    states_TD = hidden_BTD.new_empty(int(lengths_N.sum()), hidden_BTD.shape[-1])
+                # Position t of a row predicts its completion's token number t - first.
+                first_B1 = torch.tensor([len(sequences.prompts[sequences.prompt_of[n]]) - 1 for n in batch])[:, None]
+                token_BT = torch.arange(width) - first_B1
+                measured_BT = (token_BT >= 0) & (token_BT < torch.from_numpy(lengths_N[batch])[:, None])
+                target_BT = token_BT + torch.from_numpy(starts_N[batch])[:, None]
+                states_TD[target_BT[measured_BT].to(device)] = hidden_BTD[measured_BT.to(device)]
+        finally:
+            for hook in hooks:
+                hook.remove()
     if states_TD is None:
         states_TD = head.weight.new_empty(0, head.weight.shape[1])
     return states_TD, head
 
 
-def _check_head(head: Head, states_1D: Tensor, logits_1V: Tensor) -> None:
+def _check_head(head: Head, states_1D: Tensor, logits_1V: Tensor, computed_in: torch.dtype) -> None:
     ours_1V = head.logits(states_1D, head.weight.float(), slice(None))
     # Half-precision logits are rounded by the model, ours are not.
-    tolerance = 1e-3 if logits_1V.dtype == torch.float32 else 3e-2
+    tolerance = 1e-3 if computed_in == torch.float32 else 3e-2
     scale = logits_1V.float().abs().max().clamp(min=1e-3)
     if not logits_1V.isfinite().all():
         raise NotFiniteError("logits are not finite")

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rlrazor.lm import compute
+
 
 class NotFiniteError(ArithmeticError):
     """The policy's outputs are no longer numbers: training has diverged."""
@@ -33,22 +35,18 @@ def sample(
     """Complete each prompt (token ids) `samples` times; returns len(prompts) * samples completions, prompt by prompt.
 
     A completion ends with the first of `stop_ids`, which it includes, or after `max_new_tokens`. `chunk` bounds how
-    many sequences are decoded at a time, though a prompt's samples stay together. The model's train/eval mode is
+    many sequences are decoded at a time, though a prompt's samples stay together. The modules' train/eval modes are
     restored. `rng`, on the model's device, draws; None: torch's global generator. Raises NotFiniteError.
     """
-    was_training = model.training
-    model.eval()
-    try:
-        step = max(1, chunk // samples)
-        completions: list[list[int]] = []
+    step = max(1, chunk // samples)
+    completions: list[list[int]] = []
+    with compute.eval_mode(model):
         for start in range(0, len(prompts), step):
             completions += _decode(
                 model, prompts[start : start + step], samples, max_new_tokens, stop_ids, pad_id,
                 None if greedy else temperature, rng,
             )  # fmt: skip
-        return completions
-    finally:
-        model.train(was_training)
+    return completions
 
 
 def left_padded(prompts: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
