@@ -131,6 +131,48 @@ def weights_of(model: Any) -> dict[str, Tensor]:
     return weights
 
 
+def base_weights(model: Any) -> dict[str, Tensor]:
+    """The base's parameters themselves, by its names: those under an adapter, and inside of a wrapper.
+
+    Parameters that PEFT keeps a trained copy of (`modules_to_save`) are the originals.
+    """
+    weights = {}
+    for name, parameter in unwrapped(model).named_parameters():
+        if ".lora_" in name or ".modules_to_save." in name:
+            continue
+        for prefix in ("base_model.model.", "_orig_mod."):
+            name = name.removeprefix(prefix)
+        weights[name.replace(".base_layer.", ".").replace(".original_module.", ".")] = parameter.detach()
+    return weights
+
+
+def unwrapped(model: Any) -> Any:
+    """The model inside of DistributedDataParallel and torch.compile."""
+    while (inner := getattr(model, "module", None) or getattr(model, "_orig_mod", None)) is not None:
+        model = inner
+    return model
+
+
+DIGEST_VALUES = 4096  # of a weight that go into the digest: no fine-tuning leaves all of them alone
+
+
+@torch.no_grad()
+def base_digest(model: Any) -> str:
+    """A SHA-256 that tells bases apart and an adapter's base from another: 16 hexadecimal digits.
+
+    Of names, shapes, and evenly spaced values of every parameter rounded to bfloat16, so that a base loaded in float32
+    and in bfloat16 is the same one. Milliseconds, where hashing files would need the files.
+    """
+    digest = hashlib.sha256()
+    for name, weight in sorted(base_weights(model).items()):
+        flat = weight.flatten()
+        chosen = torch.linspace(0, len(flat) - 1, min(len(flat), DIGEST_VALUES), dtype=torch.float64).long()
+        values = flat[chosen.to(flat.device)].to(torch.bfloat16).cpu()
+        digest.update(f"{name} {tuple(weight.shape)}".encode())
+        digest.update(values.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
 def context_length(model: Any) -> int | None:
     """The most tokens a sequence may have; None where the config sets no limit."""
     config = model.config.get_text_config()

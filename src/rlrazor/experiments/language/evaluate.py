@@ -15,11 +15,11 @@ from rlrazor.experiments.language import tiny
 from rlrazor.experiments.language.config import Config
 from rlrazor.experiments.language.demonstrations import Prompts
 from rlrazor.experiments.language.tasks import LETTERS_TASK, Item, Splits, Task, score
-from rlrazor.lm import encoding, kl, prior, representation, sampling
+from rlrazor.lm import encoding, kl, prior, probes, representation, sampling
 from rlrazor.lm.kl import Drift, Sequences
 from rlrazor.lm.models import LanguageModel, check_same_vocabulary, load, weights_of
+from rlrazor.lm.probes import ProbeSettings
 from rlrazor.records import BASE, Record
-from rlrazor.seeding import seed_of
 from rlrazor.sweep import DivergedError
 
 SPECTRA_UP_TO = 50_000_000  # parameters: singular values of larger models take minutes a checkpoint
@@ -110,7 +110,7 @@ def tiny_suite() -> PriorSuite:
 
     def probe(lm: LanguageModel) -> Sequences:
         prompts = [encoding.prompt_ids(lm.tokenizer, prompt) for prompt in tiny.probe_prompts()]
-        return Sequences.grouped(prompts, _sample(lm, LETTERS_TASK, prompts, 1, "probe"))
+        return Sequences.grouped(prompts, _complete(lm, LETTERS_TASK, prompts, 1, probes.GENERIC))
 
     def exact(lm: LanguageModel, items: Sequence[Item], right: Right) -> torch.Tensor:
         return tiny.right_logps(lm.model, lm.tokenizer, items, right)
@@ -130,7 +130,7 @@ class Reference:
     ) -> None:
         self.base, self.task, self.test, self.suite, self.samples = base, task, test, suite, samples
         self.scored = scored
-        completions = _sample(base, task, test.ids, samples, "base")
+        completions = _complete(base, task, test.ids, samples, probes.NEW)
         sequences = Sequences.grouped(test.ids, completions)
         self.new = kl.Probe(base.model, sequences)
         self.correct = [reward == 1 for reward in self._rewards(completions)]
@@ -184,9 +184,9 @@ class Reference:
         own["prior_loss"] = kl.token_loss(tuned.model, texts).mean
 
         forward = kl.forward_kl(self.new, tuned.model)
-        completions = _sample(tuned, self.task, self.test.ids, self.samples, "tuned")
+        completions = _complete(tuned, self.task, self.test.ids, self.samples, "tuned")
         reverse = kl.reverse_kl(tuned.model, Sequences.grouped(self.test.ids, completions), frozen)
-        accuracies = {"greedy": self._rewards(_sample(tuned, self.task, self.test.ids, 1, None))}
+        accuracies = {"greedy": self._rewards(_complete(tuned, self.task, self.test.ids, 1, None))}
         accuracies["sampled"] = self._rewards(completions)
         drifts = {"forward": forward, "reverse": reverse, "probe": kl.forward_kl(self.probe, tuned.model)}
         if any(self.correct):
@@ -236,21 +236,12 @@ def _columns(name: str, found: Drift, errors: dict[str, float]) -> dict[str, flo
     return {column: estimate.mean for column, estimate in estimates.items()}
 
 
-def _sample(
+def _complete(
     lm: LanguageModel, task: Task, prompts: Sequence[Sequence[int]], samples: int, purpose: str | None
 ) -> list[list[int]]:
-    """Completions with a seed that the purpose decides: every checkpoint draws with the same numbers. None: greedy."""
-    rng = torch.Generator(next(lm.model.parameters()).device).manual_seed(seed_of(0, f"measure/{purpose}"))
-    return sampling.sample(
-        lm.model,
-        prompts,
-        samples=samples,
-        max_new_tokens=task.max_new_tokens,
-        stop_ids=encoding.stop_ids(lm.tokenizer, lm.model, task.stop),
-        pad_id=lm.tokenizer.pad_token_id,
-        greedy=purpose is None,
-        rng=rng,
-    )
+    """What `probes.complete` gives with the task's settings."""
+    settings = ProbeSettings(task.max_new_tokens, samples, task.stop, task.chat)
+    return probes.complete(lm.model, lm.tokenizer, prompts, settings, purpose)
 
 
 def compare(

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import cast
 
 from rlrazor.errors import RazorError
-from rlrazor.experiments.language.tasks.rows import Row, held_out, read_rows
+from rlrazor.experiments.language.tasks.rows import held_out
 from rlrazor.experiments.language.tasks.task import Item, Splits, Task, Verify
+from rlrazor.jsonl import Row, read_rows
 
 _OURS = ("prompt", "completion", "rejected")
 

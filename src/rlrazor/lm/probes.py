@@ -1,0 +1,228 @@
+"""What a fine-tuned model is compared with its base on: prompts of the new task, and text that must not change.
+
+Neither has labels. Of a prompt, completions are sampled from the base, once, with a seed of their own, and kept on disk
+by the hash of all they depend on; of a text, every token is measured. A generic probe may also be prompts, completed by
+the base: what a user has who kept the traffic but not the answers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+import torch
+
+from rlrazor.errors import RazorError
+from rlrazor.jsonl import read_rows
+from rlrazor.lm import encoding, sampling
+from rlrazor.lm.kl import Sequences
+from rlrazor.lm.models import base_digest, context_length
+from rlrazor.lm.representation import paragraphs
+from rlrazor.seeding import seed_of
+from rlrazor.store import atomic_path
+
+NEW, GENERIC = "base", "probe"  # purposes: what the random streams of the two probes are called
+TEXT_TOKENS = 512  # of a text that are measured: a long document should not outweigh a hundred short ones
+
+Prompt = str | Sequence[dict[str, Any]]
+"""Text, or the messages of a conversation, which the tokenizer's chat template turns into text."""
+
+
+@dataclass(frozen=True)
+class ProbeSettings:
+    """How a probe's prompts are completed. Two measurements can be compared only where these are the same.
+
+    `samples`: completions of each prompt. `stop`: strings that end one, beside the model's own end of sequence. `chat`:
+    whether a prompt that is plain text is put into the user's turn of the tokenizer's chat template, where it has one.
+    """
+
+    max_new_tokens: int = 128
+    samples: int = 1
+    stop: tuple[str, ...] = ()
+    chat: bool = True
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1 or self.samples < 1:
+            raise RazorError("max_new_tokens and samples must be at least 1.")
+
+
+@dataclass(frozen=True)
+class GenericText:
+    """The generic probe: `texts` are measured whole, `prompts` completed by the base first. One of them is empty."""
+
+    texts: tuple[str, ...] = ()
+    prompts: tuple[Prompt, ...] = ()
+
+    def __post_init__(self) -> None:
+        if bool(self.texts) == bool(self.prompts):
+            raise RazorError("A generic probe is texts or prompts, not both and not neither.")
+
+    @classmethod
+    def built_in(cls) -> GenericText:
+        """Sixty paragraphs on everyday topics that come with rlrazor."""
+        return cls(tuple(paragraphs()))
+
+    @property
+    def content_hash(self) -> str:
+        """Of all of it: 16 hexadecimal digits."""
+        return content_hash([self.texts, self.prompts])
+
+
+def read_prompts(path: Path) -> list[Prompt]:
+    """Prompts of a JSON Lines file with a field `prompt`, or else of a text file with one a line.
+
+    A prompt is text or a list of messages. Repeated ones are dropped. Raises RazorError for a file that is missing,
+    empty, or has a row without a prompt.
+    """
+    return _unique(_field(path, "prompt"), path)
+
+
+def read_generic(path: Path) -> GenericText:
+    """A generic probe of a JSON Lines file with a field `text`, or `prompt`, or else of a text file with one a line."""
+    if path.suffix in (".jsonl", ".json") and path.exists() and "text" not in read_rows(path)[0]:
+        return GenericText(prompts=tuple(read_prompts(path)))
+    texts = [text for text in _unique(_field(path, "text"), path) if isinstance(text, str)]
+    return GenericText(tuple(texts))
+
+
+def _field(path: Path, name: str) -> list[Any]:
+    if path.suffix in (".jsonl", ".json"):
+        rows = read_rows(path)
+        for number, row in enumerate(rows, 1):
+            if not _is_prompt(row.get(name)):
+                raise RazorError(f"{path}, row {number}: it needs a field {name!r} with text; it has {', '.join(row)}.")
+        return [row[name] for row in rows]
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RazorError(
+            f"{path} cannot be read as text: {error}. Give a JSON Lines file, or one {name} a line."
+        ) from error
+    return [line.strip() for line in lines if line.strip()]
+
+
+def _is_prompt(value: Any) -> bool:
+    if isinstance(value, str):
+        return bool(value.strip())
+    return (
+        isinstance(value, list) and bool(value) and all(isinstance(turn, dict) and "content" in turn for turn in value)
+    )
+
+
+def _unique(values: Sequence[Any], path: Path) -> list[Any]:
+    if not values:
+        raise RazorError(f"{path} is empty: it needs at least one line.")
+    return list({json.dumps(value, sort_keys=True): value for value in values}.values())
+
+
+def content_hash(value: Any) -> str:
+    """Of anything that JSON can hold: 16 hexadecimal digits."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def encode(tokenizer: Any, prompts: Sequence[Prompt], chat: bool) -> list[list[int]]:
+    """Token ids of each prompt."""
+    return [
+        encoding.prompt_ids(tokenizer, prompt, chat=chat)
+        if isinstance(prompt, str)
+        else list(
+            tokenizer.apply_chat_template(list(prompt), add_generation_prompt=True, tokenize=True, return_dict=False)
+        )
+        for prompt in prompts
+    ]
+
+
+def complete(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    settings: ProbeSettings,
+    purpose: str | None,
+) -> list[list[int]]:
+    """`settings.samples` completions of each prompt, drawn with a seed that the purpose decides; None: greedy.
+
+    So every model that is asked for the same purpose draws with the same numbers.
+    """
+    rng = torch.Generator(next(model.parameters()).device).manual_seed(seed_of(0, f"measure/{purpose}"))
+    return sampling.sample(
+        model,
+        prompts,
+        samples=settings.samples,
+        max_new_tokens=settings.max_new_tokens,
+        stop_ids=encoding.stop_ids(tokenizer, model, settings.stop),
+        pad_id=tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
+        greedy=purpose is None,
+        rng=rng,
+    )
+
+
+def default_cache() -> Path:
+    """Where the base's completions are kept unless told otherwise."""
+    return Path(platformdirs.user_cache_dir("rlrazor")) / "probes"
+
+
+def of_prompts(
+    base: Any,
+    tokenizer: Any,
+    prompts: Sequence[Prompt],
+    settings: ProbeSettings,
+    *,
+    purpose: str = NEW,
+    cache_dir: Path | None = None,
+) -> Sequences:
+    """The probe of these prompts: each that fits into the context, with what the base says to it.
+
+    Completions come from the cache where the base, the prompts' tokens and the settings are the same. Raises RazorError
+    where no prompt fits.
+    """
+    if not prompts:
+        raise RazorError("There are no prompts to measure on: give at least one, and better a hundred.")
+    ids = encode(tokenizer, prompts, settings.chat)
+    limit = context_length(base) or float("inf")
+    fitting = [prompt for prompt in ids if len(prompt) + settings.max_new_tokens <= limit]
+    if not fitting:
+        raise RazorError(
+            f"No prompt fits into the {limit} tokens of the model's context with a completion of "
+            f"{settings.max_new_tokens}: shorten the prompts, or lower max_new_tokens."
+        )
+    key = content_hash([base_digest(base), fitting, asdict(settings), purpose])
+    path = (cache_dir or default_cache()) / f"{key}.json"
+    completions = _cached(path, len(fitting) * settings.samples)
+    if completions is None:
+        completions = complete(base, tokenizer, fitting, settings, purpose)
+        # A cache that cannot be written costs time, not results.
+        with suppress(RazorError), atomic_path(path) as partial:
+            partial.write_text(json.dumps(completions))
+    return Sequences.grouped(fitting, completions)
+
+
+def of_generic(
+    base: Any, tokenizer: Any, generic: GenericText, settings: ProbeSettings, *, cache_dir: Path | None = None
+) -> Sequences:
+    """The generic probe: texts whole, up to TEXT_TOKENS or the context, or prompts with what the base says to them."""
+    if generic.prompts:
+        return of_prompts(base, tokenizer, generic.prompts, settings, purpose=GENERIC, cache_dir=cache_dir)
+    longest = min(TEXT_TOKENS, context_length(base) or TEXT_TOKENS)
+    texts = [list(tokenizer(text)["input_ids"])[:longest] for text in generic.texts]
+    texts = [text for text in texts if len(text) > 1]
+    if not texts:
+        raise RazorError("No text of the generic probe has two tokens or more, so there is nothing to measure.")
+    return Sequences.texts(texts)
+
+
+def _cached(path: Path, count: int) -> list[list[int]] | None:
+    """None where it is not there, or not whole."""
+    try:
+        completions = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    right = isinstance(completions, list) and len(completions) == count
+    if not right or not all(isinstance(row, list) and all(type(token) is int for token in row) for row in completions):
+        return None
+    return [list(row) for row in completions]
