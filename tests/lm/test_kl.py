@@ -342,3 +342,18 @@ def test_a_diverged_policy_is_told_apart() -> None:
         model.lm_head.weight.fill_(torch.nan)
     with pytest.raises(NotFiniteError):
         kl.forward_kl(before, model)
+
+
+def test_some_prompts_of_a_probe_and_parts_put_together() -> None:
+    base, probe = tiny_llama(), sequences()
+    tuned = changed(copy.deepcopy(base))
+    whole = kl.Probe(base, probe)
+    full = kl.forward_kl(whole, tuned)
+    few = kl.forward_kl(whole.spread(2), tuned)  # prompts 0 and 2 of 4
+    np.testing.assert_allclose(few.positions, full.restricted(np.isin(full.prompt_of, [0, 2])).positions, atol=1e-6)
+    assert whole.spread(4) is whole
+    parts = [kl.forward_kl(kl.Probe(base, probe.of_prompts(chosen)), tuned) for chosen in ([0, 2], [1, 3])]
+    joined = kl.Drift.joined(parts)
+    assert joined.per_completion == pytest.approx(full.per_completion)
+    assert joined.per_token == pytest.approx(full.per_token)
+    assert joined.n_prompts == 4

@@ -25,6 +25,7 @@ the prefill of prompts that have several completions.
 All functions raise `NotFiniteError` at a policy whose outputs are no longer numbers.
 """
 
+import copy
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
@@ -86,6 +87,16 @@ class Sequences:
         """Whole texts: the first token (bos, where the tokenizer has one) is the prompt, the rest is predicted."""
         return cls([text[:1] for text in texts], [text[1:] for text in texts], range(len(texts)))
 
+    def of_prompts(self, chosen: Sequence[int]) -> "Sequences":
+        """Those of some of the prompts, in their order."""
+        place = {prompt: index for index, prompt in enumerate(chosen)}
+        kept = [n for n, prompt in enumerate(self.prompt_of) if prompt in place]
+        return Sequences(
+            [self.prompts[prompt] for prompt in chosen],
+            [self.completions[n] for n in kept],
+            [place[self.prompt_of[n]] for n in kept],
+        )
+
 
 @dataclass(frozen=True, eq=False)
 class Drift:
@@ -131,6 +142,16 @@ class Drift:
             raise RazorError("No completion is left to measure KL on: the base solves none of these prompts.")
         return Drift(self.positions[np.repeat(keep, self.lengths)], self.lengths[keep], self.prompt_of[keep])
 
+    @classmethod
+    def joined(cls, parts: Sequence["Drift"]) -> "Drift":
+        """Measurements on different prompts, such as those of several processes, as one."""
+        ends = np.cumsum([0, *(int(part.prompt_of.max()) + 1 for part in parts)])
+        return cls(
+            np.concatenate([part.positions for part in parts]),
+            np.concatenate([part.lengths for part in parts]),
+            np.concatenate([part.prompt_of + end for part, end in zip(parts, ends[:-1], strict=True)]),
+        )
+
 
 class Probe:
     """The base's side of a KL on fixed sequences, computed once: final hidden states and LM head.
@@ -145,6 +166,17 @@ class Probe:
             self.states, head = final_states(model, sequences, token_budget)
         # A trainable head will have changed by the time it is compared with.
         self.head = head.copied() if head.weight.requires_grad else head
+
+    def spread(self, prompts: int) -> "Probe":
+        """The same on so many prompts, evenly spaced, as a file may be sorted; itself where there are no more."""
+        total = len(self.sequences.prompts)
+        if prompts >= total:
+            return self
+        few, chosen = copy.copy(self), [index * total // prompts for index in range(prompts)]
+        few.sequences = self.sequences.of_prompts(chosen)
+        kept_N = np.isin(self.sequences.prompt_of, chosen)
+        few.states = self.states[torch.from_numpy(np.repeat(kept_N, _lengths(self.sequences))).to(self.states.device)]
+        return few
 
 
 def forward_kl(probe: Probe, tuned: Any, *, token_budget: int = TOKEN_BUDGET) -> Drift:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -25,7 +26,6 @@ from rlrazor.lm.kl import Sequences
 from rlrazor.lm.models import base_digest, context_length
 from rlrazor.lm.representation import paragraphs
 from rlrazor.seeding import seed_of
-from rlrazor.store import atomic_path
 
 NEW, GENERIC = "base", "probe"  # purposes: what the random streams of the two probes are called
 TEXT_TOKENS = 512  # of a text that are measured: a long document should not outweigh a hundred short ones
@@ -196,9 +196,12 @@ def of_prompts(
     completions = _cached(path, len(fitting) * settings.samples)
     if completions is None:
         completions = complete(base, tokenizer, fitting, settings, purpose)
-        # A cache that cannot be written costs time, not results.
-        with suppress(RazorError), atomic_path(path) as partial:
-            partial.write_text(json.dumps(completions))
+        # A cache that cannot be written costs time, not results. Several processes may be writing the same.
+        own = path.with_name(f"{path.stem}.{os.getpid()}.tmp")
+        with suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            own.write_text(json.dumps(completions))
+            own.replace(path)
     return Sequences.grouped(fitting, completions)
 
 

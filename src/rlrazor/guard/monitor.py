@@ -1,0 +1,496 @@
+"""`ForgettingMonitor`: KL to the base while training, and how much of the prior tasks it says is gone.
+
+    trainer = SFTTrainer(..., callbacks=[ForgettingMonitor("prompts.jsonl", law="law.json", budget=0.02)])
+
+For `transformers.Trainer` and whatever is built on it, TRL's trainers among them; full fine-tuning or PEFT; one process
+or many under DistributedDataParallel. The base's side is computed when the trainer has been made, before any update, so
+the model that the trainer was given is the base. Training is left as it is: generators, modes and gradients are put
+back, nothing is logged through the trainer, and the loss is the same to the bit with the monitor and without it.
+
+Left out: models sharded over processes (FSDP, ZeRO-3), whose parameters no process has whole.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from transformers import TrainerCallback
+
+from rlrazor.errors import RazorError
+from rlrazor.forecast import FORWARD, Forecast
+from rlrazor.guard import trackers
+from rlrazor.guard.base_side import FEW_PROMPTS, BaseSide, generators_untouched, kls_of
+from rlrazor.guard.law_file import LawFile
+from rlrazor.guard.overlap import count_overlap
+from rlrazor.lm.kl import Drift, Estimate
+from rlrazor.lm.models import base_digest, unwrapped
+from rlrazor.lm.probes import GenericText, ProbeSettings, Prompt, content_hash, encode, read_generic, read_prompts
+from rlrazor.lm.sampling import NotFiniteError
+from rlrazor.store import atomic_path
+
+OnBudget = Literal["warn", "stop", "keep"]
+KEPT = "within-budget"  # folder in the trainer's output folder: the last model whose forecast was within the budget
+LOG = "razor.jsonl"
+OVERHEAD = 0.05  # of training time, at the default setting
+TRAINING_COST = 3.0  # forward passes that an update costs per token: its own, and twice that for the gradients
+MEASURING_COST = 2.0  # ... and a measurement: its own, the products with two heads, and batches smaller than training's
+MEASUREMENTS = 10  # wanted of a run; a probe that is too large for that is thinned
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One measurement. KLs in nats per completion or text, with standard errors; the forecast None without a law.
+
+    `remaining`: how much each KL may still grow until the forecast reaches the budget. `within`: whether it is below
+    it; None where there is no budget or no law. `prompts`: how many of each probe were measured.
+    """
+
+    step: int
+    epoch: float
+    kl: Mapping[str, Estimate]
+    per_token: Mapping[str, float]
+    prompts: Mapping[str, int]
+    forecast: Forecast | None
+    level: float | None
+    budget: float | None
+    remaining: Mapping[str, float]
+    within: bool | None
+    seconds: float
+
+    def as_json(self) -> dict[str, Any]:
+        """A row of the log: JSON has no infinity, so what never runs out is None."""
+        return {
+            "step": self.step,
+            "epoch": self.epoch,
+            **{name: estimate.mean for name, estimate in self.kl.items()},
+            **{f"{name}_stderr": _finite(estimate.stderr) for name, estimate in self.kl.items()},
+            **{f"{name}_per_token": value for name, value in self.per_token.items()},
+            "prompts": dict(self.prompts),
+            "forecast": None if self.forecast is None else asdict(self.forecast),
+            "level": self.level,
+            "budget": self.budget,
+            "remaining": {name: _finite(value) for name, value in self.remaining.items()},
+            "within": self.within,
+            "seconds": round(self.seconds, 3),
+        }
+
+    def scalars(self) -> dict[str, float]:
+        """What goes to trackers."""
+        found = {name: estimate.mean for name, estimate in self.kl.items()}
+        if self.forecast is not None:
+            drops = {"drop": self.forecast.drop, "drop_low": self.forecast.low, "drop_high": self.forecast.high}
+            found |= {f"forecast_{name}": value for name, value in drops.items()}
+        found |= {f"remaining_{name}": value for name, value in self.remaining.items() if math.isfinite(value)}
+        return {f"razor/{name}": value for name, value in found.items()}
+
+    def line(self) -> str:
+        """For people."""
+        kls = ", ".join(
+            f"{'KL' if name == FORWARD else 'KL on the probe'} {_with_error(estimate)}"
+            for name, estimate in self.kl.items()
+        )
+        if self.forecast is None:
+            return f"[razor] step {self.step}: {kls} nats; uncalibrated: no law, so no forecast"
+        shown = self.forecast
+        text = (
+            f"[razor] step {self.step}: {kls} nats; forecast drop {100 * shown.drop:.1f} points "
+            f"[{100 * shown.low:.1f}, {100 * shown.high:.1f}] ({self.level:.0%})"
+        )
+        if self.budget is not None:
+            left = min(self.remaining.values(), default=math.inf)
+            room = f"{left:.3g} nats left" if math.isfinite(left) else "no limit in KL"
+            text += f"; {'within' if self.within else 'OVER'} the budget of {100 * self.budget:.1f}" + (
+                f", {room}" if self.within else ""
+            )
+        return text + ("; beyond what the law was fitted to" if shown.extrapolated else "")
+
+
+class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
+    """Measure KL to the base every `every` steps, forecast the drop of the prior score, and act on a budget.
+
+    `prompts`: the new task's, held out from training: a file (`probes.read_prompts`) or a list of texts or
+    conversations. `law`: what `razor calibrate` wrote; without one there is KL and no forecast. `budget`: the largest
+    drop of the prior score to accept, a fraction of 1; beyond it, `on_budget` is to `warn`, to `stop` training, or to
+    `keep` the last model within it in OUTPUT_DIR/within-budget. It is the forecast that counts, with `cautious` the
+    upper end of its interval. `every`: None measures as often as costs at most 5 % of training, by counting tokens,
+    with probes thinned if need be. `generic`: text that stands for what must not change, a file or `GenericText`; by
+    default the law's, or else sixty built-in paragraphs. `settings`: how the base completes prompts, by default the
+    law's. `level`: of the interval. `tokenizer`: by default the trainer's. `log`: the JSONL, by default
+    OUTPUT_DIR/razor.jsonl. `cache_dir`: where the base's completions are kept.
+
+    Raises RazorError, when the trainer is made, for prompts or a law that cannot be read, a law of another base, and
+    models sharded over processes.
+    """
+
+    def __init__(
+        self,
+        prompts: str | Path | Sequence[Prompt],
+        law: str | Path | LawFile | None = None,
+        *,
+        budget: float | None = None,
+        on_budget: OnBudget = "warn",
+        cautious: bool = False,
+        every: int | None = None,
+        generic: str | Path | GenericText | None = None,
+        settings: ProbeSettings | None = None,
+        level: float = 0.9,
+        tokenizer: Any = None,
+        log: str | Path | None = None,
+        cache_dir: Path | None = None,
+    ) -> None:
+        self.prompts = read_prompts(Path(prompts)) if isinstance(prompts, str | Path) else list(prompts)
+        self.law = LawFile.load(law) if isinstance(law, str | Path) else law
+        if on_budget not in ("warn", "stop", "keep"):
+            raise RazorError(f"on_budget is 'warn', 'stop' or 'keep', not {on_budget!r}.")
+        if budget is not None and not 0 < budget < 1:
+            raise RazorError(
+                f"budget is a fraction of 1, such as 0.02 for two points of the prior score, not {budget}."
+            )
+        if not 0 < level < 1:
+            raise RazorError(f"level is a fraction of 1, such as 0.9, not {level}.")
+        if every is not None and every < 1:
+            raise RazorError(f"every is a number of steps, at least 1, not {every}.")
+        self.budget, self.on_budget, self.cautious, self.every, self.level = budget, on_budget, cautious, every, level
+        own = read_generic(Path(generic)) if isinstance(generic, str | Path) else generic
+        self.generic = self._the_laws("generic", own, GenericText.built_in)
+        self.settings = self._the_laws("settings", settings, ProbeSettings)
+        self.tokenizer, self.cache_dir = tokenizer, cache_dir
+        self.log = None if log is None else Path(log)
+        self.readings: list[Reading] = []
+        self.base: BaseSide | None = None
+        self.thin: BaseSide | None = None
+        self.share = 1.0
+        self.counter: _TokenCounter | None = None
+        self.vocabulary: Any = None
+        self.setup_seconds = 0.0
+
+    def _the_laws(self, name: str, given: Any, default: Any) -> Any:
+        """What was given, which has to be the law's where there is one, or else the law's or the default."""
+        if self.law is None:
+            return default() if given is None else given
+        of_law = getattr(self.law, name)
+        if given is not None and given != of_law:
+            raise RazorError(
+                f"The law was calibrated with another `{name}` than the one given, and KLs measured in two ways cannot "
+                "be compared: leave it out, and the law's is used."
+            )
+        return of_law
+
+    def on_init_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        """Look at the base, before any update."""
+        if model is not None:
+            self._prepare(args, model, kwargs.get("processing_class"))
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        """Warn of what can be seen now; count the tokens of the first step."""
+        if self.base is None:  # added to a trainer that was there already
+            if state.global_step > 0:
+                raise RazorError(
+                    "ForgettingMonitor was added after the trainer was made, and training resumes, so the base is "
+                    "gone: give it to the trainer as callbacks=[...]."
+                )
+            self._prepare(args, model, kwargs.get("processing_class"))
+        self._say_what_is_wrong(kwargs.get("train_dataloader"))
+        path = self._log_path(args)
+        earlier = _gather(_rows_until(path, state.global_step))[0]
+        if _is_first():
+            with atomic_path(path) as partial:
+                partial.write_text("".join(json.dumps(row) + "\n" for row in earlier), encoding="utf-8")
+        if self.every is None and earlier:
+            self._plan(earlier[-1]["every"], earlier[-1]["share"])
+        if self.every is None and not getattr(args, "torch_compile", False):
+            self.counter = _TokenCounter(unwrapped(model))
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> Any:
+        """Measure where it is due: at every so many steps, and at the last."""
+        if self.every is None:
+            self._choose_every(state.max_steps)
+        assert self.every is not None
+        last = state.global_step >= state.max_steps or control.should_training_stop
+        if not last and state.global_step % self.every:
+            return control
+        reading = self._measure(args, state, unwrapped(model), whole=last or self.thin is None)
+        if reading is None:
+            _say(f"[razor] step {state.global_step}: the model's outputs are no longer finite; nothing was measured.")
+            return control
+        self.readings.append(reading)
+        self._report(args, reading)
+        if reading.within is False:
+            self._act(control, reading)
+        elif reading.within and self.on_budget == "keep" and _is_first():
+            self._keep(args, unwrapped(model), kwargs.get("processing_class"), reading)
+        return control
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Close what is open."""
+        if self.counter:
+            self.counter.remove()
+
+    # The base
+
+    def _prepare(self, args: Any, model: Any, processing_class: Any) -> None:
+        start = time.perf_counter()
+        model = unwrapped(model)
+        if getattr(args, "fsdp", None) or _is_sharded(model):
+            raise RazorError(
+                "ForgettingMonitor needs every process to hold the whole model, which FSDP and ZeRO-3 do not do. "
+                "Use DistributedDataParallel or ZeRO-2, or measure the checkpoints afterwards with `razor compare`."
+            )
+        processing_class = self.tokenizer or processing_class
+        tokenizer = getattr(processing_class, "tokenizer", processing_class)
+        if tokenizer is None:
+            raise RazorError("ForgettingMonitor needs the tokenizer: give it, or processing_class to the trainer.")
+        self.vocabulary = tokenizer
+        if self.law is not None:
+            self.law.check_base(base_digest(model))
+        with generators_untouched(), _as_in_training(args, model):
+            self.base = BaseSide.of(
+                model,
+                tokenizer,
+                self.prompts,
+                self.generic,
+                self.settings,
+                cache_dir=self.cache_dir,
+                share=(_rank(), _processes()),
+            )
+        self.setup_seconds = time.perf_counter() - start
+
+    def _say_what_is_wrong(self, dataloader: Any) -> None:
+        if self.law is None:
+            _say("[razor] uncalibrated: no law was given, so there is KL to the base and no forecast.")
+            if self.budget is not None:
+                _say("[razor] the budget is not watched: without a law, KL says nothing about scores.")
+        else:
+            _say(f"[razor] {self.law.describe()}")
+            if self.law.attainable < self.level:
+                _say(
+                    f"[razor] {len(self.law.forecaster.left_out)} runs allow intervals of {self.law.attainable:.0%}, "
+                    f"not of {self.level:.0%}."
+                )
+        if len(self.prompts) < FEW_PROMPTS:
+            _say(
+                f"[razor] {len(self.prompts)} prompts are few: KL is uncertain, and the interval is widened by it. "
+                f"Give at least {FEW_PROMPTS}, better a hundred."
+            )
+        ids = encode(self.vocabulary, self.prompts, self.settings.chat)
+        shared = count_overlap(self.prompts, ids, dataloader) if _is_first() else 0
+        if shared:
+            _say(
+                f"[razor] {shared} of the {len(self.prompts)} prompts are in the training set: KL on them is larger "
+                "than on prompts the model has not seen. Hold prompts out."
+            )
+
+    # When to measure
+
+    def _choose_every(self, max_steps: int) -> None:
+        """From the tokens of the first step: as often as overhead allows, ten times a run if that can be had."""
+        assert self.base is not None
+        seen, share = self.counter.remove() if self.counter else 0, 1.0
+        cost = MEASURING_COST * self.base.tokens
+        allowed = OVERHEAD * TRAINING_COST * seen  # a step
+        # All processes measure together: what the busiest needs.
+        apart = max(_gather(cost / allowed if allowed else math.inf))
+        wanted = max(1, max_steps // MEASUREMENTS)
+        if apart > wanted and math.isfinite(apart):
+            share = wanted / apart
+            apart = max(_gather(MEASURING_COST * self.base.thinned(share).tokens / allowed))
+        # The last measurement is of the whole probe. More than fifty of them tell nothing more.
+        self._plan(max(math.ceil(apart) if math.isfinite(apart) else wanted, math.ceil(max_steps / 50)), share)
+
+    def _plan(self, every: int, share: float) -> None:
+        assert self.base is not None
+        self.every, self.share = every, share
+        self.thin = self.base.thinned(share) if share < 1 else None
+
+    # Measuring
+
+    def _measure(self, args: Any, state: Any, policy: Any, *, whole: bool) -> Reading | None:
+        """None where the policy has diverged."""
+        start = time.perf_counter()
+        side = self.base if whole else self.thin
+        assert side is not None
+        own: Mapping[str, Drift] | None = None
+        with generators_untouched(), _as_in_training(args, policy), suppress(NotFiniteError):
+            own = side.measure(policy)
+        parts = [part for part in _gather(own) if part is not None]
+        if len(parts) < _processes():
+            return None
+        drifts = {name: Drift.joined([part[name] for part in parts]) for name in parts[0]}
+        kl = kls_of(drifts)
+        forecast, level, remaining = None, None, {}
+        within: bool | None = None
+        if self.law is not None:
+            means = {name: estimate.mean for name, estimate in kl.items()}
+            forecast = self.law.forecaster.forecast(means, self.level, self._errors(kl))
+            level = self.law.forecaster.attainable(self.level)
+            if self.budget is not None:
+                remaining = self.law.forecaster.remaining(means, self.budget)
+                within = (forecast.high if self.cautious else forecast.drop) <= self.budget
+        return Reading(
+            int(state.global_step),
+            float(state.epoch or 0.0),
+            kl,
+            {name: drift.per_token.mean for name, drift in drifts.items()},
+            {name: drift.n_prompts for name, drift in drifts.items()},
+            forecast,
+            level,
+            self.budget,
+            remaining,
+            within,
+            time.perf_counter() - start,
+        )
+
+    def _errors(self, kl: Mapping[str, Estimate]) -> dict[str, float]:
+        """The standard errors that widen the interval: none where KL is on the very prompts of the calibration."""
+        assert self.law is not None
+        same = content_hash(list(self.prompts)) == self.law.prompts_hash and self.thin is None
+        return {
+            name: estimate.stderr if math.isfinite(estimate.stderr) else estimate.mean
+            for name, estimate in kl.items()
+            if not (same and len(self.prompts) >= FEW_PROMPTS)
+        }
+
+    # Acting
+
+    def _report(self, args: Any, reading: Reading) -> None:
+        if not _is_first():
+            return
+        with self._log_path(args).open("a", encoding="utf-8") as file:
+            row = {**reading.as_json(), "every": self.every, "share": self.share}
+            file.write(json.dumps(row, allow_nan=False) + "\n")
+        trackers.send(args, reading.scalars(), reading.step)
+        _say(reading.line())
+
+    def _act(self, control: Any, reading: Reading) -> None:
+        assert reading.forecast is not None
+        seen = reading.forecast.high if self.cautious else reading.forecast.drop
+        what = {
+            "warn": "training goes on",
+            "stop": "training stops here",
+            "keep": f"the last model within it is in {KEPT}",
+        }[self.on_budget]
+        _say(
+            f"[razor] step {reading.step}: the {'upper end of the ' if self.cautious else ''}forecast drop, "
+            f"{100 * seen:.1f} points, is over the budget of {100 * (self.budget or 0):.1f}: {what}."
+        )
+        if self.on_budget == "stop":
+            control.should_training_stop = True
+
+    def _keep(self, args: Any, model: Any, processing_class: Any, reading: Reading) -> None:
+        """The model, or its adapter, and what was measured of it: whole or not at all."""
+        folder = Path(args.output_dir) / KEPT
+        partial, old = folder.with_name(f".{KEPT}.tmp"), folder.with_name(f".{KEPT}.old")
+        for leftover in (partial, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+        try:
+            model.save_pretrained(partial, safe_serialization=True)
+            if processing_class is not None:
+                processing_class.save_pretrained(partial)
+            (partial / "razor.json").write_text(json.dumps(reading.as_json(), allow_nan=False, indent=1) + "\n")
+            if folder.exists():
+                folder.rename(old)
+            partial.rename(folder)
+        except OSError as error:
+            raise RazorError(f"The model within the budget cannot be written to {folder}: {error}.") from error
+        finally:
+            if old.exists() and not folder.exists():
+                old.rename(folder)
+            shutil.rmtree(old, ignore_errors=True)
+
+    def _log_path(self, args: Any) -> Path:
+        return self.log or Path(args.output_dir) / LOG
+
+
+class _TokenCounter:
+    """Tokens that a model reads while it trains, until it is removed."""
+
+    def __init__(self, model: Any) -> None:
+        self.tokens = 0
+        self.hook = model.register_forward_pre_hook(self._count, with_kwargs=True)
+
+    def _count(self, model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        ids = kwargs.get("input_ids", args[0] if args else None)
+        if model.training and isinstance(ids, torch.Tensor):
+            self.tokens += ids.numel()
+
+    def remove(self) -> int:
+        """Stop counting; how many there were."""
+        self.hook.remove()
+        return self.tokens
+
+
+def _as_in_training(args: Any, model: Any) -> Any:
+    """The autocast of the trainer: what training computes with is what is measured."""
+    device = next(model.parameters()).device.type
+    if getattr(args, "bf16", False):
+        return torch.autocast(device, torch.bfloat16)
+    return torch.autocast(device, torch.float16, enabled=bool(getattr(args, "fp16", False)))
+
+
+def _is_sharded(model: Any) -> bool:
+    """Whether parameters are partitioned by ZeRO-3, or are distributed tensors."""
+    return any(
+        hasattr(parameter, "ds_id") or type(parameter.data).__name__ == "DTensor" for parameter in model.parameters()
+    )
+
+
+def _rows_until(path: Path, step: int) -> list[dict[str, Any]]:
+    """What an earlier part of this run has logged: a run that resumes goes on after it."""
+    rows = []
+    with suppress(OSError):
+        for line in path.read_text(encoding="utf-8").split("\n"):
+            with suppress(ValueError, TypeError, KeyError):  # a line that a killed process left half-written
+                row = json.loads(line)
+                if row["step"] <= step and {"every", "share"} <= set(row):
+                    rows.append(row)
+    return rows
+
+
+def _with_error(estimate: Estimate) -> str:
+    return f"{estimate.mean:.4f}" + (f" ± {estimate.stderr:.4f}" if math.isfinite(estimate.stderr) else "")
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _say(text: str) -> None:
+    """A line above the progress bar."""
+    from tqdm.auto import tqdm
+
+    if _is_first():
+        tqdm.write(text)
+
+
+def _distributed() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def _rank() -> int:
+    return torch.distributed.get_rank() if _distributed() else 0
+
+
+def _processes() -> int:
+    return torch.distributed.get_world_size() if _distributed() else 1
+
+
+def _is_first() -> bool:
+    return _rank() == 0
+
+
+def _gather(value: Any) -> list[Any]:
+    """The value of every process, in all of them."""
+    if _processes() == 1:
+        return [value]
+    values: list[Any] = [None] * _processes()
+    torch.distributed.all_gather_object(values, value)
+    return values

@@ -1,0 +1,43 @@
+"""Whether the prompts that are measured on are also trained on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Hashable, Sequence
+from itertools import islice
+from typing import Any
+
+from rlrazor.lm.probes import Prompt
+
+ROWS = 100_000  # of a training set that are looked at: more would take seconds
+COLUMNS = ("prompt", "text", "messages", "input_ids")
+
+
+def count_overlap(prompts: Sequence[Prompt], ids: Sequence[Sequence[int]], dataloader: Any) -> int:
+    """How many of the prompts are in the training set, as far as that can be seen; `ids` are their tokens.
+
+    A row has a prompt when its `prompt` is it, or its `text`, its `messages` or its `input_ids` (what TRL leaves of a
+    row) begin with it. A set that streams, or packs several rows into one, is not looked into: 0.
+    """
+    dataset = getattr(dataloader, "dataset", None)
+    columns = getattr(dataset, "column_names", None) or ()
+    name = next((name for name in COLUMNS if name in columns), None)
+    if dataset is None or name is None or not hasattr(dataset, "__len__"):
+        return 0
+    keys: list[Any] = [tuple(row) for row in ids] if name == "input_ids" else [_said(prompt) for prompt in prompts]
+    wanted: set[Hashable] = set(keys)
+    lengths = sorted({len(key) for key in keys})
+    found: set[Hashable] = set()
+    for value in islice(dataset[name], ROWS):
+        row = tuple(value) if name == "input_ids" else _said(value)
+        beginnings = [row] if name == "prompt" else [row[:length] for length in lengths]
+        found |= wanted.intersection(beginnings)
+    return sum(key in found for key in keys)
+
+
+def _said(prompt: Any) -> str:
+    """Text as it is; of a conversation what its user said first."""
+    if isinstance(prompt, str):
+        return prompt
+    said = [turn.get("content") for turn in prompt if turn.get("role") == "user"]
+    return said[0] if said and isinstance(said[0], str) else json.dumps(prompt, sort_keys=True)

@@ -1,0 +1,65 @@
+"""law.json: what is written is what is read, and what is damaged, newer or another base's is refused."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from laws import law_of
+from rlrazor.errors import RazorError
+from rlrazor.guard.law_file import FORMAT, LawFile
+from tiny_models import tiny_llama
+
+
+def test_a_law_survives_the_file(tmp_path: Path) -> None:
+    law, path = law_of(tiny_llama()), tmp_path / "law.json"
+    law.save(path)
+    again = LawFile.load(path)
+    assert again == law
+    for kl in (0.0, 0.2, 3.0):
+        assert again.forecaster.forecast({"kl_probe": kl}) == law.forecaster.forecast({"kl_probe": kl})
+    # The forecast by hand, from what the file says.
+    stored = json.loads(path.read_text())
+    a, b, c = (stored["law"][name] for name in "abc")
+    kl = 0.3 * stored["law"]["predictors"]["kl_probe"]
+    expected = a * (1 - math.exp(-b * kl**c))
+    assert again.forecaster.forecast({"kl_probe": 0.3}).drop == pytest.approx(expected)
+    assert len(stored["data"]) == 50
+    assert again.attainable == pytest.approx(0.9)
+
+
+def test_what_it_says_of_itself() -> None:
+    law = law_of(tiny_llama(), runs=4)
+    text = law.describe()
+    assert "KL on the generic probe, fitted to 4 runs of base" in text
+    assert "on a method left out it was wrong by" in text
+    assert "Intervals are of 80%" in text
+    assert "no better than guessing" not in text
+
+
+def test_what_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "law.json"
+    with pytest.raises(RazorError, match="There is no law in"):
+        LawFile.load(path)
+    law_of(tiny_llama()).save(path)
+    stored = json.loads(path.read_text())
+    for content, message in (
+        ("{", "not JSON"),
+        ("[]", "not a law of rlrazor"),
+        ('{"a": 1}', "not a law of rlrazor"),
+        (json.dumps({**stored, "format": FORMAT + 1}), "made by a newer version"),
+        (json.dumps({name: stored[name] for name in stored if name != "law"}), "damaged.*law"),
+        (json.dumps({**stored, "highest": {}}), "damaged.*kl_probe"),
+        (json.dumps({**stored, "probe": {**stored["probe"], "unknown": 1}}), "damaged.*unknown"),
+    ):
+        path.write_text(content)
+        with pytest.raises(RazorError, match=message):
+            LawFile.load(path)
+
+
+def test_another_base_is_refused() -> None:
+    law = law_of(tiny_llama())
+    law.check_base(law.base_digest)
+    with pytest.raises(RazorError, match=r"calibrated for base .* another one"):
+        law.check_base("0" * 16)

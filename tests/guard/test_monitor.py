@@ -1,0 +1,446 @@
+"""The monitor on real trainers: it measures what it should, acts on the budget, and changes nothing."""
+
+import copy
+import json
+import math
+import os
+import subprocess
+import sys
+import textwrap
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from datasets import Dataset
+from peft import LoraConfig
+from safetensors.torch import load_file
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
+
+from laws import GENERIC, PROMPTS, SETTINGS, law_of
+from rlrazor.errors import RazorError
+from rlrazor.guard import ForgettingMonitor, trackers
+from rlrazor.guard.overlap import count_overlap
+from rlrazor.lm import kl, probes
+from rlrazor.lm.probes import GenericText, ProbeSettings
+from tiny_models import char_tokenizer, tiny_llama
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # TRL uses names that transformers has renamed
+
+TOKENIZER = char_tokenizer()
+ROWS = [{"prompt": f"{a}{b}=", "completion": f"{b}{a};"} for a in "abcdefgh" for b in "0123456789"]
+
+
+@pytest.fixture(autouse=True)
+def _one_trainer_after_another() -> Any:
+    """Accelerate keeps the first trainer's precision for the whole process."""
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def sft(
+    out: Path, callbacks: list[Any], model: Any = None, *, lora: bool = False, **config: Any
+) -> tuple[SFTTrainer, list[float]]:
+    """Train six steps; the trainer and every step's loss."""
+    settings = {
+        "output_dir": str(out), "max_steps": 6, "per_device_train_batch_size": 8, "learning_rate": 3e-3, "bf16": False,
+        "report_to": "none", "logging_steps": 1, "save_strategy": "no", "use_cpu": True, "disable_tqdm": True,
+    } | config  # fmt: skip
+    resume = settings.pop("resume", None)
+    trainer = SFTTrainer(
+        model or tiny_llama(attention_dropout=0.3),
+        SFTConfig(**settings),
+        train_dataset=Dataset.from_list(ROWS),
+        processing_class=char_tokenizer(),
+        callbacks=callbacks,
+        peft_config=LoraConfig(r=2, lora_dropout=0.3, target_modules="all-linear") if lora else None,
+    )
+    trainer.train(resume_from_checkpoint=resume)
+    return trainer, [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+def monitor(tmp_path: Path, law: Any = None, **settings: Any) -> ForgettingMonitor:
+    own = {} if law else {"settings": SETTINGS, "generic": GENERIC}
+    return ForgettingMonitor(PROMPTS, law, cache_dir=tmp_path / "cache", **{**own, **settings})
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_training_is_the_same_to_the_bit(tmp_path: Path, lora: bool) -> None:
+    """With dropout, so that a generator moved or a mode left behind would show."""
+    _, plain = sft(tmp_path / "plain", [], lora=lora)
+    watching = monitor(tmp_path, every=1)
+    trainer, watched = sft(tmp_path / "watched", [watching], lora=lora)
+    assert watched == plain
+    assert len(watching.readings) == 6
+    # What it measured is KL from the model it was given to the model at the end.
+    base = tiny_llama()
+    for name, sequences in (
+        ("kl_forward", probes.of_prompts(base, TOKENIZER, PROMPTS, SETTINGS, cache_dir=tmp_path)),
+        ("kl_probe", probes.of_generic(base, TOKENIZER, GENERIC, SETTINGS)),
+    ):
+        expected = kl.forward_kl(kl.Probe(base, sequences), trainer.model).per_completion
+        assert watching.readings[-1].kl[name] == pytest.approx(expected, rel=1e-4)
+    steps = [json.loads(line) for line in (tmp_path / "watched" / "razor.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in steps] == [1, 2, 3, 4, 5, 6]
+    assert steps[-1]["kl_forward"] == watching.readings[-1].kl["kl_forward"].mean
+    assert steps[-1]["forecast"] is None
+
+
+def test_grpo_is_the_same_to_the_bit(tmp_path: Path) -> None:
+    """It keeps metrics until it logs, and samples between updates."""
+
+    def train(name: str, callbacks: list[Any]) -> list[dict[str, float]]:
+        config = GRPOConfig(
+            output_dir=str(tmp_path / name), max_steps=4, per_device_train_batch_size=8, num_generations=4,
+            max_completion_length=6, learning_rate=3e-3, bf16=False, report_to="none", logging_steps=2, use_cpu=True,
+            save_strategy="no", disable_tqdm=True, temperature=1.0,
+        )  # fmt: skip
+        trainer = GRPOTrainer(
+            tiny_llama(attention_dropout=0.3),
+            lambda completions, **_: [float(completion.count("a")) for completion in completions],
+            config,
+            train_dataset=Dataset.from_list([{"prompt": row["prompt"]} for row in ROWS]),
+            processing_class=char_tokenizer(),
+            callbacks=callbacks,
+        )
+        trainer.train()
+        kept = ("loss", "reward", "completions/mean_length", "grad_norm", "num_tokens")
+        return [{name: entry.get(name) for name in kept} for entry in trainer.state.log_history if "loss" in entry]
+
+    watching = monitor(tmp_path, every=1)
+    assert train("watched", [watching]) == train("plain", [])
+    assert [reading.step for reading in watching.readings] == [1, 2, 3, 4]
+
+
+def test_a_preference_trainer_and_the_plain_one_are_watched_too(tmp_path: Path) -> None:
+    rows = [{"prompt": row["prompt"], "chosen": row["completion"], "rejected": "x;"} for row in ROWS]
+    common = {
+        "max_steps": 2, "per_device_train_batch_size": 4, "bf16": False, "report_to": "none", "use_cpu": True,
+        "save_strategy": "no", "disable_tqdm": True, "learning_rate": 1e-2,
+    }  # fmt: skip
+    watching = monitor(tmp_path, every=1)
+    DPOTrainer(
+        tiny_llama(),
+        ref_model=tiny_llama(),
+        args=DPOConfig(output_dir=str(tmp_path / "dpo"), **common),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=char_tokenizer(),
+        callbacks=[watching],
+    ).train()
+    assert [reading.step for reading in watching.readings] == [1, 2]
+    assert watching.readings[-1].kl["kl_forward"].mean > 0
+    ids = [{"input_ids": torch.arange(2, 10), "labels": torch.arange(2, 10)} for _ in range(8)]
+    plain = monitor(tmp_path, every=1, tokenizer=char_tokenizer())
+    Trainer(
+        tiny_llama(),
+        TrainingArguments(output_dir=str(tmp_path / "plain"), **common),
+        train_dataset=ids,
+        callbacks=[plain],
+    ).train()
+    assert [reading.step for reading in plain.readings] == [1, 2]
+    with pytest.raises(RazorError, match="needs the tokenizer"):
+        Trainer(
+            tiny_llama(), TrainingArguments(output_dir=str(tmp_path / "none"), **common), callbacks=[monitor(tmp_path)]
+        )
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_a_model_that_does_not_move_has_no_kl(tmp_path: Path, bf16: bool) -> None:
+    """Under autocast both sides are computed with it: rounding is not drift."""
+    watching = monitor(tmp_path, every=3)
+    sft(tmp_path, [watching], tiny_llama(), learning_rate=0.0, bf16=bf16)
+    for reading in watching.readings:
+        assert [estimate.mean for estimate in reading.kl.values()] == pytest.approx([0.0, 0.0], abs=1e-9)
+
+
+def test_a_forecast_is_the_laws(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    model = tiny_llama()
+    law = law_of(model, scale=20.0)
+    watching = monitor(tmp_path, law, every=2, budget=0.5)
+    sft(tmp_path / "run", [watching], model)
+    for reading in watching.readings:
+        means = {name: estimate.mean for name, estimate in reading.kl.items()}
+        assert reading.forecast == law.forecaster.forecast(means)  # on the calibration's own prompts
+        assert reading.remaining == law.forecaster.remaining(means, 0.5)
+        assert reading.within == (reading.forecast.drop <= 0.5)
+    out = capfd.readouterr().out
+    assert "A law of KL on the generic probe, fitted to 10 runs" in out
+    assert "forecast drop" in out
+    rows = [json.loads(line) for line in (tmp_path / "run" / "razor.jsonl").read_text().splitlines()]
+    assert [row["forecast"]["drop"] for row in rows] == [r.forecast.drop for r in watching.readings if r.forecast]
+    # On other prompts KL has an error of its own, and the interval covers it.
+    other = ForgettingMonitor(PROMPTS[:20], law, every=6, cache_dir=tmp_path / "cache")
+    sft(tmp_path / "other", [other], tiny_llama())
+    (last,) = other.readings
+    assert last.forecast is not None
+    spread = {name: estimate.stderr for name, estimate in last.kl.items()}
+    means = {name: estimate.mean for name, estimate in last.kl.items()}
+    assert last.forecast == law.forecaster.forecast(means, stderr=spread)
+    assert last.forecast.high > law.forecaster.forecast(means).high
+
+
+class Snapshots(TrainerCallback):  # type: ignore[misc]
+    """Keeps the weights after each step."""
+
+    def __init__(self) -> None:
+        self.weights: dict[int, Mapping[str, torch.Tensor]] = {}
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        self.weights[state.global_step] = copy.deepcopy(model.state_dict())
+
+
+def test_a_budget_warns_stops_or_keeps(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    model = tiny_llama()
+    law = law_of(model)
+    # A budget that is crossed on the way: the forecast half-way.
+    scout = monitor(tmp_path, law, every=1)
+    _, losses = sft(tmp_path / "scout", [scout], copy.deepcopy(model))
+    drops = [reading.forecast.drop for reading in scout.readings if reading.forecast]
+    assert drops == sorted(drops)
+    budget = 0.9 * drops[2] + 0.1 * drops[3]
+
+    warned = monitor(tmp_path, law, every=1, budget=budget)
+    assert sft(tmp_path / "warn", [warned], copy.deepcopy(model))[1] == losses
+    assert [reading.within for reading in warned.readings] == [True] * 3 + [False] * 3
+    assert "is over the budget" in capfd.readouterr().out
+
+    stopped = monitor(tmp_path, law, every=1, budget=budget, on_budget="stop")
+    assert sft(tmp_path / "stop", [stopped], copy.deepcopy(model))[1] == losses[:4]
+
+    cautious = monitor(tmp_path, law, every=1, budget=budget, on_budget="stop", cautious=True)
+    highs = [reading.forecast.high for reading in scout.readings if reading.forecast]
+    first_over = next(index for index, high in enumerate(highs) if high > budget)
+    assert sft(tmp_path / "cautious", [cautious], copy.deepcopy(model))[1] == losses[: first_over + 1]
+    assert first_over <= 3
+
+    snapshots = Snapshots()
+    keeping = monitor(tmp_path, law, every=1, budget=budget, on_budget="keep")
+    assert sft(tmp_path / "keep", [keeping, snapshots], copy.deepcopy(model))[1] == losses
+    kept = load_file(tmp_path / "keep" / "within-budget" / "model.safetensors")
+    assert all(torch.equal(weight, snapshots.weights[3][name]) for name, weight in kept.items())
+    assert json.loads((tmp_path / "keep" / "within-budget" / "razor.json").read_text())["step"] == 3
+    assert (tmp_path / "keep" / "within-budget" / "tokenizer.json").exists()
+    assert not list((tmp_path / "keep").glob(".within*"))
+
+
+def test_a_run_that_resumes_is_measured_against_the_same_base(tmp_path: Path) -> None:
+    model = tiny_llama()
+    whole = monitor(tmp_path)
+    sft(tmp_path / "whole", [whole], copy.deepcopy(model))
+    saving: dict[str, Any] = {"save_strategy": "steps", "save_steps": 3}
+    sft(tmp_path / "parts", [monitor(tmp_path)], copy.deepcopy(model), **saving)
+    log = tmp_path / "parts" / "razor.jsonl"
+    with log.open("a") as file:
+        file.write('{"step": 5, "half-writ')
+    resumed = monitor(tmp_path)
+    checkpoint = str(tmp_path / "parts" / "checkpoint-3")
+    sft(tmp_path / "parts", [resumed], copy.deepcopy(model), resume=checkpoint, **saving)
+    first, second = (
+        [json.loads(line) for line in (tmp_path / name / "razor.jsonl").read_text().splitlines()]
+        for name in ("whole", "parts")
+    )
+    for rows in (first, second):
+        for row in rows:
+            del row["seconds"]
+    assert second == first
+    assert [reading.step for reading in resumed.readings] == [
+        step for step in (row["step"] for row in first) if step > 3
+    ]
+    late = sft(tmp_path / "late", [], copy.deepcopy(model), **saving)[0]
+    late.add_callback(monitor(tmp_path))
+    with pytest.raises(RazorError, match="added after the trainer was made"):
+        late.train(resume_from_checkpoint=str(tmp_path / "late" / "checkpoint-3"))
+
+
+def test_it_measures_as_often_as_five_percent_allow(tmp_path: Path) -> None:
+    """By the tokens of a step, with twice a forward pass for a measurement and three for training."""
+    large = monitor(tmp_path)
+    sft(tmp_path / "large", [large], max_steps=20, per_device_train_batch_size=64)
+    assert large.every is not None
+    assert large.base is not None
+    per_step = 0.05 * 3 * 64 * len("ab=ba;")
+    measured = large.thin or large.base
+    assert large.every == math.ceil(2 * measured.tokens / per_step)
+    # A probe too large for ten measurements is thinned, and comes whole at the end.
+    many = [f"{a}{b}{c}:" for a in "abcdef" for b in "0123456" for c in "01234"]
+    thinned = ForgettingMonitor(many, settings=SETTINGS, generic=GENERIC, cache_dir=tmp_path / "cache")
+    sft(tmp_path / "thin", [thinned], max_steps=60, per_device_train_batch_size=64)
+    assert thinned.every is not None
+    assert thinned.every > 6
+    due = [step for step in range(1, 60) if step % thinned.every == 0]
+    assert [reading.step for reading in thinned.readings] == [*due, 60]
+    assert thinned.readings[0].prompts == {"kl_forward": 16, "kl_probe": 16}
+    assert thinned.readings[-1].prompts == {"kl_forward": len(many), "kl_probe": len(GENERIC.texts)}
+
+
+def test_two_processes_measure_what_one_does(tmp_path: Path) -> None:
+    """DistributedDataParallel over gloo: each has half of the prompts, and they share what they find."""
+    script = tmp_path / "train.py"
+    script.write_text(
+        textwrap.dedent(
+            """
+            import sys
+            from pathlib import Path
+
+            import torch
+
+            torch.set_num_threads(1)
+            sys.path.insert(0, sys.argv[1])
+            from datasets import Dataset
+            from trl import SFTConfig, SFTTrainer
+
+            from laws import law_of
+            from test_monitor import ROWS, monitor
+            from tiny_models import char_tokenizer, tiny_llama
+
+            out, batch = Path(sys.argv[2]), int(sys.argv[3])
+            model = tiny_llama()
+            config = SFTConfig(
+                output_dir=str(out), max_steps=3, per_device_train_batch_size=batch, learning_rate=3e-3, bf16=False,
+                report_to="none", save_strategy="no", use_cpu=True, disable_tqdm=True, shuffle_dataset=False,
+            )
+            trainer = SFTTrainer(
+                model, config, train_dataset=Dataset.from_list(ROWS), processing_class=char_tokenizer(),
+                callbacks=[monitor(out, law_of(model, scale=20.0), every=1, budget=0.001, on_budget="stop")],
+            )
+            trainer.train()
+            """
+        )
+    )
+    tests = str(Path(__file__).parents[1])
+    environment = {**os.environ, "PYTHONPATH": f"{tests}{os.pathsep}{Path(__file__).parent}", "OMP_NUM_THREADS": "1"}
+    run = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29555"]
+    subprocess.run([*run, script, tests, tmp_path / "two", "4"], check=True, env=environment, capture_output=True)
+    subprocess.run(
+        [sys.executable, script, tests, tmp_path / "one", "8"], check=True, env=environment, capture_output=True
+    )
+    one, two = (
+        [json.loads(line) for line in (tmp_path / name / "razor.jsonl").read_text().splitlines()]
+        for name in ("one", "two")
+    )
+    assert len(one) == len(two) > 0
+    for of_one, of_two in zip(one, two, strict=True):
+        assert of_two["prompts"] == of_one["prompts"]
+        for name in ("kl_forward", "kl_probe", "kl_forward_stderr", "kl_probe_per_token"):
+            assert of_two[name] == pytest.approx(of_one[name], rel=0.02)
+
+
+def test_trackers_get_the_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    model = tiny_llama()
+    watching = monitor(tmp_path, law_of(model), every=3, budget=0.5)
+    sft(tmp_path / "run", [watching], model, report_to="tensorboard")
+    (folder,) = (tmp_path / "run" / "runs").iterdir()
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    assert "train/loss" in events.Tags()["scalars"]
+    for name, expected in (
+        ("razor/kl_forward", [reading.kl["kl_forward"].mean for reading in watching.readings]),
+        ("razor/forecast_drop_high", [r.forecast.high for r in watching.readings if r.forecast]),
+        ("razor/remaining_kl_probe", [reading.remaining["kl_probe"] for reading in watching.readings]),
+    ):
+        seen = events.Scalars(name)
+        assert [event.step for event in seen] == [3, 6]
+        assert [event.value for event in seen] == pytest.approx(expected, rel=1e-6)
+
+    sent: list[tuple[str, Any]] = []
+    running = SimpleNamespace(get=lambda: "run")
+    wandb = SimpleNamespace(run="run", log=lambda values: sent.append(("wandb", values)))
+    trackio = SimpleNamespace(
+        context_vars=SimpleNamespace(current_run=running), log=lambda values: sent.append(("trackio", values))
+    )
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    monkeypatch.setitem(sys.modules, "trackio", trackio)
+    arguments = SimpleNamespace(report_to=["wandb", "trackio", "mlflow"], output_dir=str(tmp_path))
+    trackers.send(arguments, {"razor/x": 1.0}, 7)
+    expected_values = {"razor/x": 1.0, "train/global_step": 7}
+    assert sent == [("wandb", expected_values), ("trackio", expected_values)]
+    wandb.run = None
+    running.get = lambda: None
+    trackers.send(arguments, {"razor/x": 2.0}, 8)
+    assert len(sent) == 2
+
+
+def test_without_a_law_it_says_so(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    few = ForgettingMonitor(["ab:", "cd:"], settings=SETTINGS, cache_dir=tmp_path, budget=0.1, every=6)
+    sft(tmp_path, [few])
+    out = capfd.readouterr().out
+    assert "uncalibrated: no law was given" in out
+    assert "the budget is not watched" in out
+    assert "2 prompts are few" in out
+    assert "uncalibrated: no law, so no forecast" in out
+    assert few.generic == GenericText.built_in()
+    assert few.readings[0].within is None
+
+
+def test_prompts_that_are_trained_on_are_counted(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    def loader(rows: list[dict[str, Any]]) -> Any:
+        return SimpleNamespace(dataset=Dataset.from_list(rows))
+
+    prompts = ["ab", "cd", "ef"]
+    turns = [{"role": "system", "content": "s"}, {"role": "user", "content": "cd"}]
+    ids = [[1, 2], [3, 4], [5, 6]]
+    assert count_overlap(prompts, ids, loader([{"prompt": "ab"}, {"prompt": "abc"}, {"prompt": "x"}])) == 1
+    assert count_overlap(prompts, ids, loader([{"text": "cd and more"}, {"text": "x cd"}])) == 1
+    assert count_overlap(prompts, ids, loader([{"messages": turns}])) == 1
+    assert count_overlap([turns, "ab"], ids, loader([{"messages": turns}, {"messages": turns}])) == 1
+    assert count_overlap(prompts, ids, loader([{"input_ids": [3, 4, 9]}, {"input_ids": [9, 5, 6]}])) == 1
+    assert count_overlap(prompts, ids, loader([{"other": [1, 2]}])) == 0
+    assert count_overlap(prompts, ids, SimpleNamespace(dataset=iter([]))) == 0
+    watching = ForgettingMonitor(
+        [ROWS[0]["prompt"], "zz="], settings=SETTINGS, generic=GENERIC, cache_dir=tmp_path, every=6
+    )
+    sft(tmp_path, [watching])
+    assert "1 of the 2 prompts are in the training set" in capfd.readouterr().out
+
+
+def test_what_cannot_be_watched_is_refused(tmp_path: Path) -> None:
+    model, other = tiny_llama(), tiny_llama(seed=1)
+    with pytest.raises(RazorError, match=r"calibrated for base .* another one"):
+        sft(tmp_path, [monitor(tmp_path, law_of(other))], model)
+    law = law_of(model)
+    law.save(tmp_path / "law.json")
+    assert ForgettingMonitor(PROMPTS, tmp_path / "law.json").law == law
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({"on_budget": "panic"}, "'warn', 'stop' or 'keep'"),
+        ({"budget": 2}, "fraction of 1"),
+        ({"level": 90}, "fraction of 1"),
+        ({"every": 0}, "at least 1"),
+        ({"settings": ProbeSettings(7)}, "another `settings`"),
+        ({"generic": GenericText(texts=("x",))}, "another `generic`"),
+    ]
+    for arguments, message in wrong:
+        with pytest.raises(RazorError, match=message):
+            ForgettingMonitor(PROMPTS, law, **arguments)
+    with pytest.raises(RazorError, match="no prompts"):
+        sft(tmp_path, [ForgettingMonitor([], cache_dir=tmp_path)])
+    empty = tmp_path / "empty.txt"
+    empty.write_text("")
+    with pytest.raises(RazorError, match="is empty"):
+        ForgettingMonitor(empty)
+    training = SimpleNamespace(fsdp=["full_shard"], output_dir=str(tmp_path))
+    with pytest.raises(RazorError, match="FSDP and ZeRO-3"):
+        monitor(tmp_path).on_init_end(training, None, None, model=model, processing_class=TOKENIZER)
+    partitioned = tiny_llama()
+    partitioned.lm_head.weight.ds_id = 0
+    training.fsdp = []
+    with pytest.raises(RazorError, match="FSDP and ZeRO-3"):
+        monitor(tmp_path).on_init_end(training, None, None, model=partitioned, processing_class=TOKENIZER)
+
+
+def test_a_policy_that_diverges_does_not_end_training(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    class Breaking(TrainerCallback):  # type: ignore[misc]
+        def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+            with torch.no_grad():
+                model.lm_head.weight.fill_(np.nan)
+
+    watching = monitor(tmp_path, every=1)
+    sft(tmp_path, [Breaking(), watching], max_steps=2)
+    assert watching.readings == []
+    assert "no longer finite" in capfd.readouterr().out

@@ -1,0 +1,51 @@
+"""A law for the tests: fitted to made-up runs, of any base."""
+
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from rlrazor import forecast
+from rlrazor.guard.law_file import LawFile
+from rlrazor.law import Saturating
+from rlrazor.lm.models import base_digest
+from rlrazor.lm.probes import GenericText, ProbeSettings, content_hash
+
+TRUE = Saturating(0.6, 2.0, 1.0)
+SETTINGS = ProbeSettings(max_new_tokens=6, chat=False)
+GENERIC = GenericText(texts=tuple(f"{word} is text that has to stay" for word in "abcdefghijklmnopqrstuvwx"))
+PROMPTS = [f"{letter}{number}:" for letter in "abcdef" for number in range(4)]
+
+
+def made_up(runs: int = 10, *, noise: float = 0.05, scale: float = 1.0) -> pl.DataFrame:
+    """Runs of two methods whose forgetting follows the KL on the probe."""
+    rng = np.random.default_rng(0)
+    rows: list[dict[str, Any]] = []
+    for run in range(runs):
+        factor = 1 + noise * rng.normal()
+        for step in range(1, 6):
+            probe = scale * step / 5 * rng.uniform(0.5, 1)
+            drop = factor * float(TRUE.predict(probe))
+            row = {"run": f"run {run}", "method": f"m{run % 2}", "step": step, "kl_forward": rng.uniform(0, 5)}
+            rows.append({**row, "kl_probe": probe, "forgetting": drop})
+    return pl.DataFrame(rows)
+
+
+def law_of(base: Any, *, runs: int = 10, scale: float = 1.0) -> LawFile:
+    """A law of this base, of the KL on the probe."""
+    table = made_up(runs, scale=scale)
+    renamed = table.rename({"run": "trajectory"})
+    return LawFile(
+        base_name="base",
+        base_digest=base_digest(base),
+        prior={"arithmetic": 0.9},
+        forecaster=forecast.fit_forecaster(renamed, ("kl_probe",), 0.9),
+        choice=forecast.choose(renamed),
+        settings=SETTINGS,
+        generic=GENERIC,
+        prompts_hash=content_hash(PROMPTS),
+        prompts_count=len(PROMPTS),
+        data=tuple(table.to_dicts()),
+        versions={"rlrazor": "0"},
+        command="razor calibrate",
+    )
