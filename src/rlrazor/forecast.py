@@ -35,6 +35,10 @@ TIE = 0.05  # a second probe has to be paid for at every measurement: it has to 
 
 LOSS = "loss"  # of training; a baseline. It falls while forgetting rises, if it says anything: its law is a quadratic
 
+GAIN = (
+    0.1  # by which a law has to lower guessing's error: on noise it is lower one time in four, by a twentieth at most
+)
+
 FLOOR = 0.01  # of a drop, added to it in the scale of residuals: one accuracy point, what noise in the scores is worth
 SHARES = (0.0, 0.03, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)  # of the first of two KLs in their sum, that are tried
 MIN_RUNS = 3
@@ -238,8 +242,8 @@ class Candidate:
 class Choice:
     """Which KLs forecast best. `by` is what was left out: `method`, or `run` where there is one method only.
 
-    `guess` is the error of guessing the mean forgetting of the rest: where no candidate is below it, nothing was found
-    that a forecast could rest on (`useful`).
+    `guess` is the error of guessing the mean forgetting of the rest: where no candidate is well below it, nothing was
+    found that a forecast could rest on (`useful`).
     """
 
     by: str
@@ -254,8 +258,8 @@ class Choice:
 
     @property
     def useful(self) -> bool:
-        """Whether the best is better than guessing."""
-        return self.best.error < self.guess
+        """Whether the best is better than guessing by more than luck would have it: by GAIN."""
+        return self.best.error <= (1 - GAIN) * self.guess
 
 
 def choose(table: pl.DataFrame, candidates: Sequence[Sequence[str]] = CANDIDATES) -> Choice:

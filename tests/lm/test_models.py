@@ -194,10 +194,10 @@ def test_vocabularies_are_compared(tmp_path: Path) -> None:
         models.LanguageModel.in_memory(tiny_llama(vocab=vocab), char_tokenizer(characters), "a model")
         for vocab, characters in ((44, "abc"), (44, "abc"), (45, "abc"), (44, "acb"))
     )
-    models.check_same_vocabulary(base, same)
+    models.check_same_vocabulary(models.Vocabulary.of(base), models.Vocabulary.of(same))
     for tuned in (larger, other):
         with pytest.raises(RazorError, match="different vocabularies"):
-            models.check_same_vocabulary(base, tuned)
+            models.check_same_vocabulary(models.Vocabulary.of(base), models.Vocabulary.of(tuned))
 
 
 # --- GGUF

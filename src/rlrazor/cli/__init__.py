@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 import rlrazor
-from rlrazor.cli import evaluate, finetune, report, reproduce, sweep, tasks, theory
+from rlrazor.cli import calibrate, compare, evaluate, finetune, pick, report, reproduce, sweep, tasks, theory
 from rlrazor.errors import RazorError
 
 EXIT_ERROR = 2
@@ -27,7 +27,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="razor", description="Measure, predict and prevent forgetting in fine-tuning.")
     parser.add_argument("--version", action="version", version=f"razor {rlrazor.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (finetune, evaluate, sweep, tasks, reproduce, report, theory):
+    for command in (calibrate, compare, pick, finetune, evaluate, sweep, tasks, reproduce, report, theory):
         command.add_to(commands)
     return parser
 

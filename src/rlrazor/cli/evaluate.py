@@ -38,6 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
     needs_extra()
     from rlrazor.experiments.language.config import parse_setting, resolve
     from rlrazor.experiments.language.evaluate import compare
+    from rlrazor.lm.probes import read_generic
 
     given = {name: value for name in _OWN if (value := getattr(arguments, name)) is not None}
     given |= {"base": arguments.base or arguments.model, "task": arguments.task}
@@ -53,6 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
             adapter=arguments.adapter,
             data_mirror=arguments.data_mirror,
             allow_code_execution=arguments.allow_code_execution,
+            generic=None if source.generic is None else read_generic(source.generic),
         )
     if arguments.json:
         print(json.dumps({"base": base and asdict(base), "model": asdict(tuned)}, indent=2))

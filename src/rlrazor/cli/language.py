@@ -54,13 +54,23 @@ def add_source(parser: argparse.ArgumentParser) -> None:
     )
     source.add_argument("--demonstrations", type=Path, metavar="FILE", help="JSONL of prompt, completion and rejected")
     source.add_argument("--prompts", type=Path, metavar="FILE", help="a task of your own: JSONL of prompts ...")
-    source.add_argument("--verifier", metavar="FILE.py:FUNCTION", help="... and what scores a completion; it is run")
+    source.add_argument(
+        "--verifier",
+        metavar="FILE.py:FUNCTION",
+        help="... and what scores a completion; it is run. Without it, only a row's own completion is right",
+    )
     source.add_argument(
         "--stop",
         action="append",
         default=[],
         metavar="TEXT",
         help="... and what ends one; may be repeated, \\n is a line end",
+    )
+    source.add_argument(
+        "--generic",
+        type=Path,
+        metavar="FILE",
+        help="text, or prompts, that stand for what must not change: JSONL with text or prompt, or a text a line",
     )
     source.add_argument("--data-mirror", type=Path, metavar="DIR", help="local JSONL files of the prior tasks")
     source.add_argument(
@@ -111,14 +121,22 @@ def source_of(arguments: argparse.Namespace, task: str) -> "TaskSource":
 
     if arguments.verifier and not arguments.prompts:
         raise RazorError("--verifier goes with --prompts FILE, a task of your own.")
-    for name in ("data", "demonstrations", "prompts", "data_mirror"):
+    for name in ("data", "demonstrations", "prompts", "data_mirror", "generic"):
         path = getattr(arguments, name, None)
         if path is not None and not path.exists():
             raise RazorError(f"There is no {path}, which --{name.replace('_', '-')} names.")
     if arguments.stop and not arguments.prompts:
         raise RazorError("--stop goes with --prompts FILE: the other tasks say themselves what ends a completion.")
     stop = tuple(text.replace("\\n", "\n") for text in arguments.stop)
-    return TaskSource(task, arguments.data, arguments.demonstrations, arguments.prompts, arguments.verifier, stop)
+    return TaskSource(
+        task,
+        data=arguments.data,
+        demonstrations=arguments.demonstrations,
+        prompts=arguments.prompts,
+        verifier=arguments.verifier,
+        stop=stop,
+        generic=arguments.generic,
+    )
 
 
 def trainer_of(arguments: argparse.Namespace, base: str, task: str) -> "Trainer":

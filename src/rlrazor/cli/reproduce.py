@@ -1,4 +1,4 @@
-"""`razor reproduce parity-mnist` and `razor reproduce language`: whole experiments, from the data to the report."""
+"""`razor reproduce parity-mnist`, `language` and `forecast`: whole experiments, from the data to the report."""
 
 import argparse
 import os
@@ -65,6 +65,21 @@ def add_to(commands: Subparsers) -> None:
     parity.add_argument("--dry-run", action="store_true", help="print the grid, its size and cost; train nothing")
     parity.add_argument("--json", action="store_true", help="print the findings as JSON instead of tables")
     parity.set_defaults(run=run, options=options_of(parity))
+    of_forecasts = experiments.add_parser(
+        "forecast",
+        help="is the forecast of forgetting true? On methods and tasks that a law was not fitted to",
+        description="Three new tasks on the same bases, of digits and of letters, every method at every learning rate; "
+        "then coverage, width and error of forecasts of a method, or a task, left out. Run it again to continue.",
+    )
+    of_forecasts.add_argument("--preset", default="quick", help="quick (the default) or full")
+    of_forecasts.add_argument("--seeds", help="seeds instead of the preset's, comma-separated")
+    of_forecasts.add_argument("--families", default="parity-mnist,tiny", help="default: parity-mnist,tiny")
+    of_forecasts.add_argument("--out", type=Path, metavar="DIR", help="run folder (default: runs/forecast-PRESET)")
+    of_forecasts.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: the cores)")
+    of_forecasts.add_argument("--data-dir", type=Path, metavar="DIR", help="where the IDX files lie, if you have them")
+    of_forecasts.add_argument("--dry-run", action="store_true", help="print the size of it; train nothing")
+    of_forecasts.add_argument("--json", action="store_true", help="print the findings as JSON instead of tables")
+    of_forecasts.set_defaults(run=run_forecast, options=options_of(of_forecasts))
     of_models = experiments.add_parser(
         "language",
         help="the same on language models: the tiny one on a CPU, or the paper's grid",
@@ -80,6 +95,43 @@ def run_language(arguments: argparse.Namespace) -> int:
     """Run the sweep of a preset."""
     out = arguments.out or Path("runs") / f"language-{arguments.preset}"
     return language.run_sweep(arguments, arguments.preset, out)
+
+
+def run_forecast(arguments: argparse.Namespace) -> int:
+    """Run the sweeps of a preset, and test forecasts on them."""
+    language.needs_extra()
+    from rlrazor.experiments.forecast import TASKS, Options, estimate, grid_of, reproduce
+    from rlrazor.experiments.language.config import parse_setting
+
+    seeds = None if arguments.seeds is None else parse_setting("seeds", arguments.seeds)
+    grid = grid_of(arguments.preset, seeds)
+    families = tuple(name.strip() for name in arguments.families.split(","))
+    unknown = [name for name in families if name not in TASKS]
+    if unknown:
+        raise RazorError(f"Unknown family {unknown[0]!r}. Families: {', '.join(TASKS)}.")
+    if arguments.jobs < 1:
+        raise RazorError(f"--jobs must be at least 1, not {arguments.jobs}.")
+    options = Options(
+        out=arguments.out or Path("runs") / f"forecast-{arguments.preset}",
+        families=tuple(name for name in TASKS if name in families),
+        jobs=arguments.jobs,
+        data_dir=arguments.data_dir,
+        preset=arguments.preset,
+        command=shlex.join(["razor", *arguments.argv]),
+    )
+    if arguments.dry_run:
+        found = estimate(grid, options)
+        shown = grid.digits if families == ("parity-mnist",) else grid.letters
+        what = f"{found.runs} runs, {found.checkpoints:,} checkpoints measured, over {', '.join(options.families)}."
+        print_plan(shown, found, what, as_json=arguments.json)
+        return 0
+    console = Console(stderr=True)
+    done = reproduce(grid, options, console)
+    for name in done.diverged:
+        console.print(f"Diverged, measured up to there: {name}.", style="yellow")
+    console.print(f"{done.trained} runs trained, {done.kept} kept, in {human_seconds(done.seconds)}.", highlight=False)
+    print_results(done.results, done.report, as_json=arguments.json)
+    return 0
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -71,9 +71,10 @@ class LawFile:
     def save(self, path: Path) -> None:
         """Write it, whole or not at all."""
         with atomic_path(path) as partial:
-            partial.write_text(json.dumps(self._as_json(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+            partial.write_text(json.dumps(self.as_json(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
-    def _as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, Any]:
+        """What the file holds."""
         forecaster = self.forecaster
         return {
             "format": FORMAT,

@@ -33,7 +33,17 @@ from rlrazor.guard.law_file import LawFile
 from rlrazor.guard.overlap import count_overlap
 from rlrazor.lm.kl import Drift, Estimate
 from rlrazor.lm.models import base_digest, unwrapped
-from rlrazor.lm.probes import GenericText, ProbeSettings, Prompt, content_hash, encode, read_generic, read_prompts
+from rlrazor.lm.probes import (
+    GenericText,
+    ProbeSettings,
+    Prompt,
+    content_hash,
+    default_cache,
+    encode,
+    probe_hash,
+    read_generic,
+    read_prompts,
+)
 from rlrazor.lm.sampling import NotFiniteError
 from rlrazor.store import atomic_path
 
@@ -125,7 +135,7 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
     with probes thinned if need be. `generic`: text that stands for what must not change, a file or `GenericText`; by
     default the law's, or else sixty built-in paragraphs. `settings`: how the base completes prompts, by default the
     law's. `level`: of the interval. `tokenizer`: by default the trainer's. `log`: the JSONL, by default
-    OUTPUT_DIR/razor.jsonl. `cache_dir`: where the base's completions are kept.
+    OUTPUT_DIR/razor.jsonl. `cache_dir`: where the base's completions are kept, by default in the user's cache.
 
     Raises RazorError, when the trainer is made, for prompts or a law that cannot be read, a law of another base, and
     models sharded over processes.
@@ -163,7 +173,7 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
         own = read_generic(Path(generic)) if isinstance(generic, str | Path) else generic
         self.generic = self._the_laws("generic", own, GenericText.built_in)
         self.settings = self._the_laws("settings", settings, ProbeSettings)
-        self.tokenizer, self.cache_dir = tokenizer, cache_dir
+        self.tokenizer, self.cache_dir = tokenizer, cache_dir or default_cache()
         self.log = None if log is None else Path(log)
         self.readings: list[Reading] = []
         self.base: BaseSide | None = None
@@ -171,6 +181,7 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
         self.share = 1.0
         self.counter: _TokenCounter | None = None
         self.vocabulary: Any = None
+        self.provenance: dict[str, str] = {}
         self.setup_seconds = 0.0
 
     def _the_laws(self, name: str, given: Any, default: Any) -> Any:
@@ -250,8 +261,10 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
         if tokenizer is None:
             raise RazorError("ForgettingMonitor needs the tokenizer: give it, or processing_class to the trainer.")
         self.vocabulary = tokenizer
+        digest = base_digest(model)
+        self.provenance = {"base": digest, "probe": probe_hash(self.settings, self.generic)}
         if self.law is not None:
-            self.law.check_base(base_digest(model))
+            self.law.check_base(digest)
         with generators_untouched(), _as_in_training(args, model):
             self.base = BaseSide.of(
                 model,
@@ -365,7 +378,7 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
         if not _is_first():
             return
         with self._log_path(args).open("a", encoding="utf-8") as file:
-            row = {**reading.as_json(), "every": self.every, "share": self.share}
+            row = {**reading.as_json(), "every": self.every, "share": self.share, **self.provenance}
             file.write(json.dumps(row, allow_nan=False) + "\n")
         trackers.send(args, reading.scalars(), reading.step)
         _say(reading.line())

@@ -157,12 +157,15 @@ class Probe:
     """The base's side of a KL on fixed sequences, computed once: final hidden states and LM head.
 
     `model` is the base; of a PEFT model, it is what is left with the adapter disabled. It may be trained afterwards.
+    With `adapted`, the model as it is: the other side of `between`.
     Raises RazorError for sequences longer than the context, and for a model whose logits are not a linear head's.
     """
 
-    def __init__(self, model: Any, sequences: Sequences, *, token_budget: int = TOKEN_BUDGET) -> None:
+    def __init__(
+        self, model: Any, sequences: Sequences, *, adapted: bool = False, token_budget: int = TOKEN_BUDGET
+    ) -> None:
         self.sequences = sequences
-        with _adapter_disabled(model):
+        with nullcontext() if adapted else _adapter_disabled(model):
             self.states, head = final_states(model, sequences, token_budget)
         # A trainable head will have changed by the time it is compared with.
         self.head = head.copied() if head.weight.requires_grad else head
@@ -187,6 +190,16 @@ def forward_kl(probe: Probe, tuned: Any, *, token_budget: int = TOKEN_BUDGET) ->
     """
     tuned_TD, head = final_states(tuned, probe.sequences, token_budget)
     return _drift(_kl(probe.states, probe.head, tuned_TD, head), probe.sequences)
+
+
+def between(p: Probe, q: Probe) -> Drift:
+    """KL(p || q) of two policies probed on the same sequences, neither of which need be in memory any more.
+
+    Raises RazorError where the vocabularies differ.
+    """
+    if p.sequences != q.sequences:
+        raise ValueError("the two probes are of different sequences")
+    return _drift(_kl(p.states, p.head, q.states, q.head), p.sequences)
 
 
 def reverse_kl(tuned: Any, sequences: Sequences, base: Any = None, *, token_budget: int = TOKEN_BUDGET) -> Drift:

@@ -85,13 +85,26 @@ def load(
     return LanguageModel(model.to(compute.device()).eval(), tokenizer, name, _fingerprint(folders))
 
 
-def check_same_vocabulary(base: LanguageModel, tuned: LanguageModel) -> None:
+@dataclass(frozen=True)
+class Vocabulary:
+    """What token ids mean to a model: its outputs, and the tokenizer's ids by token."""
+
+    source: str
+    outputs: int
+    tokens: Mapping[str, int]
+
+    @classmethod
+    def of(cls, lm: LanguageModel) -> "Vocabulary":
+        """A model's, which need not be kept in memory for it."""
+        return cls(lm.source, len(lm.model.get_output_embeddings().weight), lm.tokenizer.get_vocab())
+
+
+def check_same_vocabulary(base: Vocabulary, tuned: Vocabulary) -> None:
     """Raise RazorError unless token ids mean the same in both: KL compares probabilities id by id."""
-    sizes = [len(lm.model.get_output_embeddings().weight) for lm in (base, tuned)]
-    if sizes[0] != sizes[1] or base.tokenizer.get_vocab() != tuned.tokenizer.get_vocab():
+    if (base.outputs, base.tokens) != (tuned.outputs, tuned.tokens):
         raise RazorError(
-            f"{tuned.source} and {base.source} have different vocabularies ({sizes[1]} and {sizes[0]} outputs, "
-            f"{len(tuned.tokenizer)} and {len(base.tokenizer)} tokens). Compare a model with its own base."
+            f"{tuned.source} and {base.source} have different vocabularies ({tuned.outputs} and {base.outputs} "
+            f"outputs, {len(tuned.tokens)} and {len(base.tokens)} tokens). Compare a model with its own base."
         )
 
 
@@ -129,6 +142,64 @@ def weights_of(model: Any) -> dict[str, Tensor]:
             for active in module.active_adapters:
                 weights[f"{name}.weight"] += module.get_delta_weight(active).detach()
     return weights
+
+
+class SavedWeights(Mapping[str, Tensor]):
+    """The tensors of a folder's safetensors files by name, read one at a time as they are asked for."""
+
+    def __init__(self, source: str | Path, cache_dir: Path | None = None) -> None:
+        """Of a hub id, a folder or a GGUF file, as `load` takes them; raises its errors."""
+        from safetensors import safe_open
+
+        folder = _folder_of(str(source), cache_dir)
+        _require_safetensors(folder, source)
+        self._files: dict[str, Any] = {}
+        with _loading(source):
+            for path in sorted(folder.glob("*.safetensors")):
+                file = safe_open(path, framework="pt")  # maps the file; nothing is read yet
+                self._files |= dict.fromkeys(file.keys(), file)  # type: ignore[no-untyped-call]
+
+    def __getitem__(self, name: str) -> Tensor:
+        tensor: Tensor = self._files[name].get_tensor(name)
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+
+class AdaptedWeights(Mapping[str, Tensor]):
+    """A PEFT model's parameters by the base's names, its update added, one at a time as they are asked for."""
+
+    def __init__(self, model: Any) -> None:
+        from peft.tuners.lora import LoraLayer
+
+        self._base = base_weights(model)
+        self._layers = {
+            f"{name.removeprefix('base_model.model.')}.weight": module
+            for name, module in model.named_modules()
+            if isinstance(module, LoraLayer)
+        }
+
+    def __getitem__(self, name: str) -> Tensor:
+        weight = self._base[name]
+        layer = self._layers.get(name)
+        for adapter in layer.active_adapters if layer is not None else ():
+            weight = weight + layer.get_delta_weight(adapter).detach()  # type: ignore[union-attr]
+        return weight
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._base)
+
+    def __len__(self) -> int:
+        return len(self._base)
+
+
+def is_adapter(source: str | Path) -> bool:
+    """Whether this is a folder that PEFT saved an adapter into."""
+    return (Path(source).expanduser() / "adapter_config.json").is_file()
 
 
 def base_weights(model: Any) -> dict[str, Tensor]:

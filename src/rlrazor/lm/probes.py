@@ -12,7 +12,7 @@ import json
 import os
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from rlrazor.lm.representation import paragraphs
 from rlrazor.seeding import seed_of
 
 NEW, GENERIC = "base", "probe"  # purposes: what the random streams of the two probes are called
+SAMPLER = 1  # raise it when `sampling.sample` draws otherwise: what is in a cache was drawn by an older one
 TEXT_TOKENS = 512  # of a text that are measured: a long document should not outweigh a hundred short ones
 
 Prompt = str | Sequence[dict[str, Any]]
@@ -126,6 +127,11 @@ def content_hash(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
+def probe_hash(settings: ProbeSettings, generic: GenericText) -> str:
+    """Of how KL is measured, the new task's prompts aside: KLs can be compared where it is the same."""
+    return content_hash([asdict(settings), generic.content_hash])
+
+
 def encode(tokenizer: Any, prompts: Sequence[Prompt], chat: bool) -> list[list[int]]:
     """Token ids of each prompt."""
     return [
@@ -163,7 +169,7 @@ def complete(
 
 
 def default_cache() -> Path:
-    """Where the base's completions are kept unless told otherwise."""
+    """Where tools keep the base's completions unless told otherwise."""
     return Path(platformdirs.user_cache_dir("rlrazor")) / "probes"
 
 
@@ -178,8 +184,8 @@ def of_prompts(
 ) -> Sequences:
     """The probe of these prompts: each that fits into the context, with what the base says to it.
 
-    Completions come from the cache where the base, the prompts' tokens and the settings are the same. Raises RazorError
-    where no prompt fits.
+    Completions come from `cache_dir`, if there is one, where the base, the prompts' tokens and the settings are the
+    same. Raises RazorError where no prompt fits.
     """
     if not prompts:
         raise RazorError("There are no prompts to measure on: give at least one, and better a hundred.")
@@ -191,8 +197,10 @@ def of_prompts(
             f"No prompt fits into the {limit} tokens of the model's context with a completion of "
             f"{settings.max_new_tokens}: shorten the prompts, or lower max_new_tokens."
         )
-    key = content_hash([base_digest(base), fitting, asdict(settings), purpose])
-    path = (cache_dir or default_cache()) / f"{key}.json"
+    if cache_dir is None:
+        return Sequences.grouped(fitting, complete(base, tokenizer, fitting, settings, purpose))
+    key = content_hash([SAMPLER, base_digest(base), fitting, asdict(settings), purpose])
+    path = cache_dir / f"{key}.json"
     completions = _cached(path, len(fitting) * settings.samples)
     if completions is None:
         completions = complete(base, tokenizer, fitting, settings, purpose)
@@ -208,9 +216,10 @@ def of_prompts(
 def of_generic(
     base: Any, tokenizer: Any, generic: GenericText, settings: ProbeSettings, *, cache_dir: Path | None = None
 ) -> Sequences:
-    """The generic probe: texts whole, up to TEXT_TOKENS or the context, or prompts with what the base says to them."""
+    """The generic probe: texts whole, up to TEXT_TOKENS or the context, or prompts with one completion by the base."""
     if generic.prompts:
-        return of_prompts(base, tokenizer, generic.prompts, settings, purpose=GENERIC, cache_dir=cache_dir)
+        single = replace(settings, samples=1)
+        return of_prompts(base, tokenizer, generic.prompts, single, purpose=GENERIC, cache_dir=cache_dir)
     longest = min(TEXT_TOKENS, context_length(base) or TEXT_TOKENS)
     texts = [list(tokenizer(text)["input_ids"])[:longest] for text in generic.texts]
     texts = [text for text in texts if len(text) > 1]

@@ -19,14 +19,17 @@ def paragraphs() -> list[str]:
     return [paragraph.strip() for paragraph in text.split("\n\n")]
 
 
-@torch.no_grad()
 def representation(model: Any, tokenizer: Any, texts: Sequence[str]) -> Representation:
     """The last hidden layer (after the final norm), averaged over each text's tokens as in Huh et al. 2024.
 
     Raises RazorError for a text without tokens or longer than the context. For a base in a PEFT model, call it under
     `model.disable_adapter()`.
     """
-    ids = [tokenizer(text).input_ids for text in texts]
+    return representation_of_ids(model, [tokenizer(text).input_ids for text in texts])
+
+
+def representation_of_ids(model: Any, ids: Sequence[Sequence[int]]) -> Representation:
+    """The same of texts that are token ids already."""
     # The last token of a sequence is not fed to the model; repeated, all of the text's are.
     sequences = Sequences.texts([[*text, text[-1]] if text else [] for text in ids])
     states_TD, _ = final_states(model, sequences)

@@ -14,11 +14,11 @@ from rlrazor import drift
 from rlrazor.experiments.language import tiny
 from rlrazor.experiments.language.config import Config
 from rlrazor.experiments.language.demonstrations import Prompts
-from rlrazor.experiments.language.tasks import LETTERS_TASK, Item, Splits, Task, score
+from rlrazor.experiments.language.tasks import Item, Splits, Task, score
 from rlrazor.lm import encoding, kl, prior, probes, representation, sampling
 from rlrazor.lm.kl import Drift, Sequences
-from rlrazor.lm.models import LanguageModel, check_same_vocabulary, load, weights_of
-from rlrazor.lm.probes import ProbeSettings
+from rlrazor.lm.models import LanguageModel, Vocabulary, check_same_vocabulary, load, weights_of
+from rlrazor.lm.probes import GenericText, ProbeSettings
 from rlrazor.records import BASE, Record
 from rlrazor.sweep import DivergedError
 
@@ -40,14 +40,14 @@ Right = Callable[[Item], Sequence[str]]
 class PriorSuite:
     """What a base could do before, and text that stands for it without labels.
 
-    `scores(lm)`: a score per prior task with its standard error. `probe(lm)`: sequences of the generic probe.
+    `scores(lm)`: a score per prior task with its standard error. `generic`: what the generic probe is made of.
     `loss_texts`: prior text whose token loss is the cheap proxy. `unrelated`: text on which representations are
     compared. `exact(lm, items, right)`: of a task whose right completions can all be listed, log pi of each, (items,
     completions).
     """
 
     scores: Callable[[LanguageModel], Mapping[str, tuple[float, float | None]]]
-    probe: Callable[[LanguageModel], Sequences]
+    generic: GenericText
     loss_texts: Sequence[str]
     unrelated: Sequence[str]
     exact: Callable[[LanguageModel, Sequence[Item], Right], torch.Tensor] | None = None
@@ -70,9 +70,14 @@ TINY_INPUTS = {
 
 
 def lm_eval_suite(
-    tasks: Sequence[str], *, limit: int | None, data_mirror: Path | None = None, allow_code_execution: bool = False
+    tasks: Sequence[str],
+    *,
+    limit: int | None,
+    data_mirror: Path | None = None,
+    allow_code_execution: bool = False,
+    generic: GenericText | None = None,
 ) -> PriorSuite:
-    """The prior tasks of lm-eval; the generic probe and the unrelated text are the built-in paragraphs.
+    """The prior tasks of lm-eval; the unrelated text, and the generic probe by default, are the built-in paragraphs.
 
     Of the default tasks, those that run code are left out without leave; of others they are an error.
     """
@@ -93,13 +98,10 @@ def lm_eval_suite(
             Console(stderr=True).print(note, style="yellow")
         return {name: (result.value, result.stderr) for name, result in found.items()}
 
-    def probe(lm: LanguageModel) -> Sequences:
-        return Sequences.texts([lm.tokenizer(text)["input_ids"] for text in texts])
-
-    return PriorSuite(scores, probe, texts, texts)
+    return PriorSuite(scores, generic or GenericText.built_in(), texts, texts)
 
 
-def tiny_suite() -> PriorSuite:
+def tiny_suite(generic: GenericText | None = None) -> PriorSuite:
     """The prior tasks of the tiny base. Its probe is completions that the base gives to prior-like prompts."""
 
     def scores(lm: LanguageModel) -> dict[str, tuple[float, float | None]]:
@@ -108,14 +110,11 @@ def tiny_suite() -> PriorSuite:
             for name, value in tiny.prior_scores(lm.model).items()
         }
 
-    def probe(lm: LanguageModel) -> Sequences:
-        prompts = [encoding.prompt_ids(lm.tokenizer, prompt) for prompt in tiny.probe_prompts()]
-        return Sequences.grouped(prompts, _complete(lm, LETTERS_TASK, prompts, 1, probes.GENERIC))
-
     def exact(lm: LanguageModel, items: Sequence[Item], right: Right) -> torch.Tensor:
         return tiny.right_logps(lm.model, lm.tokenizer, items, right)
 
-    return PriorSuite(scores, probe, tiny.prior_texts(), tiny.unrelated_texts(), exact)
+    generic = generic or GenericText(prompts=tuple(tiny.probe_prompts()))
+    return PriorSuite(scores, generic, tiny.prior_texts(), tiny.unrelated_texts(), exact)
 
 
 class Reference:
@@ -134,7 +133,8 @@ class Reference:
         sequences = Sequences.grouped(test.ids, completions)
         self.new = kl.Probe(base.model, sequences)
         self.correct = [reward == 1 for reward in self._rewards(completions)]
-        self.probe = kl.Probe(base.model, suite.probe(base))
+        settings = probe_settings(task, samples)
+        self.probe = kl.Probe(base.model, probes.of_generic(base.model, base.tokenizer, suite.generic, settings))
         self.representation = representation.representation(base.model, base.tokenizer, suite.unrelated)
         self.weights = weights_of(base.model)
         self.spectra = sum(weight.numel() for weight in self.weights.values()) <= SPECTRA_UP_TO
@@ -240,8 +240,12 @@ def _complete(
     lm: LanguageModel, task: Task, prompts: Sequence[Sequence[int]], samples: int, purpose: str | None
 ) -> list[list[int]]:
     """What `probes.complete` gives with the task's settings."""
-    settings = ProbeSettings(task.max_new_tokens, samples, task.stop, task.chat)
-    return probes.complete(lm.model, lm.tokenizer, prompts, settings, purpose)
+    return probes.complete(lm.model, lm.tokenizer, prompts, probe_settings(task, samples), purpose)
+
+
+def probe_settings(task: Task, samples: int) -> ProbeSettings:
+    """How the base completes prompts where this task is the new one."""
+    return ProbeSettings(task.max_new_tokens, samples, task.stop, task.chat)
 
 
 def compare(
@@ -254,6 +258,7 @@ def compare(
     adapter: Path | None = None,
     data_mirror: Path | None = None,
     allow_code_execution: bool = False,
+    generic: GenericText | None = None,
 ) -> tuple[Record | None, Record]:
     """The base's record and the model's, with its drift; without a base, None and the model's scores.
 
@@ -265,6 +270,7 @@ def compare(
         limit=config.prior_limit or None,
         data_mirror=data_mirror,
         allow_code_execution=allow_code_execution,
+        generic=generic,
     )
     task = replace(task, max_new_tokens=config.max_new_tokens or task.max_new_tokens)
     base = load(base_source or source)
@@ -273,5 +279,5 @@ def compare(
     if base_source is None:
         return None, reference.base_record(source)
     tuned = load(source, adapter=adapter)
-    check_same_vocabulary(base, tuned)
+    check_same_vocabulary(Vocabulary.of(base), Vocabulary.of(tuned))
     return reference.base_record(BASE), reference.record(source, 0, 0.0, tuned.model, frozen=base.model)

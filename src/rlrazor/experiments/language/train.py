@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 
-from rlrazor.errors import RazorError
 from rlrazor.experiments.language import tiny
 from rlrazor.experiments.language.config import (
     EXPERIMENT,
@@ -25,7 +24,8 @@ from rlrazor.experiments.language.evaluate import PriorSuite, Reference, lm_eval
 from rlrazor.experiments.language.methods import find_method
 from rlrazor.experiments.language.tasks import Splits, Task, find_task, own_task, score, with_demonstrations
 from rlrazor.lm import compute, encoding
-from rlrazor.lm.models import LanguageModel, add_lora, load, weights_of
+from rlrazor.lm.models import LanguageModel, add_lora, base_digest, load, weights_of
+from rlrazor.lm.probes import GenericText, read_generic
 from rlrazor.records import BASE, Record, RunSpec
 from rlrazor.seeding import seed_of
 from rlrazor.store import Checkpoint, RunStore, WeightsMode, atomic_path
@@ -34,7 +34,10 @@ from rlrazor.sweep import DivergedError
 
 @dataclass(frozen=True)
 class TaskSource:
-    """Where the new task comes from; small to pickle. `prompts` and `verifier` make a task of the user's own."""
+    """Where the new task comes from; small to pickle. `prompts`, with a `verifier` or not, make a task of one's own.
+
+    `generic` is a file of text or prompts that stand for what must not change, in place of the built-in probe.
+    """
 
     name: str
     data: Path | None = None
@@ -42,13 +45,12 @@ class TaskSource:
     prompts: Path | None = None
     verifier: str | None = None
     stop: tuple[str, ...] = ()
+    generic: Path | None = None
 
     def task(self) -> Task:
         """The task; raises RazorError where there is none of that name."""
         if self.prompts is None:
             return find_task(self.name)
-        if self.verifier is None:
-            raise RazorError("A task of your own needs a verifier: --verifier FILE.py:function.")
         return own_task(self.prompts, self.verifier, stop=self.stop)
 
     def load(self) -> Splits:
@@ -64,6 +66,8 @@ class TaskSource:
         code = file.read_text() if file.is_file() else self.verifier
         items = [[asdict(item) for item in side] for side in (splits.train, splits.test)]
         content = json.dumps([items, code, self.stop], default=str)
+        if self.generic is not None:
+            content += read_generic(self.generic).content_hash
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
@@ -109,24 +113,24 @@ class Trainer:
         if key not in _last_world:
             _last_world.clear()
             if self.base == TINY:
-                if model is None:
-                    model = tiny.make_model(0)
-                    model.load_state_dict(_named_as(model, store.load_weights(own, 0)))
-                base = LanguageModel.in_memory(model, tiny.make_tokenizer(), TINY)
+                base = LanguageModel.in_memory(model, tiny.make_tokenizer(), TINY) if model else tiny_base(own, store)
             else:
                 base = load(self.base)
-            _last_world[key] = _World(base, self.task, spec.params, self._suite(spec))
+            _last_world[key] = _World(base, self.task, spec.params, self.suite(spec))
         return _last_world[key]
 
-    def _suite(self, spec: RunSpec) -> PriorSuite:
+    def suite(self, spec: RunSpec) -> PriorSuite:
+        """What the base could do before, as this run measures it."""
         measured = spec.params["measured"]
+        generic = None if self.task.generic is None else read_generic(self.task.generic)
         if self.base == TINY:
-            return tiny_suite()
+            return tiny_suite(generic)
         return lm_eval_suite(
             measured["prior"],
             limit=measured["prior_limit"] or None,
             data_mirror=self.data_mirror,
             allow_code_execution=self.allow_code_execution,
+            generic=generic,
         )
 
     def _finetune(self, spec: RunSpec, store: RunStore) -> Iterator[Checkpoint]:
@@ -269,6 +273,32 @@ def base_spec(spec: RunSpec) -> RunSpec:
     names = ("recipe", "base", "task", "data", "max_new_tokens", "measured", "pretrain_steps")
     own = {name: spec.params[name] for name in names if name in spec.params}
     return RunSpec(EXPERIMENT, BASE, own, spec.seed)
+
+
+@dataclass(frozen=True, eq=False)
+class CalibrationBase:
+    """What a law says of the base that a sweep started from."""
+
+    digest: str
+    generic: GenericText
+    max_new_tokens: int
+
+    def limited(self, task: Task) -> Task:
+        """The task as the sweep has measured it."""
+        return replace(task, max_new_tokens=self.max_new_tokens or task.max_new_tokens)
+
+
+def calibration_base(trainer: Trainer, spec: RunSpec, store: RunStore) -> CalibrationBase:
+    """The base of a base run, loaded once more to take its digest."""
+    model = (tiny_base(spec, store) if trainer.base == TINY else load(trainer.base)).model
+    return CalibrationBase(base_digest(model), trainer.suite(spec).generic, spec.params["max_new_tokens"])
+
+
+def tiny_base(spec: RunSpec, store: RunStore) -> LanguageModel:
+    """The tiny base that a base run has pre-trained."""
+    model = tiny.make_model(0)
+    model.load_state_dict(_named_as(model, store.load_weights(spec, 0)))
+    return LanguageModel.in_memory(model, tiny.make_tokenizer(), TINY)
 
 
 def _named_as(model: Any, weights: Mapping[str, Any]) -> dict[str, Any]:

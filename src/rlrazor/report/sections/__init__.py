@@ -17,6 +17,7 @@ from rlrazor.report import tables
 from rlrazor.report.sections import (
     baselines,
     dynamics,
+    forecasts,
     kl_laws,
     kl_minimal,
     kl_penalty,
@@ -37,6 +38,7 @@ __all__ = ["SECTIONS", "Section", "Study", "build", "in_page_order", "load_studi
 # In the order of the page.
 SECTIONS: Mapping[str, Callable[[Study], Section]] = {
     "kl-laws": kl_laws.section,
+    "forecasts": forecasts.section,
     "predictors": predictors.section,
     "precision": precision.section,
     "representation": representation.section,

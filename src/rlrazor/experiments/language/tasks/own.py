@@ -7,7 +7,7 @@ import importlib.util
 import inspect
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from rlrazor.errors import RazorError
 from rlrazor.experiments.language.tasks.rows import held_out
@@ -18,44 +18,56 @@ _OURS = ("prompt", "completion", "rejected")
 
 
 def own_task(
-    prompts: Path, verifier: str, *, max_new_tokens: int = 256, stop: Sequence[str] = (), chat: bool = True
+    prompts: Path, verifier: str | None, *, max_new_tokens: int = 256, stop: Sequence[str] = (), chat: bool = True
 ) -> Task:
     """A task from `prompts`, rows of {prompt, completion?, rejected?, ...}, and `verifier`, which runs as it is.
 
     `verifier` is "FILE.py:function" or "package.module:function". It is called as
     `verify(prompt, completion, **columns) -> float`, a score from 0 to 1, with every other field of the row; a row's
-    own `completion` is its demonstration. About a fifth of the prompts is held out for measuring, unless `prompts` is a
+    own `completion` is its demonstration. Without a verifier every row needs a `completion`, and a score is whether the
+    policy's is the same text. About a fifth of the prompts is held out for measuring, unless `prompts` is a
     folder with train.jsonl and test.jsonl. The task's `load(path)` reads `path` instead of `prompts` where it is given.
     Raises RazorError where the function cannot be loaded; `load` raises it for rows without a prompt.
     """
     return Task(
         prompts.stem,
         prompts.stem,
-        f"prompts of {prompts.name}, verified by {verifier}",
-        lambda path: _load(path or prompts),
-        _verifier(verifier),
+        f"prompts of {prompts.name}, verified by {verifier or 'their completions'}",
+        lambda path: _load(path or prompts, with_reference=verifier is None),
+        _same_text if verifier is None else _verifier(verifier),
         max_new_tokens,
         tuple(stop),
         chat,
     )
 
 
-def _load(path: Path) -> Splits:
+def _same_text(prompt: str, completion: str, *, reference: str, **columns: Any) -> float:
+    return float(completion.strip() == reference.strip())
+
+
+def _load(path: Path, *, with_reference: bool) -> Splits:
+    def items(file: Path) -> list[Item]:
+        return [_item(row, with_reference=with_reference) for row in read_rows(file)]
+
     if path.is_dir():
-        train, test = ([_item(row) for row in read_rows(path / f"{split}.jsonl")] for split in ("train", "test"))
+        train, test = (items(path / f"{split}.jsonl") for split in ("train", "test"))
         if shared := {item.prompt for item in train} & {item.prompt for item in test}:
             raise RazorError(
                 f"{path}: {len(shared)} prompts are in both train.jsonl and test.jsonl. Take them out of one."
             )
         return Splits(train, test)
-    return held_out([_item(row) for row in read_rows(path)])
+    return held_out(items(path))
 
 
-def _item(row: Row) -> Item:
+def _item(row: Row, *, with_reference: bool) -> Item:
     for name in _OURS:
         if not isinstance(row.get(name), str) and (name == "prompt" or row.get(name) is not None):
             raise RazorError(f"A row's {name} is not text; it has {', '.join(row)}. Every row needs a prompt.")
     columns = {name: value for name, value in row.items() if name not in _OURS}
+    if with_reference:
+        if row.get("completion") is None:
+            raise RazorError("A row has no completion: without a verifier, every row needs one to be compared with.")
+        columns["reference"] = row["completion"]
     return Item(row["prompt"], columns, row.get("completion"), row.get("rejected"))
 
 

@@ -1,0 +1,145 @@
+"""`razor calibrate`: a few short fine-tunes of a base, their prior scores, and the law that follows from them."""
+
+import argparse
+import json
+import os
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from rlrazor.cli.language import SETTINGS, add_running, add_source, needs_extra, trainer_of
+from rlrazor.cli.printing import Subparsers, console_for_tables, human_seconds, options_of, print_plan
+from rlrazor.errors import RazorError
+
+if TYPE_CHECKING:
+    from rlrazor.guard.law_file import LawFile
+
+# Short runs, gentle to ruinous, so that the law sees both ends; ten of them, so that intervals of 90 % exist.
+GRID: dict[str, Any] = {
+    "methods": "sft",
+    "lrs": "3e-6,1e-5,3e-5,1e-4,3e-4",
+    "rl_lrs": "1e-6,1e-5",
+    "schedules": "constant",
+    "epochs": "1",
+    "iterations": "1",
+    "batch_sizes": "16",
+    "seeds": "0,1",
+    "max_steps": "100",
+    "warmup_steps": "5",
+    "checkpoints_per_epoch": "5",
+    "test_prompts": "128",
+    "prior_limit": "100",
+}
+TINY_GRID: dict[str, Any] = {"methods": "sft", "lrs": "3e-5:1e-3:10", "seeds": "0", "rl_lrs": "1e-4"}
+_LEFT_OUT = ("base", "task", "thresholds", "scored")
+
+
+def add_to(commands: Subparsers) -> None:
+    """Declare the command."""
+    parser = commands.add_parser(
+        "calibrate",
+        help="make the forgetting law of a base model: law.json",
+        description="Fine-tune BASE for a short while at several learning rates, measure what the prior tasks lost and "
+        "the KL to the base, and fit the law that the monitor, compare and pick forecast with. Writes OUT/law.json, "
+        "and OUT/prompts.jsonl, the held-out prompts that KL was measured on. The same command again continues.",
+    )
+    parser.add_argument("base", metavar="BASE", help=SETTINGS["base"])
+    parser.add_argument("--task", help=SETTINGS["task"] + "; or --prompts")
+    parser.add_argument("--out", type=Path, metavar="DIR", default=Path("runs/calibrate"), help="run folder")
+    parser.add_argument("--level", type=float, default=0.9, help="of the intervals (default: 0.9)")
+    grid = parser.add_argument_group("the runs (by default ten: SFT at five learning rates, two seeds)")
+    for name in (name for name in SETTINGS if name not in _LEFT_OUT):
+        default = f" (default: {GRID[name]})" if name in GRID else ""
+        grid.add_argument(f"--{name.replace('_', '-')}", help=SETTINGS[name] + default)
+    parser.add_argument("--jobs", type=int, help="processes (default: the cores for the tiny base, else 1)")
+    parser.add_argument("--dry-run", action="store_true", help="print the runs and what they take; train nothing")
+    parser.add_argument("--json", action="store_true", help="print the law as JSON instead of tables")
+    add_source(parser)
+    add_running(parser)
+    parser.set_defaults(run=run, options=options_of(parser))
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the sweep, fit the law, write it, say what it is worth."""
+    needs_extra()
+    from rlrazor.experiments.language.config import TINY, parse_setting, resolve
+    from rlrazor.experiments.language.evaluate import probe_settings
+    from rlrazor.experiments.language.reproduce import Options, estimate, plan, reproduce
+    from rlrazor.experiments.language.train import calibration_base
+    from rlrazor.experiments.work import versions_of
+    from rlrazor.guard import calibrate
+    from rlrazor.report.tables import read_table
+    from rlrazor.store import RunStore, atomic_path
+
+    if (arguments.task is None) == (arguments.prompts is None):
+        raise RazorError("Name the new task: --task NAME, or --prompts FILE for one of your own.")
+    if not 0 < arguments.level < 1:
+        raise RazorError(f"--level is a fraction of 1, such as 0.9, not {arguments.level}.")
+    tiny = arguments.base == TINY
+    given = {name: value for name in SETTINGS if (value := getattr(arguments, name, None)) is not None}
+    given |= {"base": arguments.base, "task": arguments.task or arguments.prompts.stem}
+    settings = {**(TINY_GRID if tiny else GRID), **given}
+    config = resolve(
+        "tiny" if tiny else "paper", {name: parse_setting(name, value) for name, value in settings.items()}
+    )
+    if tiny and len(config.seeds) > 1:
+        raise RazorError("Every seed of the tiny base is a base of its own, and a law belongs to one: give one seed.")
+    jobs = arguments.jobs if arguments.jobs is not None else (os.cpu_count() or 1 if tiny else 1)
+    if jobs < 1:
+        raise RazorError(f"--jobs must be at least 1, not {jobs}.")
+    trainer = trainer_of(arguments, config.base, config.task)
+    if arguments.dry_run:
+        found = estimate(config, trainer.task)
+        what = f"{found.runs} runs, {found.steps:,} updates, {found.checkpoints:,} checkpoints measured."
+        print_plan(config, found, what, as_json=arguments.json)
+        return 0
+    console = Console(stderr=True)
+    command = shlex.join(["razor", *arguments.argv])
+    done = reproduce(config, trainer, Options(arguments.out, jobs, preset="calibrate", command=command), console)
+    for name in done.diverged:
+        console.print(f"Diverged, measured up to there: {name}.", style="yellow")
+    with console.status("Fitting the law"):
+        task, splits = trainer.task.task(), trainer.task.load()
+        own = calibration_base(trainer, plan(config, trainer.task).bases[0], RunStore(arguments.out))
+        prompts = [item.prompt for item in splits.test[: config.test_prompts]]
+        probes = probe_settings(own.limited(task), config.kl_samples)
+        base = calibrate.Base(config.base, own.digest, prompts, own.generic, probes)
+        table = read_table(arguments.out / "records.parquet")
+        versions = versions_of("transformers", "trl", "lm-eval")
+        law = calibrate.fit(table, base, level=arguments.level, versions=versions, command=command)
+    path = arguments.out / "law.json"
+    law.save(path)
+    with atomic_path(arguments.out / "prompts.jsonl") as partial:
+        rows = (json.dumps({"prompt": prompt}, ensure_ascii=False) for prompt in prompts)
+        partial.write_text("".join(f"{row}\n" for row in rows), encoding="utf-8")
+    warnings = calibrate.warnings_of(law, table)
+    if arguments.json:
+        print(
+            json.dumps({"law": str(path), "report": str(done.report), "warnings": warnings, **law.as_json()}, indent=2)
+        )
+        return 0
+    console.print(f"{done.trained} runs trained, {done.kept} kept, in {human_seconds(done.seconds)}.", highlight=False)
+    printed = console_for_tables()
+    printed.print(candidates_table(law))
+    printed.print(law.describe(), highlight=False)
+    for warning in warnings:
+        printed.print(warning, style="yellow", highlight=False)
+    printed.print(f"Law: {path}\nPrompts: {path.with_name('prompts.jsonl')}\nReport: {done.report}", highlight=False)
+    return 0
+
+
+def candidates_table(law: "LawFile") -> Table:
+    """What each candidate's forecasts were worth on what was left out."""
+    table = Table(title=f"Mean error on a {law.choice.by} left out, points", title_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column("forecast by")
+    table.add_column("error", justify="right")
+    table.add_column("")
+    for candidate in law.choice.candidates:
+        chosen = "chosen" if candidate == law.choice.best else ""
+        table.add_row(" + ".join(candidate.columns), f"{100 * candidate.error:.1f}", chosen)
+    table.add_row("guessing the mean", f"{100 * law.choice.guess:.1f}", "")
+    return table

@@ -1,0 +1,107 @@
+"""From measured runs to `law.json`: which KL forecasts forgetting on this base, and with what interval.
+
+The runs come as a table, a row per checkpoint, whoever made them: `razor calibrate` fine-tunes a few, and any sweep's
+records.parquet does as well.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import polars as pl
+
+from rlrazor import forecast, law
+from rlrazor.errors import RazorError
+from rlrazor.guard.law_file import LawFile
+from rlrazor.lm.probes import GenericText, ProbeSettings, Prompt, content_hash
+from rlrazor.records import BASE
+
+KEPT = ("method", "seed", "lr", "step", "new", "prior", *forecast.CANDIDATES[-1], "forgetting")
+
+
+@dataclass(frozen=True)
+class Base:
+    """Whose law it is, and what it was measured on: the prompts, the generic probe, and how prompts were completed."""
+
+    name: str
+    digest: str
+    prompts: Sequence[Prompt]
+    generic: GenericText
+    settings: ProbeSettings
+
+
+def fit(
+    table: pl.DataFrame,
+    base: Base,
+    *,
+    level: float = 0.9,
+    candidates: Sequence[Sequence[str]] = forecast.CANDIDATES,
+    versions: Mapping[str, str] | None = None,
+    command: str = "",
+) -> LawFile:
+    """Fit the law to a table as `records.to_table` makes it, the base's row among its rows.
+
+    Raises RazorError where the base's row is missing, for fewer than 3 runs, and where no fit is possible.
+    """
+    untuned = table.filter(pl.col("method") == BASE)
+    if untuned.is_empty():
+        raise RazorError("The runs have no row of the base policy, from which forgetting is counted.")
+    points = law.distinct(table)
+    choice = forecast.choose(points, candidates)
+    score = float(untuned["prior"].mean())  # type: ignore[arg-type]
+    forecaster = forecast.fit_forecaster(points, choice.best.columns, score)
+    suite = [name for name in untuned.columns if name.startswith("prior_") and not _is_detail(name)]
+    kept = points.select(pl.col("trajectory").alias("run"), *(name for name in KEPT if name in points.columns))
+    return LawFile(
+        base_name=base.name,
+        base_digest=base.digest,
+        prior={name.removeprefix("prior_"): float(untuned[name].mean()) for name in suite},  # type: ignore[arg-type]
+        forecaster=forecaster,
+        choice=choice,
+        settings=base.settings,
+        generic=base.generic,
+        prompts_hash=content_hash(list(base.prompts)),
+        prompts_count=len(base.prompts),
+        level=level,
+        data=tuple(kept.to_dicts()),
+        versions=versions or {},
+        command=command,
+    )
+
+
+def _is_detail(column: str) -> bool:
+    return column in ("prior_stderr", "prior_loss") or column.endswith("_stderr")
+
+
+def warnings_of(found: LawFile, table: pl.DataFrame) -> list[str]:
+    """What a user should know before relying on this law, in sentences."""
+    said = []
+    if not found.choice.useful:
+        said.append("No KL forecasts better than guessing the mean: do not rely on this law.")
+    runs = len(found.forecaster.left_out)
+    if found.attainable < found.level:
+        needed = math.ceil(found.level / (1 - found.level) - 1e-9)
+        said.append(f"{runs} runs allow intervals of {found.attainable:.0%}; for {found.level:.0%} make {needed}.")
+    points = law.distinct(table)
+    largest, noise = float(points["forgetting"].max() or 0.0), _noise(table)  # type: ignore[arg-type]
+    if largest < 2 * noise:
+        said.append(
+            f"No run forgot more than {100 * largest:.1f} points, which the noise of the scores ({100 * noise:.1f}) "
+            "could be: raise the learning rates, or measure more items."
+        )
+    if points["method"].n_unique() == 1:
+        said.append(
+            f"All runs are of one method, {points['method'][0]}: whether the law holds for another was not tested."
+        )
+    return said
+
+
+def _noise(table: pl.DataFrame) -> float:
+    """The standard error of a difference of prior scores."""
+    if "prior_stderr" not in table.columns:
+        return 0.0
+    errors: Any = table.filter(pl.col("method") == BASE)["prior_stderr"].mean()
+    return math.sqrt(2) * float(errors or 0.0)

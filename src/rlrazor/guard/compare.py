@@ -1,0 +1,430 @@
+"""Two checkpoints side by side: how far apart, on which prompts, at which tokens, in which weights, and at what price.
+
+One model is in memory at a time: of the other side there are only the hidden states of the probes and an LM head, which
+is all that an exact KL needs (`lm.kl`). The base is loaded twice, the second time for the tuned model's completions; an
+adapter is taken off instead. Weights are read from the files in pairs, a tensor at a time.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import json
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rlrazor import drift
+from rlrazor.drift.representation import NEIGHBOURS
+from rlrazor.errors import RazorError
+from rlrazor.forecast import FORWARD, PROBE, Forecast
+from rlrazor.guard.base_side import FEW_PROMPTS
+from rlrazor.guard.law_file import LawFile
+from rlrazor.lm import kl, prior, probes
+from rlrazor.lm.kl import Drift, Estimate, Sequences
+from rlrazor.lm.models import (
+    AdaptedWeights,
+    LanguageModel,
+    SavedWeights,
+    Vocabulary,
+    base_digest,
+    base_weights,
+    check_same_vocabulary,
+    is_adapter,
+    load,
+)
+from rlrazor.lm.probes import GenericText, ProbeSettings, Prompt
+from rlrazor.lm.representation import representation_of_ids
+
+REVERSE = "kl_reverse"
+STEPS = 6  # of the progress
+Told = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """What to compare. `tuned` is a model, or the folder of an adapter for `base`. `as_given`: trust the order."""
+
+    base: str
+    tuned: str
+    dtype: str = "float32"
+    as_given: bool = False
+    cache_dir: Path | None = None
+
+
+@dataclass(frozen=True)
+class PriorSuite:
+    """Prior tasks of lm-eval to measure the truth by."""
+
+    tasks: tuple[str, ...]
+    limit: int | None = None
+    data_mirror: Path | None = None
+    allow_code_execution: bool = False
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A completion with the KL at each token, in nats: of the base (forward KL) or of the tuned model (reverse)."""
+
+    tokens: tuple[str, ...]
+    kl: tuple[float, ...]
+
+    @property
+    def total(self) -> float:
+        """Nats."""
+        return sum(self.kl)
+
+
+@dataclass(frozen=True)
+class PromptDrift:
+    """Where the policy moved on one prompt; `total` is the mean forward KL of the base's completions, in nats."""
+
+    prompt: str
+    total: float
+    base: tuple[Completion, ...]
+    tuned: tuple[Completion, ...]
+
+
+@dataclass(frozen=True)
+class WeightChange:
+    """The change of some weights: L2 norms of the change and of what they were, and the share exactly as before."""
+
+    name: str
+    parameters: int
+    l2: float
+    norm: float
+    unchanged: float
+
+    @property
+    def relative(self) -> float:
+        """The change as a share of what they were."""
+        return self.l2 / self.norm if self.norm else 0.0
+
+
+@dataclass(frozen=True)
+class Truth:
+    """Measured prior scores of both, fractions of 1, and the drop of their mean with its standard error."""
+
+    base: Mapping[str, float]
+    tuned: Mapping[str, float]
+    drop: float
+    stderr: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What was found. KLs in nats, per completion or text (`kl`) and per token; `notes` are sentences of caution."""
+
+    base: str
+    tuned: str
+    kl: Mapping[str, Estimate]
+    per_token: Mapping[str, Estimate]
+    prompts: Sequence[PromptDrift]
+    weights: WeightChange
+    layers: Sequence[WeightChange]
+    cknna: float | None
+    forecast: Forecast | None
+    level: float | None
+    law: str | None
+    truth: Truth | None
+    notes: Sequence[str] = field(default_factory=tuple)
+
+    @property
+    def drop(self) -> float | None:
+        """The measured drop, or else the forecast one."""
+        if self.truth is not None:
+            return self.truth.drop
+        return None if self.forecast is None else self.forecast.drop
+
+
+def compare(
+    pair: Pair,
+    prompts: Sequence[Prompt],
+    *,
+    law: LawFile | None = None,
+    generic: GenericText | None = None,
+    settings: ProbeSettings | None = None,
+    suite: PriorSuite | None = None,
+    level: float = 0.9,
+    told: Told = lambda step: None,
+) -> Comparison:
+    """Compare two checkpoints; `told` hears of each of the STEPS as it begins.
+
+    With a law its probe and settings are used. Raises RazorError for models that cannot be loaded, do not belong
+    together or seem to be swapped, a law of another base, and no prompts.
+    """
+    notes = _check_order(pair)
+    generic = (law.generic if law else generic) or GenericText.built_in()
+    settings = (law.settings if law else settings) or ProbeSettings()
+    if len(prompts) < FEW_PROMPTS:
+        notes.append(
+            f"{len(prompts)} prompts are few: KL is uncertain, and the interval is widened by it. Give at least "
+            f"{FEW_PROMPTS}, better a hundred."
+        )
+    found = _measure(pair, prompts, generic, settings, law, suite, told)
+    forecast, drawn = None, {FORWARD: found.forward, PROBE: found.probe, REVERSE: found.reverse}
+    estimates = {name: of.per_completion for name, of in drawn.items()}
+    if law is not None:
+        means = {name: estimates[name].mean for name in (FORWARD, PROBE)}
+        same = probes.content_hash(list(prompts)) == law.prompts_hash and len(prompts) >= FEW_PROMPTS
+        spread = {} if same else {name: _or_all(estimates[name]) for name in (FORWARD, PROBE)}
+        forecast = law.forecaster.forecast(means, level, spread)
+        if law.attainable < level:
+            notes.append(
+                f"The law rests on {len(law.forecaster.left_out)} runs: its interval is of {law.attainable:.0%}."
+            )
+        if forecast.extrapolated:
+            notes.append("KL is larger than in any run that the law was fitted to: the interval may be too narrow.")
+    return Comparison(
+        pair.base,
+        pair.tuned,
+        estimates,
+        {name: of.per_token for name, of in drawn.items()},
+        _by_prompt(found),
+        _total("all", found.layers),
+        found.layers,
+        found.cknna,
+        forecast,
+        None if law is None else law.forecaster.attainable(level),
+        None if law is None else law.describe(),
+        None if found.scores is None else _truth(*found.scores),
+        [*notes, *found.notes],
+    )
+
+
+def _check_order(pair: Pair) -> list[str]:
+    """Raise RazorError where the two seem to be swapped; return notes."""
+    swap, adapted = "The order is BASE TUNED", is_adapter(pair.tuned)
+    if is_adapter(pair.base):
+        raise RazorError(f"{pair.base} is an adapter, so it is not the base. {swap}.")
+    if Path(pair.base).exists() and Path(pair.tuned).exists() and Path(pair.base).samefile(pair.tuned):
+        raise RazorError(f"{pair.base} was given twice: compare a model with what it was fine-tuned from. {swap}.")
+    trained = [(Path(of) / "trainer_state.json").is_file() for of in (pair.base, pair.tuned)]
+    if trained == [True, False] and not adapted and not pair.as_given:
+        raise RazorError(
+            f"{pair.base} is a checkpoint of a training run and {pair.tuned} is not: they seem to be swapped. {swap}; "
+            "if it is right as it stands, add --as-given."
+        )
+    if adapted:
+        with_config = json.loads((Path(pair.tuned) / "adapter_config.json").read_text(encoding="utf-8"))
+        named = str(with_config.get("base_model_name_or_path") or "")
+        if named and Path(named).name != Path(pair.base).name:
+            return [f"The adapter says that it was trained on {named}, not on {pair.base}."]
+    return []
+
+
+@dataclass
+class _Found:
+    """What the passes over the models leave behind."""
+
+    forward: Drift
+    probe: Drift
+    reverse: Drift
+    base_completions: Sequences
+    tuned_completions: Sequences
+    tokenizer: Any
+    cknna: float | None
+    scores: tuple[prior.PriorScores, prior.PriorScores] | None
+    layers: list[WeightChange]
+    notes: list[str]
+
+
+def _measure(
+    pair: Pair,
+    prompts: Sequence[Prompt],
+    generic: GenericText,
+    settings: ProbeSettings,
+    law: LawFile | None,
+    suite: PriorSuite | None,
+    told: Told,
+) -> _Found:
+    adapted, notes = is_adapter(pair.tuned), []
+    layers = []
+    if not adapted:
+        told("weights")  # first: it finds out soonest that the two do not belong together
+        layers = _changes(SavedWeights(pair.base), SavedWeights(pair.tuned), pair)
+
+    told("loading the base")
+    base = _load(pair.base, pair.dtype)
+    if law is not None:
+        law.check_base(base_digest(base.model))
+    tokenizer, vocabulary = base.tokenizer, Vocabulary.of(base)
+    told("the base on the probes")
+    new = probes.of_prompts(base.model, tokenizer, prompts, settings, cache_dir=pair.cache_dir)
+    text = probes.of_generic(base.model, tokenizer, generic, settings, cache_dir=pair.cache_dir)
+    before = {FORWARD: kl.Probe(base.model, new), PROBE: kl.Probe(base.model, text)}
+    rows = [[*text.prompts[at], *completion] for at, completion in zip(text.prompt_of, text.completions, strict=True)]
+    similar = representation_of_ids(base.model, rows) if len(rows) > NEIGHBOURS else None
+    scores_before = _prior_scores(base, suite)
+    del base
+    _free()
+
+    told("loading the tuned model")
+    tuned = _load(pair.base, pair.dtype, Path(pair.tuned)) if adapted else _load(pair.tuned, pair.dtype)
+    check_same_vocabulary(vocabulary, Vocabulary.of(tuned))
+    if getattr(tuned.tokenizer, "chat_template", None) != getattr(tokenizer, "chat_template", None):
+        notes.append("The two tokenizers have different chat templates; prompts are put into the base's.")
+    told("the tuned model on the probes")
+    drifts = {name: kl.forward_kl(probe, tuned.model) for name, probe in before.items()}
+    del before
+    own = Sequences.grouped(new.prompts, probes.complete(tuned.model, tokenizer, new.prompts, settings, "tuned"))
+    after = kl.Probe(tuned.model, own, adapted=True)
+    cknna = None
+    if similar is None:
+        notes.append(f"CKNNA needs more than {NEIGHBOURS} texts in the generic probe; there are {len(rows)}.")
+    else:
+        cknna = drift.cknna(similar, representation_of_ids(tuned.model, rows))
+    scores_after = _prior_scores(tuned, suite)
+    if adapted:
+        told("weights")
+        layers = _changes(base_weights(tuned.model), AdaptedWeights(tuned.model), pair)
+
+    told("the base on the tuned model's completions")
+    if not adapted:
+        del tuned
+        _free()
+        tuned = _load(pair.base, pair.dtype)
+    reverse = kl.between(after, kl.Probe(tuned.model, own))
+    scores = None if scores_before is None or scores_after is None else (scores_before, scores_after)
+    return _Found(drifts[FORWARD], drifts[PROBE], reverse, new, own, tokenizer, cknna, scores, layers, notes)
+
+
+def _load(source: str, dtype: str, adapter: Path | None = None) -> LanguageModel:
+    lm = load(source, adapter=adapter, dtype=dtype)
+    lm.model.requires_grad_(False)  # so that a probe shares the head instead of copying it
+    return lm
+
+
+def _free() -> None:
+    """Give back what is no longer referred to, before the next model is loaded."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    with suppress(OSError, AttributeError):  # glibc keeps what was freed
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def _prior_scores(lm: LanguageModel, suite: PriorSuite | None) -> prior.PriorScores | None:
+    if suite is None:
+        return None
+    return prior.evaluate(
+        lm.model,
+        lm.tokenizer,
+        suite.tasks,
+        limit=suite.limit,
+        data_mirror=suite.data_mirror,
+        allow_code_execution=suite.allow_code_execution,
+    )
+
+
+def _truth(before: prior.PriorScores, after: prior.PriorScores) -> Truth:
+    """The standard error takes the two models' scores to be independent; on the same items it is smaller."""
+    base, tuned = ({name: score.value for name, score in scores.items()} for scores in (before, after))
+    errors = [score.stderr or 0.0 for scores in (before, after) for score in scores.values()]
+    drop = float(np.mean(list(base.values())) - np.mean(list(tuned.values())))
+    return Truth(base, tuned, drop, math.hypot(*errors) / len(base))
+
+
+def _or_all(estimate: Estimate) -> float:
+    """The standard error; with a single prompt there is none, and KL could be anything up to twice what was seen."""
+    return estimate.stderr if math.isfinite(estimate.stderr) else estimate.mean
+
+
+# Where on the prompts
+
+
+def _by_prompt(found: _Found) -> list[PromptDrift]:
+    """The worst first."""
+    base = _completions(found.base_completions, found.forward, found.tokenizer)
+    tuned = _completions(found.tuned_completions, found.reverse, found.tokenizer)
+    shown = [
+        PromptDrift(
+            str(found.tokenizer.decode(list(prompt), skip_special_tokens=True)),
+            float(np.mean([completion.total for completion in base[index]])),
+            tuple(base[index]),
+            tuple(tuned[index]),
+        )
+        for index, prompt in enumerate(found.base_completions.prompts)
+    ]
+    return sorted(shown, key=lambda one: -one.total)
+
+
+def _completions(sequences: Sequences, drift_: Drift, tokenizer: Any) -> list[list[Completion]]:
+    """Each prompt's completions."""
+    by_prompt: list[list[Completion]] = [[] for _ in sequences.prompts]
+    ends = np.cumsum(drift_.lengths)
+    for n, (prompt, ids) in enumerate(zip(sequences.prompt_of, sequences.completions, strict=True)):
+        kls = drift_.positions[ends[n] - drift_.lengths[n] : ends[n]]
+        by_prompt[prompt].append(Completion(tuple(pieces(tokenizer, ids)), tuple(map(float, kls))))
+    return by_prompt
+
+
+def pieces(tokenizer: Any, ids: Sequence[int]) -> list[str]:
+    """The text that each token adds. A character of several tokens comes with the last of them."""
+    shown, before = [], ""
+    for end in range(1, len(ids) + 1):
+        text = str(tokenizer.decode(list(ids[:end])))
+        if text.endswith("\ufffd") and end < len(ids):
+            shown.append("")
+            continue
+        shown.append(text[len(before) :])
+        before = text
+    return shown
+
+
+# Where in the weights
+
+
+def _changes(base: Mapping[str, Tensor], tuned: Mapping[str, Tensor], pair: Pair) -> list[WeightChange]:
+    """A row per layer, and per weight outside of them, in the order of the model."""
+    shared = [name for name in base if name in tuned]
+    if not shared:
+        raise RazorError(f"{pair.tuned} and {pair.base} have no weight in common: one is not tuned from the other.")
+    layers: dict[str, list[WeightChange]] = {}
+    for name in sorted(shared, key=_natural):
+        before, after = base[name], tuned[name]
+        if before.shape != after.shape:
+            raise RazorError(
+                f"{name} has shape {tuple(after.shape)} in {pair.tuned} and {tuple(before.shape)} in {pair.base}: "
+                "one is not tuned from the other."
+            )
+        if not after.isfinite().all():
+            raise RazorError(f"The weights of {pair.tuned} are damaged: {name} is NaN or infinite in places.")
+        measured = drift.measure_weights({name: before}, {name: after}, spectra=False)
+        norm = float(before.double().norm())
+        layers.setdefault(_layer(name), []).append(
+            WeightChange(
+                name,
+                before.numel(),
+                measured["weight_l2"],
+                norm,
+                measured["weight_sparsity"],
+            )
+        )
+    return [_total(layer, parts) for layer, parts in layers.items()]
+
+
+def _total(name: str, parts: Sequence[WeightChange]) -> WeightChange:
+    """All of them as one."""
+    size = sum(part.parameters for part in parts)
+    unchanged = sum(part.unchanged * part.parameters for part in parts) / size
+    l2, norm = (math.hypot(*values) for values in zip(*((part.l2, part.norm) for part in parts), strict=True))
+    return WeightChange(name, size, l2, norm, unchanged)
+
+
+def _layer(name: str) -> str:
+    found = re.search(r"\.(?:layers|h|blocks)\.(\d+)\.", name)
+    return f"layer {found[1]}" if found else name.removesuffix(".weight").removeprefix("model.")
+
+
+def _natural(name: str) -> list[Any]:
+    """Layer 10 after layer 9."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]

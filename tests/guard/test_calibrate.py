@@ -1,0 +1,129 @@
+"""Calibration: the law that a table gives, what is said of it, and the whole command on a small model."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from laws import GENERIC, PROMPTS, SETTINGS, TRUE, made_up
+from rlrazor import forecast
+from rlrazor.cli import main
+from rlrazor.errors import RazorError
+from rlrazor.experiments.language import train
+from rlrazor.guard import calibrate
+from rlrazor.guard.law_file import LawFile
+from rlrazor.lm import kl, probes
+from rlrazor.lm.models import base_digest, load
+from rlrazor.report import drawing
+from tiny_models import char_tokenizer, saved, tiny_llama
+
+BASE = calibrate.Base("base", "d" * 16, PROMPTS, GENERIC, SETTINGS)
+
+
+def table_of(runs: pl.DataFrame) -> pl.DataFrame:
+    """As `records.to_table` has it."""
+    tuned = runs.rename({"run": "trajectory"}).with_columns(
+        run_id=pl.col("trajectory"), seed=0, lr=1e-4, new=0.5, prior=0.9 - pl.col("forgetting"), prior_a=0.1
+    )
+    row = {"method": "base", "trajectory": "base", "run_id": "base", "seed": 0, "step": 0, "new": 0.2, "prior": 0.9}
+    base = pl.DataFrame([{**row, "prior_a": 0.9, "prior_stderr": 0.01, "prior_loss": 3.0, "forgetting": 0.0}])
+    return pl.concat([base, tuned], how="diagonal_relaxed")
+
+
+def test_a_law_is_of_the_runs_and_keeps_their_data() -> None:
+    table = table_of(made_up(10))
+    law = calibrate.fit(table, BASE, versions={"x": "1"}, command="razor calibrate")
+    assert law.forecaster.columns == ("kl_probe",)
+    assert dict(law.prior) == {"a": 0.9}
+    assert law.forecaster.base_score == pytest.approx(0.9)
+    assert (law.base_digest, law.prompts_hash) == (BASE.digest, probes.content_hash(PROMPTS))
+    assert len(law.data) == 50
+    assert set(law.data[0]) >= {"run", "method", "step", "kl_forward", "kl_probe", "forgetting"}
+    at = np.array([0.1, 0.4, 0.8])
+    assert law.forecaster.predict(at[:, None])[0] == pytest.approx(TRUE.predict(at), abs=0.05)
+    assert calibrate.warnings_of(law, table) == []
+    # The data that it keeps give the law again.
+    again = pl.DataFrame(list(law.data)).rename({"run": "trajectory"})
+    assert forecast.fit_forecaster(again, ("kl_probe",), 0.9) == law.forecaster
+
+
+def test_what_a_law_is_not_worth_is_said() -> None:
+    few = table_of(made_up(4).with_columns(method=pl.lit("sft")))
+    said = calibrate.warnings_of(calibrate.fit(few, BASE), few)
+    assert any("4 runs allow intervals of 80%; for 90% make 9." in one for one in said)
+    assert any("All runs are of one method, sft" in one for one in said)
+    rng = np.random.default_rng(0)
+    noise = table_of(made_up(10).with_columns(forgetting=pl.Series(rng.uniform(0, 0.5, 50))))
+    assert any("better than guessing" in one for one in calibrate.warnings_of(calibrate.fit(noise, BASE), noise))
+    still = table_of(made_up(10).with_columns(forgetting=pl.Series(rng.uniform(0, 0.01, 50))))
+    assert any("No run forgot more than" in one for one in calibrate.warnings_of(calibrate.fit(still, BASE), still))
+    with pytest.raises(RazorError, match="no row of the base"):
+        calibrate.fit(few.filter(pl.col("method") != "base"), BASE)
+    with pytest.raises(RazorError, match="at least 3 runs"):
+        calibrate.fit(table_of(made_up(2)), BASE)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_the_command_makes_a_law_of_a_users_own_data(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prompts with completions, without a verifier; text of the user's; one prior task from a mirror."""
+    monkeypatch.setattr(drawing, "save", lambda *arguments, **options: None)
+    train._last_world.clear()
+    tokenizer = char_tokenizer()
+    base = saved(tmp_path / "base", tiny_llama(len(tokenizer), max_position_embeddings=256), tokenizer)
+    rows: list[dict[str, Any]] = [{"prompt": f"{a}{n}=", "completion": a} for n, a in enumerate("abcdefghij" * 4)]
+    (tmp_path / "own.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "text.txt").write_text("\n".join(GENERIC.texts))
+    (tmp_path / "mirror").mkdir()
+    rows = [{"sentence": f"a {n} _ b", "option1": "cat", "option2": "dog", "answer": str(1 + n % 2)} for n in range(6)]
+    (tmp_path / "mirror" / "winogrande_validation.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    out = tmp_path / "out"
+    command = [
+        *("calibrate", str(base), "--prompts", str(tmp_path / "own.jsonl"), "--generic", str(tmp_path / "text.txt")),
+        *("--prior", "winogrande", "--data-mirror", str(tmp_path / "mirror"), "--test-prompts", "6"),
+        *("--max-new-tokens", "4", "--lrs", "1e-3,1e-2", "--seeds", "0,1", "--max-steps", "4", "--batch-sizes", "4"),
+        *("--checkpoints-per-epoch", "2", "--warmup-steps", "0", "--precision", "float32", "--out", str(out)),
+    ]
+    assert main([*command, "--json"]) == 0
+    found = json.loads(capfd.readouterr().out)
+    law = LawFile.load(out / "law.json")
+    assert len(law.forecaster.left_out) == 4
+    assert law.base_digest == base_digest(load(base).model)
+    assert law.generic.texts == GENERIC.texts
+    assert law.settings == probes.ProbeSettings(4, 1, (), True)
+    prompts = probes.read_prompts(out / "prompts.jsonl")
+    assert law.prompts_count == len(prompts) == 6
+    assert law.prompts_hash == probes.content_hash(prompts)
+    assert set(prompts) < {f"{a}{n}=" for n, a in enumerate("abcdefghij" * 4)}
+    assert any("4 runs allow" in warning for warning in found["warnings"])
+    # What calibration measured is what a monitor would: KL of a run's last checkpoint, measured by the law's probe.
+    assert {row["method"] for row in law.data} == {"sft"}
+    model = load(base)
+    text = probes.of_generic(model.model, model.tokenizer, law.generic, law.settings)
+    assert text == kl.Sequences.texts([tokenizer.encode(line) for line in GENERIC.texts])
+    # The same command again trains nothing; a table for people.
+    assert main(command) == 0
+    printed = capfd.readouterr()
+    assert "0 runs trained, 6 kept" in printed.err
+    assert "guessing the mean" in printed.out
+    assert "Law: " in printed.out
+
+
+def test_calibration_that_makes_no_sense_is_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    rows = tmp_path / "own.jsonl"
+    rows.write_text("\n".join(json.dumps({"prompt": f"{n}="}) for n in range(40)))
+    for options, message in (
+        (["tiny"], "Name the new task"),
+        (["tiny", "--task", "letters", "--prompts", str(rows)], "Name the new task"),
+        (["tiny", "--task", "letters", "--seeds", "0,1"], "a base of its own"),
+        (["tiny", "--task", "letters", "--level", "2"], "fraction of 1"),
+        (["tiny", "--task", "letters", "--jobs", "0"], "at least 1"),
+        (["tiny", "--prompts", str(rows)], "A row has no completion"),
+    ):
+        assert main(["calibrate", *options, "--out", str(tmp_path / "out")]) == 2
+        assert message in capfd.readouterr().err

@@ -1,0 +1,290 @@
+"""Comparing checkpoints: the numbers against direct ones, the page, the exit codes, and pairs that do not belong."""
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from laws import GENERIC, PROMPTS, SETTINGS, law_of
+from rlrazor import drift
+from rlrazor.cli import main
+from rlrazor.errors import RazorError
+from rlrazor.guard import comparison_page
+from rlrazor.guard.compare import Completion, Pair, PriorSuite, compare, pieces
+from rlrazor.lm import kl, models, probes, representation
+from rlrazor.lm.models import LanguageModel, add_lora, load, weights_of
+from tiny_models import char_tokenizer, saved, tiny_llama
+
+TOKENIZER = char_tokenizer()
+
+
+def moved(model: Any, size: float = 0.05) -> Any:
+    """The same with every weight moved at random."""
+    tuned, rng = copy.deepcopy(model), torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for weight in tuned.parameters():
+            weight += size * torch.randn(weight.shape, generator=rng)
+    return tuned
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """base, tuned, and an adapter for the base; a file of prompts, one of text, and a law."""
+    root = tmp_path_factory.mktemp("pair")
+    base = tiny_llama()
+    saved(root / "base", base, TOKENIZER)
+    saved(root / "tuned", moved(base), TOKENIZER)
+    law_of(base, scale=20.0).save(root / "law.json")
+    adapted = add_lora(copy.deepcopy(base), 2)
+    with torch.no_grad():
+        for name, weight in adapted.named_parameters():
+            if ".lora_B." in name:
+                weight += 0.05 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(2))
+    adapted.save_pretrained(root / "adapter")
+    config = json.loads((root / "adapter" / "adapter_config.json").read_text())
+    (root / "adapter" / "adapter_config.json").write_text(
+        json.dumps({**config, "base_model_name_or_path": str(root / "base")})
+    )
+    (root / "prompts.txt").write_text("\n".join(PROMPTS))
+    (root / "text.txt").write_text("\n".join(GENERIC.texts))
+    return root
+
+
+def pair(folders: Path, tuned: str, **settings: Any) -> Pair:
+    return Pair(str(folders / "base"), str(folders / tuned), **settings)
+
+
+@pytest.mark.parametrize("tuned", ["tuned", "adapter"])
+def test_the_numbers_are_those_of_both_models_in_memory(folders: Path, tuned: str) -> None:
+    found = compare(pair(folders, tuned), PROMPTS, generic=GENERIC, settings=SETTINGS)
+    base = load(folders / "base")
+    adapter = folders / "adapter" if tuned == "adapter" else None
+    other = load(folders / "base", adapter=adapter) if adapter else load(folders / "tuned")
+    new = probes.of_prompts(base.model, TOKENIZER, PROMPTS, SETTINGS)
+    text = probes.of_generic(base.model, TOKENIZER, GENERIC, SETTINGS)
+    forward = kl.forward_kl(kl.Probe(base.model, new), other.model)
+    own = probes.complete(other.model, TOKENIZER, new.prompts, SETTINGS, "tuned")
+    reverse = kl.reverse_kl(other.model, kl.Sequences.grouped(new.prompts, own), base.model)
+    generic = kl.forward_kl(kl.Probe(base.model, text), other.model)
+    for name, expected in (("kl_forward", forward), ("kl_reverse", reverse), ("kl_probe", generic)):
+        assert found.kl[name] == pytest.approx(expected.per_completion, rel=1e-4)
+        assert found.per_token[name] == pytest.approx(expected.per_token, rel=1e-4)
+    # Worst prompts first, their tokens' KL those of the positions.
+    totals = [prompt.total for prompt in found.prompts]
+    assert totals == sorted(totals, reverse=True)
+    assert totals == pytest.approx(sorted(forward.sums, reverse=True), rel=1e-4)
+    worst = int(np.argmax(forward.sums))
+    assert found.prompts[0].prompt == PROMPTS[worst]
+    assert "".join(found.prompts[0].base[0].tokens) == TOKENIZER.decode(new.completions[worst])
+    assert "".join(found.prompts[0].tuned[0].tokens) == TOKENIZER.decode(own[worst])
+    start = int(forward.lengths[:worst].sum())
+    expected_kl = forward.positions[start : start + forward.lengths[worst]]
+    assert found.prompts[0].base[0].kl == pytest.approx(tuple(expected_kl), rel=1e-4)
+    # Weights and representation.
+    before, after = weights_of(base.model), weights_of(other.model)
+    measured = drift.measure_weights(before, after, spectra=False)
+    assert found.weights.l2 == pytest.approx(measured["weight_l2"], rel=1e-5)
+    assert found.weights.unchanged == pytest.approx(measured["weight_sparsity"])
+    assert found.weights.parameters == sum(weight.numel() for weight in before.values())
+    norm = float(torch.cat([weight.flatten() for weight in before.values()]).double().norm())
+    assert found.weights.relative == pytest.approx(measured["weight_l2"] / norm, rel=1e-5)
+    assert [layer.name for layer in found.layers if layer.name.startswith("layer ")] == ["layer 0", "layer 1"]
+    similar = [representation.representation(lm.model, TOKENIZER, GENERIC.texts) for lm in (base, other)]
+    assert found.cknna == pytest.approx(drift.cknna(*similar), abs=1e-5)
+    assert found.forecast is None
+    assert "Uncalibrated" in comparison_page.verdict(found)
+
+
+def test_one_model_is_in_memory_at_a_time(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the models alive whenever another is loaded."""
+    import gc
+    import weakref
+
+    from rlrazor.guard import compare as module
+
+    alive: list[weakref.ref[Any]] = []
+    counts: list[int] = []
+
+    def counting(*arguments: Any, **options: Any) -> LanguageModel:
+        gc.collect()
+        counts.append(sum(reference() is not None for reference in alive))
+        lm = load(*arguments, **options)
+        alive.append(weakref.ref(lm.model))
+        return lm
+
+    monkeypatch.setattr(module, "load", counting)
+    for tuned, loads in (("tuned", 3), ("adapter", 2)):
+        alive.clear()
+        counts.clear()
+        told: list[str] = []
+        compare(pair(folders, tuned), PROMPTS, generic=GENERIC, settings=SETTINGS, told=told.append)
+        assert counts == [0] * loads
+        assert len(told) == module.STEPS
+
+
+def test_a_law_forecasts_and_the_exit_code_judges(
+    folders: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    command = ["compare", str(folders / "base"), str(folders / "tuned"), "--prompts", str(folders / "prompts.txt")]
+    command += ["--law", str(folders / "law.json"), "--out", str(tmp_path / "page.html")]
+    assert main([*command, "--json"]) == 0
+    found = json.loads(capfd.readouterr().out)
+    law = law_of(tiny_llama(), scale=20.0)
+    expected = law.forecaster.forecast({name: found["kl"][name]["mean"] for name in ("kl_forward", "kl_probe")})
+    assert found["forecast"]["drop"] == pytest.approx(expected.drop)
+    assert (found["forecast"]["low"], found["forecast"]["high"]) == pytest.approx((expected.low, expected.high))
+    assert found["above"] is False
+    drop, high = expected.drop, expected.high
+    assert 0.01 < drop < high < 0.9
+    assert main([*command, "--fail-above", str(drop + 0.001)]) == 0
+    assert "Within the limit" in capfd.readouterr().out
+    assert main([*command, "--fail-above", str(drop - 0.001)]) == 1
+    out = capfd.readouterr().out
+    assert "Above the limit" in out
+    assert f"drops by {100 * drop:.1f} points" in " ".join(out.split())
+    assert main([*command, "--cautious", "--fail-above", str((drop + high) / 2)]) == 1
+    page = (tmp_path / "page.html").read_text()
+    assert page.count('<section class="prompt">') == len(PROMPTS)
+    assert "http" not in page.replace("http-equiv", "")  # it opens offline
+    assert "Forecast: the prior score drops" in page
+
+
+def test_the_truth_is_measured_beside_it(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rlrazor.lm import prior
+
+    asked: list[tuple[str, ...]] = []
+
+    def scores(model: Any, tokenizer: Any, tasks: Any, **options: Any) -> prior.PriorScores:
+        asked.append(tuple(tasks))
+        assert options["limit"] == 7
+        first = len(asked) == 1
+        found = {"a": (0.8, 0.03) if first else (0.5, 0.04), "b": (0.6, None) if first else (0.7, None)}
+        return prior.PriorScores(
+            {name: prior.Score(*values, n=7, metric="acc", version="1") for name, values in found.items()}
+        )
+
+    monkeypatch.setattr(prior, "evaluate", scores)
+    found = compare(
+        pair(folders, "tuned"), PROMPTS, generic=GENERIC, settings=SETTINGS, suite=PriorSuite(("a", "b"), limit=7)
+    )
+    assert asked == [("a", "b"), ("a", "b")]
+    assert found.truth is not None
+    assert found.truth.drop == found.drop == pytest.approx(0.1)
+    assert found.truth.stderr == pytest.approx(0.05 / 2)
+    assert "Measured: it drops by 10.0 ± 2.5 points" in comparison_page.verdict(found)
+
+
+def test_pieces_put_together_are_the_text() -> None:
+    from tokenizers import Tokenizer, decoders, pre_tokenizers
+    from tokenizers.models import BPE
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(BPE({token: index for index, token in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+    text = "naïve 日 <b>&"
+    ids = fast(text)["input_ids"]
+    shown = pieces(fast, ids)
+    assert len(shown) == len(ids) > len(text)
+    assert "".join(shown) == text
+    assert shown[2:4] == ["", "ï"]
+
+
+def test_text_is_escaped_and_shaded(folders: Path, tmp_path: Path) -> None:
+    found = compare(pair(folders, "tuned"), PROMPTS[:2], generic=GENERIC, settings=SETTINGS)
+    worst = found.prompts[0]
+    object.__setattr__(worst, "prompt", "<script>alert(1)</script>")
+    object.__setattr__(worst, "base", (Completion(("<i>", "ok"), (0.0, 1e6)),))
+    page = comparison_page.write_page(found, tmp_path / "page.html").read_text()
+    assert "<script>" not in page
+    assert "&lt;script&gt;" in page
+    assert 'style="--kl: 0.00" title="0.000 nats">&lt;i&gt;</span>' in page
+    assert f'style="--kl: {comparison_page.DARKEST:.2f}" title="1000000.000 nats">ok</span>' in page
+    assert "2 prompts are few" in page
+
+
+def test_pairs_that_do_not_belong_together_are_refused(folders: Path, tmp_path: Path) -> None:
+    def comparing(base: Path, tuned: Path, **options: Any) -> Any:
+        return compare(Pair(str(base), str(tuned)), PROMPTS, **{"settings": SETTINGS, "generic": GENERIC, **options})
+
+    base, tuned = folders / "base", folders / "tuned"
+    with pytest.raises(RazorError, match="is an adapter, so it is not the base"):
+        comparing(folders / "adapter", base)
+    with pytest.raises(RazorError, match="was given twice"):
+        comparing(base, base)
+    checkpoint = saved(tmp_path / "checkpoint-3", moved(tiny_llama()), TOKENIZER)
+    (checkpoint / "trainer_state.json").write_text("{}")
+    with pytest.raises(RazorError, match="seem to be swapped"):
+        comparing(checkpoint, base)
+    assert compare(Pair(str(checkpoint), str(base), as_given=True), PROMPTS, generic=GENERIC, settings=SETTINGS)
+    with pytest.raises(RazorError, match=r"calibrated for base .* another one"):
+        comparing(tuned, base, law=law_of(tiny_llama()))
+    wider = saved(tmp_path / "wider", tiny_llama(hidden=32), TOKENIZER)
+    with pytest.raises(RazorError, match="one is not tuned from the other"):
+        comparing(base, wider)
+    other = saved(
+        tmp_path / "other", moved(tiny_llama()), char_tokenizer("zyxwvutsrqponmlkjihgfedcba0123456789+-=: \n")
+    )
+    with pytest.raises(RazorError, match="different vocabularies"):
+        comparing(base, other)
+    broken = moved(tiny_llama())
+    with torch.no_grad():
+        broken.lm_head.weight[0, 0] = torch.nan
+    with pytest.raises(RazorError, match=r"are damaged: lm_head\.weight is NaN"):
+        comparing(base, saved(tmp_path / "broken", broken, TOKENIZER))
+    foreign = add_lora(tiny_llama(hidden=32), 2)
+    foreign.save_pretrained(tmp_path / "foreign")
+    with pytest.raises(RazorError, match="cannot be loaded"):
+        comparing(base, tmp_path / "foreign")
+    with pytest.raises(RazorError, match="no prompts"):
+        compare(Pair(str(base), str(tuned)), [], generic=GENERIC, settings=SETTINGS)
+    with pytest.raises(RazorError, match="There is no"):
+        comparing(base, tmp_path / "nowhere")
+
+
+def test_an_adapter_for_another_base_is_noted(folders: Path, tmp_path: Path) -> None:
+    import shutil
+
+    shutil.copytree(folders / "adapter", tmp_path / "adapter")
+    path = tmp_path / "adapter" / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "base_model_name_or_path": "someone/else"}))
+    found = compare(Pair(str(folders / "base"), str(tmp_path / "adapter")), PROMPTS, generic=GENERIC, settings=SETTINGS)
+    assert any("trained on someone/else" in note for note in found.notes)
+
+
+def test_options_that_make_no_sense_are_refused(
+    folders: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    command = ["compare", str(folders / "base"), str(folders / "tuned"), "--prompts", str(folders / "prompts.txt")]
+    law = ["--law", str(folders / "law.json")]
+    (tmp_path / "empty.txt").write_text("")
+    for options, message in (
+        (["--fail-above", "0.1"], "give --law to forecast it, or --prior"),
+        ([*law, "--fail-above", "two"], "fraction of 1"),
+        ([*law, "--fail-above", "2"], "fraction of 1"),
+        ([*law, "--samples", "2"], "law's own probe"),
+        ([*law, "--generic", str(folders / "text.txt")], "law's own probe"),
+        (["--law", str(tmp_path / "none.json")], "There is no law"),
+        (["--prompts", str(tmp_path / "empty.txt")], "is empty"),
+        (["--level", "90"], "fraction of 1"),
+        (["--dtype", "float8"], "Unknown dtype"),
+    ):
+        assert main([*command, *options]) == 2
+        assert message in capfd.readouterr().err
+
+
+def test_weights_are_read_from_the_files_as_they_are(folders: Path) -> None:
+    read = models.SavedWeights(folders / "tuned")
+    model = load(folders / "tuned").model
+    assert set(read) == set(model.state_dict())
+    assert all(torch.equal(read[name], weight) for name, weight in model.state_dict().items())
+    adapted = load(folders / "base", adapter=folders / "adapter").model
+    lazily, copied = models.AdaptedWeights(adapted), weights_of(adapted)
+    assert set(lazily) == set(copied)
+    assert all(torch.equal(lazily[name], weight) for name, weight in copied.items())
