@@ -97,7 +97,6 @@ def _measuring(
 
     compute.prepare_process()
     own = load(base, dtype=dtype)
-    own.model.requires_grad_(False)
     law.check_base(base_digest(own.model))
     side = BaseSide.of(
         own.model, own.tokenizer, read_prompts(prompts), law.generic, law.settings, cache_dir=default_cache()

@@ -45,7 +45,8 @@ class BaseSide:
             FORWARD: probes.of_prompts(base, tokenizer, prompts, settings, cache_dir=cache_dir),
             PROBE: probes.of_generic(base, tokenizer, generic, settings, cache_dir=cache_dir),
         }
-        return cls({name: kl.Probe(base, _part(of, *share)) for name, of in sequences.items()})
+        first = kl.Probe(base, _part(sequences[FORWARD], *share))
+        return cls({FORWARD: first, PROBE: kl.Probe(base, _part(sequences[PROBE], *share), beside=first)})
 
     @property
     def tokens(self) -> int:

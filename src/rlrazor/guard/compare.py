@@ -253,14 +253,16 @@ def _measure(
         layers = _changes(SavedWeights(pair.base), SavedWeights(pair.tuned), pair)
 
     told("loading the base")
-    base = _load(pair.base, pair.dtype)
+    base = load(pair.base, dtype=pair.dtype)
     if law is not None:
         law.check_base(base_digest(base.model))
     tokenizer, vocabulary = base.tokenizer, Vocabulary.of(base)
     told("the base on the probes")
     new = probes.of_prompts(base.model, tokenizer, prompts, settings, cache_dir=pair.cache_dir)
     text = probes.of_generic(base.model, tokenizer, generic, settings, cache_dir=pair.cache_dir)
-    before = {FORWARD: kl.Probe(base.model, new), PROBE: kl.Probe(base.model, text)}
+    first = kl.Probe(base.model, new)
+    before = {FORWARD: first, PROBE: kl.Probe(base.model, text, beside=first)}
+    del first
     rows = [[*text.prompts[at], *completion] for at, completion in zip(text.prompt_of, text.completions, strict=True)]
     similar = representation_of_ids(base.model, rows) if len(rows) > NEIGHBOURS else None
     scores_before = _prior_scores(base, suite)
@@ -268,7 +270,10 @@ def _measure(
     _free()
 
     told("loading the tuned model")
-    tuned = _load(pair.base, pair.dtype, Path(pair.tuned)) if adapted else _load(pair.tuned, pair.dtype)
+    if adapted:
+        tuned = load(pair.base, adapter=Path(pair.tuned), dtype=pair.dtype)
+    else:
+        tuned = load(pair.tuned, dtype=pair.dtype)
     check_same_vocabulary(vocabulary, Vocabulary.of(tuned))
     if getattr(tuned.tokenizer, "chat_template", None) != getattr(tokenizer, "chat_template", None):
         notes.append("The two tokenizers have different chat templates; prompts are put into the base's.")
@@ -291,16 +296,10 @@ def _measure(
     if not adapted:
         del tuned
         _free()
-        tuned = _load(pair.base, pair.dtype)
+        tuned = load(pair.base, dtype=pair.dtype)
     reverse = kl.between(after, kl.Probe(tuned.model, own))
     scores = None if scores_before is None or scores_after is None else (scores_before, scores_after)
     return _Found(drifts[FORWARD], drifts[PROBE], reverse, new, own, tokenizer, cknna, scores, layers, notes)
-
-
-def _load(source: str, dtype: str, adapter: Path | None = None) -> LanguageModel:
-    lm = load(source, adapter=adapter, dtype=dtype)
-    lm.model.requires_grad_(False)  # so that a probe shares the head instead of copying it
-    return lm
 
 
 def _free() -> None:

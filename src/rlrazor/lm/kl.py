@@ -157,18 +157,26 @@ class Probe:
     """The base's side of a KL on fixed sequences, computed once: final hidden states and LM head.
 
     `model` is the base; of a PEFT model, it is what is left with the adapter disabled. It may be trained afterwards.
-    With `adapted`, the model as it is: the other side of `between`.
+    With `adapted`, the model as it is: the other side of `between`. `beside`: another probe of the same model, whose
+    head is shared.
     Raises RazorError for sequences longer than the context, and for a model whose logits are not a linear head's.
     """
 
     def __init__(
-        self, model: Any, sequences: Sequences, *, adapted: bool = False, token_budget: int = TOKEN_BUDGET
+        self,
+        model: Any,
+        sequences: Sequences,
+        *,
+        adapted: bool = False,
+        beside: "Probe | None" = None,
+        token_budget: int = TOKEN_BUDGET,
     ) -> None:
         self.sequences = sequences
         with nullcontext() if adapted else _adapter_disabled(model):
             self.states, head = final_states(model, sequences, token_budget)
         # A trainable head will have changed by the time it is compared with.
-        self.head = head.copied() if head.weight.requires_grad else head
+        own = head.copied() if head.weight.requires_grad and beside is None else head
+        self.head: Head = own if beside is None else beside.head
 
     def spread(self, prompts: int) -> "Probe":
         """The same on so many prompts, evenly spaced, as a file may be sorted; itself where there are no more."""

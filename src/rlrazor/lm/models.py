@@ -145,7 +145,10 @@ def weights_of(model: Any) -> dict[str, Tensor]:
 
 
 class SavedWeights(Mapping[str, Tensor]):
-    """The tensors of a folder's safetensors files by name, read one at a time as they are asked for."""
+    """The tensors of a folder's safetensors files by name, read one at a time as they are asked for.
+
+    A file is mapped for each tensor anew: what stays mapped, and was read, counts as the process's memory.
+    """
 
     def __init__(self, source: str | Path, cache_dir: Path | None = None) -> None:
         """Of a hub id, a folder or a GGUF file, as `load` takes them; raises its errors."""
@@ -153,15 +156,18 @@ class SavedWeights(Mapping[str, Tensor]):
 
         folder = _folder_of(str(source), cache_dir)
         _require_safetensors(folder, source)
-        self._files: dict[str, Any] = {}
+        self._files: dict[str, Path] = {}
         with _loading(source):
             for path in sorted(folder.glob("*.safetensors")):
-                file = safe_open(path, framework="pt")  # maps the file; nothing is read yet
-                self._files |= dict.fromkeys(file.keys(), file)  # type: ignore[no-untyped-call]
+                with safe_open(path, framework="pt") as file:
+                    self._files |= dict.fromkeys(file.keys(), path)
 
     def __getitem__(self, name: str) -> Tensor:
-        tensor: Tensor = self._files[name].get_tensor(name)
-        return tensor
+        from safetensors import safe_open
+
+        with safe_open(self._files[name], framework="pt") as file:
+            tensor: Tensor = file.get_tensor(name)
+            return tensor
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._files)

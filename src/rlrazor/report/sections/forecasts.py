@@ -138,7 +138,10 @@ def finding(outcomes: Sequence[Outcome]) -> str:
 
 def _sentence(label: str, left_out: str, found: Sequence[Outcome]) -> str:
     errors = {one.predictor: one.mean("error") for one in found}
-    best = min((one for one in found if one.predictor not in BASELINES), key=lambda one: _mean(errors[one.predictor]))
+    rivals = [one for one in found if one.predictor not in BASELINES]
+    lowest = min(_mean(errors[one.predictor]) for one in rivals)
+    # Of those that are as good, the simplest, as `forecast.choose` has it.
+    best = next(one for one in rivals if _mean(errors[one.predictor]) <= (1 + forecast.TIE) * lowest)
     coverage, width = best.mean("coverage"), best.mean("width")
     said = (
         f"{label}, a {left_out} left out: {best.predictor} is wrong by {written(errors[best.predictor])} points, its "

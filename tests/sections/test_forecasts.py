@@ -1,0 +1,106 @@
+"""Is the forecast true? The section against trials by hand, on tables whose laws are known."""
+
+import numpy as np
+import polars as pl
+import pytest
+
+from rlrazor import forecast, law
+from rlrazor.report.sections import Study, build
+from rlrazor.report.sections.forecasts import BASELINES, PREDICTORS, examine, finding
+
+DESCRIPTION = {"labels": {}, "seeds": [0, 1], "config": {}}
+
+
+def study(*, exception: str | None = None, tasks: int = 2, methods: int = 3) -> Study:
+    """Two seeds; forgetting is a law of the KL on the probe, whatever the task or method; of `exception`, double."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for seed in (0, 1):
+        for task in range(tasks):
+            rows.append({"method": "base", "trajectory": f"base {seed} {task}", "step": 0, "prior": 0.9, "new": 0.1})
+            rows[-1] |= {"forgetting": 0.0, "seed": seed, "task": f"task {task}", "family": "tiny"}
+            for method in range(methods):
+                for lr in range(3):
+                    for step in range(1, 5):
+                        probe = (lr + 1) * step / 12 * rng.uniform(0.8, 1)
+                        drop = 0.4 * (1 - np.exp(-3 * probe)) * (1 + 0.02 * rng.normal())
+                        drop *= 2 if f"method {method}" == exception else 1
+                        rows.append(
+                            {
+                                "method": f"method {method}", "trajectory": f"{seed} {task} {method} {lr}",
+                                "step": step,
+                                "prior": 0.9 - drop, "new": 0.5, "forgetting": drop, "seed": seed, "lr": 1e-4,
+                                "task": f"task {task}", "family": "tiny", "kl_probe": probe,
+                                "kl_forward": rng.uniform(0, 5), "kl_reverse": rng.uniform(0, 5),
+                                "loss": rng.normal(), "weight_l2": probe + rng.uniform(0, 0.1),
+                            }
+                        )  # fmt: skip
+    table = pl.DataFrame(rows, infer_schema_length=None)
+    return Study("forecasts", DESCRIPTION, table, law.distinct(table), table.filter(pl.col("method") == "base"))
+
+
+def test_every_unit_is_a_trial_of_its_own_base() -> None:
+    tested = study()
+    outcomes = {(one.left_out, one.predictor): one for one in examine(tested)}
+    assert len(outcomes) == 2 * len(PREDICTORS)
+    for name in ("KL on the generic probe", "guessing the mean", "training loss"):
+        own = tested.points.filter(pl.col("seed") == 1, pl.col("task") == "task 0")
+        by_hand = forecast.trial(own, PREDICTORS[name], "method", 0.9, 0.9)
+        found = [unit.trial for unit in outcomes["method", name].units if (unit.seed, unit.within) == (1, "task 0")]
+        assert found == by_hand
+        assert len(outcomes["method", name].units) == 2 * 2 * 3
+        by_hand = forecast.trial(tested.points.filter(pl.col("seed") == 0), PREDICTORS[name], "task", 0.9, 0.9)
+        assert [unit.trial for unit in outcomes["task", name].units if unit.seed == 0] == by_hand
+        assert len(outcomes["task", name].units) == 2 * 2
+
+
+def test_the_finding_names_the_best_and_where_it_fails() -> None:
+    said = finding(examine(study()))
+    assert "a method left out: KL on the generic probe is wrong by" in said
+    assert "a task left out: KL on the generic probe is wrong by" in said
+    assert "fails on" not in said
+    section = build(study(exception="method 2"))
+    assert section.figure.name == "forecasts"
+    failures = section.tables[-1]
+    assert failures.title == "Where it fails"
+    assert {row[2] for row in failures.rows if row[0] == "KL on the generic probe"} >= {
+        "method 2 on task 0",
+        "method 2 on task 1",
+    }
+    assert "fails on" in section.finding
+    probe = next(one for one in examine(study(exception="method 2")) if one.predictor == "KL on the generic probe")
+    assert {unit.trial.unit for unit in probe.failed} >= {"method 2"}
+
+
+def test_coverage_is_near_its_level_where_units_are_alike() -> None:
+    outcomes = examine(study(tasks=3, methods=4))
+    for one in outcomes:
+        coverage = one.mean("coverage")
+        assert coverage is not None
+        if one.predictor == "KL on the generic probe":
+            assert coverage.mean > 0.85
+            error, guess = one.mean("error"), next(
+                other.mean("error")
+                for other in outcomes
+                if other.left_out == one.left_out and other.predictor == BASELINES[0]
+            )  # fmt: skip
+            assert error is not None
+            assert guess is not None
+            assert error.mean < guess.mean / 4
+
+
+def test_too_few_to_leave_out_is_said() -> None:
+    alone = study(tasks=1, methods=1)
+    assert finding(examine(alone)) == "There are too few methods and tasks to leave one out."
+    section = build(alone)
+    assert section.tables[0].rows == []
+    some = examine(study(tasks=1, methods=3))
+    assert {one.left_out for one in some if one.units} == {"method"}
+
+
+def test_predictors_that_were_not_measured_are_left_out() -> None:
+    tested = study()
+    without = Study("forecasts", DESCRIPTION, tested.table, tested.points.drop("loss"), tested.bases)
+    assert "training loss" not in {one.predictor for one in examine(without)}
+    with pytest.raises(KeyError):
+        examine(Study("forecasts", DESCRIPTION, tested.table, tested.points, tested.bases.clear()))
