@@ -100,6 +100,9 @@ def test_the_command_makes_a_law_of_a_users_own_data(
     assert law.prompts_count == len(prompts) == 6
     assert law.prompts_hash == probes.content_hash(prompts)
     assert set(prompts) < {f"{a}{n}=" for n, a in enumerate("abcdefghij" * 4)}
+    trained_on = [json.loads(line) for line in (out / "train.jsonl").read_text().splitlines()]
+    assert all(row["completion"] == row["prompt"][0] for row in trained_on)
+    assert not {row["prompt"] for row in trained_on} & set(prompts)
     assert any("4 runs allow" in warning for warning in found["warnings"])
     # What calibration measured is what a monitor would: KL of a run's last checkpoint, measured by the law's probe.
     assert {row["method"] for row in law.data} == {"sft"}

@@ -45,7 +45,8 @@ def add_to(commands: Subparsers) -> None:
         help="make the forgetting law of a base model: law.json",
         description="Fine-tune BASE for a short while at several learning rates, measure what the prior tasks lost and "
         "the KL to the base, and fit the law that the monitor, compare and pick forecast with. Writes OUT/law.json, "
-        "and OUT/prompts.jsonl, the held-out prompts that KL was measured on. The same command again continues.",
+        "OUT/prompts.jsonl, the held-out prompts that KL was measured on, and OUT/train.jsonl, the rest, to train on. "
+        "The same command again continues.",
     )
     parser.add_argument("base", metavar="BASE", help=SETTINGS["base"])
     parser.add_argument("--task", help=SETTINGS["task"] + "; or --prompts")
@@ -113,9 +114,11 @@ def run(arguments: argparse.Namespace) -> int:
         law = calibrate.fit(table, base, level=arguments.level, versions=versions, command=command)
     path = arguments.out / "law.json"
     law.save(path)
-    with atomic_path(arguments.out / "prompts.jsonl") as partial:
-        rows = (json.dumps({"prompt": prompt}, ensure_ascii=False) for prompt in prompts)
-        partial.write_text("".join(f"{row}\n" for row in rows), encoding="utf-8")
+    rest: list[dict[str, Any]] = [{"prompt": item.prompt, "completion": item.demonstration} for item in splits.train]
+    for name, rows in (("prompts", [{"prompt": prompt} for prompt in prompts]), ("train", rest)):
+        with atomic_path(arguments.out / f"{name}.jsonl") as partial:
+            lines = (json.dumps(row, ensure_ascii=False) for row in rows)
+            partial.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     warnings = calibrate.warnings_of(law, table)
     if arguments.json:
         print(
@@ -128,7 +131,10 @@ def run(arguments: argparse.Namespace) -> int:
     printed.print(law.describe(), highlight=False)
     for warning in warnings:
         printed.print(warning, style="yellow", highlight=False)
-    printed.print(f"Law: {path}\nPrompts: {path.with_name('prompts.jsonl')}\nReport: {done.report}", highlight=False)
+    files = {"Law": path, "Prompts to measure on": path.with_name("prompts.jsonl")}
+    files |= {"Rows to train on": path.with_name("train.jsonl"), "Report": done.report}
+    for name, file in files.items():
+        printed.print(f"{name}: {file}", highlight=False, soft_wrap=True)
     return 0
 
 

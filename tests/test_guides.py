@@ -1,0 +1,115 @@
+"""The examples in docs/guides are run as they stand there, one after the other, as a user would.
+
+Only the hub's model is another, a local one of random weights, and calibration's ten runs are shorter.
+"""
+
+import json
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+from accelerate.state import AcceleratorState
+
+from laws import GENERIC
+from rlrazor.cli import main
+from rlrazor.experiments.language import train
+from rlrazor.report import drawing
+from tiny_models import char_tokenizer, saved, tiny_llama
+
+GUIDES = Path(__file__).parents[1] / "docs" / "guides"
+MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
+SHORTER = ["--max-steps", "5", "--checkpoints-per-epoch", "2", "--test-prompts", "20", "--max-new-tokens", "4"]
+SHORTER += ["--lrs", "1e-4,3e-4,1e-3,3e-3,1e-2", "--batch-sizes", "4", "--precision", "float32", "--warmup-steps", "0"]
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true:UserWarning"),
+]
+
+
+def examples(guide: str, language: str) -> list[str]:
+    """The code blocks of a guide."""
+    text = (GUIDES / f"{guide}.md").read_text()
+    return [block.replace(MODEL, "base") for block in re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)]
+
+
+def command(guide: str, number: int = 0) -> list[str]:
+    """A guide's command line, without `razor`."""
+    razor, *arguments = shlex.split(examples(guide, "sh")[number])
+    assert razor == "razor"
+    return arguments
+
+
+@pytest.fixture(scope="module")
+def calibrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of someone who has followed the calibration guide."""
+    folder = tmp_path_factory.mktemp("guide")
+    tokenizer = char_tokenizer()
+    saved(folder / "base", tiny_llama(len(tokenizer), max_position_embeddings=256), tokenizer)
+    rows: list[dict[str, Any]] = [
+        {"prompt": f"{a}{b}=", "completion": f"{b}{a}"} for a in "abcdefghij" for b in "0123456789"
+    ]
+    (folder / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (folder / "traffic.txt").write_text("\n".join(GENERIC.texts))
+    (folder / "mirror").mkdir()
+    rows = [{"sentence": f"a {n} _ b", "option1": "cat", "option2": "dog", "answer": str(1 + n % 2)} for n in range(6)]
+    (folder / "mirror" / "winogrande_validation.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(drawing, "save", lambda *arguments, **options: None)
+        train._last_world.clear()
+        assert main([*command("calibrate"), "--data-mirror", "mirror", *SHORTER]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(calibrated: Path) -> Path:
+    """... and the monitor's."""
+    (script,) = examples("monitor", "python")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(calibrated)
+        patch.setenv("XDG_CACHE_HOME", str(calibrated / "cache"))
+        exec(script, {})
+    AcceleratorState._reset_state(reset_partial_state=True)
+    return calibrated
+
+
+def test_calibration_leaves_what_its_guide_says(calibrated: Path) -> None:
+    files = re.findall(r"^\| `([\w.]+)` \|", (GUIDES / "calibrate.md").read_text(), flags=re.MULTILINE)
+    assert files == ["law.json", "prompts.jsonl", "train.jsonl", "report.html"]
+    assert all((calibrated / "runs" / "law" / name).exists() for name in files)
+    law = json.loads((calibrated / "runs" / "law" / "law.json").read_text())
+    assert len(law["interval"]["runs"]) == 10
+    assert law["probe"]["generic"] == {"texts": list(GENERIC.texts)}
+
+
+def test_the_monitor_watches(trained: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    rows = [json.loads(line) for line in (trained / "runs" / "sft" / "razor.jsonl").read_text().splitlines()]
+    assert rows[-1]["step"] == 40
+    assert rows[-1]["forecast"] is not None
+    assert rows[-1]["budget"] == 0.02
+
+
+def test_the_pair_is_compared(
+    trained: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(trained)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(trained / "cache"))
+    assert main(command("compare")) == 0
+    assert "Forecast: the prior score drops by" in " ".join(capfd.readouterr().out.split())
+    assert (trained / "comparison.html").exists()
+
+
+def test_a_checkpoint_is_picked(
+    trained: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(trained)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(trained / "cache"))
+    for number in (0, 1):
+        assert main([*command("pick", number), "--json"]) == 0
+        found = json.loads(capfd.readouterr().out)
+        assert [one["step"] for one in found["candidates"]][-1] == 40
+        assert found["recommended"]["drop"] <= 0.9
