@@ -8,8 +8,9 @@ import polars as pl
 from rlrazor import forecast
 from rlrazor.guard.law_file import LawFile
 from rlrazor.law import Saturating
-from rlrazor.lm.models import base_digest
+from rlrazor.lm.models import base_digest, tokenizer_digest
 from rlrazor.lm.probes import GenericText, ProbeSettings, content_hash
+from tiny_models import char_tokenizer
 
 TRUE = Saturating(0.6, 2.0, 1.0)
 SETTINGS = ProbeSettings(max_new_tokens=6, chat=False)
@@ -38,6 +39,7 @@ def law_of(base: Any, *, runs: int = 10, scale: float = 1.0) -> LawFile:
     return LawFile(
         base_name="base",
         base_digest=base_digest(base),
+        tokenizer_digest=tokenizer_digest(char_tokenizer()),
         prior={"arithmetic": 0.9},
         forecaster=forecast.fit_forecaster(renamed, ("kl_probe",), 0.9),
         choice=forecast.choose(renamed),

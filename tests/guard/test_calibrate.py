@@ -16,11 +16,11 @@ from rlrazor.experiments.language import train
 from rlrazor.guard import calibrate
 from rlrazor.guard.law_file import LawFile
 from rlrazor.lm import kl, probes
-from rlrazor.lm.models import base_digest, load
+from rlrazor.lm.models import load
 from rlrazor.report import drawing
 from tiny_models import char_tokenizer, saved, tiny_llama
 
-BASE = calibrate.Base("base", "d" * 16, PROMPTS, GENERIC, SETTINGS)
+BASE = calibrate.Base("base", "d" * 16, "t" * 16, PROMPTS, GENERIC, SETTINGS)
 
 
 def table_of(runs: pl.DataFrame) -> pl.DataFrame:
@@ -93,7 +93,7 @@ def test_the_command_makes_a_law_of_a_users_own_data(
     found = json.loads(capfd.readouterr().out)
     law = LawFile.load(out / "law.json")
     assert len(law.forecaster.left_out) == 4
-    assert law.base_digest == base_digest(load(base).model)
+    law.check(load(base).model, tokenizer)
     assert law.generic.texts == GENERIC.texts
     assert law.settings == probes.ProbeSettings(4, 1, (), True)
     prompts = probes.read_prompts(out / "prompts.jsonl")

@@ -9,7 +9,7 @@ import pytest
 from laws import law_of
 from rlrazor.errors import RazorError
 from rlrazor.guard.law_file import FORMAT, LawFile
-from tiny_models import tiny_llama
+from tiny_models import char_tokenizer, tiny_llama
 
 
 def test_a_law_survives_the_file(tmp_path: Path) -> None:
@@ -58,8 +58,10 @@ def test_what_cannot_be_read_is_refused(tmp_path: Path) -> None:
             LawFile.load(path)
 
 
-def test_another_base_is_refused() -> None:
+def test_another_base_or_tokenizer_is_refused() -> None:
     law = law_of(tiny_llama())
-    law.check_base(law.base_digest)
+    law.check(tiny_llama(), char_tokenizer())
+    with pytest.raises(RazorError, match="tokenizer is not the one"):
+        law.check(tiny_llama(), char_tokenizer("zyxwvutsrqponmlkjihgfedcba0123456789+-=: \n"))
     with pytest.raises(RazorError, match=r"calibrated for base .* another one"):
         law.check_base("0" * 16)

@@ -424,6 +424,11 @@ def test_what_cannot_be_watched_is_refused(tmp_path: Path) -> None:
     empty.write_text("")
     with pytest.raises(RazorError, match="is empty"):
         ForgettingMonitor(empty)
+    damaged = tiny_llama()
+    with torch.no_grad():
+        damaged.lm_head.weight.fill_(torch.nan)
+    with pytest.raises(RazorError, match="NaN or infinite before training"):
+        sft(tmp_path, [monitor(tmp_path)], damaged)
     training = SimpleNamespace(fsdp=["full_shard"], output_dir=str(tmp_path))
     with pytest.raises(RazorError, match="FSDP and ZeRO-3"):
         monitor(tmp_path).on_init_end(training, None, None, model=model, processing_class=TOKENIZER)

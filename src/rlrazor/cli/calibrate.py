@@ -108,7 +108,7 @@ def run(arguments: argparse.Namespace) -> int:
         own = calibration_base(trainer, plan(config, trainer.task).bases[0], RunStore(arguments.out))
         prompts = [item.prompt for item in splits.test[: config.test_prompts]]
         probes = probe_settings(own.limited(task), config.kl_samples)
-        base = calibrate.Base(config.base, own.digest, prompts, own.generic, probes)
+        base = calibrate.Base(config.base, own.digest, own.tokenizer_digest, prompts, own.generic, probes)
         table = read_table(arguments.out / "records.parquet")
         versions = versions_of("transformers", "trl", "lm-eval")
         law = calibrate.fit(table, base, level=arguments.level, versions=versions, command=command)

@@ -92,12 +92,13 @@ def _measuring(
     from rlrazor.guard.base_side import BaseSide, kls_of
     from rlrazor.guard.pick import Drop
     from rlrazor.lm import compute
-    from rlrazor.lm.models import Vocabulary, base_digest, check_same_vocabulary, is_adapter, load
+    from rlrazor.lm.models import Vocabulary, check_same_vocabulary, is_adapter, load
     from rlrazor.lm.probes import default_cache, read_prompts
+    from rlrazor.lm.sampling import NotFiniteError
 
     compute.prepare_process()
     own = load(base, dtype=dtype)
-    law.check_base(base_digest(own.model))
+    law.check(own.model, own.tokenizer)
     side = BaseSide.of(
         own.model, own.tokenizer, read_prompts(prompts), law.generic, law.settings, cache_dir=default_cache()
     )
@@ -108,7 +109,10 @@ def _measuring(
     def measure(path: Path, step: int) -> Drop:
         tuned = load(base, adapter=path, dtype=dtype) if is_adapter(path) else load(path, dtype=dtype)
         check_same_vocabulary(vocabulary, Vocabulary.of(tuned))
-        kls = kls_of(side.measure(tuned.model))
+        try:
+            kls = kls_of(side.measure(tuned.model))
+        except NotFiniteError as error:
+            raise RazorError(f"The outputs of {path} are NaN or infinite: training has diverged there.") from error
         spread = {name: estimate.stderr for name, estimate in kls.items()}
         found = law.forecaster.forecast({name: one.mean for name, one in kls.items()}, law.level, spread)
         told(path.name)

@@ -28,6 +28,7 @@ class Base:
 
     name: str
     digest: str
+    tokenizer_digest: str
     prompts: Sequence[Prompt]
     generic: GenericText
     settings: ProbeSettings
@@ -58,6 +59,7 @@ def fit(
     return LawFile(
         base_name=base.name,
         base_digest=base.digest,
+        tokenizer_digest=base.tokenizer_digest,
         prior={name.removeprefix("prior_"): float(untuned[name].mean()) for name in suite},  # type: ignore[arg-type]
         forecaster=forecaster,
         choice=choice,

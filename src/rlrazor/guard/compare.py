@@ -35,7 +35,6 @@ from rlrazor.lm.models import (
     LanguageModel,
     SavedWeights,
     Vocabulary,
-    base_digest,
     base_weights,
     check_same_vocabulary,
     is_adapter,
@@ -43,6 +42,7 @@ from rlrazor.lm.models import (
 )
 from rlrazor.lm.probes import GenericText, ProbeSettings, Prompt
 from rlrazor.lm.representation import representation_of_ids
+from rlrazor.lm.sampling import NotFiniteError
 
 REVERSE = "kl_reverse"
 STEPS = 6  # of the progress
@@ -169,7 +169,13 @@ def compare(
             f"{len(prompts)} prompts are few: KL is uncertain, and the interval is widened by it. Give at least "
             f"{FEW_PROMPTS}, better a hundred."
         )
-    found = _measure(pair, prompts, generic, settings, law, suite, told)
+    try:
+        found = _measure(pair, prompts, generic, settings, law, suite, told)
+    except NotFiniteError as error:
+        raise RazorError(
+            f"The outputs of {pair.base} or {pair.tuned} are NaN or infinite: training has diverged, or {pair.dtype} is "
+            "too coarse for them."
+        ) from error
     forecast, drawn = None, {FORWARD: found.forward, PROBE: found.probe, REVERSE: found.reverse}
     estimates = {name: of.per_completion for name, of in drawn.items()}
     if law is not None:
@@ -255,7 +261,7 @@ def _measure(
     told("loading the base")
     base = load(pair.base, dtype=pair.dtype)
     if law is not None:
-        law.check_base(base_digest(base.model))
+        law.check(base.model, base.tokenizer)
     tokenizer, vocabulary = base.tokenizer, Vocabulary.of(base)
     told("the base on the probes")
     new = probes.of_prompts(base.model, tokenizer, prompts, settings, cache_dir=pair.cache_dir)

@@ -15,6 +15,7 @@ from typing import Any
 from rlrazor.errors import RazorError
 from rlrazor.forecast import FLOOR, Candidate, Choice, Forecaster, KLLaw, LeftOutRun
 from rlrazor.law import Saturating
+from rlrazor.lm.models import base_digest, tokenizer_digest
 from rlrazor.lm.probes import GenericText, ProbeSettings
 from rlrazor.store import atomic_path
 
@@ -31,6 +32,7 @@ class LawFile:
 
     base_name: str
     base_digest: str
+    tokenizer_digest: str
     prior: Mapping[str, float]
     forecaster: Forecaster
     choice: Choice
@@ -60,8 +62,17 @@ class LawFile:
             f"{self.attainable:.0%}."
         )
 
+    def check(self, base: Any, tokenizer: Any) -> None:
+        """Raise RazorError for another base than the law's, or the same with another tokenizer."""
+        self.check_base(base_digest(base))
+        if tokenizer_digest(tokenizer) != self.tokenizer_digest:
+            raise RazorError(
+                "The tokenizer is not the one that the law was calibrated with: token ids mean something else. Use the "
+                "base's own, or calibrate again."
+            )
+
     def check_base(self, digest: str) -> None:
-        """Raise RazorError for another base than the law's."""
+        """The same by the base's digest alone."""
         if digest != self.base_digest:
             raise RazorError(
                 f"This law was calibrated for {self.base_name} ({self.base_digest}), and this base is another one "
@@ -78,7 +89,7 @@ class LawFile:
         forecaster = self.forecaster
         return {
             "format": FORMAT,
-            "base": {"name": self.base_name, "digest": self.base_digest},
+            "base": {"name": self.base_name, "digest": self.base_digest, "tokenizer": self.tokenizer_digest},
             "prior": {"scores": dict(self.prior), "mean": forecaster.base_score},
             "law": _law_as_json(forecaster.law),
             "highest": dict(zip(forecaster.columns, forecaster.highest, strict=True)),
@@ -149,6 +160,7 @@ class LawFile:
         return cls(
             stored["base"]["name"],
             stored["base"]["digest"],
+            stored["base"]["tokenizer"],
             dict(stored["prior"]["scores"]),
             forecaster,
             Choice(choice["by"], candidates, float(choice["guess"])),

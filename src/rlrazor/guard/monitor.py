@@ -261,20 +261,24 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
         if tokenizer is None:
             raise RazorError("ForgettingMonitor needs the tokenizer: give it, or processing_class to the trainer.")
         self.vocabulary = tokenizer
-        digest = base_digest(model)
-        self.provenance = {"base": digest, "probe": probe_hash(self.settings, self.generic)}
+        self.provenance = {"base": base_digest(model), "probe": probe_hash(self.settings, self.generic)}
         if self.law is not None:
-            self.law.check_base(digest)
-        with generators_untouched(), _as_in_training(args, model):
-            self.base = BaseSide.of(
-                model,
-                tokenizer,
-                self.prompts,
-                self.generic,
-                self.settings,
-                cache_dir=self.cache_dir,
-                share=(_rank(), _processes()),
-            )
+            self.law.check(model, tokenizer)
+        try:
+            with generators_untouched(), _as_in_training(args, model):
+                self.base = BaseSide.of(
+                    model,
+                    tokenizer,
+                    self.prompts,
+                    self.generic,
+                    self.settings,
+                    cache_dir=self.cache_dir,
+                    share=(_rank(), _processes()),
+                )
+        except NotFiniteError as error:
+            raise RazorError(
+                "The model's outputs are NaN or infinite before training: its weights are damaged."
+            ) from error
         self.setup_seconds = time.perf_counter() - start
 
     def _say_what_is_wrong(self, dataloader: Any) -> None:

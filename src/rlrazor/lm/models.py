@@ -250,6 +250,11 @@ def base_digest(model: Any) -> str:
     return digest.hexdigest()[:16]
 
 
+def tokenizer_digest(tokenizer: Any) -> str:
+    """A SHA-256 of which id each token has: 16 hexadecimal digits."""
+    return hashlib.sha256(str(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()[:16]
+
+
 def context_length(model: Any) -> int | None:
     """The most tokens a sequence may have; None where the config sets no limit."""
     config = model.config.get_text_config()

@@ -24,7 +24,7 @@ from rlrazor.experiments.language.evaluate import PriorSuite, Reference, lm_eval
 from rlrazor.experiments.language.methods import find_method
 from rlrazor.experiments.language.tasks import Splits, Task, find_task, own_task, score, with_demonstrations
 from rlrazor.lm import compute, encoding
-from rlrazor.lm.models import LanguageModel, add_lora, base_digest, load, weights_of
+from rlrazor.lm.models import LanguageModel, add_lora, base_digest, load, tokenizer_digest, weights_of
 from rlrazor.lm.probes import GenericText, read_generic
 from rlrazor.records import BASE, Record, RunSpec
 from rlrazor.seeding import seed_of
@@ -280,6 +280,7 @@ class CalibrationBase:
     """What a law says of the base that a sweep started from."""
 
     digest: str
+    tokenizer_digest: str
     generic: GenericText
     max_new_tokens: int
 
@@ -290,8 +291,13 @@ class CalibrationBase:
 
 def calibration_base(trainer: Trainer, spec: RunSpec, store: RunStore) -> CalibrationBase:
     """The base of a base run, loaded once more to take its digest."""
-    model = (tiny_base(spec, store) if trainer.base == TINY else load(trainer.base)).model
-    return CalibrationBase(base_digest(model), trainer.suite(spec).generic, spec.params["max_new_tokens"])
+    lm = tiny_base(spec, store) if trainer.base == TINY else load(trainer.base)
+    return CalibrationBase(
+        base_digest(lm.model),
+        tokenizer_digest(lm.tokenizer),
+        trainer.suite(spec).generic,
+        spec.params["max_new_tokens"],
+    )
 
 
 def tiny_base(spec: RunSpec, store: RunStore) -> LanguageModel:
