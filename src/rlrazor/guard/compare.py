@@ -173,8 +173,8 @@ def compare(
         found = _measure(pair, prompts, generic, settings, law, suite, told)
     except NotFiniteError as error:
         raise RazorError(
-            f"The outputs of {pair.base} or {pair.tuned} are NaN or infinite: training has diverged, or {pair.dtype} is "
-            "too coarse for them."
+            f"The outputs of {pair.base} or {pair.tuned} are NaN or infinite: training has diverged, or {pair.dtype} "
+            "is too coarse for them."
         ) from error
     forecast, drawn = None, {FORWARD: found.forward, PROBE: found.probe, REVERSE: found.reverse}
     estimates = {name: of.per_completion for name, of in drawn.items()}
