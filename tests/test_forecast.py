@@ -161,6 +161,9 @@ def test_a_trial_is_what_leaving_out_by_hand_gives() -> None:
             assert one.coverage == pytest.approx(np.mean((low <= y) & (y <= high)))
             assert one.width == pytest.approx(np.mean(high - low))
             assert one.error == pytest.approx(np.mean(np.abs(y - drop)))
+    # Fitted to one method alone.
+    (beyond,) = forecast.trial(table, ["kl_probe"], "method", 1.0, fitted_to=["method 0"])
+    assert beyond == next(one for one in forecast.trial(table, ["kl_probe"], "method", 1.0) if one.unit == "method 1")
     widths = [forecast.trial(table, columns, "method", 1.0)[0].width for columns in (["kl_probe"], [])]
     assert widths[0] < widths[1]
 

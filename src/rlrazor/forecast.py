@@ -300,22 +300,36 @@ class Trial:
     error: float
 
 
-def trial(table: pl.DataFrame, columns: Sequence[str], by: str, base_score: float, level: float = 0.9) -> list[Trial]:
+def trial(
+    table: pl.DataFrame,
+    columns: Sequence[str],
+    by: str,
+    base_score: float,
+    level: float = 0.9,
+    *,
+    fitted_to: Sequence[str] = (),
+) -> list[Trial]:
     """Forecast each `by` (a column: method, task, trajectory) by a forecaster fitted to the others.
 
-    Units for which the rest allow no fit are left out. Raises RazorError for fewer than two units.
+    With `fitted_to`, those units alone are fitted to, and the others forecast. Units for which the rest allow no fit
+    are left out. Raises RazorError for fewer than two units.
     """
     rows = _measured(table, columns)
     units = rows[by].unique(maintain_order=True).to_list()
     if len(units) < 2:
         raise RazorError(f"Leaving one {by} out needs at least 2 of them; there are {len(units)}.")
     found = []
+    forecaster: Forecaster | None = None
     for unit in units:
-        rest, own = rows.filter(pl.col(by) != unit), rows.filter(pl.col(by) == unit)
-        try:
-            forecaster = fit_forecaster(rest, columns, base_score)
-        except RazorError:
+        if unit in fitted_to:
             continue
+        rest = rows.filter(pl.col(by).is_in(list(fitted_to)) if fitted_to else pl.col(by) != unit)
+        own = rows.filter(pl.col(by) == unit)
+        if forecaster is None or not fitted_to:
+            try:
+                forecaster = fit_forecaster(rest, columns, base_score)
+            except RazorError:
+                continue
         kls_ND, forgetting_N = _arrays(own, columns)
         drop_N, low_N, high_N = forecaster.predict(kls_ND, level)
         inside_N = (forgetting_N >= low_N - 1e-12) & (forgetting_N <= high_N + 1e-12)

@@ -263,10 +263,10 @@ def test_it_measures_as_often_as_five_percent_allow(tmp_path: Path) -> None:
     sft(tmp_path / "large", [large], max_steps=20, per_device_train_batch_size=64)
     assert large.every is not None
     assert large.base is not None
-    per_step = 0.05 * 3 * 64 * len("ab=ba;")
-    measured = large.thin or large.base
-    assert large.every == math.ceil(2 * measured.tokens / per_step)
-    # A probe too large for ten measurements is thinned, and comes whole at the end.
+    per_step = 0.05 / 2 * 3 * 64 * len("ab=ba;")
+    assert large.thin is not None
+    assert large.every == math.ceil(2 * large.thin.tokens / per_step)
+    # A probe too large for ten measurements is thinned, less at the end, which half of the time allowed is for.
     many = [f"{a}{b}{c}:" for a in "abcdef" for b in "0123456" for c in "01234"]
     thinned = ForgettingMonitor(many, settings=SETTINGS, generic=GENERIC, cache_dir=tmp_path / "cache")
     sft(tmp_path / "thin", [thinned], max_steps=60, per_device_train_batch_size=64)
@@ -275,7 +275,10 @@ def test_it_measures_as_often_as_five_percent_allow(tmp_path: Path) -> None:
     due = [step for step in range(1, 60) if step % thinned.every == 0]
     assert [reading.step for reading in thinned.readings] == [*due, 60]
     assert thinned.readings[0].prompts == {"kl_forward": 16, "kl_probe": 16}
-    assert thinned.readings[-1].prompts == {"kl_forward": len(many), "kl_probe": len(GENERIC.texts)}
+    assert thinned.base is not None
+    share = 60 * per_step / (2 * thinned.base.tokens)
+    assert 16 / len(many) < share < 1
+    assert thinned.readings[-1].prompts["kl_forward"] == math.ceil(share * len(many))
 
 
 def test_two_processes_measure_what_one_does(tmp_path: Path) -> None:

@@ -27,7 +27,8 @@ def study(*, exception: str | None = None, tasks: int = 2, methods: int = 3) -> 
                         drop *= 2 if f"method {method}" == exception else 1
                         rows.append(
                             {
-                                "method": f"method {method}", "trajectory": f"{seed} {task} {method} {lr}",
+                                "method": f"method {method}" if method else "sft 0",
+                                "trajectory": f"{seed} {task} {method} {lr}",
                                 "step": step,
                                 "prior": 0.9 - drop, "new": 0.5, "forgetting": drop, "seed": seed, "lr": 1e-4,
                                 "task": f"task {task}", "family": "tiny", "kl_probe": probe,
@@ -42,7 +43,7 @@ def study(*, exception: str | None = None, tasks: int = 2, methods: int = 3) -> 
 def test_every_unit_is_a_trial_of_its_own_base() -> None:
     tested = study()
     outcomes = {(one.left_out, one.predictor): one for one in examine(tested)}
-    assert len(outcomes) == 2 * len(PREDICTORS)
+    assert len(outcomes) == 3 * len(PREDICTORS)
     for name in ("KL on the generic probe", "guessing the mean", "training loss"):
         own = tested.points.filter(pl.col("seed") == 1, pl.col("task") == "task 0")
         by_hand = forecast.trial(own, PREDICTORS[name], "method", 0.9, 0.9)
@@ -52,6 +53,10 @@ def test_every_unit_is_a_trial_of_its_own_base() -> None:
         by_hand = forecast.trial(tested.points.filter(pl.col("seed") == 0), PREDICTORS[name], "task", 0.9, 0.9)
         assert [unit.trial for unit in outcomes["task", name].units if unit.seed == 0] == by_hand
         assert len(outcomes["task", name].units) == 2 * 2
+        by_hand = forecast.trial(own, PREDICTORS[name], "method", 0.9, 0.9, fitted_to=["sft 0"])
+        found = [unit.trial for unit in outcomes["beyond SFT", name].units if (unit.seed, unit.within) == (1, "task 0")]
+        assert found == by_hand
+        assert [trial.unit for trial in found] == ["method 1", "method 2"]
 
 
 def test_the_finding_names_the_best_and_where_it_fails() -> None:
@@ -95,7 +100,7 @@ def test_too_few_to_leave_out_is_said() -> None:
     section = build(alone)
     assert section.tables[0].rows == []
     some = examine(study(tasks=1, methods=3))
-    assert {one.left_out for one in some if one.units} == {"method"}
+    assert {one.left_out for one in some if one.units} == {"method", "beyond SFT"}
 
 
 def test_predictors_that_were_not_measured_are_left_out() -> None:

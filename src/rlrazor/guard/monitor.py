@@ -53,6 +53,11 @@ LOG = "razor.jsonl"
 OVERHEAD = 0.05  # of training time, at the default setting
 TRAINING_COST = 3.0  # forward passes that an update costs per token: its own, and twice that for the gradients
 MEASURING_COST = 2.0  # ... and a measurement: its own, the products with two heads, and batches smaller than training's
+PLAN = (
+    "every",
+    "share",
+    "last_share",
+)  # steps between measurements, and how much of the probes those take, and the last
 MEASUREMENTS = 10  # wanted of a run; a probe that is too large for that is thinned
 
 
@@ -178,7 +183,8 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
         self.readings: list[Reading] = []
         self.base: BaseSide | None = None
         self.thin: BaseSide | None = None
-        self.share = 1.0
+        self.last: BaseSide | None = None
+        self.share = self.last_share = 1.0
         self.counter: _TokenCounter | None = None
         self.vocabulary: Any = None
         self.provenance: dict[str, str] = {}
@@ -217,7 +223,7 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
             with atomic_path(path) as partial:
                 partial.write_text("".join(json.dumps(row) + "\n" for row in earlier), encoding="utf-8")
         if self.every is None and earlier:
-            self._plan(earlier[-1]["every"], earlier[-1]["share"])
+            self._plan(*(earlier[-1][name] for name in PLAN))
         if self.every is None and not getattr(args, "torch_compile", False):
             self.counter = _TokenCounter(unwrapped(model))
 
@@ -229,7 +235,7 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
         last = state.global_step >= state.max_steps or control.should_training_stop
         if not last and state.global_step % self.every:
             return control
-        reading = self._measure(args, state, unwrapped(model), whole=last or self.thin is None)
+        reading = self._measure(args, state, unwrapped(model), (self.last if last else self.thin) or self.base)
         if reading is None:
             _say(f"[razor] step {state.global_step}: the model's outputs are no longer finite; nothing was measured.")
             return control
@@ -309,31 +315,38 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
     # When to measure
 
     def _choose_every(self, max_steps: int) -> None:
-        """From the tokens of the first step: as often as overhead allows, ten times a run if that can be had."""
-        assert self.base is not None
-        seen, share = self.counter.remove() if self.counter else 0, 1.0
-        cost = MEASURING_COST * self.base.tokens
-        allowed = OVERHEAD * TRAINING_COST * seen  # a step
-        # All processes measure together: what the busiest needs.
-        apart = max(_gather(cost / allowed if allowed else math.inf))
-        wanted = max(1, max_steps // MEASUREMENTS)
-        if apart > wanted and math.isfinite(apart):
-            share = wanted / apart
-            apart = max(_gather(MEASURING_COST * self.base.thinned(share).tokens / allowed))
-        # The last measurement is of the whole probe. More than fifty of them tell nothing more.
-        self._plan(max(math.ceil(apart) if math.isfinite(apart) else wanted, math.ceil(max_steps / 50)), share)
+        """From the tokens of the first step: as often as overhead allows, ten times a run if that can be had.
 
-    def _plan(self, every: int, share: float) -> None:
+        Half of what is allowed is for the last measurement, of as much of the probe as that pays for.
+        """
         assert self.base is not None
-        self.every, self.share = every, share
-        self.thin = self.base.thinned(share) if share < 1 else None
+        seen = self.counter.remove() if self.counter else 0
+        allowed = OVERHEAD / 2 * TRAINING_COST * seen  # a step
+        wanted = max(1, max_steps // MEASUREMENTS)
+        if not allowed:
+            self._plan(wanted, 1.0, 1.0)
+            return
+
+        def apart(share: float) -> float:
+            """Steps that pay for a measurement of so much of the probe, of the process that needs most."""
+            assert self.base is not None
+            return float(max(_gather(MEASURING_COST * self.base.thinned(share).tokens / allowed)))
+
+        share = min(1.0, wanted / apart(1.0))
+        # More than fifty measurements tell nothing more.
+        self._plan(max(math.ceil(apart(share)), math.ceil(max_steps / 50)), share, min(1.0, max_steps / apart(1.0)))
+
+    def _plan(self, every: int, share: float, last_share: float) -> None:
+        assert self.base is not None
+        self.every, self.share, self.last_share = every, share, last_share
+        self.thin = self.base.thinned(share) if share < 1 else self.base
+        self.last = self.base.thinned(last_share) if last_share < 1 else self.base
 
     # Measuring
 
-    def _measure(self, args: Any, state: Any, policy: Any, *, whole: bool) -> Reading | None:
+    def _measure(self, args: Any, state: Any, policy: Any, side: BaseSide | None) -> Reading | None:
         """None where the policy has diverged."""
         start = time.perf_counter()
-        side = self.base if whole else self.thin
         assert side is not None
         own: Mapping[str, Drift] | None = None
         with generators_untouched(), _as_in_training(args, policy), suppress(NotFiniteError):
@@ -347,7 +360,7 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
         within: bool | None = None
         if self.law is not None:
             means = {name: estimate.mean for name, estimate in kl.items()}
-            forecast = self.law.forecaster.forecast(means, self.level, self._errors(kl))
+            forecast = self.law.forecaster.forecast(means, self.level, self._errors(kl, whole=side is self.base))
             level = self.law.forecaster.attainable(self.level)
             if self.budget is not None:
                 remaining = self.law.forecaster.remaining(means, self.budget)
@@ -366,10 +379,10 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
             time.perf_counter() - start,
         )
 
-    def _errors(self, kl: Mapping[str, Estimate]) -> dict[str, float]:
+    def _errors(self, kl: Mapping[str, Estimate], *, whole: bool) -> dict[str, float]:
         """The standard errors that widen the interval: none where KL is on the very prompts of the calibration."""
         assert self.law is not None
-        same = content_hash(list(self.prompts)) == self.law.prompts_hash and self.thin is None
+        same = whole and content_hash(list(self.prompts)) == self.law.prompts_hash
         return {
             name: estimate.stderr if math.isfinite(estimate.stderr) else estimate.mean
             for name, estimate in kl.items()
@@ -382,7 +395,7 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
         if not _is_first():
             return
         with self._log_path(args).open("a", encoding="utf-8") as file:
-            row = {**reading.as_json(), "every": self.every, "share": self.share, **self.provenance}
+            row = {**reading.as_json(), **{name: getattr(self, name) for name in PLAN}, **self.provenance}
             file.write(json.dumps(row, allow_nan=False) + "\n")
         trackers.send(args, reading.scalars(), reading.step)
         _say(reading.line())
@@ -467,7 +480,7 @@ def _rows_until(path: Path, step: int) -> list[dict[str, Any]]:
         for line in path.read_text(encoding="utf-8").split("\n"):
             with suppress(ValueError, TypeError, KeyError):  # a line that a killed process left half-written
                 row = json.loads(line)
-                if row["step"] <= step and {"every", "share"} <= set(row):
+                if row["step"] <= step and set(PLAN) <= set(row):
                     rows.append(row)
     return rows
 
