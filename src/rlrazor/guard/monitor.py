@@ -26,7 +26,7 @@ import torch
 from transformers import TrainerCallback
 
 from rlrazor.errors import RazorError
-from rlrazor.forecast import FORWARD, Forecast
+from rlrazor.forecast import FORWARD, PROBE, Forecast
 from rlrazor.guard import trackers
 from rlrazor.guard.base_side import FEW_PROMPTS, BaseSide, generators_untouched, kls_of
 from rlrazor.guard.law_file import LawFile
@@ -53,6 +53,7 @@ LOG = "razor.jsonl"
 OVERHEAD = 0.05  # of training time, at the default setting
 TRAINING_COST = 3.0  # forward passes that an update costs per token: its own, and twice that for the gradients
 MEASURING_COST = 2.0  # ... and a measurement: its own, the products with two heads, and batches smaller than training's
+_NAMES = {FORWARD: "KL", PROBE: "KL on the probe"}
 PLAN = (
     "every",
     "share",
@@ -109,10 +110,7 @@ class Reading:
 
     def line(self) -> str:
         """For people."""
-        kls = ", ".join(
-            f"{'KL' if name == FORWARD else 'KL on the probe'} {_with_error(estimate)}"
-            for name, estimate in self.kl.items()
-        )
+        kls = ", ".join(f"{_NAMES[name]} {_with_error(estimate)}" for name, estimate in self.kl.items())
         if self.forecast is None:
             return f"[razor] step {self.step}: {kls} nats; uncalibrated: no law, so no forecast"
         shown = self.forecast
@@ -121,11 +119,11 @@ class Reading:
             f"[{100 * shown.low:.1f}, {100 * shown.high:.1f}] ({self.level:.0%})"
         )
         if self.budget is not None:
-            left = min(self.remaining.values(), default=math.inf)
-            room = f"{left:.3g} nats left" if math.isfinite(left) else "no limit in KL"
-            text += f"; {'within' if self.within else 'OVER'} the budget of {100 * self.budget:.1f}" + (
-                f", {room}" if self.within else ""
-            )
+            text += f"; {'within' if self.within else 'OVER'} the budget of {100 * self.budget:.1f}"
+            name = min(self.remaining, key=lambda name: self.remaining[name])
+            if self.within:
+                left = self.remaining[name]
+                text += f", {left:.3g} nats of {_NAMES[name]} left" if math.isfinite(left) else ", whatever KL does"
         return text + ("; beyond what the law was fitted to" if shown.extrapolated else "")
 
 
