@@ -288,3 +288,18 @@ def test_weights_are_read_from_the_files_as_they_are(folders: Path) -> None:
     lazily, copied = models.AdaptedWeights(adapted), weights_of(adapted)
     assert set(lazily) == set(copied)
     assert all(torch.equal(lazily[name], weight) for name, weight in copied.items())
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_modules_that_peft_trains_copies_of_count() -> None:
+    from peft import LoraConfig, get_peft_model
+
+    base = tiny_llama()
+    head = base.lm_head.weight.detach().clone()
+    config = LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["lm_head"], task_type="CAUSAL_LM")
+    adapted = get_peft_model(base, config)
+    with torch.no_grad():
+        adapted.base_model.model.lm_head.modules_to_save["default"].weight += 1.0
+    assert torch.equal(models.base_weights(adapted)["lm_head.weight"], head)
+    assert torch.equal(models.AdaptedWeights(adapted)["lm_head.weight"], head + 1.0)
+    assert models.base_digest(adapted) == models.base_digest(tiny_llama())

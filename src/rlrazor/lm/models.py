@@ -177,7 +177,10 @@ class SavedWeights(Mapping[str, Tensor]):
 
 
 class AdaptedWeights(Mapping[str, Tensor]):
-    """A PEFT model's parameters by the base's names, its update added, one at a time as they are asked for."""
+    """A PEFT model's parameters by the base's names, its update added, one at a time as they are asked for.
+
+    Of `modules_to_save`, which PEFT trains copies of, the copies.
+    """
 
     def __init__(self, model: Any) -> None:
         from peft.tuners.lora import LoraLayer
@@ -189,8 +192,15 @@ class AdaptedWeights(Mapping[str, Tensor]):
             if isinstance(module, LoraLayer)
         }
 
+        self._copies: dict[str, Tensor] = {}
+        for name, parameter in model.named_parameters():
+            module, found, rest = name.removeprefix("base_model.model.").partition(".modules_to_save.")
+            adapter, _, weight = rest.partition(".")
+            if found and adapter in model.active_adapters:
+                self._copies[f"{module}.{weight}"] = parameter.detach()
+
     def __getitem__(self, name: str) -> Tensor:
-        weight = self._base[name]
+        weight = self._copies.get(name, self._base[name])
         layer = self._layers.get(name)
         for adapter in layer.active_adapters if layer is not None else ():
             weight = weight + layer.get_delta_weight(adapter).detach()  # type: ignore[union-attr]
