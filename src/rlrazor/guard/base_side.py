@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from rlrazor.forecast import FORWARD, PROBE
 from rlrazor.lm import kl, probes
@@ -87,20 +84,3 @@ def _tokens(sequences: Sequences) -> int:
 def kls_of(drifts: Mapping[str, Drift]) -> dict[str, Estimate]:
     """Nats per completion, or per text, on each probe."""
     return {name: drift.per_completion for name, drift in drifts.items()}
-
-
-@contextmanager
-def generators_untouched() -> Iterator[None]:
-    """Put every random generator back into its state: what is measured must not shift what is trained on."""
-    import random
-
-    import numpy as np
-
-    own, numpys = random.getstate(), np.random.get_state()
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
-    try:
-        with torch.random.fork_rng(devices=devices):
-            yield
-    finally:
-        random.setstate(own)
-        np.random.set_state(numpys)

@@ -28,9 +28,10 @@ from transformers import TrainerCallback
 from rlrazor.errors import RazorError
 from rlrazor.forecast import FORWARD, PROBE, Forecast
 from rlrazor.guard import trackers
-from rlrazor.guard.base_side import FEW_PROMPTS, BaseSide, generators_untouched, kls_of
+from rlrazor.guard.base_side import FEW_PROMPTS, BaseSide, kls_of
 from rlrazor.guard.law_file import LawFile
 from rlrazor.guard.overlap import count_overlap
+from rlrazor.lm import compute
 from rlrazor.lm.kl import Drift, Estimate
 from rlrazor.lm.models import base_digest, unwrapped
 from rlrazor.lm.probes import (
@@ -269,7 +270,7 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
         if self.law is not None:
             self.law.check(model, tokenizer)
         try:
-            with generators_untouched(), _as_in_training(args, model):
+            with compute.generators_untouched(), _as_in_training(args, model):
                 self.base = BaseSide.of(
                     model,
                     tokenizer,
@@ -347,7 +348,7 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
         start = time.perf_counter()
         assert side is not None
         own: Mapping[str, Drift] | None = None
-        with generators_untouched(), _as_in_training(args, policy), suppress(NotFiniteError):
+        with compute.generators_untouched(), _as_in_training(args, policy), suppress(NotFiniteError):
             own = side.measure(policy)
         parts = [part for part in _gather(own) if part is not None]
         if len(parts) < _processes():

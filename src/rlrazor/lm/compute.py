@@ -1,10 +1,12 @@
-"""The one place that decides how a process computes: threads, device, autocast, and a model's mode while it is read."""
+"""The one place that decides how a process computes: threads, device, autocast, and what is put back afterwards."""
 
 import os
+import random
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
+import numpy as np
 import torch
 
 THREADS = 1
@@ -40,3 +42,16 @@ def eval_mode(model: Any) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
+
+
+@contextmanager
+def generators_untouched() -> Iterator[None]:
+    """Put every random generator back into its state: what is measured must not shift what is trained on."""
+    python, numpys = random.getstate(), np.random.get_state()
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
+    try:
+        with torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpys)

@@ -35,6 +35,7 @@ import numpy as np
 import torch
 
 from rlrazor.errors import RazorError
+from rlrazor.lm import compute
 
 DEFAULT_TASKS = ("hellaswag", "truthfulqa_mc2", "mmlu", "ifeval", "winogrande", "humaneval")
 RUNS_MODEL_CODE = "humaneval"
@@ -146,7 +147,7 @@ def evaluate(
         raise RazorError(f"There is no folder {data_mirror} to read the prior tasks from.")
 
     was_training, pad_token = model.training, tokenizer.pad_token
-    with _quiet() as warnings, _no_downloads(mirror), _random_states_restored(model):
+    with _quiet() as warnings, _no_downloads(mirror), compute.generators_untouched():
         from lm_eval.models.huggingface import HFLM
 
         # All are loaded before the first is run: what is missing shows at once, not after an hour.
@@ -470,15 +471,3 @@ def _quiet() -> Iterator[list[str]]:
         finally:
             logger.removeHandler(handler)
             logger.propagate = propagate
-
-
-@contextmanager
-def _random_states_restored(model: Any) -> Iterator[None]:
-    python, numpy = random.getstate(), np.random.get_state()
-    devices = [model.device] if model.device.type == "cuda" else []
-    try:
-        with torch.random.fork_rng(devices=devices):
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
