@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from accelerate.state import AcceleratorState
 
 from laws import GENERIC
 from rlrazor.cli import main
@@ -74,7 +73,6 @@ def trained(calibrated: Path) -> Path:
         patch.chdir(calibrated)
         patch.setenv("XDG_CACHE_HOME", str(calibrated / "cache"))
         exec(script.replace('report_to="none"', 'report_to="none", bf16=False, use_cpu=True'), {})
-    AcceleratorState._reset_state(reset_partial_state=True)
     return calibrated
 
 

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from datasets import Dataset
 from peft import LoraConfig
 from safetensors.torch import load_file
@@ -34,13 +33,6 @@ pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # TRL uses nam
 
 TOKENIZER = char_tokenizer()
 ROWS = [{"prompt": f"{a}{b}=", "completion": f"{b}{a};"} for a in "abcdefgh" for b in "0123456789"]
-
-
-@pytest.fixture(autouse=True)
-def _one_trainer_after_another() -> Any:
-    """Accelerate keeps the first trainer's precision for the whole process."""
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def sft(

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-from accelerate.state import AcceleratorState
 from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
 
@@ -182,7 +181,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         base, config, train_dataset=Dataset.from_list(rows), processing_class=char_tokenizer(), callbacks=[watching]
     )
     trainer.train()
-    AcceleratorState._reset_state(reset_partial_state=True)
     return root
 
 

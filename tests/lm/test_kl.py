@@ -203,7 +203,6 @@ def test_autocast_rounds_the_model_and_not_the_head() -> None:
 def test_a_model_under_accelerates_autocast_is_measured() -> None:
     """It computes in bfloat16 and hands out float32 logits: as exact as bfloat16 is, and no error."""
     from accelerate import Accelerator
-    from accelerate.state import AcceleratorState
 
     base, probe = tiny_llama(hidden=64), sequences()
     tuned = changed(copy.deepcopy(base))
@@ -212,7 +211,6 @@ def test_a_model_under_accelerates_autocast_is_measured() -> None:
     before = kl.Probe(accelerator.prepare_model(base), probe)
     assert base(input_ids=torch.tensor([[1, 2, 3]])).logits.dtype == torch.float32
     assert kl.forward_kl(before, accelerator.prepare_model(tuned)).per_completion.mean == pytest.approx(exact, rel=0.05)
-    AcceleratorState._reset_state(reset_partial_state=True)  # one of a process
 
 
 def test_log_probs_are_sums_over_the_completion() -> None:
