@@ -12,8 +12,12 @@ infinity. Residuals are relative to FLOOR + the forecast drop: a checkpoint that
 much.
 
 What it promises: for a new run drawn like the K of the fit, coverage of at least 2 level - 1, in practice about `level`
-(Barber et al. 2021). With K runs no interval of a level above K/(K+1) is finite: `attainable`. What it cannot promise:
-anything about a run unlike those of the fit, such as another method or task. `trial` measures what is left of it there.
+(Barber et al. 2021), on average over its checkpoints. With K runs no interval of a level above K/(K+1) is finite:
+`attainable`. That holds where the law is one fixed recipe applied to the other runs. Two steps here see all runs: which
+KLs the law is of (`choose`), and the weights of two KLs, which the laws without a run take over from the whole fit. So
+for a law that was chosen the promise is approximate, as it is for any model chosen on the data of its residuals. What
+it cannot promise: anything about a run unlike those of the fit, such as another method or task. `trial` measures what
+is left of it there.
 """
 
 from __future__ import annotations
@@ -268,7 +272,8 @@ def choose(table: pl.DataFrame, candidates: Sequence[Sequence[str]] = CANDIDATES
     Candidates whose KLs the table does not have are passed over. Raises RazorError where none is left, or for too few
     runs.
     """
-    found = [tuple(columns) for columns in candidates if set(columns) <= set(table.columns)]
+    there = {name for name in table.columns if table[name].null_count() < len(table)}
+    found = [tuple(columns) for columns in candidates if set(columns) <= there]
     if not found:
         raise RazorError("The table has none of the KLs that a law could be of.")
     rows = _measured(table, sorted({name for columns in found for name in columns}))

@@ -53,7 +53,7 @@ def test_a_law_is_of_the_runs_and_keeps_their_data() -> None:
 def test_what_a_law_is_not_worth_is_said() -> None:
     few = table_of(made_up(4).with_columns(method=pl.lit("sft")))
     said = calibrate.warnings_of(calibrate.fit(few, BASE), few)
-    assert any("4 runs allow intervals of 80%; for 90% make 9." in one for one in said)
+    assert any("4 runs allow intervals of 80%, not of 90%. For those make 9 runs." in one for one in said)
     assert any("All runs are of one method, sft" in one for one in said)
     rng = np.random.default_rng(0)
     noise = table_of(made_up(10).with_columns(forgetting=pl.Series(rng.uniform(0, 0.5, 50))))
@@ -75,8 +75,10 @@ def test_the_command_makes_a_law_of_a_users_own_data(
     monkeypatch.setattr(drawing, "save", lambda *arguments, **options: None)
     train._last_world.clear()
     tokenizer = char_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}{{ m['role'][0] }}:{{ m['content'] }}{% endfor %}"
     base = saved(tmp_path / "base", tiny_llama(len(tokenizer), max_position_embeddings=256), tokenizer)
     rows: list[dict[str, Any]] = [{"prompt": f"{a}{n}=", "completion": a} for n, a in enumerate("abcdefghij" * 4)]
+    rows += [rows[0]] * 10  # a prompt that comes again is measured as often, and named once
     (tmp_path / "own.jsonl").write_text("\n".join(map(json.dumps, rows)))
     (tmp_path / "text.txt").write_text("\n".join(GENERIC.texts))
     (tmp_path / "mirror").mkdir()
@@ -101,8 +103,10 @@ def test_the_command_makes_a_law_of_a_users_own_data(
     assert law.prompts_hash == probes.content_hash(prompts)
     assert set(prompts) < {f"{a}{n}=" for n, a in enumerate("abcdefghij" * 4)}
     trained_on = [json.loads(line) for line in (out / "train.jsonl").read_text().splitlines()]
-    assert all(row["completion"] == row["prompt"][0] for row in trained_on)
-    assert not {row["prompt"] for row in trained_on} & set(prompts)
+    # In turns, as the base has a chat template.
+    assert {row["prompt"][0]["role"] + row["completion"][0]["role"] for row in trained_on} == {"userassistant"}
+    assert all(row["completion"][0]["content"] == row["prompt"][0]["content"][0] for row in trained_on)
+    assert not {row["prompt"][0]["content"] for row in trained_on} & set(prompts)
     assert any("4 runs allow" in warning for warning in found["warnings"])
     # What calibration measured is what a monitor would: KL of a run's last checkpoint, measured by the law's probe.
     assert {row["method"] for row in law.data} == {"sft"}
@@ -115,6 +119,13 @@ def test_the_command_makes_a_law_of_a_users_own_data(
     assert "0 runs trained, 6 kept" in printed.err
     assert "guessing the mean" in printed.out
     assert "Law: " in printed.out
+
+
+def test_rows_to_train_on_are_text_without_a_template_and_prompts_without_an_answer() -> None:
+    from rlrazor.cli.calibrate import _row
+
+    assert _row("a", "b", chat=False) == {"prompt": "a", "completion": "b"}
+    assert _row("a", None, chat=True) == {"prompt": [{"role": "user", "content": "a"}]}
 
 
 def test_calibration_that_makes_no_sense_is_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

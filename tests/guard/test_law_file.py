@@ -2,13 +2,15 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from laws import law_of
+from laws import PROMPTS, law_of
 from rlrazor.errors import RazorError
 from rlrazor.guard.law_file import FORMAT, LawFile
+from rlrazor.lm.kl import Estimate
 from tiny_models import char_tokenizer, tiny_llama
 
 
@@ -26,7 +28,8 @@ def test_a_law_survives_the_file(tmp_path: Path) -> None:
     expected = a * (1 - math.exp(-b * kl**c))
     assert again.forecaster.forecast({"kl_probe": 0.3}).drop == pytest.approx(expected)
     assert len(stored["data"]) == 50
-    assert again.attainable == pytest.approx(0.9)
+    assert again.attainable() == pytest.approx(0.9)
+    assert again.attainable(0.5) == 0.5
 
 
 def test_what_it_says_of_itself() -> None:
@@ -35,7 +38,29 @@ def test_what_it_says_of_itself() -> None:
     assert "KL on the generic probe, fitted to 4 runs of base" in text
     assert "on a method left out it was wrong by" in text
     assert "Intervals are of 80%" in text
+    assert "Intervals are of 50%" in law.describe(0.5)
+    assert law.caution() == "4 runs allow intervals of 80%, not of 90%."
+    assert law.caution(0.5) is None
     assert "no better than guessing" not in text
+
+
+def test_the_interval_is_widened_by_kls_own_error_but_on_the_calibrations_prompts() -> None:
+    law = law_of(tiny_llama())
+    here = {"kl_forward": Estimate(1.0, 0.1), "kl_probe": Estimate(0.3, 0.02)}
+    plain = law.forecaster.forecast({"kl_probe": 0.3})
+    wide = law.forecaster.forecast({"kl_probe": 0.3}, stderr={"kl_probe": 0.02})
+    assert wide.low < plain.low
+    assert wide.high > plain.high
+    assert law.forecast(here, prompts=PROMPTS) == law.forecast(here, prompts=law.prompts_hash) == plain
+    for others in (PROMPTS[:20], PROMPTS[::-1], ""):
+        assert law.forecast(here, prompts=others) == wide
+    few = replace(law, prompts_count=15)
+    assert few.forecast(here, prompts=few.prompts_hash) == wide
+    single = {"kl_probe": Estimate(0.3, math.nan)}
+    assert law.forecast(single, prompts="") == law.forecaster.forecast({"kl_probe": 0.3}, stderr={"kl_probe": 0.3})
+    assert law.forecast(here, 0.5, prompts=PROMPTS) == law.forecaster.forecast({"kl_probe": 0.3}, 0.5)
+    gentle = replace(law, level=0.5)
+    assert gentle.forecast(here, prompts=PROMPTS) == law.forecaster.forecast({"kl_probe": 0.3}, 0.5)
 
 
 def test_what_cannot_be_read_is_refused(tmp_path: Path) -> None:
@@ -51,6 +76,17 @@ def test_what_cannot_be_read_is_refused(tmp_path: Path) -> None:
         (json.dumps({**stored, "format": FORMAT + 1}), "made by a newer version"),
         (json.dumps({name: stored[name] for name in stored if name != "law"}), "damaged.*law"),
         (json.dumps({**stored, "highest": {}}), "damaged.*kl_probe"),
+        (json.dumps({**stored, "interval": {**stored["interval"], "runs": []}}), "damaged.*rests on 0 runs"),
+        (
+            json.dumps(
+                {
+                    **stored,
+                    "law": {**stored["law"], "predictors": {"weight_l2": 1.0}},
+                    "highest": {"weight_l2": 1.0},
+                }
+            ),
+            "A law is of kl_forward, kl_probe or both; this one needs weight_l2",
+        ),
         (json.dumps({**stored, "probe": {**stored["probe"], "unknown": 1}}), "damaged.*unknown"),
     ):
         path.write_text(content)

@@ -82,6 +82,15 @@ def test_the_best_within_the_budget_or_score_minus_drop(tmp_path: Path) -> None:
     assert pick(run, budget=0.02).recommended.step == 10
     assert pick(run, budget=0.02, cautious=True).recommended.step == 5
     assert pick(run, cautious=True).recommended.step == 20
+    # Judged by upper ends, the best may be off the frontier, which is the forecast's.
+    surer = write_run(
+        tmp_path / "surer", "eval_accuracy", {5: 0.5, 10: 0.6}, {5: (0.01, 0.0, 0.015), 10: (0.005, 0.0, 0.3)}
+    )
+    assert [one.step for one in pick(surer).frontier] == [10]
+    found = pick(surer, budget=0.02, cautious=True)
+    assert found.recommended.step == 5
+    assert "it is off the frontier" in found.why
+    assert pick(surer, cautious=True).recommended.step == 5
     with pytest.raises(RazorError, match=r"within the budget of 0\.5 points: the least .* is 1\.0 \(checkpoint-5\)"):
         pick(run, budget=0.005, cautious=True)
     with pytest.raises(RazorError, match="fraction of 1"):
@@ -100,6 +109,13 @@ def test_a_value_of_an_earlier_step_is_said_and_a_missing_one_left_out(tmp_path:
         "checkpoint-5 is left out: nothing was forecast up to its step.",
         "checkpoint-10: the drop is that of step 7.",
     ]
+    diverged = write_run(
+        tmp_path / "diverged", "reward", {5: 0.5, 10: float("nan")}, {5: (0.01, 0.0, 0.1), 10: (0.02, 0.0, 0.1)}
+    )
+    assert [(one.step, one.new) for one in pick(diverged).candidates] == [(5, 0.5), (10, 0.5)]
+    with (diverged / "razor.jsonl").open("a") as log:
+        log.write('{"step": 12, "forec')  # killed there
+    assert len(pick(diverged).candidates) == 2
     (run / "checkpoint-12").mkdir()  # half-written: no state
     assert [one.step for one in pick(run).candidates] == [10]
 
@@ -117,6 +133,9 @@ def test_what_is_damaged_or_missing_is_said(tmp_path: Path) -> None:
     assert pick(run, metric="custom").recommended.step == 5
     (run / "razor.jsonl").write_text('{"step": 5, "forecast": null}\n')
     with pytest.raises(RazorError, match="uncalibrated"):
+        pick(run, metric="custom")
+    (run / "razor.jsonl").write_text('{"forecast": {"drop": 0.1}}\n')
+    with pytest.raises(RazorError, match=r"damaged .*'step'"):
         pick(run, metric="custom")
     (run / "razor.jsonl").write_text("{\n")
     with pytest.raises(RazorError, match="damaged"):

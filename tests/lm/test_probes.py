@@ -7,13 +7,16 @@ from typing import Any
 
 import pytest
 import torch
+from peft import IA3Config, LoraConfig, PromptTuningConfig, get_peft_model
 
 from rlrazor.errors import RazorError
 from rlrazor.lm import kl, probes, sampling
-from rlrazor.lm.models import add_lora, base_digest, base_weights, load
+from rlrazor.lm.models import add_lora, base_digest, base_weights, load, tokenizer_digest
 from rlrazor.lm.probes import GenericText, ProbeSettings
 from rlrazor.seeding import seed_of
 from tiny_models import char_tokenizer, saved, tiny_llama
+
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # of PEFT's
 
 TOKENIZER = char_tokenizer()
 SETTINGS = ProbeSettings(max_new_tokens=6, samples=2, chat=False)
@@ -68,6 +71,10 @@ def test_completions_are_the_samplers_and_come_once(tmp_path: Path, monkeypatch:
         for other in (prompts[:1], [*prompts, "x"]):
             with pytest.raises(AssertionError):
                 probes.of_prompts(model, TOKENIZER, other, SETTINGS, cache_dir=tmp_path)
+        ending = copy.deepcopy(model)
+        ending.generation_config.eos_token_id = [1, 5]
+        with pytest.raises(AssertionError):
+            probes.of_prompts(ending, TOKENIZER, prompts, SETTINGS, cache_dir=tmp_path)
         with pytest.raises(AssertionError):
             probes.of_prompts(tiny_llama(seed=1), TOKENIZER, prompts, SETTINGS, cache_dir=tmp_path)
         with pytest.raises(AssertionError):
@@ -105,6 +112,58 @@ def test_a_conversation_goes_through_the_chat_template() -> None:
     turns = [{"role": "system", "content": "x"}, {"role": "user", "content": "hi"}]
     assert probes.encode(tokenizer, [turns, "hi"], chat=True) == [tokenizer.encode(t) for t in ("s:xu:hi=", "u:hi=")]
     assert probes.encode(tokenizer, ["hi"], chat=False) == [tokenizer.encode("hi")]
+    tokenizer.chat_template = "{{ raise_exception('only users') }}"
+    with pytest.raises(RazorError, match=r"does not take a prompt \(only users\)"):
+        probes.encode(tokenizer, [turns], chat=True)
+    with pytest.raises(RazorError, match="has no chat template"):
+        probes.encode(char_tokenizer(), [turns], chat=True)
+    with pytest.raises(RazorError, match="Prompt 2 is empty"):
+        probes.encode(char_tokenizer(), ["a", ""], chat=True)
+
+
+def trained_adapter(model: Any, config: Any) -> Any:
+    """Every weight of the adapter moved."""
+    adapted = get_peft_model(model, config)
+    with torch.no_grad():
+        for weight in adapted.parameters():
+            if weight.requires_grad:
+                weight += 0.5
+    return adapted
+
+
+def test_the_base_of_a_trained_adapter_is_without_it(tmp_path: Path) -> None:
+    expected = probes.of_prompts(tiny_llama(), TOKENIZER, ["a:", "bcd="], SETTINGS)
+    adapted = trained_adapter(tiny_llama(), LoraConfig(r=2, target_modules="all-linear"))
+    assert probes.of_prompts(adapted, TOKENIZER, ["a:", "bcd="], SETTINGS) == expected
+    first = probes.of_prompts(adapted, TOKENIZER, ["a:", "bcd="], SETTINGS, cache_dir=tmp_path)
+    assert first == expected
+    assert probes.of_prompts(tiny_llama(), TOKENIZER, ["a:", "bcd="], SETTINGS, cache_dir=tmp_path) == expected
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("config", "kind"),
+    [
+        (PromptTuningConfig(num_virtual_tokens=2, task_type="CAUSAL_LM"), "PROMPT_TUNING"),
+        (IA3Config(target_modules=["v_proj"], feedforward_modules=[]), "IA3"),
+        (LoraConfig(r=2, bias="all", target_modules="all-linear"), "LoRA with trained biases"),
+    ],
+)
+def test_adapters_that_are_not_loras_are_refused(config: Any, kind: str) -> None:
+    adapted = get_peft_model(tiny_llama(), config)
+    with pytest.raises(RazorError, match=f"The adapter 'default' is {kind};"):
+        probes.of_prompts(adapted, TOKENIZER, ["a:"], SETTINGS)
+    with pytest.raises(RazorError, match=f"The adapter 'default' is {kind};"):
+        kl.Probe(adapted, kl.Sequences.texts([[3, 4, 5]]))
+
+
+def test_a_tokenizers_digest_is_of_all_that_makes_a_prompt() -> None:
+    digest = tokenizer_digest(char_tokenizer())
+    assert tokenizer_digest(char_tokenizer()) == digest
+    template, eos = char_tokenizer(), char_tokenizer()
+    template.chat_template = "{{ messages }}"
+    eos.eos_token = "a"
+    assert len({digest, *map(tokenizer_digest, (template, eos, char_tokenizer("cba")))}) == 4
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # of importing the compiler

@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -33,7 +34,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run `razor`; the exit code is 0 done, 2 an error said in one sentence, 130 interrupted, 141 output cut short."""
+    """Run `razor`; the exit code is 0 done, 2 an error said in one sentence, 130 interrupted, 141 output cut short.
+
+    A bug keeps its traceback, and is an error too: 1 says that `compare` found more forgetting than allowed.
+    """
     given = list(sys.argv[1:] if argv is None else argv)
     arguments, unknown = build_parser().parse_known_args(given)
     arguments.argv = given
@@ -51,4 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # whoever read the output, `head` say, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
         return EXIT_PIPE
+    except Exception:
+        traceback.print_exc()
+        print("razor: this is a bug of rlrazor; please report it with the lines above.", file=sys.stderr)
+        return EXIT_ERROR
     return code

@@ -106,7 +106,8 @@ def run(arguments: argparse.Namespace) -> int:
     with console.status("Fitting the law"):
         task, splits = trainer.task.task(), trainer.task.load()
         own = calibration_base(trainer, plan(config, trainer.task).bases[0], RunStore(arguments.out))
-        prompts = [item.prompt for item in splits.test[: config.test_prompts]]
+        # As `probes.read_prompts` will read them.
+        prompts = list(dict.fromkeys(item.prompt for item in splits.test[: config.test_prompts]))
         probes = probe_settings(own.limited(task), config.kl_samples)
         base = calibrate.Base(config.base, own.digest, own.tokenizer_digest, prompts, own.generic, probes)
         table = read_table(arguments.out / "records.parquet")
@@ -114,7 +115,7 @@ def run(arguments: argparse.Namespace) -> int:
         law = calibrate.fit(table, base, level=arguments.level, versions=versions, command=command)
     path = arguments.out / "law.json"
     law.save(path)
-    rest: list[dict[str, Any]] = [{"prompt": item.prompt, "completion": item.demonstration} for item in splits.train]
+    rest = [_row(item.prompt, item.demonstration, chat=task.chat and own.has_chat_template) for item in splits.train]
     for name, rows in (("prompts", [{"prompt": prompt} for prompt in prompts]), ("train", rest)):
         with atomic_path(arguments.out / f"{name}.jsonl") as partial:
             lines = (json.dumps(row, ensure_ascii=False) for row in rows)
@@ -136,6 +137,16 @@ def run(arguments: argparse.Namespace) -> int:
     for name, file in files.items():
         printed.print(f"{name}: {file}", highlight=False, soft_wrap=True)
     return 0
+
+
+def _row(prompt: str, completion: str | None, *, chat: bool) -> dict[str, Any]:
+    """As TRL takes it: with turns the trainer uses the chat template, as the runs of the calibration did."""
+    columns = {"prompt": ("user", prompt), "completion": ("assistant", completion)}
+    return {
+        name: [{"role": role, "content": text}] if chat else text
+        for name, (role, text) in columns.items()
+        if text is not None
+    }
 
 
 def candidates_table(law: "LawFile") -> Table:

@@ -39,7 +39,7 @@ def add_to(commands: Subparsers) -> None:
     parser.add_argument("--law", type=Path, metavar="FILE", help="law.json of this base, from `razor calibrate`")
     parser.add_argument("--fail-above", metavar="DROP", help="largest drop of the prior score, such as 0.02")
     parser.add_argument("--cautious", action="store_true", help="judge by the upper end of the forecast's interval")
-    parser.add_argument("--level", type=float, default=0.9, help="of the interval (default: 0.9)")
+    parser.add_argument("--level", type=float, help="of the interval (default: the law's)")
     parser.add_argument("--out", type=Path, metavar="FILE", default=Path("comparison.html"), help="the page")
     parser.add_argument("--json", action="store_true", help="print the findings as JSON instead of tables")
     probe = parser.add_argument_group("how it is measured (a law's own settings come first)")
@@ -114,7 +114,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _limit(arguments: argparse.Namespace) -> float | None:
-    if not 0 < arguments.level < 1:
+    if arguments.level is not None and not 0 < arguments.level < 1:
         raise RazorError(f"--level is a fraction of 1, such as 0.9, not {arguments.level}.")
     if arguments.fail_above is None:
         return None

@@ -99,9 +99,8 @@ def _measuring(
     compute.prepare_process()
     own = load(base, dtype=dtype)
     law.check(own.model, own.tokenizer)
-    side = BaseSide.of(
-        own.model, own.tokenizer, read_prompts(prompts), law.generic, law.settings, cache_dir=default_cache()
-    )
+    asked = read_prompts(prompts)
+    side = BaseSide.of(own.model, own.tokenizer, asked, law.generic, law.settings, cache_dir=default_cache())
     vocabulary = Vocabulary.of(own)
     del own
     told("checkpoints")
@@ -113,8 +112,7 @@ def _measuring(
             kls = kls_of(side.measure(tuned.model))
         except NotFiniteError as error:
             raise RazorError(f"The outputs of {path} are NaN or infinite: training has diverged there.") from error
-        spread = {name: estimate.stderr for name, estimate in kls.items()}
-        found = law.forecaster.forecast({name: one.mean for name, one in kls.items()}, law.level, spread)
+        found = law.forecast(kls, prompts=asked)
         told(path.name)
         return Drop(step, found.drop, found.low, found.high)
 

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from rlrazor.forecast import FORWARD, PROBE
+from rlrazor.guard.law_file import FEW_PROMPTS
 from rlrazor.lm import kl, probes
 from rlrazor.lm.kl import Drift, Estimate, Sequences
 from rlrazor.lm.probes import GenericText, ProbeSettings, Prompt
-
-FEW_PROMPTS = 16  # below it a standard error is itself a guess, and the interval is widened
 
 
 @dataclass(frozen=True, eq=False)

@@ -83,10 +83,9 @@ def warnings_of(found: LawFile, table: pl.DataFrame) -> list[str]:
     said = []
     if not found.choice.useful:
         said.append("No KL forecasts better than guessing the mean: do not rely on this law.")
-    runs = len(found.forecaster.left_out)
-    if found.attainable < found.level:
+    if (caution := found.caution()) is not None:
         needed = math.ceil(found.level / (1 - found.level) - 1e-9)
-        said.append(f"{runs} runs allow intervals of {found.attainable:.0%}; for {found.level:.0%} make {needed}.")
+        said.append(f"{caution} For those make {needed} runs.")
     points = law.distinct(table)
     largest, noise = float(points["forgetting"].max() or 0.0), _noise(table)  # type: ignore[arg-type]
     if largest < 2 * noise:

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +25,7 @@ from rlrazor import drift
 from rlrazor.drift.representation import NEIGHBOURS
 from rlrazor.errors import RazorError
 from rlrazor.forecast import FORWARD, PROBE, Forecast
-from rlrazor.guard.base_side import FEW_PROMPTS
-from rlrazor.guard.law_file import LawFile
+from rlrazor.guard.law_file import FEW_PROMPTS, LawFile
 from rlrazor.lm import kl, prior, probes
 from rlrazor.lm.kl import Drift, Estimate, Sequences
 from rlrazor.lm.models import (
@@ -39,6 +37,7 @@ from rlrazor.lm.models import (
     check_same_vocabulary,
     is_adapter,
     load,
+    named_base,
 )
 from rlrazor.lm.probes import GenericText, ProbeSettings, Prompt
 from rlrazor.lm.representation import representation_of_ids
@@ -153,14 +152,15 @@ def compare(
     generic: GenericText | None = None,
     settings: ProbeSettings | None = None,
     suite: PriorSuite | None = None,
-    level: float = 0.9,
+    level: float | None = None,
     told: Told = lambda step: None,
 ) -> Comparison:
     """Compare two checkpoints; `told` hears of each of the STEPS as it begins.
 
-    With a law its probe and settings are used. Raises RazorError for models that cannot be loaded, do not belong
-    together or seem to be swapped, a law of another base, and no prompts.
+    With a law its probe and settings are used, and its level where none is given. Raises RazorError for models that
+    cannot be loaded, do not belong together or seem to be swapped, a law of another base, and no prompts.
     """
+    pair = replace(pair, base=_expanded(pair.base), tuned=_expanded(pair.tuned))
     notes = _check_order(pair)
     generic = (law.generic if law else generic) or GenericText.built_in()
     settings = (law.settings if law else settings) or ProbeSettings()
@@ -179,14 +179,9 @@ def compare(
     forecast, drawn = None, {FORWARD: found.forward, PROBE: found.probe, REVERSE: found.reverse}
     estimates = {name: of.per_completion for name, of in drawn.items()}
     if law is not None:
-        means = {name: estimates[name].mean for name in (FORWARD, PROBE)}
-        same = probes.content_hash(list(prompts)) == law.prompts_hash and len(prompts) >= FEW_PROMPTS
-        spread = {} if same else {name: _or_all(estimates[name]) for name in (FORWARD, PROBE)}
-        forecast = law.forecaster.forecast(means, level, spread)
-        if law.attainable < level:
-            notes.append(
-                f"The law rests on {len(law.forecaster.left_out)} runs: its interval is of {law.attainable:.0%}."
-            )
+        forecast = law.forecast({name: estimates[name] for name in (FORWARD, PROBE)}, level, prompts=prompts)
+        if (caution := law.caution(level)) is not None:
+            notes.append(f"The law's {caution}")
         if forecast.extrapolated:
             notes.append("KL is larger than in any run that the law was fitted to: the interval may be too narrow.")
     return Comparison(
@@ -199,11 +194,15 @@ def compare(
         found.layers,
         found.cknna,
         forecast,
-        None if law is None else law.forecaster.attainable(level),
-        None if law is None else law.describe(),
+        None if law is None else law.attainable(level),
+        None if law is None else law.describe(level),
         None if found.scores is None else _truth(*found.scores),
         [*notes, *found.notes],
     )
+
+
+def _expanded(source: str) -> str:
+    return str(Path(source).expanduser()) if source.startswith("~") else source
 
 
 def _check_order(pair: Pair) -> list[str]:
@@ -220,8 +219,7 @@ def _check_order(pair: Pair) -> list[str]:
             "if it is right as it stands, add --as-given."
         )
     if adapted:
-        with_config = json.loads((Path(pair.tuned) / "adapter_config.json").read_text(encoding="utf-8"))
-        named = str(with_config.get("base_model_name_or_path") or "")
+        named = named_base(pair.tuned)
         if named and Path(named).name != Path(pair.base).name:
             return [f"The adapter says that it was trained on {named}, not on {pair.base}."]
     return []
@@ -253,10 +251,11 @@ def _measure(
     told: Told,
 ) -> _Found:
     adapted, notes = is_adapter(pair.tuned), []
-    layers = []
+    layers: list[WeightChange] = []
     if not adapted:
         told("weights")  # first: it finds out soonest that the two do not belong together
-        layers = _changes(SavedWeights(pair.base), SavedWeights(pair.tuned), pair)
+        layers, unmatched = _changes(SavedWeights(pair.base), SavedWeights(pair.tuned), pair)
+        notes += unmatched
 
     told("loading the base")
     base = load(pair.base, dtype=pair.dtype)
@@ -296,7 +295,7 @@ def _measure(
     scores_after = _prior_scores(tuned, suite)
     if adapted:
         told("weights")
-        layers = _changes(base_weights(tuned.model), AdaptedWeights(tuned.model), pair)
+        layers, _ = _changes(base_weights(tuned.model), AdaptedWeights(tuned.model), pair)
 
     told("the base on the tuned model's completions")
     if not adapted:
@@ -336,11 +335,6 @@ def _truth(before: prior.PriorScores, after: prior.PriorScores) -> Truth:
     errors = [score.stderr or 0.0 for scores in (before, after) for score in scores.values()]
     drop = float(np.mean(list(base.values())) - np.mean(list(tuned.values())))
     return Truth(base, tuned, drop, math.hypot(*errors) / len(base))
-
-
-def _or_all(estimate: Estimate) -> float:
-    """The standard error; with a single prompt there is none, and KL could be anything up to twice what was seen."""
-    return estimate.stderr if math.isfinite(estimate.stderr) else estimate.mean
 
 
 # Where on the prompts
@@ -388,14 +382,24 @@ def pieces(tokenizer: Any, ids: Sequence[int]) -> list[str]:
 # Where in the weights
 
 
-def _changes(base: Mapping[str, Tensor], tuned: Mapping[str, Tensor], pair: Pair) -> list[WeightChange]:
-    """A row per layer, and per weight outside of them, in the order of the model."""
-    shared = [name for name in base if name in tuned]
-    if not shared:
+def _changes(
+    base: Mapping[str, Tensor], tuned: Mapping[str, Tensor], pair: Pair
+) -> tuple[list[WeightChange], list[str]]:
+    """A row per layer, and per weight outside of them, in the order of the model; and a note of what has no pair."""
+    paired = _paired(list(base), list(tuned))
+    if not paired:
         raise RazorError(f"{pair.tuned} and {pair.base} have no weight in common: one is not tuned from the other.")
+    alone = [name for name in base if name not in paired]
+    alone += sorted(set(tuned) - set(paired.values()))
+    notes = []
+    if alone:
+        notes.append(
+            f"{len(alone)} weights are in one of the two only, such as {alone[0]} (a head that is tied, say): they are "
+            "not among the changes."
+        )
     layers: dict[str, list[WeightChange]] = {}
-    for name in sorted(shared, key=_natural):
-        before, after = base[name], tuned[name]
+    for name in sorted(paired, key=_natural):
+        before, after = base[name], tuned[paired[name]]
         if before.shape != after.shape:
             raise RazorError(
                 f"{name} has shape {tuple(after.shape)} in {pair.tuned} and {tuple(before.shape)} in {pair.base}: "
@@ -414,7 +418,21 @@ def _changes(base: Mapping[str, Tensor], tuned: Mapping[str, Tensor], pair: Pair
                 measured["weight_sparsity"],
             )
         )
-    return [_total(layer, parts) for layer, parts in layers.items()]
+    return [_total(layer, parts) for layer, parts in layers.items()], notes
+
+
+def _paired(base: Sequence[str], tuned: Sequence[str]) -> dict[str, str]:
+    """Which weight of the one is which of the other: by name, or by what follows a prefix such as `transformer.`.
+
+    A base may have been saved as the bare transformer, without the prefix that a model with an LM head gives it.
+    """
+    there = set(tuned)
+    if shared := {name: name for name in base if name in there}:
+        return shared
+    prefixed = {name: rest for name in tuned if (rest := name.partition(".")[2]) in set(base)}
+    if prefixed:
+        return {rest: name for name, rest in prefixed.items()}
+    return {name: rest for name in base if (rest := name.partition(".")[2]) in there}
 
 
 def _total(name: str, parts: Sequence[WeightChange]) -> WeightChange:
@@ -426,7 +444,7 @@ def _total(name: str, parts: Sequence[WeightChange]) -> WeightChange:
 
 
 def _layer(name: str) -> str:
-    found = re.search(r"\.(?:layers|h|blocks)\.(\d+)\.", name)
+    found = re.search(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.", name)
     return f"layer {found[1]}" if found else name.removesuffix(".weight").removeprefix("model.")
 
 

@@ -7,18 +7,21 @@ base's digest, how the probes were measured and the generic probe itself, and th
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rlrazor.errors import RazorError
-from rlrazor.forecast import FLOOR, Candidate, Choice, Forecaster, KLLaw, LeftOutRun
+from rlrazor.forecast import FLOOR, FORWARD, MIN_RUNS, PROBE, Candidate, Choice, Forecast, Forecaster, KLLaw, LeftOutRun
 from rlrazor.law import Saturating
+from rlrazor.lm.kl import Estimate
 from rlrazor.lm.models import base_digest, tokenizer_digest
-from rlrazor.lm.probes import GenericText, ProbeSettings
+from rlrazor.lm.probes import GenericText, ProbeSettings, Prompt, content_hash
 from rlrazor.store import atomic_path
 
+FEW_PROMPTS = 16  # below it a standard error is itself a guess, and the interval is widened by it in any case
 FORMAT = 1  # of the file: raise it when an older rlrazor would misread it
 INTERVAL = "hierarchical jackknife+ over runs (arXiv:2306.06342), residuals relative to floor + forecast drop"
 
@@ -45,12 +48,37 @@ class LawFile:
     versions: Mapping[str, str] = field(default_factory=dict)
     command: str = ""
 
-    @property
-    def attainable(self) -> float:
-        """The level of its intervals."""
-        return self.forecaster.attainable(self.level)
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.forecaster.columns) - {FORWARD, PROBE})
+        if unknown:
+            raise RazorError(f"A law is of {FORWARD}, {PROBE} or both; this one needs {', '.join(unknown)}.")
 
-    def describe(self) -> str:
+    def attainable(self, level: float | None = None) -> float:
+        """The level of its intervals where `level`, by default the law's own, is asked for."""
+        return self.forecaster.attainable(self.level if level is None else level)
+
+    def forecast(
+        self, kls: Mapping[str, Estimate], level: float | None = None, *, prompts: Sequence[Prompt] | str
+    ) -> Forecast:
+        """The forecast at these KLs, the interval widened by their standard errors.
+
+        Not widened on the very `prompts` of the calibration (they, or their `content_hash`; "" where only some of
+        them were measured): the law's residuals have that error in them. But always on fewer than FEW_PROMPTS. With a
+        single prompt there is no standard error, and KL could be anything up to twice what was seen.
+        """
+        found = prompts if isinstance(prompts, str) else content_hash(list(prompts))
+        same = found == self.prompts_hash and self.prompts_count >= FEW_PROMPTS
+        errors = {name: one.stderr if math.isfinite(one.stderr) else one.mean for name, one in kls.items()}
+        means = {name: one.mean for name, one in kls.items()}
+        return self.forecaster.forecast(means, self.level if level is None else level, {} if same else errors)
+
+    def caution(self, level: float | None = None) -> str | None:
+        """A sentence where the interval cannot be of that level."""
+        wanted = self.level if level is None else level
+        found, runs = self.attainable(wanted), len(self.forecaster.left_out)
+        return f"{runs} runs allow intervals of {found:.0%}, not of {wanted:.0%}." if found < wanted else None
+
+    def describe(self, level: float | None = None) -> str:
         """One sentence: what the law is of, how many runs it rests on, and how well it forecasts."""
         names = {"kl_forward": "KL on the new task's prompts", "kl_probe": "KL on the generic probe"}
         of = " and ".join(names.get(name, name) for name in self.forecaster.columns)
@@ -59,7 +87,7 @@ class LawFile:
         return (
             f"A law of {of}, fitted to {runs} runs of {self.base_name}; on a {self.choice.by} left out it was wrong by "
             f"{error:.1f} points (guessing the mean: {100 * self.choice.guess:.1f}){verdict}. Intervals are of "
-            f"{self.attainable:.0%}."
+            f"{self.attainable(level):.0%}."
         )
 
     def check(self, base: Any, tokenizer: Any) -> None:
@@ -67,8 +95,8 @@ class LawFile:
         self.check_base(base_digest(base))
         if tokenizer_digest(tokenizer) != self.tokenizer_digest:
             raise RazorError(
-                "The tokenizer is not the one that the law was calibrated with: token ids mean something else. Use the "
-                "base's own, or calibrate again."
+                "The tokenizer is not the one that the law was calibrated with: it has other token ids, another chat "
+                "template or another eos. Use the base's own, or calibrate again."
             )
 
     def check_base(self, digest: str) -> None:
@@ -138,7 +166,7 @@ class LawFile:
             )
         try:
             return cls._from_json(stored)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             raise RazorError(f"The law in {path} is damaged ({error!r}). Calibrate again.") from error
 
     @classmethod
@@ -153,6 +181,8 @@ class LawFile:
             tuple(float(stored["highest"][name]) for name in law.columns),
             float(stored["prior"]["mean"]),
         )
+        if len(forecaster.left_out) < MIN_RUNS:
+            raise ValueError(f"it rests on {len(forecaster.left_out)} runs")
         choice = stored["choice"]
         candidates = tuple(Candidate(tuple(one["columns"]), float(one["error"])) for one in choice["candidates"])
         generic = probe.pop("generic")

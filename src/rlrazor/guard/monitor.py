@@ -28,8 +28,8 @@ from transformers import TrainerCallback
 from rlrazor.errors import RazorError
 from rlrazor.forecast import FORWARD, PROBE, Forecast
 from rlrazor.guard import trackers
-from rlrazor.guard.base_side import FEW_PROMPTS, BaseSide, kls_of
-from rlrazor.guard.law_file import LawFile
+from rlrazor.guard.base_side import BaseSide, kls_of
+from rlrazor.guard.law_file import FEW_PROMPTS, LawFile
 from rlrazor.guard.overlap import count_overlap
 from rlrazor.lm import compute
 from rlrazor.lm.kl import Drift, Estimate
@@ -68,7 +68,7 @@ class Reading:
     """One measurement. KLs in nats per completion or text, with standard errors; the forecast None without a law.
 
     `remaining`: how much each KL may still grow until the forecast reaches the budget. `within`: whether it is below
-    it; None where there is no budget or no law. `prompts`: how many of each probe were measured.
+    it; None where there is no budget or no law. `prompts`: how many of each probe were measured; `whole`: that is all.
     """
 
     step: int
@@ -76,6 +76,7 @@ class Reading:
     kl: Mapping[str, Estimate]
     per_token: Mapping[str, float]
     prompts: Mapping[str, int]
+    whole: bool
     forecast: Forecast | None
     level: float | None
     budget: float | None
@@ -92,6 +93,7 @@ class Reading:
             **{f"{name}_stderr": _finite(estimate.stderr) for name, estimate in self.kl.items()},
             **{f"{name}_per_token": value for name, value in self.per_token.items()},
             "prompts": dict(self.prompts),
+            "whole": self.whole,
             "forecast": None if self.forecast is None else asdict(self.forecast),
             "level": self.level,
             "budget": self.budget,
@@ -138,8 +140,8 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
     upper end of its interval. `every`: None measures as often as costs at most 5 % of training, by counting tokens,
     with probes thinned if need be. `generic`: text that stands for what must not change, a file or `GenericText`; by
     default the law's, or else sixty built-in paragraphs. `settings`: how the base completes prompts, by default the
-    law's. `level`: of the interval. `tokenizer`: by default the trainer's. `log`: the JSONL, by default
-    OUTPUT_DIR/razor.jsonl. `cache_dir`: where the base's completions are kept, by default in the user's cache.
+    law's. `level`: of the interval, by default the law's. `tokenizer`: by default the trainer's. `log`: the JSONL, by
+    default OUTPUT_DIR/razor.jsonl. `cache_dir`: where the base's completions are kept, by default in the user's cache.
 
     Raises RazorError, when the trainer is made, for prompts or a law that cannot be read, a law of another base, and
     models sharded over processes.
@@ -156,7 +158,7 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
         every: int | None = None,
         generic: str | Path | GenericText | None = None,
         settings: ProbeSettings | None = None,
-        level: float = 0.9,
+        level: float | None = None,
         tokenizer: Any = None,
         log: str | Path | None = None,
         cache_dir: Path | None = None,
@@ -169,17 +171,19 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
             raise RazorError(
                 f"budget is a fraction of 1, such as 0.02 for two points of the prior score, not {budget}."
             )
-        if not 0 < level < 1:
+        if level is not None and not 0 < level < 1:
             raise RazorError(f"level is a fraction of 1, such as 0.9, not {level}.")
         if every is not None and every < 1:
             raise RazorError(f"every is a number of steps, at least 1, not {every}.")
         self.budget, self.on_budget, self.cautious, self.every, self.level = budget, on_budget, cautious, every, level
+        self.prompts_hash = content_hash(self.prompts)
         own = read_generic(Path(generic)) if isinstance(generic, str | Path) else generic
         self.generic = self._the_laws("generic", own, GenericText.built_in)
         self.settings = self._the_laws("settings", settings, ProbeSettings)
         self.tokenizer, self.cache_dir = tokenizer, cache_dir or default_cache()
         self.log = None if log is None else Path(log)
         self.readings: list[Reading] = []
+        self.last_seen = 0  # the last step at which it was tried to measure
         self.base: BaseSide | None = None
         self.thin: BaseSide | None = None
         self.last: BaseSide | None = None
@@ -202,25 +206,34 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
         return of_law
 
     def on_init_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        """Look at the base, before any update."""
-        if model is not None:
+        """Look at the base, before any update, and before a run that resumes loads its checkpoint."""
+        if model is not None and not _is_placed_later(args, unwrapped(model)):
             self._prepare(args, model, kwargs.get("processing_class"))
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Warn of what can be seen now; count the tokens of the first step."""
-        if self.base is None:  # added to a trainer that was there already
-            if state.global_step > 0:
+        if self.base is None:  # added to a trainer that was there already, or the model was still to be placed
+            if state.global_step > 0 and not hasattr(unwrapped(model), "disable_adapter"):
                 raise RazorError(
-                    "ForgettingMonitor was added after the trainer was made, and training resumes, so the base is "
-                    "gone: give it to the trainer as callbacks=[...]."
+                    "Training resumes, and the base is gone: ForgettingMonitor was added after the trainer was made, "
+                    "or the trainer places the model only as it trains (DeepSpeed, bf16_full_eval). Give it to the "
+                    "trainer as callbacks=[...], or measure the checkpoints afterwards with `razor pick`."
                 )
             self._prepare(args, model, kwargs.get("processing_class"))
         self._say_what_is_wrong(kwargs.get("train_dataloader"))
         path = self._log_path(args)
         earlier = _gather(_rows_until(path, state.global_step))[0]
+        for row in earlier:
+            if any(row.get(name) != value for name, value in self.provenance.items()):
+                raise RazorError(
+                    f"Training resumes, and the KLs in {path} are of another base, other prompts or another probe: go "
+                    "on with what the run began with, or move that file away."
+                )
         if _is_first():
+            self._set_aside(args, fresh=state.global_step == 0)
             with atomic_path(path) as partial:
                 partial.write_text("".join(json.dumps(row) + "\n" for row in earlier), encoding="utf-8")
+        self.last_seen = earlier[-1]["step"] if earlier else 0
         if self.every is None and earlier:
             self._plan(*(earlier[-1][name] for name in PLAN))
         if self.every is None and not getattr(args, "torch_compile", False):
@@ -232,24 +245,31 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
             self._choose_every(state.max_steps)
         assert self.every is not None
         last = state.global_step >= state.max_steps or control.should_training_stop
-        if not last and state.global_step % self.every:
-            return control
+        if last or state.global_step % self.every == 0:
+            self._look(args, state, control, model, kwargs.get("processing_class"), last=last)
+        return control
+
+    def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        """Close what is open; measure, where something else than the monitor ended training between measurements."""
+        if self.counter:
+            self.counter.remove()
+        replaced = getattr(args, "load_best_model_at_end", False)  # by then it is an earlier model
+        if self.base is not None and model is not None and 0 < state.global_step != self.last_seen and not replaced:
+            self._look(args, state, control, model, kwargs.get("processing_class"), last=True)
+
+    def _look(self, args: Any, state: Any, control: Any, model: Any, processing_class: Any, *, last: bool) -> None:
+        """Measure, report and act."""
+        self.last_seen = state.global_step
         reading = self._measure(args, state, unwrapped(model), (self.last if last else self.thin) or self.base)
         if reading is None:
             _say(f"[razor] step {state.global_step}: the model's outputs are no longer finite; nothing was measured.")
-            return control
+            return
         self.readings.append(reading)
         self._report(args, reading)
         if reading.within is False:
-            self._act(control, reading)
+            self._act(args, control, reading)
         elif reading.within and self.on_budget == "keep" and _is_first():
-            self._keep(args, unwrapped(model), kwargs.get("processing_class"), reading)
-        return control
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Close what is open."""
-        if self.counter:
-            self.counter.remove()
+            self._keep(args, unwrapped(model), processing_class, reading)
 
     # The base
 
@@ -266,7 +286,11 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
         if tokenizer is None:
             raise RazorError("ForgettingMonitor needs the tokenizer: give it, or processing_class to the trainer.")
         self.vocabulary = tokenizer
-        self.provenance = {"base": base_digest(model), "probe": probe_hash(self.settings, self.generic)}
+        self.provenance = {
+            "base": base_digest(model),
+            "probe": probe_hash(self.settings, self.generic),
+            "prompts_hash": self.prompts_hash,
+        }
         if self.law is not None:
             self.law.check(model, tokenizer)
         try:
@@ -292,12 +316,9 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
             if self.budget is not None:
                 _say("[razor] the budget is not watched: without a law, KL says nothing about scores.")
         else:
-            _say(f"[razor] {self.law.describe()}")
-            if self.law.attainable < self.level:
-                _say(
-                    f"[razor] {len(self.law.forecaster.left_out)} runs allow intervals of {self.law.attainable:.0%}, "
-                    f"not of {self.level:.0%}."
-                )
+            _say(f"[razor] {self.law.describe(self.level)}")
+            if (caution := self.law.caution(self.level)) is not None:
+                _say(f"[razor] {caution}")
         if len(self.prompts) < FEW_PROMPTS:
             _say(
                 f"[razor] {len(self.prompts)} prompts are few: KL is uncertain, and the interval is widened by it. "
@@ -358,11 +379,10 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
         forecast, level, remaining = None, None, {}
         within: bool | None = None
         if self.law is not None:
-            means = {name: estimate.mean for name, estimate in kl.items()}
-            forecast = self.law.forecaster.forecast(means, self.level, self._errors(kl, whole=side is self.base))
-            level = self.law.forecaster.attainable(self.level)
+            forecast = self.law.forecast(kl, self.level, prompts=self.prompts_hash if side is self.base else "")
+            level = self.law.attainable(self.level)
             if self.budget is not None:
-                remaining = self.law.forecaster.remaining(means, self.budget)
+                remaining = self.law.forecaster.remaining({name: one.mean for name, one in kl.items()}, self.budget)
                 within = (forecast.high if self.cautious else forecast.drop) <= self.budget
         return Reading(
             int(state.global_step),
@@ -370,6 +390,7 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
             kl,
             {name: drift.per_token.mean for name, drift in drifts.items()},
             {name: drift.n_prompts for name, drift in drifts.items()},
+            side is self.base,
             forecast,
             level,
             self.budget,
@@ -377,16 +398,6 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
             within,
             time.perf_counter() - start,
         )
-
-    def _errors(self, kl: Mapping[str, Estimate], *, whole: bool) -> dict[str, float]:
-        """The standard errors that widen the interval: none where KL is on the very prompts of the calibration."""
-        assert self.law is not None
-        same = whole and content_hash(list(self.prompts)) == self.law.prompts_hash
-        return {
-            name: estimate.stderr if math.isfinite(estimate.stderr) else estimate.mean
-            for name, estimate in kl.items()
-            if not (same and len(self.prompts) >= FEW_PROMPTS)
-        }
 
     # Acting
 
@@ -399,13 +410,14 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
         trackers.send(args, reading.scalars(), reading.step)
         _say(reading.line())
 
-    def _act(self, control: Any, reading: Reading) -> None:
+    def _act(self, args: Any, control: Any, reading: Reading) -> None:
         assert reading.forecast is not None
         seen = reading.forecast.high if self.cautious else reading.forecast.drop
+        there = (Path(args.output_dir) / KEPT).exists()
         what = {
             "warn": "training goes on",
             "stop": "training stops here",
-            "keep": f"the last model within it is in {KEPT}",
+            "keep": f"the last model within it is in {KEPT}" if there else "no measured model was within it to keep",
         }[self.on_budget]
         _say(
             f"[razor] step {reading.step}: the {'upper end of the ' if self.cautious else ''}forecast drop, "
@@ -413,6 +425,17 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
         )
         if self.on_budget == "stop":
             control.should_training_stop = True
+
+    def _set_aside(self, args: Any, *, fresh: bool) -> None:
+        """Finish what a killed process began; a model that another run kept is not this one's."""
+        folder = Path(args.output_dir) / KEPT
+        hidden, earlier = folder.with_name(f".{KEPT}.old"), folder.with_name(f"{KEPT}-of-an-earlier-run")
+        if hidden.exists() and not folder.exists():
+            hidden.rename(folder)
+        if fresh and self.on_budget == "keep" and folder.exists():
+            shutil.rmtree(earlier, ignore_errors=True)
+            folder.rename(earlier)
+            _say(f"[razor] {KEPT} is an earlier run's: it is in {earlier.name} now.")
 
     def _keep(self, args: Any, model: Any, processing_class: Any, reading: Reading) -> None:
         """The model, or its adapter, and what was measured of it: whole or not at all."""
@@ -463,6 +486,13 @@ def _as_in_training(args: Any, model: Any) -> Any:
     if getattr(args, "bf16", False):
         return torch.autocast(device, torch.bfloat16)
     return torch.autocast(device, torch.float16, enabled=bool(getattr(args, "fp16", False)))
+
+
+def _is_placed_later(args: Any, model: Any) -> bool:
+    """Whether the trainer will move or cast the model as training begins: what is measured is what is trained."""
+    device = getattr(args, "device", None)
+    elsewhere = device is not None and next(model.parameters()).device.type != torch.device(device).type
+    return elsewhere or bool(getattr(args, "deepspeed", None))
 
 
 def _is_sharded(model: Any) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from rlrazor import law as laws
 from rlrazor.errors import RazorError
 from rlrazor.forecast import FORWARD, PROBE
 from rlrazor.guard.law_file import LawFile
+from rlrazor.lm.kl import Estimate
 from rlrazor.lm.probes import probe_hash
 from rlrazor.records import BASE
 
@@ -104,7 +106,7 @@ def pick(
         raise RazorError(f"There is no folder {folder}.")
     lower = metric.endswith("loss")
     front = frontier(candidates, lower_is_better=lower)
-    chosen, why = _recommend(front, metric, budget, cautious=cautious, lower=lower)
+    chosen, why = _recommend(candidates, front, metric, budget, cautious=cautious, lower=lower)
     return Pick(candidates, front, chosen, why, metric, lower, notes)
 
 
@@ -119,35 +121,49 @@ def frontier(candidates: Sequence[Candidate], *, lower_is_better: bool = False) 
 
 
 def _recommend(
-    front: Sequence[Candidate], metric: str, budget: float | None, *, cautious: bool, lower: bool
+    candidates: Sequence[Candidate],
+    front: Sequence[Candidate],
+    metric: str,
+    budget: float | None,
+    *,
+    cautious: bool,
+    lower: bool,
 ) -> tuple[Candidate, str]:
+    """Of all the candidates: who judges by the upper ends of intervals may find the best off the frontier."""
+    sign = -1 if lower else 1
+
     def judged(one: Candidate) -> float:
         return one.high if cautious else one.drop
 
     kind = "measured" if front[0].measured else "forecast"
     if budget is not None:
-        within = [one for one in front if judged(one) <= budget]
+        within = [one for one in candidates if judged(one) <= budget]
         if not within:
-            least = min(front, key=judged)
+            least = min(candidates, key=judged)
             raise RazorError(
                 f"No checkpoint is within the budget of {100 * budget:.1f} points: the least that any drops, "
                 f"{'by the upper end of its interval' if cautious else kind}, is {100 * judged(least):.1f} "
                 f"({least.name}). Save checkpoints earlier, or train with a lower learning rate."
             )
-        chosen = within[-1]
+        chosen = max(within, key=lambda one: (sign * one.new, -judged(one), -one.step))
         best = "lowest" if lower else "highest"
         return chosen, (
-            f"of the checkpoints on the frontier with a {kind} drop of at most {100 * budget:.1f} points"
+            f"of the checkpoints with a {kind} drop of at most {100 * budget:.1f} points"
             f"{', at the upper end of the interval' if cautious else ''}, it has the {best} {metric} "
-            f"({chosen.new:.4g})"
+            f"({chosen.new:.4g}){_aside(chosen, front)}"
         )
     if lower or not all(0 <= one.new <= 1 for one in front):
         raise RazorError(f"{metric} is not a fraction of 1, so it cannot be weighed against a drop: give a budget.")
-    chosen = max(front, key=lambda one: one.new - judged(one))
+    chosen = max(candidates, key=lambda one: (one.new - judged(one), -one.step))
+    of = f"{kind} drop{' at the upper end of its interval' if cautious else ''}"
     return chosen, (
-        f"{metric} minus {kind} drop is highest: {100 * chosen.new:.1f} - {100 * judged(chosen):.1f} points, a point "
-        "gained being worth a point lost"
+        f"{metric} minus {of} is highest: {100 * chosen.new:.1f} - {100 * judged(chosen):.1f} points, a point "
+        f"gained being worth a point lost{_aside(chosen, front)}"
     )
+
+
+def _aside(chosen: Candidate, front: Sequence[Candidate]) -> str:
+    return "" if chosen in front else "; it is off the frontier, which is drawn by the forecast itself"
 
 
 # Our own run folders
@@ -248,7 +264,11 @@ def _metric(history: Sequence[Mapping[str, Any]], wanted: str | None) -> str:
 
 
 def _latest(history: Sequence[Mapping[str, Any]], step: int, metric: str) -> Mapping[str, Any] | None:
-    own = [entry for entry in history if entry["step"] <= step and isinstance(entry.get(metric), int | float)]
+    own = [
+        entry
+        for entry in history
+        if entry["step"] <= step and isinstance(value := entry.get(metric), int | float) and math.isfinite(value)
+    ]
     return max(own, key=lambda entry: entry["step"], default=None)
 
 
@@ -256,7 +276,7 @@ def _drops(folder: Path, law: LawFile | None) -> list[Drop]:
     """What the monitor has logged, or what the law makes of its KLs."""
     path = folder / LOG
     try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
+        rows = _rows(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise RazorError(
             f"There is no {path}, so nothing is known of forgetting: train with a ForgettingMonitor, or measure the "
@@ -264,25 +284,44 @@ def _drops(folder: Path, law: LawFile | None) -> list[Drop]:
         ) from error
     except ValueError as error:
         raise RazorError(f"{path} is damaged: a line is not JSON. Measure the checkpoints anew.") from error
-    drops = []
-    for row in rows:
-        if law is not None:
-            law.check_base(row.get("base", ""))
-            if row.get("probe") != probe_hash(law.settings, law.generic):
-                raise RazorError(
-                    f"The KLs in {path} were measured with another probe or other settings than the law's: measure the "
-                    "checkpoints anew, with a base, prompts and the law."
-                )
-            kls = {name: float(row[name]) for name in (FORWARD, PROBE)}
-            spread = {name: float(row[f"{name}_stderr"] or 0.0) for name in kls}
-            forecast = law.forecaster.forecast(kls, law.level, spread)
-            drops.append(Drop(int(row["step"]), forecast.drop, forecast.low, forecast.high))
-        elif row.get("forecast"):
-            shown = row["forecast"]
-            drops.append(Drop(int(row["step"]), shown["drop"], shown["low"], shown["high"]))
+    try:
+        drops = [drop for row in rows if (drop := _drop(row, law, path)) is not None]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise RazorError(f"{path} is damaged ({error!r}). Measure the checkpoints anew.") from error
     if not drops:
         raise RazorError(f"{path} has KL but no forecast: the run was uncalibrated. Give a law of its base.")
     return drops
+
+
+def _drop(row: Mapping[str, Any], law: LawFile | None, path: Path) -> Drop | None:
+    """What a row of the log says, or the law makes of it; None where neither says anything."""
+    step = int(row["step"])
+    if law is None:
+        shown = row.get("forecast")
+        return Drop(step, float(shown["drop"]), float(shown["low"]), float(shown["high"])) if shown else None
+    law.check_base(row["base"])
+    if row["probe"] != probe_hash(law.settings, law.generic):
+        raise RazorError(
+            f"The KLs in {path} were measured with another probe or other settings than the law's: measure the "
+            "checkpoints anew, with a base, prompts and the law."
+        )
+    kls = {name: _estimate(row[name], row[f"{name}_stderr"]) for name in (FORWARD, PROBE)}
+    found = law.forecast(kls, prompts=row["prompts_hash"] if row["whole"] else "")
+    return Drop(step, found.drop, found.low, found.high)
+
+
+def _rows(text: str) -> list[dict[str, Any]]:
+    """A last line that a killed process left half-written is not one."""
+    lines = [line for line in text.split("\n") if line.strip()]
+    if lines and not text.endswith("\n"):
+        with suppress(ValueError):
+            return [json.loads(line) for line in lines]
+        lines = lines[:-1]
+    return [json.loads(line) for line in lines]
+
+
+def _estimate(mean: float, stderr: float | None) -> Estimate:
+    return Estimate(float(mean), math.nan if stderr is None else float(stderr))
 
 
 def _at(drops: Sequence[Drop], step: int) -> Drop | None:

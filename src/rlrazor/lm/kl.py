@@ -172,7 +172,7 @@ class Probe:
         token_budget: int = TOKEN_BUDGET,
     ) -> None:
         self.sequences = sequences
-        with nullcontext() if adapted else _adapter_disabled(model):
+        with nullcontext() if adapted else adapter_disabled(model):
             self.states, head = final_states(model, sequences, token_budget)
         # A trainable head will have changed by the time it is compared with.
         own = head.copied() if head.weight.requires_grad and beside is None else head
@@ -218,7 +218,7 @@ def reverse_kl(tuned: Any, sequences: Sequences, base: Any = None, *, token_budg
     if base is None and not hasattr(tuned, "disable_adapter"):
         raise RazorError("KL to the base needs the base model: after full fine-tuning it is not in the tuned one.")
     tuned_TD, tuned_head = final_states(tuned, sequences, token_budget)
-    with _adapter_disabled(tuned if base is None else base):
+    with adapter_disabled(tuned if base is None else base):
         base_TD, base_head = final_states(tuned if base is None else base, sequences, token_budget)
         return _drift(_kl(tuned_TD, tuned_head, base_TD, base_head), sequences)
 
@@ -290,7 +290,19 @@ def _head_of(model: Any) -> Head:
         return Head((module(unit_DD) - bias_V).T.contiguous(), bias_V, scale, softcap)
 
 
-def _adapter_disabled(model: Any) -> Any:
+def adapter_disabled(model: Any) -> Any:
+    """The base of a PEFT model, whatever its adapter has learnt; of any other model, itself.
+
+    Raises RazorError for an adapter that cannot be taken off: only LoRA's leave inputs and biases alone.
+    """
+    for name, config in getattr(model, "peft_config", {}).items():
+        trains_biases = getattr(config, "bias", "none") != "none"
+        if getattr(config, "peft_type", None) != "LORA" or trains_biases:
+            kind = "LoRA with trained biases" if trains_biases else str(getattr(config, "peft_type", "unknown"))
+            raise RazorError(
+                f"The adapter {name!r} is {kind.removeprefix('PeftType.')}; KL to the base is measured with LoRA "
+                "without trained biases, or full fine-tuning."
+            )
     return model.disable_adapter() if hasattr(model, "disable_adapter") else nullcontext()
 
 

@@ -7,6 +7,7 @@ in the cache.
 
 import contextlib
 import hashlib
+import json
 import os
 import shutil
 import warnings
@@ -73,6 +74,7 @@ def load(
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     folders = [folder]
     if adapter is not None:
+        adapter = Path(adapter).expanduser()
         _require_safetensors(adapter, adapter)
         with _loading(adapter), _without_peft_warning():
             # PEFT leaves at zero, with a warning, what a file lacks.
@@ -185,6 +187,8 @@ class AdaptedWeights(Mapping[str, Tensor]):
     def __init__(self, model: Any) -> None:
         from peft.tuners.lora import LoraLayer
 
+        if any(getattr(config, "use_dora", False) for config in model.peft_config.values()):
+            raise RazorError("The adapter is DoRA, which rescales weights: merge it into a model, and compare that.")
         self._base = base_weights(model)
         self._layers = {
             f"{name.removeprefix('base_model.model.')}.weight": module
@@ -216,6 +220,15 @@ class AdaptedWeights(Mapping[str, Tensor]):
 def is_adapter(source: str | Path) -> bool:
     """Whether this is a folder that PEFT saved an adapter into."""
     return (Path(source).expanduser() / "adapter_config.json").is_file()
+
+
+def named_base(adapter: str | Path) -> str:
+    """What an adapter says it was trained on, "" where it does not. Raises RazorError for a damaged config."""
+    path = Path(adapter).expanduser() / "adapter_config.json"
+    try:
+        return str(json.loads(path.read_text(encoding="utf-8")).get("base_model_name_or_path") or "")
+    except (OSError, ValueError, AttributeError) as error:
+        raise RazorError(f"The adapter's {path} is damaged ({error}): save the adapter again.") from error
 
 
 def base_weights(model: Any) -> dict[str, Tensor]:
@@ -261,8 +274,9 @@ def base_digest(model: Any) -> str:
 
 
 def tokenizer_digest(tokenizer: Any) -> str:
-    """A SHA-256 of which id each token has: 16 hexadecimal digits."""
-    return hashlib.sha256(str(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()[:16]
+    """A SHA-256 of what it makes of a prompt: the id of each token, the chat template, eos; 16 hexadecimal digits."""
+    defining = [sorted(tokenizer.get_vocab().items()), getattr(tokenizer, "chat_template", None), tokenizer.eos_token]
+    return hashlib.sha256(str(defining).encode()).hexdigest()[:16]
 
 
 def context_length(model: Any) -> int | None:

@@ -18,17 +18,18 @@ from typing import Any
 
 import platformdirs
 import torch
+from jinja2 import TemplateError
 
 from rlrazor.errors import RazorError
 from rlrazor.jsonl import read_rows
 from rlrazor.lm import encoding, sampling
-from rlrazor.lm.kl import Sequences
+from rlrazor.lm.kl import Sequences, adapter_disabled
 from rlrazor.lm.models import base_digest, context_length
 from rlrazor.lm.representation import paragraphs
 from rlrazor.seeding import seed_of
 
 NEW, GENERIC = "base", "probe"  # purposes: what the random streams of the two probes are called
-SAMPLER = 1  # raise it when `sampling.sample` draws otherwise: what is in a cache was drawn by an older one
+SAMPLER = 2  # raise it when `sampling.sample` draws otherwise: what is in a cache was drawn by an older one
 TEXT_TOKENS = 512  # of a text that are measured: a long document should not outweigh a hundred short ones
 
 Prompt = str | Sequence[dict[str, Any]]
@@ -112,7 +113,9 @@ def _is_prompt(value: Any) -> bool:
     if isinstance(value, str):
         return bool(value.strip())
     return (
-        isinstance(value, list) and bool(value) and all(isinstance(turn, dict) and "content" in turn for turn in value)
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(turn, dict) and {"role", "content"} <= set(turn) for turn in value)
     )
 
 
@@ -133,15 +136,33 @@ def probe_hash(settings: ProbeSettings, generic: GenericText) -> str:
 
 
 def encode(tokenizer: Any, prompts: Sequence[Prompt], chat: bool) -> list[list[int]]:
-    """Token ids of each prompt."""
-    return [
+    """Token ids of each prompt. Raises RazorError for one that is empty, or that the chat template does not take."""
+    rows = [
         encoding.prompt_ids(tokenizer, prompt, chat=chat)
         if isinstance(prompt, str)
-        else list(
-            tokenizer.apply_chat_template(list(prompt), add_generation_prompt=True, tokenize=True, return_dict=False)
-        )
+        else _conversation_ids(tokenizer, prompt)
         for prompt in prompts
     ]
+    for number, ids in enumerate(rows, 1):
+        if not ids:
+            raise RazorError(f"Prompt {number} is empty: it has no tokens. Leave it out.")
+    return rows
+
+
+def _conversation_ids(tokenizer: Any, turns: Sequence[dict[str, Any]]) -> list[int]:
+    if not getattr(tokenizer, "chat_template", None):
+        raise RazorError(
+            "A prompt is a conversation, and the tokenizer has no chat template to turn it into text: give prompts as "
+            "text, or a tokenizer with a template."
+        )
+    try:
+        ids = tokenizer.apply_chat_template(list(turns), add_generation_prompt=True, tokenize=True, return_dict=False)
+    except (TemplateError, TypeError, KeyError, ValueError) as error:
+        raise RazorError(
+            f"The tokenizer's chat template does not take a prompt ({error}): a conversation is a list of turns, each "
+            "with a `role` and a `content`."
+        ) from error
+    return list(ids)
 
 
 def complete(
@@ -184,6 +205,8 @@ def of_prompts(
 ) -> Sequences:
     """The probe of these prompts: each that fits into the context, with what the base says to it.
 
+    Of a PEFT model the base is what is left without its adapter.
+
     Completions come from `cache_dir`, if there is one, where the base, the prompts' tokens and the settings are the
     same. Raises RazorError where no prompt fits.
     """
@@ -198,12 +221,15 @@ def of_prompts(
             f"{settings.max_new_tokens}: shorten the prompts, or lower max_new_tokens."
         )
     if cache_dir is None:
-        return Sequences.grouped(fitting, complete(base, tokenizer, fitting, settings, purpose))
-    key = content_hash([SAMPLER, base_digest(base), fitting, asdict(settings), purpose])
+        with adapter_disabled(base):
+            return Sequences.grouped(fitting, complete(base, tokenizer, fitting, settings, purpose))
+    ends = encoding.stop_ids(tokenizer, base, settings.stop)
+    key = content_hash([SAMPLER, base_digest(base), fitting, ends, asdict(settings), purpose])
     path = cache_dir / f"{key}.json"
     completions = _cached(path, len(fitting) * settings.samples)
     if completions is None:
-        completions = complete(base, tokenizer, fitting, settings, purpose)
+        with adapter_disabled(base):
+            completions = complete(base, tokenizer, fitting, settings, purpose)
         # A cache that cannot be written costs time, not results. Several processes may be writing the same.
         own = path.with_name(f"{path.stem}.{os.getpid()}.tmp")
         with suppress(OSError):

@@ -283,6 +283,7 @@ class CalibrationBase:
     tokenizer_digest: str
     generic: GenericText
     max_new_tokens: int
+    has_chat_template: bool
 
     def limited(self, task: Task) -> Task:
         """The task as the sweep has measured it."""
@@ -297,6 +298,7 @@ def calibration_base(trainer: Trainer, spec: RunSpec, store: RunStore) -> Calibr
         tokenizer_digest(lm.tokenizer),
         trainer.suite(spec).generic,
         spec.params["max_new_tokens"],
+        bool(getattr(lm.tokenizer, "chat_template", None)),
     )
 
 
