@@ -19,6 +19,19 @@ def test_version_and_module(capsys: pytest.CaptureFixture[str]) -> None:
     assert subprocess.run(line, capture_output=True, text=True, check=True).stdout == f"razor {rlrazor.__version__}\n"
 
 
+def test_a_bug_is_no_verdict(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """1 would say that `compare` found too much forgetting."""
+
+    def broken(arguments: object) -> int:
+        raise ZeroDivisionError("here")
+
+    monkeypatch.setattr("rlrazor.cli.tasks.run", broken)
+    assert main(["tasks"]) == 2
+    error = capsys.readouterr().err
+    assert "ZeroDivisionError: here" in error
+    assert error.endswith("razor: this is a bug of rlrazor; please report it with the lines above.\n")
+
+
 def test_help_does_not_wait_for_torch() -> None:
     code = "import sys, rlrazor.cli; rlrazor.cli.build_parser(); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -99,6 +99,11 @@ def test_a_law_is_fitted_to_what_forecasts_best() -> None:
     )
     assert errors["kl_probe",] == pytest.approx(by_hand.mean)
     assert forecast.choose(table.with_columns(method=pl.lit("one"))).by == "run"
+    # A KL that was never measured is passed over, whether its column is there or not.
+    for without in (table.drop("kl_forward"), table.with_columns(kl_forward=pl.lit(None, pl.Float64))):
+        assert [candidate.columns for candidate in forecast.choose(without).candidates] == [("kl_probe",)]
+    with pytest.raises(RazorError, match="none of the KLs"):
+        forecast.choose(table.drop("kl_forward", "kl_probe"))
     noise = np.random.default_rng(3).uniform(size=len(table))
     useless = table.with_columns(forgetting=pl.Series(noise))
     assert forecast.choose(useless, [("kl_forward",)]).guess == pytest.approx(

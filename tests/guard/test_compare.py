@@ -14,7 +14,7 @@ from rlrazor import drift
 from rlrazor.cli import main
 from rlrazor.errors import RazorError
 from rlrazor.guard import comparison_page
-from rlrazor.guard.compare import Completion, Pair, PriorSuite, compare, pieces
+from rlrazor.guard.compare import Completion, Pair, PriorSuite, _changes, compare, pieces
 from rlrazor.lm import kl, models, probes, representation
 from rlrazor.lm.models import LanguageModel, add_lora, load, weights_of
 from tiny_models import char_tokenizer, saved, tiny_llama
@@ -256,6 +256,47 @@ def test_an_adapter_for_another_base_is_noted(folders: Path, tmp_path: Path) -> 
     path.write_text(json.dumps({**json.loads(path.read_text()), "base_model_name_or_path": "someone/else"}))
     found = compare(Pair(str(folders / "base"), str(tmp_path / "adapter")), PROMPTS, generic=GENERIC, settings=SETTINGS)
     assert any("trained on someone/else" in note for note in found.notes)
+    for damaged in ("{", "[]"):
+        path.write_text(damaged)
+        with pytest.raises(RazorError, match=r"adapter_config\.json is damaged"):
+            compare(Pair(str(folders / "base"), str(tmp_path / "adapter")), PROMPTS)
+
+
+def test_a_home_folder_is_understood(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(folders))
+    found = compare(Pair("~/base", "~/adapter"), PROMPTS[:2], generic=GENERIC, settings=SETTINGS)
+    assert found.tuned == str(folders / "adapter")
+    with pytest.raises(RazorError, match="was given twice"):
+        compare(Pair("~/base", str(folders / "base")), PROMPTS)
+
+
+@pytest.mark.parametrize("bare", ["base", "tuned"])
+def test_a_model_saved_without_its_head_has_the_same_weights(tmp_path: Path, bare: str) -> None:
+    base = tiny_llama(tie_word_embeddings=True)
+    models_ = {"base": base, "tuned": moved(base)}
+    for name, model in models_.items():
+        saved(tmp_path / name, model.model if name == bare else model, TOKENIZER)
+    found = compare(
+        Pair(str(tmp_path / "base"), str(tmp_path / "tuned")), PROMPTS[:2], generic=GENERIC, settings=SETTINGS
+    )
+    expected = drift.measure_weights(*({**dict(model.named_parameters())} for model in models_.values()), spectra=False)
+    assert found.weights.l2 == pytest.approx(expected["weight_l2"], rel=1e-5)
+    assert [layer.name for layer in found.layers if layer.name.startswith("layer ")] == ["layer 0", "layer 1"]
+
+
+def test_weights_without_a_pair_are_counted(folders: Path, tmp_path: Path) -> None:
+    weights = dict(models.SavedWeights(folders / "base"))
+    more = {**weights, "extra.weight": torch.ones(2)}
+    there = pair(folders, "tuned")
+    layers, notes = _changes(weights, more, there)
+    assert sum(layer.l2 for layer in layers) == 0
+    assert notes == [
+        "1 weights are in one of the two only, such as extra.weight (a head that is tied, say): they are not among the "
+        "changes."
+    ]
+    assert _changes(weights, weights, there)[1] == []
+    with pytest.raises(RazorError, match="no weight in common"):
+        _changes({"a.x": torch.ones(1)}, {"b.y": torch.ones(1)}, there)
 
 
 def test_options_that_make_no_sense_are_refused(
@@ -303,3 +344,7 @@ def test_modules_that_peft_trains_copies_of_count() -> None:
     assert torch.equal(models.base_weights(adapted)["lm_head.weight"], head)
     assert torch.equal(models.AdaptedWeights(adapted)["lm_head.weight"], head + 1.0)
     assert models.base_digest(adapted) == models.base_digest(tiny_llama())
+    rescaled = get_peft_model(tiny_llama(), LoraConfig(r=2, target_modules=["q_proj"], use_dora=True))
+    assert models.base_digest(rescaled) == models.base_digest(tiny_llama())
+    with pytest.raises(RazorError, match="is DoRA"):
+        models.AdaptedWeights(rescaled)

@@ -26,6 +26,7 @@ from rlrazor.errors import RazorError
 from rlrazor.guard import ForgettingMonitor, trackers
 from rlrazor.guard.overlap import count_overlap
 from rlrazor.lm import kl, probes
+from rlrazor.lm.models import add_lora
 from rlrazor.lm.probes import GenericText, ProbeSettings
 from tiny_models import char_tokenizer, tiny_llama
 
@@ -162,6 +163,7 @@ def test_a_forecast_is_the_laws(tmp_path: Path, capfd: pytest.CaptureFixture[str
         assert reading.within == (reading.forecast.drop <= 0.5)
     out = capfd.readouterr().out
     assert "A law of KL on the generic probe, fitted to 10 runs" in out
+    assert "Intervals are of 90%" in out
     assert "forecast drop" in out
     rows = [json.loads(line) for line in (tmp_path / "run" / "razor.jsonl").read_text().splitlines()]
     assert [row["forecast"]["drop"] for row in rows] == [r.forecast.drop for r in watching.readings if r.forecast]
@@ -220,6 +222,88 @@ def test_a_budget_warns_stops_or_keeps(tmp_path: Path, capfd: pytest.CaptureFixt
     assert not list((tmp_path / "keep").glob(".within*"))
 
 
+def test_what_an_earlier_run_kept_is_not_taken_for_this_ones(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    model = tiny_llama()
+    kept = tmp_path / "within-budget"
+    kept.mkdir()
+    (kept / "earlier").write_text("")
+    over = monitor(tmp_path, law_of(model, scale=0.01), every=3, budget=1e-6, on_budget="keep")
+    sft(tmp_path, [over], model)
+    assert [reading.within for reading in over.readings] == [False, False]
+    out = capfd.readouterr().out
+    assert "no measured model was within it to keep" in out
+    assert "is an earlier run's" in out
+    assert not kept.exists()
+    assert (tmp_path / "within-budget-of-earlier-run-1" / "earlier").exists()
+    # A process that was killed between two renames: what it kept is found again, and moved aside as well.
+    kept.with_name(".within-budget.old").mkdir()
+    within = monitor(tmp_path, law_of(tiny_llama()), every=6, budget=0.9, on_budget="keep")
+    sft(tmp_path, [within], tiny_llama())
+    assert not kept.with_name(".within-budget.old").exists()
+    assert not list((tmp_path / "within-budget-of-earlier-run-2").iterdir())
+    assert (tmp_path / "within-budget-of-earlier-run-1" / "earlier").exists()
+    assert (kept / "model.safetensors").exists()
+
+
+class Stopping(TrainerCallback):  # type: ignore[misc]
+    """Ends training after step 4, as early stopping does: after the step's own callbacks."""
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
+        control.should_training_stop = state.global_step >= 4
+        return control
+
+
+@pytest.mark.parametrize("best", [False, True])
+def test_a_run_that_ends_early_is_measured_where_it_ends(tmp_path: Path, best: bool) -> None:
+    watching = monitor(tmp_path, every=3)
+    saving = {"load_best_model_at_end": True, "save_strategy": "steps", "save_steps": 2} if best else {}
+    trainer = SFTTrainer(
+        tiny_llama(),
+        SFTConfig(
+            output_dir=str(tmp_path), max_steps=6, per_device_train_batch_size=8, learning_rate=3e-3, bf16=False,
+            report_to="none", use_cpu=True, disable_tqdm=True, eval_strategy="steps", eval_steps=2,
+            **{"save_strategy": "no", **saving},
+        ),
+        train_dataset=Dataset.from_list(ROWS),
+        eval_dataset=Dataset.from_list(ROWS[:8]),
+        processing_class=char_tokenizer(),
+        callbacks=[watching, Stopping()],
+    )  # fmt: skip
+    trainer.train()
+    assert trainer.state.global_step == 4
+    # With the best model loaded, there is no model of the last step any more.
+    assert [reading.step for reading in watching.readings] == ([3] if best else [3, 4])
+    if not best:
+        base = tiny_llama()
+        sequences = probes.of_prompts(base, TOKENIZER, PROMPTS, SETTINGS)
+        expected = kl.forward_kl(kl.Probe(base, sequences), trainer.model).per_completion
+        assert watching.readings[-1].kl["kl_forward"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_model_that_is_placed_as_training_begins_is_looked_at_then(tmp_path: Path) -> None:
+    """DeepSpeed casts it, and with bf16_full_eval it waits on the CPU."""
+    for waits in ({"device": torch.device("cpu"), "deepspeed": "zero2.json"}, {"device": torch.device("meta")}):
+        arguments = SimpleNamespace(output_dir=str(tmp_path), fsdp=[], **waits)
+        watching = monitor(tmp_path, every=1)
+        model = tiny_llama()
+        watching.on_init_end(arguments, None, None, model=model, processing_class=TOKENIZER)
+        assert watching.base is None
+        resuming = SimpleNamespace(global_step=3)
+        with pytest.raises(RazorError, match="the base is gone"):
+            watching.on_train_begin(arguments, resuming, None, model=model, processing_class=TOKENIZER)
+        begin = SimpleNamespace(global_step=0)
+        watching.on_train_begin(arguments, begin, None, model=model, processing_class=TOKENIZER)
+        assert watching.base is not None
+        # Under an adapter the base is there whenever it is looked at.
+        adapted = monitor(tmp_path, every=1)
+        with_lora = add_lora(tiny_llama(), 2)
+        adapted.on_train_begin(arguments, resuming, None, model=with_lora, processing_class=TOKENIZER)
+        assert adapted.base is not None
+    there = SimpleNamespace(output_dir=str(tmp_path), fsdp=[], device=torch.device("cpu"))
+    watching.on_init_end(there, None, None, model=tiny_llama(), processing_class=TOKENIZER)
+    assert watching.base is not None
+
+
 def test_a_run_that_resumes_is_measured_against_the_same_base(tmp_path: Path) -> None:
     model = tiny_llama()
     whole = monitor(tmp_path)
@@ -243,6 +327,14 @@ def test_a_run_that_resumes_is_measured_against_the_same_base(tmp_path: Path) ->
     assert [reading.step for reading in resumed.readings] == [
         step for step in (row["step"] for row in first) if step > 3
     ]
+    # Of another probe, its KLs would not be comparable: it is refused, and the log is as it was.
+    sft(tmp_path / "other", [monitor(tmp_path, every=1)], copy.deepcopy(model), **saving)
+    log = tmp_path / "other" / "razor.jsonl"
+    before = log.read_bytes()
+    other = monitor(tmp_path, settings=ProbeSettings(7))
+    with pytest.raises(RazorError, match="of another base, other prompts or another probe"):
+        sft(log.parent, [other], copy.deepcopy(model), resume=str(log.parent / "checkpoint-3"), **saving)
+    assert log.read_bytes() == before
     late = sft(tmp_path / "late", [], copy.deepcopy(model), **saving)[0]
     late.add_callback(monitor(tmp_path))
     with pytest.raises(RazorError, match="added after the trainer was made"):
@@ -415,6 +507,8 @@ def test_what_cannot_be_watched_is_refused(tmp_path: Path) -> None:
             ForgettingMonitor(PROMPTS, law, **arguments)
     with pytest.raises(RazorError, match="no prompts"):
         sft(tmp_path, [ForgettingMonitor([], cache_dir=tmp_path)])
+    with pytest.raises(RazorError, match="Prompt 1 is empty"):
+        sft(tmp_path, [ForgettingMonitor([""], cache_dir=tmp_path)])
     empty = tmp_path / "empty.txt"
     empty.write_text("")
     with pytest.raises(RazorError, match="is empty"):

@@ -12,6 +12,7 @@ Left out: models sharded over processes (FSDP, ZeRO-3), whose parameters no proc
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import shutil
@@ -55,11 +56,8 @@ OVERHEAD = 0.05  # of training time, at the default setting
 TRAINING_COST = 3.0  # forward passes that an update costs per token: its own, and twice that for the gradients
 MEASURING_COST = 2.0  # ... and a measurement: its own, the products with two heads, and batches smaller than training's
 _NAMES = {FORWARD: "KL", PROBE: "KL on the probe"}
-PLAN = (
-    "every",
-    "share",
-    "last_share",
-)  # steps between measurements, and how much of the probes those take, and the last
+# Steps between measurements, and how much of the probes those take, and the last.
+PLAN = ("every", "share", "last_share")
 MEASUREMENTS = 10  # wanted of a run; a probe that is too large for that is thinned
 
 
@@ -429,11 +427,12 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
     def _set_aside(self, args: Any, *, fresh: bool) -> None:
         """Finish what a killed process began; a model that another run kept is not this one's."""
         folder = Path(args.output_dir) / KEPT
-        hidden, earlier = folder.with_name(f".{KEPT}.old"), folder.with_name(f"{KEPT}-of-an-earlier-run")
+        hidden = folder.with_name(f".{KEPT}.old")
         if hidden.exists() and not folder.exists():
             hidden.rename(folder)
         if fresh and self.on_budget == "keep" and folder.exists():
-            shutil.rmtree(earlier, ignore_errors=True)
+            names = (folder.with_name(f"{KEPT}-of-earlier-run-{number}") for number in itertools.count(1))
+            earlier = next(name for name in names if not name.exists())
             folder.rename(earlier)
             _say(f"[razor] {KEPT} is an earlier run's: it is in {earlier.name} now.")
 
