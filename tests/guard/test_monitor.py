@@ -385,10 +385,10 @@ def test_two_processes_measure_what_one_does(tmp_path: Path) -> None:
             from test_monitor import ROWS, monitor
             from tiny_models import char_tokenizer, tiny_llama
 
-            out, batch = Path(sys.argv[2]), int(sys.argv[3])
+            out = Path(sys.argv[2])
             model = tiny_llama()
             config = SFTConfig(
-                output_dir=str(out), max_steps=3, per_device_train_batch_size=batch, learning_rate=3e-3, bf16=False,
+                output_dir=str(out), max_steps=3, per_device_train_batch_size=4, learning_rate=3e-3, bf16=False,
                 report_to="none", save_strategy="no", use_cpu=True, disable_tqdm=True, shuffle_dataset=False,
             )
             trainer = SFTTrainer(
@@ -401,11 +401,11 @@ def test_two_processes_measure_what_one_does(tmp_path: Path) -> None:
     )
     tests = str(Path(__file__).parents[1])
     environment = {**os.environ, "PYTHONPATH": f"{tests}{os.pathsep}{Path(__file__).parent}", "OMP_NUM_THREADS": "1"}
-    run = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29555"]
-    subprocess.run([*run, script, tests, tmp_path / "two", "4"], check=True, env=environment, capture_output=True)
-    subprocess.run(
-        [sys.executable, script, tests, tmp_path / "one", "8"], check=True, env=environment, capture_output=True
-    )
+    run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    subprocess.run([*run, script, tests, tmp_path / "two"], check=True, env=environment, capture_output=True)
+    model = tiny_llama()
+    whole = monitor(tmp_path, law_of(model, scale=20.0), every=1, budget=0.001, on_budget="stop")
+    sft(tmp_path / "one", [whole], model, max_steps=3, shuffle_dataset=False)
     one, two = (
         [json.loads(line) for line in (tmp_path / name / "razor.jsonl").read_text().splitlines()]
         for name in ("one", "two")
