@@ -168,6 +168,17 @@ def test_lora_measures_against_itself_without_the_adapter() -> None:
     np.testing.assert_allclose(kl.reverse_kl(tuned, probe).positions, brute_force(merged, base, probe), atol=1e-5)
 
 
+def test_what_is_frozen_of_an_adapter_stays_frozen() -> None:
+    """PEFT makes all of an adapter trainable whenever it puts it back."""
+    tuned, probe = with_lora(tiny_llama()), sequences()
+    for name, weight in tuned.named_parameters():
+        weight.requires_grad_("lora_B" in name and "layers.0" in name)
+    trained = [name for name, weight in tuned.named_parameters() if weight.requires_grad]
+    kl.forward_kl(kl.Probe(tuned, probe), tuned)
+    kl.reverse_kl(tuned, probe)
+    assert trained == [name for name, weight in tuned.named_parameters() if weight.requires_grad] != []
+
+
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # PEFT's, not ours
 def test_a_head_with_an_adapter_of_its_own_counts() -> None:
     from peft import LoraConfig, get_peft_model

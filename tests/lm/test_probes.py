@@ -38,6 +38,12 @@ def test_files_of_prompts_and_texts(tmp_path: Path) -> None:
     assert probes.read_generic(rows) == GenericText(texts=("abc", "def"))
     with pytest.raises(RazorError, match="row 1: it needs a field 'prompt' with text; it has text"):
         probes.read_prompts(rows)
+    newlines = tmp_path / "rows.NDJSON"
+    newlines.write_text('{"prompt": "abc"}\n{"prompt": "def"}')
+    assert probes.read_prompts(newlines) == ["abc", "def"]
+    rows.write_text('{"prompt": "a"}\n{"prompt": "\\ud83d hi"}')
+    with pytest.raises(RazorError, match="row 2: the text is not valid Unicode"):
+        probes.read_prompts(rows)
     plain.write_text("\n \n")
     with pytest.raises(RazorError, match="is empty"):
         probes.read_prompts(plain)
@@ -115,6 +121,10 @@ def test_a_conversation_goes_through_the_chat_template() -> None:
     tokenizer.chat_template = "{{ raise_exception('only users') }}"
     with pytest.raises(RazorError, match=r"does not take a prompt \(only users\)"):
         probes.encode(tokenizer, [turns], chat=True)
+    with pytest.raises(RazorError, match=r"does not take a prompt \(only users\)"):
+        probes.encode(tokenizer, ["hi"], chat=True)
+    with pytest.raises(RazorError, match="Prompt 2: the text is not valid Unicode"):
+        probes.encode(char_tokenizer(), ["a", "\ud83d"], chat=True)
     with pytest.raises(RazorError, match="has no chat template"):
         probes.encode(char_tokenizer(), [turns], chat=True)
     with pytest.raises(RazorError, match="Prompt 2 is empty"):
@@ -189,3 +199,7 @@ def test_a_digest_is_of_the_base_however_it_is_held(tmp_path: Path) -> None:
             weight *= 1.01
     assert base_digest(moved) != digest
     assert base_digest(tiny_llama(layers=1)) != digest
+    # The same weights, computed with in another way, are another base; in training with dropout, they are the same.
+    assert base_digest(tiny_llama(rope_parameters={"rope_type": "default", "rope_theta": 100.0})) != digest
+    assert base_digest(tiny_llama(rms_norm_eps=1e-3)) != digest
+    assert base_digest(tiny_llama(attention_dropout=0.3, use_cache=False)) == digest

@@ -28,7 +28,7 @@ All functions raise `NotFiniteError` at a policy whose outputs are no longer num
 import copy
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -303,7 +303,19 @@ def adapter_disabled(model: Any) -> Any:
                 f"The adapter {name!r} is {kind.removeprefix('PeftType.')}; KL to the base is measured with LoRA "
                 "without trained biases, or full fine-tuning."
             )
-    return model.disable_adapter() if hasattr(model, "disable_adapter") else nullcontext()
+    return _without_adapter(model) if hasattr(model, "disable_adapter") else nullcontext()
+
+
+@contextmanager
+def _without_adapter(model: Any) -> Iterator[None]:
+    """PEFT, as it puts the adapter back, makes all of it trainable: what the user froze has to stay frozen."""
+    trained = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        with model.disable_adapter():
+            yield
+    finally:
+        for parameter, before in trained:
+            parameter.requires_grad_(before)
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
@@ -75,7 +76,7 @@ def load(
     folders = [folder]
     if adapter is not None:
         adapter = Path(adapter).expanduser()
-        _require_safetensors(adapter, adapter)
+        _require_safetensors(adapter, adapter, ADAPTER_WEIGHTS)
         with _loading(adapter), _without_peft_warning():
             # PEFT leaves at zero, with a warning, what a file lacks.
             warnings.filterwarnings("error", "Found missing adapter keys")
@@ -217,14 +218,32 @@ class AdaptedWeights(Mapping[str, Tensor]):
         return len(self._base)
 
 
+def tokenizer_of(folder: str | Path) -> Any:
+    """The tokenizer that was saved beside an adapter, None where there is none; raises RazorError as `load` does."""
+    from transformers import AutoTokenizer
+
+    folder = Path(folder).expanduser()
+    if not (folder / "tokenizer_config.json").is_file():
+        return None
+    with _loading(folder):
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+
+
 def is_adapter(source: str | Path) -> bool:
     """Whether this is a folder that PEFT saved an adapter into."""
     return (Path(source).expanduser() / "adapter_config.json").is_file()
 
 
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+
+
 def named_base(adapter: str | Path) -> str:
-    """What an adapter says it was trained on, "" where it does not. Raises RazorError for a damaged config."""
+    """What an adapter says it was trained on, "" where it does not.
+
+    Raises RazorError for a damaged config, and where there are no weights beside it that may be read.
+    """
     path = Path(adapter).expanduser() / "adapter_config.json"
+    _require_safetensors(path.parent, adapter, ADAPTER_WEIGHTS)
     try:
         return str(json.loads(path.read_text(encoding="utf-8")).get("base_model_name_or_path") or "")
     except (OSError, ValueError, AttributeError) as error:
@@ -254,6 +273,8 @@ def unwrapped(model: Any) -> Any:
 
 
 DIGEST_VALUES = 4096  # of a weight that go into the digest: no fine-tuning leaves all of them alone
+# What a config says of how weights are computed with. Names of files, token ids, dropout, caching and dtype are not.
+_COMPUTING = re.compile(r"rope|rotary|eps|scal|softcap|multiplier|sliding_window|hidden_act|activation|head|alibi")
 
 
 @torch.no_grad()
@@ -261,9 +282,14 @@ def base_digest(model: Any) -> str:
     """A SHA-256 that tells bases apart and an adapter's base from another: 16 hexadecimal digits.
 
     Of names, shapes, and evenly spaced values of every parameter rounded to bfloat16, so that a base loaded in float32
-    and in bfloat16 is the same one. Milliseconds, where hashing files would need the files.
+    and in bfloat16 is the same one; and of what its config says of how they are computed with, such as RoPE's scaling.
+    Milliseconds, where hashing files would need the files.
     """
-    digest = hashlib.sha256()
+    config = unwrapped(model).config.get_text_config().to_dict()
+    computing = {key: value for key, value in config.items() if _COMPUTING.search(key) and not key.startswith("_")}
+    # An option that is off may be one that another version of transformers does not have.
+    computing = {key: value for key, value in computing.items() if value not in (None, False)}
+    digest = hashlib.sha256(json.dumps(computing, sort_keys=True, default=str).encode())
     for name, weight in sorted(base_weights(model).items()):
         flat = weight.flatten()
         chosen = torch.linspace(0, len(flat) - 1, min(len(flat), DIGEST_VALUES), dtype=torch.float64).long()
@@ -351,13 +377,14 @@ def _converted(gguf: Path, cache: Path) -> Path:
     return folder
 
 
-def _require_safetensors(folder: Path, source: str | Path) -> None:
+def _require_safetensors(folder: Path, source: str | Path, name: str = "*.safetensors") -> None:
+    """An adapter's file has to have its `name`: where it has not, PEFT looks for a pickle, whatever else is there."""
     if not folder.is_dir():
         raise RazorError(f"There is no folder {source}.")
-    if not any(folder.glob("*.safetensors")):
+    if not any(folder.glob(name)):
         pickled = any(folder.glob("*.bin")) or any(folder.glob("*.pt")) or any(folder.glob("*.pth"))
         reason = " Pickled weights are not read: they can run code. Convert them to safetensors." if pickled else ""
-        raise RazorError(f"{source} has no .safetensors file.{reason}")
+        raise RazorError(f"{source} has no {name.removeprefix('*')} file.{reason}")
 
 
 def _require_all_weights(info: Mapping[str, Any]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
+import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -87,18 +87,23 @@ def read_prompts(path: Path) -> list[Prompt]:
 
 def read_generic(path: Path) -> GenericText:
     """A generic probe of a JSON Lines file with a field `text`, or `prompt`, or else of a text file with one a line."""
-    if path.suffix in (".jsonl", ".json") and path.exists() and "text" not in read_rows(path)[0]:
+    if path.exists() and _is_json(path) and "text" not in read_rows(path)[0]:
         return GenericText(prompts=tuple(read_prompts(path)))
     texts = [text for text in _unique(_field(path, "text"), path) if isinstance(text, str)]
     return GenericText(tuple(texts))
 
 
+def _is_json(path: Path) -> bool:
+    return path.suffix.lower() in (".jsonl", ".json", ".ndjson")
+
+
 def _field(path: Path, name: str) -> list[Any]:
-    if path.suffix in (".jsonl", ".json"):
+    if _is_json(path):
         rows = read_rows(path)
         for number, row in enumerate(rows, 1):
             if not _is_prompt(row.get(name)):
                 raise RazorError(f"{path}, row {number}: it needs a field {name!r} with text; it has {', '.join(row)}.")
+            _check_unicode(row[name], f"{path}, row {number}")
         return [row[name] for row in rows]
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
@@ -119,6 +124,17 @@ def _is_prompt(value: Any) -> bool:
     )
 
 
+def _check_unicode(prompt: Prompt, where: str) -> None:
+    """JSON can write half of a surrogate pair, which no tokenizer takes."""
+    texts = [prompt] if isinstance(prompt, str) else [str(turn.get("content")) for turn in prompt]
+    try:
+        "".join(texts).encode()
+    except UnicodeEncodeError as error:
+        raise RazorError(
+            f"{where}: the text is not valid Unicode ({error.reason}): mend it, or leave it out."
+        ) from error
+
+
 def _unique(values: Sequence[Any], path: Path) -> list[Any]:
     if not values:
         raise RazorError(f"{path} is empty: it needs at least one line.")
@@ -137,32 +153,31 @@ def probe_hash(settings: ProbeSettings, generic: GenericText) -> str:
 
 def encode(tokenizer: Any, prompts: Sequence[Prompt], chat: bool) -> list[list[int]]:
     """Token ids of each prompt. Raises RazorError for one that is empty, or that the chat template does not take."""
-    rows = [
-        encoding.prompt_ids(tokenizer, prompt, chat=chat)
-        if isinstance(prompt, str)
-        else _conversation_ids(tokenizer, prompt)
-        for prompt in prompts
-    ]
-    for number, ids in enumerate(rows, 1):
-        if not ids:
+    rows = []
+    for number, prompt in enumerate(prompts, 1):
+        _check_unicode(prompt, f"Prompt {number}")
+        rows.append(_ids(tokenizer, prompt, chat))
+        if not rows[-1]:
             raise RazorError(f"Prompt {number} is empty: it has no tokens. Leave it out.")
     return rows
 
 
-def _conversation_ids(tokenizer: Any, turns: Sequence[dict[str, Any]]) -> list[int]:
-    if not getattr(tokenizer, "chat_template", None):
+def _ids(tokenizer: Any, prompt: Prompt, chat: bool) -> list[int]:
+    if not isinstance(prompt, str) and not getattr(tokenizer, "chat_template", None):
         raise RazorError(
             "A prompt is a conversation, and the tokenizer has no chat template to turn it into text: give prompts as "
             "text, or a tokenizer with a template."
         )
     try:
-        ids = tokenizer.apply_chat_template(list(turns), add_generation_prompt=True, tokenize=True, return_dict=False)
+        if isinstance(prompt, str):
+            return encoding.prompt_ids(tokenizer, prompt, chat=chat)
+        turns = list(prompt)
+        return list(tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=True, return_dict=False))
     except (TemplateError, TypeError, KeyError, ValueError) as error:
         raise RazorError(
             f"The tokenizer's chat template does not take a prompt ({error}): a conversation is a list of turns, each "
             "with a `role` and a `content`."
         ) from error
-    return list(ids)
 
 
 def complete(
@@ -231,11 +246,12 @@ def of_prompts(
         with adapter_disabled(base):
             completions = complete(base, tokenizer, fitting, settings, purpose)
         # A cache that cannot be written costs time, not results. Several processes may be writing the same.
-        own = path.with_name(f"{path.stem}.{os.getpid()}.tmp")
         with suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
-            own.write_text(json.dumps(completions))
-            own.replace(path)
+            with tempfile.TemporaryDirectory(dir=path.parent) as own:
+                partial = Path(own) / path.name
+                partial.write_text(json.dumps(completions))
+                partial.replace(path)
     return Sequences.grouped(fitting, completions)
 
 
