@@ -1,6 +1,7 @@
 """The forecast: its interval against MAPIE and brute force, its coverage on simulated runs, what it refuses."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import polars as pl
@@ -128,6 +129,23 @@ def test_a_budget_is_reached_where_the_law_says() -> None:
     assert room == pytest.approx(-math.log(1 - 0.2 / 0.8) / 1.5 - 0.05, rel=0.02)
     assert fitted.remaining({"kl_probe": 1.0}, 0.2) == {"kl_probe": 0.0}
     assert fitted.remaining({"kl_probe": 0.0}, 0.95) == {"kl_probe": math.inf}
+    # Cautiously: until the upper end of the interval is there, with what the KL's own error adds.
+    noisy = forecast.fit_forecaster(simulated(12, np.random.default_rng(5)), ["kl_probe"], 1.0)
+    here, errors = {"kl_probe": 0.05}, {"kl_probe": 0.01}
+    careful = noisy.remaining(here, 0.3, cautious=True, level=0.8, stderr=errors)["kl_probe"]
+    assert noisy.forecast({"kl_probe": 0.05 + careful}, 0.8, errors).high == pytest.approx(0.3)
+    assert careful < noisy.remaining(here, 0.3)["kl_probe"]
+    # Of two KLs each is told alone; one without weight never gets there.
+
+    def beside(law_: forecast.KLLaw) -> forecast.KLLaw:
+        return replace(law_, columns=("kl_forward", "kl_probe"), weights=(0.0, *law_.weights))
+
+    left_out = tuple(replace(run, law=beside(run.law)) for run in noisy.left_out)
+    two = replace(noisy, law=beside(noisy.law), left_out=left_out, highest=(5.0, *noisy.highest))
+    both = two.remaining({"kl_forward": 1.0, **here}, 0.3)
+    assert both == {"kl_forward": math.inf, "kl_probe": pytest.approx(noisy.remaining(here, 0.3)["kl_probe"])}
+    # A drop is never more than the base's score.
+    assert replace(noisy, base_score=0.25).remaining(here, 0.3) == {"kl_probe": math.inf}
 
 
 def test_an_interval_says_what_it_cannot_know() -> None:
@@ -166,6 +184,7 @@ def test_a_trial_is_what_leaving_out_by_hand_gives() -> None:
             assert one.coverage == pytest.approx(np.mean((low <= y) & (y <= high)))
             assert one.width == pytest.approx(np.mean(high - low))
             assert one.error == pytest.approx(np.mean(np.abs(y - drop)))
+            assert one.level == pytest.approx(5 / 6)  # of five runs
     # Fitted to one method alone.
     (beyond,) = forecast.trial(table, ["kl_probe"], "method", 1.0, fitted_to=["method 0"])
     assert beyond == next(one for one in forecast.trial(table, ["kl_probe"], "method", 1.0) if one.unit == "method 1")

@@ -110,5 +110,8 @@ def test_a_checkpoint_is_picked(
     for number in (0, 1):
         assert main([*command("pick", number), "--json"]) == 0
         found = json.loads(capfd.readouterr().out)
-        assert [one["step"] for one in found["candidates"]][-1] == 40
-        assert found["recommended"]["drop"] <= 0.9
+        steps = [one["step"] for one in found["candidates"]]
+        assert steps == [10, 20, 30, 40]
+        assert found["metric"] == "mean_token_accuracy"
+        best = max(one["new"] for one in found["candidates"] if one["drop"] <= 0.9)
+        assert found["recommended"]["new"] == best

@@ -28,6 +28,7 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 from numpy.typing import ArrayLike
+from scipy.optimize import brentq
 
 from rlrazor.errors import RazorError
 from rlrazor.law import Constant, Floats, Quadratic, Saturating, fit_constant, fit_quadratic, fit_saturating
@@ -39,13 +40,12 @@ TIE = 0.05  # a second probe has to be paid for at every measurement: it has to 
 
 LOSS = "loss"  # of training; a baseline. It falls while forgetting rises, if it says anything: its law is a quadratic
 
-GAIN = (
-    0.1  # by which a law has to lower guessing's error: on noise it is lower one time in four, by a twentieth at most
-)
+GAIN = 0.1  # by which a law has to lower guessing's error: on noise it does one time in four, by a twentieth at most
 
 FLOOR = 0.01  # of a drop, added to it in the scale of residuals: one accuracy point, what noise in the scores is worth
 SHARES = (0.0, 0.03, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)  # of the first of two KLs in their sum, that are tried
 MIN_RUNS = 3
+UNREACHABLE = 1e6  # nats: a KL that no policy comes to
 
 
 @dataclass(frozen=True)
@@ -162,23 +162,38 @@ class Forecaster:
         extrapolated = any(kls[name] > top for name, top in zip(self.columns, self.highest, strict=True))
         return Forecast(float(drops[0]), float(lows.min()), float(highs.max()), extrapolated)
 
-    def remaining(self, kls: Mapping[str, float], budget: float) -> dict[str, float]:
+    def remaining(
+        self,
+        kls: Mapping[str, float],
+        budget: float,
+        *,
+        cautious: bool = False,
+        level: float = 0.9,
+        stderr: Mapping[str, float] | None = None,
+    ) -> dict[str, float]:
         """How many nats each KL may still grow, the other standing still, until the forecast reaches `budget`.
 
-        0 where it is there already, infinite where no KL gets there.
+        With `cautious`, until the upper end of its interval does, of that level and these standard errors. 0 where it
+        is there already, infinite where no KL gets there.
         """
-        here_D = np.array([kls[name] for name in self.columns])
-        if float(self.law.predict([here_D])[0]) >= budget:
-            return dict.fromkeys(self.columns, 0.0)
-        law = self.law.law
-        if not isinstance(law, Saturating) or not 0 < budget < law.a:
-            return dict.fromkeys(self.columns, np.inf)
-        limit = float((-np.log1p(-budget / law.a) / law.b) ** (1 / law.c))
-        room = limit - float(here_D @ np.array(self.law.weights))
-        return {
-            name: room / weight if weight > 0 else np.inf
-            for name, weight in zip(self.columns, self.law.weights, strict=True)
-        }
+
+        def short(growth: float, name: str) -> float:
+            found = self.forecast({**kls, name: kls[name] + growth}, level, stderr)
+            return budget - (found.high if cautious else found.drop)
+
+        # Laws grow with KL, and so do the quantiles of them that are the ends of an interval: there is one crossing.
+        room = {}
+        for name, top in zip(self.columns, self.highest, strict=True):
+            low, high = 0.0, max(top, kls[name], 1e-6)
+            while short(high, name) > 0 and high < UNREACHABLE:
+                low, high = high, 2 * high
+            if short(0.0, name) <= 0:
+                room[name] = 0.0
+            elif short(high, name) > 0:
+                room[name] = np.inf
+            else:
+                room[name] = float(brentq(short, low, high, args=(name,), xtol=1e-12, rtol=1e-9))
+        return room
 
 
 def jackknife_plus(
@@ -296,13 +311,17 @@ def _left_out_error(rows: pl.DataFrame, columns: Sequence[str], by: str) -> floa
 
 @dataclass(frozen=True)
 class Trial:
-    """How forecasts of one left-out unit came out: shares of its checkpoints, and means over them, fractions of 1."""
+    """How forecasts of one left-out unit came out: shares of its checkpoints, and means over them, fractions of 1.
+
+    `level`: of the intervals, lower than what was asked for where the law rests on too few runs.
+    """
 
     unit: str
     checkpoints: int
     coverage: float
     width: float
     error: float
+    level: float
 
 
 def trial(
@@ -316,7 +335,8 @@ def trial(
 ) -> list[Trial]:
     """Forecast each `by` (a column: method, task, trajectory) by a forecaster fitted to the others.
 
-    With `fitted_to`, those units alone are fitted to, and the others forecast. Units for which the rest allow no fit
+    With `fitted_to`, those units alone are fitted to, and the others forecast. Intervals are of `level`, or of what the
+    runs allow (`attainable`). Units for which the rest allow no fit
     are left out. Raises RazorError for fewer than two units.
     """
     rows = _measured(table, columns)
@@ -345,6 +365,7 @@ def trial(
                 float(inside_N.mean()),
                 float((high_N - low_N).mean()),
                 float(np.abs(drop_N - forgetting_N).mean()),
+                forecaster.attainable(level),
             )
         )
     return found

@@ -12,10 +12,12 @@ A run folder is written under a temporary name and renamed when complete, so kil
 only the unfinished run, and what has the final name can be trusted.
 """
 
+import errno
 import io
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -218,6 +220,16 @@ def atomic_path(path: Path) -> Iterator[Path]:
                 partial.unlink(missing_ok=True)
 
 
+def check_writable(path: Path) -> None:
+    """Raise RazorError where `path` could not be written later: its folder cannot be, or it is a folder itself."""
+    with _clear_io_errors(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, f"{path.name} is a folder")
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+
+
 def _weights_name(step: int) -> str:
     return f"step-{step:06d}.safetensors"
 
@@ -236,6 +248,6 @@ def _clear_io_errors(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise RazorError(
-            f"Cannot write to {folder}: {error.strerror or error}. Finished runs are kept; free some space or choose "
-            "another --out, then run the same command again."
+            f"Cannot write to {folder}: {error.strerror or error}. What is there already is kept; free some space or "
+            "choose another place, then run the same command again."
         ) from error

@@ -2,12 +2,15 @@
 
 import copy
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from tokenizers import pre_tokenizers
 
 from laws import GENERIC, PROMPTS, SETTINGS, law_of
 from rlrazor import drift
@@ -179,7 +182,7 @@ def test_the_truth_is_measured_beside_it(folders: Path, monkeypatch: pytest.Monk
 
 
 def test_pieces_put_together_are_the_text() -> None:
-    from tokenizers import Tokenizer, decoders, pre_tokenizers
+    from tokenizers import Tokenizer, decoders
     from tokenizers.models import BPE
     from transformers import PreTrainedTokenizerFast
 
@@ -194,6 +197,10 @@ def test_pieces_put_together_are_the_text() -> None:
     assert len(shown) == len(ids) > len(text)
     assert "".join(shown) == text
     assert shown[2:4] == ["", "ï"]
+    # Tokenizers that tidy spaces as they decode would make one token's text depend on those after it.
+    tidy = PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=True)
+    words = "don 't it 's ."
+    assert pieces(tidy, tidy(words)["input_ids"]) == list(words)
 
 
 def test_text_is_escaped_and_shaded(folders: Path, tmp_path: Path) -> None:
@@ -218,6 +225,8 @@ def test_pairs_that_do_not_belong_together_are_refused(folders: Path, tmp_path: 
         comparing(folders / "adapter", base)
     with pytest.raises(RazorError, match="was given twice"):
         comparing(base, base)
+    with pytest.raises(RazorError, match="was given twice"):
+        compare(Pair("some/hub-id", "some/hub-id"), PROMPTS)
     checkpoint = saved(tmp_path / "checkpoint-3", moved(tiny_llama()), TOKENIZER)
     (checkpoint / "trainer_state.json").write_text("{}")
     with pytest.raises(RazorError, match="seem to be swapped"):
@@ -249,8 +258,6 @@ def test_pairs_that_do_not_belong_together_are_refused(folders: Path, tmp_path: 
 
 
 def test_an_adapter_for_another_base_is_noted(folders: Path, tmp_path: Path) -> None:
-    import shutil
-
     shutil.copytree(folders / "adapter", tmp_path / "adapter")
     path = tmp_path / "adapter" / "adapter_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "base_model_name_or_path": "someone/else"}))
@@ -260,6 +267,60 @@ def test_an_adapter_for_another_base_is_noted(folders: Path, tmp_path: Path) -> 
         path.write_text(damaged)
         with pytest.raises(RazorError, match=r"adapter_config\.json is damaged"):
             compare(Pair(str(folders / "base"), str(tmp_path / "adapter")), PROMPTS)
+
+
+def test_a_tokenizer_that_changed_is_refused_or_noted(folders: Path, tmp_path: Path) -> None:
+    def notes(tokenizer: Any) -> list[str]:
+        shutil.rmtree(tmp_path / "tuned", ignore_errors=True)
+        saved(tmp_path / "tuned", moved(tiny_llama()), tokenizer)
+        return list(compare(pair(folders, str(tmp_path / "tuned")), PROMPTS, settings=SETTINGS, generic=GENERIC).notes)
+
+    assert notes(char_tokenizer()) == []
+    template, eos, split = char_tokenizer(), char_tokenizer(), char_tokenizer()
+    template.chat_template = "{{ messages }}"
+    eos.eos_token = "a"
+    split.backend_tokenizer.pre_tokenizer = pre_tokenizers.Split("0", "removed")
+    assert ["different chat templates" in note for note in notes(template)] == [True]
+    assert ["ends a text with 'a', the base's with ';'" in note for note in notes(eos)] == [True]
+    assert ["different tokens; the base's are used" in note for note in notes(split)] == [True]
+    # An adapter's own, where it was saved with it.
+    shutil.copytree(folders / "adapter", tmp_path / "adapter")
+    template.save_pretrained(tmp_path / "adapter")
+    adapter = pair(folders, str(tmp_path / "adapter"))
+    assert "different chat templates" in compare(adapter, PROMPTS, settings=SETTINGS, generic=GENERIC).notes[0]
+    char_tokenizer("zyxwvutsrqponmlkjihgfedcba0123456789+-=: \n").save_pretrained(tmp_path / "adapter")
+    with pytest.raises(RazorError, match="different vocabularies"):
+        compare(adapter, PROMPTS, settings=SETTINGS, generic=GENERIC)
+
+
+def test_what_weakens_a_forecast_is_noted(folders: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    law = law_of(tiny_llama(), runs=4, scale=20.0)
+    useless = replace(law, choice=replace(law.choice, guess=0.0))
+    long = [f"{letter * 60}:" for letter in "abcd"]
+    found = compare(pair(folders, "tuned"), [*PROMPTS[:15], *long], law=useless)
+    assert list(found.notes) == [
+        "4 of the 19 prompts are left out: they do not fit into the context with a completion of 6 tokens.",
+        "15 prompts are few: KL is uncertain, and the interval is widened by it. Give at least 16, better a hundred.",
+        "The law: No KL forecast better than guessing the mean: do not rely on it.",
+        "The law: 4 runs allow intervals of 80%, not of 90%.",
+    ]
+
+
+def test_a_pickle_beside_an_adapter_is_not_read(folders: Path, tmp_path: Path) -> None:
+    shutil.copytree(folders / "adapter", tmp_path / "adapter")
+    (tmp_path / "adapter" / "adapter_model.safetensors").rename(tmp_path / "adapter" / "other.safetensors")
+    torch.save({}, tmp_path / "adapter" / "adapter_model.bin")
+    with pytest.raises(RazorError, match=r"has no adapter_model.safetensors file\. Pickled weights are not read"):
+        compare(pair(folders, str(tmp_path / "adapter")), PROMPTS)
+
+
+def test_a_comparison_without_memory_for_it_says_so(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def exhausted(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(kl, "forward_kl", exhausted)
+    with pytest.raises(RazorError, match="Out of memory: --dtype bfloat16 takes half"):
+        compare(pair(folders, "tuned"), PROMPTS, settings=SETTINGS, generic=GENERIC)
 
 
 def test_a_home_folder_is_understood(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -315,6 +376,8 @@ def test_options_that_make_no_sense_are_refused(
         (["--prompts", str(tmp_path / "empty.txt")], "is empty"),
         (["--level", "90"], "fraction of 1"),
         (["--dtype", "float8"], "Unknown dtype"),
+        (["--out", str(tmp_path)], "is a folder"),
+        (["--out", str(tmp_path / "empty.txt" / "page.html")], "Cannot write to"),
     ):
         assert main([*command, *options]) == 2
         assert message in capfd.readouterr().err

@@ -42,6 +42,10 @@ def test_what_it_says_of_itself() -> None:
     assert law.caution() == "4 runs allow intervals of 80%, not of 90%."
     assert law.caution(0.5) is None
     assert "no better than guessing" not in text
+    assert law.cautions() == ["The law: 4 runs allow intervals of 80%, not of 90%."]
+    useless = replace(law, choice=replace(law.choice, guess=0.0))
+    assert "no better than guessing" in useless.describe()
+    assert useless.cautions(0.5) == ["The law: No KL forecast better than guessing the mean: do not rely on it."]
 
 
 def test_the_interval_is_widened_by_kls_own_error_but_on_the_calibrations_prompts() -> None:
@@ -88,6 +92,10 @@ def test_what_cannot_be_read_is_refused(tmp_path: Path) -> None:
             "A law is of kl_forward, kl_probe or both; this one needs weight_l2",
         ),
         (json.dumps({**stored, "probe": {**stored["probe"], "unknown": 1}}), "damaged.*unknown"),
+        (json.dumps({**stored, "law": {**stored["law"], "a": math.nan}}), "damaged.*float"),
+        (json.dumps({**stored, "highest": {"kl_probe": math.inf}}), "damaged.*float"),
+        (json.dumps({**stored, "interval": {**stored["interval"], "level": 1.5}}), "damaged.*level is 1.5"),
+        (json.dumps({**stored, "interval": {**stored["interval"], "floor": 0.5}}), "damaged.*floor 0.5"),
     ):
         path.write_text(content)
         with pytest.raises(RazorError, match=message):

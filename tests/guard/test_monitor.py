@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,8 +16,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate.utils import DistributedType
 from datasets import Dataset
 from peft import LoraConfig
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
@@ -24,6 +27,8 @@ from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, SFTConfig, SFTTr
 from laws import GENERIC, PROMPTS, SETTINGS, law_of
 from rlrazor.errors import RazorError
 from rlrazor.guard import ForgettingMonitor, trackers
+from rlrazor.guard import monitor as monitoring
+from rlrazor.guard.base_side import BaseSide, joined
 from rlrazor.guard.overlap import count_overlap
 from rlrazor.lm import kl, probes
 from rlrazor.lm.models import add_lora
@@ -57,17 +62,35 @@ def sft(
     return trainer, [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
+def rows_of(log: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in log.read_text().splitlines()]
+
+
 def monitor(tmp_path: Path, law: Any = None, **settings: Any) -> ForgettingMonitor:
     own = {} if law else {"settings": SETTINGS, "generic": GENERIC}
     return ForgettingMonitor(PROMPTS, law, cache_dir=tmp_path / "cache", **{**own, **settings})
 
 
-@pytest.mark.parametrize("lora", [False, True])
-def test_training_is_the_same_to_the_bit(tmp_path: Path, lora: bool) -> None:
+def with_frozen_parts() -> Any:
+    """LoRA-FA: of each pair only one factor is trained."""
+    adapted = add_lora(tiny_llama(attention_dropout=0.3), 2)
+    for name, weight in adapted.named_parameters():
+        weight.requires_grad_(".lora_B." in name)
+    return adapted
+
+
+@pytest.mark.parametrize("how", ["full", "lora", "lora-fa"])
+def test_training_is_the_same_to_the_bit(tmp_path: Path, how: str) -> None:
     """With dropout, so that a generator moved or a mode left behind would show."""
-    _, plain = sft(tmp_path / "plain", [], lora=lora)
+
+    def train(name: str, callbacks: list[Any]) -> tuple[SFTTrainer, list[float]]:
+        torch.manual_seed(5)  # of the adapter that is there already
+        model = with_frozen_parts() if how == "lora-fa" else None
+        return sft(tmp_path / name, callbacks, model, lora=how == "lora")
+
+    _, plain = train("plain", [])
     watching = monitor(tmp_path, every=1)
-    trainer, watched = sft(tmp_path / "watched", [watching], lora=lora)
+    trainer, watched = train("watched", [watching])
     assert watched == plain
     assert len(watching.readings) == 6
     # What it measured is KL from the model it was given to the model at the end.
@@ -78,7 +101,7 @@ def test_training_is_the_same_to_the_bit(tmp_path: Path, lora: bool) -> None:
     ):
         expected = kl.forward_kl(kl.Probe(base, sequences), trainer.model).per_completion
         assert watching.readings[-1].kl[name] == pytest.approx(expected, rel=1e-4)
-    steps = [json.loads(line) for line in (tmp_path / "watched" / "razor.jsonl").read_text().splitlines()]
+    steps = rows_of(tmp_path / "watched" / "razor.jsonl")
     assert [row["step"] for row in steps] == [1, 2, 3, 4, 5, 6]
     assert steps[-1]["kl_forward"] == watching.readings[-1].kl["kl_forward"].mean
     assert steps[-1]["forecast"] is None
@@ -110,13 +133,17 @@ def test_grpo_is_the_same_to_the_bit(tmp_path: Path) -> None:
     assert [reading.step for reading in watching.readings] == [1, 2, 3, 4]
 
 
-def test_a_preference_trainer_and_the_plain_one_are_watched_too(tmp_path: Path) -> None:
+def test_a_preference_trainer_and_the_plain_one_are_watched_too(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     rows = [{"prompt": row["prompt"], "chosen": row["completion"], "rejected": "x;"} for row in ROWS]
     common = {
         "max_steps": 2, "per_device_train_batch_size": 4, "bf16": False, "report_to": "none", "use_cpu": True,
         "save_strategy": "no", "disable_tqdm": True, "learning_rate": 1e-2,
     }  # fmt: skip
-    watching = monitor(tmp_path, every=1)
+    watching = ForgettingMonitor(
+        [*PROMPTS, ROWS[0]["prompt"]], settings=SETTINGS, generic=GENERIC, cache_dir=tmp_path / "cache", every=1
+    )
     DPOTrainer(
         tiny_llama(),
         ref_model=tiny_llama(),
@@ -127,6 +154,7 @@ def test_a_preference_trainer_and_the_plain_one_are_watched_too(tmp_path: Path) 
     ).train()
     assert [reading.step for reading in watching.readings] == [1, 2]
     assert watching.readings[-1].kl["kl_forward"].mean > 0
+    assert "1 of the 25 prompts are in the training set" in capfd.readouterr().out
     ids = [{"input_ids": torch.arange(2, 10), "labels": torch.arange(2, 10)} for _ in range(8)]
     plain = monitor(tmp_path, every=1, tokenizer=char_tokenizer())
     Trainer(
@@ -165,7 +193,7 @@ def test_a_forecast_is_the_laws(tmp_path: Path, capfd: pytest.CaptureFixture[str
     assert "A law of KL on the generic probe, fitted to 10 runs" in out
     assert "Intervals are of 90%" in out
     assert "forecast drop" in out
-    rows = [json.loads(line) for line in (tmp_path / "run" / "razor.jsonl").read_text().splitlines()]
+    rows = rows_of(tmp_path / "run" / "razor.jsonl")
     assert [row["forecast"]["drop"] for row in rows] == [r.forecast.drop for r in watching.readings if r.forecast]
     # On other prompts KL has an error of its own, and the interval covers it.
     other = ForgettingMonitor(PROMPTS[:20], law, every=6, cache_dir=tmp_path / "cache")
@@ -211,6 +239,9 @@ def test_a_budget_warns_stops_or_keeps(tmp_path: Path, capfd: pytest.CaptureFixt
     first_over = next(index for index, high in enumerate(highs) if high > budget)
     assert sft(tmp_path / "cautious", [cautious], copy.deepcopy(model))[1] == losses[: first_over + 1]
     assert first_over <= 3
+    for reading in cautious.readings[:first_over]:
+        room, kl_now = reading.remaining["kl_probe"], reading.kl["kl_probe"].mean
+        assert law.forecaster.forecast({"kl_probe": kl_now + room}).high == pytest.approx(budget)
 
     snapshots = Snapshots()
     keeping = monitor(tmp_path, law, every=1, budget=budget, on_budget="keep")
@@ -243,6 +274,10 @@ def test_what_an_earlier_run_kept_is_not_taken_for_this_ones(tmp_path: Path, cap
     assert not list((tmp_path / "within-budget-of-earlier-run-2").iterdir())
     assert (tmp_path / "within-budget-of-earlier-run-1" / "earlier").exists()
     assert (kept / "model.safetensors").exists()
+    # Nor is its log.
+    assert [row["step"] for row in rows_of(tmp_path / "razor-of-earlier-run-1.jsonl")] == [3, 6]
+    assert [row["step"] for row in rows_of(tmp_path / "razor.jsonl")] == [6]
+    assert not (tmp_path / "razor-of-earlier-run-2.jsonl").exists()
 
 
 class Stopping(TrainerCallback):  # type: ignore[misc]
@@ -282,7 +317,11 @@ def test_a_run_that_ends_early_is_measured_where_it_ends(tmp_path: Path, best: b
 
 def test_a_model_that_is_placed_as_training_begins_is_looked_at_then(tmp_path: Path) -> None:
     """DeepSpeed casts it, and with bf16_full_eval it waits on the CPU."""
-    for waits in ({"device": torch.device("cpu"), "deepspeed": "zero2.json"}, {"device": torch.device("meta")}):
+    for waits in (
+        {"device": torch.device("cpu"), "deepspeed": "zero2.json"},
+        {"device": torch.device("cpu"), "deepspeed_plugin": "of accelerate launch"},
+        {"device": torch.device("meta")},
+    ):
         arguments = SimpleNamespace(output_dir=str(tmp_path), fsdp=[], **waits)
         watching = monitor(tmp_path, every=1)
         model = tiny_llama()
@@ -294,6 +333,10 @@ def test_a_model_that_is_placed_as_training_begins_is_looked_at_then(tmp_path: P
         begin = SimpleNamespace(global_step=0)
         watching.on_train_begin(arguments, begin, None, model=model, processing_class=TOKENIZER)
         assert watching.base is not None
+        partitioned = tiny_llama()
+        partitioned.lm_head.weight.ds_id = 0
+        with pytest.raises(RazorError, match="FSDP and ZeRO-3"):
+            watching.on_train_begin(arguments, begin, None, model=partitioned, processing_class=TOKENIZER)
         # Under an adapter the base is there whenever it is looked at.
         adapted = monitor(tmp_path, every=1)
         with_lora = add_lora(tiny_llama(), 2)
@@ -316,10 +359,7 @@ def test_a_run_that_resumes_is_measured_against_the_same_base(tmp_path: Path) ->
     resumed = monitor(tmp_path)
     checkpoint = str(tmp_path / "parts" / "checkpoint-3")
     sft(tmp_path / "parts", [resumed], copy.deepcopy(model), resume=checkpoint, **saving)
-    first, second = (
-        [json.loads(line) for line in (tmp_path / name / "razor.jsonl").read_text().splitlines()]
-        for name in ("whole", "parts")
-    )
+    first, second = (rows_of(tmp_path / name / "razor.jsonl") for name in ("whole", "parts"))
     for rows in (first, second):
         for row in rows:
             del row["seconds"]
@@ -363,6 +403,14 @@ def test_it_measures_as_often_as_five_percent_allow(tmp_path: Path) -> None:
     share = 60 * per_step / (2 * thinned.base.tokens)
     assert 16 / len(many) < share < 1
     assert thinned.readings[-1].prompts["kl_forward"] == math.ceil(share * len(many))
+    # An update of an adapter is cheaper, by the gradients of the weights that are not trained.
+    adapted = monitor(tmp_path)
+    trainer, _ = sft(tmp_path / "lora", [adapted], lora=True, max_steps=20, per_device_train_batch_size=64)
+    sizes = [(weight.numel(), weight.requires_grad) for weight in trainer.model.parameters()]
+    cost = 2 + sum(size for size, trains in sizes if trains) / sum(size for size, _ in sizes)
+    assert cost < 2.5
+    assert adapted.thin is not None
+    assert adapted.every == math.ceil(2 * adapted.thin.tokens / (per_step * cost / 3))
 
 
 def test_two_processes_measure_what_one_does(tmp_path: Path) -> None:
@@ -406,10 +454,7 @@ def test_two_processes_measure_what_one_does(tmp_path: Path) -> None:
     model = tiny_llama()
     whole = monitor(tmp_path, law_of(model, scale=20.0), every=1, budget=0.001, on_budget="stop")
     sft(tmp_path / "one", [whole], model, max_steps=3, shuffle_dataset=False)
-    one, two = (
-        [json.loads(line) for line in (tmp_path / name / "razor.jsonl").read_text().splitlines()]
-        for name in ("one", "two")
-    )
+    one, two = (rows_of(tmp_path / name / "razor.jsonl") for name in ("one", "two"))
     assert len(one) == len(two) > 0
     for of_one, of_two in zip(one, two, strict=True):
         assert of_two["prompts"] == of_one["prompts"]
@@ -454,6 +499,60 @@ def test_trackers_get_the_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert len(sent) == 2
 
 
+def test_what_cannot_be_written_does_not_end_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A log and a tracker are not worth a run; what is late is written when it can be."""
+
+    def offline(values: Any) -> None:
+        raise ConnectionError("no route")
+
+    class Obstacles(TrainerCallback):  # type: ignore[misc]
+        """Before steps 2 to 4 the log is a folder; from step 3 on models cannot be saved."""
+
+        def on_step_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+            log, aside = tmp_path / "razor.jsonl", tmp_path / "aside"
+            if state.global_step == 1:
+                log.rename(aside)
+                log.mkdir()
+            if state.global_step == 4:
+                log.rmdir()
+                aside.rename(log)
+            if state.global_step == 2:
+                monkeypatch.setattr(model, "save_pretrained", self.full)
+
+        @staticmethod
+        def full(folder: Path, **_: Any) -> None:
+            folder.mkdir()
+            (folder / "model.safetensors").write_text("half")
+            raise SafetensorError("No space left on device")
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(run="run", log=offline))
+    model = tiny_llama()
+    watching = monitor(tmp_path, law_of(model), every=1, budget=0.9, on_budget="keep")
+    trainer = SFTTrainer(
+        model,
+        SFTConfig(
+            output_dir=str(tmp_path), max_steps=6, per_device_train_batch_size=8, learning_rate=3e-3, bf16=False,
+            report_to="none", use_cpu=True, disable_tqdm=True, save_strategy="no",
+        ),
+        train_dataset=Dataset.from_list(ROWS),
+        processing_class=char_tokenizer(),
+        callbacks=[Obstacles(), watching],
+    )  # fmt: skip
+    trainer.args.report_to = ["wandb"]
+    trainer.train()
+    out = capfd.readouterr().out
+    assert out.count("the log could not be written to") == 1
+    assert out.count("wandb could not be written to (no route)") == 1
+    assert out.count("the model within the budget could not be written to") == 4
+    assert "an earlier one is there" in out
+    rows = rows_of(tmp_path / "razor.jsonl")
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert json.loads((tmp_path / "within-budget" / "razor.json").read_text())["step"] == 2
+    assert not list(tmp_path.glob(".within*"))
+
+
 def test_without_a_law_it_says_so(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     few = ForgettingMonitor(["ab:", "cd:"], settings=SETTINGS, cache_dir=tmp_path, budget=0.1, every=6)
     sft(tmp_path, [few])
@@ -466,18 +565,35 @@ def test_without_a_law_it_says_so(tmp_path: Path, capfd: pytest.CaptureFixture[s
     assert few.readings[0].within is None
 
 
+def test_prompts_that_do_not_fit_are_counted(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    long = [f"{letter * 60}:" for letter in "abcdefghijklmnopqrst"]
+    model = tiny_llama()
+    law = replace(law_of(model), prompts_hash=probes.content_hash([*long, "ab:", "cd:"]), prompts_count=22)
+    watching = ForgettingMonitor([*long, "ab:", "cd:"], law, cache_dir=tmp_path, every=6)
+    sft(tmp_path, [watching], model)
+    out = capfd.readouterr().out
+    assert "20 of the 22 prompts are left out: they do not fit into the context" in out
+    assert "2 prompts are few" in out
+    (last,) = watching.readings
+    assert last.prompts["kl_forward"] == 2
+    # So the interval is widened, though they are the calibration's own.
+    assert last.forecast == law.forecast(last.kl, prompts="") != law.forecast(last.kl, prompts=law.prompts_hash)
+
+
 def test_prompts_that_are_trained_on_are_counted(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     def loader(rows: list[dict[str, Any]]) -> Any:
         return SimpleNamespace(dataset=Dataset.from_list(rows))
 
     prompts = ["ab", "cd", "ef"]
     turns = [{"role": "system", "content": "s"}, {"role": "user", "content": "cd"}]
-    ids = [[1, 2], [3, 4], [5, 6]]
+    ids = [[[1, 2], [8]], [[3, 4]], [[5, 6]]]
     assert count_overlap(prompts, ids, loader([{"prompt": "ab"}, {"prompt": "abc"}, {"prompt": "x"}])) == 1
     assert count_overlap(prompts, ids, loader([{"text": "cd and more"}, {"text": "x cd"}])) == 1
     assert count_overlap(prompts, ids, loader([{"messages": turns}])) == 1
-    assert count_overlap([turns, "ab"], ids, loader([{"messages": turns}, {"messages": turns}])) == 1
+    assert count_overlap([turns, "ab"], ids[:2], loader([{"messages": turns}, {"messages": turns}])) == 1
     assert count_overlap(prompts, ids, loader([{"input_ids": [3, 4, 9]}, {"input_ids": [9, 5, 6]}])) == 1
+    assert count_overlap(prompts, ids, loader([{"input_ids": [8, 9]}, {"input_ids": [1, 2]}])) == 1
+    assert count_overlap(prompts, ids, loader([{"prompt_ids": [8], "chosen_ids": [3, 4]}])) == 1
     assert count_overlap(prompts, ids, loader([{"other": [1, 2]}])) == 0
     assert count_overlap(prompts, ids, SimpleNamespace(dataset=iter([]))) == 0
     watching = ForgettingMonitor(
@@ -487,7 +603,7 @@ def test_prompts_that_are_trained_on_are_counted(tmp_path: Path, capfd: pytest.C
     assert "1 of the 2 prompts are in the training set" in capfd.readouterr().out
 
 
-def test_what_cannot_be_watched_is_refused(tmp_path: Path) -> None:
+def test_what_cannot_be_watched_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, other = tiny_llama(), tiny_llama(seed=1)
     with pytest.raises(RazorError, match=r"calibrated for base .* another one"):
         sft(tmp_path, [monitor(tmp_path, law_of(other))], model)
@@ -526,6 +642,28 @@ def test_what_cannot_be_watched_is_refused(tmp_path: Path) -> None:
     training.fsdp = []
     with pytest.raises(RazorError, match="FSDP and ZeRO-3"):
         monitor(tmp_path).on_init_end(training, None, None, model=partitioned, processing_class=TOKENIZER)
+    # FSDP that `accelerate launch` has asked for.
+    launched = SimpleNamespace(distributed_type=DistributedType.FSDP)
+    monkeypatch.setattr(monitoring, "is_initialized", lambda: True)
+    monkeypatch.setattr(monitoring, "AcceleratorState", lambda: launched)
+    with pytest.raises(RazorError, match="FSDP and ZeRO-3"):
+        monitor(tmp_path).on_init_end(training, None, None, model=model, processing_class=TOKENIZER)
+
+
+@pytest.mark.parametrize("processes", [3, 40])
+def test_parts_of_many_processes_are_the_whole(processes: int) -> None:
+    """With more of them than prompts, some have nothing to measure, and no prompt counts twice."""
+    base, tuned = tiny_llama(), tiny_llama(seed=2)
+    whole = BaseSide.of(base, TOKENIZER, PROMPTS[:7], GENERIC, SETTINGS)
+    shares = [
+        BaseSide.of(base, TOKENIZER, PROMPTS[:7], GENERIC, SETTINGS, share=(rank, processes))
+        for rank in range(processes)
+    ]
+    expected, found = whole.measure(tuned), joined([side.measure(tuned) for side in shares])
+    assert {name: drift.n_prompts for name, drift in found.items()} == {"kl_forward": 7, "kl_probe": 24}
+    for name, drift in expected.items():
+        assert found[name].per_completion == pytest.approx(drift.per_completion, rel=1e-5)
+    assert all(side.whole == whole.whole for side in shares)
 
 
 def test_a_policy_that_diverges_does_not_end_training(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -538,3 +676,20 @@ def test_a_policy_that_diverges_does_not_end_training(tmp_path: Path, capfd: pyt
     sft(tmp_path, [Breaking(), watching], max_steps=2)
     assert watching.readings == []
     assert "no longer finite" in capfd.readouterr().out
+
+
+def test_a_measurement_without_memory_for_it_does_not_end_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def exhausted(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    watching = monitor(tmp_path, every=1)
+    with monkeypatch.context() as patched:
+        patched.setattr(BaseSide, "measure", exhausted)
+        sft(tmp_path / "run", [watching], max_steps=2)
+    assert watching.readings == []
+    assert "step 1: out of memory; nothing was measured" in capfd.readouterr().out
+    monkeypatch.setattr(BaseSide, "of", exhausted)
+    with pytest.raises(RazorError, match="Out of memory while the base completes"):
+        sft(tmp_path / "none", [monitor(tmp_path)], max_steps=2)

@@ -101,6 +101,35 @@ def test_the_best_within_the_budget_or_score_minus_drop(tmp_path: Path) -> None:
         pick(loss)
 
 
+@pytest.mark.parametrize(
+    ("metric", "lower"),
+    [
+        ("eval_wer", True), ("eval_perplexity", True), ("eval_error_rate", True), ("eval_rmse", True), ("kl", True),
+        ("eval_answer", False), ("eval_reward", False), ("eval_clear", False), ("eval_terse", False),
+    ],
+)  # fmt: skip
+def test_of_some_metrics_less_is_better(tmp_path: Path, metric: str, lower: bool) -> None:
+    run = write_run(tmp_path, metric, {5: 0.9, 10: 0.1}, {5: (0.0, 0.0, 0.1), 10: (0.01, 0.0, 0.1)})
+    best, worst = (10, 5) if lower else (5, 10)
+    assert pick(run, metric=metric, budget=0.1).recommended.step == best
+    assert pick(run, metric=metric, budget=0.1, lower_is_better=not lower).recommended.step == worst
+    assert main(["pick", str(run), "--metric", metric, "--budget", "0.1", "--no-lower-is-better"]) == 0
+
+
+def test_what_weakens_a_forecast_is_noted(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    run = write_run(tmp_path, "reward", {5: 0.5, 10: 0.6}, {5: (0.01, 0.0, 0.1), 10: (0.02, 0.0, 0.1)})
+    rows = [json.loads(line) for line in (run / "razor.jsonl").read_text().splitlines()]
+    rows[1]["forecast"]["extrapolated"] = True
+    lines = (json.dumps({**row, "level": 0.8, "law_useful": False}) for row in rows)
+    (run / "razor.jsonl").write_text("".join(f"{line}\n" for line in lines))
+    assert main(["pick", str(run)]) == 0
+    out = " ".join(capfd.readouterr().out.split())
+    assert "forecast drop, points (80% interval)" in out
+    assert "checkpoint-10: KL is beyond what the law was fitted to" in out
+    assert "checkpoint-5: KL is beyond" not in out
+    assert "no better than guessing the mean: do not rely on it" in out
+
+
 def test_a_value_of_an_earlier_step_is_said_and_a_missing_one_left_out(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", "reward", {5: 0.5, 10: 0.6}, {7: (0.01, 0.0, 0.1)})
     found = pick(run)
@@ -177,6 +206,8 @@ def test_a_sweeps_table_has_measured_scores(tmp_path: Path, capfd: pytest.Captur
     out = " ".join(capfd.readouterr().out.split())
     assert "Take sft lr 0.0001 seed 0 step 2 (r): new minus measured drop is highest: 80.0 - 5.0 points" in out
     assert (tmp_path / "pick.png").stat().st_size > 1000
+    assert main(["pick", str(tmp_path), "--metric", "eval_reward"]) == 2
+    assert "own measured scores are used" in capfd.readouterr().err
     (tmp_path / "records.parquet").write_text("x")
     assert main(["pick", str(tmp_path)]) == 2
     assert "damaged" in capfd.readouterr().err
@@ -225,6 +256,12 @@ def test_a_real_trainers_folder_with_a_law_or_measured_anew(
         expected = kl.forward_kl(text, tuned.model).per_completion.mean
         forecast = law_of(base.model, scale=20.0).forecaster.forecast({"kl_probe": expected})
         assert other["drop"] == pytest.approx(forecast.drop, rel=1e-3)
+    few = law_of(base.model, runs=4, scale=20.0)
+    few.save(tmp_path / "few.json")
+    assert main([*command, "--law", str(tmp_path / "few.json")]) == 0
+    out = " ".join(capfd.readouterr().out.split())
+    assert "(80% interval)" in out
+    assert "4 runs allow intervals of 80%, not of 90%" in out
     assert main([*command, *measure]) == 2
     assert "give all of --base, --prompts and --law" in capfd.readouterr().err
     law_of(tiny_llama(seed=3)).save(tmp_path / "other.json")

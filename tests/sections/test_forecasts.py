@@ -80,6 +80,15 @@ def test_the_finding_names_the_best_and_where_it_fails(plain: list[Outcome]) -> 
     assert "fails on" in section.finding
 
 
+def test_the_level_is_the_one_that_the_runs_allow(plain: list[Outcome]) -> None:
+    """Two methods of three runs each are left to fit to: six runs, so 6/7."""
+    assert "its 86 % interval holds" in finding(plain)
+    assert {round(one.level, 6) for one in plain if one.left_out == "method"} == {round(6 / 7, 6)}
+    titles = [table.title for table in build(study()).tables]
+    assert "tiny language model, a method left out, intervals of 85.7 %, as there are few runs" in titles
+    assert "tiny language model, a task left out" in titles  # nine runs
+
+
 def test_coverage_is_near_its_level_where_units_are_alike() -> None:
     outcomes = examine(study(tasks=3, methods=4))
     for one in outcomes:

@@ -15,6 +15,7 @@ from rich.text import Text
 from rlrazor.cli.language import needs_extra
 from rlrazor.cli.printing import Subparsers, console_for_tables, options_of
 from rlrazor.errors import RazorError
+from rlrazor.store import check_writable
 
 if TYPE_CHECKING:
     from rlrazor.guard.compare import Comparison
@@ -62,6 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Compare, write the page, print, and judge."""
     needs_extra()
     limit = _limit(arguments)
+    check_writable(arguments.out)  # first: it should not cost minutes
     from rlrazor.guard.compare import STEPS, Pair, PriorSuite, compare
     from rlrazor.guard.comparison_page import write_page
     from rlrazor.guard.law_file import LawFile
@@ -69,6 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
     from rlrazor.lm.probes import ProbeSettings, default_cache, read_generic, read_prompts
 
     compute.prepare_process()
+    compute.leave_progress_to_us()
     law = None if arguments.law is None else LawFile.load(arguments.law)
     own = {
         "max_new_tokens": arguments.max_new_tokens,
@@ -104,12 +107,15 @@ def run(arguments: argparse.Namespace) -> int:
             level=arguments.level,
             told=told,
         )
-    page = write_page(found, arguments.out)
-    above = limit is not None and _judged(found, cautious=arguments.cautious) > limit
+    above = limit is not None and not _judged(found, cautious=arguments.cautious) <= limit
     if arguments.json:
-        print(json.dumps({**as_json(found), "page": str(page), "fail_above": limit, "above": above}, indent=2))
+        printed = {**as_json(found), "page": str(arguments.out), "fail_above": limit, "above": above}
+        print(json.dumps(printed, indent=2, allow_nan=False))
     else:
-        _print(found, page, limit, above=above)
+        _print(found, limit, above=above)
+    page = write_page(found, arguments.out)
+    if not arguments.json:
+        console_for_tables().print(f"Page: {page}", highlight=False, soft_wrap=True)
     return EXIT_ABOVE if above else 0
 
 
@@ -157,7 +163,7 @@ def as_json(found: "Comparison") -> dict[str, Any]:
     return numbers
 
 
-def _print(found: "Comparison", page: Path, limit: float | None, *, above: bool) -> None:
+def _print(found: "Comparison", limit: float | None, *, above: bool) -> None:
     from rlrazor.guard.comparison_page import LABELS, shown_estimate, verdict
 
     table = Table(title=f"{found.tuned} against {found.base}", title_justify="left", box=box.SIMPLE_HEAD)
@@ -190,4 +196,3 @@ def _print(found: "Comparison", page: Path, limit: float | None, *, above: bool)
     console.print(verdict(found), style="bold", highlight=False)
     if limit is not None:
         console.print(f"{'Above' if above else 'Within'} the limit of {100 * limit:.1f} points.", highlight=False)
-    console.print(f"Page: {page}", highlight=False, soft_wrap=True)

@@ -3,7 +3,7 @@
 import argparse
 import json
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,6 +32,12 @@ def add_to(commands: Subparsers) -> None:
     )
     parser.add_argument("folder", metavar="FOLDER", type=Path)
     parser.add_argument("--metric", help="the new-task score, as the trainer logs it (default: the first usual one)")
+    parser.add_argument(
+        "--lower-is-better",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="of the metric (default: by its name)",
+    )
     parser.add_argument("--budget", type=float, help="largest drop of the prior score to accept, such as 0.02")
     parser.add_argument("--cautious", action="store_true", help="judge by the upper end of the forecast's interval")
     parser.add_argument("--law", type=Path, metavar="FILE", help="law.json of the base")
@@ -67,21 +73,22 @@ def run(arguments: argparse.Namespace) -> int:
         found = pick(
             arguments.folder,
             metric=arguments.metric,
+            lower_is_better=arguments.lower_is_better,
             budget=arguments.budget,
             cautious=arguments.cautious,
             law=law,
             measure=measure,
         )
-    if arguments.figure is not None:
-        _draw(found, arguments.figure)
     if arguments.json:
         print(json.dumps({"folder": str(arguments.folder), **asdict(found)}, indent=2))
-        return 0
-    console = console_for_tables()
-    console.print(_table(found))
-    for note in found.notes:
-        console.print(note, style="yellow", highlight=False)
-    console.print(f"Take {found.recommended.name}: {found.why}.", style="bold", highlight=False)
+    else:
+        console = console_for_tables()
+        console.print(_table(found))
+        for note in found.notes:
+            console.print(note, style="yellow", highlight=False)
+        console.print(f"Take {found.recommended.name}: {found.why}.", style="bold", highlight=False)
+    if arguments.figure is not None:
+        _draw(found, arguments.figure)
     return 0
 
 
@@ -89,32 +96,41 @@ def _measuring(
     base: str, prompts: Path, dtype: str, law: "LawFile", told: Callable[[str], None]
 ) -> "Callable[[Path, int], Drop]":
     """Measures a checkpoint, full or an adapter, against the base, whose side is computed once."""
+    import torch
+
+    from rlrazor.forecast import FORWARD
     from rlrazor.guard.base_side import BaseSide, kls_of
+    from rlrazor.guard.law_file import FEW_PROMPTS
     from rlrazor.guard.pick import Drop
     from rlrazor.lm import compute
-    from rlrazor.lm.models import Vocabulary, check_same_vocabulary, is_adapter, load
+    from rlrazor.lm.models import Vocabulary, check_same_vocabulary, is_adapter, load, tokenizer_of
     from rlrazor.lm.probes import default_cache, read_prompts
     from rlrazor.lm.sampling import NotFiniteError
 
     compute.prepare_process()
+    compute.leave_progress_to_us()
     own = load(base, dtype=dtype)
     law.check(own.model, own.tokenizer)
     asked = read_prompts(prompts)
     side = BaseSide.of(own.model, own.tokenizer, asked, law.generic, law.settings, cache_dir=default_cache())
     vocabulary = Vocabulary.of(own)
+    whole = side.whole[FORWARD] >= FEW_PROMPTS
     del own
     told("checkpoints")
 
     def measure(path: Path, step: int) -> Drop:
         tuned = load(base, adapter=path, dtype=dtype) if is_adapter(path) else load(path, dtype=dtype)
-        check_same_vocabulary(vocabulary, Vocabulary.of(tuned))
+        its_own = (tokenizer_of(path) if is_adapter(path) else None) or tuned.tokenizer
+        check_same_vocabulary(vocabulary, replace(Vocabulary.of(tuned), source=str(path), tokens=its_own.get_vocab()))
         try:
             kls = kls_of(side.measure(tuned.model))
         except NotFiniteError as error:
             raise RazorError(f"The outputs of {path} are NaN or infinite: training has diverged there.") from error
-        found = law.forecast(kls, prompts=asked)
+        except torch.OutOfMemoryError as error:
+            raise RazorError("Out of memory: --dtype bfloat16 takes half of it, fewer prompts take less.") from error
+        found = law.forecast(kls, prompts=asked if whole else "")
         told(path.name)
-        return Drop(step, found.drop, found.low, found.high)
+        return Drop.by(law, step, found)
 
     return measure
 
@@ -124,7 +140,8 @@ def _table(found: "Pick") -> Table:
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("checkpoint")
     table.add_column(found.metric, justify="right")
-    table.add_column("measured drop, points" if measured else "forecast drop, points", justify="right")
+    level = "" if found.level is None else f" ({found.level:.0%} interval)"
+    table.add_column("measured drop, points" if measured else f"forecast drop, points{level}", justify="right")
     table.add_column("")
     shown = found.candidates if len(found.candidates) <= 30 else found.frontier
     for one in shown:

@@ -17,9 +17,14 @@ from rlrazor.lm.probes import GenericText, ProbeSettings, Prompt
 
 @dataclass(frozen=True, eq=False)
 class BaseSide:
-    """The base's hidden states on the new task's prompts and on the generic probe; by the names of their KLs."""
+    """The base's hidden states on the new task's prompts and on the generic probe; by the names of their KLs.
+
+    Of several processes each has a part of a probe, or none where there are more of them than prompts. `whole` counts
+    the prompts of all parts: those that fit into the context.
+    """
 
     probes: Mapping[str, kl.Probe]
+    whole: Mapping[str, int]
 
     @classmethod
     def of(
@@ -41,8 +46,11 @@ class BaseSide:
             FORWARD: probes.of_prompts(base, tokenizer, prompts, settings, cache_dir=cache_dir),
             PROBE: probes.of_generic(base, tokenizer, generic, settings, cache_dir=cache_dir),
         }
-        first = kl.Probe(base, _part(sequences[FORWARD], *share))
-        return cls({FORWARD: first, PROBE: kl.Probe(base, _part(sequences[PROBE], *share), beside=first)})
+        found: dict[str, kl.Probe] = {}
+        for name, every in sequences.items():
+            if (part := _part(every, *share)) is not None:
+                found[name] = kl.Probe(base, part, beside=next(iter(found.values()), None))
+        return cls(found, {name: len(every.prompts) for name, every in sequences.items()})
 
     @property
     def tokens(self) -> int:
@@ -55,7 +63,7 @@ class BaseSide:
         for name, probe in self.probes.items():
             count = max(math.ceil(share * len(probe.sequences.prompts)), at_least)
             thin[name] = probe.spread(count)
-        return BaseSide(thin)
+        return BaseSide(thin, self.whole)
 
     def measure(self, policy: Any, only: Sequence[str] | None = None) -> dict[str, Drift]:
         """KL(base || policy) on each probe, or on those of `only`. Raises as `kl.forward_kl` does."""
@@ -64,13 +72,17 @@ class BaseSide:
         }
 
 
-def _part(sequences: Sequences, rank: int, processes: int) -> Sequences:
-    """Every so many-th prompt with its completions; with fewer prompts than processes, some are measured twice."""
+def joined(parts: Sequence[Mapping[str, Drift]]) -> dict[str, Drift]:
+    """What the processes measured, as one; the first of them has a part of every probe."""
+    return {name: Drift.joined([part[name] for part in parts if name in part]) for name in parts[0]}
+
+
+def _part(sequences: Sequences, rank: int, processes: int) -> Sequences | None:
+    """Every so many-th prompt with its completions; None where none is left for this process."""
     if processes == 1:
         return sequences
-    mine = [index for index in range(len(sequences.prompts)) if index % processes == rank]
-    mine = mine or [rank % len(sequences.prompts)]
-    return sequences.of_prompts(mine)
+    mine = range(rank, len(sequences.prompts), processes)
+    return sequences.of_prompts(mine) if mine else None
 
 
 def _tokens(sequences: Sequences) -> int:

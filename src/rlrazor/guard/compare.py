@@ -38,6 +38,7 @@ from rlrazor.lm.models import (
     is_adapter,
     load,
     named_base,
+    tokenizer_of,
 )
 from rlrazor.lm.probes import GenericText, ProbeSettings, Prompt
 from rlrazor.lm.representation import representation_of_ids
@@ -164,11 +165,6 @@ def compare(
     notes = _check_order(pair)
     generic = (law.generic if law else generic) or GenericText.built_in()
     settings = (law.settings if law else settings) or ProbeSettings()
-    if len(prompts) < FEW_PROMPTS:
-        notes.append(
-            f"{len(prompts)} prompts are few: KL is uncertain, and the interval is widened by it. Give at least "
-            f"{FEW_PROMPTS}, better a hundred."
-        )
     try:
         found = _measure(pair, prompts, generic, settings, law, suite, told)
     except NotFiniteError as error:
@@ -176,12 +172,28 @@ def compare(
             f"The outputs of {pair.base} or {pair.tuned} are NaN or infinite: training has diverged, or {pair.dtype} "
             "is too coarse for them."
         ) from error
+    except torch.OutOfMemoryError as error:
+        raise RazorError(
+            "Out of memory: --dtype bfloat16 takes half of it; give fewer or shorter prompts, or a smaller "
+            "--max-new-tokens."
+        ) from error
+    measured = len(found.base_completions.prompts)
+    if measured < len(prompts):
+        notes.append(
+            f"{len(prompts) - measured} of the {len(prompts)} prompts are left out: they do not fit into the context "
+            f"with a completion of {settings.max_new_tokens} tokens."
+        )
+    if measured < FEW_PROMPTS:
+        notes.append(
+            f"{measured} prompts are few: KL is uncertain, and the interval is widened by it. Give at least "
+            f"{FEW_PROMPTS}, better a hundred."
+        )
     forecast, drawn = None, {FORWARD: found.forward, PROBE: found.probe, REVERSE: found.reverse}
     estimates = {name: of.per_completion for name, of in drawn.items()}
     if law is not None:
-        forecast = law.forecast({name: estimates[name] for name in (FORWARD, PROBE)}, level, prompts=prompts)
-        if (caution := law.caution(level)) is not None:
-            notes.append(f"The law's {caution}")
+        kls = {name: estimates[name] for name in (FORWARD, PROBE)}
+        forecast = law.forecast(kls, level, prompts=prompts if measured >= FEW_PROMPTS else "")
+        notes += law.cautions(level)
         if forecast.extrapolated:
             notes.append("KL is larger than in any run that the law was fitted to: the interval may be too narrow.")
     return Comparison(
@@ -210,7 +222,8 @@ def _check_order(pair: Pair) -> list[str]:
     swap, adapted = "The order is BASE TUNED", is_adapter(pair.tuned)
     if is_adapter(pair.base):
         raise RazorError(f"{pair.base} is an adapter, so it is not the base. {swap}.")
-    if Path(pair.base).exists() and Path(pair.tuned).exists() and Path(pair.base).samefile(pair.tuned):
+    there = Path(pair.base).exists() and Path(pair.tuned).exists()
+    if pair.base == pair.tuned or (there and Path(pair.base).samefile(pair.tuned)):
         raise RazorError(f"{pair.base} was given twice: compare a model with what it was fine-tuned from. {swap}.")
     trained = [(Path(of) / "trainer_state.json").is_file() for of in (pair.base, pair.tuned)]
     if trained == [True, False] and not adapted and not pair.as_given:
@@ -279,9 +292,9 @@ def _measure(
         tuned = load(pair.base, adapter=Path(pair.tuned), dtype=pair.dtype)
     else:
         tuned = load(pair.tuned, dtype=pair.dtype)
-    check_same_vocabulary(vocabulary, Vocabulary.of(tuned))
-    if getattr(tuned.tokenizer, "chat_template", None) != getattr(tokenizer, "chat_template", None):
-        notes.append("The two tokenizers have different chat templates; prompts are put into the base's.")
+    its_own = (tokenizer_of(pair.tuned) if adapted else None) or tuned.tokenizer
+    check_same_vocabulary(vocabulary, replace(Vocabulary.of(tuned), source=pair.tuned, tokens=its_own.get_vocab()))
+    notes += _tokenizer_notes(tokenizer, its_own, prompts, settings)
     told("the tuned model on the probes")
     drifts = {name: kl.forward_kl(probe, tuned.model) for name, probe in before.items()}
     del before
@@ -305,6 +318,25 @@ def _measure(
     reverse = kl.between(after, kl.Probe(tuned.model, own))
     scores = None if scores_before is None or scores_after is None else (scores_before, scores_after)
     return _Found(drifts[FORWARD], drifts[PROBE], reverse, new, own, tokenizer, cknna, scores, layers, notes)
+
+
+def _tokenizer_notes(base: Any, tuned: Any, prompts: Sequence[Prompt], settings: ProbeSettings) -> list[str]:
+    """What differs between two tokenizers of one vocabulary."""
+    notes = []
+    if getattr(tuned, "chat_template", None) != getattr(base, "chat_template", None):
+        notes.append("The two tokenizers have different chat templates; prompts are put into the base's.")
+    texts = [prompt for prompt in prompts if isinstance(prompt, str)]
+    plain = [probes.encode(tokenizer, texts, chat=False) for tokenizer in (base, tuned)]
+    if differing := sum(of_base != of_tuned for of_base, of_tuned in zip(*plain, strict=True)):
+        notes.append(
+            f"The two tokenizers turn {differing} of the {len(texts)} prompts into different tokens; the base's are "
+            "used."
+        )
+    if tuned.eos_token != base.eos_token:
+        notes.append(
+            f"The tuned model's tokenizer ends a text with {tuned.eos_token!r}, the base's with {base.eos_token!r}."
+        )
+    return notes
 
 
 def _free() -> None:
@@ -367,15 +399,23 @@ def _completions(sequences: Sequences, drift_: Drift, tokenizer: Any) -> list[li
 
 
 def pieces(tokenizer: Any, ids: Sequence[int]) -> list[str]:
-    """The text that each token adds. A character of several tokens comes with the last of them."""
-    shown, before = [], ""
+    """The text that each token adds. A character of several tokens comes with the last of them.
+
+    Each is decoded after the one before it, as what a token adds may depend on it: spaces of SentencePiece do.
+    """
+
+    def text(start: int, end: int) -> str:
+        return str(tokenizer.decode(list(ids[start:end]), clean_up_tokenization_spaces=False))
+
+    shown: list[str] = []
+    before = done = 0  # where the last complete piece begins and ends
     for end in range(1, len(ids) + 1):
-        text = str(tokenizer.decode(list(ids[:end])))
-        if text.endswith("\ufffd") and end < len(ids):
+        known, longer = text(before, done), text(before, end)
+        if longer.endswith("\ufffd") and end < len(ids):
             shown.append("")
             continue
-        shown.append(text[len(before) :])
-        before = text
+        shown.append(longer[len(known) :])
+        before, done = done, end
     return shown
 
 

@@ -66,17 +66,42 @@ class LawFile:
         them were measured): the law's residuals have that error in them. But always on fewer than FEW_PROMPTS. With a
         single prompt there is no standard error, and KL could be anything up to twice what was seen.
         """
-        found = prompts if isinstance(prompts, str) else content_hash(list(prompts))
-        same = found == self.prompts_hash and self.prompts_count >= FEW_PROMPTS
-        errors = {name: one.stderr if math.isfinite(one.stderr) else one.mean for name, one in kls.items()}
         means = {name: one.mean for name, one in kls.items()}
-        return self.forecaster.forecast(means, self.level if level is None else level, {} if same else errors)
+        errors = self._errors(kls, prompts)
+        return self.forecaster.forecast(means, self.level if level is None else level, errors)
+
+    def remaining(
+        self,
+        kls: Mapping[str, Estimate],
+        budget: float,
+        level: float | None = None,
+        *,
+        prompts: Sequence[Prompt] | str,
+        cautious: bool = False,
+    ) -> dict[str, float]:
+        """How many nats each KL may still grow until `forecast`, with `cautious` its upper end, reaches the budget."""
+        means = {name: one.mean for name, one in kls.items()}
+        wanted = self.level if level is None else level
+        return self.forecaster.remaining(
+            means, budget, cautious=cautious, level=wanted, stderr=self._errors(kls, prompts)
+        )
+
+    def _errors(self, kls: Mapping[str, Estimate], prompts: Sequence[Prompt] | str) -> dict[str, float]:
+        found = prompts if isinstance(prompts, str) else content_hash(list(prompts))
+        if found == self.prompts_hash and self.prompts_count >= FEW_PROMPTS:
+            return {}
+        return {name: one.stderr if math.isfinite(one.stderr) else one.mean for name, one in kls.items()}
 
     def caution(self, level: float | None = None) -> str | None:
         """A sentence where the interval cannot be of that level."""
         wanted = self.level if level is None else level
         found, runs = self.attainable(wanted), len(self.forecaster.left_out)
         return f"{runs} runs allow intervals of {found:.0%}, not of {wanted:.0%}." if found < wanted else None
+
+    def cautions(self, level: float | None = None) -> list[str]:
+        """Sentences on what a user of its forecasts has to know."""
+        useless = None if self.choice.useful else "No KL forecast better than guessing the mean: do not rely on it."
+        return [f"The law: {said}" for said in (useless, self.caution(level)) if said is not None]
 
     def describe(self, level: float | None = None) -> str:
         """One sentence: what the law is of, how many runs it rests on, and how well it forecasts."""
@@ -172,6 +197,8 @@ class LawFile:
     @classmethod
     def _from_json(cls, stored: Mapping[str, Any]) -> LawFile:
         law, interval, probe = _law_from_json(stored["law"]), stored["interval"], dict(stored["probe"])
+        if interval["floor"] != FLOOR:  # residuals are relative to it
+            raise ValueError(f"its intervals are of floor {interval['floor']}, not {FLOOR}")
         forecaster = Forecaster(
             law,
             tuple(
@@ -181,8 +208,11 @@ class LawFile:
             tuple(float(stored["highest"][name]) for name in law.columns),
             float(stored["prior"]["mean"]),
         )
-        if len(forecaster.left_out) < MIN_RUNS:
+        if len(forecaster.left_out) < MIN_RUNS or not all(run.residuals for run in forecaster.left_out):
             raise ValueError(f"it rests on {len(forecaster.left_out)} runs")
+        json.dumps(asdict(forecaster), allow_nan=False)  # raises: no comparison with a budget is true of NaN
+        if not 0 < float(interval["level"]) < 1:
+            raise ValueError(f"its level is {interval['level']}")
         choice = stored["choice"]
         candidates = tuple(Candidate(tuple(one["columns"]), float(one["error"])) for one in choice["candidates"])
         generic = probe.pop("generic")

@@ -24,12 +24,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from accelerate.state import AcceleratorState, is_initialized
+from accelerate.utils import DistributedType
+from safetensors import SafetensorError
 from transformers import TrainerCallback
 
 from rlrazor.errors import RazorError
 from rlrazor.forecast import FORWARD, PROBE, Forecast
 from rlrazor.guard import trackers
-from rlrazor.guard.base_side import BaseSide, kls_of
+from rlrazor.guard.base_side import BaseSide, joined, kls_of
 from rlrazor.guard.law_file import FEW_PROMPTS, LawFile
 from rlrazor.guard.overlap import count_overlap
 from rlrazor.lm import compute
@@ -53,7 +56,7 @@ OnBudget = Literal["warn", "stop", "keep"]
 KEPT = "within-budget"  # folder in the trainer's output folder: the last model whose forecast was within the budget
 LOG = "razor.jsonl"
 OVERHEAD = 0.05  # of training time, at the default setting
-TRAINING_COST = 3.0  # forward passes that an update costs per token: its own, and twice that for the gradients
+TRAINING_COST = 2.0  # forward passes that an update costs per token: its own, and one for the gradients of activations
 MEASURING_COST = 2.0  # ... and a measurement: its own, the products with two heads, and batches smaller than training's
 _NAMES = {FORWARD: "KL", PROBE: "KL on the probe"}
 # Steps between measurements, and how much of the probes those take, and the last.
@@ -187,6 +190,9 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
         self.last: BaseSide | None = None
         self.share = self.last_share = 1.0
         self.counter: _TokenCounter | None = None
+        self.training_cost = 0.0
+        self.rows: list[str] = []  # of the log
+        self.behind: set[str] = set()  # what could not be written to
         self.vocabulary: Any = None
         self.provenance: dict[str, str] = {}
         self.setup_seconds = 0.0
@@ -218,6 +224,8 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
                     "trainer as callbacks=[...], or measure the checkpoints afterwards with `razor pick`."
                 )
             self._prepare(args, model, kwargs.get("processing_class"))
+        if _is_sharded(args, unwrapped(model)):
+            raise _sharded()
         self._say_what_is_wrong(kwargs.get("train_dataloader"))
         path = self._log_path(args)
         earlier = _gather(_rows_until(path, state.global_step))[0]
@@ -229,13 +237,16 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
                 )
         if _is_first():
             self._set_aside(args, fresh=state.global_step == 0)
-            with atomic_path(path) as partial:
-                partial.write_text("".join(json.dumps(row) + "\n" for row in earlier), encoding="utf-8")
+            self.rows = [json.dumps(row) + "\n" for row in earlier]
+            self._write_log(path)
         self.last_seen = earlier[-1]["step"] if earlier else 0
         if self.every is None and earlier:
             self._plan(*(earlier[-1][name] for name in PLAN))
         if self.every is None and not getattr(args, "torch_compile", False):
             self.counter = _TokenCounter(unwrapped(model))
+            sizes = [(weight.numel(), weight.requires_grad) for weight in unwrapped(model).parameters()]
+            trained = sum(size for size, trains in sizes if trains) / sum(size for size, _ in sizes)
+            self.training_cost = TRAINING_COST + trained  # and one for the gradients of all weights
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> Any:
         """Measure where it is due: at every so many steps, and at the last."""
@@ -259,8 +270,8 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
         """Measure, report and act."""
         self.last_seen = state.global_step
         reading = self._measure(args, state, unwrapped(model), (self.last if last else self.thin) or self.base)
-        if reading is None:
-            _say(f"[razor] step {state.global_step}: the model's outputs are no longer finite; nothing was measured.")
+        if isinstance(reading, str):
+            _say(f"[razor] step {state.global_step}: {reading}; nothing was measured.")
             return
         self.readings.append(reading)
         self._report(args, reading)
@@ -274,11 +285,8 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
     def _prepare(self, args: Any, model: Any, processing_class: Any) -> None:
         start = time.perf_counter()
         model = unwrapped(model)
-        if getattr(args, "fsdp", None) or _is_sharded(model):
-            raise RazorError(
-                "ForgettingMonitor needs every process to hold the whole model, which FSDP and ZeRO-3 do not do. "
-                "Use DistributedDataParallel or ZeRO-2, or measure the checkpoints afterwards with `razor compare`."
-            )
+        if _is_sharded(args, model):
+            raise _sharded()
         processing_class = self.tokenizer or processing_class
         tokenizer = getattr(processing_class, "tokenizer", processing_class)
         if tokenizer is None:
@@ -306,6 +314,11 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
             raise RazorError(
                 "The model's outputs are NaN or infinite before training: its weights are damaged."
             ) from error
+        except torch.OutOfMemoryError as error:
+            raise RazorError(
+                "Out of memory while the base completes the prompts, before training: give fewer or shorter prompts, "
+                "or lower max_new_tokens in `settings`."
+            ) from error
         self.setup_seconds = time.perf_counter() - start
 
     def _say_what_is_wrong(self, dataloader: Any) -> None:
@@ -317,13 +330,21 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
             _say(f"[razor] {self.law.describe(self.level)}")
             if (caution := self.law.caution(self.level)) is not None:
                 _say(f"[razor] {caution}")
-        if len(self.prompts) < FEW_PROMPTS:
+        assert self.base is not None
+        for name, given in ((FORWARD, self.prompts), (PROBE, self.generic.prompts or self.generic.texts)):
+            if (missing := len(given) - self.base.whole[name]) > 0:
+                what = "prompts" if name == FORWARD else "rows of the generic probe"
+                _say(
+                    f"[razor] {missing} of the {len(given)} {what} are left out: they do not fit into the context with "
+                    f"a completion of {self.settings.max_new_tokens} tokens, or have none to measure."
+                )
+        if (few := self.base.whole[FORWARD]) < FEW_PROMPTS:
             _say(
-                f"[razor] {len(self.prompts)} prompts are few: KL is uncertain, and the interval is widened by it. "
+                f"[razor] {few} prompts are few: KL is uncertain, and the interval is widened by it. "
                 f"Give at least {FEW_PROMPTS}, better a hundred."
             )
-        ids = encode(self.vocabulary, self.prompts, self.settings.chat)
-        shared = count_overlap(self.prompts, ids, dataloader) if _is_first() else 0
+        forms = [encode(self.vocabulary, self.prompts, chat) for chat in {self.settings.chat, False}]
+        shared = count_overlap(self.prompts, list(zip(*forms, strict=True)), dataloader) if _is_first() else 0
         if shared:
             _say(
                 f"[razor] {shared} of the {len(self.prompts)} prompts are in the training set: KL on them is larger "
@@ -339,7 +360,7 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
         """
         assert self.base is not None
         seen = self.counter.remove() if self.counter else 0
-        allowed = OVERHEAD / 2 * TRAINING_COST * seen  # a step
+        allowed = OVERHEAD / 2 * self.training_cost * seen  # a step
         wanted = max(1, max_steps // MEASUREMENTS)
         if not allowed:
             self._plan(wanted, 1.0, 1.0)
@@ -362,25 +383,34 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
 
     # Measuring
 
-    def _measure(self, args: Any, state: Any, policy: Any, side: BaseSide | None) -> Reading | None:
-        """None where the policy has diverged."""
+    def _measure(self, args: Any, state: Any, policy: Any, side: BaseSide | None) -> Reading | str:
+        """A sentence where it cannot be done: the policy has diverged, or there is no memory for it."""
         start = time.perf_counter()
         assert side is not None
-        own: Mapping[str, Drift] | None = None
-        with compute.generators_untouched(), _as_in_training(args, policy), suppress(NotFiniteError):
-            own = side.measure(policy)
-        parts = [part for part in _gather(own) if part is not None]
-        if len(parts) < _processes():
-            return None
-        drifts = {name: Drift.joined([part[name] for part in parts]) for name in parts[0]}
+        own: Mapping[str, Drift] | str
+        with compute.generators_untouched(), _as_in_training(args, policy):
+            try:
+                own = side.measure(policy)
+            except NotFiniteError:
+                own = "the model's outputs are no longer finite"
+            except torch.OutOfMemoryError:
+                own = "out of memory"
+        parts = _gather(own)
+        failed = [part for part in parts if isinstance(part, str)]
+        if failed:
+            return str(failed[0])
+        drifts = joined(parts)
         kl = kls_of(drifts)
         forecast, level, remaining = None, None, {}
         within: bool | None = None
         if self.law is not None:
-            forecast = self.law.forecast(kl, self.level, prompts=self.prompts_hash if side is self.base else "")
+            known = side is self.base and side.whole[FORWARD] >= FEW_PROMPTS
+            forecast = self.law.forecast(kl, self.level, prompts=self.prompts_hash if known else "")
             level = self.law.attainable(self.level)
             if self.budget is not None:
-                remaining = self.law.forecaster.remaining({name: one.mean for name, one in kl.items()}, self.budget)
+                remaining = self.law.remaining(
+                    kl, self.budget, self.level, prompts=self.prompts_hash if known else "", cautious=self.cautious
+                )
                 within = (forecast.high if self.cautious else forecast.drop) <= self.budget
         return Reading(
             int(state.global_step),
@@ -400,13 +430,35 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
     # Acting
 
     def _report(self, args: Any, reading: Reading) -> None:
+        """What cannot be written is said once, and written when it can: no log is worth a training run."""
         if not _is_first():
             return
-        with self._log_path(args).open("a", encoding="utf-8") as file:
-            row = {**reading.as_json(), **{name: getattr(self, name) for name in PLAN}, **self.provenance}
-            file.write(json.dumps(row, allow_nan=False) + "\n")
-        trackers.send(args, reading.scalars(), reading.step)
+        row = {**reading.as_json(), **{name: getattr(self, name) for name in PLAN}, **self.provenance}
+        if self.law is not None:
+            row["law_useful"] = self.law.choice.useful
+        self.rows.append(json.dumps(row, allow_nan=False) + "\n")
+        self._write_log(self._log_path(args), last=True)
+        for name, error in trackers.send(args, reading.scalars(), reading.step).items():
+            self._is_behind(name, error)
         _say(reading.line())
+
+    def _write_log(self, path: Path, *, last: bool = False) -> None:
+        """All rows, or the last, where all others are there."""
+        try:
+            if last and "the log" not in self.behind:
+                with path.open("a", encoding="utf-8") as file:
+                    file.write(self.rows[-1])
+            else:
+                with atomic_path(path) as partial:
+                    partial.write_text("".join(self.rows), encoding="utf-8")
+                self.behind.discard("the log")
+        except (OSError, RazorError) as error:
+            self._is_behind("the log", error)
+
+    def _is_behind(self, what: str, error: Exception) -> None:
+        if what not in self.behind:
+            _say(f"[razor] {what} could not be written to ({error}); training goes on.")
+        self.behind.add(what)
 
     def _act(self, args: Any, control: Any, reading: Reading) -> None:
         assert reading.forecast is not None
@@ -430,14 +482,19 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
         hidden = folder.with_name(f".{KEPT}.old")
         if hidden.exists() and not folder.exists():
             hidden.rename(folder)
-        if fresh and self.on_budget == "keep" and folder.exists():
-            names = (folder.with_name(f"{KEPT}-of-earlier-run-{number}") for number in itertools.count(1))
-            earlier = next(name for name in names if not name.exists())
-            folder.rename(earlier)
-            _say(f"[razor] {KEPT} is an earlier run's: it is in {earlier.name} now.")
+        if not fresh:
+            return
+        for path in (folder, self._log_path(args)) if self.on_budget == "keep" else (self._log_path(args),):
+            if path.is_dir() or (path.is_file() and path.stat().st_size):
+                names = (
+                    path.with_name(f"{path.stem}-of-earlier-run-{number}{path.suffix}") for number in itertools.count(1)
+                )
+                earlier = next(name for name in names if not name.exists())
+                path.rename(earlier)
+                _say(f"[razor] {path.name} is an earlier run's: it is in {earlier.name} now.")
 
     def _keep(self, args: Any, model: Any, processing_class: Any, reading: Reading) -> None:
-        """The model, or its adapter, and what was measured of it: whole or not at all."""
+        """The model, or its adapter, and what was measured of it: whole, or what was kept before stays."""
         folder = Path(args.output_dir) / KEPT
         partial, old = folder.with_name(f".{KEPT}.tmp"), folder.with_name(f".{KEPT}.old")
         for leftover in (partial, old):
@@ -450,9 +507,14 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
             if folder.exists():
                 folder.rename(old)
             partial.rename(folder)
-        except OSError as error:
-            raise RazorError(f"The model within the budget cannot be written to {folder}: {error}.") from error
+        except (OSError, SafetensorError) as error:
+            there = "an earlier one is" if folder.exists() or old.exists() else "none is"
+            _say(
+                f"[razor] step {reading.step}: the model within the budget could not be written to {folder} ({error}); "
+                f"{there} there, and training goes on."
+            )
         finally:
+            shutil.rmtree(partial, ignore_errors=True)
             if old.exists() and not folder.exists():
                 old.rename(folder)
             shutil.rmtree(old, ignore_errors=True)
@@ -491,13 +553,25 @@ def _is_placed_later(args: Any, model: Any) -> bool:
     """Whether the trainer will move or cast the model as training begins: what is measured is what is trained."""
     device = getattr(args, "device", None)
     elsewhere = device is not None and next(model.parameters()).device.type != torch.device(device).type
-    return elsewhere or bool(getattr(args, "deepspeed", None))
+    # By the trainer's own argument, or by `accelerate launch`.
+    return elsewhere or any(getattr(args, name, None) for name in ("deepspeed", "deepspeed_plugin"))
 
 
-def _is_sharded(model: Any) -> bool:
-    """Whether parameters are partitioned by ZeRO-3, or are distributed tensors."""
+def _is_sharded(args: Any, model: Any) -> bool:
+    """Whether no process holds the whole model: FSDP, ZeRO-3, or distributed tensors."""
+    if getattr(args, "fsdp", None) or (
+        is_initialized() and AcceleratorState().distributed_type == DistributedType.FSDP
+    ):
+        return True
     return any(
         hasattr(parameter, "ds_id") or type(parameter.data).__name__ == "DTensor" for parameter in model.parameters()
+    )
+
+
+def _sharded() -> RazorError:
+    return RazorError(
+        "ForgettingMonitor needs every process to hold the whole model, which FSDP and ZeRO-3 do not do. Use "
+        "DistributedDataParallel or ZeRO-2, or measure the checkpoints afterwards with `razor compare`."
     )
 
 

@@ -3,36 +3,41 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Hashable, Sequence
+from collections.abc import Collection, Hashable, Sequence
 from itertools import islice
 from typing import Any
 
 from rlrazor.lm.probes import Prompt
 
 ROWS = 100_000  # of a training set that are looked at: more would take seconds
-COLUMNS = ("prompt", "text", "messages", "input_ids")
+IDS = ("prompt_ids", "prompt_input_ids", "input_ids")  # what TRL's trainers leave of a row: DPO's, older ones', SFT's
+COLUMNS = ("prompt", "text", "messages", *IDS)
 
 
-def count_overlap(prompts: Sequence[Prompt], ids: Sequence[Sequence[int]], dataloader: Any) -> int:
-    """How many of the prompts are in the training set, as far as that can be seen; `ids` are their tokens.
+def count_overlap(prompts: Sequence[Prompt], ids: Sequence[Collection[Sequence[int]]], dataloader: Any) -> int:
+    """How many of the prompts are in the training set, as far as that can be seen.
 
-    A row has a prompt when its `prompt` is it, or its `text`, its `messages` or its `input_ids` (what TRL leaves of a
-    row) begin with it. A set that streams, or packs several rows into one, is not looked into: 0.
+    `ids`: of each prompt its tokens, in every form in which they may be trained on, such as with and without a chat
+    template. A row has a prompt when its `prompt` is it, or its `text`, its `messages` or its token ids begin with it.
+    A set that streams, or packs several rows into one, is not looked into: 0.
     """
     dataset = getattr(dataloader, "dataset", None)
     columns = getattr(dataset, "column_names", None) or ()
     name = next((name for name in COLUMNS if name in columns), None)
     if dataset is None or name is None or not hasattr(dataset, "__len__"):
         return 0
-    keys: list[Any] = [tuple(row) for row in ids] if name == "input_ids" else [_said(prompt) for prompt in prompts]
-    wanted: set[Hashable] = set(keys)
-    lengths = sorted({len(key) for key in keys})
+    keys: list[set[Any]] = [
+        {tuple(form) for form in forms} if name in IDS else {_said(prompt)}
+        for prompt, forms in zip(prompts, ids, strict=True)
+    ]
+    wanted: set[Hashable] = set().union(*keys)
+    lengths = sorted({len(key) for key in wanted})  # type: ignore[arg-type]
     found: set[Hashable] = set()
     for value in islice(dataset[name], ROWS):
-        row = tuple(value) if name == "input_ids" else _said(value)
+        row = tuple(value) if name in IDS else _said(value)
         beginnings = [row] if name == "prompt" else [row[:length] for length in lengths]
         found |= wanted.intersection(beginnings)
-    return sum(key in found for key in keys)
+    return sum(not key.isdisjoint(found) for key in keys)
 
 
 def _said(prompt: Any) -> str:

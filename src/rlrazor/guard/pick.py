@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,8 +20,8 @@ import polars as pl
 
 from rlrazor import law as laws
 from rlrazor.errors import RazorError
-from rlrazor.forecast import FORWARD, PROBE
-from rlrazor.guard.law_file import LawFile
+from rlrazor.forecast import FORWARD, PROBE, Forecast
+from rlrazor.guard.law_file import FEW_PROMPTS, LawFile
 from rlrazor.lm.kl import Estimate
 from rlrazor.lm.probes import probe_hash
 from rlrazor.records import BASE
@@ -31,6 +32,9 @@ METRICS = (
 )
 """What is taken for the new-task score, unless one is named: the first of them that the run has logged."""
 
+# Metrics of which less is better, by how their names end.
+_LOWER = re.compile(r"loss$|(^|[^a-z])(perplexity|ppl|[wct]er|error|error_rate|r?mse|mae|nll|kl|bpb|bits_per_byte)$")
+
 LOG = "razor.jsonl"
 
 
@@ -38,7 +42,8 @@ LOG = "razor.jsonl"
 class Candidate:
     """A checkpoint. `new` is the metric's value; `drop` of the prior score, a fraction of 1, measured or forecast.
 
-    `low` and `high` are the ends of the forecast's interval, equal to `drop` where it was measured.
+    `low` and `high` are the ends of the forecast's interval, equal to `drop` where it was measured. `extrapolated`: its
+    KL is beyond what the law was fitted to.
     """
 
     name: str
@@ -48,11 +53,15 @@ class Candidate:
     low: float
     high: float
     measured: bool
+    extrapolated: bool = False
 
 
 @dataclass(frozen=True)
 class Pick:
-    """The candidates in order of training, those on the frontier, the recommended one, and why. `notes`: cautions."""
+    """The candidates in order of training, those on the frontier, the recommended one, and why. `notes`: cautions.
+
+    `level`: of the forecasts' intervals; None where drops were measured, or an old log does not say.
+    """
 
     candidates: Sequence[Candidate]
     frontier: Sequence[Candidate]
@@ -61,26 +70,36 @@ class Pick:
     metric: str
     lower_is_better: bool
     notes: Sequence[str]
+    level: float | None = None
 
 
 @dataclass(frozen=True)
 class Drop:
-    """A drop of the prior score at a step, and where it comes from."""
+    """A forecast drop of the prior score at a step, with its interval of that level.
+
+    `useful`: whether its law forecasts better than guessing.
+    """
 
     step: int
     drop: float
     low: float
     high: float
-    measured: bool = False
+    level: float | None = None
+    extrapolated: bool = False
+    useful: bool = True
 
-
-Measure = Callable[[Path], Drop]
+    @classmethod
+    def by(cls, law: LawFile, step: int, forecast: Forecast) -> Drop:
+        """What a law says."""
+        found = forecast.drop, forecast.low, forecast.high, law.attainable(), forecast.extrapolated
+        return cls(step, *found, law.choice.useful)
 
 
 def pick(
     folder: Path,
     *,
     metric: str | None = None,
+    lower_is_better: bool | None = None,
     budget: float | None = None,
     cautious: bool = False,
     law: LawFile | None = None,
@@ -90,24 +109,28 @@ def pick(
 
     With `budget`, the largest drop to accept, that is the best new-task score within it, by the forecast or, with
     `cautious`, by the upper end of its interval. Without one, the highest score minus drop, which takes a score that is
-    a fraction of 1. `metric`: of the trainer's log; `law` forecasts from the KLs in razor.jsonl;
-    `measure(checkpoint, step)` replaces that log.
+    a fraction of 1. `metric`: of the trainer's log, for which `lower_is_better` goes by its name (loss, perplexity,
+    error rates) unless it is given; `law` forecasts from the KLs in razor.jsonl; `measure(checkpoint, step)` replaces
+    that log.
 
     Raises RazorError where there are no checkpoints, no such metric, no forecast, or none within the budget.
     """
     if budget is not None and not 0 <= budget < 1:
         raise RazorError(f"A budget is a fraction of 1, such as 0.02 for two points of the prior score, not {budget}.")
     notes: list[str] = []
+    level: float | None = None
     if (folder / "records.parquet").exists():
+        if (metric, lower_is_better, law, measure) != (None,) * 4:
+            raise RazorError(f"{folder} is of a sweep, whose own measured scores are used: give a budget at most.")
         metric, candidates = "new", _of_records(folder)
     elif folder.is_dir():
-        metric, notes, candidates = _of_trainer(folder, metric, law, measure)
+        metric, notes, candidates, level = _of_trainer(folder, metric, law, measure)
     else:
         raise RazorError(f"There is no folder {folder}.")
-    lower = metric.endswith("loss")
+    lower = bool(_LOWER.search(metric.lower())) if lower_is_better is None else lower_is_better
     front = frontier(candidates, lower_is_better=lower)
     chosen, why = _recommend(candidates, front, metric, budget, cautious=cautious, lower=lower)
-    return Pick(candidates, front, chosen, why, metric, lower, notes)
+    return Pick(candidates, front, chosen, why, metric, lower, notes, level)
 
 
 def frontier(candidates: Sequence[Candidate], *, lower_is_better: bool = False) -> list[Candidate]:
@@ -196,12 +219,15 @@ def _of_records(folder: Path) -> list[Candidate]:
 
 def _of_trainer(
     folder: Path, metric: str | None, law: LawFile | None, measure: Callable[[Path, int], Drop] | None
-) -> tuple[str, list[str], list[Candidate]]:
+) -> tuple[str, list[str], list[Candidate], float | None]:
+    """The metric, cautions, the candidates, and the level of their intervals."""
     found = checkpoints(folder)
     history = _history(found)
     metric = _metric(history, metric)
     logged = None if measure else _drops(folder, law)
-    candidates, notes = [], []
+    candidates: list[Candidate] = []
+    drops: list[Drop] = []
+    notes: list[str] = []
     for step, path in found:
         entry = _latest(history, step, metric)
         if entry is None:
@@ -214,12 +240,19 @@ def _of_trainer(
         for name, at in ((metric, int(entry["step"])), ("the drop", drop.step)):
             if at < step:
                 notes.append(f"{path.name}: {name} is that of step {at}.")
+        if drop.extrapolated:
+            notes.append(f"{path.name}: KL is beyond what the law was fitted to: the interval may be too narrow.")
+        drops.append(drop)
         candidates.append(
-            Candidate(path.name, step, float(entry[metric]), drop.drop, drop.low, drop.high, drop.measured)
+            Candidate(path.name, step, float(entry[metric]), drop.drop, drop.low, drop.high, False, drop.extrapolated)
         )
     if not candidates:
         raise RazorError(f"No checkpoint of {folder} has both {metric} and a drop. {' '.join(notes)}")
-    return metric, notes, candidates
+    if law is not None:
+        notes += law.cautions()
+    elif not all(drop.useful for drop in drops):
+        notes.append("The law forecast no better than guessing the mean: do not rely on it.")
+    return metric, notes, candidates, drops[-1].level
 
 
 def checkpoints(folder: Path) -> list[tuple[int, Path]]:
@@ -297,8 +330,11 @@ def _drop(row: Mapping[str, Any], law: LawFile | None, path: Path) -> Drop | Non
     """What a row of the log says, or the law makes of it; None where neither says anything."""
     step = int(row["step"])
     if law is None:
-        shown = row.get("forecast")
-        return Drop(step, float(shown["drop"]), float(shown["low"]), float(shown["high"])) if shown else None
+        if not (shown := row.get("forecast")):
+            return None
+        drop, low, high = (float(shown[name]) for name in ("drop", "low", "high"))
+        beyond, useful = bool(shown.get("extrapolated")), bool(row.get("law_useful", True))
+        return Drop(step, drop, low, high, row.get("level"), beyond, useful)
     law.check_base(row["base"])
     if row["probe"] != probe_hash(law.settings, law.generic):
         raise RazorError(
@@ -306,8 +342,8 @@ def _drop(row: Mapping[str, Any], law: LawFile | None, path: Path) -> Drop | Non
             "checkpoints anew, with a base, prompts and the law."
         )
     kls = {name: _estimate(row[name], row[f"{name}_stderr"]) for name in (FORWARD, PROBE)}
-    found = law.forecast(kls, prompts=row["prompts_hash"] if row["whole"] else "")
-    return Drop(step, found.drop, found.low, found.high)
+    known = row["whole"] and row["prompts"][FORWARD] >= FEW_PROMPTS
+    return Drop.by(law, step, law.forecast(kls, prompts=row["prompts_hash"] if known else ""))
 
 
 def _rows(text: str) -> list[dict[str, Any]]:

@@ -12,16 +12,27 @@ from pathlib import Path
 from typing import Any
 
 
-def send(args: Any, scalars: Mapping[str, float], step: int) -> None:
-    """Send to each tracker of `args.report_to` that we know; one that has no run yet is passed over."""
+def send(args: Any, scalars: Mapping[str, float], step: int) -> dict[str, Exception]:
+    """Send to each tracker of `args.report_to` that we know; one that has no run yet is passed over.
+
+    What a tracker raises, such as a lost connection, is returned: it must not end training.
+    """
+    failed: dict[str, Exception] = {}
     for name in getattr(args, "report_to", None) or ():
         if name in _SENDERS:
-            _SENDERS[name](args, scalars, step)
+            try:
+                _SENDERS[name](args, scalars, step)
+            except Exception as error:  # a client library's own, of any type
+                failed[name] = error
+    return failed
 
 
 def _tensorboard(args: Any, scalars: Mapping[str, float], step: int) -> None:
     """Into the folder of the trainer's own events: TensorBoard shows the files of a folder as one run."""
-    from torch.utils.tensorboard import SummaryWriter
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:  # the trainer takes either
+        from tensorboardX import SummaryWriter  # type: ignore[import-not-found,no-redef]
 
     given = os.environ.get("TENSORBOARD_LOGGING_DIR")
     runs = [Path(given).expanduser()] if given else list((Path(args.output_dir) / "runs").glob("*"))

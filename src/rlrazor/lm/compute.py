@@ -22,6 +22,13 @@ def prepare_process() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
+def leave_progress_to_us() -> None:
+    """No bars of transformers, for a command that draws its own: two bars on one terminal garble each other."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+
+
 def device() -> torch.device:
     """The accelerator where there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -61,6 +61,11 @@ class Outcome:
         return Estimate.over(values) if values else None
 
     @property
+    def level(self) -> float:
+        """What the intervals promise, the lowest of all units: with few runs it is less than LEVEL."""
+        return min(unit.trial.level for unit in self.units)
+
+    @property
     def failed(self) -> list[Unit]:
         """The units on which it failed."""
         return [unit for unit in self.units if unit.trial.coverage < FAILS]
@@ -93,7 +98,9 @@ def section(study: Study) -> Section:
         "training loss a quadratic, which may fall. Coverage, width and error are means over a unit’s checkpoints, "
         "then over units, ± half the 95 % t-interval over units, which share most of their fits: take it as a guide. "
         "A unit is a method on a task in a seed, or a task in a seed. Error: mean absolute error of the drop, accuracy "
-        "points. A forecast has failed on a unit where the interval holds less than three quarters of its checkpoints. "
+        "points. Where a law rests on fewer than nine runs, no interval of 90 % is finite, and K runs’ is of "
+        "K/(K + 1). A forecast has failed on a unit where the interval holds less than three quarters of its "
+        "checkpoints. "
         "The generic probe is, on ParityMNIST, the unlabelled test images of the prior task; on the tiny model, "
         "prompts like the prior tasks’, completed by the base: as near to the prior tasks as a probe can be.",
     )
@@ -155,7 +162,8 @@ def _sentence(label: str, left_out: str, found: Sequence[Outcome]) -> str:
     coverage, width = best.mean("coverage"), best.mean("width")
     said = (
         f"{label}, {SPLITS[left_out]}: {best.predictor} is wrong by {written(errors[best.predictor])} points, its "
-        f"90 % interval holds {written(coverage)} % of checkpoints and is {written(width)} points wide"
+        f"{100 * best.level:.0f} % interval holds {written(coverage)} % of checkpoints and is {written(width)} points "
+        "wide"
     )
     others = [
         f"{one.predictor} {written(errors[one.predictor])} points ({percent(_mean(one.mean('coverage')))} % held)"
@@ -175,6 +183,9 @@ def _mean(estimate: Estimate | None) -> float:
 
 
 def _table(outcomes: Sequence[Outcome], family: str, left_out: str) -> Table:
+    found = _of(outcomes, family, left_out)
+    low = min((one.level for one in found), default=LEVEL)
+    of_fewer = f", intervals of {percent(low)} %, as there are few runs" if low < LEVEL else ""
     rows = [
         [
             one.predictor,
@@ -184,10 +195,10 @@ def _table(outcomes: Sequence[Outcome], family: str, left_out: str) -> Table:
             written(one.mean("error")),
             f"{len(one.failed)} of {len(one.units)}",
         ]
-        for one in _of(outcomes, family, left_out)
+        for one in found
     ]
     headers = ["forecast by", "coverage, %", "lowest, %", "width, points", "error, points", "failed on"]
-    return Table(f"{FAMILIES[family]}, {SPLITS[left_out]}", headers, rows)
+    return Table(f"{FAMILIES[family]}, {SPLITS[left_out]}{of_fewer}", headers, rows)
 
 
 def _failures(outcomes: Sequence[Outcome]) -> Table:
