@@ -283,11 +283,26 @@ def test_a_tokenizer_that_changed_is_refused_or_noted(folders: Path, tmp_path: P
     assert ["different chat templates" in note for note in notes(template)] == [True]
     assert ["ends a text with 'a', the base's with ';'" in note for note in notes(eos)] == [True]
     assert ["different tokens; the base's are used" in note for note in notes(split)] == [True]
+    turns: list[Any] = [[{"role": "user", "content": "a0b"}], "0ab"]
+    normal = char_tokenizer()
+    normal.chat_template = split.chat_template = "{{ messages[0]['content'] }}"
+    for name, model, tokenizer in (("b", tiny_llama(), normal), ("t", moved(tiny_llama()), split)):
+        saved(tmp_path / name, model, tokenizer)
+    of_turns = compare(Pair(str(tmp_path / "b"), str(tmp_path / "t")), turns, settings=SETTINGS, generic=GENERIC)
+    assert any("turn 2 of the 2 prompts into different tokens" in note for note in of_turns.notes)
     # An adapter's own, where it was saved with it.
     shutil.copytree(folders / "adapter", tmp_path / "adapter")
     template.save_pretrained(tmp_path / "adapter")
     adapter = pair(folders, str(tmp_path / "adapter"))
     assert "different chat templates" in compare(adapter, PROMPTS, settings=SETTINGS, generic=GENERIC).notes[0]
+    more = char_tokenizer()
+    more.add_special_tokens({"pad_token": "<more>"})
+    more.save_pretrained(tmp_path / "adapter")
+    (tmp_path / "adapter" / "chat_template.jinja").unlink()
+    assert (
+        "has 1 tokens more than the base's, such as <more>"
+        in compare(adapter, PROMPTS, settings=SETTINGS, generic=GENERIC).notes[0]
+    )
     char_tokenizer("zyxwvutsrqponmlkjihgfedcba0123456789+-=: \n").save_pretrained(tmp_path / "adapter")
     with pytest.raises(RazorError, match="different vocabularies"):
         compare(adapter, PROMPTS, settings=SETTINGS, generic=GENERIC)

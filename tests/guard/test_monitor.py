@@ -29,6 +29,7 @@ from rlrazor.errors import RazorError
 from rlrazor.guard import ForgettingMonitor, trackers
 from rlrazor.guard import monitor as monitoring
 from rlrazor.guard.base_side import BaseSide, joined
+from rlrazor.guard.outputs import KeptModel
 from rlrazor.guard.overlap import count_overlap
 from rlrazor.lm import kl, probes
 from rlrazor.lm.models import add_lora
@@ -262,7 +263,7 @@ def test_what_an_earlier_run_kept_is_not_taken_for_this_ones(tmp_path: Path, cap
     sft(tmp_path, [over], model)
     assert [reading.within for reading in over.readings] == [False, False]
     out = capfd.readouterr().out
-    assert "no measured model was within it to keep" in out
+    assert "no measured model within it is kept" in out
     assert "is an earlier run's" in out
     assert not kept.exists()
     assert (tmp_path / "within-budget-of-earlier-run-1" / "earlier").exists()
@@ -508,7 +509,7 @@ def test_what_cannot_be_written_does_not_end_training(
         raise ConnectionError("no route")
 
     class Obstacles(TrainerCallback):  # type: ignore[misc]
-        """Before steps 2 to 4 the log is a folder; from step 3 on models cannot be saved."""
+        """Before steps 2 to 4 the log is a folder; models cannot be saved from step 3 on, tokenizers from step 5."""
 
         def on_step_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
             log, aside = tmp_path / "razor.jsonl", tmp_path / "aside"
@@ -520,6 +521,9 @@ def test_what_cannot_be_written_does_not_end_training(
                 aside.rename(log)
             if state.global_step == 2:
                 monkeypatch.setattr(model, "save_pretrained", self.full)
+            if state.global_step == 4:
+                monkeypatch.setattr(model, "save_pretrained", lambda folder, **_: folder.mkdir())
+                monkeypatch.setattr(tokenizer, "save_pretrained", self.full_for_tokenizers)
 
         @staticmethod
         def full(folder: Path, **_: Any) -> None:
@@ -527,8 +531,12 @@ def test_what_cannot_be_written_does_not_end_training(
             (folder / "model.safetensors").write_text("half")
             raise SafetensorError("No space left on device")
 
+        @staticmethod
+        def full_for_tokenizers(folder: Path) -> None:
+            raise Exception("No space left on device (os error 28)")  # as tokenizers does
+
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(run="run", log=offline))
-    model = tiny_llama()
+    model, tokenizer = tiny_llama(), char_tokenizer()
     watching = monitor(tmp_path, law_of(model), every=1, budget=0.9, on_budget="keep")
     trainer = SFTTrainer(
         model,
@@ -537,16 +545,16 @@ def test_what_cannot_be_written_does_not_end_training(
             report_to="none", use_cpu=True, disable_tqdm=True, save_strategy="no",
         ),
         train_dataset=Dataset.from_list(ROWS),
-        processing_class=char_tokenizer(),
+        processing_class=tokenizer,
         callbacks=[Obstacles(), watching],
     )  # fmt: skip
     trainer.args.report_to = ["wandb"]
     trainer.train()
     out = capfd.readouterr().out
-    assert out.count("the log could not be written to") == 1
-    assert out.count("wandb could not be written to (no route)") == 1
+    assert out.count("razor.jsonl cannot be written ([Errno 21] Is a directory") == 1
+    assert out.count("wandb does not take what was measured (no route); training goes on") == 1
     assert out.count("the model within the budget could not be written to") == 4
-    assert "an earlier one is there" in out
+    assert out.count("the model of step 2 is there, and training goes on") == 4
     rows = rows_of(tmp_path / "razor.jsonl")
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
     assert json.loads((tmp_path / "within-budget" / "razor.json").read_text())["step"] == 2
@@ -563,6 +571,55 @@ def test_without_a_law_it_says_so(tmp_path: Path, capfd: pytest.CaptureFixture[s
     assert "uncalibrated: no law, so no forecast" in out
     assert few.generic == GenericText.built_in()
     assert few.readings[0].within is None
+
+
+def test_what_is_in_the_way_is_said_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def immovable(*_: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    with pytest.raises(RazorError, match=r"log is a file, and .* is a folder"):
+        monitor(tmp_path, log=tmp_path)
+    (tmp_path / "there").write_text("")
+    with pytest.raises(RazorError, match=r"log\.jsonl cannot be read \(Not a directory\)"):
+        sft(tmp_path / "run", [monitor(tmp_path, log=tmp_path / "there" / "log.jsonl")])
+    earlier = tmp_path / "latin.jsonl"
+    earlier.write_bytes(b"\xe9\n")
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", immovable)
+        with pytest.raises(RazorError, match=r"latin\.jsonl is an earlier run's and cannot be renamed"):
+            sft(tmp_path / "run", [monitor(tmp_path, log=earlier)])
+    assert earlier.read_bytes() == b"\xe9\n"
+    sft(tmp_path / "run", [monitor(tmp_path, log=earlier, every=6)])
+    assert (tmp_path / "latin-of-earlier-run-1.jsonl").read_bytes() == b"\xe9\n"
+    assert [row["step"] for row in rows_of(earlier)] == [6]
+
+
+def test_a_kept_model_is_never_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever rename fails, and however often."""
+    said: list[str] = []
+    kept, model = KeptModel(tmp_path / "kept", said.append), tiny_llama()
+    assert kept.step is None
+    for step in (1, 2):
+        kept.save(model, None, {"step": step})
+        assert kept.step == step
+    rename, count = Path.rename, 0
+
+    def failing(path: Path, target: Path) -> Path:
+        nonlocal count
+        count += 1
+        if count > 1:  # the first sets the old one aside
+            raise PermissionError(13, "Permission denied")
+        return rename(path, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", failing)
+        kept.save(model, None, {"step": 3})
+        kept.save(model, None, {"step": 4})
+    assert len(said) == 2
+    assert "no model is there" in said[0]
+    kept.save(model, None, {"step": math.nan})  # which JSON does not take
+    assert "the model of step 2 is there" in said[2]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["kept"]
 
 
 def test_prompts_that_do_not_fit_are_counted(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -596,6 +653,13 @@ def test_prompts_that_are_trained_on_are_counted(tmp_path: Path, capfd: pytest.C
     assert count_overlap(prompts, ids, loader([{"prompt_ids": [8], "chosen_ids": [3, 4]}])) == 1
     assert count_overlap(prompts, ids, loader([{"other": [1, 2]}])) == 0
     assert count_overlap(prompts, ids, SimpleNamespace(dataset=iter([]))) == 0
+    # What it cannot read is no match, whatever it is.
+    assert count_overlap(prompts, ids, loader([{"prompt": None}, {"prompt": "ab"}])) == 1
+    for odd in (3, ["ab"], [[1]], [{"content": [{"type": "image"}], "role": "user"}]):
+        assert count_overlap(prompts, ids, loader([{"text": odd}])) == 0
+        assert count_overlap(prompts, ids, loader([{"input_ids": odd}])) == 0
+    tensors = SimpleNamespace(dataset=Dataset.from_list([{"input_ids": [3, 4, 9]}]).with_format("torch"))
+    assert count_overlap(prompts, ids, tensors) == 1
     watching = ForgettingMonitor(
         [ROWS[0]["prompt"], "zz="], settings=SETTINGS, generic=GENERIC, cache_dir=tmp_path, every=6
     )
@@ -623,6 +687,9 @@ def test_what_cannot_be_watched_is_refused(tmp_path: Path, monkeypatch: pytest.M
             ForgettingMonitor(PROMPTS, law, **arguments)
     with pytest.raises(RazorError, match="no prompts"):
         sft(tmp_path, [ForgettingMonitor([], cache_dir=tmp_path)])
+    for odd in ({"prompt": "ab"}, ["ab"], 3):
+        with pytest.raises(RazorError, match="Prompt 2 is neither text nor a list of turns"):
+            sft(tmp_path, [ForgettingMonitor(["ab:", odd], cache_dir=tmp_path)])  # type: ignore[list-item]
     with pytest.raises(RazorError, match="Prompt 1 is empty"):
         sft(tmp_path, [ForgettingMonitor([""], cache_dir=tmp_path)])
     empty = tmp_path / "empty.txt"

@@ -4,10 +4,12 @@ import json
 import shutil
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import polars as pl
 import pytest
+import torch
 from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
 
@@ -15,9 +17,11 @@ from laws import GENERIC, PROMPTS, SETTINGS, law_of
 from rlrazor.cli import main
 from rlrazor.errors import RazorError
 from rlrazor.guard import ForgettingMonitor
+from rlrazor.guard.base_side import BaseSide
 from rlrazor.guard.pick import Candidate, Drop, frontier, pick
 from rlrazor.lm import kl, probes
 from rlrazor.lm.models import load
+from rlrazor.lm.sampling import NotFiniteError
 from tiny_models import char_tokenizer, saved, tiny_llama
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
@@ -105,6 +109,7 @@ def test_the_best_within_the_budget_or_score_minus_drop(tmp_path: Path) -> None:
     ("metric", "lower"),
     [
         ("eval_wer", True), ("eval_perplexity", True), ("eval_error_rate", True), ("eval_rmse", True), ("kl", True),
+        ("eval_bpc", True), ("eval_neg_log_loss", False),
         ("eval_answer", False), ("eval_reward", False), ("eval_clear", False), ("eval_terse", False),
     ],
 )  # fmt: skip
@@ -235,7 +240,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_real_trainers_folder_with_a_law_or_measured_anew(
-    trained: Path, capfd: pytest.CaptureFixture[str], tmp_path: Path
+    trained: Path, capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command = ["pick", str(trained / "run"), "--metric", "mean_token_accuracy"]
     assert main(command) == 2
@@ -256,6 +261,25 @@ def test_a_real_trainers_folder_with_a_law_or_measured_anew(
         expected = kl.forward_kl(text, tuned.model).per_completion.mean
         forecast = law_of(base.model, scale=20.0).forecaster.forecast({"kl_probe": expected})
         assert other["drop"] == pytest.approx(forecast.drop, rel=1e-3)
+    short = tmp_path / "short.txt"
+    short.write_text("\n".join([*PROMPTS[:3], "a" * 70]))
+    again = ["--base", str(trained / "base"), "--prompts", str(short)]
+    assert main([*command, *law, *again]) == 0
+    out = " ".join(capfd.readouterr().out.split())
+    assert "1 of the 4 prompts are left out" in out
+    assert "3 prompts are few" in out
+    for error, message in (
+        (torch.OutOfMemoryError("CUDA out of memory"), "Out of memory: --dtype bfloat16"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "Out of memory: --dtype bfloat16"),
+        (NotFiniteError("logits"), "NaN or infinite"),
+    ):
+        for name in ("of", "measure"):
+            with monkeypatch.context() as patched:
+                patched.setattr(BaseSide, name, Mock(side_effect=error))
+                assert main([*command, *law, *measure]) == 2
+            err = capfd.readouterr().err
+            assert message in err
+            assert "Traceback" not in err
     few = law_of(base.model, runs=4, scale=20.0)
     few.save(tmp_path / "few.json")
     assert main([*command, "--law", str(tmp_path / "few.json")]) == 0

@@ -61,7 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise RazorError("To measure checkpoints, give all of --base, --prompts and --law.")
     columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), TimeRemainingColumn(compact=True))
     with Progress(*columns, console=Console(stderr=True), transient=True, disable=not measuring) as progress:
-        measure = None
+        measure, cautions = None, list[str]()
         if measuring:
             assert law is not None
             task = progress.add_task("the base on the probes", total=len(checkpoints(arguments.folder)) + 1)
@@ -69,7 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
             def told(step: str) -> None:
                 progress.update(task, advance=1, description=step)
 
-            measure = _measuring(arguments.base, arguments.prompts, arguments.dtype, law, told)
+            measure, cautions = _measuring(arguments.base, arguments.prompts, arguments.dtype, law, told)
         found = pick(
             arguments.folder,
             metric=arguments.metric,
@@ -79,6 +79,7 @@ def run(arguments: argparse.Namespace) -> int:
             law=law,
             measure=measure,
         )
+    found = replace(found, notes=[*cautions, *found.notes])
     if arguments.json:
         print(json.dumps({"folder": str(arguments.folder), **asdict(found)}, indent=2))
     else:
@@ -94,12 +95,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _measuring(
     base: str, prompts: Path, dtype: str, law: "LawFile", told: Callable[[str], None]
-) -> "Callable[[Path, int], Drop]":
-    """Measures a checkpoint, full or an adapter, against the base, whose side is computed once."""
-    import torch
-
+) -> "tuple[Callable[[Path, int], Drop], list[str]]":
+    """Measures a checkpoint, full or an adapter, against the base, whose side is computed once; and cautions."""
     from rlrazor.forecast import FORWARD
-    from rlrazor.guard.base_side import BaseSide, kls_of
+    from rlrazor.guard.base_side import BaseSide, cautions_of, kls_of
     from rlrazor.guard.law_file import FEW_PROMPTS
     from rlrazor.guard.pick import Drop
     from rlrazor.lm import compute
@@ -107,39 +106,44 @@ def _measuring(
     from rlrazor.lm.probes import default_cache, read_prompts
     from rlrazor.lm.sampling import NotFiniteError
 
+    no_memory = "Out of memory: --dtype bfloat16 takes half of it; fewer or shorter prompts take less."
     compute.prepare_process()
     compute.leave_progress_to_us()
-    own = load(base, dtype=dtype)
-    law.check(own.model, own.tokenizer)
     asked = read_prompts(prompts)
-    side = BaseSide.of(own.model, own.tokenizer, asked, law.generic, law.settings, cache_dir=default_cache())
+    try:
+        with compute.memory_errors(no_memory):
+            own = load(base, dtype=dtype)
+            law.check(own.model, own.tokenizer)
+            side = BaseSide.of(own.model, own.tokenizer, asked, law.generic, law.settings, cache_dir=default_cache())
+    except NotFiniteError as error:
+        raise RazorError(f"The outputs of {base} are NaN or infinite: {dtype} is too coarse for them.") from error
     vocabulary = Vocabulary.of(own)
-    whole = side.whole[FORWARD] >= FEW_PROMPTS
+    known = asked if side.whole[FORWARD] >= FEW_PROMPTS else ""
     del own
     told("checkpoints")
 
     def measure(path: Path, step: int) -> Drop:
-        tuned = load(base, adapter=path, dtype=dtype) if is_adapter(path) else load(path, dtype=dtype)
-        its_own = (tokenizer_of(path) if is_adapter(path) else None) or tuned.tokenizer
-        check_same_vocabulary(vocabulary, replace(Vocabulary.of(tuned), source=str(path), tokens=its_own.get_vocab()))
         try:
-            kls = kls_of(side.measure(tuned.model))
+            with compute.memory_errors(no_memory):
+                tuned = load(base, adapter=path, dtype=dtype) if is_adapter(path) else load(path, dtype=dtype)
+                its_own = (tokenizer_of(path) if is_adapter(path) else None) or tuned.tokenizer
+                check_same_vocabulary(
+                    vocabulary, replace(Vocabulary.of(tuned), source=str(path), tokens=its_own.get_vocab())
+                )
+                kls = kls_of(side.measure(tuned.model))
         except NotFiniteError as error:
             raise RazorError(f"The outputs of {path} are NaN or infinite: training has diverged there.") from error
-        except torch.OutOfMemoryError as error:
-            raise RazorError("Out of memory: --dtype bfloat16 takes half of it, fewer prompts take less.") from error
-        found = law.forecast(kls, prompts=asked if whole else "")
         told(path.name)
-        return Drop.by(law, step, found)
+        return Drop.by(law, step, law.forecast(kls, prompts=known))
 
-    return measure
+    return measure, cautions_of(side.whole, asked, law.generic, law.settings)
 
 
 def _table(found: "Pick") -> Table:
     measured = found.candidates[0].measured
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("checkpoint")
-    table.add_column(found.metric, justify="right")
+    table.add_column(f"{found.metric}{', less is better' if found.lower_is_better else ''}", justify="right")
     level = "" if found.level is None else f" ({found.level:.0%} interval)"
     table.add_column("measured drop, points" if measured else f"forecast drop, points{level}", justify="right")
     table.add_column("")

@@ -77,6 +77,28 @@ def joined(parts: Sequence[Mapping[str, Drift]]) -> dict[str, Drift]:
     return {name: Drift.joined([part[name] for part in parts if name in part]) for name in parts[0]}
 
 
+def cautions_of(
+    measured: Mapping[str, int], prompts: Sequence[Prompt], generic: GenericText, settings: ProbeSettings
+) -> list[str]:
+    """Sentences on what of the probes is measured, of which `measured` counts the prompts, and whether it is enough."""
+    said = []
+    for name, given in ((FORWARD, prompts), (PROBE, generic.prompts or generic.texts)):
+        if (missing := len(given) - measured[name]) > 0:
+            what = "prompts" if name == FORWARD else "rows of the generic probe"
+            why = (
+                "they have no two tokens"
+                if name == PROBE and generic.texts
+                else f"they do not fit into the context with a completion of {settings.max_new_tokens} tokens"
+            )
+            said.append(f"{missing} of the {len(given)} {what} are left out: {why}.")
+    if (few := measured[FORWARD]) < FEW_PROMPTS:
+        said.append(
+            f"{few} prompts are few: KL is uncertain, and the interval is widened by it. Give at least {FEW_PROMPTS}, "
+            "better a hundred."
+        )
+    return said
+
+
 def _part(sequences: Sequences, rank: int, processes: int) -> Sequences | None:
     """Every so many-th prompt with its completions; None where none is left for this process."""
     if processes == 1:

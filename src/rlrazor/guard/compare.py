@@ -25,8 +25,9 @@ from rlrazor import drift
 from rlrazor.drift.representation import NEIGHBOURS
 from rlrazor.errors import RazorError
 from rlrazor.forecast import FORWARD, PROBE, Forecast
+from rlrazor.guard.base_side import cautions_of
 from rlrazor.guard.law_file import FEW_PROMPTS, LawFile
-from rlrazor.lm import kl, prior, probes
+from rlrazor.lm import compute, kl, prior, probes
 from rlrazor.lm.kl import Drift, Estimate, Sequences
 from rlrazor.lm.models import (
     AdaptedWeights,
@@ -46,6 +47,7 @@ from rlrazor.lm.sampling import NotFiniteError
 
 REVERSE = "kl_reverse"
 STEPS = 6  # of the progress
+NO_MEMORY = "Out of memory: --dtype bfloat16 takes half of it; fewer or shorter prompts and completions take less."
 Told = Callable[[str], None]
 
 
@@ -166,33 +168,20 @@ def compare(
     generic = (law.generic if law else generic) or GenericText.built_in()
     settings = (law.settings if law else settings) or ProbeSettings()
     try:
-        found = _measure(pair, prompts, generic, settings, law, suite, told)
+        with compute.memory_errors(NO_MEMORY):
+            found = _measure(pair, prompts, generic, settings, law, suite, told)
     except NotFiniteError as error:
         raise RazorError(
             f"The outputs of {pair.base} or {pair.tuned} are NaN or infinite: training has diverged, or {pair.dtype} "
             "is too coarse for them."
         ) from error
-    except torch.OutOfMemoryError as error:
-        raise RazorError(
-            "Out of memory: --dtype bfloat16 takes half of it; give fewer or shorter prompts, or a smaller "
-            "--max-new-tokens."
-        ) from error
-    measured = len(found.base_completions.prompts)
-    if measured < len(prompts):
-        notes.append(
-            f"{len(prompts) - measured} of the {len(prompts)} prompts are left out: they do not fit into the context "
-            f"with a completion of {settings.max_new_tokens} tokens."
-        )
-    if measured < FEW_PROMPTS:
-        notes.append(
-            f"{measured} prompts are few: KL is uncertain, and the interval is widened by it. Give at least "
-            f"{FEW_PROMPTS}, better a hundred."
-        )
+    measured = {FORWARD: found.forward.n_prompts, PROBE: found.probe.n_prompts}
+    notes += cautions_of(measured, prompts, generic, settings)
     forecast, drawn = None, {FORWARD: found.forward, PROBE: found.probe, REVERSE: found.reverse}
     estimates = {name: of.per_completion for name, of in drawn.items()}
     if law is not None:
         kls = {name: estimates[name] for name in (FORWARD, PROBE)}
-        forecast = law.forecast(kls, level, prompts=prompts if measured >= FEW_PROMPTS else "")
+        forecast = law.forecast(kls, level, prompts=prompts if measured[FORWARD] >= FEW_PROMPTS else "")
         notes += law.cautions(level)
         if forecast.extrapolated:
             notes.append("KL is larger than in any run that the law was fitted to: the interval may be too narrow.")
@@ -294,7 +283,7 @@ def _measure(
         tuned = load(pair.tuned, dtype=pair.dtype)
     its_own = (tokenizer_of(pair.tuned) if adapted else None) or tuned.tokenizer
     check_same_vocabulary(vocabulary, replace(Vocabulary.of(tuned), source=pair.tuned, tokens=its_own.get_vocab()))
-    notes += _tokenizer_notes(tokenizer, its_own, prompts, settings)
+    notes += _tokenizer_notes(tokenizer, its_own, prompts)
     told("the tuned model on the probes")
     drifts = {name: kl.forward_kl(probe, tuned.model) for name, probe in before.items()}
     del before
@@ -320,14 +309,16 @@ def _measure(
     return _Found(drifts[FORWARD], drifts[PROBE], reverse, new, own, tokenizer, cknna, scores, layers, notes)
 
 
-def _tokenizer_notes(base: Any, tuned: Any, prompts: Sequence[Prompt], settings: ProbeSettings) -> list[str]:
-    """What differs between two tokenizers of one vocabulary."""
+def _tokenizer_notes(base: Any, tuned: Any, prompts: Sequence[Prompt]) -> list[str]:
+    """What differs between two tokenizers to which the base's tokens mean the same."""
     notes = []
+    if more := sorted(set(tuned.get_vocab()) - set(base.get_vocab())):
+        notes.append(f"The tuned model's tokenizer has {len(more)} tokens more than the base's, such as {more[0]}.")
     if getattr(tuned, "chat_template", None) != getattr(base, "chat_template", None):
         notes.append("The two tokenizers have different chat templates; prompts are put into the base's.")
-    texts = [prompt for prompt in prompts if isinstance(prompt, str)]
-    plain = [probes.encode(tokenizer, texts, chat=False) for tokenizer in (base, tuned)]
-    if differing := sum(of_base != of_tuned for of_base, of_tuned in zip(*plain, strict=True)):
+    said = [[prompt] if isinstance(prompt, str) else [turn["content"] for turn in prompt] for prompt in prompts]
+    texts = [[text for text in parts if isinstance(text, str)] for parts in said]
+    if differing := sum(base(parts)["input_ids"] != tuned(parts)["input_ids"] for parts in texts if parts):
         notes.append(
             f"The two tokenizers turn {differing} of the {len(texts)} prompts into different tokens; the base's are "
             "used."

@@ -12,13 +12,9 @@ Left out: models sharded over processes (FSDP, ZeRO-3), whose parameters no proc
 
 from __future__ import annotations
 
-import itertools
-import json
 import math
-import shutil
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -26,14 +22,14 @@ from typing import Any, Literal
 import torch
 from accelerate.state import AcceleratorState, is_initialized
 from accelerate.utils import DistributedType
-from safetensors import SafetensorError
 from transformers import TrainerCallback
 
 from rlrazor.errors import RazorError
 from rlrazor.forecast import FORWARD, PROBE, Forecast
 from rlrazor.guard import trackers
-from rlrazor.guard.base_side import BaseSide, joined, kls_of
+from rlrazor.guard.base_side import BaseSide, cautions_of, joined, kls_of
 from rlrazor.guard.law_file import FEW_PROMPTS, LawFile
+from rlrazor.guard.outputs import KeptModel, Log, rows_until
 from rlrazor.guard.overlap import count_overlap
 from rlrazor.lm import compute
 from rlrazor.lm.kl import Drift, Estimate
@@ -50,7 +46,6 @@ from rlrazor.lm.probes import (
     read_prompts,
 )
 from rlrazor.lm.sampling import NotFiniteError
-from rlrazor.store import atomic_path
 
 OnBudget = Literal["warn", "stop", "keep"]
 KEPT = "within-budget"  # folder in the trainer's output folder: the last model whose forecast was within the budget
@@ -58,6 +53,10 @@ LOG = "razor.jsonl"
 OVERHEAD = 0.05  # of training time, at the default setting
 TRAINING_COST = 2.0  # forward passes that an update costs per token: its own, and one for the gradients of activations
 MEASURING_COST = 2.0  # ... and a measurement: its own, the products with two heads, and batches smaller than training's
+NO_MEMORY = (
+    "Out of memory while the base completes the prompts, before training: give fewer or shorter prompts, or lower "
+    "max_new_tokens in `settings`."
+)
 _NAMES = {FORWARD: "KL", PROBE: "KL on the probe"}
 # Steps between measurements, and how much of the probes those take, and the last.
 PLAN = ("every", "share", "last_share")
@@ -174,6 +173,8 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
             )
         if level is not None and not 0 < level < 1:
             raise RazorError(f"level is a fraction of 1, such as 0.9, not {level}.")
+        if log is not None and Path(log).is_dir():
+            raise RazorError(f"log is a file, and {log} is a folder: name a file in it, such as {Path(log) / LOG}.")
         if every is not None and every < 1:
             raise RazorError(f"every is a number of steps, at least 1, not {every}.")
         self.budget, self.on_budget, self.cautious, self.every, self.level = budget, on_budget, cautious, every, level
@@ -182,7 +183,7 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
         self.generic = self._the_laws("generic", own, GenericText.built_in)
         self.settings = self._the_laws("settings", settings, ProbeSettings)
         self.tokenizer, self.cache_dir = tokenizer, cache_dir or default_cache()
-        self.log = None if log is None else Path(log)
+        self.log_path = None if log is None else Path(log)
         self.readings: list[Reading] = []
         self.last_seen = 0  # the last step at which it was tried to measure
         self.base: BaseSide | None = None
@@ -191,8 +192,9 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
         self.share = self.last_share = 1.0
         self.counter: _TokenCounter | None = None
         self.training_cost = 0.0
-        self.rows: list[str] = []  # of the log
-        self.behind: set[str] = set()  # what could not be written to
+        self.log: Log | None = None  # of the first process, from the beginning of training on, like what follows
+        self.kept: KeptModel | None = None
+        self.unreachable: set[str] = set()  # trackers
         self.vocabulary: Any = None
         self.provenance: dict[str, str] = {}
         self.setup_seconds = 0.0
@@ -227,8 +229,8 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
         if _is_sharded(args, unwrapped(model)):
             raise _sharded()
         self._say_what_is_wrong(kwargs.get("train_dataloader"))
-        path = self._log_path(args)
-        earlier = _gather(_rows_until(path, state.global_step))[0]
+        path = self.log_path or Path(args.output_dir) / LOG
+        earlier = _gather(rows_until(path, state.global_step, PLAN))[0]
         for row in earlier:
             if any(row.get(name) != value for name, value in self.provenance.items()):
                 raise RazorError(
@@ -236,9 +238,11 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
                     "on with what the run began with, or move that file away."
                 )
         if _is_first():
-            self._set_aside(args, fresh=state.global_step == 0)
-            self.rows = [json.dumps(row) + "\n" for row in earlier]
-            self._write_log(path)
+            self.log = Log(path, _say)
+            self.log.begin(earlier, fresh=state.global_step == 0)
+            if self.on_budget == "keep":
+                self.kept = KeptModel(Path(args.output_dir) / KEPT, _say)
+                self.kept.begin(fresh=state.global_step == 0)
         self.last_seen = earlier[-1]["step"] if earlier else 0
         if self.every is None and earlier:
             self._plan(*(earlier[-1][name] for name in PLAN))
@@ -277,8 +281,8 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
         self._report(args, reading)
         if reading.within is False:
             self._act(args, control, reading)
-        elif reading.within and self.on_budget == "keep" and _is_first():
-            self._keep(args, unwrapped(model), processing_class, reading)
+        elif reading.within and self.kept is not None and _is_first():
+            self.kept.save(unwrapped(model), processing_class, reading.as_json())
 
     # The base
 
@@ -300,7 +304,7 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
         if self.law is not None:
             self.law.check(model, tokenizer)
         try:
-            with compute.generators_untouched(), _as_in_training(args, model):
+            with compute.generators_untouched(), _as_in_training(args, model), compute.memory_errors(NO_MEMORY):
                 self.base = BaseSide.of(
                     model,
                     tokenizer,
@@ -314,11 +318,6 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
             raise RazorError(
                 "The model's outputs are NaN or infinite before training: its weights are damaged."
             ) from error
-        except torch.OutOfMemoryError as error:
-            raise RazorError(
-                "Out of memory while the base completes the prompts, before training: give fewer or shorter prompts, "
-                "or lower max_new_tokens in `settings`."
-            ) from error
         self.setup_seconds = time.perf_counter() - start
 
     def _say_what_is_wrong(self, dataloader: Any) -> None:
@@ -331,18 +330,8 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
             if (caution := self.law.caution(self.level)) is not None:
                 _say(f"[razor] {caution}")
         assert self.base is not None
-        for name, given in ((FORWARD, self.prompts), (PROBE, self.generic.prompts or self.generic.texts)):
-            if (missing := len(given) - self.base.whole[name]) > 0:
-                what = "prompts" if name == FORWARD else "rows of the generic probe"
-                _say(
-                    f"[razor] {missing} of the {len(given)} {what} are left out: they do not fit into the context with "
-                    f"a completion of {self.settings.max_new_tokens} tokens, or have none to measure."
-                )
-        if (few := self.base.whole[FORWARD]) < FEW_PROMPTS:
-            _say(
-                f"[razor] {few} prompts are few: KL is uncertain, and the interval is widened by it. "
-                f"Give at least {FEW_PROMPTS}, better a hundred."
-            )
+        for caution in cautions_of(self.base.whole, self.prompts, self.generic, self.settings):
+            _say(f"[razor] {caution}")
         forms = [encode(self.vocabulary, self.prompts, chat) for chat in {self.settings.chat, False}]
         shared = count_overlap(self.prompts, list(zip(*forms, strict=True)), dataloader) if _is_first() else 0
         if shared:
@@ -393,7 +382,9 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
                 own = side.measure(policy)
             except NotFiniteError:
                 own = "the model's outputs are no longer finite"
-            except torch.OutOfMemoryError:
+            except (RuntimeError, MemoryError) as error:
+                if not compute.is_out_of_memory(error):
+                    raise
                 own = "out of memory"
         parts = _gather(own)
         failed = [part for part in parts if isinstance(part, str)]
@@ -430,44 +421,29 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
     # Acting
 
     def _report(self, args: Any, reading: Reading) -> None:
-        """What cannot be written is said once, and written when it can: no log is worth a training run."""
         if not _is_first():
             return
+        assert self.log is not None
         row = {**reading.as_json(), **{name: getattr(self, name) for name in PLAN}, **self.provenance}
         if self.law is not None:
             row["law_useful"] = self.law.choice.useful
-        self.rows.append(json.dumps(row, allow_nan=False) + "\n")
-        self._write_log(self._log_path(args), last=True)
+        self.log.add(row)
         for name, error in trackers.send(args, reading.scalars(), reading.step).items():
-            self._is_behind(name, error)
+            if name not in self.unreachable:
+                _say(f"[razor] {name} does not take what was measured ({error}); training goes on.")
+            self.unreachable.add(name)
         _say(reading.line())
-
-    def _write_log(self, path: Path, *, last: bool = False) -> None:
-        """All rows, or the last, where all others are there."""
-        try:
-            if last and "the log" not in self.behind:
-                with path.open("a", encoding="utf-8") as file:
-                    file.write(self.rows[-1])
-            else:
-                with atomic_path(path) as partial:
-                    partial.write_text("".join(self.rows), encoding="utf-8")
-                self.behind.discard("the log")
-        except (OSError, RazorError) as error:
-            self._is_behind("the log", error)
-
-    def _is_behind(self, what: str, error: Exception) -> None:
-        if what not in self.behind:
-            _say(f"[razor] {what} could not be written to ({error}); training goes on.")
-        self.behind.add(what)
 
     def _act(self, args: Any, control: Any, reading: Reading) -> None:
         assert reading.forecast is not None
         seen = reading.forecast.high if self.cautious else reading.forecast.drop
-        there = (Path(args.output_dir) / KEPT).exists()
+        kept = None if self.kept is None else self.kept.step
         what = {
             "warn": "training goes on",
             "stop": "training stops here",
-            "keep": f"the last model within it is in {KEPT}" if there else "no measured model was within it to keep",
+            "keep": f"the model of step {kept}, within it, is in {KEPT}"
+            if kept
+            else "no measured model within it is kept",
         }[self.on_budget]
         _say(
             f"[razor] step {reading.step}: the {'upper end of the ' if self.cautious else ''}forecast drop, "
@@ -475,52 +451,6 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
         )
         if self.on_budget == "stop":
             control.should_training_stop = True
-
-    def _set_aside(self, args: Any, *, fresh: bool) -> None:
-        """Finish what a killed process began; a model that another run kept is not this one's."""
-        folder = Path(args.output_dir) / KEPT
-        hidden = folder.with_name(f".{KEPT}.old")
-        if hidden.exists() and not folder.exists():
-            hidden.rename(folder)
-        if not fresh:
-            return
-        for path in (folder, self._log_path(args)) if self.on_budget == "keep" else (self._log_path(args),):
-            if path.is_dir() or (path.is_file() and path.stat().st_size):
-                names = (
-                    path.with_name(f"{path.stem}-of-earlier-run-{number}{path.suffix}") for number in itertools.count(1)
-                )
-                earlier = next(name for name in names if not name.exists())
-                path.rename(earlier)
-                _say(f"[razor] {path.name} is an earlier run's: it is in {earlier.name} now.")
-
-    def _keep(self, args: Any, model: Any, processing_class: Any, reading: Reading) -> None:
-        """The model, or its adapter, and what was measured of it: whole, or what was kept before stays."""
-        folder = Path(args.output_dir) / KEPT
-        partial, old = folder.with_name(f".{KEPT}.tmp"), folder.with_name(f".{KEPT}.old")
-        for leftover in (partial, old):
-            shutil.rmtree(leftover, ignore_errors=True)
-        try:
-            model.save_pretrained(partial, safe_serialization=True)
-            if processing_class is not None:
-                processing_class.save_pretrained(partial)
-            (partial / "razor.json").write_text(json.dumps(reading.as_json(), allow_nan=False, indent=1) + "\n")
-            if folder.exists():
-                folder.rename(old)
-            partial.rename(folder)
-        except (OSError, SafetensorError) as error:
-            there = "an earlier one is" if folder.exists() or old.exists() else "none is"
-            _say(
-                f"[razor] step {reading.step}: the model within the budget could not be written to {folder} ({error}); "
-                f"{there} there, and training goes on."
-            )
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-            if old.exists() and not folder.exists():
-                old.rename(folder)
-            shutil.rmtree(old, ignore_errors=True)
-
-    def _log_path(self, args: Any) -> Path:
-        return self.log or Path(args.output_dir) / LOG
 
 
 class _TokenCounter:
@@ -573,18 +503,6 @@ def _sharded() -> RazorError:
         "ForgettingMonitor needs every process to hold the whole model, which FSDP and ZeRO-3 do not do. Use "
         "DistributedDataParallel or ZeRO-2, or measure the checkpoints afterwards with `razor compare`."
     )
-
-
-def _rows_until(path: Path, step: int) -> list[dict[str, Any]]:
-    """What an earlier part of this run has logged: a run that resumes goes on after it."""
-    rows = []
-    with suppress(OSError):
-        for line in path.read_text(encoding="utf-8").split("\n"):
-            with suppress(ValueError, TypeError, KeyError):  # a line that a killed process left half-written
-                row = json.loads(line)
-                if row["step"] <= step and set(PLAN) <= set(row):
-                    rows.append(row)
-    return rows
 
 
 def _with_error(estimate: Estimate) -> str:

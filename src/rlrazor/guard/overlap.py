@@ -33,16 +33,26 @@ def count_overlap(prompts: Sequence[Prompt], ids: Sequence[Collection[Sequence[i
     wanted: set[Hashable] = set().union(*keys)
     lengths = sorted({len(key) for key in wanted})  # type: ignore[arg-type]
     found: set[Hashable] = set()
-    for value in islice(dataset[name], ROWS):
-        row = tuple(value) if name in IDS else _said(value)
+    as_it_is = dataset.with_format(None) if hasattr(dataset, "with_format") else dataset  # not as tensors
+    for value in islice(as_it_is[name], ROWS):
+        row = _tokens(value) if name in IDS else _said(value)
+        if row is None:
+            continue
         beginnings = [row] if name == "prompt" else [row[:length] for length in lengths]
         found |= wanted.intersection(beginnings)
     return sum(not key.isdisjoint(found) for key in keys)
 
 
-def _said(prompt: Any) -> str:
-    """Text as it is; of a conversation what its user said first."""
+def _tokens(value: Any) -> tuple[int, ...] | None:
+    """Token ids; None for anything else."""
+    return tuple(value) if isinstance(value, list) and all(isinstance(first, int) for first in value[:1]) else None
+
+
+def _said(prompt: Any) -> str | None:
+    """Text as it is; of a conversation what its user said first; None for anything else."""
     if isinstance(prompt, str):
         return prompt
+    if not isinstance(prompt, list | tuple) or not all(isinstance(turn, dict) for turn in prompt):
+        return None
     said = [turn.get("content") for turn in prompt if turn.get("role") == "user"]
-    return said[0] if said and isinstance(said[0], str) else json.dumps(prompt, sort_keys=True)
+    return said[0] if said and isinstance(said[0], str) else json.dumps(prompt, sort_keys=True, default=str)

@@ -32,8 +32,12 @@ METRICS = (
 )
 """What is taken for the new-task score, unless one is named: the first of them that the run has logged."""
 
-# Metrics of which less is better, by how their names end.
-_LOWER = re.compile(r"loss$|(^|[^a-z])(perplexity|ppl|[wct]er|error|error_rate|r?mse|mae|nll|kl|bpb|bits_per_byte)$")
+# Metrics of which less is better, by how their names end; scikit-learn's are negated.
+_LOWER = re.compile(
+    r"loss$|(^|[^a-z])(perplexity|ppl|[wct]er|err|errors?|error_rate|r?mse|msle|mape|mae|nll|kl|bp[bc]|bits_per_byte|"
+    r"bits_per_char|brier(_score)?|ece|edit_distance)$"
+)
+_NEGATED = re.compile(r"(^|[^a-z])neg_")
 
 LOG = "razor.jsonl"
 
@@ -127,7 +131,8 @@ def pick(
         metric, notes, candidates, level = _of_trainer(folder, metric, law, measure)
     else:
         raise RazorError(f"There is no folder {folder}.")
-    lower = bool(_LOWER.search(metric.lower())) if lower_is_better is None else lower_is_better
+    by_name = _LOWER.search(metric.lower()) is not None and _NEGATED.search(metric.lower()) is None
+    lower = by_name if lower_is_better is None else lower_is_better
     front = frontier(candidates, lower_is_better=lower)
     chosen, why = _recommend(candidates, front, metric, budget, cautious=cautious, lower=lower)
     return Pick(candidates, front, chosen, why, metric, lower, notes, level)

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from rlrazor.errors import RazorError
+
 THREADS = 1
 """Threads of a process on a CPU. One: results must not depend on how many processes run beside it, and two threads on
 a machine that is busy were ten times slower than one. `RLRAZOR_THREADS` overrides it, for one big model on an idle CPU.
@@ -27,6 +29,25 @@ def leave_progress_to_us() -> None:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether this is what torch, or Python, raises where there is no memory left."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    said = str(error)
+    return isinstance(error, RuntimeError) and ("out of memory" in said or "can't allocate memory" in said)
+
+
+@contextmanager
+def memory_errors(sentence: str) -> Iterator[None]:
+    """Raise RazorError with this sentence where memory runs out."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise RazorError(sentence) from error
 
 
 def device() -> torch.device:

@@ -103,8 +103,11 @@ class Vocabulary:
 
 
 def check_same_vocabulary(base: Vocabulary, tuned: Vocabulary) -> None:
-    """Raise RazorError unless token ids mean the same in both: KL compares probabilities id by id."""
-    if (base.outputs, base.tokens) != (tuned.outputs, tuned.tokens):
+    """Raise RazorError unless token ids mean the same in both: KL compares probabilities id by id.
+
+    A tokenizer may have gained tokens, such as one to pad with, for outputs that the model had already.
+    """
+    if base.outputs != tuned.outputs or not base.tokens.items() <= tuned.tokens.items():
         raise RazorError(
             f"{tuned.source} and {base.source} have different vocabularies ({tuned.outputs} and {base.outputs} "
             f"outputs, {len(tuned.tokens)} and {len(base.tokens)} tokens). Compare a model with its own base."
@@ -219,11 +222,11 @@ class AdaptedWeights(Mapping[str, Tensor]):
 
 
 def tokenizer_of(folder: str | Path) -> Any:
-    """The tokenizer that was saved beside an adapter, None where there is none; raises RazorError as `load` does."""
+    """The tokenizer that was saved beside an adapter, None where there is none; raises RazorError for a damaged one."""
     from transformers import AutoTokenizer
 
     folder = Path(folder).expanduser()
-    if not (folder / "tokenizer_config.json").is_file():
+    if not all((folder / name).is_file() for name in ("tokenizer_config.json", "tokenizer.json")):
         return None
     with _loading(folder):
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
@@ -274,7 +277,10 @@ def unwrapped(model: Any) -> Any:
 
 DIGEST_VALUES = 4096  # of a weight that go into the digest: no fine-tuning leaves all of them alone
 # What a config says of how weights are computed with. Names of files, token ids, dropout, caching and dtype are not.
-_COMPUTING = re.compile(r"rope|rotary|eps|scal|softcap|multiplier|sliding_window|hidden_act|activation|head|alibi")
+_COMPUTING = re.compile(
+    r"rope|rotary|(^|_)eps(ilon)?$|scal|softcap|multiplier|sliding_window|layer_types|hidden_act|activation(?!_dropout)|"
+    r"head|alibi|parallel_residual|parallel_attn|experts_per_tok"
+)
 
 
 @torch.no_grad()

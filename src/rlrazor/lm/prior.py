@@ -152,14 +152,11 @@ def evaluate(
 
         # All are loaded before the first is run: what is missing shows at once, not after an hour.
         loaded = {name: _load(name, mirror, allow_code_execution) for name in dict.fromkeys(tasks)}
+        remedy = f"try a batch size below {batch_size}" if batch_size > 1 else "this model needs a bigger machine"
         try:
-            lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
-            scores = {name: _run(task, lm, limit) for name, task in loaded.items()}
-        except (MemoryError, torch.OutOfMemoryError, RuntimeError) as error:
-            if isinstance(error, RuntimeError) and "memory" not in str(error):
-                raise
-            remedy = f"try a batch size below {batch_size}" if batch_size > 1 else "this model needs a bigger machine"
-            raise RazorError(f"Out of memory while evaluating the prior tasks: {remedy}.") from error
+            with compute.memory_errors(f"Out of memory while evaluating the prior tasks: {remedy}."):
+                lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
+                scores = {name: _run(task, lm, limit) for name, task in loaded.items()}
         finally:
             model.train(was_training)  # HFLM leaves it in eval mode,
             if tokenizer.pad_token != pad_token:

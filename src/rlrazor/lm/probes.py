@@ -118,7 +118,7 @@ def _is_prompt(value: Any) -> bool:
     if isinstance(value, str):
         return bool(value.strip())
     return (
-        isinstance(value, list)
+        isinstance(value, list | tuple)
         and bool(value)
         and all(isinstance(turn, dict) and {"role", "content"} <= set(turn) for turn in value)
     )
@@ -155,6 +155,8 @@ def encode(tokenizer: Any, prompts: Sequence[Prompt], chat: bool) -> list[list[i
     """Token ids of each prompt. Raises RazorError for one that is empty, or that the chat template does not take."""
     rows = []
     for number, prompt in enumerate(prompts, 1):
+        if not isinstance(prompt, str) and not _is_prompt(prompt):
+            raise RazorError(f"Prompt {number} is neither text nor a list of turns, each with a role and a content.")
         _check_unicode(prompt, f"Prompt {number}")
         rows.append(_ids(tokenizer, prompt, chat))
         if not rows[-1]:

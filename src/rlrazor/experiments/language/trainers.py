@@ -38,9 +38,14 @@ with warnings.catch_warnings():
 from rlrazor import objectives
 from rlrazor.errors import RazorError
 from rlrazor.experiments.language.methods import Method
-from rlrazor.lm import sampling
+from rlrazor.lm import compute, sampling
 from rlrazor.seeding import seed_of
 from rlrazor.sweep import DivergedError
+
+NO_MEMORY = (
+    "Out of memory while training: set a smaller --micro-batch, or train an adapter with --lora-rank. Finished runs "
+    "are kept."
+)
 
 Reward = Callable[[Sequence[int], Sequence[Sequence[int]]], Sequence[float | None]]
 """(positions of examples, their completions' token ids) -> rewards; None where the verifier failed."""
@@ -123,7 +128,7 @@ def train(
     transformers.utils.logging.set_verbosity_error()
     disable_progress_bars()
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), compute.memory_errors(NO_MEMORY):
             warnings.simplefilter("ignore")  # advice to the caller of TRL, who is us
             callback = _AtStep(at_step)
             trainer = build(method, settings, model, tokenizer, examples, reward, base, callback, progress)
@@ -134,12 +139,6 @@ def train(
                 trainer.remove_callback(ProgressCallback)
                 trainer.add_callback(_Bar)
             trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise _out_of_memory() from error
-    except RuntimeError as error:
-        if "can't allocate memory" in str(error) or "out of memory" in str(error):
-            raise _out_of_memory() from error
-        raise
     finally:
         transformers.utils.logging.set_verbosity(quiet)
         enable_progress_bars()
@@ -147,13 +146,6 @@ def train(
         inner = model.get_base_model() if hasattr(model, "get_base_model") else model
         for policy in {inner, base} - {None}:
             vars(policy).pop("forward", None)
-
-
-def _out_of_memory() -> RazorError:
-    return RazorError(
-        "Out of memory while training: set a smaller --micro-batch, or train an adapter with --lora-rank. "
-        "Finished runs are kept."
-    )
 
 
 class _Bar(ProgressCallback):  # type: ignore[misc]

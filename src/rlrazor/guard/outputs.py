@@ -1,0 +1,157 @@
+"""What a monitor leaves on disk: its log, and the last model within the budget.
+
+Before training, a file that is in the way is an error. During training nothing is: neither is worth the run.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from rlrazor.errors import RazorError
+from rlrazor.store import atomic_path
+
+Say = Callable[[str], None]
+
+
+class Log:
+    """A JSON Lines file with a row a measurement. Rows that cannot be written wait until they can."""
+
+    def __init__(self, path: Path, say: Say) -> None:
+        self.path, self.say = path, say
+        self.lines: list[str] = []
+        self.behind = False
+
+    def begin(self, earlier: Sequence[Mapping[str, Any]], *, fresh: bool) -> None:
+        """Start with the rows of the run's earlier part; of a fresh run there is none, and what is there is moved away.
+
+        Raises RazorError where the file cannot be written.
+        """
+        if fresh and self.path.is_file() and self.path.stat().st_size:
+            move_aside(self.path, self.say)
+        self.lines = [_line(row) for row in earlier]
+        self._rewrite()
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Append a row, or all that is missing."""
+        self.lines.append(_line(row))
+        try:
+            if self.behind:
+                self._rewrite()
+            else:
+                with self.path.open("a", encoding="utf-8") as file:
+                    file.write(self.lines[-1])
+            self.behind = False
+        except (OSError, RazorError) as error:
+            if not self.behind:
+                self.say(f"[razor] {self.path} cannot be written ({error.__cause__ or error}); training goes on.")
+            self.behind = True
+
+    def _rewrite(self) -> None:
+        with atomic_path(self.path) as partial:
+            partial.write_text("".join(self.lines), encoding="utf-8")
+
+
+def rows_until(path: Path, step: int, needed: Sequence[str]) -> list[dict[str, Any]]:
+    """What an earlier part of a run has logged: whole rows that have `needed`, up to a step.
+
+    Raises RazorError for a file that is there and cannot be read.
+    """
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise RazorError(f"The log {path} cannot be read ({error.strerror}): name a file by `log`.") from error
+    rows = []
+    for line in text.split("\n"):
+        with suppress(ValueError, TypeError, KeyError):  # a line that a killed process left half-written
+            row = json.loads(line)
+            if row["step"] <= step and set(needed) <= set(row):
+                rows.append(row)
+    return rows
+
+
+class KeptModel:
+    """A folder with a model, or an adapter, its tokenizer, and what was measured of it in razor.json."""
+
+    def __init__(self, folder: Path, say: Say) -> None:
+        self.folder, self.say = folder, say
+        self._partial = folder.with_name(f".{folder.name}.tmp")
+        self._old = folder.with_name(f".{folder.name}.old")
+
+    @property
+    def step(self) -> int | None:
+        """Of the model that is kept; None where none is."""
+        try:
+            return int(json.loads((self.folder / "razor.json").read_text(encoding="utf-8"))["step"])
+        except (OSError, ValueError, TypeError, KeyError):
+            return None
+
+    def begin(self, *, fresh: bool) -> None:
+        """A model that another run kept is not this one's. Raises RazorError where it cannot be moved away."""
+        try:
+            self._recover()
+        except OSError as error:
+            raise _in_the_way(self._old, error) from error
+        if fresh and self.folder.exists():
+            move_aside(self.folder, self.say)
+
+    def save(self, model: Any, processing_class: Any, measured: Mapping[str, Any]) -> None:
+        """Whole, or what was kept before stays."""
+        try:
+            self._recover()
+            for leftover in (self._partial, self._old):
+                shutil.rmtree(leftover, ignore_errors=True)
+            model.save_pretrained(self._partial, safe_serialization=True)
+            if processing_class is not None:
+                processing_class.save_pretrained(self._partial)
+            (self._partial / "razor.json").write_text(json.dumps(measured, allow_nan=False, indent=1) + "\n")
+            if self.folder.exists():
+                self.folder.rename(self._old)
+            self._partial.rename(self.folder)
+        except Exception as error:  # of a full disk safetensors and tokenizers raise types of their own, or none
+            self.say(
+                f"[razor] step {measured['step']}: the model within the budget could not be written to {self.folder} "
+                f"({error}); {self.described()}, and training goes on."
+            )
+        finally:
+            with suppress(OSError):
+                shutil.rmtree(self._partial, ignore_errors=True)
+                self._recover()
+                shutil.rmtree(self._old, ignore_errors=True)
+
+    def described(self) -> str:
+        """Which model is there."""
+        with suppress(OSError):
+            self._recover()
+        return "no model is there" if self.step is None else f"the model of step {self.step} is there"
+
+    def _recover(self) -> None:
+        """Finish what a killed process began."""
+        if self._old.exists() and not self.folder.exists():
+            self._old.rename(self.folder)
+
+
+def move_aside(path: Path, say: Say) -> None:
+    """Give what another run left a name that nothing has. Raises RazorError where that cannot be done."""
+    names = (path.with_name(f"{path.stem}-of-earlier-run-{number}{path.suffix}") for number in itertools.count(1))
+    earlier = next(name for name in names if not name.exists())
+    try:
+        path.rename(earlier)
+    except OSError as error:
+        raise _in_the_way(path, error) from error
+    say(f"[razor] {path.name} is an earlier run's: it is in {earlier.name} now.")
+
+
+def _in_the_way(path: Path, error: OSError) -> RazorError:
+    return RazorError(f"{path} is an earlier run's and cannot be renamed ({error.strerror}): move it away.")
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    return json.dumps(row, allow_nan=False) + "\n"
