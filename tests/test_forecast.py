@@ -135,15 +135,19 @@ def test_a_budget_is_reached_where_the_law_says() -> None:
     careful = noisy.remaining(here, 0.3, cautious=True, level=0.8, stderr=errors)["kl_probe"]
     assert noisy.forecast({"kl_probe": 0.05 + careful}, 0.8, errors).high == pytest.approx(0.3)
     assert careful < noisy.remaining(here, 0.3)["kl_probe"]
-    # Of two KLs each is told alone; one without weight never gets there.
+    # Two KLs grow in proportion to what they are; at first, to what the runs came to.
 
     def beside(law_: forecast.KLLaw) -> forecast.KLLaw:
         return replace(law_, columns=("kl_forward", "kl_probe"), weights=(0.0, *law_.weights))
 
     left_out = tuple(replace(run, law=beside(run.law)) for run in noisy.left_out)
     two = replace(noisy, law=beside(noisy.law), left_out=left_out, highest=(5.0, *noisy.highest))
+    alone = noisy.remaining(here, 0.3)["kl_probe"]
     both = two.remaining({"kl_forward": 1.0, **here}, 0.3)
-    assert both == {"kl_forward": math.inf, "kl_probe": pytest.approx(noisy.remaining(here, 0.3)["kl_probe"])}
+    assert both == {"kl_forward": pytest.approx(alone / 0.05), "kl_probe": pytest.approx(alone)}
+    first = two.remaining({"kl_forward": 0.0, "kl_probe": 0.0}, 0.3)
+    assert first["kl_forward"] / first["kl_probe"] == pytest.approx(5.0 / noisy.highest[0])
+    assert two.forecast(first).drop == pytest.approx(0.3)
     # A drop is never more than the base's score.
     assert replace(noisy, base_score=0.25).remaining(here, 0.3) == {"kl_probe": math.inf}
 

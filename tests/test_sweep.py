@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rlrazor import sweep
+from rlrazor import interrupts, sweep
 from rlrazor.errors import RazorError
 from rlrazor.records import Record, RunSpec
 from rlrazor.store import Checkpoint, RunStore
@@ -93,6 +93,28 @@ def test_a_worker_that_dies_is_one_sentence_and_finished_runs_stay(store: RunSto
         sweep.run([good, bad, spec(method="suicidal", lr=0.2)], train, store, jobs=2)
     assert store.is_finished(good)
     assert not store.is_finished(bad)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_ctrl_c_is_not_lost_where_python_ignores_it(store: RunStore) -> None:
+    class Interrupted:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGINT)
+
+    def interrupted(spec: RunSpec, store: RunStore) -> Iterator[Checkpoint]:
+        for number, checkpoint in enumerate(train(spec, store)):
+            if spec.params["lr"] == 0.2 and number == 1:
+                Interrupted()
+            yield checkpoint
+
+    specs = [spec(lr=0.1), spec(lr=0.2), spec(lr=0.3)]
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), interrupts.remembered():
+        sweep.run(specs, interrupted, store)
+    assert signal.getsignal(signal.SIGINT) == before
+    assert [store.is_finished(one) for one in specs] == [True, False, False]
+    sweep.run(specs, train, store)  # and it is over
+    assert all(store.is_finished(one) for one in specs)
 
 
 def test_a_diverged_run_keeps_what_was_measured(store: RunStore) -> None:

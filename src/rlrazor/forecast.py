@@ -171,29 +171,30 @@ class Forecaster:
         level: float = 0.9,
         stderr: Mapping[str, float] | None = None,
     ) -> dict[str, float]:
-        """How many nats each KL may still grow, the other standing still, until the forecast reaches `budget`.
+        """How many nats each KL may still grow, in proportion to what they are, until the forecast reaches `budget`.
 
         With `cautious`, until the upper end of its interval does, of that level and these standard errors. 0 where it
-        is there already, infinite where no KL gets there.
+        is there already, infinite where it never gets there.
         """
+        here_D = np.array([kls[name] for name in self.columns])
+        # Before anything has moved, in proportion to what the runs of the fit came to.
+        pace_D = here_D if here_D.any() else np.array(self.highest)
 
-        def short(growth: float, name: str) -> float:
-            found = self.forecast({**kls, name: kls[name] + growth}, level, stderr)
+        def short(times: float) -> float:
+            there = dict(zip(self.columns, here_D + times * pace_D, strict=True))
+            found = self.forecast(there, level, stderr)
             return budget - (found.high if cautious else found.drop)
 
+        if short(0.0) <= 0:
+            return dict.fromkeys(self.columns, 0.0)
         # Laws grow with KL, and so do the quantiles of them that are the ends of an interval: there is one crossing.
-        room = {}
-        for name, top in zip(self.columns, self.highest, strict=True):
-            low, high = 0.0, max(top, kls[name], 1e-6)
-            while short(high, name) > 0 and high < UNREACHABLE:
-                low, high = high, 2 * high
-            if short(0.0, name) <= 0:
-                room[name] = 0.0
-            elif short(high, name) > 0:
-                room[name] = np.inf
-            else:
-                room[name] = float(brentq(short, low, high, args=(name,), xtol=1e-12, rtol=1e-9))
-        return room
+        low, high = 0.0, 1.0
+        while short(high) > 0:
+            low, high = high, 2 * high
+            if high * pace_D.max() > UNREACHABLE:
+                return dict.fromkeys(self.columns, np.inf)
+        times = float(brentq(short, low, high, xtol=1e-12, rtol=1e-9))
+        return dict(zip(self.columns, map(float, times * pace_D), strict=True))
 
 
 def jackknife_plus(

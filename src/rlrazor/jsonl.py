@@ -25,6 +25,8 @@ def read_rows(path: Path, pattern: str = "*.json*") -> list[Row]:
 def _read_file(file: Path) -> list[Row]:
     try:
         text = file.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise RazorError(f"There is no {file}: give a JSON Lines file.") from error
     except (OSError, UnicodeDecodeError) as error:
         raise RazorError(f"{file} cannot be read as text: {error}. Give a JSON Lines file.") from error
     if text.lstrip().startswith("["):

@@ -17,6 +17,7 @@ from multiprocessing.connection import wait as wait_for_handles
 from pathlib import Path
 from typing import Any, Protocol
 
+from rlrazor import interrupts
 from rlrazor.errors import RazorError
 from rlrazor.records import Record, RunSpec
 from rlrazor.store import Checkpoint, RunStore, WeightsMode
@@ -82,6 +83,7 @@ def run(
         return
     if jobs == 1:
         for trajectory in work:
+            interrupts.check()
             _train_and_store(trajectory, train, store, weights, progress.checkpoint if progress else None)
             if progress:
                 progress.finished(trajectory.specs)
@@ -101,6 +103,7 @@ def _train_and_store(
     checkpoints: list[Checkpoint] = []
     try:
         for checkpoint in train(longest, store):
+            interrupts.check()
             checkpoints.append(checkpoint if weights != "none" else Checkpoint(checkpoint.record, {}))
             if report:
                 report(longest, checkpoint.record)
@@ -139,6 +142,7 @@ def _run_in_processes(
         pending = set(futures)
         while pending:
             done, pending = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
+            interrupts.check()
             _forward(messages, progress)
             for future in done:
                 future.result()

@@ -1,6 +1,7 @@
 """Calibration: the law that a table gives, what is said of it, and the whole command on a small model."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,16 @@ import pytest
 from laws import GENERIC, PROMPTS, SETTINGS, TRUE, made_up
 from rlrazor import forecast
 from rlrazor.cli import main
+from rlrazor.cli.calibrate import DEFAULTS
+from rlrazor.cli.calibrate import _figure as figure_of
 from rlrazor.errors import RazorError
 from rlrazor.experiments.language import train
 from rlrazor.guard import calibrate
 from rlrazor.guard.law_file import LawFile
-from rlrazor.lm import kl, probes
+from rlrazor.lm import kl, prior, probes
 from rlrazor.lm.models import load
 from rlrazor.report import drawing
+from rlrazor.report.drawing import Curve, Points
 from tiny_models import char_tokenizer, saved, tiny_llama
 
 BASE = calibrate.Base("base", "d" * 16, "t" * 16, PROMPTS, GENERIC, SETTINGS)
@@ -45,6 +49,7 @@ def test_a_law_is_of_the_runs_and_keeps_their_data() -> None:
     at = np.array([0.1, 0.4, 0.8])
     assert law.forecaster.predict(at[:, None])[0] == pytest.approx(TRUE.predict(at), abs=0.05)
     assert calibrate.warnings_of(law, table) == []
+    assert law.noise == pytest.approx(0.01 * 2**0.5)
     # The data that it keeps give the law again.
     again = pl.DataFrame(list(law.data)).rename({"run": "trajectory"})
     assert forecast.fit_forecaster(again, ("kl_probe",), 0.9) == law.forecaster
@@ -59,11 +64,19 @@ def test_what_a_law_is_not_worth_is_said() -> None:
     noise = table_of(made_up(10).with_columns(forgetting=pl.Series(rng.uniform(0, 0.5, 50))))
     assert any("better than guessing" in one for one in calibrate.warnings_of(calibrate.fit(noise, BASE), noise))
     still = table_of(made_up(10).with_columns(forgetting=pl.Series(rng.uniform(0, 0.01, 50))))
-    assert any("No run forgot more than" in one for one in calibrate.warnings_of(calibrate.fit(still, BASE), still))
+    assert any(
+        "No run of the calibration forgot more than" in one
+        for one in calibrate.warnings_of(calibrate.fit(still, BASE), still)
+    )
     with pytest.raises(RazorError, match="no row of the base"):
         calibrate.fit(few.filter(pl.col("method") != "base"), BASE)
     with pytest.raises(RazorError, match="at least 3 runs"):
         calibrate.fit(table_of(made_up(2)), BASE)
+    still = made_up(5).with_columns(kl_forward=pl.lit(0.0), kl_probe=pl.lit(0.0))
+    with pytest.raises(RazorError, match=r"No law can be fitted to these runs.*raise the learning rates"):
+        calibrate.fit(table_of(still), BASE)
+    alone = replace(BASE, prompts=PROMPTS[:3])
+    assert any("measured on 3 prompts" in one for one in calibrate.warnings_of(calibrate.fit(few, alone), few))
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
@@ -119,6 +132,46 @@ def test_the_command_makes_a_law_of_a_users_own_data(
     assert "0 runs trained, 6 kept" in printed.err
     assert "guessing the mean" in printed.out
     assert "Law: " in printed.out
+    assert not list(out.glob("*-of-earlier-run-*"))
+    # Another law than was there is not written over it, nor are other prompts.
+    replace(law, level=0.5).save(out / "law.json")
+    (out / "prompts.jsonl").write_text("mine")
+    assert main(command) == 0
+    assert "law.json is an earlier run's: it is in law-of-earlier-run-1.json now" in capfd.readouterr().err
+    assert LawFile.load(out / "law-of-earlier-run-1.json").level == 0.5
+    assert (out / "prompts-of-earlier-run-1.jsonl").read_text() == "mine"
+    assert replace(LawFile.load(out / "law.json"), command=law.command) == law
+    assert len(list(out.glob("*-of-earlier-run-*"))) == 2
+    # However few the rows, the runs have the updates that were asked for.
+    some = [*command[: command.index("--max-steps")], *command[command.index("--batch-sizes") :]]
+    for more, updates in (([], 100), (["--max-steps", "37"], 37), (["--epochs", "1"], len(trained_on) // 4)):
+        assert main([*some, *more, "--dry-run", "--json"]) == 0
+        assert json.loads(capfd.readouterr().out)["estimate"]["steps"] == 4 * updates
+
+
+def test_the_figure_shows_the_law_and_what_it_is_worth() -> None:
+    rows = made_up(6).with_columns(kl_forward=10 * pl.col("kl_probe"))
+    both = calibrate.fit(table_of(rows), BASE, candidates=[("kl_forward", "kl_probe")])
+    panel, left_out = figure_of(both).panels
+    weights = np.array(both.forecaster.law.weights)
+    lead = int(np.argmax(weights > 0))
+    (curve,) = (layer for layer in panel.layers if isinstance(layer, Curve))
+    along = np.zeros((len(curve.x), 2))
+    along[:, lead] = curve.x
+    assert curve.y == pytest.approx(100 * both.forecaster.law.predict(along))
+    points = [layer for layer in panel.layers if isinstance(layer, Points)]
+    assert sorted(np.concatenate([one.y for one in points])) == pytest.approx(sorted(100 * rows["forgetting"]))
+    assert max(one.x.max() for one in points) == pytest.approx(curve.x[-1])
+    # The law's curve goes through the points; a law without a run misses that run by the residuals of the interval.
+    assert np.abs(np.concatenate([one.y - np.interp(one.x, curve.x, curve.y) for one in points])).max() < 6
+    for layer, run in zip(left_out.layers, both.forecaster.left_out, strict=False):
+        assert isinstance(layer, Points)
+        missed = np.abs(layer.y - layer.x) / (1 + np.maximum(layer.x, 0))
+        assert missed == pytest.approx(np.array(run.residuals))
+
+
+def test_the_default_prior_tasks_are_the_ones_that_help_names() -> None:
+    assert DEFAULTS["prior"].split(", ") == [name for name in prior.DEFAULT_TASKS if name != prior.RUNS_MODEL_CODE]
 
 
 def test_rows_to_train_on_are_text_without_a_template_and_prompts_without_an_answer() -> None:

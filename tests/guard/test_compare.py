@@ -308,7 +308,7 @@ def test_a_tokenizer_that_changed_is_refused_or_noted(folders: Path, tmp_path: P
         compare(adapter, PROMPTS, settings=SETTINGS, generic=GENERIC)
 
 
-def test_what_weakens_a_forecast_is_noted(folders: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_what_weakens_a_forecast_is_noted(folders: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     law = law_of(tiny_llama(), runs=4, scale=20.0)
     useless = replace(law, choice=replace(law.choice, guess=0.0))
     long = [f"{letter * 60}:" for letter in "abcd"]
@@ -316,9 +316,16 @@ def test_what_weakens_a_forecast_is_noted(folders: Path, capfd: pytest.CaptureFi
     assert list(found.notes) == [
         "4 of the 19 prompts are left out: they do not fit into the context with a completion of 6 tokens.",
         "15 prompts are few: KL is uncertain, and the interval is widened by it. Give at least 16, better a hundred.",
-        "The law: No KL forecast better than guessing the mean: do not rely on it.",
-        "The law: 4 runs allow intervals of 80%, not of 90%.",
+        "No KL forecast better than guessing the mean: do not rely on this law.",
+        "The law's 4 runs allow intervals of 80%, not of 90%.",
     ]
+    # A law that is not to be relied on passes nothing in CI by its forecast; by its interval it may.
+    useless.save(tmp_path / "useless.json")
+    command = ["compare", str(folders / "base"), str(folders / "tuned"), "--prompts", str(folders / "prompts.txt")]
+    command += ["--law", str(tmp_path / "useless.json"), "--out", str(tmp_path / "page.html"), "--fail-above", "0.9"]
+    assert main(command) == 2
+    assert "is not to be relied on, so --fail-above cannot go by its forecast" in capfd.readouterr().err
+    assert main([*command, "--cautious", "--json"]) == int(json.loads(capfd.readouterr().out)["above"])
 
 
 def test_a_pickle_beside_an_adapter_is_not_read(folders: Path, tmp_path: Path) -> None:

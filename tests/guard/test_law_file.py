@@ -42,10 +42,21 @@ def test_what_it_says_of_itself() -> None:
     assert law.caution() == "4 runs allow intervals of 80%, not of 90%."
     assert law.caution(0.5) is None
     assert "no better than guessing" not in text
-    assert law.cautions() == ["The law: 4 runs allow intervals of 80%, not of 90%."]
+    assert law.cautions() == ["The law's 4 runs allow intervals of 80%, not of 90%."]
+    assert law.useful
     useless = replace(law, choice=replace(law.choice, guess=0.0))
     assert "no better than guessing" in useless.describe()
-    assert useless.cautions(0.5) == ["The law: No KL forecast better than guessing the mean: do not rely on it."]
+    assert useless.cautions(0.5) == ["No KL forecast better than guessing the mean: do not rely on this law."]
+    assert not useless.useful
+    # Nor is a law of what the noise of the scores could be.
+    largest = max(row["forgetting"] for row in law.data)
+    doubtful, noise = (replace(law, noise=factor * largest) for factor in (0.6, 1.1))
+    for one in (doubtful, noise):
+        (said,) = one.cautions(0.5)
+        assert f"forgot more than {100 * largest:.1f} points, which the noise of the scores" in said
+    assert doubtful.useful
+    assert not noise.useful
+    assert replace(law, noise=0.4 * largest).cautions(0.5) == []
 
 
 def test_the_interval_is_widened_by_kls_own_error_but_on_the_calibrations_prompts() -> None:

@@ -132,7 +132,7 @@ def test_what_weakens_a_forecast_is_noted(tmp_path: Path, capfd: pytest.CaptureF
     assert "forecast drop, points (80% interval)" in out
     assert "checkpoint-10: KL is beyond what the law was fitted to" in out
     assert "checkpoint-5: KL is beyond" not in out
-    assert "no better than guessing the mean: do not rely on it" in out
+    assert "no better than guessing, or fitted to noise: do not rely on it" in out
 
 
 def test_a_value_of_an_earlier_step_is_said_and_a_missing_one_left_out(tmp_path: Path) -> None:

@@ -47,8 +47,11 @@ def test_files_of_prompts_and_texts(tmp_path: Path) -> None:
     plain.write_text("\n \n")
     with pytest.raises(RazorError, match="is empty"):
         probes.read_prompts(plain)
-    with pytest.raises(RazorError, match="cannot be read"):
-        probes.read_prompts(tmp_path / "missing.txt")
+    for missing in ("missing.txt", "missing.jsonl"):
+        with pytest.raises(RazorError, match=rf"There is no .*{missing}"):
+            probes.read_prompts(tmp_path / missing)
+    with pytest.raises(RazorError, match="cannot be read as text"):
+        probes.read_prompts(tmp_path)
     with pytest.raises(RazorError, match="texts or prompts"):
         GenericText()
     assert len(GenericText.built_in().texts) == 60

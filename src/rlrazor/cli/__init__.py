@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 import rlrazor
+from rlrazor import interrupts
 from rlrazor.cli import calibrate, compare, evaluate, finetune, pick, report, reproduce, sweep, tasks, theory
 from rlrazor.errors import RazorError
 
@@ -44,7 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if unknown:
             raise RazorError(f"Unknown option {unknown[0]!r}. Options: {', '.join(arguments.options)}.")
-        code: int = arguments.run(arguments)
+        with interrupts.remembered():
+            code: int = arguments.run(arguments)
         sys.stdout.flush()
     except RazorError as error:
         print(f"razor: {error}", file=sys.stderr)

@@ -2,8 +2,11 @@
 
 import argparse
 import json
+import math
 import os
 import shlex
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +19,9 @@ from rlrazor.cli.printing import Subparsers, console_for_tables, human_seconds, 
 from rlrazor.errors import RazorError
 
 if TYPE_CHECKING:
+    from rlrazor.experiments.language.config import Config
     from rlrazor.guard.law_file import LawFile
+    from rlrazor.report.drawing import Figure
 
 # Short runs, gentle to ruinous, so that the law sees both ends; ten of them, so that intervals of 90 % exist.
 GRID: dict[str, Any] = {
@@ -24,7 +29,6 @@ GRID: dict[str, Any] = {
     "lrs": "3e-6,1e-5,3e-5,1e-4,3e-4",
     "rl_lrs": "1e-6,1e-5",
     "schedules": "constant",
-    "epochs": "1",
     "iterations": "1",
     "batch_sizes": "16",
     "seeds": "0,1",
@@ -33,6 +37,11 @@ GRID: dict[str, Any] = {
     "checkpoints_per_epoch": "5",
     "test_prompts": "128",
     "prior_limit": "100",
+}
+DEFAULTS = {
+    **GRID,
+    "epochs": "as many as --max-steps needs",
+    "prior": "hellaswag, truthfulqa_mc2, mmlu, ifeval, winogrande",
 }
 TINY_GRID: dict[str, Any] = {"methods": "sft", "lrs": "3e-5:1e-3:10", "seeds": "0", "rl_lrs": "1e-4"}
 _LEFT_OUT = ("base", "task", "thresholds", "scored")
@@ -45,8 +54,8 @@ def add_to(commands: Subparsers) -> None:
         help="make the forgetting law of a base model: law.json",
         description="Fine-tune BASE for a short while at several learning rates, measure what the prior tasks lost and "
         "the KL to the base, and fit the law that the monitor, compare and pick forecast with. Writes OUT/law.json, "
-        "OUT/prompts.jsonl, the held-out prompts that KL was measured on, and OUT/train.jsonl, the rest, to train on. "
-        "The same command again continues.",
+        "OUT/prompts.jsonl, the held-out prompts that KL was measured on, and OUT/train.jsonl, the rest, to train on; "
+        "of the base 'tiny' also the model itself, OUT/base. The same command again continues.",
     )
     parser.add_argument("base", metavar="BASE", help=SETTINGS["base"])
     parser.add_argument("--task", help=SETTINGS["task"] + "; or --prompts")
@@ -54,7 +63,7 @@ def add_to(commands: Subparsers) -> None:
     parser.add_argument("--level", type=float, default=0.9, help="of the intervals (default: 0.9)")
     grid = parser.add_argument_group("the runs (by default ten: SFT at five learning rates, two seeds)")
     for name in (name for name in SETTINGS if name not in _LEFT_OUT):
-        default = f" (default: {GRID[name]})" if name in GRID else ""
+        default = f" (default: {DEFAULTS[name]})" if name in DEFAULTS else ""
         grid.add_argument(f"--{name.replace('_', '-')}", help=SETTINGS[name] + default)
     parser.add_argument("--jobs", type=int, help="processes (default: the cores for the tiny base, else 1)")
     parser.add_argument("--dry-run", action="store_true", help="print the runs and what they take; train nothing")
@@ -73,6 +82,8 @@ def run(arguments: argparse.Namespace) -> int:
     from rlrazor.experiments.language.train import calibration_base
     from rlrazor.experiments.work import versions_of
     from rlrazor.guard import calibrate
+    from rlrazor.guard.outputs import move_aside
+    from rlrazor.report import drawing
     from rlrazor.report.tables import read_table
     from rlrazor.store import RunStore, atomic_path
 
@@ -83,7 +94,7 @@ def run(arguments: argparse.Namespace) -> int:
     tiny = arguments.base == TINY
     given = {name: value for name in SETTINGS if (value := getattr(arguments, name, None)) is not None}
     given |= {"base": arguments.base, "task": arguments.task or arguments.prompts.stem}
-    settings = {**(TINY_GRID if tiny else GRID), **given}
+    settings = {**(TINY_GRID if tiny else {**GRID, "epochs": "1"}), **given}
     config = resolve(
         "tiny" if tiny else "paper", {name: parse_setting(name, value) for name, value in settings.items()}
     )
@@ -93,6 +104,8 @@ def run(arguments: argparse.Namespace) -> int:
     if jobs < 1:
         raise RazorError(f"--jobs must be at least 1, not {jobs}.")
     trainer = trainer_of(arguments, config.base, config.task)
+    if not tiny and "epochs" not in given and config.max_steps:
+        config = replace(config, epochs=(_epochs(config, len(trainer.task.load().train)),))
     if arguments.dry_run:
         found = estimate(config, trainer.task)
         what = f"{found.runs} runs, {found.steps:,} updates, {found.checkpoints:,} checkpoints measured."
@@ -105,7 +118,8 @@ def run(arguments: argparse.Namespace) -> int:
         console.print(f"Diverged, measured up to there: {name}.", style="yellow")
     with console.status("Fitting the law"):
         task, splits = trainer.task.task(), trainer.task.load()
-        own = calibration_base(trainer, plan(config, trainer.task).bases[0], RunStore(arguments.out))
+        folder = arguments.out / "base" if tiny else None
+        own = calibration_base(trainer, plan(config, trainer.task).bases[0], RunStore(arguments.out), folder)
         # As `probes.read_prompts` will read them.
         prompts = list(dict.fromkeys(item.prompt for item in splits.test[: config.test_prompts]))
         probes = probe_settings(own.limited(task), config.kl_samples)
@@ -113,13 +127,19 @@ def run(arguments: argparse.Namespace) -> int:
         table = read_table(arguments.out / "records.parquet")
         versions = versions_of("transformers", "trl", "lm-eval")
         law = calibrate.fit(table, base, level=arguments.level, versions=versions, command=command)
-    path = arguments.out / "law.json"
+    path, say = arguments.out / "law.json", partial(console.print, highlight=False, markup=False, soft_wrap=True)
+    if path.exists() and not _is_same(path, law):
+        move_aside(path, say)
     law.save(path)
+    drawing.save(_figure(law), arguments.out)
     rest = [_row(item.prompt, item.demonstration, chat=task.chat and own.has_chat_template) for item in splits.train]
     for name, rows in (("prompts", [{"prompt": prompt} for prompt in prompts]), ("train", rest)):
-        with atomic_path(arguments.out / f"{name}.jsonl") as partial:
-            lines = (json.dumps(row, ensure_ascii=False) for row in rows)
-            partial.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        text = "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows)
+        target = arguments.out / f"{name}.jsonl"
+        if target.exists() and target.read_text(encoding="utf-8", errors="replace") != text:
+            move_aside(target, say)
+        with atomic_path(target) as written:
+            written.write_text(text, encoding="utf-8")
     warnings = calibrate.warnings_of(law, table)
     if arguments.json:
         print(
@@ -132,11 +152,68 @@ def run(arguments: argparse.Namespace) -> int:
     printed.print(law.describe(), highlight=False)
     for warning in warnings:
         printed.print(warning, style="yellow", highlight=False)
-    files = {"Law": path, "Prompts to measure on": path.with_name("prompts.jsonl")}
+    files = {"Law": path, "Figure": path.with_suffix(".png"), "Prompts to measure on": path.with_name("prompts.jsonl")}
     files |= {"Rows to train on": path.with_name("train.jsonl"), "Report": done.report}
+    if folder is not None:
+        files["Base"] = folder
     for name, file in files.items():
         printed.print(f"{name}: {file}", highlight=False, soft_wrap=True)
     return 0
+
+
+def _epochs(config: "Config", prompts: int) -> int:
+    """Passes over the prompts that come to `max_steps` updates."""
+    prompts = min(prompts, config.train_prompts or prompts)
+    return math.ceil(config.max_steps / max(1, prompts // max(config.batch_sizes)))
+
+
+def _is_same(path: Path, law: "LawFile") -> bool:
+    """Whether this is the law of the file, whatever command and versions made it."""
+    from rlrazor.guard.law_file import LawFile
+
+    try:
+        found = LawFile.load(path)
+    except RazorError:
+        return False
+    return replace(found, command="", versions={}) == replace(law, command="", versions={})
+
+
+def _figure(law: "LawFile") -> "Figure":
+    """The law through its runs; and what it forecast of each run when that was left out, against what was measured."""
+    import numpy as np
+
+    from rlrazor.report.drawing import INK, PALETTE, Curve, Figure, Layer, Panel, Points
+
+    names = {"kl_forward": "KL on the new task", "kl_probe": "KL on the generic probe"}
+    fitted, weights = law.forecaster.law, np.array(law.forecaster.law.weights)
+    # Of one KL its nats; of two their weighted sum, in nats of the first that counts.
+    lead = int(np.argmax(weights > 0))
+    unit = weights / weights[lead]
+    methods = {row["run"]: str(row["method"]) for row in law.data}
+    colors = {method: PALETTE[index % len(PALETTE)] for index, method in enumerate(dict.fromkeys(methods.values()))}
+    through: list[Layer] = []
+    left_out: list[Layer] = []
+    for one in law.forecaster.left_out:
+        rows = [row for row in law.data if row["run"] == one.run]
+        kls_ND = np.array([[row[name] for name in fitted.columns] for row in rows])
+        drop_N = 100 * np.array([row["forgetting"] for row in rows])
+        label = methods[one.run]
+        through.append(Points(label, kls_ND @ unit, drop_N, colors[label], line=True))
+        left_out.append(Points(label, 100 * one.law.predict(kls_ND), drop_N, colors[label]))
+    x_N = np.linspace(0, max(float(layer.x.max()) for layer in through), 200)
+    through.append(Curve("law", x_N, 100 * fitted.predict(np.outer(x_N, np.eye(len(unit))[lead])), INK))
+    values_M = np.concatenate([np.concatenate([layer.x, layer.y]) for layer in left_out])
+    ends = np.array([min(0.0, values_M.min()), values_M.max()])
+    left_out.append(Curve("measured as forecast", ends, ends, INK, dashed=True))
+    weighed = zip(fitted.columns, unit, strict=True)
+    x_label = " + ".join(f"{weight:.3g} {names[name]}" if weight != 1 else names[name] for name, weight in weighed)
+    measured = "measured drop of the prior score, points"
+    panels = [
+        Panel("The law", f"{x_label}, nats", measured, through, x_percent=False, y_percent=False),
+        Panel("Each run, by a law of the others", "forecast drop, points", measured, left_out, x_percent=False,
+              y_percent=False),
+    ]  # fmt: skip
+    return Figure("law", panels, columns=2)
 
 
 def _row(prompt: str, completion: str | None, *, chat: bool) -> dict[str, Any]:

@@ -79,6 +79,12 @@ def run(arguments: argparse.Namespace) -> int:
         "stop": tuple(text.replace("\\n", "\n") for text in arguments.stop) or None,
         "chat": False if arguments.no_chat else None,
     }
+    if limit is not None and law is not None and not law.useful and not (arguments.prior or arguments.cautious):
+        raise RazorError(
+            f"The law in {arguments.law} is not to be relied on, so --fail-above cannot go by its forecast. "
+            f"{law.cautions(arguments.level)[0]} Or measure the drop with --prior, or judge by the interval with "
+            "--cautious."
+        )
     given: dict[str, Any] = {name: value for name, value in own.items() if value is not None}
     if law is not None and (given or arguments.generic):
         raise RazorError("With --law, the law's own probe and settings are used: leave the others out.")
@@ -187,7 +193,7 @@ def _print(found: "Comparison", limit: float | None, *, above: bool) -> None:
             after = found.truth.tuned[name]
             scores.add_row(name, f"{100 * score:.1f}", f"{100 * after:.1f}", f"{100 * (score - after):.1f}")
         console.print(scores)
-    console.print("Moved most:", highlight=False)
+    console.print("Moved most, nats of forward KL:", highlight=False)
     for prompt in found.prompts[:WORST]:
         first = " ".join(prompt.prompt.split())
         console.print(Text(f"  {prompt.total:8.3f}  {first[:90]}{'…' if len(first) > 90 else ''}"))
@@ -196,3 +202,6 @@ def _print(found: "Comparison", limit: float | None, *, above: bool) -> None:
     console.print(verdict(found), style="bold", highlight=False)
     if limit is not None:
         console.print(f"{'Above' if above else 'Within'} the limit of {100 * limit:.1f} points.", highlight=False)
+        if found.truth is not None and found.truth.stderr > limit:
+            error = f"{100 * found.truth.stderr:.1f} points"
+            console.print(f"The measured drop's standard error, {error}, is more than that.", style="yellow")

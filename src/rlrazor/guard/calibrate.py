@@ -15,7 +15,7 @@ import polars as pl
 
 from rlrazor import forecast, law
 from rlrazor.errors import RazorError
-from rlrazor.guard.law_file import LawFile
+from rlrazor.guard.law_file import FEW_PROMPTS, LawFile
 from rlrazor.lm.probes import GenericText, ProbeSettings, Prompt, content_hash
 from rlrazor.records import BASE
 
@@ -51,9 +51,15 @@ def fit(
     if untuned.is_empty():
         raise RazorError("The runs have no row of the base policy, from which forgetting is counted.")
     points = law.distinct(table)
-    choice = forecast.choose(points, candidates)
     score = float(untuned["prior"].mean())  # type: ignore[arg-type]
-    forecaster = forecast.fit_forecaster(points, choice.best.columns, score)
+    try:
+        choice = forecast.choose(points, candidates)
+        forecaster = forecast.fit_forecaster(points, choice.best.columns, score)
+    except RazorError as error:
+        raise RazorError(
+            f"No law can be fitted to these runs. {error} If they hardly moved the model, raise the learning rates or "
+            "the updates; if there are few prompts, give more rows."
+        ) from error
     suite = [name for name in untuned.columns if name.startswith("prior_") and not _is_detail(name)]
     kept = points.select(pl.col("trajectory").alias("run"), *(name for name in KEPT if name in points.columns))
     return LawFile(
@@ -71,6 +77,7 @@ def fit(
         data=tuple(kept.to_dicts()),
         versions=versions or {},
         command=command,
+        noise=_noise(table),
     )
 
 
@@ -80,19 +87,15 @@ def _is_detail(column: str) -> bool:
 
 def warnings_of(found: LawFile, table: pl.DataFrame) -> list[str]:
     """What a user should know before relying on this law, in sentences."""
-    said = []
-    if not found.choice.useful:
-        said.append("No KL forecasts better than guessing the mean: do not rely on this law.")
-    if (caution := found.caution()) is not None:
-        needed = math.ceil(found.level / (1 - found.level) - 1e-9)
-        said.append(f"{caution} For those make {needed} runs.")
-    points = law.distinct(table)
-    largest, noise = float(points["forgetting"].max() or 0.0), _noise(table)  # type: ignore[arg-type]
-    if largest < 2 * noise:
+    said = found.cautions()
+    if found.caution() is not None:
+        said[-1] += f" For those make {math.ceil(found.level / (1 - found.level) - 1e-9)} runs."
+    if found.prompts_count < FEW_PROMPTS:
         said.append(
-            f"No run forgot more than {100 * largest:.1f} points, which the noise of the scores ({100 * noise:.1f}) "
-            "could be: raise the learning rates, or measure more items."
+            f"KL was measured on {found.prompts_count} prompts, which are few: give more rows, {FEW_PROMPTS} held out "
+            "at the least."
         )
+    points = law.distinct(table)
     if points["method"].n_unique() == 1:
         said.append(
             f"All runs are of one method, {points['method'][0]}: whether the law holds for another was not tested."

@@ -30,7 +30,9 @@ INTERVAL = "hierarchical jackknife+ over runs (arXiv:2306.06342), residuals rela
 class LawFile:
     """A calibrated law. `prior` are the base's scores; `prompts` hashes those that KL was measured on, and counts them.
 
-    `data`: a row per checkpoint of the fit, with `run`, `method`, `step`, the KLs and `forgetting`.
+    `noise`: the standard error of a difference of two measured prior scores, a fraction of 1; at most, as it takes them
+    to be of different items. `data`: a row per checkpoint of the fit, with `run`, `method`, `step`, the KLs and
+    `forgetting`.
     """
 
     base_name: str
@@ -47,11 +49,22 @@ class LawFile:
     data: Sequence[Mapping[str, Any]] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
     command: str = ""
+    noise: float = 0.0
 
     def __post_init__(self) -> None:
         unknown = sorted(set(self.forecaster.columns) - {FORWARD, PROBE})
         if unknown:
             raise RazorError(f"A law is of {FORWARD}, {PROBE} or both; this one needs {', '.join(unknown)}.")
+
+    @property
+    def largest(self) -> float:
+        """The most that a run of the fit has forgotten, a fraction of 1."""
+        return max((float(row["forgetting"]) for row in self.data), default=math.inf)
+
+    @property
+    def useful(self) -> bool:
+        """Whether there is something to rely on: it beats guessing, at forgetting that is more than noise."""
+        return self.choice.useful and self.largest >= self.noise
 
     def attainable(self, level: float | None = None) -> float:
         """The level of its intervals where `level`, by default the law's own, is asked for."""
@@ -100,15 +113,25 @@ class LawFile:
 
     def cautions(self, level: float | None = None) -> list[str]:
         """Sentences on what a user of its forecasts has to know."""
-        useless = None if self.choice.useful else "No KL forecast better than guessing the mean: do not rely on it."
-        return [f"The law: {said}" for said in (useless, self.caution(level)) if said is not None]
+        said = []
+        if not self.choice.useful:
+            said.append("No KL forecast better than guessing the mean: do not rely on this law.")
+        if self.largest < 2 * self.noise:
+            said.append(
+                f"No run of the calibration forgot more than {100 * self.largest:.1f} points, which the noise of the "
+                f"scores ({100 * self.noise:.1f}) could be: before relying on this law raise the learning rates or the "
+                "updates, or measure more items."
+            )
+        if (caution := self.caution(level)) is not None:
+            said.append(f"The law's {caution}")
+        return said
 
     def describe(self, level: float | None = None) -> str:
         """One sentence: what the law is of, how many runs it rests on, and how well it forecasts."""
         names = {"kl_forward": "KL on the new task's prompts", "kl_probe": "KL on the generic probe"}
         of = " and ".join(names.get(name, name) for name in self.forecaster.columns)
         runs, error = len(self.forecaster.left_out), 100 * self.choice.best.error
-        verdict = "" if self.choice.useful else ", no better than guessing: do not rely on it"
+        verdict = "" if self.choice.useful else ", no better than guessing"
         return (
             f"A law of {of}, fitted to {runs} runs of {self.base_name}; on a {self.choice.by} left out it was wrong by "
             f"{error:.1f} points (guessing the mean: {100 * self.choice.guess:.1f}){verdict}. Intervals are of "
@@ -143,7 +166,7 @@ class LawFile:
         return {
             "format": FORMAT,
             "base": {"name": self.base_name, "digest": self.base_digest, "tokenizer": self.tokenizer_digest},
-            "prior": {"scores": dict(self.prior), "mean": forecaster.base_score},
+            "prior": {"scores": dict(self.prior), "mean": forecaster.base_score, "noise": self.noise},
             "law": _law_as_json(forecaster.law),
             "highest": dict(zip(forecaster.columns, forecaster.highest, strict=True)),
             "choice": {
@@ -232,6 +255,7 @@ class LawFile:
             tuple(stored["data"]),
             dict(stored["versions"]),
             str(stored["command"]),
+            float(stored["prior"]["noise"]),
         )
 
 

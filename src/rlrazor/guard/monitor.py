@@ -67,7 +67,8 @@ MEASUREMENTS = 10  # wanted of a run; a probe that is too large for that is thin
 class Reading:
     """One measurement. KLs in nats per completion or text, with standard errors; the forecast None without a law.
 
-    `remaining`: how much each KL may still grow until the forecast reaches the budget. `within`: whether it is below
+    `remaining`: how much KLs may still grow, in the proportions in which they have, until the forecast reaches the
+    budget. `within`: whether it is below
     it; None where there is no budget or no law. `prompts`: how many of each probe were measured; `whole`: that is all.
     """
 
@@ -117,16 +118,17 @@ class Reading:
         if self.forecast is None:
             return f"[razor] step {self.step}: {kls} nats; uncalibrated: no law, so no forecast"
         shown = self.forecast
+        close = self.budget is not None and abs(shown.drop - self.budget) < 5e-4  # 2.0 points, over 2.0
         text = (
-            f"[razor] step {self.step}: {kls} nats; forecast drop {100 * shown.drop:.1f} points "
+            f"[razor] step {self.step}: {kls} nats; forecast drop {100 * shown.drop:.{3 if close else 1}f} points "
             f"[{100 * shown.low:.1f}, {100 * shown.high:.1f}] ({self.level:.0%})"
         )
         if self.budget is not None:
             text += f"; {'within' if self.within else 'OVER'} the budget of {100 * self.budget:.1f}"
-            name = min(self.remaining, key=lambda name: self.remaining[name])
             if self.within:
-                left = self.remaining[name]
-                text += f", {left:.3g} nats of {_NAMES[name]} left" if math.isfinite(left) else ", whatever KL does"
+                left = {name: nats for name, nats in self.remaining.items() if math.isfinite(nats)}
+                text += ", " + " and ".join(f"{nats:.3g} nats of {_NAMES[name]}" for name, nats in left.items())
+                text += " left" if left else "whatever KL does"
         return text + ("; beyond what the law was fitted to" if shown.extrapolated else "")
 
 
@@ -327,7 +329,7 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
                 _say("[razor] the budget is not watched: without a law, KL says nothing about scores.")
         else:
             _say(f"[razor] {self.law.describe(self.level)}")
-            if (caution := self.law.caution(self.level)) is not None:
+            for caution in self.law.cautions(self.level):
                 _say(f"[razor] {caution}")
         assert self.base is not None
         for caution in cautions_of(self.base.whole, self.prompts, self.generic, self.settings):
@@ -426,7 +428,7 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
         assert self.log is not None
         row = {**reading.as_json(), **{name: getattr(self, name) for name in PLAN}, **self.provenance}
         if self.law is not None:
-            row["law_useful"] = self.law.choice.useful
+            row["law_useful"] = self.law.useful
         self.log.add(row)
         for name, error in trackers.send(args, reading.scalars(), reading.step).items():
             if name not in self.unreachable:

@@ -96,7 +96,7 @@ class Drop:
     def by(cls, law: LawFile, step: int, forecast: Forecast) -> Drop:
         """What a law says."""
         found = forecast.drop, forecast.low, forecast.high, law.attainable(), forecast.extrapolated
-        return cls(step, *found, law.choice.useful)
+        return cls(step, *found, law.useful)
 
 
 def pick(
@@ -185,8 +185,8 @@ def _recommend(
     chosen = max(candidates, key=lambda one: (one.new - judged(one), -one.step))
     of = f"{kind} drop{' at the upper end of its interval' if cautious else ''}"
     return chosen, (
-        f"{metric} minus {of} is highest: {100 * chosen.new:.1f} - {100 * judged(chosen):.1f} points, a point "
-        f"gained being worth a point lost{_aside(chosen, front)}"
+        f"{metric} minus {of} is highest: {100 * chosen.new:.1f} {'-+'[judged(chosen) < 0]} "
+        f"{100 * abs(judged(chosen)):.1f} points, a point gained being worth a point lost{_aside(chosen, front)}"
     )
 
 
@@ -256,7 +256,7 @@ def _of_trainer(
     if law is not None:
         notes += law.cautions()
     elif not all(drop.useful for drop in drops):
-        notes.append("The law forecast no better than guessing the mean: do not rely on it.")
+        notes.append("The law was no better than guessing, or fitted to noise: do not rely on it.")
     return metric, notes, candidates, drops[-1].level
 
 

@@ -345,8 +345,8 @@ def _downloaded(repository: str) -> Path:
         ) from error
     except Exception as error:  # the hub's HTTP library, whose errors these are, differs between its versions
         raise RazorError(
-            f"The hub cannot be reached, and {repository} is not in its cache. Try again with a connection, or give a "
-            "local folder or .gguf file."
+            f"There is no folder {repository}, the hub cannot be reached, and its cache does not have it. Try again "
+            "with a connection, or give a local folder or .gguf file."
         ) from error
 
 
@@ -390,7 +390,9 @@ def _require_safetensors(folder: Path, source: str | Path, name: str = "*.safete
     if not any(folder.glob(name)):
         pickled = any(folder.glob("*.bin")) or any(folder.glob("*.pt")) or any(folder.glob("*.pth"))
         reason = " Pickled weights are not read: they can run code. Convert them to safetensors." if pickled else ""
-        raise RazorError(f"{source} has no {name.removeprefix('*')} file.{reason}")
+        checkpoints = sorted(path.name for path in folder.glob("checkpoint-*"))
+        within = f" It holds {', '.join(checkpoints)}: name one of them." if checkpoints else ""
+        raise RazorError(f"{source} has no {name.removeprefix('*')} file.{reason}{within}")
 
 
 def _require_all_weights(info: Mapping[str, Any]) -> None:

@@ -107,6 +107,8 @@ def _field(path: Path, name: str) -> list[Any]:
         return [row[name] for row in rows]
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
+    except FileNotFoundError as error:
+        raise RazorError(f"There is no {path}: give a JSON Lines file, or one {name} a line.") from error
     except (OSError, UnicodeDecodeError) as error:
         raise RazorError(
             f"{path} cannot be read as text: {error}. Give a JSON Lines file, or one {name} a line."

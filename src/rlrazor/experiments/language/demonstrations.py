@@ -38,7 +38,7 @@ class Prompts:
         if not any(fitting):
             raise RazorError(
                 f"No prompt of {task.name} fits into the {limit} tokens of {lm.source} with a completion of "
-                f"{task.max_new_tokens}: take a model with a longer context."
+                f"{task.max_new_tokens}: lower --max-new-tokens, or take a model with a longer context."
             )
         kept = [index for index, fits in enumerate(fitting) if fits]
         return cls([items[index] for index in kept], [ids[index] for index in kept], len(ids) - len(kept))

@@ -290,9 +290,11 @@ class CalibrationBase:
         return replace(task, max_new_tokens=self.max_new_tokens or task.max_new_tokens)
 
 
-def calibration_base(trainer: Trainer, spec: RunSpec, store: RunStore) -> CalibrationBase:
-    """The base of a base run, loaded once more to take its digest."""
+def calibration_base(trainer: Trainer, spec: RunSpec, store: RunStore, save_to: Path | None = None) -> CalibrationBase:
+    """The base of a base run, loaded once more to take its digest, and written to the folder `save_to`, if any."""
     lm = tiny_base(spec, store) if trainer.base == TINY else load(trainer.base)
+    if save_to is not None:
+        _save_model(lm.model, lm.tokenizer, save_to)
     return CalibrationBase(
         base_digest(lm.model),
         tokenizer_digest(lm.tokenizer),
