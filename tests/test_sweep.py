@@ -108,10 +108,17 @@ def test_ctrl_c_is_not_lost_where_python_ignores_it(store: RunStore) -> None:
             yield checkpoint
 
     specs = [spec(lr=0.1), spec(lr=0.2), spec(lr=0.3)]
-    before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt), interrupts.remembered():
-        sweep.run(specs, interrupted, store)
-    assert signal.getsignal(signal.SIGINT) == before
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it may be ignored
+    try:
+        with pytest.raises(KeyboardInterrupt), interrupts.remembered():
+            sweep.run(specs, interrupted, store)
+        assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
+        # Where it is ignored, it stays so.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        with interrupts.remembered():
+            assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert [store.is_finished(one) for one in specs] == [True, False, False]
     sweep.run(specs, train, store)  # and it is over
     assert all(store.is_finished(one) for one in specs)
