@@ -233,7 +233,7 @@ def fit_forecaster(table: pl.DataFrame, columns: Sequence[str], base_score: floa
 
     Raises RazorError for fewer than 3 runs, or data that allow no fit.
     """
-    rows = _measured(table, columns)
+    rows = measured(table, columns)
     runs = rows["trajectory"].unique(maintain_order=True).to_list()
     if len(runs) < MIN_RUNS:
         raise RazorError(f"A forecast needs at least {MIN_RUNS} runs; there are {len(runs)}.")
@@ -292,7 +292,7 @@ def choose(table: pl.DataFrame, candidates: Sequence[Sequence[str]] = CANDIDATES
     found = [tuple(columns) for columns in candidates if set(columns) <= there]
     if not found:
         raise RazorError("The table has none of the KLs that a law could be of.")
-    rows = _measured(table, sorted({name for columns in found for name in columns}))
+    rows = measured(table, sorted({name for columns in found for name in columns}))
     by = "method" if rows["method"].n_unique() > 1 else "trajectory"
     if rows["trajectory"].n_unique() < MIN_RUNS:
         raise RazorError(f"A forecast needs at least {MIN_RUNS} runs; there are {rows['trajectory'].n_unique()}.")
@@ -340,7 +340,7 @@ def trial(
     runs allow (`attainable`). Units for which the rest allow no fit
     are left out. Raises RazorError for fewer than two units.
     """
-    rows = _measured(table, columns)
+    rows = measured(table, columns)
     units = rows[by].unique(maintain_order=True).to_list()
     if len(units) < 2:
         raise RazorError(f"Leaving one {by} out needs at least 2 of them; there are {len(units)}.")
@@ -372,7 +372,7 @@ def trial(
     return found
 
 
-def _measured(table: pl.DataFrame, columns: Sequence[str]) -> pl.DataFrame:
+def measured(table: pl.DataFrame, columns: Sequence[str]) -> pl.DataFrame:
     """The rows on which all of it is finite."""
     return table.filter(*(pl.col(name).cast(pl.Float64).is_finite() for name in (*columns, "forgetting")))
 

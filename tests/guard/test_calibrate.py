@@ -50,6 +50,10 @@ def test_a_law_is_of_the_runs_and_keeps_their_data() -> None:
     assert law.forecaster.predict(at[:, None])[0] == pytest.approx(TRUE.predict(at), abs=0.05)
     assert calibrate.warnings_of(law, table) == []
     assert law.noise == pytest.approx(0.01 * 2**0.5)
+    # A checkpoint that could not be measured is not among them, and changes nothing.
+    lost = {"method": "m0", "trajectory": "run 0", "run_id": "run 0", "seed": 0, "step": 9, "prior": 0.5}
+    beside = pl.concat([table, pl.DataFrame([{**lost, "forgetting": 0.4}])], how="diagonal_relaxed")
+    assert calibrate.fit(beside, BASE, versions={"x": "1"}, command="razor calibrate") == law
     # The data that it keeps give the law again.
     again = pl.DataFrame(list(law.data)).rename({"run": "trajectory"})
     assert forecast.fit_forecaster(again, ("kl_probe",), 0.9) == law.forecaster

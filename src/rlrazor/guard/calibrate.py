@@ -61,7 +61,8 @@ def fit(
             "the updates; if there are few prompts, give more rows."
         ) from error
     suite = [name for name in untuned.columns if name.startswith("prior_") and not _is_detail(name)]
-    kept = points.select(pl.col("trajectory").alias("run"), *(name for name in KEPT if name in points.columns))
+    of_fit = forecast.measured(points, choice.best.columns)
+    kept = of_fit.select(pl.col("trajectory").alias("run"), *(name for name in KEPT if name in points.columns))
     return LawFile(
         base_name=base.name,
         base_digest=base.digest,
