@@ -78,6 +78,7 @@ def section(study: Study) -> Section:
     tasks = {
         name: study.points.filter(pl.col("family") == name)["task"].unique(maintain_order=True) for name in families
     }
+    tried = {one.left_out for one in outcomes if one.units}
     counts = "; ".join(
         f"{FAMILIES[name]}: {how_many(study.points.filter(pl.col('family') == name).height, 'checkpoint')}, tasks "
         f"{in_words(list(tasks[name]))}"
@@ -92,7 +93,10 @@ def section(study: Study) -> Section:
         "wide is it, and how wrong is the forecast?",
         finding(outcomes),
         _figure(outcomes, families),
-        [_table(outcomes, family, left_out) for family in families for left_out in SPLITS] + [_failures(outcomes)],
+        [
+            *(_table(outcomes, family, left_out) for family in families for left_out in SPLITS if left_out in tried),
+            _failures(outcomes),
+        ],
         f"{counts}; {how_many(len(study.seeds), 'seed')}, each with a base of its own, to which its laws belong. "
         "Forecasts as the monitor makes them: a monotone law and hierarchical jackknife+ intervals over runs; of the "
         "training loss a quadratic, which may fall. Coverage, width and error are means over a unit’s checkpoints, "
@@ -233,13 +237,21 @@ def _figure(outcomes: Sequence[Outcome], families: Sequence[str]) -> Figure:
             ("width of the interval, points", "width", None),
             ("error of the forecast, points", "error", None),
         ):
-            panels.append(_panel(outcomes, family, names, title, column, nominal))
+            panels.append(_panel(outcomes, family, names, title, column, nominal, named=column == "coverage"))
     return Figure("forecasts", panels, columns=3)
 
 
 def _panel(
-    outcomes: Sequence[Outcome], family: str, names: Sequence[str], title: str, column: str, nominal: float | None
+    outcomes: Sequence[Outcome],
+    family: str,
+    names: Sequence[str],
+    title: str,
+    column: str,
+    nominal: float | None,
+    *,
+    named: bool,
 ) -> Panel:
+    """`named`: with the predictors' names, which the panels of a row share."""
     edges = (-0.6, len(names) - 0.4)
     layers: list[Layer] = []
     places = (
@@ -268,7 +280,7 @@ def _panel(
         )
     if nominal is not None:
         layers.append(Curve("what the interval promises", np.full(2, nominal), np.array(edges), INK, dashed=True))
-    ticks: Ticks = [(float(place), name) for place, name in enumerate(reversed(names))]
+    ticks: Ticks = [(float(place), name if named else "") for place, name in enumerate(reversed(names))]
     return Panel(
         FAMILIES[family],
         title,
