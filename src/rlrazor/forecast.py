@@ -337,8 +337,8 @@ def trial(
     """Forecast each `by` (a column: method, task, trajectory) by a forecaster fitted to the others.
 
     With `fitted_to`, those units alone are fitted to, and the others forecast. Intervals are of `level`, or of what the
-    runs allow (`attainable`). Units for which the rest allow no fit
-    are left out. Raises RazorError for fewer than two units.
+    runs allow (`attainable`). Units for which the rest allow no fit are left out. Raises RazorError for fewer than two
+    units.
     """
     rows = measured(table, columns)
     units = rows[by].unique(maintain_order=True).to_list()

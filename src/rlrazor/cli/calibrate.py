@@ -104,8 +104,9 @@ def run(arguments: argparse.Namespace) -> int:
     if jobs < 1:
         raise RazorError(f"--jobs must be at least 1, not {jobs}.")
     trainer = trainer_of(arguments, config.base, config.task)
+    splits = trainer.task.load()
     if not tiny and "epochs" not in given and config.max_steps:
-        config = replace(config, epochs=(_epochs(config, len(trainer.task.load().train)),))
+        config = replace(config, epochs=(_epochs(config, len(splits.train)),))
     if arguments.dry_run:
         found = estimate(config, trainer.task)
         what = f"{found.runs} runs, {found.steps:,} updates, {found.checkpoints:,} checkpoints measured."
@@ -117,7 +118,7 @@ def run(arguments: argparse.Namespace) -> int:
     for name in done.diverged:
         console.print(f"Diverged, measured up to there: {name}.", style="yellow")
     with console.status("Fitting the law"):
-        task, splits = trainer.task.task(), trainer.task.load()
+        task = trainer.task.task()
         folder = arguments.out / "base" if tiny else None
         own = calibration_base(trainer, plan(config, trainer.task).bases[0], RunStore(arguments.out), folder)
         # As `probes.read_prompts` will read them.
@@ -182,9 +183,9 @@ def _figure(law: "LawFile") -> "Figure":
     """The law through its runs; and what it forecast of each run when that was left out, against what was measured."""
     import numpy as np
 
+    from rlrazor.guard.law_file import NAMES
     from rlrazor.report.drawing import INK, PALETTE, Curve, Figure, Layer, Panel, Points
 
-    names = {"kl_forward": "KL on the new task", "kl_probe": "KL on the generic probe"}
     fitted, weights = law.forecaster.law, np.array(law.forecaster.law.weights)
     # Of one KL its nats; of two their weighted sum, in nats of the first that counts.
     lead = int(np.argmax(weights > 0))
@@ -206,7 +207,7 @@ def _figure(law: "LawFile") -> "Figure":
     ends = np.array([min(0.0, values_M.min()), values_M.max()])
     left_out.append(Curve("measured as forecast", ends, ends, INK, dashed=True))
     weighed = zip(fitted.columns, unit, strict=True)
-    x_label = " + ".join(f"{weight:.3g} {names[name]}" if weight != 1 else names[name] for name, weight in weighed)
+    x_label = " + ".join(f"{weight:.3g} {NAMES[name]}" if weight != 1 else NAMES[name] for name, weight in weighed)
     measured = "measured drop of the prior score, points"
     panels = [
         Panel("The law", f"{x_label}, nats", measured, through, x_percent=False, y_percent=False),

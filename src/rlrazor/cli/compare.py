@@ -73,18 +73,18 @@ def run(arguments: argparse.Namespace) -> int:
     compute.prepare_process()
     compute.leave_progress_to_us()
     law = None if arguments.law is None else LawFile.load(arguments.law)
-    own = {
-        "max_new_tokens": arguments.max_new_tokens,
-        "samples": arguments.samples,
-        "stop": tuple(text.replace("\\n", "\n") for text in arguments.stop) or None,
-        "chat": False if arguments.no_chat else None,
-    }
     if limit is not None and law is not None and not law.useful and not (arguments.prior or arguments.cautious):
         raise RazorError(
             f"The law in {arguments.law} is not to be relied on, so --fail-above cannot go by its forecast. "
             f"{law.cautions(arguments.level)[0]} Or measure the drop with --prior, or judge by the interval with "
             "--cautious."
         )
+    own = {
+        "max_new_tokens": arguments.max_new_tokens,
+        "samples": arguments.samples,
+        "stop": tuple(text.replace("\\n", "\n") for text in arguments.stop) or None,
+        "chat": False if arguments.no_chat else None,
+    }
     given: dict[str, Any] = {name: value for name, value in own.items() if value is not None}
     if law is not None and (given or arguments.generic):
         raise RazorError("With --law, the law's own probe and settings are used: leave the others out.")

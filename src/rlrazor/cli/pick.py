@@ -99,42 +99,37 @@ def _measuring(
     """Measures a checkpoint, full or an adapter, against the base, whose side is computed once; and cautions."""
     from rlrazor.forecast import FORWARD
     from rlrazor.guard.base_side import BaseSide, cautions_of, kls_of
-    from rlrazor.guard.law_file import FEW_PROMPTS
+    from rlrazor.guard.compare import NO_MEMORY
     from rlrazor.guard.pick import Drop
     from rlrazor.lm import compute
-    from rlrazor.lm.models import Vocabulary, check_same_vocabulary, is_adapter, load, tokenizer_of
+    from rlrazor.lm.models import Vocabulary, is_adapter, load, tokenizer_of
     from rlrazor.lm.probes import default_cache, read_prompts
     from rlrazor.lm.sampling import NotFiniteError
 
-    no_memory = "Out of memory: --dtype bfloat16 takes half of it; fewer or shorter prompts take less."
     compute.prepare_process()
     compute.leave_progress_to_us()
     asked = read_prompts(prompts)
     try:
-        with compute.memory_errors(no_memory):
+        with compute.memory_errors(NO_MEMORY):
             own = load(base, dtype=dtype)
             law.check(own.model, own.tokenizer)
             side = BaseSide.of(own.model, own.tokenizer, asked, law.generic, law.settings, cache_dir=default_cache())
     except NotFiniteError as error:
         raise RazorError(f"The outputs of {base} are NaN or infinite: {dtype} is too coarse for them.") from error
     vocabulary = Vocabulary.of(own)
-    known = asked if side.whole[FORWARD] >= FEW_PROMPTS else ""
     del own
     told("checkpoints")
 
     def measure(path: Path, step: int) -> Drop:
         try:
-            with compute.memory_errors(no_memory):
+            with compute.memory_errors(NO_MEMORY):
                 tuned = load(base, adapter=path, dtype=dtype) if is_adapter(path) else load(path, dtype=dtype)
-                its_own = (tokenizer_of(path) if is_adapter(path) else None) or tuned.tokenizer
-                check_same_vocabulary(
-                    vocabulary, replace(Vocabulary.of(tuned), source=str(path), tokens=its_own.get_vocab())
-                )
+                tokenizer_of(tuned, path, vocabulary)
                 kls = kls_of(side.measure(tuned.model))
         except NotFiniteError as error:
             raise RazorError(f"The outputs of {path} are NaN or infinite: training has diverged there.") from error
         told(path.name)
-        return Drop.by(law, step, law.forecast(kls, prompts=known))
+        return Drop.by(law, step, law.forecast(kls, prompts=asked, measured=side.whole[FORWARD]))
 
     return measure, cautions_of(side.whole, asked, law.generic, law.settings)
 

@@ -89,7 +89,7 @@ def _is_detail(column: str) -> bool:
 def warnings_of(found: LawFile, table: pl.DataFrame) -> list[str]:
     """What a user should know before relying on this law, in sentences."""
     said = found.cautions()
-    if found.caution() is not None:
+    if found.caution() is not None:  # which comes last
         said[-1] += f" For those make {math.ceil(found.level / (1 - found.level) - 1e-9)} runs."
     if found.prompts_count < FEW_PROMPTS:
         said.append(

@@ -26,7 +26,7 @@ from rlrazor.drift.representation import NEIGHBOURS
 from rlrazor.errors import RazorError
 from rlrazor.forecast import FORWARD, PROBE, Forecast
 from rlrazor.guard.base_side import cautions_of
-from rlrazor.guard.law_file import FEW_PROMPTS, LawFile
+from rlrazor.guard.law_file import LawFile
 from rlrazor.lm import compute, kl, prior, probes
 from rlrazor.lm.kl import Drift, Estimate, Sequences
 from rlrazor.lm.models import (
@@ -35,7 +35,7 @@ from rlrazor.lm.models import (
     SavedWeights,
     Vocabulary,
     base_weights,
-    check_same_vocabulary,
+    check_adapter,
     is_adapter,
     load,
     named_base,
@@ -181,7 +181,7 @@ def compare(
     estimates = {name: of.per_completion for name, of in drawn.items()}
     if law is not None:
         kls = {name: estimates[name] for name in (FORWARD, PROBE)}
-        forecast = law.forecast(kls, level, prompts=prompts if measured[FORWARD] >= FEW_PROMPTS else "")
+        forecast = law.forecast(kls, level, prompts=prompts, measured=measured[FORWARD])
         notes += law.cautions(level)
         if forecast.extrapolated:
             notes.append("KL is larger than in any run that the law was fitted to: the interval may be too narrow.")
@@ -221,6 +221,7 @@ def _check_order(pair: Pair) -> list[str]:
             "if it is right as it stands, add --as-given."
         )
     if adapted:
+        check_adapter(pair.tuned)
         named = named_base(pair.tuned)
         if named and Path(named).name != Path(pair.base).name:
             return [f"The adapter says that it was trained on {named}, not on {pair.base}."]
@@ -281,9 +282,7 @@ def _measure(
         tuned = load(pair.base, adapter=Path(pair.tuned), dtype=pair.dtype)
     else:
         tuned = load(pair.tuned, dtype=pair.dtype)
-    its_own = (tokenizer_of(pair.tuned) if adapted else None) or tuned.tokenizer
-    check_same_vocabulary(vocabulary, replace(Vocabulary.of(tuned), source=pair.tuned, tokens=its_own.get_vocab()))
-    notes += _tokenizer_notes(tokenizer, its_own, prompts)
+    notes += _tokenizer_notes(tokenizer, tokenizer_of(tuned, pair.tuned, vocabulary), prompts)
     told("the tuned model on the probes")
     drifts = {name: kl.forward_kl(probe, tuned.model) for name, probe in before.items()}
     del before

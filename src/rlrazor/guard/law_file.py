@@ -23,6 +23,7 @@ from rlrazor.store import atomic_path
 
 FEW_PROMPTS = 16  # below it a standard error is itself a guess, and the interval is widened by it in any case
 FORMAT = 1  # of the file: raise it when an older rlrazor would misread it
+NAMES = {FORWARD: "KL on the new task's prompts", PROBE: "KL on the generic probe"}
 INTERVAL = "hierarchical jackknife+ over runs (arXiv:2306.06342), residuals relative to floor + forecast drop"
 
 
@@ -71,16 +72,22 @@ class LawFile:
         return self.forecaster.attainable(self.level if level is None else level)
 
     def forecast(
-        self, kls: Mapping[str, Estimate], level: float | None = None, *, prompts: Sequence[Prompt] | str
+        self,
+        kls: Mapping[str, Estimate],
+        level: float | None = None,
+        *,
+        prompts: Sequence[Prompt] | str,
+        measured: int | None = None,
     ) -> Forecast:
         """The forecast at these KLs, the interval widened by their standard errors.
 
         Not widened on the very `prompts` of the calibration (they, or their `content_hash`; "" where only some of
-        them were measured): the law's residuals have that error in them. But always on fewer than FEW_PROMPTS. With a
-        single prompt there is no standard error, and KL could be anything up to twice what was seen.
+        them were measured): the law's residuals have that error in them. But always where fewer than FEW_PROMPTS were
+        `measured`, by default all of them, as some may not have fitted into the context. With a single prompt there is
+        no standard error, and KL could be anything up to twice what was seen.
         """
         means = {name: one.mean for name, one in kls.items()}
-        errors = self._errors(kls, prompts)
+        errors = self._errors(kls, prompts, measured)
         return self.forecaster.forecast(means, self.level if level is None else level, errors)
 
     def remaining(
@@ -90,18 +97,22 @@ class LawFile:
         level: float | None = None,
         *,
         prompts: Sequence[Prompt] | str,
+        measured: int | None = None,
         cautious: bool = False,
     ) -> dict[str, float]:
         """How many nats each KL may still grow until `forecast`, with `cautious` its upper end, reaches the budget."""
         means = {name: one.mean for name, one in kls.items()}
         wanted = self.level if level is None else level
         return self.forecaster.remaining(
-            means, budget, cautious=cautious, level=wanted, stderr=self._errors(kls, prompts)
+            means, budget, cautious=cautious, level=wanted, stderr=self._errors(kls, prompts, measured)
         )
 
-    def _errors(self, kls: Mapping[str, Estimate], prompts: Sequence[Prompt] | str) -> dict[str, float]:
+    def _errors(
+        self, kls: Mapping[str, Estimate], prompts: Sequence[Prompt] | str, measured: int | None
+    ) -> dict[str, float]:
         found = prompts if isinstance(prompts, str) else content_hash(list(prompts))
-        if found == self.prompts_hash and self.prompts_count >= FEW_PROMPTS:
+        count = self.prompts_count if measured is None else min(measured, self.prompts_count)
+        if found == self.prompts_hash and count >= FEW_PROMPTS:
             return {}
         return {name: one.stderr if math.isfinite(one.stderr) else one.mean for name, one in kls.items()}
 
@@ -128,8 +139,7 @@ class LawFile:
 
     def describe(self, level: float | None = None) -> str:
         """One sentence: what the law is of, how many runs it rests on, and how well it forecasts."""
-        names = {"kl_forward": "KL on the new task's prompts", "kl_probe": "KL on the generic probe"}
-        of = " and ".join(names.get(name, name) for name in self.forecaster.columns)
+        of = " and ".join(NAMES[name] for name in self.forecaster.columns)
         runs, error = len(self.forecaster.left_out), 100 * self.choice.best.error
         verdict = "" if self.choice.useful else ", no better than guessing"
         return (

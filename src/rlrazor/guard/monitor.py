@@ -28,8 +28,8 @@ from rlrazor.errors import RazorError
 from rlrazor.forecast import FORWARD, PROBE, Forecast
 from rlrazor.guard import trackers
 from rlrazor.guard.base_side import BaseSide, cautions_of, joined, kls_of
-from rlrazor.guard.law_file import FEW_PROMPTS, LawFile
-from rlrazor.guard.outputs import KeptModel, Log, rows_until
+from rlrazor.guard.law_file import LawFile
+from rlrazor.guard.outputs import LOG, KeptModel, Log, rows_until
 from rlrazor.guard.overlap import count_overlap
 from rlrazor.lm import compute
 from rlrazor.lm.kl import Drift, Estimate
@@ -49,7 +49,6 @@ from rlrazor.lm.sampling import NotFiniteError
 
 OnBudget = Literal["warn", "stop", "keep"]
 KEPT = "within-budget"  # folder in the trainer's output folder: the last model whose forecast was within the budget
-LOG = "razor.jsonl"
 OVERHEAD = 0.05  # of training time, at the default setting
 TRAINING_COST = 2.0  # forward passes that an update costs per token: its own, and one for the gradients of activations
 MEASURING_COST = 2.0  # ... and a measurement: its own, the products with two heads, and batches smaller than training's
@@ -68,8 +67,8 @@ class Reading:
     """One measurement. KLs in nats per completion or text, with standard errors; the forecast None without a law.
 
     `remaining`: how much KLs may still grow, in the proportions in which they have, until the forecast reaches the
-    budget. `within`: whether it is below
-    it; None where there is no budget or no law. `prompts`: how many of each probe were measured; `whole`: that is all.
+    budget. `within`: whether it is below it; None where there is no budget or no law. `prompts`: how many of each probe
+    were measured; `whole`: that is all.
     """
 
     step: int
@@ -334,9 +333,10 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
         assert self.base is not None
         for caution in cautions_of(self.base.whole, self.prompts, self.generic, self.settings):
             _say(f"[razor] {caution}")
+        if not _is_first():
+            return
         forms = [encode(self.vocabulary, self.prompts, chat) for chat in {self.settings.chat, False}]
-        shared = count_overlap(self.prompts, list(zip(*forms, strict=True)), dataloader) if _is_first() else 0
-        if shared:
+        if shared := count_overlap(self.prompts, list(zip(*forms, strict=True)), dataloader):
             _say(
                 f"[razor] {shared} of the {len(self.prompts)} prompts are in the training set: KL on them is larger "
                 "than on prompts the model has not seen. Hold prompts out."
@@ -397,12 +397,12 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
         forecast, level, remaining = None, None, {}
         within: bool | None = None
         if self.law is not None:
-            known = side is self.base and side.whole[FORWARD] >= FEW_PROMPTS
-            forecast = self.law.forecast(kl, self.level, prompts=self.prompts_hash if known else "")
+            asked, measured = self.prompts_hash if side is self.base else "", side.whole[FORWARD]
+            forecast = self.law.forecast(kl, self.level, prompts=asked, measured=measured)
             level = self.law.attainable(self.level)
             if self.budget is not None:
                 remaining = self.law.remaining(
-                    kl, self.budget, self.level, prompts=self.prompts_hash if known else "", cautious=self.cautious
+                    kl, self.budget, self.level, prompts=asked, measured=measured, cautious=self.cautious
                 )
                 within = (forecast.high if self.cautious else forecast.drop) <= self.budget
         return Reading(

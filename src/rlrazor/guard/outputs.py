@@ -16,6 +16,7 @@ from typing import Any
 from rlrazor.errors import RazorError
 from rlrazor.store import atomic_path
 
+LOG = "razor.jsonl"  # in the trainer's output folder
 Say = Callable[[str], None]
 
 
@@ -104,10 +105,9 @@ class KeptModel:
 
     def save(self, model: Any, processing_class: Any, measured: Mapping[str, Any]) -> None:
         """Whole, or what was kept before stays."""
+        failure: Exception | None = None
         try:
-            self._recover()
-            for leftover in (self._partial, self._old):
-                shutil.rmtree(leftover, ignore_errors=True)
+            self._tidy()
             model.save_pretrained(self._partial, safe_serialization=True)
             if processing_class is not None:
                 processing_class.save_pretrained(self._partial)
@@ -116,21 +116,22 @@ class KeptModel:
                 self.folder.rename(self._old)
             self._partial.rename(self.folder)
         except Exception as error:  # of a full disk safetensors and tokenizers raise types of their own, or none
-            self.say(
-                f"[razor] step {measured['step']}: the model within the budget could not be written to {self.folder} "
-                f"({error}); {self.described()}, and training goes on."
-            )
+            failure = error
         finally:
             with suppress(OSError):
-                shutil.rmtree(self._partial, ignore_errors=True)
-                self._recover()
-                shutil.rmtree(self._old, ignore_errors=True)
+                self._tidy()
+        if failure is not None:
+            there = "no model" if self.step is None else f"the model of step {self.step}"
+            self.say(
+                f"[razor] step {measured['step']}: the model within the budget could not be written to {self.folder} "
+                f"({failure}); {there} is there, and training goes on."
+            )
 
-    def described(self) -> str:
-        """Which model is there."""
-        with suppress(OSError):
-            self._recover()
-        return "no model is there" if self.step is None else f"the model of step {self.step} is there"
+    def _tidy(self) -> None:
+        """Nothing but what is kept; what is the only copy is not removed, as recovering it raises."""
+        shutil.rmtree(self._partial, ignore_errors=True)
+        self._recover()
+        shutil.rmtree(self._old, ignore_errors=True)
 
     def _recover(self) -> None:
         """Finish what a killed process began."""

@@ -21,7 +21,8 @@ import polars as pl
 from rlrazor import law as laws
 from rlrazor.errors import RazorError
 from rlrazor.forecast import FORWARD, PROBE, Forecast
-from rlrazor.guard.law_file import FEW_PROMPTS, LawFile
+from rlrazor.guard.law_file import LawFile
+from rlrazor.guard.outputs import LOG
 from rlrazor.lm.kl import Estimate
 from rlrazor.lm.probes import probe_hash
 from rlrazor.records import BASE
@@ -38,8 +39,6 @@ _LOWER = re.compile(
     r"bits_per_char|brier(_score)?|ece|edit_distance)$"
 )
 _NEGATED = re.compile(r"(^|[^a-z])neg_")
-
-LOG = "razor.jsonl"
 
 
 @dataclass(frozen=True)
@@ -347,8 +346,8 @@ def _drop(row: Mapping[str, Any], law: LawFile | None, path: Path) -> Drop | Non
             "checkpoints anew, with a base, prompts and the law."
         )
     kls = {name: _estimate(row[name], row[f"{name}_stderr"]) for name in (FORWARD, PROBE)}
-    known = row["whole"] and row["prompts"][FORWARD] >= FEW_PROMPTS
-    return Drop.by(law, step, law.forecast(kls, prompts=row["prompts_hash"] if known else ""))
+    asked = row["prompts_hash"] if row["whole"] else ""
+    return Drop.by(law, step, law.forecast(kls, prompts=asked, measured=row["prompts"][FORWARD]))
 
 
 def _rows(text: str) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ import re
 import shutil
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 # What defines a policy: its shape, weights and tokenizer. Read-me files and other frameworks' weights are left alone.
 _POLICY_FILES = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt", "spiece.model")
+_ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +77,7 @@ def load(
     folders = [folder]
     if adapter is not None:
         adapter = Path(adapter).expanduser()
-        _require_safetensors(adapter, adapter, ADAPTER_WEIGHTS)
+        check_adapter(adapter)
         with _loading(adapter), _without_peft_warning():
             # PEFT leaves at zero, with a warning, what a file lacks.
             warnings.filterwarnings("error", "Found missing adapter keys")
@@ -221,15 +222,20 @@ class AdaptedWeights(Mapping[str, Tensor]):
         return len(self._base)
 
 
-def tokenizer_of(folder: str | Path) -> Any:
-    """The tokenizer that was saved beside an adapter, None where there is none; raises RazorError for a damaged one."""
+def tokenizer_of(tuned: LanguageModel, source: str | Path, base: Vocabulary) -> Any:
+    """The tokenizer of the tuned model from `source`: of an adapter the one saved beside it, or else the base's.
+
+    Raises RazorError for a damaged one, and where the base's token ids mean something else to it.
+    """
     from transformers import AutoTokenizer
 
-    folder = Path(folder).expanduser()
-    if not all((folder / name).is_file() for name in ("tokenizer_config.json", "tokenizer.json")):
-        return None
-    with _loading(folder):
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    folder, tokenizer = Path(source).expanduser(), tuned.tokenizer
+    saved = all((folder / name).is_file() for name in ("tokenizer_config.json", "tokenizer.json"))
+    if is_adapter(folder) and saved:
+        with _loading(folder):
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    check_same_vocabulary(base, replace(Vocabulary.of(tuned), source=str(source), tokens=tokenizer.get_vocab()))
+    return tokenizer
 
 
 def is_adapter(source: str | Path) -> bool:
@@ -237,16 +243,14 @@ def is_adapter(source: str | Path) -> bool:
     return (Path(source).expanduser() / "adapter_config.json").is_file()
 
 
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
+def check_adapter(source: str | Path) -> None:
+    """Raise RazorError where an adapter has no weights that may be read: it shows before anything is loaded."""
+    _require_safetensors(Path(source).expanduser(), source, _ADAPTER_WEIGHTS)
 
 
 def named_base(adapter: str | Path) -> str:
-    """What an adapter says it was trained on, "" where it does not.
-
-    Raises RazorError for a damaged config, and where there are no weights beside it that may be read.
-    """
+    """What an adapter says it was trained on, "" where it does not. Raises RazorError for a damaged config."""
     path = Path(adapter).expanduser() / "adapter_config.json"
-    _require_safetensors(path.parent, adapter, ADAPTER_WEIGHTS)
     try:
         return str(json.loads(path.read_text(encoding="utf-8")).get("base_model_name_or_path") or "")
     except (OSError, ValueError, AttributeError) as error:
