@@ -14,9 +14,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from rlrazor.cli.language import SETTINGS, add_running, add_source, needs_extra, trainer_of
+from rlrazor.cli.language import SETTINGS, add_running, add_source, trainer_of
 from rlrazor.cli.printing import Subparsers, console_for_tables, human_seconds, options_of, print_plan
 from rlrazor.errors import RazorError
+from rlrazor.extras import needs_extra
 
 if TYPE_CHECKING:
     from rlrazor.experiments.language.config import Config
@@ -75,7 +76,7 @@ def add_to(commands: Subparsers) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the sweep, fit the law, write it, say what it is worth."""
-    needs_extra()
+    needs_extra("guard", "train", "eval")
     from rlrazor.experiments.language.config import TINY, parse_setting, resolve
     from rlrazor.experiments.language.evaluate import probe_settings
     from rlrazor.experiments.language.reproduce import Options, estimate, plan, reproduce

@@ -12,9 +12,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
-from rlrazor.cli.language import needs_extra
 from rlrazor.cli.printing import Subparsers, console_for_tables, options_of
 from rlrazor.errors import RazorError
+from rlrazor.extras import needs_extra
 from rlrazor.store import check_writable
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def add_to(commands: Subparsers) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Compare, write the page, print, and judge."""
-    needs_extra()
+    needs_extra("guard", *(("eval",) if arguments.prior else ()))
     limit = _limit(arguments)
     check_writable(arguments.out)  # first: it should not cost minutes
     from rlrazor.guard.compare import STEPS, Pair, PriorSuite, compare

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from rlrazor.cli.language import SETTINGS, add_running, add_source, needs_extra, trainer_of
+from rlrazor.cli.language import SETTINGS, add_running, add_source, trainer_of
 from rlrazor.cli.printing import Subparsers, console_for_tables, human_seconds, options_of, records_table
 from rlrazor.errors import RazorError
+from rlrazor.extras import needs_extra
 
 # What a single run has of a sweep's settings.
 _OWN = (
@@ -55,7 +56,7 @@ def add_to(commands: Subparsers) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Train the one run, and print its checkpoints."""
-    needs_extra()
+    needs_extra("guard", "train", "eval")
     from dataclasses import asdict, replace
 
     from rlrazor.experiments.language.config import TINY, parse_setting, resolve

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from rlrazor.cli.printing import human_seconds, print_plan, print_results
 from rlrazor.errors import RazorError
+from rlrazor.extras import needs_extra
 
 if TYPE_CHECKING:
     from rlrazor.experiments.language.train import TaskSource, Trainer
@@ -103,18 +104,6 @@ def add_sweep(parser: argparse.ArgumentParser, out: str) -> None:
     add_running(parser)
 
 
-def needs_extra() -> None:
-    """Raise RazorError where the libraries of the extra are missing."""
-    try:
-        import datasets  # noqa: F401
-        import lm_eval  # noqa: F401
-        import trl  # noqa: F401
-    except ImportError as error:
-        raise RazorError(
-            f"This needs the extra, and {error.name} is missing: pip install 'rlrazor[language]'."
-        ) from error
-
-
 def source_of(arguments: argparse.Namespace, task: str) -> "TaskSource":
     """Where the new task comes from."""
     from rlrazor.experiments.language.train import TaskSource
@@ -160,7 +149,7 @@ def trainer_of(arguments: argparse.Namespace, base: str, task: str) -> "Trainer"
 
 def run_sweep(arguments: argparse.Namespace, preset: str, out: Path) -> int:
     """Resolve the config, run the sweep, print its tables."""
-    needs_extra()
+    needs_extra("guard", "train", "eval")
     # Imported here: torch and TRL take seconds that `razor --version` should not.
     from rlrazor.experiments.grid import read_settings
     from rlrazor.experiments.language.config import TINY, parse_setting, resolve

@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from rlrazor.cli.language import needs_extra
 from rlrazor.cli.printing import Subparsers, console_for_tables, options_of
 from rlrazor.errors import RazorError
+from rlrazor.extras import needs_extra
 
 if TYPE_CHECKING:
     from rlrazor.guard.law_file import LawFile
@@ -51,12 +51,13 @@ def add_to(commands: Subparsers) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Pick, and print."""
-    needs_extra()
+    measuring = arguments.base is not None or arguments.prompts is not None
+    if measuring:
+        needs_extra("guard")
     from rlrazor.guard.law_file import LawFile
     from rlrazor.guard.pick import checkpoints, pick
 
     law = None if arguments.law is None else LawFile.load(arguments.law)
-    measuring = arguments.base is not None or arguments.prompts is not None
     if measuring and (arguments.base is None or arguments.prompts is None or law is None):
         raise RazorError("To measure checkpoints, give all of --base, --prompts and --law.")
     columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), TimeRemainingColumn(compact=True))

@@ -11,6 +11,7 @@ from rich.console import Console
 from rlrazor.cli import language
 from rlrazor.cli.printing import Subparsers, human_seconds, options_of, print_plan, print_results
 from rlrazor.errors import RazorError
+from rlrazor.extras import needs_extra
 
 if TYPE_CHECKING:
     pass
@@ -99,7 +100,7 @@ def run_language(arguments: argparse.Namespace) -> int:
 
 def run_forecast(arguments: argparse.Namespace) -> int:
     """Run the sweeps of a preset, and test forecasts on them."""
-    language.needs_extra()
+    needs_extra("guard", "train", "eval")
     from rlrazor.experiments.forecast import TASKS, Options, estimate, grid_of, reproduce
     from rlrazor.experiments.language.config import parse_setting
 

@@ -22,7 +22,9 @@ import torch
 from torch import Tensor
 
 from rlrazor.errors import RazorError
+from rlrazor.extras import needs_package
 from rlrazor.lm import compute
+from rlrazor.lm.versions import in_dtype
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -61,7 +63,6 @@ def load(
     kept; by default the user's cache folder. Raises RazorError for a source that is not there or cannot be reached, has
     no safetensors or needs code of its own, and for weights that are not finite.
     """
-    from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     if dtype not in DTYPES:
@@ -70,7 +71,7 @@ def load(
     _require_safetensors(folder, source)
     with _loading(source):
         model, info = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=DTYPES[dtype], use_safetensors=True, trust_remote_code=False, output_loading_info=True
+            folder, **in_dtype(DTYPES[dtype]), use_safetensors=True, trust_remote_code=False, output_loading_info=True
         )
         _require_all_weights(info)
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
@@ -78,6 +79,8 @@ def load(
     if adapter is not None:
         adapter = Path(adapter).expanduser()
         check_adapter(adapter)
+        from peft import PeftModel
+
         with _loading(adapter), _without_peft_warning():
             # PEFT leaves at zero, with a warning, what a file lacks.
             warnings.filterwarnings("error", "Found missing adapter keys")
@@ -133,11 +136,10 @@ def weights_of(model: Any) -> dict[str, Tensor]:
 
     Not by merging and unmerging: taking the update away again would leave rounding errors in the base.
     """
-    from peft import PeftModel
+    if not hasattr(model, "get_base_model"):  # PEFT's
+        return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     from peft.tuners.lora import LoraLayer
 
-    if not isinstance(model, PeftModel):
-        return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     base = model.get_base_model()
     weights = {
         name.replace(".base_layer.", "."): parameter.detach().clone()
@@ -245,6 +247,7 @@ def is_adapter(source: str | Path) -> bool:
 
 def check_adapter(source: str | Path) -> None:
     """Raise RazorError where an adapter has no weights that may be read: it shows before anything is loaded."""
+    needs_package("peft", "An adapter")
     _require_safetensors(Path(source).expanduser(), source, _ADAPTER_WEIGHTS)
 
 
@@ -356,6 +359,7 @@ def _downloaded(repository: str) -> Path:
 
 def _converted(gguf: Path, cache: Path) -> Path:
     """The folder of float32 safetensors for a GGUF file, named after its content; made where it is not there yet."""
+    needs_package("gguf", "A GGUF file")
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     with gguf.open("rb") as file:
@@ -366,7 +370,7 @@ def _converted(gguf: Path, cache: Path) -> Path:
     try:
         with _loading(gguf):
             model, info = AutoModelForCausalLM.from_pretrained(
-                gguf.parent, gguf_file=gguf.name, dtype=torch.float32, output_loading_info=True
+                gguf.parent, gguf_file=gguf.name, **in_dtype(torch.float32), output_loading_info=True
             )
             _require_all_weights(info)
             tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)

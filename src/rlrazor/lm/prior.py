@@ -35,6 +35,7 @@ import numpy as np
 import torch
 
 from rlrazor.errors import RazorError
+from rlrazor.extras import needs_extra
 from rlrazor.lm import compute
 
 DEFAULT_TASKS = ("hellaswag", "truthfulqa_mc2", "mmlu", "ifeval", "winogrande", "humaneval")
@@ -133,6 +134,7 @@ def evaluate(
     Raises RazorError for unknown tasks, tasks that run code without leave, a group without a score of its own, data
     that are missing or do not fit, a score that is not a fraction of 1, and running out of memory.
     """
+    needs_extra("eval")
     if limit is not None and limit < 1:
         raise RazorError(f"The limit is {limit}: evaluate at least 1 row of each task.")
     notes = []
