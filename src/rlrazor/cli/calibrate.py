@@ -3,7 +3,6 @@
 import argparse
 import json
 import math
-import os
 import shlex
 from dataclasses import replace
 from functools import partial
@@ -14,6 +13,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from rlrazor import cores
 from rlrazor.cli.language import SETTINGS, add_running, add_source, trainer_of
 from rlrazor.cli.printing import Subparsers, console_for_tables, human_seconds, options_of, print_plan
 from rlrazor.errors import RazorError
@@ -101,10 +101,10 @@ def run(arguments: argparse.Namespace) -> int:
     )
     if tiny and len(config.seeds) > 1:
         raise RazorError("Every seed of the tiny base is a base of its own, and a law belongs to one: give one seed.")
-    jobs = arguments.jobs if arguments.jobs is not None else (os.cpu_count() or 1 if tiny else 1)
+    jobs = arguments.jobs if arguments.jobs is not None else (cores.available() if tiny else 1)
     if jobs < 1:
         raise RazorError(f"--jobs must be at least 1, not {jobs}.")
-    trainer = trainer_of(arguments, config.base, config.task)
+    trainer = trainer_of(arguments, config.base, config.task, alone=jobs == 1)
     splits = trainer.task.load()
     if not tiny and "epochs" not in given and config.max_steps:
         config = replace(config, epochs=(_epochs(config, len(splits.train)),))

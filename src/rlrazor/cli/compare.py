@@ -70,7 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
     from rlrazor.lm import compute
     from rlrazor.lm.probes import ProbeSettings, default_cache, read_generic, read_prompts
 
-    compute.prepare_process()
+    compute.prepare_process(compute.threads_alone())
     compute.leave_progress_to_us()
     law = None if arguments.law is None else LawFile.load(arguments.law)
     if limit is not None and law is not None and not law.useful and not (arguments.prior or arguments.cautious):

@@ -39,7 +39,10 @@ def run(arguments: argparse.Namespace) -> int:
     needs_extra("guard", "eval")
     from rlrazor.experiments.language.config import parse_setting, resolve
     from rlrazor.experiments.language.evaluate import compare
+    from rlrazor.lm import compute
     from rlrazor.lm.probes import read_generic
+
+    compute.prepare_process(compute.threads_alone())
 
     given = {name: value for name in _OWN if (value := getattr(arguments, name)) is not None}
     given |= {"base": arguments.base or arguments.model, "task": arguments.task}

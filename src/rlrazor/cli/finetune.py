@@ -68,7 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
     given |= {"methods": arguments.method, "seeds": arguments.seed, "base": arguments.base, "task": arguments.task}
     given |= {"iterations": "1", "batch_sizes": arguments.batch_size or "32", **own}
     config = resolve("tiny" if arguments.base == TINY else "paper", {k: parse_setting(k, v) for k, v in given.items()})
-    trainer = replace(trainer_of(arguments, config.base, config.task), keep_models=True, progress=True)
+    trainer = replace(trainer_of(arguments, config.base, config.task, alone=True), keep_models=True, progress=True)
     console = Console(stderr=True)
     with console.status("Loading the base and the task"):
         found = plan(config, trainer.task)

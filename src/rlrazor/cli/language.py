@@ -1,13 +1,13 @@
 """What `razor finetune`, `razor sweep` and `razor reproduce language` share: their options, and how they run."""
 
 import argparse
-import os
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from rlrazor import cores
 from rlrazor.cli.printing import human_seconds, print_plan, print_results
 from rlrazor.errors import RazorError
 from rlrazor.extras import needs_extra
@@ -128,10 +128,17 @@ def source_of(arguments: argparse.Namespace, task: str) -> "TaskSource":
     )
 
 
-def trainer_of(arguments: argparse.Namespace, base: str, task: str) -> "Trainer":
-    """The trainer that a command's options describe."""
-    from rlrazor.experiments.language.train import Trainer
+def trainer_of(arguments: argparse.Namespace, base: str, task: str, *, alone: bool = False) -> "Trainer":
+    """The trainer that a command's options describe. `alone`: it has the machine to itself, and may use its cores.
 
+    The tiny base gains nothing by that, and stays the same to the bit.
+    """
+    from rlrazor.experiments.language.config import TINY
+    from rlrazor.experiments.language.train import Trainer
+    from rlrazor.lm import compute
+
+    threads = compute.threads_alone() if alone and base != TINY else compute.THREADS
+    compute.prepare_process(threads)
     for name in ("micro_batch", "save_every"):
         value = getattr(arguments, name)
         if value is not None and value < 1:
@@ -144,6 +151,7 @@ def trainer_of(arguments: argparse.Namespace, base: str, task: str) -> "Trainer"
         micro_batch=arguments.micro_batch,
         save_every=arguments.save_every,
         report_to=arguments.report_to,
+        threads=threads,
     )
 
 
@@ -159,7 +167,7 @@ def run_sweep(arguments: argparse.Namespace, preset: str, out: Path) -> int:
     given |= {name: value for name in SETTINGS if (value := getattr(arguments, name)) is not None}
     preset = given.pop("preset", None) or preset
     config = resolve(preset, {name: parse_setting(name, value) for name, value in given.items()})
-    jobs = arguments.jobs if arguments.jobs is not None else (os.cpu_count() or 1 if config.base == TINY else 1)
+    jobs = arguments.jobs if arguments.jobs is not None else (cores.available() if config.base == TINY else 1)
     if jobs < 1:
         raise RazorError(f"--jobs must be at least 1, not {jobs}.")
     trainer = trainer_of(arguments, config.base, config.task)

@@ -107,7 +107,7 @@ def _measuring(
     from rlrazor.lm.probes import default_cache, read_prompts
     from rlrazor.lm.sampling import NotFiniteError
 
-    compute.prepare_process()
+    compute.prepare_process(compute.threads_alone())
     compute.leave_progress_to_us()
     asked = read_prompts(prompts)
     try:
