@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -124,6 +126,21 @@ def test_what_has_the_machine_to_itself_uses_its_cores(
         assert threads_of(command) == 1
     monkeypatch.setenv("RLRAZOR_THREADS", "5")
     assert {threads_of(command) for command in (*MEASURING, *SWEEPS)} == {5}
+
+
+@pytest.mark.parametrize(("asked", "policy"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_threads_that_wait_do_not_spin(asked: str | None, policy: str, tmp_path: Path) -> None:
+    """By what OpenMP itself says as torch loads it: spinning, two threads on a busy machine took 20 times as long."""
+    environment = {**os.environ, "OMP_DISPLAY_ENV": "TRUE"} | ({} if asked is None else {"OMP_WAIT_POLICY": asked})
+    if asked is None:
+        environment.pop("OMP_WAIT_POLICY", None)
+    (tmp_path / "prompts.txt").write_text("a\n")
+    line = [sys.executable, "-m", "rlrazor", "compare", "./a", "./b", "--prompts", "prompts.txt"]
+    done = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    if "OMP_WAIT_POLICY" not in done.stderr:
+        pytest.skip("torch here has another OpenMP than libgomp")
+    assert f"OMP_WAIT_POLICY = '{policy}'" in done.stderr
 
 
 def test_threads_change_no_more_than_rounding(tmp_path: Path) -> None:
