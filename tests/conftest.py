@@ -8,6 +8,10 @@ from importlib.metadata import PackageNotFoundError, version
 
 import pytest
 
+# Before torch is imported: tests run beside each other, on a core each, and a thread that waits must not spin.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 
 def pytest_report_header() -> str:
     """What the guard's tests run with, of which there are two sets."""
