@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from rlrazor import extras
+from rlrazor import extras, guard
 from rlrazor.errors import RazorError
 
 ROOT = Path(__file__).parents[1]
@@ -140,4 +140,21 @@ def test_the_guards_own_packages_are_asked_for(refused: bool, monkeypatch: pytes
     else:
         monkeypatch.setitem(sys.modules, "accelerate", None)
     with pytest.raises(RazorError, match=r"extra \[guard\], and accelerate is missing: pip install 'rlrazor\[guard\]'"):
-        extras.needs_extra("guard")
+        _ = guard.ForgettingMonitor
+
+
+def test_a_run_that_was_watched_is_picked_from_without_any_extra(tmp_path: Path) -> None:
+    for step in (1, 2):
+        checkpoint = tmp_path / f"checkpoint-{step}"
+        checkpoint.mkdir()
+        history = [{"step": one, "epoch": float(one), "eval_accuracy": one / 10} for one in range(1, step + 1)]
+        (checkpoint / "trainer_state.json").write_text(json.dumps({"global_step": step, "log_history": history}))
+        (checkpoint / "model.safetensors").write_bytes(b"")
+    rows = [{"step": step, "forecast": {"drop": 0.1 * step, "low": 0.0, "high": 0.5}} for step in (1, 2)]
+    (tmp_path / "razor.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    missing = [name for names in extras.EXTRAS.values() for name in names if name != "safetensors"]  # a core dependency
+    code = f"import sys; sys.modules.update(dict.fromkeys({missing})); from rlrazor.cli import main; "
+    code += f"raise SystemExit(main(['pick', {str(tmp_path)!r}, '--budget', '0.15', '--json']))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["recommended"]["step"] == 1

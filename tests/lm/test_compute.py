@@ -130,7 +130,7 @@ def test_what_has_the_machine_to_itself_uses_its_cores(
 
 @pytest.mark.parametrize(("asked", "policy"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
 def test_threads_that_wait_do_not_spin(asked: str | None, policy: str, tmp_path: Path) -> None:
-    """By what OpenMP itself says as torch loads it: spinning, two threads of a busy machine took 6 times as long as one."""
+    """By what OpenMP itself says as torch loads it. Two that spun took six times as long as one, on a busy machine."""
     environment = {**os.environ, "OMP_DISPLAY_ENV": "TRUE"} | ({} if asked is None else {"OMP_WAIT_POLICY": asked})
     if asked is None:
         environment.pop("OMP_WAIT_POLICY", None)

@@ -8,6 +8,8 @@ pick                  which checkpoint of a run to take
 
 from typing import TYPE_CHECKING, Any
 
+from rlrazor.extras import needs_extra
+
 if TYPE_CHECKING:
     from rlrazor.guard.monitor import ForgettingMonitor
 
@@ -17,6 +19,7 @@ __all__ = ["ForgettingMonitor"]
 def __getattr__(name: str) -> Any:
     """Import the monitor, and transformers with it, only where it is asked for."""
     if name == "ForgettingMonitor":
+        needs_extra("guard")
         from rlrazor.guard.monitor import ForgettingMonitor
 
         return ForgettingMonitor
