@@ -2,12 +2,14 @@
 
 import copy
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from peft import IA3Config, LoraConfig, PromptTuningConfig, get_peft_model
+from tokenizers import processors
 
 from rlrazor.errors import RazorError
 from rlrazor.lm import kl, probes, sampling
@@ -36,13 +38,13 @@ def test_files_of_prompts_and_texts(tmp_path: Path) -> None:
     assert probes.read_generic(plain) == GenericText(texts=("one", "two"))
     rows.write_text('{"text": "abc"}\n{"text": "def"}')
     assert probes.read_generic(rows) == GenericText(texts=("abc", "def"))
-    with pytest.raises(RazorError, match="row 1: it needs a field 'prompt' with text; it has text"):
+    with pytest.raises(RazorError, match=r"line 1: it needs a column `prompt` .* or `messages` .*; it has text"):
         probes.read_prompts(rows)
     newlines = tmp_path / "rows.NDJSON"
     newlines.write_text('{"prompt": "abc"}\n{"prompt": "def"}')
     assert probes.read_prompts(newlines) == ["abc", "def"]
     rows.write_text('{"prompt": "a"}\n{"prompt": "\\ud83d hi"}')
-    with pytest.raises(RazorError, match="row 2: the text is not valid Unicode"):
+    with pytest.raises(RazorError, match="line 2: the text is not valid Unicode"):
         probes.read_prompts(rows)
     plain.write_text("\n \n")
     with pytest.raises(RazorError, match="is empty"):
@@ -50,8 +52,10 @@ def test_files_of_prompts_and_texts(tmp_path: Path) -> None:
     for missing in ("missing.txt", "missing.jsonl"):
         with pytest.raises(RazorError, match=rf"There is no .*{missing}"):
             probes.read_prompts(tmp_path / missing)
-    with pytest.raises(RazorError, match="cannot be read as text"):
-        probes.read_prompts(tmp_path)
+    with pytest.raises(RazorError, match="texts are a tuple of strings, and nan is none"):
+        GenericText(texts=("a", math.nan))  # type: ignore[arg-type]
+    with pytest.raises(RazorError, match="texts are a tuple of strings, and 'abc' is none"):
+        GenericText(texts="abc")  # type: ignore[arg-type]
     with pytest.raises(RazorError, match="texts or prompts"):
         GenericText()
     assert len(GenericText.built_in().texts) == 60
@@ -113,6 +117,21 @@ def test_texts_are_measured_whole_and_prompts_that_do_not_fit_are_left_out(tmp_p
         probes.of_generic(model, TOKENIZER, GenericText(texts=("a",)), SETTINGS)
     with pytest.raises(RazorError, match="at least 1"):
         ProbeSettings(max_new_tokens=0)
+    for stop in ((";", ""), ("",)):
+        with pytest.raises(RazorError, match="A stop string is empty"):
+            ProbeSettings(stop=stop)
+    with pytest.raises(RazorError, match="tuple of strings"):
+        ProbeSettings(stop=";.")  # type: ignore[arg-type]
+
+
+def test_a_text_that_the_tokenizer_ends_is_measured_without_its_end() -> None:
+    ending = char_tokenizer()
+    ending.backend_tokenizer.post_processor = processors.TemplateProcessing(single="$A ;", special_tokens=[(";", 1)])
+    model, generic = tiny_llama(), GenericText(texts=("abc", "e" * 100))
+    assert ending("abc")["input_ids"][-1] == ending.eos_token_id
+    assert probes.of_generic(model, ending, generic, SETTINGS) == probes.of_generic(model, TOKENIZER, generic, SETTINGS)
+    prompts = probes.of_prompts(model, ending, ["a:", "bcd="], SETTINGS)
+    assert prompts == probes.of_prompts(model, TOKENIZER, ["a:", "bcd="], SETTINGS)
 
 
 def test_a_conversation_goes_through_the_chat_template() -> None:
@@ -130,7 +149,7 @@ def test_a_conversation_goes_through_the_chat_template() -> None:
         probes.encode(char_tokenizer(), ["a", "\ud83d"], chat=True)
     with pytest.raises(RazorError, match="has no chat template"):
         probes.encode(char_tokenizer(), [turns], chat=True)
-    with pytest.raises(RazorError, match="Prompt 2 is empty"):
+    with pytest.raises(RazorError, match="Prompt 2: the prompt is blank"):
         probes.encode(char_tokenizer(), ["a", ""], chat=True)
 
 

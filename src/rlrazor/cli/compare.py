@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
-from rlrazor.cli.language import needs_extra
+from rlrazor.cli.language import needs_extra, stop_of
 from rlrazor.cli.printing import Subparsers, console_for_tables, options_of
 from rlrazor.errors import RazorError
 from rlrazor.store import check_writable
@@ -35,7 +35,7 @@ def add_to(commands: Subparsers) -> None:
     parser.add_argument("base", metavar="BASE", help="a hub id, a folder, or a .gguf file")
     parser.add_argument("tuned", metavar="TUNED", help="the same, or the folder of an adapter for BASE")
     parser.add_argument(
-        "--prompts", type=Path, required=True, metavar="FILE", help="the new task's: JSONL or a line each"
+        "--prompts", type=Path, required=True, metavar="FILE", help="the new task's: rows with prompt, or a line each"
     )
     parser.add_argument("--law", type=Path, metavar="FILE", help="law.json of this base, from `razor calibrate`")
     parser.add_argument("--fail-above", metavar="DROP", help="largest drop of the prior score, such as 0.02")
@@ -47,7 +47,13 @@ def add_to(commands: Subparsers) -> None:
     probe.add_argument("--generic", type=Path, metavar="FILE", help="text that stands for what must not change")
     probe.add_argument("--max-new-tokens", type=int, help="of a completion (default: 128)")
     probe.add_argument("--samples", type=int, help="completions of each prompt (default: 1)")
-    probe.add_argument("--stop", action="append", default=[], metavar="TEXT", help="what ends one; may be repeated")
+    probe.add_argument(
+        "--stop",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="what ends one, \\n being a line end; may be repeated",
+    )
     probe.add_argument("--no-chat", action="store_true", help="do not put prompts into the chat template")
     probe.add_argument("--dtype", default="float32", help="float32 (default) or bfloat16, half the memory")
     probe.add_argument("--as-given", action="store_true", help="the order is right, whatever it looks like")
@@ -82,7 +88,7 @@ def run(arguments: argparse.Namespace) -> int:
     own = {
         "max_new_tokens": arguments.max_new_tokens,
         "samples": arguments.samples,
-        "stop": tuple(text.replace("\\n", "\n") for text in arguments.stop) or None,
+        "stop": stop_of(arguments) or None,
         "chat": False if arguments.no_chat else None,
     }
     given: dict[str, Any] = {name: value for name, value in own.items() if value is not None}

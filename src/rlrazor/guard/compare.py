@@ -28,6 +28,7 @@ from rlrazor.forecast import FORWARD, PROBE, Forecast
 from rlrazor.guard.base_side import cautions_of
 from rlrazor.guard.law_file import LawFile
 from rlrazor.lm import compute, kl, prior, probes
+from rlrazor.lm.encoding import text_ids
 from rlrazor.lm.kl import Drift, Estimate, Sequences
 from rlrazor.lm.models import (
     AdaptedWeights,
@@ -42,6 +43,7 @@ from rlrazor.lm.models import (
     tokenizer_of,
 )
 from rlrazor.lm.probes import GenericText, ProbeSettings, Prompt
+from rlrazor.lm.prompts import texts_of
 from rlrazor.lm.representation import representation_of_ids
 from rlrazor.lm.sampling import NotFiniteError
 
@@ -315,9 +317,8 @@ def _tokenizer_notes(base: Any, tuned: Any, prompts: Sequence[Prompt]) -> list[s
         notes.append(f"The tuned model's tokenizer has {len(more)} tokens more than the base's, such as {more[0]}.")
     if getattr(tuned, "chat_template", None) != getattr(base, "chat_template", None):
         notes.append("The two tokenizers have different chat templates; prompts are put into the base's.")
-    said = [[prompt] if isinstance(prompt, str) else [turn["content"] for turn in prompt] for prompt in prompts]
-    texts = [[text for text in parts if isinstance(text, str)] for parts in said]
-    if differing := sum(base(parts)["input_ids"] != tuned(parts)["input_ids"] for parts in texts if parts):
+    texts = [texts_of(prompt) for prompt in prompts]
+    if differing := sum(any(text_ids(base, one) != text_ids(tuned, one) for one in parts) for parts in texts):
         notes.append(
             f"The two tokenizers turn {differing} of the {len(texts)} prompts into different tokens; the base's are "
             "used."

@@ -30,7 +30,7 @@ from rlrazor.guard import trackers
 from rlrazor.guard.base_side import BaseSide, cautions_of, joined, kls_of
 from rlrazor.guard.law_file import LawFile
 from rlrazor.guard.outputs import LOG, KeptModel, Log, rows_until
-from rlrazor.guard.overlap import count_overlap
+from rlrazor.guard.overlap import count_overlap, template_caution
 from rlrazor.lm import compute
 from rlrazor.lm.kl import Drift, Estimate
 from rlrazor.lm.models import base_digest, unwrapped
@@ -341,6 +341,8 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
                 f"[razor] {shared} of the {len(self.prompts)} prompts are in the training set: KL on them is larger "
                 "than on prompts the model has not seen. Hold prompts out."
             )
+        if caution := template_caution(self.prompts, self.vocabulary, self.settings, dataloader):
+            _say(f"[razor] {caution}")
 
     # When to measure
 

@@ -180,7 +180,7 @@ class Reference:
                 own[f"prior_{name}_stderr"] = stderr
                 errors.append(stderr)
         own["prior_stderr"] = math.hypot(*errors) / len(scores)
-        texts = [tuned.tokenizer(text)["input_ids"] for text in self.suite.loss_texts]
+        texts = representation.ids_of_texts(tuned.model, tuned.tokenizer, self.suite.loss_texts)
         own["prior_loss"] = kl.token_loss(tuned.model, texts).mean
 
         forward = kl.forward_kl(self.new, tuned.model)

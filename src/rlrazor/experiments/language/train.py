@@ -36,7 +36,8 @@ from rlrazor.sweep import DivergedError
 class TaskSource:
     """Where the new task comes from; small to pickle. `prompts`, with a `verifier` or not, make a task of one's own.
 
-    `generic` is a file of text or prompts that stand for what must not change, in place of the built-in probe.
+    `generic` is a file of text or prompts that stand for what must not change, in place of the built-in probe. `chat`:
+    whether prompts of one's own are put into the tokenizer's chat template, where it has one.
     """
 
     name: str
@@ -46,12 +47,13 @@ class TaskSource:
     verifier: str | None = None
     stop: tuple[str, ...] = ()
     generic: Path | None = None
+    chat: bool = True
 
     def task(self) -> Task:
         """The task; raises RazorError where there is none of that name."""
         if self.prompts is None:
             return find_task(self.name)
-        return own_task(self.prompts, self.verifier, stop=self.stop)
+        return own_task(self.prompts, self.verifier, stop=self.stop, chat=self.chat)
 
     def load(self) -> Splits:
         """Its prompts, with the demonstrations of the file where there is one."""
@@ -65,7 +67,7 @@ class TaskSource:
         file = Path((self.verifier or "").rpartition(":")[0])
         code = file.read_text() if file.is_file() else self.verifier
         items = [[asdict(item) for item in side] for side in (splits.train, splits.test)]
-        content = json.dumps([items, code, self.stop], default=str)
+        content = json.dumps([items, code, self.stop, *([] if self.chat else ["plain"])], default=str)
         if self.generic is not None:
             content += read_generic(self.generic).content_hash
         return hashlib.sha256(content.encode()).hexdigest()[:16]
