@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tokenizers import pre_tokenizers
+from tokenizers import pre_tokenizers, processors
 
 from laws import GENERIC, PROMPTS, SETTINGS, law_of
 from rlrazor import drift
@@ -290,6 +290,10 @@ def test_a_tokenizer_that_changed_is_refused_or_noted(folders: Path, tmp_path: P
         saved(tmp_path / name, model, tokenizer)
     of_turns = compare(Pair(str(tmp_path / "b"), str(tmp_path / "t")), turns, settings=SETTINGS, generic=GENERIC)
     assert any("turn 2 of the 2 prompts into different tokens" in note for note in of_turns.notes)
+    # What a tokenizer puts behind a text is not measured, so it makes no difference.
+    ending = char_tokenizer()
+    ending.backend_tokenizer.post_processor = processors.TemplateProcessing(single="$A ;", special_tokens=[(";", 1)])
+    assert notes(ending) == []
     # An adapter's own, where it was saved with it.
     shutil.copytree(folders / "adapter", tmp_path / "adapter")
     template.save_pretrained(tmp_path / "adapter")
@@ -396,6 +400,7 @@ def test_options_that_make_no_sense_are_refused(
         ([*law, "--generic", str(folders / "text.txt")], "law's own probe"),
         (["--law", str(tmp_path / "none.json")], "There is no law"),
         (["--prompts", str(tmp_path / "empty.txt")], "is empty"),
+        (["--stop", ""], "A stop string is empty"),
         (["--level", "90"], "fraction of 1"),
         (["--dtype", "float8"], "Unknown dtype"),
         (["--out", str(tmp_path)], "is a folder"),
