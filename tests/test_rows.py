@@ -61,7 +61,7 @@ def test_tables_of_other_delimiters(tmp_path: Path, delimiter: str, name: str) -
 
 def test_a_table_of_one_column_and_of_long_cells(tmp_path: Path) -> None:
     file = tmp_path / "a"
-    file.write_text("prompt\nabc\n\n" + "d" * 300_000)
+    file.write_text("prompt\nabc\n \n" + "d" * 300_000)
     assert read(file) == [{"prompt": "abc"}, {"prompt": "d" * 300_000}]
     (tmp_path / "b.tsv").write_text("prompt\none, two\nthree")
     assert read(tmp_path / "b.tsv") == [{"prompt": "one, two"}, {"prompt": "three"}]
@@ -76,7 +76,8 @@ def test_lines_are_what_remains(tmp_path: Path) -> None:
         "he said: hi",
         '"Hi," she said',
     ]
-    texts += ["prompting", "a text", "- [ ] three", "[ ] four"]
+    texts += ["prompting", "a text", "- [ ] three", "[ ] four", "Prompt: five", "prompt: six"]
+    texts += ["In this context, answer", "question"]
     for first in texts:
         lines = [first, *(text for text in texts if text != first)]
         file = tmp_path / "a.txt"
@@ -156,7 +157,12 @@ def test_what_is_not_text_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_table_without_the_column_is_a_table(tmp_path: Path) -> None:
-    for name, text in (("a.csv", "x,y\n1,2"), ("b", "Question,Answer\n1,2"), ("c", "id\tinstruction\n1\t2")):
+    for name, text in (
+        ("a.csv", "x,y\n1,2"),
+        ("b", "Question,Answer\n1,2"),
+        ("c", "id\tinstruction\n1\t2"),
+        ("d", "Question,The answer\n1,2"),
+    ):
         (tmp_path / name).write_text(text)
         (row,) = read(tmp_path / name)
         assert list(row.values()) == ["1", "2"]

@@ -48,12 +48,12 @@ _NOT_TEXT = {
 }
 # As JSON begins; not "[INST] a prompt" nor "{name} went home".
 _JSON = re.compile(r"""\s*(\{\s*(["']|\w+\s*:|\}?\s*$)|\[\s*([{"']|\]?\s*$))""", re.MULTILINE)
-_MARKUP = re.compile(r"\s*(<\?xml|<!doctype|<html|(- +)?(prompt|messages) *:)", re.IGNORECASE)
-_COLUMNS = {"prompt", "text", "messages"}  # what makes a first line a header, alone or among others
-_USUAL = {  # ... and only beside another
+_MARKUP = re.compile(r"\s*((?i:<\?xml|<!doctype|<html)|- +(prompt|text|messages) *:)")  # the last is YAML
+_COLUMNS = {"prompt", "messages"}  # what makes a first line a header, alone or among others
+_USUAL = {  # ... and among others that could be names, or where every line has as many cells
     *("answer", "chosen", "completion", "content", "context", "conversations", "id", "input", "instruction", "label"),
-    *("output", "query", "question", "rejected", "response", "role", "target"),
-} | _COLUMNS  # fmt: skip
+    *("output", "query", "question", "rejected", "response", "role", "target", "text"),
+}  # fmt: skip
 
 
 def read_rows(path: Path, pattern: str | None = None) -> list[Row]:
@@ -163,12 +163,24 @@ def _delimiter(name: str, text: str) -> str | None:
     """Of a table: its first line names columns, or its suffix says that it does. None: it is no table."""
     first = text.lstrip().partition("\n")[0].strip("\r")[:10_000]
     for delimiter in ("\t", ",", ";") if name in _TABLE_NAMES[1:] else (",", "\t", ";"):
-        names = [cell.strip() for cell in next(csv.reader([first], delimiter=delimiter), [])]
-        if _COLUMNS & set(names) or (len(names) > 1 and _USUAL & {cell.casefold() for cell in names}):
+        cells = [cell.strip() for cell in next(csv.reader([first], delimiter=delimiter), [])]
+        if _COLUMNS & set(cells) or cells == ["text"]:
+            return delimiter
+        usual = len(cells) > 1 and _USUAL & {cell.casefold() for cell in cells}
+        if usual and (all(re.fullmatch(r"[\w-]*", cell) for cell in cells) or _is_even(text, delimiter)):
             return delimiter
     if name not in _TABLE_NAMES:
         return None
     return max(",;\t", key=first.count) if name == ".csv" else "\t"
+
+
+def _is_even(text: str, delimiter: str) -> bool:
+    """Whether every line has as many cells as the first."""
+    try:
+        counts = {len(cells) for cells in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter) if cells}
+    except csv.Error:
+        return False
+    return len(counts) == 1
 
 
 def _table(file: Path, text: str, delimiter: str) -> list[Located]:
@@ -181,7 +193,7 @@ def _table(file: Path, text: str, delimiter: str) -> list[Located]:
     try:
         for cells in reader:
             where, begins = f"{file}, line {begins}", reader.line_num + 1
-            if not cells:  # a blank line
+            if len(cells) < 2 and not "".join(cells).strip():  # a blank line
                 continue
             if header is None:
                 header = [cell.strip() for cell in cells]
@@ -210,7 +222,7 @@ def _lines(file: Path, text: str, column: str) -> list[Located]:
             raise RazorError(f"{where}: a JSON object, and the file begins as text. Give it all as {KINDS}.")
         if content:
             found.append((where, {column: content}))
-    if found and all(_is_json(row[column]) and row[column][0] == '"' for _, row in found):
+    if found and all(row[column][0] == '"' and _is_json(row[column]) for _, row in found):
         raise RazorError(
             f"{file}: every line is in quotation marks, which may or may not belong to the {column}: give "
             f'{{"{column}": "..."}} a line.'

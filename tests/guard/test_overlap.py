@@ -66,6 +66,12 @@ def test_a_form_that_is_not_trainings_is_said(kind: str) -> None:
                 template_caution(prompts, tokenizer, settings, data)
             )
     assert "are put into it again" in str(template_caution(texts, tokenizer, CHAT))
+    told = {"enable_thinking": False}
+    so_told: Prompt = {"prompt": [USER], "chat_template_kwargs": told}
+    assert template_caution([so_told], tokenizer, PLAIN, loader("prompt", [USER]), told) is None
+    without = str(template_caution([so_told, [USER]], tokenizer, PLAIN, loader("prompt", [USER]), told))
+    assert "The trainer gives the chat template {'enable_thinking': False}, and the prompts are" in without
+    assert template_caution(["ab"], tokenizer, PLAIN, loader("prompt", "ab"), told) is None
 
 
 def test_what_cannot_be_seen_is_not_said() -> None:

@@ -229,7 +229,7 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
             self._prepare(args, model, kwargs.get("processing_class"))
         if _is_sharded(args, unwrapped(model)):
             raise _sharded()
-        self._say_what_is_wrong(kwargs.get("train_dataloader"))
+        self._say_what_is_wrong(kwargs.get("train_dataloader"), getattr(args, "chat_template_kwargs", None))
         path = self.log_path or Path(args.output_dir) / LOG
         earlier = _gather(rows_until(path, state.global_step, PLAN))[0]
         for row in earlier:
@@ -321,7 +321,7 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
             ) from error
         self.setup_seconds = time.perf_counter() - start
 
-    def _say_what_is_wrong(self, dataloader: Any) -> None:
+    def _say_what_is_wrong(self, dataloader: Any, told: Mapping[str, Any] | None) -> None:
         if self.law is None:
             _say("[razor] uncalibrated: no law was given, so there is KL to the base and no forecast.")
             if self.budget is not None:
@@ -341,7 +341,7 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
                 f"[razor] {shared} of the {len(self.prompts)} prompts are in the training set: KL on them is larger "
                 "than on prompts the model has not seen. Hold prompts out."
             )
-        if caution := template_caution(self.prompts, self.vocabulary, self.settings, dataloader):
+        if caution := template_caution(self.prompts, self.vocabulary, self.settings, dataloader, told):
             _say(f"[razor] {caution}")
 
     # When to measure

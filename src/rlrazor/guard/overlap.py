@@ -46,13 +46,18 @@ def count_overlap(prompts: Sequence[Prompt], ids: Sequence[Collection[Sequence[i
 
 
 def template_caution(
-    prompts: Sequence[Prompt], tokenizer: Any, settings: ProbeSettings, dataloader: Any = None
+    prompts: Sequence[Prompt],
+    tokenizer: Any,
+    settings: ProbeSettings,
+    dataloader: Any = None,
+    told: Mapping[str, Any] | None = None,
 ) -> str | None:
     """A sentence where prompts are measured in the chat template and trained on as plain text, or the other way round.
 
-    Also where text that is in the template already is put into it again. Judged by how the first rows of the training
-    set begin; None where all is well, or cannot be seen: no template, one that puts nothing before what is said, or a
-    set that streams.
+    Also where text that is in the template already is put into it again, or where the trainer tells the template what
+    the prompts do not (`told`: the `chat_template_kwargs` of GRPO's arguments). Judged by how the first rows of the
+    training set begin; None where all is well, or cannot be seen: no template, one that puts nothing before what is
+    said, or a set that streams.
     """
     openings = _openings(tokenizer) if getattr(tokenizer, "chat_template", None) else []
     if not openings:
@@ -76,17 +81,22 @@ def template_caution(
     name, values = _column(dataloader, (*IDS, "prompt", "messages", "text"))
     trained = [in_template(row) for row in islice(values, FEW_ROWS)] if name is not None else []
     measured = settings.chat or as_given
-    if not trained or measured == any(trained):
-        return None
-    if measured:
+    if trained and measured and not any(trained):
         return (
             "The prompts are measured in the tokenizer's chat template, and the rows that are trained on do not begin "
             "as it does: KL is that of other prompts. Give them as text, and measure with chat=False (--no-chat)."
         )
-    return (
-        "The prompts are measured as plain text, and the rows that are trained on are in the tokenizer's chat "
-        "template: KL is that of other prompts. Measure with chat=True, or give them as conversations."
-    )
+    if any(trained) and not measured:
+        return (
+            "The prompts are measured as plain text, and the rows that are trained on are in the tokenizer's chat "
+            "template: KL is that of other prompts. Measure with chat=True, or give them as conversations."
+        )
+    if told and any(trained) and any({**parts_of(prompt)[1], **told} != parts_of(prompt)[1] for prompt in prompts):
+        return (
+            f"The trainer gives the chat template {dict(told)}, and the prompts are measured without: give them with "
+            "the same in a column chat_template_kwargs."
+        )
+    return None
 
 
 def _column(dataloader: Any, names: Sequence[str]) -> tuple[str | None, Iterator[Any]]:
