@@ -687,10 +687,11 @@ def test_what_cannot_be_watched_is_refused(tmp_path: Path, monkeypatch: pytest.M
             ForgettingMonitor(PROMPTS, law, **arguments)
     with pytest.raises(RazorError, match="no prompts"):
         sft(tmp_path, [ForgettingMonitor([], cache_dir=tmp_path)])
-    for odd in ({"prompt": "ab"}, ["ab"], 3):
-        with pytest.raises(RazorError, match="Prompt 2 is neither text nor a list of turns"):
-            sft(tmp_path, [ForgettingMonitor(["ab:", odd], cache_dir=tmp_path)])  # type: ignore[list-item]
-    with pytest.raises(RazorError, match="Prompt 1 is empty"):
+    odd: list[tuple[Any, str]] = [({"text": "ab"}, "a mapping of"), (["ab"], "turn 1 is text"), (3, "the number 3")]
+    for prompt, message in odd:
+        with pytest.raises(RazorError, match=f"Prompt 2: .*{message}"):
+            sft(tmp_path, [ForgettingMonitor(["ab:", prompt], cache_dir=tmp_path)])
+    with pytest.raises(RazorError, match="Prompt 1: the prompt is blank"):
         sft(tmp_path, [ForgettingMonitor([""], cache_dir=tmp_path)])
     empty = tmp_path / "empty.txt"
     empty.write_text("")

@@ -58,7 +58,7 @@ def test_a_conversation_is_measured_as_trl_renders_it(row: dict[str, Any], expec
     for chat in (True, False):
         assert rendered(tokenizer, prompt_of(row), chat) == of_trl == expected
     # As tables have it, and as an Arrow table fills up the turns.
-    told = {name: json.dumps(row[name]) for name in ("tools", "chat_template_kwargs") if name in row}
+    told: dict[str, Any] = {name: json.dumps(row[name]) for name in ("tools", "chat_template_kwargs") if name in row}
     turns = [{"content": None, "tool_calls": None, "name": None, **turn} for turn in row["prompt"]]
     assert rendered(tokenizer, prompt_of({"prompt": turns, **told}), True) == expected
 

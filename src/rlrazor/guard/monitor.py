@@ -341,8 +341,8 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
                 f"[razor] {shared} of the {len(self.prompts)} prompts are in the training set: KL on them is larger "
                 "than on prompts the model has not seen. Hold prompts out."
             )
-        if caution := template_caution(self.prompts, self.vocabulary, self.settings, dataloader, told):
-            _say(f"[razor] {caution}")
+        if (form := template_caution(self.prompts, self.vocabulary, self.settings, dataloader, told)) is not None:
+            _say(f"[razor] {form}")
 
     # When to measure
 
