@@ -194,7 +194,7 @@ def test_calibration_that_makes_no_sense_is_refused(tmp_path: Path, capfd: pytes
         (["tiny", "--task", "letters", "--seeds", "0,1"], "a base of its own"),
         (["tiny", "--task", "letters", "--level", "2"], "fraction of 1"),
         (["tiny", "--task", "letters", "--jobs", "0"], "at least 1"),
-        (["tiny", "--prompts", str(rows)], "A row has no completion"),
+        (["tiny", "--prompts", str(rows)], "line 1: it has no completion"),
     ):
         assert main(["calibrate", *options, "--out", str(tmp_path / "out")]) == 2
         assert message in capfd.readouterr().err

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,13 @@ import pytest
 from tokenizers import processors
 from trl.data_utils import apply_chat_template
 
+from laws import law_of
 from rlrazor.errors import RazorError
+from rlrazor.guard.law_file import LawFile
 from rlrazor.lm import probes
 from rlrazor.lm.probes import GenericText, read_generic, read_prompts
 from rlrazor.lm.prompts import encode, parts_of, prompt_of, rendered, texts_of
-from tiny_models import CHARACTERS, char_tokenizer
+from tiny_models import CHARACTERS, char_tokenizer, tiny_llama
 
 TEMPLATE = (
     "{% if tools %}[{% for tool in tools %}{{ tool.function.name }}{% endfor %}]{% endif %}"
@@ -76,6 +79,13 @@ def test_text_goes_into_the_users_turn_with_what_the_template_is_told() -> None:
     assert texts_of(prompt) == ["hi"]
     assert texts_of([PARTS, CALLS, TOOL]) == ["a b", "3"]
     assert parts_of(prompt) == ("hi", {"tools": [SCHEMA], "think": False})
+
+
+def test_a_law_keeps_prompts_of_every_form(tmp_path: Path) -> None:
+    prompts = [prompt_of({"prompt": [USER, CALLS, TOOL], "tools": [SCHEMA]}), [USER, ASSISTANT], "hi"]
+    law = replace(law_of(tiny_llama()), generic=GenericText(prompts=tuple(prompts)))
+    law.save(tmp_path / "law.json")
+    assert LawFile.load(tmp_path / "law.json").generic == law.generic
 
 
 def test_messages_are_a_prompt_up_to_the_last_answer(tmp_path: Path) -> None:

@@ -82,7 +82,9 @@ def _item(row: Row, where: str, *, with_reference: bool) -> Item:
     columns = {name: value for name, value in row.items() if name not in _OURS}
     if with_reference:
         if row.get("completion") is None:
-            raise RazorError(f"{where}: no completion: without a verifier, every row needs one to be compared with.")
+            raise RazorError(
+                f"{where}: it has no completion: without a verifier, every row needs one to be compared with."
+            )
         columns["reference"] = row["completion"]
     return Item(row["prompt"], columns, row.get("completion"), row.get("rejected"))
 
