@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from rlrazor.cli.compare import dtype_of
 from rlrazor.cli.language import needs_extra
 from rlrazor.cli.printing import Subparsers, console_for_tables, options_of
 from rlrazor.errors import RazorError
@@ -43,7 +44,7 @@ def add_to(commands: Subparsers) -> None:
     parser.add_argument("--law", type=Path, metavar="FILE", help="law.json of the base")
     parser.add_argument("--base", help="measure the checkpoints here: what they were fine-tuned from")
     parser.add_argument("--prompts", type=Path, metavar="FILE", help="... and the new task's prompts")
-    parser.add_argument("--dtype", default="float32", help="... in float32 (default) or bfloat16")
+    parser.add_argument("--dtype", help="... in float32 or bfloat16 (default: the law's)")
     parser.add_argument("--figure", type=Path, metavar="DIR", help="draw the frontier into DIR/pick.png and .svg")
     parser.add_argument("--json", action="store_true", help="print the candidates as JSON instead of a table")
     parser.set_defaults(run=run, options=options_of(parser))
@@ -69,7 +70,8 @@ def run(arguments: argparse.Namespace) -> int:
             def told(step: str) -> None:
                 progress.update(task, advance=1, description=step)
 
-            measure, cautions = _measuring(arguments.base, arguments.prompts, arguments.dtype, law, told)
+            dtype = dtype_of(arguments.dtype, law)
+            measure, cautions = _measuring(arguments.base, arguments.prompts, dtype, law, told)
         found = pick(
             arguments.folder,
             metric=arguments.metric,

@@ -9,10 +9,10 @@ import contextlib
 import hashlib
 import json
 import os
-import re
 import shutil
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,8 @@ from torch import Tensor
 
 from rlrazor.errors import RazorError
 from rlrazor.lm import compute
+from rlrazor.lm.adapters import adapter_disabled, unwrapped
+from rlrazor.lm.sampling import NotFiniteError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -128,29 +130,6 @@ def add_lora(model: Any, rank: int) -> Any:
         return get_peft_model(model, config)
 
 
-def weights_of(model: Any) -> dict[str, Tensor]:
-    """A copy of all parameters, by the base's names, an adapter's update added to the matrices it belongs to.
-
-    Not by merging and unmerging: taking the update away again would leave rounding errors in the base.
-    """
-    from peft import PeftModel
-    from peft.tuners.lora import LoraLayer
-
-    if not isinstance(model, PeftModel):
-        return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    base = model.get_base_model()
-    weights = {
-        name.replace(".base_layer.", "."): parameter.detach().clone()
-        for name, parameter in base.named_parameters()
-        if ".lora_" not in name
-    }
-    for name, module in base.named_modules():
-        if isinstance(module, LoraLayer):
-            for active in module.active_adapters:
-                weights[f"{name}.weight"] += module.get_delta_weight(active).detach()
-    return weights
-
-
 class SavedWeights(Mapping[str, Tensor]):
     """The tensors of a folder's safetensors files by name, read one at a time as they are asked for.
 
@@ -181,45 +160,6 @@ class SavedWeights(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._files)
-
-
-class AdaptedWeights(Mapping[str, Tensor]):
-    """A PEFT model's parameters by the base's names, its update added, one at a time as they are asked for.
-
-    Of `modules_to_save`, which PEFT trains copies of, the copies.
-    """
-
-    def __init__(self, model: Any) -> None:
-        from peft.tuners.lora import LoraLayer
-
-        if any(getattr(config, "use_dora", False) for config in model.peft_config.values()):
-            raise RazorError("The adapter is DoRA, which rescales weights: merge it into a model, and compare that.")
-        self._base = base_weights(model)
-        self._layers = {
-            f"{name.removeprefix('base_model.model.')}.weight": module
-            for name, module in model.named_modules()
-            if isinstance(module, LoraLayer)
-        }
-
-        self._copies: dict[str, Tensor] = {}
-        for name, parameter in model.named_parameters():
-            module, found, rest = name.removeprefix("base_model.model.").partition(".modules_to_save.")
-            adapter, _, weight = rest.partition(".")
-            if found and adapter in model.active_adapters:
-                self._copies[f"{module}.{weight}"] = parameter.detach()
-
-    def __getitem__(self, name: str) -> Tensor:
-        weight = self._copies.get(name, self._base[name])
-        layer = self._layers.get(name)
-        for adapter in layer.active_adapters if layer is not None else ():
-            weight = weight + layer.get_delta_weight(adapter).detach()  # type: ignore[union-attr]
-        return weight
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._base)
-
-    def __len__(self) -> int:
-        return len(self._base)
 
 
 def tokenizer_of(tuned: LanguageModel, source: str | Path, base: Vocabulary) -> Any:
@@ -257,56 +197,58 @@ def named_base(adapter: str | Path) -> str:
         raise RazorError(f"The adapter's {path} is damaged ({error}): save the adapter again.") from error
 
 
-def base_weights(model: Any) -> dict[str, Tensor]:
-    """The base's parameters themselves, by its names: those under an adapter, and inside of a wrapper.
-
-    Parameters that PEFT keeps a trained copy of (`modules_to_save`) are the originals.
-    """
-    weights = {}
-    for name, parameter in unwrapped(model).named_parameters():
-        if ".lora_" in name or ".modules_to_save." in name:
-            continue
-        for prefix in ("base_model.model.", "_orig_mod."):
-            name = name.removeprefix(prefix)
-        weights[name.replace(".base_layer.", ".").replace(".original_module.", ".")] = parameter.detach()
-    return weights
-
-
-def unwrapped(model: Any) -> Any:
-    """The model inside of DistributedDataParallel and torch.compile."""
-    while (inner := getattr(model, "module", None) or getattr(model, "_orig_mod", None)) is not None:
-        model = inner
-    return model
-
-
-DIGEST_VALUES = 4096  # of a weight that go into the digest: no fine-tuning leaves all of them alone
-# What a config says of how weights are computed with. Names of files, token ids, dropout, caching and dtype are not.
-_COMPUTING = re.compile(
-    r"rope|rotary|(^|_)eps(ilon)?$|scal|softcap|multiplier|sliding_window|layer_types|hidden_act|activation(?!_dropout)|"
-    r"head|alibi|parallel_residual|parallel_attn|experts_per_tok"
-)
+DIGEST_TOKENS = 128
+DIGEST_VALUES = 32  # log-probabilities that are kept of them
+# Nats by which one may differ between machines and libraries; a fine-tune that moves them less has hardly drifted.
+SAME_BASE = {"float32": 5e-3}
+SAME_BASE_IN_HALF = 0.15
 
 
 @torch.no_grad()
-def base_digest(model: Any) -> str:
-    """A SHA-256 that tells bases apart and an adapter's base from another: 16 hexadecimal digits.
+def token_log_probs(model: Any, precision: str | None = None, *, adapted: bool = False) -> Tensor:
+    """What a model thinks of fixed tokens, spread over its vocabulary: log pi of each but the first, in nats, float64.
 
-    Of names, shapes, and evenly spaced values of every parameter rounded to bfloat16, so that a base loaded in float32
-    and in bfloat16 is the same one; and of what its config says of how they are computed with, such as RoPE's scaling.
-    Milliseconds, where hashing files would need the files.
+    Of a PEFT model without its adapter, or with `adapted` with it; in its weights' own precision unless one is named.
     """
-    config = unwrapped(model).config.get_text_config().to_dict()
-    computing = {key: value for key, value in config.items() if _COMPUTING.search(key) and not key.startswith("_")}
-    # An option that is off may be one that another version of transformers does not have.
-    computing = {key: value for key, value in computing.items() if value not in (None, False)}
-    digest = hashlib.sha256(json.dumps(computing, sort_keys=True, default=str).encode())
-    for name, weight in sorted(base_weights(model).items()):
-        flat = weight.flatten()
-        chosen = torch.linspace(0, len(flat) - 1, min(len(flat), DIGEST_VALUES), dtype=torch.float64).long()
-        values = flat[chosen.to(flat.device)].to(torch.bfloat16).cpu()
-        digest.update(f"{name} {tuple(weight.shape)}".encode())
-        digest.update(values.view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
+    model = unwrapped(model)
+    rows = len(model.get_input_embeddings().weight)
+    length = min(DIGEST_TOKENS, context_length(model) or DIGEST_TOKENS)
+    ids_T = torch.tensor([(7919 * at * at + 104729 * at + 1) % rows for at in range(length)], dtype=torch.long)
+    ids_T = ids_T.to(next(model.parameters()).device)
+    off = nullcontext() if adapted else adapter_disabled(model)
+    with compute.measuring(model, precision or compute.precision_of(model)), off:
+        logits_TV = model(input_ids=ids_T[None], use_cache=False).logits[0, -length:]
+    logp_TV = logits_TV[:-1].double().log_softmax(dim=-1)
+    logp_T: Tensor = logp_TV.gather(1, ids_T[1:, None].to(logp_TV.device))[:, 0].cpu()
+    return logp_T
+
+
+def base_digest(model: Any, precision: str | None = None) -> str:
+    """What tells bases apart, and an adapter's base from another: what they compute, by name of its precision.
+
+    Log-probabilities of fixed tokens, so that neither the names of weights nor those of settings matter, which change
+    with the version of a library. To be compared by `is_same_base`: their last digits depend on the machine. Raises
+    NotFiniteError.
+    """
+    logp_T = token_log_probs(model, precision)
+    if not logp_T.isfinite().all():
+        raise NotFiniteError("logits are not finite")
+    chosen = torch.linspace(0, len(logp_T) - 1, min(len(logp_T), DIGEST_VALUES), dtype=torch.float64).long()
+    values = " ".join(f"{value:.4f}" for value in logp_T[chosen].tolist())
+    return f"{precision or compute.precision_of(model)} {values}"
+
+
+def is_same_base(one: str, other: str) -> bool:
+    """Whether two digests are of one base: most of their values differ by rounding only."""
+    (precision, *values), (other_precision, *other_values) = one.split() or [""], other.split() or [""]
+    if len(values) != len(other_values) or not values:
+        return False
+    tolerance = max(SAME_BASE.get(name, SAME_BASE_IN_HALF) for name in (precision, other_precision))
+    try:
+        apart = sorted(abs(float(a) - float(b)) for a, b in zip(values, other_values, strict=True))
+    except ValueError:  # a digest of an older form
+        return False
+    return apart[len(apart) // 2] <= tolerance  # of a mixture of experts a few may be routed otherwise
 
 
 def tokenizer_digest(tokenizer: Any) -> str:
