@@ -19,6 +19,7 @@ import math
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -324,12 +325,14 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
             self.is_off = True
             where = ""
             if self.log is not None and self.claim is not None:
-                self.log.add({"run": self.claim.run, "step": int(state.global_step), "error": traceback.format_exc()})
-                where = f" The whole error is in {self.log.path}."
+                row = {"run": self.claim.run, "step": int(state.global_step), "error": traceback.format_exc()}
+                with suppress(Exception):  # it may be the log that has failed
+                    self.log.add(row)
+                    where = f" The whole error is in {self.log.path}."
             said = str(error) if isinstance(error, RazorError) else f"{type(error).__name__}: {error}"
             _say(
                 f"[razor] step {state.global_step}: measuring has failed and ends here; training goes on. "
-                f"{' '.join(said.split())}{where}"
+                f"{' '.join(said.split()).removesuffix('.')}.{where}"
             )
             return None
 
@@ -345,6 +348,7 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
 
     def _look_at_base(self, args: Any, control: Any, model: Any, processing_class: Any) -> None:
         """Raises RazorError for all that cannot be watched."""
+        self.is_off = False
         self.claim = Claim.of(control, self._log_path(args), self._kept_path(args))
         processing_class = self.tokenizer or processing_class
         tokenizer = getattr(processing_class, "tokenizer", processing_class)
