@@ -49,9 +49,7 @@ def test_training_goes_on_without_it(
     trainer.train()
     assert losses_of(trainer) == losses_of(plain)
     out = capfd.readouterr().out
-    assert (
-        out.count("measuring has failed and ends here; training goes on. TypeError: no such thing in two") == 1
-    )
+    assert out.count("measuring has failed and ends here; training goes on. TypeError: no such thing in two") == 1
     assert out.count("no such thing") == 1
     rows = [json.loads(line) for line in (tmp_path / "run" / "razor.jsonl").read_text().splitlines()]
     failures = [row for row in rows if "error" in row]
