@@ -82,8 +82,8 @@ def run_in(folder: Path, wanted: str | None = None) -> Run:
     tied = [one for one in others if (one.written, one.run) == (newest.written, newest.run)]
     if tied and wanted is None:
         raise RazorError(
-            f"{newest.path.name} and {tied[0].path.name} are of two runs, and the times of their files do not say which "
-            "is the later: move the checkpoints of the other away."
+            f"{newest.path.name} and {tied[0].path.name} are of two runs, and the times of their files do not say "
+            "which is the later: move the checkpoints of the other away."
         )
     notes += _why_left_out(others, newest, run) + _out_of_order(members, newest) + _cut_short(members)
     whole = []
@@ -217,7 +217,7 @@ def _rows(path: Path) -> list[dict[str, Any]]:
             raise RazorError(f"{path} is damaged: a line is not JSON. Measure the checkpoints anew.") from error
         if not isinstance(row, dict):
             raise RazorError(f"{path} is damaged: line {number} is no row. Measure the checkpoints anew.")
-        rows.append(row)
+        rows.append(row if row.get("run") is None else {**row, "run": str(row["run"])})
     return rows
 
 
@@ -333,5 +333,5 @@ def _check_one_monitors(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     with suppress(TypeError):  # no step, or none that is a number, is damage, which is said where rows are used
         if any(later <= step for step, later in itertools.pairwise(steps)):  # type: ignore[operator]
             raise RazorError(f"{path} has rows of several runs, which cannot be told apart: {MEASURE}.")
-    if len({(row.get("prompts_hash"), row.get("probe")) for row in measured}) > 1:
+    if len({str((row.get("prompts_hash"), row.get("probe"))) for row in measured}) > 1:
         raise RazorError(f"{path} has rows of several monitors, of other prompts or another probe: {MEASURE}.")
