@@ -13,6 +13,7 @@ import pytest
 import torch
 from datasets import Dataset
 from safetensors.torch import load_file, save_file
+from transformers import Trainer, TrainingArguments
 from trl import SFTConfig, SFTTrainer
 
 from laws import GENERIC, PROMPTS, SETTINGS, law_of
@@ -264,6 +265,39 @@ def test_a_later_shorter_run_does_not_take_the_rest_of_an_earlier_one(
         assert [(one.step, one.new, one.drop) for one in older.candidates] == [(12, 7.0, 0.5), (16, 0.1, 0.5)]
         with pytest.raises(RazorError, match=r"is of the run c\. There are a, b"):
             pick(tmp_path, run="c")
+
+
+def test_runs_of_a_real_trainer_are_told_apart_by_their_own_logs(tmp_path: Path) -> None:
+    """A run of six steps; one of two in the same folder, which is then taken to four."""
+    data = Dataset.from_list(
+        [{"input_ids": ids, "labels": ids} for ids in char_tokenizer()(["a0:b;", "c1:d;"] * 8).input_ids]
+    )
+
+    def train(seed: int, steps: int, resume: bool = False) -> None:
+        args = TrainingArguments(
+            output_dir=str(tmp_path), max_steps=steps, use_cpu=True, report_to="none", save_steps=2, logging_steps=2,
+            disable_tqdm=True, per_device_train_batch_size=4, learning_rate=1e-3,
+        )  # fmt: skip
+        trainer = Trainer(tiny_llama(seed=seed), args, train_dataset=data, processing_class=char_tokenizer())
+        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2") if resume else None)
+
+    def logged(step: int) -> list[float]:
+        state = json.loads((tmp_path / f"checkpoint-{step}" / "trainer_state.json").read_text())
+        return [entry["loss"] for entry in state["log_history"] if "loss" in entry]
+
+    def found() -> list[tuple[int, float]]:
+        measured = pick(tmp_path, metric="loss", budget=0.5, measure=lambda path, step: Drop(step, 0.1, 0.0, 0.2))
+        return [(one.step, one.new) for one in measured.candidates]
+
+    train(0, 6)
+    assert found() == [(2, logged(2)[-1]), (4, logged(4)[-1]), (6, logged(6)[-1])]
+    first = logged(6)
+    train(1, 2)
+    assert logged(2)[0] != first[0]
+    assert found() == [(2, logged(2)[0])]
+    train(1, 4, resume=True)
+    assert found() == list(zip((2, 4), logged(4), strict=True))
+    assert logged(6) == first
 
 
 def test_an_earlier_longer_run_that_logged_nothing_yet_is_left_out(tmp_path: Path) -> None:

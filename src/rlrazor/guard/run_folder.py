@@ -282,7 +282,7 @@ def _go_together(one: Checkpoint, other: Checkpoint) -> bool:
 def _why_left_out(others: Sequence[Checkpoint], newest: Checkpoint, run: str | None) -> list[str]:
     """Checkpoints of other runs, by name."""
     notes = []
-    than = f"{newest.path.name}, the newest" + (f" (run {run})" if run else "")
+    than = newest.path.name + (f" (run {run})" if run else ", the newest")
     for label in dict.fromkeys(one.run for one in sorted(others, key=lambda one: one.step)):
         names = _names([one for one in others if one.run == label])
         if label is None:
