@@ -121,9 +121,9 @@ def test_an_adapter_that_is_not_whole_is_refused(folder: Path, tmp_path: Path) -
 def test_pickled_weights_are_not_read(folder: Path, tmp_path: Path) -> None:
     (folder / "model.safetensors").unlink()
     (tmp_path / "run" / "checkpoint-5").mkdir(parents=True)
-    with pytest.raises(RazorError, match=r"no \.safetensors file\. It holds checkpoint-5: name one of them\."):
+    with pytest.raises(RazorError, match=r"no model\.safetensors file\. It holds checkpoint-5: name one of them\."):
         models.load(tmp_path / "run")
-    with pytest.raises(RazorError, match=r"no \.safetensors file\.$"):
+    with pytest.raises(RazorError, match=r"no model\.safetensors file\.$"):
         models.load(folder)
     torch.save(tiny_llama().state_dict(), folder / "pytorch_model.bin")
     with pytest.raises(RazorError, match="can run code"):
@@ -155,7 +155,7 @@ def test_damaged_files_are_named(folder: Path) -> None:
         models.load(saved(folder, broken, char_tokenizer()))
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(RazorError, match="cannot be loaded"):
+    with pytest.raises(RazorError, match="not a whole safetensors file"):
         models.load(folder)
 
 

@@ -30,7 +30,12 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 # What defines a policy: its shape, weights and tokenizer. Read-me files and other frameworks' weights are left alone.
 _POLICY_FILES = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt", "spiece.model")
+_MODEL_WEIGHTS = "model.safetensors"
+_INDEX = "model.safetensors.index.json"  # of the shards of a model that is not in one file
 _ADAPTER_WEIGHTS = "adapter_model.safetensors"
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+_TRAINERS = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state\w*)\.")  # pickles that are no weights
+_LONGEST_HEADER = 100_000_000  # bytes, which is safetensors' own limit
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,20 +136,20 @@ def add_lora(model: Any, rank: int) -> Any:
 
 
 class SavedWeights(Mapping[str, Tensor]):
-    """The tensors of a folder's safetensors files by name, read one at a time as they are asked for.
+    """The tensors of a model's folder by name, read one at a time as they are asked for.
 
-    A file is mapped for each tensor anew: what stays mapped, and was read, counts as the process's memory.
+    Of the files that transformers loads it from, whatever else is beside them. A file is mapped for each tensor anew:
+    what stays mapped, and was read, counts as the process's memory.
     """
 
     def __init__(self, source: str | Path, cache_dir: Path | None = None) -> None:
         """Of a hub id, a folder or a GGUF file, as `load` takes them; raises its errors."""
         from safetensors import safe_open
 
-        folder = _folder_of(str(source), cache_dir)
-        _require_safetensors(folder, source)
+        paths = _require_safetensors(_folder_of(str(source), cache_dir), source)
         self._files: dict[str, Path] = {}
         with _loading(source):
-            for path in sorted(folder.glob("*.safetensors")):
+            for path in paths:
                 with safe_open(path, framework="pt") as file:
                     self._files |= dict.fromkeys(file.keys(), path)
 
@@ -186,6 +191,11 @@ def is_adapter(source: str | Path) -> bool:
 def check_adapter(source: str | Path) -> None:
     """Raise RazorError where an adapter has no weights that may be read: it shows before anything is loaded."""
     _require_safetensors(Path(source).expanduser(), source, _ADAPTER_WEIGHTS)
+
+
+def check_weights(folder: Path, source: str) -> None:
+    """Raise RazorError where a folder, called `source`, has no whole model or adapter: of files it reads headers."""
+    _require_safetensors(folder, source, _ADAPTER_WEIGHTS if is_adapter(folder) else _MODEL_WEIGHTS)
 
 
 def named_base(adapter: str | Path) -> str:
@@ -329,16 +339,98 @@ def _converted(gguf: Path, cache: Path) -> Path:
     return folder
 
 
-def _require_safetensors(folder: Path, source: str | Path, name: str = "*.safetensors") -> None:
-    """An adapter's file has to have its `name`: where it has not, PEFT looks for a pickle, whatever else is there."""
+def _require_safetensors(folder: Path, source: str | Path, name: str = _MODEL_WEIGHTS) -> list[Path]:
+    """The files that a model's weights are loaded from, or an adapter's by its file's `name`.
+
+    Raises RazorError where they are not there, not whole, or of two models.
+    """
     if not folder.is_dir():
         raise RazorError(f"There is no folder {source}.")
-    if not any(folder.glob(name)):
-        pickled = any(folder.glob("*.bin")) or any(folder.glob("*.pt")) or any(folder.glob("*.pth"))
-        reason = " Pickled weights are not read: they can run code. Convert them to safetensors." if pickled else ""
-        checkpoints = sorted(path.name for path in folder.glob("checkpoint-*"))
-        within = f" It holds {', '.join(checkpoints)}: name one of them." if checkpoints else ""
-        raise RazorError(f"{source} has no {name.removeprefix('*')} file.{reason}{within}")
+    files = _model_files(folder)
+    if files and is_adapter(folder):
+        # Transformers puts the adapter on top of the weights, PEFT on top of the base; merged, it would count twice.
+        raise RazorError(
+            f"{source} has a model's weights, {files[0].name}, and adapter_config.json, so it could be a model, an "
+            "adapter, or an adapter merged into it: move what you do not mean out of it."
+        )
+    if name == _ADAPTER_WEIGHTS:
+        # Where its file is not there, PEFT looks for a pickle, whatever else is.
+        files = [path for path in [folder / name] if path.is_file()]
+    if not files:
+        raise RazorError(f"{source} has no {name} file.{_instead(folder)}")
+    for path in files:
+        _check_whole(path)
+    return files
+
+
+def _model_files(folder: Path) -> list[Path]:
+    """The files that transformers loads a model in a folder from; none where it finds none.
+
+    Other safetensors in the folder, of an optimiser, in another format or left by an earlier save, are not its weights.
+    Raises RazorError where an index is damaged, or what is named is not there.
+    """
+    there = (name for name in (_MODEL_WEIGHTS, _INDEX) if (folder / name).is_file())
+    name = _named_by_config(folder) or next(there, "")
+    if not name:
+        return []
+    names = [name]
+    if name.endswith(".json"):
+        try:
+            index = json.loads((folder / name).read_text(encoding="utf-8"))
+            names = sorted({str(shard) for shard in index["weight_map"].values()})
+            if not names or not isinstance(index["metadata"], dict):  # without which transformers fails
+                raise ValueError("it names no files or has no metadata")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise RazorError(f"{folder / name} is damaged ({error!r}): save or download the model again.") from error
+    for one in names:
+        if not one.endswith(".safetensors") or Path(one).is_absolute() or ".." in Path(one).parts:
+            raise RazorError(f"{folder} names {one} as its weights, which is no safetensors file of it: save it again.")
+        if not (folder / one).is_file():
+            raise RazorError(f"{folder} lacks {one}, of its weights: save or download the model again.")
+    return [folder / one for one in names]
+
+
+def _named_by_config(folder: Path) -> str:
+    """The file of weights, or their index, that a config asks transformers for by name; "" where it does not."""
+    try:
+        return str(json.loads((folder / "config.json").read_text(encoding="utf-8")).get("transformers_weights") or "")
+    except (OSError, ValueError, AttributeError):  # of which transformers complains
+        return ""
+
+
+def _instead(folder: Path) -> str:
+    """What a folder holds that may have been taken for weights."""
+    if is_adapter(folder) and (folder / _ADAPTER_WEIGHTS).is_file():
+        return " It is an adapter, not a model: name its base as well."
+    if any(folder.glob("pytorch_model_fsdp*")):
+        return " Its weights are FSDP's shards: put them together with `accelerate merge-weights`."
+    if any(folder.glob("global_step*")):
+        return " Its weights are DeepSpeed's shards: put them together with DeepSpeed's zero_to_fp32.py."
+    if any(path.suffix in _PICKLES and not _TRAINERS.match(path.name) for path in folder.iterdir()):
+        return " Pickled weights are not read: they can run code. Convert them to safetensors."
+    if others := sorted(path.name for path in folder.glob("*.safetensors")):
+        return f" It has {', '.join(others)}, which transformers does not load."
+    if checkpoints := sorted(path.name for path in folder.glob("checkpoint-*")):
+        return f" It holds {', '.join(checkpoints)}: name one of them."
+    return ""
+
+
+def _check_whole(path: Path) -> None:
+    """Raise RazorError where a safetensors file is not as long as its header says, or has nothing in it."""
+    size = path.stat().st_size
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length)) if length <= min(size, _LONGEST_HEADER) else {}
+        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+        whole = size == 8 + length + max(ends, default=0)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError):
+        whole = False
+    if not whole or not any(ends):
+        raise RazorError(
+            f"{path} is damaged: {'it holds no weights' if whole else 'it is not a whole safetensors file'}. Save or "
+            "download it again."
+        )
 
 
 def _require_all_weights(info: Mapping[str, Any]) -> None:
@@ -386,7 +478,9 @@ def _set_padding(model: Any, tokenizer: Any, source: str | Path) -> None:
 def _fingerprint(folders: Iterable[Path]) -> str:
     digest = hashlib.sha256()
     for folder in folders:
-        for path in sorted({path for pattern in _POLICY_FILES for path in folder.glob(pattern)}):
+        found = {path for pattern in _POLICY_FILES for path in folder.glob(pattern)}
+        weights = [folder / _ADAPTER_WEIGHTS] if is_adapter(folder) else _model_files(folder)
+        for path in sorted({path for path in found if path.suffix != ".safetensors"}.union(weights)):
             with path.open("rb") as file:
                 digest.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
     return digest.hexdigest()
