@@ -20,8 +20,8 @@ from rlrazor import law as laws
 from rlrazor.errors import RazorError
 from rlrazor.forecast import FORWARD, PROBE, Forecast
 from rlrazor.guard.law_file import LawFile
-from rlrazor.guard.outputs import LOG
-from rlrazor.guard.run_folder import LABEL, Checkpoint, Run, rows_of, run_in
+from rlrazor.guard.outputs import LOG, MARK
+from rlrazor.guard.run_folder import Checkpoint, Run, rows_of, run_in
 from rlrazor.lm.kl import Estimate
 from rlrazor.lm.probes import probe_hash
 from rlrazor.records import BASE
@@ -332,7 +332,7 @@ def _logged(run: Run, law: LawFile | None) -> tuple[list[Drop | Failure], list[s
     if run.labelled and not all(marked):
         names = [one.path.name for one, is_marked in zip(run.checkpoints, marked, strict=True) if not is_marked]
         notes.append(
-            f"Without a monitor's {LABEL}: {', '.join(names)}. If training went on without one there, the forecast may "
+            f"Without a monitor's {MARK}: {', '.join(names)}. If training went on without one there, the forecast may "
             "be of other weights of that step."
         )
     return sorted(found, key=lambda one: one.step), notes
@@ -368,7 +368,7 @@ def _drop_at(checkpoint: Checkpoint, logged: Sequence[Drop | Failure]) -> Drop:
     """The last that was logged up to a checkpoint's step; of rows of one step the one that was written last."""
     if checkpoint.overwritten:
         raise RazorError(
-            f"by the times of its files, a run that no monitor watched has written over it since its {LABEL}."
+            f"by the times of its files, a run that no monitor watched has written over it since its {MARK}."
         )
     last = next((one for one in reversed(logged) if one.step <= checkpoint.step), None)
     if last is None:

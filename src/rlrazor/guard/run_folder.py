@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from rlrazor.errors import RazorError
-from rlrazor.guard.outputs import LOG
+from rlrazor.guard.outputs import LOG, MARK
 from rlrazor.lm.models import check_weights
 
 STATE = "trainer_state.json"
-LABEL = "razor.json"  # in a checkpoint: {"run": id, "step": N}
+
 MEASURE = "measure the checkpoints here, with --base, --prompts and --law"
 _NUMBER = re.compile(r"checkpoint-0*(\d+)$")
 _SETTINGS = ("max_steps", "num_train_epochs", "train_batch_size", "logging_steps", "eval_steps", "save_steps")
@@ -190,10 +190,10 @@ def _label(path: Path, step: int) -> tuple[str | None, bool]:
     A monitor writes the label last. Where all else is newer, or of another step, a run without one came after.
     """
     try:
-        label = json.loads((path / LABEL).read_text(encoding="utf-8"))
+        label = json.loads((path / MARK).read_text(encoding="utf-8"))
         run, at = str(label["run"]), label["step"]
-        written = (path / LABEL).stat().st_mtime_ns
-        others = [file.stat().st_mtime_ns for file in path.iterdir() if file.is_file() and file.name != LABEL]
+        written = (path / MARK).stat().st_mtime_ns
+        others = [file.stat().st_mtime_ns for file in path.iterdir() if file.is_file() and file.name != MARK]
     except (OSError, ValueError, KeyError, TypeError):
         return None, False
     overwritten = at != step or min(others) > written + _COPIED
