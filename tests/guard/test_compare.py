@@ -19,7 +19,8 @@ from rlrazor.errors import RazorError
 from rlrazor.guard import comparison_page
 from rlrazor.guard.compare import Completion, Pair, PriorSuite, _changes, compare, pieces
 from rlrazor.lm import kl, models, probes, representation
-from rlrazor.lm.models import LanguageModel, add_lora, load, weights_of
+from rlrazor.lm.adapters import AdaptedWeights, weights_of
+from rlrazor.lm.models import LanguageModel, add_lora, load
 from tiny_models import char_tokenizer, saved, tiny_llama
 
 TOKENIZER = char_tokenizer()
@@ -232,7 +233,7 @@ def test_pairs_that_do_not_belong_together_are_refused(folders: Path, tmp_path: 
     with pytest.raises(RazorError, match="seem to be swapped"):
         comparing(checkpoint, base)
     assert compare(Pair(str(checkpoint), str(base), as_given=True), PROMPTS, generic=GENERIC, settings=SETTINGS)
-    with pytest.raises(RazorError, match=r"calibrated for base .* another one"):
+    with pytest.raises(RazorError, match="calibrated for base, and this base is another one"):
         comparing(tuned, base, law=law_of(tiny_llama()))
     wider = saved(tmp_path / "wider", tiny_llama(hidden=32), TOKENIZER)
     with pytest.raises(RazorError, match="one is not tuned from the other"):
@@ -402,7 +403,7 @@ def test_options_that_make_no_sense_are_refused(
         (["--prompts", str(tmp_path / "empty.txt")], "is empty"),
         (["--stop", ""], "A stop string is empty"),
         (["--level", "90"], "fraction of 1"),
-        (["--dtype", "float8"], "Unknown dtype"),
+        (["--dtype", "float8"], "one of float32, bfloat16, float16, not float8"),
         (["--out", str(tmp_path)], "is a folder"),
         (["--out", str(tmp_path / "empty.txt" / "page.html")], "Cannot write to"),
     ):
@@ -416,25 +417,6 @@ def test_weights_are_read_from_the_files_as_they_are(folders: Path) -> None:
     assert set(read) == set(model.state_dict())
     assert all(torch.equal(read[name], weight) for name, weight in model.state_dict().items())
     adapted = load(folders / "base", adapter=folders / "adapter").model
-    lazily, copied = models.AdaptedWeights(adapted), weights_of(adapted)
+    lazily, copied = AdaptedWeights(adapted), weights_of(adapted)
     assert set(lazily) == set(copied)
     assert all(torch.equal(lazily[name], weight) for name, weight in copied.items())
-
-
-@pytest.mark.filterwarnings("ignore::FutureWarning")
-def test_modules_that_peft_trains_copies_of_count() -> None:
-    from peft import LoraConfig, get_peft_model
-
-    base = tiny_llama()
-    head = base.lm_head.weight.detach().clone()
-    config = LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["lm_head"], task_type="CAUSAL_LM")
-    adapted = get_peft_model(base, config)
-    with torch.no_grad():
-        adapted.base_model.model.lm_head.modules_to_save["default"].weight += 1.0
-    assert torch.equal(models.base_weights(adapted)["lm_head.weight"], head)
-    assert torch.equal(models.AdaptedWeights(adapted)["lm_head.weight"], head + 1.0)
-    assert models.base_digest(adapted) == models.base_digest(tiny_llama())
-    rescaled = get_peft_model(tiny_llama(), LoraConfig(r=2, target_modules=["q_proj"], use_dora=True))
-    assert models.base_digest(rescaled) == models.base_digest(tiny_llama())
-    with pytest.raises(RazorError, match="is DoRA"):
-        models.AdaptedWeights(rescaled)

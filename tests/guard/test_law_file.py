@@ -118,5 +118,5 @@ def test_another_base_or_tokenizer_is_refused() -> None:
     law.check(tiny_llama(), char_tokenizer())
     with pytest.raises(RazorError, match="tokenizer is not the one"):
         law.check(tiny_llama(), char_tokenizer("zyxwvutsrqponmlkjihgfedcba0123456789+-=: \n"))
-    with pytest.raises(RazorError, match=r"calibrated for base .* another one"):
+    with pytest.raises(RazorError, match="calibrated for base, and this base is another one"):
         law.check_base("0" * 16)

@@ -11,7 +11,8 @@ from polars.testing import assert_frame_equal
 
 from rlrazor.cli import main
 from rlrazor.experiments.language import train, trainers
-from rlrazor.lm.models import load, weights_of
+from rlrazor.lm.adapters import weights_of
+from rlrazor.lm.models import load
 from rlrazor.report import drawing
 from tiny_models import char_tokenizer, saved, tiny_llama
 

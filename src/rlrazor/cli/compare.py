@@ -19,6 +19,7 @@ from rlrazor.store import check_writable
 
 if TYPE_CHECKING:
     from rlrazor.guard.compare import Comparison
+    from rlrazor.guard.law_file import LawFile
 
 EXIT_ABOVE = 1
 WORST = 3  # prompts in the terminal
@@ -55,7 +56,7 @@ def add_to(commands: Subparsers) -> None:
         help="what ends one, \\n being a line end; may be repeated",
     )
     probe.add_argument("--no-chat", action="store_true", help="do not put prompts into the chat template")
-    probe.add_argument("--dtype", default="float32", help="float32 (default) or bfloat16, half the memory")
+    probe.add_argument("--dtype", help="float32 (default, or the law's) or bfloat16, half the memory")
     probe.add_argument("--as-given", action="store_true", help="the order is right, whatever it looks like")
     truth = parser.add_argument_group("the truth beside the forecast")
     truth.add_argument("--prior", metavar="TASKS", help="prior tasks to measure: lm-eval names, comma-separated")
@@ -110,7 +111,7 @@ def run(arguments: argparse.Namespace) -> int:
             begun += 1
 
         found = compare(
-            Pair(arguments.base, arguments.tuned, arguments.dtype, arguments.as_given, default_cache()),
+            Pair(arguments.base, arguments.tuned, dtype_of(arguments.dtype, law), arguments.as_given, default_cache()),
             prompts,
             law=law,
             generic=None if arguments.generic is None else read_generic(arguments.generic),
@@ -129,6 +130,11 @@ def run(arguments: argparse.Namespace) -> int:
     if not arguments.json:
         console_for_tables().print(f"Page: {page}", highlight=False, soft_wrap=True)
     return EXIT_ABOVE if above else 0
+
+
+def dtype_of(given: str | None, law: "LawFile | None") -> str:
+    """What models are loaded in: what was asked for, else what the law was calibrated in."""
+    return given or (law.settings.precision if law is not None else None) or "float32"
 
 
 def _limit(arguments: argparse.Namespace) -> float | None:

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from rlrazor.cli.compare import dtype_of
 from rlrazor.cli.language import needs_extra
 from rlrazor.cli.printing import Subparsers, console_for_tables, options_of
 from rlrazor.errors import RazorError
@@ -40,10 +41,16 @@ def add_to(commands: Subparsers) -> None:
     )
     parser.add_argument("--budget", type=float, help="largest drop of the prior score to accept, such as 0.02")
     parser.add_argument("--cautious", action="store_true", help="judge by the upper end of the forecast's interval")
+    parser.add_argument(
+        "--run",
+        dest="run_id",
+        metavar="ID",
+        help="of several runs in the folder, this one (default: the last to write)",
+    )
     parser.add_argument("--law", type=Path, metavar="FILE", help="law.json of the base")
     parser.add_argument("--base", help="measure the checkpoints here: what they were fine-tuned from")
     parser.add_argument("--prompts", type=Path, metavar="FILE", help="... and the new task's prompts")
-    parser.add_argument("--dtype", default="float32", help="... in float32 (default) or bfloat16")
+    parser.add_argument("--dtype", help="... in float32 or bfloat16 (default: the law's)")
     parser.add_argument("--figure", type=Path, metavar="DIR", help="draw the frontier into DIR/pick.png and .svg")
     parser.add_argument("--json", action="store_true", help="print the candidates as JSON instead of a table")
     parser.set_defaults(run=run, options=options_of(parser))
@@ -53,7 +60,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Pick, and print."""
     needs_extra()
     from rlrazor.guard.law_file import LawFile
-    from rlrazor.guard.pick import checkpoints, pick
+    from rlrazor.guard.pick import pick
+    from rlrazor.guard.run_folder import run_in
 
     law = None if arguments.law is None else LawFile.load(arguments.law)
     measuring = arguments.base is not None or arguments.prompts is not None
@@ -64,12 +72,14 @@ def run(arguments: argparse.Namespace) -> int:
         measure, cautions = None, list[str]()
         if measuring:
             assert law is not None
-            task = progress.add_task("the base on the probes", total=len(checkpoints(arguments.folder)) + 1)
+            total = len(run_in(arguments.folder, arguments.run_id).checkpoints) + 1
+            task = progress.add_task("the base on the probes", total=total)
 
             def told(step: str) -> None:
                 progress.update(task, advance=1, description=step)
 
-            measure, cautions = _measuring(arguments.base, arguments.prompts, arguments.dtype, law, told)
+            dtype = dtype_of(arguments.dtype, law)
+            measure, cautions = _measuring(arguments.base, arguments.prompts, dtype, law, told)
         found = pick(
             arguments.folder,
             metric=arguments.metric,
@@ -78,6 +88,7 @@ def run(arguments: argparse.Namespace) -> int:
             cautious=arguments.cautious,
             law=law,
             measure=measure,
+            run=arguments.run_id,
         )
     found = replace(found, notes=[*cautions, *found.notes])
     if arguments.json:
@@ -127,8 +138,9 @@ def _measuring(
                 tokenizer_of(tuned, path, vocabulary)
                 kls = kls_of(side.measure(tuned.model))
         except NotFiniteError as error:
-            raise RazorError(f"The outputs of {path} are NaN or infinite: training has diverged there.") from error
-        told(path.name)
+            raise RazorError("its outputs are NaN or infinite: training has diverged there.") from error
+        finally:
+            told(path.name)
         return Drop.by(law, step, law.forecast(kls, prompts=asked, measured=side.whole[FORWARD]))
 
     return measure, cautions_of(side.whole, asked, law.generic, law.settings)

@@ -49,8 +49,14 @@ class BaseSide:
         found: dict[str, kl.Probe] = {}
         for name, every in sequences.items():
             if (part := _part(every, *share)) is not None:
-                found[name] = kl.Probe(base, part, beside=next(iter(found.values()), None))
+                beside = next(iter(found.values()), None)
+                found[name] = kl.Probe(base, part, beside=beside, precision=settings.precision)
         return cls(found, {name: len(every.prompts) for name, every in sequences.items()})
+
+    @property
+    def first_prompt(self) -> Sequence[int]:
+        """Token ids of the first of the new task's prompts that this process measures; none where it has none."""
+        return self.probes[FORWARD].sequences.prompts[0] if FORWARD in self.probes else ()
 
     @property
     def tokens(self) -> int:

@@ -2,7 +2,7 @@
 
 One model is in memory at a time: of the other side there are only the hidden states of the probes and an LM head, which
 is all that an exact KL needs (`lm.kl`). The base is loaded twice, the second time for the tuned model's completions; an
-adapter is taken off instead. Weights are read from the files in pairs, a tensor at a time.
+adapter is taken off instead, where that gives the base. Weights are read from the files in pairs, a tensor at a time.
 """
 
 from __future__ import annotations
@@ -28,16 +28,17 @@ from rlrazor.forecast import FORWARD, PROBE, Forecast
 from rlrazor.guard.base_side import cautions_of
 from rlrazor.guard.law_file import LawFile
 from rlrazor.lm import compute, kl, prior, probes
+from rlrazor.lm.adapters import AdaptedWeights, base_weights
 from rlrazor.lm.encoding import text_ids
 from rlrazor.lm.kl import Drift, Estimate, Sequences
 from rlrazor.lm.models import (
-    AdaptedWeights,
     LanguageModel,
     SavedWeights,
     Vocabulary,
-    base_weights,
+    base_digest,
     check_adapter,
     is_adapter,
+    is_same_base,
     load,
     named_base,
     tokenizer_of,
@@ -55,7 +56,10 @@ Told = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Pair:
-    """What to compare. `tuned` is a model, or the folder of an adapter for `base`. `as_given`: trust the order."""
+    """What to compare. `tuned` is a model, or the folder of an adapter for `base`. `as_given`: trust the order.
+
+    `dtype`: what both are loaded, and measured, in.
+    """
 
     base: str
     tuned: str
@@ -169,6 +173,12 @@ def compare(
     notes = _check_order(pair)
     generic = (law.generic if law else generic) or GenericText.built_in()
     settings = (law.settings if law else settings) or ProbeSettings()
+    if settings.precision not in (None, pair.dtype):
+        raise RazorError(
+            f"The law was calibrated in {settings.precision}, and the models are to be loaded in {pair.dtype}, whose "
+            f"KL is another: leave --dtype out, or give --dtype {settings.precision}."
+        )
+    settings = replace(settings, precision=pair.dtype)
     try:
         with compute.memory_errors(NO_MEMORY):
             found = _measure(pair, prompts, generic, settings, law, suite, told)
@@ -270,8 +280,9 @@ def _measure(
     told("the base on the probes")
     new = probes.of_prompts(base.model, tokenizer, prompts, settings, cache_dir=pair.cache_dir)
     text = probes.of_generic(base.model, tokenizer, generic, settings, cache_dir=pair.cache_dir)
-    first = kl.Probe(base.model, new)
-    before = {FORWARD: first, PROBE: kl.Probe(base.model, text, beside=first)}
+    first = kl.Probe(base.model, new, precision=settings.precision)
+    before = {FORWARD: first, PROBE: kl.Probe(base.model, text, beside=first, precision=settings.precision)}
+    digest = base_digest(base.model, settings.precision)
     del first
     rows = [[*text.prompts[at], *completion] for at, completion in zip(text.prompt_of, text.completions, strict=True)]
     similar = representation_of_ids(base.model, rows) if len(rows) > NEIGHBOURS else None
@@ -289,23 +300,27 @@ def _measure(
     drifts = {name: kl.forward_kl(probe, tuned.model) for name, probe in before.items()}
     del before
     own = Sequences.grouped(new.prompts, probes.complete(tuned.model, tokenizer, new.prompts, settings, "tuned"))
-    after = kl.Probe(tuned.model, own, adapted=True)
+    after = kl.Probe(tuned.model, own, adapted=True, precision=settings.precision)
     cknna = None
     if similar is None:
         notes.append(f"CKNNA needs more than {NEIGHBOURS} texts in the generic probe; there are {len(rows)}.")
     else:
         cknna = drift.cknna(similar, representation_of_ids(tuned.model, rows))
     scores_after = _prior_scores(tuned, suite)
+    # Some adapters put other weights into the base, or train its biases: then it is not there.
+    undone = adapted and is_same_base(base_digest(tuned.model, settings.precision), digest)
     if adapted:
         told("weights")
-        layers, _ = _changes(base_weights(tuned.model), AdaptedWeights(tuned.model), pair)
+        there = base_weights(tuned.model) if undone else SavedWeights(pair.base)
+        layers, unmatched = _changes(there, AdaptedWeights(tuned.model), pair)
+        notes += unmatched
 
     told("the base on the tuned model's completions")
-    if not adapted:
+    if not undone:
         del tuned
         _free()
         tuned = load(pair.base, dtype=pair.dtype)
-    reverse = kl.between(after, kl.Probe(tuned.model, own))
+    reverse = kl.between(after, kl.Probe(tuned.model, own, precision=settings.precision))
     scores = None if scores_before is None or scores_after is None else (scores_before, scores_after)
     return _Found(drifts[FORWARD], drifts[PROBE], reverse, new, own, tokenizer, cknna, scores, layers, notes)
 
@@ -429,8 +444,13 @@ def _changes(
             "not among the changes."
         )
     layers: dict[str, list[WeightChange]] = {}
+    unmerged: list[str] = []
     for name in sorted(paired, key=_natural):
-        before, after = base[name], tuned[paired[name]]
+        try:
+            before, after = base[name], tuned[paired[name]]
+        except RazorError as error:
+            unmerged.append(str(error))
+            continue
         if before.shape != after.shape:
             raise RazorError(
                 f"{name} has shape {tuple(after.shape)} in {pair.tuned} and {tuple(before.shape)} in {pair.base}: "
@@ -449,6 +469,8 @@ def _changes(
                 measured["weight_sparsity"],
             )
         )
+    if unmerged:
+        notes.append(f"{len(unmerged)} weights are not among the changes. {unmerged[0]}")
     return [_total(layer, parts) for layer, parts in layers.items()], notes
 
 

@@ -17,12 +17,12 @@ from rlrazor.errors import RazorError
 from rlrazor.forecast import FLOOR, FORWARD, MIN_RUNS, PROBE, Candidate, Choice, Forecast, Forecaster, KLLaw, LeftOutRun
 from rlrazor.law import Saturating
 from rlrazor.lm.kl import Estimate
-from rlrazor.lm.models import base_digest, tokenizer_digest
+from rlrazor.lm.models import base_digest, is_same_base, tokenizer_digest
 from rlrazor.lm.probes import GenericText, ProbeSettings, Prompt, content_hash
 from rlrazor.store import atomic_path
 
 FEW_PROMPTS = 16  # below it a standard error is itself a guess, and the interval is widened by it in any case
-FORMAT = 1  # of the file: raise it when an older rlrazor would misread it
+FORMAT = 2  # of the file: raise it when another rlrazor would misread it; 2: digests of what the base computes
 NAMES = {FORWARD: "KL on the new task's prompts", PROBE: "KL on the generic probe"}
 INTERVAL = "hierarchical jackknife+ over runs (arXiv:2306.06342), residuals relative to floor + forecast drop"
 
@@ -149,8 +149,11 @@ class LawFile:
         )
 
     def check(self, base: Any, tokenizer: Any) -> None:
-        """Raise RazorError for another base than the law's, or the same with another tokenizer."""
-        self.check_base(base_digest(base))
+        """Raise RazorError for another base than the law's, or the same in another precision or with another tokenizer.
+
+        Of a PEFT model the base is what is left without its adapter.
+        """
+        self.check_base(base_digest(base, self.settings.precision))
         if tokenizer_digest(tokenizer) != self.tokenizer_digest:
             raise RazorError(
                 "The tokenizer is not the one that the law was calibrated with: it has other token ids, another chat "
@@ -159,10 +162,11 @@ class LawFile:
 
     def check_base(self, digest: str) -> None:
         """The same by the base's digest alone."""
-        if digest != self.base_digest:
+        if not is_same_base(digest, self.base_digest):
             raise RazorError(
-                f"This law was calibrated for {self.base_name} ({self.base_digest}), and this base is another one "
-                f"({digest}): a law belongs to its base. Run `razor calibrate` on this base, or leave the law out."
+                f"This law was calibrated for {self.base_name}, and this base is another one: it computes other "
+                "log-probabilities of the same tokens, and a law belongs to its base. Run `razor calibrate` on this "
+                "base, or leave the law out."
             )
 
     def save(self, path: Path) -> None:
@@ -221,6 +225,11 @@ class LawFile:
             raise RazorError(
                 f"The law in {path} has format {found}, and this rlrazor knows up to {FORMAT}: it was made by a newer "
                 "version. Update rlrazor, or calibrate again."
+            )
+        if found < FORMAT:
+            raise RazorError(
+                f"The law in {path} has format {found}, of an rlrazor that told bases apart in another way: calibrate "
+                "again."
             )
         try:
             return cls._from_json(stored)

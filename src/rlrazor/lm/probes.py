@@ -20,8 +20,9 @@ import platformdirs
 import torch
 
 from rlrazor.errors import RazorError
-from rlrazor.lm import encoding, sampling
-from rlrazor.lm.kl import Sequences, adapter_disabled
+from rlrazor.lm import compute, encoding, sampling
+from rlrazor.lm.adapters import adapter_disabled
+from rlrazor.lm.kl import Sequences
 from rlrazor.lm.models import base_digest, context_length
 from rlrazor.lm.prompts import Prompt as Prompt
 from rlrazor.lm.prompts import check_text, prompt_of
@@ -41,17 +42,25 @@ class ProbeSettings:
 
     `samples`: completions of each prompt. `stop`: strings that end one, beside the model's own end of sequence. `chat`:
     whether a prompt that is plain text is put into the user's turn of the tokenizer's chat template, where it has one.
+    `precision`: what models compute in as they are measured (`compute.measuring`); None: what their weights are.
     """
 
     max_new_tokens: int = 128
     samples: int = 1
     stop: tuple[str, ...] = ()
     chat: bool = True
+    precision: str | None = None
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1 or self.samples < 1:
             raise RazorError("max_new_tokens and samples must be at least 1.")
         encoding.check_stop(self.stop)
+        if self.precision not in (None, *compute.PRECISIONS):
+            raise RazorError(f"The precision is one of {', '.join(compute.PRECISIONS)}, not {self.precision}.")
+
+    def on(self, model: Any) -> ProbeSettings:
+        """The same with the precision that measuring this model has."""
+        return replace(self, precision=self.precision or compute.precision_of(model))
 
 
 @dataclass(frozen=True)
@@ -126,16 +135,17 @@ def complete(
     So every model that is asked for the same purpose draws with the same numbers.
     """
     rng = torch.Generator(next(model.parameters()).device).manual_seed(seed_of(0, f"measure/{purpose}"))
-    return sampling.sample(
-        model,
-        prompts,
-        samples=settings.samples,
-        max_new_tokens=settings.max_new_tokens,
-        stop_ids=encoding.stop_ids(tokenizer, model, settings.stop),
-        pad_id=tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
-        greedy=purpose is None,
-        rng=rng,
-    )
+    with compute.measuring(model, settings.precision or compute.precision_of(model)):
+        return sampling.sample(
+            model,
+            prompts,
+            samples=settings.samples,
+            max_new_tokens=settings.max_new_tokens,
+            stop_ids=encoding.stop_ids(tokenizer, model, settings.stop),
+            pad_id=tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
+            greedy=purpose is None,
+            rng=rng,
+        )
 
 
 def default_cache() -> Path:
@@ -161,6 +171,7 @@ def of_prompts(
     """
     if not prompts:
         raise RazorError("There are no prompts to measure on: give at least one, and better a hundred.")
+    settings = settings.on(base)
     ids = encode(tokenizer, prompts, settings.chat)
     limit = context_length(base) or float("inf")
     fitting = [prompt for prompt in ids if len(prompt) + settings.max_new_tokens <= limit]
@@ -173,7 +184,7 @@ def of_prompts(
         with adapter_disabled(base):
             return Sequences.grouped(fitting, complete(base, tokenizer, fitting, settings, purpose))
     ends = encoding.stop_ids(tokenizer, base, settings.stop)
-    key = content_hash([SAMPLER, base_digest(base), fitting, ends, asdict(settings), purpose])
+    key = content_hash([SAMPLER, base_digest(base, settings.precision), fitting, ends, asdict(settings), purpose])
     path = cache_dir / f"{key}.json"
     completions = _cached(path, len(fitting) * settings.samples)
     if completions is None:

@@ -16,8 +16,9 @@ from rlrazor.experiments.language.config import Config
 from rlrazor.experiments.language.demonstrations import Prompts
 from rlrazor.experiments.language.tasks import Item, Splits, Task, score
 from rlrazor.lm import encoding, kl, prior, probes, representation, sampling
+from rlrazor.lm.adapters import weights_of
 from rlrazor.lm.kl import Drift, Sequences
-from rlrazor.lm.models import LanguageModel, Vocabulary, check_same_vocabulary, load, weights_of
+from rlrazor.lm.models import LanguageModel, Vocabulary, check_same_vocabulary, load
 from rlrazor.lm.probes import GenericText, ProbeSettings
 from rlrazor.records import BASE, Record
 from rlrazor.sweep import DivergedError

@@ -24,7 +24,8 @@ from rlrazor.experiments.language.evaluate import PriorSuite, Reference, lm_eval
 from rlrazor.experiments.language.methods import find_method
 from rlrazor.experiments.language.tasks import Splits, Task, find_task, own_task, score, with_demonstrations
 from rlrazor.lm import compute, encoding
-from rlrazor.lm.models import LanguageModel, add_lora, base_digest, load, tokenizer_digest, weights_of
+from rlrazor.lm.adapters import weights_of
+from rlrazor.lm.models import LanguageModel, add_lora, base_digest, load, tokenizer_digest
 from rlrazor.lm.probes import GenericText, read_generic
 from rlrazor.records import BASE, Record, RunSpec
 from rlrazor.seeding import seed_of
