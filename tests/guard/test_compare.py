@@ -291,6 +291,12 @@ def test_a_tokenizer_that_changed_is_refused_or_noted(folders: Path, tmp_path: P
         saved(tmp_path / name, model, tokenizer)
     of_turns = compare(Pair(str(tmp_path / "b"), str(tmp_path / "t")), turns, settings=SETTINGS, generic=GENERIC)
     assert any("turn 2 of the 2 prompts into different tokens" in note for note in of_turns.notes)
+    # Text that is in the template already, and would be put into it once more.
+    normal.chat_template = "u:{% for m in messages %}{{ m['content'] }}{% endfor %}="
+    normal.save_pretrained(tmp_path / "b")
+    for prompts, said in ((["u:a0b=", "u:b="], True), (["a0b", "b"], False)):
+        twice = compare(Pair(str(tmp_path / "b"), str(tmp_path / "t")), prompts, settings=probes.ProbeSettings(6))
+        assert any("are put into it again" in note for note in twice.notes) is said
     # What a tokenizer puts behind a text is not measured, so it makes no difference.
     ending = char_tokenizer()
     ending.backend_tokenizer.post_processor = processors.TemplateProcessing(single="$A ;", special_tokens=[(";", 1)])

@@ -27,6 +27,7 @@ from rlrazor.errors import RazorError
 from rlrazor.forecast import FORWARD, PROBE, Forecast
 from rlrazor.guard.base_side import cautions_of
 from rlrazor.guard.law_file import LawFile
+from rlrazor.guard.overlap import template_caution
 from rlrazor.lm import compute, kl, prior, probes
 from rlrazor.lm.adapters import AdaptedWeights, base_weights
 from rlrazor.lm.encoding import text_ids
@@ -189,6 +190,8 @@ def compare(
         ) from error
     measured = {FORWARD: found.forward.n_prompts, PROBE: found.probe.n_prompts}
     notes += cautions_of(measured, prompts, generic, settings)
+    if (form := template_caution(prompts, found.tokenizer, settings)) is not None:
+        notes.append(form)
     forecast, drawn = None, {FORWARD: found.forward, PROBE: found.probe, REVERSE: found.reverse}
     estimates = {name: of.per_completion for name, of in drawn.items()}
     if law is not None:
