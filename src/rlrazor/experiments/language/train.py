@@ -112,11 +112,13 @@ class Trainer:
         key = (str(store.folder), own.run_id, self.base, self.task)
         if key not in _last_world:
             _last_world.clear()
+            suite = self.suite(spec)
+            suite.check()
             if self.base == TINY:
                 base = LanguageModel.in_memory(model, tiny.make_tokenizer(), TINY) if model else tiny_base(own, store)
             else:
                 base = load(self.base)
-            _last_world[key] = _World(base, self.task, spec.params, self.suite(spec))
+            _last_world[key] = _World(base, self.task, spec.params, suite)
         return _last_world[key]
 
     def suite(self, spec: RunSpec) -> PriorSuite:
