@@ -9,6 +9,7 @@ from typing import Any
 import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
+from safetensors import SafetensorError
 
 from own_tasks import SCORES, metric, own_task
 from rlrazor.cli import main
@@ -282,6 +283,23 @@ def test_models_that_do_not_fit_together_are_refused(
     assert "different vocabularies" in capfd.readouterr().err
     assert main(["evaluate", str(tmp_path / "nowhere"), *task]) == 2
     assert "There is no" in capfd.readouterr().err
+
+
+def test_a_model_that_the_disk_does_not_take_is_one_sentence(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lm = load(base)
+    train._save_model(lm.model, lm.tokenizer, tmp_path / "model")
+    kept = (tmp_path / "model" / "model.safetensors").read_bytes()
+
+    def full(*_: Any, **__: Any) -> None:
+        raise SafetensorError("Error while serializing:\n\nNo space left on device (os error 28)")
+
+    monkeypatch.setattr(type(lm.model), "save_pretrained", full)
+    with pytest.raises(RazorError, match=r"written to .*model: Error while serializing: No space left on device \(os"):
+        train._save_model(lm.model, lm.tokenizer, tmp_path / "model")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert (tmp_path / "model" / "model.safetensors").read_bytes() == kept
 
 
 # Prior tasks of a user's

@@ -88,7 +88,8 @@ def print_plan(config: Any, estimate: Any, what: str, *, as_json: bool) -> None:
 
 def records_table(base: Record, records: Sequence[Record]) -> Table:
     """Checkpoints below their base, scores in %, KL in nats; ±: one standard error."""
-    table = Table(box=box.SIMPLE_HEAD)
+    caption = "Of the scores more is better; ±: one standard error, where there is one."
+    table = Table(box=box.SIMPLE_HEAD, caption=caption, caption_justify="left")
     table.add_column("step")
     for header in (
         "new, %",

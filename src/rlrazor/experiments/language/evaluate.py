@@ -173,12 +173,12 @@ class Reference:
     ) -> tuple[dict[str, float], dict[str, float], dict[str, float]]:
         scores: dict[str, float] = {}
         own: dict[str, float] = {}
-        found = self.suite.scores(tuned)
-        for name, (value, stderr) in found.items():
+        measured = self.suite.scores(tuned)
+        for name, (value, stderr) in measured.items():
             scores[name] = value
             if stderr is not None:
                 own[f"prior_{name}_stderr"] = stderr
-        if (of_mean := prior.stderr_of_mean(stderr for _, stderr in found.values())) is not None:
+        if (of_mean := prior.stderr_of_mean(stderr for _, stderr in measured.values())) is not None:
             own["prior_stderr"] = of_mean
         texts = [tuned.tokenizer(text)["input_ids"] for text in self.suite.loss_texts]
         own["prior_loss"] = kl.token_loss(tuned.model, texts).mean
