@@ -55,7 +55,9 @@ _FOLDERS = (
 )  # of DEFAULT_TASKS, in lm-eval
 _METRICS = ("acc_norm", "acc", "exact_match")  # the first of them that a task has is its score; else see `_rank`
 # Metrics whose values may lie between 0 and 1 and are no fractions: lm-eval's Brier score goes to 2, BLEU to 100.
-_OWN_UNITS = re.compile(r"perplexity|bits_per|likelihood|loss|brier|bleu(?!_acc)|chrf|^ter$|^mcc$|_diff$")
+_OWN_UNITS = re.compile(
+    r"perplexity|bits_per|likelihood|(^|_)(ppl|nll|loss)(_|$)|brier|bleu(?!.*_acc)|chrf|^ter$|^mcc$|_diff$"
+)
 
 SECONDS_PER_PROGRAM = 3.0  # as in the original HumanEval
 _MEMORY_PER_PROGRAM = 4 << 30  # bytes
