@@ -13,11 +13,13 @@ from safetensors import SafetensorError
 
 from own_tasks import SCORES, metric, own_task
 from rlrazor.cli import main
+from rlrazor.cli.printing import records_table
 from rlrazor.errors import RazorError
 from rlrazor.experiments.language import evaluate, train, trainers
 from rlrazor.lm import prior
 from rlrazor.lm.models import LanguageModel, load, weights_of
 from rlrazor.lm.probes import GenericText
+from rlrazor.records import Record
 from rlrazor.report import drawing
 from rlrazor.sweep import DivergedError
 from tiny_models import char_tokenizer, saved, tiny_llama
@@ -344,6 +346,16 @@ def test_a_standard_error_that_a_task_has_not_is_left_out(
     assert "prior_stderr" not in metrics
     assert main([*command, known]) == 0
     assert records_of(capfd)["model"]["metrics"]["prior_stderr"] == pytest.approx(error)
+
+
+def test_a_table_shows_no_error_that_is_not_known() -> None:
+    def cells(**metrics: float) -> list[str]:
+        table = records_table(Record("base", 0, 0.0, 0.5, {"a": 0.25}, {}, metrics), [])
+        return [str(next(iter(column.cells))) for column in table.columns]
+
+    assert cells() == ["base", "50.0", "25.0", "25.0", "—", "—", "—"]
+    known = cells(new_greedy_stderr=0.1, prior_a_stderr=0.2, prior_stderr=0.2)
+    assert known[1:4] == ["50.0 ± 10.0", "25.0 ± 20.0", "25.0 ± 20.0"]
 
 
 def test_a_score_that_is_no_number_is_a_run_that_diverged(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
