@@ -29,7 +29,7 @@ def trainer_of(out: Path, callbacks: list[Any], model: Any = None, **config: Any
     return Trainer(
         tiny_llama() if model is None else model,
         TrainingArguments(**settings),
-        train_dataset=ROWS,  # type: ignore[arg-type]
+        train_dataset=ROWS,
         processing_class=char_tokenizer(),
         callbacks=callbacks,
         optimizers=optimizers,

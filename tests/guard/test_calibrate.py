@@ -59,6 +59,24 @@ def test_a_law_is_of_the_runs_and_keeps_their_data() -> None:
     assert forecast.fit_forecaster(again, ("kl_probe",), 0.9) == law.forecaster
 
 
+def test_the_noise_of_scores_is_that_of_all_tasks_or_not_known() -> None:
+    table = table_of(made_up(10))
+
+    def noise(**base: float | None) -> float | None:
+        columns = {name: pl.when(pl.col("method") == "base").then(pl.lit(value)) for name, value in base.items()}
+        return calibrate.fit(table.with_columns(prior_b=pl.lit(0.5), **columns), BASE).noise
+
+    assert noise(prior_stderr=0.05, prior_a_stderr=0.06, prior_b_stderr=0.08) == pytest.approx(0.05 * 2**0.5)
+    # Where nothing has a standard error, or a table of an earlier version counts a task that has none as exact.
+    assert noise(prior_stderr=None) is None
+    assert noise(prior_stderr=0.03, prior_a_stderr=0.06) is None
+    assert noise(prior_stderr=0.0) is None
+    assert noise(prior_stderr=0.0, prior_a_stderr=0.0, prior_b_stderr=0.0) == 0
+    unknown = calibrate.fit(table.drop("prior_stderr"), BASE)
+    assert unknown.noise is None
+    assert any("noise of the prior scores is not known" in one for one in calibrate.warnings_of(unknown, table))
+
+
 def test_what_a_law_is_not_worth_is_said() -> None:
     few = table_of(made_up(4).with_columns(method=pl.lit("sft")))
     said = calibrate.warnings_of(calibrate.fit(few, BASE), few)
