@@ -119,7 +119,7 @@ class Trainer:
             if self.base == TINY:
                 base = LanguageModel.in_memory(model, tiny.make_tokenizer(), TINY) if model else tiny_base(own, store)
             else:
-                base = load(self.base)
+                base = load(self.base, dtype=spec.params.get("dtype", "float32"))
             _last_world[key] = _World(base, self.task, spec.params, suite)
         return _last_world[key]
 
@@ -274,7 +274,7 @@ class _Progress:
 
 def base_spec(spec: RunSpec) -> RunSpec:
     """The spec of the base run that a fine-tuning run with these params starts from."""
-    names = ("recipe", "base", "task", "data", "max_new_tokens", "measured", "pretrain_steps")
+    names = ("recipe", "base", "task", "data", "max_new_tokens", "dtype", "measured", "pretrain_steps")
     own = {name: spec.params[name] for name in names if name in spec.params}
     return RunSpec(EXPERIMENT, BASE, own, spec.seed)
 
@@ -296,7 +296,8 @@ class CalibrationBase:
 
 def calibration_base(trainer: Trainer, spec: RunSpec, store: RunStore, save_to: Path | None = None) -> CalibrationBase:
     """The base of a base run, loaded once more to take its digest, and written to the folder `save_to`, if any."""
-    lm = tiny_base(spec, store) if trainer.base == TINY else load(trainer.base)
+    dtype = spec.params.get("dtype", "float32")
+    lm = tiny_base(spec, store) if trainer.base == TINY else load(trainer.base, dtype=dtype)
     if save_to is not None:
         _save_model(lm.model, lm.tokenizer, save_to)
     return CalibrationBase(
