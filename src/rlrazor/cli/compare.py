@@ -212,6 +212,7 @@ def as_json(found: "Comparison") -> dict[str, Any]:
 
 
 def _print(found: "Comparison", limit: float | None, *, above: bool) -> None:
+    from rlrazor.guard.base_side import shortened
     from rlrazor.guard.comparison_page import LABELS, shown_estimate, shown_scores, verdict
 
     table = Table(title=f"{found.tuned} against {found.base}", title_justify="left", box=box.SIMPLE_HEAD)
@@ -234,6 +235,7 @@ def _print(found: "Comparison", limit: float | None, *, above: bool) -> None:
         for name, change in found.truth.tasks.items():
             scores.add_row(name, *shown_scores(change))
         console.print(scores)
+    console.print(Text(f"The first prompt, as measured in {found.precision}: {shortened(found.first_prompt)!r}"))
     console.print("Moved most, nats of forward KL:", highlight=False)
     for prompt in found.prompts[:WORST]:
         first = " ".join(prompt.prompt.split())

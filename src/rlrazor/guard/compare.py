@@ -182,7 +182,10 @@ class Truth:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What was found. KLs in nats, per completion or text (`kl`) and per token; `notes` are sentences of caution."""
+    """What was found. KLs in nats, per completion or text (`kl`) and per token; `notes` are sentences of caution.
+
+    `first_prompt`: as the models read it, special tokens included; `precision`: what they computed in.
+    """
 
     base: str
     tuned: str
@@ -197,6 +200,8 @@ class Comparison:
     law: str | None
     truth: Truth | None
     notes: Sequence[str] = field(default_factory=tuple)
+    precision: str = "float32"
+    first_prompt: str = ""
 
     @property
     def drop(self) -> float | None:
@@ -267,6 +272,8 @@ def compare(
         None if law is None else law.describe(level),
         truth,
         [*notes, *found.notes],
+        pair.dtype,
+        str(found.tokenizer.decode(list(found.base_completions.prompts[0]))),
     )
 
 
