@@ -402,8 +402,13 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
             _say(f"[razor] {caution}")
         if not processes.is_first():
             return
-        forms = [encode(self.vocabulary, self.prompts, chat) for chat in {self.settings.chat, False}]
-        if shared := count_overlap(self.prompts, list(zip(*forms, strict=True)), dataloader):
+        try:
+            forms = [encode(self.vocabulary, self.prompts, chat) for chat in {self.settings.chat, False}]
+            shared = count_overlap(self.prompts, list(zip(*forms, strict=True)), dataloader)
+        except Exception as error:  # of a data set of the user's own
+            _say(f"[razor] whether the prompts are in the training set cannot be seen: {type(error).__name__}: {error}")
+            return
+        if shared:
             _say(
                 f"[razor] {shared} of the {len(self.prompts)} prompts are in the training set: KL on them is larger "
                 "than on prompts the model has not seen. Hold prompts out."

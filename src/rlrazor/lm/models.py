@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import platformdirs
 import torch
 from torch import Tensor
@@ -242,8 +243,8 @@ def token_log_probs(model: Any, precision: str | None = None, *, adapted: bool =
     model = unwrapped(model)
     rows = len(model.get_input_embeddings().weight)
     length = min(DIGEST_TOKENS, context_length(model) or DIGEST_TOKENS)
-    ids_T = torch.tensor([(7919 * at * at + 104729 * at + 1) % rows for at in range(length)], dtype=torch.long)
-    ids_T = ids_T.to(next(model.parameters()).device)
+    ids = [(7919 * at * at + 104729 * at + 1) % rows for at in range(length)]
+    ids_T = torch.tensor(ids, dtype=torch.long, device=next(model.parameters()).device)
     off = nullcontext() if adapted else adapter_disabled(model)
     with compute.measuring(model, precision or compute.precision_of(model)), off:
         logits_TV = model(input_ids=ids_T[None], use_cache=False).logits[0, -length:]
@@ -262,8 +263,8 @@ def base_digest(model: Any, precision: str | None = None) -> str:
     logp_T = token_log_probs(model, precision)
     if not logp_T.isfinite().all():
         raise NotFiniteError("logits are not finite")
-    chosen = torch.linspace(0, len(logp_T) - 1, min(len(logp_T), DIGEST_VALUES), dtype=torch.float64).long()
-    values = " ".join(f"{value:.4f}" for value in logp_T[chosen].tolist())
+    chosen = np.linspace(0, len(logp_T) - 1, min(len(logp_T), DIGEST_VALUES)).astype(int)
+    values = " ".join(f"{value:.4f}" for value in logp_T.numpy()[chosen])
     return f"{precision or compute.precision_of(model)} {values}"
 
 
