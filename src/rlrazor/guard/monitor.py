@@ -347,7 +347,7 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
 
     def _look_at_base(self, args: Any, control: Any, model: Any, processing_class: Any) -> None:
         """Raises RazorError for all that cannot be watched."""
-        self.is_off = False
+        self.is_off, self.claim = False, None
         self.claim = Claim.of(control, self._log_path(args), self._kept_path(args))
         processing_class = self.tokenizer or processing_class
         tokenizer = getattr(processing_class, "tokenizer", processing_class)
