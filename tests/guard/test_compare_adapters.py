@@ -1,6 +1,7 @@
 """compare on adapters of every kind: both KLs against brute force, weights against the merged model."""
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from test_monitor_numbers import brute_force, phi
 
-from laws import GENERIC, PROMPTS, SETTINGS
+from laws import GENERIC, PROMPTS, SETTINGS, law_of
 from rlrazor import drift
 from rlrazor.errors import RazorError
 from rlrazor.guard.compare import Comparison, Pair, compare
@@ -81,10 +82,6 @@ def compared(folder: Path, tuned: Any, dtype: str, **settings: Any) -> Compariso
 
 
 def test_the_precision_is_the_pairs_and_the_laws(tmp_path: Path) -> None:
-    from dataclasses import replace
-
-    from laws import law_of
-
     base = tiny_llama(hidden=64)
     saved(tmp_path / "base", base, TOKENIZER)
     tuned = copy.deepcopy(base)
@@ -97,6 +94,7 @@ def test_the_precision_is_the_pairs_and_the_laws(tmp_path: Path) -> None:
     assert rounded.kl["kl_probe"].mean == pytest.approx(exact.kl["kl_probe"].mean, rel=0.3)
     assert rounded.kl["kl_probe"].mean != pytest.approx(exact.kl["kl_probe"].mean, rel=1e-4)
     assert np.isfinite(rounded.kl["kl_reverse"].mean)
+    assert (exact.precision, exact.first_prompt) == ("float32", PROMPTS[0])
     law = law_of(base)
     law = replace(law, settings=replace(law.settings, precision="float32"))
     assert compared(tmp_path, tuned, "float32", law=law).forecast is not None

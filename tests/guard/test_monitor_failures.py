@@ -65,6 +65,25 @@ def test_before_training_it_is_a_sentence(tmp_path: Path, monkeypatch: pytest.Mo
         trainer_of(tmp_path, [watch(tmp_path)])
 
 
+class Unreadable(list[Any]):
+    """A data set of the user's own whose columns cannot be read."""
+
+    column_names = ("text",)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, str):
+            raise ConnectionError("the shelf is closed")
+        return super().__getitem__(index)
+
+
+def test_a_data_set_that_cannot_be_looked_into_is_trained_on(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    trainer = trainer_of(tmp_path, [watch(tmp_path, every=6)])
+    trainer.train_dataset = Unreadable(trainer.train_dataset)
+    trainer.train()
+    assert "whether the prompts are in the training set cannot be seen: ConnectionError" in capfd.readouterr().out
+    assert trainer.state.global_step == 6
+
+
 def test_alone_everywhere_is_here() -> None:
     assert processes.everywhere(lambda: 3) == [3]
     assert processes.together(lambda: None) is None

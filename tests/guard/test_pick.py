@@ -592,6 +592,14 @@ def test_a_real_trainers_folder_with_a_law_or_measured_anew(
         expected = kl.forward_kl(text, tuned.model).per_completion.mean
         forecast = law_of(base.model, scale=20.0).forecaster.forecast({"kl_probe": expected})
         assert other["drop"] == pytest.approx(forecast.drop, rel=1e-3)
+    # Checkpoints of a Trainer without processing_class have no tokenizer: the base's is theirs.
+    shutil.copytree(trained / "run", tmp_path / "bare")
+    for file in [*tmp_path.glob("bare/checkpoint-*/*token*"), *tmp_path.glob("bare/*token*")]:
+        file.unlink()
+    assert main([command[0], str(tmp_path / "bare"), *command[2:], *law, *measure, "--json"]) == 0
+    bare = json.loads(capfd.readouterr().out)
+    assert [one["drop"] for one in bare["candidates"]] == [one["drop"] for one in measured]
+    assert bare["notes"].count("Checkpoints that have no tokenizer are measured with the base's.") == 1
     short = tmp_path / "short.txt"
     short.write_text("\n".join([*PROMPTS[:3], "a" * 70]))
     again = ["--base", str(trained / "base"), "--prompts", str(short)]

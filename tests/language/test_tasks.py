@@ -169,6 +169,13 @@ def test_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("math", "gsm8k", "math500", "science"):
         with pytest.raises(RazorError, match=r"could not be loaded from the hub .*no route.* give --data FILE"):
             TASKS[name].load(None)
+
+    def full(*args: str | None, split: str) -> None:
+        raise RuntimeError("An error occurred while generating the dataset") from OSError(28, "No space left on device")
+
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=full))
+    with pytest.raises(RazorError, match=r"gsm8k cannot be kept in its cache: .*No space left on device\. Free some"):
+        TASKS["gsm8k"].load(None)
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(RazorError, match=r"rlrazor\[language\]"):
         TASKS["math"].load(None)

@@ -158,6 +158,24 @@ def test_what_peft_cannot_merge_is_a_sentence() -> None:
     assert "lm_head.weight" in AdaptedWeights(adapted)
 
 
+def test_an_adapter_that_transformers_has_put_into_the_model_is_part_of_it() -> None:
+    """`model.add_adapter`: there is nothing to switch off, and the base is the model as it was given."""
+    base = tiny_llama()
+    model = tiny_llama()
+    peft.inject_adapter_in_model(LoraConfig(r=2, target_modules=LAYERS), model)
+    assert not hasattr(model, "disable_adapter")
+    check_undone(model)
+    same_weights(base_weights(model), dict(base.named_parameters()))
+    digest = base_digest(model)
+    assert digest == base_digest(base)
+    moved(model)
+    assert not is_same_base(base_digest(model), digest)
+    changed = [
+        name for name, weight in AdaptedWeights(model).items() if not torch.equal(weight, base_weights(base)[name])
+    ]
+    assert len(changed) == 4
+
+
 def test_virtual_tokens_are_refused_and_no_adapter_is_fine() -> None:
     check_undone(tiny_llama())
     for config in (peft.PromptTuningConfig(num_virtual_tokens=2), peft.PrefixTuningConfig(num_virtual_tokens=2)):

@@ -215,6 +215,9 @@ def surroundings(how: str) -> Iterator[None]:
             yield
         finally:
             torch.set_default_dtype(torch.float32)
+    elif how == "default device":
+        with torch.device("meta"):  # any tensor made without naming its device would be there
+            yield
     else:
         torch.set_float32_matmul_precision("medium")  # products in bfloat16 where the processor has them
         try:
@@ -224,7 +227,7 @@ def surroundings(how: str) -> Iterator[None]:
             torch.set_float32_matmul_precision("highest")
 
 
-@pytest.mark.parametrize("how", ["autocast", "default dtype", "matmul precision"])
+@pytest.mark.parametrize("how", ["autocast", "default dtype", "default device", "matmul precision"])
 def test_kl_does_not_depend_on_what_surrounds_it(how: str) -> None:
     rng = np.random.default_rng(0)
     base = tiny_llama(6000, hidden=64, scale=1.0)  # wide enough that a maximum in bfloat16 shows

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,8 +19,9 @@ from rlrazor.errors import RazorError
 from rlrazor.store import check_writable
 
 if TYPE_CHECKING:
-    from rlrazor.guard.compare import Comparison
+    from rlrazor.guard.compare import Comparison, TaskChange
     from rlrazor.guard.law_file import LawFile
+    from rlrazor.lm.prior import Metric
 
 EXIT_ABOVE = 1
 WORST = 3  # prompts in the terminal
@@ -80,12 +82,6 @@ def run(arguments: argparse.Namespace) -> int:
     compute.prepare_process()
     compute.leave_progress_to_us()
     law = None if arguments.law is None else LawFile.load(arguments.law)
-    if limit is not None and law is not None and not law.useful and not (arguments.prior or arguments.cautious):
-        raise RazorError(
-            f"The law in {arguments.law} is not to be relied on, so --fail-above cannot go by its forecast. "
-            f"{law.cautions(arguments.level)[0]} Or measure the drop with --prior, or judge by the interval with "
-            "--cautious."
-        )
     own = {
         "max_new_tokens": arguments.max_new_tokens,
         "samples": arguments.samples,
@@ -97,9 +93,13 @@ def run(arguments: argparse.Namespace) -> int:
         raise RazorError("With --law, the law's own probe and settings are used: leave the others out.")
     prompts = read_prompts(arguments.prompts)
     suite = None
+    metrics: Mapping[str, Metric] = {}
     if arguments.prior is not None:
         tasks = tuple(name.strip() for name in arguments.prior.split(",") if name.strip())
         suite = PriorSuite(tasks, arguments.prior_limit, arguments.data_mirror, arguments.allow_code_execution)
+        metrics = suite.metrics()  # before models are loaded: what is missing shows at once
+    if limit is not None:
+        _check_judge(arguments, law, metrics)
     columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), TimeRemainingColumn(compact=True))
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("", total=STEPS)
@@ -120,7 +120,7 @@ def run(arguments: argparse.Namespace) -> int:
             level=arguments.level,
             told=told,
         )
-    above = limit is not None and not _judged(found, cautious=arguments.cautious) <= limit
+    above = limit is not None and not _judged(found, law, arguments) <= limit
     if arguments.json:
         printed = {**as_json(found), "page": str(arguments.out), "fail_above": limit, "above": above}
         print(json.dumps(printed, indent=2, allow_nan=False))
@@ -158,17 +158,53 @@ def _limit(arguments: argparse.Namespace) -> float | None:
     return limit
 
 
-def _judged(found: "Comparison", *, cautious: bool) -> float:
-    """The measured drop where there is one, else the forecast's, with `cautious` its upper end."""
-    if found.truth is not None:
+def _check_judge(arguments: argparse.Namespace, law: "LawFile | None", metrics: "Mapping[str, Metric]") -> None:
+    """Raise RazorError where there will be no drop to judge."""
+    if any(metric.is_fraction for metric in metrics.values()):
+        return
+    if law is None:
+        raise _nothing_to_judge(metrics)
+    if not arguments.cautious:
+        _require_useful(arguments, law)
+
+
+def _judged(found: "Comparison", law: "LawFile | None", arguments: argparse.Namespace) -> float:
+    """The measured drop where there is one, else the forecast's, with `--cautious` its upper end."""
+    if found.truth is not None and found.truth.drop is not None:
         return found.truth.drop
-    assert found.forecast is not None
-    return found.forecast.high if cautious else found.forecast.drop
+    if found.forecast is None or law is None:
+        assert found.truth is not None
+        raise _nothing_to_judge(found.truth.tasks)
+    if arguments.cautious:
+        return found.forecast.high
+    _require_useful(arguments, law)
+    return found.forecast.drop
+
+
+def _nothing_to_judge(tasks: "Mapping[str, Metric] | Mapping[str, TaskChange]") -> RazorError:
+    said = ", ".join(f"{name} by {task.metric}" for name, task in tasks.items())
+    return RazorError(
+        f"--fail-above judges the mean drop of scores that are fractions of 1, and there is none: {said}. Name a task "
+        "that is scored by a fraction, such as an accuracy, or give --law."
+    )
+
+
+def _require_useful(arguments: argparse.Namespace, law: "LawFile") -> None:
+    if not law.useful:
+        raise RazorError(
+            f"The law in {arguments.law} is not to be relied on, so --fail-above cannot go by its forecast. "
+            f"{law.cautions(arguments.level)[0]} Or measure the drop with --prior, or judge by the interval with "
+            "--cautious."
+        )
 
 
 def as_json(found: "Comparison") -> dict[str, Any]:
     """All of it but the tokens; a standard error that does not exist is null."""
     numbers = asdict(found)
+    if found.truth is not None:
+        numbers["truth"] |= {"base": found.truth.base, "tuned": found.truth.tuned}
+        for name, task in found.truth.tasks.items():
+            numbers["truth"]["tasks"][name]["drop"] = task.drop
     for name in ("kl", "per_token"):
         estimates = getattr(found, name).items()
         numbers[name] = {
@@ -182,7 +218,8 @@ def as_json(found: "Comparison") -> dict[str, Any]:
 
 
 def _print(found: "Comparison", limit: float | None, *, above: bool) -> None:
-    from rlrazor.guard.comparison_page import LABELS, shown_estimate, verdict
+    from rlrazor.guard.base_side import shortened
+    from rlrazor.guard.comparison_page import LABELS, shown_estimate, shown_scores, verdict
 
     table = Table(title=f"{found.tuned} against {found.base}", title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("distance, nats")
@@ -199,12 +236,12 @@ def _print(found: "Comparison", limit: float | None, *, above: bool) -> None:
     console.print(weights, highlight=False)
     if found.truth is not None:
         scores = Table(box=box.SIMPLE_HEAD)
-        for header in ("prior task", "base, %", "tuned, %", "drop, points"):
-            scores.add_column(header, justify="left" if header == "prior task" else "right")
-        for name, score in found.truth.base.items():
-            after = found.truth.tuned[name]
-            scores.add_row(name, f"{100 * score:.1f}", f"{100 * after:.1f}", f"{100 * (score - after):.1f}")
+        for header in ("prior task", "metric", "base", "tuned", "worse by"):
+            scores.add_column(header, justify="left" if header in ("prior task", "metric") else "right")
+        for name, change in found.truth.tasks.items():
+            scores.add_row(name, *shown_scores(change))
         console.print(scores)
+    console.print(Text(f"The first prompt, as measured in {found.precision}: {shortened(found.first_prompt)!r}"))
     console.print("Moved most, nats of forward KL:", highlight=False)
     for prompt in found.prompts[:WORST]:
         first = " ".join(prompt.prompt.split())
@@ -214,6 +251,6 @@ def _print(found: "Comparison", limit: float | None, *, above: bool) -> None:
     console.print(verdict(found), style="bold", highlight=False)
     if limit is not None:
         console.print(f"{'Above' if above else 'Within'} the limit of {100 * limit:.1f} points.", highlight=False)
-        if found.truth is not None and found.truth.stderr > limit:
+        if found.truth is not None and found.truth.stderr is not None and found.truth.stderr > limit:
             error = f"{100 * found.truth.stderr:.1f} points"
             console.print(f"The measured drop's standard error, {error}, is more than that.", style="yellow")

@@ -36,6 +36,7 @@ SETTINGS = {
     "kl_coef": "weight of KL(pi || pi0) in the methods named ...+kl",
     "lora_rank": "train an adapter of this rank; 0: all weights",
     "max_new_tokens": "tokens of a completion at most; 0: as the task says",
+    "dtype": "of the base's weights, in which everything is measured: float32 or bfloat16, half the memory",
     "precision": "of matrix products in training: float32, or bf16 by autocast",
     "train_prompts": "prompts trained on at most; 0: all",
     "test_prompts": "held-out prompts that scores and KL are measured on, at most",

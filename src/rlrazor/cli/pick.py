@@ -104,10 +104,16 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+_NO_TOKENIZER = "Checkpoints that have no tokenizer are measured with the base's."
+
+
 def _measuring(
     base: str, prompts: Path, dtype: str, law: "LawFile", told: Callable[[str], None]
 ) -> "tuple[Callable[[Path, int], Drop], list[str]]":
-    """Measures a checkpoint, full or an adapter, against the base, whose side is computed once; and cautions."""
+    """Measures a checkpoint, full or an adapter, against the base, whose side is computed once; and cautions.
+
+    Those gain what is found while measuring.
+    """
     from rlrazor.forecast import FORWARD
     from rlrazor.guard.base_side import BaseSide, cautions_of, kls_of
     from rlrazor.guard.compare import NO_MEMORY
@@ -127,14 +133,18 @@ def _measuring(
             side = BaseSide.of(own.model, own.tokenizer, asked, law.generic, law.settings, cache_dir=default_cache())
     except NotFiniteError as error:
         raise RazorError(f"The outputs of {base} are NaN or infinite: {dtype} is too coarse for them.") from error
-    vocabulary = Vocabulary.of(own)
+    vocabulary, tokenizer = Vocabulary.of(own), own.tokenizer
+    notes = cautions_of(side.whole, asked, law.generic, law.settings)
     del own
     told("checkpoints")
 
     def measure(path: Path, step: int) -> Drop:
         try:
             with compute.memory_errors(NO_MEMORY):
-                tuned = load(base, adapter=path, dtype=dtype) if is_adapter(path) else load(path, dtype=dtype)
+                adapter = path if is_adapter(path) else None
+                tuned = load(base if adapter else path, adapter=adapter, dtype=dtype, tokenizer=tokenizer)
+                if tuned.tokenizer is tokenizer and adapter is None and _NO_TOKENIZER not in notes:
+                    notes.append(_NO_TOKENIZER)
                 tokenizer_of(tuned, path, vocabulary)
                 kls = kls_of(side.measure(tuned.model))
         except NotFiniteError as error:
@@ -143,7 +153,7 @@ def _measuring(
             told(path.name)
         return Drop.by(law, step, law.forecast(kls, prompts=asked, measured=side.whole[FORWARD]))
 
-    return measure, cautions_of(side.whole, asked, law.generic, law.settings)
+    return measure, notes
 
 
 def _table(found: "Pick") -> Table:

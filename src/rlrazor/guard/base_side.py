@@ -14,6 +14,8 @@ from rlrazor.lm import kl, probes
 from rlrazor.lm.kl import Drift, Estimate, Sequences
 from rlrazor.lm.probes import GenericText, ProbeSettings, Prompt
 
+SHOWN = 400  # characters of a prompt
+
 
 @dataclass(frozen=True, eq=False)
 class BaseSide:
@@ -123,3 +125,8 @@ def _tokens(sequences: Sequences) -> int:
 def kls_of(drifts: Mapping[str, Drift]) -> dict[str, Estimate]:
     """Nats per completion, or per text, on each probe."""
     return {name: drift.per_completion for name, drift in drifts.items()}
+
+
+def shortened(text: str) -> str:
+    """Its beginning and its end, where it is too long for a terminal."""
+    return text if len(text) <= SHOWN else f"{text[: SHOWN // 2]} ... {text[-SHOWN // 2 :]}"

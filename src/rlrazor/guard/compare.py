@@ -78,6 +78,12 @@ class PriorSuite:
     data_mirror: Path | None = None
     allow_code_execution: bool = False
 
+    def metrics(self) -> dict[str, prior.Metric]:
+        """What each task is scored by; raises RazorError for tasks that cannot be evaluated. Loads their data."""
+        return prior.metrics_of(
+            self.tasks, data_mirror=self.data_mirror, allow_code_execution=self.allow_code_execution
+        )
+
 
 @dataclass(frozen=True)
 class Completion:
@@ -119,18 +125,70 @@ class WeightChange:
 
 
 @dataclass(frozen=True)
-class Truth:
-    """Measured prior scores of both, fractions of 1, and the drop of their mean with its standard error."""
+class TaskChange:
+    """A prior task's score in both models: fractions of 1 where `fraction`, else in the metric's own unit.
 
-    base: Mapping[str, float]
-    tuned: Mapping[str, float]
-    drop: float
-    stderr: float
+    `stderr` is of the difference; None where lm-eval gives none.
+    """
+
+    base: float
+    tuned: float
+    stderr: float | None
+    metric: str
+    higher_is_better: bool
+    fraction: bool
+
+    @property
+    def drop(self) -> float:
+        """How much worse the tuned model is, whichever direction is better."""
+        return self.base - self.tuned if self.higher_is_better else self.tuned - self.base
+
+
+@dataclass(frozen=True)
+class Truth:
+    """Measured prior scores of both; the mean drop of those that are fractions of 1, and its standard error.
+
+    `drop` is None where none is a fraction, and `stderr` where one of them has none: unknown is not 0.
+    """
+
+    tasks: Mapping[str, TaskChange]
+    drop: float | None
+    stderr: float | None
+
+    @property
+    def base(self) -> dict[str, float]:
+        """The base's scores."""
+        return {name: task.base for name, task in self.tasks.items()}
+
+    @property
+    def tuned(self) -> dict[str, float]:
+        """The tuned model's scores."""
+        return {name: task.tuned for name, task in self.tasks.items()}
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader of the mean drop has to know, in sentences."""
+        said = []
+        if apart := [f"{name} ({task.metric})" for name, task in self.tasks.items() if not task.fraction]:
+            said.append(
+                f"Scores that are not fractions of 1 are shown in their own unit and left out of the mean drop: "
+                f"{', '.join(apart)}."
+            )
+        unknown = [name for name, task in self.tasks.items() if task.fraction and task.stderr is None]
+        if unknown and self.drop is not None:
+            said.append(
+                f"The mean drop has no standard error: lm-eval gives none for {', '.join(unknown)}. How much of it is "
+                "chance is not known."
+            )
+        return said
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What was found. KLs in nats, per completion or text (`kl`) and per token; `notes` are sentences of caution."""
+    """What was found. KLs in nats, per completion or text (`kl`) and per token; `notes` are sentences of caution.
+
+    `first_prompt`: as the models read it, special tokens included; `precision`: what they computed in.
+    """
 
     base: str
     tuned: str
@@ -145,11 +203,13 @@ class Comparison:
     law: str | None
     truth: Truth | None
     notes: Sequence[str] = field(default_factory=tuple)
+    precision: str = "float32"
+    first_prompt: str = ""
 
     @property
     def drop(self) -> float | None:
         """The measured drop, or else the forecast one."""
-        if self.truth is not None:
+        if self.truth is not None and self.truth.drop is not None:
             return self.truth.drop
         return None if self.forecast is None else self.forecast.drop
 
@@ -192,6 +252,9 @@ def compare(
     notes += cautions_of(measured, prompts, generic, settings)
     if (form := template_caution(prompts, found.tokenizer, settings)) is not None:
         notes.append(form)
+    truth = None if found.scores is None else _truth(*found.scores)
+    if found.scores is not None and truth is not None:
+        notes += [*dict.fromkeys(note for scores in found.scores for note in scores.notes), *truth.notes]
     forecast, drawn = None, {FORWARD: found.forward, PROBE: found.probe, REVERSE: found.reverse}
     estimates = {name: of.per_completion for name, of in drawn.items()}
     if law is not None:
@@ -212,8 +275,10 @@ def compare(
         forecast,
         None if law is None else law.attainable(level),
         None if law is None else law.describe(level),
-        None if found.scores is None else _truth(*found.scores),
+        truth,
         [*notes, *found.notes],
+        pair.dtype,
+        str(found.tokenizer.decode(list(found.base_completions.prompts[0]))),
     )
 
 
@@ -297,7 +362,9 @@ def _measure(
     if adapted:
         tuned = load(pair.base, adapter=Path(pair.tuned), dtype=pair.dtype)
     else:
-        tuned = load(pair.tuned, dtype=pair.dtype)
+        tuned = load(pair.tuned, dtype=pair.dtype, tokenizer=tokenizer)
+        if tuned.tokenizer is tokenizer:
+            notes.append(f"{pair.tuned} has no tokenizer: the base's is used.")
     notes += _tokenizer_notes(tokenizer, tokenizer_of(tuned, pair.tuned, vocabulary), prompts)
     told("the tuned model on the probes")
     drifts = {name: kl.forward_kl(probe, tuned.model) for name, probe in before.items()}
@@ -371,11 +438,22 @@ def _prior_scores(lm: LanguageModel, suite: PriorSuite | None) -> prior.PriorSco
 
 
 def _truth(before: prior.PriorScores, after: prior.PriorScores) -> Truth:
-    """The standard error takes the two models' scores to be independent; on the same items it is smaller."""
-    base, tuned = ({name: score.value for name, score in scores.items()} for scores in (before, after))
-    errors = [score.stderr or 0.0 for scores in (before, after) for score in scores.values()]
-    drop = float(np.mean(list(base.values())) - np.mean(list(tuned.values())))
-    return Truth(base, tuned, drop, math.hypot(*errors) / len(base))
+    """The standard errors take the two models' scores to be independent; on the same items they are smaller."""
+    tasks = {}
+    for name, base in before.items():
+        tuned = after[name]
+        known = base.stderr is not None and tuned.stderr is not None
+        tasks[name] = TaskChange(
+            base.value,
+            tuned.value,
+            math.hypot(base.stderr or 0.0, tuned.stderr or 0.0) if known else None,
+            base.metric,
+            base.higher_is_better,
+            base.is_fraction and tuned.is_fraction,
+        )
+    counted = [task for task in tasks.values() if task.fraction]
+    drop = float(np.mean([task.drop for task in counted])) if counted else None
+    return Truth(tasks, drop, prior.stderr_of_mean(task.stderr for task in counted))
 
 
 # Where on the prompts

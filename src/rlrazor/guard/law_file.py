@@ -32,8 +32,8 @@ class LawFile:
     """A calibrated law. `prior` are the base's scores; `prompts` hashes those that KL was measured on, and counts them.
 
     `noise`: the standard error of a difference of two measured prior scores, a fraction of 1; at most, as it takes them
-    to be of different items. `data`: a row per checkpoint of the fit, with `run`, `method`, `step`, the KLs and
-    `forgetting`.
+    to be of different items; None, for unknown, where a prior task has no standard error. `data`: a row per checkpoint
+    of the fit, with `run`, `method`, `step`, the KLs and `forgetting`.
     """
 
     base_name: str
@@ -50,7 +50,7 @@ class LawFile:
     data: Sequence[Mapping[str, Any]] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
     command: str = ""
-    noise: float = 0.0
+    noise: float | None = 0.0
 
     def __post_init__(self) -> None:
         unknown = sorted(set(self.forecaster.columns) - {FORWARD, PROBE})
@@ -64,8 +64,8 @@ class LawFile:
 
     @property
     def useful(self) -> bool:
-        """Whether there is something to rely on: it beats guessing, at forgetting that is more than noise."""
-        return self.choice.useful and self.largest >= self.noise
+        """Whether there is something to rely on: it beats guessing, at forgetting that is more than noise, if known."""
+        return self.choice.useful and (self.noise is None or self.largest >= self.noise)
 
     def attainable(self, level: float | None = None) -> float:
         """The level of its intervals where `level`, by default the law's own, is asked for."""
@@ -127,7 +127,13 @@ class LawFile:
         said = []
         if not self.choice.useful:
             said.append("No KL forecast better than guessing the mean: do not rely on this law.")
-        if self.largest < 2 * self.noise:
+        if self.noise is None:
+            said.append(
+                "The noise of the prior scores is not known, as a task among them has no standard error: whether the "
+                f"{100 * self.largest:.1f} points that a run of the calibration forgot at most are more than it was "
+                "not tested."
+            )
+        elif self.largest < 2 * self.noise:
             said.append(
                 f"No run of the calibration forgot more than {100 * self.largest:.1f} points, which the noise of the "
                 f"scores ({100 * self.noise:.1f}) could be: before relying on this law raise the learning rates or the "
@@ -274,7 +280,7 @@ class LawFile:
             tuple(stored["data"]),
             dict(stored["versions"]),
             str(stored["command"]),
-            float(stored["prior"]["noise"]),
+            None if (noise := stored["prior"]["noise"]) is None else float(noise),
         )
 
 

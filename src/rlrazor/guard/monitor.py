@@ -32,7 +32,7 @@ from transformers import TrainerCallback
 from rlrazor.errors import RazorError
 from rlrazor.forecast import FORWARD, PROBE, Forecast
 from rlrazor.guard import processes, trackers
-from rlrazor.guard.base_side import BaseSide, cautions_of, joined, kls_of
+from rlrazor.guard.base_side import BaseSide, cautions_of, joined, kls_of, shortened
 from rlrazor.guard.law_file import LawFile
 from rlrazor.guard.outputs import LOG, Claim, KeptModel, Log, mark_checkpoint, rows_until
 from rlrazor.guard.overlap import count_overlap, template_caution
@@ -68,7 +68,6 @@ NO_MEMORY = (
 _NAMES = {FORWARD: "KL", PROBE: "KL on the probe"}
 # Steps between measurements, and how much of the probes those take, and the last.
 PLAN = ("every", "share", "last_share")
-SHOWN = 400  # characters of the first prompt
 MEASUREMENTS = 10  # wanted of a run; a probe that is too large for that is thinned
 
 
@@ -349,7 +348,7 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
 
     def _look_at_base(self, args: Any, control: Any, model: Any, processing_class: Any) -> None:
         """Raises RazorError for all that cannot be watched."""
-        self.is_off = False
+        self.is_off, self.claim = False, None
         self.claim = Claim.of(control, self._log_path(args), self._kept_path(args))
         processing_class = self.tokenizer or processing_class
         tokenizer = getattr(processing_class, "tokenizer", processing_class)
@@ -399,13 +398,18 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
             for caution in self.law.cautions(self.level):
                 _say(f"[razor] {caution}")
         assert self.base is not None
-        _say(f"[razor] the first prompt, as measured in {self.settings.precision}: {_shortened(self.first_prompt)!r}")
+        _say(f"[razor] the first prompt, as measured in {self.settings.precision}: {shortened(self.first_prompt)!r}")
         for caution in cautions_of(self.base.whole, self.prompts, self.generic, self.settings):
             _say(f"[razor] {caution}")
         if not processes.is_first():
             return
-        forms = [encode(self.vocabulary, self.prompts, chat) for chat in {self.settings.chat, False}]
-        if shared := count_overlap(self.prompts, list(zip(*forms, strict=True)), dataloader):
+        try:
+            forms = [encode(self.vocabulary, self.prompts, chat) for chat in {self.settings.chat, False}]
+            shared = count_overlap(self.prompts, list(zip(*forms, strict=True)), dataloader)
+        except Exception as error:  # of a data set of the user's own
+            _say(f"[razor] whether the prompts are in the training set cannot be seen: {type(error).__name__}: {error}")
+            return
+        if shared:
             _say(
                 f"[razor] {shared} of the {len(self.prompts)} prompts are in the training set: KL on them is larger "
                 "than on prompts the model has not seen. Hold prompts out."
@@ -619,10 +623,6 @@ def _sharded() -> RazorError:
 
 def _with_error(estimate: Estimate) -> str:
     return f"{estimate.mean:.4f}" + (f" ± {estimate.stderr:.4f}" if math.isfinite(estimate.stderr) else "")
-
-
-def _shortened(text: str) -> str:
-    return text if len(text) <= SHOWN else f"{text[: SHOWN // 2]} ... {text[-SHOWN // 2 :]}"
 
 
 def _finite(value: float) -> float | None:

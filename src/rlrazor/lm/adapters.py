@@ -69,7 +69,7 @@ def _inside(module: nn.Module) -> nn.Module | None:
 def _places(model: Any) -> dict[str, _Place]:
     """The base's parameters by its names, tied ones once, as `named_parameters` of the base gave them."""
     model = unwrapped(model)
-    if not hasattr(model, "peft_config"):
+    if not getattr(model, "peft_config", None):
         return {name: _Place(parameter, None, name) for name, parameter in model.named_parameters()}
     found: dict[str, _Place] = {}
     seen: set[int] = set()
@@ -87,7 +87,8 @@ def _places(model: Any) -> dict[str, _Place]:
             if child is not None:
                 walk(child, f"{prefix}{name}.", around, f"{path}{name}.")
 
-    walk(model.get_base_model(), "", None, "")
+    # Without one, transformers has put the adapter into the model itself (`add_adapter`).
+    walk(model.get_base_model() if hasattr(model, "get_base_model") else model, "", None, "")
     return found
 
 

@@ -367,9 +367,10 @@ def final_states(
                 # The last token predicts nothing that is measured, so it is not fed.
                 rows = [[*sequences.prompts[sequences.prompt_of[n]], *sequences.completions[n]][:-1] for n in batch]
                 width = max(map(len, rows))
-                ids_BT = torch.tensor([row + [0] * (width - len(row)) for row in rows], dtype=torch.long)
+                padded = [row + [0] * (width - len(row)) for row in rows]
                 called_with.clear()
-                logits = model(input_ids=ids_BT.to(device), use_cache=False).logits
+                ids_BT = torch.tensor(padded, dtype=torch.long, device=device)
+                logits = model(input_ids=ids_BT, use_cache=False).logits
                 if not called_with:
                     raise RazorError("This model does not call its LM head, so its hidden states cannot be told apart.")
                 hidden_BTD = called_with[0]
@@ -382,11 +383,12 @@ def final_states(
                     _check_head(head, hidden_BTD[0, :1], logits[0, :1], computed_in[0])
                     states_TD = hidden_BTD.new_empty(int(lengths_N.sum()), hidden_BTD.shape[-1])
                 # Position t of a row predicts its completion's token number t - first.
-                first_B1 = torch.tensor([len(sequences.prompts[sequences.prompt_of[n]]) - 1 for n in batch])[:, None]
-                token_BT = torch.arange(width) - first_B1
-                measured_BT = (token_BT >= 0) & (token_BT < torch.from_numpy(lengths_N[batch])[:, None])
-                target_BT = token_BT + torch.from_numpy(starts_N[batch])[:, None]
-                states_TD[target_BT[measured_BT].to(device)] = hidden_BTD[measured_BT.to(device)]
+                first_B = np.array([len(sequences.prompts[sequences.prompt_of[n]]) - 1 for n in batch])
+                token_BT = np.arange(width) - first_B[:, None]
+                measured_BT = (token_BT >= 0) & (token_BT < lengths_N[batch][:, None])
+                target_T = (token_BT + starts_N[batch][:, None])[measured_BT]
+                measured_T = hidden_BTD[torch.from_numpy(measured_BT).to(hidden_BTD.device)]
+                states_TD[torch.from_numpy(target_T).to(states_TD.device)] = measured_T
         finally:
             for hook in hooks:
                 hook.remove()
@@ -454,8 +456,8 @@ def _kl(p_TD: Tensor, p_head: Head, q_TD: Tensor, q_head: Head) -> Floats:
 def _token_log_probs(model: Any, sequences: Sequences, token_budget: int) -> Floats:
     """log pi of each completion token (T,)."""
     states_TD, head = final_states(model, sequences, token_budget)
-    chosen_T = torch.tensor([token for completion in sequences.completions for token in completion], dtype=torch.long)
-    chosen_T = chosen_T.to(states_TD.device)
+    tokens = [token for completion in sequences.completions for token in completion]
+    chosen_T = torch.tensor(tokens, dtype=torch.long, device=states_TD.device)
     sum_ = _RunningSum(states_TD)
     logit_T = torch.zeros(len(states_TD), dtype=torch.float64, device=states_TD.device)
     with compute.float32_products(states_TD.device.type):

@@ -18,12 +18,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import platformdirs
 import torch
 from torch import Tensor
 
-from rlrazor.errors import RazorError
-from rlrazor.lm import compute
+from rlrazor.errors import RazorError, cause_of, disk_error_in
+from rlrazor.lm import compute, hub
 from rlrazor.lm.adapters import adapter_disabled, unwrapped
 from rlrazor.lm.sampling import NotFiniteError
 
@@ -37,6 +38,11 @@ _ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _TRAINERS = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state\w*)\.")  # pickles that are no weights
 _LONGEST_HEADER = 100_000_000  # bytes, which is safetensors' own limit
+# Any of these makes a tokenizer. Transformers itself may make an empty one out of nothing.
+_TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "spiece.model", "tekken.json"),
+    *("vocab.json", "vocab.txt"),
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,13 +67,19 @@ class LanguageModel:
 
 
 def load(
-    source: str | Path, *, adapter: Path | None = None, dtype: str = "float32", cache_dir: Path | None = None
+    source: str | Path,
+    *,
+    adapter: Path | None = None,
+    dtype: str = "float32",
+    cache_dir: Path | None = None,
+    tokenizer: Any = None,
 ) -> LanguageModel:
     """Load a policy from a hub id, a local folder in the hub's layout, or a `.gguf` file, onto `compute.device()`.
 
     `adapter` is a folder that PEFT saved. `dtype` is a name in `DTYPES`. `cache_dir` is where converted GGUF files are
-    kept; by default the user's cache folder. Raises RazorError for a source that is not there or cannot be reached, has
-    no safetensors or needs code of its own, and for weights that are not finite.
+    kept; by default the user's cache folder. `tokenizer`, the base's, is that of a source without one: a Trainer saves
+    none that it was not given. Raises RazorError for a source that is not there or cannot be reached, has no
+    safetensors, no tokenizer, or needs code of its own, and for weights that are not finite.
     """
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -76,12 +88,19 @@ def load(
         raise RazorError(f"Unknown dtype {dtype}: choose one of {', '.join(DTYPES)}.")
     folder = _folder_of(str(source), cache_dir)
     _require_safetensors(folder, source)
+    has_tokenizer = any((folder / name).is_file() for name in _TOKENIZER_FILES)
+    if not has_tokenizer and tokenizer is None:
+        raise RazorError(
+            f"{source} has no tokenizer (a Trainer without processing_class saves none): put the tokenizer's files of "
+            "the model that it was fine-tuned from beside its weights."
+        )
     with _loading(source):
         model, info = AutoModelForCausalLM.from_pretrained(
             folder, dtype=DTYPES[dtype], use_safetensors=True, trust_remote_code=False, output_loading_info=True
         )
         _require_all_weights(info)
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        if has_tokenizer:
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     folders = [folder]
     if adapter is not None:
         adapter = Path(adapter).expanduser()
@@ -224,8 +243,8 @@ def token_log_probs(model: Any, precision: str | None = None, *, adapted: bool =
     model = unwrapped(model)
     rows = len(model.get_input_embeddings().weight)
     length = min(DIGEST_TOKENS, context_length(model) or DIGEST_TOKENS)
-    ids_T = torch.tensor([(7919 * at * at + 104729 * at + 1) % rows for at in range(length)], dtype=torch.long)
-    ids_T = ids_T.to(next(model.parameters()).device)
+    ids = [(7919 * at * at + 104729 * at + 1) % rows for at in range(length)]
+    ids_T = torch.tensor(ids, dtype=torch.long, device=next(model.parameters()).device)
     off = nullcontext() if adapted else adapter_disabled(model)
     with compute.measuring(model, precision or compute.precision_of(model)), off:
         logits_TV = model(input_ids=ids_T[None], use_cache=False).logits[0, -length:]
@@ -244,8 +263,8 @@ def base_digest(model: Any, precision: str | None = None) -> str:
     logp_T = token_log_probs(model, precision)
     if not logp_T.isfinite().all():
         raise NotFiniteError("logits are not finite")
-    chosen = torch.linspace(0, len(logp_T) - 1, min(len(logp_T), DIGEST_VALUES), dtype=torch.float64).long()
-    values = " ".join(f"{value:.4f}" for value in logp_T[chosen].tolist())
+    chosen = np.linspace(0, len(logp_T) - 1, min(len(logp_T), DIGEST_VALUES)).astype(int)
+    values = " ".join(f"{value:.4f}" for value in logp_T.numpy()[chosen])
     return f"{precision or compute.precision_of(model)} {values}"
 
 
@@ -290,54 +309,90 @@ def _folder_of(source: str, cache_dir: Path | None) -> Path:
 
 
 def _downloaded(repository: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
 
     try:
         return Path(snapshot_download(repository, allow_patterns=list(_POLICY_FILES)))
+    except GatedRepoError as error:
+        raise RazorError(
+            f"The hub shows {repository} only to those who have agreed to its terms. Agree to them on its page, then "
+            "log in with `hf auth login`."
+        ) from error
     except (HFValidationError, RepositoryNotFoundError) as error:
         raise RazorError(
-            f"The hub has no model {repository}, or does not show it to you. Check the name; a model that asks for "
-            "consent needs `hf auth login`."
+            f"The hub has no model {repository}, or does not show it to you. Check the name; one that is private needs "
+            "`hf auth login`."
         ) from error
-    except Exception as error:  # the hub's HTTP library, whose errors these are, differs between its versions
-        raise RazorError(
-            f"There is no folder {repository}, the hub cannot be reached, and its cache does not have it. Try again "
-            "with a connection, or give a local folder or .gguf file."
-        ) from error
+    except Exception as error:
+        if (disk := disk_error_in(error)) is not None:
+            raise RazorError(
+                f"{repository} cannot be kept in {constants.HF_HUB_CACHE}: {disk.strerror}. Free some space there, or "
+                "set HF_HOME to a folder that can be written to."
+            ) from error
+        if hub.is_unreachable(error):
+            raise RazorError(
+                f"There is no folder {repository}, the hub cannot be reached, and its cache does not have it. Try "
+                "again with a connection, or give a local folder or .gguf file."
+            ) from error
+        status = hub.answer_in(error)
+        who = "Downloading it failed" if status is None else f"The hub answered {status}"
+        raise RazorError(f"There is no folder {repository}. {who}: {cause_of(error)}") from error
 
 
 def _converted(gguf: Path, cache: Path) -> Path:
     """The folder of float32 safetensors for a GGUF file, named after its content; made where it is not there yet."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    with gguf.open("rb") as file:
+    with _loading(gguf), gguf.open("rb") as file:
         folder = cache / hashlib.file_digest(file, "sha256").hexdigest()[:16]
-    if folder.exists():
+    if _is_whole(folder):
         return folder
     partial = cache / f".{folder.name}.{os.getpid()}"
     try:
         with _loading(gguf):
-            model, info = AutoModelForCausalLM.from_pretrained(
-                gguf.parent, gguf_file=gguf.name, dtype=torch.float32, output_loading_info=True
-            )
-            _require_all_weights(info)
-            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-            # Its weights are plain float32 by now, but transformers still takes it for quantised and will not save it.
-            for attribute in ("hf_quantizer", "is_quantized", "quantization_method"):
-                with contextlib.suppress(AttributeError):
-                    delattr(model, attribute)
-            with contextlib.suppress(AttributeError):
-                del model.config.quantization_config
+            model, tokenizer = _read_gguf(gguf)
+        try:
+            shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
             model.save_pretrained(partial)
             tokenizer.save_pretrained(partial)
-        # Whole or not at all. Another process may have been faster: its folder has the same content.
-        with contextlib.suppress(OSError):
+            if folder.exists() and not _is_whole(folder):  # somebody tidied up in it
+                shutil.rmtree(folder)
             partial.rename(folder)
+        except Exception as error:  # a full disk is an OSError to some and not to others: safetensors has its own
+            if not _is_whole(folder):  # else another process was faster: its folder has the same content
+                raise RazorError(
+                    f"The conversion of {gguf} cannot be written to {cache}: {cause_of(error)} Free some space, or "
+                    "make that folder one that can be written to."
+                ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return folder
+
+
+def _read_gguf(gguf: Path) -> tuple[Any, Any]:
+    """The model and the tokenizer of a GGUF file, the weights as plain float32."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model, info = AutoModelForCausalLM.from_pretrained(
+        gguf.parent, gguf_file=gguf.name, dtype=torch.float32, output_loading_info=True
+    )
+    _require_all_weights(info)
+    # Transformers still takes them for quantised and will not save them.
+    for attribute in ("hf_quantizer", "is_quantized", "quantization_method"):
+        with contextlib.suppress(AttributeError):
+            delattr(model, attribute)
+    with contextlib.suppress(AttributeError):
+        del model.config.quantization_config
+    return model, AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether a saved model has all of its files: config, tokenizer, and each file of weights that its index names."""
+    try:
+        has_weights = bool(_model_files(folder))
+    except RazorError:
+        return False
+    return has_weights and all((folder / name).is_file() for name in ("config.json", "tokenizer_config.json"))
 
 
 def _require_safetensors(folder: Path, source: str | Path, name: str = _MODEL_WEIGHTS) -> list[Path]:
@@ -447,8 +502,7 @@ def _loading(source: str | Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # tokenizers raise nothing more specific, others a dozen types
-        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise RazorError(f"The model in {source} cannot be loaded: {first_line}") from error
+        raise RazorError(f"The model in {source} cannot be loaded: {cause_of(error)}") from error
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ something, the weights under it have to be those of the base's files.
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -104,6 +105,7 @@ def _are_equal(weight: Tensor, saved: Tensor) -> bool | None:
     """None for another shape: quantised, say."""
     if weight.shape != saved.shape or not weight.is_floating_point():
         return None
-    chosen = torch.linspace(0, weight.numel() - 1, min(weight.numel(), COMPARED_VALUES), dtype=torch.float64).long()
+    places = np.linspace(0, weight.numel() - 1, min(weight.numel(), COMPARED_VALUES)).astype(int)
+    chosen = torch.from_numpy(places)
     ours = weight.detach().flatten()[chosen.to(weight.device)].cpu()
     return bool((ours == saved.flatten()[chosen].to(ours.dtype)).all())

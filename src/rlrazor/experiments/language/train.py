@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from rlrazor.errors import RazorError, cause_of
 from rlrazor.experiments.language import tiny
 from rlrazor.experiments.language.config import (
     EXPERIMENT,
@@ -115,11 +116,13 @@ class Trainer:
         key = (str(store.folder), own.run_id, self.base, self.task)
         if key not in _last_world:
             _last_world.clear()
+            suite = self.suite(spec)
+            suite.check()
             if self.base == TINY:
                 base = LanguageModel.in_memory(model, tiny.make_tokenizer(), TINY) if model else tiny_base(own, store)
             else:
-                base = load(self.base)
-            _last_world[key] = _World(base, self.task, spec.params, self.suite(spec))
+                base = load(self.base, dtype=spec.params.get("dtype", "float32"))
+            _last_world[key] = _World(base, self.task, spec.params, suite)
         return _last_world[key]
 
     def suite(self, spec: RunSpec) -> PriorSuite:
@@ -273,7 +276,7 @@ class _Progress:
 
 def base_spec(spec: RunSpec) -> RunSpec:
     """The spec of the base run that a fine-tuning run with these params starts from."""
-    names = ("recipe", "base", "task", "data", "max_new_tokens", "measured", "pretrain_steps")
+    names = ("recipe", "base", "task", "data", "max_new_tokens", "dtype", "measured", "pretrain_steps")
     own = {name: spec.params[name] for name in names if name in spec.params}
     return RunSpec(EXPERIMENT, BASE, own, spec.seed)
 
@@ -295,7 +298,8 @@ class CalibrationBase:
 
 def calibration_base(trainer: Trainer, spec: RunSpec, store: RunStore, save_to: Path | None = None) -> CalibrationBase:
     """The base of a base run, loaded once more to take its digest, and written to the folder `save_to`, if any."""
-    lm = tiny_base(spec, store) if trainer.base == TINY else load(trainer.base)
+    dtype = spec.params.get("dtype", "float32")
+    lm = tiny_base(spec, store) if trainer.base == TINY else load(trainer.base, dtype=dtype)
     if save_to is not None:
         _save_model(lm.model, lm.tokenizer, save_to)
     return CalibrationBase(
@@ -324,8 +328,16 @@ def _save_model(model: Any, tokenizer: Any, folder: Path) -> None:
     """The policy, or its adapter, in the hub's layout: whole or not at all."""
     partial = folder.with_name(f".{folder.name}")
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    model.save_pretrained(partial, safe_serialization=True)
-    tokenizer.save_pretrained(partial)
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
+    try:
+        partial.mkdir(parents=True)
+        model.save_pretrained(partial, safe_serialization=True)
+        tokenizer.save_pretrained(partial)
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+    except Exception as error:  # of a full disk safetensors and tokenizers raise types of their own
+        raise RazorError(
+            f"The model cannot be written to {folder}: {cause_of(error)} Free some space, then run the same command "
+            "again."
+        ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

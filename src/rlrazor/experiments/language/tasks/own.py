@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from rlrazor.errors import RazorError
+from rlrazor.errors import RazorError, cause_of
 from rlrazor.experiments.language.tasks.rows import held_out
 from rlrazor.experiments.language.tasks.task import Item, Splits, Task, Verify
 from rlrazor.lm.prompts import parts_of, prompt_of
@@ -103,7 +103,9 @@ def _verifier(name: str) -> Verify:
         else:
             module = importlib.import_module(source)
     except Exception as error:  # anyone's code
-        raise RazorError(f"The verifier's {source} cannot be loaded: {type(error).__name__}: {error}.") from error
+        raise RazorError(
+            f"The verifier's {source} cannot be loaded: {type(error).__name__}: {cause_of(error)}"
+        ) from error
     verify = getattr(module, function, None)
     if not callable(verify):
         functions = [other for other, _ in inspect.getmembers(module, inspect.isfunction)]

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rlrazor.errors import RazorError
+from rlrazor.errors import RazorError, cause_of, disk_error_in
 from rlrazor.experiments.language.tasks.task import Item, Splits
 from rlrazor.rows import Row, read_located
 
@@ -27,8 +27,13 @@ def hub_rows(dataset: str, split: str, config: str | None = None) -> list[Row]:
     try:
         return [dict(row) for row in load_dataset(dataset, config, split=split)]
     except Exception as error:  # offline, gated, renamed: each library below raises its own kind
+        if (disk := disk_error_in(error)) is not None:
+            raise RazorError(
+                f"The data set {dataset} cannot be kept in its cache: {cause_of(disk)} Free some space, or give --data "
+                "FILE."
+            ) from error
         raise RazorError(
-            f"The data set {dataset} could not be loaded from the hub ({type(error).__name__}: {str(error)[:200]}). "
+            f"The data set {dataset} could not be loaded from the hub ({type(error).__name__}): {cause_of(error)} "
             "Download it where there is a network, and give --data FILE."
         ) from error
 
