@@ -406,6 +406,7 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
         try:
             forms = [encode(self.vocabulary, self.prompts, chat) for chat in {self.settings.chat, False}]
             shared = count_overlap(self.prompts, list(zip(*forms, strict=True)), dataloader)
+            form = template_caution(self.prompts, self.vocabulary, self.settings, dataloader, told)
         except Exception as error:  # of a data set of the user's own
             _say(f"[razor] whether the prompts are in the training set cannot be seen: {type(error).__name__}: {error}")
             return
@@ -414,7 +415,7 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
                 f"[razor] {shared} of the {len(self.prompts)} prompts are in the training set: KL on them is larger "
                 "than on prompts the model has not seen. Hold prompts out."
             )
-        if (form := template_caution(self.prompts, self.vocabulary, self.settings, dataloader, told)) is not None:
+        if form is not None:
             _say(f"[razor] {form}")
 
     # What is left on disk
