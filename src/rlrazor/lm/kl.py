@@ -277,8 +277,11 @@ def _head_of(model: Any) -> Head:
     config = model.config.get_text_config()
     # Cohere, Falcon-H1, Granite.
     multipliers = [getattr(config, name, None) or 1.0 for name in ("logit_scale", "lm_head_multiplier")]
-    scale = math.prod(multipliers) / (getattr(config, "logits_scaling", None) or 1.0)
-    softcap = getattr(config, "final_logit_softcapping", None)  # Gemma
+    scaled_before = hasattr(config, "dim_model_base")  # MiniCPM3
+    scale = math.prod(multipliers) / (scaled_before or getattr(config, "logits_scaling", None) or 1.0)
+    # Gemma, RecurrentGemma, xLSTM.
+    caps = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+    softcap = next((cap for name in caps if (cap := getattr(config, name, None))), None)
     if type(module) is nn.Linear:
         return Head(module.weight, module.bias, scale, softcap)
     # Any other affine map, such as a head with an adapter of its own: its matrix is its values on the unit vectors.
@@ -409,6 +412,7 @@ def _batches(sequences: Sequences, token_budget: int) -> list[NDArray[np.int64]]
     return batches
 
 
+@torch.no_grad()
 def _kl(p_TD: Tensor, p_head: Head, q_TD: Tensor, q_head: Head) -> Floats:
     """KL(p || q) at each position (T,), in one pass over the vocabulary."""
     vocabulary = len(p_head.weight)
