@@ -434,7 +434,7 @@ def _require_safetensors(folder: Path, source: str | Path, name: str = "*.safete
 def _require_causal(folder: Path, source: str | Path) -> None:
     """Raise RazorError for a classifier, a reward model, an encoder: transformers would load it as a language model.
 
-    What calls itself a bare model passes, since a tied head is in it; loading it shows whether its weights are all there.
+    What calls itself a bare model passes, since a tied head is in it; loading shows whether its weights are all there.
     """
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -446,7 +446,9 @@ def _require_causal(folder: Path, source: str | Path) -> None:
     generates = {*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()}
     if two_parts or not (not names or any(name in generates or _CAUSAL.fullmatch(name) for name in names)):
         kind = "an encoder-decoder" if two_parts else f"by its config a {names[0]}"
-        raise RazorError(f"{source} is {kind}, not a causal language model, which alone can be measured and trained here.")
+        raise RazorError(
+            f"{source} is {kind}, not a causal language model, which alone can be measured and trained here."
+        )
 
 
 def _require_all_weights(info: Mapping[str, Any]) -> None:

@@ -198,7 +198,12 @@ def _plain(model: Any, prompts: Sequence[Sequence[int]], samples: int, pad_id: i
 
 
 # The fastest first. With one sample the second is the first; the last two want prompts of equal length.
-_WAYS: Sequence[Callable[..., _Reading]] = (partial(_padded, shared=True), partial(_padded, shared=False), _cached, _plain)
+_WAYS: Sequence[Callable[..., _Reading]] = (
+    partial(_padded, shared=True),
+    partial(_padded, shared=False),
+    _cached,
+    _plain,
+)
 
 
 def _complete(model: Any, prompts: Sequence[Sequence[int]], pad_id: int, draw: _Draw) -> list[list[int]]:

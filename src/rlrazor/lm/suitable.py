@@ -75,8 +75,8 @@ def _require_language_model(model: Any) -> None:
         head = None
     if head is None:
         raise RazorError(
-            f"{name} has no LM head: it is not a causal language model but, say, a reward model, a classifier or a bare "
-            "encoder. Give the language model itself."
+            f"{name} has no LM head: it is a reward model, a classifier or a bare encoder, not a language model. "
+            "Give the language model itself."
         )
 
 
@@ -89,7 +89,7 @@ def _require_embeddings(model: Any, tokenizer: Any, prompts: Sequence[Sequence[i
             if not 0 <= token < rows:
                 said = "" if tokenizer is None else f" ({tokenizer.convert_ids_to_tokens(token)!r})"
                 raise RazorError(
-                    f"Prompt {number} has the token {token}{said}, and the model has embeddings for {rows} tokens only: "
+                    f"Prompt {number} has the token {token}{said}, and the model has embeddings for {rows} tokens: "
                     "give the tokenizer that the model came with, or resize the model's embeddings to the tokenizer."
                 )
     outputs = getattr(model.get_output_embeddings(), "out_features", rows)
@@ -112,6 +112,5 @@ def _require_same(name: str, logits: Sequence[Tensor], tolerance: float) -> None
         )
     if apart(padded, true) > tolerance:
         raise RazorError(
-            f"{name} takes token 0 for padding whatever the attention mask, and reads what comes before it differently, "
-            "so it cannot be measured in batches."
+            f"{name} takes token 0 for padding, and reads what comes before it differently, so it cannot be measured."
         )
