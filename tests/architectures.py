@@ -149,7 +149,7 @@ def shrunk(default: Any) -> Any:
                 if (size := next(sizes, None)) is not None:
                     small[name] = size if value != 0 else value
     given = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 1, "initializer_range": 0.3, "is_decoder": True}
-    small |= {name: value for name, value in given.items() if name in _parameters(type(default))}
+    small |= {name: value for name, value in given.items() if hasattr(default, name)}
     if "kv_lora_rank" in small:
         small["num_key_value_heads"] = 4
     return type(default)(**small | _SPECIAL.get(default.model_type, {}))

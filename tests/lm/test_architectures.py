@@ -82,7 +82,7 @@ def test_what_is_drawn_does_not_depend_on_the_ways_that_failed(monkeypatch: pyte
 
 def test_a_failure_that_no_way_mends_is_a_sentence_and_memory_is_left_to_the_caller() -> None:
     model = tiny_llama()
-    wanted = {"greedy": True, "max_new_tokens": 2, "stop_ids": [1], "pad_id": 0}
+    wanted: dict[str, Any] = {"greedy": True, "max_new_tokens": 2, "stop_ids": [1], "pad_id": 0}
     with pytest.raises(RazorError, match="LlamaForCausalLM cannot be sampled from with token ids alone: index out of"):
         sampling.sample(model, [[2, 99]], **wanted)
     hook = model.register_forward_pre_hook(raising(RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")))
@@ -96,6 +96,14 @@ def raising(error: Exception) -> Any:
         raise error
 
     return hook
+
+
+@pytest.mark.parametrize("name", ["Qwen3_5ForCausalLM", "RobertaForCausalLM", "xLSTMForCausalLM"])
+def test_under_an_adapter_samples_are_the_same(name: str) -> None:
+    model = tiny(name)
+    wanted: dict[str, Any] = {"greedy": True, "samples": 2, "max_new_tokens": 4, "stop_ids": [1], "pad_id": 0}
+    right = sampling.sample(model, PROMPTS, **wanted)
+    assert sampling.sample(models.add_lora(model, rank=2), PROMPTS, **wanted) == right
 
 
 def test_no_pad_token_is_needed_nor_one_with_an_embedding() -> None:

@@ -347,7 +347,7 @@ def context_length(model: Any) -> int | None:
     except ValueError:  # a config of several parts, of which transformers will not choose
         config = model.config
     limits = [limit for name in _CONTEXTS if isinstance(limit := getattr(config, name, None), int) and limit > 0][:1]
-    for name, module in model.named_modules():
+    for name, module in model.named_modules() if isinstance(model, torch.nn.Module) else ():
         table = isinstance(module, torch.nn.Embedding) and "position" in name.rpartition(".")[-1]
         if table and module.padding_idx is not None:
             limits.append(module.num_embeddings - module.padding_idx - 1)

@@ -84,7 +84,8 @@ def prefill(model: Any, ids_BT: Tensor, mask_BT: Tensor, repeats: int) -> tuple[
     Returns the logits of their first tokens, (B * repeats, V), and the cache as the keyword argument that takes it.
     """
     positions_BT = (mask_BT.cumsum(dim=1) - 1).clamp(min=0)
-    out = model(input_ids=ids_BT, attention_mask=mask_BT, position_ids=positions_BT, use_cache=True, logits_to_keep=1)
+    last = _accepted(model, logits_to_keep=1)
+    out = model(input_ids=ids_BT, attention_mask=mask_BT, position_ids=positions_BT, use_cache=True, **last)
     cache = _cache_of(out)
     if repeats > 1:
         next(iter(cache.values())).batch_repeat_interleave(repeats)
@@ -111,7 +112,7 @@ def read_alone(model: Any, ids: Sequence[int], last: int | None = None) -> tuple
     finally:
         if hook is not None:
             hook.remove()
-    return logits.float(), dtypes | {logits.dtype} != {torch.float32}
+    return logits.float(), any(dtype.itemsize < 4 for dtype in dtypes | {logits.dtype})
 
 
 def apart(logits: Tensor, true: Tensor) -> float:
@@ -153,7 +154,7 @@ def _padded(model: Any, prompts: Sequence[Sequence[int]], samples: int, pad_id: 
     position_N = mask_NT.sum(dim=1)
 
     def following(token_N: Tensor) -> Tensor:
-        nonlocal mask_NT, position_N
+        nonlocal mask_NT, position_N, cache
         mask_NT = torch.cat([mask_NT, mask_NT.new_ones(len(mask_NT), 1)], dim=1)
         out = model(
             input_ids=token_N[:, None],
@@ -162,7 +163,7 @@ def _padded(model: Any, prompts: Sequence[Sequence[int]], samples: int, pad_id: 
             use_cache=True,
             **cache,
         )
-        position_N = position_N + 1
+        position_N, cache = position_N + 1, _cache_of(out)
         logits: Tensor = out.logits[:, -1]
         return logits
 
@@ -210,7 +211,7 @@ def _complete(model: Any, prompts: Sequence[Sequence[int]], pad_id: int, draw: _
     """In the first way whose logits are right."""
     state = None if draw.rng is None else draw.rng.get_state()
     failure: Exception | None = None
-    for way in _WAYS[draw.samples == 1 :]:
+    for way in _WAYS if draw.samples > 1 else _WAYS[1:]:
         if draw.rng is not None and state is not None:
             draw.rng.set_state(state)  # what is drawn does not depend on what was tried before
         by_length: dict[int, list[int]] = {}
@@ -303,8 +304,13 @@ def _cache_of(out: Any) -> dict[str, Any]:
 
 
 def _accepted(model: Any, **options: Any) -> dict[str, Any]:
-    """Those that the model's forward names, under an adapter too; `use_cache` also where it takes what it likes."""
+    """Those that the model's forward names, under an adapter too, or a wrapper of it that names nothing.
+
+    `use_cache` also where it takes others unnamed, since some classes hand it on so.
+    """
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     named = inspect.signature(inner.forward).parameters
-    takes_more = any(parameter.kind is parameter.VAR_KEYWORD for parameter in named.values())
-    return {name: value for name, value in options.items() if name in named or (takes_more and name == "use_cache")}
+    kinds = {parameter.kind for parameter in named.values()}
+    wrapped = kinds == {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
+    unnamed = set(options) if wrapped else {"use_cache"} if inspect.Parameter.VAR_KEYWORD in kinds else set()
+    return {name: value for name, value in options.items() if name in named or name in unnamed}

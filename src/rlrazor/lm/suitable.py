@@ -24,7 +24,7 @@ TOLERANCE, HALF_TOLERANCE = 1e-4, 0.02
 def require_measurable(model: Any, tokenizer: Any = None, prompts: Sequence[Sequence[int]] = ()) -> None:
     """Raise RazorError unless `model` is a causal language model that reads token ids alone, and these prompts' ids.
 
-    `prompts` are token ids; `tokenizer` is asked only for the name of one without an embedding. Costs six forward
+    `prompts` are token ids; `tokenizer` is asked only for the name of one without an embedding. Costs five forward
     passes of six tokens. Modes, gradients and random generators are as before afterwards. A model whose logits are not
     finite is left to what measures it, which raises NotFiniteError.
     """
