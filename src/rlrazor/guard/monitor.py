@@ -52,6 +52,7 @@ from rlrazor.lm.probes import (
     read_prompts,
 )
 from rlrazor.lm.sampling import NotFiniteError
+from rlrazor.lm.suitable import require_measurable
 from rlrazor.lm.undone import check_undone
 
 T = TypeVar("T")
@@ -358,6 +359,7 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
         self.settings = self.settings.on(model)
         try:
             with compute.generators_untouched(), compute.memory_errors(NO_MEMORY):
+                require_measurable(model, tokenizer)
                 check_undone(model, None if self.law is None else self.law.base_digest)
                 if self.law is not None:
                     self.law.check(model, tokenizer)

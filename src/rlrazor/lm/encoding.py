@@ -86,7 +86,8 @@ def stop_ids(tokenizer: Any, model: Any, stop: Sequence[str] = ()) -> list[int]:
 
     A stop string that no single token holds does not end sampling; it still ends what a verifier sees.
     """
-    declared = model.generation_config.eos_token_id
+    said_by = getattr(model, "generation_config", None) or model.config
+    declared = getattr(said_by, "eos_token_id", None)
     ends = {tokenizer.eos_token_id} | set(declared if isinstance(declared, list) else [declared])
     if stop:
         texts = tokenizer.batch_decode([[token] for token in range(len(tokenizer))])

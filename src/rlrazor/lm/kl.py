@@ -311,8 +311,11 @@ def _head_of(model: Any) -> Head:
     config = model.config.get_text_config()
     # Cohere, Falcon-H1, Granite.
     multipliers = [getattr(config, name, None) or 1.0 for name in ("logit_scale", "lm_head_multiplier")]
-    scale = math.prod(multipliers) / (getattr(config, "logits_scaling", None) or 1.0)
-    softcap = getattr(config, "final_logit_softcapping", None)  # Gemma
+    divisor = None if hasattr(config, "dim_model_base") else getattr(config, "logits_scaling", None)  # not MiniCPM3's
+    scale = math.prod(multipliers) / (divisor or 1.0)
+    # Gemma, RecurrentGemma, xLSTM.
+    caps = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+    softcap = next((cap for name in caps if (cap := getattr(config, name, None))), None)
     if type(module) is nn.Linear:
         return Head(module.weight, module.bias, scale, softcap)
     # Any other affine map, such as a head with an adapter of its own: its matrix is its values on the unit vectors.

@@ -28,6 +28,8 @@ from rlrazor.lm import compute, hub
 from rlrazor.lm.adapters import adapter_disabled, unwrapped
 from rlrazor.lm.sampling import NotFiniteError
 
+# What a causal language model's class is called, or one that has its weights.
+_CAUSAL = re.compile(r"\w*(ForCausalLM|LMHeadModel|ForConditionalGeneration|(?<!Reward)(?<!Encoder)Model)")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 # What defines a policy: its shape, weights and tokenizer. Read-me files and other frameworks' weights are left alone.
@@ -79,15 +81,19 @@ def load(
     `adapter` is a folder that PEFT saved. `dtype` is a name in `DTYPES`. `cache_dir` is where converted GGUF files are
     kept; by default the user's cache folder. `tokenizer`, the base's, is that of a source without one: a Trainer saves
     none that it was not given. Raises RazorError for a source that is not there or cannot be reached, has no
-    safetensors, no tokenizer, or needs code of its own, and for weights that are not finite.
+    safetensors, no tokenizer, needs code of its own or is something else than a causal language model, and for
+    weights that are not finite.
     """
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from rlrazor.lm import suitable  # it needs this module
 
     if dtype not in DTYPES:
         raise RazorError(f"Unknown dtype {dtype}: choose one of {', '.join(DTYPES)}.")
     folder = _folder_of(str(source), cache_dir)
     _require_safetensors(folder, source)
+    _require_causal(folder, source)
     has_tokenizer = any((folder / name).is_file() for name in _TOKENIZER_FILES)
     if not has_tokenizer and tokenizer is None:
         raise RazorError(
@@ -113,7 +119,9 @@ def load(
     _check_finite(model, source)
     _set_padding(model, tokenizer, source)
     name = str(source) if adapter is None else f"{source} + {adapter}"
-    return LanguageModel(model.to(compute.device()).eval(), tokenizer, name, _fingerprint(folders))
+    model = model.to(compute.device()).eval()
+    suitable.require_measurable(model, tokenizer)
+    return LanguageModel(model, tokenizer, name, _fingerprint(folders))
 
 
 @dataclass(frozen=True)
@@ -209,8 +217,16 @@ def is_adapter(source: str | Path) -> bool:
 
 
 def check_adapter(source: str | Path) -> None:
-    """Raise RazorError where an adapter has no weights that may be read: it shows before anything is loaded."""
-    _require_safetensors(Path(source).expanduser(), source, _ADAPTER_WEIGHTS)
+    """Raise RazorError where an adapter has no weights that may be read, or is of another kind of model than ours.
+
+    It shows before anything is loaded.
+    """
+    folder = Path(source).expanduser()
+    _require_safetensors(folder, source, _ADAPTER_WEIGHTS)
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # PEFT says what is wrong with its config
+        task = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get("task_type")
+        if task not in (None, "CAUSAL_LM"):
+            raise RazorError(f"The adapter in {source} is for {task}, not for a causal language model (CAUSAL_LM).")
 
 
 def check_weights(folder: Path, source: str) -> None:
@@ -287,11 +303,27 @@ def tokenizer_digest(tokenizer: Any) -> str:
     return hashlib.sha256(str(defining).encode()).hexdigest()[:16]
 
 
+# What configs call the most positions, the first that there is.
+_CONTEXTS = (
+    "max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_target_positions", "model_max_length",
+)  # fmt: skip
+
+
 def context_length(model: Any) -> int | None:
-    """The most tokens a sequence may have; None where the config sets no limit."""
-    config = model.config.get_text_config()
-    limit = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
-    return None if limit is None else int(limit)
+    """The most tokens a sequence may have; None where the config sets no limit.
+
+    RoBERTa and its kin count positions from behind the padding row of their table, which holds so many fewer.
+    """
+    try:
+        config = model.config.get_text_config(decoder=True)
+    except ValueError:  # a config of several parts, of which transformers will not choose
+        config = model.config
+    limits = [limit for name in _CONTEXTS if isinstance(limit := getattr(config, name, None), int) and limit > 0][:1]
+    for name, module in model.named_modules() if isinstance(model, torch.nn.Module) else ():
+        table = isinstance(module, torch.nn.Embedding) and "position" in name.rpartition(".")[-1]
+        if table and module.padding_idx is not None:
+            limits.append(module.num_embeddings - module.padding_idx - 1)
+    return min(limits, default=None)
 
 
 def _folder_of(source: str, cache_dir: Path | None) -> Path:
@@ -489,6 +521,26 @@ def _check_whole(path: Path) -> None:
         )
 
 
+def _require_causal(folder: Path, source: str | Path) -> None:
+    """Raise RazorError for a classifier, a reward model, an encoder: transformers would load it as a language model.
+
+    What calls itself a bare model passes, since a tied head is in it; loading shows whether its weights are all there.
+    """
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        names, two_parts = config.get("architectures") or [], config.get("is_encoder_decoder")
+    except (OSError, ValueError, AttributeError):
+        return  # transformers says what is wrong with it
+    generates = {*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()}
+    if two_parts or not (not names or any(name in generates or _CAUSAL.fullmatch(name) for name in names)):
+        kind = "an encoder-decoder" if two_parts else f"by its config a {names[0]}"
+        raise RazorError(
+            f"{source} is {kind}, not a causal language model, which alone can be measured and trained here."
+        )
+
+
 def _require_all_weights(info: Mapping[str, Any]) -> None:
     """Transformers draws what a file lacks at random, with a warning."""
     if missing := sorted(info["missing_keys"]):
@@ -526,8 +578,9 @@ def _set_padding(model: Any, tokenizer: Any, source: str | Path) -> None:
         if tokenizer.eos_token is None:
             raise RazorError(f"The tokenizer of {source} has neither a pad token nor an end-of-sequence token.")
         tokenizer.pad_token = tokenizer.eos_token
-    for config in (model.config, model.generation_config):
-        config.pad_token_id = tokenizer.pad_token_id
+    for config in (model.config, getattr(model, "generation_config", None)):
+        if config is not None:
+            config.pad_token_id = tokenizer.pad_token_id
 
 
 def _fingerprint(folders: Iterable[Path]) -> str:
