@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import stats
 
-from rlrazor.lm.sampling import NotFiniteError, sample
+from rlrazor.lm.sampling import NotFiniteError, draw, sample
 from tiny_models import tiny_llama
 
 PROMPTS = [[2, 3, 4], [5], [6, 7, 8, 9, 10], [11, 12]]
@@ -94,3 +94,13 @@ def test_a_diverged_policy_is_told_apart() -> None:
         model.lm_head.weight[3].fill_(torch.nan)
     with pytest.raises(NotFiniteError):
         sample(model, PROMPTS, max_new_tokens=2, stop_ids=[1], pad_id=0)
+
+
+def test_a_share_draws_what_the_whole_batch_would() -> None:
+    """One sample of `torch.multinomial` for each row, of which a part is there."""
+    probs = torch.rand(6, 50, generator=torch.Generator().manual_seed(0))
+    whole = draw(probs, torch.Generator().manual_seed(1))
+    assert torch.equal(whole, torch.multinomial(probs, 1, generator=torch.Generator().manual_seed(1))[:, 0])
+    for first, last in ((0, 6), (0, 2), (2, 6)):
+        share = draw(probs[first:last], torch.Generator().manual_seed(1), within=(first, 6))
+        assert torch.equal(share, whole[first:last])

@@ -31,12 +31,14 @@ def sample(
     temperature: float = 1.0,
     rng: torch.Generator | None = None,
     chunk: int = 256,
+    within: tuple[int, int] | None = None,
 ) -> list[list[int]]:
     """Complete each prompt (token ids) `samples` times; returns len(prompts) * samples completions, prompt by prompt.
 
     A completion ends with the first of `stop_ids`, which it includes, or after `max_new_tokens`. `chunk` bounds how
     many sequences are decoded at a time, though a prompt's samples stay together. The modules' train/eval modes are
-    restored. `rng`, on the model's device, draws; None: torch's global generator. Raises NotFiniteError.
+    restored. `rng`, on the model's device, draws; None: torch's global generator. `within`: (first, of) where these are
+    the completions from `first` on of a batch of so many, to draw what the whole batch would. Raises NotFiniteError.
     """
     step = max(1, chunk // samples)
     completions: list[list[int]] = []
@@ -44,7 +46,7 @@ def sample(
         for start in range(0, len(prompts), step):
             completions += _decode(
                 model, prompts[start : start + step], samples, max_new_tokens, stop_ids, pad_id,
-                None if greedy else temperature, rng,
+                None if greedy else temperature, rng, within,
             )  # fmt: skip
     return completions
 
@@ -72,6 +74,16 @@ def prefill(model: Any, ids_BT: Tensor, mask_BT: Tensor, repeats: int) -> tuple[
     return out.logits[:, -1].repeat_interleave(repeats, dim=0), {name: out[name]}
 
 
+def draw(probs_NV: Tensor, rng: torch.Generator | None = None, within: tuple[int, int] | None = None) -> Tensor:
+    """A token of each row, as `torch.multinomial` draws it where the rows are those from `first` on of so many."""
+    if within is None:
+        return torch.multinomial(probs_NV, 1, generator=rng)[:, 0]
+    first, of = within
+    # What multinomial does for one sample: the largest p / q, where q is Exp(1).
+    noise = probs_NV.new_empty(of, probs_NV.shape[1]).exponential_(generator=rng)
+    return (probs_NV / noise[first : first + len(probs_NV)]).argmax(dim=-1)
+
+
 def _decode(
     model: Any,
     prompts: Sequence[Sequence[int]],
@@ -81,6 +93,7 @@ def _decode(
     pad_id: int,
     temperature: float | None,
     rng: torch.Generator | None,
+    within: tuple[int, int] | None,
 ) -> list[list[int]]:
     device = next(model.parameters()).device
     ids_BT, mask_BT = left_padded(prompts, pad_id, device)
@@ -97,7 +110,7 @@ def _decode(
             token_N = logits_NV.argmax(dim=-1)
         else:
             probs_NV = (logits_NV.float() / temperature).softmax(dim=-1)
-            token_N = torch.multinomial(probs_NV, 1, generator=rng)[:, 0]
+            token_N = draw(probs_NV, rng, within)
         drawn.append(torch.where(finished_N, pad_id, token_N))
         finished_N = finished_N | torch.isin(token_N, stops)
         if index + 1 == max_new_tokens or bool(finished_N.all()):
