@@ -48,16 +48,19 @@ def sample(
     temperature: float = 1.0,
     rng: torch.Generator | None = None,
     chunk: int = 256,
+    within: tuple[int, int] | None = None,
 ) -> list[list[int]]:
     """Complete each prompt (token ids) `samples` times; returns len(prompts) * samples completions, prompt by prompt.
 
     A completion ends with the first of `stop_ids`, which it includes, or after `max_new_tokens`. `chunk` bounds how
     many sequences are decoded at a time, though a prompt's samples stay together. The modules' train/eval modes are
-    restored. `rng`, on the model's device, draws; None: torch's global generator. Any token does for `pad_id`, which
-    is never attended to. Raises NotFiniteError, and RazorError for a model that does not run on token ids alone.
+    restored. `rng`, on the model's device, draws; None: torch's global generator. `within`: (first, of) where these are
+    the completions from `first` on of a batch of so many, to draw what the whole batch would. Any token does for
+    `pad_id`, which is never attended to. Raises NotFiniteError, and RazorError for a model that does not run on token
+    ids alone.
     """
     step = max(1, chunk // samples)
-    draw = _Draw(samples, max_new_tokens, stop_ids, None if greedy else temperature, rng)
+    draw = _Draw(samples, max_new_tokens, stop_ids, None if greedy else temperature, rng, within)
     if pad_id is None or pad_id >= (embedding_rows(model) or pad_id + 1):
         pad_id = 0
     completions: list[list[int]] = []
@@ -134,6 +137,24 @@ class _Draw:
     stop_ids: Sequence[int]
     temperature: float | None  # None: greedy
     rng: torch.Generator | None
+    within: tuple[int, int] | None
+
+    def tokens(self, logits_NV: Tensor, rows: Sequence[int]) -> Tensor:
+        """The next token of each sequence (N,); `rows` are their places in what is drawn at a time."""
+        if self.temperature is None:
+            return logits_NV.argmax(dim=-1)
+        probs_NV = (logits_NV.float() / self.temperature).softmax(dim=-1)
+        if self.within is None:
+            return torch.multinomial(probs_NV, 1, generator=self.rng)[:, 0]
+        first, of = self.within
+        return draw_some(probs_NV, [first + row for row in rows], of, self.rng)
+
+
+def draw_some(probs_NV: Tensor, rows: Sequence[int], of: int, rng: torch.Generator | None) -> Tensor:
+    """A token for each of some rows of `of`, as `torch.multinomial` would draw them all (N,)."""
+    # What multinomial does for one sample: the largest p / q, where q is Exp(1).
+    noise = probs_NV.new_empty(of, probs_NV.shape[1]).exponential_(generator=rng)
+    return (probs_NV / noise[list(rows)]).argmax(dim=-1)
 
 
 # What reads prompts (B) for so many samples of each: the logits of the first tokens, (N, V) with N = B * samples, and
@@ -219,10 +240,12 @@ def _complete(model: Any, prompts: Sequence[Sequence[int]], pad_id: int, draw: _
         try:
             for places in by_length.values():
                 here = [prompts[place] for place in places]
-                drawn = _decode(model, here, way(model, here, draw.samples, pad_id), draw, check=way is not _plain)
-                for row, completion in enumerate(drawn):
-                    place, sample = divmod(row, draw.samples)
-                    completions[places[place] * draw.samples + sample] = completion
+                rows = [place * draw.samples + sample for place in places for sample in range(draw.samples)]
+                reading = way(model, here, draw.samples, pad_id)
+                for row, completion in zip(
+                    rows, _decode(model, here, reading, draw, rows, check=way is not _plain), strict=True
+                ):
+                    completions[row] = completion
         except Exception as error:  # an architecture's own, of any type
             if compute.is_out_of_memory(error):
                 raise
@@ -238,7 +261,7 @@ def _complete(model: Any, prompts: Sequence[Sequence[int]], pad_id: int, draw: _
 
 
 def _decode(
-    model: Any, prompts: Sequence[Sequence[int]], reading: _Reading, draw: _Draw, *, check: bool
+    model: Any, prompts: Sequence[Sequence[int]], reading: _Reading, draw: _Draw, rows: Sequence[int], *, check: bool
 ) -> list[list[int]]:
     """A token at a time, until all have stopped. Raises _OtherLogitsError."""
     logits_NV, following = reading
@@ -254,11 +277,7 @@ def _decode(
             raise NotFiniteError("logits are not finite")
         if index % stride == 0:
             seen.append(logits_NV[row].clone())
-        if draw.temperature is None:
-            token_N = logits_NV.argmax(dim=-1)
-        else:
-            probs_NV = (logits_NV.float() / draw.temperature).softmax(dim=-1)
-            token_N = torch.multinomial(probs_NV, 1, generator=draw.rng)[:, 0]
+        token_N = draw.tokens(logits_NV, rows)
         drawn.append(token_N)
         finished_N = finished_N | torch.isin(token_N, stops)
         if index + 1 == draw.max_new_tokens or bool(finished_N.all()):
@@ -271,8 +290,8 @@ def _decode(
     is_stop_NT = torch.isin(tokens_NT, stops)
     # A sequence that never stops counts whole.
     length_N = torch.where(is_stop_NT.any(dim=1), is_stop_NT.int().argmax(dim=1) + 1, tokens_NT.shape[1])
-    rows, lengths = tokens_NT.tolist(), length_N.tolist()
-    return [row[:length] for row, length in zip(rows, lengths, strict=True)]
+    pairs = zip(tokens_NT.tolist(), length_N.tolist(), strict=True)
+    return [tokens[:length] for tokens, length in pairs]
 
 
 def _check(model: Any, ids: list[int], seen_SV: Tensor, steps: list[int], last: int) -> None:

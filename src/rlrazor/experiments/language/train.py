@@ -6,11 +6,13 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from rlrazor import processes
 from rlrazor.errors import RazorError, cause_of
 from rlrazor.experiments.language import tiny
 from rlrazor.experiments.language.config import (
@@ -96,10 +98,12 @@ class Trainer:
     report_to: str = "none"
 
     def __call__(self, spec: RunSpec, store: RunStore) -> Iterator[Checkpoint]:
-        """Measure the base (`base`), or fine-tune it as `spec` says."""
+        """Measure the base (`base`), or fine-tune it as `spec` says; of several processes the first alone measures."""
         compute.prepare_process()
         if spec.method != BASE:
             return self._finetune(spec, store)
+        if processes.rank() > 0:
+            return iter([])
         if self.base != TINY:
             return iter([Checkpoint(self._world(spec, store).reference.base_record(spec.run_id), {})])
         model = tiny.pretrain(spec.seed, steps=spec.params["pretrain_steps"])
@@ -146,8 +150,13 @@ class Trainer:
         method, _ = find_method(spec.method)
         base, task = world.base, world.task
         prompts = Prompts.of(task, world.splits.train[: params["train_prompts"] or None], base)
-        teacher = self._teacher(spec, store, world) if "teacher" in params else None
-        examples, counts = Source(task, prompts, base, teacher, spec.seed).examples(method)
+        processes.in_first(lambda: bool(world.reference))  # measured before the base has an adapter in it
+
+        def demonstrations() -> tuple[list[Any], dict[str, float]]:
+            teacher = self._teacher(spec, store, world) if "teacher" in params else None
+            return Source(task, prompts, base, teacher, spec.seed).examples(method)
+
+        examples, counts = processes.in_first(demonstrations)
         counts = {"prompts_too_long": float(prompts.too_long), **counts}
 
         if params["lora_rank"]:
@@ -160,7 +169,7 @@ class Trainer:
         total, per_epoch = count_steps(spec, len(examples)), steps_per_epoch(spec, len(examples))
         due = due_steps(spec, len(examples))
         progress = _Progress(store.folder / "training" / spec.run_id, keep=self.save_every is not None)
-        records = progress.records()
+        state, records = processes.in_first(lambda: (progress.state(), progress.records()))
         checkpoints = {record.step: Checkpoint(record, {}) for record in records}
 
         def at_step(step: int, policy: Any, measured: Mapping[str, float]) -> None:
@@ -175,10 +184,40 @@ class Trainer:
             texts = [encoding.decode(base.tokenizer, completion) for completion in completions]
             return score(task, [prompts.items[position] for position in positions], texts).values
 
-        settings = trainers.Settings(
+        settings = self._settings(spec, world, total, progress.folder)
+        try:
+            trainers.train(
+                method,
+                settings,
+                model,
+                base.tokenizer,
+                examples,
+                at_step,
+                reward=reward,
+                base=frozen,
+                resume=state,
+                progress=self.progress,
+            )
+            if self.keep_models:
+                folder = store.folder / "models" / spec.run_id
+                processes.in_first(lambda: _save_model(model, base.tokenizer, folder))
+        except DivergedError:
+            yield from checkpoints.values()
+            raise
+        finally:
+            if params["lora_rank"]:
+                model.unload()  # leaves the base as it was
+        yield from checkpoints.values()
+        processes.in_first(progress.clear)
+
+    def _settings(self, spec: RunSpec, world: "_World", steps: int, folder: Path) -> Any:
+        from rlrazor.experiments.language import trainers
+
+        params, base, task = spec.params, world.base, world.task
+        return trainers.Settings(
             lr=params["lr"],
             schedule=params["schedule"],
-            steps=total,
+            steps=steps,
             warmup_steps=params["warmup_steps"],
             batch_size=params["batch_size"],
             group_size=params["group_size"] or 1,
@@ -190,32 +229,9 @@ class Trainer:
             micro_batch=self.micro_batch,
             bf16=params["precision"] == "bf16",
             save_every=self.save_every,
-            folder=progress.folder,
+            folder=folder,
             report_to=self.report_to,
         )
-        try:
-            trainers.train(
-                method,
-                settings,
-                model,
-                base.tokenizer,
-                examples,
-                at_step,
-                reward=reward,
-                base=frozen,
-                resume=progress.state(),
-                progress=self.progress,
-            )
-            if self.keep_models:
-                _save_model(model, base.tokenizer, store.folder / "models" / spec.run_id)
-        except DivergedError:
-            yield from checkpoints.values()
-            raise
-        finally:
-            if params["lora_rank"]:
-                model.unload()  # leaves the base as it was
-        yield from checkpoints.values()
-        progress.clear()
 
     def _teacher(self, spec: RunSpec, store: RunStore, world: "_World") -> Any:
         taught = spec.params["teacher"]
@@ -234,8 +250,14 @@ class _World:
         self.task = replace(task, max_new_tokens=params["max_new_tokens"] or task.max_new_tokens)
         base.model.requires_grad_(False)
         self.splits = source.load()
-        test = Prompts.of(self.task, self.splits.test[: measured["test_prompts"]], base)
-        self.reference = Reference(base, self.task, test, suite, measured["kl_samples"], measured["scored"])
+        self.measured, self.suite = measured, suite
+
+    @cached_property
+    def reference(self) -> Reference:
+        """The base as checkpoints are compared with it. Only the process that measures asks for it."""
+        measured = self.measured
+        test = Prompts.of(self.task, self.splits.test[: measured["test_prompts"]], self.base)
+        return Reference(self.base, self.task, test, self.suite, measured["kl_samples"], measured["scored"])
 
 
 _last_world: dict[tuple[Any, ...], _World] = {}
