@@ -152,15 +152,24 @@ def test_what_is_no_causal_language_model_is_refused_in_a_sentence(
     assert "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize("half", [False, True])
-def test_weak_weights_do_not_hide_that_a_model_is_not_causal(half: bool) -> None:
-    """As a class initialises them: logits hardly depend on the context."""
+def test_weak_weights_do_not_hide_that_a_model_is_not_causal() -> None:
+    """As the class draws them logits hardly depend on the context."""
     torch.manual_seed(0)
     shape = architectures.shrunk(transformers.BertConfig())
-    shape.is_decoder, shape.initializer_range = False, 0.1 if half else 0.02
-    model = transformers.BertLMHeadModel(shape).eval()
+    shape.is_decoder, shape.initializer_range = False, 0.02
     with pytest.raises(RazorError, match="not causal"):
-        require_measurable(model.bfloat16() if half else model)
+        require_measurable(transformers.BertLMHeadModel(shape).eval())
+
+
+def test_half_precision_neither_hides_it_nor_is_taken_for_it() -> None:
+    encoder, decoder = (tiny("BertLMHeadModel", is_decoder=causal) for causal in (False, True))
+    mixture = tiny("Qwen3MoeForCausalLM")
+    with pytest.raises(RazorError, match="not causal"):
+        require_measurable(encoder.bfloat16())
+    require_measurable(decoder.bfloat16())
+    with torch.autocast("cpu", torch.bfloat16):
+        require_measurable(mixture)
+    require_measurable(mixture.bfloat16())
 
 
 def test_a_model_that_draws_in_evaluation_is_refused() -> None:

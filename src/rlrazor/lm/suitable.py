@@ -17,8 +17,9 @@ from rlrazor.lm.models import context_length, unwrapped
 from rlrazor.lm.sampling import apart, embedding_rows, read_alone, reason_of
 
 TOKENS = 6  # of the sequences that are read; the second half is exchanged
-# Of the logits' spread. All have one shape, so that only mixtures of experts round differently.
-TOLERANCE, HALF_TOLERANCE = 1e-4, 0.02
+# Of the logits' spread. All sequences have one shape, so that only mixtures of experts round differently. In half
+# precision that can send a token to another expert, hence there it is the position that changes least that counts.
+TOLERANCE, HALF_TOLERANCE = 1e-4, 0.1
 
 
 def require_measurable(model: Any, tokenizer: Any = None, prompts: Sequence[Sequence[int]] = ()) -> None:
@@ -52,8 +53,7 @@ def require_measurable(model: Any, tokenizer: Any = None, prompts: Sequence[Sequ
             raise RazorError(f"{name} does not give logits for each token, so it cannot be measured.")
         if not all(bool(logits.isfinite().all()) for logits, _ in read):
             return
-        tolerance = HALF_TOLERANCE if read[0][1] else TOLERANCE
-        _require_same(name, [logits[:half] for logits, _ in read], tolerance)
+        _require_same(name, [logits[:half] for logits, _ in read], in_half=read[0][1])
         kl.final_states(model, kl.Sequences([ids[:1]], [ids[1:]], [0]))
 
 
@@ -100,17 +100,20 @@ def _require_embeddings(model: Any, tokenizer: Any, prompts: Sequence[Sequence[i
         )
 
 
-def _require_same(name: str, logits: Sequence[Tensor], tolerance: float) -> None:
+def _require_same(name: str, logits: Sequence[Tensor], *, in_half: bool) -> None:
     """Logits of a sequence's first tokens, of the same again, before other tokens, and before zeros."""
-    true, again, others, padded = logits
-    if apart(again, true) > tolerance:
+    counts, tolerance = (min, HALF_TOLERANCE) if in_half else (max, TOLERANCE)
+    again, others, padded = (
+        counts(apart(*position) for position in zip(found, logits[0], strict=True)) for found in logits[1:]
+    )
+    if again > tolerance:
         raise RazorError(f"{name} gives other logits each time that it reads the same tokens, so it has no KL.")
-    if apart(others, true) > tolerance:
+    if others > tolerance:
         raise RazorError(
             f"{name} is not causal: a later token changes what it says of earlier ones. An encoder such as BERT is a "
             "language model only with `is_decoder=True` in its config, and if it was trained so."
         )
-    if apart(padded, true) > tolerance:
+    if padded > tolerance:
         raise RazorError(
             f"{name} takes token 0 for padding, and reads what comes before it differently, so it cannot be measured."
         )
