@@ -13,7 +13,7 @@ import pytest
 
 from laws import law_of
 from rlrazor.errors import RazorError
-from rlrazor.guard import processes
+from rlrazor.guard import ranks
 from rlrazor.guard.base_side import BaseSide
 from rlrazor.guard.law_file import LawFile
 from rlrazor.guard.outputs import KeptModel
@@ -85,11 +85,11 @@ def test_a_data_set_that_cannot_be_looked_into_is_trained_on(tmp_path: Path, cap
 
 
 def test_alone_everywhere_is_here() -> None:
-    assert processes.everywhere(lambda: 3) == [3]
-    assert processes.together(lambda: None) is None
+    assert ranks.everywhere(lambda: 3) == [3]
+    assert ranks.together(lambda: None) is None
     work: Callable[[], None] = boom
     with pytest.raises(TypeError, match="no such thing"):
-        processes.together(work)
+        ranks.together(work)
 
 
 SCRIPT = """
@@ -102,7 +102,7 @@ import torch
 torch.set_num_threads(1)
 from laws import law_of
 from rlrazor.errors import RazorError
-from rlrazor.guard import processes
+from rlrazor.guard import ranks
 from rlrazor.guard.base_side import BaseSide
 from rlrazor.guard.law_file import LawFile
 from rlrazor.guard.outputs import Log
@@ -122,7 +122,7 @@ def failing(place, rank):
     original = getattr(owner, name)
 
     def boom(*given, **named):
-        if processes.rank() == rank:
+        if ranks.rank() == rank:
             raise TypeError(f"{place} in {rank}")
         return original(*given, **named)
 
@@ -140,7 +140,7 @@ for rank in (0, 1, None):
         if place == "set-up":
             made = BaseSide.of
             def of(*given, **named):
-                if processes.rank() == rank:
+                if ranks.rank() == rank:
                     raise TypeError(f"set-up in {rank}")
                 return made(*given, **named)
             BaseSide.of = of
@@ -154,7 +154,7 @@ for rank in (0, 1, None):
             found[f"{place} {rank}"] = f"{type(error).__name__}: {error}"
         finally:
             repair()
-(out / f"found-{processes.rank()}.json").write_text(json.dumps(found))
+(out / f"found-{ranks.rank()}.json").write_text(json.dumps(found))
 """
 
 

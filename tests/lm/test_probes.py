@@ -243,3 +243,11 @@ def test_a_digest_bears_rounding_and_no_more() -> None:
         broken.lm_head.weight.fill_(torch.nan)
     with pytest.raises(NotFiniteError):
         base_digest(broken)
+
+
+def test_a_token_without_an_embedding_is_named() -> None:
+    small = tiny_llama(vocab=20)
+    with pytest.raises(RazorError, match=r"Prompt 2 has the token \d+ \('z'\), and the model has embeddings for 20"):
+        probes.of_prompts(small, TOKENIZER, ["ab", "az"], SETTINGS)
+    with pytest.raises(RazorError, match=r"Text 1 has the token \d+ \('z'\)"):
+        probes.of_generic(small, TOKENIZER, GenericText(texts=("zab",)), SETTINGS)

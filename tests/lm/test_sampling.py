@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import stats
 
-from rlrazor.lm.sampling import NotFiniteError, sample
+from rlrazor.lm.sampling import NotFiniteError, draw_some, sample
 from tiny_models import tiny_llama
 
 PROMPTS = [[2, 3, 4], [5], [6, 7, 8, 9, 10], [11, 12]]

@@ -31,7 +31,7 @@ from transformers import TrainerCallback
 
 from rlrazor.errors import RazorError
 from rlrazor.forecast import FORWARD, PROBE, Forecast
-from rlrazor.guard import processes, trackers
+from rlrazor.guard import ranks, trackers
 from rlrazor.guard.base_side import BaseSide, cautions_of, joined, kls_of, shortened
 from rlrazor.guard.law_file import LawFile
 from rlrazor.guard.outputs import LOG, Claim, KeptModel, Log, mark_checkpoint, rows_until
@@ -247,11 +247,11 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
         if _is_sharded(args, unwrapped(model)):
             raise _sharded()
         dataloader, told = kwargs.get("train_dataloader"), getattr(args, "chat_template_kwargs", None)
-        processes.together(lambda: self._say_what_is_wrong(dataloader, told))
+        ranks.together(lambda: self._say_what_is_wrong(dataloader, told))
         path = self._log_path(args)
-        earlier = processes.together(lambda: self._earlier(path, state.global_step))
-        earlier = processes.gather(earlier)[0]  # of the first process, which writes them
-        processes.together(lambda: self._begin_outputs(args, path, earlier, fresh=state.global_step == 0))
+        earlier = ranks.together(lambda: self._earlier(path, state.global_step))
+        earlier = ranks.gather(earlier)[0]  # of the first process, which writes them
+        ranks.together(lambda: self._begin_outputs(args, path, earlier, fresh=state.global_step == 0))
         self.last_seen = earlier[-1]["step"] if earlier else 0
         if self.every is None and earlier:
             self._plan(*(earlier[-1][name] for name in PLAN))
@@ -274,7 +274,7 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Say in the checkpoint whose it is: a folder may hold those of several runs."""
-        if processes.is_first() and self.claim is not None:
+        if ranks.is_first() and self.claim is not None:
             mark_checkpoint(
                 Path(args.output_dir) / f"checkpoint-{state.global_step}", self.claim.run, state.global_step
             )
@@ -295,7 +295,7 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
         side = (self.last if last else self.thin) or self.base
         assert side is not None
         start = time.perf_counter()
-        parts = self._or_else_off(state, lambda: processes.everywhere(lambda: self._measure(unwrapped(model), side)))
+        parts = self._or_else_off(state, lambda: ranks.everywhere(lambda: self._measure(unwrapped(model), side)))
         if parts is None:
             return
 
@@ -313,7 +313,7 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
             elif reading.within and self.kept is not None:
                 self.kept.save(unwrapped(model), processing_class, reading.as_json())
 
-        self._or_else_off(state, lambda: processes.together(act))
+        self._or_else_off(state, lambda: ranks.together(act))
 
     def _or_else_off(self, state: Any, work: Callable[[], T]) -> T | None:
         """Do what fails in all processes or in none; None, and no more measuring, where it fails.
@@ -344,7 +344,7 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
         model = unwrapped(model)
         if _is_sharded(args, model):
             raise _sharded()
-        processes.together(lambda: self._look_at_base(args, control, model, processing_class))
+        ranks.together(lambda: self._look_at_base(args, control, model, processing_class))
         self.setup_seconds = time.perf_counter() - start
 
     def _look_at_base(self, args: Any, control: Any, model: Any, processing_class: Any) -> None:
@@ -375,7 +375,7 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
                     self.generic,
                     self.settings,
                     cache_dir=self.cache_dir,
-                    share=(processes.rank(), processes.count()),
+                    share=(ranks.rank(), ranks.count()),
                 )
         except NotFiniteError as error:
             raise RazorError(
@@ -403,7 +403,7 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
         _say(f"[razor] the first prompt, as measured in {self.settings.precision}: {shortened(self.first_prompt)!r}")
         for caution in cautions_of(self.base.whole, self.prompts, self.generic, self.settings):
             _say(f"[razor] {caution}")
-        if not processes.is_first():
+        if not ranks.is_first():
             return
         try:
             forms = [encode(self.vocabulary, self.prompts, chat) for chat in {self.settings.chat, False}]
@@ -430,7 +430,7 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
 
     def _earlier(self, path: Path, step: int) -> list[dict[str, Any]]:
         """What the run has logged before it was resumed; raises RazorError where it was measured otherwise."""
-        if not processes.is_first():
+        if not ranks.is_first():
             return []
         earlier = rows_until(path, step, PLAN)
         for row in earlier:
@@ -444,7 +444,7 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
         return earlier
 
     def _begin_outputs(self, args: Any, path: Path, earlier: Sequence[Mapping[str, Any]], *, fresh: bool) -> None:
-        if not processes.is_first():
+        if not ranks.is_first():
             return
         assert self.claim is not None
         if earlier and "run" in earlier[-1]:
@@ -471,11 +471,11 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
 
         Half of what is allowed is for the last measurement, of as much of the probe as that pays for.
         """
-        seen = min(processes.everywhere(lambda: self.counter.remove() if self.counter else 0))
+        seen = min(ranks.everywhere(lambda: self.counter.remove() if self.counter else 0))
         allowed = OVERHEAD / 2 * self.training_cost * seen  # a step
         wanted = max(1, max_steps // MEASUREMENTS)
         if not allowed:
-            processes.together(lambda: self._plan(wanted, 1.0, 1.0))
+            ranks.together(lambda: self._plan(wanted, 1.0, 1.0))
             return
 
         def apart(share: float) -> float:
@@ -485,12 +485,12 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
                 assert self.base is not None
                 return MEASURING_COST * self.base.thinned(share).tokens / allowed
 
-            return max(processes.everywhere(own))
+            return max(ranks.everywhere(own))
 
         share = min(1.0, wanted / apart(1.0))
         # More than fifty measurements tell nothing more.
         every, last_share = max(math.ceil(apart(share)), math.ceil(max_steps / 50)), min(1.0, max_steps / apart(1.0))
-        processes.together(lambda: self._plan(every, share, last_share))
+        ranks.together(lambda: self._plan(every, share, last_share))
 
     def _plan(self, every: int, share: float, last_share: float) -> None:
         assert self.base is not None
@@ -544,7 +544,7 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
     # Acting
 
     def _report(self, args: Any, reading: Reading) -> None:
-        if not processes.is_first():
+        if not ranks.is_first():
             return
         assert self.log is not None
         assert self.claim is not None
@@ -636,5 +636,5 @@ def _say(text: str) -> None:
     """A line above the progress bar."""
     from tqdm.auto import tqdm
 
-    if processes.is_first():
+    if ranks.is_first():
         tqdm.write(text)

@@ -21,7 +21,7 @@ import torch
 
 from rlrazor.errors import RazorError
 from rlrazor.lm import compute, encoding, sampling
-from rlrazor.lm.adapters import adapter_disabled
+from rlrazor.lm.adapters import adapter_disabled, unwrapped
 from rlrazor.lm.kl import Sequences
 from rlrazor.lm.models import base_digest, context_length
 from rlrazor.lm.prompts import Prompt as Prompt
@@ -29,6 +29,7 @@ from rlrazor.lm.prompts import check_text, prompt_of
 from rlrazor.lm.prompts import encode as encode
 from rlrazor.lm.prompts import rendered as rendered
 from rlrazor.lm.representation import ids_of_texts, paragraphs
+from rlrazor.lm.suitable import require_embeddings
 from rlrazor.rows import read_located
 from rlrazor.seeding import seed_of
 
@@ -173,6 +174,7 @@ def of_prompts(
         raise RazorError("There are no prompts to measure on: give at least one, and better a hundred.")
     settings = settings.on(base)
     ids = encode(tokenizer, prompts, settings.chat)
+    require_embeddings(unwrapped(base), tokenizer, ids)
     limit = context_length(base) or float("inf")
     fitting = [prompt for prompt in ids if len(prompt) + settings.max_new_tokens <= limit]
     if not fitting:
@@ -208,6 +210,7 @@ def of_generic(
         single = replace(settings, samples=1)
         return of_prompts(base, tokenizer, generic.prompts, single, purpose=GENERIC, cache_dir=cache_dir)
     texts = [text for text in ids_of_texts(base, tokenizer, generic.texts) if len(text) > 1]
+    require_embeddings(unwrapped(base), tokenizer, texts, "Text")
     if not texts:
         raise RazorError("No text of the generic probe has two tokens or more, so there is nothing to measure.")
     return Sequences.texts(texts)

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from rlrazor.errors import RazorError
 from rlrazor.lm import compute, kl
-from rlrazor.lm.models import context_length, unwrapped
+from rlrazor.lm.adapters import unwrapped
+from rlrazor.lm.models import context_length
 from rlrazor.lm.sampling import apart, embedding_rows, read_alone, reason_of
 
 TOKENS = 6  # of the sequences that are read; the second half is exchanged
@@ -31,7 +32,7 @@ def require_measurable(model: Any, tokenizer: Any = None, prompts: Sequence[Sequ
     """
     model = unwrapped(model)
     _require_language_model(model)
-    _require_embeddings(model, tokenizer, prompts)
+    require_embeddings(model, tokenizer, prompts)
     name = type(_inner(model)).__name__
     count = min(TOKENS, context_length(model) or TOKENS)
     rows = embedding_rows(model) or 1000
@@ -80,7 +81,8 @@ def _require_language_model(model: Any) -> None:
         )
 
 
-def _require_embeddings(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]]) -> None:
+def require_embeddings(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], what: str = "Prompt") -> None:
+    """Raise RazorError for a token of a prompt (token ids) without an embedding, or an output that cannot be read."""
     rows = embedding_rows(model)
     if rows is None:
         return
@@ -89,7 +91,7 @@ def _require_embeddings(model: Any, tokenizer: Any, prompts: Sequence[Sequence[i
             if not 0 <= token < rows:
                 said = "" if tokenizer is None else f" ({tokenizer.convert_ids_to_tokens(token)!r})"
                 raise RazorError(
-                    f"Prompt {number} has the token {token}{said}, and the model has embeddings for {rows} tokens: "
+                    f"{what} {number} has the token {token}{said}, and the model has embeddings for {rows} tokens: "
                     "give the tokenizer that the model came with, or resize the model's embeddings to the tokenizer."
                 )
     outputs = getattr(model.get_output_embeddings(), "out_features", rows)

@@ -42,7 +42,7 @@ from rlrazor import objectives, processes
 from rlrazor.errors import RazorError
 from rlrazor.experiments.language.methods import Method
 from rlrazor.lm import compute, sampling
-from rlrazor.lm.models import unwrapped
+from rlrazor.lm.adapters import unwrapped
 from rlrazor.seeding import seed_of
 from rlrazor.sweep import DivergedError
 
