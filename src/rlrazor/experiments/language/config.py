@@ -13,7 +13,7 @@ from rlrazor.lm.prior import DEFAULT_TASKS
 from rlrazor.records import BASE, RunSpec
 
 EXPERIMENT = "language"
-RECIPE = 1  # goes into every spec: raise it when a change to this folder changes the bits of a run
+RECIPE = 2  # goes into every spec: raise it when a change to this folder changes the bits of a run
 
 TINY = "tiny"  # the base, and the prior suite, that need no download
 PRETRAIN_STEPS = 1200
