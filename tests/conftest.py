@@ -1,14 +1,30 @@
 """What every test shares."""
 
+import os
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 
 import pytest
 
 
+def pytest_report_header() -> str:
+    """What the guard's tests run with, of which there are two sets."""
+    found = []
+    for name in ("torch", "transformers", "accelerate", "peft", "trl"):
+        with suppress(PackageNotFoundError):
+            found.append(f"{name} {version(name)}")
+    return ", ".join(found)
+
+
 @pytest.fixture(autouse=True)
 def _one_trainer_after_another() -> Iterator[None]:
-    """Accelerate keeps the first trainer's precision for the whole process, and refuses another's."""
+    """Accelerate keeps the first trainer's precision for the whole process, and refuses another's.
+
+    Transformers before 5 also keeps it in the environment.
+    """
     yield
+    os.environ.pop("ACCELERATE_MIXED_PRECISION", None)
     if (accelerate := sys.modules.get("accelerate.state")) is not None:
         accelerate.AcceleratorState._reset_state(reset_partial_state=True)

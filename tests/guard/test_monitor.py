@@ -439,7 +439,7 @@ def test_two_processes_measure_what_one_does(tmp_path: Path) -> None:
             model = tiny_llama()
             config = SFTConfig(
                 output_dir=str(out), max_steps=3, per_device_train_batch_size=4, learning_rate=3e-3, bf16=False,
-                report_to="none", save_strategy="no", use_cpu=True, disable_tqdm=True, shuffle_dataset=False,
+                report_to="none", save_strategy="no", use_cpu=True, disable_tqdm=True,
             )
             trainer = SFTTrainer(
                 model, config, train_dataset=Dataset.from_list(ROWS), processing_class=char_tokenizer(),
@@ -455,7 +455,7 @@ def test_two_processes_measure_what_one_does(tmp_path: Path) -> None:
     subprocess.run([*run, script, tests, tmp_path / "two"], check=True, env=environment, capture_output=True)
     model = tiny_llama()
     whole = monitor(tmp_path, law_of(model, scale=20.0), every=1, budget=0.001, on_budget="stop")
-    sft(tmp_path / "one", [whole], model, max_steps=3, shuffle_dataset=False)
+    sft(tmp_path / "one", [whole], model, max_steps=3)
     one, two = (rows_of(tmp_path / name / "razor.jsonl") for name in ("one", "two"))
     assert len(one) == len(two) > 0
     for of_one, of_two in zip(one, two, strict=True):
@@ -465,6 +465,7 @@ def test_two_processes_measure_what_one_does(tmp_path: Path) -> None:
 
 
 def test_trackers_get_the_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     model = tiny_llama()

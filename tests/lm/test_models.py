@@ -260,7 +260,7 @@ def test_vocabularies_are_compared(tmp_path: Path) -> None:
 
 def write_gguf(path: Path, model: Any) -> None:
     """A tiny Llama as llama.cpp's converter writes it: float16 matrices, rotary dimensions interleaved."""
-    import gguf
+    gguf = pytest.importorskip("gguf")
 
     config = model.config
     writer = gguf.GGUFWriter(path, "llama")
@@ -317,6 +317,7 @@ def test_a_gguf_file_is_converted_once(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_a_conversion_that_fails_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("gguf")
     (tmp_path / "broken.gguf").write_bytes(b"GGUF but not really")
     with pytest.raises(RazorError, match="cannot be loaded"):
         models.load(tmp_path / "broken.gguf", cache_dir=tmp_path / "cache")

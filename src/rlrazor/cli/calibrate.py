@@ -3,7 +3,6 @@
 import argparse
 import json
 import math
-import os
 import shlex
 from dataclasses import replace
 from functools import partial
@@ -14,9 +13,11 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from rlrazor.cli.language import SETTINGS, add_running, add_source, needs_extra, trainer_of
+from rlrazor import cores
+from rlrazor.cli.language import SETTINGS, add_running, add_source, trainer_of
 from rlrazor.cli.printing import Subparsers, console_for_tables, human_seconds, options_of, print_plan
 from rlrazor.errors import RazorError
+from rlrazor.extras import needs_extra
 
 if TYPE_CHECKING:
     from rlrazor.experiments.language.config import Config
@@ -75,7 +76,7 @@ def add_to(commands: Subparsers) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the sweep, fit the law, write it, say what it is worth."""
-    needs_extra()
+    needs_extra("guard", "train", "eval")
     from rlrazor.experiments.language.config import TINY, parse_setting, resolve
     from rlrazor.experiments.language.evaluate import probe_settings
     from rlrazor.experiments.language.reproduce import Options, estimate, plan, reproduce
@@ -100,10 +101,10 @@ def run(arguments: argparse.Namespace) -> int:
     )
     if tiny and len(config.seeds) > 1:
         raise RazorError("Every seed of the tiny base is a base of its own, and a law belongs to one: give one seed.")
-    jobs = arguments.jobs if arguments.jobs is not None else (os.cpu_count() or 1 if tiny else 1)
+    jobs = arguments.jobs if arguments.jobs is not None else (cores.available() if tiny else 1)
     if jobs < 1:
         raise RazorError(f"--jobs must be at least 1, not {jobs}.")
-    trainer = trainer_of(arguments, config.base, config.task)
+    trainer = trainer_of(arguments, config.base, config.task, alone=jobs == 1)
     splits = trainer.task.load()
     if not tiny and "epochs" not in given and config.max_steps:
         config = replace(config, epochs=(_epochs(config, len(splits.train)),))

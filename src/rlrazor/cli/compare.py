@@ -13,9 +13,10 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
-from rlrazor.cli.language import needs_extra, stop_of
+from rlrazor.cli.language import stop_of
 from rlrazor.cli.printing import Subparsers, console_for_tables, options_of
 from rlrazor.errors import RazorError
+from rlrazor.extras import needs_extra
 from rlrazor.store import check_writable
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def add_to(commands: Subparsers) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Compare, write the page, print, and judge."""
-    needs_extra()
+    needs_extra("guard", *(("eval",) if arguments.prior else ()))
     limit = _limit(arguments)
     check_writable(arguments.out)  # first: it should not cost minutes
     from rlrazor.guard.compare import STEPS, Pair, PriorSuite, compare
@@ -79,7 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
     from rlrazor.lm import compute
     from rlrazor.lm.probes import ProbeSettings, default_cache, read_generic, read_prompts
 
-    compute.prepare_process()
+    compute.prepare_process(compute.threads_alone())
     compute.leave_progress_to_us()
     law = None if arguments.law is None else LawFile.load(arguments.law)
     own = {

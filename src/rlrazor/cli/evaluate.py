@@ -7,8 +7,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from rlrazor.cli.language import SETTINGS, add_source, needs_extra, source_of
+from rlrazor.cli.language import SETTINGS, add_source, source_of
 from rlrazor.cli.printing import Subparsers, console_for_tables, options_of, records_table
+from rlrazor.extras import needs_extra
 
 _OWN = ("max_new_tokens", "test_prompts", "kl_samples", "scored", "prior", "prior_limit")
 
@@ -35,10 +36,13 @@ def add_to(commands: Subparsers) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure and print."""
-    needs_extra()
+    needs_extra("guard", "eval")
     from rlrazor.experiments.language.config import parse_setting, resolve
     from rlrazor.experiments.language.evaluate import compare
+    from rlrazor.lm import compute
     from rlrazor.lm.probes import read_generic
+
+    compute.prepare_process(compute.threads_alone())
 
     given = {name: value for name in _OWN if (value := getattr(arguments, name)) is not None}
     given |= {"base": arguments.base or arguments.model, "task": arguments.task}

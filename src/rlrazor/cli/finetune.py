@@ -8,9 +8,10 @@ from pathlib import Path
 from rich.console import Console
 
 from rlrazor import processes
-from rlrazor.cli.language import SETTINGS, add_running, add_source, needs_extra, trainer_of
+from rlrazor.cli.language import SETTINGS, add_running, add_source, trainer_of
 from rlrazor.cli.printing import Subparsers, console_for_tables, human_seconds, options_of, records_table
 from rlrazor.errors import RazorError
+from rlrazor.extras import needs_extra
 
 # What a single run has of a sweep's settings.
 _OWN = (
@@ -57,7 +58,7 @@ def add_to(commands: Subparsers) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Train the one run, and print its checkpoints."""
-    needs_extra()
+    needs_extra("guard", "train", "eval")
     processes.join()
     from dataclasses import asdict, replace
 
@@ -70,7 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
     given |= {"methods": arguments.method, "seeds": arguments.seed, "base": arguments.base, "task": arguments.task}
     given |= {"iterations": "1", "batch_sizes": arguments.batch_size or "32", **own}
     config = resolve("tiny" if arguments.base == TINY else "paper", {k: parse_setting(k, v) for k, v in given.items()})
-    trainer = replace(trainer_of(arguments, config.base, config.task), keep_models=True, progress=True)
+    trainer = replace(trainer_of(arguments, config.base, config.task, alone=True), keep_models=True, progress=True)
     console = Console(stderr=True, quiet=processes.rank() > 0)
     with console.status("Loading the base and the task"):
         found = plan(config, trainer.task)

@@ -1,7 +1,6 @@
 """What `razor finetune`, `razor sweep` and `razor reproduce language` share: their options, and how they run."""
 
 import argparse
-import os
 import re
 import shlex
 from pathlib import Path
@@ -9,8 +8,10 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from rlrazor import cores
 from rlrazor.cli.printing import human_seconds, print_plan, print_results
 from rlrazor.errors import RazorError
+from rlrazor.extras import needs_extra
 from rlrazor.lm.encoding import check_stop
 
 if TYPE_CHECKING:
@@ -107,18 +108,6 @@ def add_sweep(parser: argparse.ArgumentParser, out: str) -> None:
     add_running(parser)
 
 
-def needs_extra() -> None:
-    """Raise RazorError where the libraries of the extra are missing."""
-    try:
-        import datasets  # noqa: F401
-        import lm_eval  # noqa: F401
-        import trl  # noqa: F401
-    except ImportError as error:
-        raise RazorError(
-            f"This needs the extra, and {error.name} is missing: pip install 'rlrazor[language]'."
-        ) from error
-
-
 def source_of(arguments: argparse.Namespace, task: str) -> "TaskSource":
     """Where the new task comes from."""
     from rlrazor.experiments.language.train import TaskSource
@@ -155,10 +144,17 @@ def stop_of(arguments: argparse.Namespace) -> tuple[str, ...]:
     return stop
 
 
-def trainer_of(arguments: argparse.Namespace, base: str, task: str) -> "Trainer":
-    """The trainer that a command's options describe."""
-    from rlrazor.experiments.language.train import Trainer
+def trainer_of(arguments: argparse.Namespace, base: str, task: str, *, alone: bool = False) -> "Trainer":
+    """The trainer that a command's options describe. `alone`: it has the machine to itself, and may use its cores.
 
+    The tiny base gains nothing by that, and stays the same to the bit.
+    """
+    from rlrazor.experiments.language.config import TINY
+    from rlrazor.experiments.language.train import Trainer
+    from rlrazor.lm import compute
+
+    threads = compute.threads_alone() if alone and base != TINY else compute.THREADS
+    compute.prepare_process(threads)
     for name in ("micro_batch", "save_every"):
         value = getattr(arguments, name)
         if value is not None and value < 1:
@@ -171,12 +167,13 @@ def trainer_of(arguments: argparse.Namespace, base: str, task: str) -> "Trainer"
         micro_batch=arguments.micro_batch,
         save_every=arguments.save_every,
         report_to=arguments.report_to,
+        threads=threads,
     )
 
 
 def run_sweep(arguments: argparse.Namespace, preset: str, out: Path) -> int:
     """Resolve the config, run the sweep, print its tables."""
-    needs_extra()
+    needs_extra("guard", "train", "eval")
     # Imported here: torch and TRL take seconds that `razor --version` should not.
     from rlrazor.experiments.grid import read_settings
     from rlrazor.experiments.language.config import TINY, parse_setting, resolve
@@ -186,7 +183,7 @@ def run_sweep(arguments: argparse.Namespace, preset: str, out: Path) -> int:
     given |= {name: value for name in SETTINGS if (value := getattr(arguments, name)) is not None}
     preset = given.pop("preset", None) or preset
     config = resolve(preset, {name: parse_setting(name, value) for name, value in given.items()})
-    jobs = arguments.jobs if arguments.jobs is not None else (os.cpu_count() or 1 if config.base == TINY else 1)
+    jobs = arguments.jobs if arguments.jobs is not None else (cores.available() if config.base == TINY else 1)
     if jobs < 1:
         raise RazorError(f"--jobs must be at least 1, not {jobs}.")
     trainer = trainer_of(arguments, config.base, config.task)

@@ -13,9 +13,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from rlrazor.cli.compare import dtype_of
-from rlrazor.cli.language import needs_extra
 from rlrazor.cli.printing import Subparsers, console_for_tables, options_of
 from rlrazor.errors import RazorError
+from rlrazor.extras import needs_extra
 
 if TYPE_CHECKING:
     from rlrazor.guard.law_file import LawFile
@@ -58,13 +58,14 @@ def add_to(commands: Subparsers) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Pick, and print."""
-    needs_extra()
+    measuring = arguments.base is not None or arguments.prompts is not None
+    if measuring:
+        needs_extra("guard")
     from rlrazor.guard.law_file import LawFile
     from rlrazor.guard.pick import pick
     from rlrazor.guard.run_folder import run_in
 
     law = None if arguments.law is None else LawFile.load(arguments.law)
-    measuring = arguments.base is not None or arguments.prompts is not None
     if measuring and (arguments.base is None or arguments.prompts is None or law is None):
         raise RazorError("To measure checkpoints, give all of --base, --prompts and --law.")
     columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), TimeRemainingColumn(compact=True))
@@ -123,7 +124,7 @@ def _measuring(
     from rlrazor.lm.probes import default_cache, read_prompts
     from rlrazor.lm.sampling import NotFiniteError
 
-    compute.prepare_process()
+    compute.prepare_process(compute.threads_alone())
     compute.leave_progress_to_us()
     asked = read_prompts(prompts)
     try:

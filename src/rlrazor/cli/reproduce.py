@@ -1,16 +1,17 @@
 """`razor reproduce parity-mnist`, `language` and `forecast`: whole experiments, from the data to the report."""
 
 import argparse
-import os
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from rlrazor import cores
 from rlrazor.cli import language
 from rlrazor.cli.printing import Subparsers, human_seconds, options_of, print_plan, print_results
 from rlrazor.errors import RazorError
+from rlrazor.extras import needs_extra
 
 if TYPE_CHECKING:
     pass
@@ -49,7 +50,7 @@ def add_to(commands: Subparsers) -> None:
     parity.add_argument(
         "--config", type=Path, metavar="FILE", help="a preset and settings of the grid as TOML, or a run's config.json"
     )
-    parity.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: the cores)")
+    parity.add_argument("--jobs", type=int, default=cores.available(), help="processes (default: the cores)")
     parity.add_argument("--data-dir", type=Path, metavar="DIR", help="where the IDX files lie, if you have them")
     parity.add_argument("--weights", choices=("none", "final", "all"), default="none", help="checkpoints to keep")
     parity.add_argument(
@@ -75,7 +76,7 @@ def add_to(commands: Subparsers) -> None:
     of_forecasts.add_argument("--seeds", help="seeds instead of the preset's, comma-separated")
     of_forecasts.add_argument("--families", default="parity-mnist,tiny", help="default: parity-mnist,tiny")
     of_forecasts.add_argument("--out", type=Path, metavar="DIR", help="run folder (default: runs/forecast-PRESET)")
-    of_forecasts.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: the cores)")
+    of_forecasts.add_argument("--jobs", type=int, default=cores.available(), help="processes (default: the cores)")
     of_forecasts.add_argument("--data-dir", type=Path, metavar="DIR", help="where the IDX files lie, if you have them")
     of_forecasts.add_argument("--dry-run", action="store_true", help="print the size of it; train nothing")
     of_forecasts.add_argument("--json", action="store_true", help="print the findings as JSON instead of tables")
@@ -99,10 +100,12 @@ def run_language(arguments: argparse.Namespace) -> int:
 
 def run_forecast(arguments: argparse.Namespace) -> int:
     """Run the sweeps of a preset, and test forecasts on them."""
-    language.needs_extra()
+    needs_extra("guard", "train", "eval")
     from rlrazor.experiments.forecast import TASKS, Options, estimate, grid_of, reproduce
     from rlrazor.experiments.language.config import parse_setting
+    from rlrazor.lm import compute
 
+    compute.prepare_process()
     seeds = None if arguments.seeds is None else parse_setting("seeds", arguments.seeds)
     grid = grid_of(arguments.preset, seeds)
     families = tuple(name.strip() for name in arguments.families.split(","))

@@ -24,9 +24,11 @@ import torch
 from torch import Tensor
 
 from rlrazor.errors import RazorError, cause_of, disk_error_in
+from rlrazor.extras import needs_package
 from rlrazor.lm import compute, hub
 from rlrazor.lm.adapters import adapter_disabled, unwrapped
 from rlrazor.lm.sampling import NotFiniteError
+from rlrazor.lm.versions import in_dtype
 
 # What a causal language model's class is called, or one that has its weights.
 _CAUSAL = re.compile(r"\w*(ForCausalLM|LMHeadModel|ForConditionalGeneration|(?<!Reward)(?<!Encoder)Model)")
@@ -84,7 +86,6 @@ def load(
     safetensors, no tokenizer, needs code of its own or is something else than a causal language model, and for
     weights that are not finite.
     """
-    from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from rlrazor.lm import suitable  # it needs this module
@@ -102,7 +103,7 @@ def load(
         )
     with _loading(source):
         model, info = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=DTYPES[dtype], use_safetensors=True, trust_remote_code=False, output_loading_info=True
+            folder, **in_dtype(DTYPES[dtype]), use_safetensors=True, trust_remote_code=False, output_loading_info=True
         )
         _require_all_weights(info)
         if has_tokenizer:
@@ -111,6 +112,8 @@ def load(
     if adapter is not None:
         adapter = Path(adapter).expanduser()
         check_adapter(adapter)
+        from peft import PeftModel
+
         with _loading(adapter), _without_peft_warning():
             # PEFT leaves at zero, with a warning, what a file lacks.
             warnings.filterwarnings("error", "Found missing adapter keys")
@@ -221,6 +224,7 @@ def check_adapter(source: str | Path) -> None:
 
     It shows before anything is loaded.
     """
+    needs_package("peft", "An adapter")
     folder = Path(source).expanduser()
     _require_safetensors(folder, source, _ADAPTER_WEIGHTS)
     with contextlib.suppress(OSError, ValueError, AttributeError):  # PEFT says what is wrong with its config
@@ -374,6 +378,7 @@ def _downloaded(repository: str) -> Path:
 
 def _converted(gguf: Path, cache: Path) -> Path:
     """The folder of float32 safetensors for a GGUF file, named after its content; made where it is not there yet."""
+    needs_package("gguf", "A GGUF file")
     with _loading(gguf), gguf.open("rb") as file:
         folder = cache / hashlib.file_digest(file, "sha256").hexdigest()[:16]
     if _is_whole(folder):
@@ -406,7 +411,7 @@ def _read_gguf(gguf: Path) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model, info = AutoModelForCausalLM.from_pretrained(
-        gguf.parent, gguf_file=gguf.name, dtype=torch.float32, output_loading_info=True
+        gguf.parent, gguf_file=gguf.name, **in_dtype(torch.float32), output_loading_info=True
     )
     _require_all_weights(info)
     # Transformers still takes them for quantised and will not save them.

@@ -40,6 +40,7 @@ import numpy as np
 import torch
 
 from rlrazor.errors import RazorError, cause_of, disk_error_in
+from rlrazor.extras import needs_extra
 from rlrazor.lm import compute, hub
 
 DEFAULT_TASKS = ("hellaswag", "truthfulqa_mc2", "mmlu", "ifeval", "winogrande", "humaneval")
@@ -235,6 +236,7 @@ def require_accuracies(found: Mapping[str, Metric] | Mapping[str, Score]) -> Non
 @contextmanager
 def _as_guest(data_mirror: Path | None) -> Iterator[tuple[Path | None, list[str]]]:
     """lm-eval kept quiet and off the net, the random states as before afterwards: the mirror, and its warnings."""
+    needs_extra("eval")
     mirror = None if data_mirror is None else data_mirror.expanduser().resolve()
     if mirror is not None and not mirror.is_dir():
         raise RazorError(f"There is no folder {data_mirror} to read the prior tasks from.")

@@ -83,7 +83,8 @@ class Trainer:
 
     `base`: "tiny", a hub id, a folder or a GGUF file. None of what follows `task` changes a result: `micro_batch`
     (sequences at a time), `save_every` (steps between states that an interrupted run resumes from), `weights` (which
-    checkpoints' to hand out), `keep_models` (each run's final policy goes into OUT/models), `progress` (a bar per run).
+    checkpoints' to hand out), `keep_models` (each run's final policy goes into OUT/models), `progress` (a bar per run);
+    nor, but for rounding, `threads` (of the process that it is called in).
     """
 
     base: str
@@ -96,10 +97,11 @@ class Trainer:
     weights: WeightsMode = "none"
     progress: bool = False
     report_to: str = "none"
+    threads: int = compute.THREADS
 
     def __call__(self, spec: RunSpec, store: RunStore) -> Iterator[Checkpoint]:
         """Measure the base (`base`), or fine-tune it as `spec` says; of several processes the first alone measures."""
-        compute.prepare_process()
+        compute.prepare_process(self.threads)
         if spec.method != BASE:
             return self._finetune(spec, store)
         if processes.rank() > 0:

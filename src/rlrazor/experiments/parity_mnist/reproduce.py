@@ -1,6 +1,5 @@
 """The whole experiment: data, base policies, the sweep, its table, the report. Running it again continues it."""
 
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -11,7 +10,7 @@ import polars as pl
 import torch
 from rich.console import Console
 
-from rlrazor import objectives, sweep, theory
+from rlrazor import cores, objectives, sweep, theory
 from rlrazor.experiments.parity_mnist import data, studies
 from rlrazor.experiments.parity_mnist.config import Config, sensitivity_variants
 from rlrazor.experiments.parity_mnist.evaluate import DRIFT
@@ -217,7 +216,7 @@ def estimate(config: Config, options: Options, analyses: Sequence[str] = (), rep
     evaluations = checkpoints - traced + 0.3 * traced
     bases = sum(spec.method == BASE for spec in specs)
     kept = {"none": 0, "final": len(specs), "all": checkpoints}[options.weights] + bases
-    seconds = (steps * step_seconds + evaluations * evaluation_seconds) / min(options.jobs, os.cpu_count() or 1)
+    seconds = (steps * step_seconds + evaluations * evaluation_seconds) / min(options.jobs, cores.available())
     return Estimate(
         runs=len(specs),
         trained=len(work),

@@ -1,0 +1,34 @@
+"""Optional dependencies: what each extra of pyproject.toml brings, and the sentence where it is missing."""
+
+from importlib.util import find_spec
+
+from rlrazor.errors import RazorError
+
+EXTRAS = {
+    "guard": ("transformers", "accelerate", "safetensors"),
+    "train": ("trl", "peft", "datasets"),
+    "eval": ("lm_eval", "math_verify"),
+}
+
+
+def needs_extra(*extras: str) -> None:
+    """Raise RazorError where a package of these extras is not installed. Imports none of them, which takes seconds."""
+    for extra in extras:
+        for package in EXTRAS[extra]:
+            if not _is_installed(package):
+                raise RazorError(
+                    f"This needs the extra [{extra}], and {package} is missing: pip install 'rlrazor[{extra}]'."
+                )
+
+
+def needs_package(package: str, what: str) -> None:
+    """Raise RazorError where a package that only `what` needs, the sentence's subject, is not installed."""
+    if not _is_installed(package):
+        raise RazorError(f"{what} needs the package {package}, which is not installed: pip install {package}.")
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        return find_spec(package) is not None
+    except ImportError:  # a finder that refuses it
+        return False

@@ -1,0 +1,143 @@
+"""What can be installed, and what works without the rest."""
+
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Collection
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+from rlrazor import extras
+from rlrazor.errors import RazorError
+
+ROOT = Path(__file__).parents[1]
+ENVIRONMENTS = {".venv": "requirements-dev.txt", ".venv-compat": "requirements-compat.txt"}  # that the Makefile makes
+
+
+def pins(requirements: str) -> dict[str, str]:
+    """Version by name, of a file and those it includes."""
+    text = (ROOT / requirements).read_text()
+    found = dict(re.findall(r"^([\w.-]+)==(\S+)", text, flags=re.MULTILINE))
+    for included in re.findall(r"^-r (\S+)", text, flags=re.MULTILINE):
+        found |= pins(included)
+    return found
+
+
+@pytest.mark.skipif(Path(sys.prefix).name not in ENVIRONMENTS, reason="not an environment that the Makefile made")
+def test_the_environment_is_what_its_file_pins() -> None:
+    """A newer library that leaked into the old environment would be tested instead."""
+    wanted = pins("requirements.txt") | pins(ENVIRONMENTS[Path(sys.prefix).name])
+    assert {name: version(name).partition("+")[0] for name in wanted} == wanted
+
+
+def test_the_lower_bounds_of_the_guard_are_tested() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    bounds = dict(
+        re.findall(r"^([\w-]+)>=([\d.]+)", "\n".join(project["optional-dependencies"]["guard"]), re.MULTILINE)
+    )
+    tested = pins("requirements-compat.txt")
+    assert set(bounds) == set(extras.EXTRAS["guard"])
+    for name, bound in bounds.items():
+        assert re.fullmatch(rf"{re.escape(bound)}(\.0)*", tested[name])
+
+
+GUARDED = """
+import json
+from pathlib import Path
+
+import torch
+from transformers import Trainer, TrainingArguments
+
+from laws import GENERIC, PROMPTS, SETTINGS, law_of
+from rlrazor.cli import main
+from rlrazor.guard import ForgettingMonitor
+from tiny_models import char_tokenizer, saved, tiny_llama
+
+base = tiny_llama()
+saved(Path("base"), base, char_tokenizer())
+law = law_of(base, scale=20.0)
+law.save(Path("law.json"))
+Path("prompts.txt").write_text("\\n".join(PROMPTS))
+monitor = ForgettingMonitor(PROMPTS, law, every=2, cache_dir=Path("cache"))
+config = TrainingArguments(
+    "run", max_steps=4, per_device_train_batch_size=4, learning_rate=3e-3, save_steps=2, logging_steps=2,
+    report_to="none", use_cpu=True, disable_tqdm=True,
+)
+ids = [{"input_ids": torch.arange(2, 10), "labels": torch.arange(2, 10)} for _ in range(8)]
+trainer = Trainer(base, config, train_dataset=ids, processing_class=char_tokenizer(), callbacks=[monitor])
+trainer.train()
+pair = ["compare", "base", "run/checkpoint-4", "--prompts", "prompts.txt", "--law", "law.json"]
+measured = ["--base", "base", "--prompts", "prompts.txt", "--law", "law.json", "--metric", "loss", "--budget", "0.9"]
+codes = [main([*pair, "--json"]), main(["pick", "run", *measured])]
+Path("adapter").mkdir()
+Path("adapter/adapter_config.json").write_text("{}")
+Path("model.gguf").touch()
+for more in (
+    ["compare", "base", "adapter", "--prompts", "prompts.txt"],
+    ["compare", "model.gguf", "base", "--prompts", "prompts.txt"],
+    [*pair, "--prior", "winogrande"],
+    ["evaluate", "base", "--task", "letters"],
+    ["calibrate", "base", "--prompts", "prompts.txt"],
+    ["finetune", "base", "--task", "letters", "--lr", "1e-4"],
+    ["sweep", "--base", "tiny"],
+    ["reproduce", "language"],
+    ["reproduce", "forecast"],
+):
+    codes.append(main(more))
+steps = [reading.step for reading in monitor.readings]
+Path("found.json").write_text(json.dumps([codes, steps, monitor.readings[-1].kl["kl_forward"].mean]))
+"""
+
+
+def site_without(missing: Collection[str], folder: Path) -> list[str]:
+    """A path like ours but for some packages."""
+    folder.mkdir()
+    for site in dict.fromkeys(path for path in sys.path if Path(path).name in ("site-packages", "shared")):
+        for installed in Path(site).iterdir():
+            name = re.split(r"[-.]", installed.name)[0].lower()
+            if name not in missing and not (folder / installed.name).exists():
+                (folder / installed.name).symlink_to(installed)
+    return [str(ROOT / "tests"), str(ROOT / "src"), str(folder)]
+
+
+def test_the_guard_needs_no_more_than_its_extra(tmp_path: Path) -> None:
+    missing = ("trl", "peft", "datasets", "lm_eval", "math_verify", "gguf", "evaluate")
+    path = site_without(missing, tmp_path / "site")
+    script = f"import sys; sys.path += {path}\n" + GUARDED
+    line = [sys.executable, "-I", "-S", "-c", script]  # nothing but the standard library and that
+    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    codes, steps, kl = json.loads((tmp_path / "found.json").read_text())
+    assert codes == [0, 0] + [2] * 9
+    assert steps == [2, 4]
+    compared = json.loads(done.stdout[done.stdout.index('{\n  "base"') :].rpartition("}")[0] + "}")
+    assert compared["kl"]["kl_forward"]["mean"] == pytest.approx(kl, rel=1e-3)
+    said = [line for line in done.stderr.splitlines() if line.startswith("razor: ")]
+    assert said == [
+        "razor: An adapter needs the package peft, which is not installed: pip install peft.",
+        "razor: A GGUF file needs the package gguf, which is not installed: pip install gguf.",
+        *["razor: This needs the extra [eval], and lm_eval is missing: pip install 'rlrazor[eval]'."] * 2,
+        *["razor: This needs the extra [train], and trl is missing: pip install 'rlrazor[train]'."] * 5,
+    ]
+
+
+class Refuses:
+    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
+        if name == "accelerate":
+            raise ModuleNotFoundError(name)
+
+
+@pytest.mark.parametrize("refused", [False, True])
+def test_the_guards_own_packages_are_asked_for(refused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In either way in which they can be kept away."""
+    if refused:
+        monkeypatch.delitem(sys.modules, "accelerate", raising=False)
+        monkeypatch.setattr(sys, "meta_path", [Refuses(), *sys.meta_path])
+    else:
+        monkeypatch.setitem(sys.modules, "accelerate", None)
+    with pytest.raises(RazorError, match=r"extra \[guard\], and accelerate is missing: pip install 'rlrazor\[guard\]'"):
+        extras.needs_extra("guard")
