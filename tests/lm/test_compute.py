@@ -88,7 +88,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     law_of(tiny_llama()).save(tmp_path / "law.json")
     checkpoint = tmp_path / "run" / "checkpoint-1"
-    checkpoint.mkdir(parents=True)
+    tiny_llama().save_pretrained(checkpoint)
     (checkpoint / "trainer_state.json").write_text(
         json.dumps({"log_history": [{"step": 1, "epoch": 1.0, "loss": 2.0}]})
     )
