@@ -46,6 +46,7 @@ from rlrazor.lm.models import context_length
 from rlrazor.lm.sampling import NotFiniteError
 
 TOKEN_BUDGET = 4096  # tokens a forward pass, padding included: 0.1 GB of activations at D = 576, 1 GB at D = 2048
+SAMPLED = 1 << 16  # values of a shared head that are watched
 TILE_ROWS, TILE_COLUMNS = 256, 2048  # two such float32 tiles, 2 MB each, stay in a core's cache
 
 Floats = NDArray[np.float64]
@@ -179,19 +180,19 @@ class Probe:
         self.precision = precision or compute.precision_of(model)
         with nullcontext() if adapted else adapter_disabled(model):
             self.states, head = final_states(model, sequences, token_budget, self.precision)
-        self._checksum: tuple[float, ...] | None = None  # of a head that is shared
+        self._sample: Tensor | None = None  # of a head that is shared
         self._head: Head
         if beside is not None:
-            self._head, self._checksum = beside._head, beside._checksum
+            self._head, self._sample = beside._head, beside._sample
         elif is_adapted(model) and head.is_frozen:
-            self._head, self._checksum = head, head.checksum()
+            self._head, self._sample = head, head.sample()
         else:  # it may have changed by the time it is compared with
             self._head = head.copied()
 
     @property
     def head(self) -> "Head":
         """The LM head as it was. Raises RazorError where it is shared with the model, and the model's has changed."""
-        if self._checksum is not None and self._head.checksum() != self._checksum:
+        if self._sample is not None and not torch.equal(self._head.sample(), self._sample):
             raise RazorError(
                 "The model's LM head has changed, which was frozen under the adapter when the base was measured: the "
                 "base is gone. Name the head among modules_to_save, or leave it frozen."
@@ -291,12 +292,13 @@ class Head:
         """Whether nothing of it is trained, as things stand."""
         return not self.weight.requires_grad and (self.bias is None or not self.bias.requires_grad)
 
-    @torch.no_grad()
-    def checksum(self) -> tuple[float, ...]:
-        """Of all its numbers: no training leaves it as it was."""
+    def sample(self) -> Tensor:
+        """Evenly spaced values of it, SAMPLED at most: no training leaves all of them as they were."""
         parts = [self.weight] if self.bias is None else [self.weight, self.bias]
-        sums = [(part.sum(dtype=torch.float64), part.abs().sum(dtype=torch.float64)) for part in parts]
-        return tuple(value.item() for pair in sums for value in pair)
+        flat = [part.detach().flatten() for part in parts]
+        places = [np.linspace(0, len(part) - 1, min(len(part), SAMPLED)).astype(np.int64) for part in flat]
+        chosen = [part[torch.from_numpy(at).to(part.device)] for part, at in zip(flat, places, strict=True)]
+        return torch.cat([values.cpu() for values in chosen])
 
     def copied(self) -> "Head":
         """One of its own memory."""
