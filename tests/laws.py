@@ -1,5 +1,6 @@
 """A law for the tests: fitted to made-up runs, of any base."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -43,7 +44,7 @@ def law_of(base: Any, *, runs: int = 10, scale: float = 1.0) -> LawFile:
         prior={"arithmetic": 0.9},
         forecaster=forecast.fit_forecaster(renamed, ("kl_probe",), 0.9),
         choice=forecast.choose(made_up(runs).rename({"run": "trajectory"})),  # where the law bends, whatever the scale
-        settings=SETTINGS,
+        settings=replace(SETTINGS, precision="float32"),
         generic=GENERIC,
         prompts_hash=content_hash(PROMPTS),
         prompts_count=len(PROMPTS),

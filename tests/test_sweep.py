@@ -57,6 +57,14 @@ def test_a_short_constant_run_is_the_beginning_of_the_long_one(store: RunStore, 
     assert store.read(short).records[0].new == store.read(long).records[0].new
 
 
+def test_several_runs_at_a_time_are_refused_under_torchrun(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(RazorError, match="torchrun"):
+        sweep.run([spec(), spec(epochs=2)], train, store, jobs=2)
+    assert trained(store) == []
+
+
 def test_only_what_is_missing_is_trained(store: RunStore) -> None:
     first, second = spec(lr=0.1), spec(lr=0.2)
     sweep.run([first], train, store)

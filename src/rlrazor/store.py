@@ -19,7 +19,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import polars as pl
 from safetensors import SafetensorError
 
+from rlrazor import processes
 from rlrazor.errors import RazorError
 from rlrazor.records import SCHEMA_VERSION, Record, RunSpec
 
@@ -71,8 +72,15 @@ class RunStore:
         """Make the folder, hold its lock, and clear what a killed process left half-written.
 
         Raises RazorError when the folder cannot be written or another process is writing to it. The kernel drops the
-        lock with the process, so none is left behind by `kill -9`.
+        lock with the process, so none is left behind by `kill -9`. Of several processes of one run the first holds it
+        for all.
         """
+        with ExitStack() as held:
+            processes.in_first(lambda: held.enter_context(self._locked()))
+            yield
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
         with _clear_io_errors(self.folder):
             self.runs.mkdir(parents=True, exist_ok=True)
             lock = (self.folder / ".lock").open("w")

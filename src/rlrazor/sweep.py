@@ -17,7 +17,7 @@ from multiprocessing.connection import wait as wait_for_handles
 from pathlib import Path
 from typing import Any, Protocol
 
-from rlrazor import interrupts
+from rlrazor import interrupts, processes
 from rlrazor.errors import RazorError
 from rlrazor.records import Record, RunSpec
 from rlrazor.store import Checkpoint, RunStore, WeightsMode
@@ -75,10 +75,13 @@ def run(
 ) -> None:
     """Train what is missing of `specs` and store it. Results do not depend on `jobs` or on interruptions.
 
-    `train(spec, store)` yields a checkpoint at a time, is deterministic, and must be picklable when `jobs` > 1.
-    Raises RazorError when a run cannot be stored or a worker dies; what was finished stays.
+    `train(spec, store)` yields a checkpoint at a time, is deterministic, and must be picklable when `jobs` > 1. Under
+    torchrun all processes train, and the first alone stores what it was handed. Raises RazorError when a run cannot be
+    stored or a worker dies; what was finished stays.
     """
-    work = trajectories(missing(specs, store, weights))
+    if jobs > 1 and processes.count() > 1:
+        raise RazorError("Several runs at a time do not go with torchrun, which shares each: use one of the two.")
+    work = processes.in_first(lambda: trajectories(missing(specs, store, weights)))
     if not work:
         return
     if jobs == 1:
@@ -109,6 +112,8 @@ def _train_and_store(
                 report(longest, checkpoint.record)
     except DivergedError as error:
         diverged = error
+    if processes.rank() > 0:
+        return
     seconds = time.perf_counter() - start
     for spec in trajectory.specs:
         length = spec.params.get("epochs")

@@ -59,6 +59,24 @@ def test_a_law_is_of_the_runs_and_keeps_their_data() -> None:
     assert forecast.fit_forecaster(again, ("kl_probe",), 0.9) == law.forecaster
 
 
+def test_the_noise_of_scores_is_that_of_all_tasks_or_not_known() -> None:
+    table = table_of(made_up(10))
+
+    def noise(**base: float | None) -> float | None:
+        columns = {name: pl.when(pl.col("method") == "base").then(pl.lit(value)) for name, value in base.items()}
+        return calibrate.fit(table.with_columns(prior_b=pl.lit(0.5), **columns), BASE).noise
+
+    assert noise(prior_stderr=0.05, prior_a_stderr=0.06, prior_b_stderr=0.08) == pytest.approx(0.05 * 2**0.5)
+    # Where nothing has a standard error, or a table of an earlier version counts a task that has none as exact.
+    assert noise(prior_stderr=None) is None
+    assert noise(prior_stderr=0.03, prior_a_stderr=0.06) is None
+    assert noise(prior_stderr=0.0) is None
+    assert noise(prior_stderr=0.0, prior_a_stderr=0.0, prior_b_stderr=0.0) == 0
+    unknown = calibrate.fit(table.drop("prior_stderr"), BASE)
+    assert unknown.noise is None
+    assert any("noise of the prior scores is not known" in one for one in calibrate.warnings_of(unknown, table))
+
+
 def test_what_a_law_is_not_worth_is_said() -> None:
     few = table_of(made_up(4).with_columns(method=pl.lit("sft")))
     said = calibrate.warnings_of(calibrate.fit(few, BASE), few)
@@ -114,7 +132,7 @@ def test_the_command_makes_a_law_of_a_users_own_data(
     assert len(law.forecaster.left_out) == 4
     law.check(load(base).model, tokenizer)
     assert law.generic.texts == GENERIC.texts
-    assert law.settings == probes.ProbeSettings(4, 1, (), True)
+    assert law.settings == probes.ProbeSettings(4, 1, (), True, "float32")
     prompts = probes.read_prompts(out / "prompts.jsonl")
     assert law.prompts_count == len(prompts) == 6
     assert law.prompts_hash == probes.content_hash(prompts)
@@ -151,6 +169,16 @@ def test_the_command_makes_a_law_of_a_users_own_data(
     for more, updates in (([], 100), (["--max-steps", "37"], 37), (["--epochs", "1"], len(trained_on) // 4)):
         assert main([*some, *more, "--dry-run", "--json"]) == 0
         assert json.loads(capfd.readouterr().out)["estimate"]["steps"] == 4 * updates
+    # In half precision it is another law, of other runs, for models that compute so.
+    with pytest.raises(RazorError, match="to be measured in float32, and the model's weights are bfloat16"):
+        law.check(load(base, dtype="bfloat16").model, tokenizer)
+    in_half = [*command, "--dtype", "bfloat16", "--lora-rank", "2", "--out", str(tmp_path / "half")]
+    assert main(in_half) == 0
+    other = LawFile.load(tmp_path / "half" / "law.json")
+    assert other.settings.precision == "bfloat16"
+    assert len(other.forecaster.left_out) == 4
+    for dtype in ("bfloat16", "float32"):
+        other.check(load(base, dtype=dtype).model, tokenizer)
 
 
 def test_the_figure_shows_the_law_and_what_it_is_worth() -> None:
@@ -194,7 +222,9 @@ def test_calibration_that_makes_no_sense_is_refused(tmp_path: Path, capfd: pytes
         (["tiny", "--task", "letters", "--seeds", "0,1"], "a base of its own"),
         (["tiny", "--task", "letters", "--level", "2"], "fraction of 1"),
         (["tiny", "--task", "letters", "--jobs", "0"], "at least 1"),
-        (["tiny", "--prompts", str(rows)], "A row has no completion"),
+        (["tiny", "--task", "letters", "--dtype", "bfloat16"], "has float32 weights"),
+        (["hub/model", "--task", "letters", "--dtype", "float8"], "Unknown dtype 'float8'"),
+        (["tiny", "--prompts", str(rows)], "line 1: it has no completion"),
     ):
         assert main(["calibrate", *options, "--out", str(tmp_path / "out")]) == 2
         assert message in capfd.readouterr().err

@@ -10,16 +10,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tokenizers import pre_tokenizers
+from tokenizers import pre_tokenizers, processors
 
 from laws import GENERIC, PROMPTS, SETTINGS, law_of
+from own_tasks import SCORES, metric, own_task
 from rlrazor import drift
 from rlrazor.cli import main
+from rlrazor.cli.compare import as_json
 from rlrazor.errors import RazorError
+from rlrazor.guard import compare as guard_compare
 from rlrazor.guard import comparison_page
 from rlrazor.guard.compare import Completion, Pair, PriorSuite, _changes, compare, pieces
-from rlrazor.lm import kl, models, probes, representation
-from rlrazor.lm.models import LanguageModel, add_lora, load, weights_of
+from rlrazor.lm import kl, models, prior, probes, representation
+from rlrazor.lm.adapters import AdaptedWeights, weights_of
+from rlrazor.lm.models import LanguageModel, add_lora, load
 from tiny_models import char_tokenizer, saved, tiny_llama
 
 TOKENIZER = char_tokenizer()
@@ -156,29 +160,142 @@ def test_a_law_forecasts_and_the_exit_code_judges(
     assert "Forecast: the prior score drops" in page
 
 
-def test_the_truth_is_measured_beside_it(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from rlrazor.lm import prior
-
-    asked: list[tuple[str, ...]] = []
+def scoring(monkeypatch: pytest.MonkeyPatch, *found: dict[str, prior.Score]) -> None:
+    """Evaluate gives these scores, of the base and then of the tuned model."""
+    left = list(found)
 
     def scores(model: Any, tokenizer: Any, tasks: Any, **options: Any) -> prior.PriorScores:
-        asked.append(tuple(tasks))
-        assert options["limit"] == 7
-        first = len(asked) == 1
-        found = {"a": (0.8, 0.03) if first else (0.5, 0.04), "b": (0.6, None) if first else (0.7, None)}
-        return prior.PriorScores(
-            {name: prior.Score(*values, n=7, metric="acc", version="1") for name, values in found.items()}
-        )
+        assert (tuple(tasks), options["limit"]) == (tuple(left[0]), 7)
+        return prior.PriorScores(left.pop(0), ["3 inputs were cut."])
 
     monkeypatch.setattr(prior, "evaluate", scores)
-    found = compare(
-        pair(folders, "tuned"), PROMPTS, generic=GENERIC, settings=SETTINGS, suite=PriorSuite(("a", "b"), limit=7)
-    )
-    assert asked == [("a", "b"), ("a", "b")]
+
+
+def score(value: float, stderr: float | None, metric: str = "acc", higher: bool = True) -> prior.Score:
+    return prior.Score(value, stderr, 7, metric, "1", higher)
+
+
+def measured(folders: Path, *tasks: str) -> Any:
+    suite = PriorSuite(tasks, limit=7)
+    return compare(pair(folders, "tuned"), PROMPTS, generic=GENERIC, settings=SETTINGS, suite=suite)
+
+
+def test_the_truth_is_measured_beside_it(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {"a": score(0.8, 0.03), "b": score(0.6, 0.06)}
+    scoring(monkeypatch, before, {"a": score(0.5, 0.04), "b": score(0.7, 0.08)})
+    found = measured(folders, "a", "b")
     assert found.truth is not None
+    assert found.truth.base == {"a": 0.8, "b": 0.6}
+    assert found.truth.tuned == {"a": 0.5, "b": 0.7}
     assert found.truth.drop == found.drop == pytest.approx(0.1)
-    assert found.truth.stderr == pytest.approx(0.05 / 2)
-    assert "Measured: it drops by 10.0 ± 2.5 points" in comparison_page.verdict(found)
+    assert found.truth.stderr == pytest.approx(np.hypot(0.05, 0.1) / 2)
+    assert "Measured: it drops by 10.0 ± 5.6 points" in comparison_page.verdict(found)
+    assert found.notes.count("3 inputs were cut.") == 1
+
+
+def test_a_standard_error_that_is_not_known_is_not_shown(
+    folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scoring(monkeypatch, {"a": score(0.8, 0.03), "b": score(0.6, None)}, {"a": score(0.5, 0.04), "b": score(0.7, 0.1)})
+    found = measured(folders, "a", "b")
+    assert found.truth.stderr is None
+    assert found.truth.tasks["a"].stderr == pytest.approx(0.05)
+    assert "Measured: it drops by 10.0 points" in comparison_page.verdict(found)
+    assert any("no standard error: lm-eval gives none for b" in note for note in found.notes)
+    page = comparison_page.write_page(found, tmp_path / "page.html").read_text()
+    assert "Mean drop of the scores that are fractions of 1: 10.0 points." in page
+    assert as_json(found)["truth"]["stderr"] is None
+
+
+def test_a_drop_is_how_much_worse_in_the_scores_own_unit(
+    folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {
+        "up": score(0.8, 0.0),
+        "down": score(0.2, 0.0, "error_rate", higher=False),
+        "ppl": score(12.5, 0.1, "word_perplexity", higher=False),
+        "brier": score(0.88, None, "brier_score", higher=False),
+    }
+    after = {
+        "up": score(0.7, 0.0),
+        "down": score(0.5, 0.0, "error_rate", higher=False),
+        "ppl": score(14.0, 0.1, "word_perplexity", higher=False),
+        "brier": score(0.89, None, "brier_score", higher=False),
+    }
+    scoring(monkeypatch, before, after)
+    found = measured(folders, *before)
+    drops = {name: task.drop for name, task in found.truth.tasks.items()}
+    assert drops == pytest.approx({"up": 0.1, "down": 0.3, "ppl": 1.5, "brier": 0.01})
+    # The mean is over fractions of 1 alone.
+    assert found.truth.drop == pytest.approx(0.2)
+    assert found.truth.stderr == 0
+    assert any("left out of the mean drop: ppl (word_perplexity), brier (brier_score)." in note for note in found.notes)
+    page = comparison_page.write_page(found, tmp_path / "page.html").read_text()
+    for row in (
+        ("up", "acc, more is better", "80.0 %", "70.0 %", "10.0 points"),
+        ("down", "error_rate, less is better", "20.0 %", "50.0 %", "30.0 points"),
+        ("ppl", "word_perplexity, less is better", "12.5", "14", "1.5"),
+        ("brier", "brier_score, less is better", "0.88", "0.89", "0.01"),
+    ):
+        assert f"<tr><th>{row[0]}</th>" + "".join(f"<td>{cell}</td>" for cell in row[1:]) + "</tr>" in page
+    listed = as_json(found)["truth"]["tasks"]["ppl"]
+    assert (listed["metric"], listed["higher_is_better"], listed["fraction"]) == ("word_perplexity", False, False)
+    assert listed["drop"] == pytest.approx(1.5)
+
+
+def test_a_score_without_a_fraction_is_not_judged(
+    folders: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["compare", str(folders / "base"), str(folders / "tuned"), "--prompts", str(folders / "prompts.txt")]
+    command += ["--out", str(tmp_path / "page.html"), "--max-new-tokens", "6", "--no-chat", "--prior-limit", "7"]
+    brier = own_task(tmp_path, metric("brier_score", "false", "brier_score"), "brier")
+    # Known beforehand, before a model is loaded.
+    with monkeypatch.context() as patch:
+        patch.setattr(guard_compare, "load", lambda *_, **__: pytest.fail("loaded"))
+        assert main([*command, "--prior", brier, "--fail-above", "0"]) == 2
+    assert "and there is none: " + brier + " by brier_score." in capfd.readouterr().err
+    # Known by its values alone.
+    points = own_task(tmp_path, metric("points", "true"), "points", SCORES + "{'points': 40.0}")
+    assert main([*command, "--prior", points, "--fail-above", "0"]) == 2
+    assert "by points." in capfd.readouterr().err
+    assert not (tmp_path / "page.html").exists()
+    # With a law the forecast is judged, and the score shown.
+    law = ["--law", str(folders / "law.json"), "--prior", brier, "--fail-above", "0.9"]
+    assert main([*command[:4], *command[4:6], str(tmp_path / "page.html"), *law]) == 0
+    printed = " ".join(capfd.readouterr().out.split())
+    assert "brier_score, less is better" in printed
+    assert "Forecast: the prior score drops" in printed
+    assert "Measured" not in printed
+
+
+@pytest.mark.parametrize("direction", ["true", "false"])
+def test_a_worse_model_is_above_the_limit_whichever_direction_is_better(
+    folders: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, direction: str
+) -> None:
+    task = own_task(tmp_path, metric("rate", direction), code=SCORES + "{'rate': 0.5}")
+    higher = direction == "true"
+    worse = 0.4 if higher else 0.6
+    command = ["compare", str(folders / "base"), str(folders / "tuned"), "--prompts", str(folders / "prompts.txt")]
+    command += ["--out", str(tmp_path / "page.html"), "--max-new-tokens", "6", "--no-chat", "--prior-limit", "7"]
+    command += ["--prior", task, "--fail-above", "0.05", "--json"]
+    for first, second, code in ((0.5, worse, 1), (worse, 0.5, 0)):
+        scoring(monkeypatch, {task: score(first, 0.01, "rate", higher)}, {task: score(second, 0.01, "rate", higher)})
+        assert main(command) == code
+        assert json.loads(capfd.readouterr().out)["truth"]["drop"] == pytest.approx(0.1 if code else -0.1)
+
+
+def test_a_tuned_model_without_a_tokenizer_takes_the_bases(folders: Path, tmp_path: Path) -> None:
+    shutil.copytree(folders / "tuned", tmp_path / "tuned")
+    for file in tmp_path.glob("tuned/*token*"):
+        file.unlink()
+    whole = compare(pair(folders, "tuned"), PROMPTS, generic=GENERIC, settings=SETTINGS)
+    found = compare(pair(folders, str(tmp_path / "tuned")), PROMPTS, generic=GENERIC, settings=SETTINGS)
+    assert found.kl == whole.kl
+    assert [note for note in found.notes if note not in whole.notes] == [
+        f"{tmp_path / 'tuned'} has no tokenizer: the base's is used."
+    ]
+    with pytest.raises(RazorError, match="tuned has no tokenizer"):
+        compare(Pair(str(tmp_path / "tuned"), str(folders / "base")), PROMPTS, generic=GENERIC, settings=SETTINGS)
 
 
 def test_pieces_put_together_are_the_text() -> None:
@@ -232,7 +349,7 @@ def test_pairs_that_do_not_belong_together_are_refused(folders: Path, tmp_path: 
     with pytest.raises(RazorError, match="seem to be swapped"):
         comparing(checkpoint, base)
     assert compare(Pair(str(checkpoint), str(base), as_given=True), PROMPTS, generic=GENERIC, settings=SETTINGS)
-    with pytest.raises(RazorError, match=r"calibrated for base .* another one"):
+    with pytest.raises(RazorError, match="calibrated for base, and this base is another one"):
         comparing(tuned, base, law=law_of(tiny_llama()))
     wider = saved(tmp_path / "wider", tiny_llama(hidden=32), TOKENIZER)
     with pytest.raises(RazorError, match="one is not tuned from the other"):
@@ -290,6 +407,16 @@ def test_a_tokenizer_that_changed_is_refused_or_noted(folders: Path, tmp_path: P
         saved(tmp_path / name, model, tokenizer)
     of_turns = compare(Pair(str(tmp_path / "b"), str(tmp_path / "t")), turns, settings=SETTINGS, generic=GENERIC)
     assert any("turn 2 of the 2 prompts into different tokens" in note for note in of_turns.notes)
+    # Text that is in the template already, and would be put into it once more.
+    normal.chat_template = "u:{% for m in messages %}{{ m['content'] }}{% endfor %}="
+    normal.save_pretrained(tmp_path / "b")
+    for prompts, said in ((["u:a0b=", "u:b="], True), (["a0b", "b"], False)):
+        twice = compare(Pair(str(tmp_path / "b"), str(tmp_path / "t")), prompts, settings=probes.ProbeSettings(6))
+        assert any("are put into it again" in note for note in twice.notes) is said
+    # What a tokenizer puts behind a text is not measured, so it makes no difference.
+    ending = char_tokenizer()
+    ending.backend_tokenizer.post_processor = processors.TemplateProcessing(single="$A ;", special_tokens=[(";", 1)])
+    assert notes(ending) == []
     # An adapter's own, where it was saved with it.
     shutil.copytree(folders / "adapter", tmp_path / "adapter")
     template.save_pretrained(tmp_path / "adapter")
@@ -397,8 +524,9 @@ def test_options_that_make_no_sense_are_refused(
         ([*law, "--generic", str(folders / "text.txt")], "law's own probe"),
         (["--law", str(tmp_path / "none.json")], "There is no law"),
         (["--prompts", str(tmp_path / "empty.txt")], "is empty"),
+        (["--stop", ""], "A stop string is empty"),
         (["--level", "90"], "fraction of 1"),
-        (["--dtype", "float8"], "Unknown dtype"),
+        (["--dtype", "float8"], "one of float32, bfloat16, float16, not float8"),
         (["--out", str(tmp_path)], "is a folder"),
         (["--out", str(tmp_path / "empty.txt" / "page.html")], "Cannot write to"),
     ):
@@ -412,25 +540,6 @@ def test_weights_are_read_from_the_files_as_they_are(folders: Path) -> None:
     assert set(read) == set(model.state_dict())
     assert all(torch.equal(read[name], weight) for name, weight in model.state_dict().items())
     adapted = load(folders / "base", adapter=folders / "adapter").model
-    lazily, copied = models.AdaptedWeights(adapted), weights_of(adapted)
+    lazily, copied = AdaptedWeights(adapted), weights_of(adapted)
     assert set(lazily) == set(copied)
     assert all(torch.equal(lazily[name], weight) for name, weight in copied.items())
-
-
-@pytest.mark.filterwarnings("ignore::FutureWarning")
-def test_modules_that_peft_trains_copies_of_count() -> None:
-    from peft import LoraConfig, get_peft_model
-
-    base = tiny_llama()
-    head = base.lm_head.weight.detach().clone()
-    config = LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["lm_head"], task_type="CAUSAL_LM")
-    adapted = get_peft_model(base, config)
-    with torch.no_grad():
-        adapted.base_model.model.lm_head.modules_to_save["default"].weight += 1.0
-    assert torch.equal(models.base_weights(adapted)["lm_head.weight"], head)
-    assert torch.equal(models.AdaptedWeights(adapted)["lm_head.weight"], head + 1.0)
-    assert models.base_digest(adapted) == models.base_digest(tiny_llama())
-    rescaled = get_peft_model(tiny_llama(), LoraConfig(r=2, target_modules=["q_proj"], use_dora=True))
-    assert models.base_digest(rescaled) == models.base_digest(tiny_llama())
-    with pytest.raises(RazorError, match="is DoRA"):
-        models.AdaptedWeights(rescaled)

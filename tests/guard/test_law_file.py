@@ -32,7 +32,7 @@ def test_a_law_survives_the_file(tmp_path: Path) -> None:
     assert again.attainable(0.5) == 0.5
 
 
-def test_what_it_says_of_itself() -> None:
+def test_what_it_says_of_itself(tmp_path: Path) -> None:
     law = law_of(tiny_llama(), runs=4)
     text = law.describe()
     assert "KL on the generic probe, fitted to 4 runs of base" in text
@@ -57,6 +57,13 @@ def test_what_it_says_of_itself() -> None:
     assert doubtful.useful
     assert not noise.useful
     assert replace(law, noise=0.4 * largest).cautions(0.5) == []
+    # Noise that is not known is not none.
+    unknown = replace(law, noise=None)
+    (said,) = unknown.cautions(0.5)
+    assert "noise of the prior scores is not known" in said
+    assert f"whether the {100 * largest:.1f} points" in said
+    unknown.save(tmp_path / "law.json")
+    assert LawFile.load(tmp_path / "law.json") == unknown
 
 
 def test_the_interval_is_widened_by_kls_own_error_but_on_the_calibrations_prompts() -> None:
@@ -118,5 +125,5 @@ def test_another_base_or_tokenizer_is_refused() -> None:
     law.check(tiny_llama(), char_tokenizer())
     with pytest.raises(RazorError, match="tokenizer is not the one"):
         law.check(tiny_llama(), char_tokenizer("zyxwvutsrqponmlkjihgfedcba0123456789+-=: \n"))
-    with pytest.raises(RazorError, match=r"calibrated for base .* another one"):
+    with pytest.raises(RazorError, match="calibrated for base, and this base is another one"):
         law.check_base("0" * 16)

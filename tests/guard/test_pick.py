@@ -1,6 +1,7 @@
 """Picking a checkpoint: the frontier against brute force, folders of a real Trainer, measured ones, and bad input."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ import polars as pl
 import pytest
 import torch
 from datasets import Dataset
+from safetensors.torch import load_file, save_file
+from transformers import Trainer, TrainingArguments
 from trl import SFTConfig, SFTTrainer
 
 from laws import GENERIC, PROMPTS, SETTINGS, law_of
@@ -18,7 +21,7 @@ from rlrazor.cli import main
 from rlrazor.errors import RazorError
 from rlrazor.guard import ForgettingMonitor
 from rlrazor.guard.base_side import BaseSide
-from rlrazor.guard.pick import Candidate, Drop, frontier, pick
+from rlrazor.guard.pick import Candidate, Drop, Pick, frontier, is_lower_better, pick
 from rlrazor.lm import kl, probes
 from rlrazor.lm.models import load
 from rlrazor.lm.sampling import NotFiniteError
@@ -54,21 +57,49 @@ def test_the_frontier_is_what_nothing_beats(lower: bool) -> None:
             assert one.step == min(other.step for other in many if (other.new, other.drop) == (one.new, one.drop))
 
 
-def write_run(
-    folder: Path, metric: str, values: dict[int, float], drops: dict[int, tuple[float, float, float]]
-) -> Path:
-    """Checkpoints of a Trainer and the log of a monitor."""
+Drops = dict[int, tuple[float, float, float]]
+
+
+def write_run(folder: Path, metric: str, values: dict[int, float], drops: Drops, run: str | None = None) -> Path:
+    """Checkpoints of a Trainer and the log of a monitor, whose run has an id or, as in older versions, none."""
     history = [{"step": step, "epoch": step / 10, metric: value} for step, value in values.items()]
     for step in values:
-        (folder / f"checkpoint-{step}").mkdir(parents=True)
         own = [entry for entry in history if entry["step"] <= step]
-        (folder / f"checkpoint-{step}" / "trainer_state.json").write_text(json.dumps({"log_history": own}))
-    rows = [
-        {"step": step, "forecast": {"drop": drop, "low": low, "high": high}}
+        write_checkpoint(folder / f"checkpoint-{step}", step, own, run)
+    (folder / "razor.jsonl").write_text(rows(drops, run))
+    return folder
+
+
+def write_checkpoint(folder: Path, step: int, history: list[Any], run: str | None = None, **settings: Any) -> None:
+    """In the order in which a Trainer and a monitor write its files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({"weight": torch.ones(2)}, folder / "model.safetensors")
+    state = {"global_step": step, "log_history": history, **settings}
+    (folder / "trainer_state.json").write_text(json.dumps(state))
+    if run is not None:
+        (folder / "razor.json").write_text(json.dumps({"run": run, "step": step}))
+
+
+def rows(drops: Drops, run: str | None = None) -> str:
+    """Lines of a monitor's log."""
+    own = {} if run is None else {"run": run}
+    found = [
+        {**own, "step": step, "forecast": {"drop": drop, "low": low, "high": high}}
         for step, (drop, low, high) in drops.items()
     ]
-    (folder / "razor.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return folder
+    return "".join(json.dumps(row) + "\n" for row in found)
+
+
+def age(folder: Path, seconds: float) -> None:
+    """Make all files of a folder older."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            at = path.stat().st_mtime - seconds
+            os.utime(path, (at, at))
+
+
+def names(found: Pick) -> list[str]:
+    return [one.name for one in found.candidates]
 
 
 def test_the_best_within_the_budget_or_score_minus_drop(tmp_path: Path) -> None:
@@ -103,6 +134,28 @@ def test_the_best_within_the_budget_or_score_minus_drop(tmp_path: Path) -> None:
     assert pick(loss, budget=0.02).recommended.step == 10
     with pytest.raises(RazorError, match="eval_loss is not a fraction of 1"):
         pick(loss)
+
+
+LOWER = """
+    loss eval_loss train_loss val_loss_1 eval_loss/mean loss/policy_avg eval_loss_gsm8k nll_loss aux_loss log_loss
+    evalLoss fold_1_loss center_rewards_loss eval_perplexity perplexity/mean wikitext/word_perplexity,none
+    eval_ppl_c4 kl mean_kl objective/kl kl_mean policy/approxkl_avg eval_kl_divergence eval/brier eval_brier_score
+    eval_ece eval_nll_per_token eval_neg_log_likelihood eval_cross_entropy eval_wer eval_cer eval_rmse eval_smape
+    eval_mean_absolute_error eval_bpc bits_per_byte eval_error_rate num_errors eval_failure_rate
+    eval_false_negative_rate eval_edit_distance crows_pairs/likelihood_diff
+"""
+HIGHER = """
+    reward eval_reward reward/mean eval_accuracy mean_token_accuracy accuracy acc_norm rewards/accuracies
+    rewards/margins rewards/chosen logps/chosen objective/scores eval_f1 eval_bleu eval_rougeL eval_exact_match
+    eval_pass@1 eval_match_rate eval_neg_log_loss neg_mean_squared_error eval_negative_mse 1-wer log_likelihood
+    eval_true_negative_rate eval_loss_reduction eval_wer_accuracy eval_answer eval_clear eval_terse eval_center
+    eval_place eval_skill eval_number
+"""
+
+
+def test_of_some_metrics_less_is_better_by_their_names() -> None:
+    assert [name for name in LOWER.split() if not is_lower_better(name)] == []
+    assert [name for name in HIGHER.split() if is_lower_better(name)] == []
 
 
 @pytest.mark.parametrize(
@@ -150,8 +203,6 @@ def test_a_value_of_an_earlier_step_is_said_and_a_missing_one_left_out(tmp_path:
     with (diverged / "razor.jsonl").open("a") as log:
         log.write('{"step": 12, "forec')  # killed there
     assert len(pick(diverged).candidates) == 2
-    (run / "checkpoint-12").mkdir()  # half-written: no state
-    assert [one.step for one in pick(run).candidates] == [10]
 
 
 def test_what_is_damaged_or_missing_is_said(tmp_path: Path) -> None:
@@ -182,6 +233,286 @@ def test_what_is_damaged_or_missing_is_said(tmp_path: Path) -> None:
     (run / "checkpoint-5" / "trainer_state.json").write_text("{")
     with pytest.raises(RazorError, match=r"trainer_state\.json is damaged"):
         pick(run, metric="custom")
+
+
+# --- folders that hold more than one whole run
+
+
+LOSSES = {4: 3.0, 8: 2.0, 12: 1.5}
+DROPS = {4: (0.01, 0.0, 0.02), 8: (0.02, 0.0, 0.03), 12: (0.03, 0.0, 0.04)}
+
+
+@pytest.mark.parametrize("labels", [(None, None), ("a", "b"), (None, "b")])
+def test_a_later_shorter_run_does_not_take_the_rest_of_an_earlier_one(
+    tmp_path: Path, labels: tuple[str | None, str | None]
+) -> None:
+    write_run(tmp_path, "loss", {4: 9.0, 8: 8.0, 12: 7.0, 16: 0.1}, {4: (0.5, 0.4, 0.6)}, labels[0])
+    age(tmp_path, 100)
+    (tmp_path / "razor.jsonl").rename(tmp_path / "razor-of-earlier-run-1.jsonl")
+    for step in (4, 8):
+        shutil.rmtree(tmp_path / f"checkpoint-{step}")
+    write_run(tmp_path, "loss", {4: 3.0, 8: 2.0}, {4: DROPS[4], 8: DROPS[8]}, labels[1])
+    found = pick(tmp_path, budget=0.5)
+    assert [(one.step, one.new, one.drop) for one in found.candidates] == [(4, 3.0, 0.01), (8, 2.0, 0.02)]
+    assert found.recommended.step == 8
+    assert len(found.notes) == 1
+    assert "Left out: checkpoint-12, checkpoint-16" in found.notes[0]
+    measured = pick(tmp_path, budget=0.5, measure=lambda path, step: Drop(step, 0.1, 0.0, 0.2))
+    assert names(measured) == ["checkpoint-4", "checkpoint-8"]
+    if labels[0]:
+        assert "--run a takes that run" in found.notes[0]
+        older = pick(tmp_path, budget=0.9, run="a")
+        assert [(one.step, one.new, one.drop) for one in older.candidates] == [(12, 7.0, 0.5), (16, 0.1, 0.5)]
+        with pytest.raises(RazorError, match=r"is of the run c\. There are a, b"):
+            pick(tmp_path, run="c")
+
+
+def test_runs_of_a_real_trainer_are_told_apart_by_their_own_logs(tmp_path: Path) -> None:
+    """A run of six steps; one of two in the same folder, which is then taken to four."""
+    data = Dataset.from_list(
+        [{"input_ids": ids, "labels": ids} for ids in char_tokenizer()(["a0:b;", "c1:d;"] * 8).input_ids]
+    )
+
+    def train(seed: int, steps: int, resume: bool = False) -> None:
+        args = TrainingArguments(
+            output_dir=str(tmp_path), max_steps=steps, use_cpu=True, report_to="none", save_steps=2, logging_steps=2,
+            disable_tqdm=True, per_device_train_batch_size=4, learning_rate=1e-3,
+        )  # fmt: skip
+        trainer = Trainer(tiny_llama(seed=seed), args, train_dataset=data, processing_class=char_tokenizer())
+        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2") if resume else None)
+
+    def logged(step: int) -> list[float]:
+        state = json.loads((tmp_path / f"checkpoint-{step}" / "trainer_state.json").read_text())
+        return [entry["loss"] for entry in state["log_history"] if "loss" in entry]
+
+    def found() -> list[tuple[int, float]]:
+        measured = pick(tmp_path, metric="loss", budget=0.5, measure=lambda path, step: Drop(step, 0.1, 0.0, 0.2))
+        return [(one.step, one.new) for one in measured.candidates]
+
+    train(0, 6)
+    assert found() == [(2, logged(2)[-1]), (4, logged(4)[-1]), (6, logged(6)[-1])]
+    first = logged(6)
+    train(1, 2)
+    assert logged(2)[0] != first[0]
+    assert found() == [(2, logged(2)[0])]
+    train(1, 4, resume=True)
+    assert found() == list(zip((2, 4), logged(4), strict=True))
+    assert logged(6) == first
+
+
+def test_an_earlier_longer_run_that_logged_nothing_yet_is_left_out(tmp_path: Path) -> None:
+    """Nothing tells the runs' logs apart: their order does."""
+    last = [{"step": 8, "loss": 2.0}]
+    write_checkpoint(tmp_path / "checkpoint-12", 12, last, save_steps=4)
+    write_checkpoint(tmp_path / "checkpoint-16", 16, last, save_steps=4)
+    age(tmp_path, 100)
+    write_checkpoint(tmp_path / "checkpoint-4", 4, [], save_steps=4)
+    (tmp_path / "razor.jsonl").write_text(rows(DROPS))
+    with pytest.raises(RazorError, match="loss was not logged"):
+        pick(tmp_path, metric="loss")
+    # In one run, in which nothing was logged at first, they follow each other.
+    write_checkpoint(tmp_path / "checkpoint-8", 8, last, save_steps=4)
+    found = pick(tmp_path, metric="loss", budget=0.5)
+    assert names(found) == ["checkpoint-8", "checkpoint-12", "checkpoint-16"]
+    assert any("Written before checkpoint-8: checkpoint-12, checkpoint-16" in note for note in found.notes)
+    # Of another schedule, they do not.
+    write_checkpoint(tmp_path / "checkpoint-8", 8, last, save_steps=8)
+    assert names(pick(tmp_path, metric="loss", budget=0.5)) == ["checkpoint-8"]
+
+
+def test_what_is_logged_after_a_checkpoint_at_its_step_counts(tmp_path: Path) -> None:
+    """An evaluation of the checkpoints as they are saved is in the log of the next."""
+    first = [{"step": 4, "loss": 3.0}]
+    second = [*first, {"step": 4, "eval_accuracy": 0.5}, {"step": 8, "loss": float("nan")}]
+    write_checkpoint(tmp_path / "checkpoint-4", 4, first)
+    write_checkpoint(tmp_path / "checkpoint-8", 8, second)
+    write_checkpoint(tmp_path / "checkpoint-12", 12, [*second, {"step": 8, "eval_accuracy": 0.7}])
+    (tmp_path / "razor.jsonl").write_text(rows(DROPS))
+    found = pick(tmp_path)
+    assert [(one.step, one.new) for one in found.candidates] == [(4, 0.5), (8, 0.7), (12, 0.7)]
+    assert found.notes == ["checkpoint-12: eval_accuracy is that of step 8."]
+
+
+def test_two_writers_of_one_log_are_told_apart(tmp_path: Path) -> None:
+    run = write_run(tmp_path, "loss", LOSSES, {}, "mine")
+    others = dict.fromkeys(LOSSES, (0.9, 0.9, 0.9))
+    lines = zip(rows(DROPS, "mine").splitlines(), rows(others, "other").splitlines(), strict=True)
+    (run / "razor.jsonl").write_text("".join(f"{mine}\n{other}\n" for mine, other in lines))
+    found = pick(run, budget=0.5)
+    assert [one.drop for one in found.candidates] == [0.01, 0.02, 0.03]
+    assert found.notes == []
+    # Checkpoints that do not say: the last to write, with a note.
+    for path in run.glob("checkpoint-*/razor.json"):
+        path.unlink()
+    found = pick(run, budget=0.95)
+    assert [one.drop for one in found.candidates] == [0.9] * 3
+    assert found.notes == [
+        "No checkpoint says which run it is of: the rows of the run other, the last of 2 runs in it, are taken from "
+        "razor.jsonl."
+    ]
+    assert [one.drop for one in pick(run, budget=0.5, run="mine").candidates] == [0.01, 0.02, 0.03]
+    with pytest.raises(RazorError, match=r"no rows of the run none: .* has those of other, mine"):
+        pick(run, run="none")
+    # Without ids nothing can be told.
+    (run / "razor.jsonl").write_text("".join(rows({step: DROPS[step]}) * 2 for step in DROPS))
+    with pytest.raises(RazorError, match="rows of several runs, which cannot be told apart"):
+        pick(run)
+    two = [{**json.loads(line), "prompts_hash": str(at)} for at, line in enumerate(rows(DROPS).splitlines())]
+    (run / "razor.jsonl").write_text("".join(json.dumps(row) + "\n" for row in two))
+    with pytest.raises(RazorError, match="rows of several monitors"):
+        pick(run)
+
+
+def test_forecasts_are_not_given_to_checkpoints_of_a_run_that_nobody_watched(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = write_run(tmp_path, "loss", LOSSES, DROPS, "watched")
+    age(run, 100)
+    # A second run writes over two of the three, and leaves the label there.
+    unwatched = [{"step": step, "loss": step / 1.0} for step in (4, 8)]
+    write_checkpoint(run / "checkpoint-4", 4, unwatched[:1])
+    write_checkpoint(run / "checkpoint-8", 8, unwatched)
+    with pytest.raises(RazorError, match=r"checkpoint-8 is of a run that no monitor watched.*--run watched takes"):
+        pick(run)
+    assert names(pick(run, run="watched", budget=0.5)) == ["checkpoint-12"]
+    measured = pick(run, budget=0.5, measure=lambda path, step: Drop(step, 0.1, 0.0, 0.2))
+    assert [(one.step, one.new) for one in measured.candidates] == [(4, 4.0), (8, 8.0)]
+    assert main(["pick", str(run), "--run", "watched", "--budget", "0.5"]) == 0
+    assert "Take checkpoint-12" in capfd.readouterr().out
+
+
+def test_where_times_do_not_tell_which_run_is_the_later_it_is_asked_for(tmp_path: Path) -> None:
+    run = write_run(tmp_path, "loss", LOSSES, DROPS)
+    write_checkpoint(run / "checkpoint-16", 16, [{"step": 4, "loss": 5.0}])
+    for path in run.glob("*/*"):
+        os.utime(path, (1e9, 1e9))
+    with pytest.raises(RazorError, match=r"checkpoint-16 and checkpoint-\d+ are of two runs"):
+        pick(run, budget=0.5)
+    shutil.rmtree(run / "checkpoint-16")
+    assert pick(run, budget=0.5).notes == []
+    os.utime(run / "razor.jsonl", (9e8, 9e8))  # the last of its rows was there before checkpoint-4
+    assert "razor.jsonl is older than the checkpoints" in pick(run, budget=0.5).notes[0]
+    # Of runs with ids the log does: an earlier run's rows have been moved away.
+    shutil.rmtree(run)
+    write_run(run, "loss", LOSSES, {}, "earlier")
+    shutil.rmtree(run / "checkpoint-4")
+    age(run, -100)
+    write_run(run, "loss", {4: 5.0}, DROPS, "later")
+    assert names(pick(run, budget=0.5)) == ["checkpoint-4"]
+
+
+def test_a_run_that_went_on_unwatched_from_a_watched_checkpoint(tmp_path: Path) -> None:
+    run = write_run(tmp_path, "loss", LOSSES, DROPS, "watched")
+    age(run, 100)
+    history = json.loads((run / "checkpoint-4" / "trainer_state.json").read_text())["log_history"]
+    write_checkpoint(run / "checkpoint-8", 8, [*history, {"step": 8, "loss": 1.9}])
+    found = pick(run, budget=0.5)
+    assert names(found) == ["checkpoint-4"]
+    assert "checkpoint-8 is left out: by the times of its files" in " ".join(found.notes)
+    assert "Left out: checkpoint-12, whose own logs are not those of the run of checkpoint-8" in " ".join(found.notes)
+    shutil.rmtree(run / "checkpoint-8")
+    write_checkpoint(run / "checkpoint-8", 8, [*history, {"step": 8, "loss": 1.9}])
+    assert "Without a monitor's razor.json: checkpoint-8" in " ".join(pick(run, budget=0.5).notes)
+    # Copied, the order of times says nothing.
+    shutil.rmtree(run)
+    write_run(run, "loss", LOSSES, DROPS, "watched")
+    files = sorted(run.glob("*/*"), key=lambda path: (path.parent.name, path.name != "razor.json"))
+    for at, path in enumerate(files):
+        os.utime(path, (at / 100, at / 100))
+    assert names(pick(run, budget=0.5)) == ["checkpoint-4", "checkpoint-8", "checkpoint-12"]
+
+
+def test_where_measuring_ended_nothing_later_has_a_forecast(tmp_path: Path) -> None:
+    run = write_run(tmp_path, "loss", LOSSES, {4: DROPS[4]}, "a")
+    with (run / "razor.jsonl").open("a") as log:
+        log.write(json.dumps({"run": "a", "step": 8, "error": "Traceback ...\nValueError: no luck"}) + "\n")
+    found = pick(run, budget=0.5)
+    assert names(found) == ["checkpoint-4"]
+    assert found.notes == [
+        "Measuring ended at step 8: ValueError: no luck",
+        "checkpoint-8 is left out: measuring had ended at step 8.",
+        "checkpoint-12 is left out: measuring had ended at step 8.",
+    ]
+
+
+# --- checkpoints that are not whole
+
+
+def test_a_checkpoint_that_cannot_be_taken_is_left_out_with_the_reason(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", "loss", {step: 1 / step for step in range(1, 12)}, {1: DROPS[4]})
+    (run / "checkpoint-2" / "trainer_state.json").unlink()
+    (run / "checkpoint-3" / "trainer_state.json").write_text('{"log_history": [{"st')
+    weights = run / "checkpoint-4" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    for step in range(5, 11):
+        (run / f"checkpoint-{step}" / "model.safetensors").unlink()
+    (run / "checkpoint-5" / "optimizer.pt").write_bytes(b"x")
+    (run / "checkpoint-6" / "pytorch_model_fsdp_0").mkdir()
+    (run / "checkpoint-7" / "global_step7").mkdir()
+    (run / "checkpoint-8" / "pytorch_model.bin").write_bytes(b"x")
+    shutil.copy(run / "checkpoint-1" / "model.safetensors", run / "checkpoint-9" / "optimizer.safetensors")
+    index = {"metadata": {}, "weight_map": {"weight": "model-00001-of-00002.safetensors"}}
+    (run / "checkpoint-10" / "model.safetensors.index.json").write_text(json.dumps(index))
+    (run / "checkpoint-13").mkdir()
+    (run / "checkpoint-14").symlink_to(run / "nowhere")
+    (run / "checkpoint-15.zip").write_bytes(b"x")
+    found = pick(run, budget=0.5)
+    assert names(found) == ["checkpoint-1", "checkpoint-11"]
+    told = {note.split(" is left out: ")[0]: note for note in found.notes if " is left out: " in note}
+    for step, reason in {
+        2: "no trainer_state.json", 3: "trainer_state.json is damaged", 4: "not a whole safetensors file",
+        5: "it has no model.safetensors file.", 6: "FSDP's shards", 7: "DeepSpeed's shards", 8: "Pickled",
+        9: "optimizer.safetensors, which transformers does not load", 10: "lacks model-00001-of-00002.safetensors",
+        13: "no trainer_state.json", 14: "no trainer_state.json",
+    }.items():  # fmt: skip
+        assert reason in told.pop(f"checkpoint-{step}")
+    assert told == {}
+    for step in (1, 11):
+        shutil.rmtree(run / f"checkpoint-{step}")
+    with pytest.raises(RazorError, match=r"No checkpoint of .* can be taken\. .*checkpoint-6 is left out"):
+        pick(run, budget=0.5)
+
+
+def test_a_checkpoint_that_cannot_be_measured_is_left_out_with_the_reason(tmp_path: Path) -> None:
+    run = write_run(tmp_path, "loss", LOSSES, {})
+
+    def measure(path: Path, step: int) -> Drop:
+        if step in failing:
+            raise RazorError(f"its weights are damaged at {step}.")
+        return Drop(step, 0.01, 0.0, 0.02)
+
+    failing = [8]
+    found = pick(run, budget=0.5, measure=measure)
+    assert names(found) == ["checkpoint-4", "checkpoint-12"]
+    assert found.notes == ["checkpoint-8 is left out: its weights are damaged at 8."]
+    failing = list(LOSSES)
+    with pytest.raises(RazorError, match=r"damaged at 4\. .*damaged at 8\. .*damaged at 12\."):
+        pick(run, budget=0.5, measure=measure)
+
+
+def test_steps_are_those_of_the_state_whatever_a_folder_is_called(tmp_path: Path) -> None:
+    run = write_run(tmp_path, "loss", {9: 3.0, 10: 2.0, 100: 1.0}, {9: DROPS[4], 10: DROPS[8], 100: DROPS[12]})
+    (run / "checkpoint-100").rename(run / "checkpoint-7")
+    shutil.copytree(run / "checkpoint-10", run / "checkpoint-best")
+    (run / "checkpoint-latest").symlink_to("checkpoint-7")
+    found = pick(run, budget=0.5)
+    assert [(one.name, one.step, one.drop) for one in found.candidates] == [
+        ("checkpoint-9", 9, 0.01), ("checkpoint-10", 10, 0.02), ("checkpoint-best", 10, 0.02),
+        ("checkpoint-7", 100, 0.03),
+    ]  # fmt: skip
+    assert found.notes == ["checkpoint-7 is of step 100, by its trainer_state.json."]
+    (run / "checkpoint-10").rename(tmp_path.parent / "elsewhere")
+    (run / "checkpoint-10").symlink_to(tmp_path.parent / "elsewhere")
+    assert "checkpoint-10" in names(pick(run, budget=0.5))
+
+
+def test_weights_that_are_much_newer_than_the_state_are_said(tmp_path: Path) -> None:
+    run = write_run(tmp_path, "loss", LOSSES, DROPS)
+    at = (run / "checkpoint-8" / "trainer_state.json").stat().st_mtime + 1000
+    os.utime(run / "checkpoint-8" / "model.safetensors", (at, at))
+    found = pick(run, budget=0.5)
+    assert len(found.notes) == 1
+    assert found.notes[0].startswith("Weights newer than the trainer_state.json beside them: checkpoint-8.")
 
 
 def test_a_sweeps_table_has_measured_scores(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -261,6 +592,14 @@ def test_a_real_trainers_folder_with_a_law_or_measured_anew(
         expected = kl.forward_kl(text, tuned.model).per_completion.mean
         forecast = law_of(base.model, scale=20.0).forecaster.forecast({"kl_probe": expected})
         assert other["drop"] == pytest.approx(forecast.drop, rel=1e-3)
+    # Checkpoints of a Trainer without processing_class have no tokenizer: the base's is theirs.
+    shutil.copytree(trained / "run", tmp_path / "bare")
+    for file in [*tmp_path.glob("bare/checkpoint-*/*token*"), *tmp_path.glob("bare/*token*")]:
+        file.unlink()
+    assert main([command[0], str(tmp_path / "bare"), *command[2:], *law, *measure, "--json"]) == 0
+    bare = json.loads(capfd.readouterr().out)
+    assert [one["drop"] for one in bare["candidates"]] == [one["drop"] for one in measured]
+    assert bare["notes"].count("Checkpoints that have no tokenizer are measured with the base's.") == 1
     short = tmp_path / "short.txt"
     short.write_text("\n".join([*PROMPTS[:3], "a" * 70]))
     again = ["--base", str(trained / "base"), "--prompts", str(short)]
@@ -301,3 +640,26 @@ def test_kls_measured_otherwise_are_not_given_to_a_law(trained: Path, tmp_path: 
     law = law_of(load(trained / "base").model)
     with pytest.raises(RazorError, match="another probe or other settings"):
         pick(tmp_path / "run", metric="mean_token_accuracy", law=law)
+
+
+def test_checkpoints_that_cannot_be_measured_do_not_end_it(
+    trained: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = Path(shutil.copytree(trained / "run", tmp_path / "run"))
+    weights = load_file(run / "checkpoint-2" / "model.safetensors")
+    weights["model.norm.weight"][0] = torch.nan
+    save_file(weights, run / "checkpoint-2" / "model.safetensors", metadata={"format": "pt"})
+    tiny_llama(vocab=50).save_pretrained(run / "checkpoint-4")
+    command = ["pick", str(run), "--metric", "mean_token_accuracy", "--law", str(trained / "law.json")]
+    command += ["--base", str(trained / "base"), "--prompts", str(trained / "prompts.txt")]
+    assert main(command) == 0
+    out = " ".join(capfd.readouterr().out.split())
+    assert "checkpoint-2 is left out: The weights of" in out
+    assert "checkpoint-4 is left out:" in out
+    assert "different vocabularies (50 and" in out
+    assert "Take checkpoint-6" in out
+    shutil.copy(run / "checkpoint-2" / "model.safetensors", run / "checkpoint-6")
+    assert main(command) == 2
+    err = " ".join(capfd.readouterr().err.split())
+    assert "No checkpoint of" in err
+    assert "model.norm.weight is NaN" in err

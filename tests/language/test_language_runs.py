@@ -1,6 +1,7 @@
 """Whole runs through the command line: the tiny sweep, one's own task on a local model, and what goes wrong."""
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,11 +9,20 @@ from typing import Any
 import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
+from safetensors import SafetensorError
 
+from own_tasks import SCORES, metric, own_task
 from rlrazor.cli import main
-from rlrazor.experiments.language import train, trainers
-from rlrazor.lm.models import load, weights_of
+from rlrazor.cli.printing import records_table
+from rlrazor.errors import RazorError
+from rlrazor.experiments.language import evaluate, train, trainers
+from rlrazor.lm import prior
+from rlrazor.lm.adapters import weights_of
+from rlrazor.lm.models import LanguageModel, load
+from rlrazor.lm.probes import GenericText
+from rlrazor.records import Record
 from rlrazor.report import drawing
+from rlrazor.sweep import DivergedError
 from tiny_models import char_tokenizer, saved, tiny_llama
 
 pytestmark = [
@@ -276,6 +286,104 @@ def test_models_that_do_not_fit_together_are_refused(
     assert "different vocabularies" in capfd.readouterr().err
     assert main(["evaluate", str(tmp_path / "nowhere"), *task]) == 2
     assert "There is no" in capfd.readouterr().err
+
+
+def test_a_model_that_the_disk_does_not_take_is_one_sentence(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lm = load(base)
+    train._save_model(lm.model, lm.tokenizer, tmp_path / "model")
+    kept = (tmp_path / "model" / "model.safetensors").read_bytes()
+
+    def full(*_: Any, **__: Any) -> None:
+        raise SafetensorError("Error while serializing:\n\nNo space left on device (os error 28)")
+
+    monkeypatch.setattr(type(lm.model), "save_pretrained", full)
+    with pytest.raises(RazorError, match=r"written to .*model: Error while serializing: No space left on device \(os"):
+        train._save_model(lm.model, lm.tokenizer, tmp_path / "model")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert (tmp_path / "model" / "model.safetensors").read_bytes() == kept
+
+
+# Prior tasks of a user's
+
+
+def test_a_score_of_which_less_is_better_is_refused_before_anything_is_measured(
+    base: Path, task: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Training would improve it, and a law call that forgetting."""
+    brier = own_task(tmp_path, metric("brier_score", "false", "brier_score"))
+    bleu = own_task(tmp_path, metric("bleu", "true", "bleu"), "bleu")
+    monkeypatch.setattr(prior, "evaluate", lambda *_, **__: pytest.fail("measured"))
+    where = task.index("--data-mirror")
+    own = [*task[2:where], *task[where + 2 :]]
+    sweep = ["--methods", "sft", "--lrs", "1e-3", "--jobs", "1", "--out", str(tmp_path / "out")]
+    for name, said in ((brier, "brier_score, of which less is better"), (bleu, "bleu, which is not a fraction of 1")):
+        for command in (
+            ["finetune", str(base), *task[:2], *own, *TRAINING, "--method", "sft", "--out", str(tmp_path / "out")],
+            ["sweep", "--base", str(base), *task[:2], *own, *sweep],
+            ["reproduce", "language", "--base", str(base), *task[:2], *own, *sweep],
+            ["calibrate", str(base), *own, "--lrs", "1e-3", "--out", str(tmp_path / "out")],
+            ["evaluate", str(base), *task[:2], *own],
+        ):
+            assert main([*command, "--prior", name]) == 2, command[0]
+            assert f"{name} is scored by {said}" in capfd.readouterr().err
+    assert not list(tmp_path.rglob("records.jsonl"))
+    assert not (tmp_path / "out" / "law.json").exists()
+
+
+def test_a_standard_error_that_a_task_has_not_is_left_out(
+    base: Path, task: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    code = "def aggregate(items):\n    return 0.5\n\n" + SCORES + "{'rate': 0.5, 'acc': float(doc['label'] == 0)}"
+    without = own_task(tmp_path, metric("rate", "true", "!function own_code.aggregate"), code=code)
+    known = own_task(tmp_path, metric("acc", "true"), "known", code)
+    where = task.index("--data-mirror")
+    command = ["evaluate", str(base), *task[:where], *task[where + 2 :], "--json", "--prior"]
+    assert main([*command, f"{known},{without}"]) == 0
+    metrics = records_of(capfd)["model"]["metrics"]
+    error = math.sqrt(4 / 12 * 8 / 12 / 11)
+    assert metrics[f"prior_{known}_stderr"] == pytest.approx(error)
+    assert "prior_stderr" not in metrics
+    assert main([*command, known]) == 0
+    assert records_of(capfd)["model"]["metrics"]["prior_stderr"] == pytest.approx(error)
+
+
+def test_a_table_shows_no_error_that_is_not_known() -> None:
+    def cells(**metrics: float) -> list[str]:
+        table = records_table(Record("base", 0, 0.0, 0.5, {"a": 0.25}, {}, metrics), [])
+        return [str(next(iter(column.cells))) for column in table.columns]
+
+    assert cells() == ["base", "50.0", "25.0", "25.0", "—", "—", "—"]
+    known = cells(new_greedy_stderr=0.1, prior_a_stderr=0.2, prior_stderr=0.2)
+    assert known[1:4] == ["50.0 ± 10.0", "25.0 ± 20.0", "25.0 ± 20.0"]
+
+
+def test_a_score_that_is_no_number_is_a_run_that_diverged(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def scores(lm: LanguageModel) -> dict[str, tuple[float, float | None]]:
+        raise prior.NotANumberError("a scored nan (acc), which is no number.")
+
+    text = GenericText.built_in()
+    suite = evaluate.PriorSuite(scores, text, text.texts[:3], text.texts[:12])
+    reference = evaluate.Reference.__new__(evaluate.Reference)
+    reference.base, reference.suite = load(base), suite
+    with pytest.raises(DivergedError) as caught:
+        reference.record("run", 3, 0.5, reference.base.model)
+    assert (caught.value.step, caught.value.epoch) == (3, 0.5)
+    with pytest.raises(RazorError, match="a scored nan"):  # of the base it is an error
+        reference.base_record("run")
+
+
+def test_a_checkpoint_without_a_tokenizer_is_evaluated_with_the_bases(
+    base: Path, task: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    load(base).model.save_pretrained(tmp_path / "tuned")
+    assert main(["evaluate", str(tmp_path / "tuned"), "--base", str(base), *task, "--json"]) == 0
+    out, err = capfd.readouterr()
+    assert json.loads(out)["model"]["drift"]["kl_forward"] == pytest.approx(0, abs=1e-6)
+    assert "tuned has no tokenizer: the base's is used." in " ".join(err.split())
+    assert main(["evaluate", str(tmp_path / "tuned"), *task]) == 2
+    assert "tuned has no tokenizer (a Trainer without" in capfd.readouterr().err
 
 
 def test_tasks_are_listed(capfd: pytest.CaptureFixture[str]) -> None:

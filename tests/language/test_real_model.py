@@ -23,7 +23,8 @@ from rlrazor.experiments.language.reproduce import Plan, plan
 from rlrazor.experiments.language.tasks import find_task, score
 from rlrazor.experiments.language.train import TaskSource, Trainer
 from rlrazor.lm import compute, encoding, sampling
-from rlrazor.lm.models import LanguageModel, load, weights_of
+from rlrazor.lm.adapters import weights_of
+from rlrazor.lm.models import LanguageModel, load
 from rlrazor.records import RunSpec
 from rlrazor.store import Checkpoint, RunStore
 

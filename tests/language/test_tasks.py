@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import polars as pl
 import pytest
 
 from rlrazor.cli import tasks as cli
@@ -28,7 +29,7 @@ from rlrazor.experiments.language.tasks.chemistry import parse_equation
 from rlrazor.experiments.language.tasks.letter_word import words
 from rlrazor.experiments.language.tasks.math import _equal
 from rlrazor.experiments.language.tasks.rows import held_out
-from rlrazor.jsonl import read_rows
+from rlrazor.rows import read_rows
 
 SHARED = Path(__file__).parents[3] / "shared" / "data" / "new_tasks"
 real_rows = pytest.mark.skipif(not SHARED.is_dir(), reason="the shared data is not part of the project")
@@ -119,8 +120,8 @@ def test_the_held_out_fifth_does_not_depend_on_order_or_length() -> None:
         ("", "has no rows"),
         ('{"a": 1}\n{"a": ', "line 2: not JSON"),
         ('{"a": 1}\n3\n', "line 2: not a JSON object"),
-        ("[1]", "line 1: not a JSON object"),
-        ("[" * 100_000, "line 1: not JSON"),
+        ("[1]", "row 1: not a JSON object"),
+        ("[" * 100_000, "not JSON"),
         ("\udcff", "cannot be read as text"),
     ],
 )
@@ -168,6 +169,13 @@ def test_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("math", "gsm8k", "math500", "science"):
         with pytest.raises(RazorError, match=r"could not be loaded from the hub .*no route.* give --data FILE"):
             TASKS[name].load(None)
+
+    def full(*args: str | None, split: str) -> None:
+        raise RuntimeError("An error occurred while generating the dataset") from OSError(28, "No space left on device")
+
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=full))
+    with pytest.raises(RazorError, match=r"gsm8k cannot be kept in its cache: .*No space left on device\. Free some"):
+        TASKS["gsm8k"].load(None)
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(RazorError, match=r"rlrazor\[language\]"):
         TASKS["math"].load(None)
@@ -243,7 +251,7 @@ def test_ones_own_task_may_have_its_own_test_file_and_a_function_of_a_module(tmp
     assert own.load(None) == Splits([Item("a", {"letter": "a"})], [Item("b", {"letter": "b"})])
     assert score(own, own.load(None).test, ["bridge"]).values == [1.0]
     write_jsonl(tmp_path / "test.jsonl", [{"prompt": "a", "letter": "a"}])
-    with pytest.raises(RazorError, match=r"1 prompts are in both train.jsonl and test.jsonl"):
+    with pytest.raises(RazorError, match=r"1 prompts are in both train and test"):
         own.load(None)
 
 
@@ -267,11 +275,47 @@ def test_a_verifier_that_cannot_be_loaded_is_an_error(tmp_path: Path, verifier: 
     assert message in str(error.value)
 
 
-@pytest.mark.parametrize("row", [{"total": 3}, {"prompt": 3}, {"prompt": "p", "completion": 3}])
-def test_a_row_without_text_is_an_error(tmp_path: Path, row: dict[str, Any]) -> None:
-    own = own_task(write_jsonl(tmp_path / "p.jsonl", [row]), "json:dumps")
-    with pytest.raises(RazorError, match="is not text; it has"):
+TURNS = [{"role": "user", "content": "p"}]
+SCHEMA = {"type": "function", "function": {"name": "f", "parameters": {}}}
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"total": 3}, "line 2: it needs a column `prompt` .*; it has total"),
+        ({"prompt": 3}, "line 2: the prompt is the number 3"),
+        ({"prompt": "p", "completion": 3}, "line 2: its completion is not text; it has prompt, completion"),
+        ({"prompt": TURNS}, "line 2: the prompt is a conversation"),
+        ({"prompt": "p", "tools": [SCHEMA]}, "line 2: it has tools for the chat template"),
+        ({"prompt": "p", "chat_template_kwargs": {"think": False}}, "line 2: it has think for the chat template"),
+    ],
+)
+def test_a_row_without_text_is_an_error(tmp_path: Path, row: dict[str, Any], message: str) -> None:
+    good = {"prompt": "p", "tools": ["names", "for the verifier"]}
+    own = own_task(write_jsonl(tmp_path / "p.jsonl", [good, row]), "json:dumps")
+    with pytest.raises(RazorError, match=message):
         own.load(None)
+
+
+def test_a_task_of_ones_own_from_other_formats(tmp_path: Path) -> None:
+    rows = [{"prompt": f"{n}, and", "completion": str(n)} for n in range(40)]
+    expected = own_task(write_jsonl(tmp_path / "p.jsonl", rows), None).load(None)
+    pl.DataFrame(rows).write_csv(tmp_path / "p.csv")
+    assert own_task(tmp_path / "p.csv", None).load(None) == expected
+    (tmp_path / "folder").mkdir()
+    pl.DataFrame(rows[:3]).write_parquet(tmp_path / "folder" / "train.parquet")
+    (tmp_path / "folder" / "test.txt").write_text(json.dumps(rows[3]))
+    splits = own_task(tmp_path / "folder", None).load(None)
+    assert [item.demonstration for item in (*splits.train, *splits.test)] == ["0", "1", "2", "3"]
+    (tmp_path / "folder" / "test.csv").write_text("")
+    with pytest.raises(RazorError, match=r"needs one file test, such as test\.jsonl, and has 2"):
+        own_task(tmp_path / "folder", None).load(None)
+
+
+@pytest.mark.parametrize("stop", [("",), ("a", ""), (3,)])
+def test_a_task_is_not_stopped_by_nothing(tmp_path: Path, stop: tuple[Any, ...]) -> None:
+    with pytest.raises(RazorError, match=r"A stop string is empty|tuple of strings"):
+        own_task(tmp_path / "p.jsonl", None, stop=stop)
 
 
 # --- letter-word

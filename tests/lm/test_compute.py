@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from laws import law_of
+from own_tasks import metric, own_task
 from rlrazor import cores
 from rlrazor.cli import main
 from rlrazor.errors import RazorError
@@ -67,12 +68,13 @@ def test_a_bad_number_of_threads_is_refused(value: str, monkeypatch: pytest.Monk
 
 ROWS = [{"prompt": f"{n}", "completion": f"{n}"} for n in range(40)]
 BASE = "./nowhere"
+PRIOR = ("--prior", "own.yaml")
 MEASURING = (
     ["compare", BASE, "tuned", "--prompts", "prompts.jsonl"],
     ["pick", "run", "--base", BASE, "--prompts", "prompts.jsonl", "--law", "law.json", "--metric", "loss"],
-    ["evaluate", BASE, "--task", "letters"],
-    ["finetune", BASE, "--task", "mine", "--prompts", "prompts.jsonl", "--method", "sft", "--lr", "1e-4"],
-    ["calibrate", BASE, "--prompts", "prompts.jsonl", "--prior-limit", "1"],
+    ["evaluate", BASE, "--task", "letters", *PRIOR],
+    ["finetune", BASE, "--task", "mine", "--prompts", "prompts.jsonl", "--method", "sft", "--lr", "1e-4", *PRIOR],
+    ["calibrate", BASE, "--prompts", "prompts.jsonl", "--prior-limit", "1", *PRIOR],
 )
 SWEEPS = (
     ["calibrate", BASE, "--prompts", "prompts.jsonl", "--jobs", "2"],
@@ -87,8 +89,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     law_of(tiny_llama()).save(tmp_path / "law.json")
+    own_task(tmp_path, metric("acc", "true"))
     checkpoint = tmp_path / "run" / "checkpoint-1"
-    checkpoint.mkdir(parents=True)
+    tiny_llama().save_pretrained(checkpoint)
     (checkpoint / "trainer_state.json").write_text(
         json.dumps({"log_history": [{"step": 1, "epoch": 1.0, "loss": 2.0}]})
     )

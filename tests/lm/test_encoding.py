@@ -44,6 +44,24 @@ def test_a_prompt_begins_as_the_tokenizer_begins_a_text_and_a_completion_does_no
     assert tokenizer.bos_token_id not in encoding.completion_ids(tokenizer, "a cat")
 
 
+@pytest.mark.parametrize("ends", ["$A </s>", "<s> $A </s>", "<s> $A </s> </s>", "$A", "<s> $A"])
+@pytest.mark.parametrize("text", ["a cat", "<s>a cat", "a cat</s>", "</s>", "<s>", "漢"])
+def test_a_prompt_keeps_what_the_tokenizer_puts_in_front_and_not_what_it_puts_behind(ends: str, text: str) -> None:
+    tokenizer = byte_tokenizer()
+    own = tokenizer(text, add_special_tokens=False).input_ids
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=ends, special_tokens=[("<s>", bos), ("</s>", eos)]
+    )
+    assert tokenizer(text).input_ids == [bos] * ends.count("<s>") + own + [eos] * ends.count("</s>")
+    front = [bos] if ends.startswith("<s>") and text not in ("<s>",) else []
+    assert encoding.text_ids(tokenizer, text) == encoding.prompt_ids(tokenizer, text, chat=True) == front + own
+    tokenizer.chat_template = "{{ bos_token }}" + TEMPLATE
+    expected = f"<s><user>{text};<assistant>"
+    chat = encoding.prompt_ids(tokenizer, text, chat=True)
+    assert chat == tokenizer(expected, add_special_tokens=False).input_ids
+
+
 def test_a_chat_prompt_is_the_users_turn_and_the_assistants_opening() -> None:
     tokenizer = char_tokenizer("<>acdeinrstuy: ")
     plain = encoding.prompt_ids(tokenizer, "a day", chat=True)

@@ -1,7 +1,8 @@
 import copy
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -202,26 +203,127 @@ def test_a_base_trained_in_place_is_remembered(tied: bool) -> None:
     np.testing.assert_allclose(kl.forward_kl(before, model).positions, brute_force(base, model, probe), atol=1e-5)
 
 
-def test_autocast_rounds_the_model_and_not_the_head() -> None:
+@contextmanager
+def surroundings(how: str) -> Iterator[None]:
+    """What a training run may leave around a measurement."""
+    if how == "autocast":
+        with torch.autocast("cpu", torch.bfloat16):
+            yield
+    elif how == "default dtype":
+        torch.set_default_dtype(torch.bfloat16)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(torch.float32)
+    elif how == "default device":
+        with torch.device("meta"):  # any tensor made without naming its device would be there
+            yield
+    else:
+        torch.set_float32_matmul_precision("medium")  # products in bfloat16 where the processor has them
+        try:
+            yield
+            assert torch.get_float32_matmul_precision() == "medium"
+        finally:
+            torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.parametrize("how", ["autocast", "default dtype", "default device", "matmul precision"])
+def test_kl_does_not_depend_on_what_surrounds_it(how: str) -> None:
+    rng = np.random.default_rng(0)
+    base = tiny_llama(6000, hidden=64, scale=1.0)  # wide enough that a maximum in bfloat16 shows
+    tuned = changed(copy.deepcopy(base), 0.002)
+    probe = kl.Sequences.grouped([[3, 4]] * 3, rng.integers(2, 6000, (3, 6)).tolist())
+    seen: list[str] = []
+    hook = base.lm_head.register_forward_hook(lambda *_: seen.append(torch.get_float32_matmul_precision()))
+
+    def measure() -> tuple[Any, ...]:
+        before = kl.Probe(base, probe)
+        forward, reverse = kl.forward_kl(before, tuned), kl.reverse_kl(tuned, probe, base)
+        texts = [[*prompt, 5] for prompt in probe.prompts]
+        return forward.positions, reverse.positions, kl.log_probs(base, probe), kl.token_loss(tuned, texts).mean
+
+    plain = measure()
+    with surroundings(how):
+        inside = measure()
+    hook.remove()
+    for ours, expected in zip(inside, plain, strict=True):
+        np.testing.assert_array_equal(ours, expected)
+    np.testing.assert_allclose(plain[0], brute_force(base, tuned, probe), atol=1e-4)
+    assert set(seen) == {"highest"}
+
+
+def test_half_precision_rounds_the_model_and_not_the_head() -> None:
     base, tuned, probe = tiny_llama(seed=0, scale=0.2), tiny_llama(seed=1, scale=0.2), sequences()
     exact = kl.forward_kl(kl.Probe(base, probe), tuned).per_token.mean
-    with torch.autocast("cpu", torch.bfloat16):
-        rounded = kl.forward_kl(kl.Probe(base, probe), tuned).per_token.mean
+    rounded = kl.forward_kl(kl.Probe(base, probe, precision="bfloat16"), tuned).per_token.mean
     assert rounded != exact
     assert rounded == pytest.approx(exact, rel=0.05)
+    # Nothing has moved, so nothing is measured: both sides are rounded alike, whatever their weights are.
+    half = copy.deepcopy(base).to(torch.bfloat16)
+    for model in (base, half):
+        assert kl.forward_kl(kl.Probe(model, probe, precision="bfloat16"), model).positions.max() < 1e-9
+    assert kl.forward_kl(kl.Probe(half, probe), half).positions.max() < 1e-9
+    # A base in float32 and a policy whose weights were rounded: what the rounding does would count as drift.
+    with pytest.raises(RazorError, match="to be measured in float32, and the model's weights are bfloat16"):
+        kl.forward_kl(kl.Probe(base, probe), half)
 
 
-def test_a_model_under_accelerates_autocast_is_measured() -> None:
-    """It computes in bfloat16 and hands out float32 logits: as exact as bfloat16 is, and no error."""
+def test_what_accelerate_puts_around_a_model_is_not_measured() -> None:
+    """Its autocast is inside of the model's forward, so that switching autocast off around it changes nothing."""
     from accelerate import Accelerator
 
     base, probe = tiny_llama(hidden=64), sequences()
     tuned = changed(copy.deepcopy(base))
-    exact = kl.forward_kl(kl.Probe(base, probe), tuned).per_completion.mean
+    exact = kl.forward_kl(kl.Probe(base, probe), tuned)
+    before = kl.Probe(base, probe)
     accelerator = Accelerator(cpu=True, mixed_precision="bf16")
-    before = kl.Probe(accelerator.prepare_model(base), probe)
-    assert base(input_ids=torch.tensor([[1, 2, 3]])).logits.dtype == torch.float32
-    assert kl.forward_kl(before, accelerator.prepare_model(tuned)).per_completion.mean == pytest.approx(exact, rel=0.05)
+    unmoved, prepared = accelerator.prepare_model(base), accelerator.prepare_model(tuned)
+    autocast = prepared.forward
+    np.testing.assert_array_equal(kl.forward_kl(before, prepared).positions, exact.positions)
+    assert kl.forward_kl(before, unmoved).positions.max() < 1e-9
+    assert prepared.forward == autocast
+
+
+def with_bias(model: Any) -> Any:
+    """The model, its head's bias drawn at random."""
+    old = model.lm_head
+    model.lm_head = nn.Linear(old.in_features, old.out_features)
+    with torch.no_grad():
+        model.lm_head.weight.copy_(old.weight)
+        model.lm_head.bias.normal_(generator=torch.Generator().manual_seed(4))
+    return model
+
+
+@pytest.mark.parametrize("thawed", ["head", "bias", "everything"])
+def test_a_head_that_was_frozen_is_remembered_as_it_was(thawed: str) -> None:
+    """Gradual unfreezing, BitFit: what is frozen as the base is measured may be trained later."""
+    model, probe = with_bias(tiny_llama()).requires_grad_(False), sequences()
+    base = copy.deepcopy(model)
+    model.lm_head.bias.requires_grad_(thawed == "bias")
+    before = kl.Probe(model, probe)
+    parts = {"head": [model.lm_head.weight], "bias": [model.lm_head.bias], "everything": list(model.parameters())}
+    for weight in parts[thawed]:
+        weight.requires_grad_(True)
+    with torch.no_grad():
+        for weight in parts[thawed]:
+            weight += 0.1 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
+    found = kl.forward_kl(before, model)
+    np.testing.assert_allclose(found.positions, brute_force(base, model, probe), atol=1e-5)
+    assert found.positions.max() > 1e-3
+    reverse = kl.reverse_kl(model, probe, base)
+    np.testing.assert_allclose(reverse.positions, brute_force(model, base, probe), atol=1e-5)
+
+
+def test_a_head_shared_under_an_adapter_is_watched() -> None:
+    tuned, probe = with_lora(tiny_llama()), sequences()
+    before = kl.Probe(tuned, probe)
+    assert before.head.weight.data_ptr() == tuned.get_output_embeddings().weight.data_ptr()  # memory of its own: none
+    expected = kl.forward_kl(before, tuned).positions
+    np.testing.assert_array_equal(kl.forward_kl(before, tuned).positions, expected)
+    with torch.no_grad():
+        tuned.get_output_embeddings().weight[3, 4] += 1e-3
+    with pytest.raises(RazorError, match="LM head has changed, which was frozen"):
+        kl.forward_kl(before, tuned)
 
 
 def test_log_probs_are_sums_over_the_completion() -> None:

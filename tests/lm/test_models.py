@@ -1,4 +1,5 @@
 import copy
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -7,11 +8,12 @@ import huggingface_hub
 import pytest
 import torch
 import transformers
-from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 from safetensors.torch import load_file, save_file
 
 from rlrazor.errors import RazorError
 from rlrazor.lm import models
+from rlrazor.lm.adapters import weights_of
 from tiny_models import char_tokenizer, saved, tiny_llama
 
 IDS = torch.tensor([[2, 3, 4, 5, 1, 6]])
@@ -121,9 +123,9 @@ def test_an_adapter_that_is_not_whole_is_refused(folder: Path, tmp_path: Path) -
 def test_pickled_weights_are_not_read(folder: Path, tmp_path: Path) -> None:
     (folder / "model.safetensors").unlink()
     (tmp_path / "run" / "checkpoint-5").mkdir(parents=True)
-    with pytest.raises(RazorError, match=r"no \.safetensors file\. It holds checkpoint-5: name one of them\."):
+    with pytest.raises(RazorError, match=r"no model\.safetensors file\. It holds checkpoint-5: name one of them\."):
         models.load(tmp_path / "run")
-    with pytest.raises(RazorError, match=r"no \.safetensors file\.$"):
+    with pytest.raises(RazorError, match=r"no model\.safetensors file\.$"):
         models.load(folder)
     torch.save(tiny_llama().state_dict(), folder / "pytorch_model.bin")
     with pytest.raises(RazorError, match="can run code"):
@@ -155,7 +157,7 @@ def test_damaged_files_are_named(folder: Path) -> None:
         models.load(saved(folder, broken, char_tokenizer()))
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(RazorError, match="cannot be loaded"):
+    with pytest.raises(RazorError, match="not a whole safetensors file"):
         models.load(folder)
 
 
@@ -175,12 +177,43 @@ def test_other_sources_that_cannot_be_loaded(folder: Path, tmp_path: Path) -> No
         models.load(folder, adapter=tmp_path / "nowhere")
 
 
+class AnswerError(Exception):
+    """As the hub's HTTP library has it, whichever that is."""
+
+    def __init__(self, status: int, said: str) -> None:
+        super().__init__(said)
+        self.response = SimpleNamespace(status_code=status)
+
+
+class TransportError(Exception):
+    """The name that httpx gives what broke on the way; it is none of Python's own."""
+
+
+def behind(error: Exception, cause: Exception) -> Exception:
+    error.__cause__ = cause
+    return error
+
+
 @pytest.mark.parametrize(
     ("error", "message"),
     [
         (LocalEntryNotFoundError("offline"), "hub cannot be reached"),
         (ConnectionError("reset"), "hub cannot be reached"),
+        (TimeoutError("slow"), "hub cannot be reached"),
+        (TransportError("slow"), "hub cannot be reached"),
         (RepositoryNotFoundError.__new__(RepositoryNotFoundError), "hub has no model"),
+        (GatedRepoError.__new__(GatedRepoError), "only to those who have agreed to its terms"),
+        (
+            behind(LocalEntryNotFoundError("not here"), AnswerError(503, "try later")),
+            r"The hub answered 503: not here\.$",
+        ),
+        (AnswerError(401, "Invalid token"), r"The hub answered 401: Invalid token\.$"),
+        (OSError(28, "No space left on device"), r"cannot be kept in .*: No space left on device\. Free some space"),
+        (behind(RuntimeError("xet"), OSError(28, "No space left on device")), "No space left on device"),
+        (PermissionError(13, "Permission denied", "/cache/x"), r"cannot be kept in .*: Permission denied"),
+        (OSError(30, "Read-only file system", "/cache/x"), r"cannot be kept in .*: Read-only file system"),
+        (PermissionError(13, "Permission denied"), r"Downloading it failed: \[Errno 13\] Permission denied"),
+        (ValueError("two\nlines:\n  the cause"), r"Downloading it failed: two lines: the cause\.$"),
     ],
 )
 def test_the_hubs_answers_become_a_sentence(error: Exception, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,8 +221,27 @@ def test_the_hubs_answers_become_a_sentence(error: Exception, message: str, monk
         raise error
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
-    with pytest.raises(RazorError, match=message):
+    with pytest.raises(RazorError, match=message) as caught:
         models.load("someone/something")
+    assert caught.value.__cause__ is error
+    assert ("cannot be reached" in str(caught.value)) == ("cannot be reached" in message)
+
+
+def test_what_a_library_says_in_several_lines_keeps_its_cause(folder: Path, tmp_path: Path) -> None:
+    """PEFT's first line ends in a colon; the sizes that do not fit are in the others."""
+    models.add_lora(tiny_llama(hidden=32), 2).save_pretrained(tmp_path / "foreign")
+    with pytest.raises(RazorError, match=r"cannot be loaded: Error\(s\) in loading state_dict.*: size mismatch for"):
+        models.load(folder, adapter=tmp_path / "foreign")
+
+
+def test_a_checkpoint_without_a_tokenizer_takes_the_bases(folder: Path, tmp_path: Path) -> None:
+    tiny_llama().save_pretrained(tmp_path / "checkpoint")  # as a Trainer without processing_class does
+    with pytest.raises(RazorError, match=r"checkpoint has no tokenizer .*beside its weights"):
+        models.load(tmp_path / "checkpoint")
+    base = models.load(folder)
+    lm = models.load(tmp_path / "checkpoint", tokenizer=base.tokenizer)
+    assert lm.tokenizer is base.tokenizer
+    assert models.load(folder, tokenizer=base.tokenizer).tokenizer is not base.tokenizer  # it has its own
 
 
 def test_vocabularies_are_compared(tmp_path: Path) -> None:
@@ -275,9 +327,41 @@ def test_a_conversion_that_fails_leaves_nothing_behind(tmp_path: Path, monkeypat
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(transformers.PreTrainedTokenizerFast, "save_pretrained", disk_full)
-    with pytest.raises(RazorError, match="No space left"):
+    with pytest.raises(RazorError, match=r"cannot be written to .*cache: \[Errno 28\] No space left on device\. Free"):
         models.load(tmp_path / "model.gguf", cache_dir=tmp_path / "cache")
     assert not list(tmp_path.glob("cache/*"))
+
+
+def test_a_conversion_is_there_and_whole_or_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_gguf(tmp_path / "model.gguf", tiny_llama(vocab=28))
+    cache = tmp_path / "cache"
+
+    def refused(self: Path, target: Path) -> Path:
+        raise PermissionError(13, "Permission denied", str(target))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", refused)
+        with pytest.raises(RazorError, match=r"cannot be written to .* Permission denied"):
+            models.load(tmp_path / "model.gguf", cache_dir=cache)
+    assert not list(cache.iterdir())
+    models.load(tmp_path / "model.gguf", cache_dir=cache)
+    (converted,) = cache.iterdir()
+    # Another process that was faster has made the same.
+    real = Path.rename
+
+    def overtaken(self: Path, target: Path) -> Path:
+        shutil.copytree(tmp_path / "theirs", target)
+        raise OSError(39, "Directory not empty", str(target))
+
+    real(converted, tmp_path / "theirs")
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", overtaken)
+        models.load(tmp_path / "model.gguf", cache_dir=cache)
+    assert list(cache.iterdir()) == [converted]
+    # Of a conversion that lost a file the rest is not taken for it.
+    (converted / "model.safetensors").unlink()
+    models.load(tmp_path / "model.gguf", cache_dir=cache)
+    assert (converted / "model.safetensors").is_file()
 
 
 # --- LoRA and weights
@@ -294,20 +378,20 @@ def test_lora_starts_at_the_base_and_trains_every_linear_layer_but_the_head() ->
 def test_weights_have_the_adapter_merged_under_the_bases_names(tmp_path: Path) -> None:
     tuned, base = tuned_adapter(tmp_path / "adapter"), tiny_llama()
     before = {name: tensor.clone() for name, tensor in tuned.state_dict().items()}
-    weights = models.weights_of(tuned)
-    assert list(weights) == list(models.weights_of(base))
+    weights = weights_of(tuned)
+    assert list(weights) == list(weights_of(base))
     for name, tensor in tuned.state_dict().items():
         torch.testing.assert_close(tensor, before[name], rtol=0, atol=0)
     merged = copy.deepcopy(tuned).merge_and_unload()
     for name, parameter in merged.named_parameters():
         torch.testing.assert_close(weights[name], parameter)
-    changed = {name for name, tensor in models.weights_of(base).items() if not torch.equal(tensor, weights[name])}
+    changed = {name for name, tensor in weights_of(base).items() if not torch.equal(tensor, weights[name])}
     assert len(changed) == 14
 
 
 def test_weights_are_a_copy() -> None:
     model = tiny_llama(tie_word_embeddings=True)
-    weights = models.weights_of(model)
+    weights = weights_of(model)
     assert "lm_head.weight" not in weights  # the same matrix as the embeddings: it would count twice
     with torch.no_grad():
         model.model.embed_tokens.weight += 1

@@ -5,12 +5,14 @@ import math
 import random
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from own_tasks import SCORES, metric, own_task
 from rlrazor.errors import RazorError
 from rlrazor.lm import prior
 from tiny_models import char_tokenizer, tiny_llama
@@ -102,7 +104,7 @@ def test_hellaswag_is_the_likeliest_ending_by_its_length(model: Any, mirror: Pat
         hits.append(float(int(np.argmax(scores)) == int(str(row["label"]))))
     score = evaluate(model, mirror, "hellaswag")
     assert score.value == pytest.approx(np.mean(hits))
-    assert (score.n, score.metric) == (6, "acc_norm")
+    assert (score.n, score.metric, score.higher_is_better, score.is_fraction) == (6, "acc_norm", True, True)
     assert score.stderr == pytest.approx(stderr(hits))
 
 
@@ -247,3 +249,154 @@ def test_what_is_missing_is_said(model: Any, mirror: Path, tmp_path: Path) -> No
     (tmp_path / "winogrande_validation.jsonl").write_text("")
     with pytest.raises(RazorError, match="empty"):
         evaluate(model, tmp_path, "winogrande")
+
+
+# --- whether more or less is better, and in what unit
+
+
+def score_of(model: Any, task: str) -> prior.Score:
+    return prior.evaluate(model, TOKENIZER, [task])[task]
+
+
+def test_of_a_brier_score_less_is_better_and_it_is_no_fraction(model: Any, tmp_path: Path) -> None:
+    task = own_task(tmp_path, metric("brier_score", "false", "brier_score"))
+    assert prior.metrics_of([task]) == {task: prior.Metric("brier_score", False)}
+    score = score_of(model, task)
+    errors = []
+    for n in range(12):
+        share = torch.tensor([log_likelihood(model, f"a{n}:", f" {choice}") for choice in "bcd"]).softmax(0)
+        errors.append(float((share - torch.eye(3)[n % 3]).square().sum()))
+    assert score.value == pytest.approx(np.mean(errors), rel=1e-4)
+    assert (score.higher_is_better, score.is_fraction) == (False, False)
+    with pytest.raises(RazorError, match="is scored by brier_score, of which less is better"):
+        prior.require_accuracies({task: score})
+    # Where the task does not say it, lm-eval knows it of its own metrics.
+    silent = own_task(tmp_path, metric("brier_score", None, "brier_score"), "silent")
+    assert prior.metrics_of([silent])[silent].higher_is_better is False
+
+
+def test_a_unit_is_known_by_the_metrics_name_or_by_its_values(model: Any, tmp_path: Path) -> None:
+    code = SCORES + "{'rate': 0.25, 'error': 0.5, 'word_perplexity': 0.5, 'points': 40.0}"
+    found = {}
+    for name, higher in (("rate", "true"), ("error", "false"), ("word_perplexity", "false"), ("points", "true")):
+        found[name] = score_of(model, own_task(tmp_path, metric(name, higher), name, code=code))
+    assert {name: (one.higher_is_better, one.is_fraction) for name, one in found.items()} == {
+        "rate": (True, True),
+        "error": (False, True),
+        "word_perplexity": (False, False),
+        "points": (True, False),
+    }
+    named = ("bits_per_byte", "bleu", "bleurt", "chrf++", "mcc", "ter", "likelihood_diff", "eval_loss", "ppl")
+    assert not any(prior.Metric(name, True).is_fraction for name in named)
+    assert all(prior.Metric(name, True).is_fraction for name in ("acc", "f1", "pass@1", "bleu_acc", "glossary"))
+    prior.require_accuracies({"rate": found["rate"]})
+    with pytest.raises(RazorError, match="scored by points, which is not a fraction of 1"):
+        prior.require_accuracies({"points": found["points"]})
+
+
+def test_a_direction_that_is_not_said_is_not_assumed(model: Any, tmp_path: Path) -> None:
+    for name, higher in (("unsaid", None), ("quoted", "'false'")):
+        task = own_task(tmp_path, metric("oddity", higher), name, SCORES + "{'oddity': 0.5}")
+        for ask in (lambda task=task: prior.metrics_of([task]), lambda task=task: score_of(model, task)):
+            with pytest.raises(RazorError, match="does not say whether more oddity is better"):
+                ask()
+    # A task's code may return what the task does not declare.
+    task = own_task(tmp_path, metric("declared", "true"), "beside", SCORES + "{'acc': 1.0, 'declared': 0.5}")
+    assert score_of(model, task).metric == "declared"
+    task = own_task(tmp_path, metric("declared", "true"), "instead", SCORES + "{'acc': 1.0}")
+    with pytest.raises(RazorError, match="does not say whether more acc is better"):
+        score_of(model, task)
+
+
+@pytest.mark.parametrize(
+    ("declared", "chosen"),
+    [
+        ([("brier_score", "false"), ("acc", "true")], "acc"),
+        ([("error", "false"), ("rate", "true")], "rate"),
+        ([("bleu", "true"), ("rate", "true")], "rate"),
+        ([("oddity", None), ("rate", "true")], "rate"),
+        ([("likelihood_diff", "false"), ("error", "false")], "likelihood_diff"),
+    ],
+)
+def test_the_score_is_a_fraction_of_which_more_is_better_where_there_is_one(
+    model: Any, tmp_path: Path, declared: list[tuple[str, str | None]], chosen: str
+) -> None:
+    code = SCORES + str({name: 0.5 for name, _ in declared})
+    task = own_task(tmp_path, "\n".join(metric(*one) for one in declared), code=code)
+    assert prior.metrics_of([task])[task].metric == score_of(model, task).metric == chosen
+
+
+def test_a_group_has_a_direction_where_its_tasks_agree() -> None:
+    """lm-eval's results have none for a group of groups."""
+
+    def leaf(**metrics: bool | None) -> Any:
+        return SimpleNamespace(higher_is_better=lambda: metrics)
+
+    def group(*leaves: Any) -> Any:
+        metrics = [SimpleNamespace(metric="error")]
+        within = {"tasks": {str(n): one for n, one in enumerate(leaves)}}
+        return prior._Task("g", {**within, "groups": {"g": SimpleNamespace(aggregate_metric_list=metrics)}})
+
+    assert group(leaf(error=False, acc=True), leaf(error=False), leaf(acc=True)).declared == prior.Metric(
+        "error", False
+    )
+    for differing in ([leaf(error=False), leaf(error=True)], [leaf(error=True), leaf(error=None)], [leaf(acc=True)]):
+        with pytest.raises(RazorError, match=r"in g, or the tasks in it disagree"):
+            _ = group(*differing).declared
+    only_collects = prior._Task("g", {"tasks": {"a": leaf(acc=True)}, "groups": {"g": group().content["groups"]["g"]}})
+    only_collects.content["groups"]["g"].aggregate_metric_list = None
+    with pytest.raises(RazorError, match=r"g has no score of its own\. Name its tasks: a"):
+        _ = only_collects.declared
+
+
+@pytest.mark.parametrize("value", ["float('nan')", "float('inf')"])
+def test_a_score_that_is_no_number_is_an_error(model: Any, tmp_path: Path, value: str) -> None:
+    task = own_task(tmp_path, metric("rate", "true"), code=SCORES + f"{{'rate': {value}}}")
+    with pytest.raises(prior.NotANumberError, match=r"own scored (nan|inf) \(rate\), which is no number"):
+        score_of(model, task)
+
+
+def test_a_standard_error_that_a_task_has_not_is_unknown(model: Any, tmp_path: Path) -> None:
+    code = "def aggregate(items):\n    return 0.5\n\n" + SCORES + "{'rate': 0.5}"
+    without = score_of(model, own_task(tmp_path, metric("rate", "true", "!function own_code.aggregate"), code=code))
+    assert without.stderr is None
+    known = prior.Score(0.5, 0.03, 7, "acc", "1")
+    assert prior.PriorScores({"a": known, "b": without}).stderr is None
+    assert prior.PriorScores({"a": known, "b": known}).stderr == pytest.approx(0.03 / math.sqrt(2))
+    assert prior.stderr_of_mean([]) is None
+
+
+# --- what a task's own code and data raise
+
+
+def test_what_a_task_raises_names_it_and_keeps_the_cause(model: Any, tmp_path: Path) -> None:
+    code = "def process(doc, results):\n    raise ValueError('cannot score:\\n\\n  no such column')"
+    with pytest.raises(
+        RazorError, match=r"evaluate own on this model: ValueError: cannot score: no such col"
+    ) as caught:
+        score_of(model, own_task(tmp_path, metric("rate", "true"), code=code))
+    assert type(caught.value.__cause__) is ValueError
+    exhausted = "import torch\n\ndef process(doc, results):\n    raise torch.OutOfMemoryError('CUDA out of memory')"
+    with pytest.raises(RazorError, match="Out of memory while evaluating the prior tasks"):
+        score_of(model, own_task(tmp_path, metric("rate", "true"), "big", exhausted))
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (ConnectionError("no route"), "hub cannot be reached"),
+        (OSError(28, "No space left on device"), r"cannot be read or kept: \[Errno 28\] No space left on device\.$"),
+        (ValueError("bad split:\n\n  'tests'"), r"cannot build the task .*: ValueError: bad split: 'tests'\.$"),
+    ],
+)
+def test_why_data_are_missing_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, message: str
+) -> None:
+    import datasets
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(datasets, "load_dataset", fail)
+    with pytest.raises(RazorError, match=message):
+        prior.metrics_of([own_task(tmp_path, metric("acc", "true"))])

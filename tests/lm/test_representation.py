@@ -5,7 +5,7 @@ import torch
 
 from rlrazor.drift import cknna
 from rlrazor.errors import RazorError
-from rlrazor.lm.representation import paragraphs, representation
+from rlrazor.lm.representation import ids_of_texts, paragraphs, representation
 from tiny_models import char_tokenizer, tiny_llama
 
 TEXTS = ["one text", "another", "the last of a few texts", "x", "3+4=7", "abc", "zyx abc", "q: 1"]
@@ -35,6 +35,14 @@ def test_cknna_falls_as_the_model_is_moved() -> None:
         alignments.append(cknna(before, representation(moved, tokenizer, paragraphs())))
     assert alignments[0] == pytest.approx(1)
     assert 1 > alignments[1] > 0.9 > alignments[2]
+
+
+def test_a_long_text_is_cut_to_the_context_and_to_what_is_measured() -> None:
+    model, tokenizer = tiny_llama(max_position_embeddings=64), char_tokenizer()
+    long, cut = (representation(model, tokenizer, [*TEXTS, "a" * length]).activations for length in (100, 64))
+    torch.testing.assert_close(long, cut)
+    roomy = tiny_llama(max_position_embeddings=1024)
+    assert [len(ids) for ids in ids_of_texts(roomy, tokenizer, ["a" * 600, "bc"])] == [512, 2]
 
 
 def test_a_text_without_tokens_is_refused() -> None:

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import stats
 
-from rlrazor.lm.sampling import NotFiniteError, sample
+from rlrazor.lm.sampling import NotFiniteError, draw_some, sample
 from tiny_models import tiny_llama
 
 PROMPTS = [[2, 3, 4], [5], [6, 7, 8, 9, 10], [11, 12]]
@@ -94,3 +94,12 @@ def test_a_diverged_policy_is_told_apart() -> None:
         model.lm_head.weight[3].fill_(torch.nan)
     with pytest.raises(NotFiniteError):
         sample(model, PROMPTS, max_new_tokens=2, stop_ids=[1], pad_id=0)
+
+
+def test_a_share_draws_what_the_whole_batch_would() -> None:
+    """One sample of `torch.multinomial` for each row, of which a part is there."""
+    probs = torch.rand(6, 50, generator=torch.Generator().manual_seed(0))
+    whole = torch.multinomial(probs, 1, generator=torch.Generator().manual_seed(1))[:, 0]
+    for rows in (range(6), range(2), range(2, 6), [0, 3, 5]):
+        share = draw_some(probs[list(rows)], rows, 6, torch.Generator().manual_seed(1))
+        assert torch.equal(share, whole[list(rows)])

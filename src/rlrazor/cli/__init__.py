@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 import rlrazor
-from rlrazor import interrupts
+from rlrazor import interrupts, processes
 from rlrazor.cli import calibrate, compare, evaluate, finetune, pick, report, reproduce, sweep, tasks, theory
 from rlrazor.errors import RazorError
 
@@ -46,9 +46,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments, unknown = build_parser().parse_known_args(given)
     arguments.argv = given
     try:
-        if unknown:
-            raise RazorError(f"Unknown option {unknown[0]!r}. Options: {', '.join(arguments.options)}.")
-        with interrupts.remembered():
+        with interrupts.remembered(), processes.together():
+            if unknown:
+                raise RazorError(f"Unknown option {unknown[0]!r}. Options: {', '.join(arguments.options)}.")
+            if processes.count() > 1 and arguments.run is not finetune.run:
+                raise RazorError("torchrun starts `razor finetune` only: every other command is one process.")
             code: int = arguments.run(arguments)
         sys.stdout.flush()
     except RazorError as error:

@@ -124,7 +124,7 @@ def run(arguments: argparse.Namespace) -> int:
         own = calibration_base(trainer, plan(config, trainer.task).bases[0], RunStore(arguments.out), folder)
         # As `probes.read_prompts` will read them.
         prompts = list(dict.fromkeys(item.prompt for item in splits.test[: config.test_prompts]))
-        probes = probe_settings(own.limited(task), config.kl_samples)
+        probes = replace(probe_settings(own.limited(task), config.kl_samples), precision=config.dtype)
         base = calibrate.Base(config.base, own.digest, own.tokenizer_digest, prompts, own.generic, probes)
         table = read_table(arguments.out / "records.parquet")
         versions = versions_of("transformers", "trl", "lm-eval")

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,13 +13,16 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
+from rlrazor.cli.language import stop_of
 from rlrazor.cli.printing import Subparsers, console_for_tables, options_of
 from rlrazor.errors import RazorError
 from rlrazor.extras import needs_extra
 from rlrazor.store import check_writable
 
 if TYPE_CHECKING:
-    from rlrazor.guard.compare import Comparison
+    from rlrazor.guard.compare import Comparison, TaskChange
+    from rlrazor.guard.law_file import LawFile
+    from rlrazor.lm.prior import Metric
 
 EXIT_ABOVE = 1
 WORST = 3  # prompts in the terminal
@@ -35,7 +39,7 @@ def add_to(commands: Subparsers) -> None:
     parser.add_argument("base", metavar="BASE", help="a hub id, a folder, or a .gguf file")
     parser.add_argument("tuned", metavar="TUNED", help="the same, or the folder of an adapter for BASE")
     parser.add_argument(
-        "--prompts", type=Path, required=True, metavar="FILE", help="the new task's: JSONL or a line each"
+        "--prompts", type=Path, required=True, metavar="FILE", help="the new task's: rows with prompt, or a line each"
     )
     parser.add_argument("--law", type=Path, metavar="FILE", help="law.json of this base, from `razor calibrate`")
     parser.add_argument("--fail-above", metavar="DROP", help="largest drop of the prior score, such as 0.02")
@@ -47,9 +51,15 @@ def add_to(commands: Subparsers) -> None:
     probe.add_argument("--generic", type=Path, metavar="FILE", help="text that stands for what must not change")
     probe.add_argument("--max-new-tokens", type=int, help="of a completion (default: 128)")
     probe.add_argument("--samples", type=int, help="completions of each prompt (default: 1)")
-    probe.add_argument("--stop", action="append", default=[], metavar="TEXT", help="what ends one; may be repeated")
+    probe.add_argument(
+        "--stop",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="what ends one, \\n being a line end; may be repeated",
+    )
     probe.add_argument("--no-chat", action="store_true", help="do not put prompts into the chat template")
-    probe.add_argument("--dtype", default="float32", help="float32 (default) or bfloat16, half the memory")
+    probe.add_argument("--dtype", help="float32 (default, or the law's) or bfloat16, half the memory")
     probe.add_argument("--as-given", action="store_true", help="the order is right, whatever it looks like")
     truth = parser.add_argument_group("the truth beside the forecast")
     truth.add_argument("--prior", metavar="TASKS", help="prior tasks to measure: lm-eval names, comma-separated")
@@ -73,16 +83,10 @@ def run(arguments: argparse.Namespace) -> int:
     compute.prepare_process(compute.threads_alone())
     compute.leave_progress_to_us()
     law = None if arguments.law is None else LawFile.load(arguments.law)
-    if limit is not None and law is not None and not law.useful and not (arguments.prior or arguments.cautious):
-        raise RazorError(
-            f"The law in {arguments.law} is not to be relied on, so --fail-above cannot go by its forecast. "
-            f"{law.cautions(arguments.level)[0]} Or measure the drop with --prior, or judge by the interval with "
-            "--cautious."
-        )
     own = {
         "max_new_tokens": arguments.max_new_tokens,
         "samples": arguments.samples,
-        "stop": tuple(text.replace("\\n", "\n") for text in arguments.stop) or None,
+        "stop": stop_of(arguments) or None,
         "chat": False if arguments.no_chat else None,
     }
     given: dict[str, Any] = {name: value for name, value in own.items() if value is not None}
@@ -90,9 +94,13 @@ def run(arguments: argparse.Namespace) -> int:
         raise RazorError("With --law, the law's own probe and settings are used: leave the others out.")
     prompts = read_prompts(arguments.prompts)
     suite = None
+    metrics: Mapping[str, Metric] = {}
     if arguments.prior is not None:
         tasks = tuple(name.strip() for name in arguments.prior.split(",") if name.strip())
         suite = PriorSuite(tasks, arguments.prior_limit, arguments.data_mirror, arguments.allow_code_execution)
+        metrics = suite.metrics()  # before models are loaded: what is missing shows at once
+    if limit is not None:
+        _check_judge(arguments, law, metrics)
     columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), TimeRemainingColumn(compact=True))
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("", total=STEPS)
@@ -104,7 +112,7 @@ def run(arguments: argparse.Namespace) -> int:
             begun += 1
 
         found = compare(
-            Pair(arguments.base, arguments.tuned, arguments.dtype, arguments.as_given, default_cache()),
+            Pair(arguments.base, arguments.tuned, dtype_of(arguments.dtype, law), arguments.as_given, default_cache()),
             prompts,
             law=law,
             generic=None if arguments.generic is None else read_generic(arguments.generic),
@@ -113,7 +121,7 @@ def run(arguments: argparse.Namespace) -> int:
             level=arguments.level,
             told=told,
         )
-    above = limit is not None and not _judged(found, cautious=arguments.cautious) <= limit
+    above = limit is not None and not _judged(found, law, arguments) <= limit
     if arguments.json:
         printed = {**as_json(found), "page": str(arguments.out), "fail_above": limit, "above": above}
         print(json.dumps(printed, indent=2, allow_nan=False))
@@ -123,6 +131,11 @@ def run(arguments: argparse.Namespace) -> int:
     if not arguments.json:
         console_for_tables().print(f"Page: {page}", highlight=False, soft_wrap=True)
     return EXIT_ABOVE if above else 0
+
+
+def dtype_of(given: str | None, law: "LawFile | None") -> str:
+    """What models are loaded in: what was asked for, else what the law was calibrated in."""
+    return given or (law.settings.precision if law is not None else None) or "float32"
 
 
 def _limit(arguments: argparse.Namespace) -> float | None:
@@ -146,17 +159,53 @@ def _limit(arguments: argparse.Namespace) -> float | None:
     return limit
 
 
-def _judged(found: "Comparison", *, cautious: bool) -> float:
-    """The measured drop where there is one, else the forecast's, with `cautious` its upper end."""
-    if found.truth is not None:
+def _check_judge(arguments: argparse.Namespace, law: "LawFile | None", metrics: "Mapping[str, Metric]") -> None:
+    """Raise RazorError where there will be no drop to judge."""
+    if any(metric.is_fraction for metric in metrics.values()):
+        return
+    if law is None:
+        raise _nothing_to_judge(metrics)
+    if not arguments.cautious:
+        _require_useful(arguments, law)
+
+
+def _judged(found: "Comparison", law: "LawFile | None", arguments: argparse.Namespace) -> float:
+    """The measured drop where there is one, else the forecast's, with `--cautious` its upper end."""
+    if found.truth is not None and found.truth.drop is not None:
         return found.truth.drop
-    assert found.forecast is not None
-    return found.forecast.high if cautious else found.forecast.drop
+    if found.forecast is None or law is None:
+        assert found.truth is not None
+        raise _nothing_to_judge(found.truth.tasks)
+    if arguments.cautious:
+        return found.forecast.high
+    _require_useful(arguments, law)
+    return found.forecast.drop
+
+
+def _nothing_to_judge(tasks: "Mapping[str, Metric] | Mapping[str, TaskChange]") -> RazorError:
+    said = ", ".join(f"{name} by {task.metric}" for name, task in tasks.items())
+    return RazorError(
+        f"--fail-above judges the mean drop of scores that are fractions of 1, and there is none: {said}. Name a task "
+        "that is scored by a fraction, such as an accuracy, or give --law."
+    )
+
+
+def _require_useful(arguments: argparse.Namespace, law: "LawFile") -> None:
+    if not law.useful:
+        raise RazorError(
+            f"The law in {arguments.law} is not to be relied on, so --fail-above cannot go by its forecast. "
+            f"{law.cautions(arguments.level)[0]} Or measure the drop with --prior, or judge by the interval with "
+            "--cautious."
+        )
 
 
 def as_json(found: "Comparison") -> dict[str, Any]:
     """All of it but the tokens; a standard error that does not exist is null."""
     numbers = asdict(found)
+    if found.truth is not None:
+        numbers["truth"] |= {"base": found.truth.base, "tuned": found.truth.tuned}
+        for name, task in found.truth.tasks.items():
+            numbers["truth"]["tasks"][name]["drop"] = task.drop
     for name in ("kl", "per_token"):
         estimates = getattr(found, name).items()
         numbers[name] = {
@@ -170,7 +219,8 @@ def as_json(found: "Comparison") -> dict[str, Any]:
 
 
 def _print(found: "Comparison", limit: float | None, *, above: bool) -> None:
-    from rlrazor.guard.comparison_page import LABELS, shown_estimate, verdict
+    from rlrazor.guard.base_side import shortened
+    from rlrazor.guard.comparison_page import LABELS, shown_estimate, shown_scores, verdict
 
     table = Table(title=f"{found.tuned} against {found.base}", title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("distance, nats")
@@ -187,12 +237,12 @@ def _print(found: "Comparison", limit: float | None, *, above: bool) -> None:
     console.print(weights, highlight=False)
     if found.truth is not None:
         scores = Table(box=box.SIMPLE_HEAD)
-        for header in ("prior task", "base, %", "tuned, %", "drop, points"):
-            scores.add_column(header, justify="left" if header == "prior task" else "right")
-        for name, score in found.truth.base.items():
-            after = found.truth.tuned[name]
-            scores.add_row(name, f"{100 * score:.1f}", f"{100 * after:.1f}", f"{100 * (score - after):.1f}")
+        for header in ("prior task", "metric", "base", "tuned", "worse by"):
+            scores.add_column(header, justify="left" if header in ("prior task", "metric") else "right")
+        for name, change in found.truth.tasks.items():
+            scores.add_row(name, *shown_scores(change))
         console.print(scores)
+    console.print(Text(f"The first prompt, as measured in {found.precision}: {shortened(found.first_prompt)!r}"))
     console.print("Moved most, nats of forward KL:", highlight=False)
     for prompt in found.prompts[:WORST]:
         first = " ".join(prompt.prompt.split())
@@ -202,6 +252,6 @@ def _print(found: "Comparison", limit: float | None, *, above: bool) -> None:
     console.print(verdict(found), style="bold", highlight=False)
     if limit is not None:
         console.print(f"{'Above' if above else 'Within'} the limit of {100 * limit:.1f} points.", highlight=False)
-        if found.truth is not None and found.truth.stderr > limit:
+        if found.truth is not None and found.truth.stderr is not None and found.truth.stderr > limit:
             error = f"{100 * found.truth.stderr:.1f} points"
             console.print(f"The measured drop's standard error, {error}, is more than that.", style="yellow")

@@ -1,4 +1,4 @@
-"""`razor finetune`: one run, measured as it goes, and the fine-tuned model."""
+"""`razor finetune`: one run, measured as it goes, and the fine-tuned model. The one command that torchrun may start."""
 
 import argparse
 import json
@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from rlrazor import processes
 from rlrazor.cli.language import SETTINGS, add_running, add_source, trainer_of
 from rlrazor.cli.printing import Subparsers, console_for_tables, human_seconds, options_of, records_table
 from rlrazor.errors import RazorError
@@ -35,7 +36,8 @@ def add_to(commands: Subparsers) -> None:
         "finetune",
         help="fine-tune a language model on a new task, measuring what it forgets",
         description="Fine-tune by one method, measure new and prior scores and KL to the base at each checkpoint, and "
-        "write the model into OUT/models. The same command again resumes an interrupted run (--save-every).",
+        "write the model into OUT/models. The same command again resumes an interrupted run (--save-every). Under "
+        "torchrun the processes share each step, and the first of them measures.",
     )
     parser.add_argument("base", metavar="BASE", help=SETTINGS["base"])
     parser.add_argument("--task", required=True, help=SETTINGS["task"])
@@ -57,6 +59,7 @@ def add_to(commands: Subparsers) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Train the one run, and print its checkpoints."""
     needs_extra("guard", "train", "eval")
+    processes.join()
     from dataclasses import asdict, replace
 
     from rlrazor.experiments.language.config import TINY, parse_setting, resolve
@@ -69,7 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
     given |= {"iterations": "1", "batch_sizes": arguments.batch_size or "32", **own}
     config = resolve("tiny" if arguments.base == TINY else "paper", {k: parse_setting(k, v) for k, v in given.items()})
     trainer = replace(trainer_of(arguments, config.base, config.task, alone=True), keep_models=True, progress=True)
-    console = Console(stderr=True)
+    console = Console(stderr=True, quiet=processes.rank() > 0)
     with console.status("Loading the base and the task"):
         found = plan(config, trainer.task)
     if found.students:
@@ -80,6 +83,8 @@ def run(arguments: argparse.Namespace) -> int:
     with work.store.open_for_writing():
         work.finish(found.bases, "base policy", weights="final" if config.base == TINY else "none")
         work.finish(found.specs, arguments.method)
+    if processes.rank() > 0:
+        return 0
     spec = found.specs[0]
     finished = work.store.read(spec)
     base = work.store.read(found.bases[0]).records[0]

@@ -1,6 +1,7 @@
 """What `razor finetune`, `razor sweep` and `razor reproduce language` share: their options, and how they run."""
 
 import argparse
+import re
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ from rlrazor import cores
 from rlrazor.cli.printing import human_seconds, print_plan, print_results
 from rlrazor.errors import RazorError
 from rlrazor.extras import needs_extra
+from rlrazor.lm.encoding import check_stop
 
 if TYPE_CHECKING:
     from rlrazor.experiments.language.train import TaskSource, Trainer
@@ -35,6 +37,7 @@ SETTINGS = {
     "kl_coef": "weight of KL(pi || pi0) in the methods named ...+kl",
     "lora_rank": "train an adapter of this rank; 0: all weights",
     "max_new_tokens": "tokens of a completion at most; 0: as the task says",
+    "dtype": "of the base's weights, in which everything is measured: float32 or bfloat16, half the memory",
     "precision": "of matrix products in training: float32, or bf16 by autocast",
     "train_prompts": "prompts trained on at most; 0: all",
     "test_prompts": "held-out prompts that scores and KL are measured on, at most",
@@ -53,8 +56,8 @@ def add_source(parser: argparse.ArgumentParser) -> None:
     source.add_argument(
         "--data", type=Path, metavar="PATH", help="local file or folder of the task, in the hub's schema"
     )
-    source.add_argument("--demonstrations", type=Path, metavar="FILE", help="JSONL of prompt, completion and rejected")
-    source.add_argument("--prompts", type=Path, metavar="FILE", help="a task of your own: JSONL of prompts ...")
+    source.add_argument("--demonstrations", type=Path, metavar="FILE", help="rows of prompt, completion and rejected")
+    source.add_argument("--prompts", type=Path, metavar="FILE", help="a task of your own: rows with prompt ...")
     source.add_argument(
         "--verifier",
         metavar="FILE.py:FUNCTION",
@@ -67,11 +70,12 @@ def add_source(parser: argparse.ArgumentParser) -> None:
         metavar="TEXT",
         help="... and what ends one; may be repeated, \\n is a line end",
     )
+    source.add_argument("--no-chat", action="store_true", help="... and do not put prompts into the chat template")
     source.add_argument(
         "--generic",
         type=Path,
         metavar="FILE",
-        help="text, or prompts, that stand for what must not change: JSONL with text or prompt, or a text a line",
+        help="text, or prompts, that stand for what must not change: rows with text or prompt, or a text a line",
     )
     source.add_argument("--data-mirror", type=Path, metavar="DIR", help="local JSONL files of the prior tasks")
     source.add_argument(
@@ -114,18 +118,30 @@ def source_of(arguments: argparse.Namespace, task: str) -> "TaskSource":
         path = getattr(arguments, name, None)
         if path is not None and not path.exists():
             raise RazorError(f"There is no {path}, which --{name.replace('_', '-')} names.")
+        if path is not None and not (path.is_file() or path.is_dir()):
+            raise RazorError(f"--{name.replace('_', '-')} is read more than once, and {path} is a pipe: give a file.")
+    if arguments.no_chat and not arguments.prompts:
+        raise RazorError("--no-chat goes with --prompts FILE: the other tasks say themselves how they are asked.")
     if arguments.stop and not arguments.prompts:
         raise RazorError("--stop goes with --prompts FILE: the other tasks say themselves what ends a completion.")
-    stop = tuple(text.replace("\\n", "\n") for text in arguments.stop)
     return TaskSource(
         task,
         data=arguments.data,
         demonstrations=arguments.demonstrations,
         prompts=arguments.prompts,
         verifier=arguments.verifier,
-        stop=stop,
+        stop=stop_of(arguments),
         generic=arguments.generic,
+        chat=not arguments.no_chat,
     )
+
+
+def stop_of(arguments: argparse.Namespace) -> tuple[str, ...]:
+    """The stop strings of --stop, in which \\n, \\r, \\t and \\\\ are a line end, a return, a tab and a backslash."""
+    meant = {"n": "\n", "r": "\r", "t": "\t", "\\": "\\"}
+    stop = tuple(re.sub(r"\\([nrt\\])", lambda found: meant[found[1]], text) for text in arguments.stop)
+    check_stop(stop)
+    return stop
 
 
 def trainer_of(arguments: argparse.Namespace, base: str, task: str, *, alone: bool = False) -> "Trainer":

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from rlrazor.cli.compare import dtype_of
 from rlrazor.cli.printing import Subparsers, console_for_tables, options_of
 from rlrazor.errors import RazorError
 from rlrazor.extras import needs_extra
@@ -40,10 +41,16 @@ def add_to(commands: Subparsers) -> None:
     )
     parser.add_argument("--budget", type=float, help="largest drop of the prior score to accept, such as 0.02")
     parser.add_argument("--cautious", action="store_true", help="judge by the upper end of the forecast's interval")
+    parser.add_argument(
+        "--run",
+        dest="run_id",
+        metavar="ID",
+        help="of several runs in the folder, this one (default: the last to write)",
+    )
     parser.add_argument("--law", type=Path, metavar="FILE", help="law.json of the base")
     parser.add_argument("--base", help="measure the checkpoints here: what they were fine-tuned from")
     parser.add_argument("--prompts", type=Path, metavar="FILE", help="... and the new task's prompts")
-    parser.add_argument("--dtype", default="float32", help="... in float32 (default) or bfloat16")
+    parser.add_argument("--dtype", help="... in float32 or bfloat16 (default: the law's)")
     parser.add_argument("--figure", type=Path, metavar="DIR", help="draw the frontier into DIR/pick.png and .svg")
     parser.add_argument("--json", action="store_true", help="print the candidates as JSON instead of a table")
     parser.set_defaults(run=run, options=options_of(parser))
@@ -55,7 +62,8 @@ def run(arguments: argparse.Namespace) -> int:
     if measuring:
         needs_extra("guard")
     from rlrazor.guard.law_file import LawFile
-    from rlrazor.guard.pick import checkpoints, pick
+    from rlrazor.guard.pick import pick
+    from rlrazor.guard.run_folder import run_in
 
     law = None if arguments.law is None else LawFile.load(arguments.law)
     if measuring and (arguments.base is None or arguments.prompts is None or law is None):
@@ -65,12 +73,14 @@ def run(arguments: argparse.Namespace) -> int:
         measure, cautions = None, list[str]()
         if measuring:
             assert law is not None
-            task = progress.add_task("the base on the probes", total=len(checkpoints(arguments.folder)) + 1)
+            total = len(run_in(arguments.folder, arguments.run_id).checkpoints) + 1
+            task = progress.add_task("the base on the probes", total=total)
 
             def told(step: str) -> None:
                 progress.update(task, advance=1, description=step)
 
-            measure, cautions = _measuring(arguments.base, arguments.prompts, arguments.dtype, law, told)
+            dtype = dtype_of(arguments.dtype, law)
+            measure, cautions = _measuring(arguments.base, arguments.prompts, dtype, law, told)
         found = pick(
             arguments.folder,
             metric=arguments.metric,
@@ -79,6 +89,7 @@ def run(arguments: argparse.Namespace) -> int:
             cautious=arguments.cautious,
             law=law,
             measure=measure,
+            run=arguments.run_id,
         )
     found = replace(found, notes=[*cautions, *found.notes])
     if arguments.json:
@@ -94,10 +105,16 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+_NO_TOKENIZER = "Checkpoints that have no tokenizer are measured with the base's."
+
+
 def _measuring(
     base: str, prompts: Path, dtype: str, law: "LawFile", told: Callable[[str], None]
 ) -> "tuple[Callable[[Path, int], Drop], list[str]]":
-    """Measures a checkpoint, full or an adapter, against the base, whose side is computed once; and cautions."""
+    """Measures a checkpoint, full or an adapter, against the base, whose side is computed once; and cautions.
+
+    Those gain what is found while measuring.
+    """
     from rlrazor.forecast import FORWARD
     from rlrazor.guard.base_side import BaseSide, cautions_of, kls_of
     from rlrazor.guard.compare import NO_MEMORY
@@ -117,22 +134,27 @@ def _measuring(
             side = BaseSide.of(own.model, own.tokenizer, asked, law.generic, law.settings, cache_dir=default_cache())
     except NotFiniteError as error:
         raise RazorError(f"The outputs of {base} are NaN or infinite: {dtype} is too coarse for them.") from error
-    vocabulary = Vocabulary.of(own)
+    vocabulary, tokenizer = Vocabulary.of(own), own.tokenizer
+    notes = cautions_of(side.whole, asked, law.generic, law.settings)
     del own
     told("checkpoints")
 
     def measure(path: Path, step: int) -> Drop:
         try:
             with compute.memory_errors(NO_MEMORY):
-                tuned = load(base, adapter=path, dtype=dtype) if is_adapter(path) else load(path, dtype=dtype)
+                adapter = path if is_adapter(path) else None
+                tuned = load(base if adapter else path, adapter=adapter, dtype=dtype, tokenizer=tokenizer)
+                if tuned.tokenizer is tokenizer and adapter is None and _NO_TOKENIZER not in notes:
+                    notes.append(_NO_TOKENIZER)
                 tokenizer_of(tuned, path, vocabulary)
                 kls = kls_of(side.measure(tuned.model))
         except NotFiniteError as error:
-            raise RazorError(f"The outputs of {path} are NaN or infinite: training has diverged there.") from error
-        told(path.name)
+            raise RazorError("its outputs are NaN or infinite: training has diverged there.") from error
+        finally:
+            told(path.name)
         return Drop.by(law, step, law.forecast(kls, prompts=asked, measured=side.whole[FORWARD]))
 
-    return measure, cautions_of(side.whole, asked, law.generic, law.settings)
+    return measure, notes
 
 
 def _table(found: "Pick") -> Table:

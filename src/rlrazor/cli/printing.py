@@ -88,7 +88,8 @@ def print_plan(config: Any, estimate: Any, what: str, *, as_json: bool) -> None:
 
 def records_table(base: Record, records: Sequence[Record]) -> Table:
     """Checkpoints below their base, scores in %, KL in nats; ±: one standard error."""
-    table = Table(box=box.SIMPLE_HEAD)
+    caption = "Of the scores more is better; ±: one standard error, where there is one."
+    table = Table(box=box.SIMPLE_HEAD, caption=caption, caption_justify="left")
     table.add_column("step")
     for header in (
         "new, %",
@@ -101,11 +102,9 @@ def records_table(base: Record, records: Sequence[Record]) -> Table:
         table.add_column(header, justify="right", overflow="fold")
     for record in (base, *records):
         errors = record.metrics
-        new_error = max(
-            (errors[name] for name in errors if name in ("new_greedy_stderr", "new_sampled_stderr")), default=0
-        )
+        new_errors = [errors[name] for name in ("new_greedy_stderr", "new_sampled_stderr") if name in errors]
         scores = [
-            f"{100 * record.new:.1f} ± {100 * new_error:.1f}",
+            f"{100 * record.new:.1f}" + (f" ± {100 * max(new_errors):.1f}" if new_errors else ""),
             *(_with_error(100 * value, errors, f"prior_{name}_stderr", 100) for name, value in record.prior.items()),
             _with_error(100 * record.prior_mean, errors, "prior_stderr", 100),
         ]

@@ -36,5 +36,5 @@ def run(arguments: argparse.Namespace) -> int:
         table.add_row(task.name, task.title, task.summary, str(task.max_new_tokens))
     console = console_for_tables()
     console.print(table)
-    console.print("Your own: a JSONL of prompts and a Python function verify(prompt, completion, **columns).")
+    console.print("Your own: a file of prompts and a Python function verify(prompt, completion, **columns).")
     return 0

@@ -14,6 +14,8 @@ from rlrazor.lm import kl, probes
 from rlrazor.lm.kl import Drift, Estimate, Sequences
 from rlrazor.lm.probes import GenericText, ProbeSettings, Prompt
 
+SHOWN = 400  # characters of a prompt
+
 
 @dataclass(frozen=True, eq=False)
 class BaseSide:
@@ -49,8 +51,14 @@ class BaseSide:
         found: dict[str, kl.Probe] = {}
         for name, every in sequences.items():
             if (part := _part(every, *share)) is not None:
-                found[name] = kl.Probe(base, part, beside=next(iter(found.values()), None))
+                beside = next(iter(found.values()), None)
+                found[name] = kl.Probe(base, part, beside=beside, precision=settings.precision)
         return cls(found, {name: len(every.prompts) for name, every in sequences.items()})
+
+    @property
+    def first_prompt(self) -> Sequence[int]:
+        """Token ids of the first of the new task's prompts that this process measures; none where it has none."""
+        return self.probes[FORWARD].sequences.prompts[0] if FORWARD in self.probes else ()
 
     @property
     def tokens(self) -> int:
@@ -117,3 +125,8 @@ def _tokens(sequences: Sequences) -> int:
 def kls_of(drifts: Mapping[str, Drift]) -> dict[str, Estimate]:
     """Nats per completion, or per text, on each probe."""
     return {name: drift.per_completion for name, drift in drifts.items()}
+
+
+def shortened(text: str) -> str:
+    """Its beginning and its end, where it is too long for a terminal."""
+    return text if len(text) <= SHOWN else f"{text[: SHOWN // 2]} ... {text[-SHOWN // 2 :]}"

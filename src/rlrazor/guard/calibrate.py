@@ -60,14 +60,13 @@ def fit(
             f"No law can be fitted to these runs. {error} If they hardly moved the model, raise the learning rates or "
             "the updates; if there are few prompts, give more rows."
         ) from error
-    suite = [name for name in untuned.columns if name.startswith("prior_") and not _is_detail(name)]
     of_fit = forecast.measured(points, choice.best.columns)
     kept = of_fit.select(pl.col("trajectory").alias("run"), *(name for name in KEPT if name in points.columns))
     return LawFile(
         base_name=base.name,
         base_digest=base.digest,
         tokenizer_digest=base.tokenizer_digest,
-        prior={name.removeprefix("prior_"): float(untuned[name].mean()) for name in suite},  # type: ignore[arg-type]
+        prior={name: float(untuned[f"prior_{name}"].mean()) for name in _suite(untuned)},  # type: ignore[arg-type]
         forecaster=forecaster,
         choice=choice,
         settings=base.settings,
@@ -82,8 +81,10 @@ def fit(
     )
 
 
-def _is_detail(column: str) -> bool:
-    return column in ("prior_stderr", "prior_loss") or column.endswith("_stderr")
+def _suite(table: pl.DataFrame) -> list[str]:
+    """The prior tasks that a table has scores of."""
+    columns = [name for name in table.columns if name.startswith("prior_") and not name.endswith("_stderr")]
+    return [name.removeprefix("prior_") for name in columns if name != "prior_loss"]
 
 
 def warnings_of(found: LawFile, table: pl.DataFrame) -> list[str]:
@@ -104,9 +105,15 @@ def warnings_of(found: LawFile, table: pl.DataFrame) -> list[str]:
     return said
 
 
-def _noise(table: pl.DataFrame) -> float:
-    """The standard error of a difference of prior scores."""
-    if "prior_stderr" not in table.columns:
-        return 0.0
-    errors: Any = table.filter(pl.col("method") == BASE)["prior_stderr"].mean()
-    return math.sqrt(2) * float(errors or 0.0)
+def _noise(table: pl.DataFrame) -> float | None:
+    """The standard error of a difference of prior scores; None where it is not known.
+
+    Tables of earlier versions have one also where a task had none, as if that task's score were exact.
+    """
+    base = table.filter(pl.col("method") == BASE)
+    known = {name for name in table.columns if name.endswith("_stderr") and base[name].null_count() == 0}
+    tasks = {f"prior_{name}_stderr" for name in _suite(table)}
+    if "prior_stderr" not in known or tasks & known not in (set(), tasks):
+        return None
+    error: Any = base["prior_stderr"].mean()
+    return math.sqrt(2) * float(error) if error or tasks & known else None

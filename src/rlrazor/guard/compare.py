@@ -2,7 +2,7 @@
 
 One model is in memory at a time: of the other side there are only the hidden states of the probes and an LM head, which
 is all that an exact KL needs (`lm.kl`). The base is loaded twice, the second time for the tuned model's completions; an
-adapter is taken off instead. Weights are read from the files in pairs, a tensor at a time.
+adapter is taken off instead, where that gives the base. Weights are read from the files in pairs, a tensor at a time.
 """
 
 from __future__ import annotations
@@ -27,21 +27,25 @@ from rlrazor.errors import RazorError
 from rlrazor.forecast import FORWARD, PROBE, Forecast
 from rlrazor.guard.base_side import cautions_of
 from rlrazor.guard.law_file import LawFile
+from rlrazor.guard.overlap import template_caution
 from rlrazor.lm import compute, kl, prior, probes
+from rlrazor.lm.adapters import AdaptedWeights, base_weights
+from rlrazor.lm.encoding import text_ids
 from rlrazor.lm.kl import Drift, Estimate, Sequences
 from rlrazor.lm.models import (
-    AdaptedWeights,
     LanguageModel,
     SavedWeights,
     Vocabulary,
-    base_weights,
+    base_digest,
     check_adapter,
     is_adapter,
+    is_same_base,
     load,
     named_base,
     tokenizer_of,
 )
 from rlrazor.lm.probes import GenericText, ProbeSettings, Prompt
+from rlrazor.lm.prompts import texts_of
 from rlrazor.lm.representation import representation_of_ids
 from rlrazor.lm.sampling import NotFiniteError
 
@@ -53,7 +57,10 @@ Told = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Pair:
-    """What to compare. `tuned` is a model, or the folder of an adapter for `base`. `as_given`: trust the order."""
+    """What to compare. `tuned` is a model, or the folder of an adapter for `base`. `as_given`: trust the order.
+
+    `dtype`: what both are loaded, and measured, in.
+    """
 
     base: str
     tuned: str
@@ -70,6 +77,12 @@ class PriorSuite:
     limit: int | None = None
     data_mirror: Path | None = None
     allow_code_execution: bool = False
+
+    def metrics(self) -> dict[str, prior.Metric]:
+        """What each task is scored by; raises RazorError for tasks that cannot be evaluated. Loads their data."""
+        return prior.metrics_of(
+            self.tasks, data_mirror=self.data_mirror, allow_code_execution=self.allow_code_execution
+        )
 
 
 @dataclass(frozen=True)
@@ -112,18 +125,70 @@ class WeightChange:
 
 
 @dataclass(frozen=True)
-class Truth:
-    """Measured prior scores of both, fractions of 1, and the drop of their mean with its standard error."""
+class TaskChange:
+    """A prior task's score in both models: fractions of 1 where `fraction`, else in the metric's own unit.
 
-    base: Mapping[str, float]
-    tuned: Mapping[str, float]
-    drop: float
-    stderr: float
+    `stderr` is of the difference; None where lm-eval gives none.
+    """
+
+    base: float
+    tuned: float
+    stderr: float | None
+    metric: str
+    higher_is_better: bool
+    fraction: bool
+
+    @property
+    def drop(self) -> float:
+        """How much worse the tuned model is, whichever direction is better."""
+        return self.base - self.tuned if self.higher_is_better else self.tuned - self.base
+
+
+@dataclass(frozen=True)
+class Truth:
+    """Measured prior scores of both; the mean drop of those that are fractions of 1, and its standard error.
+
+    `drop` is None where none is a fraction, and `stderr` where one of them has none: unknown is not 0.
+    """
+
+    tasks: Mapping[str, TaskChange]
+    drop: float | None
+    stderr: float | None
+
+    @property
+    def base(self) -> dict[str, float]:
+        """The base's scores."""
+        return {name: task.base for name, task in self.tasks.items()}
+
+    @property
+    def tuned(self) -> dict[str, float]:
+        """The tuned model's scores."""
+        return {name: task.tuned for name, task in self.tasks.items()}
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader of the mean drop has to know, in sentences."""
+        said = []
+        if apart := [f"{name} ({task.metric})" for name, task in self.tasks.items() if not task.fraction]:
+            said.append(
+                f"Scores that are not fractions of 1 are shown in their own unit and left out of the mean drop: "
+                f"{', '.join(apart)}."
+            )
+        unknown = [name for name, task in self.tasks.items() if task.fraction and task.stderr is None]
+        if unknown and self.drop is not None:
+            said.append(
+                f"The mean drop has no standard error: lm-eval gives none for {', '.join(unknown)}. How much of it is "
+                "chance is not known."
+            )
+        return said
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What was found. KLs in nats, per completion or text (`kl`) and per token; `notes` are sentences of caution."""
+    """What was found. KLs in nats, per completion or text (`kl`) and per token; `notes` are sentences of caution.
+
+    `first_prompt`: as the models read it, special tokens included; `precision`: what they computed in.
+    """
 
     base: str
     tuned: str
@@ -138,11 +203,13 @@ class Comparison:
     law: str | None
     truth: Truth | None
     notes: Sequence[str] = field(default_factory=tuple)
+    precision: str = "float32"
+    first_prompt: str = ""
 
     @property
     def drop(self) -> float | None:
         """The measured drop, or else the forecast one."""
-        if self.truth is not None:
+        if self.truth is not None and self.truth.drop is not None:
             return self.truth.drop
         return None if self.forecast is None else self.forecast.drop
 
@@ -167,6 +234,12 @@ def compare(
     notes = _check_order(pair)
     generic = (law.generic if law else generic) or GenericText.built_in()
     settings = (law.settings if law else settings) or ProbeSettings()
+    if settings.precision not in (None, pair.dtype):
+        raise RazorError(
+            f"The law was calibrated in {settings.precision}, and the models are to be loaded in {pair.dtype}, whose "
+            f"KL is another: leave --dtype out, or give --dtype {settings.precision}."
+        )
+    settings = replace(settings, precision=pair.dtype)
     try:
         with compute.memory_errors(NO_MEMORY):
             found = _measure(pair, prompts, generic, settings, law, suite, told)
@@ -177,6 +250,11 @@ def compare(
         ) from error
     measured = {FORWARD: found.forward.n_prompts, PROBE: found.probe.n_prompts}
     notes += cautions_of(measured, prompts, generic, settings)
+    if (form := template_caution(prompts, found.tokenizer, settings)) is not None:
+        notes.append(form)
+    truth = None if found.scores is None else _truth(*found.scores)
+    if found.scores is not None and truth is not None:
+        notes += [*dict.fromkeys(note for scores in found.scores for note in scores.notes), *truth.notes]
     forecast, drawn = None, {FORWARD: found.forward, PROBE: found.probe, REVERSE: found.reverse}
     estimates = {name: of.per_completion for name, of in drawn.items()}
     if law is not None:
@@ -197,8 +275,10 @@ def compare(
         forecast,
         None if law is None else law.attainable(level),
         None if law is None else law.describe(level),
-        None if found.scores is None else _truth(*found.scores),
+        truth,
         [*notes, *found.notes],
+        pair.dtype,
+        str(found.tokenizer.decode(list(found.base_completions.prompts[0]))),
     )
 
 
@@ -268,8 +348,9 @@ def _measure(
     told("the base on the probes")
     new = probes.of_prompts(base.model, tokenizer, prompts, settings, cache_dir=pair.cache_dir)
     text = probes.of_generic(base.model, tokenizer, generic, settings, cache_dir=pair.cache_dir)
-    first = kl.Probe(base.model, new)
-    before = {FORWARD: first, PROBE: kl.Probe(base.model, text, beside=first)}
+    first = kl.Probe(base.model, new, precision=settings.precision)
+    before = {FORWARD: first, PROBE: kl.Probe(base.model, text, beside=first, precision=settings.precision)}
+    digest = base_digest(base.model, settings.precision)
     del first
     rows = [[*text.prompts[at], *completion] for at, completion in zip(text.prompt_of, text.completions, strict=True)]
     similar = representation_of_ids(base.model, rows) if len(rows) > NEIGHBOURS else None
@@ -281,29 +362,35 @@ def _measure(
     if adapted:
         tuned = load(pair.base, adapter=Path(pair.tuned), dtype=pair.dtype)
     else:
-        tuned = load(pair.tuned, dtype=pair.dtype)
+        tuned = load(pair.tuned, dtype=pair.dtype, tokenizer=tokenizer)
+        if tuned.tokenizer is tokenizer:
+            notes.append(f"{pair.tuned} has no tokenizer: the base's is used.")
     notes += _tokenizer_notes(tokenizer, tokenizer_of(tuned, pair.tuned, vocabulary), prompts)
     told("the tuned model on the probes")
     drifts = {name: kl.forward_kl(probe, tuned.model) for name, probe in before.items()}
     del before
     own = Sequences.grouped(new.prompts, probes.complete(tuned.model, tokenizer, new.prompts, settings, "tuned"))
-    after = kl.Probe(tuned.model, own, adapted=True)
+    after = kl.Probe(tuned.model, own, adapted=True, precision=settings.precision)
     cknna = None
     if similar is None:
         notes.append(f"CKNNA needs more than {NEIGHBOURS} texts in the generic probe; there are {len(rows)}.")
     else:
         cknna = drift.cknna(similar, representation_of_ids(tuned.model, rows))
     scores_after = _prior_scores(tuned, suite)
+    # Some adapters put other weights into the base, or train its biases: then it is not there.
+    undone = adapted and is_same_base(base_digest(tuned.model, settings.precision), digest)
     if adapted:
         told("weights")
-        layers, _ = _changes(base_weights(tuned.model), AdaptedWeights(tuned.model), pair)
+        there = base_weights(tuned.model) if undone else SavedWeights(pair.base)
+        layers, unmatched = _changes(there, AdaptedWeights(tuned.model), pair)
+        notes += unmatched
 
     told("the base on the tuned model's completions")
-    if not adapted:
+    if not undone:
         del tuned
         _free()
         tuned = load(pair.base, dtype=pair.dtype)
-    reverse = kl.between(after, kl.Probe(tuned.model, own))
+    reverse = kl.between(after, kl.Probe(tuned.model, own, precision=settings.precision))
     scores = None if scores_before is None or scores_after is None else (scores_before, scores_after)
     return _Found(drifts[FORWARD], drifts[PROBE], reverse, new, own, tokenizer, cknna, scores, layers, notes)
 
@@ -315,9 +402,8 @@ def _tokenizer_notes(base: Any, tuned: Any, prompts: Sequence[Prompt]) -> list[s
         notes.append(f"The tuned model's tokenizer has {len(more)} tokens more than the base's, such as {more[0]}.")
     if getattr(tuned, "chat_template", None) != getattr(base, "chat_template", None):
         notes.append("The two tokenizers have different chat templates; prompts are put into the base's.")
-    said = [[prompt] if isinstance(prompt, str) else [turn["content"] for turn in prompt] for prompt in prompts]
-    texts = [[text for text in parts if isinstance(text, str)] for parts in said]
-    if differing := sum(base(parts)["input_ids"] != tuned(parts)["input_ids"] for parts in texts if parts):
+    texts = [texts_of(prompt) for prompt in prompts]
+    if differing := sum(any(text_ids(base, one) != text_ids(tuned, one) for one in parts) for parts in texts):
         notes.append(
             f"The two tokenizers turn {differing} of the {len(texts)} prompts into different tokens; the base's are "
             "used."
@@ -352,11 +438,22 @@ def _prior_scores(lm: LanguageModel, suite: PriorSuite | None) -> prior.PriorSco
 
 
 def _truth(before: prior.PriorScores, after: prior.PriorScores) -> Truth:
-    """The standard error takes the two models' scores to be independent; on the same items it is smaller."""
-    base, tuned = ({name: score.value for name, score in scores.items()} for scores in (before, after))
-    errors = [score.stderr or 0.0 for scores in (before, after) for score in scores.values()]
-    drop = float(np.mean(list(base.values())) - np.mean(list(tuned.values())))
-    return Truth(base, tuned, drop, math.hypot(*errors) / len(base))
+    """The standard errors take the two models' scores to be independent; on the same items they are smaller."""
+    tasks = {}
+    for name, base in before.items():
+        tuned = after[name]
+        known = base.stderr is not None and tuned.stderr is not None
+        tasks[name] = TaskChange(
+            base.value,
+            tuned.value,
+            math.hypot(base.stderr or 0.0, tuned.stderr or 0.0) if known else None,
+            base.metric,
+            base.higher_is_better,
+            base.is_fraction and tuned.is_fraction,
+        )
+    counted = [task for task in tasks.values() if task.fraction]
+    drop = float(np.mean([task.drop for task in counted])) if counted else None
+    return Truth(tasks, drop, prior.stderr_of_mean(task.stderr for task in counted))
 
 
 # Where on the prompts
@@ -428,8 +525,13 @@ def _changes(
             "not among the changes."
         )
     layers: dict[str, list[WeightChange]] = {}
+    unmerged: list[str] = []
     for name in sorted(paired, key=_natural):
-        before, after = base[name], tuned[paired[name]]
+        try:
+            before, after = base[name], tuned[paired[name]]
+        except RazorError as error:
+            unmerged.append(str(error))
+            continue
         if before.shape != after.shape:
             raise RazorError(
                 f"{name} has shape {tuple(after.shape)} in {pair.tuned} and {tuple(before.shape)} in {pair.base}: "
@@ -448,6 +550,8 @@ def _changes(
                 measured["weight_sparsity"],
             )
         )
+    if unmerged:
+        notes.append(f"{len(unmerged)} weights are not among the changes. {unmerged[0]}")
     return [_total(layer, parts) for layer, parts in layers.items()], notes
 
 

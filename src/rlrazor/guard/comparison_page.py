@@ -9,7 +9,7 @@ import jinja2
 import numpy as np
 
 from rlrazor.forecast import FORWARD, PROBE
-from rlrazor.guard.compare import REVERSE, Comparison
+from rlrazor.guard.compare import REVERSE, Comparison, TaskChange, Truth
 from rlrazor.lm.kl import Estimate
 from rlrazor.store import atomic_path
 
@@ -36,7 +36,8 @@ def write_page(found: Comparison, path: Path, shown: int = SHOWN) -> Path:
         verdict=verdict(found),
         labels=LABELS,
         estimate=shown_estimate,
-        points=lambda share: f"{100 * share:.1f}",
+        scores=shown_scores,
+        mean_drop=None if found.truth is None else shown_drop(found.truth),
         shown=found.prompts[:shown],
         shade=shade,
         top=top,
@@ -56,8 +57,8 @@ def verdict(found: Comparison) -> str:
             f"Forecast: the prior score drops by {100 * shown.drop:.1f} points "
             f"[{100 * shown.low:.1f}, {100 * shown.high:.1f}] ({found.level:.0%} interval)."
         )
-    if found.truth is not None:
-        said = f"Measured: it drops by {100 * found.truth.drop:.1f} ± {100 * found.truth.stderr:.1f} points"
+    if found.truth is not None and found.truth.drop is not None:
+        said = f"Measured: it drops by {shown_drop(found.truth)}"
         if found.forecast is not None:
             inside = found.forecast.low <= found.truth.drop <= found.forecast.high
             said += ", which is in the interval" if inside else ", which is not in the interval"
@@ -65,6 +66,22 @@ def verdict(found: Comparison) -> str:
     if found.forecast is None:
         parts.append("Uncalibrated: without a law, KL says nothing about scores. `razor calibrate` makes one.")
     return " ".join(parts)
+
+
+def shown_drop(truth: Truth) -> str | None:
+    """The mean drop with its standard error, where there are any."""
+    if truth.drop is None:
+        return None
+    error = "" if truth.stderr is None else f" ± {100 * truth.stderr:.1f}"
+    return f"{100 * truth.drop:.1f}{error} points"
+
+
+def shown_scores(task: TaskChange) -> tuple[str, str, str, str]:
+    """The metric with its direction, the two scores, and by how much the tuned model is worse, in the score's unit."""
+    metric = f"{task.metric}, {'more' if task.higher_is_better else 'less'} is better"
+    if not task.fraction:
+        return metric, f"{task.base:.4g}", f"{task.tuned:.4g}", f"{task.drop:.4g}"
+    return metric, f"{100 * task.base:.1f} %", f"{100 * task.tuned:.1f} %", f"{100 * task.drop:.1f} points"
 
 
 def shown_estimate(estimate: Estimate) -> str:

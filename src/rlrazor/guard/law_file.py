@@ -17,12 +17,12 @@ from rlrazor.errors import RazorError
 from rlrazor.forecast import FLOOR, FORWARD, MIN_RUNS, PROBE, Candidate, Choice, Forecast, Forecaster, KLLaw, LeftOutRun
 from rlrazor.law import Saturating
 from rlrazor.lm.kl import Estimate
-from rlrazor.lm.models import base_digest, tokenizer_digest
+from rlrazor.lm.models import base_digest, is_same_base, tokenizer_digest
 from rlrazor.lm.probes import GenericText, ProbeSettings, Prompt, content_hash
 from rlrazor.store import atomic_path
 
 FEW_PROMPTS = 16  # below it a standard error is itself a guess, and the interval is widened by it in any case
-FORMAT = 1  # of the file: raise it when an older rlrazor would misread it
+FORMAT = 2  # of the file: raise it when another rlrazor would misread it; 2: digests of what the base computes
 NAMES = {FORWARD: "KL on the new task's prompts", PROBE: "KL on the generic probe"}
 INTERVAL = "hierarchical jackknife+ over runs (arXiv:2306.06342), residuals relative to floor + forecast drop"
 
@@ -32,8 +32,8 @@ class LawFile:
     """A calibrated law. `prior` are the base's scores; `prompts` hashes those that KL was measured on, and counts them.
 
     `noise`: the standard error of a difference of two measured prior scores, a fraction of 1; at most, as it takes them
-    to be of different items. `data`: a row per checkpoint of the fit, with `run`, `method`, `step`, the KLs and
-    `forgetting`.
+    to be of different items; None, for unknown, where a prior task has no standard error. `data`: a row per checkpoint
+    of the fit, with `run`, `method`, `step`, the KLs and `forgetting`.
     """
 
     base_name: str
@@ -50,7 +50,7 @@ class LawFile:
     data: Sequence[Mapping[str, Any]] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
     command: str = ""
-    noise: float = 0.0
+    noise: float | None = 0.0
 
     def __post_init__(self) -> None:
         unknown = sorted(set(self.forecaster.columns) - {FORWARD, PROBE})
@@ -64,8 +64,8 @@ class LawFile:
 
     @property
     def useful(self) -> bool:
-        """Whether there is something to rely on: it beats guessing, at forgetting that is more than noise."""
-        return self.choice.useful and self.largest >= self.noise
+        """Whether there is something to rely on: it beats guessing, at forgetting that is more than noise, if known."""
+        return self.choice.useful and (self.noise is None or self.largest >= self.noise)
 
     def attainable(self, level: float | None = None) -> float:
         """The level of its intervals where `level`, by default the law's own, is asked for."""
@@ -127,7 +127,13 @@ class LawFile:
         said = []
         if not self.choice.useful:
             said.append("No KL forecast better than guessing the mean: do not rely on this law.")
-        if self.largest < 2 * self.noise:
+        if self.noise is None:
+            said.append(
+                "The noise of the prior scores is not known, as a task among them has no standard error: whether the "
+                f"{100 * self.largest:.1f} points that a run of the calibration forgot at most are more than it was "
+                "not tested."
+            )
+        elif self.largest < 2 * self.noise:
             said.append(
                 f"No run of the calibration forgot more than {100 * self.largest:.1f} points, which the noise of the "
                 f"scores ({100 * self.noise:.1f}) could be: before relying on this law raise the learning rates or the "
@@ -149,8 +155,11 @@ class LawFile:
         )
 
     def check(self, base: Any, tokenizer: Any) -> None:
-        """Raise RazorError for another base than the law's, or the same with another tokenizer."""
-        self.check_base(base_digest(base))
+        """Raise RazorError for another base than the law's, or the same in another precision or with another tokenizer.
+
+        Of a PEFT model the base is what is left without its adapter.
+        """
+        self.check_base(base_digest(base, self.settings.precision))
         if tokenizer_digest(tokenizer) != self.tokenizer_digest:
             raise RazorError(
                 "The tokenizer is not the one that the law was calibrated with: it has other token ids, another chat "
@@ -159,10 +168,11 @@ class LawFile:
 
     def check_base(self, digest: str) -> None:
         """The same by the base's digest alone."""
-        if digest != self.base_digest:
+        if not is_same_base(digest, self.base_digest):
             raise RazorError(
-                f"This law was calibrated for {self.base_name} ({self.base_digest}), and this base is another one "
-                f"({digest}): a law belongs to its base. Run `razor calibrate` on this base, or leave the law out."
+                f"This law was calibrated for {self.base_name}, and this base is another one: it computes other "
+                "log-probabilities of the same tokens, and a law belongs to its base. Run `razor calibrate` on this "
+                "base, or leave the law out."
             )
 
     def save(self, path: Path) -> None:
@@ -222,6 +232,11 @@ class LawFile:
                 f"The law in {path} has format {found}, and this rlrazor knows up to {FORMAT}: it was made by a newer "
                 "version. Update rlrazor, or calibrate again."
             )
+        if found < FORMAT:
+            raise RazorError(
+                f"The law in {path} has format {found}, of an rlrazor that told bases apart in another way: calibrate "
+                "again."
+            )
         try:
             return cls._from_json(stored)
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
@@ -265,7 +280,7 @@ class LawFile:
             tuple(stored["data"]),
             dict(stored["versions"]),
             str(stored["command"]),
-            float(stored["prior"]["noise"]),
+            None if (noise := stored["prior"]["noise"]) is None else float(noise),
         )
 
 

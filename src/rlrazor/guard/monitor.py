@@ -4,8 +4,11 @@
 
 For `transformers.Trainer` and whatever is built on it, TRL's trainers among them; full fine-tuning or PEFT; one process
 or many under DistributedDataParallel. The base's side is computed when the trainer has been made, before any update, so
-the model that the trainer was given is the base. Training is left as it is: generators, modes and gradients are put
-back, nothing is logged through the trainer, and the loss is the same to the bit with the monitor and without it.
+the model that the trainer was given is the base; of a PEFT model it is what is left without its adapter, which is
+checked. Models are measured in one precision, that of their weights unless `settings` or the law say otherwise,
+whatever autocast training is under. Training is left as it is: generators, modes and gradients are put back, nothing is
+logged through the trainer, and the loss is the same to the bit with the monitor and without it. What fails before
+training is an error; what fails later ends measuring, not training.
 
 Left out: models sharded over processes (FSDP, ZeRO-3), whose parameters no process has whole.
 """
@@ -14,10 +17,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from accelerate.state import AcceleratorState, is_initialized
@@ -26,14 +31,15 @@ from transformers import TrainerCallback
 
 from rlrazor.errors import RazorError
 from rlrazor.forecast import FORWARD, PROBE, Forecast
-from rlrazor.guard import trackers
-from rlrazor.guard.base_side import BaseSide, cautions_of, joined, kls_of
+from rlrazor.guard import ranks, trackers
+from rlrazor.guard.base_side import BaseSide, cautions_of, joined, kls_of, shortened
 from rlrazor.guard.law_file import LawFile
-from rlrazor.guard.outputs import LOG, KeptModel, Log, rows_until
-from rlrazor.guard.overlap import count_overlap
+from rlrazor.guard.outputs import LOG, Claim, KeptModel, Log, mark_checkpoint, rows_until
+from rlrazor.guard.overlap import count_overlap, template_caution
 from rlrazor.lm import compute
+from rlrazor.lm.adapters import is_adapted, unwrapped
 from rlrazor.lm.kl import Drift, Estimate
-from rlrazor.lm.models import base_digest, unwrapped
+from rlrazor.lm.models import base_digest, is_same_base
 from rlrazor.lm.probes import (
     GenericText,
     ProbeSettings,
@@ -46,12 +52,16 @@ from rlrazor.lm.probes import (
     read_prompts,
 )
 from rlrazor.lm.sampling import NotFiniteError
+from rlrazor.lm.suitable import require_measurable
+from rlrazor.lm.undone import check_undone
 
+T = TypeVar("T")
 OnBudget = Literal["warn", "stop", "keep"]
 KEPT = "within-budget"  # folder in the trainer's output folder: the last model whose forecast was within the budget
 OVERHEAD = 0.05  # of training time, at the default setting
 TRAINING_COST = 2.0  # forward passes that an update costs per token: its own, and one for the gradients of activations
 MEASURING_COST = 2.0  # ... and a measurement: its own, the products with two heads, and batches smaller than training's
+FLOAT32_COST = 8.0  # a float32 product on a GPU against the half-precision ones of training
 NO_MEMORY = (
     "Out of memory while the base completes the prompts, before training: give fewer or shorter prompts, or lower "
     "max_new_tokens in `settings`."
@@ -144,8 +154,9 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
     law's. `level`: of the interval, by default the law's. `tokenizer`: by default the trainer's. `log`: the JSONL, by
     default OUTPUT_DIR/razor.jsonl. `cache_dir`: where the base's completions are kept, by default in the user's cache.
 
-    Raises RazorError, when the trainer is made, for prompts or a law that cannot be read, a law of another base, and
-    models sharded over processes.
+    Raises RazorError, when the trainer is made or as training begins, for prompts or a law that cannot be read, a law
+    of another base or precision, an adapter without which the model is not the base, two monitors with one log, and
+    models sharded over processes. Once training has begun it raises nothing: what fails is said, and measuring ends.
     """
 
     def __init__(
@@ -195,16 +206,22 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
         self.training_cost = 0.0
         self.log: Log | None = None  # of the first process, from the beginning of training on, like what follows
         self.kept: KeptModel | None = None
+        self.claim: Claim | None = None
         self.unreachable: set[str] = set()  # trackers
         self.vocabulary: Any = None
         self.provenance: dict[str, str] = {}
+        self.first_prompt = ""  # as it is measured
         self.setup_seconds = 0.0
+        self.is_off = False  # measuring has failed
 
     def _the_laws(self, name: str, given: Any, default: Any) -> Any:
         """What was given, which has to be the law's where there is one, or else the law's or the default."""
         if self.law is None:
             return default() if given is None else given
         of_law = getattr(self.law, name)
+        if isinstance(given, ProbeSettings) and None in (given.precision, of_law.precision):
+            of_law = replace(of_law, precision=of_law.precision or given.precision)
+            given = replace(given, precision=of_law.precision)
         if given is not None and given != of_law:
             raise RazorError(
                 f"The law was calibrated with another `{name}` than the one given, and KLs measured in two ways cannot "
@@ -215,35 +232,26 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
     def on_init_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Look at the base, before any update, and before a run that resumes loads its checkpoint."""
         if model is not None and not _is_placed_later(args, unwrapped(model)):
-            self._prepare(args, model, kwargs.get("processing_class"))
+            self._prepare(args, control, model, kwargs.get("processing_class"))
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Warn of what can be seen now; count the tokens of the first step."""
         if self.base is None:  # added to a trainer that was there already, or the model was still to be placed
-            if state.global_step > 0 and not hasattr(unwrapped(model), "disable_adapter"):
+            if state.global_step > 0 and not is_adapted(model):
                 raise RazorError(
                     "Training resumes, and the base is gone: ForgettingMonitor was added after the trainer was made, "
                     "or the trainer places the model only as it trains (DeepSpeed, bf16_full_eval). Give it to the "
                     "trainer as callbacks=[...], or measure the checkpoints afterwards with `razor pick`."
                 )
-            self._prepare(args, model, kwargs.get("processing_class"))
+            self._prepare(args, control, model, kwargs.get("processing_class"))
         if _is_sharded(args, unwrapped(model)):
             raise _sharded()
-        self._say_what_is_wrong(kwargs.get("train_dataloader"))
-        path = self.log_path or Path(args.output_dir) / LOG
-        earlier = _gather(rows_until(path, state.global_step, PLAN))[0]
-        for row in earlier:
-            if any(row.get(name) != value for name, value in self.provenance.items()):
-                raise RazorError(
-                    f"Training resumes, and the KLs in {path} are of another base, other prompts or another probe: go "
-                    "on with what the run began with, or move that file away."
-                )
-        if _is_first():
-            self.log = Log(path, _say)
-            self.log.begin(earlier, fresh=state.global_step == 0)
-            if self.on_budget == "keep":
-                self.kept = KeptModel(Path(args.output_dir) / KEPT, _say)
-                self.kept.begin(fresh=state.global_step == 0)
+        dataloader, told = kwargs.get("train_dataloader"), getattr(args, "chat_template_kwargs", None)
+        ranks.together(lambda: self._say_what_is_wrong(dataloader, told))
+        path = self._log_path(args)
+        earlier = ranks.together(lambda: self._earlier(path, state.global_step))
+        earlier = ranks.gather(earlier)[0]  # of the first process, which writes them
+        ranks.together(lambda: self._begin_outputs(args, path, earlier, fresh=state.global_step == 0))
         self.last_seen = earlier[-1]["step"] if earlier else 0
         if self.every is None and earlier:
             self._plan(*(earlier[-1][name] for name in PLAN))
@@ -252,16 +260,24 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
             sizes = [(weight.numel(), weight.requires_grad) for weight in unwrapped(model).parameters()]
             trained = sum(size for size, trains in sizes if trains) / sum(size for size, _ in sizes)
             self.training_cost = TRAINING_COST + trained  # and one for the gradients of all weights
+            if self._is_slower_than_training(args, unwrapped(model)):
+                self.training_cost /= FLOAT32_COST
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> Any:
         """Measure where it is due: at every so many steps, and at the last."""
-        if self.every is None:
-            self._choose_every(state.max_steps)
-        assert self.every is not None
+        if self.every is None and not self.is_off:
+            self._or_else_off(state, lambda: self._choose_every(state.max_steps))
         last = state.global_step >= state.max_steps or control.should_training_stop
-        if last or state.global_step % self.every == 0:
+        if self.every is not None and (last or state.global_step % self.every == 0):
             self._look(args, state, control, model, kwargs.get("processing_class"), last=last)
         return control
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Say in the checkpoint whose it is: a folder may hold those of several runs."""
+        if ranks.is_first() and self.claim is not None:
+            mark_checkpoint(
+                Path(args.output_dir) / f"checkpoint-{state.global_step}", self.claim.run, state.global_step
+            )
 
     def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Close what is open; measure, where something else than the monitor ended training between measurements."""
@@ -272,40 +288,86 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
             self._look(args, state, control, model, kwargs.get("processing_class"), last=True)
 
     def _look(self, args: Any, state: Any, control: Any, model: Any, processing_class: Any, *, last: bool) -> None:
-        """Measure, report and act."""
-        self.last_seen = state.global_step
-        reading = self._measure(args, state, unwrapped(model), (self.last if last else self.thin) or self.base)
-        if isinstance(reading, str):
-            _say(f"[razor] step {state.global_step}: {reading}; nothing was measured.")
+        """Measure, report and act, unless measuring has failed."""
+        if self.is_off:
             return
-        self.readings.append(reading)
-        self._report(args, reading)
-        if reading.within is False:
-            self._act(args, control, reading)
-        elif reading.within and self.kept is not None and _is_first():
-            self.kept.save(unwrapped(model), processing_class, reading.as_json())
+        self.last_seen = state.global_step
+        side = (self.last if last else self.thin) or self.base
+        assert side is not None
+        start = time.perf_counter()
+        parts = self._or_else_off(state, lambda: ranks.everywhere(lambda: self._measure(unwrapped(model), side)))
+        if parts is None:
+            return
+
+        def act() -> None:
+            measured = [part for part in parts if not isinstance(part, str)]
+            if len(measured) < len(parts):
+                failed = next(part for part in parts if isinstance(part, str))
+                _say(f"[razor] step {state.global_step}: {failed}; nothing was measured.")
+                return
+            reading = self._reading(state, side, joined(measured), time.perf_counter() - start)
+            self.readings.append(reading)
+            self._report(args, reading)
+            if reading.within is False:
+                self._act(args, control, reading)
+            elif reading.within and self.kept is not None:
+                self.kept.save(unwrapped(model), processing_class, reading.as_json())
+
+        self._or_else_off(state, lambda: ranks.together(act))
+
+    def _or_else_off(self, state: Any, work: Callable[[], T]) -> T | None:
+        """Do what fails in all processes or in none; None, and no more measuring, where it fails.
+
+        No error of ours, or of what we rely on, is worth somebody's training run.
+        """
+        try:
+            return work()
+        except Exception as error:
+            self.is_off = True
+            where = ""
+            if self.log is not None and self.claim is not None:
+                row = {"run": self.claim.run, "step": int(state.global_step), "error": traceback.format_exc()}
+                with suppress(Exception):  # it may be the log that has failed
+                    self.log.add(row)
+                    where = f" The whole error is in {self.log.path}."
+            said = str(error) if isinstance(error, RazorError) else f"{type(error).__name__}: {error}"
+            _say(
+                f"[razor] step {state.global_step}: measuring has failed and ends here; training goes on. "
+                f"{' '.join(said.split()).removesuffix('.')}.{where}"
+            )
+            return None
 
     # The base
 
-    def _prepare(self, args: Any, model: Any, processing_class: Any) -> None:
+    def _prepare(self, args: Any, control: Any, model: Any, processing_class: Any) -> None:
         start = time.perf_counter()
         model = unwrapped(model)
         if _is_sharded(args, model):
             raise _sharded()
+        ranks.together(lambda: self._look_at_base(args, control, model, processing_class))
+        self.setup_seconds = time.perf_counter() - start
+
+    def _look_at_base(self, args: Any, control: Any, model: Any, processing_class: Any) -> None:
+        """Raises RazorError for all that cannot be watched."""
+        self.is_off, self.claim = False, None
+        self.claim = Claim.of(control, self._log_path(args), self._kept_path(args))
         processing_class = self.tokenizer or processing_class
         tokenizer = getattr(processing_class, "tokenizer", processing_class)
         if tokenizer is None:
             raise RazorError("ForgettingMonitor needs the tokenizer: give it, or processing_class to the trainer.")
         self.vocabulary = tokenizer
-        self.provenance = {
-            "base": base_digest(model),
-            "probe": probe_hash(self.settings, self.generic),
-            "prompts_hash": self.prompts_hash,
-        }
-        if self.law is not None:
-            self.law.check(model, tokenizer)
+        self.settings = self.settings.on(model)
         try:
-            with compute.generators_untouched(), _as_in_training(args, model), compute.memory_errors(NO_MEMORY):
+            with compute.generators_untouched(), compute.memory_errors(NO_MEMORY):
+                require_measurable(model, tokenizer)
+                check_undone(model, None if self.law is None else self.law.base_digest)
+                if self.law is not None:
+                    self.law.check(model, tokenizer)
+                self.provenance = {
+                    "base": base_digest(model, self.settings.precision),
+                    "probe": probe_hash(self.settings, self.generic),
+                    "prompts_hash": self.prompts_hash,
+                }
                 self.base = BaseSide.of(
                     model,
                     tokenizer,
@@ -313,15 +375,22 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
                     self.generic,
                     self.settings,
                     cache_dir=self.cache_dir,
-                    share=(_rank(), _processes()),
+                    share=(ranks.rank(), ranks.count()),
                 )
         except NotFiniteError as error:
             raise RazorError(
                 "The model's outputs are NaN or infinite before training: its weights are damaged."
             ) from error
-        self.setup_seconds = time.perf_counter() - start
+        except RazorError:
+            raise
+        except Exception as error:  # of a model's own code, on inputs that its trainer would not give it
+            raise RazorError(
+                f"ForgettingMonitor cannot measure this model, {type(model).__name__}: {type(error).__name__}: "
+                f"{' '.join(str(error).split())}. Train without the monitor, and report this."
+            ) from error
+        self.first_prompt = str(tokenizer.decode(list(self.base.first_prompt)))
 
-    def _say_what_is_wrong(self, dataloader: Any) -> None:
+    def _say_what_is_wrong(self, dataloader: Any, told: Mapping[str, Any] | None) -> None:
         if self.law is None:
             _say("[razor] uncalibrated: no law was given, so there is KL to the base and no forecast.")
             if self.budget is not None:
@@ -331,40 +400,97 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
             for caution in self.law.cautions(self.level):
                 _say(f"[razor] {caution}")
         assert self.base is not None
+        _say(f"[razor] the first prompt, as measured in {self.settings.precision}: {shortened(self.first_prompt)!r}")
         for caution in cautions_of(self.base.whole, self.prompts, self.generic, self.settings):
             _say(f"[razor] {caution}")
-        if not _is_first():
+        if not ranks.is_first():
             return
-        forms = [encode(self.vocabulary, self.prompts, chat) for chat in {self.settings.chat, False}]
-        if shared := count_overlap(self.prompts, list(zip(*forms, strict=True)), dataloader):
+        try:
+            forms = [encode(self.vocabulary, self.prompts, chat) for chat in {self.settings.chat, False}]
+            shared = count_overlap(self.prompts, list(zip(*forms, strict=True)), dataloader)
+            form = template_caution(self.prompts, self.vocabulary, self.settings, dataloader, told)
+        except Exception as error:  # of a data set of the user's own
+            _say(f"[razor] whether the prompts are in the training set cannot be seen: {type(error).__name__}: {error}")
+            return
+        if shared:
             _say(
                 f"[razor] {shared} of the {len(self.prompts)} prompts are in the training set: KL on them is larger "
                 "than on prompts the model has not seen. Hold prompts out."
             )
+        if form is not None:
+            _say(f"[razor] {form}")
+
+    # What is left on disk
+
+    def _log_path(self, args: Any) -> Path:
+        return self.log_path or Path(args.output_dir) / LOG
+
+    def _kept_path(self, args: Any) -> Path | None:
+        return Path(args.output_dir) / KEPT if self.on_budget == "keep" else None
+
+    def _earlier(self, path: Path, step: int) -> list[dict[str, Any]]:
+        """What the run has logged before it was resumed; raises RazorError where it was measured otherwise."""
+        if not ranks.is_first():
+            return []
+        earlier = rows_until(path, step, PLAN)
+        for row in earlier:
+            same = {name: row.get(name) == value for name, value in self.provenance.items()}
+            same["base"] = is_same_base(str(row.get("base")), self.provenance["base"])
+            if not all(same.values()):
+                raise RazorError(
+                    f"Training resumes, and the KLs in {path} are of another base, other prompts or another probe: go "
+                    "on with what the run began with, or move that file away."
+                )
+        return earlier
+
+    def _begin_outputs(self, args: Any, path: Path, earlier: Sequence[Mapping[str, Any]], *, fresh: bool) -> None:
+        if not ranks.is_first():
+            return
+        assert self.claim is not None
+        if earlier and "run" in earlier[-1]:
+            self.claim.run = str(earlier[-1]["run"])
+        self.log = Log(path, _say)
+        self.log.begin(earlier, fresh=fresh)
+        if (folder := self._kept_path(args)) is not None:
+            self.kept = KeptModel(folder, _say)
+            self.kept.begin(fresh=fresh)
 
     # When to measure
+
+    def _is_slower_than_training(self, args: Any, model: Any) -> bool:
+        """Whether training multiplies in half precision on a GPU, and measuring does not."""
+        state = AcceleratorState() if is_initialized() else None
+        # `accelerate launch` sets it beside the trainer's own arguments.
+        half = getattr(state, "mixed_precision", "no") != "no" or any(
+            getattr(args, name, False) for name in ("bf16", "fp16")
+        )
+        return bool(half) and self.settings.precision == "float32" and next(model.parameters()).device.type == "cuda"
 
     def _choose_every(self, max_steps: int) -> None:
         """From the tokens of the first step: as often as overhead allows, ten times a run if that can be had.
 
         Half of what is allowed is for the last measurement, of as much of the probe as that pays for.
         """
-        assert self.base is not None
-        seen = self.counter.remove() if self.counter else 0
+        seen = min(ranks.everywhere(lambda: self.counter.remove() if self.counter else 0))
         allowed = OVERHEAD / 2 * self.training_cost * seen  # a step
         wanted = max(1, max_steps // MEASUREMENTS)
         if not allowed:
-            self._plan(wanted, 1.0, 1.0)
+            ranks.together(lambda: self._plan(wanted, 1.0, 1.0))
             return
 
         def apart(share: float) -> float:
             """Steps that pay for a measurement of so much of the probe, of the process that needs most."""
-            assert self.base is not None
-            return float(max(_gather(MEASURING_COST * self.base.thinned(share).tokens / allowed)))
+
+            def own() -> float:
+                assert self.base is not None
+                return MEASURING_COST * self.base.thinned(share).tokens / allowed
+
+            return max(ranks.everywhere(own))
 
         share = min(1.0, wanted / apart(1.0))
         # More than fifty measurements tell nothing more.
-        self._plan(max(math.ceil(apart(share)), math.ceil(max_steps / 50)), share, min(1.0, max_steps / apart(1.0)))
+        every, last_share = max(math.ceil(apart(share)), math.ceil(max_steps / 50)), min(1.0, max_steps / apart(1.0))
+        ranks.together(lambda: self._plan(every, share, last_share))
 
     def _plan(self, every: int, share: float, last_share: float) -> None:
         assert self.base is not None
@@ -374,25 +500,20 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
 
     # Measuring
 
-    def _measure(self, args: Any, state: Any, policy: Any, side: BaseSide | None) -> Reading | str:
-        """A sentence where it cannot be done: the policy has diverged, or there is no memory for it."""
-        start = time.perf_counter()
-        assert side is not None
-        own: Mapping[str, Drift] | str
-        with compute.generators_untouched(), _as_in_training(args, policy):
+    @staticmethod
+    def _measure(policy: Any, side: BaseSide) -> Mapping[str, Drift] | str:
+        """This process's part; a sentence where it cannot be done: the policy has diverged, or there is no memory."""
+        with compute.generators_untouched():
             try:
-                own = side.measure(policy)
+                return side.measure(policy)
             except NotFiniteError:
-                own = "the model's outputs are no longer finite"
+                return "the model's outputs are no longer finite"
             except (RuntimeError, MemoryError) as error:
                 if not compute.is_out_of_memory(error):
                     raise
-                own = "out of memory"
-        parts = _gather(own)
-        failed = [part for part in parts if isinstance(part, str)]
-        if failed:
-            return str(failed[0])
-        drifts = joined(parts)
+                return "out of memory"
+
+    def _reading(self, state: Any, side: BaseSide, drifts: Mapping[str, Drift], seconds: float) -> Reading:
         kl = kls_of(drifts)
         forecast, level, remaining = None, None, {}
         within: bool | None = None
@@ -417,16 +538,20 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
             self.budget,
             remaining,
             within,
-            time.perf_counter() - start,
+            seconds,
         )
 
     # Acting
 
     def _report(self, args: Any, reading: Reading) -> None:
-        if not _is_first():
+        if not ranks.is_first():
             return
         assert self.log is not None
-        row = {**reading.as_json(), **{name: getattr(self, name) for name in PLAN}, **self.provenance}
+        assert self.claim is not None
+        row = {"run": self.claim.run, **reading.as_json(), **{name: getattr(self, name) for name in PLAN}}
+        row |= self.provenance
+        if not self.log.lines:
+            row["first_prompt"] = self.first_prompt
         if self.law is not None:
             row["law_useful"] = self.law.useful
         self.log.add(row)
@@ -473,14 +598,6 @@ class _TokenCounter:
         return self.tokens
 
 
-def _as_in_training(args: Any, model: Any) -> Any:
-    """The autocast of the trainer: what training computes with is what is measured."""
-    device = next(model.parameters()).device.type
-    if getattr(args, "bf16", False):
-        return torch.autocast(device, torch.bfloat16)
-    return torch.autocast(device, torch.float16, enabled=bool(getattr(args, "fp16", False)))
-
-
 def _is_placed_later(args: Any, model: Any) -> bool:
     """Whether the trainer will move or cast the model as training begins: what is measured is what is trained."""
     device = getattr(args, "device", None)
@@ -519,30 +636,5 @@ def _say(text: str) -> None:
     """A line above the progress bar."""
     from tqdm.auto import tqdm
 
-    if _is_first():
+    if ranks.is_first():
         tqdm.write(text)
-
-
-def _distributed() -> bool:
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
-
-
-def _rank() -> int:
-    return torch.distributed.get_rank() if _distributed() else 0
-
-
-def _processes() -> int:
-    return torch.distributed.get_world_size() if _distributed() else 1
-
-
-def _is_first() -> bool:
-    return _rank() == 0
-
-
-def _gather(value: Any) -> list[Any]:
-    """The value of every process, in all of them."""
-    if _processes() == 1:
-        return [value]
-    values: list[Any] = [None] * _processes()
-    torch.distributed.all_gather_object(values, value)
-    return values

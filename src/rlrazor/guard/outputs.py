@@ -8,8 +8,11 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
+import uuid
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,45 @@ from rlrazor.errors import RazorError
 from rlrazor.store import atomic_path
 
 LOG = "razor.jsonl"  # in the trainer's output folder
+MARK = "razor.json"  # in a checkpoint: whose it is; in a kept model: what was measured of it
 Say = Callable[[str], None]
+
+
+@dataclass(eq=False)
+class Claim:
+    """What one monitor writes, so that no other of the same trainer writes it too; `run` is the id of the training run.
+
+    The monitors of a trainer share the id.
+    """
+
+    paths: frozenset[Path]
+    run: str
+
+    @classmethod
+    def of(cls, control: Any, *paths: Path | None) -> Claim:
+        """For the trainer whose `control` this is. Raises RazorError where another of its monitors writes there."""
+        own = frozenset(path.absolute() for path in paths if path is not None)
+        _claims[:] = [(of, claim) for of, claim in _claims if of() is not None and claim() is not None]
+        others = [there for of, claim in _claims if control is not None and of() is control and (there := claim())]
+        if shared := sorted(path.name for other in others for path in own & other.paths):
+            raise RazorError(
+                f"Two monitors of this trainer write to {shared[0]}: give each a log of its own "
+                '(log="runs/other.jsonl"), and on_budget="keep" to one of them only.'
+            )
+        claim = cls(own, others[0].run if others else uuid.uuid4().hex[:12])
+        if control is not None:
+            _claims.append((weakref.ref(control), weakref.ref(claim)))
+        return claim
+
+
+_claims: list[tuple[weakref.ref[Any], weakref.ref[Claim]]] = []
+
+
+def mark_checkpoint(folder: Path, run: str, step: int) -> None:
+    """Leave the id of the run in a checkpoint, for `pick`; where it cannot be written, the log has it as well."""
+    with suppress(OSError):
+        if folder.is_dir():
+            (folder / MARK).write_text(json.dumps({"run": run, "step": step}) + "\n", encoding="utf-8")
 
 
 class Log:
@@ -90,7 +131,7 @@ class KeptModel:
     def step(self) -> int | None:
         """Of the model that is kept; None where none is."""
         try:
-            return int(json.loads((self.folder / "razor.json").read_text(encoding="utf-8"))["step"])
+            return int(json.loads((self.folder / MARK).read_text(encoding="utf-8"))["step"])
         except (OSError, ValueError, TypeError, KeyError):
             return None
 
@@ -111,7 +152,7 @@ class KeptModel:
             model.save_pretrained(self._partial, safe_serialization=True)
             if processing_class is not None:
                 processing_class.save_pretrained(self._partial)
-            (self._partial / "razor.json").write_text(json.dumps(measured, allow_nan=False, indent=1) + "\n")
+            (self._partial / MARK).write_text(json.dumps(measured, allow_nan=False, indent=1) + "\n")
             if self.folder.exists():
                 self.folder.rename(self._old)
             self._partial.rename(self.folder)

@@ -7,11 +7,9 @@ whose table has measured scores of both.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,23 +20,42 @@ from rlrazor import law as laws
 from rlrazor.errors import RazorError
 from rlrazor.forecast import FORWARD, PROBE, Forecast
 from rlrazor.guard.law_file import LawFile
-from rlrazor.guard.outputs import LOG
+from rlrazor.guard.outputs import LOG, MARK
+from rlrazor.guard.run_folder import Checkpoint, Run, rows_of, run_in
 from rlrazor.lm.kl import Estimate
 from rlrazor.lm.probes import probe_hash
 from rlrazor.records import BASE
 
 METRICS = (
     *("eval_reward", "eval_accuracy", "eval_exact_match", "eval_pass@1", "eval_rewards/accuracies"),
-    *("eval_mean_token_accuracy", "reward", "mean_token_accuracy", "eval_loss", "loss"),
+    *("eval_mean_token_accuracy", "reward", "accuracy", "rewards/accuracies", "mean_token_accuracy"),
+    *("eval_loss", "loss"),
 )
 """What is taken for the new-task score, unless one is named: the first of them that the run has logged."""
 
-# Metrics of which less is better, by how their names end; scikit-learn's are negated.
-_LOWER = re.compile(
-    r"loss$|(^|[^a-z])(perplexity|ppl|[wct]er|err|errors?|error_rate|r?mse|msle|mape|mae|nll|kl|bp[bc]|bits_per_byte|"
-    r"bits_per_char|brier(_score)?|ece|edit_distance)$"
+# Metrics of which less is better, by a word that ends their names, but for a statistic after it.
+_LESS = (
+    r"perplexit(y|ies)|ppl|[cdemtw]er|wil|errs?|errors?|failures?|fail|false_(positive|negative)s?|fpr|fnr|"
+    r"misclassifications?|hallucinations?|violations?|toxicity|regret|r?mse|r?msle|s?mape|mae|mase|"
+    r"nll|neg(ative)?_log_?likelihood|likelihood_diff|pct_stereotype|deviance|cross_?entropy|xent|ce|"
+    r"(approx_?)?kld?|kl_div|jsd?|divergence|bp[bcw]|bits_per_(byte|char|character|token|word)|brier(_score)?|[em]ce|"
+    r"distance|levenshtein|fid|crps"
 )
-_NEGATED = re.compile(r"(^|[^a-z])neg_")
+_STATISTIC = (
+    r"mean|avg|average|median|min|max|sum|total|std|stderr|rate|ratio|count|percent|pct|micro|macro|weighted|norm|"
+    r"normali[sz]ed|first|last|final|best|all|overall|none|train|test|val|valid|validation|eval|dev|"
+    r"per|token|word|byte|char|character|sample|example|sequence|completion|step|epoch"
+)
+# Some of the words say so anywhere, as in eval_loss_gsm8k, unless a better thing is made of them.
+_BETTER = r"reduction|improvement|decrease|drop|gain|acc|accuracy|reward|success|match|f1|em"
+_LOWER = re.compile(
+    rf"(loss|(^|[^a-z])({_LESS}))([^a-z]+({_STATISTIC}))*[^a-z]*$|"
+    rf"(^|[^a-z])(loss|perplexity|ppl|[cw]er|nll|r?mse|mae)(?=[^a-z])(?!.*[^a-z]({_BETTER})[^a-z]*$)"
+)
+# Scikit-learn's are negated; the negative log-likelihood is not the negation of something of which less is better.
+_NEGATED = re.compile(
+    r"(^|(?<!false)(?<!true)[^a-z])(neg|negative|minus|inv|inverse)[^a-z](?!log_?likelihood|sample)|^(eval_)?1 ?- ?"
+)
 
 
 @dataclass(frozen=True)
@@ -77,6 +94,14 @@ class Pick:
 
 
 @dataclass(frozen=True)
+class Failure:
+    """Where measuring ended, and why in one line."""
+
+    step: int
+    error: str
+
+
+@dataclass(frozen=True)
 class Drop:
     """A forecast drop of the prior score at a step, with its interval of that level.
 
@@ -107,6 +132,7 @@ def pick(
     cautious: bool = False,
     law: LawFile | None = None,
     measure: Callable[[Path, int], Drop] | None = None,
+    run: str | None = None,
 ) -> Pick:
     """The frontier of a folder's checkpoints, and the recommended one.
 
@@ -114,24 +140,24 @@ def pick(
     `cautious`, by the upper end of its interval. Without one, the highest score minus drop, which takes a score that is
     a fraction of 1. `metric`: of the trainer's log, for which `lower_is_better` goes by its name (loss, perplexity,
     error rates) unless it is given; `law` forecasts from the KLs in razor.jsonl; `measure(checkpoint, step)` replaces
-    that log.
+    that log. `run`: the id of the training run, of those in the folder, by default the one that wrote last.
 
-    Raises RazorError where there are no checkpoints, no such metric, no forecast, or none within the budget.
+    Checkpoints that cannot be read, have no weights or cannot be measured are left out, with a note. Raises RazorError
+    where none is left, there is no such metric or forecast, or none within the budget.
     """
     if budget is not None and not 0 <= budget < 1:
         raise RazorError(f"A budget is a fraction of 1, such as 0.02 for two points of the prior score, not {budget}.")
     notes: list[str] = []
     level: float | None = None
     if (folder / "records.parquet").exists():
-        if (metric, lower_is_better, law, measure) != (None,) * 4:
+        if (metric, lower_is_better, law, measure, run) != (None,) * 5:
             raise RazorError(f"{folder} is of a sweep, whose own measured scores are used: give a budget at most.")
         metric, candidates = "new", _of_records(folder)
     elif folder.is_dir():
-        metric, notes, candidates, level = _of_trainer(folder, metric, law, measure)
+        metric, notes, candidates, level = _of_trainer(run_in(folder, run), metric, law, measure)
     else:
         raise RazorError(f"There is no folder {folder}.")
-    by_name = _LOWER.search(metric.lower()) is not None and _NEGATED.search(metric.lower()) is None
-    lower = by_name if lower_is_better is None else lower_is_better
+    lower = is_lower_better(metric) if lower_is_better is None else lower_is_better
     front = frontier(candidates, lower_is_better=lower)
     chosen, why = _recommend(candidates, front, metric, budget, cautious=cautious, lower=lower)
     return Pick(candidates, front, chosen, why, metric, lower, notes, level)
@@ -145,6 +171,11 @@ def frontier(candidates: Sequence[Candidate], *, lower_is_better: bool = False) 
         if not front or sign * one.new > sign * front[-1].new:
             front.append(one)
     return front
+
+
+def is_lower_better(metric: str) -> bool:
+    """Whether less of a metric is better, by its name."""
+    return _LOWER.search(metric.lower()) is not None and _NEGATED.search(metric.lower()) is None
 
 
 def _recommend(
@@ -222,66 +253,40 @@ def _of_records(folder: Path) -> list[Candidate]:
 
 
 def _of_trainer(
-    folder: Path, metric: str | None, law: LawFile | None, measure: Callable[[Path, int], Drop] | None
+    run: Run, metric: str | None, law: LawFile | None, measure: Callable[[Path, int], Drop] | None
 ) -> tuple[str, list[str], list[Candidate], float | None]:
     """The metric, cautions, the candidates, and the level of their intervals."""
-    found = checkpoints(folder)
-    history = _history(found)
-    metric = _metric(history, metric)
-    logged = None if measure else _drops(folder, law)
+    notes = list(run.notes)
+    metric = _metric(run.history, metric)
+    logged: list[Drop | Failure] = []
+    if measure is None:
+        logged, cautions = _logged(run, law)
+        notes += cautions
     candidates: list[Candidate] = []
     drops: list[Drop] = []
-    notes: list[str] = []
-    for step, path in found:
-        entry = _latest(history, step, metric)
-        if entry is None:
-            notes.append(f"{path.name} is left out: {metric} was not logged up to its step.")
+    for one in run.checkpoints:
+        name = one.path.name
+        try:
+            entry = _latest(run.history, one.step, metric)
+            drop = measure(one.path, one.step) if measure else _drop_at(one, logged)
+        except RazorError as error:
+            notes.append(f"{name} is left out: {error}")
             continue
-        drop = measure(path, step) if measure else _at(logged or [], step)
-        if drop is None:
-            notes.append(f"{path.name} is left out: nothing was forecast up to its step.")
-            continue
-        for name, at in ((metric, int(entry["step"])), ("the drop", drop.step)):
-            if at < step:
-                notes.append(f"{path.name}: {name} is that of step {at}.")
+        for what, at in ((metric, int(entry["step"])), ("the drop", drop.step)):
+            if at < one.step:
+                notes.append(f"{name}: {what} is that of step {at}.")
         if drop.extrapolated:
-            notes.append(f"{path.name}: KL is beyond what the law was fitted to: the interval may be too narrow.")
+            notes.append(f"{name}: KL is beyond what the law was fitted to: the interval may be too narrow.")
         drops.append(drop)
-        candidates.append(
-            Candidate(path.name, step, float(entry[metric]), drop.drop, drop.low, drop.high, False, drop.extrapolated)
-        )
+        new = float(entry[metric])
+        candidates.append(Candidate(name, one.step, new, drop.drop, drop.low, drop.high, False, drop.extrapolated))
     if not candidates:
-        raise RazorError(f"No checkpoint of {folder} has both {metric} and a drop. {' '.join(notes)}")
+        raise RazorError(f"No checkpoint of {run.folder} has both {metric} and a drop. {' '.join(notes)}")
     if law is not None:
         notes += law.cautions()
     elif not all(drop.useful for drop in drops):
         notes.append("The law was no better than guessing, or fitted to noise: do not rely on it.")
     return metric, notes, candidates, drops[-1].level
-
-
-def checkpoints(folder: Path) -> list[tuple[int, Path]]:
-    """The whole checkpoint-N folders, by step. Raises RazorError where there are none."""
-    found = []
-    for path in folder.glob("checkpoint-*"):
-        number = path.name.partition("-")[2]
-        if number.isdigit() and (path / "trainer_state.json").is_file():
-            found.append((int(number), path))
-    if not found:
-        raise RazorError(
-            f"{folder} has no checkpoint-N folder with a trainer_state.json, and no records.parquet of a sweep. Give "
-            "the output folder of a Trainer that saved checkpoints."
-        )
-    return sorted(found)
-
-
-def _history(found: Sequence[tuple[int, Path]]) -> list[Mapping[str, Any]]:
-    """All that was logged up to the last checkpoint."""
-    path = found[-1][1] / "trainer_state.json"
-    try:
-        history = json.loads(path.read_text(encoding="utf-8"))["log_history"]
-        return [entry for entry in history if isinstance(entry.get("step"), int)]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RazorError(f"{path} is damaged ({error!r}): give a folder whose last checkpoint is whole.") from error
 
 
 def _metric(history: Sequence[Mapping[str, Any]], wanted: str | None) -> str:
@@ -300,39 +305,44 @@ def _metric(history: Sequence[Mapping[str, Any]], wanted: str | None) -> str:
     return chosen
 
 
-def _latest(history: Sequence[Mapping[str, Any]], step: int, metric: str) -> Mapping[str, Any] | None:
+def _latest(history: Sequence[Mapping[str, Any]], step: int, metric: str) -> Mapping[str, Any]:
+    """The last entry up to a step that has the metric."""
     own = [
         entry
         for entry in history
         if entry["step"] <= step and isinstance(value := entry.get(metric), int | float) and math.isfinite(value)
     ]
-    return max(own, key=lambda entry: entry["step"], default=None)
+    if not own:
+        raise RazorError(f"{metric} was not logged up to its step.")
+    return max(own, key=lambda entry: entry["step"])
 
 
-def _drops(folder: Path, law: LawFile | None) -> list[Drop]:
-    """What the monitor has logged, or what the law makes of its KLs."""
-    path = folder / LOG
+def _logged(run: Run, law: LawFile | None) -> tuple[list[Drop | Failure], list[str]]:
+    """What the monitor has logged of a run, or what the law makes of its KLs, in order; and cautions."""
+    path = run.folder / LOG
+    rows, notes = rows_of(run)
     try:
-        rows = _rows(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RazorError(
-            f"There is no {path}, so nothing is known of forgetting: train with a ForgettingMonitor, or measure the "
-            "checkpoints here with a base, prompts and a law."
-        ) from error
-    except ValueError as error:
-        raise RazorError(f"{path} is damaged: a line is not JSON. Measure the checkpoints anew.") from error
-    try:
-        drops = [drop for row in rows if (drop := _drop(row, law, path)) is not None]
+        found = [one for row in rows if (one := _of_row(row, law, path)) is not None]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise RazorError(f"{path} is damaged ({error!r}). Measure the checkpoints anew.") from error
-    if not drops:
+    if not any(isinstance(one, Drop) for one in found):
         raise RazorError(f"{path} has KL but no forecast: the run was uncalibrated. Give a law of its base.")
-    return drops
+    notes += [f"Measuring ended at step {one.step}: {one.error}" for one in found if isinstance(one, Failure)]
+    marked = [one.run is not None or one.overwritten for one in run.checkpoints]
+    if run.labelled and not all(marked):
+        names = [one.path.name for one, is_marked in zip(run.checkpoints, marked, strict=True) if not is_marked]
+        notes.append(
+            f"Without a monitor's {MARK}: {', '.join(names)}. If training went on without one there, the forecast may "
+            "be of other weights of that step."
+        )
+    return sorted(found, key=lambda one: one.step), notes
 
 
-def _drop(row: Mapping[str, Any], law: LawFile | None, path: Path) -> Drop | None:
+def _of_row(row: Mapping[str, Any], law: LawFile | None, path: Path) -> Drop | Failure | None:
     """What a row of the log says, or the law makes of it; None where neither says anything."""
     step = int(row["step"])
+    if (error := row.get("error")) is not None:
+        return Failure(step, (str(error).strip().splitlines() or ["unknown"])[-1])
     if law is None:
         if not (shown := row.get("forecast")):
             return None
@@ -350,19 +360,19 @@ def _drop(row: Mapping[str, Any], law: LawFile | None, path: Path) -> Drop | Non
     return Drop.by(law, step, law.forecast(kls, prompts=asked, measured=row["prompts"][FORWARD]))
 
 
-def _rows(text: str) -> list[dict[str, Any]]:
-    """A last line that a killed process left half-written is not one."""
-    lines = [line for line in text.split("\n") if line.strip()]
-    if lines and not text.endswith("\n"):
-        with suppress(ValueError):
-            return [json.loads(line) for line in lines]
-        lines = lines[:-1]
-    return [json.loads(line) for line in lines]
-
-
 def _estimate(mean: float, stderr: float | None) -> Estimate:
     return Estimate(float(mean), math.nan if stderr is None else float(stderr))
 
 
-def _at(drops: Sequence[Drop], step: int) -> Drop | None:
-    return max((drop for drop in drops if drop.step <= step), key=lambda drop: drop.step, default=None)
+def _drop_at(checkpoint: Checkpoint, logged: Sequence[Drop | Failure]) -> Drop:
+    """The last that was logged up to a checkpoint's step; of rows of one step the one that was written last."""
+    if checkpoint.overwritten:
+        raise RazorError(
+            f"by the times of its files, a run that no monitor watched has written over it since its {MARK}."
+        )
+    last = next((one for one in reversed(logged) if one.step <= checkpoint.step), None)
+    if last is None:
+        raise RazorError("nothing was forecast up to its step.")
+    if isinstance(last, Failure):
+        raise RazorError(f"measuring had ended at step {last.step}.")
+    return last

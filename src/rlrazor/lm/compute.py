@@ -1,4 +1,4 @@
-"""The one place that decides how a process computes: threads, device, autocast, and what is put back afterwards."""
+"""The one place that decides how a process computes: threads, device, precision, and what is put back afterwards."""
 
 import os
 import random
@@ -17,6 +17,10 @@ THREADS = 1
 """Threads of a process of a sweep. One: its results must not depend on how many processes run beside it, and two
 threads on a machine that is busy were ten times slower than one.
 """
+
+
+PRECISIONS = ("float32", "bfloat16", "float16")
+"""What a model can be measured in, see `measuring`."""
 
 
 def prepare_process(threads: int = THREADS) -> None:
@@ -73,6 +77,81 @@ def device() -> torch.device:
 def autocast(*, bf16: bool) -> AbstractContextManager[object]:
     """Matrix products in bfloat16 over float32 weights, on any device; with `bf16` off, nothing."""
     return torch.autocast(device().type, torch.bfloat16) if bf16 else nullcontext()
+
+
+def precision_of(model: Any) -> str:
+    """The dtype that most of a model's weights have, by name, such as "bfloat16": what it computes in by itself."""
+    sizes: dict[torch.dtype, int] = {}
+    for weight in model.parameters():
+        if weight.is_floating_point():
+            sizes[weight.dtype] = sizes.get(weight.dtype, 0) + weight.numel()
+    return str(max(sizes, key=lambda dtype: sizes[dtype])).removeprefix("torch.") if sizes else "float32"
+
+
+@contextmanager
+def measuring(model: Any, precision: str) -> Iterator[None]:
+    """The one way in which models are measured, whatever surrounds it: a trainer's autocast, TF32, gradients.
+
+    "float32": autocast is off, and so is TF32. "bfloat16" or "float16": under the autocast of that type, whether the
+    weights are of it or not. Without gradients and dropout; all of it is put back. Raises RazorError for half-precision
+    weights that are to be measured in float32.
+    """
+    own = precision_of(model)
+    if precision == "float32" and own in PRECISIONS[1:]:
+        raise RazorError(
+            f"This is to be measured in float32, and the model's weights are {own}, whose rounding would count as "
+            f"drift: load it in float32, or measure both sides in {own} (a law: calibrate with --dtype {own})."
+        )
+    half = getattr(torch, precision) if precision in PRECISIONS[1:] else None
+    device = next(model.parameters()).device.type
+    products = torch.autocast(device, half) if half else float32_products(device)
+    with torch.no_grad(), eval_mode(model), _own_forward(model), products:
+        yield
+
+
+@contextmanager
+def _own_forward(model: Any) -> Iterator[None]:
+    """Without the autocast that accelerate, in preparing a model, has put around its `forward`."""
+    wrapped = vars(model).get("forward")
+    if "_original_forward" not in vars(model) or wrapped is None:
+        yield
+        return
+    model.forward = model._original_forward
+    try:
+        yield
+    finally:
+        model.forward = wrapped
+
+
+@contextmanager
+def float32_products(device: str) -> Iterator[None]:
+    """Products of float32 matrices in float32: neither autocast nor TF32."""
+    with torch.autocast(device, enabled=False), _without_tf32():
+        yield
+
+
+@contextmanager
+def _without_tf32() -> Iterator[None]:
+    """Torch has two interfaces to this, and reading the older one can raise."""
+    try:
+        legacy = torch.get_float32_matmul_precision()
+    except RuntimeError:  # only the new one was used
+        legacy = None
+    places: tuple[Any, ...] = (torch.backends.cuda, torch.backends.mkldnn)
+    products = [place.matmul for place in places if hasattr(place, "matmul")]
+    backends = [backend for backend in products if hasattr(backend, "fp32_precision")]
+    before = [backend.fp32_precision for backend in backends]
+    try:
+        if legacy is not None:
+            torch.set_float32_matmul_precision("highest")
+        for backend in backends:
+            backend.fp32_precision = "ieee"
+        yield
+    finally:
+        if legacy is not None:
+            torch.set_float32_matmul_precision(legacy)
+        for backend, value in zip(backends, before, strict=True):
+            backend.fp32_precision = value
 
 
 @contextmanager

@@ -1,18 +1,63 @@
 """Text to token ids and back, the same way for training, sampling, scoring and probes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rlrazor.errors import RazorError
 
-def prompt_ids(tokenizer: Any, text: str, *, chat: bool = False) -> list[int]:
-    """A prompt's token ids, with what the tokenizer begins a text with.
 
-    With `chat`, as the user's turn of the tokenizer's chat template, where it has one.
+def text_ids(tokenizer: Any, text: str) -> list[int]:
+    """A text's token ids, with what the tokenizer puts in front of one and without what it puts behind.
+
+    Behind an end of sequence (`add_eos_token`, a post-processor) a model begins something else: a prompt that is to be
+    continued has none. Nor has a text that is measured whole, as it is the tokenizer that ends there, not the text.
+    """
+    whole, own = (list(tokenizer(text, add_special_tokens=added)["input_ids"]) for added in (True, False))
+    for front in range(len(whole) - len(own) + 1):
+        if whole[front : front + len(own)] == own:
+            return whole[: front + len(own)]
+    return whole
+
+
+def turns_ids(
+    tokenizer: Any, turns: Sequence[Mapping[str, Any]], *, tools: Sequence[Any] | None = None, **template: Any
+) -> list[int]:
+    """Token ids of a conversation in the tokenizer's chat template, up to where the assistant goes on.
+
+    That is at the beginning of a turn of its own, or where the last turn is the assistant's at the end of that, as in
+    TRL. Special tokens are the template's, and no others. `template`: what else the template is given.
+    """
+    ids = _in_template(tokenizer, turns, tools, template, tokenize=True)
+    if parts := [turn["content"] for turn in turns if isinstance(turn.get("content"), list)]:
+        rendered = _in_template(tokenizer, turns, tools, template, tokenize=False)
+        if any(str(content) in rendered for content in parts):
+            raise ValueError("it shows a content that is a list of parts as Python would: give the content as text")
+    return list(ids)
+
+
+def _in_template(
+    tokenizer: Any, turns: Sequence[Mapping[str, Any]], tools: Any, template: Mapping[str, Any], *, tokenize: bool
+) -> Any:
+    continued = turns[-1]["role"] == "assistant"
+    return tokenizer.apply_chat_template(
+        [dict(turn) for turn in turns],
+        tools=tools or None,  # some templates announce tools where the list of them is empty
+        add_generation_prompt=not continued,
+        continue_final_message=continued,
+        tokenize=tokenize,
+        return_dict=False,
+        **template,
+    )
+
+
+def prompt_ids(tokenizer: Any, text: str, *, chat: bool = False, **template: Any) -> list[int]:
+    """A prompt's token ids, as `text_ids`, or with `chat` as the user's turn of the chat template, where there is one.
+
+    `template`: what the template is given beside, as in `turns_ids`.
     """
     if chat and getattr(tokenizer, "chat_template", None):
-        turn = [{"role": "user", "content": text}]
-        return list(tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=True, return_dict=False))
-    return list(tokenizer(text)["input_ids"])
+        return turns_ids(tokenizer, [{"role": "user", "content": text}], **template)
+    return text_ids(tokenizer, text)
 
 
 def completion_ids(tokenizer: Any, text: str, stop: Sequence[str] = ()) -> list[int]:
@@ -25,12 +70,24 @@ def completion_ids(tokenizer: Any, text: str, stop: Sequence[str] = ()) -> list[
     return ids + (end if len(end) == 1 else [tokenizer.eos_token_id])
 
 
+def check_stop(stop: Sequence[str]) -> None:
+    """Raise RazorError for what are no stop strings: every token holds the empty one, so it ends all completions."""
+    if isinstance(stop, str) or not all(isinstance(text, str) for text in stop):
+        raise RazorError(f"stop is a tuple of strings, such as ('\\n',), not {stop!r}.")
+    if "" in stop:
+        raise RazorError(
+            "A stop string is empty, which would end every completion at its first token: leave it out, and "
+            "completions end where the model ends them."
+        )
+
+
 def stop_ids(tokenizer: Any, model: Any, stop: Sequence[str] = ()) -> list[int]:
     """The tokens that end a completion: every eos of the tokenizer and the model, and whatever holds a stop string.
 
     A stop string that no single token holds does not end sampling; it still ends what a verifier sees.
     """
-    declared = model.generation_config.eos_token_id
+    said_by = getattr(model, "generation_config", None) or model.config
+    declared = getattr(said_by, "eos_token_id", None)
     ends = {tokenizer.eos_token_id} | set(declared if isinstance(declared, list) else [declared])
     if stop:
         texts = tokenizer.batch_decode([[token] for token in range(len(tokenizer))])

@@ -14,13 +14,15 @@ head, not as logits (V numbers). What one position needs is, with l_p and l_q th
 
 which one pass over the vocabulary yields, a tile of `TILE_ROWS` positions x `TILE_COLUMNS` tokens at a time, with
 running maxima. At V = 152k and D = 2048 (Qwen2.5-3B), 10,000 positions of logits would be 6 GB for each policy; here
-they are 82 MB of hidden states each, tiles of 2 MB, and 16 MB of each head in float32. A base that will be trained in
-place (full fine-tuning) has its head copied, 1.2 GB there; with LoRA, or a frozen base, the head is shared.
+they are 82 MB of hidden states each, tiles of 2 MB, and 16 MB of each head in float32. The head is copied, 1.2 GB
+there, as it may be trained, now or later; under an adapter, where it is frozen, it is shared, and checked to be
+unchanged at each measurement.
 
 Sequences are padded on the right and carry no attention mask: under causal attention a real token never sees what
 follows it, so padding is neither read nor measured, whatever its id; an eos that the policy wrote counts like any other
-token. Products with the LM heads are float32 also under autocast, whose logits would be too coarse. Left out: sharing
-the prefill of prompts that have several completions.
+token. Models run in one stated precision whatever surrounds the measurement (`compute.measuring`), both sides in the
+same, and products with the LM heads are float32 in any case: half-precision logits would be too coarse. Left out:
+sharing the prefill of prompts that have several completions.
 
 All functions raise `NotFiniteError` at a policy whose outputs are no longer numbers.
 """
@@ -28,7 +30,7 @@ All functions raise `NotFiniteError` at a policy whose outputs are no longer num
 import copy
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -39,10 +41,12 @@ from torch import Tensor, nn
 
 from rlrazor.errors import RazorError
 from rlrazor.lm import compute
+from rlrazor.lm.adapters import adapter_disabled, is_adapted, unwrapped
 from rlrazor.lm.models import context_length
 from rlrazor.lm.sampling import NotFiniteError
 
 TOKEN_BUDGET = 4096  # tokens a forward pass, padding included: 0.1 GB of activations at D = 576, 1 GB at D = 2048
+SAMPLED = 1 << 16  # values of a shared head that are watched
 TILE_ROWS, TILE_COLUMNS = 256, 2048  # two such float32 tiles, 2 MB each, stay in a core's cache
 
 Floats = NDArray[np.float64]
@@ -158,7 +162,7 @@ class Probe:
 
     `model` is the base; of a PEFT model, it is what is left with the adapter disabled. It may be trained afterwards.
     With `adapted`, the model as it is: the other side of `between`. `beside`: another probe of the same model, whose
-    head is shared.
+    head is shared. `precision`: what both sides are computed in (`compute.measuring`), by default as the weights are.
     Raises RazorError for sequences longer than the context, and for a model whose logits are not a linear head's.
     """
 
@@ -169,14 +173,31 @@ class Probe:
         *,
         adapted: bool = False,
         beside: "Probe | None" = None,
+        precision: str | None = None,
         token_budget: int = TOKEN_BUDGET,
     ) -> None:
         self.sequences = sequences
+        self.precision = precision or compute.precision_of(model)
         with nullcontext() if adapted else adapter_disabled(model):
-            self.states, head = final_states(model, sequences, token_budget)
-        # A trainable head will have changed by the time it is compared with.
-        own = head.copied() if head.weight.requires_grad and beside is None else head
-        self.head: Head = own if beside is None else beside.head
+            self.states, head = final_states(model, sequences, token_budget, self.precision)
+        self._sample: Tensor | None = None  # of a head that is shared
+        self._head: Head
+        if beside is not None:
+            self._head, self._sample = beside._head, beside._sample
+        elif is_adapted(model) and head.is_frozen:
+            self._head, self._sample = head, head.sample()
+        else:  # it may have changed by the time it is compared with
+            self._head = head.copied()
+
+    @property
+    def head(self) -> "Head":
+        """The LM head as it was. Raises RazorError where it is shared with the model, and the model's has changed."""
+        if self._sample is not None and not torch.equal(self._head.sample(), self._sample):
+            raise RazorError(
+                "The model's LM head has changed, which was frozen under the adapter when the base was measured: the "
+                "base is gone. Name the head among modules_to_save, or leave it frozen."
+            )
+        return self._head
 
     def spread(self, prompts: int) -> "Probe":
         """The same on so many prompts, evenly spaced, as a file may be sorted; itself where there are no more."""
@@ -196,7 +217,7 @@ def forward_kl(probe: Probe, tuned: Any, *, token_budget: int = TOKEN_BUDGET) ->
     Costs a forward pass of `tuned` and a second product with the LM head, the base's. Raises RazorError where the
     vocabularies differ.
     """
-    tuned_TD, head = final_states(tuned, probe.sequences, token_budget)
+    tuned_TD, head = final_states(tuned, probe.sequences, token_budget, probe.precision)
     return _drift(_kl(probe.states, probe.head, tuned_TD, head), probe.sequences)
 
 
@@ -213,13 +234,15 @@ def between(p: Probe, q: Probe) -> Drift:
 def reverse_kl(tuned: Any, sequences: Sequences, base: Any = None, *, token_budget: int = TOKEN_BUDGET) -> Drift:
     """KL(tuned || base) on completions sampled from `tuned`. `base` None: `tuned`, a PEFT model, without its adapter.
 
-    Costs a forward pass of each. Raises RazorError where the vocabularies differ, or without a base.
+    Costs a forward pass of each, in the precision of the base's weights. Raises RazorError where the vocabularies
+    differ, or without a base.
     """
-    if base is None and not hasattr(tuned, "disable_adapter"):
+    if base is None and not is_adapted(tuned):
         raise RazorError("KL to the base needs the base model: after full fine-tuning it is not in the tuned one.")
-    tuned_TD, tuned_head = final_states(tuned, sequences, token_budget)
+    precision = compute.precision_of(tuned if base is None else base)
+    tuned_TD, tuned_head = final_states(tuned, sequences, token_budget, precision)
     with adapter_disabled(tuned if base is None else base):
-        base_TD, base_head = final_states(tuned if base is None else base, sequences, token_budget)
+        base_TD, base_head = final_states(tuned if base is None else base, sequences, token_budget, precision)
         return _drift(_kl(tuned_TD, tuned_head, base_TD, base_head), sequences)
 
 
@@ -253,7 +276,7 @@ class Head:
         """Float32 logits (T, C) of the tokens `columns`; `weight_CD` is their float32 weight."""
         logits_TC: Tensor = states_TD.float() @ weight_CD.T
         if self.bias is not None:
-            logits_TC += self.bias[columns].float()
+            logits_TC += self.bias[columns].detach().float()
         return self.transformed(logits_TC)
 
     def transformed(self, logits: Tensor) -> Tensor:
@@ -263,6 +286,19 @@ class Head:
         if self.softcap is not None:
             logits.div_(self.softcap).tanh_().mul_(self.softcap)
         return logits
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether nothing of it is trained, as things stand."""
+        return not self.weight.requires_grad and (self.bias is None or not self.bias.requires_grad)
+
+    def sample(self) -> Tensor:
+        """Evenly spaced values of it, SAMPLED at most: no training leaves all of them as they were."""
+        parts = [self.weight] if self.bias is None else [self.weight, self.bias]
+        flat = [part.detach().flatten() for part in parts]
+        places = [np.linspace(0, len(part) - 1, min(len(part), SAMPLED)).astype(np.int64) for part in flat]
+        chosen = [part[torch.from_numpy(at).to(part.device)] for part, at in zip(flat, places, strict=True)]
+        return torch.cat([values.cpu() for values in chosen])
 
     def copied(self) -> "Head":
         """One of its own memory."""
@@ -277,8 +313,11 @@ def _head_of(model: Any) -> Head:
     config = model.config.get_text_config()
     # Cohere, Falcon-H1, Granite.
     multipliers = [getattr(config, name, None) or 1.0 for name in ("logit_scale", "lm_head_multiplier")]
-    scale = math.prod(multipliers) / (getattr(config, "logits_scaling", None) or 1.0)
-    softcap = getattr(config, "final_logit_softcapping", None)  # Gemma
+    divisor = None if hasattr(config, "dim_model_base") else getattr(config, "logits_scaling", None)  # not MiniCPM3's
+    scale = math.prod(multipliers) / (divisor or 1.0)
+    # Gemma, RecurrentGemma, xLSTM.
+    caps = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+    softcap = next((cap for name in caps if (cap := getattr(config, name, None))), None)
     if type(module) is nn.Linear:
         return Head(module.weight, module.bias, scale, softcap)
     # Any other affine map, such as a head with an adapter of its own: its matrix is its values on the unit vectors.
@@ -290,42 +329,17 @@ def _head_of(model: Any) -> Head:
         return Head((module(unit_DD) - bias_V).T.contiguous(), bias_V, scale, softcap)
 
 
-def adapter_disabled(model: Any) -> Any:
-    """The base of a PEFT model, whatever its adapter has learnt; of any other model, itself.
-
-    Raises RazorError for an adapter that cannot be taken off: only LoRA's leave inputs and biases alone.
-    """
-    for name, config in getattr(model, "peft_config", {}).items():
-        trains_biases = getattr(config, "bias", "none") != "none"
-        if getattr(config, "peft_type", None) != "LORA" or trains_biases:
-            kind = "LoRA with trained biases" if trains_biases else str(getattr(config, "peft_type", "unknown"))
-            raise RazorError(
-                f"The adapter {name!r} is {kind.removeprefix('PeftType.')}; KL to the base is measured with LoRA "
-                "without trained biases, or full fine-tuning."
-            )
-    return _without_adapter(model) if hasattr(model, "disable_adapter") else nullcontext()
-
-
-@contextmanager
-def _without_adapter(model: Any) -> Iterator[None]:
-    """PEFT, as it puts the adapter back, makes all of it trainable: what the user froze has to stay frozen."""
-    trained = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    try:
-        with model.disable_adapter():
-            yield
-    finally:
-        for parameter, before in trained:
-            parameter.requires_grad_(before)
-
-
-@torch.no_grad()
-def final_states(model: Any, sequences: Sequences, token_budget: int = TOKEN_BUDGET) -> tuple[Tensor, Head]:
+def final_states(
+    model: Any, sequences: Sequences, token_budget: int = TOKEN_BUDGET, precision: str | None = None
+) -> tuple[Tensor, Head]:
     """Hidden states (T, D) that predict each completion token, in the order of `sequences`, and the head for them.
 
     They are what the LM head is called with, so every normalisation of the model is in them. The head is handed a
-    single position, whose logits cost nothing and are compared with ours. The train/eval modes are restored. Raises
-    RazorError for sequences longer than the context, and for a model whose logits are not a linear head's.
+    single position, whose logits cost nothing and are compared with ours. `precision`: as `compute.measuring` takes it,
+    by default the weights' own. Raises RazorError for sequences longer than the context, and for a model whose logits
+    are not a linear head's.
     """
+    model = unwrapped(model)
     longest = max(
         len(sequences.prompts[p]) + len(c) for p, c in zip(sequences.prompt_of, sequences.completions, strict=True)
     )
@@ -348,7 +362,7 @@ def final_states(model: Any, sequences: Sequences, token_budget: int = TOKEN_BUD
     lengths_N = _lengths(sequences)
     starts_N = np.cumsum(lengths_N) - lengths_N
     states_TD = None
-    with compute.eval_mode(model):  # first: an adapter on the head may have dropout
+    with compute.measuring(model, precision or compute.precision_of(model)):
         head = _head_of(model)
         device = head.weight.device
         output = model.get_output_embeddings()
@@ -358,21 +372,28 @@ def final_states(model: Any, sequences: Sequences, token_budget: int = TOKEN_BUD
                 # The last token predicts nothing that is measured, so it is not fed.
                 rows = [[*sequences.prompts[sequences.prompt_of[n]], *sequences.completions[n]][:-1] for n in batch]
                 width = max(map(len, rows))
-                ids_BT = torch.tensor([row + [0] * (width - len(row)) for row in rows])
+                padded = [row + [0] * (width - len(row)) for row in rows]
                 called_with.clear()
-                logits = model(input_ids=ids_BT.to(device), use_cache=False).logits
+                ids_BT = torch.tensor(padded, dtype=torch.long, device=device)
+                logits = model(input_ids=ids_BT, use_cache=False).logits
                 if not called_with:
                     raise RazorError("This model does not call its LM head, so its hidden states cannot be told apart.")
                 hidden_BTD = called_with[0]
+                if hidden_BTD.shape[1] != width:
+                    raise RazorError(
+                        "This model reads more positions than it is given tokens (prompt tuning puts virtual ones in "
+                        "front), so its hidden states cannot be told apart."
+                    )
                 if states_TD is None:
                     _check_head(head, hidden_BTD[0, :1], logits[0, :1], computed_in[0])
                     states_TD = hidden_BTD.new_empty(int(lengths_N.sum()), hidden_BTD.shape[-1])
                 # Position t of a row predicts its completion's token number t - first.
-                first_B1 = torch.tensor([len(sequences.prompts[sequences.prompt_of[n]]) - 1 for n in batch])[:, None]
-                token_BT = torch.arange(width) - first_B1
-                measured_BT = (token_BT >= 0) & (token_BT < torch.from_numpy(lengths_N[batch])[:, None])
-                target_BT = token_BT + torch.from_numpy(starts_N[batch])[:, None]
-                states_TD[target_BT[measured_BT].to(device)] = hidden_BTD[measured_BT.to(device)]
+                first_B = np.array([len(sequences.prompts[sequences.prompt_of[n]]) - 1 for n in batch])
+                token_BT = np.arange(width) - first_B[:, None]
+                measured_BT = (token_BT >= 0) & (token_BT < lengths_N[batch][:, None])
+                target_T = (token_BT + starts_N[batch][:, None])[measured_BT]
+                measured_T = hidden_BTD[torch.from_numpy(measured_BT).to(hidden_BTD.device)]
+                states_TD[torch.from_numpy(target_T).to(states_TD.device)] = measured_T
         finally:
             for hook in hooks:
                 hook.remove()
@@ -382,7 +403,8 @@ def final_states(model: Any, sequences: Sequences, token_budget: int = TOKEN_BUD
 
 
 def _check_head(head: Head, states_1D: Tensor, logits_1V: Tensor, computed_in: torch.dtype) -> None:
-    ours_1V = head.logits(states_1D, head.weight.float(), slice(None))
+    with compute.float32_products(states_1D.device.type):
+        ours_1V = head.logits(states_1D, head.weight.float(), slice(None))
     # Half-precision logits are rounded by the model, ours are not.
     tolerance = 1e-3 if computed_in == torch.float32 else 3e-2
     scale = logits_1V.float().abs().max().clamp(min=1e-3)
@@ -409,6 +431,7 @@ def _batches(sequences: Sequences, token_budget: int) -> list[NDArray[np.int64]]
     return batches
 
 
+@torch.no_grad()
 def _kl(p_TD: Tensor, p_head: Head, q_TD: Tensor, q_head: Head) -> Floats:
     """KL(p || q) at each position (T,), in one pass over the vocabulary."""
     vocabulary = len(p_head.weight)
@@ -419,16 +442,17 @@ def _kl(p_TD: Tensor, p_head: Head, q_TD: Tensor, q_head: Head) -> Floats:
         )
     p_sum, q_sum = _RunningSum(p_TD), _RunningSum(q_TD)
     gap_T = torch.zeros(len(p_TD), dtype=torch.float64, device=p_TD.device)
-    for columns, weights in _columns(p_head, q_head):
-        for start in range(0, len(p_TD), TILE_ROWS):
-            rows = slice(start, start + TILE_ROWS)
-            p_RC = p_head.logits(p_TD[rows], weights[0], columns)
-            q_RC = q_head.logits(q_TD[rows], weights[1], columns)
-            difference_RC = p_RC - q_RC
-            kept_R = p_sum.add(rows, p_RC)
-            q_sum.add(rows, q_RC)
-            # p_RC now holds exp(l_p - max).
-            gap_T[rows] = gap_T[rows] * kept_R + p_RC.mul_(difference_RC).sum(dim=1)
+    with compute.float32_products(p_TD.device.type):
+        for columns, weights in _columns(p_head, q_head):
+            for start in range(0, len(p_TD), TILE_ROWS):
+                rows = slice(start, start + TILE_ROWS)
+                p_RC = p_head.logits(p_TD[rows], weights[0], columns)
+                q_RC = q_head.logits(q_TD[rows], weights[1], columns)
+                difference_RC = p_RC - q_RC
+                kept_R = p_sum.add(rows, p_RC)
+                q_sum.add(rows, q_RC)
+                # p_RC now holds exp(l_p - max).
+                gap_T[rows] = gap_T[rows] * kept_R + p_RC.mul_(difference_RC).sum(dim=1)
     # Rounding can leave a KL of 0 a hair below it.
     return _finite((gap_T / p_sum.total_T - p_sum.log() + q_sum.log()).clamp(min=0))
 
@@ -437,19 +461,20 @@ def _kl(p_TD: Tensor, p_head: Head, q_TD: Tensor, q_head: Head) -> Floats:
 def _token_log_probs(model: Any, sequences: Sequences, token_budget: int) -> Floats:
     """log pi of each completion token (T,)."""
     states_TD, head = final_states(model, sequences, token_budget)
-    chosen_T = torch.tensor([token for completion in sequences.completions for token in completion], dtype=torch.long)
-    chosen_T = chosen_T.to(states_TD.device)
+    tokens = [token for completion in sequences.completions for token in completion]
+    chosen_T = torch.tensor(tokens, dtype=torch.long, device=states_TD.device)
     sum_ = _RunningSum(states_TD)
     logit_T = torch.zeros(len(states_TD), dtype=torch.float64, device=states_TD.device)
-    for columns, (weight_CD,) in _columns(head):
-        for start in range(0, len(states_TD), TILE_ROWS):
-            rows = slice(start, start + TILE_ROWS)
-            logits_RC = head.logits(states_TD[rows], weight_CD, columns)
-            column_R = chosen_T[rows] - columns.start
-            here_R = (column_R >= 0) & (column_R < columns.stop - columns.start)
-            picked_R = logits_RC.gather(1, column_R.clamp(0, columns.stop - columns.start - 1)[:, None])[:, 0]
-            logit_T[rows] += torch.where(here_R, picked_R, 0.0)
-            sum_.add(rows, logits_RC)
+    with compute.float32_products(states_TD.device.type):
+        for columns, (weight_CD,) in _columns(head):
+            for start in range(0, len(states_TD), TILE_ROWS):
+                rows = slice(start, start + TILE_ROWS)
+                logits_RC = head.logits(states_TD[rows], weight_CD, columns)
+                column_R = chosen_T[rows] - columns.start
+                here_R = (column_R >= 0) & (column_R < columns.stop - columns.start)
+                picked_R = logits_RC.gather(1, column_R.clamp(0, columns.stop - columns.start - 1)[:, None])[:, 0]
+                logit_T[rows] += torch.where(here_R, picked_R, 0.0)
+                sum_.add(rows, logits_RC)
     return _finite(logit_T - sum_.log())
 
 
@@ -457,7 +482,7 @@ class _RunningSum:
     """The sum of exp(logits) over the vocabulary, relative to the maximum so far, for T positions."""
 
     def __init__(self, states_TD: Tensor) -> None:
-        self.top_T = torch.full((len(states_TD),), -torch.inf, device=states_TD.device)
+        self.top_T = torch.full((len(states_TD),), -torch.inf, dtype=torch.float32, device=states_TD.device)
         self.total_T = torch.zeros(len(states_TD), dtype=torch.float64, device=states_TD.device)
 
     def add(self, rows: slice, logits_RC: Tensor) -> Tensor:
@@ -474,12 +499,11 @@ class _RunningSum:
 
 
 def _columns(*heads: Head) -> Iterator[tuple[slice, list[Tensor]]]:
-    """Slices of the vocabulary with the float32 weights of each head there; products in them are not autocast."""
+    """Slices of the vocabulary with the float32 weights of each head there."""
     vocabulary = len(heads[0].weight)
-    with torch.autocast(heads[0].weight.device.type, enabled=False):
-        for start in range(0, vocabulary, TILE_COLUMNS):
-            columns = slice(start, min(start + TILE_COLUMNS, vocabulary))
-            yield columns, [head.weight[columns].detach().float() for head in heads]
+    for start in range(0, vocabulary, TILE_COLUMNS):
+        columns = slice(start, min(start + TILE_COLUMNS, vocabulary))
+        yield columns, [head.weight[columns].detach().float() for head in heads]
 
 
 def _finite(values_T: Tensor) -> Floats:

@@ -13,24 +13,40 @@ import re
 import shutil
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import platformdirs
 import torch
 from torch import Tensor
 
-from rlrazor.errors import RazorError
+from rlrazor.errors import RazorError, cause_of, disk_error_in
 from rlrazor.extras import needs_package
-from rlrazor.lm import compute
+from rlrazor.lm import compute, hub
+from rlrazor.lm.adapters import adapter_disabled, unwrapped
+from rlrazor.lm.sampling import NotFiniteError
 from rlrazor.lm.versions import in_dtype
 
+# What a causal language model's class is called, or one that has its weights.
+_CAUSAL = re.compile(r"\w*(ForCausalLM|LMHeadModel|ForConditionalGeneration|(?<!Reward)(?<!Encoder)Model)")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 # What defines a policy: its shape, weights and tokenizer. Read-me files and other frameworks' weights are left alone.
 _POLICY_FILES = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt", "spiece.model")
+_MODEL_WEIGHTS = "model.safetensors"
+_INDEX = "model.safetensors.index.json"  # of the shards of a model that is not in one file
 _ADAPTER_WEIGHTS = "adapter_model.safetensors"
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+_TRAINERS = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state\w*)\.")  # pickles that are no weights
+_LONGEST_HEADER = 100_000_000  # bytes, which is safetensors' own limit
+# Any of these makes a tokenizer. Transformers itself may make an empty one out of nothing.
+_TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "spiece.model", "tekken.json"),
+    *("vocab.json", "vocab.txt"),
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,26 +71,43 @@ class LanguageModel:
 
 
 def load(
-    source: str | Path, *, adapter: Path | None = None, dtype: str = "float32", cache_dir: Path | None = None
+    source: str | Path,
+    *,
+    adapter: Path | None = None,
+    dtype: str = "float32",
+    cache_dir: Path | None = None,
+    tokenizer: Any = None,
 ) -> LanguageModel:
     """Load a policy from a hub id, a local folder in the hub's layout, or a `.gguf` file, onto `compute.device()`.
 
     `adapter` is a folder that PEFT saved. `dtype` is a name in `DTYPES`. `cache_dir` is where converted GGUF files are
-    kept; by default the user's cache folder. Raises RazorError for a source that is not there or cannot be reached, has
-    no safetensors or needs code of its own, and for weights that are not finite.
+    kept; by default the user's cache folder. `tokenizer`, the base's, is that of a source without one: a Trainer saves
+    none that it was not given. Raises RazorError for a source that is not there or cannot be reached, has no
+    safetensors, no tokenizer, needs code of its own or is something else than a causal language model, and for
+    weights that are not finite.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from rlrazor.lm import suitable  # it needs this module
 
     if dtype not in DTYPES:
         raise RazorError(f"Unknown dtype {dtype}: choose one of {', '.join(DTYPES)}.")
     folder = _folder_of(str(source), cache_dir)
     _require_safetensors(folder, source)
+    _require_causal(folder, source)
+    has_tokenizer = any((folder / name).is_file() for name in _TOKENIZER_FILES)
+    if not has_tokenizer and tokenizer is None:
+        raise RazorError(
+            f"{source} has no tokenizer (a Trainer without processing_class saves none): put the tokenizer's files of "
+            "the model that it was fine-tuned from beside its weights."
+        )
     with _loading(source):
         model, info = AutoModelForCausalLM.from_pretrained(
             folder, **in_dtype(DTYPES[dtype]), use_safetensors=True, trust_remote_code=False, output_loading_info=True
         )
         _require_all_weights(info)
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        if has_tokenizer:
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     folders = [folder]
     if adapter is not None:
         adapter = Path(adapter).expanduser()
@@ -89,7 +122,9 @@ def load(
     _check_finite(model, source)
     _set_padding(model, tokenizer, source)
     name = str(source) if adapter is None else f"{source} + {adapter}"
-    return LanguageModel(model.to(compute.device()).eval(), tokenizer, name, _fingerprint(folders))
+    model = model.to(compute.device()).eval()
+    suitable.require_measurable(model, tokenizer)
+    return LanguageModel(model, tokenizer, name, _fingerprint(folders))
 
 
 @dataclass(frozen=True)
@@ -131,43 +166,21 @@ def add_lora(model: Any, rank: int) -> Any:
         return get_peft_model(model, config)
 
 
-def weights_of(model: Any) -> dict[str, Tensor]:
-    """A copy of all parameters, by the base's names, an adapter's update added to the matrices it belongs to.
-
-    Not by merging and unmerging: taking the update away again would leave rounding errors in the base.
-    """
-    if not hasattr(model, "get_base_model"):  # PEFT's
-        return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    from peft.tuners.lora import LoraLayer
-
-    base = model.get_base_model()
-    weights = {
-        name.replace(".base_layer.", "."): parameter.detach().clone()
-        for name, parameter in base.named_parameters()
-        if ".lora_" not in name
-    }
-    for name, module in base.named_modules():
-        if isinstance(module, LoraLayer):
-            for active in module.active_adapters:
-                weights[f"{name}.weight"] += module.get_delta_weight(active).detach()
-    return weights
-
-
 class SavedWeights(Mapping[str, Tensor]):
-    """The tensors of a folder's safetensors files by name, read one at a time as they are asked for.
+    """The tensors of a model's folder by name, read one at a time as they are asked for.
 
-    A file is mapped for each tensor anew: what stays mapped, and was read, counts as the process's memory.
+    Of the files that transformers loads it from, whatever else is beside them. A file is mapped for each tensor anew:
+    what stays mapped, and was read, counts as the process's memory.
     """
 
     def __init__(self, source: str | Path, cache_dir: Path | None = None) -> None:
         """Of a hub id, a folder or a GGUF file, as `load` takes them; raises its errors."""
         from safetensors import safe_open
 
-        folder = _folder_of(str(source), cache_dir)
-        _require_safetensors(folder, source)
+        paths = _require_safetensors(_folder_of(str(source), cache_dir), source)
         self._files: dict[str, Path] = {}
         with _loading(source):
-            for path in sorted(folder.glob("*.safetensors")):
+            for path in paths:
                 with safe_open(path, framework="pt") as file:
                     self._files |= dict.fromkeys(file.keys(), path)
 
@@ -183,45 +196,6 @@ class SavedWeights(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._files)
-
-
-class AdaptedWeights(Mapping[str, Tensor]):
-    """A PEFT model's parameters by the base's names, its update added, one at a time as they are asked for.
-
-    Of `modules_to_save`, which PEFT trains copies of, the copies.
-    """
-
-    def __init__(self, model: Any) -> None:
-        from peft.tuners.lora import LoraLayer
-
-        if any(getattr(config, "use_dora", False) for config in model.peft_config.values()):
-            raise RazorError("The adapter is DoRA, which rescales weights: merge it into a model, and compare that.")
-        self._base = base_weights(model)
-        self._layers = {
-            f"{name.removeprefix('base_model.model.')}.weight": module
-            for name, module in model.named_modules()
-            if isinstance(module, LoraLayer)
-        }
-
-        self._copies: dict[str, Tensor] = {}
-        for name, parameter in model.named_parameters():
-            module, found, rest = name.removeprefix("base_model.model.").partition(".modules_to_save.")
-            adapter, _, weight = rest.partition(".")
-            if found and adapter in model.active_adapters:
-                self._copies[f"{module}.{weight}"] = parameter.detach()
-
-    def __getitem__(self, name: str) -> Tensor:
-        weight = self._copies.get(name, self._base[name])
-        layer = self._layers.get(name)
-        for adapter in layer.active_adapters if layer is not None else ():
-            weight = weight + layer.get_delta_weight(adapter).detach()  # type: ignore[union-attr]
-        return weight
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._base)
-
-    def __len__(self) -> int:
-        return len(self._base)
 
 
 def tokenizer_of(tuned: LanguageModel, source: str | Path, base: Vocabulary) -> Any:
@@ -246,9 +220,22 @@ def is_adapter(source: str | Path) -> bool:
 
 
 def check_adapter(source: str | Path) -> None:
-    """Raise RazorError where an adapter has no weights that may be read: it shows before anything is loaded."""
+    """Raise RazorError where an adapter has no weights that may be read, or is of another kind of model than ours.
+
+    It shows before anything is loaded.
+    """
     needs_package("peft", "An adapter")
-    _require_safetensors(Path(source).expanduser(), source, _ADAPTER_WEIGHTS)
+    folder = Path(source).expanduser()
+    _require_safetensors(folder, source, _ADAPTER_WEIGHTS)
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # PEFT says what is wrong with its config
+        task = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get("task_type")
+        if task not in (None, "CAUSAL_LM"):
+            raise RazorError(f"The adapter in {source} is for {task}, not for a causal language model (CAUSAL_LM).")
+
+
+def check_weights(folder: Path, source: str) -> None:
+    """Raise RazorError where a folder, called `source`, has no whole model or adapter: of files it reads headers."""
+    _require_safetensors(folder, source, _ADAPTER_WEIGHTS if is_adapter(folder) else _MODEL_WEIGHTS)
 
 
 def named_base(adapter: str | Path) -> str:
@@ -260,56 +247,58 @@ def named_base(adapter: str | Path) -> str:
         raise RazorError(f"The adapter's {path} is damaged ({error}): save the adapter again.") from error
 
 
-def base_weights(model: Any) -> dict[str, Tensor]:
-    """The base's parameters themselves, by its names: those under an adapter, and inside of a wrapper.
-
-    Parameters that PEFT keeps a trained copy of (`modules_to_save`) are the originals.
-    """
-    weights = {}
-    for name, parameter in unwrapped(model).named_parameters():
-        if ".lora_" in name or ".modules_to_save." in name:
-            continue
-        for prefix in ("base_model.model.", "_orig_mod."):
-            name = name.removeprefix(prefix)
-        weights[name.replace(".base_layer.", ".").replace(".original_module.", ".")] = parameter.detach()
-    return weights
-
-
-def unwrapped(model: Any) -> Any:
-    """The model inside of DistributedDataParallel and torch.compile."""
-    while (inner := getattr(model, "module", None) or getattr(model, "_orig_mod", None)) is not None:
-        model = inner
-    return model
-
-
-DIGEST_VALUES = 4096  # of a weight that go into the digest: no fine-tuning leaves all of them alone
-# What a config says of how weights are computed with. Names of files, token ids, dropout, caching and dtype are not.
-_COMPUTING = re.compile(
-    r"rope|rotary|(^|_)eps(ilon)?$|scal|softcap|multiplier|sliding_window|layer_types|hidden_act|activation(?!_dropout)|"
-    r"head|alibi|parallel_residual|parallel_attn|experts_per_tok"
-)
+DIGEST_TOKENS = 128
+DIGEST_VALUES = 32  # log-probabilities that are kept of them
+# Nats by which one may differ between machines and libraries; a fine-tune that moves them less has hardly drifted.
+SAME_BASE = {"float32": 5e-3}
+SAME_BASE_IN_HALF = 0.15
 
 
 @torch.no_grad()
-def base_digest(model: Any) -> str:
-    """A SHA-256 that tells bases apart and an adapter's base from another: 16 hexadecimal digits.
+def token_log_probs(model: Any, precision: str | None = None, *, adapted: bool = False) -> Tensor:
+    """What a model thinks of fixed tokens, spread over its vocabulary: log pi of each but the first, in nats, float64.
 
-    Of names, shapes, and evenly spaced values of every parameter rounded to bfloat16, so that a base loaded in float32
-    and in bfloat16 is the same one; and of what its config says of how they are computed with, such as RoPE's scaling.
-    Milliseconds, where hashing files would need the files.
+    Of a PEFT model without its adapter, or with `adapted` with it; in its weights' own precision unless one is named.
     """
-    config = unwrapped(model).config.get_text_config().to_dict()
-    computing = {key: value for key, value in config.items() if _COMPUTING.search(key) and not key.startswith("_")}
-    # An option that is off may be one that another version of transformers does not have.
-    computing = {key: value for key, value in computing.items() if value not in (None, False)}
-    digest = hashlib.sha256(json.dumps(computing, sort_keys=True, default=str).encode())
-    for name, weight in sorted(base_weights(model).items()):
-        flat = weight.flatten()
-        chosen = torch.linspace(0, len(flat) - 1, min(len(flat), DIGEST_VALUES), dtype=torch.float64).long()
-        values = flat[chosen.to(flat.device)].to(torch.bfloat16).cpu()
-        digest.update(f"{name} {tuple(weight.shape)}".encode())
-        digest.update(values.view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
+    model = unwrapped(model)
+    rows = len(model.get_input_embeddings().weight)
+    length = min(DIGEST_TOKENS, context_length(model) or DIGEST_TOKENS)
+    ids = [(7919 * at * at + 104729 * at + 1) % rows for at in range(length)]
+    ids_T = torch.tensor(ids, dtype=torch.long, device=next(model.parameters()).device)
+    off = nullcontext() if adapted else adapter_disabled(model)
+    with compute.measuring(model, precision or compute.precision_of(model)), off:
+        logits_TV = model(input_ids=ids_T[None], use_cache=False).logits[0, -length:]
+    logp_TV = logits_TV[:-1].double().log_softmax(dim=-1)
+    logp_T: Tensor = logp_TV.gather(1, ids_T[1:, None].to(logp_TV.device))[:, 0].cpu()
+    return logp_T
+
+
+def base_digest(model: Any, precision: str | None = None) -> str:
+    """What tells bases apart, and an adapter's base from another: what they compute, by name of its precision.
+
+    Log-probabilities of fixed tokens, so that neither the names of weights nor those of settings matter, which change
+    with the version of a library. To be compared by `is_same_base`: their last digits depend on the machine. Raises
+    NotFiniteError.
+    """
+    logp_T = token_log_probs(model, precision)
+    if not logp_T.isfinite().all():
+        raise NotFiniteError("logits are not finite")
+    chosen = np.linspace(0, len(logp_T) - 1, min(len(logp_T), DIGEST_VALUES)).astype(int)
+    values = " ".join(f"{value:.4f}" for value in logp_T.numpy()[chosen])
+    return f"{precision or compute.precision_of(model)} {values}"
+
+
+def is_same_base(one: str, other: str) -> bool:
+    """Whether two digests are of one base: most of their values differ by rounding only."""
+    (precision, *values), (other_precision, *other_values) = one.split() or [""], other.split() or [""]
+    if len(values) != len(other_values) or not values:
+        return False
+    tolerance = max(SAME_BASE.get(name, SAME_BASE_IN_HALF) for name in (precision, other_precision))
+    try:
+        apart = sorted(abs(float(a) - float(b)) for a, b in zip(values, other_values, strict=True))
+    except ValueError:  # a digest of an older form
+        return False
+    return apart[len(apart) // 2] <= tolerance  # of a mixture of experts a few may be routed otherwise
 
 
 def tokenizer_digest(tokenizer: Any) -> str:
@@ -318,11 +307,27 @@ def tokenizer_digest(tokenizer: Any) -> str:
     return hashlib.sha256(str(defining).encode()).hexdigest()[:16]
 
 
+# What configs call the most positions, the first that there is.
+_CONTEXTS = (
+    "max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_target_positions", "model_max_length",
+)  # fmt: skip
+
+
 def context_length(model: Any) -> int | None:
-    """The most tokens a sequence may have; None where the config sets no limit."""
-    config = model.config.get_text_config()
-    limit = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
-    return None if limit is None else int(limit)
+    """The most tokens a sequence may have; None where the config sets no limit.
+
+    RoBERTa and its kin count positions from behind the padding row of their table, which holds so many fewer.
+    """
+    try:
+        config = model.config.get_text_config(decoder=True)
+    except ValueError:  # a config of several parts, of which transformers will not choose
+        config = model.config
+    limits = [limit for name in _CONTEXTS if isinstance(limit := getattr(config, name, None), int) and limit > 0][:1]
+    for name, module in model.named_modules() if isinstance(model, torch.nn.Module) else ():
+        table = isinstance(module, torch.nn.Embedding) and "position" in name.rpartition(".")[-1]
+        if table and module.padding_idx is not None:
+            limits.append(module.num_embeddings - module.padding_idx - 1)
+    return min(limits, default=None)
 
 
 def _folder_of(source: str, cache_dir: Path | None) -> Path:
@@ -340,67 +345,205 @@ def _folder_of(source: str, cache_dir: Path | None) -> Path:
 
 
 def _downloaded(repository: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
 
     try:
         return Path(snapshot_download(repository, allow_patterns=list(_POLICY_FILES)))
+    except GatedRepoError as error:
+        raise RazorError(
+            f"The hub shows {repository} only to those who have agreed to its terms. Agree to them on its page, then "
+            "log in with `hf auth login`."
+        ) from error
     except (HFValidationError, RepositoryNotFoundError) as error:
         raise RazorError(
-            f"The hub has no model {repository}, or does not show it to you. Check the name; a model that asks for "
-            "consent needs `hf auth login`."
+            f"The hub has no model {repository}, or does not show it to you. Check the name; one that is private needs "
+            "`hf auth login`."
         ) from error
-    except Exception as error:  # the hub's HTTP library, whose errors these are, differs between its versions
-        raise RazorError(
-            f"There is no folder {repository}, the hub cannot be reached, and its cache does not have it. Try again "
-            "with a connection, or give a local folder or .gguf file."
-        ) from error
+    except Exception as error:
+        if (disk := disk_error_in(error)) is not None:
+            raise RazorError(
+                f"{repository} cannot be kept in {constants.HF_HUB_CACHE}: {disk.strerror}. Free some space there, or "
+                "set HF_HOME to a folder that can be written to."
+            ) from error
+        if hub.is_unreachable(error):
+            raise RazorError(
+                f"There is no folder {repository}, the hub cannot be reached, and its cache does not have it. Try "
+                "again with a connection, or give a local folder or .gguf file."
+            ) from error
+        status = hub.answer_in(error)
+        who = "Downloading it failed" if status is None else f"The hub answered {status}"
+        raise RazorError(f"There is no folder {repository}. {who}: {cause_of(error)}") from error
 
 
 def _converted(gguf: Path, cache: Path) -> Path:
     """The folder of float32 safetensors for a GGUF file, named after its content; made where it is not there yet."""
     needs_package("gguf", "A GGUF file")
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    with gguf.open("rb") as file:
+    with _loading(gguf), gguf.open("rb") as file:
         folder = cache / hashlib.file_digest(file, "sha256").hexdigest()[:16]
-    if folder.exists():
+    if _is_whole(folder):
         return folder
     partial = cache / f".{folder.name}.{os.getpid()}"
     try:
         with _loading(gguf):
-            model, info = AutoModelForCausalLM.from_pretrained(
-                gguf.parent, gguf_file=gguf.name, **in_dtype(torch.float32), output_loading_info=True
-            )
-            _require_all_weights(info)
-            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-            # Its weights are plain float32 by now, but transformers still takes it for quantised and will not save it.
-            for attribute in ("hf_quantizer", "is_quantized", "quantization_method"):
-                with contextlib.suppress(AttributeError):
-                    delattr(model, attribute)
-            with contextlib.suppress(AttributeError):
-                del model.config.quantization_config
+            model, tokenizer = _read_gguf(gguf)
+        try:
+            shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
             model.save_pretrained(partial)
             tokenizer.save_pretrained(partial)
-        # Whole or not at all. Another process may have been faster: its folder has the same content.
-        with contextlib.suppress(OSError):
+            if folder.exists() and not _is_whole(folder):  # somebody tidied up in it
+                shutil.rmtree(folder)
             partial.rename(folder)
+        except Exception as error:  # a full disk is an OSError to some and not to others: safetensors has its own
+            if not _is_whole(folder):  # else another process was faster: its folder has the same content
+                raise RazorError(
+                    f"The conversion of {gguf} cannot be written to {cache}: {cause_of(error)} Free some space, or "
+                    "make that folder one that can be written to."
+                ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return folder
 
 
-def _require_safetensors(folder: Path, source: str | Path, name: str = "*.safetensors") -> None:
-    """An adapter's file has to have its `name`: where it has not, PEFT looks for a pickle, whatever else is there."""
+def _read_gguf(gguf: Path) -> tuple[Any, Any]:
+    """The model and the tokenizer of a GGUF file, the weights as plain float32."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model, info = AutoModelForCausalLM.from_pretrained(
+        gguf.parent, gguf_file=gguf.name, **in_dtype(torch.float32), output_loading_info=True
+    )
+    _require_all_weights(info)
+    # Transformers still takes them for quantised and will not save them.
+    for attribute in ("hf_quantizer", "is_quantized", "quantization_method"):
+        with contextlib.suppress(AttributeError):
+            delattr(model, attribute)
+    with contextlib.suppress(AttributeError):
+        del model.config.quantization_config
+    return model, AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether a saved model has all of its files: config, tokenizer, and each file of weights that its index names."""
+    try:
+        has_weights = bool(_model_files(folder))
+    except RazorError:
+        return False
+    return has_weights and all((folder / name).is_file() for name in ("config.json", "tokenizer_config.json"))
+
+
+def _require_safetensors(folder: Path, source: str | Path, name: str = _MODEL_WEIGHTS) -> list[Path]:
+    """The files that a model's weights are loaded from, or an adapter's by its file's `name`.
+
+    Raises RazorError where they are not there, not whole, or of two models.
+    """
     if not folder.is_dir():
         raise RazorError(f"There is no folder {source}.")
-    if not any(folder.glob(name)):
-        pickled = any(folder.glob("*.bin")) or any(folder.glob("*.pt")) or any(folder.glob("*.pth"))
-        reason = " Pickled weights are not read: they can run code. Convert them to safetensors." if pickled else ""
-        checkpoints = sorted(path.name for path in folder.glob("checkpoint-*"))
-        within = f" It holds {', '.join(checkpoints)}: name one of them." if checkpoints else ""
-        raise RazorError(f"{source} has no {name.removeprefix('*')} file.{reason}{within}")
+    files = _model_files(folder)
+    if files and is_adapter(folder):
+        # Transformers puts the adapter on top of the weights, PEFT on top of the base; merged, it would count twice.
+        raise RazorError(
+            f"{source} has a model's weights, {files[0].name}, and adapter_config.json, so it could be a model, an "
+            "adapter, or an adapter merged into it: move what you do not mean out of it."
+        )
+    if name == _ADAPTER_WEIGHTS:
+        # Where its file is not there, PEFT looks for a pickle, whatever else is.
+        files = [path for path in [folder / name] if path.is_file()]
+    if not files:
+        raise RazorError(f"{source} has no {name} file.{_instead(folder)}")
+    for path in files:
+        _check_whole(path)
+    return files
+
+
+def _model_files(folder: Path) -> list[Path]:
+    """The files that transformers loads a model in a folder from; none where it finds none.
+
+    Other safetensors in the folder, of an optimiser, in another format or left by an earlier save, are not its weights.
+    Raises RazorError where an index is damaged, or what is named is not there.
+    """
+    there = (name for name in (_MODEL_WEIGHTS, _INDEX) if (folder / name).is_file())
+    name = _named_by_config(folder) or next(there, "")
+    if not name:
+        return []
+    names = [name]
+    if name.endswith(".json"):
+        try:
+            index = json.loads((folder / name).read_text(encoding="utf-8"))
+            names = sorted({str(shard) for shard in index["weight_map"].values()})
+            if not names or not isinstance(index["metadata"], dict):  # without which transformers fails
+                raise ValueError("it names no files or has no metadata")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise RazorError(f"{folder / name} is damaged ({error!r}): save or download the model again.") from error
+    for one in names:
+        if not one.endswith(".safetensors") or Path(one).is_absolute() or ".." in Path(one).parts:
+            raise RazorError(f"{folder} names {one} as its weights, which is no safetensors file of it: save it again.")
+        if not (folder / one).is_file():
+            raise RazorError(f"{folder} lacks {one}, of its weights: save or download the model again.")
+    return [folder / one for one in names]
+
+
+def _named_by_config(folder: Path) -> str:
+    """The file of weights, or their index, that a config asks transformers for by name; "" where it does not."""
+    try:
+        return str(json.loads((folder / "config.json").read_text(encoding="utf-8")).get("transformers_weights") or "")
+    except (OSError, ValueError, AttributeError):  # of which transformers complains
+        return ""
+
+
+def _instead(folder: Path) -> str:
+    """What a folder holds that may have been taken for weights."""
+    if is_adapter(folder) and (folder / _ADAPTER_WEIGHTS).is_file():
+        return " It is an adapter, not a model: name its base as well."
+    if any(folder.glob("pytorch_model_fsdp*")):
+        return " Its weights are FSDP's shards: put them together with `accelerate merge-weights`."
+    if any(folder.glob("global_step*")):
+        return " Its weights are DeepSpeed's shards: put them together with DeepSpeed's zero_to_fp32.py."
+    if any(path.suffix in _PICKLES and not _TRAINERS.match(path.name) for path in folder.iterdir()):
+        return " Pickled weights are not read: they can run code. Convert them to safetensors."
+    if others := sorted(path.name for path in folder.glob("*.safetensors")):
+        return f" It has {', '.join(others)}, which transformers does not load."
+    if checkpoints := sorted(path.name for path in folder.glob("checkpoint-*")):
+        return f" It holds {', '.join(checkpoints)}: name one of them."
+    return ""
+
+
+def _check_whole(path: Path) -> None:
+    """Raise RazorError where a safetensors file is not as long as its header says, or has nothing in it."""
+    size = path.stat().st_size
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length)) if length <= min(size, _LONGEST_HEADER) else {}
+        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+        whole = size == 8 + length + max(ends, default=0)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError):
+        whole = False
+    if not whole or not any(ends):
+        raise RazorError(
+            f"{path} is damaged: {'it holds no weights' if whole else 'it is not a whole safetensors file'}. Save or "
+            "download it again."
+        )
+
+
+def _require_causal(folder: Path, source: str | Path) -> None:
+    """Raise RazorError for a classifier, a reward model, an encoder: transformers would load it as a language model.
+
+    What calls itself a bare model passes, since a tied head is in it; loading shows whether its weights are all there.
+    """
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        names, two_parts = config.get("architectures") or [], config.get("is_encoder_decoder")
+    except (OSError, ValueError, AttributeError):
+        return  # transformers says what is wrong with it
+    generates = {*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()}
+    if two_parts or not (not names or any(name in generates or _CAUSAL.fullmatch(name) for name in names)):
+        kind = "an encoder-decoder" if two_parts else f"by its config a {names[0]}"
+        raise RazorError(
+            f"{source} is {kind}, not a causal language model, which alone can be measured and trained here."
+        )
 
 
 def _require_all_weights(info: Mapping[str, Any]) -> None:
@@ -416,8 +559,7 @@ def _loading(source: str | Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # tokenizers raise nothing more specific, others a dozen types
-        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise RazorError(f"The model in {source} cannot be loaded: {first_line}") from error
+        raise RazorError(f"The model in {source} cannot be loaded: {cause_of(error)}") from error
 
 
 @contextlib.contextmanager
@@ -441,14 +583,17 @@ def _set_padding(model: Any, tokenizer: Any, source: str | Path) -> None:
         if tokenizer.eos_token is None:
             raise RazorError(f"The tokenizer of {source} has neither a pad token nor an end-of-sequence token.")
         tokenizer.pad_token = tokenizer.eos_token
-    for config in (model.config, model.generation_config):
-        config.pad_token_id = tokenizer.pad_token_id
+    for config in (model.config, getattr(model, "generation_config", None)):
+        if config is not None:
+            config.pad_token_id = tokenizer.pad_token_id
 
 
 def _fingerprint(folders: Iterable[Path]) -> str:
     digest = hashlib.sha256()
     for folder in folders:
-        for path in sorted({path for pattern in _POLICY_FILES for path in folder.glob(pattern)}):
+        found = {path for pattern in _POLICY_FILES for path in folder.glob(pattern)}
+        weights = [folder / _ADAPTER_WEIGHTS] if is_adapter(folder) else _model_files(folder)
+        for path in sorted({path for path in found if path.suffix != ".safetensors"}.union(weights)):
             with path.open("rb") as file:
                 digest.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
     return digest.hexdigest()

@@ -5,6 +5,9 @@ HumanEval. Prompts, scoring functions and metrics are lm-eval's own, with its de
 chat template, greedy generation. Left out: few-shot numbers other than a task's own, so that a score is named by the
 task and its version alone.
 
+Whether more of a score is better, the task says (`higher_is_better`): of a Brier score or a perplexity less is. A task
+that does not say is refused. Scores are fractions of 1 or, as a perplexity, in a unit of their own.
+
 The rows come from the hub or, without a network, from a mirror: a folder of JSON Lines files in the hub's schemas (see
 `MIRRORED`). Two other things that lm-eval would fetch are replaced. The metric of its code tasks is a program that
 `evaluate` downloads and runs; `_CodeEval` scores instead. The sentence splitter of IFEval is NLTK's `punkt_tab`, which
@@ -21,22 +24,24 @@ import logging
 import math
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from rlrazor.errors import RazorError
+from rlrazor.errors import RazorError, cause_of, disk_error_in
 from rlrazor.extras import needs_extra
-from rlrazor.lm import compute
+from rlrazor.lm import compute, hub
 
 DEFAULT_TASKS = ("hellaswag", "truthfulqa_mc2", "mmlu", "ifeval", "winogrande", "humaneval")
 RUNS_MODEL_CODE = "humaneval"
@@ -49,7 +54,11 @@ _FOLDERS = (
     "winogrande",
     "humaneval",
 )  # of DEFAULT_TASKS, in lm-eval
-_METRICS = ("acc_norm", "acc", "exact_match")  # the first of them that a task has is its score; else its first metric
+_METRICS = ("acc_norm", "acc", "exact_match")  # the first of them that a task has is its score; else see `_rank`
+# Metrics whose values may lie between 0 and 1 and are no fractions: lm-eval's Brier score goes to 2, BLEU to 100.
+_OWN_UNITS = re.compile(
+    r"perplexity|bits_per|likelihood|(^|_)(ppl|nll|loss)(_|$)|brier|bleu(?!.*_acc)|chrf|^ter$|^mcc$|_diff$"
+)
 
 SECONDS_PER_PROGRAM = 3.0  # as in the original HumanEval
 _MEMORY_PER_PROGRAM = 4 << 30  # bytes
@@ -58,14 +67,40 @@ _SEED = 1234  # lm-eval's
 
 
 @dataclass(frozen=True)
+class Metric:
+    """What a task is scored by, and whether more of it is better, as lm-eval declares them."""
+
+    metric: str
+    higher_is_better: bool
+
+    @property
+    def is_fraction(self) -> bool:
+        """Whether scores are fractions of 1, as far as the name tells: of one that is not known here, they may be."""
+        return _OWN_UNITS.search(self.metric) is None
+
+
+@dataclass(frozen=True)
 class Score:
-    """A task's score, a fraction of 1; its standard error over the `n` items, None where it cannot be estimated."""
+    """A task's score and its standard error over the `n` items, None where it cannot be estimated.
+
+    Both are fractions of 1 where `is_fraction`, else in the metric's own unit.
+    """
 
     value: float
     stderr: float | None
     n: int
     metric: str
     version: str
+    higher_is_better: bool = True
+
+    @property
+    def is_fraction(self) -> bool:
+        """Whether it is a fraction of 1, as accuracies are."""
+        return 0 <= self.value <= 1 and Metric(self.metric, self.higher_is_better).is_fraction
+
+
+class NotANumberError(RazorError):
+    """A task's score is NaN or infinite: its own fault, or that of a model whose outputs are."""
 
 
 class PriorScores(dict[str, Score]):
@@ -77,14 +112,20 @@ class PriorScores(dict[str, Score]):
 
     @property
     def mean(self) -> float:
-        """The prior score: the mean over tasks, a fraction of 1."""
+        """The prior score: the mean over tasks, a fraction of 1 where all are (`require_accuracies`)."""
         return sum(score.value for score in self.values()) / len(self)
 
     @property
     def stderr(self) -> float | None:
         """Standard error of the mean, the tasks' items being different ones; None where a task has none."""
-        errors = [score.stderr for score in self.values() if score.stderr is not None]
-        return math.hypot(*errors) / len(self) if len(errors) == len(self) else None
+        return stderr_of_mean(score.stderr for score in self.values())
+
+
+def stderr_of_mean(errors: Iterable[float | None]) -> float | None:
+    """Standard error of a mean of independent scores by theirs; None, for unknown, where one of them has none."""
+    found = list(errors)
+    known = [error for error in found if error is not None]
+    return math.hypot(*known) / len(known) if known and len(known) == len(found) else None
 
 
 @dataclass(frozen=True)
@@ -132,32 +173,25 @@ def evaluate(
     tasks. With the same rows, scores are reproducible.
 
     Raises RazorError for unknown tasks, tasks that run code without leave, a group without a score of its own, data
-    that are missing or do not fit, a score that is not a fraction of 1, and running out of memory.
+    that are missing or do not fit, a metric of unknown direction, a score that is no number, whatever a task's own code
+    raises, and running out of memory.
     """
-    needs_extra("eval")
     if limit is not None and limit < 1:
         raise RazorError(f"The limit is {limit}: evaluate at least 1 row of each task.")
     notes = []
-    if tasks is None:
-        tasks = DEFAULT_TASKS if allow_code_execution else [task for task in DEFAULT_TASKS if task != RUNS_MODEL_CODE]
-        if not allow_code_execution:
-            notes.append(f"{RUNS_MODEL_CODE} is left out: it runs code that the model wrote (--allow-code-execution).")
-    if not tasks:
-        raise RazorError(f"No prior task to evaluate. Name some of lm-eval's, for example {DEFAULT_TASKS[0]}.")
-    mirror = None if data_mirror is None else data_mirror.expanduser().resolve()
-    if mirror is not None and not mirror.is_dir():
-        raise RazorError(f"There is no folder {data_mirror} to read the prior tasks from.")
-
+    if tasks is None and not allow_code_execution:
+        notes.append(f"{RUNS_MODEL_CODE} is left out: it runs code that the model wrote (--allow-code-execution).")
     was_training, pad_token = model.training, tokenizer.pad_token
-    with _quiet() as warnings, _no_downloads(mirror), compute.generators_untouched():
+    with _as_guest(data_mirror) as (mirror, warnings):
         from lm_eval.models.huggingface import HFLM
 
         # All are loaded before the first is run: what is missing shows at once, not after an hour.
-        loaded = {name: _load(name, mirror, allow_code_execution) for name in dict.fromkeys(tasks)}
+        loaded = _load_all(tasks, mirror, allow_code_execution)
         remedy = f"try a batch size below {batch_size}" if batch_size > 1 else "this model needs a bigger machine"
         try:
             with compute.memory_errors(f"Out of memory while evaluating the prior tasks: {remedy}."):
-                lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
+                with _evaluating("the prior tasks"):
+                    lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
                 scores = {name: _run(task, lm, limit) for name, task in loaded.items()}
         finally:
             model.train(was_training)  # HFLM leaves it in eval mode,
@@ -165,12 +199,72 @@ def evaluate(
                 tokenizer.pad_token = pad_token  # and gives a tokenizer without one a padding token
     if cut := sum("runcat" in warning for warning in warnings):  # "Truncating ...", "Left truncation applied"
         notes.append(f"{cut} inputs were longer than the model's context and were cut at the front.")
-    if _untrained_punkt() and any("ifeval" in leaf for task in loaded.values() for leaf in task.content["tasks"]):
+    if _untrained_punkt() and any("ifeval" in leaf for task in loaded.values() for leaf in task.leaves):
         notes.append(
             "ifeval split sentences without knowing abbreviations: NLTK's punkt_tab is not on this machine "
             "(python -m nltk.downloader punkt_tab)."
         )
     return PriorScores(scores, notes)
+
+
+def metrics_of(
+    tasks: Sequence[str] | None = None, *, data_mirror: Path | None = None, allow_code_execution: bool = False
+) -> dict[str, Metric]:
+    """What `evaluate` will score each task by. Loads the tasks and their data, which stay loaded, and runs nothing.
+
+    Raises what `evaluate` raises before it runs a model.
+    """
+    with _as_guest(data_mirror) as (mirror, _):
+        return {name: task.declared for name, task in _load_all(tasks, mirror, allow_code_execution).items()}
+
+
+def require_accuracies(found: Mapping[str, Metric] | Mapping[str, Score]) -> None:
+    """Raise RazorError unless every score is a fraction of 1 of which more is better.
+
+    Those alone can go into the mean of a record, and forgetting is the drop of that mean.
+    """
+    for name, one in found.items():
+        if not (one.higher_is_better and one.is_fraction):
+            what = "which is not a fraction of 1" if one.higher_is_better else "of which less is better"
+            raise RazorError(
+                f"{name} is scored by {one.metric}, {what}: forgetting is the drop of a mean of fractions of 1 of "
+                "which more is better, such as accuracies. Leave the task out; `razor compare --prior` measures it "
+                "beside others."
+            )
+
+
+@contextmanager
+def _as_guest(data_mirror: Path | None) -> Iterator[tuple[Path | None, list[str]]]:
+    """lm-eval kept quiet and off the net, the random states as before afterwards: the mirror, and its warnings."""
+    needs_extra("eval")
+    mirror = None if data_mirror is None else data_mirror.expanduser().resolve()
+    if mirror is not None and not mirror.is_dir():
+        raise RazorError(f"There is no folder {data_mirror} to read the prior tasks from.")
+    with _quiet() as warnings, _no_downloads(mirror), compute.generators_untouched():
+        yield mirror, warnings
+
+
+def _load_all(tasks: Sequence[str] | None, mirror: Path | None, allow_code_execution: bool) -> dict[str, "_Task"]:
+    if tasks is None:
+        tasks = [task for task in DEFAULT_TASKS if allow_code_execution or task != RUNS_MODEL_CODE]
+    if not tasks:
+        raise RazorError(f"No prior task to evaluate. Name some of lm-eval's, for example {DEFAULT_TASKS[0]}.")
+    return {name: _load(name, mirror, allow_code_execution) for name in dict.fromkeys(tasks)}
+
+
+@contextmanager
+def _evaluating(name: str) -> Iterator[None]:
+    """Say in one sentence what lm-eval, or a task's own code, raises while it evaluates."""
+    try:
+        yield
+    except RazorError:
+        raise
+    except Exception as error:
+        if compute.is_out_of_memory(error):
+            raise
+        raise RazorError(
+            f"lm-eval cannot evaluate {name} on this model: {type(error).__name__}: {cause_of(error)}"
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -179,6 +273,61 @@ class _Task:
 
     name: str
     content: Mapping[str, Any]
+
+    @property
+    def leaves(self) -> Mapping[str, Any]:
+        """The tasks of a group, by name; of a task, itself."""
+        tasks: Mapping[str, Any] = self.content["tasks"]
+        return tasks
+
+    @property
+    def directions(self) -> dict[str, bool | None]:
+        """Metric -> whether more of it is better; None where a task does not say, or the tasks disagree.
+
+        Not out of lm-eval's results, which have none for a group of groups.
+        """
+        found: dict[str, bool | None] = {}
+        for leaf in self.leaves.values():
+            for metric, higher in leaf.higher_is_better().items():
+                same = found.setdefault(metric, higher) == higher
+                found[metric] = higher if same else None
+        return found
+
+    @property
+    def declared(self) -> Metric:
+        """The metric of its score, as far as it can be told before running."""
+        group = self.content.get("groups", {}).get(self.name)
+        names = [one.metric for one in group.aggregate_metric_list or ()] if group else list(self.directions)
+        if not names:
+            raise self.no_score()
+        return self.metric(min(names, key=self._rank))
+
+    def metric(self, name: str) -> Metric:
+        """A metric with its direction; raises RazorError where lm-eval does not say it."""
+        higher = self.directions.get(name)
+        if not isinstance(higher, bool):
+            raise RazorError(
+                f"lm-eval does not say whether more {name} is better in {self.name}, or the tasks in it disagree: add "
+                "higher_is_better to that metric in the task's metric_list, or name other tasks."
+            )
+        return Metric(name, higher)
+
+    def choose(self, keys: Sequence[str]) -> str:
+        """Which of lm-eval's "metric,filter" is the score."""
+        return min(keys, key=lambda key: self._rank(key.split(",")[0]))
+
+    def _rank(self, metric: str) -> tuple[bool, int, bool]:
+        """Accuracies first; of others the first that is a fraction of which more is better, or else the first.
+
+        Last what has no direction, such as numbers that a task's code returns beside what it declares.
+        """
+        place = _METRICS.index(metric) if metric in _METRICS else len(_METRICS)
+        higher = self.directions.get(metric)
+        return higher is None, place, higher is not True or _OWN_UNITS.search(metric) is not None
+
+    def no_score(self) -> RazorError:
+        """The error of a group that only collects tasks."""
+        return RazorError(f"{self.name} has no score of its own. Name its tasks: {', '.join(self.leaves)}.")
 
 
 @functools.cache
@@ -195,13 +344,15 @@ def _load(name: str, mirror: Path | None, allow_code_execution: bool) -> _Task:
         content = manager.load([name])
     except RazorError:
         raise
-    except ConnectionError as error:
-        raise RazorError(
-            f"The data of {name} are not on this machine and the hub cannot be reached. Try again with a connection, "
-            "or give a folder that mirrors them (--data-mirror)."
-        ) from error
     except Exception as error:  # whatever a task's own code and data raise: it is theirs to mend, not ours
-        raise RazorError(f"lm-eval cannot build the task {name}: {type(error).__name__}: {error}") from error
+        if (disk := disk_error_in(error)) is not None:
+            raise RazorError(f"The data of {name} cannot be read or kept: {cause_of(disk)}") from error
+        if hub.is_unreachable(error):
+            raise RazorError(
+                f"The data of {name} are not on this machine and the hub cannot be reached. Try again with a "
+                "connection, or give a folder that mirrors them (--data-mirror)."
+            ) from error
+        raise RazorError(f"lm-eval cannot build the task {name}: {type(error).__name__}: {cause_of(error)}") from error
     leaves, groups = content["tasks"], content.get("groups", {})
     unsafe = [leaf for leaf, task in leaves.items() if getattr(task, "UNSAFE_CODE", False)]
     if unsafe and not allow_code_execution:
@@ -218,7 +369,9 @@ def _load(name: str, mirror: Path | None, allow_code_execution: bool) -> _Task:
     for leaf, task in leaves.items():
         if mirror and task.config.num_fewshot and not len(task.fewshot_docs()):
             raise RazorError(f"{leaf} shows examples from a split that {mirror} does not have.")
-    return _Task(reported, content)
+    task = _Task(reported, content)
+    _ = task.declared  # raises
+    return task
 
 
 @functools.cache
@@ -239,7 +392,7 @@ def _run(task: _Task, lm: Any, limit: int | None) -> Score:
     random.seed(_SEED)
     np.random.seed(_SEED)
     torch.manual_seed(_SEED)
-    for name, leaf in task.content["tasks"].items():
+    for name, leaf in task.leaves.items():
         if leaf.get_config("num_fewshot") is None:
             leaf.set_config(key="num_fewshot", value=0)
         leaf.set_fewshot_seed(_SEED)
@@ -249,40 +402,39 @@ def _run(task: _Task, lm: Any, limit: int | None) -> Score:
                 f"{name} generates up to {generated} tokens, more than the model's context of {lm.max_length}: leave "
                 "it out."
             )
-    results = lm_eval.evaluate(
-        lm,
-        task.content,
-        limit=limit,
-        bootstrap_iters=_BOOTSTRAPS,
-        log_samples=False,
-        confirm_run_unsafe_code=True,  # `_load` has asked
-    )
-    return _score(task.name, results)
+    with _evaluating(task.name):
+        results = lm_eval.evaluate(
+            lm,
+            task.content,
+            limit=limit,
+            bootstrap_iters=_BOOTSTRAPS,
+            log_samples=False,
+            confirm_run_unsafe_code=True,  # `_load` has asked
+        )
+    return _score(task, results)
 
 
-def _score(name: str, results: Mapping[str, Any]) -> Score:
+def _score(task: _Task, results: Mapping[str, Any]) -> Score:
     """Read the one number that stands for a task out of lm-eval's results."""
-    of_task = results["results"][name]
+    of_task = results["results"][task.name]
     keys = [key for key in of_task if "," in key and "_stderr," not in key]  # "acc_norm,none": metric, filter
     if not keys:
-        raise RazorError(
-            f"{name} has no score of its own. Name its tasks: {', '.join(results['group_subtasks'][name])}."
-        )
-    rank = {metric: position for position, metric in enumerate(_METRICS)}
-    key = min(keys, key=lambda key: rank.get(key.split(",")[0], len(rank)))
-    metric, filtered = key.split(",", 1)
-    value, stderr = of_task[key], of_task.get(f"{metric}_stderr,{filtered}")
-    if not 0 <= value <= 1:  # nor is NaN
-        raise RazorError(
-            f"{name} scored {value} ({metric}), not a fraction of 1: either the task measures something else, or the "
-            "model's outputs are not numbers any more."
+        raise task.no_score()
+    key = task.choose(keys)
+    name, filtered = key.split(",", 1)
+    value, stderr = of_task[key], of_task.get(f"{name}_stderr,{filtered}")
+    if not isinstance(value, Real) or not math.isfinite(value):
+        raise NotANumberError(
+            f"{task.name} scored {value} ({name}), which is no number: either the metric is not defined on these rows, "
+            "or the model's outputs are not numbers any more."
         )
     return Score(
         value=float(value),
-        stderr=float(stderr) if isinstance(stderr, float) else None,  # else "N/A"
+        stderr=float(stderr) if isinstance(stderr, float) and math.isfinite(stderr) else None,  # else "N/A"
         n=int(of_task["sample_len"]),
-        metric=metric,
-        version=str(results["versions"].get(name)),
+        metric=name,
+        version=str(results["versions"].get(task.name)),
+        higher_is_better=task.metric(name).higher_is_better,
     )
 
 

@@ -10,7 +10,11 @@ from typing import Any
 import torch
 
 from rlrazor.drift import Representation
+from rlrazor.lm import encoding
 from rlrazor.lm.kl import Sequences, final_states
+from rlrazor.lm.models import context_length
+
+TEXT_TOKENS = 512  # of a text that are measured: a long document should not outweigh a hundred short ones
 
 
 def paragraphs() -> list[str]:
@@ -19,17 +23,23 @@ def paragraphs() -> list[str]:
     return [paragraph.strip() for paragraph in text.split("\n\n")]
 
 
+def ids_of_texts(model: Any, tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of each text as it is measured: its first TEXT_TOKENS, or as many as the model's context holds."""
+    longest = min(TEXT_TOKENS, context_length(model) or TEXT_TOKENS)
+    return [encoding.text_ids(tokenizer, text)[:longest] for text in texts]
+
+
 def representation(model: Any, tokenizer: Any, texts: Sequence[str]) -> Representation:
     """The last hidden layer (after the final norm), averaged over each text's tokens as in Huh et al. 2024.
 
-    Raises RazorError for a text without tokens or longer than the context. For a base in a PEFT model, call it under
+    Of a long text its beginning. Raises RazorError for a text without tokens. For a base in a PEFT model, call it under
     `model.disable_adapter()`.
     """
-    return representation_of_ids(model, [tokenizer(text).input_ids for text in texts])
+    return representation_of_ids(model, ids_of_texts(model, tokenizer, texts))
 
 
 def representation_of_ids(model: Any, ids: Sequence[Sequence[int]]) -> Representation:
-    """The same of texts that are token ids already."""
+    """The same of texts that are token ids already. Raises RazorError for one longer than the context."""
     # The last token of a sequence is not fed to the model; repeated, all of the text's are.
     sequences = Sequences.texts([[*text, text[-1]] if text else [] for text in ids])
     states_TD, _ = final_states(model, sequences)

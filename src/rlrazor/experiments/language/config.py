@@ -13,12 +13,13 @@ from rlrazor.lm.prior import DEFAULT_TASKS
 from rlrazor.records import BASE, RunSpec
 
 EXPERIMENT = "language"
-RECIPE = 1  # goes into every spec: raise it when a change to this folder changes the bits of a run
+RECIPE = 2  # goes into every spec: raise it when a change to this folder changes the bits of a run
 
 TINY = "tiny"  # the base, and the prior suite, that need no download
 PRETRAIN_STEPS = 1200
 SCHEDULES = ("constant", "cosine")
 PRECISIONS = ("float32", "bf16")
+DTYPES = ("float32", "bfloat16")
 SCORED = ("greedy", "sampled")
 
 PAPER_METHODS = ("sft", "simpo", "reinforce", "dr-grpo")
@@ -55,7 +56,8 @@ class Config:
     warmup_steps: int = 50
     kl_coef: float = 0.1  # of the methods named "...+kl"
     lora_rank: int = 0
-    precision: str = "float32"  # of matrix products in training; weights and measures are float32
+    dtype: str = "float32"  # of the base's weights, and so of what is measured
+    precision: str = "float32"  # of matrix products in training
     max_new_tokens: int = 0  # of a completion; 0: as the task says
     train_prompts: int = 0
     test_prompts: int = 256  # what new-task scores are measured on, and KL to the base
@@ -76,6 +78,7 @@ class Config:
         for name, values, known in (
             ("schedule", self.schedules, SCHEDULES),
             ("precision", (self.precision,), PRECISIONS),
+            ("dtype", (self.dtype,), DTYPES),
             ("scored", (self.scored,), SCORED),
         ):
             unknown = [value for value in values if value not in known]
@@ -89,6 +92,8 @@ class Config:
                 raise RazorError(f"{name} must be 0 or more.")
         if self.group_size < 2:
             raise RazorError("group_size must be at least 2: a group of one has nothing to compare its reward with.")
+        if self.base == TINY and self.dtype != "float32":
+            raise RazorError(f"The base {TINY!r} has float32 weights: leave dtype out.")
         if (TINY in self.prior) != (self.base == TINY) or (TINY in self.prior and len(self.prior) > 1):
             raise RazorError(f"The prior tasks named {TINY!r} are those of the base {TINY!r}: use both or neither.")
 
@@ -132,6 +137,7 @@ class Config:
             "task": self.task,
             "data": data,
             "max_new_tokens": self.max_new_tokens,
+            **({"dtype": self.dtype} if self.dtype != "float32" else {}),
             "measured": {**measured, "prior": list(self.prior)},
             **({"pretrain_steps": self.pretrain_steps} if self.base == TINY else {}),
         }

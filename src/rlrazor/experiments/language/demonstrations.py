@@ -16,6 +16,7 @@ from rlrazor.experiments.language.tasks import Item, Task, score
 from rlrazor.experiments.language.trainers import Example
 from rlrazor.lm import encoding, kl, sampling
 from rlrazor.lm.models import LanguageModel, context_length
+from rlrazor.lm.prompts import encode
 from rlrazor.seeding import seed_of
 
 TRIES = 16  # samples of the base among which a right answer is looked for; RL's Razor's number for its annotator
@@ -32,7 +33,7 @@ class Prompts:
     @classmethod
     def of(cls, task: Task, items: Sequence[Item], lm: LanguageModel) -> "Prompts":
         """Encode the prompts; raises RazorError where none fits into the context with a completion."""
-        ids = [encoding.prompt_ids(lm.tokenizer, item.prompt, chat=task.chat) for item in items]
+        ids = encode(lm.tokenizer, [item.prompt for item in items], task.chat)
         limit = context_length(lm.model) or float("inf")
         fitting = [len(prompt) + task.max_new_tokens <= limit for prompt in ids]
         if not any(fitting):

@@ -16,8 +16,9 @@ from rlrazor.experiments.language.config import Config
 from rlrazor.experiments.language.demonstrations import Prompts
 from rlrazor.experiments.language.tasks import Item, Splits, Task, score
 from rlrazor.lm import encoding, kl, prior, probes, representation, sampling
+from rlrazor.lm.adapters import weights_of
 from rlrazor.lm.kl import Drift, Sequences
-from rlrazor.lm.models import LanguageModel, Vocabulary, check_same_vocabulary, load, weights_of
+from rlrazor.lm.models import LanguageModel, Vocabulary, check_same_vocabulary, load
 from rlrazor.lm.probes import GenericText, ProbeSettings
 from rlrazor.records import BASE, Record
 from rlrazor.sweep import DivergedError
@@ -43,7 +44,7 @@ class PriorSuite:
     `scores(lm)`: a score per prior task with its standard error. `generic`: what the generic probe is made of.
     `loss_texts`: prior text whose token loss is the cheap proxy. `unrelated`: text on which representations are
     compared. `exact(lm, items, right)`: of a task whose right completions can all be listed, log pi of each, (items,
-    completions).
+    completions). `check()` raises RazorError where the scores could not be a record's: call it before anything is run.
     """
 
     scores: Callable[[LanguageModel], Mapping[str, tuple[float, float | None]]]
@@ -51,6 +52,7 @@ class PriorSuite:
     loss_texts: Sequence[str]
     unrelated: Sequence[str]
     exact: Callable[[LanguageModel, Sequence[Item], Right], torch.Tensor] | None = None
+    check: Callable[[], None] = lambda: None
 
 
 # What the report says of a suite's inputs.
@@ -79,26 +81,25 @@ def lm_eval_suite(
 ) -> PriorSuite:
     """The prior tasks of lm-eval; the unrelated text, and the generic probe by default, are the built-in paragraphs.
 
-    Of the default tasks, those that run code are left out without leave; of others they are an error.
+    Of the default tasks, those that run code are left out without leave; of others they are an error, as are tasks
+    whose score is not a fraction of 1 of which more is better.
     """
     texts, named = representation.paragraphs(), None if tuple(tasks) == prior.DEFAULT_TASKS else tasks
+    source: dict[str, Any] = {"data_mirror": data_mirror, "allow_code_execution": allow_code_execution}
     told: set[str] = set()
 
     def scores(lm: LanguageModel) -> dict[str, tuple[float, float | None]]:
-        found = prior.evaluate(
-            lm.model,
-            lm.tokenizer,
-            named,
-            limit=limit,
-            data_mirror=data_mirror,
-            allow_code_execution=allow_code_execution,
-        )
+        found = prior.evaluate(lm.model, lm.tokenizer, named, limit=limit, **source)
+        prior.require_accuracies(found)
         for note in set(found.notes) - told:
             told.add(note)
-            Console(stderr=True).print(note, style="yellow")
+            _say(note)
         return {name: (result.value, result.stderr) for name, result in found.items()}
 
-    return PriorSuite(scores, generic or GenericText.built_in(), texts, texts)
+    def check() -> None:
+        prior.require_accuracies(prior.metrics_of(named, **source))
+
+    return PriorSuite(scores, generic or GenericText.built_in(), texts, texts, check=check)
 
 
 def tiny_suite(generic: GenericText | None = None) -> PriorSuite:
@@ -158,7 +159,7 @@ class Reference:
         try:
             scores, measures, own = self._measure(tuned, frozen)
             return Record(run_id, step, epoch, scores.pop("new"), scores, measures, {**(metrics or {}), **own})
-        except (sampling.NotFiniteError, ValueError) as error:  # Record refuses what is not finite
+        except (sampling.NotFiniteError, prior.NotANumberError, ValueError) as error:  # Record refuses such numbers
             if isinstance(error, ValueError) and "finite" not in str(error):
                 raise
             raise DivergedError(step, epoch) from error
@@ -173,14 +174,14 @@ class Reference:
     ) -> tuple[dict[str, float], dict[str, float], dict[str, float]]:
         scores: dict[str, float] = {}
         own: dict[str, float] = {}
-        errors = []
-        for name, (value, stderr) in self.suite.scores(tuned).items():
+        measured = self.suite.scores(tuned)
+        for name, (value, stderr) in measured.items():
             scores[name] = value
             if stderr is not None:
                 own[f"prior_{name}_stderr"] = stderr
-                errors.append(stderr)
-        own["prior_stderr"] = math.hypot(*errors) / len(scores)
-        texts = [tuned.tokenizer(text)["input_ids"] for text in self.suite.loss_texts]
+        if (of_mean := prior.stderr_of_mean(stderr for _, stderr in measured.values())) is not None:
+            own["prior_stderr"] = of_mean
+        texts = representation.ids_of_texts(tuned.model, tuned.tokenizer, self.suite.loss_texts)
         own["prior_loss"] = kl.token_loss(tuned.model, texts).mean
 
         forward = kl.forward_kl(self.new, tuned.model)
@@ -229,6 +230,10 @@ class Reference:
         return score(self.task, items, texts).values
 
 
+def _say(note: str) -> None:
+    Console(stderr=True).print(note, style="yellow")
+
+
 def _columns(name: str, found: Drift, errors: dict[str, float]) -> dict[str, float]:
     """A KL per completion and per token; their standard errors go into `errors`."""
     estimates = {name: found.per_completion, f"{name}_per_token": found.per_token}
@@ -272,12 +277,15 @@ def compare(
         allow_code_execution=allow_code_execution,
         generic=generic,
     )
+    suite.check()
     task = replace(task, max_new_tokens=config.max_new_tokens or task.max_new_tokens)
     base = load(base_source or source)
     test = Prompts.of(task, splits.test[: config.test_prompts], base)
     reference = Reference(base, task, test, suite, config.kl_samples, config.scored)
     if base_source is None:
         return None, reference.base_record(source)
-    tuned = load(source, adapter=adapter)
+    tuned = load(source, adapter=adapter, tokenizer=base.tokenizer)
+    if tuned.tokenizer is base.tokenizer:
+        _say(f"{source} has no tokenizer: the base's is used.")
     check_same_vocabulary(Vocabulary.of(base), Vocabulary.of(tuned))
     return reference.base_record(BASE), reference.record(source, 0, 0.0, tuned.model, frozen=base.model)

@@ -6,11 +6,14 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from rlrazor import processes
+from rlrazor.errors import RazorError, cause_of
 from rlrazor.experiments.language import tiny
 from rlrazor.experiments.language.config import (
     EXPERIMENT,
@@ -24,7 +27,8 @@ from rlrazor.experiments.language.evaluate import PriorSuite, Reference, lm_eval
 from rlrazor.experiments.language.methods import find_method
 from rlrazor.experiments.language.tasks import Splits, Task, find_task, own_task, score, with_demonstrations
 from rlrazor.lm import compute, encoding
-from rlrazor.lm.models import LanguageModel, add_lora, base_digest, load, tokenizer_digest, weights_of
+from rlrazor.lm.adapters import weights_of
+from rlrazor.lm.models import LanguageModel, add_lora, base_digest, load, tokenizer_digest
 from rlrazor.lm.probes import GenericText, read_generic
 from rlrazor.records import BASE, Record, RunSpec
 from rlrazor.seeding import seed_of
@@ -36,7 +40,8 @@ from rlrazor.sweep import DivergedError
 class TaskSource:
     """Where the new task comes from; small to pickle. `prompts`, with a `verifier` or not, make a task of one's own.
 
-    `generic` is a file of text or prompts that stand for what must not change, in place of the built-in probe.
+    `generic` is a file of text or prompts that stand for what must not change, in place of the built-in probe. `chat`:
+    whether prompts of one's own are put into the tokenizer's chat template, where it has one.
     """
 
     name: str
@@ -46,12 +51,13 @@ class TaskSource:
     verifier: str | None = None
     stop: tuple[str, ...] = ()
     generic: Path | None = None
+    chat: bool = True
 
     def task(self) -> Task:
         """The task; raises RazorError where there is none of that name."""
         if self.prompts is None:
             return find_task(self.name)
-        return own_task(self.prompts, self.verifier, stop=self.stop)
+        return own_task(self.prompts, self.verifier, stop=self.stop, chat=self.chat)
 
     def load(self) -> Splits:
         """Its prompts, with the demonstrations of the file where there is one."""
@@ -65,7 +71,7 @@ class TaskSource:
         file = Path((self.verifier or "").rpartition(":")[0])
         code = file.read_text() if file.is_file() else self.verifier
         items = [[asdict(item) for item in side] for side in (splits.train, splits.test)]
-        content = json.dumps([items, code, self.stop], default=str)
+        content = json.dumps([items, code, self.stop, *([] if self.chat else ["plain"])], default=str)
         if self.generic is not None:
             content += read_generic(self.generic).content_hash
         return hashlib.sha256(content.encode()).hexdigest()[:16]
@@ -94,10 +100,12 @@ class Trainer:
     threads: int = compute.THREADS
 
     def __call__(self, spec: RunSpec, store: RunStore) -> Iterator[Checkpoint]:
-        """Measure the base (`base`), or fine-tune it as `spec` says."""
+        """Measure the base (`base`), or fine-tune it as `spec` says; of several processes the first alone measures."""
         compute.prepare_process(self.threads)
         if spec.method != BASE:
             return self._finetune(spec, store)
+        if processes.rank() > 0:
+            return iter([])
         if self.base != TINY:
             return iter([Checkpoint(self._world(spec, store).reference.base_record(spec.run_id), {})])
         model = tiny.pretrain(spec.seed, steps=spec.params["pretrain_steps"])
@@ -114,11 +122,13 @@ class Trainer:
         key = (str(store.folder), own.run_id, self.base, self.task)
         if key not in _last_world:
             _last_world.clear()
+            suite = self.suite(spec)
+            suite.check()
             if self.base == TINY:
                 base = LanguageModel.in_memory(model, tiny.make_tokenizer(), TINY) if model else tiny_base(own, store)
             else:
-                base = load(self.base)
-            _last_world[key] = _World(base, self.task, spec.params, self.suite(spec))
+                base = load(self.base, dtype=spec.params.get("dtype", "float32"))
+            _last_world[key] = _World(base, self.task, spec.params, suite)
         return _last_world[key]
 
     def suite(self, spec: RunSpec) -> PriorSuite:
@@ -142,8 +152,13 @@ class Trainer:
         method, _ = find_method(spec.method)
         base, task = world.base, world.task
         prompts = Prompts.of(task, world.splits.train[: params["train_prompts"] or None], base)
-        teacher = self._teacher(spec, store, world) if "teacher" in params else None
-        examples, counts = Source(task, prompts, base, teacher, spec.seed).examples(method)
+        processes.in_first(lambda: bool(world.reference))  # measured before the base has an adapter in it
+
+        def demonstrations() -> tuple[list[Any], dict[str, float]]:
+            teacher = self._teacher(spec, store, world) if "teacher" in params else None
+            return Source(task, prompts, base, teacher, spec.seed).examples(method)
+
+        examples, counts = processes.in_first(demonstrations)
         counts = {"prompts_too_long": float(prompts.too_long), **counts}
 
         if params["lora_rank"]:
@@ -156,7 +171,7 @@ class Trainer:
         total, per_epoch = count_steps(spec, len(examples)), steps_per_epoch(spec, len(examples))
         due = due_steps(spec, len(examples))
         progress = _Progress(store.folder / "training" / spec.run_id, keep=self.save_every is not None)
-        records = progress.records()
+        state, records = processes.in_first(lambda: (progress.state(), progress.records()))
         checkpoints = {record.step: Checkpoint(record, {}) for record in records}
 
         def at_step(step: int, policy: Any, measured: Mapping[str, float]) -> None:
@@ -171,10 +186,40 @@ class Trainer:
             texts = [encoding.decode(base.tokenizer, completion) for completion in completions]
             return score(task, [prompts.items[position] for position in positions], texts).values
 
-        settings = trainers.Settings(
+        settings = self._settings(spec, world, total, progress.folder)
+        try:
+            trainers.train(
+                method,
+                settings,
+                model,
+                base.tokenizer,
+                examples,
+                at_step,
+                reward=reward,
+                base=frozen,
+                resume=state,
+                progress=self.progress,
+            )
+            if self.keep_models:
+                folder = store.folder / "models" / spec.run_id
+                processes.in_first(lambda: _save_model(model, base.tokenizer, folder))
+        except DivergedError:
+            yield from checkpoints.values()
+            raise
+        finally:
+            if params["lora_rank"]:
+                model.unload()  # leaves the base as it was
+        yield from checkpoints.values()
+        processes.in_first(progress.clear)
+
+    def _settings(self, spec: RunSpec, world: "_World", steps: int, folder: Path) -> Any:
+        from rlrazor.experiments.language import trainers
+
+        params, base, task = spec.params, world.base, world.task
+        return trainers.Settings(
             lr=params["lr"],
             schedule=params["schedule"],
-            steps=total,
+            steps=steps,
             warmup_steps=params["warmup_steps"],
             batch_size=params["batch_size"],
             group_size=params["group_size"] or 1,
@@ -186,32 +231,9 @@ class Trainer:
             micro_batch=self.micro_batch,
             bf16=params["precision"] == "bf16",
             save_every=self.save_every,
-            folder=progress.folder,
+            folder=folder,
             report_to=self.report_to,
         )
-        try:
-            trainers.train(
-                method,
-                settings,
-                model,
-                base.tokenizer,
-                examples,
-                at_step,
-                reward=reward,
-                base=frozen,
-                resume=progress.state(),
-                progress=self.progress,
-            )
-            if self.keep_models:
-                _save_model(model, base.tokenizer, store.folder / "models" / spec.run_id)
-        except DivergedError:
-            yield from checkpoints.values()
-            raise
-        finally:
-            if params["lora_rank"]:
-                model.unload()  # leaves the base as it was
-        yield from checkpoints.values()
-        progress.clear()
 
     def _teacher(self, spec: RunSpec, store: RunStore, world: "_World") -> Any:
         taught = spec.params["teacher"]
@@ -230,8 +252,14 @@ class _World:
         self.task = replace(task, max_new_tokens=params["max_new_tokens"] or task.max_new_tokens)
         base.model.requires_grad_(False)
         self.splits = source.load()
-        test = Prompts.of(self.task, self.splits.test[: measured["test_prompts"]], base)
-        self.reference = Reference(base, self.task, test, suite, measured["kl_samples"], measured["scored"])
+        self.measured, self.suite = measured, suite
+
+    @cached_property
+    def reference(self) -> Reference:
+        """The base as checkpoints are compared with it. Only the process that measures asks for it."""
+        measured = self.measured
+        test = Prompts.of(self.task, self.splits.test[: measured["test_prompts"]], self.base)
+        return Reference(self.base, self.task, test, self.suite, measured["kl_samples"], measured["scored"])
 
 
 _last_world: dict[tuple[Any, ...], _World] = {}
@@ -272,7 +300,7 @@ class _Progress:
 
 def base_spec(spec: RunSpec) -> RunSpec:
     """The spec of the base run that a fine-tuning run with these params starts from."""
-    names = ("recipe", "base", "task", "data", "max_new_tokens", "measured", "pretrain_steps")
+    names = ("recipe", "base", "task", "data", "max_new_tokens", "dtype", "measured", "pretrain_steps")
     own = {name: spec.params[name] for name in names if name in spec.params}
     return RunSpec(EXPERIMENT, BASE, own, spec.seed)
 
@@ -294,7 +322,8 @@ class CalibrationBase:
 
 def calibration_base(trainer: Trainer, spec: RunSpec, store: RunStore, save_to: Path | None = None) -> CalibrationBase:
     """The base of a base run, loaded once more to take its digest, and written to the folder `save_to`, if any."""
-    lm = tiny_base(spec, store) if trainer.base == TINY else load(trainer.base)
+    dtype = spec.params.get("dtype", "float32")
+    lm = tiny_base(spec, store) if trainer.base == TINY else load(trainer.base, dtype=dtype)
     if save_to is not None:
         _save_model(lm.model, lm.tokenizer, save_to)
     return CalibrationBase(
@@ -323,8 +352,16 @@ def _save_model(model: Any, tokenizer: Any, folder: Path) -> None:
     """The policy, or its adapter, in the hub's layout: whole or not at all."""
     partial = folder.with_name(f".{folder.name}")
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    model.save_pretrained(partial, safe_serialization=True)
-    tokenizer.save_pretrained(partial)
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
+    try:
+        partial.mkdir(parents=True)
+        model.save_pretrained(partial, safe_serialization=True)
+        tokenizer.save_pretrained(partial)
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+    except Exception as error:  # of a full disk safetensors and tokenizers raise types of their own
+        raise RazorError(
+            f"The model cannot be written to {folder}: {cause_of(error)} Free some space, then run the same command "
+            "again."
+        ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

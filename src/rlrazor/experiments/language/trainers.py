@@ -4,7 +4,10 @@ What is ours, and why. Sampling: `lm.sampling`, so that training, scoring and pr
 shares its prompt's prefill, and a resumed run draws what the uninterrupted one does. Advantages other than GRPO's: TRL
 has no hook for them and always subtracts the group's mean; `_OnPolicy` overwrites them. The KL penalty of offline
 methods: exact over the vocabulary, which TRL has for none of them. Everything else is TRL's: losses, batching, the
-optimiser, mixed precision, several processes, vLLM, saving.
+optimiser, mixed precision, vLLM, saving.
+
+Several processes (torchrun, DistributedDataParallel) share the sequences of a step and do what one process does, to
+float rounding: the same samples, the same updates. The first of them measures, the others wait.
 
 TRL's private methods are overridden in four places (`_tokenize_prompts`, `_generate_single_turn`,
 `_calculate_rewards`, `_generate_and_score_completions`): pyproject.toml pins the minor version, and tests pin each.
@@ -35,10 +38,11 @@ with warnings.catch_warnings():
     from trl.experimental.sdft.teacher_sync import SyncTeacherModelCallback
     from trl.trainer.utils import add_fused_lm_head
 
-from rlrazor import objectives
+from rlrazor import objectives, processes
 from rlrazor.errors import RazorError
 from rlrazor.experiments.language.methods import Method
 from rlrazor.lm import compute, sampling
+from rlrazor.lm.adapters import unwrapped
 from rlrazor.seeding import seed_of
 from rlrazor.sweep import DivergedError
 
@@ -51,6 +55,7 @@ Reward = Callable[[Sequence[int], Sequence[Sequence[int]]], Sequence[float | Non
 """(positions of examples, their completions' token ids) -> rewards; None where the verifier failed."""
 
 SIMPO_BETA = SIMPO_GAMMA = 1.0  # RL's Razor's margin of 1; log-probabilities averaged over tokens, as TRL and SimPO do
+CHUNK = 256  # sequences that are sampled at a time
 SDFT_TOP = 100  # tokens that are distilled at a position, TRL's default
 SDFT_TEMPLATE = (
     "{prompt}\n\nThis is an example of a right answer:\n{privileged_context}\n\nAnswer with one of your own."
@@ -98,7 +103,7 @@ class Settings:
 
 
 AtStep = Callable[[int, Any, Mapping[str, float]], None]
-"""(step, model, what training measured since the last call): called after every step."""
+"""(step, model, what training measured since the last call): called after every step, by the first process."""
 
 
 def train(
@@ -118,11 +123,14 @@ def train(
 
     `base`: the frozen base policy, for methods that look at it (a KL penalty, DPG); None with LoRA, where the base is
     the model without its adapter. `resume`: a state saved in `settings.folder` to continue from; an on-policy run
-    resumes to the same bits within an epoch only, as TRL shuffles. Raises DivergedError when the loss is not finite,
-    RazorError when memory runs out.
+    resumes to the same bits within an epoch only, as TRL shuffles. Under torchrun all processes call it, with the same
+    arguments. Raises DivergedError when the loss is not finite, RazorError when memory runs out, or where several
+    processes cannot do what one does.
     """
     if not examples:
         raise RazorError("There is nothing to train on: no prompt of the task can be used.")
+    _check_shared(method, settings, len(examples))
+    processes.join()  # before TRL asks how many there are
     build = {"sft": _sft, "simpo": _simpo, "sdft": _sdft, "grpo": _grpo}[method.trainer]
     quiet = transformers.utils.logging.get_verbosity()
     transformers.utils.logging.set_verbosity_error()
@@ -139,6 +147,7 @@ def train(
                 trainer.remove_callback(ProgressCallback)
                 trainer.add_callback(_Bar)
             trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
+            processes.in_all(lambda: None)  # none is still saving
     finally:
         transformers.utils.logging.set_verbosity(quiet)
         enable_progress_bars()
@@ -146,6 +155,20 @@ def train(
         inner = model.get_base_model() if hasattr(model, "get_base_model") else model
         for policy in {inner, base} - {None}:
             vars(policy).pop("forward", None)
+
+
+def _check_shared(method: Method, settings: Settings, examples: int) -> None:
+    """Raise RazorError for what several processes cannot share."""
+    if processes.count() == 1:
+        return
+    if settings.vllm:
+        raise RazorError("vLLM samples otherwise in several processes than in one: start without torchrun.")
+    size = settings.batch_size
+    if not method.on_policy and examples % size and settings.steps > examples // size:
+        raise RazorError(
+            f"{examples} examples are no whole number of steps of {size}, which several processes need to go over all "
+            "of them: set --batch-size or --train-prompts so that they are."
+        )
 
 
 class _Bar(ProgressCallback):  # type: ignore[misc]
@@ -156,21 +179,26 @@ class _Bar(ProgressCallback):  # type: ignore[misc]
 
 
 class _AtStep(TrainerCallback):  # type: ignore[misc]
-    """Hands every step over in float32, and leaves no trace: mode, autocast and random state are put back."""
+    """Hands every step over in float32, and leaves no trace: mode, autocast and random state are put back.
+
+    The model is that of the first process, outside of DistributedDataParallel; the others wait.
+    """
 
     def __init__(self, at_step: AtStep) -> None:
         self.at_step = at_step
         self.trainer: Any = None  # set when there is one
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        model = kwargs["model"]
+        processes.in_first(lambda: self._hand_over(state.global_step, unwrapped(kwargs["model"])))
+
+    def _hand_over(self, step: int, model: Any) -> None:
         training, autocast = model.training, vars(model).get("forward")
         devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
         if "_original_forward" in vars(model):  # accelerate has put the autocast of training around it
             model.forward = model._original_forward
         try:
             with torch.random.fork_rng(devices=devices):
-                self.at_step(state.global_step, model, self.trainer.measured)
+                self.at_step(step, model, self.trainer.measured)
         finally:
             if autocast is not None:
                 model.forward = autocast
@@ -179,17 +207,19 @@ class _AtStep(TrainerCallback):  # type: ignore[misc]
 
 def _arguments(settings: Settings, sequences: int, progress: bool) -> dict[str, Any]:
     """What all trainers share; `sequences` per step on all devices together."""
-    processes = int(torch.distributed.get_world_size()) if torch.distributed.is_initialized() else 1
-    micro = min(settings.micro_batch or sequences, sequences // processes)
-    if sequences % (micro * processes):
+    count = processes.count()
+    if sequences % count:
+        raise RazorError(f"A step of {sequences} sequences cannot be shared by {count} processes: use a divisor.")
+    micro = min(settings.micro_batch or sequences, sequences // count)
+    if sequences % (micro * count):
         raise RazorError(
-            f"A step of {sequences} sequences cannot be cut into micro-batches of {micro} on {processes} processes: "
+            f"A step of {sequences} sequences cannot be cut into micro-batches of {micro} on {count} processes: "
             "set --micro-batch to a divisor."
         )
     return {
         "output_dir": str(settings.folder),
         "per_device_train_batch_size": micro,
-        "gradient_accumulation_steps": sequences // (micro * processes),
+        "gradient_accumulation_steps": sequences // (micro * count),
         "max_steps": settings.steps,
         "learning_rate": settings.lr,
         "lr_scheduler_type": "cosine" if settings.schedule == "cosine" else "constant_with_warmup",
@@ -211,10 +241,28 @@ def _arguments(settings: Settings, sequences: int, progress: bool) -> dict[str, 
     }
 
 
+class _Measured:
+    """Keeps the loss of each step, over its micro-batches and processes, which has to be finite."""
+
+    measured: dict[str, float]
+    so_far: Tensor | float = 0.0
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """TRL's, a micro-batch at a time; raises DivergedError in all processes or in none."""
+        loss: Tensor = super().training_step(*args, **kwargs)  # type: ignore[misc]
+        self.so_far = self.so_far + loss
+        if self.accelerator.sync_gradients:  # type: ignore[attr-defined]
+            whole = self.accelerator.reduce(self.so_far, reduction="mean")  # type: ignore[attr-defined]
+            if not whole.isfinite():
+                raise DivergedError(self.state.global_step, self.state.epoch or 0.0)  # type: ignore[attr-defined]
+            self.measured["loss"], self.so_far = whole.item(), 0.0
+        return loss
+
+
 # Offline
 
 
-class _WithPenalty:
+class _WithPenalty(_Measured):
     """Adds kl_coef KL(pi || pi0), exact over the vocabulary and averaged over completion tokens, to a trainer's loss.
 
     It costs a forward pass of both policies: TRL's losses do not hand out the logits.
@@ -222,6 +270,18 @@ class _WithPenalty:
 
     kl_coef: float
     base: Any
+    side = ""  # how the columns of completions begin
+    tokens: Tensor | None = None  # of the step, in all processes
+    micro_batches: int = 1  # of the step, in each of them
+
+    def get_batch_samples(self, *args: Any) -> tuple[list[Any], Any]:
+        """The micro-batches of a step, whose completion tokens the penalty is averaged over."""
+        batches, items = super().get_batch_samples(*args)  # type: ignore[misc]
+        if batches and self.kl_coef:
+            counted = sum((self._completions(batch)[2][:, 1:] != -100).sum() for batch in batches)
+            self.tokens = self.accelerator.gather(counted).sum()  # type: ignore[attr-defined]
+            self.micro_batches = len(batches)
+        return batches, items
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -231,13 +291,16 @@ class _WithPenalty:
         loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)  # type: ignore[misc]
         value = loss[0] if return_outputs else loss
         if self.kl_coef:
-            value = value + self.kl_coef * penalty(model, self.base, *batch, num_items_in_batch)
-        _check(value, self)
+            # Gradients are averaged over processes, and over micro-batches where TRL has not counted the tokens.
+            shares = self.accelerator.num_processes * (self.micro_batches if num_items_in_batch is None else 1)  # type: ignore[attr-defined]
+            value = value + self.kl_coef * shares * penalty(unwrapped(model), self.base, *batch, self.tokens)
         return (value, loss[1]) if return_outputs else value
 
     def _completions(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Token ids, attention mask and labels (-100: not counted) of what the penalty is taken on."""
-        return inputs["input_ids"], inputs["attention_mask"], inputs["labels"]
+        device = self.args.device  # type: ignore[attr-defined]
+        ids, mask, labels = (inputs[self.side + name].to(device) for name in ("input_ids", "attention_mask", "labels"))
+        return ids, mask, labels
 
 
 def penalty(
@@ -262,8 +325,8 @@ def without_adapter(model: Any, base: Any) -> AbstractContextManager[Any]:
 
 class _Disabled:
     def __init__(self, model: Any) -> None:
-        self.model = model
-        self.context = getattr(model, "module", model).disable_adapter()
+        self.model = unwrapped(model)
+        self.context = self.model.disable_adapter()
 
     def __enter__(self) -> Any:
         self.context.__enter__()
@@ -300,6 +363,8 @@ def _labelled(prompt: Sequence[int], completion: Sequence[int]) -> dict[str, lis
 
 
 class _SimPo(_WithPenalty, CPOTrainer):  # type: ignore[misc]
+    side = "chosen_"
+
     def tokenize_row(self, feature: Mapping[str, Any], model: Any = None) -> dict[str, list[int]]:
         """What TRL tokenises from text is there as token ids already."""
         row: dict[str, list[int]] = {}
@@ -308,11 +373,6 @@ class _SimPo(_WithPenalty, CPOTrainer):  # type: ignore[misc]
             row |= {f"{side}_{name}": ids for name, ids in labelled.items()}
             row[f"{side}_attention_mask"] = [1] * len(labelled["input_ids"])
         return row
-
-    def _completions(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        names = ("input_ids", "attention_mask", "labels")
-        ids, mask, labels = (inputs[f"chosen_{name}"].to(self.args.device) for name in names)
-        return ids, mask, labels
 
 
 def _simpo(
@@ -340,36 +400,48 @@ def _simpo(
 # On-policy
 
 
-class _Sampling:
+class _Sampling(_Measured):
     """Prompts are positions of examples; samples come from `lm.sampling`, with a seed that the step decides."""
 
     settings: Settings
     samples: int  # of a prompt
 
     def sample(self, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
-        """A completion for each of a process's prompts, which come in runs of equal ones: groups, or parts of them."""
+        """A completion for each of a process's prompts, which come in runs of equal ones: groups, or parts of them.
+
+        They are what one process would draw: a chunk of the step's sequences has a random stream of its own, of which
+        each process uses its share. Raises DivergedError, in all processes or in none.
+        """
+        own = len(prompts)
+        start, whole = own * self.accelerator.process_index, own * self.accelerator.num_processes  # type: ignore[attr-defined]
+        size = max(1, CHUNK // self.samples) * self.samples
+
+        def draw() -> list[list[int]]:
+            completions: list[list[int]] = []
+            for chunk in range(start // size, (start + own - 1) // size + 1):
+                before = chunk * size
+                first, last = max(start, before), min(start + own, before + size)
+                within = (first - before, min(size, whole - before))
+                completions += self._sample_chunk(prompts[first - start : last - start], chunk, within)
+            return completions
+
+        return processes.in_all(draw)
+
+    def _sample_chunk(self, prompts: Sequence[Sequence[int]], chunk: int, within: tuple[int, int]) -> list[list[int]]:
         settings, model = self.settings, self.accelerator.unwrap_model(self.model)  # type: ignore[attr-defined]
         group = math.gcd(self.samples, len(prompts))
-        place = f"sampling/{self.state.global_step}/{self.accelerator.process_index}"  # type: ignore[attr-defined]
+        place = f"sampling/{self.state.global_step}/{chunk}"  # type: ignore[attr-defined]
         rng = torch.Generator(self.accelerator.device).manual_seed(seed_of(settings.seed, place))  # type: ignore[attr-defined]
-        starts = [prompts[at] for at in range(0, len(prompts), group)]
         # In the precision of training: the distribution that is sampled is the one whose gradient is taken.
         with self.compute_loss_context_manager():  # type: ignore[attr-defined]
             try:
                 return sampling.sample(
-                    model, starts, samples=group, max_new_tokens=settings.max_new_tokens, stop_ids=settings.stop_ids,
-                    pad_id=self.processing_class.pad_token_id, rng=rng,  # type: ignore[attr-defined]
+                    model, prompts[::group], samples=group, max_new_tokens=settings.max_new_tokens,
+                    stop_ids=settings.stop_ids, pad_id=self.processing_class.pad_token_id,  # type: ignore[attr-defined]
+                    rng=rng, chunk=len(prompts), within=within,
                 )  # fmt: skip
             except sampling.NotFiniteError as error:
                 raise DivergedError(self.state.global_step, self.state.epoch or 0.0) from error  # type: ignore[attr-defined]
-
-    def compute_loss(
-        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
-        """TRL's loss, which has to be finite."""
-        loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)  # type: ignore[misc]
-        _check(loss, self)
-        return loss
 
 
 class _OnPolicy(_Sampling, GRPOTrainer):  # type: ignore[misc]
@@ -378,7 +450,6 @@ class _OnPolicy(_Sampling, GRPOTrainer):  # type: ignore[misc]
     method: Method
     examples: Sequence[Example]
     base: Any
-    measured: dict[str, float]
 
     def _tokenize_prompts(self, prompts: list[str]) -> tuple[list[list[int]], None, dict[str, Any]]:
         return [list(self.examples[int(position)].prompt) for position in prompts], None, {}
@@ -441,7 +512,7 @@ def _grpo(
     assert reward is not None
 
     def scored(prompts: list[str], completion_ids: list[list[int]], **columns: Any) -> Sequence[float | None]:
-        return reward([int(position) for position in prompts], completion_ids)
+        return processes.in_all(lambda: reward([int(position) for position in prompts], completion_ids))
 
     shared = _arguments(settings, settings.batch_size * settings.group_size, progress)
     args = GRPOConfig(
@@ -502,10 +573,3 @@ def _sdft(
     )
     trainer.settings, trainer.samples = settings, 1
     return trainer
-
-
-def _check(loss: Tensor, trainer: Any) -> None:
-    """Keep the loss of the last micro-batch, which has to be finite."""
-    if not loss.isfinite().all():
-        raise DivergedError(trainer.state.global_step, trainer.state.epoch or 0.0)
-    trainer.measured["loss"] = loss.item()

@@ -22,7 +22,7 @@ from typing import Any
 from rlrazor.experiments.language.tasks.answers import after_reasoning, declared_answer
 from rlrazor.experiments.language.tasks.rows import field_of, held_out, hub_rows
 from rlrazor.experiments.language.tasks.task import Item, Splits, Task
-from rlrazor.jsonl import Row, read_rows
+from rlrazor.rows import Row, read_rows
 
 INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}."
 LONGEST = 300  # characters of an answer that is parsed; the longest reference has 53

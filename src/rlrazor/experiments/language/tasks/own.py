@@ -1,4 +1,4 @@
-"""A task of the user's own: a JSONL of prompts, and a Python function that verifies a completion."""
+"""A task of the user's own: a file of prompts, and a Python function that verifies a completion."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from rlrazor.errors import RazorError
+from rlrazor.errors import RazorError, cause_of
 from rlrazor.experiments.language.tasks.rows import held_out
 from rlrazor.experiments.language.tasks.task import Item, Splits, Task, Verify
-from rlrazor.jsonl import Row, read_rows
+from rlrazor.lm.prompts import parts_of, prompt_of
+from rlrazor.rows import Row, read_located
 
 _OURS = ("prompt", "completion", "rejected")
 
@@ -26,8 +27,9 @@ def own_task(
     `verify(prompt, completion, **columns) -> float`, a score from 0 to 1, with every other field of the row; a row's
     own `completion` is its demonstration. Without a verifier every row needs a `completion`, and a score is whether the
     policy's is the same text. About a fifth of the prompts is held out for measuring, unless `prompts` is a
-    folder with train.jsonl and test.jsonl. The task's `load(path)` reads `path` instead of `prompts` where it is given.
-    Raises RazorError where the function cannot be loaded; `load` raises it for rows without a prompt.
+    folder with train.jsonl and test.jsonl, or others of those names. The task's `load(path)` reads `path` instead of
+    `prompts` where it is given. Raises RazorError where the function cannot be loaded; `load` raises it for rows
+    without a prompt.
     """
     return Task(
         prompts.stem,
@@ -47,26 +49,42 @@ def _same_text(prompt: str, completion: str, *, reference: str, **columns: Any) 
 
 def _load(path: Path, *, with_reference: bool) -> Splits:
     def items(file: Path) -> list[Item]:
-        return [_item(row, with_reference=with_reference) for row in read_rows(file)]
+        return [_item(row, where, with_reference=with_reference) for where, row in read_located(file)]
 
-    if path.is_dir():
-        train, test = (items(path / f"{split}.jsonl") for split in ("train", "test"))
+    if path.is_dir() and not (path / "state.json").is_file():
+        train, test = (items(_of_split(path, split)) for split in ("train", "test"))
         if shared := {item.prompt for item in train} & {item.prompt for item in test}:
-            raise RazorError(
-                f"{path}: {len(shared)} prompts are in both train.jsonl and test.jsonl. Take them out of one."
-            )
+            raise RazorError(f"{path}: {len(shared)} prompts are in both train and test. Take them out of one.")
         return Splits(train, test)
     return held_out(items(path))
 
 
-def _item(row: Row, *, with_reference: bool) -> Item:
+def _of_split(folder: Path, split: str) -> Path:
+    """The one file of the folder, or folder that `datasets` saved, that is named so."""
+    found = [path for path in sorted(folder.iterdir()) if path.name.partition(".")[0] == split]
+    if len(found) != 1:
+        raise RazorError(f"{folder} needs one file {split}, such as {split}.jsonl, and has {len(found)}.")
+    return found[0]
+
+
+def _item(row: Row, where: str, *, with_reference: bool) -> Item:
+    prompt, template = parts_of(prompt_of(row, where))
+    if not isinstance(prompt, str):
+        raise RazorError(f"{where}: the prompt is a conversation, and of a task of one's own it has to be text.")
+    if template:
+        raise RazorError(
+            f"{where}: it has {', '.join(template)} for the chat template, which calibration and training here do not "
+            "give it: leave them out, or name them otherwise if they are the verifier's."
+        )
     for name in _OURS:
-        if not isinstance(row.get(name), str) and (name == "prompt" or row.get(name) is not None):
-            raise RazorError(f"A row's {name} is not text; it has {', '.join(row)}. Every row needs a prompt.")
+        if row.get(name) is not None and not isinstance(row[name], str):
+            raise RazorError(f"{where}: its {name} is not text; it has {', '.join(row)}.")
     columns = {name: value for name, value in row.items() if name not in _OURS}
     if with_reference:
         if row.get("completion") is None:
-            raise RazorError("A row has no completion: without a verifier, every row needs one to be compared with.")
+            raise RazorError(
+                f"{where}: it has no completion: without a verifier, every row needs one to be compared with."
+            )
         columns["reference"] = row["completion"]
     return Item(row["prompt"], columns, row.get("completion"), row.get("rejected"))
 
@@ -85,7 +103,9 @@ def _verifier(name: str) -> Verify:
         else:
             module = importlib.import_module(source)
     except Exception as error:  # anyone's code
-        raise RazorError(f"The verifier's {source} cannot be loaded: {type(error).__name__}: {error}.") from error
+        raise RazorError(
+            f"The verifier's {source} cannot be loaded: {type(error).__name__}: {cause_of(error)}"
+        ) from error
     verify = getattr(module, function, None)
     if not callable(verify):
         functions = [other for other, _ in inspect.getmembers(module, inspect.isfunction)]

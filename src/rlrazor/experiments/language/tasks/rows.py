@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rlrazor.errors import RazorError
+from rlrazor.errors import RazorError, cause_of, disk_error_in
 from rlrazor.experiments.language.tasks.task import Item, Splits
-from rlrazor.jsonl import Row, read_rows
+from rlrazor.rows import Row, read_located
 
 TEST_SHARE = 0.2  # of a source that has no test split of its own
 
@@ -27,8 +27,13 @@ def hub_rows(dataset: str, split: str, config: str | None = None) -> list[Row]:
     try:
         return [dict(row) for row in load_dataset(dataset, config, split=split)]
     except Exception as error:  # offline, gated, renamed: each library below raises its own kind
+        if (disk := disk_error_in(error)) is not None:
+            raise RazorError(
+                f"The data set {dataset} cannot be kept in its cache: {cause_of(disk)} Free some space, or give --data "
+                "FILE."
+            ) from error
         raise RazorError(
-            f"The data set {dataset} could not be loaded from the hub ({type(error).__name__}: {str(error)[:200]}). "
+            f"The data set {dataset} could not be loaded from the hub ({type(error).__name__}): {cause_of(error)} "
             "Download it where there is a network, and give --data FILE."
         ) from error
 
@@ -64,15 +69,15 @@ def field_of(row: Row, *keys: str | int) -> Any:
 
 
 def with_demonstrations(items: Sequence[Item], file: Path) -> list[Item]:
-    """The items with the demonstrations of `file`, a JSONL of {prompt, completion, rejected (optional)}.
+    """The items with the demonstrations of `file`, rows of {prompt, completion, rejected (optional)}.
 
     They replace the items' own where the prompt is the same, and leave the other items as they are. Of rows with the
     same prompt the last counts. Raises RazorError where a row lacks its text, or no prompt is the task's.
     """
     rows: dict[str, Row] = {}
-    for row in read_rows(file):
+    for where, row in read_located(file):
         if not all(isinstance(row.get(key), str) for key in ("prompt", "completion")):
-            raise RazorError(f"{file}: a row lacks the text of prompt or completion; it has {', '.join(row)}.")
+            raise RazorError(f"{where}: it lacks the text of prompt or completion; it has {', '.join(row)}.")
         rows[row["prompt"]] = row
     if not any(item.prompt in rows for item in items):
         raise RazorError(f"{file} has none of the task's prompts: they have to be the same to the letter.")

@@ -19,7 +19,7 @@ from rlrazor.experiments.language.tasks.answers import after_reasoning, declared
 from rlrazor.experiments.language.tasks.chemistry import Equation, NotAnEquation, parse_equation
 from rlrazor.experiments.language.tasks.rows import field_of, held_out, hub_rows
 from rlrazor.experiments.language.tasks.task import Item, Splits, Task
-from rlrazor.jsonl import Row, read_rows
+from rlrazor.rows import Row, read_rows
 
 _LETTER = re.compile(r"(?:option\s+)?[\s*(\[{\"'$]*(?:\\text\{)?([A-D])(?=$|[\s.,;:)*\]\"'}$])", re.IGNORECASE)
 _SECOND = re.compile(r"[\s*)\]}.,/&]*(?:\b(?:or|and)\b)?[\s*(\[{]*\b[A-D]\b(?=$|[\s.,;:)*\]}])")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rlrazor.errors import RazorError
+from rlrazor.lm.encoding import check_stop
 
 Verify = Callable[..., float]  # verify(prompt, completion, **columns) -> fraction of 1
 Annotator = Callable[["Item", random.Random], str]  # a completion for the item, which need not be always the same
@@ -56,6 +57,9 @@ class Task:
     chat: bool = True
     annotators: Mapping[str, Annotator] = field(default_factory=dict)
     correct: Callable[[Item], Sequence[str]] | None = None
+
+    def __post_init__(self) -> None:
+        check_stop(self.stop)
 
 
 @dataclass(frozen=True)

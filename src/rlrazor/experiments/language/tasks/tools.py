@@ -30,7 +30,7 @@ from scipy import optimize
 from rlrazor.errors import RazorError
 from rlrazor.experiments.language.tasks.rows import field_of, held_out
 from rlrazor.experiments.language.tasks.task import Item, Splits, Task
-from rlrazor.jsonl import Row, read_rows
+from rlrazor.rows import Row, read_rows
 
 Call = tuple[str, Any]  # the name, and normalised arguments
 

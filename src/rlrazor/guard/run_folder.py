@@ -1,0 +1,337 @@
+"""The output folder of a Trainer: the checkpoints of one training run in it, and what a monitor logged of that run.
+
+A folder may hold the checkpoints of several runs, and a log the rows of several. A monitor gives its run an id, which
+is in every row and in the razor.json of the checkpoints saved while it watches. Of other checkpoints their own logs
+tell: what was logged up to one checkpoint of a run is how the log of a later one begins.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rlrazor.errors import RazorError
+from rlrazor.guard.outputs import LOG, MARK
+from rlrazor.lm.models import check_weights
+
+STATE = "trainer_state.json"
+
+MEASURE = "measure the checkpoints here, with --base, --prompts and --law"
+_NUMBER = re.compile(r"checkpoint-0*(\d+)$")
+_SETTINGS = ("max_steps", "num_train_epochs", "train_batch_size", "logging_steps", "eval_steps", "save_steps")
+_SAVING = 60_000_000_000  # nanoseconds from the weights to the trainer's state of one save, or one copy
+_COPIED = 100_000_000  # nanoseconds that a copy of a folder does not wait after a file as small as a label
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A folder that a Trainer saved at a step. `history`: what it had logged until then, a mapping for each entry.
+
+    `run`: the id of the run that was watched as it was saved. `overwritten`: it says so, and yet another run that was
+    not watched has written over it since. `settings`: of its Trainer; `written`: when, in nanoseconds.
+    """
+
+    path: Path
+    step: int
+    history: Sequence[Mapping[str, Any]]
+    run: str | None
+    overwritten: bool
+    settings: Mapping[str, Any]
+    written: int
+
+
+@dataclass(frozen=True)
+class Run:
+    """The checkpoints of a run in order of training, all with weights; those left out are in `notes`, with the reason.
+
+    `history`: what the run had logged when the last was saved, of which every one's own log is the beginning. `id`: of
+    the monitor that watched it, None where none did as far as its checkpoints say. `labelled`: whether any checkpoint
+    of the folder says.
+    """
+
+    folder: Path
+    id: str | None
+    labelled: bool
+    checkpoints: Sequence[Checkpoint]
+    history: Sequence[Mapping[str, Any]]
+    notes: Sequence[str]
+
+
+def run_in(folder: Path, wanted: str | None = None) -> Run:
+    """The run that `wanted` is the id of, or else the one that wrote last.
+
+    Raises RazorError where there is none, or no checkpoint of it is whole.
+    """
+    found, notes = _read_all(folder)
+    if not found and notes:
+        raise RazorError(f"No checkpoint of {folder} can be read. {' '.join(notes)}")
+    if not found:
+        raise RazorError(
+            f"{folder} has no checkpoint-N folder with a {STATE}, and no records.parquet of a sweep. Give the output "
+            "folder of a Trainer that saved checkpoints."
+        )
+    newest = _newest(folder, found, wanted)
+    members, run, last = _of_its_run(newest, found)
+    others = [one for one in found if one not in members]
+    tied = [one for one in others if (one.written, one.run) == (newest.written, newest.run)]
+    if tied and wanted is None:
+        raise RazorError(
+            f"{newest.path.name} and {tied[0].path.name} are of two runs, and the times of their files do not say "
+            "which is the later: move the checkpoints of the other away."
+        )
+    notes += _why_left_out(others, newest, run) + _out_of_order(members, newest) + _cut_short(members)
+    whole = []
+    for one in sorted(members, key=lambda one: (one.step, one.path.name)):
+        try:
+            check_weights(one.path, "it")
+            whole.append(one)
+        except (RazorError, OSError) as error:
+            notes.append(f"{one.path.name} is left out: {error}")
+    if not whole:
+        raise RazorError(f"No checkpoint of {folder} can be taken. {' '.join(notes)}")
+    labelled = any(one.run is not None or one.overwritten for one in found)
+    return Run(folder, run or wanted, labelled, whole, last.history, notes)
+
+
+def rows_of(run: Run) -> tuple[list[dict[str, Any]], list[str]]:
+    """The monitor's rows of a run, in the order they were written, and cautions.
+
+    Raises RazorError where there are none, or those of several runs cannot be told apart.
+    """
+    path = run.folder / LOG
+    if not path.exists() and run.id is None:
+        raise RazorError(
+            f"There is no {path}, so nothing is known of forgetting: train with a ForgettingMonitor, or measure the "
+            "checkpoints here with a base, prompts and a law."
+        )
+    rows = _rows(path) if path.exists() else []
+    ids = _ids(rows)
+    chosen, notes = run.id, []
+    if chosen is None and run.labelled:
+        others = f"; --run {ids[0]} takes the checkpoints of the run that was" if ids else ""
+        raise RazorError(
+            f"{run.checkpoints[-1].path.name} is of a run that no monitor watched, so nothing is known of its "
+            f"forgetting: {MEASURE}{others}."
+        )
+    if chosen is None and ids:
+        chosen = ids[0]
+        more = f", the last of {len(ids)} runs in it," if len(ids) > 1 else ""
+        notes.append(f"No checkpoint says which run it is of: the rows of the run {chosen}{more} are taken from {LOG}.")
+    if chosen is not None:
+        # Of an earlier version's log that the run went on with, the first rows have no id.
+        rows = [row for row in rows if row.get("run") in (chosen, None)]
+        for earlier in sorted(run.folder.glob(f"{path.stem}-of-earlier-run-*{path.suffix}")):
+            with suppress(RazorError):
+                rows = [row for row in _rows(earlier) if row.get("run") == chosen] + rows
+        if not rows:
+            has = f"has those of {', '.join(ids)}" if ids else "has none"
+            raise RazorError(f"There are no rows of the run {chosen}: {path} {has}. To do without, {MEASURE}.")
+    _check_one_monitors(rows, path)
+    if chosen is None and _is_older(path, rows, run.checkpoints):
+        notes.append(
+            f"{LOG} is older than the checkpoints: unless the folder was copied, it is of another run than they are."
+        )
+    return rows, notes
+
+
+# Reading
+
+
+def _read_all(folder: Path) -> tuple[list[Checkpoint], list[str]]:
+    """The checkpoints that can be read, each once, and why others cannot."""
+    found: list[Checkpoint] = []
+    notes: list[str] = []
+    seen: set[Path] = set()
+    # A link to another checkpoint is the same one; the plain folders come first.
+    paths = sorted(folder.glob("checkpoint-*"), key=lambda path: (path.is_symlink(), path.name))
+    for path in paths:
+        if not (path.is_dir() or path.is_symlink()) or path.resolve() in seen:
+            continue
+        seen.add(path.resolve())
+        try:
+            one = _read(path)
+        except FileNotFoundError:
+            notes.append(f"{path.name} is left out: it has no {STATE}, which a Trainer writes last.")
+            continue
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            notes.append(f"{path.name} is left out: its {STATE} is damaged ({error!r}).")
+            continue
+        number = _NUMBER.match(path.name)
+        if number and int(number[1]) != one.step:
+            notes.append(f"{path.name} is of step {one.step}, by its {STATE}.")
+        found.append(one)
+    return found, notes
+
+
+def _read(path: Path) -> Checkpoint:
+    """Raises what a file that is not there or not whole leads to."""
+    file = path / STATE
+    # NaN is equal to nothing, not to itself as another checkpoint has it: its name is.
+    state = json.loads(file.read_text(encoding="utf-8"), parse_constant=str)
+    history = [entry for entry in state["log_history"] if isinstance(entry.get("step"), int)]
+    number = _NUMBER.match(path.name)
+    step = state.get("global_step", int(number[1]) if number else None)
+    if not isinstance(step, int):
+        raise ValueError("it has no global_step")
+    run, overwritten = _label(path, step)
+    settings = {name: state.get(name) for name in _SETTINGS}
+    return Checkpoint(path, step, history, run, overwritten, settings, file.stat().st_mtime_ns)
+
+
+def _label(path: Path, step: int) -> tuple[str | None, bool]:
+    """The run that a checkpoint says it is of, and whether that is no longer so.
+
+    A monitor writes the label last. Where all else is newer, or of another step, a run without one came after.
+    """
+    try:
+        label = json.loads((path / MARK).read_text(encoding="utf-8"))
+        run, at = str(label["run"]), label["step"]
+        written = (path / MARK).stat().st_mtime_ns
+        others = [file.stat().st_mtime_ns for file in path.iterdir() if file.is_file() and file.name != MARK]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None, False
+    overwritten = at != step or min(others) > written + _COPIED
+    return None if overwritten else run, overwritten
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    """A last line that a killed process left half-written is not one."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RazorError(f"{path} cannot be read ({error}). Measure the checkpoints anew.") from error
+    lines = [line for line in text.split("\n") if line.strip()]
+    rows = []
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            if number == len(lines) and not text.endswith("\n"):
+                break
+            raise RazorError(f"{path} is damaged: a line is not JSON. Measure the checkpoints anew.") from error
+        if not isinstance(row, dict):
+            raise RazorError(f"{path} is damaged: line {number} is no row. Measure the checkpoints anew.")
+        rows.append(row if row.get("run") is None else {**row, "run": str(row["run"])})
+    return rows
+
+
+def _ids(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The runs that rows are of, the last to write first."""
+    return list(dict.fromkeys(row["run"] for row in reversed(rows) if row.get("run") is not None))
+
+
+def _is_older(path: Path, rows: Sequence[Mapping[str, Any]], checkpoints: Sequence[Checkpoint]) -> bool:
+    """Whether a checkpoint was written after rows of later steps were."""
+    last = max((row["step"] for row in rows if isinstance(row.get("step"), int)), default=0)
+    return any(one.step < last and path.stat().st_mtime_ns < one.written for one in checkpoints)
+
+
+# Telling runs apart
+
+
+def _newest(folder: Path, found: Sequence[Checkpoint], wanted: str | None) -> Checkpoint:
+    """The checkpoint that was written last, of the run that is wanted if any says which it is of."""
+    labels = sorted({one.run for one in found if one.run is not None})
+    ids: list[str] = []
+    if wanted is not None and labels:
+        if wanted not in labels:
+            raise RazorError(f"No checkpoint of {folder} is of the run {wanted}. There are {', '.join(labels)}.")
+        found = [one for one in found if one.run == wanted]
+    else:
+        with suppress(RazorError):  # which is raised where the rows are needed
+            ids = _ids(_rows(folder / LOG))
+        if set(ids) & set(labels):
+            # The rows of other runs have been moved away for a later one, whatever the times of copied files say.
+            found = [one for one in found if one.run in (None, *ids)]
+    return max(found, key=lambda one: (one.written, one.run in ids[:1], one.step))
+
+
+def _of_its_run(newest: Checkpoint, found: Iterable[Checkpoint]) -> tuple[list[Checkpoint], str | None, Checkpoint]:
+    """The checkpoints of the run that wrote one of them, the run's id, and the last of them."""
+    members, run, last = [newest], newest.run, newest
+    for one in sorted(found, key=lambda one: (one.written, one.step), reverse=True):
+        if one is newest or (run and one.run and run != one.run) or not _go_together(one, last):
+            continue
+        members.append(one)
+        run = run or one.run
+        last = max(last, one, key=lambda one: (one.step, len(one.history)))
+    return members, run, last
+
+
+def _go_together(one: Checkpoint, other: Checkpoint) -> bool:
+    """Whether two checkpoints are of one run: the log of the later one goes on where that of the earlier one ends.
+
+    Where both say that they are, it is enough that their logs do not speak against it. Logs are little evidence where
+    nothing was logged yet.
+    """
+    earlier, later = sorted((one, other), key=lambda one: (one.step, len(one.history)))
+    begins = later.history[: len(earlier.history)] == earlier.history
+    if not begins or any(entry["step"] < earlier.step for entry in later.history[len(earlier.history) :]):
+        return False
+    out_of_order = earlier.step < later.step and earlier.written > later.written
+    doubts = (not earlier.history, earlier.settings != later.settings, out_of_order)
+    return (one.run is not None and one.run == other.run) or sum(doubts) < 2
+
+
+def _why_left_out(others: Sequence[Checkpoint], newest: Checkpoint, run: str | None) -> list[str]:
+    """Checkpoints of other runs, by name."""
+    notes = []
+    than = newest.path.name + (f" (run {run})" if run else ", the newest")
+    for label in dict.fromkeys(one.run for one in sorted(others, key=lambda one: one.step)):
+        names = _names([one for one in others if one.run == label])
+        if label is None:
+            notes.append(f"Left out: {names}, whose own logs are not those of the run of {than}.")
+        elif label == run:
+            notes.append(
+                f"Left out: {names}, whose own logs are not those of the run of {than}, though it has the same id: "
+                "training was started again from an earlier checkpoint, or another run has written over them."
+            )
+        else:
+            notes.append(f"Left out: {names}, of another run than {than}; --run {label} takes that run.")
+    return notes
+
+
+def _out_of_order(members: Sequence[Checkpoint], newest: Checkpoint) -> list[str]:
+    old = [one for one in members if one.step > newest.step and one.written < newest.written]
+    if not old:
+        return []
+    return [
+        f"Written before {newest.path.name}: {_names(old)}. If training was started again from an earlier checkpoint, "
+        "that is of the first try."
+    ]
+
+
+def _cut_short(members: Sequence[Checkpoint]) -> list[str]:
+    """A Trainer writes its state after the weights: a state that is much older is of another save."""
+    old = []
+    for one in members:
+        weights = [path.stat().st_mtime_ns for path in one.path.glob("*.safetensors") if path.is_file()]
+        if max(weights, default=0) > one.written + _SAVING:
+            old.append(one)
+    if not old:
+        return []
+    return [
+        f"Weights newer than the {STATE} beside them: {_names(old)}. Unless the folder was copied, a save was cut "
+        "short, and the scores are of the weights before."
+    ]
+
+
+def _names(checkpoints: Sequence[Checkpoint]) -> str:
+    return ", ".join(one.path.name for one in sorted(checkpoints, key=lambda one: one.step))
+
+
+def _check_one_monitors(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Raise RazorError where rows are of two monitors, or of two runs without ids."""
+    measured = [row for row in rows if "error" not in row]
+    steps = [row.get("step") for row in measured if row.get("run") is None]
+    with suppress(TypeError):  # no step, or none that is a number, is damage, which is said where rows are used
+        if any(later <= step for step, later in itertools.pairwise(steps)):  # type: ignore[operator]
+            raise RazorError(f"{path} has rows of several runs, which cannot be told apart: {MEASURE}.")
+    if len({str((row.get("prompts_hash"), row.get("probe"))) for row in measured}) > 1:
+        raise RazorError(f"{path} has rows of several monitors, of other prompts or another probe: {MEASURE}.")

@@ -1,0 +1,223 @@
+"""A prompt of the new task: what it may be, what is wrong with what is none, and the tokens that it is measured as.
+
+The same as TRL's trainers make of the same row: text, a conversation, one that ends with words of the assistant's, to
+be continued, one with tools; never with what the tokenizer puts behind a text.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jinja2 import TemplateError
+
+from rlrazor.errors import RazorError
+from rlrazor.lm import encoding
+
+_MISSING = ("nan", "NaN", "null", "NULL", "None", "<NA>")
+_TURNS_AS_TEXT = re.compile(r"""\s*\[\s*\{\s*["'](role|content|from)["']\s*:""")  # of JSON, or as Python writes it
+
+Prompt = str | Sequence[Mapping[str, Any]] | Mapping[str, Any]
+"""Text; or the turns of a conversation, which the tokenizer's chat template turns into text; or, where that template is
+told more, a mapping of `prompt`, one of the two, `tools` and `chat_template_kwargs`, as TRL has them in columns."""
+
+
+def prompt_of(row: Mapping[str, Any], where: str = "A row") -> Prompt:
+    """The prompt of a row in one of TRL's formats: its `prompt`, or its `messages` up to the assistant's last turn.
+
+    With `tools` (JSON schemas, or text with them) and `chat_template_kwargs`, which go with it into the chat template;
+    beside a prompt that is text, other things that a data set may call `tools` are left out. Raises RazorError.
+    """
+    if "prompt" in row:
+        prompt = row["prompt"]
+    elif "messages" in row:
+        prompt = _before_the_answer(row["messages"], where)
+    else:
+        raise RazorError(
+            f"{where}: it needs a column `prompt` (text, or a list of turns) or `messages` (turns); it has "
+            f"{', '.join(map(str, row)) or 'none'}."
+        )
+    tools, told = _as_json(row.get("tools")), _as_json(row.get("chat_template_kwargs"))
+    if isinstance(prompt, str) and not _are_schemas(tools):
+        tools = None
+    beside = {name: value for name, value in (("tools", tools), ("chat_template_kwargs", told)) if value}
+    found: Prompt = {"prompt": prompt, **beside} if beside else prompt
+    check(found, where)
+    return found
+
+
+def _before_the_answer(messages: Any, where: str) -> Any:
+    """Turns before the last that is the assistant's; all of them where none is."""
+    if not isinstance(messages, list | tuple) or not all(isinstance(turn, Mapping) for turn in messages):
+        raise RazorError(f"{where}: its `messages` are no list of turns, each with a `role` and a `content`.")
+    answers = [at for at, turn in enumerate(messages) if turn.get("role") == "assistant"]
+    if answers[-1:] == [0]:
+        raise RazorError(f"{where}: its `messages` begin with the assistant's only turn, so there is no prompt.")
+    return list(messages[: answers[-1]] if answers else messages)
+
+
+def _as_json(value: Any) -> Any:
+    """What text holds as JSON, as tables have it; anything else, and text that is none, as it is."""
+    try:
+        return json.loads(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
+def _are_schemas(tools: Any) -> bool:
+    return isinstance(tools, list | tuple) and all(isinstance(tool, Mapping) for tool in tools)
+
+
+def parts_of(prompt: Prompt) -> tuple[str | Sequence[Mapping[str, Any]], dict[str, Any]]:
+    """A prompt's text or turns, and what the chat template is given beside."""
+    if not isinstance(prompt, Mapping):
+        return prompt, {}
+    tools, told = (_as_json(prompt.get(name)) for name in ("tools", "chat_template_kwargs"))
+    return prompt["prompt"], {**(told or {}), **({"tools": tools} if tools else {})}
+
+
+def texts_of(prompt: Prompt) -> list[str]:
+    """What is said in a prompt: its text, or that of its turns, those that only call a tool left out."""
+    said, _ = parts_of(prompt)
+    if isinstance(said, str):
+        return [said]
+    contents = [turn.get("content") for turn in said]
+    parts = [
+        [content] if isinstance(content, str) else [part["text"] for part in content or ()] for content in contents
+    ]
+    return ["".join(texts) for texts in parts if texts]
+
+
+def check(prompt: Any, where: str) -> None:
+    """Raise RazorError where this is no Prompt."""
+    said = prompt
+    if isinstance(prompt, Mapping):
+        more = sorted(map(str, set(prompt) - {"prompt", "tools", "chat_template_kwargs"}))
+        if more or "prompt" not in prompt:
+            raise RazorError(
+                f"{where}: a prompt is text, a list of turns, or a mapping of prompt, tools and chat_template_kwargs; "
+                f"this is one of {', '.join(map(str, prompt)) or 'nothing'}. `prompts.prompt_of` makes one of a row."
+            )
+        if not _are_schemas(_as_json(prompt.get("tools")) or ()):
+            raise RazorError(f"{where}: its `tools` are no list of JSON schemas, such as get_json_schema makes.")
+        if not isinstance(_as_json(prompt.get("chat_template_kwargs")) or {}, Mapping):
+            raise RazorError(f"{where}: its `chat_template_kwargs` are no object of names and values.")
+        said = prompt["prompt"]
+    wrong = _wrong_with_text(said) if isinstance(said, str) else _wrong_with_turns(said)
+    if wrong is not None:
+        raise RazorError(f"{where}: the prompt {wrong}. Mend it, or leave it out.")
+    _check_unicode(prompt, where)
+
+
+def check_text(text: Any, where: str) -> None:
+    """Raise RazorError where this is no text that says something."""
+    wrong = _wrong_with_text(text) if isinstance(text, str) else _name_of(text)
+    if wrong is not None:
+        raise RazorError(f"{where}: the text {wrong}. Mend it, or leave it out.")
+    _check_unicode(text, where)
+
+
+def _wrong_with_text(text: str) -> str | None:
+    if not text.strip():
+        return _name_of(text)
+    if text.strip() in _MISSING:
+        return f"is {text.strip()!r}, as a missing value is written"
+    if _TURNS_AS_TEXT.match(text):
+        return "is a conversation written as text: give its turns as a list, in JSON Lines or Parquet"
+    return None
+
+
+def _wrong_with_turns(turns: Any) -> str | None:
+    if not isinstance(turns, list | tuple):
+        return f"{_name_of(turns)}, neither text nor a list of turns"
+    if not turns:
+        return "is a list of nothing"
+    for number, turn in enumerate(turns, 1):
+        if (wrong := _wrong_with_turn(turn)) is not None:
+            return f"is a conversation whose turn {number} {wrong}"
+    if turns[-1]["role"] == "assistant" and turns[-1].get("content") is None:
+        return "is a conversation that ends with a call of a tool, which not the model answers: end it before, or after"
+    return None
+
+
+def _wrong_with_turn(turn: Any) -> str | None:
+    if not isinstance(turn, Mapping):
+        return f"{_name_of(turn)}, where an object with `role` and `content` is needed"
+    if {"from", "value"} <= set(turn):
+        return "has `from` and `value`: call them `role` and `content`, as the chat template does"
+    if not isinstance(turn.get("role"), str):
+        return f"has no `role`; it has {', '.join(map(str, turn)) or 'nothing'}"
+    content = turn.get("content")
+    if content is None:
+        return None if turn.get("tool_calls") else "has neither `content` nor `tool_calls`"
+    if isinstance(content, str):
+        return None
+    if not isinstance(content, list) or not all(isinstance(part, Mapping) for part in content):
+        return f"has a `content` that {_name_of(content)}"
+    kinds = {str(part.get("type")) for part in content if not isinstance(part.get("text"), str)}
+    return f"holds more than text ({', '.join(sorted(kinds))}), which is not measured" if kinds else None
+
+
+def _name_of(value: Any) -> str:
+    """What stands where text should."""
+    if value is None:
+        return "is null"
+    if isinstance(value, str):
+        return "is text" if value.strip() else "is blank"
+    if isinstance(value, bool):
+        return f"is {str(value).lower()}"
+    if isinstance(value, float) and value != value:
+        return "is NaN"
+    if isinstance(value, int | float):
+        return f"is the number {value}"
+    return "is an object" if isinstance(value, Mapping) else f"is of type {type(value).__name__}"
+
+
+def _check_unicode(prompt: Prompt, where: str) -> None:
+    """JSON can write half of a surrogate pair, which no tokenizer takes."""
+    try:
+        json.dumps(prompt, ensure_ascii=False, default=str).encode()
+    except UnicodeEncodeError as error:
+        raise RazorError(
+            f"{where}: the text is not valid Unicode ({error.reason}): mend it, or leave it out."
+        ) from error
+
+
+def encode(tokenizer: Any, prompts: Sequence[Prompt], chat: bool) -> list[list[int]]:
+    """Token ids of each prompt. Raises RazorError for one that is empty, or that the chat template does not take."""
+    rows = []
+    for number, prompt in enumerate(prompts, 1):
+        where = f"Prompt {number}"
+        check(prompt, where)
+        rows.append(_ids(tokenizer, prompt, chat, where))
+        if not rows[-1]:
+            raise RazorError(f"{where} is empty: it has no tokens. Leave it out.")
+    return rows
+
+
+def _ids(tokenizer: Any, prompt: Prompt, chat: bool, where: str) -> list[int]:
+    said, template = parts_of(prompt)
+    if not isinstance(said, str) and not getattr(tokenizer, "chat_template", None):
+        raise RazorError(
+            f"{where} is a conversation, and the tokenizer has no chat template to turn it into text: give prompts as "
+            "text, or a tokenizer with a template."
+        )
+    try:
+        if isinstance(said, str):
+            return encoding.prompt_ids(tokenizer, said, chat=chat, **template)
+        # As newer versions of transformers do: a key without a value is none.
+        turns = [{name: value for name, value in turn.items() if value is not None} for turn in said]
+        return encoding.turns_ids(tokenizer, turns, **template)
+    except (TemplateError, TypeError, KeyError, ValueError, AttributeError) as error:
+        raise RazorError(
+            f"The tokenizer's chat template does not take a prompt ({error}): {where} is given to it as a list of "
+            "turns, each with a `role` and a `content`."
+        ) from error
+
+
+def rendered(tokenizer: Any, prompt: Prompt, chat: bool) -> str:
+    """A prompt as the model reads it: its tokens as text, special ones too. Raises as `encode` does."""
+    (ids,) = encode(tokenizer, [prompt], chat)
+    return str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))

@@ -1,0 +1,121 @@
+"""Whether a model can be measured at all: found out by running it on a few tokens, before anything is trained.
+
+KL here is between the distributions of a causal language model's next tokens, and everything that is measured reads
+token ids padded on the right and nothing else. No architecture is known by name: a BERT that was made a decoder passes,
+and the same BERT without `is_decoder` does not.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlrazor.errors import RazorError
+from rlrazor.lm import compute, kl
+from rlrazor.lm.adapters import unwrapped
+from rlrazor.lm.models import context_length
+from rlrazor.lm.sampling import apart, embedding_rows, read_alone, reason_of
+
+TOKENS = 6  # of the sequences that are read; the second half is exchanged
+# Of the logits' spread. All sequences have one shape, so that only mixtures of experts round differently. In half
+# precision that can send a token to another expert, hence there it is the position that changes least that counts.
+TOLERANCE, HALF_TOLERANCE = 1e-4, 0.1
+
+
+def require_measurable(model: Any, tokenizer: Any = None, prompts: Sequence[Sequence[int]] = ()) -> None:
+    """Raise RazorError unless `model` is a causal language model that reads token ids alone, and these prompts' ids.
+
+    `prompts` are token ids; `tokenizer` is asked only for the name of one without an embedding. Costs five forward
+    passes of six tokens. Modes, gradients and random generators are as before afterwards. A model whose logits are not
+    finite is left to what measures it, which raises NotFiniteError.
+    """
+    model = unwrapped(model)
+    _require_language_model(model)
+    require_embeddings(model, tokenizer, prompts)
+    name = type(_inner(model)).__name__
+    count = min(TOKENS, context_length(model) or TOKENS)
+    rows = embedding_rows(model) or 1000
+    some = [*max(prompts, key=len, default=()), *range(1, 1 + TOKENS)][:count]
+    ids = [token % rows for token in some]
+    half = -(-count // 2)
+    others = [*ids[:half], *((token + 1) % rows or 1 for token in ids[half:])]
+    padded = [*ids[:half], *(0 for _ in ids[half:])]
+    with torch.no_grad(), compute.generators_untouched(), compute.eval_mode(model):
+        try:
+            read = [read_alone(model, row) for row in (ids, ids, others, padded)]
+        except Exception as error:  # an architecture's own, of any type
+            if compute.is_out_of_memory(error):
+                raise
+            raise RazorError(
+                f"{name} does not run on token ids alone, so it cannot be measured: {reason_of(error)}"
+            ) from error
+        if any(logits.dim() != 2 or len(logits) != count for logits, _ in read):
+            raise RazorError(f"{name} does not give logits for each token, so it cannot be measured.")
+        if not all(bool(logits.isfinite().all()) for logits, _ in read):
+            return
+        _require_same(name, [logits[:half] for logits, _ in read], in_half=read[0][1])
+        kl.final_states(model, kl.Sequences([ids[:1]], [ids[1:]], [0]))
+
+
+def _inner(model: Any) -> Any:
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def _require_language_model(model: Any) -> None:
+    name, config = type(_inner(model)).__name__, getattr(model, "config", None)
+    if config is None or not hasattr(model, "get_output_embeddings"):
+        raise RazorError(f"{name} is not a model of transformers, so it cannot be measured.")
+    if getattr(config, "is_encoder_decoder", False):
+        raise RazorError(
+            f"{name} is an encoder-decoder: KL to the base is measured for causal (decoder-only) language models."
+        )
+    try:
+        head = model.get_output_embeddings()
+    except (AttributeError, NotImplementedError):
+        head = None
+    if head is None:
+        raise RazorError(
+            f"{name} has no LM head: it is a reward model, a classifier or a bare encoder, not a language model. "
+            "Give the language model itself."
+        )
+
+
+def require_embeddings(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], what: str = "Prompt") -> None:
+    """Raise RazorError for a token of a prompt (token ids) without an embedding, or an output that cannot be read."""
+    rows = embedding_rows(model)
+    if rows is None:
+        return
+    for number, prompt in enumerate(prompts, 1):
+        for token in prompt:
+            if not 0 <= token < rows:
+                said = "" if tokenizer is None else f" ({tokenizer.convert_ids_to_tokens(token)!r})"
+                raise RazorError(
+                    f"{what} {number} has the token {token}{said}, and the model has embeddings for {rows} tokens: "
+                    "give the tokenizer that the model came with, or resize the model's embeddings to the tokenizer."
+                )
+    outputs = getattr(model.get_output_embeddings(), "out_features", rows)
+    if outputs > rows:
+        raise RazorError(
+            f"The model has outputs for {outputs} tokens and embeddings for {rows}, so it cannot read all that it may "
+            "write: resize its embeddings."
+        )
+
+
+def _require_same(name: str, logits: Sequence[Tensor], *, in_half: bool) -> None:
+    """Logits of a sequence's first tokens, of the same again, before other tokens, and before zeros."""
+    counts, tolerance = (min, HALF_TOLERANCE) if in_half else (max, TOLERANCE)
+    again, others, padded = (
+        counts(apart(*position) for position in zip(found, logits[0], strict=True)) for found in logits[1:]
+    )
+    if again > tolerance:
+        raise RazorError(f"{name} gives other logits each time that it reads the same tokens, so it has no KL.")
+    if others > tolerance:
+        raise RazorError(
+            f"{name} is not causal: a later token changes what it says of earlier ones. An encoder such as BERT is a "
+            "language model only with `is_decoder=True` in its config, and if it was trained so."
+        )
+    if padded > tolerance:
+        raise RazorError(
+            f"{name} takes token 0 for padding, and reads what comes before it differently, so it cannot be measured."
+        )

@@ -1,0 +1,111 @@
+"""Whether switching an adapter off gives back the base that it was put on.
+
+Most adapters leave the base's weights alone. Some put others in their place as they are made (PiSSA, OLoRA, CorDA,
+LoftQ, LoRA-GA) or repeat its layers, and what is left without them is no model that anybody had. It is found out by
+computing, not by names: a new adapter that was only added to the base changes nothing yet; of one that has learnt
+something, the weights under it have to be those of the base's files.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rlrazor.errors import RazorError
+from rlrazor.lm import compute
+from rlrazor.lm.adapters import base_weights_under_adapter, is_adapted, unwrapped
+from rlrazor.lm.models import DTYPES, SavedWeights, base_digest, is_same_base, load, token_log_probs
+
+COMPARED_VALUES = 4096  # of each weight: what replaces a base's weights moves nearly all of them
+# Nats by which a log-probability may differ where nothing was changed: DoRA rescales weights by their own norm.
+ROUNDING = {"float32": 1e-3}
+ROUNDING_IN_HALF = 0.03
+
+_CHANGED = (
+    "Without its adapter this model is not the base: making the adapter has replaced weights or layers of the base "
+    "(init_lora_weights of PiSSA, OLoRA, CorDA, LoftQ and LoRA-GA do, and layer_replication), so KL to the base cannot "
+    "be had by switching it off. Start from init_lora_weights=True; or convert the adapter to plain LoRA as you save "
+    "it (save_pretrained(..., path_initial_model_for_weight_conversion=FOLDER)), and use that."
+)
+_UNKNOWN = (
+    "Whether this model without its adapter is the base cannot be checked: the adapter moves it already, and the "
+    "base's files ({source}) are not on this machine, or cannot be compared with the model. Load the base from a "
+    "folder or the hub's cache before the adapter, give a law of the base, or begin with a new adapter. (PiSSA, OLoRA, "
+    "CorDA, LoftQ and LoRA-GA replace the base's weights: start from init_lora_weights=True, or convert such an "
+    "adapter as you save it, by path_initial_model_for_weight_conversion.)"
+)
+
+
+def check_undone(model: Any, digest: str | None = None) -> None:
+    """Raise RazorError unless a PEFT model without its adapter is the base that the adapter was put on.
+
+    `digest`: what `base_digest` gives for that base, where it is known. A model without an adapter passes.
+    """
+    model = unwrapped(model)
+    if not is_adapted(model):
+        return
+    if any(getattr(config, "is_prompt_learning", False) for config in model.peft_config.values()):
+        raise RazorError(
+            "Adapters that put virtual tokens in front of a prompt (prompt tuning, prefix tuning, P-tuning) are not "
+            "measured. Use one that changes weights, such as LoRA."
+        )
+    if digest is not None and is_same_base(base_digest(model, digest.partition(" ")[0]), digest):
+        return
+    moved = (token_log_probs(model, adapted=True) - token_log_probs(model)).abs().max()
+    is_new = bool(moved <= ROUNDING.get(compute.precision_of(model), ROUNDING_IN_HALF))
+    repeats_layers = any(getattr(config, "layer_replication", None) for config in model.peft_config.values())
+    if is_new and not repeats_layers:
+        return
+    named = _named_base(model)
+    folder = _on_this_machine(named)
+    same = None if folder is None else _is_the_model_in(folder, model, by_weights=not repeats_layers)
+    if same is None:
+        raise RazorError(_UNKNOWN.format(source=named or "its config names none"))
+    if not same:
+        raise RazorError(_CHANGED)
+
+
+def _named_base(model: Any) -> str:
+    configs = [*model.peft_config.values(), model.get_base_model().config]
+    names = [getattr(config, name, None) for config in configs for name in ("base_model_name_or_path", "name_or_path")]
+    return next((str(name) for name in names if name), "")
+
+
+def _on_this_machine(named: str) -> Path | None:
+    """The folder with the base's files, from the hub's cache if it is there; nothing is downloaded."""
+    if not named or Path(named).expanduser().is_dir():
+        return Path(named).expanduser() if named else None
+    try:
+        from huggingface_hub import snapshot_download
+
+        return Path(snapshot_download(named, local_files_only=True))
+    except Exception:  # not a hub id, not in the cache, or a cache that cannot be read: of several types
+        return None
+
+
+def _is_the_model_in(folder: Path, model: Any, *, by_weights: bool) -> bool | None:
+    """Whether the files hold what is under the adapter; None where that cannot be told."""
+    try:
+        files, under = SavedWeights(folder), base_weights_under_adapter(model)
+        if by_weights and all(name in files for name in under):
+            verdicts = [_are_equal(weight, files[name]) for name, weight in under.items()]
+            return None if None in verdicts else all(verdicts)
+        # By other names, as when a library has fused or split them: then by what the whole model computes.
+        precision = compute.precision_of(model)
+        if precision not in DTYPES:
+            return None
+        return is_same_base(base_digest(load(folder, dtype=precision).model), base_digest(model))
+    except RazorError:  # the files are not of a model that can be loaded
+        return None
+
+
+def _are_equal(weight: Tensor, saved: Tensor) -> bool | None:
+    """None for another shape: quantised, say."""
+    if weight.shape != saved.shape or not weight.is_floating_point():
+        return None
+    places = np.linspace(0, weight.numel() - 1, min(weight.numel(), COMPARED_VALUES)).astype(int)
+    chosen = torch.from_numpy(places)
+    ours = weight.detach().flatten()[chosen.to(weight.device)].cpu()
+    return bool((ours == saved.flatten()[chosen].to(ours.dtype)).all())
