@@ -31,7 +31,7 @@ CONFIGS: dict[str, Any] = {
     "vera": peft.VeraConfig(r=2, target_modules=["q_proj"]),
     "loha": peft.LoHaConfig(r=2, target_modules=LAYERS),
     "lokr": peft.LoKrConfig(r=2, target_modules=LAYERS),
-    "oft": peft.OFTConfig(oft_block_size=4, target_modules=["q_proj"]),
+    "oft": peft.OFTConfig(r=0, oft_block_size=4, target_modules=["q_proj"]),
     "hra": peft.HRAConfig(r=2, target_modules=LAYERS),
     "layer norms": peft.LNTuningConfig(target_modules=["input_layernorm", "norm"]),
 }
