@@ -9,7 +9,9 @@ from collections.abc import Collection
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from rlrazor import extras, guard
 from rlrazor.errors import RazorError
@@ -149,7 +151,7 @@ def test_a_run_that_was_watched_is_picked_from_without_any_extra(tmp_path: Path)
         checkpoint.mkdir()
         history = [{"step": one, "epoch": float(one), "eval_accuracy": one / 10} for one in range(1, step + 1)]
         (checkpoint / "trainer_state.json").write_text(json.dumps({"global_step": step, "log_history": history}))
-        (checkpoint / "model.safetensors").write_bytes(b"")
+        save_file({"weight": np.zeros(1)}, checkpoint / "model.safetensors")
     rows = [{"step": step, "forecast": {"drop": 0.1 * step, "low": 0.0, "high": 0.5}} for step in (1, 2)]
     (tmp_path / "razor.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     missing = [name for names in extras.EXTRAS.values() for name in names if name != "safetensors"]  # a core dependency

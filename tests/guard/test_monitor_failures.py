@@ -155,6 +155,7 @@ for rank in (0, 1, None):
         finally:
             repair()
 (out / f"found-{ranks.rank()}.json").write_text(json.dumps(found))
+torch.distributed.destroy_process_group()
 """
 
 

@@ -14,6 +14,7 @@ from rlrazor.errors import RazorError
 from rlrazor.lm.adapters import AdaptedWeights, base_weights
 from rlrazor.lm.models import base_digest, is_same_base, load
 from rlrazor.lm.undone import check_undone
+from rlrazor.lm.versions import weights_by_config
 from tiny_models import char_tokenizer, saved, tiny_llama
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")  # PEFT's advice
@@ -91,6 +92,8 @@ def test_experts_that_are_parameters_are_merged_too() -> None:
     )  # fmt: skip
     base = Qwen3MoeForCausalLM(config).eval()
     experts = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+    if "target_parameters" not in LoraConfig.__dataclass_fields__:
+        pytest.skip("this PEFT adapts no parameters")
     adapted = fresh(LoraConfig(r=2, target_modules=["q_proj"], target_parameters=experts), copy.deepcopy(base))
     check_undone(adapted)
     moved(adapted)
@@ -145,7 +148,10 @@ def test_files_with_other_names_are_compared_by_what_they_compute(tmp_path: Path
     spoilt = fresh(SPOILT["pissa"], load(folder).model)
     path = folder / "model.safetensors"
     weights = {name.removeprefix("model."): weight for name, weight in load_file(path).items()}
+    path.unlink()  # it may still be mapped
     save_file(weights, path, metadata={"format": "pt"})
+    if not weights_by_config():
+        pytest.skip("transformers before 4.57 does not load weights of other names")
     check_undone(learnt)
     with pytest.raises(RazorError, match="is not the base"):
         check_undone(spoilt)
@@ -153,7 +159,7 @@ def test_files_with_other_names_are_compared_by_what_they_compute(tmp_path: Path
 
 def test_what_peft_cannot_merge_is_a_sentence() -> None:
     adapted = fresh(LoraConfig(r=2, target_modules=LAYERS, lora_bias=True))
-    with pytest.raises(RazorError, match="PEFT cannot merge this adapter into the weights: Impossible to merge"):
+    with pytest.raises(RazorError, match="PEFT cannot merge this adapter into the weights: "):
         AdaptedWeights(adapted)["model.layers.0.self_attn.q_proj.weight"]
     assert "lm_head.weight" in AdaptedWeights(adapted)
 

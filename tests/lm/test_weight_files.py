@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from rlrazor.errors import RazorError
 from rlrazor.lm import models
+from rlrazor.lm.versions import weights_by_config
 from tiny_models import char_tokenizer, saved, tiny_llama
 
 
@@ -61,7 +62,8 @@ def test_one_file_goes_before_the_index_of_shards_beside_it(folders: Path, tmp_p
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "transformers_weights": "mine.safetensors"}))
     assert read_as_loaded(folder)
-    assert torch.equal(models.SavedWeights(folder)["lm_head.weight"], tiny_llama(seed=7).lm_head.weight)
+    seed = 7 if weights_by_config() else 0  # where this transformers does that
+    assert torch.equal(models.SavedWeights(folder)["lm_head.weight"], tiny_llama(seed=seed).lm_head.weight)
 
 
 def test_links_count_as_in_the_hubs_cache(folders: Path, tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from rlrazor.extras import needs_package
 from rlrazor.lm import compute, hub
 from rlrazor.lm.adapters import adapter_disabled, unwrapped
 from rlrazor.lm.sampling import NotFiniteError
-from rlrazor.lm.versions import in_dtype
+from rlrazor.lm.versions import in_dtype, weights_by_config
 
 # What a causal language model's class is called, or one that has its weights.
 _CAUSAL = re.compile(r"\w*(ForCausalLM|LMHeadModel|ForConditionalGeneration|(?<!Reward)(?<!Encoder)Model)")
@@ -486,9 +486,10 @@ def _model_files(folder: Path) -> list[Path]:
 def _named_by_config(folder: Path) -> str:
     """The file of weights, or their index, that a config asks transformers for by name; "" where it does not."""
     try:
-        return str(json.loads((folder / "config.json").read_text(encoding="utf-8")).get("transformers_weights") or "")
+        name = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("transformers_weights") or ""
     except (OSError, ValueError, AttributeError):  # of which transformers complains
         return ""
+    return str(name) if name and weights_by_config() else ""
 
 
 def _instead(folder: Path) -> str:

@@ -1,5 +1,6 @@
 """What differs between the versions of transformers that pyproject.toml allows, told by feature and not by number."""
 
+import inspect
 from typing import Any
 
 import torch
@@ -10,3 +11,11 @@ def in_dtype(dtype: torch.dtype) -> dict[str, Any]:
     from transformers import PretrainedConfig
 
     return {"dtype" if hasattr(PretrainedConfig(), "dtype") else "torch_dtype": dtype}
+
+
+def weights_by_config() -> bool:
+    """Whether `from_pretrained` reads the file of weights that a config names: since 4.57 or so."""
+    from transformers import modeling_utils
+
+    files = getattr(modeling_utils, "_get_resolved_checkpoint_files", None)
+    return files is None or "transformers_explicit_filename" in inspect.signature(files).parameters
