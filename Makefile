@@ -15,11 +15,13 @@ test: .venv/installed-dev
 	$(BIN)/mypy
 	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-# Left out are two files that need the extras [train] and [eval], which go with the newest libraries. That old libraries
-# warn of what has become of newer ones, such as torch, is no error here.
+# Left out are two files that need the extras [train] and [eval], which go with the newest libraries, and two slow tests of
+# threads and processes, whatever the libraries. That old libraries warn of what has become of newer ones is no error.
 test-compat: .venv-compat/installed
-	$(COMPAT)/pytest -o filterwarnings=default tests/test_install.py tests/guard tests/lm \
-	  --ignore tests/guard/test_calibrate.py --ignore tests/lm/test_prior.py
+	$(COMPAT)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder -o filterwarnings=default \
+	  tests/test_install.py tests/guard tests/lm \
+	  --ignore tests/guard/test_calibrate.py --ignore tests/lm/test_prior.py --ignore tests/lm/test_compute.py \
+	  --deselect tests/guard/test_monitor_failures.py::test_no_process_waits_for_one_that_has_failed
 
 .venv/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -39,7 +41,8 @@ test-compat: .venv-compat/installed
 # torch and all that requirements.txt pins is linked from .venv, not downloaded again.
 .venv-compat/installed: requirements-compat.txt pyproject.toml .ci/share_packages.py .venv/installed-dev
 	$(PYTHON) -m venv --clear .venv-compat
-	$(COMPAT)/python .ci/share_packages.py $(BIN)/python requirements.txt requirements-compat.txt pandas pyarrow
+	$(COMPAT)/python .ci/share_packages.py $(BIN)/python requirements.txt requirements-compat.txt \
+	  pandas pyarrow pytest-xdist execnet
 	$(COMPAT)/pip install --quiet --disable-pip-version-check -r requirements-compat.txt
 	$(COMPAT)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
