@@ -1,0 +1,320 @@
+"""Does SFT on the samples of an RL policy forget as little as that policy? The paper's Fig. 9, a teacher per level."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import polars as pl
+
+from rlrazor.errors import RazorError
+from rlrazor.report.drawing import INK, PALETTE, SYMBOLS, Figure, Layer, Panel, Points, floats
+from rlrazor.report.sections.layers import base, cloud, learnt, padded
+from rlrazor.report.sections.statistics import (
+    INTERVALS,
+    at_accuracy,
+    cell,
+    difference,
+    direction,
+    how_many,
+    in_words,
+    nats,
+    near_accuracy,
+    over_seeds,
+    signed,
+    with_params,
+)
+from rlrazor.report.sections.study import Section, Study
+from rlrazor.report.tables import MATCH, NEVER, Estimate, Table, written
+
+RL, STUDENT = "grpo", "rl-distilled"
+ARM = ("method", "labels_per_image")
+PLAIN = (STUDENT, 1)  # the paper's: one sample of the teacher for each input
+KL = "kl_forward"
+
+Arm = tuple[str, int]
+
+
+def section(study: Study) -> Section:
+    """Students against their own teachers, level by level, and what changes with more labels, or correct ones only."""
+    points, taught = with_params(study.points, labels_per_image=1), taught_by_level(study)
+    return Section(
+        "distilled",
+        "Does SFT on an RL policy’s samples forget as little as RL?",
+        "The paper’s Fig. 9 fine-tunes a base on what an RL-trained policy answers, and finds the same trade-off: what "
+        "matters would be the policy that is reached, not the way there. Here each student is judged against its own "
+        f"teacher, at the teacher’s new accuracy, for teachers at several levels of {study.label(RL)}’s frontier.",
+        finding(study, taught),
+        _figure(study, points, taught),
+        [
+            _matched_table(study, points, taught),
+            _differences_table(study, taught),
+            _judged_table(study, points, taught),
+        ],
+        f"{how_many(len(points), 'checkpoint')} of {how_many(points['trajectory'].n_unique(), 'run')}, "
+        f"{how_many(len(study.seeds), 'seed')}. Learning rates: {_rates(study, points)}. Teacher: per seed and level "
+        f"the {study.label(RL)} checkpoint with the highest prior accuracy among those whose new accuracy is at least "
+        "the level. Its students start from the base and learn from labels that were sampled from it, once, before "
+        "training, its mistakes included; “correct”: from its distribution restricted to the correct labels. Student: "
+        "over its learning rates and time, the checkpoint with the highest prior accuracy among those whose new "
+        "accuracy is at least its teacher’s own; a seed without one is left out, and counted. Teacher and student are "
+        f"both chosen on the scores shown. Within {100 * MATCH:g} points: the student’s new accuracy may be that much "
+        "lower. Without choosing: the mean over all of a level’s students within half a point of the level, minus "
+        f"{study.label(RL)}’s likewise. On the way: up to the chosen checkpoint, in its run. Lines: the runs, from the "
+        f"base on, of the teachers and of the chosen students, one per seed. {INTERVALS}",
+    )
+
+
+def taught_by_level(study: Study) -> pl.DataFrame:
+    """The students' checkpoints, once for each level that their teacher teaches at, with its scores.
+
+    Columns besides: `level`, `teacher_new`, `teacher_prior`, `teacher_kl`. Teachers that do not reach their level do
+    not count. Raises RazorError where the description names no teachers, or one that the table does not hold.
+    """
+    named = study.description.get("teachers")
+    if not named or "teacher" not in study.points.columns:
+        raise RazorError("The study of RL-distilled SFT names no teachers: run the same command again.")
+    scores = study.table.select(
+        pl.format("{}/{}", "run_id", "step").alias("teacher"),
+        pl.col("run_id").alias("teacher_run"),
+        *(pl.col(column).alias(f"teacher_{name}") for name, column in (("new", "new"), ("prior", "prior"), ("kl", KL))),
+    )
+    chosen = pl.DataFrame(named).select("level", "seed", pl.format("{}/{}", "run_id", "step").alias("teacher")).unique()
+    teachers = chosen.join(scores, on="teacher", how="left")
+    if teachers["teacher_new"].null_count():
+        raise RazorError("The study of RL-distilled SFT names a teacher that its table lacks: run the command again.")
+    teachers = teachers.filter(pl.col("teacher_new") >= pl.col("level"))
+    return with_params(study.points, labels_per_image=1).join(teachers, on=["teacher", "seed"], maintain_order="left")
+
+
+def at_teachers_accuracy(taught: pl.DataFrame, margin: float = 0.0) -> pl.DataFrame:
+    """Per arm, level and seed the student that keeps most, of those no more than `margin` below its teacher's new.
+
+    A row for each seed whose students get there, with `gap`, its prior accuracy minus its teacher's.
+    """
+    # Accuracies are counts over a test set: the last term is for those at exactly the margin.
+    reached = taught.filter(pl.col("new") >= pl.col("teacher_new") - margin - 1e-9)
+    ranked = reached.sort("prior", descending=True, maintain_order=True)
+    best = ranked.unique([*ARM, "level", "seed"], keep="first", maintain_order=True)
+    return best.with_columns(gap=pl.col("prior") - pl.col("teacher_prior"))
+
+
+def lowest_on_the_way(taught: pl.DataFrame, chosen: pl.DataFrame) -> pl.DataFrame:
+    """Per row of `chosen`, of `at_teachers_accuracy`, the lowest prior accuracy of its run up to there.
+
+    `gap` is that minus the teacher's.
+    """
+    keys = [*ARM, "level", "seed", "run_id"]
+    until = taught.join(chosen.select(*keys, last="step"), on=keys).filter(pl.col("step") <= pl.col("last"))
+    lowest = until.group_by(keys, maintain_order=True).agg(pl.min("prior"), pl.first("teacher_prior"))
+    return lowest.with_columns(gap=pl.col("prior") - pl.col("teacher_prior"))
+
+
+def finding(study: Study, taught: pl.DataFrame) -> str:
+    """What each kind of students keeps beyond its teachers, and whether that can be told from nothing."""
+    if taught.is_empty():
+        return "Students and teachers cannot be compared: no teacher reaches its level of new accuracy."
+    matched = at_teachers_accuracy(taught)
+    clauses = [_clause(study, taught, matched, arm) for arm in _arms(taught)]
+    return (
+        "Prior accuracy of a student minus that of its own teacher, at the teacher’s new accuracy, in points: "
+        f"{'; '.join(clauses)} ({over_seeds(len(study.seeds))})."
+    )
+
+
+def _clause(study: Study, taught: pl.DataFrame, matched: pl.DataFrame, arm: Arm) -> str:
+    """An arm's differences, level by level, and the verdict on them."""
+    sizes: list[str] = []
+    verdicts: dict[str, list[str]] = {}
+    for level in _levels(taught):
+        gap, total = _over(_of(matched, arm, level), "gap"), _seeds(taught, arm, level)
+        sizes.append("none gets there" if gap is None else _with_seeds(gap, total))
+        sizes[-1] += f" at {level:.0%}"
+        verdicts.setdefault(_verdict(gap, total), []).append(f"{level:.0%}")
+    told = in_words([f"{verdict} at {in_words(where)}" for verdict, where in verdicts.items()])
+    return f"{_name(study, arm)} {', '.join(sizes)}, which {told}"
+
+
+def _verdict(gap: Estimate | None, total: int) -> str:
+    if gap is None or 2 * gap.seeds <= total:
+        return "does not get to its teacher’s accuracy in most seeds"
+    return {1: "keeps more", 0: "cannot be told from its teacher", -1: "keeps less"}[direction(gap, total)]
+
+
+def _matched_table(study: Study, points: pl.DataFrame, taught: pl.DataFrame) -> Table:
+    """Each level's teachers beside their students; the same with leeway, and without any choice."""
+    matched, near = at_teachers_accuracy(taught), at_teachers_accuracy(taught, MATCH)
+    of_rl = points.filter(pl.col("method") == RL)
+    rows = []
+    for level, arm in _cells(taught):
+        own, teachers, total = _of(matched, arm, level), _teachers(taught, arm, level), _seeds(taught, arm, level)
+        similar = near_accuracy(_of(taught, arm, level), ["method"], level, ["prior"])
+        typical = difference(similar, near_accuracy(of_rl, ["method"], level, ["prior"]), "prior")
+        rows.append(
+            [
+                f"{level:.0%}, {_name(study, arm)}",
+                written(_over(teachers, "teacher_new")),
+                f"{written(_over(teachers, 'teacher_prior'))} / {written(_over(teachers, 'teacher_kl'), nats)}",
+                NEVER if own.is_empty() else f"{written(_over(own, 'prior'))} / {written(_over(own, KL), nats)}",
+                *(_with_seeds(gap, total) for gap in (_over(own, "gap"), _over(_of(near, arm, level), "gap"), typical)),
+            ]
+        )
+    headers = ["level, student", "teacher’s new, %", "teacher’s prior, % / KL, nats", "student’s"]
+    headers += ["student − teacher, points", f"within {100 * MATCH:g} points", "without choosing"]
+    return Table("Prior accuracy and forward KL at the teacher’s own new accuracy", headers, rows)
+
+
+def _differences_table(study: Study, taught: pl.DataFrame) -> Table:
+    """How far students get, what they go through, and what more labels or correct ones are worth to them."""
+    matched = at_teachers_accuracy(taught)
+    lowest = lowest_on_the_way(taught, matched)
+    rows = []
+    for level, arm in _cells(taught):
+        total = _seeds(taught, arm, level)
+        best, plain_best = _best_new(taught, arm, level), _best_new(taught, PLAIN, level)
+        own, plain = _of(matched, arm, level), _of(matched, PLAIN, level)
+        against = [difference(best, plain_best, "new"), difference(own, plain, "prior")]
+        rows.append(
+            [
+                f"{level:.0%}, {_name(study, arm)}",
+                signed(_over(best, "beyond")),
+                _with_seeds(_over(_of(lowest, arm, level), "gap"), total),
+                *([NEVER] * 2 if arm == PLAIN else [_with_seeds(gap, total) for gap in against]),
+            ]
+        )
+    plain_name = _name(study, PLAIN)
+    headers = ["level, student", "best new − teacher’s new", "lowest prior on the way − teacher’s prior"]
+    headers += [f"best new − that of {plain_name}", f"prior − that of {plain_name}"]
+    return Table("How far students get, and what labels are worth, points", headers, rows)
+
+
+def _judged_table(study: Study, points: pl.DataFrame, taught: pl.DataFrame) -> Table:
+    """Students of each level judged at every level: what comes of judging them at another than their teacher's."""
+    levels = _levels(taught)
+    groups = {study.label(RL): points.filter(pl.col("method") == RL)}
+    groups |= {f"students of {level:.0%}": _of(taught, PLAIN, level) for level in levels}
+    rows = []
+    for name, group in groups.items():
+        if group.is_empty():
+            continue
+        kept = [at_accuracy(group, ["method"], at).row(0, named=True) for at in levels]
+        rows.append([name, *(cell(row, "prior") if row["n_seeds"] else NEVER for row in kept)])
+    headers = ["policies", *(f"new ≥ {level:.0%}" for level in levels)]
+    title = f"Prior accuracy kept, %, by {study.label(RL)} and by its students ({_name(study, PLAIN)}) of each level"
+    return Table(title, headers, rows)
+
+
+def _figure(study: Study, points: pl.DataFrame, taught: pl.DataFrame) -> Figure:
+    """Whole runs, of teachers and of students, in the planes of new accuracy and of KL; a column per level."""
+    levels, prior = _levels(taught), padded(floats(study.table, "prior"))
+    panels = [
+        Panel(
+            f"Teachers at {level:.0%} and students",
+            "new accuracy" if column == "new" else f"forward KL, {study.kl_unit}",
+            "prior accuracy",
+            _layers(study, points, taught, level, column),
+            learnt(study) if column == "new" else None,
+            prior,
+            x_percent=column == "new",
+        )
+        for column in ("new", KL)
+        for level in levels
+    ]
+    if not panels:
+        of_rl = points.filter(pl.col("method") == RL)
+        layers = [cloud(study.label(RL), of_rl, "new", "prior", *_STYLES[0]), base(study, "new", "prior")]
+        panels = [Panel("No teacher reaches its level", "new accuracy", "prior accuracy", layers)]
+    return Figure("distilled", panels, columns=max(len(levels), 1))
+
+
+_STYLES = tuple(zip(PALETTE[:4], SYMBOLS[:4], strict=True))
+
+
+def _layers(study: Study, points: pl.DataFrame, taught: pl.DataFrame, level: float, column: str) -> list[Layer]:
+    of_rl = points.filter(pl.col("method") == RL)
+    layers: list[Layer] = [cloud(study.label(RL), of_rl, column, "prior", *_STYLES[0], size=2.5, opacity=0.3)]
+    teachers = _teachers(taught, PLAIN, level)
+    runs = points.filter(pl.col("run_id").is_in(teachers["teacher_run"].to_list()))
+    layers += _courses(study, f"{study.label(RL)}, the teachers’ runs", runs, column, *_STYLES[0])
+    for arm, style in zip(_arms(taught), _STYLES[1:], strict=False):
+        layers += _courses(study, _name(study, arm), _shown(taught, arm, level), column, *style)
+    at = "teacher_new" if column == "new" else "teacher_kl"
+    layers.append(Points("teacher", floats(teachers, at), floats(teachers, "teacher_prior"), INK, "diamond", size=6.0))
+    return [*layers, base(study, column, "prior")]
+
+
+def _shown(taught: pl.DataFrame, arm: Arm, level: float) -> pl.DataFrame:
+    """Per seed the run of the chosen student; where none gets to its teacher's accuracy, the run that gets farthest."""
+    own = _of(taught, arm, level)
+    chosen = _of(at_teachers_accuracy(taught), arm, level)
+    farthest = own.sort("new", descending=True, maintain_order=True).unique("seed", keep="first", maintain_order=True)
+    shown = pl.concat([chosen.select("seed", "run_id"), farthest.select("seed", "run_id")]).unique("seed", keep="first")
+    return own.filter(pl.col("run_id").is_in(shown["run_id"].to_list()))
+
+
+def _courses(study: Study, label: str, runs: pl.DataFrame, column: str, color: str, symbol: str) -> list[Layer]:
+    """Each run's way from the base, a line."""
+    layers: list[Layer] = []
+    for (seed,), rows in runs.sort("step").group_by(["seed"], maintain_order=True):
+        start = study.bases.filter(pl.col("seed") == seed)
+        x, y = (np.concatenate([floats(start, name), floats(rows, name)]) for name in (column, "prior"))
+        layers.append(Points(label, x, y, color, symbol, size=3.0, opacity=0.8, line=True))
+    return layers
+
+
+def _levels(taught: pl.DataFrame) -> list[float]:
+    return sorted(taught["level"].unique().to_list())
+
+
+def _arms(taught: pl.DataFrame) -> list[Arm]:
+    """The kinds of students, in the order of the table."""
+    return [(str(method), int(labels)) for method, labels in taught.select(ARM).unique(maintain_order=True).rows()]
+
+
+def _cells(taught: pl.DataFrame) -> Iterator[tuple[float, Arm]]:
+    for level in _levels(taught):
+        for arm in _arms(taught):
+            if _seeds(taught, arm, level):
+                yield level, arm
+
+
+def _of(rows: pl.DataFrame, arm: Arm, level: float) -> pl.DataFrame:
+    return rows.filter(pl.col("method") == arm[0], pl.col("labels_per_image") == arm[1], pl.col("level") == level)
+
+
+def _seeds(taught: pl.DataFrame, arm: Arm, level: float) -> int:
+    return int(_of(taught, arm, level)["seed"].n_unique())
+
+
+def _teachers(taught: pl.DataFrame, arm: Arm, level: float) -> pl.DataFrame:
+    """A row for each teacher that an arm's students of a level have."""
+    return _of(taught, arm, level).unique("seed", keep="first", maintain_order=True)
+
+
+def _best_new(taught: pl.DataFrame, arm: Arm, level: float) -> pl.DataFrame:
+    """Per seed the highest new accuracy, and how far it is beyond the teacher's."""
+    best = _of(taught, arm, level).group_by("seed", maintain_order=True).agg(pl.max("new"), pl.first("teacher_new"))
+    return best.with_columns(beyond=pl.col("new") - pl.col("teacher_new"))
+
+
+def _over(rows: pl.DataFrame, column: str) -> Estimate | None:
+    """The mean over rows, one a seed."""
+    return None if rows.is_empty() else Estimate.over(rows.sort("seed")[column].to_list())
+
+
+def _with_seeds(gap: Estimate | None, total: int) -> str:
+    """A difference with its sign, and the seeds that allow it where not all of `total` do."""
+    some = f" ({gap.seeds} of {total} seeds)" if gap and gap.seeds < total else ""
+    return signed(gap) + some
+
+
+def _name(study: Study, arm: Arm) -> str:
+    return study.label(arm[0]) + ("" if arm[1] == 1 else f", {arm[1]} labels an image")
+
+
+def _rates(study: Study, points: pl.DataFrame) -> str:
+    """The learning rates of each kind of policy: "3 from 1.3e-04 to 2.9e-04 for A and B"."""
+    by_grid: dict[tuple[float, ...], list[str]] = {}
+    for (method,), rows in points.group_by(["method"], maintain_order=True):
+        by_grid.setdefault(tuple(sorted(set(rows["lr"]))), []).append(study.label(str(method)))
+    return "; ".join(
+        f"{len(grid)} from {min(grid):.1e} to {max(grid):.1e} for {in_words(names)}" for grid, names in by_grid.items()
+    )
