@@ -124,11 +124,28 @@ def test_a_student_below_its_teachers_accuracy_is_not_compared_even_above_the_le
     assert len(at_teachers_accuracy(taught, margin=0.001)) == 3 * 3
     found = section(planted)
     check(found, "distilled")
-    assert "none gets there at 95%" in found.finding
+    assert "none gets there (within 0.2 points 0.0 ± 0.0) at 95%" in found.finding
     assert "which does not get to its teacher’s accuracy in most seeds at 95%, 96% and 97%" in found.finding
     row = cells(found.tables[0])["95%, RL-distilled SFT"]
     assert row[2:4] == ["—", "—"]
     assert row[4] == "0.0 ± 0.0"  # within 0.2 points
+
+
+def test_seeds_that_get_there_are_counted() -> None:
+    """One seed's students end below their teacher's accuracy; they are left out and counted."""
+    planted = study({PLAIN: flat(-0.03, -0.05, -0.04)})
+    teachers = {of["seed"]: f"{of['run_id']}/{of['step']}" for of in planted.description["teachers"][:3]}
+    rows = [row for row in planted.points.to_dicts() if row["teacher"] != teachers[0] or row["step"] < 3]
+    short = study_of("distilled", rows)
+    short.description.update(planted.description)
+    found = section(short)
+    check(found, "distilled")
+    assert found.finding.count("(2 of 3 seeds; within 0.2 points −4.5 ± 6.4 (2 of 3 seeds)) at 95%") == 1
+    assert cells(found.tables[0])["95%, RL-distilled SFT"][3] == "−4.5 ± 6.4 (2 of 3 seeds)"
+    rows = [row for row in rows if row["teacher"] != teachers[1] or row["step"] < 3]
+    fewer = study_of("distilled", rows)
+    fewer.description.update(planted.description)
+    assert "does not get to its teacher’s accuracy in most seeds at 95% and keeps less" in section(fewer).finding
 
 
 def test_the_best_checkpoint_is_the_one_a_loop_finds() -> None:

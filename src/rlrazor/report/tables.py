@@ -326,7 +326,9 @@ def _read_distillation(folder: Path, table: pl.DataFrame) -> list[Imitation]:
         isinstance(teacher, dict) and set(_TEACHER_KEYS) <= set(teacher) for teacher in teachers
     ):
         raise RazorError(f"{path} is not a list of teachers: run the same command again.")
-    return [_imitation(path, table, **{key: teacher[key] for key in _TEACHER_KEYS}) for teacher in teachers]
+    pairs = [{key: teacher[key] for key in _TEACHER_KEYS} for teacher in teachers]
+    distinct = [pair for index, pair in enumerate(pairs) if pair not in pairs[:index]]  # one may teach at two levels
+    return [_imitation(path, table, **pair) for pair in distinct]
 
 
 def _imitation(

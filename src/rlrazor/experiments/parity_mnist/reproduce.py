@@ -232,6 +232,7 @@ def estimate(config: Config, options: Options, analyses: Sequence[str] = (), rep
     """Count the runs and time their two costs, a training step and an evaluation, on random images (under 3 s).
 
     Runs that are prefixes of others are counted but not trained; runs already in the folder are not looked for.
+    Students are counted as if each level had a teacher of its own; two may have the same.
     """
     specs: list[RunSpec] = []
     if studies.needs_sweep(analyses):

@@ -112,31 +112,35 @@ def finding(study: Study, taught: pl.DataFrame) -> str:
     """What each kind of students keeps beyond its teachers, and whether that can be told from nothing."""
     if taught.is_empty():
         return "Students and teachers cannot be compared: no teacher reaches its level of new accuracy."
-    matched = at_teachers_accuracy(taught)
-    clauses = [_clause(study, taught, matched, arm) for arm in _arms(taught)]
+    clauses = [_clause(study, taught, arm) for arm in _arms(taught)]
     return (
         "Prior accuracy of a student minus that of its own teacher, at the teacher’s new accuracy, in points: "
         f"{'; '.join(clauses)} ({over_seeds(len(study.seeds))})."
     )
 
 
-def _clause(study: Study, taught: pl.DataFrame, matched: pl.DataFrame, arm: Arm) -> str:
+def _clause(study: Study, taught: pl.DataFrame, arm: Arm) -> str:
     """An arm's differences, level by level, and the verdict on them."""
+    matched, near = at_teachers_accuracy(taught), at_teachers_accuracy(taught, MATCH)
     sizes: list[str] = []
     verdicts: dict[str, list[str]] = {}
     for level in _levels(taught):
         gap, total = _over(_of(matched, arm, level), "gap"), _seeds(taught, arm, level)
-        sizes.append("none gets there" if gap is None else _with_seeds(gap, total))
-        sizes[-1] += f" at {level:.0%}"
-        verdicts.setdefault(_verdict(gap, total), []).append(f"{level:.0%}")
+        size = "none gets there" if gap is None else signed(gap)
+        if gap is None or gap.seeds < total:
+            leeway = _with_seeds(_over(_of(near, arm, level), "gap"), total)
+            some = f"{gap.seeds} of {total} seeds; " if gap else ""
+            size += f" ({some}within {100 * MATCH:g} points {leeway})"
+        sizes.append(f"{size} at {level:.0%}")
+        verdicts.setdefault(_verdict(gap, total, len(study.seeds)), []).append(f"{level:.0%}")
     told = in_words([f"{verdict} at {in_words(where)}" for verdict, where in verdicts.items()])
     return f"{_name(study, arm)} {', '.join(sizes)}, which {told}"
 
 
-def _verdict(gap: Estimate | None, total: int) -> str:
+def _verdict(gap: Estimate | None, total: int, seeds: int) -> str:
     if gap is None or 2 * gap.seeds <= total:
         return "does not get to its teacher’s accuracy in most seeds"
-    return {1: "keeps more", 0: "cannot be told from its teacher", -1: "keeps less"}[direction(gap, total)]
+    return {1: "keeps more", 0: "cannot be told from its teacher", -1: "keeps less"}[direction(gap, seeds)]
 
 
 def _matched_table(study: Study, points: pl.DataFrame, taught: pl.DataFrame) -> Table:
