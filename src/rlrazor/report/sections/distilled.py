@@ -11,6 +11,7 @@ from rlrazor.report.sections.layers import base, cloud, learnt, padded
 from rlrazor.report.sections.statistics import (
     INTERVALS,
     at_accuracy,
+    best_checkpoints,
     cell,
     difference,
     direction,
@@ -42,7 +43,7 @@ def section(study: Study) -> Section:
         "The paper’s Fig. 9 fine-tunes a base on what an RL-trained policy answers, and finds the same trade-off: what "
         "matters would be the policy that is reached, not the way there. Here each student is judged against its own "
         f"teacher, at the teacher’s new accuracy, for teachers at several levels of {study.label(RL)}’s frontier.",
-        finding(study, taught),
+        finding(study, points, taught),
         _figure(study, points, taught),
         [
             _matched_table(study, points, taught),
@@ -108,14 +109,32 @@ def lowest_on_the_way(taught: pl.DataFrame, chosen: pl.DataFrame) -> pl.DataFram
     return lowest.with_columns(gap=pl.col("prior") - pl.col("teacher_prior"))
 
 
-def finding(study: Study, taught: pl.DataFrame) -> str:
-    """What each kind of students keeps beyond its teachers, and whether that can be told from nothing."""
+def finding(study: Study, points: pl.DataFrame, taught: pl.DataFrame) -> str:
+    """What each kind of students keeps beyond its teachers, and whether any keeps more than RL does."""
     if taught.is_empty():
         return "Students and teachers cannot be compared: no teacher reaches its level of new accuracy."
     clauses = [_clause(study, taught, arm) for arm in _arms(taught)]
     return (
         "Prior accuracy of a student minus that of its own teacher, at the teacher’s new accuracy, in points: "
-        f"{'; '.join(clauses)} ({over_seeds(len(study.seeds))})."
+        f"{'; '.join(clauses)}. {_most_kept(study, points, taught)} ({over_seeds(len(study.seeds))})."
+    )
+
+
+def _most_kept(study: Study, points: pl.DataFrame, taught: pl.DataFrame) -> str:
+    """The students that keep most at the highest level, of any teachers, against RL itself."""
+    at = max(_levels(taught))
+    rl = best_checkpoints(points.filter(pl.col("method") == RL), ["method"], at)
+    kept = {of: best_checkpoints(_of(taught, *of), ["method"], at) for of in _cells(taught)}
+    whole = {of: _over(rows, "prior") for of, rows in kept.items() if len(rows) == len(study.seeds)}
+    ranked = sorted(((found.mean, of) for of, found in whole.items() if found), reverse=True)
+    if not ranked:
+        return f"None of the students gets to {at:.0%} in all seeds"
+    _, best = ranked[0]
+    gap = difference(kept[best], rl, "prior")
+    told = {1: "more than", 0: "not to be told from", -1: "less than"}[direction(gap, len(study.seeds))]
+    return (
+        f"At {at:.0%}, whoever their teacher, {_name(study, best[0])} of teachers at {best[1]:.0%} keeps most, "
+        f"{written(whole[best])} %: {told} {study.label(RL)} ({signed(gap)})"
     )
 
 
@@ -148,20 +167,20 @@ def _matched_table(study: Study, points: pl.DataFrame, taught: pl.DataFrame) -> 
     matched, near = at_teachers_accuracy(taught), at_teachers_accuracy(taught, MATCH)
     of_rl = points.filter(pl.col("method") == RL)
     rows = []
-    for level, arm in _cells(taught):
+    for arm, level in _cells(taught):
         own, teachers, total = _of(matched, arm, level), _teachers(taught, arm, level), _seeds(taught, arm, level)
         similar = near_accuracy(_of(taught, arm, level), ["method"], level, ["prior"])
         typical = difference(similar, near_accuracy(of_rl, ["method"], level, ["prior"]), "prior")
         rows.append(
             [
-                f"{level:.0%}, {_name(study, arm)}",
+                _cell_name(study, arm, level),
                 written(_over(teachers, "teacher_new")),
                 f"{written(_over(teachers, 'teacher_prior'))} / {written(_over(teachers, 'teacher_kl'), nats)}",
                 NEVER if own.is_empty() else f"{written(_over(own, 'prior'))} / {written(_over(own, KL), nats)}",
                 *(_with_seeds(gap, total) for gap in (_over(own, "gap"), _over(_of(near, arm, level), "gap"), typical)),
             ]
         )
-    headers = ["level, student", "teacher’s new, %", "teacher’s prior, % / KL, nats", "student’s"]
+    headers = ["student, teacher’s level", "teacher’s new, %", "teacher’s prior, % / KL, nats", "student’s"]
     headers += ["student − teacher, points", f"within {100 * MATCH:g} points", "without choosing"]
     return Table("Prior accuracy and forward KL at the teacher’s own new accuracy", headers, rows)
 
@@ -171,39 +190,35 @@ def _differences_table(study: Study, taught: pl.DataFrame) -> Table:
     matched = at_teachers_accuracy(taught)
     lowest = lowest_on_the_way(taught, matched)
     rows = []
-    for level, arm in _cells(taught):
+    for arm, level in _cells(taught):
         total = _seeds(taught, arm, level)
         best, plain_best = _best_new(taught, arm, level), _best_new(taught, PLAIN, level)
         own, plain = _of(matched, arm, level), _of(matched, PLAIN, level)
         against = [difference(best, plain_best, "new"), difference(own, plain, "prior")]
         rows.append(
             [
-                f"{level:.0%}, {_name(study, arm)}",
+                _cell_name(study, arm, level),
                 signed(_over(best, "beyond")),
                 _with_seeds(_over(_of(lowest, arm, level), "gap"), total),
                 *([NEVER] * 2 if arm == PLAIN else [_with_seeds(gap, total) for gap in against]),
             ]
         )
     plain_name = _name(study, PLAIN)
-    headers = ["level, student", "best new − teacher’s new", "lowest prior on the way − teacher’s prior"]
+    headers = ["student, teacher’s level", "best new − teacher’s new", "lowest prior on the way − teacher’s prior"]
     headers += [f"best new − that of {plain_name}", f"prior − that of {plain_name}"]
     return Table("How far students get, and what labels are worth, points", headers, rows)
 
 
 def _judged_table(study: Study, points: pl.DataFrame, taught: pl.DataFrame) -> Table:
     """Students of each level judged at every level: what comes of judging them at another than their teacher's."""
-    levels = _levels(taught)
     groups = {study.label(RL): points.filter(pl.col("method") == RL)}
-    groups |= {f"students of {level:.0%}": _of(taught, PLAIN, level) for level in levels}
+    groups |= {_cell_name(study, arm, level): _of(taught, arm, level) for arm, level in _cells(taught)}
     rows = []
     for name, group in groups.items():
-        if group.is_empty():
-            continue
-        kept = [at_accuracy(group, ["method"], at).row(0, named=True) for at in levels]
-        rows.append([name, *(cell(row, "prior") if row["n_seeds"] else NEVER for row in kept)])
-    headers = ["policies", *(f"new ≥ {level:.0%}" for level in levels)]
-    title = f"Prior accuracy kept, %, by {study.label(RL)} and by its students ({_name(study, PLAIN)}) of each level"
-    return Table(title, headers, rows)
+        kept = [at_accuracy(group, ["method"], at).to_dicts() for at in _levels(taught)]
+        rows.append([name, *(cell(row, "prior") if row["n_seeds"] else NEVER for [row] in kept)])
+    headers = ["policies", *(f"new ≥ {level:.0%}" for level in _levels(taught))]
+    return Table("Prior accuracy kept, %, whatever the teacher’s level", headers, rows)
 
 
 def _figure(study: Study, points: pl.DataFrame, taught: pl.DataFrame) -> Figure:
@@ -273,11 +288,11 @@ def _arms(taught: pl.DataFrame) -> list[Arm]:
     return [(str(method), int(labels)) for method, labels in taught.select(ARM).unique(maintain_order=True).rows()]
 
 
-def _cells(taught: pl.DataFrame) -> Iterator[tuple[float, Arm]]:
-    for level in _levels(taught):
-        for arm in _arms(taught):
+def _cells(taught: pl.DataFrame) -> Iterator[tuple[Arm, float]]:
+    for arm in _arms(taught):
+        for level in _levels(taught):
             if _seeds(taught, arm, level):
-                yield level, arm
+                yield arm, level
 
 
 def _of(rows: pl.DataFrame, arm: Arm, level: float) -> pl.DataFrame:
@@ -312,6 +327,10 @@ def _with_seeds(gap: Estimate | None, total: int) -> str:
 
 def _name(study: Study, arm: Arm) -> str:
     return study.label(arm[0]) + ("" if arm[1] == 1 else f", {arm[1]} labels an image")
+
+
+def _cell_name(study: Study, arm: Arm, level: float) -> str:
+    return f"{_name(study, arm)}, {level:.0%}"
 
 
 def _rates(study: Study, points: pl.DataFrame) -> str:
