@@ -145,22 +145,18 @@ def _baselines(quick: bool) -> list[Arm]:
 
 
 def _distilled(quick: bool) -> list[Arm]:
-    # RL's from 5.5e-5 to 4.4e-4; fewer for students, 1.2e-4 to 6.6e-4, which learn the task more slowly.
+    # RL's from 5.5e-5 to 4.4e-4, students' from 1.2e-4 to 6.6e-4: they learn the task more slowly.
     lrs, students_lrs = (PAPER_LRS[9:12:2],) * 2 if quick else (PAPER_LRS[7:13], PAPER_LRS[9:14:2])
-    settings = {} if quick else {"epochs": (2,)}
-    students: list[tuple[str, dict[str, Any]]] = [
-        ("rl-distilled", {}),
-        ("rl-distilled", {"labels_per_image": _ONE_EPOCH.group_size}),
-        ("rl-distilled-correct", {}),
-    ]
-    return [
-        Arm((TEACHER,), lrs, settings=settings),
-        *(
-            Arm((method,), students_lrs, variant, settings, taught_at=level)
-            for method, variant in students
-            for level in (TAUGHT_AT[:2] if quick else TAUGHT_AT)
-        ),
-    ]
+    short = {} if quick else {"epochs": (2,)}
+    many = {"labels_per_image": _ONE_EPOCH.group_size}
+    arms = [Arm((TEACHER,), lrs, settings=short)]
+    for level in TAUGHT_AT[:2] if quick else TAUGHT_AT:
+        arms.append(Arm(("rl-distilled",), students_lrs, {}, short, level))
+        if not quick:
+            arms.append(Arm(("rl-distilled",), students_lrs[:1], {}, {"epochs": (6,)}, level))
+        arms.append(Arm(("rl-distilled",), students_lrs, many, short, level))
+        arms.append(Arm(("rl-distilled-correct",), students_lrs, {}, short, level))
+    return arms
 
 
 STUDIES = {

@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 
 from rlrazor.errors import RazorError
-from rlrazor.report.drawing import INK, PALETTE, SYMBOLS, Figure, Layer, Panel, Points, floats
+from rlrazor.report.drawing import INK, PALETTE, SYMBOLS, WHITE, Figure, Layer, Panel, Points, Range, floats
 from rlrazor.report.sections.layers import base, cloud, learnt, padded
 from rlrazor.report.sections.statistics import (
     INTERVALS,
@@ -26,12 +26,11 @@ from rlrazor.report.sections.statistics import (
 from rlrazor.report.sections.study import Section, Study
 from rlrazor.report.tables import MATCH, NEVER, Estimate, Table, written
 
-RL, STUDENT = "grpo", "rl-distilled"
-ARM = ("method", "labels_per_image")
-PLAIN = (STUDENT, 1)  # the paper's: one sample of the teacher for each input
+RL = "grpo"
+ARM = ("method", "labels_per_image", "epochs")  # of the students; the first in the table is the paper's
 KL = "kl_forward"
 
-Arm = tuple[str, int]
+Arm = tuple[str, int, int]
 
 
 def section(study: Study) -> Section:
@@ -48,6 +47,7 @@ def section(study: Study) -> Section:
         [
             _matched_table(study, points, taught),
             _differences_table(study, taught),
+            _rates_table(study, taught),
             _judged_table(study, points, taught),
         ],
         f"{how_many(len(points), 'checkpoint')} of {how_many(points['trajectory'].n_unique(), 'run')}, "
@@ -59,8 +59,10 @@ def section(study: Study) -> Section:
         "accuracy is at least its teacher’s own; a seed without one is left out, and counted. Teacher and student are "
         f"both chosen on the scores shown. Within {100 * MATCH:g} points: the student’s new accuracy may be that much "
         "lower. Without choosing: the mean over all of a level’s students within half a point of the level, minus "
-        f"{study.label(RL)}’s likewise. On the way: up to the chosen checkpoint, in its run. Lines: the runs, from the "
-        f"base on, of the teachers and of the chosen students, one per seed. {INTERVALS}",
+        f"{study.label(RL)}’s likewise. The first: the kind of students in the first row, of the same level. On the "
+        "way: up to the chosen checkpoint, in its run. Lines, from the base on: the teachers’ runs, one per seed, and "
+        "the means over seeds of the chosen students’ runs; where no student gets to its teacher’s accuracy, of the "
+        f"one that gets farthest. {INTERVALS}",
     )
 
 
@@ -83,7 +85,8 @@ def taught_by_level(study: Study) -> pl.DataFrame:
     if teachers["teacher_new"].null_count():
         raise RazorError("The study of RL-distilled SFT names a teacher that its table lacks: run the command again.")
     teachers = teachers.filter(pl.col("teacher_new") >= pl.col("level"))
-    return with_params(study.points, labels_per_image=1).join(teachers, on=["teacher", "seed"], maintain_order="left")
+    # Not the distinct checkpoints: the start of a longer run belongs to its arm as well.
+    return with_params(study.table, labels_per_image=1).join(teachers, on=["teacher", "seed"], maintain_order="left")
 
 
 def at_teachers_accuracy(taught: pl.DataFrame, margin: float = 0.0) -> pl.DataFrame:
@@ -133,7 +136,7 @@ def _most_kept(study: Study, points: pl.DataFrame, taught: pl.DataFrame) -> str:
     gap = difference(kept[best], rl, "prior")
     told = {1: "more than", 0: "not to be told from", -1: "less than"}[direction(gap, len(study.seeds))]
     return (
-        f"At {at:.0%}, whoever their teacher, {_name(study, best[0])} of teachers at {best[1]:.0%} keeps most, "
+        f"At {at:.0%}, whoever their teacher, {_name(study, best[0])} keeps most where teachers are at {best[1]:.0%}, "
         f"{written(whole[best])} %: {told} {study.label(RL)} ({signed(gap)})"
     )
 
@@ -192,21 +195,38 @@ def _differences_table(study: Study, taught: pl.DataFrame) -> Table:
     rows = []
     for arm, level in _cells(taught):
         total = _seeds(taught, arm, level)
-        best, plain_best = _best_new(taught, arm, level), _best_new(taught, PLAIN, level)
-        own, plain = _of(matched, arm, level), _of(matched, PLAIN, level)
+        usual = _arms(taught)[0]
+        best, plain_best = _best_new(taught, arm, level), _best_new(taught, usual, level)
+        own, plain = _of(matched, arm, level), _of(matched, usual, level)
         against = [difference(best, plain_best, "new"), difference(own, plain, "prior")]
         rows.append(
             [
                 _cell_name(study, arm, level),
                 signed(_over(best, "beyond")),
                 _with_seeds(_over(_of(lowest, arm, level), "gap"), total),
-                *([NEVER] * 2 if arm == PLAIN else [_with_seeds(gap, total) for gap in against]),
+                *([NEVER] * 2 if arm == usual else [_with_seeds(gap, total) for gap in against]),
             ]
         )
-    plain_name = _name(study, PLAIN)
     headers = ["student, teacher’s level", "best new − teacher’s new", "lowest prior on the way − teacher’s prior"]
-    headers += [f"best new − that of {plain_name}", f"prior − that of {plain_name}"]
-    return Table("How far students get, and what labels are worth, points", headers, rows)
+    headers += ["best new − the first’s", "prior − the first’s"]
+    return Table("How far students get, and what labels and time are worth, points", headers, rows)
+
+
+def _rates_table(study: Study, taught: pl.DataFrame) -> Table:
+    """Where each learning rate ends: how far from its teacher's new accuracy, and from its prior accuracy."""
+    keys = [*ARM, "level", "seed", "lr"]
+    ends = taught.sort("step").group_by(keys, maintain_order=True).last()
+    ends = ends.with_columns(
+        beyond=pl.col("new") - pl.col("teacher_new"), gap=pl.col("prior") - pl.col("teacher_prior")
+    )
+    rates = sorted(ends["lr"].unique().to_list())
+    rows = []
+    for arm, level in _cells(taught):
+        own = [_of(ends, arm, level).filter(pl.col("lr") == lr) for lr in rates]
+        shown = [f"{signed(_over(at, 'beyond'))} / {signed(_over(at, 'gap'))}" if len(at) else NEVER for at in own]
+        rows.append([_cell_name(study, arm, level), *shown])
+    headers = ["student, teacher’s level", *(f"learning rate {lr:.1e}" for lr in rates)]
+    return Table("At the end of training: new accuracy / prior accuracy, minus the teacher’s, points", headers, rows)
 
 
 def _judged_table(study: Study, points: pl.DataFrame, taught: pl.DataFrame) -> Table:
@@ -230,7 +250,7 @@ def _figure(study: Study, points: pl.DataFrame, taught: pl.DataFrame) -> Figure:
             "new accuracy" if column == "new" else f"forward KL, {study.kl_unit}",
             "prior accuracy",
             _layers(study, points, taught, level, column),
-            learnt(study) if column == "new" else None,
+            learnt(study) if column == "new" else _near(taught, level),
             prior,
             x_percent=column == "new",
         )
@@ -244,20 +264,30 @@ def _figure(study: Study, points: pl.DataFrame, taught: pl.DataFrame) -> Figure:
     return Figure("distilled", panels, columns=max(len(levels), 1))
 
 
-_STYLES = tuple(zip(PALETTE[:4], SYMBOLS[:4], strict=True))
+_STYLES = tuple(zip(PALETTE[:5], SYMBOLS[:5], strict=True))
 
 
 def _layers(study: Study, points: pl.DataFrame, taught: pl.DataFrame, level: float, column: str) -> list[Layer]:
     of_rl = points.filter(pl.col("method") == RL)
-    layers: list[Layer] = [cloud(study.label(RL), of_rl, column, "prior", *_STYLES[0], size=2.5, opacity=0.3)]
-    teachers = _teachers(taught, PLAIN, level)
+    layers: list[Layer] = [cloud(study.label(RL), of_rl, column, "prior", *_STYLES[0], size=2.5, opacity=0.2)]
+    teachers = _teachers(taught, _arms(taught)[0], level)
     runs = points.filter(pl.col("run_id").is_in(teachers["teacher_run"].to_list()))
     layers += _courses(study, f"{study.label(RL)}, the teachers’ runs", runs, column, *_STYLES[0])
     for arm, style in zip(_arms(taught), _STYLES[1:], strict=False):
-        layers += _courses(study, _name(study, arm), _shown(taught, arm, level), column, *style)
+        layers.append(_mean_course(study, _name(study, arm), _shown(taught, arm, level), column, *style))
     at = "teacher_new" if column == "new" else "teacher_kl"
-    layers.append(Points("teacher", floats(teachers, at), floats(teachers, "teacher_prior"), INK, "diamond", size=6.0))
+    x, y = floats(teachers, at), floats(teachers, "teacher_prior")
+    middle = np.array([x.mean()]), np.array([y.mean()])
+    layers.append(Points("mean of teachers", *middle, WHITE, "diamond", size=8.0, outlined=True))
+    layers.append(Points("teacher", x, y, INK, "diamond", size=5.0))
     return [*layers, base(study, column, "prior")]
+
+
+def _near(taught: pl.DataFrame, level: float) -> Range:
+    """The range of KL that a level's teachers and students have: where RL goes on to would squeeze them together."""
+    own = taught.filter(pl.col("level") == level)
+    end = 1.15 * max(floats(own, KL).max(), floats(own, "teacher_kl").max(), 0.01)
+    return -0.04 * end, end
 
 
 def _shown(taught: pl.DataFrame, arm: Arm, level: float) -> pl.DataFrame:
@@ -275,8 +305,16 @@ def _courses(study: Study, label: str, runs: pl.DataFrame, column: str, color: s
     for (seed,), rows in runs.sort("step").group_by(["seed"], maintain_order=True):
         start = study.bases.filter(pl.col("seed") == seed)
         x, y = (np.concatenate([floats(start, name), floats(rows, name)]) for name in (column, "prior"))
-        layers.append(Points(label, x, y, color, symbol, size=3.0, opacity=0.8, line=True))
+        layers.append(Points(label, x, y, color, symbol, size=2.5, opacity=0.4, line=True))
     return layers
+
+
+def _mean_course(study: Study, label: str, runs: pl.DataFrame, column: str, color: str, symbol: str) -> Points:
+    """The way from the bases of runs of one length, one a seed: means over seeds, checkpoint by checkpoint."""
+    start = study.bases.filter(pl.col("seed").is_in(runs["seed"].unique().to_list()))
+    by_step = pl.concat([start.select("step", column, "prior"), runs.select("step", column, "prior")])
+    means = by_step.group_by("step").mean().sort("step")
+    return Points(label, floats(means, column), floats(means, "prior"), color, symbol, size=4.0, line=True)
 
 
 def _levels(taught: pl.DataFrame) -> list[float]:
@@ -285,7 +323,7 @@ def _levels(taught: pl.DataFrame) -> list[float]:
 
 def _arms(taught: pl.DataFrame) -> list[Arm]:
     """The kinds of students, in the order of the table."""
-    return [(str(method), int(labels)) for method, labels in taught.select(ARM).unique(maintain_order=True).rows()]
+    return [(str(row[0]), int(row[1]), int(row[2])) for row in taught.select(ARM).unique(maintain_order=True).rows()]
 
 
 def _cells(taught: pl.DataFrame) -> Iterator[tuple[Arm, float]]:
@@ -296,7 +334,8 @@ def _cells(taught: pl.DataFrame) -> Iterator[tuple[Arm, float]]:
 
 
 def _of(rows: pl.DataFrame, arm: Arm, level: float) -> pl.DataFrame:
-    return rows.filter(pl.col("method") == arm[0], pl.col("labels_per_image") == arm[1], pl.col("level") == level)
+    same = [pl.col(name) == value for name, value in zip(ARM, arm, strict=True)]
+    return rows.filter(*same, pl.col("level") == level)
 
 
 def _seeds(taught: pl.DataFrame, arm: Arm, level: float) -> int:
@@ -326,7 +365,10 @@ def _with_seeds(gap: Estimate | None, total: int) -> str:
 
 
 def _name(study: Study, arm: Arm) -> str:
-    return study.label(arm[0]) + ("" if arm[1] == 1 else f", {arm[1]} labels an image")
+    method, labels, epochs = arm
+    of_rl = study.points.filter(pl.col("method") == RL)["epochs"].to_list()
+    longer = "" if epochs in of_rl else f", {how_many(epochs, 'epoch')}"
+    return study.label(method) + ("" if labels == 1 else f", {labels} labels an image") + longer
 
 
 def _cell_name(study: Study, arm: Arm, level: float) -> str:
