@@ -217,6 +217,34 @@ def test_distillation(table: pl.DataFrame, results: Results, page: str) -> None:
     assert "to within 0.2 points" in shown
 
 
+def test_distillation_judges_students_by_their_own_teacher(table: pl.DataFrame, tmp_path: Path) -> None:
+    """Two levels in each seed; the gap is the mean over seeds of the mean over a seed's pairs."""
+    teachers = [
+        {"level": level, "seed": seed, "method": "near", "run_id": f"run-near-{seed}-{run}", "step": step}
+        for level, run, step in ((0.93, 0, 3), (0.94, 3, 3), (0.941, 3, 3))
+        for seed in (0, 1)
+    ]
+    taught_by = [pl.format("run-near-{}-{}/3", "seed", pl.lit(run)) for run in (0, 3)]
+    own = pl.when(pl.col("lr") < 2.5e-5).then(taught_by[0]).otherwise(taught_by[1])
+    with_teachers = table.with_columns(teacher=pl.when(pl.col("method") == "middling").then(own))
+    folder = make_folder(tmp_path / "report", with_teachers)
+    (folder / "teachers.json").write_text(json.dumps([{**teacher, "student": "middling"} for teacher in teachers]))
+    found = load(folder)
+    pairs = summary(found)["distillation"]
+    assert len(pairs) == 4  # the third level has the second's teachers
+    gaps: dict[int, list[float]] = {0: [], 1: []}
+    for pair, teacher in zip(pairs, teachers[:4], strict=True):
+        rows = with_teachers.filter(pl.col("teacher") == f"{teacher['run_id']}/{teacher['step']}").to_dicts()
+        kept = [row["prior"] for row in rows if row["new"] >= pair["teacher"]["new"] - 0.002]
+        assert pair["student"]["prior"] == max(kept)
+        gaps[pair["seed"]].append(max(kept) - pair["teacher"]["prior"])
+    assert found.sweep is not None
+    gap = found.sweep.imitation_gap
+    assert gap is not None
+    assert gap.mean == pytest.approx(np.mean([np.mean(of) for of in gaps.values()]))
+    assert gap.seeds == 2
+
+
 def test_sensitivity(results: Results, page: str) -> None:
     small, large = summary(results)["sensitivity"]
     assert (small["value"], small["configured"], large["value"], large["configured"]) == (64, True, 256, False)

@@ -24,6 +24,7 @@ GRID = [
     *("--pretrain-epochs", "5", "--pretrain-size", "100"),
 ]
 RUNS = 2 + 2 * 4 * 2 * 2  # bases; seeds x methods x schedules x epochs
+LEVELS = (0.95, 0.96, 0.97)  # of teachers; here all three have the same, since GRPO learns these images at once
 
 
 @pytest.fixture(scope="module")
@@ -83,14 +84,21 @@ def test_config_and_report_are_there(finished: Path) -> None:
         assert (finished / name).stat().st_size > 1000
 
 
-def test_students_imitate_the_best_grpo_policy_of_their_seed(finished: Path) -> None:
+def test_students_imitate_the_best_grpo_policy_of_their_seed_at_each_level(finished: Path) -> None:
     table = pl.read_parquet(finished / "records.parquet")
-    for teacher in json.loads((finished / "teachers.json").read_text()):
+    teachers = json.loads((finished / "teachers.json").read_text())
+    assert [(teacher["level"], teacher["seed"]) for teacher in teachers] == [(at, s) for at in LEVELS for s in (0, 1)]
+    for teacher in teachers:
         grpo = table.filter((pl.col("method") == "grpo") & (pl.col("seed") == teacher["seed"]))
         chosen = grpo.filter((pl.col("run_id") == teacher["run_id"]) & (pl.col("step") == teacher["step"]))
-        good = grpo.filter(pl.col("new") >= 0.97)
+        good = grpo.filter(pl.col("new") >= teacher["level"])
         best = good["prior"].max() if len(good) else None
         assert (chosen["prior"].item() == best) if best else (chosen["new"].item() == grpo["new"].max())
+        students = table.filter(pl.col("teacher") == f"{teacher['run_id']}/{teacher['step']}")
+        assert set(students["method"]) == {teacher["student"]}
+        assert set(students["seed"]) == {teacher["seed"]}
+    taught = table.filter(pl.col("teacher").is_not_null())
+    assert taught.height == table.filter(pl.col("method") == "rl-distilled").height > 0
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -201,9 +209,10 @@ def test_a_config_file_gives_the_grid_and_the_command_line_overrides_it(data_dir
 def test_dry_run_counts_and_trains_nothing(data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(command(tmp_path / "out", data_dir, "--dry-run", "--json")) == 0
     plan = json.loads(capsys.readouterr().out)
-    assert plan["estimate"]["runs"] == RUNS
-    assert plan["estimate"]["trained"] == 2 + 2 * 4 * (1 + 2)
-    assert plan["estimate"]["checkpoints"] == 2 + 2 * 4 * (2 + 1 + 2)
+    # As if each level had a teacher of its own: three methods, and students of three.
+    assert plan["estimate"]["runs"] == 2 + 2 * (3 + len(LEVELS)) * 2 * 2
+    assert plan["estimate"]["trained"] == 2 + 2 * (3 + len(LEVELS)) * (1 + 2)
+    assert plan["estimate"]["checkpoints"] == 2 + 2 * (3 + len(LEVELS)) * (2 + 1 + 2)
     assert plan["estimate"]["seconds"] > 0
     assert not (tmp_path / "out").exists()
     assert main(command(tmp_path / "out", data_dir, "--dry-run")) == 0

@@ -13,6 +13,7 @@ from rlrazor.experiments.parity_mnist import studies
 from rlrazor.experiments.parity_mnist.config import PRESETS
 from rlrazor.experiments.parity_mnist.evaluate import DRIFT
 from rlrazor.records import RunSpec
+from rlrazor.report import drawing
 from rlrazor.report.sections import SECTIONS, off_policy
 
 
@@ -94,6 +95,39 @@ def test_an_analysis_runs_from_the_command_line_and_continues(
     before = {path: path.stat().st_mtime_ns for path in (out / "runs").glob("*/records.jsonl")}
     assert main(command) == 0
     assert {path: path.stat().st_mtime_ns for path in (out / "runs").glob("*/records.jsonl")} == before
+
+
+def test_students_have_the_best_teacher_of_each_level(
+    tmp_path: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At levels that GRPO passes on its way; the last is one that it does not get to."""
+    levels, small = (0.68, 0.9, 1.01), {"batch_size": 32, "pretrain_size": 20, "pretrain_epochs": 4}
+    arms = [
+        studies.Arm(("grpo",), (1e-4, 4e-4), settings=small),
+        *(studies.Arm(("rl-distilled",), (4e-4,), settings=small, taught_at=level) for level in levels),
+    ]
+    monkeypatch.setitem(studies.STUDIES, "distilled", lambda quick: arms)
+    monkeypatch.setattr(drawing, "save", lambda *arguments, **options: None)
+    out = tmp_path / "out"
+    command = ["reproduce", "parity-mnist", "--analysis", "distilled", "--seeds", "0,1", "--jobs", "1"]
+    command += ["--out", str(out), "--data-dir", str(data_dir)]
+    assert main(command) == 0
+    table = pl.read_parquet(out / "studies" / "distilled.parquet")
+    description = json.loads((out / "studies" / "distilled.json").read_text())
+    assert [(of["level"], of["seed"]) for of in description["teachers"]] == [(at, s) for at in levels for s in (0, 1)]
+    rl = table.filter(pl.col("method") == "grpo")
+    for of in description["teachers"]:
+        rows = rl.filter(pl.col("seed") == of["seed"])
+        good = [row for row in rows.to_dicts() if row["new"] >= of["level"]]
+        best = max(good, key=lambda row: row["prior"]) if good else max(rows.to_dicts(), key=lambda row: row["new"])
+        assert (of["run_id"], of["step"]) == (best["run_id"], best["step"])
+        own = table.filter(pl.col("teacher") == f"{of['run_id']}/{of['step']}")
+        assert (set(own["seed"]), set(own["method"])) == ({of["seed"]}, {"rl-distilled"})
+        spec = json.loads((out / "runs" / own["run_id"][0] / "spec.json").read_text())
+        assert spec["params"]["teacher"]["step"] == of["step"]
+    assert len({(of["run_id"], of["step"]) for of in description["teachers"]}) >= 4  # levels have their own
+    assert rl["teacher"].null_count() == len(rl)
+    assert [arm.get("taught_at") for arm in description["config"]["arms"]] == [None, *levels]
 
 
 def test_settings_of_the_sweep_are_refused_where_no_sweep_is_run(capsys: pytest.CaptureFixture[str]) -> None:

@@ -63,6 +63,14 @@ def finetuned(trainer: Trainer, store: RunStore, config: Config) -> list[Checkpo
     return list(trainer(spec, store))
 
 
+def taught(trainer: Trainer, store: RunStore) -> dict[int, Any]:
+    """A teacher for seed 0: the end of a GRPO run, which is put into the store."""
+    (teacher,) = CONFIG.specs("test", ("grpo",))
+    store.write(teacher, list(trainer(teacher, store)), seconds=0, weights="all")
+    step = store.read(teacher).records[-1].step
+    return {0: {"method": "grpo", "params": dict(teacher.params), "seed": 0, "step": step}}
+
+
 def test_another_rule_splits_the_digits_another_way(trainer: Trainer, store: RunStore) -> None:
     """SFT-1 under `halves` labels digits below 5 with 0, the rest with what counts as 1; the score is by halves."""
     config = replace(CONFIG, methods=("sft-1",))
@@ -170,12 +178,7 @@ def test_every_method_learns_the_new_task(trainer: Trainer, store: RunStore, met
     config = replace(CONFIG, methods=("grpo", method) if method != "grpo" else ("grpo",))
     if method == "lora":
         config = replace(config, lrs=(5e-3,))  # what low-rank updates need
-    teachers = None
-    if method == "rl-distilled":
-        (teacher,) = config.specs("test", ("grpo",))
-        store.write(teacher, list(trainer(teacher, store)), seconds=0, weights="all")
-        step = store.read(teacher).records[-1].step
-        teachers = {0: {"method": "grpo", "params": dict(teacher.params), "seed": 0, "step": step}}
+    teachers = taught(trainer, store) if find_method(method)[0].from_teacher else None
     (spec,) = config.specs("test", (method,), teachers)
     (base,) = CONFIG.base_specs("test")
     before = store.read(base).records[0]
@@ -185,6 +188,48 @@ def test_every_method_learns_the_new_task(trainer: Trainer, store: RunStore, met
     assert after.metrics["new_expected"] > before.metrics["new_expected"] + 0.02
     assert after.drift["kl_forward"] > 0
     assert after.run_id == spec.run_id
+
+
+def labels_of(trainer: Trainer, store: RunStore, spec: RunSpec) -> Tensor:
+    """What an offline run learns from: (N, G)."""
+    task = load_task(trainer.data_dir)
+    base = training.load_base(training.base_spec(spec.params, spec.seed), store, task)
+    labels = training.Labels(spec, find_method(spec.method)[0], RULES["parity"], base, task, store, [])
+    assert labels.offline_NG is not None
+    return labels.offline_NG
+
+
+def test_students_learn_from_samples_of_their_teacher(trainer: Trainer, store: RunStore) -> None:
+    """As many to an image as asked for, in the teacher's proportions; `correct`, in those of its correct labels."""
+    teachers = taught(trainer, store)
+    task = load_task(trainer.data_dir)
+    probs = training.teacher_log_probs(teachers[0], task, store).exp().double()
+    config, many = replace(CONFIG, methods=("grpo", "rl-distilled")), {"labels_per_image": 256}
+    parity = task.new_train_digits[:, None] % 2 == torch.arange(10) % 2
+    for method, expected in (
+        ("rl-distilled", probs),
+        ("rl-distilled-correct", (probs * parity) / (probs * parity).sum(dim=1, keepdim=True)),
+    ):
+        (one,), (more,) = (config.specs("test", (method,), teachers, variant) for variant in ({}, many))
+        assert labels_of(trainer, store, one).shape == (600, 1)
+        seen = labels_of(trainer, store, more)
+        assert seen.shape == (600, 256)
+        shares = torch.nn.functional.one_hot(seen, 10).double().mean(dim=1)
+        # Squared errors of shares sum to sum p(1 - p) / 256 in the mean.
+        squares = ((shares - expected) ** 2).sum().item()
+        assert squares == pytest.approx((expected * (1 - expected)).sum().item() / 256, rel=0.1)
+        assert shares[expected == 0].sum() == 0
+
+
+def test_one_label_an_image_is_what_there_was_before(trainer: Trainer, store: RunStore) -> None:
+    """The bits of a run do not depend on whether the number is named."""
+    plain, named = (
+        CONFIG.specs("test", ("rl-distilled",), taught(trainer, store), variant)[0]
+        for variant in ({}, {"labels_per_image": 1})
+    )
+    assert plain.run_id != named.run_id
+    first, second = (list(trainer(spec, store))[-1] for spec in (plain, named))
+    assert all(torch.equal(first.weights[name], second.weights[name]) for name in first.weights)
 
 
 def test_the_same_spec_gives_the_same_bits_and_another_seed_other_ones(trainer: Trainer, store: RunStore) -> None:

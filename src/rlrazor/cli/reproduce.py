@@ -58,7 +58,7 @@ def add_to(commands: Subparsers) -> None:
         metavar="NAMES",
         help="run these analyses instead of the sweep, comma-separated, or 'all': predictors, precision, "
         "representation, dynamics, theory, quadrants, off-policy, optimizers, kl-penalty, unrelated-prior, kl-minimal, "
-        "baselines",
+        "baselines, distilled",
     )
     parity.add_argument(
         "--sensitivity", action="store_true", help="also vary batch size, group size and pre-training length"

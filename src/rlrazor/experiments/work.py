@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 from rich.console import Console
 
 from rlrazor import sweep
@@ -111,6 +112,18 @@ def teaching(teacher: Mapping[str, Any], experiment: str, student: str) -> dict[
     """A teacher and the method that imitates it, for teachers.json."""
     run_id = spec_of(teacher, experiment).run_id
     return {**{key: teacher[key] for key in ("seed", "method", "step")}, "run_id": run_id, "student": student}
+
+
+def with_teachers(table: pl.DataFrame, specs: Sequence[RunSpec], experiment: str) -> pl.DataFrame:
+    """The table of these runs, with the checkpoint that a run imitates as `teacher`: "RUN_ID/STEP", null for none.
+
+    As it is where none of the runs has a teacher.
+    """
+    taught = {spec.run_id: spec.params["teacher"] for spec in specs if "teacher" in spec.params}
+    if not taught:
+        return table
+    names = {run_id: f"{spec_of(of, experiment).run_id}/{of['step']}" for run_id, of in taught.items()}
+    return table.with_columns(teacher=pl.col("run_id").replace_strict(names, default=None, return_dtype=pl.String))
 
 
 def versions_of(*packages: str) -> dict[str, str]:

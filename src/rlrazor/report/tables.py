@@ -169,9 +169,12 @@ class Sweep:
 
     @property
     def imitation_gap(self) -> Estimate | None:
-        """Mean over seeds of student's minus teacher's prior accuracy; None where there is no pair to compare."""
-        gaps = [pair.student.prior - pair.teacher.prior for pair in self.distillation if pair.student]
-        return Estimate.over(gaps) if gaps else None
+        """Student's minus teacher's prior accuracy: per seed the mean over its pairs, over seeds; None for no pair."""
+        by_seed: dict[int, list[float]] = {}
+        for pair in self.distillation:
+            if pair.student:
+                by_seed.setdefault(pair.seed, []).append(pair.student.prior - pair.teacher.prior)
+        return Estimate.over([float(np.mean(gaps)) for gaps in by_seed.values()]) if by_seed else None
 
     def label(self, method: str) -> str:
         """The method's name for people."""
@@ -323,7 +326,9 @@ def _read_distillation(folder: Path, table: pl.DataFrame) -> list[Imitation]:
         isinstance(teacher, dict) and set(_TEACHER_KEYS) <= set(teacher) for teacher in teachers
     ):
         raise RazorError(f"{path} is not a list of teachers: run the same command again.")
-    return [_imitation(path, table, **{key: teacher[key] for key in _TEACHER_KEYS}) for teacher in teachers]
+    pairs = [{key: teacher[key] for key in _TEACHER_KEYS} for teacher in teachers]
+    distinct = [pair for index, pair in enumerate(pairs) if pair not in pairs[:index]]  # one may teach at two levels
+    return [_imitation(path, table, **pair) for pair in distinct]
 
 
 def _imitation(
@@ -333,9 +338,10 @@ def _imitation(
     if teachers.is_empty():
         raise RazorError(f"{path} names a teacher that records.parquet does not hold: run the same command again.")
     teacher = _score(teachers)
-    students = table.filter(
-        pl.col("method") == student, pl.col("seed") == seed, pl.col("new") >= teacher.new - MATCH
-    ).sort("prior", descending=True, maintain_order=True)
+    own = table.filter(pl.col("method") == student, pl.col("seed") == seed)
+    if "teacher" in table.columns:  # else there is one for each seed
+        own = own.filter(pl.col("teacher") == f"{run_id}/{step}")
+    students = own.filter(pl.col("new") >= teacher.new - MATCH).sort("prior", descending=True, maintain_order=True)
     return Imitation(seed, method, student, teacher, None if students.is_empty() else _score(students))
 
 

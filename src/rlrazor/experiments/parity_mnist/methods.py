@@ -122,6 +122,8 @@ METHODS: Mapping[str, Method] = {
     "sft-2": Method("SFT-2", objectives.sft, (sft_2,)),
     "oracle": Method("oracle SFT", objectives.sft, (oracle,)),
     "rl-distilled": Method("RL-distilled SFT", objectives.sft, (imitate,), from_teacher=True),
+    # The teacher's answers without its mistakes: what `oracle` does to the base.
+    "rl-distilled-correct": Method("RL-distilled SFT, correct", objectives.sft, (oracle,), from_teacher=True),
     "simpo": Method("SimPO", objectives.simpo, (sft_2, wrong)),
     "reinforce": Method("1-0 REINFORCE", objectives.reinforce),
     "grpo": Method("GRPO", objectives.grpo),

@@ -1,8 +1,9 @@
 """The whole experiment: data, base policies, the sweep, its table, the report. Running it again continues it."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from rlrazor.experiments.work import (
     teaching,
     versions_of,
     warn_of_another_machine,
+    with_teachers,
 )
 from rlrazor.records import BASE, RunSpec, to_table
 from rlrazor.report import load, write_report
@@ -36,7 +38,6 @@ TRAIN_IMAGES, TEST_IMAGES = 60_000, 20_000
 WEIGHTS_BYTES = 4 * sum(weight.numel() for weight in DigitPolicy().parameters())
 BLOCK_BYTES, RECORD_BYTES = 4096, 2000  # a small file's share of the disk; a line of records.jsonl, twice, and its row
 MEASURES_COST = 1.5  # an evaluation with every measure of drift against scores alone (benchmarks/parity_mnist.py)
-TEACHER_ACCURACY = 0.97  # see choose_teachers
 
 
 @dataclass(frozen=True)
@@ -100,20 +101,18 @@ def _run_sweep(config: Config, options: Options, fingerprint: str, work: Work) -
     teachings: list[dict[str, Any]] = []
     work.finish(specs, "sweep")
     if taught:
-        teachers = choose_teachers(specs, store, TEACHER, TEACHER_ACCURACY)
-        taught_by = [spec_of(teacher, EXPERIMENT) for teacher in teachers.values()]
-        work.finish(taught_by, "teachers' weights", weights="all")
-        students = config.specs(fingerprint, taught, teachers)
-        work.finish(students, "students")
+        students, teachings = _finish_students(
+            studies.TAUGHT_AT, specs, lambda _, teachers: config.specs(fingerprint, taught, teachers), work
+        )
         specs = sorted(specs + students, key=lambda spec: (spec.seed, config.methods.index(spec.method)))
-        teachings = [teaching(teacher, EXPERIMENT, name) for teacher in teachers.values() for name in taught]
     variants = sensitivity_variants(config) if options.sensitivity else []
     work.finish([spec for _, _, variant in variants for spec in variant.base_specs(fingerprint)], "bases", "final")
     work.finish([s for _, _, variant in variants for s in variant.specs(fingerprint, variant.methods)], "sensitivity")
 
     # The findings, written together at the end: until then the folder describes the command before.
     store.remove("sensitivity.parquet", "teachers.json")  # an earlier command's, which may not fit this one
-    store.write_table("records", to_table((spec, store.read(spec).records) for spec in bases + specs))
+    table = to_table((spec, store.read(spec).records) for spec in bases + specs)
+    store.write_table("records", with_teachers(table, specs, EXPERIMENT))
     if teachings:
         store.write_json("teachers", teachings)
     if variants:
@@ -123,10 +122,18 @@ def _run_sweep(config: Config, options: Options, fingerprint: str, work: Work) -
 
 def _run_study(name: str, seeds: Sequence[int], options: Options, fingerprint: str, work: Work) -> None:
     arms = studies.arms_of(name, options.preset)
-    specs = list(dict.fromkeys(spec for arm in arms for spec in arm.specs(seeds, fingerprint)))
+    untaught = [arm for arm in arms if arm.taught_at is None]
+    specs = list(dict.fromkeys(spec for arm in untaught for spec in arm.specs(seeds, fingerprint)))
     bases = list(dict.fromkeys(map(studies.base_of, specs)))
     work.finish(bases, f"{name}: bases", weights="final")
     work.finish(specs, name)
+    students, teachings = _finish_students(
+        sorted({arm.taught_at for arm in arms if arm.taught_at is not None}),
+        specs,
+        lambda level, teachers: studies.students_of(arms, level, teachers, seeds, fingerprint),
+        work,
+    )
+    specs += students
     shared = studies.plain_config(seeds)
     settings = {name: value for name, value in asdict(shared).items() if name not in ("methods", "lrs")}
     description = {
@@ -135,11 +142,38 @@ def _run_study(name: str, seeds: Sequence[int], options: Options, fingerprint: s
         "seeds": list(seeds),
         "labels": {spec.method: label_of(spec.method) for spec in specs},
         "config": {**settings, "arms": studies.describe_arms(arms)},
+        **({"teachers": teachings} if teachings else {}),
         **work.account_for(bases + specs),
     }
     work.store.remove(f"studies/{name}.json")  # without it, the table does not count: killed here, nothing is mixed up
     work.store.write_table(f"studies/{name}", studies.study_table(specs, work.store))
     work.store.write_json(f"studies/{name}", description)
+
+
+def _finish_students(
+    levels: Sequence[float],
+    specs: Sequence[RunSpec],
+    students_of: Callable[[float, Mapping[int, Any]], list[RunSpec]],
+    work: Work,
+) -> tuple[list[RunSpec], list[dict[str, Any]]]:
+    """Choose teachers among `specs`, one per level and seed, and finish the runs of `students_of(level, teachers)`.
+
+    Returns those runs, and for each level, seed and method of the students who its teacher is. A student judged at
+    another accuracy than its teacher's says nothing of imitation, so that each level has teachers of its own.
+    """
+    teachers = {level: choose_teachers(specs, work.store, TEACHER, level) for level in levels}
+    taught_by = [spec_of(teacher, EXPERIMENT) for of_level in teachers.values() for teacher in of_level.values()]
+    work.finish(list(dict.fromkeys(taught_by)), "teachers' weights", weights="all")
+    by_level = {level: students_of(level, teachers[level]) for level in levels}
+    students = list(dict.fromkeys(spec for own in by_level.values() for spec in own))  # two levels may have one teacher
+    work.finish(students, "students")
+    teachings = [
+        {"level": level, **teaching(teacher, EXPERIMENT, name)}
+        for level in levels
+        for teacher in teachers[level].values()
+        for name in dict.fromkeys(spec.method for spec in by_level[level])
+    ]
+    return students, teachings
 
 
 def _run_theory(seeds: Sequence[int], options: Options, work: Work) -> None:
@@ -197,12 +231,13 @@ def estimate(config: Config, options: Options, analyses: Sequence[str] = (), rep
     """Count the runs and time their two costs, a training step and an evaluation, on random images (under 3 s).
 
     Runs that are prefixes of others are counted but not trained; runs already in the folder are not looked for.
+    Students are counted as if each level had a teacher of its own; two may have the same.
     """
     specs: list[RunSpec] = []
     if studies.needs_sweep(analyses):
-        teachers: dict[int, Any] = {seed: {} for seed in config.seeds}
         grids = [config, *(variant for _, _, variant in sensitivity_variants(config) if options.sensitivity)]
-        specs += [spec for grid in grids for spec in grid.base_specs("") + grid.specs("", grid.methods, teachers)]
+        for grid, level in product(grids, studies.TAUGHT_AT):
+            specs += grid.base_specs("") + grid.specs("", grid.methods, studies.unknown_teachers(level, grid.seeds))
     for name in set(analyses) & set(studies.STUDIES):
         own = [spec for arm in studies.arms_of(name, options.preset) for spec in arm.specs(config.seeds, "")]
         specs += [*map(studies.base_of, own), *own]

@@ -13,8 +13,10 @@ import polars as pl
 
 from rlrazor.errors import RazorError
 from rlrazor.experiments.parity_mnist.config import PAPER_LRS, PRESETS, Config
+from rlrazor.experiments.parity_mnist.methods import TEACHER
 from rlrazor.experiments.parity_mnist.task import DOTS
-from rlrazor.experiments.parity_mnist.train import base_spec
+from rlrazor.experiments.parity_mnist.train import EXPERIMENT, base_spec
+from rlrazor.experiments.work import with_teachers
 from rlrazor.records import RunSpec, to_table
 from rlrazor.store import RunStore
 
@@ -26,6 +28,7 @@ WITH_RL = ("quadrants", "baselines")
 
 NEVER_REFRESHED = 1_000_000  # updates of age: more than any run has, so the samples are the base's throughout
 DOT_IMAGES = 2_000
+TAUGHT_AT = (0.95, 0.96, 0.97)  # new-task scores of teachers
 SEEDS = {"paper": (0, 1, 2), "quick": (0,)}
 
 LRS = PAPER_LRS[6::2]  # 3.6e-5 ... 1e-3, of the sweep's own
@@ -35,17 +38,27 @@ ONE = PAPER_LRS[10:11]
 
 @dataclass(frozen=True)
 class Arm:
-    """Runs that share a setting: `variant` are params that the training loop knows, `settings` fields of Config."""
+    """Runs that share a setting: `variant` are params that the training loop knows, `settings` fields of Config.
+
+    `taught_at`: the runs imitate the best policies of that new-task score among the study's own runs of `TEACHER`.
+    """
 
     methods: tuple[str, ...]
     lrs: tuple[float, ...]
     variant: Mapping[str, Any] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
+    taught_at: float | None = None
 
-    def specs(self, seeds: Sequence[int], data: str) -> list[RunSpec]:
-        """The fine-tuning runs; `data` is the fingerprint of the images."""
-        config = replace(_ONE_EPOCH, methods=self.methods, lrs=self.lrs, seeds=tuple(seeds), **self.settings)
-        return config.specs(data, config.methods, variant=self.variant)
+    def specs(self, seeds: Sequence[int], data: str, teachers: Mapping[int, Any] | None = None) -> list[RunSpec]:
+        """The fine-tuning runs; `data` is the fingerprint of the images, `teachers` (seed -> teacher) of `taught_at`.
+
+        Without `teachers`, those of students have a stand-in, which is enough to count them.
+        """
+        methods = self.methods if self.taught_at is None else (TEACHER, *self.methods)
+        config = replace(_ONE_EPOCH, methods=methods, lrs=self.lrs, seeds=tuple(seeds), **self.settings)
+        if teachers is None and self.taught_at is not None:
+            teachers = unknown_teachers(self.taught_at, seeds)
+        return config.specs(data, self.methods, teachers, self.variant)
 
 
 _ONE_EPOCH = replace(PRESETS["paper"], schedules=("constant",), epochs=(1,))
@@ -131,6 +144,21 @@ def _baselines(quick: bool) -> list[Arm]:
     ]
 
 
+def _distilled(quick: bool) -> list[Arm]:
+    # RL's from 5.5e-5 to 4.4e-4, students' from 1.2e-4 to 6.6e-4: they learn the task more slowly.
+    lrs, students_lrs = (PAPER_LRS[9:12:2],) * 2 if quick else (PAPER_LRS[7:13], PAPER_LRS[9:14:2])
+    short = {} if quick else {"epochs": (2,)}
+    many = {"labels_per_image": _ONE_EPOCH.group_size}
+    arms = [Arm((TEACHER,), lrs, settings=short)]
+    for level in TAUGHT_AT[:2] if quick else TAUGHT_AT:
+        arms.append(Arm(("rl-distilled",), students_lrs, {}, short, level))
+        if not quick:
+            arms.append(Arm(("rl-distilled",), students_lrs[:1], {}, {"epochs": (6,)}, level))
+        arms.append(Arm(("rl-distilled",), students_lrs, many, short, level))
+        arms.append(Arm(("rl-distilled-correct",), students_lrs, {}, short, level))
+    return arms
+
+
 STUDIES = {
     "precision": _precision,
     "dynamics": _dynamics,
@@ -141,10 +169,11 @@ STUDIES = {
     "unrelated-prior": _unrelated_prior,
     "kl-minimal": _kl_minimal,
     "baselines": _baselines,
+    "distilled": _distilled,
 }
 ANALYSES = (
     *("predictors", "precision", "representation", "dynamics", THEORY, "quadrants"),
-    *("off-policy", "optimizers", "kl-penalty", "unrelated-prior", "kl-minimal", "baselines"),
+    *("off-policy", "optimizers", "kl-penalty", "unrelated-prior", "kl-minimal", "baselines", "distilled"),
 )
 """Every analysis, in the order of the report."""
 
@@ -173,19 +202,41 @@ def base_of(spec: RunSpec) -> RunSpec:
     return base_spec(spec.params, spec.seed)
 
 
+def unknown_teachers(level: float, seeds: Sequence[int]) -> dict[int, Any]:
+    """Stand-ins for teachers that are not trained yet, by seed: enough to count their students."""
+    return {seed: {"new": level} for seed in seeds}
+
+
+def students_of(
+    arms: Sequence[Arm], level: float, teachers: Mapping[int, Any], seeds: Sequence[int], data: str
+) -> list[RunSpec]:
+    """The runs of the arms that are taught at this level, by these teachers (seed -> teacher)."""
+    return [spec for arm in arms if arm.taught_at == level for spec in arm.specs(seeds, data, teachers)]
+
+
 def study_table(specs: Sequence[RunSpec], store: RunStore) -> pl.DataFrame:
-    """The records of these runs and of their bases, base by base: forgetting is counted from a run's own base."""
+    """The records of these runs and of their bases, base by base: forgetting is counted from a run's own base.
+
+    `teacher` names whom a run imitates, as `work.with_teachers` does.
+    """
     by_base: dict[RunSpec, list[RunSpec]] = {}
     for spec in dict.fromkeys(specs):
         by_base.setdefault(base_of(spec), []).append(spec)
     tables = [to_table((spec, store.read(spec).records) for spec in [base, *tuned]) for base, tuned in by_base.items()]
-    return pl.concat(tables, how="diagonal_relaxed")
+    return with_teachers(pl.concat(tables, how="diagonal_relaxed"), specs, EXPERIMENT)
 
 
 def describe_arms(arms: Sequence[Arm]) -> list[dict[str, Any]]:
     """What was varied, for the file beside the table."""
     return [
-        {"methods": list(arm.methods), "lrs": list(arm.lrs), **dict(arm.settings), **dict(arm.variant)} for arm in arms
+        {
+            "methods": list(arm.methods),
+            "lrs": list(arm.lrs),
+            **dict(arm.settings),
+            **dict(arm.variant),
+            **({} if arm.taught_at is None else {"taught_at": arm.taught_at}),
+        }
+        for arm in arms
     ]
 
 

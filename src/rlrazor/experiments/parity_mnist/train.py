@@ -227,8 +227,9 @@ class Labels:
             source = teacher_log_probs(spec.params["teacher"], task, store) if method.from_teacher else base.train_logp
             digits, source = rule.rename(task.new_train_digits), rule.reorder(source)
             labels_rng = generator(spec.seed, "labels")
+            each = spec.params.get("labels_per_image", 1)
             self.offline_NG = torch.cat(
-                [sample(target(digits, source), 1, labels_rng) for target in method.targets], dim=1
+                [sample(target(digits, source), each, labels_rng) for target in method.targets], dim=1
             )
 
     def of_step(self, step: int, policy: DigitPolicy, logp_BV: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -16,6 +16,7 @@ from rlrazor.records import BASE, JSON
 from rlrazor.report import tables
 from rlrazor.report.sections import (
     baselines,
+    distilled,
     dynamics,
     forecasts,
     kl_laws,
@@ -51,6 +52,7 @@ SECTIONS: Mapping[str, Callable[[Study], Section]] = {
     "unrelated-prior": unrelated_prior.section,
     "kl-minimal": kl_minimal.section,
     "baselines": baselines.section,
+    "distilled": distilled.section,
 }
 
 OF_SWEEP: Mapping[str, Callable[[Study], bool]] = {
