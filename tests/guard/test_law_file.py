@@ -126,4 +126,6 @@ def test_another_base_or_tokenizer_is_refused() -> None:
     with pytest.raises(RazorError, match="tokenizer is not the one"):
         law.check(tiny_llama(), char_tokenizer("zyxwvutsrqponmlkjihgfedcba0123456789+-=: \n"))
     with pytest.raises(RazorError, match="calibrated for base, and this base is another one"):
+        law.check_base(base_digest(tiny_llama(seed=1)))
+    with pytest.raises(RazorError, match="logged by another version of rlrazor"):
         law.check_base("0" * 16)

@@ -1,5 +1,6 @@
 """Picking a checkpoint: the frontier against brute force, folders of a real Trainer, measured ones, and bad input."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -77,7 +78,8 @@ def write_checkpoint(folder: Path, step: int, history: list[Any], run: str | Non
     state = {"global_step": step, "log_history": history, **settings}
     (folder / "trainer_state.json").write_text(json.dumps(state))
     if run is not None:
-        (folder / "razor.json").write_text(json.dumps({"run": run, "step": step}))
+        saved = hashlib.sha256((folder / "trainer_state.json").read_bytes()).hexdigest()[:16]
+        (folder / "razor.json").write_text(json.dumps({"run": run, "step": step, "state": saved}))
 
 
 def rows(drops: Drops, run: str | None = None) -> str:
@@ -408,7 +410,7 @@ def test_a_run_that_went_on_unwatched_from_a_watched_checkpoint(tmp_path: Path) 
     write_checkpoint(run / "checkpoint-8", 8, [*history, {"step": 8, "loss": 1.9}])
     found = pick(run, budget=0.5)
     assert names(found) == ["checkpoint-4"]
-    assert "checkpoint-8 is left out: by the times of its files" in " ".join(found.notes)
+    assert "checkpoint-8 is left out: a run that no monitor watched has written over it" in " ".join(found.notes)
     assert "Left out: checkpoint-12, whose own logs are not those of the run of checkpoint-8" in " ".join(found.notes)
     shutil.rmtree(run / "checkpoint-8")
     write_checkpoint(run / "checkpoint-8", 8, [*history, {"step": 8, "loss": 1.9}])

@@ -127,9 +127,7 @@ def test_an_adapter_that_has_learnt_something_is_checked_by_the_files(tmp_path: 
     alone = moved(fresh(LoraConfig(r=2, target_modules=LAYERS)))
     with pytest.raises(RazorError, match=r"the adapter moves it already, and the base's files \(its config names none"):
         check_undone(alone)
-    check_undone(alone, base_digest(tiny_llama()))
-    with pytest.raises(RazorError, match="cannot be checked"):
-        check_undone(alone, base_digest(tiny_llama(seed=1)))
+    check_undone(alone, recognised=True)
     # A fraction of a weight that somebody else's base has otherwise.
     with torch.no_grad():
         for name, weight in learnt.named_parameters():

@@ -224,14 +224,23 @@ def test_a_digest_is_of_the_base_however_it_is_held(tmp_path: Path) -> None:
 
 def test_a_digest_bears_rounding_and_no_more() -> None:
     digest = base_digest(tiny_llama())
-    precision, *values = digest.split()
+    precision, total, norm, *values = digest.split()
+    weights = torch.cat([weight.flatten() for weight in tiny_llama().parameters()]).detach().to(torch.bfloat16).double()
+    assert float(total) == pytest.approx(float(weights.sum()), rel=1e-9)
+    assert float(norm) == pytest.approx(float(weights.square().sum().sqrt()), rel=1e-9)
 
     def moved(by: float, some: slice = slice(None)) -> str:
         numbers = [float(value) for value in values]
         numbers[some] = [number + by for number in numbers[some]]
-        return " ".join([precision, *(f"{number:.4f}" for number in numbers)])
+        return " ".join([precision, total, norm, *(f"{number:.4f}" for number in numbers)])
 
     assert precision == "float32"
+    # Tokens that none of these log-probabilities is of: a merged embedding of one.
+    one = tiny_llama()
+    with torch.no_grad():
+        one.model.embed_tokens.weight[7] += 0.1
+    assert not is_same_base(base_digest(one), digest)
+    assert not is_same_base(base_digest(one.to(torch.bfloat16)), base_digest(tiny_llama().to(torch.bfloat16)))
     assert is_same_base(moved(1e-3), digest)
     assert not is_same_base(moved(1e-2), digest)
     assert is_same_base(moved(3.0, slice(0, 10)), digest)  # a few tokens that a mixture of experts routes otherwise

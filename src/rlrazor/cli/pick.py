@@ -120,7 +120,7 @@ def _measuring(
     from rlrazor.guard.compare import NO_MEMORY
     from rlrazor.guard.pick import Drop
     from rlrazor.lm import compute
-    from rlrazor.lm.models import Vocabulary, is_adapter, load, tokenizer_of
+    from rlrazor.lm.models import Vocabulary, base_digest, is_adapter, load, tokenizer_of
     from rlrazor.lm.probes import default_cache, read_prompts
     from rlrazor.lm.sampling import NotFiniteError
 
@@ -130,8 +130,11 @@ def _measuring(
     try:
         with compute.memory_errors(NO_MEMORY):
             own = load(base, dtype=dtype)
-            law.check(own.model, own.tokenizer)
-            side = BaseSide.of(own.model, own.tokenizer, asked, law.generic, law.settings, cache_dir=default_cache())
+            digest = base_digest(own.model, law.settings.precision)
+            law.check(own.model, own.tokenizer, digest)
+            side = BaseSide.of(
+                own.model, own.tokenizer, asked, law.generic, law.settings, cache_dir=default_cache(), digest=digest
+            )
     except NotFiniteError as error:
         raise RazorError(f"The outputs of {base} are NaN or infinite: {dtype} is too coarse for them.") from error
     vocabulary, tokenizer = Vocabulary.of(own), own.tokenizer

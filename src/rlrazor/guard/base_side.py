@@ -38,15 +38,17 @@ class BaseSide:
         settings: ProbeSettings,
         *,
         cache_dir: Path | None = None,
+        digest: str | None = None,
         share: tuple[int, int] = (0, 1),
     ) -> BaseSide:
         """Complete the prompts and run the base, a PEFT model's under its adapter. `share`: of (rank, processes).
 
-        Raises RazorError where nothing is left to measure on.
+        `digest` is the base's, where it is known. Raises RazorError where nothing is left to measure on.
         """
+        kept: dict[str, Any] = {"cache_dir": cache_dir, "digest": digest}
         sequences = {
-            FORWARD: probes.of_prompts(base, tokenizer, prompts, settings, cache_dir=cache_dir),
-            PROBE: probes.of_generic(base, tokenizer, generic, settings, cache_dir=cache_dir),
+            FORWARD: probes.of_prompts(base, tokenizer, prompts, settings, **kept),
+            PROBE: probes.of_generic(base, tokenizer, generic, settings, **kept),
         }
         found: dict[str, kl.Probe] = {}
         for name, every in sequences.items():

@@ -342,15 +342,15 @@ def _measure(
 
     told("loading the base")
     base = load(pair.base, dtype=pair.dtype)
+    digest = base_digest(base.model, settings.precision)
     if law is not None:
-        law.check(base.model, base.tokenizer)
+        law.check(base.model, base.tokenizer, digest)
     tokenizer, vocabulary = base.tokenizer, Vocabulary.of(base)
     told("the base on the probes")
-    new = probes.of_prompts(base.model, tokenizer, prompts, settings, cache_dir=pair.cache_dir)
-    text = probes.of_generic(base.model, tokenizer, generic, settings, cache_dir=pair.cache_dir)
+    new = probes.of_prompts(base.model, tokenizer, prompts, settings, cache_dir=pair.cache_dir, digest=digest)
+    text = probes.of_generic(base.model, tokenizer, generic, settings, cache_dir=pair.cache_dir, digest=digest)
     first = kl.Probe(base.model, new, precision=settings.precision)
     before = {FORWARD: first, PROBE: kl.Probe(base.model, text, beside=first, precision=settings.precision)}
-    digest = base_digest(base.model, settings.precision)
     del first
     rows = [[*text.prompts[at], *completion] for at, completion in zip(text.prompt_of, text.completions, strict=True)]
     similar = representation_of_ids(base.model, rows) if len(rows) > NEIGHBOURS else None

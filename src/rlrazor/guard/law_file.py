@@ -17,7 +17,7 @@ from rlrazor.errors import RazorError
 from rlrazor.forecast import FLOOR, FORWARD, MIN_RUNS, PROBE, Candidate, Choice, Forecast, Forecaster, KLLaw, LeftOutRun
 from rlrazor.law import Saturating
 from rlrazor.lm.kl import Estimate
-from rlrazor.lm.models import base_digest, is_same_base, tokenizer_digest
+from rlrazor.lm.models import base_digest, is_digest, is_same_base, tokenizer_digest
 from rlrazor.lm.probes import GenericText, ProbeSettings, Prompt, content_hash
 from rlrazor.store import atomic_path
 
@@ -154,12 +154,13 @@ class LawFile:
             f"{self.attainable(level):.0%}."
         )
 
-    def check(self, base: Any, tokenizer: Any) -> None:
+    def check(self, base: Any, tokenizer: Any, digest: str | None = None) -> None:
         """Raise RazorError for another base than the law's, or the same in another precision or with another tokenizer.
 
-        Of a PEFT model the base is what is left without its adapter.
+        Of a PEFT model the base is what is left without its adapter. `digest`: of the base in the law's precision,
+        where it is known.
         """
-        self.check_base(base_digest(base, self.settings.precision))
+        self.check_base(digest or base_digest(base, self.settings.precision))
         if tokenizer_digest(tokenizer) != self.tokenizer_digest:
             raise RazorError(
                 "The tokenizer is not the one that the law was calibrated with: it has other token ids, another chat "
@@ -168,11 +169,16 @@ class LawFile:
 
     def check_base(self, digest: str) -> None:
         """The same by the base's digest alone."""
+        if not is_digest(digest):
+            raise RazorError(
+                "KL was logged by another version of rlrazor, which told bases apart in another way: measure the "
+                "checkpoints anew, with a base, prompts and the law."
+            )
         if not is_same_base(digest, self.base_digest):
             raise RazorError(
-                f"This law was calibrated for {self.base_name}, and this base is another one: it computes other "
-                "log-probabilities of the same tokens, and a law belongs to its base. Run `razor calibrate` on this "
-                "base, or leave the law out."
+                f"This law was calibrated for {self.base_name}, and this base is another one: it has other "
+                "weights, or computes otherwise with them, and a law belongs to its base. Run `razor calibrate` on "
+                "this base, or leave the law out."
             )
 
     def save(self, path: Path) -> None:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 import time
 import traceback
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -39,7 +40,7 @@ from rlrazor.guard.overlap import count_overlap, template_caution
 from rlrazor.lm import compute
 from rlrazor.lm.adapters import is_adapted, unwrapped
 from rlrazor.lm.kl import Drift, Estimate
-from rlrazor.lm.models import base_digest, is_same_base
+from rlrazor.lm.models import base_digest, is_digest, is_same_base
 from rlrazor.lm.probes import (
     GenericText,
     ProbeSettings,
@@ -194,6 +195,7 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
         own = read_generic(Path(generic)) if isinstance(generic, str | Path) else generic
         self.generic = self._the_laws("generic", own, GenericText.built_in)
         self.settings = self._the_laws("settings", settings, ProbeSettings)
+        self.asked = every, self.settings  # what follows from them is another thing for each trainer
         self.tokenizer, self.cache_dir = tokenizer, cache_dir or default_cache()
         self.log_path = None if log is None else Path(log)
         self.readings: list[Reading] = []
@@ -207,6 +209,9 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
         self.log: Log | None = None  # of the first process, from the beginning of training on, like what follows
         self.kept: KeptModel | None = None
         self.claim: Claim | None = None
+        # The model that is the base, and its trainer's control, as long as there are any.
+        self.looked_at: Callable[[], Any] = lambda: None
+        self.trainer: Callable[[], Any] = lambda: None
         self.unreachable: set[str] = set()  # trackers
         self.vocabulary: Any = None
         self.provenance: dict[str, str] = {}
@@ -236,7 +241,10 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Warn of what can be seen now; count the tokens of the first step."""
-        if self.base is None:  # added to a trainer that was there already, or the model was still to be placed
+        # Added to a trainer that was there already, or the model was still to be placed, or is another trainer's; with
+        # `model_init` it is made anew, and as training resumes no longer the base.
+        resumed = state.global_step > 0 and self.trainer() is control
+        if self.base is None or not (resumed or self.looked_at() is unwrapped(model)):
             if state.global_step > 0 and not is_adapted(model):
                 raise RazorError(
                     "Training resumes, and the base is gone: ForgettingMonitor was added after the trainer was made, "
@@ -252,9 +260,10 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
         earlier = ranks.together(lambda: self._earlier(path, state.global_step))
         earlier = ranks.gather(earlier)[0]  # of the first process, which writes them
         ranks.together(lambda: self._begin_outputs(args, path, earlier, fresh=state.global_step == 0))
-        self.last_seen = earlier[-1]["step"] if earlier else 0
-        if self.every is None and earlier:
-            self._plan(*(earlier[-1][name] for name in PLAN))
+        measured = [row for row in earlier if "error" not in row]
+        self.last_seen = measured[-1]["step"] if measured else 0
+        if self.every is None and measured:
+            self._plan(*(measured[-1][name] for name in PLAN))
         if self.every is None and not getattr(args, "torch_compile", False):
             self.counter = _TokenCounter(unwrapped(model))
             sizes = [(weight.numel(), weight.requires_grad) for weight in unwrapped(model).parameters()]
@@ -349,7 +358,7 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
 
     def _look_at_base(self, args: Any, control: Any, model: Any, processing_class: Any) -> None:
         """Raises RazorError for all that cannot be watched."""
-        self.is_off, self.claim = False, None
+        self._forget()
         self.claim = Claim.of(control, self._log_path(args), self._kept_path(args))
         processing_class = self.tokenizer or processing_class
         tokenizer = getattr(processing_class, "tokenizer", processing_class)
@@ -357,14 +366,16 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
             raise RazorError("ForgettingMonitor needs the tokenizer: give it, or processing_class to the trainer.")
         self.vocabulary = tokenizer
         self.settings = self.settings.on(model)
+        self.looked_at, self.trainer = weakref.ref(model), (lambda: None) if control is None else weakref.ref(control)
         try:
             with compute.generators_untouched(), compute.memory_errors(NO_MEMORY):
                 require_measurable(model, tokenizer)
-                check_undone(model, None if self.law is None else self.law.base_digest)
+                digest = base_digest(model, self.settings.precision)
+                check_undone(model, recognised=self.law is not None and is_same_base(digest, self.law.base_digest))
                 if self.law is not None:
-                    self.law.check(model, tokenizer)
+                    self.law.check(model, tokenizer, digest)
                 self.provenance = {
-                    "base": base_digest(model, self.settings.precision),
+                    "base": digest,
                     "probe": probe_hash(self.settings, self.generic),
                     "prompts_hash": self.prompts_hash,
                 }
@@ -375,6 +386,7 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
                     self.generic,
                     self.settings,
                     cache_dir=self.cache_dir,
+                    digest=digest,
                     share=(ranks.rank(), ranks.count()),
                 )
         except NotFiniteError as error:
@@ -389,6 +401,13 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
                 f"{' '.join(str(error).split())}. Train without the monitor, and report this."
             ) from error
         self.first_prompt = str(tokenizer.decode(list(self.base.first_prompt)))
+
+    def _forget(self) -> None:
+        """What another trainer has left, where the monitor was given to two, one after the other."""
+        self.every, self.settings = self.asked
+        self.base = self.thin = self.last = self.claim = None
+        self.share = self.last_share = 1.0
+        self.readings, self.last_seen, self.is_off = [], 0, False
 
     def _say_what_is_wrong(self, dataloader: Any, told: Mapping[str, Any] | None) -> None:
         if self.law is None:
@@ -433,7 +452,11 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
         if not ranks.is_first():
             return []
         earlier = rows_until(path, step, PLAN)
-        for row in earlier:
+        for row in (row for row in earlier if "error" not in row):
+            if not is_digest(str(row.get("base"))):
+                raise RazorError(
+                    f"Training resumes, and the KLs in {path} are of another version of rlrazor: move that file away."
+                )
             same = {name: row.get(name) == value for name, value in self.provenance.items()}
             same["base"] = is_same_base(str(row.get("base")), self.provenance["base"])
             if not all(same.values()):
@@ -447,8 +470,7 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
         if not ranks.is_first():
             return
         assert self.claim is not None
-        if earlier and "run" in earlier[-1]:
-            self.claim.run = str(earlier[-1]["run"])
+        self.claim.begin(str(earlier[-1]["run"]) if earlier and "run" in earlier[-1] else None)
         self.log = Log(path, _say)
         self.log.begin(earlier, fresh=fresh)
         if (folder := self._kept_path(args)) is not None:

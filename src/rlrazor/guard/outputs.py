@@ -5,6 +5,7 @@ Before training, a file that is in the way is an error. During training nothing 
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import shutil
@@ -20,6 +21,7 @@ from rlrazor.errors import RazorError
 from rlrazor.store import atomic_path
 
 LOG = "razor.jsonl"  # in the trainer's output folder
+STATE = "trainer_state.json"  # of a Trainer, in a checkpoint
 MARK = "razor.json"  # in a checkpoint: whose it is; in a kept model: what was measured of it
 Say = Callable[[str], None]
 
@@ -28,11 +30,13 @@ Say = Callable[[str], None]
 class Claim:
     """What one monitor writes, so that no other of the same trainer writes it too; `run` is the id of the training run.
 
-    The monitors of a trainer share the id.
+    The monitors of a trainer share the id; each time that it trains anew is another run.
     """
 
     paths: frozenset[Path]
-    run: str
+    trainer: str
+    run: str = ""
+    trainings: int = 0
 
     @classmethod
     def of(cls, control: Any, *paths: Path | None) -> Claim:
@@ -45,20 +49,33 @@ class Claim:
                 f"Two monitors of this trainer write to {shared[0]}: give each a log of its own "
                 '(log="runs/other.jsonl"), and on_budget="keep" to one of them only.'
             )
-        claim = cls(own, others[0].run if others else uuid.uuid4().hex[:12])
+        claim = cls(own, others[0].trainer if others else uuid.uuid4().hex[:12])
         if control is not None:
             _claims.append((weakref.ref(control), weakref.ref(claim)))
         return claim
+
+    def begin(self, resumed: str | None) -> None:
+        """Training begins, or goes on with the run of that id."""
+        self.trainings += 1
+        self.run = resumed or (self.trainer if self.trainings == 1 else f"{self.trainer}-{self.trainings}")
 
 
 _claims: list[tuple[weakref.ref[Any], weakref.ref[Claim]]] = []
 
 
 def mark_checkpoint(folder: Path, run: str, step: int) -> None:
-    """Leave the id of the run in a checkpoint, for `pick`; where it cannot be written, the log has it as well."""
+    """Leave the id of the run in a checkpoint, for `pick`, with the hash of the state that the trainer saved there.
+
+    By that it is seen whether another run has written over it. Where it cannot be written, the log has the id as well.
+    """
     with suppress(OSError):
-        if folder.is_dir():
-            (folder / MARK).write_text(json.dumps({"run": run, "step": step}) + "\n", encoding="utf-8")
+        label = {"run": run, "step": step, "state": hash_of(folder / STATE)}
+        (folder / MARK).write_text(json.dumps(label) + "\n", encoding="utf-8")
+
+
+def hash_of(path: Path) -> str:
+    """SHA-256 of a file: 16 hexadecimal digits."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
 class Log:
@@ -100,7 +117,7 @@ class Log:
 
 
 def rows_until(path: Path, step: int, needed: Sequence[str]) -> list[dict[str, Any]]:
-    """What an earlier part of a run has logged: whole rows that have `needed`, up to a step.
+    """What an earlier part of a run has logged up to a step: whole rows that have `needed`, and those of failures.
 
     Raises RazorError for a file that is there and cannot be read.
     """
@@ -114,7 +131,7 @@ def rows_until(path: Path, step: int, needed: Sequence[str]) -> list[dict[str, A
     for line in text.split("\n"):
         with suppress(ValueError, TypeError, KeyError):  # a line that a killed process left half-written
             row = json.loads(line)
-            if row["step"] <= step and set(needed) <= set(row):
+            if row["step"] <= step and (set(needed) <= set(row) or "error" in row):
                 rows.append(row)
     return rows
 

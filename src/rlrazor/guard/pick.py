@@ -367,9 +367,7 @@ def _estimate(mean: float, stderr: float | None) -> Estimate:
 def _drop_at(checkpoint: Checkpoint, logged: Sequence[Drop | Failure]) -> Drop:
     """The last that was logged up to a checkpoint's step; of rows of one step the one that was written last."""
     if checkpoint.overwritten:
-        raise RazorError(
-            f"by the times of its files, a run that no monitor watched has written over it since its {MARK}."
-        )
+        raise RazorError(f"a run that no monitor watched has written over it since its {MARK} was.")
     last = next((one for one in reversed(logged) if one.step <= checkpoint.step), None)
     if last is None:
         raise RazorError("nothing was forecast up to its step.")

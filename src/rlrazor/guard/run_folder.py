@@ -17,16 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from rlrazor.errors import RazorError
-from rlrazor.guard.outputs import LOG, MARK
+from rlrazor.guard.outputs import LOG, MARK, STATE, hash_of
 from rlrazor.lm.models import check_weights
-
-STATE = "trainer_state.json"
 
 MEASURE = "measure the checkpoints here, with --base, --prompts and --law"
 _NUMBER = re.compile(r"checkpoint-0*(\d+)$")
 _SETTINGS = ("max_steps", "num_train_epochs", "train_batch_size", "logging_steps", "eval_steps", "save_steps")
 _SAVING = 60_000_000_000  # nanoseconds from the weights to the trainer's state of one save, or one copy
-_COPIED = 100_000_000  # nanoseconds that a copy of a folder does not wait after a file as small as a label
 
 
 @dataclass(frozen=True)
@@ -187,16 +184,14 @@ def _read(path: Path) -> Checkpoint:
 def _label(path: Path, step: int) -> tuple[str | None, bool]:
     """The run that a checkpoint says it is of, and whether that is no longer so.
 
-    A monitor writes the label last. Where all else is newer, or of another step, a run without one came after.
+    A run without a label that wrote over the checkpoint has saved another state of its trainer there.
     """
     try:
         label = json.loads((path / MARK).read_text(encoding="utf-8"))
-        run, at = str(label["run"]), label["step"]
-        written = (path / MARK).stat().st_mtime_ns
-        others = [file.stat().st_mtime_ns for file in path.iterdir() if file.is_file() and file.name != MARK]
+        run, at, state = str(label["run"]), label["step"], label["state"]
+        overwritten = at != step or state != hash_of(path / STATE)
     except (OSError, ValueError, KeyError, TypeError):
         return None, False
-    overwritten = at != step or min(others) > written + _COPIED
     return None if overwritten else run, overwritten
 
 

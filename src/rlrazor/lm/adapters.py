@@ -73,6 +73,7 @@ def _places(model: Any) -> dict[str, _Place]:
         return {name: _Place(parameter, None, name) for name, parameter in model.named_parameters()}
     found: dict[str, _Place] = {}
     seen: set[int] = set()
+    repeats = any(getattr(config, "layer_replication", None) for config in model.peft_config.values())
 
     def walk(module: nn.Module, prefix: str, around: nn.Module | None, path: str) -> None:
         while (inner := _inside(module)) is not None:
@@ -80,7 +81,7 @@ def _places(model: Any) -> dict[str, _Place]:
             module = inner
         for name, parameter in module._parameters.items():
             # Tied weights are one, but layers that PEFT has repeated are several: each has an adapter of its own.
-            if parameter is not None and not (id(parameter) in seen and around is None):
+            if parameter is not None and (id(parameter) not in seen or (repeats and around is not None)):
                 seen.add(id(parameter))
                 found[prefix + name] = _Place(parameter, around, path + name)
         for name, child in module._modules.items():
@@ -143,6 +144,8 @@ def _merged(module: nn.Module) -> Any:
         trained: Any = active[0] if active else module.original_module
         return trained
     own = copy.deepcopy(module)
+    if any(weight.dtype in (torch.float16, torch.bfloat16) for weight in own.parameters()):
+        own.float()  # in half precision a small update would be lost, which the model adds to outputs, not to weights
     for layer in own.modules():
         if isinstance(layer, BaseTunerLayer) and not layer.merged:
             try:

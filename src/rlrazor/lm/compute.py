@@ -80,12 +80,17 @@ def autocast(*, bf16: bool) -> AbstractContextManager[object]:
 
 
 def precision_of(model: Any) -> str:
-    """The dtype that most of a model's weights have, by name, such as "bfloat16": what it computes in by itself."""
-    sizes: dict[torch.dtype, int] = {}
+    """Which of PRECISIONS a model computes in by itself: that of most of its weights.
+
+    Weights of other types do not count: eight bits are computed with in what the rest has, float64 is as good as
+    float32.
+    """
+    sizes: dict[str, int] = {}
     for weight in model.parameters():
-        if weight.is_floating_point():
-            sizes[weight.dtype] = sizes.get(weight.dtype, 0) + weight.numel()
-    return str(max(sizes, key=lambda dtype: sizes[dtype])).removeprefix("torch.") if sizes else "float32"
+        name = str(weight.dtype).removeprefix("torch.")
+        if name in PRECISIONS:
+            sizes[name] = sizes.get(name, 0) + weight.numel()
+    return max(sizes, key=lambda name: sizes[name]) if sizes else PRECISIONS[0]
 
 
 @contextmanager
@@ -111,16 +116,16 @@ def measuring(model: Any, precision: str) -> Iterator[None]:
 
 @contextmanager
 def _own_forward(model: Any) -> Iterator[None]:
-    """Without the autocast that accelerate, in preparing a model, has put around its `forward`."""
-    wrapped = vars(model).get("forward")
-    if "_original_forward" not in vars(model) or wrapped is None:
-        yield
-        return
-    model.forward = model._original_forward
+    """Without the autocast that accelerate, in preparing a model, has put around its `forward` or that of a part."""
+    wrapped = [module for module in model.modules() if {"forward", "_original_forward"} <= vars(module).keys()]
+    before = [module.forward for module in wrapped]
+    for module in wrapped:
+        module.forward = module._original_forward
     try:
         yield
     finally:
-        model.forward = wrapped
+        for module, forward in zip(wrapped, before, strict=True):
+            module.forward = forward
 
 
 @contextmanager

@@ -8,6 +8,7 @@ in the cache.
 import contextlib
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -26,7 +27,7 @@ from torch import Tensor
 from rlrazor.errors import RazorError, cause_of, disk_error_in
 from rlrazor.extras import needs_package
 from rlrazor.lm import compute, hub
-from rlrazor.lm.adapters import adapter_disabled, unwrapped
+from rlrazor.lm.adapters import adapter_disabled, base_weights, unwrapped
 from rlrazor.lm.sampling import NotFiniteError
 from rlrazor.lm.versions import in_dtype, weights_by_config
 
@@ -249,9 +250,10 @@ def named_base(adapter: str | Path) -> str:
 
 DIGEST_TOKENS = 128
 DIGEST_VALUES = 32  # log-probabilities that are kept of them
-# Nats by which one may differ between machines and libraries; a fine-tune that moves them less has hardly drifted.
-SAME_BASE = {"float32": 5e-3}
-SAME_BASE_IN_HALF = 0.15
+SAME_WEIGHTS = 1e-9  # of their norm: what the order of a sum in float64 may change
+# Nats by which a log-probability may differ between machines and libraries, whose weights are the same.
+SAME_LOGITS = {"float32": 5e-3}
+SAME_LOGITS_IN_HALF = 0.15
 
 
 @torch.no_grad()
@@ -273,31 +275,50 @@ def token_log_probs(model: Any, precision: str | None = None, *, adapted: bool =
     return logp_T
 
 
+@torch.no_grad()
 def base_digest(model: Any, precision: str | None = None) -> str:
-    """What tells bases apart, and an adapter's base from another: what they compute, by name of its precision.
+    """What tells bases apart, and an adapter's base from another: all of its weights, and what they compute.
 
-    Log-probabilities of fixed tokens, so that neither the names of weights nor those of settings matter, which change
-    with the version of a library. To be compared by `is_same_base`: their last digits depend on the machine. Raises
-    NotFiniteError.
+    The sum and the norm of the weights, rounded to bfloat16, so that a base loaded in float32 and in bfloat16 is one;
+    and log-probabilities of fixed tokens in the named precision. Neither depends on the names, the order or the fusing
+    of weights, nor on those of settings, which change with the version of a library. To be compared by `is_same_base`,
+    as last digits depend on the machine. Raises NotFiniteError.
     """
+    total, square = 0.0, 0.0
+    for weight in base_weights(model).values():
+        rounded = weight.detach().to(torch.bfloat16) if weight.is_floating_point() else weight.detach().float()
+        total += float(rounded.sum(dtype=torch.float64))
+        square += float(torch.linalg.vector_norm(rounded, dtype=torch.float64)) ** 2
     logp_T = token_log_probs(model, precision)
     if not logp_T.isfinite().all():
         raise NotFiniteError("logits are not finite")
     chosen = np.linspace(0, len(logp_T) - 1, min(len(logp_T), DIGEST_VALUES)).astype(int)
     values = " ".join(f"{value:.4f}" for value in logp_T.numpy()[chosen])
-    return f"{precision or compute.precision_of(model)} {values}"
+    return f"{precision or compute.precision_of(model)} {total:.12e} {math.sqrt(square):.12e} {values}"
+
+
+def is_digest(text: str) -> bool:
+    """Whether this is a digest of this version's."""
+    return len(text.split()) > 3 and text.split()[0] in compute.PRECISIONS
 
 
 def is_same_base(one: str, other: str) -> bool:
-    """Whether two digests are of one base: most of their values differ by rounding only."""
-    (precision, *values), (other_precision, *other_values) = one.split() or [""], other.split() or [""]
-    if len(values) != len(other_values) or not values:
+    """Whether two digests are of one base: the same weights, and log-probabilities that differ by rounding only."""
+    if not is_digest(one) or not is_digest(other):
         return False
-    tolerance = max(SAME_BASE.get(name, SAME_BASE_IN_HALF) for name in (precision, other_precision))
+    (precision, *numbers), (other_precision, *other_numbers) = one.split(), other.split()
+    if len(numbers) != len(other_numbers):
+        return False
     try:
-        apart = sorted(abs(float(a) - float(b)) for a, b in zip(values, other_values, strict=True))
-    except ValueError:  # a digest of an older form
+        (total, norm, *values), (other_total, other_norm, *other_values) = (
+            [float(number) for number in some] for some in (numbers, other_numbers)
+        )
+    except ValueError:
         return False
+    if max(abs(total - other_total), abs(norm - other_norm)) > SAME_WEIGHTS * max(abs(total), norm):
+        return False
+    tolerance = max(SAME_LOGITS.get(name, SAME_LOGITS_IN_HALF) for name in (precision, other_precision))
+    apart = sorted(abs(a - b) for a, b in zip(values, other_values, strict=True))
     return apart[len(apart) // 2] <= tolerance  # of a mixture of experts a few may be routed otherwise
 
 

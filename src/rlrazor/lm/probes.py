@@ -162,13 +162,14 @@ def of_prompts(
     *,
     purpose: str = NEW,
     cache_dir: Path | None = None,
+    digest: str | None = None,
 ) -> Sequences:
     """The probe of these prompts: each that fits into the context, with what the base says to it.
 
     Of a PEFT model the base is what is left without its adapter.
 
     Completions come from `cache_dir`, if there is one, where the base, the prompts' tokens and the settings are the
-    same. Raises RazorError where no prompt fits.
+    same; `digest` is the base's, where it is known. Raises RazorError where no prompt fits.
     """
     if not prompts:
         raise RazorError("There are no prompts to measure on: give at least one, and better a hundred.")
@@ -186,7 +187,8 @@ def of_prompts(
         with adapter_disabled(base):
             return Sequences.grouped(fitting, complete(base, tokenizer, fitting, settings, purpose))
     ends = encoding.stop_ids(tokenizer, base, settings.stop)
-    key = content_hash([SAMPLER, base_digest(base, settings.precision), fitting, ends, asdict(settings), purpose])
+    digest = digest or base_digest(base, settings.precision)
+    key = content_hash([SAMPLER, digest, fitting, ends, asdict(settings), purpose])
     path = cache_dir / f"{key}.json"
     completions = _cached(path, len(fitting) * settings.samples)
     if completions is None:
@@ -203,12 +205,18 @@ def of_prompts(
 
 
 def of_generic(
-    base: Any, tokenizer: Any, generic: GenericText, settings: ProbeSettings, *, cache_dir: Path | None = None
+    base: Any,
+    tokenizer: Any,
+    generic: GenericText,
+    settings: ProbeSettings,
+    *,
+    cache_dir: Path | None = None,
+    digest: str | None = None,
 ) -> Sequences:
     """The generic probe: texts as `ids_of_texts` has them, or prompts with one completion by the base."""
     if generic.prompts:
         single = replace(settings, samples=1)
-        return of_prompts(base, tokenizer, generic.prompts, single, purpose=GENERIC, cache_dir=cache_dir)
+        return of_prompts(base, tokenizer, generic.prompts, single, purpose=GENERIC, cache_dir=cache_dir, digest=digest)
     texts = [text for text in ids_of_texts(base, tokenizer, generic.texts) if len(text) > 1]
     require_embeddings(unwrapped(base), tokenizer, texts, "Text")
     if not texts:

@@ -21,7 +21,7 @@ from rlrazor.lm.models import DTYPES, SavedWeights, base_digest, is_same_base, l
 COMPARED_VALUES = 4096  # of each weight: what replaces a base's weights moves nearly all of them
 # Nats by which a log-probability may differ where nothing was changed: DoRA rescales weights by their own norm.
 ROUNDING = {"float32": 1e-3}
-ROUNDING_IN_HALF = 0.03
+ROUNDING_IN_HALF = 0.08
 
 _CHANGED = (
     "Without its adapter this model is not the base: making the adapter has replaced weights or layers of the base "
@@ -38,10 +38,10 @@ _UNKNOWN = (
 )
 
 
-def check_undone(model: Any, digest: str | None = None) -> None:
+def check_undone(model: Any, *, recognised: bool = False) -> None:
     """Raise RazorError unless a PEFT model without its adapter is the base that the adapter was put on.
 
-    `digest`: what `base_digest` gives for that base, where it is known. A model without an adapter passes.
+    `recognised`: what is left without it has the digest of a base that is known. A model without an adapter passes.
     """
     model = unwrapped(model)
     if not is_adapted(model):
@@ -51,7 +51,7 @@ def check_undone(model: Any, digest: str | None = None) -> None:
             "Adapters that put virtual tokens in front of a prompt (prompt tuning, prefix tuning, P-tuning) are not "
             "measured. Use one that changes weights, such as LoRA."
         )
-    if digest is not None and is_same_base(base_digest(model, digest.partition(" ")[0]), digest):
+    if recognised:
         return
     moved = (token_log_probs(model, adapted=True) - token_log_probs(model)).abs().max()
     is_new = bool(moved <= ROUNDING.get(compute.precision_of(model), ROUNDING_IN_HALF))
@@ -92,20 +92,22 @@ def _is_the_model_in(folder: Path, model: Any, *, by_weights: bool) -> bool | No
         if by_weights and all(name in files for name in under):
             verdicts = [_are_equal(weight, files[name]) for name, weight in under.items()]
             return None if None in verdicts else all(verdicts)
-        # By other names, as when a library has fused or split them: then by what the whole model computes.
+        # By other names, as when a library has fused or split them: then by the whole model.
         precision = compute.precision_of(model)
         if precision not in DTYPES:
             return None
-        return is_same_base(base_digest(load(folder, dtype=precision).model), base_digest(model))
-    except RazorError:  # the files are not of a model that can be loaded
+        with compute.memory_errors("Out of memory while the base is loaded a second time."):
+            return is_same_base(base_digest(load(folder, dtype=precision).model), base_digest(model))
+    except RazorError:  # the files are not of a model that can be loaded, or not beside this one
         return None
 
 
 def _are_equal(weight: Tensor, saved: Tensor) -> bool | None:
-    """None for another shape: quantised, say."""
+    """Also after both are rounded, as a base loaded in half precision was. None for another shape: quantised."""
     if weight.shape != saved.shape or not weight.is_floating_point():
         return None
     places = np.linspace(0, weight.numel() - 1, min(weight.numel(), COMPARED_VALUES)).astype(int)
     chosen = torch.from_numpy(places)
-    ours = weight.detach().flatten()[chosen.to(weight.device)].cpu()
-    return bool((ours == saved.flatten()[chosen].to(ours.dtype)).all())
+    ours, theirs = weight.detach().flatten()[chosen.to(weight.device)].cpu(), saved.flatten()[chosen]
+    roundings = (ours.dtype, torch.float16, torch.bfloat16)
+    return any(bool((ours.to(dtype) == theirs.to(dtype)).all()) for dtype in roundings)
