@@ -130,6 +130,8 @@ def test_a_student_below_its_teachers_accuracy_is_not_compared_even_above_the_le
     check(found, "distilled")
     assert "none gets there (within 0.2 points 0.0 ± 0.0) at 95%" in found.finding
     assert "which does not get to its teacher’s accuracy in most seeds at 95%, 96% and 97%" in found.finding
+    farther = section(study({PLAIN: flat(0.0, 0.0, 0.0)}, short=0.003))
+    assert "points: RL-distilled SFT none gets there at 95%, none gets there at 96%" in farther.finding
     row = cells(found.tables[0])["RL-distilled SFT, 95%"]
     assert row[2:4] == ["—", "—"]
     assert row[4] == "0.0 ± 0.0"  # within 0.2 points

@@ -150,13 +150,14 @@ def _clause(study: Study, taught: pl.DataFrame, arm: Arm) -> str:
         gap, total = _over(_of(matched, arm, level), "gap"), _seeds(taught, arm, level)
         size = "none gets there" if gap is None else signed(gap)
         if gap is None or gap.seeds < total:
-            leeway = _with_seeds(_over(_of(near, arm, level), "gap"), total)
-            some = f"{gap.seeds} of {total} seeds; " if gap else ""
-            size += f" ({some}within {100 * MATCH:g} points {leeway})"
+            leeway = _over(_of(near, arm, level), "gap")
+            told = [f"{gap.seeds} of {total} seeds"] if gap else []
+            told += [f"within {100 * MATCH:g} points {_with_seeds(leeway, total)}"] if leeway else []
+            size += f" ({'; '.join(told)})" if told else ""
         sizes.append(f"{size} at {level:.0%}")
         verdicts.setdefault(_verdict(gap, total, len(study.seeds)), []).append(f"{level:.0%}")
-    told = in_words([f"{verdict} at {in_words(where)}" for verdict, where in verdicts.items()])
-    return f"{_name(study, arm)} {', '.join(sizes)}, which {told}"
+    verdict_at = in_words([f"{verdict} at {in_words(where)}" for verdict, where in verdicts.items()])
+    return f"{_name(study, arm)} {', '.join(sizes)}, which {verdict_at}"
 
 
 def _verdict(gap: Estimate | None, total: int, seeds: int) -> str:
