@@ -211,3 +211,37 @@ def test_what_datasets_has_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(RazorError, match="pip install datasets"):
         read(tmp_path / "single")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "prompts:\n  - what is a?\n  - what is b?\n", "---\nprompts:\n- a\n", "- role: user\n  content: hi\n",
+        '[[prompts]]\ntext = "what is a?"\n', "[prompts]\nfirst = what\n",
+        "| prompt | answer |\n|---|---|\n| a | b |\n", "<rows>\n<row>a</row>\n</rows>\n",
+    ],
+    ids=["yaml", "yaml document", "yaml turns", "toml", "ini", "markdown", "xml"],
+)  # fmt: skip
+def test_other_formats_are_not_lines_of_text(tmp_path: Path, text: str) -> None:
+    (tmp_path / "prompts").write_text(text)
+    with pytest.raises(RazorError, match="is none of what can be read"):
+        read_located(tmp_path / "prompts", line="prompt")
+
+
+def test_what_only_begins_like_another_format_is_text(tmp_path: Path) -> None:
+    lines = ["<s>[INST] what is a? [/INST]", "<|user|>what is b?", "- what is c?", "[a] b", "Question: what?", "a | b"]
+    for line in lines:
+        (tmp_path / "prompts.txt").write_text(line + "\nwhat is d?\n")
+        found = read_located(tmp_path / "prompts.txt", line="prompt")
+        assert [row["prompt"] for _, row in found] == [line, "what is d?"]
+    for name in ("prompts.yaml", "prompts.toml", "prompts.html"):
+        (tmp_path / name).write_text("what is d?\n")
+        with pytest.raises(RazorError, match="is none of what can be read"):
+            read_located(tmp_path / name, line="prompt")
+
+
+@pytest.mark.parametrize("header", ["Prompt,Answer", "PROMPT|ANSWER", "Prompt;Answer", "prompt\tanswer"])
+def test_headers_are_read_as_people_write_them(tmp_path: Path, header: str) -> None:
+    delimiter = next(one for one in ",|;\t" if one in header)
+    (tmp_path / "prompts.txt").write_text(f"{header}\nwhat is a?{delimiter}1\nwhat is b?{delimiter}2\n")
+    assert [row["prompt"] for row in read_rows(tmp_path / "prompts.txt")] == ["what is a?", "what is b?"]

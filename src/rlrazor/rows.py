@@ -48,7 +48,13 @@ _NOT_TEXT = {
 }
 # As JSON begins; not "[INST] a prompt" nor "{name} went home".
 _JSON = re.compile(r"""\s*(\{\s*(["']|\w+\s*:|\}?\s*$)|\[\s*([{"']|\]?\s*$))""", re.MULTILINE)
-_MARKUP = re.compile(r"\s*((?i:<\?xml|<!doctype|<html)|- +(prompt|text|messages) *:)")  # the last is YAML
+# As other formats begin: XML and HTML; YAML, a list or a mapping of lists; TOML and INI; a table of Markdown.
+_OTHER = re.compile(
+    r"\s*((?i:<\?xml|<!doctype|<(html|body|rows?|root|data|dataset|items?)>)|---[ \t]*\n|- +\w+ *:|\w+:[ \t]*\n\s+- |"
+    r"\[\[?[\w.-]+\]\]?[ \t]*\n+\s*[\w.-]+\s*=|\|.*\|[ \t]*\n\s*\|[ :|-]+\|[ \t]*\n)"
+)
+_OTHER_NAMES = (".yaml", ".yml", ".toml", ".ini", ".xml", ".html", ".htm", ".parquet", ".xlsx", ".md", ".py")
+_DELIMITERS = ",\t;|"
 _COLUMNS = {"prompt", "messages"}  # what makes a first line a header, alone or among others
 _USUAL = {  # ... and among others that could be names, or where every line has as many cells
     *("answer", "chosen", "completion", "content", "context", "conversations", "id", "input", "instruction", "label"),
@@ -104,7 +110,7 @@ def _read_file(file: Path, line: str | None) -> list[Located]:
         found = _json(file, _one_newline(text), line)
     elif delimiter is not None:
         found = _table(file, text, delimiter)
-    elif line is not None and name != ".parquet" and not _MARKUP.match(text):
+    elif line is not None and name not in _OTHER_NAMES and not _OTHER.match(text):
         found = _lines(file, _one_newline(text), line)
     else:
         raise RazorError(f"{file} is none of what can be read: give {wanted}.")
@@ -162,16 +168,18 @@ def _parsed(where: str, text: str) -> Any:
 def _delimiter(name: str, text: str) -> str | None:
     """Of a table: its first line names columns, or its suffix says that it does. None: it is no table."""
     first = text.lstrip().partition("\n")[0].strip("\r")[:10_000]
-    for delimiter in ("\t", ",", ";") if name in _TABLE_NAMES[1:] else (",", "\t", ";"):
-        cells = [cell.strip() for cell in next(csv.reader([first], delimiter=delimiter), [])]
+    if first.startswith("|"):  # a table of Markdown's
+        return None
+    for delimiter in sorted(_DELIMITERS, key=lambda one: one != "\t") if name in _TABLE_NAMES[1:] else _DELIMITERS:
+        cells = [cell.strip().casefold() for cell in next(csv.reader([first], delimiter=delimiter), [])]
         if _COLUMNS & set(cells) or cells == ["text"]:
             return delimiter
-        usual = len(cells) > 1 and _USUAL & {cell.casefold() for cell in cells}
+        usual = len(cells) > 1 and _USUAL & set(cells)
         if usual and (all(re.fullmatch(r"[\w-]*", cell) for cell in cells) or _is_even(text, delimiter)):
             return delimiter
     if name not in _TABLE_NAMES:
         return None
-    return max(",;\t", key=first.count) if name == ".csv" else "\t"
+    return max(_DELIMITERS, key=first.count) if name == ".csv" else "\t"
 
 
 def _is_even(text: str, delimiter: str) -> bool:
@@ -197,6 +205,8 @@ def _table(file: Path, text: str, delimiter: str) -> list[Located]:
                 continue
             if header is None:
                 header = [cell.strip() for cell in cells]
+                # As people write them: Prompt, TEXT.
+                header = [name.casefold() if name.casefold() in _COLUMNS | _USUAL else name for name in header]
                 if len(set(header)) < len(header):
                     raise RazorError(f"{where}: two columns have one name ({', '.join(header)}). Rename one.")
             elif len(cells) != len(header):

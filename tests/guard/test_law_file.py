@@ -11,6 +11,7 @@ from laws import PROMPTS, law_of
 from rlrazor.errors import RazorError
 from rlrazor.guard.law_file import FORMAT, LawFile
 from rlrazor.lm.kl import Estimate
+from rlrazor.lm.models import base_digest
 from tiny_models import char_tokenizer, tiny_llama
 
 

@@ -171,6 +171,24 @@ def test_weak_weights_do_not_hide_that_a_model_is_not_causal() -> None:
         require_measurable(transformers.BertLMHeadModel(shape).eval())
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_weak_encoder_in_half_precision_is_told_from_a_weak_decoder(dtype: torch.dtype) -> None:
+    """At transformers' own initialisation one token does little to another, no more than rounding does."""
+    from transformers import BertConfig, BertLMHeadModel
+
+    for seed in range(3):
+        torch.manual_seed(seed)
+        config = BertConfig(
+            vocab_size=44, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+            max_position_embeddings=64,
+        )  # fmt: skip
+        with pytest.raises(RazorError, match="is not causal"):
+            require_measurable(BertLMHeadModel(config).eval().to(dtype))
+        config.is_decoder = True
+        require_measurable(BertLMHeadModel(config).eval().to(dtype))
+        require_measurable(tiny_llama(scale=0.02, seed=seed).to(dtype))
+
+
 def test_half_precision_neither_hides_it_nor_is_taken_for_it() -> None:
     encoder, decoder = (tiny("BertLMHeadModel", is_decoder=causal) for causal in (False, True))
     mixture = tiny("Qwen3MoeForCausalLM")

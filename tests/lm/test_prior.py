@@ -289,6 +289,9 @@ def test_a_unit_is_known_by_the_metrics_name_or_by_its_values(model: Any, tmp_pa
     named = ("bits_per_byte", "bleu", "bleurt", "chrf++", "mcc", "ter", "likelihood_diff", "eval_loss", "ppl")
     assert not any(prior.Metric(name, True).is_fraction for name in named)
     assert all(prior.Metric(name, True).is_fraction for name in ("acc", "f1", "pass@1", "bleu_acc", "glossary"))
+    assert all(prior.Metric(name, False).is_fraction for name in ("error", "error_rate", "wer", "pct_stereotype"))
+    unlike = ("mse", "rmse", "mae", "ece", "cross_entropy", "bpb", "kl", "entropy", "latency", "edit_distance")
+    assert not any(prior.Metric(name, False).is_fraction for name in unlike)
     prior.require_accuracies({"rate": found["rate"]})
     with pytest.raises(RazorError, match="scored by points, which is not a fraction of 1"):
         prior.require_accuracies({"points": found["points"]})

@@ -150,8 +150,8 @@ def test_what_is_wrong_in_other_files(tmp_path: Path) -> None:
     (tmp_path / "b").write_text('prompt,id\n"two\nlines",1\n,2\n')
     with pytest.raises(RazorError, match="b, line 4: the prompt is blank"):
         read_prompts(tmp_path / "b")
-    (tmp_path / "c").write_text("Prompt,answer\na,b")
-    with pytest.raises(RazorError, match=r"c, line 2: it needs a column `prompt` .*; it has Prompt, answer"):
+    (tmp_path / "c").write_text("Prompts,answer\na,b")
+    with pytest.raises(RazorError, match=r"c, line 2: it needs a column `prompt` .*; it has Prompts, answer"):
         read_prompts(tmp_path / "c")
     (tmp_path / "d").write_text('{"text": "a"}\n{"text": NaN}')
     with pytest.raises(RazorError, match="d, line 2: the text is NaN"):

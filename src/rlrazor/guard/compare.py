@@ -384,6 +384,8 @@ def _measure(
         there = base_weights(tuned.model) if undone else SavedWeights(pair.base)
         layers, unmatched = _changes(there, AdaptedWeights(tuned.model), pair)
         notes += unmatched
+        if not any(layer.l2 for layer in layers) and drifts[FORWARD].sums.any():
+            notes.append("The adapter adds to the model and changes no weight of it: what it adds is not among these.")
 
     told("the base on the tuned model's completions")
     if not undone:

@@ -55,10 +55,13 @@ _FOLDERS = (
     "humaneval",
 )  # of DEFAULT_TASKS, in lm-eval
 _METRICS = ("acc_norm", "acc", "exact_match")  # the first of them that a task has is its score; else see `_rank`
-# Metrics whose values may lie between 0 and 1 and are no fractions: lm-eval's Brier score goes to 2, BLEU to 100.
+# Metrics whose values may lie between 0 and 1 and are no fractions, whichever way is better: BLEU goes to 100.
 _OWN_UNITS = re.compile(
-    r"perplexity|bits_per|likelihood|(^|_)(ppl|nll|loss)(_|$)|brier|bleu(?!.*_acc)|chrf|^ter$|^mcc$|_diff$"
+    r"perplexity|bits_per|likelihood|log_?prob|(^|_)(ppl|nll|loss)(_|$)|brier|bleu(?!.*_acc)|chrf|^ter$|^mcc$|_diff$|"
+    r"entropy|corr(elation)?$|(^|_)(pearson|spearman|kendall)|(^|_)r2$|latency|seconds|tokens|length"
 )
+# Of those of which less is better the few that are: squared errors, distances and divergences have a unit of their own.
+_LESS_AND_FRACTIONS = re.compile(r"(^|_)(rate|ratio|share|fraction|error|err|[wc]er)$|^pct_")
 
 SECONDS_PER_PROGRAM = 3.0  # as in the original HumanEval
 _MEMORY_PER_PROGRAM = 4 << 30  # bytes
@@ -76,7 +79,8 @@ class Metric:
     @property
     def is_fraction(self) -> bool:
         """Whether scores are fractions of 1, as far as the name tells: of one that is not known here, they may be."""
-        return _OWN_UNITS.search(self.metric) is None
+        known = self.higher_is_better or _LESS_AND_FRACTIONS.search(self.metric) is not None
+        return known and _OWN_UNITS.search(self.metric) is None
 
 
 @dataclass(frozen=True)

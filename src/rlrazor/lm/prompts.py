@@ -16,8 +16,8 @@ from jinja2 import TemplateError
 from rlrazor.errors import RazorError
 from rlrazor.lm import encoding
 
-_MISSING = ("nan", "NaN", "null", "NULL", "None", "<NA>")
-_TURNS_AS_TEXT = re.compile(r"""\s*\[\s*\{\s*["'](role|content|from)["']\s*:""")  # of JSON, or as Python writes it
+_MISSING = ("nan", "NaN", "null", "NULL", "None", "<NA>", "NA", "N/A", "#N/A")
+_TURNS_AS_TEXT = re.compile(r"""\s*(\[\s*)?\{\s*["'](role|content|from)["']\s*:""")  # of JSON, or as Python writes it
 
 Prompt = str | Sequence[Mapping[str, Any]] | Mapping[str, Any]
 """Text; or the turns of a conversation, which the tokenizer's chat template turns into text; or, where that template is

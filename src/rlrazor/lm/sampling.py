@@ -227,7 +227,7 @@ _WAYS: Sequence[Callable[..., _Reading]] = (
 
 
 def _complete(model: Any, prompts: Sequence[Sequence[int]], pad_id: int, draw: _Draw) -> list[list[int]]:
-    """In the first way whose logits are right."""
+    """In the first way whose logits are right: tried anew for each batch, so that no draw depends on earlier ones."""
     state = None if draw.rng is None else draw.rng.get_state()
     failure: Exception | None = None
     for way in _WAYS if draw.samples > 1 else _WAYS[1:]:

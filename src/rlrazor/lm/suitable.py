@@ -21,12 +21,13 @@ TOKENS = 6  # of the sequences that are read; the second half is exchanged
 # Of the logits' spread. All sequences have one shape, so that only mixtures of experts round differently. In half
 # precision that can send a token to another expert, hence there it is the position that changes least that counts.
 TOLERANCE, HALF_TOLERANCE = 1e-4, 0.1
+BOTH_WAYS = 0.5  # of what goes forwards, also goes backwards: only in an encoder
 
 
 def require_measurable(model: Any, tokenizer: Any = None, prompts: Sequence[Sequence[int]] = ()) -> None:
     """Raise RazorError unless `model` is a causal language model that reads token ids alone, and these prompts' ids.
 
-    `prompts` are token ids; `tokenizer` is asked only for the name of one without an embedding. Costs five forward
+    `prompts` are token ids; `tokenizer` is asked only for the name of one without an embedding. Costs six forward
     passes of six tokens. Modes, gradients and random generators are as before afterwards. A model whose logits are not
     finite is left to what measures it, which raises NotFiniteError.
     """
@@ -41,9 +42,10 @@ def require_measurable(model: Any, tokenizer: Any = None, prompts: Sequence[Sequ
     half = -(-count // 2)
     others = [*ids[:half], *((token + 1) % rows or 1 for token in ids[half:])]
     padded = [*ids[:half], *(0 for _ in ids[half:])]
+    earlier = [*((token + 1) % rows or 1 for token in ids[:half]), *ids[half:]]
     with torch.no_grad(), compute.generators_untouched(), compute.eval_mode(model):
         try:
-            read = [read_alone(model, row) for row in (ids, ids, others, padded)]
+            read = [read_alone(model, row) for row in (ids, ids, others, padded, earlier)]
         except Exception as error:  # an architecture's own, of any type
             if compute.is_out_of_memory(error):
                 raise
@@ -54,7 +56,9 @@ def require_measurable(model: Any, tokenizer: Any = None, prompts: Sequence[Sequ
             raise RazorError(f"{name} does not give logits for each token, so it cannot be measured.")
         if not all(bool(logits.isfinite().all()) for logits, _ in read):
             return
-        _require_same(name, [logits[:half] for logits, _ in read], in_half=read[0][1])
+        # What an earlier token does to later ones is the measure of what a later one does to earlier ones.
+        forwards = apart(read[4][0][half:], read[0][0][half:]) if count > half else 0.0
+        _require_same(name, [logits[:half] for logits, _ in read[:4]], forwards, in_half=read[0][1])
         kl.final_states(model, kl.Sequences([ids[:1]], [ids[1:]], [0]))
 
 
@@ -102,15 +106,20 @@ def require_embeddings(model: Any, tokenizer: Any, prompts: Sequence[Sequence[in
         )
 
 
-def _require_same(name: str, logits: Sequence[Tensor], *, in_half: bool) -> None:
-    """Logits of a sequence's first tokens, of the same again, before other tokens, and before zeros."""
+def _require_same(name: str, logits: Sequence[Tensor], forwards: float, *, in_half: bool) -> None:
+    """Logits of a sequence's first tokens, of the same again, before other tokens, and before zeros.
+
+    In half precision rounding may be as large as what a weak encoder's later tokens do, but is the same for the same
+    shape: there it is compared with `forwards`, what earlier tokens do to later ones.
+    """
     counts, tolerance = (min, HALF_TOLERANCE) if in_half else (max, TOLERANCE)
     again, others, padded = (
         counts(apart(*position) for position in zip(found, logits[0], strict=True)) for found in logits[1:]
     )
     if again > tolerance:
         raise RazorError(f"{name} gives other logits each time that it reads the same tokens, so it has no KL.")
-    if others > tolerance:
+    backwards = apart(logits[2], logits[0])
+    if others > tolerance or (in_half and backwards > BOTH_WAYS * forwards > 0):
         raise RazorError(
             f"{name} is not causal: a later token changes what it says of earlier ones. An encoder such as BERT is a "
             "language model only with `is_decoder=True` in its config, and if it was trained so."

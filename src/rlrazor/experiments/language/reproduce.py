@@ -1,6 +1,5 @@
 """A sweep over one language model: base policies, fine-tuning, the table, the report. Running it again continues it."""
 
-import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -182,8 +181,3 @@ def estimate(config: Config, source: TaskSource) -> Estimate:
     return Estimate(
         len(specs), sum(map(counted.count_steps, specs)), sum(counted.count_checkpoints(spec) for spec in specs)
     )
-
-
-def default_jobs() -> int:
-    """A process per core for the tiny base; bigger ones share no memory, so the command's user has to ask for more."""
-    return os.cpu_count() or 1
