@@ -119,11 +119,15 @@ def test_the_guard_needs_no_more_than_its_extra(tmp_path: Path) -> None:
     compared = json.loads(done.stdout[done.stdout.index('{\n  "base"') :].rpartition("}")[0] + "}")
     assert compared["kl"]["kl_forward"]["mean"] == pytest.approx(kl, rel=1e-3)
     said = [line for line in done.stderr.splitlines() if line.startswith("razor: ")]
+    lacks = (
+        "razor: This needs the extra [{extra}], and {package} is missing: pip install 'rlrazor[{extra}]' "
+        "(in a checkout: '.[{extra}]')."
+    )
     assert said == [
         "razor: An adapter needs the package peft, which is not installed: pip install peft.",
         "razor: A GGUF file needs the package gguf, which is not installed: pip install gguf.",
-        *["razor: This needs the extra [eval], and lm_eval is missing: pip install 'rlrazor[eval]'."] * 2,
-        *["razor: This needs the extra [train], and trl is missing: pip install 'rlrazor[train]'."] * 5,
+        *[lacks.format(extra="eval", package="lm_eval")] * 2,
+        *[lacks.format(extra="train", package="trl")] * 5,
     ]
 
 

@@ -17,7 +17,8 @@ def needs_extra(*extras: str) -> None:
         for package in EXTRAS[extra]:
             if not _is_installed(package):
                 raise RazorError(
-                    f"This needs the extra [{extra}], and {package} is missing: pip install 'rlrazor[{extra}]'."
+                    f"This needs the extra [{extra}], and {package} is missing: pip install 'rlrazor[{extra}]' "
+                    f"(in a checkout: '.[{extra}]')."
                 )
 
 
