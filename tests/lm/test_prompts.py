@@ -15,9 +15,9 @@ from trl.data_utils import apply_chat_template
 from laws import law_of
 from rlrazor.errors import RazorError
 from rlrazor.guard.law_file import LawFile
-from rlrazor.lm import probes
+from rlrazor.lm.encoding import as_read
 from rlrazor.lm.probes import GenericText, read_generic, read_prompts
-from rlrazor.lm.prompts import encode, parts_of, prompt_of, rendered, texts_of
+from rlrazor.lm.prompts import encode, parts_of, prompt_of, texts_of
 from tiny_models import CHARACTERS, char_tokenizer, tiny_llama
 
 TEMPLATE = (
@@ -33,6 +33,11 @@ CALLS: dict[str, Any] = {"role": "assistant", "tool_calls": [CALL]}
 TOOL = {"role": "tool", "name": "add", "content": "3"}
 SCHEMA = {"type": "function", "function": {"name": "add", "parameters": {}}}
 PARTS = {"role": "user", "content": [{"type": "text", "text": "a "}, {"type": "text", "text": "b"}]}
+
+
+def rendered(tokenizer: Any, prompt: Any, chat: bool) -> str:
+    (ids,) = encode(tokenizer, [prompt], chat)
+    return as_read(tokenizer, ids)
 
 
 def chat_tokenizer(template: str = TEMPLATE) -> Any:
@@ -190,4 +195,4 @@ def test_rows_of_every_file_are_the_same_prompts(tmp_path: Path) -> None:
     tokenizer = chat_tokenizer()
     of_parquet = encode(tokenizer, read_prompts(tmp_path / "b"), True)
     assert of_parquet == encode(tokenizer, prompts, True)
-    assert probes.rendered(tokenizer, prompts[0], True) == "[add]<user>hi;<assistant>call add;<tool>3;<assistant>"
+    assert rendered(tokenizer, prompts[0], True) == "[add]<user>hi;<assistant>call add;<tool>3;<assistant>"

@@ -30,7 +30,7 @@ from rlrazor.guard.law_file import LawFile
 from rlrazor.guard.overlap import template_caution
 from rlrazor.lm import compute, kl, prior, probes
 from rlrazor.lm.adapters import AdaptedWeights, base_weights
-from rlrazor.lm.encoding import text_ids
+from rlrazor.lm.encoding import as_read, text_ids
 from rlrazor.lm.kl import Drift, Estimate, Sequences
 from rlrazor.lm.models import (
     LanguageModel,
@@ -278,7 +278,7 @@ def compare(
         truth,
         [*notes, *found.notes],
         pair.dtype,
-        str(found.tokenizer.decode(list(found.base_completions.prompts[0]))),
+        as_read(found.tokenizer, found.base_completions.prompts[0]),
     )
 
 

@@ -37,7 +37,7 @@ from rlrazor.guard.base_side import BaseSide, cautions_of, joined, kls_of, short
 from rlrazor.guard.law_file import LawFile
 from rlrazor.guard.outputs import LOG, Claim, KeptModel, Log, mark_checkpoint, rows_until
 from rlrazor.guard.overlap import count_overlap, template_caution
-from rlrazor.lm import compute
+from rlrazor.lm import compute, encoding
 from rlrazor.lm.adapters import is_adapted, unwrapped
 from rlrazor.lm.kl import Drift, Estimate
 from rlrazor.lm.models import base_digest, is_digest, is_same_base
@@ -400,7 +400,7 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
                 f"ForgettingMonitor cannot measure this model, {type(model).__name__}: {type(error).__name__}: "
                 f"{' '.join(str(error).split())}. Train without the monitor, and report this."
             ) from error
-        self.first_prompt = str(tokenizer.decode(list(self.base.first_prompt)))
+        self.first_prompt = encoding.as_read(tokenizer, self.base.first_prompt)
 
     def _forget(self) -> None:
         """What another trainer has left, where the monitor was given to two, one after the other."""

@@ -22,6 +22,11 @@ def unwrapped(model: Any) -> Any:
     return model
 
 
+def without_wrapper(model: Any) -> Any:
+    """The model inside of a PEFT model, with the adapter in its layers; any other model itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
 def is_adapted(model: Any) -> bool:
     """Whether this is a PEFT model, whose adapter can be switched off."""
     return hasattr(unwrapped(model), "disable_adapter")
@@ -89,7 +94,7 @@ def _places(model: Any) -> dict[str, _Place]:
                 walk(child, f"{prefix}{name}.", around, f"{path}{name}.")
 
     # Without one, transformers has put the adapter into the model itself (`add_adapter`).
-    walk(model.get_base_model() if hasattr(model, "get_base_model") else model, "", None, "")
+    walk(without_wrapper(model), "", None, "")
     return found
 
 

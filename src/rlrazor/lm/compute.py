@@ -110,12 +110,12 @@ def measuring(model: Any, precision: str) -> Iterator[None]:
     half = getattr(torch, precision) if precision in PRECISIONS[1:] else None
     device = next(model.parameters()).device.type
     products = torch.autocast(device, half) if half else float32_products(device)
-    with torch.no_grad(), eval_mode(model), _own_forward(model), products:
+    with torch.no_grad(), eval_mode(model), own_forward(model), products:
         yield
 
 
 @contextmanager
-def _own_forward(model: Any) -> Iterator[None]:
+def own_forward(model: Any) -> Iterator[None]:
     """Without the autocast that accelerate, in preparing a model, has put around its `forward` or that of a part."""
     wrapped = [module for module in model.modules() if {"forward", "_original_forward"} <= vars(module).keys()]
     before = [module.forward for module in wrapped]

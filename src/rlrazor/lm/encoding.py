@@ -95,6 +95,11 @@ def stop_ids(tokenizer: Any, model: Any, stop: Sequence[str] = ()) -> list[int]:
     return sorted(ends - {None})
 
 
+def as_read(tokenizer: Any, ids: Sequence[int]) -> str:
+    """Token ids as the model reads them: text with special tokens, and every space as it is."""
+    return str(tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+
 def decode(tokenizer: Any, ids: Sequence[int]) -> str:
     """The text of a completion, without special tokens."""
     return str(tokenizer.decode(list(ids), skip_special_tokens=True))

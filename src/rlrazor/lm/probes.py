@@ -27,7 +27,6 @@ from rlrazor.lm.models import base_digest, context_length
 from rlrazor.lm.prompts import Prompt as Prompt
 from rlrazor.lm.prompts import check_text, prompt_of
 from rlrazor.lm.prompts import encode as encode
-from rlrazor.lm.prompts import rendered as rendered
 from rlrazor.lm.representation import ids_of_texts, paragraphs
 from rlrazor.lm.suitable import require_embeddings
 from rlrazor.rows import read_located

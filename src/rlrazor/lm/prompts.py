@@ -215,9 +215,3 @@ def _ids(tokenizer: Any, prompt: Prompt, chat: bool, where: str) -> list[int]:
             f"The tokenizer's chat template does not take a prompt ({error}): {where} is given to it as a list of "
             "turns, each with a `role` and a `content`."
         ) from error
-
-
-def rendered(tokenizer: Any, prompt: Prompt, chat: bool) -> str:
-    """A prompt as the model reads it: its tokens as text, special ones too. Raises as `encode` does."""
-    (ids,) = encode(tokenizer, [prompt], chat)
-    return str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))

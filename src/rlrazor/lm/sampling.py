@@ -19,8 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlrazor.errors import RazorError
+from rlrazor.errors import RazorError, cause_of
 from rlrazor.lm import compute
+from rlrazor.lm.adapters import without_wrapper
 
 CHECKED = 16  # positions of the sequence that is read again, evenly spread
 TOLERANCE, HALF_TOLERANCE = 3e-3, 0.1  # of the logits' spread: rounding is below it, a token or position amiss above
@@ -256,7 +257,7 @@ def _complete(model: Any, prompts: Sequence[Sequence[int]], pad_id: int, draw: _
         raise failure
     assert failure is not None
     raise RazorError(
-        f"{type(model).__name__} cannot be sampled from with token ids alone: {reason_of(failure)}"
+        f"{type(model).__name__} cannot be sampled from with token ids alone: {cause_of(failure)}"
     ) from failure
 
 
@@ -302,11 +303,6 @@ def _check(model: Any, ids: list[int], seen_SV: Tensor, steps: list[int], last: 
         raise _OtherLogitsError(f"its logits in a batch are not those of a sequence alone (apart by {found:.1%})")
 
 
-def reason_of(error: Exception) -> str:
-    """What a library says, in one line."""
-    return " ".join(str(error).split())[:300] or type(error).__name__
-
-
 def device_of(model: Any) -> torch.device:
     """Where its first parameter is."""
     device: torch.device = next(model.parameters()).device
@@ -325,8 +321,7 @@ def _accepted(model: Any, **options: Any) -> dict[str, Any]:
 
     `use_cache` also where it takes others unnamed, since some classes hand it on so.
     """
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    named = inspect.signature(inner.forward).parameters
+    named = inspect.signature(without_wrapper(model).forward).parameters
     kinds = {parameter.kind for parameter in named.values()}
     wrapped = kinds == {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
     unnamed = set(options) if wrapped else {"use_cache"} if inspect.Parameter.VAR_KEYWORD in kinds else set()

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlrazor.errors import RazorError
+from rlrazor.errors import RazorError, cause_of
 from rlrazor.lm import compute, kl
-from rlrazor.lm.adapters import unwrapped
+from rlrazor.lm.adapters import unwrapped, without_wrapper
 from rlrazor.lm.models import context_length
-from rlrazor.lm.sampling import apart, embedding_rows, read_alone, reason_of
+from rlrazor.lm.sampling import apart, embedding_rows, read_alone
 
 TOKENS = 6  # of the sequences that are read; the second half is exchanged
 # Of the logits' spread. All sequences have one shape, so that only mixtures of experts round differently. In half
@@ -34,7 +34,7 @@ def require_measurable(model: Any, tokenizer: Any = None, prompts: Sequence[Sequ
     model = unwrapped(model)
     _require_language_model(model)
     require_embeddings(model, tokenizer, prompts)
-    name = type(_inner(model)).__name__
+    name = type(without_wrapper(model)).__name__
     count = min(TOKENS, context_length(model) or TOKENS)
     rows = embedding_rows(model) or 1000
     some = [*max(prompts, key=len, default=()), *range(1, 1 + TOKENS)][:count]
@@ -50,7 +50,7 @@ def require_measurable(model: Any, tokenizer: Any = None, prompts: Sequence[Sequ
             if compute.is_out_of_memory(error):
                 raise
             raise RazorError(
-                f"{name} does not run on token ids alone, so it cannot be measured: {reason_of(error)}"
+                f"{name} does not run on token ids alone, so it cannot be measured: {cause_of(error)}"
             ) from error
         if any(logits.dim() != 2 or len(logits) != count for logits, _ in read):
             raise RazorError(f"{name} does not give logits for each token, so it cannot be measured.")
@@ -62,12 +62,8 @@ def require_measurable(model: Any, tokenizer: Any = None, prompts: Sequence[Sequ
         kl.final_states(model, kl.Sequences([ids[:1]], [ids[1:]], [0]))
 
 
-def _inner(model: Any) -> Any:
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
 def _require_language_model(model: Any) -> None:
-    name, config = type(_inner(model)).__name__, getattr(model, "config", None)
+    name, config = type(without_wrapper(model)).__name__, getattr(model, "config", None)
     if config is None or not hasattr(model, "get_output_embeddings"):
         raise RazorError(f"{name} is not a model of transformers, so it cannot be measured.")
     if getattr(config, "is_encoder_decoder", False):

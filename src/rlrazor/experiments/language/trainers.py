@@ -42,7 +42,7 @@ from rlrazor import objectives, processes
 from rlrazor.errors import RazorError
 from rlrazor.experiments.language.methods import Method
 from rlrazor.lm import compute, sampling
-from rlrazor.lm.adapters import unwrapped
+from rlrazor.lm.adapters import unwrapped, without_wrapper
 from rlrazor.seeding import seed_of
 from rlrazor.sweep import DivergedError
 
@@ -152,8 +152,7 @@ def train(
         transformers.utils.logging.set_verbosity(quiet)
         enable_progress_bars()
         # TRL patches `forward` with a function that keeps hold of the model: a copy made later would call this one.
-        inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-        for policy in {inner, base} - {None}:
+        for policy in {without_wrapper(model), base} - {None}:
             vars(policy).pop("forward", None)
 
 
@@ -192,16 +191,10 @@ class _AtStep(TrainerCallback):  # type: ignore[misc]
         processes.in_first(lambda: self._hand_over(state.global_step, unwrapped(kwargs["model"])))
 
     def _hand_over(self, step: int, model: Any) -> None:
-        training, autocast = model.training, vars(model).get("forward")
+        training = model.training
         devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-        if "_original_forward" in vars(model):  # accelerate has put the autocast of training around it
-            model.forward = model._original_forward
-        try:
-            with torch.random.fork_rng(devices=devices):
-                self.at_step(step, model, self.trainer.measured)
-        finally:
-            if autocast is not None:
-                model.forward = autocast
+        with compute.own_forward(model), torch.random.fork_rng(devices=devices):
+            self.at_step(step, model, self.trainer.measured)
         model.train(training)
 
 
