@@ -9,19 +9,15 @@ from typing import NoReturn
 
 import rlrazor
 from rlrazor import interrupts, processes
-from rlrazor.cli import calibrate, compare, evaluate, finetune, pick, report, reproduce, sweep, tasks, theory
+from rlrazor.cli import calibrate, compare, evaluate, exits, finetune, pick, report, reproduce, sweep, tasks, theory
 from rlrazor.errors import RazorError
-
-EXIT_ERROR = 2
-EXIT_INTERRUPTED = 130
-EXIT_PIPE = 141  # as the shell counts a process that SIGPIPE ended
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """One sentence instead of argparse's usage block."""
         print(f"razor: {message}. See '{self.prog} --help'.", file=sys.stderr)
-        sys.exit(EXIT_ERROR)
+        sys.exit(exits.ERROR)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -37,7 +33,8 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `razor`; the exit code is 0 done, 2 an error said in one sentence, 130 interrupted, 141 output cut short.
 
-    A bug keeps its traceback, and is an error too: 1 says that `compare` found more forgetting than allowed.
+    A bug keeps its traceback, and is an error too: 1 says that `compare` found more forgetting than allowed, 3 that it
+    cannot be told.
     """
     # Before torch is imported. Threads that spin while they wait keep those that they wait for from running, where the
     # machine is busy: two took six times as long as one, and two that sleep a third of it.
@@ -55,15 +52,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
     except RazorError as error:
         print(f"razor: {error}", file=sys.stderr)
-        return EXIT_ERROR
+        return exits.ERROR
     except KeyboardInterrupt:
         print("razor: interrupted. Finished runs are kept; the same command goes on from there.", file=sys.stderr)
-        return EXIT_INTERRUPTED
+        return exits.INTERRUPTED
     except BrokenPipeError:  # whoever read the output, `head` say, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
-        return EXIT_PIPE
+        return exits.PIPE
     except Exception:
         traceback.print_exc()
         print("razor: this is a bug of rlrazor; please report it with the lines above.", file=sys.stderr)
-        return EXIT_ERROR
+        return exits.ERROR
     return code

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
+from rlrazor.cli import exits
 from rlrazor.cli.language import stop_of
 from rlrazor.cli.printing import Subparsers, console_for_tables, options_of
 from rlrazor.errors import RazorError
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from rlrazor.guard.law_file import LawFile
     from rlrazor.lm.prior import Metric
 
-EXIT_ABOVE = 1
 WORST = 3  # prompts in the terminal
 
 
@@ -130,7 +130,7 @@ def run(arguments: argparse.Namespace) -> int:
     page = write_page(found, arguments.out)
     if not arguments.json:
         console_for_tables().print(f"Page: {page}", highlight=False, soft_wrap=True)
-    return EXIT_ABOVE if above else 0
+    return exits.ABOVE if above else exits.DONE
 
 
 def dtype_of(given: str | None, law: "LawFile | None") -> str:

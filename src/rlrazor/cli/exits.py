@@ -1,0 +1,8 @@
+"""The exit codes of `razor`, one meaning each; docs/exit-codes.md says what they mean for each command."""
+
+DONE = 0
+ABOVE = 1  # a limit that the user gave is exceeded
+ERROR = 2  # said in one sentence
+UNCERTAIN = 3  # the evidence does not tell on which side of the limit it is
+INTERRUPTED = 130
+PIPE = 141  # as the shell counts a process that SIGPIPE ended

@@ -1,0 +1,34 @@
+"""On which side of a limit an estimate is: within, above, or not to be told from the evidence there is."""
+
+from enum import StrEnum
+
+
+class Verdict(StrEnum):
+    """What an interval says about a limit."""
+
+    WITHIN = "within the limit"
+    ABOVE = "above the limit"
+    UNCERTAIN = "cannot be told"
+
+
+def judge(
+    estimate: float,
+    low: float,
+    high: float,
+    limit: float,
+    *,
+    cautious: bool = False,
+    accept_uncertain: bool = False,
+) -> Verdict:
+    """Within where the whole interval is, above where none of it is, else not to be told.
+
+    `estimate`, `low`, `high` and `limit` are in one unit, of which less is better. `cautious`: what cannot be told
+    counts as above. `accept_uncertain`: the estimate alone judges. Not a number is never within.
+    """
+    if high <= limit:
+        return Verdict.WITHIN
+    if low > limit or cautious:
+        return Verdict.ABOVE
+    if accept_uncertain:
+        return Verdict.WITHIN if estimate <= limit else Verdict.ABOVE
+    return Verdict.UNCERTAIN
