@@ -157,7 +157,7 @@ class Workload:
             trainer = SFTTrainer(
                 model=model,
                 args=SFTConfig(
-                    **trainers._arguments(settings, self.sft_batch, False),
+                    **trainers._arguments(settings, self.sft_batch),
                     dataset_kwargs={"skip_prepare_dataset": True},
                     max_length=None,
                 ),
@@ -170,7 +170,7 @@ class Workload:
             trainer = GRPOTrainer(
                 model=model,
                 args=GRPOConfig(
-                    **trainers._arguments(settings, settings.batch_size * settings.group_size, False),
+                    **trainers._arguments(settings, settings.batch_size * settings.group_size),
                     steps_per_generation=1,
                     num_generations=settings.group_size,
                     max_completion_length=settings.max_new_tokens,

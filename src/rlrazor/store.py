@@ -210,6 +210,10 @@ class RunStore:
             for name in names:
                 (self.folder / name).unlink(missing_ok=True)
 
+    def partial_folder(self, spec: RunSpec | None = None) -> Path:
+        """Where a trainer keeps what an unfinished run goes on from, removed when the run is stored; or that of all."""
+        return self.folder / ".unfinished" / ("" if spec is None else spec.run_id)
+
     def _folder_of(self, spec: RunSpec) -> Path:
         return self.runs / spec.run_id
 

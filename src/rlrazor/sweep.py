@@ -6,23 +6,27 @@ Knows `RunSpec`, `Record` and the store, not what is trained: the training loop 
 import multiprocessing
 import os
 import queue
+import shutil
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from multiprocessing.connection import wait as wait_for_handles
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
-from rlrazor import interrupts, processes
+from rlrazor import interrupts, phases, processes, quiet
 from rlrazor.errors import RazorError
 from rlrazor.records import Record, RunSpec
 from rlrazor.store import Checkpoint, RunStore, WeightsMode
 
 Train = Callable[[RunSpec, RunStore], Iterator[Checkpoint]]
+PHASES_EVERY = 0.2  # seconds between what a worker says of one phase
 
 
 class DivergedError(Exception):
@@ -41,6 +45,17 @@ class Progress(Protocol):
 
     def finished(self, specs: Sequence[RunSpec]) -> None:
         """These runs are stored."""
+
+
+@runtime_checkable
+class PhasesToo(Progress, Protocol):
+    """Also told what a run is at, and what a person should read."""
+
+    def at(self, spec: RunSpec, phase: str, done: int, total: int) -> None:
+        """A run is in this phase; of training, after so many of its steps. See `phases.at`."""
+
+    def say(self, sentence: str) -> None:
+        """See `phases.say`."""
 
 
 @dataclass(frozen=True)
@@ -87,11 +102,22 @@ def run(
     if jobs == 1:
         for trajectory in work:
             interrupts.check()
-            _train_and_store(trajectory, train, store, weights, progress.checkpoint if progress else None)
+            with _told_to(progress, trajectory.longest):
+                _train_and_store(trajectory, train, store, weights, progress.checkpoint if progress else None)
             if progress:
                 progress.finished(trajectory.specs)
         return
     _run_in_processes(work, train, store, min(jobs, len(work)), weights, progress)
+
+
+@contextmanager
+def _told_to(progress: Progress | None, spec: RunSpec) -> Iterator[None]:
+    """Within this block, what this process is at is told to `progress` as being of this run."""
+    if not isinstance(progress, PhasesToo):
+        yield
+        return
+    with phases.heard(partial(progress.at, spec), progress.say):
+        yield
 
 
 def _train_and_store(
@@ -122,6 +148,7 @@ def _train_and_store(
             raise RazorError(f"{spec.describe()} diverged before its first checkpoint: use a lower learning rate.")
         diverged_at = diverged.step if diverged and (length is None or diverged.epoch <= length) else None
         store.write(spec, own, seconds=seconds, weights=weights, diverged_at=diverged_at)
+    shutil.rmtree(store.partial_folder(longest), ignore_errors=True)  # not before the run is stored
 
 
 def _as_part_of(spec: RunSpec, checkpoint: Checkpoint) -> Checkpoint:
@@ -173,6 +200,7 @@ _messages: Any = None
 def _start_worker(messages: Any) -> None:
     global _messages
     _messages = messages
+    quiet.libraries()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its workers
     threading.Thread(target=_exit_with_parent, daemon=True).start()
 
@@ -185,18 +213,39 @@ def _exit_with_parent() -> None:
     os._exit(1)
 
 
-def _work(trajectory: Trajectory, train: Train, folder: Path, weights: WeightsMode) -> None:
-    def report(spec: RunSpec, record: Record) -> None:
-        _messages.put((spec, record))
+class _Messenger:
+    """The progress of a worker: what it is told goes to the main process, phases a few times a second at most."""
 
-    _train_and_store(trajectory, train, RunStore(folder), weights, report)
+    def __init__(self) -> None:
+        self.last = ("", 0.0)
+
+    def checkpoint(self, spec: RunSpec, record: Record) -> None:
+        _messages.put(("checkpoint", spec, record))
+
+    def at(self, spec: RunSpec, phase: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if phase != self.last[0] or now - self.last[1] > PHASES_EVERY or done == total:
+            self.last = (phase, now)
+            _messages.put(("at", spec, phase, done, total))
+
+    def say(self, sentence: str) -> None:
+        _messages.put(("say", sentence))
+
+    def finished(self, specs: Sequence[RunSpec]) -> None:
+        """The main process knows by the worker's return."""
+
+
+def _work(trajectory: Trajectory, train: Train, folder: Path, weights: WeightsMode) -> None:
+    messenger = _Messenger()
+    with _told_to(messenger, trajectory.longest):
+        _train_and_store(trajectory, train, RunStore(folder), weights, messenger.checkpoint)
 
 
 def _forward(messages: Any, progress: Progress | None) -> None:
     while True:
         try:
-            spec, record = messages.get_nowait()
+            what, *told = messages.get_nowait()
         except queue.Empty:
             return
-        if progress:
-            progress.checkpoint(spec, record)
+        if progress and hasattr(progress, what):
+            getattr(progress, what)(*told)

@@ -108,6 +108,49 @@ def test_the_same_command_trains_nothing_again(swept: Path, capfd: pytest.Captur
     assert_frame_equal(pl.read_parquet(swept / "records.parquet"), before)
 
 
+def test_an_interrupted_sweep_goes_on_within_its_runs(
+    swept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Each run is cut at its second step, and goes on from its first checkpoint to the same bits and weights."""
+    out = tmp_path / "cut"
+    command = [*SWEEP, "--methods", "sft-one,reinforce", "--jobs", "1", "--weights", "all", "--out", str(out)]
+    original: Any = trainers.train
+    resumed: list[Any] = []
+    trained: list[int] = []
+
+    def watched(*arguments: Any, **named: Any) -> None:
+        def at_step(step: int, *more: Any) -> None:
+            if step == 2 and named["resume"] is None:
+                raise KeyboardInterrupt
+            trained.append(step)
+            arguments[-1](step, *more)
+
+        resumed.append(named["resume"] and named["resume"].name)
+        original(*arguments[:-1], at_step, **named)
+
+    monkeypatch.setattr(trainers, "train", watched)
+    assert main(command) == 130
+    (unfinished,) = (out / ".unfinished").iterdir()
+    assert {path.name for path in unfinished.iterdir()} >= {"checkpoint-1", "records.jsonl", "weights-1.safetensors"}
+    (unfinished / "checkpoint-2").mkdir()  # what a killed process leaves half-written
+    assert main(command) == 130  # now in the second run
+    assert main(command) == 0
+    assert resumed == [None, "checkpoint-1", None, "checkpoint-1"]
+    assert trained == [1, 2, 1, 2]
+    assert not (out / ".unfinished").exists()
+    runs = {name: data for name, data in results_of(out).items() if name.startswith("runs/")}
+    assert len(runs) == 2 * 3
+    assert runs.items() <= results_of(swept).items()
+    assert (
+        sorted(path.name for path in out.glob("runs/*/weights/*"))[-4:]
+        == ["step-000001.safetensors"] * 2 + ["step-000002.safetensors"] * 2
+    )
+    # With other settings it is another run, which starts from its beginning.
+    for lr in ("2e-3", "3e-3"):
+        assert main([*command, "--lrs", lr, "--methods", "sft-one"]) == 130
+    assert resumed[-2:] == [None, None]
+
+
 # A local model and a task of one's own
 
 
@@ -218,7 +261,7 @@ def test_an_interrupted_run_goes_on_where_it_was(
     assert finetune(base, task, tmp_path / "cut", *options) == 0
     assert [path.name for path in resumed] == ["checkpoint-2"]
     assert records_of(capfd)["records"] == whole["records"]
-    assert not list((tmp_path / "cut").glob("training/*"))
+    assert not (tmp_path / "cut" / ".unfinished").exists()
 
 
 @pytest.mark.parametrize(
@@ -399,5 +442,6 @@ def test_the_plan_is_shown_without_training(capfd: pytest.CaptureFixture[str], t
     assert main(["reproduce", "language", "--dry-run", "--json", "--seeds", "0,1", "--out", str(tmp_path / "x")]) == 0
     plan = json.loads(capfd.readouterr().out)["estimate"]
     # Two bases; 5 offline methods and rl-distilled of 192 steps, 5 on-policy ones of 200, at 4 learning rates each.
-    assert plan == {"runs": 2 + 2 * 11 * 4, "steps": 2 * 4 * (6 * 192 + 5 * 200), "checkpoints": 2 + 2 * 11 * 4 * 8}
+    counts = {"runs": 2 + 2 * 11 * 4, "steps": 2 * 4 * (6 * 192 + 5 * 200), "checkpoints": 2 + 2 * 11 * 4 * 8}
+    assert plan.items() >= counts.items()
     assert not (tmp_path / "x").exists()

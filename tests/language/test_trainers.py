@@ -80,9 +80,8 @@ def trainer_of(name: str, settings: Settings, model: Any, base: Any) -> Any:
     method, penalised = find_method(name)
     settings = replace(settings, kl_coef=0.1 if penalised else 0.0)
     build = {"sft": trainers._sft, "simpo": trainers._simpo, "grpo": trainers._grpo}[method.trainer]
-    trainer = build(
-        method, settings, model, TOKENIZER, EXAMPLES, reward, base, trainers._AtStep(lambda *_: None), False
-    )
+    at_step = trainers._AtStep(lambda *_: None, settings)
+    trainer = build(method, settings, model, TOKENIZER, EXAMPLES, reward, base, at_step)
     trainer.measured = {}
     return trainer
 
@@ -278,7 +277,7 @@ def test_what_is_done_at_a_step_leaves_no_trace() -> None:
 
 @pytest.mark.parametrize("name", ["sft", "grpo"])
 def test_an_interrupted_run_resumes_to_the_same_bits(name: str, tmp_path: Path) -> None:
-    settings = replace(SETTINGS, steps=4, batch_size=1, save_every=2, folder=tmp_path)  # one epoch
+    settings = replace(SETTINGS, steps=4, batch_size=1, saved_at={2}, folder=tmp_path)  # one epoch
     steps: list[int] = []
 
     def killed(step: int, model: Any, measured: Mapping[str, float]) -> None:
@@ -289,7 +288,7 @@ def test_an_interrupted_run_resumes_to_the_same_bits(name: str, tmp_path: Path) 
         trained(name, settings, killed)
     resumed = trained(name, settings, lambda step, *_: steps.append(step), resume=tmp_path / "checkpoint-2")
     assert steps == [3, 4]
-    assert torch.equal(weights(resumed), weights(trained(name, replace(settings, save_every=None))))
+    assert torch.equal(weights(resumed), weights(trained(name, replace(settings, saved_at=()))))
 
 
 def test_micro_batches_do_not_change_the_step() -> None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 import rlrazor
-from rlrazor import interrupts, processes
+from rlrazor import interrupts, processes, quiet
 from rlrazor.cli import calibrate, compare, evaluate, exits, finetune, pick, report, reproduce, sweep, tasks, theory
 from rlrazor.errors import RazorError
 
@@ -39,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Before torch is imported. Threads that spin while they wait keep those that they wait for from running, where the
     # machine is busy: two took six times as long as one, and two that sleep a third of it.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    quiet.libraries()
     given = list(sys.argv[1:] if argv is None else argv)
     arguments, unknown = build_parser().parse_known_args(given)
     arguments.argv = given

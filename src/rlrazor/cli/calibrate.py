@@ -5,7 +5,6 @@ import json
 import math
 import shlex
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,13 +13,28 @@ from rich.console import Console
 from rich.table import Table
 
 from rlrazor import cores
-from rlrazor.cli.language import SETTINGS, add_running, add_source, settings_given, trainer_of
+from rlrazor.cli.language import (
+    DRY_RUN,
+    PAPER_DEFAULTS,
+    SETTINGS,
+    TINY_DEFAULTS,
+    add_running,
+    add_settings,
+    add_source,
+    in_words,
+    settings_given,
+    task_of,
+    trainer_of,
+)
 from rlrazor.cli.printing import Subparsers, console_for_tables, human_seconds, options_of, print_plan
 from rlrazor.errors import RazorError
 from rlrazor.extras import needs_extra
+from rlrazor.progress import doing
 
 if TYPE_CHECKING:
     from rlrazor.experiments.language.config import Config
+    from rlrazor.experiments.language.tasks import Splits
+    from rlrazor.experiments.language.train import Trainer
     from rlrazor.guard.law_file import LawFile
     from rlrazor.report.drawing import Figure
 
@@ -34,17 +48,22 @@ GRID: dict[str, Any] = {
     "batch_sizes": "16",
     "seeds": "0,1",
     "max_steps": "100",
-    "warmup_steps": "5",
+    "warmup_steps": "0.05",
+    "precision": "auto",
     "checkpoints_per_epoch": "5",
     "test_prompts": "128",
     "prior_limit": "100",
 }
+# Six runs allow intervals of 6/7. A third of the updates and of the measuring.
+QUICK: dict[str, Any] = {"lrs": "1e-5,6e-5,3e-4", "max_steps": "50", "test_prompts": "64", "prior_limit": "50"}
+LEVEL, QUICK_LEVEL = 0.9, 0.85
 DEFAULTS = {
     **GRID,
     "epochs": "as many as --max-steps needs",
     "prior": "hellaswag, truthfulqa_mc2, mmlu, ifeval, winogrande",
 }
 TINY_GRID: dict[str, Any] = {"methods": "sft", "lrs": "3e-5:1e-3:10", "seeds": "0", "rl_lrs": "1e-4"}
+TINY_QUICK: dict[str, Any] = {"lrs": "3e-5:1e-3:6", "max_steps": "100"}
 _LEFT_OUT = ("base", "task", "thresholds", "scored")
 
 
@@ -56,18 +75,26 @@ def add_to(commands: Subparsers) -> None:
         description="Fine-tune BASE for a short while at several learning rates, measure what the prior tasks lost and "
         "the KL to the base, and fit the law that the monitor, compare and pick forecast with. Writes OUT/law.json, "
         "OUT/prompts.jsonl, the held-out prompts that KL was measured on, and OUT/train.jsonl, the rest, to train on; "
-        "of the base 'tiny' also the model itself, OUT/base. The same command again continues.",
+        "of the base 'tiny' also the model itself, OUT/base. The same command again continues, within a run too.",
     )
     parser.add_argument("base", metavar="BASE", help=SETTINGS["base"])
-    parser.add_argument("--task", help=SETTINGS["task"] + "; or --prompts")
-    parser.add_argument("--out", type=Path, metavar="DIR", default=Path("runs/calibrate"), help="run folder")
-    parser.add_argument("--level", type=float, default=0.9, help="of the intervals (default: 0.9)")
-    grid = parser.add_argument_group("the runs (by default ten: SFT at five learning rates, two seeds)")
-    for name in (name for name in SETTINGS if name not in _LEFT_OUT):
-        default = f" (default: {DEFAULTS[name]})" if name in DEFAULTS else ""
-        grid.add_argument(f"--{name.replace('_', '-')}", help=SETTINGS[name] + default)
+    parser.add_argument("--task", help=SETTINGS["task"] + " (default: the name of the --prompts file)")
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", default=Path("runs/calibrate"), help="default: runs/calibrate"
+    )
+    parser.add_argument("--level", type=float, help="of the intervals (default: 0.9, with --quick 0.85)")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="six runs of 50 updates, on half of the prompts and of the prior tasks' items: a third of the time. "
+        "Intervals are of 85 %% at most and wider, as six runs and noisier scores say less; repeat without it before a "
+        "budget stops a training",
+    )
+    title = "the runs (by default ten: SFT at five learning rates, two seeds)"
+    names = [name for name in SETTINGS if name not in _LEFT_OUT]
+    add_settings(parser, title, names, {**PAPER_DEFAULTS, **DEFAULTS}, {**TINY_DEFAULTS, **TINY_GRID})
     parser.add_argument("--jobs", type=int, help="processes (default: the cores for the tiny base, else 1)")
-    parser.add_argument("--dry-run", action="store_true", help="print the runs and what they take; train nothing")
+    parser.add_argument("--dry-run", action="store_true", help=DRY_RUN)
     parser.add_argument("--json", action="store_true", help="print the law as JSON instead of tables")
     add_source(parser)
     add_running(parser)
@@ -77,90 +104,137 @@ def add_to(commands: Subparsers) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run the sweep, fit the law, write it, say what it is worth."""
     needs_extra("guard", "train", "eval")
-    from rlrazor.experiments.language.config import TINY, parse_setting, resolve
-    from rlrazor.experiments.language.evaluate import probe_settings
-    from rlrazor.experiments.language.reproduce import Options, estimate, plan, reproduce
-    from rlrazor.experiments.language.train import calibration_base
-    from rlrazor.experiments.work import versions_of
-    from rlrazor.guard import calibrate
-    from rlrazor.guard.outputs import move_aside
-    from rlrazor.report import drawing
-    from rlrazor.report.tables import read_table
-    from rlrazor.store import RunStore, atomic_path
+    from rlrazor.experiments.language.config import TINY
+    from rlrazor.experiments.language.reproduce import Options, estimate, reproduce
 
-    if (arguments.task is None) == (arguments.prompts is None):
-        raise RazorError("Name the new task: --task NAME, or --prompts FILE for one of your own.")
+    if arguments.level is None:
+        arguments.level = QUICK_LEVEL if arguments.quick else LEVEL
     if not 0 < arguments.level < 1:
         raise RazorError(f"--level is a fraction of 1, such as 0.9, not {arguments.level}.")
+    config, trainer, splits = _resolved(arguments)
+    jobs = arguments.jobs if arguments.jobs is not None else (cores.available() if config.base == TINY else 1)
+    if jobs < 1:
+        raise RazorError(f"--jobs must be at least 1, not {jobs}.")
+    console = Console(stderr=True)
+    if arguments.dry_run:
+        found = estimate(config, trainer, console, jobs=jobs)
+        print_plan(config, found, in_words(found, arguments.out, jobs), as_json=arguments.json)
+        return 0
+    command = shlex.join(["razor", *arguments.argv])
+    done = reproduce(config, trainer, Options(arguments.out, jobs, preset="calibrate", command=command), console)
+    for name in done.diverged:
+        console.print(f"Diverged, measured up to there: {name}.", style="yellow")
+    with doing(console, "Fitting the law"):
+        law, warnings = _write(arguments, config, trainer, splits, command)
+    if arguments.json:
+        where = {"law": str(arguments.out / "law.json"), "report": str(done.report), "warnings": warnings}
+        print(json.dumps({**where, **law.as_json()}, indent=2))
+        return 0
+    console.print(f"{done.trained} runs trained, {done.kept} kept, in {human_seconds(done.seconds)}.", highlight=False)
+    _show(arguments, law, warnings, done.report)
+    return 0
+
+
+def _resolved(arguments: argparse.Namespace) -> "tuple[Config, Trainer, Splits]":
+    """The runs that the options describe, what trains them, and the task's rows."""
+    from rlrazor.experiments.language.config import TINY, parse_setting, resolve
+
+    if arguments.task is not None and arguments.prompts is not None:
+        raise RazorError("Name the new task once: --task NAME, or --prompts FILE for one of your own.")
     tiny = arguments.base == TINY
-    given = settings_given(arguments)
-    given |= {"base": arguments.base, "task": arguments.task or arguments.prompts.stem}
-    settings = {**(TINY_GRID if tiny else {**GRID, "epochs": "1"}), **given}
+    given = settings_given(arguments) | {"base": arguments.base, "task": task_of(arguments)}
+    grid = TINY_GRID if tiny else {**GRID, "epochs": "1"}
+    quick = (TINY_QUICK if tiny else QUICK) if arguments.quick else {}
+    settings = {**grid, **quick, **given}
     config = resolve(
         "tiny" if tiny else "paper", {name: parse_setting(name, value) for name, value in settings.items()}
     )
     if tiny and len(config.seeds) > 1:
         raise RazorError("Every seed of the tiny base is a base of its own, and a law belongs to one: give one seed.")
-    jobs = arguments.jobs if arguments.jobs is not None else (cores.available() if tiny else 1)
-    if jobs < 1:
-        raise RazorError(f"--jobs must be at least 1, not {jobs}.")
     trainer = trainer_of(arguments, config)
     splits = trainer.task.load()
     if not tiny and "epochs" not in given and config.max_steps:
         config = replace(config, epochs=(_epochs(config, len(splits.train)),))
-    if arguments.dry_run:
-        found = estimate(config, trainer.task)
-        what = f"{found.runs} runs, {found.steps:,} updates, {found.checkpoints:,} checkpoints measured."
-        print_plan(config, found, what, as_json=arguments.json)
-        return 0
-    console = Console(stderr=True)
-    command = shlex.join(["razor", *arguments.argv])
-    done = reproduce(config, trainer, Options(arguments.out, jobs, preset="calibrate", command=command), console)
-    for name in done.diverged:
-        console.print(f"Diverged, measured up to there: {name}.", style="yellow")
-    with console.status("Fitting the law"):
-        task = trainer.task.task()
-        folder = arguments.out / "base" if tiny else None
-        own = calibration_base(trainer, plan(config, trainer.task).bases[0], RunStore(arguments.out), folder)
-        # As `probes.read_prompts` will read them.
-        prompts = list(dict.fromkeys(item.prompt for item in splits.test[: config.test_prompts]))
-        probes = replace(probe_settings(own.limited(task), config.kl_samples), precision=config.dtype)
-        base = calibrate.Base(config.base, own.digest, own.tokenizer_digest, prompts, own.generic, probes)
-        table = read_table(arguments.out / "records.parquet")
-        versions = versions_of("transformers", "trl", "lm-eval")
-        law = calibrate.fit(table, base, level=arguments.level, versions=versions, command=command)
-    path, say = arguments.out / "law.json", partial(console.print, highlight=False, markup=False, soft_wrap=True)
-    if path.exists() and not _is_same(path, law):
-        move_aside(path, say)
-    law.save(path)
-    drawing.save(_figure(law), arguments.out)
+    return config, trainer, splits
+
+
+def _write(
+    arguments: argparse.Namespace, config: "Config", trainer: "Trainer", splits: "Splits", command: str
+) -> "tuple[LawFile, list[str]]":
+    """Fit the law to the runs in the folder and write it with its figure and the rows; it, and what is to be said."""
+    from rlrazor.experiments.language.config import TINY
+    from rlrazor.experiments.language.evaluate import probe_settings
+    from rlrazor.experiments.language.reproduce import plan
+    from rlrazor.experiments.language.train import calibration_base
+    from rlrazor.experiments.work import versions_of
+    from rlrazor.guard import calibrate
+    from rlrazor.report import drawing
+    from rlrazor.report.tables import read_table
+    from rlrazor.store import RunStore
+
+    task, out = trainer.task.task(), arguments.out
+    base_spec, folder = plan(config, trainer.task).bases[0], out / "base" if config.base == TINY else None
+    own = calibration_base(trainer, base_spec, RunStore(out), folder)
+    # As `probes.read_prompts` will read them.
+    prompts = list(dict.fromkeys(item.prompt for item in splits.test[: config.test_prompts]))
+    probes = replace(probe_settings(own.limited(task), config.kl_samples), precision=config.dtype)
+    base = calibrate.Base(config.base, own.digest, own.tokenizer_digest, prompts, own.generic, probes)
+    table = read_table(out / "records.parquet")
+    versions = {**versions_of("transformers", "trl", "lm-eval"), "training precision": config.precision}
+    law = calibrate.fit(table, base, level=arguments.level, versions=versions, command=command)
+    _save_law(law, out)
+    drawing.save(_figure(law), out)
     rest = [_row(item.prompt, item.demonstration, chat=task.chat and own.has_chat_template) for item in splits.train]
-    for name, rows in (("prompts", [{"prompt": prompt} for prompt in prompts]), ("train", rest)):
-        text = "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows)
-        target = arguments.out / f"{name}.jsonl"
-        if target.exists() and target.read_text(encoding="utf-8", errors="replace") != text:
-            move_aside(target, say)
-        with atomic_path(target) as written:
-            written.write_text(text, encoding="utf-8")
+    _save_rows([{"prompt": prompt} for prompt in prompts], out / "prompts.jsonl")
+    _save_rows(rest, out / "train.jsonl")
     warnings = calibrate.warnings_of(law, table)
-    if arguments.json:
-        print(
-            json.dumps({"law": str(path), "report": str(done.report), "warnings": warnings, **law.as_json()}, indent=2)
+    if arguments.quick:
+        warnings.append(
+            f"Made with --quick, of {len(law.forecaster.left_out)} short runs: calibrate without it before a budget "
+            "stops a training."
         )
-        return 0
-    console.print(f"{done.trained} runs trained, {done.kept} kept, in {human_seconds(done.seconds)}.", highlight=False)
-    printed = console_for_tables()
+    return law, warnings
+
+
+def _say(text: str) -> None:
+    Console(stderr=True).print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def _save_law(law: "LawFile", out: Path) -> None:
+    """As law.json; another one that is there is moved aside."""
+    from rlrazor.guard.outputs import move_aside
+
+    path = out / "law.json"
+    if path.exists() and not _is_same(path, law):
+        move_aside(path, _say)
+    law.save(path)
+
+
+def _save_rows(rows: list[dict[str, Any]], target: Path) -> None:
+    """As JSON Lines; others that are there are moved aside."""
+    from rlrazor.guard.outputs import move_aside
+    from rlrazor.store import atomic_path
+
+    text = "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows)
+    if target.exists() and target.read_text(encoding="utf-8", errors="replace") != text:
+        move_aside(target, _say)
+    with atomic_path(target) as written:
+        written.write_text(text, encoding="utf-8")
+
+
+def _show(arguments: argparse.Namespace, law: "LawFile", warnings: list[str], report: Path) -> None:
+    """What the law is worth, and where everything is."""
+    printed, out = console_for_tables(), arguments.out
     printed.print(candidates_table(law))
     printed.print(law.describe(), highlight=False)
     for warning in warnings:
         printed.print(warning, style="yellow", highlight=False)
-    files = {"Law": path, "Figure": path.with_suffix(".png"), "Prompts to measure on": path.with_name("prompts.jsonl")}
-    files |= {"Rows to train on": path.with_name("train.jsonl"), "Report": done.report}
-    if folder is not None:
-        files["Base"] = folder
+    files = {"Law": out / "law.json", "Figure": out / "law.png", "Prompts to measure on": out / "prompts.jsonl"}
+    files |= {"Rows to train on": out / "train.jsonl", "Report": report}
+    if (out / "base").exists():
+        files["Base"] = out / "base"
     for name, file in files.items():
         printed.print(f"{name}: {file}", highlight=False, soft_wrap=True)
-    return 0
 
 
 def _epochs(config: "Config", prompts: int) -> int:

@@ -45,7 +45,9 @@ def add_to(commands: Subparsers) -> None:
     parser.add_argument("--fail-above", metavar="DROP", help="largest drop of the prior score, such as 0.02")
     parser.add_argument("--cautious", action="store_true", help="judge by the upper end of the forecast's interval")
     parser.add_argument("--level", type=float, help="of the interval (default: the law's)")
-    parser.add_argument("--out", type=Path, metavar="FILE", default=Path("comparison.html"), help="the page")
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", default=Path("comparison.html"), help="the page (default: comparison.html)"
+    )
     parser.add_argument("--json", action="store_true", help="print the findings as JSON instead of tables")
     probe = parser.add_argument_group("how it is measured (a law's own settings come first)")
     probe.add_argument("--generic", type=Path, metavar="FILE", help="text that stands for what must not change")

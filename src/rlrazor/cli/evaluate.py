@@ -7,9 +7,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from rlrazor.cli.language import SETTINGS, add_source, source_of
+from rlrazor.cli.language import PAPER_DEFAULTS, SETTINGS, add_settings, add_source, source_of, task_of
 from rlrazor.cli.printing import Subparsers, console_for_tables, options_of, records_table
 from rlrazor.extras import needs_extra
+from rlrazor.progress import doing
 
 _OWN = ("max_new_tokens", "test_prompts", "kl_samples", "scored", "prior", "prior_limit")
 
@@ -22,13 +23,12 @@ def add_to(commands: Subparsers) -> None:
         description="Without --base, the scores alone. With it, KL to the base on the task's held-out prompts too.",
     )
     parser.add_argument("model", metavar="MODEL", help="a hub id, a folder, or a .gguf file")
-    parser.add_argument("--task", required=True, help=SETTINGS["task"])
-    parser.add_argument("--base", help="what MODEL was fine-tuned from")
+    parser.add_argument("--task", help=SETTINGS["task"] + " (default: the name of the --prompts file)")
+    parser.add_argument("--base", help="what MODEL was fine-tuned from (default: none, and no KL)")
     parser.add_argument(
         "--adapter", type=Path, metavar="DIR", help="an adapter to put on MODEL; the base is then MODEL"
     )
-    for name in _OWN:
-        parser.add_argument(f"--{name.replace('_', '-')}", help=SETTINGS[name])
+    add_settings(parser, "how it is measured", _OWN, PAPER_DEFAULTS, PAPER_DEFAULTS)
     parser.add_argument("--json", action="store_true", help="print the record as JSON instead of a table")
     add_source(parser)
     parser.set_defaults(run=run, options=options_of(parser))
@@ -45,10 +45,10 @@ def run(arguments: argparse.Namespace) -> int:
     compute.prepare_process(compute.threads_alone())
 
     given = {name: value for name in _OWN if (value := getattr(arguments, name)) is not None}
-    given |= {"base": arguments.base or arguments.model, "task": arguments.task}
+    given |= {"base": arguments.base or arguments.model, "task": task_of(arguments)}
     config = resolve("paper", {name: parse_setting(name, value) for name, value in given.items()})
     source = source_of(arguments, config.task)
-    with Console(stderr=True).status("Measuring"):
+    with doing(Console(stderr=True), "Measuring"):
         base, tuned = compare(
             arguments.model,
             None if arguments.base is None and arguments.adapter is None else config.base,

@@ -3,40 +3,44 @@
 import argparse
 import json
 import shlex
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from rlrazor import processes
-from rlrazor.cli.language import SETTINGS, add_running, add_source, settings_given, trainer_of
-from rlrazor.cli.printing import Subparsers, console_for_tables, human_seconds, options_of, records_table
+from rlrazor.cli.language import (
+    DRY_RUN,
+    PAPER_DEFAULTS,
+    SETTINGS,
+    TINY_DEFAULTS,
+    add_running,
+    add_settings,
+    add_source,
+    in_words,
+    settings_given,
+    task_of,
+    trainer_of,
+)
+from rlrazor.cli.printing import Subparsers, console_for_tables, human_seconds, options_of, print_plan, records_table
 from rlrazor.errors import RazorError
+from rlrazor.experiments.language.methods import SETTINGS_OF
 from rlrazor.extras import needs_extra
+from rlrazor.progress import doing
+
+if TYPE_CHECKING:
+    from rlrazor.experiments.language.config import Config
+    from rlrazor.experiments.work import Work
+    from rlrazor.records import RunSpec
 
 # What a single run has of a sweep's settings.
 _OWN = (
-    *(
-        "warmup_steps",
-        "max_steps",
-        "kl_coef",
-        "lora_rank",
-        "precision",
-        "max_new_tokens",
-        "train_prompts",
-        "test_prompts",
-        "kl_samples",
-    ),
-    *(
-        "scored",
-        "prior",
-        "prior_limit",
-        "checkpoints_per_epoch",
-        "group_size",
-        "rl_prompts",
-        "pretrain_steps",
-        "threads",
-    ),
+    *("checkpoints_per_epoch", "max_steps", "warmup_steps", "lora_rank", "max_new_tokens", "dtype", "precision"),
+    *("train_prompts", "test_prompts", "kl_samples", "scored", "prior", "prior_limit", "threads"),
+    *("rl_prompts", "group_size", "kl_coef", "pretrain_steps"),
 )
+_DEFAULTS = {"warmup_steps": "0.05", "precision": "auto"}
 
 
 def add_to(commands: Subparsers) -> None:
@@ -49,16 +53,18 @@ def add_to(commands: Subparsers) -> None:
         "torchrun the processes share each step, and the first of them measures.",
     )
     parser.add_argument("base", metavar="BASE", help=SETTINGS["base"])
-    parser.add_argument("--task", required=True, help=SETTINGS["task"])
+    parser.add_argument("--task", help=SETTINGS["task"] + " (default: the name of the --prompts file)")
     parser.add_argument("--method", default="dr-grpo", help="the method (default: dr-grpo); see the README")
     parser.add_argument("--lr", required=True, help="learning rate")
-    parser.add_argument("--schedule", default="constant", help="constant (the default) or cosine")
-    parser.add_argument("--epochs", default="1", help="passes over the prompts (default: 1)")
-    parser.add_argument("--batch-size", help="sequences per step of SFT and SimPO (default: 32)")
     parser.add_argument("--seed", default="0", help="default: 0")
     parser.add_argument("--out", type=Path, metavar="DIR", default=Path("runs/finetune"), help="default: runs/finetune")
-    for name in _OWN:
-        parser.add_argument(f"--{name.replace('_', '-')}", help=SETTINGS[name])
+    offline = parser.add_argument_group(f"used by {next(iter(SETTINGS_OF))}")
+    offline.add_argument("--schedule", default="constant", help="constant (the default) or cosine")
+    offline.add_argument("--epochs", default="1", help="passes over the prompts (default: 1)")
+    offline.add_argument("--batch-size", default="32", help="sequences per step (default: 32)")
+    own = {**_DEFAULTS, "threads": "the cores"}
+    add_settings(parser, "settings", _OWN, {**PAPER_DEFAULTS, **own}, {**TINY_DEFAULTS, **_DEFAULTS})
+    parser.add_argument("--dry-run", action="store_true", help=DRY_RUN)
     parser.add_argument("--json", action="store_true", help="print the records as JSON instead of a table")
     add_source(parser)
     add_running(parser)
@@ -69,51 +75,64 @@ def run(arguments: argparse.Namespace) -> int:
     """Train the one run, and print its checkpoints."""
     needs_extra("guard", "train", "eval")
     processes.join()
-    from dataclasses import asdict, replace
-
-    from rlrazor.experiments.language.config import TINY, parse_setting, resolve
-    from rlrazor.experiments.language.reproduce import plan
+    from rlrazor.experiments.language.config import TINY
+    from rlrazor.experiments.language.reproduce import estimate, plan
     from rlrazor.experiments.work import Work
+
+    config = _config_of(arguments)
+    trainer = replace(trainer_of(arguments, config), keep_models=True)
+    console = Console(stderr=True, quiet=processes.rank() > 0)
+    if arguments.dry_run:
+        found = estimate(config, trainer, console, keep_models=True)
+        print_plan(config, found, in_words(found, arguments.out), as_json=arguments.json)
+        return 0
+    with doing(console, "Loading the base and the task"):
+        made = plan(config, trainer.task)
+    if made.students:
+        raise RazorError(f"{made.students[0]} imitates a policy that a sweep has trained: use `razor sweep`.")
+    if len(made.specs) != 1:
+        raise RazorError("razor finetune makes one run: give one value to each option, or use `razor sweep`.")
+    work = Work(arguments.out, trainer, made.count_checkpoints, console)
+    with work.store.open_for_writing():
+        work.finish(made.bases, "base policy", weights="final" if config.base == TINY else "none")
+        work.finish(made.specs, arguments.method)
+        work.discard_unfinished()
+    if processes.rank() == 0:
+        _show(arguments, work, made.bases[0], made.specs[0])
+    return 0
+
+
+def _config_of(arguments: argparse.Namespace) -> "Config":
+    """A grid of one run."""
+    from rlrazor.experiments.language.config import TINY, parse_setting, resolve
     from rlrazor.lm import compute
 
-    own = settings_given(arguments, _OWN)
+    given = {**_DEFAULTS, **settings_given(arguments, _OWN)}
     if arguments.base != TINY:  # one run, which has the machine to itself
-        own.setdefault("threads", str(compute.threads_alone()))
-    given = {"lrs": arguments.lr, "rl_lrs": arguments.lr, "schedules": arguments.schedule, "epochs": arguments.epochs}
-    given |= {"methods": arguments.method, "seeds": arguments.seed, "base": arguments.base, "task": arguments.task}
-    given |= {"iterations": "1", "batch_sizes": arguments.batch_size or "32", **own}
-    config = resolve("tiny" if arguments.base == TINY else "paper", {k: parse_setting(k, v) for k, v in given.items()})
-    trainer = replace(trainer_of(arguments, config), keep_models=True, progress=True)
-    console = Console(stderr=True, quiet=processes.rank() > 0)
-    with console.status("Loading the base and the task"):
-        found = plan(config, trainer.task)
-    if found.students:
-        raise RazorError(f"{found.students[0]} imitates a policy that a sweep has trained: use `razor sweep`.")
-    if len(found.specs) != 1:
-        raise RazorError("razor finetune makes one run: give one value to each option, or use `razor sweep`.")
-    work = Work(arguments.out, trainer, found.count_checkpoints, console)
-    with work.store.open_for_writing():
-        work.finish(found.bases, "base policy", weights="final" if config.base == TINY else "none")
-        work.finish(found.specs, arguments.method)
-    if processes.rank() > 0:
-        return 0
-    spec = found.specs[0]
+        given.setdefault("threads", str(compute.threads_alone()))
+    given |= {"lrs": arguments.lr, "rl_lrs": arguments.lr, "schedules": arguments.schedule, "epochs": arguments.epochs}
+    given |= {"methods": arguments.method, "seeds": arguments.seed, "base": arguments.base}
+    given |= {"task": task_of(arguments), "iterations": "1", "batch_sizes": arguments.batch_size}
+    return resolve("tiny" if arguments.base == TINY else "paper", {k: parse_setting(k, v) for k, v in given.items()})
+
+
+def _show(arguments: argparse.Namespace, work: "Work", base_spec: "RunSpec", spec: "RunSpec") -> None:
+    """The base's record and the run's, and where the model is."""
     finished = work.store.read(spec)
-    base = work.store.read(found.bases[0]).records[0]
+    base = work.store.read(base_spec).records[0]
     model = arguments.out / "models" / spec.run_id
     if finished.diverged_at is not None:
-        console.print(
+        work.console.print(
             f"Diverged at step {finished.diverged_at}, measured up to there; no model written.", style="yellow"
         )
     elif work.trained:
-        console.print(f"Trained in {human_seconds(work.store.seconds(spec))}.", highlight=False)
+        work.console.print(f"Trained in {human_seconds(work.store.seconds(spec))}.", highlight=False)
     if arguments.json:
         records = [asdict(record) for record in finished.records]
         command = shlex.join(["razor", *arguments.argv])
         print(json.dumps({"command": command, "model": str(model), "base": asdict(base), "records": records}, indent=2))
-        return 0
+        return
     printed = console_for_tables()
     printed.print(records_table(base, finished.records))
     if model.exists():
         printed.print(f"Model: {model}", highlight=False, soft_wrap=True)
-    return 0

@@ -3,44 +3,39 @@
 import argparse
 import re
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from rlrazor import cores
-from rlrazor.cli.printing import human_seconds, print_plan, print_results
+from rlrazor.cli.printing import human_bytes, human_seconds, print_plan, print_results
 from rlrazor.errors import RazorError
+from rlrazor.experiments.language.methods import SETTINGS_OF
 from rlrazor.extras import needs_extra
 from rlrazor.lm.encoding import check_stop
 
 if TYPE_CHECKING:
     from rlrazor.experiments.language.config import Config
+    from rlrazor.experiments.language.reproduce import Estimate
     from rlrazor.experiments.language.train import TaskSource, Trainer
 
+DRY_RUN = "print the runs and what they take, measured here within a minute or two; train nothing"
 # The settings of the grid, which a config file can hold too; parsed by config.parse_setting.
 SETTINGS = {
     "base": "the model to start from: a hub id, a folder, a .gguf file, or 'tiny'",
-    "task": "the new task; `razor tasks` lists them",
+    "task": "the new task, which `razor tasks` lists; of --prompts a name for it",
     "methods": "methods, comma-separated, or 'paper' or 'tiny'",
-    "lrs": "learning rates of SFT and SimPO, comma-separated, or LOW:HIGH:COUNT log-spaced",
-    "rl_lrs": "learning rates of on-policy methods",
-    "schedules": "learning-rate schedules of SFT and SimPO: constant, cosine",
-    "epochs": "passes over the prompts, of SFT and SimPO",
-    "batch_sizes": "sequences per step, of SFT and SimPO",
-    "rl_prompts": "prompts per step, of on-policy methods",
-    "group_size": "samples of each of them",
-    "iterations": "updates per batch of samples",
     "seeds": "seeds",
     "checkpoints_per_epoch": "checkpoints measured per epoch, or with max_steps per run",
     "max_steps": "updates at most; 0: as many as the epochs have",
-    "warmup_steps": "updates of warm-up",
-    "kl_coef": "weight of KL(pi || pi0) in the methods named ...+kl",
+    "warmup_steps": "updates in which the learning rate rises: below 1 a share of the run's, else so many, or of a run "
+    "that has no more 5 %%",
     "lora_rank": "train an adapter of this rank; 0: all weights",
     "max_new_tokens": "tokens of a completion at most; 0: as the task says",
     "dtype": "of the base's weights, in which everything is measured: float32 or bfloat16, half the memory",
-    "precision": "of matrix products in training: float32, or bf16 by autocast",
+    "precision": "of matrix products in training: float32, bf16 by autocast, or auto, bf16 on a GPU that has it",
     "train_prompts": "prompts trained on at most; 0: all",
     "test_prompts": "held-out prompts that scores and KL are measured on, at most",
     "kl_samples": "completions of each of them",
@@ -48,9 +43,96 @@ SETTINGS = {
     "prior": "prior tasks, comma-separated names of lm-eval",
     "prior_limit": "items of each prior task at most; 0: all",
     "thresholds": "new-task scores at which the report compares methods",
-    "pretrain_steps": "updates of the tiny base's pre-training",
     "threads": "of each process, on a CPU; another number changes the last digits",
+    "lrs": "learning rates, comma-separated, or LOW:HIGH:COUNT log-spaced",
+    "schedules": "learning-rate schedules: constant, cosine",
+    "epochs": "passes over the prompts",
+    "batch_sizes": "sequences per step",
+    "rl_lrs": "learning rates, as above",
+    "rl_prompts": "prompts per step",
+    "group_size": "samples of each of them",
+    "iterations": "updates per batch of samples",
+    "kl_coef": "weight of KL(pi || pi0)",
+    "pretrain_steps": "updates of its pre-training",
 }
+# What the presets have, as a help text shows it: to look it up there takes the seconds that importing torch does.
+PAPER_DEFAULTS = {
+    "base": "Qwen/Qwen2.5-3B-Instruct",
+    "task": "math",
+    "methods": "sft, simpo, reinforce, dr-grpo",
+    "seeds": "0",
+    "checkpoints_per_epoch": "1",
+    "max_steps": "0",
+    "warmup_steps": "50",
+    "lora_rank": "0",
+    "max_new_tokens": "0",
+    "dtype": "float32",
+    "precision": "bf16",
+    "train_prompts": "0",
+    "test_prompts": "256",
+    "kl_samples": "1",
+    "scored": "greedy",
+    "prior": "hellaswag, truthfulqa_mc2, mmlu, ifeval, winogrande, humaneval",
+    "prior_limit": "0",
+    "thresholds": "0.3, 0.4, 0.5, 0.6",
+    "threads": "4",
+    "lrs": "1e-05, 3e-05, 5e-05, 7e-05, 9e-05",
+    "schedules": "constant, cosine",
+    "epochs": "1, 2",
+    "batch_sizes": "16, 32, 64, 128",
+    "rl_lrs": "1e-05, 2e-05, 3e-05, 4e-05, 5e-05",
+    "rl_prompts": "8",
+    "group_size": "64",
+    "iterations": "1, 2",
+    "kl_coef": "0.1",
+    "pretrain_steps": "1200",
+}
+TINY_DEFAULTS = {
+    **PAPER_DEFAULTS,
+    "base": "tiny",
+    "task": "letters",
+    "methods": "sft-one, sft-two, sft-uniform, oracle, rl-distilled, simpo, reinforce, grpo, dr-grpo, dr-grpo+kl, "
+    "kl-dpg",
+    "checkpoints_per_epoch": "8",
+    "max_steps": "200",
+    "warmup_steps": "0.05",
+    "precision": "float32",
+    "kl_samples": "4",
+    "scored": "sampled",
+    "prior": "tiny",
+    "thresholds": "0.9, 0.95, 0.98",
+    "threads": "1",
+    "lrs": "5e-05, 0.0001, 0.0002, 0.0004",
+    "schedules": "constant",
+    "epochs": "3",
+    "batch_sizes": "64",
+    "rl_lrs": "5e-05, 0.0001, 0.0002, 0.0004",
+    "rl_prompts": "16",
+    "group_size": "16",
+    "iterations": "1",
+}
+
+
+def add_settings(
+    parser: argparse.ArgumentParser,
+    title: str,
+    names: Iterable[str],
+    defaults: Mapping[str, str],
+    tiny: Mapping[str, str],
+) -> None:
+    """Options for these settings, by the methods that use them, with their defaults, and those of the base 'tiny'."""
+    groups = [(title, [name for name in names if name not in _USED_BY])]
+    groups += [(f"used by {who}", [name for name in own if name in names]) for who, own in _BY_USER.items()]
+    for heading, own in groups:
+        group = parser.add_argument_group(heading) if own else None
+        for name in own:
+            default = defaults[name] + (f"; of 'tiny' {tiny[name]}" if tiny[name] != defaults[name] else "")
+            assert group is not None
+            group.add_argument(f"--{name.replace('_', '-')}", help=f"{SETTINGS[name]} (default: {default})")
+
+
+_BY_USER = {**SETTINGS_OF, "the base 'tiny'": ("pretrain_steps",)}
+_USED_BY = {name for names in _BY_USER.values() for name in names}
 
 
 def add_source(parser: argparse.ArgumentParser) -> None:
@@ -60,7 +142,9 @@ def add_source(parser: argparse.ArgumentParser) -> None:
         "--data", type=Path, metavar="PATH", help="local file or folder of the task, in the hub's schema"
     )
     source.add_argument("--demonstrations", type=Path, metavar="FILE", help="rows of prompt, completion and rejected")
-    source.add_argument("--prompts", type=Path, metavar="FILE", help="a task of your own: rows with prompt ...")
+    source.add_argument(
+        "--prompts", type=Path, metavar="FILE", help="a task of your own, in place of --task: rows with prompt ..."
+    )
     source.add_argument(
         "--verifier",
         metavar="FILE.py:FUNCTION",
@@ -89,26 +173,45 @@ def add_source(parser: argparse.ArgumentParser) -> None:
 def add_running(parser: argparse.ArgumentParser) -> None:
     """The options that say how to run, none of which changes a result."""
     running = parser.add_argument_group("running")
-    running.add_argument("--micro-batch", type=int, metavar="N", help="sequences at a time: less memory")
-    running.add_argument("--save-every", type=int, metavar="STEPS", help="states that an interrupted run resumes from")
-    running.add_argument("--report-to", default="none", metavar="TRACKER", help="tensorboard, wandb, trackio, ...")
+    running.add_argument(
+        "--micro-batch", type=int, metavar="N", help="sequences at a time: less memory (default: all of a step)"
+    )
+    running.add_argument(
+        "--save-every",
+        type=int,
+        metavar="STEPS",
+        help="keep what an interrupted run goes on from, three times the weights on disk while it trains; 0: never "
+        "(default: at each checkpoint that is measured)",
+    )
+    running.add_argument(
+        "--report-to", default="none", metavar="TRACKER", help="tensorboard, wandb, trackio, ... (default: none)"
+    )
 
 
-def add_sweep(parser: argparse.ArgumentParser, out: str) -> None:
+def add_sweep(parser: argparse.ArgumentParser, out: str, defaults: Mapping[str, str]) -> None:
     """The options of a sweep."""
     parser.add_argument("--out", type=Path, metavar="DIR", help=f"run folder (default: {out})")
-    grid = parser.add_argument_group("grid (override the preset and the config file)")
-    for name, text in SETTINGS.items():
-        grid.add_argument(f"--{name.replace('_', '-')}", help=text)
+    add_settings(parser, "grid (override the preset and the config file)", SETTINGS, defaults, defaults)
     parser.add_argument(
         "--config", type=Path, metavar="FILE", help="a preset and settings of the grid as TOML, or a run's config.json"
     )
     parser.add_argument("--jobs", type=int, help="processes (default: the cores for the tiny base, else 1)")
-    parser.add_argument("--weights", choices=("none", "final", "all"), default="none", help="checkpoints to keep")
-    parser.add_argument("--dry-run", action="store_true", help="print the grid and its size; train nothing")
+    parser.add_argument(
+        "--weights", choices=("none", "final", "all"), default="none", help="checkpoints to keep (default: none)"
+    )
+    parser.add_argument("--dry-run", action="store_true", help=DRY_RUN)
     parser.add_argument("--json", action="store_true", help="print the findings as JSON instead of tables")
     add_source(parser)
     add_running(parser)
+
+
+def task_of(arguments: argparse.Namespace) -> str:
+    """The new task's name: --task, or of --prompts FILE without one that of the file. Raises RazorError for neither."""
+    if arguments.prompts is None:
+        if arguments.task is None:
+            raise RazorError("Name the new task: --task NAME, or --prompts FILE for one of your own.")
+        return str(arguments.task)
+    return str(arguments.task or arguments.prompts.stem)
 
 
 def source_of(arguments: argparse.Namespace, task: str) -> "TaskSource":
@@ -163,10 +266,10 @@ def trainer_of(arguments: argparse.Namespace, config: "Config") -> "Trainer":
     from rlrazor.lm import compute
 
     compute.prepare_process(config.threads)
-    for name in ("micro_batch", "save_every"):
+    for name, least in (("micro_batch", 1), ("save_every", 0)):
         value = getattr(arguments, name)
-        if value is not None and value < 1:
-            raise RazorError(f"--{name.replace('_', '-')} must be at least 1, not {value}.")
+        if value is not None and value < least:
+            raise RazorError(f"--{name.replace('_', '-')} must be at least {least}, not {value}.")
     return Trainer(
         config.base,
         source_of(arguments, config.task),
@@ -176,6 +279,26 @@ def trainer_of(arguments: argparse.Namespace, config: "Config") -> "Trainer":
         save_every=arguments.save_every,
         report_to=arguments.report_to,
     )
+
+
+def in_words(found: "Estimate", out: Path, jobs: int = 1) -> str:
+    """What a dry run says of an estimate."""
+    counts = f"{found.runs} runs, {found.steps:,} updates, {found.checkpoints:,} checkpoints measured."
+    if found.seconds is None:
+        return f"{counts}\nTime, memory and disk were not measured: {found.missing.rstrip('.')}."
+    return f"{counts}\n{measured_in_words(found, out, jobs)}"
+
+
+def measured_in_words(found: Any, out: Path, jobs: int) -> str:
+    """The time, memory and disk of an experiment's estimate, and what was timed for it."""
+    measured = (
+        f"About {human_seconds(found.seconds)}, give or take {100 * found.error:.0f} %, with {jobs} "
+        f"job{'s' if jobs > 1 else ''} on this machine; {human_bytes(found.memory_bytes)} of memory a job; "
+        f"{human_bytes(found.disk_bytes)} in {out}"
+    )
+    if getattr(found, "passing_bytes", None):
+        measured += f", and up to {human_bytes(found.passing_bytes)} while it trains (--save-every 0: none)"
+    return f"{measured}.\nTimed: {found.timed}."
 
 
 def run_sweep(arguments: argparse.Namespace, preset: str, out: Path) -> int:
@@ -188,22 +311,20 @@ def run_sweep(arguments: argparse.Namespace, preset: str, out: Path) -> int:
 
     given = read_settings(arguments.config) if arguments.config else {}
     given |= settings_given(arguments)
+    if arguments.prompts is not None:
+        given["task"] = task_of(arguments)
     preset = given.pop("preset", None) or preset
     config = resolve(preset, {name: parse_setting(name, value) for name, value in given.items()})
     jobs = arguments.jobs if arguments.jobs is not None else (cores.available() if config.base == TINY else 1)
     if jobs < 1:
         raise RazorError(f"--jobs must be at least 1, not {jobs}.")
     trainer = trainer_of(arguments, config)
+    console = Console(stderr=True)
     if arguments.dry_run:
-        found = estimate(config, trainer.task)
-        what = (
-            f"{found.runs} runs, {found.steps:,} updates, {found.checkpoints:,} checkpoints measured, with {jobs} "
-            f"job{'s' if jobs > 1 else ''}."
-        )
-        print_plan(config, found, what, as_json=arguments.json)
+        found = estimate(config, trainer, console, jobs=jobs, weights=arguments.weights)
+        print_plan(config, found, in_words(found, out, jobs), as_json=arguments.json)
         return 0
     command = shlex.join(["razor", *arguments.argv])
-    console = Console(stderr=True)
     done = reproduce(config, trainer, Options(out, jobs, arguments.weights, preset, command), console)
     for name in done.diverged:
         console.print(f"Diverged, measured up to there: {name}.", style="yellow")

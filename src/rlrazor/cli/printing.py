@@ -3,7 +3,7 @@
 import argparse
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,6 +63,12 @@ def human_seconds(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60} min"
 
 
+def human_bytes(count: int | None) -> str:
+    """`3 MB` or `1.6 GB`."""
+    megabytes = (count or 0) / 1e6
+    return f"{megabytes / 1e3:.1f} GB" if megabytes >= 1000 else f"{max(1, round(megabytes))} MB"
+
+
 def shown(value: Any) -> str:
     """A setting as a table shows it."""
     return (
@@ -74,13 +80,13 @@ def shown(value: Any) -> str:
 
 def print_plan(config: Any, estimate: Any, what: str, *, as_json: bool) -> None:
     """What a dry run prints: the settings of a grid, and what it would take, in words or, as JSON, in numbers."""
-    settings = asdict(config)
+    settings = {name: value for name, value in asdict(config).items() if name in config.used()}
     if as_json:
         print(json.dumps({"config": settings, "estimate": asdict(estimate)}, indent=2))
         return
     table = Table(title="The grid", title_justify="left", show_header=False)
-    for field in fields(config):
-        table.add_row(field.name, shown(settings[field.name]))
+    for name in config.used():
+        table.add_row(name, shown(settings[name]))
     console = console_for_tables()
     console.print(table)
     console.print(f"{what} Nothing was run.", highlight=False, soft_wrap=True)

@@ -4,7 +4,6 @@ import argparse
 import shlex
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 
@@ -13,9 +12,6 @@ from rlrazor.cli import language
 from rlrazor.cli.printing import Subparsers, human_seconds, options_of, print_plan, print_results
 from rlrazor.errors import RazorError
 from rlrazor.extras import needs_extra
-
-if TYPE_CHECKING:
-    pass
 
 # The settings of the grid, which a config file can hold too; parsed by config.parse_setting.
 SETTINGS = {
@@ -30,6 +26,20 @@ SETTINGS = {
     "kl_coef": "weight of KL(pi || pi0) in the methods named ...+kl",
     "pretrain_epochs": "length of the base policy's pre-training",
     "pretrain_size": "images of each task in pre-training",
+}
+# What the quick preset has, as a help text shows it: to look it up there takes the seconds that importing torch does.
+DEFAULTS = {
+    "methods": "sft-1, sft-2, oracle, rl-distilled, simpo, reinforce, grpo, dr-grpo, kl-dpg, grpo+kl",
+    "lrs": "2e-05, 5.32e-05, 0.000141, 0.000376, 0.001",
+    "schedules": "constant",
+    "epochs": "1",
+    "seeds": "0",
+    "checkpoints_per_epoch": "5",
+    "batch_size": "128",
+    "group_size": "64",
+    "kl_coef": "0.1",
+    "pretrain_epochs": "20",
+    "pretrain_size": "500",
 }
 
 
@@ -47,13 +57,15 @@ def add_to(commands: Subparsers) -> None:
     parity.add_argument("--out", type=Path, metavar="DIR", help="run folder (default: runs/parity-mnist-PRESET)")
     grid = parity.add_argument_group("grid (override the preset and the config file)")
     for name, text in SETTINGS.items():
-        grid.add_argument(f"--{name.replace('_', '-')}", help=text)
+        grid.add_argument(f"--{name.replace('_', '-')}", help=f"{text} (default: {DEFAULTS[name]})")
     parity.add_argument(
         "--config", type=Path, metavar="FILE", help="a preset and settings of the grid as TOML, or a run's config.json"
     )
     parity.add_argument("--jobs", type=int, default=cores.available(), help="processes (default: the cores)")
     parity.add_argument("--data-dir", type=Path, metavar="DIR", help="where the IDX files lie, if you have them")
-    parity.add_argument("--weights", choices=("none", "final", "all"), default="none", help="checkpoints to keep")
+    parity.add_argument(
+        "--weights", choices=("none", "final", "all"), default="none", help="checkpoints to keep (default: none)"
+    )
     parity.add_argument(
         "--analysis",
         metavar="NAMES",
@@ -74,12 +86,14 @@ def add_to(commands: Subparsers) -> None:
         "then coverage, width and error of forecasts of a method, or a task, left out. Run it again to continue.",
     )
     of_forecasts.add_argument("--preset", default="quick", help="quick (the default) or full")
-    of_forecasts.add_argument("--seeds", help="seeds instead of the preset's, comma-separated")
+    of_forecasts.add_argument("--seeds", help="seeds, comma-separated (default: the preset's)")
     of_forecasts.add_argument("--families", default="parity-mnist,tiny", help="default: parity-mnist,tiny")
     of_forecasts.add_argument("--out", type=Path, metavar="DIR", help="run folder (default: runs/forecast-PRESET)")
     of_forecasts.add_argument("--jobs", type=int, default=cores.available(), help="processes (default: the cores)")
     of_forecasts.add_argument("--data-dir", type=Path, metavar="DIR", help="where the IDX files lie, if you have them")
-    of_forecasts.add_argument("--dry-run", action="store_true", help="print the size of it; train nothing")
+    of_forecasts.add_argument(
+        "--dry-run", action="store_true", help="print the size and cost of it, measured here; train nothing"
+    )
     of_forecasts.add_argument("--json", action="store_true", help="print the findings as JSON instead of tables")
     of_forecasts.set_defaults(run=run_forecast, options=options_of(of_forecasts))
     of_models = experiments.add_parser(
@@ -89,7 +103,7 @@ def add_to(commands: Subparsers) -> None:
         "report. The tiny base is pre-trained here, and needs no download. Run the same command again to continue.",
     )
     of_models.add_argument("--preset", default="tiny", help="the grid to start from: tiny (the default) or paper")
-    language.add_sweep(of_models, "runs/language-PRESET")
+    language.add_sweep(of_models, "runs/language-PRESET", language.TINY_DEFAULTS)
     of_models.set_defaults(run=run_language, options=options_of(of_models))
 
 
@@ -125,13 +139,14 @@ def run_forecast(arguments: argparse.Namespace) -> int:
         preset=arguments.preset,
         command=shlex.join(["razor", *arguments.argv]),
     )
+    console = Console(stderr=True)
     if arguments.dry_run:
-        found = estimate(grid, options)
+        found = estimate(grid, options, console)
         shown = grid.digits if families == ("parity-mnist",) else grid.letters
-        what = f"{found.runs} runs, {found.checkpoints:,} checkpoints measured, over {', '.join(options.families)}."
+        what = f"{found.runs} runs, {found.checkpoints:,} checkpoints measured, over {', '.join(options.families)}.\n"
+        what += language.measured_in_words(found, options.out, options.jobs)
         print_plan(shown, found, what, as_json=arguments.json)
         return 0
-    console = Console(stderr=True)
     done = reproduce(grid, options, console)
     for name in done.diverged:
         console.print(f"Diverged, measured up to there: {name}.", style="yellow")
@@ -179,10 +194,8 @@ def run(arguments: argparse.Namespace) -> int:
         found = estimate(config, options, analyses)
         what = (
             f"{found.runs} runs, {found.trained} of them trained (a short constant run is the beginning of a longer "
-            f"one), {found.checkpoints} checkpoints measured.\nAbout {human_seconds(found.seconds)} with "
-            f"{options.jobs} job{'s' if options.jobs > 1 else ''} on this machine, and "
-            f"{found.disk_bytes / 1e6:.0f} MB in {options.out}."
-        )
+            f"one), {found.checkpoints} checkpoints measured.\n"
+        ) + language.measured_in_words(found, options.out, options.jobs)
         print_plan(config, found, what, as_json=arguments.json)
         return 0
     console = Console(stderr=True)

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from rlrazor.cli.language import add_sweep, run_sweep
+from rlrazor.cli.language import PAPER_DEFAULTS, add_sweep, run_sweep
 from rlrazor.cli.printing import Subparsers, options_of
 
 
@@ -15,7 +15,7 @@ def add_to(commands: Subparsers) -> None:
         description="Fine-tune, measure scores on the new and the prior tasks and KL to the base, fit the law, write "
         "the report. The grid starts from the paper's. Run the same command again to continue after an interruption.",
     )
-    add_sweep(parser, "runs/sweep")
+    add_sweep(parser, "runs/sweep", PAPER_DEFAULTS)
     parser.set_defaults(run=run, options=options_of(parser))
 
 

@@ -18,16 +18,19 @@ from rlrazor.errors import RazorError
 from rlrazor.experiments.language import config as language
 from rlrazor.experiments.language import train as language_training
 from rlrazor.experiments.language.methods import label_of as language_label_of
+from rlrazor.experiments.language.reproduce import estimate as language_estimate
 from rlrazor.experiments.language.reproduce import plan
 from rlrazor.experiments.language.train import TaskSource
 from rlrazor.experiments.parity_mnist import config as parity
 from rlrazor.experiments.parity_mnist import data
+from rlrazor.experiments.parity_mnist import reproduce as parity_reproduce
 from rlrazor.experiments.parity_mnist import train as parity_training
 from rlrazor.experiments.parity_mnist.evaluate import ON_PRIOR
 from rlrazor.experiments.parity_mnist.methods import PARITY, RULES
 from rlrazor.experiments.parity_mnist.methods import label_of as parity_label_of
 from rlrazor.experiments.work import MACHINE, Reproduction, Work, versions_of, warn_of_another_machine
 from rlrazor.forecast import FORWARD, PROBE
+from rlrazor.progress import doing
 from rlrazor.records import BASE, RunSpec, to_table
 from rlrazor.report import load, write_report
 from rlrazor.sweep import Train
@@ -163,7 +166,7 @@ def reproduce(grid: Grid, options: Options, console: Console) -> Reproduction:
         store.remove(f"studies/{STUDY}.json")  # without it, the table does not count: killed here, nothing is mixed up
         store.write_table(f"studies/{STUDY}", pl.concat(tables, how="diagonal_relaxed"))
         store.write_json(f"studies/{STUDY}", _describe(grid, options, families, accounts))
-        with console.status("Testing forecasts and drawing the report"):
+        with doing(console, "Testing forecasts and drawing the report"):
             results = load(options.out)
             report = write_report(results)
     return Reproduction(
@@ -218,18 +221,36 @@ def _describe(
 
 @dataclass(frozen=True)
 class Estimate:
-    """What the command would take; runs in the folder are not looked for."""
+    """What the command would take; runs in the folder are not looked for. See the families' own estimates."""
 
     runs: int
     checkpoints: int
+    seconds: float
+    error: float
+    memory_bytes: int
+    disk_bytes: int
+    timed: str
 
 
-def estimate(grid: Grid, options: Options) -> Estimate:
-    """Count the runs and their checkpoints."""
+def estimate(grid: Grid, options: Options, console: Console) -> Estimate:
+    """Count the runs and their checkpoints, and time a little of one task of each family."""
     families = []
+    own: list[Any] = []
     if DIGITS in options.families:
         families.append(digits_family(grid, options.data_dir, ""))
+        own.append(parity_reproduce.estimate(grid.digits, parity_reproduce.Options(options.out, options.jobs)))
     if LETTERS in options.families:
         families.append(letters_family(grid))
+        trainer = language_training.Trainer(language.TINY, TaskSource(TASKS[LETTERS][0]), save_every=0)
+        own.append(language_estimate(grid.letters, trainer, console, jobs=options.jobs))
     runs = [(family, spec) for family in families for _, bases, specs in family.tasks for spec in (*bases, *specs)]
-    return Estimate(len(runs), sum(family.count_checkpoints(spec) for family, spec in runs))
+    tasks = [len(TASKS[name]) for name in TASKS if name in options.families]
+    return Estimate(
+        len(runs),
+        sum(family.count_checkpoints(spec) for family, spec in runs),
+        sum(count * one.seconds for count, one in zip(tasks, own, strict=True)),
+        max(one.error for one in own),
+        max(one.memory_bytes for one in own),
+        sum(count * one.disk_bytes for count, one in zip(tasks, own, strict=True)),
+        "; ".join(one.timed for one in own),
+    )

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,11 +14,16 @@ from typing import Any
 import polars as pl
 from rich.console import Console
 
-from rlrazor import sweep
+from rlrazor import processes, sweep
 from rlrazor.progress import SweepProgress
 from rlrazor.records import RunSpec
 from rlrazor.report import Results
 from rlrazor.store import RunStore, WeightsMode
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
 
 MACHINE = f"{platform.machine()}, {os.cpu_count()} cores, {sys.platform}"
 
@@ -71,8 +77,13 @@ class Work:
         self.asked.update(specs)
         self.trained.update(todo)
         total = sum(self.count_checkpoints(trajectory.longest) for trajectory in sweep.trajectories(todo))
-        with SweepProgress(title, runs=len(todo), checkpoints=total, console=self.console) as progress:
+        with SweepProgress(title, len(todo), total, self.console, self.count_checkpoints) as progress:
             sweep.run(specs, trainer or self.trainer, self.store, jobs=self.jobs, weights=weights, progress=progress)
+
+    def discard_unfinished(self) -> None:
+        """Remove what runs of other settings, or of an earlier command, would have gone on from."""
+        if processes.rank() == 0:
+            shutil.rmtree(self.store.partial_folder(), ignore_errors=True)
 
     def account_for(self, specs: Sequence[RunSpec]) -> dict[str, Any]:
         """What these finished runs took, and which were cut short."""
@@ -80,6 +91,14 @@ class Work:
         self.diverged += diverged
         seconds = sum(self.store.seconds(trajectory.longest) for trajectory in sweep.trajectories(specs))
         return {"core_seconds": round(seconds), "diverged": diverged}
+
+
+def peak_memory() -> int:
+    """Bytes that this process has had at most."""
+    if resource is None:
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def choose_teachers(

@@ -39,6 +39,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from rlrazor import phases
 from rlrazor.errors import RazorError, cause_of, disk_error_in
 from rlrazor.extras import needs_extra
 from rlrazor.lm import compute, hub
@@ -196,7 +197,10 @@ def evaluate(
             with compute.memory_errors(f"Out of memory while evaluating the prior tasks: {remedy}."):
                 with _evaluating("the prior tasks"):
                     lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
-                scores = {name: _run(task, lm, limit) for name, task in loaded.items()}
+                scores = {}
+                for position, (name, task) in enumerate(loaded.items(), start=1):
+                    phases.at(f"prior task {name},", position, len(loaded))
+                    scores[name] = _run(task, lm, limit)
         finally:
             model.train(was_training)  # HFLM leaves it in eval mode,
             if tokenizer.pad_token != pad_token:
@@ -220,6 +224,20 @@ def metrics_of(
     """
     with _as_guest(data_mirror) as (mirror, _):
         return {name: task.declared for name, task in _load_all(tasks, mirror, allow_code_execution).items()}
+
+
+def count_items(
+    tasks: Sequence[str] | None = None,
+    *,
+    limit: int | None = None,
+    data_mirror: Path | None = None,
+    allow_code_execution: bool = False,
+) -> int:
+    """How many rows `evaluate` would score. Loads what it loads, and raises what it raises before it runs a model."""
+    with _as_guest(data_mirror) as (mirror, _):
+        loaded = _load_all(tasks, mirror, allow_code_execution)
+        counts = [len(leaf.eval_docs) for task in loaded.values() for leaf in task.leaves.values()]
+    return sum(count if limit is None else min(limit, count) for count in counts)
 
 
 def require_accuracies(found: Mapping[str, Metric] | Mapping[str, Score]) -> None:

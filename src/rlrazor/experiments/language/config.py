@@ -1,14 +1,14 @@
 """What a sweep over language models is made of: presets, and the specs that follow from them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from itertools import product
 from typing import Any
 
 from rlrazor.errors import RazorError
 from rlrazor.experiments import grid
 from rlrazor.experiments.grid import check_many, check_positive, kinds_of
-from rlrazor.experiments.language.methods import FROM_TEACHER, TEACHER, find_method
+from rlrazor.experiments.language.methods import FROM_TEACHER, TEACHER, find_method, idle_settings
 from rlrazor.lm.prior import DEFAULT_TASKS
 from rlrazor.records import BASE, RunSpec
 
@@ -17,9 +17,11 @@ RECIPE = 3  # goes into every spec: raise it when a change to this folder change
 
 TINY = "tiny"  # the base, and the prior suite, that need no download
 PRETRAIN_STEPS = 1200
+WARMUP = 0.05
 THREADS = 4  # not the machine's cores: sums are rounded in another order by another number of threads
 SCHEDULES = ("constant", "cosine")
-PRECISIONS = ("float32", "bf16")
+AUTO = "auto"  # of a precision: bf16 where the device computes faster in it, which a CPU does not
+PRECISIONS = (AUTO, "float32", "bf16")
 DTYPES = ("float32", "bfloat16")
 SCORED = ("greedy", "sampled")
 
@@ -54,7 +56,7 @@ class Config:
     seeds: tuple[int, ...] = (0,)
     checkpoints_per_epoch: int = 5
     max_steps: int = 0
-    warmup_steps: int = 50
+    warmup_steps: float = WARMUP  # below 1 a share of the run's updates, else so many; WARMUP of a run that has no more
     kl_coef: float = 0.1  # of the methods named "...+kl"
     lora_rank: int = 0
     dtype: str = "float32"  # of the base's weights, and so of what is measured
@@ -98,6 +100,11 @@ class Config:
             raise RazorError(f"The base {TINY!r} has float32 weights: leave dtype out.")
         if (TINY in self.prior) != (self.base == TINY) or (TINY in self.prior and len(self.prior) > 1):
             raise RazorError(f"The prior tasks named {TINY!r} are those of the base {TINY!r}: use both or neither.")
+
+    def used(self) -> list[str]:
+        """The settings that matter to these methods and this base."""
+        idle = idle_settings(self.methods) | (set() if self.base == TINY else {"pretrain_steps"})
+        return [field.name for field in fields(self) if field.name not in idle]
 
     def base_specs(self, base: str, data: str) -> list[RunSpec]:
         """One run per seed that measures the base; `base` and `data` are fingerprints, as in `specs`."""
@@ -162,6 +169,7 @@ PRESETS: Mapping[str, Config] = {
         batch_sizes=(16, 32, 64, 128),
         iterations=(1, 2),
         precision="bf16",
+        warmup_steps=50,
         checkpoints_per_epoch=1,
         thresholds=(0.3, 0.4, 0.5, 0.6),
     ),
@@ -175,7 +183,6 @@ PRESETS: Mapping[str, Config] = {
         batch_sizes=(64,),
         rl_prompts=16,
         group_size=16,
-        warmup_steps=10,
         max_steps=200,
         checkpoints_per_epoch=8,
         kl_samples=4,
@@ -191,7 +198,17 @@ def resolve(preset: str, settings: Mapping[str, Any] | None = None) -> Config:
     """The preset with these settings, as `parse_setting` returns them, in place of its own."""
     if preset not in PRESETS:
         raise RazorError(f"Unknown preset {preset!r}. Presets: {', '.join(PRESETS)}.")
-    return replace(PRESETS[preset], **(settings or {}))
+    config = replace(PRESETS[preset], **(settings or {}))
+    return replace(config, precision=_precision(config)) if config.precision == AUTO else config
+
+
+def _precision(config: Config) -> str:
+    """Of training, on this device: as the base's weights are, else bf16 on a GPU that has it."""
+    from rlrazor.lm import compute
+
+    if config.base == TINY:
+        return "float32"
+    return "bf16" if config.dtype == "bfloat16" or compute.has_bf16() else "float32"
 
 
 def parse_setting(name: str, value: Any) -> Any:
@@ -204,6 +221,14 @@ def count_steps(spec: RunSpec, prompts: int) -> int:
     params = spec.params
     steps = steps_per_epoch(spec, prompts) * params["epochs"]
     return int(min(steps, params["max_steps"] or steps))
+
+
+def warmup_steps(spec: RunSpec, steps: int) -> int:
+    """Of a run of so many updates, those in which the learning rate rises from 0: see `Config.warmup_steps`."""
+    given = float(spec.params["warmup_steps"])
+    if given >= steps:
+        given = WARMUP
+    return round(given * steps if given < 1 else given)
 
 
 def steps_per_epoch(spec: RunSpec, prompts: int) -> int:

@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
 
-from rlrazor import drift
+from rlrazor import drift, phases
 from rlrazor.experiments.language import tiny
 from rlrazor.experiments.language.config import Config
 from rlrazor.experiments.language.demonstrations import Prompts
@@ -23,6 +22,14 @@ from rlrazor.lm.probes import GenericText, ProbeSettings
 from rlrazor.records import BASE, Record
 from rlrazor.sweep import DivergedError
 
+# The phases of measuring that take longer with more prompts, and with more texts.
+OF_PROMPTS, OF_TEXTS = "answering and comparing the new task's prompts", "comparing the probe's texts"
+_SAME = {0.0: "all score 0", 1.0: "all score 1"}
+_WHAT_TO_DO = {
+    0.0: "If that is not right, stop, and look at the verifier, --max-new-tokens, --stop and --no-chat: on-policy "
+    "methods learn nothing from it.",
+    1.0: "There is nothing left to learn, or the verifier accepts anything: try it on a wrong answer.",
+}
 SPECTRA_UP_TO = 50_000_000  # parameters: singular values of larger models take minutes a checkpoint
 
 DRIFT = (
@@ -53,6 +60,11 @@ class PriorSuite:
     unrelated: Sequence[str]
     exact: Callable[[LanguageModel, Sequence[Item], Right], torch.Tensor] | None = None
     check: Callable[[], None] = lambda: None
+
+    def cut(self, texts: int) -> "PriorSuite":
+        """With so many texts, or prompts, of each sort at most."""
+        generic = GenericText(self.generic.texts[:texts], self.generic.prompts[:texts])
+        return replace(self, generic=generic, loss_texts=self.loss_texts[:texts], unrelated=self.unrelated[:texts])
 
 
 # What the report says of a suite's inputs.
@@ -93,7 +105,7 @@ def lm_eval_suite(
         prior.require_accuracies(found)
         for note in set(found.notes) - told:
             told.add(note)
-            _say(note)
+            phases.say(note)
         return {name: (result.value, result.stderr) for name, result in found.items()}
 
     def check() -> None:
@@ -130,16 +142,22 @@ class Reference:
     ) -> None:
         self.base, self.task, self.test, self.suite, self.samples = base, task, test, suite, samples
         self.scored = scored
+        phases.at(OF_PROMPTS)
         completions = _complete(base, task, test.ids, samples, probes.NEW)
         sequences = Sequences.grouped(test.ids, completions)
         self.new = kl.Probe(base.model, sequences)
-        self.correct = [reward == 1 for reward in self._rewards(completions)]
+        rewards = self._rewards(completions)
+        self.correct = [reward == 1 for reward in rewards]
+        self.same = _same_for_all(rewards)
+        self.example = self._example(completions[0]) if completions else ""
+        phases.at(OF_TEXTS)
         settings = probe_settings(task, samples)
         self.probe = kl.Probe(base.model, probes.of_generic(base.model, base.tokenizer, suite.generic, settings))
         self.representation = representation.representation(base.model, base.tokenizer, suite.unrelated)
         self.weights = weights_of(base.model)
         self.spectra = sum(weight.numel() for weight in self.weights.values()) <= SPECTRA_UP_TO
         self.exact = self._exact(base)
+        self.warned = False
 
     def record(
         self,
@@ -158,6 +176,7 @@ class Reference:
         tuned = LanguageModel(model, self.base.tokenizer, self.base.source, self.base.fingerprint)
         try:
             scores, measures, own = self._measure(tuned, frozen)
+            self._warn(step, scores["new"])
             return Record(run_id, step, epoch, scores.pop("new"), scores, measures, {**(metrics or {}), **own})
         except (sampling.NotFiniteError, prior.NotANumberError, ValueError) as error:  # Record refuses such numbers
             if isinstance(error, ValueError) and "finite" not in str(error):
@@ -167,7 +186,24 @@ class Reference:
     def base_record(self, run_id: str) -> Record:
         """The base's own scores; its drift is 0 by definition, and left out."""
         scores, _, own = self._measure(self.base, self.base.model)
+        if self.same is not None:
+            phases.say(
+                f"The base's answers to the new task {_SAME[self.same]}: {self.example}. {_WHAT_TO_DO[self.same]}"
+            )
         return Record(run_id, 0, 0.0, scores.pop("new"), scores, {}, own)
+
+    def _warn(self, step: int, new: float) -> None:
+        """Say once that the first checkpoint scores as the base, all or nothing."""
+        if not self.warned and new == self.same:
+            phases.say(f"After {step} updates too, all answers to the new task {_SAME[new]}. {_WHAT_TO_DO[new]}")
+        self.warned = True
+
+    def _example(self, completion: Sequence[int]) -> str:
+        """The first prompt, what the base answers, and a right answer where there is one."""
+        item, answer = self.test.items[0], encoding.decode(self.base.tokenizer, completion)
+        right = item.demonstration or item.columns.get("reference")
+        beside = "" if right is None else f", where {str(right)!r:.80} is right"
+        return f"to the prompt that ends in {item.prompt[-60:]!r} it says {answer!r:.80}{beside}"
 
     def _measure(
         self, tuned: LanguageModel, frozen: Any
@@ -181,14 +217,17 @@ class Reference:
                 own[f"prior_{name}_stderr"] = stderr
         if (of_mean := prior.stderr_of_mean(stderr for _, stderr in measured.values())) is not None:
             own["prior_stderr"] = of_mean
+        phases.at(OF_TEXTS)
         texts = representation.ids_of_texts(tuned.model, tuned.tokenizer, self.suite.loss_texts)
         own["prior_loss"] = kl.token_loss(tuned.model, texts).mean
 
+        phases.at(OF_PROMPTS)
         forward = kl.forward_kl(self.new, tuned.model)
         completions = _complete(tuned, self.task, self.test.ids, self.samples, "tuned")
         reverse = kl.reverse_kl(tuned.model, Sequences.grouped(self.test.ids, completions), frozen)
         accuracies = {"greedy": self._rewards(_complete(tuned, self.task, self.test.ids, 1, None))}
         accuracies["sampled"] = self._rewards(completions)
+        phases.at(OF_TEXTS)
         drifts = {"forward": forward, "reverse": reverse, "probe": kl.forward_kl(self.probe, tuned.model)}
         if any(self.correct):
             drifts["correct"] = forward.restricted(self.correct)
@@ -205,7 +244,9 @@ class Reference:
             own["new_expected"] = tiny.expected_accuracy(logps)
             if self.scored == "sampled":
                 scores["new"] = own["new_expected"]
+        phases.at("comparing weights")
         measures |= drift.measure_weights(self.weights, weights_of(tuned.model), spectra=self.spectra)
+        phases.at(OF_TEXTS)
         unrelated = representation.representation(tuned.model, tuned.tokenizer, self.suite.unrelated)
         measures["cknna_on_probe"] = drift.cknna(self.representation, unrelated)
         return scores, {name: measures[name] for name in DRIFT if name in measures}, own
@@ -230,8 +271,10 @@ class Reference:
         return score(self.task, items, texts).values
 
 
-def _say(note: str) -> None:
-    Console(stderr=True).print(note, style="yellow")
+def _same_for_all(rewards: Sequence[float | None]) -> float | None:
+    """0 or 1 where all that could be scored have that score."""
+    counted = {reward for reward in rewards if reward is not None}
+    return counted.pop() if counted in ({0.0}, {1.0}) else None
 
 
 def _columns(name: str, found: Drift, errors: dict[str, float]) -> dict[str, float]:
@@ -286,6 +329,6 @@ def compare(
         return None, reference.base_record(source)
     tuned = load(source, adapter=adapter, tokenizer=base.tokenizer)
     if tuned.tokenizer is base.tokenizer:
-        _say(f"{source} has no tokenizer: the base's is used.")
+        phases.say(f"{source} has no tokenizer: the base's is used.")
     check_same_vocabulary(Vocabulary.of(base), Vocabulary.of(tuned))
     return reference.base_record(BASE), reference.record(source, 0, 0.0, tuned.model, frozen=base.model)

@@ -3,7 +3,7 @@
 Adding one is a line in `METHODS`; a new loss is a function in `rlrazor.objectives` and a branch in `trainers`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -50,6 +50,12 @@ METHODS: Mapping[str, Method] = {
     "dr-grpo": Method("Dr. GRPO", "grpo", advantage="centred", negatives=True),
     "kl-dpg": Method("KL-DPG", "grpo", advantage="dpg"),
 }
+SETTINGS_OF: Mapping[str, tuple[str, ...]] = {
+    "sft, sft-ANNOTATOR, oracle, rl-distilled, simpo, sdft": ("lrs", "schedules", "epochs", "batch_sizes"),
+    "reinforce, grpo, dr-grpo, kl-dpg": ("rl_lrs", "rl_prompts", "group_size", "iterations"),
+    "methods named ...+kl": ("kl_coef",),
+}
+"""Settings that only some methods use, by those methods: the offline grid, the on-policy one, the penalty."""
 WITHOUT_PENALTY = ("sdft",)  # TRL's self-distillation has a divergence of its own
 
 
@@ -68,6 +74,16 @@ def find_method(name: str) -> tuple[Method, bool]:
         known = ", ".join(METHODS)
         raise RazorError(f"Unknown method {name!r}. Methods: {known}, {SFT_PREFIX}ANNOTATOR, each with or without +kl.")
     return METHODS[plain], bool(suffix)
+
+
+def idle_settings(names: Iterable[str]) -> set[str]:
+    """The settings that none of these methods uses."""
+    found = [find_method(name) for name in names]
+    offline, on_policy, penalty = SETTINGS_OF.values()
+    idle = set[str]()
+    idle |= set() if any(method.advantage is None for method, _ in found) else {*offline}
+    idle |= set() if any(method.advantage is not None for method, _ in found) else {*on_policy}
+    return idle | (set() if any(penalised for _, penalised in found) else {*penalty})
 
 
 def label_of(name: str) -> str:

@@ -2,13 +2,15 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from rlrazor.errors import RazorError
 from rlrazor.experiments.language import config as configs
+from rlrazor.experiments.language import cost
 from rlrazor.experiments.language.config import EXPERIMENT, RECIPE, TINY, Config
 from rlrazor.experiments.language.evaluate import DRIFT, LM_EVAL_INPUTS, TINY_INPUTS
 from rlrazor.experiments.language.methods import FROM_TEACHER, TEACHER, find_method, label_of
@@ -23,10 +25,12 @@ from rlrazor.experiments.work import (
     versions_of,
     warn_of_another_machine,
 )
+from rlrazor.progress import doing
 from rlrazor.records import BASE, RunSpec, to_table
 from rlrazor.report import load, write_report
 from rlrazor.store import WeightsMode
 
+RUN_BYTES, RECORD_BYTES = 4 * 4096, 8000  # small files' share of the disk; a record, in its run and in the table
 # One for each quadrant of the paper's Fig. 4, where a sweep has them: on-policy or not, with negatives or not.
 QUADRANTS = ("grpo", "dr-grpo", "reinforce", "sft", "sft-one", "simpo")
 
@@ -88,7 +92,7 @@ def reproduce(config: Config, trainer: Trainer, options: Options, console: Conso
     finished runs stay.
     """
     start = time.perf_counter()
-    with console.status("Loading the base and the task"):
+    with doing(console, "Loading the base and the task"):
         found = plan(config, trainer.task)
     trainer = trainer.with_weights(options.weights)
     work = Work(options.out, trainer, found.count_checkpoints, console, jobs=options.jobs, weights=options.weights)
@@ -109,6 +113,7 @@ def reproduce(config: Config, trainer: Trainer, options: Options, console: Conso
             teachings = [
                 teaching(teacher, EXPERIMENT, name) for teacher in teachers.values() for name in found.students
             ]
+        work.discard_unfinished()
         store = work.store
         store.remove("teachers.json")  # an earlier command's, which may not fit this one
         runs = [*found.bases, *specs]
@@ -117,7 +122,7 @@ def reproduce(config: Config, trainer: Trainer, options: Options, console: Conso
             store.write_json("teachers", teachings)
         description = describe(config, trainer, options, found)
         store.write_json("config", {**description, **work.account_for(runs)})
-        with console.status("Fitting the laws and drawing the report"):
+        with doing(console, "Fitting the laws and drawing the report"):
             results = load(options.out)
             report = write_report(results)
     return Reproduction(results, report, len(work.trained), work.kept, work.diverged, time.perf_counter() - start)
@@ -161,23 +166,61 @@ def quadrants(methods: Sequence[str]) -> Mapping[str, tuple[bool, bool]]:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a sweep would take: counts, since a step's seconds depend on the model. Runs in the folder are not seen."""
+    """What a sweep would take; runs in the folder are not looked for.
+
+    `seconds`: of all of it on this machine, give or take `error`, a share. `memory_bytes`: of each process.
+    `disk_bytes`: what stays. `passing_bytes`: what is there while it trains, for an interrupted run to go on from.
+    None where nothing could be timed, and then `missing` says why; `timed` says what was.
+    """
 
     runs: int
     steps: int
     checkpoints: int
+    seconds: float | None = None
+    error: float | None = None
+    memory_bytes: int | None = None
+    disk_bytes: int | None = None
+    passing_bytes: int | None = None
+    timed: str = ""
+    missing: str = ""
 
 
-def estimate(config: Config, source: TaskSource) -> Estimate:
-    """Count the runs, their updates and their checkpoints; students count as runs of the offline grid."""
-    if config.base == TINY or not Path(config.base).exists():
-        splits = source.load()
-        prompts = min(len(splits.train), config.train_prompts or len(splits.train))
-    else:
-        prompts = plan(config, source).prompts
+def estimate(
+    config: Config,
+    trainer: Trainer,
+    console: Console,
+    *,
+    jobs: int = 1,
+    weights: WeightsMode = "none",
+    keep_models: bool = False,
+) -> Estimate:
+    """Count the runs, their updates and checkpoints, and time a few, where the base is at hand: see `cost`.
+
+    Students count as runs of the offline grid.
+    """
+    splits = trainer.task.load()
+    prompts = min(len(splits.train), config.train_prompts or len(splits.train))
     teachers: dict[int, Any] = {seed: {} for seed in config.seeds}
     specs = [*config.base_specs("", ""), *config.specs("", "", config.methods, teachers)]
     counted = Plan([], specs, [], "", "", prompts)
-    return Estimate(
-        len(specs), sum(map(counted.count_steps, specs)), sum(counted.count_checkpoints(spec) for spec in specs)
-    )
+    runs = [(spec, counted.count_steps(spec), counted.count_checkpoints(spec)) for spec in specs]
+    counts = Estimate(len(runs), sum(steps for _, steps, _ in runs), sum(checkpoints for *_, checkpoints in runs))
+    if not cost.is_at_hand(config.base):
+        return replace(counts, missing=f"the base {config.base} is not on this machine, and was not downloaded")
+    try:
+        with doing(console, "Timing a few updates and one measurement"):
+            found = cost.time_trial(config, trainer, splits)
+    except RazorError as error:
+        return replace(counts, missing=f"a trial on little of it failed. {error}")
+    bases = len(config.seeds) if config.base == TINY else 0
+    models = bases + {"none": 0, "final": counts.runs - len(config.seeds), "all": counts.checkpoints}[weights]
+    return replace(
+        counts,
+        seconds=cost.seconds_of(found, runs, len(config.seeds), jobs, config.threads),
+        error=found.spread,
+        memory_bytes=found.bytes,
+        disk_bytes=counts.runs * RUN_BYTES + counts.checkpoints * RECORD_BYTES + 4 * found.parameters * models
+        + (4 * found.trained if keep_models else 0),
+        passing_bytes=0 if trainer.save_every == 0 else 2 * 4 * cost.STATE * found.trained * jobs,
+        timed=found.timed,
+    )  # fmt: skip

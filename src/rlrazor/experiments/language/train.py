@@ -5,14 +5,16 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 
-from rlrazor import processes
+from rlrazor import phases, processes
 from rlrazor.errors import RazorError, cause_of
 from rlrazor.experiments.language import tiny
 from rlrazor.experiments.language.config import (
@@ -21,6 +23,7 @@ from rlrazor.experiments.language.config import (
     count_steps,
     due_steps,
     steps_per_epoch,
+    warmup_steps,
 )
 from rlrazor.experiments.language.demonstrations import Prompts, Source
 from rlrazor.experiments.language.evaluate import PriorSuite, Reference, lm_eval_suite, tiny_suite
@@ -82,8 +85,9 @@ class Trainer:
     """The callable that `sweep.run` hands to its workers: models and prompts are loaded where it runs.
 
     `base`: "tiny", a hub id, a folder or a GGUF file. None of what follows `task` changes a result: `micro_batch`
-    (sequences at a time), `save_every` (steps between states that an interrupted run resumes from), `weights` (which
-    checkpoints' to hand out), `keep_models` (each run's final policy goes into OUT/models), `progress` (a bar per run).
+    (sequences at a time), `save_every` (steps between states that an interrupted run resumes from; None: at each
+    checkpoint, 0: none), `weights` (which checkpoints' to hand out), `keep_models` (each run's final policy goes into
+    OUT/models).
     """
 
     base: str
@@ -94,8 +98,8 @@ class Trainer:
     save_every: int | None = None
     keep_models: bool = False
     weights: WeightsMode = "none"
-    progress: bool = False
     report_to: str = "none"
+    texts: int | None = None  # of the generic probe and the like, at most: for a trial that is timed
 
     def __call__(self, spec: RunSpec, store: RunStore) -> Iterator[Checkpoint]:
         """Measure the base (`base`), or fine-tune it as `spec` says; of several processes the first alone measures."""
@@ -106,7 +110,8 @@ class Trainer:
             return iter([])
         if self.base != TINY:
             return iter([Checkpoint(self._world(spec, store).reference.base_record(spec.run_id), {})])
-        model = tiny.pretrain(spec.seed, steps=spec.params["pretrain_steps"])
+        steps = spec.params["pretrain_steps"]
+        model = tiny.pretrain(spec.seed, steps=steps, progress=lambda step: phases.at("pre-training", step, steps))
         record = self._world(spec, store, model).reference.base_record(spec.run_id)
         return iter([Checkpoint(record, weights_of(model))])
 
@@ -120,6 +125,7 @@ class Trainer:
         key = (str(store.folder), own.run_id, self.base, self.task)
         if key not in _last_world:
             _last_world.clear()
+            phases.at("loading the base, the task and the prior tasks")
             suite = self.suite(spec)
             suite.check()
             if self.base == TINY:
@@ -132,93 +138,78 @@ class Trainer:
     def suite(self, spec: RunSpec) -> PriorSuite:
         """What the base could do before, as this run measures it."""
         measured = spec.params["measured"]
+        return self.suite_of(measured["prior"], measured["prior_limit"])
+
+    def suite_of(self, tasks: Sequence[str], limit: int) -> PriorSuite:
+        """The same of these prior tasks, with so many items of each, 0 for all."""
         generic = None if self.task.generic is None else read_generic(self.task.generic)
         if self.base == TINY:
             return tiny_suite(generic)
-        return lm_eval_suite(
-            measured["prior"],
-            limit=measured["prior_limit"] or None,
+        suite = lm_eval_suite(
+            tasks,
+            limit=limit or None,
             data_mirror=self.data_mirror,
             allow_code_execution=self.allow_code_execution,
             generic=generic,
         )
+        return suite if self.texts is None else suite.cut(self.texts)
 
     def _finetune(self, spec: RunSpec, store: RunStore) -> Iterator[Checkpoint]:
         from rlrazor.experiments.language import trainers  # TRL takes seconds to import
 
-        params, world = spec.params, self._world(spec, store)
-        method, _ = find_method(spec.method)
-        base, task = world.base, world.task
-        prompts = Prompts.of(task, world.splits.train[: params["train_prompts"] or None], base)
+        world, (method, _) = self._world(spec, store), find_method(spec.method)
+        base = world.base
+        prompts = Prompts.of(world.task, world.splits.train[: spec.params["train_prompts"] or None], base)
         processes.in_first(lambda: bool(world.reference))  # measured before the base has an adapter in it
 
         def demonstrations() -> tuple[list[Any], dict[str, float]]:
-            teacher = self._teacher(spec, store, world) if "teacher" in params else None
-            return Source(task, prompts, base, teacher, spec.seed).examples(method)
-
-        examples, counts = processes.in_first(demonstrations)
-        counts = {"prompts_too_long": float(prompts.too_long), **counts}
-
-        if params["lora_rank"]:
-            with torch.random.fork_rng():
-                torch.manual_seed(seed_of(spec.seed, "adapter") % 2**63)
-                model = add_lora(base.model, params["lora_rank"])
-            frozen = None
-        else:
-            model, frozen = copy.deepcopy(base.model).requires_grad_(True), base.model
-        total, per_epoch = count_steps(spec, len(examples)), steps_per_epoch(spec, len(examples))
-        due = due_steps(spec, len(examples))
-        progress = _Progress(store.folder / "training" / spec.run_id, keep=self.save_every is not None)
-        state, records = processes.in_first(lambda: (progress.state(), progress.records()))
-        checkpoints = {record.step: Checkpoint(record, {}) for record in records}
-
-        def at_step(step: int, policy: Any, measured: Mapping[str, float]) -> None:
-            if step in due and step not in checkpoints:
-                metrics = {**counts, **measured}
-                record = world.reference.record(spec.run_id, step, step / per_epoch, policy, metrics, frozen=frozen)
-                wanted = self.weights == "all" or (self.weights == "final" and step == due[-1])
-                checkpoints[step] = Checkpoint(record, weights_of(policy) if wanted else {})
-                progress.add(record)
+            teacher = self._teacher(spec, store, world) if "teacher" in spec.params else None
+            return Source(world.task, prompts, base, teacher, spec.seed).examples(method)
 
         def reward(positions: Sequence[int], completions: Sequence[Sequence[int]]) -> Sequence[float | None]:
             texts = [encoding.decode(base.tokenizer, completion) for completion in completions]
-            return score(task, [prompts.items[position] for position in positions], texts).values
+            return score(world.task, [prompts.items[position] for position in positions], texts).values
 
-        settings = self._settings(spec, world, total, progress.folder)
-        try:
-            trainers.train(
-                method,
-                settings,
-                model,
-                base.tokenizer,
-                examples,
-                at_step,
-                reward=reward,
-                base=frozen,
-                resume=state,
-                progress=self.progress,
-            )
-            if self.keep_models:
-                folder = store.folder / "models" / spec.run_id
-                processes.in_first(lambda: _save_model(model, base.tokenizer, folder))
-        except DivergedError:
-            yield from checkpoints.values()
-            raise
-        finally:
-            if params["lora_rank"]:
-                model.unload()  # leaves the base as it was
+        phases.at("preparing what is trained on")
+        examples, counts = processes.in_first(demonstrations)
+        counts = {"prompts_too_long": float(prompts.too_long), **counts}
+        unfinished = _Unfinished(store.partial_folder(spec), keep=self.save_every != 0)
+        state, checkpoints = processes.in_first(lambda: (unfinished.state(), unfinished.checkpoints()))
+        with _policy(base.model, spec) as (model, frozen):
+            measuring = _Measuring(spec, world, frozen, len(examples), counts, self.weights, unfinished, checkpoints)
+            settings = self._settings(spec, world, measuring, unfinished.folder)
+            try:
+                trainers.train(
+                    method,
+                    settings,
+                    model,
+                    base.tokenizer,
+                    examples,
+                    measuring,
+                    reward=reward,
+                    base=frozen,
+                    resume=state,
+                )
+                if self.keep_models:
+                    folder = store.folder / "models" / spec.run_id
+                    processes.in_first(lambda: _save_model(model, base.tokenizer, folder))
+            except DivergedError:
+                yield from checkpoints.values()
+                raise
         yield from checkpoints.values()
-        processes.in_first(progress.clear)
 
-    def _settings(self, spec: RunSpec, world: "_World", steps: int, folder: Path) -> Any:
+    def _settings(self, spec: RunSpec, world: "_World", measuring: "_Measuring", folder: Path) -> Any:
         from rlrazor.experiments.language import trainers
 
-        params, base, task = spec.params, world.base, world.task
+        params, base, task, steps = spec.params, world.base, world.task, measuring.steps
+        every = self.save_every
+        # The last step is followed by the run's being stored.
+        saved = [] if every == 0 else range(every, steps, every) if every else measuring.due[:-1]
         return trainers.Settings(
             lr=params["lr"],
             schedule=params["schedule"],
             steps=steps,
-            warmup_steps=params["warmup_steps"],
+            warmup_steps=warmup_steps(spec, steps),
             batch_size=params["batch_size"],
             group_size=params["group_size"] or 1,
             kl_coef=params["kl_coef"],
@@ -228,7 +219,7 @@ class Trainer:
             iterations=params["iterations"],
             micro_batch=self.micro_batch,
             bf16=params["precision"] == "bf16",
-            save_every=self.save_every,
+            saved_at=frozenset(saved),
             folder=folder,
             report_to=self.report_to,
         )
@@ -263,8 +254,56 @@ class _World:
 _last_world: dict[tuple[Any, ...], _World] = {}
 
 
-class _Progress:
-    """What is there of an unfinished run: the trainer's own saved states, and the records so far."""
+@contextmanager
+def _policy(base: Any, spec: RunSpec) -> Iterator[tuple[Any, Any]]:
+    """The model to train, and the frozen base beside it: with an adapter, None, as it is the model without that."""
+    if not (rank := spec.params["lora_rank"]):
+        yield copy.deepcopy(base).requires_grad_(True), base
+        return
+    with torch.random.fork_rng():
+        torch.manual_seed(seed_of(spec.seed, "adapter") % 2**63)
+        model = add_lora(base, rank)
+    try:
+        yield model, None
+    finally:
+        model.unload()  # leaves the base as it was
+
+
+class _Measuring:
+    """Called after each step, it measures where a checkpoint is due; what was measured is in `checkpoints`, by step."""
+
+    def __init__(
+        self,
+        spec: RunSpec,
+        world: _World,
+        frozen: Any,
+        examples: int,
+        counts: Mapping[str, float],
+        weights: WeightsMode,
+        unfinished: "_Unfinished",
+        checkpoints: dict[int, Checkpoint],
+    ) -> None:
+        self.spec, self.world, self.frozen, self.counts = spec, world, frozen, counts
+        self.weights, self.unfinished, self.checkpoints = weights, unfinished, checkpoints
+        self.steps, self.per_epoch = count_steps(spec, examples), steps_per_epoch(spec, examples)
+        self.due = due_steps(spec, examples)
+
+    def __call__(self, step: int, policy: Any, measured: Mapping[str, float]) -> None:
+        if step not in self.due or step in self.checkpoints:
+            return
+        phases.at("measuring checkpoint", self.due.index(step) + 1, len(self.due))
+        metrics = {**self.counts, **measured}
+        record = self.world.reference.record(
+            self.spec.run_id, step, step / self.per_epoch, policy, metrics, frozen=self.frozen
+        )
+        wanted = self.weights == "all" or (self.weights == "final" and step == self.due[-1])
+        self.checkpoints[step] = Checkpoint(record, weights_of(policy) if wanted else {})
+        self.unfinished.add(self.checkpoints[step])
+        phases.at(phases.TRAINING, step, self.steps)
+
+
+class _Unfinished:
+    """What is there of an unfinished run: the trainer's own saved states, and the checkpoints so far."""
 
     def __init__(self, folder: Path, *, keep: bool) -> None:
         self.folder, self.keep = folder, keep
@@ -274,26 +313,36 @@ class _Progress:
         found = [path.parent for path in self.folder.glob("checkpoint-*/trainer_state.json")] if self.keep else []
         return max(found, key=lambda path: int(path.name.partition("-")[2]), default=None)
 
-    def records(self) -> list[Record]:
-        """The records up to that state: later steps are trained, and measured, again."""
+    def checkpoints(self) -> dict[int, Checkpoint]:
+        """Those up to that state, by step: later steps are trained, and measured, again."""
         state, path = self.state(), self.folder / "records.jsonl"
         if state is None or not path.exists():
-            return []
+            return {}
         until = int(state.name.partition("-")[2])
         records = [Record(**json.loads(line)) for line in path.read_text().splitlines()]
-        return [record for record in records if record.step <= until]
+        return {
+            record.step: Checkpoint(record, self._weights(record.step)) for record in records if record.step <= until
+        }
 
-    def add(self, record: Record) -> None:
-        """Keep a record, if there will be a state to resume from."""
-        if self.keep:
-            path = self.folder / "records.jsonl"
-            before = path.read_text() if path.exists() else ""
-            with atomic_path(path) as partial:
-                partial.write_text(before + json.dumps(asdict(record), allow_nan=False) + "\n")
+    def add(self, checkpoint: Checkpoint) -> None:
+        """Keep a checkpoint, if there will be a state to resume from."""
+        if not self.keep:
+            return
+        path, record = self.folder / "records.jsonl", checkpoint.record
+        before = path.read_text().splitlines() if path.exists() else []
+        lines = [line for line in before if json.loads(line)["step"] < record.step]
+        if checkpoint.weights:
+            with atomic_path(self._weights_path(record.step)) as partial:
+                save_file(dict(checkpoint.weights), partial)
+        with atomic_path(path) as partial:
+            partial.write_text("".join(f"{line}\n" for line in [*lines, json.dumps(asdict(record), allow_nan=False)]))
 
-    def clear(self) -> None:
-        """The run is whole."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+    def _weights(self, step: int) -> dict[str, Any]:
+        path = self._weights_path(step)
+        return load_file(path) if path.exists() else {}
+
+    def _weights_path(self, step: int) -> Path:
+        return self.folder / f"weights-{step}.safetensors"
 
 
 def base_spec(spec: RunSpec) -> RunSpec:

@@ -17,7 +17,7 @@ import copy
 import json
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,9 +26,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 import transformers
-from datasets import Dataset, disable_progress_bars, enable_progress_bars
+from datasets import Dataset
 from torch import Tensor
-from transformers import PrinterCallback, ProgressCallback, TrainerCallback
+from transformers import PrinterCallback, TrainerCallback
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # "experimental" is what the version pin is for
@@ -38,7 +38,7 @@ with warnings.catch_warnings():
     from trl.experimental.sdft.teacher_sync import SyncTeacherModelCallback
     from trl.trainer.utils import add_fused_lm_head
 
-from rlrazor import objectives, processes
+from rlrazor import objectives, phases, processes
 from rlrazor.errors import RazorError
 from rlrazor.experiments.language.methods import Method
 from rlrazor.lm import compute, sampling
@@ -79,7 +79,7 @@ class Settings:
 
     `batch_size`: sequences per step, or for on-policy methods prompts per step, each with `group_size` samples.
     `micro_batch`: sequences at a time on a device, which bounds memory; None: all. `iterations`: updates per batch of
-    samples. `save_every`: steps between what an interrupted run resumes from; None: never.
+    samples. `saved_at`: the steps after which there is something that an interrupted run resumes from.
     """
 
     lr: float
@@ -96,7 +96,7 @@ class Settings:
     micro_batch: int | None = None
     bf16: bool = False
     gradient_checkpointing: bool = False
-    save_every: int | None = None
+    saved_at: Collection[int] = ()
     folder: Path = Path("unused")
     report_to: str = "none"
     vllm: Mapping[str, Any] = field(default_factory=dict)
@@ -117,7 +117,6 @@ def train(
     reward: Reward | None = None,
     base: Any = None,
     resume: Path | None = None,
-    progress: bool = False,
 ) -> None:
     """Fine-tune `model` in place, calling `at_step` after each step.
 
@@ -134,23 +133,19 @@ def train(
     build = {"sft": _sft, "simpo": _simpo, "sdft": _sdft, "grpo": _grpo}[method.trainer]
     quiet = transformers.utils.logging.get_verbosity()
     transformers.utils.logging.set_verbosity_error()
-    disable_progress_bars()
+    compute.leave_progress_to_us()
     try:
         with warnings.catch_warnings(), compute.memory_errors(NO_MEMORY):
             warnings.simplefilter("ignore")  # advice to the caller of TRL, who is us
-            callback = _AtStep(at_step)
-            trainer = build(method, settings, model, tokenizer, examples, reward, base, callback, progress)
+            callback = _AtStep(at_step, settings)
+            trainer = build(method, settings, model, tokenizer, examples, reward, base, callback)
             callback.trainer = trainer
             trainer.measured = {}
             trainer.remove_callback(PrinterCallback)
-            if progress:
-                trainer.remove_callback(ProgressCallback)
-                trainer.add_callback(_Bar)
             trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
             processes.in_all(lambda: None)  # none is still saving
     finally:
         transformers.utils.logging.set_verbosity(quiet)
-        enable_progress_bars()
         # TRL patches `forward` with a function that keeps hold of the model: a copy made later would call this one.
         for policy in {without_wrapper(model), base} - {None}:
             vars(policy).pop("forward", None)
@@ -170,25 +165,29 @@ def _check_shared(method: Method, settings: Settings, examples: int) -> None:
         )
 
 
-class _Bar(ProgressCallback):  # type: ignore[misc]
-    """The bar alone: what is logged would be printed on standard output, which is the command's own."""
-
-    def on_log(self, *arguments: Any, **named: Any) -> None:
-        pass
-
-
 class _AtStep(TrainerCallback):  # type: ignore[misc]
     """Hands every step over in float32, and leaves no trace: mode, autocast and random state are put back.
 
     The model is that of the first process, outside of DistributedDataParallel; the others wait.
     """
 
-    def __init__(self, at_step: AtStep) -> None:
-        self.at_step = at_step
+    def __init__(self, at_step: AtStep, settings: Settings) -> None:
+        self.at_step, self.settings = at_step, settings
         self.trainer: Any = None  # set when there is one
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        phases.at(phases.TRAINING, state.global_step, self.settings.steps)
+
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        processes.in_first(lambda: self._hand_over(state.global_step, unwrapped(kwargs["model"])))
+        step = state.global_step
+        phases.at(phases.TRAINING, step, self.settings.steps)
+        processes.in_first(lambda: self._hand_over(step, unwrapped(kwargs["model"])))
+        if step in self.settings.saved_at:
+            phases.at("saving what a resumed run goes on from")
+            control.should_save = True
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        phases.at(phases.TRAINING, state.global_step, self.settings.steps)
 
     def _hand_over(self, step: int, model: Any) -> None:
         training = model.training
@@ -198,7 +197,7 @@ class _AtStep(TrainerCallback):  # type: ignore[misc]
         model.train(training)
 
 
-def _arguments(settings: Settings, sequences: int, progress: bool) -> dict[str, Any]:
+def _arguments(settings: Settings, sequences: int) -> dict[str, Any]:
     """What all trainers share; `sequences` per step on all devices together."""
     count = processes.count()
     if sequences % count:
@@ -222,12 +221,11 @@ def _arguments(settings: Settings, sequences: int, progress: bool) -> dict[str, 
         "bf16": settings.bf16,
         "activation_checkpointing": settings.gradient_checkpointing,
         "seed": settings.seed,
-        "save_strategy": "no" if settings.save_every is None else "steps",
-        "save_steps": settings.save_every or settings.steps,
-        "save_total_limit": 2,
+        "save_strategy": "no",  # `_AtStep` says when
+        "save_total_limit": 1,
         "logging_strategy": "no" if settings.report_to == "none" else "steps",
         "report_to": settings.report_to,
-        "disable_tqdm": not progress,
+        "disable_tqdm": True,
         "use_cpu": not torch.cuda.is_available(),
         "remove_unused_columns": False,
         "dataloader_pin_memory": torch.cuda.is_available(),
@@ -335,11 +333,11 @@ class _Sft(_WithPenalty, SFTTrainer):  # type: ignore[misc]
 
 def _sft(
     method: Method, settings: Settings, model: Any, tokenizer: Any, examples: Sequence[Example], reward: Reward | None,
-    base: Any, callback: TrainerCallback, progress: bool,
+    base: Any, callback: TrainerCallback,
 ) -> Any:  # fmt: skip
     rows = [_labelled(example.prompt, example.completion) for example in examples]
     args = SFTConfig(
-        **_arguments(settings, settings.batch_size, progress),
+        **_arguments(settings, settings.batch_size),
         # The rows are token ids with labels already: TRL's preparation would read them all again.
         dataset_kwargs={"skip_prepare_dataset": True},
         max_length=None,
@@ -370,13 +368,13 @@ class _SimPo(_WithPenalty, CPOTrainer):  # type: ignore[misc]
 
 def _simpo(
     method: Method, settings: Settings, model: Any, tokenizer: Any, examples: Sequence[Example], reward: Reward | None,
-    base: Any, callback: TrainerCallback, progress: bool,
+    base: Any, callback: TrainerCallback,
 ) -> Any:  # fmt: skip
     # TRL wants text in these columns; JSON is what `tokenize_row` makes token ids of.
     sides = {"prompt": "prompt", "chosen": "completion", "rejected": "rejected"}
     rows = [{side: json.dumps(list(getattr(example, of))) for side, of in sides.items()} for example in examples]
     args = CPOConfig(
-        **_arguments(settings, settings.batch_size, progress),
+        **_arguments(settings, settings.batch_size),
         loss_type="simpo",
         cpo_alpha=0.0,  # the default 1 would mix in SFT
         beta=SIMPO_BETA,
@@ -405,6 +403,7 @@ class _Sampling(_Measured):
         They are what one process would draw: a chunk of the step's sequences has a random stream of its own, of which
         each process uses its share. Raises DivergedError, in all processes or in none.
         """
+        phases.at(f"sampling for step {self.state.global_step + 1} of {self.settings.steps}")  # type: ignore[attr-defined]
         own = len(prompts)
         start, whole = own * self.accelerator.process_index, own * self.accelerator.num_processes  # type: ignore[attr-defined]
         size = max(1, CHUNK // self.samples) * self.samples
@@ -500,14 +499,14 @@ class _OnPolicy(_Sampling, GRPOTrainer):  # type: ignore[misc]
 
 def _grpo(
     method: Method, settings: Settings, model: Any, tokenizer: Any, examples: Sequence[Example], reward: Reward | None,
-    base: Any, callback: TrainerCallback, progress: bool,
+    base: Any, callback: TrainerCallback,
 ) -> Any:  # fmt: skip
     assert reward is not None
 
     def scored(prompts: list[str], completion_ids: list[list[int]], **columns: Any) -> Sequence[float | None]:
         return processes.in_all(lambda: reward([int(position) for position in prompts], completion_ids))
 
-    shared = _arguments(settings, settings.batch_size * settings.group_size, progress)
+    shared = _arguments(settings, settings.batch_size * settings.group_size)
     args = GRPOConfig(
         **shared,
         **settings.vllm,
@@ -548,9 +547,9 @@ class _Sdft(_Sampling, SDFTTrainer):  # type: ignore[misc]
 
 def _sdft(
     method: Method, settings: Settings, model: Any, tokenizer: Any, examples: Sequence[Example], reward: Reward | None,
-    base: Any, callback: TrainerCallback, progress: bool,
+    base: Any, callback: TrainerCallback,
 ) -> Any:  # fmt: skip
-    shared = _arguments(settings, settings.batch_size, progress)
+    shared = _arguments(settings, settings.batch_size)
     args = SDFTConfig(
         **shared,
         steps_per_generation=shared["gradient_accumulation_steps"],

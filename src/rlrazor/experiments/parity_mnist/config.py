@@ -1,7 +1,7 @@
 """What a sweep is made of: presets, a config file, the command line, and the specs that follow from them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from itertools import product
 from typing import Any
 
@@ -55,6 +55,13 @@ class Config:
             raise RazorError(f"kl_coef must be 0 or more, not {self.kl_coef}.")
         if min(self.seeds) < 0:
             raise RazorError(f"seeds must be 0 or more, not {min(self.seeds)}.")
+
+    def used(self) -> list[str]:
+        """The settings that matter to these methods."""
+        found = [find_method(name) for name in self.methods]
+        idle = set() if any(method.on_policy for method, _ in found) else {"group_size"}
+        idle |= set() if any(regularised for _, regularised in found) else {"kl_coef"}
+        return [field.name for field in fields(self) if field.name not in idle]
 
     def base_specs(self, data: str, variant: Mapping[str, Any] | None = None) -> list[RunSpec]:
         """One base run per seed; `data` is the fingerprint of the images, `variant` as in `specs`."""

@@ -1,5 +1,6 @@
 """The whole experiment: data, base policies, the sweep, its table, the report. Running it again continues it."""
 
+import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -23,12 +24,14 @@ from rlrazor.experiments.work import (
     Reproduction,
     Work,
     choose_teachers,
+    peak_memory,
     spec_of,
     teaching,
     versions_of,
     warn_of_another_machine,
     with_teachers,
 )
+from rlrazor.progress import doing
 from rlrazor.records import BASE, RunSpec, to_table
 from rlrazor.report import load, write_report
 from rlrazor.report.tables import read_table
@@ -37,6 +40,10 @@ from rlrazor.store import RunStore, WeightsMode
 TRAIN_IMAGES, TEST_IMAGES = 60_000, 20_000
 WEIGHTS_BYTES = 4 * sum(weight.numel() for weight in DigitPolicy().parameters())
 BLOCK_BYTES, RECORD_BYTES = 4096, 2000  # a small file's share of the disk; a line of records.jsonl, twice, and its row
+IMAGES_BYTES = 2 * (TRAIN_IMAGES + TEST_IMAGES // 2) * PIXELS + 4 * TEST_IMAGES * (
+    PIXELS + 1
+)  # data, and an evaluation
+LEAST_ERROR = 0.2  # of the seconds, as a share: a machine's speed differs by as much from one minute to the next
 MEASURES_COST = 1.5  # an evaluation with every measure of drift against scores alone (benchmarks/parity_mnist.py)
 
 
@@ -79,7 +86,7 @@ def reproduce(config: Config, options: Options, console: Console, analyses: Sequ
                 _run_study(name, config.seeds, options, fingerprint, work)
         if studies.THEORY in analyses:
             _run_theory(config.seeds, options, work)
-        with console.status("Fitting the laws and drawing the report"):
+        with doing(console, "Fitting the laws and drawing the report"):
             results = load(options.out)
             report = write_report(results)
 
@@ -181,7 +188,7 @@ def _run_theory(seeds: Sequence[int], options: Options, work: Work) -> None:
     folder = work.store.folder
     measured = [folder / "records.parquet", *(folder / "studies" / f"{name}.parquet" for name in studies.WITH_RL)]
     tables = [read_table(path) for path in measured if path.exists()]
-    with work.console.status("Computing the theory"):
+    with doing(work.console, "Computing the theory"):
         found = theory.theory_study(
             options.preset or "quick", seeds, sweep=pl.concat(tables, how="diagonal_relaxed") if tables else None
         )
@@ -218,13 +225,18 @@ def _sensitivity_table(variants: Sequence[tuple[str, int, Config]], fingerprint:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a sweep would take. Seconds are wall time on this machine's cores as busy as they are now."""
+    """What a sweep would take. Seconds are wall time on this machine's cores as busy as they are now, give or take
+    `error`, a share; `memory_bytes` are of each process, `disk_bytes` those of all that is kept.
+    """
 
     runs: int
     trained: int
     checkpoints: int
     seconds: float
+    error: float
+    memory_bytes: int
     disk_bytes: int
+    timed: str
 
 
 def estimate(config: Config, options: Options, analyses: Sequence[str] = (), repeats: int = 20) -> Estimate:
@@ -243,7 +255,8 @@ def estimate(config: Config, options: Options, analyses: Sequence[str] = (), rep
         specs += [*map(studies.base_of, own), *own]
     specs = list(dict.fromkeys(specs))
     work = sweep.trajectories(specs)
-    step_seconds, evaluation_seconds = _time_step(config, repeats), _time_evaluation()
+    timings = [_time_step(config, repeats) for _ in range(3)]
+    step_seconds, evaluation_seconds = statistics.median(timings), _time_evaluation()
     steps = sum(_count_steps(t.longest) for t in work if t.longest.method != BASE)
     checkpoints = sum(_count_checkpoints(trajectory.longest) for trajectory in work)
     # A traced step looks at a twentieth of the images, and takes two gradients on them besides.
@@ -257,7 +270,10 @@ def estimate(config: Config, options: Options, analyses: Sequence[str] = (), rep
         trained=len(work),
         checkpoints=checkpoints,
         seconds=seconds,
+        error=max(LEAST_ERROR, (max(timings) - min(timings)) / 2 / step_seconds),
+        memory_bytes=peak_memory() + IMAGES_BYTES,
         disk_bytes=len(specs) * 4 * BLOCK_BYTES + checkpoints * RECORD_BYTES + kept * WEIGHTS_BYTES,
+        timed=f"{3 * repeats} updates of {config.batch_size} images, and {TEST_IMAGES // 10:,} images evaluated",
     )
 
 

@@ -1,0 +1,250 @@
+"""What a sweep would take on this machine: a few real updates and one measurement, timed, and multiplied by counts."""
+
+import mmap
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rlrazor import cores, phases, sweep
+from rlrazor.experiments.language import train
+from rlrazor.experiments.language.config import TINY, Config
+from rlrazor.experiments.language.evaluate import OF_PROMPTS, OF_TEXTS
+from rlrazor.experiments.language.methods import Method, find_method
+from rlrazor.experiments.language.tasks import Splits
+from rlrazor.experiments.language.train import Trainer
+from rlrazor.experiments.work import peak_memory
+from rlrazor.lm import prior
+from rlrazor.records import BASE, RunSpec
+from rlrazor.store import RunStore
+
+STEPS, SEQUENCES, PROMPTS, ITEMS, TEXTS, TOKENS, PRETRAINING = 4, 4, 4, 4, 12, 24, 40
+"""What is timed of a model that is not tiny: updates, of so many sequences; prompts, items of each prior task, texts,
+tokens of a completion. Of the tiny one only the updates and those of its pre-training are fewer than a run's."""
+STATE = 3  # an update's state in weights: the weights and AdamW's two moments
+_LEAST_ERROR = 0.3  # of an estimate, as a share: machines differ so much from one minute to the next, and so do sizes
+
+
+@dataclass
+class Timing:
+    """What a trial found. Seconds: of an update by kind of method, per sequence of it; of a measurement, and of
+    measuring the base once more in each process; of a pre-training. `spread`: of the updates' seconds, as a share.
+    `parameters`: of the model, and those that are trained. `bytes`: of a process. `timed`: in words.
+    """
+
+    update: dict[tuple[str, ...], float] = field(default_factory=dict)
+    measurement: float = 0.0
+    reference: float = 0.0
+    pretraining: float = 0.0
+    spread: float = 0.0
+    parameters: int = 0
+    trained: int = 0
+    bytes: int = 0
+    timed: str = ""
+
+
+def is_at_hand(base: str) -> bool:
+    """Whether a base can be loaded without a download."""
+    if base == TINY or Path(base).exists():
+        return True
+    from huggingface_hub import try_to_load_from_cache
+
+    try:
+        return isinstance(try_to_load_from_cache(base, "config.json"), str)
+    except ValueError:  # no name that the hub could have
+        return False
+
+
+def kind_of(method: Method, *, penalised: bool) -> tuple[str, ...]:
+    """Methods of one kind take as long: the same trainer, and as many models that look at a batch."""
+    return method.trainer, "dpg" if method.advantage == "dpg" else "", "kl" if penalised else ""
+
+
+def sequences_of(spec: RunSpec) -> int:
+    """Of an update."""
+    return int(spec.params["batch_size"] * (spec.params["group_size"] or 1))
+
+
+def time_trial(config: Config, trainer: Trainer, splits: Splits) -> Timing:
+    """Train and measure a little, in a folder that is removed. Raises RazorError where the sweep would."""
+    found, small = Timing(), _small(config)
+    base, data = "trial", trainer.task.fingerprint(splits)
+    trainer = replace(trainer, save_every=0, keep_models=False, weights="none", report_to="none")
+    trainer = trainer if config.base == TINY else replace(trainer, texts=TEXTS)
+    kinds: dict[tuple[str, ...], str] = {}
+    for name in small.methods:
+        method, penalised = find_method(name)
+        kinds.setdefault(kind_of(method, penalised=penalised), name)
+    seconds: list[float] = []
+    with tempfile.TemporaryDirectory() as folder:
+        store = RunStore(Path(folder))
+        if config.base == TINY:
+            with _listening() as clock:
+                sweep.run(small.base_specs(base, data), trainer.with_weights("final"), store, weights="final")
+            found.pretraining = clock.seconds["pre-training"] * config.pretrain_steps / small.pretrain_steps
+            train._last_world.clear()
+        for number, (kind, name) in enumerate(kinds.items()):
+            spec = small.specs(base, data, [name])[0]
+            with _listening() as clock:
+                for _ in trainer(spec, store):
+                    pass
+            updates = clock.updates[1:] or clock.updates  # the first one warms up
+            longer = _tokens(config, trainer) / TOKENS if spec.params["group_size"] and config.base != TINY else 1.0
+            found.update[kind] = longer * statistics.median(updates) / sequences_of(spec)
+            seconds += [one / statistics.median(updates) for one in updates]
+            if number == 0:
+                world = next(iter(train._last_world.values()))
+                _measured(found, clock, config, small, trainer, world)
+                found.parameters = sum(weight.numel() for weight in world.base.model.parameters())
+                found.trained = found.parameters if not config.lora_rank else found.parameters // 50
+            found.bytes = max(found.bytes, clock.bytes_for(spec, config, found.trained))
+    train._last_world.clear()
+    found.spread = max(_LEAST_ERROR, statistics.pstdev(seconds) if len(seconds) > 1 else 1.0)
+    example = small.specs(base, data, [next(iter(kinds.values()))])[0]
+    found.timed = (
+        f"{STEPS} updates of {sequences_of(example)} sequences by {', '.join(kinds.values())}, and one "
+        f"measurement on {small.test_prompts} prompts"
+        + (f" and {small.prior_limit} items of each prior task" if config.base != TINY else "")
+    )
+    return found
+
+
+def _small(config: Config) -> Config:
+    """The same with one run of each method, short, and measured once at its end on little."""
+    methods = tuple(name for name in config.methods if "distilled" not in name) or ("sft",)
+    own: dict[str, Any] = {
+        "methods": methods,
+        "lrs": config.lrs[:1],
+        "rl_lrs": config.rl_lrs[:1],
+        "seeds": config.seeds[:1],
+    }
+    own |= {"schedules": config.schedules[:1], "iterations": config.iterations[:1], "epochs": (1,)}
+    own |= {"max_steps": STEPS, "checkpoints_per_epoch": 1}
+    if config.base == TINY:
+        size = max(config.batch_sizes)
+        return replace(config, **own, batch_sizes=(size,), pretrain_steps=min(PRETRAINING, config.pretrain_steps))
+    return replace(
+        config,
+        **own,
+        batch_sizes=(min(SEQUENCES, max(config.batch_sizes)),),
+        rl_prompts=1,
+        group_size=min(SEQUENCES, config.group_size),
+        test_prompts=min(PROMPTS, config.test_prompts),
+        prior_limit=min(ITEMS, config.prior_limit or ITEMS),
+        max_new_tokens=TOKENS,
+        train_prompts=min(64, config.train_prompts or 64),
+    )
+
+
+def _measured(found: Timing, clock: "_Clock", config: Config, small: Config, trainer: Trainer, world: Any) -> None:
+    """The seconds of one whole measurement, and of the base's side, from those of the small ones."""
+    prompts = min(config.test_prompts, len(world.splits.test)) / min(small.test_prompts, len(world.splits.test))
+    if config.base == TINY:
+        tokens = texts = items = 1.0
+    else:
+        tokens = _tokens(config, trainer) / TOKENS
+        whole = replace(trainer, texts=None).suite_of(config.prior, config.prior_limit)
+        texts = max(1.0, len(whole.loss_texts) / TEXTS)
+        items = _items(config, config.prior_limit, trainer) / _items(config, small.prior_limit, trainer)
+    scales = {OF_PROMPTS: prompts * tokens, OF_TEXTS: texts}
+    own = {False: 0.0, True: 0.0}
+    for (phase, after), seconds in clock.parts.items():
+        scale = items if phase.startswith("prior task") else scales.get(phase, 1.0)
+        own[after] += seconds * scale if phase not in ("pre-training", "sampling", phases.TRAINING) else 0.0
+    found.reference, found.measurement = own[False], own[True]
+
+
+def _tokens(config: Config, trainer: Trainer) -> int:
+    return config.max_new_tokens or trainer.task.task().max_new_tokens
+
+
+def _items(config: Config, limit: int, trainer: Trainer) -> int:
+    return prior.count_items(
+        None if tuple(config.prior) == prior.DEFAULT_TASKS else config.prior,
+        limit=limit or None,
+        data_mirror=trainer.data_mirror,
+        allow_code_execution=trainer.allow_code_execution,
+    )
+
+
+@dataclass
+class _Clock:
+    """Listens to a run: seconds of each phase, before and after training began, and of each update; its memory."""
+
+    parts: dict[tuple[str, bool], float] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    updates: list[float] = field(default_factory=list)
+    loaded: int = 0  # bytes, before the first update
+    last: tuple[str, float] = ("", 0.0)
+    last_update: tuple[int, float] = (-1, 0.0)
+
+    def at(self, phase: str, done: int, total: int) -> None:
+        now = time.perf_counter()
+        phase = "sampling" if phase.startswith("sampling for step") else phase
+        before, since = self.last
+        key = (before, self.last_update[0] > 0)
+        self.parts[key] = self.parts.get(key, 0.0) + (now - since if since else 0.0)
+        self.seconds[before] = self.seconds.get(before, 0.0) + (now - since if since else 0.0)
+        self.last = (phase, now)
+        if phase == phases.TRAINING:
+            step, began = self.last_update
+            if done == step + 1 and step >= 0:
+                self.updates.append(now - began)
+            if step < 0:
+                self.loaded = _memory_now()
+            self.last_update = (done, now)
+
+    def bytes_for(self, spec: RunSpec, config: Config, trained: int) -> int:
+        """Of a process that trains runs like this one: what was there before, the updates' state, and activations,
+        which grow with the sequences at a time.
+        """
+        fixed = self.loaded + 4 * (STATE * trained)
+        real = config.rl_prompts * config.group_size if spec.params["group_size"] else max(config.batch_sizes)
+        activations = max(0, _peak() - fixed)
+        return int(max(_peak(), fixed + activations * real / sequences_of(spec)))
+
+
+@contextmanager
+def _listening() -> Iterator[_Clock]:
+    clock = _Clock()
+    with phases.heard(clock.at, lambda sentence: None):
+        yield clock
+    clock.at("", 0, 0)
+
+
+def _peak() -> int:
+    """Bytes that this process, or the GPU, has had at most."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    return peak_memory()
+
+
+def _memory_now() -> int:
+    if torch.cuda.is_available():
+        return int(torch.cuda.memory_allocated())
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
+    except OSError:  # not Linux
+        return _peak()
+
+
+def seconds_of(found: Timing, runs: Sequence[tuple[RunSpec, int, int]], seeds: int, jobs: int, threads: int) -> float:
+    """Of runs with (spec, updates, checkpoints), on as many processes as have cores of their own."""
+    total = 0.0
+    for spec, updates, checkpoints in runs:
+        total += checkpoints * found.measurement
+        if spec.method == BASE:
+            total += found.pretraining
+            continue
+        method, penalised = find_method(spec.method)
+        own = found.update.get(kind_of(method, penalised=penalised), max(found.update.values()))
+        total += updates * own * sequences_of(spec)
+    total += found.reference * seeds * (jobs + 1 if jobs > 1 else 1)
+    at_once = min(jobs, max(1, len(runs) - seeds), max(1, cores.available() // threads))
+    return total / at_once

@@ -1,0 +1,31 @@
+"""Libraries' own bars and warnings to developers, kept out of what our commands print, here and in their workers."""
+
+import os
+import sys
+import warnings
+
+# Read by the libraries as they are imported, and inherited by the processes that we start.
+_ENVIRONMENT = {
+    "TQDM_DISABLE": "1",  # lm-eval's, NLTK's and whoever else's
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+}
+_DEVELOPERS = (FutureWarning, DeprecationWarning, PendingDeprecationWarning)
+
+
+def libraries() -> None:
+    """Turn off the bars of transformers, TRL, datasets, lm-eval and the hub, imported yet or not, and FutureWarnings.
+
+    Two bars on one terminal garble each other; a line a tenth of a second fills a log. Imports nothing.
+    """
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    for category in _DEVELOPERS:
+        warnings.simplefilter("ignore", category)
+    for module in ("transformers.utils.logging", "datasets.utils.tqdm", "huggingface_hub.utils.tqdm"):
+        if module not in sys.modules:
+            continue
+        for name in ("disable_progress_bar", "disable_progress_bars"):
+            if (disable := getattr(sys.modules[module], name, None)) is not None:
+                disable()
