@@ -16,9 +16,11 @@ from rlrazor.experiments.language.config import (
     due_steps,
     parse_setting,
     resolve,
+    warmup_steps,
 )
 from rlrazor.experiments.language.methods import METHODS, find_method, label_of
-from rlrazor.experiments.language.reproduce import quadrants
+from rlrazor.experiments.language.reproduce import name_of, quadrants
+from rlrazor.lm import compute
 
 PAPER, TINY = PRESETS["paper"], PRESETS["tiny"]
 
@@ -133,6 +135,47 @@ def test_steps_and_checkpoints() -> None:
     assert due_steps(capped, 160) == [3, 6]
     twice = replace(long, rl_lrs=(1e-5,), iterations=(2,)).specs("b", "d", ["grpo"])[0]
     assert count_steps(twice, 160) == 40  # 20 batches of 8 prompts, 2 updates each
+
+
+def test_a_warm_up_is_a_share_of_the_run_and_never_all_of_it() -> None:
+    def warmup(prompts: int, **changes: Any) -> int:
+        config = replace(PAPER, epochs=(1,), batch_sizes=(16,), **changes)
+        return warmup_steps(config.specs("b", "d", ["sft"])[0], prompts)
+
+    assert PAPER.warmup_steps == 50
+    assert [warmup(16 * steps) for steps in (51, 1000)] == [50, 50]  # as the paper has it
+    assert [warmup(16 * steps) for steps in (3, 24, 50)] == [0, 1, 2]  # 5 % of an epoch that has no more
+    assert [warmup(16 * 1000, max_steps=steps) for steps in (3, 50, 60)] == [0, 2, 50]
+    assert [warmup(16 * steps, warmup_steps=0.1) for steps in (3, 24, 200)] == [0, 2, 20]
+    assert [warmup(16 * 1000, warmup_steps=0.05, max_steps=steps) for steps in (3, 100)] == [0, 5]
+    assert warmup(16 * 100, warmup_steps=0) == 0
+    # Where it depends on a run's length, a short run is not the beginning of a longer one.
+    for changes, runs in (({}, 1), ({"warmup_steps": 0}, 1), ({"warmup_steps": 0.05}, 2), ({"max_steps": 60}, 2)):
+        config = replace(PAPER, batch_sizes=(16,), schedules=("constant",), lrs=(1e-5,), **changes)  # type: ignore[arg-type]
+        assert len({spec.trajectory for spec in config.specs("b", "d", ["sft"])}) == runs
+
+
+def test_training_is_in_bfloat16_where_that_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    for has, precision in ((False, "float32"), (True, "bf16")):
+        monkeypatch.setattr(compute, "has_bf16", lambda has=has: has)
+        assert resolve("paper", {"precision": "auto"}).precision == precision
+        assert resolve("paper", {"precision": "auto", "dtype": "bfloat16"}).precision == "bf16"
+        assert resolve("paper", {"precision": "float32"}).precision == "float32"
+        assert resolve("tiny", {"precision": "auto"}).precision == "float32"
+
+
+def test_a_title_names_a_base_without_hashes(tmp_path: Path) -> None:
+    assert name_of("tiny") == "tiny"
+    assert name_of("Qwen/Qwen2.5-3B-Instruct") == "Qwen/Qwen2.5-3B-Instruct"
+    for path, name in (
+        ("my model", "my model"),
+        ("models--org--name/snapshots/0123456789abcdef0123", "org/name"),
+        ("finetune/models/0123456789abcdef", "finetune"),
+        ("gguf/small.Q4-0123456789abcdef", "gguf"),
+        ("small.Q4_1.gguf", "small.Q4_1"),
+    ):
+        (tmp_path / path).mkdir(parents=True)
+        assert name_of(str(tmp_path / path)) == name
 
 
 def test_quadrants_have_one_method_each() -> None:

@@ -15,7 +15,7 @@ from own_tasks import SCORES, metric, own_task
 from rlrazor.cli import main
 from rlrazor.cli.printing import records_table
 from rlrazor.errors import RazorError
-from rlrazor.experiments.language import evaluate, train, trainers
+from rlrazor.experiments.language import cost, evaluate, train, trainers
 from rlrazor.lm import prior
 from rlrazor.lm.adapters import weights_of
 from rlrazor.lm.models import LanguageModel, load
@@ -438,7 +438,10 @@ def test_tasks_are_listed(capfd: pytest.CaptureFixture[str]) -> None:
     assert "There is no task 'chess'" in capfd.readouterr().err
 
 
-def test_the_plan_is_shown_without_training(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_the_plan_is_shown_without_training(
+    capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cost, "is_at_hand", lambda base: False)  # timed elsewhere
     assert main(["reproduce", "language", "--dry-run", "--json", "--seeds", "0,1", "--out", str(tmp_path / "x")]) == 0
     plan = json.loads(capfd.readouterr().out)["estimate"]
     # Two bases; 5 offline methods and rl-distilled of 192 steps, 5 on-policy ones of 200, at 4 learning rates each.

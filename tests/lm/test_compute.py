@@ -26,6 +26,7 @@ from tiny_models import char_tokenizer, saved, tiny_llama
 def _threads_put_back(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.delenv("RLRAZOR_THREADS", raising=False)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("rlrazor.experiments.language.cost.is_at_hand", lambda base: False)  # a dry run times nothing
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)

@@ -30,8 +30,8 @@ SETTINGS = {
     "seeds": "seeds",
     "checkpoints_per_epoch": "checkpoints measured per epoch, or with max_steps per run",
     "max_steps": "updates at most; 0: as many as the epochs have",
-    "warmup_steps": "updates in which the learning rate rises: below 1 a share of the run's, else so many, or of a run "
-    "that has no more 5 %%",
+    "warmup_steps": "updates in which the learning rate rises: below 1 a share of the run's, else so many, or 5 %% "
+    "where max_steps, or an epoch, has no more",
     "lora_rank": "train an adapter of this rank; 0: all weights",
     "max_new_tokens": "tokens of a completion at most; 0: as the task says",
     "dtype": "of the base's weights, in which everything is measured: float32 or bfloat16, half the memory",

@@ -56,7 +56,9 @@ class Config:
     seeds: tuple[int, ...] = (0,)
     checkpoints_per_epoch: int = 5
     max_steps: int = 0
-    warmup_steps: float = WARMUP  # below 1 a share of the run's updates, else so many; WARMUP of a run that has no more
+    warmup_steps: float = (
+        WARMUP  # below 1 a share of the run's updates, else so many, or WARMUP where there are no more
+    )
     kl_coef: float = 0.1  # of the methods named "...+kl"
     lora_rank: int = 0
     dtype: str = "float32"  # of the base's weights, and so of what is measured
@@ -135,6 +137,8 @@ class Config:
                 runs = product(self.lrs, self.schedules, self.epochs, self.batch_sizes, (1,))
             for lr, schedule, epochs, batch_size, iterations in runs:
                 own = {"lr": lr, "schedule": schedule, "epochs": epochs, "batch_size": batch_size}
+                if self.warmup_steps and (self.warmup_steps < 1 or self.max_steps):
+                    own["warmup_epochs"] = epochs  # by its warm-up it is not the beginning of a longer run
                 specs.append(RunSpec(EXPERIMENT, name, {**own, "iterations": iterations, **fixed}, seed))
         return specs
 
@@ -223,12 +227,17 @@ def count_steps(spec: RunSpec, prompts: int) -> int:
     return int(min(steps, params["max_steps"] or steps))
 
 
-def warmup_steps(spec: RunSpec, steps: int) -> int:
-    """Of a run of so many updates, those in which the learning rate rises from 0: see `Config.warmup_steps`."""
+def warmup_steps(spec: RunSpec, prompts: int) -> int:
+    """Of a run on so many prompts, the updates in which the learning rate rises from 0.
+
+    See `Config.warmup_steps`. A short run that is the beginning of a longer one has the same.
+    """
     given = float(spec.params["warmup_steps"])
-    if given >= steps:
-        given = WARMUP
-    return round(given * steps if given < 1 else given)
+    total = count_steps(spec, prompts)
+    if given < 1:
+        return round(given * total)
+    known = total if "warmup_epochs" in spec.params else steps_per_epoch(spec, prompts)
+    return round(given if given < known else WARMUP * known)
 
 
 def steps_per_epoch(spec: RunSpec, prompts: int) -> int:

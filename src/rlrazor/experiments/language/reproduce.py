@@ -1,5 +1,6 @@
 """A sweep over one language model: base policies, fine-tuning, the table, the report. Running it again continues it."""
 
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -133,7 +134,7 @@ def describe(config: Config, trainer: Trainer, options: Options, found: Plan) ->
     task = trainer.task.task()
     return {
         "experiment": EXPERIMENT,
-        "title": f"{task.title} ({task.name}), {config.base}",
+        "title": f"{task.title}{'' if task.title == task.name else f' ({task.name})'}, {name_of(config.base)}",
         "task": task.name,
         "new_task": task.name,
         "prior_task": "prior tasks",
@@ -152,6 +153,18 @@ def describe(config: Config, trainer: Trainer, options: Options, found: Plan) ->
         "drift": list(DRIFT),
         **(TINY_INPUTS if config.base == TINY else LM_EVAL_INPUTS),
     }
+
+
+def name_of(base: str) -> str:
+    """A base as a title names it: a hub's id, a file or a folder by its name, without the hashes of caches and runs."""
+    if base == TINY or not Path(base).exists():
+        return base
+    for part in reversed(Path(base).resolve().parts):
+        if (found := re.fullmatch(r"models--(.+)", part)) is not None:
+            return found[1].replace("--", "/")
+        if part not in ("snapshots", "models") and not re.fullmatch(r"(.*-)?[0-9a-f]{12,}", part):
+            return part.removesuffix(".gguf")
+    return base
 
 
 def quadrants(methods: Sequence[str]) -> Mapping[str, tuple[bool, bool]]:

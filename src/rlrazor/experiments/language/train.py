@@ -209,7 +209,7 @@ class Trainer:
             lr=params["lr"],
             schedule=params["schedule"],
             steps=steps,
-            warmup_steps=warmup_steps(spec, steps),
+            warmup_steps=warmup_steps(spec, measuring.examples),
             batch_size=params["batch_size"],
             group_size=params["group_size"] or 1,
             kl_coef=params["kl_coef"],
@@ -286,7 +286,7 @@ class _Measuring:
         self.spec, self.world, self.frozen, self.counts = spec, world, frozen, counts
         self.weights, self.unfinished, self.checkpoints = weights, unfinished, checkpoints
         self.steps, self.per_epoch = count_steps(spec, examples), steps_per_epoch(spec, examples)
-        self.due = due_steps(spec, examples)
+        self.due, self.examples = due_steps(spec, examples), examples
 
     def __call__(self, step: int, policy: Any, measured: Mapping[str, float]) -> None:
         if step not in self.due or step in self.checkpoints:
