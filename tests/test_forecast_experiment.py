@@ -10,7 +10,7 @@ import pytest
 from idx_files import write_dataset
 from rlrazor.cli import main
 from rlrazor.experiments import forecast
-from rlrazor.experiments.language import train
+from rlrazor.experiments.language import cost, train
 from rlrazor.report import drawing
 
 pytestmark = [
@@ -39,7 +39,10 @@ def test_both_families_from_the_data_to_the_report(
 ) -> None:
     data = write_dataset(tmp_path / "data", train=600, test=200)
     command = ["reproduce", "forecast", "--data-dir", str(data), "--jobs", "1", "--out", str(tmp_path / "out")]
-    assert main([*command, "--dry-run", "--json"]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        timing = cost.Timing({("sft", "", ""): 0.1}, parameters=10, trained=10, timed="nothing")
+        patch.setattr(cost, "time_trial", lambda *_: timing)
+        assert main([*command, "--dry-run", "--json"]) == 0
     # Per family three tasks with a base; six runs of two checkpoints, or four of one.
     assert json.loads(capfd.readouterr().out)["estimate"].items() >= {"runs": 36, "checkpoints": 54}.items()
     assert main([*command, "--json"]) == 0

@@ -48,6 +48,7 @@ def test_a_line_has_the_step_the_checkpoint_the_phase_and_the_time_left(monkeypa
     assert shown.line == f"sweep: 0 of 2 runs done, about 3 min left; {name}: step 10 of 20, checkpoint 2 of 4"
     shown.at(ONE, "measuring checkpoint", 2, 4)  # which is no step back
     assert shown.completed == 2
+    assert shown.line.endswith("step 10 of 20, checkpoint 2 of 4, measuring checkpoint 2 of 4")
     shown.checkpoint(ONE, record(ONE, 10))
     assert shown.line.endswith("new 0.500, prior 0.250, KL 0.125")
     shown.at(TWO, phases.TRAINING, 5, 20)

@@ -81,6 +81,7 @@ class SweepProgress:
         self.done = 0
         self.shares: dict[str, float] = {}  # of runs in progress, in checkpoints
         self.measured: dict[str, int] = {}
+        self.steps: dict[str, str] = {}
         self.now: dict[str, str] = {}  # what each run in progress is at
         self.said: set[str] = set()
         self.whole = 0.0  # of finished runs, in checkpoints
@@ -125,7 +126,9 @@ class SweepProgress:
         what, share = _counted(phase, done, total), 0.0
         if phase == TRAINING and total:
             share = self.count(spec) * done / total
-            what = f"step {done} of {total}, checkpoint {int(share)} of {self.count(spec)}"
+            what = self.steps[spec.run_id] = f"step {done} of {total}, checkpoint {int(share)} of {self.count(spec)}"
+        elif spec.run_id in self.steps:
+            what = f"{self.steps[spec.run_id]}, {what}"
         self._show(spec, what, share)
 
     def say(self, sentence: str) -> None:

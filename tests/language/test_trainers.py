@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
+from safetensors import SafetensorError
 from torch import Tensor
 
 from rlrazor import objectives
@@ -289,6 +291,21 @@ def test_an_interrupted_run_resumes_to_the_same_bits(name: str, tmp_path: Path) 
     resumed = trained(name, settings, lambda step, *_: steps.append(step), resume=tmp_path / "checkpoint-2")
     assert steps == [3, 4]
     assert torch.equal(weights(resumed), weights(trained(name, replace(settings, saved_at=()))))
+
+
+@pytest.mark.parametrize(
+    "error", [SafetensorError("No space left on device (os error 28)"), OSError(28, "No space left on device")]
+)
+def test_a_disk_that_does_not_take_a_state_is_one_sentence(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(transformers.Trainer, "_save_checkpoint", full)
+    settings = replace(SETTINGS, steps=4, batch_size=1, saved_at={2}, folder=tmp_path)
+    with pytest.raises(RazorError, match=r"cannot be written to .*No space left.*--save-every 0"):
+        trained("sft", settings)
 
 
 def test_micro_batches_do_not_change_the_step() -> None:

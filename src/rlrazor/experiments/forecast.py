@@ -248,7 +248,7 @@ def estimate(grid: Grid, options: Options, console: Console) -> Estimate:
     return Estimate(
         len(runs),
         sum(family.count_checkpoints(spec) for family, spec in runs),
-        sum(count * one.seconds for count, one in zip(tasks, own, strict=True)),
+        sum(count * (one.seconds or 0.0) for count, one in zip(tasks, own, strict=True)),
         max(one.error for one in own),
         max(one.memory_bytes for one in own),
         sum(count * one.disk_bytes for count, one in zip(tasks, own, strict=True)),

@@ -17,8 +17,8 @@ import copy
 import json
 import math
 import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ import torch
 import torch.nn.functional as F
 import transformers
 from datasets import Dataset
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import PrinterCallback, TrainerCallback
 
@@ -39,7 +40,7 @@ with warnings.catch_warnings():
     from trl.trainer.utils import add_fused_lm_head
 
 from rlrazor import objectives, phases, processes
-from rlrazor.errors import RazorError
+from rlrazor.errors import RazorError, cause_of
 from rlrazor.experiments.language.methods import Method
 from rlrazor.lm import compute, sampling
 from rlrazor.lm.adapters import unwrapped, without_wrapper
@@ -135,7 +136,7 @@ def train(
     transformers.utils.logging.set_verbosity_error()
     compute.leave_progress_to_us()
     try:
-        with warnings.catch_warnings(), compute.memory_errors(NO_MEMORY):
+        with warnings.catch_warnings(), compute.memory_errors(NO_MEMORY), _disk_errors(settings):
             warnings.simplefilter("ignore")  # advice to the caller of TRL, who is us
             callback = _AtStep(at_step, settings)
             trainer = build(method, settings, model, tokenizer, examples, reward, base, callback)
@@ -149,6 +150,20 @@ def train(
         # TRL patches `forward` with a function that keeps hold of the model: a copy made later would call this one.
         for policy in {without_wrapper(model), base} - {None}:
             vars(policy).pop("forward", None)
+
+
+@contextmanager
+def _disk_errors(settings: Settings) -> Iterator[None]:
+    """Raise RazorError where the state that a resumed run goes on from cannot be written."""
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        if not settings.saved_at or (isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error)):
+            raise
+        raise RazorError(
+            f"What an interrupted run goes on from cannot be written to {settings.folder}: {cause_of(error)} Free some "
+            "space, or do without it (--save-every 0); finished runs are kept."
+        ) from error
 
 
 def _check_shared(method: Method, settings: Settings, examples: int) -> None:
