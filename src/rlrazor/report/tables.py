@@ -276,7 +276,7 @@ def read_table(path: Path, columns: Sequence[str] = COLUMNS) -> pl.DataFrame:
     if not path.is_file():
         raise RazorError(f"There is no {path}: give the output folder of a finished `razor reproduce`.")
     try:
-        table = pl.read_parquet(path)
+        table = pl.read_parquet(path.read_bytes())  # of a path, polars takes [ and * for a pattern
     except (OSError, pl.exceptions.PolarsError) as error:
         raise RazorError(f"{path} is damaged: delete it and run the same command again.") from error
     missing = [name for name in columns if name not in table.columns]

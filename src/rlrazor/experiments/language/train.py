@@ -34,6 +34,7 @@ from rlrazor.records import BASE, Record, RunSpec
 from rlrazor.seeding import seed_of
 from rlrazor.store import Checkpoint, RunStore, WeightsMode, atomic_path
 from rlrazor.sweep import DivergedError
+from rlrazor.writing import mark_folder, require_our_folder
 
 
 @dataclass(frozen=True)
@@ -350,12 +351,14 @@ def _named_as(model: Any, weights: Mapping[str, Any]) -> dict[str, Any]:
 
 def _save_model(model: Any, tokenizer: Any, folder: Path) -> None:
     """The policy, or its adapter, in the hub's layout: whole or not at all."""
-    partial = folder.with_name(f".{folder.name}")
+    require_our_folder(folder)
+    partial = folder.with_name(f".rlrazor-{folder.name}.tmp")
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
         model.save_pretrained(partial, safe_serialization=True)
         tokenizer.save_pretrained(partial)
+        mark_folder(partial)
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
     except Exception as error:  # of a full disk safetensors and tokenizers raise types of their own
