@@ -88,7 +88,8 @@ def row(
 
 def make_folder(folder: Path, table: pl.DataFrame, **config: Any) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    table.write_parquet(folder / "records.parquet")
+    with (folder / "records.parquet").open("wb") as file:  # the name need not be one that polars takes
+        table.write_parquet(file)
     (folder / "config.json").write_text(json.dumps({**CONFIG, **config}))
     return folder
 

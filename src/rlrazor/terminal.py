@@ -64,9 +64,14 @@ def never_fail_to_encode() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
+def shown_on(stream: TextIO | None, text: str) -> str:
+    """The text as it can be printed there, without changing the stream, which may not be ours."""
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    return printable(text).encode(encoding, "backslashreplace").decode(encoding)
+
+
 def say(text: str, stream: TextIO | None = None) -> None:
     """Print a line, on standard error by default, whatever is in it; where nobody listens, that is that."""
     stream = stream or sys.stderr
-    encoding = getattr(stream, "encoding", None) or "utf-8"
     with suppress(OSError, ValueError, AttributeError):  # full; closed; none
-        print(printable(text).encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
+        print(shown_on(stream, text), file=stream, flush=True)

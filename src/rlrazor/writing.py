@@ -51,16 +51,23 @@ def check(outputs: Iterable[Output], inputs: Iterable[Path | str | None] = ()) -
     That is where a file is not ours, or cannot be written; where two outputs are one file; and where an output is an
     input, or a file in a folder that is one, by whatever name: files are told apart by the file system's own numbers.
     """
+    outputs = list(outputs)
+    check_apart([path for path, _ in outputs], inputs)
+    for path, kind in outputs:
+        check_writable(path, kind)
+
+
+def check_apart(outputs: Iterable[Path], inputs: Iterable[Path | str | None]) -> None:
+    """The same but for what can be written: raise RazorError where an output is an input, or another output."""
     read = _identities(inputs)
     seen: dict[Any, Path] = {}
-    for path, kind in outputs:
+    for path in outputs:
         own = _identity(path)
         if own in read:
             raise RazorError(f"{path} would be written, and is read as well: choose another place to write to.")
         if own in seen:
             raise RazorError(f"{seen[own]} and {path} are one file, and both would be written: choose another place.")
         seen[own] = path
-        check_writable(path, kind)
 
 
 def check_folder(folder: Path, inputs: Iterable[Path | str | None] = ()) -> None:

@@ -16,7 +16,6 @@ from rlrazor.cli import calibrate, compare, evaluate, exits, finetune, pick, rep
 from rlrazor.errors import RazorError
 from rlrazor.terminal import never_fail_to_encode, say
 
-
 _DISK_ERRORS = {errno.ENOSPC, errno.EFBIG, errno.EIO, errno.EBADF, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 
@@ -85,6 +84,9 @@ def _run(given: list[str]) -> int:
             raise RazorError("An argument holds a NUL character, which no name of a file or model has: leave it out.")
         arguments, unknown = build_parser().parse_known_args(given)
         arguments.argv = given
+        for name in ("base", "tuned", "model"):
+            if getattr(arguments, name, None) == "":
+                raise RazorError(f"{name.upper()} is empty: name a folder, a hub id or a .gguf file.")
         with interrupts.remembered(), processes.together():
             if unknown:
                 raise RazorError(f"Unknown option {unknown[0]!r}. Options: {', '.join(arguments.options)}.")

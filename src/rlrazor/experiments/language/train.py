@@ -70,7 +70,7 @@ class TaskSource:
     def fingerprint(self, splits: Splits) -> str:
         """A content hash of the prompts and all that comes with them, a verifier of one's own included: 16 digits."""
         file = Path((self.verifier or "").rpartition(":")[0])
-        code = file.read_text() if file.is_file() else self.verifier
+        code = file.read_text(encoding="utf-8", errors="surrogateescape") if file.is_file() else self.verifier
         items = [[asdict(item) for item in side] for side in (splits.train, splits.test)]
         content = json.dumps([items, code, self.stop, *([] if self.chat else ["plain"])], default=str)
         if self.generic is not None:
