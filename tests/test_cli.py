@@ -140,6 +140,7 @@ def test_closed_streams(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     with monkeypatch.context() as patched:
         patched.setattr(sys, "stderr", None)
         assert main(["report", "nowhere"]) == 2
+        sys.stderr.close()
     assert capsys.readouterr().out == ""
     with monkeypatch.context() as patched:
         patched.setattr(sys, "stderr", io.TextIOWrapper(Full(), write_through=True))  # type: ignore[type-var]

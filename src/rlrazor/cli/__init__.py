@@ -74,7 +74,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # whoever read the output, `head` say, has seen enough
         _silence(sys.stdout, sys.stderr)
         return exits.PIPE
-    return code if _flushed() or code == exits.INTERRUPTED else exits.ERROR
+    written = _flushed(saying=code not in (exits.ERROR, exits.INTERRUPTED))  # one sentence is enough
+    return code if written or code == exits.INTERRUPTED else exits.ERROR
 
 
 def _run(given: list[str]) -> int:
@@ -147,7 +148,7 @@ def _prepare_streams() -> bool:
     return sys.stdout is not None and not sys.stdout.closed
 
 
-def _flushed() -> bool:
+def _flushed(*, saying: bool = True) -> bool:
     """Whether what was printed has gone out; if it cannot, that is said, and Python does not try again as it ends."""
     try:
         sys.stdout.flush()
@@ -155,7 +156,8 @@ def _flushed() -> bool:
         raise
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else error
-        say(f"razor: standard output cannot be written to: {why}. Redirect it to where there is space.")
+        if saying:
+            say(f"razor: standard output cannot be written to: {why}. Redirect it to where there is space.")
         _silence(sys.stdout)
         return False
     return True

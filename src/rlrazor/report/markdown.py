@@ -68,5 +68,5 @@ def _row(cells: Sequence[str]) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text whose asterisks, as in q*, are no emphasis, and whose angle brackets are no HTML."""
-    return printable(text).replace("*", "\\*").replace("<", "\\<")
+    """Text whose asterisks, as in q*, are no emphasis."""
+    return printable(text).replace("*", "\\*")
