@@ -12,9 +12,13 @@ import pytest
 from rlrazor import writing
 from rlrazor.cli import main
 from rlrazor.errors import RazorError
+from rlrazor.experiments.language import train
+from rlrazor.records import Record, RunSpec
 from rlrazor.report import drawing
 from rlrazor.report.drawing import Curve, Figure, Panel
+from rlrazor.store import Checkpoint, RunStore
 from test_report import make_table
+from tiny_models import char_tokenizer, tiny_llama
 
 NOT_OURS = "is there already, and was not written by this command"
 READ_AS_WELL = "would be written, and is read as well"
@@ -223,6 +227,37 @@ def test_a_name_as_long_as_names_can_be(here: Path) -> None:
     writing.write_text(path, "<!DOCTYPE html>half of a pair: \ud800")
     assert path.read_bytes() == rb"<!DOCTYPE html>half of a pair: \ud800"
     assert [one.name for one in here.glob(".*")] == []
+
+
+def test_a_saved_model_replaces_none_of_the_users(here: Path) -> None:
+    model, tokenizer = tiny_llama(), char_tokenizer()
+    with pytest.raises(RazorError, match=NOT_OURS):
+        train._save_model(model, tokenizer, here / "base")
+    assert (here / "base" / "model.safetensors").read_bytes() == b"weights"
+    for _ in range(2):
+        train._save_model(model, tokenizer, here / "models" / "new")
+    assert not list((here / "models").glob(".*"))
+
+
+def test_a_run_replaces_none_of_the_users(here: Path) -> None:
+    spec = RunSpec("toy", "sft", {}, 0)
+    store = RunStore(here)
+    wrote(f"runs/{spec.run_id}/notes.txt")(here)
+    with store.open_for_writing(), pytest.raises(RazorError, match=NOT_OURS):
+        store.write(spec, [Checkpoint(Record(spec.run_id, 1, 1.0, 0.5, {"a": 0.5}, {}, {}), {})], seconds=0)
+    assert (store.runs / spec.run_id / "notes.txt").read_text() == "mine"
+
+
+def test_a_lock_is_no_file_of_the_users_emptied(here: Path) -> None:
+    (here / ".lock").write_text("mine")
+    with RunStore(here).open_for_writing():
+        pass
+    assert (here / ".lock").read_text() == "mine"
+    (here / ".lock").unlink()
+    (here / ".lock").symlink_to("prompts.txt")
+    with pytest.raises(RazorError, match="Cannot write to"), RunStore(here).open_for_writing():
+        pass
+    assert (here / "prompts.txt").read_text() == "a prompt\n"
 
 
 def test_a_folder_that_is_replaced_is_ours(here: Path) -> None:

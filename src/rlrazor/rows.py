@@ -76,7 +76,11 @@ def read_located(path: Path, pattern: str | None = None, *, line: str | None = N
 
     Each file is read once, so it may be a pipe.
     """
-    if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+    try:
+        saved = (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
+    except OSError as error:
+        raise RazorError(f"{path} cannot be read: {error.strerror}. Give {KINDS}.") from error
+    if saved:
         return _saved_by_datasets(path)
     return [row for file in _files(path, pattern) for row in _read_file(file, line)]
 

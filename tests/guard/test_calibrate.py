@@ -119,7 +119,7 @@ def test_the_command_makes_a_law_of_a_users_own_data(
     (tmp_path / "mirror").mkdir()
     rows = [{"sentence": f"a {n} _ b", "option1": "cat", "option2": "dog", "answer": str(1 + n % 2)} for n in range(6)]
     (tmp_path / "mirror" / "winogrande_validation.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    out = tmp_path / "out"
+    out = tmp_path / "lr[1e-3] $x"  # which is no pattern, no markup and no formula
     command = [
         *("calibrate", str(base), "--prompts", str(tmp_path / "own.jsonl"), "--generic", str(tmp_path / "text.txt")),
         *("--prior", "winogrande", "--data-mirror", str(tmp_path / "mirror"), "--test-prompts", "6"),

@@ -585,6 +585,12 @@ def test_what_is_in_the_way_is_said_before_training(tmp_path: Path, monkeypatch:
 
     with pytest.raises(RazorError, match=r"log is a file, and .* is a folder"):
         monitor(tmp_path, log=tmp_path)
+    asked = tmp_path / "asked.jsonl"
+    asked.write_text('{"prompt": "a"}\n')
+    (tmp_path / "linked.jsonl").hardlink_to(asked)
+    for log in (asked, tmp_path / "linked.jsonl"):
+        with pytest.raises(RazorError, match=r"jsonl would be written, and is read as well"):
+            ForgettingMonitor(asked, log=log)
     (tmp_path / "there").write_text("")
     with pytest.raises(RazorError, match=r"log\.jsonl cannot be read \(Not a directory\)"):
         sft(tmp_path / "run", [monitor(tmp_path, log=tmp_path / "there" / "log.jsonl")])

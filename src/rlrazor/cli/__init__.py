@@ -145,7 +145,7 @@ def _prepare_streams() -> bool:
     if sys.stderr is None:
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     never_fail_to_encode()
-    return sys.stdout is not None and not sys.stdout.closed
+    return sys.stdout is not None and not getattr(sys.stdout, "closed", False)
 
 
 def _flushed(*, saying: bool = True) -> bool:

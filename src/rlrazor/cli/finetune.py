@@ -80,9 +80,10 @@ def run(arguments: argparse.Namespace) -> int:
         raise RazorError(f"{found.students[0]} imitates a policy that a sweep has trained: use `razor sweep`.")
     if len(found.specs) != 1:
         raise RazorError("razor finetune makes one run: give one value to each option, or use `razor sweep`.")
-    model = arguments.out / "models" / found.specs[0].run_id
-    require_our_folder(model)
     work = Work(arguments.out, trainer, found.count_checkpoints, console)
+    model = arguments.out / "models" / found.specs[0].run_id
+    if not work.store.is_finished(found.specs[0]):
+        require_our_folder(model)
     with work.store.open_for_writing():
         work.finish(found.bases, "base policy", weights="final" if config.base == TINY else "none")
         work.finish(found.specs, arguments.method)
