@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich import box
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TimeRemainingColumn
 from rich.table import Table
 
 from rlrazor.cli.compare import dtype_of
+from rlrazor.cli.outputs import check_outputs
 from rlrazor.cli.printing import Subparsers, console_for_tables, options_of
 from rlrazor.errors import RazorError
 from rlrazor.extras import needs_extra
+from rlrazor.terminal import PlainColumn, Terminal
 
 if TYPE_CHECKING:
     from rlrazor.guard.law_file import LawFile
@@ -61,6 +62,8 @@ def run(arguments: argparse.Namespace) -> int:
     measuring = arguments.base is not None or arguments.prompts is not None
     if measuring:
         needs_extra("guard")
+    if (figure := arguments.figure) is not None:
+        check_outputs(arguments, [(figure / "pick.png", "png"), (figure / "pick.svg", "svg")])
     from rlrazor.guard.law_file import LawFile
     from rlrazor.guard.pick import pick
     from rlrazor.guard.run_folder import run_in
@@ -68,8 +71,12 @@ def run(arguments: argparse.Namespace) -> int:
     law = None if arguments.law is None else LawFile.load(arguments.law)
     if measuring and (arguments.base is None or arguments.prompts is None or law is None):
         raise RazorError("To measure checkpoints, give all of --base, --prompts and --law.")
-    columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), TimeRemainingColumn(compact=True))
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not measuring) as progress:
+    columns = (
+        PlainColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        TimeRemainingColumn(compact=True),
+    )
+    with Progress(*columns, console=Terminal(stderr=True), transient=True, disable=not measuring) as progress:
         measure, cautions = None, list[str]()
         if measuring:
             assert law is not None

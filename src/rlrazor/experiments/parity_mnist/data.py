@@ -47,9 +47,10 @@ import platformdirs
 import torch
 from rich.console import Console
 from rich.errors import LiveError
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, DownloadColumn, Progress, TimeElapsedColumn
 
 from rlrazor.errors import RazorError
+from rlrazor.terminal import PlainColumn
 
 try:
     import fcntl
@@ -510,7 +511,7 @@ def _one_line(error: Exception) -> str:
 def _shown(console: Console | None) -> Iterator[Progress]:
     """A progress display that appears when the block takes longer than `_SILENT_SECONDS`, on a terminal only."""
     console = console or Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(20), DownloadColumn(), TimeElapsedColumn())
+    columns = (PlainColumn("{task.description}"), BarColumn(20), DownloadColumn(), TimeElapsedColumn())
     progress = Progress(*columns, console=console, transient=True, disable=not console.is_interactive)
 
     def start() -> None:
