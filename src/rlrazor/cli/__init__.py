@@ -12,6 +12,9 @@ from rlrazor import interrupts, processes
 from rlrazor.cli import calibrate, compare, evaluate, exits, finetune, pick, report, reproduce, sweep, tasks, theory
 from rlrazor.errors import RazorError
 
+# Commands that go on from where they were.
+_KEEPING = {command.__name__ for command in (calibrate, finetune, reproduce, sweep)}
+
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
@@ -43,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments, unknown = build_parser().parse_known_args(given)
     arguments.argv = given
     try:
-        with interrupts.remembered(), processes.together():
+        with interrupts.remembered(keeps=arguments.run.__module__ in _KEEPING), processes.together():
             if unknown:
                 raise RazorError(f"Unknown option {unknown[0]!r}. Options: {', '.join(arguments.options)}.")
             if processes.count() > 1 and arguments.run is not finetune.run:
@@ -54,8 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"razor: {error}", file=sys.stderr)
         return exits.ERROR
     except KeyboardInterrupt:
-        print("razor: interrupted. Finished runs are kept; the same command goes on from there.", file=sys.stderr)
-        return exits.INTERRUPTED
+        return interrupts.say()
     except BrokenPipeError:  # whoever read the output, `head` say, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
         return exits.PIPE
