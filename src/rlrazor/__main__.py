@@ -1,4 +1,4 @@
-"""The command `razor`, which is `python -m rlrazor` too. Signals are minded before anything that takes time is imported."""
+"""The command `razor`, which is `python -m rlrazor` too. Signals are minded before anything heavy is imported."""
 
 import sys
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import _thread
 import atexit
 import os
+import select
 import signal
 import sys
 import threading
@@ -173,7 +174,10 @@ def _watch(signals: int) -> None:
         if number == _LOST:
             time.sleep(0.01)  # out of the hook that has told us
             _state.unheard += 1
-            _thread.interrupt_main(_state.asked)
+            if hasattr(signal, "pthread_kill"):
+                signal.pthread_kill(threading.main_thread().ident or 0, _state.asked)  # it may be asleep
+            else:
+                _thread.interrupt_main(signal.Signals(_state.asked))
         elif number not in _SIGNALS:
             continue
         elif _state.unheard:
@@ -211,7 +215,8 @@ def _end() -> NoReturn:
     if not _state.said:
         _state.said = True
         with suppress(OSError, ValueError):
-            os.write(2, f"{_sentence(terminal=os.isatty(2))}\n".encode())
+            if select.select([], [2], [], HASTE)[1]:  # a pipe that nobody empties would be waited for
+                os.write(2, f"{_sentence(terminal=os.isatty(2))}\n".encode())
     if (started := sys.modules.get("multiprocessing.process")) is not None:
         for child in list(started._children):
             with suppress(OSError, AttributeError, ValueError):
