@@ -189,3 +189,28 @@ def test_ctrl_c_at_twenty_moments_of_a_sweep(jobs: int, tmp_path: Path) -> None:
         time.sleep(0.5)
         with pytest.raises(ProcessLookupError):
             os.killpg(process.pid, 0)
+
+
+ORPHANED = """
+import multiprocessing, re, sys
+from rlrazor import workers
+def hold(queue):
+    workers.start(queue)
+    print(multiprocessing.current_process().pid, flush=True)
+    re.match("(a+)+$", "a" * 60 + "b")  # for ages, in C code that lets no other thread run
+if __name__ == "__main__":
+    context = multiprocessing.get_context("spawn")
+    context.Process(target=hold, args=(None,)).start()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel ends it, on Linux")
+def test_a_worker_ends_with_a_parent_that_is_killed(tmp_path: Path) -> None:
+    (tmp_path / "orphaned.py").write_text(ORPHANED)
+    with subprocess.Popen([sys.executable, "orphaned.py"], cwd=tmp_path, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        worker = int(process.stdout.readline())
+        time.sleep(0.1)
+        process.kill()
+        assert process.stdout.read() == b""  # until nobody can write any more
+    assert not Path(f"/proc/{worker}").exists() or "Z" in Path(f"/proc/{worker}/stat").read_text().split()[2]
