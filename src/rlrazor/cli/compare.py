@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rlrazor.cli import exits
+from rlrazor.cli.early import require_files, require_prior, require_source, settle_hub
 from rlrazor.cli.language import stop_of
 from rlrazor.cli.printing import Subparsers, console_for_tables, options_of
 from rlrazor.errors import RazorError
@@ -73,6 +74,10 @@ def run(arguments: argparse.Namespace) -> int:
     """Compare, write the page, print, and judge."""
     needs_extra("guard", *(("eval",) if arguments.prior else ()))
     limit = _limit(arguments)
+    require_files(prompts=arguments.prompts, law=arguments.law, generic=arguments.generic)
+    require_source(arguments.base, arguments.tuned)
+    require_prior(arguments.prior)
+    settle_hub(arguments.base, arguments.tuned, data=arguments.prior is not None and arguments.data_mirror is None)
     check_writable(arguments.out)  # first: it should not cost minutes
     from rlrazor.guard.compare import STEPS, Pair, PriorSuite, compare
     from rlrazor.guard.comparison_page import write_page

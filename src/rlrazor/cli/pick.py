@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from rlrazor.cli.compare import dtype_of
+from rlrazor.cli.early import require_files, require_source, settle_hub
 from rlrazor.cli.printing import Subparsers, console_for_tables, options_of
 from rlrazor.errors import RazorError
 from rlrazor.extras import needs_extra
@@ -61,6 +62,12 @@ def run(arguments: argparse.Namespace) -> int:
     measuring = arguments.base is not None or arguments.prompts is not None
     if measuring:
         needs_extra("guard")
+    require_files(law=arguments.law, prompts=arguments.prompts)
+    if not arguments.folder.is_dir():
+        raise RazorError(f"There is no folder {arguments.folder}.")
+    if arguments.base is not None:
+        require_source(arguments.base)
+        settle_hub(arguments.base, data=False)
     from rlrazor.guard.law_file import LawFile
     from rlrazor.guard.pick import pick
     from rlrazor.guard.run_folder import run_in
