@@ -18,6 +18,9 @@ from rlrazor.terminal import never_fail_to_encode, say
 
 _DISK_ERRORS = {errno.ENOSPC, errno.EFBIG, errno.EIO, errno.EBADF, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
+# Commands that go on from where they were.
+_KEEPING = {command.__name__ for command in (calibrate, finetune, reproduce, sweep)}
+
 
 class _Parser(argparse.ArgumentParser):
     def __init__(self, **options: Any) -> None:
@@ -74,8 +77,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # whoever read the output, `head` say, has seen enough
         _silence(sys.stdout, sys.stderr)
         return exits.PIPE
-    written = _flushed(saying=code not in (exits.ERROR, exits.INTERRUPTED))  # one sentence is enough
-    return code if written or code == exits.INTERRUPTED else exits.ERROR
+    interrupted = code > exits.SIGNALLED
+    written = _flushed(saying=not interrupted and code != exits.ERROR)  # one sentence is enough
+    return code if written or interrupted else exits.ERROR
 
 
 def _run(given: list[str]) -> int:
@@ -88,7 +92,7 @@ def _run(given: list[str]) -> int:
         for name in ("base", "tuned", "model"):
             if getattr(arguments, name, None) == "":
                 raise RazorError(f"{name.upper()} is empty: name a folder, a hub id or a .gguf file.")
-        with interrupts.remembered(), processes.together():
+        with interrupts.remembered(keeps=arguments.run.__module__ in _KEEPING), processes.together():
             if unknown:
                 raise RazorError(f"Unknown option {unknown[0]!r}. Options: {', '.join(arguments.options)}.")
             if processes.count() > 1 and arguments.run is not finetune.run:
@@ -99,8 +103,7 @@ def _run(given: list[str]) -> int:
     except RazorError as error:
         say(f"razor: {error}")
     except KeyboardInterrupt:
-        say("razor: interrupted. Finished runs are kept; the same command goes on from there.")
-        return exits.INTERRUPTED
+        return interrupts.say()
     except BrokenPipeError:
         raise
     except Exception as error:

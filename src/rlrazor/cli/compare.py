@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rlrazor.cli import exits
+from rlrazor.cli.early import require_files, require_prior, require_source, settle_hub
 from rlrazor.cli.language import stop_of
 from rlrazor.cli.outputs import check_outputs
 from rlrazor.cli.printing import Subparsers, console_for_tables, options_of
@@ -76,6 +77,10 @@ def run(arguments: argparse.Namespace) -> int:
     needs_extra("guard", *(("eval",) if arguments.prior else ()))
     limit = _limit(arguments)
     check_outputs(arguments, [(arguments.out, "page")])  # first: it should not cost minutes
+    require_files(prompts=arguments.prompts, law=arguments.law, generic=arguments.generic)
+    require_source(arguments.base, arguments.tuned)
+    require_prior(arguments.prior)
+    settle_hub(arguments.base, arguments.tuned, data=arguments.prior is not None and arguments.data_mirror is None)
     from rlrazor.guard.compare import STEPS, Pair, PriorSuite, compare
     from rlrazor.guard.comparison_page import write_page
     from rlrazor.guard.law_file import LawFile

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from rlrazor.errors import RazorError, cause_of, disk_error_in
-from rlrazor.extras import needs_package
+from rlrazor.extras import needs_extra, needs_package
 from rlrazor.lm import compute, hub
 from rlrazor.lm.adapters import adapter_disabled, base_weights, unwrapped
 from rlrazor.lm.sampling import NotFiniteError
@@ -87,6 +87,7 @@ def load(
     safetensors, no tokenizer, needs code of its own or is something else than a causal language model, and for
     weights that are not finite.
     """
+    needs_extra("guard")
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from rlrazor.lm import suitable  # it needs this module

@@ -16,7 +16,6 @@ says so. It affects how IFEval counts sentences (after "Dr.") and, less, words.
 """
 
 import atexit
-import difflib
 import functools
 import io
 import json
@@ -42,8 +41,9 @@ import torch
 from rlrazor.errors import RazorError, cause_of, disk_error_in
 from rlrazor.extras import needs_extra
 from rlrazor.lm import compute, hub
+from rlrazor.lm.task_names import DEFAULT_TASKS as DEFAULT_TASKS
+from rlrazor.lm.task_names import check_names, unknown_task
 
-DEFAULT_TASKS = ("hellaswag", "truthfulqa_mc2", "mmlu", "ifeval", "winogrande", "humaneval")
 RUNS_MODEL_CODE = "humaneval"
 
 _FOLDERS = (
@@ -185,6 +185,7 @@ def evaluate(
     notes = []
     if tasks is None and not allow_code_execution:
         notes.append(f"{RUNS_MODEL_CODE} is left out: it runs code that the model wrote (--allow-code-execution).")
+    check_names(tasks or ())
     was_training, pad_token = model.training, tokenizer.pad_token
     with _as_guest(data_mirror) as (mirror, warnings):
         from lm_eval.models.huggingface import HFLM
@@ -218,6 +219,7 @@ def metrics_of(
 
     Raises what `evaluate` raises before it runs a model.
     """
+    check_names(tasks or ())
     with _as_guest(data_mirror) as (mirror, _):
         return {name: task.declared for name, task in _load_all(tasks, mirror, allow_code_execution).items()}
 
@@ -340,9 +342,7 @@ def _load(name: str, mirror: Path | None, allow_code_execution: bool) -> _Task:
     if name not in manager.all_tasks and not Path(name).is_file():
         manager = _manager(every_task=True)
         if name not in manager.all_tasks:
-            near = difflib.get_close_matches(name, manager.all_tasks)
-            hint = f"Did you mean {' or '.join(near)}?" if near else "`lm-eval ls tasks` lists them."
-            raise RazorError(f"lm-eval has no task {name}. {hint}")
+            raise unknown_task(name, manager.all_tasks)
     _untrained_punkt()
     try:
         content = manager.load([name])

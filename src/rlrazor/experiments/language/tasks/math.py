@@ -172,6 +172,7 @@ MATH = Task(
     load_orz,
     verify_math,
     max_new_tokens=1024,
+    from_hub=True,
 )
 GSM8K = Task(
     "gsm8k",
@@ -180,6 +181,7 @@ GSM8K = Task(
     load_gsm8k,
     verify_math,
     max_new_tokens=512,
+    from_hub=True,
 )
 MATH500 = Task(
     "math500",
@@ -188,4 +190,5 @@ MATH500 = Task(
     load_math500,
     verify_math,
     max_new_tokens=1024,
+    from_hub=True,
 )
