@@ -1,0 +1,279 @@
+"""JSON and TOML that this process did not write: read whole, at the door, and what is wrong with it is one sentence.
+
+Nothing of a file is used before all of it was checked. What a file may hold is a `schema.Schema`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import stat
+import time
+import tomllib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+from rlrazor.errors import RazorError
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
+    from rlrazor.schema import Schema
+
+LARGEST = 256 * 2**20  # bytes of a document: the law of a hundred runs has 100 kB
+DEEPEST = 100  # lists and objects within one another: ours nest six, and walking through them is recursive
+_LARGEST_WHOLE = 2**63  # of a number that JSON writes without a point: what a 64-bit integer holds
+_SECONDS = 10  # for somebody to begin to write into a pipe
+_SHOWN = 60  # characters of a value in a sentence
+
+T = TypeVar("T", bound="Schema")
+
+
+def read_bytes(path: Path, largest: int = LARGEST) -> bytes:
+    """What a file, or a pipe that somebody writes into, holds.
+
+    Raises OSError; of type EFBIG for more than `largest` bytes, EINVAL for a device, which may have no end.
+    """
+    # A pipe that nobody has opened for writing would be waited for: so it is not opened in that way.
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    descriptor = os.open(path, flags)
+    with open(descriptor, "rb", buffering=0) as file:
+        mode = os.fstat(descriptor).st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError("it is a folder")
+        if stat.S_ISFIFO(mode):
+            return _from_pipe(descriptor, largest)
+        if not stat.S_ISREG(mode):
+            raise OSError("it is a device, not a file")
+        data = file.read(largest + 1) or b""
+        while 0 < len(data) <= largest and (more := file.read(largest + 1 - len(data))):
+            data += more
+    if len(data) > largest:
+        raise OSError(_too_long(largest))
+    return data
+
+
+def _from_pipe(descriptor: int, largest: int) -> bytes:
+    parts: list[bytes] = []
+    begun, size, until = False, 0, time.monotonic() + _SECONDS
+    while size <= largest:
+        try:
+            part = os.read(descriptor, 2**20)
+        except BlockingIOError:  # a writer is there, and has nothing yet
+            begun = True
+            time.sleep(0.01)
+            continue
+        if part:
+            begun = True
+            parts.append(part)
+            size += len(part)
+        elif begun:
+            return b"".join(parts)
+        elif time.monotonic() > until:
+            raise OSError("it is a pipe that nothing writes into")
+        else:
+            time.sleep(0.01)
+    raise OSError(_too_long(largest))
+
+
+def _too_long(largest: int) -> str:
+    return f"it has more than {largest // 2**20} MiB" if largest >= 2**20 else f"it has more than {largest:,} bytes"
+
+
+def read_text(path: Path, *, mend: str, missing: str | None = None) -> str:
+    """A UTF-8 file, without a byte-order mark. Raises RazorError; `mend` says what to do, `missing` all of it."""
+    try:
+        return read_bytes(path).decode("utf-8-sig")
+    except FileNotFoundError as error:
+        raise RazorError(missing or f"There is no {path}. {mend}") from error
+    except UnicodeDecodeError as error:
+        raise RazorError(f"{path} is not text in UTF-8 (byte {error.start}). {mend}") from error
+    except (OSError, ValueError) as error:  # ValueError: a path with a null character
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise RazorError(f"{path} cannot be read: {reason}. {mend}") from error
+
+
+def read_json(path: Path, schema: type[T], *, mend: str, missing: str | None = None) -> T:
+    """A JSON file of this schema. Raises RazorError as `read_text`, and where the file is anything else."""
+    return checked(
+        schema, parse_json(read_text(path, mend=mend, missing=missing), str(path), mend=mend), path, mend=mend
+    )
+
+
+def read_toml(path: Path, *, mend: str) -> dict[str, Any]:
+    """A TOML file of any keys. Raises RazorError."""
+    text = read_text(path, mend=mend)
+    try:
+        found = tomllib.loads(text)
+    except RecursionError as error:
+        raise RazorError(f"{path} is nested too deeply to be read. {mend}") from error
+    except ValueError as error:
+        raise RazorError(f"{path} is not TOML ({error}). {mend}") from error
+    _check(found, str(path), mend)
+    return found
+
+
+def parse_json(text: str, where: str, *, mend: str, nan_as_text: bool = False) -> Any:
+    """What a text is in JSON. Raises RazorError where it is not JSON, or holds what few readers agree on.
+
+    That is a key twice in an object, a number beyond what 64 bits hold, NaN and infinity (with `nan_as_text` they are
+    their names: a Trainer writes them), half a character, and more than DEEPEST levels.
+    """
+    try:
+        found = json.loads(
+            text,
+            parse_constant=str if nan_as_text else _refuse_constant,
+            parse_float=_finite,
+            parse_int=_whole,
+            object_pairs_hook=_without_repeats,
+        )
+    except RecursionError as error:
+        raise RazorError(f"{where} is nested too deeply to be read. {mend}") from error
+    except _RefusedError as error:
+        raise RazorError(f"{where} {error}. {mend}") from error
+    except ValueError as error:
+        raise RazorError(f"{where} is not JSON ({error}). {mend}") from error
+    _check(found, where, mend)
+    return found
+
+
+def checked(schema: type[T], value: Any, where: Path | str, *, mend: str) -> T:
+    """The value as its schema has it. Raises RazorError with the place of what is wrong, what is there, what should."""
+    from pydantic import ValidationError
+
+    try:
+        return schema.model_validate(value)
+    except ValidationError as error:
+        raise RazorError(f"{where}: {_sentence(error)} {mend}") from error
+
+
+class _RefusedError(ValueError):
+    """What JSON may hold, and we do not take."""
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise _RefusedError(f"holds {name}, which is no number in JSON")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise _RefusedError(f"holds a number that is too large ({text[:_SHOWN]})")
+    return number
+
+
+def _whole(text: str) -> int:
+    if len(text) > 20 or not -_LARGEST_WHOLE <= (number := int(text)) < _LARGEST_WHOLE:
+        raise _RefusedError(f"holds a number that is too large ({text[:20]}{'…' if len(text) > 20 else ''})")
+    return number
+
+
+def _without_repeats(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise _RefusedError(f"has the key {_shown(twice)} twice in one object")
+    return found
+
+
+def _check(value: Any, where: str, mend: str) -> None:
+    """What a parser lets through and whoever walks, writes or prints it does not."""
+    level = [value]
+    for _ in range(DEEPEST):
+        inner: list[Any] = []
+        for one in level:
+            if isinstance(one, dict):
+                inner += one.keys()
+                inner += one.values()
+            elif isinstance(one, list):
+                inner += one
+            elif isinstance(one, str) and not one.isascii():
+                _check_unicode(one, where, mend)
+            elif isinstance(one, int | float) and not -_LARGEST_WHOLE <= one < _LARGEST_WHOLE:
+                _check_number(one, where, mend)
+        level = inner
+        if not level:
+            return
+    raise RazorError(f"{where} is nested too deeply to be read. {mend}")
+
+
+def _check_unicode(text: str, where: str, mend: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise RazorError(f"{where} holds half a character ({ascii(text)[:_SHOWN]}). {mend}") from error
+
+
+def _check_number(number: float, where: str, mend: str) -> None:
+    """Those of TOML, which has NaN and whole numbers of any length."""
+    if not isinstance(number, float) or not math.isfinite(number):
+        said = str(number) if isinstance(number, float) else "a number that is too large"
+        raise RazorError(f"{where} holds {said}. {mend}")
+
+
+_SAID: dict[str, Callable[[dict[str, Any]], str]] = {
+    "missing": lambda context: "is missing",
+    "extra_forbidden": lambda context: "is not known here",
+    "bool_type": lambda context: "and should be true or false",
+    "int_type": lambda context: "and should be a whole number",
+    "float_type": lambda context: "and should be a number",
+    "finite_number": lambda context: "and should be a finite number",
+    "string_type": lambda context: "and should be text",
+    "list_type": lambda context: "and should be a list",
+    "dict_type": lambda context: "and should be an object",
+    "model_type": lambda context: "and should be an object",
+    "literal_error": lambda context: f"and should be {context['expected']}",
+    "greater_than": lambda context: f"and should be above {_round(context['gt'])}",
+    "greater_than_equal": lambda context: f"and should be at least {_round(context['ge'])}",
+    "less_than": lambda context: f"and should be below {_round(context['lt'])}",
+    "less_than_equal": lambda context: f"and should be at most {_round(context['le'])}",
+    "string_too_short": lambda context: "and should not be empty",
+    "string_too_long": lambda context: f"and should have at most {context['max_length']:,} characters",
+    "too_short": lambda context: f"and should have at least {context['min_length']} entries",
+    "too_long": lambda context: f"and should have at most {context['max_length']:,} entries",
+    "string_pattern_mismatch": lambda context: "which is not of its form",
+}
+
+
+def _sentence(error: ValidationError) -> str:
+    """Of the first thing that is wrong: others may follow from it."""
+    first = error.errors(include_url=False)[0]
+    kind, place = first["type"], _place(first["loc"])
+    if kind == "value_error":  # a validator of ours, which says all of it
+        said = str(first["ctx"]["error"]).rstrip(".")
+        return f"{place}: {said}." if place else f"{said}."
+    say = _SAID.get(kind)
+    said = say(first.get("ctx", {})) if say else first["msg"].replace("Input should be", "and should be")
+    if kind in ("missing", "extra_forbidden"):
+        return f"{place} {said}."
+    return f"{place or 'it'} is {_shown(first['input'])}, {said}."
+
+
+def _place(parts: Sequence[str | int]) -> str:
+    """As one would write it: runs[3].law.a, counted from 0."""
+    found = ""
+    for part in parts:
+        if isinstance(part, int):
+            found += f"[{part}]"
+        elif part != "[key]":
+            found += f".{_cut(part)}" if found else _cut(part)
+    return found
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        return "an object"
+    if isinstance(value, list):
+        return f"a list of {len(value)}"
+    return _cut(json.dumps(value, ensure_ascii=True, default=repr))
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
+
+
+def _round(bound: float) -> str:
+    return f"{bound:,}" if isinstance(bound, int) else f"{bound:g}"
