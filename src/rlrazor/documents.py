@@ -27,6 +27,7 @@ DEEPEST = 100  # lists and objects within one another: ours nest six, and walkin
 _LARGEST_WHOLE = 2**63  # of a number that JSON writes without a point: what a 64-bit integer holds
 _SECONDS = 10  # for somebody to begin to write into a pipe
 _SHOWN = 60  # characters of a value in a sentence
+_NESTED = "it is nested too deeply"
 
 T = TypeVar("T", bound="Schema")
 
@@ -82,40 +83,41 @@ def _too_long(largest: int) -> str:
     return f"it has more than {largest // 2**20} MiB" if largest >= 2**20 else f"it has more than {largest:,} bytes"
 
 
-def read_text(path: Path, *, mend: str, missing: str | None = None) -> str:
-    """A UTF-8 file, without a byte-order mark. Raises RazorError; `mend` says what to do, `missing` all of it."""
+def read_text(path: Path, *, mend: str = "", missing: str | None = None) -> str:
+    """A UTF-8 file, without a byte-order mark.
+
+    Raises RazorError, which ends with what to do, `mend`; where there is no such file it is `missing`.
+    """
     try:
         return read_bytes(path).decode("utf-8-sig")
     except FileNotFoundError as error:
-        raise RazorError(missing or f"There is no {path}. {mend}") from error
+        raise RazorError(missing or f"There is no {path}{_ending(mend)}") from error
     except UnicodeDecodeError as error:
-        raise RazorError(f"{path} is not text in UTF-8 (byte {error.start}). {mend}") from error
+        raise _unreadable(path, f"it is not text in UTF-8 (byte {error.start})", mend) from error
     except (OSError, ValueError) as error:  # ValueError: a path with a null character
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise RazorError(f"{path} cannot be read: {reason}. {mend}") from error
+        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise _unreadable(path, why, mend) from error
 
 
-def read_json(path: Path, schema: type[T], *, mend: str, missing: str | None = None) -> T:
+def read_json(path: Path, schema: type[T], *, mend: str = "", missing: str | None = None) -> T:
     """A JSON file of this schema. Raises RazorError as `read_text`, and where the file is anything else."""
-    return checked(
-        schema, parse_json(read_text(path, mend=mend, missing=missing), str(path), mend=mend), path, mend=mend
-    )
+    text = read_text(path, mend=mend, missing=missing)
+    return checked(schema, parse_json(text, path, mend=mend), path, mend=mend)
 
 
-def read_toml(path: Path, *, mend: str) -> dict[str, Any]:
-    """A TOML file of any keys. Raises RazorError."""
-    text = read_text(path, mend=mend)
+def parse_toml(text: str, where: Path | str, *, mend: str = "") -> dict[str, Any]:
+    """What a text is in TOML. Raises RazorError as `parse_json` does."""
     try:
         found = tomllib.loads(text)
     except RecursionError as error:
-        raise RazorError(f"{path} is nested too deeply to be read. {mend}") from error
+        raise _unreadable(where, _NESTED, mend) from error
     except ValueError as error:
-        raise RazorError(f"{path} is not TOML ({error}). {mend}") from error
-    _check(found, str(path), mend)
+        raise _unreadable(where, f"it is not TOML ({error})", mend) from error
+    _check(found, where, mend)
     return found
 
 
-def parse_json(text: str, where: str, *, mend: str, nan_as_text: bool = False) -> Any:
+def parse_json(text: str, where: Path | str, *, mend: str = "", nan_as_text: bool = False) -> Any:
     """What a text is in JSON. Raises RazorError where it is not JSON, or holds what few readers agree on.
 
     That is a key twice in an object, a number beyond what 64 bits hold, NaN and infinity (with `nan_as_text` they are
@@ -130,23 +132,31 @@ def parse_json(text: str, where: str, *, mend: str, nan_as_text: bool = False) -
             object_pairs_hook=_without_repeats,
         )
     except RecursionError as error:
-        raise RazorError(f"{where} is nested too deeply to be read. {mend}") from error
+        raise _unreadable(where, _NESTED, mend) from error
     except _RefusedError as error:
-        raise RazorError(f"{where} {error}. {mend}") from error
+        raise _unreadable(where, str(error), mend) from error
     except ValueError as error:
-        raise RazorError(f"{where} is not JSON ({error}). {mend}") from error
+        raise _unreadable(where, f"it is not JSON ({error})", mend) from error
     _check(found, where, mend)
     return found
 
 
-def checked(schema: type[T], value: Any, where: Path | str, *, mend: str) -> T:
+def checked(schema: type[T], value: Any, where: Path | str, *, mend: str = "") -> T:
     """The value as its schema has it. Raises RazorError with the place of what is wrong, what is there, what should."""
     from pydantic import ValidationError
 
     try:
         return schema.model_validate(value)
     except ValidationError as error:
-        raise RazorError(f"{where}: {_sentence(error)} {mend}") from error
+        raise RazorError(f"{where} {_wrong(error)}{_ending(mend)}") from error
+
+
+def _unreadable(where: Path | str, why: str, mend: str) -> RazorError:
+    return RazorError(f"{where} cannot be read, as {why[:1].lower()}{why[1:]}{_ending(mend)}")
+
+
+def _ending(mend: str) -> str:
+    return f": {mend}." if mend else "."
 
 
 class _RefusedError(ValueError):
@@ -154,19 +164,19 @@ class _RefusedError(ValueError):
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    raise _RefusedError(f"holds {name}, which is no number in JSON")
+    raise _RefusedError(f"it holds {name}, which is no number in JSON")
 
 
 def _finite(text: str) -> float:
     number = float(text)
     if not math.isfinite(number):
-        raise _RefusedError(f"holds a number that is too large ({text[:_SHOWN]})")
+        raise _RefusedError(f"it holds a number that is too large ({text[:_SHOWN]})")
     return number
 
 
 def _whole(text: str) -> int:
     if len(text) > 20 or not -_LARGEST_WHOLE <= (number := int(text)) < _LARGEST_WHOLE:
-        raise _RefusedError(f"holds a number that is too large ({text[:20]}{'…' if len(text) > 20 else ''})")
+        raise _RefusedError(f"it holds a number that is too large ({text[:20]}{'…' if len(text) > 20 else ''})")
     return number
 
 
@@ -175,12 +185,12 @@ def _without_repeats(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise _RefusedError(f"has the key {_shown(twice)} twice in one object")
+        raise _RefusedError(f"it has the key {_shown(twice)} twice in one object")
     return found
 
 
-def _check(value: Any, where: str, mend: str) -> None:
-    """What a parser lets through and whoever walks, writes or prints it does not."""
+def _check(value: Any, where: Path | str, mend: str) -> None:
+    """Raise RazorError for what a parser lets through, and whoever walks, writes or prints it does not."""
     level = [value]
     for _ in range(DEEPEST):
         inner: list[Any] = []
@@ -190,33 +200,30 @@ def _check(value: Any, where: str, mend: str) -> None:
                 inner += one.values()
             elif isinstance(one, list):
                 inner += one
-            elif isinstance(one, str) and not one.isascii():
-                _check_unicode(one, where, mend)
-            elif isinstance(one, int | float) and not -_LARGEST_WHOLE <= one < _LARGEST_WHOLE:
-                _check_number(one, where, mend)
+            elif isinstance(one, str) and not _is_unicode(one):
+                raise _unreadable(where, f"it holds half a character ({ascii(one)[:_SHOWN]})", mend)
+            elif isinstance(one, int | float) and not _is_number(one):
+                raise _unreadable(where, "it holds a number that is infinite, NaN or too large", mend)
         level = inner
         if not level:
             return
-    raise RazorError(f"{where} is nested too deeply to be read. {mend}")
+    raise _unreadable(where, _NESTED, mend)
 
 
-def _check_unicode(text: str, where: str, mend: str) -> None:
+def _is_unicode(text: str) -> bool:
     try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise RazorError(f"{where} holds half a character ({ascii(text)[:_SHOWN]}). {mend}") from error
+        text.isascii() or text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
-def _check_number(number: float, where: str, mend: str) -> None:
-    """Those of TOML, which has NaN and whole numbers of any length."""
-    if not isinstance(number, float) or not math.isfinite(number):
-        said = str(number) if isinstance(number, float) else "a number that is too large"
-        raise RazorError(f"{where} holds {said}. {mend}")
+def _is_number(number: float) -> bool:
+    """TOML has infinity, NaN, and whole numbers of any length."""
+    return math.isfinite(number) if isinstance(number, float) else -_LARGEST_WHOLE <= number < _LARGEST_WHOLE
 
 
 _SAID: dict[str, Callable[[dict[str, Any]], str]] = {
-    "missing": lambda context: "is missing",
-    "extra_forbidden": lambda context: "is not known here",
     "bool_type": lambda context: "and should be true or false",
     "int_type": lambda context: "and should be a whole number",
     "float_type": lambda context: "and should be a number",
@@ -238,18 +245,23 @@ _SAID: dict[str, Callable[[dict[str, Any]], str]] = {
 }
 
 
-def _sentence(error: ValidationError) -> str:
-    """Of the first thing that is wrong: others may follow from it."""
-    first = error.errors(include_url=False)[0]
-    kind, place = first["type"], _place(first["loc"])
-    if kind == "value_error":  # a validator of ours, which says all of it
+def _wrong(error: ValidationError) -> str:
+    """What is wrong first: other things may follow from it. Of what is missing, all that is in that place."""
+    errors = error.errors(include_url=False)
+    first = errors[0]
+    place = _place(first["loc"])
+    if first["type"] == "missing":
+        holder = first["loc"][:-1]
+        names = [_place(one["loc"]) for one in errors if one["type"] == "missing" and one["loc"][:-1] == holder]
+        return f"lacks {', '.join(names)}"
+    if first["type"] == "extra_forbidden":
+        return f"is damaged, as {place} is not known here"
+    if first["type"] == "value_error":  # a validator of ours, which says all of it
         said = str(first["ctx"]["error"]).rstrip(".")
-        return f"{place}: {said}." if place else f"{said}."
-    say = _SAID.get(kind)
-    said = say(first.get("ctx", {})) if say else first["msg"].replace("Input should be", "and should be")
-    if kind in ("missing", "extra_forbidden"):
-        return f"{place} {said}."
-    return f"{place or 'it'} is {_shown(first['input'])}, {said}."
+        return f"is damaged, as {f'in {place} ' if place else ''}{said[:1].lower()}{said[1:]}"
+    say = _SAID.get(first["type"])
+    said = say(first.get("ctx", {})) if say else first["msg"].replace("Input should", "and should")
+    return f"is damaged, as {place or 'it'} is {_shown(first['input'])}, {said}"
 
 
 def _place(parts: Sequence[str | int]) -> str:

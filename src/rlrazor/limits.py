@@ -20,41 +20,44 @@ MOST_ROWS = 10**9  # of a data set
 MOST_RUNS = 100_000  # of a grid: years, each being minutes
 MOST_VALUES = 1000  # of one setting, such as learning rates
 MOST_CHECKPOINTS = 100_000  # of a run, each of which is measured
+LONGEST_NAME = 4096  # characters, of a path too
 MOST_SAMPLES = 2**26  # in a step: their log-probabilities are 256 MiB
 _LARGEST_FLOAT32 = 3.4e38
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """From `low` to `high`, both of which may be had; with `above`, only what is more than `low`, and with `below`,
-    only what is less than `high`."""
+    """From `low` to `high`, both of which may be had, unless with `open_low` or `open_high`."""
 
     low: float
     high: float
-    above: bool = False
-    below: bool = False
+    open_low: bool = False
+    open_high: bool = False
 
-    def hold(self, value: float) -> bool:
-        """Whether a value is within; NaN never is."""
-        low = value > self.low if self.above else value >= self.low
-        return low and (value < self.high if self.below else value <= self.high)
+    def wrong(self, value: float) -> str | None:
+        """What a value that is not within should be; NaN never is."""
+        if not (value > self.low if self.open_low else value >= self.low):
+            return f"{'more than' if self.open_low else 'at least'} {_written(self.low)}"
+        if not (value < self.high if self.open_high else value <= self.high):
+            return f"{'less than' if self.open_high else 'at most'} {_written(self.high)}"
+        return None
 
     def __str__(self) -> str:
-        low = f"more than {_written(self.low)}" if self.above else f"at least {_written(self.low)}"
-        return f"{low} and {'less than' if self.below else 'at most'} {_written(self.high)}"
+        low, high = _written(self.low), _written(self.high)
+        return f"{'above ' * self.open_low}{low} {'and below' if self.open_high else 'to'} {high}"
 
 
 _COUNT = Bounds(1, 10**6)
 _STEPS = Bounds(0, MOST_STEPS)
-_RATES = Bounds(0, _LARGEST_FLOAT32, above=True)
+_RATES = Bounds(0, _LARGEST_FLOAT32, open_low=True)
 _SEEDS = Bounds(0, LARGEST_SEED)
-_PARTS = Bounds(0, 1, above=True, below=True)
+_PARTS = Bounds(0, 1, open_low=True, open_high=True)
 
 BOUNDS: Mapping[str, Bounds] = {
     "lr": _RATES,
     "lrs": _RATES,
     "rl_lrs": _RATES,
-    "epochs": Bounds(1, 10_000),
+    "epochs": _COUNT,
     "batch_size": _COUNT,
     "batch_sizes": _COUNT,
     "rl_prompts": _COUNT,
@@ -72,7 +75,7 @@ BOUNDS: Mapping[str, Bounds] = {
     "test_prompts": Bounds(1, MOST_ROWS),
     "kl_samples": Bounds(1, 10_000),
     "prior_limit": Bounds(0, MOST_ROWS),
-    "thresholds": Bounds(0, 1, above=True),
+    "thresholds": Bounds(0, 1, open_low=True),
     "pretrain_steps": Bounds(1, 10**7),
     "pretrain_epochs": Bounds(1, 10_000),
     "pretrain_size": Bounds(1, 60_000),  # images that the training sets have
@@ -82,7 +85,8 @@ BOUNDS: Mapping[str, Bounds] = {
     "samples": Bounds(1, 10_000),
     "every": Bounds(1, MOST_STEPS),
     "level": _PARTS,
-    "budget": Bounds(0, 1, below=True),
+    "budget": Bounds(0, 1, open_high=True),
+    "overhead": _PARTS,
 }
 
 
@@ -94,8 +98,14 @@ def check(name: str, value: Any, shown: str | None = None) -> None:
     bounds = BOUNDS.get(name)
     if bounds is None or isinstance(value, bool) or not isinstance(value, int | float):
         return
-    if not bounds.hold(value):
-        raise RazorError(f"{shown or name} must be {bounds}, not {_written(value)}.")
+    if (wanted := bounds.wrong(value)) is not None:
+        raise RazorError(f"{shown or name} must be {wanted}, not {_written(value)}.")
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """The same of each option of a command, by its name in Python."""
+    for name, value in options.items():
+        check(name, value, f"--{name.replace('_', '-')}")
 
 
 def check_whole(name: str, value: Any) -> None:
@@ -105,11 +115,10 @@ def check_whole(name: str, value: Any) -> None:
     check(name, value)
 
 
-def check_number(name: str, value: Any) -> None:
-    """The same of what has to be a number: true and text are none."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
+def require_number(name: str, value: Any) -> None:
+    """Raise RazorError for what is no number, such as true and text; None, which is not given, passes."""
+    if isinstance(value, bool) or not isinstance(value, int | float | None):
         raise RazorError(f"{name} must be a number, not {value!r:.60}.")
-    check(name, value)
 
 
 def check_size(what: str, size: float, most: float, mend: str) -> None:

@@ -6,10 +6,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from rlrazor.limits import LARGEST_SEED, MOST_STEPS
+from rlrazor.limits import LARGEST_SEED, LONGEST_NAME, MOST_STEPS
 
-LONGEST_NAME = 4096  # characters, of a path too
-UNREACHABLE = 1e6  # nats: a KL that no policy comes to
 _ROUNDING = 1e-9  # by which a mean of scores may be off
 
 Name = Annotated[str, Field(min_length=1, max_length=LONGEST_NAME)]
@@ -26,3 +24,9 @@ class Schema(BaseModel):
     """An object whose keys are all known. `true` is no number, 2.0 no whole number, "0.9" neither."""
 
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, frozen=True)
+
+
+class Open(Schema):
+    """An object that may have more keys than we read."""
+
+    model_config = ConfigDict(extra="allow")

@@ -28,6 +28,7 @@ import polars as pl
 from safetensors import SafetensorError
 
 from rlrazor import processes
+from rlrazor.documents import checked, parse_json, read_json, read_text
 from rlrazor.errors import RazorError
 from rlrazor.records import SCHEMA_VERSION, Record, RunSpec
 
@@ -148,27 +149,47 @@ class RunStore:
 
     def read(self, spec: RunSpec) -> FinishedRun:
         """Read a finished run back; raises RazorError when a file of it is damaged."""
+        from rlrazor.run_files import StoredSpec
+
         folder = self._folder_of(spec)
-        try:
-            stored = json.loads((folder / "spec.json").read_text())
-            lines = (folder / "records.jsonl").read_text().splitlines()
-            records = [Record(**json.loads(line)) for line in lines]
-            if not records:
-                raise ValueError("records.jsonl is empty")
-        except (OSError, ValueError, TypeError) as error:
+        with self._told(folder):
+            stored = parse_json(read_text(folder / "spec.json"), folder / "spec.json")
+        version = stored.get("schema_version") if isinstance(stored, dict) else None
+        if type(version) is int and version != SCHEMA_VERSION:
             raise RazorError(
-                f"The run folder {folder} cannot be read ({error}). Delete it and run the same command again."
-            ) from error
-        if stored.get("schema_version") != SCHEMA_VERSION:
-            raise RazorError(
-                f"The run folder {folder} has schema version {stored.get('schema_version')}, this rlrazor reads "
-                f"{SCHEMA_VERSION}. Choose another --out."
+                f"The run folder {folder} has schema version {version}, this rlrazor reads {SCHEMA_VERSION}. Choose "
+                "another --out."
             )
-        return FinishedRun(spec, records, stored["diverged_at"])
+        with self._told(folder):
+            found = checked(StoredSpec, stored, folder / "spec.json")
+            if RunSpec(found.experiment, found.method, found.params, found.seed).run_id != spec.run_id:
+                raise RazorError("spec.json is of another run.")
+            records = read_records(folder / "records.jsonl")
+            if any(record.run_id != spec.run_id for record in records):
+                raise RazorError("records.jsonl has a record of another run.")
+            return FinishedRun(spec, records, found.diverged_at)
 
     def seconds(self, spec: RunSpec) -> float:
-        """Wall time of the training that served this run, measuring included; a prefix has that of the whole."""
-        return float(json.loads((self._folder_of(spec) / "seconds.json").read_text())["seconds"])
+        """Wall time of the training that served this run, measuring included; a prefix has that of the whole.
+
+        Raises RazorError when the file of it is damaged.
+        """
+        from rlrazor.run_files import StoredSeconds
+
+        folder = self._folder_of(spec)
+        with self._told(folder):
+            return read_json(folder / "seconds.json", StoredSeconds).seconds
+
+    @staticmethod
+    @contextmanager
+    def _told(folder: Path) -> Iterator[None]:
+        """Say of what is wrong with a file of a run what to do about it."""
+        try:
+            yield
+        except RazorError as error:
+            raise RazorError(
+                f"The run folder {folder} cannot be read. {error} Delete it and run the same command again."
+            ) from error
 
     def weights_path(self, spec: RunSpec, step: int) -> Path:
         """Where the weights of a checkpoint are, if they were kept."""
@@ -212,6 +233,25 @@ class RunStore:
 
     def _folder_of(self, spec: RunSpec) -> Path:
         return self.runs / spec.run_id
+
+
+def read_records(path: Path) -> list[Record]:
+    """The records of a JSON Lines file, in the order of their steps. Raises RazorError for one that is damaged."""
+    from rlrazor.run_files import StoredRecord
+
+    records: list[Record] = []
+    # Not splitlines: a JSON string may hold characters that it takes for line ends.
+    for number, line in enumerate(read_text(path).split("\n"), 1):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        found = checked(StoredRecord, parse_json(line, where), where)
+        if records and found.step <= records[-1].step:
+            raise RazorError(f"{where} is of step {found.step}, which does not come after the one before.")
+        records.append(Record(**dict(found)))
+    if not records:
+        raise RazorError(f"{path} is empty.")
+    return records
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 import rlrazor
-from rlrazor import interrupts, processes
+from rlrazor import interrupts, limits, processes
 from rlrazor.cli import calibrate, compare, evaluate, exits, finetune, pick, report, reproduce, sweep, tasks, theory
 from rlrazor.errors import RazorError
 
@@ -16,7 +16,8 @@ from rlrazor.errors import RazorError
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """One sentence instead of argparse's usage block."""
-        print(f"razor: {message}. See '{self.prog} --help'.", file=sys.stderr)
+        short = message if len(message) <= 300 else f"{message[:300]}…"  # a value may be of any length
+        print(f"razor: {short}. See '{self.prog} --help'.", file=sys.stderr)
         sys.exit(exits.ERROR)
 
 
@@ -27,7 +28,18 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for command in (calibrate, compare, pick, finetune, evaluate, sweep, tasks, reproduce, report, theory):
         command.add_to(commands)
+    _state_bounds(parser)
     return parser
+
+
+def _state_bounds(parser: argparse.ArgumentParser) -> None:
+    """Of each option that is a number, say in its help what it may be."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for inner in action.choices.values():
+                _state_bounds(inner)
+        elif action.dest in limits.BOUNDS and action.help:
+            action.help += f" [{limits.BOUNDS[action.dest]}]"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,6 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments, unknown = build_parser().parse_known_args(given)
     arguments.argv = given
     try:
+        limits.check_options(vars(arguments))
         with interrupts.remembered(), processes.together():
             if unknown:
                 raise RazorError(f"Unknown option {unknown[0]!r}. Options: {', '.join(arguments.options)}.")

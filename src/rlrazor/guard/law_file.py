@@ -24,7 +24,7 @@ from rlrazor.lm.probes import GenericText, ProbeSettings, Prompt, content_hash
 from rlrazor.store import atomic_path
 
 FEW_PROMPTS = 16  # below it a standard error is itself a guess, and the interval is widened by it in any case
-MEND = "Calibrate again."
+MEND = "calibrate again"
 FORMAT = 2  # of the file: raise it when another rlrazor would misread it; 2: digests of what the base computes
 NAMES = {FORWARD: "KL on the new task's prompts", PROBE: "KL on the generic probe"}
 INTERVAL = "hierarchical jackknife+ over runs (arXiv:2306.06342), residuals relative to floor + forecast drop"
@@ -227,11 +227,9 @@ class LawFile:
     def load(cls, path: Path | str) -> LawFile:
         """Read one. Raises RazorError where it is missing, of another format, or holds what no calibration writes."""
         path = Path(path)
-        stored = parse_json(
-            read_text(path, mend=MEND, missing=f"There is no law in {path}. `razor calibrate` makes one."),
-            f"The law in {path}",
-            mend=MEND,
-        )
+        where = f"The law in {path}"
+        text = read_text(path, mend=MEND, missing=f"There is no law in {path}. `razor calibrate` makes one.")
+        stored = parse_json(text, where, mend=MEND)
         found = stored.get("format") if isinstance(stored, dict) else None
         if isinstance(found, bool) or not isinstance(found, int) or found < 1:
             raise RazorError(f"{path} is not a law of rlrazor: it has no format number.")
@@ -245,13 +243,11 @@ class LawFile:
                 f"The law in {path} has format {found}, of an rlrazor that told bases apart in another way: calibrate "
                 "again."
             )
-        where = f"The law in {path} is damaged"
+        found_law = checked(StoredLaw, stored, where, mend=MEND)
         try:
-            return cls._from(checked(StoredLaw, stored, where, mend=MEND))
-        except RazorError as error:
-            if str(error).startswith(where):
-                raise
-            raise RazorError(f"{where}: {error} {MEND}") from error
+            return cls._from(found_law)
+        except RazorError as error:  # of the probe's settings
+            raise RazorError(f"{where} is damaged. {error} Calibrate again.") from error
 
     @classmethod
     def _from(cls, stored: StoredLaw) -> LawFile:

@@ -13,12 +13,12 @@ import numpy as np
 from pydantic import Field, field_validator, model_validator
 
 from rlrazor.errors import RazorError
-from rlrazor.forecast import FLOOR, MIN_RUNS
+from rlrazor.forecast import FLOOR, MIN_RUNS, UNREACHABLE
 from rlrazor.law import LEAST, REACH, SHAPES
 from rlrazor.lm.models import is_digest
 from rlrazor.lm.prompts import check as check_prompt
 from rlrazor.lm.prompts import check_text
-from rlrazor.schema import UNREACHABLE, Digest, Drop, Name, Schema, Score, Seed, Step, Text
+from rlrazor.schema import Digest, Drop, Name, Schema, Score, Seed, Step, Text
 
 Kl = Literal["kl_forward", "kl_probe"]
 Error = Annotated[float, Field(ge=0, le=2)]

@@ -232,7 +232,7 @@ def of_generic(
 def _cached(path: Path, count: int) -> list[list[int]] | None:
     """None where it is not there, or not whole."""
     try:
-        completions = parse_json(read_text(path, mend=""), str(path), mend="")
+        completions = parse_json(read_text(path), path)
     except RazorError:
         return None
     right = isinstance(completions, list) and len(completions) == count
