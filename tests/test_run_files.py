@@ -1,17 +1,16 @@
 """The JSON files of an output folder in which anything was changed: refused in a sentence, or read as something."""
 
-import copy
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
 
+from documents import changes, is_a_sentence
 from rlrazor.errors import RazorError
 from rlrazor.records import Record, RunSpec
 from rlrazor.report import figures, load, sections, tables
@@ -21,10 +20,6 @@ from rlrazor.report.sections import SECTIONS, Study, quadrants, representation
 from rlrazor.store import Checkpoint, FinishedRun, RunStore
 from test_report import CONFIG, TEACHERS, make_folder, make_table
 
-HOSTILE: tuple[Any, ...] = (
-    *(None, True, -1, 0, 2.5, 10**19, "x", "", [], {}, "x" * 100_000, [[[1.0]]], {"near": 1}, ["near"]),
-    *(float("nan"), float("inf"), 1e300, "\ud800"),
-)
 FULL = {
     **CONFIG,
     "thresholds": [0.95, 0.96],
@@ -37,36 +32,6 @@ FULL = {
     "accuracy_margin": 0.005,
 }
 SPEC = RunSpec("toy", "grpo", {"lr": 1e-4, "schedule": "constant", "epochs": 1}, 0)
-
-
-def changes(value: Any) -> Iterator[tuple[tuple[str | int, ...], Any]]:
-    """A place in a document, and the document in which something hostile stands there, or nothing."""
-    for path in leaves(value):
-        for hostile in (*HOSTILE, KeyError):
-            changed = copy.deepcopy(value)
-            holder = changed
-            for key in path[:-1]:
-                holder = holder[key]
-            if hostile is KeyError:
-                del holder[path[-1]]
-            else:
-                holder[path[-1]] = hostile
-            yield path, changed
-
-
-def leaves(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
-    """All places in a document; of a list, the first two."""
-    inside = value.items() if isinstance(value, dict) else enumerate(value[:2]) if isinstance(value, list) else ()
-    for key, inner in inside:
-        yield (*path, key)
-        yield from leaves(inner, (*path, key))
-
-
-def is_a_sentence(error: RazorError) -> None:
-    said = str(error)
-    assert "\n" not in said
-    assert len(said) < 500
-    assert "Input should" not in said
 
 
 @pytest.fixture(scope="module")

@@ -109,35 +109,50 @@ def parse_toml(text: str, where: Path | str, *, mend: str = "") -> dict[str, Any
     """What a text is in TOML. Raises RazorError as `parse_json` does."""
     try:
         found = tomllib.loads(text)
+        _check(found, finite=True)
     except RecursionError as error:
         raise _unreadable(where, _NESTED, mend) from error
+    except NotReadableError as error:
+        raise _unreadable(where, str(error), mend) from error
     except ValueError as error:
         raise _unreadable(where, f"it is not TOML ({error})", mend) from error
-    _check(found, where, mend)
     return found
 
 
 def parse_json(text: str, where: Path | str, *, mend: str = "", nan_as_text: bool = False) -> Any:
-    """What a text is in JSON. Raises RazorError where it is not JSON, or holds what few readers agree on.
+    """What a text is in JSON. Raises RazorError where it is not JSON, or holds what few readers agree on (`loads`)."""
+    try:
+        return loads(text, nan=str if nan_as_text else None)
+    except NotReadableError as error:
+        raise _unreadable(where, str(error), mend) from error
 
-    That is a key twice in an object, a number beyond what 64 bits hold, NaN and infinity (with `nan_as_text` they are
-    their names: a Trainer writes them), half a character, and more than DEEPEST levels.
+
+class NotReadableError(ValueError):
+    """Why a text cannot be read: "it is ...", "it holds ..."."""
+
+
+def loads(text: str, *, nan: Callable[[str], Any] | None = None, repeats: bool = False) -> Any:
+    """What a text is in JSON.
+
+    Raises NotReadableError where it is not JSON, and for a key twice in an object, a number beyond what 64 bits hold,
+    half a character, more than DEEPEST levels, NaN and infinity. Where `nan` makes something of their names, these are
+    taken: a Trainer writes them, and so do tables; with `repeats` the last of a key counts, as for most readers.
     """
     try:
         found = json.loads(
             text,
-            parse_constant=str if nan_as_text else _refuse_constant,
+            parse_constant=nan or _refuse_constant,
             parse_float=_finite,
             parse_int=_whole,
-            object_pairs_hook=_without_repeats,
+            object_pairs_hook=None if repeats else _without_repeats,
         )
     except RecursionError as error:
-        raise _unreadable(where, _NESTED, mend) from error
-    except _RefusedError as error:
-        raise _unreadable(where, str(error), mend) from error
+        raise NotReadableError(_NESTED) from error
+    except NotReadableError:
+        raise
     except ValueError as error:
-        raise _unreadable(where, f"it is not JSON ({error})", mend) from error
-    _check(found, where, mend)
+        raise NotReadableError(f"it is not JSON ({error})") from error
+    _check(found, finite=nan is None)
     return found
 
 
@@ -159,24 +174,20 @@ def _ending(mend: str) -> str:
     return f": {mend}." if mend else "."
 
 
-class _RefusedError(ValueError):
-    """What JSON may hold, and we do not take."""
-
-
 def _refuse_constant(name: str) -> NoReturn:
-    raise _RefusedError(f"it holds {name}, which is no number in JSON")
+    raise NotReadableError(f"it holds {name}, which is no number in JSON")
 
 
 def _finite(text: str) -> float:
     number = float(text)
     if not math.isfinite(number):
-        raise _RefusedError(f"it holds a number that is too large ({text[:_SHOWN]})")
+        raise NotReadableError(f"it holds a number that is too large ({text[:_SHOWN]})")
     return number
 
 
 def _whole(text: str) -> int:
     if len(text) > 20 or not -_LARGEST_WHOLE <= (number := int(text)) < _LARGEST_WHOLE:
-        raise _RefusedError(f"it holds a number that is too large ({text[:20]}{'…' if len(text) > 20 else ''})")
+        raise NotReadableError(f"it holds a number that is too large ({text[:20]}{'…' if len(text) > 20 else ''})")
     return number
 
 
@@ -185,12 +196,12 @@ def _without_repeats(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise _RefusedError(f"it has the key {_shown(twice)} twice in one object")
+        raise NotReadableError(f"it has the key {_shown(twice)} twice in one object")
     return found
 
 
-def _check(value: Any, where: Path | str, mend: str) -> None:
-    """Raise RazorError for what a parser lets through, and whoever walks, writes or prints it does not."""
+def _check(value: Any, *, finite: bool) -> None:
+    """Raise NotReadableError for what a parser lets through, and whoever walks, writes or prints it does not."""
     level = [value]
     for _ in range(DEEPEST):
         inner: list[Any] = []
@@ -201,13 +212,13 @@ def _check(value: Any, where: Path | str, mend: str) -> None:
             elif isinstance(one, list):
                 inner += one
             elif isinstance(one, str) and not _is_unicode(one):
-                raise _unreadable(where, f"it holds half a character ({ascii(one)[:_SHOWN]})", mend)
-            elif isinstance(one, int | float) and not _is_number(one):
-                raise _unreadable(where, "it holds a number that is infinite, NaN or too large", mend)
+                raise NotReadableError(f"it holds text that is not valid Unicode ({ascii(one)[:_SHOWN]})")
+            elif finite and isinstance(one, int | float) and not _is_number(one):
+                raise NotReadableError("it holds a number that is infinite, NaN or too large")
         level = inner
         if not level:
             return
-    raise _unreadable(where, _NESTED, mend)
+    raise NotReadableError(_NESTED)
 
 
 def _is_unicode(text: str) -> bool:

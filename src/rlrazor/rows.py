@@ -17,12 +17,14 @@ from typing import Any
 
 import polars as pl
 
-from rlrazor.errors import RazorError
+from rlrazor.documents import NotReadableError, loads, read_bytes
+from rlrazor.errors import RazorError, cause_of
 
 Row = dict[str, Any]
 Located = tuple[str, Row]
 """A row, and where it is: "prompts.jsonl, line 3"."""
 
+LARGEST = 2**32  # bytes of a file of rows, which is read whole
 KINDS = "JSON Lines, a JSON array, CSV or TSV with a header, or Parquet"
 _JSON_NAMES, _TABLE_NAMES = (".json", ".jsonl", ".ndjson"), (".csv", ".tsv", ".tab")
 _FOLDER_NAMES = (*_JSON_NAMES, *_TABLE_NAMES, ".parquet", ".txt")  # of the files that a folder is read for
@@ -97,7 +99,7 @@ def _files(path: Path, pattern: str | None) -> list[Path]:
 def _read_file(file: Path, line: str | None) -> list[Located]:
     wanted = KINDS + (f", or one {line} a line" if line else "")
     try:
-        data = file.read_bytes()
+        data = read_bytes(file, LARGEST)
     except FileNotFoundError as error:
         raise RazorError(f"There is no {file}: give {wanted}.") from error
     except OSError as error:
@@ -158,10 +160,11 @@ def _json(file: Path, text: str, line: str | None) -> list[Located]:
 
 def _parsed(where: str, text: str) -> Any:
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
+        return loads(text, nan=float)
+    except NotReadableError as error:
+        why = str(error).removeprefix("it is not JSON (").rstrip(")") if "it is not JSON" in str(error) else str(error)
         raise RazorError(
-            f"{where}: not JSON ({error}). Every line has to be one object, or the file one array."
+            f"{where}: not JSON ({why}). Every line has to be one object, or the file one array."
         ) from error
 
 
@@ -251,8 +254,9 @@ def _is_json(text: str) -> bool:
 def _parquet(file: Path, data: bytes) -> list[Located]:
     try:
         rows = pl.read_parquet(io.BytesIO(data)).to_dicts()
-    except (pl.exceptions.PolarsError, OSError, ValueError) as error:
-        raise RazorError(f"{file} is damaged: it begins as Parquet and cannot be read as such ({error}).") from error
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, ValueError) as error:
+        why = cause_of(error)
+        raise RazorError(f"{file} is damaged: it begins as Parquet and cannot be read as such ({why}).") from error
     if not rows:
         raise RazorError(f"{file} is empty: it has no rows.")
     return [(f"{file}, row {number}", row) for number, row in enumerate(rows, 1)]

@@ -2,7 +2,6 @@
 
 import copy
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from documents import changes, is_a_sentence
 from laws import made_up
 from rlrazor import forecast
 from rlrazor.errors import RazorError
@@ -18,10 +18,6 @@ from rlrazor.law import Saturating
 from rlrazor.lm.probes import GenericText, ProbeSettings, content_hash
 
 DIGEST = "float32 1.0e+00 2.0e+00 -1.0000 -2.0000"
-HOSTILE: tuple[Any, ...] = (
-    *(None, True, -1, 0, 50, 2.5, 10**19, "x", "0.5", "", [], {}, "x" * 100_000, [[[1.0]]], {"kl_probe": 1}),
-    *(float("nan"), float("inf"), -1e-3, 1e300, "\ud800"),
-)
 
 
 def fitted(table: pl.DataFrame, columns: tuple[str, ...] = ("kl_probe",), base_score: float = 0.9) -> LawFile:
@@ -51,21 +47,13 @@ def stored() -> dict[str, Any]:
     return fitted(made_up(3).filter(pl.col("step") <= 3)).as_json()
 
 
-def leaves(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
-    """The paths of all that is in it, objects and lists too; of a list, what is in the first two."""
-    inside = value.items() if isinstance(value, dict) else enumerate(value[:2]) if isinstance(value, list) else ()
-    for key, inner in inside:
-        yield (*path, key)
-        yield from leaves(inner, (*path, key))
-
-
-def refusal(text: str, path: Path) -> str | None:
+def refusal(text: str, path: Path) -> RazorError | None:
     """What is said of a law.json of this text; None for a law that forecasts what one can."""
     path.write_text(text, encoding="utf-8")
     try:
         law = LawFile.load(path)
     except RazorError as error:
-        return str(error)
+        return error
     kls_N = [0.0, 1e-9, 0.01, 0.3, 1.0, 7.0, 1e3, 1e6]
     found = [law.forecaster.forecast(dict.fromkeys(law.forecaster.columns, kl), law.level) for kl in kls_N]
     values = np.array([[one.drop, one.low, one.high] for one in found])
@@ -86,26 +74,17 @@ def test_the_law_itself_is_taken(stored: dict[str, Any], tmp_path: Path) -> None
 
 @pytest.mark.parametrize("part", ["base", "prior", "law", "highest", "choice", "interval", "probe", "data", "versions"])
 def test_any_change_is_refused_or_leaves_a_law(part: str, stored: dict[str, Any], tmp_path: Path) -> None:
-    file, paths = tmp_path / "law.json", [(part,), *((part, *path) for path in leaves(stored[part]))]
-    said: list[str] = []
-    for path in paths:
-        for hostile in (*HOSTILE, KeyError):  # which takes it away
-            changed = copy.deepcopy(stored)
-            holder: Any = changed
-            for key in path[:-1]:
-                holder = holder[key]
-            if hostile is KeyError:
-                del holder[path[-1]]
-            else:
-                holder[path[-1]] = hostile
-            if (sentence := refusal(json.dumps(changed), file)) is not None:
-                said.append(sentence)
-    assert len(said) > len(paths) * 8
-    for sentence in said:
-        assert "\n" not in sentence
-        assert len(sentence) < 400
-        assert sentence.endswith("alibrate again.")
-        assert "Input should" not in sentence
+    file, tried = tmp_path / "law.json", 0
+    said: list[RazorError] = []
+    for _, changed in changes({part: stored[part]}):
+        tried += 1
+        rest = {name: value for name, value in stored.items() if name != part}
+        if (error := refusal(json.dumps({**rest, **changed}), file)) is not None:
+            said.append(error)
+    assert len(said) > tried / 3
+    for error in said:
+        is_a_sentence(error)
+        assert str(error).endswith("alibrate again.")
 
 
 @pytest.mark.parametrize(
@@ -138,7 +117,7 @@ def test_any_change_is_refused_or_leaves_a_law(part: str, stored: dict[str, Any]
         (("choice", "by"), "seed", "should be 'method' or 'run'"),
         (("choice", "candidates", 0, "columns"), ["kl_forward"], "none of choice.candidates is"),
         (("choice", "candidates", 0, "error"), -0.1, "should be at least 0"),
-        (("probe", "samples"), 10**9, "samples must be at least 1 and at most 10,000"),
+        (("probe", "samples"), 10**9, "samples must be at most 10,000, not 1,000,000,000"),
         (("probe", "max_new_tokens"), 0, "must be at least 1"),
         (("probe", "stop"), [""], "stop string is empty"),
         (("probe", "precision"), "int4", "precision is one of"),
@@ -193,7 +172,7 @@ def test_what_calibration_writes_is_taken(
         (b'{"format": ' + b"9" * 5000 + b"}", "a number that is too large"),
         (b'{"format": 2, "format": 1}', 'has the key "format" twice'),
         (b'{"format": NaN}', "holds NaN"),
-        (b'{"format": 2, "a": "\\ud800"}', "half a character"),
+        (b'{"format": 2, "a": "\\ud800"}', "not valid Unicode"),
         (b'"format"', "not a law of rlrazor"),
         (b"2", "not a law of rlrazor"),
     ],

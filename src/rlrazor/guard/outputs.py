@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rlrazor.documents import loads
 from rlrazor.errors import RazorError
 from rlrazor.store import atomic_path
 
@@ -130,8 +131,8 @@ def rows_until(path: Path, step: int, needed: Sequence[str]) -> list[dict[str, A
     rows = []
     for line in text.split("\n"):
         with suppress(ValueError, TypeError, KeyError):  # a line that a killed process left half-written
-            row = json.loads(line)
-            if row["step"] <= step and (set(needed) <= set(row) or "error" in row):
+            row = loads(line)
+            if type(row["step"]) is int and row["step"] <= step and (set(needed) <= set(row) or "error" in row):
                 rows.append(row)
     return rows
 
@@ -148,7 +149,7 @@ class KeptModel:
     def step(self) -> int | None:
         """Of the model that is kept; None where none is."""
         try:
-            return int(json.loads((self.folder / MARK).read_text(encoding="utf-8"))["step"])
+            return int(loads((self.folder / MARK).read_text(encoding="utf-8"))["step"])
         except (OSError, ValueError, TypeError, KeyError):
             return None
 

@@ -276,7 +276,7 @@ def read_table(path: Path, columns: Sequence[str] = COLUMNS) -> pl.DataFrame:
         raise RazorError(f"There is no {path}: give the output folder of a finished `razor reproduce`.")
     try:
         table = pl.read_parquet(path)
-    except (OSError, pl.exceptions.PolarsError) as error:
+    except (OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
         raise RazorError(f"{path} is damaged: delete it and run the same command again.") from error
     missing = [name for name in columns if name not in table.columns]
     if missing:
