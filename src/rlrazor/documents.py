@@ -95,8 +95,9 @@ def read_text(path: Path, *, mend: str = "", missing: str | None = None) -> str:
     except UnicodeDecodeError as error:
         raise _unreadable(path, f"it is not text in UTF-8 (byte {error.start})", mend) from error
     except (OSError, ValueError) as error:  # ValueError: a path with a null character
-        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise _unreadable(path, why, mend) from error
+        if isinstance(error, OSError) and error.strerror:
+            raise RazorError(f"{path} cannot be read ({error.strerror}){_ending(mend)}") from error
+        raise _unreadable(path, str(error), mend) from error
 
 
 def read_json(path: Path, schema: type[T], *, mend: str = "", missing: str | None = None) -> T:

@@ -563,7 +563,7 @@ def _require_causal(folder: Path, source: str | Path) -> None:
         return  # transformers says what is wrong with it
     generates = {*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()}
     if two_parts or not (not names or any(name in generates or _CAUSAL.fullmatch(name) for name in names)):
-        kind = "an encoder-decoder" if two_parts else f"by its config a {names[0]}"
+        kind = "an encoder-decoder" if two_parts else f"by its config a {names[0]:.60}"
         raise RazorError(
             f"{source} is {kind}, not a causal language model, which alone can be measured and trained here."
         )
