@@ -75,8 +75,10 @@ def test_what_is_too_much_is_said(experiment: Any, settings: dict[str, str], sen
 
 
 def test_every_preset_is_within_its_bounds() -> None:
-    for config in (*parity.PRESETS.values(), *language.PRESETS.values()):
+    for config in parity.PRESETS.values():
         assert replace(config) == config
+    for tiny_or_paper in language.PRESETS.values():
+        assert replace(tiny_or_paper) == tiny_or_paper
 
 
 @pytest.mark.parametrize(

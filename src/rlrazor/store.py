@@ -28,9 +28,9 @@ import polars as pl
 from safetensors import SafetensorError
 
 from rlrazor import processes
-from rlrazor.documents import checked, parse_json, read_json, read_text
+from rlrazor.documents import checked, parse_json, read_bytes, read_json, read_text
 from rlrazor.errors import RazorError
-from rlrazor.records import SCHEMA_VERSION, Record, RunSpec
+from rlrazor.records import BASE, SCHEMA_VERSION, Record, RunSpec
 
 try:
     import fcntl
@@ -39,6 +39,15 @@ except ImportError:  # Windows: no lock, the atomic renames still hold
 
 if TYPE_CHECKING:
     from torch import Tensor  # which takes seconds to import, and a report needs no weights
+
+_WORDS = ("run_id", "trajectory", "method", "schedule")
+_NUMBERS = ("lr", "epochs", "seed", "step", "epoch", "new", "prior", "forgetting", "kl_forward")
+COLUMNS = (*_WORDS, *_NUMBERS)
+"""Of every table of checkpoints."""
+_DRIFT = ("kl_forward", "kl_reverse", "kl_probe", "total_variation")
+_RANGES = {"new": (0, 1), "prior": (0, 1), "forgetting": (-1, 1)}  # scores are fractions of 1
+_ROUNDING = 1e-6
+_LARGEST_TABLE = 2**32  # bytes
 
 WeightsMode = Literal["none", "final", "all"]
 Weights = Mapping[str, "Tensor"]
@@ -252,6 +261,59 @@ def read_records(path: Path) -> list[Record]:
     if not records:
         raise RazorError(f"{path} is empty.")
     return records
+
+
+def read_table(path: Path, columns: Sequence[str] = COLUMNS) -> pl.DataFrame:
+    """A table of checkpoints.
+
+    Raises RazorError when it is missing, damaged or without `columns`, or where one that we know holds something else.
+    """
+    if not path.is_file():
+        raise RazorError(f"There is no {path}: give the output folder of a finished `razor reproduce`.")
+    try:
+        table = pl.read_parquet(read_bytes(path, _LARGEST_TABLE))  # of a path, polars takes [ and * for a pattern
+    except (OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
+        raise RazorError(f"{path} is damaged: delete it and run the same command again.") from error
+    missing = [name for name in columns if name not in table.columns]
+    if missing:
+        raise RazorError(f"{path} lacks the columns {', '.join(missing)}: run the same command again.")
+    wrong = [name for name in _NUMBERS if name in table.columns and not _has_numbers(table, name)]
+    if wrong:
+        raise RazorError(f"{path} has no numbers in the columns {', '.join(wrong)}: run the same command again.")
+    if (sentence := _wrong_in(table)) is not None:
+        raise RazorError(f"{path} is damaged, as {sentence}: run the same command again.")
+    return table
+
+
+def _wrong_in(table: pl.DataFrame) -> str | None:
+    """What is wrong with a table of checkpoints, if anything is."""
+    there = set(table.columns)
+    for name in sorted(there.intersection(_WORDS)):
+        if table.schema[name] not in (pl.String, pl.Null):
+            return f"the column {name} holds no text"
+    if any(table[name].null_count() for name in there.intersection(_WORDS[:3])):
+        return "a checkpoint lacks its run or its method"
+    for name in sorted(there & {"seed", "step"}):
+        if not table.schema[name].is_integer() or table[name].null_count() or (table[name] < 0).any():
+            return f"the column {name} holds anything but whole numbers from 0 up"
+    for name, (low, high) in _RANGES.items():
+        if name not in there:
+            continue
+        values = table[name].cast(pl.Float64)
+        if values.null_count() or not values.is_between(low - _ROUNDING, high + _ROUNDING).all():
+            return f"the column {name} has a value that is not from {low} to {high}"
+    for name in sorted(there.intersection(_DRIFT)):
+        if not _has_numbers(table, name):
+            return f"the column {name} holds no numbers"
+        if table[name].cast(pl.Float64).is_infinite().any():
+            return f"the column {name} has an infinite value"
+    if {"lr", "method"} <= there and table.filter(pl.col("method") != BASE)["lr"].null_count():
+        return "a fine-tuned checkpoint has no lr"
+    return None
+
+
+def _has_numbers(table: pl.DataFrame, name: str) -> bool:
+    return table.schema[name].is_numeric() or table.schema[name] == pl.Null
 
 
 @contextmanager

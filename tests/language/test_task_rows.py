@@ -9,10 +9,11 @@ import pytest
 
 from documents import HOSTILE, changes, is_a_sentence
 from rlrazor.errors import RazorError
-from rlrazor.experiments.language.tasks import GSM8K, MATH, SCIENCE, TOOLS, Task, with_demonstrations
+from rlrazor.experiments.language.tasks import TASKS, Task, with_demonstrations
 from rlrazor.experiments.language.tasks.task import Item
 from rlrazor.lm import prior
 
+TOOLS, SCIENCE, MATH, GSM8K = (TASKS[name] for name in ("tools", "science", "math", "gsm8k"))
 CALL = {"Action": "find", "Action_Input": '{"q": "a"}'}
 SCIENTIFIC = {"domain": "Chemistry", "details": {"level": "L3"}, "prompt": {"default": "Answer."}}
 ROWS: list[tuple[Task, dict[str, Any]]] = [
@@ -40,7 +41,9 @@ def test_any_change_of_a_tasks_row_is_refused_or_verified(task: Task, row: dict[
     # Enough others for either side, each with a prompt, and an API, of its own.
     own = []
     for number in range(30):
-        other = {name: f"{row[name]} other {number}" for name in ("Name", "NLDocumentation", "question") if name in row}
+        other: dict[str, Any] = {
+            name: f"{row[name]} other {number}" for name in ("Name", "NLDocumentation", "question") if name in row
+        }
         if task is MATH:
             other["prompt"] = [{"value": f"other {number}"}]
         own.append({**row, **other})

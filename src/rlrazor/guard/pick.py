@@ -26,6 +26,7 @@ from rlrazor.guard.run_folder import Checkpoint, Run, rows_of, run_in
 from rlrazor.lm.kl import Estimate
 from rlrazor.lm.probes import probe_hash
 from rlrazor.records import BASE
+from rlrazor.store import read_table
 
 METRICS = (
     *("eval_reward", "eval_accuracy", "eval_exact_match", "eval_pass@1", "eval_rewards/accuracies"),
@@ -231,12 +232,9 @@ def _aside(chosen: Candidate, front: Sequence[Candidate]) -> str:
 
 def _of_records(folder: Path) -> list[Candidate]:
     """Every checkpoint of every run, with measured scores."""
-    try:
-        table = pl.read_parquet(folder / "records.parquet")
-        points = laws.distinct(table).filter(pl.col("method") != BASE)
-        rows = points.select("run_id", "method", "lr", "seed", "step", "new", "forgetting").to_dicts()
-    except (OSError, pl.exceptions.PolarsError) as error:
-        raise RazorError(f"{folder / 'records.parquet'} is damaged ({error}): run the command that made it.") from error
+    wanted = ("run_id", "method", "lr", "seed", "step", "new", "forgetting")
+    table = read_table(folder / "records.parquet", ("trajectory", *wanted))
+    rows = laws.distinct(table).filter(pl.col("method") != BASE).select(*wanted).to_dicts()
     if not rows:
         raise RazorError(f"{folder} holds the base policy only: there is nothing to pick from.")
     return [

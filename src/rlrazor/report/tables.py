@@ -15,6 +15,8 @@ from rlrazor.documents import checked, parse_json, read_text
 from rlrazor.errors import RazorError
 from rlrazor.law import LawSummary, LeftOut, PredictorSummary, Quadratic, Saturating
 from rlrazor.records import BASE, JSON
+from rlrazor.store import COLUMNS
+from rlrazor.store import read_table as read_table
 
 if TYPE_CHECKING:
     from rlrazor.schema import Schema
@@ -46,11 +48,6 @@ RANGES = (1.0, 2.0, 4.0, 8.0)
 MAIN_MEASURES = ("kl_forward", "kl_reverse", "total_variation")
 
 _TEACHER_KEYS = ("seed", "method", "run_id", "step", "student")
-_NUMBERS = ("lr", "epochs", "seed", "step", "epoch", "new", "prior", "forgetting", "kl_forward")
-_WORDS = ("run_id", "trajectory", "method", "schedule")
-_RANGES = {"new": (0, 1), "prior": (0, 1), "forgetting": (-1, 1)}  # scores are fractions of 1
-_ROUNDING = 1e-6
-COLUMNS = (*_WORDS, *_NUMBERS)
 _SENSITIVITY_COLUMNS = ("setting", "value", *COLUMNS)
 
 
@@ -268,48 +265,6 @@ def read_any(path: Path) -> Any:
     """What a JSON file of an output folder holds, whatever that is. Raises RazorError where it is none."""
     missing = f"There is no {path}: give the output folder of a finished `razor reproduce`."
     return parse_json(read_text(path, mend=AGAIN, missing=missing), path, mend=AGAIN)
-
-
-def read_table(path: Path, columns: Sequence[str] = COLUMNS) -> pl.DataFrame:
-    """A table of checkpoints; raises RazorError when it is missing, damaged, or without `columns` or their numbers."""
-    if not path.is_file():
-        raise RazorError(f"There is no {path}: give the output folder of a finished `razor reproduce`.")
-    try:
-        table = pl.read_parquet(path)
-    except (OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
-        raise RazorError(f"{path} is damaged: delete it and run the same command again.") from error
-    missing = [name for name in columns if name not in table.columns]
-    if missing:
-        raise RazorError(f"{path} lacks the columns {', '.join(missing)}: run the same command again.")
-    wrong = [name for name in _NUMBERS if not (table.schema[name].is_numeric() or table.schema[name] == pl.Null)]
-    if wrong:
-        raise RazorError(f"{path} has no numbers in the columns {', '.join(wrong)}: run the same command again.")
-    if (sentence := _wrong_in(table)) is not None:
-        raise RazorError(f"{path} is damaged, as {sentence}: {AGAIN}.")
-    return table
-
-
-def _wrong_in(table: pl.DataFrame) -> str | None:
-    """What is wrong with a table of checkpoints, if anything is."""
-    for name in _WORDS:
-        if table.schema[name] not in (pl.String, pl.Null):
-            return f"the column {name} holds no text"
-    if len(table) and any(table[name].null_count() for name in ("run_id", "trajectory", "method")):
-        return "a checkpoint lacks its run or its method"
-    for name in ("seed", "step"):
-        if not table.schema[name].is_integer() or table[name].null_count() or (table[name] < 0).any():
-            return f"the column {name} holds anything but whole numbers from 0 up"
-    for name, (low, high) in _RANGES.items():
-        values = table[name].cast(pl.Float64)
-        if values.null_count() or not values.is_between(low - _ROUNDING, high + _ROUNDING).all():
-            return f"the column {name} has a value that is not from {low} to {high}"
-    measures = [name for name in MAIN_MEASURES if name in table.columns]
-    for name in measures:
-        if not (table.schema[name].is_numeric() or table.schema[name] == pl.Null):
-            return f"the column {name} holds no numbers"
-        if table[name].cast(pl.Float64).is_infinite().any():
-            return f"the column {name} has an infinite value"
-    return None
 
 
 def _read_sensitivity(folder: Path, config: Mapping[str, Any]) -> list[Variant]:
