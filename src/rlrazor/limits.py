@@ -99,7 +99,8 @@ def check(name: str, value: Any, shown: str | None = None) -> None:
     if bounds is None or isinstance(value, bool) or not isinstance(value, int | float):
         return
     if (wanted := bounds.wrong(value)) is not None:
-        raise RazorError(f"{shown or name} must be {wanted}, not {_written(value)}.")
+        kind = "a fraction of 1, " if bounds.high == 1 else ""
+        raise RazorError(f"{shown or name} must be {kind}{wanted}, not {_written(value)}.")
 
 
 def check_options(options: Mapping[str, Any]) -> None:
