@@ -87,7 +87,10 @@ def test_every_preset_is_within_its_bounds() -> None:
         (["reproduce", "parity-mnist", "--jobs", "1000000000"], "--jobs must be at most 1,024, not 1,000,000,000."),
         (["compare", "a", "b", "--prompts", "c", "--samples", "1000000000"], "--samples must be at most 10,000"),
         (["compare", "a", "b", "--prompts", "c", "--samples", "0"], "--samples must be at least 1, not 0."),
-        (["compare", "a", "b", "--prompts", "c", "--level", "nan"], "--level must be a fraction of 1, more than 0, not nan."),
+        (
+            ["compare", "a", "b", "--prompts", "c", "--level", "nan"],
+            "--level must be a fraction of 1, more than 0, not nan.",
+        ),
         (["compare", "a", "b", "--prompts", "c", "--prior-limit", "-1"], "--prior-limit must be at least 0, not -1."),
         (["pick", "a", "--budget", "1"], "--budget must be a fraction of 1, less than 1, not 1."),
         (["sweep", "--micro-batch", "1000000000000"], "--micro-batch must be at most 1,000,000"),

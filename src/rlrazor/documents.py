@@ -132,6 +132,10 @@ class NotReadableError(ValueError):
     """Why a text cannot be read: "it is ...", "it holds ..."."""
 
 
+class NotJSONError(NotReadableError):
+    """The same where it is no JSON at all."""
+
+
 def loads(text: str, *, nan: Callable[[str], Any] | None = None, repeats: bool = False) -> Any:
     """What a text is in JSON.
 
@@ -152,7 +156,7 @@ def loads(text: str, *, nan: Callable[[str], Any] | None = None, repeats: bool =
     except NotReadableError:
         raise
     except ValueError as error:
-        raise NotReadableError(f"it is not JSON ({error})") from error
+        raise NotJSONError(f"it is not JSON ({error})") from error
     _check(found, finite=nan is None)
     return found
 
@@ -213,7 +217,7 @@ def _check(value: Any, *, finite: bool) -> None:
             elif isinstance(one, list):
                 inner += one
             elif isinstance(one, str) and not _is_unicode(one):
-                raise NotReadableError(f"it holds text that is not valid Unicode ({ascii(one)[:_SHOWN]})")
+                raise NotReadableError(f"the text is not valid Unicode ({ascii(one)[:_SHOWN]})")
             elif finite and isinstance(one, int | float) and not _is_number(one):
                 raise NotReadableError("it holds a number that is infinite, NaN or too large")
         level = inner

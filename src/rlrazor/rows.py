@@ -17,14 +17,14 @@ from typing import Any
 
 import polars as pl
 
-from rlrazor.documents import NotReadableError, loads, read_bytes
+from rlrazor.documents import NotJSONError, NotReadableError, loads, read_bytes
 from rlrazor.errors import RazorError, cause_of
 
 Row = dict[str, Any]
 Located = tuple[str, Row]
 """A row, and where it is: "prompts.jsonl, line 3"."""
 
-LARGEST = 2**32  # bytes of a file of rows, which is read whole
+LARGEST = 2**30  # bytes of a file of rows, which is read whole
 KINDS = "JSON Lines, a JSON array, CSV or TSV with a header, or Parquet"
 _JSON_NAMES, _TABLE_NAMES = (".json", ".jsonl", ".ndjson"), (".csv", ".tsv", ".tab")
 _FOLDER_NAMES = (*_JSON_NAMES, *_TABLE_NAMES, ".parquet", ".txt")  # of the files that a folder is read for
@@ -161,11 +161,12 @@ def _json(file: Path, text: str, line: str | None) -> list[Located]:
 def _parsed(where: str, text: str) -> Any:
     try:
         return loads(text, nan=float)
-    except NotReadableError as error:
-        why = str(error).removeprefix("it is not JSON (").rstrip(")") if "it is not JSON" in str(error) else str(error)
+    except NotJSONError as error:
         raise RazorError(
-            f"{where}: not JSON ({why}). Every line has to be one object, or the file one array."
+            f"{where}: not JSON ({error.__cause__}). Every line has to be one object, or the file one array."
         ) from error
+    except NotReadableError as error:
+        raise RazorError(f"{where}: {error}. Mend it, or leave it out.") from error
 
 
 def _delimiter(name: str, text: str) -> str | None:

@@ -85,6 +85,13 @@ class Candidate(Schema):
     columns: Annotated[list[Kl], Field(min_length=1, max_length=2)]
     error: Error
 
+    @field_validator("columns")
+    @classmethod
+    def _are_different(cls, value: list[Kl]) -> list[Kl]:
+        if len(set(value)) < len(value):
+            raise ValueError(f"there is {value[0]} twice")
+        return value
+
 
 class Choice(Schema):
     """Which it was."""
@@ -112,13 +119,13 @@ class Base(Schema):
 class Prior(Schema):
     """The base's scores."""
 
-    scores: dict[Name, Score]
+    scores: Annotated[dict[Name, Score], Field(min_length=1)]
     mean: Score
     noise: Annotated[float, Field(ge=0, le=1)] | None
 
     @model_validator(mode="after")
     def _is_their_mean(self) -> Prior:
-        if self.scores and abs(self.mean - sum(self.scores.values()) / len(self.scores)) > _OFF:
+        if abs(self.mean - sum(self.scores.values()) / len(self.scores)) > _OFF:
             raise ValueError(f"the mean is {self.mean:g}, and that of the scores is another")
         return self
 
@@ -191,8 +198,9 @@ class StoredLaw(Schema):
         columns = tuple(self.law.predictors)
         if set(self.highest) != set(columns):
             raise ValueError(f"highest is of {_names(self.highest)}, and the law of {_names(columns)}")
-        if columns not in {tuple(candidate.columns) for candidate in self.choice.candidates}:
-            raise ValueError(f"the law is of {_names(columns)}, and none of choice.candidates is")
+        candidates = [tuple(candidate.columns) for candidate in self.choice.candidates]
+        if columns not in candidates or len(set(candidates)) < len(candidates):
+            raise ValueError(f"the law is of {_names(columns)}, and not one of choice.candidates is, or they repeat")
         for number, run in enumerate(self.interval.runs):
             if tuple(run.law.predictors) != columns:
                 raise ValueError(
@@ -205,7 +213,12 @@ class StoredLaw(Schema):
 def _check_data(stored: StoredLaw, columns: Sequence[str]) -> None:
     """Raise ValueError where the law's parts are not of the checkpoints that it says it was fitted to."""
     rows: dict[str, list[dict[str, Any]]] = {}
+    seen: dict[str, tuple[str, set[int | None]]] = {}
     for number, row in enumerate(stored.data):
+        method, steps = seen.setdefault(row.run, (row.method, set()))
+        if row.method != method or (row.step is not None and row.step in steps):
+            raise ValueError(f"data[{number}] is of another method than its run, or of a step that it has already")
+        steps.add(row.step)
         missing = [name for name in columns if getattr(row, name) is None]
         if missing:
             raise ValueError(f"data[{number}] has no {missing[0]}, which the law is of")

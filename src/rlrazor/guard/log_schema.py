@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from rlrazor.forecast import UNREACHABLE
+from rlrazor.limits import MOST_STEPS
 from rlrazor.schema import Digest, Drop, Name, Open, Score, Step, Text
 
 Kl = Annotated[float, Field(ge=-UNREACHABLE, le=UNREACHABLE)]
@@ -63,4 +64,7 @@ class LogRow(Open):
     base: Text = ""
     probe: Text = ""
     prompts_hash: Text = ""
+    every: Annotated[int, Field(ge=1, le=MOST_STEPS)] | None = None
+    share: Annotated[float, Field(gt=0, le=1)] | None = None
+    last_share: Annotated[float, Field(gt=0, le=1)] | None = None
     remaining: dict[Name, Any] = {}  # noqa: RUF012

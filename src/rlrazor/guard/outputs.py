@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlrazor.documents import loads
+from rlrazor.documents import checked, loads
 from rlrazor.errors import RazorError
+from rlrazor.guard.log_schema import LogRow
 from rlrazor.store import atomic_path
 
 LOG = "razor.jsonl"  # in the trainer's output folder
@@ -130,9 +131,11 @@ def rows_until(path: Path, step: int, needed: Sequence[str]) -> list[dict[str, A
         raise RazorError(f"The log {path} cannot be read ({error.strerror}): name a file by `log`.") from error
     rows = []
     for line in text.split("\n"):
-        with suppress(ValueError, TypeError, KeyError):  # a line that a killed process left half-written
+        # A line that a killed process left half-written, or that is none of a monitor's.
+        with suppress(ValueError, TypeError, KeyError, RazorError):
             row = loads(line)
-            if type(row["step"]) is int and row["step"] <= step and (set(needed) <= set(row) or "error" in row):
+            checked(LogRow, row, path)
+            if row["step"] <= step and (set(needed) <= set(row) or "error" in row):
                 rows.append(row)
     return rows
 

@@ -195,7 +195,8 @@ def of_prompts(
     digest = digest or base_digest(base, settings.precision)
     key = content_hash([SAMPLER, digest, fitting, ends, asdict(settings), purpose])
     path = cache_dir / f"{key}.json"
-    completions = _cached(path, len(fitting) * settings.samples)
+    tokens = sampling.embedding_rows(unwrapped(base)) or limits.MOST_ROWS
+    completions = _cached(path, len(fitting) * settings.samples, settings.max_new_tokens, tokens)
     if completions is None:
         with adapter_disabled(base):
             completions = complete(base, tokenizer, fitting, settings, purpose)
@@ -229,15 +230,15 @@ def of_generic(
     return Sequences.texts(texts)
 
 
-def _cached(path: Path, count: int) -> list[list[int]] | None:
-    """None where it is not there, or not whole."""
+def _cached(path: Path, count: int, longest: int, tokens: int) -> list[list[int]] | None:
+    """None where it is not there, or holds anything but `count` completions of up to `longest` of so many `tokens`."""
     try:
         completions = parse_json(read_text(path), path)
     except RazorError:
         return None
     right = isinstance(completions, list) and len(completions) == count
-    if not right or not all(
-        isinstance(row, list) and all(type(token) is int and token >= 0 for token in row) for row in completions
-    ):
+    if not right or not all(isinstance(row, list) and 0 < len(row) <= longest for row in completions):
         return None
-    return [list(row) for row in completions]
+    return (
+        completions if all(type(token) is int and 0 <= token < tokens for row in completions for token in row) else None
+    )
