@@ -6,24 +6,26 @@ Beyond them a forecast would be wrong without looking so: a = 50 is a drop of 5,
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field, field_validator, model_validator
 
 from rlrazor.errors import RazorError
-from rlrazor.forecast import FLOOR, MIN_RUNS, UNREACHABLE
+from rlrazor.forecast import FLOOR, MIN_RUNS
 from rlrazor.law import LEAST, REACH, SHAPES
 from rlrazor.lm.models import is_digest
 from rlrazor.lm.prompts import check as check_prompt
 from rlrazor.lm.prompts import check_text
-from rlrazor.schema import Digest, Drop, Name, Schema, Score, Seed, Step, Text
+from rlrazor.schema import LARGEST_KL, Digest, Drop, Name, Schema, Score, Seed, Step, Text
 
 Kl = Literal["kl_forward", "kl_probe"]
 Error = Annotated[float, Field(ge=0, le=2)]
 """Mean of absolute errors of a drop, which lies within -1 and 1, as its forecast does."""
-Value = Annotated[float, Field(ge=-UNREACHABLE, le=UNREACHABLE)]
+Value = Annotated[float, Field(ge=-LARGEST_KL, le=LARGEST_KL)]
 """A measured KL, in nats: that of samples may be below 0."""
 _OFF = 1e-6  # by which what is written twice may differ: rounding
 
@@ -45,10 +47,10 @@ class Curve(Schema):
             raise ValueError("all of its weights are 0, so that it is of no KL")
         return value
 
-    def check_scale(self, kls: Sequence[Mapping[str, Any]], what: str) -> None:
-        """Raise ValueError where it bends at no KL that a fit to these would come to."""
-        largest = max((sum(weight * row[name] for name, weight in self.predictors.items()) for row in kls), default=0.0)
-        if largest <= 0:
+    def check_scale(self, kls_ND: NDArray[np.float64], what: str) -> None:
+        """Raise ValueError where it bends at no KL that a fit to these, in the order of `predictors`, would come to."""
+        largest = float((kls_ND @ np.array(list(self.predictors.values()))).max())
+        if not largest > 0:
             raise ValueError(f"{what} rests on no KL above 0")
         scale = -math.log(self.b) / self.c  # the logarithm of the KL at which 63 % of `a` are lost
         if abs(scale - math.log(largest)) > REACH + _OFF:
@@ -69,7 +71,7 @@ class Interval(Schema):
     method: Name
     level: Annotated[float, Field(gt=0, lt=1)]
     floor: float
-    runs: Annotated[list[LeftOut], Field(min_length=MIN_RUNS, max_length=100_000)]
+    runs: Annotated[list[LeftOut], Field(min_length=MIN_RUNS, max_length=10_000)]
 
     @field_validator("floor")
     @classmethod
@@ -185,11 +187,11 @@ class StoredLaw(Schema):
     base: Base
     prior: Prior
     law: Curve
-    highest: dict[Kl, Annotated[float, Field(ge=0, le=UNREACHABLE)]]
+    highest: dict[Kl, Annotated[float, Field(ge=0, le=LARGEST_KL)]]
     choice: Choice
     interval: Interval
     probe: Probe
-    data: Annotated[list[Row], Field(min_length=1)]
+    data: Annotated[list[Row], Field(min_length=1, max_length=200_000)]
     versions: dict[Name, Name]
     command: Text
 
@@ -212,33 +214,33 @@ class StoredLaw(Schema):
 
 def _check_data(stored: StoredLaw, columns: Sequence[str]) -> None:
     """Raise ValueError where the law's parts are not of the checkpoints that it says it was fitted to."""
-    rows: dict[str, list[dict[str, Any]]] = {}
+    counts: Counter[str] = Counter()
     seen: dict[str, tuple[str, set[int | None]]] = {}
     for number, row in enumerate(stored.data):
         method, steps = seen.setdefault(row.run, (row.method, set()))
         if row.method != method or (row.step is not None and row.step in steps):
             raise ValueError(f"data[{number}] is of another method than its run, or of a step that it has already")
-        steps.add(row.step)
         missing = [name for name in columns if getattr(row, name) is None]
         if missing:
             raise ValueError(f"data[{number}] has no {missing[0]}, which the law is of")
-        rows.setdefault(row.run, []).append({name: getattr(row, name) for name in columns})
+        steps.add(row.step)
+        counts[row.run] += 1
     names = [run.run for run in stored.interval.runs]
-    if len(set(names)) < len(names) or set(names) != set(rows):
+    if len(set(names)) < len(names) or set(names) != set(counts):
         raise ValueError("the runs of interval.runs are not those of data, each once")
     for number, run in enumerate(stored.interval.runs):
-        if len(run.residuals) != len(rows[run.run]):
+        if len(run.residuals) != counts[run.run]:
             raise ValueError(
-                f"interval.runs[{number}] has {len(run.residuals)} residuals, and data {len(rows[run.run])} checkpoints"
+                f"interval.runs[{number}] has {len(run.residuals)} residuals, and data {counts[run.run]} checkpoints"
             )
-    everything = [row for own in rows.values() for row in own]
-    for name, highest in stored.highest.items():
-        if not np.isclose(highest, max(row[name] for row in everything), rtol=_OFF, atol=0):
-            raise ValueError(f"highest.{name} is {highest:g}, which is not that of data")
-    stored.law.check_scale(everything, "the law")
+    kls_ND = np.array([[getattr(row, name) for name in columns] for row in stored.data], float)
+    run_N = np.array([row.run for row in stored.data])
+    for name, highest in zip(columns, kls_ND.max(axis=0), strict=True):
+        if not np.isclose(stored.highest[name], highest, rtol=_OFF, atol=0):  # type: ignore[index]
+            raise ValueError(f"highest.{name} is {stored.highest[name]:g}, which is not that of data")  # type: ignore[index]
+    stored.law.check_scale(kls_ND, "the law")
     for number, run in enumerate(stored.interval.runs):
-        rest = [row for name, own in rows.items() if name != run.run for row in own]
-        run.law.check_scale(rest, f"interval.runs[{number}].law")
+        run.law.check_scale(kls_ND[run_N != run.run], f"interval.runs[{number}].law")
 
 
 def _names(columns: Iterable[str]) -> str:

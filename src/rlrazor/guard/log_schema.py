@@ -6,12 +6,11 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from rlrazor.forecast import UNREACHABLE
 from rlrazor.limits import MOST_STEPS
-from rlrazor.schema import Digest, Drop, Name, Open, Score, Step, Text
+from rlrazor.schema import LARGEST_KL, Digest, Drop, Name, Open, Score, Step, Text
 
-Kl = Annotated[float, Field(ge=-UNREACHABLE, le=UNREACHABLE)]
-Stderr = Annotated[float, Field(ge=0, le=UNREACHABLE)]
+Kl = Annotated[float, Field(ge=-LARGEST_KL, le=LARGEST_KL)]
+Stderr = Annotated[float, Field(ge=0, le=LARGEST_KL)]
 
 
 class Entry(Open):

@@ -86,7 +86,7 @@ class Config:
         ):
             unknown = [value for value in values if value not in known]
             if unknown:
-                raise RazorError(f"Unknown {name} {unknown[0]!r}. Choose from: {', '.join(known)}.")
+                raise RazorError(f"Unknown {name} {unknown[0]!r:.60}. Choose from: {', '.join(known)}.")
         limits = ("max_steps", "max_new_tokens", "train_prompts", "prior_limit", "lora_rank", "warmup_steps")
         check_positive(self, KINDS, but=("seeds", "kl_coef", *limits))
         for name in ("seeds", "kl_coef", *limits):

@@ -48,7 +48,7 @@ class Config:
                 raise RazorError(f"{method} imitates the sweep's best {TEACHER} policy: add {TEACHER} to the methods.")
         for schedule in self.schedules:
             if schedule not in SCHEDULES:
-                raise RazorError(f"Unknown schedule {schedule!r}. Schedules: {', '.join(SCHEDULES)}.")
+                raise RazorError(f"Unknown schedule {schedule!r:.60}. Schedules: {', '.join(SCHEDULES)}.")
         check_positive(self, _KINDS, but=("seeds", "kl_coef"))
         if self.group_size < 2:
             raise RazorError("group_size must be at least 2: a group of one has nothing to compare its reward with.")
