@@ -26,7 +26,7 @@ class Described(Open):
     command: Text
     labels: dict[Name, Name]
     config: dict[Name, Any]
-    data: Text | dict[str, Text] | None
+    data: Any
     versions: dict[Name, Name]
     machine: Name
     core_seconds: Annotated[float, Field(ge=0)]
@@ -38,6 +38,14 @@ class Described(Open):
     probe: Text = ""
     representation: Text = ""
     accuracy_margin: Score = 0.0
+
+    @field_validator("data")
+    @classmethod
+    def _is_of_data(cls, value: Any) -> Any:
+        of_tasks = value.values() if isinstance(value, dict) else [value]
+        if not all(isinstance(one, str) for one in of_tasks):
+            raise ValueError("there should be a fingerprint, or an object with one for each task")
+        return value
 
     @field_validator("families", "quadrants")
     @classmethod

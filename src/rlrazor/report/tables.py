@@ -187,6 +187,7 @@ def load_sweep(folder: Path) -> Sweep:
     Raises RazorError when a file is missing, damaged or incomplete, or when no method has been fine-tuned.
     """
     config, table, points, bases = read_sweep(folder)
+    distillation = _read_distillation(folder, table)  # before the laws, which take long
     measures = [name for name in config["drift"] if name in MAIN_MEASURES]
     return Sweep(
         folder,
@@ -199,7 +200,7 @@ def load_sweep(folder: Path) -> Sweep:
         retention=frontier.retention(table, thresholds_of(config)),
         areas=_areas(points, bases),
         sensitivity=_read_sensitivity(folder, config),
-        distillation=_read_distillation(folder, table),
+        distillation=distillation,
     )
 
 

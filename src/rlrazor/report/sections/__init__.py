@@ -77,8 +77,8 @@ def build(study: Study) -> Section:
         if isinstance(error, _OF_DAMAGE) and study.name not in WITHOUT_TABLE:
             raise
         raise RazorError(
-            f"The files of the study {study.name} lack what its section is made from: run the same command again. "
-            f"({cause_of(error)})"
+            f"The files of the study {study.name} lack what its section is made from ({cause_of(error).rstrip('.')}): "
+            "run the same command again."
         ) from error
     return replace(section, figure=replace(section.figure, name=study.name))
 
