@@ -11,6 +11,7 @@ import os
 import stat
 import time
 import tomllib
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 LARGEST = 256 * 2**20  # bytes of a document: the law of a hundred runs has 100 kB
 DEEPEST = 100  # lists and objects within one another: ours nest six, and walking through them is recursive
 _LARGEST_WHOLE = 2**63  # of a number that JSON writes without a point: what a 64-bit integer holds
+_PART = 2**20  # bytes that are read at a time
 _SECONDS = 10  # for somebody to begin to write into a pipe
 _SHOWN = 60  # characters of a value in a sentence
 _NESTED = "it is nested too deeply"
@@ -35,25 +37,24 @@ T = TypeVar("T", bound="Schema")
 def read_bytes(path: Path, largest: int = LARGEST) -> bytes:
     """What a file, or a pipe that somebody writes into, holds.
 
-    Raises OSError; of type EFBIG for more than `largest` bytes, EINVAL for a device, which may have no end.
+    Raises OSError, for more than `largest` bytes and for a device too: it may have no end.
     """
     # A pipe that nobody has opened for writing would be waited for: so it is not opened in that way.
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     descriptor = os.open(path, flags)
     with open(descriptor, "rb", buffering=0) as file:
         mode = os.fstat(descriptor).st_mode
-        if stat.S_ISDIR(mode):
-            raise IsADirectoryError("it is a folder")
         if stat.S_ISFIFO(mode):
             return _from_pipe(descriptor, largest)
         if not stat.S_ISREG(mode):
             raise OSError("it is a device, not a file")
-        data = file.read(largest + 1) or b""
-        while 0 < len(data) <= largest and (more := file.read(largest + 1 - len(data))):
-            data += more
-    if len(data) > largest:
+        parts, size = list[bytes](), 0
+        while size <= largest and (part := file.read(_PART)):
+            parts.append(part)
+            size += len(part)
+    if size > largest:
         raise OSError(_too_long(largest))
-    return data
+    return b"".join(parts)
 
 
 def _from_pipe(descriptor: int, largest: int) -> bytes:
@@ -61,7 +62,7 @@ def _from_pipe(descriptor: int, largest: int) -> bytes:
     begun, size, until = False, 0, time.monotonic() + _SECONDS
     while size <= largest:
         try:
-            part = os.read(descriptor, 2**20)
+            part = os.read(descriptor, _PART)
         except BlockingIOError:  # a writer is there, and has nothing yet
             begun = True
             time.sleep(0.01)
@@ -199,8 +200,7 @@ def _whole(text: str) -> int:
 def _without_repeats(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+        twice = next(name for name, times in Counter(name for name, _ in pairs).items() if times > 1)
         raise NotReadableError(f"it has the key {_shown(twice)} twice in one object")
     return found
 
