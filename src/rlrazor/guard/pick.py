@@ -17,6 +17,7 @@ from typing import Any
 import polars as pl
 
 from rlrazor import law as laws
+from rlrazor import limits
 from rlrazor.errors import RazorError
 from rlrazor.forecast import FORWARD, PROBE, Forecast
 from rlrazor.guard.law_file import LawFile
@@ -25,6 +26,7 @@ from rlrazor.guard.run_folder import Checkpoint, Run, rows_of, run_in
 from rlrazor.lm.kl import Estimate
 from rlrazor.lm.probes import probe_hash
 from rlrazor.records import BASE
+from rlrazor.store import read_table
 
 METRICS = (
     *("eval_reward", "eval_accuracy", "eval_exact_match", "eval_pass@1", "eval_rewards/accuracies"),
@@ -145,6 +147,7 @@ def pick(
     Checkpoints that cannot be read, have no weights or cannot be measured are left out, with a note. Raises RazorError
     where none is left, there is no such metric or forecast, or none within the budget.
     """
+    limits.require_number("budget", budget)
     if budget is not None and not 0 <= budget < 1:
         raise RazorError(f"A budget is a fraction of 1, such as 0.02 for two points of the prior score, not {budget}.")
     notes: list[str] = []
@@ -229,13 +232,9 @@ def _aside(chosen: Candidate, front: Sequence[Candidate]) -> str:
 
 def _of_records(folder: Path) -> list[Candidate]:
     """Every checkpoint of every run, with measured scores."""
-    try:
-        # Of a path, polars takes [ and * for a pattern.
-        table = pl.read_parquet((folder / "records.parquet").read_bytes())
-        points = laws.distinct(table).filter(pl.col("method") != BASE)
-        rows = points.select("run_id", "method", "lr", "seed", "step", "new", "forgetting").to_dicts()
-    except (OSError, pl.exceptions.PolarsError) as error:
-        raise RazorError(f"{folder / 'records.parquet'} is damaged ({error}): run the command that made it.") from error
+    wanted = ("run_id", "method", "lr", "seed", "step", "new", "forgetting")
+    table = read_table(folder / "records.parquet", ("trajectory", *wanted))
+    rows = laws.distinct(table).filter(pl.col("method") != BASE).select(*wanted).to_dicts()
     if not rows:
         raise RazorError(f"{folder} holds the base policy only: there is nothing to pick from.")
     return [
