@@ -207,7 +207,8 @@ class LawFile:
         """One sentence: what the law is of, how many runs it rests on, and how well it forecasts, small drops too."""
         of = " and ".join(NAMES[name] for name in self.forecaster.columns)
         runs, error = len(self.forecaster.left_out), 100 * self.choice.best.error
-        verdict = "" if self.choice.useful else ", no better than guessing"
+        noise = "" if self.useful else ", fitted to what noise could be"
+        verdict = noise if self.choice.useful else ", no better than guessing"
         least = self.by_range[0]
         if least.error is None:
             small = ""
