@@ -377,6 +377,8 @@ def test_a_law_that_was_not_to_be_relied_on_recommends_nothing(
     assert "within the budget of 50.0 points cannot be told. The law was no better than guessing" in out
     assert "on the frontier" in out
     assert " within " not in out.split("No checkpoint is recommended")[0]
+    log.write_text(log.read_text().replace('"law_useful": false', '"law_useful": false, "law_objection": "Noise."'))
+    assert pick(run).notes == ["Noise."]
 
 
 def test_another_monitors_log(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -575,7 +575,7 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
         if not self.log.lines:
             row["first_prompt"] = self.first_prompt
         if self.law is not None:
-            row["law_useful"] = self.law.useful
+            row["law_useful"], row["law_objection"] = self.law.useful, self.law.objection()
         self.log.add(row)
         for name, error in trackers.send(args, reading.scalars(), reading.step).items():
             if name not in self.unreachable:

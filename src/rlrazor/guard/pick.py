@@ -32,6 +32,7 @@ NO_LAW = (
     "Without a law of the base nothing is known of the prior scores, only how far each checkpoint has moved: `razor "
     "calibrate` makes the law, with which --law forecasts the drop in points and --budget judges it."
 )
+NOT_USEFUL = "The law was no better than guessing, or fitted to noise: do not rely on it."
 LISTED = 8  # checkpoints in a sentence
 _Z = 1.96  # standard errors to the ends of a 95 % interval
 
@@ -83,7 +84,7 @@ class Failure:
 class Drop:
     """What was measured at a step: a forecast drop of the prior score with its interval of that level, and KLs.
 
-    `useful`: whether its law may judge. Without a law the drop and its interval are None.
+    `objection`: why its law may not judge. Without a law the drop and its interval are None.
     """
 
     step: int
@@ -92,7 +93,7 @@ class Drop:
     high: float | None
     level: float | None = None
     extrapolated: bool = False
-    useful: bool = True
+    objection: str | None = None
     kl: Mapping[str, Estimate] = field(default_factory=dict)
 
     @classmethod
@@ -103,7 +104,7 @@ class Drop:
         if law is None:
             return cls(step, None, None, None, kl=kl)
         said = law.forecast(kl, prompts=prompts, measured=measured)
-        return cls(step, said.drop, said.low, said.high, law.attainable(), said.extrapolated, law.useful, kl)
+        return cls(step, said.drop, said.low, said.high, law.attainable(), said.extrapolated, law.objection(), kl)
 
 
 @dataclass(frozen=True)
@@ -409,8 +410,8 @@ def _of_trainer(
         notes += [one for one in law.cautions(limit=limits.most.get(DROP)) if one != objection]
     elif all(drop.drop is None for drop in drops):
         objection = NO_LAW
-    elif not all(drop.useful for drop in drops):
-        objection = "The law was no better than guessing, or fitted to noise: do not rely on it."
+    else:
+        objection = next((drop.objection for drop in drops if drop.objection is not None), None)
     return _Source(metric, candidates, notes, drops[-1].level, objection)
 
 
@@ -450,8 +451,8 @@ def _of_row(row: Mapping[str, Any], law: LawFile | None, path: Path) -> Drop | F
         if not (shown := row.get("forecast")):
             return Drop.by(None, step, kls, "", 0) if kls else None
         drop, low, high = (float(shown[name]) for name in ("drop", "low", "high"))
-        beyond, useful = bool(shown.get("extrapolated")), bool(row.get("law_useful", True))
-        return Drop(step, drop, low, high, row.get("level"), beyond, useful, kls)
+        objection = row.get("law_objection") or (None if row.get("law_useful", True) else NOT_USEFUL)
+        return Drop(step, drop, low, high, row.get("level"), bool(shown.get("extrapolated")), objection, kls)
     law.check_base(row["base"])
     if row["probe"] != probe_hash(law.settings, law.generic):
         raise RazorError(

@@ -7,7 +7,7 @@ import polars as pl
 
 from rlrazor.records import JSON
 from rlrazor.report.drawing import Figure
-from rlrazor.report.tables import CALIBRATION, Table, kl_unit_of, thresholds_of
+from rlrazor.report.tables import Table, kl_unit_of, thresholds_of
 
 
 @dataclass(frozen=True)
@@ -43,11 +43,6 @@ class Study:
     points: pl.DataFrame = field(default_factory=pl.DataFrame)
     bases: pl.DataFrame = field(default_factory=pl.DataFrame)
     of_sweep: bool = False
-
-    @property
-    def is_calibration(self) -> bool:
-        """Whether the runs were made for a law, which says itself what it was chosen by."""
-        return self.description.get("preset") == CALIBRATION
 
     @property
     def methods(self) -> list[str]:
