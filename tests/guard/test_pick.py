@@ -410,6 +410,44 @@ def test_budgets_that_make_no_sense_are_refused(tmp_path: Path, capfd: pytest.Ca
         pick(run, cautious=True, accept_uncertain=True)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"kl_forward": float("nan")}, {"kl_forward": "0.1"}, {"kl_forward": True}, {"kl_forward_stderr": float("inf")},
+        {"kl_forward": 10**400}, {"forecast": {"drop": "0.1", "low": 0, "high": 1}}, {"forecast": {"drop": 0.1}},
+        {"forecast": {"drop": 0.1, "low": 0, "high": 1}, "level": "0.9"}, {"forecast": [1]}, {"step": None},
+    ],
+)  # fmt: skip
+def test_a_row_that_is_no_measurement_is_damage(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], change: dict[str, Any]
+) -> None:
+    log = write_unforecast(tmp_path) / "razor.jsonl"
+    first, *rest = log.read_text().splitlines()
+    log.write_text("\n".join([json.dumps({**json.loads(first), **change}), *rest]) + "\n")
+    assert main(["pick", str(tmp_path), "--kl-budget", "1"]) == 2
+    assert "razor.jsonl is damaged" in " ".join(capfd.readouterr().err.split())
+
+
+def test_what_needs_no_model_is_said_before_one_is_loaded(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    run = write_run(tmp_path / "run", "loss", LOSSES, {})
+    sweep = tmp_path / "sweep"
+    sweep.mkdir()
+    (sweep / "records.parquet").write_bytes(b"x")
+    (tmp_path / "prompts.txt").write_text("a")
+    law_of(tiny_llama()).save(tmp_path / "law.json")
+    measure = ["--base", "there-is-no-such/model", "--prompts", str(tmp_path / "prompts.txt")]
+    law = ["--law", str(tmp_path / "law.json")]
+    for folder, more, message in (
+        (run, ["--metric", "other"], "other was not logged. Logged: loss."),
+        (run, law, "loss is not a fraction of 1, so it cannot be weighed"),
+        (run, ["--kl-budget", "-1"], "A KL budget is"),
+        (run, ["--log", str(run / "razor.jsonl")], "give one of them"),
+        (sweep, [], "is of a sweep, whose scores were measured"),
+    ):
+        assert main(["pick", str(folder), *measure, *more]) == 2
+        assert message in " ".join(capfd.readouterr().err.split())
+
+
 def test_the_figure_has_a_panel_for_each_frontier(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[Figure] = []
     monkeypatch.setattr(drawing, "save", lambda figure, folder: drawn.append(figure))
@@ -762,6 +800,12 @@ def test_a_sweeps_table_has_measured_scores(tmp_path: Path, capfd: pytest.Captur
     assert found["recommended"]["step"] == 1
     assert [one["step"] for one in found["frontier"]] == [1, 2]
     assert found["recommended"]["measured"] is True
+    ruined = {**rows[-1], "step": 9, "lr": None, "new": None, "forgetting": float("nan")}
+    pl.DataFrame([*rows, ruined]).write_parquet(tmp_path / "records.parquet")
+    assert pick(tmp_path).notes[-1] == "Left out for want of a finite score: 1 of 4 checkpoints."
+    pl.DataFrame([{**row, "lr": None} for row in rows]).write_parquet(tmp_path / "records.parquet")
+    assert pick(tmp_path).recommended is not None
+    pl.DataFrame(rows).write_parquet(tmp_path / "records.parquet")
     assert main(["pick", str(tmp_path), "--figure", str(tmp_path)]) == 0
     out = " ".join(capfd.readouterr().out.split())
     assert "Take sft lr 0.0001 seed 0 step 2 (r): new minus measured drop is highest: 80.0 - 5.0 points" in out

@@ -112,17 +112,27 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _pick(arguments: argparse.Namespace, law: "LawFile | None", *, measuring: bool) -> "Pick":
-    from rlrazor.guard.pick import pick
+    from rlrazor.guard.candidates import Limits
+    from rlrazor.guard.pick import metric_of, pick
     from rlrazor.guard.run_folder import run_in
 
+    how = {"cautious": arguments.cautious, "accept_uncertain": arguments.accept_uncertain}
+    limits = Limits.of(arguments.budget, arguments.kl_budget, arguments.kl_budget_probe, **how)
+    if measuring and arguments.log is not None:
+        raise RazorError("--log says what was measured in training, --base measures here: give one of them.")
+    if measuring and (arguments.folder / "records.parquet").exists():
+        raise RazorError(
+            f"{arguments.folder} is of a sweep, whose scores were measured: leave --base and --prompts out."
+        )
     columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), TimeRemainingColumn(compact=True))
     with Progress(*columns, console=Console(stderr=True), transient=True, disable=not measuring) as progress:
         measure, cautions = None, list[str]()
         if measuring:
             asked = _Asked.of(arguments, law)
-            checkpoints = run_in(arguments.folder, arguments.run_id, arguments.log).checkpoints
-            asked.check([one.path for one in checkpoints])
-            task = progress.add_task("the base on the probes", total=len(checkpoints) + 1)
+            run = run_in(arguments.folder, arguments.run_id)
+            metric_of(run, arguments.metric, arguments.lower_is_better, limits, law)
+            asked.check([one.path for one in run.checkpoints])
+            task = progress.add_task("the base on the probes", total=len(run.checkpoints) + 1)
 
             def told(step: str) -> None:
                 progress.update(task, advance=1, description=step)
@@ -138,8 +148,7 @@ def _pick(arguments: argparse.Namespace, law: "LawFile | None", *, measuring: bo
             budget=arguments.budget,
             kl_budget=arguments.kl_budget,
             kl_budget_probe=arguments.kl_budget_probe,
-            cautious=arguments.cautious,
-            accept_uncertain=arguments.accept_uncertain,
+            **how,
             law=law,
             measure=measure,
             run=arguments.run_id,

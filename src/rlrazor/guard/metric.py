@@ -66,11 +66,6 @@ def latest(history: Sequence[Mapping[str, Any]], step: int, metric: str) -> Mapp
     return max(own, key=lambda entry: entry["step"])
 
 
-def values_of(history: Sequence[Mapping[str, Any]], metric: str) -> list[float]:
-    """All that was logged of a metric and is a number."""
-    return [float(entry[metric]) for entry in history if _is_number(entry.get(metric))]
-
-
 def _is_number(value: Any) -> bool:
     """Whether it is one that a float holds."""
     try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from rlrazor.errors import RazorError
 from rlrazor.forecast import FORWARD, PROBE
 from rlrazor.guard.candidates import AXES, DROP, Candidate, Limits, frontier
 from rlrazor.guard.law_file import NAMES, LawFile
-from rlrazor.guard.metric import find_metric, is_lower_better, latest, values_of
+from rlrazor.guard.metric import find_metric, is_lower_better, latest
 from rlrazor.guard.outputs import MARK
 from rlrazor.guard.run_folder import Checkpoint, Run, rows_of, run_in
 from rlrazor.guard.verdict import Verdict
@@ -325,28 +326,31 @@ def _of_records(folder: Path) -> _Source:
         raise RazorError(f"{folder / 'records.parquet'} is damaged ({error}): run the command that made it.") from error
     if not rows:
         raise RazorError(f"{folder} holds the base policy only: there is nothing to pick from.")
+    scored = [row for row in rows if _is_finite(row["new"]) and _is_finite(row["forgetting"])]
+    if not scored:
+        raise RazorError(f"No checkpoint of {folder} has a finite score of both: there is nothing to pick from.")
+    lost, rows = len(rows) - len(scored), scored
     of_base = {row["seed"]: row.get("prior_stderr") for row in bases}
     errors = [_error_of_drop(row, of_base.get(row["seed"])) for row in rows]
     known = None not in errors
     notes = [] if known else ["The measured drops have no standard error: how much of them is chance is not known."]
-    candidates = [
-        Candidate(
-            f"{row['method']} lr {row['lr']:.3g} seed {row['seed']} step {row['step']} ({row['run_id']})",
-            int(row["step"]),
-            float(row["new"]),
-            float(row["forgetting"]),
-            float(row["forgetting"]) - _Z * (error if known and error else 0.0),
-            float(row["forgetting"]) + _Z * (error if known and error else 0.0),
-            measured=True,
-            kl={
-                name: Estimate(float(row[name]), float(row.get(f"{name}_stderr") or 0.0))
-                for name in (FORWARD, PROBE)
-                if row.get(name) is not None and math.isfinite(row[name])
-            },
-        )
-        for row, error in zip(rows, errors, strict=True)
-    ]
+    notes += [f"Left out for want of a finite score: {lost} of {lost + len(rows)} checkpoints."] if lost else []
+    candidates = [_of_record(row, (error or 0.0) if known else 0.0) for row, error in zip(rows, errors, strict=True)]
     return _Source("new", candidates, notes, 0.95 if known else None, None)
+
+
+def _of_record(row: Mapping[str, Any], error: float) -> Candidate:
+    """A row of the table, with the standard error of its drop."""
+    lr = "" if row["lr"] is None else f" lr {row['lr']:.3g}"
+    name = f"{row['method']}{lr} seed {row['seed']} step {row['step']} ({row['run_id']})"
+    drop = float(row["forgetting"])
+    kls = {
+        of: Estimate(float(row[of]), float(row.get(f"{of}_stderr") or 0.0))
+        for of in (FORWARD, PROBE)
+        if _is_finite(row.get(of))
+    }
+    ends = drop - _Z * error, drop + _Z * error
+    return Candidate(name, int(row["step"]), float(row["new"]), drop, *ends, measured=True, kl=kls)
 
 
 _MEASURED = ("prior", FORWARD, PROBE)
@@ -358,7 +362,27 @@ def _error_of_drop(row: Mapping[str, Any], of_base: float | None) -> float | Non
     return None if own is None or of_base is None else math.hypot(own, of_base)
 
 
+def _is_finite(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)
+
+
 # A Trainer's folder
+
+
+def metric_of(run: Run, wanted: str | None, lower_is_better: bool | None, limits: Limits, law: LawFile | None) -> str:
+    """The metric to go by. Raises RazorError, before minutes of measuring, where it was not logged or cannot judge.
+
+    That is where it would have to be weighed against the drop that a law forecasts.
+    """
+    metric = find_metric(run.history, wanted)
+    if law is not None and law.objection() is None and not limits.most:
+        lower = is_lower_better(metric) if lower_is_better is None else lower_is_better
+        values = []
+        for one in run.checkpoints:
+            with suppress(RazorError):
+                values.append(float(latest(run.history, one.step, metric)[metric]))
+        _check_weighable(metric, values, lower=lower)
+    return metric
 
 
 def _of_trainer(
@@ -371,11 +395,8 @@ def _of_trainer(
 ) -> _Source:
     """The checkpoints of a run, measured here or by the monitor that watched it."""
     notes = list(run.notes)
-    metric = find_metric(run.history, metric)
+    metric = metric_of(run, metric, lower_is_better, limits, law)
     objection = None if law is None else law.objection(limit=limits.most.get(DROP))
-    if measure is not None and law is not None and objection is None and not limits.most:
-        lower = is_lower_better(metric) if lower_is_better is None else lower_is_better
-        _check_weighable(metric, values_of(run.history, metric), lower=lower)  # before minutes of measuring
     logged: list[Drop | Failure] = []
     if measure is None:
         logged, cautions = _logged(run, law)
@@ -425,7 +446,7 @@ def _logged(run: Run, law: LawFile | None) -> tuple[list[Drop | Failure], list[s
     rows, notes = rows_of(run)
     try:
         found = [one for row in rows if (one := _of_row(row, law, path)) is not None]
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise RazorError(f"{path} is damaged ({error!r}). Measure the checkpoints anew.") from error
     if not any(isinstance(one, Drop) for one in found):
         raise RazorError(f"{path} has neither KL nor a forecast (the run was uncalibrated). Measure the checkpoints.")
@@ -450,9 +471,11 @@ def _of_row(row: Mapping[str, Any], law: LawFile | None, path: Path) -> Drop | F
         kls = {name: _estimate(row[name], row.get(f"{name}_stderr")) for name in names}
         if not (shown := row.get("forecast")):
             return Drop.by(None, step, kls, "", 0) if kls else None
-        drop, low, high = (float(shown[name]) for name in ("drop", "low", "high"))
-        objection = row.get("law_objection") or (None if row.get("law_useful", True) else NOT_USEFUL)
-        return Drop(step, drop, low, high, row.get("level"), bool(shown.get("extrapolated")), objection, kls)
+        drop, low, high = (_number(shown[name]) for name in ("drop", "low", "high"))
+        level = None if row.get("level") is None else _number(row["level"])
+        useful = row.get("law_useful", True) and row.get("law_objection") is None
+        objection = None if useful else str(row.get("law_objection") or NOT_USEFUL)
+        return Drop(step, drop, low, high, level, bool(shown.get("extrapolated")), objection, kls)
     law.check_base(row["base"])
     if row["probe"] != probe_hash(law.settings, law.generic):
         raise RazorError(
@@ -464,8 +487,15 @@ def _of_row(row: Mapping[str, Any], law: LawFile | None, path: Path) -> Drop | F
     return Drop.by(law, step, kls, asked, row["prompts"][FORWARD])
 
 
-def _estimate(mean: float, stderr: float | None) -> Estimate:
-    return Estimate(float(mean), math.nan if stderr is None else float(stderr))
+def _estimate(mean: Any, stderr: Any) -> Estimate:
+    return Estimate(_number(mean), math.nan if stderr is None else _number(stderr))
+
+
+def _number(value: Any) -> float:
+    """Raises ValueError for what is no finite number."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"{value!r} is not a number")
+    return float(value)
 
 
 def _drop_at(checkpoint: Checkpoint, logged: Sequence[Drop | Failure]) -> Drop:
