@@ -171,5 +171,5 @@ def test_a_run_that_was_watched_is_picked_from_without_any_extra(tmp_path: Path)
     code = f"import sys; sys.modules.update(dict.fromkeys({missing})); from rlrazor.cli import main; "
     code += f"raise SystemExit(main(['pick', {str(tmp_path)!r}, '--budget', '0.15', '--json']))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 3, done.stderr  # by its estimate: its interval holds the budget
     assert json.loads(done.stdout)["recommended"]["step"] == 1

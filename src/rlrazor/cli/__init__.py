@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import rlrazor
-from rlrazor import interrupts, limits, processes
+from rlrazor import bounds, interrupts, processes
 from rlrazor.cli import calibrate, compare, evaluate, exits, finetune, pick, report, reproduce, sweep, tasks, theory
 from rlrazor.errors import RazorError
 from rlrazor.terminal import never_fail_to_encode, say
@@ -63,8 +63,8 @@ def _state_bounds(parser: argparse.ArgumentParser) -> None:
         if isinstance(action, argparse._SubParsersAction):
             for inner in action.choices.values():
                 _state_bounds(inner)
-        elif action.dest in limits.BOUNDS and action.help:
-            action.help += f" [{limits.BOUNDS[action.dest]}]"
+        elif action.dest in bounds.BOUNDS and action.help:
+            action.help += f" [{bounds.BOUNDS[action.dest]}]"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -101,7 +101,7 @@ def _run(given: list[str]) -> int:
             raise RazorError("An argument holds a NUL character, which no name of a file or model has: leave it out.")
         arguments, unknown = build_parser().parse_known_args(given)
         arguments.argv = given
-        limits.check_options(vars(arguments))
+        bounds.check_options(vars(arguments))
         for name in ("base", "tuned", "model"):
             if getattr(arguments, name, None) == "":
                 raise RazorError(f"{name.upper()} is empty: name a folder, a hub id or a .gguf file.")

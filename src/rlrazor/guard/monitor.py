@@ -28,7 +28,7 @@ from typing import Any, Literal, TypeVar
 
 import torch
 
-from rlrazor import limits, writing
+from rlrazor import bounds, writing
 from rlrazor.errors import RazorError
 from rlrazor.extras import needs_extra
 from rlrazor.forecast import FORWARD, PROBE, Forecast
@@ -190,7 +190,7 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
         if on_budget not in ("warn", "stop", "keep"):
             raise RazorError(f"on_budget is 'warn', 'stop' or 'keep', not {on_budget!r}.")
         for name, value in (("budget", budget), ("level", level), ("every", every)):
-            limits.require_number(name, value)
+            bounds.require_number(name, value)
         if budget is not None and not 0 < budget < 1:
             raise RazorError(
                 f"budget is a fraction of 1, such as 0.02 for two points of the prior score, not {budget}."
@@ -204,7 +204,7 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
         if every is not None and every < 1:
             raise RazorError(f"every is a number of steps, at least 1, not {every}.")
         if every is not None:
-            limits.check_whole("every", every)
+            bounds.check_whole("every", every)
         self.budget, self.on_budget, self.cautious, self.every, self.level = budget, on_budget, cautious, every, level
         self.prompts_hash = content_hash(self.prompts)
         own = read_generic(Path(generic)) if isinstance(generic, str | Path) else generic
@@ -590,7 +590,7 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
         if not self.log.lines:
             row["first_prompt"] = self.first_prompt
         if self.law is not None:
-            row["law_useful"] = self.law.useful
+            row["law_useful"], row["law_objection"] = self.law.useful, self.law.objection()
         self.log.add(row)
         for name, error in trackers.send(args, reading.scalars(), reading.step).items():
             if name not in self.unreachable:
