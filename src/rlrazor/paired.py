@@ -22,8 +22,8 @@ from typing import Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import stats
 from scipy.optimize import brentq
+from scipy.special import ndtri, stdtrit
 
 FEW_CHANGED = 5  # items that differ; with fewer, a t-interval rests on almost nothing
 MOST_TIMES = 1e4
@@ -97,7 +97,7 @@ class Means:
     def interval(self, level: float, times: float = 1.0) -> Interval:
         """Student's t; where few items differ and outcomes are bounded, no narrower than if they were 0 or 1."""
         n = self.n * times
-        half = float(stats.t.ppf((1 + level) / 2, n - 1)) * self.deviation / math.sqrt(n) if n > 1 else math.nan
+        half = float(stdtrit(n - 1, (1 + level) / 2)) * self.deviation / math.sqrt(n) if n > 1 else math.nan
         if not self.bounded:
             return self.mean - half, self.mean + half
         if math.isnan(half):
@@ -117,7 +117,7 @@ class Independent:
 
     def interval(self, level: float, times: float = 1.0) -> Interval:
         """By the normal distribution; NaN where the standard error is."""
-        half = float(stats.norm.ppf((1 + level) / 2)) * self.stderr / math.sqrt(times)
+        half = float(ndtri((1 + level) / 2)) * self.stderr / math.sqrt(times)
         return self.mean - half, self.mean + half
 
 
@@ -168,7 +168,7 @@ def tango(more: float, less: float, n: float, level: float) -> Interval:
 
     Where the score statistic is z to each side: below the estimate it falls from positive to negative, above likewise.
     """
-    z = float(stats.norm.ppf((1 + level) / 2))
+    z = float(ndtri((1 + level) / 2))
     estimate = (more - less) / n
 
     def beyond(difference: float, side: float) -> float:

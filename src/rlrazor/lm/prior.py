@@ -647,7 +647,7 @@ def _replaced(module: Any, name: str, value: Any) -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[list[str]]:
-    """Collect lm-eval's warnings instead of printing them; its progress bars, and what else libraries say, go nowhere."""
+    """Collect lm-eval's warnings instead of printing them; bars, and what else libraries say, go nowhere."""
     os.environ.setdefault("DISABLE_MULTIPROC", "1")  # its bootstrap would start a process per core
     logger, messages = logging.getLogger("lm_eval"), list[str]()
     handler = logging.Handler(logging.WARNING)
