@@ -44,6 +44,10 @@ def run(arguments: argparse.Namespace) -> int:
 
     with Console(stderr=True).status("Fitting the law and drawing the report"):
         results = load(arguments.folders[0])
+        if (results.folder / "law.json").exists():  # of a calibration: what the law says of itself comes first
+            from rlrazor.cli.law_page import with_law
+
+            results = with_law(results)
         page = write_report(results)
         if arguments.markdown:
             write_markdown(results, arguments.markdown)

@@ -41,6 +41,8 @@ RANGES = (1.0, 2.0, 4.0, 8.0)
 # What the page fits its laws to, with intervals. A sweep may hold dozens more measures: see `sections.predictors`.
 MAIN_MEASURES = ("kl_forward", "kl_reverse", "total_variation")
 
+CALIBRATION = "calibrate"  # the preset of the runs of a law
+
 _CONFIG_KEYS = (
     *("title", "preset", "command", "new_task", "prior_task", "labels", "config", "data", "versions", "machine"),
     *("drift", "core_seconds", "diverged"),
@@ -135,6 +137,11 @@ class Sweep:
     areas: Mapping[str, Estimate]
     sensitivity: Sequence[Variant]
     distillation: Sequence[Imitation]
+
+    @property
+    def is_calibration(self) -> bool:
+        """Whether the runs were made for a law, which says itself what it was chosen by."""
+        return self.config.get("preset") == CALIBRATION
 
     @property
     def methods(self) -> list[str]:

@@ -79,8 +79,8 @@ class Tested:
 
 
 def applies(study: Study) -> bool:
-    """Whether the sweep measured KL on a generic probe."""
-    return PROBE in study.table.columns
+    """Whether the sweep measured KL on a generic probe, and was not made for a law, which ranks its own candidates."""
+    return not study.is_calibration and PROBE in study.table.columns
 
 
 def section(study: Study) -> Section:

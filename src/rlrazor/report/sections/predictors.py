@@ -105,8 +105,10 @@ class Ranked:
 
 
 def applies(study: Study) -> bool:
-    """Whether the sweep took more measures than the page's laws are about."""
-    return any(measure.column in study.table.columns for measure in MEASURES if measure.column not in MAIN_MEASURES)
+    """Whether the sweep took more measures than the page's laws are about, and was not made for a law."""
+    return not study.is_calibration and any(
+        measure.column in study.table.columns for measure in MEASURES if measure.column not in MAIN_MEASURES
+    )
 
 
 def section(study: Study) -> Section:

@@ -7,7 +7,7 @@ import polars as pl
 
 from rlrazor.records import JSON
 from rlrazor.report.drawing import Figure
-from rlrazor.report.tables import Table, kl_unit_of, thresholds_of
+from rlrazor.report.tables import CALIBRATION, Table, kl_unit_of, thresholds_of
 
 
 @dataclass(frozen=True)
@@ -15,7 +15,8 @@ class Section:
     """A part of the report: one question, one figure, one sentence of finding.
 
     `finding` is computed: it says what the numbers show, or that they do not. `note` tells how it was done, the seeds,
-    the counts, and what the intervals are. All text is plain; the page escapes it.
+    the counts, and what the intervals are. `warning` stands at the top of the page. All text is plain; the page escapes
+    it.
     """
 
     name: str
@@ -25,6 +26,7 @@ class Section:
     figure: Figure
     tables: Sequence[Table]
     note: str
+    warning: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +43,11 @@ class Study:
     points: pl.DataFrame = field(default_factory=pl.DataFrame)
     bases: pl.DataFrame = field(default_factory=pl.DataFrame)
     of_sweep: bool = False
+
+    @property
+    def is_calibration(self) -> bool:
+        """Whether the runs were made for a law, which says itself what it was chosen by."""
+        return self.description.get("preset") == CALIBRATION
 
     @property
     def methods(self) -> list[str]:
