@@ -130,7 +130,7 @@ def test_one_model_is_in_memory_at_a_time(folders: Path, monkeypatch: pytest.Mon
         told: list[str] = []
         compare(pair(folders, tuned), PROMPTS, generic=GENERIC, settings=SETTINGS, told=told.append)
         assert counts == [0] * loads
-        assert len(told) == module.STEPS
+        assert len(told) == module.steps(None)
 
 
 def test_a_law_forecasts_and_the_exit_code_judges(

@@ -213,7 +213,10 @@ def test_nothing_else_changes(model: Any, mirror: Path) -> None:
 
 
 def test_a_limit_takes_the_first_rows_and_the_mean_is_over_tasks(model: Any, mirror: Path) -> None:
-    scores = prior.evaluate(model, TOKENIZER, ["winogrande", "hellaswag"], data_mirror=mirror, limit=2)
+    told: list[str] = []
+    tasks = ["winogrande", "hellaswag"]
+    scores = prior.evaluate(model, TOKENIZER, tasks, data_mirror=mirror, limit=2, told=told.append)
+    assert told == ["winogrande (1 of 2)", "hellaswag (2 of 2)"]
     assert [score.n for score in scores.values()] == [2, 2]
     assert scores.mean == pytest.approx(np.mean([score.value for score in scores.values()]))
     errors = [score.stderr or 0.0 for score in scores.values()]

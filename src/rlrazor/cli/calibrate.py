@@ -146,7 +146,10 @@ def run(arguments: argparse.Namespace) -> int:
         said = {"law": str(path), "report": str(done.report), "warnings": warnings, "objection": law.objection()}
         print(json.dumps({**said, "by_range": law_page.ranges_as_json(law), **law.as_json()}, indent=2))
         return 0
-    console.print(f"{done.trained} runs trained, {done.kept} kept, the base among them, in {human_seconds(done.seconds)}.", highlight=False)
+    console.print(
+        f"{done.trained} runs trained, {done.kept} kept, the base among them, in {human_seconds(done.seconds)}.",
+        highlight=False,
+    )
     printed = console_for_tables()
     for shown in (law_page.candidates_table(law), law_page.ranges_table(law)):
         printed.print(to_rich(shown))

@@ -119,7 +119,7 @@ _CODES = {Verdict.WITHIN: exits.DONE, Verdict.ABOVE: exits.ABOVE, Verdict.UNCERT
 
 def _compared(arguments: argparse.Namespace, law: "LawFile | None", limits: Limits) -> "Comparison":
     """What the options ask for is compared; all that can be wrong with them shows before a model is loaded."""
-    from rlrazor.guard.compare import STEPS, Pair, compare
+    from rlrazor.guard.compare import Pair, compare, steps
     from rlrazor.guard.judgement import check_judge
     from rlrazor.lm.probes import default_cache, read_generic, read_prompts
 
@@ -128,12 +128,12 @@ def _compared(arguments: argparse.Namespace, law: "LawFile | None", limits: Limi
     suite = _suite(arguments)
     metrics: Mapping[str, Metric] = {} if suite is None else suite.metrics()  # what is missing shows at once
     if limits.drop is not None:
-        check_judge(law, metrics, arguments.level)
+        check_judge(law, metrics, limits.drop)
     pair = Pair(arguments.base, arguments.tuned, dtype_of(arguments.dtype, law), arguments.as_given, default_cache())
     columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), TimeRemainingColumn(compact=True))
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("", total=STEPS)
+        task = progress.add_task("", total=steps(suite))
         begun = 0
 
         def told(step: str) -> None:

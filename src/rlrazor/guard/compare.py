@@ -56,10 +56,15 @@ from rlrazor.lm.representation import representation_of_ids
 from rlrazor.lm.sampling import NotFiniteError
 
 REVERSE = "kl_reverse"
-STEPS = 6  # of the progress
+STEPS = 6  # of the progress, without prior tasks
 LEVEL = 0.9  # of intervals where neither a law nor the caller says another
 NO_MEMORY = "Out of memory: --dtype bfloat16 takes half of it; fewer or shorter prompts and completions take less."
 Told = Callable[[str], None]
+
+
+def steps(suite: PriorSuite | None) -> int:
+    """Of the progress: so often `compare` says what it begins."""
+    return STEPS + 2 * (0 if suite is None else len(dict.fromkeys(suite.tasks)))
 
 
 @dataclass(frozen=True)
@@ -217,7 +222,7 @@ def compare(
     told: Told = lambda step: None,
     sources: Mapping[str, str] | None = None,
 ) -> Comparison:
-    """Compare two checkpoints; `told` hears of each of the STEPS as it begins, `sources` are kept with the settings.
+    """Compare two checkpoints; `told` hears of each of the `steps` as it begins, `sources` are kept with the settings.
 
     With a law its probe and settings are used, and its level where none is given. Raises RazorError for models that
     cannot be loaded, do not belong together or seem to be swapped, a law of another base, and no prompts.
@@ -444,8 +449,14 @@ def _base_side(base: LanguageModel, request: _Request) -> _BaseSide:
         rows=rows,
         similar=representation_of_ids(base.model, rows) if len(rows) > NEIGHBOURS else None,
         noise=scale.noise_of(base.model, first),
-        scores=None if request.suite is None else request.suite.scores(base),
+        scores=_prior_scores(base, request, "base"),
     )
+
+
+def _prior_scores(lm: LanguageModel, request: _Request, whose: str) -> prior.PriorScores | None:
+    if request.suite is None:
+        return None
+    return request.suite.scores(lm, lambda task: request.told(f"the {whose} on {task}"))
 
 
 def _tuned_model(request: _Request, tokenizer: Any) -> LanguageModel:
@@ -477,7 +488,7 @@ def _tuned_side(tuned: LanguageModel, base: _BaseSide, request: _Request) -> _Tu
         completions=own,
         probe=kl.Probe(tuned.model, own, adapted=True, precision=settings.precision),
         cknna=cknna,
-        scores=None if request.suite is None else request.suite.scores(tuned),
+        scores=_prior_scores(tuned, request, "tuned model"),
         notes=notes,
     )
 

@@ -60,20 +60,20 @@ def judgements(found: Comparison, limits: Limits, law: LawFile | None = None) ->
     return said
 
 
-def check_judge(law: LawFile | None, metrics: Mapping[str, Metric], level: float | None) -> None:
-    """Raise RazorError where there will be no drop to judge: before anything is measured."""
+def check_judge(law: LawFile | None, metrics: Mapping[str, Metric], limit: float) -> None:
+    """Raise RazorError where there will be no drop to judge by this limit: before anything is measured."""
     if any(metric.is_fraction for metric in metrics.values()):
         return
     if law is None:
         raise _nothing_to_judge(metrics)
-    _require_judge(law, level)
+    _require_judge(law, limit)
 
 
-def _require_judge(law: LawFile, level: float | None) -> None:
-    if not law.useful:
+def _require_judge(law: LawFile, limit: float) -> None:
+    if (objection := law.objection(limit=limit)) is not None:
         raise RazorError(
             "The law is not to be relied on, so --fail-above cannot go by its forecast. "
-            f"{law.cautions(level)[0]} Measure the drop with --prior, or judge KL itself with --fail-above-kl."
+            f"{objection} Measure the drop with --prior, or judge KL itself with --fail-above-kl."
         )
 
 
@@ -93,7 +93,7 @@ def _of_drop(found: Comparison, limits: Limits, limit: float, law: LawFile | Non
         return _judged("measured drop", truth.drop, ends, found, truth.level, limit, limits, _more_items(truth, limit))
     if forecast is None or law is None or found.level is None:
         raise _nothing_to_judge({} if truth is None else truth.tasks)
-    _require_judge(law, found.level)
+    _require_judge(law, limit)
     remedy = "Measure the drop with --prior, or calibrate with more runs."
     ends = (forecast.low, forecast.high)
     if forecast.extrapolated and forecast.high <= limit:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,8 +28,8 @@ class PriorSuite:
             self.tasks, data_mirror=self.data_mirror, allow_code_execution=self.allow_code_execution
         )
 
-    def scores(self, lm: LanguageModel) -> prior.PriorScores:
-        """Of a model; raises as `prior.evaluate` does."""
+    def scores(self, lm: LanguageModel, told: Callable[[str], None]) -> prior.PriorScores:
+        """Of a model; `told` hears of each task as it begins. Raises as `prior.evaluate` does."""
         return prior.evaluate(
             lm.model,
             lm.tokenizer,
@@ -37,6 +37,7 @@ class PriorSuite:
             limit=self.limit,
             data_mirror=self.data_mirror,
             allow_code_execution=self.allow_code_execution,
+            told=told,
         )
 
 

@@ -29,7 +29,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from numbers import Real
@@ -172,6 +172,7 @@ def evaluate(
     batch_size: int = 8,
     data_mirror: Path | None = None,
     allow_code_execution: bool = False,
+    told: Callable[[str], None] = lambda task: None,
 ) -> PriorScores:
     """Score a causal LM on lm-eval tasks, by name or as the path of a task's YAML file.
 
@@ -179,7 +180,7 @@ def evaluate(
     wrote, in a process of their own with limits on time and memory, which is no sandbox. `limit` evaluates the first n
     rows of each task (of each of MMLU's 57 subjects). The tasks' data are loaded once per process. The global random
     states and the model's train/eval mode are as before afterwards; a score does not depend on them, nor on the other
-    tasks. With the same rows, scores are reproducible.
+    tasks. With the same rows, scores are reproducible. `told` hears of each task as it begins.
 
     Raises RazorError for unknown tasks, tasks that run code without leave, a group without a score of its own, data
     that are missing or do not fit, a metric of unknown direction, a score that is no number, whatever a task's own code
@@ -201,7 +202,10 @@ def evaluate(
             with compute.memory_errors(f"Out of memory while evaluating the prior tasks: {remedy}."):
                 with _evaluating("the prior tasks"):
                     lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
-                scores = {name: _run(task, lm, limit) for name, task in loaded.items()}
+                scores = {}
+                for number, (name, task) in enumerate(loaded.items(), 1):
+                    told(f"{Path(name).name} ({number} of {len(loaded)})")
+                    scores[name] = _run(task, lm, limit)
         finally:
             model.train(was_training)  # HFLM leaves it in eval mode,
             if tokenizer.pad_token != pad_token:
