@@ -107,6 +107,8 @@ def test_a_mean_of_differences_has_the_usual_error_and_an_interval_that_does_not
     assert both.interval(0.9) == pytest.approx((0.2 - z * 0.025, 0.2 + z * 0.025))
     same = Mean([Proportions(0, 0, 50)] * 4)
     assert same.interval(0.9)[1] == pytest.approx(tango(0, 0, 50, 0.9)[1] / 2)
+    # Two scores of all or nothing, whose items are not known, are no certainty either.
+    assert Independent(1.0, 0.0, 7, bounded=True).interval(0.9)[0] == pytest.approx(1 - tango(0, 0, 7, 0.9)[1])
     assert all(map(math.isnan, Mean([*normal, Independent(0.1, math.nan, 9)]).interval(0.9)))
 
 

@@ -109,15 +109,24 @@ class Means:
 
 @dataclass(frozen=True)
 class Independent:
-    """Two scores of which the items' outcomes are not known: `stderr` takes them to be of different items."""
+    """Two scores of which the items' outcomes are not known: `stderr` takes them to be of different items.
+
+    `bounded` as in `Means`.
+    """
 
     mean: float
     stderr: float
     n: int
+    bounded: bool = False
 
     def interval(self, level: float, times: float = 1.0) -> Interval:
-        """By the normal distribution; NaN where the standard error is."""
+        """By the normal distribution; NaN where the standard error is.
+
+        Where that is 0, as all items came out alike, bounded outcomes tell no more than if none had differed.
+        """
         half = float(ndtri((1 + level) / 2)) * self.stderr / math.sqrt(times)
+        if self.bounded and not half:
+            half = tango(0, 0, self.n * times, level)[1]
         return self.mean - half, self.mean + half
 
 

@@ -251,9 +251,9 @@ def test_a_drop_is_how_much_worse_in_the_scores_own_unit(
     assert any("left out of the mean drop: ppl (word_perplexity), brier (brier_score)." in note for note in found.notes)
     page = comparison_page.write_page(found, tmp_path / "page.html").read_text()
     for row in (
-        ("up", "acc, more is better", "80.0 %", "70.0 %", "10.0 points", "[10.0, 10.0]", "± 0.0 not paired", "7"),
+        ("up", "acc, more is better", "80.0 %", "70.0 %", "10.0 points", "[-17.9, 37.9]", "± 0.0 (not paired)", "7"),
         ("down", "error_rate, less is better", "20.0 %", "50.0 %", "30.0 points"),
-        ("ppl", "word_perplexity, less is better", "12.5", "14", "1.5", "[1.267, 1.733]", "± 0.1414 not paired", "7"),
+        ("ppl", "word_perplexity, less is better", "12.5", "14", "1.5", "[1.267, 1.733]", "± 0.1414 (not paired)", "7"),
         ("brier", "brier_score, less is better", "0.88", "0.89", "0.01", "unknown", "unknown", "7"),
     ):
         assert f"<tr><th>{row[0]}</th>" + "".join(f"<td>{cell}</td>" for cell in row[1:]) in page

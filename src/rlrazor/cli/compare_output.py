@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 WORST = 3  # prompts in the terminal
 LINE = 90  # characters of one
+WIDE = 110  # of a terminal: there only a task's name is wrapped
 
 
 def as_json(found: Comparison, judged: Sequence[Judgement] = ()) -> dict[str, Any]:
@@ -119,7 +120,7 @@ def print_findings(found: Comparison, judged: Sequence[Judgement]) -> None:
         weights += f" CKNNA on the generic probe {found.cknna:.3f}."
     console.print(weights, highlight=False)
     if found.truth is not None:
-        console.print(_scores(found.truth))
+        console.print(_scores(found.truth, wide=console.width >= WIDE))
     shown = dict(settings_of(found.setup, found.precision))
     measured = (f"{name} {shown[name]}" for name in ("prompts", "completions", "generic probe"))
     console.print(Text(f"Settings: {'; '.join(measured)}; {found.precision}.", style="dim"))
@@ -150,13 +151,17 @@ def _distances(found: Comparison) -> Table:
     return table
 
 
-def _scores(truth: Truth) -> Table:
+def _scores(truth: Truth, *, wide: bool) -> Table:
     from rlrazor.guard.comparison_page import SCORE_HEADERS, shown_scores
 
     scores = Table(box=box.SIMPLE_HEAD)
     for header in SCORE_HEADERS:
-        name = f"{truth.level:.0%} interval" if header == "interval" else header
-        scores.add_column(name, justify="left" if header in ("prior task", "metric") else "right", overflow="fold")
+        scores.add_column(
+            f"{truth.level:.0%} interval" if header == "interval" else header,
+            justify="left" if header in ("prior task", "metric") else "right",
+            overflow="fold",
+            no_wrap=wide and header != "prior task",
+        )
     for task, change in truth.tasks.items():
         scores.add_row(Text(task), *shown_scores(change))
     return scores

@@ -160,13 +160,13 @@ def shown_drop(truth: Truth) -> str | None:
     """The mean drop with its standard error and interval, where there are any."""
     if truth.drop is None:
         return None
-    error = "" if truth.stderr is None else f" ± {100 * truth.stderr:.1f}"
+    error = f" ± {100 * truth.stderr:.1f}" if truth.stderr else ""  # 0 says only that no item differed
     interval = truth.interval
     between = "" if interval is None else f" [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
     return f"{100 * truth.drop:.1f}{error} points{between}" + (f" ({truth.level:.0%} interval)" if between else "")
 
 
-SCORE_HEADERS = ("prior task", "metric", "base", "tuned", "worse by", "interval", "error", "n")
+SCORE_HEADERS = ("prior task", "metric", "base", "tuned", "worse by", "interval", "paired error", "n")
 
 
 def shown_scores(task: TaskChange) -> tuple[str, ...]:
@@ -175,15 +175,17 @@ def shown_scores(task: TaskChange) -> tuple[str, ...]:
     With the interval and the standard error of that, and on how many items.
     """
     metric = f"{task.metric}, {'more' if task.higher_is_better else 'less'} is better"
-    kind = "paired" if task.paired else "not paired"
+    unpaired = "" if task.paired else " (not paired)"
     if task.fraction:
         scores = (f"{100 * task.base:.1f} %", f"{100 * task.tuned:.1f} %", f"{100 * task.drop:.1f} points")
         interval = None if task.interval is None else "[{:.1f}, {:.1f}]".format(*(100 * end for end in task.interval))
-        error = None if task.stderr is None else f"± {100 * task.stderr:.1f} {kind}"
+        error = None if task.stderr is None else f"± {100 * task.stderr:.1f}{unpaired}"
     else:
         scores = (f"{task.base:.4g}", f"{task.tuned:.4g}", f"{task.drop:.4g}")
         interval = None if task.interval is None else "[{:.4g}, {:.4g}]".format(*task.interval)
-        error = None if task.stderr is None else f"± {task.stderr:.4g} {kind}"
+        error = None if task.stderr is None else f"± {task.stderr:.4g}{unpaired}"
+    if task.paired and task.stderr == 0 and not task.drop:
+        error = "no item differs"
     return metric, *scores, interval or "unknown", error or "unknown", f"{task.n:,}"
 
 

@@ -6,13 +6,15 @@ And where it lies: on which prompts, and on the first tokens of a completion, as
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from rlrazor.forecast import FORWARD, PROBE
 from rlrazor.lm import compute, kl
@@ -52,10 +54,22 @@ def noise_of(base: Any, probe: kl.Probe) -> Noise:
     if few.precision == compute.PRECISIONS[0]:
         other = compute.PRECISIONS[1]
         try:
-            rounding = kl.between(few, kl.Probe(base, few.sequences, beside=few, precision=other)).per_token.mean
+            with _without_copies():
+                rounding = kl.between(few, kl.Probe(base, few.sequences, beside=few, precision=other)).per_token.mean
         except NotFiniteError:  # too coarse for this model
             other = None
     return Noise(batch, rounding, other, len(few.sequences.prompts))
+
+
+@contextmanager
+def _without_copies() -> Iterator[None]:
+    """Autocast would keep the weights in half precision too, half of the model's memory once more."""
+    before = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(before)
 
 
 @dataclass(frozen=True)
@@ -145,12 +159,12 @@ def against_known(per_token: Mapping[str, Estimate]) -> str:
     """A sentence on KLs per token and the documented runs."""
     known = known_runs()
     places = [
-        f"by {what} {_place(per_token[name].mean, name)}"
+        f"by {what}, {_place(per_token[name].mean, name)}"
         for name, what in ((FORWARD, "forward KL per token"), (PROBE, "the generic probe's"))
     ]
     return (
         f"Beside the runs of `{known.command}` ({known.parameters / 1e6:.1f}M parameters, completions of "
-        f"{known.tokens:.0f} tokens) it lies {', '.join(places)}. That is a scale, not a forecast: of another model "
+        f"{known.tokens:.0f} tokens) it lies, {'; '.join(places)}. That is a scale, not a forecast: of another model "
         "and task the same KL costs more or less."
     )
 

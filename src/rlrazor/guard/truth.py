@@ -155,7 +155,7 @@ def _change(base: prior.Score, tuned: prior.Score, level: float) -> TaskChange:
     if difference is None:
         drop = (base.value - tuned.value) * (1 if base.higher_is_better else -1)
         errors = [math.nan if score.stderr is None else score.stderr for score in (base, tuned)]
-        difference = paired.Independent(drop, math.hypot(*errors), min(base.n, tuned.n))
+        difference = paired.Independent(drop, math.hypot(*errors), min(base.n, tuned.n), fraction)
     return TaskChange(base.value, tuned.value, base.metric, base.higher_is_better, fraction, difference, known, level)
 
 
