@@ -20,7 +20,8 @@ from rlrazor.cli.compare import as_json
 from rlrazor.errors import RazorError
 from rlrazor.guard import compare as guard_compare
 from rlrazor.guard import comparison_page
-from rlrazor.guard.compare import Completion, Pair, PriorSuite, _changes, compare, pieces
+from rlrazor.guard.compare import Completion, Pair, PriorSuite, compare, pieces
+from rlrazor.guard.weight_changes import changes
 from rlrazor.lm import kl, models, prior, probes, representation
 from rlrazor.lm.adapters import AdaptedWeights, weights_of
 from rlrazor.lm.models import LanguageModel, add_lora, load
@@ -512,16 +513,16 @@ def test_a_model_saved_without_its_head_has_the_same_weights(tmp_path: Path, bar
 def test_weights_without_a_pair_are_counted(folders: Path, tmp_path: Path) -> None:
     weights = dict(models.SavedWeights(folders / "base"))
     more = {**weights, "extra.weight": torch.ones(2)}
-    there = pair(folders, "tuned")
-    layers, notes = _changes(weights, more, there)
+    there = "base", "tuned"
+    layers, notes = changes(weights, more, there)
     assert sum(layer.l2 for layer in layers) == 0
     assert notes == [
         "1 weights are in one of the two only, such as extra.weight (a head that is tied, say): they are not among the "
         "changes."
     ]
-    assert _changes(weights, weights, there)[1] == []
+    assert changes(weights, weights, there)[1] == []
     with pytest.raises(RazorError, match="no weight in common"):
-        _changes({"a.x": torch.ones(1)}, {"b.y": torch.ones(1)}, there)
+        changes({"a.x": torch.ones(1)}, {"b.y": torch.ones(1)}, there)
 
 
 def test_options_that_make_no_sense_are_refused(

@@ -8,15 +8,17 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from rich import box
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from rlrazor.cli.printing import console_for_tables
 
 if TYPE_CHECKING:
-    from rlrazor.guard.compare import Comparison, WeightChange
+    from rlrazor.guard.compare import Comparison
     from rlrazor.guard.judgement import Judgement
     from rlrazor.guard.truth import Truth
+    from rlrazor.guard.weight_changes import WeightChange
     from rlrazor.lm.kl import Estimate
 
 WORST = 3  # prompts in the terminal
@@ -109,8 +111,7 @@ def _truth(truth: Truth) -> dict[str, Any]:
 def print_findings(found: Comparison, judged: Sequence[Judgement]) -> None:
     """Tables, what moved most, cautions, and last the verdict."""
     from rlrazor.guard.base_side import shortened
-    from rlrazor.guard.comparison_page import sentences, settings_of, told_apart, verdict
-    from rlrazor.guard.scale import FIRST
+    from rlrazor.guard.comparison_page import sentences, settings_of, verdict
 
     console = console_for_tables()
     console.print(_distances(found))
@@ -125,10 +126,8 @@ def print_findings(found: Comparison, judged: Sequence[Judgement]) -> None:
     measured = (f"{name} {shown[name]}" for name in ("prompts", "completions", "generic probe"))
     console.print(Text(f"Settings: {'; '.join(measured)}; {found.precision}.", style="dim"))
     console.print(Text(f"The first prompt, as measured in {found.precision}: {shortened(found.first_prompt)!r}"))
-    console.print(f"Moved most, nats of forward KL and its share in the first {FIRST} tokens:", highlight=False)
-    for prompt, line in list(zip(found.prompts, told_apart(found.prompts), strict=True))[:WORST]:
-        cut = f"{line[:LINE]}{'…' if len(line) > LINE else ''}"
-        console.print(Text(f"  {prompt.total:8.3f} {100 * prompt.first_share:4.0f} %  {cut}"))
+    if not found.same:
+        _print_moved(found, console)
     for sentence in sentences(found):
         console.print(Text(sentence))
     for note in found.notes:
@@ -136,6 +135,16 @@ def print_findings(found: Comparison, judged: Sequence[Judgement]) -> None:
     console.print(Text(verdict(found), style="bold"))
     for one in judged:
         console.print(Text(one.sentence, style="bold"))
+
+
+def _print_moved(found: Comparison, console: Console) -> None:
+    from rlrazor.guard.comparison_page import told_apart
+    from rlrazor.guard.scale import FIRST
+
+    console.print(f"Moved most, nats of forward KL and its share in the first {FIRST} tokens:", highlight=False)
+    for prompt, line in list(zip(found.prompts, told_apart(found.prompts), strict=True))[:WORST]:
+        cut = f"{line[:LINE]}{'…' if len(line) > LINE else ''}"
+        console.print(Text(f"  {prompt.total:8.3f} {100 * prompt.first_share:4.0f} %  {cut}"))
 
 
 def _distances(found: Comparison) -> Table:

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -21,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from rlrazor import drift
 from rlrazor.drift.representation import NEIGHBOURS
@@ -34,6 +31,7 @@ from rlrazor.guard.overlap import template_caution
 from rlrazor.guard.scale import Focus, Noise
 from rlrazor.guard.truth import PriorSuite as PriorSuite
 from rlrazor.guard.truth import Truth, truth_of
+from rlrazor.guard.weight_changes import WeightChange, changes, total
 from rlrazor.lm import compute, kl, prior, probes
 from rlrazor.lm.adapters import AdaptedWeights, base_weights
 from rlrazor.lm.encoding import as_read, text_ids
@@ -112,22 +110,6 @@ class PromptDrift:
         """The share of `total` in the first `scale.FIRST` tokens of the base's completions."""
         first = sum(sum(completion.kl[: scale.FIRST]) for completion in self.base)
         return first / max(sum(completion.total for completion in self.base), 1e-30)
-
-
-@dataclass(frozen=True)
-class WeightChange:
-    """The change of some weights: L2 norms of the change and of what they were, and the share exactly as before."""
-
-    name: str
-    parameters: int
-    l2: float
-    norm: float
-    unchanged: float
-
-    @property
-    def relative(self) -> float:
-        """The change as a share of what they were."""
-        return self.l2 / self.norm if self.norm else 0.0
 
 
 @dataclass(frozen=True)
@@ -276,7 +258,7 @@ def _comparison(
         kl=estimates,
         per_token={name: of.per_token for name, of in drawn.items()},
         prompts=_by_prompt(found, request),
-        weights=_total("all", found.layers),
+        weights=total("all", found.layers),
         layers=found.layers,
         cknna=found.cknna,
         forecast=forecast,
@@ -386,10 +368,11 @@ class _TunedSide:
 
 def _measure(request: _Request) -> _Found:
     pair, told, notes = request.pair, request.told, list[str]()
+    names = pair.base, pair.tuned
     layers: list[WeightChange] = []
     if not request.adapted:
         told("weights")  # first: it finds out soonest that the two do not belong together
-        layers, notes = _changes(SavedWeights(pair.base), SavedWeights(pair.tuned), pair)
+        layers, notes = changes(SavedWeights(pair.base), SavedWeights(pair.tuned), names)
 
     told("loading the base")
     base = _base_side(load(pair.base, dtype=pair.dtype), request)
@@ -403,7 +386,7 @@ def _measure(request: _Request) -> _Found:
     if request.adapted:
         told("weights")
         there = base_weights(tuned.model) if undone else SavedWeights(pair.base)
-        layers, notes = _changes(there, AdaptedWeights(tuned.model), pair)
+        layers, notes = changes(there, AdaptedWeights(tuned.model), names)
     untold = bool(notes)
     if request.adapted and not any(layer.l2 for layer in layers) and side.drifts[FORWARD].sums.any():
         notes.append("The adapter adds to the model and changes no weight of it: what it adds is not among these.")
@@ -587,84 +570,3 @@ def pieces(tokenizer: Any, ids: Sequence[int]) -> list[str]:
         shown.append(longer[len(known) :])
         before, done = done, end
     return shown
-
-
-# Where in the weights
-
-
-def _changes(
-    base: Mapping[str, Tensor], tuned: Mapping[str, Tensor], pair: Pair
-) -> tuple[list[WeightChange], list[str]]:
-    """A row per layer, and per weight outside of them, in the order of the model; and a note of what has no pair."""
-    paired = _paired(list(base), list(tuned))
-    if not paired:
-        raise RazorError(f"{pair.tuned} and {pair.base} have no weight in common: one is not tuned from the other.")
-    alone = [name for name in base if name not in paired]
-    alone += sorted(set(tuned) - set(paired.values()))
-    notes = []
-    if alone:
-        notes.append(
-            f"{len(alone)} weights are in one of the two only, such as {alone[0]} (a head that is tied, say): they are "
-            "not among the changes."
-        )
-    layers: dict[str, list[WeightChange]] = {}
-    unmerged: list[str] = []
-    for name in sorted(paired, key=_natural):
-        try:
-            before, after = base[name], tuned[paired[name]]
-        except RazorError as error:
-            unmerged.append(str(error))
-            continue
-        if before.shape != after.shape:
-            raise RazorError(
-                f"{name} has shape {tuple(after.shape)} in {pair.tuned} and {tuple(before.shape)} in {pair.base}: "
-                "one is not tuned from the other."
-            )
-        if not after.isfinite().all():
-            raise RazorError(f"The weights of {pair.tuned} are damaged: {name} is NaN or infinite in places.")
-        measured = drift.measure_weights({name: before}, {name: after}, spectra=False)
-        norm = float(before.double().norm())
-        layers.setdefault(_layer(name), []).append(
-            WeightChange(
-                name,
-                before.numel(),
-                measured["weight_l2"],
-                norm,
-                measured["weight_sparsity"],
-            )
-        )
-    if unmerged:
-        notes.append(f"{len(unmerged)} weights are not among the changes. {unmerged[0]}")
-    return [_total(layer, parts) for layer, parts in layers.items()], notes
-
-
-def _paired(base: Sequence[str], tuned: Sequence[str]) -> dict[str, str]:
-    """Which weight of the one is which of the other: by name, or by what follows a prefix such as `transformer.`.
-
-    A base may have been saved as the bare transformer, without the prefix that a model with an LM head gives it.
-    """
-    there = set(tuned)
-    if shared := {name: name for name in base if name in there}:
-        return shared
-    prefixed = {name: rest for name in tuned if (rest := name.partition(".")[2]) in set(base)}
-    if prefixed:
-        return {rest: name for name, rest in prefixed.items()}
-    return {name: rest for name in base if (rest := name.partition(".")[2]) in there}
-
-
-def _total(name: str, parts: Sequence[WeightChange]) -> WeightChange:
-    """All of them as one."""
-    size = sum(part.parameters for part in parts)
-    unchanged = sum(part.unchanged * part.parameters for part in parts) / size
-    l2, norm = (math.hypot(*values) for values in zip(*((part.l2, part.norm) for part in parts), strict=True))
-    return WeightChange(name, size, l2, norm, unchanged)
-
-
-def _layer(name: str) -> str:
-    found = re.search(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.", name)
-    return f"layer {found[1]}" if found else name.removesuffix(".weight").removeprefix("model.")
-
-
-def _natural(name: str) -> list[Any]:
-    """Layer 10 after layer 9."""
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]

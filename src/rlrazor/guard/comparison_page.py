@@ -128,13 +128,13 @@ def settings_of(setup: Setup, precision: str) -> list[tuple[str, str]]:
     fitting = "" if setup.measured == setup.prompts else f", of which {setup.measured} fit into the context"
     prompts = f"of {sources['prompts']}" if "prompts" in sources else "given"
     built_in = setup.generic_hash == GenericText.built_in().content_hash
-    generic = "built in" if built_in else f"of {sources['generic']}" if "generic" in sources else "given"
+    generic = "texts, built in" if built_in else f"rows of {sources['generic']}" if "generic" in sources else "rows"
     rows = [
         ("prompts", f"{setup.prompts} {prompts}{fitting} (hash {setup.prompts_hash})"),
         ("completions", f"{probe.samples} of each prompt, of at most {probe.max_new_tokens} tokens"),
         ("stop", ", ".join(map(repr, probe.stop)) or "the model's end of sequence"),
         ("chat template", "where there is one" if probe.chat else "not used"),
-        ("generic probe", f"{setup.generic_rows} texts, {generic} (hash {setup.generic_hash})"),
+        ("generic probe", f"{setup.generic_rows} {generic} (hash {setup.generic_hash})"),
         ("law", sources.get("law", "none")),
         ("precision", precision),
         ("intervals", f"{setup.level:.0%}"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from rlrazor.paired import times_needed
 
 SEVERITY = (Verdict.WITHIN, Verdict.UNCERTAIN, Verdict.ABOVE)
 MOST_ITEMS = 1_000_000  # that are worth naming
+Ends = tuple[float | None, float | None]
 _OTHERWISE = "--accept-uncertain judges by the estimate alone, --cautious counts what cannot be told as above."
 
 
@@ -52,12 +53,12 @@ def worst(judgements: Sequence[Judgement]) -> Judgement | None:
 
 def judgements(found: Comparison, limits: Limits, law: LawFile | None = None) -> list[Judgement]:
     """A judgement of each limit that was given. Raises RazorError where a drop is to be judged and there is none."""
-    said = []
+    asked = []
     if limits.drop is not None:
-        said.append(_of_drop(found, limits, limits.drop, law))
+        asked.append((_of_drop(found, limits.drop, law), limits.drop))
     if limits.kl is not None:
-        said.append(_of_kl(found, limits, limits.kl))
-    return said
+        asked.append((_of_kl(found, limits.kl), limits.kl))
+    return [_judged(evidence, limit, limits, same=found.same) for evidence, limit in asked]
 
 
 def check_judge(law: LawFile | None, metrics: Mapping[str, Metric], limit: float) -> None:
@@ -85,26 +86,35 @@ def _nothing_to_judge(tasks: Mapping[str, Metric] | Mapping[str, TaskChange]) ->
     )
 
 
-def _of_drop(found: Comparison, limits: Limits, limit: float, law: LawFile | None) -> Judgement:
+@dataclass(frozen=True)
+class _Evidence:
+    """What is judged, its interval of `level`, with NaN for an end that is not known, and what would narrow it."""
+
+    of: str
+    estimate: float
+    low: float
+    high: float
+    level: float
+    remedy: str
+
+
+def _of_drop(found: Comparison, limit: float, law: LawFile | None) -> _Evidence:
     """The measured drop where there is one, else the forecast's."""
     truth, forecast = found.truth, found.forecast
     if truth is not None and truth.drop is not None:
-        ends = truth.interval or (math.nan, math.nan)
-        return _judged("measured drop", truth.drop, ends, found, truth.level, limit, limits, _more_items(truth, limit))
+        low, high = truth.interval or (math.nan, math.nan)
+        return _Evidence("measured drop", truth.drop, low, high, truth.level, _more_items(truth, limit))
     if forecast is None or law is None or found.level is None:
         raise _nothing_to_judge({} if truth is None else truth.tasks)
     _require_judge(law, limit)
-    remedy = "Measure the drop with --prior, or calibrate with more runs."
-    ends = (forecast.low, forecast.high)
-    if forecast.extrapolated and forecast.high <= limit:
-        ends = (forecast.low, math.nan)
-        remedy = f"The interval is of smaller KLs than this. {remedy}"
-    return _judged("forecast drop", forecast.drop, ends, found, found.level, limit, limits, remedy)
+    remedy, high = "Measure the drop with --prior, or calibrate with more runs.", forecast.high
+    if forecast.extrapolated and high <= limit:
+        remedy, high = f"The interval is of smaller KLs than this. {remedy}", math.nan
+    return _Evidence("forecast drop", forecast.drop, forecast.low, high, found.level, remedy)
 
 
-def _of_kl(found: Comparison, limits: Limits, limit: float) -> Judgement:
-    measured, level = found.kl[FORWARD], found.setup.level
-    count = found.setup.measured
+def _of_kl(found: Comparison, limit: float) -> _Evidence:
+    measured, level, count = found.kl[FORWARD], found.setup.level, found.setup.measured
     low, high = kl_interval(measured, count, level)
     half, gap = high - measured.mean, abs(limit - measured.mean)
     more = math.ceil(count * (half / gap) ** 2) if gap > 0 else MOST_ITEMS + 1
@@ -113,44 +123,36 @@ def _of_kl(found: Comparison, limits: Limits, limit: float) -> Judgement:
         if more <= MOST_ITEMS
         else "KL is the limit itself, near enough: no number of prompts will tell."
     )
-    return _judged(
-        "forward KL on the new task's prompts", measured.mean, (low, high), found, level, limit, limits, remedy
-    )
+    return _Evidence("forward KL on the new task's prompts", measured.mean, low, high, level, remedy)
 
 
 def kl_interval(measured: Estimate, prompts: int, level: float) -> tuple[float, float]:
-    """Student's t over prompts, from 0 on; of one prompt KL could be anything up to twice what was seen and more."""
+    """Student's t over prompts, from 0 on; of a single prompt the KL itself is taken for its standard error."""
     error = measured.stderr if math.isfinite(measured.stderr) else measured.mean
     quantile = float(stdtrit(max(prompts - 1, 1), (1 + level) / 2))
     return max(measured.mean - quantile * error, 0.0), measured.mean + quantile * error
 
 
-def _judged(
-    of: str,
-    estimate: float,
-    ends: tuple[float, float],
-    found: Comparison,
-    level: float,
-    limit: float,
-    limits: Limits,
-    remedy: str,
-) -> Judgement:
-    unit = _nats if "KL" in of else _points
-    if found.same:
+def _judged(evidence: _Evidence, limit: float, limits: Limits, *, same: bool) -> Judgement:
+    """`same`: the two are one model, which is within any limit."""
+    unit = _nats if "KL" in evidence.of else _points
+    estimate, low, high = evidence.estimate, evidence.low, evidence.high
+    if same:
         said = f"Within the limit of {unit(limit)}: the two are the same model, and there is nothing to judge."
-        return Judgement(of, estimate, estimate, estimate, level, limit, Verdict.WITHIN, said)
-    evident = judge(estimate, *ends, limit)
-    verdict = judge(estimate, *ends, limit, cautious=limits.cautious, accept_uncertain=limits.accept_uncertain)
-    low, high = (end if math.isfinite(end) else None for end in ends)
-    what = f"the {of} is {unit(estimate)}{_shown_interval(low, high, level, unit)}"
+        return Judgement(evidence.of, estimate, estimate, estimate, evidence.level, limit, Verdict.WITHIN, said)
+    evident = judge(estimate, low, high, limit)
+    verdict = judge(estimate, low, high, limit, cautious=limits.cautious, accept_uncertain=limits.accept_uncertain)
+    ends: Ends = (low if math.isfinite(low) else None, high if math.isfinite(high) else None)
+    what = f"the {evidence.of} is {unit(estimate)}{_shown_interval(ends, evidence.level, unit)}"
     if verdict is Verdict.UNCERTAIN:
-        said = f"Cannot be told: {what}, which is not evidence on either side of {unit(limit)}. {remedy} {_OTHERWISE}"
+        said = f"Cannot be told: {what}, which is not evidence on either side of {unit(limit)}. {evidence.remedy} "
+        said += _OTHERWISE
     else:
         said = f"{verdict.value.capitalize()} of {unit(limit)}: {what}."
         if evident is Verdict.UNCERTAIN:
-            why = "--cautious counts as above" if limits.cautious else "--accept-uncertain judges by the estimate alone"
-            said += f" Whether it is cannot be told, which {why}."
-    return Judgement(of, estimate, low, high, level, limit, verdict, said)
+            why = "--cautious counts as above" if limits.cautious else "--accept-uncertain leaves to the estimate"
+            said += f" The interval cannot tell, which {why}."
+    return Judgement(evidence.of, estimate, *ends, evidence.level, limit, verdict, said)
 
 
 def _more_items(truth: Truth, limit: float) -> str:
@@ -180,8 +182,8 @@ def _nats(value: float) -> str:
     return f"{value:.4g} nat{'' if value == 1 else 's'}"
 
 
-def _shown_interval(low: float | None, high: float | None, level: float, unit: Any) -> str:
-    if low is None and high is None:
+def _shown_interval(ends: Ends, level: float, unit: Callable[[float], str]) -> str:
+    if ends == (None, None):
         return ", of unknown error"
-    below, above = ("?" if end is None else unit(end).split()[0] for end in (low, high))
+    below, above = ("?" if end is None else unit(end).split()[0] for end in ends)
     return f" [{below}, {above}] ({level:.0%} interval)"
