@@ -409,6 +409,9 @@ def test_lines_that_begin_alike_are_shown_where_they_differ() -> None:
     opening = "You are a helpful assistant and answer briefly. The question is:"
     assert lines(f"{opening} why", f"{opening} who", f"{opening} where") == ["… why", "… who", "… where"]
     assert lines("a b c", "a b d") == ["a b c", "a b d"]
+    ending = "Answer with the letter of one of the choices."
+    assert lines(f"{opening} why? {ending}", f"{opening} who? {ending}") == ["… why? …", "… who? …"]
+    assert lines(f"a {ending}", f"b {ending}", "c") == [f"a {ending}", f"b {ending}", "c"]
     assert lines(opening, opening) == [opening, opening]
 
 

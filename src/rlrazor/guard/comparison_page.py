@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ TOP = 4.0  # nats at a token that have the darkest shade on every page, so that 
 TICKS = (0.0, 0.01, 0.1, 0.5, 1.0, 2.0, TOP)
 DECADES = (-4, 2)  # of nats per completion, of the histogram on every page
 PER_DECADE = 2
-LONG_OPENING = 30  # characters that all prompts begin with, above which they are left out of a list
+LONG_OPENING = 30  # characters that all prompts begin, or end, with: more are left out of a list
 
 _TEMPLATES = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
@@ -146,14 +147,19 @@ def settings_of(setup: Setup, precision: str) -> list[tuple[str, str]]:
 
 
 def told_apart(prompts: Sequence[PromptDrift]) -> list[str]:
-    """What the user said last in each, on a line, without the words with which all of them begin."""
+    """What the user said last in each, on a line, without the words that all of them begin or end with, if many."""
     lines = [" ".join((prompt.said or prompt.prompt).split()) for prompt in prompts]
-    shared = 0
-    if len(set(lines)) > 1:
-        first, last = min(lines), max(lines)
-        shared = next((at for at, pair in enumerate(zip(first, last, strict=False)) if pair[0] != pair[1]), 0)
-        shared = first.rfind(" ", 0, shared) + 1
-    return [f"… {line[shared:]}" for line in lines] if shared > LONG_OPENING else lines
+    if len(set(lines)) < 2:
+        return lines
+    opening = os.path.commonprefix(lines)  # noqa: RUF071  # characters are meant
+    ending = os.path.commonprefix([line[::-1] for line in lines])  # noqa: RUF071
+    start, end = opening.rfind(" ") + 1, ending.rfind(" ") + 1  # at a word
+    shortest = min(map(len, lines))
+    if start > LONG_OPENING:
+        lines = [f"… {line[start:]}" for line in lines]
+    if end > LONG_OPENING and start + end < shortest:
+        lines = [f"{line[: len(line) - end]} …" for line in lines]
+    return lines
 
 
 def shown_drop(truth: Truth) -> str | None:
