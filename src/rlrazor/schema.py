@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from rlrazor.limits import LARGEST_SEED, LONGEST_NAME, MOST_STEPS
+from rlrazor.bounds import LARGEST_SEED, LONGEST_NAME, MOST_STEPS
 
 LARGEST_KL = 1e12  # nats: a ruined model comes to millions
 _ROUNDING = 1e-9  # by which a mean of scores may be off

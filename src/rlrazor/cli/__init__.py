@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 import rlrazor
-from rlrazor import interrupts, limits, processes
+from rlrazor import bounds, interrupts, processes
 from rlrazor.cli import calibrate, compare, evaluate, exits, finetune, pick, report, reproduce, sweep, tasks, theory
 from rlrazor.errors import RazorError
 
@@ -38,8 +38,8 @@ def _state_bounds(parser: argparse.ArgumentParser) -> None:
         if isinstance(action, argparse._SubParsersAction):
             for inner in action.choices.values():
                 _state_bounds(inner)
-        elif action.dest in limits.BOUNDS and action.help:
-            action.help += f" [{limits.BOUNDS[action.dest]}]"
+        elif action.dest in bounds.BOUNDS and action.help:
+            action.help += f" [{bounds.BOUNDS[action.dest]}]"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments, unknown = build_parser().parse_known_args(given)
     arguments.argv = given
     try:
-        limits.check_options(vars(arguments))
+        bounds.check_options(vars(arguments))
         with interrupts.remembered(), processes.together():
             if unknown:
                 raise RazorError(f"Unknown option {unknown[0]!r}. Options: {', '.join(arguments.options)}.")

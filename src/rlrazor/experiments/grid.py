@@ -8,7 +8,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import numpy as np
 
-from rlrazor import limits
+from rlrazor import bounds
 from rlrazor.documents import parse_json, parse_toml, read_text
 from rlrazor.errors import RazorError
 
@@ -62,17 +62,17 @@ def parse_setting(kinds: Kinds, sets: Mapping[Any, tuple[str, ...]], name: str, 
     items = value.split(",") if isinstance(value, str) else value
     if not isinstance(items, list | tuple):
         items = [items]
-    if len(items) > limits.MOST_VALUES:
-        raise RazorError(f"{name} has {len(items):,} values, and {limits.MOST_VALUES:,} are the most.")
+    if len(items) > bounds.MOST_VALUES:
+        raise RazorError(f"{name} has {len(items):,} values, and {bounds.MOST_VALUES:,} are the most.")
     if name == "methods" and len(items) == 1 and isinstance(items[0], str) and items[0] in sets:
         return sets[items[0]]
     if name.endswith("lrs") and len(items) == 1 and isinstance(items[0], str) and items[0].count(":") == 2:
         low, high, count = items[0].split(":")
         low, high, count = _parse_one(name, float, low), _parse_one(name, float, high), _parse_one(name, int, count)
-        if not 0 < low < high < math.inf or not 2 <= count <= limits.MOST_VALUES:
+        if not 0 < low < high < math.inf or not 2 <= count <= bounds.MOST_VALUES:
             raise RazorError(
                 f"{name}: {items[0]!r:.60} is not LOW:HIGH:COUNT with 0 < LOW < HIGH and COUNT from 2 to "
-                f"{limits.MOST_VALUES:,}."
+                f"{bounds.MOST_VALUES:,}."
             )
         return log_spaced(low, high, count)
     return tuple(_parse_one(name, kind, item) for item in items)
@@ -89,17 +89,17 @@ def check_many(config: Any, names: tuple[str, ...]) -> None:
 
 
 def check_bounds(config: Any, kinds: Kinds) -> None:
-    """Raise RazorError where a setting is out of its bounds, `limits.BOUNDS`."""
+    """Raise RazorError where a setting is out of its bounds, `bounds.BOUNDS`."""
     for name in kinds:
         values = getattr(config, name)
         for value in values if isinstance(values, tuple) else (values,):
-            limits.check(name, value)
+            bounds.check(name, value)
 
 
 def check_runs(runs: int, checkpoints: int) -> None:
     """Raise RazorError for a grid that nobody could wait for, before it is counted out; `checkpoints`: of one run."""
-    limits.check_size("runs", runs, limits.MOST_RUNS, "give fewer values")
-    limits.check_size("checkpoints of a run", checkpoints, limits.MOST_CHECKPOINTS, "lower checkpoints_per_epoch")
+    bounds.check_size("runs", runs, bounds.MOST_RUNS, "give fewer values")
+    bounds.check_size("checkpoints of a run", checkpoints, bounds.MOST_CHECKPOINTS, "lower checkpoints_per_epoch")
 
 
 def check_positive(config: Any, kinds: Kinds, but: tuple[str, ...]) -> None:
@@ -121,7 +121,7 @@ def _parse_one(name: str, kind: type, value: Any) -> Any:
         parsed = None
     # int(2.5), float(True) and str(3) succeed but are not what was meant.
     misread = isinstance(text, bool) or (kind is int and isinstance(text, float)) or (kind is str and text != parsed)
-    if isinstance(parsed, str) and len(parsed) > limits.LONGEST_NAME:
+    if isinstance(parsed, str) and len(parsed) > bounds.LONGEST_NAME:
         raise RazorError(f"{name} has a name of {len(parsed):,} characters: give a shorter one.")
     if parsed is None or misread:
         raise RazorError(f"{name}: {_shown(value)} is not {_NOUNS[kind]}.")

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from rlrazor.limits import MOST_STEPS
+from rlrazor.bounds import MOST_STEPS
 from rlrazor.schema import LARGEST_KL, Digest, Drop, Name, Open, Score, Step, Text
 
 Kl = Annotated[float, Field(ge=-LARGEST_KL, le=LARGEST_KL)]

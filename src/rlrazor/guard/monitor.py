@@ -30,7 +30,7 @@ from accelerate.state import AcceleratorState, is_initialized
 from accelerate.utils import DistributedType
 from transformers import TrainerCallback
 
-from rlrazor import limits
+from rlrazor import bounds
 from rlrazor.errors import RazorError
 from rlrazor.forecast import FORWARD, PROBE, Forecast
 from rlrazor.guard import ranks, trackers
@@ -182,7 +182,7 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
         if on_budget not in ("warn", "stop", "keep"):
             raise RazorError(f"on_budget is 'warn', 'stop' or 'keep', not {on_budget!r}.")
         for name, value in (("budget", budget), ("level", level), ("every", every)):
-            limits.require_number(name, value)
+            bounds.require_number(name, value)
         if budget is not None and not 0 < budget < 1:
             raise RazorError(
                 f"budget is a fraction of 1, such as 0.02 for two points of the prior score, not {budget}."
@@ -194,7 +194,7 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
         if every is not None and every < 1:
             raise RazorError(f"every is a number of steps, at least 1, not {every}.")
         if every is not None:
-            limits.check_whole("every", every)
+            bounds.check_whole("every", every)
         self.budget, self.on_budget, self.cautious, self.every, self.level = budget, on_budget, cautious, every, level
         self.prompts_hash = content_hash(self.prompts)
         own = read_generic(Path(generic)) if isinstance(generic, str | Path) else generic

@@ -16,8 +16,8 @@ from typing import Any
 
 import polars as pl
 
+from rlrazor import bounds
 from rlrazor import law as laws
-from rlrazor import limits
 from rlrazor.errors import RazorError
 from rlrazor.forecast import FORWARD, PROBE, Forecast
 from rlrazor.guard.law_file import LawFile
@@ -147,7 +147,7 @@ def pick(
     Checkpoints that cannot be read, have no weights or cannot be measured are left out, with a note. Raises RazorError
     where none is left, there is no such metric or forecast, or none within the budget.
     """
-    limits.require_number("budget", budget)
+    bounds.require_number("budget", budget)
     if budget is not None and not 0 <= budget < 1:
         raise RazorError(f"A budget is a fraction of 1, such as 0.02 for two points of the prior score, not {budget}.")
     notes: list[str] = []

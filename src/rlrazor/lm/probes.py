@@ -19,7 +19,7 @@ from typing import Any
 import platformdirs
 import torch
 
-from rlrazor import limits
+from rlrazor import bounds
 from rlrazor.documents import parse_json, read_text
 from rlrazor.errors import RazorError
 from rlrazor.lm import compute, encoding, sampling
@@ -54,8 +54,8 @@ class ProbeSettings:
     precision: str | None = None
 
     def __post_init__(self) -> None:
-        limits.check_whole("samples", self.samples)
-        limits.check_whole("max_new_tokens", self.max_new_tokens)
+        bounds.check_whole("samples", self.samples)
+        bounds.check_whole("max_new_tokens", self.max_new_tokens)
         if self.max_new_tokens < 1:
             raise RazorError(f"max_new_tokens must be at least 1, not {self.max_new_tokens}.")
         if not isinstance(self.chat, bool):
@@ -195,7 +195,7 @@ def of_prompts(
     digest = digest or base_digest(base, settings.precision)
     key = content_hash([SAMPLER, digest, fitting, ends, asdict(settings), purpose])
     path = cache_dir / f"{key}.json"
-    tokens = sampling.embedding_rows(unwrapped(base)) or limits.MOST_ROWS
+    tokens = sampling.embedding_rows(unwrapped(base)) or bounds.MOST_ROWS
     completions = _cached(path, len(fitting) * settings.samples, settings.max_new_tokens, tokens)
     if completions is None:
         with adapter_disabled(base):

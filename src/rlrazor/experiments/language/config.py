@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
-from rlrazor import limits
+from rlrazor import bounds
 from rlrazor.errors import RazorError
 from rlrazor.experiments import grid
 from rlrazor.experiments.grid import check_bounds, check_many, check_positive, check_runs, kinds_of
@@ -108,9 +108,9 @@ class Config:
         runs = max(offline, len(self.rl_lrs) * len(self.iterations)) * len(self.methods) * len(self.seeds)
         check_runs(runs, self.checkpoints_per_epoch * (1 if self.max_steps else max(self.epochs)))
         samples = self.rl_prompts * self.group_size
-        limits.check_size("samples a step", samples, limits.MOST_SAMPLES, "lower rl_prompts or group_size")
+        bounds.check_size("samples a step", samples, bounds.MOST_SAMPLES, "lower rl_prompts or group_size")
         measured = self.test_prompts * self.kl_samples
-        limits.check_size("measured completions", measured, limits.MOST_ROWS, "lower test_prompts or kl_samples")
+        bounds.check_size("measured completions", measured, bounds.MOST_ROWS, "lower test_prompts or kl_samples")
 
     def base_specs(self, base: str, data: str) -> list[RunSpec]:
         """One run per seed that measures the base; `base` and `data` are fingerprints, as in `specs`."""

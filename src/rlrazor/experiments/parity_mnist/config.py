@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
-from rlrazor import limits
+from rlrazor import bounds
 from rlrazor.errors import RazorError
 from rlrazor.experiments import grid
 from rlrazor.experiments.grid import check_bounds, check_many, check_positive, check_runs, kinds_of, log_spaced
@@ -60,7 +60,7 @@ class Config:
         runs = len(self.methods) * len(self.lrs) * len(self.schedules) * len(self.epochs) * len(self.seeds)
         check_runs(runs, max(self.epochs) * self.checkpoints_per_epoch)
         samples = self.batch_size * self.group_size
-        limits.check_size("samples a step", samples, limits.MOST_SAMPLES, "lower batch_size or group_size")
+        bounds.check_size("samples a step", samples, bounds.MOST_SAMPLES, "lower batch_size or group_size")
 
     def base_specs(self, data: str, variant: Mapping[str, Any] | None = None) -> list[RunSpec]:
         """One base run per seed; `data` is the fingerprint of the images, `variant` as in `specs`."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from rlrazor import limits, theory
+from rlrazor import bounds, theory
 from rlrazor.cli import build_parser, main
 from rlrazor.errors import RazorError
 from rlrazor.experiments.grid import read_settings
@@ -162,9 +162,9 @@ def test_theorys_seeds_are_bounded() -> None:
 
 
 def test_bounds_hold_no_nan() -> None:
-    for name in limits.BOUNDS:
+    for name in bounds.BOUNDS:
         with pytest.raises(RazorError, match=f"{name} must be"):
-            limits.check(name, float("nan"))
+            bounds.check(name, float("nan"))
 
 
 @pytest.mark.parametrize(
