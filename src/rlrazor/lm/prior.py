@@ -37,6 +37,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from rlrazor import bounds
 from rlrazor.documents import checked, loads, read_text
 from rlrazor.errors import RazorError, cause_of, disk_error_in
 from rlrazor.extras import needs_extra
@@ -187,6 +188,7 @@ def evaluate(
     that are missing or do not fit, a metric of unknown direction, a score that is no number, whatever a task's own code
     raises, and running out of memory.
     """
+    bounds.require_number("limit", limit)
     if limit is not None and limit < 1:
         raise RazorError(f"The limit is {limit}: evaluate at least 1 row of each task.")
     notes = []
