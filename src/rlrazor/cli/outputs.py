@@ -11,11 +11,12 @@ _INPUTS = (
     *("prompts", "law", "generic", "data", "demonstrations", "data_mirror", "config", "data_dir", "adapter"),
     *("base", "tuned", "model"),
 )
+_TINY = "tiny"  # the base that is made here, and no folder
 
 
 def inputs_of(arguments: argparse.Namespace) -> list[Path | str]:
     """The files and folders that a command's options name to be read; a hub id may be among them."""
-    found = [value for name in _INPUTS if (value := getattr(arguments, name, None)) is not None]
+    found = [value for name in _INPUTS if (value := getattr(arguments, name, None)) not in (None, _TINY)]
     file, _, function = (getattr(arguments, "verifier", None) or "").rpartition(":")
     return [*found, file] if file and function else found
 
