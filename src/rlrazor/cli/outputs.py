@@ -5,6 +5,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from rlrazor import writing
+from rlrazor.errors import RazorError
+from rlrazor.terminal import is_utf8
 from rlrazor.writing import Output
 
 _INPUTS = (
@@ -36,5 +38,7 @@ def check_run_folder(arguments: argparse.Namespace, out: Path, more: Iterable[Ou
 
 
 def check_folder(arguments: argparse.Namespace, out: Path) -> None:
-    """Raise RazorError where the folder to write into is one that is read."""
+    """Raise RazorError where the folder of runs is one that is read, or one that models cannot be saved in."""
+    if not is_utf8(str(out)):
+        raise RazorError(f"{out} is not UTF-8, and what saves models takes no other names: choose another --out.")
     writing.check_folder(out, inputs_of(arguments))
