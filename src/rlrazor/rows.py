@@ -54,6 +54,7 @@ _OTHER = re.compile(
     r"\[\[?[\w.-]+\]\]?[ \t]*\n+\s*[\w.-]+\s*=|\|.*\|[ \t]*\n\s*\|[ :|-]+\|[ \t]*\n)"
 )
 _OTHER_NAMES = (".yaml", ".yml", ".toml", ".ini", ".xml", ".html", ".htm", ".parquet", ".xlsx", ".md", ".py")
+_HALF = re.compile(r"\\u[dD][89a-fA-F]")  # of a surrogate pair
 _DELIMITERS = ",\t;|"
 _COLUMNS = {"prompt", "messages"}  # what makes a first line a header, alone or among others
 _USUAL = {  # ... and among others that could be names, or where every line has as many cells
@@ -75,7 +76,11 @@ def read_located(path: Path, pattern: str | None = None, *, line: str | None = N
 
     Each file is read once, so it may be a pipe.
     """
-    if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+    try:
+        saved = (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
+    except OSError as error:
+        raise RazorError(f"{path} cannot be read: {error.strerror}. Give {KINDS}.") from error
+    if saved:
         return _saved_by_datasets(path)
     return [row for file in _files(path, pattern) for row in _read_file(file, line)]
 
@@ -100,7 +105,7 @@ def _read_file(file: Path, line: str | None) -> list[Located]:
         data = file.read_bytes()
     except FileNotFoundError as error:
         raise RazorError(f"There is no {file}: give {wanted}.") from error
-    except OSError as error:
+    except (OSError, ValueError) as error:  # of a name with a NUL in it
         raise RazorError(f"{file} cannot be read: {error}. Give {wanted}.") from error
     if data.startswith(_PARQUET):
         return _parquet(file, data)
@@ -156,9 +161,22 @@ def _json(file: Path, text: str, line: str | None) -> list[Located]:
     return rows
 
 
+def whole_json(text: str) -> Any:
+    """The value of a JSON text. Raises UnicodeEncodeError, which is a ValueError, for half of a surrogate pair."""
+    value = json.loads(text)
+    if _HALF.search(text):  # or the second half of a whole one
+        json.dumps(value, ensure_ascii=False).encode()
+    return value
+
+
 def _parsed(where: str, text: str) -> Any:
     try:
-        return json.loads(text)
+        return whole_json(text)
+    except UnicodeEncodeError as error:
+        raise RazorError(
+            f"{where}: holds \\u{ord(error.object[error.start]):04x}, half of a character, which no tokenizer can "
+            "read: mend the text, or leave the row out."
+        ) from error
     except (ValueError, RecursionError) as error:
         raise RazorError(
             f"{where}: not JSON ({error}). Every line has to be one object, or the file one array."

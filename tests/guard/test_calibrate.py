@@ -120,7 +120,7 @@ def test_the_command_makes_a_law_of_a_users_own_data(
     (tmp_path / "mirror").mkdir()
     rows = [{"sentence": f"a {n} _ b", "option1": "cat", "option2": "dog", "answer": str(1 + n % 2)} for n in range(6)]
     (tmp_path / "mirror" / "winogrande_validation.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    out = tmp_path / "out"
+    out = tmp_path / "lr[1e-3] $x"  # which is no pattern, no markup and no formula
     command = [
         *("calibrate", str(base), "--prompts", str(tmp_path / "own.jsonl"), "--generic", str(tmp_path / "text.txt")),
         *("--prior", "winogrande", "--data-mirror", str(tmp_path / "mirror"), "--test-prompts", "6"),
@@ -173,10 +173,14 @@ def test_the_command_makes_a_law_of_a_users_own_data(
     # Another law than was there is not written over it, nor are other prompts.
     replace(law, level=0.5).save(out / "law.json")
     (out / "prompts.jsonl").write_text("mine")
+    assert main(command) == 2
+    assert (out / "prompts.jsonl").read_text() == "mine"
+    assert "prompts.jsonl is there already, and was not written by this command" in capfd.readouterr().err
+    (out / "prompts.jsonl").write_text(rows_of_mine := '{"prompt": "another"}\n')
     assert main(command) == 0
     assert "law.json is an earlier run's: it is in law-of-earlier-run-1.json now" in capfd.readouterr().err
     assert LawFile.load(out / "law-of-earlier-run-1.json").level == 0.5
-    assert (out / "prompts-of-earlier-run-1.jsonl").read_text() == "mine"
+    assert (out / "prompts-of-earlier-run-1.jsonl").read_text() == rows_of_mine
     assert replace(LawFile.load(out / "law.json"), command=law.command) == law
     assert len(list(out.glob("*-of-earlier-run-*"))) == 2
     # However few the rows, the runs have the updates that were asked for.

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from tokenizers import pre_tokenizers, processors
 
 from laws import GENERIC, PROMPTS, SETTINGS, law_of
 from own_tasks import SCORES, metric, own_task
-from rlrazor import drift
+from rlrazor import drift, writing
 from rlrazor.cli import main
 from rlrazor.cli.compare import as_json
 from rlrazor.errors import RazorError
@@ -532,6 +533,30 @@ def test_options_that_make_no_sense_are_refused(
     ):
         assert main([*command, *options]) == 2
         assert message in capfd.readouterr().err
+
+
+def test_names_and_prompts_are_shown_as_they_are(
+    folders: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tuned, hostile = tmp_path / "[/red]lr[1e-3]\x1b[31m<b>", "[bold]a\x1b[31m <script>$x_1$"
+    shutil.copytree(folders / "tuned", tuned)
+    (tmp_path / "prompts[1].jsonl").write_text(json.dumps({"prompt": hostile}))
+    command = ["compare", str(folders / "base"), str(tuned), "--prompts", "prompts[1].jsonl", "--max-new-tokens", "4"]
+    monkeypatch.setattr(comparison_page, "SHOWN", 1)
+    assert main([*command, "--no-chat"]) == 0
+    printed = capfd.readouterr().out
+    assert "/[/red]lr[1e-3]\\x1b[31m<b> against" in printed.replace("\n", "")
+    assert "\x1b" not in printed
+    page = (tmp_path / "comparison.html").read_text()
+    assert "<script>" not in page
+    assert writing.is_ours(tmp_path / "comparison.html", "page")
+    tuned.rename(odd := tmp_path / os.fsdecode(b"\xff\xfe"))
+    command[2] = str(odd)
+    assert main([*command, "--no-chat"]) in (0, 2)  # as the libraries that load it can, or cannot
+    error = capfd.readouterr().err
+    assert "Traceback" not in error
+    assert not error or "\\udcff" in error
 
 
 def test_weights_are_read_from_the_files_as_they_are(folders: Path) -> None:

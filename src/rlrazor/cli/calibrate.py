@@ -9,13 +9,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-
 from rlrazor import cores
 from rlrazor.cli.language import SETTINGS, add_running, add_source, settings_given, trainer_of
+from rlrazor.cli.outputs import check_run_folder
 from rlrazor.cli.printing import Subparsers, console_for_tables, human_seconds, options_of, print_plan
 from rlrazor.errors import RazorError
 from rlrazor.extras import needs_extra
+from rlrazor.terminal import Terminal
+from rlrazor.writing import Output, require_our_folder, write_text
 
 if TYPE_CHECKING:
     from rlrazor.experiments.language.config import Config
@@ -84,7 +85,7 @@ def run(arguments: argparse.Namespace) -> int:
     from rlrazor.guard.outputs import move_aside
     from rlrazor.report import drawing, write_report
     from rlrazor.report.tables import read_table, to_rich
-    from rlrazor.store import RunStore, atomic_path
+    from rlrazor.store import RunStore
 
     if (arguments.task is None) == (arguments.prompts is None):
         raise RazorError("Name the new task: --task NAME, or --prompts FILE for one of your own.")
@@ -102,6 +103,8 @@ def run(arguments: argparse.Namespace) -> int:
     jobs = arguments.jobs if arguments.jobs is not None else (cores.available() if tiny else 1)
     if jobs < 1:
         raise RazorError(f"--jobs must be at least 1, not {jobs}.")
+    if not arguments.dry_run:
+        _check(arguments, tiny=tiny)
     trainer = trainer_of(arguments, config)
     splits = trainer.task.load()
     if not tiny and "epochs" not in given and config.max_steps:
@@ -111,7 +114,7 @@ def run(arguments: argparse.Namespace) -> int:
         what = f"{found.runs} runs, {found.steps:,} updates, {found.checkpoints:,} checkpoints measured."
         print_plan(config, found, what, as_json=arguments.json)
         return 0
-    console = Console(stderr=True)
+    console = Terminal(stderr=True)
     command = shlex.join(["razor", *arguments.argv])
     done = reproduce(config, trainer, Options(arguments.out, jobs, preset="calibrate", command=command), console)
     for name in done.diverged:
@@ -139,8 +142,7 @@ def run(arguments: argparse.Namespace) -> int:
         target = arguments.out / f"{name}.jsonl"
         if target.exists() and target.read_text(encoding="utf-8", errors="replace") != text:
             move_aside(target, say)
-        with atomic_path(target) as written:
-            written.write_text(text, encoding="utf-8")
+        write_text(target, text, "rows")
     warnings = calibrate.warnings_of(law, table)
     if arguments.json:
         said = {"law": str(path), "report": str(done.report), "warnings": warnings, "objection": law.objection()}
@@ -163,6 +165,16 @@ def run(arguments: argparse.Namespace) -> int:
     for name, file in files.items():
         printed.print(f"{name}: {file}", highlight=False, soft_wrap=True)
     return 0
+
+
+def _check(arguments: argparse.Namespace, *, tiny: bool) -> None:
+    out = arguments.out
+    rows: list[Output] = [(out / "prompts.jsonl", "rows"), (out / "train.jsonl", "rows")]
+    check_run_folder(
+        arguments, out, [(out / "law.json", "json"), (out / "law.png", "png"), (out / "law.svg", "svg"), *rows]
+    )
+    if tiny:
+        require_our_folder(out / "base")
 
 
 def _epochs(config: "Config", prompts: int) -> int:

@@ -8,17 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich import box
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 from rlrazor.cli import exits
 from rlrazor.cli.language import stop_of
+from rlrazor.cli.outputs import check_outputs
 from rlrazor.cli.printing import Subparsers, console_for_tables, options_of
 from rlrazor.errors import RazorError
 from rlrazor.extras import needs_extra
-from rlrazor.store import check_writable
+from rlrazor.terminal import PlainColumn, Terminal
 
 if TYPE_CHECKING:
     from rlrazor.guard.compare import Comparison, TaskChange
@@ -45,7 +45,9 @@ def add_to(commands: Subparsers) -> None:
     parser.add_argument("--fail-above", metavar="DROP", help="largest drop of the prior score, such as 0.02")
     parser.add_argument("--cautious", action="store_true", help="judge by the upper end of the forecast's interval")
     parser.add_argument("--level", type=float, help="of the interval (default: the law's)")
-    parser.add_argument("--out", type=Path, metavar="FILE", default=Path("comparison.html"), help="the page")
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", default=Path("comparison.html"), help="the page (default: comparison.html)"
+    )
     parser.add_argument("--json", action="store_true", help="print the findings as JSON instead of tables")
     probe = parser.add_argument_group("how it is measured (a law's own settings come first)")
     probe.add_argument("--generic", type=Path, metavar="FILE", help="text that stands for what must not change")
@@ -73,7 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Compare, write the page, print, and judge."""
     needs_extra("guard", *(("eval",) if arguments.prior else ()))
     limit = _limit(arguments)
-    check_writable(arguments.out)  # first: it should not cost minutes
+    check_outputs(arguments, [(arguments.out, "page")])  # first: it should not cost minutes
     from rlrazor.guard.compare import STEPS, Pair, PriorSuite, compare
     from rlrazor.guard.comparison_page import write_page
     from rlrazor.guard.law_file import LawFile
@@ -101,8 +103,12 @@ def run(arguments: argparse.Namespace) -> int:
         metrics = suite.metrics()  # before models are loaded: what is missing shows at once
     if limit is not None:
         _check_judge(arguments, law, metrics)
-    columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), TimeRemainingColumn(compact=True))
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    columns = (
+        PlainColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        TimeRemainingColumn(compact=True),
+    )
+    with Progress(*columns, console=Terminal(stderr=True), transient=True) as progress:
         task = progress.add_task("", total=STEPS)
         begun = 0
 

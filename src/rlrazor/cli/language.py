@@ -7,13 +7,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-
 from rlrazor import cores
+from rlrazor.cli.outputs import check_run_folder
 from rlrazor.cli.printing import human_seconds, print_plan, print_results
 from rlrazor.errors import RazorError
 from rlrazor.extras import needs_extra
 from rlrazor.lm.encoding import check_stop
+from rlrazor.terminal import Terminal
 
 if TYPE_CHECKING:
     from rlrazor.experiments.language.config import Config
@@ -193,6 +193,8 @@ def run_sweep(arguments: argparse.Namespace, preset: str, out: Path) -> int:
     jobs = arguments.jobs if arguments.jobs is not None else (cores.available() if config.base == TINY else 1)
     if jobs < 1:
         raise RazorError(f"--jobs must be at least 1, not {jobs}.")
+    if not arguments.dry_run:
+        check_run_folder(arguments, out)
     trainer = trainer_of(arguments, config)
     if arguments.dry_run:
         found = estimate(config, trainer.task)
@@ -203,7 +205,7 @@ def run_sweep(arguments: argparse.Namespace, preset: str, out: Path) -> int:
         print_plan(config, found, what, as_json=arguments.json)
         return 0
     command = shlex.join(["razor", *arguments.argv])
-    console = Console(stderr=True)
+    console = Terminal(stderr=True)
     done = reproduce(config, trainer, Options(out, jobs, arguments.weights, preset, command), console)
     for name in done.diverged:
         console.print(f"Diverged, measured up to there: {name}.", style="yellow")

@@ -9,16 +9,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich import box
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TimeRemainingColumn
 from rich.table import Table
 
 from rlrazor.cli import exits
 from rlrazor.cli.compare import dtype_of
 from rlrazor.cli.language import stop_of
+from rlrazor.cli.outputs import check_outputs
 from rlrazor.cli.printing import Subparsers, console_for_tables, options_of
 from rlrazor.errors import RazorError
 from rlrazor.extras import needs_extra
+from rlrazor.terminal import PlainColumn, Terminal
 
 if TYPE_CHECKING:
     from rlrazor.guard.candidates import Candidate
@@ -97,6 +98,8 @@ def run(arguments: argparse.Namespace) -> int:
     measuring = arguments.base is not None or arguments.prompts is not None
     if measuring:
         needs_extra("guard")
+    if (figure := arguments.figure) is not None:
+        check_outputs(arguments, [(figure / "pick.png", "png"), (figure / "pick.svg", "svg")])
     from rlrazor.guard.law_file import LawFile
 
     law = None if arguments.law is None else LawFile.load(arguments.law)
@@ -124,8 +127,8 @@ def _pick(arguments: argparse.Namespace, law: "LawFile | None", *, measuring: bo
         raise RazorError(
             f"{arguments.folder} is of a sweep, whose scores were measured: leave --base and --prompts out."
         )
-    columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), TimeRemainingColumn(compact=True))
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not measuring) as progress:
+    columns = (PlainColumn("{task.description}"), BarColumn(bar_width=24), TimeRemainingColumn(compact=True))
+    with Progress(*columns, console=Terminal(stderr=True), transient=True, disable=not measuring) as progress:
         measure, cautions = None, list[str]()
         if measuring:
             asked = _Asked.of(arguments, law)

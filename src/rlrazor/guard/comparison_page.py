@@ -11,7 +11,7 @@ import numpy as np
 from rlrazor.forecast import FORWARD, PROBE
 from rlrazor.guard.compare import REVERSE, Comparison, TaskChange, Truth
 from rlrazor.lm.kl import Estimate
-from rlrazor.store import atomic_path
+from rlrazor.writing import write_text
 
 LABELS = {FORWARD: "forward KL, new task", REVERSE: "reverse KL, new task", PROBE: "forward KL, generic probe"}
 SHOWN = 30  # prompts on the page
@@ -43,8 +43,7 @@ def write_page(found: Comparison, path: Path, shown: int = SHOWN) -> Path:
         top=top,
         darkest=DARKEST,
     )
-    with atomic_path(path) as partial:
-        partial.write_text(html, encoding="utf-8")
+    write_text(path, html, "page")
     return path
 
 

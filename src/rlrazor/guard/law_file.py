@@ -35,7 +35,7 @@ from rlrazor.law import Saturating
 from rlrazor.lm.kl import Estimate
 from rlrazor.lm.models import base_digest, is_digest, is_same_base, tokenizer_digest
 from rlrazor.lm.probes import GenericText, ProbeSettings, Prompt, content_hash
-from rlrazor.store import atomic_path
+from rlrazor.writing import atomic_path
 
 FEW_PROMPTS = 16  # below it a standard error is itself a guess, and the interval is widened by it in any case
 FORMAT = 2  # of the file: raise it when another rlrazor would misread it; 2: digests of what the base computes
@@ -250,8 +250,8 @@ class LawFile:
             )
 
     def save(self, path: Path) -> None:
-        """Write it, whole or not at all."""
-        with atomic_path(path) as partial:
+        """Write it, whole or not at all; raises RazorError where there is a file that is no law, or none can be."""
+        with atomic_path(path, "json") as partial:
             partial.write_text(json.dumps(self.as_json(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
     def as_json(self) -> dict[str, Any]:

@@ -316,7 +316,8 @@ def _aside(chosen: Candidate, front: Sequence[Candidate]) -> str:
 def _of_records(folder: Path) -> _Source:
     """Every checkpoint of every run, with measured scores."""
     try:
-        table = pl.read_parquet(folder / "records.parquet")
+        # Of a path, polars takes [ and * for a pattern.
+        table = pl.read_parquet((folder / "records.parquet").read_bytes())
         points = laws.distinct(table).filter(pl.col("method") != BASE)
         columns = ("run_id", "method", "lr", "seed", "step", "new", "forgetting")
         optional = [name for name in (*_MEASURED, *(f"{name}_stderr" for name in _MEASURED)) if name in points.columns]

@@ -10,7 +10,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from rlrazor import frontier
-from rlrazor.report.drawing import INK, PALETTE, SYMBOLS, Curve, Figure, Layer, Panel, Points, Range, floats
+from rlrazor.report.drawing import INK, PALETTE, SYMBOLS, Curve, Figure, Layer, Panel, Points, Range, as_html, floats
 from rlrazor.report.tables import Sweep, kl_unit_of, number
 
 BASE_HOVER = "<b>base</b>, seed %{customdata[0]}<br>new %{customdata[1]:.2%}, prior %{customdata[2]:.2%}<extra></extra>"
@@ -40,7 +40,7 @@ class _Method:
             x=floats(points, x),
             y=floats(points, y),
             color=self.color,
-            hover=HOVER.format(self.label),
+            hover=HOVER.format(as_html(self.label)),
             rows=rows,
             symbol=self.symbol,
             **style,

@@ -1,6 +1,5 @@
 """What a sweep says: read and analysed once, then put into tables for the page, the terminal and JSON."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from rlrazor import frontier, law
 from rlrazor.errors import RazorError
 from rlrazor.law import LawSummary, LeftOut, PredictorSummary, Quadratic, Saturating
 from rlrazor.records import BASE, JSON
+from rlrazor.rows import whole_json
 
 THRESHOLDS = (0.95, 0.96, 0.97)  # unless the folder's config names others
 
@@ -271,7 +271,7 @@ def _read_config(folder: Path) -> JSON:
 def read_json(path: Path) -> Any:
     """A JSON file of an output folder; raises RazorError when it is missing or damaged."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return whole_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise RazorError(f"There is no {path}: give the output folder of a finished `razor reproduce`.") from error
     except (OSError, ValueError) as error:
@@ -283,7 +283,7 @@ def read_table(path: Path, columns: Sequence[str] = COLUMNS) -> pl.DataFrame:
     if not path.is_file():
         raise RazorError(f"There is no {path}: give the output folder of a finished `razor reproduce`.")
     try:
-        table = pl.read_parquet(path)
+        table = pl.read_parquet(path.read_bytes())  # of a path, polars takes [ and * for a pattern
     except (OSError, pl.exceptions.PolarsError) as error:
         raise RazorError(f"{path} is damaged: delete it and run the same command again.") from error
     missing = [name for name in columns if name not in table.columns]

@@ -47,9 +47,10 @@ import platformdirs
 import torch
 from rich.console import Console
 from rich.errors import LiveError
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, DownloadColumn, Progress, TimeElapsedColumn
 
 from rlrazor.errors import RazorError
+from rlrazor.terminal import PlainColumn, Terminal
 
 try:
     import fcntl
@@ -509,8 +510,8 @@ def _one_line(error: Exception) -> str:
 @contextmanager
 def _shown(console: Console | None) -> Iterator[Progress]:
     """A progress display that appears when the block takes longer than `_SILENT_SECONDS`, on a terminal only."""
-    console = console or Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(20), DownloadColumn(), TimeElapsedColumn())
+    console = console or Terminal(stderr=True)
+    columns = (PlainColumn("{task.description}"), BarColumn(20), DownloadColumn(), TimeElapsedColumn())
     progress = Progress(*columns, console=console, transient=True, disable=not console.is_interactive)
 
     def start() -> None:
