@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
+import rlrazor
 from rlrazor import progress
 from rlrazor.cli import main
 from rlrazor.cli.printing import console_for_tables
@@ -21,7 +23,7 @@ from rlrazor.errors import RazorError
 from rlrazor.lm.probes import read_prompts
 from rlrazor.records import Record, RunSpec
 from rlrazor.report import drawing
-from rlrazor.report.drawing import Curve, Figure, Panel, Points
+from rlrazor.report.drawing import Curve, Figure, Layer, Panel, Points
 from rlrazor.report.tables import read_table
 from rlrazor.terminal import PlainColumn, Terminal, printable, say, shown_on
 from test_report import make_folder, make_table
@@ -154,7 +156,7 @@ def test_labels_are_drawn_as_they_are(tmp_path: Path) -> None:
     line = np.arange(2.0)
     labels = list(NAMES.values())
     ticks = list(enumerate(labels))
-    layers = [
+    layers: list[Layer] = [
         *(Curve(name, line, line, "#000000") for name in labels[::2]),
         *(Points(name, line, line, "#000000", rows=[[name]] * 2, hover="%{customdata[0]}") for name in labels[1::2]),
     ]
@@ -202,3 +204,32 @@ def test_json_is_valid_whatever_is_in_it(capfd: pytest.CaptureFixture[str]) -> N
 
 def test_a_table_in_a_file_is_wide_enough() -> None:
     assert console_for_tables().width == 120
+
+
+def test_nothing_prints_or_reads_in_another_way() -> None:
+    """Rich's own consoles and columns take brackets for markup, and polars takes paths for patterns."""
+    wrong = re.compile(
+        r"(?<!\w)(Console|TextColumn)\(|from_markup|pl\.(read|scan)_\w+\((?!io\.BytesIO|file\)|.*read_bytes)"
+    )
+    source = Path(rlrazor.__file__).parent
+    found = [
+        f"{path.relative_to(source)}: {line.strip()}"
+        for path in source.rglob("*.py")
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if path.name != "terminal.py" and wrong.search(line)
+    ]
+    assert found == []
+
+
+def test_a_monitor_that_nobody_can_hear_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a full disk, on a closed output, and on one whose encoding lacks a character."""
+    from rlrazor.guard import monitor
+
+    full = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(full, "write", lambda text: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    for stream in (full, None, narrow := io.TextIOWrapper(io.BytesIO(), encoding="ascii")):
+        monkeypatch.setattr(sys, "stdout", stream)
+        monitor._say("[razor] 1 ± 2 \x1b[31m")
+    narrow.flush()
+    assert isinstance(narrow.buffer, io.BytesIO)
+    assert narrow.buffer.getvalue() == b"[razor] 1 \\xb1 2 \\x1b[31m\n"

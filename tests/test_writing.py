@@ -10,7 +10,8 @@ import polars as pl
 import pytest
 
 from rlrazor import writing
-from rlrazor.cli import main
+from rlrazor.cli import build_parser, main
+from rlrazor.cli.outputs import check_folder
 from rlrazor.errors import RazorError
 from rlrazor.experiments.language import train
 from rlrazor.records import Record, RunSpec
@@ -150,6 +151,12 @@ def test_a_run_folder_of_the_users_is_added_to_only(
     assert f"{name} {NOT_OURS}" in refused([*command, "--out", "out"], capfd)
 
 
+def test_the_tiny_base_is_no_folder(here: Path) -> None:
+    (here / "tiny").mkdir()
+    given = build_parser().parse_args(["calibrate", "tiny", "--task", "letters", "--out", "tiny"])
+    check_folder(given, given.out)
+
+
 @pytest.mark.parametrize("name", ["law.json", "law.png", "law.svg", "prompts.jsonl", "train.jsonl", "base/config.json"])
 def test_a_calibration_is_written_over_nothing_of_the_users(
     name: str, here: Path, capfd: pytest.CaptureFixture[str]
@@ -167,6 +174,9 @@ def test_a_calibration_is_written_over_nothing_of_the_users(
         (("sweep", "--base", "base", "--task", "letters", "--out", "base"), "base would be written to"),
         (("finetune", "base", "--task", "letters", "--lr", "1e-3", "--out", "base"), "base would be written to"),
         (("reproduce", "parity-mnist", "--data-dir", "mirror", "--out", "mirror"), "mirror would be written to"),
+        (("calibrate", "tiny", "--task", "letters", "--out", "\udcff"), "\\udcff is not UTF-8"),
+        (("finetune", "tiny", "--task", "letters", "--lr", "1", "--out", "\udcff"), "\\udcff is not UTF-8"),
+        (("reproduce", "parity-mnist", "--out", "\udcff"), "\\udcff is not UTF-8"),
         (("theory", "--out", "out"), f"theory.json {NOT_OURS}"),
         (("pick", "run", "--figure", "out"), f"pick.png {NOT_OURS}"),
         (("report", "base", "--markdown", "out"), f"findings.md {NOT_OURS}"),
@@ -200,8 +210,8 @@ def test_what_we_wrote_is_written_again(here: Path) -> None:
     figure = Figure("pick", [Panel("t", "x", "y", [Curve("c", np.arange(2.0), np.arange(2.0), "#000000")])], columns=1)
     drawing.save(figure, here)
     drawing.save(figure, here)
-    for kind in drawing.KINDS:
-        assert writing.is_ours(here / f"pick.{kind}", kind)
+    for drawn in drawing.KINDS:
+        assert writing.is_ours(here / f"pick.{drawn}", drawn)
     make_table(runs=1, checkpoints=1).write_parquet(here / "records.parquet")
     assert writing.is_ours(here / "records.parquet", "table")
     pl.DataFrame({"step": [1]}).write_parquet(here / "mine.parquet")

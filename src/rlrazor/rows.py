@@ -107,7 +107,7 @@ def _read_file(file: Path, line: str | None) -> list[Located]:
         data = read_bytes(file, LARGEST)
     except FileNotFoundError as error:
         raise RazorError(f"There is no {file}: give {wanted}.") from error
-    except OSError as error:
+    except (OSError, ValueError) as error:  # of a name with a NUL in it
         raise RazorError(f"{file} cannot be read: {error}. Give {wanted}.") from error
     if data.startswith(_PARQUET):
         return _parquet(file, data)

@@ -59,7 +59,9 @@ def check(outputs: Iterable[Output], inputs: Iterable[Path | str | None] = ()) -
 
 def check_apart(outputs: Iterable[Path], inputs: Iterable[Path | str | None]) -> None:
     """The same but for what can be written: raise RazorError where an output is an input, or another output."""
-    read = _identities(inputs)
+    outputs = list(outputs)
+    # A folder may hold many files, and one that is not there is none of them.
+    read = _identities(inputs, inside=any(map(os.path.exists, outputs)))
     seen: dict[Any, Path] = {}
     for path in outputs:
         own = _identity(path)
@@ -184,7 +186,7 @@ def _not_ours(path: Path) -> RazorError:
     )
 
 
-def _identities(inputs: Iterable[Path | str | None], *, inside: bool = True) -> set[Any]:
+def _identities(inputs: Iterable[Path | str | None], *, inside: bool) -> set[Any]:
     """Of each input, and `inside` of the files of each that is a folder. A hub id is none, nor is what is not there."""
     found = set()
     for given in inputs:

@@ -176,11 +176,11 @@ def test_the_command_makes_a_law_of_a_users_own_data(
     assert main(command) == 2
     assert (out / "prompts.jsonl").read_text() == "mine"
     assert "prompts.jsonl is there already, and was not written by this command" in capfd.readouterr().err
-    (out / "prompts.jsonl").write_text(other := '{"prompt": "another"}\n')
+    (out / "prompts.jsonl").write_text(rows_of_mine := '{"prompt": "another"}\n')
     assert main(command) == 0
     assert "law.json is an earlier run's: it is in law-of-earlier-run-1.json now" in capfd.readouterr().err
     assert LawFile.load(out / "law-of-earlier-run-1.json").level == 0.5
-    assert (out / "prompts-of-earlier-run-1.jsonl").read_text() == other
+    assert (out / "prompts-of-earlier-run-1.jsonl").read_text() == rows_of_mine
     assert replace(LawFile.load(out / "law.json"), command=law.command) == law
     assert len(list(out.glob("*-of-earlier-run-*"))) == 2
     # However few the rows, the runs have the updates that were asked for.

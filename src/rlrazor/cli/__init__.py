@@ -14,7 +14,7 @@ import rlrazor
 from rlrazor import bounds, interrupts, processes
 from rlrazor.cli import calibrate, compare, evaluate, exits, finetune, pick, report, reproduce, sweep, tasks, theory
 from rlrazor.errors import RazorError
-from rlrazor.terminal import never_fail_to_encode, say
+from rlrazor.terminal import is_utf8, never_fail_to_encode, say
 
 _DISK_ERRORS = {errno.ENOSPC, errno.EFBIG, errno.EIO, errno.EBADF, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
@@ -140,13 +140,9 @@ def _users_files(error: Exception, given: Sequence[str]) -> str | None:
             f"{error.strerror}, which is what came of writing to standard output or to a temporary file: make room "
             "there, then run the same command again."
         )
-    if isinstance(error, UnicodeError) and (odd := next((one for one in given if _is_not_utf8(one)), None)):
+    if isinstance(error, UnicodeError) and (odd := next((one for one in given if not is_utf8(one)), None)):
         return f"{odd} is not UTF-8, which a library that reads it cannot take: rename it."
     return None
-
-
-def _is_not_utf8(text: str) -> bool:
-    return any("\ud800" <= character <= "\udfff" for character in text)
 
 
 # Standard output and error

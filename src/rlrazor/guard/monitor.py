@@ -670,8 +670,9 @@ def _finite(value: float) -> float | None:
 
 
 def _say(text: str) -> None:
-    """A line above the progress bar."""
+    """A line above the progress bar; where it cannot be printed, that is not worth somebody's training run."""
     from tqdm.auto import tqdm
 
     if ranks.is_first():
-        tqdm.write(shown_on(sys.stdout, text))
+        with suppress(OSError, ValueError, AttributeError):  # full; closed; none
+            tqdm.write(shown_on(sys.stdout, text))

@@ -52,7 +52,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TimeElapsedColumn
 
 from rlrazor.errors import RazorError
 from rlrazor.regular import open_regular
-from rlrazor.terminal import PlainColumn
+from rlrazor.terminal import PlainColumn, Terminal
 
 try:
     import fcntl
@@ -686,7 +686,7 @@ def _one_line(error: Exception) -> str:
 @contextmanager
 def _shown(console: Console | None) -> Iterator[Progress]:
     """A progress display that appears when the block takes longer than `_SILENT_SECONDS`, on a terminal only."""
-    console = console or Console(stderr=True)
+    console = console or Terminal(stderr=True)
     columns = (PlainColumn("{task.description}"), BarColumn(20), DownloadColumn(), TimeElapsedColumn())
     progress = Progress(*columns, console=console, transient=True, disable=not console.is_interactive)
 
