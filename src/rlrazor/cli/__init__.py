@@ -9,7 +9,20 @@ from typing import NoReturn
 
 import rlrazor
 from rlrazor import interrupts, processes
-from rlrazor.cli import calibrate, compare, evaluate, exits, finetune, pick, report, reproduce, sweep, tasks, theory
+from rlrazor.cli import (
+    calibrate,
+    compare,
+    convert,
+    evaluate,
+    exits,
+    finetune,
+    pick,
+    report,
+    reproduce,
+    sweep,
+    tasks,
+    theory,
+)
 from rlrazor.errors import RazorError
 
 # Commands that go on from where they were.
@@ -28,7 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="razor", description="Measure, predict and prevent forgetting in fine-tuning.")
     parser.add_argument("--version", action="version", version=f"razor {rlrazor.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (calibrate, compare, pick, finetune, evaluate, sweep, tasks, reproduce, report, theory):
+    for command in (calibrate, compare, pick, finetune, evaluate, sweep, convert, tasks, reproduce, report, theory):
         command.add_to(commands)
     return parser
 
