@@ -12,7 +12,20 @@ from typing import Any, NoReturn
 
 import rlrazor
 from rlrazor import bounds, interrupts, processes
-from rlrazor.cli import calibrate, compare, evaluate, exits, finetune, pick, report, reproduce, sweep, tasks, theory
+from rlrazor.cli import (
+    calibrate,
+    compare,
+    convert,
+    evaluate,
+    exits,
+    finetune,
+    pick,
+    report,
+    reproduce,
+    sweep,
+    tasks,
+    theory,
+)
 from rlrazor.errors import RazorError
 from rlrazor.terminal import is_utf8, never_fail_to_encode, say
 
@@ -51,7 +64,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="razor", description="Measure, predict and prevent forgetting in fine-tuning.")
     parser.add_argument("--version", action="version", version=f"razor {rlrazor.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (calibrate, compare, pick, finetune, evaluate, sweep, tasks, reproduce, report, theory):
+    for command in (calibrate, compare, pick, finetune, evaluate, sweep, convert, tasks, reproduce, report, theory):
         command.add_to(commands)
     _state_bounds(parser)
     return parser

@@ -16,7 +16,7 @@ from rlrazor.errors import RazorError
 DEFAULT_TASKS = ("hellaswag", "truthfulqa_mc2", "mmlu", "ifeval", "winogrande", "humaneval")
 
 _NAMED = re.compile(rb"^[\"']?(?:task|group|tag)[\"']?\s*:[ \t]*(.*(?:\n[ \t]*- .*)*)", re.MULTILINE)
-_NAME = re.compile(r"[^\s\"',\[\]#]+")
+_NAME = re.compile(r"\w[^\s\"',\[\]#]*")
 
 
 def check_names(tasks: Sequence[str]) -> None:
