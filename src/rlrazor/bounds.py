@@ -80,6 +80,7 @@ BOUNDS: Mapping[str, Bounds] = {
     "pretrain_epochs": Bounds(1, 10_000),
     "pretrain_size": Bounds(1, 60_000),  # images that the training sets have
     "jobs": Bounds(1, 1024),
+    "threads": Bounds(1, 1024),
     "micro_batch": _COUNT,
     "save_every": Bounds(1, MOST_STEPS),
     "samples": Bounds(1, 10_000),
