@@ -52,6 +52,7 @@ _COUNT = Bounds(1, 10**6)
 _STEPS = Bounds(0, MOST_STEPS)
 _RATES = Bounds(0, _LARGEST_FLOAT32, open_low=True)
 _SEEDS = Bounds(0, LARGEST_SEED)
+_NATS = Bounds(0, 10**6)
 _PARTS = Bounds(0, 1, open_low=True, open_high=True)
 
 BOUNDS: Mapping[str, Bounds] = {
@@ -89,6 +90,8 @@ BOUNDS: Mapping[str, Bounds] = {
     "level": _PARTS,
     "budget": Bounds(0, 1, open_high=True),
     "overhead": _PARTS,
+    "kl_budget": _NATS,
+    "kl_budget_probe": _NATS,
 }
 
 
