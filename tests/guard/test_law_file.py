@@ -167,9 +167,12 @@ def test_what_cannot_be_read_is_refused(tmp_path: Path) -> None:
         ("[]", "not a law of rlrazor"),
         ('{"a": 1}', "not a law of rlrazor"),
         (json.dumps({**stored, "format": FORMAT + 1}), "made by a newer version"),
-        (json.dumps({name: stored[name] for name in stored if name != "law"}), "damaged.*law"),
-        (json.dumps({**stored, "highest": {}}), "damaged.*kl_probe"),
-        (json.dumps({**stored, "interval": {**stored["interval"], "runs": []}}), "damaged.*rests on 0 runs"),
+        (json.dumps({name: stored[name] for name in stored if name != "law"}), "lacks law: calibrate again"),
+        (json.dumps({**stored, "highest": {}}), "damaged, as highest is of nothing, and the law of kl_probe"),
+        (
+            json.dumps({**stored, "interval": {**stored["interval"], "runs": []}}),
+            "damaged, as interval.runs .* at least 3 entries",
+        ),
         (
             json.dumps(
                 {
@@ -178,12 +181,18 @@ def test_what_cannot_be_read_is_refused(tmp_path: Path) -> None:
                     "highest": {"weight_l2": 1.0},
                 }
             ),
-            "A law is of kl_forward, kl_probe or both; this one needs weight_l2",
+            "damaged, as law.predictors.weight_l2 .* 'kl_forward' or 'kl_probe'",
         ),
-        (json.dumps({**stored, "probe": {**stored["probe"], "unknown": 1}}), "damaged.*unknown"),
-        (json.dumps({**stored, "law": {**stored["law"], "a": math.nan}}), "damaged.*float"),
-        (json.dumps({**stored, "highest": {"kl_probe": math.inf}}), "damaged.*float"),
-        (json.dumps({**stored, "interval": {**stored["interval"], "level": 1.5}}), "damaged.*level is 1.5"),
+        (
+            json.dumps({**stored, "probe": {**stored["probe"], "unknown": 1}}),
+            "damaged, as probe.unknown is not known here",
+        ),
+        (json.dumps({**stored, "law": {**stored["law"], "a": math.nan}}), "holds NaN"),
+        (json.dumps({**stored, "highest": {"kl_probe": math.inf}}), "holds Infinity"),
+        (
+            json.dumps({**stored, "interval": {**stored["interval"], "level": 1.5}}),
+            "damaged, as interval.level is 1.5, and should be below 1",
+        ),
         (json.dumps({**stored, "interval": {**stored["interval"], "floor": 0.5}}), "damaged.*floor 0.5"),
     ):
         path.write_text(content)

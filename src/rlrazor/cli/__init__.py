@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import rlrazor
-from rlrazor import interrupts, processes
+from rlrazor import bounds, interrupts, processes
 from rlrazor.cli import calibrate, compare, evaluate, exits, finetune, pick, report, reproduce, sweep, tasks, theory
 from rlrazor.errors import RazorError
 from rlrazor.terminal import is_utf8, never_fail_to_encode, say
@@ -31,7 +31,8 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """One sentence instead of argparse's usage block."""
-        say(f"razor: {message}. See '{self.prog} --help'.")
+        short = message if len(message) <= 300 else f"{message[:300]}…"  # a value may be of any length
+        say(f"razor: {short}. See '{self.prog} --help'.")
         sys.exit(exits.ERROR)
 
 
@@ -49,7 +50,18 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for command in (calibrate, compare, pick, finetune, evaluate, sweep, tasks, reproduce, report, theory):
         command.add_to(commands)
+    _state_bounds(parser)
     return parser
+
+
+def _state_bounds(parser: argparse.ArgumentParser) -> None:
+    """Of each option that is a number, say in its help what it may be."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for inner in action.choices.values():
+                _state_bounds(inner)
+        elif action.dest in bounds.BOUNDS and action.help:
+            action.help += f" [{bounds.BOUNDS[action.dest]}]"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -88,6 +100,7 @@ def _run(given: list[str]) -> int:
         for name in ("base", "tuned", "model"):
             if getattr(arguments, name, None) == "":
                 raise RazorError(f"{name.upper()} is empty: name a folder, a hub id or a .gguf file.")
+        bounds.check_options(vars(arguments))
         with interrupts.remembered(), processes.together():
             if unknown:
                 raise RazorError(f"Unknown option {unknown[0]!r}. Options: {', '.join(arguments.options)}.")

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlrazor import drift
+from rlrazor import bounds, drift
 from rlrazor.drift.representation import NEIGHBOURS
 from rlrazor.errors import RazorError
 from rlrazor.forecast import FORWARD, PROBE, Forecast
@@ -230,6 +230,8 @@ def compare(
     With a law its probe and settings are used, and its level where none is given. Raises RazorError for models that
     cannot be loaded, do not belong together or seem to be swapped, a law of another base, and no prompts.
     """
+    bounds.require_number("level", level)
+    bounds.check("level", level)
     pair = replace(pair, base=_expanded(pair.base), tuned=_expanded(pair.tuned))
     notes = _check_order(pair)
     generic = (law.generic if law else generic) or GenericText.built_in()

@@ -16,6 +16,7 @@ from typing import Any
 
 from numpy.typing import ArrayLike
 
+from rlrazor.documents import checked, parse_json, read_text
 from rlrazor.errors import RazorError
 from rlrazor.forecast import (
     FLOOR,
@@ -31,6 +32,7 @@ from rlrazor.forecast import (
     RangeError,
     errors_by_range,
 )
+from rlrazor.guard.law_schema import Curve, StoredLaw
 from rlrazor.law import Saturating
 from rlrazor.lm.kl import Estimate
 from rlrazor.lm.models import base_digest, is_digest, is_same_base, tokenizer_digest
@@ -38,6 +40,7 @@ from rlrazor.lm.probes import GenericText, ProbeSettings, Prompt, content_hash
 from rlrazor.writing import atomic_path
 
 FEW_PROMPTS = 16  # below it a standard error is itself a guess, and the interval is widened by it in any case
+MEND = "calibrate again"
 FORMAT = 2  # of the file: raise it when another rlrazor would misread it; 2: digests of what the base computes
 NAMES = {FORWARD: "KL on the new task's prompts", PROBE: "KL on the generic probe"}
 INTERVAL = "hierarchical jackknife+ over runs (arXiv:2306.06342), residuals relative to floor + forecast drop"
@@ -290,16 +293,13 @@ class LawFile:
 
     @classmethod
     def load(cls, path: Path | str) -> LawFile:
-        """Read one. Raises RazorError where it is missing, damaged, or of a newer format than this rlrazor knows."""
+        """Read one. Raises RazorError where it is missing, of another format, or holds what no calibration writes."""
         path = Path(path)
-        try:
-            stored = json.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise RazorError(f"There is no law in {path}. `razor calibrate` makes one.") from error
-        except ValueError as error:
-            raise RazorError(f"The law in {path} is damaged: it is not JSON. Calibrate again.") from error
+        where = f"The law in {path}"
+        text = read_text(path, mend=MEND, missing=f"There is no law in {path}. `razor calibrate` makes one.")
+        stored = parse_json(text, where, mend=MEND)
         found = stored.get("format") if isinstance(stored, dict) else None
-        if not isinstance(found, int):
+        if isinstance(found, bool) or not isinstance(found, int) or found < 1:
             raise RazorError(f"{path} is not a law of rlrazor: it has no format number.")
         if found > FORMAT:
             raise RazorError(
@@ -311,50 +311,34 @@ class LawFile:
                 f"The law in {path} has format {found}, of an rlrazor that told bases apart in another way: calibrate "
                 "again."
             )
+        found_law = checked(StoredLaw, stored, where, mend=MEND)
         try:
-            return cls._from_json(stored)
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-            raise RazorError(f"The law in {path} is damaged ({error!r}). Calibrate again.") from error
+            return cls._from(found_law)
+        except RazorError as error:  # of the probe's settings
+            raise RazorError(f"{where} is damaged. {error} Calibrate again.") from error
 
     @classmethod
-    def _from_json(cls, stored: Mapping[str, Any]) -> LawFile:
-        law, interval, probe = _law_from_json(stored["law"]), stored["interval"], dict(stored["probe"])
-        if interval["floor"] != FLOOR:  # residuals are relative to it
-            raise ValueError(f"its intervals are of floor {interval['floor']}, not {FLOOR}")
-        forecaster = Forecaster(
-            law,
-            tuple(
-                LeftOutRun(run["run"], _law_from_json(run["law"]), tuple(map(float, run["residuals"])))
-                for run in interval["runs"]
-            ),
-            tuple(float(stored["highest"][name]) for name in law.columns),
-            float(stored["prior"]["mean"]),
-        )
-        if len(forecaster.left_out) < MIN_RUNS or not all(run.residuals for run in forecaster.left_out):
-            raise ValueError(f"it rests on {len(forecaster.left_out)} runs")
-        json.dumps(asdict(forecaster), allow_nan=False)  # raises: no comparison with a budget is true of NaN
-        if not 0 < float(interval["level"]) < 1:
-            raise ValueError(f"its level is {interval['level']}")
-        choice = stored["choice"]
-        candidates = tuple(Candidate(tuple(one["columns"]), float(one["error"])) for one in choice["candidates"])
-        generic = probe.pop("generic")
-        prompts_hash, prompts_count = probe.pop("prompts_hash"), int(probe.pop("prompts_count"))
+    def _from(cls, stored: StoredLaw) -> LawFile:
+        law, prior, probe = _law_from(stored.law), stored.prior, stored.probe
+        left_out = tuple(LeftOutRun(run.run, _law_from(run.law), tuple(run.residuals)) for run in stored.interval.runs)
+        highest = tuple(stored.highest[name] for name in law.columns)  # type: ignore[index]
+        candidates = tuple(Candidate(tuple(one.columns), one.error) for one in stored.choice.candidates)
         return cls(
-            stored["base"]["name"],
-            stored["base"]["digest"],
-            stored["base"]["tokenizer"],
-            dict(stored["prior"]["scores"]),
-            forecaster,
-            Choice(choice["by"], candidates, float(choice["guess"])),
-            ProbeSettings(**{**probe, "stop": tuple(probe["stop"])}),
-            GenericText(tuple(generic.get("texts", ())), tuple(generic.get("prompts", ()))),
-            prompts_hash,
-            prompts_count,
-            float(interval["level"]),
-            tuple(stored["data"]),
-            dict(stored["versions"]),
-            str(stored["command"]),
-            None if (noise := stored["prior"]["noise"]) is None else float(noise),
+            stored.base.name,
+            stored.base.digest,
+            stored.base.tokenizer,
+            prior.scores,
+            Forecaster(law, left_out, highest, prior.mean),
+            Choice(stored.choice.by, candidates, stored.choice.guess),
+            ProbeSettings(probe.max_new_tokens, probe.samples, tuple(probe.stop), probe.chat, probe.precision),
+            GenericText(tuple(probe.generic.texts), tuple(probe.generic.prompts)),
+            probe.prompts_hash,
+            probe.prompts_count,
+            stored.interval.level,
+            tuple(row.model_dump(exclude_unset=True) for row in stored.data),
+            stored.versions,
+            stored.command,
+            prior.noise,
         )
 
 
@@ -375,7 +359,6 @@ def _law_as_json(law: KLLaw) -> dict[str, Any]:
     return {"predictors": dict(zip(law.columns, law.weights, strict=True)), **asdict(law.law)}
 
 
-def _law_from_json(stored: Mapping[str, Any]) -> KLLaw:
-    predictors = {str(name): float(weight) for name, weight in stored["predictors"].items()}
-    curve = Saturating(float(stored["a"]), float(stored["b"]), float(stored["c"]))
-    return KLLaw(tuple(predictors), tuple(predictors.values()), curve)
+def _law_from(stored: Curve) -> KLLaw:
+    weights = stored.predictors
+    return KLLaw(tuple(weights), tuple(weights.values()), Saturating(stored.a, stored.b, stored.c))

@@ -31,7 +31,7 @@ from accelerate.state import AcceleratorState, is_initialized
 from accelerate.utils import DistributedType
 from transformers import TrainerCallback
 
-from rlrazor import writing
+from rlrazor import bounds, writing
 from rlrazor.errors import RazorError
 from rlrazor.forecast import FORWARD, PROBE, Forecast
 from rlrazor.guard import ranks, trackers
@@ -183,6 +183,8 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
         self.law = LawFile.load(law) if isinstance(law, str | Path) else law
         if on_budget not in ("warn", "stop", "keep"):
             raise RazorError(f"on_budget is 'warn', 'stop' or 'keep', not {on_budget!r}.")
+        for name, value in (("budget", budget), ("level", level), ("every", every)):
+            bounds.require_number(name, value)
         if budget is not None and not 0 < budget < 1:
             raise RazorError(
                 f"budget is a fraction of 1, such as 0.02 for two points of the prior score, not {budget}."
@@ -195,6 +197,8 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
             writing.check_apart([Path(log)], [of for of in (prompts, law, generic) if isinstance(of, str | Path)])
         if every is not None and every < 1:
             raise RazorError(f"every is a number of steps, at least 1, not {every}.")
+        if every is not None:
+            bounds.check_whole("every", every)
         self.budget, self.on_budget, self.cautious, self.every, self.level = budget, on_budget, cautious, every, level
         self.prompts_hash = content_hash(self.prompts)
         own = read_generic(Path(generic)) if isinstance(generic, str | Path) else generic

@@ -28,6 +28,7 @@ from rlrazor.guard.verdict import Verdict
 from rlrazor.lm.kl import Estimate
 from rlrazor.lm.probes import Prompt, probe_hash
 from rlrazor.records import BASE
+from rlrazor.store import read_table
 
 NO_LAW = (
     "Without a law of the base nothing is known of the prior scores, only how far each checkpoint has moved: `razor "
@@ -315,35 +316,25 @@ def _aside(chosen: Candidate, front: Sequence[Candidate]) -> str:
 
 def _of_records(folder: Path) -> _Source:
     """Every checkpoint of every run, with measured scores."""
-    try:
-        # Of a path, polars takes [ and * for a pattern.
-        table = pl.read_parquet((folder / "records.parquet").read_bytes())
-        points = laws.distinct(table).filter(pl.col("method") != BASE)
-        columns = ("run_id", "method", "lr", "seed", "step", "new", "forgetting")
-        optional = [name for name in (*_MEASURED, *(f"{name}_stderr" for name in _MEASURED)) if name in points.columns]
-        rows = points.select(*columns, *optional).to_dicts()
-        bases = table.filter(pl.col("method") == BASE).to_dicts()
-    except (OSError, pl.exceptions.PolarsError) as error:
-        raise RazorError(f"{folder / 'records.parquet'} is damaged ({error}): run the command that made it.") from error
+    columns = ("run_id", "method", "lr", "seed", "step", "new", "forgetting")
+    table = read_table(folder / "records.parquet", ("trajectory", *columns))
+    points = laws.distinct(table).filter(pl.col("method") != BASE)
+    optional = [name for name in (*_MEASURED, *(f"{name}_stderr" for name in _MEASURED)) if name in points.columns]
+    rows = points.select(*columns, *optional).to_dicts()
+    bases = table.filter(pl.col("method") == BASE).to_dicts()
     if not rows:
         raise RazorError(f"{folder} holds the base policy only: there is nothing to pick from.")
-    scored = [row for row in rows if _is_finite(row["new"]) and _is_finite(row["forgetting"])]
-    if not scored:
-        raise RazorError(f"No checkpoint of {folder} has a finite score of both: there is nothing to pick from.")
-    lost, rows = len(rows) - len(scored), scored
     of_base = {row["seed"]: row.get("prior_stderr") for row in bases}
     errors = [_error_of_drop(row, of_base.get(row["seed"])) for row in rows]
     known = None not in errors
     notes = [] if known else ["The measured drops have no standard error: how much of them is chance is not known."]
-    notes += [f"Left out for want of a finite score: {lost} of {lost + len(rows)} checkpoints."] if lost else []
     candidates = [_of_record(row, (error or 0.0) if known else 0.0) for row, error in zip(rows, errors, strict=True)]
     return _Source("new", candidates, notes, 0.95 if known else None, None)
 
 
 def _of_record(row: Mapping[str, Any], error: float) -> Candidate:
     """A row of the table, with the standard error of its drop."""
-    lr = "" if row["lr"] is None else f" lr {row['lr']:.3g}"
-    name = f"{row['method']}{lr} seed {row['seed']} step {row['step']} ({row['run_id']})"
+    name = f"{row['method']} lr {row['lr']:.3g} seed {row['seed']} step {row['step']} ({row['run_id']})"
     drop = float(row["forgetting"])
     kls = {
         of: Estimate(float(row[of]), float(row.get(f"{of}_stderr") or 0.0))

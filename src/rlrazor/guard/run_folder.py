@@ -8,7 +8,6 @@ tell: what was logged up to one checkpoint of a run is how the log of a later on
 from __future__ import annotations
 
 import itertools
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -17,11 +16,14 @@ from glob import escape
 from pathlib import Path
 from typing import Any
 
+from rlrazor.documents import checked, loads, parse_json, read_json, read_text
 from rlrazor.errors import RazorError
+from rlrazor.guard.log_schema import Label, LogRow, TrainerState
 from rlrazor.guard.outputs import LOG, MARK, STATE, hash_of
 from rlrazor.lm.models import check_weights
 
 MEASURE = "measure the checkpoints here, with --base and --prompts"
+ANEW = "measure the checkpoints anew"
 _NUMBER = re.compile(r"checkpoint-0*(\d+)$")
 _SETTINGS = ("max_steps", "num_train_epochs", "train_batch_size", "logging_steps", "eval_steps", "save_steps")
 _SAVING = 60_000_000_000  # nanoseconds from the weights to the trainer's state of one save, or one copy
@@ -163,8 +165,8 @@ def _read_all(folder: Path) -> tuple[list[Checkpoint], list[str]]:
         except FileNotFoundError:
             notes.append(f"{path.name} is left out: it has no {STATE}, which a Trainer writes last.")
             continue
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            notes.append(f"{path.name} is left out: its {STATE} is damaged ({error!r}).")
+        except (OSError, RazorError) as error:
+            notes.append(f"{path.name} is left out: its {STATE} is damaged ({error}).")
             continue
         number = _NUMBER.match(path.name)
         if number and int(number[1]) != one.step:
@@ -174,18 +176,19 @@ def _read_all(folder: Path) -> tuple[list[Checkpoint], list[str]]:
 
 
 def _read(path: Path) -> Checkpoint:
-    """Raises what a file that is not there or not whole leads to."""
+    """Raises FileNotFoundError where there is no state, and RazorError where it is damaged."""
     file = path / STATE
+    written = file.stat().st_mtime_ns
     # NaN is equal to nothing, not to itself as another checkpoint has it: its name is.
-    state = json.loads(file.read_text(encoding="utf-8"), parse_constant=str)
-    history = [entry for entry in state["log_history"] if isinstance(entry.get("step"), int)]
+    state = parse_json(read_text(file), file, nan_as_text=True)
+    checked(TrainerState, state, file)
+    history = [entry for entry in state["log_history"] if "step" in entry]
     number = _NUMBER.match(path.name)
     step = state.get("global_step", int(number[1]) if number else None)
-    if not isinstance(step, int):
-        raise ValueError("it has no global_step")
+    if step is None:
+        raise RazorError("it has no global_step.")
     run, overwritten = _label(path, step)
-    settings = {name: state.get(name) for name in _SETTINGS}
-    return Checkpoint(path, step, history, run, overwritten, settings, file.stat().st_mtime_ns)
+    return Checkpoint(path, step, history, run, overwritten, {name: state.get(name) for name in _SETTINGS}, written)
 
 
 def _label(path: Path, step: int) -> tuple[str | None, bool]:
@@ -194,32 +197,29 @@ def _label(path: Path, step: int) -> tuple[str | None, bool]:
     A run without a label that wrote over the checkpoint has saved another state of its trainer there.
     """
     try:
-        label = json.loads((path / MARK).read_text(encoding="utf-8"))
-        run, at, state = str(label["run"]), label["step"], label["state"]
-        overwritten = at != step or state != hash_of(path / STATE)
-    except (OSError, ValueError, KeyError, TypeError):
+        label = read_json(path / MARK, Label)
+        overwritten = label.step != step or label.state != hash_of(path / STATE)
+    except (OSError, RazorError):
         return None, False
-    return None if overwritten else run, overwritten
+    return None if overwritten else label.run, overwritten
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
     """A last line that a killed process left half-written is not one."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RazorError(f"{path} cannot be read ({error}). Measure the checkpoints anew.") from error
+    text = read_text(path, mend=ANEW)
     lines = [line for line in text.split("\n") if line.strip()]
     rows = []
     for number, line in enumerate(lines, 1):
         try:
-            row = json.loads(line)
+            row = loads(line)
         except ValueError as error:
             if number == len(lines) and not text.endswith("\n"):
                 break
-            raise RazorError(f"{path} is damaged: a line is not JSON. Measure the checkpoints anew.") from error
-        if not isinstance(row, dict):
-            raise RazorError(f"{path} is damaged: line {number} is no row. Measure the checkpoints anew.")
-        rows.append(row if row.get("run") is None else {**row, "run": str(row["run"])})
+            raise RazorError(f"{path} is damaged, as of line {number} {error}: {ANEW}.") from error
+        if isinstance(row, dict) and "step" not in row:
+            raise RazorError(f"{path} is damaged (line {number} lacks 'step'): {ANEW}.")
+        checked(LogRow, row, f"{path}, line {number},", mend=ANEW)
+        rows.append(row)
     return rows
 
 

@@ -28,6 +28,7 @@ from rlrazor.errors import RazorError, cause_of, disk_error_in
 from rlrazor.extras import needs_package
 from rlrazor.lm import compute, hub
 from rlrazor.lm.adapters import adapter_disabled, base_weights, unwrapped
+from rlrazor.lm.model_files import MEND, check_config, read_adapter_config, read_config
 from rlrazor.lm.sampling import NotFiniteError
 from rlrazor.lm.versions import in_dtype, weights_by_config
 
@@ -95,6 +96,8 @@ def load(
         raise RazorError(f"Unknown dtype {dtype}: choose one of {', '.join(DTYPES)}.")
     folder = _folder_of(str(source), cache_dir)
     _require_safetensors(folder, source)
+    for name in ("config.json", "generation_config.json"):
+        check_config(folder / name)
     _require_causal(folder, source)
     has_tokenizer = any((folder / name).is_file() for name in _TOKENIZER_FILES)
     if not has_tokenizer and tokenizer is None:
@@ -228,10 +231,9 @@ def check_adapter(source: str | Path) -> None:
     needs_package("peft", "An adapter")
     folder = Path(source).expanduser()
     _require_safetensors(folder, source, _ADAPTER_WEIGHTS)
-    with contextlib.suppress(OSError, ValueError, AttributeError):  # PEFT says what is wrong with its config
-        task = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get("task_type")
-        if task not in (None, "CAUSAL_LM"):
-            raise RazorError(f"The adapter in {source} is for {task}, not for a causal language model (CAUSAL_LM).")
+    task = read_adapter_config(folder / "adapter_config.json").task_type
+    if task not in (None, "CAUSAL_LM"):
+        raise RazorError(f"The adapter in {source} is for {task:.40}, not for a causal language model (CAUSAL_LM).")
 
 
 def check_weights(folder: Path, source: str) -> None:
@@ -241,11 +243,8 @@ def check_weights(folder: Path, source: str) -> None:
 
 def named_base(adapter: str | Path) -> str:
     """What an adapter says it was trained on, "" where it does not. Raises RazorError for a damaged config."""
-    path = Path(adapter).expanduser() / "adapter_config.json"
-    try:
-        return str(json.loads(path.read_text(encoding="utf-8")).get("base_model_name_or_path") or "")
-    except (OSError, ValueError, AttributeError) as error:
-        raise RazorError(f"The adapter's {path} is damaged ({error}): save the adapter again.") from error
+    found = read_adapter_config(Path(adapter).expanduser() / "adapter_config.json")
+    return found.base_model_name_or_path or ""
 
 
 DIGEST_TOKENS = 128
@@ -490,7 +489,7 @@ def _model_files(folder: Path) -> list[Path]:
     names = [name]
     if name.endswith(".json"):
         try:
-            index = json.loads((folder / name).read_text(encoding="utf-8"))
+            index = read_config(folder / name)
             names = sorted({str(shard) for shard in index["weight_map"].values()})
             if not names or not isinstance(index["metadata"], dict):  # without which transformers fails
                 raise ValueError("it names no files or has no metadata")
@@ -507,7 +506,7 @@ def _model_files(folder: Path) -> list[Path]:
 def _named_by_config(folder: Path) -> str:
     """The file of weights, or their index, that a config asks transformers for by name; "" where it does not."""
     try:
-        name = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("transformers_weights") or ""
+        name = read_config(folder / "config.json").get("transformers_weights") or ""
     except (OSError, ValueError, AttributeError):  # of which transformers complains
         return ""
     return str(name) if name and weights_by_config() else ""
@@ -539,7 +538,7 @@ def _check_whole(path: Path) -> None:
             header = json.loads(file.read(length)) if length <= min(size, _LONGEST_HEADER) else {}
         ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
         whole = size == 8 + length + max(ends, default=0)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
         whole = False
     if not whole or not any(ends):
         raise RazorError(
@@ -556,13 +555,15 @@ def _require_causal(folder: Path, source: str | Path) -> None:
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = read_config(folder / "config.json")
         names, two_parts = config.get("architectures") or [], config.get("is_encoder_decoder")
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise RazorError(f"{folder / 'config.json'} has architectures that are no list of names: {MEND}.")
     except (OSError, ValueError, AttributeError):
         return  # transformers says what is wrong with it
     generates = {*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()}
     if two_parts or not (not names or any(name in generates or _CAUSAL.fullmatch(name) for name in names)):
-        kind = "an encoder-decoder" if two_parts else f"by its config a {names[0]}"
+        kind = "an encoder-decoder" if two_parts else f"by its config a {names[0]:.60}"
         raise RazorError(
             f"{source} is {kind}, not a causal language model, which alone can be measured and trained here."
         )

@@ -19,7 +19,6 @@ import atexit
 import difflib
 import functools
 import io
-import json
 import logging
 import math
 import os
@@ -39,9 +38,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from rlrazor import bounds
+from rlrazor.documents import checked, loads, read_text
 from rlrazor.errors import RazorError, cause_of, disk_error_in
 from rlrazor.extras import needs_extra
 from rlrazor.lm import compute, hub
+from rlrazor.lm.mirror_rows import MIRROR_ROWS
 
 DEFAULT_TASKS = ("hellaswag", "truthfulqa_mc2", "mmlu", "ifeval", "winogrande", "humaneval")
 RUNS_MODEL_CODE = "humaneval"
@@ -180,6 +182,7 @@ def evaluate(
     that are missing or do not fit, a metric of unknown direction, a score that is no number, whatever a task's own code
     raises, and running out of memory.
     """
+    bounds.require_number("limit", limit)
     if limit is not None and limit < 1:
         raise RazorError(f"The limit is {limit}: evaluate at least 1 row of each task.")
     notes = []
@@ -495,22 +498,21 @@ def _read_mirror(folder: Path, dataset: str, subset: str | None) -> dict[str, An
 @functools.lru_cache(maxsize=2)  # MMLU reads its two files once per subject
 def _rows(path: Path, columns: tuple[str, ...]) -> tuple[dict[str, Any], ...]:
     schema = f"one JSON object per line with {', '.join(columns)}"
-    try:
-        with path.open(
-            encoding="utf-8"
-        ) as file:  # not splitlines(): U+0085 and U+2028, which JSON may hold, end no line
-            lines = list(file)
-    except OSError as error:
-        raise RazorError(f"The mirror needs the file {path}: {schema}.") from error
+    # Not splitlines: U+0085 and U+2028, which JSON may hold, end no line.
+    known = next((row for stem, row in MIRROR_ROWS.items() if path.name.startswith(f"{stem}_")), None)
+    missing_file = f"The mirror needs the file {path}: {schema}."
+    text = read_text(path, mend=f"the mirror needs {schema}", missing=missing_file)
     rows = []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(text.removesuffix("\n").split("\n") if text else (), 1):
         try:
-            row = json.loads(line)
+            row = loads(line)
             missing = [column for column in columns if column not in row]
         except (ValueError, TypeError):
             missing = ["JSON"]
         if missing:
             raise RazorError(f"Line {number} of {path} has no {', '.join(missing)}. The file should be {schema}.")
+        if known is not None:
+            checked(known, row, f"Line {number} of {path}", mend=f"the file should be {schema}")
         rows.append(row)
     if not rows:
         raise RazorError(f"{path} is empty. It should be {schema}.")

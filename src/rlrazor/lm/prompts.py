@@ -13,6 +13,7 @@ from typing import Any
 
 from jinja2 import TemplateError
 
+from rlrazor.documents import loads
 from rlrazor.errors import RazorError
 from rlrazor.lm import encoding
 
@@ -61,7 +62,7 @@ def _before_the_answer(messages: Any, where: str) -> Any:
 def _as_json(value: Any) -> Any:
     """What text holds as JSON, as tables have it; anything else, and text that is none, as it is."""
     try:
-        return json.loads(value) if isinstance(value, str) else value
+        return loads(value, nan=float) if isinstance(value, str) else value
     except ValueError:
         return value
 
