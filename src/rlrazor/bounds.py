@@ -89,6 +89,8 @@ BOUNDS: Mapping[str, Bounds] = {
     "every": Bounds(1, MOST_STEPS),
     "level": _PARTS,
     "budget": Bounds(0, 1, open_high=True),
+    "kl_budget": Bounds(0, 10**6),  # nats
+    "kl_budget_probe": Bounds(0, 10**6),
     "overhead": _PARTS,
     "kl_budget": _NATS,
     "kl_budget_probe": _NATS,
