@@ -76,8 +76,12 @@ def closed_port() -> int:
 # --- The hub ---
 
 
+ANSWERS = hub.answers  # which conftest.py replaces
+
+
 @pytest.fixture(autouse=True)
-def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def _environment(_no_network: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "answers", ANSWERS)
     for name in ("HF_HUB_OFFLINE", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.setenv(name, "x")  # to be put back
         monkeypatch.delenv(name)
@@ -112,7 +116,7 @@ def test_without_an_answer_the_libraries_are_told_once(monkeypatch: pytest.Monke
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{closed_port()}")
     asked = []
-    monkeypatch.setattr(hub, "answers", lambda ask=hub.answers: asked.append(True) or ask())
+    monkeypatch.setattr(hub, "answers", lambda: asked.append(True) or ANSWERS())
     hub.settle()
     hub.settle()
     assert hub.is_offline()
