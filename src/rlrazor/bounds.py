@@ -90,7 +90,6 @@ BOUNDS: Mapping[str, Bounds] = {
     "level": _PARTS,
     "budget": Bounds(0, 1, open_high=True),
     "kl_budget": Bounds(0, 10**6),  # nats
-    "kl_budget_probe": Bounds(0, 10**6),
     "overhead": _PARTS,
     "kl_budget": _NATS,
     "kl_budget_probe": _NATS,
