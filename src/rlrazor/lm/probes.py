@@ -33,6 +33,7 @@ from rlrazor.rows import read_located
 from rlrazor.seeding import seed_of
 
 NEW, GENERIC = "base", "probe"  # purposes: what the random streams of the two probes are called
+AT_A_TIME, KEPT_TOKENS = 256, 1 << 16  # sequences, and tokens of theirs that are in the sampler's cache at most
 SAMPLER = 3  # raise it when `sampling.sample` draws otherwise: what is in a cache was drawn by an older one
 
 
@@ -135,6 +136,7 @@ def complete(
 
     So every model that is asked for the same purpose draws with the same numbers.
     """
+    longest = max(map(len, prompts)) + settings.max_new_tokens
     rng = torch.Generator(next(model.parameters()).device).manual_seed(seed_of(0, f"measure/{purpose}"))
     with compute.measuring(model, settings.precision or compute.precision_of(model)):
         return sampling.sample(
@@ -146,6 +148,7 @@ def complete(
             pad_id=tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
             greedy=purpose is None,
             rng=rng,
+            chunk=max(1, min(AT_A_TIME, KEPT_TOKENS // longest)),
             told=told,
         )
 
