@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rlrazor import cores
-from rlrazor.cli.language import SETTINGS, add_running, add_source, trainer_of
+from rlrazor.cli.language import SETTINGS, add_running, add_source, settings_given, trainer_of
 from rlrazor.cli.printing import Subparsers, console_for_tables, human_seconds, options_of, print_plan
 from rlrazor.errors import RazorError
 from rlrazor.extras import needs_extra
@@ -93,7 +93,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not 0 < arguments.level < 1:
         raise RazorError(f"--level is a fraction of 1, such as 0.9, not {arguments.level}.")
     tiny = arguments.base == TINY
-    given = {name: value for name in SETTINGS if (value := getattr(arguments, name, None)) is not None}
+    given = settings_given(arguments)
     given |= {"base": arguments.base, "task": arguments.task or arguments.prompts.stem}
     settings = {**(TINY_GRID if tiny else {**GRID, "epochs": "1"}), **given}
     config = resolve(
@@ -104,7 +104,7 @@ def run(arguments: argparse.Namespace) -> int:
     jobs = arguments.jobs if arguments.jobs is not None else (cores.available() if tiny else 1)
     if jobs < 1:
         raise RazorError(f"--jobs must be at least 1, not {jobs}.")
-    trainer = trainer_of(arguments, config.base, config.task, alone=jobs == 1)
+    trainer = trainer_of(arguments, config)
     splits = trainer.task.load()
     if not tiny and "epochs" not in given and config.max_steps:
         config = replace(config, epochs=(_epochs(config, len(splits.train)),))

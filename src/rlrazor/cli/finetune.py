@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from rlrazor import processes
-from rlrazor.cli.language import SETTINGS, add_running, add_source, trainer_of
+from rlrazor.cli.language import SETTINGS, add_running, add_source, settings_given, trainer_of
 from rlrazor.cli.printing import Subparsers, console_for_tables, human_seconds, options_of, records_table
 from rlrazor.errors import RazorError
 from rlrazor.extras import needs_extra
@@ -26,7 +26,16 @@ _OWN = (
         "test_prompts",
         "kl_samples",
     ),
-    *("scored", "prior", "prior_limit", "checkpoints_per_epoch", "group_size", "rl_prompts", "pretrain_steps"),
+    *(
+        "scored",
+        "prior",
+        "prior_limit",
+        "checkpoints_per_epoch",
+        "group_size",
+        "rl_prompts",
+        "pretrain_steps",
+        "threads",
+    ),
 )
 
 
@@ -65,13 +74,16 @@ def run(arguments: argparse.Namespace) -> int:
     from rlrazor.experiments.language.config import TINY, parse_setting, resolve
     from rlrazor.experiments.language.reproduce import plan
     from rlrazor.experiments.work import Work
+    from rlrazor.lm import compute
 
-    own = {name: value for name in _OWN if (value := getattr(arguments, name)) is not None}
+    own = settings_given(arguments, _OWN)
+    if arguments.base != TINY:  # one run, which has the machine to itself
+        own.setdefault("threads", str(compute.threads_alone()))
     given = {"lrs": arguments.lr, "rl_lrs": arguments.lr, "schedules": arguments.schedule, "epochs": arguments.epochs}
     given |= {"methods": arguments.method, "seeds": arguments.seed, "base": arguments.base, "task": arguments.task}
     given |= {"iterations": "1", "batch_sizes": arguments.batch_size or "32", **own}
     config = resolve("tiny" if arguments.base == TINY else "paper", {k: parse_setting(k, v) for k, v in given.items()})
-    trainer = replace(trainer_of(arguments, config.base, config.task, alone=True), keep_models=True, progress=True)
+    trainer = replace(trainer_of(arguments, config), keep_models=True, progress=True)
     console = Console(stderr=True, quiet=processes.rank() > 0)
     with console.status("Loading the base and the task"):
         found = plan(config, trainer.task)

@@ -3,8 +3,9 @@
 import argparse
 import re
 import shlex
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -15,6 +16,7 @@ from rlrazor.extras import needs_extra
 from rlrazor.lm.encoding import check_stop
 
 if TYPE_CHECKING:
+    from rlrazor.experiments.language.config import Config
     from rlrazor.experiments.language.train import TaskSource, Trainer
 
 # The settings of the grid, which a config file can hold too; parsed by config.parse_setting.
@@ -47,6 +49,7 @@ SETTINGS = {
     "prior_limit": "items of each prior task at most; 0: all",
     "thresholds": "new-task scores at which the report compares methods",
     "pretrain_steps": "updates of the tiny base's pre-training",
+    "threads": "of each process, on a CPU; another number changes the last digits",
 }
 
 
@@ -144,30 +147,34 @@ def stop_of(arguments: argparse.Namespace) -> tuple[str, ...]:
     return stop
 
 
-def trainer_of(arguments: argparse.Namespace, base: str, task: str, *, alone: bool = False) -> "Trainer":
-    """The trainer that a command's options describe. `alone`: it has the machine to itself, and may use its cores.
+def settings_given(arguments: argparse.Namespace, names: Iterable[str] = SETTINGS) -> dict[str, Any]:
+    """The settings that the command line names, as text; `threads` also from RLRAZOR_THREADS."""
+    from rlrazor.lm import compute
 
-    The tiny base gains nothing by that, and stays the same to the bit.
-    """
-    from rlrazor.experiments.language.config import TINY
+    given = {name: value for name in names if (value := getattr(arguments, name, None)) is not None}
+    if (threads := compute.threads_asked()) is not None:
+        given.setdefault("threads", str(threads))
+    return given
+
+
+def trainer_of(arguments: argparse.Namespace, config: "Config") -> "Trainer":
+    """The trainer of a config that a command's options describe; this process computes as its workers will."""
     from rlrazor.experiments.language.train import Trainer
     from rlrazor.lm import compute
 
-    threads = compute.threads_alone() if alone and base != TINY else compute.THREADS
-    compute.prepare_process(threads)
+    compute.prepare_process(config.threads)
     for name in ("micro_batch", "save_every"):
         value = getattr(arguments, name)
         if value is not None and value < 1:
             raise RazorError(f"--{name.replace('_', '-')} must be at least 1, not {value}.")
     return Trainer(
-        base,
-        source_of(arguments, task),
+        config.base,
+        source_of(arguments, config.task),
         data_mirror=arguments.data_mirror,
         allow_code_execution=arguments.allow_code_execution,
         micro_batch=arguments.micro_batch,
         save_every=arguments.save_every,
         report_to=arguments.report_to,
-        threads=threads,
     )
 
 
@@ -180,13 +187,13 @@ def run_sweep(arguments: argparse.Namespace, preset: str, out: Path) -> int:
     from rlrazor.experiments.language.reproduce import Options, estimate, reproduce
 
     given = read_settings(arguments.config) if arguments.config else {}
-    given |= {name: value for name in SETTINGS if (value := getattr(arguments, name)) is not None}
+    given |= settings_given(arguments)
     preset = given.pop("preset", None) or preset
     config = resolve(preset, {name: parse_setting(name, value) for name, value in given.items()})
     jobs = arguments.jobs if arguments.jobs is not None else (cores.available() if config.base == TINY else 1)
     if jobs < 1:
         raise RazorError(f"--jobs must be at least 1, not {jobs}.")
-    trainer = trainer_of(arguments, config.base, config.task)
+    trainer = trainer_of(arguments, config)
     if arguments.dry_run:
         found = estimate(config, trainer.task)
         what = (

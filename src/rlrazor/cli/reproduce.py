@@ -2,6 +2,7 @@
 
 import argparse
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -108,6 +109,8 @@ def run_forecast(arguments: argparse.Namespace) -> int:
     compute.prepare_process()
     seeds = None if arguments.seeds is None else parse_setting("seeds", arguments.seeds)
     grid = grid_of(arguments.preset, seeds)
+    if (threads := compute.threads_asked()) is not None:
+        grid = replace(grid, letters=replace(grid.letters, threads=threads))
     families = tuple(name.strip() for name in arguments.families.split(","))
     unknown = [name for name in families if name not in TASKS]
     if unknown:

@@ -83,8 +83,7 @@ class Trainer:
 
     `base`: "tiny", a hub id, a folder or a GGUF file. None of what follows `task` changes a result: `micro_batch`
     (sequences at a time), `save_every` (steps between states that an interrupted run resumes from), `weights` (which
-    checkpoints' to hand out), `keep_models` (each run's final policy goes into OUT/models), `progress` (a bar per run);
-    nor, but for rounding, `threads` (of the process that it is called in).
+    checkpoints' to hand out), `keep_models` (each run's final policy goes into OUT/models), `progress` (a bar per run).
     """
 
     base: str
@@ -97,11 +96,10 @@ class Trainer:
     weights: WeightsMode = "none"
     progress: bool = False
     report_to: str = "none"
-    threads: int = compute.THREADS
 
     def __call__(self, spec: RunSpec, store: RunStore) -> Iterator[Checkpoint]:
         """Measure the base (`base`), or fine-tune it as `spec` says; of several processes the first alone measures."""
-        compute.prepare_process(self.threads)
+        compute.prepare_process(spec.params["threads"])
         if spec.method != BASE:
             return self._finetune(spec, store)
         if processes.rank() > 0:
@@ -300,7 +298,7 @@ class _Progress:
 
 def base_spec(spec: RunSpec) -> RunSpec:
     """The spec of the base run that a fine-tuning run with these params starts from."""
-    names = ("recipe", "base", "task", "data", "max_new_tokens", "dtype", "measured", "pretrain_steps")
+    names = ("recipe", "base", "task", "data", "max_new_tokens", "dtype", "measured", "pretrain_steps", "threads")
     own = {name: spec.params[name] for name in names if name in spec.params}
     return RunSpec(EXPERIMENT, BASE, own, spec.seed)
 
