@@ -116,6 +116,10 @@ def test_tokens_of_a_step_are_those_of_the_first_rows() -> None:
         assert tokens_of_step(args, SimpleNamespace(dataset=unseen)) is None
 
 
+def boom(*_: Any) -> None:
+    raise OSError(28, "No space left on device")
+
+
 class Streaming(torch.utils.data.IterableDataset[Any]):
     def __iter__(self) -> Any:
         yield from ROWS
@@ -226,6 +230,10 @@ def test_a_set_up_that_takes_long_is_seen(
     with SetUpProgress(speaks=False, draws=True) as quiet:
         quiet("the base reads", 0.5)
     assert capfd.readouterr().err == ""
+    with monkeypatch.context() as patched, SetUpProgress(speaks=True, draws=True) as unheard:
+        patched.setattr(sys, "stderr", SimpleNamespace(write=boom, flush=boom))
+        unheard("the base reads", 0.1)
+        unheard("the base reads", 0.5)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     with SetUpProgress(speaks=True, draws=True) as drawn:
         drawn("the base reads", 0.01)

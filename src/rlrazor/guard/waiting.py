@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
@@ -35,8 +36,11 @@ class SetUpProgress:
 
     def __call__(self, what: str, done: float) -> None:
         """`done`: a fraction of 1."""
-        if not self.speaks:
-            return
+        if self.speaks:
+            with suppress(OSError, ValueError):  # stderr that is full, closed, or of another encoding
+                self._show(what, done)
+
+    def _show(self, what: str, done: float) -> None:
         if what != self.what:
             self._close()
             self.what, self.begun, self.said = what, time.monotonic(), time.monotonic()
@@ -56,5 +60,6 @@ class SetUpProgress:
 
     def _close(self) -> None:
         if self.bar is not None:
-            self.bar.close()
+            with suppress(OSError, ValueError):
+                self.bar.close()
         self.bar = None
