@@ -89,7 +89,6 @@ BOUNDS: Mapping[str, Bounds] = {
     "every": Bounds(1, MOST_STEPS),
     "level": _PARTS,
     "budget": Bounds(0, 1, open_high=True),
-    "kl_budget": Bounds(0, 10**6),  # nats
     "overhead": _PARTS,
     "kl_budget": _NATS,
     "kl_budget_probe": _NATS,

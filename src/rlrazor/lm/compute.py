@@ -2,6 +2,7 @@
 
 import os
 import random
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -62,6 +63,14 @@ def memory_errors(sentence: str) -> Iterator[None]:
 def device() -> torch.device:
     """The accelerator where there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def now(model: Any) -> float:
+    """Seconds on a clock, once the model's device has done what it was given."""
+    place = next(model.parameters()).device
+    if place.type == "cuda":
+        torch.cuda.synchronize(place)
+    return time.perf_counter()
 
 
 def autocast(*, bf16: bool) -> AbstractContextManager[object]:
