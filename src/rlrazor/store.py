@@ -40,6 +40,8 @@ except ImportError:  # Windows: no lock, the atomic renames still hold
 if TYPE_CHECKING:
     from torch import Tensor  # which takes seconds to import, and a report needs no weights
 
+__all__ = ["Checkpoint", "FinishedRun", "RunStore", "WeightsMode", "atomic_path", "check_writable"]
+
 _WORDS = ("run_id", "trajectory", "method", "schedule")
 _NUMBERS = ("lr", "epochs", "seed", "step", "epoch", "new", "prior", "forgetting", "kl_forward")
 COLUMNS = (*_WORDS, *_NUMBERS)
@@ -48,8 +50,6 @@ _DRIFT = ("kl_forward", "kl_reverse", "kl_probe", "total_variation")
 _RANGES = {"new": (0, 1), "prior": (0, 1), "forgetting": (-1, 1)}  # scores are fractions of 1
 _ROUNDING = 1e-6
 _LARGEST_TABLE = 2**32  # bytes
-
-__all__ = ["Checkpoint", "FinishedRun", "RunStore", "WeightsMode", "atomic_path", "check_writable"]
 
 WeightsMode = Literal["none", "final", "all"]
 _PARTIAL = re.compile(r"\.[0-9a-f]{16}\.\d+")  # a run that was being written: its id, and the process

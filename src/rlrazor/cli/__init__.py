@@ -12,11 +12,27 @@ from typing import Any, NoReturn
 
 import rlrazor
 from rlrazor import bounds, interrupts, processes
-from rlrazor.cli import calibrate, compare, evaluate, exits, finetune, pick, report, reproduce, sweep, tasks, theory
+from rlrazor.cli import (
+    calibrate,
+    compare,
+    convert,
+    evaluate,
+    exits,
+    finetune,
+    pick,
+    report,
+    reproduce,
+    sweep,
+    tasks,
+    theory,
+)
 from rlrazor.errors import RazorError
 from rlrazor.terminal import is_utf8, never_fail_to_encode, say
 
 _DISK_ERRORS = {errno.ENOSPC, errno.EFBIG, errno.EIO, errno.EBADF, getattr(errno, "EDQUOT", errno.ENOSPC)}
+
+# Commands that go on from where they were.
+_KEEPING = {command.__name__ for command in (calibrate, finetune, reproduce, sweep)}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -48,7 +64,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="razor", description="Measure, predict and prevent forgetting in fine-tuning.")
     parser.add_argument("--version", action="version", version=f"razor {rlrazor.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (calibrate, compare, pick, finetune, evaluate, sweep, tasks, reproduce, report, theory):
+    for command in (calibrate, compare, pick, finetune, evaluate, sweep, convert, tasks, reproduce, report, theory):
         command.add_to(commands)
     _state_bounds(parser)
     return parser
@@ -86,8 +102,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # whoever read the output, `head` say, has seen enough
         _silence(sys.stdout, sys.stderr)
         return exits.PIPE
-    written = _flushed(saying=code not in (exits.ERROR, exits.INTERRUPTED))  # one sentence is enough
-    return code if written or code == exits.INTERRUPTED else exits.ERROR
+    interrupted = code > exits.SIGNALLED
+    written = _flushed(saying=not interrupted and code != exits.ERROR)  # one sentence is enough
+    return code if written or interrupted else exits.ERROR
 
 
 def _run(given: list[str]) -> int:
@@ -97,11 +114,11 @@ def _run(given: list[str]) -> int:
             raise RazorError("An argument holds a NUL character, which no name of a file or model has: leave it out.")
         arguments, unknown = build_parser().parse_known_args(given)
         arguments.argv = given
+        bounds.check_options(vars(arguments))
         for name in ("base", "tuned", "model"):
             if getattr(arguments, name, None) == "":
                 raise RazorError(f"{name.upper()} is empty: name a folder, a hub id or a .gguf file.")
-        bounds.check_options(vars(arguments))
-        with interrupts.remembered(), processes.together():
+        with interrupts.remembered(keeps=arguments.run.__module__ in _KEEPING), processes.together():
             if unknown:
                 raise RazorError(f"Unknown option {unknown[0]!r}. Options: {', '.join(arguments.options)}.")
             if processes.count() > 1 and arguments.run is not finetune.run:
@@ -112,8 +129,7 @@ def _run(given: list[str]) -> int:
     except RazorError as error:
         say(f"razor: {error}")
     except KeyboardInterrupt:
-        say("razor: interrupted. Finished runs are kept; the same command goes on from there.")
-        return exits.INTERRUPTED
+        return interrupts.say()
     except BrokenPipeError:
         raise
     except Exception as error:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlrazor import cores
-from rlrazor.cli.language import SETTINGS, add_running, add_source, settings_given, trainer_of
+from rlrazor.cli.language import SETTINGS, add_running, add_source, check_early, settings_given, trainer_of
 from rlrazor.cli.outputs import check_run_folder
 from rlrazor.cli.printing import Subparsers, console_for_tables, human_seconds, options_of, print_plan
 from rlrazor.errors import RazorError
@@ -77,15 +77,6 @@ def run(arguments: argparse.Namespace) -> int:
     needs_extra("guard", "train", "eval")
     from rlrazor.cli import law_page
     from rlrazor.experiments.language.config import TINY, parse_setting, resolve
-    from rlrazor.experiments.language.evaluate import probe_settings
-    from rlrazor.experiments.language.reproduce import Options, estimate, plan, reproduce
-    from rlrazor.experiments.language.train import calibration_base
-    from rlrazor.experiments.work import versions_of
-    from rlrazor.guard import calibrate
-    from rlrazor.guard.outputs import move_aside
-    from rlrazor.report import drawing, write_report
-    from rlrazor.report.tables import read_table, to_rich
-    from rlrazor.store import RunStore
 
     if (arguments.task is None) == (arguments.prompts is None):
         raise RazorError("Name the new task: --task NAME, or --prompts FILE for one of your own.")
@@ -105,6 +96,17 @@ def run(arguments: argparse.Namespace) -> int:
         raise RazorError(f"--jobs must be at least 1, not {jobs}.")
     if not arguments.dry_run:
         _check(arguments, tiny=tiny)
+    check_early(arguments, config.base, config.task, config.prior)
+    from rlrazor.experiments.language.evaluate import probe_settings
+    from rlrazor.experiments.language.reproduce import Options, estimate, plan, reproduce
+    from rlrazor.experiments.language.train import calibration_base
+    from rlrazor.experiments.work import versions_of
+    from rlrazor.guard import calibrate
+    from rlrazor.guard.outputs import move_aside
+    from rlrazor.report import drawing, write_report
+    from rlrazor.report.tables import read_table, to_rich
+    from rlrazor.store import RunStore
+
     trainer = trainer_of(arguments, config)
     splits = trainer.task.load()
     if not tiny and "epochs" not in given and config.max_steps:

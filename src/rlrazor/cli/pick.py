@@ -14,6 +14,7 @@ from rich.table import Table
 
 from rlrazor.cli import exits
 from rlrazor.cli.compare import dtype_of
+from rlrazor.cli.early import require_files, require_source, settle_hub
 from rlrazor.cli.language import stop_of
 from rlrazor.cli.outputs import check_outputs
 from rlrazor.cli.printing import Subparsers, console_for_tables, options_of
@@ -100,6 +101,12 @@ def run(arguments: argparse.Namespace) -> int:
         needs_extra("guard")
     if (figure := arguments.figure) is not None:
         check_outputs(arguments, [(figure / "pick.png", "png"), (figure / "pick.svg", "svg")])
+    require_files(law=arguments.law, prompts=arguments.prompts, generic=arguments.generic, log=arguments.log)
+    if not arguments.folder.is_dir():
+        raise RazorError(f"There is no folder {arguments.folder}.")
+    if arguments.base is not None:
+        require_source(arguments.base)
+        settle_hub(arguments.base, data=False)
     from rlrazor.guard.law_file import LawFile
 
     law = None if arguments.law is None else LawFile.load(arguments.law)

@@ -27,12 +27,10 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
-from accelerate.state import AcceleratorState, is_initialized
-from accelerate.utils import DistributedType
-from transformers import TrainerCallback
 
 from rlrazor import bounds, writing
 from rlrazor.errors import RazorError
+from rlrazor.extras import needs_extra
 from rlrazor.forecast import FORWARD, PROBE, Forecast
 from rlrazor.guard import ranks, trackers
 from rlrazor.guard.base_side import BaseSide, cautions_of, joined, kls_of, shortened
@@ -58,6 +56,14 @@ from rlrazor.lm.sampling import NotFiniteError
 from rlrazor.lm.suitable import require_measurable
 from rlrazor.lm.undone import check_undone
 from rlrazor.terminal import shown_on
+
+try:
+    from accelerate.state import AcceleratorState, is_initialized
+    from accelerate.utils import DistributedType
+    from transformers import TrainerCallback
+except ImportError:
+    needs_extra("guard")
+    raise
 
 T = TypeVar("T")
 OnBudget = Literal["warn", "stop", "keep"]
