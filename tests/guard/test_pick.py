@@ -400,7 +400,7 @@ def test_another_monitors_log(tmp_path: Path, capfd: pytest.CaptureFixture[str])
     assert main(["pick", str(run), "--log", str(other), "--json"]) == 0
     assert len(json.loads(capfd.readouterr().out)["candidates"]) == 4
     assert main(["pick", str(run), "--log", str(run / "none.jsonl")]) == 2
-    assert "There is no log" in capfd.readouterr().err
+    assert "none.jsonl, which --log names" in " ".join(capfd.readouterr().err.split())
     with pytest.raises(RazorError, match="Either a log says"):
         pick(run, log=other, measure=lambda path, step: Drop(step, 0.1, 0.0, 0.2))
 
