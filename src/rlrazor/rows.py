@@ -56,6 +56,7 @@ _OTHER = re.compile(
     r"\[\[?[\w.-]+\]\]?[ \t]*\n+\s*[\w.-]+\s*=|\|.*\|[ \t]*\n\s*\|[ :|-]+\|[ \t]*\n)"
 )
 _OTHER_NAMES = (".yaml", ".yml", ".toml", ".ini", ".xml", ".html", ".htm", ".parquet", ".xlsx", ".md", ".py")
+_HALF = re.compile(r"\\u[dD][89a-fA-F]")  # of a surrogate pair
 _DELIMITERS = ",\t;|"
 _COLUMNS = {"prompt", "messages"}  # what makes a first line a header, alone or among others
 _USUAL = {  # ... and among others that could be names, or where every line has as many cells
@@ -77,7 +78,11 @@ def read_located(path: Path, pattern: str | None = None, *, line: str | None = N
 
     Each file is read once, so it may be a pipe.
     """
-    if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+    try:
+        saved = (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
+    except OSError as error:
+        raise RazorError(f"{path} cannot be read: {error.strerror}. Give {KINDS}.") from error
+    if saved:
         return _saved_by_datasets(path)
     return [row for file in _files(path, pattern) for row in _read_file(file, line)]
 
@@ -102,7 +107,7 @@ def _read_file(file: Path, line: str | None) -> list[Located]:
         data = read_bytes(file, LARGEST)
     except FileNotFoundError as error:
         raise RazorError(f"There is no {file}: give {wanted}.") from error
-    except OSError as error:
+    except (OSError, ValueError) as error:  # of a name with a NUL in it
         raise RazorError(f"{file} cannot be read: {error}. Give {wanted}.") from error
     if data.startswith(_PARQUET):
         return _parquet(file, data)

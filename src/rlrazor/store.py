@@ -12,14 +12,13 @@ A run folder is written under a temporary name and renamed when complete, so kil
 only the unfinished run, and what has the final name can be trusted.
 """
 
-import errno
 import io
 import json
 import os
+import re
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -31,6 +30,7 @@ from rlrazor import processes
 from rlrazor.documents import checked, parse_json, read_bytes, read_json, read_text
 from rlrazor.errors import RazorError
 from rlrazor.records import BASE, SCHEMA_VERSION, Record, RunSpec
+from rlrazor.writing import Output, atomic_path, check_writable, clear_io_errors, leftovers, require_our_folder
 
 try:
     import fcntl
@@ -39,6 +39,8 @@ except ImportError:  # Windows: no lock, the atomic renames still hold
 
 if TYPE_CHECKING:
     from torch import Tensor  # which takes seconds to import, and a report needs no weights
+
+__all__ = ["Checkpoint", "FinishedRun", "RunStore", "WeightsMode", "atomic_path", "check_writable"]
 
 _WORDS = ("run_id", "trajectory", "method", "schedule")
 _NUMBERS = ("lr", "epochs", "seed", "step", "epoch", "new", "prior", "forgetting", "kl_forward")
@@ -50,6 +52,7 @@ _LARGEST_FRACTION = 2  # of 1: no score is that, nor a drop, and every percentag
 _LARGEST_TABLE = 2**32  # bytes
 
 WeightsMode = Literal["none", "final", "all"]
+_PARTIAL = re.compile(r"\.[0-9a-f]{16}\.\d+")  # a run that was being written: its id, and the process
 Weights = Mapping[str, "Tensor"]
 
 
@@ -91,9 +94,11 @@ class RunStore:
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        with _clear_io_errors(self.folder):
+        with clear_io_errors(self.folder):
             self.runs.mkdir(parents=True, exist_ok=True)
-            lock = (self.folder / ".lock").open("w")
+            # Without following a link, emptying a file, or waiting for who reads a pipe: it may be somebody's.
+            flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+            lock = os.fdopen(os.open(self.folder / ".lock", flags, 0o666), "rb+", buffering=0)
         with lock:
             if fcntl is not None:
                 try:
@@ -104,10 +109,21 @@ class RunStore:
                     ) from error
                 except OSError:
                     pass  # a file system without locks; the atomic renames still hold
-            with _clear_io_errors(self.folder):
-                for leftover in [*self.runs.glob(".*"), *self.folder.glob(".*.tmp"), *self.folder.glob("*/.*.tmp")]:
+            with clear_io_errors(self.folder):
+                half = [path for path in self.runs.iterdir() if _PARTIAL.fullmatch(path.name)]
+                for leftover in (*half, *leftovers(self.folder)):
                     shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
             yield
+
+    @property
+    def outputs(self) -> list[Output]:
+        """The files that an experiment writes beside its runs."""
+        studies = self.folder / "studies"
+        there = [path for path in studies.glob("*") if path.suffix in (".json", ".parquet")]
+        files = [
+            self.folder / name for name in ("config.json", "teachers.json", "records.parquet", "sensitivity.parquet")
+        ]
+        return [(path, "json" if path.suffix == ".json" else "table") for path in (*files, *there)]
 
     def is_finished(self, spec: RunSpec, weights: WeightsMode = "none") -> bool:
         """Whether the run is there, with the weights asked for."""
@@ -134,7 +150,7 @@ class RunStore:
         target = self._folder_of(spec)
         partial = target.with_name(f".{target.name}.{os.getpid()}")
         stored = {"schema_version": SCHEMA_VERSION, **asdict(spec), "diverged_at": diverged_at}
-        with _clear_io_errors(self.folder):
+        with clear_io_errors(self.folder):
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
             try:
@@ -149,6 +165,7 @@ class RunStore:
                     # Bytes of our own writing rather than safetensors' save_file, for the fsync and the clear error.
                     path = partial / "weights" / _weights_name(checkpoint.record.step)
                     _write_bytes(path, save(dict(checkpoint.weights)))
+                require_our_folder(target, "spec.json")
                 if target.exists():
                     shutil.rmtree(target)
                 partial.rename(target)
@@ -236,7 +253,7 @@ class RunStore:
 
     def remove(self, *names: str) -> None:
         """Remove files of the output folder that no longer apply; missing ones are none's concern."""
-        with _clear_io_errors(self.folder):
+        with clear_io_errors(self.folder):
             for name in names:
                 (self.folder / name).unlink(missing_ok=True)
 
@@ -314,30 +331,6 @@ def _has_numbers(table: pl.DataFrame, name: str) -> bool:
     return table.schema[name].is_numeric() or table.schema[name] == pl.Null
 
 
-@contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that becomes it when the block ends well; RazorError on a full disk."""
-    partial = path.with_name(f".{path.name}.tmp")
-    with _clear_io_errors(path.parent):
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            yield partial
-            partial.replace(path)
-        finally:
-            with suppress(OSError):
-                partial.unlink(missing_ok=True)
-
-
-def check_writable(path: Path) -> None:
-    """Raise RazorError where `path` could not be written later: its folder cannot be, or it is a folder itself."""
-    with _clear_io_errors(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.is_dir():
-            raise IsADirectoryError(errno.EISDIR, f"{path.name} is a folder")
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
-
-
 def _weights_name(step: int) -> str:
     return f"step-{step:06d}.safetensors"
 
@@ -347,15 +340,3 @@ def _write_bytes(path: Path, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-
-
-@contextmanager
-def _clear_io_errors(folder: Path) -> Iterator[None]:
-    """Turn what the operating system says about `folder` into one sentence."""
-    try:
-        yield
-    except OSError as error:
-        raise RazorError(
-            f"Cannot write to {folder}: {error.strerror or error}. What is there already is kept; free some space or "
-            "choose another place, then run the same command again."
-        ) from error

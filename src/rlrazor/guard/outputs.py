@@ -20,7 +20,7 @@ from typing import Any
 from rlrazor.documents import checked, loads
 from rlrazor.errors import RazorError
 from rlrazor.guard.log_schema import LogRow
-from rlrazor.store import atomic_path
+from rlrazor.writing import atomic_path, check_writable, require_our_folder
 
 LOG = "razor.jsonl"  # in the trainer's output folder
 STATE = "trainer_state.json"  # of a Trainer, in a checkpoint
@@ -70,9 +70,10 @@ def mark_checkpoint(folder: Path, run: str, step: int) -> None:
 
     By that it is seen whether another run has written over it. Where it cannot be written, the log has the id as well.
     """
-    with suppress(OSError):
+    with suppress(OSError, RazorError):
         label = {"run": run, "step": step, "state": hash_of(folder / STATE)}
-        (folder / MARK).write_text(json.dumps(label) + "\n", encoding="utf-8")
+        with atomic_path(folder / MARK) as partial:
+            partial.write_text(json.dumps(label) + "\n", encoding="utf-8")
 
 
 def hash_of(path: Path) -> str:
@@ -91,8 +92,9 @@ class Log:
     def begin(self, earlier: Sequence[Mapping[str, Any]], *, fresh: bool) -> None:
         """Start with the rows of the run's earlier part; of a fresh run there is none, and what is there is moved away.
 
-        Raises RazorError where the file cannot be written.
+        Raises RazorError where the file cannot be written, or what is there is no log.
         """
+        check_writable(self.path, "log")
         if fresh and self.path.is_file() and self.path.stat().st_size:
             move_aside(self.path, self.say)
         self.lines = [_line(row) for row in earlier]
@@ -114,7 +116,7 @@ class Log:
             self.behind = True
 
     def _rewrite(self) -> None:
-        with atomic_path(self.path) as partial:
+        with atomic_path(self.path, "log") as partial:
             partial.write_text("".join(self.lines), encoding="utf-8")
 
 
@@ -157,11 +159,15 @@ class KeptModel:
             return None
 
     def begin(self, *, fresh: bool) -> None:
-        """A model that another run kept is not this one's. Raises RazorError where it cannot be moved away."""
+        """A model that another run kept is not this one's.
+
+        Raises RazorError where it cannot be moved away, or what is there is no such model.
+        """
         try:
             self._recover()
         except OSError as error:
             raise _in_the_way(self._old, error) from error
+        require_our_folder(self.folder, MARK)
         if fresh and self.folder.exists():
             move_aside(self.folder, self.say)
 

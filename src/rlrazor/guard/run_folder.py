@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from rlrazor.guard.log_schema import Label, LogRow, TrainerState
 from rlrazor.guard.outputs import LOG, MARK, STATE, hash_of
 from rlrazor.lm.models import check_weights
 
-MEASURE = "measure the checkpoints here, with --base, --prompts and --law"
+MEASURE = "measure the checkpoints here, with --base and --prompts"
 ANEW = "measure the checkpoints anew"
 _NUMBER = re.compile(r"checkpoint-0*(\d+)$")
 _SETTINGS = ("max_steps", "num_train_epochs", "train_batch_size", "logging_steps", "eval_steps", "save_steps")
@@ -49,12 +50,13 @@ class Checkpoint:
 class Run:
     """The checkpoints of a run in order of training, all with weights; those left out are in `notes`, with the reason.
 
-    `history`: what the run had logged when the last was saved, of which every one's own log is the beginning. `id`: of
-    the monitor that watched it, None where none did as far as its checkpoints say. `labelled`: whether any checkpoint
-    of the folder says.
+    `log`: of the monitor, whether it is there or not. `history`: what the run had logged when the last was saved, of
+    which every one's own log is the beginning. `id`: of the monitor that watched it, None where none did as far as its
+    checkpoints say. `labelled`: whether any checkpoint of the folder says.
     """
 
     folder: Path
+    log: Path
     id: str | None
     labelled: bool
     checkpoints: Sequence[Checkpoint]
@@ -62,11 +64,14 @@ class Run:
     notes: Sequence[str]
 
 
-def run_in(folder: Path, wanted: str | None = None) -> Run:
-    """The run that `wanted` is the id of, or else the one that wrote last.
+def run_in(folder: Path, wanted: str | None = None, log: Path | None = None) -> Run:
+    """The run that `wanted` is the id of, or else the one that wrote last. `log`: a monitor's that is not LOG in it.
 
-    Raises RazorError where there is none, or no checkpoint of it is whole.
+    Raises RazorError where there is none, or no checkpoint of it is whole, or there is no such log.
     """
+    if log is not None and not log.is_file():
+        raise RazorError(f"There is no log {log}: name the file that a ForgettingMonitor was given as its log.")
+    log = log or folder / LOG
     found, notes = _read_all(folder)
     if not found and notes:
         raise RazorError(f"No checkpoint of {folder} can be read. {' '.join(notes)}")
@@ -75,7 +80,7 @@ def run_in(folder: Path, wanted: str | None = None) -> Run:
             f"{folder} has no checkpoint-N folder with a {STATE}, and no records.parquet of a sweep. Give the output "
             "folder of a Trainer that saved checkpoints."
         )
-    newest = _newest(folder, found, wanted)
+    newest = _newest(folder, log, found, wanted)
     members, run, last = _of_its_run(newest, found)
     others = [one for one in found if one not in members]
     tied = [one for one in others if (one.written, one.run) == (newest.written, newest.run)]
@@ -95,7 +100,7 @@ def run_in(folder: Path, wanted: str | None = None) -> Run:
     if not whole:
         raise RazorError(f"No checkpoint of {folder} can be taken. {' '.join(notes)}")
     labelled = any(one.run is not None or one.overwritten for one in found)
-    return Run(folder, run or wanted, labelled, whole, last.history, notes)
+    return Run(folder, log, run or wanted, labelled, whole, last.history, notes)
 
 
 def rows_of(run: Run) -> tuple[list[dict[str, Any]], list[str]]:
@@ -103,11 +108,10 @@ def rows_of(run: Run) -> tuple[list[dict[str, Any]], list[str]]:
 
     Raises RazorError where there are none, or those of several runs cannot be told apart.
     """
-    path = run.folder / LOG
+    path = run.log
     if not path.exists() and run.id is None:
         raise RazorError(
-            f"There is no {path}, so nothing is known of forgetting: train with a ForgettingMonitor, or measure the "
-            "checkpoints here with a base, prompts and a law."
+            f"There is no {path}, so nothing is known of forgetting: train with a ForgettingMonitor, or {MEASURE}."
         )
     rows = _rows(path) if path.exists() else []
     ids = _ids(rows)
@@ -121,11 +125,13 @@ def rows_of(run: Run) -> tuple[list[dict[str, Any]], list[str]]:
     if chosen is None and ids:
         chosen = ids[0]
         more = f", the last of {len(ids)} runs in it," if len(ids) > 1 else ""
-        notes.append(f"No checkpoint says which run it is of: the rows of the run {chosen}{more} are taken from {LOG}.")
+        notes.append(
+            f"No checkpoint says which run it is of: the rows of the run {chosen}{more} are taken from {path.name}."
+        )
     if chosen is not None:
         # Of an earlier version's log that the run went on with, the first rows have no id.
         rows = [row for row in rows if row.get("run") in (chosen, None)]
-        for earlier in sorted(run.folder.glob(f"{path.stem}-of-earlier-run-*{path.suffix}")):
+        for earlier in sorted(path.parent.glob(f"{escape(path.stem)}-of-earlier-run-*{escape(path.suffix)}")):
             with suppress(RazorError):
                 rows = [row for row in _rows(earlier) if row.get("run") == chosen] + rows
         if not rows:
@@ -134,7 +140,8 @@ def rows_of(run: Run) -> tuple[list[dict[str, Any]], list[str]]:
     _check_one_monitors(rows, path)
     if chosen is None and _is_older(path, rows, run.checkpoints):
         notes.append(
-            f"{LOG} is older than the checkpoints: unless the folder was copied, it is of another run than they are."
+            f"{path.name} is older than the checkpoints: unless the folder was copied, it is of another run than they "
+            "are."
         )
     return rows, notes
 
@@ -230,7 +237,7 @@ def _is_older(path: Path, rows: Sequence[Mapping[str, Any]], checkpoints: Sequen
 # Telling runs apart
 
 
-def _newest(folder: Path, found: Sequence[Checkpoint], wanted: str | None) -> Checkpoint:
+def _newest(folder: Path, log: Path, found: Sequence[Checkpoint], wanted: str | None) -> Checkpoint:
     """The checkpoint that was written last, of the run that is wanted if any says which it is of."""
     labels = sorted({one.run for one in found if one.run is not None})
     ids: list[str] = []
@@ -240,7 +247,7 @@ def _newest(folder: Path, found: Sequence[Checkpoint], wanted: str | None) -> Ch
         found = [one for one in found if one.run == wanted]
     else:
         with suppress(RazorError):  # which is raised where the rows are needed
-            ids = _ids(_rows(folder / LOG))
+            ids = _ids(_rows(log))
         if set(ids) & set(labels):
             # The rows of other runs have been moved away for a later one, whatever the times of copied files say.
             found = [one for one in found if one.run in (None, *ids)]

@@ -7,11 +7,13 @@ in the cache.
 
 import contextlib
 import hashlib
+import itertools
 import json
 import math
 import os
 import re
 import shutil
+import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import nullcontext
@@ -25,12 +27,13 @@ import torch
 from torch import Tensor
 
 from rlrazor.errors import RazorError, cause_of, disk_error_in
-from rlrazor.extras import needs_package
+from rlrazor.extras import needs_extra, needs_package
 from rlrazor.lm import compute, hub
 from rlrazor.lm.adapters import adapter_disabled, base_weights, unwrapped
 from rlrazor.lm.model_files import MEND, check_config, read_adapter_config, read_config
 from rlrazor.lm.sampling import NotFiniteError
 from rlrazor.lm.versions import in_dtype, weights_by_config
+from rlrazor.regular import open_regular
 
 # What a causal language model's class is called, or one that has its weights.
 _CAUSAL = re.compile(r"\w*(ForCausalLM|LMHeadModel|ForConditionalGeneration|(?<!Reward)(?<!Encoder)Model)")
@@ -88,6 +91,7 @@ def load(
     safetensors, no tokenizer, needs code of its own or is something else than a causal language model, and for
     weights that are not finite.
     """
+    needs_extra("guard")
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from rlrazor.lm import suitable  # it needs this module
@@ -354,7 +358,7 @@ def _folder_of(source: str, cache_dir: Path | None) -> Path:
     """The local folder with the model: itself, a GGUF file's conversion, or the hub's download."""
     path = Path(source).expanduser()
     if path.suffix == ".gguf" and path.is_file():
-        return _converted(path, cache_dir or Path(platformdirs.user_cache_dir("rlrazor")) / "gguf")
+        return convert(path, cache_dir)
     if path.is_dir():
         return path
     if path.exists():
@@ -396,14 +400,57 @@ def _downloaded(repository: str) -> Path:
         raise RazorError(f"There is no folder {repository}. {who}: {cause_of(error)}") from error
 
 
-def _converted(gguf: Path, cache: Path) -> Path:
-    """The folder of float32 safetensors for a GGUF file, named after its content; made where it is not there yet."""
+_CONVERTED_FROM = ".gguf-sha256"  # in a conversion: of what
+
+
+def convert(gguf: Path, cache_dir: Path | None = None, out: Path | None = None) -> Path:
+    """The folder of float32 safetensors for a GGUF file, by its content: the one that there is, or a new one.
+
+    That is `out`, or one in the cache with the name of the file. Where it is made, standard error says so. Raises
+    RazorError for what is no GGUF file or cannot be read as one, for an `out` that is something else, and where the
+    folder cannot be written.
+    """
+    needs_extra("guard")
     needs_package("gguf", "A GGUF file")
-    with _loading(gguf), gguf.open("rb") as file:
-        folder = cache / hashlib.file_digest(file, "sha256").hexdigest()[:16]
-    if _is_whole(folder):
+    gguf = gguf.expanduser()
+    if gguf.suffix != ".gguf" or not gguf.is_file():
+        raise RazorError(f"{gguf} is not a .gguf file.")
+    with _loading(gguf), open_regular(gguf) as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    cache = cache_dir or Path(platformdirs.user_cache_dir("rlrazor")) / "gguf"
+    folder = _folder_for(gguf, digest, cache) if out is None else out.expanduser()
+    if _is_conversion(folder, digest):
         return folder
-    partial = cache / f".{folder.name}.{os.getpid()}"
+    if out is not None and folder.exists() and _made_of(folder) != digest:
+        raise RazorError(f"{out} is there already and no conversion of {gguf}: name a folder that is not there.")
+    _convert(gguf, folder, digest)
+    print(f"{gguf} was converted into the folder {folder}.", file=sys.stderr)
+    return folder
+
+
+def _folder_for(gguf: Path, digest: str, cache: Path) -> Path:
+    """The folder in the cache that was made of this content, or the name of a new one."""
+    there = sorted(folder for folder in cache.glob("*") if _made_of(folder) == digest)
+    if there:
+        return there[0]
+    name = gguf.stem.lstrip(".")[:200] or "model"
+    names = (name if number == 1 else f"{name}-{number}" for number in itertools.count(1))
+    return next(cache / one for one in names if not (cache / one).exists())
+
+
+def _made_of(folder: Path) -> str:
+    """The SHA-256 of the GGUF file that a folder was made of, "" of another."""
+    with contextlib.suppress(OSError, ValueError):
+        return (folder / _CONVERTED_FROM).read_text(encoding="ascii")
+    return ""
+
+
+def _is_conversion(folder: Path, digest: str) -> bool:
+    return _made_of(folder) == digest and _is_whole(folder)
+
+
+def _convert(gguf: Path, folder: Path, digest: str) -> None:
+    partial = folder.parent / f".{folder.name}.{os.getpid()}"
     try:
         with _loading(gguf):
             model, tokenizer = _read_gguf(gguf)
@@ -412,18 +459,18 @@ def _converted(gguf: Path, cache: Path) -> Path:
             partial.mkdir(parents=True)
             model.save_pretrained(partial)
             tokenizer.save_pretrained(partial)
-            if folder.exists() and not _is_whole(folder):  # somebody tidied up in it
+            (partial / _CONVERTED_FROM).write_text(digest, encoding="ascii")
+            if _made_of(folder) == digest and not _is_whole(folder):  # somebody tidied up in it
                 shutil.rmtree(folder)
             partial.rename(folder)
         except Exception as error:  # a full disk is an OSError to some and not to others: safetensors has its own
-            if not _is_whole(folder):  # else another process was faster: its folder has the same content
+            if not _is_conversion(folder, digest):  # else another process was faster: its folder has the same content
                 raise RazorError(
-                    f"The conversion of {gguf} cannot be written to {cache}: {cause_of(error)} Free some space, or "
-                    "make that folder one that can be written to."
+                    f"The conversion of {gguf} cannot be written to {folder.parent}: {cause_of(error)} Free some "
+                    "space, or make that folder one that can be written to."
                 ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return folder
 
 
 def _read_gguf(gguf: Path) -> tuple[Any, Any]:

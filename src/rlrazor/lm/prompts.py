@@ -91,6 +91,15 @@ def texts_of(prompt: Prompt) -> list[str]:
     return ["".join(texts) for texts in parts if texts]
 
 
+def last_said(prompt: Prompt) -> str:
+    """What the user says last: the text, or of turns the user's last, or where none is the user's the last of all."""
+    said, _ = parts_of(prompt)
+    if isinstance(said, str):
+        return said
+    turns = [turn for turn in said if turn.get("role") == "user"] or said
+    return (texts_of(turns[-1:]) or [""])[0]
+
+
 def check(prompt: Any, where: str) -> None:
     """Raise RazorError where this is no Prompt."""
     said = prompt

@@ -47,6 +47,7 @@ RANGES = (1.0, 2.0, 4.0, 8.0)
 # What the page fits its laws to, with intervals. A sweep may hold dozens more measures: see `sections.predictors`.
 MAIN_MEASURES = ("kl_forward", "kl_reverse", "total_variation")
 
+CALIBRATION = "calibrate"  # the preset of the runs of a law
 _TEACHER_KEYS = ("seed", "method", "run_id", "step", "student")
 _SENSITIVITY_COLUMNS = ("setting", "value", *COLUMNS)
 
@@ -135,6 +136,11 @@ class Sweep:
     areas: Mapping[str, Estimate]
     sensitivity: Sequence[Variant]
     distillation: Sequence[Imitation]
+
+    @property
+    def is_calibration(self) -> bool:
+        """Whether the runs were made for a law, which says itself what it was chosen by."""
+        return self.config.get("preset") == CALIBRATION
 
     @property
     def methods(self) -> list[str]:

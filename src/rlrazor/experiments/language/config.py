@@ -10,7 +10,7 @@ from rlrazor.errors import RazorError
 from rlrazor.experiments import grid
 from rlrazor.experiments.grid import check_bounds, check_many, check_positive, check_runs, kinds_of
 from rlrazor.experiments.language.methods import FROM_TEACHER, TEACHER, find_method
-from rlrazor.lm.prior import DEFAULT_TASKS
+from rlrazor.lm.task_names import DEFAULT_TASKS
 from rlrazor.records import BASE, RunSpec
 
 EXPERIMENT = "language"

@@ -34,6 +34,7 @@ from rlrazor.records import BASE, Record, RunSpec
 from rlrazor.seeding import seed_of
 from rlrazor.store import Checkpoint, RunStore, WeightsMode, atomic_path, read_records
 from rlrazor.sweep import DivergedError
+from rlrazor.writing import mark_folder, require_our_folder
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class TaskSource:
     def fingerprint(self, splits: Splits) -> str:
         """A content hash of the prompts and all that comes with them, a verifier of one's own included: 16 digits."""
         file = Path((self.verifier or "").rpartition(":")[0])
-        code = file.read_text() if file.is_file() else self.verifier
+        code = file.read_text(encoding="utf-8", errors="surrogateescape") if file.is_file() else self.verifier
         items = [[asdict(item) for item in side] for side in (splits.train, splits.test)]
         content = json.dumps([items, code, self.stop, *([] if self.chat else ["plain"])], default=str)
         if self.generic is not None:
@@ -351,12 +352,14 @@ def _named_as(model: Any, weights: Mapping[str, Any]) -> dict[str, Any]:
 
 def _save_model(model: Any, tokenizer: Any, folder: Path) -> None:
     """The policy, or its adapter, in the hub's layout: whole or not at all."""
-    partial = folder.with_name(f".{folder.name}")
+    require_our_folder(folder)
+    partial = folder.with_name(f".rlrazor-{folder.name}.tmp")
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
         model.save_pretrained(partial, safe_serialization=True)
         tokenizer.save_pretrained(partial)
+        mark_folder(partial)
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
     except Exception as error:  # of a full disk safetensors and tokenizers raise types of their own

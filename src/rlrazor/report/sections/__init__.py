@@ -90,7 +90,12 @@ def in_page_order(studies: Iterable[Study]) -> list[Study]:
 
 
 def studies_of(sweep: Sweep) -> list[Study]:
-    """The studies that need no runs of their own, where the sweep has measured what they are about."""
+    """The studies that need no runs of their own, where the sweep has measured what they are about.
+
+    None of a calibration: of what its runs say, its law has the last word.
+    """
+    if sweep.is_calibration:
+        return []
     studies = [Study(name, sweep.config, sweep.table, sweep.points, sweep.bases, of_sweep=True) for name in OF_SWEEP]
     return [study for study in studies if OF_SWEEP[study.name](study)]
 

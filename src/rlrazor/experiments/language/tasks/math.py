@@ -183,6 +183,7 @@ MATH = Task(
     load_orz,
     verify_math,
     max_new_tokens=1024,
+    from_hub=True,
 )
 GSM8K = Task(
     "gsm8k",
@@ -191,6 +192,7 @@ GSM8K = Task(
     load_gsm8k,
     verify_math,
     max_new_tokens=512,
+    from_hub=True,
 )
 MATH500 = Task(
     "math500",
@@ -199,4 +201,5 @@ MATH500 = Task(
     load_math500,
     verify_math,
     max_new_tokens=1024,
+    from_hub=True,
 )

@@ -135,4 +135,5 @@ SCIENCE = Task(
     load_science,
     verify_science,
     max_new_tokens=256,
+    from_hub=True,
 )
