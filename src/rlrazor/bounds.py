@@ -26,6 +26,10 @@ MOST_SAMPLES = 2**26  # in a step: their log-probabilities are 256 MiB
 _LARGEST_FLOAT32 = 3.4e38
 
 
+class WrongKindError(RazorError):
+    """A setting is no number, where one is needed: to YAML 2e-2 is text."""
+
+
 @dataclass(frozen=True)
 class Bounds:
     """From `low` to `high`, both of which may be had, unless with `open_low` or `open_high`."""
@@ -118,14 +122,14 @@ def check_options(options: Mapping[str, Any]) -> None:
 def check_whole(name: str, value: Any) -> None:
     """The same of what has to be a whole number: 2.0 and true are none."""
     if isinstance(value, bool) or not isinstance(value, Integral):
-        raise RazorError(f"{name} must be a whole number, not {value!r:.60}.")
+        raise WrongKindError(f"{name} must be a whole number, not {value!r:.60}.")
     check(name, value)
 
 
 def require_number(name: str, value: Any) -> None:
-    """Raise RazorError for what is no number, such as true and text; None, which is not given, passes."""
+    """Raise WrongKindError for what is no number, such as true and text; None, which is not given, passes."""
     if isinstance(value, bool) or not isinstance(value, Real | None):
-        raise RazorError(f"{name} must be a number, not {value!r:.60}.")
+        raise WrongKindError(f"{name} must be a number, not {value!r:.60}.")
 
 
 def check_size(what: str, size: float, most: float, mend: str) -> None:
