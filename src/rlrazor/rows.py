@@ -17,12 +17,14 @@ from typing import Any
 
 import polars as pl
 
-from rlrazor.errors import RazorError
+from rlrazor.documents import NotJSONError, NotReadableError, loads, read_bytes
+from rlrazor.errors import RazorError, cause_of
 
 Row = dict[str, Any]
 Located = tuple[str, Row]
 """A row, and where it is: "prompts.jsonl, line 3"."""
 
+LARGEST = 2**30  # bytes of a file of rows, which is read whole
 KINDS = "JSON Lines, a JSON array, CSV or TSV with a header, or Parquet"
 _JSON_NAMES, _TABLE_NAMES = (".json", ".jsonl", ".ndjson"), (".csv", ".tsv", ".tab")
 _FOLDER_NAMES = (*_JSON_NAMES, *_TABLE_NAMES, ".parquet", ".txt")  # of the files that a folder is read for
@@ -102,7 +104,7 @@ def _files(path: Path, pattern: str | None) -> list[Path]:
 def _read_file(file: Path, line: str | None) -> list[Located]:
     wanted = KINDS + (f", or one {line} a line" if line else "")
     try:
-        data = file.read_bytes()
+        data = read_bytes(file, LARGEST)
     except FileNotFoundError as error:
         raise RazorError(f"There is no {file}: give {wanted}.") from error
     except (OSError, ValueError) as error:  # of a name with a NUL in it
@@ -161,26 +163,15 @@ def _json(file: Path, text: str, line: str | None) -> list[Located]:
     return rows
 
 
-def whole_json(text: str) -> Any:
-    """The value of a JSON text. Raises UnicodeEncodeError, which is a ValueError, for half of a surrogate pair."""
-    value = json.loads(text)
-    if _HALF.search(text):  # or the second half of a whole one
-        json.dumps(value, ensure_ascii=False).encode()
-    return value
-
-
 def _parsed(where: str, text: str) -> Any:
     try:
-        return whole_json(text)
-    except UnicodeEncodeError as error:
+        return loads(text, nan=float)
+    except NotJSONError as error:
         raise RazorError(
-            f"{where}: holds \\u{ord(error.object[error.start]):04x}, half of a character, which no tokenizer can "
-            "read: mend the text, or leave the row out."
+            f"{where}: not JSON ({error.__cause__}). Every line has to be one object, or the file one array."
         ) from error
-    except (ValueError, RecursionError) as error:
-        raise RazorError(
-            f"{where}: not JSON ({error}). Every line has to be one object, or the file one array."
-        ) from error
+    except NotReadableError as error:
+        raise RazorError(f"{where}: {error}. Mend it, or leave it out.") from error
 
 
 def _delimiter(name: str, text: str) -> str | None:
@@ -269,8 +260,9 @@ def _is_json(text: str) -> bool:
 def _parquet(file: Path, data: bytes) -> list[Located]:
     try:
         rows = pl.read_parquet(io.BytesIO(data)).to_dicts()
-    except (pl.exceptions.PolarsError, OSError, ValueError) as error:
-        raise RazorError(f"{file} is damaged: it begins as Parquet and cannot be read as such ({error}).") from error
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, ValueError) as error:
+        why = cause_of(error)
+        raise RazorError(f"{file} is damaged: it begins as Parquet and cannot be read as such ({why}).") from error
     if not rows:
         raise RazorError(f"{file} is empty: it has no rows.")
     return [(f"{file}, row {number}", row) for number, row in enumerate(rows, 1)]

@@ -27,8 +27,9 @@ import polars as pl
 from safetensors import SafetensorError
 
 from rlrazor import processes
+from rlrazor.documents import checked, parse_json, read_bytes, read_json, read_text
 from rlrazor.errors import RazorError
-from rlrazor.records import SCHEMA_VERSION, Record, RunSpec
+from rlrazor.records import BASE, SCHEMA_VERSION, Record, RunSpec
 from rlrazor.writing import Output, atomic_path, check_writable, clear_io_errors, leftovers, require_our_folder
 
 try:
@@ -40,6 +41,15 @@ if TYPE_CHECKING:
     from torch import Tensor  # which takes seconds to import, and a report needs no weights
 
 __all__ = ["Checkpoint", "FinishedRun", "RunStore", "WeightsMode", "atomic_path", "check_writable"]
+
+_WORDS = ("run_id", "trajectory", "method", "schedule")
+_NUMBERS = ("lr", "epochs", "seed", "step", "epoch", "new", "prior", "forgetting", "kl_forward")
+COLUMNS = (*_WORDS, *_NUMBERS)
+"""Of every table of checkpoints."""
+_DRIFT = ("kl_forward", "kl_reverse", "kl_probe", "total_variation")
+_RANGES = {"new": (0, 1), "prior": (0, 1), "forgetting": (-1, 1)}  # scores are fractions of 1
+_ROUNDING = 1e-6
+_LARGEST_TABLE = 2**32  # bytes
 
 WeightsMode = Literal["none", "final", "all"]
 _PARTIAL = re.compile(r"\.[0-9a-f]{16}\.\d+")  # a run that was being written: its id, and the process
@@ -165,27 +175,47 @@ class RunStore:
 
     def read(self, spec: RunSpec) -> FinishedRun:
         """Read a finished run back; raises RazorError when a file of it is damaged."""
+        from rlrazor.run_files import StoredSpec
+
         folder = self._folder_of(spec)
-        try:
-            stored = json.loads((folder / "spec.json").read_text())
-            lines = (folder / "records.jsonl").read_text().splitlines()
-            records = [Record(**json.loads(line)) for line in lines]
-            if not records:
-                raise ValueError("records.jsonl is empty")
-        except (OSError, ValueError, TypeError) as error:
+        with self._told(folder):
+            stored = parse_json(read_text(folder / "spec.json"), folder / "spec.json")
+        version = stored.get("schema_version") if isinstance(stored, dict) else None
+        if type(version) is int and version != SCHEMA_VERSION:
             raise RazorError(
-                f"The run folder {folder} cannot be read ({error}). Delete it and run the same command again."
-            ) from error
-        if stored.get("schema_version") != SCHEMA_VERSION:
-            raise RazorError(
-                f"The run folder {folder} has schema version {stored.get('schema_version')}, this rlrazor reads "
-                f"{SCHEMA_VERSION}. Choose another --out."
+                f"The run folder {folder} has schema version {version}, this rlrazor reads {SCHEMA_VERSION}. Choose "
+                "another --out."
             )
-        return FinishedRun(spec, records, stored["diverged_at"])
+        with self._told(folder):
+            found = checked(StoredSpec, stored, folder / "spec.json")
+            if RunSpec(found.experiment, found.method, found.params, found.seed).run_id != spec.run_id:
+                raise RazorError("spec.json is of another run.")
+            records = read_records(folder / "records.jsonl")
+            if any(record.run_id != spec.run_id for record in records):
+                raise RazorError("records.jsonl has a record of another run.")
+            return FinishedRun(spec, records, found.diverged_at)
 
     def seconds(self, spec: RunSpec) -> float:
-        """Wall time of the training that served this run, measuring included; a prefix has that of the whole."""
-        return float(json.loads((self._folder_of(spec) / "seconds.json").read_text())["seconds"])
+        """Wall time of the training that served this run, measuring included; a prefix has that of the whole.
+
+        Raises RazorError when the file of it is damaged.
+        """
+        from rlrazor.run_files import StoredSeconds
+
+        folder = self._folder_of(spec)
+        with self._told(folder):
+            return read_json(folder / "seconds.json", StoredSeconds).seconds
+
+    @staticmethod
+    @contextmanager
+    def _told(folder: Path) -> Iterator[None]:
+        """Say of what is wrong with a file of a run what to do about it."""
+        try:
+            yield
+        except RazorError as error:
+            raise RazorError(
+                f"The run folder {folder} cannot be read. {error} Delete it and run the same command again."
+            ) from error
 
     def weights_path(self, spec: RunSpec, step: int) -> Path:
         """Where the weights of a checkpoint are, if they were kept."""
@@ -229,6 +259,78 @@ class RunStore:
 
     def _folder_of(self, spec: RunSpec) -> Path:
         return self.runs / spec.run_id
+
+
+def read_records(path: Path) -> list[Record]:
+    """The records of a JSON Lines file, in the order of their steps. Raises RazorError for one that is damaged."""
+    from rlrazor.run_files import StoredRecord
+
+    records: list[Record] = []
+    # Not splitlines: a JSON string may hold characters that it takes for line ends.
+    for number, line in enumerate(read_text(path).split("\n"), 1):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        found = checked(StoredRecord, parse_json(line, where), where)
+        if records and found.step <= records[-1].step:
+            raise RazorError(f"{where} is of step {found.step}, which does not come after the one before.")
+        records.append(Record(**dict(found)))
+    if not records:
+        raise RazorError(f"{path} is empty.")
+    return records
+
+
+def read_table(path: Path, columns: Sequence[str] = COLUMNS) -> pl.DataFrame:
+    """A table of checkpoints.
+
+    Raises RazorError when it is missing, damaged or without `columns`, or where one that we know holds something else.
+    """
+    if not path.is_file():
+        raise RazorError(f"There is no {path}: give the output folder of a finished `razor reproduce`.")
+    try:
+        table = pl.read_parquet(read_bytes(path, _LARGEST_TABLE))  # of a path, polars takes [ and * for a pattern
+    except (OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
+        raise RazorError(f"{path} is damaged: delete it and run the same command again.") from error
+    missing = [name for name in columns if name not in table.columns]
+    if missing:
+        raise RazorError(f"{path} lacks the columns {', '.join(missing)}: run the same command again.")
+    wrong = [name for name in _NUMBERS if name in table.columns and not _has_numbers(table, name)]
+    if wrong:
+        raise RazorError(f"{path} has no numbers in the columns {', '.join(wrong)}: run the same command again.")
+    if (sentence := _wrong_in(table)) is not None:
+        raise RazorError(f"{path} is damaged, as {sentence}: run the same command again.")
+    return table
+
+
+def _wrong_in(table: pl.DataFrame) -> str | None:
+    """What is wrong with a table of checkpoints, if anything is."""
+    there = set(table.columns)
+    for name in sorted(there.intersection(_WORDS)):
+        if table.schema[name] not in (pl.String, pl.Null):
+            return f"the column {name} holds no text"
+    if any(table[name].null_count() for name in there.intersection(_WORDS[:3])):
+        return "a checkpoint lacks its run or its method"
+    for name in sorted(there & {"seed", "step"}):
+        if not table.schema[name].is_integer() or table[name].null_count() or (table[name] < 0).any():
+            return f"the column {name} holds anything but whole numbers from 0 up"
+    for name, (low, high) in _RANGES.items():
+        if name not in there:
+            continue
+        values = table[name].cast(pl.Float64)
+        if values.null_count() or not values.is_between(low - _ROUNDING, high + _ROUNDING).all():
+            return f"the column {name} has a value that is not from {low} to {high}"
+    for name in sorted(there.intersection(_DRIFT)):
+        if not _has_numbers(table, name):
+            return f"the column {name} holds no numbers"
+        if table[name].cast(pl.Float64).is_infinite().any():
+            return f"the column {name} has an infinite value"
+    if {"lr", "method"} <= there and table.filter(pl.col("method") != BASE)["lr"].null_count():
+        return "a fine-tuned checkpoint has no lr"
+    return None
+
+
+def _has_numbers(table: pl.DataFrame, name: str) -> bool:
+    return table.schema[name].is_numeric() or table.schema[name] == pl.Null
 
 
 def _weights_name(step: int) -> str:

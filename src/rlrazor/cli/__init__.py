@@ -11,12 +11,28 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import rlrazor
-from rlrazor import interrupts, processes
-from rlrazor.cli import calibrate, compare, evaluate, exits, finetune, pick, report, reproduce, sweep, tasks, theory
+from rlrazor import bounds, interrupts, processes
+from rlrazor.cli import (
+    calibrate,
+    compare,
+    convert,
+    evaluate,
+    exits,
+    finetune,
+    pick,
+    report,
+    reproduce,
+    sweep,
+    tasks,
+    theory,
+)
 from rlrazor.errors import RazorError
 from rlrazor.terminal import is_utf8, never_fail_to_encode, say
 
 _DISK_ERRORS = {errno.ENOSPC, errno.EFBIG, errno.EIO, errno.EBADF, getattr(errno, "EDQUOT", errno.ENOSPC)}
+
+# Commands that go on from where they were.
+_KEEPING = {command.__name__ for command in (calibrate, finetune, reproduce, sweep)}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -31,7 +47,8 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """One sentence instead of argparse's usage block."""
-        say(f"razor: {message}. See '{self.prog} --help'.")
+        short = message if len(message) <= 300 else f"{message[:300]}…"  # a value may be of any length
+        say(f"razor: {short}. See '{self.prog} --help'.")
         sys.exit(exits.ERROR)
 
 
@@ -47,9 +64,20 @@ def build_parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="razor", description="Measure, predict and prevent forgetting in fine-tuning.")
     parser.add_argument("--version", action="version", version=f"razor {rlrazor.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (calibrate, compare, pick, finetune, evaluate, sweep, tasks, reproduce, report, theory):
+    for command in (calibrate, compare, pick, finetune, evaluate, sweep, convert, tasks, reproduce, report, theory):
         command.add_to(commands)
+    _state_bounds(parser)
     return parser
+
+
+def _state_bounds(parser: argparse.ArgumentParser) -> None:
+    """Of each option that is a number, say in its help what it may be."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for inner in action.choices.values():
+                _state_bounds(inner)
+        elif action.dest in bounds.BOUNDS and action.help:
+            action.help += f" [{bounds.BOUNDS[action.dest]}]"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -74,8 +102,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # whoever read the output, `head` say, has seen enough
         _silence(sys.stdout, sys.stderr)
         return exits.PIPE
-    written = _flushed(saying=code not in (exits.ERROR, exits.INTERRUPTED))  # one sentence is enough
-    return code if written or code == exits.INTERRUPTED else exits.ERROR
+    interrupted = code > exits.SIGNALLED
+    written = _flushed(saying=not interrupted and code != exits.ERROR)  # one sentence is enough
+    return code if written or interrupted else exits.ERROR
 
 
 def _run(given: list[str]) -> int:
@@ -85,10 +114,11 @@ def _run(given: list[str]) -> int:
             raise RazorError("An argument holds a NUL character, which no name of a file or model has: leave it out.")
         arguments, unknown = build_parser().parse_known_args(given)
         arguments.argv = given
+        bounds.check_options(vars(arguments))
         for name in ("base", "tuned", "model"):
             if getattr(arguments, name, None) == "":
                 raise RazorError(f"{name.upper()} is empty: name a folder, a hub id or a .gguf file.")
-        with interrupts.remembered(), processes.together():
+        with interrupts.remembered(keeps=arguments.run.__module__ in _KEEPING), processes.together():
             if unknown:
                 raise RazorError(f"Unknown option {unknown[0]!r}. Options: {', '.join(arguments.options)}.")
             if processes.count() > 1 and arguments.run is not finetune.run:
@@ -99,8 +129,7 @@ def _run(given: list[str]) -> int:
     except RazorError as error:
         say(f"razor: {error}")
     except KeyboardInterrupt:
-        say("razor: interrupted. Finished runs are kept; the same command goes on from there.")
-        return exits.INTERRUPTED
+        return interrupts.say()
     except BrokenPipeError:
         raise
     except Exception as error:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlrazor import cores
+from rlrazor.cli import early
 from rlrazor.cli.outputs import check_run_folder
 from rlrazor.cli.printing import human_seconds, print_plan, print_results
 from rlrazor.errors import RazorError
@@ -113,8 +114,6 @@ def add_sweep(parser: argparse.ArgumentParser, out: str) -> None:
 
 def source_of(arguments: argparse.Namespace, task: str) -> "TaskSource":
     """Where the new task comes from."""
-    from rlrazor.experiments.language.train import TaskSource
-
     if arguments.verifier and not arguments.prompts:
         raise RazorError("--verifier goes with --prompts FILE, a task of your own.")
     for name in ("data", "demonstrations", "prompts", "data_mirror", "generic"):
@@ -127,6 +126,8 @@ def source_of(arguments: argparse.Namespace, task: str) -> "TaskSource":
         raise RazorError("--no-chat goes with --prompts FILE: the other tasks say themselves how they are asked.")
     if arguments.stop and not arguments.prompts:
         raise RazorError("--stop goes with --prompts FILE: the other tasks say themselves what ends a completion.")
+    from rlrazor.experiments.language.train import TaskSource
+
     return TaskSource(
         task,
         data=arguments.data,
@@ -137,6 +138,27 @@ def source_of(arguments: argparse.Namespace, task: str) -> "TaskSource":
         generic=arguments.generic,
         chat=not arguments.no_chat,
     )
+
+
+def check_early(arguments: argparse.Namespace, base: str, task: str, prior: tuple[str, ...] = ()) -> None:
+    """Raise RazorError for names and files that do not exist, before torch and TRL are imported for seconds.
+
+    Settles whether the hub can be reached, where something may have to come from it.
+    """
+    from rlrazor.experiments.language.tasks import find_task
+    from rlrazor.lm import hub
+
+    early.require_source(base)
+    early.require_files(
+        data=arguments.data, demonstrations=arguments.demonstrations, prompts=arguments.prompts,
+        data_mirror=arguments.data_mirror, generic=arguments.generic,
+    )  # fmt: skip
+    own = find_task(task) if arguments.prompts is None else None
+    early.require_prior(prior)
+    fetched = own is not None and own.from_hub and arguments.data is None
+    early.settle_hub(base, data=fetched or (arguments.data_mirror is None and early.TINY not in (base, *prior)))
+    if fetched and own is not None and hub.is_offline():
+        own.load(None)  # which says at once what is missing
 
 
 def stop_of(arguments: argparse.Namespace) -> tuple[str, ...]:
@@ -184,7 +206,6 @@ def run_sweep(arguments: argparse.Namespace, preset: str, out: Path) -> int:
     # Imported here: torch and TRL take seconds that `razor --version` should not.
     from rlrazor.experiments.grid import read_settings
     from rlrazor.experiments.language.config import TINY, parse_setting, resolve
-    from rlrazor.experiments.language.reproduce import Options, estimate, reproduce
 
     given = read_settings(arguments.config) if arguments.config else {}
     given |= settings_given(arguments)
@@ -195,6 +216,9 @@ def run_sweep(arguments: argparse.Namespace, preset: str, out: Path) -> int:
         raise RazorError(f"--jobs must be at least 1, not {jobs}.")
     if not arguments.dry_run:
         check_run_folder(arguments, out)
+    check_early(arguments, config.base, config.task, config.prior)
+    from rlrazor.experiments.language.reproduce import Options, estimate, reproduce
+
     trainer = trainer_of(arguments, config)
     if arguments.dry_run:
         found = estimate(config, trainer.task)

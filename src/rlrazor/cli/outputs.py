@@ -11,7 +11,7 @@ from rlrazor.writing import Output
 
 _INPUTS = (
     *("prompts", "law", "generic", "data", "demonstrations", "data_mirror", "config", "data_dir", "adapter"),
-    *("base", "tuned", "model"),
+    *("base", "tuned", "model", "log"),
 )
 _TINY = "tiny"  # the base that is made here, and no folder
 

@@ -48,6 +48,10 @@ def run(arguments: argparse.Namespace) -> int:
     _check(arguments, [*page.outputs(folder), *(markdown.outputs(arguments.markdown) if arguments.markdown else ())])
     with Terminal(stderr=True).status("Fitting the law and drawing the report"):
         results = load(folder)
+        if (folder / "law.json").exists():  # of a calibration: what the law says of itself comes first
+            from rlrazor.cli.law_page import with_law
+
+            results = with_law(results)
         written = write_report(results)
         if arguments.markdown:
             write_markdown(results, arguments.markdown)

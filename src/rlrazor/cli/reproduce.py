@@ -114,7 +114,7 @@ def run_forecast(arguments: argparse.Namespace) -> int:
     families = tuple(name.strip() for name in arguments.families.split(","))
     unknown = [name for name in families if name not in TASKS]
     if unknown:
-        raise RazorError(f"Unknown family {unknown[0]!r}. Families: {', '.join(TASKS)}.")
+        raise RazorError(f"Unknown family {unknown[0]!r:.60}. Families: {', '.join(TASKS)}.")
     if arguments.jobs < 1:
         raise RazorError(f"--jobs must be at least 1, not {arguments.jobs}.")
     options = Options(

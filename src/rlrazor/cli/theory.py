@@ -63,7 +63,9 @@ def _parse_seeds(text: str) -> list[int]:
     try:
         return [int(seed) for seed in text.split(",")]
     except ValueError as error:
-        raise RazorError(f"--seeds takes whole numbers separated by commas, such as 0,1,2, not {text!r}.") from error
+        raise RazorError(
+            f"--seeds takes whole numbers separated by commas, such as 0,1,2, not {text!r:.60}."
+        ) from error
 
 
 @contextmanager

@@ -27,12 +27,10 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
-from accelerate.state import AcceleratorState, is_initialized
-from accelerate.utils import DistributedType
-from transformers import TrainerCallback
 
-from rlrazor import writing
+from rlrazor import bounds, writing
 from rlrazor.errors import RazorError
+from rlrazor.extras import needs_extra
 from rlrazor.forecast import FORWARD, PROBE, Forecast
 from rlrazor.guard import ranks, trackers
 from rlrazor.guard.base_side import BaseSide, cautions_of, joined, kls_of, shortened
@@ -58,6 +56,14 @@ from rlrazor.lm.sampling import NotFiniteError
 from rlrazor.lm.suitable import require_measurable
 from rlrazor.lm.undone import check_undone
 from rlrazor.terminal import shown_on
+
+try:
+    from accelerate.state import AcceleratorState, is_initialized
+    from accelerate.utils import DistributedType
+    from transformers import TrainerCallback
+except ImportError:
+    needs_extra("guard")
+    raise
 
 T = TypeVar("T")
 OnBudget = Literal["warn", "stop", "keep"]
@@ -183,6 +189,8 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
         self.law = LawFile.load(law) if isinstance(law, str | Path) else law
         if on_budget not in ("warn", "stop", "keep"):
             raise RazorError(f"on_budget is 'warn', 'stop' or 'keep', not {on_budget!r}.")
+        for name, value in (("budget", budget), ("level", level), ("every", every)):
+            bounds.require_number(name, value)
         if budget is not None and not 0 < budget < 1:
             raise RazorError(
                 f"budget is a fraction of 1, such as 0.02 for two points of the prior score, not {budget}."
@@ -195,6 +203,8 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
             writing.check_apart([Path(log)], [of for of in (prompts, law, generic) if isinstance(of, str | Path)])
         if every is not None and every < 1:
             raise RazorError(f"every is a number of steps, at least 1, not {every}.")
+        if every is not None:
+            bounds.check_whole("every", every)
         self.budget, self.on_budget, self.cautious, self.every, self.level = budget, on_budget, cautious, every, level
         self.prompts_hash = content_hash(self.prompts)
         own = read_generic(Path(generic)) if isinstance(generic, str | Path) else generic
@@ -580,7 +590,7 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
         if not self.log.lines:
             row["first_prompt"] = self.first_prompt
         if self.law is not None:
-            row["law_useful"] = self.law.useful
+            row["law_useful"], row["law_objection"] = self.law.useful, self.law.objection()
         self.log.add(row)
         for name, error in trackers.send(args, reading.scalars(), reading.step).items():
             if name not in self.unreachable:

@@ -17,7 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rlrazor.documents import checked, loads
 from rlrazor.errors import RazorError
+from rlrazor.guard.log_schema import LogRow
 from rlrazor.writing import atomic_path, check_writable, require_our_folder
 
 LOG = "razor.jsonl"  # in the trainer's output folder
@@ -131,8 +133,10 @@ def rows_until(path: Path, step: int, needed: Sequence[str]) -> list[dict[str, A
         raise RazorError(f"The log {path} cannot be read ({error.strerror}): name a file by `log`.") from error
     rows = []
     for line in text.split("\n"):
-        with suppress(ValueError, TypeError, KeyError):  # a line that a killed process left half-written
-            row = json.loads(line)
+        # A line that a killed process left half-written, or that is none of a monitor's.
+        with suppress(ValueError, TypeError, KeyError, RazorError):
+            row = loads(line)
+            checked(LogRow, row, path)
             if row["step"] <= step and (set(needed) <= set(row) or "error" in row):
                 rows.append(row)
     return rows
@@ -150,7 +154,7 @@ class KeptModel:
     def step(self) -> int | None:
         """Of the model that is kept; None where none is."""
         try:
-            return int(json.loads((self.folder / MARK).read_text(encoding="utf-8"))["step"])
+            return int(loads((self.folder / MARK).read_text(encoding="utf-8"))["step"])
         except (OSError, ValueError, TypeError, KeyError):
             return None
 

@@ -7,11 +7,13 @@ in the cache.
 
 import contextlib
 import hashlib
+import itertools
 import json
 import math
 import os
 import re
 import shutil
+import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import nullcontext
@@ -25,11 +27,13 @@ import torch
 from torch import Tensor
 
 from rlrazor.errors import RazorError, cause_of, disk_error_in
-from rlrazor.extras import needs_package
+from rlrazor.extras import needs_extra, needs_package
 from rlrazor.lm import compute, hub
 from rlrazor.lm.adapters import adapter_disabled, base_weights, unwrapped
+from rlrazor.lm.model_files import MEND, check_config, read_adapter_config, read_config
 from rlrazor.lm.sampling import NotFiniteError
 from rlrazor.lm.versions import in_dtype, weights_by_config
+from rlrazor.regular import open_regular
 
 # What a causal language model's class is called, or one that has its weights.
 _CAUSAL = re.compile(r"\w*(ForCausalLM|LMHeadModel|ForConditionalGeneration|(?<!Reward)(?<!Encoder)Model)")
@@ -87,6 +91,7 @@ def load(
     safetensors, no tokenizer, needs code of its own or is something else than a causal language model, and for
     weights that are not finite.
     """
+    needs_extra("guard")
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from rlrazor.lm import suitable  # it needs this module
@@ -95,6 +100,8 @@ def load(
         raise RazorError(f"Unknown dtype {dtype}: choose one of {', '.join(DTYPES)}.")
     folder = _folder_of(str(source), cache_dir)
     _require_safetensors(folder, source)
+    for name in ("config.json", "generation_config.json"):
+        check_config(folder / name)
     _require_causal(folder, source)
     has_tokenizer = any((folder / name).is_file() for name in _TOKENIZER_FILES)
     if not has_tokenizer and tokenizer is None:
@@ -228,10 +235,9 @@ def check_adapter(source: str | Path) -> None:
     needs_package("peft", "An adapter")
     folder = Path(source).expanduser()
     _require_safetensors(folder, source, _ADAPTER_WEIGHTS)
-    with contextlib.suppress(OSError, ValueError, AttributeError):  # PEFT says what is wrong with its config
-        task = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get("task_type")
-        if task not in (None, "CAUSAL_LM"):
-            raise RazorError(f"The adapter in {source} is for {task}, not for a causal language model (CAUSAL_LM).")
+    task = read_adapter_config(folder / "adapter_config.json").task_type
+    if task not in (None, "CAUSAL_LM"):
+        raise RazorError(f"The adapter in {source} is for {task:.40}, not for a causal language model (CAUSAL_LM).")
 
 
 def check_weights(folder: Path, source: str) -> None:
@@ -241,11 +247,8 @@ def check_weights(folder: Path, source: str) -> None:
 
 def named_base(adapter: str | Path) -> str:
     """What an adapter says it was trained on, "" where it does not. Raises RazorError for a damaged config."""
-    path = Path(adapter).expanduser() / "adapter_config.json"
-    try:
-        return str(json.loads(path.read_text(encoding="utf-8")).get("base_model_name_or_path") or "")
-    except (OSError, ValueError, AttributeError) as error:
-        raise RazorError(f"The adapter's {path} is damaged ({error}): save the adapter again.") from error
+    found = read_adapter_config(Path(adapter).expanduser() / "adapter_config.json")
+    return found.base_model_name_or_path or ""
 
 
 DIGEST_TOKENS = 128
@@ -355,7 +358,7 @@ def _folder_of(source: str, cache_dir: Path | None) -> Path:
     """The local folder with the model: itself, a GGUF file's conversion, or the hub's download."""
     path = Path(source).expanduser()
     if path.suffix == ".gguf" and path.is_file():
-        return _converted(path, cache_dir or Path(platformdirs.user_cache_dir("rlrazor")) / "gguf")
+        return convert(path, cache_dir)
     if path.is_dir():
         return path
     if path.exists():
@@ -397,14 +400,57 @@ def _downloaded(repository: str) -> Path:
         raise RazorError(f"There is no folder {repository}. {who}: {cause_of(error)}") from error
 
 
-def _converted(gguf: Path, cache: Path) -> Path:
-    """The folder of float32 safetensors for a GGUF file, named after its content; made where it is not there yet."""
+_CONVERTED_FROM = ".gguf-sha256"  # in a conversion: of what
+
+
+def convert(gguf: Path, cache_dir: Path | None = None, out: Path | None = None) -> Path:
+    """The folder of float32 safetensors for a GGUF file, by its content: the one that there is, or a new one.
+
+    That is `out`, or one in the cache with the name of the file. Where it is made, standard error says so. Raises
+    RazorError for what is no GGUF file or cannot be read as one, for an `out` that is something else, and where the
+    folder cannot be written.
+    """
+    needs_extra("guard")
     needs_package("gguf", "A GGUF file")
-    with _loading(gguf), gguf.open("rb") as file:
-        folder = cache / hashlib.file_digest(file, "sha256").hexdigest()[:16]
-    if _is_whole(folder):
+    gguf = gguf.expanduser()
+    if gguf.suffix != ".gguf" or not gguf.is_file():
+        raise RazorError(f"{gguf} is not a .gguf file.")
+    with _loading(gguf), open_regular(gguf) as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    cache = cache_dir or Path(platformdirs.user_cache_dir("rlrazor")) / "gguf"
+    folder = _folder_for(gguf, digest, cache) if out is None else out.expanduser()
+    if _is_conversion(folder, digest):
         return folder
-    partial = cache / f".{folder.name}.{os.getpid()}"
+    if out is not None and folder.exists() and _made_of(folder) != digest:
+        raise RazorError(f"{out} is there already and no conversion of {gguf}: name a folder that is not there.")
+    _convert(gguf, folder, digest)
+    print(f"{gguf} was converted into the folder {folder}.", file=sys.stderr)
+    return folder
+
+
+def _folder_for(gguf: Path, digest: str, cache: Path) -> Path:
+    """The folder in the cache that was made of this content, or the name of a new one."""
+    there = sorted(folder for folder in cache.glob("*") if _made_of(folder) == digest)
+    if there:
+        return there[0]
+    name = gguf.stem.lstrip(".")[:200] or "model"
+    names = (name if number == 1 else f"{name}-{number}" for number in itertools.count(1))
+    return next(cache / one for one in names if not (cache / one).exists())
+
+
+def _made_of(folder: Path) -> str:
+    """The SHA-256 of the GGUF file that a folder was made of, "" of another."""
+    with contextlib.suppress(OSError, ValueError):
+        return (folder / _CONVERTED_FROM).read_text(encoding="ascii")
+    return ""
+
+
+def _is_conversion(folder: Path, digest: str) -> bool:
+    return _made_of(folder) == digest and _is_whole(folder)
+
+
+def _convert(gguf: Path, folder: Path, digest: str) -> None:
+    partial = folder.parent / f".{folder.name}.{os.getpid()}"
     try:
         with _loading(gguf):
             model, tokenizer = _read_gguf(gguf)
@@ -413,18 +459,18 @@ def _converted(gguf: Path, cache: Path) -> Path:
             partial.mkdir(parents=True)
             model.save_pretrained(partial)
             tokenizer.save_pretrained(partial)
-            if folder.exists() and not _is_whole(folder):  # somebody tidied up in it
+            (partial / _CONVERTED_FROM).write_text(digest, encoding="ascii")
+            if _made_of(folder) == digest and not _is_whole(folder):  # somebody tidied up in it
                 shutil.rmtree(folder)
             partial.rename(folder)
         except Exception as error:  # a full disk is an OSError to some and not to others: safetensors has its own
-            if not _is_whole(folder):  # else another process was faster: its folder has the same content
+            if not _is_conversion(folder, digest):  # else another process was faster: its folder has the same content
                 raise RazorError(
-                    f"The conversion of {gguf} cannot be written to {cache}: {cause_of(error)} Free some space, or "
-                    "make that folder one that can be written to."
+                    f"The conversion of {gguf} cannot be written to {folder.parent}: {cause_of(error)} Free some "
+                    "space, or make that folder one that can be written to."
                 ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return folder
 
 
 def _read_gguf(gguf: Path) -> tuple[Any, Any]:
@@ -490,7 +536,7 @@ def _model_files(folder: Path) -> list[Path]:
     names = [name]
     if name.endswith(".json"):
         try:
-            index = json.loads((folder / name).read_text(encoding="utf-8"))
+            index = read_config(folder / name)
             names = sorted({str(shard) for shard in index["weight_map"].values()})
             if not names or not isinstance(index["metadata"], dict):  # without which transformers fails
                 raise ValueError("it names no files or has no metadata")
@@ -507,7 +553,7 @@ def _model_files(folder: Path) -> list[Path]:
 def _named_by_config(folder: Path) -> str:
     """The file of weights, or their index, that a config asks transformers for by name; "" where it does not."""
     try:
-        name = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("transformers_weights") or ""
+        name = read_config(folder / "config.json").get("transformers_weights") or ""
     except (OSError, ValueError, AttributeError):  # of which transformers complains
         return ""
     return str(name) if name and weights_by_config() else ""
@@ -539,7 +585,7 @@ def _check_whole(path: Path) -> None:
             header = json.loads(file.read(length)) if length <= min(size, _LONGEST_HEADER) else {}
         ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
         whole = size == 8 + length + max(ends, default=0)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
         whole = False
     if not whole or not any(ends):
         raise RazorError(
@@ -556,13 +602,15 @@ def _require_causal(folder: Path, source: str | Path) -> None:
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = read_config(folder / "config.json")
         names, two_parts = config.get("architectures") or [], config.get("is_encoder_decoder")
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise RazorError(f"{folder / 'config.json'} has architectures that are no list of names: {MEND}.")
     except (OSError, ValueError, AttributeError):
         return  # transformers says what is wrong with it
     generates = {*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()}
     if two_parts or not (not names or any(name in generates or _CAUSAL.fullmatch(name) for name in names)):
-        kind = "an encoder-decoder" if two_parts else f"by its config a {names[0]}"
+        kind = "an encoder-decoder" if two_parts else f"by its config a {names[0]:.60}"
         raise RazorError(
             f"{source} is {kind}, not a causal language model, which alone can be measured and trained here."
         )

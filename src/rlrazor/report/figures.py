@@ -55,7 +55,7 @@ def trade_off_figure(sweep: Sweep) -> Figure:
     new_range, kl_range = _new_range(sweep), _padded(sweep.points, "kl_forward", (0.0,))
     prior_range = _padded(sweep.table, "prior")
     frontiers = [staircase(method.label, method.points, method.color) for method in methods]
-    laws = list(_laws(sweep, kl_range[1]))
+    laws = [] if sweep.is_calibration else list(_laws(sweep, kl_range[1]))  # a calibration's is in its section
     return Figure(
         "fig3",
         [
@@ -72,7 +72,7 @@ def trade_off_figure(sweep: Sweep) -> Figure:
                 prior_range,
             ),
             Panel(
-                "Forgetting law",
+                "Forgetting" if sweep.is_calibration else "Forgetting law",
                 kl,
                 f"forgetting (drop in {prior})",
                 [

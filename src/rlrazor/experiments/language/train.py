@@ -32,7 +32,7 @@ from rlrazor.lm.models import LanguageModel, add_lora, base_digest, load, tokeni
 from rlrazor.lm.probes import GenericText, read_generic
 from rlrazor.records import BASE, Record, RunSpec
 from rlrazor.seeding import seed_of
-from rlrazor.store import Checkpoint, RunStore, WeightsMode, atomic_path
+from rlrazor.store import Checkpoint, RunStore, WeightsMode, atomic_path, read_records
 from rlrazor.sweep import DivergedError
 from rlrazor.writing import mark_folder, require_our_folder
 
@@ -281,7 +281,10 @@ class _Progress:
         if state is None or not path.exists():
             return []
         until = int(state.name.partition("-")[2])
-        records = [Record(**json.loads(line)) for line in path.read_text().splitlines()]
+        try:
+            records = read_records(path)
+        except RazorError as error:
+            raise RazorError(f"{error} Delete {self.folder} to train from the start.") from error
         return [record for record in records if record.step <= until]
 
     def add(self, record: Record) -> None:
