@@ -2,8 +2,8 @@
 
 import os
 import stat
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 from rlrazor.errors import RazorError
 
@@ -16,7 +16,7 @@ _KINDS = {
 }
 
 
-def open_regular(path: Path) -> BinaryIO:
+def open_regular(path: Path) -> BufferedReader:
     """The file at `path` to read, at once: nothing is waited for.
 
     Raises RazorError for what is no regular file, and OSError as `open` does.

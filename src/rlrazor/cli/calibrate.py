@@ -95,7 +95,7 @@ def run(arguments: argparse.Namespace) -> int:
     jobs = arguments.jobs if arguments.jobs is not None else (cores.available() if tiny else 1)
     if jobs < 1:
         raise RazorError(f"--jobs must be at least 1, not {jobs}.")
-    check_early(arguments, config.base, config.task, config.prior)
+    check_early(arguments, config)
     from rlrazor.experiments.language.evaluate import probe_settings
     from rlrazor.experiments.language.reproduce import Options, estimate, plan, reproduce
     from rlrazor.experiments.language.train import calibration_base

@@ -75,17 +75,18 @@ def run(arguments: argparse.Namespace) -> int:
     needs_extra("guard", *(("eval",) if arguments.prior else ()))
     limit = _limit(arguments)
     require_files(prompts=arguments.prompts, law=arguments.law, generic=arguments.generic)
-    require_source(arguments.base, arguments.tuned)
     require_prior(arguments.prior)
     settle_hub(arguments.base, arguments.tuned, data=arguments.prior is not None and arguments.data_mirror is None)
     check_writable(arguments.out)  # first: it should not cost minutes
+    from rlrazor.lm import compute
+
+    compute.prepare_process(compute.threads_alone())
+    require_source(arguments.base, arguments.tuned)
     from rlrazor.guard.compare import STEPS, Pair, PriorSuite, compare
     from rlrazor.guard.comparison_page import write_page
     from rlrazor.guard.law_file import LawFile
-    from rlrazor.lm import compute
     from rlrazor.lm.probes import ProbeSettings, default_cache, read_generic, read_prompts
 
-    compute.prepare_process(compute.threads_alone())
     compute.leave_progress_to_us()
     law = None if arguments.law is None else LawFile.load(arguments.law)
     own = {

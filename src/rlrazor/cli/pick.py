@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from rlrazor.cli.compare import dtype_of
-from rlrazor.cli.early import require_files, require_source, settle_hub
+from rlrazor.cli.early import require_files, settle_hub
 from rlrazor.cli.printing import Subparsers, console_for_tables, options_of
 from rlrazor.errors import RazorError
 from rlrazor.extras import needs_extra
@@ -66,7 +66,6 @@ def run(arguments: argparse.Namespace) -> int:
     if not arguments.folder.is_dir():
         raise RazorError(f"There is no folder {arguments.folder}.")
     if arguments.base is not None:
-        require_source(arguments.base)
         settle_hub(arguments.base, data=False)
     from rlrazor.guard.law_file import LawFile
     from rlrazor.guard.pick import pick
