@@ -96,7 +96,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise RazorError(f"--jobs must be at least 1, not {jobs}.")
     if not arguments.dry_run:
         _check(arguments, tiny=tiny)
-    check_early(arguments, config.base, config.task, config.prior)
+    check_early(arguments, config)
     from rlrazor.experiments.language.evaluate import probe_settings
     from rlrazor.experiments.language.reproduce import Options, estimate, plan, reproduce
     from rlrazor.experiments.language.train import calibration_base

@@ -81,7 +81,7 @@ def run(arguments: argparse.Namespace) -> int:
     given |= {"methods": arguments.method, "seeds": arguments.seed, "base": arguments.base, "task": arguments.task}
     given |= {"iterations": "1", "batch_sizes": arguments.batch_size or "32", **own}
     config = resolve("tiny" if arguments.base == TINY else "paper", {k: parse_setting(k, v) for k, v in given.items()})
-    check_early(arguments, config.base, config.task, config.prior)
+    check_early(arguments, config)
     from rlrazor.experiments.language.reproduce import plan
     from rlrazor.experiments.work import Work
 
