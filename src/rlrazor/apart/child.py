@@ -19,6 +19,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -133,11 +134,15 @@ def _verifier(source: str, name: str) -> Callable[..., Answer]:
 
 # --- Chat templates
 
+MOST, MORE = 100_000, 10  # characters that a template may add to a prompt, and how often it may repeat that
+SLOW = 0.1  # seconds for a prompt on average, where all of them come to more than a call may take
 
-def _template(text: str, most: int) -> Callable[..., Answer]:
-    """What renders a chat template as transformers does, and refuses more than `most` characters.
 
-    Errors of the template's own are left to transformers, which has them too.
+def _template(text: str, seconds: float) -> Callable[..., Answer]:
+    """What renders a chat template as transformers does, and says what is wrong with one that does not come to an end.
+
+    That is one that writes too much, takes more than `seconds` for all prompts or needs too much memory. Errors of
+    the template's own are raised, and left to transformers, which has them too.
     """
     import jinja2
     import jinja2.ext
@@ -163,19 +168,24 @@ def _template(text: str, most: int) -> Callable[..., Answer]:
     )
     environment.globals |= {"raise_exception": raise_exception, "strftime_now": lambda form: form}
     compiled: list[Any] = []
+    took: list[float] = []
 
     def render(**variables: Any) -> Answer:
+        began = time.process_time()
         try:
             if not compiled:
                 compiled.append(environment.from_string(text))
-            size = 0
+            size, most = 0, MOST + MORE * len(str(variables))
             for part in compiled[0].generate(**variables):
                 size += len(part)
                 if size > most:
-                    return "refused", f"writes more than {most:,} characters"
+                    return "value", f"writes more than {most:,} characters for a prompt"
         except MemoryError:
-            return "refused", "needs more memory than a chat template may have"
-        return "value", size
+            return "value", "takes more memory than a chat template needs"
+        took.append(time.process_time() - began)
+        if sum(took) > max(seconds, SLOW * len(took)):
+            return "value", f"takes {sum(took) / len(took):.1f} s for a prompt"
+        return "value", None
 
     return render
 

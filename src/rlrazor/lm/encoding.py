@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rlrazor.errors import RazorError
+from rlrazor.lm import templates
 
 
 def text_ids(tokenizer: Any, text: str) -> list[int]:
@@ -19,34 +20,55 @@ def text_ids(tokenizer: Any, text: str) -> list[int]:
     return whole
 
 
-def turns_ids(
-    tokenizer: Any, turns: Sequence[Mapping[str, Any]], *, tools: Sequence[Any] | None = None, **template: Any
-) -> list[int]:
+def turns_ids(tokenizer: Any, turns: Sequence[Mapping[str, Any]], **template: Any) -> list[int]:
     """Token ids of a conversation in the tokenizer's chat template, up to where the assistant goes on.
 
     That is at the beginning of a turn of its own, or where the last turn is the assistant's at the end of that, as in
-    TRL. Special tokens are the template's, and no others. `template`: what else the template is given.
+    TRL. Special tokens are the template's, and no others. `template`: what else the template is given, such as `tools`.
+    Raises RazorError for a template that does not come to an end, ValueError for one that makes nothing of the turns,
+    and what the template raises.
     """
-    ids = _in_template(tokenizer, turns, tools, template, tokenize=True)
+    ids = _in_template(tokenizer, turns, template, tokenize=True)
     if parts := [turn["content"] for turn in turns if isinstance(turn.get("content"), list)]:
-        rendered = _in_template(tokenizer, turns, tools, template, tokenize=False)
+        rendered = _in_template(tokenizer, turns, template, tokenize=False)
         if any(str(content) in rendered for content in parts):
             raise ValueError("it shows a content that is a list of parts as Python would: give the content as text")
+    if not tokenizer.decode(list(ids), skip_special_tokens=True).strip():
+        raise ValueError("it makes no text of it")
     return list(ids)
 
 
+def try_turns(tokenizer: Any, conversations: Sequence[tuple[Sequence[Mapping[str, Any]], Mapping[str, Any]]]) -> None:
+    """Try the chat template on many conversations at once, each its turns and what the template is given beside.
+
+    `turns_ids` tries its own where that was not done, which takes a tenth of a second each time. Raises RazorError.
+    """
+    templates.try_apart(tokenizer, [{**template, **_asked(turns, template)} for turns, template in conversations])
+
+
+def _asked(turns: Sequence[Mapping[str, Any]], template: Mapping[str, Any]) -> dict[str, Any]:
+    """What every template is given."""
+    return {
+        "messages": [dict(turn) for turn in turns],
+        "tools": template.get("tools") or None,  # some templates announce tools where the list of them is empty
+        "add_generation_prompt": turns[-1]["role"] != "assistant",
+    }
+
+
 def _in_template(
-    tokenizer: Any, turns: Sequence[Mapping[str, Any]], tools: Any, template: Mapping[str, Any], *, tokenize: bool
+    tokenizer: Any, turns: Sequence[Mapping[str, Any]], template: Mapping[str, Any], *, tokenize: bool
 ) -> Any:
-    continued = turns[-1]["role"] == "assistant"
+    try_turns(tokenizer, [(turns, template)])
+    asked = _asked(turns, template)
+    beside = {name: value for name, value in template.items() if name != "tools"}
     return tokenizer.apply_chat_template(
-        [dict(turn) for turn in turns],
-        tools=tools or None,  # some templates announce tools where the list of them is empty
-        add_generation_prompt=not continued,
-        continue_final_message=continued,
+        asked["messages"],
+        tools=asked["tools"],
+        add_generation_prompt=asked["add_generation_prompt"],
+        continue_final_message=not asked["add_generation_prompt"],
         tokenize=tokenize,
         return_dict=False,
-        **template,
+        **beside,
     )
 
 
@@ -56,8 +78,13 @@ def prompt_ids(tokenizer: Any, text: str, *, chat: bool = False, **template: Any
     `template`: what the template is given beside, as in `turns_ids`.
     """
     if chat and getattr(tokenizer, "chat_template", None):
-        return turns_ids(tokenizer, [{"role": "user", "content": text}], **template)
+        return turns_ids(tokenizer, user_turn(text), **template)
     return text_ids(tokenizer, text)
+
+
+def user_turn(text: str) -> list[dict[str, str]]:
+    """A text as a conversation."""
+    return [{"role": "user", "content": text}]
 
 
 def completion_ids(tokenizer: Any, text: str, stop: Sequence[str] = ()) -> list[int]:
