@@ -58,14 +58,23 @@ class Apart:
     """One piece of code and the child that runs it, which is started when there is something to call.
 
     `role` and `what` are those of `rlrazor.apart.child`. `seconds`: the limit of a call; loading may take `LOADING` if
-    that is longer. `deaths`: of children in a row, at which it gives up. `memory`: bytes that a child may have. Threads
-    and forks of this process may share it: calls wait for each other, and each process has a child of its own.
+    that is longer. `deaths`: of children in a row, at which it gives up. `memory`: bytes that a child may have.
+    `quiet`: what it prints goes nowhere. Threads and forks of this process may share it: calls wait for each other, and
+    each process has a child of its own.
     """
 
     def __init__(
-        self, role: str, what: Sequence[Any], *, seconds: float, deaths: int, memory: int | None = None
+        self,
+        role: str,
+        what: Sequence[Any],
+        *,
+        seconds: float,
+        deaths: int,
+        memory: int | None = None,
+        quiet: bool = False,
     ) -> None:
         self.role, self.what, self.seconds, self.deaths, self.memory = role, tuple(what), seconds, deaths, memory
+        self.quiet = quiet
         self._died = 0
         self._lock = threading.Lock()
         self._child: _Child | None = None
@@ -123,7 +132,7 @@ class Apart:
         if self._child is not None and self._child.owner != os.getpid():
             self._child = None  # that of the process that this one was forked from
         if self._child is None:
-            child = _Child()
+            child = _Child(quiet=self.quiet)
             try:
                 child.send((self.role, self.what, sys.path, self.memory), LOADING)
                 answer = child.receive(max(LOADING, self.seconds))
@@ -147,15 +156,16 @@ class Apart:
 class _Child:
     """The process, and this side of its socket."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, quiet: bool) -> None:
         self.owner = os.getpid()
+        prints = subprocess.DEVNULL if quiet else _errors()
         own, its = socket.socketpair()
         with its:
             self.process = subprocess.Popen(
                 [sys.executable, "-P", str(Path(__file__).with_name("child.py")), str(its.fileno())],
                 stdin=subprocess.PIPE,  # never written to: its end is ours
-                stdout=_errors(),
-                stderr=_errors(),
+                stdout=prints,
+                stderr=prints,
                 pass_fds=[its.fileno()],
                 start_new_session=True,
             )

@@ -15,6 +15,7 @@ import math
 import os
 import pickle
 import random
+import re
 import signal
 import socket
 import sys
@@ -190,7 +191,57 @@ def _template(text: str, seconds: float) -> Callable[..., Answer]:
     return render
 
 
-ROLES: dict[str, Callable[..., Callable[..., Answer]]] = {"verifier": _verifier, "template": _template}
+# --- Tokenizers
+
+SOME_TEXT = (
+    "".join(map(chr, range(32, 127))) + "\n\t\r  \u00e9\u4e2d\U0001f642 " + "a" * 40 + "!" + " 1" * 40 + "\n" * 40
+)
+
+
+def _tokenizer(path: str) -> Callable[..., Answer]:
+    """What tokenises a text with a tokenizer.json, for the time and memory that it takes.
+
+    Errors of its own are left to transformers, which has them too.
+    """
+    os.environ |= {"TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1"}
+    from tokenizers import Tokenizer
+
+    def tokenise() -> Answer:
+        try:
+            Tokenizer.from_file(path).encode(SOME_TEXT)
+        except Exception:
+            return "value", None
+        return "value", None
+
+    return tokenise
+
+
+# --- Regular expressions
+
+FORMS = ("{}$", r"(^|.*\.){}($|\..*)", r"(.*\.)?({})$", r"(?:^|.*?\.){}\.(?P<idx>\d+)\.")  # as PEFT puts them together
+
+
+def _patterns() -> Callable[..., Answer]:
+    """What matches patterns with names, for the time that it takes."""
+
+    def match(patterns: Sequence[str], names: Sequence[str]) -> Answer:
+        for pattern in patterns:
+            for form in FORMS:
+                with contextlib.suppress(re.error, RecursionError, OverflowError):  # as PEFT will say
+                    compiled = re.compile(form.replace("{}", pattern))
+                    for name in names:
+                        compiled.match(name)
+        return "value", None
+
+    return match
+
+
+ROLES: dict[str, Callable[..., Callable[..., Answer]]] = {
+    "verifier": _verifier,
+    "template": _template,
+    "tokenizer": _tokenizer,
+    "patterns": _patterns,
+}
 
 
 # --- The process itself

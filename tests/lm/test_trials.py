@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
+from rlrazor.apart import Apart
 from rlrazor.errors import RazorError
-from rlrazor.lm import encoding, templates
+from rlrazor.lm import encoding, trials
 from rlrazor.lm.prompts import encode
 from tiny_models import char_tokenizer
 
@@ -44,7 +45,7 @@ def with_template(template: str) -> Any:
 def test_a_template_that_does_not_work_is_one_sentence(
     template: str, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(templates, "SECONDS", 0.5)
+    monkeypatch.setattr(trials, "SECONDS", 0.5)
     started = time.monotonic()
     with pytest.raises(RazorError, match=message) as error:
         encode(with_template(template), ["ab", "cd"], chat=True)
@@ -55,10 +56,15 @@ def test_a_template_that_does_not_work_is_one_sentence(
 
 def test_each_prompt_is_tried_and_none_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     """A template may be good to all prompts but one; to those that it is good to, it gives what it always did."""
-    monkeypatch.setattr(templates, "SECONDS", 0.5)
+    monkeypatch.setattr(trials, "SECONDS", 0.5)
     tried: list[int] = []
-    own = templates._try
-    monkeypatch.setattr(templates, "_try", lambda text, calls: (tried.append(len(calls)), own(text, calls)))
+    own = trials._try
+
+    def counted(text: str, calls: Any) -> None:
+        tried.append(len(calls))
+        own(text, calls)
+
+    monkeypatch.setattr(trials, "_try", counted)
     tokenizer = with_template(GOOD)
     rows = encode(tokenizer, ["ab", "cd", [{"role": "user", "content": "e"}]], chat=True)
     assert rows == [encoding.text_ids(tokenizer, text) for text in ("ab", "cd", "e")]
@@ -74,11 +80,17 @@ def test_each_prompt_is_tried_and_none_twice(monkeypatch: pytest.MonkeyPatch) ->
 def test_what_templates_may_use_is_there_where_they_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     """Or else a template that transformers renders would not be tried at all."""
     answers: list[Any] = []
-    own = templates.Apart.call
-    monkeypatch.setattr(templates.Apart, "call", lambda apart, calls: answers.extend(own(apart, calls)) or answers)
+    own = Apart.call
+
+    def kept(apart: Apart, calls: Any) -> Any:
+        answers.extend(own(apart, calls))
+        return answers
+
+    monkeypatch.setattr(Apart, "call", kept)
     used = (
         "{% generation %}{{ messages | tojson(indent=1) }}{% endgeneration %}{{ strftime_now('%Y') }}{{ eos_token }}"
-        "{% for tool in tools %}{{ tool | tojson }}{% break %}{% endfor %}{{ loud }}{{ dict(a=1) }}{{ namespace(a=1).a }}"
+        "{% for tool in tools %}{{ tool | tojson }}{% break %}{% endfor %}{{ loud }}{{ dict(a=1) }}"
+        "{{ namespace(a=1).a }}"
     )
     prompt = {"prompt": "ab", "tools": [{"type": "function"}], "chat_template_kwargs": {"loud": "yes"}}
     assert encode(with_template(used), [prompt], chat=True)
