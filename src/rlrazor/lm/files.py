@@ -131,7 +131,7 @@ def _inside(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
     if isinstance(value, dict):
         for key, inner in value.items():
             yield name, key
-            yield from _inside(inner, key)
+            yield from _inside(inner, str(key))
     elif isinstance(value, list):
         for inner in value:
             yield from _inside(inner, name)
@@ -279,16 +279,19 @@ def _header_of(path: Path) -> dict[str, Any]:
     return found
 
 
-def check_config(folder: Path, source: str | Path, tensors: int) -> None:
-    """Raise RazorError where a model's config.json asks for what its `tensors` weights cannot be, or for code."""
-    if not (folder / "config.json").is_file():
-        return
-    config = _config_of(folder / "config.json")
+def check_config(folder: Path, source: str | Path, weights: "Weights") -> None:
+    """Raise RazorError where a model's config.json asks for what its weights cannot be, or for code."""
+    if (folder / "config.json").is_file():  # or else transformers says so
+        check_described(_config_of(folder / "config.json"), source, len(weights.shapes))
+
+
+def check_described(config: Mapping[str, Any], source: str | Path, tensors: int) -> None:
+    """`check_config`, of a config that is read and a number of tensors."""
     for name, value in _numbers(config):
         most = max(_FEW_LAYERS, tensors) if name in _LAYERS else _MANY
         if (name in _LAYERS or _COUNT.fullmatch(name)) and value > most:
             raise RazorError(
-                f"The config.json of {source} has {name} = {value:.4g}, and its weights are {tensors:,} tensors: they "
+                f"The config of {source} has {name} = {value:.4g}, and its weights are {tensors:,} tensors: they "
                 "do not belong together. Download the model again."
             )
     text = config.get("text_config")
@@ -296,7 +299,7 @@ def check_config(folder: Path, source: str | Path, tensors: int) -> None:
         for name in _LAYERS:
             if isinstance(part.get(name), int) and part[name] < 1:
                 raise RazorError(
-                    f"The config.json of {source} has {name} = {part[name]}, and a model has at least one layer."
+                    f"The config of {source} has {name} = {part[name]}, and a model has at least one layer."
                 )
     for name, value in _inside(config):
         if name.endswith("_implementation") and "/" in str(value):

@@ -89,7 +89,7 @@ def load(
     safetensors, no tokenizer, needs code of its own or is something else than a causal language model, and for
     weights that are not finite.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
     from rlrazor.lm import suitable  # it needs this module
 
@@ -97,7 +97,7 @@ def load(
         raise RazorError(f"Unknown dtype {dtype}: choose one of {', '.join(DTYPES)}.")
     folder = _folder_of(str(source), cache_dir)
     weights = files.weights_of(folder, source)
-    files.check_config(folder, source, len(weights.shapes))
+    files.check_config(folder, source, weights)
     files.require_causal(folder, source)
     has_tokenizer = any((folder / name).is_file() for name in _TOKENIZER_FILES)
     if not has_tokenizer and tokenizer is None:
@@ -105,18 +105,9 @@ def load(
             f"{source} has no tokenizer (a Trainer without processing_class saves none): put the tokenizer's files of "
             "the model that it was fine-tuned from beside its weights."
         )
-    with _loading(source), _reported() as report, ThreadPoolExecutor(1) as beside:
+    with _loading(source), ThreadPoolExecutor(1) as beside:
         tried = beside.submit(trials.try_tokenizer, folder)
-        _check_size(folder, weights)
-        try:
-            model, info = AutoModelForCausalLM.from_pretrained(
-                folder, **in_dtype(DTYPES[dtype]), use_safetensors=True, trust_remote_code=False,
-                output_loading_info=True,
-            )  # fmt: skip
-        except RuntimeError as error:
-            raise _mismatch(error, report) from error
-        _require_all_weights(info, model)
-        _require_floats(model, weights)
+        model = _model_of(folder, weights, dtype)
         tried.result()
         if has_tokenizer:
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
@@ -402,8 +393,13 @@ def _converted(gguf: Path, cache: Path) -> Path:
 
 def _read_gguf(gguf: Path) -> tuple[Any, Any]:
     """The model and the tokenizer of a GGUF file, the weights as plain float32."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+    config = AutoConfig.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    with gguf.open("rb") as file:
+        tensors = int.from_bytes(file.read(16)[8:], "little")  # after the magic number and the version
+    files.check_described(config.to_dict(), gguf, tensors)
+    _check_size(config, 8 * gguf.stat().st_size)
     model, info = AutoModelForCausalLM.from_pretrained(
         gguf.parent, gguf_file=gguf.name, **in_dtype(torch.float32), output_loading_info=True
     )
@@ -424,6 +420,26 @@ def _is_whole(folder: Path) -> bool:
     except RazorError:
         return False
     return has_weights and all((folder / name).is_file() for name in ("config.json", "tokenizer_config.json"))
+
+
+def _model_of(folder: Path, weights: files.Weights, dtype: str) -> Any:
+    """The model in a folder, all of its weights and no others. Raises anything."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    packed = _PACKED if getattr(config, "quantization_config", None) else 1
+    _check_size(config, weights.count * packed)
+    with _reported() as report:
+        try:
+            model, info = AutoModelForCausalLM.from_pretrained(
+                folder, **in_dtype(DTYPES[dtype]), use_safetensors=True, trust_remote_code=False,
+                output_loading_info=True,
+            )  # fmt: skip
+        except RuntimeError as error:
+            raise _mismatch(error, report) from error
+    _require_all_weights(info, model)
+    _require_floats(model, weights)
+    return model
 
 
 def _with_adapter(model: Any, adapter: Path) -> Any:
@@ -450,22 +466,20 @@ def _beyond(left_out: Iterable[str], names: Iterable[str]) -> list[str]:
     return [name for name in left_out if _NUMBER.sub("N", name) in kinds]
 
 
-def _check_size(folder: Path, weights: files.Weights) -> None:
-    """Raise ValueError where a config describes many more weights than there are: transformers would make them all."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+def _check_size(config: Any, most: int) -> None:
+    """Raise ValueError where a config describes many more than `most` weights: transformers would make them all."""
+    from transformers import AutoModelForCausalLM
 
     try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    except Exception:  # which loading will say
+    except Exception:  # which loading will raise again
         return
     described = sum(parameter.numel() for parameter in model.parameters())
-    packed = _PACKED if getattr(config, "quantization_config", None) else 1
-    if described > 2 * packed * weights.count:
+    if described > 2 * most:
         raise ValueError(
-            f"its config.json describes {described:,} weights, and its files have {weights.count:,}: they do not "
-            "belong together"
+            f"its config describes {described:,} weights, and its files have room for {most:,}: they do not belong "
+            "together"
         )
 
 
