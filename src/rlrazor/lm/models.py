@@ -504,8 +504,8 @@ def _mismatch(error: RuntimeError, report: Sequence[str]) -> Exception:
     """What transformers has only printed of shapes that do not fit."""
     if "ignore_mismatched_sizes" not in str(error):
         return error
-    rows = [row for text in report for row in _ESCAPE.sub("", text).splitlines() if "MISMATCH" in row]
-    shown = next((f": {found[1]} has {found[2]} and {found[3]}" for row in rows if (found := _SHAPES.match(row))), "")
+    rows = [_SHAPES.match(row) for text in report for row in _ESCAPE.sub("", text).splitlines() if "MISMATCH" in row]
+    shown = min((f": {row[1]} is {row[2]}, not {row[3]}" for row in rows if row), default="")
     return ValueError(f"its weights do not have the shapes that its config.json describes{shown}")
 
 
