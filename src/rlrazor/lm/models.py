@@ -504,9 +504,17 @@ def _mismatch(error: RuntimeError, report: Sequence[str]) -> Exception:
     """What transformers has only printed of shapes that do not fit."""
     if "ignore_mismatched_sizes" not in str(error):
         return error
-    rows = [_SHAPES.match(row) for text in report for row in _ESCAPE.sub("", text).splitlines() if "MISMATCH" in row]
-    shown = min((f": {row[1]} is {row[2]}, not {row[3]}" for row in rows if row), default="")
-    return ValueError(f"its weights do not have the shapes that its config.json describes{shown}")
+    lines = [line for text in report for line in _ESCAPE.sub("", text).splitlines()]
+    return ValueError(_unfitting([row.groups() for row in map(_SHAPES.match, lines) if row]))
+
+
+def _unfitting(found: Sequence[tuple[str | Any, ...]]) -> str:
+    """Of weights that do not fit their names, the shape in the file and the one by the config: the first of them."""
+    text = "its weights do not have the shapes that its config describes"
+    if found:
+        name, stored, described = min(found)
+        text += f": {name} is {stored}, not {described}" + (f", and {len(found) - 1} more" if len(found) > 1 else "")
+    return text
 
 
 @contextlib.contextmanager
@@ -543,10 +551,7 @@ def _with_few_names(error: BaseException) -> BaseException:
     """The same without all of the names that it lists: of PEFT's that can be a thousand characters."""
     text = _LISTED.sub(lambda found: files.some(re.findall(r"'([^']*)'", found[0])).rstrip(","), str(error))
     if sizes := _SIZES.findall(text):
-        name, stored, described = sizes[0]
-        text = (
-            f"{len(sizes)} of its weights do not fit, such as {name}, which has {stored} and in the model {described}"
-        )
+        text = _unfitting(sizes)
     return error if text == str(error) else Exception(text)
 
 
