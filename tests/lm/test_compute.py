@@ -18,6 +18,7 @@ from rlrazor.errors import RazorError
 from rlrazor.guard.compare import Pair, compare
 from rlrazor.lm import compute
 from rlrazor.lm.probes import GenericText, ProbeSettings
+from rlrazor.store import RunStore
 from tiny_models import char_tokenizer, saved, tiny_llama
 
 
@@ -74,9 +75,9 @@ MEASURING = (
     ["pick", "run", "--base", BASE, "--prompts", "prompts.jsonl", "--law", "law.json", "--metric", "loss"],
     ["evaluate", BASE, "--task", "letters", *PRIOR],
     ["finetune", BASE, "--task", "mine", "--prompts", "prompts.jsonl", "--method", "sft", "--lr", "1e-4", *PRIOR],
-    ["calibrate", BASE, "--prompts", "prompts.jsonl", "--prior-limit", "1", *PRIOR],
 )
 SWEEPS = (
+    ["calibrate", BASE, "--prompts", "prompts.jsonl", "--prior-limit", "1", *PRIOR],
     ["calibrate", BASE, "--prompts", "prompts.jsonl", "--jobs", "2"],
     ["reproduce", "language", "--preset", "tiny", "--jobs", "1", "--dry-run"],
     ["reproduce", "forecast", "--jobs", "1", "--dry-run"],
@@ -113,7 +114,7 @@ def test_a_bad_number_of_threads_is_a_sentence(
 def test_what_has_the_machine_to_itself_uses_its_cores(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A sweep does not, whatever the jobs: with another number of them its results would be others."""
+    """A sweep does not, whatever the jobs or the cores: with another number of them its results would be others."""
     pytest.importorskip("lm_eval")
     monkeypatch.setattr(cores, "available", lambda: 3)
 
@@ -126,7 +127,7 @@ def test_what_has_the_machine_to_itself_uses_its_cores(
         assert threads_of(command) == 3
         assert BASE in capsys.readouterr().err
     for command in SWEEPS:
-        assert threads_of(command) == 1
+        assert threads_of(command) == (4 if BASE in command else 1)
     monkeypatch.setenv("RLRAZOR_THREADS", "5")
     assert {threads_of(command) for command in (*MEASURING, *SWEEPS)} == {5}
 
@@ -162,3 +163,25 @@ def test_threads_change_no_more_than_rounding(tmp_path: Path) -> None:
         return {name: estimate.mean for name, estimate in found.kl.items()}
 
     assert measured(2) == pytest.approx(measured(1), rel=1e-5)
+
+
+@pytest.mark.parametrize(("jobs", "machine"), [("1", 1), ("1", 16), ("3", 16)])
+def test_a_calibration_computes_alike_whatever_the_jobs_and_the_cores(
+    jobs: str, machine: int, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The threads are a setting of the runs, kept with them, and a run computes with as many as it is asked for."""
+    pytest.importorskip("lm_eval")
+    from rlrazor.experiments.language.config import resolve
+    from rlrazor.experiments.language.train import TaskSource, Trainer
+
+    monkeypatch.setattr(cores, "available", lambda: machine)
+    command = ["calibrate", BASE, "--prompts", "prompts.jsonl", "--jobs", jobs, "--dry-run", "--json"]
+    for more, threads in (([], 4), (["--threads", "3"], 3)):
+        assert main([*command, *more]) == 0
+        config = json.loads(capsys.readouterr().out)["config"]
+        assert config["threads"] == threads
+        found: list[int] = []
+        monkeypatch.setattr(Trainer, "_finetune", lambda *_, found=found: found.append(torch.get_num_threads()))
+        spec = resolve("paper", {"threads": config["threads"]}).specs("base", "data", ["sft"])[0]
+        Trainer(BASE, TaskSource("letters"))(spec, RunStore(folder))
+        assert (spec.params["threads"], found) == (threads, [threads])

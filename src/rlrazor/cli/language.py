@@ -3,19 +3,22 @@
 import argparse
 import re
 import shlex
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-from rich.console import Console
+from typing import TYPE_CHECKING, Any
 
 from rlrazor import cores
 from rlrazor.apart.verifier import DEATHS, SECONDS
+from rlrazor.cli import early
+from rlrazor.cli.outputs import check_run_folder
 from rlrazor.cli.printing import human_seconds, print_plan, print_results
 from rlrazor.errors import RazorError
 from rlrazor.extras import needs_extra
 from rlrazor.lm.encoding import check_stop
+from rlrazor.terminal import Terminal
 
 if TYPE_CHECKING:
+    from rlrazor.experiments.language.config import Config
     from rlrazor.experiments.language.train import TaskSource, Trainer
 
 # The settings of the grid, which a config file can hold too; parsed by config.parse_setting.
@@ -48,6 +51,7 @@ SETTINGS = {
     "prior_limit": "items of each prior task at most; 0: all",
     "thresholds": "new-task scores at which the report compares methods",
     "pretrain_steps": "updates of the tiny base's pre-training",
+    "threads": "of each process, on a CPU; another number changes the last digits",
 }
 
 
@@ -120,8 +124,6 @@ def add_sweep(parser: argparse.ArgumentParser, out: str) -> None:
 
 def source_of(arguments: argparse.Namespace, task: str) -> "TaskSource":
     """Where the new task comes from."""
-    from rlrazor.experiments.language.train import TaskSource
-
     if arguments.verifier and not arguments.prompts:
         raise RazorError("--verifier goes with --prompts FILE, a task of your own.")
     if not 0 < arguments.verifier_timeout < float("inf"):
@@ -136,6 +138,8 @@ def source_of(arguments: argparse.Namespace, task: str) -> "TaskSource":
         raise RazorError("--no-chat goes with --prompts FILE: the other tasks say themselves how they are asked.")
     if arguments.stop and not arguments.prompts:
         raise RazorError("--stop goes with --prompts FILE: the other tasks say themselves what ends a completion.")
+    from rlrazor.experiments.language.train import TaskSource
+
     return TaskSource(
         task,
         data=arguments.data,
@@ -149,6 +153,27 @@ def source_of(arguments: argparse.Namespace, task: str) -> "TaskSource":
     )
 
 
+def check_early(arguments: argparse.Namespace, base: str, task: str, prior: tuple[str, ...] = ()) -> None:
+    """Raise RazorError for names and files that do not exist, before torch and TRL are imported for seconds.
+
+    Settles whether the hub can be reached, where something may have to come from it.
+    """
+    from rlrazor.experiments.language.tasks import find_task
+    from rlrazor.lm import hub
+
+    early.require_source(base)
+    early.require_files(
+        data=arguments.data, demonstrations=arguments.demonstrations, prompts=arguments.prompts,
+        data_mirror=arguments.data_mirror, generic=arguments.generic,
+    )  # fmt: skip
+    own = find_task(task) if arguments.prompts is None else None
+    early.require_prior(prior)
+    fetched = own is not None and own.from_hub and arguments.data is None
+    early.settle_hub(base, data=fetched or (arguments.data_mirror is None and early.TINY not in (base, *prior)))
+    if fetched and own is not None and hub.is_offline():
+        own.load(None)  # which says at once what is missing
+
+
 def stop_of(arguments: argparse.Namespace) -> tuple[str, ...]:
     """The stop strings of --stop, in which \\n, \\r, \\t and \\\\ are a line end, a return, a tab and a backslash."""
     meant = {"n": "\n", "r": "\r", "t": "\t", "\\": "\\"}
@@ -157,30 +182,34 @@ def stop_of(arguments: argparse.Namespace) -> tuple[str, ...]:
     return stop
 
 
-def trainer_of(arguments: argparse.Namespace, base: str, task: str, *, alone: bool = False) -> "Trainer":
-    """The trainer that a command's options describe. `alone`: it has the machine to itself, and may use its cores.
+def settings_given(arguments: argparse.Namespace, names: Iterable[str] = SETTINGS) -> dict[str, Any]:
+    """The settings that the command line names, as text; `threads` also from RLRAZOR_THREADS."""
+    from rlrazor.lm import compute
 
-    The tiny base gains nothing by that, and stays the same to the bit.
-    """
-    from rlrazor.experiments.language.config import TINY
+    given = {name: value for name in names if (value := getattr(arguments, name, None)) is not None}
+    if (threads := compute.threads_asked()) is not None:
+        given.setdefault("threads", str(threads))
+    return given
+
+
+def trainer_of(arguments: argparse.Namespace, config: "Config") -> "Trainer":
+    """The trainer of a config that a command's options describe; this process computes as its workers will."""
     from rlrazor.experiments.language.train import Trainer
     from rlrazor.lm import compute
 
-    threads = compute.threads_alone() if alone and base != TINY else compute.THREADS
-    compute.prepare_process(threads)
+    compute.prepare_process(config.threads)
     for name in ("micro_batch", "save_every"):
         value = getattr(arguments, name)
         if value is not None and value < 1:
             raise RazorError(f"--{name.replace('_', '-')} must be at least 1, not {value}.")
     return Trainer(
-        base,
-        source_of(arguments, task),
+        config.base,
+        source_of(arguments, config.task),
         data_mirror=arguments.data_mirror,
         allow_code_execution=arguments.allow_code_execution,
         micro_batch=arguments.micro_batch,
         save_every=arguments.save_every,
         report_to=arguments.report_to,
-        threads=threads,
     )
 
 
@@ -190,16 +219,20 @@ def run_sweep(arguments: argparse.Namespace, preset: str, out: Path) -> int:
     # Imported here: torch and TRL take seconds that `razor --version` should not.
     from rlrazor.experiments.grid import read_settings
     from rlrazor.experiments.language.config import TINY, parse_setting, resolve
-    from rlrazor.experiments.language.reproduce import Options, estimate, reproduce
 
     given = read_settings(arguments.config) if arguments.config else {}
-    given |= {name: value for name in SETTINGS if (value := getattr(arguments, name)) is not None}
+    given |= settings_given(arguments)
     preset = given.pop("preset", None) or preset
     config = resolve(preset, {name: parse_setting(name, value) for name, value in given.items()})
     jobs = arguments.jobs if arguments.jobs is not None else (cores.available() if config.base == TINY else 1)
     if jobs < 1:
         raise RazorError(f"--jobs must be at least 1, not {jobs}.")
-    trainer = trainer_of(arguments, config.base, config.task)
+    if not arguments.dry_run:
+        check_run_folder(arguments, out)
+    check_early(arguments, config.base, config.task, config.prior)
+    from rlrazor.experiments.language.reproduce import Options, estimate, reproduce
+
+    trainer = trainer_of(arguments, config)
     if arguments.dry_run:
         found = estimate(config, trainer.task)
         what = (
@@ -209,7 +242,7 @@ def run_sweep(arguments: argparse.Namespace, preset: str, out: Path) -> int:
         print_plan(config, found, what, as_json=arguments.json)
         return 0
     command = shlex.join(["razor", *arguments.argv])
-    console = Console(stderr=True)
+    console = Terminal(stderr=True)
     done = reproduce(config, trainer, Options(out, jobs, arguments.weights, preset, command), console)
     for name in done.diverged:
         console.print(f"Diverged, measured up to there: {name}.", style="yellow")

@@ -14,8 +14,8 @@ from rlrazor import cores
 from rlrazor.errors import RazorError
 
 THREADS = 1
-"""Threads of a process of a sweep. One: its results must not depend on how many processes run beside it, and two
-threads on a machine that is busy were ten times slower than one.
+"""Threads of a process of a sweep over small models. Of larger ones they are a setting, `Config.threads`: either way
+results depend neither on how many processes run beside it nor on the machine's cores.
 """
 
 
@@ -23,21 +23,31 @@ PRECISIONS = ("float32", "bfloat16", "float16")
 """What a model can be measured in, see `measuring`."""
 
 
-def prepare_process(threads: int = THREADS) -> None:
+def prepare_process(threads: int | None = None) -> None:
     """Set the threads, and flush denormals to zero, which optimiser moments decay into. Call it before any tensor.
 
-    RLRAZOR_THREADS overrides `threads`; raises RazorError where it is no number of threads.
+    By default as many as RLRAZOR_THREADS says, else `THREADS`.
     """
-    asked = os.environ.get("RLRAZOR_THREADS")
-    if asked is not None and not re.fullmatch("[1-9][0-9]{0,3}", asked):
-        raise RazorError(f"RLRAZOR_THREADS is a number of threads, at least 1, not {asked!r}.")
-    torch.set_num_threads(threads if asked is None else int(asked))
+    torch.set_num_threads(threads or threads_asked() or THREADS)
     torch.set_flush_denormal(True)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
+def threads_asked() -> int | None:
+    """What RLRAZOR_THREADS says, if it is set; raises RazorError where that is no number of threads."""
+    asked = os.environ.get("RLRAZOR_THREADS")
+    if asked is not None and not re.fullmatch("[1-9][0-9]{0,3}", asked):
+        raise RazorError(f"RLRAZOR_THREADS is a number of threads, at least 1, not {asked!r}.")
+    return None if asked is None else int(asked)
+
+
 def threads_alone() -> int:
-    """Of a process that has the machine to itself: a thread per core, or as many as OMP_NUM_THREADS says if fewer."""
+    """Of a process that has the machine to itself: a thread per core, or as many as OMP_NUM_THREADS says if fewer.
+
+    RLRAZOR_THREADS overrides both.
+    """
+    if (asked := threads_asked()) is not None:
+        return asked
     limit, _, _ = os.environ.get("OMP_NUM_THREADS", "").partition(",")
     available = cores.available()
     return min(available, int(limit)) if limit.isdecimal() and int(limit) else available

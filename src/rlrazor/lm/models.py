@@ -7,11 +7,13 @@ in the cache.
 
 import contextlib
 import hashlib
+import itertools
 import logging
 import math
 import os
 import re
 import shutil
+import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,15 +28,16 @@ import torch
 from torch import Tensor
 
 from rlrazor.errors import RazorError, cause_of, disk_error_in, is_panic
-from rlrazor.extras import needs_package
-from rlrazor.lm import compute, files, hub, trials
+from rlrazor.extras import needs_extra, needs_package
+from rlrazor.lm import compute, hub, trials, weight_files
 from rlrazor.lm.adapters import adapter_disabled, base_weights, unwrapped
-from rlrazor.lm.files import check_adapter as check_adapter
-from rlrazor.lm.files import check_weights as check_weights
-from rlrazor.lm.files import is_adapter as is_adapter
-from rlrazor.lm.files import named_base as named_base
 from rlrazor.lm.sampling import NotFiniteError
 from rlrazor.lm.versions import in_dtype
+from rlrazor.lm.weight_files import check_adapter as check_adapter
+from rlrazor.lm.weight_files import check_weights as check_weights
+from rlrazor.lm.weight_files import is_adapter as is_adapter
+from rlrazor.lm.weight_files import named_base as named_base
+from rlrazor.regular import open_regular
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -89,6 +92,7 @@ def load(
     safetensors, no tokenizer, needs code of its own or is something else than a causal language model, and for
     weights that are not finite.
     """
+    needs_extra("guard")
     from transformers import AutoTokenizer
 
     from rlrazor.lm import suitable  # it needs this module
@@ -96,9 +100,9 @@ def load(
     if dtype not in DTYPES:
         raise RazorError(f"Unknown dtype {dtype}: choose one of {', '.join(DTYPES)}.")
     folder = _folder_of(str(source), cache_dir)
-    weights = files.weights_of(folder, source)
-    files.check_config(folder, source, weights)
-    files.require_causal(folder, source)
+    weights = weight_files.weights_of(folder, source)
+    weight_files.check_config(folder, source, weights)
+    weight_files.require_causal(folder, source)
     has_tokenizer = any((folder / name).is_file() for name in _TOKENIZER_FILES)
     if not has_tokenizer and tokenizer is None:
         raise RazorError(
@@ -174,7 +178,7 @@ class SavedWeights(Mapping[str, Tensor]):
         """Of a hub id, a folder or a GGUF file, as `load` takes them; raises its errors."""
         from safetensors import safe_open
 
-        paths = files.weights_of(_folder_of(str(source), cache_dir), source).files
+        paths = weight_files.weights_of(_folder_of(str(source), cache_dir), source).files
         self._files: dict[str, Path] = {}
         with _loading(source):
             for path in paths:
@@ -204,7 +208,7 @@ def tokenizer_of(tuned: LanguageModel, source: str | Path, base: Vocabulary) -> 
 
     folder, tokenizer = Path(source).expanduser(), tuned.tokenizer
     saved = all((folder / name).is_file() for name in ("tokenizer_config.json", "tokenizer.json"))
-    if files.is_adapter(folder) and saved:
+    if weight_files.is_adapter(folder) and saved:
         trials.try_tokenizer(folder)
         with _loading(folder):
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
@@ -319,7 +323,7 @@ def _folder_of(source: str, cache_dir: Path | None) -> Path:
     """The local folder with the model: itself, a GGUF file's conversion, or the hub's download."""
     path = Path(source).expanduser()
     if path.suffix == ".gguf" and path.is_file():
-        return _converted(path, cache_dir or Path(platformdirs.user_cache_dir("rlrazor")) / "gguf")
+        return convert(path, cache_dir)
     if path.is_dir():
         return path
     if path.exists():
@@ -334,7 +338,7 @@ def _downloaded(repository: str) -> Path:
     from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
 
     try:
-        return Path(snapshot_download(repository, allow_patterns=list(files.POLICY_FILES)))
+        return Path(snapshot_download(repository, allow_patterns=list(weight_files.POLICY_FILES)))
     except GatedRepoError as error:
         raise RazorError(
             f"The hub shows {repository} only to those who have agreed to its terms. Agree to them on its page, then "
@@ -361,14 +365,57 @@ def _downloaded(repository: str) -> Path:
         raise RazorError(f"There is no folder {repository}. {who}: {cause_of(error)}") from error
 
 
-def _converted(gguf: Path, cache: Path) -> Path:
-    """The folder of float32 safetensors for a GGUF file, named after its content; made where it is not there yet."""
+_CONVERTED_FROM = ".gguf-sha256"  # in a conversion: of what
+
+
+def convert(gguf: Path, cache_dir: Path | None = None, out: Path | None = None) -> Path:
+    """The folder of float32 safetensors for a GGUF file, by its content: the one that there is, or a new one.
+
+    That is `out`, or one in the cache with the name of the file. Where it is made, standard error says so. Raises
+    RazorError for what is no GGUF file or cannot be read as one, for an `out` that is something else, and where the
+    folder cannot be written.
+    """
+    needs_extra("guard")
     needs_package("gguf", "A GGUF file")
-    with _loading(gguf), gguf.open("rb") as file:
-        folder = cache / hashlib.file_digest(file, "sha256").hexdigest()[:16]
-    if _is_whole(folder):
+    gguf = gguf.expanduser()
+    if gguf.suffix != ".gguf" or not gguf.is_file():
+        raise RazorError(f"{gguf} is not a .gguf file.")
+    with _loading(gguf), open_regular(gguf) as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    cache = cache_dir or Path(platformdirs.user_cache_dir("rlrazor")) / "gguf"
+    folder = _folder_for(gguf, digest, cache) if out is None else out.expanduser()
+    if _is_conversion(folder, digest):
         return folder
-    partial = cache / f".{folder.name}.{os.getpid()}"
+    if out is not None and folder.exists() and _made_of(folder) != digest:
+        raise RazorError(f"{out} is there already and no conversion of {gguf}: name a folder that is not there.")
+    _convert(gguf, folder, digest)
+    print(f"{gguf} was converted into the folder {folder}.", file=sys.stderr)
+    return folder
+
+
+def _folder_for(gguf: Path, digest: str, cache: Path) -> Path:
+    """The folder in the cache that was made of this content, or the name of a new one."""
+    there = sorted(folder for folder in cache.glob("*") if _made_of(folder) == digest)
+    if there:
+        return there[0]
+    name = gguf.stem.lstrip(".")[:200] or "model"
+    names = (name if number == 1 else f"{name}-{number}" for number in itertools.count(1))
+    return next(cache / one for one in names if not (cache / one).exists())
+
+
+def _made_of(folder: Path) -> str:
+    """The SHA-256 of the GGUF file that a folder was made of, "" of another."""
+    with contextlib.suppress(OSError, ValueError):
+        return (folder / _CONVERTED_FROM).read_text(encoding="ascii")
+    return ""
+
+
+def _is_conversion(folder: Path, digest: str) -> bool:
+    return _made_of(folder) == digest and _is_whole(folder)
+
+
+def _convert(gguf: Path, folder: Path, digest: str) -> None:
+    partial = folder.parent / f".{folder.name}.{os.getpid()}"
     try:
         with _loading(gguf):
             model, tokenizer = _read_gguf(gguf)
@@ -377,18 +424,18 @@ def _converted(gguf: Path, cache: Path) -> Path:
             partial.mkdir(parents=True)
             model.save_pretrained(partial)
             tokenizer.save_pretrained(partial)
-            if folder.exists() and not _is_whole(folder):  # somebody tidied up in it
+            (partial / _CONVERTED_FROM).write_text(digest, encoding="ascii")
+            if _made_of(folder) == digest and not _is_whole(folder):  # somebody tidied up in it
                 shutil.rmtree(folder)
             partial.rename(folder)
         except Exception as error:  # a full disk is an OSError to some and not to others: safetensors has its own
-            if not _is_whole(folder):  # else another process was faster: its folder has the same content
+            if not _is_conversion(folder, digest):  # else another process was faster: its folder has the same content
                 raise RazorError(
-                    f"The conversion of {gguf} cannot be written to {cache}: {cause_of(error)} Free some space, or "
-                    "make that folder one that can be written to."
+                    f"The conversion of {gguf} cannot be written to {folder.parent}: {cause_of(error)} Free some "
+                    "space, or make that folder one that can be written to."
                 ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return folder
 
 
 def _read_gguf(gguf: Path) -> tuple[Any, Any]:
@@ -398,7 +445,7 @@ def _read_gguf(gguf: Path) -> tuple[Any, Any]:
     config = AutoConfig.from_pretrained(gguf.parent, gguf_file=gguf.name)
     with gguf.open("rb") as file:
         tensors = int.from_bytes(file.read(16)[8:], "little")  # after the magic number and the version
-    files.check_described(config.to_dict(), gguf, tensors)
+    weight_files.check_described(config.to_dict(), gguf, tensors)
     _check_size(config, 8 * gguf.stat().st_size)
     model, info = AutoModelForCausalLM.from_pretrained(
         gguf.parent, gguf_file=gguf.name, **in_dtype(torch.float32), output_loading_info=True
@@ -416,13 +463,13 @@ def _read_gguf(gguf: Path) -> tuple[Any, Any]:
 def _is_whole(folder: Path) -> bool:
     """Whether a saved model has all of its files: config, tokenizer, and each file of weights that its index names."""
     try:
-        has_weights = bool(files.model_files(folder))
+        has_weights = bool(weight_files.paths_of(folder))
     except RazorError:
         return False
     return has_weights and all((folder / name).is_file() for name in ("config.json", "tokenizer_config.json"))
 
 
-def _model_of(folder: Path, weights: files.Weights, dtype: str) -> Any:
+def _model_of(folder: Path, weights: weight_files.Weights, dtype: str) -> Any:
     """The model in a folder, all of its weights and no others. Raises anything."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -444,19 +491,19 @@ def _model_of(folder: Path, weights: files.Weights, dtype: str) -> Any:
 
 def _with_adapter(model: Any, adapter: Path) -> Any:
     """The model with an adapter of PEFT's around its layers, all of it."""
-    files.check_adapter(adapter)
+    weight_files.check_adapter(adapter)
     from peft import PeftModel
 
     with _loading(adapter), _without_peft_warning():
         # PEFT leaves at zero, with a warning, what a file lacks.
         warnings.filterwarnings("error", "Found missing adapter keys")
-        trials.try_patterns(files.patterns_of(adapter), [name for name, _ in model.named_modules()])
+        trials.try_patterns(weight_files.patterns_of(adapter), [name for name, _ in model.named_modules()])
         adapted = PeftModel.from_pretrained(model, adapter)
         # And it leaves out, without one, what the model has no layer for.
         own = {name.replace(".default", "") for name in adapted.state_dict()}
-        stored = files.weights_of(adapter, adapter, files.ADAPTER_WEIGHTS).shapes
+        stored = weight_files.weights_of(adapter, adapter, weight_files.ADAPTER_WEIGHTS).shapes
         if beyond := _beyond([name for name in stored if name not in own], own):
-            raise ValueError(f"it has {files.some(beyond)} for layers that the model does not have")
+            raise ValueError(f"it has {weight_files.some(beyond)} for layers that the model does not have")
     return adapted
 
 
@@ -486,12 +533,12 @@ def _check_size(config: Any, most: int) -> None:
 def _require_all_weights(info: Mapping[str, Any], model: Any) -> None:
     """Transformers draws what a file lacks at random, with a warning, and drops the layers that a config leaves out."""
     if missing := sorted(info["missing_keys"]):
-        raise ValueError(f"it lacks {files.some(missing)} which its config.json describes")
+        raise ValueError(f"it lacks {weight_files.some(missing)} which its config.json describes")
     if beyond := _beyond(info["unexpected_keys"], model.state_dict()):
-        raise ValueError(f"it has {files.some(beyond)} in layers that its config.json leaves out")
+        raise ValueError(f"it has {weight_files.some(beyond)} in layers that its config.json leaves out")
 
 
-def _require_floats(model: Any, weights: files.Weights) -> None:
+def _require_floats(model: Any, weights: weight_files.Weights) -> None:
     """Transformers makes numbers of whatever bits a file says are integers, where nothing is quantised."""
     if getattr(model.config, "quantization_config", None):
         return
@@ -549,7 +596,7 @@ def _loading(source: str | Path) -> Iterator[None]:
 
 def _with_few_names(error: BaseException) -> BaseException:
     """The same without all of the names that it lists: of PEFT's that can be a thousand characters."""
-    text = _LISTED.sub(lambda found: files.some(re.findall(r"'([^']*)'", found[0])).rstrip(","), str(error))
+    text = _LISTED.sub(lambda found: weight_files.some(re.findall(r"'([^']*)'", found[0])).rstrip(","), str(error))
     if sizes := _SIZES.findall(text):
         text = _unfitting(sizes)
     return error if text == str(error) else Exception(text)
@@ -584,8 +631,12 @@ def _set_padding(model: Any, tokenizer: Any, source: str | Path) -> None:
 def _fingerprint(folders: Iterable[Path]) -> str:
     digest = hashlib.sha256()
     for folder in folders:
-        found = {path for pattern in files.POLICY_FILES for path in folder.glob(pattern)}
-        weights = [folder / files.ADAPTER_WEIGHTS] if files.is_adapter(folder) else files.model_files(folder)
+        found = {path for pattern in weight_files.POLICY_FILES for path in folder.glob(pattern)}
+        weights = (
+            [folder / weight_files.ADAPTER_WEIGHTS]
+            if weight_files.is_adapter(folder)
+            else weight_files.paths_of(folder)
+        )
         for path in sorted({path for path in found if path.suffix != ".safetensors"}.union(weights)):
             with path.open("rb") as file:
                 digest.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())

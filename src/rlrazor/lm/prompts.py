@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rlrazor.documents import loads
 from rlrazor.errors import RazorError, cause_of
 from rlrazor.lm import encoding
 
@@ -59,7 +60,7 @@ def _before_the_answer(messages: Any, where: str) -> Any:
 def _as_json(value: Any) -> Any:
     """What text holds as JSON, as tables have it; anything else, and text that is none, as it is."""
     try:
-        return json.loads(value) if isinstance(value, str) else value
+        return loads(value, nan=float) if isinstance(value, str) else value
     except ValueError:
         return value
 
@@ -86,6 +87,15 @@ def texts_of(prompt: Prompt) -> list[str]:
         [content] if isinstance(content, str) else [part["text"] for part in content or ()] for content in contents
     ]
     return ["".join(texts) for texts in parts if texts]
+
+
+def last_said(prompt: Prompt) -> str:
+    """What the user says last: the text, or of turns the user's last, or where none is the user's the last of all."""
+    said, _ = parts_of(prompt)
+    if isinstance(said, str):
+        return said
+    turns = [turn for turn in said if turn.get("role") == "user"] or said
+    return (texts_of(turns[-1:]) or [""])[0]
 
 
 def check(prompt: Any, where: str) -> None:

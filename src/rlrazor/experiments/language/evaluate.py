@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
 
 from rlrazor import drift
 from rlrazor.experiments.language import tiny
@@ -22,6 +21,7 @@ from rlrazor.lm.models import LanguageModel, Vocabulary, check_same_vocabulary, 
 from rlrazor.lm.probes import GenericText, ProbeSettings
 from rlrazor.records import BASE, Record
 from rlrazor.sweep import DivergedError
+from rlrazor.terminal import Terminal
 
 SPECTRA_UP_TO = 50_000_000  # parameters: singular values of larger models take minutes a checkpoint
 
@@ -236,7 +236,7 @@ class Reference:
 
 def say(note: str) -> None:
     """A note on standard error."""
-    Console(stderr=True).print(note, style="yellow", markup=False)
+    Terminal(stderr=True).print(note, style="yellow", markup=False)
 
 
 def _columns(name: str, found: Drift, errors: dict[str, float]) -> dict[str, float]:

@@ -41,8 +41,9 @@ from rlrazor.lm.models import LanguageModel, add_lora, base_digest, load, tokeni
 from rlrazor.lm.probes import GenericText, read_generic
 from rlrazor.records import BASE, Record, RunSpec
 from rlrazor.seeding import seed_of
-from rlrazor.store import Checkpoint, RunStore, WeightsMode, atomic_path
+from rlrazor.store import Checkpoint, RunStore, WeightsMode, atomic_path, read_records
 from rlrazor.sweep import DivergedError
+from rlrazor.writing import mark_folder, require_our_folder
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ class TaskSource:
     def fingerprint(self, splits: Splits) -> str:
         """A content hash of the prompts and all that comes with them, a verifier of one's own included: 16 digits."""
         file = Path((self.verifier or "").rpartition(":")[0])
-        code = file.read_text() if file.is_file() else self.verifier
+        code = file.read_text(encoding="utf-8", errors="surrogateescape") if file.is_file() else self.verifier
         items = [[asdict(item) for item in side] for side in (splits.train, splits.test)]
         content = json.dumps([items, code, self.stop, *([] if self.chat else ["plain"])], default=str)
         if self.generic is not None:
@@ -94,8 +95,7 @@ class Trainer:
 
     `base`: "tiny", a hub id, a folder or a GGUF file. None of what follows `task` changes a result: `micro_batch`
     (sequences at a time), `save_every` (steps between states that an interrupted run resumes from), `weights` (which
-    checkpoints' to hand out), `keep_models` (each run's final policy goes into OUT/models), `progress` (a bar per run);
-    nor, but for rounding, `threads` (of the process that it is called in).
+    checkpoints' to hand out), `keep_models` (each run's final policy goes into OUT/models), `progress` (a bar per run).
     """
 
     base: str
@@ -108,11 +108,10 @@ class Trainer:
     weights: WeightsMode = "none"
     progress: bool = False
     report_to: str = "none"
-    threads: int = compute.THREADS
 
     def __call__(self, spec: RunSpec, store: RunStore) -> Iterator[Checkpoint]:
         """Measure the base (`base`), or fine-tune it as `spec` says; of several processes the first alone measures."""
-        compute.prepare_process(self.threads)
+        compute.prepare_process(spec.params["threads"])
         if spec.method != BASE:
             return self._finetune(spec, store)
         if processes.rank() > 0:
@@ -302,7 +301,10 @@ class _Progress:
         if state is None or not path.exists():
             return []
         until = int(state.name.partition("-")[2])
-        records = [Record(**json.loads(line)) for line in path.read_text().splitlines()]
+        try:
+            records = read_records(path)
+        except RazorError as error:
+            raise RazorError(f"{error} Delete {self.folder} to train from the start.") from error
         return [record for record in records if record.step <= until]
 
     def add(self, record: Record) -> None:
@@ -320,7 +322,7 @@ class _Progress:
 
 def base_spec(spec: RunSpec) -> RunSpec:
     """The spec of the base run that a fine-tuning run with these params starts from."""
-    names = ("recipe", "base", "task", "data", "max_new_tokens", "dtype", "measured", "pretrain_steps")
+    names = ("recipe", "base", "task", "data", "max_new_tokens", "dtype", "measured", "pretrain_steps", "threads")
     own = {name: spec.params[name] for name in names if name in spec.params}
     return RunSpec(EXPERIMENT, BASE, own, spec.seed)
 
@@ -370,12 +372,14 @@ def _named_as(model: Any, weights: Mapping[str, Any]) -> dict[str, Any]:
 
 def _save_model(model: Any, tokenizer: Any, folder: Path) -> None:
     """The policy, or its adapter, in the hub's layout: whole or not at all."""
-    partial = folder.with_name(f".{folder.name}")
+    require_our_folder(folder)
+    partial = folder.with_name(f".rlrazor-{folder.name}.tmp")
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
         model.save_pretrained(partial, safe_serialization=True)
         tokenizer.save_pretrained(partial)
+        mark_folder(partial)
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
     except Exception as error:  # of a full disk safetensors and tokenizers raise types of their own

@@ -59,6 +59,7 @@ class Task:
     chat: bool = True
     annotators: Mapping[str, Annotator] = field(default_factory=dict)
     correct: Callable[[Item], Sequence[str]] | None = None
+    from_hub: bool = False  # whether its own source is there
 
     def __post_init__(self) -> None:
         check_stop(self.stop)

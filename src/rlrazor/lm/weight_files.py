@@ -1,4 +1,4 @@
-"""The files of a model or an adapter, and what is wrong with them: found out before a library reads them.
+"""The weights of a model or an adapter, and what its configs say of them: judged before a library reads them.
 
 What is read is safetensors and JSON, of the folder that was named. A model from anywhere may be damaged or made to do
 harm: name a pickle as its weights, be a pipe that never ends, or say of itself that it has a million layers.
@@ -15,6 +15,8 @@ from typing import Any
 
 from rlrazor.errors import RazorError, cause_of
 from rlrazor.extras import needs_package
+from rlrazor.lm import model_files
+from rlrazor.lm.model_files import MEND, read_adapter_config, read_config
 from rlrazor.lm.versions import weights_by_config
 
 # What a causal language model's class is called, or one that has its weights.
@@ -51,8 +53,8 @@ def check_adapter(source: str | Path) -> None:
     folder = Path(source).expanduser()
     weights = weights_of(folder, source, ADAPTER_WEIGHTS)
     config = _config_of(folder / "adapter_config.json")
-    if (task := config.get("task_type")) not in (None, "CAUSAL_LM"):
-        raise RazorError(f"The adapter in {source} is for {task}, not for a causal language model (CAUSAL_LM).")
+    if (task := read_adapter_config(folder / "adapter_config.json").task_type) not in (None, "CAUSAL_LM"):
+        raise RazorError(f"The adapter in {source} is for {task:.40}, not for a causal language model (CAUSAL_LM).")
     if config.get("megatron_config") is not None:
         raise RazorError(f"The adapter in {source} names a module of Megatron's to import, which is not done.")
     _check_adapter_sizes(config, weights, source)
@@ -92,7 +94,7 @@ def named_base(adapter: str | Path) -> str:
     """What an adapter says it was trained on, "" where it does not. Raises RazorError for a damaged config."""
     folder = Path(adapter).expanduser()
     check_readable(folder)
-    return str(_config_of(folder / "adapter_config.json").get("base_model_name_or_path") or "")
+    return read_adapter_config(folder / "adapter_config.json").base_model_name_or_path or ""
 
 
 def check_readable(folder: Path) -> None:
@@ -113,16 +115,15 @@ def check_readable(folder: Path) -> None:
 def _read_json(path: Path) -> Any:
     """What a JSON file holds; raises RazorError."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        said = cause_of(error).rstrip(".")
-        raise RazorError(f"{path} is damaged ({said}): save or download it again.") from error
+        return read_config(path)
+    except (OSError, ValueError) as error:
+        raise RazorError(f"{path} is damaged ({cause_of(error).rstrip('.')}): {MEND}.") from error
 
 
 def _config_of(path: Path) -> Mapping[str, Any]:
     config = _read_json(path)
     if not isinstance(config, dict):
-        raise RazorError(f"{path} is damaged (it is no JSON object): save or download it again.")
+        raise RazorError(f"{path} is damaged (it is no JSON object): {MEND}.")
     return config
 
 
@@ -171,7 +172,7 @@ def weights_of(folder: Path, source: str | Path, name: str = MODEL_WEIGHTS) -> W
     if not folder.is_dir():
         raise RazorError(f"There is no folder {source}.")
     check_readable(folder)
-    files = model_files(folder)
+    files = paths_of(folder)
     if files and is_adapter(folder):
         # Transformers puts the adapter on top of the weights, PEFT on top of the base; merged, it would count twice.
         raise RazorError(
@@ -200,7 +201,7 @@ def some(names: Iterable[str]) -> str:
     return f"{len(few):,} weights, such as {shown}," if len(few) > 2 else f"the weight{'s' * (len(few) > 1)} {shown}"
 
 
-def model_files(folder: Path) -> list[Path]:
+def paths_of(folder: Path) -> list[Path]:
     """The files that transformers loads a model in a folder from; none where it finds none.
 
     Other safetensors in the folder, of an optimiser, in another format or left by an earlier save, are not its weights.
@@ -281,6 +282,8 @@ def _header_of(path: Path) -> dict[str, Any]:
 
 def check_config(folder: Path, source: str | Path, weights: "Weights") -> None:
     """Raise RazorError where a model's config.json asks for what its weights cannot be, or for code."""
+    for name in ("config.json", "generation_config.json"):
+        model_files.check_config(folder / name)
     if (folder / "config.json").is_file():  # or else transformers says so
         check_described(_config_of(folder / "config.json"), source, len(weights.shapes))
 
@@ -319,11 +322,12 @@ def require_causal(folder: Path, source: str | Path) -> None:
     if not (folder / "config.json").is_file():
         return  # transformers says so
     config = _config_of(folder / "config.json")
-    named, two_parts = config.get("architectures") or [], config.get("is_encoder_decoder")
-    names = [str(name) for name in named] if isinstance(named, list | str) else [str(named)]
+    names, two_parts = config.get("architectures") or [], config.get("is_encoder_decoder")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise RazorError(f"{folder / 'config.json'} has architectures that are no list of names: {MEND}.")
     generates = {*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()}
     if two_parts or not (not names or any(name in generates or _CAUSAL.fullmatch(name) for name in names)):
-        kind = "an encoder-decoder" if two_parts else f"by its config a {names[0]}"
+        kind = "an encoder-decoder" if two_parts else f"by its config a {names[0]:.60}"
         raise RazorError(
             f"{source} is {kind}, not a causal language model, which alone can be measured and trained here."
         )
