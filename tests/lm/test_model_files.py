@@ -13,8 +13,8 @@ from documents import changes, is_a_sentence
 from rlrazor import documents
 from rlrazor.errors import RazorError
 from rlrazor.lm.model_files import check_config, read_adapter_config
-from rlrazor.lm.models import _named_by_config, _require_causal, named_base
 from rlrazor.lm.probes import read_generic, read_prompts
+from rlrazor.lm.weight_files import _named_by_config, named_base, require_causal
 from rlrazor.rows import read_rows
 
 CONFIG: dict[str, Any] = {
@@ -33,7 +33,7 @@ def test_any_change_of_a_config_is_refused_or_read(tmp_path: Path) -> None:
         path.write_text(json.dumps(changed))
         try:
             check_config(path)
-            _require_causal(tmp_path, "it")
+            require_causal(tmp_path, "it")
             assert isinstance(_named_by_config(tmp_path), str)
         except RazorError as error:
             is_a_sentence(error)

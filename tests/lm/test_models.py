@@ -108,7 +108,7 @@ def test_weights_that_are_missing_are_not_made_up(folder: Path) -> None:
     weights = load_file(folder / "model.safetensors")
     del weights["model.layers.1.mlp.up_proj.weight"], weights["model.norm.weight"]
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(RazorError, match=r"lacks the weights model\.layers\.1\.mlp\.up_proj\.weight and 1 more"):
+    with pytest.raises(RazorError, match=r"lacks the weights model\.layers\.1\.mlp\.up_proj\.weight and model\.norm"):
         models.load(folder)
 
 
@@ -230,9 +230,9 @@ def test_the_hubs_answers_become_a_sentence(error: Exception, message: str, monk
 
 
 def test_what_a_library_says_in_several_lines_keeps_its_cause(folder: Path, tmp_path: Path) -> None:
-    """PEFT's first line ends in a colon; the sizes that do not fit are in the others."""
+    """Of PEFT's twenty-eight lines, the number and the first."""
     models.add_lora(tiny_llama(hidden=32), 2).save_pretrained(tmp_path / "foreign")
-    with pytest.raises(RazorError, match=r"cannot be loaded: Error\(s\) in loading state_dict.*: size mismatch for"):
+    with pytest.raises(RazorError, match=r"shapes .*: .*lora_A.* is \[.*\], not \[.*\], and 27 more"):
         models.load(folder, adapter=tmp_path / "foreign")
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlrazor import cores
+from rlrazor.apart.verifier import DEATHS, SECONDS
 from rlrazor.cli import early
 from rlrazor.cli.outputs import check_run_folder
 from rlrazor.cli.printing import human_seconds, print_plan, print_results
@@ -65,7 +66,16 @@ def add_source(parser: argparse.ArgumentParser) -> None:
     source.add_argument(
         "--verifier",
         metavar="FILE.py:FUNCTION",
-        help="... and what scores a completion; it is run. Without it, only a row's own completion is right",
+        help="... and what scores a completion; it is run, in a process of its own. Without it, only a row's own "
+        "completion is right",
+    )
+    source.add_argument(
+        "--verifier-timeout",
+        type=float,
+        default=SECONDS,
+        metavar="SECONDS",
+        help=f"... for one completion (default: {SECONDS:g}); one that takes longer, or ends its process, is counted "
+        f"and left out, and {DEATHS} of them in a row end the command",
     )
     source.add_argument(
         "--stop",
@@ -116,6 +126,8 @@ def source_of(arguments: argparse.Namespace, task: str) -> "TaskSource":
     """Where the new task comes from."""
     if arguments.verifier and not arguments.prompts:
         raise RazorError("--verifier goes with --prompts FILE, a task of your own.")
+    if not 0 < arguments.verifier_timeout < float("inf"):
+        raise RazorError(f"--verifier-timeout is a number of seconds, such as 10, not {arguments.verifier_timeout:g}.")
     for name in ("data", "demonstrations", "prompts", "data_mirror", "generic"):
         path = getattr(arguments, name, None)
         if path is not None and not path.exists():
@@ -134,6 +146,7 @@ def source_of(arguments: argparse.Namespace, task: str) -> "TaskSource":
         demonstrations=arguments.demonstrations,
         prompts=arguments.prompts,
         verifier=arguments.verifier,
+        verifier_timeout=arguments.verifier_timeout,
         stop=stop_of(arguments),
         generic=arguments.generic,
         chat=not arguments.no_chat,

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from rlrazor import processes
+from rlrazor.apart.verifier import SECONDS
 from rlrazor.errors import RazorError, cause_of
 from rlrazor.experiments.language import tiny
 from rlrazor.experiments.language.config import (
@@ -23,9 +24,17 @@ from rlrazor.experiments.language.config import (
     steps_per_epoch,
 )
 from rlrazor.experiments.language.demonstrations import Prompts, Source
-from rlrazor.experiments.language.evaluate import PriorSuite, Reference, lm_eval_suite, tiny_suite
+from rlrazor.experiments.language.evaluate import PriorSuite, Reference, lm_eval_suite, say, tiny_suite
 from rlrazor.experiments.language.methods import find_method
-from rlrazor.experiments.language.tasks import Splits, Task, find_task, own_task, score, with_demonstrations
+from rlrazor.experiments.language.tasks import (
+    Scores,
+    Splits,
+    Task,
+    find_task,
+    own_task,
+    score,
+    with_demonstrations,
+)
 from rlrazor.lm import compute, encoding
 from rlrazor.lm.adapters import weights_of
 from rlrazor.lm.models import LanguageModel, add_lora, base_digest, load, tokenizer_digest
@@ -41,8 +50,9 @@ from rlrazor.writing import mark_folder, require_our_folder
 class TaskSource:
     """Where the new task comes from; small to pickle. `prompts`, with a `verifier` or not, make a task of one's own.
 
-    `generic` is a file of text or prompts that stand for what must not change, in place of the built-in probe. `chat`:
-    whether prompts of one's own are put into the tokenizer's chat template, where it has one.
+    A call of the verifier may take `verifier_timeout` seconds. `generic` is a file of text or prompts that stand for
+    what must not change, in place of the built-in probe. `chat`: whether prompts of one's own are put into the
+    tokenizer's chat template, where it has one.
     """
 
     name: str
@@ -50,6 +60,7 @@ class TaskSource:
     demonstrations: Path | None = None
     prompts: Path | None = None
     verifier: str | None = None
+    verifier_timeout: float = SECONDS
     stop: tuple[str, ...] = ()
     generic: Path | None = None
     chat: bool = True
@@ -58,7 +69,7 @@ class TaskSource:
         """The task; raises RazorError where there is none of that name."""
         if self.prompts is None:
             return find_task(self.name)
-        return own_task(self.prompts, self.verifier, stop=self.stop, chat=self.chat)
+        return own_task(self.prompts, self.verifier, stop=self.stop, chat=self.chat, seconds=self.verifier_timeout)
 
     def load(self) -> Splits:
         """Its prompts, with the demonstrations of the file where there is one."""
@@ -183,7 +194,9 @@ class Trainer:
 
         def reward(positions: Sequence[int], completions: Sequence[Sequence[int]]) -> Sequence[float | None]:
             texts = [encoding.decode(base.tokenizer, completion) for completion in completions]
-            return score(task, [prompts.items[position] for position in positions], texts).values
+            scores = score(task, [prompts.items[position] for position in positions], texts)
+            world.say_failures(scores)
+            return scores.values
 
         settings = self._settings(spec, world, total, progress.folder)
         try:
@@ -252,6 +265,13 @@ class _World:
         base.model.requires_grad_(False)
         self.splits = source.load()
         self.measured, self.suite = measured, suite
+        self._said_failures = False
+
+    def say_failures(self, scores: Scores) -> None:
+        """Say, the first time, that the verifier fails on completions of training; of those measured, records say."""
+        if scores.failures and not self._said_failures:
+            self._said_failures = True
+            say(scores.describe_failures())
 
     @cached_property
     def reference(self) -> Reference:
