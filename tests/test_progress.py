@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from rlrazor import phases, progress, quiet, sweep
+from rlrazor import phases, progress, quiet, sweep, workers
 from rlrazor.progress import SweepProgress, doing
 from rlrazor.records import Record, RunSpec
 from rlrazor.store import Checkpoint, RunStore
@@ -129,7 +129,7 @@ def test_what_a_run_is_at_reaches_the_main_process(
     with store.open_for_writing():
         if in_worker:
             messages: queue.Queue[object] = queue.Queue()
-            monkeypatch.setattr(sweep, "_messages", messages)
+            monkeypatch.setattr(workers, "messages", messages)
             for trajectory in sweep.trajectories([ONE, TWO]):
                 sweep._work(trajectory, train, store.folder, "none")
             sweep._forward(messages, heard)

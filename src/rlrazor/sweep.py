@@ -7,8 +7,6 @@ import multiprocessing
 import os
 import queue
 import shutil
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -16,11 +14,11 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from multiprocessing.connection import wait as wait_for_handles
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from rlrazor import interrupts, phases, processes, quiet
+from rlrazor import interrupts, phases, processes, quiet, workers
 from rlrazor.errors import RazorError
 from rlrazor.records import Record, RunSpec
 from rlrazor.store import Checkpoint, RunStore, WeightsMode
@@ -165,12 +163,14 @@ def _run_in_processes(
 ) -> None:
     # spawn: a forked child would inherit torch's thread pool and locks in whatever state they are.
     context = multiprocessing.get_context("spawn")
+    _start_tracker()
     messages: Any = context.Queue()
-    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_start_worker, initargs=(messages,))
+    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=workers.start, initargs=(messages,))
     futures: dict[Future[None], Trajectory] = {}
     try:
-        for trajectory in work:
-            futures[pool.submit(_work, trajectory, train, store.folder, weights)] = trajectory
+        with interrupts.held():  # a worker that is not yet known as one would be left behind
+            for trajectory in work:
+                futures[pool.submit(_work, trajectory, train, store.folder, weights)] = trajectory
         pending = set(futures)
         while pending:
             done, pending = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
@@ -186,31 +186,26 @@ def _run_in_processes(
             "again; --jobs 1 needs the least memory."
         ) from error
     finally:
-        # On an error do not wait for what is still training: nothing half-written can be left behind.
-        for process in list((pool._processes or {}).values()) if not all(f.done() for f in futures) else []:
-            process.terminate()
-        pool.shutdown(wait=True, cancel_futures=True)
-        _forward(messages, progress)  # what the workers said last
-        messages.close()
+        with interrupts.held():
+            # On an error do not wait for what is still training: nothing half-written can be left behind.
+            for process in list((pool._processes or {}).values()) if not all(f.done() for f in futures) else []:
+                process.kill()
+            pool.shutdown(wait=True, cancel_futures=True)
+            _forward(messages, progress)  # what the workers said last
+            messages.close()
 
 
-_messages: Any = None
-
-
-def _start_worker(messages: Any) -> None:
-    global _messages
-    _messages = messages
-    quiet.libraries()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its workers
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
-
-
-def _exit_with_parent() -> None:
-    """A worker whose parent was killed must not go on alone: it would train into a folder that it no longer owns."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    wait_for_handles([parent.sentinel])
-    os._exit(1)
+def _start_tracker() -> None:
+    """Start multiprocessing's process that tidies up semaphores, to do so without a warning where we were killed."""
+    name, before = "PYTHONWARNINGS", os.environ.get("PYTHONWARNINGS")
+    os.environ[name] = ",".join(filter(None, [before, "ignore:resource_tracker:UserWarning"]))
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 class _Messenger:
@@ -220,22 +215,23 @@ class _Messenger:
         self.last = ("", 0.0)
 
     def checkpoint(self, spec: RunSpec, record: Record) -> None:
-        _messages.put(("checkpoint", spec, record))
+        workers.messages.put(("checkpoint", spec, record))
 
     def at(self, spec: RunSpec, phase: str, done: int, total: int) -> None:
         now = time.monotonic()
         if phase != self.last[0] or now - self.last[1] > PHASES_EVERY or done == total:
             self.last = (phase, now)
-            _messages.put(("at", spec, phase, done, total))
+            workers.messages.put(("at", spec, phase, done, total))
 
     def say(self, sentence: str) -> None:
-        _messages.put(("say", sentence))
+        workers.messages.put(("say", sentence))
 
     def finished(self, specs: Sequence[RunSpec]) -> None:
         """The main process knows by the worker's return."""
 
 
 def _work(trajectory: Trajectory, train: Train, folder: Path, weights: WeightsMode) -> None:
+    quiet.libraries()
     messenger = _Messenger()
     with _told_to(messenger, trajectory.longest):
         _train_and_store(trajectory, train, RunStore(folder), weights, messenger.checkpoint)

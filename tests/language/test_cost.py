@@ -10,7 +10,7 @@ import pytest
 from rlrazor import cores, phases
 from rlrazor.cli import main
 from rlrazor.cli.language import in_words
-from rlrazor.experiments.language import cost, train
+from rlrazor.experiments.language import cost, tiny
 from rlrazor.experiments.language.config import PRESETS
 from rlrazor.experiments.language.cost import Timing, kind_of, seconds_of
 from rlrazor.experiments.language.demonstrations import Prompts
@@ -54,7 +54,7 @@ def test_a_dry_run_measures_time_memory_and_disk(tmp_path: Path, capfd: pytest.C
     assert 1 < found["seconds"] < 3600
     assert 0 < found["error"] < 10
     assert 2e8 < found["memory_bytes"] < 2e10
-    weights = 4 * sum(weight.numel() for weight in train.tiny.make_model(0).parameters())
+    weights = 4 * sum(weight.numel() for weight in tiny.make_model(0).parameters())
     assert weights < found["disk_bytes"] < 3 * weights  # the base, which is pre-trained here, and small files
     assert found["passing_bytes"] == 2 * 3 * weights  # weights and two moments, the old ones until the new are there
     assert "4 updates of 64 sequences by sft" in found["timed"]

@@ -16,6 +16,7 @@ from rlrazor.experiments.language.config import (
     due_steps,
     parse_setting,
     resolve,
+    settled,
     warmup_steps,
 )
 from rlrazor.experiments.language.methods import METHODS, find_method, label_of
@@ -151,17 +152,17 @@ def test_a_warm_up_is_a_share_of_the_run_and_never_all_of_it() -> None:
     assert warmup(16 * 100, warmup_steps=0) == 0
     # Where it depends on a run's length, a short run is not the beginning of a longer one.
     for changes, runs in (({}, 1), ({"warmup_steps": 0}, 1), ({"warmup_steps": 0.05}, 2), ({"max_steps": 60}, 2)):
-        config = replace(PAPER, batch_sizes=(16,), schedules=("constant",), lrs=(1e-5,), **changes)  # type: ignore[arg-type]
+        config = replace(PAPER, batch_sizes=(16,), schedules=("constant",), lrs=(1e-5,), **changes)
         assert len({spec.trajectory for spec in config.specs("b", "d", ["sft"])}) == runs
 
 
 def test_training_is_in_bfloat16_where_that_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
     for has, precision in ((False, "float32"), (True, "bf16")):
         monkeypatch.setattr(compute, "has_bf16", lambda has=has: has)
-        assert resolve("paper", {"precision": "auto"}).precision == precision
-        assert resolve("paper", {"precision": "auto", "dtype": "bfloat16"}).precision == "bf16"
-        assert resolve("paper", {"precision": "float32"}).precision == "float32"
-        assert resolve("tiny", {"precision": "auto"}).precision == "float32"
+        assert settled(resolve("paper", {"precision": "auto"})).precision == precision
+        assert settled(resolve("paper", {"precision": "auto", "dtype": "bfloat16"})).precision == "bf16"
+        assert settled(resolve("paper", {"precision": "float32"})).precision == "float32"
+        assert settled(resolve("tiny", {"precision": "auto"})).precision == "float32"
 
 
 def test_a_title_names_a_base_without_hashes(tmp_path: Path) -> None:

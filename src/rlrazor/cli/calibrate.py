@@ -8,10 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
-
 from rlrazor import cores
 from rlrazor.cli.language import (
     DRY_RUN,
@@ -21,22 +17,25 @@ from rlrazor.cli.language import (
     add_running,
     add_settings,
     add_source,
+    check_early,
     in_words,
     settings_given,
     task_of,
     trainer_of,
 )
+from rlrazor.cli.outputs import check_run_folder
 from rlrazor.cli.printing import Subparsers, console_for_tables, human_seconds, options_of, print_plan
 from rlrazor.errors import RazorError
 from rlrazor.extras import needs_extra
 from rlrazor.progress import doing
+from rlrazor.terminal import Terminal
+from rlrazor.writing import Output, require_our_folder, write_text
 
 if TYPE_CHECKING:
     from rlrazor.experiments.language.config import Config
     from rlrazor.experiments.language.tasks import Splits
     from rlrazor.experiments.language.train import Trainer
     from rlrazor.guard.law_file import LawFile
-    from rlrazor.report.drawing import Figure
 
 # Short runs, gentle to ruinous, so that the law sees both ends; ten of them, so that intervals of 90 % exist.
 GRID: dict[str, Any] = {
@@ -104,18 +103,29 @@ def add_to(commands: Subparsers) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run the sweep, fit the law, write it, say what it is worth."""
     needs_extra("guard", "train", "eval")
-    from rlrazor.experiments.language.config import TINY
-    from rlrazor.experiments.language.reproduce import Options, estimate, reproduce
+    from rlrazor.experiments.language.config import TINY, settled
 
     if arguments.level is None:
         arguments.level = QUICK_LEVEL if arguments.quick else LEVEL
     if not 0 < arguments.level < 1:
         raise RazorError(f"--level is a fraction of 1, such as 0.9, not {arguments.level}.")
-    config, trainer, splits = _resolved(arguments)
+    config = _config_of(arguments)
     jobs = arguments.jobs if arguments.jobs is not None else (cores.available() if config.base == TINY else 1)
     if jobs < 1:
         raise RazorError(f"--jobs must be at least 1, not {jobs}.")
-    console = Console(stderr=True)
+    if not arguments.dry_run:
+        _check(arguments, tiny=config.base == TINY)
+    check_early(arguments, config)
+    from rlrazor.cli import law_page
+    from rlrazor.experiments.language.reproduce import Options, estimate, reproduce
+    from rlrazor.report import write_report
+
+    config = settled(config)
+    trainer = trainer_of(arguments, config)
+    splits = trainer.task.load()
+    if config.base != TINY and arguments.epochs is None and config.max_steps:
+        config = replace(config, epochs=(_epochs(config, len(splits.train)),))
+    console = Terminal(stderr=True)
     if arguments.dry_run:
         found = estimate(config, trainer, console, jobs=jobs)
         print_plan(config, found, in_words(found, arguments.out, jobs), as_json=arguments.json)
@@ -126,17 +136,26 @@ def run(arguments: argparse.Namespace) -> int:
         console.print(f"Diverged, measured up to there: {name}.", style="yellow")
     with doing(console, "Fitting the law"):
         law, warnings = _write(arguments, config, trainer, splits, command)
+    write_report(law_page.with_law(done.results))
     if arguments.json:
-        where = {"law": str(arguments.out / "law.json"), "report": str(done.report), "warnings": warnings}
-        print(json.dumps({**where, **law.as_json()}, indent=2))
+        said: dict[str, Any] = {
+            "law": str(arguments.out / "law.json"),
+            "report": str(done.report),
+            "warnings": warnings,
+        }
+        said |= {"objection": law.objection(), "by_range": law_page.ranges_as_json(law)}
+        print(json.dumps({**said, **law.as_json()}, indent=2))
         return 0
-    console.print(f"{done.trained} runs trained, {done.kept} kept, in {human_seconds(done.seconds)}.", highlight=False)
+    console.print(
+        f"{done.trained} runs trained, {done.kept} kept, the base among them, in {human_seconds(done.seconds)}.",
+        highlight=False,
+    )
     _show(arguments, law, warnings, done.report)
     return 0
 
 
-def _resolved(arguments: argparse.Namespace) -> "tuple[Config, Trainer, Splits]":
-    """The runs that the options describe, what trains them, and the task's rows."""
+def _config_of(arguments: argparse.Namespace) -> "Config":
+    """The runs that the options describe."""
     from rlrazor.experiments.language.config import TINY, parse_setting, resolve
 
     if arguments.task is not None and arguments.prompts is not None:
@@ -151,17 +170,14 @@ def _resolved(arguments: argparse.Namespace) -> "tuple[Config, Trainer, Splits]"
     )
     if tiny and len(config.seeds) > 1:
         raise RazorError("Every seed of the tiny base is a base of its own, and a law belongs to one: give one seed.")
-    trainer = trainer_of(arguments, config)
-    splits = trainer.task.load()
-    if not tiny and "epochs" not in given and config.max_steps:
-        config = replace(config, epochs=(_epochs(config, len(splits.train)),))
-    return config, trainer, splits
+    return config
 
 
 def _write(
     arguments: argparse.Namespace, config: "Config", trainer: "Trainer", splits: "Splits", command: str
 ) -> "tuple[LawFile, list[str]]":
     """Fit the law to the runs in the folder and write it with its figure and the rows; it, and what is to be said."""
+    from rlrazor.cli import law_page
     from rlrazor.experiments.language.config import TINY
     from rlrazor.experiments.language.evaluate import probe_settings
     from rlrazor.experiments.language.reproduce import plan
@@ -183,7 +199,7 @@ def _write(
     versions = {**versions_of("transformers", "trl", "lm-eval"), "training precision": config.precision}
     law = calibrate.fit(table, base, level=arguments.level, versions=versions, command=command)
     _save_law(law, out)
-    drawing.save(_figure(law), out)
+    drawing.save(law_page.figure(law), out)
     rest = [_row(item.prompt, item.demonstration, chat=task.chat and own.has_chat_template) for item in splits.train]
     _save_rows([{"prompt": prompt} for prompt in prompts], out / "prompts.jsonl")
     _save_rows(rest, out / "train.jsonl")
@@ -197,7 +213,7 @@ def _write(
 
 
 def _say(text: str) -> None:
-    Console(stderr=True).print(text, highlight=False, markup=False, soft_wrap=True)
+    Terminal(stderr=True).print(text, soft_wrap=True)
 
 
 def _save_law(law: "LawFile", out: Path) -> None:
@@ -213,19 +229,21 @@ def _save_law(law: "LawFile", out: Path) -> None:
 def _save_rows(rows: list[dict[str, Any]], target: Path) -> None:
     """As JSON Lines; others that are there are moved aside."""
     from rlrazor.guard.outputs import move_aside
-    from rlrazor.store import atomic_path
 
     text = "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows)
     if target.exists() and target.read_text(encoding="utf-8", errors="replace") != text:
         move_aside(target, _say)
-    with atomic_path(target) as written:
-        written.write_text(text, encoding="utf-8")
+    write_text(target, text, "rows")
 
 
 def _show(arguments: argparse.Namespace, law: "LawFile", warnings: list[str], report: Path) -> None:
     """What the law is worth, and where everything is."""
+    from rlrazor.cli import law_page
+    from rlrazor.report.tables import to_rich
+
     printed, out = console_for_tables(), arguments.out
-    printed.print(candidates_table(law))
+    for shown in (law_page.candidates_table(law), law_page.ranges_table(law)):
+        printed.print(to_rich(shown))
     printed.print(law.describe(), highlight=False)
     for warning in warnings:
         printed.print(warning, style="yellow", highlight=False)
@@ -235,6 +253,16 @@ def _show(arguments: argparse.Namespace, law: "LawFile", warnings: list[str], re
         files["Base"] = out / "base"
     for name, file in files.items():
         printed.print(f"{name}: {file}", highlight=False, soft_wrap=True)
+
+
+def _check(arguments: argparse.Namespace, *, tiny: bool) -> None:
+    out = arguments.out
+    rows: list[Output] = [(out / "prompts.jsonl", "rows"), (out / "train.jsonl", "rows")]
+    check_run_folder(
+        arguments, out, [(out / "law.json", "json"), (out / "law.png", "png"), (out / "law.svg", "svg"), *rows]
+    )
+    if tiny:
+        require_our_folder(out / "base")
 
 
 def _epochs(config: "Config", prompts: int) -> int:
@@ -254,44 +282,6 @@ def _is_same(path: Path, law: "LawFile") -> bool:
     return replace(found, command="", versions={}) == replace(law, command="", versions={})
 
 
-def _figure(law: "LawFile") -> "Figure":
-    """The law through its runs; and what it forecast of each run when that was left out, against what was measured."""
-    import numpy as np
-
-    from rlrazor.guard.law_file import NAMES
-    from rlrazor.report.drawing import INK, PALETTE, Curve, Figure, Layer, Panel, Points
-
-    fitted, weights = law.forecaster.law, np.array(law.forecaster.law.weights)
-    # Of one KL its nats; of two their weighted sum, in nats of the first that counts.
-    lead = int(np.argmax(weights > 0))
-    unit = weights / weights[lead]
-    methods = {row["run"]: str(row["method"]) for row in law.data}
-    colors = {method: PALETTE[index % len(PALETTE)] for index, method in enumerate(dict.fromkeys(methods.values()))}
-    through: list[Layer] = []
-    left_out: list[Layer] = []
-    for one in law.forecaster.left_out:
-        rows = [row for row in law.data if row["run"] == one.run]
-        kls_ND = np.array([[row[name] for name in fitted.columns] for row in rows])
-        drop_N = 100 * np.array([row["forgetting"] for row in rows])
-        label = methods[one.run]
-        through.append(Points(label, kls_ND @ unit, drop_N, colors[label], line=True))
-        left_out.append(Points(label, 100 * one.law.predict(kls_ND), drop_N, colors[label]))
-    x_N = np.linspace(0, max(float(layer.x.max()) for layer in through), 200)
-    through.append(Curve("law", x_N, 100 * fitted.predict(np.outer(x_N, np.eye(len(unit))[lead])), INK))
-    values_M = np.concatenate([np.concatenate([layer.x, layer.y]) for layer in left_out])
-    ends = np.array([min(0.0, values_M.min()), values_M.max()])
-    left_out.append(Curve("measured as forecast", ends, ends, INK, dashed=True))
-    weighed = zip(fitted.columns, unit, strict=True)
-    x_label = " + ".join(f"{weight:.3g} {NAMES[name]}" if weight != 1 else NAMES[name] for name, weight in weighed)
-    measured = "measured drop of the prior score, points"
-    panels = [
-        Panel("The law", f"{x_label}, nats", measured, through, x_percent=False, y_percent=False),
-        Panel("Each run, by a law of the others", "forecast drop, points", measured, left_out, x_percent=False,
-              y_percent=False),
-    ]  # fmt: skip
-    return Figure("law", panels, columns=2)
-
-
 def _row(prompt: str, completion: str | None, *, chat: bool) -> dict[str, Any]:
     """As TRL takes it: with turns the trainer uses the chat template, as the runs of the calibration did."""
     columns = {"prompt": ("user", prompt), "completion": ("assistant", completion)}
@@ -300,16 +290,3 @@ def _row(prompt: str, completion: str | None, *, chat: bool) -> dict[str, Any]:
         for name, (role, text) in columns.items()
         if text is not None
     }
-
-
-def candidates_table(law: "LawFile") -> Table:
-    """What each candidate's forecasts were worth on what was left out."""
-    table = Table(title=f"Mean error on a {law.choice.by} left out, points", title_justify="left", box=box.SIMPLE_HEAD)
-    table.add_column("forecast by")
-    table.add_column("error", justify="right")
-    table.add_column("")
-    for candidate in law.choice.candidates:
-        chosen = "chosen" if candidate == law.choice.best else ""
-        table.add_row(" + ".join(candidate.columns), f"{100 * candidate.error:.1f}", chosen)
-    table.add_row("guessing the mean", f"{100 * law.choice.guess:.1f}", "")
-    return table

@@ -1,15 +1,12 @@
 """`razor finetune`: one run, measured as it goes, and the fine-tuned model. The one command that torchrun may start."""
 
 import argparse
-import json
 import shlex
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-
-from rlrazor import processes
+from rlrazor import cores, processes
 from rlrazor.cli.language import (
     DRY_RUN,
     PAPER_DEFAULTS,
@@ -18,16 +15,28 @@ from rlrazor.cli.language import (
     add_running,
     add_settings,
     add_source,
+    check_early,
     in_words,
     settings_given,
     task_of,
     trainer_of,
 )
-from rlrazor.cli.printing import Subparsers, console_for_tables, human_seconds, options_of, print_plan, records_table
+from rlrazor.cli.outputs import check_folder
+from rlrazor.cli.printing import (
+    Subparsers,
+    console_for_tables,
+    human_seconds,
+    options_of,
+    print_json,
+    print_plan,
+    records_table,
+)
 from rlrazor.errors import RazorError
 from rlrazor.experiments.language.methods import SETTINGS_OF
 from rlrazor.extras import needs_extra
 from rlrazor.progress import doing
+from rlrazor.terminal import Terminal
+from rlrazor.writing import require_our_folder
 
 if TYPE_CHECKING:
     from rlrazor.experiments.language.config import Config
@@ -74,14 +83,19 @@ def add_to(commands: Subparsers) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Train the one run, and print its checkpoints."""
     needs_extra("guard", "train", "eval")
+    if not arguments.dry_run:
+        check_folder(arguments, arguments.out)
     processes.join()
-    from rlrazor.experiments.language.config import TINY
+    from rlrazor.experiments.language.config import TINY, settled
+
+    config = _config_of(arguments)
+    check_early(arguments, config)
     from rlrazor.experiments.language.reproduce import estimate, plan
     from rlrazor.experiments.work import Work
 
-    config = _config_of(arguments)
+    config = settled(config)
     trainer = replace(trainer_of(arguments, config), keep_models=True)
-    console = Console(stderr=True, quiet=processes.rank() > 0)
+    console = Terminal(stderr=True, quiet=processes.rank() > 0)
     if arguments.dry_run:
         found = estimate(config, trainer, console, keep_models=True)
         print_plan(config, found, in_words(found, arguments.out), as_json=arguments.json)
@@ -93,6 +107,8 @@ def run(arguments: argparse.Namespace) -> int:
     if len(made.specs) != 1:
         raise RazorError("razor finetune makes one run: give one value to each option, or use `razor sweep`.")
     work = Work(arguments.out, trainer, made.count_checkpoints, console)
+    if not work.store.is_finished(made.specs[0]):
+        require_our_folder(arguments.out / "models" / made.specs[0].run_id)
     with work.store.open_for_writing():
         work.finish(made.bases, "base policy", weights="final" if config.base == TINY else "none")
         work.finish(made.specs, arguments.method)
@@ -105,11 +121,10 @@ def run(arguments: argparse.Namespace) -> int:
 def _config_of(arguments: argparse.Namespace) -> "Config":
     """A grid of one run."""
     from rlrazor.experiments.language.config import TINY, parse_setting, resolve
-    from rlrazor.lm import compute
 
     given = {**_DEFAULTS, **settings_given(arguments, _OWN)}
     if arguments.base != TINY:  # one run, which has the machine to itself
-        given.setdefault("threads", str(compute.threads_alone()))
+        given.setdefault("threads", str(cores.threads_alone()))
     given |= {"lrs": arguments.lr, "rl_lrs": arguments.lr, "schedules": arguments.schedule, "epochs": arguments.epochs}
     given |= {"methods": arguments.method, "seeds": arguments.seed, "base": arguments.base}
     given |= {"task": task_of(arguments), "iterations": "1", "batch_sizes": arguments.batch_size}
@@ -130,7 +145,7 @@ def _show(arguments: argparse.Namespace, work: "Work", base_spec: "RunSpec", spe
     if arguments.json:
         records = [asdict(record) for record in finished.records]
         command = shlex.join(["razor", *arguments.argv])
-        print(json.dumps({"command": command, "model": str(model), "base": asdict(base), "records": records}, indent=2))
+        print_json({"command": command, "model": str(model), "base": asdict(base), "records": records})
         return
     printed = console_for_tables()
     printed.print(records_table(base, finished.records))

@@ -7,8 +7,7 @@ from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
-from jinja2 import TemplateError
-
+from rlrazor.errors import RazorError
 from rlrazor.lm import encoding
 from rlrazor.lm.probes import ProbeSettings, Prompt
 from rlrazor.lm.prompts import parts_of
@@ -26,7 +25,7 @@ def count_overlap(prompts: Sequence[Prompt], ids: Sequence[Collection[Sequence[i
     template. A row has a prompt when its `prompt` is it, or its `text`, its `messages` or its token ids begin with it.
     A set that streams, or packs several rows into one, is not looked into: 0.
     """
-    name, values = _column(dataloader, COLUMNS)
+    name, values = column(dataloader, COLUMNS)
     if name is None:
         return 0
     keys: list[set[Any]] = [
@@ -78,7 +77,7 @@ def template_caution(
             "The prompts are text in the tokenizer's chat template already, and are put into it again: measure with "
             "chat=False (--no-chat), or give them without it."
         )
-    name, values = _column(dataloader, (*IDS, "prompt", "messages", "text"))
+    name, values = column(dataloader, (*IDS, "prompt", "messages", "text"))
     trained = [in_template(row) for row in islice(values, FEW_ROWS)] if name is not None else []
     measured = settings.chat or as_given
     if trained and measured and not any(trained):
@@ -99,7 +98,7 @@ def template_caution(
     return None
 
 
-def _column(dataloader: Any, names: Sequence[str]) -> tuple[str | None, Iterator[Any]]:
+def column(dataloader: Any, names: Sequence[str]) -> tuple[str | None, Iterator[Any]]:
     """The first of these columns that the training set has, and its values; None where it cannot be looked into."""
     dataset = getattr(dataloader, "dataset", None)
     columns = getattr(dataset, "column_names", None) or ()
@@ -113,15 +112,20 @@ def _column(dataloader: Any, names: Sequence[str]) -> tuple[str | None, Iterator
 def _openings(tokenizer: Any) -> list[list[int]]:
     """What the chat template puts before the first words of a user, and of a system, as far as it takes them."""
     found = []
-    for roles in (("user",), ("system", "user")):
+    asked = [
+        [[{"role": role, "content": said} for role in roles] for said in "ab"]
+        for roles in (("user",), ("system", "user"))
+    ]
+    try:
+        encoding.try_turns(tokenizer, [(turns, {}) for pair in asked for turns in pair])
+    except RazorError:
+        return []
+    for pair in asked:
         try:
-            one, other = (
-                _own(tokenizer, encoding.turns_ids(tokenizer, [{"role": role, "content": said} for role in roles]))
-                for said in "ab"
-            )
-        except (TemplateError, TypeError, KeyError, ValueError, AttributeError):
+            one, other = (_own(tokenizer, encoding.turns_ids(tokenizer, turns)) for turns in pair)
+        except Exception:  # a template may raise anything
             continue
-        shared = next((at for at, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1]), 0)
+        shared = next((at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), 0)
         # A special token begins no plain text, and what follows it may differ: tools, dates.
         found += [one[: 1 if one[0] in tokenizer.added_tokens_decoder else shared]] if shared else []
     return found

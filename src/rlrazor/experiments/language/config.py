@@ -5,11 +5,12 @@ from dataclasses import dataclass, fields, replace
 from itertools import product
 from typing import Any
 
+from rlrazor import bounds
 from rlrazor.errors import RazorError
 from rlrazor.experiments import grid
-from rlrazor.experiments.grid import check_many, check_positive, kinds_of
+from rlrazor.experiments.grid import check_bounds, check_many, check_positive, check_runs, kinds_of
 from rlrazor.experiments.language.methods import FROM_TEACHER, TEACHER, find_method, idle_settings
-from rlrazor.lm.prior import DEFAULT_TASKS
+from rlrazor.lm.task_names import DEFAULT_TASKS
 from rlrazor.records import BASE, RunSpec
 
 EXPERIMENT = "language"
@@ -89,7 +90,7 @@ class Config:
         ):
             unknown = [value for value in values if value not in known]
             if unknown:
-                raise RazorError(f"Unknown {name} {unknown[0]!r}. Choose from: {', '.join(known)}.")
+                raise RazorError(f"Unknown {name} {unknown[0]!r:.60}. Choose from: {', '.join(known)}.")
         limits = ("max_steps", "max_new_tokens", "train_prompts", "prior_limit", "lora_rank", "warmup_steps")
         check_positive(self, KINDS, but=("seeds", "kl_coef", *limits))
         for name in ("seeds", "kl_coef", *limits):
@@ -98,6 +99,8 @@ class Config:
                 raise RazorError(f"{name} must be 0 or more.")
         if self.group_size < 2:
             raise RazorError("group_size must be at least 2: a group of one has nothing to compare its reward with.")
+        check_bounds(self, KINDS)
+        self._check_size()
         if self.base == TINY and self.dtype != "float32":
             raise RazorError(f"The base {TINY!r} has float32 weights: leave dtype out.")
         if (TINY in self.prior) != (self.base == TINY) or (TINY in self.prior and len(self.prior) > 1):
@@ -107,6 +110,16 @@ class Config:
         """The settings that matter to these methods and this base."""
         idle = idle_settings(self.methods) | (set() if self.base == TINY else {"pretrain_steps"})
         return [field.name for field in fields(self) if field.name not in idle]
+
+    def _check_size(self) -> None:
+        """Raise RazorError for a grid that nobody could wait for, or a step that no machine could hold."""
+        offline = len(self.lrs) * len(self.schedules) * len(self.epochs) * len(self.batch_sizes)
+        runs = max(offline, len(self.rl_lrs) * len(self.iterations)) * len(self.methods) * len(self.seeds)
+        check_runs(runs, self.checkpoints_per_epoch * (1 if self.max_steps else max(self.epochs)))
+        samples = self.rl_prompts * self.group_size
+        bounds.check_size("samples a step", samples, bounds.MOST_SAMPLES, "lower rl_prompts or group_size")
+        measured = self.test_prompts * self.kl_samples
+        bounds.check_size("measured completions", measured, bounds.MOST_ROWS, "lower test_prompts or kl_samples")
 
     def base_specs(self, base: str, data: str) -> list[RunSpec]:
         """One run per seed that measures the base; `base` and `data` are fingerprints, as in `specs`."""
@@ -201,18 +214,22 @@ PRESETS: Mapping[str, Config] = {
 def resolve(preset: str, settings: Mapping[str, Any] | None = None) -> Config:
     """The preset with these settings, as `parse_setting` returns them, in place of its own."""
     if preset not in PRESETS:
-        raise RazorError(f"Unknown preset {preset!r}. Presets: {', '.join(PRESETS)}.")
-    config = replace(PRESETS[preset], **(settings or {}))
-    return replace(config, precision=_precision(config)) if config.precision == AUTO else config
+        raise RazorError(f"Unknown preset {preset!r:.60}. Presets: {', '.join(PRESETS)}.")
+    return replace(PRESETS[preset], **(settings or {}))
 
 
-def _precision(config: Config) -> str:
-    """Of training, on this device: as the base's weights are, else bf16 on a GPU that has it."""
+def settled(config: Config) -> Config:
+    """With a precision of training that is this device's, where it is `AUTO`.
+
+    As the base's weights are, else bf16 on a GPU that has it. Imports torch, which `resolve` does not.
+    """
+    if config.precision != AUTO:
+        return config
+    if config.base == TINY:
+        return replace(config, precision="float32")
     from rlrazor.lm import compute
 
-    if config.base == TINY:
-        return "float32"
-    return "bf16" if config.dtype == "bfloat16" or compute.has_bf16() else "float32"
+    return replace(config, precision="bf16" if config.dtype == "bfloat16" or compute.has_bf16() else "float32")
 
 
 def parse_setting(name: str, value: Any) -> Any:

@@ -141,7 +141,7 @@ class Reference:
         self, base: LanguageModel, task: Task, test: Prompts, suite: PriorSuite, samples: int, scored: str
     ) -> None:
         self.base, self.task, self.test, self.suite, self.samples = base, task, test, suite, samples
-        self.scored = scored
+        self.scored, self.said_failures = scored, False
         phases.at(OF_PROMPTS)
         completions = _complete(base, task, test.ids, samples, probes.NEW)
         sequences = Sequences.grouped(test.ids, completions)
@@ -268,7 +268,11 @@ class Reference:
         texts = [encoding.decode(self.base.tokenizer, completion) for completion in completions]
         share = len(texts) // len(self.test.items)
         items = [item for item in self.test.items for _ in range(share)]
-        return score(self.task, items, texts).values
+        scores = score(self.task, items, texts)
+        if scores.failures and not self.said_failures:
+            self.said_failures = True
+            phases.say(scores.describe_failures())
+        return scores.values
 
 
 def _same_for_all(rewards: Sequence[float | None]) -> float | None:
