@@ -56,7 +56,6 @@ _OTHER = re.compile(
     r"\[\[?[\w.-]+\]\]?[ \t]*\n+\s*[\w.-]+\s*=|\|.*\|[ \t]*\n\s*\|[ :|-]+\|[ \t]*\n)"
 )
 _OTHER_NAMES = (".yaml", ".yml", ".toml", ".ini", ".xml", ".html", ".htm", ".parquet", ".xlsx", ".md", ".py")
-_HALF = re.compile(r"\\u[dD][89a-fA-F]")  # of a surrogate pair
 _DELIMITERS = ",\t;|"
 _COLUMNS = {"prompt", "messages"}  # what makes a first line a header, alone or among others
 _USUAL = {  # ... and among others that could be names, or where every line has as many cells
