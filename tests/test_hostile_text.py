@@ -190,7 +190,9 @@ def test_labels_are_drawn_as_they_are(tmp_path: Path) -> None:
 def test_half_a_character_in_a_prompt_is_refused(half: str, tmp_path: Path) -> None:
     path = tmp_path / "prompts.jsonl"
     path.write_text(f'{{"prompt": "whole: \\ud83d\\ude00"}}\n{{"prompt": "{half}"}}\n')
-    with pytest.raises(RazorError, match=r"prompts\.jsonl, line 2: .*\\ud[8f][0-9a-f]{2}"):
+    with pytest.raises(
+        RazorError, match=r"prompts\.jsonl, line 2: the text is not valid Unicode \('.*\\ud[8f][0-9a-f]{2}"
+    ):
         read_prompts(path)
     path.write_text('{"prompt": "whole: \\ud83d\\ude00"}\n')
     assert read_prompts(path) == ["whole: \U0001f600"]
