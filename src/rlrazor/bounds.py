@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any
 
 from rlrazor.errors import RazorError
@@ -23,6 +24,10 @@ MOST_CHECKPOINTS = 100_000  # of a run, each of which is measured
 LONGEST_NAME = 4096  # characters, of a path too
 MOST_SAMPLES = 2**26  # in a step: their log-probabilities are 256 MiB
 _LARGEST_FLOAT32 = 3.4e38
+
+
+class WrongKindError(RazorError):
+    """A setting is no number, where one is needed: to YAML 2e-2 is text."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,7 @@ _COUNT = Bounds(1, 10**6)
 _STEPS = Bounds(0, MOST_STEPS)
 _RATES = Bounds(0, _LARGEST_FLOAT32, open_low=True)
 _SEEDS = Bounds(0, LARGEST_SEED)
+_NATS = Bounds(0, 10**6)
 _PARTS = Bounds(0, 1, open_low=True, open_high=True)
 
 BOUNDS: Mapping[str, Bounds] = {
@@ -80,6 +86,7 @@ BOUNDS: Mapping[str, Bounds] = {
     "pretrain_epochs": Bounds(1, 10_000),
     "pretrain_size": Bounds(1, 60_000),  # images that the training sets have
     "jobs": Bounds(1, 1024),
+    "threads": Bounds(1, 1024),
     "micro_batch": _COUNT,
     "save_every": Bounds(1, MOST_STEPS),
     "samples": Bounds(1, 10_000),
@@ -87,6 +94,8 @@ BOUNDS: Mapping[str, Bounds] = {
     "level": _PARTS,
     "budget": Bounds(0, 1, open_high=True),
     "overhead": _PARTS,
+    "kl_budget": _NATS,
+    "kl_budget_probe": _NATS,
 }
 
 
@@ -96,11 +105,12 @@ def check(name: str, value: Any, shown: str | None = None) -> None:
     `shown`: what to call it, by default its name.
     """
     bounds = BOUNDS.get(name)
-    if bounds is None or isinstance(value, bool) or not isinstance(value, int | float):
+    if bounds is None or isinstance(value, bool) or not isinstance(value, Real):
         return
-    if (wanted := bounds.wrong(value)) is not None:
+    number: Any = value  # numpy's are Real as well
+    if (wanted := bounds.wrong(number)) is not None:
         kind = "a fraction of 1, " if bounds.high == 1 else ""
-        raise RazorError(f"{shown or name} must be {kind}{wanted}, not {_written(value)}.")
+        raise RazorError(f"{shown or name} must be {kind}{wanted}, not {_written(number)}.")
 
 
 def check_options(options: Mapping[str, Any]) -> None:
@@ -111,15 +121,15 @@ def check_options(options: Mapping[str, Any]) -> None:
 
 def check_whole(name: str, value: Any) -> None:
     """The same of what has to be a whole number: 2.0 and true are none."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise RazorError(f"{name} must be a whole number, not {value!r:.60}.")
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise WrongKindError(f"{name} must be a whole number, not {value!r:.60}.")
     check(name, value)
 
 
 def require_number(name: str, value: Any) -> None:
-    """Raise RazorError for what is no number, such as true and text; None, which is not given, passes."""
-    if isinstance(value, bool) or not isinstance(value, int | float | None):
-        raise RazorError(f"{name} must be a number, not {value!r:.60}.")
+    """Raise WrongKindError for what is no number, such as true and text; None, which is not given, passes."""
+    if isinstance(value, bool) or not isinstance(value, Real | None):
+        raise WrongKindError(f"{name} must be a number, not {value!r:.60}.")
 
 
 def check_size(what: str, size: float, most: float, mend: str) -> None:

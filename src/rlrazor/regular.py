@@ -23,7 +23,7 @@ def open_regular(path: Path) -> BufferedReader:
     """
     _check(path, os.stat(path).st_mode)  # opening a device may already do something, and a socket cannot be opened
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    file = os.fdopen(descriptor, "rb")
+    file = open(descriptor, "rb")  # noqa: SIM115
     try:
         _check(path, os.fstat(descriptor).st_mode)  # what was opened may be another one by now
     except RazorError:

@@ -47,8 +47,8 @@ _NUMBERS = ("lr", "epochs", "seed", "step", "epoch", "new", "prior", "forgetting
 COLUMNS = (*_WORDS, *_NUMBERS)
 """Of every table of checkpoints."""
 _DRIFT = ("kl_forward", "kl_reverse", "kl_probe", "total_variation")
-_RANGES = {"new": (0, 1), "prior": (0, 1), "forgetting": (-1, 1)}  # scores are fractions of 1
-_ROUNDING = 1e-6
+_FRACTIONS = ("new", "prior", "forgetting")
+_LARGEST_FRACTION = 2  # of 1: no score is that, nor a drop, and every percentage of a score is
 _LARGEST_TABLE = 2**32  # bytes
 
 WeightsMode = Literal["none", "final", "all"]
@@ -313,12 +313,10 @@ def _wrong_in(table: pl.DataFrame) -> str | None:
     for name in sorted(there & {"seed", "step"}):
         if not table.schema[name].is_integer() or table[name].null_count() or (table[name] < 0).any():
             return f"the column {name} holds anything but whole numbers from 0 up"
-    for name, (low, high) in _RANGES.items():
-        if name not in there:
-            continue
+    for name in sorted(there.intersection(_FRACTIONS)):
         values = table[name].cast(pl.Float64)
-        if values.null_count() or not values.is_between(low - _ROUNDING, high + _ROUNDING).all():
-            return f"the column {name} has a value that is not from {low} to {high}"
+        if values.null_count() or not values.is_between(-_LARGEST_FRACTION, _LARGEST_FRACTION).all():
+            return f"the column {name} has a value that is no fraction of 1"
     for name in sorted(there.intersection(_DRIFT)):
         if not _has_numbers(table, name):
             return f"the column {name} holds no numbers"

@@ -84,7 +84,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise RazorError(f"--level is a fraction of 1, such as 0.9, not {arguments.level}.")
     tiny = arguments.base == TINY
     given = settings_given(arguments)
-    given |= {"base": arguments.base, "task": arguments.task or arguments.prompts.stem}
+    given |= {"base": arguments.base, "task": arguments.prompts.stem if arguments.task is None else arguments.task}
     settings = {**(TINY_GRID if tiny else {**GRID, "epochs": "1"}), **given}
     config = resolve(
         "tiny" if tiny else "paper", {name: parse_setting(name, value) for name, value in settings.items()}
@@ -96,7 +96,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise RazorError(f"--jobs must be at least 1, not {jobs}.")
     if not arguments.dry_run:
         _check(arguments, tiny=tiny)
-    check_early(arguments, config.base, config.task, config.prior)
+    check_early(arguments, config)
     from rlrazor.experiments.language.evaluate import probe_settings
     from rlrazor.experiments.language.reproduce import Options, estimate, plan, reproduce
     from rlrazor.experiments.language.train import calibration_base

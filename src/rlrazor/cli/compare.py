@@ -95,15 +95,16 @@ def run(arguments: argparse.Namespace) -> int:
     limits = _limits(arguments)
     check_outputs(arguments, [(arguments.out, "page")])  # first: it should not cost minutes
     require_files(prompts=arguments.prompts, law=arguments.law, generic=arguments.generic)
-    require_source(arguments.base, arguments.tuned)
     require_prior(arguments.prior)
     settle_hub(arguments.base, arguments.tuned, data=arguments.prior is not None and arguments.data_mirror is None)
-    from rlrazor.guard.comparison_page import write_page
-    from rlrazor.guard.judgement import judgements, worst
-    from rlrazor.guard.law_file import LawFile
     from rlrazor.lm import compute
 
     compute.prepare_process(compute.threads_alone())
+    require_source(arguments.base, arguments.tuned)
+    from rlrazor.guard.comparison_page import write_page
+    from rlrazor.guard.judgement import judgements, worst
+    from rlrazor.guard.law_file import LawFile
+
     compute.leave_progress_to_us()
     with _quiet_libraries():
         law = None if arguments.law is None else LawFile.load(arguments.law)

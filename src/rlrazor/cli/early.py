@@ -18,12 +18,19 @@ def require_files(**files: Path | None) -> None:
             raise RazorError(f"There is no {path}, which --{option.replace('_', '-')} names.")
 
 
-def require_source(*sources: str) -> None:
-    """Raise RazorError where a model can only be a local one, by how it is written, and is not there."""
+def missing_source(*sources: str) -> str | None:
+    """The first model that can only be a local one, by how it is written, and is not there."""
     for source in sources:
         local = source.endswith(".gguf") or source.startswith(("/", ".", "~")) or source.count("/") > 1
         if local and not _is_there(Path(source)):
-            raise RazorError(f"There is no {source}. Give a hub id, a folder with a model, or a .gguf file.")
+            return source
+    return None
+
+
+def require_source(*sources: str) -> None:
+    """Raise RazorError for a `missing_source`."""
+    if (source := missing_source(*sources)) is not None:
+        raise RazorError(f"There is no {source}. Give a hub id, a folder with a model, or a .gguf file.")
 
 
 def require_prior(tasks: str | tuple[str, ...] | None) -> None:
@@ -34,10 +41,15 @@ def require_prior(tasks: str | tuple[str, ...] | None) -> None:
 
 
 def settle_hub(*sources: str, data: bool) -> None:
-    """Find out whether the hub can be reached, where a model or `data` may have to come from it."""
+    """Find out whether the hub can be reached, where a model or `data` may have to come from it.
+
+    Not where a model is missing, which ends the command.
+    """
     from rlrazor.lm import hub
 
-    if data or any(source != TINY and not _is_there(Path(source)) for source in sources):
+    if missing_source(*sources) is None and (
+        data or any(source != TINY and not _is_there(Path(source)) for source in sources)
+    ):
         hub.settle()
 
 

@@ -4,6 +4,7 @@ import argparse
 from dataclasses import asdict
 from pathlib import Path
 
+from rlrazor import cores
 from rlrazor.cli import early
 from rlrazor.cli.language import SETTINGS, add_source, check_early, source_of
 from rlrazor.cli.printing import Subparsers, console_for_tables, options_of, print_json, records_table
@@ -39,16 +40,13 @@ def run(arguments: argparse.Namespace) -> int:
     from rlrazor.experiments.language.config import parse_setting, resolve
 
     given = {name: value for name in _OWN if (value := getattr(arguments, name)) is not None}
-    given |= {"base": arguments.base or arguments.model, "task": arguments.task}
+    given |= {"base": arguments.base or arguments.model, "task": arguments.task, "threads": cores.threads_alone()}
     config = resolve("paper", {name: parse_setting(name, value) for name, value in given.items()})
-    early.require_source(arguments.model)
     early.require_files(adapter=arguments.adapter)
-    check_early(arguments, config.base, config.task, config.prior)
+    check_early(arguments, config, arguments.model)
     from rlrazor.experiments.language.evaluate import compare
-    from rlrazor.lm import compute
     from rlrazor.lm.probes import read_generic
 
-    compute.prepare_process(compute.threads_alone())
     source = source_of(arguments, config.task)
     with Terminal(stderr=True).status("Measuring"):
         base, tuned = compare(

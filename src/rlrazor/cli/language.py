@@ -153,25 +153,32 @@ def source_of(arguments: argparse.Namespace, task: str) -> "TaskSource":
     )
 
 
-def check_early(arguments: argparse.Namespace, base: str, task: str, prior: tuple[str, ...] = ()) -> None:
-    """Raise RazorError for names and files that do not exist, before torch and TRL are imported for seconds.
+def check_early(arguments: argparse.Namespace, config: "Config", *models: str) -> None:
+    """Raise RazorError for names and files that do not exist, before torch, and then TRL, are imported for seconds.
 
-    Settles whether the hub can be reached, where something may have to come from it.
+    `models`: others than the base. Settles whether the hub can be reached, where something may have to come from it,
+    and how this process computes.
     """
     from rlrazor.experiments.language.tasks import find_task
     from rlrazor.lm import hub
 
-    early.require_source(base)
+    base, models = config.base, (config.base, *models)
     early.require_files(
         data=arguments.data, demonstrations=arguments.demonstrations, prompts=arguments.prompts,
         data_mirror=arguments.data_mirror, generic=arguments.generic,
     )  # fmt: skip
-    own = find_task(task) if arguments.prompts is None else None
-    early.require_prior(prior)
+    own = find_task(config.task) if arguments.prompts is None else None
+    early.require_prior(config.prior)
     fetched = own is not None and own.from_hub and arguments.data is None
-    early.settle_hub(base, data=fetched or (arguments.data_mirror is None and early.TINY not in (base, *prior)))
+    scored = early.TINY not in (base, *config.prior) and arguments.data_mirror is None
+    early.settle_hub(*models, data=fetched or scored)
     if fetched and own is not None and hub.is_offline():
         own.load(None)  # which says at once what is missing
+    from rlrazor.lm import compute
+
+    compute.prepare_process(config.threads)
+    if not getattr(arguments, "dry_run", False):  # which loads no model
+        early.require_source(*models)
 
 
 def stop_of(arguments: argparse.Namespace) -> tuple[str, ...]:
@@ -184,10 +191,8 @@ def stop_of(arguments: argparse.Namespace) -> tuple[str, ...]:
 
 def settings_given(arguments: argparse.Namespace, names: Iterable[str] = SETTINGS) -> dict[str, Any]:
     """The settings that the command line names, as text; `threads` also from RLRAZOR_THREADS."""
-    from rlrazor.lm import compute
-
     given = {name: value for name in names if (value := getattr(arguments, name, None)) is not None}
-    if (threads := compute.threads_asked()) is not None:
+    if (threads := cores.threads_asked()) is not None:
         given.setdefault("threads", str(threads))
     return given
 
@@ -229,7 +234,7 @@ def run_sweep(arguments: argparse.Namespace, preset: str, out: Path) -> int:
         raise RazorError(f"--jobs must be at least 1, not {jobs}.")
     if not arguments.dry_run:
         check_run_folder(arguments, out)
-    check_early(arguments, config.base, config.task, config.prior)
+    check_early(arguments, config)
     from rlrazor.experiments.language.reproduce import Options, estimate, reproduce
 
     trainer = trainer_of(arguments, config)

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from rlrazor.cli import exits
 from rlrazor.cli.compare import dtype_of
-from rlrazor.cli.early import require_files, require_source, settle_hub
+from rlrazor.cli.early import require_files, settle_hub
 from rlrazor.cli.language import stop_of
 from rlrazor.cli.outputs import check_outputs
 from rlrazor.cli.printing import Subparsers, console_for_tables, options_of
@@ -105,7 +105,6 @@ def run(arguments: argparse.Namespace) -> int:
     if not arguments.folder.is_dir():
         raise RazorError(f"There is no folder {arguments.folder}.")
     if arguments.base is not None:
-        require_source(arguments.base)
         settle_hub(arguments.base, data=False)
     from rlrazor.guard.law_file import LawFile
 

@@ -66,4 +66,6 @@ class LogRow(Open):
     every: Annotated[int, Field(ge=1, le=MOST_STEPS)] | None = None
     share: Annotated[float, Field(gt=0, le=1)] | None = None
     last_share: Annotated[float, Field(gt=0, le=1)] | None = None
+    probe_fraction: Annotated[float, Field(gt=0, le=1)] | None = None
+    last_probe_fraction: Annotated[float, Field(gt=0, le=1)] | None = None
     remaining: dict[Name, Any] = {}  # noqa: RUF012

@@ -6,17 +6,11 @@ from typing import Annotated, Any
 
 from pydantic import Field, field_validator, model_validator
 
+from rlrazor.bounds import MOST_VALUES
 from rlrazor.schema import Name, Open, Schema, Score, Seed, Step, Text
 
 Names = Annotated[list[Name], Field(max_length=10_000)]
 Threshold = Annotated[float, Field(gt=0, le=1)]
-
-
-class Families(Schema):
-    """The methods that count as RL, and those that count as SFT."""
-
-    RL: Names
-    SFT: Names
 
 
 class Described(Open):
@@ -31,8 +25,8 @@ class Described(Open):
     machine: Name
     core_seconds: Annotated[float, Field(ge=0)]
     diverged: Names
-    thresholds: Annotated[list[Threshold], Field(min_length=1, max_length=100)] = [1.0]  # noqa: RUF012
-    families: Families | None = None
+    thresholds: Any = None
+    families: Any = None
     quadrants: dict[Name, Annotated[list[bool], Field(min_length=2, max_length=2)]] | None = None
     kl_unit: Name = ""
     probe: Text = ""
@@ -47,17 +41,28 @@ class Described(Open):
             raise ValueError("there should be a fingerprint, or an object with one for each task")
         return value
 
-    @field_validator("families", "quadrants")
+    @field_validator("thresholds")
     @classmethod
-    def _is_there(cls, value: Any) -> Any:
-        if value is None:
-            raise ValueError("it is null: leave it out")
+    def _are_accuracies(cls, value: Any) -> Any:
+        numbers = isinstance(value, list) and 0 < len(value) <= MOST_VALUES
+        if not numbers or not all(type(at) in (int, float) and 0 < at <= 1 for at in value):
+            raise ValueError("there are thresholds that are not accuracies, fractions of 1")
+        return value
+
+    @field_validator("families")
+    @classmethod
+    def _are_two(cls, value: Any) -> Any:
+        two = isinstance(value, dict) and set(value) == {"RL", "SFT"}
+        if not two or not all(
+            isinstance(own, list) and all(isinstance(one, str) for one in own) for own in value.values()
+        ):
+            raise ValueError("there are families other than RL and SFT, each with a list of its methods")
         return value
 
     @field_validator("quadrants")
     @classmethod
-    def _has_all_four(cls, value: dict[str, list[bool]]) -> dict[str, list[bool]]:
-        if len({tuple(kind) for kind in value.values()}) < 4:
+    def _has_all_four(cls, value: dict[str, list[bool]] | None) -> dict[str, list[bool]] | None:
+        if value is None or len({tuple(kind) for kind in value.values()}) < 4:
             raise ValueError(
                 "one of the four is left without a method: on-policy or offline, each with and without negatives"
             )
