@@ -85,6 +85,13 @@ def test_a_terminal_shows_text_as_it_is(name: str) -> None:
     assert shown in written(plain)
 
 
+def test_a_progress_display_leaves_nothing_in_a_file() -> None:
+    console = Terminal(file=io.StringIO())
+    with Progress(PlainColumn("{task.description}"), console=console, transient=True) as bar:
+        bar.add_task("")
+    assert written(console) == ""
+
+
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8", "cp1252"])
 def test_no_encoding_is_too_small(encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
     data = io.BytesIO()
@@ -183,7 +190,9 @@ def test_labels_are_drawn_as_they_are(tmp_path: Path) -> None:
 def test_half_a_character_in_a_prompt_is_refused(half: str, tmp_path: Path) -> None:
     path = tmp_path / "prompts.jsonl"
     path.write_text(f'{{"prompt": "whole: \\ud83d\\ude00"}}\n{{"prompt": "{half}"}}\n')
-    with pytest.raises(RazorError, match=r"prompts\.jsonl, line 2: holds \\ud[8f][0-9a-f]{2}, half of a character"):
+    with pytest.raises(
+        RazorError, match=r"prompts\.jsonl, line 2: the text is not valid Unicode \('.*\\ud[8f][0-9a-f]{2}"
+    ):
         read_prompts(path)
     path.write_text('{"prompt": "whole: \\ud83d\\ude00"}\n')
     assert read_prompts(path) == ["whole: \U0001f600"]

@@ -56,7 +56,6 @@ _OTHER = re.compile(
     r"\[\[?[\w.-]+\]\]?[ \t]*\n+\s*[\w.-]+\s*=|\|.*\|[ \t]*\n\s*\|[ :|-]+\|[ \t]*\n)"
 )
 _OTHER_NAMES = (".yaml", ".yml", ".toml", ".ini", ".xml", ".html", ".htm", ".parquet", ".xlsx", ".md", ".py")
-_HALF = re.compile(r"\\u[dD][89a-fA-F]")  # of a surrogate pair
 _DELIMITERS = ",\t;|"
 _COLUMNS = {"prompt", "messages"}  # what makes a first line a header, alone or among others
 _USUAL = {  # ... and among others that could be names, or where every line has as many cells
@@ -277,7 +276,7 @@ def _saved_by_datasets(path: Path) -> list[Located]:
             f"{path} was saved by the library datasets, which is missing: pip install datasets."
         ) from error
     try:
-        dataset = load_from_disk(str(path))
+        dataset = load_from_disk(str(path.absolute()))  # not of a home, which ~ is to it
     except Exception as error:  # whatever a library of files raises
         raise RazorError(f"{path} was saved by the library datasets and cannot be read: {error}") from error
     if isinstance(dataset, DatasetDict):

@@ -50,9 +50,9 @@ def picked(run: Path) -> str | None:
     except RazorError as error:
         is_a_sentence(error)
         return str(error)
-    for one in found.candidates:
-        numbers = [value for value in (one.new, one.drop, one.low, one.high) if value is not None]
-        assert np.isfinite(numbers).all()
+    one = found.recommended
+    assert one is not None
+    assert np.isfinite([value for value in (one.new, one.drop, one.low, one.high) if value is not None]).all()
     assert all("\n" not in note for note in found.notes)
     return None
 

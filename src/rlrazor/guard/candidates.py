@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from rlrazor import bounds
 from rlrazor.errors import RazorError
 from rlrazor.forecast import FORWARD, PROBE
 from rlrazor.guard.verdict import Verdict, judge
@@ -71,6 +72,8 @@ class Limits:
     @classmethod
     def of(cls, budget: float | None, kl_budget: float | None, kl_budget_probe: float | None, **how: bool) -> Limits:
         """Those that were given. Raises RazorError for what is no budget."""
+        for name, given in (("budget", budget), ("kl_budget", kl_budget), ("kl_budget_probe", kl_budget_probe)):
+            bounds.require_number(name, given)
         if budget is not None and not 0 <= budget < 1:
             raise RazorError(
                 f"A budget is a fraction of 1, such as 0.02 for two points of the prior score, not {budget}."
@@ -80,8 +83,8 @@ class Limits:
                 raise RazorError(f"A KL budget is a number of nats, such as 0.5, not {nats}.")
         if how.get("cautious") and how.get("accept_uncertain"):
             raise RazorError("Be cautious or accept what is uncertain, not both.")
-        given = {DROP: budget, FORWARD: kl_budget, PROBE: kl_budget_probe}
-        return cls({name: most for name, most in given.items() if most is not None}, **how)
+        most = {DROP: budget, FORWARD: kl_budget, PROBE: kl_budget_probe}
+        return cls({of: value for of, value in most.items() if value is not None}, **how)
 
     def judged(self, one: Candidate, of: str) -> float:
         """What counts of a checkpoint; infinite where it is not known."""

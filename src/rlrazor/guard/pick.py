@@ -16,7 +16,6 @@ from typing import Any
 
 import polars as pl
 
-from rlrazor import bounds
 from rlrazor import law as laws
 from rlrazor.errors import RazorError
 from rlrazor.forecast import FORWARD, PROBE
@@ -151,8 +150,6 @@ def pick(
     Checkpoints that cannot be read, have no weights or cannot be measured are left out, with a note. Raises RazorError
     where none is left, there is no such metric, neither a drop nor a KL, or none of what a limit is about.
     """
-    for name, value in (("budget", budget), ("kl_budget", kl_budget), ("kl_budget_probe", kl_budget_probe)):
-        bounds.require_number(name, value)
     limits = Limits.of(budget, kl_budget, kl_budget_probe, cautious=cautious, accept_uncertain=accept_uncertain)
     if (folder / "records.parquet").exists():
         if (metric, lower_is_better, law, measure, run, log) != (None,) * 6:
@@ -319,31 +316,25 @@ def _aside(chosen: Candidate, front: Sequence[Candidate]) -> str:
 
 def _of_records(folder: Path) -> _Source:
     """Every checkpoint of every run, with measured scores."""
-    wanted = ("run_id", "method", "lr", "seed", "step", "new", "forgetting")
-    table = read_table(folder / "records.parquet", ("trajectory", *wanted))
+    columns = ("run_id", "method", "lr", "seed", "step", "new", "forgetting")
+    table = read_table(folder / "records.parquet", ("trajectory", *columns))
     points = laws.distinct(table).filter(pl.col("method") != BASE)
     optional = [name for name in (*_MEASURED, *(f"{name}_stderr" for name in _MEASURED)) if name in points.columns]
-    rows = points.select(*wanted, *optional).to_dicts()
+    rows = points.select(*columns, *optional).to_dicts()
     bases = table.filter(pl.col("method") == BASE).to_dicts()
     if not rows:
         raise RazorError(f"{folder} holds the base policy only: there is nothing to pick from.")
-    scored = [row for row in rows if _is_finite(row["new"]) and _is_finite(row["forgetting"])]
-    if not scored:
-        raise RazorError(f"No checkpoint of {folder} has a finite score of both: there is nothing to pick from.")
-    lost, rows = len(rows) - len(scored), scored
     of_base = {row["seed"]: row.get("prior_stderr") for row in bases}
     errors = [_error_of_drop(row, of_base.get(row["seed"])) for row in rows]
     known = None not in errors
     notes = [] if known else ["The measured drops have no standard error: how much of them is chance is not known."]
-    notes += [f"Left out for want of a finite score: {lost} of {lost + len(rows)} checkpoints."] if lost else []
     candidates = [_of_record(row, (error or 0.0) if known else 0.0) for row, error in zip(rows, errors, strict=True)]
     return _Source("new", candidates, notes, 0.95 if known else None, None)
 
 
 def _of_record(row: Mapping[str, Any], error: float) -> Candidate:
     """A row of the table, with the standard error of its drop."""
-    lr = "" if row["lr"] is None else f" lr {row['lr']:.3g}"
-    name = f"{row['method']}{lr} seed {row['seed']} step {row['step']} ({row['run_id']})"
+    name = f"{row['method']} lr {row['lr']:.3g} seed {row['seed']} step {row['step']} ({row['run_id']})"
     drop = float(row["forgetting"])
     kls = {
         of: Estimate(float(row[of]), float(row.get(f"{of}_stderr") or 0.0))

@@ -63,7 +63,7 @@ def write_comparison(section: Section, folder: Path) -> Path:
 
 def outputs(folder: Path) -> list[Output]:
     """The files that `write_report` may write into an output folder."""
-    return [(folder / "report.html", "page"), *drawing.files((*OF_SWEEP, *SECTIONS), folder / "figures")]
+    return [(folder / "report.html", "page"), *drawing.files((*OF_SWEEP, *SECTIONS, "law"), folder / "figures")]
 
 
 def outputs_of_comparison(folder: Path) -> list[Output]:
