@@ -77,7 +77,7 @@ def main() -> None:
                 ),
                 "measurements": len(last.readings),
                 "every": last.every,
-                "share_of_the_probe": round(last.share, 3),
+                "probe_fraction": None if last.plan is None else round(last.plan.fraction, 3),
                 "base_side_seconds": round(median(setups), 2),
             },
             indent=1,

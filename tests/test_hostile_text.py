@@ -85,6 +85,13 @@ def test_a_terminal_shows_text_as_it_is(name: str) -> None:
     assert shown in written(plain)
 
 
+def test_a_progress_display_leaves_nothing_in_a_file() -> None:
+    console = Terminal(file=io.StringIO())
+    with Progress(PlainColumn("{task.description}"), console=console, transient=True) as bar:
+        bar.add_task("")
+    assert written(console) == ""
+
+
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8", "cp1252"])
 def test_no_encoding_is_too_small(encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
     data = io.BytesIO()

@@ -30,6 +30,7 @@ def trainer_of(out: Path, callbacks: list[Any], model: Any = None, **config: Any
         tiny_llama() if model is None else model,
         TrainingArguments(**settings),
         train_dataset=ROWS,
+        eval_dataset=ROWS[:8],
         processing_class=char_tokenizer(),
         callbacks=callbacks,
         optimizers=optimizers,

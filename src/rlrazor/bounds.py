@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any
 
 from rlrazor.errors import RazorError
@@ -51,6 +52,7 @@ _COUNT = Bounds(1, 10**6)
 _STEPS = Bounds(0, MOST_STEPS)
 _RATES = Bounds(0, _LARGEST_FLOAT32, open_low=True)
 _SEEDS = Bounds(0, LARGEST_SEED)
+_NATS = Bounds(0, 10**6)
 _PARTS = Bounds(0, 1, open_low=True, open_high=True)
 
 BOUNDS: Mapping[str, Bounds] = {
@@ -87,9 +89,9 @@ BOUNDS: Mapping[str, Bounds] = {
     "every": Bounds(1, MOST_STEPS),
     "level": _PARTS,
     "budget": Bounds(0, 1, open_high=True),
-    "kl_budget": Bounds(0, 10**6),  # nats
-    "kl_budget_probe": Bounds(0, 10**6),
     "overhead": _PARTS,
+    "kl_budget": _NATS,
+    "kl_budget_probe": _NATS,
 }
 
 
@@ -99,11 +101,12 @@ def check(name: str, value: Any, shown: str | None = None) -> None:
     `shown`: what to call it, by default its name.
     """
     bounds = BOUNDS.get(name)
-    if bounds is None or isinstance(value, bool) or not isinstance(value, int | float):
+    if bounds is None or isinstance(value, bool) or not isinstance(value, Real):
         return
-    if (wanted := bounds.wrong(value)) is not None:
+    number: Any = value  # numpy's are Real as well
+    if (wanted := bounds.wrong(number)) is not None:
         kind = "a fraction of 1, " if bounds.high == 1 else ""
-        raise RazorError(f"{shown or name} must be {kind}{wanted}, not {_written(value)}.")
+        raise RazorError(f"{shown or name} must be {kind}{wanted}, not {_written(number)}.")
 
 
 def check_options(options: Mapping[str, Any]) -> None:
@@ -114,14 +117,14 @@ def check_options(options: Mapping[str, Any]) -> None:
 
 def check_whole(name: str, value: Any) -> None:
     """The same of what has to be a whole number: 2.0 and true are none."""
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, Integral):
         raise RazorError(f"{name} must be a whole number, not {value!r:.60}.")
     check(name, value)
 
 
 def require_number(name: str, value: Any) -> None:
     """Raise RazorError for what is no number, such as true and text; None, which is not given, passes."""
-    if isinstance(value, bool) or not isinstance(value, int | float | None):
+    if isinstance(value, bool) or not isinstance(value, Real | None):
         raise RazorError(f"{name} must be a number, not {value!r:.60}.")
 
 

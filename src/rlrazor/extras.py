@@ -1,5 +1,6 @@
 """Optional dependencies: what each extra of pyproject.toml brings, and the sentence where it is missing."""
 
+import sys
 from importlib.util import find_spec
 
 from rlrazor.errors import RazorError
@@ -24,9 +25,13 @@ def needs_extra(*extras: str) -> None:
         for package in EXTRAS[extra]:
             if not _is_installed(package):
                 raise MissingExtraError(
-                    f"This needs the extra [{extra}], and {package} is missing: in the checkout of rlrazor, "
-                    f"pip install -e '.[{extra}]'."
+                    f"This needs the extra [{extra}], and {package} is missing: {installing(extra)}."
                 )
+
+
+def installing(extra: str) -> str:
+    """How an extra is installed: rlrazor is in no index of packages."""
+    return f"in the checkout of rlrazor, pip install -e '.[{extra}]'"
 
 
 def needs_package(package: str, what: str) -> None:
@@ -36,7 +41,9 @@ def needs_package(package: str, what: str) -> None:
 
 
 def _is_installed(package: str) -> bool:
+    if sys.modules.get(package) is not None:
+        return True
     try:
         return find_spec(package) is not None
-    except ImportError:  # a finder that refuses it
+    except (ImportError, ValueError):  # a finder that refuses it, or None in its place
         return False

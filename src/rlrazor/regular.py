@@ -2,8 +2,8 @@
 
 import os
 import stat
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 from rlrazor.errors import RazorError
 
@@ -16,14 +16,14 @@ _KINDS = {
 }
 
 
-def open_regular(path: Path) -> BinaryIO:
+def open_regular(path: Path) -> BufferedReader:
     """The file at `path` to read, at once: nothing is waited for.
 
     Raises RazorError for what is no regular file, and OSError as `open` does.
     """
     _check(path, os.stat(path).st_mode)  # opening a device may already do something, and a socket cannot be opened
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    file = os.fdopen(descriptor, "rb")
+    file = open(descriptor, "rb")  # noqa: SIM115
     try:
         _check(path, os.fstat(descriptor).st_mode)  # what was opened may be another one by now
     except RazorError:

@@ -276,7 +276,7 @@ def _saved_by_datasets(path: Path) -> list[Located]:
             f"{path} was saved by the library datasets, which is missing: pip install datasets."
         ) from error
     try:
-        dataset = load_from_disk(str(path))
+        dataset = load_from_disk(str(path.absolute()))  # not of a home, which ~ is to it
     except Exception as error:  # whatever a library of files raises
         raise RazorError(f"{path} was saved by the library datasets and cannot be read: {error}") from error
     if isinstance(dataset, DatasetDict):

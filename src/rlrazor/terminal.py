@@ -50,6 +50,11 @@ class Terminal(Console):
         for segment in super().render(renderable, options):
             yield segment if segment.control else Segment(printable(segment.text), segment.style)
 
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Print; but not the empty line that Rich ends a progress display with which nobody could see."""
+        if objects or self.is_interactive:
+            super().print(*objects, **options)
+
     def on_broken_pipe(self) -> None:
         """Rich would exit with 1, which is a finding of some commands."""
         raise BrokenPipeError

@@ -193,11 +193,11 @@ def test_the_command_makes_a_law_of_a_users_own_data(
         law.check(load(base, dtype="bfloat16").model, tokenizer)
     in_half = [*command, "--dtype", "bfloat16", "--lora-rank", "2", "--out", str(tmp_path / "half")]
     assert main(in_half) == 0
-    other = LawFile.load(tmp_path / "half" / "law.json")
-    assert other.settings.precision == "bfloat16"
-    assert len(other.forecaster.left_out) == 4
+    of_half = LawFile.load(tmp_path / "half" / "law.json")
+    assert of_half.settings.precision == "bfloat16"
+    assert len(of_half.forecaster.left_out) == 4
     for dtype in ("bfloat16", "float32"):
-        other.check(load(base, dtype=dtype).model, tokenizer)
+        of_half.check(load(base, dtype=dtype).model, tokenizer)
 
 
 def test_the_figure_shows_the_law_and_what_it_is_worth() -> None:

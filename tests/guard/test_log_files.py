@@ -51,7 +51,8 @@ def picked(run: Path) -> str | None:
         is_a_sentence(error)
         return str(error)
     one = found.recommended
-    assert np.isfinite([one.new, one.drop, one.low, one.high]).all()
+    assert one is not None
+    assert np.isfinite([value for value in (one.new, one.drop, one.low, one.high) if value is not None]).all()
     assert all("\n" not in note for note in found.notes)
     return None
 

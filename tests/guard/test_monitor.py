@@ -35,6 +35,7 @@ from rlrazor.lm import kl, probes
 from rlrazor.lm.models import add_lora
 from rlrazor.lm.probes import GenericText, ProbeSettings
 from tiny_models import char_tokenizer, tiny_llama
+from watching import trainer_of, watch
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # TRL uses names that transformers has renamed
 
@@ -228,18 +229,24 @@ def test_a_budget_warns_stops_or_keeps(tmp_path: Path, capfd: pytest.CaptureFixt
     budget = 0.9 * drops[2] + 0.1 * drops[3]
 
     warned = monitor(tmp_path, law, every=1, budget=budget)
+    capfd.readouterr()
     assert sft(tmp_path / "warn", [warned], copy.deepcopy(model))[1] == losses
     assert [reading.within for reading in warned.readings] == [True] * 3 + [False] * 3
-    assert "is over the budget" in capfd.readouterr().out
+    said = [line for line in capfd.readouterr().out.splitlines() if "budget" in line]
+    assert [f"step {step}:" in line for step, line in enumerate(said, 1)] == [True] * 6  # a line for each, and no more
+    assert ["is over the budget" in line for line in said] == [False] * 3 + [True] * 3
+    assert said[-1].endswith("training goes on")
 
     stopped = monitor(tmp_path, law, every=1, budget=budget, on_budget="stop")
     assert sft(tmp_path / "stop", [stopped], copy.deepcopy(model))[1] == losses[:4]
+    assert capfd.readouterr().out.count("training stops here") == 1
 
     cautious = monitor(tmp_path, law, every=1, budget=budget, on_budget="stop", cautious=True)
     highs = [reading.forecast.high for reading in scout.readings if reading.forecast]
     first_over = next(index for index, high in enumerate(highs) if high > budget)
     assert sft(tmp_path / "cautious", [cautious], copy.deepcopy(model))[1] == losses[: first_over + 1]
     assert first_over <= 3
+    assert capfd.readouterr().out.count("whose upper end is over the budget of") == 1
     for reading in cautious.readings[:first_over]:
         room, kl_now = reading.remaining["kl_probe"], reading.kl["kl_probe"].mean
         assert law.forecaster.forecast({"kl_probe": kl_now + room}).high == pytest.approx(budget)
@@ -310,8 +317,8 @@ def test_a_run_that_ends_early_is_measured_where_it_ends(tmp_path: Path, best: b
     )  # fmt: skip
     trainer.train()
     assert trainer.state.global_step == 4
-    # With the best model loaded, there is no model of the last step any more.
-    assert [reading.step for reading in watching.readings] == ([3] if best else [3, 4])
+    # Before the best model is loaded, after which there is no model of the last step any more.
+    assert [reading.step for reading in watching.readings] == [3, 4]
     if not best:
         base = tiny_llama()
         sequences = probes.of_prompts(base, TOKENIZER, PROMPTS, SETTINGS)
@@ -386,36 +393,45 @@ def test_a_run_that_resumes_is_measured_against_the_same_base(tmp_path: Path) ->
         late.train(resume_from_checkpoint=str(tmp_path / "late" / "checkpoint-3"))
 
 
-def test_it_measures_as_often_as_five_percent_allow(tmp_path: Path) -> None:
+def test_it_measures_as_often_as_five_percent_allow(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """By the tokens of a step, with twice a forward pass for a measurement and three for training."""
     large = monitor(tmp_path)
     sft(tmp_path / "large", [large], max_steps=20, per_device_train_batch_size=64)
-    assert large.every is not None
     assert large.base is not None
-    per_step = 0.05 / 2 * 3 * 64 * len("ab=ba;")
     assert large.thin is not None
-    assert large.every == math.ceil(2 * large.thin.tokens / per_step)
+    per_step = 0.05 / 2 * 3 * 64 * len("ab=ba;")
+    assert math.ceil(2 * large.thin.tokens / per_step) > 20  # it would be once
+    assert large.every == 5
+    assert [reading.step for reading in large.readings] == [5, 10, 15, 20]
+    found = 4 * 2 * large.thin.tokens / (20 * 3 * 64 * len("ab=ba;"))
+    first, second, *_ = (line for line in capfd.readouterr().out.splitlines() if "plan:" in line or " step 1" in line)
+    assert "4 readings, after steps 5, 10, 15 and 20, on 16 of 24 prompts and 16 of 24 generic texts" in first
+    assert f"which is {100 * found:.0f}% of training by the tokens that are read, more than the 5% aimed at" in first
+    assert "a step of training takes" in second
     # A probe too large for ten measurements is thinned, less at the end, which half of the time allowed is for.
     many = [f"{a}{b}{c}:" for a in "abcdef" for b in "0123456" for c in "01234"]
     thinned = ForgettingMonitor(many, settings=SETTINGS, generic=GENERIC, cache_dir=tmp_path / "cache")
     sft(tmp_path / "thin", [thinned], max_steps=60, per_device_train_batch_size=64)
-    assert thinned.every is not None
-    assert thinned.every > 6
-    due = [step for step in range(1, 60) if step % thinned.every == 0]
-    assert [reading.step for reading in thinned.readings] == [*due, 60]
+    assert thinned.every == 15
+    assert [reading.step for reading in thinned.readings] == [15, 30, 45, 60]
     assert thinned.readings[0].prompts == {"kl_forward": 16, "kl_probe": 16}
     assert thinned.base is not None
     share = 60 * per_step / (2 * thinned.base.tokens)
     assert 16 / len(many) < share < 1
     assert thinned.readings[-1].prompts["kl_forward"] == math.ceil(share * len(many))
+    row = rows_of(tmp_path / "thin" / "razor.jsonl")[0]
+    assert row["last_probe_fraction"] == pytest.approx(share)
+    assert "share" not in row
     # An update of an adapter is cheaper, by the gradients of the weights that are not trained.
     adapted = monitor(tmp_path)
     trainer, _ = sft(tmp_path / "lora", [adapted], lora=True, max_steps=20, per_device_train_batch_size=64)
     sizes = [(weight.numel(), weight.requires_grad) for weight in trainer.model.parameters()]
     cost = 2 + sum(size for size, trains in sizes if trains) / sum(size for size, _ in sizes)
     assert cost < 2.5
-    assert adapted.thin is not None
-    assert adapted.every == math.ceil(2 * adapted.thin.tokens / (per_step * cost / 3))
+    assert adapted.costs is not None
+    assert adapted.costs.worth is not None
+    assert adapted.base is not None
+    assert adapted.costs.worth(1.0) == pytest.approx(2 * adapted.base.tokens / (cost * 64 * len("ab=ba;")))
 
 
 def test_two_processes_measure_what_one_does(tmp_path: Path) -> None:
@@ -468,26 +484,50 @@ def test_two_processes_measure_what_one_does(tmp_path: Path) -> None:
             assert of_two[name] == pytest.approx(of_one[name], rel=0.02)
 
 
-def test_trackers_get_the_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("stopped", [None, "step", "epoch"])
+def test_tensorboard_has_one_file_that_is_read_whole(tmp_path: Path, stopped: str | None) -> None:
+    """By a reader that looks while the run goes on, as TensorBoard does: it goes on to a newer file and never back."""
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    model = tiny_llama()
-    watching = monitor(tmp_path, law_of(model), every=3, budget=0.5)
-    sft(tmp_path / "run", [watching], model, report_to="tensorboard")
-    (folder,) = (tmp_path / "run" / "runs").iterdir()
-    events = EventAccumulator(str(folder))
-    events.Reload()
-    assert "train/loss" in events.Tags()["scalars"]
+    class Reader(TrainerCallback):  # type: ignore[misc]
+        """Ends training early, too, where it is asked to."""
+
+        events: Any = None
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
+            (folder,) = (tmp_path / "run" / "runs").iterdir()
+            self.events = self.events or EventAccumulator(str(folder))
+            self.events.Reload()
+            control.should_training_stop |= stopped == "step" and state.global_step == 4
+            return control
+
+        def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
+            control.should_training_stop |= stopped == "epoch"
+            return control
+
+    model, reader = tiny_llama(), Reader()
+    watching = watch(tmp_path, law_of(model), every=3, budget=0.5)
+    early = {"eval_strategy": "epoch", "num_train_epochs": 2, "max_steps": -1, "per_device_train_batch_size": 16}
+    trainer = trainer_of(
+        tmp_path / "run", [watching, reader], model, report_to="tensorboard", **(early if stopped == "epoch" else {})
+    )
+    trainer.train()
+    (_one,) = (tmp_path / "run" / "runs").rglob("events.out.*")
+    reader.events.Reload()
+    ended = {None: 6, "step": 4, "epoch": 5}[stopped]
+    assert [event.step for event in reader.events.Scalars("train/loss")] == list(range(1, ended + 1))
     for name, expected in (
         ("razor/kl_forward", [reading.kl["kl_forward"].mean for reading in watching.readings]),
         ("razor/forecast_drop_high", [r.forecast.high for r in watching.readings if r.forecast]),
         ("razor/remaining_kl_probe", [reading.remaining["kl_probe"] for reading in watching.readings]),
     ):
-        seen = events.Scalars(name)
-        assert [event.step for event in seen] == [3, 6]
+        seen = reader.events.Scalars(name)
+        assert [event.step for event in seen] == [3, ended]
         assert [event.value for event in seen] == pytest.approx(expected, rel=1e-6)
 
+
+def test_trackers_get_the_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sent: list[tuple[str, Any]] = []
     running = SimpleNamespace(get=lambda: "run")
     wandb = SimpleNamespace(run="run", log=lambda values: sent.append(("wandb", values)))
@@ -495,15 +535,21 @@ def test_trackers_get_the_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         context_vars=SimpleNamespace(current_run=running), log=lambda values: sent.append(("trackio", values))
     )
     monkeypatch.setitem(sys.modules, "wandb", wandb)
+    mlflow = SimpleNamespace(
+        active_run=lambda: wandb.run, log_metrics=lambda values, step: sent.append(("mlflow", {**values, "step": step}))
+    )
     monkeypatch.setitem(sys.modules, "trackio", trackio)
-    arguments = SimpleNamespace(report_to=["wandb", "trackio", "mlflow"], output_dir=str(tmp_path))
+    monkeypatch.setitem(sys.modules, "mlflow", mlflow)
+    arguments = SimpleNamespace(report_to=["wandb", "trackio", "mlflow", "comet_ml"], output_dir=str(tmp_path))
     trackers.send(arguments, {"razor/x": 1.0}, 7)
     expected_values = {"razor/x": 1.0, "train/global_step": 7}
-    assert sent == [("wandb", expected_values), ("trackio", expected_values)]
+    assert sent == [
+        ("wandb", expected_values), ("trackio", expected_values), ("mlflow", {"razor/x": 1.0, "step": 7})
+    ]  # fmt: skip
     wandb.run = None
     running.get = lambda: None
     trackers.send(arguments, {"razor/x": 2.0}, 8)
-    assert len(sent) == 2
+    assert len(sent) == 3
 
 
 def test_what_cannot_be_written_does_not_end_training(

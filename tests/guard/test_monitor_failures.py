@@ -54,7 +54,7 @@ def test_training_goes_on_without_it(
     rows = [json.loads(line) for line in (tmp_path / "run" / "razor.jsonl").read_text().splitlines()]
     failures = [row for row in rows if "error" in row]
     assert len(failures) == 1
-    assert failures[0]["step"] == (1 if every is None else 2)
+    assert failures[0]["step"] == (0 if every is None else 2)
     assert 'raise TypeError("no such thing' in failures[0]["error"]
     assert max(row["step"] for row in rows) == failures[0]["step"]
 

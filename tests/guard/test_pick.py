@@ -23,7 +23,9 @@ from rlrazor.cli import main
 from rlrazor.errors import RazorError
 from rlrazor.guard import ForgettingMonitor
 from rlrazor.guard.base_side import BaseSide
-from rlrazor.guard.pick import Candidate, Drop, Pick, frontier, is_lower_better, pick
+from rlrazor.guard.candidates import Candidate, frontier
+from rlrazor.guard.metric import is_lower_better
+from rlrazor.guard.pick import Drop, Pick, pick
 from rlrazor.guard.verdict import Verdict
 from rlrazor.lm import kl, probes
 from rlrazor.lm.models import load
@@ -39,18 +41,24 @@ def candidate(step: int, new: float, drop: float, spread: float = 0.0) -> Candid
     return Candidate(f"checkpoint-{step}", step, new, drop, drop - spread, drop + spread, False)
 
 
+def taken(found: Pick) -> Candidate:
+    assert found.recommended is not None
+    return found.recommended
+
+
 @pytest.mark.parametrize("lower", [False, True])
 def test_the_frontier_is_what_nothing_beats(lower: bool) -> None:
     rng = np.random.default_rng(0)
     sign = -1 if lower else 1
     for _ in range(50):
-        many = [candidate(step, *rng.integers(0, 6, 2) / 5) for step in range(12)]
+        values = {step: rng.integers(0, 6, 2) / 5 for step in range(12)}
+        many = [candidate(step, *of) for step, of in values.items()]
         front = frontier(many, lower_is_better=lower)
         beaten = [
             any(
                 sign * other.new >= sign * one.new
-                and other.drop <= one.drop
-                and (sign * other.new > sign * one.new or other.drop < one.drop)
+                and values[other.step][1] <= values[one.step][1]
+                and (sign * other.new > sign * one.new or values[other.step][1] < values[one.step][1])
                 for other in many
             )
             for one in many
@@ -118,20 +126,20 @@ def test_the_best_within_the_budget_or_score_minus_drop(tmp_path: Path) -> None:
     found = pick(run)
     assert [one.step for one in found.candidates] == [5, 10, 15, 20]
     assert [one.step for one in found.frontier] == [5, 10, 20]
-    assert found.recommended.step == 20  # .9 - .2 against .6 - .01
+    assert taken(found).step == 20  # .9 - .2 against .6 - .01
     assert "eval_accuracy minus forecast drop is highest: 90.0 - 20.0 points" in found.why
-    assert pick(run, budget=0.02).recommended.step == 10
-    assert pick(run, budget=0.02, cautious=True).recommended.step == 5
-    assert pick(run, cautious=True).recommended.step == 20
+    assert taken(pick(run, budget=0.02)).step == 10
+    assert taken(pick(run, budget=0.02, cautious=True)).step == 5
+    assert taken(pick(run, cautious=True)).step == 20
     # Judged by upper ends, the best may be off the frontier, which is the forecast's.
     surer = write_run(
         tmp_path / "surer", "eval_accuracy", {5: 0.5, 10: 0.6}, {5: (0.01, 0.0, 0.015), 10: (0.005, 0.0, 0.3)}
     )
     assert [one.step for one in pick(surer).frontier] == [10]
     found = pick(surer, budget=0.02, cautious=True)
-    assert found.recommended.step == 5
+    assert taken(found).step == 5
     assert "it is off the frontier" in found.why
-    assert pick(surer, cautious=True).recommended.step == 5
+    assert taken(pick(surer, cautious=True)).step == 5
     none = pick(run, budget=0.005, cautious=True)
     assert none.recommended is None
     assert none.verdict is Verdict.ABOVE
@@ -144,7 +152,7 @@ def test_the_best_within_the_budget_or_score_minus_drop(tmp_path: Path) -> None:
     with pytest.raises(RazorError, match="fraction of 1"):
         pick(run, budget=20)
     loss = write_run(tmp_path / "loss", "eval_loss", {5: 3.0, 10: 2.0}, {5: (0.0, 0.0, 0.1), 10: (0.01, 0.0, 0.1)})
-    assert pick(loss, budget=0.02).recommended.step == 10
+    assert taken(pick(loss, budget=0.02)).step == 10
     with pytest.raises(RazorError, match="eval_loss is not a fraction of 1"):
         pick(loss)
 
@@ -182,8 +190,8 @@ def test_of_some_metrics_less_is_better_by_their_names() -> None:
 def test_of_some_metrics_less_is_better(tmp_path: Path, metric: str, lower: bool) -> None:
     run = write_run(tmp_path, metric, {5: 0.9, 10: 0.1}, {5: (0.0, 0.0, 0.1), 10: (0.01, 0.0, 0.1)})
     best, worst = (10, 5) if lower else (5, 10)
-    assert pick(run, metric=metric, budget=0.1).recommended.step == best
-    assert pick(run, metric=metric, budget=0.1, lower_is_better=not lower).recommended.step == worst
+    assert taken(pick(run, metric=metric, budget=0.1)).step == best
+    assert taken(pick(run, metric=metric, budget=0.1, lower_is_better=not lower)).step == worst
     assert main(["pick", str(run), "--metric", metric, "--budget", "0.1", "--no-lower-is-better"]) == 0
 
 
@@ -228,7 +236,7 @@ def test_what_is_damaged_or_missing_is_said(tmp_path: Path) -> None:
         pick(run)
     with pytest.raises(RazorError, match=r"other was not logged\. Logged: custom"):
         pick(run, metric="other")
-    assert pick(run, metric="custom").recommended.step == 5
+    assert taken(pick(run, metric="custom")).step == 5
     (run / "razor.jsonl").write_text('{"step": 5, "forecast": null}\n')
     with pytest.raises(RazorError, match="uncalibrated"):
         pick(run, metric="custom")
@@ -242,7 +250,7 @@ def test_what_is_damaged_or_missing_is_said(tmp_path: Path) -> None:
     with pytest.raises(RazorError, match="train with a ForgettingMonitor, or measure"):
         pick(run, metric="custom")
     found = pick(run, metric="custom", measure=lambda path, step: Drop(step, 0.1, 0.0, 0.2))
-    assert found.recommended.high == 0.2
+    assert taken(found).high == 0.2
     (run / "checkpoint-5" / "trainer_state.json").write_text("{")
     with pytest.raises(RazorError, match=r"trainer_state\.json is damaged"):
         pick(run, metric="custom")
@@ -516,7 +524,7 @@ def test_a_later_shorter_run_does_not_take_the_rest_of_an_earlier_one(
     write_run(tmp_path, "loss", {4: 3.0, 8: 2.0}, {4: DROPS[4], 8: DROPS[8]}, labels[1])
     found = pick(tmp_path, budget=0.5)
     assert [(one.step, one.new, one.drop) for one in found.candidates] == [(4, 3.0, 0.01), (8, 2.0, 0.02)]
-    assert found.recommended.step == 8
+    assert taken(found).step == 8
     assert len(found.notes) == 1
     assert "Left out: checkpoint-12, checkpoint-16" in found.notes[0]
     measured = pick(tmp_path, budget=0.5, measure=lambda path, step: Drop(step, 0.1, 0.0, 0.2))

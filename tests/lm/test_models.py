@@ -321,7 +321,7 @@ def test_a_gguf_file_is_converted_once(tmp_path: Path, monkeypatch: pytest.Monke
 def test_a_conversion_is_named_by_its_file_and_found_by_the_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(models.platformdirs, "user_cache_dir", lambda name: str(tmp_path / name))
+    monkeypatch.setattr("platformdirs.user_cache_dir", lambda name: str(tmp_path / name))
     path, cache = tmp_path / "Tiny-28.F16.gguf", tmp_path / "rlrazor" / "gguf"
     write_gguf(path, tiny_llama(vocab=28))
     models.load(path)

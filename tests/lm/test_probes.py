@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from peft import LoraConfig, get_peft_model
 from tokenizers import processors
 
 from rlrazor.errors import RazorError
+from rlrazor.guard import base_side
 from rlrazor.lm import kl, probes, sampling
 from rlrazor.lm.adapters import base_weights
 from rlrazor.lm.models import add_lora, base_digest, is_same_base, load, tokenizer_digest
@@ -263,3 +265,32 @@ def test_a_token_without_an_embedding_is_named() -> None:
         probes.of_prompts(small, TOKENIZER, ["ab", "az"], SETTINGS)
     with pytest.raises(RazorError, match=r"Text 1 has the token \d+ \('z'\)"):
         probes.of_generic(small, TOKENIZER, GenericText(texts=("zab",)), SETTINGS)
+
+
+def test_long_prompts_are_completed_fewer_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By their number of tokens alone: the same on any machine."""
+    chunks: list[int] = []
+    real = sampling.sample
+
+    def noting(*given: Any, **named: Any) -> list[list[int]]:
+        chunks.append(named["chunk"])
+        return real(*given, **named)
+
+    monkeypatch.setattr(sampling, "sample", noting)
+    monkeypatch.setattr(probes, "KEPT_TOKENS", 100)
+    model = tiny_llama()
+    for prompts in (["ab:"], ["ab:", "a" * 40], ["ab:", "a" * 58]):
+        probes.of_prompts(model, TOKENIZER, prompts, SETTINGS)
+    assert chunks == [100 // 9, 100 // 46, 100 // 64]
+
+
+def test_a_monitors_completions_are_there_for_compare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever asks, and whether the precision was named: the base's side is sampled once."""
+    base_side.BaseSide.of(tiny_llama(), TOKENIZER, ["a:", "b="], GenericText(("abc",)), SETTINGS, cache_dir=tmp_path)
+    (kept,) = tmp_path.iterdir()
+    monkeypatch.setattr(sampling, "sample", None)
+    model = tiny_llama()
+    for settings in (SETTINGS, replace(SETTINGS, precision="float32")):
+        for digest in (None, base_digest(model, settings.precision)):
+            probes.of_prompts(model, TOKENIZER, ["a:", "b="], settings, cache_dir=tmp_path, digest=digest)
+    assert [*tmp_path.iterdir()] == [kept]

@@ -5,6 +5,7 @@ import pytest
 import torch
 from scipy import stats
 
+from rlrazor.lm import sampling
 from rlrazor.lm.sampling import NotFiniteError, draw_some, sample
 from tiny_models import tiny_llama
 
@@ -100,6 +101,87 @@ def test_a_share_draws_what_the_whole_batch_would() -> None:
     """One sample of `torch.multinomial` for each row, of which a part is there."""
     probs = torch.rand(6, 50, generator=torch.Generator().manual_seed(0))
     whole = torch.multinomial(probs, 1, generator=torch.Generator().manual_seed(1))[:, 0]
+    noise = torch.empty(6, 50).exponential_(generator=torch.Generator().manual_seed(1))
     for rows in (range(6), range(2), range(2, 6), [0, 3, 5]):
-        share = draw_some(probs[list(rows)], rows, 6, torch.Generator().manual_seed(1))
-        assert torch.equal(share, whole[list(rows)])
+        assert torch.equal(draw_some(probs[list(rows)], rows, noise), whole[list(rows)])
+
+
+VARIED = [[2 + (at * length) % 40 for at in range(length)] for length in (1, 2, 2, 5, 9, 20, 3, 30)]
+
+
+@pytest.mark.parametrize("samples", [1, 3])
+@pytest.mark.parametrize("greedy", [False, True])
+def test_what_is_drawn_depends_neither_on_who_is_beside_it_nor_on_who_has_left(
+    samples: int, greedy: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All padded to the longest and read to the end, as by `torch.multinomial`, and apart by length, leaving."""
+    model, read = tiny_llama(seed=2), 0
+
+    def count(_: Any, __: Any, kwargs: Any) -> None:
+        nonlocal read
+        read += kwargs["input_ids"].numel()
+
+    def draw() -> tuple[list[list[int]], int]:
+        nonlocal read
+        read = 0
+        rng = torch.Generator().manual_seed(0)
+        stops = list(range(1, 44, 6))
+        return sample(
+            model, VARIED, samples=samples, max_new_tokens=12, stop_ids=stops, pad_id=0, greedy=greedy, rng=rng
+        ), read
+
+    hook = model.register_forward_pre_hook(count, with_kwargs=True)
+    monkeypatch.setattr(sampling, "ENOUGH", 4)
+    drawn, few = draw()
+    with monkeypatch.context() as patched:
+        patched.setattr(sampling, "ENOUGH", 256)
+        patched.setattr(sampling, "STAYING", 0.0)
+        together, many = draw()
+    hook.remove()
+    assert drawn == together
+    assert few < 0.75 * many
+    assert len({len(completion) for completion in drawn}) > 2
+    # Which is one multinomial a step over all of them.
+    rng = torch.Generator().manual_seed(0)
+    read_so_far = [list(prompt) for prompt in VARIED for _ in range(samples)]
+    for _ in range(12):
+        with torch.no_grad():
+            logits = torch.stack([model(input_ids=torch.tensor([row])).logits[0, -1] for row in read_so_far])
+        tokens = logits.argmax(-1) if greedy else torch.multinomial(logits.softmax(-1), 1, generator=rng)[:, 0]
+        for row, token in zip(read_so_far, tokens.tolist(), strict=True):
+            row.append(token)
+    for row, found in zip(read_so_far, drawn, strict=True):
+        assert found == row[-12 : len(row) - 12 + len(found)]
+
+
+def test_a_cache_that_holds_more_than_keys_and_values_is_left_whole() -> None:
+    class Layer:
+        keys = values = None
+
+        def __init__(self, **more: Any) -> None:
+            self.keys, self.values = torch.zeros(3, 1, 2, 2), torch.zeros(3, 1, 2, 2)
+            self.kept: Any = None
+            vars(self).update(more)
+
+        def batch_select_indices(self, rows: torch.Tensor) -> None:
+            self.kept = rows.tolist()
+
+    class Cache:
+        def __init__(self, layer: Any) -> None:
+            self.layers = [layer]
+
+        def batch_select_indices(self, rows: torch.Tensor) -> None:
+            self.layers[0].batch_select_indices(rows)
+
+    plain, recurrent = Layer(length=torch.tensor(2)), Layer(states=torch.zeros(3, 4))
+    assert sampling._keep({"past_key_values": Cache(plain)}, torch.tensor([0, 2]))
+    assert plain.kept == [0, 2]
+    assert not sampling._keep({"past_key_values": Cache(recurrent)}, torch.tensor([0, 2]))
+    assert recurrent.kept is None
+    assert not sampling._keep({"state": [torch.zeros(3, 4)]}, torch.tensor([0, 2]))
+
+
+def test_it_says_how_much_is_done() -> None:
+    said: list[float] = []
+    sample(tiny_llama(), PROMPTS, max_new_tokens=6, stop_ids=[], pad_id=0, chunk=2, told=said.append)
+    assert said == pytest.approx([at / 12 for at in range(1, 13)])

@@ -84,7 +84,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise RazorError(f"--level is a fraction of 1, such as 0.9, not {arguments.level}.")
     tiny = arguments.base == TINY
     given = settings_given(arguments)
-    given |= {"base": arguments.base, "task": arguments.task or arguments.prompts.stem}
+    given |= {"base": arguments.base, "task": arguments.prompts.stem if arguments.task is None else arguments.task}
     settings = {**(TINY_GRID if tiny else {**GRID, "epochs": "1"}), **given}
     config = resolve(
         "tiny" if tiny else "paper", {name: parse_setting(name, value) for name, value in settings.items()}

@@ -4,7 +4,7 @@ import argparse
 import shlex
 from pathlib import Path
 
-from rlrazor import processes
+from rlrazor import cores, processes
 from rlrazor.cli.language import SETTINGS, add_running, add_source, check_early, settings_given, trainer_of
 from rlrazor.cli.outputs import check_folder
 from rlrazor.cli.printing import Subparsers, console_for_tables, human_seconds, options_of, print_json, records_table
@@ -75,6 +75,8 @@ def run(arguments: argparse.Namespace) -> int:
     from rlrazor.experiments.language.config import TINY, parse_setting, resolve
 
     own = settings_given(arguments, _OWN)
+    if arguments.base != TINY:  # one run, which has the machine to itself
+        own.setdefault("threads", str(cores.threads_alone()))
     given = {"lrs": arguments.lr, "rl_lrs": arguments.lr, "schedules": arguments.schedule, "epochs": arguments.epochs}
     given |= {"methods": arguments.method, "seeds": arguments.seed, "base": arguments.base, "task": arguments.task}
     given |= {"iterations": "1", "batch_sizes": arguments.batch_size or "32", **own}
@@ -82,10 +84,7 @@ def run(arguments: argparse.Namespace) -> int:
     check_early(arguments, config.base, config.task, config.prior)
     from rlrazor.experiments.language.reproduce import plan
     from rlrazor.experiments.work import Work
-    from rlrazor.lm import compute
 
-    if config.base != TINY and "threads" not in own:  # one run, which has the machine to itself
-        config = replace(config, threads=compute.threads_alone())
     trainer = replace(trainer_of(arguments, config), keep_models=True, progress=True)
     console = Terminal(stderr=True, quiet=processes.rank() > 0)
     with console.status("Loading the base and the task"):

@@ -171,10 +171,8 @@ def stop_of(arguments: argparse.Namespace) -> tuple[str, ...]:
 
 def settings_given(arguments: argparse.Namespace, names: Iterable[str] = SETTINGS) -> dict[str, Any]:
     """The settings that the command line names, as text; `threads` also from RLRAZOR_THREADS."""
-    from rlrazor.lm import compute
-
     given = {name: value for name in names if (value := getattr(arguments, name, None)) is not None}
-    if (threads := compute.threads_asked()) is not None:
+    if (threads := cores.threads_asked()) is not None:
         given.setdefault("threads", str(threads))
     return given
 

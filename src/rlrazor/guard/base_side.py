@@ -3,18 +3,62 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rlrazor.forecast import FORWARD, PROBE
 from rlrazor.guard.law_file import FEW_PROMPTS
-from rlrazor.lm import kl, probes
+from rlrazor.lm import compute, kl, probes
 from rlrazor.lm.kl import Drift, Estimate, Sequences
+from rlrazor.lm.models import base_digest
 from rlrazor.lm.probes import GenericText, ProbeSettings, Prompt
 
 SHOWN = 400  # characters of a prompt
+HEADS = 1.4  # what measuring a policy takes, as a multiple of the base's pass: that, and the products with two heads
+Told = Callable[[str, float], None]  # what is being done, and how much of it has been
+
+
+def _quiet(what: str, done: float) -> None:
+    """Say nothing."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Tokens of each prompt with its completions, by probe, in each process's part: what a measurement reads."""
+
+    parts: Sequence[Mapping[str, Sequence[int]]]
+
+    @classmethod
+    def joined(cls, sizes: Sequence[Sizes]) -> Sizes:
+        """Of all processes."""
+        return cls([part for one in sizes for part in one.parts])
+
+    def read(self, fraction: float) -> int:
+        """Tokens that a measurement with a fraction of the probes reads, in the process that reads most."""
+        return max(
+            sum(sum(tokens[at] for at in kl.evenly(len(tokens), _count(fraction, tokens))) for tokens in part.values())
+            for part in self.parts
+        )
+
+    def described(self, fraction: float) -> str:
+        """How many of the prompts and texts that is."""
+        whole = {FORWARD: [0, 0], PROBE: [0, 0]}
+        for part in self.parts:
+            for name, tokens in part.items():
+                whole[name][0] += _count(fraction, tokens)
+                whole[name][1] += len(tokens)
+        said = [
+            f"all {count} {what}" if count == total else f"{count} of {total} {what}"
+            for (count, total), what in zip(whole.values(), ("prompts", "generic texts"), strict=True)
+        ]
+        return " and ".join(said)
+
+
+def _count(fraction: float, prompts: Sequence[Any], at_least: int = FEW_PROMPTS) -> int:
+    return min(len(prompts), max(math.ceil(fraction * len(prompts)), at_least))
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,11 +66,12 @@ class BaseSide:
     """The base's hidden states on the new task's prompts and on the generic probe; by the names of their KLs.
 
     Of several processes each has a part of a probe, or none where there are more of them than prompts. `whole` counts
-    the prompts of all parts: those that fit into the context.
+    the prompts of all parts: those that fit into the context. `seconds`: what the base's pass over this part took.
     """
 
     probes: Mapping[str, kl.Probe]
     whole: Mapping[str, int]
+    seconds: float = 0.0
 
     @classmethod
     def of(
@@ -40,22 +85,35 @@ class BaseSide:
         cache_dir: Path | None = None,
         digest: str | None = None,
         share: tuple[int, int] = (0, 1),
+        told: Told = _quiet,
     ) -> BaseSide:
         """Complete the prompts and run the base, a PEFT model's under its adapter. `share`: of (rank, processes).
 
-        `digest` is the base's, where it is known. Raises RazorError where nothing is left to measure on.
+        `digest` is the base's, where it is known. `told` hears how far it is. Raises RazorError where nothing is left
+        to measure on.
         """
-        kept: dict[str, Any] = {"cache_dir": cache_dir, "digest": digest}
+        kept: dict[str, Any] = {
+            "cache_dir": cache_dir,
+            "digest": digest or (None if cache_dir is None else base_digest(base, settings.precision)),
+            "told": partial(told, "the base completes the prompts"),
+        }
         sequences = {
             FORWARD: probes.of_prompts(base, tokenizer, prompts, settings, **kept),
             PROBE: probes.of_generic(base, tokenizer, generic, settings, **kept),
         }
         found: dict[str, kl.Probe] = {}
-        for name, every in sequences.items():
-            if (part := _part(every, *share)) is not None:
-                beside = next(iter(found.values()), None)
-                found[name] = kl.Probe(base, part, beside=beside, precision=settings.precision)
-        return cls(found, {name: len(every.prompts) for name, every in sequences.items()})
+        begun = compute.now(base)
+        for name, what in ((FORWARD, "the prompts"), (PROBE, "the generic texts")):
+            if (part := _part(sequences[name], *share)) is not None:
+                found[name] = kl.Probe(
+                    base,
+                    part,
+                    beside=next(iter(found.values()), None),
+                    precision=settings.precision,
+                    told=partial(told, f"the base reads {what}"),
+                )
+        seconds = compute.now(base) - begun
+        return cls(found, {name: len(every.prompts) for name, every in sequences.items()}, seconds)
 
     @property
     def first_prompt(self) -> Sequence[int]:
@@ -63,16 +121,25 @@ class BaseSide:
         return self.probes[FORWARD].sequences.prompts[0] if FORWARD in self.probes else ()
 
     @property
+    def sizes(self) -> Sizes:
+        """Of this process's part."""
+        return Sizes([{name: _tokens(probe.sequences) for name, probe in self.probes.items()}])
+
+    @property
     def tokens(self) -> int:
         """What a measurement has the policy read."""
-        return sum(_tokens(probe.sequences) for probe in self.probes.values())
+        return sum(sum(_tokens(probe.sequences)) for probe in self.probes.values())
 
-    def thinned(self, share: float, at_least: int = FEW_PROMPTS) -> BaseSide:
-        """The same on a `share` of each probe's prompts, but on `at_least` as far as there are."""
+    @property
+    def pace(self) -> float:
+        """About how many seconds a measurement takes for each token that it reads."""
+        return HEADS * self.seconds / max(self.tokens, 1)
+
+    def thinned(self, fraction: float, at_least: int = FEW_PROMPTS) -> BaseSide:
+        """The same on a `fraction` of each probe's prompts, but on `at_least` as far as there are."""
         thin = {}
         for name, probe in self.probes.items():
-            count = max(math.ceil(share * len(probe.sequences.prompts)), at_least)
-            thin[name] = probe.spread(count)
+            thin[name] = probe.spread(_count(fraction, probe.sequences.prompts, at_least))
         return BaseSide(thin, self.whole)
 
     def measure(self, policy: Any, only: Sequence[str] | None = None) -> dict[str, Drift]:
@@ -117,11 +184,12 @@ def _part(sequences: Sequences, rank: int, processes: int) -> Sequences | None:
     return sequences.of_prompts(mine) if mine else None
 
 
-def _tokens(sequences: Sequences) -> int:
-    return sum(
-        len(sequences.prompts[prompt]) + len(completion)
-        for prompt, completion in zip(sequences.prompt_of, sequences.completions, strict=True)
-    )
+def _tokens(sequences: Sequences) -> list[int]:
+    """Of each prompt with its completions."""
+    found = [0] * len(sequences.prompts)
+    for prompt, completion in zip(sequences.prompt_of, sequences.completions, strict=True):
+        found[prompt] += len(sequences.prompts[prompt]) + len(completion)
+    return found
 
 
 def kls_of(drifts: Mapping[str, Drift]) -> dict[str, Estimate]:

@@ -59,6 +59,7 @@ class LogRow(Open):
     level: Annotated[float, Field(gt=0, lt=1)] | None = None
     budget: Score | None = None
     law_useful: bool = True
+    law_objection: Text | None = None
     within: bool | None = None
     base: Text = ""
     probe: Text = ""
@@ -66,4 +67,6 @@ class LogRow(Open):
     every: Annotated[int, Field(ge=1, le=MOST_STEPS)] | None = None
     share: Annotated[float, Field(gt=0, le=1)] | None = None
     last_share: Annotated[float, Field(gt=0, le=1)] | None = None
+    probe_fraction: Annotated[float, Field(gt=0, le=1)] | None = None
+    last_probe_fraction: Annotated[float, Field(gt=0, le=1)] | None = None
     remaining: dict[Name, Any] = {}  # noqa: RUF012

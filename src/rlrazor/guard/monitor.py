@@ -15,14 +15,13 @@ Left out: models sharded over processes (FSDP, ZeRO-3), whose parameters no proc
 
 from __future__ import annotations
 
-import math
 import sys
 import time
 import traceback
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -31,15 +30,20 @@ import torch
 from rlrazor import bounds, writing
 from rlrazor.errors import RazorError
 from rlrazor.extras import needs_extra
-from rlrazor.forecast import FORWARD, PROBE, Forecast
+from rlrazor.forecast import FORWARD
+from rlrazor.guard import plan as planning
 from rlrazor.guard import ranks, trackers
-from rlrazor.guard.base_side import BaseSide, cautions_of, joined, kls_of, shortened
+from rlrazor.guard.base_side import BaseSide, Sizes, cautions_of, joined, kls_of, shortened
 from rlrazor.guard.law_file import LawFile
 from rlrazor.guard.outputs import LOG, Claim, KeptModel, Log, mark_checkpoint, rows_until
 from rlrazor.guard.overlap import count_overlap, template_caution
+from rlrazor.guard.plan import Costs, Plan
+from rlrazor.guard.reading import Reading
+from rlrazor.guard.steps import StepClock, TokenCounter, tokens_of_step
+from rlrazor.guard.waiting import SetUpProgress
 from rlrazor.lm import compute, encoding
 from rlrazor.lm.adapters import is_adapted, unwrapped
-from rlrazor.lm.kl import Drift, Estimate
+from rlrazor.lm.kl import Drift
 from rlrazor.lm.models import base_digest, is_digest, is_same_base
 from rlrazor.lm.probes import (
     GenericText,
@@ -68,7 +72,6 @@ except ImportError:
 T = TypeVar("T")
 OnBudget = Literal["warn", "stop", "keep"]
 KEPT = "within-budget"  # folder in the trainer's output folder: the last model whose forecast was within the budget
-OVERHEAD = 0.05  # of training time, at the default setting
 TRAINING_COST = 2.0  # forward passes that an update costs per token: its own, and one for the gradients of activations
 MEASURING_COST = 2.0  # ... and a measurement: its own, the products with two heads, and batches smaller than training's
 FLOAT32_COST = 8.0  # a float32 product on a GPU against the half-precision ones of training
@@ -76,79 +79,6 @@ NO_MEMORY = (
     "Out of memory while the base completes the prompts, before training: give fewer or shorter prompts, or lower "
     "max_new_tokens in `settings`."
 )
-_NAMES = {FORWARD: "KL", PROBE: "KL on the probe"}
-# Steps between measurements, and how much of the probes those take, and the last.
-PLAN = ("every", "share", "last_share")
-MEASUREMENTS = 10  # wanted of a run; a probe that is too large for that is thinned
-
-
-@dataclass(frozen=True)
-class Reading:
-    """One measurement. KLs in nats per completion or text, with standard errors; the forecast None without a law.
-
-    `remaining`: how much KLs may still grow, in the proportions in which they have, until the forecast reaches the
-    budget. `within`: whether it is below it; None where there is no budget or no law. `prompts`: how many of each probe
-    were measured; `whole`: that is all.
-    """
-
-    step: int
-    epoch: float
-    kl: Mapping[str, Estimate]
-    per_token: Mapping[str, float]
-    prompts: Mapping[str, int]
-    whole: bool
-    forecast: Forecast | None
-    level: float | None
-    budget: float | None
-    remaining: Mapping[str, float]
-    within: bool | None
-    seconds: float
-
-    def as_json(self) -> dict[str, Any]:
-        """A row of the log: JSON has no infinity, so what never runs out is None."""
-        return {
-            "step": self.step,
-            "epoch": self.epoch,
-            **{name: estimate.mean for name, estimate in self.kl.items()},
-            **{f"{name}_stderr": _finite(estimate.stderr) for name, estimate in self.kl.items()},
-            **{f"{name}_per_token": value for name, value in self.per_token.items()},
-            "prompts": dict(self.prompts),
-            "whole": self.whole,
-            "forecast": None if self.forecast is None else asdict(self.forecast),
-            "level": self.level,
-            "budget": self.budget,
-            "remaining": {name: _finite(value) for name, value in self.remaining.items()},
-            "within": self.within,
-            "seconds": round(self.seconds, 3),
-        }
-
-    def scalars(self) -> dict[str, float]:
-        """What goes to trackers."""
-        found = {name: estimate.mean for name, estimate in self.kl.items()}
-        if self.forecast is not None:
-            drops = {"drop": self.forecast.drop, "drop_low": self.forecast.low, "drop_high": self.forecast.high}
-            found |= {f"forecast_{name}": value for name, value in drops.items()}
-        found |= {f"remaining_{name}": value for name, value in self.remaining.items() if math.isfinite(value)}
-        return {f"razor/{name}": value for name, value in found.items()}
-
-    def line(self) -> str:
-        """For people."""
-        kls = ", ".join(f"{_NAMES[name]} {_with_error(estimate)}" for name, estimate in self.kl.items())
-        if self.forecast is None:
-            return f"[razor] step {self.step}: {kls} nats; uncalibrated: no law, so no forecast"
-        shown = self.forecast
-        close = self.budget is not None and abs(shown.drop - self.budget) < 5e-4  # 2.0 points, over 2.0
-        text = (
-            f"[razor] step {self.step}: {kls} nats; forecast drop {100 * shown.drop:.{3 if close else 1}f} points "
-            f"[{100 * shown.low:.1f}, {100 * shown.high:.1f}] ({self.level:.0%})"
-        )
-        if self.budget is not None:
-            text += f"; {'within' if self.within else 'OVER'} the budget of {100 * self.budget:.1f}"
-            if self.within:
-                left = {name: nats for name, nats in self.remaining.items() if math.isfinite(nats)}
-                text += ", " + " and ".join(f"{nats:.3g} nats of {_NAMES[name]}" for name, nats in left.items())
-                text += " left" if left else "whatever KL does"
-        return text + ("; beyond what the law was fitted to" if shown.extrapolated else "")
 
 
 class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
@@ -158,11 +88,13 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
     conversations. `law`: what `razor calibrate` wrote; without one there is KL and no forecast. `budget`: the largest
     drop of the prior score to accept, a fraction of 1; beyond it, `on_budget` is to `warn`, to `stop` training, or to
     `keep` the last model within it in OUTPUT_DIR/within-budget. It is the forecast that counts, with `cautious` the
-    upper end of its interval. `every`: None measures as often as costs at most 5 % of training, by counting tokens,
-    with probes thinned if need be. `generic`: text that stands for what must not change, a file or `GenericText`; by
-    default the law's, or else sixty built-in paragraphs. `settings`: how the base completes prompts, by default the
-    law's. `level`: of the interval, by default the law's. `tokenizer`: by default the trainer's. `log`: the JSONL, by
-    default OUTPUT_DIR/razor.jsonl. `cache_dir`: where the base's completions are kept, by default in the user's cache.
+    upper end of its interval; a law that may not judge watches no budget. `every`: None measures as often as costs 5 %
+    of training, by counting tokens, with probes thinned if need be, and at least four times whatever it costs; the plan
+    and its costs are said before the first step. `generic`: text that stands for what must not change, a file or
+    `GenericText`; by default the law's, or else sixty built-in paragraphs. `settings`: how the base completes prompts,
+    by default the law's. `level`: of the interval, by default the law's. `tokenizer`: by default the trainer's. `log`:
+    the JSONL, by default OUTPUT_DIR/razor.jsonl. `cache_dir`: where the base's completions are kept, by default in the
+    user's cache.
 
     Raises RazorError, when the trainer is made or as training begins, for prompts or a law that cannot be read, a law
     of another base or precision, an adapter without which the model is not the base, two monitors with one log, and
@@ -218,9 +150,13 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
         self.base: BaseSide | None = None
         self.thin: BaseSide | None = None
         self.last: BaseSide | None = None
-        self.share = self.last_share = 1.0
-        self.counter: _TokenCounter | None = None
+        self.plan: Plan | None = None if every is None else Plan(every, asked=True)
+        self.sizes: Sizes | None = None
+        self.costs: Costs | None = None
+        self.clock = StepClock()
+        self.counter: TokenCounter | None = None
         self.training_cost = 0.0
+        self.callbacks: Sequence[Any] = ()  # of the trainer
         self.log: Log | None = None  # of the first process, from the beginning of training on, like what follows
         self.kept: KeptModel | None = None
         self.claim: Claim | None = None
@@ -277,23 +213,38 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
         ranks.together(lambda: self._begin_outputs(args, path, earlier, fresh=state.global_step == 0))
         measured = [row for row in earlier if "error" not in row]
         self.last_seen = measured[-1]["step"] if measured else 0
-        if self.every is None and measured:
-            self._plan(*(measured[-1][name] for name in PLAN))
-        if self.every is None and not getattr(args, "torch_compile", False):
-            self.counter = _TokenCounter(unwrapped(model))
-            sizes = [(weight.numel(), weight.requires_grad) for weight in unwrapped(model).parameters()]
-            trained = sum(size for size, trains in sizes if trains) / sum(size for size, _ in sizes)
-            self.training_cost = TRAINING_COST + trained  # and one for the gradients of all weights
-            if self._is_slower_than_training(args, unwrapped(model)):
-                self.training_cost /= FLOAT32_COST
+        self.callbacks = trackers.beside(self)
+        if self.plan is None and measured:
+            self.plan = Plan.of_row(measured[-1])
+        self._or_else_off(state, lambda: self._begin_plan(args, state, model, dataloader))
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        """Time the first steps."""
+        self.clock.begin(model)
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> Any:
         """Measure where it is due: at every so many steps, and at the last."""
-        if self.every is None and not self.is_off:
-            self._or_else_off(state, lambda: self._choose_every(state.max_steps))
+        self.clock.end(model)
+        if self.plan is None and not self.is_off:
+            self._or_else_off(state, lambda: self._decide(self._counted()))
         last = state.global_step >= state.max_steps or control.should_training_stop
-        if self.every is not None and (last or state.global_step % self.every == 0):
+        due = self.plan is not None and (last or state.global_step % self.plan.every == 0)
+        if self.clock.is_ready(due=due) and not self.is_off:
+            self._or_else_off(state, self._say_timed)
+        if due:
             self._look(args, state, control, model, kwargs.get("processing_class"), last=last)
+        return control
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> Any:
+        """Measure where something else than the monitor ends training: trackers are still open."""
+        if control.should_training_stop:
+            self._look_at_the_end(args, state, control, model, kwargs.get("processing_class"))
+        return control
+
+    def on_log(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> Any:
+        """The same where that was decided after an epoch: what a trainer logs last comes before trackers close."""
+        if control.should_training_stop and not getattr(args, "load_best_model_at_end", False):
+            self._look_at_the_end(args, state, control, model, kwargs.get("processing_class"))
         return control
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -307,9 +258,13 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
         """Close what is open; measure, where something else than the monitor ended training between measurements."""
         if self.counter:
             self.counter.remove()
-        replaced = getattr(args, "load_best_model_at_end", False)  # by then it is an earlier model
-        if self.base is not None and model is not None and 0 < state.global_step != self.last_seen and not replaced:
-            self._look(args, state, control, model, kwargs.get("processing_class"), last=True)
+        if not getattr(args, "load_best_model_at_end", False):  # by now it is an earlier model
+            self._look_at_the_end(args, state, control, model, kwargs.get("processing_class"))
+        self.callbacks = ()
+
+    def _look_at_the_end(self, args: Any, state: Any, control: Any, model: Any, processing_class: Any) -> None:
+        if self.base is not None and model is not None and 0 < state.global_step != self.last_seen:
+            self._look(args, state, control, model, processing_class, last=True)
 
     def _look(self, args: Any, state: Any, control: Any, model: Any, processing_class: Any, *, last: bool) -> None:
         """Measure, report and act, unless measuring has failed."""
@@ -332,8 +287,8 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
             reading = self._reading(state, side, joined(measured), time.perf_counter() - start)
             self.readings.append(reading)
             self._report(args, reading)
-            if reading.within is False:
-                self._act(args, control, reading)
+            if reading.within is False and self.on_budget == "stop":
+                control.should_training_stop = True
             elif reading.within and self.kept is not None:
                 self.kept.save(unwrapped(model), processing_class, reading.as_json())
 
@@ -383,7 +338,7 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
         self.settings = self.settings.on(model)
         self.looked_at, self.trainer = weakref.ref(model), (lambda: None) if control is None else weakref.ref(control)
         try:
-            with compute.generators_untouched(), compute.memory_errors(NO_MEMORY):
+            with compute.generators_untouched(), compute.memory_errors(NO_MEMORY), self._progress(args) as progress:
                 require_measurable(model, tokenizer)
                 digest = base_digest(model, self.settings.precision)
                 check_undone(model, recognised=self.law is not None and is_same_base(digest, self.law.base_digest))
@@ -403,6 +358,7 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
                     cache_dir=self.cache_dir,
                     digest=digest,
                     share=(ranks.rank(), ranks.count()),
+                    told=progress,
                 )
         except NotFiniteError as error:
             raise RazorError(
@@ -417,11 +373,15 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
             ) from error
         self.first_prompt = encoding.as_read(tokenizer, self.base.first_prompt)
 
+    @staticmethod
+    def _progress(args: Any) -> SetUpProgress:
+        return SetUpProgress(speaks=ranks.is_first(), draws=not getattr(args, "disable_tqdm", False))
+
     def _forget(self) -> None:
         """What another trainer has left, where the monitor was given to two, one after the other."""
         self.every, self.settings = self.asked
-        self.base = self.thin = self.last = self.claim = None
-        self.share = self.last_share = 1.0
+        self.base = self.thin = self.last = self.claim = self.sizes = self.costs = None
+        self.plan = None if self.every is None else Plan(self.every, asked=True)
         self.readings, self.last_seen, self.is_off = [], 0, False
 
     def _say_what_is_wrong(self, dataloader: Any, told: Mapping[str, Any] | None) -> None:
@@ -431,8 +391,10 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
                 _say("[razor] the budget is not watched: without a law, KL says nothing about scores.")
         else:
             _say(f"[razor] {self.law.describe(self.level)}")
-            for caution in self.law.cautions(self.level):
+            for caution in self.law.cautions(self.level, limit=self.budget):
                 _say(f"[razor] {caution}")
+            if self.budget is not None and self.law.objection(limit=self.budget) is not None:
+                _say("[razor] the budget is not watched: by such a law nothing is warned of, stopped or kept.")
         assert self.base is not None
         _say(f"[razor] the first prompt, as measured in {self.settings.precision}: {shortened(self.first_prompt)!r}")
         for caution in cautions_of(self.base.whole, self.prompts, self.generic, self.settings):
@@ -466,7 +428,7 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
         """What the run has logged before it was resumed; raises RazorError where it was measured otherwise."""
         if not ranks.is_first():
             return []
-        earlier = rows_until(path, step, PLAN)
+        earlier = rows_until(path, step, ("every",))
         for row in (row for row in earlier if "error" not in row):
             if not is_digest(str(row.get("base"))):
                 raise RazorError(
@@ -503,37 +465,55 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
         )
         return bool(half) and self.settings.precision == "float32" and next(model.parameters()).device.type == "cuda"
 
-    def _choose_every(self, max_steps: int) -> None:
-        """From the tokens of the first step: as often as overhead allows, ten times a run if that can be had.
-
-        Half of what is allowed is for the last measurement, of as much of the probe as that pays for.
-        """
-        seen = min(ranks.everywhere(lambda: self.counter.remove() if self.counter else 0))
-        allowed = OVERHEAD / 2 * self.training_cost * seen  # a step
-        wanted = max(1, max_steps // MEASUREMENTS)
-        if not allowed:
-            ranks.together(lambda: self._plan(wanted, 1.0, 1.0))
-            return
-
-        def apart(share: float) -> float:
-            """Steps that pay for a measurement of so much of the probe, of the process that needs most."""
-
-            def own() -> float:
-                assert self.base is not None
-                return MEASURING_COST * self.base.thinned(share).tokens / allowed
-
-            return max(ranks.everywhere(own))
-
-        share = min(1.0, wanted / apart(1.0))
-        # More than fifty measurements tell nothing more.
-        every, last_share = max(math.ceil(apart(share)), math.ceil(max_steps / 50)), min(1.0, max_steps / apart(1.0))
-        ranks.together(lambda: self._plan(every, share, last_share))
-
-    def _plan(self, every: int, share: float, last_share: float) -> None:
+    def _begin_plan(self, args: Any, state: Any, model: Any, dataloader: Any) -> None:
+        """Say the plan, which is decided now where the rows that are trained on show how many tokens they have."""
         assert self.base is not None
-        self.every, self.share, self.last_share = every, share, last_share
-        self.thin = self.base.thinned(share) if share < 1 else self.base
-        self.last = self.base.thinned(last_share) if last_share < 1 else self.base
+        self.clock = StepClock()
+        weights = [(weight.numel(), weight.requires_grad) for weight in unwrapped(model).parameters()]
+        trained = sum(size for size, trains in weights if trains) / sum(size for size, _ in weights)
+        self.training_cost = TRAINING_COST + trained  # and one for the gradients of all weights
+        if self._is_slower_than_training(args, unwrapped(model)):
+            self.training_cost /= FLOAT32_COST
+        base = self.base
+        found = ranks.everywhere(lambda: (base.sizes, base.pace, tokens_of_step(args, dataloader)))
+        self.sizes = Sizes.joined([sizes for sizes, _, _ in found])
+        seen = [tokens for _, _, tokens in found]
+        pace = max(pace for _, pace, _ in found)
+        self.costs = Costs(int(state.max_steps), int(state.global_step), self.sizes.read, pace)
+        if self.plan is not None or all(seen):
+            self._decide(min(tokens or 0.0 for tokens in seen))
+            return
+        if not getattr(args, "torch_compile", False):
+            self.counter = TokenCounter(unwrapped(model))
+        _say(f"[razor] {planning.undecided(self.costs, self.sizes.described)}")
+
+    def _counted(self) -> float:
+        """Tokens of the first step, of the process that read fewest; 0 where they could not be counted."""
+        return float(min(ranks.everywhere(lambda: self.counter.remove() if self.counter else 0)))
+
+    def _decide(self, step_tokens: float) -> None:
+        """Settle the plan, unless it is, and say it."""
+        assert self.sizes is not None
+        assert self.costs is not None
+        sizes, allowed = self.sizes, self.training_cost * step_tokens
+        worth = (lambda fraction: MEASURING_COST * sizes.read(fraction) / allowed) if allowed else None
+        self.costs = replace(self.costs, worth=worth)
+        plan = self.plan or planning.choose(self.costs.steps, worth)
+        ranks.together(lambda: self._settle(plan))
+        _say(f"[razor] {planning.described(plan, self.costs, sizes.described)}")
+
+    def _settle(self, plan: Plan) -> None:
+        assert self.base is not None
+        self.plan, self.every = plan, plan.every
+        self.thin = self.base.thinned(plan.fraction) if plan.fraction < 1 else self.base
+        self.last = self.base.thinned(plan.last_fraction) if plan.last_fraction < 1 else self.base
+
+    def _say_timed(self) -> None:
+        """Once: what the plan costs by the clock."""
+        assert self.costs is not None
+        assert self.plan is not None
+        self.costs = replace(self.costs, step_seconds=max(ranks.everywhere(self.clock.read)))
+        _say(f"[razor] {planning.timed(self.plan, self.costs)}")
 
     # Measuring
 
@@ -558,7 +538,7 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
             asked, measured = self.prompts_hash if side is self.base else "", side.whole[FORWARD]
             forecast = self.law.forecast(kl, self.level, prompts=asked, measured=measured)
             level = self.law.attainable(self.level)
-            if self.budget is not None:
+            if self.budget is not None and self.law.objection(limit=self.budget) is None:
                 remaining = self.law.remaining(
                     kl, self.budget, self.level, prompts=asked, measured=measured, cautious=self.cautious
                 )
@@ -585,54 +565,31 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
             return
         assert self.log is not None
         assert self.claim is not None
-        row = {"run": self.claim.run, **reading.as_json(), **{name: getattr(self, name) for name in PLAN}}
-        row |= self.provenance
+        assert self.plan is not None
+        row = {"run": self.claim.run, **reading.as_json(), **self.plan.as_json(), **self.provenance}
         if not self.log.lines:
             row["first_prompt"] = self.first_prompt
         if self.law is not None:
             row["law_useful"], row["law_objection"] = self.law.useful, self.law.objection()
         self.log.add(row)
-        for name, error in trackers.send(args, reading.scalars(), reading.step).items():
+        for name, error in trackers.send(args, reading.scalars(), reading.step, self.callbacks).items():
             if name not in self.unreachable:
                 _say(f"[razor] {name} does not take what was measured ({error}); training goes on.")
             self.unreachable.add(name)
-        _say(reading.line())
+        _say(reading.line(self._done_about(reading)))
 
-    def _act(self, args: Any, control: Any, reading: Reading) -> None:
-        assert reading.forecast is not None
-        seen = reading.forecast.high if self.cautious else reading.forecast.drop
+    def _done_about(self, reading: Reading) -> str:
+        """What follows from a forecast that is over the budget."""
+        if reading.within is not False:
+            return ""
         kept = None if self.kept is None else self.kept.step
-        what = {
+        return {
             "warn": "training goes on",
             "stop": "training stops here",
             "keep": f"the model of step {kept}, within it, is in {KEPT}"
             if kept
             else "no measured model within it is kept",
         }[self.on_budget]
-        _say(
-            f"[razor] step {reading.step}: the {'upper end of the ' if self.cautious else ''}forecast drop, "
-            f"{100 * seen:.1f} points, is over the budget of {100 * (self.budget or 0):.1f}: {what}."
-        )
-        if self.on_budget == "stop":
-            control.should_training_stop = True
-
-
-class _TokenCounter:
-    """Tokens that a model reads while it trains, until it is removed."""
-
-    def __init__(self, model: Any) -> None:
-        self.tokens = 0
-        self.hook = model.register_forward_pre_hook(self._count, with_kwargs=True)
-
-    def _count(self, model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        ids = kwargs.get("input_ids", args[0] if args else None)
-        if model.training and isinstance(ids, torch.Tensor):
-            self.tokens += ids.numel()
-
-    def remove(self) -> int:
-        """Stop counting; how many there were."""
-        self.hook.remove()
-        return self.tokens
 
 
 def _is_placed_later(args: Any, model: Any) -> bool:
@@ -659,14 +616,6 @@ def _sharded() -> RazorError:
         "ForgettingMonitor needs every process to hold the whole model, which FSDP and ZeRO-3 do not do. Use "
         "DistributedDataParallel or ZeRO-2, or measure the checkpoints afterwards with `razor compare`."
     )
-
-
-def _with_error(estimate: Estimate) -> str:
-    return f"{estimate.mean:.4f}" + (f" ± {estimate.stderr:.4f}" if math.isfinite(estimate.stderr) else "")
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 def _say(text: str) -> None:

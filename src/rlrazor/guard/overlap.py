@@ -26,7 +26,7 @@ def count_overlap(prompts: Sequence[Prompt], ids: Sequence[Collection[Sequence[i
     template. A row has a prompt when its `prompt` is it, or its `text`, its `messages` or its token ids begin with it.
     A set that streams, or packs several rows into one, is not looked into: 0.
     """
-    name, values = _column(dataloader, COLUMNS)
+    name, values = column(dataloader, COLUMNS)
     if name is None:
         return 0
     keys: list[set[Any]] = [
@@ -78,7 +78,7 @@ def template_caution(
             "The prompts are text in the tokenizer's chat template already, and are put into it again: measure with "
             "chat=False (--no-chat), or give them without it."
         )
-    name, values = _column(dataloader, (*IDS, "prompt", "messages", "text"))
+    name, values = column(dataloader, (*IDS, "prompt", "messages", "text"))
     trained = [in_template(row) for row in islice(values, FEW_ROWS)] if name is not None else []
     measured = settings.chat or as_given
     if trained and measured and not any(trained):
@@ -99,7 +99,7 @@ def template_caution(
     return None
 
 
-def _column(dataloader: Any, names: Sequence[str]) -> tuple[str | None, Iterator[Any]]:
+def column(dataloader: Any, names: Sequence[str]) -> tuple[str | None, Iterator[Any]]:
     """The first of these columns that the training set has, and its values; None where it cannot be looked into."""
     dataset = getattr(dataloader, "dataset", None)
     columns = getattr(dataset, "column_names", None) or ()

@@ -16,7 +16,6 @@ from typing import Any
 
 import polars as pl
 
-from rlrazor import bounds
 from rlrazor import law as laws
 from rlrazor.errors import RazorError
 from rlrazor.forecast import FORWARD, PROBE
@@ -151,7 +150,6 @@ def pick(
     Checkpoints that cannot be read, have no weights or cannot be measured are left out, with a note. Raises RazorError
     where none is left, there is no such metric, neither a drop nor a KL, or none of what a limit is about.
     """
-    bounds.require_number("budget", budget)
     limits = Limits.of(budget, kl_budget, kl_budget_probe, cautious=cautious, accept_uncertain=accept_uncertain)
     if (folder / "records.parquet").exists():
         if (metric, lower_is_better, law, measure, run, log) != (None,) * 6:
@@ -318,11 +316,11 @@ def _aside(chosen: Candidate, front: Sequence[Candidate]) -> str:
 
 def _of_records(folder: Path) -> _Source:
     """Every checkpoint of every run, with measured scores."""
-    wanted = ("run_id", "method", "lr", "seed", "step", "new", "forgetting")
-    table = read_table(folder / "records.parquet", ("trajectory", *wanted))
+    columns = ("run_id", "method", "lr", "seed", "step", "new", "forgetting")
+    table = read_table(folder / "records.parquet", ("trajectory", *columns))
     points = laws.distinct(table).filter(pl.col("method") != BASE)
     optional = [name for name in (*_MEASURED, *(f"{name}_stderr" for name in _MEASURED)) if name in points.columns]
-    rows = points.select(*wanted, *optional).to_dicts()
+    rows = points.select(*columns, *optional).to_dicts()
     bases = table.filter(pl.col("method") == BASE).to_dicts()
     if not rows:
         raise RazorError(f"{folder} holds the base policy only: there is nothing to pick from.")

@@ -8,6 +8,7 @@ tell: what was logged up to one checkpoint of a run is how the log of a later on
 from __future__ import annotations
 
 import itertools
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -153,13 +154,13 @@ def _read_all(folder: Path) -> tuple[list[Checkpoint], list[str]]:
     """The checkpoints that can be read, each once, and why others cannot."""
     found: list[Checkpoint] = []
     notes: list[str] = []
-    seen: set[Path] = set()
+    seen: set[str] = set()
     # A link to another checkpoint is the same one; the plain folders come first.
     paths = sorted(folder.glob("checkpoint-*"), key=lambda path: (path.is_symlink(), path.name))
     for path in paths:
-        if not (path.is_dir() or path.is_symlink()) or path.resolve() in seen:
+        if not (path.is_dir() or path.is_symlink()) or os.path.realpath(path) in seen:
             continue
-        seen.add(path.resolve())
+        seen.add(os.path.realpath(path))
         try:
             one = _read(path)
         except FileNotFoundError:

@@ -29,7 +29,7 @@ All functions raise `NotFiniteError` at a policy whose outputs are no longer num
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -48,6 +48,8 @@ from rlrazor.lm.sampling import NotFiniteError
 TOKEN_BUDGET = 4096  # tokens a forward pass, padding included: 0.1 GB of activations at D = 576, 1 GB at D = 2048
 SAMPLED = 1 << 16  # values of a shared head that are watched
 TILE_ROWS, TILE_COLUMNS = 256, 2048  # two such float32 tiles, 2 MB each, stay in a core's cache
+
+Told = Callable[[float], None]  # hears how much is done, a fraction of 1
 
 Floats = NDArray[np.float64]
 TokenIds = Sequence[int]
@@ -163,7 +165,8 @@ class Probe:
     `model` is the base; of a PEFT model, it is what is left with the adapter disabled. It may be trained afterwards.
     With `adapted`, the model as it is: the other side of `between`. `beside`: another probe of the same model, whose
     head is shared. `precision`: what both sides are computed in (`compute.measuring`), by default as the weights are.
-    Raises RazorError for sequences longer than the context, and for a model whose logits are not a linear head's.
+    `told` hears how much is done. Raises RazorError for sequences longer than the context, and for a model whose logits
+    are not a linear head's.
     """
 
     def __init__(
@@ -175,11 +178,12 @@ class Probe:
         beside: "Probe | None" = None,
         precision: str | None = None,
         token_budget: int = TOKEN_BUDGET,
+        told: Told | None = None,
     ) -> None:
         self.sequences = sequences
         self.precision = precision or compute.precision_of(model)
         with nullcontext() if adapted else adapter_disabled(model):
-            self.states, head = final_states(model, sequences, token_budget, self.precision)
+            self.states, head = final_states(model, sequences, token_budget, self.precision, told)
         self._sample: Tensor | None = None  # of a head that is shared
         self._head: Head
         if beside is not None:
@@ -204,11 +208,16 @@ class Probe:
         total = len(self.sequences.prompts)
         if prompts >= total:
             return self
-        few, chosen = copy.copy(self), [index * total // prompts for index in range(prompts)]
+        few, chosen = copy.copy(self), evenly(total, prompts)
         few.sequences = self.sequences.of_prompts(chosen)
         kept_N = np.isin(self.sequences.prompt_of, chosen)
         few.states = self.states[torch.from_numpy(np.repeat(kept_N, _lengths(self.sequences))).to(self.states.device)]
         return few
+
+
+def evenly(total: int, count: int) -> list[int]:
+    """So many of the first numbers, evenly spaced."""
+    return [index * total // count for index in range(count)]
 
 
 def forward_kl(probe: Probe, tuned: Any, *, token_budget: int = TOKEN_BUDGET) -> Drift:
@@ -330,14 +339,18 @@ def _head_of(model: Any) -> Head:
 
 
 def final_states(
-    model: Any, sequences: Sequences, token_budget: int = TOKEN_BUDGET, precision: str | None = None
+    model: Any,
+    sequences: Sequences,
+    token_budget: int = TOKEN_BUDGET,
+    precision: str | None = None,
+    told: Told | None = None,
 ) -> tuple[Tensor, Head]:
     """Hidden states (T, D) that predict each completion token, in the order of `sequences`, and the head for them.
 
     They are what the LM head is called with, so every normalisation of the model is in them. The head is handed a
     single position, whose logits cost nothing and are compared with ours. `precision`: as `compute.measuring` takes it,
-    by default the weights' own. Raises RazorError for sequences longer than the context, and for a model whose logits
-    are not a linear head's.
+    by default the weights' own; `told` hears how much is done. Raises RazorError for sequences longer than the context,
+    and for a model whose logits are not a linear head's.
     """
     model = unwrapped(model)
     longest = max(
@@ -368,7 +381,8 @@ def final_states(
         output = model.get_output_embeddings()
         hooks = [output.register_forward_pre_hook(only_first), output.register_forward_hook(note_dtype)]
         try:
-            for batch in _batches(sequences, token_budget):
+            batches = _batches(sequences, token_budget)
+            for done, batch in enumerate(batches, 1):
                 # The last token predicts nothing that is measured, so it is not fed.
                 rows = [[*sequences.prompts[sequences.prompt_of[n]], *sequences.completions[n]][:-1] for n in batch]
                 width = max(map(len, rows))
@@ -394,6 +408,8 @@ def final_states(
                 target_T = (token_BT + starts_N[batch][:, None])[measured_BT]
                 measured_T = hidden_BTD[torch.from_numpy(measured_BT).to(hidden_BTD.device)]
                 states_TD[torch.from_numpy(target_T).to(states_TD.device)] = measured_T
+                if told is not None:
+                    told(done / len(batches))
         finally:
             for hook in hooks:
                 hook.remove()

@@ -255,7 +255,7 @@ def require_accuracies(found: Mapping[str, Metric] | Mapping[str, Score]) -> Non
 def _as_guest(data_mirror: Path | None) -> Iterator[tuple[Path | None, list[str]]]:
     """lm-eval kept quiet and off the net, the random states as before afterwards: the mirror, and its warnings."""
     needs_extra("eval")
-    mirror = None if data_mirror is None else data_mirror.expanduser().resolve()
+    mirror = None if data_mirror is None else Path(os.path.realpath(data_mirror.expanduser()))
     if mirror is not None and not mirror.is_dir():
         raise RazorError(f"There is no folder {data_mirror} to read the prior tasks from.")
     with _quiet() as warnings, _no_downloads(mirror), compute.generators_untouched():

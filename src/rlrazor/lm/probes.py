@@ -24,7 +24,7 @@ from rlrazor.documents import parse_json, read_text
 from rlrazor.errors import RazorError
 from rlrazor.lm import compute, encoding, sampling
 from rlrazor.lm.adapters import adapter_disabled, unwrapped
-from rlrazor.lm.kl import Sequences
+from rlrazor.lm.kl import Sequences, Told
 from rlrazor.lm.models import base_digest, context_length
 from rlrazor.lm.prompts import Prompt as Prompt
 from rlrazor.lm.prompts import check_text, prompt_of
@@ -35,7 +35,8 @@ from rlrazor.rows import read_located
 from rlrazor.seeding import seed_of
 
 NEW, GENERIC = "base", "probe"  # purposes: what the random streams of the two probes are called
-SAMPLER = 2  # raise it when `sampling.sample` draws otherwise: what is in a cache was drawn by an older one
+AT_A_TIME, KEPT_TOKENS = 256, 1 << 16  # sequences, and tokens of theirs that are in the sampler's cache at most
+SAMPLER = 3  # raise it when `sampling.sample` draws otherwise: what is in a cache was drawn by an older one
 
 
 @dataclass(frozen=True)
@@ -135,11 +136,13 @@ def complete(
     prompts: Sequence[Sequence[int]],
     settings: ProbeSettings,
     purpose: str | None,
+    told: Told | None = None,
 ) -> list[list[int]]:
     """`settings.samples` completions of each prompt, drawn with a seed that the purpose decides; None: greedy.
 
     So every model that is asked for the same purpose draws with the same numbers.
     """
+    longest = max(map(len, prompts)) + settings.max_new_tokens
     rng = torch.Generator(next(model.parameters()).device).manual_seed(seed_of(0, f"measure/{purpose}"))
     with compute.measuring(model, settings.precision or compute.precision_of(model)):
         return sampling.sample(
@@ -151,6 +154,8 @@ def complete(
             pad_id=tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
             greedy=purpose is None,
             rng=rng,
+            chunk=max(1, min(AT_A_TIME, KEPT_TOKENS // longest)),
+            told=told,
         )
 
 
@@ -168,13 +173,15 @@ def of_prompts(
     purpose: str = NEW,
     cache_dir: Path | None = None,
     digest: str | None = None,
+    told: Told | None = None,
 ) -> Sequences:
     """The probe of these prompts: each that fits into the context, with what the base says to it.
 
     Of a PEFT model the base is what is left without its adapter.
 
     Completions come from `cache_dir`, if there is one, where the base, the prompts' tokens and the settings are the
-    same; `digest` is the base's, where it is known. Raises RazorError where no prompt fits.
+    same; `digest` is the base's, where it is known. `told` hears how much of completing them is done. Raises RazorError
+    where no prompt fits.
     """
     if not prompts:
         raise RazorError("There are no prompts to measure on: give at least one, and better a hundred.")
@@ -190,7 +197,7 @@ def of_prompts(
         )
     if cache_dir is None:
         with adapter_disabled(base):
-            return Sequences.grouped(fitting, complete(base, tokenizer, fitting, settings, purpose))
+            return Sequences.grouped(fitting, complete(base, tokenizer, fitting, settings, purpose, told))
     ends = encoding.stop_ids(tokenizer, base, settings.stop)
     digest = digest or base_digest(base, settings.precision)
     key = content_hash([SAMPLER, digest, fitting, ends, asdict(settings), purpose])
@@ -199,7 +206,7 @@ def of_prompts(
     completions = _cached(path, len(fitting) * settings.samples, settings.max_new_tokens, tokens)
     if completions is None:
         with adapter_disabled(base):
-            completions = complete(base, tokenizer, fitting, settings, purpose)
+            completions = complete(base, tokenizer, fitting, settings, purpose, told)
         # A cache that cannot be written costs time, not results. Several processes may be writing the same.
         with suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -218,11 +225,13 @@ def of_generic(
     *,
     cache_dir: Path | None = None,
     digest: str | None = None,
+    told: Told | None = None,
 ) -> Sequences:
     """The generic probe: texts as `ids_of_texts` has them, or prompts with one completion by the base."""
     if generic.prompts:
         single = replace(settings, samples=1)
-        return of_prompts(base, tokenizer, generic.prompts, single, purpose=GENERIC, cache_dir=cache_dir, digest=digest)
+        kept: dict[str, Any] = {"cache_dir": cache_dir, "digest": digest, "told": told}
+        return of_prompts(base, tokenizer, generic.prompts, single, purpose=GENERIC, **kept)
     texts = [text for text in ids_of_texts(base, tokenizer, generic.texts) if len(text) > 1]
     require_embeddings(unwrapped(base), tokenizer, texts, "Text")
     if not texts:

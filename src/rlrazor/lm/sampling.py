@@ -4,17 +4,21 @@ Why not `generate`: it repeats a prompt's prefill for every sample of a group, h
 its own, and takes stop strings only together with a tokenizer. Left out: everything but temperature; a truncated
 distribution (top-k, top-p) is not the policy whose KL and gradient are computed.
 
+Prompts of similar length are read together, and step by step beside those of other lengths; sequences that have
+stopped leave their batch. What is drawn depends on neither: a step's random numbers are those of the whole chunk.
+
 Not every architecture can share a prefill, sees padding as padding, or continues from its cache as it says. So what
 was drawn is checked: one sequence of each batch, the one with the most padding, is read once more, alone and without
-a cache. Where its logits are others, or the model cannot do it, the batch is drawn again in the next of `_WAYS`, the
+a cache. Where its logits are others, or the model cannot do it, the chunk is drawn again in the next of `_WAYS`, the
 last of which is plain reading. No architecture is known by name here.
 """
 
 import inspect
 from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -25,6 +29,9 @@ from rlrazor.lm.adapters import without_wrapper
 
 CHECKED = 16  # positions of the sequence that is read again, evenly spread
 TOLERANCE, HALF_TOLERANCE = 3e-3, 0.1  # of the logits' spread: rounding is below it, a token or position amiss above
+SIMILAR = 1.25  # lengths of prompts that are read together, where there are enough of them
+ENOUGH, ENOUGH_ON_GPU = 64, 256  # sequences: fewer at a time take longer each
+STAYING = 0.75  # of a batch: where no more are unfinished, the others leave it
 _CACHES = ("cache", "past_key_values", "cache_params", "state", "mems")  # renamed in transformers 5.24
 
 
@@ -50,6 +57,7 @@ def sample(
     rng: torch.Generator | None = None,
     chunk: int = 256,
     within: tuple[int, int] | None = None,
+    told: Callable[[float], None] | None = None,
 ) -> list[list[int]]:
     """Complete each prompt (token ids) `samples` times; returns len(prompts) * samples completions, prompt by prompt.
 
@@ -57,8 +65,8 @@ def sample(
     many sequences are decoded at a time, though a prompt's samples stay together. The modules' train/eval modes are
     restored. `rng`, on the model's device, draws; None: torch's global generator. `within`: (first, of) where these are
     the completions from `first` on of a batch of so many, to draw what the whole batch would. Any token does for
-    `pad_id`, which is never attended to. Raises NotFiniteError, and RazorError for a model that does not run on token
-    ids alone.
+    `pad_id`, which is never attended to. `told` hears how much is done, a fraction of 1. Raises NotFiniteError, and
+    RazorError for a model that does not run on token ids alone.
     """
     step = max(1, chunk // samples)
     draw = _Draw(samples, max_new_tokens, stop_ids, None if greedy else temperature, rng, within)
@@ -67,7 +75,13 @@ def sample(
     completions: list[list[int]] = []
     with compute.eval_mode(model):
         for start in range(0, len(prompts), step):
-            completions += _complete(model, prompts[start : start + step], pad_id, draw)
+            here = prompts[start : start + step]
+
+            def told_of_all(done: float, start: int = start, count: int = len(here)) -> None:
+                if told is not None:
+                    told((start + done * count) / len(prompts))
+
+            completions += _complete(model, here, pad_id, draw, told_of_all)
     return completions
 
 
@@ -140,119 +154,155 @@ class _Draw:
     rng: torch.Generator | None
     within: tuple[int, int] | None
 
-    def tokens(self, logits_NV: Tensor, rows: Sequence[int]) -> Tensor:
-        """The next token of each sequence (N,); `rows` are their places in what is drawn at a time."""
+    def noise(self, logits_NV: Tensor, sequences: int) -> Tensor | None:
+        """The random numbers of a step, for all sequences of the chunk (S, V); None: greedy."""
         if self.temperature is None:
+            return None
+        of = sequences if self.within is None else self.within[1]
+        # In what probabilities are computed in.
+        noise_SV = torch.empty(of, logits_NV.shape[1], dtype=torch.float32, device=logits_NV.device)
+        return noise_SV.exponential_(generator=self.rng)
+
+    def tokens(self, logits_NV: Tensor, rows: Sequence[int], noise_SV: Tensor | None) -> Tensor:
+        """The next token of each sequence (N,); `rows` are their places in the chunk."""
+        if self.temperature is None or noise_SV is None:
             return logits_NV.argmax(dim=-1)
+        first = 0 if self.within is None else self.within[0]
         probs_NV = (logits_NV.float() / self.temperature).softmax(dim=-1)
-        if self.within is None:
-            return torch.multinomial(probs_NV, 1, generator=self.rng)[:, 0]
-        first, of = self.within
-        return draw_some(probs_NV, [first + row for row in rows], of, self.rng)
+        return draw_some(probs_NV, [first + row for row in rows], noise_SV)
 
 
-def draw_some(probs_NV: Tensor, rows: Sequence[int], of: int, rng: torch.Generator | None) -> Tensor:
-    """A token for each of some rows of `of`, as `torch.multinomial` would draw them all (N,)."""
-    # What multinomial does for one sample: the largest p / q, where q is Exp(1).
-    noise = probs_NV.new_empty(of, probs_NV.shape[1]).exponential_(generator=rng)
-    return (probs_NV / noise[list(rows)]).argmax(dim=-1)
+def draw_some(probs_NV: Tensor, rows: Sequence[int], noise_SV: Tensor) -> Tensor:
+    """A token for each of some rows, as `torch.multinomial` would draw them all (N,), by its noise: Exp(1), (S, V)."""
+    # What multinomial does for one sample: the largest p / q.
+    if len(rows) == len(noise_SV) and list(rows) == list(range(len(rows))):
+        return (probs_NV / noise_SV).argmax(dim=-1)
+    return (probs_NV / noise_SV[list(rows)]).argmax(dim=-1)
 
 
-# What reads prompts (B) for so many samples of each: the logits of the first tokens, (N, V) with N = B * samples, and
-# what makes those of the next from the tokens drawn.
-_Reading = tuple[Tensor, Callable[[Tensor], Tensor]]
+class _Reading(Protocol):
+    """What reads prompts (B) for so many samples of each. `logits` (N, V), N = B * samples, are of the next token."""
+
+    logits: Tensor
+
+    def follow(self, token_N: Tensor) -> None:
+        """Read a token of each."""
+
+    def keep(self, rows_M: Tensor) -> bool:
+        """Go on with some of the sequences only; False where that cannot be."""
 
 
-def _padded(model: Any, prompts: Sequence[Sequence[int]], samples: int, pad_id: int, *, shared: bool) -> _Reading:
-    """Padded on the left, as the mask and the positions say. `shared`: a prompt is read once for all its samples."""
-    ids_BT, mask_BT = left_padded(prompts, pad_id, device_of(model))
-    mask_NT = mask_BT.repeat_interleave(samples, dim=0)
-    if shared:
-        logits_NV, cache = prefill(model, ids_BT, mask_BT, samples)
-    else:
-        logits_NV, cache = prefill(model, ids_BT.repeat_interleave(samples, dim=0), mask_NT, 1)
-    position_N = mask_NT.sum(dim=1)
+class _Padded:
+    """On the left, as the mask and the positions say. `shared`: a prompt is read once for all its samples."""
 
-    def following(token_N: Tensor) -> Tensor:
-        nonlocal mask_NT, position_N, cache
-        mask_NT = torch.cat([mask_NT, mask_NT.new_ones(len(mask_NT), 1)], dim=1)
-        out = model(
+    def __init__(
+        self, model: Any, prompts: Sequence[Sequence[int]], samples: int, pad_id: int, *, shared: bool
+    ) -> None:
+        ids_BT, mask_BT = left_padded(prompts, pad_id, device_of(model))
+        self.model, self.mask_NT = model, mask_BT.repeat_interleave(samples, dim=0)
+        if shared:
+            self.logits, self.cache = prefill(model, ids_BT, mask_BT, samples)
+        else:
+            self.logits, self.cache = prefill(model, ids_BT.repeat_interleave(samples, dim=0), self.mask_NT, 1)
+        self.position_N = self.mask_NT.sum(dim=1)
+
+    def follow(self, token_N: Tensor) -> None:
+        """Read a token of each."""
+        self.mask_NT = torch.cat([self.mask_NT, self.mask_NT.new_ones(len(self.mask_NT), 1)], dim=1)
+        out = self.model(
             input_ids=token_N[:, None],
-            attention_mask=mask_NT,
-            position_ids=position_N[:, None],
+            attention_mask=self.mask_NT,
+            position_ids=self.position_N[:, None],
             use_cache=True,
-            **cache,
+            **self.cache,
         )
-        position_N, cache = position_N + 1, _cache_of(out)
-        logits: Tensor = out.logits[:, -1]
-        return logits
+        self.position_N, self.cache, self.logits = self.position_N + 1, _cache_of(out), out.logits[:, -1]
 
-    return logits_NV, following
+    def keep(self, rows_M: Tensor) -> bool:
+        """Go on with some of the sequences only; False where the cache does not allow it."""
+        if not _keep(self.cache, rows_M):
+            return False
+        self.mask_NT, self.position_N, self.logits = self.mask_NT[rows_M], self.position_N[rows_M], self.logits[rows_M]
+        return True
 
 
-def _cached(model: Any, prompts: Sequence[Sequence[int]], samples: int, pad_id: int) -> _Reading:
+class _Cached:
     """Of equal length, so that there is nothing to say but tokens; then a token at a time with what the model keeps."""
-    ids_NT = torch.tensor([list(prompt) for prompt in prompts], dtype=torch.long, device=device_of(model))
-    ids_NT = ids_NT.repeat_interleave(samples, dim=0)
-    out = model(input_ids=ids_NT, use_cache=True, **_accepted(model, logits_to_keep=1))
 
-    def following(token_N: Tensor) -> Tensor:
-        nonlocal out
-        out = model(input_ids=token_N[:, None], use_cache=True, **_cache_of(out))
-        logits: Tensor = out.logits[:, -1]
-        return logits
+    def __init__(self, model: Any, prompts: Sequence[Sequence[int]], samples: int, pad_id: int) -> None:
+        self.model = model
+        self.out = model(
+            input_ids=_repeated(model, prompts, samples), use_cache=True, **_accepted(model, logits_to_keep=1)
+        )
+        self.logits = self.out.logits[:, -1]
 
-    return out.logits[:, -1], following
+    def follow(self, token_N: Tensor) -> None:
+        """Read a token of each."""
+        self.out = self.model(input_ids=token_N[:, None], use_cache=True, **_cache_of(self.out))
+        self.logits = self.out.logits[:, -1]
+
+    def keep(self, rows_M: Tensor) -> bool:
+        """Never: what the model keeps may have any shape."""
+        return False
 
 
-def _plain(model: Any, prompts: Sequence[Sequence[int]], samples: int, pad_id: int) -> _Reading:
+class _Plain:
     """Of equal length, and for each token all of it once more."""
-    ids_NT = torch.tensor([list(prompt) for prompt in prompts], dtype=torch.long, device=device_of(model))
-    ids_NT = ids_NT.repeat_interleave(samples, dim=0)
 
-    def following(token_N: Tensor) -> Tensor:
-        nonlocal ids_NT
-        ids_NT = torch.cat([ids_NT, token_N[:, None]], dim=1)
-        return plain_logits(model, ids_NT, 1)[:, 0]
+    def __init__(self, model: Any, prompts: Sequence[Sequence[int]], samples: int, pad_id: int) -> None:
+        self.model, self.ids_NT = model, _repeated(model, prompts, samples)
+        self.logits = plain_logits(model, self.ids_NT, 1)[:, 0]
 
-    return plain_logits(model, ids_NT, 1)[:, 0], following
+    def follow(self, token_N: Tensor) -> None:
+        """Read a token of each."""
+        self.ids_NT = torch.cat([self.ids_NT, token_N[:, None]], dim=1)
+        self.logits = plain_logits(self.model, self.ids_NT, 1)[:, 0]
+
+    def keep(self, rows_M: Tensor) -> bool:
+        """Go on with some of the sequences only."""
+        self.ids_NT, self.logits = self.ids_NT[rows_M], self.logits[rows_M]
+        return True
+
+
+def _repeated(model: Any, prompts: Sequence[Sequence[int]], samples: int) -> Tensor:
+    ids_BT = torch.tensor([list(prompt) for prompt in prompts], dtype=torch.long, device=device_of(model))
+    return ids_BT.repeat_interleave(samples, dim=0)
 
 
 # The fastest first. With one sample the second is the first; the last two want prompts of equal length.
 _WAYS: Sequence[Callable[..., _Reading]] = (
-    partial(_padded, shared=True),
-    partial(_padded, shared=False),
-    _cached,
-    _plain,
+    partial(_Padded, shared=True),
+    partial(_Padded, shared=False),
+    _Cached,
+    _Plain,
 )
 
 
-def _complete(model: Any, prompts: Sequence[Sequence[int]], pad_id: int, draw: _Draw) -> list[list[int]]:
-    """In the first way whose logits are right: tried anew for each batch, so that no draw depends on earlier ones."""
+def _complete(
+    model: Any, prompts: Sequence[Sequence[int]], pad_id: int, draw: _Draw, told: Callable[[float], None]
+) -> list[list[int]]:
+    """In the first way whose logits are right: tried anew for each chunk, so that no draw depends on earlier ones."""
     state = None if draw.rng is None else draw.rng.get_state()
     failure: Exception | None = None
     for way in _WAYS if draw.samples > 1 else _WAYS[1:]:
         if draw.rng is not None and state is not None:
             draw.rng.set_state(state)  # what is drawn does not depend on what was tried before
-        by_length: dict[int, list[int]] = {}
-        for place, prompt in enumerate(prompts):
-            by_length.setdefault(len(prompt) if way in (_cached, _plain) else 0, []).append(place)
-        completions: list[list[int]] = [[]] * (len(prompts) * draw.samples)
         try:
-            for places in by_length.values():
-                here = [prompts[place] for place in places]
-                rows = [place * draw.samples + sample for place in places for sample in range(draw.samples)]
-                reading = way(model, here, draw.samples, pad_id)
-                for row, completion in zip(
-                    rows, _decode(model, here, reading, draw, rows, check=way is not _plain), strict=True
-                ):
-                    completions[row] = completion
+            batches = [
+                _Batch(model, way, prompts, places, draw, pad_id)
+                for places in (_equal(prompts) if way in (_Cached, _Plain) else _similar(prompts, draw.samples, model))
+            ]
+            _decode(batches, draw, len(prompts) * draw.samples, told)
+            if way is not _Plain:
+                for batch in batches:
+                    batch.check()
         except Exception as error:  # an architecture's own, of any type
             if compute.is_out_of_memory(error):
                 raise
             failure = error
         else:
-            return completions
+            completed = {row: tokens for batch in batches for row, tokens in batch.completions.items()}
+            return [completed[row] for row in range(len(completed))]
     if isinstance(failure, NotFiniteError):
         raise failure
     assert failure is not None
@@ -261,38 +311,98 @@ def _complete(model: Any, prompts: Sequence[Sequence[int]], pad_id: int, draw: _
     ) from failure
 
 
-def _decode(
-    model: Any, prompts: Sequence[Sequence[int]], reading: _Reading, draw: _Draw, rows: Sequence[int], *, check: bool
-) -> list[list[int]]:
-    """A token at a time, until all have stopped. Raises _OtherLogitsError."""
-    logits_NV, following = reading
-    stops = torch.tensor(list(draw.stop_ids), dtype=torch.long, device=logits_NV.device)
-    finished_N = torch.zeros(len(logits_NV), dtype=torch.bool, device=logits_NV.device)
-    shortest = min(range(len(prompts)), key=lambda place: len(prompts[place]))
-    row = (shortest + 1) * draw.samples - 1  # its last sample
-    stride = -(-draw.max_new_tokens // CHECKED)
-    seen: list[Tensor] = []
-    drawn: list[Tensor] = []
-    for index in range(draw.max_new_tokens):
+def _equal(prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Places of prompts of one length each."""
+    by_length: dict[int, list[int]] = {}
+    for place, prompt in enumerate(prompts):
+        by_length.setdefault(len(prompt), []).append(place)
+    return list(by_length.values())
+
+
+def _similar(prompts: Sequence[Sequence[int]], samples: int, model: Any) -> list[list[int]]:
+    """Places of prompts of similar length, the shortest first; not so few that their steps take longer."""
+    enough = ENOUGH if device_of(model).type == "cpu" else ENOUGH_ON_GPU
+    batches: list[list[int]] = []
+    for place in sorted(range(len(prompts)), key=lambda place: len(prompts[place])):
+        if not batches or (
+            len(batches[-1]) * samples >= enough and len(prompts[place]) > SIMILAR * len(prompts[batches[-1][0]])
+        ):
+            batches.append([])
+        batches[-1].append(place)
+    return batches
+
+
+class _Batch:
+    """Prompts that are read together, the shortest of which is watched, and their completions by place in the chunk."""
+
+    def __init__(
+        self,
+        model: Any,
+        way: Callable[..., _Reading],
+        prompts: Sequence[Sequence[int]],
+        places: Sequence[int],
+        draw: _Draw,
+        pad_id: int,
+    ) -> None:
+        self.model, self.draw = model, draw
+        self.reading = way(model, [prompts[place] for place in places], draw.samples, pad_id)
+        self.rows = [place * draw.samples + sample for place in places for sample in range(draw.samples)]
+        self.completions: dict[int, list[int]] = {row: [] for row in self.rows}
+        self.unfinished = set(self.rows)
+        shortest = min(range(len(places)), key=lambda at: len(prompts[places[at]]))
+        self.watched = self.rows[(shortest + 1) * draw.samples - 1]  # its last sample
+        self.read = list(prompts[places[shortest]])  # what the watched one has been given
+        self.seen: list[Tensor] = []
+        self.steps: list[int] = []
+
+    def step(self, index: int, noise_SV: Tensor | None, stops: AbstractSet[int]) -> None:
+        """Draw a token of each."""
+        logits_NV = self.reading.logits
         if not logits_NV.isfinite().all():
             raise NotFiniteError("logits are not finite")
-        if index % stride == 0:
-            seen.append(logits_NV[row].clone())
-        token_N = draw.tokens(logits_NV, rows)
-        drawn.append(token_N)
-        finished_N = finished_N | torch.isin(token_N, stops)
-        if index + 1 == draw.max_new_tokens or bool(finished_N.all()):
+        at = self.rows.index(self.watched)
+        if index % -(-self.draw.max_new_tokens // CHECKED) == 0:
+            self.seen.append(logits_NV[at].clone())
+            self.steps.append(index)
+        self.token_N = self.draw.tokens(logits_NV, self.rows, noise_SV)
+        drawn = self.token_N.tolist()
+        self.read.append(drawn[at])
+        self.drawn = index + 1
+        for row, token in zip(self.rows, drawn, strict=True):
+            if row in self.unfinished:
+                self.completions[row].append(token)
+                if token in stops:
+                    self.unfinished.discard(row)
+
+    def go_on(self) -> None:
+        """Read what was drawn, without the sequences that have stopped where they are many."""
+        staying = [at for at, row in enumerate(self.rows) if row in self.unfinished or row == self.watched]
+        if len(staying) <= STAYING * len(self.rows):
+            kept_M = torch.tensor(staying, device=self.token_N.device)
+            if self.reading.keep(kept_M):
+                self.rows, self.token_N = [self.rows[at] for at in staying], self.token_N[kept_M]
+        self.reading.follow(self.token_N)
+
+    def check(self) -> None:
+        """Raise _OtherLogitsError where the watched sequence alone has other logits."""
+        _check(self.model, self.read[:-1], torch.stack(self.seen), self.steps, self.drawn)
+
+
+def _decode(batches: Sequence[_Batch], draw: _Draw, sequences: int, told: Callable[[float], None]) -> None:
+    """A token at a time, all batches side by side, until all have stopped."""
+    stops = frozenset(draw.stop_ids)
+    going = list(batches)
+    for index in range(draw.max_new_tokens):
+        noise_SV = draw.noise(going[0].reading.logits, sequences)
+        for batch in going:
+            batch.step(index, noise_SV, stops)
+        going = [batch for batch in going if batch.unfinished]
+        left = sum(len(batch.unfinished) for batch in going) * (1 - (index + 1) / draw.max_new_tokens)
+        told(1 - left / sequences)
+        if not going or index + 1 == draw.max_new_tokens:
             break
-        logits_NV = following(token_N)
-    tokens_NT = torch.stack(drawn, dim=1)
-    if check:
-        fed = [*prompts[shortest], *tokens_NT[row, :-1].tolist()]
-        _check(model, fed, torch.stack(seen), list(range(0, len(drawn), stride)), len(drawn))
-    is_stop_NT = torch.isin(tokens_NT, stops)
-    # A sequence that never stops counts whole.
-    length_N = torch.where(is_stop_NT.any(dim=1), is_stop_NT.int().argmax(dim=1) + 1, tokens_NT.shape[1])
-    pairs = zip(tokens_NT.tolist(), length_N.tolist(), strict=True)
-    return [tokens[:length] for tokens, length in pairs]
+        for batch in going:
+            batch.go_on()
 
 
 def _check(model: Any, ids: list[int], seen_SV: Tensor, steps: list[int], last: int) -> None:
@@ -314,6 +424,29 @@ def _cache_of(out: Any) -> dict[str, Any]:
         if out.get(name) is not None:
             return {name: out[name]}
     raise AttributeError("it keeps no cache")
+
+
+def _keep(cache: dict[str, Any], rows_M: Tensor) -> bool:
+    """Leave only some sequences in a cache; False, and nothing done, where more than keys and values would have to."""
+    (held,) = cache.values()
+    layers = getattr(held, "layers", None)
+    if not layers or not hasattr(held, "batch_select_indices"):
+        return False
+    if not all(
+        hasattr(layer, "batch_select_indices") and _of_sequences(layer) <= {"keys", "values"} for layer in layers
+    ):
+        return False
+    held.batch_select_indices(rows_M)
+    return True
+
+
+def _of_sequences(layer: Any) -> set[str]:
+    """What a layer keeps that may have a row for each sequence."""
+    return {
+        name
+        for name, value in vars(layer).items()
+        if isinstance(value, list | tuple | dict) or (isinstance(value, Tensor) and value.dim() > 1)
+    }
 
 
 def _accepted(model: Any, **options: Any) -> dict[str, Any]:

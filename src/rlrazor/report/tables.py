@@ -48,6 +48,7 @@ RANGES = (1.0, 2.0, 4.0, 8.0)
 MAIN_MEASURES = ("kl_forward", "kl_reverse", "total_variation")
 
 CALIBRATION = "calibrate"  # the preset of the runs of a law
+
 _TEACHER_KEYS = ("seed", "method", "run_id", "step", "student")
 _SENSITIVITY_COLUMNS = ("setting", "value", *COLUMNS)
 

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from rlrazor.errors import RazorError, cause_of, disk_error_in
 from rlrazor.experiments.language.tasks.task import Item, Splits
-from rlrazor.extras import needs_package
+from rlrazor.extras import MissingExtraError, installing
 from rlrazor.lm import hub
 from rlrazor.rows import Located, Row, read_located
 
@@ -22,16 +22,17 @@ TEST_SHARE = 0.2  # of a source that has no test split of its own
 def hub_rows(dataset: str, split: str, config: str | None = None) -> list[Row]:
     """The rows of a data set on the Hugging Face hub, through `datasets` (which caches them).
 
-    Raises RazorError where the hub cannot be reached or the library datasets is missing, saying what to do instead.
+    Raises RazorError where the hub cannot be reached or the extra [language] is missing, saying what to do instead.
     """
-    needs_package("datasets", "A data set of the hub")
     if hub.is_offline() and not hub.has_data_set(dataset):
         raise RazorError(
             f"The data set {dataset} is not on this machine and the hub cannot be reached. Try again with a "
             "connection, or download it where there is one, and give --data FILE."
         )
-    from datasets import load_dataset
-
+    try:
+        from datasets import load_dataset
+    except ImportError as error:
+        raise MissingExtraError(f"The hub's data sets need the extra [language]: {installing('language')}.") from error
     try:
         return [dict(row) for row in load_dataset(dataset, config, split=split)]
     except Exception as error:  # offline, gated, renamed: each library below raises its own kind

@@ -1,0 +1,94 @@
+"""What one measurement during training found: a row of the log, scalars for trackers, a line for people."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rlrazor.forecast import FORWARD, PROBE, Forecast
+from rlrazor.lm.kl import Estimate
+
+_NAMES = {FORWARD: "KL", PROBE: "KL on the probe"}
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One measurement. KLs in nats per completion or text, with standard errors; the forecast None without a law.
+
+    `remaining`: how much KLs may still grow, in the proportions in which they have, until the forecast reaches the
+    budget. `within`: whether it is below it; None where there is no budget or no law. `prompts`: how many of each probe
+    were measured; `whole`: that is all.
+    """
+
+    step: int
+    epoch: float
+    kl: Mapping[str, Estimate]
+    per_token: Mapping[str, float]
+    prompts: Mapping[str, int]
+    whole: bool
+    forecast: Forecast | None
+    level: float | None
+    budget: float | None
+    remaining: Mapping[str, float]
+    within: bool | None
+    seconds: float
+
+    def as_json(self) -> dict[str, Any]:
+        """A row of the log: JSON has no infinity, so what never runs out is None."""
+        return {
+            "step": self.step,
+            "epoch": self.epoch,
+            **{name: estimate.mean for name, estimate in self.kl.items()},
+            **{f"{name}_stderr": _finite(estimate.stderr) for name, estimate in self.kl.items()},
+            **{f"{name}_per_token": value for name, value in self.per_token.items()},
+            "prompts": dict(self.prompts),
+            "whole": self.whole,
+            "forecast": None if self.forecast is None else asdict(self.forecast),
+            "level": self.level,
+            "budget": self.budget,
+            "remaining": {name: _finite(value) for name, value in self.remaining.items()},
+            "within": self.within,
+            "seconds": round(self.seconds, 3),
+        }
+
+    def scalars(self) -> dict[str, float]:
+        """What goes to trackers."""
+        found = {name: estimate.mean for name, estimate in self.kl.items()}
+        if self.forecast is not None:
+            drops = {"drop": self.forecast.drop, "drop_low": self.forecast.low, "drop_high": self.forecast.high}
+            found |= {f"forecast_{name}": value for name, value in drops.items()}
+        found |= {f"remaining_{name}": value for name, value in self.remaining.items() if math.isfinite(value)}
+        return {f"razor/{name}": value for name, value in found.items()}
+
+    def line(self, done: str = "") -> str:
+        """For people. `done`: what has been done about a forecast that is over the budget."""
+        kls = ", ".join(f"{_NAMES[name]} {_with_error(estimate)}" for name, estimate in self.kl.items())
+        if self.forecast is None:
+            return f"[razor] step {self.step}: {kls} nats; uncalibrated: no law, so no forecast"
+        shown = self.forecast
+        close = self.budget is not None and abs(shown.drop - self.budget) < 5e-4  # 2.0 points, over 2.0
+        text = (
+            f"[razor] step {self.step}: {kls} nats; forecast drop {100 * shown.drop:.{3 if close else 1}f} points "
+            f"[{100 * shown.low:.1f}, {100 * shown.high:.1f}] ({self.level:.0%})"
+        )
+        if self.within:
+            assert self.budget is not None
+            left = {name: nats for name, nats in self.remaining.items() if math.isfinite(nats)}
+            text += f"; within the budget of {100 * self.budget:.1f}, "
+            text += " and ".join(f"{nats:.3g} nats of {_NAMES[name]}" for name, nats in left.items())
+            text += " left" if left else "whatever KL does"
+        elif self.within is False:
+            assert self.budget is not None
+            which = ", whose upper end" if shown.drop <= self.budget else ""
+            text += f"{which} is over the budget of {100 * self.budget:.1f}{done and f': {done}'}"
+        return text + ("; beyond what the law was fitted to" if shown.extrapolated else "")
+
+
+def _with_error(estimate: Estimate) -> str:
+    return f"{estimate.mean:.4f}" + (f" ± {estimate.stderr:.4f}" if math.isfinite(estimate.stderr) else "")
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
