@@ -159,7 +159,8 @@ def test_a_cache_that_holds_more_than_keys_and_values_is_left_whole() -> None:
         keys = values = None
 
         def __init__(self, **more: Any) -> None:
-            self.keys, self.values, self.kept = torch.zeros(3, 1, 2, 2), torch.zeros(3, 1, 2, 2), None
+            self.keys, self.values = torch.zeros(3, 1, 2, 2), torch.zeros(3, 1, 2, 2)
+            self.kept: list[int] | None = None
             vars(self).update(more)
 
         def batch_select_indices(self, rows: torch.Tensor) -> None:
