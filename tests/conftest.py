@@ -32,3 +32,9 @@ def _one_trainer_after_another() -> Iterator[None]:
     os.environ.pop("ACCELERATE_MIXED_PRECISION", None)
     if (accelerate := sys.modules.get("accelerate.state")) is not None:
         accelerate.AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The commands do not ask whether the hub answers: without a network the whole process would go on without it."""
+    monkeypatch.setattr("rlrazor.lm.hub.answers", lambda: True)

@@ -209,3 +209,21 @@ def test_what_cannot_be_fitted_is_refused() -> None:
     fitted = forecast.fit_forecaster(simulated(4, np.random.default_rng(9)), ["kl_probe"], 1.0)
     with pytest.raises(RazorError, match="kl_probe was not measured"):
         fitted.forecast({"kl_forward": 1.0})
+
+
+def test_errors_by_range_are_of_what_was_forecast_each_run_counting_once() -> None:
+    """By hand: three runs; the second was forecast to be well where it had lost 30 points."""
+    forecasts = [[0.01, 0.03, 0.10], [0.02], [0.04, 0.5]]
+    drops = [[0.02, 0.01, 0.14], [0.30], [0.04, 0.4]]
+    low, middle, high = forecast.errors_by_range(forecasts, drops)
+    assert (low.low, low.high, low.checkpoints, low.runs) == (0.0, 0.05, 4, 3)
+    assert low.error == pytest.approx(((0.01 + 0.02) / 2 + 0.28 + 0.0) / 3)
+    # The others' means in the range: (.30 + .04) / 2, (.02 + .01 + .04) / 3, (.02 + .01 + .30) / 3.
+    assert low.guess == pytest.approx(((0.15 + 0.16) / 2 + (0.30 - 0.07 / 3) + (0.11 - 0.04)) / 3)
+    assert (middle.checkpoints, middle.runs, middle.guess) == (1, 1, None)
+    assert middle.error == pytest.approx(0.04)
+    assert (high.low, high.high, high.checkpoints) == (0.2, np.inf, 1)
+    assert high.error == pytest.approx(0.1)
+    assert [(one.runs, one.error) for one in forecast.errors_by_range([], [])] == [(0, None)] * 3
+    # The edge is of the range below.
+    assert [one.checkpoints for one in forecast.errors_by_range([[0.05], [0.2]], [[0.0], [0.0]])] == [1, 1, 0]

@@ -108,13 +108,15 @@ def test_a_checkpoint_is_picked(
 ) -> None:
     monkeypatch.chdir(trained)
     monkeypatch.setenv("XDG_CACHE_HOME", str(trained / "cache"))
-    for number in (0, 1):
-        # A random model forgets as it likes: whatever it lost is within this budget.
+    # The guide's three: a random model loses less than six items' noise, so its law may not judge.
+    for number, code in ((0, 3), (1, 3), (2, 0)):
         given = [argument.replace("0.02", "0.9") for argument in command("pick", number)]
-        assert main([*given, "--json"]) == 0
+        assert main([*given, "--json"]) == code
         found = json.loads(capfd.readouterr().out)
-        steps = [one["step"] for one in found["candidates"]]
-        assert steps == [10, 20, 30, 40]
+        assert [one["step"] for one in found["candidates"]] == [10, 20, 30, 40]
         assert found["metric"] == "mean_token_accuracy"
-        best = max(one["new"] for one in found["candidates"] if one["drop"] <= 0.9)
-        assert found["recommended"]["new"] == best
+        if code:
+            assert (found["recommended"], found["verdict"]) == (None, "cannot be told")
+            assert "which the noise of the scores" in found["doubt"]
+        else:
+            assert found["recommended"]["new"] == max(one["new"] for one in found["candidates"])

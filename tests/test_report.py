@@ -16,9 +16,10 @@ import polars as pl
 import pytest
 from rich.console import Console
 
-from rlrazor import law
+from rlrazor import law, writing
 from rlrazor.errors import RazorError
 from rlrazor.report import Results, drawing, figures, load, summary, terminal_tables, write_report
+from rlrazor.report import page as report_page
 from rlrazor.report.tables import Sweep
 
 BASE_NEW, BASE_PRIOR = 0.90, 0.80
@@ -88,7 +89,8 @@ def row(
 
 def make_folder(folder: Path, table: pl.DataFrame, **config: Any) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    table.write_parquet(folder / "records.parquet")
+    with (folder / "records.parquet").open("wb") as file:  # the name need not be one that polars takes
+        table.write_parquet(file)
     (folder / "config.json").write_text(json.dumps({**CONFIG, **config}))
     return folder
 
@@ -131,6 +133,8 @@ def sweep_of(results: Results) -> Sweep:
 def page(results: Results) -> str:
     path = write_report(results)
     assert path == results.folder / "report.html"
+    for file, kind in report_page.outputs(results.folder):
+        assert not file.exists() or writing.is_ours(file, kind)
     return path.read_text()
 
 

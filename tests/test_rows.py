@@ -203,6 +203,10 @@ def test_what_datasets_has_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     DatasetDict({"train": dataset, "test": dataset.select([0])}).save_to_disk(tmp_path / "two")
     for folder in (tmp_path / "one", tmp_path / "single", tmp_path / "two" / "train"):
         assert read(folder) == ROWS
+    monkeypatch.chdir(tmp_path)
+    for name in ("~", "a[1-2]*"):
+        assert read((tmp_path / "single" / "train").rename(tmp_path / name).relative_to(tmp_path)) == ROWS
+        (tmp_path / name).rename(tmp_path / "single" / "train")
     with pytest.raises(RazorError, match=r"holds train and test: give one of them, such as .*two/train"):
         read(tmp_path / "two")
     (tmp_path / "one" / "dataset_info.json").write_text("{")

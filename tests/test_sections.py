@@ -17,7 +17,7 @@ import pytest
 from rich.console import Console
 from scipy import stats
 
-from rlrazor import law
+from rlrazor import law, writing
 from rlrazor.errors import RazorError
 from rlrazor.report import drawing, load, sections, summary, terminal_tables, write_markdown, write_report
 from rlrazor.report.drawing import Curve, Figure, Panel, Points
@@ -584,6 +584,7 @@ def test_markdown_holds_each_section_and_its_figure(tmp_path: Path) -> None:
     add_study(tmp_path, "quadrants", make_table(seeds=1, runs=1), command="razor reproduce toy")
     results = load(tmp_path)
     page = write_markdown(results, tmp_path / "docs").read_text()
+    assert writing.is_ours(tmp_path / "docs" / "findings.md", "notes")
     (section,) = results.sections
     assert f"**{section.finding}**" in page
     assert "razor reproduce toy" in page

@@ -1,5 +1,6 @@
 """Run folders: whole or absent, and clear words when the disk or a file is at fault."""
 
+import contextlib
 import errno
 import os
 import subprocess
@@ -76,7 +77,8 @@ def test_a_full_disk_keeps_the_table_of_before(tmp_path: Path) -> None:
     """In a process whose files may not exceed 4 kB, which is how the kernel reports a full disk's kin, EFBIG."""
     code = (
         "import pathlib, resource, signal, sys, polars as pl; from rlrazor.store import RunStore\n"
-        "store = RunStore(pathlib.Path(sys.argv[1])); store.write_table('records', pl.DataFrame({'x': [1]}))\n"
+        "store = RunStore(pathlib.Path(sys.argv[1])); own = dict.fromkeys(['run_id', 'method', 'seed', 'step'], 1)\n"
+        "store.write_table('records', pl.DataFrame({**own, 'x': [1]}))\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
         "try: store.write_table('records', pl.DataFrame({'x': [hash(str(i)) for i in range(10_000)]}))\n"
         "except Exception as error: print(type(error).__name__, error)"
@@ -118,10 +120,15 @@ def test_leftovers_of_a_killed_process_are_cleared(store: RunStore) -> None:
     store.write(SPEC, checkpoints(), seconds=0)
     (store.runs / ".0123456789abcdef.77").mkdir()
     (store.runs / ".0123456789abcdef.77" / "records.jsonl").write_text("{")
-    (store.folder / ".records.parquet.tmp").write_bytes(b"PAR1")
+    half = contextlib.ExitStack()
+    half.enter_context(atomic_path(store.folder / "records.parquet")).write_bytes(b"PAR1")
+    others = [store.runs / ".gitignore", store.folder / ".notes.tmp"]
+    for path in others:
+        path.write_text("the user's")
     with store.open_for_writing():
-        assert [path.name for path in store.runs.iterdir()] == [SPEC.run_id]
-        assert not list(store.folder.glob(".*.tmp"))
+        assert sorted(path.name for path in store.runs.iterdir()) == sorted([SPEC.run_id, ".gitignore"])
+        assert sorted(path.name for path in store.folder.iterdir()) == [".lock", ".notes.tmp", "runs"]
+    assert [path.read_text() for path in others] == ["the user's"] * 2
 
 
 @pytest.mark.parametrize("damage", ["{", '{"run_id": "x", "colour": 1}\n', ""])

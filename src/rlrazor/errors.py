@@ -51,3 +51,8 @@ def disk_error_in(error: BaseException) -> OSError | None:
         ):
             return found
     return None
+
+
+def is_panic(error: BaseException) -> bool:
+    """Whether a library in Rust, such as tokenizers, has failed where it did not expect to: that is no Exception."""
+    return type(error).__name__ == "PanicException"

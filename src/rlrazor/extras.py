@@ -1,5 +1,6 @@
 """Optional dependencies: what each extra of pyproject.toml brings, and the sentence where it is missing."""
 
+import sys
 from importlib.util import find_spec
 
 from rlrazor.errors import RazorError
@@ -11,25 +12,38 @@ EXTRAS = {
 }
 
 
+class MissingExtraError(RazorError, ImportError):
+    """A package is not installed: an ImportError to who imports, a sentence on the command line."""
+
+
 def needs_extra(*extras: str) -> None:
-    """Raise RazorError where a package of these extras is not installed. Imports none of them, which takes seconds."""
+    """Raise MissingExtraError where a package of these extras is not installed.
+
+    Imports none of them, which takes seconds.
+    """
     for extra in extras:
         for package in EXTRAS[extra]:
             if not _is_installed(package):
-                raise RazorError(
-                    f"This needs the extra [{extra}], and {package} is missing: pip install 'rlrazor[{extra}]' "
-                    f"(in a checkout: '.[{extra}]')."
+                raise MissingExtraError(
+                    f"This needs the extra [{extra}], and {package} is missing: {installing(extra)}."
                 )
 
 
+def installing(extra: str) -> str:
+    """How an extra is installed: rlrazor is in no index of packages."""
+    return f"in the checkout of rlrazor, pip install -e '.[{extra}]'"
+
+
 def needs_package(package: str, what: str) -> None:
-    """Raise RazorError where a package that only `what` needs, the sentence's subject, is not installed."""
+    """Raise MissingExtraError where a package that only `what` needs, the sentence's subject, is not installed."""
     if not _is_installed(package):
-        raise RazorError(f"{what} needs the package {package}, which is not installed: pip install {package}.")
+        raise MissingExtraError(f"{what} needs the package {package}, which is not installed: pip install {package}.")
 
 
 def _is_installed(package: str) -> bool:
+    if sys.modules.get(package) is not None:
+        return True
     try:
         return find_spec(package) is not None
-    except ImportError:  # a finder that refuses it
+    except (ImportError, ValueError):  # a finder that refuses it, or None in its place
         return False

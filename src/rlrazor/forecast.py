@@ -44,6 +44,7 @@ GAIN = 0.1  # by which a law has to lower guessing's error: on noise it does one
 
 FLOOR = 0.01  # of a drop, added to it in the scale of residuals: one accuracy point, what noise in the scores is worth
 SHARES = (0.0, 0.03, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)  # of the first of two KLs in their sum, that are tried
+RANGES = (0.05, 0.2)  # of a forecast drop: up to what a budget is about, up to what shows in use, and beyond
 MIN_RUNS = 3
 UNREACHABLE = 1e6  # nats: a KL that no policy comes to
 
@@ -308,6 +309,49 @@ def _left_out_error(rows: pl.DataFrame, columns: Sequence[str], by: str) -> floa
         kls_ND, forgetting_N = _arrays(own, columns)
         errors.append(float(np.abs(forgetting_N - law.predict(kls_ND)).mean()))
     return float(np.mean(errors))
+
+
+@dataclass(frozen=True)
+class RangeError:
+    """How wrong forecasts above `low` and up to `high` were, drops as fractions of 1.
+
+    `error`: mean absolute error over the `checkpoints` of such a forecast, each of their `runs` counting once; `guess`:
+    the same of the mean of what the other runs' checkpoints in this range forgot, over the runs that there are others
+    to. None where there are none.
+    """
+
+    low: float
+    high: float
+    checkpoints: int
+    runs: int
+    error: float | None
+    guess: float | None
+
+
+def errors_by_range(
+    forecasts: Sequence[ArrayLike], measured_drops: Sequence[ArrayLike], edges: Sequence[float] = RANGES
+) -> list[RangeError]:
+    """The error in each range of what was forecast: an array a run of its forecasts, and one of what it did forget.
+
+    By what was forecast, as that is what a user has: a ruined model that was forecast to be well counts where it was
+    taken for well. Guessing knows the range and nothing more, so a law that is no better tells nothing within it.
+    """
+    forecast_N = np.concatenate([np.asarray(of_run, float) for of_run in forecasts] or [np.empty(0)])
+    drop_N = np.concatenate([np.asarray(of_run, float) for of_run in measured_drops] or [np.empty(0)])
+    run_N = np.repeat(np.arange(len(forecasts)), [len(np.atleast_1d(of_run)) for of_run in forecasts])
+    found = []
+    for low, high in zip((-np.inf, *edges), (*edges, np.inf), strict=True):
+        within_N = (forecast_N > low) & (forecast_N <= high)
+        errors, guesses = [], []
+        for run in np.unique(run_N[within_N]):
+            own_N, rest_N = within_N & (run_N == run), within_N & (run_N != run)
+            errors.append(float(np.abs(drop_N[own_N] - forecast_N[own_N]).mean()))
+            if rest_N.any():
+                guesses.append(float(np.abs(drop_N[own_N] - drop_N[rest_N].mean()).mean()))
+        error = float(np.mean(errors)) if errors else None
+        guess = float(np.mean(guesses)) if guesses else None
+        found.append(RangeError(max(low, 0.0), high, int(within_N.sum()), len(errors), error, guess))
+    return found
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,12 @@ MIN_GROUPS = 5  # 126 distinct resamples; four groups have 35, too few to place 
 # of an accuracy over 625 items and four of one over 10,000: what exceeds it is a broken run or a wrong law, not noise.
 SOFT_MARGIN = 0.02
 
+# Where a saturating fit may end. a: from one test image in 10,000 to everything. c: outside, a step or a constant. The
+# drift at which 63 % of `a` is lost: any, near or far, by this much in its logarithm from the largest that was seen.
+LEAST = 1e-4
+SHAPES = (0.2, 5.0)
+REACH = 25.0
+
 
 class Law(Protocol):
     """Anything that predicts forgetting (fraction of 1) from a drift measure, both of shape (n,)."""
@@ -80,7 +86,8 @@ class Saturating:
 
     def predict(self, x: ArrayLike) -> Floats:
         """Forgetting at drift `x`."""
-        return np.asarray(-self.a * np.expm1(-self.b * np.maximum(x, 0.0) ** self.c))
+        with np.errstate(over="ignore"):  # far beyond where all of `a` is lost
+            return np.asarray(-self.a * np.expm1(-self.b * np.maximum(x, 0.0) ** self.c))
 
 
 def distinct(table: pl.DataFrame) -> pl.DataFrame:
@@ -150,15 +157,14 @@ def fit_saturating(x: ArrayLike, y: ArrayLike, start: Saturating | None = None) 
         by_log_u = a * u * kept
         return np.stack([a * (1 - kept), -np.exp(log_c) * by_log_u, log_u * by_log_u], axis=1)
 
-    # a: from one test image in 10,000 to everything. s: any scale, near or far. c: outside, a step or a constant.
     top = log_x.max()
-    low = np.array([np.log(1e-4), top - 25, np.log(0.2)])
-    high = np.array([np.log(1.0), top + 25, np.log(5.0)])
+    low = np.array([np.log(LEAST), top - REACH, np.log(SHAPES[0])])
+    high = np.array([np.log(1.0), top + REACH, np.log(SHAPES[1])])
 
     def start_at(log_s: float, log_c: float) -> Floats:
         shape = -np.expm1(-saturation(log_s, log_c)[0])
         a = np.dot(shape, y) / max(float(np.dot(shape, shape)), 1e-12)  # least squares: linear in a
-        return np.array([np.log(np.clip(a, 1e-4, 1.0)), log_s, log_c])
+        return np.array([np.log(np.clip(a, LEAST, 1.0)), log_s, log_c])
 
     if start is None:
         scales = [*np.quantile(log_x[x > 0], [0.1, 0.3, 0.5, 0.7, 0.9]), top, top + 1, top + 3]

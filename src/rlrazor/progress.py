@@ -6,10 +6,11 @@ from types import TracebackType
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TimeRemainingColumn
 from rich.text import Text
 
 from rlrazor.records import Record, RunSpec
+from rlrazor.terminal import PlainColumn
 
 _LINE_EVERY = 30.0  # seconds between lines where there is no terminal to draw a bar on
 
@@ -24,11 +25,11 @@ class SweepProgress:
         self.title, self.runs, self.console = title, runs, console
         self.done = 0
         self.bar = Progress(
-            TextColumn("{task.description}"),
+            PlainColumn("{task.description}"),
             BarColumn(bar_width=24),
             _RunsColumn(),
             TimeRemainingColumn(compact=True),
-            TextColumn("{task.fields[current]}", style="dim"),
+            PlainColumn("{task.fields[current]}", style="dim"),
             console=console,
             disable=not console.is_terminal or runs == 0,
             # A long sweep: the estimate is the average over its last five minutes.

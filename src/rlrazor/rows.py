@@ -17,12 +17,14 @@ from typing import Any
 
 import polars as pl
 
-from rlrazor.errors import RazorError
+from rlrazor.documents import NotJSONError, NotReadableError, loads, read_bytes
+from rlrazor.errors import RazorError, cause_of
 
 Row = dict[str, Any]
 Located = tuple[str, Row]
 """A row, and where it is: "prompts.jsonl, line 3"."""
 
+LARGEST = 2**30  # bytes of a file of rows, which is read whole
 KINDS = "JSON Lines, a JSON array, CSV or TSV with a header, or Parquet"
 _JSON_NAMES, _TABLE_NAMES = (".json", ".jsonl", ".ndjson"), (".csv", ".tsv", ".tab")
 _FOLDER_NAMES = (*_JSON_NAMES, *_TABLE_NAMES, ".parquet", ".txt")  # of the files that a folder is read for
@@ -75,7 +77,11 @@ def read_located(path: Path, pattern: str | None = None, *, line: str | None = N
 
     Each file is read once, so it may be a pipe.
     """
-    if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+    try:
+        saved = (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
+    except OSError as error:
+        raise RazorError(f"{path} cannot be read: {error.strerror}. Give {KINDS}.") from error
+    if saved:
         return _saved_by_datasets(path)
     return [row for file in _files(path, pattern) for row in _read_file(file, line)]
 
@@ -97,10 +103,10 @@ def _files(path: Path, pattern: str | None) -> list[Path]:
 def _read_file(file: Path, line: str | None) -> list[Located]:
     wanted = KINDS + (f", or one {line} a line" if line else "")
     try:
-        data = file.read_bytes()
+        data = read_bytes(file, LARGEST)
     except FileNotFoundError as error:
         raise RazorError(f"There is no {file}: give {wanted}.") from error
-    except OSError as error:
+    except (OSError, ValueError) as error:  # of a name with a NUL in it
         raise RazorError(f"{file} cannot be read: {error}. Give {wanted}.") from error
     if data.startswith(_PARQUET):
         return _parquet(file, data)
@@ -158,11 +164,13 @@ def _json(file: Path, text: str, line: str | None) -> list[Located]:
 
 def _parsed(where: str, text: str) -> Any:
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
+        return loads(text, nan=float)
+    except NotJSONError as error:
         raise RazorError(
-            f"{where}: not JSON ({error}). Every line has to be one object, or the file one array."
+            f"{where}: not JSON ({error.__cause__}). Every line has to be one object, or the file one array."
         ) from error
+    except NotReadableError as error:
+        raise RazorError(f"{where}: {error}. Mend it, or leave it out.") from error
 
 
 def _delimiter(name: str, text: str) -> str | None:
@@ -251,8 +259,9 @@ def _is_json(text: str) -> bool:
 def _parquet(file: Path, data: bytes) -> list[Located]:
     try:
         rows = pl.read_parquet(io.BytesIO(data)).to_dicts()
-    except (pl.exceptions.PolarsError, OSError, ValueError) as error:
-        raise RazorError(f"{file} is damaged: it begins as Parquet and cannot be read as such ({error}).") from error
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, ValueError) as error:
+        why = cause_of(error)
+        raise RazorError(f"{file} is damaged: it begins as Parquet and cannot be read as such ({why}).") from error
     if not rows:
         raise RazorError(f"{file} is empty: it has no rows.")
     return [(f"{file}, row {number}", row) for number, row in enumerate(rows, 1)]
@@ -267,7 +276,7 @@ def _saved_by_datasets(path: Path) -> list[Located]:
             f"{path} was saved by the library datasets, which is missing: pip install datasets."
         ) from error
     try:
-        dataset = load_from_disk(str(path))
+        dataset = load_from_disk(str(path.absolute()))  # not of a home, which ~ is to it
     except Exception as error:  # whatever a library of files raises
         raise RazorError(f"{path} was saved by the library datasets and cannot be read: {error}") from error
     if isinstance(dataset, DatasetDict):

@@ -12,14 +12,13 @@ A run folder is written under a temporary name and renamed when complete, so kil
 only the unfinished run, and what has the final name can be trusted.
 """
 
-import errno
 import io
 import json
 import os
+import re
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -28,8 +27,10 @@ import polars as pl
 from safetensors import SafetensorError
 
 from rlrazor import processes
+from rlrazor.documents import checked, parse_json, read_bytes, read_json, read_text
 from rlrazor.errors import RazorError
-from rlrazor.records import SCHEMA_VERSION, Record, RunSpec
+from rlrazor.records import BASE, SCHEMA_VERSION, Record, RunSpec
+from rlrazor.writing import Output, atomic_path, check_writable, clear_io_errors, leftovers, require_our_folder
 
 try:
     import fcntl
@@ -39,7 +40,19 @@ except ImportError:  # Windows: no lock, the atomic renames still hold
 if TYPE_CHECKING:
     from torch import Tensor  # which takes seconds to import, and a report needs no weights
 
+__all__ = ["Checkpoint", "FinishedRun", "RunStore", "WeightsMode", "atomic_path", "check_writable"]
+
+_WORDS = ("run_id", "trajectory", "method", "schedule")
+_NUMBERS = ("lr", "epochs", "seed", "step", "epoch", "new", "prior", "forgetting", "kl_forward")
+COLUMNS = (*_WORDS, *_NUMBERS)
+"""Of every table of checkpoints."""
+_DRIFT = ("kl_forward", "kl_reverse", "kl_probe", "total_variation")
+_FRACTIONS = ("new", "prior", "forgetting")
+_LARGEST_FRACTION = 2  # of 1: no score is that, nor a drop, and every percentage of a score is
+_LARGEST_TABLE = 2**32  # bytes
+
 WeightsMode = Literal["none", "final", "all"]
+_PARTIAL = re.compile(r"\.[0-9a-f]{16}\.\d+")  # a run that was being written: its id, and the process
 Weights = Mapping[str, "Tensor"]
 
 
@@ -81,9 +94,11 @@ class RunStore:
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        with _clear_io_errors(self.folder):
+        with clear_io_errors(self.folder):
             self.runs.mkdir(parents=True, exist_ok=True)
-            lock = (self.folder / ".lock").open("w")
+            # Without following a link, emptying a file, or waiting for who reads a pipe: it may be somebody's.
+            flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+            lock = os.fdopen(os.open(self.folder / ".lock", flags, 0o666), "rb+", buffering=0)
         with lock:
             if fcntl is not None:
                 try:
@@ -94,10 +109,21 @@ class RunStore:
                     ) from error
                 except OSError:
                     pass  # a file system without locks; the atomic renames still hold
-            with _clear_io_errors(self.folder):
-                for leftover in [*self.runs.glob(".*"), *self.folder.glob(".*.tmp"), *self.folder.glob("*/.*.tmp")]:
+            with clear_io_errors(self.folder):
+                half = [path for path in self.runs.iterdir() if _PARTIAL.fullmatch(path.name)]
+                for leftover in (*half, *leftovers(self.folder)):
                     shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
             yield
+
+    @property
+    def outputs(self) -> list[Output]:
+        """The files that an experiment writes beside its runs."""
+        studies = self.folder / "studies"
+        there = [path for path in studies.glob("*") if path.suffix in (".json", ".parquet")]
+        files = [
+            self.folder / name for name in ("config.json", "teachers.json", "records.parquet", "sensitivity.parquet")
+        ]
+        return [(path, "json" if path.suffix == ".json" else "table") for path in (*files, *there)]
 
     def is_finished(self, spec: RunSpec, weights: WeightsMode = "none") -> bool:
         """Whether the run is there, with the weights asked for."""
@@ -124,7 +150,7 @@ class RunStore:
         target = self._folder_of(spec)
         partial = target.with_name(f".{target.name}.{os.getpid()}")
         stored = {"schema_version": SCHEMA_VERSION, **asdict(spec), "diverged_at": diverged_at}
-        with _clear_io_errors(self.folder):
+        with clear_io_errors(self.folder):
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
             try:
@@ -139,6 +165,7 @@ class RunStore:
                     # Bytes of our own writing rather than safetensors' save_file, for the fsync and the clear error.
                     path = partial / "weights" / _weights_name(checkpoint.record.step)
                     _write_bytes(path, save(dict(checkpoint.weights)))
+                require_our_folder(target, "spec.json")
                 if target.exists():
                     shutil.rmtree(target)
                 partial.rename(target)
@@ -148,27 +175,47 @@ class RunStore:
 
     def read(self, spec: RunSpec) -> FinishedRun:
         """Read a finished run back; raises RazorError when a file of it is damaged."""
+        from rlrazor.run_files import StoredSpec
+
         folder = self._folder_of(spec)
-        try:
-            stored = json.loads((folder / "spec.json").read_text())
-            lines = (folder / "records.jsonl").read_text().splitlines()
-            records = [Record(**json.loads(line)) for line in lines]
-            if not records:
-                raise ValueError("records.jsonl is empty")
-        except (OSError, ValueError, TypeError) as error:
+        with self._told(folder):
+            stored = parse_json(read_text(folder / "spec.json"), folder / "spec.json")
+        version = stored.get("schema_version") if isinstance(stored, dict) else None
+        if type(version) is int and version != SCHEMA_VERSION:
             raise RazorError(
-                f"The run folder {folder} cannot be read ({error}). Delete it and run the same command again."
-            ) from error
-        if stored.get("schema_version") != SCHEMA_VERSION:
-            raise RazorError(
-                f"The run folder {folder} has schema version {stored.get('schema_version')}, this rlrazor reads "
-                f"{SCHEMA_VERSION}. Choose another --out."
+                f"The run folder {folder} has schema version {version}, this rlrazor reads {SCHEMA_VERSION}. Choose "
+                "another --out."
             )
-        return FinishedRun(spec, records, stored["diverged_at"])
+        with self._told(folder):
+            found = checked(StoredSpec, stored, folder / "spec.json")
+            if RunSpec(found.experiment, found.method, found.params, found.seed).run_id != spec.run_id:
+                raise RazorError("spec.json is of another run.")
+            records = read_records(folder / "records.jsonl")
+            if any(record.run_id != spec.run_id for record in records):
+                raise RazorError("records.jsonl has a record of another run.")
+            return FinishedRun(spec, records, found.diverged_at)
 
     def seconds(self, spec: RunSpec) -> float:
-        """Wall time of the training that served this run, measuring included; a prefix has that of the whole."""
-        return float(json.loads((self._folder_of(spec) / "seconds.json").read_text())["seconds"])
+        """Wall time of the training that served this run, measuring included; a prefix has that of the whole.
+
+        Raises RazorError when the file of it is damaged.
+        """
+        from rlrazor.run_files import StoredSeconds
+
+        folder = self._folder_of(spec)
+        with self._told(folder):
+            return read_json(folder / "seconds.json", StoredSeconds).seconds
+
+    @staticmethod
+    @contextmanager
+    def _told(folder: Path) -> Iterator[None]:
+        """Say of what is wrong with a file of a run what to do about it."""
+        try:
+            yield
+        except RazorError as error:
+            raise RazorError(
+                f"The run folder {folder} cannot be read. {error} Delete it and run the same command again."
+            ) from error
 
     def weights_path(self, spec: RunSpec, step: int) -> Path:
         """Where the weights of a checkpoint are, if they were kept."""
@@ -206,7 +253,7 @@ class RunStore:
 
     def remove(self, *names: str) -> None:
         """Remove files of the output folder that no longer apply; missing ones are none's concern."""
-        with _clear_io_errors(self.folder):
+        with clear_io_errors(self.folder):
             for name in names:
                 (self.folder / name).unlink(missing_ok=True)
 
@@ -214,28 +261,74 @@ class RunStore:
         return self.runs / spec.run_id
 
 
-@contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that becomes it when the block ends well; RazorError on a full disk."""
-    partial = path.with_name(f".{path.name}.tmp")
-    with _clear_io_errors(path.parent):
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            yield partial
-            partial.replace(path)
-        finally:
-            with suppress(OSError):
-                partial.unlink(missing_ok=True)
+def read_records(path: Path) -> list[Record]:
+    """The records of a JSON Lines file, in the order of their steps. Raises RazorError for one that is damaged."""
+    from rlrazor.run_files import StoredRecord
+
+    records: list[Record] = []
+    # Not splitlines: a JSON string may hold characters that it takes for line ends.
+    for number, line in enumerate(read_text(path).split("\n"), 1):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        found = checked(StoredRecord, parse_json(line, where), where)
+        if records and found.step <= records[-1].step:
+            raise RazorError(f"{where} is of step {found.step}, which does not come after the one before.")
+        records.append(Record(**dict(found)))
+    if not records:
+        raise RazorError(f"{path} is empty.")
+    return records
 
 
-def check_writable(path: Path) -> None:
-    """Raise RazorError where `path` could not be written later: its folder cannot be, or it is a folder itself."""
-    with _clear_io_errors(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.is_dir():
-            raise IsADirectoryError(errno.EISDIR, f"{path.name} is a folder")
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
+def read_table(path: Path, columns: Sequence[str] = COLUMNS) -> pl.DataFrame:
+    """A table of checkpoints.
+
+    Raises RazorError when it is missing, damaged or without `columns`, or where one that we know holds something else.
+    """
+    if not path.is_file():
+        raise RazorError(f"There is no {path}: give the output folder of a finished `razor reproduce`.")
+    try:
+        table = pl.read_parquet(read_bytes(path, _LARGEST_TABLE))  # of a path, polars takes [ and * for a pattern
+    except (OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
+        raise RazorError(f"{path} is damaged: delete it and run the same command again.") from error
+    missing = [name for name in columns if name not in table.columns]
+    if missing:
+        raise RazorError(f"{path} lacks the columns {', '.join(missing)}: run the same command again.")
+    wrong = [name for name in _NUMBERS if name in table.columns and not _has_numbers(table, name)]
+    if wrong:
+        raise RazorError(f"{path} has no numbers in the columns {', '.join(wrong)}: run the same command again.")
+    if (sentence := _wrong_in(table)) is not None:
+        raise RazorError(f"{path} is damaged, as {sentence}: run the same command again.")
+    return table
+
+
+def _wrong_in(table: pl.DataFrame) -> str | None:
+    """What is wrong with a table of checkpoints, if anything is."""
+    there = set(table.columns)
+    for name in sorted(there.intersection(_WORDS)):
+        if table.schema[name] not in (pl.String, pl.Null):
+            return f"the column {name} holds no text"
+    if any(table[name].null_count() for name in there.intersection(_WORDS[:3])):
+        return "a checkpoint lacks its run or its method"
+    for name in sorted(there & {"seed", "step"}):
+        if not table.schema[name].is_integer() or table[name].null_count() or (table[name] < 0).any():
+            return f"the column {name} holds anything but whole numbers from 0 up"
+    for name in sorted(there.intersection(_FRACTIONS)):
+        values = table[name].cast(pl.Float64)
+        if values.null_count() or not values.is_between(-_LARGEST_FRACTION, _LARGEST_FRACTION).all():
+            return f"the column {name} has a value that is no fraction of 1"
+    for name in sorted(there.intersection(_DRIFT)):
+        if not _has_numbers(table, name):
+            return f"the column {name} holds no numbers"
+        if table[name].cast(pl.Float64).is_infinite().any():
+            return f"the column {name} has an infinite value"
+    if {"lr", "method"} <= there and table.filter(pl.col("method") != BASE)["lr"].null_count():
+        return "a fine-tuned checkpoint has no lr"
+    return None
+
+
+def _has_numbers(table: pl.DataFrame, name: str) -> bool:
+    return table.schema[name].is_numeric() or table.schema[name] == pl.Null
 
 
 def _weights_name(step: int) -> str:
@@ -247,15 +340,3 @@ def _write_bytes(path: Path, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-
-
-@contextmanager
-def _clear_io_errors(folder: Path) -> Iterator[None]:
-    """Turn what the operating system says about `folder` into one sentence."""
-    try:
-        yield
-    except OSError as error:
-        raise RazorError(
-            f"Cannot write to {folder}: {error.strerror or error}. What is there already is kept; free some space or "
-            "choose another place, then run the same command again."
-        ) from error

@@ -6,18 +6,16 @@ Knows `RunSpec`, `Record` and the store, not what is trained: the training loop 
 import multiprocessing
 import os
 import queue
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
-from multiprocessing.connection import wait as wait_for_handles
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any, Protocol
 
-from rlrazor import interrupts, processes
+from rlrazor import interrupts, processes, workers
 from rlrazor.errors import RazorError
 from rlrazor.records import Record, RunSpec
 from rlrazor.store import Checkpoint, RunStore, WeightsMode
@@ -138,12 +136,14 @@ def _run_in_processes(
 ) -> None:
     # spawn: a forked child would inherit torch's thread pool and locks in whatever state they are.
     context = multiprocessing.get_context("spawn")
+    _start_tracker()
     messages: Any = context.Queue()
-    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_start_worker, initargs=(messages,))
+    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=workers.start, initargs=(messages,))
     futures: dict[Future[None], Trajectory] = {}
     try:
-        for trajectory in work:
-            futures[pool.submit(_work, trajectory, train, store.folder, weights)] = trajectory
+        with interrupts.held():  # a worker that is not yet known as one would be left behind
+            for trajectory in work:
+                futures[pool.submit(_work, trajectory, train, store.folder, weights)] = trajectory
         pending = set(futures)
         while pending:
             done, pending = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
@@ -159,35 +159,31 @@ def _run_in_processes(
             "again; --jobs 1 needs the least memory."
         ) from error
     finally:
-        # On an error do not wait for what is still training: nothing half-written can be left behind.
-        for process in list((pool._processes or {}).values()) if not all(f.done() for f in futures) else []:
-            process.terminate()
-        pool.shutdown(wait=True, cancel_futures=True)
-        _forward(messages, progress)  # what the workers said last
-        messages.close()
+        with interrupts.held():
+            # On an error do not wait for what is still training: nothing half-written can be left behind.
+            for process in list((pool._processes or {}).values()) if not all(f.done() for f in futures) else []:
+                process.kill()
+            pool.shutdown(wait=True, cancel_futures=True)
+            _forward(messages, progress)  # what the workers said last
+            messages.close()
 
 
-_messages: Any = None
-
-
-def _start_worker(messages: Any) -> None:
-    global _messages
-    _messages = messages
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its workers
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
-
-
-def _exit_with_parent() -> None:
-    """A worker whose parent was killed must not go on alone: it would train into a folder that it no longer owns."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    wait_for_handles([parent.sentinel])
-    os._exit(1)
+def _start_tracker() -> None:
+    """Start multiprocessing's process that tidies up semaphores, to do so without a warning where we were killed."""
+    name, before = "PYTHONWARNINGS", os.environ.get("PYTHONWARNINGS")
+    os.environ[name] = ",".join(filter(None, [before, "ignore:resource_tracker:UserWarning"]))
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 def _work(trajectory: Trajectory, train: Train, folder: Path, weights: WeightsMode) -> None:
     def report(spec: RunSpec, record: Record) -> None:
-        _messages.put((spec, record))
+        workers.messages.put((spec, record))
 
     _train_and_store(trajectory, train, RunStore(folder), weights, report)
 

@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 from scipy import special
 
-from rlrazor import law, projection
+from rlrazor import bounds, law, projection
 from rlrazor.errors import RazorError
 from rlrazor.projection import ExponentialFamily, Floats, Mask, Network
 from rlrazor.records import JSON
@@ -83,9 +83,13 @@ Rows = list[dict[str, Any]]
 def check(preset: str, seeds: Sequence[int]) -> None:
     """Raise RazorError for an unknown preset or seeds that are not different whole numbers from 0 up."""
     if preset not in PRESETS:
-        raise RazorError(f"Unknown preset {preset!r}. Presets: {', '.join(sorted(PRESETS))}.")
+        raise RazorError(f"Unknown preset {preset!r:.60}. Presets: {', '.join(sorted(PRESETS))}.")
     if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
         raise RazorError("Seeds have to be different whole numbers, not below 0, and at least one.")
+    if len(seeds) > bounds.MOST_VALUES:
+        raise RazorError(f"There are {len(seeds):,} seeds, and {bounds.MOST_VALUES:,} are the most.")
+    for seed in seeds:
+        bounds.check("seeds", seed)
 
 
 def theory_study(

@@ -1,5 +1,6 @@
 """Calibration: the law that a table gives, what is said of it, and the whole command on a small model."""
 
+import html
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -11,13 +12,13 @@ import pytest
 
 from laws import GENERIC, PROMPTS, SETTINGS, TRUE, made_up
 from rlrazor import forecast
-from rlrazor.cli import main
+from rlrazor.cli import law_page, main
 from rlrazor.cli.calibrate import DEFAULTS
-from rlrazor.cli.calibrate import _figure as figure_of
 from rlrazor.errors import RazorError
 from rlrazor.experiments.language import train
 from rlrazor.guard import calibrate
 from rlrazor.guard.law_file import LawFile
+from rlrazor.law import Saturating
 from rlrazor.lm import kl, prior, probes
 from rlrazor.lm.models import load
 from rlrazor.report import drawing
@@ -119,7 +120,7 @@ def test_the_command_makes_a_law_of_a_users_own_data(
     (tmp_path / "mirror").mkdir()
     rows = [{"sentence": f"a {n} _ b", "option1": "cat", "option2": "dog", "answer": str(1 + n % 2)} for n in range(6)]
     (tmp_path / "mirror" / "winogrande_validation.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    out = tmp_path / "out"
+    out = tmp_path / "lr[1e-3] $x"  # which is no pattern, no markup and no formula
     command = [
         *("calibrate", str(base), "--prompts", str(tmp_path / "own.jsonl"), "--generic", str(tmp_path / "text.txt")),
         *("--prior", "winogrande", "--data-mirror", str(tmp_path / "mirror"), "--test-prompts", "6"),
@@ -155,13 +156,31 @@ def test_the_command_makes_a_law_of_a_users_own_data(
     assert "guessing the mean" in printed.out
     assert "Law: " in printed.out
     assert not list(out.glob("*-of-earlier-run-*"))
+    # The report says of the law what the law says of itself, first, and ranks no KL by anything else.
+    page = html.unescape((out / "report.html").read_text())
+    assert page.index("4 runs allow") < page.index("A policy that can do both")
+    assert law.describe() in page
+    assert "Mean error on a run left out, by what was forecast, points" in page
+    for other in ("Which KL forecasts forgetting?", "Which drift measure predicts", "Over all methods together"):
+        assert other not in page
+    useless = replace(law, choice=replace(law.choice, guess=0.0))
+    useless.save(out / "law.json")
+    assert main(["report", str(out)]) == 0
+    page = html.unescape((out / "report.html").read_text())
+    assert page.index("do not rely on this law") < page.index("A policy that can do both")
+    assert "no better than guessing" in " ".join(capfd.readouterr().out.split())
+    law.save(out / "law.json")
     # Another law than was there is not written over it, nor are other prompts.
     replace(law, level=0.5).save(out / "law.json")
     (out / "prompts.jsonl").write_text("mine")
+    assert main(command) == 2
+    assert (out / "prompts.jsonl").read_text() == "mine"
+    assert "prompts.jsonl is there already, and was not written by this command" in capfd.readouterr().err
+    (out / "prompts.jsonl").write_text(rows_of_mine := '{"prompt": "another"}\n')
     assert main(command) == 0
     assert "law.json is an earlier run's: it is in law-of-earlier-run-1.json now" in capfd.readouterr().err
     assert LawFile.load(out / "law-of-earlier-run-1.json").level == 0.5
-    assert (out / "prompts-of-earlier-run-1.jsonl").read_text() == "mine"
+    assert (out / "prompts-of-earlier-run-1.jsonl").read_text() == rows_of_mine
     assert replace(LawFile.load(out / "law.json"), command=law.command) == law
     assert len(list(out.glob("*-of-earlier-run-*"))) == 2
     # However few the rows, the runs have the updates that were asked for.
@@ -174,23 +193,32 @@ def test_the_command_makes_a_law_of_a_users_own_data(
         law.check(load(base, dtype="bfloat16").model, tokenizer)
     in_half = [*command, "--dtype", "bfloat16", "--lora-rank", "2", "--out", str(tmp_path / "half")]
     assert main(in_half) == 0
-    other = LawFile.load(tmp_path / "half" / "law.json")
-    assert other.settings.precision == "bfloat16"
-    assert len(other.forecaster.left_out) == 4
+    of_half = LawFile.load(tmp_path / "half" / "law.json")
+    assert of_half.settings.precision == "bfloat16"
+    assert len(of_half.forecaster.left_out) == 4
     for dtype in ("bfloat16", "float32"):
-        other.check(load(base, dtype=dtype).model, tokenizer)
+        of_half.check(load(base, dtype=dtype).model, tokenizer)
 
 
 def test_the_figure_shows_the_law_and_what_it_is_worth() -> None:
     rows = made_up(6).with_columns(kl_forward=10 * pl.col("kl_probe"))
     both = calibrate.fit(table_of(rows), BASE, candidates=[("kl_forward", "kl_probe")])
-    panel, left_out = figure_of(both).panels
+    panel, left_out = law_page.figure(both).panels
     weights = np.array(both.forecaster.law.weights)
     lead = int(np.argmax(weights > 0))
     (curve,) = (layer for layer in panel.layers if isinstance(layer, Curve))
     along = np.zeros((len(curve.x), 2))
     along[:, lead] = curve.x
     assert curve.y == pytest.approx(100 * both.forecaster.law.predict(along))
+    # Between its points the law is nowhere far from the chord, near the base neither, where it may be steep.
+    steep = replace(
+        both, forecaster=replace(both.forecaster, law=replace(both.forecaster.law, law=Saturating(0.6, 2, 0.3)))
+    )
+    (drawn,) = (layer for layer in law_page.figure(steep).panels[0].layers if isinstance(layer, Curve))
+    between = np.geomspace(drawn.x[1], drawn.x[-1], 5000)
+    along = np.zeros((len(between), 2))
+    along[:, lead] = between
+    assert np.interp(between, drawn.x, drawn.y) == pytest.approx(100 * steep.forecaster.law.predict(along), abs=0.1)
     points = [layer for layer in panel.layers if isinstance(layer, Points)]
     assert sorted(np.concatenate([one.y for one in points])) == pytest.approx(sorted(100 * rows["forgetting"]))
     assert max(one.x.max() for one in points) == pytest.approx(curve.x[-1])
@@ -200,6 +228,29 @@ def test_the_figure_shows_the_law_and_what_it_is_worth() -> None:
         assert isinstance(layer, Points)
         missed = np.abs(layer.y - layer.x) / (1 + np.maximum(layer.x, 0))
         assert missed == pytest.approx(np.array(run.residuals))
+
+
+def test_a_law_that_may_not_judge_is_not_shown_as_one_that_may() -> None:
+    """In its figure, its tables and its section of the report alike."""
+    law = calibrate.fit(table_of(made_up(6)), BASE)
+    useless = replace(law, choice=replace(law.choice, guess=0.0))
+    noise = replace(law, noise=1.0)
+    titles = [law_page.figure(one).panels[0].title for one in (law, useless, noise)]
+    assert titles == [
+        "The law",
+        *(f"Not to be relied on: no {of}" for of in ("better than guessing", "more than noise")),
+    ]
+    for one, mark in ((law, "chosen"), (useless, "the best of them, no better than guessing")):
+        assert [row[2] for row in law_page.candidates_table(one).rows].count(mark) == 1
+    section = law_page.law_section(useless, useless.cautions())
+    assert section.warning.startswith("No KL forecast better than guessing the mean: do not rely on this law.")
+    assert "no better than guessing" in section.finding
+    assert "fitted to what noise could be" in law_page.law_section(noise, []).finding
+    rows = law_page.ranges_table(law).rows
+    assert [row[0] for row in rows] == ["0 to 5", "5 to 20", "over 20"]
+    assert sum(int(row[3]) for row in rows) == len(law.data)
+    assert rows[0][1:] == ["—", "—", "0", "0"]
+    assert [one["high"] for one in law_page.ranges_as_json(law)] == [0.05, 0.2, None]
 
 
 def test_the_default_prior_tasks_are_the_ones_that_help_names() -> None:

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -14,13 +15,14 @@ from tokenizers import pre_tokenizers, processors
 
 from laws import GENERIC, PROMPTS, SETTINGS, law_of
 from own_tasks import SCORES, metric, own_task
-from rlrazor import drift
+from rlrazor import drift, writing
 from rlrazor.cli import main
 from rlrazor.cli.compare import as_json
 from rlrazor.errors import RazorError
 from rlrazor.guard import compare as guard_compare
 from rlrazor.guard import comparison_page
-from rlrazor.guard.compare import Completion, Pair, PriorSuite, _changes, compare, pieces
+from rlrazor.guard.compare import Completion, Pair, PriorSuite, compare, pieces
+from rlrazor.guard.weight_changes import changes
 from rlrazor.lm import kl, models, prior, probes, representation
 from rlrazor.lm.adapters import AdaptedWeights, weights_of
 from rlrazor.lm.models import LanguageModel, add_lora, load
@@ -74,7 +76,7 @@ def test_the_numbers_are_those_of_both_models_in_memory(folders: Path, tuned: st
     new = probes.of_prompts(base.model, TOKENIZER, PROMPTS, SETTINGS)
     text = probes.of_generic(base.model, TOKENIZER, GENERIC, SETTINGS)
     forward = kl.forward_kl(kl.Probe(base.model, new), other.model)
-    own = probes.complete(other.model, TOKENIZER, new.prompts, SETTINGS, "tuned")
+    own = probes.complete(other.model, TOKENIZER, new.prompts, SETTINGS, probes.NEW)
     reverse = kl.reverse_kl(other.model, kl.Sequences.grouped(new.prompts, own), base.model)
     generic = kl.forward_kl(kl.Probe(base.model, text), other.model)
     for name, expected in (("kl_forward", forward), ("kl_reverse", reverse), ("kl_probe", generic)):
@@ -130,12 +132,13 @@ def test_one_model_is_in_memory_at_a_time(folders: Path, monkeypatch: pytest.Mon
         told: list[str] = []
         compare(pair(folders, tuned), PROMPTS, generic=GENERIC, settings=SETTINGS, told=told.append)
         assert counts == [0] * loads
-        assert len(told) == module.STEPS
+        assert len(told) == module.steps(None)
 
 
 def test_a_law_forecasts_and_the_exit_code_judges(
-    folders: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    folders: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(guard_compare, "compare", cache_of(compare))
     command = ["compare", str(folders / "base"), str(folders / "tuned"), "--prompts", str(folders / "prompts.txt")]
     command += ["--law", str(folders / "law.json"), "--out", str(tmp_path / "page.html")]
     assert main([*command, "--json"]) == 0
@@ -144,20 +147,38 @@ def test_a_law_forecasts_and_the_exit_code_judges(
     expected = law.forecaster.forecast({name: found["kl"][name]["mean"] for name in ("kl_forward", "kl_probe")})
     assert found["forecast"]["drop"] == pytest.approx(expected.drop)
     assert (found["forecast"]["low"], found["forecast"]["high"]) == pytest.approx((expected.low, expected.high))
-    assert found["above"] is False
-    drop, high = expected.drop, expected.high
-    assert 0.01 < drop < high < 0.9
-    assert main([*command, "--fail-above", str(drop + 0.001)]) == 0
-    assert "Within the limit" in capfd.readouterr().out
-    assert main([*command, "--fail-above", str(drop - 0.001)]) == 1
-    out = capfd.readouterr().out
-    assert "Above the limit" in out
-    assert f"drops by {100 * drop:.1f} points" in " ".join(out.split())
-    assert main([*command, "--cautious", "--fail-above", str((drop + high) / 2)]) == 1
+    assert (found["above"], found["verdict"], found["exit_code"]) == (False, None, 0)
+    drop, low, high = expected.drop, expected.low, expected.high
+    assert 0.01 < low < drop < high < 0.9
+    between = str((drop + high) / 2)
+    for limit, options, code, said in (
+        (str(high + 0.001), [], 0, "Within the limit of"),
+        (str(low - 0.001), [], 1, "Above the limit of"),
+        (between, [], 3, "Cannot be told: the forecast drop is"),
+        (between, ["--accept-uncertain"], 0, "Within the limit of"),
+        (str((low + drop) / 2), ["--accept-uncertain"], 1, "Above the limit of"),
+        (between, ["--cautious"], 1, "Above the limit of"),
+    ):
+        assert main([*command, *options, "--fail-above", limit]) == code
+        out = " ".join(capfd.readouterr().out.split())
+        assert said in out
+        assert f"drops by {100 * drop:.1f} points" in out
     page = (tmp_path / "page.html").read_text()
     assert page.count('<section class="prompt">') == len(PROMPTS)
     assert "http" not in page.replace("http-equiv", "")  # it opens offline
     assert "Forecast: the prior score drops" in page
+
+
+def cache_of(function: Any) -> Any:
+    """What it returned at first, ever after."""
+    found: list[Any] = []
+
+    def first(*arguments: Any, **options: Any) -> Any:
+        if not found:
+            found.append(function(*arguments, **options))
+        return found[0]
+
+    return first
 
 
 def scoring(monkeypatch: pytest.MonkeyPatch, *found: dict[str, prior.Score]) -> None:
@@ -189,7 +210,7 @@ def test_the_truth_is_measured_beside_it(folders: Path, monkeypatch: pytest.Monk
     assert found.truth.tuned == {"a": 0.5, "b": 0.7}
     assert found.truth.drop == found.drop == pytest.approx(0.1)
     assert found.truth.stderr == pytest.approx(np.hypot(0.05, 0.1) / 2)
-    assert "Measured: it drops by 10.0 ± 5.6 points" in comparison_page.verdict(found)
+    assert "Measured: it drops by 10.0 ± 5.6 points [0.8, 19.2] (90% interval)." in comparison_page.verdict(found)
     assert found.notes.count("3 inputs were cut.") == 1
 
 
@@ -232,12 +253,12 @@ def test_a_drop_is_how_much_worse_in_the_scores_own_unit(
     assert any("left out of the mean drop: ppl (word_perplexity), brier (brier_score)." in note for note in found.notes)
     page = comparison_page.write_page(found, tmp_path / "page.html").read_text()
     for row in (
-        ("up", "acc, more is better", "80.0 %", "70.0 %", "10.0 points"),
+        ("up", "acc, more is better", "80.0 %", "70.0 %", "10.0 points", "[-17.9, 37.9]", "± 0.0 (not paired)", "7"),
         ("down", "error_rate, less is better", "20.0 %", "50.0 %", "30.0 points"),
-        ("ppl", "word_perplexity, less is better", "12.5", "14", "1.5"),
-        ("brier", "brier_score, less is better", "0.88", "0.89", "0.01"),
+        ("ppl", "word_perplexity, less is better", "12.5", "14", "1.5", "[1.267, 1.733]", "± 0.1414 (not paired)", "7"),
+        ("brier", "brier_score, less is better", "0.88", "0.89", "0.01", "unknown", "unknown", "7"),
     ):
-        assert f"<tr><th>{row[0]}</th>" + "".join(f"<td>{cell}</td>" for cell in row[1:]) + "</tr>" in page
+        assert f"<tr><th>{row[0]}</th>" + "".join(f"<td>{cell}</td>" for cell in row[1:]) in page
     listed = as_json(found)["truth"]["tasks"]["ppl"]
     assert (listed["metric"], listed["higher_is_better"], listed["fraction"]) == ("word_perplexity", False, False)
     assert listed["drop"] == pytest.approx(1.5)
@@ -340,10 +361,6 @@ def test_pairs_that_do_not_belong_together_are_refused(folders: Path, tmp_path: 
     base, tuned = folders / "base", folders / "tuned"
     with pytest.raises(RazorError, match="is an adapter, so it is not the base"):
         comparing(folders / "adapter", base)
-    with pytest.raises(RazorError, match="was given twice"):
-        comparing(base, base)
-    with pytest.raises(RazorError, match="was given twice"):
-        compare(Pair("some/hub-id", "some/hub-id"), PROMPTS)
     checkpoint = saved(tmp_path / "checkpoint-3", moved(tiny_llama()), TOKENIZER)
     (checkpoint / "trainer_state.json").write_text("{}")
     with pytest.raises(RazorError, match="seem to be swapped"):
@@ -447,13 +464,13 @@ def test_what_weakens_a_forecast_is_noted(folders: Path, tmp_path: Path, capfd: 
         "No KL forecast better than guessing the mean: do not rely on this law.",
         "The law's 4 runs allow intervals of 80%, not of 90%.",
     ]
-    # A law that is not to be relied on passes nothing in CI by its forecast; by its interval it may.
+    # A law that is not to be relied on passes nothing in CI, neither by its forecast nor by its interval.
     useless.save(tmp_path / "useless.json")
     command = ["compare", str(folders / "base"), str(folders / "tuned"), "--prompts", str(folders / "prompts.txt")]
     command += ["--law", str(tmp_path / "useless.json"), "--out", str(tmp_path / "page.html"), "--fail-above", "0.9"]
-    assert main(command) == 2
-    assert "is not to be relied on, so --fail-above cannot go by its forecast" in capfd.readouterr().err
-    assert main([*command, "--cautious", "--json"]) == int(json.loads(capfd.readouterr().out)["above"])
+    for options in ([], ["--cautious"], ["--accept-uncertain"]):
+        assert main([*command, *options]) == 2
+        assert "is not to be relied on, so --fail-above cannot go by its forecast" in capfd.readouterr().err
 
 
 def test_a_pickle_beside_an_adapter_is_not_read(folders: Path, tmp_path: Path) -> None:
@@ -477,8 +494,7 @@ def test_a_home_folder_is_understood(folders: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("HOME", str(folders))
     found = compare(Pair("~/base", "~/adapter"), PROMPTS[:2], generic=GENERIC, settings=SETTINGS)
     assert found.tuned == str(folders / "adapter")
-    with pytest.raises(RazorError, match="was given twice"):
-        compare(Pair("~/base", str(folders / "base")), PROMPTS)
+    assert found.base == str(folders / "base")
 
 
 @pytest.mark.parametrize("bare", ["base", "tuned"])
@@ -498,16 +514,16 @@ def test_a_model_saved_without_its_head_has_the_same_weights(tmp_path: Path, bar
 def test_weights_without_a_pair_are_counted(folders: Path, tmp_path: Path) -> None:
     weights = dict(models.SavedWeights(folders / "base"))
     more = {**weights, "extra.weight": torch.ones(2)}
-    there = pair(folders, "tuned")
-    layers, notes = _changes(weights, more, there)
+    there = "base", "tuned"
+    layers, notes = changes(weights, more, there)
     assert sum(layer.l2 for layer in layers) == 0
     assert notes == [
         "1 weights are in one of the two only, such as extra.weight (a head that is tied, say): they are not among the "
         "changes."
     ]
-    assert _changes(weights, weights, there)[1] == []
+    assert changes(weights, weights, there)[1] == []
     with pytest.raises(RazorError, match="no weight in common"):
-        _changes({"a.x": torch.ones(1)}, {"b.y": torch.ones(1)}, there)
+        changes({"a.x": torch.ones(1)}, {"b.y": torch.ones(1)}, there)
 
 
 def test_options_that_make_no_sense_are_refused(
@@ -520,6 +536,9 @@ def test_options_that_make_no_sense_are_refused(
         (["--fail-above", "0.1"], "give --law to forecast it, or --prior"),
         ([*law, "--fail-above", "two"], "fraction of 1"),
         ([*law, "--fail-above", "2"], "fraction of 1"),
+        (["--fail-above-kl", "-1"], "a KL in nats per completion"),
+        (["--fail-above-kl", "nan"], "a KL in nats per completion"),
+        (["--fail-above-kl", "inf"], "a KL in nats per completion"),
         ([*law, "--samples", "2"], "law's own probe"),
         ([*law, "--generic", str(folders / "text.txt")], "law's own probe"),
         (["--law", str(tmp_path / "none.json")], "There is no law"),
@@ -532,6 +551,30 @@ def test_options_that_make_no_sense_are_refused(
     ):
         assert main([*command, *options]) == 2
         assert message in capfd.readouterr().err
+
+
+def test_names_and_prompts_are_shown_as_they_are(
+    folders: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tuned, hostile = tmp_path / "[/red]lr[1e-3]\x1b[31m<b>", "[bold]a\x1b[31m <script>$x_1$"
+    shutil.copytree(folders / "tuned", tuned)
+    (tmp_path / "prompts[1].jsonl").write_text(json.dumps({"prompt": hostile}))
+    command = ["compare", str(folders / "base"), str(tuned), "--prompts", "prompts[1].jsonl", "--max-new-tokens", "4"]
+    monkeypatch.setattr(comparison_page, "SHOWN", 1)
+    assert main([*command, "--no-chat"]) == 0
+    printed = capfd.readouterr().out
+    assert "/[/red]lr[1e-3]\\x1b[31m<b> against" in printed.replace("\n", "")
+    assert "\x1b" not in printed
+    page = (tmp_path / "comparison.html").read_text()
+    assert "<script>" not in page
+    assert writing.is_ours(tmp_path / "comparison.html", "page")
+    tuned.rename(odd := tmp_path / os.fsdecode(b"\xff\xfe"))
+    command[2] = str(odd)
+    assert main([*command, "--no-chat"]) in (0, 2)  # as the libraries that load it can, or cannot
+    error = capfd.readouterr().err
+    assert "Traceback" not in error
+    assert not error or "\\udcff" in error
 
 
 def test_weights_are_read_from_the_files_as_they_are(folders: Path) -> None:

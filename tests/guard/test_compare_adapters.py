@@ -17,7 +17,7 @@ from rlrazor import drift
 from rlrazor.errors import RazorError
 from rlrazor.guard.compare import Comparison, Pair, compare
 from rlrazor.lm.kl import Sequences
-from rlrazor.lm.probes import complete, of_prompts
+from rlrazor.lm.probes import NEW, complete, of_prompts
 from tiny_models import char_tokenizer, saved, tiny_llama
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
@@ -55,7 +55,7 @@ def test_an_adapter_is_compared_as_what_it_makes_of_its_base(tmp_path: Path, kin
     adapted.save_pretrained(tmp_path / "adapter")
     found = compare(Pair(str(folder), str(tmp_path / "adapter")), PROMPTS, settings=SETTINGS, generic=GENERIC)
     new = of_prompts(base, TOKENIZER, PROMPTS, SETTINGS)
-    own = Sequences.grouped(new.prompts, complete(adapted, TOKENIZER, new.prompts, SETTINGS, "tuned"))
+    own = Sequences.grouped(new.prompts, complete(adapted, TOKENIZER, new.prompts, SETTINGS, NEW))
     assert found.kl["kl_forward"].mean == pytest.approx(brute_force(base, adapted, new), rel=1e-3)
     assert found.kl["kl_reverse"].mean == pytest.approx(brute_force(adapted, base, own), rel=1e-3)
     assert found.kl["kl_forward"].mean > 1e-3

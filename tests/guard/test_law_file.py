@@ -5,9 +5,12 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import polars as pl
 import pytest
 
-from laws import PROMPTS, law_of
+from laws import PROMPTS, TRUE, law_of
+from rlrazor import forecast
 from rlrazor.errors import RazorError
 from rlrazor.guard.law_file import FORMAT, LawFile
 from rlrazor.lm.kl import Estimate
@@ -67,6 +70,73 @@ def test_what_it_says_of_itself(tmp_path: Path) -> None:
     assert LawFile.load(tmp_path / "law.json") == unknown
 
 
+def test_how_wrong_it_is_at_small_drops_is_computed_from_its_data(tmp_path: Path) -> None:
+    """The forecasts of each run by the law without it, from the numbers in the file."""
+    calibrate_small(0.002).save(tmp_path / "law.json")
+    law = LawFile.load(tmp_path / "law.json")
+    stored = json.loads((tmp_path / "law.json").read_text())
+    errors, checkpoints = [], 0
+    for run in stored["interval"]["runs"]:
+        a, b, c = (run["law"][name] for name in "abc")
+        rows = [row for row in stored["data"] if row["run"] == run["run"]]
+        found = [(row, a * (1 - math.exp(-b * row["kl_probe"] ** c))) for row in rows]
+        missed = [abs(row["forgetting"] - drop) for row, drop in found if drop <= 0.05]
+        checkpoints += len(missed)
+        errors += [sum(missed) / len(missed)] if missed else []
+    least = law.by_range[0]
+    assert (least.checkpoints, least.runs) == (checkpoints, len(errors))
+    assert least.error == pytest.approx(sum(errors) / len(errors))
+    assert sum(one.checkpoints for one in law.by_range) == len(law.data)
+    shown = f"where it forecast 0 to 5 points for a run left out, by {100 * (least.error or 0):.1f} (guessing there: "
+    assert shown in law.describe()
+    assert f"; {checkpoints} checkpoints of {len(errors)} runs)" in law.describe()
+
+
+def calibrate_small(noise: float) -> LawFile:
+    """A law whose runs span small drops and large ones; `noise` is in the small."""
+    rng = np.random.default_rng(0)
+    rows = [
+        {
+            "run": f"run {run}",
+            "method": f"m{run % 2}",
+            "step": step,
+            "kl_probe": kl,
+            "kl_forward": 0.0,
+            "forgetting": drop,
+        }
+        for run in range(10)
+        for step, kl in enumerate([0.005, 0.01, 0.02, 0.3, 1.0])
+        for drop in [float(TRUE.predict(kl)) + (noise * rng.uniform(-1, 1) if kl < 0.1 else 0.0)]
+    ]
+    table = pl.DataFrame(rows)
+    return replace(
+        law_of(tiny_llama()),
+        forecaster=forecast.fit_forecaster(table.rename({"run": "trajectory"}), ("kl_probe",), 0.9),
+        data=tuple(rows),
+    )
+
+
+def test_a_law_that_guesses_better_at_small_drops_may_not_judge_a_small_limit() -> None:
+    """It is right about what is ruined, and tells nothing about what a budget of two points is about."""
+    good, bad = calibrate_small(0.002), calibrate_small(0.2)
+    for limit in (None, 0.02, 0.1, 0.5):
+        assert good.objection(limit=limit) is None
+    assert good.cautions(limit=0.02) == []
+    assert bad.useful
+    assert bad.objection() is None
+    said = bad.objection(limit=0.02)
+    assert said is not None
+    assert said.startswith("Where this law forecast 0 to 5 points, it was wrong by ")
+    assert said.endswith("it cannot judge a limit of 2.0 points.")
+    assert bad.cautions(limit=0.02)[0] == said
+    assert bad.cautions() == []
+    # Nothing was forecast between 5 and 20 points: that is said, and is no reason to refuse.
+    (said,) = good.cautions(limit=0.1)
+    assert "of the runs that it was not fitted to, 0 had checkpoints for which it forecast 5 to 20 points" in said
+    # Errors of less than a point are the scores' own, whatever guessing comes to.
+    assert calibrate_small(0.01).objection(limit=0.02) is None
+
+
 def test_the_interval_is_widened_by_kls_own_error_but_on_the_calibrations_prompts() -> None:
     law = law_of(tiny_llama())
     here = {"kl_forward": Estimate(1.0, 0.1), "kl_probe": Estimate(0.3, 0.02)}
@@ -97,9 +167,12 @@ def test_what_cannot_be_read_is_refused(tmp_path: Path) -> None:
         ("[]", "not a law of rlrazor"),
         ('{"a": 1}', "not a law of rlrazor"),
         (json.dumps({**stored, "format": FORMAT + 1}), "made by a newer version"),
-        (json.dumps({name: stored[name] for name in stored if name != "law"}), "damaged.*law"),
-        (json.dumps({**stored, "highest": {}}), "damaged.*kl_probe"),
-        (json.dumps({**stored, "interval": {**stored["interval"], "runs": []}}), "damaged.*rests on 0 runs"),
+        (json.dumps({name: stored[name] for name in stored if name != "law"}), "lacks law: calibrate again"),
+        (json.dumps({**stored, "highest": {}}), "damaged, as highest is of nothing, and the law of kl_probe"),
+        (
+            json.dumps({**stored, "interval": {**stored["interval"], "runs": []}}),
+            "damaged, as interval.runs .* at least 3 entries",
+        ),
         (
             json.dumps(
                 {
@@ -108,12 +181,18 @@ def test_what_cannot_be_read_is_refused(tmp_path: Path) -> None:
                     "highest": {"weight_l2": 1.0},
                 }
             ),
-            "A law is of kl_forward, kl_probe or both; this one needs weight_l2",
+            "damaged, as law.predictors.weight_l2 .* 'kl_forward' or 'kl_probe'",
         ),
-        (json.dumps({**stored, "probe": {**stored["probe"], "unknown": 1}}), "damaged.*unknown"),
-        (json.dumps({**stored, "law": {**stored["law"], "a": math.nan}}), "damaged.*float"),
-        (json.dumps({**stored, "highest": {"kl_probe": math.inf}}), "damaged.*float"),
-        (json.dumps({**stored, "interval": {**stored["interval"], "level": 1.5}}), "damaged.*level is 1.5"),
+        (
+            json.dumps({**stored, "probe": {**stored["probe"], "unknown": 1}}),
+            "damaged, as probe.unknown is not known here",
+        ),
+        (json.dumps({**stored, "law": {**stored["law"], "a": math.nan}}), "holds NaN"),
+        (json.dumps({**stored, "highest": {"kl_probe": math.inf}}), "holds Infinity"),
+        (
+            json.dumps({**stored, "interval": {**stored["interval"], "level": 1.5}}),
+            "damaged, as interval.level is 1.5, and should be below 1",
+        ),
         (json.dumps({**stored, "interval": {**stored["interval"], "floor": 0.5}}), "damaged.*floor 0.5"),
     ):
         path.write_text(content)

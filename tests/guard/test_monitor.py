@@ -266,6 +266,9 @@ def test_what_an_earlier_run_kept_is_not_taken_for_this_ones(tmp_path: Path, cap
     kept = tmp_path / "within-budget"
     kept.mkdir()
     (kept / "earlier").write_text("")
+    with pytest.raises(RazorError, match=r"within-budget is there already, and was not written by this"):
+        sft(tmp_path, [monitor(tmp_path, law_of(model), every=3, budget=0.5, on_budget="keep")], tiny_llama())
+    (kept / "razor.json").write_text('{"step": 7}')
     over = monitor(tmp_path, law_of(model, scale=0.01), every=3, budget=1e-6, on_budget="keep")
     sft(tmp_path, [over], model)
     assert [reading.within for reading in over.readings] == [False, False]
@@ -628,18 +631,28 @@ def test_what_is_in_the_way_is_said_before_training(tmp_path: Path, monkeypatch:
 
     with pytest.raises(RazorError, match=r"log is a file, and .* is a folder"):
         monitor(tmp_path, log=tmp_path)
+    asked = tmp_path / "asked.jsonl"
+    asked.write_text('{"prompt": "a"}\n')
+    (tmp_path / "linked.jsonl").hardlink_to(asked)
+    for log in (asked, tmp_path / "linked.jsonl"):
+        with pytest.raises(RazorError, match=r"jsonl would be written, and is read as well"):
+            ForgettingMonitor(asked, log=log)
     (tmp_path / "there").write_text("")
     with pytest.raises(RazorError, match=r"log\.jsonl cannot be read \(Not a directory\)"):
         sft(tmp_path / "run", [monitor(tmp_path, log=tmp_path / "there" / "log.jsonl")])
     earlier = tmp_path / "latin.jsonl"
     earlier.write_bytes(b"\xe9\n")
+    with pytest.raises(RazorError, match=r"latin\.jsonl is there already, and was not written by this"):
+        sft(tmp_path / "run", [monitor(tmp_path, log=earlier)])
+    whole = b'{"run": "x", "step": 1, "error": "y"}\n\xe9\n'
+    earlier.write_bytes(whole)
     with monkeypatch.context() as patched:
         patched.setattr(Path, "rename", immovable)
         with pytest.raises(RazorError, match=r"latin\.jsonl is an earlier run's and cannot be renamed"):
             sft(tmp_path / "run", [monitor(tmp_path, log=earlier)])
-    assert earlier.read_bytes() == b"\xe9\n"
+    assert earlier.read_bytes() == whole
     sft(tmp_path / "run", [monitor(tmp_path, log=earlier, every=6)])
-    assert (tmp_path / "latin-of-earlier-run-1.jsonl").read_bytes() == b"\xe9\n"
+    assert (tmp_path / "latin-of-earlier-run-1.jsonl").read_bytes() == whole
     assert [row["step"] for row in rows_of(earlier)] == [6]
 
 

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -22,10 +23,15 @@ from rlrazor.cli import main
 from rlrazor.errors import RazorError
 from rlrazor.guard import ForgettingMonitor
 from rlrazor.guard.base_side import BaseSide
-from rlrazor.guard.pick import Candidate, Drop, Pick, frontier, is_lower_better, pick
+from rlrazor.guard.candidates import Candidate, frontier
+from rlrazor.guard.metric import is_lower_better
+from rlrazor.guard.pick import Drop, Pick, pick
+from rlrazor.guard.verdict import Verdict
 from rlrazor.lm import kl, probes
 from rlrazor.lm.models import load
 from rlrazor.lm.sampling import NotFiniteError
+from rlrazor.report import drawing
+from rlrazor.report.drawing import Figure, Points
 from tiny_models import char_tokenizer, saved, tiny_llama
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
@@ -35,18 +41,24 @@ def candidate(step: int, new: float, drop: float, spread: float = 0.0) -> Candid
     return Candidate(f"checkpoint-{step}", step, new, drop, drop - spread, drop + spread, False)
 
 
+def taken(found: Pick) -> Candidate:
+    assert found.recommended is not None
+    return found.recommended
+
+
 @pytest.mark.parametrize("lower", [False, True])
 def test_the_frontier_is_what_nothing_beats(lower: bool) -> None:
     rng = np.random.default_rng(0)
     sign = -1 if lower else 1
     for _ in range(50):
-        many = [candidate(step, *rng.integers(0, 6, 2) / 5) for step in range(12)]
+        values = {step: rng.integers(0, 6, 2) / 5 for step in range(12)}
+        many = [candidate(step, *of) for step, of in values.items()]
         front = frontier(many, lower_is_better=lower)
         beaten = [
             any(
                 sign * other.new >= sign * one.new
-                and other.drop <= one.drop
-                and (sign * other.new > sign * one.new or other.drop < one.drop)
+                and values[other.step][1] <= values[one.step][1]
+                and (sign * other.new > sign * one.new or values[other.step][1] < values[one.step][1])
                 for other in many
             )
             for one in many
@@ -114,26 +126,33 @@ def test_the_best_within_the_budget_or_score_minus_drop(tmp_path: Path) -> None:
     found = pick(run)
     assert [one.step for one in found.candidates] == [5, 10, 15, 20]
     assert [one.step for one in found.frontier] == [5, 10, 20]
-    assert found.recommended.step == 20  # .9 - .2 against .6 - .01
+    assert taken(found).step == 20  # .9 - .2 against .6 - .01
     assert "eval_accuracy minus forecast drop is highest: 90.0 - 20.0 points" in found.why
-    assert pick(run, budget=0.02).recommended.step == 10
-    assert pick(run, budget=0.02, cautious=True).recommended.step == 5
-    assert pick(run, cautious=True).recommended.step == 20
+    assert taken(pick(run, budget=0.02)).step == 10
+    assert taken(pick(run, budget=0.02, cautious=True)).step == 5
+    assert taken(pick(run, cautious=True)).step == 20
     # Judged by upper ends, the best may be off the frontier, which is the forecast's.
     surer = write_run(
         tmp_path / "surer", "eval_accuracy", {5: 0.5, 10: 0.6}, {5: (0.01, 0.0, 0.015), 10: (0.005, 0.0, 0.3)}
     )
     assert [one.step for one in pick(surer).frontier] == [10]
     found = pick(surer, budget=0.02, cautious=True)
-    assert found.recommended.step == 5
+    assert taken(found).step == 5
     assert "it is off the frontier" in found.why
-    assert pick(surer, cautious=True).recommended.step == 5
-    with pytest.raises(RazorError, match=r"within the budget of 0\.5 points: the least .* is 1\.0 \(checkpoint-5\)"):
-        pick(run, budget=0.005, cautious=True)
+    assert taken(pick(surer, cautious=True)).step == 5
+    none = pick(run, budget=0.005, cautious=True)
+    assert none.recommended is None
+    assert none.verdict is Verdict.ABOVE
+    assert (
+        "within the budget of 0.5 points: the least that any drops, by the upper end of its interval, is 1.0 (chec"
+        in (none.why)
+    )
+    assert "By the estimate alone there is checkpoint-5." in none.why
+    assert [one.step for one in none.candidates] == [5, 10, 15, 20]
     with pytest.raises(RazorError, match="fraction of 1"):
         pick(run, budget=20)
     loss = write_run(tmp_path / "loss", "eval_loss", {5: 3.0, 10: 2.0}, {5: (0.0, 0.0, 0.1), 10: (0.01, 0.0, 0.1)})
-    assert pick(loss, budget=0.02).recommended.step == 10
+    assert taken(pick(loss, budget=0.02)).step == 10
     with pytest.raises(RazorError, match="eval_loss is not a fraction of 1"):
         pick(loss)
 
@@ -171,8 +190,8 @@ def test_of_some_metrics_less_is_better_by_their_names() -> None:
 def test_of_some_metrics_less_is_better(tmp_path: Path, metric: str, lower: bool) -> None:
     run = write_run(tmp_path, metric, {5: 0.9, 10: 0.1}, {5: (0.0, 0.0, 0.1), 10: (0.01, 0.0, 0.1)})
     best, worst = (10, 5) if lower else (5, 10)
-    assert pick(run, metric=metric, budget=0.1).recommended.step == best
-    assert pick(run, metric=metric, budget=0.1, lower_is_better=not lower).recommended.step == worst
+    assert taken(pick(run, metric=metric, budget=0.1)).step == best
+    assert taken(pick(run, metric=metric, budget=0.1, lower_is_better=not lower)).step == worst
     assert main(["pick", str(run), "--metric", metric, "--budget", "0.1", "--no-lower-is-better"]) == 0
 
 
@@ -195,7 +214,7 @@ def test_a_value_of_an_earlier_step_is_said_and_a_missing_one_left_out(tmp_path:
     found = pick(run)
     assert [one.step for one in found.candidates] == [10]
     assert found.notes == [
-        "checkpoint-5 is left out: nothing was forecast up to its step.",
+        "checkpoint-5 is left out: nothing was measured up to its step.",
         "checkpoint-10: the drop is that of step 7.",
     ]
     diverged = write_run(
@@ -217,7 +236,7 @@ def test_what_is_damaged_or_missing_is_said(tmp_path: Path) -> None:
         pick(run)
     with pytest.raises(RazorError, match=r"other was not logged\. Logged: custom"):
         pick(run, metric="other")
-    assert pick(run, metric="custom").recommended.step == 5
+    assert taken(pick(run, metric="custom")).step == 5
     (run / "razor.jsonl").write_text('{"step": 5, "forecast": null}\n')
     with pytest.raises(RazorError, match="uncalibrated"):
         pick(run, metric="custom")
@@ -231,10 +250,259 @@ def test_what_is_damaged_or_missing_is_said(tmp_path: Path) -> None:
     with pytest.raises(RazorError, match="train with a ForgettingMonitor, or measure"):
         pick(run, metric="custom")
     found = pick(run, metric="custom", measure=lambda path, step: Drop(step, 0.1, 0.0, 0.2))
-    assert found.recommended.high == 0.2
+    assert taken(found).high == 0.2
     (run / "checkpoint-5" / "trainer_state.json").write_text("{")
     with pytest.raises(RazorError, match=r"trainer_state\.json is damaged"):
         pick(run, metric="custom")
+
+
+# --- without a law, and what is within a budget
+
+KLS = {5: (0.2, 0.02, 1.0), 10: (0.5, 0.1, 0.8), 15: (0.4, 0.1, 2.0), 20: (1.5, None, 0.9)}
+
+
+def write_unforecast(folder: Path, metric: str = "reward", log: str = "razor.jsonl") -> Path:
+    """A run that was watched without a law: KL on the new task's prompts, its error, and KL on the generic probe."""
+    write_run(folder, metric, {5: 0.5, 10: 0.6, 15: 0.7, 20: 0.9}, {}, "a")
+    lines = [
+        {"run": "a", "step": step, "kl_forward": kl, "kl_forward_stderr": error, "kl_probe": probe,
+         "kl_probe_stderr": 0.01, "forecast": None, "level": None}
+        for step, (kl, error, probe) in KLS.items()
+    ]  # fmt: skip
+    (folder / "razor.jsonl").unlink()
+    (folder / log).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def test_without_a_law_there_are_frontiers_against_kl(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    run = write_unforecast(tmp_path)
+    assert main(["pick", str(run)]) == 0
+    out = " ".join(capfd.readouterr().out.split())
+    assert (
+        "No checkpoint is recommended. On the frontier of reward against KL on the new task's prompts checkpoint-5, "
+        "checkpoint-15, checkpoint-20, against KL on the generic probe checkpoint-10, checkpoint-20." in out
+    )
+    assert "--kl-budget NATS (KL on the new task's prompts) or --kl-budget-probe NATS" in out
+    assert "Without a law of the base nothing is known of the prior scores" in out
+    assert "0.500 ± 0.100" in out
+    assert main(["pick", str(run), "--json"]) == 0
+    found = json.loads(capfd.readouterr().out)
+    assert found["frontiers"] == {
+        "kl_forward": ["checkpoint-5", "checkpoint-15", "checkpoint-20"],
+        "kl_probe": ["checkpoint-10", "checkpoint-20"],
+    }
+    assert (found["recommended"], found["verdict"], found["exit_code"]) == (None, None, 0)
+    assert found["candidates"][3]["kl"]["kl_forward"] == {"mean": 1.5, "stderr": None}
+    # Of a metric that is no fraction as well: nothing is weighed.
+    assert pick(write_unforecast(tmp_path / "loss", "loss")).recommended is None
+
+
+@pytest.mark.parametrize(
+    ("options", "step", "code"),
+    [
+        # By the estimate: .4 and .5 are within .5; .4 + 2 x .1 is not, .2 + 2 x .02 is.
+        ({"kl_budget": 0.5}, 15, 3),
+        ({"kl_budget": 0.5, "cautious": True}, 5, 0),
+        ({"kl_budget": 0.5, "accept_uncertain": True}, 15, 0),
+        ({"kl_budget": 0.7}, 15, 0),
+        ({"kl_budget": 0.1}, None, 1),
+        ({"kl_budget_probe": 1.5}, 20, 0),
+        ({"kl_budget_probe": 1.5, "kl_budget": 0.8}, 10, 0),
+        ({"kl_budget_probe": 0.85, "kl_budget": 0.3}, None, 1),
+        # Without a standard error KL may be three times as large.
+        ({"kl_budget": 4.4}, 20, 3),
+        ({"kl_budget": 4.6}, 20, 0),
+        # No law may judge points.
+        ({"budget": 0.5}, None, 3),
+        ({"budget": 0.5, "accept_uncertain": True}, None, 3),
+        ({"budget": 0.5, "kl_budget": 0.7}, 15, 3),
+        ({"budget": 0.5, "kl_budget": 0.1}, None, 1),
+    ],
+)
+def test_kl_budgets(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], options: dict[str, Any], step: int | None, code: int
+) -> None:
+    run = write_unforecast(tmp_path)
+    found = pick(run, **options)
+    assert (found.recommended.step if found.recommended else None) == step
+    flags = [f"--{name.replace('_', '-')}" + ("" if value is True else f"={value}") for name, value in options.items()]
+    assert main(["pick", str(run), *flags]) == code
+    out = capfd.readouterr().out
+    assert all(f"checkpoint-{step}" in out for step in KLS)
+    assert ("Take" in out) == (step is not None)
+    assert ("cannot be told." in " ".join(out.split())) == (code == 3 and "budget" in options)
+    assert main(["pick", str(run), *flags, "--json"]) == code
+    assert json.loads(capfd.readouterr().out)["exit_code"] == code
+
+
+@pytest.mark.parametrize(
+    ("budget", "flags", "step", "code"),
+    [
+        (0.05, [], 20, 3), (0.05, ["--cautious"], 10, 0), (0.05, ["--accept-uncertain"], 20, 0),
+        (0.12, [], 20, 0), (0.001, [], None, 1), (0.001, ["--cautious"], None, 1),
+        (0.001, ["--accept-uncertain"], None, 1), (0.015, [], 5, 0),
+    ],
+)  # fmt: skip
+def test_a_forecast_whose_interval_holds_the_budget_does_not_pass(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], budget: float, flags: list[str], step: int | None, code: int
+) -> None:
+    drops: Drops = {5: (0.01, 0.0, 0.015), 10: (0.02, 0.01, 0.03), 20: (0.04, 0.01, 0.1)}
+    run = write_run(tmp_path, "reward", {5: 0.5, 10: 0.6, 20: 0.9}, drops)
+    command = ["pick", str(run), "--budget", str(budget), *flags]
+    assert main([*command, "--json"]) == code
+    found = json.loads(capfd.readouterr().out)
+    assert (found["recommended"] or {"step": None})["step"] == step
+    assert len(found["candidates"]) == 3
+    assert main(command) == code
+    out = " ".join(capfd.readouterr().out.split())
+    assert "checkpoint-20 0.9 4.0 [1.0, 10.0]" in out
+    if code == 1:
+        assert "No checkpoint is within the budget of 0.1 points: the least that any drops" in out
+    if code == 3:
+        assert (
+            "Whether checkpoint-20 is within the budget cannot be told: its interval of 1.0 to 10.0 points holds the "
+            "budget of 5.0. By their whole intervals there are checkpoint-5, checkpoint-10, the best of which "
+            "--cautious takes; --accept-uncertain goes by the estimates alone." in out
+        )
+
+
+def test_a_law_that_was_not_to_be_relied_on_recommends_nothing(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = write_unforecast(tmp_path)
+    log = run / "razor.jsonl"
+    forecast = {"forecast": {"drop": 0.01, "low": 0.0, "high": 0.02}, "law_useful": False}
+    log.write_text(
+        "".join(json.dumps({**json.loads(line), **forecast}) + "\n" for line in log.read_text().splitlines())
+    )
+    assert main(["pick", str(run), "--json"]) == 0
+    found = json.loads(capfd.readouterr().out)
+    assert found["recommended"] is None
+    assert list(found["frontiers"]) == ["kl_forward", "kl_probe"]
+    assert found["notes"] == ["The law was no better than guessing, or fitted to noise: do not rely on it."]
+    assert main(["pick", str(run), "--budget", "0.5"]) == 3
+    out = " ".join(capfd.readouterr().out.split())
+    assert "within the budget of 50.0 points cannot be told. The law was no better than guessing" in out
+    assert "on the frontier" in out
+    assert " within " not in out.split("No checkpoint is recommended")[0]
+    log.write_text(log.read_text().replace('"law_useful": false', '"law_useful": false, "law_objection": "Noise."'))
+    assert pick(run).notes == ["Noise."]
+
+
+def test_another_monitors_log(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    run = write_unforecast(tmp_path, log="other[1].jsonl")
+    assert main(["pick", str(run)]) == 2
+    assert "There are no rows of the run a" in " ".join(capfd.readouterr().err.split())
+    other = run / "other[1].jsonl"
+    lines = other.read_text().splitlines(keepends=True)
+    (run / "other[1]-of-earlier-run-1.jsonl").write_text("".join(lines[:2]))
+    other.write_text("".join(lines[2:]))
+    assert main(["pick", str(run), "--log", str(other), "--json"]) == 0
+    assert len(json.loads(capfd.readouterr().out)["candidates"]) == 4
+    assert main(["pick", str(run), "--log", str(run / "none.jsonl")]) == 2
+    assert "none.jsonl, which --log names" in " ".join(capfd.readouterr().err.split())
+    with pytest.raises(RazorError, match="Either a log says"):
+        pick(run, log=other, measure=lambda path, step: Drop(step, 0.1, 0.0, 0.2))
+
+
+@pytest.mark.parametrize("bad", ["nan", "-1", "inf"])
+def test_budgets_that_make_no_sense_are_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str], bad: str) -> None:
+    run = write_unforecast(tmp_path)
+    for option in ("--budget", "--kl-budget", "--kl-budget-probe"):
+        assert main(["pick", str(run), f"{option}={bad}"]) == 2
+        assert f"{option} must be " in capfd.readouterr().err
+        with pytest.raises(RazorError, match=r"budget is a (fraction of 1|number of nats)"):
+            pick(run, **{option[2:].replace("-", "_"): float(bad)})  # type: ignore[arg-type]
+    without = write_run(tmp_path / "old", "reward", {5: 0.5}, {5: (0.0, 0.0, 0.1)})
+    with pytest.raises(RazorError, match="KL on the generic probe was not measured"):
+        pick(without, kl_budget_probe=1.0)
+    with pytest.raises(RazorError, match="not both"):
+        pick(run, cautious=True, accept_uncertain=True)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"kl_forward": float("nan")}, {"kl_forward": "0.1"}, {"kl_forward": True}, {"kl_forward_stderr": float("inf")},
+        {"kl_forward": 10**400}, {"forecast": {"drop": "0.1", "low": 0, "high": 1}}, {"forecast": {"drop": 0.1}},
+        {"forecast": {"drop": 0.1, "low": 0, "high": 1}, "level": "0.9"}, {"forecast": [1]}, {"step": None},
+    ],
+)  # fmt: skip
+def test_a_row_that_is_no_measurement_is_damage(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], change: dict[str, Any]
+) -> None:
+    log = write_unforecast(tmp_path) / "razor.jsonl"
+    first, *rest = log.read_text().splitlines()
+    log.write_text("\n".join([json.dumps({**json.loads(first), **change}), *rest]) + "\n")
+    assert main(["pick", str(tmp_path), "--kl-budget", "1"]) == 2
+    err = " ".join(capfd.readouterr().err.split())
+    assert "razor.jsonl" in err
+    assert "easure the checkpoints anew" in err
+
+
+def test_what_needs_no_model_is_said_before_one_is_loaded(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    run = write_run(tmp_path / "run", "loss", LOSSES, {})
+    sweep = tmp_path / "sweep"
+    sweep.mkdir()
+    (sweep / "records.parquet").write_bytes(b"x")
+    (tmp_path / "prompts.txt").write_text("a")
+    law_of(tiny_llama()).save(tmp_path / "law.json")
+    measure = ["--base", "there-is-no-such/model", "--prompts", str(tmp_path / "prompts.txt")]
+    law = ["--law", str(tmp_path / "law.json")]
+    for folder, more, message in (
+        (run, ["--metric", "other"], "other was not logged. Logged: loss."),
+        (run, law, "loss is not a fraction of 1, so it cannot be weighed"),
+        (run, ["--kl-budget", "-1"], "--kl-budget must be at least 0, not -1."),
+        (run, ["--log", str(run / "razor.jsonl")], "give one of them"),
+        (sweep, [], "is of a sweep, whose scores were measured"),
+    ):
+        assert main(["pick", str(folder), *measure, *more]) == 2
+        assert message in " ".join(capfd.readouterr().err.split())
+
+
+def test_the_figure_has_a_panel_for_each_frontier(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Figure] = []
+    monkeypatch.setattr(drawing, "save", lambda figure, folder: drawn.append(figure))
+    run = write_unforecast(tmp_path / "run")
+    assert main(["pick", str(run), "--kl-budget", "0.7", "--figure", str(tmp_path)]) == 0
+    forecast = write_run(tmp_path / "forecast", "reward", {5: 0.5}, {5: (0.0, 0.0, 0.1)})
+    assert main(["pick", str(forecast), "--figure", str(tmp_path)]) == 0
+    assert [[panel.y_label for panel in figure.panels] for figure in drawn] == [
+        ["KL on the new task's prompts, nats", "KL on the generic probe, nats"],
+        ["forecast drop of the prior score, points"],
+    ]
+    star = drawn[0].panels[1].layers[-1]
+    assert (list(star.x), list(star.y)) == ([0.7], [2.0])
+    assert isinstance(star, Points)
+    assert star.error_high == pytest.approx([2.02])
+
+
+def test_a_reason_that_is_that_of_all_checkpoints_is_said_once(tmp_path: Path) -> None:
+    run = write_run(tmp_path, "loss", LOSSES, {})
+
+    def measure(path: Path, step: int) -> Drop:
+        if step > 4:
+            raise RazorError("the same.")
+        return Drop(step, 0.01, 0.0, 0.02)
+
+    assert pick(run, budget=0.5, measure=measure).notes == ["checkpoint-8, checkpoint-12 are left out: the same."]
+
+
+def test_adapters_without_peft_are_one_sentence_before_anything_is_loaded(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = write_run(tmp_path, "loss", LOSSES, {})
+    for step in LOSSES:
+        (run / f"checkpoint-{step}" / "model.safetensors").rename(
+            run / f"checkpoint-{step}" / "adapter_model.safetensors"
+        )
+        (run / f"checkpoint-{step}" / "adapter_config.json").write_text("{}")
+    (tmp_path / "prompts.txt").write_text("a")
+    monkeypatch.setattr("rlrazor.extras._is_installed", lambda package: package != "peft")
+    assert main(["pick", str(run), "--base", "none", "--prompts", str(tmp_path / "prompts.txt")]) == 2
+    err = " ".join(capfd.readouterr().err.split())
+    assert err.count("An adapter needs the package peft") == 1
+    assert "left out" not in err
 
 
 # --- folders that hold more than one whole run
@@ -256,7 +524,7 @@ def test_a_later_shorter_run_does_not_take_the_rest_of_an_earlier_one(
     write_run(tmp_path, "loss", {4: 3.0, 8: 2.0}, {4: DROPS[4], 8: DROPS[8]}, labels[1])
     found = pick(tmp_path, budget=0.5)
     assert [(one.step, one.new, one.drop) for one in found.candidates] == [(4, 3.0, 0.01), (8, 2.0, 0.02)]
-    assert found.recommended.step == 8
+    assert taken(found).step == 8
     assert len(found.notes) == 1
     assert "Left out: checkpoint-12, checkpoint-16" in found.notes[0]
     measured = pick(tmp_path, budget=0.5, measure=lambda path, step: Drop(step, 0.1, 0.0, 0.2))
@@ -432,8 +700,7 @@ def test_where_measuring_ended_nothing_later_has_a_forecast(tmp_path: Path) -> N
     assert names(found) == ["checkpoint-4"]
     assert found.notes == [
         "Measuring ended at step 8: ValueError: no luck",
-        "checkpoint-8 is left out: measuring had ended at step 8.",
-        "checkpoint-12 is left out: measuring had ended at step 8.",
+        "checkpoint-8, checkpoint-12 are left out: measuring had ended at step 8.",
     ]
 
 
@@ -534,12 +801,18 @@ def test_a_sweeps_table_has_measured_scores(tmp_path: Path, capfd: pytest.Captur
         rows.append({**rows[0], "method": "sft", "run_id": "r", "trajectory": "t", "lr": 1e-4, "step": step} | {
             "new": new, "forgetting": drop
         })  # fmt: skip
+    pl.DataFrame(rows).with_columns(prior_stderr=0.01).write_parquet(tmp_path / "records.parquet")
+    assert main(["pick", str(tmp_path), "--budget", "0.02", "--json"]) == 3
+    found = json.loads(capfd.readouterr().out)
+    assert found["recommended"]["high"] == pytest.approx(0.01 + 1.96 * 0.01 * 2**0.5)
+    assert (found["level"], found["notes"]) == (0.95, [])
     pl.DataFrame(rows).write_parquet(tmp_path / "records.parquet")
     assert main(["pick", str(tmp_path), "--budget", "0.02", "--json"]) == 0
     found = json.loads(capfd.readouterr().out)
     assert found["recommended"]["step"] == 1
     assert [one["step"] for one in found["frontier"]] == [1, 2]
     assert found["recommended"]["measured"] is True
+    pl.DataFrame(rows).write_parquet(tmp_path / "records.parquet")
     assert main(["pick", str(tmp_path), "--figure", str(tmp_path)]) == 0
     out = " ".join(capfd.readouterr().out.split())
     assert "Take sft lr 0.0001 seed 0 step 2 (r): new minus measured drop is highest: 80.0 - 5.0 points" in out
@@ -559,6 +832,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     saved(root / "base", base, char_tokenizer())
     law_of(base, scale=20.0).save(root / "law.json")
     (root / "prompts.txt").write_text("\n".join(PROMPTS))
+    (root / "text.txt").write_text("\n".join(GENERIC.texts))
     config = SFTConfig(
         output_dir=str(root / "run"), max_steps=6, per_device_train_batch_size=8, learning_rate=3e-3, bf16=False,
         report_to="none", logging_steps=2, save_strategy="steps", save_steps=2, use_cpu=True, disable_tqdm=True,
@@ -576,8 +850,8 @@ def test_a_real_trainers_folder_with_a_law_or_measured_anew(
     trained: Path, capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command = ["pick", str(trained / "run"), "--metric", "mean_token_accuracy"]
-    assert main(command) == 2
-    assert "uncalibrated" in capfd.readouterr().err
+    assert main([*command, "--json"]) == 0
+    unforecast = json.loads(capfd.readouterr().out)
     law = ["--law", str(trained / "law.json")]
     assert main([*command, *law, "--json"]) == 0
     logged = json.loads(capfd.readouterr().out)["candidates"]
@@ -594,6 +868,21 @@ def test_a_real_trainers_folder_with_a_law_or_measured_anew(
         expected = kl.forward_kl(text, tuned.model).per_completion.mean
         forecast = law_of(base.model, scale=20.0).forecaster.forecast({"kl_probe": expected})
         assert other["drop"] == pytest.approx(forecast.drop, rel=1e-3)
+        assert other["kl"]["kl_probe"]["mean"] == pytest.approx(expected, rel=1e-6)
+    # Without a law there are the same KLs, logged or measured here.
+    settings = ["--max-new-tokens", str(SETTINGS.max_new_tokens), "--no-chat", "--generic", str(trained / "text.txt")]
+    assert main([*command, *measure, *settings, "--json"]) == 0
+    found = json.loads(capfd.readouterr().out)
+    for of in ("kl_forward", "kl_probe"):
+        means = [one["kl"][of]["mean"] for one in unforecast["candidates"]]
+        for some in (logged, measured, found["candidates"]):
+            assert [one["kl"][of]["mean"] for one in some] == pytest.approx(means, rel=1e-3)
+    assert [one["drop"] for one in (*unforecast["candidates"], *found["candidates"])] == [None] * 6
+    assert (found["recommended"], found["exit_code"]) == (None, 0)
+    assert main([*command, *measure, *law, "--samples", "2"]) == 2
+    assert "the law's own probe and settings are used" in capfd.readouterr().err
+    assert main([*command, *law, "--samples", "2"]) == 2
+    assert "--samples is about measuring here, which takes --base and --prompts" in capfd.readouterr().err
     # Checkpoints of a Trainer without processing_class have no tokenizer: the base's is theirs.
     shutil.copytree(trained / "run", tmp_path / "bare")
     for file in [*tmp_path.glob("bare/checkpoint-*/*token*"), *tmp_path.glob("bare/*token*")]:
@@ -627,8 +916,24 @@ def test_a_real_trainers_folder_with_a_law_or_measured_anew(
     out = " ".join(capfd.readouterr().out.split())
     assert "(80% interval)" in out
     assert "4 runs allow intervals of 80%, not of 90%" in out
-    assert main([*command, *measure]) == 2
-    assert "give all of --base, --prompts and --law" in capfd.readouterr().err
+    assert main([*command, *measure[:2]]) == 2
+    assert "give both --base and --prompts" in capfd.readouterr().err
+    # By a law that may not judge nothing is recommended, and no budget is kept; by KL there may be.
+    useless = law_of(base.model, scale=20.0)
+    replace(useless, choice=replace(useless.choice, guess=0.0)).save(tmp_path / "useless.json")
+    by_it = [*command, "--law", str(tmp_path / "useless.json")]
+    assert main(by_it) == 0
+    out = " ".join(capfd.readouterr().out.split())
+    assert "No checkpoint is recommended. On the frontier of mean_token_accuracy against KL on the new task's" in out
+    assert "No KL forecast better than guessing the mean: do not rely on this law." in out
+    assert "Take" not in out
+    for more in ([], ["--accept-uncertain"], ["--cautious"]):
+        assert main([*by_it, "--budget", "0.9", *more]) == 3
+        out = " ".join(capfd.readouterr().out.split())
+        assert "within the budget of 90.0 points cannot be told. No KL forecast better than guessing" in out
+        assert "Take" not in out
+    assert main([*by_it, *measure, "--kl-budget", "1000", "--json"]) == 0
+    assert json.loads(capfd.readouterr().out)["recommended"] is not None
     law_of(tiny_llama(seed=3)).save(tmp_path / "other.json")
     assert main([*command, "--law", str(tmp_path / "other.json")]) == 2
     assert "a law belongs to its base" in capfd.readouterr().err

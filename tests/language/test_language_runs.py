@@ -37,9 +37,14 @@ SWEEP = [
     *("--methods", "sft-one,oracle,rl-distilled,simpo,reinforce,grpo,kl-dpg", "--seeds", "0"),
 ]
 VERIFIER = """
+import os, sys
+print("said at import")
 def verify(prompt, completion, wanted, **columns):
+    print("said in a call")
     if wanted == "broken":
-        raise KeyError("no such thing")
+        sys.exit(0)
+    if wanted == "deadly":
+        os._exit(0)
     return float(completion[:1] == wanted)
 """
 
@@ -253,7 +258,7 @@ def rows_file(folder: Path, rows: list[dict[str, Any]]) -> list[str]:
 def test_items_at_fault_are_counted_and_skipped(
     base: Path, task: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """A prompt longer than the context, a missing demonstration, a verifier that raises on one item."""
+    """A prompt longer than the context, a missing demonstration, a verifier that exits and prints on one item."""
     rows = [{"prompt": f"{n}=", "completion": "a", "wanted": "a"} for n in range(40)]
     rows += [{"prompt": f"{'y' * 300}{n}=", "completion": "a", "wanted": "a"} for n in range(40, 44)]
     rows += [{"prompt": f"z{n}=", "wanted": "broken" if n < 48 else "a"} for n in range(44, 56)]
@@ -272,10 +277,25 @@ def test_when_nothing_can_be_used_it_is_said(
         ([{"prompt": f"{n}=", "wanted": "a"} for n in range(40)], "sft", "no demonstrations"),
         ([{"prompt": f"{'y' * 300}{n}=", "wanted": "a"} for n in range(40)], "grpo", "No prompt"),
         ([{"prompt": f"{n}=", "wanted": "broken"} for n in range(40)], "grpo", "failed on all"),
+        ([{"prompt": f"{n}=", "wanted": "deadly"} for n in range(40)], "grpo", "5 completions in a row"),
         ([{"question": "?"}], "grpo", "prompt"),
     ):
         assert finetune(base, [*task, *rows_file(tmp_path, rows)], tmp_path / method, "--method", method) == 2
         assert sentence in capfd.readouterr().err
+
+
+def test_a_verifier_that_exits_is_said_before_a_model_is_looked_for(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    own = rows_file(tmp_path, [{"prompt": f"{n}=", "wanted": "a"} for n in range(40)])
+    (tmp_path / "own.py").write_text("raise SystemExit(0)", encoding="utf-8")
+    for options, sentence in (
+        ([], f"razor: The verifier's {tmp_path / 'own.py'} cannot be loaded: SystemExit: 0.\n"),
+        (["--verifier-timeout", "0"], "razor: --verifier-timeout is a number of seconds, such as 10, not 0.\n"),
+    ):
+        for command in (["evaluate", str(tmp_path / "nowhere"), "--task", "own"], ["calibrate", "nowhere"]):
+            assert main([*command, *own, *options]) == 2
+            assert capfd.readouterr() == ("", sentence)
 
 
 def test_models_that_do_not_fit_together_are_refused(

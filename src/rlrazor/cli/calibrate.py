@@ -9,20 +9,18 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
-
 from rlrazor import cores
-from rlrazor.cli.language import SETTINGS, add_running, add_source, settings_given, trainer_of
+from rlrazor.cli.language import SETTINGS, add_running, add_source, check_early, settings_given, trainer_of
+from rlrazor.cli.outputs import check_run_folder
 from rlrazor.cli.printing import Subparsers, console_for_tables, human_seconds, options_of, print_plan
 from rlrazor.errors import RazorError
 from rlrazor.extras import needs_extra
+from rlrazor.terminal import Terminal
+from rlrazor.writing import Output, require_our_folder, write_text
 
 if TYPE_CHECKING:
     from rlrazor.experiments.language.config import Config
     from rlrazor.guard.law_file import LawFile
-    from rlrazor.report.drawing import Figure
 
 # Short runs, gentle to ruinous, so that the law sees both ends; ten of them, so that intervals of 90 % exist.
 GRID: dict[str, Any] = {
@@ -77,16 +75,8 @@ def add_to(commands: Subparsers) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run the sweep, fit the law, write it, say what it is worth."""
     needs_extra("guard", "train", "eval")
+    from rlrazor.cli import law_page
     from rlrazor.experiments.language.config import TINY, parse_setting, resolve
-    from rlrazor.experiments.language.evaluate import probe_settings
-    from rlrazor.experiments.language.reproduce import Options, estimate, plan, reproduce
-    from rlrazor.experiments.language.train import calibration_base
-    from rlrazor.experiments.work import versions_of
-    from rlrazor.guard import calibrate
-    from rlrazor.guard.outputs import move_aside
-    from rlrazor.report import drawing
-    from rlrazor.report.tables import read_table
-    from rlrazor.store import RunStore, atomic_path
 
     if (arguments.task is None) == (arguments.prompts is None):
         raise RazorError("Name the new task: --task NAME, or --prompts FILE for one of your own.")
@@ -94,7 +84,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise RazorError(f"--level is a fraction of 1, such as 0.9, not {arguments.level}.")
     tiny = arguments.base == TINY
     given = settings_given(arguments)
-    given |= {"base": arguments.base, "task": arguments.task or arguments.prompts.stem}
+    given |= {"base": arguments.base, "task": arguments.prompts.stem if arguments.task is None else arguments.task}
     settings = {**(TINY_GRID if tiny else {**GRID, "epochs": "1"}), **given}
     config = resolve(
         "tiny" if tiny else "paper", {name: parse_setting(name, value) for name, value in settings.items()}
@@ -104,6 +94,19 @@ def run(arguments: argparse.Namespace) -> int:
     jobs = arguments.jobs if arguments.jobs is not None else (cores.available() if tiny else 1)
     if jobs < 1:
         raise RazorError(f"--jobs must be at least 1, not {jobs}.")
+    if not arguments.dry_run:
+        _check(arguments, tiny=tiny)
+    check_early(arguments, config)
+    from rlrazor.experiments.language.evaluate import probe_settings
+    from rlrazor.experiments.language.reproduce import Options, estimate, plan, reproduce
+    from rlrazor.experiments.language.train import calibration_base
+    from rlrazor.experiments.work import versions_of
+    from rlrazor.guard import calibrate
+    from rlrazor.guard.outputs import move_aside
+    from rlrazor.report import drawing, write_report
+    from rlrazor.report.tables import read_table, to_rich
+    from rlrazor.store import RunStore
+
     trainer = trainer_of(arguments, config)
     splits = trainer.task.load()
     if not tiny and "epochs" not in given and config.max_steps:
@@ -113,7 +116,7 @@ def run(arguments: argparse.Namespace) -> int:
         what = f"{found.runs} runs, {found.steps:,} updates, {found.checkpoints:,} checkpoints measured."
         print_plan(config, found, what, as_json=arguments.json)
         return 0
-    console = Console(stderr=True)
+    console = Terminal(stderr=True)
     command = shlex.join(["razor", *arguments.argv])
     done = reproduce(config, trainer, Options(arguments.out, jobs, preset="calibrate", command=command), console)
     for name in done.diverged:
@@ -133,24 +136,27 @@ def run(arguments: argparse.Namespace) -> int:
     if path.exists() and not _is_same(path, law):
         move_aside(path, say)
     law.save(path)
-    drawing.save(_figure(law), arguments.out)
+    drawing.save(law_page.figure(law), arguments.out)
+    write_report(law_page.with_law(done.results))
     rest = [_row(item.prompt, item.demonstration, chat=task.chat and own.has_chat_template) for item in splits.train]
     for name, rows in (("prompts", [{"prompt": prompt} for prompt in prompts]), ("train", rest)):
         text = "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows)
         target = arguments.out / f"{name}.jsonl"
         if target.exists() and target.read_text(encoding="utf-8", errors="replace") != text:
             move_aside(target, say)
-        with atomic_path(target) as written:
-            written.write_text(text, encoding="utf-8")
+        write_text(target, text, "rows")
     warnings = calibrate.warnings_of(law, table)
     if arguments.json:
-        print(
-            json.dumps({"law": str(path), "report": str(done.report), "warnings": warnings, **law.as_json()}, indent=2)
-        )
+        said = {"law": str(path), "report": str(done.report), "warnings": warnings, "objection": law.objection()}
+        print(json.dumps({**said, "by_range": law_page.ranges_as_json(law), **law.as_json()}, indent=2))
         return 0
-    console.print(f"{done.trained} runs trained, {done.kept} kept, in {human_seconds(done.seconds)}.", highlight=False)
+    console.print(
+        f"{done.trained} runs trained, {done.kept} kept, the base among them, in {human_seconds(done.seconds)}.",
+        highlight=False,
+    )
     printed = console_for_tables()
-    printed.print(candidates_table(law))
+    for shown in (law_page.candidates_table(law), law_page.ranges_table(law)):
+        printed.print(to_rich(shown))
     printed.print(law.describe(), highlight=False)
     for warning in warnings:
         printed.print(warning, style="yellow", highlight=False)
@@ -161,6 +167,16 @@ def run(arguments: argparse.Namespace) -> int:
     for name, file in files.items():
         printed.print(f"{name}: {file}", highlight=False, soft_wrap=True)
     return 0
+
+
+def _check(arguments: argparse.Namespace, *, tiny: bool) -> None:
+    out = arguments.out
+    rows: list[Output] = [(out / "prompts.jsonl", "rows"), (out / "train.jsonl", "rows")]
+    check_run_folder(
+        arguments, out, [(out / "law.json", "json"), (out / "law.png", "png"), (out / "law.svg", "svg"), *rows]
+    )
+    if tiny:
+        require_our_folder(out / "base")
 
 
 def _epochs(config: "Config", prompts: int) -> int:
@@ -180,44 +196,6 @@ def _is_same(path: Path, law: "LawFile") -> bool:
     return replace(found, command="", versions={}) == replace(law, command="", versions={})
 
 
-def _figure(law: "LawFile") -> "Figure":
-    """The law through its runs; and what it forecast of each run when that was left out, against what was measured."""
-    import numpy as np
-
-    from rlrazor.guard.law_file import NAMES
-    from rlrazor.report.drawing import INK, PALETTE, Curve, Figure, Layer, Panel, Points
-
-    fitted, weights = law.forecaster.law, np.array(law.forecaster.law.weights)
-    # Of one KL its nats; of two their weighted sum, in nats of the first that counts.
-    lead = int(np.argmax(weights > 0))
-    unit = weights / weights[lead]
-    methods = {row["run"]: str(row["method"]) for row in law.data}
-    colors = {method: PALETTE[index % len(PALETTE)] for index, method in enumerate(dict.fromkeys(methods.values()))}
-    through: list[Layer] = []
-    left_out: list[Layer] = []
-    for one in law.forecaster.left_out:
-        rows = [row for row in law.data if row["run"] == one.run]
-        kls_ND = np.array([[row[name] for name in fitted.columns] for row in rows])
-        drop_N = 100 * np.array([row["forgetting"] for row in rows])
-        label = methods[one.run]
-        through.append(Points(label, kls_ND @ unit, drop_N, colors[label], line=True))
-        left_out.append(Points(label, 100 * one.law.predict(kls_ND), drop_N, colors[label]))
-    x_N = np.linspace(0, max(float(layer.x.max()) for layer in through), 200)
-    through.append(Curve("law", x_N, 100 * fitted.predict(np.outer(x_N, np.eye(len(unit))[lead])), INK))
-    values_M = np.concatenate([np.concatenate([layer.x, layer.y]) for layer in left_out])
-    ends = np.array([min(0.0, values_M.min()), values_M.max()])
-    left_out.append(Curve("measured as forecast", ends, ends, INK, dashed=True))
-    weighed = zip(fitted.columns, unit, strict=True)
-    x_label = " + ".join(f"{weight:.3g} {NAMES[name]}" if weight != 1 else NAMES[name] for name, weight in weighed)
-    measured = "measured drop of the prior score, points"
-    panels = [
-        Panel("The law", f"{x_label}, nats", measured, through, x_percent=False, y_percent=False),
-        Panel("Each run, by a law of the others", "forecast drop, points", measured, left_out, x_percent=False,
-              y_percent=False),
-    ]  # fmt: skip
-    return Figure("law", panels, columns=2)
-
-
 def _row(prompt: str, completion: str | None, *, chat: bool) -> dict[str, Any]:
     """As TRL takes it: with turns the trainer uses the chat template, as the runs of the calibration did."""
     columns = {"prompt": ("user", prompt), "completion": ("assistant", completion)}
@@ -226,16 +204,3 @@ def _row(prompt: str, completion: str | None, *, chat: bool) -> dict[str, Any]:
         for name, (role, text) in columns.items()
         if text is not None
     }
-
-
-def candidates_table(law: "LawFile") -> Table:
-    """What each candidate's forecasts were worth on what was left out."""
-    table = Table(title=f"Mean error on a {law.choice.by} left out, points", title_justify="left", box=box.SIMPLE_HEAD)
-    table.add_column("forecast by")
-    table.add_column("error", justify="right")
-    table.add_column("")
-    for candidate in law.choice.candidates:
-        chosen = "chosen" if candidate == law.choice.best else ""
-        table.add_row(" + ".join(candidate.columns), f"{100 * candidate.error:.1f}", chosen)
-    table.add_row("guessing the mean", f"{100 * law.choice.guess:.1f}", "")
-    return table

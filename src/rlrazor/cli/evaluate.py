@@ -1,15 +1,15 @@
 """`razor evaluate`: what a model scores on a new task and on prior tasks, and how far it is from its base."""
 
 import argparse
-import json
 from dataclasses import asdict
 from pathlib import Path
 
-from rich.console import Console
-
-from rlrazor.cli.language import SETTINGS, add_source, source_of
-from rlrazor.cli.printing import Subparsers, console_for_tables, options_of, records_table
+from rlrazor import cores
+from rlrazor.cli import early
+from rlrazor.cli.language import SETTINGS, add_source, check_early, source_of
+from rlrazor.cli.printing import Subparsers, console_for_tables, options_of, print_json, records_table
 from rlrazor.extras import needs_extra
+from rlrazor.terminal import Terminal
 
 _OWN = ("max_new_tokens", "test_prompts", "kl_samples", "scored", "prior", "prior_limit")
 
@@ -38,17 +38,17 @@ def run(arguments: argparse.Namespace) -> int:
     """Measure and print."""
     needs_extra("guard", "eval")
     from rlrazor.experiments.language.config import parse_setting, resolve
-    from rlrazor.experiments.language.evaluate import compare
-    from rlrazor.lm import compute
-    from rlrazor.lm.probes import read_generic
-
-    compute.prepare_process(compute.threads_alone())
 
     given = {name: value for name in _OWN if (value := getattr(arguments, name)) is not None}
-    given |= {"base": arguments.base or arguments.model, "task": arguments.task}
+    given |= {"base": arguments.base or arguments.model, "task": arguments.task, "threads": cores.threads_alone()}
     config = resolve("paper", {name: parse_setting(name, value) for name, value in given.items()})
+    early.require_files(adapter=arguments.adapter)
+    check_early(arguments, config, arguments.model)
+    from rlrazor.experiments.language.evaluate import compare
+    from rlrazor.lm.probes import read_generic
+
     source = source_of(arguments, config.task)
-    with Console(stderr=True).status("Measuring"):
+    with Terminal(stderr=True).status("Measuring"):
         base, tuned = compare(
             arguments.model,
             None if arguments.base is None and arguments.adapter is None else config.base,
@@ -61,7 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
             generic=None if source.generic is None else read_generic(source.generic),
         )
     if arguments.json:
-        print(json.dumps({"base": base and asdict(base), "model": asdict(tuned)}, indent=2))
+        print_json({"base": base and asdict(base), "model": asdict(tuned)})
         return 0
     console_for_tables().print(records_table(base or tuned, [tuned] if base else []))
     return 0

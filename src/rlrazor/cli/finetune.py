@@ -1,17 +1,17 @@
 """`razor finetune`: one run, measured as it goes, and the fine-tuned model. The one command that torchrun may start."""
 
 import argparse
-import json
 import shlex
 from pathlib import Path
 
-from rich.console import Console
-
-from rlrazor import processes
-from rlrazor.cli.language import SETTINGS, add_running, add_source, settings_given, trainer_of
-from rlrazor.cli.printing import Subparsers, console_for_tables, human_seconds, options_of, records_table
+from rlrazor import cores, processes
+from rlrazor.cli.language import SETTINGS, add_running, add_source, check_early, settings_given, trainer_of
+from rlrazor.cli.outputs import check_folder
+from rlrazor.cli.printing import Subparsers, console_for_tables, human_seconds, options_of, print_json, records_table
 from rlrazor.errors import RazorError
 from rlrazor.extras import needs_extra
+from rlrazor.terminal import Terminal
+from rlrazor.writing import require_our_folder
 
 # What a single run has of a sweep's settings.
 _OWN = (
@@ -68,23 +68,25 @@ def add_to(commands: Subparsers) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Train the one run, and print its checkpoints."""
     needs_extra("guard", "train", "eval")
+    check_folder(arguments, arguments.out)
     processes.join()
     from dataclasses import asdict, replace
 
     from rlrazor.experiments.language.config import TINY, parse_setting, resolve
-    from rlrazor.experiments.language.reproduce import plan
-    from rlrazor.experiments.work import Work
-    from rlrazor.lm import compute
 
     own = settings_given(arguments, _OWN)
     if arguments.base != TINY:  # one run, which has the machine to itself
-        own.setdefault("threads", str(compute.threads_alone()))
+        own.setdefault("threads", str(cores.threads_alone()))
     given = {"lrs": arguments.lr, "rl_lrs": arguments.lr, "schedules": arguments.schedule, "epochs": arguments.epochs}
     given |= {"methods": arguments.method, "seeds": arguments.seed, "base": arguments.base, "task": arguments.task}
     given |= {"iterations": "1", "batch_sizes": arguments.batch_size or "32", **own}
     config = resolve("tiny" if arguments.base == TINY else "paper", {k: parse_setting(k, v) for k, v in given.items()})
+    check_early(arguments, config)
+    from rlrazor.experiments.language.reproduce import plan
+    from rlrazor.experiments.work import Work
+
     trainer = replace(trainer_of(arguments, config), keep_models=True, progress=True)
-    console = Console(stderr=True, quiet=processes.rank() > 0)
+    console = Terminal(stderr=True, quiet=processes.rank() > 0)
     with console.status("Loading the base and the task"):
         found = plan(config, trainer.task)
     if found.students:
@@ -92,6 +94,9 @@ def run(arguments: argparse.Namespace) -> int:
     if len(found.specs) != 1:
         raise RazorError("razor finetune makes one run: give one value to each option, or use `razor sweep`.")
     work = Work(arguments.out, trainer, found.count_checkpoints, console)
+    model = arguments.out / "models" / found.specs[0].run_id
+    if not work.store.is_finished(found.specs[0]):
+        require_our_folder(model)
     with work.store.open_for_writing():
         work.finish(found.bases, "base policy", weights="final" if config.base == TINY else "none")
         work.finish(found.specs, arguments.method)
@@ -100,7 +105,6 @@ def run(arguments: argparse.Namespace) -> int:
     spec = found.specs[0]
     finished = work.store.read(spec)
     base = work.store.read(found.bases[0]).records[0]
-    model = arguments.out / "models" / spec.run_id
     if finished.diverged_at is not None:
         console.print(
             f"Diverged at step {finished.diverged_at}, measured up to there; no model written.", style="yellow"
@@ -110,7 +114,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         records = [asdict(record) for record in finished.records]
         command = shlex.join(["razor", *arguments.argv])
-        print(json.dumps({"command": command, "model": str(model), "base": asdict(base), "records": records}, indent=2))
+        print_json({"command": command, "model": str(model), "base": asdict(base), "records": records})
         return 0
     printed = console_for_tables()
     printed.print(records_table(base, finished.records))

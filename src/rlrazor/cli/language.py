@@ -7,13 +7,15 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-
 from rlrazor import cores
+from rlrazor.apart.verifier import DEATHS, SECONDS
+from rlrazor.cli import early
+from rlrazor.cli.outputs import check_run_folder
 from rlrazor.cli.printing import human_seconds, print_plan, print_results
 from rlrazor.errors import RazorError
 from rlrazor.extras import needs_extra
 from rlrazor.lm.encoding import check_stop
+from rlrazor.terminal import Terminal
 
 if TYPE_CHECKING:
     from rlrazor.experiments.language.config import Config
@@ -64,7 +66,16 @@ def add_source(parser: argparse.ArgumentParser) -> None:
     source.add_argument(
         "--verifier",
         metavar="FILE.py:FUNCTION",
-        help="... and what scores a completion; it is run. Without it, only a row's own completion is right",
+        help="... and what scores a completion; it is run, in a process of its own. Without it, only a row's own "
+        "completion is right",
+    )
+    source.add_argument(
+        "--verifier-timeout",
+        type=float,
+        default=SECONDS,
+        metavar="SECONDS",
+        help=f"... for one completion (default: {SECONDS:g}); one that takes longer, or ends its process, is counted "
+        f"and left out, and {DEATHS} of them in a row end the command",
     )
     source.add_argument(
         "--stop",
@@ -113,10 +124,10 @@ def add_sweep(parser: argparse.ArgumentParser, out: str) -> None:
 
 def source_of(arguments: argparse.Namespace, task: str) -> "TaskSource":
     """Where the new task comes from."""
-    from rlrazor.experiments.language.train import TaskSource
-
     if arguments.verifier and not arguments.prompts:
         raise RazorError("--verifier goes with --prompts FILE, a task of your own.")
+    if not 0 < arguments.verifier_timeout < float("inf"):
+        raise RazorError(f"--verifier-timeout is a number of seconds, such as 10, not {arguments.verifier_timeout:g}.")
     for name in ("data", "demonstrations", "prompts", "data_mirror", "generic"):
         path = getattr(arguments, name, None)
         if path is not None and not path.exists():
@@ -127,16 +138,47 @@ def source_of(arguments: argparse.Namespace, task: str) -> "TaskSource":
         raise RazorError("--no-chat goes with --prompts FILE: the other tasks say themselves how they are asked.")
     if arguments.stop and not arguments.prompts:
         raise RazorError("--stop goes with --prompts FILE: the other tasks say themselves what ends a completion.")
+    from rlrazor.experiments.language.train import TaskSource
+
     return TaskSource(
         task,
         data=arguments.data,
         demonstrations=arguments.demonstrations,
         prompts=arguments.prompts,
         verifier=arguments.verifier,
+        verifier_timeout=arguments.verifier_timeout,
         stop=stop_of(arguments),
         generic=arguments.generic,
         chat=not arguments.no_chat,
     )
+
+
+def check_early(arguments: argparse.Namespace, config: "Config", *models: str) -> None:
+    """Raise RazorError for names and files that do not exist, before torch, and then TRL, are imported for seconds.
+
+    `models`: others than the base. Settles whether the hub can be reached, where something may have to come from it,
+    and how this process computes.
+    """
+    from rlrazor.experiments.language.tasks import find_task
+    from rlrazor.lm import hub
+
+    base, models = config.base, (config.base, *models)
+    early.require_files(
+        data=arguments.data, demonstrations=arguments.demonstrations, prompts=arguments.prompts,
+        data_mirror=arguments.data_mirror, generic=arguments.generic,
+    )  # fmt: skip
+    own = find_task(config.task) if arguments.prompts is None else None
+    early.require_prior(config.prior)
+    fetched = own is not None and own.from_hub and arguments.data is None
+    scored = early.TINY not in (base, *config.prior) and arguments.data_mirror is None
+    early.settle_hub(*models, data=fetched or scored)
+    if fetched and own is not None and hub.is_offline():
+        own.load(None)  # which says at once what is missing
+    from rlrazor.lm import compute
+
+    compute.prepare_process(config.threads)
+    if not getattr(arguments, "dry_run", False):  # which loads no model
+        early.require_source(*models)
 
 
 def stop_of(arguments: argparse.Namespace) -> tuple[str, ...]:
@@ -149,10 +191,8 @@ def stop_of(arguments: argparse.Namespace) -> tuple[str, ...]:
 
 def settings_given(arguments: argparse.Namespace, names: Iterable[str] = SETTINGS) -> dict[str, Any]:
     """The settings that the command line names, as text; `threads` also from RLRAZOR_THREADS."""
-    from rlrazor.lm import compute
-
     given = {name: value for name in names if (value := getattr(arguments, name, None)) is not None}
-    if (threads := compute.threads_asked()) is not None:
+    if (threads := cores.threads_asked()) is not None:
         given.setdefault("threads", str(threads))
     return given
 
@@ -184,7 +224,6 @@ def run_sweep(arguments: argparse.Namespace, preset: str, out: Path) -> int:
     # Imported here: torch and TRL take seconds that `razor --version` should not.
     from rlrazor.experiments.grid import read_settings
     from rlrazor.experiments.language.config import TINY, parse_setting, resolve
-    from rlrazor.experiments.language.reproduce import Options, estimate, reproduce
 
     given = read_settings(arguments.config) if arguments.config else {}
     given |= settings_given(arguments)
@@ -193,6 +232,11 @@ def run_sweep(arguments: argparse.Namespace, preset: str, out: Path) -> int:
     jobs = arguments.jobs if arguments.jobs is not None else (cores.available() if config.base == TINY else 1)
     if jobs < 1:
         raise RazorError(f"--jobs must be at least 1, not {jobs}.")
+    if not arguments.dry_run:
+        check_run_folder(arguments, out)
+    check_early(arguments, config)
+    from rlrazor.experiments.language.reproduce import Options, estimate, reproduce
+
     trainer = trainer_of(arguments, config)
     if arguments.dry_run:
         found = estimate(config, trainer.task)
@@ -203,7 +247,7 @@ def run_sweep(arguments: argparse.Namespace, preset: str, out: Path) -> int:
         print_plan(config, found, what, as_json=arguments.json)
         return 0
     command = shlex.join(["razor", *arguments.argv])
-    console = Console(stderr=True)
+    console = Terminal(stderr=True)
     done = reproduce(config, trainer, Options(out, jobs, arguments.weights, preset, command), console)
     for name in done.diverged:
         console.print(f"Diverged, measured up to there: {name}.", style="yellow")

@@ -2,24 +2,32 @@
 
 import argparse
 import json
-from collections.abc import Callable
-from dataclasses import asdict, replace
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich import box
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TimeRemainingColumn
 from rich.table import Table
 
+from rlrazor.cli import exits
 from rlrazor.cli.compare import dtype_of
+from rlrazor.cli.early import require_files, settle_hub
+from rlrazor.cli.language import stop_of
+from rlrazor.cli.outputs import check_outputs
 from rlrazor.cli.printing import Subparsers, console_for_tables, options_of
 from rlrazor.errors import RazorError
 from rlrazor.extras import needs_extra
+from rlrazor.terminal import PlainColumn, Terminal
 
 if TYPE_CHECKING:
+    from rlrazor.guard.candidates import Candidate
     from rlrazor.guard.law_file import LawFile
     from rlrazor.guard.pick import Drop, Pick
+    from rlrazor.lm.probes import GenericText, ProbeSettings, Prompt
+    from rlrazor.report.drawing import Panel
 
 
 def add_to(commands: Subparsers) -> None:
@@ -28,8 +36,12 @@ def add_to(commands: Subparsers) -> None:
         "pick",
         help="which checkpoint of a run to take",
         description="The checkpoints on the Pareto frontier of new-task score and forgetting, and the recommended one. "
-        "FOLDER is the output folder of any Trainer, with a ForgettingMonitor's razor.jsonl, or with --base, --prompts "
-        "and --law to measure its checkpoints here; or the folder of a sweep.",
+        "FOLDER is the output folder of any Trainer, with a ForgettingMonitor's razor.jsonl, or with --base and "
+        "--prompts to measure its checkpoints here; or the folder of a sweep. Without a law (--law, or the monitor's) "
+        "forgetting is KL to the base, and a checkpoint is recommended by a KL budget. Exit code: 0 the recommended "
+        "checkpoint is within the budgets, or none was given; 1 no checkpoint is; 2 an error; 3 the recommended one is "
+        "by its estimate, but its interval does not tell, or there is no law that may judge the --budget. In a script "
+        "use --cautious, which takes only what is within by its whole interval.",
     )
     parser.add_argument("folder", metavar="FOLDER", type=Path)
     parser.add_argument("--metric", help="the new-task score, as the trainer logs it (default: the first usual one)")
@@ -39,19 +51,45 @@ def add_to(commands: Subparsers) -> None:
         default=None,
         help="of the metric (default: by its name)",
     )
-    parser.add_argument("--budget", type=float, help="largest drop of the prior score to accept, such as 0.02")
-    parser.add_argument("--cautious", action="store_true", help="judge by the upper end of the forecast's interval")
+    budgets = parser.add_argument_group("budgets, of which the best score within them is recommended")
+    budgets.add_argument("--budget", type=float, help="largest drop of the prior score to accept, such as 0.02")
+    budgets.add_argument(
+        "--kl-budget", type=float, metavar="NATS", help="largest KL per completion on the new task's prompts"
+    )
+    budgets.add_argument("--kl-budget-probe", type=float, metavar="NATS", help="largest KL on the generic probe")
+    doubt = budgets.add_mutually_exclusive_group()
+    doubt.add_argument(
+        "--cautious",
+        action="store_true",
+        help="judge by the upper ends of intervals: what cannot be told is not within",
+    )
+    doubt.add_argument(
+        "--accept-uncertain", action="store_true", help="judge by the estimates alone: exit with 0 where 3 is due"
+    )
     parser.add_argument(
         "--run",
         dest="run_id",
         metavar="ID",
         help="of several runs in the folder, this one (default: the last to write)",
     )
+    parser.add_argument("--log", type=Path, metavar="FILE", help="the monitor's log (default: FOLDER/razor.jsonl)")
     parser.add_argument("--law", type=Path, metavar="FILE", help="law.json of the base")
-    parser.add_argument("--base", help="measure the checkpoints here: what they were fine-tuned from")
-    parser.add_argument("--prompts", type=Path, metavar="FILE", help="... and the new task's prompts")
-    parser.add_argument("--dtype", help="... in float32 or bfloat16 (default: the law's)")
-    parser.add_argument("--figure", type=Path, metavar="DIR", help="draw the frontier into DIR/pick.png and .svg")
+    measured = parser.add_argument_group("measure the checkpoints here (a law's own settings come first)")
+    measured.add_argument("--base", help="what they were fine-tuned from")
+    measured.add_argument("--prompts", type=Path, metavar="FILE", help="... and the new task's prompts")
+    measured.add_argument("--dtype", help="... in float32 or bfloat16 (default: the law's, or float32)")
+    measured.add_argument("--generic", type=Path, metavar="FILE", help="text that stands for what must not change")
+    measured.add_argument("--max-new-tokens", type=int, help="of a completion (default: 128)")
+    measured.add_argument("--samples", type=int, help="completions of each prompt (default: 1)")
+    measured.add_argument(
+        "--stop",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="what ends one, \\n being a line end; may be repeated (default: the end of text alone)",
+    )
+    measured.add_argument("--no-chat", action="store_true", help="do not put prompts into the chat template")
+    parser.add_argument("--figure", type=Path, metavar="DIR", help="draw the frontiers into DIR/pick.png and .svg")
     parser.add_argument("--json", action="store_true", help="print the candidates as JSON instead of a table")
     parser.set_defaults(run=run, options=options_of(parser))
 
@@ -61,55 +99,159 @@ def run(arguments: argparse.Namespace) -> int:
     measuring = arguments.base is not None or arguments.prompts is not None
     if measuring:
         needs_extra("guard")
+    if (figure := arguments.figure) is not None:
+        check_outputs(arguments, [(figure / "pick.png", "png"), (figure / "pick.svg", "svg")])
+    require_files(law=arguments.law, prompts=arguments.prompts, generic=arguments.generic, log=arguments.log)
+    if not arguments.folder.is_dir():
+        raise RazorError(f"There is no folder {arguments.folder}.")
+    if arguments.base is not None:
+        settle_hub(arguments.base, data=False)
     from rlrazor.guard.law_file import LawFile
-    from rlrazor.guard.pick import pick
-    from rlrazor.guard.run_folder import run_in
 
     law = None if arguments.law is None else LawFile.load(arguments.law)
-    if measuring and (arguments.base is None or arguments.prompts is None or law is None):
-        raise RazorError("To measure checkpoints, give all of --base, --prompts and --law.")
-    columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), TimeRemainingColumn(compact=True))
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not measuring) as progress:
+    found = _pick(arguments, law, measuring=measuring)
+    if arguments.json:
+        printed = {"folder": str(arguments.folder), **as_json(found), "exit_code": _exit_code(found)}
+        print(json.dumps(printed, indent=2, allow_nan=False))
+    else:
+        _print(found)
+    if arguments.figure is not None:
+        _draw(found, arguments.figure)
+    return _exit_code(found)
+
+
+def _pick(arguments: argparse.Namespace, law: "LawFile | None", *, measuring: bool) -> "Pick":
+    from rlrazor.guard.candidates import Limits
+    from rlrazor.guard.pick import metric_of, pick
+    from rlrazor.guard.run_folder import run_in
+
+    how = {"cautious": arguments.cautious, "accept_uncertain": arguments.accept_uncertain}
+    limits = Limits.of(arguments.budget, arguments.kl_budget, arguments.kl_budget_probe, **how)
+    if measuring and arguments.log is not None:
+        raise RazorError("--log says what was measured in training, --base measures here: give one of them.")
+    if measuring and (arguments.folder / "records.parquet").exists():
+        raise RazorError(
+            f"{arguments.folder} is of a sweep, whose scores were measured: leave --base and --prompts out."
+        )
+    columns = (PlainColumn("{task.description}"), BarColumn(bar_width=24), TimeRemainingColumn(compact=True))
+    with Progress(*columns, console=Terminal(stderr=True), transient=True, disable=not measuring) as progress:
         measure, cautions = None, list[str]()
         if measuring:
-            assert law is not None
-            total = len(run_in(arguments.folder, arguments.run_id).checkpoints) + 1
-            task = progress.add_task("the base on the probes", total=total)
+            asked = _Asked.of(arguments, law)
+            run = run_in(arguments.folder, arguments.run_id)
+            metric_of(run, arguments.metric, arguments.lower_is_better, limits, law)
+            asked.check([one.path for one in run.checkpoints])
+            task = progress.add_task("the base on the probes", total=len(run.checkpoints) + 1)
 
             def told(step: str) -> None:
                 progress.update(task, advance=1, description=step)
 
-            dtype = dtype_of(arguments.dtype, law)
-            measure, cautions = _measuring(arguments.base, arguments.prompts, dtype, law, told)
+            measure, cautions = _measuring(asked, law, told)
+        elif (given := _given(arguments)) or arguments.generic or arguments.dtype:
+            option = next(iter(given), "generic" if arguments.generic else "dtype").replace("_", "-")
+            raise RazorError(f"--{option} is about measuring here, which takes --base and --prompts.")
         found = pick(
             arguments.folder,
             metric=arguments.metric,
             lower_is_better=arguments.lower_is_better,
             budget=arguments.budget,
-            cautious=arguments.cautious,
+            kl_budget=arguments.kl_budget,
+            kl_budget_probe=arguments.kl_budget_probe,
+            **how,
             law=law,
             measure=measure,
             run=arguments.run_id,
+            log=arguments.log,
         )
-    found = replace(found, notes=[*cautions, *found.notes])
-    if arguments.json:
-        print(json.dumps({"folder": str(arguments.folder), **asdict(found)}, indent=2))
-    else:
-        console = console_for_tables()
-        console.print(_table(found))
-        for note in found.notes:
-            console.print(note, style="yellow", highlight=False)
-        console.print(f"Take {found.recommended.name}: {found.why}.", style="bold", highlight=False)
-    if arguments.figure is not None:
-        _draw(found, arguments.figure)
-    return 0
+    return replace(found, notes=[*cautions, *found.notes])
 
 
+def _given(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The settings of the probes that were given."""
+    own = {
+        "max_new_tokens": arguments.max_new_tokens,
+        "samples": arguments.samples,
+        "stop": stop_of(arguments) or None,
+        "chat": False if arguments.no_chat else None,
+    }
+    return {name: value for name, value in own.items() if value is not None}
+
+
+def _exit_code(found: "Pick") -> int:
+    from rlrazor.guard.verdict import Verdict
+
+    return {Verdict.ABOVE: exits.ABOVE, Verdict.UNCERTAIN: exits.UNCERTAIN}.get(found.verdict, exits.DONE)  # type: ignore[arg-type]
+
+
+def as_json(found: "Pick") -> dict[str, Any]:
+    """All of it; a standard error that does not exist is null. The frontiers are lists of checkpoints, as is one."""
+
+    def candidate(one: "Candidate") -> dict[str, Any]:
+        shown = asdict(one)
+        shown["kl"] = {
+            of: {"mean": kl.mean, "stderr": kl.stderr if math.isfinite(kl.stderr) else None}
+            for of, kl in one.kl.items()
+        }
+        return shown if not found.limits.most else {**shown, "verdict": found.verdict_of(one)}
+
+    chosen = found.recommended
+    return {
+        "candidates": [candidate(one) for one in found.candidates],
+        "frontier": [candidate(one) for one in found.frontier],
+        "frontiers": {of: [one.name for one in front] for of, front in found.frontiers.items()},
+        "recommended": None if chosen is None else candidate(chosen),
+        "why": found.why,
+        "metric": found.metric,
+        "lower_is_better": found.lower_is_better,
+        "notes": list(found.notes),
+        "level": found.level,
+        "limits": dict(found.limits.most),
+        "verdict": found.verdict,
+        "doubt": found.doubt,
+    }
+
+
+_SHORT = {"drop": "drop", "kl_forward": "new task", "kl_probe": "generic probe"}  # by axes of guard.candidates
 _NO_TOKENIZER = "Checkpoints that have no tokenizer are measured with the base's."
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """What to measure checkpoints against, and how."""
+
+    base: str
+    dtype: str
+    prompts: "Sequence[Prompt]"
+    generic: "GenericText"
+    settings: "ProbeSettings"
+
+    @classmethod
+    def of(cls, arguments: argparse.Namespace, law: "LawFile | None") -> "_Asked":
+        """Raises RazorError for what is missing, unreadable, or not the law's."""
+        from rlrazor.lm.probes import GenericText, ProbeSettings, read_generic, read_prompts
+
+        if arguments.base is None or arguments.prompts is None:
+            raise RazorError("To measure checkpoints, give both --base and --prompts.")
+        given, dtype = _given(arguments), dtype_of(arguments.dtype, law)
+        prompts = read_prompts(arguments.prompts)
+        if law is not None:
+            if given or arguments.generic:
+                raise RazorError("With --law, the law's own probe and settings are used: leave the others out.")
+            return cls(arguments.base, dtype, prompts, law.generic, law.settings)
+        generic = GenericText.built_in() if arguments.generic is None else read_generic(arguments.generic)
+        return cls(arguments.base, dtype, prompts, generic, ProbeSettings(**given, precision=dtype))
+
+    def check(self, checkpoints: "Sequence[Path]") -> None:
+        """Raise RazorError where none of these can be loaded, before the base is, which takes minutes."""
+        from rlrazor.extras import needs_package
+        from rlrazor.lm.models import is_adapter
+
+        if all(is_adapter(path) for path in checkpoints):
+            needs_package("peft", "An adapter")
+
+
 def _measuring(
-    base: str, prompts: Path, dtype: str, law: "LawFile", told: Callable[[str], None]
+    asked: _Asked, law: "LawFile | None", told: Callable[[str], None]
 ) -> "tuple[Callable[[Path, int], Drop], list[str]]":
     """Measures a checkpoint, full or an adapter, against the base, whose side is computed once; and cautions.
 
@@ -121,24 +263,25 @@ def _measuring(
     from rlrazor.guard.pick import Drop
     from rlrazor.lm import compute
     from rlrazor.lm.models import Vocabulary, base_digest, is_adapter, load, tokenizer_of
-    from rlrazor.lm.probes import default_cache, read_prompts
+    from rlrazor.lm.probes import default_cache
     from rlrazor.lm.sampling import NotFiniteError
 
     compute.prepare_process(compute.threads_alone())
     compute.leave_progress_to_us()
-    asked = read_prompts(prompts)
+    base, dtype, prompts, generic, settings = asked.base, asked.dtype, asked.prompts, asked.generic, asked.settings
     try:
         with compute.memory_errors(NO_MEMORY):
             own = load(base, dtype=dtype)
-            digest = base_digest(own.model, law.settings.precision)
-            law.check(own.model, own.tokenizer, digest)
+            digest = base_digest(own.model, settings.precision)
+            if law is not None:
+                law.check(own.model, own.tokenizer, digest)
             side = BaseSide.of(
-                own.model, own.tokenizer, asked, law.generic, law.settings, cache_dir=default_cache(), digest=digest
+                own.model, own.tokenizer, prompts, generic, settings, cache_dir=default_cache(), digest=digest
             )
     except NotFiniteError as error:
         raise RazorError(f"The outputs of {base} are NaN or infinite: {dtype} is too coarse for them.") from error
     vocabulary, tokenizer = Vocabulary.of(own), own.tokenizer
-    notes = cautions_of(side.whole, asked, law.generic, law.settings)
+    notes = cautions_of(side.whole, prompts, generic, settings)
     del own
     told("checkpoints")
 
@@ -155,55 +298,125 @@ def _measuring(
             raise RazorError("its outputs are NaN or infinite: training has diverged there.") from error
         finally:
             told(path.name)
-        return Drop.by(law, step, law.forecast(kls, prompts=asked, measured=side.whole[FORWARD]))
+        return Drop.by(law, step, kls, prompts, side.whole[FORWARD])
 
     return measure, notes
 
 
+def _print(found: "Pick") -> None:
+    console = console_for_tables()
+    console.print(_table(found))
+    for note in found.notes:
+        console.print(note, style="yellow", highlight=False)
+    said = found.why if found.recommended is None else f"Take {found.recommended.name}: {found.why}."
+    console.print(said, style="bold", highlight=False)
+    if found.doubt is not None:
+        console.print(found.doubt, style="yellow", highlight=False)
+
+
 def _table(found: "Pick") -> Table:
-    measured = found.candidates[0].measured
+    """The checkpoints by what is known of them: their drops, and where these do not judge alone, their KLs."""
+    has_drop = any(one.drop is not None for one in found.candidates)
+    kls = _kls_shown(found)
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("checkpoint")
     table.add_column(f"{found.metric}{', less is better' if found.lower_is_better else ''}", justify="right")
-    level = "" if found.level is None else f" ({found.level:.0%} interval)"
-    table.add_column("measured drop, points" if measured else f"forecast drop, points{level}", justify="right")
+    if has_drop:
+        kind = "measured" if found.candidates[0].measured else "forecast"
+        level = "" if found.level is None else f" ({found.level:.0%} interval)"
+        table.add_column(f"{kind} drop, points{level}", justify="right")
+    for of in kls:
+        table.add_column(f"KL, {_SHORT[of]}, nats", justify="right")
+    if found.limits.most:
+        table.add_column("budget")
     table.add_column("")
-    shown = found.candidates if len(found.candidates) <= 30 else found.frontier
+    shown = found.candidates if len(found.candidates) <= 30 else _marked(found)
     for one in shown:
-        interval = "" if measured else f" [{100 * one.low:.1f}, {100 * one.high:.1f}]"
-        mark = "take this" if one == found.recommended else "on the frontier" if one in found.frontier else ""
-        style = "bold" if one == found.recommended else "" if one in found.frontier else "dim"
-        table.add_row(one.name, f"{one.new:.4g}", f"{100 * one.drop:.1f}{interval}", mark, style=style)
+        cells = [one.name, f"{one.new:.4g}"]
+        if has_drop:
+            cells.append(_drop_cell(one))
+        cells += [_kl_cell(one, of) for of in kls]
+        if found.limits.most:
+            cells.append(found.verdict_of(one).removesuffix(" the limit"))
+        on = [of for of, front in found.frontiers.items() if one in front]
+        several = len(kls) > 1 and len(on) == 1
+        mark = f"on the frontier: {_SHORT[on[0]]}" if several else "on the frontier" if on else ""
+        style = "bold" if one == found.recommended else "" if on else "dim"
+        table.add_row(*cells, "take this" if one == found.recommended else mark, style=style)
     if len(shown) < len(found.candidates):
         table.caption = f"the frontier of {len(found.candidates)} checkpoints"
     return table
 
 
+def _kls_shown(found: "Pick") -> list[str]:
+    """The KLs that are weighed: all where the drop is not, else those that have a budget."""
+    from rlrazor.guard.candidates import DROP
+
+    return [of for of in found.frontiers if of != DROP and (DROP not in found.frontiers or of in found.limits.most)]
+
+
+def _marked(found: "Pick") -> "list[Candidate]":
+    """Those on a frontier, and the recommended one."""
+    return [
+        one
+        for one in found.candidates
+        if one == found.recommended or any(one in front for front in found.frontiers.values())
+    ]
+
+
+def _drop_cell(one: "Candidate") -> str:
+    if one.drop is None or one.low is None or one.high is None:
+        return ""
+    interval = "" if one.low == one.high else f" [{100 * one.low:.1f}, {100 * one.high:.1f}]"
+    return f"{100 * one.drop:.1f}{interval}"
+
+
+def _kl_cell(one: "Candidate", of: str) -> str:
+    if of not in one.kl:
+        return ""
+    kl = one.kl[of]
+    return f"{kl.mean:.3f}" + (f" ± {kl.stderr:.3f}" if math.isfinite(kl.stderr) and kl.stderr else "")
+
+
 def _draw(found: "Pick", folder: Path) -> None:
+    """A panel for each frontier that is weighed."""
+    from rlrazor.guard.candidates import DROP
+    from rlrazor.report import drawing
+    from rlrazor.report.drawing import Figure
+
+    shown = ([DROP] if DROP in found.frontiers else []) + _kls_shown(found)
+    if not shown:
+        raise RazorError("There is no frontier to draw: nothing is known of these checkpoints that may be relied on.")
+    panels = [_panel(found, of) for of in shown]
+    drawing.save(Figure("pick", panels, columns=len(panels)), folder)
+
+
+def _panel(found: "Pick", of: str) -> "Panel":
     import numpy as np
 
-    from rlrazor.report import drawing
-    from rlrazor.report.drawing import INK, PALETTE, Curve, Figure, Layer, Panel, Points
+    from rlrazor.guard.candidates import DROP
+    from rlrazor.guard.law_file import NAMES
+    from rlrazor.report.drawing import INK, PALETTE, Curve, Layer, Panel, Points
 
-    def points(label: str, some: "list[int]", color: str, symbol: str, size: float) -> Points:
-        own = [found.candidates[index] for index in some]
-        low, drop, high = (np.array([100 * getattr(one, name) for one in own]) for name in ("low", "drop", "high"))
+    scale = 100 if of == DROP else 1
+    known = [one for one in found.candidates if one.interval(of) is not None]
+
+    def points(label: str, own: "Sequence[Candidate]", color: str, symbol: str, size: float) -> Points:
+        ends = np.array([one.interval(of) for one in own], float).reshape(-1, 3) * scale
         x = np.array([one.new for one in own])
-        return Points(label, x, drop, color, symbol, size=size, error_low=low, error_high=high)
+        return Points(label, x, ends[:, 0], color, symbol, size=size, error_low=ends[:, 1], error_high=ends[:, 2])
 
-    front = [index for index, one in enumerate(found.candidates) if one in found.frontier]
-    rest = [index for index in range(len(found.candidates)) if index not in front]
-    chosen = [found.candidates.index(found.recommended)]
-    line = sorted(found.frontier, key=lambda one: one.new)
+    front = found.frontiers[of]
+    line = sorted(front, key=lambda one: one.new)
     layers: list[Layer] = [
-        Curve("frontier", np.array([one.new for one in line]), np.array([100 * one.drop for one in line]), INK),
-        points("checkpoint", rest, "#999999", "circle", 5.0),
+        Curve("frontier", np.array([one.new for one in line]), np.array([scale * one.at(of) for one in line]), INK),
+        points("checkpoint", [one for one in known if one not in front], "#999999", "circle", 5.0),
         points("on the frontier", front, PALETTE[0], "circle", 6.0),
-        points("recommended", chosen, PALETTE[1], "star", 12.0),
+        points("recommended", [one for one in known if one == found.recommended], PALETTE[1], "star", 12.0),
     ]
-    kind = "measured" if found.candidates[0].measured else "forecast"
-    panel = Panel(
-        "Which checkpoint to take", found.metric, f"{kind} drop of the prior score, points", layers, x_percent=False,
-        y_percent=False,
-    )  # fmt: skip
-    drawing.save(Figure("pick", [panel], columns=1), folder)
+    if of == DROP:
+        kind = "measured" if found.candidates[0].measured else "forecast"
+        label = f"{kind} drop of the prior score, points"
+    else:
+        label = f"{NAMES[of]}, nats"
+    return Panel("Which checkpoint to take", found.metric, label, layers, x_percent=False, y_percent=False)

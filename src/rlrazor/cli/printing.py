@@ -2,16 +2,17 @@
 
 import argparse
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from rlrazor.records import Record
+from rlrazor.terminal import Terminal
 
 if TYPE_CHECKING:
     from rlrazor.report import Results
@@ -31,7 +32,7 @@ def print_results(results: "Results", report: Path, *, as_json: bool) -> None:
     from rlrazor.report import summary, terminal_tables
 
     if as_json:
-        print(json.dumps({"report": str(report), **summary(results)}, indent=2))
+        print_json({"report": str(report), **summary(results)})
         return
     console = console_for_tables()
     for table in terminal_tables(results):
@@ -39,15 +40,22 @@ def print_results(results: "Results", report: Path, *, as_json: bool) -> None:
     console.print(f"Report: {report}", highlight=False, soft_wrap=True)
 
 
-class _Output(Console):
-    def on_broken_pipe(self) -> None:
-        """Rich would exit with 1, which is a finding of some commands."""
-        raise BrokenPipeError
+def print_json(value: Any) -> None:
+    """Print what JSON can hold, in ASCII: whatever the locale, it is valid; a number that is none is null."""
+    print(json.dumps(_finite(value), indent=2, allow_nan=False))
 
 
-def console_for_tables(width: int = 120) -> Console:
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {name: _finite(one) for name, one in value.items()}
+    return [_finite(one) for one in value] if isinstance(value, list | tuple) else value
+
+
+def console_for_tables(width: int = 120) -> Terminal:
     """Standard output; a file has no width of its own, and the tables need more than the usual guess of 80."""
-    console = _Output()
+    console = Terminal()
     if not console.is_terminal:
         console.width = width
     return console
@@ -76,7 +84,7 @@ def print_plan(config: Any, estimate: Any, what: str, *, as_json: bool) -> None:
     """What a dry run prints: the settings of a grid, and what it would take, in words or, as JSON, in numbers."""
     settings = asdict(config)
     if as_json:
-        print(json.dumps({"config": settings, "estimate": asdict(estimate)}, indent=2))
+        print_json({"config": settings, "estimate": asdict(estimate)})
         return
     table = Table(title="The grid", title_justify="left", show_header=False)
     for field in fields(config):

@@ -1,14 +1,16 @@
 """`razor report FOLDER ...`: figures and report of a run folder, or several compared; nothing is trained."""
 
 import argparse
-import json
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 
-from rich.console import Console
-
-from rlrazor.cli.printing import Subparsers, console_for_tables, options_of, print_results
+from rlrazor import writing
+from rlrazor.cli.printing import Subparsers, console_for_tables, options_of, print_json, print_results
 from rlrazor.errors import RazorError
+from rlrazor.store import RunStore
+from rlrazor.terminal import Terminal
+from rlrazor.writing import Output
 
 
 def add_to(commands: Subparsers) -> None:
@@ -40,32 +42,45 @@ def run(arguments: argparse.Namespace) -> int:
         return _compare(arguments)
     if arguments.out:
         raise RazorError("--out is for the comparison of several folders: the report of one goes into that folder.")
-    from rlrazor.report import load, write_markdown, write_report
+    from rlrazor.report import load, markdown, page, write_markdown, write_report
 
-    with Console(stderr=True).status("Fitting the law and drawing the report"):
-        results = load(arguments.folders[0])
-        page = write_report(results)
+    folder = arguments.folders[0]
+    _check(arguments, [*page.outputs(folder), *(markdown.outputs(arguments.markdown) if arguments.markdown else ())])
+    with Terminal(stderr=True).status("Fitting the law and drawing the report"):
+        results = load(folder)
+        if (folder / "law.json").exists():  # of a calibration: what the law says of itself comes first
+            from rlrazor.cli.law_page import with_law
+
+            results = with_law(results)
+        written = write_report(results)
         if arguments.markdown:
             write_markdown(results, arguments.markdown)
-    print_results(results, page, as_json=arguments.json)
+    print_results(results, written, as_json=arguments.json)
     return 0
 
 
+def _check(arguments: argparse.Namespace, outputs: Iterable[Output]) -> None:
+    """The tables of the folders are what is read."""
+    writing.check(outputs, [path for folder in arguments.folders for path, _ in RunStore(folder).outputs])
+
+
 def _compare(arguments: argparse.Namespace) -> int:
-    from rlrazor.report import compare_folders
+    from rlrazor.report import compare_folders, page
     from rlrazor.report.tables import to_rich
 
     if arguments.markdown:
         raise RazorError("--markdown is for the report of one folder.")
-    with Console(stderr=True).status("Comparing the folders"):
-        section, page = compare_folders(arguments.folders, arguments.out or Path("runs/comparison"))
+    out = arguments.out or Path("runs/comparison")
+    _check(arguments, page.outputs_of_comparison(out))
+    with Terminal(stderr=True).status("Comparing the folders"):
+        section, written = compare_folders(arguments.folders, out)
     if arguments.json:
         tables = [asdict(table) for table in section.tables]
-        print(json.dumps({"report": str(page), "finding": section.finding, "tables": tables}, indent=2))
+        print_json({"report": str(written), "finding": section.finding, "tables": tables})
         return 0
     console = console_for_tables()
     for table in section.tables:
         console.print(to_rich(table))
     console.print(section.finding, highlight=False)
-    console.print(f"Report: {page}", highlight=False, soft_wrap=True)
+    console.print(f"Report: {written}", highlight=False, soft_wrap=True)
     return 0

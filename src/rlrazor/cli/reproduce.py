@@ -6,13 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-
 from rlrazor import cores
 from rlrazor.cli import language
+from rlrazor.cli.outputs import check_run_folder
 from rlrazor.cli.printing import Subparsers, human_seconds, options_of, print_plan, print_results
 from rlrazor.errors import RazorError
 from rlrazor.extras import needs_extra
+from rlrazor.terminal import Terminal
 
 if TYPE_CHECKING:
     pass
@@ -114,7 +114,7 @@ def run_forecast(arguments: argparse.Namespace) -> int:
     families = tuple(name.strip() for name in arguments.families.split(","))
     unknown = [name for name in families if name not in TASKS]
     if unknown:
-        raise RazorError(f"Unknown family {unknown[0]!r}. Families: {', '.join(TASKS)}.")
+        raise RazorError(f"Unknown family {unknown[0]!r:.60}. Families: {', '.join(TASKS)}.")
     if arguments.jobs < 1:
         raise RazorError(f"--jobs must be at least 1, not {arguments.jobs}.")
     options = Options(
@@ -125,13 +125,15 @@ def run_forecast(arguments: argparse.Namespace) -> int:
         preset=arguments.preset,
         command=shlex.join(["razor", *arguments.argv]),
     )
+    if not arguments.dry_run:
+        check_run_folder(arguments, options.out)
     if arguments.dry_run:
         found = estimate(grid, options)
         shown = grid.digits if families == ("parity-mnist",) else grid.letters
         what = f"{found.runs} runs, {found.checkpoints:,} checkpoints measured, over {', '.join(options.families)}."
         print_plan(shown, found, what, as_json=arguments.json)
         return 0
-    console = Console(stderr=True)
+    console = Terminal(stderr=True)
     done = reproduce(grid, options, console)
     for name in done.diverged:
         console.print(f"Diverged, measured up to there: {name}.", style="yellow")
@@ -175,6 +177,8 @@ def run(arguments: argparse.Namespace) -> int:
         command=shlex.join(["razor", *arguments.argv]),
         keep_sweep=keep_sweep,
     )
+    if not arguments.dry_run:
+        check_run_folder(arguments, options.out)
     if arguments.dry_run:
         found = estimate(config, options, analyses)
         what = (
@@ -185,7 +189,7 @@ def run(arguments: argparse.Namespace) -> int:
         )
         print_plan(config, found, what, as_json=arguments.json)
         return 0
-    console = Console(stderr=True)
+    console = Terminal(stderr=True)
     done = reproduce(config, options, console, analyses)
     for name in done.diverged:
         console.print(f"Diverged, measured up to there: {name}.", style="yellow")

@@ -9,11 +9,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
 
-from rlrazor.cli.printing import Subparsers, console_for_tables, options_of
+from rlrazor.cli.outputs import check_outputs
+from rlrazor.cli.printing import Subparsers, console_for_tables, options_of, print_json
 from rlrazor.errors import RazorError
+from rlrazor.terminal import PlainColumn, Terminal
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,12 +42,14 @@ def run(arguments: argparse.Namespace) -> int:
     # Imported here: the report's libraries take a second that `razor --version` should not.
     from rlrazor import theory
     from rlrazor.report import drawing, sections
-    from rlrazor.store import atomic_path
+    from rlrazor.writing import atomic_path
 
     seeds = _parse_seeds(arguments.seeds)
     theory.check(arguments.preset, seeds)
-    with atomic_path(arguments.out / f"{theory.NAME}.json") as partial:  # first: a bad folder should not cost minutes
-        with _progress(Console(stderr=True)) as show:
+    path = arguments.out / f"{theory.NAME}.json"
+    check_outputs(arguments, [(path, "json"), *drawing.files([theory.NAME], arguments.out)])
+    with atomic_path(path) as partial:
+        with _progress(Terminal(stderr=True)) as show:
             found = theory.theory_study(arguments.preset, seeds, progress=show)
         description = theory.describe(found, arguments.preset, seeds, shlex.join(["razor", *arguments.argv]))
         partial.write_text(json.dumps(description, indent=1, allow_nan=False) + "\n", encoding="utf-8")
@@ -60,13 +63,20 @@ def _parse_seeds(text: str) -> list[int]:
     try:
         return [int(seed) for seed in text.split(",")]
     except ValueError as error:
-        raise RazorError(f"--seeds takes whole numbers separated by commas, such as 0,1,2, not {text!r}.") from error
+        raise RazorError(
+            f"--seeds takes whole numbers separated by commas, such as 0,1,2, not {text!r:.60}."
+        ) from error
 
 
 @contextmanager
-def _progress(console: Console) -> "Iterator[Callable[[str, int, int], None]]":
+def _progress(console: Terminal) -> "Iterator[Callable[[str, int, int], None]]":
     """A bar over the parts of the study; a line per part where there is no terminal."""
-    columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (
+        PlainColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("theory", total=None)
 
@@ -84,7 +94,7 @@ def _print(section: "Section", path: Path, *, as_json: bool) -> None:
 
     if as_json:
         tables = [asdict(table) for table in section.tables]
-        print(json.dumps({"figure": str(path), "finding": section.finding, "tables": tables}, indent=2))
+        print_json({"figure": str(path), "finding": section.finding, "tables": tables})
         return
     console = console_for_tables(width=140)
     for table in section.tables:

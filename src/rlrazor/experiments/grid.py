@@ -1,8 +1,6 @@
 """What the experiments' grids share: settings from a file or the command line, learning rates, checkpoint steps."""
 
-import json
 import math
-import tomllib
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -10,6 +8,8 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import numpy as np
 
+from rlrazor import bounds
+from rlrazor.documents import parse_json, parse_toml, read_text
 from rlrazor.errors import RazorError
 
 Kinds = Mapping[str, tuple[bool, type]]
@@ -36,15 +36,15 @@ def checkpoint_steps(steps_per_epoch: int, epochs: int, per_epoch: int) -> set[i
 
 def read_settings(file: Path) -> dict[str, Any]:
     """The keys and values of a TOML or JSON file, unchecked; the config.json of a run folder can be given as it is."""
-    try:
-        text = file.read_text()
-        raw = json.loads(text) if file.suffix == ".json" else tomllib.loads(text)
-    except (OSError, ValueError) as error:
-        raise RazorError(f"The config file {file} cannot be read: {error}.") from error
+    where = f"The config file {file}"
+    text = read_text(file, missing=f"{where} cannot be read: there is none (No such file or directory).")
+    raw = parse_json(text, where) if file.suffix == ".json" else parse_toml(text, where)
     if isinstance(raw, dict) and isinstance(raw.get("config"), dict):
         raw = {"preset": raw.get("preset"), **raw["config"]}
     if not isinstance(raw, dict):
-        raise RazorError(f"The config file {file} is not a table of settings.")
+        raise RazorError(f"{where} is not a table of settings.")
+    if not isinstance(raw.get("preset"), str | None):
+        raise RazorError(f"{where} has a preset that is not a name.")
     return raw
 
 
@@ -55,20 +55,25 @@ def parse_setting(kinds: Kinds, sets: Mapping[Any, tuple[str, ...]], name: str, 
     with the valid names for an unknown setting.
     """
     if name not in kinds:
-        raise RazorError(f"Unknown setting {name!r}. Settings: {', '.join(kinds)}.")
+        raise RazorError(f"Unknown setting {name!r:.60}. Settings: {', '.join(kinds)}.")
     many, kind = kinds[name]
     if not many:
         return _parse_one(name, kind, value)
     items = value.split(",") if isinstance(value, str) else value
     if not isinstance(items, list | tuple):
         items = [items]
-    if name == "methods" and len(items) == 1 and items[0] in sets:
+    if len(items) > bounds.MOST_VALUES:
+        raise RazorError(f"{name} has {len(items):,} values, and {bounds.MOST_VALUES:,} are the most.")
+    if name == "methods" and len(items) == 1 and isinstance(items[0], str) and items[0] in sets:
         return sets[items[0]]
     if name.endswith("lrs") and len(items) == 1 and isinstance(items[0], str) and items[0].count(":") == 2:
         low, high, count = items[0].split(":")
         low, high, count = _parse_one(name, float, low), _parse_one(name, float, high), _parse_one(name, int, count)
-        if not 0 < low < high < math.inf or count < 2:
-            raise RazorError(f"{name}: {items[0]!r} is not LOW:HIGH:COUNT with 0 < LOW < HIGH and COUNT of at least 2.")
+        if not 0 < low < high < math.inf or not 2 <= count <= bounds.MOST_VALUES:
+            raise RazorError(
+                f"{name}: {items[0]!r:.60} is not LOW:HIGH:COUNT with 0 < LOW < HIGH and COUNT from 2 to "
+                f"{bounds.MOST_VALUES:,}."
+            )
         return log_spaced(low, high, count)
     return tuple(_parse_one(name, kind, item) for item in items)
 
@@ -80,7 +85,21 @@ def check_many(config: Any, names: tuple[str, ...]) -> None:
         if not values:
             raise RazorError(f"{name} is empty: name at least one.")
         if len(set(values)) < len(values):
-            raise RazorError(f"{name} has the same value twice: {', '.join(map(str, values))}.")
+            raise RazorError(f"{name} has the same value twice: {next(x for x in values if values.count(x) > 1)}.")
+
+
+def check_bounds(config: Any, kinds: Kinds) -> None:
+    """Raise RazorError where a setting is out of its bounds, `bounds.BOUNDS`."""
+    for name in kinds:
+        values = getattr(config, name)
+        for value in values if isinstance(values, tuple) else (values,):
+            bounds.check(name, value)
+
+
+def check_runs(runs: int, checkpoints: int) -> None:
+    """Raise RazorError for a grid that nobody could wait for, before it is counted out; `checkpoints`: of one run."""
+    bounds.check_size("runs", runs, bounds.MOST_RUNS, "give fewer values")
+    bounds.check_size("checkpoints of a run", checkpoints, bounds.MOST_CHECKPOINTS, "lower checkpoints_per_epoch")
 
 
 def check_positive(config: Any, kinds: Kinds, but: tuple[str, ...]) -> None:
@@ -102,9 +121,19 @@ def _parse_one(name: str, kind: type, value: Any) -> Any:
         parsed = None
     # int(2.5), float(True) and str(3) succeed but are not what was meant.
     misread = isinstance(text, bool) or (kind is int and isinstance(text, float)) or (kind is str and text != parsed)
+    if isinstance(parsed, str) and len(parsed) > bounds.LONGEST_NAME:
+        raise RazorError(f"{name} has a name of {len(parsed):,} characters: give a shorter one.")
     if parsed is None or misread:
-        raise RazorError(f"{name}: {value!r} is not {_NOUNS[kind]}.")
+        raise RazorError(f"{name}: {_shown(value)} is not {_NOUNS[kind]}.")
     return parsed
 
 
 _NOUNS = {int: "a whole number", float: "a number", str: "a name"}
+
+
+def _shown(value: Any) -> str:
+    """A whole number may be longer than Python writes out."""
+    try:
+        return f"{value!r:.60}"
+    except ValueError:
+        return "it"

@@ -1,6 +1,5 @@
 """What the experiments' commands share: training what is missing and counting it, teachers, who made a folder."""
 
-import json
 import os
 import platform
 import sys
@@ -14,6 +13,8 @@ import polars as pl
 from rich.console import Console
 
 from rlrazor import sweep
+from rlrazor.documents import parse_json, read_text
+from rlrazor.errors import RazorError
 from rlrazor.progress import SweepProgress
 from rlrazor.records import RunSpec
 from rlrazor.report import Results
@@ -133,10 +134,11 @@ def versions_of(*packages: str) -> dict[str, str]:
 
 def warn_of_another_machine(store: RunStore, console: Console) -> None:
     """Say so when the folder's earlier runs were made elsewhere: the same spec gives the same bits on one machine."""
+    path = store.folder / "config.json"
     try:
-        earlier = json.loads((store.folder / "config.json").read_text())
+        earlier = parse_json(read_text(path), path)
         made_by = (earlier["versions"]["torch"], earlier["machine"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (RazorError, KeyError, TypeError):  # which the report says, if it is still so
         return
     if made_by != (version("torch"), MACHINE):
         console.print(

@@ -13,6 +13,7 @@ from typing import Any
 from axolotl.integrations.base import BasePlugin
 from pydantic import BaseModel
 
+from rlrazor.bounds import WrongKindError
 from rlrazor.errors import RazorError
 from rlrazor.guard.monitor import ForgettingMonitor
 from rlrazor.lm.probes import ProbeSettings
@@ -49,8 +50,9 @@ class RazorPlugin(BasePlugin):  # type: ignore[misc]
             if settings := given.get("settings"):
                 given["settings"] = ProbeSettings(**{**settings, "stop": tuple(settings.get("stop") or ())})
             return [ForgettingMonitor(**given)]
-        except TypeError as error:  # to YAML 2e-2 is text
-            raise RazorError(f"axolotl's config has a value of the wrong kind under `razor`: {error}.") from error
+        except (TypeError, WrongKindError) as error:  # to YAML 2e-2 is text
+            why = str(error).rstrip(".")
+            raise RazorError(f"axolotl's config has a value of the wrong kind under `razor`: {why}.") from error
 
 
 def _check(given: Mapping[str, Any], known: Collection[str], where: str) -> None:

@@ -9,25 +9,29 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from rlrazor import drift
+from rlrazor import bounds, drift
 from rlrazor.drift.representation import NEIGHBOURS
 from rlrazor.errors import RazorError
 from rlrazor.forecast import FORWARD, PROBE, Forecast
+from rlrazor.guard import scale
 from rlrazor.guard.base_side import cautions_of
 from rlrazor.guard.law_file import LawFile
 from rlrazor.guard.overlap import template_caution
+from rlrazor.guard.scale import Focus, Noise
+from rlrazor.guard.truth import PriorSuite as PriorSuite
+from rlrazor.guard.truth import Truth, truth_of
+from rlrazor.guard.weight_changes import WeightChange, changes, total
 from rlrazor.lm import compute, kl, prior, probes
 from rlrazor.lm.adapters import AdaptedWeights, base_weights
 from rlrazor.lm.encoding import as_read, text_ids
@@ -45,14 +49,20 @@ from rlrazor.lm.models import (
     tokenizer_of,
 )
 from rlrazor.lm.probes import GenericText, ProbeSettings, Prompt
-from rlrazor.lm.prompts import texts_of
+from rlrazor.lm.prompts import last_said, texts_of
 from rlrazor.lm.representation import representation_of_ids
 from rlrazor.lm.sampling import NotFiniteError
 
 REVERSE = "kl_reverse"
-STEPS = 6  # of the progress
+STEPS = 6  # of the progress, without prior tasks
+LEVEL = 0.9  # of intervals where neither a law nor the caller says another
 NO_MEMORY = "Out of memory: --dtype bfloat16 takes half of it; fewer or shorter prompts and completions take less."
 Told = Callable[[str], None]
+
+
+def steps(suite: PriorSuite | None) -> int:
+    """Of the progress: so often `compare` says what it begins."""
+    return STEPS + 2 * (0 if suite is None else len(dict.fromkeys(suite.tasks)))
 
 
 @dataclass(frozen=True)
@@ -70,22 +80,6 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class PriorSuite:
-    """Prior tasks of lm-eval to measure the truth by."""
-
-    tasks: tuple[str, ...]
-    limit: int | None = None
-    data_mirror: Path | None = None
-    allow_code_execution: bool = False
-
-    def metrics(self) -> dict[str, prior.Metric]:
-        """What each task is scored by; raises RazorError for tasks that cannot be evaluated. Loads their data."""
-        return prior.metrics_of(
-            self.tasks, data_mirror=self.data_mirror, allow_code_execution=self.allow_code_execution
-        )
-
-
-@dataclass(frozen=True)
 class Completion:
     """A completion with the KL at each token, in nats: of the base (forward KL) or of the tuned model (reverse)."""
 
@@ -100,94 +94,51 @@ class Completion:
 
 @dataclass(frozen=True)
 class PromptDrift:
-    """Where the policy moved on one prompt; `total` is the mean forward KL of the base's completions, in nats."""
+    """Where the policy moved on one prompt; `total` is the mean forward KL of the base's completions, in nats.
+
+    `prompt` is all of it, in the chat template where it was put into one; `said` what the user said last in it.
+    """
 
     prompt: str
     total: float
     base: tuple[Completion, ...]
     tuned: tuple[Completion, ...]
-
-
-@dataclass(frozen=True)
-class WeightChange:
-    """The change of some weights: L2 norms of the change and of what they were, and the share exactly as before."""
-
-    name: str
-    parameters: int
-    l2: float
-    norm: float
-    unchanged: float
+    said: str = ""
 
     @property
-    def relative(self) -> float:
-        """The change as a share of what they were."""
-        return self.l2 / self.norm if self.norm else 0.0
+    def first_share(self) -> float:
+        """The share of `total` in the first `scale.FIRST` tokens of the base's completions."""
+        first = sum(sum(completion.kl[: scale.FIRST]) for completion in self.base)
+        return first / max(sum(completion.total for completion in self.base), 1e-30)
 
 
 @dataclass(frozen=True)
-class TaskChange:
-    """A prior task's score in both models: fractions of 1 where `fraction`, else in the metric's own unit.
+class Setup:
+    """How it was measured: KLs can be compared where the probe's settings and hashes are the same.
 
-    `stderr` is of the difference; None where lm-eval gives none.
+    `prompts` were given and `measured` of them fitted into the context; `generic_rows` are texts or prompts. `sources`:
+    the files that these came from, and the command, as far as the caller said them.
     """
 
-    base: float
-    tuned: float
-    stderr: float | None
-    metric: str
-    higher_is_better: bool
-    fraction: bool
-
-    @property
-    def drop(self) -> float:
-        """How much worse the tuned model is, whichever direction is better."""
-        return self.base - self.tuned if self.higher_is_better else self.tuned - self.base
-
-
-@dataclass(frozen=True)
-class Truth:
-    """Measured prior scores of both; the mean drop of those that are fractions of 1, and its standard error.
-
-    `drop` is None where none is a fraction, and `stderr` where one of them has none: unknown is not 0.
-    """
-
-    tasks: Mapping[str, TaskChange]
-    drop: float | None
-    stderr: float | None
-
-    @property
-    def base(self) -> dict[str, float]:
-        """The base's scores."""
-        return {name: task.base for name, task in self.tasks.items()}
-
-    @property
-    def tuned(self) -> dict[str, float]:
-        """The tuned model's scores."""
-        return {name: task.tuned for name, task in self.tasks.items()}
-
-    @property
-    def notes(self) -> list[str]:
-        """What a reader of the mean drop has to know, in sentences."""
-        said = []
-        if apart := [f"{name} ({task.metric})" for name, task in self.tasks.items() if not task.fraction]:
-            said.append(
-                f"Scores that are not fractions of 1 are shown in their own unit and left out of the mean drop: "
-                f"{', '.join(apart)}."
-            )
-        unknown = [name for name, task in self.tasks.items() if task.fraction and task.stderr is None]
-        if unknown and self.drop is not None:
-            said.append(
-                f"The mean drop has no standard error: lm-eval gives none for {', '.join(unknown)}. How much of it is "
-                "chance is not known."
-            )
-        return said
+    probe: ProbeSettings
+    prompts: int
+    measured: int
+    prompts_hash: str
+    generic_rows: int
+    generic_hash: str
+    level: float
+    prior_limit: int | None
+    date: str
+    versions: Mapping[str, str]
+    sources: Mapping[str, str]
 
 
 @dataclass(frozen=True)
 class Comparison:
     """What was found. KLs in nats, per completion or text (`kl`) and per token; `notes` are sentences of caution.
 
-    `first_prompt`: as the models read it, special tokens included; `precision`: what they computed in.
+    `first_prompt`: as the models read it, special tokens included; `precision`: what they computed in. `focus` is of
+    the forward KL on the new task's prompts; `untold_weights`: some weights of the two could not be compared.
     """
 
     base: str
@@ -202,6 +153,10 @@ class Comparison:
     level: float | None
     law: str | None
     truth: Truth | None
+    noise: Noise
+    focus: Focus
+    setup: Setup
+    untold_weights: bool = False
     notes: Sequence[str] = field(default_factory=tuple)
     precision: str = "float32"
     first_prompt: str = ""
@@ -212,6 +167,29 @@ class Comparison:
         if self.truth is not None and self.truth.drop is not None:
             return self.truth.drop
         return None if self.forecast is None else self.forecast.drop
+
+    @property
+    def same(self) -> bool:
+        """Whether the two are one model: no weight has changed, and no KL is more than the noise of measuring it."""
+        moved = any(not scale.is_zero(one, self.noise) for one in self.per_token.values())
+        return not (moved or self.weights.l2 or self.untold_weights)
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What is measured, all defaults resolved."""
+
+    pair: Pair
+    prompts: Sequence[Prompt]
+    generic: GenericText
+    settings: ProbeSettings
+    law: LawFile | None
+    suite: PriorSuite | None
+    told: Told
+
+    @property
+    def adapted(self) -> bool:
+        return is_adapter(self.pair.tuned)
 
 
 def compare(
@@ -224,12 +202,15 @@ def compare(
     suite: PriorSuite | None = None,
     level: float | None = None,
     told: Told = lambda step: None,
+    sources: Mapping[str, str] | None = None,
 ) -> Comparison:
-    """Compare two checkpoints; `told` hears of each of the STEPS as it begins.
+    """Compare two checkpoints; `told` hears of each of the `steps` as it begins, `sources` are kept with the settings.
 
     With a law its probe and settings are used, and its level where none is given. Raises RazorError for models that
     cannot be loaded, do not belong together or seem to be swapped, a law of another base, and no prompts.
     """
+    bounds.require_number("level", level)
+    bounds.check("level", level)
     pair = replace(pair, base=_expanded(pair.base), tuned=_expanded(pair.tuned))
     notes = _check_order(pair)
     generic = (law.generic if law else generic) or GenericText.built_in()
@@ -239,21 +220,31 @@ def compare(
             f"The law was calibrated in {settings.precision}, and the models are to be loaded in {pair.dtype}, whose "
             f"KL is another: leave --dtype out, or give --dtype {settings.precision}."
         )
-    settings = replace(settings, precision=pair.dtype)
+    request = _Request(pair, prompts, generic, replace(settings, precision=pair.dtype), law, suite, told)
     try:
         with compute.memory_errors(NO_MEMORY):
-            found = _measure(pair, prompts, generic, settings, law, suite, told)
+            found = _measure(request)
     except NotFiniteError as error:
         raise RazorError(
             f"The outputs of {pair.base} or {pair.tuned} are NaN or infinite: training has diverged, or {pair.dtype} "
             "is too coarse for them."
         ) from error
+    return _comparison(request, found, level, notes, sources or {})
+
+
+def _comparison(
+    request: _Request, found: _Found, level: float | None, notes: list[str], sources: Mapping[str, str]
+) -> Comparison:
+    """What the measurements amount to."""
+    law, prompts, suite = request.law, request.prompts, request.suite
     measured = {FORWARD: found.forward.n_prompts, PROBE: found.probe.n_prompts}
-    notes += cautions_of(measured, prompts, generic, settings)
-    if (form := template_caution(prompts, found.tokenizer, settings)) is not None:
+    notes += cautions_of(measured, prompts, request.generic, request.settings)
+    if (form := template_caution(prompts, found.tokenizer, request.settings)) is not None:
         notes.append(form)
-    truth = None if found.scores is None else _truth(*found.scores)
-    if found.scores is not None and truth is not None:
+    wanted = level if level is not None else law.level if law else LEVEL
+    truth = None
+    if found.scores is not None and suite is not None:
+        truth = truth_of(*found.scores, wanted, suite.limit)
         notes += [*dict.fromkeys(note for scores in found.scores for note in scores.notes), *truth.notes]
     forecast, drawn = None, {FORWARD: found.forward, PROBE: found.probe, REVERSE: found.reverse}
     estimates = {name: of.per_completion for name, of in drawn.items()}
@@ -264,21 +255,48 @@ def compare(
         if forecast.extrapolated:
             notes.append("KL is larger than in any run that the law was fitted to: the interval may be too narrow.")
     return Comparison(
-        pair.base,
-        pair.tuned,
-        estimates,
-        {name: of.per_token for name, of in drawn.items()},
-        _by_prompt(found),
-        _total("all", found.layers),
-        found.layers,
-        found.cknna,
-        forecast,
-        None if law is None else law.attainable(level),
-        None if law is None else law.describe(level),
-        truth,
-        [*notes, *found.notes],
-        pair.dtype,
-        as_read(found.tokenizer, found.base_completions.prompts[0]),
+        base=request.pair.base,
+        tuned=request.pair.tuned,
+        kl=estimates,
+        per_token={name: of.per_token for name, of in drawn.items()},
+        prompts=_by_prompt(found, request),
+        weights=total("all", found.layers),
+        layers=found.layers,
+        cknna=found.cknna,
+        forecast=forecast,
+        level=None if law is None else law.attainable(level),
+        law=None if law is None else law.describe(level),
+        truth=truth,
+        noise=found.noise,
+        focus=scale.focus_of(found.forward),
+        setup=_setup(request, measured[FORWARD], wanted, sources),
+        untold_weights=found.untold_weights,
+        notes=[*notes, *found.notes],
+        precision=request.pair.dtype,
+        first_prompt=as_read(found.tokenizer, found.base_completions.prompts[0]),
+    )
+
+
+def _setup(request: _Request, measured: int, level: float, sources: Mapping[str, str]) -> Setup:
+    packages = {"rlrazor", "torch", "transformers"} | ({"peft"} if request.adapted else set())
+    packages |= {"lm-eval"} if request.suite is not None else set()
+    versions = {}
+    for name in sorted(packages):
+        with suppress(PackageNotFoundError):
+            versions[name] = version(name)
+    generic = request.generic
+    return Setup(
+        probe=request.settings,
+        prompts=len(request.prompts),
+        measured=measured,
+        prompts_hash=probes.content_hash(list(request.prompts)),
+        generic_rows=len(generic.texts or generic.prompts),
+        generic_hash=generic.content_hash,
+        level=level,
+        prior_limit=None if request.suite is None else request.suite.limit,
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
+        versions=versions,
+        sources=dict(sources),
     )
 
 
@@ -291,9 +309,6 @@ def _check_order(pair: Pair) -> list[str]:
     swap, adapted = "The order is BASE TUNED", is_adapter(pair.tuned)
     if is_adapter(pair.base):
         raise RazorError(f"{pair.base} is an adapter, so it is not the base. {swap}.")
-    there = Path(pair.base).exists() and Path(pair.tuned).exists()
-    if pair.base == pair.tuned or (there and Path(pair.base).samefile(pair.tuned)):
-        raise RazorError(f"{pair.base} was given twice: compare a model with what it was fine-tuned from. {swap}.")
     trained = [(Path(of) / "trainer_state.json").is_file() for of in (pair.base, pair.tuned)]
     if trained == [True, False] and not adapted and not pair.as_given:
         raise RazorError(
@@ -319,82 +334,148 @@ class _Found:
     tuned_completions: Sequences
     tokenizer: Any
     cknna: float | None
+    noise: Noise
     scores: tuple[prior.PriorScores, prior.PriorScores] | None
     layers: list[WeightChange]
+    untold_weights: bool
     notes: list[str]
 
 
-def _measure(
-    pair: Pair,
-    prompts: Sequence[Prompt],
-    generic: GenericText,
-    settings: ProbeSettings,
-    law: LawFile | None,
-    suite: PriorSuite | None,
-    told: Told,
-) -> _Found:
-    adapted, notes = is_adapter(pair.tuned), []
+@dataclass
+class _BaseSide:
+    """What is left of the base when it is not in memory any more. `rows`: the generic probe as token ids."""
+
+    digest: str
+    tokenizer: Any
+    vocabulary: Vocabulary
+    completions: Sequences
+    probes: dict[str, kl.Probe]
+    rows: list[list[int]]
+    similar: Any
+    noise: Noise
+    scores: prior.PriorScores | None
+
+
+@dataclass
+class _TunedSide:
+    """The same of the tuned model, and its KLs to the base."""
+
+    drifts: dict[str, Drift]
+    completions: Sequences
+    probe: kl.Probe
+    cknna: float | None
+    scores: prior.PriorScores | None
+    notes: list[str]
+
+
+def _measure(request: _Request) -> _Found:
+    pair, told, notes = request.pair, request.told, list[str]()
+    names = pair.base, pair.tuned
     layers: list[WeightChange] = []
-    if not adapted:
+    if not request.adapted:
         told("weights")  # first: it finds out soonest that the two do not belong together
-        layers, unmatched = _changes(SavedWeights(pair.base), SavedWeights(pair.tuned), pair)
-        notes += unmatched
+        layers, notes = changes(SavedWeights(pair.base), SavedWeights(pair.tuned), names)
 
     told("loading the base")
-    base = load(pair.base, dtype=pair.dtype)
-    digest = base_digest(base.model, settings.precision)
-    if law is not None:
-        law.check(base.model, base.tokenizer, digest)
-    tokenizer, vocabulary = base.tokenizer, Vocabulary.of(base)
-    told("the base on the probes")
-    new = probes.of_prompts(base.model, tokenizer, prompts, settings, cache_dir=pair.cache_dir, digest=digest)
-    text = probes.of_generic(base.model, tokenizer, generic, settings, cache_dir=pair.cache_dir, digest=digest)
-    first = kl.Probe(base.model, new, precision=settings.precision)
-    before = {FORWARD: first, PROBE: kl.Probe(base.model, text, beside=first, precision=settings.precision)}
-    del first
-    rows = [[*text.prompts[at], *completion] for at, completion in zip(text.prompt_of, text.completions, strict=True)]
-    similar = representation_of_ids(base.model, rows) if len(rows) > NEIGHBOURS else None
-    scores_before = _prior_scores(base, suite)
-    del base
+    base = _base_side(load(pair.base, dtype=pair.dtype), request)
     _free()
-
     told("loading the tuned model")
-    if adapted:
-        tuned = load(pair.base, adapter=Path(pair.tuned), dtype=pair.dtype)
-    else:
-        tuned = load(pair.tuned, dtype=pair.dtype, tokenizer=tokenizer)
-        if tuned.tokenizer is tokenizer:
-            notes.append(f"{pair.tuned} has no tokenizer: the base's is used.")
-    notes += _tokenizer_notes(tokenizer, tokenizer_of(tuned, pair.tuned, vocabulary), prompts)
-    told("the tuned model on the probes")
-    drifts = {name: kl.forward_kl(probe, tuned.model) for name, probe in before.items()}
-    del before
-    own = Sequences.grouped(new.prompts, probes.complete(tuned.model, tokenizer, new.prompts, settings, "tuned"))
-    after = kl.Probe(tuned.model, own, adapted=True, precision=settings.precision)
-    cknna = None
-    if similar is None:
-        notes.append(f"CKNNA needs more than {NEIGHBOURS} texts in the generic probe; there are {len(rows)}.")
-    else:
-        cknna = drift.cknna(similar, representation_of_ids(tuned.model, rows))
-    scores_after = _prior_scores(tuned, suite)
+    tuned = _tuned_model(request, base.tokenizer)
+    side = _tuned_side(tuned, base, request)
     # Some adapters put other weights into the base, or train its biases: then it is not there.
-    undone = adapted and is_same_base(base_digest(tuned.model, settings.precision), digest)
-    if adapted:
+    precision = request.settings.precision
+    undone = request.adapted and is_same_base(base_digest(tuned.model, precision), base.digest)
+    if request.adapted:
         told("weights")
         there = base_weights(tuned.model) if undone else SavedWeights(pair.base)
-        layers, unmatched = _changes(there, AdaptedWeights(tuned.model), pair)
-        notes += unmatched
-        if not any(layer.l2 for layer in layers) and drifts[FORWARD].sums.any():
-            notes.append("The adapter adds to the model and changes no weight of it: what it adds is not among these.")
+        layers, notes = changes(there, AdaptedWeights(tuned.model), names)
+    untold = bool(notes)
+    if request.adapted and not any(layer.l2 for layer in layers) and side.drifts[FORWARD].sums.any():
+        notes.append("The adapter adds to the model and changes no weight of it: what it adds is not among these.")
 
     told("the base on the tuned model's completions")
     if not undone:
         del tuned
         _free()
         tuned = load(pair.base, dtype=pair.dtype)
-    reverse = kl.between(after, kl.Probe(tuned.model, own, precision=settings.precision))
-    scores = None if scores_before is None or scores_after is None else (scores_before, scores_after)
-    return _Found(drifts[FORWARD], drifts[PROBE], reverse, new, own, tokenizer, cknna, scores, layers, notes)
+    reverse = kl.between(side.probe, kl.Probe(tuned.model, side.completions, precision=precision))
+    return _Found(
+        forward=side.drifts[FORWARD],
+        probe=side.drifts[PROBE],
+        reverse=reverse,
+        base_completions=base.completions,
+        tuned_completions=side.completions,
+        tokenizer=base.tokenizer,
+        cknna=side.cknna,
+        noise=base.noise,
+        scores=None if base.scores is None or side.scores is None else (base.scores, side.scores),
+        layers=layers,
+        untold_weights=untold,
+        notes=[*notes, *side.notes],
+    )
+
+
+def _base_side(base: LanguageModel, request: _Request) -> _BaseSide:
+    settings = request.settings
+    kept: dict[str, Any] = {"cache_dir": request.pair.cache_dir, "digest": base_digest(base.model, settings.precision)}
+    if request.law is not None:
+        request.law.check(base.model, base.tokenizer, kept["digest"])
+    request.told("the base on the probes")
+    new = probes.of_prompts(base.model, base.tokenizer, request.prompts, settings, **kept)
+    text = probes.of_generic(base.model, base.tokenizer, request.generic, settings, **kept)
+    first = kl.Probe(base.model, new, precision=settings.precision)
+    rows = [[*text.prompts[at], *completion] for at, completion in zip(text.prompt_of, text.completions, strict=True)]
+    return _BaseSide(
+        digest=kept["digest"],
+        tokenizer=base.tokenizer,
+        vocabulary=Vocabulary.of(base),
+        completions=new,
+        probes={FORWARD: first, PROBE: kl.Probe(base.model, text, beside=first, precision=settings.precision)},
+        rows=rows,
+        similar=representation_of_ids(base.model, rows) if len(rows) > NEIGHBOURS else None,
+        noise=scale.noise_of(base.model, first),
+        scores=_prior_scores(base, request, "base"),
+    )
+
+
+def _prior_scores(lm: LanguageModel, request: _Request, whose: str) -> prior.PriorScores | None:
+    if request.suite is None:
+        return None
+    return request.suite.scores(lm, lambda task: request.told(f"the {whose} on {task}"))
+
+
+def _tuned_model(request: _Request, tokenizer: Any) -> LanguageModel:
+    pair = request.pair
+    if request.adapted:
+        return load(pair.base, adapter=Path(pair.tuned), dtype=pair.dtype)
+    return load(pair.tuned, dtype=pair.dtype, tokenizer=tokenizer)
+
+
+def _tuned_side(tuned: LanguageModel, base: _BaseSide, request: _Request) -> _TunedSide:
+    """`base.probes` are given back as soon as they are measured on."""
+    settings, tokenizer, notes = request.settings, base.tokenizer, list[str]()
+    if tuned.tokenizer is tokenizer and not request.adapted:
+        notes.append(f"{request.pair.tuned} has no tokenizer: the base's is used.")
+    notes += _tokenizer_notes(tokenizer, tokenizer_of(tuned, request.pair.tuned, base.vocabulary), request.prompts)
+    request.told("the tuned model on the probes")
+    drifts = {name: kl.forward_kl(probe, tuned.model) for name, probe in base.probes.items()}
+    base.probes.clear()
+    # Drawn with the base's numbers: two models that are alike say the same.
+    drawn = probes.complete(tuned.model, tokenizer, base.completions.prompts, settings, probes.NEW)
+    own = Sequences.grouped(base.completions.prompts, drawn)
+    cknna = None
+    if base.similar is None:
+        notes.append(f"CKNNA needs more than {NEIGHBOURS} texts in the generic probe; there are {len(base.rows)}.")
+    else:
+        cknna = drift.cknna(base.similar, representation_of_ids(tuned.model, base.rows))
+    return _TunedSide(
+        drifts=drifts,
+        completions=own,
+        probe=kl.Probe(tuned.model, own, adapted=True, precision=settings.precision),
+        cknna=cknna,
+        scores=_prior_scores(tuned, request, "tuned model"),
+        notes=notes,
+    )
 
 
 def _tokenizer_notes(base: Any, tuned: Any, prompts: Sequence[Prompt]) -> list[str]:
@@ -426,55 +507,40 @@ def _free() -> None:
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
-def _prior_scores(lm: LanguageModel, suite: PriorSuite | None) -> prior.PriorScores | None:
-    if suite is None:
-        return None
-    return prior.evaluate(
-        lm.model,
-        lm.tokenizer,
-        suite.tasks,
-        limit=suite.limit,
-        data_mirror=suite.data_mirror,
-        allow_code_execution=suite.allow_code_execution,
-    )
-
-
-def _truth(before: prior.PriorScores, after: prior.PriorScores) -> Truth:
-    """The standard errors take the two models' scores to be independent; on the same items they are smaller."""
-    tasks = {}
-    for name, base in before.items():
-        tuned = after[name]
-        known = base.stderr is not None and tuned.stderr is not None
-        tasks[name] = TaskChange(
-            base.value,
-            tuned.value,
-            math.hypot(base.stderr or 0.0, tuned.stderr or 0.0) if known else None,
-            base.metric,
-            base.higher_is_better,
-            base.is_fraction and tuned.is_fraction,
-        )
-    counted = [task for task in tasks.values() if task.fraction]
-    drop = float(np.mean([task.drop for task in counted])) if counted else None
-    return Truth(tasks, drop, prior.stderr_of_mean(task.stderr for task in counted))
-
-
 # Where on the prompts
 
 
-def _by_prompt(found: _Found) -> list[PromptDrift]:
+def _by_prompt(found: _Found, request: _Request) -> list[PromptDrift]:
     """The worst first."""
     base = _completions(found.base_completions, found.forward, found.tokenizer)
     tuned = _completions(found.tuned_completions, found.reverse, found.tokenizer)
+    ids = found.base_completions.prompts
+    rendered = [str(found.tokenizer.decode(list(prompt), skip_special_tokens=True)) for prompt in ids]
+    said = _said(request, found.tokenizer, ids) or rendered
     shown = [
         PromptDrift(
-            str(found.tokenizer.decode(list(prompt), skip_special_tokens=True)),
+            rendered[index],
             float(np.mean([completion.total for completion in base[index]])),
             tuple(base[index]),
             tuple(tuned[index]),
+            said[index],
         )
-        for index, prompt in enumerate(found.base_completions.prompts)
+        for index in range(len(ids))
     ]
     return sorted(shown, key=lambda one: -one.total)
+
+
+def _said(request: _Request, tokenizer: Any, measured: Sequence[Sequence[int]]) -> list[str]:
+    """What the user says last in each prompt that is measured, some having been left out; none where that is lost."""
+    left = list(zip(request.prompts, probes.encode(tokenizer, request.prompts, request.settings.chat), strict=True))
+    said = []
+    for ids in measured:
+        while left and left[0][1] != list(ids):
+            left.pop(0)
+        if not left:  # a template that says what time it is, say
+            return []
+        said.append(last_said(left.pop(0)[0]))
+    return said
 
 
 def _completions(sequences: Sequences, drift_: Drift, tokenizer: Any) -> list[list[Completion]]:
@@ -506,84 +572,3 @@ def pieces(tokenizer: Any, ids: Sequence[int]) -> list[str]:
         shown.append(longer[len(known) :])
         before, done = done, end
     return shown
-
-
-# Where in the weights
-
-
-def _changes(
-    base: Mapping[str, Tensor], tuned: Mapping[str, Tensor], pair: Pair
-) -> tuple[list[WeightChange], list[str]]:
-    """A row per layer, and per weight outside of them, in the order of the model; and a note of what has no pair."""
-    paired = _paired(list(base), list(tuned))
-    if not paired:
-        raise RazorError(f"{pair.tuned} and {pair.base} have no weight in common: one is not tuned from the other.")
-    alone = [name for name in base if name not in paired]
-    alone += sorted(set(tuned) - set(paired.values()))
-    notes = []
-    if alone:
-        notes.append(
-            f"{len(alone)} weights are in one of the two only, such as {alone[0]} (a head that is tied, say): they are "
-            "not among the changes."
-        )
-    layers: dict[str, list[WeightChange]] = {}
-    unmerged: list[str] = []
-    for name in sorted(paired, key=_natural):
-        try:
-            before, after = base[name], tuned[paired[name]]
-        except RazorError as error:
-            unmerged.append(str(error))
-            continue
-        if before.shape != after.shape:
-            raise RazorError(
-                f"{name} has shape {tuple(after.shape)} in {pair.tuned} and {tuple(before.shape)} in {pair.base}: "
-                "one is not tuned from the other."
-            )
-        if not after.isfinite().all():
-            raise RazorError(f"The weights of {pair.tuned} are damaged: {name} is NaN or infinite in places.")
-        measured = drift.measure_weights({name: before}, {name: after}, spectra=False)
-        norm = float(before.double().norm())
-        layers.setdefault(_layer(name), []).append(
-            WeightChange(
-                name,
-                before.numel(),
-                measured["weight_l2"],
-                norm,
-                measured["weight_sparsity"],
-            )
-        )
-    if unmerged:
-        notes.append(f"{len(unmerged)} weights are not among the changes. {unmerged[0]}")
-    return [_total(layer, parts) for layer, parts in layers.items()], notes
-
-
-def _paired(base: Sequence[str], tuned: Sequence[str]) -> dict[str, str]:
-    """Which weight of the one is which of the other: by name, or by what follows a prefix such as `transformer.`.
-
-    A base may have been saved as the bare transformer, without the prefix that a model with an LM head gives it.
-    """
-    there = set(tuned)
-    if shared := {name: name for name in base if name in there}:
-        return shared
-    prefixed = {name: rest for name in tuned if (rest := name.partition(".")[2]) in set(base)}
-    if prefixed:
-        return {rest: name for name, rest in prefixed.items()}
-    return {name: rest for name in base if (rest := name.partition(".")[2]) in there}
-
-
-def _total(name: str, parts: Sequence[WeightChange]) -> WeightChange:
-    """All of them as one."""
-    size = sum(part.parameters for part in parts)
-    unchanged = sum(part.unchanged * part.parameters for part in parts) / size
-    l2, norm = (math.hypot(*values) for values in zip(*((part.l2, part.norm) for part in parts), strict=True))
-    return WeightChange(name, size, l2, norm, unchanged)
-
-
-def _layer(name: str) -> str:
-    found = re.search(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.", name)
-    return f"layer {found[1]}" if found else name.removesuffix(".weight").removeprefix("model.")
-
-
-def _natural(name: str) -> list[Any]:
-    """Layer 10 after layer 9."""
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]

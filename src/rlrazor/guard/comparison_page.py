@@ -1,56 +1,99 @@
-"""What `compare` found, for people: a sentence, and a page that opens offline."""
+"""What `compare` found, for people: sentences, and a page that opens offline."""
 
 from __future__ import annotations
 
 import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import jinja2
 import numpy as np
 
 from rlrazor.forecast import FORWARD, PROBE
-from rlrazor.guard.compare import REVERSE, Comparison, TaskChange, Truth
+from rlrazor.guard import scale
+from rlrazor.guard.compare import REVERSE, Comparison, PromptDrift, Setup
+from rlrazor.guard.judgement import Judgement, worst
+from rlrazor.guard.truth import TaskChange, Truth
 from rlrazor.lm.kl import Estimate
-from rlrazor.store import atomic_path
+from rlrazor.lm.probes import GenericText
+from rlrazor.writing import write_text
 
 LABELS = {FORWARD: "forward KL, new task", REVERSE: "reverse KL, new task", PROBE: "forward KL, generic probe"}
 SHOWN = 30  # prompts on the page
 DARKEST = 0.75  # opacity of the shade at the top of the scale: text has to stay readable
-TOP = 0.99  # quantile of the tokens' KL that is the top of the scale, so that one outlier does not blanch the rest
+TOP = 4.0  # nats at a token that have the darkest shade on every page, so that pages can be told apart at a glance
+TICKS = (0.0, 0.01, 0.1, 0.5, 1.0, 2.0, TOP)
+DECADES = (-4, 2)  # of nats per completion, of the histogram on every page
+PER_DECADE = 2
+LONG_OPENING = 30  # characters that all prompts begin, or end, with: more are left out of a list
 
 _TEMPLATES = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
 )
 
 
-def write_page(found: Comparison, path: Path, shown: int = SHOWN) -> Path:
+def write_page(found: Comparison, path: Path, judged: Sequence[Judgement] = (), shown: int = SHOWN) -> Path:
     """Write the page; raises RazorError where it cannot be written."""
-    kls = [kl for prompt in found.prompts for part in (prompt.base, prompt.tuned) for of in part for kl in of.kl]
-    top = float(np.quantile(kls, TOP)) if kls else 0.0
-
-    def shade(kl: float) -> str:
-        return f"{DARKEST * min(1.0, kl / top):.2f}" if top > 0 else "0"
-
     html = _TEMPLATES.get_template("compare.html").render(
         found=found,
         verdict=verdict(found),
+        judged=judged,
+        worst=worst(judged),
         labels=LABELS,
         estimate=shown_estimate,
+        score_headers=SCORE_HEADERS,
         scores=shown_scores,
         mean_drop=None if found.truth is None else shown_drop(found.truth),
+        said=sentences(found),
+        settings=settings_of(found.setup, found.precision),
+        per_decade=PER_DECADE,
+        histogram=histogram([prompt.total for prompt in found.prompts]),
+        largest=max((layer.relative for layer in found.layers), default=0.0) or 1.0,
         shown=found.prompts[:shown],
+        first=scale.FIRST,
         shade=shade,
-        top=top,
-        darkest=DARKEST,
+        ticks=TICKS,
+        known=scale.known_runs() if found.law is None else None,
     )
-    with atomic_path(path) as partial:
-        partial.write_text(html, encoding="utf-8")
+    write_text(path, html, "page")
     return path
+
+
+def shade(kl: float) -> str:
+    """The opacity of a token's background: by the root of its KL, so that small ones show, TOP and above the darkest.
+
+    The same for every page.
+    """
+    return f"{DARKEST * math.sqrt(min(1.0, max(kl, 0.0) / TOP)):.2f}"
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A bar of a histogram: its ends in nats, `low` 0 and `high` infinite in the outermost, and its count."""
+
+    low: float
+    high: float
+    count: int
+
+
+def histogram(values: Sequence[float]) -> list[Bar]:
+    """Counts of nats per completion in steps of a factor, the same for every page."""
+    first, last = DECADES
+    inner = 10.0 ** np.linspace(first, last, (last - first) * PER_DECADE + 1)
+    edges = np.array([0.0, *inner, np.inf])
+    counts = np.bincount(np.searchsorted(inner, values, side="right"), minlength=len(edges) - 1)
+    return [
+        Bar(float(low), float(high), int(count)) for low, high, count in zip(edges[:-1], edges[1:], counts, strict=True)
+    ]
 
 
 def verdict(found: Comparison) -> str:
     """The forecast and the truth, as far as there are any, in a sentence or two."""
     parts = []
+    if found.same:
+        parts.append("The two are the same model: no weight has changed, and KL is 0 within the noise of measuring it.")
     if found.forecast is not None:
         shown = found.forecast
         parts.append(
@@ -61,27 +104,94 @@ def verdict(found: Comparison) -> str:
         said = f"Measured: it drops by {shown_drop(found.truth)}"
         if found.forecast is not None:
             inside = found.forecast.low <= found.truth.drop <= found.forecast.high
-            said += ", which is in the interval" if inside else ", which is not in the interval"
+            said += ", which is in the forecast's interval" if inside else ", which is not in the forecast's interval"
         parts.append(f"{said}.")
-    if found.forecast is None:
+    if found.forecast is None and not found.same:
         parts.append("Uncalibrated: without a law, KL says nothing about scores. `razor calibrate` makes one.")
     return " ".join(parts)
 
 
+def sentences(found: Comparison) -> list[str]:
+    """What can be said of the KL itself: noise, known runs where there is no law, and where it lies."""
+    per_token = found.per_token[FORWARD]
+    said = [scale.against_noise(per_token, found.noise)]
+    if found.same:
+        return said
+    if found.law is None:
+        said.append(scale.against_known(found.per_token))
+    return [*said, scale.where(found.focus)]
+
+
+def settings_of(setup: Setup, precision: str) -> list[tuple[str, str]]:
+    """How it was measured, a name and a text each."""
+    probe, sources = setup.probe, setup.sources
+    fitting = "" if setup.measured == setup.prompts else f", of which {setup.measured} fit into the context"
+    prompts = f"of {sources['prompts']}" if "prompts" in sources else "given"
+    built_in = setup.generic_hash == GenericText.built_in().content_hash
+    generic = "texts, built in" if built_in else f"rows of {sources['generic']}" if "generic" in sources else "rows"
+    rows = [
+        ("prompts", f"{setup.prompts} {prompts}{fitting} (hash {setup.prompts_hash})"),
+        ("completions", f"{probe.samples} of each prompt, of at most {probe.max_new_tokens} tokens"),
+        ("stop", ", ".join(map(repr, probe.stop)) or "the model's end of sequence"),
+        ("chat template", "where there is one" if probe.chat else "not used"),
+        ("generic probe", f"{setup.generic_rows} {generic} (hash {setup.generic_hash})"),
+        ("law", sources.get("law", "none")),
+        ("precision", precision),
+        ("intervals", f"{setup.level:.0%}"),
+        ("items of a prior task", "all" if setup.prior_limit is None else f"at most {setup.prior_limit}"),
+        ("date", setup.date),
+        ("versions", ", ".join(f"{name} {version}" for name, version in setup.versions.items())),
+    ]
+    return rows + ([("command", sources["command"])] if "command" in sources else [])
+
+
+def told_apart(prompts: Sequence[PromptDrift]) -> list[str]:
+    """What the user said last in each, on a line, without the words that all of them begin or end with, if many."""
+    lines = [" ".join((prompt.said or prompt.prompt).split()) for prompt in prompts]
+    if len(set(lines)) < 2:
+        return lines
+    opening = os.path.commonprefix(lines)  # noqa: RUF071  # characters are meant
+    ending = os.path.commonprefix([line[::-1] for line in lines])  # noqa: RUF071
+    start, end = opening.rfind(" ") + 1, ending.rfind(" ") + 1  # at a word
+    shortest = min(map(len, lines))
+    if start > LONG_OPENING:
+        lines = [f"… {line[start:]}" for line in lines]
+    if end > LONG_OPENING and start + end < shortest:
+        lines = [f"{line[: len(line) - end]} …" for line in lines]
+    return lines
+
+
 def shown_drop(truth: Truth) -> str | None:
-    """The mean drop with its standard error, where there are any."""
+    """The mean drop with its standard error and interval, where there are any."""
     if truth.drop is None:
         return None
-    error = "" if truth.stderr is None else f" ± {100 * truth.stderr:.1f}"
-    return f"{100 * truth.drop:.1f}{error} points"
+    error = f" ± {100 * truth.stderr:.1f}" if truth.stderr else ""  # 0 says only that no item differed
+    interval = truth.interval
+    between = "" if interval is None else f" [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
+    return f"{100 * truth.drop:.1f}{error} points{between}" + (f" ({truth.level:.0%} interval)" if between else "")
 
 
-def shown_scores(task: TaskChange) -> tuple[str, str, str, str]:
-    """The metric with its direction, the two scores, and by how much the tuned model is worse, in the score's unit."""
+SCORE_HEADERS = ("prior task", "metric", "base", "tuned", "worse by", "interval", "paired error", "n")
+
+
+def shown_scores(task: TaskChange) -> tuple[str, ...]:
+    """The metric with its direction, the two scores, and by how much the tuned model is worse, in the score's unit.
+
+    With the interval and the standard error of that, and on how many items.
+    """
     metric = f"{task.metric}, {'more' if task.higher_is_better else 'less'} is better"
-    if not task.fraction:
-        return metric, f"{task.base:.4g}", f"{task.tuned:.4g}", f"{task.drop:.4g}"
-    return metric, f"{100 * task.base:.1f} %", f"{100 * task.tuned:.1f} %", f"{100 * task.drop:.1f} points"
+    unpaired = "" if task.paired else " (not paired)"
+    if task.fraction:
+        scores = (f"{100 * task.base:.1f} %", f"{100 * task.tuned:.1f} %", f"{100 * task.drop:.1f} points")
+        interval = None if task.interval is None else "[{:.1f}, {:.1f}]".format(*(100 * end for end in task.interval))
+        error = None if task.stderr is None else f"± {100 * task.stderr:.1f}{unpaired}"
+    else:
+        scores = (f"{task.base:.4g}", f"{task.tuned:.4g}", f"{task.drop:.4g}")
+        interval = None if task.interval is None else "[{:.4g}, {:.4g}]".format(*task.interval)
+        error = None if task.stderr is None else f"± {task.stderr:.4g}{unpaired}"
+    if task.paired and task.stderr == 0 and not task.drop:
+        error = "no item differs"
+    return metric, *scores, interval or "unknown", error or "unknown", f"{task.n:,}"
 
 
 def shown_estimate(estimate: Estimate) -> str:

@@ -10,18 +10,37 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from numpy.typing import ArrayLike
+
+from rlrazor.documents import checked, parse_json, read_text
 from rlrazor.errors import RazorError
-from rlrazor.forecast import FLOOR, FORWARD, MIN_RUNS, PROBE, Candidate, Choice, Forecast, Forecaster, KLLaw, LeftOutRun
+from rlrazor.forecast import (
+    FLOOR,
+    FORWARD,
+    MIN_RUNS,
+    PROBE,
+    Candidate,
+    Choice,
+    Forecast,
+    Forecaster,
+    KLLaw,
+    LeftOutRun,
+    RangeError,
+    errors_by_range,
+)
+from rlrazor.guard.law_schema import Curve, StoredLaw
 from rlrazor.law import Saturating
 from rlrazor.lm.kl import Estimate
 from rlrazor.lm.models import base_digest, is_digest, is_same_base, tokenizer_digest
 from rlrazor.lm.probes import GenericText, ProbeSettings, Prompt, content_hash
-from rlrazor.store import atomic_path
+from rlrazor.writing import atomic_path
 
 FEW_PROMPTS = 16  # below it a standard error is itself a guess, and the interval is widened by it in any case
+MEND = "calibrate again"
 FORMAT = 2  # of the file: raise it when another rlrazor would misread it; 2: digests of what the base computes
 NAMES = {FORWARD: "KL on the new task's prompts", PROBE: "KL on the generic probe"}
 INTERVAL = "hierarchical jackknife+ over runs (arXiv:2306.06342), residuals relative to floor + forecast drop"
@@ -64,8 +83,45 @@ class LawFile:
 
     @property
     def useful(self) -> bool:
-        """Whether there is something to rely on: it beats guessing, at forgetting that is more than noise, if known."""
-        return self.choice.useful and (self.noise is None or self.largest >= self.noise)
+        """Whether it may judge anything: see `objection`."""
+        return self.objection() is None
+
+    def objection(self, *, limit: float | None = None) -> str | None:
+        """Why this law may not judge, in a sentence, or None where it may: all that judge or recommend by it ask here.
+
+        It may not where no KL beat guessing on what was left out, or where no run of its fit forgot more than the noise
+        of the scores. Nor, of a `limit` for the drop, a fraction of 1, where its forecasts in the limit's range missed
+        the runs left out by more than guessing there, and by more than a point, which is what scores are good for.
+        """
+        if not self.choice.useful:
+            return "No KL forecast better than guessing the mean: do not rely on this law."
+        if self.noise is not None and self.largest < self.noise:
+            return self._could_be_noise(self.noise)
+        if limit is None:
+            return None
+        near = self._range_of(limit)
+        if near.runs < MIN_RUNS or near.error is None or near.guess is None or near.error <= max(near.guess, FLOOR):
+            return None
+        return (
+            f"Where this law forecast {range_label(near)} points, it was wrong by {100 * near.error:.1f} points on the "
+            f"{near.runs} runs that it was not fitted to, and guessing there by {100 * near.guess:.1f}: it cannot "
+            f"judge a limit of {100 * limit:.1f} points."
+        )
+
+    @cached_property
+    def by_range(self) -> list[RangeError]:
+        """How wrong it was on each run left out of it, by what it forecast there (`forecast.errors_by_range`)."""
+        forecasts: list[ArrayLike] = []
+        measured: list[ArrayLike] = []
+        for run in self.forecaster.left_out:
+            rows = [row for row in self.data if row.get("run") == run.run]
+            kls_ND = [[float(row[name]) for name in run.law.columns] for row in rows]
+            forecasts.append(run.law.predict(kls_ND) if rows else [])
+            measured.append([float(row["forgetting"]) for row in rows])
+        return errors_by_range(forecasts, measured)
+
+    def _range_of(self, limit: float) -> RangeError:
+        return next(one for one in self.by_range if limit <= one.high)
 
     def attainable(self, level: float | None = None) -> float:
         """The level of its intervals where `level`, by default the law's own, is asked for."""
@@ -122,35 +178,50 @@ class LawFile:
         found, runs = self.attainable(wanted), len(self.forecaster.left_out)
         return f"{runs} runs allow intervals of {found:.0%}, not of {wanted:.0%}." if found < wanted else None
 
-    def cautions(self, level: float | None = None) -> list[str]:
-        """Sentences on what a user of its forecasts has to know."""
-        said = []
-        if not self.choice.useful:
-            said.append("No KL forecast better than guessing the mean: do not rely on this law.")
+    def cautions(self, level: float | None = None, *, limit: float | None = None) -> list[str]:
+        """Sentences on what a user of its forecasts has to know, its objection first; of a `limit`, also near that."""
+        objection = self.objection(limit=limit)
+        said = [] if objection is None else [objection]
         if self.noise is None:
             said.append(
                 "The noise of the prior scores is not known, as a task among them has no standard error: whether the "
                 f"{100 * self.largest:.1f} points that a run of the calibration forgot at most are more than it was "
                 "not tested."
             )
-        elif self.largest < 2 * self.noise:
+        elif self.largest < 2 * self.noise and (noise := self._could_be_noise(self.noise)) != objection:
+            said.append(noise)
+        if limit is not None and (near := self._range_of(limit)).runs < MIN_RUNS:
             said.append(
-                f"No run of the calibration forgot more than {100 * self.largest:.1f} points, which the noise of the "
-                f"scores ({100 * self.noise:.1f}) could be: before relying on this law raise the learning rates or the "
-                "updates, or measure more items."
+                f"How well this law does near a limit of {100 * limit:.1f} points was hardly tested: of the runs that "
+                f"it was not fitted to, {near.runs} had checkpoints for which it forecast {range_label(near)} points."
             )
         if (caution := self.caution(level)) is not None:
             said.append(f"The law's {caution}")
         return said
 
+    def _could_be_noise(self, noise: float) -> str:
+        return (
+            f"No run of the calibration forgot more than {100 * self.largest:.1f} points, which the noise of the "
+            f"scores ({100 * noise:.1f}) could be: before relying on this law raise the learning rates or the "
+            "updates, or measure more items."
+        )
+
     def describe(self, level: float | None = None) -> str:
-        """One sentence: what the law is of, how many runs it rests on, and how well it forecasts."""
+        """One sentence: what the law is of, how many runs it rests on, and how well it forecasts, small drops too."""
         of = " and ".join(NAMES[name] for name in self.forecaster.columns)
         runs, error = len(self.forecaster.left_out), 100 * self.choice.best.error
-        verdict = "" if self.choice.useful else ", no better than guessing"
+        noise = "" if self.useful else ", fitted to what noise could be"
+        verdict = noise if self.choice.useful else ", no better than guessing"
+        least = self.by_range[0]
+        if least.error is None:
+            small = ""
+        else:
+            small = f"; where it forecast {range_label(least)} points for a run left out, by {100 * least.error:.1f}"
+            guess = "" if least.guess is None else f"guessing there: {100 * least.guess:.1f}; "
+            small += f" ({guess}{_counted(least)})"
         return (
             f"A law of {of}, fitted to {runs} runs of {self.base_name}; on a {self.choice.by} left out it was wrong by "
-            f"{error:.1f} points (guessing the mean: {100 * self.choice.guess:.1f}){verdict}. Intervals are of "
+            f"{error:.1f} points (guessing the mean: {100 * self.choice.guess:.1f}){verdict}{small}. Intervals are of "
             f"{self.attainable(level):.0%}."
         )
 
@@ -182,8 +253,8 @@ class LawFile:
             )
 
     def save(self, path: Path) -> None:
-        """Write it, whole or not at all."""
-        with atomic_path(path) as partial:
+        """Write it, whole or not at all; raises RazorError where there is a file that is no law, or none can be."""
+        with atomic_path(path, "json") as partial:
             partial.write_text(json.dumps(self.as_json(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
     def as_json(self) -> dict[str, Any]:
@@ -222,16 +293,13 @@ class LawFile:
 
     @classmethod
     def load(cls, path: Path | str) -> LawFile:
-        """Read one. Raises RazorError where it is missing, damaged, or of a newer format than this rlrazor knows."""
+        """Read one. Raises RazorError where it is missing, of another format, or holds what no calibration writes."""
         path = Path(path)
-        try:
-            stored = json.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise RazorError(f"There is no law in {path}. `razor calibrate` makes one.") from error
-        except ValueError as error:
-            raise RazorError(f"The law in {path} is damaged: it is not JSON. Calibrate again.") from error
+        where = f"The law in {path}"
+        text = read_text(path, mend=MEND, missing=f"There is no law in {path}. `razor calibrate` makes one.")
+        stored = parse_json(text, where, mend=MEND)
         found = stored.get("format") if isinstance(stored, dict) else None
-        if not isinstance(found, int):
+        if isinstance(found, bool) or not isinstance(found, int) or found < 1:
             raise RazorError(f"{path} is not a law of rlrazor: it has no format number.")
         if found > FORMAT:
             raise RazorError(
@@ -243,51 +311,47 @@ class LawFile:
                 f"The law in {path} has format {found}, of an rlrazor that told bases apart in another way: calibrate "
                 "again."
             )
+        found_law = checked(StoredLaw, stored, where, mend=MEND)
         try:
-            return cls._from_json(stored)
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-            raise RazorError(f"The law in {path} is damaged ({error!r}). Calibrate again.") from error
+            return cls._from(found_law)
+        except RazorError as error:  # of the probe's settings
+            raise RazorError(f"{where} is damaged. {error} Calibrate again.") from error
 
     @classmethod
-    def _from_json(cls, stored: Mapping[str, Any]) -> LawFile:
-        law, interval, probe = _law_from_json(stored["law"]), stored["interval"], dict(stored["probe"])
-        if interval["floor"] != FLOOR:  # residuals are relative to it
-            raise ValueError(f"its intervals are of floor {interval['floor']}, not {FLOOR}")
-        forecaster = Forecaster(
-            law,
-            tuple(
-                LeftOutRun(run["run"], _law_from_json(run["law"]), tuple(map(float, run["residuals"])))
-                for run in interval["runs"]
-            ),
-            tuple(float(stored["highest"][name]) for name in law.columns),
-            float(stored["prior"]["mean"]),
-        )
-        if len(forecaster.left_out) < MIN_RUNS or not all(run.residuals for run in forecaster.left_out):
-            raise ValueError(f"it rests on {len(forecaster.left_out)} runs")
-        json.dumps(asdict(forecaster), allow_nan=False)  # raises: no comparison with a budget is true of NaN
-        if not 0 < float(interval["level"]) < 1:
-            raise ValueError(f"its level is {interval['level']}")
-        choice = stored["choice"]
-        candidates = tuple(Candidate(tuple(one["columns"]), float(one["error"])) for one in choice["candidates"])
-        generic = probe.pop("generic")
-        prompts_hash, prompts_count = probe.pop("prompts_hash"), int(probe.pop("prompts_count"))
+    def _from(cls, stored: StoredLaw) -> LawFile:
+        law, prior, probe = _law_from(stored.law), stored.prior, stored.probe
+        left_out = tuple(LeftOutRun(run.run, _law_from(run.law), tuple(run.residuals)) for run in stored.interval.runs)
+        highest = tuple(stored.highest[name] for name in law.columns)  # type: ignore[index]
+        candidates = tuple(Candidate(tuple(one.columns), one.error) for one in stored.choice.candidates)
         return cls(
-            stored["base"]["name"],
-            stored["base"]["digest"],
-            stored["base"]["tokenizer"],
-            dict(stored["prior"]["scores"]),
-            forecaster,
-            Choice(choice["by"], candidates, float(choice["guess"])),
-            ProbeSettings(**{**probe, "stop": tuple(probe["stop"])}),
-            GenericText(tuple(generic.get("texts", ())), tuple(generic.get("prompts", ()))),
-            prompts_hash,
-            prompts_count,
-            float(interval["level"]),
-            tuple(stored["data"]),
-            dict(stored["versions"]),
-            str(stored["command"]),
-            None if (noise := stored["prior"]["noise"]) is None else float(noise),
+            stored.base.name,
+            stored.base.digest,
+            stored.base.tokenizer,
+            prior.scores,
+            Forecaster(law, left_out, highest, prior.mean),
+            Choice(stored.choice.by, candidates, stored.choice.guess),
+            ProbeSettings(probe.max_new_tokens, probe.samples, tuple(probe.stop), probe.chat, probe.precision),
+            GenericText(tuple(probe.generic.texts), tuple(probe.generic.prompts)),
+            probe.prompts_hash,
+            probe.prompts_count,
+            stored.interval.level,
+            tuple(row.model_dump(exclude_unset=True) for row in stored.data),
+            stored.versions,
+            stored.command,
+            prior.noise,
         )
+
+
+def range_label(one: RangeError) -> str:
+    """A range of forecast drops in points: `0 to 5`, `5 to 20`, `over 20`."""
+    low, high = 100 * one.low, 100 * one.high
+    return f"{low:.0f} to {high:.0f}" if math.isfinite(high) else f"over {low:.0f}"
+
+
+def _counted(one: RangeError) -> str:
+    """`12 checkpoints of 3 runs`."""
+    checkpoints, runs = one.checkpoints, one.runs
+    return f"{checkpoints} checkpoint{'s' * (checkpoints != 1)} of {runs} run{'s' * (runs != 1)}"
 
 
 def _law_as_json(law: KLLaw) -> dict[str, Any]:
@@ -295,7 +359,6 @@ def _law_as_json(law: KLLaw) -> dict[str, Any]:
     return {"predictors": dict(zip(law.columns, law.weights, strict=True)), **asdict(law.law)}
 
 
-def _law_from_json(stored: Mapping[str, Any]) -> KLLaw:
-    predictors = {str(name): float(weight) for name, weight in stored["predictors"].items()}
-    curve = Saturating(float(stored["a"]), float(stored["b"]), float(stored["c"]))
-    return KLLaw(tuple(predictors), tuple(predictors.values()), curve)
+def _law_from(stored: Curve) -> KLLaw:
+    weights = stored.predictors
+    return KLLaw(tuple(weights), tuple(weights.values()), Saturating(stored.a, stored.b, stored.c))

@@ -15,6 +15,7 @@ Left out: models sharded over processes (FSDP, ZeRO-3), whose parameters no proc
 
 from __future__ import annotations
 
+import sys
 import time
 import traceback
 import weakref
@@ -25,11 +26,10 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
-from accelerate.state import AcceleratorState, is_initialized
-from accelerate.utils import DistributedType
-from transformers import TrainerCallback
 
+from rlrazor import bounds, writing
 from rlrazor.errors import RazorError
+from rlrazor.extras import needs_extra
 from rlrazor.forecast import FORWARD
 from rlrazor.guard import plan as planning
 from rlrazor.guard import ranks, trackers
@@ -59,6 +59,15 @@ from rlrazor.lm.probes import (
 from rlrazor.lm.sampling import NotFiniteError
 from rlrazor.lm.suitable import require_measurable
 from rlrazor.lm.undone import check_undone
+from rlrazor.terminal import shown_on
+
+try:
+    from accelerate.state import AcceleratorState, is_initialized
+    from accelerate.utils import DistributedType
+    from transformers import TrainerCallback
+except ImportError:
+    needs_extra("guard")
+    raise
 
 T = TypeVar("T")
 OnBudget = Literal["warn", "stop", "keep"]
@@ -112,6 +121,8 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
         self.law = LawFile.load(law) if isinstance(law, str | Path) else law
         if on_budget not in ("warn", "stop", "keep"):
             raise RazorError(f"on_budget is 'warn', 'stop' or 'keep', not {on_budget!r}.")
+        for name, value in (("budget", budget), ("level", level), ("every", every)):
+            bounds.require_number(name, value)
         if budget is not None and not 0 < budget < 1:
             raise RazorError(
                 f"budget is a fraction of 1, such as 0.02 for two points of the prior score, not {budget}."
@@ -120,8 +131,12 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
             raise RazorError(f"level is a fraction of 1, such as 0.9, not {level}.")
         if log is not None and Path(log).is_dir():
             raise RazorError(f"log is a file, and {log} is a folder: name a file in it, such as {Path(log) / LOG}.")
+        if log is not None:
+            writing.check_apart([Path(log)], [of for of in (prompts, law, generic) if isinstance(of, str | Path)])
         if every is not None and every < 1:
             raise RazorError(f"every is a number of steps, at least 1, not {every}.")
+        if every is not None:
+            bounds.check_whole("every", every)
         self.budget, self.on_budget, self.cautious, self.every, self.level = budget, on_budget, cautious, every, level
         self.prompts_hash = content_hash(self.prompts)
         own = read_generic(Path(generic)) if isinstance(generic, str | Path) else generic
@@ -376,9 +391,9 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
                 _say("[razor] the budget is not watched: without a law, KL says nothing about scores.")
         else:
             _say(f"[razor] {self.law.describe(self.level)}")
-            for caution in self.law.cautions(self.level):
+            for caution in self.law.cautions(self.level, limit=self.budget):
                 _say(f"[razor] {caution}")
-            if self.budget is not None and not self.law.useful:
+            if self.budget is not None and self.law.objection(limit=self.budget) is not None:
                 _say("[razor] the budget is not watched: by such a law nothing is warned of, stopped or kept.")
         assert self.base is not None
         _say(f"[razor] the first prompt, as measured in {self.settings.precision}: {shortened(self.first_prompt)!r}")
@@ -523,7 +538,7 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
             asked, measured = self.prompts_hash if side is self.base else "", side.whole[FORWARD]
             forecast = self.law.forecast(kl, self.level, prompts=asked, measured=measured)
             level = self.law.attainable(self.level)
-            if self.budget is not None and self.law.useful:
+            if self.budget is not None and self.law.objection(limit=self.budget) is None:
                 remaining = self.law.remaining(
                     kl, self.budget, self.level, prompts=asked, measured=measured, cautious=self.cautious
                 )
@@ -555,7 +570,7 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
         if not self.log.lines:
             row["first_prompt"] = self.first_prompt
         if self.law is not None:
-            row["law_useful"] = self.law.useful
+            row["law_useful"], row["law_objection"] = self.law.useful, self.law.objection()
         self.log.add(row)
         for name, error in trackers.send(args, reading.scalars(), reading.step, self.callbacks).items():
             if name not in self.unreachable:
@@ -604,8 +619,9 @@ def _sharded() -> RazorError:
 
 
 def _say(text: str) -> None:
-    """A line above the progress bar."""
+    """A line above the progress bar; where it cannot be printed, that is not worth somebody's training run."""
     from tqdm.auto import tqdm
 
     if ranks.is_first():
-        tqdm.write(text)
+        with suppress(OSError, ValueError, AttributeError):  # full; closed; none
+            tqdm.write(shown_on(sys.stdout, text))

@@ -17,8 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rlrazor.documents import checked, loads
 from rlrazor.errors import RazorError
-from rlrazor.store import atomic_path
+from rlrazor.guard.log_schema import LogRow
+from rlrazor.writing import atomic_path, check_writable, require_our_folder
 
 LOG = "razor.jsonl"  # in the trainer's output folder
 STATE = "trainer_state.json"  # of a Trainer, in a checkpoint
@@ -68,9 +70,10 @@ def mark_checkpoint(folder: Path, run: str, step: int) -> None:
 
     By that it is seen whether another run has written over it. Where it cannot be written, the log has the id as well.
     """
-    with suppress(OSError):
+    with suppress(OSError, RazorError):
         label = {"run": run, "step": step, "state": hash_of(folder / STATE)}
-        (folder / MARK).write_text(json.dumps(label) + "\n", encoding="utf-8")
+        with atomic_path(folder / MARK) as partial:
+            partial.write_text(json.dumps(label) + "\n", encoding="utf-8")
 
 
 def hash_of(path: Path) -> str:
@@ -89,8 +92,9 @@ class Log:
     def begin(self, earlier: Sequence[Mapping[str, Any]], *, fresh: bool) -> None:
         """Start with the rows of the run's earlier part; of a fresh run there is none, and what is there is moved away.
 
-        Raises RazorError where the file cannot be written.
+        Raises RazorError where the file cannot be written, or what is there is no log.
         """
+        check_writable(self.path, "log")
         if fresh and self.path.is_file() and self.path.stat().st_size:
             move_aside(self.path, self.say)
         self.lines = [_line(row) for row in earlier]
@@ -112,7 +116,7 @@ class Log:
             self.behind = True
 
     def _rewrite(self) -> None:
-        with atomic_path(self.path) as partial:
+        with atomic_path(self.path, "log") as partial:
             partial.write_text("".join(self.lines), encoding="utf-8")
 
 
@@ -129,8 +133,10 @@ def rows_until(path: Path, step: int, needed: Sequence[str]) -> list[dict[str, A
         raise RazorError(f"The log {path} cannot be read ({error.strerror}): name a file by `log`.") from error
     rows = []
     for line in text.split("\n"):
-        with suppress(ValueError, TypeError, KeyError):  # a line that a killed process left half-written
-            row = json.loads(line)
+        # A line that a killed process left half-written, or that is none of a monitor's.
+        with suppress(ValueError, TypeError, KeyError, RazorError):
+            row = loads(line)
+            checked(LogRow, row, path)
             if row["step"] <= step and (set(needed) <= set(row) or "error" in row):
                 rows.append(row)
     return rows
@@ -148,16 +154,20 @@ class KeptModel:
     def step(self) -> int | None:
         """Of the model that is kept; None where none is."""
         try:
-            return int(json.loads((self.folder / MARK).read_text(encoding="utf-8"))["step"])
+            return int(loads((self.folder / MARK).read_text(encoding="utf-8"))["step"])
         except (OSError, ValueError, TypeError, KeyError):
             return None
 
     def begin(self, *, fresh: bool) -> None:
-        """A model that another run kept is not this one's. Raises RazorError where it cannot be moved away."""
+        """A model that another run kept is not this one's.
+
+        Raises RazorError where it cannot be moved away, or what is there is no such model.
+        """
         try:
             self._recover()
         except OSError as error:
             raise _in_the_way(self._old, error) from error
+        require_our_folder(self.folder, MARK)
         if fresh and self.folder.exists():
             move_aside(self.folder, self.say)
 

@@ -7,8 +7,7 @@ from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
-from jinja2 import TemplateError
-
+from rlrazor.errors import RazorError
 from rlrazor.lm import encoding
 from rlrazor.lm.probes import ProbeSettings, Prompt
 from rlrazor.lm.prompts import parts_of
@@ -113,15 +112,20 @@ def column(dataloader: Any, names: Sequence[str]) -> tuple[str | None, Iterator[
 def _openings(tokenizer: Any) -> list[list[int]]:
     """What the chat template puts before the first words of a user, and of a system, as far as it takes them."""
     found = []
-    for roles in (("user",), ("system", "user")):
+    asked = [
+        [[{"role": role, "content": said} for role in roles] for said in "ab"]
+        for roles in (("user",), ("system", "user"))
+    ]
+    try:
+        encoding.try_turns(tokenizer, [(turns, {}) for pair in asked for turns in pair])
+    except RazorError:
+        return []
+    for pair in asked:
         try:
-            one, other = (
-                _own(tokenizer, encoding.turns_ids(tokenizer, [{"role": role, "content": said} for role in roles]))
-                for said in "ab"
-            )
-        except (TemplateError, TypeError, KeyError, ValueError, AttributeError):
+            one, other = (_own(tokenizer, encoding.turns_ids(tokenizer, turns)) for turns in pair)
+        except Exception:  # a template may raise anything
             continue
-        shared = next((at for at, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1]), 0)
+        shared = next((at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), 0)
         # A special token begins no plain text, and what follows it may differ: tools, dates.
         found += [one[: 1 if one[0] in tokenizer.added_tokens_decoder else shared]] if shared else []
     return found

@@ -1,96 +1,78 @@
-"""Which checkpoint of a run to take: the Pareto frontier of new-task score and forgetting, and one of it.
+"""Which checkpoint of a run to take: the Pareto frontiers of new-task score and forgetting, and one of them.
 
-For the folder of any Trainer: checkpoint-N folders, with the new-task metric in their trainer_state.json and the
-forecasts that a `ForgettingMonitor` left in razor.jsonl, or else measured here. And for the run folders of rlrazor,
-whose table has measured scores of both.
+For the folder of any Trainer: checkpoint-N folders, with the new-task metric in their trainer_state.json and what a
+`ForgettingMonitor` left in razor.jsonl, or else measured here: KL to the base and, with a law, the drop that it
+forecasts. And for the run folders of rlrazor, whose table has measured scores of both.
 """
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
+from rlrazor import bounds
 from rlrazor import law as laws
 from rlrazor.errors import RazorError
-from rlrazor.forecast import FORWARD, PROBE, Forecast
-from rlrazor.guard.law_file import LawFile
-from rlrazor.guard.outputs import LOG, MARK
+from rlrazor.forecast import FORWARD, PROBE
+from rlrazor.guard.candidates import AXES, DROP, Candidate, Limits, frontier
+from rlrazor.guard.law_file import NAMES, LawFile
+from rlrazor.guard.metric import find_metric, is_lower_better, latest
+from rlrazor.guard.outputs import MARK
 from rlrazor.guard.run_folder import Checkpoint, Run, rows_of, run_in
+from rlrazor.guard.verdict import Verdict
 from rlrazor.lm.kl import Estimate
-from rlrazor.lm.probes import probe_hash
+from rlrazor.lm.probes import Prompt, probe_hash
 from rlrazor.records import BASE
+from rlrazor.store import read_table
 
-METRICS = (
-    *("eval_reward", "eval_accuracy", "eval_exact_match", "eval_pass@1", "eval_rewards/accuracies"),
-    *("eval_mean_token_accuracy", "reward", "accuracy", "rewards/accuracies", "mean_token_accuracy"),
-    *("eval_loss", "loss"),
+NO_LAW = (
+    "Without a law of the base nothing is known of the prior scores, only how far each checkpoint has moved: `razor "
+    "calibrate` makes the law, with which --law forecasts the drop in points and --budget judges it."
 )
-"""What is taken for the new-task score, unless one is named: the first of them that the run has logged."""
-
-# Metrics of which less is better, by a word that ends their names, but for a statistic after it.
-_LESS = (
-    r"perplexit(y|ies)|ppl|[cdemtw]er|wil|errs?|errors?|failures?|fail|false_(positive|negative)s?|fpr|fnr|"
-    r"misclassifications?|hallucinations?|violations?|toxicity|regret|r?mse|r?msle|s?mape|mae|mase|"
-    r"nll|neg(ative)?_log_?likelihood|likelihood_diff|pct_stereotype|deviance|cross_?entropy|xent|ce|"
-    r"(approx_?)?kld?|kl_div|jsd?|divergence|bp[bcw]|bits_per_(byte|char|character|token|word)|brier(_score)?|[em]ce|"
-    r"distance|levenshtein|fid|crps"
-)
-_STATISTIC = (
-    r"mean|avg|average|median|min|max|sum|total|std|stderr|rate|ratio|count|percent|pct|micro|macro|weighted|norm|"
-    r"normali[sz]ed|first|last|final|best|all|overall|none|train|test|val|valid|validation|eval|dev|"
-    r"per|token|word|byte|char|character|sample|example|sequence|completion|step|epoch"
-)
-# Some of the words say so anywhere, as in eval_loss_gsm8k, unless a better thing is made of them.
-_BETTER = r"reduction|improvement|decrease|drop|gain|acc|accuracy|reward|success|match|f1|em"
-_LOWER = re.compile(
-    rf"(loss|(^|[^a-z])({_LESS}))([^a-z]+({_STATISTIC}))*[^a-z]*$|"
-    rf"(^|[^a-z])(loss|perplexity|ppl|[cw]er|nll|r?mse|mae)(?=[^a-z])(?!.*[^a-z]({_BETTER})[^a-z]*$)"
-)
-# Scikit-learn's are negated; the negative log-likelihood is not the negation of something of which less is better.
-_NEGATED = re.compile(
-    r"(^|(?<!false)(?<!true)[^a-z])(neg|negative|minus|inv|inverse)[^a-z](?!log_?likelihood|sample)|^(eval_)?1 ?- ?"
-)
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A checkpoint. `new` is the metric's value; `drop` of the prior score, a fraction of 1, measured or forecast.
-
-    `low` and `high` are the ends of the forecast's interval, equal to `drop` where it was measured. `extrapolated`: its
-    KL is beyond what the law was fitted to.
-    """
-
-    name: str
-    step: int
-    new: float
-    drop: float
-    low: float
-    high: float
-    measured: bool
-    extrapolated: bool = False
+NOT_USEFUL = "The law was no better than guessing, or fitted to noise: do not rely on it."
+LISTED = 8  # checkpoints in a sentence
+_Z = 1.96  # standard errors to the ends of a 95 % interval
 
 
 @dataclass(frozen=True)
 class Pick:
     """The candidates in order of training, those on the frontier, the recommended one, and why. `notes`: cautions.
 
-    `level`: of the forecasts' intervals; None where drops were measured, or an old log does not say.
+    `frontiers`: of the score against the drop, where that may be relied on, and against each KL; `frontier` is the one
+    that the recommendation is about. `recommended` is None where none is within the limits, or nothing says which to
+    take. `verdict`: on the limits, None where there are none; `doubt`: why it cannot be told. `level`: of the drops'
+    intervals; None where that is not known.
     """
 
     candidates: Sequence[Candidate]
     frontier: Sequence[Candidate]
-    recommended: Candidate
+    recommended: Candidate | None
     why: str
     metric: str
     lower_is_better: bool
     notes: Sequence[str]
     level: float | None = None
+    frontiers: Mapping[str, Sequence[Candidate]] = field(default_factory=dict)
+    limits: Limits = field(default_factory=Limits)
+    verdict: Verdict | None = None
+    doubt: str | None = None
+
+    @property
+    def usable(self) -> Limits:
+        """The limits, but for that of a drop that may not be relied on."""
+        most = {of: most for of, most in self.limits.most.items() if of != DROP or DROP in self.frontiers}
+        return replace(self.limits, most=most)
+
+    def verdict_of(self, one: Candidate) -> Verdict:
+        """On one of the candidates."""
+        said = self.usable.verdict(one)
+        return Verdict.UNCERTAIN if said is Verdict.WITHIN and self.usable != self.limits else said
 
 
 @dataclass(frozen=True)
@@ -103,24 +85,40 @@ class Failure:
 
 @dataclass(frozen=True)
 class Drop:
-    """A forecast drop of the prior score at a step, with its interval of that level.
+    """What was measured at a step: a forecast drop of the prior score with its interval of that level, and KLs.
 
-    `useful`: whether its law forecasts better than guessing.
+    `objection`: why its law may not judge. Without a law the drop and its interval are None.
     """
 
     step: int
-    drop: float
-    low: float
-    high: float
+    drop: float | None
+    low: float | None
+    high: float | None
     level: float | None = None
     extrapolated: bool = False
-    useful: bool = True
+    objection: str | None = None
+    kl: Mapping[str, Estimate] = field(default_factory=dict)
 
     @classmethod
-    def by(cls, law: LawFile, step: int, forecast: Forecast) -> Drop:
-        """What a law says."""
-        found = forecast.drop, forecast.low, forecast.high, law.attainable(), forecast.extrapolated
-        return cls(step, *found, law.useful)
+    def by(
+        cls, law: LawFile | None, step: int, kl: Mapping[str, Estimate], prompts: Sequence[Prompt] | str, measured: int
+    ) -> Drop:
+        """What a law, if there is one, says of KLs measured on so many of these `prompts`, or of those of that hash."""
+        if law is None:
+            return cls(step, None, None, None, kl=kl)
+        said = law.forecast(kl, prompts=prompts, measured=measured)
+        return cls(step, said.drop, said.low, said.high, law.attainable(), said.extrapolated, law.objection(), kl)
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What a folder holds. `objection`: why its drops may not judge, None where they may."""
+
+    metric: str
+    candidates: list[Candidate]
+    notes: list[str]
+    level: float | None
+    objection: str | None
 
 
 def pick(
@@ -129,211 +127,331 @@ def pick(
     metric: str | None = None,
     lower_is_better: bool | None = None,
     budget: float | None = None,
+    kl_budget: float | None = None,
+    kl_budget_probe: float | None = None,
     cautious: bool = False,
+    accept_uncertain: bool = False,
     law: LawFile | None = None,
     measure: Callable[[Path, int], Drop] | None = None,
     run: str | None = None,
+    log: Path | None = None,
 ) -> Pick:
-    """The frontier of a folder's checkpoints, and the recommended one.
+    """The frontiers of a folder's checkpoints, and the recommended one.
 
-    With `budget`, the largest drop to accept, that is the best new-task score within it, by the forecast or, with
-    `cautious`, by the upper end of its interval. Without one, the highest score minus drop, which takes a score that is
-    a fraction of 1. `metric`: of the trainer's log, for which `lower_is_better` goes by its name (loss, perplexity,
-    error rates) unless it is given; `law` forecasts from the KLs in razor.jsonl; `measure(checkpoint, step)` replaces
+    With limits, the best new-task score within them by the estimates or, with `cautious`, by the upper ends of their
+    intervals: `budget`, the largest drop to accept, a fraction of 1; `kl_budget` and `kl_budget_probe`, the largest KL
+    on the new task's prompts and on the generic probe, nats. The verdict says whether the recommended one is within
+    them by its whole interval, unless `accept_uncertain`. Without limits, the highest score minus drop, which takes a
+    score that is a fraction of 1; without a law that may judge, none.
+
+    `metric`: of the trainer's log, for which `lower_is_better` goes by its name (loss, perplexity, error rates) unless
+    it is given; `law` forecasts from the KLs in `log`, by default razor.jsonl; `measure(checkpoint, step)` replaces
     that log. `run`: the id of the training run, of those in the folder, by default the one that wrote last.
 
     Checkpoints that cannot be read, have no weights or cannot be measured are left out, with a note. Raises RazorError
-    where none is left, there is no such metric or forecast, or none within the budget.
+    where none is left, there is no such metric, neither a drop nor a KL, or none of what a limit is about.
     """
-    if budget is not None and not 0 <= budget < 1:
-        raise RazorError(f"A budget is a fraction of 1, such as 0.02 for two points of the prior score, not {budget}.")
-    notes: list[str] = []
-    level: float | None = None
+    for name, value in (("budget", budget), ("kl_budget", kl_budget), ("kl_budget_probe", kl_budget_probe)):
+        bounds.require_number(name, value)
+    limits = Limits.of(budget, kl_budget, kl_budget_probe, cautious=cautious, accept_uncertain=accept_uncertain)
     if (folder / "records.parquet").exists():
-        if (metric, lower_is_better, law, measure, run) != (None,) * 5:
-            raise RazorError(f"{folder} is of a sweep, whose own measured scores are used: give a budget at most.")
-        metric, candidates = "new", _of_records(folder)
+        if (metric, lower_is_better, law, measure, run, log) != (None,) * 6:
+            raise RazorError(f"{folder} is of a sweep, whose own measured scores are used: give budgets at most.")
+        found = _of_records(folder)
     elif folder.is_dir():
-        metric, notes, candidates, level = _of_trainer(run_in(folder, run), metric, law, measure)
+        if measure is not None and log is not None:
+            raise RazorError("Either a log says what was measured, or the checkpoints are measured here: not both.")
+        found = _of_trainer(run_in(folder, run, log), metric, lower_is_better, limits, law, measure)
     else:
         raise RazorError(f"There is no folder {folder}.")
-    lower = is_lower_better(metric) if lower_is_better is None else lower_is_better
-    front = frontier(candidates, lower_is_better=lower)
-    chosen, why = _recommend(candidates, front, metric, budget, cautious=cautious, lower=lower)
-    return Pick(candidates, front, chosen, why, metric, lower, notes, level)
+    lower = is_lower_better(found.metric) if lower_is_better is None else lower_is_better
+    axes = [of for of in AXES if any(one.interval(of) for one in found.candidates)]
+    if missing := [of for of in limits.most if of not in axes and of != DROP]:
+        raise RazorError(f"{NAMES[missing[0]]} was not measured, so no budget of it can be judged: leave it out.")
+    fronts = {
+        of: frontier(found.candidates, lower_is_better=lower, against=of)
+        for of in axes
+        if of != DROP or found.objection is None
+    }
+    front = next((fronts[of] for of in (*limits.most, *AXES) if of in fronts), [])
+    shown = Pick(found.candidates, front, None, "", found.metric, lower, found.notes, found.level, fronts, limits)
+    return _recommended(shown, found.objection)
 
 
-def frontier(candidates: Sequence[Candidate], *, lower_is_better: bool = False) -> list[Candidate]:
-    """Those that no other beats in one of score and drop without losing in the other, the smallest drop first."""
-    sign = -1 if lower_is_better else 1
-    front: list[Candidate] = []
-    for one in sorted(candidates, key=lambda one: (one.drop, -sign * one.new, one.step)):
-        if not front or sign * one.new > sign * front[-1].new:
-            front.append(one)
-    return front
+# Recommending
 
 
-def is_lower_better(metric: str) -> bool:
-    """Whether less of a metric is better, by its name."""
-    return _LOWER.search(metric.lower()) is not None and _NEGATED.search(metric.lower()) is None
+def _recommended(found: Pick, objection: str | None) -> Pick:
+    """With one of all the candidates: who judges by the upper ends of intervals may find the best off the frontier."""
+    if found.usable.most:
+        found = _within(found, found.usable)
+    elif objection is None:
+        found = _weighed(found)
+    else:
+        found = replace(found, why=f"No checkpoint is recommended. {_fronts_in_words(found)}{_what_would(found)}")
+    if objection is None:
+        return found
+    if DROP not in found.limits.most or found.verdict is Verdict.ABOVE:
+        return replace(found, notes=[*found.notes, objection])
+    most = 100 * found.limits.most[DROP]
+    doubts = [
+        found.doubt,
+        f"Whether a checkpoint is within the budget of {most:.1f} points cannot be told. {objection}",
+    ]
+    return replace(found, verdict=Verdict.UNCERTAIN, doubt=" ".join(filter(None, doubts)))
 
 
-def _recommend(
-    candidates: Sequence[Candidate],
-    front: Sequence[Candidate],
-    metric: str,
-    budget: float | None,
-    *,
-    cautious: bool,
-    lower: bool,
-) -> tuple[Candidate, str]:
-    """Of all the candidates: who judges by the upper ends of intervals may find the best off the frontier."""
-    sign = -1 if lower else 1
+def _within(found: Pick, limits: Limits) -> Pick:
+    """The best score of those within the limits, and whether that can be told."""
+    sign = -1 if found.lower_is_better else 1
+    admitted = [one for one in found.candidates if limits.admits(one)]
+    if not admitted:
+        return replace(found, verdict=Verdict.ABOVE, why=_none_within(found, limits))
+    of = next(iter(limits.most))
+    chosen = max(admitted, key=lambda one: (sign * one.new, -limits.judged(one, of), -one.step))
+    asked = " and ".join(_asked(of, most, chosen) for of, most in limits.most.items())
+    ends = ", at the upper end of the interval" if limits.cautious else ""
+    best = "lowest" if found.lower_is_better else "highest"
+    why = f"of the checkpoints with {asked}{ends}, it has the {best} {found.metric} ({chosen.new:.4g})"
+    verdict = limits.verdict(chosen)
+    doubt = _doubt(found, limits, chosen) if verdict is Verdict.UNCERTAIN else None
+    return replace(found, recommended=chosen, why=why + _aside(chosen, found.frontier), verdict=verdict, doubt=doubt)
 
-    def judged(one: Candidate) -> float:
-        return one.high if cautious else one.drop
 
-    kind = "measured" if front[0].measured else "forecast"
-    if budget is not None:
-        within = [one for one in candidates if judged(one) <= budget]
-        if not within:
-            least = min(candidates, key=judged)
-            raise RazorError(
-                f"No checkpoint is within the budget of {100 * budget:.1f} points: the least that any drops, "
-                f"{'by the upper end of its interval' if cautious else kind}, is {100 * judged(least):.1f} "
-                f"({least.name}). Save checkpoints earlier, or train with a lower learning rate."
+def _asked(of: str, most: float, one: Candidate) -> str:
+    if of == DROP:
+        return f"a {_kind(one)} drop of at most {100 * most:.1f} points"
+    return f"{NAMES[of]} of at most {most:.4g} nats"
+
+
+def _kind(one: Candidate) -> str:
+    return "measured" if one.measured else "forecast"
+
+
+def _none_within(found: Pick, limits: Limits) -> str:
+    """What there is at least of each, and which would be within by the estimates."""
+    parts = []
+    for of, most in limits.most.items():
+        least = min(found.candidates, key=lambda one, of=of: limits.judged(one, of))  # type: ignore[misc]
+        value = limits.judged(least, of)
+        how = "by the upper end of its interval" if limits.cautious else _kind(least)
+        if of == DROP:
+            parts.append(
+                f"the budget of {100 * most:.1f} points: the least that any drops, {how}, is {100 * value:.1f} "
+                f"({least.name})"
             )
-        chosen = max(within, key=lambda one: (sign * one.new, -judged(one), -one.step))
-        best = "lowest" if lower else "highest"
-        return chosen, (
-            f"of the checkpoints with a {kind} drop of at most {100 * budget:.1f} points"
-            f"{', at the upper end of the interval' if cautious else ''}, it has the {best} {metric} "
-            f"({chosen.new:.4g}){_aside(chosen, front)}"
-        )
-    if lower or not all(0 <= one.new <= 1 for one in front):
-        raise RazorError(f"{metric} is not a fraction of 1, so it cannot be weighed against a drop: give a budget.")
-    chosen = max(candidates, key=lambda one: (one.new - judged(one), -one.step))
-    of = f"{kind} drop{' at the upper end of its interval' if cautious else ''}"
-    return chosen, (
-        f"{metric} minus {of} is highest: {100 * chosen.new:.1f} {'-+'[judged(chosen) < 0]} "
-        f"{100 * abs(judged(chosen)):.1f} points, a point gained being worth a point lost{_aside(chosen, front)}"
+        else:
+            at = f", {how}," if limits.cautious else ""
+            parts.append(f"{most:.4g} nats of {NAMES[of]}: the least that any has{at} is {value:.4g} ({least.name})")
+    said = f"No checkpoint is within {'; and within '.join(parts)}."
+    if limits.cautious and (
+        names := [one.name for one in found.candidates if replace(limits, cautious=False).admits(one)]
+    ):
+        said += f" By the estimate alone there {_is(names)} {_listed(names)}."
+    return f"{said} Save checkpoints earlier, or train with a lower learning rate."
+
+
+def _doubt(found: Pick, limits: Limits, chosen: Candidate) -> str:
+    """Why it cannot be told, and what can be done."""
+    parts = []
+    for of, most in limits.most.items():
+        estimate = chosen.interval(of)
+        assert estimate is not None
+        if estimate[2] > most:
+            scale, unit = (100, "points") if of == DROP else (1, f"nats of {NAMES[of]}")
+            low, high, limit = (f"{scale * value:.{1 if of == DROP else 3}f}" for value in (*estimate[1:], most))
+            parts.append(f"its interval of {low} to {high} {unit} holds the budget of {limit}")
+    surely = [one.name for one in found.candidates if replace(limits, cautious=True).admits(one)]
+    if surely:
+        to_do = f"By their whole intervals there {_is(surely)} {_listed(surely)}, the best of which --cautious takes"
+    else:
+        to_do = "No checkpoint is within it by its whole interval"
+    return (
+        f"Whether {chosen.name} is within the budget cannot be told: {' and '.join(parts)}. {to_do}; "
+        "--accept-uncertain goes by the estimates alone."
     )
 
 
+def _weighed(found: Pick) -> Pick:
+    """The highest score minus drop."""
+    _check_weighable(found.metric, [one.new for one in found.candidates], lower=found.lower_is_better)
+    limits = found.limits
+    chosen = max(found.candidates, key=lambda one: (one.new - limits.judged(one, DROP), -one.step))
+    drop = limits.judged(chosen, DROP)
+    of = f"{_kind(chosen)} drop{' at the upper end of its interval' if limits.cautious else ''}"
+    why = (
+        f"{found.metric} minus {of} is highest: {100 * chosen.new:.1f} {'-+'[drop < 0]} {100 * abs(drop):.1f} points, "
+        f"a point gained being worth a point lost{_aside(chosen, found.frontier)}"
+    )
+    return replace(found, recommended=chosen, why=why)
+
+
+def _check_weighable(metric: str, values: Sequence[float], *, lower: bool) -> None:
+    if lower or not all(0 <= value <= 1 for value in values):
+        raise RazorError(f"{metric} is not a fraction of 1, so it cannot be weighed against a drop: give a budget.")
+
+
+def _fronts_in_words(found: Pick) -> str:
+    """Which checkpoints are on the frontiers."""
+    if not found.frontiers:
+        return ""
+    parts = [f"against {NAMES[of]} {_listed([one.name for one in front])}" for of, front in found.frontiers.items()]
+    return f"On the frontier of {found.metric} {', '.join(parts)}. "
+
+
+def _what_would(found: Pick) -> str:
+    options = {FORWARD: "--kl-budget NATS", PROBE: "--kl-budget-probe NATS"}
+    given = [f"{options[of]} ({NAMES[of]})" for of in found.frontiers if of in options]
+    return f"{' or '.join(given)} takes the best {found.metric} within that." if given else ""
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return ", ".join(names[:LISTED]) + more
+
+
 def _aside(chosen: Candidate, front: Sequence[Candidate]) -> str:
-    return "" if chosen in front else "; it is off the frontier, which is drawn by the forecast itself"
+    return "" if chosen in front else "; it is off the frontier, which is drawn by the estimates themselves"
 
 
 # Our own run folders
 
 
-def _of_records(folder: Path) -> list[Candidate]:
+def _of_records(folder: Path) -> _Source:
     """Every checkpoint of every run, with measured scores."""
-    try:
-        table = pl.read_parquet(folder / "records.parquet")
-        points = laws.distinct(table).filter(pl.col("method") != BASE)
-        rows = points.select("run_id", "method", "lr", "seed", "step", "new", "forgetting").to_dicts()
-    except (OSError, pl.exceptions.PolarsError) as error:
-        raise RazorError(f"{folder / 'records.parquet'} is damaged ({error}): run the command that made it.") from error
+    columns = ("run_id", "method", "lr", "seed", "step", "new", "forgetting")
+    table = read_table(folder / "records.parquet", ("trajectory", *columns))
+    points = laws.distinct(table).filter(pl.col("method") != BASE)
+    optional = [name for name in (*_MEASURED, *(f"{name}_stderr" for name in _MEASURED)) if name in points.columns]
+    rows = points.select(*columns, *optional).to_dicts()
+    bases = table.filter(pl.col("method") == BASE).to_dicts()
     if not rows:
         raise RazorError(f"{folder} holds the base policy only: there is nothing to pick from.")
-    return [
-        Candidate(
-            f"{row['method']} lr {row['lr']:.3g} seed {row['seed']} step {row['step']} ({row['run_id']})",
-            int(row["step"]),
-            float(row["new"]),
-            *(float(row["forgetting"]),) * 3,
-            measured=True,
-        )
-        for row in rows
-    ]
+    of_base = {row["seed"]: row.get("prior_stderr") for row in bases}
+    errors = [_error_of_drop(row, of_base.get(row["seed"])) for row in rows]
+    known = None not in errors
+    notes = [] if known else ["The measured drops have no standard error: how much of them is chance is not known."]
+    candidates = [_of_record(row, (error or 0.0) if known else 0.0) for row, error in zip(rows, errors, strict=True)]
+    return _Source("new", candidates, notes, 0.95 if known else None, None)
+
+
+def _of_record(row: Mapping[str, Any], error: float) -> Candidate:
+    """A row of the table, with the standard error of its drop."""
+    name = f"{row['method']} lr {row['lr']:.3g} seed {row['seed']} step {row['step']} ({row['run_id']})"
+    drop = float(row["forgetting"])
+    kls = {
+        of: Estimate(float(row[of]), float(row.get(f"{of}_stderr") or 0.0))
+        for of in (FORWARD, PROBE)
+        if _is_finite(row.get(of))
+    }
+    ends = drop - _Z * error, drop + _Z * error
+    return Candidate(name, int(row["step"]), float(row["new"]), drop, *ends, measured=True, kl=kls)
+
+
+_MEASURED = ("prior", FORWARD, PROBE)
+
+
+def _error_of_drop(row: Mapping[str, Any], of_base: float | None) -> float | None:
+    """The standard error of a difference of two scores; at most, as it takes them to be of different items."""
+    own = row.get("prior_stderr")
+    return None if own is None or of_base is None else math.hypot(own, of_base)
+
+
+def _is_finite(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)
 
 
 # A Trainer's folder
 
 
+def metric_of(run: Run, wanted: str | None, lower_is_better: bool | None, limits: Limits, law: LawFile | None) -> str:
+    """The metric to go by. Raises RazorError, before minutes of measuring, where it was not logged or cannot judge.
+
+    That is where it would have to be weighed against the drop that a law forecasts.
+    """
+    metric = find_metric(run.history, wanted)
+    if law is not None and law.objection() is None and not limits.most:
+        lower = is_lower_better(metric) if lower_is_better is None else lower_is_better
+        values = []
+        for one in run.checkpoints:
+            with suppress(RazorError):
+                values.append(float(latest(run.history, one.step, metric)[metric]))
+        _check_weighable(metric, values, lower=lower)
+    return metric
+
+
 def _of_trainer(
-    run: Run, metric: str | None, law: LawFile | None, measure: Callable[[Path, int], Drop] | None
-) -> tuple[str, list[str], list[Candidate], float | None]:
-    """The metric, cautions, the candidates, and the level of their intervals."""
+    run: Run,
+    metric: str | None,
+    lower_is_better: bool | None,
+    limits: Limits,
+    law: LawFile | None,
+    measure: Callable[[Path, int], Drop] | None,
+) -> _Source:
+    """The checkpoints of a run, measured here or by the monitor that watched it."""
     notes = list(run.notes)
-    metric = _metric(run.history, metric)
+    metric = metric_of(run, metric, lower_is_better, limits, law)
+    objection = None if law is None else law.objection(limit=limits.most.get(DROP))
     logged: list[Drop | Failure] = []
     if measure is None:
         logged, cautions = _logged(run, law)
         notes += cautions
     candidates: list[Candidate] = []
     drops: list[Drop] = []
+    left_out: dict[str, list[str]] = {}
+    said: list[str] = []
     for one in run.checkpoints:
         name = one.path.name
         try:
-            entry = _latest(run.history, one.step, metric)
+            entry = latest(run.history, one.step, metric)
             drop = measure(one.path, one.step) if measure else _drop_at(one, logged)
         except RazorError as error:
-            notes.append(f"{name} is left out: {error}")
+            left_out.setdefault(str(error), []).append(name)
             continue
-        for what, at in ((metric, int(entry["step"])), ("the drop", drop.step)):
+        measured = "KL" if drop.drop is None else "the drop"
+        for what, at in ((metric, int(entry["step"])), (measured, drop.step)):
             if at < one.step:
-                notes.append(f"{name}: {what} is that of step {at}.")
+                said.append(f"{name}: {what} is that of step {at}.")
         if drop.extrapolated:
-            notes.append(f"{name}: KL is beyond what the law was fitted to: the interval may be too narrow.")
+            said.append(f"{name}: KL is beyond what the law was fitted to: the interval may be too narrow.")
         drops.append(drop)
         new = float(entry[metric])
-        candidates.append(Candidate(name, one.step, new, drop.drop, drop.low, drop.high, False, drop.extrapolated))
+        shown = drop.drop, drop.low, drop.high, False, drop.extrapolated, drop.kl
+        candidates.append(Candidate(name, one.step, new, *shown))
+    notes += [f"{', '.join(names)} {_is(names)} left out: {reason}" for reason, names in left_out.items()]
+    notes += said
     if not candidates:
-        raise RazorError(f"No checkpoint of {run.folder} has both {metric} and a drop. {' '.join(notes)}")
+        raise RazorError(f"No checkpoint of {run.folder} has both {metric} and a drop or KL. {' '.join(notes)}")
     if law is not None:
-        notes += law.cautions()
-    elif not all(drop.useful for drop in drops):
-        notes.append("The law was no better than guessing, or fitted to noise: do not rely on it.")
-    return metric, notes, candidates, drops[-1].level
+        notes += [one for one in law.cautions(limit=limits.most.get(DROP)) if one != objection]
+    elif all(drop.drop is None for drop in drops):
+        objection = NO_LAW
+    else:
+        objection = next((drop.objection for drop in drops if drop.objection is not None), None)
+    return _Source(metric, candidates, notes, drops[-1].level, objection)
 
 
-def _metric(history: Sequence[Mapping[str, Any]], wanted: str | None) -> str:
-    logged = {
-        name: None
-        for entry in history
-        for name, value in entry.items()
-        if isinstance(value, int | float) and math.isfinite(value)
-    }
-    names = [name for name in logged if name not in ("step", "epoch")]
-    if wanted is not None and wanted not in names:
-        raise RazorError(f"{wanted} was not logged. Logged: {', '.join(names) or 'nothing'}.")
-    chosen = wanted or next((name for name in METRICS if name in names), None)
-    if chosen is None:
-        raise RazorError(f"None of the usual scores was logged: name one by its metric. Logged: {', '.join(names)}.")
-    return chosen
-
-
-def _latest(history: Sequence[Mapping[str, Any]], step: int, metric: str) -> Mapping[str, Any]:
-    """The last entry up to a step that has the metric."""
-    own = [
-        entry
-        for entry in history
-        if entry["step"] <= step and isinstance(value := entry.get(metric), int | float) and math.isfinite(value)
-    ]
-    if not own:
-        raise RazorError(f"{metric} was not logged up to its step.")
-    return max(own, key=lambda entry: entry["step"])
+def _is(names: Sequence[str]) -> str:
+    return "is" if len(names) == 1 else "are"
 
 
 def _logged(run: Run, law: LawFile | None) -> tuple[list[Drop | Failure], list[str]]:
-    """What the monitor has logged of a run, or what the law makes of its KLs, in order; and cautions."""
-    path = run.folder / LOG
+    """What the monitor has logged of a run, and what the law makes of its KLs, in order; and cautions."""
+    path = run.log
     rows, notes = rows_of(run)
     try:
         found = [one for row in rows if (one := _of_row(row, law, path)) is not None]
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise RazorError(f"{path} is damaged ({error!r}). Measure the checkpoints anew.") from error
     if not any(isinstance(one, Drop) for one in found):
-        raise RazorError(f"{path} has KL but no forecast: the run was uncalibrated. Give a law of its base.")
+        raise RazorError(f"{path} has neither KL nor a forecast (the run was uncalibrated). Measure the checkpoints.")
     notes += [f"Measuring ended at step {one.step}: {one.error}" for one in found if isinstance(one, Failure)]
     marked = [one.run is not None or one.overwritten for one in run.checkpoints]
     if run.labelled and not all(marked):
         names = [one.path.name for one, is_marked in zip(run.checkpoints, marked, strict=True) if not is_marked]
         notes.append(
-            f"Without a monitor's {MARK}: {', '.join(names)}. If training went on without one there, the forecast may "
-            "be of other weights of that step."
+            f"Without a monitor's {MARK}: {', '.join(names)}. If training went on without one there, what was measured "
+            "may be of other weights of that step."
         )
     return sorted(found, key=lambda one: one.step), notes
 
@@ -344,11 +462,15 @@ def _of_row(row: Mapping[str, Any], law: LawFile | None, path: Path) -> Drop | F
     if (error := row.get("error")) is not None:
         return Failure(step, (str(error).strip().splitlines() or ["unknown"])[-1])
     if law is None:
+        names = [name for name in (FORWARD, PROBE) if row.get(name) is not None]
+        kls = {name: _estimate(row[name], row.get(f"{name}_stderr")) for name in names}
         if not (shown := row.get("forecast")):
-            return None
-        drop, low, high = (float(shown[name]) for name in ("drop", "low", "high"))
-        beyond, useful = bool(shown.get("extrapolated")), bool(row.get("law_useful", True))
-        return Drop(step, drop, low, high, row.get("level"), beyond, useful)
+            return Drop.by(None, step, kls, "", 0) if kls else None
+        drop, low, high = (_number(shown[name]) for name in ("drop", "low", "high"))
+        level = None if row.get("level") is None else _number(row["level"])
+        useful = row.get("law_useful", True) and row.get("law_objection") is None
+        objection = None if useful else str(row.get("law_objection") or NOT_USEFUL)
+        return Drop(step, drop, low, high, level, bool(shown.get("extrapolated")), objection, kls)
     law.check_base(row["base"])
     if row["probe"] != probe_hash(law.settings, law.generic):
         raise RazorError(
@@ -357,11 +479,18 @@ def _of_row(row: Mapping[str, Any], law: LawFile | None, path: Path) -> Drop | F
         )
     kls = {name: _estimate(row[name], row[f"{name}_stderr"]) for name in (FORWARD, PROBE)}
     asked = row["prompts_hash"] if row["whole"] else ""
-    return Drop.by(law, step, law.forecast(kls, prompts=asked, measured=row["prompts"][FORWARD]))
+    return Drop.by(law, step, kls, asked, row["prompts"][FORWARD])
 
 
-def _estimate(mean: float, stderr: float | None) -> Estimate:
-    return Estimate(float(mean), math.nan if stderr is None else float(stderr))
+def _estimate(mean: Any, stderr: Any) -> Estimate:
+    return Estimate(_number(mean), math.nan if stderr is None else _number(stderr))
+
+
+def _number(value: Any) -> float:
+    """Raises ValueError for what is no finite number."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"{value!r} is not a number")
+    return float(value)
 
 
 def _drop_at(checkpoint: Checkpoint, logged: Sequence[Drop | Failure]) -> Drop:
@@ -370,7 +499,7 @@ def _drop_at(checkpoint: Checkpoint, logged: Sequence[Drop | Failure]) -> Drop:
         raise RazorError(f"a run that no monitor watched has written over it since its {MARK} was.")
     last = next((one for one in reversed(logged) if one.step <= checkpoint.step), None)
     if last is None:
-        raise RazorError("nothing was forecast up to its step.")
+        raise RazorError("nothing was measured up to its step.")
     if isinstance(last, Failure):
         raise RazorError(f"measuring had ended at step {last.step}.")
     return last

@@ -8,19 +8,23 @@ tell: what was logged up to one checkpoint of a run is how the log of a later on
 from __future__ import annotations
 
 import itertools
-import json
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from glob import escape
 from pathlib import Path
 from typing import Any
 
+from rlrazor.documents import checked, loads, parse_json, read_json, read_text
 from rlrazor.errors import RazorError
+from rlrazor.guard.log_schema import Label, LogRow, TrainerState
 from rlrazor.guard.outputs import LOG, MARK, STATE, hash_of
 from rlrazor.lm.models import check_weights
 
-MEASURE = "measure the checkpoints here, with --base, --prompts and --law"
+MEASURE = "measure the checkpoints here, with --base and --prompts"
+ANEW = "measure the checkpoints anew"
 _NUMBER = re.compile(r"checkpoint-0*(\d+)$")
 _SETTINGS = ("max_steps", "num_train_epochs", "train_batch_size", "logging_steps", "eval_steps", "save_steps")
 _SAVING = 60_000_000_000  # nanoseconds from the weights to the trainer's state of one save, or one copy
@@ -47,12 +51,13 @@ class Checkpoint:
 class Run:
     """The checkpoints of a run in order of training, all with weights; those left out are in `notes`, with the reason.
 
-    `history`: what the run had logged when the last was saved, of which every one's own log is the beginning. `id`: of
-    the monitor that watched it, None where none did as far as its checkpoints say. `labelled`: whether any checkpoint
-    of the folder says.
+    `log`: of the monitor, whether it is there or not. `history`: what the run had logged when the last was saved, of
+    which every one's own log is the beginning. `id`: of the monitor that watched it, None where none did as far as its
+    checkpoints say. `labelled`: whether any checkpoint of the folder says.
     """
 
     folder: Path
+    log: Path
     id: str | None
     labelled: bool
     checkpoints: Sequence[Checkpoint]
@@ -60,11 +65,14 @@ class Run:
     notes: Sequence[str]
 
 
-def run_in(folder: Path, wanted: str | None = None) -> Run:
-    """The run that `wanted` is the id of, or else the one that wrote last.
+def run_in(folder: Path, wanted: str | None = None, log: Path | None = None) -> Run:
+    """The run that `wanted` is the id of, or else the one that wrote last. `log`: a monitor's that is not LOG in it.
 
-    Raises RazorError where there is none, or no checkpoint of it is whole.
+    Raises RazorError where there is none, or no checkpoint of it is whole, or there is no such log.
     """
+    if log is not None and not log.is_file():
+        raise RazorError(f"There is no log {log}: name the file that a ForgettingMonitor was given as its log.")
+    log = log or folder / LOG
     found, notes = _read_all(folder)
     if not found and notes:
         raise RazorError(f"No checkpoint of {folder} can be read. {' '.join(notes)}")
@@ -73,7 +81,7 @@ def run_in(folder: Path, wanted: str | None = None) -> Run:
             f"{folder} has no checkpoint-N folder with a {STATE}, and no records.parquet of a sweep. Give the output "
             "folder of a Trainer that saved checkpoints."
         )
-    newest = _newest(folder, found, wanted)
+    newest = _newest(folder, log, found, wanted)
     members, run, last = _of_its_run(newest, found)
     others = [one for one in found if one not in members]
     tied = [one for one in others if (one.written, one.run) == (newest.written, newest.run)]
@@ -93,7 +101,7 @@ def run_in(folder: Path, wanted: str | None = None) -> Run:
     if not whole:
         raise RazorError(f"No checkpoint of {folder} can be taken. {' '.join(notes)}")
     labelled = any(one.run is not None or one.overwritten for one in found)
-    return Run(folder, run or wanted, labelled, whole, last.history, notes)
+    return Run(folder, log, run or wanted, labelled, whole, last.history, notes)
 
 
 def rows_of(run: Run) -> tuple[list[dict[str, Any]], list[str]]:
@@ -101,11 +109,10 @@ def rows_of(run: Run) -> tuple[list[dict[str, Any]], list[str]]:
 
     Raises RazorError where there are none, or those of several runs cannot be told apart.
     """
-    path = run.folder / LOG
+    path = run.log
     if not path.exists() and run.id is None:
         raise RazorError(
-            f"There is no {path}, so nothing is known of forgetting: train with a ForgettingMonitor, or measure the "
-            "checkpoints here with a base, prompts and a law."
+            f"There is no {path}, so nothing is known of forgetting: train with a ForgettingMonitor, or {MEASURE}."
         )
     rows = _rows(path) if path.exists() else []
     ids = _ids(rows)
@@ -119,11 +126,13 @@ def rows_of(run: Run) -> tuple[list[dict[str, Any]], list[str]]:
     if chosen is None and ids:
         chosen = ids[0]
         more = f", the last of {len(ids)} runs in it," if len(ids) > 1 else ""
-        notes.append(f"No checkpoint says which run it is of: the rows of the run {chosen}{more} are taken from {LOG}.")
+        notes.append(
+            f"No checkpoint says which run it is of: the rows of the run {chosen}{more} are taken from {path.name}."
+        )
     if chosen is not None:
         # Of an earlier version's log that the run went on with, the first rows have no id.
         rows = [row for row in rows if row.get("run") in (chosen, None)]
-        for earlier in sorted(run.folder.glob(f"{path.stem}-of-earlier-run-*{path.suffix}")):
+        for earlier in sorted(path.parent.glob(f"{escape(path.stem)}-of-earlier-run-*{escape(path.suffix)}")):
             with suppress(RazorError):
                 rows = [row for row in _rows(earlier) if row.get("run") == chosen] + rows
         if not rows:
@@ -132,7 +141,8 @@ def rows_of(run: Run) -> tuple[list[dict[str, Any]], list[str]]:
     _check_one_monitors(rows, path)
     if chosen is None and _is_older(path, rows, run.checkpoints):
         notes.append(
-            f"{LOG} is older than the checkpoints: unless the folder was copied, it is of another run than they are."
+            f"{path.name} is older than the checkpoints: unless the folder was copied, it is of another run than they "
+            "are."
         )
     return rows, notes
 
@@ -144,20 +154,20 @@ def _read_all(folder: Path) -> tuple[list[Checkpoint], list[str]]:
     """The checkpoints that can be read, each once, and why others cannot."""
     found: list[Checkpoint] = []
     notes: list[str] = []
-    seen: set[Path] = set()
+    seen: set[str] = set()
     # A link to another checkpoint is the same one; the plain folders come first.
     paths = sorted(folder.glob("checkpoint-*"), key=lambda path: (path.is_symlink(), path.name))
     for path in paths:
-        if not (path.is_dir() or path.is_symlink()) or path.resolve() in seen:
+        if not (path.is_dir() or path.is_symlink()) or os.path.realpath(path) in seen:
             continue
-        seen.add(path.resolve())
+        seen.add(os.path.realpath(path))
         try:
             one = _read(path)
         except FileNotFoundError:
             notes.append(f"{path.name} is left out: it has no {STATE}, which a Trainer writes last.")
             continue
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            notes.append(f"{path.name} is left out: its {STATE} is damaged ({error!r}).")
+        except (OSError, RazorError) as error:
+            notes.append(f"{path.name} is left out: its {STATE} is damaged ({error}).")
             continue
         number = _NUMBER.match(path.name)
         if number and int(number[1]) != one.step:
@@ -167,18 +177,19 @@ def _read_all(folder: Path) -> tuple[list[Checkpoint], list[str]]:
 
 
 def _read(path: Path) -> Checkpoint:
-    """Raises what a file that is not there or not whole leads to."""
+    """Raises FileNotFoundError where there is no state, and RazorError where it is damaged."""
     file = path / STATE
+    written = file.stat().st_mtime_ns
     # NaN is equal to nothing, not to itself as another checkpoint has it: its name is.
-    state = json.loads(file.read_text(encoding="utf-8"), parse_constant=str)
-    history = [entry for entry in state["log_history"] if isinstance(entry.get("step"), int)]
+    state = parse_json(read_text(file), file, nan_as_text=True)
+    checked(TrainerState, state, file)
+    history = [entry for entry in state["log_history"] if "step" in entry]
     number = _NUMBER.match(path.name)
     step = state.get("global_step", int(number[1]) if number else None)
-    if not isinstance(step, int):
-        raise ValueError("it has no global_step")
+    if step is None:
+        raise RazorError("it has no global_step.")
     run, overwritten = _label(path, step)
-    settings = {name: state.get(name) for name in _SETTINGS}
-    return Checkpoint(path, step, history, run, overwritten, settings, file.stat().st_mtime_ns)
+    return Checkpoint(path, step, history, run, overwritten, {name: state.get(name) for name in _SETTINGS}, written)
 
 
 def _label(path: Path, step: int) -> tuple[str | None, bool]:
@@ -187,32 +198,29 @@ def _label(path: Path, step: int) -> tuple[str | None, bool]:
     A run without a label that wrote over the checkpoint has saved another state of its trainer there.
     """
     try:
-        label = json.loads((path / MARK).read_text(encoding="utf-8"))
-        run, at, state = str(label["run"]), label["step"], label["state"]
-        overwritten = at != step or state != hash_of(path / STATE)
-    except (OSError, ValueError, KeyError, TypeError):
+        label = read_json(path / MARK, Label)
+        overwritten = label.step != step or label.state != hash_of(path / STATE)
+    except (OSError, RazorError):
         return None, False
-    return None if overwritten else run, overwritten
+    return None if overwritten else label.run, overwritten
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
     """A last line that a killed process left half-written is not one."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RazorError(f"{path} cannot be read ({error}). Measure the checkpoints anew.") from error
+    text = read_text(path, mend=ANEW)
     lines = [line for line in text.split("\n") if line.strip()]
     rows = []
     for number, line in enumerate(lines, 1):
         try:
-            row = json.loads(line)
+            row = loads(line)
         except ValueError as error:
             if number == len(lines) and not text.endswith("\n"):
                 break
-            raise RazorError(f"{path} is damaged: a line is not JSON. Measure the checkpoints anew.") from error
-        if not isinstance(row, dict):
-            raise RazorError(f"{path} is damaged: line {number} is no row. Measure the checkpoints anew.")
-        rows.append(row if row.get("run") is None else {**row, "run": str(row["run"])})
+            raise RazorError(f"{path} is damaged, as of line {number} {error}: {ANEW}.") from error
+        if isinstance(row, dict) and "step" not in row:
+            raise RazorError(f"{path} is damaged (line {number} lacks 'step'): {ANEW}.")
+        checked(LogRow, row, f"{path}, line {number},", mend=ANEW)
+        rows.append(row)
     return rows
 
 
@@ -230,7 +238,7 @@ def _is_older(path: Path, rows: Sequence[Mapping[str, Any]], checkpoints: Sequen
 # Telling runs apart
 
 
-def _newest(folder: Path, found: Sequence[Checkpoint], wanted: str | None) -> Checkpoint:
+def _newest(folder: Path, log: Path, found: Sequence[Checkpoint], wanted: str | None) -> Checkpoint:
     """The checkpoint that was written last, of the run that is wanted if any says which it is of."""
     labels = sorted({one.run for one in found if one.run is not None})
     ids: list[str] = []
@@ -240,7 +248,7 @@ def _newest(folder: Path, found: Sequence[Checkpoint], wanted: str | None) -> Ch
         found = [one for one in found if one.run == wanted]
     else:
         with suppress(RazorError):  # which is raised where the rows are needed
-            ids = _ids(_rows(folder / LOG))
+            ids = _ids(_rows(log))
         if set(ids) & set(labels):
             # The rows of other runs have been moved away for a later one, whatever the times of copied files say.
             found = [one for one in found if one.run in (None, *ids)]

@@ -1,5 +1,6 @@
 """On which side of a limit an estimate is: within, above, or not to be told from the evidence there is."""
 
+from dataclasses import dataclass
 from enum import StrEnum
 
 
@@ -9,6 +10,19 @@ class Verdict(StrEnum):
     WITHIN = "within the limit"
     ABOVE = "above the limit"
     UNCERTAIN = "cannot be told"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The largest drop of the prior score, a fraction of 1, and KL on the new task's prompts, nats per completion.
+
+    `cautious`: what cannot be told counts as above. `accept_uncertain`: the estimates alone judge.
+    """
+
+    drop: float | None = None
+    kl: float | None = None
+    cautious: bool = False
+    accept_uncertain: bool = False
 
 
 def judge(

@@ -2,7 +2,6 @@
 
 import os
 import random
-import re
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -11,7 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from rlrazor import cores
+from rlrazor.cores import threads_alone as threads_alone
+from rlrazor.cores import threads_asked as threads_asked
 from rlrazor.errors import RazorError
 
 THREADS = 1
@@ -32,26 +32,6 @@ def prepare_process(threads: int | None = None) -> None:
     torch.set_num_threads(threads or threads_asked() or THREADS)
     torch.set_flush_denormal(True)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-
-
-def threads_asked() -> int | None:
-    """What RLRAZOR_THREADS says, if it is set; raises RazorError where that is no number of threads."""
-    asked = os.environ.get("RLRAZOR_THREADS")
-    if asked is not None and not re.fullmatch("[1-9][0-9]{0,3}", asked):
-        raise RazorError(f"RLRAZOR_THREADS is a number of threads, at least 1, not {asked!r}.")
-    return None if asked is None else int(asked)
-
-
-def threads_alone() -> int:
-    """Of a process that has the machine to itself: a thread per core, or as many as OMP_NUM_THREADS says if fewer.
-
-    RLRAZOR_THREADS overrides both.
-    """
-    if (asked := threads_asked()) is not None:
-        return asked
-    limit, _, _ = os.environ.get("OMP_NUM_THREADS", "").partition(",")
-    available = cores.available()
-    return min(available, int(limit)) if limit.isdecimal() and int(limit) else available
 
 
 def leave_progress_to_us() -> None:

@@ -1,11 +1,35 @@
 """Text to token ids and back, the same way for training, sampling, scoring and probes."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ParamSpec, TypeVar
 
-from rlrazor.errors import RazorError
+from rlrazor.errors import RazorError, cause_of, is_panic
+from rlrazor.lm import trials
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
+def _without_panics(function: Callable[P, T]) -> Callable[P, T]:
+    """The function, raising RazorError where the tokenizer's library fails in a way that is no Exception."""
+
+    @functools.wraps(function)
+    def guarded(*arguments: P.args, **named: P.kwargs) -> T:
+        try:
+            return function(*arguments, **named)
+        except BaseException as error:
+            if not is_panic(error):
+                raise
+            raise RazorError(
+                f"The tokenizer fails on a text ({cause_of(error).rstrip('.')}): its files are damaged. Download them "
+                "again."
+            ) from error
+
+    return guarded
+
+
+@_without_panics
 def text_ids(tokenizer: Any, text: str) -> list[int]:
     """A text's token ids, with what the tokenizer puts in front of one and without what it puts behind.
 
@@ -19,34 +43,56 @@ def text_ids(tokenizer: Any, text: str) -> list[int]:
     return whole
 
 
-def turns_ids(
-    tokenizer: Any, turns: Sequence[Mapping[str, Any]], *, tools: Sequence[Any] | None = None, **template: Any
-) -> list[int]:
+@_without_panics
+def turns_ids(tokenizer: Any, turns: Sequence[Mapping[str, Any]], **template: Any) -> list[int]:
     """Token ids of a conversation in the tokenizer's chat template, up to where the assistant goes on.
 
     That is at the beginning of a turn of its own, or where the last turn is the assistant's at the end of that, as in
-    TRL. Special tokens are the template's, and no others. `template`: what else the template is given.
+    TRL. Special tokens are the template's, and no others. `template`: what else the template is given, such as `tools`.
+    Raises RazorError for a template that does not come to an end, ValueError for one that makes nothing of the turns,
+    and what the template raises.
     """
-    ids = _in_template(tokenizer, turns, tools, template, tokenize=True)
+    ids = _in_template(tokenizer, turns, template, tokenize=True)
     if parts := [turn["content"] for turn in turns if isinstance(turn.get("content"), list)]:
-        rendered = _in_template(tokenizer, turns, tools, template, tokenize=False)
+        rendered = _in_template(tokenizer, turns, template, tokenize=False)
         if any(str(content) in rendered for content in parts):
             raise ValueError("it shows a content that is a list of parts as Python would: give the content as text")
+    if not tokenizer.decode(list(ids), skip_special_tokens=True).strip():
+        raise ValueError("it makes no text of it")
     return list(ids)
 
 
+def try_turns(tokenizer: Any, conversations: Sequence[tuple[Sequence[Mapping[str, Any]], Mapping[str, Any]]]) -> None:
+    """Try the chat template on many conversations at once, each its turns and what the template is given beside.
+
+    `turns_ids` tries its own where that was not done, which takes a tenth of a second each time. Raises RazorError.
+    """
+    trials.try_template(tokenizer, [{**template, **_asked(turns, template)} for turns, template in conversations])
+
+
+def _asked(turns: Sequence[Mapping[str, Any]], template: Mapping[str, Any]) -> dict[str, Any]:
+    """What every template is given."""
+    return {
+        "messages": [dict(turn) for turn in turns],
+        "tools": template.get("tools") or None,  # some templates announce tools where the list of them is empty
+        "add_generation_prompt": turns[-1]["role"] != "assistant",
+    }
+
+
 def _in_template(
-    tokenizer: Any, turns: Sequence[Mapping[str, Any]], tools: Any, template: Mapping[str, Any], *, tokenize: bool
+    tokenizer: Any, turns: Sequence[Mapping[str, Any]], template: Mapping[str, Any], *, tokenize: bool
 ) -> Any:
-    continued = turns[-1]["role"] == "assistant"
+    try_turns(tokenizer, [(turns, template)])
+    asked = _asked(turns, template)
+    beside = {name: value for name, value in template.items() if name != "tools"}
     return tokenizer.apply_chat_template(
-        [dict(turn) for turn in turns],
-        tools=tools or None,  # some templates announce tools where the list of them is empty
-        add_generation_prompt=not continued,
-        continue_final_message=continued,
+        asked["messages"],
+        tools=asked["tools"],
+        add_generation_prompt=asked["add_generation_prompt"],
+        continue_final_message=not asked["add_generation_prompt"],
         tokenize=tokenize,
         return_dict=False,
-        **template,
+        **beside,
     )
 
 
@@ -56,10 +102,16 @@ def prompt_ids(tokenizer: Any, text: str, *, chat: bool = False, **template: Any
     `template`: what the template is given beside, as in `turns_ids`.
     """
     if chat and getattr(tokenizer, "chat_template", None):
-        return turns_ids(tokenizer, [{"role": "user", "content": text}], **template)
+        return turns_ids(tokenizer, user_turn(text), **template)
     return text_ids(tokenizer, text)
 
 
+def user_turn(text: str) -> list[dict[str, str]]:
+    """A text as a conversation."""
+    return [{"role": "user", "content": text}]
+
+
+@_without_panics
 def completion_ids(tokenizer: Any, text: str, stop: Sequence[str] = ()) -> list[int]:
     """A completion's token ids, ended by the first stop string where that is one token, else by eos.
 
@@ -81,6 +133,7 @@ def check_stop(stop: Sequence[str]) -> None:
         )
 
 
+@_without_panics
 def stop_ids(tokenizer: Any, model: Any, stop: Sequence[str] = ()) -> list[int]:
     """The tokens that end a completion: every eos of the tokenizer and the model, and whatever holds a stop string.
 
@@ -88,18 +141,23 @@ def stop_ids(tokenizer: Any, model: Any, stop: Sequence[str] = ()) -> list[int]:
     """
     said_by = getattr(model, "generation_config", None) or model.config
     declared = getattr(said_by, "eos_token_id", None)
-    ends = {tokenizer.eos_token_id} | set(declared if isinstance(declared, list) else [declared])
+    declared = declared if isinstance(declared, list) else [declared]
+    if not all(token is None or isinstance(token, int) for token in declared):
+        raise RazorError(f"The model's eos_token_id is {declared!r:.100}, no token's id: mend generation_config.json.")
+    ends = {tokenizer.eos_token_id, *declared}
     if stop:
         texts = tokenizer.batch_decode([[token] for token in range(len(tokenizer))])
         ends |= {token for token, text in enumerate(texts) if any(string in text for string in stop)}
     return sorted(ends - {None})
 
 
+@_without_panics
 def as_read(tokenizer: Any, ids: Sequence[int]) -> str:
     """Token ids as the model reads them: text with special tokens, and every space as it is."""
     return str(tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
 
+@_without_panics
 def decode(tokenizer: Any, ids: Sequence[int]) -> str:
     """The text of a completion, without special tokens."""
     return str(tokenizer.decode(list(ids), skip_special_tokens=True))

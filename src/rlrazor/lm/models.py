@@ -7,13 +7,16 @@ in the cache.
 
 import contextlib
 import hashlib
-import json
+import itertools
+import logging
 import math
 import os
 import re
 import shutil
+import sys
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,25 +27,27 @@ import platformdirs
 import torch
 from torch import Tensor
 
-from rlrazor.errors import RazorError, cause_of, disk_error_in
-from rlrazor.extras import needs_package
-from rlrazor.lm import compute, hub
+from rlrazor.errors import RazorError, cause_of, disk_error_in, is_panic
+from rlrazor.extras import needs_extra, needs_package
+from rlrazor.lm import compute, hub, trials, weight_files
 from rlrazor.lm.adapters import adapter_disabled, base_weights, unwrapped
 from rlrazor.lm.sampling import NotFiniteError
-from rlrazor.lm.versions import in_dtype, weights_by_config
+from rlrazor.lm.versions import in_dtype
+from rlrazor.lm.weight_files import check_adapter as check_adapter
+from rlrazor.lm.weight_files import check_weights as check_weights
+from rlrazor.lm.weight_files import is_adapter as is_adapter
+from rlrazor.lm.weight_files import named_base as named_base
+from rlrazor.regular import open_regular
 
-# What a causal language model's class is called, or one that has its weights.
-_CAUSAL = re.compile(r"\w*(ForCausalLM|LMHeadModel|ForConditionalGeneration|(?<!Reward)(?<!Encoder)Model)")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
-# What defines a policy: its shape, weights and tokenizer. Read-me files and other frameworks' weights are left alone.
-_POLICY_FILES = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt", "spiece.model")
-_MODEL_WEIGHTS = "model.safetensors"
-_INDEX = "model.safetensors.index.json"  # of the shards of a model that is not in one file
-_ADAPTER_WEIGHTS = "adapter_model.safetensors"
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
-_TRAINERS = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state\w*)\.")  # pickles that are no weights
-_LONGEST_HEADER = 100_000_000  # bytes, which is safetensors' own limit
+_PACKED = 16  # weights in a number of a quantised file, at most
+_NUMBER = re.compile(r"\d+")
+_INTEGER = re.compile(r"[IU]\d+|BOOL")
+_LISTED = re.compile(r"\[(?:'[^']*'(?:, )?){3,}\]")
+_SIZES = re.compile(r"size mismatch for (\S+): .*?torch\.Size\((.*?)\) from checkpoint, .*?torch\.Size\((.*?)\)")
+_ESCAPE = re.compile(r"\x1b\[[\d;]*m")
+_SHAPES = re.compile(r"(\S.*?)\s*\|.*ckpt: torch\.Size\((.*?)\) vs model: *torch\.Size\((.*?)\)")
 # Any of these makes a tokenizer. Transformers itself may make an empty one out of nothing.
 _TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "spiece.model", "tekken.json"),
@@ -87,38 +92,33 @@ def load(
     safetensors, no tokenizer, needs code of its own or is something else than a causal language model, and for
     weights that are not finite.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    needs_extra("guard")
+    from transformers import AutoTokenizer
 
     from rlrazor.lm import suitable  # it needs this module
 
     if dtype not in DTYPES:
         raise RazorError(f"Unknown dtype {dtype}: choose one of {', '.join(DTYPES)}.")
     folder = _folder_of(str(source), cache_dir)
-    _require_safetensors(folder, source)
-    _require_causal(folder, source)
+    weights = weight_files.weights_of(folder, source)
+    weight_files.check_config(folder, source, weights)
+    weight_files.require_causal(folder, source)
     has_tokenizer = any((folder / name).is_file() for name in _TOKENIZER_FILES)
     if not has_tokenizer and tokenizer is None:
         raise RazorError(
             f"{source} has no tokenizer (a Trainer without processing_class saves none): put the tokenizer's files of "
             "the model that it was fine-tuned from beside its weights."
         )
-    with _loading(source):
-        model, info = AutoModelForCausalLM.from_pretrained(
-            folder, **in_dtype(DTYPES[dtype]), use_safetensors=True, trust_remote_code=False, output_loading_info=True
-        )
-        _require_all_weights(info)
+    with _loading(source), ThreadPoolExecutor(1) as beside:
+        tried = beside.submit(trials.try_tokenizer, folder)
+        model = _model_of(folder, weights, dtype)
+        tried.result()
         if has_tokenizer:
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     folders = [folder]
     if adapter is not None:
         adapter = Path(adapter).expanduser()
-        check_adapter(adapter)
-        from peft import PeftModel
-
-        with _loading(adapter), _without_peft_warning():
-            # PEFT leaves at zero, with a warning, what a file lacks.
-            warnings.filterwarnings("error", "Found missing adapter keys")
-            model = PeftModel.from_pretrained(model, adapter)
+        model = _with_adapter(model, adapter)
         folders.append(adapter)
     _check_finite(model, source)
     _set_padding(model, tokenizer, source)
@@ -178,7 +178,7 @@ class SavedWeights(Mapping[str, Tensor]):
         """Of a hub id, a folder or a GGUF file, as `load` takes them; raises its errors."""
         from safetensors import safe_open
 
-        paths = _require_safetensors(_folder_of(str(source), cache_dir), source)
+        paths = weight_files.weights_of(_folder_of(str(source), cache_dir), source).files
         self._files: dict[str, Path] = {}
         with _loading(source):
             for path in paths:
@@ -208,44 +208,12 @@ def tokenizer_of(tuned: LanguageModel, source: str | Path, base: Vocabulary) -> 
 
     folder, tokenizer = Path(source).expanduser(), tuned.tokenizer
     saved = all((folder / name).is_file() for name in ("tokenizer_config.json", "tokenizer.json"))
-    if is_adapter(folder) and saved:
+    if weight_files.is_adapter(folder) and saved:
+        trials.try_tokenizer(folder)
         with _loading(folder):
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     check_same_vocabulary(base, replace(Vocabulary.of(tuned), source=str(source), tokens=tokenizer.get_vocab()))
     return tokenizer
-
-
-def is_adapter(source: str | Path) -> bool:
-    """Whether this is a folder that PEFT saved an adapter into."""
-    return (Path(source).expanduser() / "adapter_config.json").is_file()
-
-
-def check_adapter(source: str | Path) -> None:
-    """Raise RazorError where an adapter has no weights that may be read, or is of another kind of model than ours.
-
-    It shows before anything is loaded.
-    """
-    needs_package("peft", "An adapter")
-    folder = Path(source).expanduser()
-    _require_safetensors(folder, source, _ADAPTER_WEIGHTS)
-    with contextlib.suppress(OSError, ValueError, AttributeError):  # PEFT says what is wrong with its config
-        task = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get("task_type")
-        if task not in (None, "CAUSAL_LM"):
-            raise RazorError(f"The adapter in {source} is for {task}, not for a causal language model (CAUSAL_LM).")
-
-
-def check_weights(folder: Path, source: str) -> None:
-    """Raise RazorError where a folder, called `source`, has no whole model or adapter: of files it reads headers."""
-    _require_safetensors(folder, source, _ADAPTER_WEIGHTS if is_adapter(folder) else _MODEL_WEIGHTS)
-
-
-def named_base(adapter: str | Path) -> str:
-    """What an adapter says it was trained on, "" where it does not. Raises RazorError for a damaged config."""
-    path = Path(adapter).expanduser() / "adapter_config.json"
-    try:
-        return str(json.loads(path.read_text(encoding="utf-8")).get("base_model_name_or_path") or "")
-    except (OSError, ValueError, AttributeError) as error:
-        raise RazorError(f"The adapter's {path} is damaged ({error}): save the adapter again.") from error
 
 
 DIGEST_TOKENS = 128
@@ -355,7 +323,7 @@ def _folder_of(source: str, cache_dir: Path | None) -> Path:
     """The local folder with the model: itself, a GGUF file's conversion, or the hub's download."""
     path = Path(source).expanduser()
     if path.suffix == ".gguf" and path.is_file():
-        return _converted(path, cache_dir or Path(platformdirs.user_cache_dir("rlrazor")) / "gguf")
+        return convert(path, cache_dir)
     if path.is_dir():
         return path
     if path.exists():
@@ -370,7 +338,7 @@ def _downloaded(repository: str) -> Path:
     from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
 
     try:
-        return Path(snapshot_download(repository, allow_patterns=list(_POLICY_FILES)))
+        return Path(snapshot_download(repository, allow_patterns=list(weight_files.POLICY_FILES)))
     except GatedRepoError as error:
         raise RazorError(
             f"The hub shows {repository} only to those who have agreed to its terms. Agree to them on its page, then "
@@ -397,14 +365,57 @@ def _downloaded(repository: str) -> Path:
         raise RazorError(f"There is no folder {repository}. {who}: {cause_of(error)}") from error
 
 
-def _converted(gguf: Path, cache: Path) -> Path:
-    """The folder of float32 safetensors for a GGUF file, named after its content; made where it is not there yet."""
+_CONVERTED_FROM = ".gguf-sha256"  # in a conversion: of what
+
+
+def convert(gguf: Path, cache_dir: Path | None = None, out: Path | None = None) -> Path:
+    """The folder of float32 safetensors for a GGUF file, by its content: the one that there is, or a new one.
+
+    That is `out`, or one in the cache with the name of the file. Where it is made, standard error says so. Raises
+    RazorError for what is no GGUF file or cannot be read as one, for an `out` that is something else, and where the
+    folder cannot be written.
+    """
+    needs_extra("guard")
     needs_package("gguf", "A GGUF file")
-    with _loading(gguf), gguf.open("rb") as file:
-        folder = cache / hashlib.file_digest(file, "sha256").hexdigest()[:16]
-    if _is_whole(folder):
+    gguf = gguf.expanduser()
+    if gguf.suffix != ".gguf" or not gguf.is_file():
+        raise RazorError(f"{gguf} is not a .gguf file.")
+    with _loading(gguf), open_regular(gguf) as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    cache = cache_dir or Path(platformdirs.user_cache_dir("rlrazor")) / "gguf"
+    folder = _folder_for(gguf, digest, cache) if out is None else out.expanduser()
+    if _is_conversion(folder, digest):
         return folder
-    partial = cache / f".{folder.name}.{os.getpid()}"
+    if out is not None and folder.exists() and _made_of(folder) != digest:
+        raise RazorError(f"{out} is there already and no conversion of {gguf}: name a folder that is not there.")
+    _convert(gguf, folder, digest)
+    print(f"{gguf} was converted into the folder {folder}.", file=sys.stderr)
+    return folder
+
+
+def _folder_for(gguf: Path, digest: str, cache: Path) -> Path:
+    """The folder in the cache that was made of this content, or the name of a new one."""
+    there = sorted(folder for folder in cache.glob("*") if _made_of(folder) == digest)
+    if there:
+        return there[0]
+    name = gguf.stem.lstrip(".")[:200] or "model"
+    names = (name if number == 1 else f"{name}-{number}" for number in itertools.count(1))
+    return next(cache / one for one in names if not (cache / one).exists())
+
+
+def _made_of(folder: Path) -> str:
+    """The SHA-256 of the GGUF file that a folder was made of, "" of another."""
+    with contextlib.suppress(OSError, ValueError):
+        return (folder / _CONVERTED_FROM).read_text(encoding="ascii")
+    return ""
+
+
+def _is_conversion(folder: Path, digest: str) -> bool:
+    return _made_of(folder) == digest and _is_whole(folder)
+
+
+def _convert(gguf: Path, folder: Path, digest: str) -> None:
+    partial = folder.parent / f".{folder.name}.{os.getpid()}"
     try:
         with _loading(gguf):
             model, tokenizer = _read_gguf(gguf)
@@ -413,28 +424,33 @@ def _converted(gguf: Path, cache: Path) -> Path:
             partial.mkdir(parents=True)
             model.save_pretrained(partial)
             tokenizer.save_pretrained(partial)
-            if folder.exists() and not _is_whole(folder):  # somebody tidied up in it
+            (partial / _CONVERTED_FROM).write_text(digest, encoding="ascii")
+            if _made_of(folder) == digest and not _is_whole(folder):  # somebody tidied up in it
                 shutil.rmtree(folder)
             partial.rename(folder)
         except Exception as error:  # a full disk is an OSError to some and not to others: safetensors has its own
-            if not _is_whole(folder):  # else another process was faster: its folder has the same content
+            if not _is_conversion(folder, digest):  # else another process was faster: its folder has the same content
                 raise RazorError(
-                    f"The conversion of {gguf} cannot be written to {cache}: {cause_of(error)} Free some space, or "
-                    "make that folder one that can be written to."
+                    f"The conversion of {gguf} cannot be written to {folder.parent}: {cause_of(error)} Free some "
+                    "space, or make that folder one that can be written to."
                 ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return folder
 
 
 def _read_gguf(gguf: Path) -> tuple[Any, Any]:
     """The model and the tokenizer of a GGUF file, the weights as plain float32."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+    config = AutoConfig.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    with gguf.open("rb") as file:
+        tensors = int.from_bytes(file.read(16)[8:], "little")  # after the magic number and the version
+    weight_files.check_described(config.to_dict(), gguf, tensors)
+    _check_size(config, 8 * gguf.stat().st_size)
     model, info = AutoModelForCausalLM.from_pretrained(
         gguf.parent, gguf_file=gguf.name, **in_dtype(torch.float32), output_loading_info=True
     )
-    _require_all_weights(info)
+    _require_all_weights(info, model)
     # Transformers still takes them for quantised and will not save them.
     for attribute in ("hf_quantizer", "is_quantized", "quantization_method"):
         with contextlib.suppress(AttributeError):
@@ -447,132 +463,122 @@ def _read_gguf(gguf: Path) -> tuple[Any, Any]:
 def _is_whole(folder: Path) -> bool:
     """Whether a saved model has all of its files: config, tokenizer, and each file of weights that its index names."""
     try:
-        has_weights = bool(_model_files(folder))
+        has_weights = bool(weight_files.paths_of(folder))
     except RazorError:
         return False
     return has_weights and all((folder / name).is_file() for name in ("config.json", "tokenizer_config.json"))
 
 
-def _require_safetensors(folder: Path, source: str | Path, name: str = _MODEL_WEIGHTS) -> list[Path]:
-    """The files that a model's weights are loaded from, or an adapter's by its file's `name`.
+def _model_of(folder: Path, weights: weight_files.Weights, dtype: str) -> Any:
+    """The model in a folder, all of its weights and no others. Raises anything."""
+    from transformers import AutoConfig, AutoModelForCausalLM
 
-    Raises RazorError where they are not there, not whole, or of two models.
-    """
-    if not folder.is_dir():
-        raise RazorError(f"There is no folder {source}.")
-    files = _model_files(folder)
-    if files and is_adapter(folder):
-        # Transformers puts the adapter on top of the weights, PEFT on top of the base; merged, it would count twice.
-        raise RazorError(
-            f"{source} has a model's weights, {files[0].name}, and adapter_config.json, so it could be a model, an "
-            "adapter, or an adapter merged into it: move what you do not mean out of it."
-        )
-    if name == _ADAPTER_WEIGHTS:
-        # Where its file is not there, PEFT looks for a pickle, whatever else is.
-        files = [path for path in [folder / name] if path.is_file()]
-    if not files:
-        raise RazorError(f"{source} has no {name} file.{_instead(folder)}")
-    for path in files:
-        _check_whole(path)
-    return files
-
-
-def _model_files(folder: Path) -> list[Path]:
-    """The files that transformers loads a model in a folder from; none where it finds none.
-
-    Other safetensors in the folder, of an optimiser, in another format or left by an earlier save, are not its weights.
-    Raises RazorError where an index is damaged, or what is named is not there.
-    """
-    there = (name for name in (_MODEL_WEIGHTS, _INDEX) if (folder / name).is_file())
-    name = _named_by_config(folder) or next(there, "")
-    if not name:
-        return []
-    names = [name]
-    if name.endswith(".json"):
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    packed = _PACKED if getattr(config, "quantization_config", None) else 1
+    _check_size(config, weights.count * packed)
+    with _reported() as report:
         try:
-            index = json.loads((folder / name).read_text(encoding="utf-8"))
-            names = sorted({str(shard) for shard in index["weight_map"].values()})
-            if not names or not isinstance(index["metadata"], dict):  # without which transformers fails
-                raise ValueError("it names no files or has no metadata")
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise RazorError(f"{folder / name} is damaged ({error!r}): save or download the model again.") from error
-    for one in names:
-        if not one.endswith(".safetensors") or Path(one).is_absolute() or ".." in Path(one).parts:
-            raise RazorError(f"{folder} names {one} as its weights, which is no safetensors file of it: save it again.")
-        if not (folder / one).is_file():
-            raise RazorError(f"{folder} lacks {one}, of its weights: save or download the model again.")
-    return [folder / one for one in names]
+            model, info = AutoModelForCausalLM.from_pretrained(
+                folder, **in_dtype(DTYPES[dtype]), use_safetensors=True, trust_remote_code=False,
+                output_loading_info=True,
+            )  # fmt: skip
+        except RuntimeError as error:
+            raise _mismatch(error, report) from error
+    _require_all_weights(info, model)
+    _require_floats(model, weights)
+    return model
 
 
-def _named_by_config(folder: Path) -> str:
-    """The file of weights, or their index, that a config asks transformers for by name; "" where it does not."""
+def _with_adapter(model: Any, adapter: Path) -> Any:
+    """The model with an adapter of PEFT's around its layers, all of it."""
+    weight_files.check_adapter(adapter)
+    from peft import PeftModel
+
+    with _loading(adapter), _without_peft_warning():
+        # PEFT leaves at zero, with a warning, what a file lacks.
+        warnings.filterwarnings("error", "Found missing adapter keys")
+        trials.try_patterns(weight_files.patterns_of(adapter), [name for name, _ in model.named_modules()])
+        adapted = PeftModel.from_pretrained(model, adapter)
+        # And it leaves out, without one, what the model has no layer for.
+        own = {name.replace(".default", "") for name in adapted.state_dict()}
+        stored = weight_files.weights_of(adapter, adapter, weight_files.ADAPTER_WEIGHTS).shapes
+        if beyond := _beyond([name for name in stored if name not in own], own):
+            raise ValueError(f"it has {weight_files.some(beyond)} for layers that the model does not have")
+    return adapted
+
+
+def _beyond(left_out: Iterable[str], names: Iterable[str]) -> list[str]:
+    """Those weights that differ from a model's own by a number only: they are of layers that it does not have."""
+    kinds = {_NUMBER.sub("N", name) for name in names}
+    return [name for name in left_out if _NUMBER.sub("N", name) in kinds]
+
+
+def _check_size(config: Any, most: int) -> None:
+    """Raise ValueError where a config describes many more than `most` weights: transformers would make them all."""
+    from transformers import AutoModelForCausalLM
+
     try:
-        name = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("transformers_weights") or ""
-    except (OSError, ValueError, AttributeError):  # of which transformers complains
-        return ""
-    return str(name) if name and weights_by_config() else ""
-
-
-def _instead(folder: Path) -> str:
-    """What a folder holds that may have been taken for weights."""
-    if is_adapter(folder) and (folder / _ADAPTER_WEIGHTS).is_file():
-        return " It is an adapter, not a model: name its base as well."
-    if any(folder.glob("pytorch_model_fsdp*")):
-        return " Its weights are FSDP's shards: put them together with `accelerate merge-weights`."
-    if any(folder.glob("global_step*")):
-        return " Its weights are DeepSpeed's shards: put them together with DeepSpeed's zero_to_fp32.py."
-    if any(path.suffix in _PICKLES and not _TRAINERS.match(path.name) for path in folder.iterdir()):
-        return " Pickled weights are not read: they can run code. Convert them to safetensors."
-    if others := sorted(path.name for path in folder.glob("*.safetensors")):
-        return f" It has {', '.join(others)}, which transformers does not load."
-    if checkpoints := sorted(path.name for path in folder.glob("checkpoint-*")):
-        return f" It holds {', '.join(checkpoints)}: name one of them."
-    return ""
-
-
-def _check_whole(path: Path) -> None:
-    """Raise RazorError where a safetensors file is not as long as its header says, or has nothing in it."""
-    size = path.stat().st_size
-    try:
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length)) if length <= min(size, _LONGEST_HEADER) else {}
-        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-        whole = size == 8 + length + max(ends, default=0)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError):
-        whole = False
-    if not whole or not any(ends):
-        raise RazorError(
-            f"{path} is damaged: {'it holds no weights' if whole else 'it is not a whole safetensors file'}. Save or "
-            "download it again."
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except Exception:  # which loading will raise again
+        return
+    described = sum(parameter.numel() for parameter in model.parameters())
+    if described > 2 * most:
+        raise ValueError(
+            f"its config describes {described:,} weights, and its files have room for {most:,}: they do not belong "
+            "together"
         )
 
 
-def _require_causal(folder: Path, source: str | Path) -> None:
-    """Raise RazorError for a classifier, a reward model, an encoder: transformers would load it as a language model.
-
-    What calls itself a bare model passes, since a tied head is in it; loading shows whether its weights are all there.
-    """
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        names, two_parts = config.get("architectures") or [], config.get("is_encoder_decoder")
-    except (OSError, ValueError, AttributeError):
-        return  # transformers says what is wrong with it
-    generates = {*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()}
-    if two_parts or not (not names or any(name in generates or _CAUSAL.fullmatch(name) for name in names)):
-        kind = "an encoder-decoder" if two_parts else f"by its config a {names[0]}"
-        raise RazorError(
-            f"{source} is {kind}, not a causal language model, which alone can be measured and trained here."
-        )
-
-
-def _require_all_weights(info: Mapping[str, Any]) -> None:
-    """Transformers draws what a file lacks at random, with a warning."""
+def _require_all_weights(info: Mapping[str, Any], model: Any) -> None:
+    """Transformers draws what a file lacks at random, with a warning, and drops the layers that a config leaves out."""
     if missing := sorted(info["missing_keys"]):
-        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise ValueError(f"it lacks the weights {missing[0]}{more}.")
+        raise ValueError(f"it lacks {weight_files.some(missing)} which its config.json describes")
+    if beyond := _beyond(info["unexpected_keys"], model.state_dict()):
+        raise ValueError(f"it has {weight_files.some(beyond)} in layers that its config.json leaves out")
+
+
+def _require_floats(model: Any, weights: weight_files.Weights) -> None:
+    """Transformers makes numbers of whatever bits a file says are integers, where nothing is quantised."""
+    if getattr(model.config, "quantization_config", None):
+        return
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point() and _INTEGER.fullmatch(weights.dtypes.get(name, "")):
+            raise ValueError(f"its {name} is stored as {weights.dtypes[name]}, which is no number of a weight")
+
+
+def _mismatch(error: RuntimeError, report: Sequence[str]) -> Exception:
+    """What transformers has only printed of shapes that do not fit."""
+    if "ignore_mismatched_sizes" not in str(error):
+        return error
+    lines = [line for text in report for line in _ESCAPE.sub("", text).splitlines()]
+    return ValueError(_unfitting([row.groups() for row in map(_SHAPES.match, lines) if row]))
+
+
+def _unfitting(found: Sequence[tuple[str | Any, ...]]) -> str:
+    """Of weights that do not fit their names, the shape in the file and the one by the config: the first of them."""
+    text = "its weights do not have the shapes that its config describes"
+    if found:
+        name, stored, described = min(found)
+        text += f": {name} is {stored}, not {described}" + (f", and {len(found) - 1} more" if len(found) > 1 else "")
+    return text
+
+
+@contextlib.contextmanager
+def _reported() -> Iterator[list[str]]:
+    """What transformers reports of a model as it loads it, kept from standard error: what matters is raised."""
+    logger, messages = logging.getLogger("transformers.modeling_utils"), list[str]()
+    handler, before = logging.Handler(), (logger.level, logger.propagate)
+    handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
+    logger.addHandler(handler)
+    logger.setLevel(logging.WARNING)
+    logger.propagate = False
+    try:
+        yield messages
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before[0])
+        logger.propagate = before[1]
 
 
 @contextlib.contextmanager
@@ -580,8 +586,20 @@ def _loading(source: str | Path) -> Iterator[None]:
     """Say in one sentence what the libraries raise at a damaged or unsupported model."""
     try:
         yield
-    except Exception as error:  # tokenizers raise nothing more specific, others a dozen types
-        raise RazorError(f"The model in {source} cannot be loaded: {cause_of(error)}") from error
+    except RazorError:
+        raise
+    except BaseException as error:  # tokenizers raise nothing more specific, others a dozen types
+        if not isinstance(error, Exception) and not is_panic(error):
+            raise
+        raise RazorError(f"The model in {source} cannot be loaded: {cause_of(_with_few_names(error))}") from error
+
+
+def _with_few_names(error: BaseException) -> BaseException:
+    """The same without all of the names that it lists: of PEFT's that can be a thousand characters."""
+    text = _LISTED.sub(lambda found: weight_files.some(re.findall(r"'([^']*)'", found[0])).rstrip(","), str(error))
+    if sizes := _SIZES.findall(text):
+        text = _unfitting(sizes)
+    return error if text == str(error) else Exception(text)
 
 
 @contextlib.contextmanager
@@ -613,8 +631,12 @@ def _set_padding(model: Any, tokenizer: Any, source: str | Path) -> None:
 def _fingerprint(folders: Iterable[Path]) -> str:
     digest = hashlib.sha256()
     for folder in folders:
-        found = {path for pattern in _POLICY_FILES for path in folder.glob(pattern)}
-        weights = [folder / _ADAPTER_WEIGHTS] if is_adapter(folder) else _model_files(folder)
+        found = {path for pattern in weight_files.POLICY_FILES for path in folder.glob(pattern)}
+        weights = (
+            [folder / weight_files.ADAPTER_WEIGHTS]
+            if weight_files.is_adapter(folder)
+            else weight_files.paths_of(folder)
+        )
         for path in sorted({path for path in found if path.suffix != ".safetensors"}.union(weights)):
             with path.open("rb") as file:
                 digest.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())

@@ -16,10 +16,8 @@ says so. It affects how IFEval counts sentences (after "Dr.") and, less, words.
 """
 
 import atexit
-import difflib
 import functools
 import io
-import json
 import logging
 import math
 import os
@@ -29,9 +27,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext, redirect_stderr, redirect_stdout
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass, field
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -39,11 +37,15 @@ from typing import Any
 import numpy as np
 import torch
 
+from rlrazor import bounds
+from rlrazor.documents import checked, loads, read_text
 from rlrazor.errors import RazorError, cause_of, disk_error_in
 from rlrazor.extras import needs_extra
 from rlrazor.lm import compute, hub
+from rlrazor.lm.mirror_rows import MIRROR_ROWS
+from rlrazor.lm.task_names import DEFAULT_TASKS as DEFAULT_TASKS
+from rlrazor.lm.task_names import check_names, unknown_task
 
-DEFAULT_TASKS = ("hellaswag", "truthfulqa_mc2", "mmlu", "ifeval", "winogrande", "humaneval")
 RUNS_MODEL_CODE = "humaneval"
 
 _FOLDERS = (
@@ -87,7 +89,10 @@ class Metric:
 class Score:
     """A task's score and its standard error over the `n` items, None where it cannot be estimated.
 
-    Both are fractions of 1 where `is_fraction`, else in the metric's own unit.
+    Both are fractions of 1 where `is_fraction`, else in the metric's own unit. `items`: task -> item -> its outcome, of
+    a group's tasks or of the task itself, the same item having the same name whichever model is scored; empty where
+    the score is no mean of outcomes, as perplexity and BLEU are none. `by_size`: each item of a group counts the same,
+    as lm-eval has it, or else each of its tasks.
     """
 
     value: float
@@ -96,6 +101,8 @@ class Score:
     metric: str
     version: str
     higher_is_better: bool = True
+    items: Mapping[str, Mapping[str, float]] = field(default_factory=dict, repr=False)
+    by_size: bool = True
 
     @property
     def is_fraction(self) -> bool:
@@ -167,6 +174,7 @@ def evaluate(
     batch_size: int = 8,
     data_mirror: Path | None = None,
     allow_code_execution: bool = False,
+    told: Callable[[str], None] = lambda task: None,
 ) -> PriorScores:
     """Score a causal LM on lm-eval tasks, by name or as the path of a task's YAML file.
 
@@ -174,17 +182,19 @@ def evaluate(
     wrote, in a process of their own with limits on time and memory, which is no sandbox. `limit` evaluates the first n
     rows of each task (of each of MMLU's 57 subjects). The tasks' data are loaded once per process. The global random
     states and the model's train/eval mode are as before afterwards; a score does not depend on them, nor on the other
-    tasks. With the same rows, scores are reproducible.
+    tasks. With the same rows, scores are reproducible. `told` hears of each task as it begins.
 
     Raises RazorError for unknown tasks, tasks that run code without leave, a group without a score of its own, data
     that are missing or do not fit, a metric of unknown direction, a score that is no number, whatever a task's own code
     raises, and running out of memory.
     """
+    bounds.require_number("limit", limit)
     if limit is not None and limit < 1:
         raise RazorError(f"The limit is {limit}: evaluate at least 1 row of each task.")
     notes = []
     if tasks is None and not allow_code_execution:
         notes.append(f"{RUNS_MODEL_CODE} is left out: it runs code that the model wrote (--allow-code-execution).")
+    check_names(tasks or ())
     was_training, pad_token = model.training, tokenizer.pad_token
     with _as_guest(data_mirror) as (mirror, warnings):
         from lm_eval.models.huggingface import HFLM
@@ -196,7 +206,10 @@ def evaluate(
             with compute.memory_errors(f"Out of memory while evaluating the prior tasks: {remedy}."):
                 with _evaluating("the prior tasks"):
                     lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
-                scores = {name: _run(task, lm, limit) for name, task in loaded.items()}
+                scores = {}
+                for number, (name, task) in enumerate(loaded.items(), 1):
+                    told(f"{Path(name).name} ({number} of {len(loaded)})")
+                    scores[name] = _run(task, lm, limit)
         finally:
             model.train(was_training)  # HFLM leaves it in eval mode,
             if tokenizer.pad_token != pad_token:
@@ -218,6 +231,7 @@ def metrics_of(
 
     Raises what `evaluate` raises before it runs a model.
     """
+    check_names(tasks or ())
     with _as_guest(data_mirror) as (mirror, _):
         return {name: task.declared for name, task in _load_all(tasks, mirror, allow_code_execution).items()}
 
@@ -241,7 +255,7 @@ def require_accuracies(found: Mapping[str, Metric] | Mapping[str, Score]) -> Non
 def _as_guest(data_mirror: Path | None) -> Iterator[tuple[Path | None, list[str]]]:
     """lm-eval kept quiet and off the net, the random states as before afterwards: the mirror, and its warnings."""
     needs_extra("eval")
-    mirror = None if data_mirror is None else data_mirror.expanduser().resolve()
+    mirror = None if data_mirror is None else Path(os.path.realpath(data_mirror.expanduser()))
     if mirror is not None and not mirror.is_dir():
         raise RazorError(f"There is no folder {data_mirror} to read the prior tasks from.")
     with _quiet() as warnings, _no_downloads(mirror), compute.generators_untouched():
@@ -316,6 +330,12 @@ class _Task:
             )
         return Metric(name, higher)
 
+    def weighs_by_size(self, metric: str) -> bool:
+        """Whether a group's score is the mean over items, or else over its tasks; of a task it is over items."""
+        group = self.content.get("groups", {}).get(self.name)
+        listed = (group.aggregate_metric_list or ()) if group else ()
+        return all(one.weight_by_size for one in listed if one.metric == metric)
+
     def choose(self, keys: Sequence[str]) -> str:
         """Which of lm-eval's "metric,filter" is the score."""
         return min(keys, key=lambda key: self._rank(key.split(",")[0]))
@@ -340,9 +360,7 @@ def _load(name: str, mirror: Path | None, allow_code_execution: bool) -> _Task:
     if name not in manager.all_tasks and not Path(name).is_file():
         manager = _manager(every_task=True)
         if name not in manager.all_tasks:
-            near = difflib.get_close_matches(name, manager.all_tasks)
-            hint = f"Did you mean {' or '.join(near)}?" if near else "`lm-eval ls tasks` lists them."
-            raise RazorError(f"lm-eval has no task {name}. {hint}")
+            raise unknown_task(name, manager.all_tasks)
     _untrained_punkt()
     try:
         content = manager.load([name])
@@ -412,7 +430,7 @@ def _run(task: _Task, lm: Any, limit: int | None) -> Score:
             task.content,
             limit=limit,
             bootstrap_iters=_BOOTSTRAPS,
-            log_samples=False,
+            log_samples=True,
             confirm_run_unsafe_code=True,  # `_load` has asked
         )
     return _score(task, results)
@@ -432,6 +450,7 @@ def _score(task: _Task, results: Mapping[str, Any]) -> Score:
             f"{task.name} scored {value} ({name}), which is no number: either the metric is not defined on these rows, "
             "or the model's outputs are not numbers any more."
         )
+    by_size = task.weighs_by_size(name)
     return Score(
         value=float(value),
         stderr=float(stderr) if isinstance(stderr, float) and math.isfinite(stderr) else None,  # else "N/A"
@@ -439,7 +458,32 @@ def _score(task: _Task, results: Mapping[str, Any]) -> Score:
         metric=name,
         version=str(results["versions"].get(task.name)),
         higher_is_better=task.metric(name).higher_is_better,
+        items=_items(task, results["samples"], name, filtered, by_size, float(value)),
+        by_size=by_size,
     )
+
+
+def _items(
+    task: _Task, samples: Mapping[str, Any], metric: str, filtered: str, by_size: bool, value: float
+) -> dict[str, dict[str, float]]:
+    """Task -> item -> outcome, as `Score.items`; empty unless the score is their mean."""
+    from lm_eval.api.metrics import mean
+
+    found: dict[str, dict[str, float]] = {}
+    for name, leaf in task.leaves.items():
+        rows = [row for row in samples.get(name, ()) if row["filter"] == filtered and metric in row]
+        outcomes = [row[metric] for row in rows]
+        # What has no aggregation lm-eval takes the mean of.
+        if leaf.aggregation().get(metric, mean) is not mean or not all(isinstance(one, Real) for one in outcomes):
+            return {}
+        if rows:
+            names = [f"{row['doc_id']}-{row['doc_hash'][:12]}" for row in rows]  # a task may have a row twice
+            found[name] = dict(zip(names, map(float, outcomes), strict=True))
+    if not found:
+        return {}
+    means = [math.fsum(of.values()) / len(of) for of in found.values()]
+    weights = [len(of) if by_size else 1 for of in found.values()]
+    return found if math.isclose(np.average(means, weights=weights), value, rel_tol=1e-6, abs_tol=1e-9) else {}
 
 
 # --- data, metrics and language resources without a download
@@ -495,22 +539,21 @@ def _read_mirror(folder: Path, dataset: str, subset: str | None) -> dict[str, An
 @functools.lru_cache(maxsize=2)  # MMLU reads its two files once per subject
 def _rows(path: Path, columns: tuple[str, ...]) -> tuple[dict[str, Any], ...]:
     schema = f"one JSON object per line with {', '.join(columns)}"
-    try:
-        with path.open(
-            encoding="utf-8"
-        ) as file:  # not splitlines(): U+0085 and U+2028, which JSON may hold, end no line
-            lines = list(file)
-    except OSError as error:
-        raise RazorError(f"The mirror needs the file {path}: {schema}.") from error
+    # Not splitlines: U+0085 and U+2028, which JSON may hold, end no line.
+    known = next((row for stem, row in MIRROR_ROWS.items() if path.name.startswith(f"{stem}_")), None)
+    missing_file = f"The mirror needs the file {path}: {schema}."
+    text = read_text(path, mend=f"the mirror needs {schema}", missing=missing_file)
     rows = []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(text.removesuffix("\n").split("\n") if text else (), 1):
         try:
-            row = json.loads(line)
+            row = loads(line)
             missing = [column for column in columns if column not in row]
         except (ValueError, TypeError):
             missing = ["JSON"]
         if missing:
             raise RazorError(f"Line {number} of {path} has no {', '.join(missing)}. The file should be {schema}.")
+        if known is not None:
+            checked(known, row, f"Line {number} of {path}", mend=f"the file should be {schema}")
         rows.append(row)
     if not rows:
         raise RazorError(f"{path} is empty. It should be {schema}.")
@@ -610,7 +653,7 @@ def _replaced(module: Any, name: str, value: Any) -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[list[str]]:
-    """Collect lm-eval's warnings instead of printing them, and show its progress bars to a terminal only."""
+    """Collect lm-eval's warnings instead of printing them; bars, and what else libraries say, go nowhere."""
     os.environ.setdefault("DISABLE_MULTIPROC", "1")  # its bootstrap would start a process per core
     logger, messages = logging.getLogger("lm_eval"), list[str]()
     handler = logging.Handler(logging.WARNING)
@@ -619,7 +662,7 @@ def _quiet() -> Iterator[list[str]]:
     logger.addHandler(handler)
     logger.propagate = False
     with ExitStack() as stack:
-        stack.enter_context(nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO()))
+        stack.enter_context(redirect_stderr(io.StringIO()))
         stack.enter_context(redirect_stdout(sys.stderr))  # standard output belongs to the command's result
         try:
             yield messages

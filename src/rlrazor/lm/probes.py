@@ -19,6 +19,8 @@ from typing import Any
 import platformdirs
 import torch
 
+from rlrazor import bounds
+from rlrazor.documents import parse_json, read_text
 from rlrazor.errors import RazorError
 from rlrazor.lm import compute, encoding, sampling
 from rlrazor.lm.adapters import adapter_disabled, unwrapped
@@ -53,11 +55,15 @@ class ProbeSettings:
     precision: str | None = None
 
     def __post_init__(self) -> None:
-        if self.max_new_tokens < 1 or self.samples < 1:
-            raise RazorError("max_new_tokens and samples must be at least 1.")
+        bounds.check_whole("samples", self.samples)
+        bounds.check_whole("max_new_tokens", self.max_new_tokens)
+        if self.max_new_tokens < 1:
+            raise RazorError(f"max_new_tokens must be at least 1, not {self.max_new_tokens}.")
+        if not isinstance(self.chat, bool):
+            raise RazorError(f"chat is True or False, not {self.chat!r:.60}.")
         encoding.check_stop(self.stop)
         if self.precision not in (None, *compute.PRECISIONS):
-            raise RazorError(f"The precision is one of {', '.join(compute.PRECISIONS)}, not {self.precision}.")
+            raise RazorError(f"The precision is one of {', '.join(compute.PRECISIONS)}, not {self.precision!s:.60}.")
 
     def on(self, model: Any) -> ProbeSettings:
         """The same with the precision that measuring this model has."""
@@ -196,7 +202,8 @@ def of_prompts(
     digest = digest or base_digest(base, settings.precision)
     key = content_hash([SAMPLER, digest, fitting, ends, asdict(settings), purpose])
     path = cache_dir / f"{key}.json"
-    completions = _cached(path, len(fitting) * settings.samples)
+    tokens = sampling.embedding_rows(unwrapped(base)) or bounds.MOST_ROWS
+    completions = _cached(path, len(fitting) * settings.samples, settings.max_new_tokens, tokens)
     if completions is None:
         with adapter_disabled(base):
             completions = complete(base, tokenizer, fitting, settings, purpose, told)
@@ -232,13 +239,15 @@ def of_generic(
     return Sequences.texts(texts)
 
 
-def _cached(path: Path, count: int) -> list[list[int]] | None:
-    """None where it is not there, or not whole."""
+def _cached(path: Path, count: int, longest: int, tokens: int) -> list[list[int]] | None:
+    """None where it is not there, or holds anything but `count` completions of up to `longest` of so many `tokens`."""
     try:
-        completions = json.loads(path.read_text())
-    except (OSError, ValueError):
+        completions = parse_json(read_text(path), path)
+    except RazorError:
         return None
     right = isinstance(completions, list) and len(completions) == count
-    if not right or not all(isinstance(row, list) and all(type(token) is int for token in row) for row in completions):
+    if not right or not all(isinstance(row, list) and 0 < len(row) <= longest for row in completions):
         return None
-    return [list(row) for row in completions]
+    return (
+        completions if all(type(token) is int and 0 <= token < tokens for row in completions for token in row) else None
+    )

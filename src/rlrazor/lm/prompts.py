@@ -11,9 +11,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jinja2 import TemplateError
-
-from rlrazor.errors import RazorError
+from rlrazor.documents import loads
+from rlrazor.errors import RazorError, cause_of
 from rlrazor.lm import encoding
 
 _MISSING = ("nan", "NaN", "null", "NULL", "None", "<NA>", "NA", "N/A", "#N/A")
@@ -61,7 +60,7 @@ def _before_the_answer(messages: Any, where: str) -> Any:
 def _as_json(value: Any) -> Any:
     """What text holds as JSON, as tables have it; anything else, and text that is none, as it is."""
     try:
-        return json.loads(value) if isinstance(value, str) else value
+        return loads(value, nan=float) if isinstance(value, str) else value
     except ValueError:
         return value
 
@@ -88,6 +87,15 @@ def texts_of(prompt: Prompt) -> list[str]:
         [content] if isinstance(content, str) else [part["text"] for part in content or ()] for content in contents
     ]
     return ["".join(texts) for texts in parts if texts]
+
+
+def last_said(prompt: Prompt) -> str:
+    """What the user says last: the text, or of turns the user's last, or where none is the user's the last of all."""
+    said, _ = parts_of(prompt)
+    if isinstance(said, str):
+        return said
+    turns = [turn for turn in said if turn.get("role") == "user"] or said
+    return (texts_of(turns[-1:]) or [""])[0]
 
 
 def check(prompt: Any, where: str) -> None:
@@ -186,15 +194,32 @@ def _check_unicode(prompt: Prompt, where: str) -> None:
 
 
 def encode(tokenizer: Any, prompts: Sequence[Prompt], chat: bool) -> list[list[int]]:
-    """Token ids of each prompt. Raises RazorError for one that is empty, or that the chat template does not take."""
+    """Token ids of each prompt.
+
+    Raises RazorError for one that is empty, or that the chat template does not take or makes nothing of.
+    """
+    as_turns: list[tuple[Any, dict[str, Any]]] = []
+    for number, prompt in enumerate(prompts, 1):
+        check(prompt, f"Prompt {number}")
+        said, template = parts_of(prompt)
+        if not isinstance(said, str):
+            as_turns.append((_without_none(said), template))
+        elif chat:
+            as_turns.append((encoding.user_turn(said), template))
+    if getattr(tokenizer, "chat_template", None):
+        encoding.try_turns(tokenizer, as_turns)
     rows = []
     for number, prompt in enumerate(prompts, 1):
         where = f"Prompt {number}"
-        check(prompt, where)
         rows.append(_ids(tokenizer, prompt, chat, where))
         if not rows[-1]:
             raise RazorError(f"{where} is empty: it has no tokens. Leave it out.")
     return rows
+
+
+def _without_none(turns: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """As newer versions of transformers have turns: a key without a value is none."""
+    return [{name: value for name, value in turn.items() if value is not None} for turn in turns]
 
 
 def _ids(tokenizer: Any, prompt: Prompt, chat: bool, where: str) -> list[int]:
@@ -207,11 +232,11 @@ def _ids(tokenizer: Any, prompt: Prompt, chat: bool, where: str) -> list[int]:
     try:
         if isinstance(said, str):
             return encoding.prompt_ids(tokenizer, said, chat=chat, **template)
-        # As newer versions of transformers do: a key without a value is none.
-        turns = [{name: value for name, value in turn.items() if value is not None} for turn in said]
-        return encoding.turns_ids(tokenizer, turns, **template)
-    except (TemplateError, TypeError, KeyError, ValueError, AttributeError) as error:
+        return encoding.turns_ids(tokenizer, _without_none(said), **template)
+    except RazorError:
+        raise
+    except Exception as error:  # a template may raise anything
         raise RazorError(
-            f"The tokenizer's chat template does not take a prompt ({error}): {where} is given to it as a list of "
-            "turns, each with a `role` and a `content`."
+            f"The tokenizer's chat template does not take a prompt ({cause_of(error).rstrip('.')}): {where} is given "
+            "to it as a list of turns, each with a `role` and a `content`."
         ) from error

@@ -1,5 +1,6 @@
 """Several output folders side by side, a new task each: RL against SFT, the paper's Fig. 2."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,7 +51,7 @@ def compare_folders(folders: Sequence[Path], out: Path) -> tuple[Section, Path]:
     Raises RazorError for fewer than two folders, for one that is named twice or holds no sweep, and when `out` cannot
     be written.
     """
-    if len(folders) < 2 or len({folder.resolve() for folder in folders}) < len(folders):
+    if len(folders) < 2 or len(set(map(os.path.realpath, folders))) < len(folders):
         raise RazorError("A comparison needs at least two different output folders: name each once.")
     section = comparison([_task(folder) for folder in folders])
     return section, write_comparison(section, out)

@@ -4,8 +4,10 @@ A `Figure` has `Panel`s, a panel has layers: `Points` and `Curve`s. Describe it 
 on a page. Values that are not finite are left out by both.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 from itertools import chain
 from math import ceil
 from pathlib import Path
@@ -22,7 +24,8 @@ from numpy.typing import NDArray
 from plotly.subplots import make_subplots
 
 from rlrazor.records import JSON
-from rlrazor.store import atomic_path
+from rlrazor.terminal import printable
+from rlrazor.writing import GENERATOR, atomic_path
 
 Floats = NDArray[np.float64]
 Range = tuple[float, float]
@@ -36,6 +39,7 @@ PALETTE = (
 )
 SYMBOLS = ("circle", "square", "triangle-up", "diamond", "triangle-down")
 INK = "#222222"
+LONGEST = 120  # characters of a label: a folder's name may have 255
 WHITE = "#ffffff"  # with `outlined`, a hollow marker
 
 PIXELS_PER_INCH = 480 / 4.2  # of the page's figures and of the files': a row of panels is as high in both
@@ -168,13 +172,28 @@ _STYLE: Any = {
 }
 
 
-def save(figure: Figure, folder: Path, kinds: Sequence[str] = ("png", "svg"), dpi: int = 200) -> None:
+FigureKind = Literal["png", "svg"]
+KINDS: tuple[FigureKind, ...] = ("png", "svg")
+_METADATA: Mapping[FigureKind, Any] = {  # by which the files are known as ours
+    "png": {"Software": GENERATOR},
+    "svg": {"Title": GENERATOR, "Date": None},
+}
+
+
+def save(figure: Figure, folder: Path, kinds: Sequence[FigureKind] = KINDS, dpi: int = 200) -> None:
     """Write the figure, in each of `kinds`, into `folder`; raises RazorError when it cannot be written."""
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(_STYLE), warnings.catch_warnings():
+        # A name in a script that the font lacks; one so long that it leaves no room.
+        warnings.filterwarnings("ignore", r"Glyph .* missing from|constrained_layout not applied|Tight layout")
         drawing = draw(figure)
-        for kind in kinds:
-            with atomic_path(folder / f"{figure.name}.{kind}") as partial:
-                drawing.savefig(partial, format=kind, dpi=dpi, metadata={"Date": None} if kind == "svg" else None)
+        for path, kind in files([figure.name], folder, kinds):
+            with atomic_path(path, kind) as partial:
+                drawing.savefig(partial, format=kind, dpi=dpi, metadata=_METADATA[kind])
+
+
+def files(names: Iterable[str], folder: Path, kinds: Sequence[FigureKind] = KINDS) -> list[tuple[Path, FigureKind]]:
+    """The files that the figures of these names are saved in."""
+    return [(folder / f"{name}.{kind}", kind) for name in names for kind in kinds]
 
 
 def draw(figure: Figure) -> Drawing:
@@ -199,6 +218,28 @@ def draw(figure: Figure) -> Drawing:
     return drawing
 
 
+def _literal(text: str) -> str:
+    """Text as matplotlib shows it as it is: two dollars would begin and end a formula, and a page has no room in it."""
+    return _shortened(printable(text)).replace("$", r"\$")
+
+
+def _entry(label: str) -> str:
+    """A label as the legend shows it: one that begins with an underscore would be left out."""
+    return f" {_literal(label)}" if label.startswith("_") else _literal(label)
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]}…{text[-LONGEST // 2 :]}"
+
+
+def _words(panel: Panel) -> dict[str, str]:
+    return {"title": panel.title, "xlabel": panel.x_label, "ylabel": panel.y_label}
+
+
+def _places_and_names(ticks: Ticks, shown: Callable[[str], str]) -> tuple[list[float], list[str]]:
+    return [place for place, _ in ticks], [shown(name) for _, name in ticks]
+
+
 def _legible(entry: Line2D, layer: Line2D) -> None:
     """Style a legend entry as its layer, but not as small and faint as a point among thousands."""
     entry.update_from(layer)
@@ -211,16 +252,16 @@ def _percent(value: float, position: float) -> str:
 
 
 def _draw_panel(axis: Axes, panel: Panel, legend: Collection[Layer]) -> None:
-    axis.set(title=panel.title, xlabel=panel.x_label, ylabel=panel.y_label)
+    axis.set(**{name: _literal(text) for name, text in _words(panel).items()})
     axis.grid(color="#e6e6e6", linewidth=0.6)
     for layer in panel.layers:
-        label = layer.label if layer in legend else None
+        label = _entry(layer.label) if layer in legend else None
         if isinstance(layer, Curve):
             _draw_curve(axis, layer, label)
         else:
             _draw_points(axis, layer, label)
     for x, y, text in panel.texts:
-        axis.annotate(text, (x, y), xytext=(4, 4), textcoords="offset points", fontsize=8)
+        axis.annotate(_literal(text), (x, y), xytext=(4, 4), textcoords="offset points", fontsize=8)
     _draw_axes(axis, panel)
 
 
@@ -269,10 +310,10 @@ def _draw_axes(axis: Axes, panel: Panel) -> None:
         axis.yaxis.set_major_formatter(_percent)
     if panel.x_ticks:
         rotation = 40 if _crowded(panel.x_ticks) else 0
-        places, names = zip(*panel.x_ticks, strict=True)
+        places, names = _places_and_names(panel.x_ticks, _literal)
         axis.set_xticks(places, names, rotation=rotation, ha="right" if rotation else "center")
     if panel.y_ticks:
-        axis.set_yticks(*zip(*panel.y_ticks, strict=True))
+        axis.set_yticks(*_places_and_names(panel.y_ticks, _literal))
     if panel.x_range:
         axis.set_xlim(panel.x_range)
     if panel.y_range:
@@ -295,6 +336,11 @@ def _ink_of(layer: Points) -> str:
 # plotly
 
 
+def as_html(text: str) -> str:
+    """Text as plotly shows it as it is: it takes labels, and what hovering tells, for HTML with places to fill in."""
+    return escape(_shortened(printable(text)), quote=False).replace("%{", "%&#123;")
+
+
 def to_html(figure: Figure, *, with_library: bool) -> str:
     """The figure as an interactive <div>; plotly.js comes along `with_library`, so that the page needs no network."""
     html = interactive(figure).to_html(
@@ -311,7 +357,7 @@ def interactive(figure: Figure) -> Any:
     drawing = make_subplots(
         figure.rows,
         figure.columns,
-        subplot_titles=[panel.title for panel in figure.panels],
+        subplot_titles=[as_html(panel.title) for panel in figure.panels],
         horizontal_spacing=0.25 / figure.columns,
     )
     missing = figure.legend
@@ -354,12 +400,12 @@ def _legend_place(figure: Figure, height: int) -> float:
 
 
 def _axis(label: str, limits: Range | None, percent: bool, log: bool, ticks: Ticks | None) -> JSON:
-    axis: JSON = {"title_text": label, "range": limits, "tickformat": "~%" if percent else None}
+    axis: JSON = {"title_text": as_html(label), "range": limits, "tickformat": "~%" if percent else None}
     if log:
         axis |= {"type": "log", "range": None if limits is None else [float(np.log10(end)) for end in limits]}
         axis |= {"dtick": 1, "minor": {"ticks": "outside", "dtick": "D1"}}
     if ticks:
-        places, names = zip(*ticks, strict=True)
+        places, names = _places_and_names(ticks, as_html)
         axis |= {"tickmode": "array", "tickvals": places, "ticktext": names, "tickformat": None, "automargin": True}
     return axis
 
@@ -371,8 +417,8 @@ def _traces(layer: Layer, panel: Panel, in_legend: bool) -> list[JSON]:
         "type": "scatter",
         "x": x,
         "y": y,
-        "name": layer.label,
-        "legendgroup": layer.label,
+        "name": as_html(layer.label),
+        "legendgroup": as_html(layer.label),
         "showlegend": in_legend,
     }
     if isinstance(layer, Curve):
@@ -388,7 +434,8 @@ def _traces(layer: Layer, panel: Panel, in_legend: bool) -> list[JSON]:
         "line": {"color": INK, "width": 1 if layer.outlined else 0},
     }
     hover, rows = (layer.hover, layer.rows) if layer.hover else _plain_hover(layer, panel)
-    trace = {**shared, "mode": "markers", "marker": marker, "customdata": rows, "hovertemplate": hover}
+    told = [[as_html(cell) if isinstance(cell, str) else cell for cell in row] for row in rows]
+    trace = {**shared, "mode": "markers", "marker": marker, "customdata": told, "hovertemplate": hover}
     if layer.line:
         trace |= {"mode": "lines+markers", "line": {"color": layer.color, "width": 1.6}}
     if layer.interval:
@@ -415,7 +462,7 @@ def _text_trace(panel: Panel) -> JSON:
         "type": "scatter",
         "x": x,
         "y": y,
-        "text": text,
+        "text": [as_html(one) for one in text],
         "mode": "text",
         "textposition": "top right",
         "textfont": {"size": 11},
@@ -428,7 +475,7 @@ def _text_trace(panel: Panel) -> JSON:
 def _plain_hover(layer: Points, panel: Panel) -> tuple[str, list[list[str]]]:
     """A template that tells x and y, and the rows it needs: category names and intervals."""
     columns: list[list[str]] = []
-    lines = [f"<b>{layer.label}</b>"] if layer.label else []
+    lines = [f"<b>{as_html(layer.label)}</b>"] if layer.label else []
     axes = (
         ("x", layer.x, panel.x_label, panel.x_percent, panel.x_ticks),
         ("y", layer.y, panel.y_label, panel.y_percent, panel.y_ticks),
@@ -439,7 +486,7 @@ def _plain_hover(layer: Points, panel: Panel) -> tuple[str, list[list[str]]]:
             columns.append([min(ticks, key=lambda tick: abs(tick[0] - value))[1] for value in values])
             lines.append(f"%{{customdata[{len(columns) - 1}]}}")
             continue
-        line = f"{name or axis} %{{{axis}:{form}}}"
+        line = f"{as_html(name) or axis} %{{{axis}:{form}}}"
         if layer.interval and layer.error_along == axis:
             columns.append([_interval(low, high, percent) for low, high in zip(*layer.interval, strict=True)])
             line += f" %{{customdata[{len(columns) - 1}]}}"

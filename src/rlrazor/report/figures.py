@@ -10,7 +10,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from rlrazor import frontier
-from rlrazor.report.drawing import INK, PALETTE, SYMBOLS, Curve, Figure, Layer, Panel, Points, Range, floats
+from rlrazor.report.drawing import INK, PALETTE, SYMBOLS, Curve, Figure, Layer, Panel, Points, Range, as_html, floats
 from rlrazor.report.tables import Sweep, kl_unit_of, number
 
 BASE_HOVER = "<b>base</b>, seed %{customdata[0]}<br>new %{customdata[1]:.2%}, prior %{customdata[2]:.2%}<extra></extra>"
@@ -40,7 +40,7 @@ class _Method:
             x=floats(points, x),
             y=floats(points, y),
             color=self.color,
-            hover=HOVER.format(self.label),
+            hover=HOVER.format(as_html(self.label)),
             rows=rows,
             symbol=self.symbol,
             **style,
@@ -55,7 +55,7 @@ def trade_off_figure(sweep: Sweep) -> Figure:
     new_range, kl_range = _new_range(sweep), _padded(sweep.points, "kl_forward", (0.0,))
     prior_range = _padded(sweep.table, "prior")
     frontiers = [staircase(method.label, method.points, method.color) for method in methods]
-    laws = list(_laws(sweep, kl_range[1]))
+    laws = [] if sweep.is_calibration else list(_laws(sweep, kl_range[1]))  # a calibration's is in its section
     return Figure(
         "fig3",
         [
@@ -72,7 +72,7 @@ def trade_off_figure(sweep: Sweep) -> Figure:
                 prior_range,
             ),
             Panel(
-                "Forgetting law",
+                "Forgetting" if sweep.is_calibration else "Forgetting law",
                 kl,
                 f"forgetting (drop in {prior})",
                 [

@@ -6,9 +6,10 @@ from pathlib import Path
 from rlrazor.errors import RazorError
 from rlrazor.report import drawing
 from rlrazor.report.results import Results
-from rlrazor.report.sections import Section
+from rlrazor.report.sections import SECTIONS, Section
 from rlrazor.report.tables import Table
-from rlrazor.store import atomic_path
+from rlrazor.terminal import printable
+from rlrazor.writing import NOTES, Output, write_text
 
 DPI = 110  # half of the report's own: these figures are kept in a repository
 
@@ -23,16 +24,20 @@ def write_markdown(results: Results, folder: Path) -> Path:
     for section in results.sections:
         drawing.save(section.figure, folder / "findings", kinds=("png",), dpi=DPI)
     path = folder / "findings.md"
-    with atomic_path(path) as partial:
-        partial.write_text("\n".join(_page(results)) + "\n", encoding="utf-8")
+    write_text(path, "\n".join(_page(results)) + "\n", "notes")
     return path
+
+
+def outputs(folder: Path) -> list[Output]:
+    """The files that `write_markdown` may write into a folder."""
+    return [(folder / "findings.md", "notes"), *drawing.files(SECTIONS, folder / "findings", kinds=("png",))]
 
 
 def _page(results: Results) -> Iterator[str]:
     yield "# Findings\n"
     runs = zip(results.sections, results.studies, strict=True)
     commands = dict.fromkeys(str(study.description["command"]) for _, study in runs)
-    yield "Written by `razor report FOLDER --markdown` from a folder that these commands made:\n"
+    yield f"{NOTES} from a folder that these commands made:\n"
     yield "```sh\n" + "\n".join(commands) + "\n```\n"
     for section in results.sections:
         yield f"- [{section.title}](#{section.name})"
@@ -51,7 +56,7 @@ def _section(section: Section) -> Iterator[str]:
 
 
 def _table(table: Table) -> Iterator[str]:
-    yield f"{table.title}:\n"
+    yield f"{_plain(table.title)}:\n"
     yield _row(table.headers)
     yield "|" + "---|" * len(table.headers)
     yield from map(_row, table.rows)
@@ -64,4 +69,4 @@ def _row(cells: Sequence[str]) -> str:
 
 def _plain(text: str) -> str:
     """Text whose asterisks, as in q*, are no emphasis."""
-    return text.replace("*", "\\*")
+    return printable(text).replace("*", "\\*")

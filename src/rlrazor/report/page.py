@@ -11,10 +11,12 @@ import polars as pl
 from rlrazor.report import drawing, figures, tables
 from rlrazor.report.drawing import Figure
 from rlrazor.report.results import Results, load
-from rlrazor.report.sections import Section, Study
+from rlrazor.report.sections import SECTIONS, Section, Study
 from rlrazor.report.sections.statistics import best_checkpoints, difference, signed
 from rlrazor.report.tables import Sweep, Table
-from rlrazor.store import atomic_path
+from rlrazor.writing import Output, write_text
+
+OF_SWEEP = ("fig3", "fig6")  # the figures of a sweep itself
 
 _TEMPLATES = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
@@ -59,10 +61,18 @@ def write_comparison(section: Section, folder: Path) -> Path:
     return _write(folder / "comparison.html", {"has_sweep": False, "parts": [_Part(section, None)]}, [section.figure])
 
 
+def outputs(folder: Path) -> list[Output]:
+    """The files that `write_report` may write into an output folder."""
+    return [(folder / "report.html", "page"), *drawing.files((*OF_SWEEP, *SECTIONS, "law"), folder / "figures")]
+
+
+def outputs_of_comparison(folder: Path) -> list[Output]:
+    """The files that `write_comparison` writes."""
+    return [(folder / "comparison.html", "page"), *drawing.files(["fig2"], folder / "figures")]
+
+
 def _write(path: Path, context: Mapping[str, Any], drawn: Sequence[Figure]) -> Path:
-    with atomic_path(path) as partial:
-        html = _TEMPLATES.get_template("page.html").render(**context, figures=_interactive(drawn))
-        partial.write_text(html, encoding="utf-8")
+    write_text(path, _TEMPLATES.get_template("page.html").render(**context, figures=_interactive(drawn)), "page")
     return path
 
 

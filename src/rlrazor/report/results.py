@@ -43,10 +43,14 @@ def findings_table(results: Results) -> Table:
 
 
 def terminal_tables(results: Results) -> list[RichTable]:
-    """For the terminal: a sweep's retention, its laws and how they depend on the range; the findings of studies."""
+    """For the terminal: a sweep's retention, its laws and how they depend on the range; the findings of studies.
+
+    Of a calibration no other laws than the one that it was for, which has a section.
+    """
     shown = []
     if results.sweep:
-        shown += [table(results.sweep) for table in (tables.retention_table, tables.law_table, tables.range_table)]
+        laws = () if results.sweep.is_calibration else (tables.law_table, tables.range_table)
+        shown += [table(results.sweep) for table in (tables.retention_table, *laws)]
     if results.sections:
         shown.append(findings_table(results))
     return [tables.to_rich(table) for table in shown]

@@ -1,10 +1,9 @@
 """What a sweep says: read and analysed once, then put into tables for the page, the terminal and JSON."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
@@ -12,10 +11,17 @@ from rich import box
 from rich.table import Table as RichTable
 
 from rlrazor import frontier, law
+from rlrazor.documents import checked, parse_json, read_text
 from rlrazor.errors import RazorError
 from rlrazor.law import LawSummary, LeftOut, PredictorSummary, Quadratic, Saturating
 from rlrazor.records import BASE, JSON
+from rlrazor.store import COLUMNS
+from rlrazor.store import read_table as read_table
 
+if TYPE_CHECKING:
+    from rlrazor.schema import Schema
+
+AGAIN = "run the same command again"
 THRESHOLDS = (0.95, 0.96, 0.97)  # unless the folder's config names others
 
 # Unless the config says otherwise; the first is what the paper calls RL, the second SFT.
@@ -41,13 +47,9 @@ RANGES = (1.0, 2.0, 4.0, 8.0)
 # What the page fits its laws to, with intervals. A sweep may hold dozens more measures: see `sections.predictors`.
 MAIN_MEASURES = ("kl_forward", "kl_reverse", "total_variation")
 
-_CONFIG_KEYS = (
-    *("title", "preset", "command", "new_task", "prior_task", "labels", "config", "data", "versions", "machine"),
-    *("drift", "core_seconds", "diverged"),
-)
+CALIBRATION = "calibrate"  # the preset of the runs of a law
+
 _TEACHER_KEYS = ("seed", "method", "run_id", "step", "student")
-_NUMBERS = ("lr", "epochs", "seed", "step", "epoch", "new", "prior", "forgetting", "kl_forward")
-COLUMNS = ("run_id", "trajectory", "method", "schedule", *_NUMBERS)
 _SENSITIVITY_COLUMNS = ("setting", "value", *COLUMNS)
 
 
@@ -137,6 +139,11 @@ class Sweep:
     distillation: Sequence[Imitation]
 
     @property
+    def is_calibration(self) -> bool:
+        """Whether the runs were made for a law, which says itself what it was chosen by."""
+        return self.config.get("preset") == CALIBRATION
+
+    @property
     def methods(self) -> list[str]:
         """The fine-tuning methods, in the order of the table."""
         return self.points["method"].unique(maintain_order=True).to_list()
@@ -187,6 +194,7 @@ def load_sweep(folder: Path) -> Sweep:
     Raises RazorError when a file is missing, damaged or incomplete, or when no method has been fine-tuned.
     """
     config, table, points, bases = read_sweep(folder)
+    distillation = _read_distillation(folder, table)  # before the laws, which take long
     measures = [name for name in config["drift"] if name in MAIN_MEASURES]
     return Sweep(
         folder,
@@ -199,7 +207,7 @@ def load_sweep(folder: Path) -> Sweep:
         retention=frontier.retention(table, thresholds_of(config)),
         areas=_areas(points, bases),
         sensitivity=_read_sensitivity(folder, config),
-        distillation=_read_distillation(folder, table),
+        distillation=distillation,
     )
 
 
@@ -249,43 +257,22 @@ def frontier_area(points: pl.DataFrame, base: Mapping[str, Any]) -> float:
 
 
 def _read_config(folder: Path) -> JSON:
-    config = read_json(folder / "config.json")
-    missing = [key for key in _CONFIG_KEYS if not isinstance(config, dict) or key not in config]
-    if missing:
-        raise RazorError(f"{folder / 'config.json'} lacks {', '.join(missing)}: run the same command again.")
-    thresholds, families = config.get("thresholds", THRESHOLDS), config.get("families", FAMILIES)
-    if not thresholds or not all(isinstance(at, float | int) and 0 < at <= 1 for at in thresholds):
-        raise RazorError(f"{folder / 'config.json'} has thresholds that are not accuracies: give fractions of 1.")
-    if not isinstance(families, Mapping) or set(families) != set(FAMILIES):
-        raise RazorError(f"{folder / 'config.json'} has families other than RL and SFT: name the methods of these two.")
-    return dict(config)
+    from rlrazor.report.description import SweepDescription
+
+    return described(folder / "config.json", SweepDescription)
 
 
-def read_json(path: Path) -> Any:
-    """A JSON file of an output folder; raises RazorError when it is missing or damaged."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise RazorError(f"There is no {path}: give the output folder of a finished `razor reproduce`.") from error
-    except (OSError, ValueError) as error:
-        raise RazorError(f"{path} cannot be read ({error}): run the same command again.") from error
+def described(path: Path, schema: "type[Schema]") -> JSON:
+    """What a JSON file of an output folder holds. Raises RazorError when it is missing, or not of this schema."""
+    found: JSON = read_any(path)
+    checked(schema, found, path, mend=AGAIN)
+    return found
 
 
-def read_table(path: Path, columns: Sequence[str] = COLUMNS) -> pl.DataFrame:
-    """A table of checkpoints; raises RazorError when it is missing, damaged, or without `columns` or their numbers."""
-    if not path.is_file():
-        raise RazorError(f"There is no {path}: give the output folder of a finished `razor reproduce`.")
-    try:
-        table = pl.read_parquet(path)
-    except (OSError, pl.exceptions.PolarsError) as error:
-        raise RazorError(f"{path} is damaged: delete it and run the same command again.") from error
-    missing = [name for name in columns if name not in table.columns]
-    if missing:
-        raise RazorError(f"{path} lacks the columns {', '.join(missing)}: run the same command again.")
-    wrong = [name for name in _NUMBERS if not (table.schema[name].is_numeric() or table.schema[name] == pl.Null)]
-    if wrong:
-        raise RazorError(f"{path} has no numbers in the columns {', '.join(wrong)}: run the same command again.")
-    return table
+def read_any(path: Path) -> Any:
+    """What a JSON file of an output folder holds, whatever that is. Raises RazorError where it is none."""
+    missing = f"There is no {path}: give the output folder of a finished `razor reproduce`."
+    return parse_json(read_text(path, mend=AGAIN, missing=missing), path, mend=AGAIN)
 
 
 def _read_sensitivity(folder: Path, config: Mapping[str, Any]) -> list[Variant]:
@@ -321,12 +308,13 @@ def _read_distillation(folder: Path, table: pl.DataFrame) -> list[Imitation]:
     path = folder / "teachers.json"
     if not path.exists():
         return []
-    teachers = read_json(path)
-    if not isinstance(teachers, list) or not all(
-        isinstance(teacher, dict) and set(_TEACHER_KEYS) <= set(teacher) for teacher in teachers
-    ):
-        raise RazorError(f"{path} is not a list of teachers: run the same command again.")
-    pairs = [{key: teacher[key] for key in _TEACHER_KEYS} for teacher in teachers]
+    from rlrazor.report.description import Teachings
+
+    named = read_any(path)
+    if not isinstance(named, list):
+        raise RazorError(f"{path} is not a list of teachers: {AGAIN}.")
+    teachers = checked(Teachings, {"teachers": named}, path, mend=AGAIN).teachers
+    pairs = [{key: getattr(teacher, key) for key in _TEACHER_KEYS} for teacher in teachers]
     distinct = [pair for index, pair in enumerate(pairs) if pair not in pairs[:index]]  # one may teach at two levels
     return [_imitation(path, table, **pair) for pair in distinct]
 

@@ -5,11 +5,12 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
+from rlrazor import bounds
 from rlrazor.errors import RazorError
 from rlrazor.experiments import grid
-from rlrazor.experiments.grid import check_many, check_positive, kinds_of
+from rlrazor.experiments.grid import check_bounds, check_many, check_positive, check_runs, kinds_of
 from rlrazor.experiments.language.methods import FROM_TEACHER, TEACHER, find_method
-from rlrazor.lm.prior import DEFAULT_TASKS
+from rlrazor.lm.task_names import DEFAULT_TASKS
 from rlrazor.records import BASE, RunSpec
 
 EXPERIMENT = "language"
@@ -85,7 +86,7 @@ class Config:
         ):
             unknown = [value for value in values if value not in known]
             if unknown:
-                raise RazorError(f"Unknown {name} {unknown[0]!r}. Choose from: {', '.join(known)}.")
+                raise RazorError(f"Unknown {name} {unknown[0]!r:.60}. Choose from: {', '.join(known)}.")
         limits = ("max_steps", "max_new_tokens", "train_prompts", "prior_limit", "lora_rank", "warmup_steps")
         check_positive(self, KINDS, but=("seeds", "kl_coef", *limits))
         for name in ("seeds", "kl_coef", *limits):
@@ -94,10 +95,22 @@ class Config:
                 raise RazorError(f"{name} must be 0 or more.")
         if self.group_size < 2:
             raise RazorError("group_size must be at least 2: a group of one has nothing to compare its reward with.")
+        check_bounds(self, KINDS)
+        self._check_size()
         if self.base == TINY and self.dtype != "float32":
             raise RazorError(f"The base {TINY!r} has float32 weights: leave dtype out.")
         if (TINY in self.prior) != (self.base == TINY) or (TINY in self.prior and len(self.prior) > 1):
             raise RazorError(f"The prior tasks named {TINY!r} are those of the base {TINY!r}: use both or neither.")
+
+    def _check_size(self) -> None:
+        """Raise RazorError for a grid that nobody could wait for, or a step that no machine could hold."""
+        offline = len(self.lrs) * len(self.schedules) * len(self.epochs) * len(self.batch_sizes)
+        runs = max(offline, len(self.rl_lrs) * len(self.iterations)) * len(self.methods) * len(self.seeds)
+        check_runs(runs, self.checkpoints_per_epoch * (1 if self.max_steps else max(self.epochs)))
+        samples = self.rl_prompts * self.group_size
+        bounds.check_size("samples a step", samples, bounds.MOST_SAMPLES, "lower rl_prompts or group_size")
+        measured = self.test_prompts * self.kl_samples
+        bounds.check_size("measured completions", measured, bounds.MOST_ROWS, "lower test_prompts or kl_samples")
 
     def base_specs(self, base: str, data: str) -> list[RunSpec]:
         """One run per seed that measures the base; `base` and `data` are fingerprints, as in `specs`."""
@@ -190,7 +203,7 @@ PRESETS: Mapping[str, Config] = {
 def resolve(preset: str, settings: Mapping[str, Any] | None = None) -> Config:
     """The preset with these settings, as `parse_setting` returns them, in place of its own."""
     if preset not in PRESETS:
-        raise RazorError(f"Unknown preset {preset!r}. Presets: {', '.join(PRESETS)}.")
+        raise RazorError(f"Unknown preset {preset!r:.60}. Presets: {', '.join(PRESETS)}.")
     return replace(PRESETS[preset], **(settings or {}))
 
 

@@ -6,18 +6,20 @@ Prompts that cannot be used are counted, never dropped in silence.
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from rlrazor.errors import RazorError
 from rlrazor.experiments.language.methods import FROM_TEACHER, OPTIMAL, REFERENCE, Method
 from rlrazor.experiments.language.tasks import Item, Task, score
-from rlrazor.experiments.language.trainers import Example
 from rlrazor.lm import encoding, kl, sampling
 from rlrazor.lm.models import LanguageModel, context_length
 from rlrazor.lm.prompts import encode
 from rlrazor.seeding import seed_of
+
+if TYPE_CHECKING:
+    from rlrazor.experiments.language.trainers import Example
 
 TRIES = 16  # samples of the base among which a right answer is looked for; RL's Razor's number for its annotator
 
@@ -55,11 +57,13 @@ class Source:
     teacher: Any
     seed: int
 
-    def examples(self, method: Method) -> tuple[list[Example], dict[str, float]]:
+    def examples(self, method: Method) -> "tuple[list[Example], dict[str, float]]":
         """What the method trains on, and counts for the record: prompts without a demonstration, and unsolved ones.
 
         On-policy methods get the prompts alone. Raises RazorError where the task has no demonstrations at all.
         """
+        from rlrazor.experiments.language.trainers import Example  # TRL takes seconds to import
+
         items, ids = self.prompts.items, self.prompts.ids
         if method.trainer == "grpo":
             return [Example(prompt) for prompt in ids], {}

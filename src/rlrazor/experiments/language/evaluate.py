@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
 
 from rlrazor import drift
 from rlrazor.experiments.language import tiny
@@ -22,6 +21,7 @@ from rlrazor.lm.models import LanguageModel, Vocabulary, check_same_vocabulary, 
 from rlrazor.lm.probes import GenericText, ProbeSettings
 from rlrazor.records import BASE, Record
 from rlrazor.sweep import DivergedError
+from rlrazor.terminal import Terminal
 
 SPECTRA_UP_TO = 50_000_000  # parameters: singular values of larger models take minutes a checkpoint
 
@@ -93,7 +93,7 @@ def lm_eval_suite(
         prior.require_accuracies(found)
         for note in set(found.notes) - told:
             told.add(note)
-            _say(note)
+            say(note)
         return {name: (result.value, result.stderr) for name, result in found.items()}
 
     def check() -> None:
@@ -129,7 +129,7 @@ class Reference:
         self, base: LanguageModel, task: Task, test: Prompts, suite: PriorSuite, samples: int, scored: str
     ) -> None:
         self.base, self.task, self.test, self.suite, self.samples = base, task, test, suite, samples
-        self.scored = scored
+        self.scored, self.said_failures = scored, False
         completions = _complete(base, task, test.ids, samples, probes.NEW)
         sequences = Sequences.grouped(test.ids, completions)
         self.new = kl.Probe(base.model, sequences)
@@ -227,11 +227,16 @@ class Reference:
         texts = [encoding.decode(self.base.tokenizer, completion) for completion in completions]
         share = len(texts) // len(self.test.items)
         items = [item for item in self.test.items for _ in range(share)]
-        return score(self.task, items, texts).values
+        scores = score(self.task, items, texts)
+        if scores.failures and not self.said_failures:
+            self.said_failures = True
+            say(scores.describe_failures())
+        return scores.values
 
 
-def _say(note: str) -> None:
-    Console(stderr=True).print(note, style="yellow")
+def say(note: str) -> None:
+    """A note on standard error."""
+    Terminal(stderr=True).print(note, style="yellow", markup=False)
 
 
 def _columns(name: str, found: Drift, errors: dict[str, float]) -> dict[str, float]:
@@ -286,6 +291,6 @@ def compare(
         return None, reference.base_record(source)
     tuned = load(source, adapter=adapter, tokenizer=base.tokenizer)
     if tuned.tokenizer is base.tokenizer:
-        _say(f"{source} has no tokenizer: the base's is used.")
+        say(f"{source} has no tokenizer: the base's is used.")
     check_same_vocabulary(Vocabulary.of(base), Vocabulary.of(tuned))
     return reference.base_record(BASE), reference.record(source, 0, 0.0, tuned.model, frozen=base.model)

@@ -60,13 +60,15 @@ def find_method(name: str) -> tuple[Method, bool]:
     """
     plain, suffix, _ = name.partition(KL_SUFFIX)
     if suffix and (name != plain + KL_SUFFIX or plain in WITHOUT_PENALTY):
-        raise RazorError(f"Unknown method {name!r}: {plain} takes no {KL_SUFFIX}.")
+        raise RazorError(f"Unknown method {name!r:.60}: {plain} takes no {KL_SUFFIX}.")
     if plain.startswith(SFT_PREFIX) and plain != SFT_PREFIX:
         annotator = plain.removeprefix(SFT_PREFIX)
         return Method(f"SFT on {annotator}", "sft", annotator), bool(suffix)
     if plain not in METHODS:
         known = ", ".join(METHODS)
-        raise RazorError(f"Unknown method {name!r}. Methods: {known}, {SFT_PREFIX}ANNOTATOR, each with or without +kl.")
+        raise RazorError(
+            f"Unknown method {name!r:.60}. Methods: {known}, {SFT_PREFIX}ANNOTATOR, each with or without +kl."
+        )
     return METHODS[plain], bool(suffix)
 
 

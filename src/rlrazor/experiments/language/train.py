@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from rlrazor import processes
+from rlrazor.apart.verifier import SECONDS
 from rlrazor.errors import RazorError, cause_of
 from rlrazor.experiments.language import tiny
 from rlrazor.experiments.language.config import (
@@ -23,25 +24,35 @@ from rlrazor.experiments.language.config import (
     steps_per_epoch,
 )
 from rlrazor.experiments.language.demonstrations import Prompts, Source
-from rlrazor.experiments.language.evaluate import PriorSuite, Reference, lm_eval_suite, tiny_suite
+from rlrazor.experiments.language.evaluate import PriorSuite, Reference, lm_eval_suite, say, tiny_suite
 from rlrazor.experiments.language.methods import find_method
-from rlrazor.experiments.language.tasks import Splits, Task, find_task, own_task, score, with_demonstrations
+from rlrazor.experiments.language.tasks import (
+    Scores,
+    Splits,
+    Task,
+    find_task,
+    own_task,
+    score,
+    with_demonstrations,
+)
 from rlrazor.lm import compute, encoding
 from rlrazor.lm.adapters import weights_of
 from rlrazor.lm.models import LanguageModel, add_lora, base_digest, load, tokenizer_digest
 from rlrazor.lm.probes import GenericText, read_generic
 from rlrazor.records import BASE, Record, RunSpec
 from rlrazor.seeding import seed_of
-from rlrazor.store import Checkpoint, RunStore, WeightsMode, atomic_path
+from rlrazor.store import Checkpoint, RunStore, WeightsMode, atomic_path, read_records
 from rlrazor.sweep import DivergedError
+from rlrazor.writing import mark_folder, require_our_folder
 
 
 @dataclass(frozen=True)
 class TaskSource:
     """Where the new task comes from; small to pickle. `prompts`, with a `verifier` or not, make a task of one's own.
 
-    `generic` is a file of text or prompts that stand for what must not change, in place of the built-in probe. `chat`:
-    whether prompts of one's own are put into the tokenizer's chat template, where it has one.
+    A call of the verifier may take `verifier_timeout` seconds. `generic` is a file of text or prompts that stand for
+    what must not change, in place of the built-in probe. `chat`: whether prompts of one's own are put into the
+    tokenizer's chat template, where it has one.
     """
 
     name: str
@@ -49,6 +60,7 @@ class TaskSource:
     demonstrations: Path | None = None
     prompts: Path | None = None
     verifier: str | None = None
+    verifier_timeout: float = SECONDS
     stop: tuple[str, ...] = ()
     generic: Path | None = None
     chat: bool = True
@@ -57,7 +69,7 @@ class TaskSource:
         """The task; raises RazorError where there is none of that name."""
         if self.prompts is None:
             return find_task(self.name)
-        return own_task(self.prompts, self.verifier, stop=self.stop, chat=self.chat)
+        return own_task(self.prompts, self.verifier, stop=self.stop, chat=self.chat, seconds=self.verifier_timeout)
 
     def load(self) -> Splits:
         """Its prompts, with the demonstrations of the file where there is one."""
@@ -69,7 +81,7 @@ class TaskSource:
     def fingerprint(self, splits: Splits) -> str:
         """A content hash of the prompts and all that comes with them, a verifier of one's own included: 16 digits."""
         file = Path((self.verifier or "").rpartition(":")[0])
-        code = file.read_text() if file.is_file() else self.verifier
+        code = file.read_text(encoding="utf-8", errors="surrogateescape") if file.is_file() else self.verifier
         items = [[asdict(item) for item in side] for side in (splits.train, splits.test)]
         content = json.dumps([items, code, self.stop, *([] if self.chat else ["plain"])], default=str)
         if self.generic is not None:
@@ -182,7 +194,9 @@ class Trainer:
 
         def reward(positions: Sequence[int], completions: Sequence[Sequence[int]]) -> Sequence[float | None]:
             texts = [encoding.decode(base.tokenizer, completion) for completion in completions]
-            return score(task, [prompts.items[position] for position in positions], texts).values
+            scores = score(task, [prompts.items[position] for position in positions], texts)
+            world.say_failures(scores)
+            return scores.values
 
         settings = self._settings(spec, world, total, progress.folder)
         try:
@@ -251,6 +265,13 @@ class _World:
         base.model.requires_grad_(False)
         self.splits = source.load()
         self.measured, self.suite = measured, suite
+        self._said_failures = False
+
+    def say_failures(self, scores: Scores) -> None:
+        """Say, the first time, that the verifier fails on completions of training; of those measured, records say."""
+        if scores.failures and not self._said_failures:
+            self._said_failures = True
+            say(scores.describe_failures())
 
     @cached_property
     def reference(self) -> Reference:
@@ -280,7 +301,10 @@ class _Progress:
         if state is None or not path.exists():
             return []
         until = int(state.name.partition("-")[2])
-        records = [Record(**json.loads(line)) for line in path.read_text().splitlines()]
+        try:
+            records = read_records(path)
+        except RazorError as error:
+            raise RazorError(f"{error} Delete {self.folder} to train from the start.") from error
         return [record for record in records if record.step <= until]
 
     def add(self, record: Record) -> None:
@@ -348,12 +372,14 @@ def _named_as(model: Any, weights: Mapping[str, Any]) -> dict[str, Any]:
 
 def _save_model(model: Any, tokenizer: Any, folder: Path) -> None:
     """The policy, or its adapter, in the hub's layout: whole or not at all."""
-    partial = folder.with_name(f".{folder.name}")
+    require_our_folder(folder)
+    partial = folder.with_name(f".rlrazor-{folder.name}.tmp")
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
         model.save_pretrained(partial, safe_serialization=True)
         tokenizer.save_pretrained(partial)
+        mark_folder(partial)
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
     except Exception as error:  # of a full disk safetensors and tokenizers raise types of their own

@@ -5,9 +5,10 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
+from rlrazor import bounds
 from rlrazor.errors import RazorError
 from rlrazor.experiments import grid
-from rlrazor.experiments.grid import check_many, check_positive, kinds_of, log_spaced
+from rlrazor.experiments.grid import check_bounds, check_many, check_positive, check_runs, kinds_of, log_spaced
 from rlrazor.experiments.parity_mnist.methods import METHODS, TEACHER, find_method
 from rlrazor.experiments.parity_mnist.train import EXPERIMENT, RECIPE, base_spec
 from rlrazor.records import RunSpec
@@ -47,7 +48,7 @@ class Config:
                 raise RazorError(f"{method} imitates the sweep's best {TEACHER} policy: add {TEACHER} to the methods.")
         for schedule in self.schedules:
             if schedule not in SCHEDULES:
-                raise RazorError(f"Unknown schedule {schedule!r}. Schedules: {', '.join(SCHEDULES)}.")
+                raise RazorError(f"Unknown schedule {schedule!r:.60}. Schedules: {', '.join(SCHEDULES)}.")
         check_positive(self, _KINDS, but=("seeds", "kl_coef"))
         if self.group_size < 2:
             raise RazorError("group_size must be at least 2: a group of one has nothing to compare its reward with.")
@@ -55,6 +56,11 @@ class Config:
             raise RazorError(f"kl_coef must be 0 or more, not {self.kl_coef}.")
         if min(self.seeds) < 0:
             raise RazorError(f"seeds must be 0 or more, not {min(self.seeds)}.")
+        check_bounds(self, _KINDS)
+        runs = len(self.methods) * len(self.lrs) * len(self.schedules) * len(self.epochs) * len(self.seeds)
+        check_runs(runs, max(self.epochs) * self.checkpoints_per_epoch)
+        samples = self.batch_size * self.group_size
+        bounds.check_size("samples a step", samples, bounds.MOST_SAMPLES, "lower batch_size or group_size")
 
     def base_specs(self, data: str, variant: Mapping[str, Any] | None = None) -> list[RunSpec]:
         """One base run per seed; `data` is the fingerprint of the images, `variant` as in `specs`."""
@@ -139,7 +145,7 @@ def sensitivity_variants(config: Config) -> list[tuple[str, int, Config]]:
 def resolve(preset: str, settings: Mapping[str, Any] | None = None) -> Config:
     """The preset with these settings, as `parse_setting` returns them, in place of its own."""
     if preset not in PRESETS:
-        raise RazorError(f"Unknown preset {preset!r}. Presets: {', '.join(PRESETS)}.")
+        raise RazorError(f"Unknown preset {preset!r:.60}. Presets: {', '.join(PRESETS)}.")
     return replace(PRESETS[preset], **(settings or {}))
 
 

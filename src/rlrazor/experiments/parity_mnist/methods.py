@@ -150,8 +150,8 @@ def find_method(name: str) -> tuple[Method, bool]:
     plain = name.removesuffix(KL_SUFFIX)
     if plain not in METHODS:
         raise RazorError(
-            f"Unknown method {name!r}. Methods: {', '.join(METHODS)}; each also with '{KL_SUFFIX}' for a KL penalty to "
-            "the base, as in grpo+kl."
+            f"Unknown method {name!r:.60}. Methods: {', '.join(METHODS)}; each also with '{KL_SUFFIX}' for a KL "
+            "penalty to the base, as in grpo+kl."
         )
     return METHODS[plain], name.endswith(KL_SUFFIX)
 

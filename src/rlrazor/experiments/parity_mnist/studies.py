@@ -183,7 +183,7 @@ def parse_analyses(text: str) -> tuple[str, ...]:
     names = ANALYSES if text.strip() == "all" else tuple(name.strip() for name in text.split(","))
     unknown = [name for name in names if name not in ANALYSES]
     if unknown:
-        raise RazorError(f"Unknown analysis {unknown[0]!r}. Analyses: all, {', '.join(ANALYSES)}.")
+        raise RazorError(f"Unknown analysis {unknown[0]!r:.60}. Analyses: all, {', '.join(ANALYSES)}.")
     return tuple(name for name in ANALYSES if name in names)
 
 

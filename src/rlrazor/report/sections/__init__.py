@@ -11,7 +11,7 @@ from pathlib import Path
 import polars as pl
 
 from rlrazor import law
-from rlrazor.errors import RazorError
+from rlrazor.errors import RazorError, cause_of
 from rlrazor.records import BASE, JSON
 from rlrazor.report import tables
 from rlrazor.report.sections import (
@@ -62,15 +62,24 @@ OF_SWEEP: Mapping[str, Callable[[Study], bool]] = {
     "quadrants": quadrants.applies,
 }
 WITHOUT_TABLE = ("theory",)
-_KEYS = (
-    *("name", "preset", "command", "seeds", "labels", "config", "data", "versions", "machine"),
-    *("core_seconds", "diverged"),
-)
+_OF_DAMAGE = (ArithmeticError, LookupError, TypeError, ValueError, AttributeError, StopIteration)
+"""What the numbers of a study without a table lead to where they are not those that its command writes."""
 
 
 def build(study: Study) -> Section:
-    """The study's section, its figure called as itself; raises RazorError as its builder does."""
-    section = SECTIONS[study.name](study)
+    """The study's section, its figure called as itself.
+
+    Raises RazorError as its builder does, and where the study's files lack what its builder reads.
+    """
+    try:
+        section = SECTIONS[study.name](study)
+    except (pl.exceptions.PolarsError, *_OF_DAMAGE) as error:
+        if isinstance(error, _OF_DAMAGE) and study.name not in WITHOUT_TABLE:
+            raise
+        raise RazorError(
+            f"The files of the study {study.name} lack what its section is made from ({cause_of(error).rstrip('.')}): "
+            "run the same command again."
+        ) from error
     return replace(section, figure=replace(section.figure, name=study.name))
 
 
@@ -81,7 +90,12 @@ def in_page_order(studies: Iterable[Study]) -> list[Study]:
 
 
 def studies_of(sweep: Sweep) -> list[Study]:
-    """The studies that need no runs of their own, where the sweep has measured what they are about."""
+    """The studies that need no runs of their own, where the sweep has measured what they are about.
+
+    None of a calibration: of what its runs say, its law has the last word.
+    """
+    if sweep.is_calibration:
+        return []
     studies = [Study(name, sweep.config, sweep.table, sweep.points, sweep.bases, of_sweep=True) for name in OF_SWEEP]
     return [study for study in studies if OF_SWEEP[study.name](study)]
 
@@ -119,11 +133,9 @@ def _read(folder: Path, name: str) -> Study:
 
 
 def _read_description(path: Path, name: str) -> JSON:
-    description = tables.read_json(path)
-    keys = ("name",) if name in WITHOUT_TABLE else _KEYS
-    missing = [key for key in keys if not isinstance(description, dict) or key not in description]
-    if missing:
-        raise RazorError(f"{path} lacks {', '.join(missing)}: run the same command again.")
+    from rlrazor.report.description import StudyDescription, TheoryDescription
+
+    description = tables.described(path, TheoryDescription if name in WITHOUT_TABLE else StudyDescription)
     if description["name"] != name:
         raise RazorError(f"{path} describes a study named {description['name']!r}: run the same command again.")
-    return dict(description)
+    return description

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from rlrazor.report.drawing import INK, WHITE, Curve, Floats, Layer, Points, Range, floats
+from rlrazor.report.drawing import INK, WHITE, Curve, Floats, Layer, Points, Range, as_html, floats
 from rlrazor.report.sections.study import Study
 
 _HOVER = (
@@ -20,7 +20,7 @@ def cloud(label: str, points: pl.DataFrame, x: str, y: str, color: str, symbol: 
     rows = points.select("lr", "seed", "step", *(pl.col(name).round(4) for name in ("new", "prior", "kl_forward")))
     style = {"size": 4.5, "opacity": 0.65, **style}
     return Points(
-        label, floats(points, x), floats(points, y), color, symbol, _HOVER.format(label), rows.rows(), **style
+        label, floats(points, x), floats(points, y), color, symbol, _HOVER.format(as_html(label)), rows.rows(), **style
     )
 
 
@@ -51,7 +51,7 @@ def level(label: str, y: float, across: Range, color: str = INK) -> Curve:
 
 def never(label: str, names: Sequence[str], x: Sequence[float], y: float) -> Points:
     """Marks at the edge of a panel for those, called `names`, that never get to where they could be compared."""
-    hover = f"<b>%{{customdata[0]}}</b><br>{label}<extra></extra>"
+    hover = f"<b>%{{customdata[0]}}</b><br>{as_html(label)}<extra></extra>"
     places = np.asarray(x, float), np.full(len(x), y)
     return Points(label, *places, WHITE, "triangle-down", hover, [[name] for name in names], size=7.0, outlined=True)
 

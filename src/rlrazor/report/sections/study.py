@@ -15,7 +15,8 @@ class Section:
     """A part of the report: one question, one figure, one sentence of finding.
 
     `finding` is computed: it says what the numbers show, or that they do not. `note` tells how it was done, the seeds,
-    the counts, and what the intervals are. All text is plain; the page escapes it.
+    the counts, and what the intervals are. `warning` stands at the top of the page. All text is plain; the page escapes
+    it.
     """
 
     name: str
@@ -25,6 +26,7 @@ class Section:
     figure: Figure
     tables: Sequence[Table]
     note: str
+    warning: str = ""
 
 
 @dataclass(frozen=True, eq=False)

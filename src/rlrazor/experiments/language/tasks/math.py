@@ -19,10 +19,11 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+from rlrazor.errors import RazorError
 from rlrazor.experiments.language.tasks.answers import after_reasoning, declared_answer
-from rlrazor.experiments.language.tasks.rows import field_of, held_out, hub_rows
+from rlrazor.experiments.language.tasks.rows import field_of, held_out, hub_rows, numbered, of_rows, text_of
 from rlrazor.experiments.language.tasks.task import Item, Splits, Task
-from rlrazor.rows import Row, read_rows
+from rlrazor.rows import Row, read_located
 
 INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}."
 LONGEST = 300  # characters of an answer that is parsed; the longest reference has 53
@@ -119,50 +120,60 @@ def _parsed(answer: str, seconds: int | None) -> Any:
     return parse(f"${answer}$" if formula else answer, parsing_timeout=seconds)
 
 
-def _items(rows: list[Row]) -> list[Item]:
-    return [
-        Item(f"{field_of(row, 'prompt', 0, 'value')}\n{INSTRUCTION}", {"reference": str(field_of(row, "final_answer"))})
-        for row in rows
-    ]
+def _item(row: Row) -> Item:
+    return Item(f"{text_of(row, 'prompt', 0, 'value')}\n{INSTRUCTION}", {"reference": _reference(row, "final_answer")})
 
 
-def _gsm8k_items(rows: list[Row]) -> list[Item]:
-    items = []
-    for row in rows:
-        solution, _, reference = str(field_of(row, "answer")).rpartition("####")
-        steps = re.sub(r"<<[^<>]*>>", "", solution).strip()  # the calculator's annotations
-        reference = reference.strip().replace(",", "")
-        demonstration = f"{steps}\nThe final answer is \\boxed{{{reference}}}."
-        items.append(Item(f"{field_of(row, 'question')}\n{INSTRUCTION}", {"reference": reference}, demonstration))
-    return items
+def _hub_item(row: Row) -> Item:
+    return Item(f"{text_of(row, 'problem')}\n{INSTRUCTION}", {"reference": _reference(row, "answer")})
+
+
+def _reference(row: Row, key: str) -> str:
+    """The right answer: text, or a number."""
+    found = field_of(row, key)
+    if isinstance(found, bool) or not isinstance(found, str | int | float) or not str(found).strip():
+        raise RazorError(f"Its {key} is {found!r:.40}, and has to be text or a number.")
+    if isinstance(found, float) and not math.isfinite(found):
+        raise RazorError(f"Its {key} is {found}, and has to be a finite number.")
+    return str(found)
+
+
+def _gsm8k_item(row: Row) -> Item:
+    question, (solution, mark, reference) = text_of(row, "question"), text_of(row, "answer").rpartition("####")
+    reference = reference.strip().replace(",", "")
+    if not mark or not reference:
+        raise RazorError("Its answer has to end with #### and the final answer.")
+    steps = re.sub(r"<<[^<>]*>>", "", solution).strip()  # the calculator's annotations
+    demonstration = f"{steps}\nThe final answer is \\boxed{{{reference}}}."
+    return Item(f"{question}\n{INSTRUCTION}", {"reference": reference}, demonstration)
 
 
 def load_orz(path: Path | None) -> Splits:
     """Open-Reasoner-Zero's 57k questions; a fifth of them is held out."""
     if path is None:
-        return held_out(_items(hub_rows("Open-Reasoner-Zero/orz_math_57k_collection", "train")))
-    return held_out(_items(read_rows(path, "*orz*.json*")))
+        name = "Open-Reasoner-Zero/orz_math_57k_collection"
+        return held_out(of_rows(numbered(hub_rows(name, "train"), name), _item))
+    return held_out(of_rows(read_located(path, "*orz*.json*"), _item))
 
 
 def load_math500(path: Path | None) -> Splits:
     """MATH-500, a fifth held out. Local files have Open-Reasoner-Zero's schema, the hub's have `problem`, `answer`."""
     if path is not None:
-        return held_out(_items(read_rows(path, "*math*500*.json*")))
-    rows = hub_rows("HuggingFaceH4/MATH-500", "test")
-    return held_out(
-        [Item(f"{field_of(row, 'problem')}\n{INSTRUCTION}", {"reference": field_of(row, "answer")}) for row in rows]
-    )
+        return held_out(of_rows(read_located(path, "*math*500*.json*"), _item))
+    name = "HuggingFaceH4/MATH-500"
+    return held_out(of_rows(numbered(hub_rows(name, "test"), name), _hub_item))
 
 
 def load_gsm8k(path: Path | None) -> Splits:
     """GSM8K's own train and test split; of a single local file, a fifth is held out."""
     if path is None:
-        rows = {split: hub_rows("openai/gsm8k", split, "main") for split in ("train", "test")}
+        name = "openai/gsm8k"
+        rows = {split: numbered(hub_rows(name, split, "main"), f"{name}, {split}") for split in ("train", "test")}
     elif path.is_dir():
-        rows = {split: read_rows(path, f"gsm8k_{split}.json*") for split in ("train", "test")}
+        rows = {split: read_located(path, f"gsm8k_{split}.json*") for split in ("train", "test")}
     else:
-        return held_out(_gsm8k_items(read_rows(path)))
-    return Splits(_gsm8k_items(rows["train"]), _gsm8k_items(rows["test"]))
+        return held_out(of_rows(read_located(path), _gsm8k_item))
+    return Splits(of_rows(rows["train"], _gsm8k_item), of_rows(rows["test"], _gsm8k_item))
 
 
 MATH = Task(
@@ -172,6 +183,7 @@ MATH = Task(
     load_orz,
     verify_math,
     max_new_tokens=1024,
+    from_hub=True,
 )
 GSM8K = Task(
     "gsm8k",
@@ -180,6 +192,7 @@ GSM8K = Task(
     load_gsm8k,
     verify_math,
     max_new_tokens=512,
+    from_hub=True,
 )
 MATH500 = Task(
     "math500",
@@ -188,4 +201,5 @@ MATH500 = Task(
     load_math500,
     verify_math,
     max_new_tokens=1024,
+    from_hub=True,
 )

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import inspect
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from rlrazor.errors import RazorError, cause_of
+from rlrazor.apart.verifier import SECONDS, Verifier
+from rlrazor.errors import RazorError
 from rlrazor.experiments.language.tasks.rows import held_out
-from rlrazor.experiments.language.tasks.task import Item, Splits, Task, Verify
+from rlrazor.experiments.language.tasks.task import Item, Splits, Task
 from rlrazor.lm.prompts import parts_of, prompt_of
 from rlrazor.rows import Row, read_located
 
@@ -19,24 +18,30 @@ _OURS = ("prompt", "completion", "rejected")
 
 
 def own_task(
-    prompts: Path, verifier: str | None, *, max_new_tokens: int = 256, stop: Sequence[str] = (), chat: bool = True
+    prompts: Path,
+    verifier: str | None,
+    *,
+    max_new_tokens: int = 256,
+    stop: Sequence[str] = (),
+    chat: bool = True,
+    seconds: float = SECONDS,
 ) -> Task:
-    """A task from `prompts`, rows of {prompt, completion?, rejected?, ...}, and `verifier`, which runs as it is.
+    """A task from `prompts`, rows of {prompt, completion?, rejected?, ...}, and `verifier`, which runs apart.
 
     `verifier` is "FILE.py:function" or "package.module:function". It is called as
-    `verify(prompt, completion, **columns) -> float`, a score from 0 to 1, with every other field of the row; a row's
-    own `completion` is its demonstration. Without a verifier every row needs a `completion`, and a score is whether the
-    policy's is the same text. About a fifth of the prompts is held out for measuring, unless `prompts` is a
-    folder with train.jsonl and test.jsonl, or others of those names. The task's `load(path)` reads `path` instead of
-    `prompts` where it is given. Raises RazorError where the function cannot be loaded; `load` raises it for rows
-    without a prompt.
+    `verify(prompt, completion, **columns) -> float`, a score from 0 to 1, with every other field of the row, in a
+    process of its own, where a call may take `seconds`; a row's own `completion` is its demonstration. Without a
+    verifier every row needs a `completion`, and a score is whether the policy's is the same text. About a fifth of the
+    prompts is held out for measuring, unless `prompts` is a folder with train.jsonl and test.jsonl, or others of those
+    names. The task's `load(path)` reads `path` instead of `prompts` where it is given. Raises RazorError where the
+    function cannot be loaded; `load` raises it for rows without a prompt.
     """
     return Task(
         prompts.stem,
         prompts.stem,
         f"prompts of {prompts.name}, verified by {verifier or 'their completions'}",
         lambda path: _load(path or prompts, with_reference=verifier is None),
-        _same_text if verifier is None else _verifier(verifier),
+        _same_text if verifier is None else _verifier(verifier, seconds),
         max_new_tokens,
         tuple(stop),
         chat,
@@ -89,25 +94,15 @@ def _item(row: Row, where: str, *, with_reference: bool) -> Item:
     return Item(row["prompt"], columns, row.get("completion"), row.get("rejected"))
 
 
-def _verifier(name: str) -> Verify:
-    source, _, function = name.rpartition(":")
-    if not source:
-        raise RazorError(f"The verifier is FILE.py:function or package.module:function, not {name!r}.")
-    try:
-        if source.endswith(".py"):
-            spec = importlib.util.spec_from_file_location(Path(source).stem, source)
-            assert spec is not None
-            assert spec.loader is not None
-            module = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(module)
-        else:
-            module = importlib.import_module(source)
-    except Exception as error:  # anyone's code
-        raise RazorError(
-            f"The verifier's {source} cannot be loaded: {type(error).__name__}: {cause_of(error)}"
-        ) from error
-    verify = getattr(module, function, None)
-    if not callable(verify):
-        functions = [other for other, _ in inspect.getmembers(module, inspect.isfunction)]
-        raise RazorError(f"{source} has no function {function}. It has: {', '.join(functions) or 'none'}.")
-    return cast(Verify, verify)
+def _verifier(name: str, seconds: float) -> Verifier:
+    """The verifier, loaded. A command asks for it several times: as long as its file is the same, it is the same."""
+    path = Path(name.rpartition(":")[0])
+    stat = path.stat() if path.is_file() else None
+    verifier = _loaded(name, seconds, stat and (stat.st_mtime_ns, stat.st_size, stat.st_ino))
+    verifier.load()
+    return verifier
+
+
+@lru_cache(maxsize=1)
+def _loaded(name: str, seconds: float, stamp: object) -> Verifier:
+    return Verifier(name, seconds)

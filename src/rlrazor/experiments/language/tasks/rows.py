@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rlrazor.errors import RazorError, cause_of, disk_error_in
 from rlrazor.experiments.language.tasks.task import Item, Splits
-from rlrazor.rows import Row, read_located
+from rlrazor.extras import MissingExtraError, installing
+from rlrazor.lm import hub
+from rlrazor.rows import Located, Row, read_located
+
+T = TypeVar("T")
 
 TEST_SHARE = 0.2  # of a source that has no test split of its own
 
@@ -20,10 +24,15 @@ def hub_rows(dataset: str, split: str, config: str | None = None) -> list[Row]:
 
     Raises RazorError where the hub cannot be reached or the extra [language] is missing, saying what to do instead.
     """
+    if hub.is_offline() and not hub.has_data_set(dataset):
+        raise RazorError(
+            f"The data set {dataset} is not on this machine and the hub cannot be reached. Try again with a "
+            "connection, or download it where there is one, and give --data FILE."
+        )
     try:
         from datasets import load_dataset
     except ImportError as error:
-        raise RazorError("The hub's data sets need the extra: pip install 'rlrazor[language]'.") from error
+        raise MissingExtraError(f"The hub's data sets need the extra [language]: {installing('language')}.") from error
     try:
         return [dict(row) for row in load_dataset(dataset, config, split=split)]
     except Exception as error:  # offline, gated, renamed: each library below raises its own kind
@@ -64,8 +73,41 @@ def field_of(row: Row, *keys: str | int) -> Any:
             value = value[key]
         except (KeyError, IndexError, TypeError) as error:
             name = ".".join(map(str, keys))
-            raise RazorError(f"A row has no field {name}; it has {', '.join(row)}. Is it the right file?") from error
+            has = ", ".join(map(str, row))
+            raise RazorError(f"A row has no field {name}; it has {has:.200}. Is it the right file?") from error
     return value
+
+
+def text_of(row: Row, *keys: str | int) -> str:
+    """The same of what has to be text that says something."""
+    found = field_of(row, *keys)
+    if not isinstance(found, str) or not found.strip():
+        raise RazorError(f"Its {'.'.join(map(str, keys))} is {found!r:.40}, and has to be text.")
+    return found
+
+
+def list_of(row: Row, *keys: str | int) -> list[Any]:
+    """The same of what has to be a list."""
+    found = field_of(row, *keys)
+    if not isinstance(found, list | tuple):
+        raise RazorError(f"Its {'.'.join(map(str, keys))} is {found!r:.40}, and has to be a list.")
+    return list(found)
+
+
+def of_rows(rows: Iterable[Located], make: Callable[[Row], T]) -> list[T]:
+    """What `make` makes of each row; where it raises RazorError, that says which row it is."""
+    found = []
+    for where, row in rows:
+        try:
+            found.append(make(row))
+        except RazorError as error:
+            raise RazorError(f"{where}: {error}") from error
+    return found
+
+
+def numbered(rows: Iterable[Row], source: str) -> list[Located]:
+    """Rows of the hub, called by their numbers."""
+    return [(f"{source}, row {number}", row) for number, row in enumerate(rows, 1)]
 
 
 def with_demonstrations(items: Sequence[Item], file: Path) -> list[Item]:
@@ -78,6 +120,8 @@ def with_demonstrations(items: Sequence[Item], file: Path) -> list[Item]:
     for where, row in read_located(file):
         if not all(isinstance(row.get(key), str) for key in ("prompt", "completion")):
             raise RazorError(f"{where}: it lacks the text of prompt or completion; it has {', '.join(row)}.")
+        if not isinstance(row.get("rejected", ""), str | None):
+            raise RazorError(f"{where}: its rejected is {row['rejected']!r:.40}, and has to be text.")
         rows[row["prompt"]] = row
     if not any(item.prompt in rows for item in items):
         raise RazorError(f"{file} has none of the task's prompts: they have to be the same to the letter.")

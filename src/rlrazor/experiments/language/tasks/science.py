@@ -15,11 +15,20 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from rlrazor.errors import RazorError
 from rlrazor.experiments.language.tasks.answers import after_reasoning, declared_answer
 from rlrazor.experiments.language.tasks.chemistry import Equation, NotAnEquation, parse_equation
-from rlrazor.experiments.language.tasks.rows import field_of, held_out, hub_rows
+from rlrazor.experiments.language.tasks.rows import (
+    field_of,
+    held_out,
+    hub_rows,
+    list_of,
+    numbered,
+    of_rows,
+    text_of,
+)
 from rlrazor.experiments.language.tasks.task import Item, Splits, Task
-from rlrazor.rows import Row, read_rows
+from rlrazor.rows import Row, read_located
 
 _LETTER = re.compile(r"(?:option\s+)?[\s*(\[{\"'$]*(?:\\text\{)?([A-D])(?=$|[\s.,;:)*\]\"'}$])", re.IGNORECASE)
 _SECOND = re.compile(r"[\s*)\]}.,/&]*(?:\b(?:or|and)\b)?[\s*(\[{]*\b[A-D]\b(?=$|[\s.,;:)*\]}])")
@@ -79,18 +88,31 @@ def _is_balanced(equation: Equation) -> bool:
 
 
 def _item(row: Row) -> Item:
-    instruction, question = str(field_of(row, "prompt", "default")), str(field_of(row, "question"))
+    instruction, question = text_of(row, "prompt", "default"), text_of(row, "question")
     letter = field_of(row, "answerKey")
-    if not letter:
-        answer = str(field_of(row, "answer"))
+    if letter is None or letter == "":
+        answer = text_of(row, "answer")
         unbalanced = re.sub(r"(^|[+=] )\d+", r"\1", answer)
         rejected = unbalanced if unbalanced != answer else f"2{answer}"
         return Item(f"{instruction}\n\n{question}", {"kind": "equation", "reference": answer}, answer, rejected)
-    options = dict(zip(field_of(row, "choices", "label"), field_of(row, "choices", "text"), strict=True))
+    options = _options(row)
+    if not isinstance(letter, str) or letter not in options or len(options) < 2:
+        raise RazorError(f"Its answerKey is {letter!r:.40}, and has to be one of at least two labels of its choices.")
     listed = "\n".join(f"{label}. {text}" for label, text in options.items())
     columns = {"kind": "choice", "reference": letter, "options": options}
     wrong = _one_of([label for label in options if label != letter], question)
     return Item(f"{instruction}\n\n{question}\n\n{listed}\n\nAnswer:", columns, letter, wrong)
+
+
+def _options(row: Row) -> dict[str, str]:
+    """The text of each option, by its letter."""
+    count, texts = len(list_of(row, "choices", "label")), len(list_of(row, "choices", "text"))
+    if count != texts:
+        raise RazorError(f"Its choices have {count} labels and {texts} texts.")
+    options = {text_of(row, "choices", "label", at): text_of(row, "choices", "text", at) for at in range(count)}
+    if len(options) < count:
+        raise RazorError("Its choices have the same label twice.")
+    return options
 
 
 def _one_of(names: Sequence[str], seed: str) -> str:
@@ -100,9 +122,10 @@ def _one_of(names: Sequence[str], seed: str) -> str:
 
 def load_science(path: Path | None) -> Splits:
     """The 2,400 items of chemistry, level L3; a fifth of them is held out. Other domains and levels are left out."""
-    rows = hub_rows("hicai-zju/SciKnowEval", "test") if path is None else read_rows(path, "*chemistry*.json*")
-    chosen = [row for row in rows if row.get("domain") == "Chemistry" and field_of(row, "details", "level") == "L3"]
-    return held_out([_item(row) for row in chosen])
+    name = "hicai-zju/SciKnowEval"
+    rows = numbered(hub_rows(name, "test"), name) if path is None else read_located(path, "*chemistry*.json*")
+    levels = of_rows(rows, lambda row: field_of(row, "details", "level") if row.get("domain") == "Chemistry" else "")
+    return held_out(of_rows([row for row, level in zip(rows, levels, strict=True) if level == "L3"], _item))
 
 
 SCIENCE = Task(
@@ -112,4 +135,5 @@ SCIENCE = Task(
     load_science,
     verify_science,
     max_new_tokens=256,
+    from_hub=True,
 )

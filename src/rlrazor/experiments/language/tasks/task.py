@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rlrazor.apart import Answer, Call
+from rlrazor.apart.child import judged, said
+from rlrazor.apart.verifier import Verifier
 from rlrazor.errors import RazorError
 from rlrazor.lm.encoding import check_stop
 
@@ -57,6 +59,7 @@ class Task:
     chat: bool = True
     annotators: Mapping[str, Annotator] = field(default_factory=dict)
     correct: Callable[[Item], Sequence[str]] | None = None
+    from_hub: bool = False  # whether its own source is there
 
     def __post_init__(self) -> None:
         check_stop(self.stop)
@@ -77,31 +80,44 @@ class Scores:
         """The scores that exist, in order."""
         return [value for value in self.values if value is not None]
 
+    def describe_failures(self) -> str:
+        """How many completions were skipped, and why one of them was."""
+        return (
+            f"The verifier failed on {len(self.failures)} of {len(self.values)} completions, which are left out and "
+            f"counted; on one it {next(iter(self.failures.values()))}."
+        )
+
 
 def score(task: Task, items: Sequence[Item], completions: Sequence[str]) -> Scores:
     """Verify one completion per item; both have length n.
 
-    A verifier that raises, or returns anything but a number from 0 to 1, skips that one completion. Raises RazorError
-    where it does so on every one of them: then the verifier, not an item, is at fault.
+    A verifier that raises, or returns anything but a number from 0 to 1, skips that one completion; so does a user's
+    own, which runs apart, where it ends its process or takes too long. Raises RazorError where it does so on every one
+    of them: then the verifier, not an item, is at fault.
     """
-    values: list[float | None] = []
-    failures: dict[int, str] = {}
-    for position, (item, completion) in enumerate(zip(items, completions, strict=True)):
+    calls: list[Call] = []
+    for item, completion in zip(items, completions, strict=True):
         for stop in task.stop:
             completion = completion.partition(stop)[0]
-        try:
-            found = task.verify(item.prompt, completion, **item.columns)
-            value = math.nan if isinstance(found, str) else float(found)
-        except Exception as error:  # a verifier may be anyone's code
-            values.append(None)
-            failures[position] = f"raised {type(error).__name__}: {error}"[:200]
-            continue
-        if not (math.isfinite(value) and 0 <= value <= 1):
-            failures[position] = f"returned {found!r:.100}, not a score from 0 to 1"
-        values.append(None if position in failures else value)
+        calls.append(((item.prompt, completion), item.columns))
+    if isinstance(task.verify, Verifier):
+        answers = task.verify.all(calls)
+    else:
+        answers = [_answer(task.verify, call) for call in calls]
+    values: list[float | None] = [answer.value for answer in answers]
+    failures = {at: answer.failure for at, answer in enumerate(answers) if answer.failure is not None}
     if values and len(failures) == len(values):
         raise RazorError(
             f"The verifier of {task.name} failed on all {len(values)} completions; on the first it {failures[0]}. "
             "Mend the verifier, or the columns of its items."
         )
     return Scores(values, failures)
+
+
+def _answer(verify: Verify, call: Call) -> Answer:
+    arguments, columns = call
+    try:
+        kind, found = judged(verify(*arguments, **columns))
+    except Exception as error:
+        return Answer(failure=f"raised {said(error)}")
+    return Answer(found) if kind == "value" else Answer(failure=found)

@@ -28,9 +28,9 @@ import numpy as np
 from scipy import optimize
 
 from rlrazor.errors import RazorError
-from rlrazor.experiments.language.tasks.rows import field_of, held_out
+from rlrazor.experiments.language.tasks.rows import field_of, held_out, list_of, of_rows, text_of
 from rlrazor.experiments.language.tasks.task import Item, Splits, Task
-from rlrazor.rows import Row, read_rows
+from rlrazor.rows import Row, read_located
 
 Call = tuple[str, Any]  # the name, and normalised arguments
 
@@ -152,26 +152,50 @@ def load_tools(path: Path | None) -> Splits:
             "ToolAlpaca is not on the hub: its files are in the repository tangqiaoyu/ToolAlpaca on GitHub, under "
             "data. Download them and give --data FILE or FOLDER."
         )
-    pairs = [(item, str(row["Name"])) for row in read_rows(path, "*.json*") for item in _items(row)]
-    return held_out([item for item, _ in pairs], [name for _, name in pairs])
+    found = [pair for of_row in of_rows(read_located(path, "*.json*"), _items) for pair in of_row]
+    return held_out([item for item, _ in found], [name for _, name in found])
 
 
-def _items(row: Row) -> list[Item]:
+def _items(row: Row) -> list[tuple[Item, str]]:
+    """The instructions for an API, those without reference calls left out, and each time its name."""
+    name = text_of(row, "Name")
     if "Golden_Answers" in row:
-        tasks = list(zip(field_of(row, "Instructions"), row["Golden_Answers"], strict=True))
+        instructions, answers = list_of(row, "Instructions"), list_of(row, "Golden_Answers")
+        if len(instructions) != len(answers):
+            raise RazorError(f"It has {len(instructions)} Instructions and {len(answers)} Golden_Answers.")
+        numbers = range(len(answers))
+        tasks = [(text_of(row, "Instructions", at), _calls(row, "Golden_Answers", at)) for at in numbers]
     else:
-        tasks = [(instance["input"], _steps(instance)) for instance in field_of(row, "Instances")]
-    about = f"{INSTRUCTION}\n{field_of(row, 'NLDocumentation')}"
+        numbers = range(len(list_of(row, "Instances")))
+        tasks = [(text_of(row, "Instances", at, "input"), _steps(row, at)) for at in numbers]
+    about = f"{INSTRUCTION}\n{text_of(row, 'NLDocumentation')}"
     return [
-        Item(f"{about}\n\nInstruction: {instruction}", {"calls": calls}, render_calls(calls))
+        (Item(f"{about}\n\nInstruction: {instruction}", {"calls": calls}, render_calls(calls)), name)
         for instruction, calls in tasks
         if calls
     ]
 
 
-def _steps(instance: Row) -> list[Row]:
-    steps = instance.get("intermediate_steps", [])
-    return [{"Action": action, "Action_Input": arguments} for (action, arguments, *_), _ in steps]
+def _calls(row: Row, *keys: str | int) -> list[Row]:
+    """The reference calls there, checked."""
+    calls = list_of(row, *keys)
+    for at in range(len(calls)):
+        text_of(row, *keys, at, "Action")
+        if not isinstance(field_of(row, *keys, at, "Action_Input"), str):
+            raise RazorError(f"Its {'.'.join(map(str, keys))}.{at}.Action_Input has to be text, which holds JSON.")
+    return calls
+
+
+def _steps(row: Row, at: int) -> list[Row]:
+    instance = field_of(row, "Instances", at)
+    keys = ("Instances", at, "intermediate_steps")
+    found: list[Row] = []
+    for number in range(len(list_of(row, *keys)) if "intermediate_steps" in instance else 0):
+        arguments = field_of(row, *keys, number, 0, 1)
+        if not isinstance(arguments, str):
+            raise RazorError(f"Its {'.'.join(map(str, keys))}.{number}.0.1 has to be text, which holds JSON.")
+        found.append({"Action": text_of(row, *keys, number, 0, 0), "Action_Input": arguments})
+    return found
 
 
 TOOLS = Task(

@@ -1,0 +1,176 @@
+"""What `razor compare` prints: tables and sentences, or JSON."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from rlrazor.cli.printing import console_for_tables
+
+if TYPE_CHECKING:
+    from rlrazor.guard.compare import Comparison
+    from rlrazor.guard.judgement import Judgement
+    from rlrazor.guard.truth import Truth
+    from rlrazor.guard.weight_changes import WeightChange
+    from rlrazor.lm.kl import Estimate
+
+WORST = 3  # prompts in the terminal
+LINE = 90  # characters of one
+WIDE = 110  # of a terminal: there only a task's name is wrapped
+
+
+def as_json(found: Comparison, judged: Sequence[Judgement] = ()) -> dict[str, Any]:
+    """All of it but the tokens; what does not exist, such as a standard error, is null.
+
+    `verdict`, `interval`, `above` and `fail_above` are of the judgement that decides; `judgements` has all of them.
+    """
+    from rlrazor.guard.comparison_page import sentences, verdict
+    from rlrazor.guard.judgement import worst
+    from rlrazor.guard.scale import known_runs
+    from rlrazor.guard.verdict import Verdict
+
+    deciding = worst(judged)
+    drop = next((one for one in judged if "drop" in one.of), None)
+    return {
+        "base": found.base,
+        "tuned": found.tuned,
+        "same": found.same,
+        "kl": {name: _estimate(one) for name, one in found.kl.items()},
+        "per_token": {name: _estimate(one) for name, one in found.per_token.items()},
+        "drop": found.drop,
+        "forecast": None if found.forecast is None else asdict(found.forecast),
+        "level": found.level,
+        "law": found.law,
+        "truth": None if found.truth is None else _truth(found.truth),
+        "fail_above": None if drop is None else drop.limit,
+        "judgements": [one.as_json() for one in judged],
+        "verdict": None if deciding is None else deciding.verdict.value,
+        "interval": None if deciding is None else [deciding.low, deciding.high],
+        "above": any(one.verdict is Verdict.ABOVE for one in judged),
+        "summary": [*(one.sentence for one in judged), verdict(found), *sentences(found)],
+        "noise": asdict(found.noise),
+        "where": {**asdict(found.focus), "at_the_beginning": found.focus.at_the_beginning},
+        "known_runs": asdict(known_runs()) if found.law is None else None,
+        "prompts": [
+            {"said": one.said, "prompt": one.prompt, "kl_forward": one.total, "first_share": one.first_share}
+            for one in found.prompts
+        ],
+        "weights": _change(found.weights),
+        "layers": [_change(layer) for layer in found.layers],
+        "cknna": found.cknna,
+        "precision": found.precision,
+        "first_prompt": found.first_prompt,
+        "settings": asdict(found.setup),
+        "notes": list(found.notes),
+    }
+
+
+def _estimate(one: Estimate) -> dict[str, float | None]:
+    return {"mean": one.mean, "stderr": one.stderr if math.isfinite(one.stderr) else None}
+
+
+def _change(change: WeightChange) -> dict[str, Any]:
+    return {**asdict(change), "relative": change.relative}
+
+
+def _truth(truth: Truth) -> dict[str, Any]:
+    tasks = {
+        name: {
+            "base": task.base,
+            "tuned": task.tuned,
+            "drop": task.drop,
+            "stderr": task.stderr,
+            "interval": task.interval,
+            "paired": task.paired,
+            "n": task.n,
+            "metric": task.metric,
+            "higher_is_better": task.higher_is_better,
+            "fraction": task.fraction,
+        }
+        for name, task in truth.tasks.items()
+    }
+    return {
+        "tasks": tasks,
+        "base": truth.base,
+        "tuned": truth.tuned,
+        "drop": truth.drop,
+        "stderr": truth.stderr,
+        "interval": truth.interval,
+        "level": truth.level,
+        "limit": truth.limit,
+    }
+
+
+def print_findings(found: Comparison, judged: Sequence[Judgement]) -> None:
+    """Tables, what moved most, cautions, and last the verdict."""
+    from rlrazor.guard.base_side import shortened
+    from rlrazor.guard.comparison_page import sentences, settings_of, verdict
+
+    console = console_for_tables()
+    console.print(_distances(found))
+    weights = f"Weights: L2 of the change {found.weights.l2:.4g} ({100 * found.weights.relative:.3g} %), "
+    weights += f"{100 * found.weights.unchanged:.1f} % exactly as before."
+    if found.cknna is not None:
+        weights += f" CKNNA on the generic probe {found.cknna:.3f}."
+    console.print(weights, highlight=False)
+    if found.truth is not None:
+        console.print(_scores(found.truth, wide=console.width >= WIDE))
+    shown = dict(settings_of(found.setup, found.precision))
+    measured = (f"{name} {shown[name]}" for name in ("prompts", "completions", "generic probe"))
+    console.print(Text(f"Settings: {'; '.join(measured)}; {found.precision}.", style="dim"))
+    console.print(Text(f"The first prompt, as measured in {found.precision}: {shortened(found.first_prompt)!r}"))
+    if not found.same:
+        _print_moved(found, console)
+    for sentence in sentences(found):
+        console.print(Text(sentence))
+    for note in found.notes:
+        console.print(Text(note, style="yellow"))
+    console.print(Text(verdict(found), style="bold"))
+    for one in judged:
+        console.print(Text(one.sentence, style="bold"))
+
+
+def _print_moved(found: Comparison, console: Console) -> None:
+    from rlrazor.guard.comparison_page import told_apart
+    from rlrazor.guard.scale import FIRST
+
+    console.print(f"Moved most, nats of forward KL and its share in the first {FIRST} tokens:", highlight=False)
+    for prompt, line in list(zip(found.prompts, told_apart(found.prompts), strict=True))[:WORST]:
+        cut = f"{line[:LINE]}{'…' if len(line) > LINE else ''}"
+        console.print(Text(f"  {prompt.total:8.3f} {100 * prompt.first_share:4.0f} %  {cut}"))
+
+
+def _distances(found: Comparison) -> Table:
+    from rlrazor.guard.comparison_page import LABELS, shown_estimate
+
+    title = Text(f"{found.tuned} against {found.base}")
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column("distance, nats")
+    table.add_column("per completion", justify="right")
+    table.add_column("per token", justify="right")
+    for name, label in LABELS.items():
+        table.add_row(label, shown_estimate(found.kl[name]), shown_estimate(found.per_token[name]))
+    return table
+
+
+def _scores(truth: Truth, *, wide: bool) -> Table:
+    from rlrazor.guard.comparison_page import SCORE_HEADERS, shown_scores
+
+    scores = Table(box=box.SIMPLE_HEAD)
+    for header in SCORE_HEADERS:
+        scores.add_column(
+            f"{truth.level:.0%} interval" if header == "interval" else header,
+            justify="left" if header in ("prior task", "metric") else "right",
+            overflow="fold",
+            no_wrap=wide and header != "prior task",
+        )
+    for task, change in truth.tasks.items():
+        scores.add_row(Text(task), *shown_scores(change))
+    return scores

@@ -1,0 +1,59 @@
+"""What can be told before anything heavy is imported: files that are not there, names that do not exist."""
+
+from contextlib import suppress
+from pathlib import Path
+
+from rlrazor.errors import RazorError
+from rlrazor.lm.task_names import check_names
+
+TINY = "tiny"
+
+
+def require_files(**files: Path | None) -> None:
+    """Raise RazorError where a file, by the option that names it, is not there."""
+    for option, path in files.items():
+        if path is not None and not _is_there(path):
+            if option == "law":
+                raise RazorError(f"There is no law in {path}. `razor calibrate` makes one.")
+            raise RazorError(f"There is no {path}, which --{option.replace('_', '-')} names.")
+
+
+def missing_source(*sources: str) -> str | None:
+    """The first model that can only be a local one, by how it is written, and is not there."""
+    for source in sources:
+        local = source.endswith(".gguf") or source.startswith(("/", ".", "~")) or source.count("/") > 1
+        if local and not _is_there(Path(source)):
+            return source
+    return None
+
+
+def require_source(*sources: str) -> None:
+    """Raise RazorError for a `missing_source`."""
+    if (source := missing_source(*sources)) is not None:
+        raise RazorError(f"There is no {source}. Give a hub id, a folder with a model, or a .gguf file.")
+
+
+def require_prior(tasks: str | tuple[str, ...] | None) -> None:
+    """Raise RazorError for prior tasks that lm-eval does not have, comma-separated or one by one."""
+    if tasks is not None:
+        names = tasks.split(",") if isinstance(tasks, str) else tasks
+        check_names([name.strip() for name in names if name.strip() and name != TINY])
+
+
+def settle_hub(*sources: str, data: bool) -> None:
+    """Find out whether the hub can be reached, where a model or `data` may have to come from it.
+
+    Not where a model is missing, which ends the command.
+    """
+    from rlrazor.lm import hub
+
+    if missing_source(*sources) is None and (
+        data or any(source != TINY and not _is_there(Path(source)) for source in sources)
+    ):
+        hub.settle()
+
+
+def _is_there(path: Path) -> bool:
+    with suppress(OSError, ValueError, RuntimeError):
+        return path.expanduser().exists()
+    return True  # what is wrong with it is said where it is read

@@ -1,0 +1,122 @@
+"""What a law is worth, as `razor calibrate` prints it, as law.png draws it, and as the report of its runs shows it."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+import numpy as np
+
+from rlrazor.extras import needs_extra
+from rlrazor.guard.calibrate import warnings_of
+from rlrazor.guard.law_file import NAMES, LawFile, range_label
+from rlrazor.report import Results
+from rlrazor.report.drawing import INK, PALETTE, Curve, Figure, Floats, Layer, Panel, Points
+from rlrazor.report.sections import Section, Study
+from rlrazor.report.tables import Table, percent
+
+FINE = 400  # points of the law's curve, half of them close together near the base, where it may be steep
+
+
+def with_law(results: Results) -> Results:
+    """The findings on a calibration with the section of its law in front; as they are where there is no law.json.
+
+    Raises RazorError for a law.json that cannot be read.
+    """
+    path = results.folder / "law.json"
+    if results.sweep is None or not path.is_file():
+        return results
+    needs_extra("guard")
+    sweep, law = results.sweep, LawFile.load(path)
+    section = law_section(law, warnings_of(law, sweep.table))
+    study = Study(section.name, sweep.config, sweep.table, sweep.points, sweep.bases, of_sweep=True)
+    return replace(results, studies=[study, *results.studies], sections=[section, *results.sections])
+
+
+def law_section(law: LawFile, warnings: Sequence[str]) -> Section:
+    """The law's own verdict; the warnings stand at the top of the page."""
+    return Section(
+        "law",
+        "The law of this base",
+        "How much of the prior scores does a KL cost on this base, and how far is such a forecast to be relied on?",
+        law.describe(),
+        figure(law),
+        [candidates_table(law), ranges_table(law)],
+        f"{len(law.data)} checkpoints of {len(law.forecaster.left_out)} runs. Left: the law, and what each run lost. "
+        "Right: each run as it was forecast by a law of the others, which is what the intervals rest on. Candidates: "
+        f"mean absolute error on a {law.choice.by} left out, each counting once; a law has to beat guessing the mean "
+        "by a tenth. By what was forecast: the same on a run left out, where guessing knows the mean of what the other "
+        "runs lost in that range. Where it says no better there, the law cannot judge a limit in that range.",
+        warning=" ".join(warnings),
+    )
+
+
+def candidates_table(law: LawFile) -> Table:
+    """What each candidate's forecasts were worth on what was left out."""
+    best = "chosen" if law.choice.useful else "the best of them, no better than guessing"
+    rows = [
+        [" + ".join(one.columns), percent(one.error), best if one == law.choice.best else ""]
+        for one in law.choice.candidates
+    ]
+    rows.append(["guessing the mean", percent(law.choice.guess), ""])
+    return Table(f"Mean error on a {law.choice.by} left out, points", ["forecast by", "error", ""], rows)
+
+
+def ranges_table(law: LawFile) -> Table:
+    """How wrong the law was on a run left out, by what it forecast."""
+    rows = [
+        [range_label(one), percent(one.error), percent(one.guess), str(one.checkpoints), str(one.runs)]
+        for one in law.by_range
+    ]
+    headers = ["forecast, points", "error", "guessing there", "checkpoints", "runs"]
+    return Table("Mean error on a run left out, by what was forecast, points", headers, rows)
+
+
+def ranges_as_json(law: LawFile) -> list[dict[str, Any]]:
+    """The same as numbers, fractions of 1; the last range has no upper end."""
+    return [{**asdict(one), "high": one.high if math.isfinite(one.high) else None} for one in law.by_range]
+
+
+def figure(law: LawFile) -> Figure:
+    """The law through its runs; and what it forecast of each run when that was left out, against what was measured."""
+    fitted, weights = law.forecaster.law, np.array(law.forecaster.law.weights)
+    # Of one KL its nats; of two their weighted sum, in nats of the first that counts.
+    lead = int(np.argmax(weights > 0))
+    unit = weights / weights[lead]
+    methods = {row["run"]: str(row["method"]) for row in law.data}
+    colors = {method: PALETTE[index % len(PALETTE)] for index, method in enumerate(dict.fromkeys(methods.values()))}
+    through: list[Layer] = []
+    left_out: list[Layer] = []
+    for one in law.forecaster.left_out:
+        rows = [row for row in law.data if row["run"] == one.run]
+        kls_ND = np.array([[row[name] for name in fitted.columns] for row in rows])
+        drop_N = 100 * np.array([row["forgetting"] for row in rows])
+        label = methods[one.run]
+        through.append(Points(label, kls_ND @ unit, drop_N, colors[label], line=True))
+        left_out.append(Points(label, 100 * one.law.predict(kls_ND), drop_N, colors[label]))
+    x_N = _finely(max(float(layer.x.max()) for layer in through))
+    through.append(Curve("law", x_N, 100 * fitted.predict(np.outer(x_N, np.eye(len(unit))[lead])), INK))
+    values_M = np.concatenate([np.concatenate([layer.x, layer.y]) for layer in left_out])
+    ends = np.array([min(0.0, values_M.min()), values_M.max()])
+    left_out.append(Curve("measured as forecast", ends, ends, INK, dashed=True))
+    weighed = zip(fitted.columns, unit, strict=True)
+    x_label = " + ".join(f"{weight:.3g} {NAMES[name]}" if weight != 1 else NAMES[name] for name, weight in weighed)
+    measured = "measured drop of the prior score, points"
+    panels = [
+        Panel(_title(law), f"{x_label}, nats", measured, through, x_percent=False, y_percent=False),
+        Panel("Each run, by a law of the others", "forecast drop, points", measured, left_out, x_percent=False,
+              y_percent=False),
+    ]  # fmt: skip
+    return Figure("law", panels, columns=2)
+
+
+def _title(law: LawFile) -> str:
+    if law.objection() is None:
+        return "The law"
+    return f"Not to be relied on: {'no more than noise' if law.choice.useful else 'no better than guessing'}"
+
+
+def _finely(end: float) -> Floats:
+    """From 0 to `end`, close together near 0."""
+    near = np.geomspace(1e-4 * end, end, FINE // 2) if end > 0 else np.empty(0)
+    return np.unique(np.concatenate([np.linspace(0, end, FINE // 2), near]))

@@ -1,0 +1,307 @@
+"""JSON and TOML that this process did not write: read whole, at the door, and what is wrong with it is one sentence.
+
+Nothing of a file is used before all of it was checked. What a file may hold is a `schema.Schema`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import stat
+import time
+import tomllib
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+from rlrazor.errors import RazorError
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
+    from rlrazor.schema import Schema
+
+LARGEST = 256 * 2**20  # bytes of a document: the law of a hundred runs has 100 kB
+DEEPEST = 100  # lists and objects within one another: ours nest six, and walking through them is recursive
+_LARGEST_WHOLE = 2**63  # of a number that JSON writes without a point: what a 64-bit integer holds
+_PART = 2**20  # bytes that are read at a time
+_SECONDS = 10  # for somebody to begin to write into a pipe
+_SHOWN = 60  # characters of a value in a sentence
+_NESTED = "it is nested too deeply"
+
+T = TypeVar("T", bound="Schema")
+
+
+def read_bytes(path: Path, largest: int = LARGEST) -> bytes:
+    """What a file, or a pipe that somebody writes into, holds.
+
+    Raises OSError, for more than `largest` bytes and for a device too: it may have no end.
+    """
+    # A pipe that nobody has opened for writing would be waited for: so it is not opened in that way.
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    descriptor = os.open(path, flags)
+    with open(descriptor, "rb", buffering=0) as file:
+        mode = os.fstat(descriptor).st_mode
+        if stat.S_ISFIFO(mode):
+            return _from_pipe(descriptor, largest)
+        if not stat.S_ISREG(mode):
+            raise OSError("it is a device, not a file")
+        parts, size = list[bytes](), 0
+        while size <= largest and (part := file.read(_PART)):
+            parts.append(part)
+            size += len(part)
+    if size > largest:
+        raise OSError(_too_long(largest))
+    return b"".join(parts)
+
+
+def _from_pipe(descriptor: int, largest: int) -> bytes:
+    parts: list[bytes] = []
+    begun, size, until = False, 0, time.monotonic() + _SECONDS
+    while size <= largest:
+        try:
+            part = os.read(descriptor, _PART)
+        except BlockingIOError:  # a writer is there, and has nothing yet
+            begun = True
+            time.sleep(0.01)
+            continue
+        if part:
+            begun = True
+            parts.append(part)
+            size += len(part)
+        elif begun:
+            return b"".join(parts)
+        elif time.monotonic() > until:
+            raise OSError("it is a pipe that nothing writes into")
+        else:
+            time.sleep(0.01)
+    raise OSError(_too_long(largest))
+
+
+def _too_long(largest: int) -> str:
+    return f"it has more than {largest // 2**20} MiB" if largest >= 2**20 else f"it has more than {largest:,} bytes"
+
+
+def read_text(path: Path, *, mend: str = "", missing: str | None = None) -> str:
+    """A UTF-8 file, without a byte-order mark.
+
+    Raises RazorError, which ends with what to do, `mend`; where there is no such file it is `missing`.
+    """
+    try:
+        return read_bytes(path).decode("utf-8-sig")
+    except FileNotFoundError as error:
+        raise RazorError(missing or f"There is no {path}{_ending(mend)}") from error
+    except UnicodeDecodeError as error:
+        raise _unreadable(path, f"it is not text in UTF-8 (byte {error.start})", mend) from error
+    except (OSError, ValueError) as error:  # ValueError: a path with a null character
+        if isinstance(error, OSError) and error.strerror:
+            raise RazorError(f"{path} cannot be read ({error.strerror}){_ending(mend)}") from error
+        raise _unreadable(path, str(error), mend) from error
+
+
+def read_json(path: Path, schema: type[T], *, mend: str = "", missing: str | None = None) -> T:
+    """A JSON file of this schema. Raises RazorError as `read_text`, and where the file is anything else."""
+    text = read_text(path, mend=mend, missing=missing)
+    return checked(schema, parse_json(text, path, mend=mend), path, mend=mend)
+
+
+def parse_toml(text: str, where: Path | str, *, mend: str = "") -> dict[str, Any]:
+    """What a text is in TOML. Raises RazorError as `parse_json` does."""
+    try:
+        found = tomllib.loads(text)
+        _check(found, finite=True)
+    except RecursionError as error:
+        raise _unreadable(where, _NESTED, mend) from error
+    except NotReadableError as error:
+        raise _unreadable(where, str(error), mend) from error
+    except ValueError as error:
+        raise _unreadable(where, f"it is not TOML ({error})", mend) from error
+    return found
+
+
+def parse_json(text: str, where: Path | str, *, mend: str = "", nan_as_text: bool = False) -> Any:
+    """What a text is in JSON. Raises RazorError where it is not JSON, or holds what few readers agree on (`loads`)."""
+    try:
+        return loads(text, nan=str if nan_as_text else None)
+    except NotReadableError as error:
+        raise _unreadable(where, str(error), mend) from error
+
+
+class NotReadableError(ValueError):
+    """Why a text cannot be read: "it is ...", "it holds ..."."""
+
+
+class NotJSONError(NotReadableError):
+    """The same where it is no JSON at all."""
+
+
+def loads(text: str, *, nan: Callable[[str], Any] | None = None, repeats: bool = False) -> Any:
+    """What a text is in JSON.
+
+    Raises NotReadableError where it is not JSON, and for a key twice in an object, a number beyond what 64 bits hold,
+    half a character, more than DEEPEST levels, NaN and infinity. Where `nan` makes something of their names, these are
+    taken: a Trainer writes them, and so do tables; with `repeats` the last of a key counts, as for most readers.
+    """
+    try:
+        found = json.loads(
+            text,
+            parse_constant=nan or _refuse_constant,
+            parse_float=_finite,
+            parse_int=_whole,
+            object_pairs_hook=None if repeats else _without_repeats,
+        )
+    except RecursionError as error:
+        raise NotReadableError(_NESTED) from error
+    except NotReadableError:
+        raise
+    except ValueError as error:
+        raise NotJSONError(f"it is not JSON ({error})") from error
+    _check(found, finite=nan is None)
+    return found
+
+
+def checked(schema: type[T], value: Any, where: Path | str, *, mend: str = "") -> T:
+    """The value as its schema has it. Raises RazorError with the place of what is wrong, what is there, what should."""
+    from pydantic import ValidationError
+
+    try:
+        return schema.model_validate(value)
+    except ValidationError as error:
+        raise RazorError(f"{where} {_wrong(error)}{_ending(mend)}") from error
+
+
+def _unreadable(where: Path | str, why: str, mend: str) -> RazorError:
+    return RazorError(f"{where} cannot be read, as {why[:1].lower()}{why[1:]}{_ending(mend)}")
+
+
+def _ending(mend: str) -> str:
+    return f": {mend}." if mend else "."
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise NotReadableError(f"it holds {name}, which is no number in JSON")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise NotReadableError(f"it holds a number that is too large ({text[:_SHOWN]})")
+    return number
+
+
+def _whole(text: str) -> int:
+    if len(text) > 20 or not -_LARGEST_WHOLE <= (number := int(text)) < _LARGEST_WHOLE:
+        raise NotReadableError(f"it holds a number that is too large ({text[:20]}{'…' if len(text) > 20 else ''})")
+    return number
+
+
+def _without_repeats(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(name for name, times in Counter(name for name, _ in pairs).items() if times > 1)
+        raise NotReadableError(f"it has the key {_shown(twice)} twice in one object")
+    return found
+
+
+def _check(value: Any, *, finite: bool) -> None:
+    """Raise NotReadableError for what a parser lets through, and whoever walks, writes or prints it does not."""
+    level = [value]
+    for _ in range(DEEPEST):
+        inner: list[Any] = []
+        for one in level:
+            if isinstance(one, dict):
+                inner += one.keys()
+                inner += one.values()
+            elif isinstance(one, list):
+                inner += one
+            elif isinstance(one, str) and not _is_unicode(one):
+                raise NotReadableError(f"the text is not valid Unicode ({ascii(one)[:_SHOWN]})")
+            elif finite and isinstance(one, int | float) and not _is_number(one):
+                raise NotReadableError("it holds a number that is infinite, NaN or too large")
+        level = inner
+        if not level:
+            return
+    raise NotReadableError(_NESTED)
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.isascii() or text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _is_number(number: float) -> bool:
+    """TOML has infinity, NaN, and whole numbers of any length."""
+    return math.isfinite(number) if isinstance(number, float) else -_LARGEST_WHOLE <= number < _LARGEST_WHOLE
+
+
+_SAID: dict[str, Callable[[dict[str, Any]], str]] = {
+    "bool_type": lambda context: "and should be true or false",
+    "int_type": lambda context: "and should be a whole number",
+    "float_type": lambda context: "and should be a number",
+    "finite_number": lambda context: "and should be a finite number",
+    "string_type": lambda context: "and should be text",
+    "list_type": lambda context: "and should be a list",
+    "dict_type": lambda context: "and should be an object",
+    "model_type": lambda context: "and should be an object",
+    "literal_error": lambda context: f"and should be {context['expected']}",
+    "greater_than": lambda context: f"and should be above {_round(context['gt'])}",
+    "greater_than_equal": lambda context: f"and should be at least {_round(context['ge'])}",
+    "less_than": lambda context: f"and should be below {_round(context['lt'])}",
+    "less_than_equal": lambda context: f"and should be at most {_round(context['le'])}",
+    "string_too_short": lambda context: "and should not be empty",
+    "string_too_long": lambda context: f"and should have at most {context['max_length']:,} characters",
+    "too_short": lambda context: f"and should have at least {context['min_length']} entries",
+    "too_long": lambda context: f"and should have at most {context['max_length']:,} entries",
+    "string_pattern_mismatch": lambda context: "which is not of its form",
+}
+
+
+def _wrong(error: ValidationError) -> str:
+    """What is wrong first: other things may follow from it. Of what is missing, all that is in that place."""
+    errors = error.errors(include_url=False)
+    first = errors[0]
+    place = _place(first["loc"])
+    if first["type"] == "missing":
+        holder = first["loc"][:-1]
+        names = [_place(one["loc"]) for one in errors if one["type"] == "missing" and one["loc"][:-1] == holder]
+        return f"lacks {', '.join(names)}"
+    if first["type"] == "extra_forbidden":
+        return f"is damaged, as {place} is not known here"
+    if first["type"] == "value_error":  # a validator of ours, which says all of it
+        said = str(first["ctx"]["error"]).rstrip(".")
+        return f"is damaged, as {f'in {place} ' if place else ''}{said[:1].lower()}{said[1:]}"
+    say = _SAID.get(first["type"])
+    said = say(first.get("ctx", {})) if say else first["msg"].replace("Input should", "and should")
+    return f"is damaged, as {place or 'it'} is {_shown(first['input'])}, {said}"
+
+
+def _place(parts: Sequence[str | int]) -> str:
+    """As one would write it: runs[3].law.a, counted from 0."""
+    found = ""
+    for part in parts:
+        if isinstance(part, int):
+            found += f"[{part}]"
+        elif part != "[key]":
+            found += f".{_cut(part)}" if found else _cut(part)
+    return found
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        return "an object"
+    if isinstance(value, list):
+        return f"a list of {len(value)}"
+    return _cut(json.dumps(value, ensure_ascii=True, default=repr))
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
+
+
+def _round(bound: float) -> str:
+    return f"{bound:,}" if isinstance(bound, int) else f"{bound:g}"

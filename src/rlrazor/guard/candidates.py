@@ -1,0 +1,119 @@
+"""Checkpoints to choose from: their frontiers, and which of them are within what is to be accepted."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from rlrazor import bounds
+from rlrazor.errors import RazorError
+from rlrazor.forecast import FORWARD, PROBE
+from rlrazor.guard.verdict import Verdict, judge
+from rlrazor.lm.kl import Estimate
+
+DROP = "drop"
+AXES = (DROP, FORWARD, PROBE)  # what a new-task score is weighed against
+_WORSE = (Verdict.WITHIN, Verdict.UNCERTAIN, Verdict.ABOVE)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A checkpoint. `new` is the metric's value; `drop` of the prior score, a fraction of 1, measured or forecast.
+
+    `low` and `high` are the ends of the drop's interval, equal to it where the error of a measured one is not known;
+    all three are None where there is no law. `extrapolated`: its KL is beyond what the law was fitted to. `kl`: nats
+    per completion, or text, on each probe that was measured.
+    """
+
+    name: str
+    step: int
+    new: float
+    drop: float | None
+    low: float | None
+    high: float | None
+    measured: bool
+    extrapolated: bool = False
+    kl: Mapping[str, Estimate] = field(default_factory=dict)
+
+    def interval(self, of: str) -> tuple[float, float, float] | None:
+        """The drop, or a KL, with the ends of its interval; None where it is not known.
+
+        A KL's are two standard errors away; without one, of a single prompt, it could be up to three times as large.
+        """
+        if of == DROP:
+            if self.drop is None or self.low is None or self.high is None:
+                return None
+            return self.drop, self.low, self.high
+        if of not in self.kl:
+            return None
+        kl = self.kl[of]
+        spread = 2 * (kl.stderr if math.isfinite(kl.stderr) else kl.mean)
+        return kl.mean, max(kl.mean - spread, 0.0), kl.mean + spread
+
+    def at(self, of: str) -> float:
+        """The estimate alone; infinite where it is not known."""
+        found = self.interval(of)
+        return math.inf if found is None else found[0]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The most to accept of each: of the drop a fraction of 1, of the KLs nats.
+
+    The estimate says which checkpoints are admitted, with `cautious` the upper end of the interval. `accept_uncertain`:
+    of those, none is doubted.
+    """
+
+    most: Mapping[str, float] = field(default_factory=dict)
+    cautious: bool = False
+    accept_uncertain: bool = False
+
+    @classmethod
+    def of(cls, budget: float | None, kl_budget: float | None, kl_budget_probe: float | None, **how: bool) -> Limits:
+        """Those that were given. Raises RazorError for what is no budget."""
+        for name, given in (("budget", budget), ("kl_budget", kl_budget), ("kl_budget_probe", kl_budget_probe)):
+            bounds.require_number(name, given)
+        if budget is not None and not 0 <= budget < 1:
+            raise RazorError(
+                f"A budget is a fraction of 1, such as 0.02 for two points of the prior score, not {budget}."
+            )
+        for nats in (kl_budget, kl_budget_probe):
+            if nats is not None and not (nats >= 0 and math.isfinite(nats)):
+                raise RazorError(f"A KL budget is a number of nats, such as 0.5, not {nats}.")
+        if how.get("cautious") and how.get("accept_uncertain"):
+            raise RazorError("Be cautious or accept what is uncertain, not both.")
+        most = {DROP: budget, FORWARD: kl_budget, PROBE: kl_budget_probe}
+        return cls({of: value for of, value in most.items() if value is not None}, **how)
+
+    def judged(self, one: Candidate, of: str) -> float:
+        """What counts of a checkpoint; infinite where it is not known."""
+        found = one.interval(of)
+        return math.inf if found is None else found[2 if self.cautious else 0]
+
+    def admits(self, one: Candidate) -> bool:
+        """Whether all that counts is within the limits."""
+        return all(self.judged(one, of) <= most for of, most in self.most.items())
+
+    def verdict(self, one: Candidate) -> Verdict:
+        """The worst of the verdicts on each limit; what is not known cannot be told."""
+        said = [Verdict.WITHIN]
+        for of, most in self.most.items():
+            found = one.interval(of)
+            how = {"cautious": self.cautious, "accept_uncertain": self.accept_uncertain}
+            said.append(Verdict.UNCERTAIN if found is None else judge(*found, most, **how))
+        return max(said, key=_WORSE.index)
+
+
+def frontier(candidates: Sequence[Candidate], *, lower_is_better: bool = False, against: str = DROP) -> list[Candidate]:
+    """Those that no other beats in one of score and drop, or a KL, without losing in the other, the least drop first.
+
+    Those of which it is not known are not among them.
+    """
+    sign = -1 if lower_is_better else 1
+    known = [one for one in candidates if one.interval(against) is not None]
+    front: list[Candidate] = []
+    for one in sorted(known, key=lambda one: (one.at(against), -sign * one.new, one.step)):
+        if not front or sign * one.new > sign * front[-1].new:
+            front.append(one)
+    return front

@@ -1,0 +1,247 @@
+"""What a law.json holds, as a calibration can have written it: a fit ends within bounds, and rests on its data.
+
+Beyond them a forecast would be wrong without looking so: a = 50 is a drop of 5,000 points, a negative one a gain.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, field_validator, model_validator
+
+from rlrazor.errors import RazorError
+from rlrazor.forecast import FLOOR, MIN_RUNS
+from rlrazor.law import LEAST, REACH, SHAPES
+from rlrazor.lm.models import is_digest
+from rlrazor.lm.prompts import check as check_prompt
+from rlrazor.lm.prompts import check_text
+from rlrazor.schema import LARGEST_KL, Digest, Drop, Name, Schema, Score, Seed, Step, Text
+
+Kl = Literal["kl_forward", "kl_probe"]
+Error = Annotated[float, Field(ge=0, le=2)]
+"""Mean of absolute errors of a drop, which lies within -1 and 1, as its forecast does."""
+Value = Annotated[float, Field(ge=-LARGEST_KL, le=LARGEST_KL)]
+"""A measured KL, in nats: that of samples may be below 0."""
+_OFF = 1e-6  # by which what is written twice may differ: rounding
+
+_LARGEST_RESIDUAL = (1 + _OFF) / FLOOR  # a drop of 1 where none was forecast
+
+
+class Curve(Schema):
+    """a (1 - exp(-b x^c)) of the weighted sum of KLs, within what `law.fit_saturating` may end at."""
+
+    predictors: Annotated[dict[Kl, Annotated[float, Field(ge=0, le=1e15)]], Field(min_length=1)]
+    a: Annotated[float, Field(ge=LEAST * (1 - _OFF), le=1 + _OFF)]
+    b: Annotated[float, Field(gt=0)]
+    c: Annotated[float, Field(ge=SHAPES[0] * (1 - _OFF), le=SHAPES[1] * (1 + _OFF))]
+
+    @field_validator("predictors")
+    @classmethod
+    def _weighs(cls, value: dict[Kl, float]) -> dict[Kl, float]:
+        if not any(value.values()):
+            raise ValueError("all of its weights are 0, so that it is of no KL")
+        return value
+
+    def check_scale(self, kls_ND: NDArray[np.float64], what: str) -> None:
+        """Raise ValueError where it bends at no KL that a fit to these, in the order of `predictors`, would come to."""
+        largest = float((kls_ND @ np.array(list(self.predictors.values()))).max())
+        if not largest > 0:
+            raise ValueError(f"{what} rests on no KL above 0")
+        scale = -math.log(self.b) / self.c  # the logarithm of the KL at which 63 % of `a` are lost
+        if abs(scale - math.log(largest)) > REACH + _OFF:
+            raise ValueError(f"{what} has b = {self.b:g}, to which its data cannot have led")
+
+
+class LeftOut(Schema):
+    """The law without a run, and how it missed that run's checkpoints."""
+
+    run: Name
+    law: Curve
+    residuals: Annotated[list[Annotated[float, Field(ge=0, le=_LARGEST_RESIDUAL)]], Field(min_length=1)]
+
+
+class Interval(Schema):
+    """The intervals."""
+
+    method: Name
+    level: Annotated[float, Field(gt=0, lt=1)]
+    floor: float
+    runs: Annotated[list[LeftOut], Field(min_length=MIN_RUNS, max_length=10_000)]
+
+    @field_validator("floor")
+    @classmethod
+    def _is_ours(cls, value: float) -> float:
+        if value != FLOOR:  # residuals are relative to it
+            raise ValueError(f"the intervals are of floor {value:g}, not {FLOOR}")
+        return value
+
+
+class Candidate(Schema):
+    """What a law could have been of."""
+
+    columns: Annotated[list[Kl], Field(min_length=1, max_length=2)]
+    error: Error
+
+    @field_validator("columns")
+    @classmethod
+    def _are_different(cls, value: list[Kl]) -> list[Kl]:
+        if len(set(value)) < len(value):
+            raise ValueError(f"there is {value[0]} twice")
+        return value
+
+
+class Choice(Schema):
+    """Which it was."""
+
+    by: Literal["method", "run"]
+    candidates: Annotated[list[Candidate], Field(min_length=1, max_length=3)]
+    guess: Error
+
+
+class Base(Schema):
+    """Whose law it is."""
+
+    name: Name
+    digest: Name
+    tokenizer: Digest
+
+    @field_validator("digest")
+    @classmethod
+    def _is_one(cls, value: str) -> str:
+        if not is_digest(value):
+            raise ValueError("it is no digest of a base, as this rlrazor makes it")
+        return value
+
+
+class Prior(Schema):
+    """The base's scores."""
+
+    scores: Annotated[dict[Name, Score], Field(min_length=1)]
+    mean: Score
+    noise: Annotated[float, Field(ge=0, le=1)] | None
+
+    @model_validator(mode="after")
+    def _is_their_mean(self) -> Prior:
+        if abs(self.mean - sum(self.scores.values()) / len(self.scores)) > _OFF:
+            raise ValueError(f"the mean is {self.mean:g}, and that of the scores is another")
+        return self
+
+
+class Generic(Schema):
+    """The generic probe: one of the two."""
+
+    texts: tuple[str, ...] = Field((), strict=False)
+    prompts: tuple[Any, ...] = Field((), strict=False)
+
+    @model_validator(mode="after")
+    def _is_one(self) -> Generic:
+        if bool(self.texts) == bool(self.prompts):
+            raise ValueError("it is texts or prompts, not both and not neither")
+        try:
+            for number, text in enumerate(self.texts):
+                check_text(text, f"texts[{number}]")
+            for number, prompt in enumerate(self.prompts):
+                check_prompt(prompt, f"prompts[{number}]")
+        except RazorError as error:
+            raise ValueError(str(error)) from error
+        return self
+
+
+class Probe(Schema):
+    """How KL was measured. What the settings may be, `ProbeSettings` says."""
+
+    max_new_tokens: int
+    samples: int
+    stop: Annotated[list[str], Field(max_length=1000)]
+    chat: bool
+    precision: str | None
+    prompts_hash: Digest
+    prompts_count: Annotated[int, Field(ge=1, le=10**9)]
+    generic: Generic
+
+
+class Row(Schema):
+    """A checkpoint of the fit."""
+
+    run: Name
+    method: Name
+    seed: Seed | None = None
+    lr: Annotated[float, Field(ge=0)] | None = None
+    step: Step | None = None
+    new: float | None = None
+    prior: Score | None = None
+    kl_forward: Value | None = None
+    kl_probe: Value | None = None
+    forgetting: Drop
+
+
+class StoredLaw(Schema):
+    """All of it."""
+
+    format: int
+    base: Base
+    prior: Prior
+    law: Curve
+    highest: dict[Kl, Annotated[float, Field(ge=0, le=LARGEST_KL)]]
+    choice: Choice
+    interval: Interval
+    probe: Probe
+    data: Annotated[list[Row], Field(min_length=1, max_length=200_000)]
+    versions: dict[Name, Name]
+    command: Text
+
+    @model_validator(mode="after")
+    def _agrees(self) -> StoredLaw:
+        columns = tuple(self.law.predictors)
+        if set(self.highest) != set(columns):
+            raise ValueError(f"highest is of {_names(self.highest)}, and the law of {_names(columns)}")
+        candidates = [tuple(candidate.columns) for candidate in self.choice.candidates]
+        if columns not in candidates or len(set(candidates)) < len(candidates):
+            raise ValueError(f"the law is of {_names(columns)}, and not one of choice.candidates is, or they repeat")
+        for number, run in enumerate(self.interval.runs):
+            if tuple(run.law.predictors) != columns:
+                raise ValueError(
+                    f"interval.runs[{number}].law is of {_names(run.law.predictors)}, and the law of {_names(columns)}"
+                )
+        _check_data(self, columns)
+        return self
+
+
+def _check_data(stored: StoredLaw, columns: Sequence[str]) -> None:
+    """Raise ValueError where the law's parts are not of the checkpoints that it says it was fitted to."""
+    counts: Counter[str] = Counter()
+    seen: dict[str, tuple[str, set[int | None]]] = {}
+    for number, row in enumerate(stored.data):
+        method, steps = seen.setdefault(row.run, (row.method, set()))
+        if row.method != method or (row.step is not None and row.step in steps):
+            raise ValueError(f"data[{number}] is of another method than its run, or of a step that it has already")
+        missing = [name for name in columns if getattr(row, name) is None]
+        if missing:
+            raise ValueError(f"data[{number}] has no {missing[0]}, which the law is of")
+        steps.add(row.step)
+        counts[row.run] += 1
+    names = [run.run for run in stored.interval.runs]
+    if len(set(names)) < len(names) or set(names) != set(counts):
+        raise ValueError("the runs of interval.runs are not those of data, each once")
+    for number, run in enumerate(stored.interval.runs):
+        if len(run.residuals) != counts[run.run]:
+            raise ValueError(
+                f"interval.runs[{number}] has {len(run.residuals)} residuals, and data {counts[run.run]} checkpoints"
+            )
+    kls_ND = np.array([[getattr(row, name) for name in columns] for row in stored.data], float)
+    run_N = np.array([row.run for row in stored.data])
+    for name, highest in zip(columns, kls_ND.max(axis=0), strict=True):
+        if not np.isclose(stored.highest[name], highest, rtol=_OFF, atol=0):  # type: ignore[index]
+            raise ValueError(f"highest.{name} is {stored.highest[name]:g}, which is not that of data")  # type: ignore[index]
+    stored.law.check_scale(kls_ND, "the law")
+    for number, run in enumerate(stored.interval.runs):
+        run.law.check_scale(kls_ND[run_N != run.run], f"interval.runs[{number}].law")
+
+
+def _names(columns: Iterable[str]) -> str:
+    return " and ".join(columns) or "nothing"

@@ -1,0 +1,71 @@
+"""What the files beside checkpoints hold: a Trainer's state, the label and the log of a monitor."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from rlrazor.bounds import MOST_STEPS
+from rlrazor.schema import LARGEST_KL, Digest, Drop, Name, Open, Score, Step, Text
+
+Kl = Annotated[float, Field(ge=-LARGEST_KL, le=LARGEST_KL)]
+Stderr = Annotated[float, Field(ge=0, le=LARGEST_KL)]
+
+
+class Entry(Open):
+    """What a Trainer logged; most have a step."""
+
+    step: Step = 0
+
+
+class TrainerState(Open):
+    """trainer_state.json."""
+
+    log_history: list[Entry]
+    global_step: Step = 0
+
+
+class Label(Open):
+    """razor.json: the run that a checkpoint is of, and the hash of the state that was saved in it."""
+
+    run: Name
+    step: Step
+    state: Digest
+
+
+class ForecastRow(Open):
+    """A forecast in the log."""
+
+    drop: Drop
+    low: Drop
+    high: Drop
+    extrapolated: bool = False
+
+
+class LogRow(Open):
+    """A line of razor.jsonl. Those of earlier versions have less."""
+
+    run: Name | None = None
+    step: Step = 0
+    error: Text | None = None
+    kl_forward: Kl | None = None
+    kl_forward_stderr: Stderr | None = None
+    kl_probe: Kl | None = None
+    kl_probe_stderr: Stderr | None = None
+    prompts: dict[Name, Annotated[int, Field(ge=0)]] = {}  # noqa: RUF012
+    whole: bool = True
+    forecast: ForecastRow | None = None
+    level: Annotated[float, Field(gt=0, lt=1)] | None = None
+    budget: Score | None = None
+    law_useful: bool = True
+    within: bool | None = None
+    base: Text = ""
+    probe: Text = ""
+    prompts_hash: Text = ""
+    every: Annotated[int, Field(ge=1, le=MOST_STEPS)] | None = None
+    share: Annotated[float, Field(gt=0, le=1)] | None = None
+    last_share: Annotated[float, Field(gt=0, le=1)] | None = None
+    probe_fraction: Annotated[float, Field(gt=0, le=1)] | None = None
+    last_probe_fraction: Annotated[float, Field(gt=0, le=1)] | None = None
+    remaining: dict[Name, Any] = {}  # noqa: RUF012

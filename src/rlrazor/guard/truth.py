@@ -1,0 +1,185 @@
+"""The truth beside a forecast: prior tasks scored in both models, on the same items, and the error of what differs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from rlrazor import paired
+from rlrazor.lm import prior
+from rlrazor.lm.models import LanguageModel
+from rlrazor.paired import Difference
+
+
+@dataclass(frozen=True)
+class PriorSuite:
+    """Prior tasks of lm-eval to measure the truth by."""
+
+    tasks: tuple[str, ...]
+    limit: int | None = None
+    data_mirror: Path | None = None
+    allow_code_execution: bool = False
+
+    def metrics(self) -> dict[str, prior.Metric]:
+        """What each task is scored by; raises RazorError for tasks that cannot be evaluated. Loads their data."""
+        return prior.metrics_of(
+            self.tasks, data_mirror=self.data_mirror, allow_code_execution=self.allow_code_execution
+        )
+
+    def scores(self, lm: LanguageModel, told: Callable[[str], None]) -> prior.PriorScores:
+        """Of a model; `told` hears of each task as it begins. Raises as `prior.evaluate` does."""
+        return prior.evaluate(
+            lm.model,
+            lm.tokenizer,
+            self.tasks,
+            limit=self.limit,
+            data_mirror=self.data_mirror,
+            allow_code_execution=self.allow_code_execution,
+            told=told,
+        )
+
+
+@dataclass(frozen=True)
+class TaskChange:
+    """A prior task's score in both models: fractions of 1 where `fraction`, else in the metric's own unit.
+
+    `difference` is how much worse the tuned model is; `paired`: item by item, or else as if the two had been scored on
+    different items. `level` is that of the interval.
+    """
+
+    base: float
+    tuned: float
+    metric: str
+    higher_is_better: bool
+    fraction: bool
+    difference: Difference
+    paired: bool
+    level: float
+
+    @property
+    def drop(self) -> float:
+        """How much worse the tuned model is, whichever direction is better."""
+        return self.base - self.tuned if self.higher_is_better else self.tuned - self.base
+
+    @property
+    def n(self) -> int:
+        """Items."""
+        return self.difference.n
+
+    @property
+    def stderr(self) -> float | None:
+        """Of the difference; None where it is not known."""
+        return _known(self.difference.stderr)
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """Of the difference; None where its error is not known."""
+        return _interval(self.difference, self.level)
+
+
+@dataclass(frozen=True)
+class Truth:
+    """Measured prior scores of both. `limit`: items of each task at most, as was asked for."""
+
+    tasks: Mapping[str, TaskChange]
+    level: float
+    limit: int | None = None
+
+    @property
+    def difference(self) -> Difference | None:
+        """The mean over the tasks whose scores are fractions of 1; None where none is."""
+        parts = [task.difference for task in self.tasks.values() if task.fraction]
+        return paired.Mean(parts) if parts else None
+
+    @property
+    def drop(self) -> float | None:
+        """The mean drop of the scores that are fractions of 1."""
+        return None if self.difference is None else self.difference.mean
+
+    @property
+    def stderr(self) -> float | None:
+        """Its standard error; None where one of them has none: unknown is not 0."""
+        return None if self.difference is None else _known(self.difference.stderr)
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """Its interval, of `level`; None where it has no standard error."""
+        return None if self.difference is None else _interval(self.difference, self.level)
+
+    @property
+    def base(self) -> dict[str, float]:
+        """The base's scores."""
+        return {name: task.base for name, task in self.tasks.items()}
+
+    @property
+    def tuned(self) -> dict[str, float]:
+        """The tuned model's scores."""
+        return {name: task.tuned for name, task in self.tasks.items()}
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader of the mean drop has to know, in sentences."""
+        said = []
+        if apart := [f"{name} ({task.metric})" for name, task in self.tasks.items() if not task.fraction]:
+            said.append(
+                f"Scores that are not fractions of 1 are shown in their own unit and left out of the mean drop: "
+                f"{', '.join(apart)}."
+            )
+        if unpaired := [name for name, task in self.tasks.items() if not task.paired and task.stderr is not None]:
+            said.append(
+                f"The error of {', '.join(unpaired)} is not paired, as if the two models had been scored on different "
+                "items: the score is of the whole set of items, or theirs are not known."
+            )
+        unknown = [name for name, task in self.tasks.items() if task.fraction and task.interval is None]
+        if unknown and self.drop is not None:
+            said.append(
+                f"The mean drop has no standard error: lm-eval gives none for {', '.join(unknown)}. How much of it is "
+                "chance is not known."
+            )
+        return said
+
+
+def truth_of(
+    base: Mapping[str, prior.Score], tuned: Mapping[str, prior.Score], level: float, limit: int | None
+) -> Truth:
+    """The change of each task; both have the same tasks."""
+    return Truth({name: _change(before, tuned[name], level) for name, before in base.items()}, level, limit)
+
+
+def _change(base: prior.Score, tuned: prior.Score, level: float) -> TaskChange:
+    fraction = base.is_fraction and tuned.is_fraction
+    difference = _paired(base, tuned, bounded=fraction)
+    known = difference is not None
+    if difference is None:
+        drop = (base.value - tuned.value) * (1 if base.higher_is_better else -1)
+        errors = [math.nan if score.stderr is None else score.stderr for score in (base, tuned)]
+        difference = paired.Independent(drop, math.hypot(*errors), min(base.n, tuned.n), fraction)
+    return TaskChange(base.value, tuned.value, base.metric, base.higher_is_better, fraction, difference, known, level)
+
+
+def _paired(base: prior.Score, tuned: prior.Score, *, bounded: bool) -> Difference | None:
+    """Item by item; None where the items' outcomes are not known in both, or are not of the same items."""
+    names = {task: list(items) for task, items in base.items.items()}
+    if not names or {task: set(items) for task, items in tuned.items.items()} != {
+        t: set(of) for t, of in names.items()
+    }:
+        return None
+    first, second = (base, tuned) if base.higher_is_better else (tuned, base)
+
+    def outcomes(score: prior.Score, tasks: Iterable[str]) -> list[float]:
+        return [score.items[task][item] for task in tasks for item in names[task]]
+
+    groups = [list(names)] if base.by_size else [[task] for task in names]  # of tasks whose items count alike
+    found = [paired.paired(outcomes(first, tasks), outcomes(second, tasks), bounded=bounded) for tasks in groups]
+    return found[0] if len(found) == 1 else paired.Mean(found)
+
+
+def _known(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _interval(difference: Difference, level: float) -> tuple[float, float] | None:
+    low, high = difference.interval(level)
+    return (low, high) if math.isfinite(low) and math.isfinite(high) else None

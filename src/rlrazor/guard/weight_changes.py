@@ -1,0 +1,112 @@
+"""Where in the weights two models differ, layer by layer; they are read a tensor at a time."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from rlrazor import drift
+from rlrazor.errors import RazorError
+
+
+@dataclass(frozen=True)
+class WeightChange:
+    """The change of some weights: L2 norms of the change and of what they were, and the share exactly as before."""
+
+    name: str
+    parameters: int
+    l2: float
+    norm: float
+    unchanged: float
+
+    @property
+    def relative(self) -> float:
+        """The change as a share of what they were."""
+        return self.l2 / self.norm if self.norm else 0.0
+
+
+def changes(
+    base: Mapping[str, Tensor], tuned: Mapping[str, Tensor], names: tuple[str, str]
+) -> tuple[list[WeightChange], list[str]]:
+    """A row per layer, and per weight outside of them, in the order of the model; and notes of what has no pair.
+
+    `names`: what the two models are called. Raises RazorError where they do not belong together, and for weights that
+    are not finite.
+    """
+    paired = _paired(list(base), list(tuned))
+    if not paired:
+        raise RazorError(f"{names[1]} and {names[0]} have no weight in common: one is not tuned from the other.")
+    alone = [name for name in base if name not in paired]
+    alone += sorted(set(tuned) - set(paired.values()))
+    notes = []
+    if alone:
+        notes.append(
+            f"{len(alone)} weights are in one of the two only, such as {alone[0]} (a head that is tied, say): they are "
+            "not among the changes."
+        )
+    layers: dict[str, list[WeightChange]] = {}
+    unmerged: list[str] = []
+    for name in sorted(paired, key=_natural):
+        try:
+            before, after = base[name], tuned[paired[name]]
+        except RazorError as error:
+            unmerged.append(str(error))
+            continue
+        if before.shape != after.shape:
+            raise RazorError(
+                f"{name} has shape {tuple(after.shape)} in {names[1]} and {tuple(before.shape)} in {names[0]}: "
+                "one is not tuned from the other."
+            )
+        if not after.isfinite().all():
+            raise RazorError(f"The weights of {names[1]} are damaged: {name} is NaN or infinite in places.")
+        measured = drift.measure_weights({name: before}, {name: after}, spectra=False)
+        norm = float(before.double().norm())
+        layers.setdefault(_layer(name), []).append(
+            WeightChange(
+                name,
+                before.numel(),
+                measured["weight_l2"],
+                norm,
+                measured["weight_sparsity"],
+            )
+        )
+    if unmerged:
+        notes.append(f"{len(unmerged)} weights are not among the changes. {unmerged[0]}")
+    return [total(layer, parts) for layer, parts in layers.items()], notes
+
+
+def _paired(base: Sequence[str], tuned: Sequence[str]) -> dict[str, str]:
+    """Which weight of the one is which of the other: by name, or by what follows a prefix such as `transformer.`.
+
+    A base may have been saved as the bare transformer, without the prefix that a model with an LM head gives it.
+    """
+    there = set(tuned)
+    if shared := {name: name for name in base if name in there}:
+        return shared
+    prefixed = {name: rest for name in tuned if (rest := name.partition(".")[2]) in set(base)}
+    if prefixed:
+        return {rest: name for name, rest in prefixed.items()}
+    return {name: rest for name in base if (rest := name.partition(".")[2]) in there}
+
+
+def total(name: str, parts: Sequence[WeightChange]) -> WeightChange:
+    """All of them as one."""
+    size = sum(part.parameters for part in parts)
+    unchanged = sum(part.unchanged * part.parameters for part in parts) / size
+    l2, norm = (math.hypot(*values) for values in zip(*((part.l2, part.norm) for part in parts), strict=True))
+    return WeightChange(name, size, l2, norm, unchanged)
+
+
+def _layer(name: str) -> str:
+    found = re.search(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.", name)
+    return f"layer {found[1]}" if found else name.removesuffix(".weight").removeprefix("model.")
+
+
+def _natural(name: str) -> list[Any]:
+    """Layer 10 after layer 9."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
