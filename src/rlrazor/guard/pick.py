@@ -16,6 +16,7 @@ from typing import Any
 
 import polars as pl
 
+from rlrazor import bounds
 from rlrazor import law as laws
 from rlrazor.errors import RazorError
 from rlrazor.forecast import FORWARD, PROBE
