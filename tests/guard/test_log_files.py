@@ -50,7 +50,7 @@ def picked(run: Path) -> str | None:
     except RazorError as error:
         is_a_sentence(error)
         return str(error)
-    for one in found.candidates:
+    for one in found.candidates:  # of which none may be recommended, where the log says that its law is of no use
         numbers = [value for value in (one.new, one.drop, one.low, one.high) if value is not None]
         assert np.isfinite(numbers).all()
     assert all("\n" not in note for note in found.notes)

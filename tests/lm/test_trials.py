@@ -13,7 +13,6 @@ from tiny_models import char_tokenizer
 
 GOOD = "{% for turn in messages %}{{ turn.content }}{% endfor %}"
 SQUARE = "{% set r = range(100000) %}{% for i in r %}{% for j in r %}{% endfor %}{% endfor %}"
-DOUBLED = "{% set n = namespace(x='ab') %}{% for i in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}{{ n.x }}"
 
 
 def with_template(template: str) -> Any:
@@ -28,16 +27,11 @@ def with_template(template: str) -> Any:
         ("{{ 1 / 0 }}", r"does not take a prompt \(division by zero\): Prompt 1 "),
         ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "maximum recursion depth"),
         ("{% if 1 %}" * 10_000 + "x" + "{% endif %}" * 10_000, "maximum recursion depth"),
-        ("{{ " + "(" * 100_000 + "1" + ")" * 100_000 + " }}", "maximum recursion depth"),
         (SQUARE, r"took longer than 0\.5 s on a prompt"),
         ("{% for i in range(100000) %}{{ 'a' * 1000 }}{% endfor %}", r"writes more than 10\d,\d\d\d characters"),
         ("{{ 'a' * 10 ** 10 }}", "takes more memory than a chat template needs"),
-        ("{{ 'a' | center(10 ** 10) }}", "takes more memory than a chat template needs"),
-        (DOUBLED, "takes more memory than a chat template needs|took longer"),
         ("{{ raise_exception('not so') }}", r"\(not so\)"),
         ("{{ a.b }}", r"\('a' is undefined\)"),
-        ("{{ messages.append(1) }}", "is unsafe"),
-        ("{% if %}", "Expected an expression"),
         ("{# nothing #}", "it makes no text of it"),
         (" \n", "it makes no text of it"),
     ],

@@ -59,6 +59,7 @@ class LogRow(Open):
     level: Annotated[float, Field(gt=0, lt=1)] | None = None
     budget: Score | None = None
     law_useful: bool = True
+    law_objection: Text | None = None
     within: bool | None = None
     base: Text = ""
     probe: Text = ""

@@ -391,9 +391,9 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
                 _say("[razor] the budget is not watched: without a law, KL says nothing about scores.")
         else:
             _say(f"[razor] {self.law.describe(self.level)}")
-            for caution in self.law.cautions(self.level):
+            for caution in self.law.cautions(self.level, limit=self.budget):
                 _say(f"[razor] {caution}")
-            if self.budget is not None and not self.law.useful:
+            if self.budget is not None and self.law.objection(limit=self.budget) is not None:
                 _say("[razor] the budget is not watched: by such a law nothing is warned of, stopped or kept.")
         assert self.base is not None
         _say(f"[razor] the first prompt, as measured in {self.settings.precision}: {shortened(self.first_prompt)!r}")
@@ -538,7 +538,7 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
             asked, measured = self.prompts_hash if side is self.base else "", side.whole[FORWARD]
             forecast = self.law.forecast(kl, self.level, prompts=asked, measured=measured)
             level = self.law.attainable(self.level)
-            if self.budget is not None and self.law.useful:
+            if self.budget is not None and self.law.objection(limit=self.budget) is None:
                 remaining = self.law.remaining(
                     kl, self.budget, self.level, prompts=asked, measured=measured, cautious=self.cautious
                 )

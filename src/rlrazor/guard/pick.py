@@ -16,7 +16,6 @@ from typing import Any
 
 import polars as pl
 
-from rlrazor import bounds
 from rlrazor import law as laws
 from rlrazor.errors import RazorError
 from rlrazor.forecast import FORWARD, PROBE
@@ -151,8 +150,6 @@ def pick(
     Checkpoints that cannot be read, have no weights or cannot be measured are left out, with a note. Raises RazorError
     where none is left, there is no such metric, neither a drop nor a KL, or none of what a limit is about.
     """
-    for name, value in (("budget", budget), ("kl_budget", kl_budget), ("kl_budget_probe", kl_budget_probe)):
-        bounds.require_number(name, value)
     limits = Limits.of(budget, kl_budget, kl_budget_probe, cautious=cautious, accept_uncertain=accept_uncertain)
     if (folder / "records.parquet").exists():
         if (metric, lower_is_better, law, measure, run, log) != (None,) * 6:
