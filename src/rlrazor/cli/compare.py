@@ -1,7 +1,6 @@
 """`razor compare`: how far a fine-tuned model is from its base, where, and what that has cost; an exit code for CI."""
 
 import argparse
-import json
 import math
 import shlex
 import warnings
@@ -18,7 +17,7 @@ from rlrazor.cli.compare_output import print_findings
 from rlrazor.cli.early import require_files, require_prior, require_source, settle_hub
 from rlrazor.cli.language import stop_of
 from rlrazor.cli.outputs import check_outputs
-from rlrazor.cli.printing import Subparsers, console_for_tables, options_of
+from rlrazor.cli.printing import Subparsers, console_for_tables, options_of, print_json
 from rlrazor.errors import RazorError
 from rlrazor.extras import needs_extra
 from rlrazor.guard.verdict import Limits, Verdict
@@ -114,8 +113,7 @@ def run(arguments: argparse.Namespace) -> int:
     deciding = worst(judged)
     code = exits.DONE if deciding is None else _CODES[deciding.verdict]
     if arguments.json:
-        printed = {**as_json(found, judged), "page": str(arguments.out), "exit_code": code}
-        print(json.dumps(printed, indent=2, allow_nan=False))
+        print_json({**as_json(found, judged), "page": str(arguments.out), "exit_code": code})
     else:
         print_findings(found, judged)
         console_for_tables().print(f"Page: {page}", highlight=False, soft_wrap=True)

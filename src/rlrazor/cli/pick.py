@@ -1,7 +1,6 @@
 """`razor pick`: of a run's checkpoints, those worth having, and the one to take."""
 
 import argparse
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -17,7 +16,7 @@ from rlrazor.cli.compare import dtype_of
 from rlrazor.cli.early import require_files, settle_hub
 from rlrazor.cli.language import stop_of
 from rlrazor.cli.outputs import check_outputs
-from rlrazor.cli.printing import Subparsers, console_for_tables, options_of
+from rlrazor.cli.printing import Subparsers, console_for_tables, options_of, print_json
 from rlrazor.errors import RazorError
 from rlrazor.extras import needs_extra
 from rlrazor.terminal import PlainColumn, Terminal
@@ -111,8 +110,7 @@ def run(arguments: argparse.Namespace) -> int:
     law = None if arguments.law is None else LawFile.load(arguments.law)
     found = _pick(arguments, law, measuring=measuring)
     if arguments.json:
-        printed = {"folder": str(arguments.folder), **as_json(found), "exit_code": _exit_code(found)}
-        print(json.dumps(printed, indent=2, allow_nan=False))
+        print_json({"folder": str(arguments.folder), **as_json(found), "exit_code": _exit_code(found)})
     else:
         _print(found)
     if arguments.figure is not None:
@@ -121,12 +119,12 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _pick(arguments: argparse.Namespace, law: "LawFile | None", *, measuring: bool) -> "Pick":
-    from rlrazor.guard.candidates import Limits
+    from rlrazor.guard.candidates import Budgets
     from rlrazor.guard.pick import metric_of, pick
     from rlrazor.guard.run_folder import run_in
 
     how = {"cautious": arguments.cautious, "accept_uncertain": arguments.accept_uncertain}
-    limits = Limits.of(arguments.budget, arguments.kl_budget, arguments.kl_budget_probe, **how)
+    limits = Budgets.of(arguments.budget, arguments.kl_budget, arguments.kl_budget_probe, **how)
     if measuring and arguments.log is not None:
         raise RazorError("--log says what was measured in training, --base measures here: give one of them.")
     if measuring and (arguments.folder / "records.parquet").exists():

@@ -9,12 +9,11 @@ from dataclasses import dataclass, field
 from rlrazor import bounds
 from rlrazor.errors import RazorError
 from rlrazor.forecast import FORWARD, PROBE
-from rlrazor.guard.verdict import Verdict, judge
+from rlrazor.guard.verdict import SEVERITY, Limits, Verdict, judge
 from rlrazor.lm.kl import Estimate
 
 DROP = "drop"
 AXES = (DROP, FORWARD, PROBE)  # what a new-task score is weighed against
-_WORSE = (Verdict.WITHIN, Verdict.UNCERTAIN, Verdict.ABOVE)
 
 
 @dataclass(frozen=True)
@@ -58,19 +57,23 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Limits:
-    """The most to accept of each: of the drop a fraction of 1, of the KLs nats.
+class Budgets(Limits):
+    """Limits of what a checkpoint may cost: of `kl_probe` too, on the generic probe, nats.
 
     The estimate says which checkpoints are admitted, with `cautious` the upper end of the interval. `accept_uncertain`:
     of those, none is doubted.
     """
 
-    most: Mapping[str, float] = field(default_factory=dict)
-    cautious: bool = False
-    accept_uncertain: bool = False
+    kl_probe: float | None = None
+
+    @property
+    def most(self) -> dict[str, float]:
+        """Those that there are, by what they are of."""
+        found = {DROP: self.drop, FORWARD: self.kl, PROBE: self.kl_probe}
+        return {of: value for of, value in found.items() if value is not None}
 
     @classmethod
-    def of(cls, budget: float | None, kl_budget: float | None, kl_budget_probe: float | None, **how: bool) -> Limits:
+    def of(cls, budget: float | None, kl_budget: float | None, kl_budget_probe: float | None, **how: bool) -> Budgets:
         """Those that were given. Raises RazorError for what is no budget."""
         for name, given in (("budget", budget), ("kl_budget", kl_budget), ("kl_budget_probe", kl_budget_probe)):
             bounds.require_number(name, given)
@@ -83,8 +86,7 @@ class Limits:
                 raise RazorError(f"A KL budget is a number of nats, such as 0.5, not {nats}.")
         if how.get("cautious") and how.get("accept_uncertain"):
             raise RazorError("Be cautious or accept what is uncertain, not both.")
-        most = {DROP: budget, FORWARD: kl_budget, PROBE: kl_budget_probe}
-        return cls({of: value for of, value in most.items() if value is not None}, **how)
+        return cls(budget, kl_budget, kl_probe=kl_budget_probe, **how)
 
     def judged(self, one: Candidate, of: str) -> float:
         """What counts of a checkpoint; infinite where it is not known."""
@@ -102,7 +104,7 @@ class Limits:
             found = one.interval(of)
             how = {"cautious": self.cautious, "accept_uncertain": self.accept_uncertain}
             said.append(Verdict.UNCERTAIN if found is None else judge(*found, most, **how))
-        return max(said, key=_WORSE.index)
+        return max(said, key=SEVERITY.index)
 
 
 def frontier(candidates: Sequence[Candidate], *, lower_is_better: bool = False, against: str = DROP) -> list[Candidate]:

@@ -14,12 +14,11 @@ from rlrazor.forecast import FORWARD
 from rlrazor.guard.compare import Comparison
 from rlrazor.guard.law_file import LawFile
 from rlrazor.guard.truth import TaskChange, Truth
-from rlrazor.guard.verdict import Limits, Verdict, judge
+from rlrazor.guard.verdict import SEVERITY, Limits, Verdict, judge
 from rlrazor.lm.kl import Estimate
 from rlrazor.lm.prior import Metric
 from rlrazor.paired import times_needed
 
-SEVERITY = (Verdict.WITHIN, Verdict.UNCERTAIN, Verdict.ABOVE)
 MOST_ITEMS = 1_000_000  # that are worth naming
 Ends = tuple[float | None, float | None]
 _OTHERWISE = "--accept-uncertain judges by the estimate alone, --cautious counts what cannot be told as above."

@@ -19,7 +19,7 @@ import polars as pl
 from rlrazor import law as laws
 from rlrazor.errors import RazorError
 from rlrazor.forecast import FORWARD, PROBE
-from rlrazor.guard.candidates import AXES, DROP, Candidate, Limits, frontier
+from rlrazor.guard.candidates import AXES, DROP, Budgets, Candidate, frontier
 from rlrazor.guard.law_file import NAMES, LawFile
 from rlrazor.guard.metric import find_metric, is_lower_better, latest
 from rlrazor.guard.outputs import MARK
@@ -58,15 +58,14 @@ class Pick:
     notes: Sequence[str]
     level: float | None = None
     frontiers: Mapping[str, Sequence[Candidate]] = field(default_factory=dict)
-    limits: Limits = field(default_factory=Limits)
+    limits: Budgets = field(default_factory=Budgets)
     verdict: Verdict | None = None
     doubt: str | None = None
 
     @property
-    def usable(self) -> Limits:
+    def usable(self) -> Budgets:
         """The limits, but for that of a drop that may not be relied on."""
-        most = {of: most for of, most in self.limits.most.items() if of != DROP or DROP in self.frontiers}
-        return replace(self.limits, most=most)
+        return self.limits if DROP in self.frontiers else replace(self.limits, drop=None)
 
     def verdict_of(self, one: Candidate) -> Verdict:
         """On one of the candidates."""
@@ -150,7 +149,7 @@ def pick(
     Checkpoints that cannot be read, have no weights or cannot be measured are left out, with a note. Raises RazorError
     where none is left, there is no such metric, neither a drop nor a KL, or none of what a limit is about.
     """
-    limits = Limits.of(budget, kl_budget, kl_budget_probe, cautious=cautious, accept_uncertain=accept_uncertain)
+    limits = Budgets.of(budget, kl_budget, kl_budget_probe, cautious=cautious, accept_uncertain=accept_uncertain)
     if (folder / "records.parquet").exists():
         if (metric, lower_is_better, law, measure, run, log) != (None,) * 6:
             raise RazorError(f"{folder} is of a sweep, whose own measured scores are used: give budgets at most.")
@@ -198,7 +197,7 @@ def _recommended(found: Pick, objection: str | None) -> Pick:
     return replace(found, verdict=Verdict.UNCERTAIN, doubt=" ".join(filter(None, doubts)))
 
 
-def _within(found: Pick, limits: Limits) -> Pick:
+def _within(found: Pick, limits: Budgets) -> Pick:
     """The best score of those within the limits, and whether that can be told."""
     sign = -1 if found.lower_is_better else 1
     admitted = [one for one in found.candidates if limits.admits(one)]
@@ -225,7 +224,7 @@ def _kind(one: Candidate) -> str:
     return "measured" if one.measured else "forecast"
 
 
-def _none_within(found: Pick, limits: Limits) -> str:
+def _none_within(found: Pick, limits: Budgets) -> str:
     """What there is at least of each, and which would be within by the estimates."""
     parts = []
     for of, most in limits.most.items():
@@ -248,7 +247,7 @@ def _none_within(found: Pick, limits: Limits) -> str:
     return f"{said} Save checkpoints earlier, or train with a lower learning rate."
 
 
-def _doubt(found: Pick, limits: Limits, chosen: Candidate) -> str:
+def _doubt(found: Pick, limits: Budgets, chosen: Candidate) -> str:
     """Why it cannot be told, and what can be done."""
     parts = []
     for of, most in limits.most.items():
@@ -361,7 +360,7 @@ def _is_finite(value: float | None) -> bool:
 # A Trainer's folder
 
 
-def metric_of(run: Run, wanted: str | None, lower_is_better: bool | None, limits: Limits, law: LawFile | None) -> str:
+def metric_of(run: Run, wanted: str | None, lower_is_better: bool | None, limits: Budgets, law: LawFile | None) -> str:
     """The metric to go by. Raises RazorError, before minutes of measuring, where it was not logged or cannot judge.
 
     That is where it would have to be weighed against the drop that a law forecasts.
@@ -381,7 +380,7 @@ def _of_trainer(
     run: Run,
     metric: str | None,
     lower_is_better: bool | None,
-    limits: Limits,
+    limits: Budgets,
     law: LawFile | None,
     measure: Callable[[Path, int], Drop] | None,
 ) -> _Source:
