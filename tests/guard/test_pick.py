@@ -297,6 +297,16 @@ def test_without_a_law_there_are_frontiers_against_kl(tmp_path: Path, capfd: pyt
     assert pick(write_unforecast(tmp_path / "loss", "loss")).recommended is None
 
 
+def test_a_kl_of_two_prompts_has_the_interval_of_two(tmp_path: Path) -> None:
+    """.2 with an error of .02 on 2 prompts: Student's t of 1 degree of freedom is 12.7, not 2."""
+    run = write_unforecast(tmp_path)
+    rows = [json.loads(line) for line in (run / "razor.jsonl").read_text().splitlines()]
+    for count, budget, verdict in ((2, 0.45, "UNCERTAIN"), (2, 0.46, "WITHIN"), (60, 0.25, "WITHIN")):
+        lines = [json.dumps({**row, "prompts": {"kl_forward": count}}) + "\n" for row in rows[:1]]
+        (run / "razor.jsonl").write_text("".join(lines))
+        assert pick(run, kl_budget=budget).verdict is Verdict[verdict]
+
+
 @pytest.mark.parametrize(
     ("options", "step", "code"),
     [

@@ -82,7 +82,7 @@ def add_to(commands: Subparsers) -> None:
     probe.add_argument("--as-given", action="store_true", help="the order is right, whatever it looks like")
     truth = parser.add_argument_group("the truth beside the forecast")
     truth.add_argument("--prior", metavar="TASKS", help="prior tasks to measure: lm-eval names, comma-separated")
-    truth.add_argument("--prior-limit", type=int, metavar="N", help="items of each at most")
+    truth.add_argument("--prior-limit", type=int, metavar="N", help="items of each at most (default: 0, all)")
     truth.add_argument("--data-mirror", type=Path, metavar="DIR", help="local JSONL files of the prior tasks")
     truth.add_argument("--allow-code-execution", action="store_true", help="run code that the model writes (HumanEval)")
     parser.set_defaults(run=run, options=options_of(parser))
@@ -196,7 +196,7 @@ def _suite(arguments: argparse.Namespace) -> "PriorSuite | None":
     if arguments.prior is None:
         return None
     tasks = tuple(name.strip() for name in arguments.prior.split(",") if name.strip())
-    return PriorSuite(tasks, arguments.prior_limit, arguments.data_mirror, arguments.allow_code_execution)
+    return PriorSuite(tasks, arguments.prior_limit or None, arguments.data_mirror, arguments.allow_code_execution)
 
 
 def _sources(arguments: argparse.Namespace) -> dict[str, str]:

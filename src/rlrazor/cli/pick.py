@@ -50,21 +50,7 @@ def add_to(commands: Subparsers) -> None:
         default=None,
         help="of the metric (default: by its name)",
     )
-    budgets = parser.add_argument_group("budgets, of which the best score within them is recommended")
-    budgets.add_argument("--budget", type=float, help="largest drop of the prior score to accept, such as 0.02")
-    budgets.add_argument(
-        "--kl-budget", type=float, metavar="NATS", help="largest KL per completion on the new task's prompts"
-    )
-    budgets.add_argument("--kl-budget-probe", type=float, metavar="NATS", help="largest KL on the generic probe")
-    doubt = budgets.add_mutually_exclusive_group()
-    doubt.add_argument(
-        "--cautious",
-        action="store_true",
-        help="judge by the upper ends of intervals: what cannot be told is not within",
-    )
-    doubt.add_argument(
-        "--accept-uncertain", action="store_true", help="judge by the estimates alone: exit with 0 where 3 is due"
-    )
+    _add_budgets(parser)
     parser.add_argument(
         "--run",
         dest="run_id",
@@ -91,6 +77,24 @@ def add_to(commands: Subparsers) -> None:
     parser.add_argument("--figure", type=Path, metavar="DIR", help="draw the frontiers into DIR/pick.png and .svg")
     parser.add_argument("--json", action="store_true", help="print the candidates as JSON instead of a table")
     parser.set_defaults(run=run, options=options_of(parser))
+
+
+def _add_budgets(parser: argparse.ArgumentParser) -> None:
+    budgets = parser.add_argument_group("budgets, of which the best score within them is recommended")
+    budgets.add_argument("--budget", type=float, help="largest drop of the prior score to accept, such as 0.02")
+    budgets.add_argument(
+        "--kl-budget", type=float, metavar="NATS", help="largest KL per completion on the new task's prompts"
+    )
+    budgets.add_argument("--kl-budget-probe", type=float, metavar="NATS", help="largest KL on the generic probe")
+    doubt = budgets.add_mutually_exclusive_group()
+    doubt.add_argument(
+        "--cautious",
+        action="store_true",
+        help="judge by the upper ends of intervals: what cannot be told is not within",
+    )
+    doubt.add_argument(
+        "--accept-uncertain", action="store_true", help="judge by the estimates alone: exit with 0 where 3 is due"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -255,7 +259,6 @@ def _measuring(
 
     Those gain what is found while measuring.
     """
-    from rlrazor.forecast import FORWARD
     from rlrazor.guard.base_side import BaseSide, cautions_of, kls_of
     from rlrazor.guard.compare import NO_MEMORY
     from rlrazor.guard.pick import Drop
@@ -296,7 +299,7 @@ def _measuring(
             raise RazorError("its outputs are NaN or infinite: training has diverged there.") from error
         finally:
             told(path.name)
-        return Drop.by(law, step, kls, prompts, side.whole[FORWARD])
+        return Drop.by(law, step, kls, prompts, side.whole)
 
     return measure, notes
 

@@ -170,7 +170,7 @@ def cautions_of(
             said.append(f"{missing} of the {len(given)} {what} are left out: {why}.")
     if (few := measured[FORWARD]) < FEW_PROMPTS:
         said.append(
-            f"{few} prompts are few: KL is uncertain, and the interval is widened by it. Give at least {FEW_PROMPTS}, "
+            f"{few} prompt{' is' if few == 1 else 's are'} few: KL is uncertain, and the interval is widened by it. Give at least {FEW_PROMPTS}, "
             "better a hundred."
         )
     return said

@@ -13,6 +13,7 @@ from rlrazor.guard.verdict import SEVERITY, Limits, Verdict, judge
 from rlrazor.lm.kl import Estimate
 
 DROP = "drop"
+LEVEL = 0.95  # of the interval of a KL
 AXES = (DROP, FORWARD, PROBE)  # what a new-task score is weighed against
 
 
@@ -22,7 +23,7 @@ class Candidate:
 
     `low` and `high` are the ends of the drop's interval, equal to it where the error of a measured one is not known;
     all three are None where there is no law. `extrapolated`: its KL is beyond what the law was fitted to. `kl`: nats
-    per completion, or text, on each probe that was measured.
+    per completion, or text, on each probe that was measured, of which `prompts` counts the prompts, where it is known.
     """
 
     name: str
@@ -34,11 +35,13 @@ class Candidate:
     measured: bool
     extrapolated: bool = False
     kl: Mapping[str, Estimate] = field(default_factory=dict)
+    prompts: Mapping[str, int] = field(default_factory=dict)
 
     def interval(self, of: str) -> tuple[float, float, float] | None:
         """The drop, or a KL, with the ends of its interval; None where it is not known.
 
-        A KL's are two standard errors away; without one, of a single prompt, it could be up to three times as large.
+        A KL's is of 95 %, by its prompts. Where their number is not known its ends are two standard errors away, and
+        without one, of a single prompt, it could be up to three times as large.
         """
         if of == DROP:
             if self.drop is None or self.low is None or self.high is None:
@@ -47,6 +50,8 @@ class Candidate:
         if of not in self.kl:
             return None
         kl = self.kl[of]
+        if of in self.prompts:
+            return kl.mean, *kl.interval(self.prompts[of], LEVEL)
         spread = 2 * (kl.stderr if math.isfinite(kl.stderr) else kl.mean)
         return kl.mean, max(kl.mean - spread, 0.0), kl.mean + spread
 

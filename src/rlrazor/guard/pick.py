@@ -85,7 +85,8 @@ class Failure:
 class Drop:
     """What was measured at a step: a forecast drop of the prior score with its interval of that level, and KLs.
 
-    `objection`: why its law may not judge. Without a law the drop and its interval are None.
+    `objection`: why its law may not judge. Without a law the drop and its interval are None. `prompts`: of each KL, as
+    far as they are known.
     """
 
     step: int
@@ -96,16 +97,26 @@ class Drop:
     extrapolated: bool = False
     objection: str | None = None
     kl: Mapping[str, Estimate] = field(default_factory=dict)
+    prompts: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
     def by(
-        cls, law: LawFile | None, step: int, kl: Mapping[str, Estimate], prompts: Sequence[Prompt] | str, measured: int
+        cls,
+        law: LawFile | None,
+        step: int,
+        kl: Mapping[str, Estimate],
+        prompts: Sequence[Prompt] | str,
+        measured: Mapping[str, int],
     ) -> Drop:
-        """What a law, if there is one, says of KLs measured on so many of these `prompts`, or of those of that hash."""
+        """What a law, if there is one, says of KLs measured on these `prompts`, or of those of that hash.
+
+        `measured` counts the prompts of each probe that were.
+        """
         if law is None:
-            return cls(step, None, None, None, kl=kl)
-        said = law.forecast(kl, prompts=prompts, measured=measured)
-        return cls(step, said.drop, said.low, said.high, law.attainable(), said.extrapolated, law.objection(), kl)
+            return cls(step, None, None, None, kl=kl, prompts=measured)
+        said = law.forecast(kl, prompts=prompts, measured=measured[FORWARD])
+        ends = said.drop, said.low, said.high
+        return cls(step, *ends, law.attainable(), said.extrapolated, law.objection(), kl, measured)
 
 
 @dataclass(frozen=True)
@@ -412,7 +423,7 @@ def _of_trainer(
             said.append(f"{name}: KL is beyond what the law was fitted to: the interval may be too narrow.")
         drops.append(drop)
         new = float(entry[metric])
-        shown = drop.drop, drop.low, drop.high, False, drop.extrapolated, drop.kl
+        shown = drop.drop, drop.low, drop.high, False, drop.extrapolated, drop.kl, drop.prompts
         candidates.append(Candidate(name, one.step, new, *shown))
     notes += [f"{', '.join(names)} {_is(names)} left out: {reason}" for reason, names in left_out.items()]
     notes += said
@@ -460,13 +471,14 @@ def _of_row(row: Mapping[str, Any], law: LawFile | None, path: Path) -> Drop | F
     if law is None:
         names = [name for name in (FORWARD, PROBE) if row.get(name) is not None]
         kls = {name: _estimate(row[name], row.get(f"{name}_stderr")) for name in names}
+        counts = row.get("prompts") or {}
         if not (shown := row.get("forecast")):
-            return Drop.by(None, step, kls, "", 0) if kls else None
+            return Drop.by(None, step, kls, "", counts) if kls else None
         drop, low, high = (_number(shown[name]) for name in ("drop", "low", "high"))
         level = None if row.get("level") is None else _number(row["level"])
         useful = row.get("law_useful", True) and row.get("law_objection") is None
         objection = None if useful else str(row.get("law_objection") or NOT_USEFUL)
-        return Drop(step, drop, low, high, level, bool(shown.get("extrapolated")), objection, kls)
+        return Drop(step, drop, low, high, level, bool(shown.get("extrapolated")), objection, kls, counts)
     law.check_base(row["base"])
     if row["probe"] != probe_hash(law.settings, law.generic):
         raise RazorError(
@@ -475,7 +487,7 @@ def _of_row(row: Mapping[str, Any], law: LawFile | None, path: Path) -> Drop | F
         )
     kls = {name: _estimate(row[name], row[f"{name}_stderr"]) for name in (FORWARD, PROBE)}
     asked = row["prompts_hash"] if row["whole"] else ""
-    return Drop.by(law, step, kls, asked, row["prompts"][FORWARD])
+    return Drop.by(law, step, kls, asked, row["prompts"])
 
 
 def _estimate(mean: Any, stderr: Any) -> Estimate:
