@@ -8,7 +8,6 @@ from pathlib import Path
 from rlrazor import writing
 from rlrazor.cli.printing import Subparsers, console_for_tables, options_of, print_json, print_results
 from rlrazor.errors import RazorError
-from rlrazor.progress import doing
 from rlrazor.store import RunStore
 from rlrazor.terminal import Terminal
 from rlrazor.writing import Output
@@ -47,7 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     folder = arguments.folders[0]
     _check(arguments, [*page.outputs(folder), *(markdown.outputs(arguments.markdown) if arguments.markdown else ())])
-    with doing(Terminal(stderr=True), "Fitting the law and drawing the report"):
+    with Terminal(stderr=True).status("Fitting the law and drawing the report"):
         results = load(folder)
         if (folder / "law.json").exists():  # of a calibration: what the law says of itself comes first
             from rlrazor.cli.law_page import with_law
@@ -73,7 +72,7 @@ def _compare(arguments: argparse.Namespace) -> int:
         raise RazorError("--markdown is for the report of one folder.")
     out = arguments.out or Path("runs/comparison")
     _check(arguments, page.outputs_of_comparison(out))
-    with doing(Terminal(stderr=True), "Comparing the folders"):
+    with Terminal(stderr=True).status("Comparing the folders"):
         section, written = compare_folders(arguments.folders, out)
     if arguments.json:
         tables = [asdict(table) for table in section.tables]
