@@ -55,10 +55,10 @@ class Candidate:
         spread = 2 * (kl.stderr if math.isfinite(kl.stderr) else kl.mean)
         return kl.mean, max(kl.mean - spread, 0.0), kl.mean + spread
 
-    def at(self, of: str) -> float:
-        """The estimate alone; infinite where it is not known."""
+    def at(self, of: str, *, upper: bool = False) -> float:
+        """The estimate alone, or the `upper` end of its interval; infinite where it is not known."""
         found = self.interval(of)
-        return math.inf if found is None else found[0]
+        return math.inf if found is None else found[2 if upper else 0]
 
 
 @dataclass(frozen=True)
@@ -94,9 +94,8 @@ class Budgets(Limits):
         return cls(budget, kl_budget, kl_probe=kl_budget_probe, **how)
 
     def judged(self, one: Candidate, of: str) -> float:
-        """What counts of a checkpoint; infinite where it is not known."""
-        found = one.interval(of)
-        return math.inf if found is None else found[2 if self.cautious else 0]
+        """What counts of a checkpoint; infinite where it is not known, as an interval's end beyond the law's fit."""
+        return math.inf if self.cautious and _is_beyond(one, of) else one.at(of, upper=self.cautious)
 
     def admits(self, one: Candidate) -> bool:
         """Whether all that counts is within the limits."""
@@ -106,10 +105,19 @@ class Budgets(Limits):
         """The worst of the verdicts on each limit; what is not known cannot be told."""
         said = [Verdict.WITHIN]
         for of, most in self.most.items():
-            found = one.interval(of)
+            if (found := one.interval(of)) is None:
+                said.append(Verdict.UNCERTAIN)
+                continue
+            estimate, low, high = found
+            high = math.inf if _is_beyond(one, of) else high
             how = {"cautious": self.cautious, "accept_uncertain": self.accept_uncertain}
-            said.append(Verdict.UNCERTAIN if found is None else judge(*found, most, **how))
+            said.append(judge(estimate, low, high, most, **how))
         return max(said, key=SEVERITY.index)
+
+
+def _is_beyond(one: Candidate, of: str) -> bool:
+    """Whether that is a forecast at a KL beyond what its law was fitted to: the interval is of smaller ones."""
+    return of == DROP and one.extrapolated
 
 
 def frontier(candidates: Sequence[Candidate], *, lower_is_better: bool = False, against: str = DROP) -> list[Candidate]:

@@ -373,7 +373,10 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
 
     def _say_what_is_wrong(self, dataloader: Any, told: Mapping[str, Any] | None) -> None:
         if self.law is None:
-            _say("[razor] uncalibrated: no law was given, so there is KL to the base and no forecast.")
+            _say(
+                "[razor] uncalibrated: no law was given, so there is KL to the base and no forecast. `razor calibrate` "
+                "makes a law; `razor pick --kl-budget` takes a checkpoint without one."
+            )
             if self.budget is not None:
                 _say("[razor] the budget is not watched: without a law, KL says nothing about scores.")
         else:

@@ -242,7 +242,9 @@ def _none_within(found: Pick, limits: Budgets) -> str:
         least = min(found.candidates, key=lambda one, of=of: limits.judged(one, of))  # type: ignore[misc]
         value = limits.judged(least, of)
         how = "by the upper end of its interval" if limits.cautious else _kind(least)
-        if of == DROP:
+        if of == DROP and math.isinf(value):
+            parts.append(f"the budget of {100 * most:.1f} points: KL is beyond what the law was fitted to")
+        elif of == DROP:
             parts.append(
                 f"the budget of {100 * most:.1f} points: the least that any drops, {how}, is {100 * value:.1f} "
                 f"({least.name})"
@@ -268,6 +270,8 @@ def _doubt(found: Pick, limits: Budgets, chosen: Candidate) -> str:
             scale, unit = (100, "points") if of == DROP else (1, f"nats of {NAMES[of]}")
             low, high, limit = (f"{scale * value:.{1 if of == DROP else 3}f}" for value in (*estimate[1:], most))
             parts.append(f"its interval of {low} to {high} {unit} holds the budget of {limit}")
+        elif of == DROP and chosen.extrapolated:
+            parts.append("its KL is beyond what the law was fitted to, and its interval is of smaller ones")
     surely = [one.name for one in found.candidates if replace(limits, cautious=True).admits(one)]
     if surely:
         to_do = f"By their whole intervals there {_is(surely)} {_listed(surely)}, the best of which --cautious takes"
@@ -283,8 +287,8 @@ def _weighed(found: Pick) -> Pick:
     """The highest score minus drop."""
     _check_weighable(found.metric, [one.new for one in found.candidates], lower=found.lower_is_better)
     limits = found.limits
-    chosen = max(found.candidates, key=lambda one: (one.new - limits.judged(one, DROP), -one.step))
-    drop = limits.judged(chosen, DROP)
+    chosen = max(found.candidates, key=lambda one: (one.new - one.at(DROP, upper=limits.cautious), -one.step))
+    drop = chosen.at(DROP, upper=limits.cautious)
     of = f"{_kind(chosen)} drop{' at the upper end of its interval' if limits.cautious else ''}"
     why = (
         f"{found.metric} minus {of} is highest: {100 * chosen.new:.1f} {'-+'[drop < 0]} {100 * abs(drop):.1f} points, "
