@@ -137,20 +137,21 @@ class NotJSONError(NotReadableError):
     """The same where it is no JSON at all."""
 
 
-def loads(text: str, *, nan: Callable[[str], Any] | None = None, repeats: bool = False) -> Any:
+def loads(text: str, *, nan: Callable[[str], Any] | None = None, lenient: bool = False) -> Any:
     """What a text is in JSON.
 
     Raises NotReadableError where it is not JSON, and for a key twice in an object, a number beyond what 64 bits hold,
     half a character, more than DEEPEST levels, NaN and infinity. Where `nan` makes something of their names, these are
-    taken: a Trainer writes them, and so do tables; with `repeats` the last of a key counts, as for most readers.
+    taken: a Trainer writes them, and so do tables. A `lenient` reader is like most others, where a library reads the file
+    as well: the last of a key counts, and a whole number beyond 64 bits is a float.
     """
     try:
         found = json.loads(
             text,
             parse_constant=nan or _refuse_constant,
             parse_float=_finite,
-            parse_int=_whole,
-            object_pairs_hook=None if repeats else _without_repeats,
+            parse_int=_whole_or_float if lenient else _whole,
+            object_pairs_hook=None if lenient else _without_repeats,
         )
     except RecursionError as error:
         raise NotReadableError(_NESTED) from error
@@ -195,6 +196,10 @@ def _whole(text: str) -> int:
     if len(text) > 20 or not -_LARGEST_WHOLE <= (number := int(text)) < _LARGEST_WHOLE:
         raise NotReadableError(f"it holds a number that is too large ({text[:20]}{'…' if len(text) > 20 else ''})")
     return number
+
+
+def _whole_or_float(text: str) -> float:
+    return int(text) if len(text) < 19 else _finite(text)
 
 
 def _without_repeats(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:

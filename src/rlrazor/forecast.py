@@ -229,6 +229,12 @@ def _scale(forecast: Floats) -> Floats:
     return FLOOR + np.maximum(forecast, 0.0)
 
 
+def relative_residuals(law: KLLaw, kls_ND: Floats, forgetting_N: Floats) -> Floats:
+    """By how much a law misses what was forgotten at the KLs (N, D), relative to FLOOR + its forecast: (N,)."""
+    predicted_N = law.predict(kls_ND)
+    return np.abs(forgetting_N - predicted_N) / _scale(predicted_N)
+
+
 def fit_forecaster(table: pl.DataFrame, columns: Sequence[str], base_score: float) -> Forecaster:
     """Fit to a table with `trajectory`, `forgetting` and the KLs `columns`, a row per checkpoint of one base.
 
@@ -245,8 +251,7 @@ def fit_forecaster(table: pl.DataFrame, columns: Sequence[str], base_score: floa
     for run in runs:
         own_N = run_N == run
         law = fit_law(kls_ND[~own_N], forgetting_N[~own_N], columns, whole)
-        predicted = law.predict(kls_ND[own_N])
-        missed = np.abs(forgetting_N[own_N] - predicted) / _scale(predicted)
+        missed = relative_residuals(law, kls_ND[own_N], forgetting_N[own_N])
         left_out.append(LeftOutRun(str(run), law, tuple(map(float, missed))))
     return Forecaster(whole, tuple(left_out), tuple(map(float, kls_ND.max(axis=0))), base_score)
 

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -191,3 +192,47 @@ def test_what_is_no_document_is_refused_in_a_sentence(content: bytes, sentence: 
 def test_a_mark_of_byte_order_does_not_matter(stored: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "law.json").write_text("\ufeff" + json.dumps(stored), encoding="utf-8")
     assert LawFile.load(tmp_path / "law.json").base_name == "a base"
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "sentence"),
+    [
+        (("law", "a"), 0.3, "the law is not fitted to data"),
+        (("law", "b"), 9.0, "the law is not fitted to data"),
+        (("law", "predictors", "kl_probe"), 2.0, "not the weights"),
+        (("interval", "runs", 1, "law", "a"), 0.4, r"interval.runs\[1\].residuals are not those"),
+        (("interval", "runs", 0, "law", "predictors", "kl_probe"), 0.5, "weighs KLs otherwise"),
+        (("interval", "runs", 0, "residuals", 0), 0.0, r"interval.runs\[0\].residuals are not those"),
+        (("data", 0, "forgetting"), 0.4, "residuals are not those"),
+    ],
+)
+def test_a_law_follows_from_its_data(
+    place: tuple[Any, ...], value: float, sentence: str, stored: dict[str, Any], tmp_path: Path
+) -> None:
+    """Numbers that are within their bounds and not those of the fit are wrong forecasts, or intervals of width 0."""
+    changed = copy.deepcopy(stored)
+    holder: Any = changed
+    for key in place[:-1]:
+        holder = holder[key]
+    holder[place[-1]] = value
+    error = refusal(json.dumps(changed), tmp_path / "law.json")
+    assert error is not None
+    is_a_sentence(error)
+    assert re.search(sentence, str(error))
+
+
+def test_laws_that_were_fitted_are_taken(tmp_path: Path) -> None:
+    """Of KLs over five orders of magnitude, of one and of both, whatever forgetting looks like."""
+    rng = np.random.default_rng(0)
+    for trial in range(12):
+        rows = []
+        for run in range(4):
+            for step in range(4):
+                forward, probe = 10 ** rng.uniform(-3, 2), 10 ** rng.uniform(-3, 1)
+                drop = (0.5 - 0.5 * np.exp(-probe), 0.3 * forward / (1 + forward), rng.uniform(-0.1, 0.6))[trial % 3]
+                row = {"run": f"{run}", "method": "m", "step": step, "kl_forward": forward, "kl_probe": probe}
+                rows.append({**row, "forgetting": float(drop)})
+        for columns in (("kl_forward",), ("kl_probe",), ("kl_forward", "kl_probe")):
+            law = fitted(pl.DataFrame(rows), columns)
+            law.save(tmp_path / "law.json")
+            assert LawFile.load(tmp_path / "law.json").forecaster == law.forecaster

@@ -69,11 +69,12 @@ def test_a_bad_number_of_threads_is_refused(value: str, monkeypatch: pytest.Monk
 
 
 ROWS = [{"prompt": f"{n}", "completion": f"{n}"} for n in range(40)]
-BASE = "./nowhere"
+BASE = "./empty"
 PRIOR = ("--prior", "own.yaml")
+BUDGET = ("--metric", "loss", "--budget", "0.5")
 MEASURING = (
-    ["compare", BASE, "tuned", "--prompts", "prompts.jsonl"],
-    ["pick", "run", "--base", BASE, "--prompts", "prompts.jsonl", "--law", "law.json", "--metric", "loss"],
+    ["compare", BASE, BASE, "--prompts", "prompts.jsonl"],
+    ["pick", "run", "--base", BASE, "--prompts", "prompts.jsonl", "--law", "law.json", *BUDGET],
     ["evaluate", BASE, "--task", "letters", *PRIOR],
     ["finetune", BASE, "--task", "mine", "--prompts", "prompts.jsonl", "--method", "sft", "--lr", "1e-4", *PRIOR],
 )
@@ -81,7 +82,7 @@ SWEEPS = (
     ["calibrate", BASE, "--prompts", "prompts.jsonl", "--prior-limit", "1", *PRIOR],
     ["calibrate", BASE, "--prompts", "prompts.jsonl", "--jobs", "2"],
     ["reproduce", "language", "--preset", "tiny", "--jobs", "1", "--dry-run"],
-    ["reproduce", "forecast", "--jobs", "1", "--dry-run"],
+    ["reproduce", "forecast", "--families", "letters", "--jobs", "1", "--dry-run"],
     ["calibrate", "tiny", "--task", "letters", "--jobs", "1", "--dry-run"],
 )
 
@@ -89,6 +90,7 @@ SWEEPS = (
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / BASE).mkdir()
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     law_of(tiny_llama()).save(tmp_path / "law.json")
     own_task(tmp_path, metric("acc", "true"))
@@ -130,7 +132,7 @@ def test_what_has_the_machine_to_itself_uses_its_cores(
     for command in SWEEPS:
         assert threads_of(command) == (4 if BASE in command else 1)
     monkeypatch.setenv("RLRAZOR_THREADS", "5")
-    assert {threads_of(command) for command in (*MEASURING, *SWEEPS)} == {5}
+    assert [threads_of(command) for command in (*MEASURING, *SWEEPS)] == [5] * 9
 
 
 @pytest.mark.parametrize(("asked", "policy"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])

@@ -95,11 +95,11 @@ def run(arguments: argparse.Namespace) -> int:
     check_outputs(arguments, [(arguments.out, "page")])  # first: it should not cost minutes
     require_files(prompts=arguments.prompts, law=arguments.law, generic=arguments.generic)
     require_prior(arguments.prior)
+    require_source(arguments.base, arguments.tuned)
     settle_hub(arguments.base, arguments.tuned, data=arguments.prior is not None and arguments.data_mirror is None)
     from rlrazor.lm import compute
 
     compute.prepare_process(compute.threads_alone())
-    require_source(arguments.base, arguments.tuned)
     from rlrazor.guard.comparison_page import write_page
     from rlrazor.guard.judgement import judgements, worst
     from rlrazor.guard.law_file import LawFile

@@ -225,8 +225,8 @@ def task_of(arguments: argparse.Namespace) -> str:
     return str(arguments.prompts.stem if arguments.task is None else arguments.task)
 
 
-def source_of(arguments: argparse.Namespace, task: str) -> "TaskSource":
-    """Where the new task comes from."""
+def _check_source(arguments: argparse.Namespace) -> None:
+    """Raise RazorError for options of the new task that do not go together, and a verifier that cannot be loaded."""
     if arguments.verifier and not arguments.prompts:
         raise RazorError("--verifier goes with --prompts FILE, a task of your own.")
     if not 0 < arguments.verifier_timeout < float("inf"):
@@ -241,6 +241,15 @@ def source_of(arguments: argparse.Namespace, task: str) -> "TaskSource":
         raise RazorError("--no-chat goes with --prompts FILE: the other tasks say themselves how they are asked.")
     if arguments.stop and not arguments.prompts:
         raise RazorError("--stop goes with --prompts FILE: the other tasks say themselves what ends a completion.")
+    if arguments.verifier:
+        from rlrazor.experiments.language.tasks.own import loaded_verifier
+
+        loaded_verifier(arguments.verifier, arguments.verifier_timeout)
+
+
+def source_of(arguments: argparse.Namespace, task: str) -> "TaskSource":
+    """Where the new task comes from. Raises RazorError as `check_early` does."""
+    _check_source(arguments)
     from rlrazor.experiments.language.train import TaskSource
 
     return TaskSource(
@@ -266,12 +275,11 @@ def check_early(arguments: argparse.Namespace, config: "Config", *models: str) -
     from rlrazor.lm import hub
 
     base, models = config.base, (config.base, *models)
-    early.require_files(
-        data=arguments.data, demonstrations=arguments.demonstrations, prompts=arguments.prompts,
-        data_mirror=arguments.data_mirror, generic=arguments.generic,
-    )  # fmt: skip
+    _check_source(arguments)
     own = find_task(config.task) if arguments.prompts is None else None
     early.require_prior(config.prior)
+    if not getattr(arguments, "dry_run", False):  # which loads no model
+        early.require_source(*models)
     fetched = own is not None and own.from_hub and arguments.data is None
     scored = early.TINY not in (base, *config.prior) and arguments.data_mirror is None
     early.settle_hub(*models, data=fetched or scored)
@@ -280,8 +288,6 @@ def check_early(arguments: argparse.Namespace, config: "Config", *models: str) -
     from rlrazor.lm import compute
 
     compute.prepare_process(config.threads)
-    if not getattr(arguments, "dry_run", False):  # which loads no model
-        early.require_source(*models)
 
 
 def stop_of(arguments: argparse.Namespace) -> tuple[str, ...]:

@@ -249,8 +249,8 @@ def estimate(grid: Grid, options: Options, console: Console) -> Estimate:
         len(runs),
         sum(family.count_checkpoints(spec) for family, spec in runs),
         sum(count * (one.seconds or 0.0) for count, one in zip(tasks, own, strict=True)),
-        max(one.error for one in own),
-        max(one.memory_bytes for one in own),
-        sum(count * one.disk_bytes for count, one in zip(tasks, own, strict=True)),
+        max(one.error or 0.0 for one in own),
+        max(one.memory_bytes or 0 for one in own),
+        sum(count * (one.disk_bytes or 0) for count, one in zip(tasks, own, strict=True)),
         "; ".join(one.timed for one in own),
     )

@@ -23,7 +23,6 @@ from rlrazor.forecast import (
     FORWARD,
     MIN_RUNS,
     PROBE,
-    Candidate,
     Choice,
     Forecast,
     Forecaster,
@@ -32,7 +31,7 @@ from rlrazor.forecast import (
     RangeError,
     errors_by_range,
 )
-from rlrazor.guard.law_schema import Curve, StoredLaw
+from rlrazor.guard.law_schema import StoredLaw
 from rlrazor.law import Saturating
 from rlrazor.lm.kl import Estimate
 from rlrazor.lm.models import base_digest, is_digest, is_same_base, tokenizer_digest
@@ -319,17 +318,16 @@ class LawFile:
 
     @classmethod
     def _from(cls, stored: StoredLaw) -> LawFile:
-        law, prior, probe = _law_from(stored.law), stored.prior, stored.probe
-        left_out = tuple(LeftOutRun(run.run, _law_from(run.law), tuple(run.residuals)) for run in stored.interval.runs)
+        law, prior, probe = stored.law.law, stored.prior, stored.probe
+        left_out = tuple(LeftOutRun(run.run, run.law.law, tuple(run.residuals)) for run in stored.interval.runs)
         highest = tuple(stored.highest[name] for name in law.columns)  # type: ignore[index]
-        candidates = tuple(Candidate(tuple(one.columns), one.error) for one in stored.choice.candidates)
         return cls(
             stored.base.name,
             stored.base.digest,
             stored.base.tokenizer,
             prior.scores,
             Forecaster(law, left_out, highest, prior.mean),
-            Choice(stored.choice.by, candidates, stored.choice.guess),
+            stored.choice.choice,
             ProbeSettings(probe.max_new_tokens, probe.samples, tuple(probe.stop), probe.chat, probe.precision),
             GenericText(tuple(probe.generic.texts), tuple(probe.generic.prompts)),
             probe.prompts_hash,
@@ -357,8 +355,3 @@ def _counted(one: RangeError) -> str:
 def _law_as_json(law: KLLaw) -> dict[str, Any]:
     assert isinstance(law.law, Saturating)
     return {"predictors": dict(zip(law.columns, law.weights, strict=True)), **asdict(law.law)}
-
-
-def _law_from(stored: Curve) -> KLLaw:
-    weights = stored.predictors
-    return KLLaw(tuple(weights), tuple(weights.values()), Saturating(stored.a, stored.b, stored.c))

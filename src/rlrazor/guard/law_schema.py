@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, field_validator, model_validator
 
+from rlrazor import forecast
 from rlrazor.errors import RazorError
-from rlrazor.forecast import FLOOR, MIN_RUNS
-from rlrazor.law import LEAST, REACH, SHAPES
+from rlrazor.forecast import FLOOR, MIN_RUNS, KLLaw, fit_law, relative_residuals
+from rlrazor.law import LEAST, REACH, SHAPES, Floats, Saturating
 from rlrazor.lm.models import is_digest
 from rlrazor.lm.prompts import check as check_prompt
 from rlrazor.lm.prompts import check_text
@@ -47,7 +48,12 @@ class Curve(Schema):
             raise ValueError("all of its weights are 0, so that it is of no KL")
         return value
 
-    def check_scale(self, kls_ND: NDArray[np.float64], what: str) -> None:
+    @property
+    def law(self) -> KLLaw:
+        """As what forecasts."""
+        return KLLaw(tuple(self.predictors), tuple(self.predictors.values()), Saturating(self.a, self.b, self.c))
+
+    def check_scale(self, kls_ND: Floats, what: str) -> None:
         """Raise ValueError where it bends at no KL that a fit to these, in the order of `predictors`, would come to."""
         largest = float((kls_ND @ np.array(list(self.predictors.values()))).max())
         if not largest > 0:
@@ -101,6 +107,12 @@ class Choice(Schema):
     by: Literal["method", "run"]
     candidates: Annotated[list[Candidate], Field(min_length=1, max_length=3)]
     guess: Error
+
+    @property
+    def choice(self) -> forecast.Choice:
+        """As what says which is best."""
+        candidates = (forecast.Candidate(tuple(one.columns), one.error) for one in self.candidates)
+        return forecast.Choice(self.by, tuple(candidates), self.guess)
 
 
 class Base(Schema):
@@ -203,6 +215,8 @@ class StoredLaw(Schema):
         candidates = [tuple(candidate.columns) for candidate in self.choice.candidates]
         if columns not in candidates or len(set(candidates)) < len(candidates):
             raise ValueError(f"the law is of {_names(columns)}, and not one of choice.candidates is, or they repeat")
+        if (best := self.choice.choice.best.columns) != columns:
+            raise ValueError(f"the law is of {_names(columns)}, and of choice.candidates {_names(best)} is best")
         for number, run in enumerate(self.interval.runs):
             if tuple(run.law.predictors) != columns:
                 raise ValueError(
@@ -241,6 +255,32 @@ def _check_data(stored: StoredLaw, columns: Sequence[str]) -> None:
     stored.law.check_scale(kls_ND, "the law")
     for number, run in enumerate(stored.interval.runs):
         run.law.check_scale(kls_ND[run_N != run.run], f"interval.runs[{number}].law")
+    _check_fit(stored, kls_ND, np.array([row.forgetting for row in stored.data]), run_N)
+
+
+def _check_fit(stored: StoredLaw, kls_ND: Floats, forgetting_N: Floats, run_N: NDArray[np.str_]) -> None:
+    """Raise ValueError where the law, or how it missed the runs that were left out, does not follow from the data."""
+    weights = stored.law.predictors
+    scales = np.maximum(np.median(kls_ND, axis=0), 1e-12) if len(weights) > 1 else np.ones(1)
+    if not math.isclose(float(scales @ list(weights.values())), 1, rel_tol=_OFF):  # shares of 1, in units of these
+        raise ValueError(f"law.predictors are {_shares(weights)}, which are not the weights that a fit to data gives")
+    for number, run in enumerate(stored.interval.runs):
+        if run.law.predictors != weights:
+            raise ValueError(f"interval.runs[{number}].law weighs KLs otherwise than the law")
+        own_N = run_N == run.run
+        missed = relative_residuals(run.law.law, kls_ND[own_N], forgetting_N[own_N])
+        if not np.allclose(run.residuals, missed, rtol=_OFF, atol=_OFF):
+            raise ValueError(f"interval.runs[{number}].residuals are not those of its law and of data")
+    law = stored.law.law
+    predicted_N = law.predict(kls_ND)
+    refitted = fit_law(kls_ND, forgetting_N, law.columns, law)  # from where it is: a fit stays where it is
+    moved = float(np.abs(refitted.predict(kls_ND) - predicted_N).mean())
+    if moved > FLOOR:
+        raise ValueError(f"the law is not fitted to data: a fit to it is other by {100 * moved:.1f} points on average")
+
+
+def _shares(weights: Mapping[Kl, float]) -> str:
+    return " and ".join(f"{weight:g}" for weight in weights.values())
 
 
 def _names(columns: Iterable[str]) -> str:

@@ -47,7 +47,7 @@ class AdapterConfig(Open):
 
 def read_config(path: Path) -> Any:
     """What a JSON file of a model is, NaN and infinity as text. Raises OSError, and ValueError for what is no JSON."""
-    return loads(read_bytes(path).decode("utf-8-sig"), nan=str, repeats=True)
+    return loads(read_bytes(path).decode("utf-8-sig"), nan=str, lenient=True)
 
 
 def check_config(path: Path) -> None:

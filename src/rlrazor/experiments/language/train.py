@@ -333,7 +333,8 @@ class _Unfinished:
     def state(self) -> Path | None:
         """The last whole state to resume from; one that a killed process left half-written is not."""
         found = [path.parent for path in self.folder.glob("checkpoint-*/trainer_state.json")] if self.keep else []
-        return max(found, key=lambda path: int(path.name.partition("-")[2]), default=None)
+        numbered = [path for path in found if path.name.partition("-")[2].isdecimal()]
+        return max(numbered, key=lambda path: int(path.name.partition("-")[2]), default=None)
 
     def begin(self, due: Sequence[int], *, with_weights: bool) -> tuple[Path | None, dict[int, Checkpoint]]:
         """The state to go on from, and the checkpoints up to it: later steps are trained, and measured, again.

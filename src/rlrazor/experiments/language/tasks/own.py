@@ -41,7 +41,7 @@ def own_task(
         prompts.stem,
         f"prompts of {prompts.name}, verified by {verifier or 'their completions'}",
         lambda path: _load(path or prompts, with_reference=verifier is None),
-        _same_text if verifier is None else _verifier(verifier, seconds),
+        _same_text if verifier is None else loaded_verifier(verifier, seconds),
         max_new_tokens,
         tuple(stop),
         chat,
@@ -94,8 +94,11 @@ def _item(row: Row, where: str, *, with_reference: bool) -> Item:
     return Item(row["prompt"], columns, row.get("completion"), row.get("rejected"))
 
 
-def _verifier(name: str, seconds: float) -> Verifier:
-    """The verifier, loaded. A command asks for it several times: as long as its file is the same, it is the same."""
+def loaded_verifier(name: str, seconds: float = SECONDS) -> Verifier:
+    """The verifier, loaded. A command asks for it several times: as long as its file is the same, it is the same.
+
+    Raises RazorError where it cannot be loaded.
+    """
     path = Path(name.rpartition(":")[0])
     stat = path.stat() if path.is_file() else None
     verifier = _loaded(name, seconds, stat and (stat.st_mtime_ns, stat.st_size, stat.st_ino))
