@@ -8,6 +8,8 @@ from rlrazor.cli.early import require_source
 from rlrazor.cli.printing import Subparsers, options_of, print_json
 from rlrazor.errors import RazorError
 from rlrazor.extras import needs_extra, needs_package
+from rlrazor.progress import doing
+from rlrazor.terminal import Terminal
 
 
 def add_to(commands: Subparsers) -> None:
@@ -35,7 +37,8 @@ def run(arguments: argparse.Namespace) -> int:
     needs_package("gguf", "A GGUF file")
     from rlrazor.lm import models
 
-    folder = models.convert(Path(arguments.gguf), out=arguments.out)
+    with doing(Terminal(stderr=True), f"Converting {Path(arguments.gguf).name}"):
+        folder = models.convert(Path(arguments.gguf), out=arguments.out)
     if arguments.json:
         print_json({"gguf": arguments.gguf, "folder": str(folder)})
     else:
