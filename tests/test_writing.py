@@ -277,3 +277,13 @@ def test_a_folder_that_is_replaced_is_ours(here: Path) -> None:
     (here / "empty").mkdir()
     for name in ("base", "empty", "missing"):
         writing.require_our_folder(here / name)
+
+
+def test_a_file_of_any_size_is_told_by_its_beginning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writing, "LARGEST", 100)
+    row = '{"run": "a", "step": 1, "kl_forward": 0.1}\n'
+    (tmp_path / "razor.jsonl").write_text(row * 10)
+    writing.check_writable(tmp_path / "razor.jsonl", "log")
+    (tmp_path / "law.json").write_text('{"format": 2, "law": "' + "x" * 100 + '", "interval": {}}')
+    with pytest.raises(RazorError, match="was not written by this command"):
+        writing.check_writable(tmp_path / "law.json", "json")

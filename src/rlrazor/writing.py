@@ -6,7 +6,6 @@ tables, logs and laws have columns and keys of their own.
 
 import errno
 import hashlib
-import json
 import os
 import stat
 import tempfile
@@ -15,7 +14,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
+from rlrazor.documents import LARGEST, loads
 from rlrazor.errors import RazorError
+from rlrazor.regular import open_regular
 
 Kind = Literal["page", "png", "svg", "notes", "json", "table", "log", "rows"]
 Output = tuple[Path, Kind]
@@ -207,10 +208,16 @@ def _identity(path: Path) -> Any:
     return found.st_dev, found.st_ino
 
 
+def _beginning(path: Path) -> bytes:
+    """As much as any document of ours has; of a log, rows enough to tell whose it is."""
+    with open_regular(path) as file:
+        return file.read(LARGEST)
+
+
 def _is_our_json(path: Path) -> bool:
     try:
-        value = json.loads(path.read_bytes())
-    except (ValueError, RecursionError):
+        value = loads(_beginning(path).decode("utf-8-sig"), nan=float, lenient=True)
+    except ValueError:
         return False
     if isinstance(value, list) and value:
         value = value[0]
@@ -232,7 +239,7 @@ def _is_our_table(path: Path) -> bool:
 
 def _is_our_log(path: Path) -> bool:
     """Any whole row will do: a killed process may leave half of one; and a run that died early leaves an empty log."""
-    lines = path.read_bytes().splitlines()
+    lines = _beginning(path).splitlines()
     if len(lines) < 2 and all(line.startswith(_LOG_BEGINS) for line in lines):
         return True
     return any(keys <= found for found in map(_keys_of, lines) for keys in _LOG_KEYS)
@@ -244,13 +251,13 @@ def _are_our_rows(path: Path) -> bool:
     return (
         law.is_file()
         and _is_our_json(law)
-        and all("prompt" in (keys := _keys_of(line)) and keys <= _ROW_KEYS for line in path.read_bytes().splitlines())
+        and all("prompt" in (keys := _keys_of(line)) and keys <= _ROW_KEYS for line in _beginning(path).splitlines())
     )
 
 
 def _keys_of(line: bytes) -> set[str]:
     try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
+        row = loads(line.decode(), nan=float, lenient=True)
+    except ValueError:
         return set()
     return set(row) if isinstance(row, dict) else set()

@@ -10,7 +10,9 @@ from test_pick import write_run
 
 from documents import changes, is_a_sentence
 from laws import GENERIC, SETTINGS
+from rlrazor.documents import checked
 from rlrazor.errors import RazorError
+from rlrazor.guard.log_schema import LogRow
 from rlrazor.guard.outputs import KeptModel, rows_until
 from rlrazor.guard.pick import pick
 from rlrazor.guard.run_folder import run_in
@@ -99,3 +101,23 @@ def test_a_monitor_goes_on_past_lines_that_are_none(line: str, tmp_path: Path) -
     (tmp_path / "kept").mkdir()
     (tmp_path / "kept" / "razor.json").write_text(line)
     assert KeptModel(tmp_path / "kept", print).step in (None, 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"kl_forward": -5.0, "kl_forward_stderr": 0.01}, "kl_forward is -5, and a KL is below 0 by"),
+        ({"kl_probe": -50.0, "kl_probe_stderr": 1.0}, "kl_probe is -50"),
+        ({"forecast": {"drop": 0.1, "low": 0.5, "high": 0.0}}, "begins at 0.5 and ends at 0"),
+        ({"kl_forward": -0.4, "kl_forward_stderr": 0.3}, None),
+        ({"kl_forward": -0.4}, None),
+        ({"forecast": {"drop": 0.1, "low": 0.1, "high": 0.1}}, None),
+    ],
+)
+def test_a_row_of_a_log_could_have_been_measured(change: dict[str, Any], sentence: str | None) -> None:
+    row = {"run": "a", "step": 1, **change}
+    if sentence is None:
+        assert checked(LogRow, row, "it").step == 1
+    else:
+        with pytest.raises(RazorError, match=sentence):
+            checked(LogRow, row, "it")

@@ -13,6 +13,9 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordPiece
+from transformers import PreTrainedTokenizerFast
 
 from rlrazor.errors import RazorError
 from rlrazor.lm import encoding, models, trials
@@ -172,6 +175,14 @@ def test_a_tokenizer_that_panics_on_a_text_is_one_sentence() -> None:
             raise PanicException("index out of range")
 
     refused(lambda: encoding.text_ids(Tokenizer(), "a"), r"The tokenizer fails on a text \(index out of range\)")
+
+
+def test_what_a_tokenizer_fails_at_in_use_is_one_sentence(root: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(root / "model", tmp_path / "it")
+    config("tokenizer_config.json", model_max_length="x")(folder)
+    refused(lambda: models.load(folder), "cannot be loaded: '>' not supported")
+    wordpiece = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordPiece({"a": 0}, unk_token="[UNK]")))
+    refused(lambda: encoding.text_ids(wordpiece, "b"), r"The tokenizer fails on a text \(WordPiece error: Missing")
 
 
 PATTERN = "(.*.*)*!"

@@ -65,7 +65,9 @@ def test_a_config_that_is_none_is_refused(content: bytes, tmp_path: Path) -> Non
 
 def test_what_other_libraries_write_is_read(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
-    path.write_text('{"eos_token_id": 2, "time_step_limit": [0.0, Infinity], "a": 1, "a": 2}')
+    path.write_text(
+        '{"eos_token_id": 2, "time_step_limit": [0.0, Infinity], "a": 1, "a": 2, "n": 10000000000000000000000}'
+    )
     check_config(path)
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from rlrazor.bounds import MOST_STEPS
 from rlrazor.schema import LARGEST_KL, Digest, Drop, Name, Open, Score, Step, Text
 
 Kl = Annotated[float, Field(ge=-LARGEST_KL, le=LARGEST_KL)]
 Stderr = Annotated[float, Field(ge=0, le=LARGEST_KL)]
+
+LOWEST = 1.0  # nats below 0 that few samples, whose standard error is itself a guess, may come to
 
 
 class Entry(Open):
@@ -42,6 +44,12 @@ class ForecastRow(Open):
     high: Drop
     extrapolated: bool = False
 
+    @model_validator(mode="after")
+    def _is_an_interval(self) -> ForecastRow:
+        if self.low > self.high:
+            raise ValueError(f"the interval begins at {self.low:g} and ends at {self.high:g}")
+        return self
+
 
 class LogRow(Open):
     """A line of razor.jsonl. Those of earlier versions have less."""
@@ -70,3 +78,11 @@ class LogRow(Open):
     probe_fraction: Annotated[float, Field(gt=0, le=1)] | None = None
     last_probe_fraction: Annotated[float, Field(gt=0, le=1)] | None = None
     remaining: dict[Name, Any] = {}  # noqa: RUF012
+
+    @model_validator(mode="after")
+    def _could_be_measured(self) -> LogRow:
+        for name in ("kl_forward", "kl_probe"):
+            kl, stderr = getattr(self, name), getattr(self, f"{name}_stderr")
+            if kl is not None and stderr is not None and kl < -LOWEST - 10 * stderr:
+                raise ValueError(f"{name} is {kl:g}, and a KL is below 0 by its samples' noise alone ({stderr:g})")
+        return self

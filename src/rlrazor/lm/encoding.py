@@ -12,14 +12,14 @@ T = TypeVar("T")
 
 
 def _without_panics(function: Callable[P, T]) -> Callable[P, T]:
-    """The function, raising RazorError where the tokenizer's library fails in a way that is no Exception."""
+    """The function, raising RazorError where the tokenizer's library itself fails: it panics, or has no token."""
 
     @functools.wraps(function)
     def guarded(*arguments: P.args, **named: P.kwargs) -> T:
         try:
             return function(*arguments, **named)
         except BaseException as error:
-            if not is_panic(error):
+            if not is_panic(error) and type(error) is not Exception:  # which is what tokenizers raises, and no other
                 raise
             raise RazorError(
                 f"The tokenizer fails on a text ({cause_of(error).rstrip('.')}): its files are damaged. Download them "

@@ -93,8 +93,6 @@ def load(
     weights that are not finite.
     """
     needs_extra("guard")
-    from transformers import AutoTokenizer
-
     from rlrazor.lm import suitable  # it needs this module
 
     if dtype not in DTYPES:
@@ -114,7 +112,7 @@ def load(
         model = _model_of(folder, weights, dtype)
         tried.result()
         if has_tokenizer:
-            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+            tokenizer = _tokenizer_in(folder)
     folders = [folder]
     if adapter is not None:
         adapter = Path(adapter).expanduser()
@@ -204,15 +202,22 @@ def tokenizer_of(tuned: LanguageModel, source: str | Path, base: Vocabulary) -> 
 
     Raises RazorError for a damaged one, and where the base's token ids mean something else to it.
     """
-    from transformers import AutoTokenizer
-
     folder, tokenizer = Path(source).expanduser(), tuned.tokenizer
     saved = all((folder / name).is_file() for name in ("tokenizer_config.json", "tokenizer.json"))
     if weight_files.is_adapter(folder) and saved:
         trials.try_tokenizer(folder)
         with _loading(folder):
-            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+            tokenizer = _tokenizer_in(folder)
     check_same_vocabulary(base, replace(Vocabulary.of(tuned), source=str(source), tokens=tokenizer.get_vocab()))
+    return tokenizer
+
+
+def _tokenizer_in(folder: Path) -> Any:
+    """The tokenizer in a folder, tried: some settings are looked at only as it is used."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    tokenizer("")
     return tokenizer
 
 
