@@ -94,6 +94,9 @@ def test_other_outcomes_have_students_interval() -> None:
     assert isinstance(few, Means)
     assert few.changed == 2
     assert few.interval(0.9)[1] - few.mean == pytest.approx(tango(0, 0, 40, 0.9)[1])
+    # Nor do six that differ by the same: their spread is no evidence that the next will.
+    alike = paired(np.full(6, 0.3), np.full(6, 0.29), bounded=True)
+    assert alike.interval(0.9)[1] - alike.mean == pytest.approx(tango(0, 0, 6, 0.9)[1])
     with pytest.raises(ValueError, match="not of the same"):
         paired([1.0], [1.0, 0.0], bounded=True)
 

@@ -95,14 +95,14 @@ class Means:
         return self.deviation / math.sqrt(self.n)
 
     def interval(self, level: float, times: float = 1.0) -> Interval:
-        """Student's t; where few items differ and outcomes are bounded, no narrower than if they were 0 or 1."""
+        """Student's t; of bounded outcomes, where few items differ, or all alike, no narrower than of 0 and 1."""
         n = self.n * times
         half = float(stdtrit(n - 1, (1 + level) / 2)) * self.deviation / math.sqrt(n) if n > 1 else math.nan
         if not self.bounded:
             return self.mean - half, self.mean + half
         if math.isnan(half):
             half = 1.0
-        elif self.changed * times < FEW_CHANGED:
+        elif self.changed * times < FEW_CHANGED or self.deviation < BESIDE:
             half = max(half, tango(0, 0, n, level)[1])
         return max(self.mean - half, -1.0), min(self.mean + half, 1.0)
 

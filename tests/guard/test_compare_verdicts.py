@@ -1,5 +1,6 @@
 """What compare says of limits, of the same model twice, and of a KL that no law explains; and the page's settings."""
 
+import argparse
 import copy
 import json
 import math
@@ -16,11 +17,12 @@ from laws import GENERIC, PROMPTS, SETTINGS, law_of
 from own_tasks import metric, own_task
 from rlrazor import paired
 from rlrazor.cli import main
+from rlrazor.cli.compare import _suite
 from rlrazor.errors import RazorError
 from rlrazor.guard import compare as guard_compare
 from rlrazor.guard import comparison_page, scale
 from rlrazor.guard.compare import Comparison, Completion, Pair, PromptDrift, compare
-from rlrazor.guard.judgement import check_judge, judgements, kl_interval, worst
+from rlrazor.guard.judgement import check_judge, judgements, worst
 from rlrazor.guard.truth import truth_of
 from rlrazor.guard.verdict import Limits, Verdict
 from rlrazor.lm import kl, prior
@@ -157,6 +159,15 @@ def test_a_groups_error_weighs_items_as_its_score_does() -> None:
     assert tasks.interval == pytest.approx(parts.interval(0.9))
 
 
+def test_no_limit_of_items_is_all_of_them() -> None:
+    """0 was refused, after minutes of measuring; elsewhere it means all."""
+    given = {"prior": "a, b", "data_mirror": None, "allow_code_execution": False}
+    for limit, items in ((0, None), (None, None), (7, 7)):
+        suite = _suite(argparse.Namespace(**given, prior_limit=limit))
+        assert suite is not None
+        assert (suite.tasks, suite.limit) == (("a", "b"), items)
+
+
 def test_prior_tasks_are_paired_from_lm_evals_own_items(
     folders: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -221,13 +232,13 @@ def test_a_law_that_may_not_judge_passes_nothing(found: Comparison, monkeypatch:
 
 def test_kl_is_judged_by_its_own_interval(found: Comparison) -> None:
     measured, count = found.kl["kl_forward"], len(PROMPTS)
-    low, high = kl_interval(measured, count, 0.9)
+    low, high = measured.interval(count, 0.9)
     assert 0 < low < measured.mean < high
     values = np.random.default_rng(0).normal(2, 1, 30)
     from scipy import stats
 
     expected = stats.ttest_1samp(values, 0).confidence_interval(0.9)
-    assert kl_interval(Estimate(values.mean(), stats.sem(values)), 30, 0.9) == pytest.approx(tuple(expected))
+    assert Estimate(values.mean(), stats.sem(values)).interval(30, 0.9) == pytest.approx(tuple(expected))
     for limit, verdict in (
         (high + 1e-6, Verdict.WITHIN),
         (low - 1e-6, Verdict.ABOVE),
@@ -262,7 +273,7 @@ def test_kl_sets_the_exit_code_without_a_law(
 ) -> None:
     monkeypatch.setattr(guard_compare, "compare", lambda *_, **__: found)
     run = [*command(folders, tmp_path), "--json", "--fail-above-kl"]
-    low, high = kl_interval(found.kl["kl_forward"], len(PROMPTS), 0.9)
+    low, high = found.kl["kl_forward"].interval(len(PROMPTS), 0.9)
     for limit, code in ((2 * high, 0), (low / 2, 1), (found.kl["kl_forward"].mean, 3)):
         assert main([*run, str(limit)]) == code
         printed = json.loads(capfd.readouterr().out)

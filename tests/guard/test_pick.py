@@ -297,6 +297,30 @@ def test_without_a_law_there_are_frontiers_against_kl(tmp_path: Path, capfd: pyt
     assert pick(write_unforecast(tmp_path / "loss", "loss")).recommended is None
 
 
+def test_an_interval_beyond_what_the_law_was_fitted_to_lets_nothing_pass(tmp_path: Path) -> None:
+    run = write_run(tmp_path, "reward", {5: 0.5, 10: 0.9}, {5: (0.01, 0.0, 0.015), 10: (0.012, 0.0, 0.018)})
+    rows = [json.loads(line) for line in (run / "razor.jsonl").read_text().splitlines()]
+    rows[1]["forecast"]["extrapolated"] = True
+    (run / "razor.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = pick(run, budget=0.02)
+    assert (taken(found).step, found.verdict) == (10, Verdict.UNCERTAIN)
+    assert "beyond what the law was fitted to, and its interval is of smaller ones" in str(found.doubt)
+    assert pick(run, budget=0.02, accept_uncertain=True).verdict is Verdict.WITHIN
+    cautious = pick(run, budget=0.02, cautious=True)
+    assert (taken(cautious).step, cautious.verdict) == (5, Verdict.WITHIN)
+    assert taken(pick(run, cautious=True)).step == 10  # nothing is judged: .9 less .018 is the most
+
+
+def test_a_kl_of_two_prompts_has_the_interval_of_two(tmp_path: Path) -> None:
+    """.2 with an error of .02 on 2 prompts: Student's t of 1 degree of freedom is 12.7, not 2."""
+    run = write_unforecast(tmp_path)
+    rows = [json.loads(line) for line in (run / "razor.jsonl").read_text().splitlines()]
+    for count, budget, verdict in ((2, 0.45, "UNCERTAIN"), (2, 0.46, "WITHIN"), (60, 0.25, "WITHIN")):
+        lines = [json.dumps({**row, "prompts": {"kl_forward": count}}) + "\n" for row in rows[:1]]
+        (run / "razor.jsonl").write_text("".join(lines))
+        assert pick(run, kl_budget=budget).verdict is Verdict[verdict]
+
+
 @pytest.mark.parametrize(
     ("options", "step", "code"),
     [

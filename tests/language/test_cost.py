@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from rlrazor import cores, phases
 from rlrazor.cli import main
@@ -16,8 +17,9 @@ from rlrazor.experiments.language.cost import Timing, kind_of, seconds_of
 from rlrazor.experiments.language.demonstrations import Prompts
 from rlrazor.experiments.language.evaluate import PriorSuite, Reference
 from rlrazor.experiments.language.methods import find_method
-from rlrazor.experiments.language.reproduce import Estimate
+from rlrazor.experiments.language.reproduce import Estimate, estimate
 from rlrazor.experiments.language.tasks import Item, Splits, Task
+from rlrazor.experiments.language.train import TaskSource, Trainer
 from rlrazor.lm.models import LanguageModel
 from rlrazor.lm.probes import GenericText
 from rlrazor.records import BASE, RunSpec
@@ -42,6 +44,28 @@ def test_seconds_are_counts_times_what_was_timed(monkeypatch: pytest.MonkeyPatch
     assert seconds_of(timing, runs, 2, jobs=4, threads=1) == pytest.approx((whole + 2 * 5 * 11) / 4)
     # More processes than cores for their threads are no faster.
     assert seconds_of(timing, runs, 2, jobs=4, threads=8) == pytest.approx((whole + 2 * 5 * 11) / 2)
+
+
+def test_a_run_that_begins_a_longer_one_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With epochs 1,2 the longer run alone is trained, and its checkpoints are the shorter one's too."""
+    timing = Timing({kind_of(find_method("sft-one")[0], penalised=False): 0.5}, measurement=7.0, reference=11.0)
+    monkeypatch.setattr(cost, "time_trial", lambda *_: timing)
+    config = replace(PRESETS["tiny"], methods=("sft-one",), lrs=(1e-3,), batch_sizes=(8,), max_steps=0, warmup_steps=9)
+    trainer = Trainer("tiny", TaskSource("letters"))
+    two = estimate(replace(config, epochs=(2,)), trainer, Console())
+    both = estimate(replace(config, epochs=(1, 2)), trainer, Console())
+    assert (both.seconds, both.steps, both.runs) == (two.seconds, two.steps, two.runs + 1)
+    assert both.checkpoints == two.checkpoints * 3 / 2 - 0.5  # the base has one
+
+
+def test_memory_grows_with_what_is_at_a_time_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tried were 4 sequences, whose activations were 400 bytes; a step of 64 has 6,400, in micro-batches of 8 800."""
+    config = replace(PRESETS["tiny"], batch_sizes=(4,))
+    spec = config.specs("b", "d", ["sft-one"])[0]
+    monkeypatch.setattr(cost, "_peak", lambda: 1000 + 4 * 3 * 10 + 400)
+    clock, real = cost._Clock(loaded=1000), replace(config, batch_sizes=(64,))
+    assert clock.bytes_for(spec, real, 10, None) - 1000 - 120 == 6400
+    assert clock.bytes_for(spec, real, 10, 8) - 1000 - 120 == 800
 
 
 def test_a_dry_run_measures_time_memory_and_disk(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

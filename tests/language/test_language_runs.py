@@ -8,6 +8,7 @@ from typing import Any
 
 import polars as pl
 import pytest
+import torch
 from polars.testing import assert_frame_equal
 from safetensors import SafetensorError
 
@@ -22,6 +23,7 @@ from rlrazor.lm.models import LanguageModel, load
 from rlrazor.lm.probes import GenericText
 from rlrazor.records import Record
 from rlrazor.report import drawing
+from rlrazor.store import Checkpoint
 from rlrazor.sweep import DivergedError
 from tiny_models import char_tokenizer, saved, tiny_llama
 
@@ -154,6 +156,28 @@ def test_an_interrupted_sweep_goes_on_within_its_runs(
     for lr in ("2e-3", "3e-3"):
         assert main([*command, "--lrs", lr, "--methods", "sft-one"]) == 130
     assert resumed[-2:] == [None, None]
+
+
+def test_a_run_resumes_from_what_is_whole_or_starts_anew(tmp_path: Path) -> None:
+    """Checkpoints without weights do not do where weights are wanted: they would be stored as none."""
+    folder = tmp_path / "run"
+    unfinished = train._Unfinished(folder, keep=True)
+
+    def interrupted(*steps: int, weights: dict[str, Any]) -> None:
+        (folder / "checkpoint-4").mkdir(parents=True, exist_ok=True)
+        (folder / "checkpoint-4" / "trainer_state.json").write_text("{}")
+        for step in steps:
+            unfinished.add(Checkpoint(Record("r", step, 0.5, 0.1, {"tiny": 0.2}, {}), weights))
+
+    interrupted(2, 4, 6, weights={"w": torch.ones(1)})
+    state, found = unfinished.begin([2, 4, 6], with_weights=True)
+    assert (state, list(found)) == (folder / "checkpoint-4", [2, 4])
+    assert found[4].weights["w"].tolist() == [1.0]
+    assert unfinished.begin([1, 2, 4, 6], with_weights=False) == (None, {})  # step 1 would never be measured
+    interrupted(2, 4, weights={})
+    assert list(unfinished.begin([2, 4, 6], with_weights=False)[1]) == [2, 4]
+    assert unfinished.begin([2, 4, 6], with_weights=True) == (None, {})
+    assert not folder.exists()
 
 
 # A local model and a task of one's own

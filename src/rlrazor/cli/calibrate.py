@@ -24,7 +24,7 @@ from rlrazor.cli.language import (
     trainer_of,
 )
 from rlrazor.cli.outputs import check_run_folder
-from rlrazor.cli.printing import Subparsers, console_for_tables, human_seconds, options_of, print_plan
+from rlrazor.cli.printing import Subparsers, console_for_tables, human_seconds, options_of, print_json, print_plan
 from rlrazor.errors import RazorError
 from rlrazor.extras import needs_extra
 from rlrazor.progress import doing
@@ -144,7 +144,7 @@ def run(arguments: argparse.Namespace) -> int:
             "warnings": warnings,
         }
         said |= {"objection": law.objection(), "by_range": law_page.ranges_as_json(law)}
-        print(json.dumps({**said, **law.as_json()}, indent=2))
+        print_json({**said, **law.as_json()})
         return 0
     console.print(
         f"{done.trained} runs trained, {done.kept} kept, the base among them, in {human_seconds(done.seconds)}.",

@@ -1,7 +1,6 @@
 """`razor compare`: how far a fine-tuned model is from its base, where, and what that has cost; an exit code for CI."""
 
 import argparse
-import json
 import math
 import shlex
 import warnings
@@ -18,7 +17,7 @@ from rlrazor.cli.compare_output import print_findings
 from rlrazor.cli.early import require_files, require_prior, require_source, settle_hub
 from rlrazor.cli.language import stop_of
 from rlrazor.cli.outputs import check_outputs
-from rlrazor.cli.printing import Subparsers, console_for_tables, options_of
+from rlrazor.cli.printing import Subparsers, console_for_tables, options_of, print_json
 from rlrazor.errors import RazorError
 from rlrazor.extras import needs_extra
 from rlrazor.guard.verdict import Limits, Verdict
@@ -83,7 +82,7 @@ def add_to(commands: Subparsers) -> None:
     probe.add_argument("--as-given", action="store_true", help="the order is right, whatever it looks like")
     truth = parser.add_argument_group("the truth beside the forecast")
     truth.add_argument("--prior", metavar="TASKS", help="prior tasks to measure: lm-eval names, comma-separated")
-    truth.add_argument("--prior-limit", type=int, metavar="N", help="items of each at most")
+    truth.add_argument("--prior-limit", type=int, metavar="N", help="items of each at most (default: 0, all)")
     truth.add_argument("--data-mirror", type=Path, metavar="DIR", help="local JSONL files of the prior tasks")
     truth.add_argument("--allow-code-execution", action="store_true", help="run code that the model writes (HumanEval)")
     parser.set_defaults(run=run, options=options_of(parser))
@@ -114,8 +113,7 @@ def run(arguments: argparse.Namespace) -> int:
     deciding = worst(judged)
     code = exits.DONE if deciding is None else _CODES[deciding.verdict]
     if arguments.json:
-        printed = {**as_json(found, judged), "page": str(arguments.out), "exit_code": code}
-        print(json.dumps(printed, indent=2, allow_nan=False))
+        print_json({**as_json(found, judged), "page": str(arguments.out), "exit_code": code})
     else:
         print_findings(found, judged)
         console_for_tables().print(f"Page: {page}", highlight=False, soft_wrap=True)
@@ -198,7 +196,7 @@ def _suite(arguments: argparse.Namespace) -> "PriorSuite | None":
     if arguments.prior is None:
         return None
     tasks = tuple(name.strip() for name in arguments.prior.split(",") if name.strip())
-    return PriorSuite(tasks, arguments.prior_limit, arguments.data_mirror, arguments.allow_code_execution)
+    return PriorSuite(tasks, arguments.prior_limit or None, arguments.data_mirror, arguments.allow_code_execution)
 
 
 def _sources(arguments: argparse.Namespace) -> dict[str, str]:

@@ -1,12 +1,11 @@
 """`razor convert`: a GGUF file as a folder of safetensors, which every other command makes of it too, in the cache."""
 
 import argparse
-import json
 from pathlib import Path
 
 from rlrazor.cli import exits
 from rlrazor.cli.early import require_source
-from rlrazor.cli.printing import Subparsers, options_of
+from rlrazor.cli.printing import Subparsers, options_of, print_json
 from rlrazor.errors import RazorError
 from rlrazor.extras import needs_extra, needs_package
 
@@ -37,5 +36,8 @@ def run(arguments: argparse.Namespace) -> int:
     from rlrazor.lm import models
 
     folder = models.convert(Path(arguments.gguf), out=arguments.out)
-    print(json.dumps({"gguf": arguments.gguf, "folder": str(folder)}, indent=2) if arguments.json else folder)
+    if arguments.json:
+        print_json({"gguf": arguments.gguf, "folder": str(folder)})
+    else:
+        print(folder)
     return exits.DONE

@@ -1,7 +1,6 @@
 """`razor pick`: of a run's checkpoints, those worth having, and the one to take."""
 
 import argparse
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -17,7 +16,7 @@ from rlrazor.cli.compare import dtype_of
 from rlrazor.cli.early import require_files, settle_hub
 from rlrazor.cli.language import stop_of
 from rlrazor.cli.outputs import check_outputs
-from rlrazor.cli.printing import Subparsers, console_for_tables, options_of
+from rlrazor.cli.printing import Subparsers, console_for_tables, options_of, print_json
 from rlrazor.errors import RazorError
 from rlrazor.extras import needs_extra
 from rlrazor.terminal import PlainColumn, Terminal
@@ -51,21 +50,7 @@ def add_to(commands: Subparsers) -> None:
         default=None,
         help="of the metric (default: by its name)",
     )
-    budgets = parser.add_argument_group("budgets, of which the best score within them is recommended")
-    budgets.add_argument("--budget", type=float, help="largest drop of the prior score to accept, such as 0.02")
-    budgets.add_argument(
-        "--kl-budget", type=float, metavar="NATS", help="largest KL per completion on the new task's prompts"
-    )
-    budgets.add_argument("--kl-budget-probe", type=float, metavar="NATS", help="largest KL on the generic probe")
-    doubt = budgets.add_mutually_exclusive_group()
-    doubt.add_argument(
-        "--cautious",
-        action="store_true",
-        help="judge by the upper ends of intervals: what cannot be told is not within",
-    )
-    doubt.add_argument(
-        "--accept-uncertain", action="store_true", help="judge by the estimates alone: exit with 0 where 3 is due"
-    )
+    _add_budgets(parser)
     parser.add_argument(
         "--run",
         dest="run_id",
@@ -94,6 +79,24 @@ def add_to(commands: Subparsers) -> None:
     parser.set_defaults(run=run, options=options_of(parser))
 
 
+def _add_budgets(parser: argparse.ArgumentParser) -> None:
+    budgets = parser.add_argument_group("budgets, of which the best score within them is recommended")
+    budgets.add_argument("--budget", type=float, help="largest drop of the prior score to accept, such as 0.02")
+    budgets.add_argument(
+        "--kl-budget", type=float, metavar="NATS", help="largest KL per completion on the new task's prompts"
+    )
+    budgets.add_argument("--kl-budget-probe", type=float, metavar="NATS", help="largest KL on the generic probe")
+    doubt = budgets.add_mutually_exclusive_group()
+    doubt.add_argument(
+        "--cautious",
+        action="store_true",
+        help="judge by the upper ends of intervals: what cannot be told is not within",
+    )
+    doubt.add_argument(
+        "--accept-uncertain", action="store_true", help="judge by the estimates alone: exit with 0 where 3 is due"
+    )
+
+
 def run(arguments: argparse.Namespace) -> int:
     """Pick, and print."""
     measuring = arguments.base is not None or arguments.prompts is not None
@@ -111,8 +114,7 @@ def run(arguments: argparse.Namespace) -> int:
     law = None if arguments.law is None else LawFile.load(arguments.law)
     found = _pick(arguments, law, measuring=measuring)
     if arguments.json:
-        printed = {"folder": str(arguments.folder), **as_json(found), "exit_code": _exit_code(found)}
-        print(json.dumps(printed, indent=2, allow_nan=False))
+        print_json({"folder": str(arguments.folder), **as_json(found), "exit_code": _exit_code(found)})
     else:
         _print(found)
     if arguments.figure is not None:
@@ -121,12 +123,12 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _pick(arguments: argparse.Namespace, law: "LawFile | None", *, measuring: bool) -> "Pick":
-    from rlrazor.guard.candidates import Limits
+    from rlrazor.guard.candidates import Budgets
     from rlrazor.guard.pick import metric_of, pick
     from rlrazor.guard.run_folder import run_in
 
     how = {"cautious": arguments.cautious, "accept_uncertain": arguments.accept_uncertain}
-    limits = Limits.of(arguments.budget, arguments.kl_budget, arguments.kl_budget_probe, **how)
+    limits = Budgets.of(arguments.budget, arguments.kl_budget, arguments.kl_budget_probe, **how)
     if measuring and arguments.log is not None:
         raise RazorError("--log says what was measured in training, --base measures here: give one of them.")
     if measuring and (arguments.folder / "records.parquet").exists():
@@ -257,7 +259,6 @@ def _measuring(
 
     Those gain what is found while measuring.
     """
-    from rlrazor.forecast import FORWARD
     from rlrazor.guard.base_side import BaseSide, cautions_of, kls_of
     from rlrazor.guard.compare import NO_MEMORY
     from rlrazor.guard.pick import Drop
@@ -298,7 +299,7 @@ def _measuring(
             raise RazorError("its outputs are NaN or infinite: training has diverged there.") from error
         finally:
             told(path.name)
-        return Drop.by(law, step, kls, prompts, side.whole[FORWARD])
+        return Drop.by(law, step, kls, prompts, side.whole)
 
     return measure, notes
 

@@ -1,11 +1,10 @@
 """`razor tasks`: the new tasks that a language model can be fine-tuned on."""
 
 import argparse
-import json
 
 from rich.table import Table
 
-from rlrazor.cli.printing import Subparsers, console_for_tables, options_of
+from rlrazor.cli.printing import Subparsers, console_for_tables, options_of, print_json
 
 
 def add_to(commands: Subparsers) -> None:
@@ -29,7 +28,7 @@ def run(arguments: argparse.Namespace) -> int:
             {**{field: getattr(task, field) for field in fields}, "annotators": list(task.annotators)}
             for task in TASKS.values()
         ]
-        print(json.dumps(described, indent=2))
+        print_json(described)
         return 0
     table = Table("Task", "Data", "Prompts; right when; demonstrations", "Tokens")
     for task in TASKS.values():

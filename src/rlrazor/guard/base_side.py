@@ -169,9 +169,10 @@ def cautions_of(
             )
             said.append(f"{missing} of the {len(given)} {what} are left out: {why}.")
     if (few := measured[FORWARD]) < FEW_PROMPTS:
+        counted = "1 prompt is" if few == 1 else f"{few} prompts are"
         said.append(
-            f"{few} prompts are few: KL is uncertain, and the interval is widened by it. Give at least {FEW_PROMPTS}, "
-            "better a hundred."
+            f"{counted} few: KL is uncertain, and the interval is widened by it. Give at least {FEW_PROMPTS}, better a "
+            "hundred."
         )
     return said
 

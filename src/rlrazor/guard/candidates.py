@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from rlrazor import bounds
 from rlrazor.errors import RazorError
 from rlrazor.forecast import FORWARD, PROBE
-from rlrazor.guard.verdict import Verdict, judge
+from rlrazor.guard.verdict import SEVERITY, Limits, Verdict, judge
 from rlrazor.lm.kl import Estimate
 
 DROP = "drop"
+LEVEL = 0.95  # of the interval of a KL
 AXES = (DROP, FORWARD, PROBE)  # what a new-task score is weighed against
-_WORSE = (Verdict.WITHIN, Verdict.UNCERTAIN, Verdict.ABOVE)
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Candidate:
 
     `low` and `high` are the ends of the drop's interval, equal to it where the error of a measured one is not known;
     all three are None where there is no law. `extrapolated`: its KL is beyond what the law was fitted to. `kl`: nats
-    per completion, or text, on each probe that was measured.
+    per completion, or text, on each probe that was measured, of which `prompts` counts the prompts, where it is known.
     """
 
     name: str
@@ -35,11 +35,13 @@ class Candidate:
     measured: bool
     extrapolated: bool = False
     kl: Mapping[str, Estimate] = field(default_factory=dict)
+    prompts: Mapping[str, int] = field(default_factory=dict)
 
     def interval(self, of: str) -> tuple[float, float, float] | None:
         """The drop, or a KL, with the ends of its interval; None where it is not known.
 
-        A KL's are two standard errors away; without one, of a single prompt, it could be up to three times as large.
+        A KL's is of 95 %, by its prompts. Where their number is not known its ends are two standard errors away, and
+        without one, of a single prompt, it could be up to three times as large.
         """
         if of == DROP:
             if self.drop is None or self.low is None or self.high is None:
@@ -48,29 +50,35 @@ class Candidate:
         if of not in self.kl:
             return None
         kl = self.kl[of]
+        if of in self.prompts:
+            return kl.mean, *kl.interval(self.prompts[of], LEVEL)
         spread = 2 * (kl.stderr if math.isfinite(kl.stderr) else kl.mean)
         return kl.mean, max(kl.mean - spread, 0.0), kl.mean + spread
 
-    def at(self, of: str) -> float:
-        """The estimate alone; infinite where it is not known."""
+    def at(self, of: str, *, upper: bool = False) -> float:
+        """The estimate alone, or the `upper` end of its interval; infinite where it is not known."""
         found = self.interval(of)
-        return math.inf if found is None else found[0]
+        return math.inf if found is None else found[2 if upper else 0]
 
 
 @dataclass(frozen=True)
-class Limits:
-    """The most to accept of each: of the drop a fraction of 1, of the KLs nats.
+class Budgets(Limits):
+    """Limits of what a checkpoint may cost: of `kl_probe` too, on the generic probe, nats.
 
     The estimate says which checkpoints are admitted, with `cautious` the upper end of the interval. `accept_uncertain`:
     of those, none is doubted.
     """
 
-    most: Mapping[str, float] = field(default_factory=dict)
-    cautious: bool = False
-    accept_uncertain: bool = False
+    kl_probe: float | None = None
+
+    @property
+    def most(self) -> dict[str, float]:
+        """Those that there are, by what they are of."""
+        found = {DROP: self.drop, FORWARD: self.kl, PROBE: self.kl_probe}
+        return {of: value for of, value in found.items() if value is not None}
 
     @classmethod
-    def of(cls, budget: float | None, kl_budget: float | None, kl_budget_probe: float | None, **how: bool) -> Limits:
+    def of(cls, budget: float | None, kl_budget: float | None, kl_budget_probe: float | None, **how: bool) -> Budgets:
         """Those that were given. Raises RazorError for what is no budget."""
         for name, given in (("budget", budget), ("kl_budget", kl_budget), ("kl_budget_probe", kl_budget_probe)):
             bounds.require_number(name, given)
@@ -83,13 +91,11 @@ class Limits:
                 raise RazorError(f"A KL budget is a number of nats, such as 0.5, not {nats}.")
         if how.get("cautious") and how.get("accept_uncertain"):
             raise RazorError("Be cautious or accept what is uncertain, not both.")
-        most = {DROP: budget, FORWARD: kl_budget, PROBE: kl_budget_probe}
-        return cls({of: value for of, value in most.items() if value is not None}, **how)
+        return cls(budget, kl_budget, kl_probe=kl_budget_probe, **how)
 
     def judged(self, one: Candidate, of: str) -> float:
-        """What counts of a checkpoint; infinite where it is not known."""
-        found = one.interval(of)
-        return math.inf if found is None else found[2 if self.cautious else 0]
+        """What counts of a checkpoint; infinite where it is not known, as an interval's end beyond the law's fit."""
+        return math.inf if self.cautious and _is_beyond(one, of) else one.at(of, upper=self.cautious)
 
     def admits(self, one: Candidate) -> bool:
         """Whether all that counts is within the limits."""
@@ -99,10 +105,19 @@ class Limits:
         """The worst of the verdicts on each limit; what is not known cannot be told."""
         said = [Verdict.WITHIN]
         for of, most in self.most.items():
-            found = one.interval(of)
+            if (found := one.interval(of)) is None:
+                said.append(Verdict.UNCERTAIN)
+                continue
+            estimate, low, high = found
+            high = math.inf if _is_beyond(one, of) else high
             how = {"cautious": self.cautious, "accept_uncertain": self.accept_uncertain}
-            said.append(Verdict.UNCERTAIN if found is None else judge(*found, most, **how))
-        return max(said, key=_WORSE.index)
+            said.append(judge(estimate, low, high, most, **how))
+        return max(said, key=SEVERITY.index)
+
+
+def _is_beyond(one: Candidate, of: str) -> bool:
+    """Whether that is a forecast at a KL beyond what its law was fitted to: the interval is of smaller ones."""
+    return of == DROP and one.extrapolated
 
 
 def frontier(candidates: Sequence[Candidate], *, lower_is_better: bool = False, against: str = DROP) -> list[Candidate]:

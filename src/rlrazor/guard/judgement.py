@@ -7,19 +7,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from scipy.special import stdtrit
-
 from rlrazor.errors import RazorError
 from rlrazor.forecast import FORWARD
 from rlrazor.guard.compare import Comparison
 from rlrazor.guard.law_file import LawFile
 from rlrazor.guard.truth import TaskChange, Truth
-from rlrazor.guard.verdict import Limits, Verdict, judge
-from rlrazor.lm.kl import Estimate
+from rlrazor.guard.verdict import SEVERITY, Limits, Verdict, judge
 from rlrazor.lm.prior import Metric
 from rlrazor.paired import times_needed
 
-SEVERITY = (Verdict.WITHIN, Verdict.UNCERTAIN, Verdict.ABOVE)
 MOST_ITEMS = 1_000_000  # that are worth naming
 Ends = tuple[float | None, float | None]
 _OTHERWISE = "--accept-uncertain judges by the estimate alone, --cautious counts what cannot be told as above."
@@ -115,7 +111,7 @@ def _of_drop(found: Comparison, limit: float, law: LawFile | None) -> _Evidence:
 
 def _of_kl(found: Comparison, limit: float) -> _Evidence:
     measured, level, count = found.kl[FORWARD], found.setup.level, found.setup.measured
-    low, high = kl_interval(measured, count, level)
+    low, high = measured.interval(count, level)
     half, gap = high - measured.mean, abs(limit - measured.mean)
     more = math.ceil(count * (half / gap) ** 2) if gap > 0 else MOST_ITEMS + 1
     remedy = (
@@ -124,13 +120,6 @@ def _of_kl(found: Comparison, limit: float) -> _Evidence:
         else "KL is the limit itself, near enough: no number of prompts will tell."
     )
     return _Evidence("forward KL on the new task's prompts", measured.mean, low, high, level, remedy)
-
-
-def kl_interval(measured: Estimate, prompts: int, level: float) -> tuple[float, float]:
-    """Student's t over prompts, from 0 on; of a single prompt the KL itself is taken for its standard error."""
-    error = measured.stderr if math.isfinite(measured.stderr) else measured.mean
-    quantile = float(stdtrit(max(prompts - 1, 1), (1 + level) / 2))
-    return max(measured.mean - quantile * error, 0.0), measured.mean + quantile * error
 
 
 def _judged(evidence: _Evidence, limit: float, limits: Limits, *, same: bool) -> Judgement:

@@ -119,24 +119,11 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         self.prompts = read_prompts(Path(prompts)) if isinstance(prompts, str | Path) else list(prompts)
         self.law = LawFile.load(law) if isinstance(law, str | Path) else law
-        if on_budget not in ("warn", "stop", "keep"):
-            raise RazorError(f"on_budget is 'warn', 'stop' or 'keep', not {on_budget!r}.")
-        for name, value in (("budget", budget), ("level", level), ("every", every)):
-            bounds.require_number(name, value)
-        if budget is not None and not 0 < budget < 1:
-            raise RazorError(
-                f"budget is a fraction of 1, such as 0.02 for two points of the prior score, not {budget}."
-            )
-        if level is not None and not 0 < level < 1:
-            raise RazorError(f"level is a fraction of 1, such as 0.9, not {level}.")
+        _check_numbers(budget, on_budget, level, every)
         if log is not None and Path(log).is_dir():
             raise RazorError(f"log is a file, and {log} is a folder: name a file in it, such as {Path(log) / LOG}.")
         if log is not None:
             writing.check_apart([Path(log)], [of for of in (prompts, law, generic) if isinstance(of, str | Path)])
-        if every is not None and every < 1:
-            raise RazorError(f"every is a number of steps, at least 1, not {every}.")
-        if every is not None:
-            bounds.check_whole("every", every)
         self.budget, self.on_budget, self.cautious, self.every, self.level = budget, on_budget, cautious, every, level
         self.prompts_hash = content_hash(self.prompts)
         own = read_generic(Path(generic)) if isinstance(generic, str | Path) else generic
@@ -386,7 +373,10 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
 
     def _say_what_is_wrong(self, dataloader: Any, told: Mapping[str, Any] | None) -> None:
         if self.law is None:
-            _say("[razor] uncalibrated: no law was given, so there is KL to the base and no forecast.")
+            _say(
+                "[razor] uncalibrated: no law was given, so there is KL to the base and no forecast. `razor calibrate` "
+                "makes a law; `razor pick --kl-budget` takes a checkpoint without one."
+            )
             if self.budget is not None:
                 _say("[razor] the budget is not watched: without a law, KL says nothing about scores.")
         else:
@@ -590,6 +580,22 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
             if kept
             else "no measured model within it is kept",
         }[self.on_budget]
+
+
+def _check_numbers(budget: float | None, on_budget: str, level: float | None, every: int | None) -> None:
+    """Raise RazorError for settings that are none."""
+    if on_budget not in ("warn", "stop", "keep"):
+        raise RazorError(f"on_budget is 'warn', 'stop' or 'keep', not {on_budget!r}.")
+    for name, value in (("budget", budget), ("level", level), ("every", every)):
+        bounds.require_number(name, value)
+    if budget is not None and not 0 < budget < 1:
+        raise RazorError(f"budget is a fraction of 1, such as 0.02 for two points of the prior score, not {budget}.")
+    if level is not None and not 0 < level < 1:
+        raise RazorError(f"level is a fraction of 1, such as 0.9, not {level}.")
+    if every is not None and every < 1:
+        raise RazorError(f"every is a number of steps, at least 1, not {every}.")
+    if every is not None:
+        bounds.check_whole("every", every)
 
 
 def _is_placed_later(args: Any, model: Any) -> bool:

@@ -49,7 +49,7 @@ class Claim:
         if shared := sorted(path.name for other in others for path in own & other.paths):
             raise RazorError(
                 f"Two monitors of this trainer write to {shared[0]}: give one of them a log of its own "
-                '(log="runs/other.jsonl"; `razor pick` reads the other), and on_budget="keep" to one of them only.'
+                '(log="runs/other.jsonl", which `razor pick --log` reads), and on_budget="keep" to one of them only.'
             )
         claim = cls(own, others[0].trainer if others else uuid.uuid4().hex[:12])
         if control is not None:

@@ -19,7 +19,7 @@ import polars as pl
 from rlrazor import law as laws
 from rlrazor.errors import RazorError
 from rlrazor.forecast import FORWARD, PROBE
-from rlrazor.guard.candidates import AXES, DROP, Candidate, Limits, frontier
+from rlrazor.guard.candidates import AXES, DROP, Budgets, Candidate, frontier
 from rlrazor.guard.law_file import NAMES, LawFile
 from rlrazor.guard.metric import find_metric, is_lower_better, latest
 from rlrazor.guard.outputs import MARK
@@ -58,15 +58,14 @@ class Pick:
     notes: Sequence[str]
     level: float | None = None
     frontiers: Mapping[str, Sequence[Candidate]] = field(default_factory=dict)
-    limits: Limits = field(default_factory=Limits)
+    limits: Budgets = field(default_factory=Budgets)
     verdict: Verdict | None = None
     doubt: str | None = None
 
     @property
-    def usable(self) -> Limits:
+    def usable(self) -> Budgets:
         """The limits, but for that of a drop that may not be relied on."""
-        most = {of: most for of, most in self.limits.most.items() if of != DROP or DROP in self.frontiers}
-        return replace(self.limits, most=most)
+        return self.limits if DROP in self.frontiers else replace(self.limits, drop=None)
 
     def verdict_of(self, one: Candidate) -> Verdict:
         """On one of the candidates."""
@@ -86,7 +85,8 @@ class Failure:
 class Drop:
     """What was measured at a step: a forecast drop of the prior score with its interval of that level, and KLs.
 
-    `objection`: why its law may not judge. Without a law the drop and its interval are None.
+    `objection`: why its law may not judge. Without a law the drop and its interval are None. `prompts`: of each KL, as
+    far as they are known.
     """
 
     step: int
@@ -97,16 +97,26 @@ class Drop:
     extrapolated: bool = False
     objection: str | None = None
     kl: Mapping[str, Estimate] = field(default_factory=dict)
+    prompts: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
     def by(
-        cls, law: LawFile | None, step: int, kl: Mapping[str, Estimate], prompts: Sequence[Prompt] | str, measured: int
+        cls,
+        law: LawFile | None,
+        step: int,
+        kl: Mapping[str, Estimate],
+        prompts: Sequence[Prompt] | str,
+        measured: Mapping[str, int],
     ) -> Drop:
-        """What a law, if there is one, says of KLs measured on so many of these `prompts`, or of those of that hash."""
+        """What a law, if there is one, says of KLs measured on these `prompts`, or of those of that hash.
+
+        `measured` counts the prompts of each probe that were.
+        """
         if law is None:
-            return cls(step, None, None, None, kl=kl)
-        said = law.forecast(kl, prompts=prompts, measured=measured)
-        return cls(step, said.drop, said.low, said.high, law.attainable(), said.extrapolated, law.objection(), kl)
+            return cls(step, None, None, None, kl=kl, prompts=measured)
+        said = law.forecast(kl, prompts=prompts, measured=measured[FORWARD])
+        ends = said.drop, said.low, said.high
+        return cls(step, *ends, law.attainable(), said.extrapolated, law.objection(), kl, measured)
 
 
 @dataclass(frozen=True)
@@ -150,7 +160,7 @@ def pick(
     Checkpoints that cannot be read, have no weights or cannot be measured are left out, with a note. Raises RazorError
     where none is left, there is no such metric, neither a drop nor a KL, or none of what a limit is about.
     """
-    limits = Limits.of(budget, kl_budget, kl_budget_probe, cautious=cautious, accept_uncertain=accept_uncertain)
+    limits = Budgets.of(budget, kl_budget, kl_budget_probe, cautious=cautious, accept_uncertain=accept_uncertain)
     if (folder / "records.parquet").exists():
         if (metric, lower_is_better, law, measure, run, log) != (None,) * 6:
             raise RazorError(f"{folder} is of a sweep, whose own measured scores are used: give budgets at most.")
@@ -198,7 +208,7 @@ def _recommended(found: Pick, objection: str | None) -> Pick:
     return replace(found, verdict=Verdict.UNCERTAIN, doubt=" ".join(filter(None, doubts)))
 
 
-def _within(found: Pick, limits: Limits) -> Pick:
+def _within(found: Pick, limits: Budgets) -> Pick:
     """The best score of those within the limits, and whether that can be told."""
     sign = -1 if found.lower_is_better else 1
     admitted = [one for one in found.candidates if limits.admits(one)]
@@ -225,14 +235,16 @@ def _kind(one: Candidate) -> str:
     return "measured" if one.measured else "forecast"
 
 
-def _none_within(found: Pick, limits: Limits) -> str:
+def _none_within(found: Pick, limits: Budgets) -> str:
     """What there is at least of each, and which would be within by the estimates."""
     parts = []
     for of, most in limits.most.items():
         least = min(found.candidates, key=lambda one, of=of: limits.judged(one, of))  # type: ignore[misc]
         value = limits.judged(least, of)
         how = "by the upper end of its interval" if limits.cautious else _kind(least)
-        if of == DROP:
+        if of == DROP and math.isinf(value):
+            parts.append(f"the budget of {100 * most:.1f} points: KL is beyond what the law was fitted to")
+        elif of == DROP:
             parts.append(
                 f"the budget of {100 * most:.1f} points: the least that any drops, {how}, is {100 * value:.1f} "
                 f"({least.name})"
@@ -248,7 +260,7 @@ def _none_within(found: Pick, limits: Limits) -> str:
     return f"{said} Save checkpoints earlier, or train with a lower learning rate."
 
 
-def _doubt(found: Pick, limits: Limits, chosen: Candidate) -> str:
+def _doubt(found: Pick, limits: Budgets, chosen: Candidate) -> str:
     """Why it cannot be told, and what can be done."""
     parts = []
     for of, most in limits.most.items():
@@ -258,6 +270,8 @@ def _doubt(found: Pick, limits: Limits, chosen: Candidate) -> str:
             scale, unit = (100, "points") if of == DROP else (1, f"nats of {NAMES[of]}")
             low, high, limit = (f"{scale * value:.{1 if of == DROP else 3}f}" for value in (*estimate[1:], most))
             parts.append(f"its interval of {low} to {high} {unit} holds the budget of {limit}")
+        elif of == DROP and chosen.extrapolated:
+            parts.append("its KL is beyond what the law was fitted to, and its interval is of smaller ones")
     surely = [one.name for one in found.candidates if replace(limits, cautious=True).admits(one)]
     if surely:
         to_do = f"By their whole intervals there {_is(surely)} {_listed(surely)}, the best of which --cautious takes"
@@ -273,8 +287,8 @@ def _weighed(found: Pick) -> Pick:
     """The highest score minus drop."""
     _check_weighable(found.metric, [one.new for one in found.candidates], lower=found.lower_is_better)
     limits = found.limits
-    chosen = max(found.candidates, key=lambda one: (one.new - limits.judged(one, DROP), -one.step))
-    drop = limits.judged(chosen, DROP)
+    chosen = max(found.candidates, key=lambda one: (one.new - one.at(DROP, upper=limits.cautious), -one.step))
+    drop = chosen.at(DROP, upper=limits.cautious)
     of = f"{_kind(chosen)} drop{' at the upper end of its interval' if limits.cautious else ''}"
     why = (
         f"{found.metric} minus {of} is highest: {100 * chosen.new:.1f} {'-+'[drop < 0]} {100 * abs(drop):.1f} points, "
@@ -361,7 +375,7 @@ def _is_finite(value: float | None) -> bool:
 # A Trainer's folder
 
 
-def metric_of(run: Run, wanted: str | None, lower_is_better: bool | None, limits: Limits, law: LawFile | None) -> str:
+def metric_of(run: Run, wanted: str | None, lower_is_better: bool | None, limits: Budgets, law: LawFile | None) -> str:
     """The metric to go by. Raises RazorError, before minutes of measuring, where it was not logged or cannot judge.
 
     That is where it would have to be weighed against the drop that a law forecasts.
@@ -381,7 +395,7 @@ def _of_trainer(
     run: Run,
     metric: str | None,
     lower_is_better: bool | None,
-    limits: Limits,
+    limits: Budgets,
     law: LawFile | None,
     measure: Callable[[Path, int], Drop] | None,
 ) -> _Source:
@@ -413,7 +427,7 @@ def _of_trainer(
             said.append(f"{name}: KL is beyond what the law was fitted to: the interval may be too narrow.")
         drops.append(drop)
         new = float(entry[metric])
-        shown = drop.drop, drop.low, drop.high, False, drop.extrapolated, drop.kl
+        shown = drop.drop, drop.low, drop.high, False, drop.extrapolated, drop.kl, drop.prompts
         candidates.append(Candidate(name, one.step, new, *shown))
     notes += [f"{', '.join(names)} {_is(names)} left out: {reason}" for reason, names in left_out.items()]
     notes += said
@@ -461,13 +475,14 @@ def _of_row(row: Mapping[str, Any], law: LawFile | None, path: Path) -> Drop | F
     if law is None:
         names = [name for name in (FORWARD, PROBE) if row.get(name) is not None]
         kls = {name: _estimate(row[name], row.get(f"{name}_stderr")) for name in names}
+        counts = row.get("prompts") or {}
         if not (shown := row.get("forecast")):
-            return Drop.by(None, step, kls, "", 0) if kls else None
+            return Drop.by(None, step, kls, "", counts) if kls else None
         drop, low, high = (_number(shown[name]) for name in ("drop", "low", "high"))
         level = None if row.get("level") is None else _number(row["level"])
         useful = row.get("law_useful", True) and row.get("law_objection") is None
         objection = None if useful else str(row.get("law_objection") or NOT_USEFUL)
-        return Drop(step, drop, low, high, level, bool(shown.get("extrapolated")), objection, kls)
+        return Drop(step, drop, low, high, level, bool(shown.get("extrapolated")), objection, kls, counts)
     law.check_base(row["base"])
     if row["probe"] != probe_hash(law.settings, law.generic):
         raise RazorError(
@@ -476,7 +491,7 @@ def _of_row(row: Mapping[str, Any], law: LawFile | None, path: Path) -> Drop | F
         )
     kls = {name: _estimate(row[name], row[f"{name}_stderr"]) for name in (FORWARD, PROBE)}
     asked = row["prompts_hash"] if row["whole"] else ""
-    return Drop.by(law, step, kls, asked, row["prompts"][FORWARD])
+    return Drop.by(law, step, kls, asked, row["prompts"])
 
 
 def _estimate(mean: Any, stderr: Any) -> Estimate:

@@ -140,7 +140,8 @@ def is_zero(per_token: Estimate, noise: Noise) -> bool:
 
 def against_noise(per_token: Estimate, noise: Noise) -> str:
     """A sentence on a KL and the noise floor."""
-    said = f"the base against itself, {noise.prompts} prompts one at a time, is {nats(noise.batch)} nats per token"
+    count = "1 prompt" if noise.prompts == 1 else f"{noise.prompts} prompts one at a time"
+    said = f"the base against itself, {count}, is {nats(noise.batch)} nats per token"
     if noise.rounding is not None:
         said += f", and in {noise.other} {nats(noise.rounding)}"
     if is_zero(per_token, noise):

@@ -12,6 +12,9 @@ class Verdict(StrEnum):
     UNCERTAIN = "cannot be told"
 
 
+SEVERITY = (Verdict.WITHIN, Verdict.UNCERTAIN, Verdict.ABOVE)
+
+
 @dataclass(frozen=True)
 class Limits:
     """The largest drop of the prior score, a fraction of 1, and KL on the new task's prompts, nats per completion.

@@ -37,6 +37,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.special import stdtrit
 from torch import Tensor, nn
 
 from rlrazor.errors import RazorError
@@ -60,6 +61,12 @@ class Estimate(NamedTuple):
 
     mean: float
     stderr: float
+
+    def interval(self, prompts: int, level: float) -> tuple[float, float]:
+        """Of a KL: Student's t over so many prompts, from 0 on; of a single one KL itself is taken for the error."""
+        error = self.stderr if math.isfinite(self.stderr) else self.mean
+        half = float(stdtrit(max(prompts - 1, 1), (1 + level) / 2)) * error
+        return max(self.mean - half, 0.0), self.mean + half
 
 
 @dataclass(frozen=True)

@@ -106,7 +106,7 @@ class Teachings(Schema):
 class StudyTeaching(Teaching):
     """The same in a study, where there may be several accuracies."""
 
-    level: Threshold
+    level: Annotated[float, Field(gt=0, le=2)]  # of which no policy attains one above 1
 
 
 class StudyDescription(Described):

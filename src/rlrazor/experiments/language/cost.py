@@ -76,7 +76,9 @@ def time_trial(config: Config, trainer: Trainer, splits: Splits) -> Timing:
     found, small = Timing(), _small(config)
     base, data = "trial", trainer.task.fingerprint(splits)
     trainer = replace(trainer, save_every=0, keep_models=False, weights="none", report_to="none")
-    trainer = trainer if config.base == TINY else replace(trainer, texts=TEXTS)
+    micro_batch = trainer.micro_batch
+    # What is tried is so few sequences that they may be no whole number of micro-batches.
+    trainer = trainer if config.base == TINY else replace(trainer, texts=TEXTS, micro_batch=None)
     kinds: dict[tuple[str, ...], str] = {}
     for name in small.methods:
         method, penalised = find_method(name)
@@ -103,7 +105,7 @@ def time_trial(config: Config, trainer: Trainer, splits: Splits) -> Timing:
                 _measured(found, clock, config, small, trainer, world)
                 found.parameters = sum(weight.numel() for weight in world.base.model.parameters())
                 found.trained = found.parameters if not config.lora_rank else found.parameters // 50
-            found.bytes = max(found.bytes, clock.bytes_for(spec, config, found.trained))
+            found.bytes = max(found.bytes, clock.bytes_for(spec, config, found.trained, micro_batch))
     train._last_world.clear()
     found.spread = max(_LEAST_ERROR, statistics.pstdev(seconds) if len(seconds) > 1 else 1.0)
     example = small.specs(base, data, [next(iter(kinds.values()))])[0]
@@ -200,14 +202,14 @@ class _Clock:
                 self.loaded = _memory_now()
             self.last_update = (done, now)
 
-    def bytes_for(self, spec: RunSpec, config: Config, trained: int) -> int:
+    def bytes_for(self, spec: RunSpec, config: Config, trained: int, micro_batch: int | None) -> int:
         """Of a process that trains runs like this one: what was there before, the updates' state, and activations,
         which grow with the sequences at a time.
         """
         fixed = self.loaded + 4 * (STATE * trained)
         real = config.rl_prompts * config.group_size if spec.params["group_size"] else max(config.batch_sizes)
         activations = max(0, _peak() - fixed)
-        return int(max(_peak(), fixed + activations * real / sequences_of(spec)))
+        return int(max(_peak(), fixed + activations * min(real, micro_batch or real) / sequences_of(spec)))
 
 
 @contextmanager

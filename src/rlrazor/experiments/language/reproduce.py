@@ -30,6 +30,7 @@ from rlrazor.progress import doing
 from rlrazor.records import BASE, RunSpec, to_table
 from rlrazor.report import load, write_report
 from rlrazor.store import WeightsMode
+from rlrazor.sweep import trajectories
 
 RUN_BYTES, RECORD_BYTES = 4 * 4096, 8000  # small files' share of the disk; a record, in its run and in the table
 # One for each quadrant of the paper's Fig. 4, where a sweep has them: on-policy or not, with negatives or not.
@@ -216,8 +217,9 @@ def estimate(
     teachers: dict[int, Any] = {seed: {} for seed in config.seeds}
     specs = [*config.base_specs("", ""), *config.specs("", "", config.methods, teachers)]
     counted = Plan([], specs, [], "", "", prompts)
-    runs = [(spec, counted.count_steps(spec), counted.count_checkpoints(spec)) for spec in specs]
-    counts = Estimate(len(runs), sum(steps for _, steps, _ in runs), sum(checkpoints for *_, checkpoints in runs))
+    longest = [one.longest for one in trajectories(specs)]  # the others are their beginnings, and cost nothing
+    runs = [(spec, counted.count_steps(spec), counted.count_checkpoints(spec)) for spec in longest]
+    counts = Estimate(len(specs), sum(steps for _, steps, _ in runs), sum(map(counted.count_checkpoints, specs)))
     if not cost.is_at_hand(config.base):
         return replace(counts, missing=f"the base {config.base} is not on this machine, and was not downloaded")
     try:

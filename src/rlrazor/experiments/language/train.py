@@ -188,7 +188,8 @@ class Trainer:
         examples, counts = processes.in_first(demonstrations)
         counts = {"prompts_too_long": float(prompts.too_long), **counts}
         unfinished = _Unfinished(store.partial_folder(spec), keep=self.save_every != 0)
-        state, checkpoints = processes.in_first(lambda: (unfinished.state(), unfinished.checkpoints()))
+        due = due_steps(spec, len(examples))
+        state, checkpoints = processes.in_first(lambda: unfinished.begin(due, with_weights=self.weights == "all"))
         with _policy(base.model, spec) as (model, frozen):
             measuring = _Measuring(spec, world, frozen, len(examples), counts, self.weights, unfinished, checkpoints)
             settings = self._settings(spec, world, measuring, unfinished.folder)
@@ -335,12 +336,24 @@ class _Unfinished:
         numbered = [path for path in found if path.name.partition("-")[2].isdecimal()]
         return max(numbered, key=lambda path: int(path.name.partition("-")[2]), default=None)
 
-    def checkpoints(self) -> dict[int, Checkpoint]:
-        """Those up to that state, by step: later steps are trained, and measured, again."""
-        state, path = self.state(), self.folder / "records.jsonl"
-        if state is None or not path.exists():
-            return {}
+    def begin(self, due: Sequence[int], *, with_weights: bool) -> tuple[Path | None, dict[int, Checkpoint]]:
+        """The state to go on from, and the checkpoints up to it: later steps are trained, and measured, again.
+
+        Where one that was `due` by then is not there, or not with the weights that are wanted, the run starts anew.
+        """
+        if (state := self.state()) is None:
+            return None, {}
         until = int(state.name.partition("-")[2])
+        found = self._checkpoints(until)
+        if all(step in found and (found[step].weights or not with_weights) for step in due if step <= until):
+            return state, found
+        shutil.rmtree(self.folder)
+        return None, {}
+
+    def _checkpoints(self, until: int) -> dict[int, Checkpoint]:
+        path = self.folder / "records.jsonl"
+        if not path.exists():
+            return {}
         try:
             records = read_records(path)
         except RazorError as error:
