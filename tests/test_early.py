@@ -33,10 +33,6 @@ EARLY = {
     "calibrate base --task letters --prior winogrand --data-mirror .": "lm-eval has no task winogrand.",
     "calibrate org/model --task math --dry-run": "is not on this machine and the hub cannot be reached.",
     "sweep --base tiny --task letters --methods sftt": "Unknown method 'sftt'.",
-}
-
-# After torch, which takes a second or two, and before transformers and TRL, which take more.
-LATER = {
     "compare base ./nope --prompts here": "There is no ./nope. Give a hub id, a folder with a model, or a .gguf file.",
     "compare base nope.gguf --prompts here": "There is no nope.gguf. Give a hub id,",
     "calibrate ./nope --task letters": "There is no ./nope.",
@@ -51,7 +47,7 @@ def test_errors_that_need_no_model_do_not_wait_for_torch(tmp_path: Path) -> None
     code = f"""
 import json, sys, time
 from rlrazor.cli import main
-for command in {[*EARLY, *LATER]}:
+for command in {[*EARLY]}:
     begun = time.monotonic()
     code = main(command.split())
     heavy = [name for name in ("torch", "transformers", "trl", "datasets", "lm_eval") if name in sys.modules]
@@ -64,11 +60,11 @@ for command in {[*EARLY, *LATER]}:
     done = subprocess.run(line, cwd=tmp_path, env=os.environ | environment, capture_output=True, text=True, check=True)
     found = [json.loads(printed) for printed in done.stdout.splitlines()]
     said = done.stderr.splitlines()
-    assert [code for code, _, _ in found] == [2] * len(EARLY | LATER), done.stderr
-    for sentence, expected in zip(said, (EARLY | LATER).values(), strict=True):
+    assert [code for code, _, _ in found] == [2] * len(EARLY), done.stderr
+    for sentence, expected in zip(said, EARLY.values(), strict=True):
         assert sentence.startswith("razor: ")
         assert expected in sentence
-    assert [heavy for _, _, heavy in found] == [[]] * len(EARLY) + [["torch"]] * len(LATER)
+    assert [heavy for _, _, heavy in found] == [[]] * len(EARLY)
     assert max(seconds for _, seconds, _ in found) < 10  # on a busy machine; a minute was usual
 
 

@@ -142,8 +142,8 @@ def loads(text: str, *, nan: Callable[[str], Any] | None = None, lenient: bool =
 
     Raises NotReadableError where it is not JSON, and for a key twice in an object, a number beyond what 64 bits hold,
     half a character, more than DEEPEST levels, NaN and infinity. Where `nan` makes something of their names, these are
-    taken: a Trainer writes them, and so do tables. A `lenient` reader is like most others: the last of a key counts,
-    and a whole number beyond 64 bits is a float.
+    taken: a Trainer writes them, and so do tables. A `lenient` reader is like most others, where a library reads the
+    file as well: the last of a key counts, and a whole number beyond 64 bits is a float.
     """
     try:
         found = json.loads(
