@@ -167,7 +167,9 @@ def _require_ours(path: Path, kind: Kind | None) -> None:
     real = os.path.realpath(path)
     # By name as well: where standard output goes to a file, /dev/stdout is that file.
     if str(path.absolute()).startswith(("/dev/fd/", "/proc/")) or str(path.absolute().parent) == "/dev":
-        raise RazorError(f"{path} is a device, which cannot be written whole or not at all: name a file.")
+        raise RazorError(
+            f"{path} is among devices, where no file can be written whole or not at all: name another place."
+        )
     try:
         found = os.stat(real)
     except FileNotFoundError:

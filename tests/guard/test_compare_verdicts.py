@@ -336,7 +336,11 @@ def test_the_noise_floor_is_the_base_against_itself(found: Comparison) -> None:
 
 def test_a_kl_is_set_beside_noise_and_known_runs(found: Comparison) -> None:
     noise = scale.Noise(1e-9, 1e-3, "bfloat16", 4)
-    for value, said in ((1e-9, "is 0 within it"), (5e-4, "no more than such rounding"), (0.25, "is 250 times that")):
+    for value, said in (
+        (1e-9, "is 0 within it"),
+        (5e-4, "no more than such rounding"),
+        (0.25, "is 250 times this floor"),
+    ):
         assert said in scale.against_noise(Estimate(value, 0.0), noise)
     known = scale.known_runs()
     assert len(known.checkpoints) >= 10

@@ -79,7 +79,7 @@ def test_a_plan_in_words() -> None:
     )
     timed = planning.timed(plan, replace(costs, step_seconds=2.0))
     assert timed.startswith("plan: a step of training takes 2.0 s. Measuring takes about 4.9 s in all")
-    assert ", which is 10% of training, more than the 5% aimed at" in timed  # 4.88 / 48
+    assert ", which is 10% of training by the clock, more than the 5% aimed at" in timed  # 4.88 / 48
     asked = planning.described(Plan(10, asked=True), costs, sizes.described)
     assert asked.startswith(
         "plan: 3 readings, after steps 10, 20 and 24, as `every` says, on all 100 prompts and all 60"

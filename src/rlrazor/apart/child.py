@@ -129,7 +129,7 @@ def _verifier(source: str, name: str) -> Callable[..., Answer]:
     verify = getattr(module, name, None)
     if not callable(verify):
         functions = [other for other, _ in inspect.getmembers(module, inspect.isfunction)]
-        raise AbsentError(f"{source} has no function {name}. It has: {', '.join(functions) or 'none'}.")
+        raise AbsentError(f"{source} has no function {name}. It has: {', '.join(functions) or 'none'}")
     return lambda *arguments, **columns: judged(verify(*arguments, **columns))
 
 

@@ -37,7 +37,8 @@ _KEEPING = {command.__name__ for command in (calibrate, finetune, reproduce, swe
 
 class _Parser(argparse.ArgumentParser):
     def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
+        # An abbreviation is a misspelling: `--lr` of a grid would be its `--lrs`.
+        super().__init__(**{**options, "allow_abbrev": False})
         self.register("type", Path, _path)
 
     def _print_message(self, message: str, file: Any = None) -> None:

@@ -95,11 +95,14 @@ class BaseSide:
         kept: dict[str, Any] = {
             "cache_dir": cache_dir,
             "digest": digest or (None if cache_dir is None else base_digest(base, settings.precision)),
-            "told": partial(told, "the base completes the prompts"),
         }
         sequences = {
-            FORWARD: probes.of_prompts(base, tokenizer, prompts, settings, **kept),
-            PROBE: probes.of_generic(base, tokenizer, generic, settings, **kept),
+            FORWARD: probes.of_prompts(
+                base, tokenizer, prompts, settings, told=partial(told, "the base completes the prompts"), **kept
+            ),
+            PROBE: probes.of_generic(
+                base, tokenizer, generic, settings, told=partial(told, "the base completes the generic prompts"), **kept
+            ),
         }
         found: dict[str, kl.Probe] = {}
         begun = compute.now(base)

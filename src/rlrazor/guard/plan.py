@@ -159,7 +159,9 @@ def _cost(plan: Plan, costs: Costs) -> str:
     share = costs.of_training(plan)
     if share is None:
         return f"{text}; what share of training that is, is said once a step has been timed."
-    text += f", which is {_percent(share)} of training" + ("" if costs.step_seconds else " by the tokens that are read")
+    text += f", which is {_percent(share)} of training" + (
+        " by the clock" if costs.step_seconds else " by the tokens that are read"
+    )
     if plan.asked or (costs.step_seconds and share <= OVERHEAD * ROUNDING):
         return f"{text}."
     if share <= OVERHEAD * ROUNDING:

@@ -153,7 +153,9 @@ def against_noise(per_token: Estimate, noise: Noise) -> str:
 
 def _times(value: float, floor: float) -> str:
     times = value / max(floor, ZERO)
-    return "more than 1,000 times that" if times > 1000 else f"{times:.{0 if times >= 10 else 1}f} times that"
+    return (
+        "more than 1,000 times this floor" if times > 1000 else f"{times:.{0 if times >= 10 else 1}f} times this floor"
+    )
 
 
 def against_known(per_token: Mapping[str, Estimate]) -> str:

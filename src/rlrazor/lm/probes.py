@@ -193,7 +193,8 @@ def of_prompts(
     if not fitting:
         raise RazorError(
             f"No prompt fits into the {limit} tokens of the model's context with a completion of "
-            f"{settings.max_new_tokens}: shorten the prompts, or lower max_new_tokens (--max-new-tokens)."
+            f"{settings.max_new_tokens}: shorten the prompts, or lower max_new_tokens (--max-new-tokens; in Python "
+            "settings=ProbeSettings(max_new_tokens=...))."
         )
     if cache_dir is None:
         with adapter_disabled(base):
