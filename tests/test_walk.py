@@ -128,7 +128,7 @@ def test_every_step_of_a_first_hour_says_what_to_do(folder: Path) -> None:
     plan = said_of_training.index("[razor] plan:")
     assert plan < said_of_training.index("[razor] step 3:")
     assert len(set(re.findall(r"\[razor\] step (\d+):", said_of_training))) >= 4
-    assert "% of training" in said_of_training
+    assert "% of training by the clock" in said_of_training
     assert "razor calibrate" in said_of_training
     tuned = "runs/sft/checkpoint-12"
 
@@ -138,7 +138,7 @@ def test_every_step_of_a_first_hour_says_what_to_do(folder: Path) -> None:
     assert "same" in everyones_first.words
     compared = razor("compare", "base", tuned, "--prompts", "prompts.jsonl", *SHORT, "--out", "tuned.html")
     assert compared.code == exits.DONE
-    for part in ("noise", "Which letter does", "first 5 tokens", "razor calibrate", "tuned.html"):
+    for part in ("Noise floor", "Which letter does", "first 5 tokens", "razor calibrate", "tuned.html"):
         assert part in compared.words, part
     assert "<|im_start|>system" not in compared.words.split("Moved most")[1]
     few = ["--prior", "hellaswag", "--data-mirror", "mirror", "--prior-limit", "4"]
