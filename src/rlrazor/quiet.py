@@ -10,6 +10,7 @@ _ENVIRONMENT = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
     "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+    "TRANSFORMERS_VERBOSITY": "error",  # of layers "not sharded" in one process, say
 }
 _DEVELOPERS = (FutureWarning, DeprecationWarning, PendingDeprecationWarning)
 
