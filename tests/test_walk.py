@@ -81,6 +81,7 @@ def write_files(folder: Path) -> None:
     held_out, trained_on = texts[::4], [row for index, row in enumerate(texts) if index % 4]
     for name, some in {"all": texts, "train": trained_on, "prompts": held_out}.items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
+    (folder / "traffic.txt").write_text("".join(f"{context}\n" for _, context, _ in HELLASWAG))
     items = [
         {"activity_label": label, "ctx_a": context, "ctx_b": "", "endings": [f"{ending}.", *WRONG], "label": "0"}
         for label, context, ending in HELLASWAG
@@ -166,10 +167,11 @@ def test_every_step_of_a_first_hour_says_what_to_do(folder: Path) -> None:
 
     # Calibrating
     calibrate = ["calibrate", "base", "--prompts", "all.jsonl", *few, *SHORT, "--quick", "--out", "runs/law"]
-    calibrate += ["--max-steps", "6", "--batch-sizes", "4", "--test-prompts", "16", "--checkpoints-per-epoch", "2"]
+    calibrate += ["--max-steps", "4", "--batch-sizes", "4", "--test-prompts", "16", "--checkpoints-per-epoch", "2"]
+    calibrate += ["--generic", "traffic.txt"]
     cost = razor(*calibrate, "--dry-run")
     assert cost.code == exits.DONE
-    for part in ("6 runs", "memory", "disk", "Nothing was"):
+    for part in ("8 runs", "memory", "disk", "Nothing was"):
         assert part.lower() in cost.words.lower(), part
     law = razor(*calibrate)
     assert law.code == exits.DONE

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.progress import BarColumn, Progress, TimeRemainingColumn
 
@@ -15,9 +15,9 @@ from rlrazor.cli import exits
 from rlrazor.cli.compare_output import as_json as as_json
 from rlrazor.cli.compare_output import print_findings
 from rlrazor.cli.early import require_files, require_prior, require_source, settle_hub
-from rlrazor.cli.language import stop_of
 from rlrazor.cli.outputs import check_outputs
 from rlrazor.cli.printing import Subparsers, console_for_tables, options_of, print_json
+from rlrazor.cli.probe import add_probe, dtype_of, probe_without_law
 from rlrazor.errors import RazorError
 from rlrazor.extras import needs_extra
 from rlrazor.guard.verdict import Limits, Verdict
@@ -67,18 +67,7 @@ def add_to(commands: Subparsers) -> None:
     )
     parser.add_argument("--json", action="store_true", help="print the findings as JSON instead of tables")
     probe = parser.add_argument_group("how it is measured (a law's own settings come first)")
-    probe.add_argument("--generic", type=Path, metavar="FILE", help="text that stands for what must not change")
-    probe.add_argument("--max-new-tokens", type=int, help="of a completion (default: 128)")
-    probe.add_argument("--samples", type=int, help="completions of each prompt (default: 1)")
-    probe.add_argument(
-        "--stop",
-        action="append",
-        default=[],
-        metavar="TEXT",
-        help="what ends one, \\n being a line end; may be repeated",
-    )
-    probe.add_argument("--no-chat", action="store_true", help="do not put prompts into the chat template")
-    probe.add_argument("--dtype", help="float32 (default, or the law's) or bfloat16, half the memory")
+    add_probe(probe)
     probe.add_argument("--as-given", action="store_true", help="the order is right, whatever it looks like")
     truth = parser.add_argument_group("the truth beside the forecast")
     truth.add_argument("--prior", metavar="TASKS", help="prior tasks to measure: lm-eval names, comma-separated")
@@ -178,16 +167,7 @@ def _quiet_libraries() -> Iterator[None]:
 def _settings(arguments: argparse.Namespace, law: "LawFile | None") -> "ProbeSettings":
     from rlrazor.lm.probes import ProbeSettings
 
-    own = {
-        "max_new_tokens": arguments.max_new_tokens,
-        "samples": arguments.samples,
-        "stop": stop_of(arguments) or None,
-        "chat": False if arguments.no_chat else None,
-    }
-    given: dict[str, Any] = {name: value for name, value in own.items() if value is not None}
-    if law is not None and (given or arguments.generic):
-        raise RazorError("With --law, the law's own probe and settings are used: leave the others out.")
-    return ProbeSettings(**given)
+    return ProbeSettings(**probe_without_law(arguments, law))
 
 
 def _suite(arguments: argparse.Namespace) -> "PriorSuite | None":
@@ -206,11 +186,6 @@ def _sources(arguments: argparse.Namespace) -> dict[str, str]:
         files["generic"] = arguments.law
     named = {name: str(path) for name, path in files.items() if path is not None}
     return {**named, "command": shlex.join(["razor", *arguments.argv])}
-
-
-def dtype_of(given: str | None, law: "LawFile | None") -> str:
-    """What models are loaded in: what was asked for, else what the law was calibrated in."""
-    return given or (law.settings.precision if law is not None else None) or "float32"
 
 
 def _limits(arguments: argparse.Namespace) -> Limits:

@@ -12,11 +12,10 @@ from rich.progress import BarColumn, Progress, TimeRemainingColumn
 from rich.table import Table
 
 from rlrazor.cli import exits
-from rlrazor.cli.compare import dtype_of
 from rlrazor.cli.early import require_files, settle_hub
-from rlrazor.cli.language import stop_of
 from rlrazor.cli.outputs import check_outputs
 from rlrazor.cli.printing import Subparsers, console_for_tables, options_of, print_json
+from rlrazor.cli.probe import add_probe, dtype_of, probe_given, probe_without_law
 from rlrazor.errors import RazorError
 from rlrazor.extras import needs_extra
 from rlrazor.terminal import PlainColumn, Terminal
@@ -62,18 +61,7 @@ def add_to(commands: Subparsers) -> None:
     measured = parser.add_argument_group("measure the checkpoints here (a law's own settings come first)")
     measured.add_argument("--base", help="what they were fine-tuned from")
     measured.add_argument("--prompts", type=Path, metavar="FILE", help="... and the new task's prompts")
-    measured.add_argument("--dtype", help="... in float32 or bfloat16 (default: the law's, or float32)")
-    measured.add_argument("--generic", type=Path, metavar="FILE", help="text that stands for what must not change")
-    measured.add_argument("--max-new-tokens", type=int, help="of a completion (default: 128)")
-    measured.add_argument("--samples", type=int, help="completions of each prompt (default: 1)")
-    measured.add_argument(
-        "--stop",
-        action="append",
-        default=[],
-        metavar="TEXT",
-        help="what ends one, \\n being a line end; may be repeated (default: the end of text alone)",
-    )
-    measured.add_argument("--no-chat", action="store_true", help="do not put prompts into the chat template")
+    add_probe(measured)
     parser.add_argument("--figure", type=Path, metavar="DIR", help="draw the frontiers into DIR/pick.png and .svg")
     parser.add_argument("--json", action="store_true", help="print the candidates as JSON instead of a table")
     parser.set_defaults(run=run, options=options_of(parser))
@@ -149,7 +137,7 @@ def _pick(arguments: argparse.Namespace, law: "LawFile | None", *, measuring: bo
                 progress.update(task, advance=1, description=step)
 
             measure, cautions = _measuring(asked, law, told)
-        elif (given := _given(arguments)) or arguments.generic or arguments.dtype:
+        elif (given := probe_given(arguments)) or arguments.generic or arguments.dtype:
             option = next(iter(given), "generic" if arguments.generic else "dtype").replace("_", "-")
             raise RazorError(f"--{option} is about measuring here, which takes --base and --prompts.")
         found = pick(
@@ -166,17 +154,6 @@ def _pick(arguments: argparse.Namespace, law: "LawFile | None", *, measuring: bo
             log=arguments.log,
         )
     return replace(found, notes=[*cautions, *found.notes])
-
-
-def _given(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The settings of the probes that were given."""
-    own = {
-        "max_new_tokens": arguments.max_new_tokens,
-        "samples": arguments.samples,
-        "stop": stop_of(arguments) or None,
-        "chat": False if arguments.no_chat else None,
-    }
-    return {name: value for name, value in own.items() if value is not None}
 
 
 def _exit_code(found: "Pick") -> int:
@@ -234,11 +211,9 @@ class _Asked:
 
         if arguments.base is None or arguments.prompts is None:
             raise RazorError("To measure checkpoints, give both --base and --prompts.")
-        given, dtype = _given(arguments), dtype_of(arguments.dtype, law)
+        given, dtype = probe_without_law(arguments, law), dtype_of(arguments.dtype, law)
         prompts = read_prompts(arguments.prompts)
         if law is not None:
-            if given or arguments.generic:
-                raise RazorError("With --law, the law's own probe and settings are used: leave the others out.")
             return cls(arguments.base, dtype, prompts, law.generic, law.settings)
         generic = GenericText.built_in() if arguments.generic is None else read_generic(arguments.generic)
         return cls(arguments.base, dtype, prompts, generic, ProbeSettings(**given, precision=dtype))
