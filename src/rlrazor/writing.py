@@ -167,9 +167,7 @@ def _require_ours(path: Path, kind: Kind | None) -> None:
     real = os.path.realpath(path)
     # By name as well: where standard output goes to a file, /dev/stdout is that file.
     if str(path.absolute()).startswith(("/dev/fd/", "/proc/")) or str(path.absolute().parent) == "/dev":
-        raise RazorError(
-            f"{path} is among devices, where no file can be written whole or not at all: name another place."
-        )
+        raise RazorError(f"{path} is a device or lies among devices, where no file is written: name another place.")
     try:
         found = os.stat(real)
     except FileNotFoundError:

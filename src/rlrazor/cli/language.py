@@ -340,7 +340,7 @@ def measured_in_words(found: Any, out: Path, jobs: int) -> str:
     measured = (
         f"About {human_seconds(found.seconds)}, give or take {100 * found.error:.0f} %, with {jobs} "
         f"job{'s' if jobs > 1 else ''} on this machine; {human_bytes(found.memory_bytes)} of memory a job; "
-        f"{human_bytes(found.disk_bytes)} in {out}"
+        f"{human_bytes(found.disk_bytes)} of disk in {out}"
     )
     if getattr(found, "passing_bytes", None):
         measured += f", and up to {human_bytes(found.passing_bytes)} while it trains (--save-every 0: none)"
