@@ -107,8 +107,8 @@ def test_an_estimate_in_words() -> None:
     found = Estimate(3, 1200, 17, 7200.0, 0.3, 2_100_000_000, 3_000_000, 1_600_000_000, "4 updates")
     assert in_words(found, Path("out"), 2) == (
         "3 runs, 1,200 updates, 17 checkpoints measured.\n"
-        "About 2 h 0 min, give or take 30 %, with 2 jobs on this machine; 2.1 GB of memory a job; 3 MB of disk in out, and up "
-        "to 1.6 GB while it trains (--save-every 0: none).\nTimed: 4 updates."
+        "About 2 h 0 min, give or take 30 %, with 2 jobs on this machine; 2.1 GB of memory a job; 3 MB of disk in out, "
+        "and up to 1.6 GB while it trains (--save-every 0: none).\nTimed: 4 updates."
     )
 
 
