@@ -168,7 +168,7 @@ def test_every_step_of_a_first_hour_says_what_to_do(folder: Path) -> None:
     # Calibrating
     calibrate = ["calibrate", "base", "--prompts", "all.jsonl", *few, *SHORT, "--quick", "--out", "runs/law"]
     calibrate += ["--max-steps", "4", "--batch-sizes", "4", "--test-prompts", "16", "--checkpoints-per-epoch", "2"]
-    calibrate += ["--generic", "traffic.txt"]
+    calibrate += ["--generic", "traffic.txt", "--threads", "2", "--save-every", "0"]
     cost = razor(*calibrate, "--dry-run")
     assert cost.code == exits.DONE
     for part in ("8 runs", "memory", "disk", "Nothing was"):
