@@ -100,7 +100,10 @@ def test_every_preset_is_within_its_bounds() -> None:
         (["compare", "a", "b", "--prompts", "c", "--prior-limit", "-1"], "--prior-limit must be at least 0, not -1."),
         (["pick", "a", "--budget", "1"], "--budget must be a fraction of 1, less than 1, not 1."),
         (["sweep", "--micro-batch", "1000000000000"], "--micro-batch must be at most 1,000,000"),
-        (["finetune", "a", "--task", "b", "--lr", "1", "--save-every", "0"], "--save-every must be at least 1, not 0."),
+        (
+            ["finetune", "a", "--task", "b", "--lr", "1", "--save-every", "-1"],
+            "--save-every must be at least 0, not -1.",
+        ),
         (["theory", "--seeds", "0,4294967296"], "seeds must be at most 4,294,967,295"),
     ],
 )

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from hellaswag import CONTEXTS, write_mirror
 from rlrazor.cli import exits, main
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # the libraries' advice to their callers
@@ -25,13 +26,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # the lib
 WORDS = Path(__file__).parents[1] / "src/rlrazor/experiments/language/tasks/words.txt"
 NOISE = ("FutureWarning", "UserWarning", "Loading weights", "Writing model shards", "Traceback")
 SHORT = ["--max-new-tokens", "8"]
-HELLASWAG = [
-    ("Boiling an egg", "A woman puts a pot of water on the stove. She waits until it boils. she", "lowers an egg"),
-    ("Walking the dog", "A man takes a lead from its hook. The dog runs to the door. the man", "opens the door"),
-    ("Painting a wall", "A boy opens a tin of paint. He dips a brush into it. the boy", "paints the wall"),
-    ("Reading", "A girl sits down in a chair with a book. She opens the book. the girl", "reads the first page"),
-]
-WRONG = ["eats the chair.", "swims across the roof.", "is made of wood and glue."]
 
 
 @dataclass(frozen=True)
@@ -81,13 +75,9 @@ def write_files(folder: Path) -> None:
     held_out, trained_on = texts[::4], [row for index, row in enumerate(texts) if index % 4]
     for name, some in {"all": texts, "train": trained_on, "prompts": held_out}.items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
-    (folder / "traffic.txt").write_text("".join(f"{context}\n" for _, context, _ in HELLASWAG))
-    items = [
-        {"activity_label": label, "ctx_a": context, "ctx_b": "", "endings": [f"{ending}.", *WRONG], "label": "0"}
-        for label, context, ending in HELLASWAG
-    ]
+    (folder / "traffic.txt").write_text("".join(f"{context}\n" for context in CONTEXTS))
     (folder / "mirror").mkdir()
-    (folder / "mirror" / "hellaswag_validation.jsonl").write_text("\n".join(map(json.dumps, items)))
+    write_mirror(folder / "mirror")
 
 
 def train(base: str, monitor: Any) -> str:

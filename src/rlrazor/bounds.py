@@ -88,7 +88,7 @@ BOUNDS: Mapping[str, Bounds] = {
     "jobs": Bounds(1, 1024),
     "threads": Bounds(1, 1024),
     "micro_batch": _COUNT,
-    "save_every": Bounds(1, MOST_STEPS),
+    "save_every": Bounds(0, MOST_STEPS),  # 0: never
     "samples": Bounds(1, 10_000),
     "every": Bounds(1, MOST_STEPS),
     "level": _PARTS,

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 
+from hellaswag import write_mirror
 from rlrazor.cli import main
 from rlrazor.experiments.language.config import Config
 from rlrazor.experiments.language.methods import METHODS, TEACHER
@@ -31,13 +32,6 @@ from rlrazor.store import Checkpoint, RunStore
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # the libraries' advice to their callers
 
 STEPS, PRIOR_ITEMS = 3, 4
-MIRRORED = [  # in the schema of Rowan/hellaswag
-    ("Boiling an egg", "A woman puts a pot of water on the stove. She waits until it boils. she", "lowers an egg"),
-    ("Walking the dog", "A man takes a lead from its hook. The dog runs to the door. the man", "opens the door"),
-    ("Painting a wall", "A boy opens a tin of paint. He dips a brush into it. the boy", "paints the wall"),
-    ("Reading", "A girl sits down in a chair with a book. She opens the book. the girl", "reads the first page"),
-]
-WRONG = ["eats the chair.", "swims across the roof.", "is made of wood and glue."]
 
 
 @dataclass(frozen=True)
@@ -84,11 +78,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(scope="module")
 def mirror(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("mirror")
-    rows = [
-        {"activity_label": label, "ctx_a": context, "ctx_b": "", "endings": [f"{ending}.", *WRONG], "label": "0"}
-        for label, context, ending in MIRRORED
-    ]
-    (folder / "hellaswag_validation.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    write_mirror(folder)
     return folder
 
 

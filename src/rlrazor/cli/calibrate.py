@@ -107,12 +107,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     if arguments.level is None:
         arguments.level = QUICK_LEVEL if arguments.quick else LEVEL
-    if not 0 < arguments.level < 1:
-        raise RazorError(f"--level is a fraction of 1, such as 0.9, not {arguments.level}.")
     config = _config_of(arguments)
     jobs = arguments.jobs if arguments.jobs is not None else (cores.available() if config.base == TINY else 1)
-    if jobs < 1:
-        raise RazorError(f"--jobs must be at least 1, not {jobs}.")
     if not arguments.dry_run:
         _check(arguments, tiny=config.base == TINY)
     check_early(arguments, config)

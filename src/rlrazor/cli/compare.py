@@ -189,8 +189,6 @@ def _sources(arguments: argparse.Namespace) -> dict[str, str]:
 
 
 def _limits(arguments: argparse.Namespace) -> Limits:
-    if arguments.level is not None and not 0 < arguments.level < 1:
-        raise RazorError(f"--level is a fraction of 1, such as 0.9, not {arguments.level}.")
     drop, kl = _number(arguments.fail_above), _number(arguments.fail_above_kl)
     if drop is not None and not 0 <= drop < 1:
         raise RazorError(

@@ -6,7 +6,7 @@ from pathlib import Path
 from rlrazor.errors import RazorError
 from rlrazor.lm.task_names import check_names
 
-TINY = "tiny"
+TINY = "tiny"  # the base that is made here, and its prior tasks
 
 
 def require_files(**files: Path | None) -> None:

@@ -312,10 +312,6 @@ def trainer_of(arguments: argparse.Namespace, config: "Config") -> "Trainer":
     from rlrazor.lm import compute
 
     compute.prepare_process(config.threads)
-    for name, least in (("micro_batch", 1), ("save_every", 0)):
-        value = getattr(arguments, name)
-        if value is not None and value < least:
-            raise RazorError(f"--{name.replace('_', '-')} must be at least {least}, not {value}.")
     return Trainer(
         config.base,
         source_of(arguments, config.task),
@@ -361,8 +357,6 @@ def run_sweep(arguments: argparse.Namespace, preset: str, out: Path) -> int:
     preset = given.pop("preset", None) or preset
     config = resolve(preset, {name: parse_setting(name, value) for name, value in given.items()})
     jobs = arguments.jobs if arguments.jobs is not None else (cores.available() if config.base == TINY else 1)
-    if jobs < 1:
-        raise RazorError(f"--jobs must be at least 1, not {jobs}.")
     if not arguments.dry_run:
         check_run_folder(arguments, out)
     check_early(arguments, config)

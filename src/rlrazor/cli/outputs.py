@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from rlrazor import writing
+from rlrazor.cli.early import TINY
 from rlrazor.errors import RazorError
 from rlrazor.terminal import is_utf8
 from rlrazor.writing import Output
@@ -13,12 +14,11 @@ _INPUTS = (
     *("prompts", "law", "generic", "data", "demonstrations", "data_mirror", "config", "data_dir", "adapter"),
     *("base", "tuned", "model", "log"),
 )
-_TINY = "tiny"  # the base that is made here, and no folder
 
 
 def inputs_of(arguments: argparse.Namespace) -> list[Path | str]:
     """The files and folders that a command's options name to be read; a hub id may be among them."""
-    found = [value for name in _INPUTS if (value := getattr(arguments, name, None)) not in (None, _TINY)]
+    found = [value for name in _INPUTS if (value := getattr(arguments, name, None)) not in (None, TINY)]
     file, _, function = (getattr(arguments, "verifier", None) or "").rpartition(":")
     return [*found, file] if file and function else found
 

@@ -129,8 +129,6 @@ def run_forecast(arguments: argparse.Namespace) -> int:
     unknown = [name for name in families if name not in TASKS]
     if unknown:
         raise RazorError(f"Unknown family {unknown[0]!r:.60}. Families: {', '.join(TASKS)}.")
-    if arguments.jobs < 1:
-        raise RazorError(f"--jobs must be at least 1, not {arguments.jobs}.")
     options = Options(
         out=arguments.out or Path("runs") / f"forecast-{arguments.preset}",
         families=tuple(name for name in TASKS if name in families),
@@ -180,8 +178,6 @@ def run(arguments: argparse.Namespace) -> int:
     if analyses:
         settings.setdefault("seeds", seeds_of(preset))
     config = resolve(preset, {name: parse_setting(name, value) for name, value in settings.items()})
-    if arguments.jobs < 1:
-        raise RazorError(f"--jobs must be at least 1, not {arguments.jobs}.")
     options = Options(
         out=arguments.out or Path("runs") / f"parity-mnist-{preset}",
         jobs=arguments.jobs,

@@ -10,7 +10,6 @@ from rlrazor.bounds import MOST_VALUES
 from rlrazor.schema import Name, Open, Schema, Score, Seed, Step, Text
 
 Names = Annotated[list[Name], Field(max_length=10_000)]
-Threshold = Annotated[float, Field(gt=0, le=1)]
 
 
 class Described(Open):
