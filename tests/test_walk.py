@@ -10,6 +10,8 @@ import io
 import json
 import os
 import re
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,12 +21,12 @@ from typing import Any
 import pytest
 
 from hellaswag import CONTEXTS, write_mirror
-from rlrazor.cli import exits, main
+from rlrazor.cli import exits
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # the libraries' advice to their callers
 
 WORDS = Path(__file__).parents[1] / "src/rlrazor/experiments/language/tasks/words.txt"
-NOISE = ("FutureWarning", "UserWarning", "Loading weights", "Writing model shards", "Traceback")
+NOISE = ("Warning:", "Loading weights", "Writing model shards", "de-quantizing", "not sharded", "Traceback")
 SHORT = ["--max-new-tokens", "8"]
 
 
@@ -42,14 +44,12 @@ class Said:
 
 
 def razor(*command: str) -> Said:
-    """A command, in this process; what it says and how long it takes is shown."""
-    out, err = io.StringIO(), io.StringIO()
+    """A command, as a process of its own; what it says and how long it takes is shown."""
     begun = time.monotonic()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = main(list(command))
-    print(f"\n$ razor {' '.join(command)}   [{time.monotonic() - begun:.0f} s, exit {code}]")
-    print(out.getvalue() + err.getvalue())
-    said = Said(code, out.getvalue(), err.getvalue())
+    ended = subprocess.run([sys.executable, "-m", "rlrazor", *command], capture_output=True, text=True, check=False)
+    print(f"\n$ razor {' '.join(command)}   [{time.monotonic() - begun:.0f} s, exit {ended.returncode}]")
+    print(ended.stdout + ended.stderr)
+    said = Said(ended.returncode, ended.stdout, ended.stderr)
     assert not [noise for noise in NOISE if noise in said.words]
     return said
 
