@@ -22,7 +22,7 @@ from rlrazor.experiments.parity_mnist.methods import find_method, is_correct
 from rlrazor.experiments.parity_mnist.policy import load_weights, log_probs
 from rlrazor.experiments.parity_mnist.task import load_task
 from rlrazor.experiments.parity_mnist.train import Trainer, load_base, prepare_process, sample
-from rlrazor.store import RunStore
+from rlrazor.runs.store import RunStore
 
 
 def main() -> None:

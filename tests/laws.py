@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from rlrazor import forecast
+from rlrazor.analysis import forecast
+from rlrazor.analysis.law import Saturating
 from rlrazor.guard.law_file import LawFile
-from rlrazor.law import Saturating
 from rlrazor.lm.models import base_digest, tokenizer_digest
 from rlrazor.lm.probes import GenericText, ProbeSettings, content_hash
 from tiny_models import char_tokenizer

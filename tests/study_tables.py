@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from rlrazor import law
+from rlrazor.analysis import law
 from rlrazor.report.sections import Section, Study
 from rlrazor.report.tables import Table
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from rlrazor.apart import Answer
-from rlrazor.apart.verifier import DEATHS, Verifier
 from rlrazor.errors import RazorError
+from rlrazor.system.apart import Answer
+from rlrazor.system.apart.verifier import DEATHS, Verifier
 
 SOURCE = r"""
 from __future__ import annotations
@@ -204,7 +204,7 @@ def test_an_exit_at_import_is_one_sentence(tmp_path: Path, text: str, message: s
 def test_nothing_outlives_razor(source: Path, completion: str, how: signal.Signals) -> None:
     """Neither a child that never lets go of the interpreter, nor what it has started."""
     code = (
-        f"from rlrazor.apart.verifier import Verifier; v = Verifier({f'{source}:verify'!r}, 100); v.load(); "
+        f"from rlrazor.system.apart.verifier import Verifier; v = Verifier({f'{source}:verify'!r}, 100); v.load(); "
         f"print('loaded', flush=True); v('p', {completion!r})"
     )
     # Standard error is a pipe that all of them hold, and that ends when the last one does.

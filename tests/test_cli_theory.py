@@ -10,7 +10,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from rlrazor import frontier, theory
+from rlrazor import theory
+from rlrazor.analysis import frontier
 from rlrazor.cli import main
 from rlrazor.errors import RazorError
 from rlrazor.report import drawing, sections

@@ -10,9 +10,9 @@ from mapie.regression import CrossConformalRegressor
 from sklearn.linear_model import LinearRegression
 from sklearn.model_selection import LeaveOneOut
 
-from rlrazor import forecast, law
+from rlrazor.analysis import forecast, law
+from rlrazor.analysis.law import Saturating
 from rlrazor.errors import RazorError
-from rlrazor.law import Saturating
 
 TRUE = Saturating(0.8, 1.5, 1.0)
 

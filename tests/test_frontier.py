@@ -6,7 +6,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy import optimize, stats
 
-from rlrazor import frontier
+from rlrazor.analysis import frontier
 from rlrazor.errors import RazorError
 
 Floats = NDArray[np.float64]

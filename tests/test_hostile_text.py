@@ -16,16 +16,16 @@ from rich.table import Table
 from rich.text import Text
 
 import rlrazor
-from rlrazor import progress
 from rlrazor.cli import main
 from rlrazor.cli.printing import console_for_tables
 from rlrazor.errors import RazorError
 from rlrazor.lm.probes import read_prompts
-from rlrazor.records import Record, RunSpec
 from rlrazor.report import drawing
 from rlrazor.report.drawing import Curve, Figure, Layer, Panel, Points
 from rlrazor.report.tables import read_table
-from rlrazor.terminal import PlainColumn, Terminal, printable, say, shown_on
+from rlrazor.runs.records import Record, RunSpec
+from rlrazor.system import progress
+from rlrazor.system.terminal import PlainColumn, Terminal, printable, say, shown_on
 from test_report import make_folder, make_table
 
 NAMES = {

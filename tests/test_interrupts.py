@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from rlrazor import interrupts
 from rlrazor.cli import exits, main
+from rlrazor.system import interrupts
 
 
 @pytest.fixture(autouse=True)
@@ -193,7 +193,7 @@ def test_ctrl_c_at_twenty_moments_of_a_sweep(jobs: int, tmp_path: Path) -> None:
 
 ORPHANED = """
 import multiprocessing, re, sys
-from rlrazor import workers
+from rlrazor.runs import workers
 def hold(queue):
     workers.start(queue)
     print(multiprocessing.current_process().pid, flush=True)

@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy import optimize, stats
 
-from rlrazor import law
+from rlrazor.analysis import law
 from rlrazor.errors import RazorError
 
 Floats = NDArray[np.float64]

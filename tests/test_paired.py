@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import optimize, special, stats
 
-from rlrazor.paired import Independent, Mean, Means, Proportions, paired, tango, times_needed
+from rlrazor.analysis.paired import Independent, Mean, Means, Proportions, paired, tango, times_needed
 
 
 def statistic(more: int, less: int, n: int, difference: float) -> float:

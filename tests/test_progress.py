@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from rlrazor import phases, progress, quiet, sweep, workers
-from rlrazor.progress import SweepProgress, doing
-from rlrazor.records import Record, RunSpec
-from rlrazor.store import Checkpoint, RunStore
+from rlrazor.runs import sweep, workers
+from rlrazor.runs.records import Record, RunSpec
+from rlrazor.runs.store import Checkpoint, RunStore
+from rlrazor.system import phases, progress, quiet
+from rlrazor.system.progress import SweepProgress, doing
 
 ONE, TWO = (RunSpec("toy", "sft", {"lr": lr, "schedule": "constant", "epochs": 1}, 0) for lr in (0.1, 0.2))
 
@@ -146,7 +147,7 @@ def test_libraries_draw_no_bars_and_give_no_advice_to_developers() -> None:
     """In a fresh process, imported after it; and so in those that it starts."""
     code = """
 import os, warnings
-from rlrazor import quiet
+from rlrazor.system import quiet
 quiet.libraries()
 import datasets, huggingface_hub.utils, tqdm, transformers
 assert huggingface_hub.utils.are_progress_bars_disabled()

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from rlrazor.records import BASE, Record, RunSpec, to_table
+from rlrazor.runs.records import BASE, Record, RunSpec, to_table
 
 
 def spec(method: str = "grpo", seed: int = 0, **params: object) -> RunSpec:

@@ -16,11 +16,12 @@ import polars as pl
 import pytest
 from rich.console import Console
 
-from rlrazor import law, writing
+from rlrazor.analysis import law
 from rlrazor.errors import RazorError
 from rlrazor.report import Results, drawing, figures, load, summary, terminal_tables, write_report
 from rlrazor.report import page as report_page
 from rlrazor.report.tables import Sweep
+from rlrazor.system import writing
 
 BASE_NEW, BASE_PRIOR = 0.90, 0.80
 DRIFT = {"near": 0.6, "middling": 1.5, "far": 3.0}  # nats at the end of a method's longest run

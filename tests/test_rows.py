@@ -16,7 +16,7 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from rlrazor.errors import RazorError
-from rlrazor.rows import read_located, read_rows
+from rlrazor.system.rows import read_located, read_rows
 
 ROWS: list[dict[str, Any]] = [
     {"prompt": 'two\nlines, "quoted"', "completion": "1"},

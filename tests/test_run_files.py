@@ -12,12 +12,12 @@ import pytest
 
 from documents import changes, is_a_sentence
 from rlrazor.errors import RazorError
-from rlrazor.records import Record, RunSpec
 from rlrazor.report import figures, load, sections, tables
 from rlrazor.report.description import SweepDescription
 from rlrazor.report.results import Results
 from rlrazor.report.sections import SECTIONS, Study, quadrants, representation
-from rlrazor.store import Checkpoint, FinishedRun, RunStore
+from rlrazor.runs.records import Record, RunSpec
+from rlrazor.runs.store import Checkpoint, FinishedRun, RunStore
 from test_report import CONFIG, TEACHERS, make_folder, make_table
 
 FULL = {

@@ -17,7 +17,7 @@ import pytest
 from rich.console import Console
 from scipy import stats
 
-from rlrazor import law, writing
+from rlrazor.analysis import law
 from rlrazor.errors import RazorError
 from rlrazor.report import drawing, load, sections, summary, terminal_tables, write_markdown, write_report
 from rlrazor.report.drawing import Curve, Figure, Panel, Points
@@ -31,6 +31,7 @@ from rlrazor.report.sections.statistics import (
     near_accuracy,
 )
 from rlrazor.report.tables import Table
+from rlrazor.system import writing
 from test_report import CONFIG, make_folder, make_table, row, rows_of, text_of
 
 Floats = drawing.Floats

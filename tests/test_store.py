@@ -11,10 +11,10 @@ import polars as pl
 import pytest
 import torch
 
-from rlrazor import store as store_module
 from rlrazor.errors import RazorError
-from rlrazor.records import Record, RunSpec
-from rlrazor.store import Checkpoint, RunStore, atomic_path
+from rlrazor.runs import store as store_module
+from rlrazor.runs.records import Record, RunSpec
+from rlrazor.runs.store import Checkpoint, RunStore, atomic_path
 
 SPEC = RunSpec("toy", "grpo", {"lr": 1e-4, "schedule": "constant", "epochs": 1}, 0)
 
@@ -76,7 +76,7 @@ def test_a_full_disk_leaves_no_half_written_run(store: RunStore, monkeypatch: py
 def test_a_full_disk_keeps_the_table_of_before(tmp_path: Path) -> None:
     """In a process whose files may not exceed 4 kB, which is how the kernel reports a full disk's kin, EFBIG."""
     code = (
-        "import pathlib, resource, signal, sys, polars as pl; from rlrazor.store import RunStore\n"
+        "import pathlib, resource, signal, sys, polars as pl; from rlrazor.runs.store import RunStore\n"
         "store = RunStore(pathlib.Path(sys.argv[1])); own = dict.fromkeys(['run_id', 'method', 'seed', 'step'], 1)\n"
         "store.write_table('records', pl.DataFrame({**own, 'x': [1]}))\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
@@ -100,7 +100,7 @@ def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path: Path) -> None:
 
 def test_a_second_writer_is_refused_and_the_lock_dies_with_its_process(store: RunStore) -> None:
     hold = (
-        "import sys, pathlib, rlrazor.store as s\n"
+        "import sys, pathlib, rlrazor.runs.store as s\n"
         "with s.RunStore(pathlib.Path(sys.argv[1])).open_for_writing():\n"
         "    print('held', flush=True); sys.stdin.read()"
     )

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from rlrazor import interrupts, sweep
 from rlrazor.errors import RazorError
-from rlrazor.records import Record, RunSpec
-from rlrazor.store import Checkpoint, RunStore
-from rlrazor.sweep import DivergedError
+from rlrazor.runs import sweep
+from rlrazor.runs.records import Record, RunSpec
+from rlrazor.runs.store import Checkpoint, RunStore
+from rlrazor.runs.sweep import DivergedError
+from rlrazor.system import interrupts
 
 
 def spec(method: str = "toy", epochs: int = 1, schedule: str = "constant", lr: float = 0.1) -> RunSpec:

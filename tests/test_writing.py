@@ -9,15 +9,15 @@ import numpy as np
 import polars as pl
 import pytest
 
-from rlrazor import writing
 from rlrazor.cli import build_parser, main
 from rlrazor.cli.outputs import check_folder
 from rlrazor.errors import RazorError
 from rlrazor.experiments.language import train
-from rlrazor.records import Record, RunSpec
 from rlrazor.report import drawing
 from rlrazor.report.drawing import Curve, Figure, Panel
-from rlrazor.store import Checkpoint, RunStore
+from rlrazor.runs.records import Record, RunSpec
+from rlrazor.runs.store import Checkpoint, RunStore
+from rlrazor.system import writing
 from test_report import make_table
 from tiny_models import char_tokenizer, tiny_llama
 

@@ -2,7 +2,7 @@
 
 import sys
 
-from rlrazor import interrupts
+from rlrazor.system import interrupts
 
 
 def main() -> int:

@@ -14,10 +14,11 @@ import numpy as np
 import polars as pl
 from scipy import special
 
-from rlrazor import bounds, law, projection
+from rlrazor import bounds, projection
+from rlrazor.analysis import law
 from rlrazor.errors import RazorError
 from rlrazor.projection import ExponentialFamily, Floats, Mask, Network
-from rlrazor.records import JSON
+from rlrazor.runs.records import JSON
 
 NAME = "theory"
 RL_METHODS = {

@@ -11,14 +11,14 @@ import polars as pl
 import pytest
 
 from laws import GENERIC, PROMPTS, SETTINGS, TRUE, made_up
-from rlrazor import forecast
+from rlrazor.analysis import forecast
+from rlrazor.analysis.law import Saturating
 from rlrazor.cli import law_page, main
 from rlrazor.cli.calibrate import DEFAULTS
 from rlrazor.errors import RazorError
 from rlrazor.experiments.language import cost, train
 from rlrazor.guard import calibrate
 from rlrazor.guard.law_file import LawFile
-from rlrazor.law import Saturating
 from rlrazor.lm import kl, prior, probes
 from rlrazor.lm.models import load
 from rlrazor.report import drawing

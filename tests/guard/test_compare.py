@@ -15,7 +15,7 @@ from tokenizers import pre_tokenizers, processors
 
 from laws import GENERIC, PROMPTS, SETTINGS, law_of
 from own_tasks import SCORES, metric, own_task
-from rlrazor import drift, writing
+from rlrazor import drift
 from rlrazor.cli import main
 from rlrazor.cli.compare import as_json
 from rlrazor.errors import RazorError
@@ -26,6 +26,7 @@ from rlrazor.guard.weight_changes import changes
 from rlrazor.lm import kl, models, prior, probes, representation
 from rlrazor.lm.adapters import AdaptedWeights, weights_of
 from rlrazor.lm.models import LanguageModel, add_lora, load
+from rlrazor.system import writing
 from tiny_models import char_tokenizer, saved, tiny_llama
 
 TOKENIZER = char_tokenizer()

@@ -15,7 +15,7 @@ import torch
 
 from laws import GENERIC, PROMPTS, SETTINGS, law_of
 from own_tasks import metric, own_task
-from rlrazor import paired
+from rlrazor.analysis import paired
 from rlrazor.cli import main
 from rlrazor.cli.compare import _suite
 from rlrazor.errors import RazorError

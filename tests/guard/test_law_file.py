@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 
 from laws import PROMPTS, TRUE, law_of
-from rlrazor import forecast
+from rlrazor.analysis import forecast
 from rlrazor.errors import RazorError
 from rlrazor.guard.law_file import FORMAT, LawFile
 from rlrazor.lm.kl import Estimate

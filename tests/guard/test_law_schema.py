@@ -12,10 +12,10 @@ import pytest
 
 from documents import changes, is_a_sentence
 from laws import made_up
-from rlrazor import forecast
+from rlrazor.analysis import forecast
+from rlrazor.analysis.law import Saturating
 from rlrazor.errors import RazorError
 from rlrazor.guard.law_file import LawFile
-from rlrazor.law import Saturating
 from rlrazor.lm.probes import GenericText, ProbeSettings, content_hash
 
 DIGEST = "float32 1.0e+00 2.0e+00 -1.0000 -2.0000"

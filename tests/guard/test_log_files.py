@@ -10,13 +10,13 @@ from test_pick import write_run
 
 from documents import changes, is_a_sentence
 from laws import GENERIC, SETTINGS
-from rlrazor.documents import checked
 from rlrazor.errors import RazorError
 from rlrazor.guard.log_schema import LogRow
 from rlrazor.guard.outputs import KeptModel, rows_until
 from rlrazor.guard.pick import pick
 from rlrazor.guard.run_folder import run_in
 from rlrazor.lm.probes import probe_hash
+from rlrazor.system.documents import checked
 
 ROW: dict[str, Any] = {
     "run": "a",

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from rlrazor import cores, phases
 from rlrazor.cli import main
 from rlrazor.cli.language import in_words
 from rlrazor.experiments.language import cost, tiny
@@ -22,7 +21,8 @@ from rlrazor.experiments.language.tasks import Item, Splits, Task
 from rlrazor.experiments.language.train import TaskSource, Trainer
 from rlrazor.lm.models import LanguageModel
 from rlrazor.lm.probes import GenericText
-from rlrazor.records import BASE, RunSpec
+from rlrazor.runs.records import BASE, RunSpec
+from rlrazor.system import cores, phases
 from tiny_models import char_tokenizer, tiny_llama
 
 

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from rlrazor.errors import RazorError
-from rlrazor.experiments.grid import read_settings
 from rlrazor.experiments.language.config import (
     KINDS,
     PRESETS,
@@ -22,6 +21,7 @@ from rlrazor.experiments.language.config import (
 from rlrazor.experiments.language.methods import METHODS, find_method, label_of
 from rlrazor.experiments.language.reproduce import name_of, quadrants
 from rlrazor.lm import compute
+from rlrazor.runs.settings import read_settings
 
 PAPER, TINY = PRESETS["paper"], PRESETS["tiny"]
 

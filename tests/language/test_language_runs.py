@@ -21,10 +21,10 @@ from rlrazor.lm import prior
 from rlrazor.lm.adapters import weights_of
 from rlrazor.lm.models import LanguageModel, load
 from rlrazor.lm.probes import GenericText
-from rlrazor.records import Record
 from rlrazor.report import drawing
-from rlrazor.store import Checkpoint
-from rlrazor.sweep import DivergedError
+from rlrazor.runs.records import Record
+from rlrazor.runs.store import Checkpoint
+from rlrazor.runs.sweep import DivergedError
 from tiny_models import char_tokenizer, saved, tiny_llama
 
 pytestmark = [

@@ -14,8 +14,8 @@ import two_processes
 from safetensors.torch import load_file
 from torch import Tensor
 
-from rlrazor import processes
 from rlrazor.cli import main
+from rlrazor.system import processes
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # TRL's advice to its callers, which `train` silences
 Outcome = tuple[Tensor, list[Any]]

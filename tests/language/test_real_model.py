@@ -26,8 +26,8 @@ from rlrazor.experiments.language.train import TaskSource, Trainer
 from rlrazor.lm import compute, encoding, sampling
 from rlrazor.lm.adapters import weights_of
 from rlrazor.lm.models import LanguageModel, load
-from rlrazor.records import RunSpec
-from rlrazor.store import Checkpoint, RunStore
+from rlrazor.runs.records import RunSpec
+from rlrazor.runs.store import Checkpoint, RunStore
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # the libraries' advice to their callers
 

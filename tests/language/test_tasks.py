@@ -29,7 +29,7 @@ from rlrazor.experiments.language.tasks.chemistry import parse_equation
 from rlrazor.experiments.language.tasks.letter_word import words
 from rlrazor.experiments.language.tasks.math import _equal
 from rlrazor.experiments.language.tasks.rows import held_out
-from rlrazor.rows import read_rows
+from rlrazor.system.rows import read_rows
 
 SHARED = Path(__file__).parents[3] / "shared" / "data" / "new_tasks"
 real_rows = pytest.mark.skipif(not SHARED.is_dir(), reason="the shared data is not part of the project")

@@ -20,7 +20,7 @@ from rlrazor.experiments.language.methods import METHODS, find_method
 from rlrazor.experiments.language.trainers import Example, Settings
 from rlrazor.lm import compute
 from rlrazor.lm.models import add_lora
-from rlrazor.sweep import DivergedError
+from rlrazor.runs.sweep import DivergedError
 from tiny_models import char_tokenizer, tiny_llama
 
 LENGTH = 3  # of every completion: then a mean over tokens is a mean over sequences, up to this factor

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 
-from rlrazor import processes
 from rlrazor.cli import main
 from rlrazor.errors import RazorError
 from rlrazor.experiments.language import trainers
@@ -21,7 +20,8 @@ from rlrazor.experiments.language.methods import find_method
 from rlrazor.experiments.language.trainers import Example, Settings
 from rlrazor.lm import compute
 from rlrazor.lm.models import add_lora
-from rlrazor.sweep import DivergedError
+from rlrazor.runs.sweep import DivergedError
+from rlrazor.system import processes
 from tiny_models import char_tokenizer, tiny_llama
 
 TOKENIZER = char_tokenizer()

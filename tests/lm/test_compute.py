@@ -12,13 +12,13 @@ import torch
 
 from laws import law_of
 from own_tasks import metric, own_task
-from rlrazor import cores
 from rlrazor.cli import main
 from rlrazor.errors import RazorError
 from rlrazor.guard.compare import Pair, compare
 from rlrazor.lm import compute
 from rlrazor.lm.probes import GenericText, ProbeSettings
-from rlrazor.store import RunStore
+from rlrazor.runs.store import RunStore
+from rlrazor.system import cores
 from tiny_models import char_tokenizer, saved, tiny_llama
 
 

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from documents import changes, is_a_sentence
-from rlrazor import documents
 from rlrazor.errors import RazorError
 from rlrazor.lm.model_files import check_config, read_adapter_config
 from rlrazor.lm.probes import read_generic, read_prompts
 from rlrazor.lm.weight_files import _named_by_config, named_base, require_causal
-from rlrazor.rows import read_rows
+from rlrazor.system import documents
+from rlrazor.system.rows import read_rows
 
 CONFIG: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from rlrazor.apart import Apart
 from rlrazor.errors import RazorError
 from rlrazor.lm import encoding, trials
 from rlrazor.lm.prompts import encode
+from rlrazor.system.apart import Apart
 from tiny_models import char_tokenizer
 
 GOOD = "{% for turn in messages %}{{ turn.content }}{% endfor %}"

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from rlrazor.errors import RazorError
-from rlrazor.experiments.grid import read_settings
 from rlrazor.experiments.parity_mnist.config import (
     ALL_METHODS,
     CORE_METHODS,
@@ -18,7 +17,8 @@ from rlrazor.experiments.parity_mnist.config import (
     resolve,
     sensitivity_variants,
 )
-from rlrazor.sweep import trajectories
+from rlrazor.runs.settings import read_settings
+from rlrazor.runs.sweep import trajectories
 
 
 def test_the_paper_preset_is_the_papers_grid() -> None:

@@ -27,8 +27,8 @@ from rlrazor.experiments.parity_mnist.policy import (
     diagonal_fisher,
 )
 from rlrazor.experiments.parity_mnist.task import DOTS, FASHION, Dots, Task, load_task
-from rlrazor.records import Record, RunSpec
-from rlrazor.sweep import DivergedError
+from rlrazor.runs.records import Record, RunSpec
+from rlrazor.runs.sweep import DivergedError
 
 Array = NDArray[np.float64]
 

@@ -12,9 +12,9 @@ from rlrazor.errors import RazorError
 from rlrazor.experiments.parity_mnist import studies
 from rlrazor.experiments.parity_mnist.config import PRESETS
 from rlrazor.experiments.parity_mnist.evaluate import DRIFT
-from rlrazor.records import RunSpec
 from rlrazor.report import drawing
 from rlrazor.report.sections import SECTIONS, off_policy
+from rlrazor.runs.records import RunSpec
 
 
 @pytest.fixture(scope="module")

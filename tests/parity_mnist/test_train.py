@@ -12,7 +12,6 @@ from torch import Tensor
 
 from idx_files import write_dataset
 from rlrazor.errors import RazorError
-from rlrazor.experiments.grid import checkpoint_steps
 from rlrazor.experiments.parity_mnist import train as training
 from rlrazor.experiments.parity_mnist.config import Config
 from rlrazor.experiments.parity_mnist.evaluate import Reference, evaluate
@@ -27,9 +26,10 @@ from rlrazor.experiments.parity_mnist.policy import (
 )
 from rlrazor.experiments.parity_mnist.task import load_task
 from rlrazor.experiments.parity_mnist.train import Trainer, lr_factor
-from rlrazor.records import RunSpec
-from rlrazor.store import Checkpoint, RunStore
-from rlrazor.sweep import DivergedError
+from rlrazor.runs.records import RunSpec
+from rlrazor.runs.settings import checkpoint_steps
+from rlrazor.runs.store import Checkpoint, RunStore
+from rlrazor.runs.sweep import DivergedError
 
 CONFIG = Config(
     methods=("sft-1",),

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rlrazor import frontier
+from rlrazor.analysis import frontier
 from rlrazor.report import drawing
 from rlrazor.report.drawing import Curve, Points
 from rlrazor.report.sections import Study

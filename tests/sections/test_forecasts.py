@@ -4,7 +4,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from rlrazor import forecast, law
+from rlrazor.analysis import forecast, law
 from rlrazor.report.sections import Study, build
 from rlrazor.report.sections.forecasts import BASELINES, PREDICTORS, Outcome, examine, finding
 

@@ -7,7 +7,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from rlrazor import law
+from rlrazor.analysis import law
 from rlrazor.report import drawing
 from rlrazor.report.drawing import Points
 from rlrazor.report.sections import Study

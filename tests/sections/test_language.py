@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from rlrazor import law
+from rlrazor.analysis import law
 from rlrazor.cli import main
 from rlrazor.errors import RazorError
 from rlrazor.report import compare_folders, drawing, load, sections, summary, write_report

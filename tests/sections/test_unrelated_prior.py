@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 from scipy import optimize, stats
 
-from rlrazor import law
+from rlrazor.analysis import law
 from rlrazor.report import drawing
 from rlrazor.report.drawing import Curve
 from rlrazor.report.sections import Study

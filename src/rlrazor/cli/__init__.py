@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import rlrazor
-from rlrazor import bounds, interrupts, processes, quiet
+from rlrazor import bounds
 from rlrazor.cli import (
     calibrate,
     compare,
@@ -27,7 +27,8 @@ from rlrazor.cli import (
     theory,
 )
 from rlrazor.errors import RazorError
-from rlrazor.terminal import is_utf8, never_fail_to_encode, say
+from rlrazor.system import interrupts, processes, quiet
+from rlrazor.system.terminal import is_utf8, never_fail_to_encode, say
 
 _DISK_ERRORS = {errno.ENOSPC, errno.EFBIG, errno.EIO, errno.EBADF, getattr(errno, "EDQUOT", errno.ENOSPC)}
 

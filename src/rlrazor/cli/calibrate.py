@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlrazor import cores
 from rlrazor.cli.language import (
     DRY_RUN,
     PAPER_DEFAULTS,
@@ -27,9 +26,10 @@ from rlrazor.cli.outputs import check_run_folder
 from rlrazor.cli.printing import Subparsers, console_for_tables, human_seconds, options_of, print_json, print_plan
 from rlrazor.errors import RazorError
 from rlrazor.extras import needs_extra
-from rlrazor.progress import doing
-from rlrazor.terminal import Terminal
-from rlrazor.writing import Output, require_our_folder, write_text
+from rlrazor.system import cores
+from rlrazor.system.progress import doing
+from rlrazor.system.terminal import Terminal
+from rlrazor.system.writing import Output, require_our_folder, write_text
 
 if TYPE_CHECKING:
     from rlrazor.experiments.language.config import Config
@@ -178,11 +178,11 @@ def _write(
     from rlrazor.experiments.language.evaluate import probe_settings
     from rlrazor.experiments.language.reproduce import plan
     from rlrazor.experiments.language.train import calibration_base
-    from rlrazor.experiments.work import versions_of
     from rlrazor.guard import calibrate
     from rlrazor.report import drawing
     from rlrazor.report.tables import read_table
-    from rlrazor.store import RunStore
+    from rlrazor.runs.runner import versions_of
+    from rlrazor.runs.store import RunStore
 
     task, out = trainer.task.task(), arguments.out
     base_spec, folder = plan(config, trainer.task).bases[0], out / "base" if config.base == TINY else None

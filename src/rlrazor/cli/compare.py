@@ -21,7 +21,7 @@ from rlrazor.cli.probe import add_probe, dtype_of, probe_without_law
 from rlrazor.errors import RazorError
 from rlrazor.extras import needs_extra
 from rlrazor.guard.verdict import Limits, Verdict
-from rlrazor.terminal import PlainColumn, Terminal
+from rlrazor.system.terminal import PlainColumn, Terminal
 
 if TYPE_CHECKING:
     from rlrazor.guard.compare import Comparison, PriorSuite

@@ -8,8 +8,8 @@ from rlrazor.cli.early import require_source
 from rlrazor.cli.printing import Subparsers, options_of, print_json
 from rlrazor.errors import RazorError
 from rlrazor.extras import needs_extra, needs_package
-from rlrazor.progress import doing
-from rlrazor.terminal import Terminal
+from rlrazor.system.progress import doing
+from rlrazor.system.terminal import Terminal
 
 
 def add_to(commands: Subparsers) -> None:

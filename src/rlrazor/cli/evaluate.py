@@ -4,13 +4,13 @@ import argparse
 from dataclasses import asdict
 from pathlib import Path
 
-from rlrazor import cores
 from rlrazor.cli import early
 from rlrazor.cli.language import PAPER_DEFAULTS, SETTINGS, add_settings, add_source, check_early, source_of, task_of
 from rlrazor.cli.printing import Subparsers, console_for_tables, options_of, print_json, records_table
 from rlrazor.extras import needs_extra
-from rlrazor.progress import doing
-from rlrazor.terminal import Terminal
+from rlrazor.system import cores
+from rlrazor.system.progress import doing
+from rlrazor.system.terminal import Terminal
 
 _OWN = ("max_new_tokens", "test_prompts", "kl_samples", "scored", "prior", "prior_limit")
 

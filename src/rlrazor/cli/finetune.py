@@ -6,7 +6,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rlrazor import cores, processes
 from rlrazor.cli.language import (
     DRY_RUN,
     PAPER_DEFAULTS,
@@ -34,14 +33,15 @@ from rlrazor.cli.printing import (
 from rlrazor.errors import RazorError
 from rlrazor.experiments.language.methods import SETTINGS_OF
 from rlrazor.extras import needs_extra
-from rlrazor.progress import doing
-from rlrazor.terminal import Terminal
-from rlrazor.writing import require_our_folder
+from rlrazor.system import cores, processes
+from rlrazor.system.progress import doing
+from rlrazor.system.terminal import Terminal
+from rlrazor.system.writing import require_our_folder
 
 if TYPE_CHECKING:
     from rlrazor.experiments.language.config import Config
-    from rlrazor.experiments.work import Work
-    from rlrazor.records import RunSpec
+    from rlrazor.runs.records import RunSpec
+    from rlrazor.runs.runner import Work
 
 # What a single run has of a sweep's settings.
 _OWN = (
@@ -91,7 +91,7 @@ def run(arguments: argparse.Namespace) -> int:
     config = _config_of(arguments)
     check_early(arguments, config)
     from rlrazor.experiments.language.reproduce import estimate, plan
-    from rlrazor.experiments.work import Work
+    from rlrazor.runs.runner import Work
 
     config = settled(config)
     trainer = replace(trainer_of(arguments, config), keep_models=True)

@@ -7,8 +7,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlrazor import cores
-from rlrazor.apart.verifier import DEATHS, SECONDS
 from rlrazor.cli import early
 from rlrazor.cli.outputs import check_run_folder
 from rlrazor.cli.printing import human_bytes, human_seconds, print_plan, print_results
@@ -16,7 +14,9 @@ from rlrazor.errors import RazorError
 from rlrazor.experiments.language.methods import SETTINGS_OF
 from rlrazor.extras import needs_extra
 from rlrazor.lm.encoding import check_stop
-from rlrazor.terminal import Terminal
+from rlrazor.system import cores
+from rlrazor.system.apart.verifier import DEATHS, SECONDS
+from rlrazor.system.terminal import Terminal
 
 if TYPE_CHECKING:
     from rlrazor.experiments.language.config import Config
@@ -347,8 +347,8 @@ def run_sweep(arguments: argparse.Namespace, preset: str, out: Path) -> int:
     """Resolve the config, run the sweep, print its tables."""
     needs_extra("guard", "train", "eval")
     # Imported here: torch and TRL take seconds that `razor --version` should not.
-    from rlrazor.experiments.grid import read_settings
     from rlrazor.experiments.language.config import TINY, parse_setting, resolve, settled
+    from rlrazor.runs.settings import read_settings
 
     given = read_settings(arguments.config) if arguments.config else {}
     given |= settings_given(arguments)

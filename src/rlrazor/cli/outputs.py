@@ -4,11 +4,11 @@ import argparse
 from collections.abc import Iterable
 from pathlib import Path
 
-from rlrazor import writing
 from rlrazor.cli.early import TINY
 from rlrazor.errors import RazorError
-from rlrazor.terminal import is_utf8
-from rlrazor.writing import Output
+from rlrazor.system import writing
+from rlrazor.system.terminal import is_utf8
+from rlrazor.system.writing import Output
 
 _INPUTS = (
     *("prompts", "law", "generic", "data", "demonstrations", "data_mirror", "config", "data_dir", "adapter"),
@@ -31,7 +31,7 @@ def check_outputs(arguments: argparse.Namespace, outputs: Iterable[Output]) -> N
 def check_run_folder(arguments: argparse.Namespace, out: Path, more: Iterable[Output] = ()) -> None:
     """The same for the folder of an experiment, its tables, its report, its figures, and `more`."""
     from rlrazor.report import page
-    from rlrazor.store import RunStore
+    from rlrazor.runs.store import RunStore
 
     check_folder(arguments, out)
     check_outputs(arguments, (*RunStore(out).outputs, *page.outputs(out), *more))

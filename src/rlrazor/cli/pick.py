@@ -18,7 +18,7 @@ from rlrazor.cli.printing import Subparsers, console_for_tables, options_of, pri
 from rlrazor.cli.probe import add_probe, dtype_of, probe_given, probe_without_law
 from rlrazor.errors import RazorError
 from rlrazor.extras import needs_extra
-from rlrazor.terminal import PlainColumn, Terminal
+from rlrazor.system.terminal import PlainColumn, Terminal
 
 if TYPE_CHECKING:
     from rlrazor.guard.candidates import Candidate

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from rich import box
 from rich.table import Table
 
-from rlrazor.records import Record
-from rlrazor.terminal import Terminal
+from rlrazor.runs.records import Record
+from rlrazor.system.terminal import Terminal
 
 if TYPE_CHECKING:
     from rlrazor.report import Results

@@ -5,12 +5,12 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 
-from rlrazor import writing
 from rlrazor.cli.printing import Subparsers, console_for_tables, options_of, print_json, print_results
 from rlrazor.errors import RazorError
-from rlrazor.store import RunStore
-from rlrazor.terminal import Terminal
-from rlrazor.writing import Output
+from rlrazor.runs.store import RunStore
+from rlrazor.system import writing
+from rlrazor.system.terminal import Terminal
+from rlrazor.system.writing import Output
 
 
 def add_to(commands: Subparsers) -> None:

@@ -5,13 +5,13 @@ import shlex
 from dataclasses import replace
 from pathlib import Path
 
-from rlrazor import cores
 from rlrazor.cli import language
 from rlrazor.cli.outputs import check_run_folder
 from rlrazor.cli.printing import Subparsers, human_seconds, options_of, print_plan, print_results
 from rlrazor.errors import RazorError
 from rlrazor.extras import needs_extra
-from rlrazor.terminal import Terminal
+from rlrazor.system import cores
+from rlrazor.system.terminal import Terminal
 
 # The settings of the grid, which a config file can hold too; parsed by config.parse_setting.
 SETTINGS = {
@@ -158,10 +158,10 @@ def run_forecast(arguments: argparse.Namespace) -> int:
 def run(arguments: argparse.Namespace) -> int:
     """Resolve the config, run the experiment, print its tables."""
     # Imported here: torch takes seconds that `razor --version` should not.
-    from rlrazor.experiments.grid import read_settings
     from rlrazor.experiments.parity_mnist.config import parse_setting, resolve
     from rlrazor.experiments.parity_mnist.reproduce import Options, estimate, reproduce
     from rlrazor.experiments.parity_mnist.studies import needs_sweep, parse_analyses, seeds_of
+    from rlrazor.runs.settings import read_settings
 
     analyses = parse_analyses(arguments.analysis) if arguments.analysis is not None else ()
     settings = read_settings(arguments.config) if arguments.config else {}

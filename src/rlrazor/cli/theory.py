@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedCo
 from rlrazor.cli.outputs import check_outputs
 from rlrazor.cli.printing import Subparsers, console_for_tables, options_of, print_json
 from rlrazor.errors import RazorError
-from rlrazor.terminal import PlainColumn, Terminal
+from rlrazor.system.terminal import PlainColumn, Terminal
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,7 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
     # Imported here: the report's libraries take a second that `razor --version` should not.
     from rlrazor import theory
     from rlrazor.report import drawing, sections
-    from rlrazor.writing import atomic_path
+    from rlrazor.system.writing import atomic_path
 
     seeds = _parse_seeds(arguments.seeds)
     theory.check(arguments.preset, seeds)

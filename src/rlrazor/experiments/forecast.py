@@ -14,6 +14,7 @@ from typing import Any
 import polars as pl
 from rich.console import Console
 
+from rlrazor.analysis.forecast import FORWARD, PROBE
 from rlrazor.errors import RazorError
 from rlrazor.experiments.language import config as language
 from rlrazor.experiments.language import train as language_training
@@ -28,12 +29,11 @@ from rlrazor.experiments.parity_mnist import train as parity_training
 from rlrazor.experiments.parity_mnist.evaluate import ON_PRIOR
 from rlrazor.experiments.parity_mnist.methods import PARITY, RULES
 from rlrazor.experiments.parity_mnist.methods import label_of as parity_label_of
-from rlrazor.experiments.work import MACHINE, Reproduction, Work, versions_of, warn_of_another_machine
-from rlrazor.forecast import FORWARD, PROBE
-from rlrazor.progress import doing
-from rlrazor.records import BASE, RunSpec, to_table
 from rlrazor.report import load, write_report
-from rlrazor.sweep import Train
+from rlrazor.runs.records import BASE, RunSpec, to_table
+from rlrazor.runs.runner import MACHINE, Reproduction, Work, versions_of, warn_of_another_machine
+from rlrazor.runs.sweep import Train
+from rlrazor.system.progress import doing
 
 STUDY = "forecasts"
 DIGITS, LETTERS = "parity-mnist", "tiny"  # the two families of tasks

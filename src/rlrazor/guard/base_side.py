@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rlrazor.forecast import FORWARD, PROBE
+from rlrazor.analysis.forecast import FORWARD, PROBE
 from rlrazor.guard.law_file import FEW_PROMPTS
 from rlrazor.lm import compute, kl, probes
 from rlrazor.lm.kl import Drift, Estimate, Sequences

@@ -13,11 +13,11 @@ from typing import Any
 
 import polars as pl
 
-from rlrazor import forecast, law
+from rlrazor.analysis import forecast, law
 from rlrazor.errors import RazorError
 from rlrazor.guard.law_file import FEW_PROMPTS, LawFile
 from rlrazor.lm.probes import GenericText, ProbeSettings, Prompt, content_hash
-from rlrazor.records import BASE
+from rlrazor.runs.records import BASE
 
 KEPT = ("method", "seed", "lr", "step", "new", "prior", *forecast.CANDIDATES[-1], "forgetting")
 

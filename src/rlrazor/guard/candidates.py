@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from rlrazor import bounds
+from rlrazor.analysis.forecast import FORWARD, PROBE
 from rlrazor.errors import RazorError
-from rlrazor.forecast import FORWARD, PROBE
 from rlrazor.guard.verdict import SEVERITY, Limits, Verdict, judge
 from rlrazor.lm.kl import Estimate
 

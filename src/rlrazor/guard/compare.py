@@ -21,9 +21,9 @@ import numpy as np
 import torch
 
 from rlrazor import bounds, drift
+from rlrazor.analysis.forecast import FORWARD, PROBE, Forecast
 from rlrazor.drift.representation import NEIGHBOURS
 from rlrazor.errors import RazorError
-from rlrazor.forecast import FORWARD, PROBE, Forecast
 from rlrazor.guard import scale
 from rlrazor.guard.base_side import cautions_of
 from rlrazor.guard.law_file import LawFile

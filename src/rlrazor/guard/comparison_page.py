@@ -11,14 +11,14 @@ from pathlib import Path
 import jinja2
 import numpy as np
 
-from rlrazor.forecast import FORWARD, PROBE
+from rlrazor.analysis.forecast import FORWARD, PROBE
 from rlrazor.guard import scale
 from rlrazor.guard.compare import REVERSE, Comparison, PromptDrift, Setup
 from rlrazor.guard.judgement import Judgement, worst
 from rlrazor.guard.truth import TaskChange, Truth
 from rlrazor.lm.kl import Estimate
 from rlrazor.lm.probes import GenericText
-from rlrazor.writing import write_text
+from rlrazor.system.writing import write_text
 
 LABELS = {FORWARD: "forward KL, new task", REVERSE: "reverse KL, new task", PROBE: "forward KL, generic probe"}
 SHOWN = 30  # prompts on the page

@@ -7,14 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from rlrazor.analysis.forecast import FORWARD
+from rlrazor.analysis.paired import times_needed
 from rlrazor.errors import RazorError
-from rlrazor.forecast import FORWARD
 from rlrazor.guard.compare import Comparison
 from rlrazor.guard.law_file import LawFile
 from rlrazor.guard.truth import TaskChange, Truth
 from rlrazor.guard.verdict import SEVERITY, Limits, Verdict, judge
 from rlrazor.lm.prior import Metric
-from rlrazor.paired import times_needed
 
 MOST_ITEMS = 1_000_000  # that are worth naming
 Ends = tuple[float | None, float | None]

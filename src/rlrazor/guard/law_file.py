@@ -16,9 +16,7 @@ from typing import Any
 
 from numpy.typing import ArrayLike
 
-from rlrazor.documents import checked, parse_json, read_text
-from rlrazor.errors import RazorError
-from rlrazor.forecast import (
+from rlrazor.analysis.forecast import (
     FLOOR,
     FORWARD,
     MIN_RUNS,
@@ -31,12 +29,14 @@ from rlrazor.forecast import (
     RangeError,
     errors_by_range,
 )
+from rlrazor.analysis.law import Saturating
+from rlrazor.errors import RazorError
 from rlrazor.guard.law_schema import StoredLaw
-from rlrazor.law import Saturating
 from rlrazor.lm.kl import Estimate
 from rlrazor.lm.models import base_digest, is_digest, is_same_base, tokenizer_digest
 from rlrazor.lm.probes import GenericText, ProbeSettings, Prompt, content_hash
-from rlrazor.writing import atomic_path
+from rlrazor.system.documents import checked, parse_json, read_text
+from rlrazor.system.writing import atomic_path
 
 FEW_PROMPTS = 16  # below it a standard error is itself a guess, and the interval is widened by it in any case
 MEND = "calibrate again"

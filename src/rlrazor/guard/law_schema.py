@@ -14,14 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, field_validator, model_validator
 
-from rlrazor import forecast
+from rlrazor.analysis import forecast
+from rlrazor.analysis.forecast import FLOOR, MIN_RUNS, KLLaw, fit_law, relative_residuals
+from rlrazor.analysis.law import LEAST, REACH, SHAPES, Floats, Saturating
 from rlrazor.errors import RazorError
-from rlrazor.forecast import FLOOR, MIN_RUNS, KLLaw, fit_law, relative_residuals
-from rlrazor.law import LEAST, REACH, SHAPES, Floats, Saturating
 from rlrazor.lm.models import is_digest
 from rlrazor.lm.prompts import check as check_prompt
 from rlrazor.lm.prompts import check_text
-from rlrazor.schema import LARGEST_KL, Digest, Drop, Name, Schema, Score, Seed, Step, Text
+from rlrazor.system.schema import LARGEST_KL, Digest, Drop, Name, Schema, Score, Seed, Step, Text
 
 Kl = Literal["kl_forward", "kl_probe"]
 Error = Annotated[float, Field(ge=0, le=2)]

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import Field, model_validator
 
 from rlrazor.bounds import MOST_STEPS
-from rlrazor.schema import LARGEST_KL, Digest, Drop, Name, Open, Score, Step, Text
+from rlrazor.system.schema import LARGEST_KL, Digest, Drop, Name, Open, Score, Step, Text
 
 Kl = Annotated[float, Field(ge=-LARGEST_KL, le=LARGEST_KL)]
 Stderr = Annotated[float, Field(ge=0, le=LARGEST_KL)]

@@ -27,10 +27,10 @@ from typing import Any, Literal, TypeVar
 
 import torch
 
-from rlrazor import bounds, writing
+from rlrazor import bounds
+from rlrazor.analysis.forecast import FORWARD
 from rlrazor.errors import RazorError
 from rlrazor.extras import needs_extra
-from rlrazor.forecast import FORWARD
 from rlrazor.guard import plan as planning
 from rlrazor.guard import ranks, trackers
 from rlrazor.guard.base_side import BaseSide, Sizes, cautions_of, joined, kls_of, shortened
@@ -59,7 +59,8 @@ from rlrazor.lm.probes import (
 from rlrazor.lm.sampling import NotFiniteError
 from rlrazor.lm.suitable import require_measurable
 from rlrazor.lm.undone import check_undone
-from rlrazor.terminal import shown_on
+from rlrazor.system import writing
+from rlrazor.system.terminal import shown_on
 
 try:
     from accelerate.state import AcceleratorState, is_initialized

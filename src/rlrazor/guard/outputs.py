@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlrazor.documents import checked, loads
 from rlrazor.errors import RazorError
 from rlrazor.guard.log_schema import LogRow
-from rlrazor.writing import atomic_path, check_writable, require_our_folder
+from rlrazor.system.documents import checked, loads
+from rlrazor.system.writing import atomic_path, check_writable, require_our_folder
 
 LOG = "razor.jsonl"  # in the trainer's output folder
 STATE = "trainer_state.json"  # of a Trainer, in a checkpoint

@@ -16,9 +16,9 @@ from typing import Any
 
 import polars as pl
 
-from rlrazor import law as laws
+from rlrazor.analysis import law as laws
+from rlrazor.analysis.forecast import FORWARD, PROBE
 from rlrazor.errors import RazorError
-from rlrazor.forecast import FORWARD, PROBE
 from rlrazor.guard.candidates import AXES, DROP, Budgets, Candidate, frontier
 from rlrazor.guard.law_file import NAMES, LawFile
 from rlrazor.guard.metric import find_metric, is_lower_better, latest
@@ -27,8 +27,8 @@ from rlrazor.guard.run_folder import Checkpoint, Run, rows_of, run_in
 from rlrazor.guard.verdict import Verdict
 from rlrazor.lm.kl import Estimate
 from rlrazor.lm.probes import Prompt, probe_hash
-from rlrazor.records import BASE
-from rlrazor.store import read_table
+from rlrazor.runs.records import BASE
+from rlrazor.runs.store import read_table
 
 NO_LAW = (
     "Without a law of the base nothing is known of the prior scores, only how far each checkpoint has moved: `razor "

@@ -1,6 +1,6 @@
 """One process or many: what all of them have to agree on, so that none waits for another that has failed.
 
-In the process group that the user's trainer has made, whoever launched it; `rlrazor.processes` is of runs of our own.
+In the process group that the user's trainer has made, whoever launched it; `system.processes` is of runs of our own.
 """
 
 from __future__ import annotations

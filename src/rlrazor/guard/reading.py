@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from rlrazor.forecast import FORWARD, PROBE, Forecast
+from rlrazor.analysis.forecast import FORWARD, PROBE, Forecast
 from rlrazor.lm.kl import Estimate
 
 _NAMES = {FORWARD: "KL", PROBE: "KL on the probe"}

@@ -17,11 +17,11 @@ from glob import escape
 from pathlib import Path
 from typing import Any
 
-from rlrazor.documents import checked, loads, parse_json, read_json, read_text
 from rlrazor.errors import RazorError
 from rlrazor.guard.log_schema import Label, LogRow, TrainerState
 from rlrazor.guard.outputs import LOG, MARK, STATE, hash_of
 from rlrazor.lm.models import check_weights
+from rlrazor.system.documents import checked, loads, parse_json, read_json, read_text
 
 MEASURE = "measure the checkpoints here, with --base and --prompts"
 ANEW = "measure the checkpoints anew"

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from rlrazor.forecast import FORWARD, PROBE
+from rlrazor.analysis.forecast import FORWARD, PROBE
 from rlrazor.lm import compute, kl
 from rlrazor.lm.kl import Drift, Estimate
 from rlrazor.lm.sampling import NotFiniteError

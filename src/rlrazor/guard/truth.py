@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from rlrazor import paired
+from rlrazor.analysis import paired
+from rlrazor.analysis.paired import Difference
 from rlrazor.lm import prior
 from rlrazor.lm.models import LanguageModel
-from rlrazor.paired import Difference
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from rlrazor.schema import Open
+from rlrazor.system.schema import Open
 
 Texts = Annotated[list[str], Field(min_length=1)]
 

@@ -7,9 +7,9 @@ from typing import Any, TypeVar
 
 from pydantic import field_validator
 
-from rlrazor.documents import checked, loads, read_bytes
 from rlrazor.errors import RazorError
-from rlrazor.schema import Open, Text
+from rlrazor.system.documents import checked, loads, read_bytes
+from rlrazor.system.schema import Open, Text
 
 MEND = "save or download it again"
 T = TypeVar("T", bound=Open)

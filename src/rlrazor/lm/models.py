@@ -37,7 +37,7 @@ from rlrazor.lm.weight_files import check_adapter as check_adapter
 from rlrazor.lm.weight_files import check_weights as check_weights
 from rlrazor.lm.weight_files import is_adapter as is_adapter
 from rlrazor.lm.weight_files import named_base as named_base
-from rlrazor.regular import open_regular
+from rlrazor.system.regular import open_regular
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 

@@ -37,14 +37,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from rlrazor import bounds, phases
-from rlrazor.documents import checked, loads, read_text
+from rlrazor import bounds
 from rlrazor.errors import RazorError, cause_of, disk_error_in
 from rlrazor.extras import needs_extra
 from rlrazor.lm import compute, hub
 from rlrazor.lm.mirror_rows import MIRROR_ROWS
 from rlrazor.lm.task_names import DEFAULT_TASKS as DEFAULT_TASKS
 from rlrazor.lm.task_names import check_names, unknown_task
+from rlrazor.system import phases
+from rlrazor.system.documents import checked, loads, read_text
 
 RUNS_MODEL_CODE = "humaneval"
 

@@ -20,7 +20,6 @@ import platformdirs
 import torch
 
 from rlrazor import bounds
-from rlrazor.documents import parse_json, read_text
 from rlrazor.errors import RazorError
 from rlrazor.lm import compute, encoding, sampling
 from rlrazor.lm.adapters import adapter_disabled, unwrapped
@@ -31,8 +30,9 @@ from rlrazor.lm.prompts import check_text, prompt_of
 from rlrazor.lm.prompts import encode as encode
 from rlrazor.lm.representation import ids_of_texts, paragraphs
 from rlrazor.lm.suitable import require_embeddings
-from rlrazor.rows import read_located
 from rlrazor.seeding import seed_of
+from rlrazor.system.documents import parse_json, read_text
+from rlrazor.system.rows import read_located
 
 NEW, GENERIC = "base", "probe"  # purposes: what the random streams of the two probes are called
 AT_A_TIME, KEPT_TOKENS = 256, 1 << 16  # sequences, and tokens of theirs that are in the sampler's cache at most

@@ -13,8 +13,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from rlrazor.apart import Apart, DeadlyError, NotLoadedError
 from rlrazor.errors import RazorError
+from rlrazor.system.apart import Apart, DeadlyError, NotLoadedError
 
 SECONDS = 10.0  # that a conversation may take; it takes a thousandth of one
 MEMORY = 1 << 30  # bytes of address space, of which Python and Jinja take a tenth

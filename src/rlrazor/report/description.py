@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import Field, field_validator, model_validator
 
 from rlrazor.bounds import MOST_VALUES
-from rlrazor.schema import Name, Open, Schema, Score, Seed, Step, Text
+from rlrazor.system.schema import Name, Open, Schema, Score, Seed, Step, Text
 
 Names = Annotated[list[Name], Field(max_length=10_000)]
 

@@ -23,9 +23,9 @@ from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 from plotly.subplots import make_subplots
 
-from rlrazor.records import JSON
-from rlrazor.terminal import printable
-from rlrazor.writing import GENERATOR, atomic_path
+from rlrazor.runs.records import JSON
+from rlrazor.system.terminal import printable
+from rlrazor.system.writing import GENERATOR, atomic_path
 
 Floats = NDArray[np.float64]
 Range = tuple[float, float]

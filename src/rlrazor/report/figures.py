@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from rlrazor import frontier
+from rlrazor.analysis import frontier
 from rlrazor.report.drawing import INK, PALETTE, SYMBOLS, Curve, Figure, Layer, Panel, Points, Range, as_html, floats
 from rlrazor.report.tables import Sweep, kl_unit_of, number
 

@@ -8,8 +8,8 @@ from rlrazor.report import drawing
 from rlrazor.report.results import Results
 from rlrazor.report.sections import SECTIONS, Section
 from rlrazor.report.tables import Table
-from rlrazor.terminal import printable
-from rlrazor.writing import NOTES, Output, write_text
+from rlrazor.system.terminal import printable
+from rlrazor.system.writing import NOTES, Output, write_text
 
 DPI = 110  # half of the report's own: these figures are kept in a repository
 

@@ -14,7 +14,7 @@ from rlrazor.report.results import Results, load
 from rlrazor.report.sections import SECTIONS, Section, Study
 from rlrazor.report.sections.statistics import best_checkpoints, difference, signed
 from rlrazor.report.tables import Sweep, Table
-from rlrazor.writing import Output, write_text
+from rlrazor.system.writing import Output, write_text
 
 OF_SWEEP = ("fig3", "fig6")  # the figures of a sweep itself
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from rich.table import Table as RichTable
 
-from rlrazor.records import JSON
 from rlrazor.report import sections, tables
 from rlrazor.report.sections import Section, Study
 from rlrazor.report.tables import Sweep, Table
+from rlrazor.runs.records import JSON
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,16 +10,16 @@ import polars as pl
 from rich import box
 from rich.table import Table as RichTable
 
-from rlrazor import frontier, law
-from rlrazor.documents import checked, parse_json, read_text
+from rlrazor.analysis import frontier, law
+from rlrazor.analysis.law import LawSummary, LeftOut, PredictorSummary, Quadratic, Saturating
 from rlrazor.errors import RazorError
-from rlrazor.law import LawSummary, LeftOut, PredictorSummary, Quadratic, Saturating
-from rlrazor.records import BASE, JSON
-from rlrazor.store import COLUMNS
-from rlrazor.store import read_table as read_table
+from rlrazor.runs.records import BASE, JSON
+from rlrazor.runs.store import COLUMNS
+from rlrazor.runs.store import read_table as read_table
+from rlrazor.system.documents import checked, parse_json, read_text
 
 if TYPE_CHECKING:
-    from rlrazor.schema import Schema
+    from rlrazor.system.schema import Schema
 
 AGAIN = "run the same command again"
 THRESHOLDS = (0.95, 0.96, 0.97)  # unless the folder's config names others

@@ -7,11 +7,11 @@ from typing import Any
 
 from rlrazor import bounds
 from rlrazor.errors import RazorError
-from rlrazor.experiments import grid
-from rlrazor.experiments.grid import check_bounds, check_many, check_positive, check_runs, kinds_of
 from rlrazor.experiments.language.methods import FROM_TEACHER, TEACHER, find_method, idle_settings
 from rlrazor.lm.task_names import DEFAULT_TASKS
-from rlrazor.records import BASE, RunSpec
+from rlrazor.runs import settings
+from rlrazor.runs.records import BASE, RunSpec
+from rlrazor.runs.settings import check_bounds, check_many, check_positive, check_runs, kinds_of
 
 EXPERIMENT = "language"
 RECIPE = 3  # goes into every spec: raise it when a change to this folder changes the bits of a run
@@ -234,7 +234,7 @@ def settled(config: Config) -> Config:
 
 def parse_setting(name: str, value: Any) -> Any:
     """A setting as Config holds it: see `grid.parse_setting`. `methods` also takes `paper` and `tiny`."""
-    return grid.parse_setting(KINDS, _SETS, name, value)
+    return settings.parse_setting(KINDS, _SETS, name, value)
 
 
 def count_steps(spec: RunSpec, prompts: int) -> int:
@@ -266,5 +266,5 @@ def due_steps(spec: RunSpec, prompts: int) -> list[int]:
     """The steps after which a checkpoint is measured: evenly spaced, in each epoch or, with `max_steps`, in all."""
     total, per_epoch = count_steps(spec, prompts), spec.params["checkpoints_per_epoch"]
     if spec.params["max_steps"]:
-        return sorted(grid.checkpoint_steps(total, 1, per_epoch))
-    return sorted(grid.checkpoint_steps(steps_per_epoch(spec, prompts), spec.params["epochs"], per_epoch))
+        return sorted(settings.checkpoint_steps(total, 1, per_epoch))
+    return sorted(settings.checkpoint_steps(steps_per_epoch(spec, prompts), spec.params["epochs"], per_epoch))

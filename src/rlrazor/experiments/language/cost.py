@@ -12,17 +12,18 @@ from typing import Any
 
 import torch
 
-from rlrazor import cores, phases, sweep
 from rlrazor.experiments.language import train
 from rlrazor.experiments.language.config import TINY, Config
 from rlrazor.experiments.language.evaluate import OF_PROMPTS, OF_TEXTS
 from rlrazor.experiments.language.methods import Method, find_method
 from rlrazor.experiments.language.tasks import Splits
 from rlrazor.experiments.language.train import Trainer
-from rlrazor.experiments.work import peak_memory
 from rlrazor.lm import prior
-from rlrazor.records import BASE, RunSpec
-from rlrazor.store import RunStore
+from rlrazor.runs import sweep
+from rlrazor.runs.records import BASE, RunSpec
+from rlrazor.runs.runner import peak_memory
+from rlrazor.runs.store import RunStore
+from rlrazor.system import cores, phases
 
 STEPS, SEQUENCES, PROMPTS, ITEMS, TEXTS, TOKENS, PRETRAINING = 4, 4, 4, 4, 12, 24, 40
 """What is timed of a model that is not tiny: updates, of so many sequences; prompts, items of each prior task, texts,

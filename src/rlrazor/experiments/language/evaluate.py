@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from rlrazor import drift, phases
+from rlrazor import drift
 from rlrazor.experiments.language import tiny
 from rlrazor.experiments.language.config import Config
 from rlrazor.experiments.language.demonstrations import Prompts
@@ -19,8 +19,9 @@ from rlrazor.lm.adapters import weights_of
 from rlrazor.lm.kl import Drift, Sequences
 from rlrazor.lm.models import LanguageModel, Vocabulary, check_same_vocabulary, load
 from rlrazor.lm.probes import GenericText, ProbeSettings
-from rlrazor.records import BASE, Record
-from rlrazor.sweep import DivergedError
+from rlrazor.runs.records import BASE, Record
+from rlrazor.runs.sweep import DivergedError
+from rlrazor.system import phases
 
 # The phases of measuring that take longer with more prompts, and with more texts.
 OF_PROMPTS, OF_TEXTS = "answering and comparing the new task's prompts", "comparing the probe's texts"

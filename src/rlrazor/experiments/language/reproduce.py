@@ -16,7 +16,9 @@ from rlrazor.experiments.language.config import EXPERIMENT, RECIPE, TINY, Config
 from rlrazor.experiments.language.evaluate import DRIFT, LM_EVAL_INPUTS, TINY_INPUTS
 from rlrazor.experiments.language.methods import FROM_TEACHER, TEACHER, find_method, label_of
 from rlrazor.experiments.language.train import TaskSource, Trainer
-from rlrazor.experiments.work import (
+from rlrazor.report import load, write_report
+from rlrazor.runs.records import BASE, RunSpec, to_table
+from rlrazor.runs.runner import (
     MACHINE,
     Reproduction,
     Work,
@@ -26,11 +28,9 @@ from rlrazor.experiments.work import (
     versions_of,
     warn_of_another_machine,
 )
-from rlrazor.progress import doing
-from rlrazor.records import BASE, RunSpec, to_table
-from rlrazor.report import load, write_report
-from rlrazor.store import WeightsMode
-from rlrazor.sweep import trajectories
+from rlrazor.runs.store import WeightsMode
+from rlrazor.runs.sweep import trajectories
+from rlrazor.system.progress import doing
 
 RUN_BYTES, RECORD_BYTES = 4 * 4096, 8000  # small files' share of the disk; a record, in its run and in the table
 # One for each quadrant of the paper's Fig. 4, where a sweep has them: on-policy or not, with negatives or not.

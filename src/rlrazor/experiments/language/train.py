@@ -14,8 +14,6 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from rlrazor import phases, processes
-from rlrazor.apart.verifier import SECONDS
 from rlrazor.errors import RazorError, cause_of
 from rlrazor.experiments.language import tiny
 from rlrazor.experiments.language.config import (
@@ -42,11 +40,13 @@ from rlrazor.lm import compute, encoding
 from rlrazor.lm.adapters import weights_of
 from rlrazor.lm.models import LanguageModel, add_lora, base_digest, load, tokenizer_digest
 from rlrazor.lm.probes import GenericText, read_generic
-from rlrazor.records import BASE, RunSpec
+from rlrazor.runs.records import BASE, RunSpec
+from rlrazor.runs.store import Checkpoint, RunStore, WeightsMode, atomic_path, read_records
+from rlrazor.runs.sweep import DivergedError
 from rlrazor.seeding import seed_of
-from rlrazor.store import Checkpoint, RunStore, WeightsMode, atomic_path, read_records
-from rlrazor.sweep import DivergedError
-from rlrazor.writing import mark_folder, require_our_folder
+from rlrazor.system import phases, processes
+from rlrazor.system.apart.verifier import SECONDS
+from rlrazor.system.writing import mark_folder, require_our_folder
 
 
 @dataclass(frozen=True)

@@ -39,13 +39,14 @@ with warnings.catch_warnings():
     from trl.experimental.sdft.teacher_sync import SyncTeacherModelCallback
     from trl.trainer.utils import add_fused_lm_head
 
-from rlrazor import objectives, phases, processes
+from rlrazor import objectives
 from rlrazor.errors import RazorError, cause_of
 from rlrazor.experiments.language.methods import Method
 from rlrazor.lm import compute, sampling
 from rlrazor.lm.adapters import unwrapped, without_wrapper
+from rlrazor.runs.sweep import DivergedError
 from rlrazor.seeding import seed_of
-from rlrazor.sweep import DivergedError
+from rlrazor.system import phases, processes
 
 NO_MEMORY = (
     "Out of memory while training: set a smaller --micro-batch, or train an adapter with --lora-rank. Finished runs "

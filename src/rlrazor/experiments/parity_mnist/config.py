@@ -7,11 +7,11 @@ from typing import Any
 
 from rlrazor import bounds
 from rlrazor.errors import RazorError
-from rlrazor.experiments import grid
-from rlrazor.experiments.grid import check_bounds, check_many, check_positive, check_runs, kinds_of, log_spaced
 from rlrazor.experiments.parity_mnist.methods import METHODS, TEACHER, find_method
 from rlrazor.experiments.parity_mnist.train import EXPERIMENT, RECIPE, base_spec
-from rlrazor.records import RunSpec
+from rlrazor.runs import settings
+from rlrazor.runs.records import RunSpec
+from rlrazor.runs.settings import check_bounds, check_many, check_positive, check_runs, kinds_of, log_spaced
 
 SCHEDULES = ("constant", "cosine")
 PAPER_METHODS = ("sft-1", "sft-2", "oracle", "grpo", "grpo+kl")
@@ -158,4 +158,4 @@ def resolve(preset: str, settings: Mapping[str, Any] | None = None) -> Config:
 
 def parse_setting(name: str, value: Any) -> Any:
     """A setting as Config holds it: see `grid.parse_setting`. `methods` also takes `all`, `core` and `paper`."""
-    return grid.parse_setting(_KINDS, _SETS, name, value)
+    return settings.parse_setting(_KINDS, _SETS, name, value)

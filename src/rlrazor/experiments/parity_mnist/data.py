@@ -51,8 +51,8 @@ from rich.errors import LiveError
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeElapsedColumn
 
 from rlrazor.errors import RazorError
-from rlrazor.regular import open_regular
-from rlrazor.terminal import PlainColumn, Terminal
+from rlrazor.system.regular import open_regular
+from rlrazor.system.terminal import PlainColumn, Terminal
 
 try:
     import fcntl

@@ -21,8 +21,8 @@ from rlrazor.experiments.parity_mnist.policy import (
     weights_of,
 )
 from rlrazor.experiments.parity_mnist.task import DOTS, FASHION, Task, load_dots
-from rlrazor.records import Record, RunSpec
-from rlrazor.sweep import DivergedError
+from rlrazor.runs.records import Record, RunSpec
+from rlrazor.runs.sweep import DivergedError
 
 COMPARED = 1_000  # inputs on which representations are compared: CKNNA's kernels grow with the square
 FISHER_INPUTS = 1_000

@@ -12,14 +12,18 @@ import polars as pl
 import torch
 from rich.console import Console
 
-from rlrazor import cores, objectives, sweep, theory
+from rlrazor import objectives, theory
 from rlrazor.experiments.parity_mnist import data, studies
 from rlrazor.experiments.parity_mnist.config import Config, sensitivity_variants
 from rlrazor.experiments.parity_mnist.evaluate import DRIFT
 from rlrazor.experiments.parity_mnist.methods import TEACHER, find_method, label_of
 from rlrazor.experiments.parity_mnist.policy import NEW_TASK, PIXELS, DigitPolicy, as_inputs, log_probs
 from rlrazor.experiments.parity_mnist.train import EXPERIMENT, Trainer, generator, prepare_process, sample
-from rlrazor.experiments.work import (
+from rlrazor.report import load, write_report
+from rlrazor.report.tables import read_table
+from rlrazor.runs import sweep
+from rlrazor.runs.records import BASE, RunSpec, to_table
+from rlrazor.runs.runner import (
     MACHINE,
     Reproduction,
     Work,
@@ -31,11 +35,9 @@ from rlrazor.experiments.work import (
     warn_of_another_machine,
     with_teachers,
 )
-from rlrazor.progress import doing
-from rlrazor.records import BASE, RunSpec, to_table
-from rlrazor.report import load, write_report
-from rlrazor.report.tables import read_table
-from rlrazor.store import RunStore, WeightsMode
+from rlrazor.runs.store import RunStore, WeightsMode
+from rlrazor.system import cores
+from rlrazor.system.progress import doing
 
 TRAIN_IMAGES, TEST_IMAGES = 60_000, 20_000
 WEIGHTS_BYTES = 4 * sum(weight.numel() for weight in DigitPolicy().parameters())

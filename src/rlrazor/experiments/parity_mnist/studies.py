@@ -16,9 +16,9 @@ from rlrazor.experiments.parity_mnist.config import PAPER_LRS, PRESETS, Config
 from rlrazor.experiments.parity_mnist.methods import TEACHER
 from rlrazor.experiments.parity_mnist.task import DOTS
 from rlrazor.experiments.parity_mnist.train import EXPERIMENT, base_spec
-from rlrazor.experiments.work import with_teachers
-from rlrazor.records import RunSpec, to_table
-from rlrazor.store import RunStore
+from rlrazor.runs.records import RunSpec, to_table
+from rlrazor.runs.runner import with_teachers
+from rlrazor.runs.store import RunStore
 
 OF_THE_SWEEP = ("predictors", "representation")
 """Analyses that read the sweep itself and need no runs of their own."""

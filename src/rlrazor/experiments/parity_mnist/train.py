@@ -13,7 +13,6 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from rlrazor import drift, objectives
-from rlrazor.experiments.grid import checkpoint_steps
 from rlrazor.experiments.parity_mnist.evaluate import Reference, accuracy, evaluate
 from rlrazor.experiments.parity_mnist.methods import (
     PARITY,
@@ -36,10 +35,11 @@ from rlrazor.experiments.parity_mnist.policy import (
 )
 from rlrazor.experiments.parity_mnist.protection import Past
 from rlrazor.experiments.parity_mnist.task import DOTS, FASHION, Task, load_dots, load_task
-from rlrazor.records import BASE, Record, RunSpec
+from rlrazor.runs.records import BASE, Record, RunSpec
+from rlrazor.runs.settings import checkpoint_steps
+from rlrazor.runs.store import Checkpoint, RunStore
+from rlrazor.runs.sweep import DivergedError
 from rlrazor.seeding import seed_of
-from rlrazor.store import Checkpoint, RunStore
-from rlrazor.sweep import DivergedError
 
 EXPERIMENT = "parity-mnist"
 RECIPE = 3  # goes into every spec: raise it when a change to this file changes the bits of a run

@@ -10,9 +10,8 @@ from pathlib import Path
 
 import polars as pl
 
-from rlrazor import law
+from rlrazor.analysis import law
 from rlrazor.errors import RazorError, cause_of
-from rlrazor.records import BASE, JSON
 from rlrazor.report import tables
 from rlrazor.report.sections import (
     baselines,
@@ -33,6 +32,7 @@ from rlrazor.report.sections import (
 )
 from rlrazor.report.sections.study import Section, Study
 from rlrazor.report.tables import Sweep
+from rlrazor.runs.records import BASE, JSON
 
 __all__ = ["SECTIONS", "Section", "Study", "build", "in_page_order", "load_studies", "studies_of"]
 

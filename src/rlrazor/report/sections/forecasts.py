@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from rlrazor import forecast
+from rlrazor.analysis import forecast
+from rlrazor.analysis.forecast import FORWARD, LOSS, PROBE, Trial
 from rlrazor.errors import RazorError
-from rlrazor.forecast import FORWARD, LOSS, PROBE, Trial
 from rlrazor.report.drawing import INK, PALETTE, Curve, Figure, Layer, Panel, Points, Ticks
 from rlrazor.report.sections.statistics import how_many, in_words
 from rlrazor.report.sections.study import Section, Study

@@ -12,9 +12,9 @@ from typing import Literal
 import numpy as np
 import polars as pl
 
-from rlrazor import frontier, law
+from rlrazor.analysis import frontier, law
+from rlrazor.analysis.law import PredictorSummary
 from rlrazor.errors import RazorError
-from rlrazor.law import PredictorSummary
 from rlrazor.report.drawing import INK, PALETTE, SYMBOLS, Curve, Figure, Layer, Panel, Points, Ticks, floats
 from rlrazor.report.sections.layers import base, cloud, height, level, padded
 from rlrazor.report.sections.predictors import MEASURES

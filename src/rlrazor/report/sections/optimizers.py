@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from rlrazor import law
+from rlrazor.analysis import law
+from rlrazor.analysis.law import LeftOut, Quadratic
 from rlrazor.errors import RazorError
-from rlrazor.law import LeftOut, Quadratic
 from rlrazor.report.drawing import INK, PALETTE, SYMBOLS, Curve, Figure, Layer, Panel, Points, floats
 from rlrazor.report.figures import staircase
 from rlrazor.report.sections.layers import base, cloud, height, learnt, level, means

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from rlrazor import law
-from rlrazor.law import LeftOut, PredictorSummary
+from rlrazor.analysis import law
+from rlrazor.analysis.law import LeftOut, PredictorSummary
 from rlrazor.report.drawing import INK, PALETTE, SYMBOLS, WHITE, Curve, Figure, Panel, Points
 from rlrazor.report.sections.statistics import how_many
 from rlrazor.report.sections.study import Section, Study

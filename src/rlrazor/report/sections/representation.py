@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import polars as pl
 
-from rlrazor import frontier
+from rlrazor.analysis import frontier
 from rlrazor.report.drawing import PALETTE, SYMBOLS, Figure, Panel, Points, floats
 from rlrazor.report.sections.statistics import (
     HALF_POINT,

@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 from scipy import stats
 
-from rlrazor import frontier, law
+from rlrazor.analysis import frontier, law
 from rlrazor.errors import RazorError
 from rlrazor.report.drawing import Floats, floats
 from rlrazor.report.tables import NEVER, Estimate, Table, number, percent, with_seeds, written

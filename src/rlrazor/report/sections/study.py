@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 
 import polars as pl
 
-from rlrazor.records import JSON
 from rlrazor.report.drawing import Figure
 from rlrazor.report.tables import Table, kl_unit_of, thresholds_of
+from rlrazor.runs.records import JSON
 
 
 @dataclass(frozen=True)

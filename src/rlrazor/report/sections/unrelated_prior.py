@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import polars as pl
 
-from rlrazor import law
+from rlrazor.analysis import law
+from rlrazor.analysis.law import LawSummary, PredictorSummary, Saturating
 from rlrazor.errors import RazorError
-from rlrazor.law import LawSummary, PredictorSummary, Saturating
 from rlrazor.report.drawing import INK, PALETTE, SYMBOLS, WHITE, Curve, Figure, Layer, Panel, Points, Range, floats
 from rlrazor.report.sections.layers import cloud, padded
 from rlrazor.report.sections.statistics import INTERVALS, direction, how_many, in_words, nats, over_seeds, signed

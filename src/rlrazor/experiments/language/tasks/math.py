@@ -23,7 +23,7 @@ from rlrazor.errors import RazorError
 from rlrazor.experiments.language.tasks.answers import after_reasoning, declared_answer
 from rlrazor.experiments.language.tasks.rows import field_of, held_out, hub_rows, numbered, of_rows, text_of
 from rlrazor.experiments.language.tasks.task import Item, Splits, Task
-from rlrazor.rows import Row, read_located
+from rlrazor.system.rows import Row, read_located
 
 INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}."
 LONGEST = 300  # characters of an answer that is parsed; the longest reference has 53

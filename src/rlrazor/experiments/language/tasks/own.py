@@ -7,12 +7,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from rlrazor.apart.verifier import SECONDS, Verifier
 from rlrazor.errors import RazorError
 from rlrazor.experiments.language.tasks.rows import held_out
 from rlrazor.experiments.language.tasks.task import Item, Splits, Task
 from rlrazor.lm.prompts import parts_of, prompt_of
-from rlrazor.rows import Row, read_located
+from rlrazor.system.apart.verifier import SECONDS, Verifier
+from rlrazor.system.rows import Row, read_located
 
 _OURS = ("prompt", "completion", "rejected")
 

@@ -12,7 +12,7 @@ from rlrazor.errors import RazorError, cause_of, disk_error_in
 from rlrazor.experiments.language.tasks.task import Item, Splits
 from rlrazor.extras import MissingExtraError, installing
 from rlrazor.lm import hub
-from rlrazor.rows import Located, Row, read_located
+from rlrazor.system.rows import Located, Row, read_located
 
 T = TypeVar("T")
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rlrazor.apart import Answer, Call
-from rlrazor.apart.child import judged, said
-from rlrazor.apart.verifier import Verifier
 from rlrazor.errors import RazorError
 from rlrazor.lm.encoding import check_stop
+from rlrazor.system.apart import Answer, Call
+from rlrazor.system.apart.child import judged, said
+from rlrazor.system.apart.verifier import Verifier
 
 Verify = Callable[..., float]  # verify(prompt, completion, **columns) -> fraction of 1
 Annotator = Callable[["Item", random.Random], str]  # a completion for the item, which need not be always the same

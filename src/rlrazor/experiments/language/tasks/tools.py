@@ -30,7 +30,7 @@ from scipy import optimize
 from rlrazor.errors import RazorError
 from rlrazor.experiments.language.tasks.rows import field_of, held_out, list_of, of_rows, text_of
 from rlrazor.experiments.language.tasks.task import Item, Splits, Task
-from rlrazor.rows import Row, read_located
+from rlrazor.system.rows import Row, read_located
 
 Call = tuple[str, Any]  # the name, and normalised arguments
 

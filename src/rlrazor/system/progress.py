@@ -11,10 +11,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TimeRemainingColumn
 from rich.text import Text
 
-from rlrazor import phases
-from rlrazor.phases import TRAINING
-from rlrazor.records import Record, RunSpec
-from rlrazor.terminal import PlainColumn
+from rlrazor.runs.records import Record, RunSpec
+from rlrazor.system import phases
+from rlrazor.system.phases import TRAINING
+from rlrazor.system.terminal import PlainColumn
 
 LINE_EVERY = 30.0  # seconds between lines where there is no terminal to draw a bar on
 

@@ -18,10 +18,11 @@ from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from rlrazor import interrupts, phases, processes, quiet, workers
+from rlrazor.runs import workers
+from rlrazor.system import interrupts, phases, processes, quiet
 from rlrazor.errors import RazorError
-from rlrazor.records import Record, RunSpec
-from rlrazor.store import Checkpoint, RunStore, WeightsMode
+from rlrazor.runs.records import Record, RunSpec
+from rlrazor.runs.store import Checkpoint, RunStore, WeightsMode
 
 Train = Callable[[RunSpec, RunStore], Iterator[Checkpoint]]
 PHASES_EVERY = 0.2  # seconds between what a worker says of one phase

@@ -24,7 +24,7 @@ from json import loads
 from pathlib import Path
 from typing import Any, NoReturn
 
-from rlrazor.apart.child import said
+from rlrazor.system.apart.child import said
 
 LOADING = 30.0  # seconds in which code is loaded, at least
 _LONGEST_LINE = 1 << 16  # bytes of an answer
@@ -57,7 +57,7 @@ class _DiedError(Exception):
 class Apart:
     """One piece of code and the child that runs it, which is started when there is something to call.
 
-    `role` and `what` are those of `rlrazor.apart.child`. `seconds`: the limit of a call; loading may take `LOADING` if
+    `role` and `what` are those of `child`. `seconds`: the limit of a call; loading may take `LOADING` if
     that is longer. `deaths`: of children in a row, at which it gives up. `memory`: bytes that a child may have.
     `quiet`: what it prints goes nowhere. Threads and forks of this process may share it: calls wait for each other, and
     each process has a child of its own.

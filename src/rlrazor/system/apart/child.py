@@ -1,6 +1,6 @@
 """What runs in the child process: a user's function, or a model's template, and nothing of rlrazor beside this file.
 
-Started as a script by `rlrazor.apart.Apart`, with one end of a socket as its argument and, as standard input, a pipe
+Started as a script by `Apart`, with one end of a socket as its argument and, as standard input, a pipe
 that ends when razor does. The first message says what to load; each later one is a list of calls, and each call has a
 line of JSON as its answer: [kind, value], in which the kind is "value", "raised" or "refused". Only the standard
 library is imported, so that a child is ready in a few hundredths of a second.

@@ -26,11 +26,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import polars as pl
 from safetensors import SafetensorError
 
-from rlrazor import processes
-from rlrazor.documents import checked, parse_json, read_bytes, read_json, read_text
+from rlrazor.system import processes
+from rlrazor.system.documents import checked, parse_json, read_bytes, read_json, read_text
 from rlrazor.errors import RazorError
-from rlrazor.records import BASE, SCHEMA_VERSION, Record, RunSpec
-from rlrazor.writing import Output, atomic_path, check_writable, clear_io_errors, leftovers, require_our_folder
+from rlrazor.runs.records import BASE, SCHEMA_VERSION, Record, RunSpec
+from rlrazor.system.writing import Output, atomic_path, check_writable, clear_io_errors, leftovers, require_our_folder
 
 try:
     import fcntl
@@ -175,7 +175,7 @@ class RunStore:
 
     def read(self, spec: RunSpec) -> FinishedRun:
         """Read a finished run back; raises RazorError when a file of it is damaged."""
-        from rlrazor.run_files import StoredSpec
+        from rlrazor.runs.run_files import StoredSpec
 
         folder = self._folder_of(spec)
         with self._told(folder):
@@ -200,7 +200,7 @@ class RunStore:
 
         Raises RazorError when the file of it is damaged.
         """
-        from rlrazor.run_files import StoredSeconds
+        from rlrazor.runs.run_files import StoredSeconds
 
         folder = self._folder_of(spec)
         with self._told(folder):
@@ -267,7 +267,7 @@ class RunStore:
 
 def read_records(path: Path) -> list[Record]:
     """The records of a JSON Lines file, in the order of their steps. Raises RazorError for one that is damaged."""
-    from rlrazor.run_files import StoredRecord
+    from rlrazor.runs.run_files import StoredRecord
 
     records: list[Record] = []
     # Not splitlines: a JSON string may hold characters that it takes for line ends.

@@ -21,7 +21,7 @@ from rlrazor.errors import RazorError
 if TYPE_CHECKING:
     from pydantic import ValidationError
 
-    from rlrazor.schema import Schema
+    from rlrazor.system.schema import Schema
 
 LARGEST = 256 * 2**20  # bytes of a document: the law of a hundred runs has 100 kB
 DEEPEST = 100  # lists and objects within one another: ours nest six, and walking through them is recursive

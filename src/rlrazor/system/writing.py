@@ -14,9 +14,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
-from rlrazor.documents import LARGEST, loads
 from rlrazor.errors import RazorError
-from rlrazor.regular import open_regular
+from rlrazor.system.documents import LARGEST, loads
+from rlrazor.system.regular import open_regular
 
 Kind = Literal["page", "png", "svg", "notes", "json", "table", "log", "rows"]
 Output = tuple[Path, Kind]

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from rlrazor.schema import Name, Schema, Score, Seed, Step
+from rlrazor.system.schema import Name, Schema, Score, Seed, Step
 
 
 class StoredSpec(Schema):

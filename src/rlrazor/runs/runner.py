@@ -13,13 +13,14 @@ from typing import Any
 import polars as pl
 from rich.console import Console
 
-from rlrazor import processes, sweep
-from rlrazor.documents import parse_json, read_text
+from rlrazor.runs import sweep
+from rlrazor.system import processes
+from rlrazor.system.documents import parse_json, read_text
 from rlrazor.errors import RazorError
-from rlrazor.progress import SweepProgress
-from rlrazor.records import RunSpec
+from rlrazor.system.progress import SweepProgress
+from rlrazor.runs.records import RunSpec
 from rlrazor.report import Results
-from rlrazor.store import RunStore, WeightsMode
+from rlrazor.runs.store import RunStore, WeightsMode
 
 try:
     import resource

@@ -9,7 +9,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 import numpy as np
 
 from rlrazor import bounds
-from rlrazor.documents import parse_json, parse_toml, read_text
+from rlrazor.system.documents import parse_json, parse_toml, read_text
 from rlrazor.errors import RazorError
 
 Kinds = Mapping[str, tuple[bool, type]]

@@ -17,8 +17,8 @@ from typing import Any
 
 import polars as pl
 
-from rlrazor.documents import NotJSONError, NotReadableError, loads, read_bytes
 from rlrazor.errors import RazorError, cause_of
+from rlrazor.system.documents import NotJSONError, NotReadableError, loads, read_bytes
 
 Row = dict[str, Any]
 Located = tuple[str, Row]

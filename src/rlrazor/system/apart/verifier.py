@@ -5,15 +5,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rlrazor.apart import Answer, Apart, Call, DeadlyError, NotLoadedError
 from rlrazor.errors import RazorError
+from rlrazor.system.apart import Answer, Apart, Call, DeadlyError, NotLoadedError
 
 SECONDS = 10.0  # that a call may take, unless the user says otherwise
 DEATHS = 5  # calls in a row that end their process, or have to be ended, before razor gives up
 
 
 class Verifier:
-    """`verify(prompt, completion, **columns)` of a file or a module, in a process of its own; see `rlrazor.apart`.
+    """`verify(prompt, completion, **columns)` of a file or a module, in a process of its own; see `Apart`.
 
     `name` is "FILE.py:function" or "package.module:function"; `seconds` is what a call may take. The function is loaded
     when the first call, or `load`, needs it, and keeps what it keeps between calls, until it has to be loaded anew. Its

@@ -30,8 +30,8 @@ import polars as pl
 from numpy.typing import ArrayLike
 from scipy.optimize import brentq
 
+from rlrazor.analysis.law import Constant, Floats, Quadratic, Saturating, fit_constant, fit_quadratic, fit_saturating
 from rlrazor.errors import RazorError
-from rlrazor.law import Constant, Floats, Quadratic, Saturating, fit_constant, fit_quadratic, fit_saturating
 
 FORWARD, PROBE = "kl_forward", "kl_probe"
 CANDIDATES: tuple[tuple[str, ...], ...] = ((FORWARD,), (PROBE,), (FORWARD, PROBE))

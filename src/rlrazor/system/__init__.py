@@ -1,0 +1,1 @@
+"""The machine under everything: files, processes, signals, the terminal. Knows nothing of models or of records."""
