@@ -15,7 +15,7 @@ from rlrazor.analysis import frontier
 from rlrazor.cli import main
 from rlrazor.errors import RazorError
 from rlrazor.report import drawing, sections
-from rlrazor.report.sections.study import Section, Study
+from rlrazor.report.study import Section, Study
 from rlrazor.theory import Preset
 
 SMALL = Preset(

@@ -18,11 +18,7 @@ from rich.console import Console
 from scipy import stats
 
 from rlrazor.analysis import law
-from rlrazor.errors import RazorError
-from rlrazor.report import drawing, load, sections, summary, terminal_tables, write_markdown, write_report
-from rlrazor.report.drawing import Curve, Figure, Panel, Points
-from rlrazor.report.sections import Section, Study, predictors, representation
-from rlrazor.report.sections.statistics import (
+from rlrazor.analysis.statistics import (
     at_accuracy,
     best_checkpoints,
     correlation,
@@ -30,6 +26,10 @@ from rlrazor.report.sections.statistics import (
     matched_accuracy,
     near_accuracy,
 )
+from rlrazor.errors import RazorError
+from rlrazor.report import drawing, load, sections, summary, terminal_tables, write_markdown, write_report
+from rlrazor.report.drawing import Curve, Figure, Panel, Points
+from rlrazor.report.sections import Section, Study, predictors, representation
 from rlrazor.report.tables import Table
 from rlrazor.system import writing
 from test_report import CONFIG, make_folder, make_table, row, rows_of, text_of

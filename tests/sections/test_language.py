@@ -12,12 +12,12 @@ import polars as pl
 import pytest
 
 from rlrazor.analysis import law
+from rlrazor.analysis.statistics import Estimate
 from rlrazor.cli import main
 from rlrazor.errors import RazorError
 from rlrazor.report import compare_folders, drawing, load, sections, summary, write_report
 from rlrazor.report.drawing import Curve, Points
 from rlrazor.report.sections import Section, Study, kl_laws, quadrants, representation
-from rlrazor.report.tables import Estimate
 from study_tables import cells, check, plus_minus
 from test_report import text_of
 

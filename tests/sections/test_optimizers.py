@@ -7,10 +7,10 @@ import numpy as np
 import polars as pl
 import pytest
 
+from rlrazor.analysis.statistics import with_params
 from rlrazor.report import drawing
 from rlrazor.report.sections import Study
 from rlrazor.report.sections.optimizers import section, shared_law
-from rlrazor.report.sections.statistics import with_params
 from study_tables import NEWS, cells, check, plus_minus, run, study_of
 
 JITTER = (0.0, 0.01, -0.01)  # by seed; the same for all arms, as a base's quality is

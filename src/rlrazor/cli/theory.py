@@ -19,7 +19,7 @@ from rlrazor.system.terminal import PlainColumn, Terminal
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from rlrazor.report.sections.study import Section
+    from rlrazor.report.study import Section
 
 
 def add_to(commands: Subparsers) -> None:

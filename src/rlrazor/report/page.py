@@ -8,12 +8,13 @@ from typing import Any
 import jinja2
 import polars as pl
 
+from rlrazor.analysis.statistics import best_checkpoints, difference
 from rlrazor.report import drawing, figures, tables
 from rlrazor.report.drawing import Figure
 from rlrazor.report.results import Results, load
 from rlrazor.report.sections import SECTIONS, Section, Study
-from rlrazor.report.sections.statistics import best_checkpoints, difference, signed
 from rlrazor.report.tables import Sweep, Table
+from rlrazor.report.text import number, percent, signed
 from rlrazor.system.writing import Output, write_text
 
 OF_SWEEP = ("fig3", "fig6")  # the figures of a sweep itself
@@ -21,7 +22,7 @@ OF_SWEEP = ("fig3", "fig6")  # the figures of a sweep itself
 _TEMPLATES = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
 )
-_TEMPLATES.filters.update(percent=tables.percent, number=tables.number)
+_TEMPLATES.filters.update(percent=percent, number=number)
 
 
 @dataclass(frozen=True)

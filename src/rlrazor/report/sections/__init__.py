@@ -1,7 +1,7 @@
 """The sections of the report, one per study. To add one: its module, an import, a line in `SECTIONS`.
 
 A study is `OUT/studies/NAME.json` and `OUT/studies/NAME.parquet`; those of `OF_SWEEP` read the sweep, where it applies.
-A builder turns a `Study` into a `Section`, and imports both from `rlrazor.report.sections.study`.
+A builder turns a `Study` into a `Section`, and imports both from `rlrazor.report.study`.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -30,7 +30,7 @@ from rlrazor.report.sections import (
     theory,
     unrelated_prior,
 )
-from rlrazor.report.sections.study import Section, Study
+from rlrazor.report.study import Section, Study
 from rlrazor.report.tables import Sweep
 from rlrazor.runs.records import BASE, JSON
 

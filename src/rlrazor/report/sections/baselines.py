@@ -7,27 +7,23 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from rlrazor.report.drawing import INK, PALETTE, SYMBOLS, Curve, Figure, Layer, Panel, Points, floats
-from rlrazor.report.figures import staircase
-from rlrazor.report.sections.layers import base, cloud, learnt, never, padded
-from rlrazor.report.sections.statistics import (
-    INTERVALS,
+from rlrazor.analysis.statistics import (
+    Estimate,
     at_accuracy,
     best_checkpoints,
-    cell,
     difference,
     direction,
-    follows_kl,
-    how_many,
-    in_words,
-    nats,
-    over_seeds,
-    signed,
+    floats,
     threshold_most_reach,
     with_params,
 )
-from rlrazor.report.sections.study import Section, Study
-from rlrazor.report.tables import NEVER, THRESHOLDS, Estimate, Table, percent, written
+from rlrazor.report.drawing import INK, PALETTE, SYMBOLS, Curve, Figure, Layer, Panel, Points
+from rlrazor.report.figures import staircase
+from rlrazor.report.layers import base, cloud, learnt, never, padded
+from rlrazor.report.sections.statistics import follows_kl, over_seeds
+from rlrazor.report.study import Section, Study
+from rlrazor.report.tables import THRESHOLDS, Table
+from rlrazor.report.text import INTERVALS, NEVER, cell, how_many, in_words, nats, percent, signed, written
 
 PLAIN = "sft-2"
 TODAY = ("ewc", "lwf", "replay", "lora", "dft", "dft+kl")

@@ -5,26 +5,23 @@ from collections.abc import Iterator
 import numpy as np
 import polars as pl
 
-from rlrazor.errors import RazorError
-from rlrazor.report.drawing import INK, PALETTE, SYMBOLS, WHITE, Figure, Layer, Panel, Points, Range, floats
-from rlrazor.report.sections.layers import base, cloud, learnt, padded
-from rlrazor.report.sections.statistics import (
-    INTERVALS,
+from rlrazor.analysis.statistics import (
+    Estimate,
     at_accuracy,
     best_checkpoints,
-    cell,
     difference,
     direction,
-    how_many,
-    in_words,
-    nats,
+    floats,
     near_accuracy,
-    over_seeds,
-    signed,
     with_params,
 )
-from rlrazor.report.sections.study import Section, Study
-from rlrazor.report.tables import MATCH, NEVER, Estimate, Table, written
+from rlrazor.errors import RazorError
+from rlrazor.report.drawing import INK, PALETTE, SYMBOLS, WHITE, Figure, Layer, Panel, Points, Range
+from rlrazor.report.layers import base, cloud, learnt, padded
+from rlrazor.report.sections.statistics import over_seeds
+from rlrazor.report.study import Section, Study
+from rlrazor.report.tables import MATCH, Table
+from rlrazor.report.text import INTERVALS, NEVER, cell, how_many, in_words, nats, signed, written
 
 RL = "grpo"
 ARM = ("method", "labels_per_image", "epochs")  # of the students; the first in the table is the paper's

@@ -8,10 +8,11 @@ from math import ceil
 import numpy as np
 import polars as pl
 
-from rlrazor.report.drawing import INK, PALETTE, Figure, Floats, Panel, Points, Range, floats
-from rlrazor.report.sections.statistics import INTERVALS, Correlation, cell, correlation, how_many, in_words, seed_means
-from rlrazor.report.sections.study import Section, Study
-from rlrazor.report.tables import NEVER, Estimate, Table, number, written
+from rlrazor.analysis.statistics import Correlation, Estimate, correlation, floats, seed_means
+from rlrazor.report.drawing import INK, PALETTE, Figure, Floats, Panel, Points, Range
+from rlrazor.report.study import Section, Study
+from rlrazor.report.tables import Table
+from rlrazor.report.text import INTERVALS, NEVER, cell, how_many, in_words, number, written
 
 PRIOR, NEW = "cos_prior_gradient", "cos_new_gradient"
 CHANGE, SIZE = "kl_change", "kl_of_step"

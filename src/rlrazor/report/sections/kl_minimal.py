@@ -6,25 +6,23 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from rlrazor.report.drawing import INK, PALETTE, SYMBOLS, Figure, Layer, Panel, Points, floats
-from rlrazor.report.sections.layers import log_height, never, share_height
-from rlrazor.report.sections.statistics import (
-    INTERVALS,
+from rlrazor.analysis.statistics import (
+    Estimate,
     at_accuracy,
     best_checkpoints,
-    cell,
     difference,
     direction,
-    how_many,
-    in_words,
-    over_seeds,
+    floats,
     seed_means,
-    signed,
     threshold_most_reach,
     with_params,
 )
-from rlrazor.report.sections.study import Section, Study
-from rlrazor.report.tables import NEVER, Estimate, Table, percent, written
+from rlrazor.report.drawing import INK, PALETTE, SYMBOLS, Figure, Layer, Panel, Points
+from rlrazor.report.layers import log_height, never, share_height
+from rlrazor.report.sections.statistics import over_seeds
+from rlrazor.report.study import Section, Study
+from rlrazor.report.tables import Table
+from rlrazor.report.text import INTERVALS, NEVER, cell, how_many, in_words, percent, signed, written
 
 REFERENCE = "grpo+kl"
 NOT_AIMED = ("grpo", REFERENCE)  # at the KL-minimal correct policy

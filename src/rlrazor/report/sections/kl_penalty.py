@@ -4,25 +4,24 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from rlrazor.report.drawing import Figure, Layer, Panel, floats
-from rlrazor.report.figures import staircase
-from rlrazor.report.sections.layers import base, cloud, height, learnt, level, means
-from rlrazor.report.sections.statistics import (
-    INTERVALS,
+from rlrazor.analysis.statistics import (
+    Estimate,
     at_accuracy,
     best_checkpoints,
     difference,
     direction,
-    how_many,
+    floats,
     in_all_seeds,
-    kept_table,
-    over_seeds,
     shared_threshold,
-    signed,
     with_params,
 )
-from rlrazor.report.sections.study import Section, Study
-from rlrazor.report.tables import NEVER, THRESHOLDS, Estimate, Table, written
+from rlrazor.report.drawing import Figure, Layer, Panel
+from rlrazor.report.figures import staircase
+from rlrazor.report.layers import base, cloud, height, learnt, level, means
+from rlrazor.report.sections.statistics import kept_table, over_seeds
+from rlrazor.report.study import Section, Study
+from rlrazor.report.tables import THRESHOLDS, Table
+from rlrazor.report.text import INTERVALS, NEVER, how_many, signed, written
 
 PENALISED = "+kl"
 SFT, RL = "sft-2", "grpo"

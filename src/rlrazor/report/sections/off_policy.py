@@ -6,26 +6,23 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from rlrazor.report.drawing import PALETTE, SYMBOLS, Curve, Figure, Layer, Panel, Points, Range, floats
-from rlrazor.report.sections.layers import level, log_height, means, never, share_height
-from rlrazor.report.sections.statistics import (
-    INTERVALS,
+from rlrazor.analysis.statistics import (
+    Estimate,
     at_accuracy,
     best_checkpoints,
-    cell,
     difference,
     direction,
-    follows_kl,
-    how_many,
-    in_words,
-    nats,
-    over_seeds,
+    floats,
     seed_means,
     threshold_most_reach,
     with_params,
 )
-from rlrazor.report.sections.study import Section, Study
-from rlrazor.report.tables import NEVER, THRESHOLDS, Estimate, Table, percent
+from rlrazor.report.drawing import PALETTE, SYMBOLS, Curve, Figure, Layer, Panel, Points, Range
+from rlrazor.report.layers import level, log_height, means, never, share_height
+from rlrazor.report.sections.statistics import follows_kl, over_seeds
+from rlrazor.report.study import Section, Study
+from rlrazor.report.tables import THRESHOLDS, Table
+from rlrazor.report.text import INTERVALS, NEVER, cell, how_many, in_words, nats, percent
 
 NEVER_REFRESHED = 1_000_000  # updates: all samples are the base's
 KL = "kl_forward"

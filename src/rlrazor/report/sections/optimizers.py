@@ -8,29 +8,26 @@ import polars as pl
 
 from rlrazor.analysis import law
 from rlrazor.analysis.law import LeftOut, Quadratic
-from rlrazor.errors import RazorError
-from rlrazor.report.drawing import INK, PALETTE, SYMBOLS, Curve, Figure, Layer, Panel, Points, floats
-from rlrazor.report.figures import staircase
-from rlrazor.report.sections.layers import base, cloud, height, learnt, level, means
-from rlrazor.report.sections.statistics import (
+from rlrazor.analysis.statistics import (
     HALF_POINT,
-    INTERVALS,
+    Estimate,
     at_accuracy,
     best_checkpoints,
     difference,
     direction,
-    how_many,
+    floats,
     in_all_seeds,
-    in_words,
-    kept_table,
-    nats,
-    over_seeds,
     shared_threshold,
-    signed,
     with_params,
 )
-from rlrazor.report.sections.study import Section, Study
-from rlrazor.report.tables import NEVER, THRESHOLDS, Estimate, Table, number, percent
+from rlrazor.errors import RazorError
+from rlrazor.report.drawing import INK, PALETTE, SYMBOLS, Curve, Figure, Layer, Panel, Points
+from rlrazor.report.figures import staircase
+from rlrazor.report.layers import base, cloud, height, learnt, level, means
+from rlrazor.report.sections.statistics import kept_table, over_seeds
+from rlrazor.report.study import Section, Study
+from rlrazor.report.tables import THRESHOLDS, Table
+from rlrazor.report.text import INTERVALS, NEVER, how_many, in_words, nats, number, percent, signed
 
 DEFAULT = "adamw"
 NAMES = {DEFAULT: "AdamW", "sgd": "SGD", "muon": "Muon"}

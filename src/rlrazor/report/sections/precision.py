@@ -6,25 +6,22 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from rlrazor.report.drawing import INK, PALETTE, Curve, Figure, Layer, Panel, Range, floats
-from rlrazor.report.sections.layers import cloud, learnt, means
-from rlrazor.report.sections.statistics import (
-    INTERVALS,
-    cell,
+from rlrazor.analysis.statistics import (
+    Estimate,
     difference,
     direction,
-    how_many,
-    in_words,
+    floats,
     matched_accuracy,
-    nats,
     near_accuracy,
-    over_seeds,
     seed_means,
-    signed,
     with_params,
 )
-from rlrazor.report.sections.study import Section, Study
-from rlrazor.report.tables import THRESHOLDS, Estimate, Table, percent, written
+from rlrazor.report.drawing import INK, PALETTE, Curve, Figure, Layer, Panel, Range
+from rlrazor.report.layers import cloud, learnt, means
+from rlrazor.report.sections.statistics import over_seeds
+from rlrazor.report.study import Section, Study
+from rlrazor.report.tables import THRESHOLDS, Table
+from rlrazor.report.text import INTERVALS, cell, how_many, in_words, nats, percent, signed, written
 
 SPARSITY, RANK = "weight_sparsity", "weight_rank"
 PRECISIONS = ("float32", "bfloat16")

@@ -6,11 +6,13 @@ import numpy as np
 import polars as pl
 
 from rlrazor import projection
+from rlrazor.analysis.statistics import Estimate, floats
 from rlrazor.errors import RazorError
 from rlrazor.projection import Floats
-from rlrazor.report.drawing import INK, PALETTE, Curve, Figure, Layer, Panel, Points, floats
-from rlrazor.report.sections.study import Section, Study
-from rlrazor.report.tables import NEVER, Estimate, Table, percent
+from rlrazor.report.drawing import INK, PALETTE, Curve, Figure, Layer, Panel, Points
+from rlrazor.report.study import Section, Study
+from rlrazor.report.tables import Table
+from rlrazor.report.text import NEVER, percent
 from rlrazor.theory import (
     AGREE,
     FIRST_CHECK,
