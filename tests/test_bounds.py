@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from rlrazor import bounds, theory
+from rlrazor import bounds
 from rlrazor.cli import build_parser, main
 from rlrazor.errors import RazorError
 from rlrazor.experiments.language import config as language

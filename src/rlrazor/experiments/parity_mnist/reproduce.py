@@ -12,7 +12,7 @@ import polars as pl
 import torch
 from rich.console import Console
 
-from rlrazor import objectives, theory
+from rlrazor import objectives
 from rlrazor.experiments.parity_mnist import data, studies
 from rlrazor.experiments.parity_mnist.config import Config, sensitivity_variants
 from rlrazor.experiments.parity_mnist.evaluate import DRIFT
@@ -36,6 +36,7 @@ from rlrazor.runs.runner import (
     with_teachers,
 )
 from rlrazor.runs.store import RunStore, WeightsMode
+from rlrazor.studies import theory
 from rlrazor.system import cores
 from rlrazor.system.progress import doing
 

@@ -27,7 +27,6 @@ from rlrazor.report.sections import (
     predictors,
     quadrants,
     representation,
-    theory,
     unrelated_prior,
 )
 from rlrazor.report.study import Section, Study
@@ -35,6 +34,13 @@ from rlrazor.report.tables import Sweep
 from rlrazor.runs.records import BASE, JSON
 
 __all__ = ["SECTIONS", "Section", "Study", "build", "in_page_order", "load_studies", "studies_of"]
+
+
+def _theory(study: Study) -> Section:
+    from rlrazor.studies import theory
+
+    return theory.section(study)
+
 
 # In the order of the page.
 SECTIONS: Mapping[str, Callable[[Study], Section]] = {
@@ -44,7 +50,7 @@ SECTIONS: Mapping[str, Callable[[Study], Section]] = {
     "precision": precision.section,
     "representation": representation.section,
     "dynamics": dynamics.section,
-    "theory": theory.section,
+    "theory": _theory,
     "quadrants": quadrants.section,
     "off-policy": off_policy.section,
     "optimizers": optimizers.section,
