@@ -14,13 +14,14 @@ from scipy.special import expit, logit, softmax
 from rlrazor import objectives
 from rlrazor.errors import RazorError
 from rlrazor.studies.theory import flows, projection
-from rlrazor.studies.theory.flows import Advantage
+from rlrazor.studies.theory.flows import FLOWS, Advantage
 from rlrazor.studies.theory.network import Network
 from rlrazor.studies.theory.projection import ExponentialFamily
 
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
+policy_gradient_flow = FLOWS["policy-gradient"]
 BASE = np.array([0.2, 0.1, 0.7])
 CORRECT = np.array([True, True, False])
 SQUARE = ExponentialFamily(
@@ -255,7 +256,7 @@ def by_lsoda(base: Floats, correct: Mask, time: float) -> Floats:
 
 
 def test_the_likelier_outcome_gains_by_the_formula() -> None:
-    flow = flows.policy_gradient_flow(BASE, CORRECT, 0.999)
+    flow = policy_gradient_flow(BASE, CORRECT, 0.999)
     for time in np.linspace(0.1, 0.9, 9) * flow.duration:
         before, now, after = (flow.policy(time + shift) for shift in (-1e-3, 0, 1e-3))
         slope = (np.log(after[0] / after[1]) - np.log(before[0] / before[1])) / 2e-3
@@ -266,7 +267,7 @@ def test_the_ratio_118_is_where_one_stops_not_where_it_ends() -> None:
     after = by_lsoda(BASE, CORRECT, 4000)
     assert after[0] / after[1] == pytest.approx(118.22, abs=0.01)
     np.testing.assert_allclose(flows.policy_gradient_at(BASE, CORRECT, after[:2].sum()), after, atol=1e-8)
-    flow = flows.policy_gradient_flow(BASE, CORRECT, after[:2].sum())
+    flow = policy_gradient_flow(BASE, CORRECT, after[:2].sum())
     assert flow.duration == pytest.approx(4000, rel=1e-5)
     later = flows.policy_gradient_at(BASE, CORRECT, 1 - 1e-10)
     assert later[0] / later[1] > 1e5
@@ -296,8 +297,8 @@ def test_a_tie_stays_a_tie_and_the_rest_is_given_up() -> None:
 
 def test_grpo_takes_the_same_path_at_another_speed() -> None:
     base, correct, _ = random_case(5)
-    plain = flows.policy_gradient_flow(base, correct, 0.99)
-    normalised = flows.grpo_flow(base, correct, 0.99)
+    plain = policy_gradient_flow(base, correct, 0.99)
+    normalised = FLOWS["grpo"](base, correct, 0.99)
     np.testing.assert_allclose(plain.end, normalised.end, atol=1e-8)
     # dt = dt' / sqrt(J (1 - J)): the times of the two, from one path.
     times = np.linspace(0, normalised.duration, 4001)
@@ -308,7 +309,7 @@ def test_grpo_takes_the_same_path_at_another_speed() -> None:
 def test_prompts_flow_each_on_its_own_to_a_mean_accuracy() -> None:
     base = np.random.default_rng(0).dirichlet(np.ones(4), 3)
     correct = np.array([True, True, False, False])
-    flow = flows.policy_gradient_flow(base, correct, 0.9)
+    flow = policy_gradient_flow(base, correct, 0.9)
     reached = projection.accuracy(flow.end, correct)
     assert reached.mean() == pytest.approx(0.9, abs=1e-9)
     for end, start, hit in zip(flow.end, base, reached, strict=True):
@@ -341,7 +342,7 @@ def test_sft_flow_descends_to_its_target() -> None:
     [(BASE, CORRECT, 1.0), (np.array([0.5, 0.5, 0.0]), CORRECT, 0.9), (BASE, np.zeros(3, bool), 0.9)],
 )
 def test_flows_say_what_they_cannot_reach(base: Floats, correct: Mask, until: float) -> None:
-    for flow in (flows.policy_gradient_flow, flows.natural_gradient_flow):
+    for flow in (policy_gradient_flow, flows.natural_gradient_flow):
         with pytest.raises(RazorError):
             flow(base, correct, until)
 

@@ -40,38 +40,61 @@ class Flow:
         return np.array([self.policy(time) for time in times])
 
 
-def reward_gradient(policy: Floats, correct: Mask) -> Floats:
+def policy_gradient(policy: Floats, correct: Mask) -> Floats:
     """The gradient of E[R] in a softmax's logits, whatever the baseline: pi_y (R_y - E[R])."""
     return np.asarray(policy * (correct - accuracy(policy, correct)[..., None]))
 
 
-def policy_gradient_flow(base: Floats, correct: Mask, until: float) -> Flow:
-    """d theta / dt = grad E[R]."""
-    return _integrate(base, correct, lambda policy: reward_gradient(policy, correct), until)
+def grpo_gradient(policy: Floats, correct: Mask) -> Floats:
+    """The same over the reward's standard deviation, sqrt(E[R] (1 - E[R])), as of GRPO with infinite groups.
 
-
-def grpo_flow(base: Floats, correct: Mask, until: float) -> Flow:
-    """GRPO's with infinite groups: each prompt's gradient over its reward's standard deviation, sqrt(E[R] (1 - E[R])).
-
-    The same path at another speed, prompt by prompt.
+    Its flow takes the same path at another speed, prompt by prompt.
     """
+    hit = accuracy(policy, correct)[..., None]
+    # A prompt that is always wrong, or always right, has no gradient and no standard deviation.
+    return np.asarray(policy_gradient(policy, correct) / np.sqrt(np.maximum(hit * (1 - hit), 1e-30)))
 
-    def velocity(policy: Floats) -> Floats:
-        hit = accuracy(policy, correct)[..., None]
-        # A prompt that is always wrong, or always right, has no gradient and no standard deviation.
-        return np.asarray(reward_gradient(policy, correct) / np.sqrt(np.maximum(hit * (1 - hit), 1e-30)))
 
-    return _integrate(base, correct, velocity, until)
+def gradient_flow(base: Floats, correct: Mask, until: float, gradient: Callable[[Floats, Mask], Floats]) -> Flow:
+    """d theta / dt = gradient, by a solver."""
+    _check_reachable(base, correct, until)
+
+    def policy_of(logits: Floats) -> Floats:
+        return softmax(logits.reshape(base.shape))
+
+    start, passed = log(base).ravel(), when_accurate(policy_of, correct, until)
+    if passed(0, start) >= 0:
+        return Flow(0.0, lambda _: base)
+    solved = solve_ivp(
+        lambda _, logits: gradient(policy_of(logits), correct).ravel(),
+        (0, _LONGEST),
+        start,
+        method="DOP853",
+        events=passed,
+        dense_output=True,
+        rtol=1e-9,
+        atol=1e-10,
+    )
+    if solved.status != 1:
+        raise RazorError(f"The flow does not reach a mean accuracy of {until:g} within {_LONGEST:g} units of time.")
+    return Flow(float(solved.t_events[0][0]), lambda time: policy_of(solved.sol(time)))
+
+
+def when_accurate(
+    policy_of: Callable[[Floats], Floats], correct: Mask, until: float
+) -> Callable[[float, Floats], float]:
+    """The event at which a solver stops: the mean accuracy passes `until`."""
+
+    def passed(_: float, parameters: Floats) -> float:
+        return float(accuracy(policy_of(parameters), correct).mean()) - until
+
+    passed.terminal = True  # type: ignore[attr-defined]
+    return passed
 
 
 def sft_flow(base: Floats, correct: Mask, until: float, target: Floats) -> Flow:
     """d theta / dt = target - pi, the gradient of -KL(target || pi): fine-tuning on samples of `target`, (..., Y)."""
-    return _integrate(base, correct, lambda policy: target - policy, until)
-
-
-def kl_dpg_flow(base: Floats, correct: Mask, until: float) -> Flow:
-    """KL-DPG's with infinite groups, which is SFT on samples of q*, the oracle."""
-    return sft_flow(base, correct, until, i_projection(base, correct))
+    return gradient_flow(base, correct, until, lambda policy, _: target - policy)
 
 
 def natural_gradient_flow(base: Floats, correct: Mask, until: float) -> Flow:
@@ -91,9 +114,10 @@ def natural_gradient_flow(base: Floats, correct: Mask, until: float) -> Flow:
 
 
 FLOWS: Mapping[str, Callable[[Floats, Mask, float], Flow]] = {
-    "policy-gradient": policy_gradient_flow,
-    "grpo": grpo_flow,
-    "kl-dpg": kl_dpg_flow,
+    "policy-gradient": lambda base, correct, until: gradient_flow(base, correct, until, policy_gradient),
+    "grpo": lambda base, correct, until: gradient_flow(base, correct, until, grpo_gradient),
+    # With infinite groups it is SFT on samples of q*, the oracle.
+    "kl-dpg": lambda base, correct, until: sft_flow(base, correct, until, i_projection(base, correct)),
     "natural-gradient": natural_gradient_flow,
 }
 
@@ -143,34 +167,6 @@ def _grown(bad: Floats, log_product: float) -> float:
             lambda log_u: np.log1p(np.exp(log_u) / bad).sum() - log_product, -80.0, max(high, -79.0), xtol=1e-14
         )
     )
-
-
-def _integrate(base: Floats, correct: Mask, velocity: Callable[[Floats], Floats], until: float) -> Flow:
-    _check_reachable(base, correct, until)
-
-    def policy_of(logits: Floats) -> Floats:
-        return softmax(logits.reshape(base.shape))
-
-    def passed(_: float, logits: Floats) -> float:
-        return float(accuracy(policy_of(logits), correct).mean()) - until
-
-    passed.terminal = True  # type: ignore[attr-defined]
-    start = log(base).ravel()
-    if passed(0, start) >= 0:
-        return Flow(0.0, lambda _: base)
-    solved = solve_ivp(
-        lambda _, logits: velocity(policy_of(logits)).ravel(),
-        (0, _LONGEST),
-        start,
-        method="DOP853",
-        events=passed,
-        dense_output=True,
-        rtol=1e-9,
-        atol=1e-10,
-    )
-    if solved.status != 1:
-        raise RazorError(f"The flow does not reach a mean accuracy of {until:g} within {_LONGEST:g} units of time.")
-    return Flow(float(solved.t_events[0][0]), lambda time: policy_of(solved.sol(time)))
 
 
 def _check_reachable(base: Floats, correct: Mask, until: float) -> None:

@@ -8,7 +8,7 @@ from scipy import optimize
 from scipy.integrate import solve_ivp  # type: ignore[attr-defined]  # scipy exports it dynamically
 
 from rlrazor.errors import RazorError
-from rlrazor.studies.theory.flows import reward_gradient
+from rlrazor.studies.theory.flows import policy_gradient, when_accurate
 from rlrazor.studies.theory.projection import Floats, Mask, accuracy, i_projection, log_softmax, softmax
 
 
@@ -72,12 +72,9 @@ class Network:
         """
 
         def velocity(_: float, weights: Floats) -> Floats:
-            return self.pull_back(weights, reward_gradient(self.policy(weights), correct))
+            return self.pull_back(weights, policy_gradient(self.policy(weights), correct))
 
-        def passed(_: float, weights: Floats) -> float:
-            return float(accuracy(self.policy(weights), correct).mean()) - until
-
-        passed.terminal = True  # type: ignore[attr-defined]
+        passed = when_accurate(self.policy, correct, until)
         solved = solve_ivp(velocity, (0, 1e5), base, method="LSODA", events=passed, rtol=1e-6, atol=1e-8)
         return np.asarray(solved.y[:, -1])
 
@@ -99,7 +96,7 @@ class Network:
             return float(accuracy(self.policy(weights), correct).mean()) - least
 
         def margin_gradient(weights: Floats) -> Floats:
-            return self.pull_back(weights, reward_gradient(self.policy(weights), correct) / len(correct))
+            return self.pull_back(weights, policy_gradient(self.policy(weights), correct) / len(correct))
 
         candidates = [
             optimize.minimize(

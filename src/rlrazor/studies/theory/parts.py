@@ -93,12 +93,11 @@ Rows = Iterator[dict[str, Any]]
 def first_check() -> Rows:
     """The ratio of the two correct outcomes along policy gradient, by the closed form and by the solver."""
     base, correct = FIRST_CHECK, FIRST_CORRECT
-    plain = flows.policy_gradient_flow(base, correct, FIRST_ACCURACIES[-1])
+    plain = FLOWS["policy-gradient"](base, correct, FIRST_ACCURACIES[-1])
     at_time = float(projection.accuracy(plain.policy(FIRST_TIME), correct))
     for accuracy in sorted({*FIRST_ACCURACIES, at_time}):
         exact = flows.policy_gradient_at(base, correct, accuracy)
-        flow = flows.policy_gradient_flow(base, correct, accuracy)
-        normalised = flows.grpo_flow(base, correct, accuracy)
+        flow, normalised = (FLOWS[name](base, correct, accuracy) for name in ("policy-gradient", "grpo"))
         yield {
             "accuracy": accuracy,
             "ratio": exact[0] / exact[1],
