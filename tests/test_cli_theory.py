@@ -16,6 +16,7 @@ from rlrazor.cli import main
 from rlrazor.errors import RazorError
 from rlrazor.report import drawing, sections
 from rlrazor.report.study import Section, Study
+from rlrazor.studies import kinds
 from rlrazor.theory import Preset
 
 SMALL = Preset(
@@ -64,7 +65,7 @@ def sweep_table() -> pl.DataFrame:
 
 def section_of(study: Tables) -> Section:
     description = theory.describe(study, "quick", SEEDS, "razor theory")
-    return sections.build(Study(theory.NAME, json.loads(json.dumps(description, allow_nan=False))))
+    return sections.build(Study(theory.NAME, json.loads(json.dumps(description, allow_nan=False))), kinds())
 
 
 # ParityMNIST's share
@@ -204,7 +205,7 @@ def test_paths_stay_on_the_simplex_and_end_where_they_should(study: Tables) -> N
 
 def test_a_description_without_its_tables_is_said() -> None:
     with pytest.raises(RazorError, match="lacks first_check"):
-        sections.build(Study(theory.NAME, {"name": "theory"}))
+        sections.build(Study(theory.NAME, {"name": "theory"}), kinds())
 
 
 # The command

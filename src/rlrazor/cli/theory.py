@@ -42,6 +42,8 @@ def run(arguments: argparse.Namespace) -> int:
     # Imported here: the report's libraries take a second that `razor --version` should not.
     from rlrazor import theory
     from rlrazor.report import drawing, sections
+    from rlrazor.report.study import Study
+    from rlrazor.studies import kinds
     from rlrazor.system.writing import atomic_path
 
     seeds = _parse_seeds(arguments.seeds)
@@ -53,7 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
             found = theory.theory_study(arguments.preset, seeds, progress=show)
         description = theory.describe(found, arguments.preset, seeds, shlex.join(["razor", *arguments.argv]))
         partial.write_text(json.dumps(description, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    section = sections.build(sections.Study(theory.NAME, description))
+    section = sections.build(Study(theory.NAME, description), kinds())
     drawing.save(section.figure, arguments.out)
     _print(section, arguments.out / f"{section.figure.name}.png", as_json=arguments.json)
     return 0
