@@ -14,8 +14,7 @@ from rlrazor.analysis.statistics import (
     shared_threshold,
     with_params,
 )
-from rlrazor.report import figures
-from rlrazor.report import layers
+from rlrazor.report import figures, layers
 from rlrazor.report.sections.statistics import kept_table, over_seeds
 from rlrazor.report.text import how_many, in_words, signed, written
 from study_tables import BASE_NEW, T_THREE_SEEDS, cells, plus_minus, run, study_of

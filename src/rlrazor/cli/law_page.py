@@ -12,7 +12,7 @@ from rlrazor.guard.calibrate import warnings_of
 from rlrazor.guard.law_file import NAMES, LawFile, range_label
 from rlrazor.report import Results
 from rlrazor.report.drawing import INK, PALETTE, Curve, Figure, Floats, Layer, Panel, Points
-from rlrazor.report.sections import Section, Study
+from rlrazor.report.study import Section, Study
 from rlrazor.report.tables import Table
 from rlrazor.report.text import percent
 

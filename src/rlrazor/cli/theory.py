@@ -36,7 +36,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Compute, write the figure and theory.json, print the tables."""
     # Imported here: the report's libraries take a second that `razor --version` should not.
     from rlrazor.report import drawing, sections
-    from rlrazor.studies import theory
+    from rlrazor.report.study import Study
+    from rlrazor.studies import kinds, theory
     from rlrazor.system.writing import atomic_path
 
     seeds = _parse_seeds(arguments.seeds)
@@ -48,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
             found = theory.theory_study(arguments.preset, seeds)
         description = theory.describe(found, arguments.preset, seeds, shlex.join(["razor", *arguments.argv]))
         partial.write_text(json.dumps(description, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    section = sections.build(sections.Study(theory.NAME, description))
+    section = sections.build(Study(theory.NAME, description), kinds())
     drawing.save(section.figure, arguments.out)
     _print(section, arguments.out / f"{section.figure.name}.png", as_json=arguments.json)
     return 0
@@ -74,5 +75,6 @@ def _print(section: "Section", path: Path, *, as_json: bool) -> None:
     for table in section.tables:
         console.print(to_rich(table))
     console.print(section.finding, highlight=False)
-    console.print(section.note, style="dim", highlight=False)
+    for paragraph in section.paragraphs:
+        console.print(f"\n{paragraph}", style="dim", highlight=False)
     console.print(f"Figure: {path}", highlight=False, soft_wrap=True)

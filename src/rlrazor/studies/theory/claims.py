@@ -30,12 +30,14 @@ class Claim:
     count: int
 
 
-def in_every_case(text: str, misses: Sequence[float], open_cases: int = 0) -> Claim:
+def in_every_case(text: str, misses: pl.Series, open_cases: int = 0) -> Claim:
     """A claim of every case: one that misses by over 1e-6 refutes it, and it is open while a case is, or with none."""
-    largest = float(np.max(np.abs(misses))) if misses else 0.0
-    so_far = Verdict.OPEN if open_cases or not misses else Verdict.HOLDS
+    if misses.is_empty():
+        return Claim(text, Verdict.OPEN, NEVER, open_cases)
+    largest = float(np.max(np.abs(misses.to_numpy())))  # NaN where one is
+    so_far = Verdict.OPEN if open_cases else Verdict.HOLDS
     verdict = so_far if largest <= AGREE else Verdict.FAILS
-    return Claim(text, verdict, in_nats(Estimate(largest, None, 1)) if misses else NEVER, len(misses) + open_cases)
+    return Claim(text, verdict, in_nats(Estimate(largest, None, 1)), len(misses) + open_cases)
 
 
 def on_average(text: str, differences: Sequence[float]) -> Claim:
@@ -85,23 +87,19 @@ def claims_of(tables: Mapping[str, pl.DataFrame]) -> dict[str, Claim]:
 
 
 def _of_alternation(tables: Mapping[str, pl.DataFrame]) -> dict[str, Claim]:
-    held = tables["alternation"].filter("realised")["distance"].to_list()
+    held = tables["alternation"].filter("realised")["distance"]
     rest = tables["alternation"].filter(~pl.col("realised"))
-    decided = rest.filter(~pl.col("moving") | (pl.col("distance") <= AGREE))["distance"].to_list()
+    decided = rest.filter(~pl.col("moving") | (pl.col("distance") <= AGREE))["distance"]
     inexact = tables["inexact"]
     stay = inexact.drop_nulls("foretold")
-    summable = inexact.filter(what="ratios", schedule="0.3/t²")["end"].to_list()
+    summable = inexact.filter(what="ratios", schedule="0.3/t²")["end"]
     onward, anchored = (inexact.filter(what="ratios", schedule="0.3/t", anchored=how) for how in (False, True))
     return {
         "held": in_every_case("Exact alternation ends at the KL-minimal policy where the class holds it", held),
         "any_class": in_every_case(
-            "Where it does not, alternation ends at the nearest correct policy that it holds",
-            decided,
-            len(rest) - len(decided),
+            "Where it does not, alternation ends at the nearest that it holds", decided, len(rest) - len(decided)
         ),
-        "sum": in_every_case(
-            "Errors of M-steps shift the end by their sum", (stay["end"] - stay["foretold"]).to_list()
-        ),
+        "sum": in_every_case("Errors of M-steps shift the end by their sum", stay["end"] - stay["foretold"]),
         "summable": in_every_case("Errors with a finite sum leave the end where it is", summable),
         "anchored": on_average("Projecting the base in every round forgets errors", _gap(onward, anchored, "end")),
     }
@@ -116,19 +114,19 @@ def _of_gradients(tables: Mapping[str, pl.DataFrame]) -> dict[str, Claim]:
     sampled = tied.filter(middle, algorithm=f"GRPO, groups of {smallest_group_of(gradients)}")
     return {
         "gradient": in_every_case(
-            "Policy gradient pays the least KL of its accuracy", exact["policy-gradient"]["excess"].to_list()
+            "Policy gradient pays the least KL of its accuracy", exact["policy-gradient"]["excess"]
         ),
         "natural": in_every_case(
-            "Natural gradient pays the least KL of its accuracy", exact["natural-gradient"]["excess"].to_list()
+            "Natural gradient pays the least KL of its accuracy", exact["natural-gradient"]["excess"]
         ),
         "tie": in_every_case(
             "Every exact gradient does where the base's correct outcomes tie",
-            tied.filter(pl.col("group").is_null())["excess"].to_list(),
+            tied.filter(pl.col("group").is_null())["excess"],
         ),
         "sampling": on_average("Sampling costs GRPO KL where they tie", by_seed(sampled, "excess")),
         "dpg": on_average("KL-DPG pays less than policy gradient", _gap(plain, dpg, "excess")),
         "path": in_every_case(
-            "GRPO's normalisation keeps policy gradient's path", tables["first_check"]["solver_difference"].to_list()
+            "GRPO's normalisation keeps policy gradient's path", tables["first_check"]["solver_difference"]
         ),
     }
 

@@ -1,6 +1,5 @@
 """The section of the report: the verdicts, the numbers behind them, the figure, and the text of theory.md."""
 
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import cast
@@ -9,6 +8,8 @@ import polars as pl
 
 from rlrazor.analysis.statistics import Estimate
 from rlrazor.errors import RazorError
+from rlrazor.report.keyed import Keyed
+from rlrazor.report.prose import read_prose
 from rlrazor.report.study import Section, Study
 from rlrazor.report.tables import Table
 from rlrazor.report.text import NEVER, written
@@ -36,42 +37,50 @@ def section(study: Study) -> Section:
         raise RazorError(f"The study {NAME!r} lacks {', '.join(missing)}: run the same command again.")
     tables = {name: pl.DataFrame(rows, infer_schema_length=None) for name, rows in found.items()}
     claims = claims_of(tables)
-    text = render(TEXT.read_text(encoding="utf-8"), numbers_of(study, tables["first_check"], claims))
-    title, question, *note = (" ".join(paragraph.split()) for paragraph in text.split("\n\n"))
+    verdicts = verdicts_of(claims)
+    prose = read_prose(TEXT, {**verdicts.numbers, **_settings(study.seeds), **_at_time(tables["first_check"])}, None)
     headlines = (claims[key] for key in HEADLINES)
     return Section(
         NAME,
-        title.removeprefix("# "),
-        question,
+        prose.title,
+        prose.question,
         "; ".join(f"{claim.text}: {claim.verdict} ({claim.value})" for claim in headlines) + ".",
         figure(NAME, tables),
-        [_verdicts(claims), *_tables(tables)],
-        "\n\n".join(note),
+        [verdicts.table, *_tables(tables)],
+        prose.note,
     )
 
 
-def render(text: str, numbers: Mapping[str, str]) -> str:
-    """The text with each {{ key }} replaced by its number; raises KeyError for a key that has none."""
-    return re.sub(r"\{\{ ([^}]+) \}\}", lambda found: numbers[found[1]], text)
+def verdicts_of(claims: Mapping[str, Claim]) -> Keyed:
+    """Claim by claim, as a table and for the text."""
+    rows = {
+        key: (claim.text, {"verdict": claim.verdict.value, "value": claim.value, "count": f"{claim.count:,}"})
+        for key, claim in claims.items()
+    }
+    columns = {"verdict": "verdict", "value": "largest miss, or mean difference", "count": "cases or seeds"}
+    return Keyed("What holds", "claim", columns, rows)
 
 
-def numbers_of(study: Study, first_check: Rows, claims: Mapping[str, Claim]) -> dict[str, str]:
-    """What theory.md may name."""
-    at_time = first_check.filter((pl.col("time") - FIRST_TIME).abs() < 1).row(0, named=True)
+def _settings(seeds: Sequence[int]) -> dict[str, str]:
+    """What the study was computed with, for the text."""
     return {
-        "seeds": ", ".join(map(str, study.seeds)),
-        "confidence": "95 %",
+        "seeds": ", ".join(map(str, seeds)),
         "outcomes": str(OUTCOMES),
         "correct": str(CORRECT.sum()),
         "until": f"{UNTIL:.0%}",
         "rate": f"{LR:g}",
         "agree": f"{AGREE:g}",
+    }
+
+
+def _at_time(first_check: Rows) -> dict[str, str]:
+    """Where the flow from three outcomes is at FIRST_TIME, for the text."""
+    row = first_check.filter((pl.col("time") - FIRST_TIME).abs() < 1).row(0, named=True)
+    return {
         "first.start": f"{FIRST_CHECK[0] / FIRST_CHECK[1]:g}",
         "first.time": f"{FIRST_TIME:,.0f}",
-        "first.ratio": f"{at_time['ratio']:.0f}",
-        "first.accuracy": f"{at_time['accuracy']:.2%}",
-        **{f"{key}.verdict": str(claim.verdict) for key, claim in claims.items()},
-        **{f"{key}.value": claim.value for key, claim in claims.items()},
+        "first.ratio": f"{row['ratio']:.0f}",
+        "first.accuracy": f"{row['accuracy']:.2%}",
     }
 
 
@@ -110,12 +119,6 @@ def _grouped(rows: Rows, *by: str, label: Callable[..., str] = str) -> Iterable[
 
 
 # Tables
-
-
-def _verdicts(claims: Mapping[str, Claim]) -> Table:
-    rows = [[claim.text, claim.verdict, claim.value, f"{claim.count:,}"] for claim in claims.values()]
-    headers = ["claim", "verdict", "largest miss, or mean difference", "cases or seeds"]
-    return Table("What holds", headers, rows, words=True)
 
 
 def _tables(tables: Mapping[str, Rows]) -> Sequence[Table]:

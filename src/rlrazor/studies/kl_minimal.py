@@ -23,6 +23,8 @@ from rlrazor.report.sections.statistics import over_seeds
 from rlrazor.report.study import Section, Study
 from rlrazor.report.tables import Table
 from rlrazor.report.text import INTERVALS, NEVER, cell, how_many, in_words, percent, signed, written
+from rlrazor.studies.engine import PlainStudy
+from rlrazor.studies.grids import ONE, Grid
 
 REFERENCE = "grpo+kl"
 NOT_AIMED = ("grpo", REFERENCE)  # at the KL-minimal correct policy
@@ -375,3 +377,22 @@ def _bases(study: Study, settings: Sequence[Setting], column: str) -> Points:
 def _place(study: Study, setting: int, method: str) -> float:
     """Where on the axis a method is in a setting: beside the others, so that no interval hides another."""
     return setting + 0.1 * (1 + study.methods.index(method) - len(study.methods) / 2)
+
+
+def grids(quick: bool) -> list[Grid]:
+    """Its runs."""
+    methods = ("grpo", "grpo+kl", "kl-dpg", "js-dpg", "tv-dpg", "natural-pg")
+    # The share of correct labels in pre-training, and the group size. The base's own accuracy is in the table.
+    grid = ((1.0, 64), (0.3, 64), (0.0, 64), (0.0, 8))
+    return [
+        Grid(
+            methods,
+            ONE,
+            {"pretrain_accuracy": accuracy} if accuracy < 1 else {},
+            {"group_size": group},
+        )
+        for accuracy, group in (grid[::2] if quick else grid)
+    ]
+
+
+STUDY = PlainStudy(grids, section)

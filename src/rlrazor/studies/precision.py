@@ -22,6 +22,8 @@ from rlrazor.report.sections.statistics import over_seeds
 from rlrazor.report.study import Section, Study
 from rlrazor.report.tables import THRESHOLDS, Table
 from rlrazor.report.text import INTERVALS, cell, how_many, in_words, nats, percent, signed, written
+from rlrazor.studies.engine import PlainStudy
+from rlrazor.studies.grids import LRS, Grid
 
 SPARSITY, RANK = "weight_sparsity", "weight_rank"
 PRECISIONS = ("float32", "bfloat16")
@@ -261,3 +263,12 @@ def _name(study: Study, method: str, precision: str) -> str:
 
 def _style(study: Study, method: str, precision: str) -> tuple[str, str]:
     return PALETTE[study.methods.index(method) % len(PALETTE)], _SYMBOLS[PRECISIONS.index(precision)]
+
+
+def grids(quick: bool) -> list[Grid]:
+    """Its runs."""
+    lrs = LRS[1:4:2] if quick else LRS[:4]
+    return [Grid(("grpo", "sft-2"), lrs, variant) for variant in ({}, {"precision": "bfloat16"})]
+
+
+STUDY = PlainStudy(grids, section)

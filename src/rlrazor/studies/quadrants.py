@@ -21,6 +21,8 @@ from rlrazor.report.sections.statistics import kept_table, over_seeds
 from rlrazor.report.study import Section, Study
 from rlrazor.report.tables import Table
 from rlrazor.report.text import INTERVALS, how_many, in_words, nats, signed
+from rlrazor.studies.engine import PlainStudy
+from rlrazor.studies.grids import LRS, Grid
 
 # Method -> (on-policy, with negative examples), unless the config says otherwise.
 Quadrants = Mapping[str, tuple[bool, bool]]
@@ -260,3 +262,11 @@ def _present(study: Study) -> list[str]:
 
 def _label(study: Study, four: Quadrants, on_policy: bool, negatives: bool) -> str:
     return next(study.label(method) for method, of in four.items() if of == (on_policy, negatives))
+
+
+def grids(quick: bool) -> list[Grid]:
+    """Its runs."""
+    return [Grid(("grpo", "reinforce", "sft-2", "simpo"), LRS[1:4] if quick else LRS)]
+
+
+STUDY = PlainStudy(grids, section)
