@@ -271,7 +271,7 @@ def test_the_text_has_the_verdicts_and_no_key_is_left(of_two_seeds: Tables) -> N
     assert section.title == "Is RL a projection?"
     assert section.question.endswith("is policy gradient that?")
     note = " ".join(section.paragraphs)
-    assert "that policy gradient pays the least KL of its accuracy: does not hold" in note
+    assert "Claim: policy gradient pays the least KL of its accuracy. Verdict: does not hold (largest excess" in note
     assert "it has become 118 by time 4,000, at an accuracy of 99.99%" in note
     assert not re.search("[{}]", note)
     assert "Policy gradient pays the least KL of its accuracy: does not hold" in section.finding
@@ -297,7 +297,9 @@ def test_paths_stay_on_the_simplex_and_end_where_they_should(found: Tables) -> N
 
 
 def test_a_description_without_its_tables_is_said() -> None:
-    with pytest.raises(RazorError, match="lacks first_check"):
+    with pytest.raises(
+        RazorError, match=r"lack what its section is made from \(KeyError: 'tables'\): run the same command again"
+    ):
         sections.build(Study(theory.NAME, {"name": "theory"}), kinds())
 
 

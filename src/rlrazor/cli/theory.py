@@ -76,5 +76,5 @@ def _print(section: "Section", path: Path, *, as_json: bool) -> None:
         console.print(to_rich(table))
     console.print(section.finding, highlight=False)
     for paragraph in section.paragraphs:
-        console.print(f"\n{paragraph}", style="dim", highlight=False)
+        console.print("\n" + paragraph.removeprefix("## "), style="dim", highlight=False)
     console.print(f"Figure: {path}", highlight=False, soft_wrap=True)

@@ -9,7 +9,7 @@ import polars as pl
 
 from rlrazor.analysis.statistics import Estimate
 from rlrazor.report.text import NEVER
-from rlrazor.studies.theory.parts import AGREE, EXACT
+from rlrazor.studies.theory.parts import AGREE, EXACT, GROUP, MIDDLE
 
 
 class Verdict(StrEnum):
@@ -70,17 +70,6 @@ def by_seed(rows: pl.DataFrame, value: str | pl.Expr) -> list[float]:
     return means["mean"].drop_nulls().to_list()
 
 
-def smallest_group_of(gradients: pl.DataFrame) -> int:
-    """Of the groups of samples."""
-    return int(min(gradients["group"].drop_nulls().to_list()))
-
-
-def middle_of(gradients: pl.DataFrame) -> float:
-    """The middle one of the base's accuracies."""
-    accuracies = gradients["accuracy"].unique().sort().to_list()
-    return float(accuracies[len(accuracies) // 2])
-
-
 def claims_of(tables: Mapping[str, pl.DataFrame]) -> dict[str, Claim]:
     """All of them, by the key that theory.md names them by."""
     return {**_of_alternation(tables), **_of_gradients(tables), **_of_others(tables)}
@@ -109,9 +98,9 @@ def _of_gradients(tables: Mapping[str, pl.DataFrame]) -> dict[str, Claim]:
     gradients = tables["gradients"]
     uneven, tied = (gradients.filter(base=base) for base in ("uneven", "even"))
     exact = {name: uneven.filter(algorithm=algorithm) for name, algorithm in EXACT.items()}
-    middle = pl.col("accuracy") == middle_of(gradients)
+    middle = pl.col("accuracy") == MIDDLE
     plain, dpg = (exact[name].filter(middle) for name in ("policy-gradient", "kl-dpg"))
-    sampled = tied.filter(middle, algorithm=f"GRPO, groups of {smallest_group_of(gradients)}")
+    sampled = tied.filter(middle, algorithm=f"GRPO, groups of {GROUP}")
     return {
         "gradient": in_every_case(
             "Policy gradient pays the least KL of its accuracy", exact["policy-gradient"]["excess"]

@@ -8,8 +8,7 @@ import polars as pl
 from rlrazor.analysis.statistics import Estimate, floats
 from rlrazor.report.drawing import INK, PALETTE, Curve, Figure, Layer, Panel, Points
 from rlrazor.studies.theory import projection
-from rlrazor.studies.theory.claims import smallest_group_of
-from rlrazor.studies.theory.parts import AGREE, EXACT, FIRST_CHECK, FIRST_CORRECT, SAMPLED, UNTIL
+from rlrazor.studies.theory.parts import AGREE, EXACT, FIRST_CHECK, FIRST_CORRECT, GROUP, SAMPLED, UNTIL
 from rlrazor.studies.theory.projection import Floats
 
 _STYLES = {  # colour and symbol
@@ -56,7 +55,7 @@ def _simplex(paths: pl.DataFrame) -> Panel:
             layers.append(Curve(name, x, y, color, dashed=dashed))
         else:
             color, symbol = _STYLES["GRPO"]
-            sampled = Points("GRPO, groups of 8", x, y, color, symbol, size=1.5, opacity=0.4, line=True)
+            sampled = Points(f"GRPO, groups of {GROUP}", x, y, color, symbol, size=1.5, opacity=0.4, line=True)
             layers.insert(1, sampled)
     nearest = projection.i_projection(FIRST_CHECK, FIRST_CORRECT)
     layers.append(Points("base", *_on_plane(FIRST_CHECK[None]), INK, "circle", size=7))
@@ -92,7 +91,7 @@ def _excess(title: str, exact: Sequence[Layer], gradients: pl.DataFrame, base: s
     """Of groups of samples, points side by side where they agree, with a line where no exact gradient has one."""
     layers = list(exact)
     for index, name in enumerate(SAMPLED.values()):
-        algorithm = f"{name}, groups of {smallest_group_of(gradients)}"
+        algorithm = f"{name}, groups of {GROUP}"
         accuracies, estimates = _by_accuracy(gradients.filter(base=base, algorithm=algorithm))
         means = np.array([estimate.mean for estimate in estimates])
         halves = np.array([np.nan if estimate.half is None else estimate.half for estimate in estimates])

@@ -1,8 +1,7 @@
 """Policy gradient and its relatives on a softmax, every prompt with logits of its own: as flows, and step by step.
 
-Arrays are as in `projection`. A flow, or a walk of steps, ends where its mean accuracy over prompts reaches `until`,
-below 1, which takes a base that is positive everywhere and a correct outcome for every prompt; else it raises
-RazorError.
+Arrays are as in `projection`, and bases positive. A flow, or a walk of steps, ends where its mean accuracy over prompts
+reaches `until`, below 1.
 """
 
 from collections.abc import Callable, Mapping
@@ -57,7 +56,6 @@ def grpo_gradient(policy: Floats, correct: Mask) -> Floats:
 
 def gradient_flow(base: Floats, correct: Mask, until: float, gradient: Callable[[Floats, Mask], Floats]) -> Flow:
     """d theta / dt = gradient, by a solver."""
-    _check_reachable(base, correct, until)
 
     def policy_of(logits: Floats) -> Floats:
         return softmax(logits.reshape(base.shape))
@@ -103,7 +101,6 @@ def natural_gradient_flow(base: Floats, correct: Mask, until: float) -> Flow:
     It keeps every ratio between correct outcomes, and between wrong ones: its excess KL is 0 all along. It is the path
     of the alternation with M-steps that stop half-way.
     """
-    _check_reachable(base, correct, until)
 
     def policy(time: float) -> Floats:
         return softmax(log(base) + time * correct)
@@ -169,15 +166,6 @@ def _grown(bad: Floats, log_product: float) -> float:
     )
 
 
-def _check_reachable(base: Floats, correct: Mask, until: float) -> None:
-    if not (base > 0).all():
-        raise RazorError("A gradient flow needs a base with a positive probability everywhere: its logits are finite.")
-    if not until < 1:
-        raise RazorError(f"A gradient flow comes near an accuracy of 1 and never there: ask for less than {until:g}.")
-    if not np.broadcast_to(correct, base.shape).any(axis=-1).all():
-        raise RazorError("Some prompt has no correct outcome: leave it out.")
-
-
 # Steps rather than flows
 
 
@@ -189,7 +177,6 @@ def gradient_alternation(
     One gradient step per I-projection is a policy-gradient step on E[R], divided by E[R]; infinitely many are the exact
     M-projection. Raises RazorError also where `most` gradient steps do not get there.
     """
-    _check_reachable(base, correct, until)
     logits, policy = log(base), base
     target = i_projection(policy, correct)
     for step in range(most):

@@ -24,6 +24,7 @@ OUTCOMES, UNTIL = 10, 0.97  # ParityMNIST's ten labels, five of them correct; an
 HALF = OUTCOMES // 2
 CORRECT = np.arange(OUTCOMES) < HALF
 SPREAD = 20.0  # prompts' base accuracies are Beta(SPREAD p, SPREAD (1 - p)): for p = .5, a standard deviation of .11
+MIDDLE, GROUP = 0.5, 8  # the base's accuracy and the groups of samples that every preset has
 FLOOR = 1e-4  # least base probability of an outcome
 LR = 0.5
 STEPS_PER_ROUND = (1, 10, 100, 1000)
@@ -128,7 +129,7 @@ def paths(seeds: Sequence[int]) -> Rows:
     paths["sft"] = flows.sft_flow(base, correct, until, FIRST_LABELS).along(80)
     for seed in seeds:
         rng = np.random.default_rng(seed)
-        paths[f"sampled {seed}"] = flows.sampled_policy_gradient(base, correct, "grpo", 8, 0.25, rng, until=0.995)
+        paths[f"sampled {seed}"] = flows.sampled_policy_gradient(base, correct, "grpo", GROUP, 0.25, rng, until=0.995)
     for name, path in paths.items():
         yield from ({"path": name, **dict(zip("abc", np.round(point, 4).tolist(), strict=True))} for point in path)
 
@@ -178,23 +179,12 @@ def _family(kind: str, rng: np.random.Generator) -> tuple[ExponentialFamily, Mas
 
 
 def inexact(scale: Preset, seed: int) -> Rows:
-    """How far from the argmin M-steps with errors lead, and how far the sum of the errors foretells where they stay."""
-    for (what, schedule, anchored), distances, total, foretold in _alternations_with_errors(scale, seed):
-        yield {
-            "what": what,
-            "schedule": schedule,
-            "anchored": anchored,
-            "sum": total,
-            **{f"after_{step}": float(distances[step]) for step in (10, 100, scale.rounds)},
-            "end": float(distances[-1]),
-            "foretold": foretold if what == "ratios" and not anchored else None,
-        }
+    """How far from the argmin M-steps with errors lead."""
+    return (row for row, _ in _with_errors(scale, seed))
 
 
-def _alternations_with_errors(scale: Preset, seed: int) -> Iterator[tuple[tuple[str, str, bool], Floats, float, float]]:
-    """Which errors, the distances to the argmin, the sum of the errors, and the argmin's distance from itself shifted
-    by that sum.
-    """
+def _with_errors(scale: Preset, seed: int) -> Iterator[tuple[dict[str, Any], Floats]]:
+    """A row for each kind of errors, and the distances to the argmin, round by round."""
     rng = np.random.default_rng(seed)
     family, correct = _family("R + 2", rng)
     nearest = projection.closest_correct_policy(family.base, correct)
@@ -202,15 +192,24 @@ def _alternations_with_errors(scale: Preset, seed: int) -> Iterator[tuple[tuple[
     direction: Floats = rng.normal(size=(family.statistics.shape[1],))
     along = family.statistics @ direction
     direction = direction / np.sqrt(nearest @ (along - nearest @ along) ** 2)
-    for errors in _ERRORS:
-        what, schedule, anchored = errors
+    for what, schedule, anchored in _ERRORS:
         size = SCHEDULES[schedule]
         error = _error(family, correct, size, direction if what == "ratios" else None)
         policies = projection.alternate(family, correct, scale.rounds, error=error, anchored=anchored)
+        distances = projection.total_variation(policies, nearest)
         total = sum(size(step) for step in range(1, scale.rounds + 1))
-        shifted = family.tilt(nearest, total * direction)
-        foretold = float(projection.total_variation(shifted, nearest))
-        yield errors, projection.total_variation(policies, nearest), total, foretold
+        shifted = family.tilt(nearest, total * direction)  # where errors that stay lead
+        stay = what == "ratios" and not anchored
+        row = {
+            "what": what,
+            "schedule": schedule,
+            "anchored": anchored,
+            "sum": total,
+            **{f"after_{step}": float(distances[step]) for step in (10, 100, scale.rounds)},
+            "end": float(distances[-1]),
+            "foretold": float(projection.total_variation(shifted, nearest)) if stay else None,
+        }
+        yield row, distances
 
 
 def _error(
@@ -230,9 +229,9 @@ def _error(
 def convergence(scale: Preset, seed: int) -> Rows:
     """The curves of the distance to the argmin, with errors and in families that do not hold q*."""
     curves = {
-        f"{schedule}{', base projected' if anchored else ''}": distances
-        for (what, schedule, anchored), distances, *_ in _alternations_with_errors(scale, seed)
-        if what == "ratios" and "ᵗ" not in schedule
+        f"{row['schedule']}{', base projected' if row['anchored'] else ''}": distances
+        for row, distances in _with_errors(scale, seed)
+        if row["what"] == "ratios" and "ᵗ" not in row["schedule"]
     }
     graded = _distances(*_family("graded", np.random.default_rng(seed)), scale.rounds)
     for name, distances in {**curves, "graded": graded, "random": _elsewhere(seed, scale.rounds)}.items():
@@ -285,7 +284,7 @@ def _prompts(kind: str, accuracy: float, prompts: int, rng: np.random.Generator)
 def sft(scale: Preset, seed: int) -> Rows:
     """Where SFT ends on correct labels of various distributions: the excess KL and the total variation from q*."""
     rng = np.random.default_rng(seed)
-    base = _prompts("uneven", 0.5, scale.prompts, rng)
+    base = _prompts("uneven", MIDDLE, scale.prompts, rng)
     optimum = projection.i_projection(base, CORRECT)
     order = rng.permuted(np.tile(np.arange(HALF), (scale.prompts, 1)), axis=1)
     one, two, arbitrary = (np.zeros_like(base) for _ in range(3))
@@ -351,7 +350,7 @@ def _costs(policy: Floats, base: Floats) -> dict[str, float]:
 
 def m_steps(scale: Preset, seed: int) -> Rows:
     """How long an M-step by gradient has to be before the alternation is the projection."""
-    base = _prompts("uneven", 0.5, scale.prompts, np.random.default_rng([seed, 50]))
+    base = _prompts("uneven", MIDDLE, scale.prompts, np.random.default_rng([seed, 50]))
     for gradient_steps in STEPS_PER_ROUND:
         end = flows.gradient_alternation(base, CORRECT, gradient_steps, M_STEP_LR, UNTIL)
         yield {"gradient_steps": gradient_steps, **_costs(end, base)}

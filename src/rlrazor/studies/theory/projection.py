@@ -133,7 +133,6 @@ class ExponentialFamily:
     base: Floats
     statistics: Floats
     _faces: dict[bytes, Mask] = field(default_factory=dict, init=False, repr=False)
-    _coordinates: dict[bytes, Floats] = field(default_factory=dict, init=False, repr=False)
 
     def tilt(self, policy: Floats, theta: Floats) -> Floats:
         """Move a policy by theta, (D,), in natural parameters; one on a face stays on it."""
@@ -211,13 +210,9 @@ class ExponentialFamily:
 
     def _coordinates_of(self, face: Mask) -> Floats:
         """Orthogonal coordinates of the directions in which the statistics differ on a face: (outcomes, directions)."""
-        known = self._coordinates.get(face.tobytes())
-        if known is None:
-            centred = self.statistics[face] - self.statistics[face].mean(axis=0)
-            axes, sizes, _ = np.linalg.svd(centred, full_matrices=False)
-            known = axes[:, sizes > 1e-10 * np.abs(self.statistics).max(initial=0)] * np.sqrt(len(centred))
-            self._coordinates[face.tobytes()] = known
-        return known
+        centred = self.statistics[face] - self.statistics[face].mean(axis=0)
+        axes, sizes, _ = np.linalg.svd(centred, full_matrices=False)
+        return np.asarray(axes[:, sizes > 1e-10 * np.abs(self.statistics).max(initial=0)] * np.sqrt(len(centred)))
 
 
 def _damped(step: Floats, objective: Callable[[Floats], float], at: Floats) -> Floats:
