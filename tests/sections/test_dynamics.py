@@ -10,8 +10,9 @@ from scipy import stats
 
 from rlrazor.report import drawing
 from rlrazor.report.drawing import Points
-from rlrazor.report.sections import Study, dynamics
-from rlrazor.report.sections.dynamics import BLOCK, CHANGE, NEW, PRIOR, in_blocks, links, section
+from rlrazor.report.study import Study
+from rlrazor.studies import dynamics
+from rlrazor.studies.dynamics import BLOCK, CHANGE, NEW, PRIOR, in_blocks, links, section
 from study_tables import cells, check, plus_minus, run, study_of
 
 

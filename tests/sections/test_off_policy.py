@@ -8,11 +8,11 @@ import polars as pl
 import pytest
 from scipy import stats
 
+from rlrazor.analysis.statistics import threshold_most_reach, with_params
 from rlrazor.report import drawing
 from rlrazor.report.drawing import Points
-from rlrazor.report.sections import Study
-from rlrazor.report.sections.off_policy import NEVER_REFRESHED, section, series_of
-from rlrazor.report.sections.statistics import threshold_most_reach, with_params
+from rlrazor.report.study import Study
+from rlrazor.studies.off_policy import NEVER_REFRESHED, section, series_of
 from study_tables import NEWS, cells, check, plus_minus, run, study_of
 
 Arm = tuple[str, int, bool]

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from rlrazor.report import drawing
-from rlrazor.report.sections import Study
-from rlrazor.report.sections.precision import section
+from rlrazor.report.study import Study
+from rlrazor.studies.precision import section
 from study_tables import LABELS, NEWS, cells, check, plus_minus, run, study_of
 
 JITTER = (0.0, 0.01, -0.004)  # by seed

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from rlrazor.report import drawing
-from rlrazor.report.sections import Study
-from rlrazor.report.sections.quadrants import QUADRANTS, effects, section
+from rlrazor.report.study import Study
+from rlrazor.studies.quadrants import QUADRANTS, effects, section
 from study_tables import BASE_PRIOR, NEWS, cells, check, plus_minus, run, study_of
 
 NOISE = {"grpo": (0.0, 0.01, -0.01), "reinforce": (0.02, 0.0, 0.01), "sft-2": (0.0, 0.0, 0.01), "simpo": (0.01, 0, 0)}

@@ -160,8 +160,9 @@ def run(arguments: argparse.Namespace) -> int:
     # Imported here: torch takes seconds that `razor --version` should not.
     from rlrazor.experiments.parity_mnist.config import parse_setting, resolve
     from rlrazor.experiments.parity_mnist.reproduce import Options, estimate, reproduce
-    from rlrazor.experiments.parity_mnist.studies import needs_sweep, parse_analyses, seeds_of
     from rlrazor.runs.settings import read_settings
+    from rlrazor.studies import needs_sweep, parse_analyses
+    from rlrazor.studies.grids import seeds_of
 
     analyses = parse_analyses(arguments.analysis) if arguments.analysis is not None else ()
     settings = read_settings(arguments.config) if arguments.config else {}

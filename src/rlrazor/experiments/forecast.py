@@ -33,6 +33,7 @@ from rlrazor.report import load, write_report
 from rlrazor.runs.records import BASE, RunSpec, to_table
 from rlrazor.runs.runner import MACHINE, Reproduction, Work, versions_of, warn_of_another_machine
 from rlrazor.runs.sweep import Train
+from rlrazor.studies import kinds
 from rlrazor.system.progress import doing
 
 STUDY = "forecasts"
@@ -167,7 +168,7 @@ def reproduce(grid: Grid, options: Options, console: Console) -> Reproduction:
         store.write_table(f"studies/{STUDY}", pl.concat(tables, how="diagonal_relaxed"))
         store.write_json(f"studies/{STUDY}", _describe(grid, options, families, accounts))
         with doing(console, "Testing forecasts and drawing the report"):
-            results = load(options.out)
+            results = load(options.out, kinds())
             report = write_report(results)
     return Reproduction(
         results,

@@ -30,6 +30,7 @@ from rlrazor.runs.runner import (
 )
 from rlrazor.runs.store import WeightsMode
 from rlrazor.runs.sweep import trajectories
+from rlrazor.studies import kinds
 from rlrazor.system.progress import doing
 
 RUN_BYTES, RECORD_BYTES = 4 * 4096, 8000  # small files' share of the disk; a record, in its run and in the table
@@ -125,7 +126,7 @@ def reproduce(config: Config, trainer: Trainer, options: Options, console: Conso
         description = describe(config, trainer, options, found)
         store.write_json("config", {**description, **work.account_for(runs)})
         with doing(console, "Fitting the laws and drawing the report"):
-            results = load(options.out)
+            results = load(options.out, kinds())
             report = write_report(results)
     return Reproduction(results, report, len(work.trained), work.kept, work.diverged, time.perf_counter() - start)
 

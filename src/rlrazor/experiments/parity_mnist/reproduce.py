@@ -12,8 +12,8 @@ import polars as pl
 import torch
 from rich.console import Console
 
-from rlrazor import objectives, theory
-from rlrazor.experiments.parity_mnist import data, studies
+from rlrazor import objectives, studies
+from rlrazor.experiments.parity_mnist import data
 from rlrazor.experiments.parity_mnist.config import Config, sensitivity_variants
 from rlrazor.experiments.parity_mnist.evaluate import DRIFT
 from rlrazor.experiments.parity_mnist.methods import TEACHER, find_method, label_of
@@ -36,6 +36,9 @@ from rlrazor.runs.runner import (
     with_teachers,
 )
 from rlrazor.runs.store import RunStore, WeightsMode
+from rlrazor.studies import run as of_studies
+from rlrazor.studies import theory
+from rlrazor.studies.grids import TAUGHT_AT, plain_config, unknown_teachers
 from rlrazor.system import cores
 from rlrazor.system.progress import doing
 
@@ -89,7 +92,7 @@ def reproduce(config: Config, options: Options, console: Console, analyses: Sequ
         if studies.THEORY in analyses:
             _run_theory(config.seeds, options, work)
         with doing(console, "Fitting the laws and drawing the report"):
-            results = load(options.out)
+            results = load(options.out, studies.kinds())
             report = write_report(results)
 
     seconds = time.perf_counter() - start
@@ -111,7 +114,7 @@ def _run_sweep(config: Config, options: Options, fingerprint: str, work: Work) -
     work.finish(specs, "sweep")
     if taught:
         students, teachings = _finish_students(
-            studies.TAUGHT_AT, specs, lambda _, teachers: config.specs(fingerprint, taught, teachers), work
+            TAUGHT_AT, specs, lambda _, teachers: config.specs(fingerprint, taught, teachers), work
         )
         specs = sorted(specs + students, key=lambda spec: (spec.seed, config.methods.index(spec.method)))
     variants = sensitivity_variants(config) if options.sensitivity else []
@@ -130,32 +133,32 @@ def _run_sweep(config: Config, options: Options, fingerprint: str, work: Work) -
 
 
 def _run_study(name: str, seeds: Sequence[int], options: Options, fingerprint: str, work: Work) -> None:
-    arms = studies.arms_of(name, options.preset)
+    arms = of_studies.grids_of(name, options.preset)
     untaught = [arm for arm in arms if arm.taught_at is None]
     specs = list(dict.fromkeys(spec for arm in untaught for spec in arm.specs(seeds, fingerprint)))
-    bases = list(dict.fromkeys(map(studies.base_of, specs)))
+    bases = list(dict.fromkeys(map(of_studies.base_of, specs)))
     work.finish(bases, f"{name}: bases", weights="final")
     work.finish(specs, name)
     students, teachings = _finish_students(
         sorted({arm.taught_at for arm in arms if arm.taught_at is not None}),
         specs,
-        lambda level, teachers: studies.students_of(arms, level, teachers, seeds, fingerprint),
+        lambda level, teachers: of_studies.students_of(arms, level, teachers, seeds, fingerprint),
         work,
     )
     specs += students
-    shared = studies.plain_config(seeds)
+    shared = plain_config(seeds)
     settings = {name: value for name, value in asdict(shared).items() if name not in ("methods", "lrs")}
     description = {
         **describe(shared, options, fingerprint),
         "name": name,
         "seeds": list(seeds),
         "labels": {spec.method: label_of(spec.method) for spec in specs},
-        "config": {**settings, "arms": studies.describe_arms(arms)},
+        "config": {**settings, "arms": [arm.describe() for arm in arms]},
         **({"teachers": teachings} if teachings else {}),
         **work.account_for(bases + specs),
     }
     work.store.remove(f"studies/{name}.json")  # without it, the table does not count: killed here, nothing is mixed up
-    work.store.write_table(f"studies/{name}", studies.study_table(specs, work.store))
+    work.store.write_table(f"studies/{name}", of_studies.study_table(specs, work.store))
     work.store.write_json(f"studies/{name}", description)
 
 
@@ -250,11 +253,11 @@ def estimate(config: Config, options: Options, analyses: Sequence[str] = (), rep
     specs: list[RunSpec] = []
     if studies.needs_sweep(analyses):
         grids = [config, *(variant for _, _, variant in sensitivity_variants(config) if options.sensitivity)]
-        for grid, level in product(grids, studies.TAUGHT_AT):
-            specs += grid.base_specs("") + grid.specs("", grid.methods, studies.unknown_teachers(level, grid.seeds))
+        for grid, level in product(grids, TAUGHT_AT):
+            specs += grid.base_specs("") + grid.specs("", grid.methods, unknown_teachers(level, grid.seeds))
     for name in set(analyses) & set(studies.STUDIES):
-        own = [spec for arm in studies.arms_of(name, options.preset) for spec in arm.specs(config.seeds, "")]
-        specs += [*map(studies.base_of, own), *own]
+        own = [spec for arm in of_studies.grids_of(name, options.preset) for spec in arm.specs(config.seeds, "")]
+        specs += [*map(of_studies.base_of, own), *own]
     specs = list(dict.fromkeys(specs))
     work = sweep.trajectories(specs)
     timings = [_time_step(config, repeats) for _ in range(3)]

@@ -9,12 +9,16 @@ import polars as pl
 
 from rlrazor.analysis import law
 from rlrazor.analysis.law import LawSummary, PredictorSummary, Saturating
+from rlrazor.analysis.statistics import Estimate, direction, floats
 from rlrazor.errors import RazorError
-from rlrazor.report.drawing import INK, PALETTE, SYMBOLS, WHITE, Curve, Figure, Layer, Panel, Points, Range, floats
-from rlrazor.report.sections.layers import cloud, padded
-from rlrazor.report.sections.statistics import INTERVALS, direction, how_many, in_words, nats, over_seeds, signed
-from rlrazor.report.sections.study import Section, Study
-from rlrazor.report.tables import NEVER, Estimate, Table, fit_cells, number, percent, ranges_of, written
+from rlrazor.report.drawing import INK, PALETTE, SYMBOLS, WHITE, Curve, Figure, Layer, Panel, Points, Range
+from rlrazor.report.layers import cloud, padded
+from rlrazor.report.sections.statistics import over_seeds
+from rlrazor.report.study import Section, Study
+from rlrazor.report.tables import Table, fit_cells, ranges_of
+from rlrazor.report.text import INTERVALS, NEVER, how_many, in_words, nats, number, percent, signed, written
+from rlrazor.studies.engine import PlainStudy
+from rlrazor.studies.grids import LRS, Grid
 
 KL = "kl_forward"
 RELATED, UNRELATED = "prior_fashion_mnist", "prior_dots"
@@ -456,3 +460,15 @@ def _r2(fit: LawSummary | None) -> float | None:
     if fit is None:
         return None
     return fit.r2 if fit.r2_seed_mean is None else fit.r2_seed_mean
+
+
+DOT_IMAGES = 2_000
+
+
+def grids(quick: bool) -> list[Grid]:
+    """Its runs."""
+    lrs = LRS[1:4:2] if quick else LRS[:4]
+    return [Grid(("sft-1", "sft-2", "oracle", "grpo", "grpo+kl"), lrs, {"dots": DOT_IMAGES})]
+
+
+STUDY = PlainStudy(grids, section)

@@ -6,26 +6,25 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from rlrazor.report.drawing import PALETTE, SYMBOLS, Curve, Figure, Layer, Panel, Points, Range, floats
-from rlrazor.report.sections.layers import level, log_height, means, never, share_height
-from rlrazor.report.sections.statistics import (
-    INTERVALS,
+from rlrazor.analysis.statistics import (
+    Estimate,
     at_accuracy,
     best_checkpoints,
-    cell,
     difference,
     direction,
-    follows_kl,
-    how_many,
-    in_words,
-    nats,
-    over_seeds,
+    floats,
     seed_means,
     threshold_most_reach,
     with_params,
 )
-from rlrazor.report.sections.study import Section, Study
-from rlrazor.report.tables import NEVER, THRESHOLDS, Estimate, Table, percent
+from rlrazor.report.drawing import PALETTE, SYMBOLS, Curve, Figure, Layer, Panel, Points, Range
+from rlrazor.report.layers import level, log_height, means, never, share_height
+from rlrazor.report.sections.statistics import follows_kl, over_seeds
+from rlrazor.report.study import Section, Study
+from rlrazor.report.tables import THRESHOLDS, Table
+from rlrazor.report.text import INTERVALS, NEVER, cell, how_many, in_words, nats, percent
+from rlrazor.studies.engine import PlainStudy
+from rlrazor.studies.grids import ONE, Grid
 
 NEVER_REFRESHED = 1_000_000  # updates: all samples are the base's
 KL = "kl_forward"
@@ -329,3 +328,20 @@ def _law(study: Study, threshold: float | None) -> str:
     if threshold is None:
         return ""
     return follows_kl(at_accuracy(_stale(study), ARM, threshold, [KL, "prior"]), threshold, "setting")
+
+
+def grids(quick: bool) -> list[Grid]:
+    """Its runs."""
+    settings = {} if quick else {"epochs": (2,)}
+    ages = (0, 8, NEVER_REFRESHED) if quick else (0, 1, 8, 64, 512, NEVER_REFRESHED)
+    return [
+        Grid(("sft-2", "oracle"), ONE, settings=settings),  # SFT, to compare with
+        *(
+            Grid(("grpo", "reinforce"), ONE, {"staleness": age, "importance": weighted} if age else {}, settings)
+            for age in ages
+            for weighted in ((False, True) if age else (False,))
+        ),
+    ]
+
+
+STUDY = PlainStudy(grids, section)

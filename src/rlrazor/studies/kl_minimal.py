@@ -6,25 +6,25 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from rlrazor.report.drawing import INK, PALETTE, SYMBOLS, Figure, Layer, Panel, Points, floats
-from rlrazor.report.sections.layers import log_height, never, share_height
-from rlrazor.report.sections.statistics import (
-    INTERVALS,
+from rlrazor.analysis.statistics import (
+    Estimate,
     at_accuracy,
     best_checkpoints,
-    cell,
     difference,
     direction,
-    how_many,
-    in_words,
-    over_seeds,
+    floats,
     seed_means,
-    signed,
     threshold_most_reach,
     with_params,
 )
-from rlrazor.report.sections.study import Section, Study
-from rlrazor.report.tables import NEVER, Estimate, Table, percent, written
+from rlrazor.report.drawing import INK, PALETTE, SYMBOLS, Figure, Layer, Panel, Points
+from rlrazor.report.layers import log_height, never, share_height
+from rlrazor.report.sections.statistics import over_seeds
+from rlrazor.report.study import Section, Study
+from rlrazor.report.tables import Table
+from rlrazor.report.text import INTERVALS, NEVER, cell, how_many, in_words, percent, signed, written
+from rlrazor.studies.engine import PlainStudy
+from rlrazor.studies.grids import ONE, Grid
 
 REFERENCE = "grpo+kl"
 NOT_AIMED = ("grpo", REFERENCE)  # at the KL-minimal correct policy
@@ -377,3 +377,22 @@ def _bases(study: Study, settings: Sequence[Setting], column: str) -> Points:
 def _place(study: Study, setting: int, method: str) -> float:
     """Where on the axis a method is in a setting: beside the others, so that no interval hides another."""
     return setting + 0.1 * (1 + study.methods.index(method) - len(study.methods) / 2)
+
+
+def grids(quick: bool) -> list[Grid]:
+    """Its runs."""
+    methods = ("grpo", "grpo+kl", "kl-dpg", "js-dpg", "tv-dpg", "natural-pg")
+    # The share of correct labels in pre-training, and the group size. The base's own accuracy is in the table.
+    grid = ((1.0, 64), (0.3, 64), (0.0, 64), (0.0, 8))
+    return [
+        Grid(
+            methods,
+            ONE,
+            {"pretrain_accuracy": accuracy} if accuracy < 1 else {},
+            {"group_size": group},
+        )
+        for accuracy, group in (grid[::2] if quick else grid)
+    ]
+
+
+STUDY = PlainStudy(grids, section)

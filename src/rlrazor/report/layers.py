@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from rlrazor.report.drawing import INK, WHITE, Curve, Floats, Layer, Points, Range, as_html, floats
-from rlrazor.report.sections.study import Study
+from rlrazor.analysis.statistics import floats
+from rlrazor.report.drawing import INK, WHITE, Curve, Floats, Layer, Points, Range, as_html
+from rlrazor.report.study import Study
 
 _HOVER = (
     "<b>{}</b><br>lr %{{customdata[0]:.2~e}}, seed %{{customdata[1]}}, step %{{customdata[2]}}"

@@ -6,25 +6,24 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from rlrazor.report.drawing import INK, PALETTE, Curve, Figure, Layer, Panel, Range, floats
-from rlrazor.report.sections.layers import cloud, learnt, means
-from rlrazor.report.sections.statistics import (
-    INTERVALS,
-    cell,
+from rlrazor.analysis.statistics import (
+    Estimate,
     difference,
     direction,
-    how_many,
-    in_words,
+    floats,
     matched_accuracy,
-    nats,
     near_accuracy,
-    over_seeds,
     seed_means,
-    signed,
     with_params,
 )
-from rlrazor.report.sections.study import Section, Study
-from rlrazor.report.tables import THRESHOLDS, Estimate, Table, percent, written
+from rlrazor.report.drawing import INK, PALETTE, Curve, Figure, Layer, Panel, Range
+from rlrazor.report.layers import cloud, learnt, means
+from rlrazor.report.sections.statistics import over_seeds
+from rlrazor.report.study import Section, Study
+from rlrazor.report.tables import THRESHOLDS, Table
+from rlrazor.report.text import INTERVALS, cell, how_many, in_words, nats, percent, signed, written
+from rlrazor.studies.engine import PlainStudy
+from rlrazor.studies.grids import LRS, Grid
 
 SPARSITY, RANK = "weight_sparsity", "weight_rank"
 PRECISIONS = ("float32", "bfloat16")
@@ -264,3 +263,12 @@ def _name(study: Study, method: str, precision: str) -> str:
 
 def _style(study: Study, method: str, precision: str) -> tuple[str, str]:
     return PALETTE[study.methods.index(method) % len(PALETTE)], _SYMBOLS[PRECISIONS.index(precision)]
+
+
+def grids(quick: bool) -> list[Grid]:
+    """Its runs."""
+    lrs = LRS[1:4:2] if quick else LRS[:4]
+    return [Grid(("grpo", "sft-2"), lrs, variant) for variant in ({}, {"precision": "bfloat16"})]
+
+
+STUDY = PlainStudy(grids, section)

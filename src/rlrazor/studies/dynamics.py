@@ -8,10 +8,13 @@ from math import ceil
 import numpy as np
 import polars as pl
 
-from rlrazor.report.drawing import INK, PALETTE, Figure, Floats, Panel, Points, Range, floats
-from rlrazor.report.sections.statistics import INTERVALS, Correlation, cell, correlation, how_many, in_words, seed_means
-from rlrazor.report.sections.study import Section, Study
-from rlrazor.report.tables import NEVER, Estimate, Table, number, written
+from rlrazor.analysis.statistics import Correlation, Estimate, correlation, floats, seed_means
+from rlrazor.report.drawing import INK, PALETTE, Figure, Floats, Panel, Points, Range
+from rlrazor.report.study import Section, Study
+from rlrazor.report.tables import Table
+from rlrazor.report.text import INTERVALS, NEVER, cell, how_many, in_words, number, written
+from rlrazor.studies.engine import PlainStudy
+from rlrazor.studies.grids import PAPER_LRS, Grid
 
 PRIOR, NEW = "cos_prior_gradient", "cos_new_gradient"
 CHANGE, SIZE = "kl_change", "kl_of_step"
@@ -234,3 +237,13 @@ def _fine(value: float) -> str:
 
 def _short(value: float) -> str:
     return f"{value:.2g}".replace("-", "−")
+
+
+def grids(quick: bool) -> list[Grid]:
+    """Its runs."""
+    # At batch 512 a quick epoch is 118 steps, not 469.
+    settings = {"batch_size": 512} if quick else {}
+    return [Grid(("grpo", "sft-2"), PAPER_LRS[9:10], {"traced": True}, settings)]
+
+
+STUDY = PlainStudy(grids, section)

@@ -4,26 +4,25 @@ from collections.abc import Mapping, Sequence
 
 import polars as pl
 
-from rlrazor.errors import RazorError
-from rlrazor.report.drawing import PALETTE, Figure, Layer, Panel, Points, floats
-from rlrazor.report.figures import staircase
-from rlrazor.report.sections.layers import base, cloud, height, learnt, level, means
-from rlrazor.report.sections.statistics import (
-    INTERVALS,
+from rlrazor.analysis.statistics import (
+    Estimate,
     at_accuracy,
     best_checkpoints,
     direction,
-    how_many,
+    floats,
     in_all_seeds,
-    in_words,
-    kept_table,
-    nats,
-    over_seeds,
     shared_threshold,
-    signed,
 )
-from rlrazor.report.sections.study import Section, Study
-from rlrazor.report.tables import Estimate, Table
+from rlrazor.errors import RazorError
+from rlrazor.report.drawing import PALETTE, Figure, Layer, Panel, Points
+from rlrazor.report.figures import staircase
+from rlrazor.report.layers import base, cloud, height, learnt, level, means
+from rlrazor.report.sections.statistics import kept_table, over_seeds
+from rlrazor.report.study import Section, Study
+from rlrazor.report.tables import Table
+from rlrazor.report.text import INTERVALS, how_many, in_words, nats, signed
+from rlrazor.studies.engine import PlainStudy
+from rlrazor.studies.grids import LRS, Grid
 
 # Method -> (on-policy, with negative examples), unless the config says otherwise.
 Quadrants = Mapping[str, tuple[bool, bool]]
@@ -263,3 +262,11 @@ def _present(study: Study) -> list[str]:
 
 def _label(study: Study, four: Quadrants, on_policy: bool, negatives: bool) -> str:
     return next(study.label(method) for method, of in four.items() if of == (on_policy, negatives))
+
+
+def grids(quick: bool) -> list[Grid]:
+    """Its runs."""
+    return [Grid(("grpo", "reinforce", "sft-2", "simpo"), LRS[1:4] if quick else LRS)]
+
+
+STUDY = PlainStudy(grids, section)

@@ -1,6 +1,6 @@
-"""What a study left behind, and the section of the report that it becomes."""
+"""What a study left behind, the section of the report that it becomes, and who makes the one from the other."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import polars as pl
@@ -12,11 +12,11 @@ from rlrazor.runs.records import JSON
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the report: one question, one figure, one sentence of finding.
+    """A part of the report: one question, what was found in short, one figure, tables.
 
-    `finding` is computed: it says what the numbers show, or that they do not. `note` tells how it was done, the seeds,
-    the counts, and what the intervals are. `warning` stands at the top of the page. All text is plain; the page escapes
-    it.
+    `finding` is computed: it says what the numbers show, or that they do not. `note` says how to read it, how it was
+    done, the seeds, the counts, and what the intervals are: paragraphs with an empty line between them, of which one
+    that begins with `## ` is a heading. `warning` stands at the top of the page. All text is plain; pages escape it.
     """
 
     name: str
@@ -27,6 +27,11 @@ class Section:
     tables: Sequence[Table]
     note: str
     warning: str = ""
+
+    @property
+    def paragraphs(self) -> list[str]:
+        """Those of the note."""
+        return [" ".join(one.split()) for one in self.note.split("\n\n") if one.strip()]
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,3 +74,20 @@ class Study:
     def label(self, method: str) -> str:
         """The method's name for people."""
         return str(self.description.get("labels", {}).get(method, method))
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What makes a section of the studies of one name.
+
+    `applies` says whether a sweep has measured what the section is about, which then needs no runs of its own; None: it
+    is about no sweep. Without `has_table`, all numbers of such a study are in its description.
+    """
+
+    section: Callable[[Study], Section]
+    applies: Callable[[Study], bool] | None = None
+    has_table: bool = True
+
+
+Kinds = Mapping[str, Kind]
+"""The sections that a report knows, by name, in the order of the page."""
