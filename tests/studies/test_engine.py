@@ -1,5 +1,6 @@
 """The engine on tables that are planted: better, worse, no difference, one seed, an arm that never gets there."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -214,6 +215,21 @@ def test_names_of_numbers_stand_for_one_cell() -> None:
     assert table.numbers == {"row.x": "1", "x": "2"}
     with pytest.raises(ValueError, match=r"two cells are called row\.x"):
         keyed.numbers_of([table, Keyed("u", "", {"x": "X"}, {"row": ("Row", {"x": "3"})})])
+
+
+def test_another_measure_may_be_better_where_it_is_lower() -> None:
+    measure = engine.Measure("kl_forward", "forward KL", "nats", "{:.2f}".format, lower_is_better=True)
+    toy = replace(TOY, against=[Against("a’s", {"setting": "a"}, measure=measure)])
+    planted = study(PRIOR)
+    found = keyed.numbers_of(toy.tables_of(Compared.make(planted, toy.arms, toy.at)))
+    assert (found["grpo.b.gap"], found["grpo.b.verdict"]) == ("−0.10 ± 0.00", "better")
+    assert "better: GRPO b (−0.10 ± 0.00 nats)" in toy.section(planted).finding
+    assert toy.section(planted).finding.startswith("Forward KL at new ≥ 95% against a’s: ")
+
+
+def test_tables_of_one_kind_stand_side_by_side() -> None:
+    table = Keyed("t", "", {"x": "X"}, {"row": ("Row", {"x": "1"}), "": ("All", {"x": "2"})})
+    assert table.under("first", "u").numbers == {"first.row.x": "1", "first.x": "2"}
 
 
 def test_verdicts_in_short_are_sorted_by_kind() -> None:

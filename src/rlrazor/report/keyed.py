@@ -1,7 +1,7 @@
 """Tables whose cells have names, for the text beside them, and the verdicts of a table in one sentence."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rlrazor.analysis.statistics import Estimate, Verdict
 from rlrazor.report.tables import Table
@@ -36,6 +36,10 @@ class Keyed:
             for row, (_, cells) in self.rows.items()
             for column, text in cells.items()
         }
+
+    def under(self, key: str, title: str) -> "Keyed":
+        """The same table with `key` before its rows' names, where several of one kind stand side by side."""
+        return replace(self, title=title, rows={f"{key}.{row}".rstrip("."): of for row, of in self.rows.items()})
 
 
 def numbers_of(tables: Iterable[Keyed]) -> dict[str, str]:

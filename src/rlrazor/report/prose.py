@@ -8,7 +8,8 @@
 
     Paragraphs, in which `{{ grpo.sgd.verdict }}` stands for a cell of the section's tables.
 
-What stands there has to be true whatever the numbers say. Paragraphs are plain text, with no markup but headings.
+What stands there has to be true whatever the numbers say: a verdict follows a colon, as in "GRPO with SGD: {{ ... }}",
+since it may be any of the four. Paragraphs are plain text, with no markup but headings.
 """
 
 import re

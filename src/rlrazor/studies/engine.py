@@ -23,7 +23,8 @@ tables' cells: ARM.prior, ARM.drop, ARM.kl, ARM.n, then ARM.gap, ARM.kl-gap and 
 ARM.KEY.gap and so on of the others; ARM is the arm's values with dots between them, without those that are 0 or empty,
 such as `grpo.sgd`. `at`, `seeds`, `checkpoints` and `runs` are there, too.
 
-A study of another shape makes its section itself and is a `PlainStudy`.
+A study of another shape is a `PlainStudy`: it makes its section itself of the same parts (`Compared`, `kept_table`,
+`section_of`, `rlrazor.report.keyed.in_short`), and judges by the same `rlrazor.analysis.statistics.verdict`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -90,16 +91,32 @@ class Arms:
 
 
 @dataclass(frozen=True)
+class Measure:
+    """What two arms differ in: a column of the checkpoints, and how a difference of it is written, with its unit."""
+
+    column: str
+    name: str
+    unit: str
+    form: Callable[[float], str]
+    lower_is_better: bool = False
+
+
+PRIOR = Measure("prior", "prior score kept", "points", percent)
+
+
+@dataclass(frozen=True)
 class Against:
     """A comparison: of each arm that has the values of `only`, with the arm that has those of `reference` instead.
 
     `title` names the references for people; `key` stands in the names of its numbers, but for the first comparison.
+    What differs is the `measure` of the best checkpoints, which are chosen by prior score whatever it is.
     """
 
     title: str
     reference: Mapping[str, Any]
     key: str = ""
     only: Mapping[str, Any] = field(default_factory=dict)
+    measure: Measure = PRIOR
 
     def reference_of(self, by: Sequence[str], arm: Arm) -> Arm | None:
         """The arm that this one is compared with; None where it is not compared, or is one itself."""
@@ -185,10 +202,11 @@ class Compared:
         """`column` of an arm's best checkpoints minus that of another's, seed by seed."""
         return difference(self.rows(arm, self.best), self.rows(reference, self.best), column) if self.reached else None
 
-    def judge(self, arm: Arm, reference: Arm) -> Judged:
-        """The arm beside another: which of the two keeps more of the prior score."""
-        gap = self.gap(arm, reference)
-        return Judged(self.label(arm), gap, verdict(gap, len(self.study.seeds)))
+    def judge(self, arm: Arm, reference: Arm, measure: Measure = PRIOR) -> Judged:
+        """The arm beside another: which of the two is better by this measure."""
+        gap = self.gap(arm, reference, measure.column)
+        told = verdict(gap, len(self.study.seeds), lower_is_better=measure.lower_is_better)
+        return Judged(self.label(arm), gap, told)
 
 
 PanelOf = Callable[[Compared], Panel | None]
@@ -232,7 +250,10 @@ class ArmStudy:
         first, at = self.against[0], f"{compared.at:.0%}"
         if not compared.reached:
             return f"Nothing can be compared: no arm reaches a new score of {at} in all seeds, above that of the base."
-        return f"Prior score kept at new ≥ {at} against {first.title}: {in_short(judge_all(compared, first))}."
+        measure = first.measure
+        told = in_short(judge_all(compared, first), measure.form, measure.unit)
+        name = measure.name[0].upper() + measure.name[1:]
+        return f"{name} at new ≥ {at} against {first.title}: {told}."
 
 
 @dataclass(frozen=True)
@@ -276,7 +297,7 @@ def text_of(name: str) -> Path:
 
 def judge_all(compared: Compared, against: Against) -> list[Judged]:
     """The arms of a comparison, each beside its own reference."""
-    return [compared.judge(arm, reference) for arm, reference in pairs_of(compared, against)]
+    return [compared.judge(arm, reference, against.measure) for arm, reference in pairs_of(compared, against)]
 
 
 def pairs_of(compared: Compared, against: Against) -> list[tuple[Arm, Arm]]:
@@ -320,7 +341,7 @@ def comparison_table(compared: Compared, against: Against) -> Keyed:
     """Each arm minus its reference, and the verdict."""
     prefix = f"{against.key}." if against.key else ""
     columns = {
-        f"{prefix}gap": "prior, points",
+        f"{prefix}gap": f"{against.measure.name}, {against.measure.unit}",
         f"{prefix}kl-gap": f"forward KL, {compared.study.kl_unit}",
         f"{prefix}n": "seeds",
         f"{prefix}verdict": "verdict",
@@ -329,9 +350,9 @@ def comparison_table(compared: Compared, against: Against) -> Keyed:
         columns = {"gap-n" if name == "n" else name: header for name, header in columns.items()}
     rows = {}
     for arm, reference in pairs_of(compared, against):
-        judged, seeds = compared.judge(arm, reference), len(compared.study.seeds)
+        judged, seeds = compared.judge(arm, reference, against.measure), len(compared.study.seeds)
         cells = (
-            signed(judged.gap),
+            signed(judged.gap, against.measure.form),
             signed(compared.gap(arm, reference, KL), nats),
             seeds_of(judged.gap.seeds if judged.gap else 0, seeds),
             str(judged.verdict),

@@ -8,9 +8,9 @@ import polars as pl
 
 from rlrazor.analysis import law
 from rlrazor.analysis.law import LeftOut, Quadratic
-from rlrazor.analysis.statistics import Estimate, correlation, estimate_of, floats
+from rlrazor.analysis.statistics import Estimate, Verdict, correlation, estimate_of, floats
 from rlrazor.errors import RazorError
-from rlrazor.report.keyed import Keyed
+from rlrazor.report.keyed import Judged, Keyed
 from rlrazor.report.text import NEVER, nats, number, percent, signed, written
 from rlrazor.studies.engine import KL, Arm, Compared, TableOf
 
@@ -109,23 +109,22 @@ def best_table(groups: Sequence[Group], against: Mapping[str, Arm]) -> TableOf:
     """
 
     def make(compared: Compared) -> Keyed:
-        columns = {"arm": "the best", "prior": "prior kept, %", "kl": f"forward KL, {compared.study.kl_unit}"}
-        for name, arm in against.items():
-            columns |= {f"{compared.key(arm)}.gap": f"minus {name}, points", f"{compared.key(arm)}.verdict": "verdict"}
+        unit = compared.study.kl_unit
+        columns = {"arm": "the best", "prior": "prior kept, %", "kl": f"forward KL, {unit}"}
+        columns |= {"gap": "difference, points", "verdict": "verdict"}
         rows = {}
         for group in groups:
             best = best_of(compared, group)
-            cells = dict.fromkeys(columns, NEVER)
+            cells = {**dict.fromkeys(columns, NEVER), "gap": "", "verdict": ""}
             if best:
                 row = compared.kept[best]
-                cells["arm"] = compared.label(best)
-                cells["prior"] = written(estimate_of(row, "prior"))
+                cells |= {"arm": compared.label(best), "prior": written(estimate_of(row, "prior"))}
                 cells["kl"] = written(estimate_of(row, KL), nats)
-            for arm in against.values():
-                judged = compared.judge(best, arm) if best else None
-                cells[f"{compared.key(arm)}.gap"] = signed(judged.gap if judged else None)
-                cells[f"{compared.key(arm)}.verdict"] = str(judged.verdict if judged else "not comparable")
             rows[group.key] = (group.title, cells)
+            for name, arm in against.items():
+                judged = compared.judge(best, arm) if best else Judged(name, None, Verdict.APART)
+                shown = {"gap": signed(judged.gap), "verdict": str(judged.verdict)}
+                rows[f"{group.key}.{compared.key(arm)}"] = (f"minus {name}", {**dict.fromkeys(columns, ""), **shown})
         return Keyed(f"The best at new ≥ {compared.at:.0%}", "of", columns, rows)
 
     return make
