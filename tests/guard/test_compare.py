@@ -534,6 +534,8 @@ def test_options_that_make_no_sense_are_refused(
     (tmp_path / "empty.txt").write_text("")
     for options, message in (
         (["--fail-above", "0.1"], "give --law to forecast it, or --prior"),
+        (["--fail-above", "0.1", "--prior", "none"], "give --law to forecast it, or --prior"),
+        (["--prior", "none,winogrande"], "'none' stands alone"),
         ([*law, "--fail-above", "two"], "fraction of 1"),
         ([*law, "--fail-above", "2"], "fraction of 1"),
         (["--fail-above-kl", "-1"], "a KL in nats per completion"),
