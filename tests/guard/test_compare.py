@@ -428,7 +428,8 @@ def test_a_tokenizer_that_changed_is_refused_or_noted(folders: Path, tmp_path: P
     normal.chat_template = "u:{% for m in messages %}{{ m['content'] }}{% endfor %}="
     normal.save_pretrained(tmp_path / "b")
     for prompts, said in ((["u:a0b=", "u:b="], True), (["a0b", "b"], False)):
-        twice = compare(Pair(str(tmp_path / "b"), str(tmp_path / "t")), prompts, settings=probes.ProbeSettings(6))
+        both, asked = Pair(str(tmp_path / "b"), str(tmp_path / "t")), probes.ProbeSettings(6)
+        twice = compare(both, prompts, settings=asked, generic=GENERIC)
         assert any("are put into it again" in note for note in twice.notes) is said
     # What a tokenizer puts behind a text is not measured, so it makes no difference.
     ending = char_tokenizer()
