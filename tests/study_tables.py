@@ -22,6 +22,9 @@ LABELS |= {"grpo+kl": "GRPO + KL", "sft-2+kl": "SFT-2 + KL"}
 
 MEASURED: Mapping[str, Mapping[str, float]] = {  # by studies of other columns than scores and KL
     "precision": {"weight_sparsity": 0.3, "weight_rank": 0.9},
+    "dynamics": dict.fromkeys(
+        ("cos_prior_gradient", "cos_new_gradient", "kl_change", "kl_of_step", "update_norm"), 0.1
+    ),
 }
 
 

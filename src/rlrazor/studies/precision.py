@@ -7,7 +7,6 @@ import polars as pl
 
 from rlrazor.analysis.statistics import (
     Estimate,
-    Verdict,
     difference,
     floats,
     near_accuracy,
@@ -23,12 +22,12 @@ from rlrazor.report.tables import THRESHOLDS
 from rlrazor.report.text import NEVER, nats, percent, signed, with_seeds
 from rlrazor.studies.engine import KL, Arm, Arms, At, Compared, PlainStudy, Style, section_of
 from rlrazor.studies.grids import LRS, Grid
+from rlrazor.studies.tables import MORE_OR_LESS
 
 SPARSITY, RANK = "weight_sparsity", "weight_rank"
 FULL, ROUNDED = "float32", "bfloat16"
 TARGETS = (*reversed(THRESHOLDS), 0.94, 0.93)
 SHARES = (-0.03, 1.03)
-WORDS = {Verdict.BETTER: "more", Verdict.WORSE: "less", Verdict.OPEN: "cannot be told", Verdict.APART: "not comparable"}
 CELLS: Mapping[str, tuple[str, str, Callable[[float], str]]] = {
     "unchanged": (SPARSITY, "unchanged, %", percent),
     "rank": (RANK, "rank, % of full", percent),
@@ -71,7 +70,7 @@ def section(study: Study) -> Section:
     compared = compared_in(study)
     rounded = [arm for arm in compared.arms if arm[1] == ROUNDED]
     near, end = (
-        in_short([judge(compared, chosen, arm) for arm in rounded], words=WORDS) for chosen in places(compared)
+        in_short([judge(compared, chosen, arm) for arm in rounded], words=MORE_OR_LESS) for chosen in places(compared)
     )
     finding = (
         f"Parameters left unchanged by bfloat16 against float32, at {compared.at:.0%} new accuracy: {near}; "
@@ -150,7 +149,9 @@ def side_by_side(compared: Compared, chosen: pl.DataFrame, title: str, prefix: s
         seeds, own = compared.rows(arm)["seed"].n_unique(), compared.rows(arm, chosen)
         cells = {name: over_seeds(own, column, seeds, form) for name, (column, _, form) in CELLS.items()}
         judged = judge(compared, chosen, arm) if arm[1] == ROUNDED else None
-        cells["gap"], cells["verdict"] = (signed(judged.gap), WORDS[judged.verdict]) if judged else (NEVER, NEVER)
+        cells["gap"], cells["verdict"] = (
+            (signed(judged.gap), MORE_OR_LESS[judged.verdict]) if judged else (NEVER, NEVER)
+        )
         rows[compared.key(arm)] = (compared.label(arm), {f"{prefix}{name}": cell for name, cell in cells.items()})
     return Keyed(title, "arm", {f"{prefix}{name}": header for name, header in headers.items()}, rows)
 

@@ -10,9 +10,12 @@ from rlrazor.analysis import law
 from rlrazor.analysis.law import LeftOut, Quadratic
 from rlrazor.analysis.statistics import Estimate, Verdict, correlation, estimate_of, floats
 from rlrazor.errors import RazorError
-from rlrazor.report.keyed import Judged, Keyed
+from rlrazor.report.keyed import WORDS, Judged, Keyed
 from rlrazor.report.text import NEVER, nats, number, percent, signed, written
 from rlrazor.studies.engine import KL, Arm, Compared, TableOf
+
+MORE_OR_LESS: Mapping[Verdict, str] = {**WORDS, Verdict.BETTER: "more", Verdict.WORSE: "less"}
+"""The verdicts where neither is better."""
 
 
 @dataclass(frozen=True, eq=False)
