@@ -81,6 +81,12 @@ def test_verdict_follows_what_is_planted(on_policy: float, negatives: float, ver
     assert (found["lowest.data.verdict"], found["lowest.negatives.verdict"]) == verdicts
 
 
+def test_negatives_may_be_worth_more_on_policy() -> None:
+    for interaction, told in ((0.2, "more"), (-0.2, "less"), (0.01, "cannot be told")):
+        found = found_in(study(0.3, 0.1, interaction=interaction))
+        assert {found[f"{level}.interaction.verdict"] for level in ("lowest", "at-96", "highest")} == {told}
+
+
 def test_effects_need_all_four() -> None:
     planted = study(0.3, 0.1, interaction=0.2)
     rows = planted.points.filter(planted.points["step"] == 1, planted.points["lr"] == 1e-4)

@@ -143,7 +143,10 @@ def by_accuracy(compared: Compared) -> Keyed:
 
 def side_by_side(compared: Compared, chosen: pl.DataFrame, title: str, prefix: str = "") -> Keyed:
     """Each arm's checkpoints, and what bfloat16 leaves unchanged beyond float32."""
-    headers = {name: header for name, (_, header, _) in CELLS.items()} | {"gap": "minus float32, points", "verdict": ""}
+    headers = {name: header for name, (_, header, _) in CELLS.items()} | {
+        "gap": "minus float32, points",
+        "verdict": "verdict",
+    }
     rows = {}
     for arm in compared.arms:
         seeds, own = compared.rows(arm)["seed"].n_unique(), compared.rows(arm, chosen)

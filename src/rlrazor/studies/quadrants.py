@@ -23,6 +23,7 @@ from rlrazor.report.text import NEVER, nats, signed, written
 from rlrazor.studies import panels
 from rlrazor.studies.engine import KL, Arm, Arms, At, Compared, PlainStudy, Style, kept_table, levels_table, section_of
 from rlrazor.studies.grids import LRS, Grid
+from rlrazor.studies.tables import MORE_OR_LESS
 
 Quadrant = tuple[bool, bool]
 """On-policy, with negative examples."""
@@ -179,7 +180,8 @@ def worth_table(compared: Compared) -> Keyed:
     for name, at in levels_of(compared).items():
         kl = judge(compared, at, KL)
         for factor, of in judge(compared, at).items():
-            cells = (f"{at:.0%}", signed(of.gap), signed(kl[factor].gap, nats), str(of.verdict))
+            told = MORE_OR_LESS[of.verdict] if factor == "interaction" else str(of.verdict)
+            cells = (f"{at:.0%}", signed(of.gap), signed(kl[factor].gap, nats), told)
             rows[f"{name}.{factor}"] = (of.label, dict(zip(columns, cells, strict=True)))
     return Keyed("What each is worth", "factor", columns, rows)
 
