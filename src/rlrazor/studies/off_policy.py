@@ -16,7 +16,7 @@ from rlrazor.report.tables import THRESHOLDS
 from rlrazor.report.text import NEVER, cell
 from rlrazor.studies.engine import KL, Against, Arm, Arms, ArmStudy, At, Compared, Measure, PanelOf, Style
 from rlrazor.studies.grids import ONE, Grid
-from rlrazor.studies.tables import rank_table
+from rlrazor.studies.tables import ends_of, rank_table
 
 NEVER_REFRESHED = 1_000_000  # updates: all samples are the base's
 FRESH, BASE, WEIGHTED = "", "base", "weighted"
@@ -130,8 +130,7 @@ def best_new(compared: Compared) -> Cells:
 
 def learnt(compared: Compared) -> Keyed:
     """What is learnt at all."""
-    ends = compared.points.filter(pl.col("step") == pl.col("step").max().over("trajectory"))
-    best, last = best_new(compared), new_of(ends)
+    best, last = best_new(compared), new_of(ends_of(compared.points))
     rows = {
         compared.key(arm): (compared.label(arm), {"best": cell(best[arm], "new"), "last": cell(last[arm], "new")})
         for arm in compared.arms

@@ -22,7 +22,7 @@ from rlrazor.report.tables import THRESHOLDS
 from rlrazor.report.text import NEVER, nats, percent, signed, with_seeds
 from rlrazor.studies.engine import KL, Arm, Arms, At, Compared, PlainStudy, Style, section_of
 from rlrazor.studies.grids import LRS, Grid
-from rlrazor.studies.tables import MORE_OR_LESS
+from rlrazor.studies.tables import MORE_OR_LESS, ends_of
 
 SPARSITY, RANK = "weight_sparsity", "weight_rank"
 FULL, ROUNDED = "float32", "bfloat16"
@@ -88,7 +88,7 @@ def places(compared: Compared) -> tuple[pl.DataFrame, pl.DataFrame]:
     """What is compared, a row per arm and seed: means at equal accuracy, and the ends of runs at the lowest rate."""
     columns = [column for column, *_ in CELLS.values()]
     near = near_accuracy(compared.points, ARMS.by, compared.at, columns)
-    return near, last(compared.points.filter(pl.col("lr") == pl.col("lr").min()))
+    return near, ends_of(compared.points.filter(pl.col("lr") == pl.col("lr").min()))
 
 
 def tables_of(compared: Compared) -> list[Keyed]:
@@ -108,11 +108,6 @@ def floor_of(points: pl.DataFrame) -> float | None:
     values = floats(points.filter(pl.col("precision") == FULL), SPARSITY)
     finite = values[np.isfinite(values)]
     return float(finite.min()) if finite.size else None
-
-
-def last(points: pl.DataFrame) -> pl.DataFrame:
-    """The last checkpoint of each run."""
-    return points.filter(pl.col("step") == pl.col("step").max().over("trajectory"))
 
 
 def judge(compared: Compared, chosen: pl.DataFrame, arm: Arm) -> Judged:
@@ -193,7 +188,7 @@ def after_training(compared: Compared) -> list[Layer]:
     """Each arm's last checkpoints, by learning rate."""
     layers: list[Layer] = []
     for arm in compared.arms:
-        rates = seed_means(last(compared.rows(arm)).sort("lr"), ["lr"], [SPARSITY])
+        rates = seed_means(ends_of(compared.rows(arm)).sort("lr"), ["lr"], [SPARSITY])
         layers.append(means(compared.label(arm), rates, rates["lr"].to_list(), SPARSITY, *compared.style(arm)))
     return layers
 

@@ -95,6 +95,11 @@ def rank_table(compared: Compared) -> Keyed:
     return Keyed(f"Over the arms, at new ≥ {compared.at:.0%}", "", columns, {"ranks": ("all arms", cells)})
 
 
+def ends_of(points: pl.DataFrame) -> pl.DataFrame:
+    """The last checkpoint of each run."""
+    return points.filter(pl.col("step") == pl.col("step").max().over("trajectory"))
+
+
 @dataclass(frozen=True)
 class Group:
     """Arms of which the best is asked for: `key` names it in numbers, `title` for people."""
