@@ -20,6 +20,13 @@ T_THREE_SEEDS = 4.302653  # of the t-distribution with two degrees of freedom, f
 LABELS = {"grpo": "GRPO", "reinforce": "1-0 REINFORCE", "sft-1": "SFT-1", "sft-2": "SFT-2", "simpo": "SimPO"}
 LABELS |= {"grpo+kl": "GRPO + KL", "sft-2+kl": "SFT-2 + KL"}
 
+MEASURED: Mapping[str, Mapping[str, float]] = {  # by studies of other columns than scores and KL
+    "precision": {"weight_sparsity": 0.3, "weight_rank": 0.9},
+    "dynamics": dict.fromkeys(
+        ("cos_prior_gradient", "cos_new_gradient", "kl_change", "kl_of_step", "update_norm"), 0.1
+    ),
+}
+
 
 def run(
     method: str,
@@ -74,7 +81,7 @@ def planted(
         params = {key: value for key, value in spec.params.items() if not isinstance(value, dict | list)}
         lr = params.pop("lr")
         of_run = run(spec.method, spec.seed, lr=lr, prior=prior(spec), kl=drift(spec), news=news(spec), params=params)
-        rows += [{**row, **(columns or {})} for row in of_run]
+        rows += [{**row, **MEASURED.get(name, {}), **(columns or {})} for row in of_run]
     return study_of(name, rows)
 
 

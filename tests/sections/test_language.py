@@ -292,8 +292,15 @@ def test_quadrants_come_from_the_config() -> None:
     assert quadrants.applies(study)
     found = quadrants.section(study)
     check(found, "quadrants")
-    assert "Here GRPO is on-policy with negatives, 1-0 REINFORCE on-policy without, SimPO offline" in found.question
-    assert found.finding.startswith("At a new accuracy of at least 80%, being on-policy is worth +")
+    [square, *_] = found.tables
+    assert [[cell.split(":")[0] for cell in row] for row in square.rows] == [
+        ["on-policy", "1-0 REINFORCE", "GRPO"],
+        ["offline", "SFT, one answer", "SimPO"],
+    ]
+    assert found.finding.startswith("What each is worth in prior score kept, at new ≥ 80%: better: being on-policy (+")
+    assert [header for table in found.tables for header in table.headers if header.startswith("new ≥ ")] == [
+        *("new ≥ 80%", "new ≥ 90%"),
+    ]
     assert not quadrants.applies(study_of(make_table(methods=["grpo", "simpo", "sft-one"])))
     assert not quadrants.applies(Study("quadrants", {}, study.table, study.points, study.bases))
 

@@ -325,7 +325,7 @@ def kept_table(compared: Compared) -> Keyed:
 
 def levels_table(compared: Compared) -> Keyed:
     """What each arm keeps at each threshold, and how far it gets."""
-    levels = sorted({*THRESHOLDS, compared.at})
+    levels = sorted({*compared.study.thresholds, compared.at})
     kept = {level: compared.kept_at(level) for level in levels}
     names = {level: f"at-{100 * level:g}" for level in levels}
     rows = {}

@@ -1,341 +1,44 @@
 """How fresh do samples have to be? Learning from samples of the policy as it was k updates ago, up to the base's."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import takewhile
+from typing import Any
 
 import numpy as np
 import polars as pl
 
-from rlrazor.analysis.statistics import (
-    Estimate,
-    at_accuracy,
-    best_checkpoints,
-    difference,
-    direction,
-    floats,
-    seed_means,
-    threshold_most_reach,
-    with_params,
-)
-from rlrazor.report.drawing import PALETTE, SYMBOLS, Curve, Figure, Layer, Panel, Points, Range
+from rlrazor.analysis.statistics import Verdict, floats, seed_means, threshold_most_reach, with_params
+from rlrazor.report.drawing import PALETTE, SYMBOLS, Layer, Panel, Range
+from rlrazor.report.keyed import Keyed
 from rlrazor.report.layers import level, log_height, means, never, share_height
-from rlrazor.report.sections.statistics import follows_kl, over_seeds
-from rlrazor.report.study import Section, Study
-from rlrazor.report.tables import THRESHOLDS, Table
-from rlrazor.report.text import INTERVALS, NEVER, cell, how_many, in_words, nats, percent
-from rlrazor.studies.engine import PlainStudy
+from rlrazor.report.study import Study
+from rlrazor.report.tables import THRESHOLDS
+from rlrazor.report.text import NEVER, cell
+from rlrazor.studies.engine import KL, Against, Arm, Arms, ArmStudy, At, Compared, Measure, PanelOf, Style
 from rlrazor.studies.grids import ONE, Grid
+from rlrazor.studies.tables import ends_of, rank_table
 
 NEVER_REFRESHED = 1_000_000  # updates: all samples are the base's
-KL = "kl_forward"
-ARM = ("method", "importance", "staleness")
+FRESH, BASE, WEIGHTED = "", "base", "weighted"
+Series = tuple[str, str]
+"""A method, and "" or WEIGHTED."""
 
-_WEIGHTED = (PALETTE[5], PALETTE[4], PALETTE[3])  # beside the palette's first: a method's two colours are akin
-_REFERENCES = (PALETTE[6], PALETTE[10])
+Cells = Mapping[Arm, Mapping[str, Any]]
+"""Rows of means over seeds."""
 
+COLORS = {"": PALETTE, WEIGHTED: (PALETTE[5], PALETTE[4], PALETTE[3])}  # a method's two colours are akin
+LEVELS = (PALETTE[6], PALETTE[10])
 
-@dataclass(frozen=True, eq=False)
-class Series:
-    """One method, with or without importance weights, at every age of its samples; see `series_of`."""
-
-    label: str
-    color: str
-    symbol: str
-    points: pl.DataFrame
-
-    @property
-    def ages(self) -> list[int]:
-        """The ages of its samples, in updates, ascending."""
-        return sorted(self.points["staleness"].unique().to_list())
-
-    def change(self, age: int, threshold: float) -> Estimate | None:
-        """Log of forward KL at this age over that on fresh samples, both at new >= `threshold`, seed by seed.
-
-        A ratio, since the spread of KL between seeds grows with it.
-        """
-        logs = self.points.with_columns(log_kl=pl.col(KL).clip(1e-9).log())
-        best = best_checkpoints(logs, ["staleness"], threshold)
-        fresh, old = (best.filter(pl.col("staleness") == at) for at in (0, age))
-        return difference(old, fresh, "log_kl")
-
-    def kept(self, threshold: float) -> pl.DataFrame:
-        """By age: KL and prior accuracy of the best checkpoints with new >= `threshold`."""
-        return at_accuracy(self.points, ["staleness"], threshold, [KL, "prior"]).sort("staleness")
-
-    def best(self) -> pl.DataFrame:
-        """By age: the highest new accuracy, wherever in training."""
-        highest = self.points.group_by("staleness", "seed").agg(pl.max("new"))
-        return seed_means(highest, ["staleness"], ["new"]).sort("staleness")
-
-    def last(self) -> pl.DataFrame:
-        """By age: new accuracy at the end of training."""
-        ends = self.points.filter(pl.col("step") == pl.col("step").max().over("trajectory"))
-        return seed_means(ends, ["staleness"], ["new"]).sort("staleness")
-
-
-def section(study: Study) -> Section:
-    """KL, prior accuracy and what is learnt at all, by the age of the samples."""
-    series = series_of(study)
-    threshold = threshold_most_reach(_stale(study), study.bases, ARM, THRESHOLDS)
-    return Section(
-        "off-policy",
-        "How fresh do samples have to be?",
-        "RL is online and on-policy: it learns from what it has just sampled itself. Here it learns from samples that "
-        "the policy drew k updates ago, with and without importance weighting. Where between RL and SFT does the KL "
-        "land?",
-        finding(study, series, threshold),
-        _figure(study, series, threshold),
-        _tables(series, threshold),
-        _note(study, threshold),
-    )
-
-
-def series_of(study: Study) -> list[Series]:
-    """The methods that were run on stale samples; at age 0 all weights are 1, so weighted ones start there too."""
-    points = _stale(study)
-    series: list[Series] = []
-    for index, method in enumerate(points["method"].unique(maintain_order=True)):
-        of_method = points.filter(pl.col("method") == method)
-        for weighted, colors in ((False, PALETTE), (True, _WEIGHTED)):
-            rows = of_method.filter((pl.col("importance") == weighted) | (pl.col("staleness") == 0))
-            if rows["staleness"].max():
-                label = f"{'weighted ' if weighted else ''}{study.label(method)}"
-                series.append(Series(label, colors[index % len(colors)], SYMBOLS[len(series) % len(SYMBOLS)], rows))
-    return series
-
-
-def finding(study: Study, series: Sequence[Series], threshold: float | None) -> str:
-    """What the oldest samples do to the KL of each series, and from what age on."""
-    if not series:
-        return "The study has no runs on stale samples, so nothing can be said of their age."
-    if threshold is None:
-        best = max(float(floats(one.points, "new").max()) for one in series)
-        return (
-            f"No run reaches a new accuracy of {min(THRESHOLDS):.0%} at whatever age of its samples (the best: "
-            f"{best:.1%}), so there is nothing to compare."
-        )
-    seeds = len(study.seeds)
-    said: dict[str, list[str]] = {"raise": [], "lower": [], "do not measurably change": [], "": []}
-    for one in series:
-        gap = one.change(one.ages[-1], threshold)
-        if gap is None:
-            said[""].append(one.label)
-        else:
-            verb = {1: "raise", -1: "lower", 0: "do not measurably change"}[direction(gap, seeds)]
-            said[verb].append(_ends(one, threshold))
-    verbs = [verb for verb, names in said.items() if verb and names]
-    changes = [
-        f"{verb} {'that' if index else 'the forward KL'} of {in_words(said[verb])}" for index, verb in enumerate(verbs)
-    ]
-    oldest = _age_in_words(max(one.ages[-1] for one in series))
-    lost = f"{in_words(said[''])} never get{'s' if len(said['']) == 1 else ''} there on them" if said[""] else ""
-    return (
-        f"At {threshold:.0%} new accuracy, samples {oldest} instead of fresh ones "
-        f"{', '.join(changes) or 'teach none of the methods enough'}{f'; {lost}' if lost else ''}"
-        f"{_lasting(series, threshold, seeds)}{_compared(study, threshold)} ({over_seeds(seeds)})."
-    )
-
-
-def _ends(one: Series, threshold: float) -> str:
-    """A series' KL on fresh samples and on its oldest."""
-    cells = one.kept(threshold).to_dicts()
-    return f"{one.label} ({cell(cells[0], KL, nats)} → {cell(cells[-1], KL, nats)} nats)"
-
-
-def _lasting(series: Sequence[Series], threshold: float, seeds: int) -> str:
-    """From which age on the KL differs from that on fresh samples, and whose; nothing where one seed cannot tell.
-
-    One age that differs is no sign: among 20 comparisons at 95 %, one does by chance. Every older one has to, too.
-    """
-    if seeds == 1 or len(_ages(series)) < 3:
-        return ""
-    starts: dict[int, list[str]] = {}
-    for one in series:
-        start = None
-        for age in reversed(one.ages[1:]):
-            gap = one.change(age, threshold)
-            if gap and not direction(gap, seeds):
-                break
-            start = age
-        if start:
-            starts.setdefault(start, []).append(one.label)
-    if not starts:
-        return ""
-    said = [f"{_age(age)} for {in_words(starts[age])}" for age in sorted(starts)]
-    return f"; lasting differences begin at age {in_words(said)}"
-
-
-def _compared(study: Study, threshold: float) -> str:
-    """Where methods without samples of their own land, if the study has any."""
-    rows = at_accuracy(_references(study), ["method"], threshold, [KL]).drop_nulls(KL).to_dicts()
-    said = in_words([f"{study.label(row['method'])} is at {cell(row, KL, nats)}" for row in rows])
-    return f"; {said}" if rows else ""
-
-
-def _stale(study: Study) -> pl.DataFrame:
-    """The checkpoints of the methods that were run on stale samples, fresh ones among them."""
-    points = with_params(study.points, staleness=0, importance=False)
-    return points.filter((pl.col("staleness") > 0).any().over("method"))
-
-
-def _references(study: Study) -> pl.DataFrame:
-    points = with_params(study.points, staleness=0)
-    return points.filter((pl.col("staleness") == 0).all().over("method"))
-
-
-def _ages(series: Sequence[Series]) -> list[int]:
-    return sorted({age for one in series for age in one.ages})
-
-
-def _age(age: int) -> str:
-    return "∞" if age >= NEVER_REFRESHED else str(age)
-
-
-def _age_in_words(age: int) -> str:
-    return "of the base (age ∞)" if age >= NEVER_REFRESHED else f"{how_many(age, 'update')} old"
-
-
-def _tables(series: Sequence[Series], threshold: float | None) -> list[Table]:
-    tables = [
-        _table("Best new accuracy, %", series, [one.best() for one in series], "new"),
-        _table("New accuracy at the end, %", series, [one.last() for one in series], "new"),
-    ]
-    if threshold is None:
-        return tables
-    kept = [one.kept(threshold) for one in series]
-    return [
-        _table(f"Forward KL at new ≥ {threshold:.0%}, nats", series, kept, KL),
-        _table(f"Prior accuracy kept at new ≥ {threshold:.0%}, %", series, kept, "prior"),
-        *tables,
-    ]
-
-
-def _table(title: str, series: Sequence[Series], by_age: Sequence[pl.DataFrame], column: str) -> Table:
-    ages = _ages(series)
-    rows = []
-    for one, cells in zip(series, by_age, strict=True):
-        at = {row["staleness"]: cell(row, column, nats if column == KL else percent) for row in cells.to_dicts()}
-        rows.append([one.label, *(at.get(age, NEVER) for age in ages)])
-    return Table(title, ["age of the samples, updates", *map(_age, ages)], rows)
-
-
-def _figure(study: Study, series: Sequence[Series], threshold: float | None) -> Figure:
-    best = [*_lines(series, [one.best() for one in series], "new"), _base(study, series, "new")]
-    learnt = _panel(series, "What is learnt at all", "best new accuracy", best, share_height(best))
-    if threshold is None:
-        return Figure("off-policy", [learnt], columns=1)
-    kept = [one.kept(threshold) for one in series]
-    # Logarithmic: from a tenth of a nat to several, with intervals that are as wide as the mean is high.
-    drift = [*_lines(series, kept, KL), *_levels(study, series, threshold, KL)]
-    low, high = log_height(drift)
-    drift.append(_absent(series, kept, threshold, 1.25 * low))
-    prior = [
-        *_lines(series, kept, "prior"),
-        *_levels(study, series, threshold, "prior"),
-        _base(study, series, "prior"),
-    ]
-    bottom, top = share_height(prior)
-    prior.append(_absent(series, kept, threshold, bottom + 0.04 * (top - bottom)))
-    at = f"at new ≥ {threshold:.0%}"
-    return Figure(
-        "off-policy",
-        [
-            _panel(series, f"Drift {at}", "forward KL, nats", drift, (low, high), log=True),
-            _panel(series, f"Kept {at}", "prior accuracy", prior, (bottom, top)),
-            learnt,
-        ],
-        columns=3,
-    )
-
-
-def _panel(
-    series: Sequence[Series], title: str, y_label: str, layers: Sequence[Layer], y_range: Range, *, log: bool = False
-) -> Panel:
-    ticks = [(float(at), _age(age)) for at, age in enumerate(_ages(series))]
-    return Panel(
-        title,
-        "age of the samples, updates",
-        y_label,
-        layers,
-        _across(series),
-        y_range,
-        x_percent=False,
-        y_percent=not log,
-        y_log=log,
-        x_ticks=ticks or None,
-    )
-
-
-def _across(series: Sequence[Series]) -> Range:
-    return -0.5, max(len(_ages(series)), 1) - 0.5
-
-
-def _base(study: Study, series: Sequence[Series], column: str) -> Curve:
-    return level("base", float(np.nanmean(floats(study.bases, column))), _across(series))
-
-
-def _lines(series: Sequence[Series], by_age: Sequence[pl.DataFrame], column: str) -> list[Layer]:
-    return [
-        means(one.label, cells, _places(series, one, cells), column, one.color, one.symbol)
-        for one, cells in zip(series, by_age, strict=True)
-    ]
-
-
-def _absent(series: Sequence[Series], kept: Sequence[pl.DataFrame], threshold: float, y: float) -> Points:
-    """A mark for each series and age with which no seed gets there."""
-    x, names = [], []
-    for one, cells in zip(series, kept, strict=True):
-        without = cells.filter(pl.col("n_seeds") == 0)
-        x += _places(series, one, without)
-        names += [f"{one.label}, age {_age(age)}" for age in without["staleness"]]
-    return never(f"never reaches {threshold:.0%} new", names, x, y)
-
-
-def _levels(study: Study, series: Sequence[Series], threshold: float, column: str) -> list[Layer]:
-    """The methods without samples of their own, as lines across."""
-    rows = at_accuracy(_references(study), ["method"], threshold, [column]).drop_nulls(column).to_dicts()
-    return [
-        level(study.label(row["method"]), row[column], _across(series), _REFERENCES[index % len(_REFERENCES)])
-        for index, row in enumerate(rows)
-    ]
-
-
-def _places(series: Sequence[Series], one: Series, cells: pl.DataFrame) -> list[float]:
-    """Where on the axis the ages in `cells` are: each series beside the others, so that no interval hides another."""
-    shift = 0.13 * (series.index(one) - (len(series) - 1) / 2)
-    order = _ages(series)
-    return [order.index(age) + shift for age in cells["staleness"]]
-
-
-def _note(study: Study, threshold: float | None) -> str:
-    points = study.points
-    rates = in_words([f"{lr:.1e}" for lr in sorted(points["lr"].drop_nulls().unique().to_list())])
-    return (
-        f"{how_many(len(points), 'checkpoint')}, {how_many(len(study.seeds), 'seed')}; learning rate {rates}, "
-        f"{floats(points, 'step').max():,.0f} updates. Samples of age k come from the policy as it was k updates ago, "
-        "for the first k updates from the base; ∞: always from the base. Weighted: each sample counts π/μ, the present "
-        "policy’s probability over that of the policy that drew it, not clipped; at age 0 that is 1. REINFORCE on "
-        "samples of the base without weights is SFT on the base’s own correct outputs, in effect oracle SFT: offline, "
-        "yet KL-minimal. Stale samples of one’s own are not the labels of an external annotator. At new ≥ a threshold: "
-        "per seed, the checkpoint with the highest prior accuracy of those that have reached it, chosen on the scores "
-        f"that are shown.{_law(study, threshold)} Changes of KL are judged as ratios, since its spread grows "
-        f"with it. An interval may reach beyond the axes. {INTERVALS}"
-    )
-
-
-def _law(study: Study, threshold: float | None) -> str:
-    """Whether what is kept follows the KL, over all ages and methods."""
-    if threshold is None:
-        return ""
-    return follows_kl(at_accuracy(_stale(study), ARM, threshold, [KL, "prior"]), threshold, "setting")
+# The spread of KL between seeds grows with it, so that differences are of its logarithm.
+FACTOR = Measure("log_kl", "forward KL", "doublings", "{:.2f}".format, lower_is_better=True)
 
 
 def grids(quick: bool) -> list[Grid]:
-    """Its runs."""
+    """Each age, from its second on with and without importance weights; SFT to compare with."""
     settings = {} if quick else {"epochs": (2,)}
     ages = (0, 8, NEVER_REFRESHED) if quick else (0, 1, 8, 64, 512, NEVER_REFRESHED)
     return [
-        Grid(("sft-2", "oracle"), ONE, settings=settings),  # SFT, to compare with
+        Grid(("sft-2", "oracle"), ONE, settings=settings),
         *(
             Grid(("grpo", "reinforce"), ONE, {"staleness": age, "importance": weighted} if age else {}, settings)
             for age in ages
@@ -344,4 +47,182 @@ def grids(quick: bool) -> list[Grid]:
     ]
 
 
-STUDY = PlainStudy(grids, section)
+def prepare(points: pl.DataFrame) -> pl.DataFrame:
+    """With `age` and `weights` in words, none for fresh samples, whose weights are 1, and `log_kl` in doublings."""
+    rows = with_params(points, staleness=0, importance=False)
+    return rows.with_columns(
+        age=pl.col("staleness").cast(pl.String).replace({"0": FRESH, str(NEVER_REFRESHED): BASE}),
+        weights=pl.when((pl.col("staleness") > 0) & pl.col("importance")).then(pl.lit(WEIGHTED)).otherwise(pl.lit("")),
+        log_kl=pl.col(KL).clip(1e-9).log(2),
+    ).sort("staleness", maintain_order=True)
+
+
+def most_reach(points: pl.DataFrame, bases: pl.DataFrame, by: Sequence[str], at: Sequence[float]) -> float | None:
+    """The new accuracy that most reach of the methods that were run on stale samples, if there are any."""
+    stale = points.filter((pl.col("age") != FRESH).any().over("method"))
+    return threshold_most_reach(points if stale.is_empty() else stale, bases, by, at)
+
+
+def age_name(age: str) -> str:
+    """For people."""
+    return {FRESH: "0", BASE: "∞"}.get(age, age)
+
+
+def name_of(study: Study, series: Series) -> str:
+    """A method, with or without weights."""
+    return " ".join(filter(None, (series[1], study.label(series[0]))))
+
+
+def key(series: Series) -> str:
+    """The same in the names of numbers."""
+    return ".".join(filter(None, series))
+
+
+def label(study: Study, arm: Arm) -> str:
+    """Method, weights and age."""
+    return f"{name_of(study, arm[:2])}, age {age_name(arm[2])}"
+
+
+def series_of(compared: Compared) -> list[Series]:
+    """The methods that were run on stale samples, with weights and without, as far as they were."""
+    return list(dict.fromkeys((method, weights) for method, weights, age in compared.arms if age != FRESH))
+
+
+def ages_of(compared: Compared, series: Series) -> list[Arm]:
+    """The arms of a series, from fresh samples on, which it shares with that of other weights."""
+    method, weights = series
+    return [arm for arm in compared.arms if arm in ((method, "", FRESH), (method, weights, arm[2]))]
+
+
+def style(compared: Compared, arm: Arm) -> Style:
+    """The colour and the symbol of its series; of methods without any, of a dashed line."""
+    series = series_of(compared)
+    methods = list(dict.fromkeys(method for method, _ in series))
+    if arm[:2] not in series:
+        return LEVELS[compared.place(arm, 0) % len(LEVELS)], SYMBOLS[0]
+    colors = COLORS[arm[1]]
+    return colors[methods.index(arm[0]) % len(colors)], SYMBOLS[series.index(arm[:2]) % len(SYMBOLS)]
+
+
+def lasting(compared: Compared) -> Keyed:
+    """The age from which on the KL differs from that on fresh samples, at every older one, too.
+
+    One age that differs is no sign: among 20 comparisons at 95 %, one does by chance.
+    """
+    rows = {}
+    for series in series_of(compared):
+        fresh, *older = ages_of(compared, series)
+        judged = [(arm[-1], compared.judge(arm, fresh, FACTOR).verdict) for arm in reversed(older)]
+        told = [age for age, one in takewhile(lambda of: of[1] != Verdict.OPEN, judged) if one != Verdict.APART]
+        rows[key(series)] = (name_of(compared.study, series), {"lasting": age_name(told[-1]) if told else NEVER})
+    return Keyed("From which age on the KL differs for good", "", {"lasting": "age, updates"}, rows)
+
+
+def new_of(points: pl.DataFrame) -> Cells:
+    """The mean new accuracy of each arm."""
+    return {tuple(row[name] for name in ARMS.by): row for row in seed_means(points, ARMS.by, ["new"]).to_dicts()}
+
+
+def best_new(compared: Compared) -> Cells:
+    """Each arm's highest new accuracy, wherever in training."""
+    return new_of(compared.points.group_by(*ARMS.by, "seed", maintain_order=True).agg(pl.max("new")))
+
+
+def learnt(compared: Compared) -> Keyed:
+    """What is learnt at all."""
+    best, last = best_new(compared), new_of(ends_of(compared.points))
+    rows = {
+        compared.key(arm): (compared.label(arm), {"best": cell(best[arm], "new"), "last": cell(last[arm], "new")})
+        for arm in compared.arms
+    }
+    return Keyed("New accuracy, %", "arm", {"best": "the best", "last": "at the end"}, rows)
+
+
+def kept(compared: Compared) -> Cells:
+    """What each arm keeps where arms are compared."""
+    return compared.kept if compared.reached else {}
+
+
+def by_age(title: str, y_label: str, column: str, cells_of: Callable[[Compared], Cells]) -> PanelOf:
+    """`column` by age, a line for each series, lines across for methods without samples of their own."""
+
+    def make(compared: Compared) -> Panel | None:
+        cells, ages = cells_of(compared), compared.values(-1)
+        if not cells:
+            return None
+        across, is_kl = (-0.5, len(ages) - 0.5), column == KL
+        layers = [*lines(compared, cells, column), *references(compared, cells, column, across)]
+        if not is_kl:
+            layers.append(level("base", float(np.nanmean(floats(compared.study.bases, column))), across))
+        # Logarithmic: from a tenth of a nat to several, with intervals that are as wide as the mean is high.
+        low, high = log_height(layers) if is_kl else share_height(layers)
+        layers.append(absent(compared, cells, 1.25 * low if is_kl else low + 0.04 * (high - low)))
+        return Panel(
+            title.format(compared.at),
+            "age of the samples, updates",
+            y_label,
+            layers,
+            across,
+            (low, high),
+            y_percent=not is_kl,
+            y_log=is_kl,
+            x_ticks=[(float(place), age_name(age)) for place, age in enumerate(ages)],
+        )
+
+    return make
+
+
+def place_of(compared: Compared, series: Series, arm: Arm) -> float:
+    """Where on the axis: each series beside the others, so that no interval hides another."""
+    every = series_of(compared)
+    return compared.place(arm, -1) + 0.13 * (every.index(series) - (len(every) - 1) / 2)
+
+
+def lines(compared: Compared, cells: Cells, column: str) -> Iterator[Layer]:
+    """A line for each series."""
+    for series in series_of(compared):
+        arms = ages_of(compared, series)
+        rows = pl.DataFrame([cells[arm] for arm in arms], infer_schema_length=None)
+        places = [place_of(compared, series, arm) for arm in arms]
+        yield means(name_of(compared.study, series), rows, places, column, *compared.style(arms[-1]))
+
+
+def references(compared: Compared, cells: Cells, column: str, across: Range) -> Iterator[Layer]:
+    """A line across for each method without samples of its own that gets there."""
+    methods = {method for method, _ in series_of(compared)}
+    for arm in compared.arms:
+        if arm[0] not in methods and cells[arm][column] is not None:
+            yield level(compared.study.label(arm[0]), cells[arm][column], across, compared.style(arm)[0])
+
+
+def absent(compared: Compared, cells: Cells, y: float) -> Layer:
+    """A mark for each series and age with which no seed gets there."""
+    places = {
+        compared.label(arm): place_of(compared, series, arm)
+        for series in series_of(compared)
+        for arm in ages_of(compared, series)
+        if not cells[arm]["n_seeds"]
+    }
+    return never(f"never reaches {compared.at:.0%} new", list(places), list(places.values()), y)
+
+
+FRESH_ONES = {"weights": "", "age": FRESH}
+ARMS = Arms(("method", "weights", "age"), label, prepare, style)
+
+STUDY = ArmStudy(
+    "off-policy",
+    grids,
+    ARMS,
+    against=[
+        Against("that on fresh samples", FRESH_ONES, only={"age": BASE}, measure=FACTOR),
+        Against("that on fresh samples, at every age", FRESH_ONES, "fresh", measure=FACTOR),
+        Against("that of SFT-2", {**FRESH_ONES, "method": "sft-2"}, "sft-2", only={"age": BASE}, measure=FACTOR),
+    ],
+    panels=[
+        by_age("Drift at new ≥ {:.0%}", "forward KL, nats", KL, kept),
+        by_age("Kept at new ≥ {:.0%}", "prior accuracy", "prior", kept),
+        by_age("What is learnt at all", "best new accuracy", "new", best_new),
+    ],
+    tables=[lasting, learnt, rank_table],
+    at=At(THRESHOLDS, most_reach),
+)

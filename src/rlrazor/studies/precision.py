@@ -1,7 +1,6 @@
 """Is the sparsity of an update rounding? The same runs with float32 and with bfloat16 weights."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import polars as pl
@@ -9,266 +8,194 @@ import polars as pl
 from rlrazor.analysis.statistics import (
     Estimate,
     difference,
-    direction,
     floats,
-    matched_accuracy,
     near_accuracy,
     seed_means,
+    verdict,
     with_params,
 )
 from rlrazor.report.drawing import INK, PALETTE, Curve, Figure, Layer, Panel, Range
+from rlrazor.report.keyed import Judged, Keyed, in_short
 from rlrazor.report.layers import cloud, learnt, means
-from rlrazor.report.sections.statistics import over_seeds
 from rlrazor.report.study import Section, Study
-from rlrazor.report.tables import THRESHOLDS, Table
-from rlrazor.report.text import INTERVALS, cell, how_many, in_words, nats, percent, signed, written
-from rlrazor.studies.engine import PlainStudy
+from rlrazor.report.tables import THRESHOLDS
+from rlrazor.report.text import NEVER, nats, percent, signed, with_seeds
+from rlrazor.studies.engine import KL, Arm, Arms, At, Compared, PlainStudy, Style, section_of
 from rlrazor.studies.grids import LRS, Grid
+from rlrazor.studies.tables import MORE_OR_LESS, ends_of
 
 SPARSITY, RANK = "weight_sparsity", "weight_rank"
-PRECISIONS = ("float32", "bfloat16")
-ARM = ("method", "precision")
+FULL, ROUNDED = "float32", "bfloat16"
 TARGETS = (*reversed(THRESHOLDS), 0.94, 0.93)
-SPARSE = 0.5  # most parameters unchanged
-FULL = 0.8  # of the full rank: every unit that no image switches on costs one
+SHARES = (-0.03, 1.03)
+CELLS: Mapping[str, tuple[str, str, Callable[[float], str]]] = {
+    "unchanged": (SPARSITY, "unchanged, %", percent),
+    "rank": (RANK, "rank, % of full", percent),
+    "prior": ("prior", "prior, %", percent),
+    "kl": (KL, "forward KL, nats", nats),
+}
 
-_SYMBOLS = ("circle", "diamond")
+
+def grids(quick: bool) -> list[Grid]:
+    """The same runs in both precisions."""
+    lrs = LRS[1:4:2] if quick else LRS[:4]
+    return [Grid(("grpo", "sft-2"), lrs, variant) for variant in ({}, {"precision": ROUNDED})]
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """One method's sparsity at one new accuracy, over the seeds that have checkpoints there in both precisions."""
+def where_most(points: pl.DataFrame, bases: pl.DataFrame, by: Sequence[str], targets: Sequence[float]) -> float | None:
+    """The new accuracy near which most seeds have checkpoints of both precisions; the first of several."""
+    pairs = {}
+    for target in targets:
+        near = near_accuracy(points, by, target, [SPARSITY, RANK])
+        pairs[target] = near.group_by("method", "seed").len().filter(pl.col("len") == 2).height
+    best = max(targets, key=lambda target: pairs[target])
+    return best if pairs[best] else None
 
-    label: str
-    float32: Estimate
-    bfloat16: Estimate
-    gap: Estimate
-    ranks: Sequence[float]
 
-    @property
-    def is_dense_to_sparse(self) -> bool:
-        """Whether most parameters move in float32, and do not in bfloat16."""
-        return self.float32.mean < SPARSE <= self.bfloat16.mean
+def style(compared: Compared, arm: Arm) -> Style:
+    """A colour for each method, a symbol for each precision."""
+    return PALETTE[compared.place(arm, 0) % len(PALETTE)], "diamond" if arm[1] == ROUNDED else "circle"
+
+
+ARMS = Arms(
+    ("method", "precision"),
+    label=lambda study, arm: f"{study.label(arm[0])}, {arm[1]}",
+    prepare=lambda points: with_params(points, precision=FULL),
+    style=style,
+)
 
 
 def section(study: Study) -> Section:
-    """Sparsity and rank of the update in both precisions, at equal accuracy."""
-    points = with_params(study.points, precision=PRECISIONS[0])
-    at, compared = comparisons(study, points)
-    floor = floor_of(points)
-    return Section(
-        "precision",
-        "Is the sparsity of an update rounding?",
-        "Fine-tuning with RL has been reported to change only a small part of the weights. The paper says that this is "
-        "bfloat16 rounding small changes away. Here the same runs are trained with float32 weights, and with weights "
-        "rounded to bfloat16 after every step.",
-        finding(study, at, compared, floor),
-        _figure(study, points, floor),
-        _tables(study, points, at),
-        f"{how_many(len(points), 'checkpoint')}, {how_many(len(study.seeds), 'seed')}. Sparsity: the share of "
-        "parameters exactly as they were in the base. In bfloat16 runs every weight, the base’s too, is rounded to the "
-        "nearest bfloat16, which has 8 significant bits: a change of less than about 0.2 % of a weight is lost. "
-        f"{_about_floor(floor)}Rank: singular values of each layer’s update above numpy’s tolerance, as a share of "
-        "full rank. Equal accuracy: the mean over all checkpoints of a seed whose new accuracy is within half a point "
-        f"of the one given. {INTERVALS}",
+    """Sparsity and rank of the update in both precisions, at equal accuracy and after training."""
+    compared = compared_in(study)
+    rounded = [arm for arm in compared.arms if arm[1] == ROUNDED]
+    near, end = (
+        in_short([judge(compared, chosen, arm) for arm in rounded], words=MORE_OR_LESS) for chosen in places(compared)
     )
+    finding = (
+        f"Parameters left unchanged by bfloat16 against float32, at {compared.at:.0%} new accuracy: {near}; "
+        f"after the lowest rate: {end}."
+    )
+    return section_of(study, "precision", finding, figure(compared), tables_of(compared), compared.at)
 
 
-def comparisons(study: Study, points: pl.DataFrame) -> tuple[float, list[Comparison]]:
-    """The new accuracy near which most seeds have checkpoints of both precisions, and each method's sparsity there."""
-    best: tuple[float, list[Comparison]] = TARGETS[0], []
-    for target in TARGETS:
-        near = near_accuracy(points, ARM, target, [SPARSITY, RANK])
-        compared = [one for method in study.methods if (one := _compare(study.label(method), near, method))]
-        if sum(one.gap.seeds for one in compared) > sum(one.gap.seeds for one in best[1]):
-            best = target, compared
-    return best
+def compared_in(study: Study) -> Compared:
+    """The arms, and the new accuracy at which they are compared."""
+    return Compared.make(study, ARMS, At(TARGETS, where_most))
 
 
-def _compare(label: str, near: pl.DataFrame, method: str) -> Comparison | None:
-    sides = [near.filter(pl.col("method") == method, pl.col("precision") == precision) for precision in PRECISIONS]
-    gap = difference(sides[1], sides[0], SPARSITY)
-    if gap is None:
-        return None
-    both = set(sides[0]["seed"]) & set(sides[1]["seed"])
-    shared = [side.filter(pl.col("seed").is_in(both)).sort("seed") for side in sides]
-    float32, bfloat16 = (Estimate.over(side[SPARSITY].to_list()) for side in shared)
-    return Comparison(label, float32, bfloat16, gap, [Estimate.over(side[RANK].to_list()).mean for side in shared])
+def places(compared: Compared) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """What is compared, a row per arm and seed: means at equal accuracy, and the ends of runs at the lowest rate."""
+    columns = [column for column, *_ in CELLS.values()]
+    near = near_accuracy(compared.points, ARMS.by, compared.at, columns)
+    return near, ends_of(compared.points.filter(pl.col("lr") == pl.col("lr").min()))
+
+
+def tables_of(compared: Compared) -> list[Keyed]:
+    """What is unchanged at each new accuracy, both places side by side, and the least."""
+    near, end = places(compared)
+    lowest, floor = f"{end['lr'][0]:.1e}", percent(floor_of(compared.points))
+    return [
+        by_accuracy(compared),
+        side_by_side(compared, near, f"At new = {compared.at:.0%} ± 0.5"),
+        side_by_side(compared, end, f"After training at the lowest learning rate, {lowest}", "end."),
+        Keyed("Of all float32 checkpoints", "", {"floor": "least unchanged, %"}, {"": ("all", {"floor": floor})}),
+    ]
 
 
 def floor_of(points: pl.DataFrame) -> float | None:
     """The least share of parameters that any float32 checkpoint left unchanged: hardly more than cannot move."""
-    values = floats(points.filter(pl.col("precision") == PRECISIONS[0]), SPARSITY)
+    values = floats(points.filter(pl.col("precision") == FULL), SPARSITY)
     finite = values[np.isfinite(values)]
     return float(finite.min()) if finite.size else None
 
 
-def finding(study: Study, at: float, compared: Sequence[Comparison], floor: float | None) -> str:
-    """What rounding does to the sparsity of each method's update, near a new accuracy of `at`."""
-    if not compared:
-        return (
-            "float32 and bfloat16 cannot be compared: in no seed does a method have checkpoints of both near the same "
-            f"new accuracy ({in_words([f'{target:.0%}' for target in TARGETS])})."
+def judge(compared: Compared, chosen: pl.DataFrame, arm: Arm) -> Judged:
+    """What an arm leaves unchanged beside the same method in float32; `chosen` has a row for each arm and seed."""
+    gap = difference(compared.rows(arm, chosen), compared.rows((arm[0], FULL), chosen), SPARSITY)
+    return Judged(compared.label(arm), gap, verdict(gap, len(compared.study.seeds)))
+
+
+def over_seeds(rows: pl.DataFrame, column: str, seeds: int, form: Callable[[float], str] = percent) -> str:
+    """A row per seed as a cell."""
+    values = rows.sort("seed")[column].to_list()
+    return with_seeds(Estimate.over(values) if values else None, seeds, form)
+
+
+def by_accuracy(compared: Compared) -> Keyed:
+    """What each arm leaves unchanged at each new accuracy."""
+    near = {
+        f"at-{100 * target:g}": near_accuracy(compared.points, ARMS.by, target, [SPARSITY]) for target in THRESHOLDS
+    }
+    rows = {}
+    for arm in compared.arms:
+        seeds = compared.rows(arm)["seed"].n_unique()
+        cells = {name: over_seeds(compared.rows(arm, table), SPARSITY, seeds) for name, table in near.items()}
+        rows[compared.key(arm)] = (compared.label(arm), cells)
+    columns = {name: f"new = {target:.0%} ± 0.5" for name, target in zip(near, THRESHOLDS, strict=True)}
+    return Keyed("Parameters exactly unchanged, %", "arm", columns, rows)
+
+
+def side_by_side(compared: Compared, chosen: pl.DataFrame, title: str, prefix: str = "") -> Keyed:
+    """Each arm's checkpoints, and what bfloat16 leaves unchanged beyond float32."""
+    headers = {name: header for name, (_, header, _) in CELLS.items()} | {
+        "gap": "minus float32, points",
+        "verdict": "verdict",
+    }
+    rows = {}
+    for arm in compared.arms:
+        seeds, own = compared.rows(arm)["seed"].n_unique(), compared.rows(arm, chosen)
+        cells = {name: over_seeds(own, column, seeds, form) for name, (column, _, form) in CELLS.items()}
+        judged = judge(compared, chosen, arm) if arm[1] == ROUNDED else None
+        cells["gap"], cells["verdict"] = (
+            (signed(judged.gap), MORE_OR_LESS[judged.verdict]) if judged else (NEVER, NEVER)
         )
-    plain = in_words([f"{written(one.float32)} % of {one.label}’s parameters" for one in compared])
-    rounded = in_words([f"{written(one.bfloat16)} % of {one.label}’s" for one in compared])
-    least = "" if floor is None else f" (the least of any float32 run is {percent(floor)} %)"
-    seeds = max(one.gap.seeds for one in compared)
-    return (
-        f"At {at:.0%} new accuracy, float32 weights leave {plain} exactly unchanged{least}, bfloat16 weights "
-        f"{rounded}: {_verdict(compared, len(study.seeds))}{_at_lowest_rate(study)}; {_about_ranks(compared)} "
-        f"({over_seeds(seeds)})."
-    )
+        rows[compared.key(arm)] = (compared.label(arm), {f"{prefix}{name}": cell for name, cell in cells.items()})
+    return Keyed(title, "arm", {f"{prefix}{name}": header for name, header in headers.items()}, rows)
 
 
-def _verdict(compared: Sequence[Comparison], seeds: int) -> str:
-    rising = [direction(one.gap, seeds) > 0 for one in compared]
-    explained = [rises and one.is_dense_to_sparse for rises, one in zip(rising, compared, strict=True)]
-    if all(explained):
-        return "sparsity is rounding"
-    if any(explained):
-        labels = [one.label for one in compared]
-        yes = [label for label, is_rounding in zip(labels, explained, strict=True) if is_rounding]
-        return f"sparsity is rounding for {in_words(yes)}, not for {in_words([x for x in labels if x not in yes])}"
-    gaps = in_words([f"{signed(one.gap)} points for {one.label}" for one in compared])
-    if not all(rising):
-        return f"rounding does not explain sparsity ({gaps})"
-    if any(one.float32.mean >= SPARSE for one in compared):
-        return f"rounding adds to a sparsity that is there without it ({gaps})"
-    return f"rounding leaves more unchanged ({gaps}), but most parameters still move"
-
-
-def _at_lowest_rate(study: Study) -> str:
-    """What each precision leaves unchanged by the end of the runs at the lowest learning rate, where there are more."""
-    points = with_params(study.points, precision=PRECISIONS[0])
-    if points["lr"].n_unique() < 2:
-        return ""
-    lowest = points.filter(pl.col("lr") == pl.col("lr").min())
-    last = lowest.filter(pl.col("step") == pl.col("step").max().over("trajectory"))
-    said = []
-    for method in study.methods:
-        shares = [
-            last.filter(pl.col("method") == method, pl.col("precision") == precision).sort("seed")[SPARSITY].to_list()
-            for precision in PRECISIONS
-        ]
-        if all(shares):
-            float32, bfloat16 = (written(Estimate.over(values)) for values in shares)
-            said.append(f"{bfloat16} % of {study.label(method)}’s in bfloat16 and {float32} % in float32")
-    rate = f"{lowest['lr'][0]:.1e}"
-    return f"; at the end of training at the lowest learning rate, {rate}, it is {in_words(said)}" if said else ""
-
-
-def _about_ranks(compared: Sequence[Comparison]) -> str:
-    ranks = [rank for one in compared for rank in one.ranks]
-    low, high = percent(min(ranks)), percent(max(ranks))
-    within = f"{low} %" if low == high else f"{low} to {high} %"
-    return f"the updates’ rank is {'nearly full, ' if min(ranks) >= FULL else ''}{within} of full"
-
-
-def _about_floor(floor: float | None) -> str:
-    if floor is None:
-        return ""
-    return (
-        f"The dashed line, {percent(floor)} %, is the least that any float32 checkpoint left unchanged: weights from "
-        "pixels that no image lights, and of units that no image switches on, have no gradient in any precision, and "
-        "such units cost rank as well. "
-    )
-
-
-def _tables(study: Study, points: pl.DataFrame, at: float) -> list[Table]:
-    targets = sorted({*THRESHOLDS, at})
-    cells = matched_accuracy(points, ARM, targets, [SPARSITY, RANK, "prior", "kl_forward"])
-    unchanged, others = [], []
-    for method, precision in _arms(study, points):
-        own = cells.filter(pl.col("method") == method, pl.col("precision") == precision).sort("target")
-        name = _name(study, method, precision)
-        unchanged.append([name, *(cell(row, SPARSITY) for row in own.to_dicts())])
-        [row] = own.filter(pl.col("target") == at).to_dicts()
-        others.append([name, cell(row, RANK), cell(row, "prior"), cell(row, "kl_forward", nats)])
-    headers = ["arm", *(f"new = {target:.0%} ± 0.5" for target in targets)]
-    return [
-        Table("Parameters exactly unchanged, %", headers, unchanged),
-        Table(f"At new = {at:.0%} ± 0.5", ["arm", "rank, % of full", "prior kept, %", "forward KL, nats"], others),
+def figure(compared: Compared) -> Figure:
+    """Sparsity by new accuracy and by learning rate, rank by new accuracy."""
+    new, floor = learnt(compared.study), floor_of(compared.points)
+    rates = sorted(set(floats(compared.points, "lr").tolist()))
+    unchanged, ticks = "parameters unchanged", [(rate, f"{rate:.2g}") for rate in rates]
+    sparsity = [*clouds(compared, SPARSITY), *least(floor, new)]
+    by_rate = [*after_training(compared), *least(floor, (rates[0], rates[-1]))]
+    panels = [
+        Panel("Sparsity at equal accuracy", "new accuracy", unchanged, sparsity, new, SHARES),
+        Panel(
+            "Sparsity after training",
+            "learning rate",
+            unchanged,
+            by_rate,
+            y_range=SHARES,
+            x_percent=False,
+            x_log=True,
+            x_ticks=ticks,
+        ),
+        Panel("Rank of the update", "new accuracy", "share of full rank", clouds(compared, RANK), new, SHARES),
     ]
+    return Figure("precision", panels, columns=3)
 
 
-def _figure(study: Study, points: pl.DataFrame, floor: float | None) -> Figure:
-    new, rates = learnt(study), floats(points, "lr")
-    return Figure(
-        "precision",
-        [
-            Panel(
-                "Sparsity at equal accuracy",
-                "new accuracy",
-                "parameters unchanged",
-                [*_clouds(study, points, SPARSITY), *_floor(floor, new)],
-                new,
-                (-0.03, 1.03),
-            ),
-            Panel(
-                "Sparsity after training",
-                "learning rate",
-                "parameters unchanged",
-                [*_by_rate(study, points), *_floor(floor, (float(rates.min()), float(rates.max())))],
-                y_range=(-0.03, 1.03),
-                x_percent=False,
-                x_log=True,
-                x_ticks=[(rate, f"{rate:.2g}") for rate in sorted(set(rates.tolist()))],
-            ),
-            Panel(
-                "Rank of the update",
-                "new accuracy",
-                "share of full rank",
-                _clouds(study, points, RANK),
-                new,
-                (-0.03, 1.03),
-            ),
-        ],
-        columns=3,
-    )
+def clouds(compared: Compared, column: str) -> list[Layer]:
+    """Each arm's checkpoints by new accuracy."""
+    arms = compared.arms
+    return [cloud(compared.label(arm), compared.rows(arm), "new", column, *compared.style(arm)) for arm in arms]
 
 
-def _clouds(study: Study, points: pl.DataFrame, column: str) -> list[Layer]:
-    return [
-        cloud(_name(study, *arm), _of(points, arm), "new", column, *_style(study, *arm)) for arm in _arms(study, points)
-    ]
-
-
-def _by_rate(study: Study, points: pl.DataFrame) -> list[Layer]:
+def after_training(compared: Compared) -> list[Layer]:
     """Each arm's last checkpoints, by learning rate."""
-    last = points.filter(pl.col("step") == pl.col("step").max().over("trajectory"))
     layers: list[Layer] = []
-    for arm in _arms(study, points):
-        rates = seed_means(_of(last, arm).sort("lr"), ["lr"], [SPARSITY])
-        layers.append(means(_name(study, *arm), rates, rates["lr"].to_list(), SPARSITY, *_style(study, *arm)))
+    for arm in compared.arms:
+        rates = seed_means(ends_of(compared.rows(arm)).sort("lr"), ["lr"], [SPARSITY])
+        layers.append(means(compared.label(arm), rates, rates["lr"].to_list(), SPARSITY, *compared.style(arm)))
     return layers
 
 
-def _floor(floor: float | None, across: Range) -> list[Layer]:
+def least(floor: float | None, across: Range) -> list[Layer]:
+    """What float32 leaves unchanged at least."""
     return [] if floor is None else [Curve("least in float32", np.array(across), np.full(2, floor), INK, dashed=True)]
-
-
-def _arms(study: Study, points: pl.DataFrame) -> list[tuple[str, str]]:
-    present = set(points.select(ARM).unique().rows())
-    return [arm for method in study.methods for precision in PRECISIONS if (arm := (method, precision)) in present]
-
-
-def _of(points: pl.DataFrame, arm: tuple[str, str]) -> pl.DataFrame:
-    return points.filter(pl.col("method") == arm[0], pl.col("precision") == arm[1])
-
-
-def _name(study: Study, method: str, precision: str) -> str:
-    return f"{study.label(method)}, {precision}"
-
-
-def _style(study: Study, method: str, precision: str) -> tuple[str, str]:
-    return PALETTE[study.methods.index(method) % len(PALETTE)], _SYMBOLS[PRECISIONS.index(precision)]
-
-
-def grids(quick: bool) -> list[Grid]:
-    """Its runs."""
-    lrs = LRS[1:4:2] if quick else LRS[:4]
-    return [Grid(("grpo", "sft-2"), lrs, variant) for variant in ({}, {"precision": "bfloat16"})]
 
 
 STUDY = PlainStudy(grids, section)

@@ -1,6 +1,7 @@
 """On-policy data or negative examples: which of the two makes RL forget less? The paper's Fig. 4, on this task."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import polars as pl
 
@@ -8,50 +9,61 @@ from rlrazor.analysis.statistics import (
     Estimate,
     at_accuracy,
     best_checkpoints,
-    direction,
-    floats,
+    estimate_of,
     in_all_seeds,
     shared_threshold,
+    verdict,
 )
 from rlrazor.errors import RazorError
-from rlrazor.report.drawing import PALETTE, Figure, Layer, Panel, Points
-from rlrazor.report.figures import staircase
-from rlrazor.report.layers import base, cloud, height, learnt, level, means
-from rlrazor.report.sections.statistics import kept_table, over_seeds
+from rlrazor.report.drawing import PALETTE, Figure, Layer, Panel
+from rlrazor.report.keyed import Judged, Keyed, in_short
+from rlrazor.report.layers import height, level, means
 from rlrazor.report.study import Section, Study
-from rlrazor.report.tables import Table
-from rlrazor.report.text import INTERVALS, how_many, in_words, nats, signed
-from rlrazor.studies.engine import PlainStudy
+from rlrazor.report.text import NEVER, nats, signed, written
+from rlrazor.studies import panels
+from rlrazor.studies.engine import KL, Arm, Arms, At, Compared, PlainStudy, Style, kept_table, levels_table, section_of
 from rlrazor.studies.grids import LRS, Grid
+from rlrazor.studies.tables import MORE_OR_LESS
 
-# Method -> (on-policy, with negative examples), unless the config says otherwise.
-Quadrants = Mapping[str, tuple[bool, bool]]
-QUADRANTS: Quadrants = {
+Quadrant = tuple[bool, bool]
+"""On-policy, with negative examples."""
+
+# Unless the config says otherwise.
+QUADRANTS: Mapping[str, Quadrant] = {
     "grpo": (True, True),
     "reinforce": (True, False),
     "sft-2": (False, False),
     "simpo": (False, True),
 }
-KL = "kl_forward"
-ON_POLICY, NEGATIVES, INTERACTION = "being on-policy", "negative examples", "interaction"
+COLORS = {(True, True): PALETTE[0], (True, False): PALETTE[5], (False, False): PALETTE[4], (False, True): PALETTE[1]}
+DATA = {True: "on-policy", False: "offline"}
+WITH = {True: "with negatives", False: "no negatives"}
+# What each factor is worth: the weights of its quadrants.
+FACTORS: Mapping[str, tuple[str, Mapping[Quadrant, float]]] = {
+    "data": ("being on-policy", {of: 0.5 if of[0] else -0.5 for of in COLORS}),
+    "negatives": ("negative examples", {of: 0.5 if of[1] else -0.5 for of in COLORS}),
+    "interaction": ("interaction", {of: 1.0 if of[0] == of[1] else -1.0 for of in COLORS}),
+}
 
-_COLORS = {(True, True): PALETTE[0], (True, False): PALETTE[5], (False, False): PALETTE[4], (False, True): PALETTE[1]}
-_SYMBOLS = {True: "diamond", False: "circle"}  # with negative examples, without
+
+def grids(quick: bool) -> list[Grid]:
+    """The four, at the same learning rates."""
+    return [Grid(tuple(QUADRANTS), LRS[1:4] if quick else LRS)]
 
 
 def applies(study: Study) -> bool:
     """Whether the sweep's config says which methods the four are, and it has runs of them all."""
-    return "quadrants" in study.description and len(_present(study)) == len(QUADRANTS)
+    return "quadrants" in study.description and set(quadrants_of(study)) <= set(study.methods)
 
 
-def quadrants_of(study: Study) -> Quadrants:
+def quadrants_of(study: Study) -> Mapping[str, Quadrant]:
     """The four methods, one for each quadrant.
 
     Those of the config's `quadrants`: method -> [on-policy, with negatives]. Where it names several for a quadrant, the
     first that the study has runs of. Raises RazorError where it leaves a quadrant without a method.
     """
     named: Mapping[str, Sequence[bool]] = study.description.get("quadrants", QUADRANTS)
-    first: dict[tuple[bool, bool], str] = {}
+    first: dict[Quadrant, str] = {}
     for method in sorted(named, key=lambda name: name not in study.methods):
         own, wrong = named[method]
         first.setdefault((bool(own), bool(wrong)), method)
@@ -63,210 +75,137 @@ def quadrants_of(study: Study) -> Quadrants:
     return {method: of for of, method in first.items()}
 
 
-def section(study: Study) -> Section:
-    """The four methods at equal accuracy, and what each of the two factors is worth."""
-    four = quadrants_of(study)
-    points = study.points.filter(pl.col("method").is_in(list(four)))
-    levels = _levels(study, points)
-    worth = {at: effects(best_checkpoints(points, ["method"], at), "prior", four) for at in levels}
-    grids = points.group_by("method").agg(pl.col("lr").unique().sort())["lr"].n_unique()
-    names = {(method,): _name(study, method) for method in _present(study)}
-    return Section(
-        "quadrants",
-        "On-policy data or negative examples?",
-        "RL differs from SFT in two ways: it learns from its own samples, and from wrong ones too. The paper’s Fig. 4 "
-        f"takes the two apart. Here {_label(study, four, True, True)} is on-policy with negatives, "
-        f"{_label(study, four, True, False)} on-policy without, {_label(study, four, False, True)} offline with those "
-        f"of another policy, and {_label(study, four, False, False)} offline without. Which of them keeps the prior "
-        "task?",
-        finding(study, worth),
-        _figure(study, points, levels),
-        [
-            kept_table(points, ["method"], names, {*study.thresholds, *levels}, study.kl_unit),
-            *([_worth_table(study, points, worth)] if worth else []),
-        ],
-        f"{how_many(len(points), 'checkpoint')} of {how_many(points['trajectory'].n_unique(), 'run')}, "
-        f"{how_many(len(study.seeds), 'seed')}. Kept: per method and seed, the prior accuracy of the best checkpoint "
-        "with at least the new accuracy given. It is chosen on the score shown, for all methods alike"
-        f"{', which have the same learning rates' if grids == 1 else ', whose learning rates differ'}. "
-        "The verdicts are at the lowest and the highest threshold that all four reach in all seeds. "
-        f"{ON_POLICY.capitalize()}: mean of the two on-policy methods minus mean of the two offline ones. "
-        f"{NEGATIVES.capitalize()}: mean of the two with them minus mean of the two without. "
-        f"{INTERACTION.capitalize()}: what negatives are worth on-policy minus what they are worth offline. "
-        f"{INTERVALS} Lines: frontiers over all seeds. The axes of what is kept fit the means; an interval may reach "
-        "beyond.",
-    )
+def label(study: Study, arm: Arm) -> str:
+    """The method and its quadrant."""
+    own, wrong = quadrants_of(study)[arm[0]]
+    return f"{study.label(arm[0])}: {DATA[own]}, {WITH[wrong]}"
 
 
-def _levels(study: Study, points: pl.DataFrame) -> list[float]:
-    """The thresholds above the base's new accuracy that all four reach in all seeds, ascending; none, or one below."""
-    highest = shared_threshold(points, study.bases, ["method"], _ladder(study))
-    if highest is None or len(in_all_seeds(at_accuracy(points, ["method"], highest), points)) < len(QUADRANTS):
-        return []
-    untuned = max(study.bases["new"])
-    return sorted({highest, *(at for at in study.thresholds if untuned < at <= highest)})
+def style(compared: Compared, arm: Arm) -> Style:
+    """A colour for each quadrant, a diamond with negatives."""
+    of = quadrants_of(compared.study)[arm[0]]
+    return COLORS[of], "diamond" if of[1] else "circle"
 
 
-def _ladder(study: Study) -> list[float]:
-    """The thresholds, and three points below the lowest: where the four can be compared at all."""
-    return [*(round(study.thresholds[0] - point / 100, 4) for point in (3, 2, 1)), *study.thresholds]
+def all_reach(points: pl.DataFrame, bases: pl.DataFrame, by: Sequence[str], at: Sequence[float]) -> float | None:
+    """The highest new score above the base's that all four reach in all seeds."""
+    highest = shared_threshold(points, bases, by, at)
+    if highest is None or len(in_all_seeds(at_accuracy(points, by, highest), points)) < len(QUADRANTS):
+        return None
+    return highest
 
 
-def effects(kept: pl.DataFrame, column: str, quadrants: Quadrants = QUADRANTS) -> Mapping[str, Estimate]:
+def compared_in(study: Study) -> Compared:
+    """The four, at the highest new score that can be compared: a threshold, or one of three points below the lowest."""
+    four = list(quadrants_of(study))
+    lowest = study.thresholds[0]
+    ladder = (*(round(lowest - point / 100, 4) for point in (3, 2, 1)), *study.thresholds)
+    of = Arms(("method",), label, lambda points: points.filter(pl.col("method").is_in(four)), style)
+    return Compared.make(study, of, At(ladder, all_reach))
+
+
+def levels_of(compared: Compared) -> dict[str, float]:
+    """The lowest and the highest new score at which the four are compared, and what thresholds lie between."""
+    untuned, highest = max(compared.study.bases["new"]), compared.at
+    lowest, *between = sorted({highest, *(at for at in compared.study.thresholds if untuned < at <= highest)})
+    return {"lowest": lowest, **{f"at-{100 * at:g}": at for at in between if at < highest}, "highest": highest}
+
+
+def effects(
+    kept: pl.DataFrame, column: str, quadrants: Mapping[str, Quadrant] = QUADRANTS
+) -> Mapping[str, Estimate | None]:
     """The main effects and the interaction of the 2 x 2, of `column`, over the seeds that all four methods have.
 
-    `kept` has a row per method and seed. Empty where no seed has all four.
+    `kept` has a row per method and seed. None where no seed has all four.
     """
-    scores: dict[int, dict[tuple[bool, bool], float]] = {}
+    scores: dict[int, dict[Quadrant, float]] = {}
     for row in kept.sort("seed").to_dicts():
         scores.setdefault(row["seed"], {})[quadrants[row["method"]]] = row[column]
     whole = [of for of in scores.values() if len(of) == len(QUADRANTS)]
-    if not whole:
-        return {}
-    on_policy = [(of[True, True] + of[True, False] - of[False, True] - of[False, False]) / 2 for of in whole]
-    negatives = [(of[True, True] + of[False, True] - of[True, False] - of[False, False]) / 2 for of in whole]
-    interaction = [of[True, True] - of[True, False] - of[False, True] + of[False, False] for of in whole]
-    return {
-        ON_POLICY: Estimate.over(on_policy),
-        NEGATIVES: Estimate.over(negatives),
-        INTERACTION: Estimate.over(interaction),
+    worth = {
+        factor: [sum(weight * of[quadrant] for quadrant, weight in weights.items()) for of in whole]
+        for factor, (_, weights) in FACTORS.items()
     }
+    return {factor: Estimate.over(values) if values else None for factor, values in worth.items()}
 
 
-def finding(study: Study, worth: Mapping[float, Mapping[str, Estimate]]) -> str:
-    """What being on-policy is worth against what negative examples are, in prior accuracy: new >= level -> effects."""
-    missing = [study.label(method) for method in quadrants_of(study) if method not in study.methods]
-    if missing:
-        return f"The four cannot be compared: there are no runs of {in_words(missing)}."
-    if not worth:
-        return (
-            f"The four cannot be compared: at no new accuracy above the base’s, from {_ladder(study)[0]:.0%} to "
-            f"{_ladder(study)[-1]:.0%}, are there checkpoints of all four in all seeds."
-        )
-    lowest, highest = min(worth), max(worth)
-    seeds = len(study.seeds)
-    sizes = {at: [signed(worth[at][name]) for name in (ON_POLICY, NEGATIVES)] for at in (lowest, highest)}
-    verdicts = {at: _verdict(worth[at], seeds) for at in (lowest, highest)}
-    further = ""
-    if lowest < highest:
-        same = verdicts[lowest] == verdicts[highest]
-        further = (
-            f"; at {highest:.0%}, the highest that all four reach, they are worth {' and '.join(sizes[highest])}: "
-            f"{'the same' if same else verdicts[highest]}"
-        )
-    return (
-        f"At a new accuracy of at least {lowest:.0%}, {ON_POLICY} is worth {sizes[lowest][0]} points of prior accuracy "
-        f"and {NEGATIVES} {sizes[lowest][1]}: {verdicts[lowest]}{further} ({over_seeds(seeds)})."
-    )
+def judge(compared: Compared, at: float, column: str = "prior") -> dict[str, Judged]:
+    """What each factor is worth at a new score."""
+    best = best_checkpoints(compared.points, ["method"], at)
+    found = effects(best, column, quadrants_of(compared.study)) if compared.reached else dict.fromkeys(FACTORS)
+    seeds = len(compared.study.seeds)
+    return {factor: Judged(FACTORS[factor][0], gap, verdict(gap, seeds)) for factor, gap in found.items()}
 
 
-def _verdict(worth: Mapping[str, Estimate], seeds: int) -> str:
-    on_policy, negatives = (direction(worth[name], seeds) for name in (ON_POLICY, NEGATIVES))
-    if on_policy > 0 and negatives > 0:
-        larger = ON_POLICY if worth[ON_POLICY].mean > worth[NEGATIVES].mean else NEGATIVES
-        return f"both keep prior accuracy, {larger} more of it"
-    if on_policy == negatives == 0:
-        return "neither makes a difference that can be told from chance"
-    chance = "no difference that can be told from chance"
-    own = {1: "keeps prior accuracy", 0: f"makes {chance}", -1: "costs prior accuracy"}[on_policy]
-    others = {1: "keep prior accuracy", 0: f"make {chance}", -1: "cost prior accuracy"}[negatives]
-    paper = {1: ", as the paper finds", 0: "", -1: ", against the paper"}[on_policy]
-    return f"{ON_POLICY} {own}, {NEGATIVES} {others}{paper}"
+def section(study: Study) -> Section:
+    """The four methods at equal score, and what each of the two factors is worth."""
+    compared = compared_in(study)
+    levels = levels_of(compared)
+    ends = list(dict.fromkeys((levels["lowest"], levels["highest"])))
+    drawn = [panels.learning(compared), panels.trade_off(compared)]
+    finding = "Nothing can be compared: at no new score above the base’s are all four there in all seeds."
+    if compared.reached:
+        drawn += [square(compared, at) for at in ends]
+        judged = {at: judge(compared, at) for at in ends}
+        told = [f"at new ≥ {at:.0%}: {in_short([of['data'], of['negatives']])}" for at, of in judged.items()]
+        finding = f"What each is worth in prior score kept, {'; '.join(told)}."
+    figure, four = Figure("quadrants", drawn, 3 if len(drawn) == 3 else 2), replace(study, points=compared.points)
+    return section_of(four, "quadrants", finding, figure, tables_of(compared), compared.at)
 
 
-def _worth_table(study: Study, points: pl.DataFrame, worth: Mapping[float, Mapping[str, Estimate]]) -> Table:
-    at = max(worth)
-    kl = effects(best_checkpoints(points, ["method"], at), KL, quadrants_of(study))
-    rows = [
-        [name, *(signed(of_level[name]) for of_level in worth.values()), signed(kl[name], nats)]
-        for name in (ON_POLICY, NEGATIVES, INTERACTION)
-    ]
-    headers = ["factor", *(f"prior accuracy at new ≥ {level:.0%}, points" for level in worth)]
-    return Table("What each is worth", [*headers, f"forward KL at new ≥ {at:.0%}, {study.kl_unit}"], rows)
+def tables_of(compared: Compared) -> list[Keyed]:
+    """The 2 x 2, what each factor is worth, and the four methods."""
+    return [square_table(compared), worth_table(compared), kept_table(compared), levels_table(compared)]
 
 
-def _figure(study: Study, points: pl.DataFrame, levels: Sequence[float]) -> Figure:
-    new, four = learnt(study), quadrants_of(study)
-    panels = [
-        Panel(
-            "Learning against drift",
-            f"forward KL, {study.kl_unit}",
-            "new accuracy",
-            [*(_cloud(study, points, method, KL, "new") for method in _present(study)), base(study, KL, "new")],
-            y_range=new,
-            x_percent=False,
-        ),
-        Panel(
-            "Trade-off",
-            "new accuracy",
-            "prior accuracy",
-            [
-                *(_cloud(study, points, method, "new", "prior") for method in _present(study)),
-                *(
-                    staircase(_name(study, method), points.filter(pl.col("method") == method), _COLORS[four[method]])
-                    for method in _present(study)
-                ),
-                base(study, "new", "prior"),
-            ],
-            new,
-        ),
-    ]
-    panels += [_factors(study, points, at) for at in sorted({*levels[:1], *levels[-1:]})]
-    return Figure("quadrants", panels, columns=3 if len(panels) == 3 else 2)
+def square_table(compared: Compared) -> Keyed:
+    """Who the four are, and what they keep."""
+    columns = {"without": WITH[False], "with": WITH[True]}
+    rows = {name: (name, dict.fromkeys(columns, NEVER)) for name in DATA.values()}
+    for method, (own, wrong) in quadrants_of(compared.study).items():
+        prior = estimate_of(row, "prior") if (row := compared.kept.get((method,))) else None
+        rows[DATA[own]][1]["with" if wrong else "without"] = f"{compared.study.label(method)}: {written(prior)}"
+    return Keyed(f"Prior kept at new ≥ {compared.at:.0%}, %", "", columns, rows)
 
 
-def _factors(study: Study, points: pl.DataFrame, at: float) -> Panel:
+def worth_table(compared: Compared) -> Keyed:
+    """What each factor is worth at each new score."""
+    columns = {
+        "at": "new ≥",
+        "gap": "prior kept, points",
+        "kl-gap": f"forward KL, {compared.study.kl_unit}",
+        "verdict": "verdict",
+    }
+    rows = {}
+    for name, at in levels_of(compared).items():
+        kl = judge(compared, at, KL)
+        for factor, of in judge(compared, at).items():
+            told = MORE_OR_LESS[of.verdict] if factor == "interaction" else str(of.verdict)
+            cells = (f"{at:.0%}", signed(of.gap), signed(kl[factor].gap, nats), told)
+            rows[f"{name}.{factor}"] = (of.label, dict(zip(columns, cells, strict=True)))
+    return Keyed("What each is worth", "factor", columns, rows)
+
+
+def square(compared: Compared, at: float) -> Panel:
     """The 2 x 2 itself: what is kept without and with negatives, a line for each kind of data."""
-    cells = at_accuracy(points, ["method"], at, ["prior"])
-    four = quadrants_of(study)
+    cells, four = compared.kept_at(at), quadrants_of(compared.study)
     layers: list[Layer] = []
     texts = []
-    for on_policy, color in ((True, PALETTE[0]), (False, PALETTE[1])):
-        pair = sorted((method for method in four if four[method][0] is on_policy), key=lambda name: four[name][1])
-        rows = pl.concat(cells.filter(pl.col("method") == method) for method in pair)
+    for own, name in DATA.items():
+        pair = sorted((method for method in four if four[method][0] is own), key=lambda method: four[method][1])
         # Beside each other, not to hide an interval behind another.
-        at_x = [float(four[method][1]) + (-0.02 if on_policy else 0.02) for method in rows["method"]]
-        label = "on-policy" if on_policy else "offline"
-        layers.append(means(label, rows, at_x, "prior", color, "square"))
-        texts += [(x, row["prior"], study.label(row["method"])) for x, row in zip(at_x, rows.to_dicts(), strict=True)]
-    prior = float(floats(study.bases, "prior").mean())
-    layers.append(level("base’s prior accuracy", prior, (-0.3, 1.5)))
+        places = [float(four[method][1]) + (-0.02 if own else 0.02) for method in pair]
+        rows = pl.DataFrame([cells[method,] for method in pair])
+        layers.append(means(name, rows, places, "prior", PALETTE[0 if own else 1], "square"))
+        texts += [
+            (x, row, compared.study.label(method)) for x, row, method in zip(places, rows["prior"], pair, strict=True)
+        ]
+    ends = (-0.3, 1.5)
+    layers.append(level("base’s prior", panels.base_prior(compared), ends))
+    ticks = [(0.0, WITH[False]), (1.0, WITH[True])]
     return Panel(
-        f"Kept at new ≥ {at:.0%}",
-        "",
-        "prior accuracy",
-        layers,
-        (-0.3, 1.5),
-        height(layers),
-        x_ticks=[(0.0, "without negatives"), (1.0, "with negatives")],
-        texts=[text for text in texts if text[1] is not None],
+        f"Kept at new ≥ {at:.0%}", "", "prior accuracy", layers, ends, height(layers), x_ticks=ticks, texts=texts
     )
-
-
-def _cloud(study: Study, points: pl.DataFrame, method: str, x: str, y: str) -> Points:
-    own = points.filter(pl.col("method") == method)
-    of = quadrants_of(study)[method]
-    return cloud(_name(study, method), own, x, y, _COLORS[of], _SYMBOLS[of[1]])
-
-
-def _name(study: Study, method: str) -> str:
-    on_policy, negatives = quadrants_of(study)[method]
-    return (
-        f"{study.label(method)}: {'on-policy' if on_policy else 'offline'}, {'with' if negatives else 'no'} negatives"
-    )
-
-
-def _present(study: Study) -> list[str]:
-    return [method for method in quadrants_of(study) if method in study.methods]
-
-
-def _label(study: Study, four: Quadrants, on_policy: bool, negatives: bool) -> str:
-    return next(study.label(method) for method, of in four.items() if of == (on_policy, negatives))
-
-
-def grids(quick: bool) -> list[Grid]:
-    """Its runs."""
-    return [Grid(("grpo", "reinforce", "sft-2", "simpo"), LRS[1:4] if quick else LRS)]
 
 
 STUDY = PlainStudy(grids, section)

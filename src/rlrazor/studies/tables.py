@@ -10,9 +10,12 @@ from rlrazor.analysis import law
 from rlrazor.analysis.law import LeftOut, Quadratic
 from rlrazor.analysis.statistics import Estimate, Verdict, correlation, estimate_of, floats
 from rlrazor.errors import RazorError
-from rlrazor.report.keyed import Judged, Keyed
+from rlrazor.report.keyed import WORDS, Judged, Keyed
 from rlrazor.report.text import NEVER, nats, number, percent, signed, written
 from rlrazor.studies.engine import KL, Arm, Compared, TableOf
+
+MORE_OR_LESS: Mapping[Verdict, str] = {**WORDS, Verdict.BETTER: "more", Verdict.WORSE: "less"}
+"""The verdicts where neither is better."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,6 +93,11 @@ def rank_table(compared: Compared) -> Keyed:
     cells = {"arms": str(len(reached)), "correlation": rank}
     columns = {"arms": "arms that get there", "correlation": "rank correlation of prior kept and forward KL"}
     return Keyed(f"Over the arms, at new ≥ {compared.at:.0%}", "", columns, {"ranks": ("all arms", cells)})
+
+
+def ends_of(points: pl.DataFrame) -> pl.DataFrame:
+    """The last checkpoint of each run."""
+    return points.filter(pl.col("step") == pl.col("step").max().over("trajectory"))
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,11 @@ from scipy import stats
 
 from rlrazor.report import drawing
 from rlrazor.report.drawing import Points
+from rlrazor.report.keyed import numbers_of
 from rlrazor.report.study import Study
 from rlrazor.studies import dynamics
-from rlrazor.studies.dynamics import BLOCK, CHANGE, NEW, PRIOR, in_blocks, links, section
-from study_tables import cells, check, plus_minus, run, study_of
+from rlrazor.studies.dynamics import BLOCK, CHANGE, NEW, PRIOR, STUDY, Link, in_blocks, links_of, tables_of
+from study_tables import check, plus_minus, run, study_of
 
 
 def study(slopes: dict[str, float], seeds: int = 3, steps: int = 150, noise: float = 0.02) -> Study:
@@ -31,33 +32,54 @@ def study(slopes: dict[str, float], seeds: int = 3, steps: int = 150, noise: flo
     return study_of("dynamics", rows)
 
 
+def found_in(of: Study) -> dict[str, str]:
+    return numbers_of(tables_of(of, links_of(of)))
+
+
 def test_larger_kl_steps_forget() -> None:
     planted = study({"grpo": 3.0, "sft-2": 4.0})
-    found = section(planted)
-    check(found, "dynamics")
-    table = cells(found.tables[0])
-    for method, label in (("grpo", "GRPO"), ("sft-2", "SFT-2")):
+    found = found_in(planted)
+    for method in ("grpo", "sft-2"):
         own = planted.points.filter(pl.col("method") == method)
         expected = stats.pearsonr(own[PRIOR], own[CHANGE]).statistic
         per_seed = [stats.pearsonr(rows[PRIOR], rows[CHANGE]).statistic for rows in own.partition_by("seed")]
-        row = table[f"{label}, prior task’s gradient"]
-        assert row[0] == "450"
-        assert row[1].startswith(f"{expected:.2f} [")
-        assert row[2] == plus_minus(per_seed, lambda value: f"{value:.2f}")
-        assert f"{label} (r = {row[1]})" in found.finding
-    assert found.finding.startswith("Steps that raise KL more point more along the prior task’s gradient in GRPO (r =")
-    assert ", as the paper finds; for the new task’s gradient r is −0." in found.finding
+        assert found[f"{method}.prior.steps"] == "450"
+        assert found[f"{method}.prior.r"].startswith(f"{expected:.2f} [")
+        assert found[f"{method}.prior.seeds"] == plus_minus(per_seed, lambda value: f"{value:.2f}")
+        assert found[f"{method}.prior.spearman"].startswith(
+            f"{stats.spearmanr(own[PRIOR], own[CHANGE]).statistic:.2f} ["
+        )
+        size = stats.pearsonr(own[PRIOR], own["kl_of_step"]).statistic
+        assert found[f"{method}.prior.of-size"] == f"{size:.2f}".replace("-", "−")
+        assert (found[f"{method}.prior.verdict"], found[f"{method}.new.verdict"]) == ("more", "less")
+    section = STUDY.section(planted)
+    check(section, "dynamics")
+    assert section.figure.panels[0].title == f"GRPO: r = {found['grpo.prior.r']}"
+    assert len(section.figure.panels) == 2 * section.figure.columns == 4
 
 
 def test_larger_kl_steps_do_not_forget() -> None:
-    against = section(study({"grpo": -3.0}, seeds=1)).finding
-    assert against.startswith("Steps that raise KL more point less along the prior task’s gradient in GRPO (r = −0.")
-    assert "against the paper" in against
-    mixed = section(study({"grpo": 3.0, "sft-2": 0.0, "sft-1": -3.0}, seeds=1)).finding
-    assert "more along the prior task’s gradient in GRPO" in mixed
-    assert "less along the prior task’s gradient in SFT-1" in mixed
-    assert "as far as can be told, in SFT-2" in mixed
-    assert "the paper" not in mixed
+    found = found_in(study({"grpo": -3.0, "sft-2": 0.0}))
+    assert (found["grpo.prior.verdict"], found["grpo.new.verdict"]) == ("less", "more")
+    assert found["grpo.prior.r"].startswith("−0.")
+    assert found["sft-2.prior.verdict"] == found["sft-2.new.verdict"] == "cannot be told"
+
+
+def test_a_seed_whose_steps_do_not_differ_leaves_it_open() -> None:
+    steps = study({"grpo": 3.0}).points.with_columns(
+        pl.when(pl.col("seed") == 1).then(0.01).otherwise(CHANGE).alias(CHANGE)
+    )
+    assert found_in(study_of("dynamics", steps.to_dicts()))["grpo.prior.verdict"] == "not comparable"
+
+
+def test_the_mean_step_weighs_seeds() -> None:
+    planted = study({"grpo": 3.0})
+    found = found_in(planted)
+    seeds = planted.points.partition_by("seed")
+    assert found["grpo.raise"] == plus_minus([float(np.mean(rows[PRIOR].to_numpy() > 0)) for rows in seeds])
+    cosine = plus_minus([float(np.mean(rows[PRIOR].to_numpy())) for rows in seeds], lambda value: f"{value:.3f}")
+    assert found["grpo.cos-prior"] == cosine.replace("-", "−")
+    assert found["grpo.length"] == "0.03 ± 0"
 
 
 def test_intervals_draw_blocks_not_steps() -> None:
@@ -67,7 +89,7 @@ def test_intervals_draw_blocks_not_steps() -> None:
     copies = steps.with_columns(pl.col(PRIOR, CHANGE).first().over("block"))
     firsts = copies.unique("block", keep="first", maintain_order=True)
     of_copies, of_firsts = (
-        links(study_of("dynamics", rows.to_dicts()), rows)["grpo", PRIOR].all for rows in (copies, firsts)
+        links_of(study_of("dynamics", rows.to_dicts()))["grpo", "prior"].all for rows in (copies, firsts)
     )
     assert of_copies is not None
     assert of_firsts is not None
@@ -81,7 +103,7 @@ def test_what_only_changes_in_the_course_of_training_is_gone_within_blocks() -> 
     course = drifting.points.with_columns((pl.col("step") - 1) // BLOCK / 12)
     both = {name: course["step"] + 0.05 * rng.normal(size=300) for name in (PRIOR, CHANGE)}
     steps = in_blocks(drifting.points.with_columns(**both))
-    link = links(drifting, steps)["grpo", PRIOR]
+    link = Link.of(steps, PRIOR)
     assert link.all is not None
     assert link.within is not None
     assert link.all.pearson > 0.9
@@ -94,26 +116,27 @@ def test_what_only_changes_in_the_course_of_training_is_gone_within_blocks() -> 
 
 
 def test_one_seed_and_few_steps(tmp_path: Path) -> None:
-    found = section(study({"grpo": 3.0}, seeds=1))
-    check(found, "dynamics")
-    assert "(95 % intervals over blocks of steps, 1 seed)" in found.finding
-    assert "±" not in found.finding
-    # Two blocks are too few for an interval, and so for a claim.
-    few = section(study({"grpo": 3.0}, seeds=1, steps=2 * BLOCK))
-    check(few, "dynamics")
-    assert "as far as can be told" in few.finding
-    none = section(study({"grpo": 3.0}, seeds=1, steps=2))
-    check(none, "dynamics")
-    assert none.finding.startswith("The runs have too few steps")
-    drawing.save(none.figure, tmp_path)
+    one = STUDY.section(study({"grpo": 3.0}, seeds=1))
+    check(one, "dynamics")
+    assert "cannot be told: GRPO (+0." in one.finding
+    assert "±" not in one.finding
+    # Two blocks are too few for an interval.
+    few = study({"grpo": 3.0}, seeds=1, steps=2 * BLOCK)
+    check(STUDY.section(few), "dynamics")
+    assert "[" not in found_in(few)["grpo.prior.r"]
+    none = study({"grpo": 3.0}, seeds=1, steps=2)
+    section = STUDY.section(none)
+    check(section, "dynamics")
+    assert (found_in(none)["grpo.prior.r"], found_in(none)["grpo.prior.verdict"]) == ("—", "not comparable")
+    drawing.save(section.figure, tmp_path)
 
 
 def test_figure_thins_the_drawing_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dynamics, "DRAWN", 100)
-    found = section(study({"grpo": 3.0}, seeds=1, steps=210))
+    found = STUDY.section(study({"grpo": 3.0}, seeds=1, steps=210))
     cloud, course = found.figure.panels[0].layers
     assert isinstance(course, Points)
     assert len(cloud.x) == 70  # every third
     assert len(course.x) == 10
     assert course.y[-1] - course.y[0] > 0.05  # the planted slope
-    assert found.note.startswith("210 steps of 1 run, 1 seed.")
+    assert found.paragraphs[-1].startswith("210 checkpoints of 1 run, 1 seed.")

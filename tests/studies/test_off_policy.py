@@ -1,6 +1,7 @@
 """Stale samples that raise the KL, lower it, do nothing, or teach nothing, as planted."""
 
 from collections.abc import Mapping
+from math import log2
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,14 @@ from rlrazor.analysis.statistics import threshold_most_reach, with_params
 from rlrazor.report import drawing
 from rlrazor.report.drawing import Points
 from rlrazor.report.study import Study
-from rlrazor.studies.off_policy import NEVER_REFRESHED, section, series_of
-from study_tables import NEWS, cells, check, plus_minus, run, study_of
+from rlrazor.studies.off_policy import NEVER_REFRESHED, STUDY
+from study_tables import NEWS, check, numbers_of, plus_minus, run, study_of
 
 Arm = tuple[str, int, bool]
 
 JITTER = (0.0, 0.02, -0.02)  # by seed, of all arms: what a base is worth
 AGES = (0, 1, 8, 64, NEVER_REFRESHED)
+NAMES = {NEVER_REFRESHED: "base"}
 LOW = (0.91, 0.92, 0.94)  # new accuracies of a run that does not get there
 
 
@@ -64,51 +66,68 @@ def nats(value: float) -> str:
     return f"{value:.2f}"
 
 
+def key(arm: Arm) -> str:
+    method, age, weighted = arm
+    return ".".join([method, *(["weighted"] if weighted else []), *([NAMES.get(age, str(age))] if age else [])])
+
+
+def doublings(planted: Study, arm: Arm, reference: Arm) -> list[float]:
+    own, other = (at_97(planted, of, "kl_forward") for of in (arm, reference))
+    return [log2(ours / theirs) for ours, theirs in zip(own, other, strict=True)]
+
+
 def test_each_series_as_planted() -> None:
     planted = study(both(2.0, 0.0, -0.4), sft=3.5)
-    found = section(planted)
-    check(found, "off-policy")
-    ends = {
-        arm: plus_minus(at_97(planted, arm, "kl_forward"), nats)
-        for arm in (("grpo", 0, False), ("grpo", NEVER_REFRESHED, False), ("grpo", NEVER_REFRESHED, True))
-    }
-    fresh, oldest, weighted = ends.values()
-    assert found.finding.startswith(
-        f"At 97% new accuracy, samples of the base (age ∞) instead of fresh ones raise the forward KL of GRPO ({fresh} "
-        f"→ {oldest} nats), lower that of 1-0 REINFORCE (0.8"
-    )
-    assert f"do not measurably change that of weighted GRPO ({fresh} → {weighted} nats);" in found.finding
-    assert found.finding.endswith(f"; SFT-2 is at {plus_minus([3.51, 3.53, 3.49], nats)} (3 seeds).")
-    drift, prior, best, last = found.tables
-    assert drift.headers[1:] == ["0", "1", "8", "64", "∞"]
-    # At age 0 all weights are 1: the weighted series starts with the runs of the other.
-    assert cells(drift)["weighted GRPO"][0] == cells(drift)["GRPO"][0] == fresh
-    assert cells(prior)["GRPO"][3] == plus_minus(at_97(planted, ("grpo", 64, False), "prior"))
-    assert cells(best)["GRPO"] == cells(last)["GRPO"] == ["97.3 ± 0.0"] * 5
+    found = numbers_of(planted)
+    fresh = ("grpo", 0, False)
+    for arm, verdict in (
+        (("grpo", NEVER_REFRESHED, False), "worse"),
+        (("grpo", NEVER_REFRESHED, True), "cannot be told"),
+        (("reinforce", NEVER_REFRESHED, False), "better"),
+    ):
+        assert found[f"{key(arm)}.verdict"] == found[f"{key(arm)}.fresh.verdict"] == verdict
+        assert found[f"{key(arm)}.kl"] == plus_minus(at_97(planted, arm, "kl_forward"), nats)
+        assert found[f"{key(arm)}.prior"] == plus_minus(at_97(planted, arm, "prior"))
+    for arm in (("grpo", 8, False), ("grpo", 64, False), ("grpo", NEVER_REFRESHED, False)):
+        assert found[f"{key(arm)}.fresh.gap"] == "+" + plus_minus(doublings(planted, arm, fresh), nats)
+    # On fresh samples all weights are 1: the weighted are compared with the runs of the others.
+    assert "grpo.weighted.kl" not in found
+    assert found["sft-2.kl"] == plus_minus([3.51, 3.53, 3.49], nats)
+    assert (found["grpo.base.sft-2.verdict"], found["grpo.8.best"]) == ("better", "97.3 ± 0.0")
 
 
 def test_the_opposite() -> None:
-    finding = section(study(both(-0.6, 1.5, 0.0))).finding
-    assert "raise the forward KL of weighted GRPO (" in finding
-    assert "lower that of GRPO (" in finding
-    assert "do not measurably change that of 1-0 REINFORCE (" in finding
-    assert "SFT-2" not in finding
+    found = numbers_of(study(both(-0.6, 1.5, 0.0), sft=0.1))
+    assert found["grpo.base.verdict"] == "better"
+    assert found["grpo.base.gap"].startswith("−1.")  # to less than half of 1 nat
+    assert found["grpo.weighted.base.verdict"] == found["grpo.base.sft-2.verdict"] == "worse"
+    assert found["reinforce.base.verdict"] == "cannot be told"
+    section = STUDY.section(study(both(-0.6, 1.5, 0.0)))
+    check(section, "off-policy")
+    assert section.finding.startswith("Forward KL at new ≥ 97% against that on fresh samples: better: GRPO, age ∞ (−1.")
+    assert "cannot be told: 1-0 REINFORCE, age ∞ (" in section.finding
+    assert "SFT-2" not in section.finding
 
 
 def test_lasting_differences_begin_where_planted() -> None:
     flat = both(0.0, 0.0, 0.0)
     late = {**flat, ("grpo", 64, False): 2.0, ("grpo", NEVER_REFRESHED, False): 2.5, ("grpo", NEVER_REFRESHED, True): 3}
-    finding = section(study(late)).finding
-    assert "; lasting differences begin at age 64 for GRPO and ∞ for weighted GRPO (3 seeds)." in finding
+    found = numbers_of(study(late))
+    assert (found["grpo.lasting"], found["grpo.weighted.lasting"], found["reinforce.lasting"]) == ("64", "∞", "—")
     # One age that stands out, among older ones that do not, is no beginning.
-    assert "lasting" not in section(study({**flat, ("grpo", 8, False): 2.0})).finding
+    early = numbers_of(study({**flat, ("grpo", 8, False): 2.0}))
+    assert (early["grpo.8.fresh.verdict"], early["grpo.lasting"]) == ("worse", "—")
+    # One at which nothing is learnt neither begins nor ends it.
+    gap = numbers_of(study({**late, ("grpo", 8, False): 2.0}, low=(("grpo", 64, False), ("grpo", 1, False))))
+    assert (gap["grpo.64.fresh.verdict"], gap["grpo.lasting"]) == ("not comparable", "8")
 
 
 def test_axes_show_the_means_and_what_they_can_of_the_intervals() -> None:
     planted = study(both(2.0, 0.0, -0.4))
     unsure = pl.when(pl.col("seed") == 0, pl.col("staleness") == 8).then(0.3).otherwise(0.0)
     points = planted.points.with_columns(prior=pl.col("prior") - unsure)
-    drift, kept, _ = section(Study(planted.name, planted.description, points, points, planted.bases)).figure.panels
+    unsure_study = Study(planted.name, planted.description, points, points, planted.bases)
+    drift, kept, _ = STUDY.section(unsure_study).figure.panels
     kl = [arm for panel in (drift,) for layer in panel.layers if isinstance(layer, Points) for arm in layer.y]
     assert drift.y_log
     assert drift.y_range == pytest.approx((min(kl) / 2, max(kl) * 2))
@@ -126,26 +145,25 @@ def test_rank_correlation_of_what_is_kept_with_the_kl() -> None:
         kl.append(sum(at_97(planted, arm, "kl_forward")))
         prior.append(sum(at_97(planted, arm, "prior")))
     rank = stats.spearmanr(kl, prior).statistic
-    assert (
-        f"the 14 settings that get to 97%, prior accuracy and forward KL have a rank correlation of −{-rank:.3f}."
-        in (section(planted).note)
-    )
+    found = numbers_of(planted)
+    assert (found["ranks.correlation"], found["ranks.arms"]) == (f"−{-rank:.3f}", "14")
 
 
 def test_some_never_get_there(tmp_path: Path) -> None:
     oldest: Arm = ("grpo", NEVER_REFRESHED, False)
-    found = section(study(both(0.0, 0.0, 0.0), low=(oldest, ("grpo", 64, False))))
-    check(found, "off-policy")
-    assert "; GRPO never gets there on them; lasting differences begin at age 64 for GRPO" in found.finding
-    assert cells(found.tables[0])["GRPO"][3:] == ["—", "—"]
-    assert cells(found.tables[2])["GRPO"][4] == "94.0 ± 0.0"
-    for panel in found.figure.panels[:2]:
+    planted = study(both(0.0, 0.0, 0.0), low=(oldest, ("grpo", 64, False)))
+    section, found = STUDY.section(planted), numbers_of(planted)
+    check(section, "off-policy")
+    assert (found["grpo.base.verdict"], found["grpo.base.kl"], found["grpo.base.n"]) == ("not comparable", "—", "—")
+    assert "not comparable: GRPO, age ∞." in section.finding
+    assert found["grpo.base.best"] == found["grpo.base.last"] == "94.0 ± 0.0"
+    for panel in section.figure.panels[:2]:
         [marks] = [layer for layer in panel.layers if layer.label.startswith("never reaches")]
         assert isinstance(marks, Points)
         assert [row[0] for row in marks.rows] == ["GRPO, age 64", "GRPO, age ∞"]
         assert marks.x.round().tolist() == [3, 4]
-    drawing.save(found.figure, tmp_path)
-    assert drawing.to_html(found.figure, with_library=False)
+    drawing.save(section.figure, tmp_path)
+    assert drawing.to_html(section.figure, with_library=False)
 
 
 def test_the_highest_threshold_that_most_reach() -> None:
@@ -169,30 +187,41 @@ def test_the_highest_threshold_that_most_reach() -> None:
         assert threshold_most_reach(few, bases, by, levels) == expected
         assert threshold_most_reach(few, pl.DataFrame({"new": [0.98]}), by, levels) is None
     arms = both(0.0, 0.0, 0.0)
-    assert "No run reaches a new accuracy of 95% at whatever age of its samples (the best: 94.0%)" in (
-        section(study(arms, low=tuple(arms))).finding
-    )
+    nothing = STUDY.section(study(arms, low=tuple(arms)))
+    assert nothing.finding.startswith("Nothing can be compared: no arm reaches a new score of 95%")
+    assert [panel.title for panel in nothing.figure.panels] == ["What is learnt at all"]
+
+
+def test_methods_that_cannot_be_stale_do_not_choose_where_to_compare() -> None:
+    rows = study(both(0.0, 0.0, 0.0)).points.to_dicts()
+    for index in range(20):
+        rows += run(f"other-{index}", 0, news=(0.92, 0.954), params={"staleness": None, "importance": None})
+    assert STUDY.section(study_of("off-policy", rows)).figure.panels[0].title == "Drift at new ≥ 97%"
 
 
 def test_one_seed() -> None:
-    finding = section(study(both(2.0, 0.0, -0.4), seeds=1)).finding
-    assert "±" not in finding
-    assert "raise the forward KL of GRPO (1.01 → 3.01 nats)" in finding
-    assert "lasting" not in finding
-    assert finding.endswith("(1 seed, which leaves it open).")
+    planted = study(both(2.0, 0.0, -0.4), seeds=1)
+    found = numbers_of(planted)
+    assert not any("±" in text for text in found.values())
+    assert (found["grpo.kl"], found["grpo.base.kl"], found["grpo.base.verdict"]) == ("1.01", "3.01", "cannot be told")
+    assert found["grpo.lasting"] == "—"
 
 
 @pytest.mark.parametrize("params", [{}, {"staleness": None}, {"staleness": 0, "importance": False}])
 def test_no_stale_samples(params: dict[str, Any], tmp_path: Path) -> None:
     rows = [row for seed in range(2) for row in run("grpo", seed, params=params)]
-    found = section(study_of("off-policy", rows))
-    assert found.finding == "The study has no runs on stale samples, so nothing can be said of their age."
-    check(found, "off-policy")
-    drawing.save(found.figure, tmp_path)
+    section = STUDY.section(study_of("off-policy", rows))
+    assert section.finding.endswith("not comparable: there are no runs to compare.")
+    check(section, "off-policy")
+    drawing.save(section.figure, tmp_path)
 
 
 def test_quick_arms() -> None:
     """Three ages, and no weights of REINFORCE."""
     planted = study({arm: kl for arm, kl in both(2.0, 1.0, 0.0).items() if arm[1] in (0, 8, NEVER_REFRESHED)}, seeds=1)
-    assert [one.label for one in series_of(planted)] == ["GRPO", "weighted GRPO", "1-0 REINFORCE"]
-    check(section(planted), "off-policy")
+    drift = STUDY.section(planted).figure.panels[0]
+    lines = [layer.label for layer in drift.layers if isinstance(layer, Points) and layer.line]
+    assert lines == ["GRPO", "weighted GRPO", "1-0 REINFORCE"]
+    assert [name for _, name in drift.x_ticks or ()] == ["0", "8", "∞"]
+    assert all(layer.x.size == 3 for layer in drift.layers if layer.label in lines)  # the weighted from age 0, too
+    check(STUDY.section(planted), "off-policy")
