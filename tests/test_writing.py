@@ -254,7 +254,7 @@ def test_a_run_replaces_none_of_the_users(here: Path) -> None:
     store = RunStore(here)
     wrote(f"runs/{spec.run_id}/notes.txt")(here)
     with store.open_for_writing(), pytest.raises(RazorError, match=NOT_OURS):
-        store.write(spec, [Checkpoint(Record(spec.run_id, 1, 1.0, 0.5, {"a": 0.5}, {}, {}), {})], seconds=0)
+        store.write(spec, [Checkpoint(Record(spec.run_id, 1, 1.0, 0.5, {"a": 0.5}, {}, {}))], seconds=0)
     assert (store.runs / spec.run_id / "notes.txt").read_text() == "mine"
 
 

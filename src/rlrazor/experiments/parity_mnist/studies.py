@@ -12,12 +12,9 @@ from typing import Any
 import polars as pl
 
 from rlrazor.errors import RazorError
-from rlrazor.experiments.parity_mnist.config import PAPER_LRS, PRESETS, Config
-from rlrazor.experiments.parity_mnist.methods import TEACHER
+from rlrazor.experiments.parity_mnist.config import EXPERIMENT, PAPER_LRS, PRESETS, TAUGHT_AT, TEACHER, Config
 from rlrazor.experiments.parity_mnist.task import DOTS
-from rlrazor.experiments.parity_mnist.train import EXPERIMENT, base_spec
-from rlrazor.runs.records import RunSpec, to_table
-from rlrazor.runs.runner import with_teachers
+from rlrazor.runs.records import Ancestor, RunSpec, to_table
 from rlrazor.runs.store import RunStore
 
 OF_THE_SWEEP = ("predictors", "representation")
@@ -28,7 +25,6 @@ WITH_RL = ("quadrants", "baselines")
 
 NEVER_REFRESHED = 1_000_000  # updates of age: more than any run has, so the samples are the base's throughout
 DOT_IMAGES = 2_000
-TAUGHT_AT = (0.95, 0.96, 0.97)  # new-task scores of teachers
 SEEDS = {"paper": (0, 1, 2), "quick": (0,)}
 
 LRS = PAPER_LRS[6::2]  # 3.6e-5 ... 1e-3, of the sweep's own
@@ -199,12 +195,12 @@ def arms_of(name: str, preset: str) -> list[Arm]:
 
 def base_of(spec: RunSpec) -> RunSpec:
     """The base run that a fine-tuning run starts from."""
-    return base_spec(spec.params, spec.seed)
+    return spec.root
 
 
 def unknown_teachers(level: float, seeds: Sequence[int]) -> dict[int, Any]:
     """Stand-ins for teachers that are not trained yet, by seed: enough to count their students."""
-    return {seed: {"new": level} for seed in seeds}
+    return {seed: Ancestor(RunSpec(EXPERIMENT, TEACHER, {"new": level}, seed), 0) for seed in seeds}
 
 
 def students_of(
@@ -215,15 +211,12 @@ def students_of(
 
 
 def study_table(specs: Sequence[RunSpec], store: RunStore) -> pl.DataFrame:
-    """The records of these runs and of their bases, base by base: forgetting is counted from a run's own base.
-
-    `teacher` names whom a run imitates, as `work.with_teachers` does.
-    """
+    """The records of these runs and of their bases, base by base."""
     by_base: dict[RunSpec, list[RunSpec]] = {}
     for spec in dict.fromkeys(specs):
         by_base.setdefault(base_of(spec), []).append(spec)
     tables = [to_table((spec, store.read(spec).records) for spec in [base, *tuned]) for base, tuned in by_base.items()]
-    return with_teachers(pl.concat(tables, how="diagonal_relaxed"), specs, EXPERIMENT)
+    return pl.concat(tables, how="diagonal_relaxed")
 
 
 def describe_arms(arms: Sequence[Arm]) -> list[dict[str, Any]]:
