@@ -100,7 +100,7 @@ def train(spec: RunSpec, store: RunStore) -> Iterator[Checkpoint]:
     phases.at("loading", 0, 0)
     phases.at(phases.TRAINING, 1, 2)
     phases.say(f"Look at {spec.params['lr']}.")
-    yield Checkpoint(record(spec, 1), {})
+    yield Checkpoint(record(spec, 1))
     phases.at(phases.TRAINING, 2, 2)
 
 
@@ -132,7 +132,7 @@ def test_what_a_run_is_at_reaches_the_main_process(
             messages: queue.Queue[object] = queue.Queue()
             monkeypatch.setattr(workers, "messages", messages)
             for trajectory in sweep.trajectories([ONE, TWO]):
-                sweep._work(trajectory, train, store.folder, "none")
+                sweep._work(trajectory, train, store)
             sweep._forward(messages, heard)
         else:
             sweep.run([ONE, TWO], train, store, progress=heard)

@@ -129,7 +129,7 @@ def store(tmp_path: Path) -> RunStore:
         Record(SPEC.run_id, step, step / 2, 0.9, {"a": 0.8}, {"kl_forward": 0.1}, {"loss": 1.0}) for step in (1, 2)
     ]
     store = RunStore(tmp_path)
-    store.write(SPEC, [Checkpoint(record, {}) for record in records], seconds=1.5)
+    store.write(SPEC, [Checkpoint(record) for record in records], seconds=1.5)
     return store
 
 

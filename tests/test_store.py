@@ -5,6 +5,7 @@ import errno
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import polars as pl
@@ -14,15 +15,20 @@ import torch
 from rlrazor.errors import RazorError
 from rlrazor.runs import store as store_module
 from rlrazor.runs.records import Record, RunSpec
-from rlrazor.runs.store import Checkpoint, RunStore, atomic_path
+from rlrazor.runs.store import Checkpoint, Keep, RunStore, atomic_path
 
 SPEC = RunSpec("toy", "grpo", {"lr": 1e-4, "schedule": "constant", "epochs": 1}, 0)
+
+
+def weights(step: int) -> dict[str, torch.Tensor]:
+    return {"w": torch.ones(3) * step}
 
 
 def checkpoints() -> list[Checkpoint]:
     return [
         Checkpoint(
-            Record(SPEC.run_id, step, step / 2, 0.1 + step / 3, {"p": 0.7}, {"kl": 1 / 3}), {"w": torch.ones(3) * step}
+            Record(SPEC.run_id, step, step / 2, 0.1 + step / 3, {"p": 0.7}, {"kl": 1 / 3}),
+            partial(weights, step),
         )
         for step in (1, 2)
     ]
@@ -34,8 +40,9 @@ def store(tmp_path: Path) -> RunStore:
 
 
 def test_what_is_written_is_read_back_to_the_bit(store: RunStore) -> None:
+    store.keep(SPEC, Keep(all=True))
     with store.open_for_writing():
-        store.write(SPEC, checkpoints(), seconds=1.5, weights="all")
+        store.write(SPEC, checkpoints(), seconds=1.5)
     run = store.read(SPEC)
     assert list(run.records) == [checkpoint.record for checkpoint in checkpoints()]
     assert run.diverged_at is None
@@ -47,12 +54,13 @@ def test_finished_means_finished_with_the_weights_asked_for(store: RunStore) -> 
     assert not store.is_finished(SPEC)
     store.write(SPEC, checkpoints(), seconds=0)
     assert store.is_finished(SPEC)
-    assert not store.is_finished(SPEC, "final")
-    store.write(SPEC, checkpoints(), seconds=0, weights="final")
-    assert store.is_finished(SPEC, "final")
-    assert not store.is_finished(SPEC, "all")
-    store.write(SPEC, checkpoints(), seconds=0, weights="all")
-    assert store.is_finished(SPEC, "all")
+    for keep, steps in ((Keep(last=True), {2}), (Keep(steps=frozenset({1})), {1, 2}), (Keep(all=True), {1, 2})):
+        store.keep(SPEC, keep)
+        assert store.is_finished(SPEC) is (store.kept_steps(SPEC) == steps)
+        store.write(SPEC, checkpoints(), seconds=0)
+        assert store.is_finished(SPEC)
+        assert store.kept_steps(SPEC) == steps
+    assert RunStore(store.folder).is_finished(SPEC)  # whoever wants no weights
 
 
 def test_a_full_disk_leaves_no_half_written_run(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,7 +77,8 @@ def test_a_full_disk_leaves_no_half_written_run(store: RunStore, monkeypatch: py
 
     monkeypatch.setattr(store_module, "_write_bytes", full_after_two_files)
     with pytest.raises(RazorError, match=r"Cannot write to .*No space left on device.*free some space"):
-        store.write(SPEC, checkpoints(), seconds=0, weights="all")
+        store.keep(SPEC, Keep(all=True))
+        store.write(SPEC, checkpoints(), seconds=0)
     assert {path: path.read_bytes() for path in store.folder.rglob("*") if path.is_file()} == before
 
 
@@ -140,7 +149,8 @@ def test_a_damaged_record_file_is_named(store: RunStore, damage: str) -> None:
 
 
 def test_damaged_weights_are_named(store: RunStore) -> None:
-    store.write(SPEC, checkpoints(), seconds=0, weights="final")
+    store.keep(SPEC, Keep(last=True))
+    store.write(SPEC, checkpoints(), seconds=0)
     store.weights_path(SPEC, 2).write_bytes(b"\x00" * 40)
     with pytest.raises(RazorError, match=r"step-000002.safetensors cannot be read"):
         store.load_weights(SPEC, 2)
@@ -152,6 +162,10 @@ def test_a_run_of_another_schema_is_refused(store: RunStore, monkeypatch: pytest
         store.write(SPEC, checkpoints(), seconds=0)
     with pytest.raises(RazorError, match="schema version 0"):
         store.read(SPEC)
+    # Its runs would never be found again, and all would be trained anew beside them.
+    sentence = r"schema version 0, this rlrazor reads 2. Choose another --out."
+    with pytest.raises(RazorError, match=sentence), RunStore(store.folder).open_for_writing():
+        pass
 
 
 def test_atomic_path_keeps_the_old_file_when_the_writer_fails(tmp_path: Path) -> None:

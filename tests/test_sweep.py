@@ -30,9 +30,7 @@ def train(spec: RunSpec, store: RunStore) -> Iterator[Checkpoint]:
     for step in range(1, 2 * spec.params["epochs"] + 1):
         if spec.method == "diverging" and step == 3:
             raise DivergedError(step, step / 2)
-        yield Checkpoint(
-            Record(spec.run_id, step, step / 2, spec.params["lr"] * step, {"p": 1 / step}, {"kl": 0.1}), {}
-        )
+        yield Checkpoint(Record(spec.run_id, step, step / 2, spec.params["lr"] * step, {"p": 1 / step}, {"kl": 0.1}))
 
 
 @pytest.fixture

@@ -18,8 +18,8 @@ from rlrazor.experiments.language.config import (
     settled,
     warmup_steps,
 )
+from rlrazor.experiments.language.experiment import name_of, quadrants
 from rlrazor.experiments.language.methods import METHODS, find_method, label_of
-from rlrazor.experiments.language.reproduce import name_of, quadrants
 from rlrazor.lm import compute
 from rlrazor.runs.settings import read_settings
 

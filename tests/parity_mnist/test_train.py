@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from rlrazor.errors import RazorError
 from rlrazor.experiments.parity_mnist import train as training
 from rlrazor.experiments.parity_mnist.config import Config
 from rlrazor.experiments.parity_mnist.evaluate import Reference, evaluate
+from rlrazor.experiments.parity_mnist.experiment import ParityMnist
 from rlrazor.experiments.parity_mnist.methods import METHODS, RULES, find_method, label_of, oracle, sft_1, sft_2, wrong
 from rlrazor.experiments.parity_mnist.policy import (
     NEW_TASK,
@@ -25,10 +27,10 @@ from rlrazor.experiments.parity_mnist.policy import (
     log_probs,
 )
 from rlrazor.experiments.parity_mnist.task import load_task
-from rlrazor.experiments.parity_mnist.train import Trainer, lr_factor
-from rlrazor.runs.records import RunSpec
+from rlrazor.experiments.parity_mnist.train import lr_factor
+from rlrazor.runs.records import Ancestor, RunSpec
 from rlrazor.runs.settings import checkpoint_steps
-from rlrazor.runs.store import Checkpoint, RunStore
+from rlrazor.runs.store import Checkpoint, Keep, RunStore
 from rlrazor.runs.sweep import DivergedError
 
 CONFIG = Config(
@@ -45,42 +47,56 @@ CONFIG = Config(
 
 
 @pytest.fixture(scope="module")
-def trainer(tmp_path_factory: pytest.TempPathFactory) -> Trainer:
-    return Trainer(write_dataset(tmp_path_factory.mktemp("data"), train=600, test=200))
+def trainer(tmp_path_factory: pytest.TempPathFactory) -> ParityMnist:
+    return ParityMnist(write_dataset(tmp_path_factory.mktemp("data"), train=600, test=200))
+
+
+def run(trainer: ParityMnist, store: RunStore, spec: RunSpec) -> list[Checkpoint]:
+    """All checkpoints, their weights as they were at the time."""
+    found = []
+    for checkpoint in trainer.train(spec, store):
+        weights = {name: tensor.clone() for name, tensor in checkpoint.weights().items()}
+        found.append(Checkpoint(checkpoint.record, partial(dict, weights)))
+    return found
+
+
+def stored(trainer: ParityMnist, store: RunStore, spec: RunSpec) -> RunSpec:
+    """The spec, once its run is in the store with all its weights."""
+    store.keep(spec, Keep(all=True))
+    if not store.is_finished(spec):
+        store.write(spec, run(trainer, store, spec), seconds=0)
+    return spec
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory, trainer: Trainer) -> RunStore:
+def store(tmp_path_factory: pytest.TempPathFactory, trainer: ParityMnist) -> RunStore:
     """A store that holds the base run of seed 0."""
     store = RunStore(tmp_path_factory.mktemp("out"))
-    (base,) = CONFIG.base_specs("test")
-    store.write(base, list(trainer(base, store)), seconds=0, weights="final")
+    stored(trainer, store, CONFIG.base_specs("test")[0])
     return store
 
 
-def finetuned(trainer: Trainer, store: RunStore, config: Config) -> list[Checkpoint]:
+def finetuned(trainer: ParityMnist, store: RunStore, config: Config) -> list[Checkpoint]:
     (spec,) = config.specs("test", config.methods)
-    return list(trainer(spec, store))
+    return run(trainer, store, spec)
 
 
-def taught(trainer: Trainer, store: RunStore) -> dict[int, Any]:
+def taught(trainer: ParityMnist, store: RunStore) -> dict[int, Ancestor]:
     """A teacher for seed 0: the end of a GRPO run, which is put into the store."""
     (teacher,) = CONFIG.specs("test", ("grpo",))
-    store.write(teacher, list(trainer(teacher, store)), seconds=0, weights="all")
-    step = store.read(teacher).records[-1].step
-    return {0: {"method": "grpo", "params": dict(teacher.params), "seed": 0, "step": step}}
+    step = store.read(stored(trainer, store, teacher)).records[-1].step
+    return {0: Ancestor(teacher, step)}
 
 
-def test_another_rule_splits_the_digits_another_way(trainer: Trainer, store: RunStore) -> None:
+def test_another_rule_splits_the_digits_another_way(trainer: ParityMnist, store: RunStore) -> None:
     """SFT-1 under `halves` labels digits below 5 with 0, the rest with what counts as 1; the score is by halves."""
     config = replace(CONFIG, methods=("sft-1",))
     (spec,) = config.specs("test", config.methods, variant={"rule": "halves"})
-    base = training.base_spec(spec.params, spec.seed)
-    store.write(base, list(trainer(base, store)), seconds=0, weights="final")
+    base = stored(trainer, store, spec.root)
     (untuned,) = store.read(base).records
-    *_, last = trainer(spec, store)
+    *_, last = run(trainer, store, spec)
     task = load_task(trainer.data_dir)
-    for record, weights in ((untuned, store.load_weights(base, 0)), (last.record, last.weights)):
+    for record, weights in ((untuned, store.load_weights(base, 0)), (last.record, last.weights())):
         logp = log_probs(load_weights(weights), task.new_test)
         below = task.new_test_digits < 5
         assert record.new == pytest.approx(float(((logp.argmax(dim=1) < 5) == below).double().mean()))
@@ -88,7 +104,7 @@ def test_another_rule_splits_the_digits_another_way(trainer: Trainer, store: Run
         expected = torch.where(below, mass, 1 - mass).double().mean()
         assert record.metrics["new_expected"] == pytest.approx(float(expected), rel=1e-5)
     assert last.record.new > untuned.new + 0.2
-    answers = log_probs(load_weights(last.weights), task.new_test).argmax(dim=1)
+    answers = log_probs(load_weights(last.weights()), task.new_test).argmax(dim=1)
     assert set(answers.tolist()) == {0, 5}  # what counts as 0 and as 1
 
 
@@ -156,9 +172,11 @@ def test_policy_has_the_papers_shape_and_chunks_do_not_matter() -> None:
     torch.testing.assert_close(log_probs(policy, inputs).exp().sum(dim=1), torch.ones(70))
 
 
-def test_pretraining_learns_both_tasks_and_spreads_over_the_correct_labels(trainer: Trainer, store: RunStore) -> None:
+def test_pretraining_learns_both_tasks_and_spreads_over_the_correct_labels(
+    trainer: ParityMnist, store: RunStore
+) -> None:
     (base,) = replace(CONFIG, pretrain_epochs=40).base_specs("test")
-    (checkpoint,) = trainer(base, store)
+    (checkpoint,) = run(trainer, store, base)
     record = checkpoint.record
     assert record.new > 0.9
     assert record.prior["fashion_mnist"] > 0.9
@@ -167,14 +185,14 @@ def test_pretraining_learns_both_tasks_and_spreads_over_the_correct_labels(train
     assert trainer.data_dir is not None
     task = load_task(trainer.data_dir)
     policy = DigitPolicy()
-    policy.load_state_dict(dict(checkpoint.weights))
+    policy.load_state_dict(dict(checkpoint.weights()))
     probs = log_probs(policy, task.new_test).exp()
     entropy = -(probs * probs.log()).sum(dim=1).mean().item()
     assert math.log(4) < entropy < math.log(7)  # uniform over five is log 5
 
 
 @pytest.mark.parametrize("method", [*METHODS, "grpo+kl", "dft+kl"])
-def test_every_method_learns_the_new_task(trainer: Trainer, store: RunStore, method: str) -> None:
+def test_every_method_learns_the_new_task(trainer: ParityMnist, store: RunStore, method: str) -> None:
     config = replace(CONFIG, methods=("grpo", method) if method != "grpo" else ("grpo",))
     if method == "lora":
         config = replace(config, lrs=(5e-3,))  # what low-rank updates need
@@ -182,7 +200,7 @@ def test_every_method_learns_the_new_task(trainer: Trainer, store: RunStore, met
     (spec,) = config.specs("test", (method,), teachers)
     (base,) = CONFIG.base_specs("test")
     before = store.read(base).records[0]
-    checkpoints = list(trainer(spec, store))
+    checkpoints = run(trainer, store, spec)
     after = checkpoints[-1].record
     assert [c.record.step for c in checkpoints] == [10, 19]  # 600 images in batches of 32: 19 steps
     assert after.metrics["new_expected"] > before.metrics["new_expected"] + 0.02
@@ -190,16 +208,15 @@ def test_every_method_learns_the_new_task(trainer: Trainer, store: RunStore, met
     assert after.run_id == spec.run_id
 
 
-def labels_of(trainer: Trainer, store: RunStore, spec: RunSpec) -> Tensor:
+def labels_of(trainer: ParityMnist, store: RunStore, spec: RunSpec) -> Tensor:
     """What an offline run learns from: (N, G)."""
     task = load_task(trainer.data_dir)
-    base = training.load_base(training.base_spec(spec.params, spec.seed), store, task)
-    labels = training.Labels(spec, find_method(spec.method)[0], RULES["parity"], base, task, store, [])
-    assert labels.offline_NG is not None
-    return labels.offline_NG
+    method, base = find_method(spec.method)[0], training.load_base(Ancestor(spec.root, 0), store, task)
+    source = base.train_logp if spec.teacher is None else training.teacher_log_probs(spec.teacher, task, store)
+    return training.offline_labels(spec, method, RULES["parity"], task, source)
 
 
-def test_students_learn_from_samples_of_their_teacher(trainer: Trainer, store: RunStore) -> None:
+def test_students_learn_from_samples_of_their_teacher(trainer: ParityMnist, store: RunStore) -> None:
     """As many to an image as asked for, in the teacher's proportions; `correct`, in those of its correct labels."""
     teachers = taught(trainer, store)
     task = load_task(trainer.data_dir)
@@ -221,29 +238,31 @@ def test_students_learn_from_samples_of_their_teacher(trainer: Trainer, store: R
         assert shares[expected == 0].sum() == 0
 
 
-def test_one_label_an_image_is_what_there_was_before(trainer: Trainer, store: RunStore) -> None:
+def test_one_label_an_image_is_what_there_was_before(trainer: ParityMnist, store: RunStore) -> None:
     """The bits of a run do not depend on whether the number is named."""
     plain, named = (
         CONFIG.specs("test", ("rl-distilled",), taught(trainer, store), variant)[0]
         for variant in ({}, {"labels_per_image": 1})
     )
     assert plain.run_id != named.run_id
-    first, second = (list(trainer(spec, store))[-1] for spec in (plain, named))
-    assert all(torch.equal(first.weights[name], second.weights[name]) for name in first.weights)
+    first, second = (run(trainer, store, spec)[-1] for spec in (plain, named))
+    assert all(torch.equal(first.weights()[name], second.weights()[name]) for name in first.weights())
 
 
-def test_the_same_spec_gives_the_same_bits_and_another_seed_other_ones(trainer: Trainer, store: RunStore) -> None:
+def test_the_same_spec_gives_the_same_bits_and_another_seed_other_ones(trainer: ParityMnist, store: RunStore) -> None:
     config = replace(CONFIG, methods=("grpo",))
     first, again = finetuned(trainer, store, config), finetuned(trainer, store, config)
     assert [c.record for c in first] == [c.record for c in again]
-    assert all(torch.equal(first[-1].weights[name], again[-1].weights[name]) for name in first[-1].weights)
+    assert all(torch.equal(first[-1].weights()[name], again[-1].weights()[name]) for name in first[-1].weights())
     other = replace(config, seeds=(1,))
     (base,) = other.base_specs("test")
-    store.write(base, list(trainer(base, store)), seconds=0, weights="final")
+    stored(trainer, store, base)
     assert finetuned(trainer, store, other)[0].record.drift != first[0].record.drift
 
 
-def test_a_constant_run_is_a_prefix_of_the_longer_and_a_cosine_run_is_not(trainer: Trainer, store: RunStore) -> None:
+def test_a_constant_run_is_a_prefix_of_the_longer_and_a_cosine_run_is_not(
+    trainer: ParityMnist, store: RunStore
+) -> None:
     def drifts(schedule: str, epochs: int) -> list[float]:
         config = replace(CONFIG, schedules=(schedule,), epochs=(epochs,))
         return [checkpoint.record.drift["kl_forward"] for checkpoint in finetuned(trainer, store, config)]
@@ -253,7 +272,7 @@ def test_a_constant_run_is_a_prefix_of_the_longer_and_a_cosine_run_is_not(traine
     assert drifts("cosine", 1) != drifts("cosine", 2)[:2]
 
 
-def test_the_kl_penalty_keeps_the_policy_nearer(trainer: Trainer, store: RunStore) -> None:
+def test_the_kl_penalty_keeps_the_policy_nearer(trainer: ParityMnist, store: RunStore) -> None:
     plain = finetuned(trainer, store, replace(CONFIG, methods=("grpo",)))[-1].record
     tied = finetuned(trainer, store, replace(CONFIG, methods=("grpo+kl",), kl_coef=1.0))[-1].record
     assert tied.drift["kl_reverse"] < plain.drift["kl_reverse"] / 2
@@ -264,17 +283,9 @@ def variant_of(config: Config, **variant: Any) -> RunSpec:
     return spec
 
 
-def with_base(trainer: Trainer, store: RunStore, spec: RunSpec) -> RunSpec:
-    """The spec, once the base that its variant asks for is in the store."""
-    base = training.base_spec(spec.params, spec.seed)
-    if not store.is_finished(base):
-        store.write(base, list(trainer(base, store)), seconds=0, weights="final")
-    return spec
-
-
 @pytest.mark.parametrize("age", [3, 100])
 def test_stale_samples_come_from_the_policy_of_that_many_updates_ago(
-    trainer: Trainer, store: RunStore, age: int
+    trainer: ParityMnist, store: RunStore, age: int
 ) -> None:
     """Checked against the log-probabilities of weights that are kept after every step."""
     config = replace(CONFIG, methods=("reinforce",), checkpoints_per_epoch=19)
@@ -290,10 +301,10 @@ def test_stale_samples_come_from_the_policy_of_that_many_updates_ago(
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training.Labels, "of_step", spy)
-        checkpoints = list(trainer(spec, store))
+        checkpoints = run(trainer, store, spec)
     task = load_task(trainer.data_dir)
     (base,) = CONFIG.base_specs("test")
-    policies = [store.load_weights(base, 0), *(c.weights for c in checkpoints)]
+    policies = [store.load_weights(base, 0), *(c.weights() for c in checkpoints)]
     assert len(policies) == len(drawn) + 1
     for step, (rows, actions, behaviour) in enumerate(drawn):
         old = load_weights(policies[max(0, step - age)])
@@ -301,11 +312,11 @@ def test_stale_samples_come_from_the_policy_of_that_many_updates_ago(
         torch.testing.assert_close(behaviour, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_age_zero_is_on_policy_and_weights_change_only_stale_runs(trainer: Trainer, store: RunStore) -> None:
+def test_age_zero_is_on_policy_and_weights_change_only_stale_runs(trainer: ParityMnist, store: RunStore) -> None:
     config = replace(CONFIG, methods=("reinforce",))
 
     def drift(**variant: Any) -> float:
-        return list(trainer(variant_of(config, **variant), store))[-1].record.drift["kl_forward"]
+        return run(trainer, store, variant_of(config, **variant))[-1].record.drift["kl_forward"]
 
     assert drift(staleness=0) == drift()
     assert drift(staleness=0, importance=True) == pytest.approx(drift(), rel=1e-4)  # every ratio is 1
@@ -313,42 +324,43 @@ def test_age_zero_is_on_policy_and_weights_change_only_stale_runs(trainer: Train
 
 
 def test_bfloat16_weights_are_rounded_after_each_step_and_leave_small_updates_out(
-    trainer: Trainer, store: RunStore
+    trainer: ParityMnist, store: RunStore
 ) -> None:
     config = replace(CONFIG, methods=("grpo",), lrs=(3e-5,))
-    dense = list(trainer(variant_of(config), store))[-1]
-    spec = with_base(trainer, store, variant_of(config, precision="bfloat16"))
-    sparse = list(trainer(spec, store))[-1]
-    for weight in sparse.weights.values():
+    dense = run(trainer, store, variant_of(config))[-1]
+    spec = variant_of(config, precision="bfloat16")
+    stored(trainer, store, spec.root)
+    sparse = run(trainer, store, spec)[-1]
+    for weight in sparse.weights().values():
         assert torch.equal(weight, weight.bfloat16().float())
     assert sparse.record.drift["weight_sparsity"] > 0.5
     assert dense.record.drift["weight_sparsity"] < 0.2
 
 
 @pytest.mark.parametrize(("optimizer", "lr"), [("sgd", 0.1), ("muon", 5e-3)])
-def test_other_optimizers_learn_too(trainer: Trainer, store: RunStore, optimizer: str, lr: float) -> None:
+def test_other_optimizers_learn_too(trainer: ParityMnist, store: RunStore, optimizer: str, lr: float) -> None:
     (base,) = CONFIG.base_specs("test")
     before = store.read(base).records[0].metrics["new_expected"]
     spec = variant_of(replace(CONFIG, lrs=(lr,)), optimizer=optimizer)
-    assert list(trainer(spec, store))[-1].record.metrics["new_expected"] > before + 0.02
+    assert run(trainer, store, spec)[-1].record.metrics["new_expected"] > before + 0.02
 
 
-def test_a_base_can_be_bad_at_the_new_task_or_know_a_further_prior_one(trainer: Trainer, store: RunStore) -> None:
+def test_a_base_can_be_bad_at_the_new_task_or_know_a_further_prior_one(trainer: ParityMnist, store: RunStore) -> None:
     config = replace(CONFIG, pretrain_epochs=20)
     (bad,) = config.base_specs("test", {"pretrain_accuracy": 0.0})
-    assert next(iter(trainer(bad, store))).record.metrics["new_expected"] < 0.1
+    assert run(trainer, store, bad)[0].record.metrics["new_expected"] < 0.1
     (counting,) = config.base_specs("test", {"dots": 500})
-    record = next(iter(trainer(counting, store))).record
+    record = run(trainer, store, counting)[0].record
     assert set(record.prior) == {"fashion_mnist", "dots"}
     assert record.prior["dots"] > 0.3  # of ten counts
     assert record.prior["fashion_mnist"] > 0.9
 
 
-def test_a_traced_run_tells_of_every_step(trainer: Trainer, store: RunStore) -> None:
+def test_a_traced_run_tells_of_every_step(trainer: ParityMnist, store: RunStore) -> None:
     """Its cosines against gradients by autograd at the weights of an untraced run, its KL against that run's."""
     config = replace(CONFIG, checkpoints_per_epoch=19)
-    traced = list(trainer(variant_of(config, traced=True), store))
-    plain = list(trainer(variant_of(config), store))
+    traced = run(trainer, store, variant_of(config, traced=True))
+    plain = run(trainer, store, variant_of(config))
     assert [c.record.step for c in traced] == list(range(1, 20))
     kls = [c.record.drift["kl_forward"] for c in traced]
     np.testing.assert_allclose(kls, [c.record.drift["kl_forward"] for c in plain], rtol=1e-4)
@@ -357,7 +369,7 @@ def test_a_traced_run_tells_of_every_step(trainer: Trainer, store: RunStore) -> 
 
     task = load_task(trainer.data_dir)
     inputs = as_inputs(task.prior_train_images[:500], PRIOR_TASK)
-    before, after = plain[7].weights, plain[8].weights
+    before, after = plain[7].weights(), plain[8].weights()
     policy = load_weights(before)
     torch.nn.functional.cross_entropy(policy(inputs), task.prior_train_labels[:500]).backward()
     gradient = torch.cat([weight.grad.flatten() for weight in policy.parameters() if weight.grad is not None])
@@ -367,7 +379,7 @@ def test_a_traced_run_tells_of_every_step(trainer: Trainer, store: RunStore) -> 
     assert min(c.record.metrics["cos_new_gradient"] for c in traced[:5]) < 0  # it learns: down its own gradient
 
 
-def test_evaluate_against_a_loop(trainer: Trainer, store: RunStore) -> None:
+def test_evaluate_against_a_loop(trainer: ParityMnist, store: RunStore) -> None:
     task = load_task(trainer.data_dir)
     policy, base = DigitPolicy(), DigitPolicy()
     base_logp = log_probs(base, task.new_test)
@@ -389,7 +401,7 @@ def test_evaluate_against_a_loop(trainer: Trainer, store: RunStore) -> None:
 
 @pytest.mark.parametrize("method", ["sft-1", "grpo"])
 def test_a_learning_rate_that_destroys_the_policy_is_reported_as_divergence(
-    trainer: Trainer, store: RunStore, method: str
+    trainer: ParityMnist, store: RunStore, method: str
 ) -> None:
     with pytest.raises(DivergedError) as caught:
         finetuned(trainer, store, replace(CONFIG, methods=(method,), lrs=(1e38,)))

@@ -3,11 +3,11 @@
 import argparse
 import json
 import math
-import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rlrazor.cli import running
 from rlrazor.cli.language import (
     DRY_RUN,
     PAPER_DEFAULTS,
@@ -17,25 +17,26 @@ from rlrazor.cli.language import (
     add_settings,
     add_source,
     check_early,
-    in_words,
+    experiment_of,
+    jobs_of,
+    load,
     require_forgetting,
     settings_given,
+    show_plan,
     task_of,
-    trainer_of,
 )
 from rlrazor.cli.outputs import check_run_folder
-from rlrazor.cli.printing import Subparsers, console_for_tables, human_seconds, options_of, print_json, print_plan
+from rlrazor.cli.printing import Subparsers, console_for_tables, options_of, print_json
 from rlrazor.errors import RazorError
+from rlrazor.experiments.language.config import TINY, Config, parse_setting, resolve, settled
 from rlrazor.extras import needs_extra
-from rlrazor.system import cores
 from rlrazor.system.progress import doing
 from rlrazor.system.terminal import Terminal
 from rlrazor.system.writing import Output, require_our_folder, write_text
 
 if TYPE_CHECKING:
-    from rlrazor.experiments.language.config import Config
+    from rlrazor.experiments.language.experiment import Language
     from rlrazor.experiments.language.tasks import Splits
-    from rlrazor.experiments.language.train import Trainer
     from rlrazor.guard.law_file import LawFile
 
 # Short runs, gentle to ruinous, so that the law sees both ends; ten of them, so that intervals of 90 % exist.
@@ -104,58 +105,50 @@ def add_to(commands: Subparsers) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run the sweep, fit the law, write it, say what it is worth."""
     needs_extra("guard", "train", "eval")
-    from rlrazor.experiments.language.config import TINY, settled
-
     if arguments.level is None:
         arguments.level = QUICK_LEVEL if arguments.quick else LEVEL
     config = _config_of(arguments)
-    jobs = arguments.jobs if arguments.jobs is not None else (cores.available() if config.base == TINY else 1)
+    jobs = jobs_of(arguments, config)
     if not arguments.dry_run:
         _check(arguments, tiny=config.base == TINY)
     require_forgetting(config, "calibrate")
     check_early(arguments, config)
     from rlrazor.cli import law_page
-    from rlrazor.experiments.language.reproduce import Options, estimate, reproduce
     from rlrazor.report import write_report
+    from rlrazor.runs import runner
 
     config = settled(config)
-    trainer = trainer_of(arguments, config)
-    splits = trainer.task.load()
+    experiment = experiment_of(arguments, config)
+    splits = experiment.task.load()
     if config.base != TINY and arguments.epochs is None and config.max_steps:
         config = replace(config, epochs=(_epochs(config, len(splits.train)),))
     console = Terminal(stderr=True)
     if arguments.dry_run:
-        found = estimate(config, trainer, console, jobs=jobs)
-        print_plan(config, found, in_words(found, arguments.out, jobs), as_json=arguments.json)
+        show_plan(arguments, experiment, config, arguments.out, jobs=jobs)
         return 0
-    command = shlex.join(["razor", *arguments.argv])
-    done = reproduce(config, trainer, Options(arguments.out, jobs, preset="calibrate", command=command), console)
-    for name in done.diverged:
-        console.print(f"Diverged, measured up to there: {name}.", style="yellow")
+    load(experiment, console)
+    options = running.options_of_run(arguments, arguments.out, "calibrate", jobs=jobs)
+    done = runner.run(experiment, config, options, console)
+    results, page = running.write_and_load(arguments.out, console)
     with doing(console, "Fitting the law"):
-        law, warnings = _write(arguments, config, trainer, splits, command)
-    write_report(law_page.with_law(done.results))
+        law, warnings = _write(arguments, config, experiment, splits, options.command)
+    write_report(law_page.with_law(results))
+    running.say_done(done, console, what=", the base among them")
     if arguments.json:
         said: dict[str, Any] = {
             "law": str(arguments.out / "law.json"),
-            "report": str(done.report),
+            "report": str(page),
             "warnings": warnings,
         }
         said |= {"objection": law.objection(), "by_range": law_page.ranges_as_json(law)}
         print_json({**said, **law.as_json()})
         return 0
-    console.print(
-        f"{done.trained} runs trained, {done.kept} kept, the base among them, in {human_seconds(done.seconds)}.",
-        highlight=False,
-    )
-    _show(arguments, law, warnings, done.report)
+    _show(arguments, law, warnings, page)
     return 0
 
 
-def _config_of(arguments: argparse.Namespace) -> "Config":
+def _config_of(arguments: argparse.Namespace) -> Config:
     """The runs that the options describe."""
-    from rlrazor.experiments.language.config import TINY, parse_setting, resolve
-
     if arguments.task is not None and arguments.prompts is not None:
         raise RazorError("Name the new task once: --task NAME, or --prompts FILE for one of your own.")
     tiny = arguments.base == TINY
@@ -172,23 +165,21 @@ def _config_of(arguments: argparse.Namespace) -> "Config":
 
 
 def _write(
-    arguments: argparse.Namespace, config: "Config", trainer: "Trainer", splits: "Splits", command: str
+    arguments: argparse.Namespace, config: Config, experiment: "Language", splits: "Splits", command: str
 ) -> "tuple[LawFile, list[str]]":
     """Fit the law to the runs in the folder and write it with its figure and the rows; it, and what is to be said."""
     from rlrazor.cli import law_page
-    from rlrazor.experiments.language.config import TINY
     from rlrazor.experiments.language.evaluate import probe_settings
-    from rlrazor.experiments.language.reproduce import plan
-    from rlrazor.experiments.language.train import calibration_base
+    from rlrazor.experiments.language.world import calibration_base
     from rlrazor.guard import calibrate
     from rlrazor.report import drawing
     from rlrazor.report.tables import read_table
     from rlrazor.runs.runner import versions_of
     from rlrazor.runs.store import RunStore
 
-    task, out = trainer.task.task(), arguments.out
-    base_spec, folder = plan(config, trainer.task).bases[0], out / "base" if config.base == TINY else None
-    own = calibration_base(trainer, base_spec, RunStore(out), folder)
+    task, out = experiment.task.task(), arguments.out
+    base_spec = config.base_specs(experiment.fingerprint, experiment.data[0])[0]
+    own = calibration_base(experiment, base_spec, RunStore(out), out / "base" if config.base == TINY else None)
     # As `probes.read_prompts` will read them.
     prompts = list(dict.fromkeys(item.prompt for item in splits.test[: config.test_prompts]))
     probes = replace(probe_settings(own.limited(task), config.kl_samples), precision=config.dtype)
@@ -263,7 +254,7 @@ def _check(arguments: argparse.Namespace, *, tiny: bool) -> None:
         require_our_folder(out / "base")
 
 
-def _epochs(config: "Config", prompts: int) -> int:
+def _epochs(config: Config, prompts: int) -> int:
     """Passes over the prompts that come to `max_steps` updates."""
     prompts = min(prompts, config.train_prompts or prompts)
     return math.ceil(config.max_steps / max(1, prompts // max(config.batch_sizes)))

@@ -2,7 +2,7 @@
 
 import argparse
 import shlex
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,10 +16,11 @@ from rlrazor.cli.language import (
     add_settings,
     add_source,
     check_early,
-    in_words,
+    experiment_of,
+    load,
     settings_given,
+    show_plan,
     task_of,
-    trainer_of,
 )
 from rlrazor.cli.outputs import check_folder
 from rlrazor.cli.printing import (
@@ -28,21 +29,19 @@ from rlrazor.cli.printing import (
     human_seconds,
     options_of,
     print_json,
-    print_plan,
     records_table,
 )
 from rlrazor.errors import RazorError
 from rlrazor.experiments.language.methods import SETTINGS_OF
 from rlrazor.extras import needs_extra
 from rlrazor.system import cores, processes
-from rlrazor.system.progress import doing
 from rlrazor.system.terminal import Terminal
 from rlrazor.system.writing import require_our_folder
 
 if TYPE_CHECKING:
     from rlrazor.experiments.language.config import Config
     from rlrazor.runs.records import RunSpec
-    from rlrazor.runs.runner import Work
+    from rlrazor.runs.runner import Runner
 
 # What a single run has of a sweep's settings.
 _OWN = (
@@ -87,35 +86,32 @@ def run(arguments: argparse.Namespace) -> int:
     if not arguments.dry_run:
         check_folder(arguments, arguments.out)
     processes.join()
-    from rlrazor.experiments.language.config import TINY, settled
+    from rlrazor.experiments.language.config import settled
 
     config = _config_of(arguments)
     check_early(arguments, config)
-    from rlrazor.experiments.language.reproduce import estimate, plan
-    from rlrazor.runs.runner import Work
+    from rlrazor.runs.runner import Options, Runner
 
     config = settled(config)
-    trainer = replace(trainer_of(arguments, config), keep_models=True)
+    experiment = experiment_of(arguments, config, keep_models=True)
     console = Terminal(stderr=True, quiet=processes.rank() > 0)
     if arguments.dry_run:
-        found = estimate(config, trainer, console, keep_models=True)
-        print_plan(config, found, in_words(found, arguments.out), as_json=arguments.json)
+        show_plan(arguments, experiment, config, arguments.out)
         return 0
-    with doing(console, "Loading the base and the task"):
-        made = plan(config, trainer.task)
-    if made.students:
-        raise RazorError(f"{made.students[0]} imitates a policy that a sweep has trained: use `razor sweep`.")
-    if len(made.specs) != 1:
+    load(experiment, console)
+    if config.taught:
+        raise RazorError(f"{config.taught[0]} imitates a policy that a sweep has trained: use `razor sweep`.")
+    specs = config.specs(experiment.fingerprint, experiment.data[0], config.methods)
+    if len(specs) != 1:
         raise RazorError("razor finetune makes one run: give one value to each option, or use `razor sweep`.")
-    work = Work(arguments.out, trainer, made.count_checkpoints, console)
-    if not work.store.is_finished(made.specs[0]):
-        require_our_folder(arguments.out / "models" / made.specs[0].run_id)
-    with work.store.open_for_writing():
-        work.finish(made.bases, "base policy", weights="final" if config.base == TINY else "none")
-        work.finish(made.specs, arguments.method)
-        work.discard_unfinished()
+    runner = Runner(experiment, Options(arguments.out), console)
+    if not runner.store.is_finished(specs[0]):
+        require_our_folder(arguments.out / "models" / specs[0].run_id)
+    with runner.store.open_for_writing():
+        runner.finish(experiment.phases(config, runner.store))
+        runner.store.discard_unfinished()
     if processes.rank() == 0:
-        _show(arguments, work, made.bases[0], made.specs[0])
+        _show(arguments, runner, specs[0])
     return 0
 
 
@@ -132,10 +128,10 @@ def _config_of(arguments: argparse.Namespace) -> "Config":
     return resolve("tiny" if arguments.base == TINY else "paper", {k: parse_setting(k, v) for k, v in given.items()})
 
 
-def _show(arguments: argparse.Namespace, work: "Work", base_spec: "RunSpec", spec: "RunSpec") -> None:
+def _show(arguments: argparse.Namespace, work: "Runner", spec: "RunSpec") -> None:
     """The base's record and the run's, and where the model is."""
     finished = work.store.read(spec)
-    base = work.store.read(base_spec).records[0]
+    base = work.store.read(spec.root).records[0]
     model = arguments.out / "models" / spec.run_id
     if finished.diverged_at is not None:
         work.console.print(

@@ -2,117 +2,29 @@
 
 import argparse
 import re
-import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlrazor.cli import early
+from rlrazor.cli import early, running
 from rlrazor.cli.outputs import check_run_folder
-from rlrazor.cli.printing import human_bytes, human_seconds, print_plan, print_results
 from rlrazor.errors import RazorError
+from rlrazor.experiments.language.config import PRESETS, TINY, Config, parse_setting, resolve, settled
 from rlrazor.experiments.language.methods import SETTINGS_OF
 from rlrazor.extras import needs_extra
 from rlrazor.lm.encoding import check_stop
+from rlrazor.runs.settings import help_of, read_settings
 from rlrazor.system import cores
 from rlrazor.system.apart.verifier import DEATHS, SECONDS
 from rlrazor.system.terminal import Terminal
 
 if TYPE_CHECKING:
-    from rlrazor.experiments.language.config import Config
-    from rlrazor.experiments.language.reproduce import Estimate
-    from rlrazor.experiments.language.train import TaskSource, Trainer
+    from rlrazor.experiments.language.experiment import Language
+    from rlrazor.experiments.language.setup import TaskSource
 
 DRY_RUN = "print the runs and what they take, measured here within a minute or two; train nothing"
-# The settings of the grid, which a config file can hold too; parsed by config.parse_setting.
-SETTINGS = {
-    "base": "the model to start from: a hub id, a folder, a .gguf file, or 'tiny'",
-    "task": "the new task, which `razor tasks` lists; of --prompts a name for it",
-    "methods": "methods, comma-separated, or 'paper' or 'tiny'",
-    "seeds": "seeds",
-    "checkpoints_per_epoch": "checkpoints measured per epoch, or with max_steps per run",
-    "max_steps": "updates at most; 0: as many as the epochs have",
-    "warmup_steps": "updates in which the learning rate rises: below 1 a share of the run's, else so many, or 5 %% "
-    "where max_steps, or an epoch, has no more",
-    "lora_rank": "train an adapter of this rank; 0: all weights",
-    "max_new_tokens": "tokens of a completion at most; 0: as the task says",
-    "dtype": "of the base's weights, in which everything is measured: float32 or bfloat16, half the memory",
-    "precision": "of matrix products in training: float32, bf16 by autocast, or auto, bf16 on a GPU that has it",
-    "train_prompts": "prompts trained on at most; 0: all",
-    "test_prompts": "held-out prompts that scores and KL are measured on, at most",
-    "kl_samples": "completions of each of them",
-    "scored": "new-task score: greedy, or sampled",
-    "prior": "prior tasks, comma-separated names of lm-eval; none (finetune, evaluate): forgetting is not measured",
-    "prior_limit": "items of each prior task at most; 0: all",
-    "thresholds": "new-task scores at which the report compares methods",
-    "threads": "of each process, on a CPU; another number changes the last digits",
-    "lrs": "learning rates, comma-separated, or LOW:HIGH:COUNT log-spaced",
-    "schedules": "learning-rate schedules: constant, cosine",
-    "epochs": "passes over the prompts",
-    "batch_sizes": "sequences per step",
-    "rl_lrs": "learning rates, as above",
-    "rl_prompts": "prompts per step",
-    "group_size": "samples of each of them",
-    "iterations": "updates per batch of samples",
-    "kl_coef": "weight of KL(pi || pi0)",
-    "pretrain_steps": "updates of its pre-training",
-}
-# What the presets have, as a help text shows it: to look it up there takes the seconds that importing torch does.
-PAPER_DEFAULTS = {
-    "base": "Qwen/Qwen2.5-3B-Instruct",
-    "task": "math",
-    "methods": "sft, simpo, reinforce, dr-grpo",
-    "seeds": "0",
-    "checkpoints_per_epoch": "1",
-    "max_steps": "0",
-    "warmup_steps": "50",
-    "lora_rank": "0",
-    "max_new_tokens": "0",
-    "dtype": "float32",
-    "precision": "bf16",
-    "train_prompts": "0",
-    "test_prompts": "256",
-    "kl_samples": "1",
-    "scored": "greedy",
-    "prior": "hellaswag, truthfulqa_mc2, mmlu, ifeval, winogrande, humaneval",
-    "prior_limit": "0",
-    "thresholds": "0.3, 0.4, 0.5, 0.6",
-    "threads": "4",
-    "lrs": "1e-05, 3e-05, 5e-05, 7e-05, 9e-05",
-    "schedules": "constant, cosine",
-    "epochs": "1, 2",
-    "batch_sizes": "16, 32, 64, 128",
-    "rl_lrs": "1e-05, 2e-05, 3e-05, 4e-05, 5e-05",
-    "rl_prompts": "8",
-    "group_size": "64",
-    "iterations": "1, 2",
-    "kl_coef": "0.1",
-    "pretrain_steps": "1200",
-}
-TINY_DEFAULTS = {
-    **PAPER_DEFAULTS,
-    "base": "tiny",
-    "task": "letters",
-    "methods": "sft-one, sft-two, sft-uniform, oracle, rl-distilled, simpo, reinforce, grpo, dr-grpo, dr-grpo+kl, "
-    "kl-dpg",
-    "checkpoints_per_epoch": "8",
-    "max_steps": "200",
-    "warmup_steps": "0.05",
-    "precision": "float32",
-    "kl_samples": "4",
-    "scored": "sampled",
-    "prior": "tiny",
-    "thresholds": "0.9, 0.95, 0.98",
-    "threads": "1",
-    "lrs": "5e-05, 0.0001, 0.0002, 0.0004",
-    "schedules": "constant",
-    "epochs": "3",
-    "batch_sizes": "64",
-    "rl_lrs": "5e-05, 0.0001, 0.0002, 0.0004",
-    "rl_prompts": "16",
-    "group_size": "16",
-    "iterations": "1",
-}
+SETTINGS = help_of(Config)
+PAPER_DEFAULTS, TINY_DEFAULTS = (running.defaults_of(PRESETS[name]) for name in ("paper", "tiny"))
 
 
 def add_settings(
@@ -128,9 +40,7 @@ def add_settings(
     for heading, own in groups:
         group = parser.add_argument_group(heading) if own else None
         for name in own:
-            default = defaults[name] + (f"; of 'tiny' {tiny[name]}" if tiny[name] != defaults[name] else "")
-            assert group is not None
-            group.add_argument(f"--{name.replace('_', '-')}", help=f"{SETTINGS[name]} (default: {default})")
+            running.add_setting(group, name, SETTINGS[name], running.with_tiny(defaults, tiny, name))
 
 
 _BY_USER = {**SETTINGS_OF, "the base 'tiny'": ("pretrain_steps",)}
@@ -202,16 +112,12 @@ def add_running(parser: argparse.ArgumentParser) -> None:
 def add_sweep(parser: argparse.ArgumentParser, out: str, defaults: Mapping[str, str]) -> None:
     """The options of a sweep."""
     parser.add_argument("--out", type=Path, metavar="DIR", help=f"run folder (default: {out})")
-    add_settings(parser, "grid (override the preset and the config file)", SETTINGS, defaults, defaults)
-    parser.add_argument(
-        "--config", type=Path, metavar="FILE", help="a preset and settings of the grid as TOML, or a run's config.json"
-    )
+    add_settings(parser, running.GRID, SETTINGS, defaults, defaults)
+    running.add_config(parser)
     parser.add_argument("--jobs", type=int, help="processes (default: the cores for the tiny base, else 1)")
-    parser.add_argument(
-        "--weights", choices=("none", "final", "all"), default="none", help="checkpoints to keep (default: none)"
-    )
+    running.add_weights(parser)
     parser.add_argument("--dry-run", action="store_true", help=DRY_RUN)
-    parser.add_argument("--json", action="store_true", help="print the findings as JSON instead of tables")
+    running.add_json(parser)
     add_source(parser)
     add_running(parser)
 
@@ -250,7 +156,7 @@ def _check_source(arguments: argparse.Namespace) -> None:
 def source_of(arguments: argparse.Namespace, task: str) -> "TaskSource":
     """Where the new task comes from. Raises RazorError as `check_early` does."""
     _check_source(arguments)
-    from rlrazor.experiments.language.train import TaskSource
+    from rlrazor.experiments.language.setup import TaskSource
 
     return TaskSource(
         task,
@@ -265,7 +171,7 @@ def source_of(arguments: argparse.Namespace, task: str) -> "TaskSource":
     )
 
 
-def check_early(arguments: argparse.Namespace, config: "Config", *models: str) -> None:
+def check_early(arguments: argparse.Namespace, config: Config, *models: str) -> None:
     """Raise RazorError for names and files that do not exist, before torch, and then TRL, are imported for seconds.
 
     `models`: others than the base. Settles whether the hub can be reached, where something may have to come from it,
@@ -309,55 +215,48 @@ def stop_of(arguments: argparse.Namespace) -> tuple[str, ...]:
 
 def settings_given(arguments: argparse.Namespace, names: Iterable[str] = SETTINGS) -> dict[str, Any]:
     """The settings that the command line names, as text; `threads` also from RLRAZOR_THREADS."""
-    given = {name: value for name in names if (value := getattr(arguments, name, None)) is not None}
+    given = running.given(arguments, names)
     if (threads := cores.threads_asked()) is not None:
         given.setdefault("threads", str(threads))
     return given
 
 
-def trainer_of(arguments: argparse.Namespace, config: "Config") -> "Trainer":
-    """The trainer of a config that a command's options describe; this process computes as its workers will."""
-    from rlrazor.experiments.language.train import Trainer
+def experiment_of(arguments: argparse.Namespace, config: Config, **more: Any) -> "Language":
+    """The experiment that a command's options describe; this process computes as its workers will."""
+    from rlrazor.experiments.language.experiment import Language
+    from rlrazor.experiments.language.setup import PriorSource, Running
     from rlrazor.lm import compute
 
     compute.prepare_process(config.threads)
-    return Trainer(
+    return Language(
         config.base,
         source_of(arguments, config.task),
-        data_mirror=arguments.data_mirror,
-        allow_code_execution=arguments.allow_code_execution,
-        micro_batch=arguments.micro_batch,
-        save_every=arguments.save_every,
-        report_to=arguments.report_to,
+        PriorSource(arguments.data_mirror, arguments.allow_code_execution),
+        Running(arguments.micro_batch, arguments.save_every, report_to=arguments.report_to, **more),
     )
 
 
-def in_words(found: "Estimate", out: Path, jobs: int = 1) -> str:
-    """What a dry run says of an estimate."""
-    counts = f"{found.runs} runs, {found.steps:,} updates, {found.checkpoints:,} checkpoints measured."
-    if found.seconds is None:
-        return f"{counts}\nTime, memory and disk were not measured: {found.missing.rstrip('.')}."
-    return f"{counts}\n{measured_in_words(found, out, jobs)}"
+def show_plan(arguments: argparse.Namespace, experiment: "Language", config: Config, out: Path, **options: Any) -> None:
+    """What a dry run prints; `options`: jobs and weights."""
+    from rlrazor.runs.estimate import estimate, planned
+    from rlrazor.system.progress import doing
+
+    with doing(Terminal(stderr=True), "Timing a few updates and one measurement"):
+        found = estimate(experiment, config, planned(experiment, config), **options)
+    jobs = options.get("jobs", 1)
+    running.show_plan(config, found, running.counts_in_words(found), out, jobs=jobs, as_json=arguments.json)
 
 
-def measured_in_words(found: Any, out: Path, jobs: int) -> str:
-    """The time, memory and disk of an experiment's estimate, and what was timed for it."""
-    measured = (
-        f"About {human_seconds(found.seconds)}, give or take {100 * found.error:.0f} %, with {jobs} "
-        f"job{'s' if jobs > 1 else ''} on this machine; {human_bytes(found.memory_bytes)} of memory a job; "
-        f"{human_bytes(found.disk_bytes)} of disk in {out}"
-    )
-    if getattr(found, "passing_bytes", None):
-        measured += f", and up to {human_bytes(found.passing_bytes)} while it trains (--save-every 0: none)"
-    return f"{measured}.\nTimed: {found.timed}."
+def jobs_of(arguments: argparse.Namespace, config: Config) -> int:
+    """The processes of a command: small models share the cores."""
+    if arguments.jobs is not None:
+        return int(arguments.jobs)
+    return cores.available() if config.base == TINY else 1
 
 
 def run_sweep(arguments: argparse.Namespace, preset: str, out: Path) -> int:
     """Resolve the config, run the sweep, print its tables."""
     needs_extra("guard", "train", "eval")
-    # Imported here: torch and TRL take seconds that `razor --version` should not.
-    from rlrazor.experiments.language.config import TINY, parse_setting, resolve, settled
-    from rlrazor.runs.settings import read_settings
 
     given = read_settings(arguments.config) if arguments.config else {}
     given |= settings_given(arguments)
@@ -365,24 +264,29 @@ def run_sweep(arguments: argparse.Namespace, preset: str, out: Path) -> int:
         given["task"] = task_of(arguments)
     preset = given.pop("preset", None) or preset
     config = resolve(preset, {name: parse_setting(name, value) for name, value in given.items()})
-    jobs = arguments.jobs if arguments.jobs is not None else (cores.available() if config.base == TINY else 1)
     if not arguments.dry_run:
         check_run_folder(arguments, out)
     require_forgetting(config, arguments.argv[0])
     check_early(arguments, config)
-    from rlrazor.experiments.language.reproduce import Options, estimate, reproduce
+    # Imported here: torch and TRL take seconds that `razor --version` should not.
+    from rlrazor.runs import runner
 
     config = settled(config)
-    trainer = trainer_of(arguments, config)
-    console = Terminal(stderr=True)
+    experiment, console = experiment_of(arguments, config), Terminal(stderr=True)
+    how: dict[str, Any] = {"jobs": jobs_of(arguments, config), "weights": arguments.weights}
     if arguments.dry_run:
-        found = estimate(config, trainer, console, jobs=jobs, weights=arguments.weights)
-        print_plan(config, found, in_words(found, out, jobs), as_json=arguments.json)
+        show_plan(arguments, experiment, config, out, **how)
         return 0
-    command = shlex.join(["razor", *arguments.argv])
-    done = reproduce(config, trainer, Options(out, jobs, arguments.weights, preset, command), console)
-    for name in done.diverged:
-        console.print(f"Diverged, measured up to there: {name}.", style="yellow")
-    console.print(f"{done.trained} runs trained, {done.kept} kept, in {human_seconds(done.seconds)}.", highlight=False)
-    print_results(done.results, done.report, as_json=arguments.json)
+    load(experiment, console)
+    options = running.options_of_run(arguments, out, preset, **how)
+    running.report(out, runner.run(experiment, config, options, console), console, as_json=arguments.json)
     return 0
+
+
+def load(experiment: "Language", console: Terminal) -> None:
+    """Take the fingerprints of the base and of the task, which the specs hold: saying so, as it may take a minute."""
+    from rlrazor.system.progress import doing
+
+    with doing(console, "Loading the base and the task"):
+        assert experiment.fingerprint
+        assert experiment.data

@@ -1,101 +1,33 @@
 """`razor reproduce parity-mnist`, `language` and `forecast`: whole experiments, from the data to the report."""
 
 import argparse
-import shlex
-from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from rlrazor.cli import language
+from rlrazor.cli import language, running
 from rlrazor.cli.outputs import check_run_folder
-from rlrazor.cli.printing import Subparsers, human_seconds, options_of, print_plan, print_results
+from rlrazor.cli.printing import Subparsers, options_of
 from rlrazor.errors import RazorError
+from rlrazor.experiments.parity_mnist import config as parity
 from rlrazor.extras import needs_extra
-from rlrazor.system import cores
+from rlrazor.runs.settings import help_of
 from rlrazor.system.terminal import Terminal
 
-# The settings of the grid, which a config file can hold too; parsed by config.parse_setting.
-SETTINGS = {
-    "methods": "methods, comma-separated, or 'paper' (five), 'core' (ten) or 'all'",
-    "lrs": "learning rates, comma-separated, or LOW:HIGH:COUNT log-spaced",
-    "schedules": "learning-rate schedules: constant, cosine",
-    "epochs": "run lengths in epochs",
-    "seeds": "seeds; each pre-trains a base policy of its own",
-    "checkpoints_per_epoch": "checkpoints measured per epoch",
-    "batch_size": "images per step",
-    "group_size": "labels sampled per image by on-policy methods",
-    "kl_coef": "weight of KL(pi || pi0) in the methods named ...+kl",
-    "pretrain_epochs": "length of the base policy's pre-training",
-    "pretrain_size": "images of each task in pre-training",
-}
-# What the quick preset has, as a help text shows it: to look it up there takes the seconds that importing torch does.
-DEFAULTS = {
-    "methods": "sft-1, sft-2, oracle, rl-distilled, simpo, reinforce, grpo, dr-grpo, kl-dpg, grpo+kl",
-    "lrs": "2e-05, 5.32e-05, 0.000141, 0.000376, 0.001",
-    "schedules": "constant",
-    "epochs": "1",
-    "seeds": "0",
-    "checkpoints_per_epoch": "5",
-    "batch_size": "128",
-    "group_size": "64",
-    "kl_coef": "0.1",
-    "pretrain_epochs": "20",
-    "pretrain_size": "500",
-}
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rlrazor.experiments.parity_mnist.experiment import ParityMnist
+    from rlrazor.runs.runner import Done, Options
+
+SETTINGS = help_of(parity.Config)
 
 
 def add_to(commands: Subparsers) -> None:
     """Declare the command."""
     parser = commands.add_parser("reproduce", help="reproduce an experiment of the paper, end to end")
     experiments = parser.add_subparsers(title="experiments", metavar="EXPERIMENT", required=True)
-    parity = experiments.add_parser(
-        "parity-mnist",
-        help="the forgetting law on ParityMNIST",
-        description="Pre-train, fine-tune by every method over a grid, measure, fit the law, write the report. "
-        "Run the same command again to continue after an interruption.",
-    )
-    parity.add_argument("--preset", help="the grid to start from: quick (minutes, the default) or paper")
-    parity.add_argument("--out", type=Path, metavar="DIR", help="run folder (default: runs/parity-mnist-PRESET)")
-    grid = parity.add_argument_group("grid (override the preset and the config file)")
-    for name, text in SETTINGS.items():
-        grid.add_argument(f"--{name.replace('_', '-')}", help=f"{text} (default: {DEFAULTS[name]})")
-    parity.add_argument(
-        "--config", type=Path, metavar="FILE", help="a preset and settings of the grid as TOML, or a run's config.json"
-    )
-    parity.add_argument("--jobs", type=int, default=cores.available(), help="processes (default: the cores)")
-    parity.add_argument("--data-dir", type=Path, metavar="DIR", help="where the IDX files lie, if you have them")
-    parity.add_argument(
-        "--weights", choices=("none", "final", "all"), default="none", help="checkpoints to keep (default: none)"
-    )
-    parity.add_argument(
-        "--analysis",
-        metavar="NAMES",
-        help="run these analyses instead of the sweep, comma-separated, or 'all': predictors, precision, "
-        "representation, dynamics, theory, quadrants, off-policy, optimizers, kl-penalty, unrelated-prior, kl-minimal, "
-        "baselines, distilled",
-    )
-    parity.add_argument(
-        "--sensitivity", action="store_true", help="also vary batch size, group size and pre-training length"
-    )
-    parity.add_argument("--dry-run", action="store_true", help="print the grid, its size and cost; train nothing")
-    parity.add_argument("--json", action="store_true", help="print the findings as JSON instead of tables")
-    parity.set_defaults(run=run, options=options_of(parity))
-    of_forecasts = experiments.add_parser(
-        "forecast",
-        help="is the forecast of forgetting true? On methods and tasks that a law was not fitted to",
-        description="Three new tasks on the same bases, of digits and of letters, every method at every learning rate; "
-        "then coverage, width and error of forecasts of a method, or a task, left out. Run it again to continue.",
-    )
-    of_forecasts.add_argument("--preset", default="quick", help="quick (the default) or full")
-    of_forecasts.add_argument("--seeds", help="seeds, comma-separated (default: the preset's)")
-    of_forecasts.add_argument("--families", default="parity-mnist,tiny", help="default: parity-mnist,tiny")
-    of_forecasts.add_argument("--out", type=Path, metavar="DIR", help="run folder (default: runs/forecast-PRESET)")
-    of_forecasts.add_argument("--jobs", type=int, default=cores.available(), help="processes (default: the cores)")
-    of_forecasts.add_argument("--data-dir", type=Path, metavar="DIR", help="where the IDX files lie, if you have them")
-    of_forecasts.add_argument(
-        "--dry-run", action="store_true", help="print the size and cost of it, measured here; train nothing"
-    )
-    of_forecasts.add_argument("--json", action="store_true", help="print the findings as JSON instead of tables")
-    of_forecasts.set_defaults(run=run_forecast, options=options_of(of_forecasts))
+    _add_parity(experiments)
+    _add_forecast(experiments)
     of_models = experiments.add_parser(
         "language",
         help="the same on language models: the tiny one on a CPU, or the paper's grid",
@@ -107,6 +39,57 @@ def add_to(commands: Subparsers) -> None:
     of_models.set_defaults(run=run_language, options=options_of(of_models))
 
 
+def _add_parity(experiments: Subparsers) -> None:
+    parser = experiments.add_parser(
+        "parity-mnist",
+        help="the forgetting law on ParityMNIST",
+        description="Pre-train, fine-tune by every method over a grid, measure, fit the law, write the report. "
+        "Run the same command again to continue after an interruption.",
+    )
+    parser.add_argument("--preset", help="the grid to start from: quick (minutes, the default) or paper")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="run folder (default: runs/parity-mnist-PRESET)")
+    grid, defaults = parser.add_argument_group(running.GRID), running.defaults_of(parity.PRESETS["quick"])
+    for name, text in SETTINGS.items():
+        running.add_setting(grid, name, text, defaults[name])
+    running.add_config(parser)
+    running.add_jobs(parser)
+    parser.add_argument("--data-dir", type=Path, metavar="DIR", help="where the IDX files lie, if you have them")
+    running.add_weights(parser)
+    parser.add_argument(
+        "--analysis",
+        metavar="NAMES",
+        help="run these analyses instead of the sweep, comma-separated, or 'all': predictors, precision, "
+        "representation, dynamics, theory, quadrants, off-policy, optimizers, kl-penalty, unrelated-prior, kl-minimal, "
+        "baselines, distilled",
+    )
+    parser.add_argument(
+        "--sensitivity", action="store_true", help="also vary batch size, group size and pre-training length"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="print the grid, its size and cost; train nothing")
+    running.add_json(parser)
+    parser.set_defaults(run=run, options=options_of(parser))
+
+
+def _add_forecast(experiments: Subparsers) -> None:
+    parser = experiments.add_parser(
+        "forecast",
+        help="is the forecast of forgetting true? On methods and tasks that a law was not fitted to",
+        description="Three new tasks on the same bases, of digits and of letters, every method at every learning rate; "
+        "then coverage, width and error of forecasts of a method, or a task, left out. Run it again to continue.",
+    )
+    parser.add_argument("--preset", default="quick", help="quick (the default) or full")
+    parser.add_argument("--seeds", help="seeds, comma-separated (default: the preset's)")
+    parser.add_argument("--families", default="parity-mnist,tiny", help="default: parity-mnist,tiny")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="run folder (default: runs/forecast-PRESET)")
+    running.add_jobs(parser)
+    parser.add_argument("--data-dir", type=Path, metavar="DIR", help="where the IDX files lie, if you have them")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the size and cost of it, measured here; train nothing"
+    )
+    running.add_json(parser)
+    parser.set_defaults(run=run_forecast, options=options_of(parser))
+
+
 def run_language(arguments: argparse.Namespace) -> int:
     """Run the sweep of a preset."""
     out = arguments.out or Path("runs") / f"language-{arguments.preset}"
@@ -116,57 +99,64 @@ def run_language(arguments: argparse.Namespace) -> int:
 def run_forecast(arguments: argparse.Namespace) -> int:
     """Run the sweeps of a preset, and test forecasts on them."""
     needs_extra("guard", "train", "eval")
-    from rlrazor.experiments.forecast import TASKS, Options, estimate, grid_of, reproduce
+    from rlrazor.experiments import forecast
     from rlrazor.experiments.language.config import parse_setting
     from rlrazor.lm import compute
 
     compute.prepare_process()
     seeds = None if arguments.seeds is None else parse_setting("seeds", arguments.seeds)
-    grid = grid_of(arguments.preset, seeds)
-    if (threads := compute.threads_asked()) is not None:
-        grid = replace(grid, letters=replace(grid.letters, threads=threads))
-    families = tuple(name.strip() for name in arguments.families.split(","))
-    unknown = [name for name in families if name not in TASKS]
-    if unknown:
-        raise RazorError(f"Unknown family {unknown[0]!r:.60}. Families: {', '.join(TASKS)}.")
-    options = Options(
-        out=arguments.out or Path("runs") / f"forecast-{arguments.preset}",
-        families=tuple(name for name in TASKS if name in families),
-        jobs=arguments.jobs,
-        data_dir=arguments.data_dir,
-        preset=arguments.preset,
-        command=shlex.join(["razor", *arguments.argv]),
-    )
+    grid = forecast.grid_of(arguments.preset, seeds, compute.threads_asked())
+    families = forecast.families_of(grid, arguments.families, arguments.data_dir)
+    out = arguments.out or Path("runs") / f"forecast-{arguments.preset}"
+    options = running.options_of_run(arguments, out, arguments.preset, jobs=arguments.jobs)
     console = Terminal(stderr=True)
-    if not arguments.dry_run:
-        check_run_folder(arguments, options.out)
     if arguments.dry_run:
-        found = estimate(grid, options, console)
-        shown = grid.digits if families == ("parity-mnist",) else grid.letters
-        what = f"{found.runs} runs, {found.checkpoints:,} checkpoints measured, over {', '.join(options.families)}.\n"
-        what += language.measured_in_words(found, options.out, options.jobs)
-        print_plan(shown, found, what, as_json=arguments.json)
+        found = forecast.estimate(families, options, console)
+        names = ", ".join(family.name for family in families)
+        what = f"{found.counts.runs} runs, {found.counts.checkpoints:,} checkpoints measured, over {names}."
+        running.show_plan(families[-1].config, found, what, out, jobs=options.jobs, as_json=arguments.json)
         return 0
-    done = reproduce(grid, options, console)
-    for name in done.diverged:
-        console.print(f"Diverged, measured up to there: {name}.", style="yellow")
-    console.print(f"{done.trained} runs trained, {done.kept} kept, in {human_seconds(done.seconds)}.", highlight=False)
-    print_results(done.results, done.report, as_json=arguments.json)
+    check_run_folder(arguments, out)
+    if any(family.name == forecast.DIGITS for family in families):
+        _fetch(arguments.data_dir, console)
+    done = forecast.run(families, options, console)
+    running.report(out, done, console, as_json=arguments.json)
     return 0
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Resolve the config, run the experiment, print its tables."""
+    """Resolve the config, run the sweep or the analyses, print the tables."""
     # Imported here: torch takes seconds that `razor --version` should not.
-    from rlrazor.experiments.parity_mnist.config import parse_setting, resolve
-    from rlrazor.experiments.parity_mnist.reproduce import Options, estimate, reproduce
-    from rlrazor.runs.settings import read_settings
-    from rlrazor.studies import needs_sweep, parse_analyses
-    from rlrazor.studies.grids import seeds_of
+    from rlrazor.experiments.parity_mnist.experiment import ParityMnist
+    from rlrazor.studies import THEORY, parse_analyses
 
     analyses = parse_analyses(arguments.analysis) if arguments.analysis is not None else ()
+    config, preset, keep_sweep = _config_of(arguments, analyses)
+    out = arguments.out or Path("runs") / f"parity-mnist-{preset}"
+    options = running.options_of_run(arguments, out, preset, jobs=arguments.jobs, weights=arguments.weights)
+    experiment, console = ParityMnist(arguments.data_dir, arguments.sensitivity), Terminal(stderr=True)
+    if arguments.dry_run:
+        _show_plan(arguments, experiment, config, options, analyses)
+        return 0
+    check_run_folder(arguments, out)
+    if analyses != (THEORY,):  # which needs no image
+        _fetch(arguments.data_dir, console)
+    done = _run(experiment, config, options, analyses, console, keep_sweep=keep_sweep)
+    running.report(out, done, console, as_json=arguments.json)
+    return 0
+
+
+def _config_of(arguments: argparse.Namespace, analyses: "Sequence[str]") -> tuple[parity.Config, str, bool]:
+    """The config and its preset; and whether a sweep that is in the folder is kept as it is.
+
+    That is so for analyses without settings of a sweep.
+    """
+    from rlrazor.runs.settings import read_settings
+    from rlrazor.studies import needs_sweep
+    from rlrazor.studies.grids import seeds_of
+
     settings = read_settings(arguments.config) if arguments.config else {}
-    settings |= {name: value for name in ("preset", *SETTINGS) if (value := getattr(arguments, name)) is not None}
+    settings |= running.given(arguments, ("preset", *SETTINGS))
     preset = settings.pop("preset", None) or "quick"
     if not needs_sweep(analyses):
         idle = [name for name in (*settings, *(["sensitivity"] if arguments.sensitivity else [])) if name != "seeds"]
@@ -178,31 +168,64 @@ def run(arguments: argparse.Namespace) -> int:
     keep_sweep = bool(analyses) and not settings
     if analyses:
         settings.setdefault("seeds", seeds_of(preset))
-    config = resolve(preset, {name: parse_setting(name, value) for name, value in settings.items()})
-    options = Options(
-        out=arguments.out or Path("runs") / f"parity-mnist-{preset}",
-        jobs=arguments.jobs,
-        data_dir=arguments.data_dir,
-        weights=arguments.weights,
-        sensitivity=arguments.sensitivity,
-        preset=preset,
-        command=shlex.join(["razor", *arguments.argv]),
-        keep_sweep=keep_sweep,
+    parsed = {name: parity.parse_setting(name, value) for name, value in settings.items()}
+    return parity.resolve(preset, parsed), preset, keep_sweep
+
+
+def _fetch(data_dir: Path | None, console: Terminal) -> None:
+    """Have the images here."""
+    from rlrazor.experiments.parity_mnist import data
+
+    for name in data.DATASETS:
+        data.fetch(name, data_dir, console=console)
+
+
+def _run(
+    experiment: "ParityMnist",
+    config: parity.Config,
+    options: "Options",
+    analyses: "Sequence[str]",
+    console: Terminal,
+    *,
+    keep_sweep: bool,
+) -> "Done":
+    """The sweep, unless the analyses need none or have it; then the analyses, with the seeds of the config."""
+    from rlrazor import studies
+    from rlrazor.runs import runner
+    from rlrazor.studies import run as of_studies
+
+    done = runner.Done()
+    has_sweep = all((options.out / name).exists() for name in ("config.json", "records.parquet"))
+    if studies.needs_sweep(analyses) and not (keep_sweep and has_sweep):
+        done += runner.run(experiment, config, options, console)
+    for name in analyses:
+        if name in studies.STUDIES:
+            done += of_studies.run_study(name, experiment, config.seeds, options, console)
+    if studies.THEORY in analyses:
+        of_studies.run_theory(config.seeds, options, console)
+    return done
+
+
+def _show_plan(
+    arguments: argparse.Namespace,
+    experiment: "ParityMnist",
+    config: parity.Config,
+    options: "Options",
+    analyses: "Sequence[str]",
+) -> None:
+    """What a dry run prints: the sweep's runs and the analyses'."""
+    from rlrazor import studies
+    from rlrazor.runs.estimate import estimate, planned
+    from rlrazor.studies import run as of_studies
+
+    specs: list[Any] = planned(experiment, config) if studies.needs_sweep(analyses) else []
+    for name in set(analyses) & set(studies.STUDIES):
+        for phase in of_studies.phases(name, options.preset, config.seeds, "", None):
+            specs += phase.specs
+    found = estimate(experiment, config, list(dict.fromkeys(specs)), jobs=options.jobs, weights=options.weights)
+    counts = found.counts
+    what = (
+        f"{counts.runs} runs, {counts.trained} of them trained (a short constant run is the beginning of a longer "
+        f"one), {counts.checkpoints} checkpoints measured."
     )
-    if not arguments.dry_run:
-        check_run_folder(arguments, options.out)
-    if arguments.dry_run:
-        found = estimate(config, options, analyses)
-        what = (
-            f"{found.runs} runs, {found.trained} of them trained (a short constant run is the beginning of a longer "
-            f"one), {found.checkpoints} checkpoints measured.\n"
-        ) + language.measured_in_words(found, options.out, options.jobs)
-        print_plan(config, found, what, as_json=arguments.json)
-        return 0
-    console = Terminal(stderr=True)
-    done = reproduce(config, options, console, analyses)
-    for name in done.diverged:
-        console.print(f"Diverged, measured up to there: {name}.", style="yellow")
-    console.print(f"{done.trained} runs trained, {done.kept} kept, in {human_seconds(done.seconds)}.", highlight=False)
-    print_results(done.results, done.report, as_json=arguments.json)
-    return 0
+    running.show_plan(config, found, what, options.out, jobs=options.jobs, as_json=arguments.json)

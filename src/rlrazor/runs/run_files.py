@@ -6,17 +6,39 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from rlrazor.runs.records import Ancestor, RunSpec
 from rlrazor.system.schema import Name, Schema, Score, Seed, Step
 
 
-class StoredSpec(Schema):
-    """What was run."""
+class StoredRun(Schema):
+    """A spec, with the specs of its ancestors in it."""
 
-    schema_version: int
     experiment: Name
     method: Name
     params: dict[Name, Any]
     seed: Seed
+    starts_from: StoredAncestor | None
+    teacher: StoredAncestor | None
+
+    def spec(self) -> RunSpec:
+        """The spec as it was before it was stored."""
+        ancestors = (
+            None if of is None else Ancestor(of.spec.spec(), of.step) for of in (self.starts_from, self.teacher)
+        )
+        return RunSpec(self.experiment, self.method, self.params, self.seed, *ancestors)
+
+
+class StoredAncestor(Schema):
+    """A checkpoint of a run."""
+
+    spec: StoredRun
+    step: Step
+
+
+class StoredSpec(StoredRun):
+    """What was run."""
+
+    schema_version: int
     diverged_at: Step | None
 
 

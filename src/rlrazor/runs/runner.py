@@ -1,11 +1,21 @@
-"""What the experiments' commands share: training what is missing and counting it, teachers, who made a folder."""
+"""Running an experiment: what is missing is trained, counted, and put into tables. Running it again continues it.
+
+    run(experiment, config, options)
+      for phase in experiment.phases(config, store):
+          whose weights have to be kept?          a base's last ones, always; what `phase.keep` and --weights say
+          what do the phase's runs start or learn from, and is it there with its weights?      else train that first
+          train what is missing of the phase      `sweep`, in one process or several
+      records.parquet and other tables, teachers.json, config.json
+
+Knows an experiment by its protocol only, and no report.
+"""
 
 import os
 import platform
-import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,138 +23,184 @@ from typing import Any
 import polars as pl
 from rich.console import Console
 
+from rlrazor.errors import RazorError
 from rlrazor.runs import sweep
+from rlrazor.runs.experiment import Experiment, Phase
+from rlrazor.runs.records import JSON, RunSpec, to_table
+from rlrazor.runs.store import TABLES, Keep, RunStore, WeightsMode
 from rlrazor.system import processes
 from rlrazor.system.documents import parse_json, read_text
-from rlrazor.errors import RazorError
 from rlrazor.system.progress import SweepProgress
-from rlrazor.runs.records import RunSpec
-from rlrazor.report import Results
-from rlrazor.runs.store import RunStore, WeightsMode
-
-try:
-    import resource
-except ImportError:  # Windows
-    resource = None  # type: ignore[assignment]
 
 MACHINE = f"{platform.machine()}, {os.cpu_count()} cores, {sys.platform}"
 
 
 @dataclass(frozen=True)
-class Reproduction:
-    """What a command made. `trained` and `kept` count runs; `diverged` describes those that were cut short."""
+class Options:
+    """How to run, as opposed to what: none of it changes the result of a run."""
 
-    results: Results
-    report: Path
-    trained: int
-    kept: int
-    diverged: Sequence[str]
-    seconds: float
+    out: Path
+    jobs: int = 1
+    weights: WeightsMode = "none"
+    preset: str = ""
+    command: str = ""
 
 
-class Work:
-    """The runs of one command: where they go, how they are trained, how many checkpoints each has, and the count."""
+@dataclass(frozen=True)
+class Done:
+    """What a command did: the runs that it is about, those of them that it trained, and what was cut short."""
 
-    def __init__(
-        self,
-        folder: Path,
-        trainer: sweep.Train,
-        count_checkpoints: Callable[[RunSpec], int],
-        console: Console,
-        *,
-        jobs: int = 1,
-        weights: WeightsMode = "none",
-    ) -> None:
-        self.store, self.trainer, self.console = RunStore(folder), trainer, console
-        self.count_checkpoints, self.jobs, self.weights = count_checkpoints, jobs, weights
-        self.asked: set[RunSpec] = set()
-        self.trained: set[RunSpec] = set()
-        self.diverged: list[str] = []
+    runs: frozenset[RunSpec] = frozenset()
+    new: frozenset[RunSpec] = frozenset()
+    diverged: Sequence[str] = ()
+    seconds: float = 0.0
+
+    @property
+    def trained(self) -> int:
+        """Runs trained."""
+        return len(self.new)
 
     @property
     def kept(self) -> int:
         """Runs that were there before."""
-        return len(self.asked) - len(self.trained)
+        return len(self.runs) - len(self.new)
 
-    def finish(
-        self,
-        specs: Sequence[RunSpec],
-        title: str,
-        weights: WeightsMode | None = None,
-        trainer: sweep.Train | None = None,
-    ) -> None:
-        """Train those of the runs that are missing; `weights` and `trainer` instead of the command's own."""
-        weights = weights or self.weights
-        todo = sweep.missing(specs, self.store, weights)
+    def __add__(self, other: "Done") -> "Done":
+        diverged = tuple(dict.fromkeys([*self.diverged, *other.diverged]))
+        return Done(self.runs | other.runs, self.new | other.new, diverged, self.seconds + other.seconds)
+
+
+class Runner:
+    """Finishes the runs of an experiment, and counts them. `phases`: those that are finished."""
+
+    def __init__(self, experiment: Experiment, options: Options, console: Console) -> None:
+        self.experiment, self.options, self.console = experiment, options, console
+        self.store = RunStore(options.out)
+        self.phases: list[Phase] = []
+        self.asked: set[RunSpec] = set()
+        self.trained: set[RunSpec] = set()
+        self.diverged: list[str] = []
+        self.started = time.perf_counter()
+
+    def finish(self, phases: Iterable[Phase]) -> list[RunSpec]:
+        """Finish these phases, one after another; returns all of their runs, in order."""
+        specs: dict[RunSpec, None] = {}
+        for phase in phases:
+            self._keep(phase.specs, Keep.mode(phase.keep))
+            self._prepare(phase.title, self._missing(phase.specs))
+            self._train(phase.title, phase.specs)
+            specs |= dict.fromkeys(phase.specs)
+            self.phases.append(phase)
+        return list(specs)
+
+    def _keep(self, specs: Iterable[RunSpec], keep: Keep) -> None:
+        """Tell the store what to keep of these runs. A base is what others start from: its last weights stay."""
+        for spec in specs:
+            self.store.keep(spec, keep | Keep.mode(self.options.weights) | Keep(last=not spec.chain))
+
+    def _prepare(self, title: str, specs: Sequence[RunSpec]) -> None:
+        """Finish what these runs start from and whom they imitate, with the weights of that step."""
+        ancestors = dict.fromkeys(of for spec in specs for of in (spec.starts_from, spec.teacher) if of is not None)
+        for of in ancestors:
+            self._keep([of.spec], Keep(steps=frozenset({of.step})))
+        lacking = self._missing(list(dict.fromkeys(of.spec for of in ancestors)))
+        if lacking:
+            for spec in lacking:  # what was kept of them is kept again
+                self.store.keep(spec, Keep(steps=self.store.kept_steps(spec)))
+            self._prepare(title, lacking)
+            self._train(f"weights for {title}", lacking)
+
+    def _missing(self, specs: Sequence[RunSpec]) -> list[RunSpec]:
+        return processes.in_first(lambda: sweep.missing(specs, self.store))
+
+    def _train(self, title: str, specs: Sequence[RunSpec]) -> None:
+        """Train those of the runs that are missing."""
+
+        def count(spec: RunSpec) -> int:
+            return self.experiment.cost(spec).checkpoints
+
+        todo = self._missing(specs)
         self.asked.update(specs)
         self.trained.update(todo)
-        total = sum(self.count_checkpoints(trajectory.longest) for trajectory in sweep.trajectories(todo))
-        with SweepProgress(title, len(todo), total, self.console, self.count_checkpoints) as progress:
-            sweep.run(specs, trainer or self.trainer, self.store, jobs=self.jobs, weights=weights, progress=progress)
+        total = sum(count(trajectory.longest) for trajectory in sweep.trajectories(todo))
+        with SweepProgress(title, len(todo), total, self.console, count) as progress:
+            sweep.run(specs, self.experiment.train, self.store, jobs=self.options.jobs, progress=progress)
 
-    def discard_unfinished(self) -> None:
-        """Remove what runs of other settings, or of an earlier command, would have gone on from."""
-        if processes.rank() == 0:
-            shutil.rmtree(self.store.partial_folder(), ignore_errors=True)
-
-    def account_for(self, specs: Sequence[RunSpec]) -> dict[str, Any]:
+    def account_for(self, specs: Sequence[RunSpec]) -> JSON:
         """What these finished runs took, and which were cut short."""
         diverged = [spec.describe() for spec in specs if self.store.read(spec).diverged_at is not None]
         self.diverged += diverged
         seconds = sum(self.store.seconds(trajectory.longest) for trajectory in sweep.trajectories(specs))
         return {"core_seconds": round(seconds), "diverged": diverged}
 
+    def describe(self, config: Any, specs: Sequence[RunSpec]) -> JSON:
+        """What is stored beside a table of these runs: the settings, the command, names for the report."""
+        return {
+            "experiment": self.experiment.name,
+            "title": self.experiment.title,
+            "preset": self.options.preset,
+            "command": self.options.command,
+            "config": asdict(config),
+            "machine": MACHINE,
+            **self.experiment.describe(config),
+            **self.account_for(specs),
+        }
 
-def peak_memory() -> int:
-    """Bytes that this process has had at most."""
-    if resource is None:
-        return 0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak
+    def done(self) -> Done:
+        """The count."""
+        runs, new = frozenset(self.asked), frozenset(self.trained)
+        return Done(runs, new, tuple(self.diverged), time.perf_counter() - self.started)
 
 
-def choose_teachers(
-    specs: Sequence[RunSpec], store: RunStore, method: str, accuracy: float
-) -> dict[int, dict[str, Any]]:
-    """Per seed the best policy that `method` trained, as the `teacher` param of the runs that imitate it.
+def run(experiment: Experiment, config: Any, options: Options, console: Console) -> Done:
+    """Train what is missing of a config's runs in `options.out`; write its tables and its description.
 
-    The best: of the checkpoints with a new-task score of at least `accuracy`, the one with the highest prior score; if
-    none gets there, the one with the highest new-task score. Ties go to the first in the grid.
+    Raises RazorError when the folder cannot be written, or a worker dies; finished runs stay.
     """
-    teachers = {}
-    for seed in dict.fromkeys(spec.seed for spec in specs):
-        runs = [store.read(spec) for spec in specs if spec.method == method and spec.seed == seed]
-        candidates = [(run.spec, record) for run in runs for record in run.records]
-        good = [(spec, record) for spec, record in candidates if record.new >= accuracy]
-        if good:
-            spec, record = max(good, key=lambda candidate: candidate[1].prior_mean)
-        else:
-            spec, record = max(candidates, key=lambda candidate: candidate[1].new)
-        teachers[seed] = {"method": spec.method, "params": dict(spec.params), "seed": seed, "step": record.step}
-    return teachers
+    runner = Runner(experiment, options, console)
+    with runner.store.open_for_writing():
+        warn_of_another_machine(runner.store, console)
+        runner.finish(experiment.phases(config, runner.store))
+        runner.store.discard_unfinished()
+        _write_findings(runner, config)
+    return runner.done()
 
 
-def spec_of(teacher: Mapping[str, Any], experiment: str) -> RunSpec:
-    """The teacher's own run."""
-    return RunSpec(experiment, teacher["method"], teacher["params"], teacher["seed"])
+def _write_findings(runner: Runner, config: Any) -> None:
+    """All together at the end: until then the folder describes the command before."""
+    store = runner.store
+    phases = {name: [one for one in runner.phases if one.table == name] for name in TABLES}
+    # An earlier command's, which may not fit this one.
+    store.remove("teachers.json", *(f"{name}.parquet" for name, own in phases.items() if not own))
+    for name, own in phases.items():
+        if own:
+            store.write_table(name, table_of(own, store, config.methods))
+    teachings = [teaching for phase in phases["records"] for teaching in phase.teachings]
+    if teachings:
+        store.write_json("teachers", teachings)
+    swept = with_roots([spec for phase in phases["records"] for spec in phase.specs])
+    store.write_json("config", runner.describe(config, swept))
 
 
-def teaching(teacher: Mapping[str, Any], experiment: str, student: str) -> dict[str, Any]:
-    """A teacher and the method that imitates it, for teachers.json."""
-    run_id = spec_of(teacher, experiment).run_id
-    return {**{key: teacher[key] for key in ("seed", "method", "step")}, "run_id": run_id, "student": student}
+def table_of(phases: Sequence[Phase], store: RunStore, methods: Sequence[str]) -> pl.DataFrame:
+    """The records of these phases' runs, bases first, then seed by seed and method by method.
 
-
-def with_teachers(table: pl.DataFrame, specs: Sequence[RunSpec], experiment: str) -> pl.DataFrame:
-    """The table of these runs, with the checkpoint that a run imitates as `teacher`: "RUN_ID/STEP", null for none.
-
-    As it is where none of the runs has a teacher.
+    Phases with other columns come one after another, each with its bases.
     """
-    taught = {spec.run_id: spec.params["teacher"] for spec in specs if "teacher" in spec.params}
-    if not taught:
-        return table
-    names = {run_id: f"{spec_of(of, experiment).run_id}/{of['step']}" for run_id, of in taught.items()}
-    return table.with_columns(teacher=pl.col("run_id").replace_strict(names, default=None, return_dtype=pl.String))
+    tables = []
+    columns = [dict(phase.columns) for phase in phases]
+    order = {name: number for number, name in enumerate(methods)}
+    for own in [one for number, one in enumerate(columns) if one not in columns[:number]]:
+        specs = [spec for phase in phases if phase.columns == own for spec in phase.specs]
+        specs.sort(key=lambda spec: (spec.seed, order.get(spec.method, -1)))
+        table = to_table((spec, store.read(spec).records) for spec in with_roots(specs))
+        tables.append(table.with_columns(**{name: pl.lit(value) for name, value in own.items()}))
+    return pl.concat(tables, how="diagonal_relaxed")
+
+
+def with_roots(specs: Sequence[RunSpec]) -> list[RunSpec]:
+    """The runs that these begin with, and these."""
+    return list(dict.fromkeys([*(spec.root for spec in specs), *specs]))
 
 
 def versions_of(*packages: str) -> dict[str, str]:

@@ -1,17 +1,18 @@
-"""What the experiments' grids share: settings from a file or the command line, learning rates, checkpoint steps."""
+"""What the experiments' configs share: settings and their help, from a file or the command line; learning rates."""
 
 import math
-from collections.abc import Mapping
-from dataclasses import fields
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, field, fields, replace
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import numpy as np
 
 from rlrazor import bounds
-from rlrazor.system.documents import parse_json, parse_toml, read_text
 from rlrazor.errors import RazorError
+from rlrazor.system.documents import parse_json, parse_toml, read_text
 
+C = TypeVar("C", bound=Any)
 Kinds = Mapping[str, tuple[bool, type]]
 """Setting -> (holds many, the type of one)."""
 
@@ -19,8 +20,8 @@ Kinds = Mapping[str, tuple[bool, type]]
 def kinds_of(config: type) -> Kinds:
     """The settings of a dataclass whose fields are numbers, names, or tuples of them."""
     return {
-        field.name: (get_origin(hint) is tuple, get_args(hint)[0] if get_origin(hint) is tuple else hint)
-        for field, hint in zip(fields(config), get_type_hints(config).values(), strict=True)
+        one.name: (get_origin(hint) is tuple, get_args(hint)[0] if get_origin(hint) is tuple else hint)
+        for one, hint in zip(fields(config), get_type_hints(config).values(), strict=True)
     }
 
 
@@ -48,7 +49,24 @@ def read_settings(file: Path) -> dict[str, Any]:
     return raw
 
 
-def parse_setting(kinds: Kinds, sets: Mapping[Any, tuple[str, ...]], name: str, value: Any) -> Any:
+def setting(text: str, default: Any = MISSING) -> Any:
+    """A field of a config; `text` is what the command line's help says of it."""
+    return field(default=default, metadata={"help": text})
+
+
+def help_of(config: type) -> dict[str, str]:
+    """What each setting is, from its field's metadata: the command line's help."""
+    return {one.name: one.metadata["help"] for one in fields(config)}
+
+
+def resolve(presets: Mapping[str, C], preset: str, given: Mapping[str, Any] | None = None) -> C:
+    """The preset with these settings in place of its own. Raises RazorError for an unknown preset."""
+    if preset not in presets:
+        raise RazorError(f"Unknown preset {preset!r:.60}. Presets: {', '.join(presets)}.")
+    return replace(presets[preset], **(given or {}))
+
+
+def parse_setting(kinds: Kinds, sets: Mapping[Any, Callable[[], tuple[str, ...]]], name: str, value: Any) -> Any:
     """A setting as its dataclass holds it, from a TOML or JSON value or a comma-separated string.
 
     `methods` also takes a name of `sets`; `lrs` and `rl_lrs` also take LOW:HIGH:COUNT, log-spaced. Raises RazorError,
@@ -65,7 +83,7 @@ def parse_setting(kinds: Kinds, sets: Mapping[Any, tuple[str, ...]], name: str, 
     if len(items) > bounds.MOST_VALUES:
         raise RazorError(f"{name} has {len(items):,} values, and {bounds.MOST_VALUES:,} are the most.")
     if name == "methods" and len(items) == 1 and isinstance(items[0], str) and items[0] in sets:
-        return sets[items[0]]
+        return sets[items[0]]()
     if name.endswith("lrs") and len(items) == 1 and isinstance(items[0], str) and items[0].count(":") == 2:
         low, high, count = items[0].split(":")
         low, high, count = _parse_one(name, float, low), _parse_one(name, float, high), _parse_one(name, int, count)

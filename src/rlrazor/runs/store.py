@@ -6,10 +6,13 @@
       runs/<run_id>/spec.json                                 what was run
                     records.jsonl                             a line per checkpoint
                     seconds.json                              wall time; apart, because it differs from run to run
-                    weights/step-000938.safetensors           when asked for
+                    weights/step-000938.safetensors           of the checkpoints that the store keeps
 
 A run folder is written under a temporary name and renamed when complete, so killing the process at any moment loses
 only the unfinished run, and what has the final name can be trusted.
+
+Whose weights are kept is told to the store, before a run is trained, by `RunStore.keep`: those that later runs start
+from or learn from, and those that a user has asked for.
 """
 
 import io
@@ -17,19 +20,20 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import polars as pl
 from safetensors import SafetensorError
 
-from rlrazor.system import processes
-from rlrazor.system.documents import checked, parse_json, read_bytes, read_json, read_text
 from rlrazor.errors import RazorError
 from rlrazor.runs.records import BASE, SCHEMA_VERSION, Record, RunSpec
+from rlrazor.system import processes
+from rlrazor.system.documents import checked, parse_json, read_bytes, read_json, read_text
 from rlrazor.system.writing import Output, atomic_path, check_writable, clear_io_errors, leftovers, require_our_folder
 
 try:
@@ -51,17 +55,49 @@ _FRACTIONS = ("new", "prior", "forgetting")
 _LARGEST_FRACTION = 2  # of 1: no score is that, nor a drop, and every percentage of a score is
 _LARGEST_TABLE = 2**32  # bytes
 
+TABLES = ("records", "sensitivity")
+"""Of an experiment's own runs."""
+
 WeightsMode = Literal["none", "final", "all"]
 _PARTIAL = re.compile(r"\.[0-9a-f]{16}\.\d+")  # a run that was being written: its id, and the process
 Weights = Mapping[str, "Tensor"]
 
 
+def no_weights() -> Weights:
+    """Of a checkpoint whose weights lie elsewhere: what is kept of it is an empty file."""
+    return {}
+
+
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a training loop yields: the record, and the weights it was measured on (name -> tensor, float32)."""
+    """What a training loop yields: the record, and what gives the weights it was measured on (name -> tensor).
+
+    They are asked for before training goes on, and only where they are kept.
+    """
 
     record: Record
-    weights: Weights
+    weights: Callable[[], Weights] = no_weights
+
+
+@dataclass(frozen=True)
+class Keep:
+    """Of which checkpoints of a run the weights are kept: of all, of the last, and of those at these steps."""
+
+    all: bool = False
+    last: bool = False
+    steps: frozenset[int] = frozenset()
+
+    @classmethod
+    def mode(cls, mode: WeightsMode) -> Self:
+        """As the option --weights names it."""
+        return cls(all=mode == "all", last=mode == "final")
+
+    def __or__(self, other: Self) -> Self:
+        return replace(self, all=self.all or other.all, last=self.last or other.last, steps=self.steps | other.steps)
+
+    def wants(self, step: int, *, last: bool) -> bool:
+        """Whether the weights of this step are kept; `last`: it is the run's last one."""
+        return self.all or (self.last and last) or step in self.steps
 
 
 @dataclass(frozen=True)
@@ -74,11 +110,20 @@ class FinishedRun:
 
 
 class RunStore:
-    """The runs of one output folder."""
+    """The runs of one output folder. `kept`: by run id, whose weights it keeps."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, kept: Mapping[str, Keep] | None = None) -> None:
         self.folder = folder
         self.runs = folder / "runs"
+        self.kept = dict(kept or {})
+
+    def keep(self, spec: RunSpec, keep: Keep) -> None:
+        """Keep these weights of a run too, when it is trained; until then it is not finished."""
+        self.kept[spec.run_id] = self.keeps(spec) | keep
+
+    def keeps(self, spec: RunSpec) -> Keep:
+        """Which weights of a run are kept."""
+        return self.kept.get(spec.run_id, Keep())
 
     @contextmanager
     def open_for_writing(self) -> Iterator[None]:
@@ -113,6 +158,11 @@ class RunStore:
                 half = [path for path in self.runs.iterdir() if _PARTIAL.fullmatch(path.name)]
                 for leftover in (*half, *leftovers(self.folder)):
                     shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+            for path in islice(self.runs.glob("*/spec.json"), 1):  # no folder holds runs of two versions
+                stored = None
+                with suppress(RazorError, OSError):  # a damaged one is told of where it is read
+                    stored = parse_json(read_text(path), path)
+                _check_version(path, stored)
             yield
 
     @property
@@ -120,36 +170,30 @@ class RunStore:
         """The files that an experiment writes beside its runs."""
         studies = self.folder / "studies"
         there = [path for path in studies.glob("*") if path.suffix in (".json", ".parquet")]
-        files = [
-            self.folder / name for name in ("config.json", "teachers.json", "records.parquet", "sensitivity.parquet")
-        ]
+        files = [self.folder / name for name in ("config.json", "teachers.json", *(f"{one}.parquet" for one in TABLES))]
         return [(path, "json" if path.suffix == ".json" else "table") for path in (*files, *there)]
 
-    def is_finished(self, spec: RunSpec, weights: WeightsMode = "none") -> bool:
-        """Whether the run is there, with the weights asked for."""
+    def is_finished(self, spec: RunSpec) -> bool:
+        """Whether the run is there, with the weights that are kept of it."""
         if not (self._folder_of(spec) / "records.jsonl").exists():
             return False
-        if weights == "none":
+        if (keep := self.keeps(spec)) == Keep():
             return True
         records = self.read(spec).records
-        wanted = records if weights == "all" else records[-1:]
-        return all(self.weights_path(spec, record.step).exists() for record in wanted)
+        wanted = [record.step for record in records if keep.wants(record.step, last=record is records[-1])]
+        return all(self.weights_path(spec, step).exists() for step in {*wanted, *keep.steps})
 
     def write(
-        self,
-        spec: RunSpec,
-        checkpoints: Sequence[Checkpoint],
-        *,
-        seconds: float,
-        weights: WeightsMode = "none",
-        diverged_at: int | None = None,
+        self, spec: RunSpec, checkpoints: Sequence[Checkpoint], *, seconds: float, diverged_at: int | None = None
     ) -> None:
         """Write a finished run, replacing an earlier one of the same spec; raises RazorError when the disk is full."""
         from safetensors.torch import save
 
         target = self._folder_of(spec)
         partial = target.with_name(f".{target.name}.{os.getpid()}")
-        stored = {"schema_version": SCHEMA_VERSION, **asdict(spec), "diverged_at": diverged_at}
+        stored = {"schema_version": SCHEMA_VERSION, **spec.as_json(), "diverged_at": diverged_at}
+        keep, last = self.keeps(spec), checkpoints[-1]
+        kept = [one for one in checkpoints if keep.wants(one.record.step, last=one is last)]
         with clear_io_errors(self.folder):
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
@@ -158,13 +202,12 @@ class RunStore:
                 _write_bytes(partial / "seconds.json", json.dumps({"seconds": round(seconds, 3)}).encode())
                 lines = [json.dumps(asdict(checkpoint.record), allow_nan=False) for checkpoint in checkpoints]
                 _write_bytes(partial / "records.jsonl", "".join(f"{line}\n" for line in lines).encode())
-                kept = {"none": [], "final": checkpoints[-1:], "all": checkpoints}[weights]
                 if kept:
                     (partial / "weights").mkdir()
                 for checkpoint in kept:
                     # Bytes of our own writing rather than safetensors' save_file, for the fsync and the clear error.
                     path = partial / "weights" / _weights_name(checkpoint.record.step)
-                    _write_bytes(path, save(dict(checkpoint.weights)))
+                    _write_bytes(path, save(dict(checkpoint.weights())))
                 require_our_folder(target, "spec.json")
                 if target.exists():
                     shutil.rmtree(target)
@@ -180,15 +223,10 @@ class RunStore:
         folder = self._folder_of(spec)
         with self._told(folder):
             stored = parse_json(read_text(folder / "spec.json"), folder / "spec.json")
-        version = stored.get("schema_version") if isinstance(stored, dict) else None
-        if type(version) is int and version != SCHEMA_VERSION:
-            raise RazorError(
-                f"The run folder {folder} has schema version {version}, this rlrazor reads {SCHEMA_VERSION}. Choose "
-                "another --out."
-            )
+        _check_version(folder / "spec.json", stored)
         with self._told(folder):
             found = checked(StoredSpec, stored, folder / "spec.json")
-            if RunSpec(found.experiment, found.method, found.params, found.seed).run_id != spec.run_id:
+            if found.spec().run_id != spec.run_id:
                 raise RazorError("spec.json is of another run.")
             records = read_records(folder / "records.jsonl")
             if any(record.run_id != spec.run_id for record in records):
@@ -220,6 +258,11 @@ class RunStore:
     def weights_path(self, spec: RunSpec, step: int) -> Path:
         """Where the weights of a checkpoint are, if they were kept."""
         return self._folder_of(spec) / "weights" / _weights_name(step)
+
+    def kept_steps(self, spec: RunSpec) -> frozenset[int]:
+        """The steps of a run whose weights are there."""
+        files = (self._folder_of(spec) / "weights").glob("step-*.safetensors")
+        return frozenset(int(path.stem.removeprefix("step-")) for path in files)
 
     def load_weights(self, spec: RunSpec, step: int) -> "dict[str, Tensor]":
         """The weights of a checkpoint, from safetensors; raises RazorError when missing or damaged."""
@@ -257,12 +300,27 @@ class RunStore:
             for name in names:
                 (self.folder / name).unlink(missing_ok=True)
 
-    def partial_folder(self, spec: RunSpec | None = None) -> Path:
-        """Where a trainer keeps what an unfinished run goes on from, removed when the run is stored; or that of all."""
-        return self.folder / ".unfinished" / ("" if spec is None else spec.run_id)
+    def partial_folder(self, spec: RunSpec) -> Path:
+        """Where a trainer keeps what an unfinished run goes on from, removed when the run is stored."""
+        return self.folder / ".unfinished" / spec.run_id
+
+    def discard_unfinished(self) -> None:
+        """Remove what runs of other settings, or of an earlier command, would have gone on from."""
+        if processes.rank() == 0:
+            shutil.rmtree(self.folder / ".unfinished", ignore_errors=True)
 
     def _folder_of(self, spec: RunSpec) -> Path:
         return self.runs / spec.run_id
+
+
+def _check_version(path: Path, stored: Any) -> None:
+    """Raise RazorError where a spec.json has another schema than ours."""
+    version = stored.get("schema_version") if isinstance(stored, dict) else None
+    if type(version) is int and version != SCHEMA_VERSION:
+        raise RazorError(
+            f"The run folder {path.parent} has schema version {version}, this rlrazor reads {SCHEMA_VERSION}. Choose "
+            "another --out."
+        )
 
 
 def read_records(path: Path) -> list[Record]:

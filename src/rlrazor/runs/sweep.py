@@ -15,14 +15,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing import resource_tracker
-from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from rlrazor.runs import workers
-from rlrazor.system import interrupts, phases, processes, quiet
 from rlrazor.errors import RazorError
+from rlrazor.runs import workers
 from rlrazor.runs.records import Record, RunSpec
-from rlrazor.runs.store import Checkpoint, RunStore, WeightsMode
+from rlrazor.runs.store import Checkpoint, RunStore
+from rlrazor.system import interrupts, phases, processes, quiet
 
 Train = Callable[[RunSpec, RunStore], Iterator[Checkpoint]]
 PHASES_EVERY = 0.2  # seconds between what a worker says of one phase
@@ -73,9 +72,9 @@ def trajectories(specs: Sequence[RunSpec]) -> list[Trajectory]:
     return [Trajectory(max(group, key=lambda s: s.params.get("epochs", 0)), tuple(group)) for group in groups.values()]
 
 
-def missing(specs: Sequence[RunSpec], store: RunStore, weights: WeightsMode = "none") -> list[RunSpec]:
-    """The specs whose runs are not in the store."""
-    return [spec for spec in specs if not store.is_finished(spec, weights)]
+def missing(specs: Sequence[RunSpec], store: RunStore) -> list[RunSpec]:
+    """The specs whose runs are not in the store, with the weights that it keeps of them."""
+    return [spec for spec in specs if not store.is_finished(spec)]
 
 
 def run(
@@ -84,7 +83,6 @@ def run(
     store: RunStore,
     *,
     jobs: int = 1,
-    weights: WeightsMode = "none",
     progress: Progress | None = None,
 ) -> None:
     """Train what is missing of `specs` and store it. Results do not depend on `jobs` or on interruptions.
@@ -95,18 +93,18 @@ def run(
     """
     if jobs > 1 and processes.count() > 1:
         raise RazorError("Several runs at a time do not go with torchrun, which shares each: use one of the two.")
-    work = processes.in_first(lambda: trajectories(missing(specs, store, weights)))
+    work = processes.in_first(lambda: trajectories(missing(specs, store)))
     if not work:
         return
     if jobs == 1:
         for trajectory in work:
             interrupts.check()
             with _told_to(progress, trajectory.longest):
-                _train_and_store(trajectory, train, store, weights, progress.checkpoint if progress else None)
+                _train_and_store(trajectory, train, store, progress.checkpoint if progress else None)
             if progress:
                 progress.finished(trajectory.specs)
         return
-    _run_in_processes(work, train, store, min(jobs, len(work)), weights, progress)
+    _run_in_processes(work, train, store, min(jobs, len(work)), progress)
 
 
 @contextmanager
@@ -123,18 +121,23 @@ def _train_and_store(
     trajectory: Trajectory,
     train: Train,
     store: RunStore,
-    weights: WeightsMode,
     report: Callable[[RunSpec, Record], None] | None,
 ) -> None:
     start, longest = time.perf_counter(), trajectory.longest
     diverged: DivergedError | None = None
     checkpoints: list[Checkpoint] = []
+    for spec in trajectory.specs:
+        store.keep(longest, store.keeps(spec))
+    keep = store.keeps(longest)
     try:
         for checkpoint in train(longest, store):
             interrupts.check()
-            checkpoints.append(checkpoint if weights != "none" else Checkpoint(checkpoint.record, {}))
+            record = checkpoint.record
+            # Any may turn out to be the last: of a run that diverges, or of a beginning of this one.
+            weights = checkpoint.weights() if keep.wants(record.step, last=True) else {}
+            checkpoints.append(Checkpoint(record, partial(dict, weights)))
             if report:
-                report(longest, checkpoint.record)
+                report(longest, record)
     except DivergedError as error:
         diverged = error
     if processes.rank() > 0:
@@ -146,7 +149,7 @@ def _train_and_store(
         if not own:
             raise RazorError(f"{spec.describe()} diverged before its first checkpoint: use a lower learning rate.")
         diverged_at = diverged.step if diverged and (length is None or diverged.epoch <= length) else None
-        store.write(spec, own, seconds=seconds, weights=weights, diverged_at=diverged_at)
+        store.write(spec, own, seconds=seconds, diverged_at=diverged_at)
     shutil.rmtree(store.partial_folder(longest), ignore_errors=True)  # not before the run is stored
 
 
@@ -159,7 +162,6 @@ def _run_in_processes(
     train: Train,
     store: RunStore,
     jobs: int,
-    weights: WeightsMode,
     progress: Progress | None,
 ) -> None:
     # spawn: a forked child would inherit torch's thread pool and locks in whatever state they are.
@@ -171,7 +173,8 @@ def _run_in_processes(
     try:
         with interrupts.held():  # a worker that is not yet known as one would be left behind
             for trajectory in work:
-                futures[pool.submit(_work, trajectory, train, store.folder, weights)] = trajectory
+                kept = {spec.run_id: store.keeps(spec) for spec in trajectory.specs}
+                futures[pool.submit(_work, trajectory, train, RunStore(store.folder, kept))] = trajectory
         pending = set(futures)
         while pending:
             done, pending = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
@@ -231,11 +234,11 @@ class _Messenger:
         """The main process knows by the worker's return."""
 
 
-def _work(trajectory: Trajectory, train: Train, folder: Path, weights: WeightsMode) -> None:
+def _work(trajectory: Trajectory, train: Train, store: RunStore) -> None:
     quiet.libraries()
     messenger = _Messenger()
     with _told_to(messenger, trajectory.longest):
-        _train_and_store(trajectory, train, RunStore(folder), weights, messenger.checkpoint)
+        _train_and_store(trajectory, train, store, messenger.checkpoint)
 
 
 def _forward(messages: Any, progress: Progress | None) -> None:

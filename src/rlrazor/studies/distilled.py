@@ -16,6 +16,7 @@ from rlrazor.analysis.statistics import (
     with_params,
 )
 from rlrazor.errors import RazorError
+from rlrazor.experiments.parity_mnist.config import PAPER_LRS, TAUGHT_AT, TEACHER
 from rlrazor.report.drawing import INK, PALETTE, SYMBOLS, WHITE, Figure, Layer, Panel, Points, Range
 from rlrazor.report.layers import base, cloud, learnt, padded
 from rlrazor.report.sections.statistics import over_seeds
@@ -23,7 +24,7 @@ from rlrazor.report.study import Section, Study
 from rlrazor.report.tables import MATCH, Table
 from rlrazor.report.text import INTERVALS, NEVER, cell, how_many, in_words, nats, signed, written
 from rlrazor.studies.engine import PlainStudy
-from rlrazor.studies.grids import PAPER_LRS, TAUGHT_AT, TEACHER, Grid
+from rlrazor.studies.grids import Grid
 
 RL = "grpo"
 ARM = ("method", "labels_per_image", "epochs")  # of the students; the first in the table is the paper's

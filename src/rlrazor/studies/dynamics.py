@@ -16,12 +16,13 @@ from rlrazor.analysis.statistics import (
     seed_means,
     verdict,
 )
+from rlrazor.experiments.parity_mnist.config import PAPER_LRS
 from rlrazor.report.drawing import INK, PALETTE, Figure, Floats, Panel, Points, Range
 from rlrazor.report.keyed import Judged, Keyed, in_short
 from rlrazor.report.study import Section, Study
 from rlrazor.report.text import NEVER, how_many, number, percent, written
 from rlrazor.studies.engine import PlainStudy, section_of
-from rlrazor.studies.grids import PAPER_LRS, Grid
+from rlrazor.studies.grids import Grid
 from rlrazor.studies.tables import MORE_OR_LESS
 
 PRIOR, NEW = "cos_prior_gradient", "cos_new_gradient"

@@ -4,25 +4,17 @@ A grid that does not differ from the sweep asks for the sweep's own runs, by the
 trained twice.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from rlrazor.runs.records import RunSpec
-from rlrazor.runs.settings import log_spaced
+from rlrazor.experiments.parity_mnist.config import EXPERIMENT, PAPER_LRS, PRESETS, TEACHER, Config
+from rlrazor.runs.records import Ancestor, RunSpec
 
-if TYPE_CHECKING:
-    from rlrazor.experiments.parity_mnist.config import Config  # which imports torch, and a report needs none
-
-PAPER_LRS = log_spaced(3e-6, 1e-3, 15)  # the sweep's
 LRS = PAPER_LRS[6::2]  # 3.6e-5 ... 1e-3
 MIDDLE = PAPER_LRS[8:13:2]  # 8.3e-5, 1.9e-4, 4.4e-4: where methods learn the task within an epoch
 ONE = PAPER_LRS[10:11]
 
-TEACHER = "grpo"  # whose best policies students imitate
-TAUGHT_AT = (0.95, 0.96, 0.97)  # new-task scores of teachers
 SEEDS = {"paper": (0, 1, 2), "quick": (0,)}
 
 
@@ -40,7 +32,7 @@ class Grid:
     settings: Mapping[str, Any] = field(default_factory=dict)
     taught_at: float | None = None
 
-    def specs(self, seeds: Sequence[int], data: str, teachers: Mapping[int, Any] | None = None) -> list[RunSpec]:
+    def specs(self, seeds: Sequence[int], data: str, teachers: Mapping[int, Ancestor] | None = None) -> list[RunSpec]:
         """The fine-tuning runs; `data` is the fingerprint of the images, `teachers` (seed -> teacher) of `taught_at`.
 
         Without `teachers`, those of students have a stand-in, which is enough to count them.
@@ -64,8 +56,6 @@ class Grid:
 
 def plain_config(seeds: Sequence[int]) -> Config:
     """The settings of all grids but for their methods, learning rates, and what a grid sets itself."""
-    from rlrazor.experiments.parity_mnist.config import PRESETS
-
     return replace(PRESETS["paper"], schedules=("constant",), epochs=(1,), seeds=tuple(seeds))
 
 
@@ -74,6 +64,6 @@ def seeds_of(preset: str) -> tuple[int, ...]:
     return SEEDS.get(preset, SEEDS["quick"])
 
 
-def unknown_teachers(level: float, seeds: Sequence[int]) -> dict[int, Any]:
+def unknown_teachers(level: float, seeds: Sequence[int]) -> dict[int, Ancestor]:
     """Stand-ins for teachers that are not trained yet, by seed: enough to count their students."""
-    return {seed: {"new": level} for seed in seeds}
+    return {seed: Ancestor(RunSpec(EXPERIMENT, TEACHER, {"new": level}, seed), 0) for seed in seeds}

@@ -1,4 +1,4 @@
-"""What a sweep over language models is made of: presets, and the specs that follow from them."""
+"""What a sweep over language models is made of: settings with their help, presets, and the specs that follow."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -10,8 +10,8 @@ from rlrazor.errors import RazorError
 from rlrazor.experiments.language.methods import FROM_TEACHER, TEACHER, find_method, idle_settings
 from rlrazor.lm.task_names import DEFAULT_TASKS, are_none
 from rlrazor.runs import settings
-from rlrazor.runs.records import BASE, RunSpec
-from rlrazor.runs.settings import check_bounds, check_many, check_positive, check_runs, kinds_of
+from rlrazor.runs.records import BASE, Ancestor, RunSpec
+from rlrazor.runs.settings import check_bounds, check_many, check_positive, check_runs, kinds_of, setting
 
 EXPERIMENT = "language"
 RECIPE = 3  # goes into every spec: raise it when a change to this folder changes the bits of a run
@@ -31,7 +31,6 @@ TINY_METHODS = (
     *("sft-one", "sft-two", "sft-uniform", "oracle", "rl-distilled", "simpo"),
     *("reinforce", "grpo", "dr-grpo", "dr-grpo+kl", "kl-dpg"),
 )
-_SETS: Mapping[Any, tuple[str, ...]] = {"paper": PAPER_METHODS, "tiny": TINY_METHODS}
 
 
 @dataclass(frozen=True)
@@ -43,45 +42,54 @@ class Config:
     `prior_limit` set no limit, `lora_rank` trains all weights, `max_new_tokens` is the task's.
     """
 
-    base: str  # a hub id, a folder, a .gguf file, or "tiny"
-    task: str
-    methods: tuple[str, ...]
-    lrs: tuple[float, ...]
-    rl_lrs: tuple[float, ...]
-    schedules: tuple[str, ...] = ("constant",)
-    epochs: tuple[int, ...] = (1,)
-    batch_sizes: tuple[int, ...] = (32,)
-    rl_prompts: int = 8  # prompts per step of an on-policy method
-    group_size: int = 64
-    iterations: tuple[int, ...] = (1,)  # updates per batch of samples
-    seeds: tuple[int, ...] = (0,)
-    checkpoints_per_epoch: int = 5
-    max_steps: int = 0
-    warmup_steps: float = (
-        WARMUP  # below 1 a share of the run's updates, else so many, or WARMUP where there are no more
+    base: str = setting("the model to start from: a hub id, a folder, a .gguf file, or 'tiny'")
+    task: str = setting("the new task, which `razor tasks` lists; of --prompts a name for it")
+    methods: tuple[str, ...] = setting("methods, comma-separated, or 'paper' or 'tiny'")
+    lrs: tuple[float, ...] = setting("learning rates, comma-separated, or LOW:HIGH:COUNT log-spaced")
+    rl_lrs: tuple[float, ...] = setting("learning rates, as above")
+    schedules: tuple[str, ...] = setting("learning-rate schedules: constant, cosine", ("constant",))
+    epochs: tuple[int, ...] = setting("passes over the prompts", (1,))
+    batch_sizes: tuple[int, ...] = setting("sequences per step", (32,))
+    rl_prompts: int = setting("prompts per step", 8)
+    group_size: int = setting("samples of each of them", 64)
+    iterations: tuple[int, ...] = setting("updates per batch of samples", (1,))
+    seeds: tuple[int, ...] = setting("seeds", (0,))
+    checkpoints_per_epoch: int = setting("checkpoints measured per epoch, or with max_steps per run", 5)
+    max_steps: int = setting("updates at most; 0: as many as the epochs have", 0)
+    warmup_steps: float = setting(
+        "updates in which the learning rate rises: below 1 a share of the run's, else so many, or 5 % where max_steps, "
+        "or an epoch, has no more",
+        WARMUP,
     )
-    kl_coef: float = 0.1  # of the methods named "...+kl"
-    lora_rank: int = 0
-    dtype: str = "float32"  # of the base's weights, and so of what is measured
-    precision: str = "float32"  # of matrix products in training
-    max_new_tokens: int = 0  # of a completion; 0: as the task says
-    train_prompts: int = 0
-    test_prompts: int = 256  # what new-task scores are measured on, and KL to the base
-    kl_samples: int = 1  # completions of each of them
-    scored: str = "greedy"  # the new-task score: of the likeliest completion, or the mean of samples
-    prior: tuple[str, ...] = DEFAULT_TASKS  # lm-eval tasks, or "tiny", or "none"
-    prior_limit: int = 0  # items of each
-    thresholds: tuple[float, ...] = (0.95, 0.96, 0.97)  # new-task scores at which the report compares methods
-    pretrain_steps: int = PRETRAIN_STEPS  # of the base "tiny"
-    threads: int = THREADS  # of each process that trains, on a CPU
+    kl_coef: float = setting("weight of KL(pi || pi0)", 0.1)
+    lora_rank: int = setting("train an adapter of this rank; 0: all weights", 0)
+    dtype: str = setting(
+        "of the base's weights, in which everything is measured: float32 or bfloat16, half the memory", "float32"
+    )
+    precision: str = setting(
+        "of matrix products in training: float32, bf16 by autocast, or auto, bf16 on a GPU that has it", "float32"
+    )
+    max_new_tokens: int = setting("tokens of a completion at most; 0: as the task says", 0)
+    train_prompts: int = setting("prompts trained on at most; 0: all", 0)
+    test_prompts: int = setting("held-out prompts that scores and KL are measured on, at most", 256)
+    kl_samples: int = setting("completions of each of them", 1)
+    scored: str = setting("new-task score: greedy, or sampled", "greedy")
+    prior: tuple[str, ...] = setting(
+        "prior tasks, comma-separated names of lm-eval; none (finetune, evaluate): forgetting is not measured",
+        DEFAULT_TASKS,
+    )
+    prior_limit: int = setting("items of each prior task at most; 0: all", 0)
+    thresholds: tuple[float, ...] = setting("new-task scores at which the report compares methods", (0.95, 0.96, 0.97))
+    pretrain_steps: int = setting("updates of its pre-training", PRETRAIN_STEPS)
+    threads: int = setting("of each process, on a CPU; another number changes the last digits", THREADS)
 
     def __post_init__(self) -> None:
         many = ("methods", "lrs", "rl_lrs", "schedules", "epochs", "batch_sizes", "iterations", "seeds", "prior")
         check_many(self, (*many, "thresholds"))
-        found = {name: find_method(name)[0] for name in self.methods}
-        for name, method in found.items():
-            if method.demonstrations == FROM_TEACHER and TEACHER not in self.methods:
-                raise RazorError(f"{name} imitates the sweep's best {TEACHER} policy: add {TEACHER} to the methods.")
+        if self.taught and TEACHER not in self.methods:
+            raise RazorError(
+                f"{self.taught[0]} imitates the sweep's best {TEACHER} policy: add {TEACHER} to the methods."
+            )
         for name, values, known in (
             ("schedule", self.schedules, SCHEDULES),
             ("precision", (self.precision,), PRECISIONS),
@@ -115,7 +123,7 @@ class Config:
     def used(self) -> list[str]:
         """The settings that matter to these methods and this base."""
         idle = idle_settings(self.methods) | (set() if self.base == TINY else {"pretrain_steps"})
-        return [field.name for field in fields(self) if field.name not in idle]
+        return [one.name for one in fields(self) if one.name not in idle]
 
     def _check_size(self) -> None:
         """Raise RazorError for a grid that nobody could wait for, or a step that no machine could hold."""
@@ -127,29 +135,34 @@ class Config:
         measured = self.test_prompts * self.kl_samples
         bounds.check_size("measured completions", measured, bounds.MOST_ROWS, "lower test_prompts or kl_samples")
 
+    @property
+    def taught(self) -> list[str]:
+        """The methods that imitate a teacher."""
+        return [name for name in self.methods if find_method(name)[0].demonstrations == FROM_TEACHER]
+
     def base_specs(self, base: str, data: str) -> list[RunSpec]:
         """One run per seed that measures the base; `base` and `data` are fingerprints, as in `specs`."""
-        return [RunSpec(EXPERIMENT, BASE, self._shared(base, data), seed) for seed in self.seeds]
+        return [RunSpec(EXPERIMENT, BASE, self._of_base(base, data), seed) for seed in self.seeds]
 
     def specs(
-        self, base: str, data: str, methods: Sequence[str], teachers: Mapping[int, Any] | None = None
+        self, base: str, data: str, methods: Sequence[str], teachers: Mapping[int, Ancestor] | None = None
     ) -> list[RunSpec]:
         """The fine-tuning runs of these methods, method by method; `teachers` (seed -> teacher) for `rl-distilled`.
 
         `base` and `data` are the fingerprints of the base policy and of the new task's prompts.
         """
         specs = []
-        for seed, name in product(self.seeds, methods):
+        for start, name in product(self.base_specs(base, data), methods):
             method, penalised = find_method(name)
             fixed = {
-                **self._shared(base, data),
                 "kl_coef": self.kl_coef if penalised else 0.0,
                 "group_size": self.group_size if method.advantage else None,
                 **{key: getattr(self, key) for key in _TRAINING},
             }
+            teacher = None
             if method.demonstrations == FROM_TEACHER:
                 assert teachers is not None
-                fixed["teacher"] = teachers[seed]
+                teacher = teachers[start.seed]
             if method.advantage:
                 runs = product(self.rl_lrs, SCHEDULES[:1], (1,), (self.rl_prompts,), self.iterations)
             else:
@@ -158,10 +171,11 @@ class Config:
                 own = {"lr": lr, "schedule": schedule, "epochs": epochs, "batch_size": batch_size}
                 if self.warmup_steps and (self.warmup_steps < 1 or self.max_steps):
                     own["warmup_epochs"] = epochs  # by its warm-up it is not the beginning of a longer run
-                specs.append(RunSpec(EXPERIMENT, name, {**own, "iterations": iterations, **fixed}, seed))
+                params = {**own, "iterations": iterations, **fixed}
+                specs.append(RunSpec(EXPERIMENT, name, params, start.seed, Ancestor(start, 0), teacher))
         return specs
 
-    def _shared(self, base: str, data: str) -> dict[str, Any]:
+    def _of_base(self, base: str, data: str) -> dict[str, Any]:
         measured = {key: getattr(self, key) for key in ("test_prompts", "kl_samples", "scored", "prior_limit")}
         return {
             "recipe": RECIPE,
@@ -217,11 +231,9 @@ PRESETS: Mapping[str, Config] = {
 }
 
 
-def resolve(preset: str, settings: Mapping[str, Any] | None = None) -> Config:
+def resolve(preset: str, given: Mapping[str, Any] | None = None) -> Config:
     """The preset with these settings, as `parse_setting` returns them, in place of its own."""
-    if preset not in PRESETS:
-        raise RazorError(f"Unknown preset {preset!r:.60}. Presets: {', '.join(PRESETS)}.")
-    return replace(PRESETS[preset], **(settings or {}))
+    return settings.resolve(PRESETS, preset, given)
 
 
 def settled(config: Config) -> Config:
@@ -239,8 +251,9 @@ def settled(config: Config) -> Config:
 
 
 def parse_setting(name: str, value: Any) -> Any:
-    """A setting as Config holds it: see `grid.parse_setting`. `methods` also takes `paper` and `tiny`."""
-    return settings.parse_setting(KINDS, _SETS, name, value)
+    """A setting as Config holds it: see `settings.parse_setting`. `methods` also takes `paper` and `tiny`."""
+    sets = {"paper": lambda: PAPER_METHODS, "tiny": lambda: TINY_METHODS}
+    return settings.parse_setting(KINDS, sets, name, value)
 
 
 def count_steps(spec: RunSpec, prompts: int) -> int:

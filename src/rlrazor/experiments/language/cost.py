@@ -4,30 +4,34 @@ import mmap
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from rlrazor.experiments.language import train
+from rlrazor.experiments.language import world
 from rlrazor.experiments.language.config import TINY, Config
 from rlrazor.experiments.language.evaluate import OF_PROMPTS, OF_TEXTS
 from rlrazor.experiments.language.methods import Method, find_method
+from rlrazor.experiments.language.setup import Setup
 from rlrazor.experiments.language.tasks import Splits
-from rlrazor.experiments.language.train import Trainer
+from rlrazor.experiments.language.train import train
 from rlrazor.lm import prior
 from rlrazor.runs import sweep
+from rlrazor.runs.estimate import Sizes, Trial, peak_memory
+from rlrazor.runs.experiment import Cost
 from rlrazor.runs.records import BASE, RunSpec
-from rlrazor.runs.runner import peak_memory
-from rlrazor.runs.store import RunStore
-from rlrazor.system import cores, phases
+from rlrazor.runs.store import Keep, RunStore
+from rlrazor.system import phases
 
 STEPS, SEQUENCES, PROMPTS, ITEMS, TEXTS, TOKENS, PRETRAINING = 4, 4, 4, 4, 12, 24, 40
 """What is timed of a model that is not tiny: updates, of so many sequences; prompts, items of each prior task, texts,
 tokens of a completion. Of the tiny one only the updates and those of its pre-training are fewer than a run's."""
+RECORD_BYTES = 8000  # a record, in its run and in the table
 STATE = 3  # an update's state in weights: the weights and AdamW's two moments
 _LEAST_ERROR = 0.3  # of an estimate, as a share: machines differ so much from one minute to the next, and so do sizes
 
@@ -72,14 +76,16 @@ def sequences_of(spec: RunSpec) -> int:
     return int(spec.params["batch_size"] * (spec.params["group_size"] or 1))
 
 
-def time_trial(config: Config, trainer: Trainer, splits: Splits) -> Timing:
+def time_trial(config: Config, setup: Setup, splits: Splits) -> Timing:
     """Train and measure a little, in a folder that is removed. Raises RazorError where the sweep would."""
-    found, small = Timing(), _small(config)
-    base, data = "trial", trainer.task.fingerprint(splits)
-    trainer = replace(trainer, save_every=0, keep_models=False, weights="none", report_to="none")
-    micro_batch = trainer.micro_batch
-    # What is tried is so few sequences that they may be no whole number of micro-batches.
-    trainer = trainer if config.base == TINY else replace(trainer, texts=TEXTS, micro_batch=None)
+    found, small, data = Timing(), _small(config), setup.task.fingerprint(splits)
+    micro_batch = setup.running.micro_batch
+    trial = replace(setup, running=replace(setup.running, save_every=0, keep_models=False, report_to="none"))
+    if config.base != TINY:
+        # What is tried is so few sequences that they may be no whole number of micro-batches.
+        trial = replace(
+            trial, prior=replace(trial.prior, texts=TEXTS), running=replace(trial.running, micro_batch=None)
+        )
     kinds: dict[tuple[str, ...], str] = {}
     for name in small.methods:
         method, penalised = find_method(name)
@@ -88,34 +94,42 @@ def time_trial(config: Config, trainer: Trainer, splits: Splits) -> Timing:
     with tempfile.TemporaryDirectory() as folder:
         store = RunStore(Path(folder))
         if config.base == TINY:
-            with _listening() as clock:
-                sweep.run(small.base_specs(base, data), trainer.with_weights("final"), store, weights="final")
-            found.pretraining = clock.seconds["pre-training"] * config.pretrain_steps / small.pretrain_steps
-            train._last_world.clear()
+            _time_pretraining(found, config, small, trial, store, data)
         for number, (kind, name) in enumerate(kinds.items()):
-            spec = small.specs(base, data, [name])[0]
+            spec = small.specs("trial", data, [name])[0]
             with _listening() as clock:
-                for _ in trainer(spec, store):
+                for _ in train(trial, spec, store):
                     pass
             updates = clock.updates[1:] or clock.updates  # the first one warms up
-            longer = _tokens(config, trainer) / TOKENS if spec.params["group_size"] and config.base != TINY else 1.0
+            longer = _tokens(config, setup) / TOKENS if spec.params["group_size"] and config.base != TINY else 1.0
             found.update[kind] = longer * statistics.median(updates) / sequences_of(spec)
             seconds += [one / statistics.median(updates) for one in updates]
             if number == 0:
-                world = next(iter(train._last_world.values()))
-                _measured(found, clock, config, small, trainer, world)
-                found.parameters = sum(weight.numel() for weight in world.base.model.parameters())
+                tried = next(iter(world.last_world.values()))
+                _measured(found, clock, config, small, trial, tried)
+                found.parameters = sum(weight.numel() for weight in tried.base.model.parameters())
                 found.trained = found.parameters if not config.lora_rank else found.parameters // 50
             found.bytes = max(found.bytes, clock.bytes_for(spec, config, found.trained, micro_batch))
-    train._last_world.clear()
+    world.last_world.clear()
     found.spread = max(_LEAST_ERROR, statistics.pstdev(seconds) if len(seconds) > 1 else 1.0)
-    example = small.specs(base, data, [next(iter(kinds.values()))])[0]
+    example = small.specs("trial", data, [next(iter(kinds.values()))])[0]
     found.timed = (
         f"{STEPS} updates of {sequences_of(example)} sequences by {', '.join(kinds.values())}, and one "
         f"measurement on {small.test_prompts} prompts"
         + (f" and {small.prior_limit} items of each prior task" if config.base != TINY and config.has_prior else "")
     )
     return found
+
+
+def _time_pretraining(found: Timing, config: Config, small: Config, trial: Setup, store: RunStore, data: str) -> None:
+    """Make the base that is tried, and count what a whole one takes."""
+    bases = small.base_specs("trial", data)
+    for base in bases:
+        store.keep(base, Keep(last=True))
+    with _listening() as clock:
+        sweep.run(bases, partial(train, trial), store)
+    found.pretraining = clock.seconds["pre-training"] * config.pretrain_steps / small.pretrain_steps
+    world.last_world.clear()
 
 
 def _small(config: Config) -> Config:
@@ -145,18 +159,18 @@ def _small(config: Config) -> Config:
     )
 
 
-def _measured(found: Timing, clock: "_Clock", config: Config, small: Config, trainer: Trainer, world: Any) -> None:
+def _measured(found: Timing, clock: "_Clock", config: Config, small: Config, setup: Setup, tried: Any) -> None:
     """The seconds of one whole measurement, and of the base's side, from those of the small ones."""
-    prompts = min(config.test_prompts, len(world.splits.test)) / min(small.test_prompts, len(world.splits.test))
+    prompts = min(config.test_prompts, len(tried.splits.test)) / min(small.test_prompts, len(tried.splits.test))
     if config.base == TINY:
         tokens = texts = items = 1.0
     else:
-        tokens = _tokens(config, trainer) / TOKENS
-        whole = replace(trainer, texts=None).suite_of(config.prior, config.prior_limit)
+        tokens = _tokens(config, setup) / TOKENS
+        whole = replace(setup, prior=replace(setup.prior, texts=None)).suite_of(config.prior, config.prior_limit)
         texts = max(1.0, len(whole.loss_texts) / TEXTS)
         items = 1.0
         if config.has_prior:
-            items = _items(config, config.prior_limit, trainer) / _items(config, small.prior_limit, trainer)
+            items = _items(config, config.prior_limit, setup) / _items(config, small.prior_limit, setup)
     scales = {OF_PROMPTS: prompts * tokens, OF_TEXTS: texts}
     own = {False: 0.0, True: 0.0}
     for (phase, after), seconds in clock.parts.items():
@@ -165,16 +179,16 @@ def _measured(found: Timing, clock: "_Clock", config: Config, small: Config, tra
     found.reference, found.measurement = own[False], own[True]
 
 
-def _tokens(config: Config, trainer: Trainer) -> int:
-    return config.max_new_tokens or trainer.task.task().max_new_tokens
+def _tokens(config: Config, setup: Setup) -> int:
+    return config.max_new_tokens or setup.task.task().max_new_tokens
 
 
-def _items(config: Config, limit: int, trainer: Trainer) -> int:
+def _items(config: Config, limit: int, setup: Setup) -> int:
     return prior.count_items(
         None if tuple(config.prior) == prior.DEFAULT_TASKS else config.prior,
         limit=limit or None,
-        data_mirror=trainer.data_mirror,
-        allow_code_execution=trainer.allow_code_execution,
+        data_mirror=setup.prior.data_mirror,
+        allow_code_execution=setup.prior.allow_code_execution,
     )
 
 
@@ -239,17 +253,25 @@ def _memory_now() -> int:
         return _peak()
 
 
-def seconds_of(found: Timing, runs: Sequence[tuple[RunSpec, int, int]], seeds: int, jobs: int, threads: int) -> float:
-    """Of runs with (spec, updates, checkpoints), on as many processes as have cores of their own."""
-    total = 0.0
-    for spec, updates, checkpoints in runs:
-        total += checkpoints * found.measurement
-        if spec.method == BASE:
-            total += found.pretraining
-            continue
-        method, penalised = find_method(spec.method)
-        own = found.update.get(kind_of(method, penalised=penalised), max(found.update.values()))
-        total += updates * own * sequences_of(spec)
-    total += found.reference * seeds * (jobs + 1 if jobs > 1 else 1)
-    at_once = min(jobs, max(1, len(runs) - seeds), max(1, cores.available() // threads))
-    return total / at_once
+def seconds_of(found: Timing, spec: RunSpec, cost: Cost) -> float:
+    """Of one run."""
+    seconds = cost.checkpoints * found.measurement
+    if spec.method == BASE:
+        return seconds + found.pretraining
+    method, penalised = find_method(spec.method)
+    own = found.update.get(kind_of(method, penalised=penalised), max(found.update.values()))
+    return seconds + cost.steps * own * sequences_of(spec)
+
+
+def trial_of(found: Timing, config: Config, setup: Setup) -> Trial:
+    """What was timed, for the runs of a config to be counted by."""
+    weights, state = 4 * found.parameters, 4 * STATE * found.trained
+    sizes = Sizes(
+        memory=found.bytes,
+        record=RECORD_BYTES,
+        weights=weights,
+        base=weights if config.base == TINY else 0,
+        model=4 * found.trained if setup.running.keep_models else 0,
+        passing=0 if setup.running.save_every == 0 else 2 * state,
+    )
+    return Trial(partial(seconds_of, found), found.spread, sizes, found.timed, found.reference, config.threads)

@@ -1,4 +1,4 @@
-"""What a sweep is made of: presets, a config file, the command line, and the specs that follow from them."""
+"""What a sweep is made of: settings with their help, presets, and the specs that follow from them. Imports no torch."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -7,19 +7,22 @@ from typing import Any
 
 from rlrazor import bounds
 from rlrazor.errors import RazorError
-from rlrazor.experiments.parity_mnist.methods import METHODS, TEACHER, find_method
-from rlrazor.experiments.parity_mnist.train import EXPERIMENT, RECIPE, base_spec
 from rlrazor.runs import settings
-from rlrazor.runs.records import RunSpec
-from rlrazor.runs.settings import check_bounds, check_many, check_positive, check_runs, kinds_of, log_spaced
+from rlrazor.runs.records import BASE, Ancestor, RunSpec
+from rlrazor.runs.settings import check_bounds, check_many, check_positive, check_runs, kinds_of, log_spaced, setting
 
+EXPERIMENT = "parity-mnist"
+RECIPE = 3  # goes into every base's spec: raise it when a change to this folder changes the bits of a run
+
+TEACHER = "grpo"  # the method whose best policy `rl-distilled` imitates
+TAUGHT_AT = (0.95, 0.96, 0.97)  # new-task scores of teachers
+OF_BASES = ("pretrain_accuracy", "dots", "precision", "rule")
+"""Params of a variant that the base has already; what starts from it has them from there."""
 SCHEDULES = ("constant", "cosine")
 PAPER_METHODS = ("sft-1", "sft-2", "oracle", "grpo", "grpo+kl")
 CORE_METHODS = (
     *("sft-1", "sft-2", "oracle", "rl-distilled", "simpo", "reinforce", "grpo", "dr-grpo", "kl-dpg", "grpo+kl"),
 )
-ALL_METHODS = (*METHODS, "grpo+kl", "dft+kl")
-_SETS: Mapping[Any, tuple[str, ...]] = {"paper": PAPER_METHODS, "core": CORE_METHODS, "all": ALL_METHODS}
 
 
 @dataclass(frozen=True)
@@ -29,23 +32,26 @@ class Config:
     Defaults of the lower half are choices the paper leaves open; the README gives the evidence for them.
     """
 
-    methods: tuple[str, ...]
-    lrs: tuple[float, ...]
-    schedules: tuple[str, ...]
-    epochs: tuple[int, ...]
-    seeds: tuple[int, ...] = (0,)
-    checkpoints_per_epoch: int = 5
-    batch_size: int = 128
-    group_size: int = 64
-    kl_coef: float = 0.1  # of the methods named "...+kl"
-    pretrain_epochs: int = 20
-    pretrain_size: int = 500  # images of each task
+    methods: tuple[str, ...] = setting("methods, comma-separated, or 'paper' (five), 'core' (ten) or 'all'")
+    lrs: tuple[float, ...] = setting("learning rates, comma-separated, or LOW:HIGH:COUNT log-spaced")
+    schedules: tuple[str, ...] = setting("learning-rate schedules: constant, cosine")
+    epochs: tuple[int, ...] = setting("run lengths in epochs")
+    seeds: tuple[int, ...] = setting("seeds; each pre-trains a base policy of its own", (0,))
+    checkpoints_per_epoch: int = setting("checkpoints measured per epoch", 5)
+    batch_size: int = setting("images per step", 128)
+    group_size: int = setting("labels sampled per image by on-policy methods", 64)
+    kl_coef: float = setting("weight of KL(pi || pi0) in the methods named ...+kl", 0.1)
+    pretrain_epochs: int = setting("length of the base policy's pre-training", 20)
+    pretrain_size: int = setting("images of each task in pre-training", 500)
 
     def __post_init__(self) -> None:
         check_many(self, ("methods", "lrs", "schedules", "epochs", "seeds"))
-        for method in self.methods:
-            if find_method(method)[0].from_teacher and TEACHER not in self.methods:
-                raise RazorError(f"{method} imitates the sweep's best {TEACHER} policy: add {TEACHER} to the methods.")
+        if self.methods not in (PAPER_METHODS, CORE_METHODS):  # which are right, and known so without torch
+            taught = self.taught
+            if taught and TEACHER not in self.methods:
+                raise RazorError(
+                    f"{taught[0]} imitates the sweep's best {TEACHER} policy: add {TEACHER} to the methods."
+                )
         for schedule in self.schedules:
             if schedule not in SCHEDULES:
                 raise RazorError(f"Unknown schedule {schedule!r:.60}. Schedules: {', '.join(SCHEDULES)}.")
@@ -62,33 +68,45 @@ class Config:
         samples = self.batch_size * self.group_size
         bounds.check_size("samples a step", samples, bounds.MOST_SAMPLES, "lower batch_size or group_size")
 
+    @property
+    def taught(self) -> list[str]:
+        """The methods that imitate a teacher. Raises RazorError for an unknown one."""
+        from rlrazor.experiments.parity_mnist.methods import find_method  # which imports torch
+
+        return [name for name in self.methods if find_method(name)[0].from_teacher]
+
     def used(self) -> list[str]:
         """The settings that matter to these methods."""
+        from rlrazor.experiments.parity_mnist.methods import find_method
+
         found = [find_method(name) for name in self.methods]
         idle = set() if any(method.on_policy for method, _ in found) else {"group_size"}
         idle |= set() if any(regularised for _, regularised in found) else {"kl_coef"}
-        return [field.name for field in fields(self) if field.name not in idle]
+        return [one.name for one in fields(self) if one.name not in idle]
 
     def base_specs(self, data: str, variant: Mapping[str, Any] | None = None) -> list[RunSpec]:
         """One base run per seed; `data` is the fingerprint of the images, `variant` as in `specs`."""
-        return [base_spec({**self._shared(data), **(variant or {})}, seed) for seed in self.seeds]
+        of_base = {name: value for name, value in (variant or {}).items() if name in OF_BASES}
+        return [RunSpec(EXPERIMENT, BASE, {**self._of_base(data), **of_base}, seed) for seed in self.seeds]
 
     def specs(
         self,
         data: str,
         methods: Sequence[str],
-        teachers: Mapping[int, Any] | None = None,
+        teachers: Mapping[int, Ancestor] | None = None,
         variant: Mapping[str, Any] | None = None,
     ) -> list[RunSpec]:
         """The fine-tuning runs of these methods, method by method; `teachers` (seed -> teacher) for `rl-distilled`.
 
         `variant`: further params of every run, for what `train.pretrain` and `train.finetune` can do besides.
         """
+        from rlrazor.experiments.parity_mnist.methods import find_method
+
         specs = []
-        for seed, name in product(self.seeds, methods):
+        own = {name: value for name, value in (variant or {}).items() if name not in OF_BASES}
+        for base, name in product(self.base_specs(data, variant), methods):
             method, regularised = find_method(name)
             fixed = {
-                **self._shared(data),
                 "batch_size": self.batch_size,
                 "group_size": self.group_size if method.on_policy else None,
                 "kl_coef": self.kl_coef if regularised else 0.0,
@@ -96,15 +114,16 @@ class Config:
             }
             if method.strength is not None:
                 fixed["strength"] = method.strength
+            teacher = None
             if method.from_teacher:
                 assert teachers is not None
-                fixed["teacher"] = teachers[seed]
+                teacher = teachers[base.seed]
             for lr, schedule, epochs in product(self.lrs, self.schedules, self.epochs):
-                params = {"lr": lr, "schedule": schedule, "epochs": epochs, **fixed, **(variant or {})}
-                specs.append(RunSpec(EXPERIMENT, name, params, seed))
+                params = {"lr": lr, "schedule": schedule, "epochs": epochs, **fixed, **own}
+                specs.append(RunSpec(EXPERIMENT, name, params, base.seed, Ancestor(base, 0), teacher))
         return specs
 
-    def _shared(self, data: str) -> dict[str, Any]:
+    def _of_base(self, data: str) -> dict[str, Any]:
         return {
             "recipe": RECIPE,
             "data": data,
@@ -114,6 +133,14 @@ class Config:
 
 
 _KINDS = kinds_of(Config)
+
+
+def all_methods() -> tuple[str, ...]:
+    """Every method, and the two with a penalty that the paper and the baselines have."""
+    from rlrazor.experiments.parity_mnist.methods import METHODS
+
+    return (*METHODS, "grpo+kl", "dft+kl")
+
 
 PAPER_LRS = log_spaced(3e-6, 1e-3, 15)
 PRESETS: Mapping[str, Config] = {
@@ -135,27 +162,26 @@ def sensitivity_variants(config: Config) -> list[tuple[str, int, Config]]:
     """
     thin = replace(
         config,
-        methods=tuple(name for name in config.methods if not find_method(name)[0].from_teacher),
+        methods=tuple(name for name in config.methods if name not in config.taught),
         lrs=config.lrs[::-3][::-1],
         schedules=("constant",),
         epochs=(1,),
         seeds=config.seeds[:1],
     )
     variants = []
-    for setting, others in SENSITIVITY.items():
-        for value in sorted({getattr(config, setting), *others}):
-            overridden: dict[str, Any] = {setting: value}
-            variants.append((setting, value, replace(thin, **overridden)))
+    for name, others in SENSITIVITY.items():
+        for value in sorted({getattr(config, name), *others}):
+            overridden: dict[str, Any] = {name: value}
+            variants.append((name, value, replace(thin, **overridden)))
     return variants
 
 
-def resolve(preset: str, settings: Mapping[str, Any] | None = None) -> Config:
+def resolve(preset: str, given: Mapping[str, Any] | None = None) -> Config:
     """The preset with these settings, as `parse_setting` returns them, in place of its own."""
-    if preset not in PRESETS:
-        raise RazorError(f"Unknown preset {preset!r:.60}. Presets: {', '.join(PRESETS)}.")
-    return replace(PRESETS[preset], **(settings or {}))
+    return settings.resolve(PRESETS, preset, given)
 
 
 def parse_setting(name: str, value: Any) -> Any:
-    """A setting as Config holds it: see `grid.parse_setting`. `methods` also takes `all`, `core` and `paper`."""
-    return settings.parse_setting(_KINDS, _SETS, name, value)
+    """A setting as Config holds it: see `settings.parse_setting`. `methods` also takes `all`, `core` and `paper`."""
+    sets = {"paper": lambda: PAPER_METHODS, "core": lambda: CORE_METHODS, "all": all_methods}
+    return settings.parse_setting(_KINDS, sets, name, value)

@@ -96,6 +96,15 @@ class Reference:
         )
 
 
+@dataclass(frozen=True)
+class Base:
+    """A base policy with what every run on it needs, computed once; `train_logp` (N, V) on the training images."""
+
+    policy: DigitPolicy
+    train_logp: Tensor
+    reference: Reference
+
+
 def evaluate(
     spec: RunSpec, step: int, epoch: float, policy: DigitPolicy, task: Task, reference: Reference | None = None
 ) -> Record:
@@ -112,7 +121,7 @@ def evaluate(
         reference = Reference.of(policy, task)
     probe = Outputs.of(policy, task.probe).representation
     scores = {FASHION: accuracy(prior.logp, task.prior_test_labels)}
-    if spec.params.get(DOTS):
+    if spec.settings.get(DOTS):
         dots = load_dots()
         scores[DOTS] = accuracy(log_probs(policy, dots.test), dots.test_labels)
     drifted = {
@@ -127,7 +136,7 @@ def evaluate(
     }
     if not all(map(math.isfinite, drifted.values())):
         raise DivergedError(step, epoch)
-    rule = RULES[spec.params.get("rule", PARITY)]
+    rule = RULES[spec.settings.get("rule", PARITY)]
     digits, seen, before = rule.rename(task.new_test_digits), rule.reorder(new.logp), rule.reorder(reference.new.logp)
     return Record(
         run_id=spec.run_id,

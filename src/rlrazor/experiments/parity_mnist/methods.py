@@ -19,7 +19,6 @@ from rlrazor.experiments.parity_mnist.protection import Protection
 from rlrazor.objectives import Objective
 
 KL_SUFFIX = "+kl"
-TEACHER = "grpo"  # the method whose best policy `rl-distilled` imitates
 
 Targets = Callable[[Tensor, Tensor], Tensor]
 """(digits (N,), logp_NV of the base or the teacher) -> target distribution (N, V) that labels are sampled from."""

@@ -1,0 +1,121 @@
+"""What the commands that run an experiment share: options from its settings, a dry run, and how they end."""
+
+import argparse
+import shlex
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rlrazor.cli.printing import human_bytes, human_seconds, print_plan, print_results, shown
+from rlrazor.system import cores
+from rlrazor.system.terminal import Terminal
+
+if TYPE_CHECKING:
+    from rlrazor.report import Results
+    from rlrazor.runs.estimate import Estimate
+    from rlrazor.runs.runner import Done, Options
+
+GRID = "grid (override the preset and the config file)"
+
+
+def defaults_of(config: Any) -> dict[str, str]:
+    """The settings of a preset as a help text shows them."""
+    return {name: shown(getattr(config, name)) for name in config.__dataclass_fields__}
+
+
+def add_setting(group: Any, name: str, text: str, default: str) -> None:
+    """An option for a setting of a config; what it is given is parsed by the config's `parse_setting`."""
+    group.add_argument(f"--{name.replace('_', '-')}", help=f"{text} (default: {default})".replace("%", "%%"))
+
+
+def add_config(parser: argparse.ArgumentParser) -> None:
+    """The option that reads settings from a file."""
+    parser.add_argument(
+        "--config", type=Path, metavar="FILE", help="a preset and settings of the grid as TOML, or a run's config.json"
+    )
+
+
+def add_jobs(parser: argparse.ArgumentParser) -> None:
+    """The option that says how many runs go on at a time."""
+    parser.add_argument("--jobs", type=int, default=cores.available(), help="processes (default: the cores)")
+
+
+def add_weights(parser: argparse.ArgumentParser) -> None:
+    """The option that keeps weights."""
+    parser.add_argument(
+        "--weights", choices=("none", "final", "all"), default="none", help="checkpoints to keep (default: none)"
+    )
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """The option that prints for machines."""
+    parser.add_argument("--json", action="store_true", help="print the findings as JSON instead of tables")
+
+
+def given(arguments: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
+    """The settings that the command line names, as text."""
+    return {name: value for name in names if (value := getattr(arguments, name, None)) is not None}
+
+
+def options_of_run(arguments: argparse.Namespace, out: Path, preset: str, **more: Any) -> "Options":
+    """How to run, as a command's options say."""
+    from rlrazor.runs.runner import Options
+
+    return Options(out, preset=preset, command=shlex.join(["razor", *arguments.argv]), **more)
+
+
+def write_and_load(out: Path, console: Terminal) -> "tuple[Results, Path]":
+    """What is in the folder now, analysed and drawn."""
+    from rlrazor.report import load, write_report
+    from rlrazor.runs.store import RunStore
+    from rlrazor.studies import kinds
+    from rlrazor.system.progress import doing
+
+    with RunStore(out).open_for_writing(), doing(console, "Fitting the laws and drawing the report"):
+        results = load(out, kinds())
+        return results, write_report(results)
+
+
+def say_done(done: "Done", console: Terminal, *, what: str = "") -> None:
+    """The runs that were cut short, and how many there were."""
+    for name in done.diverged:
+        console.print(f"Diverged, measured up to there: {name}.", style="yellow")
+    took = human_seconds(done.seconds)
+    console.print(f"{done.trained} runs trained, {done.kept} kept{what}, in {took}.", highlight=False)
+
+
+def report(out: Path, done: "Done", console: Terminal, *, as_json: bool) -> None:
+    """Draw the report of a folder, and print its tables."""
+    results, page = write_and_load(out, console)
+    say_done(done, console)
+    print_results(results, page, as_json=as_json)
+
+
+def show_plan(config: Any, found: "Estimate", counts: str, out: Path, *, jobs: int, as_json: bool) -> None:
+    """What a dry run prints."""
+    print_plan(config, found.as_json(), f"{counts}\n{in_words(found, out, jobs)}", as_json=as_json)
+
+
+def in_words(found: "Estimate", out: Path, jobs: int = 1) -> str:
+    """The time, memory and disk of an estimate, and what was timed for it."""
+    if (measured := found.measured) is None:
+        return f"Time, memory and disk were not measured: {found.missing.rstrip('.')}."
+    text = (
+        f"About {human_seconds(measured.seconds)}, give or take {100 * measured.error:.0f} %, with {jobs} "
+        f"job{'s' if jobs > 1 else ''} on this machine; {human_bytes(measured.memory_bytes)} of memory a job; "
+        f"{human_bytes(measured.disk_bytes)} of disk in {out}"
+    )
+    if measured.passing_bytes:
+        text += f", and up to {human_bytes(measured.passing_bytes)} while it trains (--save-every 0: none)"
+    return f"{text}.\nTimed: {measured.timed}."
+
+
+def counts_in_words(found: "Estimate") -> str:
+    """How much there is to do."""
+    counts = found.counts
+    return f"{counts.runs} runs, {counts.steps:,} updates, {counts.checkpoints:,} checkpoints measured."
+
+
+def with_tiny(defaults: Mapping[str, str], tiny: Mapping[str, str], name: str) -> str:
+    """A default, and that of the base 'tiny' where it is another."""
+    return defaults[name] + (f"; of 'tiny' {tiny[name]}" if tiny[name] != defaults[name] else "")

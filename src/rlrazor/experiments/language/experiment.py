@@ -1,0 +1,132 @@
+"""Language models as the runner sees them: the base, the sweep, students of its best policy; and what they cost."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+from rlrazor.errors import RazorError
+from rlrazor.experiments.language import config as configs
+from rlrazor.experiments.language import cost
+from rlrazor.experiments.language.config import RECIPE, TINY, Config
+from rlrazor.experiments.language.evaluate import DRIFT, LM_EVAL_INPUTS, TINY_INPUTS
+from rlrazor.experiments.language.methods import METHODS, TEACHER, Method, find_method, label_of
+from rlrazor.experiments.language.setup import Setup
+from rlrazor.experiments.language.train import train
+from rlrazor.runs.estimate import Trial
+from rlrazor.runs.experiment import Cost, Phase
+from rlrazor.runs.records import BASE, RunSpec
+from rlrazor.runs.runner import versions_of
+from rlrazor.runs.store import Checkpoint, RunStore
+from rlrazor.runs.teachers import students
+
+# One for each quadrant of the paper's Fig. 4, where a sweep has them: on-policy or not, with negatives or not.
+QUADRANTS = ("grpo", "dr-grpo", "reinforce", "sft", "sft-one", "simpo")
+
+
+@dataclass(frozen=True)
+class Language(Setup):
+    """The experiment on one base and one new task."""
+
+    name: ClassVar[str] = configs.EXPERIMENT
+    config: ClassVar[type[Config]] = Config
+    presets: ClassVar[Mapping[str, Config]] = configs.PRESETS
+    methods: ClassVar[Mapping[str, Method]] = METHODS
+
+    @property
+    def title(self) -> str:
+        """The task and the base."""
+        task = self.task.task()
+        return f"{task.title}{'' if task.title == task.name else f' ({task.name})'}, {name_of(self.base)}"
+
+    @cached_property
+    def data(self) -> tuple[str, int]:
+        """The fingerprint of the task's prompts, and how many there are to train on."""
+        splits = self.task.load()
+        return self.task.fingerprint(splits), len(splits.train)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """What stands for the base in a run's id: a hash of its content; `tiny` is decided by recipe and seed."""
+        if self.base == TINY:
+            return f"{TINY} {RECIPE}"
+        from rlrazor.lm.models import load
+
+        return load(self.base).fingerprint[:16]
+
+    def phases(self, config: Config, store: RunStore | None) -> Iterator[Phase]:
+        """Bases, the methods that need no teacher, and those that imitate the best of them."""
+        base, data = ("", "") if store is None else (self.fingerprint, self.data[0])
+        yield Phase("base policies", config.base_specs(base, data))
+        taught = config.taught
+        specs = config.specs(base, data, [name for name in config.methods if name not in taught])
+        yield Phase("sweep", specs)
+        if taught:
+            level = max(config.thresholds)
+            yield students(
+                specs, store, TEACHER, [level], lambda _, teachers: config.specs(base, data, taught, teachers)
+            )
+
+    def train(self, spec: RunSpec, store: RunStore) -> Iterator[Checkpoint]:
+        """Measure the base, or fine-tune it as `spec` says."""
+        return train(self, spec, store)
+
+    def cost(self, spec: RunSpec) -> Cost:
+        """Updates and checkpoints of a run on the task's prompts."""
+        if spec.method == BASE:
+            return Cost(0, 1)
+        prompts = min(self.data[1], spec.params["train_prompts"] or self.data[1])
+        return Cost(configs.count_steps(spec, prompts), len(configs.due_steps(spec, prompts)))
+
+    def trial(self, config: Config, specs: Sequence[RunSpec]) -> Trial:
+        """A few updates and one measurement, where the base is at hand. Raises RazorError where it is not."""
+        if not cost.is_at_hand(config.base):
+            raise RazorError(f"the base {config.base} is not on this machine, and was not downloaded")
+        try:
+            found = cost.time_trial(config, self, self.task.load())
+        except RazorError as error:
+            raise RazorError(f"a trial on little of it failed. {error}") from error
+        return cost.trial_of(found, config, self)
+
+    def describe(self, config: Config) -> Mapping[str, Any]:
+        """Names for the report, and what the runs were made from."""
+        task = self.task.task()
+        return {
+            "task": task.name,
+            "new_task": task.name,
+            "prior_task": "prior tasks",
+            "labels": {name: label_of(name) for name in config.methods},
+            **({"quadrants": four} if len(four := quadrants(config.methods)) == 4 else {}),
+            "thresholds": list(config.thresholds),
+            "scored": config.scored,
+            "kl_unit": "nats per completion",
+            "base": self.fingerprint,
+            "data": self.data[0],
+            "versions": versions_of("transformers", "trl", "peft", "lm-eval"),
+            "drift": list(DRIFT),
+            **(TINY_INPUTS if config.base == TINY else LM_EVAL_INPUTS),
+        }
+
+
+def name_of(base: str) -> str:
+    """A base as a title names it: a hub's id, a file or a folder by its name, without the hashes of caches and runs."""
+    if base == TINY or not Path(base).exists():
+        return base
+    for part in reversed(Path(base).resolve().parts):
+        if (found := re.fullmatch(r"models--(.+)", part)) is not None:
+            return found[1].replace("--", "/")
+        if part not in ("snapshots", "models") and not re.fullmatch(r"(.*-)?[0-9a-f]{12,}", part):
+            return part.removesuffix(".gguf")
+    return base
+
+
+def quadrants(methods: Sequence[str]) -> Mapping[str, tuple[bool, bool]]:
+    """Method -> (on-policy, with negative examples), one method for each of the four, as far as there are any."""
+    chosen: dict[tuple[bool, bool], str] = {}
+    for name in QUADRANTS:
+        method = find_method(name)[0]
+        if name in methods:
+            chosen.setdefault((method.on_policy, method.negatives), name)
+    return {name: quadrant for quadrant, name in chosen.items()}
