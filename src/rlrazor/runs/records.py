@@ -142,7 +142,7 @@ def to_table(
     """A row per checkpoint, in the order given; scalar settings are columns, as is `teacher` where a run has one.
 
     `forgetting` is what the prior score has lost since the checkpoint that `forgetting_from` names, by default the
-    first of the run's chain, which has to be among the runs; where it names none, as for a base, since its own first one.
+    first of the run's chain, which has to be among the runs; where it names none, as for a base, since its first one.
     """
     listed = [(spec, list(records)) for spec, records in runs]
     prior = {(spec.run_id, record.step): record.prior_mean for spec, records in listed for record in records}
