@@ -142,6 +142,7 @@ class Runner:
             "command": self.options.command,
             "config": asdict(config),
             "machine": MACHINE,
+            "versions": versions_of(),
             **self.experiment.describe(config),
             **self.account_for(specs),
         }
