@@ -12,7 +12,7 @@ from rlrazor.guard.calibrate import warnings_of
 from rlrazor.guard.law_file import NAMES, LawFile, range_label
 from rlrazor.report import Results
 from rlrazor.report.drawing import INK, PALETTE, Curve, Figure, Floats, Layer, Panel, Points
-from rlrazor.report.study import Section, Study
+from rlrazor.report.study import Section
 from rlrazor.report.tables import Table
 from rlrazor.report.text import percent
 
@@ -29,8 +29,8 @@ def with_law(results: Results) -> Results:
         return results
     needs_extra("guard")
     sweep, law = results.sweep, LawFile.load(path)
-    section = law_section(law, warnings_of(law, sweep.table))
-    study = Study(section.name, sweep.config, sweep.table, sweep.points, sweep.bases, of_sweep=True)
+    section = law_section(law, warnings_of(law, sweep.study.table))
+    study = replace(sweep.study, name=section.name)
     return replace(results, studies=[study, *results.studies], sections=[section, *results.sections])
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from rlrazor.analysis import frontier
 from rlrazor.analysis.statistics import floats
 from rlrazor.report.drawing import INK, PALETTE, SYMBOLS, Curve, Figure, Layer, Panel, Points, Range, as_html
-from rlrazor.report.tables import Sweep, kl_unit_of
+from rlrazor.report.sweep import Sweep
 from rlrazor.report.text import number
 
 BASE_HOVER = "<b>base</b>, seed %{customdata[0]}<br>new %{customdata[1]:.2%}, prior %{customdata[2]:.2%}<extra></extra>"
@@ -53,9 +53,9 @@ def trade_off_figure(sweep: Sweep) -> Figure:
     """RR's Fig. 3: the frontiers, forgetting against KL with its laws, and new accuracy against KL."""
     methods = _methods(sweep)
     new, prior = (f"accuracy on {sweep.config[name]}" for name in ("new_task", "prior_task"))
-    kl = f"forward KL on {sweep.config['new_task']}, {kl_unit_of(sweep.config)}"
+    kl = f"forward KL on {sweep.config['new_task']}, {sweep.study.kl_unit}"
     new_range, kl_range = _new_range(sweep), _padded(sweep.points, "kl_forward", (0.0,))
-    prior_range = _padded(sweep.table, "prior")
+    prior_range = _padded(sweep.study.table, "prior")
     frontiers = [staircase(method.label, method.points, method.color) for method in methods]
     laws = [] if sweep.is_calibration else list(_laws(sweep, kl_range[1]))  # a calibration's is in its section
     return Figure(
@@ -105,7 +105,7 @@ def frontier_figure(sweep: Sweep) -> Figure:
     """RR's Fig. 6, a panel per method: which checkpoints make its trade-off curve."""
     methods = _methods(sweep)
     columns = ceil(len(methods) / ceil(len(methods) / 5))
-    new_range, prior_range = _new_range(sweep), _padded(sweep.table, "prior")
+    new_range, prior_range = _new_range(sweep), _padded(sweep.study.table, "prior")
     panels = []
     for index, method in enumerate(methods):
         new, prior = floats(method.points, "new"), floats(method.points, "prior")
@@ -137,14 +137,14 @@ def _methods(sweep: Sweep) -> list[_Method]:
     size, opacity = (4.0, 0.6) if len(sweep.points) < 2_000 else (2.2, 0.35)
     return [
         _Method(
-            sweep.label(method),
+            sweep.study.label(method),
             PALETTE[index % len(PALETTE)],
             SYMBOLS[index % len(SYMBOLS)],
             sweep.points.filter(pl.col("method") == method),
             size,
             opacity,
         )
-        for index, method in enumerate(sweep.methods)
+        for index, method in enumerate(sweep.study.methods)
     ]
 
 
@@ -178,16 +178,16 @@ def _laws(sweep: Sweep, end: float) -> Iterator[Curve]:
 
 
 def _base(sweep: Sweep, x: str, y: str) -> Points:
-    rows = sweep.bases.select("seed", "new", "prior").rows()
-    at = floats(sweep.bases, x), floats(sweep.bases, y)
+    rows = sweep.study.bases.select("seed", "new", "prior").rows()
+    at = floats(sweep.study.bases, x), floats(sweep.study.bases, y)
     return Points("base", *at, INK, "star", BASE_HOVER, rows, size=11, opacity=1)
 
 
 def _new_range(sweep: Sweep) -> Range:
     """From a little below the base up: what learnt nothing would squeeze the trade-offs into a corner."""
-    base, top = float(sweep.bases["new"].to_numpy().min()), float(sweep.points["new"].to_numpy().max())
+    base, top = float(sweep.study.bases["new"].to_numpy().min()), float(sweep.points["new"].to_numpy().max())
     if top <= base:
-        return _padded(sweep.table, "new")
+        return _padded(sweep.study.table, "new")
     return base - 0.1 * (top - base), top + 0.05 * (top - base)
 
 

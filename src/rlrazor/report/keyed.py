@@ -71,7 +71,7 @@ def in_short(
     parts = []
     for kind in Verdict:
         names = [
-            one.label if one.gap is None else f"{one.label} ({signed(one.gap, form)} {unit})"
+            one.label if one.gap is None else f"{one.label} ({f'{signed(one.gap, form)} {unit}'.strip()})"
             for one in judged
             if one.verdict == kind
         ]

@@ -1,12 +1,12 @@
 """Layers that sections share: clouds of checkpoints, frontiers, the base, means with intervals."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import polars as pl
 
-from rlrazor.analysis.statistics import floats
+from rlrazor.analysis.statistics import Estimate, floats
 from rlrazor.report.drawing import INK, WHITE, Curve, Floats, Layer, Points, Range, as_html
 from rlrazor.report.study import Study
 
@@ -43,6 +43,25 @@ def means(label: str, cells: pl.DataFrame, at: Sequence[float], column: str, col
         error_high=floats(cells, f"{column}_high"),
         line=True,
     )
+
+
+def spots(
+    label: str,
+    values: Sequence[Estimate | None],
+    at: Sequence[float] | Floats,
+    style: tuple[str, str],
+    along: Literal["x", "y"],
+) -> Points:
+    """Estimates with their intervals in per cent or points, `along` an axis; `at` are their places on the other."""
+    mean = 100 * np.array([one.mean if one else np.nan for one in values], float)
+    half = 100 * np.array([one.half if one else np.nan for one in values], float)
+    x, y = (mean, np.asarray(at, float)) if along == "x" else (np.asarray(at, float), mean)
+    return Points(label, x, y, *style, size=7.0, error_low=mean - half, error_high=mean + half, error_along=along)
+
+
+def across(label: str, x: float, ends: Range) -> Curve:
+    """A dashed line upwards, to compare with."""
+    return Curve(label, np.array([x, x]), np.array(ends), INK, dashed=True)
 
 
 def level(label: str, y: float, across: Range, color: str = INK) -> Curve:
