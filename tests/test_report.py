@@ -20,7 +20,7 @@ from rlrazor.analysis import law
 from rlrazor.errors import RazorError
 from rlrazor.report import Results, drawing, figures, load, summary, terminal_tables, write_report
 from rlrazor.report import page as report_page
-from rlrazor.report.tables import Sweep
+from rlrazor.report.sweep import Sweep
 from rlrazor.system import writing
 
 BASE_NEW, BASE_PRIOR = 0.90, 0.80
@@ -388,7 +388,7 @@ def test_page_opens_in_a_browser(results: Results, sweep: Sweep, page: str, tmp_
     assert [line for line in opened.stderr.splitlines() if "CONSOLE" in line] == []
     assert opened.stdout.count('class="main-svg"') >= 2
     # Every checkpoint in four panels, and a base per seed in three; nothing here is out of view.
-    assert len(re.findall(r'class="point[ "]', opened.stdout)) == 4 * len(sweep.points) + 3 * len(sweep.bases)
+    assert len(re.findall(r'class="point[ "]', opened.stdout)) == 4 * len(sweep.points) + 3 * len(sweep.study.bases)
     assert 'data-title="Share' not in opened.stdout  # plotly's button for uploading the data
 
 
@@ -455,4 +455,4 @@ def test_broken_sensitivity(folder: Path) -> None:
 
 
 def test_distinct_is_the_laws(sweep: Sweep) -> None:
-    assert sweep.points.equals(law.distinct(sweep.table))
+    assert sweep.points.equals(law.distinct(sweep.study.table))

@@ -18,6 +18,7 @@ from rlrazor.analysis.statistics import Estimate, Verdict, floats, verdict
 from rlrazor.errors import RazorError
 
 HOLDS = 0.5  # of the variance: a law that explains less than half of it is not one to forecast with
+WHERE = ("across methods", "within a method", "nowhere")
 
 ByMethod = Mapping[str, float]
 
@@ -71,13 +72,13 @@ class Transfer:
 
     @property
     def holds(self) -> str:
-        """Whether the law holds: "across methods", only "within a method", or "nowhere".
+        """Where the law holds, one of WHERE.
 
         Across: better than guessing, and it explains HOLDS of forgetting. Within: so it does in the median method.
         """
         if self.verdict == Verdict.BETTER and self.r2 is not None and self.r2.mean >= HOLDS:
-            return "across methods"
-        return "within a method" if (self.median_within or 0.0) >= HOLDS else "nowhere"
+            return WHERE[0]
+        return WHERE[1] if (self.median_within or 0.0) >= HOLDS else WHERE[2]
 
 
 def examine(points: pl.DataFrame, column: str, samples: int = 200) -> Transfer:

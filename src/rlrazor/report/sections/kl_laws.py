@@ -8,7 +8,7 @@ import polars as pl
 
 from rlrazor.analysis.law import PredictorSummary
 from rlrazor.analysis.statistics import Estimate, floats, verdict
-from rlrazor.analysis.transfer import HOLDS, ByMethod, Transfer, examine, gap, over_methods, residuals
+from rlrazor.analysis.transfer import HOLDS, WHERE, ByMethod, Transfer, examine, gap, over_methods, residuals
 from rlrazor.report.drawing import INK, PALETTE, SYMBOLS, Curve, Figure, Layer, Panel
 from rlrazor.report.keyed import Judged, Keyed, in_short
 from rlrazor.report.layers import across, base, cloud, height, level, padded, spots
@@ -55,8 +55,8 @@ def finding(tested: Sequence[Transfer]) -> str:
     main = [one for one in sorted(tested, key=_error) if one.column in MAIN and one.r2]
     if not main:
         return "The sweep is too small to fit a law to any KL."
-    where = {kind: [_name(one) for one in main if one.holds == kind] for kind in dict.fromkeys(o.holds for o in main)}
-    holds = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in where.items())
+    where = {kind: [_name(one) for one in main if one.holds == kind] for kind in WHERE}
+    holds = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in where.items() if names)
     judged = [Judged(_name(one), one.gain, one.verdict) for one in main]
     return f"The law holds {holds}. Error on a method not in the fit, against guessing: {in_short(judged)}."
 
