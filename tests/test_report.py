@@ -298,10 +298,11 @@ def test_hover_tells_the_run(sweep: Sweep) -> None:
     assert isinstance(near, drawing.Points)
     expected = sweep.points.filter(pl.col("method") == "near").to_dicts()[7]
     values = [round(expected[name], 4) for name in ("new", "prior", "forgetting", "kl_forward")]
-    assert list(near.rows[7]) == [2e-5, "cosine", 2, 0, 3, 1.2, *values]
+    assert near.hover
+    assert list(near.hover.rows[7]) == [2e-5, "cosine", 2, 0, 3, 1.2, *values]
     assert near.x[7] == expected["new"]
     for text in ("lr %{customdata[0]", "seed %{customdata[3]}", "step %{customdata[4]}", "forward KL %{customdata[9]}"):
-        assert text in str(near.hover)
+        assert text in near.hover.template
 
 
 def test_frontier_line_is_not_dominated(sweep: Sweep) -> None:
@@ -318,7 +319,7 @@ def test_points_far_below_the_base_are_out_of_view_and_counted(tmp_path: Path) -
     results = load(make_folder(tmp_path, pl.concat([table, pl.DataFrame([collapsed])], how="vertical_relaxed")))
     figure = figures.trade_off_figure(sweep_of(results))
     assert figure.clipped == 1
-    view = figure.panels[0].x_range
+    view = figure.panels[0].x.range
     assert view
     assert 0.85 < view[0] < BASE_NEW
     assert "1 of 16 checkpoints" in text_of(write_report(results).read_text())

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from rlrazor.errors import RazorError
 from rlrazor.report import drawing, load, summary, terminal_tables, write_markdown, write_report
-from rlrazor.report.drawing import Curve, Figure, Panel, Points
+from rlrazor.report.drawing import Axis, Curve, Figure, Interval, Marker, Panel, Points
 from rlrazor.report.sections import KINDS
 from rlrazor.report.study import Kind, Kinds, Section, Study
 from rlrazor.report.tables import Table
@@ -48,8 +48,8 @@ def array(*values: float) -> Floats:
     return np.array(values, float)
 
 
-def one_panel(*layers: drawing.Layer, **panel: Any) -> Figure:
-    return Figure("toy", [Panel("Title", "x", "y", layers, **panel)], columns=1)
+def one_panel(*layers: drawing.Layer, x: Axis = Axis("x"), y: Axis = Axis("y")) -> Figure:  # noqa: B008
+    return Figure("toy", [Panel("Title", x, y, layers)], columns=1)
 
 
 @pytest.mark.parametrize("along", ["x", "y"])
@@ -57,7 +57,7 @@ def test_both_renderers_draw_the_same_intervals(along: Any) -> None:
     x, y = array(1, 2, 3), array(0.1, 0.4, 0.2)
     at = x if along == "x" else y
     low, high = at - array(0.05, 0.01, math.nan), at + array(0.02, -0.005, math.nan)  # the second lies beside its point
-    points = Points("a", x, y, "#0072B2", error_low=low, error_high=high, error_along=along)
+    points = Points("a", x, y, Marker("#0072B2"), interval=Interval(low, high, along))
     figure = one_panel(points)
     (bars,) = (container[2] for container in drawing.draw(figure).axes[0].containers)
     ends = np.array([np.asarray(line)[:, 0 if along == "x" else 1] for line in bars[0].get_segments() if len(line)])
@@ -71,17 +71,19 @@ def test_both_renderers_draw_the_same_intervals(along: Any) -> None:
 
 def test_hover_tells_names_and_intervals() -> None:
     points = Points(
-        "a", array(0, 1), array(0.5, 0.6), "#0072B2", error_low=array(0.4, math.nan), error_high=array(0.7, 1)
+        "a", array(0, 1), array(0.5, 0.6), Marker("#0072B2"), interval=Interval(array(0.4, math.nan), array(0.7, 1))
     )
-    panel = Panel("t", "x", "kept", [points], x_ticks=[(0, "GRPO"), (1, "SFT")])
+    panel = Panel("t", Axis("x", ticks=[(0, "GRPO"), (1, "SFT")]), Axis("kept"), [points])
     (trace,) = drawing.interactive(Figure("toy", [panel], 1)).data
     assert trace.hovertemplate.startswith("<b>a</b><br>%{customdata[0]}<br>kept %{y:.2%} %{customdata[1]}")
     assert [list(row) for row in trace.customdata] == [["GRPO", "[40.00%, 70.00%]"], ["SFT", ""]]
 
 
 def test_log_axes_and_ranges() -> None:
-    points = Points("a", array(0.01, 10), array(1, 100), "#0072B2")
-    figure = one_panel(points, x_log=True, y_log=True, x_range=(0.01, 100.0), x_percent=False, y_percent=False)
+    points = Points("a", array(0.01, 10), array(1, 100), Marker("#0072B2"))
+    figure = one_panel(
+        points, x=Axis("x", (0.01, 100.0), percent=False, log=True), y=Axis("y", percent=False, log=True)
+    )
     axis = drawing.draw(figure).axes[0]
     assert (axis.get_xscale(), axis.get_yscale()) == ("log", "log")
     assert axis.get_xlim() == pytest.approx((0.01, 100))
@@ -94,10 +96,10 @@ def test_log_axes_and_ranges() -> None:
 
 def test_categories_simplex_texts_and_bands() -> None:
     ticks = [(float(index), f"a rather long name {index}") for index in range(6)]
-    points = Points("a", array(*range(6)), array(*range(6)), "#0072B2", line=True)
+    points = Points("a", array(*range(6)), array(*range(6)), Marker("#0072B2", line=True))
     curve = Curve("b", array(0, 1), array(0, 1), "#D55E00", band=(array(-1, 0), array(1, 2)))
-    categories = Panel("t", "x", "y", [points, curve], x_ticks=ticks, y_percent=False)
-    simplex = Panel("t", "x", "y", [points], equal=True, texts=[(0.5, 0.8, "pi0")])
+    categories = Panel("t", Axis("x", ticks=ticks), Axis("y", percent=False), [points, curve])
+    simplex = Panel("t", Axis("x"), Axis("y"), [points], equal=True, texts=[(0.5, 0.8, "pi0")])
     figure = Figure("toy", [categories, simplex], 2)
     first, second = drawing.draw(figure).axes
     assert [label.get_text() for label in first.get_xticklabels()] == [name for _, name in ticks]
@@ -121,8 +123,8 @@ def test_categories_simplex_texts_and_bands() -> None:
 @pytest.mark.parametrize("names", [6, 20])
 def test_legend_is_below_the_axis_labels(names: int, height: int | None) -> None:
     ticks = [(float(index), f"category {index}") for index in range(names)]
-    layers = [Points(f"method {index}", array(0, 1), array(0, 1), "#0072B2") for index in range(12)]
-    figure = replace(one_panel(*layers, x_ticks=ticks), height=height)
+    layers = [Points(f"method {index}", array(0, 1), array(0, 1), Marker("#0072B2")) for index in range(12)]
+    figure = replace(one_panel(*layers, x=Axis("x", ticks=ticks)), height=height)
     shown = drawing.draw(figure)
     shown.draw_without_rendering()
     (legend,) = shown.legends
@@ -139,7 +141,7 @@ def test_legend_is_below_the_axis_labels(names: int, height: int | None) -> None
 
 
 def toy_section(study: Study) -> Section:
-    figure = one_panel(Points("a", array(1, 2), array(0.1, 0.2), "#0072B2"))
+    figure = one_panel(Points("a", array(1, 2), array(0.1, 0.2), Marker("#0072B2")))
     count = f"{len(study.points)} points & seeds {study.seeds}"
     return Section(
         study.name,

@@ -168,16 +168,16 @@ def test_one_method_and_nothing_to_fit() -> None:
 def test_figure_has_the_laws_the_errors_and_the_residuals(probe_law: Section) -> None:
     new, probe, errors, residuals = probe_law.figure.panels
     assert [layer.label for layer in new.layers if isinstance(layer, Curve)] == ["quadratic law", "monotone law"]
-    assert new.x_label == "forward KL, nats per completion"
+    assert new.x.label == "forward KL, nats per completion"
     assert re.fullmatch(r"On a generic probe: R² 0\.99\d? / 0\.99\d?", probe.title)
     dots, guess = errors.layers
     assert isinstance(dots, Points)
-    assert errors.y_ticks
+    assert errors.y.ticks
     assert list(dots.x) == sorted(dots.x, reverse=True)  # the best on top
-    assert errors.y_ticks[-1][1] in (PROBE, f"{PROBE} per token")
+    assert errors.y.ticks[-1][1] in (PROBE, f"{PROBE} per token")
     _, guesses = by_hand(make_table(), "kl_forward")
     assert guess.x[0] == pytest.approx(100 * np.mean(list(guesses.values())))
-    assert [name for _, name in residuals.x_ticks or ()] == list(LABELS.values())
+    assert [name for _, name in residuals.x.ticks or ()] == list(LABELS.values())
 
 
 def test_gap_is_taken_method_by_method() -> None:

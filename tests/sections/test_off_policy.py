@@ -110,13 +110,17 @@ def test_axes_show_the_means_and_what_they_can_of_the_intervals() -> None:
     points = planted.points.with_columns(prior=pl.col("prior") - unsure)
     drift, kept, _ = section(Study(planted.name, planted.description, points, points, planted.bases)).figure.panels
     kl = [arm for panel in (drift,) for layer in panel.layers if isinstance(layer, Points) for arm in layer.y]
-    assert drift.y_log
-    assert drift.y_range == pytest.approx((min(kl) / 2, max(kl) * 2))
-    ends = [layer.interval for layer in kept.layers if isinstance(layer, Points) and layer.interval]
-    assert kept.y_range is not None
+    assert drift.y.log
+    assert drift.y.range == pytest.approx((min(kl) / 2, max(kl) * 2))
+    ends = [
+        (layer.interval.low, layer.interval.high)
+        for layer in kept.layers
+        if isinstance(layer, Points) and layer.interval
+    ]
+    assert kept.y.range is not None
     assert max(high.max() for _, high in ends) > 1
-    assert kept.y_range[1] == 1.04
-    assert -0.04 <= kept.y_range[0] < min(low.min() for low, _ in ends)
+    assert kept.y.range[1] == 1.04
+    assert -0.04 <= kept.y.range[0] < min(low.min() for low, _ in ends)
 
 
 def test_rank_correlation_of_what_is_kept_with_the_kl() -> None:
@@ -142,7 +146,8 @@ def test_some_never_get_there(tmp_path: Path) -> None:
     for panel in found.figure.panels[:2]:
         [marks] = [layer for layer in panel.layers if layer.label.startswith("never reaches")]
         assert isinstance(marks, Points)
-        assert [row[0] for row in marks.rows] == ["GRPO, age 64", "GRPO, age ∞"]
+        assert marks.hover
+        assert [row[0] for row in marks.hover.rows] == ["GRPO, age 64", "GRPO, age ∞"]
         assert marks.x.round().tolist() == [3, 4]
     drawing.save(found.figure, tmp_path)
     assert drawing.to_html(found.figure, with_library=False)

@@ -132,7 +132,7 @@ def test_figure_shows_seeds_and_the_paper() -> None:
         r2.append(1 - np.var(y - np.polyval(np.polyfit(x, y, 2), x)) / np.var(y))
     spread = abs(r2[0] - r2[1]) / math.sqrt(2)
     assert dots.x[0] == pytest.approx(np.mean(r2))
-    assert dots.interval[0][0] == pytest.approx(np.mean(r2) - spread)
-    assert dots.interval[1][0] == pytest.approx(np.mean(r2) + spread)
+    assert dots.interval.low[0] == pytest.approx(np.mean(r2) - spread)
+    assert dots.interval.high[0] == pytest.approx(np.mean(r2) + spread)
     assert dict(zip(paper.y, paper.x, strict=True)) == {2.0: 0.96, 1.0: 0.93}
-    assert panel.y_ticks == [(2.0, "forward KL on new-task inputs"), (1.0, "reverse KL on new-task inputs")]
+    assert panel.y.ticks == [(2.0, "forward KL on new-task inputs"), (1.0, "reverse KL on new-task inputs")]

@@ -6,8 +6,8 @@ from pathlib import Path
 import polars as pl
 import pytest
 from test_forecasts import study as of_forecasts
-from test_representation import study_of as of_families
-from test_representation import with_probe
+from test_kept_representation import study_of as of_families
+from test_kept_representation import with_probe
 
 from language_tables import make_table, study_of
 from rlrazor.report import prose, sections, side_by_side
@@ -48,6 +48,6 @@ def test_every_name_of_forecasts_is_that_of_a_cell_of_a_folder_with_both_familie
     strict(monkeypatch)
     one = of_forecasts()
     tables = [one.table, one.points, one.bases]
-    both = [table.vstack(table.with_columns(family=pl.lit("parity-mnist"))) for table in tables]
-    section = sections.build(Study(one.name, one.description, *both))
+    table, points, bases = (table.vstack(table.with_columns(family=pl.lit("parity-mnist"))) for table in tables)
+    section = sections.build(Study(one.name, one.description, table, points, bases))
     assert "{{" not in section.question + section.note

@@ -11,7 +11,7 @@ import polars as pl
 from rlrazor.analysis.statistics import Estimate, Verdict, at_accuracy, best_checkpoints, difference, shared_threshold
 from rlrazor.analysis.statistics import verdict as verdict_of
 from rlrazor.errors import RazorError
-from rlrazor.report.drawing import PALETTE, Figure, Layer, Panel
+from rlrazor.report.drawing import PALETTE, Axis, Figure, Layer, Panel
 from rlrazor.report.figures import staircase
 from rlrazor.report.keyed import Judged, Keyed, in_short
 from rlrazor.report.layers import base, cloud, learnt
@@ -130,4 +130,4 @@ def _panel(task: Task) -> Panel:
             layers.append(staircase(f"{family} frontier", own, style[0]))
     layers.append(base(task.study, "new", "prior"))
     new, prior = f"accuracy on {task.name} (new task)", f"accuracy on {task.study.description['prior_task']}"
-    return Panel(str(task.study.description["title"]), new, prior, layers, learnt(task.study))
+    return Panel(str(task.study.description["title"]), Axis(new, learnt(task.study)), Axis(prior), layers)

@@ -16,7 +16,7 @@ from rlrazor.analysis.statistics import (
     with_params,
 )
 from rlrazor.errors import RazorError
-from rlrazor.report.drawing import INK, PALETTE, SYMBOLS, WHITE, Figure, Layer, Panel, Points, Range
+from rlrazor.report.drawing import INK, PALETTE, SYMBOLS, WHITE, Axis, Figure, Layer, Marker, Panel, Points, Range
 from rlrazor.report.layers import base, cloud, learnt, padded
 from rlrazor.report.sections.statistics import over_seeds
 from rlrazor.report.study import Section, Study
@@ -247,12 +247,13 @@ def _figure(study: Study, points: pl.DataFrame, taught: pl.DataFrame) -> Figure:
     panels = [
         Panel(
             f"Teachers at {level:.0%} and students",
-            "new accuracy" if column == "new" else f"forward KL, {study.kl_unit}",
-            "prior accuracy",
+            Axis(
+                "new accuracy" if column == "new" else f"forward KL, {study.kl_unit}",
+                learnt(study) if column == "new" else _near(taught, level),
+                percent=column == "new",
+            ),
+            Axis("prior accuracy", prior),
             _layers(study, points, taught, level, column),
-            learnt(study) if column == "new" else _near(taught, level),
-            prior,
-            x_percent=column == "new",
         )
         for column in ("new", KL)
         for level in levels
@@ -260,7 +261,7 @@ def _figure(study: Study, points: pl.DataFrame, taught: pl.DataFrame) -> Figure:
     if not panels:
         of_rl = points.filter(pl.col("method") == RL)
         layers = [cloud(study.label(RL), of_rl, "new", "prior", *_STYLES[0]), base(study, "new", "prior")]
-        panels = [Panel("No teacher reaches its level", "new accuracy", "prior accuracy", layers)]
+        panels = [Panel("No teacher reaches its level", Axis("new accuracy"), Axis("prior accuracy"), layers)]
     return Figure("distilled", panels, columns=max(len(levels), 1))
 
 
@@ -278,8 +279,8 @@ def _layers(study: Study, points: pl.DataFrame, taught: pl.DataFrame, level: flo
     at = "teacher_new" if column == "new" else "teacher_kl"
     x, y = floats(teachers, at), floats(teachers, "teacher_prior")
     middle = np.array([x.mean()]), np.array([y.mean()])
-    layers.append(Points("mean of teachers", *middle, WHITE, "diamond", size=8.0, outlined=True))
-    layers.append(Points("teacher", x, y, INK, "diamond", size=5.0))
+    layers.append(Points("mean of teachers", *middle, Marker(WHITE, "diamond", size=8.0, outlined=True)))
+    layers.append(Points("teacher", x, y, Marker(INK, "diamond", size=5.0)))
     return [*layers, base(study, column, "prior")]
 
 
@@ -305,7 +306,7 @@ def _courses(study: Study, label: str, runs: pl.DataFrame, column: str, color: s
     for (seed,), rows in runs.sort("step").group_by(["seed"], maintain_order=True):
         start = study.bases.filter(pl.col("seed") == seed)
         x, y = (np.concatenate([floats(start, name), floats(rows, name)]) for name in (column, "prior"))
-        layers.append(Points(label, x, y, color, symbol, size=2.5, opacity=0.4, line=True))
+        layers.append(Points(label, x, y, Marker(color, symbol, size=2.5, opacity=0.4, line=True)))
     return layers
 
 
@@ -314,7 +315,7 @@ def _mean_course(study: Study, label: str, runs: pl.DataFrame, column: str, colo
     start = study.bases.filter(pl.col("seed").is_in(runs["seed"].unique().to_list()))
     by_step = pl.concat([start.select("step", column, "prior"), runs.select("step", column, "prior")])
     means = by_step.group_by("step").mean().sort("step")
-    return Points(label, floats(means, column), floats(means, "prior"), color, symbol, size=4.0, line=True)
+    return Points(label, floats(means, column), floats(means, "prior"), Marker(color, symbol, size=4.0, line=True))
 
 
 def _levels(taught: pl.DataFrame) -> list[float]:

@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 
 from rlrazor.analysis.statistics import Correlation, Estimate, correlation, floats, seed_means
-from rlrazor.report.drawing import INK, PALETTE, Figure, Floats, Panel, Points, Range
+from rlrazor.report.drawing import INK, PALETTE, Axis, Figure, Floats, Marker, Panel, Points, Range
 from rlrazor.report.study import Section, Study
 from rlrazor.report.tables import Table
 from rlrazor.report.text import INTERVALS, NEVER, cell, how_many, in_words, number, written
@@ -188,13 +188,13 @@ def _figure(study: Study, steps: pl.DataFrame, found: Links) -> Figure:
             panels.append(
                 Panel(
                     f"{link.label}: r = {link.r}",
-                    "change of KL by the step, nats" if cosine == NEW else "",
-                    f"cosine with {name}" if index == 0 else "",
+                    Axis(
+                        "change of KL by the step, nats" if cosine == NEW else "",
+                        _spread(floats(own, CHANGE)),
+                        percent=False,
+                    ),
+                    Axis(f"cosine with {name}" if index == 0 else "", within, percent=False),
                     [_cloud(link.label, own, cosine, PALETTE[index % len(PALETTE)]), _course(own, cosine)],
-                    _spread(floats(own, CHANGE)),
-                    within,
-                    x_percent=False,
-                    y_percent=False,
                 )
             )
     return Figure("dynamics", panels, columns=len(study.methods))
@@ -202,7 +202,7 @@ def _figure(study: Study, steps: pl.DataFrame, found: Links) -> Figure:
 
 def _cloud(label: str, steps: pl.DataFrame, cosine: str, color: str) -> Points:
     drawn = steps.gather_every(max(1, ceil(len(steps) / DRAWN)))
-    return Points(label, floats(drawn, CHANGE), floats(drawn, cosine), color, size=3.0, opacity=0.35)
+    return Points(label, floats(drawn, CHANGE), floats(drawn, cosine), Marker(color, size=3.0, opacity=0.35))
 
 
 def _course(steps: pl.DataFrame, cosine: str) -> Points:
@@ -210,7 +210,7 @@ def _course(steps: pl.DataFrame, cosine: str) -> Points:
     finite = steps.filter(pl.col(CHANGE).is_finite(), pl.col(cosine).is_finite()).sort(CHANGE)
     tenths = np.array_split(np.arange(len(finite)), min(BINS, max(len(finite), 1)))
     x, y = (np.array([floats(finite[part], name).mean() for part in tenths if part.size]) for name in (CHANGE, cosine))
-    return Points("mean of each tenth", x, y, INK, "circle", size=5.5, line=True)
+    return Points("mean of each tenth", x, y, Marker(INK, "circle", size=5.5, line=True))
 
 
 def _spread(values: Floats) -> Range | None:

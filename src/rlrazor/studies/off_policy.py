@@ -17,7 +17,7 @@ from rlrazor.analysis.statistics import (
     threshold_most_reach,
     with_params,
 )
-from rlrazor.report.drawing import PALETTE, SYMBOLS, Curve, Figure, Layer, Panel, Points, Range
+from rlrazor.report.drawing import PALETTE, SYMBOLS, Axis, Curve, Figure, Layer, Panel, Points, Range
 from rlrazor.report.layers import level, log_height, means, never, share_height
 from rlrazor.report.sections.statistics import follows_kl, over_seeds
 from rlrazor.report.study import Section, Study
@@ -254,15 +254,9 @@ def _panel(
     ticks = [(float(at), _age(age)) for at, age in enumerate(_ages(series))]
     return Panel(
         title,
-        "age of the samples, updates",
-        y_label,
+        Axis("age of the samples, updates", _across(series), percent=False, ticks=ticks or None),
+        Axis(y_label, y_range, percent=not log, log=log),
         layers,
-        _across(series),
-        y_range,
-        x_percent=False,
-        y_percent=not log,
-        y_log=log,
-        x_ticks=ticks or None,
     )
 
 

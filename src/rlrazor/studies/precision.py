@@ -16,7 +16,7 @@ from rlrazor.analysis.statistics import (
     seed_means,
     with_params,
 )
-from rlrazor.report.drawing import INK, PALETTE, Curve, Figure, Layer, Panel, Range
+from rlrazor.report.drawing import INK, PALETTE, Axis, Curve, Figure, Layer, Panel, Range
 from rlrazor.report.layers import cloud, learnt, means
 from rlrazor.report.sections.statistics import over_seeds
 from rlrazor.report.study import Section, Study
@@ -199,29 +199,26 @@ def _figure(study: Study, points: pl.DataFrame, floor: float | None) -> Figure:
         [
             Panel(
                 "Sparsity at equal accuracy",
-                "new accuracy",
-                "parameters unchanged",
+                Axis("new accuracy", new),
+                Axis("parameters unchanged", (-0.03, 1.03)),
                 [*_clouds(study, points, SPARSITY), *_floor(floor, new)],
-                new,
-                (-0.03, 1.03),
             ),
             Panel(
                 "Sparsity after training",
-                "learning rate",
-                "parameters unchanged",
+                Axis(
+                    "learning rate",
+                    percent=False,
+                    log=True,
+                    ticks=[(rate, f"{rate:.2g}") for rate in sorted(set(rates.tolist()))],
+                ),
+                Axis("parameters unchanged", (-0.03, 1.03)),
                 [*_by_rate(study, points), *_floor(floor, (float(rates.min()), float(rates.max())))],
-                y_range=(-0.03, 1.03),
-                x_percent=False,
-                x_log=True,
-                x_ticks=[(rate, f"{rate:.2g}") for rate in sorted(set(rates.tolist()))],
             ),
             Panel(
                 "Rank of the update",
-                "new accuracy",
-                "share of full rank",
+                Axis("new accuracy", new),
+                Axis("share of full rank", (-0.03, 1.03)),
                 _clouds(study, points, RANK),
-                new,
-                (-0.03, 1.03),
             ),
         ],
         columns=3,

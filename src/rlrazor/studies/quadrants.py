@@ -14,7 +14,7 @@ from rlrazor.analysis.statistics import (
     shared_threshold,
 )
 from rlrazor.errors import RazorError
-from rlrazor.report.drawing import PALETTE, Figure, Layer, Panel, Points
+from rlrazor.report.drawing import PALETTE, Axis, Figure, Layer, Panel, Points
 from rlrazor.report.figures import staircase
 from rlrazor.report.layers import base, cloud, height, learnt, level, means
 from rlrazor.report.sections.statistics import kept_table, over_seeds
@@ -190,16 +190,14 @@ def _figure(study: Study, points: pl.DataFrame, levels: Sequence[float]) -> Figu
     panels = [
         Panel(
             "Learning against drift",
-            f"forward KL, {study.kl_unit}",
-            "new accuracy",
+            Axis(f"forward KL, {study.kl_unit}", percent=False),
+            Axis("new accuracy", new),
             [*(_cloud(study, points, method, KL, "new") for method in _present(study)), base(study, KL, "new")],
-            y_range=new,
-            x_percent=False,
         ),
         Panel(
             "Trade-off",
-            "new accuracy",
-            "prior accuracy",
+            Axis("new accuracy", new),
+            Axis("prior accuracy"),
             [
                 *(_cloud(study, points, method, "new", "prior") for method in _present(study)),
                 *(
@@ -208,7 +206,6 @@ def _figure(study: Study, points: pl.DataFrame, levels: Sequence[float]) -> Figu
                 ),
                 base(study, "new", "prior"),
             ],
-            new,
         ),
     ]
     panels += [_factors(study, points, at) for at in sorted({*levels[:1], *levels[-1:]})]
@@ -233,12 +230,9 @@ def _factors(study: Study, points: pl.DataFrame, at: float) -> Panel:
     layers.append(level("base’s prior accuracy", prior, (-0.3, 1.5)))
     return Panel(
         f"Kept at new ≥ {at:.0%}",
-        "",
-        "prior accuracy",
+        Axis("", (-0.3, 1.5), ticks=[(0.0, "without negatives"), (1.0, "with negatives")]),
+        Axis("prior accuracy", height(layers)),
         layers,
-        (-0.3, 1.5),
-        height(layers),
-        x_ticks=[(0.0, "without negatives"), (1.0, "with negatives")],
         texts=[text for text in texts if text[1] is not None],
     )
 

@@ -22,7 +22,7 @@ from rlrazor.analysis.outcomes import (
     examine,
 )
 from rlrazor.analysis.statistics import Estimate, Verdict, verdict
-from rlrazor.report.drawing import PALETTE, Figure, Layer, Panel
+from rlrazor.report.drawing import PALETTE, Axis, Figure, Interval, Layer, Panel
 from rlrazor.report.keyed import Judged, Keyed, in_short
 from rlrazor.report.layers import across, spots
 from rlrazor.report.prose import Shown, told
@@ -218,14 +218,9 @@ def _panels(groups: Sequence[Group], family: str) -> list[Panel]:
         panels.append(
             Panel(
                 FAMILIES[family],
-                title,
-                "",
+                Axis(title, (0, 102) if column == "coverage" else None, percent=False),
+                Axis("", edges, percent=False, ticks=ticks),
                 layers,
-                (0, 102) if column == "coverage" else None,
-                edges,
-                x_percent=False,
-                y_percent=False,
-                y_ticks=ticks,
             )
         )
     return panels
@@ -241,6 +236,6 @@ def _dots(groups: Sequence[Group], left_out: str, column: str, names: Sequence[s
     found = {one.predictor: one for group in groups if group.left_out == left_out for one in group.outcomes}
     shown = [(place + shift, found[name].mean(column)) for place, name in enumerate(names) if name in found]
     dots = spots(LEFT_OUT[left_out], [one for _, one in shown], [place for place, _ in shown], style, along="x")
-    low, high = dots.interval or (dots.x, dots.x)
     most = 100.0 if column == "coverage" else np.inf
-    return replace(dots, error_low=np.maximum(low, 0), error_high=np.minimum(high, most))
+    interval = dots.interval
+    return replace(dots, interval=interval and Interval(interval.low.clip(0), interval.high.clip(None, most), "x"))

@@ -9,7 +9,7 @@ import polars as pl
 from rlrazor.analysis.law import PredictorSummary
 from rlrazor.analysis.statistics import Estimate, floats, verdict
 from rlrazor.analysis.transfer import HOLDS, WHERE, ByMethod, Transfer, examine, gap, over_methods, residuals
-from rlrazor.report.drawing import INK, PALETTE, SYMBOLS, Curve, Figure, Layer, Panel
+from rlrazor.report.drawing import INK, PALETTE, SYMBOLS, Axis, Curve, Figure, Layer, Panel
 from rlrazor.report.keyed import Judged, Keyed, in_short
 from rlrazor.report.layers import across, base, cloud, height, level, padded, spots
 from rlrazor.report.measures import MEASURES
@@ -169,7 +169,7 @@ def _law_panel(study: Study, summary: PredictorSummary, title: str, x_label: str
     if summary.predictor in study.bases.columns:
         layers.append(base(study, summary.predictor, "forgetting"))
     title += f": R² {' / '.join(explained)}" if explained else ""
-    return Panel(title, x_label, "forgetting", layers, x_range, y_range, x_percent=False)
+    return Panel(title, Axis(x_label, x_range, percent=False), Axis("forgetting", y_range), layers)
 
 
 def _error_panel(tested: Sequence[Transfer]) -> Panel:
@@ -185,13 +185,9 @@ def _error_panel(tested: Sequence[Transfer]) -> Panel:
         layers.append(across("guessing the mean", 100 * guess.mean, rows))
     return Panel(
         "Asked about a method not in the fit",
-        "left-out error of the monotone law, accuracy points",
-        "",
+        Axis("left-out error of the monotone law, accuracy points", percent=False),
+        Axis("", rows, percent=False, ticks=[(float(place), _name(one)) for place, one in enumerate(ranked)] or None),
         layers,
-        y_range=rows,
-        x_percent=False,
-        y_percent=False,
-        y_ticks=[(float(place), _name(one)) for place, one in enumerate(ranked)] or None,
     )
 
 
@@ -207,12 +203,12 @@ def _residual_panel(study: Study, beyond: Residuals) -> Panel:
     layers.append(level("the others’ law", 0.0, edges, "#777777"))
     return Panel(
         "More or less than the others’ law",
-        "",
-        "forgetting beyond the law, points",
+        Axis(
+            "",
+            edges,
+            percent=False,
+            ticks=[(float(index), study.label(method)) for index, method in enumerate(study.methods)],
+        ),
+        Axis("forgetting beyond the law, points", (min(low, -0.1), max(high, 0.1)), percent=False),
         layers,
-        edges,
-        (min(low, -0.1), max(high, 0.1)),
-        x_percent=False,
-        y_percent=False,
-        x_ticks=[(float(index), study.label(method)) for index, method in enumerate(study.methods)],
     )

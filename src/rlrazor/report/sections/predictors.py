@@ -11,7 +11,7 @@ from rlrazor.analysis import law
 from rlrazor.analysis.law import LeftOut, PredictorSummary
 from rlrazor.analysis.statistics import Estimate, Verdict, verdict
 from rlrazor.analysis.transfer import gap, over_methods
-from rlrazor.report.drawing import PALETTE, SYMBOLS, WHITE, Figure, Panel, Points
+from rlrazor.report.drawing import PALETTE, SYMBOLS, WHITE, Axis, Figure, Hover, Interval, Marker, Panel, Points
 from rlrazor.report.keyed import Judged, Keyed, in_short
 from rlrazor.report.layers import across
 from rlrazor.report.measures import GROUPS, MAIN_MEASURES, MEASURES, NEW, PAPER, SIMILARITIES, Measure
@@ -194,20 +194,15 @@ def _r2_panel(
     dots = []
     for cloud, own in _by_group(shown, value, place):
         half = np.array([spread(one) for one in own], float)
-        dots.append(replace(cloud, error_low=cloud.x - half, error_high=cloud.x + half, error_along="x"))
+        dots.append(replace(cloud, interval=Interval(cloud.x - half, cloud.x + half, "x")))
     of_paper = [one.measure.column for one in shown if one.measure.column in PAPER]
     x, y = np.array([PAPER[name][0] for name in of_paper]), np.array([place[name] for name in of_paper])
-    paper = Points("the paper’s Table 1", x, y, WHITE, "diamond", outlined=True, size=9)
+    paper = Points("the paper’s Table 1", x, y, Marker(WHITE, "diamond", size=9, outlined=True))
     return Panel(
         "Explained: R² of the quadratic",
-        "R², mean ± standard deviation over seeds",
-        "",
+        Axis("R², mean ± standard deviation over seeds", (-0.03, 1.03), percent=False),
+        Axis("", ends, percent=False, ticks=names),
         [paper, *dots],
-        (-0.03, 1.03),
-        ends,
-        x_percent=False,
-        y_percent=False,
-        y_ticks=names,
     )
 
 
@@ -221,14 +216,9 @@ def _error_panel(
     end = 1.08 * max([*guesses, *(float(np.nanmax(one.x, initial=0.0)) for one in dots)])
     return Panel(
         "Forecast: left-out error of the monotone law",
-        "error on a method not in the fit, accuracy points",
-        "",
+        Axis("error on a method not in the fit, accuracy points", (0.0, end), percent=False),
+        Axis("", ends, percent=False, ticks=names),
         [*dots, *guess],
-        (0.0, end),
-        ends,
-        x_percent=False,
-        y_percent=False,
-        y_ticks=names,
     )
 
 
@@ -241,5 +231,5 @@ def _by_group(
         own = [one for one in shown if one.measure.group == group]
         x, y = np.array([value(one) for one in own], float), np.array([place[one.measure.column] for one in own])
         hover, rows = "<b>%{customdata[0]}</b><br>%{x:.3~f}<extra></extra>", [(one.measure.full_name,) for one in own]
-        clouds.append((Points(group, x, y, color, symbol, hover, rows), own))
+        clouds.append((Points(group, x, y, Marker(color, symbol), hover=Hover(hover, rows)), own))
     return clouds

@@ -14,7 +14,7 @@ from rlrazor.analysis.statistics import (
     seed_means,
     verdict,
 )
-from rlrazor.report.drawing import PALETTE, SYMBOLS, Figure, Panel, Points
+from rlrazor.report.drawing import PALETTE, SYMBOLS, Axis, Figure, Marker, Panel, Points
 from rlrazor.report.keyed import Judged, Keyed, in_short
 from rlrazor.report.layers import learnt, means
 from rlrazor.report.prose import Shown, told
@@ -120,10 +120,10 @@ def _against_panel(study: Study, column: str) -> Panel:
     for index, method in enumerate(study.methods):
         rows = study.points.filter(pl.col("method") == method)
         x, y = floats(rows, "new"), floats(rows, column)
-        layers.append(Points(study.label(method), x, y, *_style(index), size=size, opacity=0.5))
+        layers.append(Points(study.label(method), x, y, Marker(*_style(index), size=size, opacity=0.5)))
     name = f"{NAMES[column]} to the base"
     title = f"{NAMES[column]} at equal accuracy"
-    return Panel(title, "new accuracy", name, layers, x_range=learnt(study), y_percent=False)
+    return Panel(title, Axis("new accuracy", learnt(study)), Axis(name, percent=False), layers)
 
 
 def _along_panel(study: Study, column: str) -> Panel:
@@ -135,7 +135,7 @@ def _along_panel(study: Study, column: str) -> Panel:
         cells = cells.drop_nulls(column)
         layers.append(means(study.label(method), cells, cells["epoch"].to_list(), column, *_style(index)))
     name = f"{NAMES[column]} to the base"
-    return Panel(f"{NAMES[column]} along training", "epoch", name, layers, x_percent=False, y_percent=False)
+    return Panel(f"{NAMES[column]} along training", Axis("epoch", percent=False), Axis(name, percent=False), layers)
 
 
 def _style(index: int) -> tuple[str, str]:

@@ -9,7 +9,7 @@ from rlrazor import projection
 from rlrazor.analysis.statistics import Estimate, floats
 from rlrazor.errors import RazorError
 from rlrazor.projection import Floats
-from rlrazor.report.drawing import INK, PALETTE, Curve, Figure, Layer, Panel, Points
+from rlrazor.report.drawing import INK, PALETTE, Axis, Curve, Figure, Interval, Layer, Marker, Panel, Points
 from rlrazor.report.study import Section, Study
 from rlrazor.report.tables import Table
 from rlrazor.report.text import NEVER, percent
@@ -379,15 +379,23 @@ def _simplex_panel(paths: pl.DataFrame) -> Panel:
         else:
             x, y = _on_simplex(points)
             layers.insert(
-                1, Points("GRPO, groups of 8", x, y, _COLORS["GRPO"], "square", size=1.5, opacity=0.4, line=True)
+                1,
+                Points("GRPO, groups of 8", x, y, Marker(_COLORS["GRPO"], "square", size=1.5, opacity=0.4, line=True)),
             )
     for name, point, symbol in (
         ("base", FIRST_CHECK, "circle"),
         ("KL-minimal correct policy", projection.i_projection(FIRST_CHECK, FIRST_CORRECT), "star"),
     ):
-        layers.append(Points(name, *_on_simplex(point[None]), INK, symbol, size=12 if symbol == "star" else 7))
+        layers.append(Points(name, *_on_simplex(point[None]), Marker(INK, symbol, size=12 if symbol == "star" else 7)))
     texts = [(-0.13, -0.09, "a, correct"), (0.93, -0.09, "b, correct"), (0.51, 0.86, "c, wrong")]
-    return Panel("Three outcomes", "", "", layers, (-0.2, 1.2), (-0.12, 0.95), False, False, equal=True, texts=texts)
+    return Panel(
+        "Three outcomes",
+        Axis("", (-0.2, 1.2), percent=False),
+        Axis("", (-0.12, 0.95), percent=False),
+        layers,
+        equal=True,
+        texts=texts,
+    )
 
 
 def _convergence_panel(curves: pl.DataFrame) -> Panel:
@@ -397,14 +405,9 @@ def _convergence_panel(curves: pl.DataFrame) -> Panel:
         layers.append(Curve(name, floats(rows, "round"), np.maximum(floats(rows, "distance"), 1e-9), color))
     return Panel(
         "Alternation",
-        "rounds",
-        "total variation from the nearest correct policy",
+        Axis("rounds", percent=False, log=True),
+        Axis("total variation from the nearest correct policy", (5e-10, 2), percent=False, log=True),
         layers,
-        y_range=(5e-10, 2),
-        x_percent=False,
-        y_percent=False,
-        x_log=True,
-        y_log=True,
     )
 
 
@@ -426,22 +429,15 @@ def _excess_panel(gradients: pl.DataFrame, kind: str, title: str) -> Panel:
         layers.append(
             Points(
                 algorithm,
-                np.array(accuracies) + 0.012 * (index - 1.5),  # side by side where they agree
+                np.array(accuracies) + 0.012 * (index - 1.5),
                 means,
-                _COLORS[method],
-                _SYMBOLS[method],
-                error_low=np.maximum(means - halves, 1e-3),
-                error_high=means + halves,
-                line=kind == "even",  # the other panel has the exact gradients' lines
+                Marker(_COLORS[method], _SYMBOLS[method], line=kind == "even"),
+                interval=Interval(np.maximum(means - halves, 1e-3), means + halves),
             )
         )
     return Panel(
         title,
-        "accuracy of the base",
-        f"excess KL at {UNTIL:.0%} accuracy, nats",
+        Axis("accuracy of the base", (0.0, 1.0)),
+        Axis(f"excess KL at {UNTIL:.0%} accuracy, nats", (1e-3, 3), percent=False, log=True),
         layers,
-        (0.0, 1.0),
-        (1e-3, 3),
-        y_percent=False,
-        y_log=True,
     )

@@ -93,4 +93,4 @@ def test_along_training_is_the_mean_of_seeds() -> None:
     values = [1 - (0.1 + 0.001 * seed) * 0.5 for seed in range(3)]
     mean, half = mean_and_half(values)
     assert (course.x[49], course.y[49]) == pytest.approx((20.0, mean))
-    assert (course.interval[0][49], course.interval[1][49]) == pytest.approx((mean - half, mean + half))
+    assert (course.interval.low[49], course.interval.high[49]) == pytest.approx((mean - half, mean + half))
