@@ -21,7 +21,7 @@ from rlrazor.cli.printing import console_for_tables
 from rlrazor.errors import RazorError
 from rlrazor.lm.probes import read_prompts
 from rlrazor.report import drawing
-from rlrazor.report.drawing import Curve, Figure, Layer, Panel, Points
+from rlrazor.report.drawing import Axis, Curve, Figure, Hover, Layer, Marker, Panel, Points, paper
 from rlrazor.report.tables import read_table
 from rlrazor.runs.records import Record, RunSpec
 from rlrazor.system import progress
@@ -165,11 +165,14 @@ def test_labels_are_drawn_as_they_are(tmp_path: Path) -> None:
     ticks = list(enumerate(labels))
     layers: list[Layer] = [
         *(Curve(name, line, line, "#000000") for name in labels[::2]),
-        *(Points(name, line, line, "#000000", rows=[[name]] * 2, hover="%{customdata[0]}") for name in labels[1::2]),
+        *(
+            Points(name, line, line, Marker("#000000"), hover=Hover("%{customdata[0]}", [[name]] * 2))
+            for name in labels[1::2]
+        ),
     ]
     formula = NAMES["a formula"]
     panels = [
-        Panel(name, formula, name, layers, x_ticks=ticks, y_ticks=ticks, texts=[(0, 0, name)])
+        Panel(name, Axis(formula, ticks=ticks), Axis(name, ticks=ticks), layers, texts=[(0, 0, name)])
         for name in (formula, NAMES["long"])
     ]
     figure = Figure("figure", panels, columns=2)
@@ -178,7 +181,7 @@ def test_labels_are_drawn_as_they_are(tmp_path: Path) -> None:
     axis = shown.axes[0]
     assert axis.get_title() == formula.replace("$", r"\$")
     assert {text.get_text().strip() for text in shown.legends[0].get_texts()} == {
-        drawing._literal(name).strip() for name in labels
+        paper._literal(name).strip() for name in labels
     }
     html = drawing.to_html(figure, with_library=False)
     told = json.loads(plotly.io.to_json(drawing.interactive(figure)))

@@ -20,7 +20,7 @@ from rlrazor.analysis import law
 from rlrazor.errors import RazorError
 from rlrazor.report import Results, drawing, figures, load, summary, terminal_tables, write_report
 from rlrazor.report import page as report_page
-from rlrazor.report.tables import Sweep
+from rlrazor.report.sweep import Sweep
 from rlrazor.system import writing
 
 BASE_NEW, BASE_PRIOR = 0.90, 0.80
@@ -298,10 +298,11 @@ def test_hover_tells_the_run(sweep: Sweep) -> None:
     assert isinstance(near, drawing.Points)
     expected = sweep.points.filter(pl.col("method") == "near").to_dicts()[7]
     values = [round(expected[name], 4) for name in ("new", "prior", "forgetting", "kl_forward")]
-    assert list(near.rows[7]) == [2e-5, "cosine", 2, 0, 3, 1.2, *values]
+    assert near.hover
+    assert list(near.hover.rows[7]) == [2e-5, "cosine", 2, 0, 3, 1.2, *values]
     assert near.x[7] == expected["new"]
     for text in ("lr %{customdata[0]", "seed %{customdata[3]}", "step %{customdata[4]}", "forward KL %{customdata[9]}"):
-        assert text in str(near.hover)
+        assert text in near.hover.template
 
 
 def test_frontier_line_is_not_dominated(sweep: Sweep) -> None:
@@ -318,7 +319,7 @@ def test_points_far_below_the_base_are_out_of_view_and_counted(tmp_path: Path) -
     results = load(make_folder(tmp_path, pl.concat([table, pl.DataFrame([collapsed])], how="vertical_relaxed")))
     figure = figures.trade_off_figure(sweep_of(results))
     assert figure.clipped == 1
-    view = figure.panels[0].x_range
+    view = figure.panels[0].x.range
     assert view
     assert 0.85 < view[0] < BASE_NEW
     assert "1 of 16 checkpoints" in text_of(write_report(results).read_text())
@@ -388,7 +389,7 @@ def test_page_opens_in_a_browser(results: Results, sweep: Sweep, page: str, tmp_
     assert [line for line in opened.stderr.splitlines() if "CONSOLE" in line] == []
     assert opened.stdout.count('class="main-svg"') >= 2
     # Every checkpoint in four panels, and a base per seed in three; nothing here is out of view.
-    assert len(re.findall(r'class="point[ "]', opened.stdout)) == 4 * len(sweep.points) + 3 * len(sweep.bases)
+    assert len(re.findall(r'class="point[ "]', opened.stdout)) == 4 * len(sweep.points) + 3 * len(sweep.study.bases)
     assert 'data-title="Share' not in opened.stdout  # plotly's button for uploading the data
 
 
@@ -455,4 +456,4 @@ def test_broken_sensitivity(folder: Path) -> None:
 
 
 def test_distinct_is_the_laws(sweep: Sweep) -> None:
-    assert sweep.points.equals(law.distinct(sweep.table))
+    assert sweep.points.equals(law.distinct(sweep.study.table))

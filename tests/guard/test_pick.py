@@ -491,14 +491,15 @@ def test_the_figure_has_a_panel_for_each_frontier(tmp_path: Path, monkeypatch: p
     assert main(["pick", str(run), "--kl-budget", "0.7", "--figure", str(tmp_path)]) == 0
     forecast = write_run(tmp_path / "forecast", "reward", {5: 0.5}, {5: (0.0, 0.0, 0.1)})
     assert main(["pick", str(forecast), "--figure", str(tmp_path)]) == 0
-    assert [[panel.y_label for panel in figure.panels] for figure in drawn] == [
+    assert [[panel.y.label for panel in figure.panels] for figure in drawn] == [
         ["KL on the new task's prompts, nats", "KL on the generic probe, nats"],
         ["forecast drop of the prior score, points"],
     ]
     star = drawn[0].panels[1].layers[-1]
     assert (list(star.x), list(star.y)) == ([0.7], [2.0])
     assert isinstance(star, Points)
-    assert star.error_high == pytest.approx([2.02])
+    assert star.interval
+    assert star.interval.high == pytest.approx([2.02])
 
 
 def test_a_reason_that_is_that_of_all_checkpoints_is_said_once(tmp_path: Path) -> None:

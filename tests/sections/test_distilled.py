@@ -253,9 +253,9 @@ def test_figure_shows_whole_runs_from_the_base_on() -> None:
     figure = section(planted).figure
     assert (len(figure.panels), figure.columns) == (6, 3)  # two planes, three levels
     for panel in figure.panels:
-        lines = [layer for layer in panel.layers if isinstance(layer, Points) and layer.line]
+        lines = [layer for layer in panel.layers if isinstance(layer, Points) and layer.marker.line]
         assert [line.label for line in lines] == [*["GRPO, the teachers’ runs"] * 3, NAMES[PLAIN], NAMES[MANY]]
-        in_new = panel.x_label == "new accuracy"
+        in_new = panel.x.label == "new accuracy"
         for line in lines:
             assert (line.x[0], line.y[0]) == (BASE_NEW if in_new else 0.0, pytest.approx(BASE_PRIOR))
             assert len(line.x) == 1 + (len(RL_NEWS) if line.label.startswith("GRPO") else 3)

@@ -123,7 +123,8 @@ def test_exploration_fails() -> None:
     assert "exploration fails none" not in found.finding
     [marks] = [layer for layer in found.figure.panels[0].layers if layer.label == "never gets there"]
     assert isinstance(marks, Points)
-    assert [row[0] for row in marks.rows] == ["natural PG", "GRPO", "GRPO + KL", "natural PG"]
+    assert marks.hover
+    assert [row[0] for row in marks.hover.rows] == ["natural PG", "GRPO", "GRPO + KL", "natural PG"]
 
 
 def test_nobody_learns() -> None:

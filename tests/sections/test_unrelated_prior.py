@@ -82,7 +82,7 @@ def test_law_holds_for_both() -> None:
     related, unrelated, explained = found.figure.panels
     assert (related.title, unrelated.title) == ("Forgetting of FashionMNIST", "Forgetting of dots")
     assert explained.title == "What explains forgetting?"
-    assert related.y_range == unrelated.y_range
+    assert related.y.range == unrelated.y.range
     [curve] = [layer for layer in unrelated.layers if isinstance(layer, Curve) and layer.label == "monotone law"]
     assert curve.y == pytest.approx([forgotten(max(kl, 0.0)) for kl in curve.x], abs=0.01)
 

@@ -372,7 +372,7 @@ def _panel(found: "Pick", of: str) -> "Panel":
 
     from rlrazor.guard.candidates import DROP
     from rlrazor.guard.law_file import NAMES
-    from rlrazor.report.drawing import INK, PALETTE, Curve, Layer, Panel, Points
+    from rlrazor.report.drawing import INK, PALETTE, Axis, Curve, Interval, Layer, Marker, Panel, Points
 
     scale = 100 if of == DROP else 1
     known = [one for one in found.candidates if one.interval(of) is not None]
@@ -381,7 +381,7 @@ def _panel(found: "Pick", of: str) -> "Panel":
         ends = np.array([one.interval(of) for one in own], float).reshape(-1, 3) * scale
         ends = np.where(np.isfinite(ends), ends, ends[:, :1])  # no bar where the error is not known
         x = np.array([one.new for one in own])
-        return Points(label, x, ends[:, 0], color, symbol, size=size, error_low=ends[:, 1], error_high=ends[:, 2])
+        return Points(label, x, ends[:, 0], Marker(color, symbol, size=size), interval=Interval(ends[:, 1], ends[:, 2]))
 
     front = found.frontiers[of]
     line = sorted(front, key=lambda one: one.new)
@@ -396,4 +396,4 @@ def _panel(found: "Pick", of: str) -> "Panel":
         label = f"{kind} drop of the prior score, points"
     else:
         label = f"{NAMES[of]}, nats"
-    return Panel("Which checkpoint to take", found.metric, label, layers, x_percent=False, y_percent=False)
+    return Panel("Which checkpoint to take", Axis(found.metric, percent=False), Axis(label, percent=False), layers)

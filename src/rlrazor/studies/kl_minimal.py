@@ -17,7 +17,7 @@ from rlrazor.analysis.statistics import (
     threshold_most_reach,
     with_params,
 )
-from rlrazor.report.drawing import INK, PALETTE, SYMBOLS, Figure, Layer, Panel, Points
+from rlrazor.report.drawing import INK, PALETTE, SYMBOLS, Axis, Figure, Interval, Layer, Marker, Panel, Points
 from rlrazor.report.layers import log_height, never, share_height
 from rlrazor.report.sections.statistics import over_seeds
 from rlrazor.report.study import Section, Study
@@ -323,15 +323,14 @@ def _panel(
     ticks = [(float(place), f"{one.expected.mean:.0%}, {one.group}") for place, one in enumerate(settings)]
     return Panel(
         title,
-        "base’s expected accuracy, group size",
-        y_label,
+        Axis(
+            "base’s expected accuracy, group size",
+            (-0.5, max(len(settings), 1) - 0.5),
+            percent=False,
+            ticks=ticks or None,
+        ),
+        Axis(y_label, (low, high), percent=not log, log=log),
         layers,
-        (-0.5, max(len(settings), 1) - 0.5),
-        (low, high),
-        x_percent=False,
-        y_percent=not log,
-        y_log=log,
-        x_ticks=ticks or None,
         texts=texts,
     )
 
@@ -349,11 +348,8 @@ def _dots(study: Study, cells: Sequence[pl.DataFrame], column: str) -> list[Laye
                 study.label(method),
                 np.array([_place(study, at, method) for at, _ in own], float),
                 mean,
-                PALETTE[index % len(PALETTE)],
-                SYMBOLS[index % len(SYMBOLS)],
-                size=7.5,
-                error_low=low,
-                error_high=high,
+                Marker(PALETTE[index % len(PALETTE)], SYMBOLS[index % len(SYMBOLS)], size=7.5),
+                interval=Interval(low, high),
             )
         )
     return layers
@@ -371,7 +367,7 @@ def _bases(study: Study, settings: Sequence[Setting], column: str) -> Points:
     left = 0.1 * len(study.methods) / 2
     stars = [(at - left, value) for at, setting in enumerate(settings) for value in floats(setting.bases, column)]
     x, y = np.array(stars, float).reshape(-1, 2).T
-    return Points("base", x, y, INK, "star", size=9.0)
+    return Points("base", x, y, Marker(INK, "star", size=9.0))
 
 
 def _place(study: Study, setting: int, method: str) -> float:

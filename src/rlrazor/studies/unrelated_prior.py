@@ -11,7 +11,21 @@ from rlrazor.analysis import law
 from rlrazor.analysis.law import LawSummary, PredictorSummary, Saturating
 from rlrazor.analysis.statistics import Estimate, direction, floats
 from rlrazor.errors import RazorError
-from rlrazor.report.drawing import INK, PALETTE, SYMBOLS, WHITE, Curve, Figure, Layer, Panel, Points, Range
+from rlrazor.report.drawing import (
+    INK,
+    PALETTE,
+    SYMBOLS,
+    WHITE,
+    Axis,
+    Curve,
+    Figure,
+    Interval,
+    Layer,
+    Marker,
+    Panel,
+    Points,
+    Range,
+)
 from rlrazor.report.layers import cloud, padded
 from rlrazor.report.sections.statistics import over_seeds
 from rlrazor.report.study import Section, Study
@@ -391,13 +405,9 @@ def _figure(study: Study, tasks: Sequence[PriorTask]) -> Figure:
     panels = [
         Panel(
             f"Forgetting of {task.name}",
-            "forward KL on the new task, nats",
-            "forgetting (drop in accuracy)",
+            Axis("forward KL on the new task, nats", kl, percent=False, log=True),
+            Axis("forgetting (drop in accuracy)", forgotten),
             [*_clouds(study, task), *_laws(task, kl)],
-            kl,
-            forgotten,
-            x_percent=False,
-            x_log=True,
         )
         for task in tasks
     ]
@@ -432,26 +442,21 @@ def _measures_panel(tasks: Sequence[PriorTask]) -> Panel:
                 f"R², {task.name}",
                 mean,
                 np.array([len(shown) - place - 0.2 * index for place in range(len(shown))], float),
-                INK if index else WHITE,
-                "diamond",
-                size=7.0,
-                outlined=True,
-                error_low=mean - half,
-                error_high=mean + half,
-                error_along="x",
+                Marker(INK if index else WHITE, "diamond", size=7.0, outlined=True),
+                interval=Interval(mean - half, mean + half, "x"),
             )
         )
     lowest = min((float(np.nanmin(layer.x)) for layer in layers if np.isfinite(layer.x).any()), default=0.0)
     return Panel(
         "What explains forgetting?",
-        "R² of the monotone law",
-        "",
+        Axis("R² of the monotone law", (max(min(lowest, 0.0), -0.5) - 0.05, 1.03), percent=False),
+        Axis(
+            "",
+            (0.3, len(shown) + 0.7),
+            percent=False,
+            ticks=[(len(shown) - index - 0.1, MEASURES[column]) for index, column in enumerate(shown)] or None,
+        ),
         layers,
-        (max(min(lowest, 0.0), -0.5) - 0.05, 1.03),
-        (0.3, len(shown) + 0.7),
-        x_percent=False,
-        y_percent=False,
-        y_ticks=[(len(shown) - index - 0.1, MEASURES[column]) for index, column in enumerate(shown)] or None,
     )
 
 
