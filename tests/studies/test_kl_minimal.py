@@ -79,7 +79,7 @@ def gain(planted: Study, setting: Setting, method: str, at: float) -> list[float
 
 
 def numbers_of(of: Study) -> dict[str, str]:
-    return keyed.numbers_of(tables_of(settings_of(of)))
+    return keyed.numbers_of(tables_of(of, settings_of(of)))
 
 
 def example() -> Study:

@@ -1,8 +1,8 @@
 """Methods that aim at the KL-minimal correct policy, beside GRPO + KL, from bases that are right often or seldom."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 import polars as pl
@@ -11,9 +11,9 @@ from rlrazor.analysis.statistics import (
     Estimate,
     at_accuracy,
     difference,
+    estimate_of,
     seed_means,
     threshold_most_reach,
-    verdict,
     with_params,
 )
 from rlrazor.errors import RazorError
@@ -21,9 +21,10 @@ from rlrazor.report.drawing import INK, PALETTE, SYMBOLS, Figure, Layer, Panel, 
 from rlrazor.report.keyed import Keyed, in_short
 from rlrazor.report.layers import log_height, means, never, share_height
 from rlrazor.report.study import Section, Study
-from rlrazor.report.text import NEVER, cell, percent, signed, written
+from rlrazor.report.text import NEVER, percent, written
 from rlrazor.studies.engine import Against, Arms, At, Compared, PlainStudy, judge_all, section_of
 from rlrazor.studies.grids import ONE, Grid
+from rlrazor.studies.tables import Column, gap, table_of
 
 NAME = "kl-minimal"
 METHODS = ("grpo", "grpo+kl", "kl-dpg", "js-dpg", "tv-dpg", "natural-pg")
@@ -90,11 +91,19 @@ class Setting:
         """By method and seed: the highest new accuracy, at any learning rate and time."""
         return self.compared.points.group_by("method", "seed", maintain_order=True).agg(pl.max("new"))
 
+    @property
+    def best(self) -> pl.DataFrame:
+        """By method, over seeds."""
+        return seed_means(self.highest, ARMS.by, ["new"])
+
     def ess(self, *, first: bool) -> pl.DataFrame:
         """By method: effective sample size at the first checkpoints of all runs, or at the last."""
         step = pl.col("step")
         end = (step.min() if first else step.max()).over("trajectory")
         return seed_means(self.compared.points.filter(step == end), ARMS.by, [ESS])
+
+
+OfMethod = tuple[Setting, str]
 
 
 def settings_of(study: Study) -> list[Setting]:
@@ -118,79 +127,64 @@ def section(study: Study) -> Section:
     settings, against = settings_of(study), Against("", {"method": REFERENCE})
     told = [f"{one.name}, new {one.at}: {in_short(judge_all(one.compared, against))}." for one in settings]
     finding = f"Prior score kept against {study.label(REFERENCE)}’s, by setting. {' '.join(told)}"
-    return section_of(study, NAME, finding, figure(study, settings), tables_of(settings))
+    return section_of(study, NAME, finding, figure(study, settings), tables_of(study, settings))
 
 
-def tables_of(settings: Sequence[Setting]) -> list[Keyed]:
+def tables_of(study: Study, settings: Sequence[Setting]) -> list[Keyed]:
     """What bases can do, `SETTING.expected`; what methods keep and how far they get, `SETTING.METHOD.prior` ..."""
-    columns = {
-        "expected": "base’s samples correct, %",
-        "greedy": "base’s new score, greedy, %",
-        "without": "groups without a correct sample, at least, %",
-        "base-ess": "base’s effective sample size, %",
-        "at": "compared at new",
-    }
-    rows = {}
-    for one in settings:
-        numbers = one.base("new_expected"), one.base("new"), one.without, one.base(ESS)
-        rows[one.key] = (one.name, dict(zip(columns, [*map(written, numbers), one.at], strict=True)))
-    kept = {
-        "prior": "prior kept, %",
-        "drop": "drop, points",
-        "gap": "minus GRPO + KL’s",
-        "verdict": "verdict",
-        **DRIFTS,
-    }
-    learnt = {
-        "best.new": "best new, %",
-        "best.gap": "minus GRPO + KL’s, points",
-        "best.verdict": "verdict",
-        "ess.first": "effective sample size, first checkpoint, %",
-        "ess.end": "at the end, %",
-        "variance": "variance of the weights at the end",
-    }
-    return [
-        Keyed("The settings", "setting", columns, rows),
-        _by_method("At equal new accuracy", settings, kept, _kept),
-        _by_method("What is learnt at all, and the importance weights towards q*", settings, learnt, _learnt),
+    minus, in_nats = f"minus {study.label(REFERENCE)}’s, points", partial(written, form=_nats)
+    bases = [
+        Column[Setting]("expected", "base’s samples correct, %", lambda one: one.base("new_expected")),
+        Column("greedy", "base’s new score, greedy, %", lambda one: one.base("new")),
+        Column("without", "groups without a correct sample, at least, %", lambda one: one.without),
+        Column("base-ess", "base’s effective sample size, %", lambda one: one.base(ESS)),
+        Column("at", "compared at new", lambda one: one.at),
     ]
-
-
-def _by_method(
-    title: str, settings: Sequence[Setting], columns: Mapping[str, str], cells: Callable[[Setting, str], list[str]]
-) -> Keyed:
-    """A row for each setting and method."""
-    rows = {
-        f"{one.key}.{method}": (
-            f"{one.name}: {one.compared.label(arm)}",
-            dict(zip(columns, cells(one, method), strict=True)),
-        )
+    kept = [
+        Column[OfMethod]("prior", "prior kept, %", partial(_kept, column="prior")),
+        Column("drop", "drop, points", partial(_kept, column="forgetting")),
+        gap("gap", minus, lambda of: NEVER if of[1] == REFERENCE else of[0].compared.gap(of[1:], (REFERENCE,))),
+        *(Column(name, title, partial(_kept, column=name), in_nats) for name, title in DRIFTS.items()),
+    ]
+    learnt = [
+        Column[OfMethod]("best.new", "best new, %", lambda of: _mean(of[0].best, of, "new")),
+        gap("best.gap", minus, _lead),
+        Column("ess.first", "effective sample size, first, %", lambda of: _mean(of[0].ess(first=True), of, ESS)),
+        Column("ess.end", "at the end, %", lambda of: _mean(of[0].ess(first=False), of, ESS)),
+        Column("variance", "variance of the weights at the end", _variance),
+    ]
+    rows = {one.key: (one.name, one) for one in settings}
+    methods = {
+        f"{one.key}.{arm[0]}": (f"{one.name}: {one.compared.label(arm)}", (one, str(arm[0])))
         for one in settings
         for arm in one.compared.arms
-        for method in arm
     }
-    return Keyed(title, "setting, method", columns, rows)
-
-
-def _kept(setting: Setting, method: str) -> list[str]:
-    judged = setting.compared.judge((method,), (REFERENCE,))
-    [row] = setting.kept.filter(method=method).to_dicts()
-    against = [NEVER, NEVER] if method == REFERENCE else [signed(judged.gap), str(judged.verdict)]
-    return [cell(row, "prior"), cell(row, "forgetting"), *against, *(cell(row, name, _nats) for name in DRIFTS)]
-
-
-def _learnt(setting: Setting, method: str) -> list[str]:
-    own, reference = (setting.highest.filter(method=name) for name in (method, REFERENCE))
-    gap = difference(own, reference, "new")
-    told = [signed(gap), str(verdict(gap, len(setting.compared.study.seeds)))]
-    [[first], [end]] = (setting.ess(first=is_first).filter(method=method).to_dicts() for is_first in (True, False))
+    corner, seeds = "setting, method", len(study.seeds)
     return [
-        written(Estimate.over(own["new"].to_list())),
-        *([NEVER, NEVER] if method == REFERENCE else told),
-        cell(first, ESS),
-        cell(end, ESS),
-        f"{1 / end[ESS] - 1:.3g}" if end[ESS] else NEVER,
+        table_of("The settings", "setting", rows, bases, seeds),
+        table_of("At equal new accuracy", corner, methods, kept, seeds),
+        table_of("What is learnt at all, and the importance weights towards q*", corner, methods, learnt, seeds),
     ]
+
+
+def _mean(table: pl.DataFrame, of: OfMethod, column: str) -> Estimate | None:
+    [row] = table.filter(method=of[1]).to_dicts()
+    return estimate_of(row, column)
+
+
+def _kept(of: OfMethod, column: str) -> Estimate | None:
+    return _mean(of[0].kept, of, column)
+
+
+def _lead(of: OfMethod) -> Estimate | str | None:
+    """How much more than GRPO + KL a method learns at best, seed by seed."""
+    own, reference = (of[0].highest.filter(method=method) for method in (of[1], REFERENCE))
+    return NEVER if of[1] == REFERENCE else difference(own, reference, "new")
+
+
+def _variance(of: OfMethod) -> str:
+    share = _mean(of[0].ess(first=False), of, ESS)
+    return f"{1 / share.mean - 1:.3g}" if share and share.mean else NEVER
 
 
 def _nats(value: float) -> str:
@@ -200,7 +194,7 @@ def _nats(value: float) -> str:
 def figure(study: Study, settings: Sequence[Setting]) -> Figure:
     """A panel for each of four numbers: settings along the axis, methods side by side."""
     kept = [one.kept for one in settings]
-    best = [seed_means(one.highest, ARMS.by, ["new"]) for one in settings]
+    best = [one.best for one in settings]
     ends = [one.ess(first=False) for one in settings]
     panels = [
         _panel(study, settings, kept, "prior", "Kept at equal new accuracy", "prior accuracy"),

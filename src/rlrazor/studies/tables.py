@@ -3,16 +3,20 @@
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import polars as pl
 
 from rlrazor.analysis import law
 from rlrazor.analysis.law import LeftOut, Quadratic
-from rlrazor.analysis.statistics import Estimate, Verdict, correlation, estimate_of, floats
+from rlrazor.analysis.statistics import Estimate, Verdict, correlation, estimate_of, floats, verdict
 from rlrazor.errors import RazorError
 from rlrazor.report.keyed import Judged, Keyed
 from rlrazor.report.text import NEVER, nats, number, percent, signed, written
-from rlrazor.studies.engine import KL, Arm, Compared, TableOf
+from rlrazor.studies.engine import KL, Arm, Compared, TableOf, seeds_of
+
+Row = TypeVar("Row")
+Value = Estimate | str | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,3 +143,55 @@ def best_of(compared: Compared, group: Group) -> Arm | None:
         if group.holds(arm) and compared.reached and compared.kept[arm]["n_seeds"] == seeds
     }
     return max(whole, key=lambda arm: whole[arm]) if whole else None
+
+
+@dataclass(frozen=True)
+class Column(Generic[Row]):
+    """What a table says of each of its rows: a number over seeds, written by `form`, or a word.
+
+    With `judge` it is a difference, whose `key` ends in `gap`: its seeds and the verdict on it stand beside it, as `n`
+    and `verdict` with the same beginning.
+    """
+
+    key: str
+    header: str
+    of: Callable[[Row], Value]
+    form: Callable[[Estimate | None], str] = written
+    judge: Callable[[Estimate | None, int], str] | None = None
+
+
+def gap(
+    key: str,
+    header: str,
+    of: Callable[[Row], Value],
+    judge: Callable[[Estimate | None, int], str] = verdict,
+) -> Column[Row]:
+    """A difference that is judged; a word where a row is not compared."""
+    return Column(key, header, of, signed, judge)
+
+
+def table_of(
+    title: str, corner: str, rows: Mapping[str, tuple[str, Row]], columns: Sequence[Column[Row]], seeds: int
+) -> Keyed:
+    """A table, column by column; `rows`: key -> name and what the columns are of. `seeds`: those of the study."""
+    headers: dict[str, str] = {}
+    cells: dict[str, dict[str, str]] = {key: {} for key in rows}
+    for column in columns:
+        start = column.key.removesuffix("gap")
+        headers[column.key] = column.header
+        if column.judge:
+            headers |= {f"{start}n": "seeds", f"{start}verdict": "verdict"}
+        for key, (_, row) in rows.items():
+            value = column.of(row)
+            if isinstance(value, str):
+                cells[key] |= dict.fromkeys(
+                    [column.key, *([f"{start}n", f"{start}verdict"] if column.judge else [])], value
+                )
+                continue
+            got = value.seeds if value else 0
+            cells[key][column.key] = column.form(value)
+            if column.judge:
+                cells[key] |= {f"{start}n": seeds_of(got, seeds), f"{start}verdict": str(column.judge(value, seeds))}
+            elif 0 < got < seeds:
+                cells[key][column.key] += f" ({got} of {seeds} seeds)"
+    return Keyed(title, corner, headers, {key: (name, cells[key]) for key, (name, _) in rows.items()})
