@@ -178,20 +178,20 @@ def table_of(
     cells: dict[str, dict[str, str]] = {key: {} for key in rows}
     for column in columns:
         start = column.key.removesuffix("gap")
-        headers[column.key] = column.header
+        own = {column.key: column.header}
         if column.judge:
-            headers |= {f"{start}n": "seeds", f"{start}verdict": "verdict"}
+            own |= {f"{start}n": "seeds", f"{start}verdict": "verdict"}
+        headers |= own
         for key, (_, row) in rows.items():
-            value = column.of(row)
-            if isinstance(value, str):
-                cells[key] |= dict.fromkeys(
-                    [column.key, *([f"{start}n", f"{start}verdict"] if column.judge else [])], value
-                )
-                continue
-            got = value.seeds if value else 0
-            cells[key][column.key] = column.form(value)
-            if column.judge:
-                cells[key] |= {f"{start}n": seeds_of(got, seeds), f"{start}verdict": str(column.judge(value, seeds))}
-            elif 0 < got < seeds:
-                cells[key][column.key] += f" ({got} of {seeds} seeds)"
+            cells[key] |= dict(zip(own, _cells(column, column.of(row), seeds), strict=True))
     return Keyed(title, corner, headers, {key: (name, cells[key]) for key, (name, _) in rows.items()})
+
+
+def _cells(column: Column[Row], value: Value, seeds: int) -> list[str]:
+    """What a column, and those beside it, say of a row."""
+    if isinstance(value, str):
+        return [value] * (3 if column.judge else 1)
+    text, got = column.form(value), value.seeds if value else 0
+    if column.judge:
+        return [text, seeds_of(got, seeds), str(column.judge(value, seeds))]
+    return [text + (f" ({got} of {seeds} seeds)" if 0 < got < seeds else "")]
