@@ -11,10 +11,11 @@ import pytest
 from scipy import optimize, stats
 
 from rlrazor.analysis import law
+from rlrazor.analysis.departures import beyond_all, beyond_others, departures, half_lost, per_seed
 from rlrazor.report import drawing, keyed
 from rlrazor.report.drawing import Curve
 from rlrazor.report.study import Study
-from rlrazor.studies.unrelated_prior import STUDY, beyond_all, beyond_others, half_lost, tables_of, tasks_of
+from rlrazor.studies.unrelated_prior import STUDY, tables_of, tasks_of
 from study_tables import T_THREE_SEEDS, check, plus_minus, run, study_of
 
 LABELS = {"sft-1": "SFT-1", "sft-2": "SFT-2", "oracle": "oracle SFT", "grpo": "GRPO"}
@@ -157,13 +158,13 @@ def test_law_against_guessing_by_other_means() -> None:
 
 def test_departures_are_those_planted() -> None:
     planted = study(beyond=lambda method, lr: 0.1 if method == "grpo" else 0.0, noise=0.0)
-    dots = tasks_of(planted)[1]
-    grpo = dots.departures("method", beyond_others)["grpo"]
+    dots = tasks_of(planted)[1].points
+    grpo = departures(dots, "method", beyond_others)["grpo"]
     assert grpo
     assert grpo.mean == pytest.approx(0.1, abs=0.002)
     assert grpo.half == pytest.approx(0.0, abs=1e-6)
     # What a method adds at all learning rates is no learning rate's doing.
-    rates = dots.departures("lr", beyond_all).values()
+    rates = departures(dots, "lr", beyond_all).values()
     assert [one.mean for one in rates if one] == pytest.approx([0, 0], abs=0.01)
 
 
@@ -172,7 +173,7 @@ def test_half_is_lost_where_the_law_says() -> None:
     planted = study(dots=lambda kl: forgotten(5 * kl), seeds=2, noise=0.0)
     for task, scale in zip(tasks_of(planted), (1.0, 5.0), strict=True):
         half = optimize.brentq(lambda kl, scale=scale: forgotten(scale * kl) - forgotten(scale * 6) / 2, 0, 6)
-        assert list(task.per_seed(half_lost).values()) == pytest.approx([half, half], rel=1e-3)
+        assert list(per_seed(task.points, half_lost).values()) == pytest.approx([half, half], rel=1e-3)
     found = numbers_of(planted)
     assert (found["half.dots"], found["half.fashion"]) == ("0.20", "0.97")
 

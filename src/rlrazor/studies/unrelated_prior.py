@@ -1,18 +1,25 @@
 """Does KL on the new task predict the forgetting of a prior task that shares nothing with it, counting dots?"""
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
 
 import numpy as np
 import polars as pl
 
 from rlrazor.analysis import law
+from rlrazor.analysis.departures import (
+    beyond_all,
+    beyond_guessing,
+    beyond_others,
+    departures,
+    half_lost,
+    over,
+    per_seed,
+    r2,
+)
 from rlrazor.analysis.law import LawSummary, PredictorSummary
 from rlrazor.analysis.statistics import Estimate, Verdict, floats, verdict
-from rlrazor.errors import RazorError
 from rlrazor.report.drawing import INK, PALETTE, SYMBOLS, WHITE, Curve, Figure, Floats, Layer, Panel, Points
 from rlrazor.report.keyed import Judged, Keyed, in_short
 from rlrazor.report.layers import cloud, padded
@@ -37,8 +44,6 @@ MEASURES = {
     "weight_fisher_l2": "weight Fisher L2",
 }
 NEAR = 2.0  # nats: within them methods overlap, so that no law is asked beyond where it was fitted
-T = TypeVar("T")
-Departures = dict[str, Estimate | None]
 BEYOND = {Verdict.BETTER: "forgets less", Verdict.WORSE: "forgets more"}
 
 
@@ -63,30 +68,13 @@ class PriorTask:
         """The laws in forward KL on new-task inputs."""
         return self.fits[KL]
 
-    def per_seed(self, of: Callable[[pl.DataFrame], T], within: float = np.inf) -> dict[int, T]:
-        """What a seed's checkpoints up to so many nats come to, by seed; without the seeds that allow no law."""
-        found = {}
-        rows = self.points.filter(pl.col(KL) <= within).sort("seed", maintain_order=True)
-        for (seed,), own in rows.group_by(["seed"], maintain_order=True):
-            with suppress(RazorError):
-                found[int(str(seed))] = of(own)
-        return found
+    def forgotten(self, statistic: Callable[[Floats], float]) -> Estimate | None:
+        """A statistic of each seed's checkpoints, over seeds."""
+        return over(per_seed(self.points, lambda rows: float(statistic(floats(rows, "forgetting")))).values())
 
-    def over_seeds(self, of: Callable[[pl.DataFrame], float]) -> Estimate | None:
-        """The same, its mean."""
-        return over(self.per_seed(of).values())
-
-    def departures(self, by: str, beyond: Callable[[pl.DataFrame], Floats], within: float = np.inf) -> Departures:
-        """By value of the column `by`, the mean of what its checkpoints forget `beyond` a law of their own seed."""
-
-        def means(rows: pl.DataFrame) -> dict[str, float]:
-            own = rows.with_columns(beyond=pl.Series(beyond(rows))).group_by(by, maintain_order=True)
-            table = own.agg(pl.mean("beyond"))
-            return {f"{key:.1e}" if isinstance(key, float) else str(key): mean for key, mean in table.iter_rows()}
-
-        seeds = list(self.per_seed(means, within).values())
-        names = dict.fromkeys(name for of_seed in seeds for name in of_seed)
-        return {name: over(of_seed[name] for of_seed in seeds if name in of_seed) for name in names}
+    def beyond_guessing(self) -> Estimate | None:
+        """The law's error on a method not in the fit, against guessing."""
+        return over(per_seed(self.points, beyond_guessing).values())
 
 
 def tasks_of(study: Study) -> list[PriorTask]:
@@ -107,55 +95,10 @@ def tasks_of(study: Study) -> list[PriorTask]:
     return tasks
 
 
-def over(values: Iterable[float]) -> Estimate | None:
-    """Their estimate; None for none."""
-    found = list(values)
-    return Estimate.over(found) if found else None
-
-
-def drift(rows: pl.DataFrame) -> tuple[Floats, Floats]:
-    """Forward KL, and forgetting."""
-    return floats(rows, KL), floats(rows, "forgetting")
-
-
-def r2(rows: pl.DataFrame) -> float:
-    """Of the monotone law."""
-    x, y = drift(rows)
-    return law.r_squared(y, law.fit_saturating(x, y).predict(x))
-
-
-def half_lost(rows: pl.DataFrame) -> float:
-    """The KL at which half is lost of what the law, a (1 - exp(-b x^c)), loses over the range of its data."""
-    x, y = drift(rows)
-    fitted = law.fit_saturating(x, y)
-    share = float(fitted.predict(x.max())) / 2 / fitted.a
-    return float((-np.log1p(-share) / fitted.b) ** (1 / fitted.c))
-
-
-def beyond_guessing(rows: pl.DataFrame) -> float:
-    """The monotone law's mean error on a method not in the fit, minus that of guessing the others' mean."""
-    methods = rows["method"].to_list()
-    fits: tuple[law.FitLaw, ...] = (law.fit_saturating, law.fit_constant)
-    own, guess = (law.leave_one_method_out(fit, *drift(rows), methods).mean for fit in fits)
-    return own - guess
-
-
-def beyond_others(rows: pl.DataFrame) -> Floats:
-    """What the checkpoints of one seed forget beyond the law of the other methods."""
-    return law.left_out_residuals(law.fit_saturating, *drift(rows), rows["method"].to_list())
-
-
-def beyond_all(rows: pl.DataFrame) -> Floats:
-    """The same beyond the law of all, less the mean: the fit is robust, and whoever departs from it moves the mean."""
-    x, y = drift(rows)
-    excess = y - law.fit_saturating(x, y).predict(x)
-    return np.asarray(excess - excess.mean())
-
-
 def section(study: Study) -> Section:
     """The law for each prior task, and where it breaks."""
     tasks = tasks_of(study)
-    gaps = [(task.name, task.over_seeds(beyond_guessing)) for task in tasks]
+    gaps = [(task.name, task.beyond_guessing()) for task in tasks]
     told = in_short([Judged(name, one, _lower(one, len(study.seeds))) for name, one in gaps])
     finding = f"Error of the monotone law in forward KL on a method not in the fit, against guessing: {told}."
     return section_of(study, NAME, finding, figure(study, tasks), tables_of(study, tasks))
@@ -178,14 +121,14 @@ def _of_task(quantity: Callable[[PriorTask], Value], task: PriorTask) -> Value:
 
 QUANTITIES: Mapping[str, tuple[str, Callable[[PriorTask], Value]]] = {
     "base": ("base accuracy, %", lambda task: task.base),
-    "mean": ("mean forgetting, points", lambda task: task.over_seeds(lambda rows: floats(rows, "forgetting").mean())),
-    "most": ("most forgotten, points", lambda task: task.over_seeds(lambda rows: floats(rows, "forgetting").max())),
+    "mean": ("mean forgetting, points", lambda task: task.forgotten(np.mean)),
+    "most": ("most forgotten, points", lambda task: task.forgotten(np.max)),
     "quadratic": ("quadratic R² [95 %]", lambda task: fit_cells(task.law.quadratic, 2)[0]),
     "quadratic-seeds": ("quadratic R² per seed", lambda task: fit_cells(task.law.quadratic, 2)[1]),
     "monotone": ("monotone R² [95 %]", lambda task: fit_cells(task.law.saturating, 2)[0]),
     "monotone-seeds": ("monotone R² per seed", lambda task: fit_cells(task.law.saturating, 2)[1]),
     "rank": ("Spearman’s correlation", lambda task: _minus(task.law.spearman)),
-    "half": ("half lost by, nats", lambda task: _span(task.per_seed(half_lost).values())),
+    "half": ("half lost by, nats", lambda task: _span(per_seed(task.points, half_lost).values())),
     "error-quadratic": ("left-out error of the quadratic, points", lambda task: percent(_error(task.law.quadratic))),
     "error": ("left-out error of the monotone law", lambda task: percent(_error(task.law.saturating))),
     "guess": (
@@ -199,7 +142,7 @@ QUANTITIES: Mapping[str, tuple[str, Callable[[PriorTask], Value]]] = {
 
 def judged_table(study: Study, tasks: Sequence[PriorTask]) -> Keyed:
     """`TASK.forecast.verdict`: the law against guessing. `TASK.fit.verdict`: its fit against that of FashionMNIST."""
-    fits = {task.key: task.per_seed(r2) for task in tasks}
+    fits = {task.key: per_seed(task.points, r2) for task in tasks}
 
     def better_fit(task: PriorTask) -> Value:
         own, other = fits[task.key], fits.get("fashion", {})
@@ -209,7 +152,7 @@ def judged_table(study: Study, tasks: Sequence[PriorTask]) -> Keyed:
         gap(
             "forecast.gap",
             "left-out error minus guessing’s, points",
-            lambda task: task.over_seeds(beyond_guessing),
+            PriorTask.beyond_guessing,
             _lower,
         ),
         Column("fit.gap", "R² minus FashionMNIST’s", better_fit, partial(signed, form=number), verdict),
@@ -237,12 +180,13 @@ def task_tables(study: Study, task: PriorTask) -> list[Keyed]:
         judged = verdict(one, seeds, lower_is_better=True)
         return BEYOND.get(judged, str(judged))
 
-    of_all, of_near = (task.departures("method", beyond_others, within) for within in (np.inf, NEAR))
+    near = task.points.filter(pl.col(KL) <= NEAR)
+    of_all, of_near = (departures(points, "method", beyond_others) for points in (task.points, near))
     methods: dict[str, tuple[str, tuple[Value, Value]]] = {
         f"{task.key}.{name}": (study.label(name), (of_all.get(name), of_near.get(name))) for name in study.methods
     }
-    rates = task.departures("lr", beyond_all)
-    methods |= {f"{task.key}.lr-{lr}": (f"learning rate {lr}", (one, NEVER)) for lr, one in rates.items()}
+    rates = departures(task.points.drop_nulls("lr"), "lr", beyond_all)
+    methods |= {f"{task.key}.lr-{lr:.1e}": (f"learning rate {lr:.1e}", (one, NEVER)) for lr, one in rates.items()}
     beyond: list[Column[tuple[Value, Value]]] = [
         gap("gap", "beyond the law, points", lambda row: row[0], told),
         gap("near.gap", f"the same within {NEAR:g} nats", lambda row: row[1], told),
