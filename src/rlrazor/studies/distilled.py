@@ -1,12 +1,12 @@
 """Does SFT on the samples of an RL policy forget as little as that policy? The paper's Fig. 9, a teacher per level."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 import polars as pl
 
+from rlrazor.analysis.imitation import Students, taught_by_level
 from rlrazor.analysis.statistics import (
     Estimate,
     best_checkpoints,
@@ -16,7 +16,6 @@ from rlrazor.analysis.statistics import (
     verdict,
     with_params,
 )
-from rlrazor.errors import RazorError
 from rlrazor.report.drawing import INK, PALETTE, SYMBOLS, WHITE, Figure, Floats, Layer, Panel, Points
 from rlrazor.report.keyed import Judged, Keyed, in_short
 from rlrazor.report.layers import base, cloud, learnt, padded
@@ -46,75 +45,9 @@ def grids(quick: bool) -> list[Grid]:
     return grids
 
 
-@dataclass(frozen=True, eq=False)
-class Students:
-    """The students of one kind whose teachers are of one level: their checkpoints, with their teachers' scores."""
-
-    key: str
-    kind: str
-    level: float
-    rows: pl.DataFrame
-
-    @property
-    def name(self) -> str:
-        """Kind and level."""
-        return f"{self.kind}, {self.level:.0%}"
-
-    @property
-    def teachers(self) -> pl.DataFrame:
-        """A row for each teacher."""
-        return self.rows.unique("seed", keep="first", maintain_order=True)
-
-    @property
-    def best(self) -> pl.DataFrame:
-        """Per seed the highest new accuracy, and how far it is `beyond` the teacher's."""
-        best = self.rows.group_by("seed", maintain_order=True).agg(pl.max("new"), pl.first("teacher_new"))
-        return best.with_columns(beyond=pl.col("new") - pl.col("teacher_new"))
-
-    def matched(self, margin: float = 0.0) -> pl.DataFrame:
-        """Per seed the checkpoint that keeps most, of those no more than `margin` below the teacher's new.
-
-        A row for each seed whose students get there, with `gap`, its prior accuracy minus its teacher's.
-        """
-        # Accuracies are counts over a test set: the last term is for those at exactly the margin.
-        reached = self.rows.filter(pl.col("new") >= pl.col("teacher_new") - margin - 1e-9)
-        best = reached.sort("prior", descending=True, maintain_order=True).unique("seed", keep="first")
-        return best.sort("seed").with_columns(gap=pl.col("prior") - pl.col("teacher_prior"))
-
-    def lowest(self) -> pl.DataFrame:
-        """Per row of `matched` the lowest prior accuracy of its run up to there; `gap` is that minus the teacher's."""
-        until = self.rows.join(self.matched().select("run_id", last="step"), on="run_id")
-        lowest = until.filter(pl.col("step") <= pl.col("last")).group_by("seed").agg(pl.all().sort_by("prior").first())
-        return lowest.with_columns(gap=pl.col("prior") - pl.col("teacher_prior"))
-
-    def shown(self) -> pl.DataFrame:
-        """Per seed the run of the checkpoint matched; where none gets there, the run that gets farthest."""
-        farthest = self.rows.sort("new", descending=True, maintain_order=True).unique("seed", keep="first")
-        runs = pl.concat([rows.select("seed", "run_id") for rows in (self.matched(), farthest)])
-        chosen = runs.unique("seed", keep="first", maintain_order=True)["run_id"].to_list()
-        return self.rows.filter(pl.col("run_id").is_in(chosen))
-
-
 def students_of(study: Study) -> list[Students]:
-    """Kind by kind, and level by level; a longer run's start, too, belongs to its kind.
-
-    Teachers that do not reach their level do not count. Raises RazorError where the description names no teachers, or
-    one that the table does not hold.
-    """
-    named = study.description.get("teachers")
-    if not named or "teacher" not in study.points.columns:
-        raise RazorError("The study of RL-distilled SFT names no teachers: run the same command again.")
-    scores = study.table.select(
-        pl.format("{}/{}", "run_id", "step").alias("teacher"),
-        pl.col("run_id").alias("teacher_run"),
-        *(pl.col(column).alias(f"teacher_{name}") for name, column in (("new", "new"), ("prior", "prior"), ("kl", KL))),
-    )
-    chosen = pl.DataFrame(named).select("level", "seed", pl.format("{}/{}", "run_id", "step").alias("teacher")).unique()
-    teachers = chosen.join(scores, on="teacher", how="left")
-    if teachers["teacher_new"].null_count():
-        raise RazorError("The study of RL-distilled SFT names a teacher that its table lacks: run the command again.")
-    teachers = teachers.filter(pl.col("teacher_new") >= pl.col("level"))
-    taught = with_params(study.table, labels_per_image=1).join(teachers, on=["teacher", "seed"], maintain_order="left")
+    """Kind by kind, and level by level; a longer run's start, too, belongs to its kind."""
+    taught = taught_by_level(with_params(study.table, labels_per_image=1), study.description.get("teachers"))
     usual = set(study.points.filter(method=TEACHER)["epochs"])
     found = []
     for (method, labels, epochs), of_kind in taught.group_by(KIND, maintain_order=True):
@@ -206,9 +139,7 @@ def best_table(study: Study, students: Sequence[Students], at: float) -> Keyed:
 
 
 def _end(one: Students, name: str, lr: float) -> Estimate | None:
-    """What the last checkpoints at a learning rate are beyond the teacher's new or prior accuracy."""
-    last = one.rows.filter(pl.col("lr") == lr).sort("step").unique("seed", keep="last")
-    return _over(last.with_columns(beyond=pl.col(name) - pl.col(f"teacher_{name}")), "beyond")
+    return _over(one.ends(lr), f"{name}_beyond")
 
 
 def _kept(rows: pl.DataFrame, at: float) -> Estimate | None:
