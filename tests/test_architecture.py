@@ -76,7 +76,7 @@ def imported(tree: ast.AST) -> Iterator[str]:
                 whole = f"{node.module}.{alias.name}"
                 yield whole if whole.startswith("rlrazor.") and is_module(whole) else str(node.module)
         elif isinstance(node, ast.Constant) and str(node.value).startswith("rlrazor."):
-            name = node.value.rstrip(".")  # for import_module, perhaps the beginning of an f-string
+            name = str(node.value).rstrip(".")  # for import_module, perhaps the beginning of an f-string
             yield from [name] if is_module(name) else []
 
 
