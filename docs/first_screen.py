@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-RL, SFT, INK, GREY = "#0072b2", "#d55e00", "#222222", "#8a8a8a"
+RL, SFT, INK, LIMIT = "#0072b2", "#d55e00", "#222222", "#b3005e"
 PATHS = {"grpo": (RL, "RL (GRPO)"), "sft-2": (SFT, "SFT")}
 
 
@@ -45,46 +45,55 @@ def really_lost(run: Path, base: Path) -> dict[int, float]:
     return {0: 0.0} | {step: before - score(folders[step]) for step in sorted(folders)}
 
 
+def say(axis: Any, text: str, at: tuple[float, float], away: tuple[float, float], colour: str, **more: Any) -> None:
+    """A label beside what it names."""
+    style = {"textcoords": "offset points", "fontsize": 17, "weight": "bold", "va": "center", **more}
+    axis.annotate(text, at, away, color=colour, **style)
+
+
 def draw_paths(axis: Any, table: Any) -> None:
     """From the base to where each method's training leads, on the plane of new and prior score."""
     import polars as pl
 
-    scores = table.select("method", "seed", "step", 100 * pl.col("new"), 100 * pl.col("prior"))
+    scores = table.select("method", "seed", "step", pl.col("new", "prior") * 100)
     bases = scores.filter(pl.col("method") == "base")
     for method, (colour, name) in PATHS.items():
-        rows = scores.filter(pl.col("method") == method)
-        for seed in rows["seed"].unique():
-            own = pl.concat([part.filter(pl.col("seed") == seed) for part in (bases, rows)]).sort("step")
-            axis.plot(own["new"], own["prior"], color=colour, alpha=0.25, linewidth=1.2)
-        mean = pl.concat([bases, rows]).group_by("step").agg(pl.col("new", "prior").mean()).sort("step")
-        new, prior = mean["new"].to_list(), mean["prior"].to_list()
-        axis.plot(new, prior, color=colour, linewidth=4.5, solid_capstyle="round")
-        axis.annotate(
-            "", (new[-1], prior[-1]), (new[-2], prior[-2]), arrowprops={"arrowstyle": "-|>", "color": colour, "lw": 4.5,
-            "mutation_scale": 28},
-        )  # fmt: skip
-        axis.annotate(
-            f"{name}\nkeeps {prior[-1]:.0f} %", (new[-1], prior[-1]), (12, 0), textcoords="offset points", color=colour,
-            fontsize=17, weight="bold", va="center",
-        )  # fmt: skip
-    new, prior = bases["new"].mean(), bases["prior"].mean()
-    axis.plot(new, prior, "o", color=INK, markersize=15, zorder=5)
-    axis.annotate("base", (new, prior), (-12, 12), textcoords="offset points", fontsize=17, weight="bold", ha="right")
-    axis.set(xlabel="new task, % right", ylabel="old task, % right", ylim=(30, 85))
-    axis.set_title("Same new score, different loss", fontsize=20, weight="bold", loc="left", pad=14)
+        rows = pl.concat([bases, scores.filter(pl.col("method") == method)]).sort("step")
+        for _, own in rows.group_by("seed"):
+            axis.plot(own["new"], own["prior"], color=colour, alpha=0.3, linewidth=1.2)
+        mean = rows.group_by("step").agg(pl.col("new", "prior").mean()).sort("step")
+        *_, before, end = points = list(zip(mean["new"], mean["prior"], strict=True))
+        axis.plot(*zip(*points, strict=True), color=colour, linewidth=5, solid_capstyle="round")
+        head = {"arrowstyle": "-|>", "color": colour, "lw": 5, "mutation_scale": 30}
+        axis.annotate("", end, before, arrowprops=head)
+        say(axis, f"{name}\nkeeps {end[1]:.0f} %", end, (26, 0), colour)
+    base = bases["new"].mean(), bases["prior"].mean()
+    axis.plot(*base, "o", color=INK, markersize=15, zorder=5)
+    say(axis, f"base: {base[1]:.0f} %", base, (0, 24), INK, ha="center")
+    left, right = axis.get_xlim()
+    axis.set(xlim=(left - 0.3, right), ylim=(30, 86))
+    axis.set(xlabel="new task: digits, % right", ylabel="old task: clothes, % right")
+    axis.set_title("Same base, same new task", fontsize=20, weight="bold", loc="left", pad=14)
 
 
 def draw_watched(axis: Any, rows: list[dict[str, Any]], lost: dict[int, float]) -> None:
     """The forecast with its interval at each reading, the budget, and what the checkpoints really lost."""
     steps = [0] + [row["step"] for row in rows]
     middle, low, high = ([0.0] + [100 * row["forecast"][name] for row in rows] for name in ("drop", "low", "high"))
-    budget = 100 * rows[0]["budget"]
-    axis.fill_between(steps, low, high, color=RL, alpha=0.2, linewidth=0)
-    axis.plot(steps, middle, color=RL, linewidth=3.5)
-    axis.plot(list(lost), list(lost.values()), "o", color=INK, markersize=9)
-    axis.axhline(budget, color=SFT, linewidth=3, linestyle=(0, (5, 2)))
-    axis.set(xlabel="training step", ylabel="old tasks, points lost", xlim=(0, steps[-1]))
-    axis.set_title("Forecast while training, without labels", fontsize=20, weight="bold", loc="left", pad=14)
+    budget, end = 100 * rows[0]["budget"], steps[-1]
+    axis.fill_between(steps, low, high, color=RL, alpha=0.22, linewidth=0)
+    axis.plot(steps, middle, color=RL, linewidth=4)
+    axis.plot(list(lost), list(lost.values()), "o", color=INK, markersize=9, clip_on=False, zorder=4)
+    axis.axhline(budget, color=LIMIT, linewidth=3, linestyle=(0, (5, 2)))
+    half = len(steps) // 2 + 1
+    say(axis, "forecast and\n90 % interval", (steps[half], high[half]), (-16, 24), RL, ha="right")
+    say(axis, "really lost", (end, list(lost.values())[-1]), (16, 0), INK)
+    say(axis, f"budget: {budget:g} points", (end, budget), (14, 0), LIMIT)
+    kept = max(row["step"] for row in rows if row["within"])
+    axis.plot(kept, lost[kept], "o", color="none", markeredgecolor=LIMIT, markeredgewidth=3, markersize=20, zorder=5)
+    say(axis, f"kept: the model\nof step {kept}", (kept, lost[kept]), (-44, 62), LIMIT, ha="center")
+    axis.set(xlabel="training step", ylabel="old tasks: points lost", xlim=(0, end), ylim=(-1, None))
+    axis.set_title("A run under the monitor", fontsize=20, weight="bold", loc="left", pad=14)
 
 
 def draw(arguments: argparse.Namespace) -> None:
