@@ -4,20 +4,30 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
+import polars as pl
 import pytest
 import torch
+from scipy.spatial.distance import chebyshev
 
 from idx_files import write_dataset
 from rlrazor.cli import main
+from rlrazor.drift import distribution
 from rlrazor.experiments.language import tasks
 from rlrazor.experiments.parity_mnist import methods
 from tiny_models import char_tokenizer, saved, tiny_llama
 
-CONTRIBUTING = Path(__file__).parents[1] / "CONTRIBUTING.md"
+CONTRIBUTING = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text(encoding="utf-8")
+
+
+def examples(heading: str) -> list[str]:
+    """The Python blocks under a heading."""
+    (section,) = re.findall(rf"^## {heading}\n(.*?)(?=^## |\Z)", CONTRIBUTING, flags=re.DOTALL | re.MULTILINE)
+    return re.findall(r"```python\n(.*?)```", section, flags=re.DOTALL)
 
 
 def test_a_method_added_as_contributing_says_runs_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    loss, line, _ = re.findall(r"```python\n(.*?)```", CONTRIBUTING.read_text(), flags=re.DOTALL)
+    loss, line = examples("Adding a method")
     namespace = dict(vars(methods))
     exec(loss, namespace)
     added = eval("{" + line + "}", namespace)
@@ -35,11 +45,35 @@ def test_a_method_added_as_contributing_says_runs_end_to_end(tmp_path: Path, mon
     assert "RLOO + KL" in (out / "report.html").read_text()
 
 
+def test_a_drift_measure_added_as_contributing_says_is_a_column(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    function, line = examples("Adding a drift measure")
+    namespace = dict(vars(distribution))
+    exec(function, namespace)
+    ((name, measure),) = eval("{" + line + "}", namespace).items()
+
+    rng = np.random.default_rng(0)
+    base, tuned = rng.dirichlet(np.ones(10), size=7), rng.dirichlet(np.full(10, 0.3), size=7)
+    base[:, 0] = tuned[:, 0] = 0  # not normalised any more, which no distance between vectors minds
+    found = measure(torch.tensor(base).log(), torch.tensor(tuned).log())
+    np.testing.assert_allclose(found, [chebyshev(p, q) for p, q in zip(base, tuned, strict=True)])
+
+    monkeypatch.setattr(distribution, "DISTRIBUTION_MEASURES", {**distribution.DISTRIBUTION_MEASURES, name: measure})
+    data, out = write_dataset(tmp_path / "data", train=300, test=100), tmp_path / "out"
+    grid = ["--methods", "sft-1", "--lrs", "1e-3", "--pretrain-size", "50"]
+    assert main(["reproduce", "parity-mnist", *grid, "--data-dir", str(data), "--out", str(out), "--jobs", "1"]) == 0
+    table = pl.read_parquet(out / "records.parquet").filter(pl.col("method") == "sft-1")
+    for suffix in ("", "_on_prior"):
+        largest, total = table[name + suffix], table["total_variation" + suffix]
+        assert ((largest > 0) & (largest <= total + 1e-9) & (largest >= total / 5)).all()
+
+
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 def test_a_task_added_as_contributing_says_is_trained_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    *_, example = re.findall(r"```python\n(.*?)```", CONTRIBUTING.read_text(), flags=re.DOTALL)
+    (example,) = examples("Adding a task for language models")
     namespace = {"Path": Path, **{name: getattr(tasks, name) for name in ("Item", "Splits", "Task")}}
     exec(example, namespace)
     task = namespace["BACKWARDS"]
