@@ -23,9 +23,10 @@ from rlrazor.guard import compare as guard_compare
 from rlrazor.guard import comparison_page
 from rlrazor.guard.compare import Completion, Pair, PriorSuite, compare, pieces
 from rlrazor.guard.weight_changes import changes
-from rlrazor.lm import kl, models, prior, probes, representation
+from rlrazor.lm import kl, prior, probes, representation
 from rlrazor.lm.adapters import AdaptedWeights, weights_of
 from rlrazor.lm.models import LanguageModel, add_lora, load
+from rlrazor.lm.sources import SavedWeights
 from rlrazor.system import writing
 from tiny_models import char_tokenizer, saved, tiny_llama
 
@@ -513,7 +514,7 @@ def test_a_model_saved_without_its_head_has_the_same_weights(tmp_path: Path, bar
 
 
 def test_weights_without_a_pair_are_counted(folders: Path, tmp_path: Path) -> None:
-    weights = dict(models.SavedWeights(folders / "base"))
+    weights = dict(SavedWeights(folders / "base"))
     more = {**weights, "extra.weight": torch.ones(2)}
     there = "base", "tuned"
     layers, notes = changes(weights, more, there)
@@ -579,7 +580,7 @@ def test_names_and_prompts_are_shown_as_they_are(
 
 
 def test_weights_are_read_from_the_files_as_they_are(folders: Path) -> None:
-    read = models.SavedWeights(folders / "tuned")
+    read = SavedWeights(folders / "tuned")
     model = load(folders / "tuned").model
     assert set(read) == set(model.state_dict())
     assert all(torch.equal(read[name], weight) for name, weight in model.state_dict().items())

@@ -34,24 +34,16 @@ from rlrazor.guard.truth import Truth, truth_of
 from rlrazor.guard.weight_changes import WeightChange, changes, total
 from rlrazor.lm import compute, kl, prior, probes
 from rlrazor.lm.adapters import AdaptedWeights, base_weights
+from rlrazor.lm.digests import base_digest, is_same_base
 from rlrazor.lm.encoding import as_read, text_ids
 from rlrazor.lm.kl import Drift, Estimate, Sequences
-from rlrazor.lm.models import (
-    LanguageModel,
-    SavedWeights,
-    Vocabulary,
-    base_digest,
-    check_adapter,
-    is_adapter,
-    is_same_base,
-    load,
-    named_base,
-    tokenizer_of,
-)
+from rlrazor.lm.models import LanguageModel, Vocabulary, load, tokenizer_of
 from rlrazor.lm.probes import GenericText, ProbeSettings, Prompt
 from rlrazor.lm.prompts import last_said, texts_of
 from rlrazor.lm.representation import representation_of_ids
 from rlrazor.lm.sampling import NotFiniteError
+from rlrazor.lm.sources import SavedWeights
+from rlrazor.lm.weight_files import check_adapter, is_adapter, named_base
 
 REVERSE = "kl_reverse"
 STEPS = 6  # of the progress, without prior tasks

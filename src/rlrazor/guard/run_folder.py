@@ -20,7 +20,7 @@ from typing import Any
 from rlrazor.errors import RazorError
 from rlrazor.guard.log_schema import Label, LogRow, TrainerState
 from rlrazor.guard.outputs import LOG, MARK, STATE, hash_of
-from rlrazor.lm.models import check_weights
+from rlrazor.lm.weight_files import check_weights
 from rlrazor.system.documents import checked, loads, parse_json, read_json, read_text
 
 MEASURE = "measure the checkpoints here, with --base and --prompts"

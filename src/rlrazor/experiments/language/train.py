@@ -38,7 +38,8 @@ from rlrazor.experiments.language.tasks import (
 )
 from rlrazor.lm import compute, encoding
 from rlrazor.lm.adapters import weights_of
-from rlrazor.lm.models import LanguageModel, add_lora, base_digest, load, tokenizer_digest
+from rlrazor.lm.digests import base_digest, tokenizer_digest
+from rlrazor.lm.models import LanguageModel, add_lora, load
 from rlrazor.lm.probes import GenericText, read_generic
 from rlrazor.runs.records import BASE, RunSpec
 from rlrazor.runs.store import Checkpoint, RunStore, WeightsMode, atomic_path, read_records
