@@ -26,6 +26,7 @@ from rlrazor.guard.weight_changes import changes
 from rlrazor.lm import kl, prior, probes, representation
 from rlrazor.lm.adapters import AdaptedWeights, weights_of
 from rlrazor.lm.models import LanguageModel, add_lora, load
+from rlrazor.lm.scores import PriorScores, Score
 from rlrazor.lm.sources import SavedWeights
 from rlrazor.system import writing
 from tiny_models import char_tokenizer, saved, tiny_llama
@@ -183,19 +184,19 @@ def cache_of(function: Any) -> Any:
     return first
 
 
-def scoring(monkeypatch: pytest.MonkeyPatch, *found: dict[str, prior.Score]) -> None:
+def scoring(monkeypatch: pytest.MonkeyPatch, *found: dict[str, Score]) -> None:
     """Evaluate gives these scores, of the base and then of the tuned model."""
     left = list(found)
 
-    def scores(model: Any, tokenizer: Any, tasks: Any, **options: Any) -> prior.PriorScores:
+    def scores(model: Any, tokenizer: Any, tasks: Any, **options: Any) -> PriorScores:
         assert (tuple(tasks), options["limit"]) == (tuple(left[0]), 7)
-        return prior.PriorScores(left.pop(0), ["3 inputs were cut."])
+        return PriorScores(left.pop(0), ["3 inputs were cut."])
 
     monkeypatch.setattr(prior, "evaluate", scores)
 
 
-def score(value: float, stderr: float | None, metric: str = "acc", higher: bool = True) -> prior.Score:
-    return prior.Score(value, stderr, 7, metric, "1", higher)
+def score(value: float, stderr: float | None, metric: str = "acc", higher: bool = True) -> Score:
+    return Score(value, stderr, 7, metric, "1", higher)
 
 
 def measured(folders: Path, *tasks: str) -> Any:

@@ -243,8 +243,9 @@ def _measuring(
     from rlrazor.lm.probes import default_cache
     from rlrazor.lm.sampling import NotFiniteError
     from rlrazor.lm.weight_files import is_adapter
+    from rlrazor.system.cores import threads_alone
 
-    compute.prepare_process(compute.threads_alone())
+    compute.prepare_process(threads_alone())
     compute.leave_progress_to_us()
     base, dtype, prompts, generic, settings = asked.base, asked.dtype, asked.prompts, asked.generic, asked.settings
     try:

@@ -119,11 +119,12 @@ def run_forecast(arguments: argparse.Namespace) -> int:
     from rlrazor.experiments.forecast import TASKS, Options, estimate, grid_of, reproduce
     from rlrazor.experiments.language.config import parse_setting
     from rlrazor.lm import compute
+    from rlrazor.system.cores import threads_asked
 
     compute.prepare_process()
     seeds = None if arguments.seeds is None else parse_setting("seeds", arguments.seeds)
     grid = grid_of(arguments.preset, seeds)
-    if (threads := compute.threads_asked()) is not None:
+    if (threads := threads_asked()) is not None:
         grid = replace(grid, letters=replace(grid.letters, threads=threads))
     families = tuple(name.strip() for name in arguments.families.split(","))
     unknown = [name for name in families if name not in TASKS]

@@ -12,8 +12,7 @@ import torch
 
 from rlrazor.errors import RazorError
 from rlrazor.system import quiet
-from rlrazor.system.cores import threads_alone as threads_alone
-from rlrazor.system.cores import threads_asked as threads_asked
+from rlrazor.system.cores import threads_asked
 
 THREADS = 1
 """Threads of a process of a sweep over small models. Of larger ones they are a setting, `Config.threads`: either way

@@ -14,6 +14,7 @@ from pathlib import Path
 from rlrazor.errors import RazorError
 
 DEFAULT_TASKS = ("hellaswag", "truthfulqa_mc2", "mmlu", "ifeval", "winogrande", "humaneval")
+RUNS_MODEL_CODE = "humaneval"
 
 _NAMED = re.compile(rb"^[\"']?(?:task|group|tag)[\"']?\s*:[ \t]*(.*(?:\n[ \t]*- .*)*)", re.MULTILINE)
 _NAME = re.compile(r"\w[^\s\"',\[\]#]*")

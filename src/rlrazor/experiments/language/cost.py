@@ -19,6 +19,7 @@ from rlrazor.experiments.language.methods import Method, find_method
 from rlrazor.experiments.language.tasks import Splits
 from rlrazor.experiments.language.train import Trainer
 from rlrazor.lm import prior
+from rlrazor.lm.task_names import DEFAULT_TASKS
 from rlrazor.runs import sweep
 from rlrazor.runs.records import BASE, RunSpec
 from rlrazor.runs.runner import peak_memory
@@ -169,7 +170,7 @@ def _tokens(config: Config, trainer: Trainer) -> int:
 
 def _items(config: Config, limit: int, trainer: Trainer) -> int:
     return prior.count_items(
-        None if tuple(config.prior) == prior.DEFAULT_TASKS else config.prior,
+        None if tuple(config.prior) == DEFAULT_TASKS else config.prior,
         limit=limit or None,
         data_mirror=trainer.data_mirror,
         allow_code_execution=trainer.allow_code_execution,
