@@ -16,7 +16,7 @@ from rlrazor.errors import RazorError, cause_of
 from rlrazor.extras import needs_extra, needs_package
 from rlrazor.lm import loading, weight_files
 from rlrazor.lm.versions import in_dtype
-from rlrazor.system.regular import open_regular
+from rlrazor.system.files import open_regular
 
 _CONVERTED_FROM = ".gguf-sha256"  # in a conversion: of what
 

@@ -19,7 +19,8 @@ import polars as pl
 
 from rlrazor.errors import RazorError, cause_of
 from rlrazor.system import jsonl
-from rlrazor.system.documents import NotJSONError, NotReadableError, loads, read_bytes
+from rlrazor.system.documents import NotJSONError, NotReadableError, loads
+from rlrazor.system.files import read_bytes
 
 Row = dict[str, Any]
 Located = tuple[str, Row]

@@ -16,8 +16,8 @@ from typing import Any, Literal
 
 from rlrazor.errors import RazorError
 from rlrazor.system import jsonl
-from rlrazor.system.documents import LARGEST, loads
-from rlrazor.system.regular import open_regular
+from rlrazor.system.documents import loads
+from rlrazor.system.files import LARGEST, kind_of, open_regular
 
 Kind = Literal["page", "png", "svg", "notes", "json", "table", "log", "rows"]
 Output = tuple[Path, Kind]
@@ -175,7 +175,7 @@ def _require_ours(path: Path, kind: Kind | None) -> None:
         return
     if stat.S_ISDIR(found.st_mode):
         raise IsADirectoryError(errno.EISDIR, f"{path.name or path} is a folder")
-    if not stat.S_ISREG(found.st_mode):
+    if kind_of(found.st_mode) is not None:
         raise RazorError(f"{path} is no file but a device or a pipe: name a file.")
     if kind is not None and not is_ours(Path(real), kind):
         raise _not_ours(path)

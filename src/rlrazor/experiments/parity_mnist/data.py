@@ -51,7 +51,7 @@ from rich.errors import LiveError
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeElapsedColumn
 
 from rlrazor.errors import RazorError
-from rlrazor.system.regular import open_regular
+from rlrazor.system.files import open_regular
 from rlrazor.system.terminal import PlainColumn, Terminal
 
 try:
