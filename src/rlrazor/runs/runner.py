@@ -17,7 +17,7 @@ from rlrazor.runs import sweep
 from rlrazor.system import processes
 from rlrazor.system.documents import parse_json, read_text
 from rlrazor.errors import RazorError
-from rlrazor.system.progress import SweepProgress
+from rlrazor.runs.progress import SweepProgress
 from rlrazor.runs.records import RunSpec
 from rlrazor.report import Results
 from rlrazor.runs.store import RunStore, WeightsMode
