@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from rlrazor.errors import RazorError, cause_of, is_panic
-from rlrazor.lm import weight_files
+from rlrazor.lm import compute, weight_files
 
 _NUMBER = re.compile(r"\d+")
 _INTEGER = re.compile(r"[IU]\d+|BOOL")
@@ -99,7 +99,7 @@ def require_floats(model: Any, weights: weight_files.Weights) -> None:
 def check_finite(model: Any, source: str | Path) -> None:
     """Raise RazorError for weights that are no numbers."""
     for name, parameter in model.named_parameters():
-        if not parameter.isfinite().all():
+        if not compute.is_finite(parameter.detach()):
             raise RazorError(f"The weights of {source} are damaged: {name} is NaN or infinite in places.")
 
 

@@ -6,9 +6,10 @@ whatever its author put in.
 
 import hashlib
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +33,17 @@ _TOKENIZER_FILES = (
 
 @dataclass(frozen=True, eq=False)
 class LanguageModel:
-    """A causal LM and its tokenizer. `fingerprint` is a SHA-256 of all that defines it: same hex, same policy."""
+    """A causal LM and its tokenizer. `hashed` makes the fingerprint: of large files it takes long, and few ask."""
 
     model: Any
     tokenizer: Any
     source: str
-    fingerprint: str
+    hashed: Callable[[], str] = field(repr=False)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A SHA-256 of all that defines it: same hex, same policy."""
+        return self.hashed()
 
     @classmethod
     def in_memory(cls, model: Any, tokenizer: Any, source: str) -> "LanguageModel":
@@ -48,7 +54,7 @@ class LanguageModel:
             digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
         loading.check_finite(model, source)
         _set_padding(model, tokenizer, source)
-        return cls(model.to(compute.device()).eval(), tokenizer, source, digest.hexdigest())
+        return cls(model.to(compute.device()).eval(), tokenizer, source, digest.hexdigest)
 
 
 def load(
@@ -96,7 +102,7 @@ def load(
     name = str(source) if adapter is None else f"{source} + {adapter}"
     model = model.to(compute.device()).eval()
     suitable.require_measurable(model, tokenizer)
-    return LanguageModel(model, tokenizer, name, _fingerprint(folders))
+    return LanguageModel(model, tokenizer, name, partial(_fingerprint, folders))
 
 
 @dataclass(frozen=True)

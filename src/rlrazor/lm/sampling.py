@@ -204,7 +204,7 @@ class _Batch:
     def step(self, index: int, noise_SV: Tensor | None, stops: AbstractSet[int]) -> None:
         """Draw a token of each."""
         logits_NV = self.reading.logits
-        if not logits_NV.isfinite().all():
+        if not compute.is_finite(logits_NV):
             raise NotFiniteError("logits are not finite")
         at = self.rows.index(self.watched)
         if index % -(-self.draw.max_new_tokens // CHECKED) == 0:

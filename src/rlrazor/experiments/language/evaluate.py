@@ -176,7 +176,7 @@ class Reference:
 
         Raises DivergedError where an output or a measure is not finite.
         """
-        tuned = LanguageModel(model, self.base.tokenizer, self.base.source, self.base.fingerprint)
+        tuned = replace(self.base, model=model)
         try:
             scores, measures, own = self._measure(tuned, frozen)
             self._warn(step, scores["new"])
