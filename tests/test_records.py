@@ -4,6 +4,7 @@ import math
 
 import pytest
 
+from rlrazor.errors import RazorError
 from rlrazor.runs.records import BASE, Record, RunSpec, to_table
 
 
@@ -50,3 +51,11 @@ def test_table_counts_forgetting_from_the_base_of_the_same_seed() -> None:
 def test_a_record_refuses_what_is_not_a_number() -> None:
     with pytest.raises(ValueError, match="kl is not a finite number"):
         Record("run", 1, 0.1, 0.5, {"a": 0.5}, {"kl": math.nan})
+
+
+def test_without_prior_tasks_there_is_no_forgetting_to_tabulate() -> None:
+    base = RunSpec("toy", BASE, {}, 0)
+    alone = Record(base.run_id, 0, 0.0, 0.5, {}, {})
+    assert math.isnan(alone.prior_mean)
+    with pytest.raises(RazorError, match="measured without prior tasks"):
+        to_table([(base, [alone])])

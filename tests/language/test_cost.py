@@ -68,7 +68,10 @@ def test_memory_grows_with_what_is_at_a_time_on_the_device(monkeypatch: pytest.M
     assert clock.bytes_for(spec, real, 10, 8) - 1000 - 120 == 800
 
 
-def test_a_dry_run_measures_time_memory_and_disk(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_dry_run_measures_time_memory_and_disk(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cost, "PRETRAINING", 4)
     out = tmp_path / "out"
     command = ["calibrate", "tiny", "--task", "letters", "--lrs", "1e-3,1e-4", "--max-steps", "20", "--out", str(out)]
     command += ["--test-prompts", "16", "--kl-samples", "1", "--dry-run", "--jobs", "1"]

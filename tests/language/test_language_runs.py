@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import polars as pl
 import pytest
@@ -242,6 +243,55 @@ def test_ones_own_task_from_the_prompts_to_the_model(
     assert again["model"]["new"] == last["new"]
     assert again["model"]["drift"]["kl_forward"] == pytest.approx(last["drift"]["kl_forward"], rel=1e-4)
     assert again["base"]["prior"] == found["base"]["prior"]
+
+
+def test_without_prior_tasks_nothing_is_said_of_forgetting(
+    base: Path, task: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """KL to the base is measured as with them; lm-eval is not asked for anything."""
+    for name in ("evaluate", "metrics_of", "count_items"):
+        monkeypatch.setattr(prior, name, Mock(side_effect=AssertionError))
+    own = [*task, "--prior", "none"]
+    assert finetune(base, own, tmp_path, "--method", "sft", "--dry-run") == 0
+    planned = " ".join(capfd.readouterr().out.split())
+    assert "prior │ none" in planned
+    assert "About " in planned
+    assert "of each prior task" not in planned
+    assert finetune(base, own, tmp_path, "--method", "sft") == 0
+    shown = capfd.readouterr()
+    assert "prior, %" not in " ".join(shown.out.split())
+    assert "What was forgotten was not measured: there are no prior tasks." in " ".join(shown.out.split())
+    assert "nan" not in (shown.out + shown.err).lower()
+    assert finetune(base, own, tmp_path, "--method", "sft", "--json") == 0
+    found = records_of(capfd)
+    assert found["base"]["prior"] == {}
+    for record in found["records"]:
+        assert record["drift"]["kl_forward"] > 0
+        assert record["prior"] == {}
+        assert not [name for name in record["metrics"] if name.startswith("prior") and name.endswith("stderr")]
+    assert main(["evaluate", found["model"], "--base", str(base), *own, "--json"]) == 0
+    assert records_of(capfd)["model"]["drift"]["kl_forward"] > 0
+    # What reads such a folder, and what is about forgetting, says one sentence.
+    for command in (["report", str(tmp_path)], ["pick", str(tmp_path)]):
+        assert main(command) == 2
+        err = capfd.readouterr().err
+        assert "Traceback" not in err
+        assert str(tmp_path) in err.replace("\n", "")
+    for command in (["calibrate", str(base), *own[2:]], ["sweep", *own], ["reproduce", "language", *own]):
+        assert main([*command, "--out", str(tmp_path / "not")]) == 2
+        assert f"razor {command[0]} is about what the prior tasks lose" in " ".join(capfd.readouterr().err.split())
+    assert not (tmp_path / "not").exists()
+    assert finetune(base, [*task, "--prior", "none,winogrande"], tmp_path, "--method", "sft") == 2
+    assert "'none' stands alone" in capfd.readouterr().err
+
+
+def test_the_tiny_base_without_prior_tasks(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    size = ["--pretrain-steps", "2", "--max-steps", "1", "--checkpoints-per-epoch", "1", "--test-prompts", "4"]
+    command = ["finetune", "tiny", "--task", "letters", "--method", "sft-one", "--lr", "1e-3", "--prior", "none", *size]
+    assert main([*command, "--out", str(tmp_path / "out"), "--json"]) == 0
+    found = records_of(capfd)
+    assert [record["prior"] for record in (found["base"], *found["records"])] == [{}, {}]
+    assert "kl_probe" in found["records"][0]["drift"]
 
 
 def test_an_adapter_is_trained_beside_an_unchanged_base(

@@ -18,6 +18,7 @@ from rlrazor.cli.language import (
     add_source,
     check_early,
     in_words,
+    require_forgetting,
     settings_given,
     task_of,
     trainer_of,
@@ -111,6 +112,7 @@ def run(arguments: argparse.Namespace) -> int:
     jobs = arguments.jobs if arguments.jobs is not None else (cores.available() if config.base == TINY else 1)
     if not arguments.dry_run:
         _check(arguments, tiny=config.base == TINY)
+    require_forgetting(config, "calibrate")
     check_early(arguments, config)
     from rlrazor.cli import law_page
     from rlrazor.experiments.language.reproduce import Options, estimate, reproduce

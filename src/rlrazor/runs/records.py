@@ -9,6 +9,8 @@ from typing import Any
 
 import polars as pl
 
+from rlrazor.errors import RazorError
+
 SCHEMA_VERSION = 1
 BASE = "base"  # the method name of the untuned policy
 
@@ -78,20 +80,23 @@ class Record:
 
     @property
     def prior_mean(self) -> float:
-        """The prior score: the mean over the prior tasks."""
-        return sum(self.prior.values()) / len(self.prior)
+        """The prior score: the mean over the prior tasks; NaN where there are none."""
+        return sum(self.prior.values()) / len(self.prior) if self.prior else math.nan
 
 
 def to_table(runs: Iterable[tuple[RunSpec, Iterable[Record]]]) -> pl.DataFrame:
     """A row per checkpoint, in the order given; scalar params are columns; forgetting is counted from the seed's base.
 
-    Every seed among the runs needs its base run (method `base`), whose row has `forgetting` 0.
+    Every seed among the runs needs its base run (method `base`), whose row has `forgetting` 0. Raises RazorError for
+    runs without prior tasks, of which nobody knows what they forgot.
     """
     rows: list[JSON] = []
     base_prior: dict[tuple[str, int], float] = {}
     for spec, records in runs:
         scalars = {name: value for name, value in spec.params.items() if not isinstance(value, dict | list)}
         for record in records:
+            if not record.prior:
+                raise RazorError(f"Run {record.run_id} was measured without prior tasks: it has no forgetting to show.")
             if spec.method == BASE:
                 base_prior[spec.experiment, spec.seed] = record.prior_mean
             rows.append(

@@ -8,7 +8,7 @@ from typing import Any
 from rlrazor import bounds
 from rlrazor.errors import RazorError
 from rlrazor.experiments.language.methods import FROM_TEACHER, TEACHER, find_method, idle_settings
-from rlrazor.lm.task_names import DEFAULT_TASKS
+from rlrazor.lm.task_names import DEFAULT_TASKS, are_none
 from rlrazor.runs import settings
 from rlrazor.runs.records import BASE, RunSpec
 from rlrazor.runs.settings import check_bounds, check_many, check_positive, check_runs, kinds_of
@@ -69,7 +69,7 @@ class Config:
     test_prompts: int = 256  # what new-task scores are measured on, and KL to the base
     kl_samples: int = 1  # completions of each of them
     scored: str = "greedy"  # the new-task score: of the likeliest completion, or the mean of samples
-    prior: tuple[str, ...] = DEFAULT_TASKS  # lm-eval tasks, or "tiny"
+    prior: tuple[str, ...] = DEFAULT_TASKS  # lm-eval tasks, or "tiny", or "none"
     prior_limit: int = 0  # items of each
     thresholds: tuple[float, ...] = (0.95, 0.96, 0.97)  # new-task scores at which the report compares methods
     pretrain_steps: int = PRETRAIN_STEPS  # of the base "tiny"
@@ -103,8 +103,14 @@ class Config:
         self._check_size()
         if self.base == TINY and self.dtype != "float32":
             raise RazorError(f"The base {TINY!r} has float32 weights: leave dtype out.")
-        if (TINY in self.prior) != (self.base == TINY) or (TINY in self.prior and len(self.prior) > 1):
+        tiny_alone = self.prior == (TINY,) if self.base == TINY else TINY not in self.prior
+        if self.has_prior and not tiny_alone:
             raise RazorError(f"The prior tasks named {TINY!r} are those of the base {TINY!r}: use both or neither.")
+
+    @property
+    def has_prior(self) -> bool:
+        """Whether there are prior tasks, whose scores say what is forgotten."""
+        return not are_none(self.prior)
 
     def used(self) -> list[str]:
         """The settings that matter to these methods and this base."""

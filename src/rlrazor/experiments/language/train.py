@@ -41,6 +41,7 @@ from rlrazor.lm.adapters import weights_of
 from rlrazor.lm.digests import base_digest, tokenizer_digest
 from rlrazor.lm.models import LanguageModel, add_lora, load
 from rlrazor.lm.probes import GenericText, read_generic
+from rlrazor.lm.task_names import are_none
 from rlrazor.runs.records import BASE, RunSpec
 from rlrazor.runs.store import Checkpoint, RunStore, WeightsMode, atomic_path, read_records
 from rlrazor.runs.sweep import DivergedError
@@ -157,7 +158,7 @@ class Trainer:
         """The same of these prior tasks, with so many items of each, 0 for all."""
         generic = None if self.task.generic is None else read_generic(self.task.generic)
         if self.base == TINY:
-            return tiny_suite(generic)
+            return tiny_suite(generic).without_scores() if are_none(tasks) else tiny_suite(generic)
         suite = lm_eval_suite(
             tasks,
             limit=limit or None,
@@ -165,6 +166,7 @@ class Trainer:
             allow_code_execution=self.allow_code_execution,
             generic=generic,
         )
+        suite = suite.without_scores() if are_none(tasks) else suite
         return suite if self.texts is None else suite.cut(self.texts)
 
     def _finetune(self, spec: RunSpec, store: RunStore) -> Iterator[Checkpoint]:
