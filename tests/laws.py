@@ -9,7 +9,7 @@ import polars as pl
 from rlrazor.analysis import forecast
 from rlrazor.analysis.law import Saturating
 from rlrazor.guard.law_file import LawFile
-from rlrazor.lm.models import base_digest, tokenizer_digest
+from rlrazor.lm.digests import base_digest, tokenizer_digest
 from rlrazor.lm.probes import GenericText, ProbeSettings, content_hash
 from tiny_models import char_tokenizer
 

@@ -23,8 +23,8 @@ from rlrazor.lm.probes import read_prompts
 from rlrazor.report import drawing
 from rlrazor.report.drawing import Axis, Curve, Figure, Hover, Layer, Marker, Panel, Points, paper
 from rlrazor.report.tables import read_table
+from rlrazor.runs.progress import SweepProgress
 from rlrazor.runs.records import Record, RunSpec
-from rlrazor.system import progress
 from rlrazor.system.terminal import PlainColumn, Terminal, printable, say, shown_on
 from test_report import make_folder, make_table
 
@@ -78,7 +78,7 @@ def test_a_terminal_shows_text_as_it_is(name: str) -> None:
     assert written(console).count(shown) >= 6  # Rich takes some controls out of a `Text` itself
     assert not [code for code in ACTS if code in written(console).replace("\r", "")]
     plain = Terminal(file=io.StringIO(), width=600)
-    told = progress.SweepProgress(name, 1, 1, plain)
+    told = SweepProgress(name, 1, 1, plain)
     spec = RunSpec("x", name, {"lr": 1e-3, "schedule": "constant", "epochs": 1}, 0)
     told.checkpoint(spec, Record("run", 1, 1.0, 0.5, {"a": 0.5}, {}, {}))
     told.say(told.line)

@@ -19,8 +19,9 @@ from rlrazor.errors import RazorError
 from rlrazor.experiments.language import cost, world
 from rlrazor.guard import calibrate
 from rlrazor.guard.law_file import LawFile
-from rlrazor.lm import kl, prior, probes
+from rlrazor.lm import kl, probes
 from rlrazor.lm.models import load
+from rlrazor.lm.task_names import DEFAULT_TASKS, RUNS_MODEL_CODE
 from rlrazor.report import drawing
 from rlrazor.report.drawing import Curve, Points
 from tiny_models import char_tokenizer, saved, tiny_llama
@@ -255,7 +256,7 @@ def test_a_law_that_may_not_judge_is_not_shown_as_one_that_may() -> None:
 
 
 def test_the_default_prior_tasks_are_the_ones_that_help_names() -> None:
-    assert DEFAULTS["prior"].split(", ") == [name for name in prior.DEFAULT_TASKS if name != prior.RUNS_MODEL_CODE]
+    assert DEFAULTS["prior"].split(", ") == [name for name in DEFAULT_TASKS if name != RUNS_MODEL_CODE]
 
 
 def test_rows_to_train_on_are_text_without_a_template_and_prompts_without_an_answer() -> None:

@@ -23,9 +23,11 @@ from rlrazor.guard import compare as guard_compare
 from rlrazor.guard import comparison_page
 from rlrazor.guard.compare import Completion, Pair, PriorSuite, compare, pieces
 from rlrazor.guard.weight_changes import changes
-from rlrazor.lm import kl, models, prior, probes, representation
+from rlrazor.lm import kl, prior, probes, representation
 from rlrazor.lm.adapters import AdaptedWeights, weights_of
 from rlrazor.lm.models import LanguageModel, add_lora, load
+from rlrazor.lm.scores import PriorScores, Score
+from rlrazor.lm.sources import SavedWeights
 from rlrazor.system import writing
 from tiny_models import char_tokenizer, saved, tiny_llama
 
@@ -182,19 +184,19 @@ def cache_of(function: Any) -> Any:
     return first
 
 
-def scoring(monkeypatch: pytest.MonkeyPatch, *found: dict[str, prior.Score]) -> None:
+def scoring(monkeypatch: pytest.MonkeyPatch, *found: dict[str, Score]) -> None:
     """Evaluate gives these scores, of the base and then of the tuned model."""
     left = list(found)
 
-    def scores(model: Any, tokenizer: Any, tasks: Any, **options: Any) -> prior.PriorScores:
+    def scores(model: Any, tokenizer: Any, tasks: Any, **options: Any) -> PriorScores:
         assert (tuple(tasks), options["limit"]) == (tuple(left[0]), 7)
-        return prior.PriorScores(left.pop(0), ["3 inputs were cut."])
+        return PriorScores(left.pop(0), ["3 inputs were cut."])
 
     monkeypatch.setattr(prior, "evaluate", scores)
 
 
-def score(value: float, stderr: float | None, metric: str = "acc", higher: bool = True) -> prior.Score:
-    return prior.Score(value, stderr, 7, metric, "1", higher)
+def score(value: float, stderr: float | None, metric: str = "acc", higher: bool = True) -> Score:
+    return Score(value, stderr, 7, metric, "1", higher)
 
 
 def measured(folders: Path, *tasks: str) -> Any:
@@ -514,7 +516,7 @@ def test_a_model_saved_without_its_head_has_the_same_weights(tmp_path: Path, bar
 
 
 def test_weights_without_a_pair_are_counted(folders: Path, tmp_path: Path) -> None:
-    weights = dict(models.SavedWeights(folders / "base"))
+    weights = dict(SavedWeights(folders / "base"))
     more = {**weights, "extra.weight": torch.ones(2)}
     there = "base", "tuned"
     layers, notes = changes(weights, more, there)
@@ -582,7 +584,7 @@ def test_names_and_prompts_are_shown_as_they_are(
 
 
 def test_weights_are_read_from_the_files_as_they_are(folders: Path) -> None:
-    read = models.SavedWeights(folders / "tuned")
+    read = SavedWeights(folders / "tuned")
     model = load(folders / "tuned").model
     assert set(read) == set(model.state_dict())
     assert all(torch.equal(read[name], weight) for name, weight in model.state_dict().items())

@@ -25,11 +25,12 @@ from rlrazor.guard.compare import Comparison, Completion, Pair, PromptDrift, com
 from rlrazor.guard.judgement import check_judge, judgements, worst
 from rlrazor.guard.truth import truth_of
 from rlrazor.guard.verdict import Limits, Verdict
-from rlrazor.lm import kl, prior
+from rlrazor.lm import kl
 from rlrazor.lm.kl import Estimate
 from rlrazor.lm.models import add_lora
 from rlrazor.lm.probes import content_hash
 from rlrazor.lm.prompts import last_said
+from rlrazor.lm.scores import Metric, Score
 from tiny_models import char_tokenizer, saved, tiny_llama
 
 TOKENIZER = char_tokenizer()
@@ -66,13 +67,13 @@ def command(folders: Path, out: Path, tuned: str = "tuned") -> list[str]:
     return ["compare", str(folders / "base"), str(folders / tuned), "--prompts", str(folders / "prompts.txt"), *options]
 
 
-def score(outcomes: Any, metric: str = "acc", by_size: bool = True, higher: bool = True, **more: Any) -> prior.Score:
+def score(outcomes: Any, metric: str = "acc", by_size: bool = True, higher: bool = True, **more: Any) -> Score:
     """By items; of several tasks where the outcomes are a mapping."""
     items = outcomes if isinstance(outcomes, dict) else {"t": outcomes}
     named = {task: {str(n): float(one) for n, one in enumerate(of)} for task, of in items.items()}
     flat = [one for of in named.values() for one in of.values()]
     value = np.mean(flat) if by_size else np.mean([np.mean(list(of.values())) for of in named.values()])
-    return prior.Score(float(value), 0.1, len(flat), metric, "1", higher, named, by_size, **more)
+    return Score(float(value), 0.1, len(flat), metric, "1", higher, named, by_size, **more)
 
 
 def with_truth(found: Comparison, base: Any, tuned: Any, limit: int | None = None) -> Comparison:
@@ -224,7 +225,7 @@ def test_a_law_that_may_not_judge_passes_nothing(found: Comparison, monkeypatch:
         judgements(there, Limits(drop=0.05), law)
     assert judgements(there, Limits(drop=0.5), law)[0].verdict is Verdict.WITHIN
     # A measured drop needs no law.
-    check_judge(useless, {"a": prior.Metric("acc", True)}, 0.5)
+    check_judge(useless, {"a": Metric("acc", True)}, 0.5)
 
 
 # --- KL

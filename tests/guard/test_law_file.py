@@ -13,8 +13,8 @@ from laws import PROMPTS, TRUE, law_of
 from rlrazor.analysis import forecast
 from rlrazor.errors import RazorError
 from rlrazor.guard.law_file import FORMAT, LawFile
+from rlrazor.lm.digests import base_digest
 from rlrazor.lm.kl import Estimate
-from rlrazor.lm.models import base_digest
 from tiny_models import char_tokenizer, tiny_llama
 
 

@@ -19,6 +19,7 @@ from rlrazor.lm import compute
 from rlrazor.lm.probes import GenericText, ProbeSettings
 from rlrazor.runs.store import RunStore
 from rlrazor.system import cores
+from rlrazor.system.cores import threads_alone
 from tiny_models import char_tokenizer, saved, tiny_llama
 
 
@@ -56,7 +57,7 @@ def test_cores_are_those_that_the_process_may_use(
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(6)), raising=False)
     assert cores.available() == expected
     monkeypatch.setenv("OMP_NUM_THREADS", "2,4")
-    assert compute.threads_alone() == min(2, expected)
+    assert threads_alone() == min(2, expected)
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "abc", "", "2.5", " 2", "٣", "99999999999999999999"])

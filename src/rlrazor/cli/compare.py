@@ -26,8 +26,8 @@ from rlrazor.system.terminal import PlainColumn, Terminal
 if TYPE_CHECKING:
     from rlrazor.guard.compare import Comparison, PriorSuite
     from rlrazor.guard.law_file import LawFile
-    from rlrazor.lm.prior import Metric
     from rlrazor.lm.probes import ProbeSettings
+    from rlrazor.lm.scores import Metric
 
 
 def add_to(commands: Subparsers) -> None:
@@ -91,8 +91,9 @@ def run(arguments: argparse.Namespace) -> int:
     require_source(arguments.base, arguments.tuned)
     settle_hub(arguments.base, arguments.tuned, data=arguments.prior is not None and arguments.data_mirror is None)
     from rlrazor.lm import compute
+    from rlrazor.system.cores import threads_alone
 
-    compute.prepare_process(compute.threads_alone())
+    compute.prepare_process(threads_alone())
     from rlrazor.guard.comparison_page import write_page
     from rlrazor.guard.judgement import judgements, worst
     from rlrazor.guard.law_file import LawFile

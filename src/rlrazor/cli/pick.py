@@ -221,7 +221,7 @@ class _Asked:
     def check(self, checkpoints: "Sequence[Path]") -> None:
         """Raise RazorError where none of these can be loaded, before the base is, which takes minutes."""
         from rlrazor.extras import needs_package
-        from rlrazor.lm.models import is_adapter
+        from rlrazor.lm.weight_files import is_adapter
 
         if all(is_adapter(path) for path in checkpoints):
             needs_package("peft", "An adapter")
@@ -238,11 +238,14 @@ def _measuring(
     from rlrazor.guard.compare import NO_MEMORY
     from rlrazor.guard.pick import Drop
     from rlrazor.lm import compute
-    from rlrazor.lm.models import Vocabulary, base_digest, is_adapter, load, tokenizer_of
+    from rlrazor.lm.digests import base_digest
+    from rlrazor.lm.models import Vocabulary, load, tokenizer_of
     from rlrazor.lm.probes import default_cache
     from rlrazor.lm.sampling import NotFiniteError
+    from rlrazor.lm.weight_files import is_adapter
+    from rlrazor.system.cores import threads_alone
 
-    compute.prepare_process(compute.threads_alone())
+    compute.prepare_process(threads_alone())
     compute.leave_progress_to_us()
     base, dtype, prompts, generic, settings = asked.base, asked.dtype, asked.prompts, asked.generic, asked.settings
     try:

@@ -32,26 +32,19 @@ from rlrazor.guard.scale import Focus, Noise
 from rlrazor.guard.truth import PriorSuite as PriorSuite
 from rlrazor.guard.truth import Truth, truth_of
 from rlrazor.guard.weight_changes import WeightChange, changes, total
-from rlrazor.lm import compute, kl, prior, probes
+from rlrazor.lm import compute, kl, probes
 from rlrazor.lm.adapters import AdaptedWeights, base_weights
+from rlrazor.lm.digests import base_digest, is_same_base
 from rlrazor.lm.encoding import as_read, text_ids
 from rlrazor.lm.kl import Drift, Estimate, Sequences
-from rlrazor.lm.models import (
-    LanguageModel,
-    SavedWeights,
-    Vocabulary,
-    base_digest,
-    check_adapter,
-    is_adapter,
-    is_same_base,
-    load,
-    named_base,
-    tokenizer_of,
-)
+from rlrazor.lm.models import LanguageModel, Vocabulary, load, tokenizer_of
 from rlrazor.lm.probes import GenericText, ProbeSettings, Prompt
 from rlrazor.lm.prompts import last_said, texts_of
 from rlrazor.lm.representation import representation_of_ids
 from rlrazor.lm.sampling import NotFiniteError
+from rlrazor.lm.scores import PriorScores
+from rlrazor.lm.sources import SavedWeights
+from rlrazor.lm.weight_files import check_adapter, is_adapter, named_base
 
 REVERSE = "kl_reverse"
 STEPS = 6  # of the progress, without prior tasks
@@ -335,7 +328,7 @@ class _Found:
     tokenizer: Any
     cknna: float | None
     noise: Noise
-    scores: tuple[prior.PriorScores, prior.PriorScores] | None
+    scores: tuple[PriorScores, PriorScores] | None
     layers: list[WeightChange]
     untold_weights: bool
     notes: list[str]
@@ -353,7 +346,7 @@ class _BaseSide:
     rows: list[list[int]]
     similar: Any
     noise: Noise
-    scores: prior.PriorScores | None
+    scores: PriorScores | None
 
 
 @dataclass
@@ -364,7 +357,7 @@ class _TunedSide:
     completions: Sequences
     probe: kl.Probe
     cknna: float | None
-    scores: prior.PriorScores | None
+    scores: PriorScores | None
     notes: list[str]
 
 
@@ -438,7 +431,7 @@ def _base_side(base: LanguageModel, request: _Request) -> _BaseSide:
     )
 
 
-def _prior_scores(lm: LanguageModel, request: _Request, whose: str) -> prior.PriorScores | None:
+def _prior_scores(lm: LanguageModel, request: _Request, whose: str) -> PriorScores | None:
     if request.suite is None:
         return None
     return request.suite.scores(lm, lambda task: request.told(f"the {whose} on {task}"))

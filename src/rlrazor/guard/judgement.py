@@ -14,7 +14,7 @@ from rlrazor.guard.compare import Comparison
 from rlrazor.guard.law_file import LawFile
 from rlrazor.guard.truth import TaskChange, Truth
 from rlrazor.guard.verdict import SEVERITY, Limits, Verdict, judge, upper_end
-from rlrazor.lm.prior import Metric
+from rlrazor.lm.scores import Metric
 
 MOST_ITEMS = 1_000_000  # that are worth naming
 Ends = tuple[float | None, float | None]

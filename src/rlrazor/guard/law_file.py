@@ -32,8 +32,8 @@ from rlrazor.analysis.forecast import (
 from rlrazor.analysis.law import Saturating
 from rlrazor.errors import RazorError
 from rlrazor.guard.law_schema import StoredLaw
+from rlrazor.lm.digests import base_digest, is_digest, is_same_base, tokenizer_digest
 from rlrazor.lm.kl import Estimate
-from rlrazor.lm.models import base_digest, is_digest, is_same_base, tokenizer_digest
 from rlrazor.lm.probes import GenericText, ProbeSettings, Prompt, content_hash
 from rlrazor.system.documents import checked, parse_json, read_text
 from rlrazor.system.writing import atomic_path

@@ -18,7 +18,7 @@ from rlrazor.analysis import forecast
 from rlrazor.analysis.forecast import FLOOR, MIN_RUNS, KLLaw, fit_law, relative_residuals
 from rlrazor.analysis.law import LEAST, REACH, SHAPES, Floats, Saturating
 from rlrazor.errors import RazorError
-from rlrazor.lm.models import is_digest
+from rlrazor.lm.digests import is_digest
 from rlrazor.lm.prompts import check as check_prompt
 from rlrazor.lm.prompts import check_text
 from rlrazor.system.schema import LARGEST_KL, Digest, Drop, Name, Schema, Score, Seed, Step, Text

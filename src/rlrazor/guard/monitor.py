@@ -44,8 +44,8 @@ from rlrazor.guard.verdict import Verdict, judge, upper_end
 from rlrazor.guard.waiting import SetUpProgress
 from rlrazor.lm import compute, encoding
 from rlrazor.lm.adapters import is_adapted, unwrapped
+from rlrazor.lm.digests import base_digest, is_digest, is_same_base
 from rlrazor.lm.kl import Drift
-from rlrazor.lm.models import base_digest, is_digest, is_same_base
 from rlrazor.lm.probes import (
     GenericText,
     ProbeSettings,

@@ -20,8 +20,9 @@ from typing import Any
 from rlrazor.errors import RazorError
 from rlrazor.guard.log_schema import Label, LogRow, TrainerState
 from rlrazor.guard.outputs import LOG, MARK, STATE, hash_of
-from rlrazor.lm.models import check_weights
-from rlrazor.system.documents import checked, loads, parse_json, read_json, read_text
+from rlrazor.lm.weight_files import check_weights
+from rlrazor.system import jsonl
+from rlrazor.system.documents import checked, parse_json, read_json, read_text
 
 MEASURE = "measure the checkpoints here, with --base and --prompts"
 ANEW = "measure the checkpoints anew"
@@ -207,21 +208,17 @@ def _label(path: Path, step: int) -> tuple[str | None, bool]:
 
 def _rows(path: Path) -> list[dict[str, Any]]:
     """A last line that a killed process left half-written is not one."""
-    text = read_text(path, mend=ANEW)
-    lines = [line for line in text.split("\n") if line.strip()]
     rows = []
-    for number, line in enumerate(lines, 1):
-        try:
-            row = loads(line)
-        except ValueError as error:
-            if number == len(lines) and not text.endswith("\n"):
-                break
-            raise RazorError(f"{path} is damaged, as of line {number} {error}: {ANEW}.") from error
+    for where, row in jsonl.strict(read_text(path, mend=ANEW), path, say=_damaged, torn=True):
         if isinstance(row, dict) and "step" not in row:
-            raise RazorError(f"{path} is damaged (line {number} lacks 'step'): {ANEW}.")
-        checked(LogRow, row, f"{path}, line {number},", mend=ANEW)
+            raise RazorError(f"{where} is damaged, as it lacks 'step': {ANEW}.")
+        checked(LogRow, row, where, mend=ANEW)
         rows.append(row)
     return rows
+
+
+def _damaged(where: str, error: ValueError) -> RazorError:
+    return RazorError(f"{where} is damaged, as {error}: {ANEW}.")
 
 
 def _ids(rows: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -26,11 +26,11 @@ from rich.console import Console
 from rlrazor.errors import RazorError
 from rlrazor.runs import sweep
 from rlrazor.runs.experiment import Experiment, Phase
+from rlrazor.runs.progress import SweepProgress
 from rlrazor.runs.records import JSON, RunSpec, to_table
 from rlrazor.runs.store import TABLES, Keep, RunStore, WeightsMode
 from rlrazor.system import processes
 from rlrazor.system.documents import parse_json, read_text
-from rlrazor.system.progress import SweepProgress
 
 MACHINE = f"{platform.machine()}, {os.cpu_count()} cores, {sys.platform}"
 
