@@ -2,7 +2,9 @@
 
 import json
 import re
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import polars as pl
@@ -11,19 +13,23 @@ import torch
 from scipy.spatial.distance import chebyshev
 
 from idx_files import write_dataset
+from rlrazor import studies
 from rlrazor.cli import main
 from rlrazor.drift import distribution
 from rlrazor.experiments.language import tasks
 from rlrazor.experiments.parity_mnist import methods
+from rlrazor.studies import engine
 from tiny_models import char_tokenizer, saved, tiny_llama
 
 CONTRIBUTING = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text(encoding="utf-8")
 
 
-def examples(heading: str) -> list[str]:
-    """The Python blocks under a heading."""
-    (section,) = re.findall(rf"^## {heading}\n(.*?)(?=^## |\Z)", CONTRIBUTING, flags=re.DOTALL | re.MULTILINE)
-    return re.findall(r"```python\n(.*?)```", section, flags=re.DOTALL)
+def examples(heading: str, language: str = "python") -> list[str]:
+    """The code blocks under a heading."""
+    sections = dict(
+        re.findall(r"^## (.*?)\n(.*?)(?=^## (?:Adding|Rules)|\Z)", CONTRIBUTING, flags=re.DOTALL | re.MULTILINE)
+    )
+    return re.findall(rf"```{language}\n(.*?)```", sections[heading], flags=re.DOTALL)
 
 
 def test_a_method_added_as_contributing_says_runs_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,3 +98,25 @@ def test_a_task_added_as_contributing_says_is_trained_on(
     assert record["drift"]["kl_forward"] > 0
     assert main(["tasks"]) == 0
     assert "Words backwards" in capfd.readouterr().out
+
+
+def test_a_study_added_as_contributing_says_is_a_section(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (code,), (text,) = examples("Adding a study"), examples("Adding a study", "markdown")
+    module = ModuleType("rlrazor.studies.group_size")
+    exec(code, vars(module))
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(studies, "STUDIES", {**studies.STUDIES, "group-size": module.__name__})
+    for listed in ("PAGE", "ANALYSES"):
+        monkeypatch.setattr(studies, listed, (*getattr(studies, listed), "group-size"))
+    (tmp_path / "group_size.md").write_text(text)
+    monkeypatch.setattr(engine, "text_of", lambda name: tmp_path / f"{name.replace('-', '_')}.md")
+
+    data, out = write_dataset(tmp_path / "data", train=300, test=100), tmp_path / "out"
+    study = ["--analysis", "group-size", "--data-dir", str(data), "--out", str(out), "--jobs", "1"]
+    assert main(["reproduce", "parity-mnist", *study]) == 0
+    table = pl.read_parquet(out / "studies" / "group-size.parquet").filter(pl.col("method") == "grpo")
+    assert set(table["group_size"]) == {8, 64}
+    page = (out / "report.html").read_text()
+    assert "How large does a group have to be?" in page
+    assert "GRPO, groups of 8" in page
+    assert re.search(r"against groups of 64: [a-z ]+,", " ".join(page.split()))  # the verdict, not its name
