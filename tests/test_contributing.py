@@ -18,7 +18,10 @@ from rlrazor.cli import main
 from rlrazor.drift import distribution
 from rlrazor.experiments.language import tasks
 from rlrazor.experiments.parity_mnist import methods
+from rlrazor.report import load, write_report
+from rlrazor.runs import runner
 from rlrazor.studies import engine
+from rlrazor.system.terminal import Terminal
 from tiny_models import char_tokenizer, saved, tiny_llama
 
 CONTRIBUTING = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text(encoding="utf-8")
@@ -120,3 +123,24 @@ def test_a_study_added_as_contributing_says_is_a_section(tmp_path: Path, monkeyp
     assert "How large does a group have to be?" in page
     assert "GRPO, groups of 8" in page
     assert re.search(r"against groups of 64: [a-z ]+,", " ".join(page.split()))  # the verdict, not its name
+
+
+def test_an_experiment_added_as_contributing_says_runs_and_goes_on(tmp_path: Path) -> None:
+    (code,) = examples("Adding an experiment")
+    module = ModuleType("two_bandits")
+    exec(code, vars(module))
+    for trained, kept in ((10, 0), (0, 10)):  # two bases; two methods at two learning rates on each
+        done = runner.run(module.TwoBandits(), module.Config(), runner.Options(tmp_path), Terminal(stderr=True))
+        assert (done.trained, done.kept) == (trained, kept)
+    table = pl.read_parquet(tmp_path / "records.parquet")
+    assert table.filter(pl.col("method") == "base")["kl_forward"].to_list() == [0, 0]
+    for _, run in table.filter(pl.col("method") != "base").group_by("run_id"):
+        assert run.sort("step")["new"].is_sorted()
+        assert run.sort("step")["kl_forward"].is_sorted()
+        assert run.height == 4
+    # A label that is one of five is farther away than what the policy does already.
+    last = table.filter(pl.col("step") == 20).group_by("method").agg(pl.col("kl_forward", "forgetting").mean())
+    of = {row["method"]: row for row in last.to_dicts()}
+    assert of["sft"]["kl_forward"] > of["reinforce"]["kl_forward"]
+    assert of["sft"]["forgetting"] > of["reinforce"]["forgetting"]
+    assert "Two bandits" in write_report(load(tmp_path)).read_text()
