@@ -1,12 +1,11 @@
 """docs/architecture.md says who may import whom: every import of the package is held against that page's picture.
 
-Imports inside functions and under TYPE_CHECKING count as well, and modules named in texts, for `import_module`. What
-breaks the rule today is listed below and has to be deleted here as soon as it is mended.
+Imports inside functions and under TYPE_CHECKING count as well, and modules named in texts, for `import_module`.
 """
 
 import ast
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,21 +15,6 @@ SOURCE = ROOT / "src"
 PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
 GROUND = frozenset({"errors", "bounds", "extras", "seeding"})
 TOP = frozenset({"__init__", "__main__"})  # the public API and `python -m rlrazor`, which may import all
-
-# A list that only gets shorter: (importing module, imported module).
-EXCEPTIONS = {
-    ("rlrazor.experiments.forecast", "rlrazor.report"),
-    ("rlrazor.experiments.language.reproduce", "rlrazor.report"),
-    ("rlrazor.experiments.parity_mnist.reproduce", "rlrazor.report"),
-    ("rlrazor.experiments.parity_mnist.reproduce", "rlrazor.report.tables"),
-    ("rlrazor.experiments.parity_mnist.reproduce", "rlrazor.theory"),
-    ("rlrazor.report.sections.theory", "rlrazor.projection"),
-    ("rlrazor.report.sections.theory", "rlrazor.theory"),
-    ("rlrazor.runs.runner", "rlrazor.report"),
-    ("rlrazor.system.progress", "rlrazor.runs.records"),
-}
-# Modules that do not lie yet in the package that they belong to.
-STRAYS: Mapping[str, str] = {"projection": "studies", "theory": "studies"}
 
 
 def arrows(page: str) -> set[tuple[str, str]]:
@@ -52,7 +36,7 @@ def allowed(page: str) -> dict[str, set[str]]:
 def package(module: str) -> str:
     """The part of the picture that a module lies in."""
     name = [*module.split("."), "__init__"][1]
-    return "ground" if name in GROUND else STRAYS.get(name, name)
+    return "ground" if name in GROUND else name
 
 
 def module_of(file: Path) -> str:
@@ -102,15 +86,8 @@ def violations(pairs: set[tuple[str, str]], page: str) -> set[tuple[str, str]]:
 
 
 def test_nobody_imports_what_the_picture_does_not_allow() -> None:
-    found = violations(OWN, PAGE) - EXCEPTIONS
+    found = violations(OWN, PAGE)
     assert not found, f"docs/architecture.md does not allow: {sorted(found)}"
-
-
-def test_no_known_exception_is_mended_already() -> None:
-    mended = EXCEPTIONS - violations(OWN, PAGE)
-    assert not mended, f"delete these from EXCEPTIONS, they are mended: {sorted(mended)}"
-    moved = [name for name in STRAYS if not is_module(f"rlrazor.{name}")]
-    assert not moved, f"delete these from STRAYS, they have moved: {moved}"
 
 
 def test_every_module_lies_in_a_package_of_the_picture() -> None:
