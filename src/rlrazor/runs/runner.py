@@ -89,6 +89,7 @@ class Runner:
             self._keep(phase.specs, Keep.mode(phase.keep))
             self._prepare(phase.title, self._missing(phase.specs))
             self._train(phase.title, phase.specs)
+            self.asked.update(of.spec for spec in phase.specs for of in spec.chain)
             specs |= dict.fromkeys(phase.specs)
             self.phases.append(phase)
         return list(specs)
