@@ -40,7 +40,7 @@ def test_law_in_the_probe_holds_across_methods_and_the_paper_s_within_one(probe_
     assert forecasts[PROBE][3::2] == ["better", "better"]  # than guessing, and than forward KL
     assert forecasts[FORWARD][3] == "cannot be told"
     assert probe_law.finding.startswith(f"The law holds across methods: {PROBE}; within a method: ")
-    assert f"against guessing: better: {PROBE} (+" in probe_law.finding
+    assert f"gain over guessing: better: {PROBE} (+" in probe_law.finding
     text = " ".join(probe_law.paragraphs)
     assert "In KL on a generic probe: across methods, with" in text
     assert "KL on a generic probe against forward KL: better, +" in text
@@ -159,7 +159,7 @@ def test_one_method_and_nothing_to_fit() -> None:
     check(alone, "kl-laws")
     assert cells(alone.tables[0])[FORWARD][-1] == "within a method"
     assert cells(alone.tables[1])[FORWARD] == ["—", "—", "—", "not comparable", "—", "—"]
-    assert ". Error on a method not in the fit, against guessing: not comparable: " in alone.finding
+    assert ". On a method not in the fit, gain over guessing: not comparable: " in alone.finding
     drawing.draw(alone.figure)
     tiny = make_table(methods=["grpo"]).filter(pl.col("step") < 2, pl.col("seed") == 0).head(2)
     assert kl_laws.section(study_of(tiny)).finding == "The sweep is too small to fit a law to any KL."

@@ -144,7 +144,7 @@ def finding(groups: Sequence[Group]) -> str:
     judged = [Judged(name, group.gain(one), group.verdict(one)) for name, (group, one) in gains]
     narrow = [name for name, (_, one) in zip(names, best, strict=True) if not one.holds]
     held = f"Intervals too narrow: {'; '.join(narrow)}." if narrow else "Its intervals hold in each case."
-    return f"Error of the best forecast, against guessing: {in_short(judged)}. {held}"
+    return f"Gain of the best forecast over guessing: {in_short(judged)}. {held}"
 
 
 def best_table(groups: Sequence[Group]) -> Keyed:

@@ -58,7 +58,7 @@ def finding(tested: Sequence[Transfer]) -> str:
     where = {kind: [_name(one) for one in main if one.holds == kind] for kind in WHERE}
     holds = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in where.items() if names)
     judged = [Judged(_name(one), one.gain, one.verdict) for one in main]
-    return f"The law holds {holds}. Error on a method not in the fit, against guessing: {in_short(judged)}."
+    return f"The law holds {holds}. On a method not in the fit, gain over guessing: {in_short(judged)}."
 
 
 def law_table(tested: Sequence[Transfer]) -> Keyed:

@@ -86,7 +86,7 @@ def finding(ranked: Sequence[Ranked]) -> str:
         return "The sweep is too small to fit a law to any measure."
     named = [one for place, one in enumerate(best) if place < NEAREST or one.measure.column == FORWARD]
     judged = in_short([Judged(one.measure.full_name, one.gain, one.verdict) for one in named])
-    return f"Error on a method not in the fit, against guessing, the best of {len(best)} measures: {judged}."
+    return f"On a method not in the fit, gain over guessing, the best of {len(best)} measures: {judged}."
 
 
 def by_error(ranked: Sequence[Ranked]) -> list[Ranked]:
@@ -194,7 +194,7 @@ def _r2_panel(
     dots = []
     for cloud, own in _by_group(shown, value, place):
         half = np.array([spread(one) for one in own], float)
-        dots.append(replace(cloud, interval=Interval(cloud.x - half, cloud.x + half, "x")))
+        dots.append(replace(cloud, hover=None, interval=Interval(cloud.x - half, cloud.x + half, "x")))
     of_paper = [one.measure.column for one in shown if one.measure.column in PAPER]
     x, y = np.array([PAPER[name][0] for name in of_paper]), np.array([place[name] for name in of_paper])
     paper = Points("the paper’s Table 1", x, y, Marker(WHITE, "diamond", size=9, outlined=True))
