@@ -241,7 +241,7 @@ def test_what_is_damaged_or_missing_is_said(tmp_path: Path) -> None:
     with pytest.raises(RazorError, match="uncalibrated"):
         pick(run, metric="custom")
     (run / "razor.jsonl").write_text('{"forecast": {"drop": 0.1}}\n')
-    with pytest.raises(RazorError, match=r"damaged .*'step'"):
+    with pytest.raises(RazorError, match=r"damaged.*'step'"):
         pick(run, metric="custom")
     (run / "razor.jsonl").write_text("{\n")
     with pytest.raises(RazorError, match="damaged"):
