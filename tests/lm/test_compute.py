@@ -191,3 +191,20 @@ def test_a_calibration_computes_alike_whatever_the_jobs_and_the_cores(
         spec = resolve("paper", {"threads": config["threads"]}).specs("base", "data", ["sft"])[0]
         Language(BASE, TaskSource("letters")).train(spec, RunStore(folder))
         assert (spec.settings["threads"], found) == (threads, [threads])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.int8, torch.bool])
+def test_finite_is_what_torch_says_of_each_value(dtype: torch.dtype) -> None:
+    for shape in ((0,), (), (7,), (300, 1000)):
+        values = torch.randn(shape).to(dtype)
+        assert compute.is_finite(values)
+        if values.numel() and values.is_floating_point():
+            for bad in (float("nan"), float("inf"), -float("inf")):
+                for place in (0, values.numel() // 2, values.numel() - 1):
+                    damaged = values.clone()
+                    damaged.view(-1)[place] = bad
+                    assert not compute.is_finite(damaged)
+                    assert not damaged.isfinite().all()
+    assert compute.is_finite(
+        torch.full((9, 9), torch.finfo(torch.bfloat16).max, dtype=torch.bfloat16)
+    )  # their sum is not
