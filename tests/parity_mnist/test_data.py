@@ -23,7 +23,9 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+import pooch  # noqa: F401  here, so that no test counts what importing takes
 import pytest
+import requests.adapters  # noqa: F401
 import torch
 from numpy.typing import NDArray
 from rich.console import Console
