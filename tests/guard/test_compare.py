@@ -19,9 +19,11 @@ from rlrazor import drift
 from rlrazor.cli import main
 from rlrazor.cli.compare import as_json
 from rlrazor.errors import RazorError
-from rlrazor.guard import compare as guard_compare
-from rlrazor.guard import comparison_page
-from rlrazor.guard.compare import Completion, Pair, PriorSuite, compare, pieces
+from rlrazor.guard import comparison_page, side_by_side
+from rlrazor.guard.by_prompt import pieces
+from rlrazor.guard.comparison import Completion, Pair
+from rlrazor.guard.side_by_side import compare
+from rlrazor.guard.truth import PriorSuite
 from rlrazor.guard.weight_changes import changes
 from rlrazor.lm import kl, models, prior, probes, representation
 from rlrazor.lm.adapters import AdaptedWeights, weights_of
@@ -81,8 +83,8 @@ def test_the_numbers_are_those_of_both_models_in_memory(folders: Path, tuned: st
     reverse = kl.reverse_kl(other.model, kl.Sequences.grouped(new.prompts, own), base.model)
     generic = kl.forward_kl(kl.Probe(base.model, text), other.model)
     for name, expected in (("kl_forward", forward), ("kl_reverse", reverse), ("kl_probe", generic)):
-        assert found.kl[name] == pytest.approx(expected.per_completion, rel=1e-4)
-        assert found.per_token[name] == pytest.approx(expected.per_token, rel=1e-4)
+        assert found.distances.kl[name] == pytest.approx(expected.per_completion, rel=1e-4)
+        assert found.distances.per_token[name] == pytest.approx(expected.per_token, rel=1e-4)
     # Worst prompts first, their tokens' KL those of the positions.
     totals = [prompt.total for prompt in found.prompts]
     assert totals == sorted(totals, reverse=True)
@@ -97,15 +99,15 @@ def test_the_numbers_are_those_of_both_models_in_memory(folders: Path, tuned: st
     # Weights and representation.
     before, after = weights_of(base.model), weights_of(other.model)
     measured = drift.measure_weights(before, after, spectra=False)
-    assert found.weights.l2 == pytest.approx(measured["weight_l2"], rel=1e-5)
-    assert found.weights.unchanged == pytest.approx(measured["weight_sparsity"])
-    assert found.weights.parameters == sum(weight.numel() for weight in before.values())
+    assert found.weights.whole.l2 == pytest.approx(measured["weight_l2"], rel=1e-5)
+    assert found.weights.whole.unchanged == pytest.approx(measured["weight_sparsity"])
+    assert found.weights.whole.parameters == sum(weight.numel() for weight in before.values())
     norm = float(torch.cat([weight.flatten() for weight in before.values()]).double().norm())
-    assert found.weights.relative == pytest.approx(measured["weight_l2"] / norm, rel=1e-5)
-    assert [layer.name for layer in found.layers if layer.name.startswith("layer ")] == ["layer 0", "layer 1"]
+    assert found.weights.whole.relative == pytest.approx(measured["weight_l2"] / norm, rel=1e-5)
+    assert [layer.name for layer in found.weights.layers if layer.name.startswith("layer ")] == ["layer 0", "layer 1"]
     similar = [representation.representation(lm.model, TOKENIZER, GENERIC.texts) for lm in (base, other)]
-    assert found.cknna == pytest.approx(drift.cknna(*similar), abs=1e-5)
-    assert found.forecast is None
+    assert found.distances.cknna == pytest.approx(drift.cknna(*similar), abs=1e-5)
+    assert found.law_says is None
     assert "Uncalibrated" in comparison_page.verdict(found)
 
 
@@ -114,7 +116,7 @@ def test_one_model_is_in_memory_at_a_time(folders: Path, monkeypatch: pytest.Mon
     import gc
     import weakref
 
-    from rlrazor.guard import compare as module
+    from rlrazor.guard import side_by_side as module
 
     alive: list[weakref.ref[Any]] = []
     counts: list[int] = []
@@ -139,7 +141,7 @@ def test_one_model_is_in_memory_at_a_time(folders: Path, monkeypatch: pytest.Mon
 def test_a_law_forecasts_and_the_exit_code_judges(
     folders: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(guard_compare, "compare", cache_of(compare))
+    monkeypatch.setattr(side_by_side, "compare", cache_of(compare))
     command = ["compare", str(folders / "base"), str(folders / "tuned"), "--prompts", str(folders / "prompts.txt")]
     command += ["--law", str(folders / "law.json"), "--out", str(tmp_path / "page.html")]
     assert main([*command, "--json"]) == 0
@@ -273,7 +275,7 @@ def test_a_score_without_a_fraction_is_not_judged(
     brier = own_task(tmp_path, metric("brier_score", "false", "brier_score"), "brier")
     # Known beforehand, before a model is loaded.
     with monkeypatch.context() as patch:
-        patch.setattr(guard_compare, "load", lambda *_, **__: pytest.fail("loaded"))
+        patch.setattr(side_by_side, "load", lambda *_, **__: pytest.fail("loaded"))
         assert main([*command, "--prior", brier, "--fail-above", "0"]) == 2
     assert "and there is none: " + brier + " by brier_score." in capfd.readouterr().err
     # Known by its values alone.
@@ -312,7 +314,7 @@ def test_a_tuned_model_without_a_tokenizer_takes_the_bases(folders: Path, tmp_pa
         file.unlink()
     whole = compare(pair(folders, "tuned"), PROMPTS, generic=GENERIC, settings=SETTINGS)
     found = compare(pair(folders, str(tmp_path / "tuned")), PROMPTS, generic=GENERIC, settings=SETTINGS)
-    assert found.kl == whole.kl
+    assert found.distances.kl == whole.distances.kl
     assert [note for note in found.notes if note not in whole.notes] == [
         f"{tmp_path / 'tuned'} has no tokenizer: the base's is used."
     ]
@@ -495,8 +497,8 @@ def test_a_comparison_without_memory_for_it_says_so(folders: Path, monkeypatch: 
 def test_a_home_folder_is_understood(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(folders))
     found = compare(Pair("~/base", "~/adapter"), PROMPTS[:2], generic=GENERIC, settings=SETTINGS)
-    assert found.tuned == str(folders / "adapter")
-    assert found.base == str(folders / "base")
+    assert found.pair.tuned == str(folders / "adapter")
+    assert found.pair.base == str(folders / "base")
 
 
 @pytest.mark.parametrize("bare", ["base", "tuned"])
@@ -509,8 +511,8 @@ def test_a_model_saved_without_its_head_has_the_same_weights(tmp_path: Path, bar
         Pair(str(tmp_path / "base"), str(tmp_path / "tuned")), PROMPTS[:2], generic=GENERIC, settings=SETTINGS
     )
     expected = drift.measure_weights(*({**dict(model.named_parameters())} for model in models_.values()), spectra=False)
-    assert found.weights.l2 == pytest.approx(expected["weight_l2"], rel=1e-5)
-    assert [layer.name for layer in found.layers if layer.name.startswith("layer ")] == ["layer 0", "layer 1"]
+    assert found.weights.whole.l2 == pytest.approx(expected["weight_l2"], rel=1e-5)
+    assert [layer.name for layer in found.weights.layers if layer.name.startswith("layer ")] == ["layer 0", "layer 1"]
 
 
 def test_weights_without_a_pair_are_counted(folders: Path, tmp_path: Path) -> None:

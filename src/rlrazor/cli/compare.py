@@ -24,8 +24,9 @@ from rlrazor.guard.verdict import Limits, Verdict
 from rlrazor.system.terminal import PlainColumn, Terminal
 
 if TYPE_CHECKING:
-    from rlrazor.guard.compare import Comparison, PriorSuite
+    from rlrazor.guard.comparison import Comparison
     from rlrazor.guard.law_file import LawFile
+    from rlrazor.guard.truth import PriorSuite
     from rlrazor.lm.prior import Metric
     from rlrazor.lm.probes import ProbeSettings
 
@@ -118,8 +119,9 @@ _CODES = {Verdict.WITHIN: exits.DONE, Verdict.ABOVE: exits.ABOVE, Verdict.UNCERT
 
 def _compared(arguments: argparse.Namespace, law: "LawFile | None", limits: Limits) -> "Comparison":
     """What the options ask for is compared; all that can be wrong with them shows before a model is loaded."""
-    from rlrazor.guard.compare import Pair, compare, steps
+    from rlrazor.guard.comparison import Pair
     from rlrazor.guard.judgement import check_judge
+    from rlrazor.guard.side_by_side import compare, steps
     from rlrazor.lm.probes import default_cache, read_generic, read_prompts
 
     settings = _settings(arguments, law)
@@ -175,7 +177,7 @@ def _settings(arguments: argparse.Namespace, law: "LawFile | None") -> "ProbeSet
 
 
 def _suite(arguments: argparse.Namespace) -> "PriorSuite | None":
-    from rlrazor.guard.compare import PriorSuite
+    from rlrazor.guard.truth import PriorSuite
 
     if arguments.prior is None:
         return None

@@ -235,8 +235,8 @@ def _measuring(
     Those gain what is found while measuring.
     """
     from rlrazor.guard.base_side import BaseSide, cautions_of, kls_of
-    from rlrazor.guard.compare import NO_MEMORY
     from rlrazor.guard.pick import Drop
+    from rlrazor.guard.side_by_side import NO_MEMORY
     from rlrazor.lm import compute
     from rlrazor.lm.models import Vocabulary, base_digest, is_adapter, load, tokenizer_of
     from rlrazor.lm.probes import default_cache

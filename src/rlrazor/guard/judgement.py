@@ -10,7 +10,7 @@ from typing import Any
 from rlrazor.analysis.forecast import FORWARD
 from rlrazor.analysis.paired import times_needed
 from rlrazor.errors import RazorError
-from rlrazor.guard.compare import Comparison
+from rlrazor.guard.comparison import Comparison
 from rlrazor.guard.law_file import LawFile
 from rlrazor.guard.truth import TaskChange, Truth
 from rlrazor.guard.verdict import SEVERITY, Limits, Verdict, judge, upper_end
@@ -96,22 +96,23 @@ class _Evidence:
 
 def _of_drop(found: Comparison, limit: float, law: LawFile | None) -> _Evidence:
     """The measured drop where there is one, else the forecast's."""
-    truth, forecast = found.truth, found.forecast
+    truth, said = found.truth, found.law_says
     if truth is not None and truth.drop is not None:
         low, high = truth.interval or (math.nan, math.nan)
         return _Evidence("measured drop", truth.drop, low, high, truth.level, _more_items(truth, limit))
-    if forecast is None or law is None or found.level is None:
+    if said is None or law is None:
         raise _nothing_to_judge({} if truth is None else truth.tasks)
     _require_judge(law, limit)
+    forecast = said.forecast
     remedy = "Measure the drop with --prior, or calibrate with more runs."
     high = upper_end(forecast.high, beyond=forecast.extrapolated)
     if forecast.high <= limit < high:
         remedy = f"The interval is of smaller KLs than this. {remedy}"
-    return _Evidence("forecast drop", forecast.drop, forecast.low, high, found.level, remedy)
+    return _Evidence("forecast drop", forecast.drop, forecast.low, high, said.level, remedy)
 
 
 def _of_kl(found: Comparison, limit: float) -> _Evidence:
-    measured, level, count = found.kl[FORWARD], found.setup.level, found.setup.measured
+    measured, level, count = found.distances.kl[FORWARD], found.setup.level, found.setup.prompts.measured
     low, high = measured.interval(count, level)
     half, gap = high - measured.mean, abs(limit - measured.mean)
     more = math.ceil(count * (half / gap) ** 2) if gap > 0 else MOST_ITEMS + 1

@@ -13,14 +13,14 @@ from typing import Any
 import polars as pl
 from rich.console import Console
 
+from rlrazor.errors import RazorError
+from rlrazor.report import Results
 from rlrazor.runs import sweep
+from rlrazor.runs.records import RunSpec
+from rlrazor.runs.store import RunStore, WeightsMode
 from rlrazor.system import processes
 from rlrazor.system.documents import parse_json, read_text
-from rlrazor.errors import RazorError
 from rlrazor.system.progress import SweepProgress
-from rlrazor.runs.records import RunSpec
-from rlrazor.report import Results
-from rlrazor.runs.store import RunStore, WeightsMode
 
 try:
     import resource

@@ -9,8 +9,8 @@ from typing import Any, get_args, get_origin, get_type_hints
 import numpy as np
 
 from rlrazor import bounds
-from rlrazor.system.documents import parse_json, parse_toml, read_text
 from rlrazor.errors import RazorError
+from rlrazor.system.documents import parse_json, parse_toml, read_text
 
 Kinds = Mapping[str, tuple[bool, type]]
 """Setting -> (holds many, the type of one)."""

@@ -26,10 +26,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import polars as pl
 from safetensors import SafetensorError
 
-from rlrazor.system import processes
-from rlrazor.system.documents import checked, parse_json, read_bytes, read_json, read_text
 from rlrazor.errors import RazorError
 from rlrazor.runs.records import BASE, SCHEMA_VERSION, Record, RunSpec
+from rlrazor.system import processes
+from rlrazor.system.documents import checked, parse_json, read_bytes, read_json, read_text
 from rlrazor.system.writing import Output, atomic_path, check_writable, clear_io_errors, leftovers, require_our_folder
 
 try:

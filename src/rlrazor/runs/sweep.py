@@ -18,11 +18,11 @@ from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from rlrazor.runs import workers
-from rlrazor.system import interrupts, phases, processes, quiet
 from rlrazor.errors import RazorError
+from rlrazor.runs import workers
 from rlrazor.runs.records import Record, RunSpec
 from rlrazor.runs.store import Checkpoint, RunStore, WeightsMode
+from rlrazor.system import interrupts, phases, processes, quiet
 
 Train = Callable[[RunSpec, RunStore], Iterator[Checkpoint]]
 PHASES_EVERY = 0.2  # seconds between what a worker says of one phase
