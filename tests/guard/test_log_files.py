@@ -53,7 +53,8 @@ def picked(run: Path) -> str | None:
         is_a_sentence(error)
         return str(error)
     for one in found.candidates:  # of which none may be recommended, where the log says that its law is of no use
-        numbers = [value for value in (one.new, one.drop, one.low, one.high) if value is not None]
+        drop = () if one.drop is None else (one.drop.value, one.drop.low, one.drop.high)
+        numbers = [one.new, *drop]
         assert np.isfinite(numbers).all()
     assert all("\n" not in note for note in found.notes)
     return None

@@ -208,7 +208,7 @@ def _limits(arguments: argparse.Namespace) -> Limits:
             "--fail-above judges a drop of the prior score: give --law to forecast it, or --prior to measure it. "
             "--fail-above-kl judges KL without either."
         )
-    return Limits(drop, kl, arguments.cautious, arguments.accept_uncertain)
+    return Limits(drop, kl, cautious=arguments.cautious, accept_uncertain=arguments.accept_uncertain)
 
 
 def _number(text: str | None) -> float | None:

@@ -132,7 +132,7 @@ def _judged(evidence: _Evidence, limit: float, limits: Limits, *, same: bool) ->
         said = f"Within the limit of {unit(limit)}: the two are the same model, and there is nothing to judge."
         return Judgement(evidence.of, estimate, estimate, estimate, evidence.level, limit, Verdict.WITHIN, said)
     evident = judge(estimate, low, high, limit)
-    verdict = judge(estimate, low, high, limit, cautious=limits.cautious, accept_uncertain=limits.accept_uncertain)
+    verdict = limits.judge(estimate, low, high, limit)
     ends: Ends = (low if math.isfinite(low) else None, high if math.isfinite(high) else None)
     what = f"the {evidence.of} is {unit(estimate)}{_shown_interval(ends, evidence.level, unit)}"
     if verdict is Verdict.UNCERTAIN:
