@@ -4,7 +4,6 @@ import copy
 import json
 import os
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import pytest
 import torch
 from tokenizers import pre_tokenizers, processors
 
-from laws import GENERIC, PROMPTS, SETTINGS, law_of
+from laws import GENERIC, PROMPTS, SETTINGS, changed, law_of
 from own_tasks import SCORES, metric, own_task
 from rlrazor import drift
 from rlrazor.cli import main
@@ -459,7 +458,7 @@ def test_a_tokenizer_that_changed_is_refused_or_noted(folders: Path, tmp_path: P
 
 def test_what_weakens_a_forecast_is_noted(folders: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     law = law_of(tiny_llama(), runs=4, scale=20.0)
-    useless = replace(law, choice=replace(law.choice, guess=0.0))
+    useless = changed(law, choice__guess=0.0)
     long = [f"{letter * 60}:" for letter in "abcd"]
     found = compare(pair(folders, "tuned"), [*PROMPTS[:15], *long], law=useless)
     assert list(found.notes) == [

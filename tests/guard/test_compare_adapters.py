@@ -1,7 +1,6 @@
 """compare on adapters of every kind: both KLs against brute force, weights against the merged model."""
 
 import copy
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from test_monitor_numbers import brute_force, phi
 
-from laws import GENERIC, PROMPTS, SETTINGS, law_of
+from laws import GENERIC, PROMPTS, SETTINGS, changed, law_of
 from rlrazor import drift
 from rlrazor.errors import RazorError
 from rlrazor.guard.comparison import Comparison, Pair
@@ -97,7 +96,7 @@ def test_the_precision_is_the_pairs_and_the_laws(tmp_path: Path) -> None:
     assert np.isfinite(rounded.distances.kl["kl_reverse"].mean)
     assert (exact.pair.dtype, exact.setup.prompts.first) == ("float32", PROMPTS[0])
     law = law_of(base)
-    law = replace(law, settings=replace(law.settings, precision="float32"))
+    law = changed(law, probe__precision="float32")
     assert compared(tmp_path, tuned, "float32", law=law).law_says is not None
     with pytest.raises(RazorError, match="The law was calibrated in float32, and the models are to be loaded in bfl"):
         compared(tmp_path, tuned, "bfloat16", law=law)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from laws import GENERIC, PROMPTS, SETTINGS, law_of
+from laws import GENERIC, PROMPTS, SETTINGS, changed, law_of
 from own_tasks import metric, own_task
 from rlrazor.analysis import paired
 from rlrazor.cli import main
@@ -213,7 +213,7 @@ def test_a_forecast_is_judged_by_its_interval(found: Comparison) -> None:
 
 def test_a_law_that_may_not_judge_passes_nothing(found: Comparison, monkeypatch: pytest.MonkeyPatch) -> None:
     there, law = forecast_of(found, drop=0.0, low=0.0, high=0.0)
-    useless = replace(law, choice=replace(law.choice, guess=0.0))
+    useless = changed(law, choice__guess=0.0)
     for limits in (Limits(drop=0.5), Limits(drop=0.5, accept_uncertain=True), Limits(drop=0.5, cautious=True)):
         with pytest.raises(RazorError, match="is not to be relied on"):
             judgements(there, limits, useless)

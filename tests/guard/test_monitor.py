@@ -8,7 +8,6 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,7 +23,7 @@ from safetensors.torch import load_file
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
-from laws import GENERIC, PROMPTS, SETTINGS, law_of
+from laws import GENERIC, PROMPTS, SETTINGS, changed, law_of
 from rlrazor.errors import RazorError
 from rlrazor.guard import ForgettingMonitor, trackers
 from rlrazor.guard import monitor as monitoring
@@ -272,7 +271,7 @@ def test_nothing_is_within_a_budget_beyond_what_the_law_was_fitted_to(
     sft(tmp_path / "scout", [scout], copy.deepcopy(model))
     kls = [reading.kl["kl_probe"].mean for reading in scout.readings]
     end = (kls[2] + kls[3]) / 2  # of what the runs of this law came to
-    law = replace(whole, forecaster=replace(whole.forecaster, highest=(end,)))
+    law = changed(whole, highest={"kl_probe": end})
     drops = [reading.forecast for reading in scout.readings if reading.forecast]
     assert max(drop.high for drop in drops) < 0.89  # so that by the numbers alone all is within
 
@@ -724,7 +723,9 @@ def test_a_kept_model_is_never_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_prompts_that_do_not_fit_are_counted(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     long = [f"{letter * 60}:" for letter in "abcdefghijklmnopqrst"]
     model = tiny_llama()
-    law = replace(law_of(model), prompts_hash=probes.content_hash([*long, "ab:", "cd:"]), prompts_count=22)
+    law = changed(
+        law_of(model), probe__prompts_hash=probes.content_hash([*long, "ab:", "cd:"]), probe__prompts_count=22
+    )
     watching = ForgettingMonitor([*long, "ab:", "cd:"], law, cache_dir=tmp_path, every=6)
     sft(tmp_path, [watching], model)
     out = capfd.readouterr().out
@@ -733,7 +734,7 @@ def test_prompts_that_do_not_fit_are_counted(tmp_path: Path, capfd: pytest.Captu
     (last,) = watching.readings
     assert last.prompts["kl_forward"] == 2
     # So the interval is widened, though they are the calibration's own.
-    assert last.forecast == law.forecast(last.kl, prompts="") != law.forecast(last.kl, prompts=law.prompts_hash)
+    assert last.forecast == law.forecast(last.kl, prompts="") != law.forecast(last.kl, prompts=law.probe.prompts_hash)
 
 
 def test_prompts_that_are_trained_on_are_counted(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import PhiConfig, PhiForCausalLM, TrainerCallback
 
-from laws import PROMPTS, SETTINGS, law_of
+from laws import PROMPTS, SETTINGS, changed, law_of
 from rlrazor.errors import RazorError
 from rlrazor.guard import ForgettingMonitor
 from rlrazor.guard import monitor as monitoring
@@ -166,11 +166,11 @@ def probe_of(tmp_path: Path, model: Any) -> str:
 def test_a_law_of_another_precision_is_refused(tmp_path: Path) -> None:
     """Rounding alone looks like drift: a law calibrated in float32 says nothing of KLs measured in bfloat16."""
     law = law_of(tiny_llama())
-    in_float32 = replace(law, settings=replace(law.settings, precision="float32"))
+    in_float32 = changed(law, probe__precision="float32")
     trainer_of(tmp_path, [watch(tmp_path, in_float32)], tiny_llama())
     with pytest.raises(RazorError, match="to be measured in float32, and the model's weights are bfloat16"):
         trainer_of(tmp_path, [watch(tmp_path, in_float32)], tiny_llama().to(torch.bfloat16))
-    in_half = replace(law, settings=replace(law.settings, precision="bfloat16"))
+    in_half = changed(law, probe__precision="bfloat16")
     for model in (tiny_llama(), tiny_llama().to(torch.bfloat16)):
         watching = watch(tmp_path, in_half)
         trainer_of(tmp_path, [watching], model)

@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -18,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from transformers import Trainer, TrainingArguments
 from trl import SFTConfig, SFTTrainer
 
-from laws import GENERIC, PROMPTS, SETTINGS, law_of
+from laws import GENERIC, PROMPTS, SETTINGS, changed, law_of
 from rlrazor.cli import main
 from rlrazor.errors import RazorError
 from rlrazor.guard import ForgettingMonitor
@@ -981,7 +980,7 @@ def test_a_real_trainers_folder_with_a_law_or_measured_anew(
     assert "give both --base and --prompts" in capfd.readouterr().err
     # By a law that may not judge nothing is recommended, and no budget is kept; by KL there may be.
     useless = law_of(base.model, scale=20.0)
-    replace(useless, choice=replace(useless.choice, guess=0.0)).save(tmp_path / "useless.json")
+    changed(useless, choice__guess=0.0).save(tmp_path / "useless.json")
     by_it = [*command, "--law", str(tmp_path / "useless.json")]
     assert main(by_it) == 0
     out = " ".join(capfd.readouterr().out.split())

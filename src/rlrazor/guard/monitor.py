@@ -331,7 +331,7 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
             with compute.generators_untouched(), compute.memory_errors(NO_MEMORY), self._progress(args) as progress:
                 require_measurable(model, tokenizer)
                 digest = base_digest(model, self.settings.precision)
-                check_undone(model, recognised=self.law is not None and is_same_base(digest, self.law.base_digest))
+                check_undone(model, recognised=self.law is not None and is_same_base(digest, self.law.base.digest))
                 if self.law is not None:
                     self.law.check(model, tokenizer, digest)
                 self.provenance = {

@@ -141,7 +141,7 @@ def _comparison(
     notes += cautions_of(measured, prompts, request.generic, request.settings)
     if (form := template_caution(prompts, tokenizer, request.settings)) is not None:
         notes.append(form)
-    wanted = level if level is not None else law.level if law else LEVEL
+    wanted = level if level is not None else law.interval.level if law else LEVEL
     truth, before, after = None, found.base.scores, found.tuned.scores
     if before is not None and after is not None and suite is not None:
         truth = truth_of(before, after, wanted, suite.limit)
