@@ -15,8 +15,7 @@ from transformers import PhiConfig, PhiForCausalLM, TrainerCallback
 
 from laws import PROMPTS, SETTINGS, changed, law_of
 from rlrazor.errors import RazorError
-from rlrazor.guard import ForgettingMonitor
-from rlrazor.guard import monitor as monitoring
+from rlrazor.guard import ForgettingMonitor, schedule
 from rlrazor.lm import kl
 from rlrazor.lm.probes import ProbeSettings
 from tiny_models import tiny_llama
@@ -187,9 +186,11 @@ def test_measuring_in_float32_under_half_precision_training_is_rarer_on_a_gpu(
 ) -> None:
     plain, slow = watch(tmp_path), watch(tmp_path)
     trainer_of(tmp_path / "plain", [plain], max_steps=2).train()
-    monkeypatch.setattr(ForgettingMonitor, "_is_slower_than_training", lambda *_: True)
+    monkeypatch.setattr(schedule, "multiplies_in_half", lambda *_: True)
     trainer_of(tmp_path / "slow", [slow], max_steps=2).train()
-    assert slow.training_cost == plain.training_cost / monitoring.FLOAT32_COST
+    assert slow.schedule is not None
+    assert plain.schedule is not None
+    assert slow.schedule.training_cost == plain.schedule.training_cost / schedule.FLOAT32_COST
 
 
 def test_the_first_prompt_is_shown_as_it_is_measured(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -156,10 +156,11 @@ def test_the_plan_is_said_before_the_first_step(
     )
     assert "% of training by the tokens that are read" in listening.before
     assert capfd.readouterr().out.count("[razor] plan: a step of training takes ") == 1
-    assert watching.costs is not None
-    assert watching.costs.worth is not None
+    assert watching.schedule is not None
+    assert watching.schedule.costs is not None
+    assert watching.schedule.costs.worth is not None
     # Eight rows of six tokens a step, however they are shared out.
-    assert watching.costs.worth(1.0) == pytest.approx(2 * watching.base.tokens / (3 * 8 * 6))  # type: ignore[union-attr]
+    assert watching.schedule.costs.worth(1.0) == pytest.approx(2 * watching.base.tokens / (3 * 8 * 6))  # type: ignore[union-attr]
 
 
 def test_of_rows_that_stream_it_is_decided_after_the_first_step(

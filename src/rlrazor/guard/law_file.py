@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from numpy.typing import ArrayLike
 
@@ -92,6 +92,19 @@ class LawFile(LawParts):
     def generic(self) -> GenericText:
         """The generic probe that it was measured on."""
         return GenericText(tuple(self.probe.generic.texts), tuple(self.probe.generic.prompts))
+
+    def require_own(self, name: Literal["settings", "generic"], given: Any) -> Any:
+        """The law's, with the precision given where its own is open; raises RazorError where another was given."""
+        own = getattr(self, name)
+        if isinstance(given, ProbeSettings) and None in (given.precision, own.precision):
+            own = replace(own, precision=own.precision or given.precision)
+            given = replace(given, precision=own.precision)
+        if given is not None and given != own:
+            raise RazorError(
+                f"The law was calibrated with another `{name}` than the one given, and KLs measured in two ways cannot "
+                "be compared: leave it out, and the law's is used."
+            )
+        return own
 
     @property
     def largest(self) -> float:
