@@ -50,14 +50,14 @@ def as_json(found: Comparison, judged: Sequence[Judgement] = ()) -> dict[str, An
         "law": None if by_law is None else by_law.law,
         "truth": None if found.truth is None else _truth(found.truth),
         "fail_above": None if drop is None else drop.limit,
-        "judgements": [one.as_json() for one in judged],
+        "judgements": [asdict(one) for one in judged],
         "verdict": None if deciding is None else deciding.verdict.value,
         "interval": None if deciding is None else [deciding.low, deciding.high],
         "above": any(one.verdict is Verdict.ABOVE for one in judged),
         "summary": [*(one.sentence for one in judged), verdict(found), *sentences(found)],
         "noise": asdict(found.distances.noise),
         "where": {**asdict(found.distances.focus), "at_the_beginning": found.distances.focus.at_the_beginning},
-        "known_runs": asdict(known_runs()) if by_law is None else None,
+        "known_runs": known_runs().model_dump() if by_law is None else None,
         "prompts": [
             {"said": one.said, "prompt": one.prompt, "kl_forward": one.total, "first_share": one.first_share}
             for one in found.prompts
@@ -80,32 +80,13 @@ def _change(change: WeightChange) -> dict[str, Any]:
     return {**asdict(change), "relative": change.relative}
 
 
+_OF_TASK = ("base", "tuned", "drop", "stderr", "interval", "paired", "n", "metric", "higher_is_better", "fraction")
+_OF_ALL = ("base", "tuned", "drop", "stderr", "interval", "level", "limit")
+
+
 def _truth(truth: Truth) -> dict[str, Any]:
-    tasks = {
-        name: {
-            "base": task.base,
-            "tuned": task.tuned,
-            "drop": task.drop,
-            "stderr": task.stderr,
-            "interval": task.interval,
-            "paired": task.paired,
-            "n": task.n,
-            "metric": task.metric,
-            "higher_is_better": task.higher_is_better,
-            "fraction": task.fraction,
-        }
-        for name, task in truth.tasks.items()
-    }
-    return {
-        "tasks": tasks,
-        "base": truth.base,
-        "tuned": truth.tuned,
-        "drop": truth.drop,
-        "stderr": truth.stderr,
-        "interval": truth.interval,
-        "level": truth.level,
-        "limit": truth.limit,
-    }
+    tasks = {name: {of: getattr(task, of) for of in _OF_TASK} for name, task in truth.tasks.items()}
+    return {"tasks": tasks, **{of: getattr(truth, of) for of in _OF_ALL}}
 
 
 def print_findings(found: Comparison, judged: Sequence[Judgement]) -> None:
@@ -150,7 +131,8 @@ def _print_moved(found: Comparison, console: Console) -> None:
 
 
 def _distances(found: Comparison) -> Table:
-    from rlrazor.guard.comparison_page import LABELS, shown_estimate
+    from rlrazor.guard.comparison_page import LABELS
+    from rlrazor.guard.scale import shown_estimate
 
     title = Text(f"{found.pair.tuned} against {found.pair.base}")
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)

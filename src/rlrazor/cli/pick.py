@@ -23,7 +23,7 @@ from rlrazor.system.terminal import PlainColumn, Terminal
 if TYPE_CHECKING:
     from rlrazor.guard.law_file import LawFile
     from rlrazor.guard.pick import Pick
-    from rlrazor.guard.pick_sources import Measure
+    from rlrazor.guard.pick_sources import MeasureCheckpoint
     from rlrazor.guard.scored import ScoredCheckpoint
     from rlrazor.lm.probes import GenericText, ProbeSettings, Prompt
     from rlrazor.report.drawing import Panel
@@ -225,7 +225,9 @@ class _Asked:
             needs_package("peft", "An adapter")
 
 
-def _measuring(asked: _Asked, law: "LawFile | None", told: Callable[[str], None]) -> "tuple[Measure, list[str]]":
+def _measuring(
+    asked: _Asked, law: "LawFile | None", told: Callable[[str], None]
+) -> "tuple[MeasureCheckpoint, list[str]]":
     """Measures a checkpoint, full or an adapter, against the base, whose side is computed once; and cautions.
 
     Those gain what is found while measuring.

@@ -120,7 +120,7 @@ class GenericUsed:
 
 
 @dataclass(frozen=True)
-class Setup:
+class MeasuringSetup:
     """How it was measured: KLs can be compared where the probe's settings and hashes are the same.
 
     `sources`: the files that prompts and probe came from, and the command, as far as the caller said them.
@@ -162,7 +162,7 @@ class Comparison:
     weights: Weights
     law_says: LawSays | None
     truth: Truth | None
-    setup: Setup
+    setup: MeasuringSetup
     notes: Sequence[str] = ()
 
     @property

@@ -13,10 +13,9 @@ import numpy as np
 
 from rlrazor.analysis.forecast import FORWARD, PROBE
 from rlrazor.guard import scale
-from rlrazor.guard.comparison import REVERSE, Comparison, PromptDrift, Setup
+from rlrazor.guard.comparison import REVERSE, Comparison, MeasuringSetup, PromptDrift
 from rlrazor.guard.judgement import Judgement, worst
 from rlrazor.guard.truth import TaskChange, Truth
-from rlrazor.lm.kl import Estimate
 from rlrazor.lm.probes import GenericText
 from rlrazor.system.writing import write_text
 
@@ -42,7 +41,7 @@ def write_page(found: Comparison, path: Path, judged: Sequence[Judgement] = (), 
         judged=judged,
         worst=worst(judged),
         labels=LABELS,
-        estimate=shown_estimate,
+        estimate=scale.shown_estimate,
         score_headers=SCORE_HEADERS,
         scores=shown_scores,
         mean_drop=None if found.truth is None else shown_drop(found.truth),
@@ -122,7 +121,7 @@ def sentences(found: Comparison) -> list[str]:
     return [*said, scale.where(found.distances.focus)]
 
 
-def settings_of(setup: Setup, precision: str) -> list[tuple[str, str]]:
+def settings_of(setup: MeasuringSetup, precision: str) -> list[tuple[str, str]]:
     """How it was measured, a name and a text each."""
     probe, prompts, sources = setup.probe, setup.prompts, setup.sources
     fitting = "" if prompts.measured == prompts.given else f", of which {prompts.measured} fit into the context"
@@ -192,8 +191,3 @@ def shown_scores(task: TaskChange) -> tuple[str, ...]:
     if task.paired and task.stderr == 0 and not task.drop:
         error = "no item differs"
     return metric, *scores, interval or "unknown", error or "unknown", f"{task.n:,}"
-
-
-def shown_estimate(estimate: Estimate) -> str:
-    """Nats with their standard error."""
-    return f"{estimate.mean:.4f}" + (f" ± {estimate.stderr:.4f}" if math.isfinite(estimate.stderr) else "")

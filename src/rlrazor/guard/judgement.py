@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from rlrazor.analysis.forecast import FORWARD
 from rlrazor.analysis.paired import times_needed
@@ -36,10 +35,6 @@ class Judgement:
     limit: float
     verdict: Verdict
     sentence: str
-
-    def as_json(self) -> dict[str, Any]:
-        """All of it."""
-        return asdict(self)
 
 
 def worst(judgements: Sequence[Judgement]) -> Judgement | None:

@@ -16,7 +16,7 @@ from rlrazor.analysis.forecast import FORWARD, PROBE
 from rlrazor.errors import RazorError
 from rlrazor.guard.law_file import NAMES, LawFile
 from rlrazor.guard.metric import is_lower_better
-from rlrazor.guard.pick_sources import Measure, check_weighable, is_or_are, of_records, of_trainer
+from rlrazor.guard.pick_sources import MeasureCheckpoint, check_weighable, is_or_are, of_records, of_trainer
 from rlrazor.guard.run_folder import run_in
 from rlrazor.guard.scored import AXES, ScoredCheckpoint, frontier
 from rlrazor.guard.verdict import DROP, Limits, Verdict
@@ -81,7 +81,7 @@ def pick(
     cautious: bool = False,
     accept_uncertain: bool = False,
     law: LawFile | None = None,
-    measure: Measure | None = None,
+    measure: MeasureCheckpoint | None = None,
     run: str | None = None,
     log: Path | None = None,
 ) -> Pick:

@@ -34,12 +34,12 @@ NOT_USEFUL = "The law was no better than guessing, or fitted to noise: do not re
 _Z = 1.96  # standard errors to the ends of a 95 % interval
 _MEASURED = ("prior", FORWARD, PROBE)
 
-Measure = Callable[[Path, int], Forgetting]
+MeasureCheckpoint = Callable[[Path, int], Forgetting]
 """What is measured of the checkpoint in a folder, at its step."""
 
 
 @dataclass(frozen=True)
-class Source:
+class FoundCheckpoints:
     """What a folder holds. `objection`: why its drops may not judge, None where they may."""
 
     metric: str
@@ -57,7 +57,7 @@ class Failure:
     error: str
 
 
-def of_records(folder: Path) -> Source:
+def of_records(folder: Path) -> FoundCheckpoints:
     """Every checkpoint of every run, with measured scores."""
     columns = ("run_id", "method", "lr", "seed", "step", "new", "forgetting")
     table = read_table(folder / "records.parquet", ("trajectory", *columns))
@@ -73,7 +73,7 @@ def of_records(folder: Path) -> Source:
     which = "The measured drops have" if unknown == len(rows) else f"{unknown} of the {len(rows)} measured drops have"
     notes = [f"{which} no standard error: how much of them is chance is not known."] if unknown else []
     candidates = [_of_record(row, error) for row, error in zip(rows, errors, strict=True)]
-    return Source("new", candidates, notes, None if unknown == len(rows) else 0.95, None)
+    return FoundCheckpoints("new", candidates, notes, None if unknown == len(rows) else 0.95, None)
 
 
 def _of_record(row: Mapping[str, Any], error: float) -> ScoredCheckpoint:
@@ -136,8 +136,8 @@ def of_trainer(
     lower_is_better: bool | None,
     limits: Limits,
     law: LawFile | None,
-    measure: Measure | None,
-) -> Source:
+    measure: MeasureCheckpoint | None,
+) -> FoundCheckpoints:
     """The checkpoints of a run, measured here or by the monitor that watched it."""
     notes = list(run.notes)
     metric = metric_of(run, metric, lower_is_better, limits, law)
@@ -177,7 +177,7 @@ def of_trainer(
         objection = NO_LAW
     else:
         objection = next((one.objection for one in found if one.objection is not None), None)
-    return Source(metric, candidates, notes, found[-1].level, objection)
+    return FoundCheckpoints(metric, candidates, notes, found[-1].level, objection)
 
 
 def is_or_are(names: Sequence[str]) -> str:
@@ -191,7 +191,9 @@ def _logged(run: Run, law: LawFile | None) -> tuple[list[Forgetting | Failure], 
     rows, notes = rows_of(run)
     found = [one for row in rows if (one := _of_row(row, law, path)) is not None]
     if not any(isinstance(one, Forgetting) for one in found):
-        raise RazorError(f"{path} has neither KL nor a forecast (the run was uncalibrated). Measure the checkpoints.")
+        raise RazorError(
+            f"{path} has neither KL nor a forecast (the run was uncalibrated). MeasureCheckpoint the checkpoints."
+        )
     notes += [f"Measuring ended at step {one.step}: {one.error}" for one in found if isinstance(one, Failure)]
     marked = [one.run is not None or one.overwritten for one in run.checkpoints]
     if run.labelled and not all(marked):

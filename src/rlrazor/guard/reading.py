@@ -9,6 +9,7 @@ from typing import Any
 
 from rlrazor.analysis.forecast import FORWARD, PROBE, Forecast
 from rlrazor.guard.budget import Judged
+from rlrazor.guard.scale import shown_estimate
 from rlrazor.guard.verdict import Verdict
 from rlrazor.lm.kl import Estimate
 
@@ -81,7 +82,7 @@ class Reading:
 
     def line(self, done: str = "") -> str:
         """For people. `done`: what has been done about a forecast that is over the budget, or may be."""
-        kls = ", ".join(f"{_NAMES[name]} {_with_error(estimate)}" for name, estimate in self.kl.items())
+        kls = ", ".join(f"{_NAMES[name]} {shown_estimate(estimate)}" for name, estimate in self.kl.items())
         if self.forecast is None:
             return f"[razor] step {self.step}: {kls} nats; uncalibrated: no law, so no forecast"
         shown, budget = self.forecast, self.judged.budget
@@ -106,10 +107,6 @@ class Reading:
         if forecast.high <= most:
             return f"; that it is within {budget} cannot be told, which counts as over it{so}"
         return f"{', whose upper end' if forecast.drop <= most else ''} is over {budget}{so}"
-
-
-def _with_error(estimate: Estimate) -> str:
-    return f"{estimate.mean:.4f}" + (f" ± {estimate.stderr:.4f}" if math.isfinite(estimate.stderr) else "")
 
 
 def _finite(value: float) -> float | None:

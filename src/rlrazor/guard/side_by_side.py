@@ -32,9 +32,9 @@ from rlrazor.guard.comparison import (
     Distances,
     GenericUsed,
     LawSays,
+    MeasuringSetup,
     Pair,
     PromptsUsed,
-    Setup,
     Weights,
 )
 from rlrazor.guard.law_file import LawFile
@@ -176,7 +176,7 @@ def _comparison(
     )
 
 
-def _setup(request: _Request, prompts: PromptsUsed, level: float, sources: Mapping[str, str]) -> Setup:
+def _setup(request: _Request, prompts: PromptsUsed, level: float, sources: Mapping[str, str]) -> MeasuringSetup:
     packages = {"rlrazor", "torch", "transformers"} | ({"peft"} if request.adapted else set())
     packages |= {"lm-eval"} if request.suite is not None else set()
     versions = {}
@@ -184,7 +184,7 @@ def _setup(request: _Request, prompts: PromptsUsed, level: float, sources: Mappi
         with suppress(PackageNotFoundError):
             versions[name] = version(name)
     generic = request.generic
-    return Setup(
+    return MeasuringSetup(
         probe=request.settings,
         prompts=prompts,
         generic=GenericUsed(len(generic.texts or generic.prompts), generic.content_hash),
