@@ -22,7 +22,7 @@ from rlrazor.guard import comparison_page, side_by_side
 from rlrazor.guard.by_prompt import pieces
 from rlrazor.guard.comparison import Completion, Pair
 from rlrazor.guard.side_by_side import compare
-from rlrazor.guard.truth import PriorSuite
+from rlrazor.guard.truth import PriorTasks
 from rlrazor.guard.weight_changes import changes
 from rlrazor.lm import kl, models, prior, probes, representation
 from rlrazor.lm.adapters import AdaptedWeights, weights_of
@@ -199,7 +199,7 @@ def score(value: float, stderr: float | None, metric: str = "acc", higher: bool 
 
 
 def measured(folders: Path, *tasks: str) -> Any:
-    suite = PriorSuite(tasks, limit=7)
+    suite = PriorTasks(tasks, limit=7)
     return compare(pair(folders, "tuned"), PROMPTS, generic=GENERIC, settings=SETTINGS, suite=suite)
 
 

@@ -26,7 +26,7 @@ from rlrazor.system.terminal import PlainColumn, Terminal
 if TYPE_CHECKING:
     from rlrazor.guard.comparison import Comparison
     from rlrazor.guard.law_file import LawFile
-    from rlrazor.guard.truth import PriorSuite
+    from rlrazor.guard.truth import PriorTasks
     from rlrazor.lm.prior import Metric
     from rlrazor.lm.probes import ProbeSettings
 
@@ -176,13 +176,13 @@ def _settings(arguments: argparse.Namespace, law: "LawFile | None") -> "ProbeSet
     return ProbeSettings(**probe_without_law(arguments, law))
 
 
-def _suite(arguments: argparse.Namespace) -> "PriorSuite | None":
-    from rlrazor.guard.truth import PriorSuite
+def _suite(arguments: argparse.Namespace) -> "PriorTasks | None":
+    from rlrazor.guard.truth import PriorTasks
 
     if arguments.prior is None:
         return None
     tasks = tuple(name.strip() for name in arguments.prior.split(",") if name.strip())
-    return PriorSuite(tasks, arguments.prior_limit or None, arguments.data_mirror, arguments.allow_code_execution)
+    return PriorTasks(tasks, arguments.prior_limit or None, arguments.data_mirror, arguments.allow_code_execution)
 
 
 def _sources(arguments: argparse.Namespace) -> dict[str, str]:

@@ -40,7 +40,7 @@ from rlrazor.guard.comparison import (
 from rlrazor.guard.law_file import LawFile
 from rlrazor.guard.overlap import template_caution
 from rlrazor.guard.scale import Noise
-from rlrazor.guard.truth import PriorSuite, truth_of
+from rlrazor.guard.truth import PriorTasks, truth_of
 from rlrazor.guard.weight_changes import WeightChange, changes, total
 from rlrazor.lm import compute, kl, prior, probes
 from rlrazor.lm.adapters import AdaptedWeights, base_weights
@@ -69,7 +69,7 @@ NO_MEMORY = "Out of memory: --dtype bfloat16 takes half of it; fewer or shorter 
 Told = Callable[[str], None]
 
 
-def steps(suite: PriorSuite | None) -> int:
+def steps(suite: PriorTasks | None) -> int:
     """Of the progress: so often `compare` says what it begins."""
     return STEPS + 2 * (0 if suite is None else len(dict.fromkeys(suite.tasks)))
 
@@ -83,7 +83,7 @@ class _Request:
     generic: GenericText
     settings: ProbeSettings
     law: LawFile | None
-    suite: PriorSuite | None
+    suite: PriorTasks | None
     told: Told
 
     @property
@@ -98,7 +98,7 @@ def compare(
     law: LawFile | None = None,
     generic: GenericText | None = None,
     settings: ProbeSettings | None = None,
-    suite: PriorSuite | None = None,
+    suite: PriorTasks | None = None,
     level: float | None = None,
     told: Told = lambda step: None,
     sources: Mapping[str, str] | None = None,

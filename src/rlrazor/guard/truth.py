@@ -14,7 +14,7 @@ from rlrazor.lm.models import LanguageModel
 
 
 @dataclass(frozen=True)
-class PriorSuite:
+class PriorTasks:
     """Prior tasks of lm-eval to measure the truth by."""
 
     tasks: tuple[str, ...]
