@@ -16,7 +16,7 @@ import polars as pl
 from rlrazor.analysis import forecast, law
 from rlrazor.errors import RazorError
 from rlrazor.guard.law_file import FEW_PROMPTS, LawFile
-from rlrazor.guard.law_schema import LawBase, LawPrior, LawProbe
+from rlrazor.guard.law_schema import LawProbe
 from rlrazor.lm.probes import GenericText, ProbeSettings, Prompt
 from rlrazor.runs.records import BASE
 
@@ -67,8 +67,8 @@ def fit(
     return LawFile.fitted(
         forecaster,
         choice,
-        base=LawBase(name=base.name, digest=base.digest, tokenizer=base.tokenizer_digest),
-        prior=LawPrior(scores=scores, mean=score, noise=_noise(table)),
+        base={"name": base.name, "digest": base.digest, "tokenizer": base.tokenizer_digest},
+        prior={"scores": scores, "mean": score, "noise": _noise(table)},
         probe=LawProbe.of(base.settings, base.generic, base.prompts),
         level=level,
         data=kept.to_dicts(),

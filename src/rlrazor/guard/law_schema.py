@@ -1,8 +1,6 @@
-"""The parts of a law.json, a class each, as a calibration can have written them: a fit ends within bounds.
+"""The parts of a law.json, a class each, and all of them together, as a calibration can have written them.
 
-And rests on its data: `LawParts` is all of them together, which `law_file.LawFile` forecasts and judges by.
-
-Beyond them a forecast would be wrong without looking so: a = 50 is a drop of 5,000 points, a negative one a gain.
+A fit ends within bounds, and rests on its data. Beyond them a forecast would be wrong without looking so: a = 50 is a drop of 5,000 points, a negative one a gain.
 """
 
 from __future__ import annotations
@@ -34,6 +32,7 @@ from rlrazor.lm.models import is_digest
 from rlrazor.lm.probes import GenericText, ProbeSettings, Prompt, content_hash
 from rlrazor.lm.prompts import check as check_prompt
 from rlrazor.lm.prompts import check_text
+from rlrazor.system.documents import checked
 from rlrazor.system.schema import LARGEST_KL, Digest, Drop, Name, Schema, Score, Seed, Step, Text
 
 Kl = Literal["kl_forward", "kl_probe"]
@@ -207,13 +206,15 @@ class LawProbe(Schema):
 
     @classmethod
     def of(cls, settings: ProbeSettings, generic: GenericText, prompts: Sequence[Prompt]) -> LawProbe:
-        """Of what was measured with."""
-        return cls(
-            **{**asdict(settings), "stop": list(settings.stop)},
-            prompts_hash=content_hash(list(prompts)),
-            prompts_count=len(prompts),
-            generic=LawGeneric(**{name: value for name, value in asdict(generic).items() if value}),
-        )
+        """Of what was measured with. Raises RazorError for what could not be read again."""
+        parts = {
+            **asdict(settings),
+            "stop": list(settings.stop),
+            "prompts_hash": content_hash(list(prompts)),
+            "prompts_count": len(prompts),
+            "generic": {name: value for name, value in asdict(generic).items() if value},
+        }
+        return checked(cls, parts, "The probe")
 
 
 class LawRow(Schema):
