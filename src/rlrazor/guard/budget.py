@@ -11,7 +11,7 @@ from rlrazor import bounds
 from rlrazor.analysis.forecast import Forecast
 from rlrazor.errors import RazorError
 from rlrazor.guard.law_file import LawFile
-from rlrazor.guard.verdict import Verdict, judge, upper_end
+from rlrazor.guard.verdict import Limits, Verdict, upper_end
 from rlrazor.lm.kl import Estimate
 
 OnBudget = Literal["warn", "stop", "keep"]
@@ -92,7 +92,7 @@ class Budget:
         # Who is not cautious goes by the forecast itself, as far as the law has seen.
         low, high = (forecast.low, forecast.high) if self.cautious else (forecast.drop, forecast.drop)
         high = upper_end(high, beyond=forecast.extrapolated)
-        verdict = judge(forecast.drop, low, high, self.drop, cautious=self.cautious)
+        verdict = Limits(cautious=self.cautious).judge(forecast.drop, low, high, self.drop)
         return Judged(forecast, level, self.drop, remaining, verdict)
 
     def done_about(self, verdict: Verdict | None, kept: int | None) -> str:

@@ -12,7 +12,7 @@ from rlrazor.errors import RazorError
 from rlrazor.guard.comparison import Comparison
 from rlrazor.guard.law_file import LawFile
 from rlrazor.guard.truth import TaskChange, Truth
-from rlrazor.guard.verdict import SEVERITY, Limits, Verdict, judge, upper_end
+from rlrazor.guard.verdict import SEVERITY, Limits, Verdict, upper_end
 from rlrazor.lm.prior import Metric
 
 MOST_ITEMS = 1_000_000  # that are worth naming
@@ -126,7 +126,7 @@ def _judged(evidence: _Evidence, limit: float, limits: Limits, *, same: bool) ->
     if same:
         said = f"Within the limit of {unit(limit)}: the two are the same model, and there is nothing to judge."
         return Judgement(evidence.of, estimate, estimate, estimate, evidence.level, limit, Verdict.WITHIN, said)
-    evident = judge(estimate, low, high, limit)
+    evident = Limits().judge(estimate, low, high, limit)
     verdict = limits.judge(estimate, low, high, limit)
     ends: Ends = (low if math.isfinite(low) else None, high if math.isfinite(high) else None)
     what = f"the {evidence.of} is {unit(estimate)}{_shown_interval(ends, evidence.level, unit)}"

@@ -1,6 +1,7 @@
 """The parts of a law.json, a class each, and all of them together, as a calibration can have written them.
 
-A fit ends within bounds, and rests on its data. Beyond them a forecast would be wrong without looking so: a = 50 is a drop of 5,000 points, a negative one a gain.
+A fit ends within bounds, and rests on its data. Beyond them a forecast would be wrong without looking so: a = 50 is a
+drop of 5,000 points, a negative one a gain.
 """
 
 from __future__ import annotations

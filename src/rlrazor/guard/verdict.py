@@ -44,8 +44,17 @@ class Limits:
         return {of: value for of, value in found.items() if value is not None}
 
     def judge(self, estimate: float, low: float, high: float, limit: float) -> Verdict:
-        """`judge`, in this way."""
-        return judge(estimate, low, high, limit, cautious=self.cautious, accept_uncertain=self.accept_uncertain)
+        """Within where the whole interval is, above where none of it is, else not to be told; see the class.
+
+        All in one unit, of which less is better. Not a number is never within.
+        """
+        if high <= limit:
+            return Verdict.WITHIN
+        if low > limit or self.cautious:
+            return Verdict.ABOVE
+        if self.accept_uncertain:
+            return Verdict.WITHIN if estimate <= limit else Verdict.ABOVE
+        return Verdict.UNCERTAIN
 
     @classmethod
     def of_budgets(
@@ -69,26 +78,3 @@ class Limits:
 def upper_end(high: float, *, beyond: bool) -> float:
     """Of a forecast's interval, as it may be judged: infinite `beyond` the KLs that its law was fitted to."""
     return math.inf if beyond else high
-
-
-def judge(
-    estimate: float,
-    low: float,
-    high: float,
-    limit: float,
-    *,
-    cautious: bool = False,
-    accept_uncertain: bool = False,
-) -> Verdict:
-    """Within where the whole interval is, above where none of it is, else not to be told.
-
-    `estimate`, `low`, `high` and `limit` are in one unit, of which less is better. `cautious`: what cannot be told
-    counts as above. `accept_uncertain`: the estimate alone judges. Not a number is never within.
-    """
-    if high <= limit:
-        return Verdict.WITHIN
-    if low > limit or cautious:
-        return Verdict.ABOVE
-    if accept_uncertain:
-        return Verdict.WITHIN if estimate <= limit else Verdict.ABOVE
-    return Verdict.UNCERTAIN
