@@ -24,7 +24,7 @@ from rlrazor.analysis.forecast import FORWARD, PROBE
 from rlrazor.drift.representation import NEIGHBOURS
 from rlrazor.errors import RazorError
 from rlrazor.guard import scale
-from rlrazor.guard.base_side import cautions_of
+from rlrazor.guard.base_side import BaseSide, cautions_of
 from rlrazor.guard.by_prompt import by_prompt
 from rlrazor.guard.comparison import (
     REVERSE,
@@ -228,7 +228,7 @@ class _Texts:
 
 
 @dataclass
-class _BaseSide:
+class _OfBase:
     """What is left of the base when it is not in memory any more."""
 
     digest: str
@@ -242,7 +242,7 @@ class _BaseSide:
 
 
 @dataclass
-class _TunedSide:
+class _OfTuned:
     """The same of the tuned model, and its KLs to the base."""
 
     drifts: dict[str, Drift]
@@ -257,8 +257,8 @@ class _TunedSide:
 class _Found:
     """What the passes over the models leave behind."""
 
-    base: _BaseSide
-    tuned: _TunedSide
+    base: _OfBase
+    tuned: _OfTuned
     reverse: Drift
     weights: Weights
     notes: list[str]
@@ -298,24 +298,23 @@ def _measure(request: _Request) -> _Found:
     return _Found(base, side, reverse, weights, [*notes, *side.notes])
 
 
-def _base_side(base: LanguageModel, request: _Request) -> _BaseSide:
-    settings = request.settings
-    kept: dict[str, Any] = {"cache_dir": request.pair.cache_dir, "digest": base_digest(base.model, settings.precision)}
+def _base_side(base: LanguageModel, request: _Request) -> _OfBase:
+    settings, digest = request.settings, base_digest(base.model, request.settings.precision)
     if request.law is not None:
-        request.law.check(base.model, base.tokenizer, kept["digest"])
+        request.law.check(base.model, base.tokenizer, digest)
     request.told("the base on the probes")
-    new = probes.of_prompts(base.model, base.tokenizer, request.prompts, settings, **kept)
-    text = probes.of_generic(base.model, base.tokenizer, request.generic, settings, **kept)
-    first = kl.Probe(base.model, new, precision=settings.precision)
+    measured_on = (request.prompts, request.generic, settings)
+    side = BaseSide.of(base.model, base.tokenizer, *measured_on, cache_dir=request.pair.cache_dir, digest=digest)
+    text = side.probes[PROBE].sequences
     rows = [[*text.prompts[at], *completion] for at, completion in zip(text.prompt_of, text.completions, strict=True)]
-    return _BaseSide(
-        digest=kept["digest"],
+    return _OfBase(
+        digest=digest,
         tokenizer=base.tokenizer,
         vocabulary=Vocabulary.of(base),
-        completions=new,
-        probes={FORWARD: first, PROBE: kl.Probe(base.model, text, beside=first, precision=settings.precision)},
+        completions=side.probes[FORWARD].sequences,
+        probes=dict(side.probes),
         texts=_Texts(rows, representation_of_ids(base.model, rows) if len(rows) > NEIGHBOURS else None),
-        noise=scale.noise_of(base.model, first),
+        noise=scale.noise_of(base.model, side.probes[FORWARD]),
         scores=_prior_scores(base, request, "base"),
     )
 
@@ -333,7 +332,7 @@ def _tuned_model(request: _Request, tokenizer: Any) -> LanguageModel:
     return load(pair.tuned, dtype=pair.dtype, tokenizer=tokenizer)
 
 
-def _tuned_side(tuned: LanguageModel, base: _BaseSide, request: _Request) -> _TunedSide:
+def _tuned_side(tuned: LanguageModel, base: _OfBase, request: _Request) -> _OfTuned:
     """`base.probes` are given back as soon as they are measured on."""
     settings, tokenizer, notes = request.settings, base.tokenizer, list[str]()
     if tuned.tokenizer is tokenizer and not request.adapted:
@@ -352,7 +351,7 @@ def _tuned_side(tuned: LanguageModel, base: _BaseSide, request: _Request) -> _Tu
         )
     else:
         cknna = drift.cknna(base.texts.similar, representation_of_ids(tuned.model, base.texts.rows))
-    return _TunedSide(
+    return _OfTuned(
         drifts=drifts,
         completions=own,
         probe=kl.Probe(tuned.model, own, adapted=True, precision=settings.precision),
