@@ -55,15 +55,22 @@ class ForecastRow(Open):
 
 
 class LogRow(Open):
-    """A line of razor.jsonl. Those of earlier versions have less."""
+    """A line of razor.jsonl: all that a monitor writes. Those of earlier versions have less, and `share`, `last_share`.
+
+    `Reading` has what most of it means. `every` and the fractions are the plan's, `base` to `prompts_hash` tell whether
+    rows were measured alike; `error` is that of a measurement that failed, and such a row has nothing else.
+    """
 
     run: Name | None = None
     step: Step = 0
+    epoch: float | None = None
     error: Text | None = None
     kl_forward: Kl | None = None
     kl_forward_stderr: Stderr | None = None
     kl_probe: Kl | None = None
     kl_probe_stderr: Stderr | None = None
+    kl_forward_per_token: Kl | None = None
+    kl_probe_per_token: Kl | None = None
     prompts: dict[Name, Annotated[int, Field(ge=0)]] = {}  # noqa: RUF012
     whole: bool = False
     forecast: ForecastRow | None = None
@@ -72,6 +79,9 @@ class LogRow(Open):
     law_useful: bool = True
     law_objection: Text | None = None
     within: bool | None = None
+    verdict: str | None = None
+    seconds: float | None = None
+    first_prompt: str | None = None
     base: Text = ""
     probe: Text = ""
     prompts_hash: Text = ""
