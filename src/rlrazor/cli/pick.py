@@ -2,8 +2,8 @@
 
 import argparse
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,10 +22,9 @@ from rlrazor.system.terminal import PlainColumn, Terminal
 
 if TYPE_CHECKING:
     from rlrazor.guard.law_file import LawFile
+    from rlrazor.guard.measuring import Against
     from rlrazor.guard.pick import Pick
-    from rlrazor.guard.pick_sources import MeasureCheckpoint
     from rlrazor.guard.scored import ScoredCheckpoint
-    from rlrazor.lm.probes import GenericText, ProbeSettings, Prompt
     from rlrazor.report.drawing import Panel
 
 
@@ -129,16 +128,21 @@ def _pick(arguments: argparse.Namespace, law: "LawFile | None", *, measuring: bo
     with Progress(*columns, console=Terminal(stderr=True), transient=True, disable=not measuring) as progress:
         measure, cautions = None, list[str]()
         if measuring:
-            asked = _Asked.of(arguments, law)
+            from rlrazor.guard.measuring import measurer, require_loadable
+            from rlrazor.lm import compute
+
+            against = _against(arguments, law)
             run = run_in(arguments.folder, arguments.run_id)
             metric_of(run, arguments.metric, arguments.lower_is_better, limits, law)
-            asked.check([one.path for one in run.checkpoints])
+            require_loadable([one.path for one in run.checkpoints])
             task = progress.add_task("the base on the probes", total=len(run.checkpoints) + 1)
 
             def told(step: str) -> None:
                 progress.update(task, advance=1, description=step)
 
-            measure, cautions = _measuring(asked, law, told)
+            compute.prepare_process(compute.threads_alone())
+            compute.leave_progress_to_us()
+            measure, cautions = measurer(against, law, told)
         elif (given := probe_given(arguments)) or arguments.generic or arguments.dtype:
             option = next(iter(given), "generic" if arguments.generic else "dtype").replace("_", "-")
             raise RazorError(f"--{option} is about measuring here, which takes --base and --prompts.")
@@ -189,92 +193,21 @@ def as_json(found: "Pick") -> dict[str, Any]:
 
 
 _SHORT = {"drop": "drop", "kl_forward": "new task", "kl_probe": "generic probe"}  # by scored.AXES
-_NO_TOKENIZER = "Checkpoints that have no tokenizer are measured with the base's."
 
 
-@dataclass(frozen=True)
-class _Asked:
-    """What to measure checkpoints against, and how."""
+def _against(arguments: argparse.Namespace, law: "LawFile | None") -> "Against":
+    """Raises RazorError for what is missing, unreadable, or not the law's."""
+    from rlrazor.guard.measuring import Against
+    from rlrazor.lm.probes import GenericText, ProbeSettings, read_generic, read_prompts
 
-    base: str
-    dtype: str
-    prompts: "Sequence[Prompt]"
-    generic: "GenericText"
-    settings: "ProbeSettings"
-
-    @classmethod
-    def of(cls, arguments: argparse.Namespace, law: "LawFile | None") -> "_Asked":
-        """Raises RazorError for what is missing, unreadable, or not the law's."""
-        from rlrazor.lm.probes import GenericText, ProbeSettings, read_generic, read_prompts
-
-        if arguments.base is None or arguments.prompts is None:
-            raise RazorError("To measure checkpoints, give both --base and --prompts.")
-        given, dtype = probe_without_law(arguments, law), dtype_of(arguments.dtype, law)
-        prompts = read_prompts(arguments.prompts)
-        if law is not None:
-            return cls(arguments.base, dtype, prompts, law.generic, law.settings)
-        generic = GenericText.built_in() if arguments.generic is None else read_generic(arguments.generic)
-        return cls(arguments.base, dtype, prompts, generic, ProbeSettings(**given, precision=dtype))
-
-    def check(self, checkpoints: "Sequence[Path]") -> None:
-        """Raise RazorError where none of these can be loaded, before the base is, which takes minutes."""
-        from rlrazor.extras import needs_package
-        from rlrazor.lm.models import is_adapter
-
-        if all(is_adapter(path) for path in checkpoints):
-            needs_package("peft", "An adapter")
-
-
-def _measuring(
-    asked: _Asked, law: "LawFile | None", told: Callable[[str], None]
-) -> "tuple[MeasureCheckpoint, list[str]]":
-    """Measures a checkpoint, full or an adapter, against the base, whose side is computed once; and cautions.
-
-    Those gain what is found while measuring.
-    """
-    from rlrazor.guard.base_side import BaseSide, cautions_of, kls_of
-    from rlrazor.guard.scored import Forgetting
-    from rlrazor.guard.side_by_side import NO_MEMORY
-    from rlrazor.lm import compute
-    from rlrazor.lm.models import Vocabulary, base_digest, is_adapter, load, tokenizer_of
-    from rlrazor.lm.probes import default_cache
-    from rlrazor.lm.sampling import NotFiniteError
-
-    compute.prepare_process(compute.threads_alone())
-    compute.leave_progress_to_us()
-    base, dtype, prompts, generic, settings = asked.base, asked.dtype, asked.prompts, asked.generic, asked.settings
-    try:
-        with compute.memory_errors(NO_MEMORY):
-            own = load(base, dtype=dtype)
-            digest = base_digest(own.model, settings.precision)
-            if law is not None:
-                law.check(own.model, own.tokenizer, digest)
-            side = BaseSide.of(
-                own.model, own.tokenizer, prompts, generic, settings, cache_dir=default_cache(), digest=digest
-            )
-    except NotFiniteError as error:
-        raise RazorError(f"The outputs of {base} are NaN or infinite: {dtype} is too coarse for them.") from error
-    vocabulary, tokenizer = Vocabulary.of(own), own.tokenizer
-    notes = cautions_of(side.whole, prompts, generic, settings)
-    del own
-    told("checkpoints")
-
-    def measure(path: Path, step: int) -> Forgetting:
-        try:
-            with compute.memory_errors(NO_MEMORY):
-                adapter = path if is_adapter(path) else None
-                tuned = load(base if adapter else path, adapter=adapter, dtype=dtype, tokenizer=tokenizer)
-                if tuned.tokenizer is tokenizer and adapter is None and _NO_TOKENIZER not in notes:
-                    notes.append(_NO_TOKENIZER)
-                tokenizer_of(tuned, path, vocabulary)
-                kls = kls_of(side.measure(tuned.model))
-        except NotFiniteError as error:
-            raise RazorError("its outputs are NaN or infinite: training has diverged there.") from error
-        finally:
-            told(path.name)
-        return Forgetting.by(law, step, kls, prompts, side.whole)
-
-    return measure, notes
+    if arguments.base is None or arguments.prompts is None:
+        raise RazorError("To measure checkpoints, give both --base and --prompts.")
+    given, dtype = probe_without_law(arguments, law), dtype_of(arguments.dtype, law)
+    prompts = read_prompts(arguments.prompts)
+    if law is not None:
+        return Against(arguments.base, dtype, prompts, law.generic, law.settings)
+    generic = GenericText.built_in() if arguments.generic is None else read_generic(arguments.generic)
+    return Against(arguments.base, dtype, prompts, generic, ProbeSettings(**given, precision=dtype))
 
 
 def _print(found: "Pick") -> None:
