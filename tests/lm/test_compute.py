@@ -14,7 +14,8 @@ from laws import law_of
 from own_tasks import metric, own_task
 from rlrazor.cli import main
 from rlrazor.errors import RazorError
-from rlrazor.guard.compare import Pair, compare
+from rlrazor.guard.comparison import Pair
+from rlrazor.guard.side_by_side import compare
 from rlrazor.lm import compute
 from rlrazor.lm.probes import GenericText, ProbeSettings
 from rlrazor.runs.store import RunStore
@@ -164,7 +165,7 @@ def test_threads_change_no_more_than_rounding(tmp_path: Path) -> None:
             settings=settings,
             generic=GenericText(("some text that stays",)),
         )
-        return {name: estimate.mean for name, estimate in found.kl.items()}
+        return {name: estimate.mean for name, estimate in found.distances.kl.items()}
 
     assert measured(2) == pytest.approx(measured(1), rel=1e-5)
 

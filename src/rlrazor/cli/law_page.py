@@ -54,10 +54,10 @@ def law_section(law: LawFile, warnings: Sequence[str]) -> Section:
 
 def candidates_table(law: LawFile) -> Table:
     """What each candidate's forecasts were worth on what was left out."""
-    best = "chosen" if law.choice.useful else "the best of them, no better than guessing"
+    best = "chosen" if law.choice.found.useful else "the best of them, no better than guessing"
     rows = [
-        [" + ".join(one.columns), percent(one.error), best if one == law.choice.best else ""]
-        for one in law.choice.candidates
+        [" + ".join(one.columns), percent(one.error), best if one == law.choice.found.best else ""]
+        for one in law.choice.found.candidates
     ]
     rows.append(["guessing the mean", percent(law.choice.guess), ""])
     return Table(f"Mean error on a {law.choice.by} left out, points", ["forecast by", "error", ""], rows)
@@ -84,14 +84,14 @@ def figure(law: LawFile) -> Figure:
     # Of one KL its nats; of two their weighted sum, in nats of the first that counts.
     lead = int(np.argmax(weights > 0))
     unit = weights / weights[lead]
-    methods = {row["run"]: str(row["method"]) for row in law.data}
+    methods = {row.run: row.method for row in law.data}
     colors = {method: PALETTE[index % len(PALETTE)] for index, method in enumerate(dict.fromkeys(methods.values()))}
     through: list[Layer] = []
     left_out: list[Layer] = []
     for one in law.forecaster.left_out:
-        rows = [row for row in law.data if row["run"] == one.run]
-        kls_ND = np.array([[row[name] for name in fitted.columns] for row in rows])
-        drop_N = 100 * np.array([row["forgetting"] for row in rows])
+        rows = [row for row in law.data if row.run == one.run]
+        kls_ND = np.array([[getattr(row, name) for name in fitted.columns] for row in rows])
+        drop_N = 100 * np.array([row.forgetting for row in rows])
         label = methods[one.run]
         through.append(Points(label, kls_ND @ unit, drop_N, Marker(colors[label], line=True)))
         left_out.append(Points(label, 100 * one.law.predict(kls_ND), drop_N, Marker(colors[label])))
@@ -113,7 +113,7 @@ def figure(law: LawFile) -> Figure:
 def _title(law: LawFile) -> str:
     if law.objection() is None:
         return "The law"
-    return f"Not to be relied on: {'no more than noise' if law.choice.useful else 'no better than guessing'}"
+    return f"Not to be relied on: {'no more than noise' if law.choice.found.useful else 'no better than guessing'}"
 
 
 def _finely(end: float) -> Floats:

@@ -15,7 +15,7 @@ from rlrazor.lm.scores import Metric, PriorScores, Score
 
 
 @dataclass(frozen=True)
-class PriorSuite:
+class PriorTasks:
     """Prior tasks of lm-eval to measure the truth by."""
 
     tasks: tuple[str, ...]
