@@ -29,7 +29,7 @@ from rlrazor.analysis.forecast import (
 )
 from rlrazor.analysis.law import Saturating
 from rlrazor.errors import RazorError
-from rlrazor.guard.law_schema import LawBase, LawParts, LawPrior, LawProbe
+from rlrazor.guard.law_schema import LawBase, LawParts, LawPrior, LawProbe, LawRow
 from rlrazor.lm.digests import base_digest, is_digest, is_same_base, tokenizer_digest
 from rlrazor.lm.kl import Estimate
 from rlrazor.lm.probes import GenericText, ProbeSettings, Prompt, content_hash
@@ -143,8 +143,11 @@ class LawFile(LawParts):
         """How wrong it was on each run left out of it, by what it forecast there (`forecast.errors_by_range`)."""
         forecasts: list[ArrayLike] = []
         measured: list[ArrayLike] = []
+        rows_of: dict[str, list[LawRow]] = {}
+        for row in self.data:
+            rows_of.setdefault(row.run, []).append(row)
         for run in self.forecaster.left_out:
-            rows = [row for row in self.data if row.run == run.run]
+            rows = rows_of[run.run]
             forecasts.append(run.law.predict([[getattr(row, name) for name in run.law.columns] for row in rows]))
             measured.append([row.forgetting for row in rows])
         return errors_by_range(forecasts, measured)
