@@ -1,6 +1,6 @@
 """Numbers as people read them: per cent to a tenth, a mean with half its interval, a difference with its sign."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -57,8 +57,3 @@ def cell(row: Mapping[str, Any], column: str, form: Callable[[float], str] = per
 def how_many(count: int, noun: str) -> str:
     """The count with its noun: "1 seed", "300 checkpoints"."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
-
-
-def in_words(names: Sequence[str]) -> str:
-    """The names as a sentence lists them: "A", "A and B", "A, B and C"."""
-    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
