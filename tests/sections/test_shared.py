@@ -14,7 +14,7 @@ from rlrazor.analysis.statistics import (
     with_params,
 )
 from rlrazor.report import figures, layers
-from rlrazor.report.text import how_many, signed, written
+from rlrazor.report.text import how_many, nats, number, percent, signed, written
 from study_tables import BASE_NEW, T_THREE_SEEDS, plus_minus, run, study_of
 
 LEVELS = (0.97, 0.96, 0.95)
@@ -59,6 +59,12 @@ def test_seed_means_weigh_seeds_not_checkpoints() -> None:
         np.mean(values) + T_THREE_SEEDS * np.std(values, ddof=1) / 3**0.5  # type: ignore[arg-type]
     )
     assert written(estimate_of(row, "prior")) == plus_minus(values)  # type: ignore[arg-type]
+
+
+def test_negative_numbers_have_a_minus_and_nothing_has_no_sign() -> None:
+    assert (percent(-0.021), number(-0.07), nats(-1.5)) == ("−2.1", "−0.07", "−1.50")
+    assert (percent(-0.0001), number(-0.004), nats(-0.001)) == ("0.0", "0.00", "0.00")
+    assert (number(0.996), number(-0.996), percent(None), number(None)) == ("0.996", "−0.996", "—", "—")
 
 
 def test_words() -> None:

@@ -243,14 +243,14 @@ def test_a_table_of_columns_judges_differences_and_counts_seeds() -> None:
     assert made.table.headers == ["of", "Size", "Gap", "seeds", "verdict", "Lower", "seeds", "verdict"]
     assert cells(made.table) == {
         "A": ["5.0 ± 1.0", "+5.0 ± 1.0", "3", "better", "+5.0 ± 1.0", "3", "worse"],
-        "B": ["-2.0 ± 0.1 (2 of 3 seeds)", *["−2.0 ± 0.1", "2 of 3", "not comparable"] * 2],
+        "B": ["−2.0 ± 0.1 (2 of 3 seeds)", *["−2.0 ± 0.1", "2 of 3", "not comparable"] * 2],
         "C": ["—", *["—", "—", "not comparable"] * 2],
         "D": ["word"] * 7,
     }
     assert (made.numbers["a.other.verdict"], made.numbers["a.low.n"], made.numbers["b.size"]) == (
         "better",
         "3",
-        "-2.0 ± 0.1 (2 of 3 seeds)",
+        "−2.0 ± 0.1 (2 of 3 seeds)",
     )
 
 
