@@ -216,7 +216,8 @@ def test_distillation(table: pl.DataFrame, results: Results, page: str) -> None:
         gaps.append(best - taught["prior"])
     shown = text_of(page)
     assert (
-        f"minus its teacher’s is {100 * np.mean(gaps):+.1f} ± {100 * 12.7062 * abs(gaps[0] - gaps[1]) / 2:.1f}" in shown
+        f"minus its teacher’s is −{-100 * np.mean(gaps):.1f} ± {100 * 12.7062 * abs(gaps[0] - gaps[1]) / 2:.1f} points "
+        in shown
     )
     assert "to within 0.2 points" in shown
 

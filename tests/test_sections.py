@@ -215,7 +215,7 @@ def test_sweep_and_studies_together(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert [section.name for section in results.sections] == ["predictors", "precision"]
     page = write_report(results).read_text()
     shown = text_of(page)
-    for text in ("by 3 methods", "What explains forgetting?", "precision found 15 points", "the best of 3 measures"):
+    for text in ("by 3 methods", "What explains forgetting?", "precision found 15 points", "in the fit, of 3 measures"):
         assert text in shown
     assert set(summary(results)["sections"]) == {"predictors", "precision"}
     assert summary(results)["checkpoints"] == 15

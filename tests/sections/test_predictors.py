@@ -93,6 +93,24 @@ def test_forward_kl_loses_where_that_is_planted() -> None:
     assert float(found["1 − CKNNA"]["Spearman"]) > 0.99  # of 1 minus the similarity
 
 
+def test_the_finding_says_which_measures_it_names() -> None:
+    noise = {"kl_forward": 0.9, "kl_reverse": 0.02, "total_variation": 0.05, "output_l2": 0.1, "weight_l1": 0.2}
+    beside = predictors.section(study_of(with_measures(noise)))
+    least = "of the 3 of 5 measures that err least"
+    assert beside.finding.startswith(
+        f"Gain over guessing on a method not in the fit, {least}, and of forward KL on new-task inputs: "
+    )
+    assert "weight L1" not in beside.finding
+    among = predictors.section(study_of(with_measures({**noise, "kl_forward": 0.01})))
+    assert f"{least}: better: forward KL on new-task inputs" in among.finding
+
+
+def test_one_seed_has_an_r2_too() -> None:
+    table = with_measures({"kl_forward": 0.1, "kl_reverse": 0.4})
+    section = predictors.section(study_of(table.filter(pl.col("seed") == 0)))
+    assert f"with an R² of {shown(section)['forward KL']['quadratic R²']}." in section.note.replace("\n", " ")
+
+
 def test_measures_that_forecast_nothing_and_one_method() -> None:
     rng = np.random.default_rng(3)
     table = with_measures({"kl_forward": 0.0, "kl_reverse": 0.0})

@@ -7,7 +7,6 @@ import pytest
 from rlrazor.analysis.statistics import (
     Estimate,
     at_accuracy,
-    direction,
     estimate_of,
     in_all_seeds,
     seed_means,
@@ -15,9 +14,8 @@ from rlrazor.analysis.statistics import (
     with_params,
 )
 from rlrazor.report import figures, layers
-from rlrazor.report.sections.statistics import kept_table, over_seeds
-from rlrazor.report.text import how_many, in_words, signed, written
-from study_tables import BASE_NEW, T_THREE_SEEDS, cells, plus_minus, run, study_of
+from rlrazor.report.text import how_many, nats, number, percent, signed, written
+from study_tables import BASE_NEW, T_THREE_SEEDS, plus_minus, run, study_of
 
 LEVELS = (0.97, 0.96, 0.95)
 
@@ -63,14 +61,10 @@ def test_seed_means_weigh_seeds_not_checkpoints() -> None:
     assert written(estimate_of(row, "prior")) == plus_minus(values)  # type: ignore[arg-type]
 
 
-def test_kept_table_has_a_row_for_every_name() -> None:
-    points = study_to({("a", 0): 0.98, ("a", 1): 0.955, ("b", 0): 0.94, ("b", 1): 0.94})
-    table = kept_table(points, ["method"], {("a",): "A", ("b",): "B", ("c",): "C"}, LEVELS)
-    assert list(table.headers) == ["arm", "new ≥ 95%", "new ≥ 96%", "new ≥ 97%"]
-    shown = cells(table)
-    assert shown["A"][0].startswith("59.8 ± ")  # of 59.7 and 59.95
-    assert shown["A"][2] == "59.7 / 1.02 (1 of 2 seeds)"
-    assert shown["B"] == shown["C"] == ["—"] * 3
+def test_negative_numbers_have_a_minus_and_nothing_has_no_sign() -> None:
+    assert (percent(-0.021), number(-0.07), nats(-1.5)) == ("−2.1", "−0.07", "−1.50")
+    assert (percent(-0.0001), number(-0.004), nats(-0.001)) == ("0.0", "0.00", "0.00")
+    assert (number(0.996), number(-0.996), percent(None), number(None)) == ("0.996", "−0.996", "—", "—")
 
 
 def test_words() -> None:
@@ -80,16 +74,6 @@ def test_words() -> None:
     assert signed(None) == written(None) == "—"
     assert [how_many(count, "seed") for count in (1, 3)] == ["1 seed", "3 seeds"]
     assert how_many(1200, "checkpoint") == "1,200 checkpoints"
-    assert [over_seeds(count) for count in (1, 3)] == ["1 seed, which leaves it open", "3 seeds"]
-    assert [in_words(list("abc"[:end])) for end in (1, 2, 3)] == ["a", "a and b", "a, b and c"]
-
-
-def test_direction_needs_an_interval_or_a_study_of_one_seed() -> None:
-    assert direction(Estimate(-0.1, 0.05, 3), 3) == -1
-    assert direction(Estimate(0.1, 0.2, 3), 3) == 0
-    assert direction(Estimate(0.1, None, 1), 1) == 1
-    assert direction(Estimate(0.1, None, 1), 3) == 0
-    assert direction(None, 3) == 0
 
 
 def test_with_params_fills_what_runs_leave_out() -> None:

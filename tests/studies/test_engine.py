@@ -138,6 +138,9 @@ def test_an_arm_that_misses_a_seed_is_not_comparable(tmp_path: Path) -> None:
     found = numbers(planted)
     assert found["grpo.b.n"] == "2 of 3"
     assert found["grpo.b.verdict"] == found["grpo.b.sft.verdict"] == "not comparable"
+    kept = [best(planted.points, ("grpo", "b"), seed, at=0.97) for seed in (0, 2)]
+    assert found["grpo.b.at-97"].startswith(f"{100 * np.mean(kept):.1f} ± ")
+    assert found["grpo.b.at-97"].endswith(" (2 of 3 seeds)")  # a mean over the lucky ones says so
     assert found["best.arm"] == "GRPO a"  # though b keeps more in the seeds that got there
     absent = TOY.section(study(PRIOR, low=("grpo", "b")))
     assert "not comparable: GRPO b." in absent.finding
@@ -240,14 +243,14 @@ def test_a_table_of_columns_judges_differences_and_counts_seeds() -> None:
     assert made.table.headers == ["of", "Size", "Gap", "seeds", "verdict", "Lower", "seeds", "verdict"]
     assert cells(made.table) == {
         "A": ["5.0 ± 1.0", "+5.0 ± 1.0", "3", "better", "+5.0 ± 1.0", "3", "worse"],
-        "B": ["-2.0 ± 0.1 (2 of 3 seeds)", *["−2.0 ± 0.1", "2 of 3", "not comparable"] * 2],
+        "B": ["−2.0 ± 0.1 (2 of 3 seeds)", *["−2.0 ± 0.1", "2 of 3", "not comparable"] * 2],
         "C": ["—", *["—", "—", "not comparable"] * 2],
         "D": ["word"] * 7,
     }
     assert (made.numbers["a.other.verdict"], made.numbers["a.low.n"], made.numbers["b.size"]) == (
         "better",
         "3",
-        "-2.0 ± 0.1 (2 of 3 seeds)",
+        "−2.0 ± 0.1 (2 of 3 seeds)",
     )
 
 

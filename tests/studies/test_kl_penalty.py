@@ -61,6 +61,8 @@ def test_a_penalty_too_strong_to_learn_is_not_the_best() -> None:
     assert found["sft-2.1.verdict"] == "not comparable"
     section = STUDY.section(planted_study)
     check(section, "kl-penalty")
+    best = next(table for table in section.tables if table.title == "The best at new ≥ 95%")
+    assert [row[0] for row in best.rows if row[1]] == ["SFT-2 with a penalty", "GRPO with a penalty"]
     assert [panel.title for panel in section.figure.panels] == [
         "Kept at new ≥ 95%",
         "Drift at new ≥ 95%",

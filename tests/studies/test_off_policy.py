@@ -230,3 +230,9 @@ def test_quick_arms() -> None:
     assert [name for _, name in drift.x.ticks or ()] == ["0", "8", "∞"]
     assert all(layer.x.size == 3 for layer in drift.layers if layer.label in lines)  # the weighted from age 0, too
     check(STUDY.section(planted), "off-policy")
+
+
+def test_methods_without_samples_have_no_age() -> None:
+    kept = STUDY.section(study(both(1.0, 0.5, 0.2), sft=1.5)).tables[0]
+    assert [row[0] for row in kept.rows if "SFT" in row[0]] == ["SFT-2"]
+    assert "GRPO, age 0" in [row[0] for row in kept.rows]

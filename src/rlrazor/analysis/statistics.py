@@ -187,16 +187,6 @@ def difference(first: pl.DataFrame, second: pl.DataFrame, column: str) -> Estima
     return Estimate.over(gaps) if gaps else None
 
 
-def direction(gap: Estimate | None, seeds: int) -> int:
-    """The sign of a difference over seeds whose interval excludes 0, else 0; of one difference, in a study of one seed.
-
-    0 also where one seed of several allows the comparison: nothing says how far chance goes.
-    """
-    if gap is None or (gap.half is None and seeds > 1):
-        return 0
-    return int(np.sign(gap.mean)) if abs(gap.mean) > (gap.half or 0.0) else 0
-
-
 def with_params(table: pl.DataFrame, **defaults: bool | float | str) -> pl.DataFrame:
     """The table with these params as columns, whether its runs name them or not: what a run leaves out is the default.
 

@@ -15,7 +15,7 @@ from rlrazor.report.sections import KINDS
 from rlrazor.report.study import Section, Study
 from rlrazor.report.sweep import Sweep
 from rlrazor.report.tables import Table
-from rlrazor.report.text import number, percent
+from rlrazor.report.text import number, percent, signed
 from rlrazor.system.writing import Output, write_text
 
 OF_SWEEP = ("fig3", "fig6")  # the figures of a sweep itself
@@ -23,7 +23,7 @@ OF_SWEEP = ("fig3", "fig6")  # the figures of a sweep itself
 _TEMPLATES = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
 )
-_TEMPLATES.filters.update(percent=percent, number=number)
+_TEMPLATES.filters.update(percent=percent, number=number, signed=signed)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from rlrazor.analysis.statistics import Estimate, best_checkpoints, difference
 from rlrazor.report.measures import label_of
 from rlrazor.report.sweep import Score, Sweep
 from rlrazor.report.tables import Table, fit_cells
-from rlrazor.report.text import NEVER, number, percent, signed, with_seeds, written
+from rlrazor.report.text import NEVER, minus, number, percent, signed, with_seeds, written
 
 
 def retention_table(sweep: Sweep) -> Table:
@@ -98,7 +98,7 @@ def distillation_table(sweep: Sweep) -> Table:
     """Each teacher beside the best of its students."""
     rows = []
     for pair in sweep.distillation:
-        gap = NEVER if pair.student is None else f"{100 * (pair.student.prior - pair.teacher.prior):+.1f}"
+        gap = signed(Estimate.over([pair.student.prior - pair.teacher.prior]) if pair.student else None)
         names = f"{sweep.study.label(pair.teacher_method)} → {sweep.study.label(pair.student_method)}"
         rows.append([names, str(pair.seed), *_score_cells(pair.teacher), *_score_cells(pair.student), gap])
     scores = ["new, %", "prior, %", f"KL, {sweep.study.kl_unit}"]
@@ -116,7 +116,7 @@ def _formula(fitted: Quadratic | Saturating) -> str:
         return f"{fitted.a:.3g} · (1 − exp(−{fitted.b:.3g} · x^{fitted.c:.3g}))"
     terms = ((fitted.slope, "x"), (fitted.curvature, "x²"))
     tail = "".join(f" {'+' if factor >= 0 else '−'} {abs(factor):.3g} · {power}" for factor, power in terms)
-    return f"{fitted.intercept:.3g}".replace("-", "−") + tail
+    return minus(f"{fitted.intercept:.3g}") + tail
 
 
 def _score_cells(score: Score | None) -> list[str]:

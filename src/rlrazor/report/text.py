@@ -1,6 +1,6 @@
 """Numbers as people read them: per cent to a tenth, a mean with half its interval, a difference with its sign."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -10,16 +10,21 @@ NEVER = "—"
 INTERVALS = "±: half the 95 % t-interval of a mean over seeds; differences are taken seed by seed."
 
 
+def minus(text: str) -> str:
+    """With the sign that is as wide as a plus."""
+    return text.replace("-", "−")
+
+
 def percent(value: float | None) -> str:
     """A fraction of 1 as per cent, to a tenth."""
-    return NEVER if value is None else f"{100 * value:.1f}"
+    return NEVER if value is None else minus(f"{100 * value:z.1f}")
 
 
 def number(value: float | None) -> str:
     """A statistic, to two decimals; three where two would round to 1, as R² of .996 does."""
     if value is None:
         return NEVER
-    return f"{value:.2f}" if abs(value) < 0.995 else f"{value:.3f}"
+    return minus(f"{value:z.2f}" if abs(value) < 0.995 else f"{value:.3f}")
 
 
 def written(estimate: Estimate | None, form: Callable[[float], str] = percent) -> str:
@@ -37,7 +42,7 @@ def with_seeds(estimate: Estimate | None, total: int, form: Callable[[float], st
 
 def nats(value: float) -> str:
     """A KL, to two decimals."""
-    return f"{value:.2f}"
+    return minus(f"{value:z.2f}")
 
 
 def signed(estimate: Estimate | None, form: Callable[[float], str] = percent) -> str:
@@ -57,8 +62,3 @@ def cell(row: Mapping[str, Any], column: str, form: Callable[[float], str] = per
 def how_many(count: int, noun: str) -> str:
     """The count with its noun: "1 seed", "300 checkpoints"."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
-
-
-def in_words(names: Sequence[str]) -> str:
-    """The names as a sentence lists them: "A", "A and B", "A, B and C"."""
-    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)

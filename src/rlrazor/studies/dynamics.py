@@ -20,7 +20,7 @@ from rlrazor.experiments.parity_mnist.config import PAPER_LRS
 from rlrazor.report.drawing import INK, PALETTE, Axis, Figure, Floats, Marker, Panel, Points, Range
 from rlrazor.report.keyed import Judged, Keyed, in_short
 from rlrazor.report.study import Section, Study
-from rlrazor.report.text import NEVER, how_many, number, percent, written
+from rlrazor.report.text import NEVER, how_many, minus, number, percent, written
 from rlrazor.studies.engine import PlainStudy, section_of
 from rlrazor.studies.grids import Grid
 from rlrazor.studies.tables import MORE_OR_LESS
@@ -133,10 +133,10 @@ def tables_of(study: Study, links: Links) -> list[Keyed]:
         cells = (
             f"{link.all.points:,}" if link.all else NEVER,
             link.r,
-            minus(written(link.seeds, number)),
-            minus(number(link.within)),
+            written(link.seeds, number),
+            number(link.within),
             with_interval(link.all.spearman, link.all.spearman_interval) if link.all else NEVER,
-            minus(number(link.of_size)),
+            number(link.of_size),
             MORE_OR_LESS[judge(study, links, method, task).verdict],
         )
         rows[f"{method}.{task}"] = (
@@ -216,12 +216,7 @@ def spread(values: Floats) -> Range | None:
 
 def with_interval(value: float, interval: tuple[float, float] | None) -> str:
     """Such as `0.52 [0.41, 0.61]`."""
-    return minus(number(value) + ("" if interval is None else " [{}, {}]".format(*map(number, interval))))
-
-
-def minus(text: str) -> str:
-    """With the sign that is as wide as a plus."""
-    return text.replace("-", "−")
+    return number(value) + ("" if interval is None else " [{}, {}]".format(*map(number, interval)))
 
 
 STUDY = PlainStudy(grids, section)

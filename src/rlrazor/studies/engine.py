@@ -50,7 +50,7 @@ from rlrazor.report.keyed import Judged, Keyed, in_short, numbers_of
 from rlrazor.report.prose import read_prose
 from rlrazor.report.study import Section, Study
 from rlrazor.report.tables import THRESHOLDS
-from rlrazor.report.text import INTERVALS, NEVER, how_many, nats, percent, signed, written
+from rlrazor.report.text import INTERVALS, NEVER, how_many, nats, percent, signed, with_seeds, written
 from rlrazor.studies.grids import Grid
 
 KL = "kl_forward"
@@ -330,7 +330,8 @@ def levels_table(compared: Compared) -> Keyed:
     names = {level: f"at-{100 * level:g}" for level in levels}
     rows = {}
     for arm in compared.arms:
-        cells = {names[level]: written(estimate_of(kept[level][arm], "prior")) for level in levels}
+        found = {names[level]: estimate_of(kept[level][arm], "prior") for level in levels}
+        cells = {name: with_seeds(one, len(compared.study.seeds)) for name, one in found.items()}
         cells["best-new"] = percent(floats(compared.rows(arm), "new").max())
         rows[compared.key(arm)] = (compared.label(arm), cells)
     columns = {**{names[level]: f"new ≥ {level:.0%}" for level in levels}, "best-new": "best new, %"}

@@ -54,9 +54,9 @@ def line(compared: Compared, family: Any) -> tuple[str, Style]:
     return compared.study.label(family), (SHADES[family][2], SYMBOLS[family])
 
 
-def best_of(family: str) -> Group:
-    """The coefficient above 0 with which a family keeps most."""
-    return Group(f"best-{family}", f"{family} with a penalty", lambda arm: arm[0] == family and arm[1] > 0)
+def best_of(family: str, name: str) -> Group:
+    """The coefficient above 0 with which a family, called `name`, keeps most."""
+    return Group(f"best-{family}", f"{name} with a penalty", lambda arm: arm[0] == family and arm[1] > 0)
 
 
 COEFFICIENT = "coefficient c of the KL penalty"
@@ -73,7 +73,7 @@ STUDY = ArmStudy(
     panels=[panels.along("prior", COEFFICIENT, line), panels.along(KL, COEFFICIENT, line), panels.trade_off],
     tables=[
         best_table(
-            [best_of(SFT), best_of(RL)],
+            [best_of(SFT, "SFT-2"), best_of(RL, "GRPO")],
             {"SFT-2 without": (SFT, 0.0), "GRPO without": (RL, 0.0)},
         )
     ],

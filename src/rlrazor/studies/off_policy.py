@@ -20,6 +20,7 @@ from rlrazor.studies.tables import ends_of, rank_table
 
 NEVER_REFRESHED = 1_000_000  # updates: all samples are the base's
 FRESH, BASE, WEIGHTED = "", "base", "weighted"
+FROM_LABELS = ("sft-2", "oracle")  # they draw no samples, which could have an age
 Series = tuple[str, str]
 """A method, and "" or WEIGHTED."""
 
@@ -38,7 +39,7 @@ def grids(quick: bool) -> list[Grid]:
     settings = {} if quick else {"epochs": (2,)}
     ages = (0, 8, NEVER_REFRESHED) if quick else (0, 1, 8, 64, 512, NEVER_REFRESHED)
     return [
-        Grid(("sft-2", "oracle"), ONE, settings=settings),
+        Grid(FROM_LABELS, ONE, settings=settings),
         *(
             Grid(("grpo", "reinforce"), ONE, {"staleness": age, "importance": weighted} if age else {}, settings)
             for age in ages
@@ -79,8 +80,9 @@ def key(series: Series) -> str:
 
 
 def label(study: Study, arm: Arm) -> str:
-    """Method, weights and age."""
-    return f"{name_of(study, arm[:2])}, age {age_name(arm[2])}"
+    """Method, weights, and the age of its samples if it draws any."""
+    name = name_of(study, arm[:2])
+    return name if arm[0] in FROM_LABELS else f"{name}, age {age_name(arm[2])}"
 
 
 def series_of(compared: Compared) -> list[Series]:

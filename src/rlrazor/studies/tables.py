@@ -93,7 +93,7 @@ def rank_table(compared: Compared) -> Keyed:
     """Whether over the arms what is kept follows the KL: `ranks.correlation`, of `ranks.arms`."""
     reached = pl.DataFrame(list(compared.kept.values()), infer_schema_length=None).drop_nulls(KL)
     found = correlation(reached, KL, "prior", by=compared.of.by[0], samples=0) if compared.reached else None
-    rank = NEVER if found is None else number(found.spearman).replace("-", "−")
+    rank = NEVER if found is None else number(found.spearman)
     cells = {"arms": str(len(reached)), "correlation": rank}
     columns = {"arms": "arms that get there", "correlation": "rank correlation of prior kept and forward KL"}
     return Keyed(f"Over the arms, at new ≥ {compared.at:.0%}", "", columns, {"ranks": ("all arms", cells)})

@@ -141,7 +141,7 @@ QUANTITIES: Mapping[str, tuple[str, Callable[[PriorTask], Value]]] = {
     "quadratic-seeds": ("quadratic R² per seed", lambda task: fit_cells(task.law.quadratic, 2)[1]),
     "monotone": ("monotone R² [95 %]", lambda task: fit_cells(task.law.saturating, 2)[0]),
     "monotone-seeds": ("monotone R² per seed", lambda task: fit_cells(task.law.saturating, 2)[1]),
-    "rank": ("Spearman’s correlation", lambda task: _minus(task.law.spearman)),
+    "rank": ("Spearman’s correlation", lambda task: number(task.law.spearman)),
     "half": ("half lost by, nats", lambda task: _span(per_seed(task.points, half_lost).values())),
     "error-quadratic": ("left-out error of the quadratic, points", lambda task: percent(_error(task.law.quadratic))),
     "error": ("left-out error of the monotone law", lambda task: percent(_error(task.law.saturating))),
@@ -181,7 +181,7 @@ def task_tables(study: Study, task: PriorTask) -> list[Keyed]:
         Column[PredictorSummary]("checkpoints", "checkpoints", lambda fit: f"{fit.checkpoints:,}"),
         Column("quadratic", "quadratic R²", lambda fit: number(fit.quadratic.r2 if fit.quadratic else None)),
         Column("monotone", "monotone R²", lambda fit: number(fit.saturating.r2 if fit.saturating else None)),
-        Column("rank", "Spearman", lambda fit: _minus(fit.spearman)),
+        Column("rank", "Spearman", lambda fit: number(fit.spearman)),
         Column("error", "left-out error, points", lambda fit: percent(_error(fit.saturating))),
     ]
     measures = {f"{task.key}.{name}": (MEASURES[name], fit) for name, fit in task.fits.items()}
@@ -221,10 +221,6 @@ def _best(task: PriorTask) -> tuple[str, str]:
     errors = {name: error for name, fit in task.fits.items() if (error := _error(fit.saturating)) is not None}
     best = min(errors, key=lambda name: errors[name], default=None)
     return (MEASURES[best], percent(errors[best])) if best else (NEVER, NEVER)
-
-
-def _minus(rank: float | None) -> str:
-    return number(rank).replace("-", "−")
 
 
 def _span(values: Collection[float]) -> str:

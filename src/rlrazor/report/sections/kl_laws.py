@@ -81,8 +81,8 @@ def law_table(tested: Sequence[Transfer]) -> Keyed:
                 "quadratic": fit_cells(one.summary.quadratic)[0],
                 "monotone": fit_cells(one.summary.saturating)[0],
                 "spearman": number(one.summary.spearman),
-                "by-seed": written(one.r2, number).replace("-", "−"),
-                "within": "{} ({} to {})".format(*map(number, spread)).replace("-", "−") if spread else NEVER,
+                "by-seed": written(one.r2, number),
+                "within": "{} ({} to {})".format(*map(number, spread)) if spread else NEVER,
                 "holds": one.holds,
             },
         )

@@ -17,7 +17,7 @@ from rlrazor.report.layers import across
 from rlrazor.report.measures import GROUPS, MAIN_MEASURES, MEASURES, NEW, PAPER, SIMILARITIES, Measure
 from rlrazor.report.prose import Shown, told
 from rlrazor.report.study import Section, Study
-from rlrazor.report.text import NEVER, number, percent, signed, written
+from rlrazor.report.text import NEVER, how_many, number, percent, signed, written
 
 TEXT = Path(__file__).with_suffix(".md")
 
@@ -81,12 +81,17 @@ def ranking(points: pl.DataFrame) -> list[Ranked]:
 
 def finding(ranked: Sequence[Ranked]) -> str:
     """Whether those that carry over best to a method not seen, and forward KL, beat guessing there."""
-    best = by_error(ranked) or [one for one in ranked if one.r2 is not None]
+    tested = by_error(ranked)
+    best = tested or [one for one in ranked if one.r2 is not None]
     if not best:
         return "The sweep is too small to fit a law to any measure."
     named = [one for place, one in enumerate(best) if place < NEAREST or one.measure.column == FORWARD]
     judged = in_short([Judged(one.measure.full_name, one.gain, one.verdict) for one in named])
-    return f"On a method not in the fit, gain over guessing, the best of {len(best)} measures: {judged}."
+    which = how_many(len(best), "measure")
+    if tested and len(best) > NEAREST:
+        beside = f", and of {named[-1].measure.full_name}" if len(named) > NEAREST else ""
+        which = f"the {NEAREST} of {which} that err least{beside}"
+    return f"Gain over guessing on a method not in the fit, of {which}: {judged}."
 
 
 def by_error(ranked: Sequence[Ranked]) -> list[Ranked]:
