@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 
 from language_tables import LABELS, PACE, make_table, study_of
-from rlrazor.analysis import law, transfer
+from rlrazor.analysis import carry_over, law
 from rlrazor.analysis.statistics import Estimate, Verdict
 from rlrazor.report import drawing
 from rlrazor.report.drawing import Curve, Points
@@ -20,10 +20,10 @@ from study_tables import cells, check
 FORWARD, PROBE = "forward KL", "KL on a generic probe"
 
 
-def examined(table: pl.DataFrame) -> dict[str, transfer.Transfer]:
+def examined(table: pl.DataFrame) -> dict[str, carry_over.CarryOver]:
     """Without the intervals of R2."""
     points = law.distinct(table)
-    return {name: transfer.examine(points, name, samples=0) for name in kl_laws.MAIN if name in points.columns}
+    return {name: carry_over.examine(points, name, samples=0) for name in kl_laws.MAIN if name in points.columns}
 
 
 @pytest.fixture(scope="module")
@@ -181,10 +181,10 @@ def test_figure_has_the_laws_the_errors_and_the_residuals(probe_law: Section) ->
 
 
 def test_gap_is_taken_method_by_method() -> None:
-    found = transfer.gap({"a": 0.3, "b": 0.5, "c": 9.0}, {"a": 0.1, "b": 0.2})
+    found = carry_over.gap({"a": 0.3, "b": 0.5, "c": 9.0}, {"a": 0.1, "b": 0.2})
     assert found
     assert (found.mean, found.half) == pytest.approx((0.25, 12.7062 * 0.1 / math.sqrt(2) / math.sqrt(2)))
-    assert transfer.gap({"a": 0.3}, {"a": 0.1}) is None
+    assert carry_over.gap({"a": 0.3}, {"a": 0.1}) is None
     assert isinstance(found, Estimate)
 
 

@@ -1,7 +1,8 @@
 """How a law of each seed's own does: its fit, its error on a method that it never saw, and who departs from it.
 
 Tables have a row per checkpoint, with `seed`, `method`, `kl_forward` and `forgetting`. The law is the monotone one of
-forgetting in forward KL. Seeds are fitted one by one, so that what is found has an interval over them.
+forgetting in forward KL, unless another drift is named. Seeds are fitted one by one, so that what is found has an
+interval over them.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import numpy as np
 import polars as pl
 
 from rlrazor.analysis import law
+from rlrazor.analysis.forecast import FORWARD
 from rlrazor.analysis.law import Floats
 from rlrazor.analysis.statistics import Estimate, floats
 from rlrazor.errors import RazorError
@@ -57,9 +59,9 @@ def beyond_guessing(rows: pl.DataFrame) -> float:
     return own - guess
 
 
-def beyond_others(rows: pl.DataFrame) -> Floats:
+def beyond_others(rows: pl.DataFrame, drift: str = FORWARD) -> Floats:
     """What each checkpoint of a seed forgets beyond the law of the other methods."""
-    return law.left_out_residuals(law.fit_saturating, *_columns(rows), rows["method"].to_list())
+    return law.left_out_residuals(law.fit_saturating, *_columns(rows, drift), rows["method"].to_list())
 
 
 def beyond_all(rows: pl.DataFrame) -> Floats:
@@ -69,10 +71,11 @@ def beyond_all(rows: pl.DataFrame) -> Floats:
     return np.asarray(excess - excess.mean())
 
 
-def departures(
-    points: pl.DataFrame, by: str, beyond: Callable[[pl.DataFrame], Floats]
-) -> dict[str | float, Estimate | None]:
-    """By value of the column `by`, the mean of what its checkpoints forget `beyond` a law of their own seed."""
+def departures(points: pl.DataFrame, by: str, beyond: Callable[[pl.DataFrame], Floats]) -> dict[str | float, Estimate]:
+    """By value of the column `by`, the mean of what its checkpoints forget `beyond` a law of their own seed.
+
+    Empty where no seed allows that law.
+    """
 
     def means(rows: pl.DataFrame) -> dict[str | float, float]:
         own = rows.with_columns(beyond=pl.Series(beyond(rows))).group_by(by, maintain_order=True)
@@ -80,8 +83,8 @@ def departures(
 
     seeds = list(per_seed(points, means).values())
     names = dict.fromkeys(name for of_seed in seeds for name in of_seed)
-    return {name: over(of_seed[name] for of_seed in seeds if name in of_seed) for name in names}
+    return {name: Estimate.over([of_seed[name] for of_seed in seeds if name in of_seed]) for name in names}
 
 
-def _columns(rows: pl.DataFrame) -> tuple[Floats, Floats]:
-    return floats(rows, "kl_forward"), floats(rows, "forgetting")
+def _columns(rows: pl.DataFrame, drift: str = FORWARD) -> tuple[Floats, Floats]:
+    return floats(rows, drift), floats(rows, "forgetting")

@@ -11,6 +11,7 @@ from rlrazor.errors import RazorError
 from rlrazor.experiments.parity_mnist import config as parity
 from rlrazor.extras import needs_extra
 from rlrazor.runs.settings import help_of
+from rlrazor.studies import ANALYSES
 from rlrazor.system.terminal import Terminal
 
 if TYPE_CHECKING:
@@ -58,9 +59,7 @@ def _add_parity(experiments: Subparsers) -> None:
     parser.add_argument(
         "--analysis",
         metavar="NAMES",
-        help="run these analyses instead of the sweep, comma-separated, or 'all': predictors, precision, "
-        "representation, dynamics, theory, quadrants, off-policy, optimizers, kl-penalty, unrelated-prior, kl-minimal, "
-        "baselines, distilled",
+        help=f"run these analyses instead of the sweep, comma-separated, or 'all': {', '.join(ANALYSES)}",
     )
     parser.add_argument(
         "--sensitivity", action="store_true", help="also vary batch size, group size and pre-training length"

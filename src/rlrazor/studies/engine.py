@@ -10,7 +10,7 @@ To write a study, make two files. `studies/NAME.py` says what is run and what is
         grids,
         Arms(("method", "optimizer"), label=lambda study, arm: f"{study.label(arm[0])}, {arm[1]}"),
         against=[Against("AdamW", {"optimizer": "adamw"})],
-        panels=[panels.kept, panels.trade_off],
+        panels=[panels.kept(str), panels.trade_off],
     )
 
 An arm is all runs that agree in the columns named, at any learning rate. What is compared is, per arm and seed, the

@@ -1,14 +1,17 @@
 """Which KL forecasts forgetting, across methods or only within one? For sweeps that measured KL on a generic probe."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
+from rlrazor.analysis.carry_over import HOLDS, WHERE, ByMethod, CarryOver, examine, gap, over_methods
+from rlrazor.analysis.departures import beyond_others, departures
+from rlrazor.analysis.forecast import FORWARD, PROBE, measured
 from rlrazor.analysis.law import PredictorSummary
 from rlrazor.analysis.statistics import Estimate, floats, verdict
-from rlrazor.analysis.transfer import HOLDS, WHERE, ByMethod, Transfer, examine, gap, over_methods, residuals
 from rlrazor.report.drawing import INK, PALETTE, SYMBOLS, Axis, Curve, Figure, Layer, Panel
 from rlrazor.report.keyed import Judged, Keyed, in_short
 from rlrazor.report.layers import across, base, cloud, height, level, padded, spots
@@ -20,13 +23,12 @@ from rlrazor.report.text import NEVER, nats, number, percent, signed, written
 
 TEXT = Path(__file__).with_suffix(".md")
 
-FORWARD, PROBE = "kl_forward", "kl_probe"
 # What the finding is about, then what is shown beside it.
 MAIN = (FORWARD, "kl_reverse", "kl_correct", "kl_optimal", PROBE, "weight_l2")
 BESIDE = (*(f"kl_{name}_per_token" for name in ("forward", "reverse", "correct", "probe")), "total_variation")
 SHORT = {FORWARD: "forward KL", PROBE: "KL on the probe"}
 
-Residuals = dict[str, dict[str, Estimate]]
+Residuals = dict[str, dict[str | float, Estimate]]
 
 
 def applies(study: Study) -> bool:
@@ -37,7 +39,7 @@ def applies(study: Study) -> bool:
 def section(study: Study, samples: int = 200) -> Section:
     """Every KL of the sweep and the weights' distance: R2 across and within methods, and forecasts of a new method."""
     tested = [examine(study.points, name, samples) for name in (*MAIN, *BESIDE) if name in study.points.columns]
-    beyond = {column: residuals(study.points, column) for column in SHORT}
+    beyond = {column: residuals(study, column) for column in SHORT}
     of = {one.column: one.summary for one in tested}
     panels = [
         _law_panel(study, of[FORWARD], "On the new task", f"forward KL, {study.kl_unit}"),
@@ -50,7 +52,7 @@ def section(study: Study, samples: int = 200) -> Section:
     return told(study, TEXT, Shown(finding(tested), Figure("kl-laws", panels, columns=2), tables, numbers))
 
 
-def finding(tested: Sequence[Transfer]) -> str:
+def finding(tested: Sequence[CarryOver]) -> str:
     """Which law holds where, and which beats guessing on a method that it was not fitted to, best first."""
     main = [one for one in sorted(tested, key=_error) if one.column in MAIN and one.r2]
     if not main:
@@ -61,7 +63,12 @@ def finding(tested: Sequence[Transfer]) -> str:
     return f"The law holds {holds}. On a method not in the fit, gain over guessing: {in_short(judged)}."
 
 
-def law_table(tested: Sequence[Transfer]) -> Keyed:
+def residuals(study: Study, column: str) -> dict[str | float, Estimate]:
+    """Method -> what it forgets beyond the law of the other methods in a KL."""
+    return departures(measured(study.points, [column]), "method", partial(beyond_others, drift=column))
+
+
+def law_table(tested: Sequence[CarryOver]) -> Keyed:
     """R2 across methods and within one, and where the law holds."""
     columns = {
         "quadratic": "quadratic R² [95 %]",
@@ -89,7 +96,7 @@ def law_table(tested: Sequence[Transfer]) -> Keyed:
     return Keyed("Across methods and within one", "measure", columns, rows)
 
 
-def forecast_table(tested: Sequence[Transfer]) -> Keyed:
+def forecast_table(tested: Sequence[CarryOver]) -> Keyed:
     """How wrong each is on a method not in the fit, against guessing and against forward KL."""
     forward = next(one for one in tested if one.column == FORWARD)
     columns = {
@@ -114,7 +121,7 @@ def forecast_table(tested: Sequence[Transfer]) -> Keyed:
     return Keyed("Left-out error, accuracy points", "measure", columns, named)
 
 
-def _lead(forward: Transfer, errors: ByMethod | None) -> tuple[str, str]:
+def _lead(forward: CarryOver, errors: ByMethod | None) -> tuple[str, str]:
     """How much smaller errors are than forward KL's, and the verdict; of forward KL itself nothing."""
     if errors is None:
         return NEVER, NEVER
@@ -137,7 +144,7 @@ def residual_table(study: Study, beyond: Residuals) -> Keyed:
     return Keyed("What each method forgets beyond the law of the others", "method", columns, rows)
 
 
-def _name(one: Transfer) -> str:
+def _name(one: CarryOver) -> str:
     return MEASURES[one.column].label
 
 
@@ -145,7 +152,7 @@ def _mean(estimate: Estimate | None) -> float | None:
     return estimate.mean if estimate else None
 
 
-def _error(one: Transfer) -> float:
+def _error(one: CarryOver) -> float:
     return one.error.mean if one.error else np.inf
 
 
@@ -172,7 +179,7 @@ def _law_panel(study: Study, summary: PredictorSummary, title: str, x_label: str
     return Panel(title, Axis(x_label, x_range, percent=False), Axis("forgetting", y_range), layers)
 
 
-def _error_panel(tested: Sequence[Transfer]) -> Panel:
+def _error_panel(tested: Sequence[CarryOver]) -> Panel:
     """A dot per measure with its interval over methods; the dashed line is guessing."""
     ranked = [one for one in sorted(tested, key=_error, reverse=True) if one.error]
     rows, places = (-0.6, len(ranked) - 0.4), np.arange(len(ranked), dtype=float)

@@ -8,9 +8,10 @@ import numpy as np
 import polars as pl
 
 from rlrazor.analysis import law
+from rlrazor.analysis.carry_over import gap, over_methods
+from rlrazor.analysis.forecast import FORWARD
 from rlrazor.analysis.law import LeftOut, PredictorSummary
 from rlrazor.analysis.statistics import Estimate, Verdict, verdict
-from rlrazor.analysis.transfer import gap, over_methods
 from rlrazor.report.drawing import PALETTE, SYMBOLS, WHITE, Axis, Figure, Hover, Interval, Marker, Panel, Points
 from rlrazor.report.keyed import Judged, Keyed, in_short
 from rlrazor.report.layers import across
@@ -21,7 +22,6 @@ from rlrazor.report.text import NEVER, how_many, number, percent, signed, writte
 
 TEXT = Path(__file__).with_suffix(".md")
 
-FORWARD = "kl_forward"
 NEAREST = 3  # measures that the finding names, beside forward KL
 
 

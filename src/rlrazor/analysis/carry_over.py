@@ -12,6 +12,7 @@ import numpy as np
 import polars as pl
 
 from rlrazor.analysis import law
+from rlrazor.analysis.forecast import measured
 from rlrazor.analysis.frontier import Floats
 from rlrazor.analysis.law import PredictorSummary
 from rlrazor.analysis.statistics import Estimate, Verdict, floats, verdict
@@ -24,7 +25,7 @@ ByMethod = Mapping[str, float]
 
 
 @dataclass(frozen=True)
-class Transfer:
+class CarryOver:
     """A measure put to the test. Errors are mean absolute errors on a method left out of the fit, fractions of 1.
 
     `summary` has the fits to all methods and seeds at once. The rest is by seed: `r2s`, those of the monotone law; and
@@ -81,7 +82,7 @@ class Transfer:
         return WHERE[1] if (self.median_within or 0.0) >= HOLDS else WHERE[2]
 
 
-def examine(points: pl.DataFrame, column: str, samples: int = 200) -> Transfer:
+def examine(points: pl.DataFrame, column: str, samples: int = 200) -> CarryOver:
     """Fit the laws to a measure: to all methods, to each alone, and to all but one.
 
     `samples` are the bootstrap's, which takes nearly all the time.
@@ -98,24 +99,7 @@ def examine(points: pl.DataFrame, column: str, samples: int = 200) -> Transfer:
             left_out = [law.leave_one_method_out(fit, x, y, methods).by_method for fit in fits]
             for name, errors in zip(("errors", "quadratic_errors", "guesses"), left_out, strict=True):
                 by_seed[name].append(errors)
-    return Transfer(summary, r2s, **{name: _over_seeds(found) for name, found in by_seed.items()})
-
-
-def residuals(points: pl.DataFrame, column: str) -> dict[str, Estimate]:
-    """Method -> mean forgetting beyond the monotone law of the other methods and its seed; empty for one method.
-
-    Fractions of 1; positive where the method forgets more than its drift suggests.
-    """
-    rows = []
-    for _, own in points.group_by("seed", maintain_order=True):
-        with suppress(RazorError):
-            beyond = law.left_out_residuals(law.fit_saturating, *_columns(own, column))
-            rows.append(_measured(own, column).with_columns(residual=pl.Series(beyond)))
-    if not rows:
-        return {}
-    means = pl.concat(rows).group_by("method", "seed", maintain_order=True).agg(pl.mean("residual"))
-    by_method = means.group_by("method", maintain_order=True).agg("residual")
-    return {method: Estimate.over(values) for method, values in by_method.rows()}
+    return CarryOver(summary, r2s, **{name: _over_seeds(found) for name, found in by_seed.items()})
 
 
 def over_methods(values: ByMethod) -> Estimate | None:
@@ -135,10 +119,6 @@ def _over_seeds(by_seed: Sequence[ByMethod]) -> dict[str, float]:
     return {name: float(np.mean([of_seed[name] for of_seed in by_seed if name in of_seed])) for name in names}
 
 
-def _measured(points: pl.DataFrame, column: str) -> pl.DataFrame:
-    return points.filter(pl.col(column).cast(pl.Float64).is_finite(), pl.col("forgetting").is_finite())
-
-
 def _columns(points: pl.DataFrame, column: str) -> tuple[Floats, Floats, list[str]]:
-    rows = _measured(points, column)
+    rows = measured(points, [column])
     return floats(rows, column), floats(rows, "forgetting"), rows["method"].to_list()
