@@ -1,0 +1,172 @@
+"""What the runs of a command would take: counted here, from timings of a few updates and measurements.
+
+An experiment times what is its own (`Timed.trial`); the counting is the same for all.
+"""
+
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+from rlrazor.errors import RazorError
+from rlrazor.runs.experiment import Cost, Experiment
+from rlrazor.runs.records import JSON, RunSpec
+from rlrazor.runs.store import WeightsMode
+from rlrazor.runs.sweep import trajectories
+from rlrazor.system import cores
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
+
+RUN_BYTES = 4 * 4096  # small files' share of the disk
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Bytes. `memory`: of a process; `record`: of a checkpoint's record, in its run and in the table; `weights`: of a
+    checkpoint's; `base`: of a base's that is kept; `model`: of the model that a run leaves; `passing`: of what there is
+    while a process trains, for an interrupted run to go on from.
+    """
+
+    memory: int
+    record: int
+    weights: int
+    base: int
+    model: int = 0
+    passing: int = 0
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What was timed: `run`, the seconds of one run; `once`, what each process needs for a base besides; `error`, the
+    share by which they may be off; `threads` of a process; `timed`, in words.
+    """
+
+    run: Callable[[RunSpec, Cost], float]
+    error: float
+    sizes: Sizes
+    timed: str
+    once: float = 0.0
+    threads: int = 1
+
+
+class Timed(Experiment, Protocol):
+    """An experiment that can say what it would take."""
+
+    def trial(self, config: Any, specs: Sequence[RunSpec]) -> Trial:
+        """Train and measure a little. Raises RazorError, with the reason, where that cannot be done here."""
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How much there is to do; runs in the folder are not looked for. `trained`: those that begin no longer one."""
+
+    runs: int
+    trained: int
+    steps: int
+    checkpoints: int
+
+    def __add__(self, other: "Counts") -> "Counts":
+        return Counts(*(getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__))
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What that takes. Wall seconds on this machine as busy as it is now, give or take `error`, a share;
+    `memory_bytes` of each process; `disk_bytes` of what stays; `passing_bytes` while it trains.
+    """
+
+    seconds: float
+    error: float
+    memory_bytes: int
+    disk_bytes: int
+    passing_bytes: int
+    timed: str
+
+    def __add__(self, other: "Measured") -> "Measured":
+        return Measured(
+            self.seconds + other.seconds,
+            max(self.error, other.error),
+            max(self.memory_bytes, other.memory_bytes),
+            self.disk_bytes + other.disk_bytes,
+            max(self.passing_bytes, other.passing_bytes),
+            "; ".join(dict.fromkeys([self.timed, other.timed])),
+        )
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Counts, and what they take; None where nothing could be timed, and then `missing` says why."""
+
+    counts: Counts
+    measured: Measured | None
+    missing: str = ""
+
+    def as_json(self) -> JSON:
+        """All in one object; null what was not measured."""
+        fields = Measured.__dataclass_fields__
+        found = dict.fromkeys(fields) | {"timed": ""} if self.measured is None else asdict(self.measured)
+        return {**asdict(self.counts), **found, "missing": self.missing}
+
+    def __add__(self, other: "Estimate") -> "Estimate":
+        both = None if self.measured is None or other.measured is None else self.measured + other.measured
+        return Estimate(self.counts + other.counts, both, self.missing or other.missing)
+
+
+def planned(experiment: Experiment, config: Any) -> list[RunSpec]:
+    """All runs of a config, as far as they are known before any is trained."""
+    specs = [spec for phase in experiment.phases(config, None) for spec in phase.specs]
+    return list(dict.fromkeys([*(spec.root for spec in specs), *specs]))
+
+
+def estimate(
+    experiment: Timed, config: Any, specs: Sequence[RunSpec], *, jobs: int = 1, weights: WeightsMode = "none"
+) -> Estimate:
+    """Count these runs, and time a little. Runs that are prefixes of others are counted, and cost nothing."""
+    trained = [(one.longest, experiment.cost(one.longest)) for one in trajectories(specs)]
+    counts = Counts(
+        runs=len(specs),
+        trained=len(trained),
+        steps=sum(cost.steps for _, cost in trained),
+        checkpoints=sum(cost.checkpoints for _, cost in trained),
+    )
+    stored = sum(experiment.cost(spec).checkpoints for spec in specs)
+    try:
+        trial = experiment.trial(config, specs)
+    except RazorError as error:
+        return Estimate(counts, None, str(error))
+    bases = sum(not spec.chain for spec in specs)
+    seconds = sum(trial.run(spec, cost) for spec, cost in trained)
+    # Each worker has to have a base's side once, and so has the process that measures the bases.
+    seconds += trial.once * bases * (jobs + 1 if jobs > 1 else 1)
+    at_once = min(jobs, max(1, len(trained) - bases), max(1, cores.available() // trial.threads))
+    tuned, sizes = len(specs) - bases, trial.sizes
+    kept = {"none": 0, "final": tuned, "all": stored - bases}[weights]
+    disk = len(specs) * RUN_BYTES + stored * sizes.record + bases * sizes.base + tuned * sizes.model
+    measured = Measured(
+        seconds=seconds / at_once,
+        error=trial.error,
+        memory_bytes=sizes.memory,
+        disk_bytes=disk + kept * sizes.weights,
+        passing_bytes=sizes.passing * jobs,
+        timed=trial.timed,
+    )
+    return Estimate(counts, measured)
+
+
+def total(estimates: Iterable[Estimate]) -> Estimate:
+    """Of several, one after another."""
+    first, *rest = estimates
+    for one in rest:
+        first = first + one
+    return first
+
+
+def peak_memory() -> int:
+    """Bytes that this process has had at most."""
+    if resource is None:
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
