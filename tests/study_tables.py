@@ -7,14 +7,25 @@ import numpy as np
 import polars as pl
 
 from rlrazor.analysis import law
-from rlrazor.report.sections import Section, Study
+from rlrazor.report import keyed
+from rlrazor.report.study import Section, Study
 from rlrazor.report.tables import Table
+from rlrazor.runs.records import RunSpec
+from rlrazor.studies import load
+from rlrazor.studies.engine import ArmStudy, Compared
 
 BASE_NEW, BASE_PRIOR = 0.91, 0.78
 NEWS = (0.94, 0.95, 0.954, 0.96, 0.963, 0.97, 0.973)  # of a run's checkpoints
 T_THREE_SEEDS = 4.302653  # of the t-distribution with two degrees of freedom, from a printed table
 LABELS = {"grpo": "GRPO", "reinforce": "1-0 REINFORCE", "sft-1": "SFT-1", "sft-2": "SFT-2", "simpo": "SimPO"}
 LABELS |= {"grpo+kl": "GRPO + KL", "sft-2+kl": "SFT-2 + KL"}
+
+MEASURED: Mapping[str, Mapping[str, float]] = {  # by studies of other columns than scores and KL
+    "precision": {"weight_sparsity": 0.3, "weight_rank": 0.9},
+    "dynamics": dict.fromkeys(
+        ("cos_prior_gradient", "cos_new_gradient", "kl_change", "kl_of_step", "update_norm"), 0.1
+    ),
+}
 
 
 def run(
@@ -53,6 +64,32 @@ def run(
             }
         )
     return rows
+
+
+def planted(
+    name: str,
+    prior: Callable[[RunSpec], float],
+    seeds: int = 3,
+    news: Callable[[RunSpec], Sequence[float]] = lambda spec: NEWS,
+    drift: Callable[[RunSpec], float] = lambda spec: 1.0,
+    columns: Mapping[str, float] | None = None,
+) -> Study:
+    """The table that the runs of a study's paper preset would leave: spec -> prior accuracy and KL at 95 % new."""
+    specs = [spec for grid in load(name).grids(False) for spec in grid.specs(range(seeds), "data")]
+    rows: list[dict[str, Any]] = []
+    for spec in dict.fromkeys(specs):
+        params = {key: value for key, value in spec.params.items() if not isinstance(value, dict | list)}
+        lr = params.pop("lr")
+        of_run = run(spec.method, spec.seed, lr=lr, prior=prior(spec), kl=drift(spec), news=news(spec), params=params)
+        rows += [{**row, **MEASURED.get(name, {}), **(columns or {})} for row in of_run]
+    return study_of(name, rows)
+
+
+def numbers_of(study: Study) -> dict[str, str]:
+    """The cells of the study's tables by their names."""
+    definition = load(study.name)
+    assert isinstance(definition, ArmStudy)
+    return keyed.numbers_of(definition.tables_of(Compared.make(study, definition.arms, definition.at)))
 
 
 def study_of(name: str, rows: Sequence[Mapping[str, Any]], base_new: float = BASE_NEW) -> Study:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from rlrazor import bounds, theory
+from rlrazor import bounds
 from rlrazor.cli import build_parser, main
 from rlrazor.errors import RazorError
 from rlrazor.experiments.language import config as language
@@ -16,6 +16,7 @@ from rlrazor.guard.monitor import ForgettingMonitor
 from rlrazor.guard.pick import pick
 from rlrazor.lm.probes import ProbeSettings
 from rlrazor.runs.settings import read_settings
+from rlrazor.studies import theory
 
 HUGE = ("1e30", "1e300", str(10**11), "9" * 5000, "-1", "nan", "inf", "-inf", "1e400", "", "0x10", "true", "1_0e9")
 

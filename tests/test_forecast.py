@@ -128,7 +128,11 @@ def test_a_budget_is_reached_where_the_law_says() -> None:
     assert fitted.forecast({"kl_probe": 0.05 + room}).drop == pytest.approx(0.2)
     assert room == pytest.approx(-math.log(1 - 0.2 / 0.8) / 1.5 - 0.05, rel=0.02)
     assert fitted.remaining({"kl_probe": 1.0}, 0.2) == {"kl_probe": 0.0}
-    assert fitted.remaining({"kl_probe": 0.0}, 0.95) == {"kl_probe": math.inf}
+    # No further than the law was fitted to, and from below 0, as an estimate may be, with an end.
+    (end,) = fitted.highest
+    assert fitted.remaining({"kl_probe": 0.5}, 0.95) == {"kl_probe": pytest.approx(end - 0.5)}
+    assert fitted.remaining({"kl_probe": end + 0.1}, 0.95) == {"kl_probe": 0.0}
+    assert fitted.remaining({"kl_probe": -0.01}, 0.95) == {"kl_probe": pytest.approx(end + 0.01)}
     # Cautiously: until the upper end of the interval is there, with what the KL's own error adds.
     noisy = forecast.fit_forecaster(simulated(12, np.random.default_rng(5)), ["kl_probe"], 1.0)
     here, errors = {"kl_probe": 0.05}, {"kl_probe": 0.01}
@@ -141,15 +145,15 @@ def test_a_budget_is_reached_where_the_law_says() -> None:
         return replace(law_, columns=("kl_forward", "kl_probe"), weights=(0.0, *law_.weights))
 
     left_out = tuple(replace(run, law=beside(run.law)) for run in noisy.left_out)
-    two = replace(noisy, law=beside(noisy.law), left_out=left_out, highest=(5.0, *noisy.highest))
+    two = replace(noisy, law=beside(noisy.law), left_out=left_out, highest=(20.0, *noisy.highest))
     alone = noisy.remaining(here, 0.3)["kl_probe"]
     both = two.remaining({"kl_forward": 1.0, **here}, 0.3)
     assert both == {"kl_forward": pytest.approx(alone / 0.05), "kl_probe": pytest.approx(alone)}
     first = two.remaining({"kl_forward": 0.0, "kl_probe": 0.0}, 0.3)
-    assert first["kl_forward"] / first["kl_probe"] == pytest.approx(5.0 / noisy.highest[0])
+    assert first["kl_forward"] / first["kl_probe"] == pytest.approx(20.0 / noisy.highest[0])
     assert two.forecast(first).drop == pytest.approx(0.3)
     # A drop is never more than the base's score.
-    assert replace(noisy, base_score=0.25).remaining(here, 0.3) == {"kl_probe": math.inf}
+    assert replace(noisy, base_score=0.25).remaining(here, 0.3) == {"kl_probe": pytest.approx(noisy.highest[0] - 0.05)}
 
 
 def test_an_interval_says_what_it_cannot_know() -> None:

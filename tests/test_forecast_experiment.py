@@ -10,7 +10,7 @@ import pytest
 from idx_files import write_dataset
 from rlrazor.cli import main
 from rlrazor.experiments import forecast
-from rlrazor.experiments.language import cost, train
+from rlrazor.experiments.language import cost, world
 from rlrazor.report import drawing
 
 pytestmark = [
@@ -21,7 +21,7 @@ pytestmark = [
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    train._last_world.clear()
+    world.last_world.clear()
     quick = forecast.PRESETS["quick"]
     grid = forecast.Grid(
         replace(quick.digits, methods=("sft-1", "grpo"), lrs=(3e-4, 1e-3, 3e-3), batch_size=32, checkpoints_per_epoch=2,

@@ -14,7 +14,7 @@ import pytest
 
 from laws import GENERIC
 from rlrazor.cli import main
-from rlrazor.experiments.language import train
+from rlrazor.experiments.language import world
 from rlrazor.report import drawing
 from tiny_models import char_tokenizer, saved, tiny_llama
 
@@ -61,7 +61,7 @@ def calibrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr(drawing, "save", lambda figure, folder: save(figure, folder) if figure.name == "law" else None)
-        train._last_world.clear()
+        world.last_world.clear()
         assert main([*command("calibrate"), "--data-mirror", "mirror", *SHORTER]) == 0
     return folder
 

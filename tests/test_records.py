@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from rlrazor.errors import RazorError
 from rlrazor.runs.records import BASE, Ancestor, Record, RunSpec, to_table
 from rlrazor.runs.run_files import StoredRun
 
@@ -99,3 +100,11 @@ def test_forgetting_is_counted_from_the_first_of_a_chain_or_from_a_named_one() -
 def test_a_record_refuses_what_is_not_a_number() -> None:
     with pytest.raises(ValueError, match="kl is not a finite number"):
         Record("run", 1, 0.1, 0.5, {"a": 0.5}, {"kl": math.nan})
+
+
+def test_without_prior_tasks_there_is_no_forgetting_to_tabulate() -> None:
+    base = RunSpec("toy", BASE, {}, 0)
+    alone = Record(base.run_id, 0, 0.0, 0.5, {}, {})
+    assert math.isnan(alone.prior_mean)
+    with pytest.raises(RazorError, match="measured without prior tasks"):
+        to_table([(base, [alone])])

@@ -399,7 +399,7 @@ def folder(tmp_path: Path) -> Path:
 
 def test_tiny_table_makes_a_report(folder: Path) -> None:
     tiny = make_table(seeds=1, runs=1, checkpoints=1).filter(pl.col("method").is_in(["base", "near"]))
-    shown = text_of(write_report(make_folder(folder, tiny)).read_text())
+    shown = text_of(write_report(load(make_folder(folder, tiny))).read_text())
     assert "by 1 method " in shown
     assert "over 1 checkpoint." in shown
     assert "No checkpoint reaches" not in shown

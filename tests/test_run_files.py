@@ -15,9 +15,11 @@ from rlrazor.errors import RazorError
 from rlrazor.report import figures, load, sections, tables
 from rlrazor.report.description import SweepDescription
 from rlrazor.report.results import Results
-from rlrazor.report.sections import SECTIONS, Study, quadrants, representation
+from rlrazor.report.sections import representation
+from rlrazor.report.study import Study
 from rlrazor.runs.records import Record, RunSpec
 from rlrazor.runs.store import Checkpoint, FinishedRun, RunStore
+from rlrazor.studies import kinds, quadrants
 from test_report import CONFIG, TEACHERS, make_folder, make_table
 
 FULL = {
@@ -103,11 +105,11 @@ def test_a_table_that_holds_something_else_is_refused(
 
 def test_a_study_whose_table_lacks_its_own_columns_is_refused(tmp_path: Path) -> None:
     table = make_table(seeds=1, runs=1)
-    for name in SECTIONS:
+    for name in (known := kinds()):
         points = table.filter(pl.col("method") != "base")
         study = Study(name, {**CONFIG, "seeds": [0], "name": name}, table, points, table.filter(method="base"))
         with suppress(RazorError):  # and nothing else
-            sections.build(study)
+            sections.build(study, known)
 
 
 def test_any_change_of_a_theory_is_refused_or_shown(tmp_path: Path) -> None:
@@ -117,7 +119,7 @@ def test_any_change_of_a_theory_is_refused_or_shown(tmp_path: Path) -> None:
     for _, changed in changes(stored):
         (tmp_path / "studies" / "theory.json").write_text(json.dumps(changed))
         with pytest.raises(RazorError) as raised:
-            load(tmp_path)
+            load(tmp_path, kinds())
         is_a_sentence(raised.value)
 
 

@@ -5,7 +5,7 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,23 +15,16 @@ import numpy as np
 import polars as pl
 import pytest
 from rich.console import Console
-from scipy import stats
 
 from rlrazor.analysis import law
 from rlrazor.errors import RazorError
-from rlrazor.report import drawing, load, sections, summary, terminal_tables, write_markdown, write_report
+from rlrazor.report import drawing, load, summary, terminal_tables, write_markdown, write_report
 from rlrazor.report.drawing import Curve, Figure, Panel, Points
-from rlrazor.report.sections import Section, Study, predictors, representation
-from rlrazor.report.sections.statistics import (
-    at_accuracy,
-    best_checkpoints,
-    correlation,
-    difference,
-    matched_accuracy,
-    near_accuracy,
-)
+from rlrazor.report.sections import KINDS, predictors, representation
+from rlrazor.report.study import Kind, Kinds, Section, Study
 from rlrazor.report.tables import Table
 from rlrazor.system import writing
+from study_tables import mean_and_half
 from test_report import CONFIG, make_folder, make_table, row, rows_of, text_of
 
 Floats = drawing.Floats
@@ -143,124 +136,6 @@ def test_legend_is_below_the_axis_labels(names: int, height: int | None) -> None
     layout = drawing.interactive(figure).layout
     plot = layout.height - layout.margin.t - layout.margin.b
     assert -layout.legend.y * plot >= 50  # pixels, for tick labels and the axis title
-
-
-# Statistics
-
-
-@pytest.fixture(scope="module")
-def scattered() -> pl.DataFrame:
-    """Three seeds of two methods with two settings; the second setting of b never learns."""
-    rng = np.random.default_rng(1)
-    rows = [
-        {
-            "method": method,
-            "setting": setting,
-            "seed": seed,
-            "trajectory": f"{method}{setting}{seed}{run}",
-            "new": 0.9 if (method, setting) == ("b", 2) else 0.93 + 0.05 * round(float(rng.random()), 3),
-            "prior": float(rng.random()),
-            "drift": float(rng.random()) if run else None,
-        }
-        for method in "ba"
-        for setting in (2, 1)
-        for seed in range(3)
-        for run in range(4)
-        for _ in range(10)
-    ]
-    return pl.DataFrame(rows)
-
-
-def mean_and_half(values: Sequence[float]) -> tuple[float, float]:
-    return float(np.mean(values)), T_THREE_SEEDS * float(np.std(values, ddof=1)) / math.sqrt(3)
-
-
-@pytest.mark.parametrize("best", ["max", "min"])
-def test_at_accuracy_is_brute_force(scattered: pl.DataFrame, best: Any) -> None:
-    found = at_accuracy(scattered, ["method", "setting"], 0.95, ["prior", "drift"], best=best)
-    assert found.select("method", "setting").rows() == [("b", 2), ("b", 1), ("a", 2), ("a", 1)]
-    never, *reached = found.to_dicts()
-    assert (never["prior"], never["drift_low"], never["n_seeds"], never["seeds_total"]) == (None, None, 0, 3)
-    for cell in reached:
-        chosen = []
-        for seed in range(3):
-            able = [
-                point
-                for point in scattered.to_dicts()
-                if (point["method"], point["setting"], point["seed"]) == (cell["method"], cell["setting"], seed)
-                and point["new"] >= 0.95
-                and point["drift"] is not None
-            ]
-            chosen.append((max if best == "max" else min)(able, key=lambda point: point["prior"]))
-        for column in ("prior", "drift"):
-            mean, half = mean_and_half([point[column] for point in chosen])
-            shown = [cell[name] for name in (column, f"{column}_low", f"{column}_high")]
-            assert shown == pytest.approx([mean, mean - half, mean + half])
-        assert (cell["n_seeds"], cell["seeds_total"]) == (3, 3)
-
-
-def test_best_checkpoints_are_whole_rows_and_the_first_of_equals() -> None:
-    points = pl.DataFrame(
-        {
-            "method": "a",
-            "seed": [0, 0, 0, 1],
-            "new": [0.96, 0.97, 0.9, 0.9],
-            "prior": [0.5, 0.5, 0.9, 0.9],
-            "step": [1, 2, 3, 4],
-        }
-    )
-    assert best_checkpoints(points, ["method"], 0.95)["step"].to_list() == [1]
-    assert best_checkpoints(points, ["method"], 0.9, best="min")["step"].to_list() == [1, 4]
-
-
-def test_matched_accuracy_is_brute_force(scattered: pl.DataFrame) -> None:
-    found = matched_accuracy(scattered, ["method"], [0.95, 0.96], ["prior"])
-    assert found.select("method", "target").rows() == [("b", 0.95), ("a", 0.95), ("b", 0.96), ("a", 0.96)]
-    for cell in found.to_dicts():
-        means = []
-        for seed in range(3):
-            near = [
-                point["prior"]
-                for point in scattered.to_dicts()
-                if point["method"] == cell["method"]
-                and point["seed"] == seed
-                and abs(point["new"] - cell["target"]) < 0.005 + 1e-8
-            ]
-            means.append(sum(near) / len(near))
-        mean, half = mean_and_half(means)
-        assert [cell["prior"], cell["prior_high"]] == pytest.approx([mean, mean + half])
-
-
-def test_difference_pairs_the_seeds(scattered: pl.DataFrame) -> None:
-    near = near_accuracy(scattered, ["method"], 0.95, ["prior"])
-    a, b = (near.filter(pl.col("method") == method) for method in "ab")
-    found = difference(a, b.sort("seed", descending=True), "prior")
-    gaps = [
-        a.filter(pl.col("seed") == seed)["prior"].item() - b.filter(pl.col("seed") == seed)["prior"].item()
-        for seed in range(3)
-    ]
-    assert found
-    assert (found.mean, found.half, found.seeds) == pytest.approx((*mean_and_half(gaps), 3))
-    assert difference(a, b.clear(), "prior") is None
-
-
-def test_correlation_is_scipys(scattered: pl.DataFrame) -> None:
-    table = scattered.with_columns(y=pl.col("prior") ** 3 + 0.1 * pl.col("new"))
-    found = correlation(table, "prior", "y", samples=50)
-    x, y = table["prior"].to_numpy(), table["y"].to_numpy()
-    assert found
-    assert (found.pearson, found.spearman, found.points) == pytest.approx(
-        (stats.pearsonr(x, y).statistic, stats.spearmanr(x, y).statistic, len(x))
-    )
-    assert found.pearson_interval == pytest.approx(
-        law.bootstrap(lambda rows: float(stats.pearsonr(rows["prior"], rows["y"]).statistic), table, samples=50)
-    )
-    low, high = found.spearman_interval or (1, 0)
-    assert low < found.spearman < high
-    assert correlation(table.with_columns(y=pl.lit(1.0)), "prior", "y") is None
-    few = correlation(table.filter(pl.col("trajectory") == "a100"), "prior", "y")
-    assert few
-    assert few.pearson_interval is None
 
 
 # Predictors
@@ -465,11 +340,10 @@ def toy_section(study: Study) -> Section:
     )
 
 
-@pytest.fixture
-def toy_registry(monkeypatch: pytest.MonkeyPatch) -> None:
-    names = ("precision", "theory", "quadrants")
-    known: dict[str, Callable[[Study], Section]] = dict.fromkeys(names, toy_section)
-    monkeypatch.setattr(sections, "SECTIONS", {"predictors": predictors.section, **known})
+TOYS: Kinds = {
+    "predictors": KINDS["predictors"],
+    **{name: Kind(toy_section, has_table=name != "theory") for name in ("precision", "theory", "quadrants")},
+}
 
 
 def add_study(folder: Path, stem: str, table: pl.DataFrame | None = None, **description: Any) -> Path:
@@ -481,13 +355,12 @@ def add_study(folder: Path, stem: str, table: pl.DataFrame | None = None, **desc
     return path
 
 
-@pytest.mark.usefixtures("toy_registry")
 def test_studies_without_a_sweep(tmp_path: Path) -> None:
     small = make_table(seeds=1, runs=1)
     add_study(tmp_path, "quadrants", small)
     add_study(tmp_path, "precision", make_table(seeds=2, runs=1))
     add_study(tmp_path, "theory")
-    results = load(tmp_path)
+    results = load(tmp_path, TOYS)
     assert results.sweep is None
     assert [section.name for section in results.sections] == [
         "precision",
@@ -514,13 +387,12 @@ def test_studies_without_a_sweep(tmp_path: Path) -> None:
     assert found["sections"]["precision"]["tables"][0]["rows"] == [["Near <b>", "1.5"]]
 
 
-@pytest.mark.usefixtures("toy_registry")
 def test_sweep_and_studies_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(drawing, "save", lambda figure, folder: None)  # takes seconds; the test above looks at files
     table = make_table(seeds=1, runs=1).with_columns(output_l2=pl.col("kl_forward") ** 2)
     make_folder(tmp_path, table)
     add_study(tmp_path, "precision", make_table(seeds=1, runs=1))
-    results = load(tmp_path)
+    results = load(tmp_path, TOYS)
     assert results.sweep
     assert [fit.predictor for fit in results.sweep.laws] == [
         "kl_forward",
@@ -545,17 +417,16 @@ def test_sweep_and_studies_together(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_neither_sweep_nor_studies(tmp_path: Path) -> None:
     (tmp_path / "studies").mkdir()
     with pytest.raises(RazorError, match=r"There is no .*config.json: give the output folder"):
-        load(tmp_path)
+        load(tmp_path, TOYS)
 
 
-@pytest.mark.usefixtures("toy_registry")
 def test_damaged_studies(tmp_path: Path) -> None:
     table = make_table(seeds=2, runs=1)
     path = add_study(tmp_path, "precision", table)
 
     def fails(match: str) -> None:
         with pytest.raises(RazorError, match=match):
-            load(tmp_path)
+            load(tmp_path, TOYS)
 
     path.with_suffix(".parquet").write_bytes(b"PAR1 is how it begins")
     fails("precision.parquet is damaged")
@@ -580,10 +451,9 @@ def test_damaged_studies(tmp_path: Path) -> None:
     fails("a study named 'astrology', which this rlrazor does not know")
 
 
-@pytest.mark.usefixtures("toy_registry")
 def test_markdown_holds_each_section_and_its_figure(tmp_path: Path) -> None:
     add_study(tmp_path, "quadrants", make_table(seeds=1, runs=1), command="razor reproduce toy")
-    results = load(tmp_path)
+    results = load(tmp_path, TOYS)
     page = write_markdown(results, tmp_path / "docs").read_text()
     assert writing.is_ours(tmp_path / "docs" / "findings.md", "notes")
     (section,) = results.sections

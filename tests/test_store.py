@@ -163,8 +163,9 @@ def test_a_run_of_another_schema_is_refused(store: RunStore, monkeypatch: pytest
     with pytest.raises(RazorError, match="schema version 0"):
         store.read(SPEC)
     # Its runs would never be found again, and all would be trained anew beside them.
-    with pytest.raises(RazorError, match=r"schema version 0, this rlrazor reads 2. Choose another --out."):
-        store.open_for_writing().__enter__()
+    sentence = r"schema version 0, this rlrazor reads 2. Choose another --out."
+    with pytest.raises(RazorError, match=sentence), RunStore(store.folder).open_for_writing():
+        pass
 
 
 def test_atomic_path_keeps_the_old_file_when_the_writer_fails(tmp_path: Path) -> None:

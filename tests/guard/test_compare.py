@@ -429,7 +429,8 @@ def test_a_tokenizer_that_changed_is_refused_or_noted(folders: Path, tmp_path: P
     normal.chat_template = "u:{% for m in messages %}{{ m['content'] }}{% endfor %}="
     normal.save_pretrained(tmp_path / "b")
     for prompts, said in ((["u:a0b=", "u:b="], True), (["a0b", "b"], False)):
-        twice = compare(Pair(str(tmp_path / "b"), str(tmp_path / "t")), prompts, settings=probes.ProbeSettings(6))
+        both, asked = Pair(str(tmp_path / "b"), str(tmp_path / "t")), probes.ProbeSettings(6)
+        twice = compare(both, prompts, settings=asked, generic=GENERIC)
         assert any("are put into it again" in note for note in twice.notes) is said
     # What a tokenizer puts behind a text is not measured, so it makes no difference.
     ending = char_tokenizer()
@@ -535,6 +536,8 @@ def test_options_that_make_no_sense_are_refused(
     (tmp_path / "empty.txt").write_text("")
     for options, message in (
         (["--fail-above", "0.1"], "give --law to forecast it, or --prior"),
+        (["--fail-above", "0.1", "--prior", "none"], "give --law to forecast it, or --prior"),
+        (["--prior", "none,winogrande"], "'none' stands alone"),
         ([*law, "--fail-above", "two"], "fraction of 1"),
         ([*law, "--fail-above", "2"], "fraction of 1"),
         (["--fail-above-kl", "-1"], "a KL in nats per completion"),

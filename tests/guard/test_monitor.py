@@ -31,6 +31,7 @@ from rlrazor.guard import monitor as monitoring
 from rlrazor.guard.base_side import BaseSide, joined
 from rlrazor.guard.outputs import KeptModel
 from rlrazor.guard.overlap import count_overlap
+from rlrazor.guard.verdict import Verdict
 from rlrazor.lm import kl, probes
 from rlrazor.lm.models import add_lora
 from rlrazor.lm.probes import GenericText, ProbeSettings
@@ -259,6 +260,42 @@ def test_a_budget_warns_stops_or_keeps(tmp_path: Path, capfd: pytest.CaptureFixt
     assert json.loads((tmp_path / "keep" / "within-budget" / "razor.json").read_text())["step"] == 3
     assert (tmp_path / "keep" / "within-budget" / "tokenizer.json").exists()
     assert not list((tmp_path / "keep").glob(".within*"))
+
+
+def test_nothing_is_within_a_budget_beyond_what_the_law_was_fitted_to(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The interval is of smaller KLs, so that the budget is kept is a guess: as in compare and pick."""
+    model = tiny_llama()
+    whole = law_of(model)
+    scout = monitor(tmp_path, whole, every=1)
+    sft(tmp_path / "scout", [scout], copy.deepcopy(model))
+    kls = [reading.kl["kl_probe"].mean for reading in scout.readings]
+    end = (kls[2] + kls[3]) / 2  # of what the runs of this law came to
+    law = replace(whole, forecaster=replace(whole.forecaster, highest=(end,)))
+    drops = [reading.forecast for reading in scout.readings if reading.forecast]
+    assert max(drop.high for drop in drops) < 0.89  # so that by the numbers alone all is within
+
+    def watched(name: str, **how: Any) -> ForgettingMonitor:
+        own = monitor(tmp_path, law, every=1, budget=0.89, **how)
+        sft(tmp_path / name, [own], copy.deepcopy(model))
+        return own
+
+    careful = watched("stop", on_budget="stop", cautious=True)
+    assert [(reading.within, reading.verdict) for reading in careful.readings] == [
+        *[(True, Verdict.WITHIN)] * 3, (False, Verdict.ABOVE)
+    ]  # fmt: skip
+    for reading, nats in zip(careful.readings, kls, strict=False):
+        assert reading.remaining["kl_probe"] == pytest.approx(max(end - nats, 0.0))
+    said = "that it is within the budget of 89.0 cannot be told, which counts as over it: training stops here; beyond"
+    assert said in capfd.readouterr().out
+
+    kept = watched("keep", on_budget="keep")
+    assert [reading.verdict for reading in kept.readings] == [Verdict.WITHIN] * 3 + [Verdict.UNCERTAIN] * 3
+    assert [row["within"] for row in rows_of(tmp_path / "keep" / "razor.jsonl")] == [True] * 3 + [None] * 3
+    assert json.loads((tmp_path / "keep" / "within-budget" / "razor.json").read_text())["step"] == 3
+    said = "whether that is within the budget of 89.0 cannot be told: this model is not kept; beyond what the law"
+    assert capfd.readouterr().out.count(said) == 3
 
 
 def test_what_an_earlier_run_kept_is_not_taken_for_this_ones(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -831,12 +831,11 @@ def test_a_sweeps_table_has_measured_scores(tmp_path: Path, capfd: pytest.Captur
     assert found["recommended"]["high"] == pytest.approx(0.01 + 1.96 * 0.01 * 2**0.5)
     assert (found["level"], found["notes"]) == (0.95, [])
     pl.DataFrame(rows).write_parquet(tmp_path / "records.parquet")
-    assert main(["pick", str(tmp_path), "--budget", "0.02", "--json"]) == 0
+    assert main(["pick", str(tmp_path), "--budget", "0.02", "--json", "--accept-uncertain"]) == 0
     found = json.loads(capfd.readouterr().out)
     assert found["recommended"]["step"] == 1
     assert [one["step"] for one in found["frontier"]] == [1, 2]
     assert found["recommended"]["measured"] is True
-    pl.DataFrame(rows).write_parquet(tmp_path / "records.parquet")
     assert main(["pick", str(tmp_path), "--figure", str(tmp_path)]) == 0
     out = " ".join(capfd.readouterr().out.split())
     assert "Take sft lr 0.0001 seed 0 step 2 (r): new minus measured drop is highest: 80.0 - 5.0 points" in out
@@ -846,6 +845,39 @@ def test_a_sweeps_table_has_measured_scores(tmp_path: Path, capfd: pytest.Captur
     (tmp_path / "records.parquet").write_text("x")
     assert main(["pick", str(tmp_path)]) == 2
     assert "damaged" in capfd.readouterr().err
+
+
+def test_what_has_no_standard_error_cannot_be_told(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Not even where the estimate is far within the budget: an error that is not known is not 0."""
+    base = {"method": "base", "run_id": "b", "trajectory": "b", "lr": None, "seed": 0, "step": 0}
+    own = {"method": "sft", "run_id": "r", "trajectory": "t", "lr": 1e-4, "seed": 0}
+    rows: list[dict[str, Any]] = [
+        {**base, "new": 0.1, "forgetting": 0.0, "kl_forward": None},
+        {**own, "step": 1, "new": 0.5, "forgetting": 0.01, "kl_forward": 0.1},
+        {**own, "step": 2, "new": 0.8, "forgetting": 0.05, "kl_forward": 0.2},
+    ]
+    pl.DataFrame(rows).write_parquet(tmp_path / "records.parquet")
+    for budget in (["--budget", "0.9"], ["--kl-budget", "9"]):
+        verdicts = {}
+        for flags in ([], ["--accept-uncertain"], ["--cautious"]):
+            code = main(["pick", str(tmp_path), *budget, "--json", *flags])
+            found = json.loads(capfd.readouterr().out)
+            assert found["exit_code"] == code
+            verdicts[code] = found["recommended"] and found["recommended"]["step"]
+        assert verdicts == {3: 2, 0: 2, 1: None}
+        assert (found["candidates"][0]["low"], found["candidates"][0]["high"]) == (None, None)
+        assert "the standard errors are not known. By the estimate alone there are" in found["why"]
+        assert main(["pick", str(tmp_path), *budget, "--figure", str(tmp_path)]) == 3
+        out = " ".join(capfd.readouterr().out.split())
+        assert "cannot be told: the standard error of its" in out
+        assert "inf" not in out.replace("uninf", "")
+    assert pick(tmp_path, cautious=True).recommended is None
+    # A table may have some of them.
+    some = pl.DataFrame(rows).with_columns(prior_stderr=pl.Series([0.001, 0.001, None]))
+    some.write_parquet(tmp_path / "records.parquet")
+    found_some = pick(tmp_path, budget=0.9, cautious=True)
+    assert (taken(found_some).step, found_some.verdict) == (1, Verdict.WITHIN)
+    assert "1 of the 2 measured drops have no standard error" in found_some.notes[0]
 
 
 @pytest.fixture(scope="module")

@@ -6,22 +6,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 from rlrazor.cli import main
-from rlrazor.cli.language import in_words
+from rlrazor.cli.running import counts_in_words, in_words
 from rlrazor.experiments.language import cost, tiny
 from rlrazor.experiments.language.config import PRESETS
-from rlrazor.experiments.language.cost import Timing, kind_of, seconds_of
+from rlrazor.experiments.language.cost import Timing, kind_of
 from rlrazor.experiments.language.demonstrations import Prompts
 from rlrazor.experiments.language.evaluate import PriorSuite, Reference
+from rlrazor.experiments.language.experiment import Language
 from rlrazor.experiments.language.methods import find_method
-from rlrazor.experiments.language.reproduce import Estimate, estimate
+from rlrazor.experiments.language.setup import TaskSource
 from rlrazor.experiments.language.tasks import Item, Splits, Task
-from rlrazor.experiments.language.train import TaskSource, Trainer
 from rlrazor.lm.models import LanguageModel
 from rlrazor.lm.probes import GenericText
-from rlrazor.runs.records import BASE, RunSpec
+from rlrazor.runs.estimate import Counts, Estimate, Measured, estimate, planned
+from rlrazor.runs.experiment import Cost
+from rlrazor.runs.records import BASE
 from rlrazor.system import cores, phases
 from tiny_models import char_tokenizer, tiny_llama
 
@@ -33,17 +34,25 @@ def test_seconds_are_counts_times_what_was_timed(monkeypatch: pytest.MonkeyPatch
     sft, grpo = (kind_of(find_method(name)[0], penalised=False) for name in ("sft-one", "grpo"))
     assert kind_of(find_method("oracle")[0], penalised=False) == sft != kind_of(find_method("sft")[0], penalised=True)
     timing = Timing({sft: 0.5, grpo: 2.0}, measurement=7.0, reference=11.0, pretraining=13.0)
-    runs: list[tuple[RunSpec, int, int]] = [(spec, 0, 1) for spec in bases]
-    runs += [(spec, 100, 3) for spec in offline] + [(spec, 10, 2) for spec in on_policy]
+    counts = {BASE: Cost(0, 1), "sft-one": Cost(100, 3), "grpo": Cost(10, 2)}
+    monkeypatch.setattr(Language, "cost", lambda _, spec: counts[spec.method])
+    monkeypatch.setattr(cost, "time_trial", lambda *_: timing)
     assert (len(offline), len(on_policy), {spec.method for spec in bases}) == (8, 8, {BASE})
     monkeypatch.setattr(cores, "available", lambda: 16)
+
+    def seconds(jobs: int, threads: int) -> float:
+        own = replace(config, threads=threads)
+        found = estimate(Language("tiny", TaskSource("letters")), own, [*bases, *offline, *on_policy], jobs=jobs)
+        assert found.measured is not None
+        return found.measured.seconds
+
     # Of SFT 8 sequences an update, of GRPO 2 prompts with 4 samples each.
     whole = 2 * (13 + 7) + 8 * (100 * 8 * 0.5 + 3 * 7) + 8 * (10 * 8 * 2.0 + 2 * 7)
-    assert seconds_of(timing, runs, 2, jobs=1, threads=1) == pytest.approx(whole + 2 * 11)
+    assert seconds(jobs=1, threads=1) == pytest.approx(whole + 2 * 11)
     # Each worker, and the one that measured the bases, has to have the base's side once.
-    assert seconds_of(timing, runs, 2, jobs=4, threads=1) == pytest.approx((whole + 2 * 5 * 11) / 4)
+    assert seconds(jobs=4, threads=1) == pytest.approx((whole + 2 * 5 * 11) / 4)
     # More processes than cores for their threads are no faster.
-    assert seconds_of(timing, runs, 2, jobs=4, threads=8) == pytest.approx((whole + 2 * 5 * 11) / 2)
+    assert seconds(jobs=4, threads=8) == pytest.approx((whole + 2 * 5 * 11) / 2)
 
 
 def test_a_run_that_begins_a_longer_one_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,11 +60,15 @@ def test_a_run_that_begins_a_longer_one_costs_nothing(monkeypatch: pytest.Monkey
     timing = Timing({kind_of(find_method("sft-one")[0], penalised=False): 0.5}, measurement=7.0, reference=11.0)
     monkeypatch.setattr(cost, "time_trial", lambda *_: timing)
     config = replace(PRESETS["tiny"], methods=("sft-one",), lrs=(1e-3,), batch_sizes=(8,), max_steps=0, warmup_steps=9)
-    trainer = Trainer("tiny", TaskSource("letters"))
-    two = estimate(replace(config, epochs=(2,)), trainer, Console())
-    both = estimate(replace(config, epochs=(1, 2)), trainer, Console())
-    assert (both.seconds, both.steps, both.runs) == (two.seconds, two.steps, two.runs + 1)
-    assert both.checkpoints == two.checkpoints * 3 / 2 - 0.5  # the base has one
+    experiment = Language("tiny", TaskSource("letters"))
+    two, both = (
+        estimate(experiment, own, planned(experiment, own))
+        for own in (replace(config, epochs=(2,)), replace(config, epochs=(1, 2)))
+    )
+    assert two.measured is not None
+    assert both.measured is not None
+    assert both.measured.seconds == two.measured.seconds
+    assert both.counts == replace(two.counts, runs=two.counts.runs + 1)
 
 
 def test_memory_grows_with_what_is_at_a_time_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,7 +81,10 @@ def test_memory_grows_with_what_is_at_a_time_on_the_device(monkeypatch: pytest.M
     assert clock.bytes_for(spec, real, 10, 8) - 1000 - 120 == 800
 
 
-def test_a_dry_run_measures_time_memory_and_disk(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_dry_run_measures_time_memory_and_disk(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cost, "PRETRAINING", 4)
     out = tmp_path / "out"
     command = ["calibrate", "tiny", "--task", "letters", "--lrs", "1e-3,1e-4", "--max-steps", "20", "--out", str(out)]
     command += ["--test-prompts", "16", "--kl-samples", "1", "--dry-run", "--jobs", "1"]
@@ -104,9 +120,10 @@ def test_without_the_base_a_dry_run_counts_and_says_what_is_missing(
 
 
 def test_an_estimate_in_words() -> None:
-    found = Estimate(3, 1200, 17, 7200.0, 0.3, 2_100_000_000, 3_000_000, 1_600_000_000, "4 updates")
+    measured = Measured(7200.0, 0.3, 2_100_000_000, 3_000_000, 1_600_000_000, "4 updates")
+    found = Estimate(Counts(3, 2, 1200, 17), measured)
+    assert counts_in_words(found) == "3 runs, 1,200 updates, 17 checkpoints measured."
     assert in_words(found, Path("out"), 2) == (
-        "3 runs, 1,200 updates, 17 checkpoints measured.\n"
         "About 2 h 0 min, give or take 30 %, with 2 jobs on this machine; 2.1 GB of memory a job; 3 MB of disk in out, "
         "and up to 1.6 GB while it trains (--save-every 0: none).\nTimed: 4 updates."
     )

@@ -18,8 +18,8 @@ from rlrazor.experiments.language.config import (
     settled,
     warmup_steps,
 )
+from rlrazor.experiments.language.experiment import name_of, quadrants
 from rlrazor.experiments.language.methods import METHODS, find_method, label_of
-from rlrazor.experiments.language.reproduce import name_of, quadrants
 from rlrazor.lm import compute
 from rlrazor.runs.settings import read_settings
 
@@ -98,11 +98,20 @@ def test_a_run_depends_on_its_base_its_data_and_what_is_measured() -> None:
         ({"seeds": (-1,)}, "0 or more"),
         ({"prior": ("mmlu",)}, "use both or neither"),
         ({"base": "somewhere"}, "use both or neither"),
+        ({"prior": ("none", "tiny")}, "'none' stands alone"),
     ],
 )
 def test_what_cannot_be_is_refused(changes: dict[str, Any], sentence: str) -> None:
     with pytest.raises(RazorError, match=sentence):
         replace(TINY, **changes)
+
+
+def test_there_may_be_no_prior_tasks() -> None:
+    for base in ("tiny", "somewhere"):
+        config = replace(TINY, base=base, prior=("none",))
+        assert not config.has_prior
+        assert config.base_specs("b", "d")[0].params["measured"]["prior"] == ["none"]
+    assert TINY.has_prior
 
 
 def test_settings_from_text_and_files(tmp_path: Path) -> None:

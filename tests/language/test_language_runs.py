@@ -3,8 +3,10 @@
 import json
 import math
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import polars as pl
 import pytest
@@ -16,7 +18,8 @@ from own_tasks import SCORES, metric, own_task
 from rlrazor.cli import main
 from rlrazor.cli.printing import records_table
 from rlrazor.errors import RazorError
-from rlrazor.experiments.language import cost, evaluate, train, trainers
+from rlrazor.experiments.language import cost, evaluate, trainers, world
+from rlrazor.experiments.language.unfinished import Unfinished, save_model
 from rlrazor.lm import prior
 from rlrazor.lm.adapters import weights_of
 from rlrazor.lm.models import LanguageModel, load
@@ -55,9 +58,9 @@ def verify(prompt, completion, wanted, **columns):
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Without figures, which are looked at in other tests; with no base left over from another test."""
     monkeypatch.setattr(drawing, "save", lambda *arguments, **options: None)
-    train._last_world.clear()
+    world.last_world.clear()
     yield
-    train._last_world.clear()
+    world.last_world.clear()
 
 
 def results_of(out: Path) -> dict[str, bytes]:
@@ -161,22 +164,24 @@ def test_an_interrupted_sweep_goes_on_within_its_runs(
 def test_a_run_resumes_from_what_is_whole_or_starts_anew(tmp_path: Path) -> None:
     """Checkpoints without weights do not do where weights are wanted: they would be stored as none."""
     folder = tmp_path / "run"
-    unfinished = train._Unfinished(folder, keep=True)
+    unfinished = Unfinished(folder, keep=True)
 
     def interrupted(*steps: int, weights: dict[str, Any]) -> None:
         (folder / "checkpoint-4").mkdir(parents=True, exist_ok=True)
         (folder / "checkpoint-4" / "trainer_state.json").write_text("{}")
         for step in steps:
-            unfinished.add(Checkpoint(Record("r", step, 0.5, 0.1, {"tiny": 0.2}, {}), weights))
+            unfinished.add(Checkpoint(Record("r", step, 0.5, 0.1, {"tiny": 0.2}, {}), partial(dict, weights)))
 
     interrupted(2, 4, 6, weights={"w": torch.ones(1)})
-    state, found = unfinished.begin([2, 4, 6], with_weights=True)
+    state, found = unfinished.begin([2, 4, 6], lambda step: True)
     assert (state, list(found)) == (folder / "checkpoint-4", [2, 4])
-    assert found[4].weights["w"].tolist() == [1.0]
-    assert unfinished.begin([1, 2, 4, 6], with_weights=False) == (None, {})  # step 1 would never be measured
+    assert found[4].weights()["w"].tolist() == [1.0]
+    assert unfinished.begin([1, 2, 4, 6], lambda step: False) == (None, {})  # step 1 would never be measured
     interrupted(2, 4, weights={})
-    assert list(unfinished.begin([2, 4, 6], with_weights=False)[1]) == [2, 4]
-    assert unfinished.begin([2, 4, 6], with_weights=True) == (None, {})
+    assert list(unfinished.begin([2, 4, 6], lambda step: False)[1]) == [2, 4]
+    interrupted(4, weights={"w": torch.ones(1)})
+    assert list(unfinished.begin([2, 4, 6], lambda step: step == 4)[1]) == [2, 4]
+    assert unfinished.begin([2, 4, 6], lambda step: True) == (None, {})
     assert not folder.exists()
 
 
@@ -243,6 +248,55 @@ def test_ones_own_task_from_the_prompts_to_the_model(
     assert again["base"]["prior"] == found["base"]["prior"]
 
 
+def test_without_prior_tasks_nothing_is_said_of_forgetting(
+    base: Path, task: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """KL to the base is measured as with them; lm-eval is not asked for anything."""
+    for name in ("evaluate", "metrics_of", "count_items"):
+        monkeypatch.setattr(prior, name, Mock(side_effect=AssertionError))
+    own = [*task, "--prior", "none"]
+    assert finetune(base, own, tmp_path, "--method", "sft", "--dry-run") == 0
+    planned = " ".join(capfd.readouterr().out.split())
+    assert "prior │ none" in planned
+    assert "About " in planned
+    assert "of each prior task" not in planned
+    assert finetune(base, own, tmp_path, "--method", "sft") == 0
+    shown = capfd.readouterr()
+    assert "prior, %" not in " ".join(shown.out.split())
+    assert "What was forgotten was not measured: there are no prior tasks." in " ".join(shown.out.split())
+    assert "nan" not in (shown.out + shown.err).lower()
+    assert finetune(base, own, tmp_path, "--method", "sft", "--json") == 0
+    found = records_of(capfd)
+    assert found["base"]["prior"] == {}
+    for record in found["records"]:
+        assert record["drift"]["kl_forward"] > 0
+        assert record["prior"] == {}
+        assert not [name for name in record["metrics"] if name.startswith("prior") and name.endswith("stderr")]
+    assert main(["evaluate", found["model"], "--base", str(base), *own, "--json"]) == 0
+    assert records_of(capfd)["model"]["drift"]["kl_forward"] > 0
+    # What reads such a folder, and what is about forgetting, says one sentence.
+    for command in (["report", str(tmp_path)], ["pick", str(tmp_path)]):
+        assert main(command) == 2
+        err = capfd.readouterr().err
+        assert "Traceback" not in err
+        assert str(tmp_path) in err.replace("\n", "")
+    for command in (["calibrate", str(base), *own[2:]], ["sweep", *own], ["reproduce", "language", *own]):
+        assert main([*command, "--out", str(tmp_path / "not")]) == 2
+        assert f"razor {command[0]} is about what the prior tasks lose" in " ".join(capfd.readouterr().err.split())
+    assert not (tmp_path / "not").exists()
+    assert finetune(base, [*task, "--prior", "none,winogrande"], tmp_path, "--method", "sft") == 2
+    assert "'none' stands alone" in capfd.readouterr().err
+
+
+def test_the_tiny_base_without_prior_tasks(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    size = ["--pretrain-steps", "2", "--max-steps", "1", "--checkpoints-per-epoch", "1", "--test-prompts", "4"]
+    command = ["finetune", "tiny", "--task", "letters", "--method", "sft-one", "--lr", "1e-3", "--prior", "none", *size]
+    assert main([*command, "--out", str(tmp_path / "out"), "--json"]) == 0
+    found = records_of(capfd)
+    assert [record["prior"] for record in (found["base"], *found["records"])] == [{}, {}]
+    assert "kl_probe" in found["records"][0]["drift"]
+
+
 def test_an_adapter_is_trained_beside_an_unchanged_base(
     base: Path, task: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -250,9 +304,9 @@ def test_an_adapter_is_trained_beside_an_unchanged_base(
     assert finetune(base, task, tmp_path, *method, "--json") == 0
     found = records_of(capfd)
     assert (Path(found["model"]) / "adapter_model.safetensors").exists()
-    world = next(iter(train._last_world.values()))
+    kept = next(iter(world.last_world.values()))
     fresh = load(base).model.state_dict()
-    assert all((world.base.model.state_dict()[name] == weight).all() for name, weight in fresh.items())
+    assert all((kept.base.model.state_dict()[name] == weight).all() for name, weight in fresh.items())
     assert main(["evaluate", str(base), "--adapter", found["model"], *task, "--json"]) == 0
     again = records_of(capfd)
     assert again["model"]["drift"]["kl_forward"] == pytest.approx(found["records"][-1]["drift"]["kl_forward"], rel=1e-3)
@@ -379,7 +433,7 @@ def test_a_model_that_the_disk_does_not_take_is_one_sentence(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lm = load(base)
-    train._save_model(lm.model, lm.tokenizer, tmp_path / "model")
+    save_model(lm.model, lm.tokenizer, tmp_path / "model")
     kept = (tmp_path / "model" / "model.safetensors").read_bytes()
 
     def full(*_: Any, **__: Any) -> None:
@@ -387,7 +441,7 @@ def test_a_model_that_the_disk_does_not_take_is_one_sentence(
 
     monkeypatch.setattr(type(lm.model), "save_pretrained", full)
     with pytest.raises(RazorError, match=r"written to .*model: Error while serializing: No space left on device \(os"):
-        train._save_model(lm.model, lm.tokenizer, tmp_path / "model")
+        save_model(lm.model, lm.tokenizer, tmp_path / "model")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     assert (tmp_path / "model" / "model.safetensors").read_bytes() == kept
 

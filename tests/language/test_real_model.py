@@ -19,15 +19,16 @@ import torch
 from hellaswag import write_mirror
 from rlrazor.cli import main
 from rlrazor.experiments.language.config import Config
+from rlrazor.experiments.language.experiment import Language
 from rlrazor.experiments.language.methods import METHODS, TEACHER
-from rlrazor.experiments.language.reproduce import Plan, plan
+from rlrazor.experiments.language.setup import PriorSource, TaskSource
 from rlrazor.experiments.language.tasks import find_task, score
-from rlrazor.experiments.language.train import TaskSource, Trainer
+from rlrazor.experiments.language.world import world_of
 from rlrazor.lm import compute, encoding, sampling
 from rlrazor.lm.adapters import weights_of
 from rlrazor.lm.models import LanguageModel, load
-from rlrazor.runs.records import RunSpec
-from rlrazor.runs.store import Checkpoint, RunStore
+from rlrazor.runs.records import Ancestor, RunSpec
+from rlrazor.runs.store import Checkpoint, Keep, RunStore
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # the libraries' advice to their callers
 
@@ -39,18 +40,17 @@ class Sweep:
     """A config as `reproduce` runs it, one run at a time; `untouched` is the base, loaded apart."""
 
     config: Config
-    found: Plan
-    trainer: Trainer
+    experiment: Language
     store: RunStore
     untouched: LanguageModel
 
     def spec(self, name: str, teacher: Any = None) -> RunSpec:
-        (spec,) = self.config.specs(self.found.base, self.found.data, [name], {0: teacher})
+        (spec,) = self.config.specs(self.experiment.fingerprint, self.experiment.data[0], [name], {0: teacher})
         return spec
 
     def train(self, name: str, teacher: Any = None) -> list[Checkpoint]:
         start = time.perf_counter()
-        checkpoints = list(self.trainer(self.spec(name, teacher), self.store))
+        checkpoints = list(self.experiment.train(self.spec(name, teacher), self.store))
         last = checkpoints[-1].record
         distances = ", ".join(f"{checkpoint.record.drift['kl_forward']:.4f}" for checkpoint in checkpoints)
         scores = f"new {last.new:.3f}  prior {last.prior['hellaswag']:.2f}"
@@ -105,10 +105,8 @@ def sweep(gguf: str, mirror: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     start = time.perf_counter()
     untouched = load(gguf)
     print(f"\nconverted and loaded in {time.perf_counter() - start:.1f} s")
-    source = TaskSource(config.task)
-    trainer, store = Trainer(gguf, source, data_mirror=mirror), RunStore(tmp_path_factory.mktemp("out"))
-    found = plan(config, source)
-    return Sweep(config, found, trainer, store, untouched)
+    experiment = Language(gguf, TaskSource(config.task), PriorSource(mirror))
+    return Sweep(config, experiment, RunStore(tmp_path_factory.mktemp("out")), untouched)
 
 
 def test_the_base_solves_the_task_about_as_often_as_is_documented(sweep: Sweep) -> None:
@@ -140,9 +138,9 @@ def test_three_steps_move_the_policy_away_from_the_base_and_leave_the_base_alone
     teacher = None
     if name == "rl-distilled":
         spec = sweep.spec(TEACHER)
-        taught = list(sweep.trainer.with_weights("final")(spec, sweep.store))
-        sweep.store.write(spec, taught, seconds=0, weights="final")
-        teacher = {"method": TEACHER, "params": spec.params, "seed": spec.seed, "step": STEPS}
+        sweep.store.keep(spec, Keep(last=True))
+        sweep.store.write(spec, list(sweep.experiment.train(spec, sweep.store)), seconds=0)
+        teacher = Ancestor(spec, STEPS)
     records = [checkpoint.record for checkpoint in sweep.train(name, teacher)]
     assert len(records) >= 2
     assert records[-1].step == STEPS
@@ -150,7 +148,7 @@ def test_three_steps_move_the_policy_away_from_the_base_and_leave_the_base_alone
         distances = [record.drift[column] for record in records]
         assert 0 < distances[0] < distances[-1], (column, distances)
     assert records[-1].drift["kl_forward"] < 5  # nats per completion of at most 6 tokens: three small steps
-    world = sweep.trainer._world(sweep.found.bases[0], sweep.store)
+    world = world_of(sweep.experiment, sweep.spec(name, teacher), sweep.store)
     pairs = zip(world.base.model.parameters(), sweep.untouched.model.parameters(), strict=True)
     assert all(torch.equal(after, before) for after, before in pairs)
     prompt_BT = torch.tensor([world.reference.test.ids[0]])

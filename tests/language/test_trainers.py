@@ -17,7 +17,8 @@ from rlrazor import objectives
 from rlrazor.errors import RazorError
 from rlrazor.experiments.language import trainers
 from rlrazor.experiments.language.methods import METHODS, find_method
-from rlrazor.experiments.language.trainers import Example, Settings
+from rlrazor.experiments.language.trainers import Example, Settings, offline
+from rlrazor.experiments.language.trainers.common import Job
 from rlrazor.lm import compute
 from rlrazor.lm.models import add_lora
 from rlrazor.runs.sweep import DivergedError
@@ -81,9 +82,9 @@ def moved(model: Any) -> Any:
 def trainer_of(name: str, settings: Settings, model: Any, base: Any) -> Any:
     method, penalised = find_method(name)
     settings = replace(settings, kl_coef=0.1 if penalised else 0.0)
-    build = {"sft": trainers._sft, "simpo": trainers._simpo, "grpo": trainers._grpo}[method.trainer]
-    at_step = trainers._AtStep(lambda *_: None, settings)
-    trainer = build(method, settings, model, TOKENIZER, EXAMPLES, reward, base, at_step)
+    at_step = trainers.AtStepCallback(lambda *_: None, settings)
+    job = Job(method, settings, model, TOKENIZER, EXAMPLES, reward, base, at_step)
+    trainer = trainers.BUILDERS[method.trainer](job)
     trainer.measured = {}
     return trainer
 
@@ -235,7 +236,7 @@ def test_without_its_adapter_a_lora_policy_is_its_own_base() -> None:
                 weight.fill_(0.1)
     whole = torch.tensor([[*EXAMPLES[0].prompt, *EXAMPLES[0].completion]])
     labels = torch.tensor([[-100] * len(EXAMPLES[0].prompt) + list(EXAMPLES[0].completion)])
-    both = [trainers.penalty(model, of, whole, torch.ones_like(whole), labels).item() for of in (base, None)]
+    both = [offline.penalty(model, of, whole, torch.ones_like(whole), labels).item() for of in (base, None)]
     assert both[0] > 1e-3
     assert both[0] == pytest.approx(both[1], rel=1e-5)
 

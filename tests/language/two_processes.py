@@ -17,7 +17,7 @@ from rlrazor.cli import main
 from rlrazor.errors import RazorError
 from rlrazor.experiments.language import trainers
 from rlrazor.experiments.language.methods import find_method
-from rlrazor.experiments.language.trainers import Example, Settings
+from rlrazor.experiments.language.trainers import Example, Settings, offline
 from rlrazor.lm import compute
 from rlrazor.lm.models import add_lora
 from rlrazor.runs.sweep import DivergedError
@@ -122,14 +122,14 @@ COMMAND = (
 
 def fail_in_the_second() -> None:
     """The second process fails while the first waits for its gradients."""
-    theirs = trainers._Sft.compute_loss
+    theirs = offline._Sft.compute_loss
 
     def failing(trainer: Any, *arguments: Any, **named: Any) -> Any:
         if processes.rank() == 1 and trainer.state.global_step == 1:
             raise RazorError("The second process says why.")
         return theirs(trainer, *arguments, **named)
 
-    trainers._Sft.compute_loss = failing  # type: ignore[assignment, method-assign]
+    offline._Sft.compute_loss = failing  # type: ignore[assignment, method-assign]
     with processes.together():
         train("sft", SETTINGS, 0)
 

@@ -174,8 +174,10 @@ def test_a_calibration_computes_alike_whatever_the_jobs_and_the_cores(
 ) -> None:
     """The threads are a setting of the runs, kept with them, and a run computes with as many as it is asked for."""
     pytest.importorskip("lm_eval")
+    from rlrazor.experiments.language import train
     from rlrazor.experiments.language.config import resolve
-    from rlrazor.experiments.language.train import TaskSource, Trainer
+    from rlrazor.experiments.language.experiment import Language
+    from rlrazor.experiments.language.setup import TaskSource
 
     monkeypatch.setattr(cores, "available", lambda: machine)
     command = ["calibrate", BASE, "--prompts", "prompts.jsonl", "--jobs", jobs, "--dry-run", "--json"]
@@ -184,7 +186,7 @@ def test_a_calibration_computes_alike_whatever_the_jobs_and_the_cores(
         config = json.loads(capsys.readouterr().out)["config"]
         assert config["threads"] == threads
         found: list[int] = []
-        monkeypatch.setattr(Trainer, "_finetune", lambda *_, found=found: found.append(torch.get_num_threads()))
+        monkeypatch.setattr(train, "finetune", lambda *_, found=found: found.append(torch.get_num_threads()))
         spec = resolve("paper", {"threads": config["threads"]}).specs("base", "data", ["sft"])[0]
-        Trainer(BASE, TaskSource("letters"))(spec, RunStore(folder))
-        assert (spec.params["threads"], found) == (threads, [threads])
+        Language(BASE, TaskSource("letters")).train(spec, RunStore(folder))
+        assert (spec.settings["threads"], found) == (threads, [threads])

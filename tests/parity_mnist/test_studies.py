@@ -7,14 +7,17 @@ import polars as pl
 import pytest
 
 from idx_files import write_dataset
+from rlrazor import studies
 from rlrazor.cli import main
 from rlrazor.errors import RazorError
-from rlrazor.experiments.parity_mnist import studies
 from rlrazor.experiments.parity_mnist.config import PRESETS
 from rlrazor.experiments.parity_mnist.evaluate import DRIFT
 from rlrazor.report import drawing
-from rlrazor.report.sections import SECTIONS, off_policy
 from rlrazor.runs.records import RunSpec
+from rlrazor.studies import distilled
+from rlrazor.studies.engine import PlainStudy
+from rlrazor.studies.grids import Grid
+from rlrazor.studies.run import grids_of
 
 
 @pytest.fixture(scope="module")
@@ -23,12 +26,13 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def specs_of(name: str, preset: str, seeds: tuple[int, ...] = (0,)) -> list[RunSpec]:
-    return [spec for arm in studies.arms_of(name, preset) for spec in arm.specs(seeds, "data")]
+    return [spec for arm in grids_of(name, preset) for spec in arm.specs(seeds, "data")]
 
 
 def test_every_analysis_has_a_section_and_runs_or_reads_the_sweep() -> None:
     elsewhere = ("kl-laws", "forecasts")  # of language models, and of `razor reproduce forecast`
-    assert [name for name in SECTIONS if name not in elsewhere] == list(studies.ANALYSES)
+    assert [name for name in studies.PAGE if name not in elsewhere] == list(studies.ANALYSES)
+    assert list(studies.kinds()) == list(studies.PAGE)
     assert set(studies.ANALYSES) == {*studies.STUDIES, *studies.OF_THE_SWEEP, studies.THEORY}
 
 
@@ -44,7 +48,7 @@ def test_names_are_put_in_the_reports_order_and_unknown_ones_refused() -> None:
 @pytest.mark.parametrize("name", studies.STUDIES)
 def test_quick_arms_are_few_and_no_arm_holds_a_run_twice(name: str) -> None:
     for preset in ("quick", "paper"):
-        for arm in studies.arms_of(name, preset):
+        for arm in grids_of(name, preset):
             own = arm.specs((0, 1), "data")
             assert len(set(own)) == len(own) == 2 * len(arm.methods) * len(arm.lrs)
     assert len(set(specs_of(name, "quick"))) <= 16
@@ -103,10 +107,10 @@ def test_students_have_the_best_teacher_of_each_level(
     """At levels that GRPO passes on its way; the last is one that it does not get to."""
     levels, small = (0.68, 0.9, 1.01), {"batch_size": 32, "pretrain_size": 20, "pretrain_epochs": 4}
     arms = [
-        studies.Arm(("grpo",), (1e-4, 4e-4), settings=small),
-        *(studies.Arm(("rl-distilled",), (4e-4,), settings=small, taught_at=level) for level in levels),
+        Grid(("grpo",), (1e-4, 4e-4), settings=small),
+        *(Grid(("rl-distilled",), (4e-4,), settings=small, taught_at=level) for level in levels),
     ]
-    monkeypatch.setitem(studies.STUDIES, "distilled", lambda quick: arms)
+    monkeypatch.setattr(distilled, "STUDY", PlainStudy(lambda quick: arms, distilled.section))
     monkeypatch.setattr(drawing, "save", lambda *arguments, **options: None)
     out = tmp_path / "out"
     command = ["reproduce", "parity-mnist", "--analysis", "distilled", "--seeds", "0,1", "--jobs", "1"]
@@ -151,7 +155,6 @@ def test_what_is_written_in_two_places_agrees(
 ) -> None:
     """The help does not import the studies, which takes seconds; the report imports no experiment."""
     monkeypatch.setenv("COLUMNS", "1000")  # or argparse breaks names at their hyphens
-    assert off_policy.NEVER_REFRESHED == studies.NEVER_REFRESHED
     with pytest.raises(SystemExit):
         main(["reproduce", "parity-mnist", "--help"])
     listed = " ".join(capsys.readouterr().out.split()).partition("or 'all': ")[2]

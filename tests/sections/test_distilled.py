@@ -10,8 +10,8 @@ import pytest
 from rlrazor.errors import RazorError
 from rlrazor.report import drawing
 from rlrazor.report.drawing import Points
-from rlrazor.report.sections import Study
-from rlrazor.report.sections.distilled import at_teachers_accuracy, lowest_on_the_way, section, taught_by_level
+from rlrazor.report.study import Study
+from rlrazor.studies.distilled import at_teachers_accuracy, lowest_on_the_way, section, taught_by_level
 from study_tables import BASE_NEW, BASE_PRIOR, cells, check, plus_minus, run, study_of
 
 PLAIN, MANY, CORRECT = ("rl-distilled", 1), ("rl-distilled", 64), ("rl-distilled-correct", 1)

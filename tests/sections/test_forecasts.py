@@ -5,8 +5,9 @@ import polars as pl
 import pytest
 
 from rlrazor.analysis import forecast, law
-from rlrazor.report.sections import Study, build
+from rlrazor.report.sections import build
 from rlrazor.report.sections.forecasts import BASELINES, PREDICTORS, Outcome, examine, finding
+from rlrazor.report.study import Study
 
 DESCRIPTION = {"labels": {}, "seeds": [0, 1], "config": {}}
 

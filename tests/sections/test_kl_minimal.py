@@ -10,8 +10,8 @@ import pytest
 from rlrazor.analysis import law
 from rlrazor.report import drawing
 from rlrazor.report.drawing import Points
-from rlrazor.report.sections import Study
-from rlrazor.report.sections.kl_minimal import section, settings_of
+from rlrazor.report.study import Study
+from rlrazor.studies.kl_minimal import section, settings_of
 from study_tables import cells, check, plus_minus, run, study_of
 
 Setting = tuple[float, int]

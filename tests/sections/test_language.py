@@ -12,12 +12,14 @@ import polars as pl
 import pytest
 
 from rlrazor.analysis import law
+from rlrazor.analysis.statistics import Estimate
 from rlrazor.cli import main
 from rlrazor.errors import RazorError
-from rlrazor.report import compare_folders, drawing, load, sections, summary, write_report
+from rlrazor.report import compare_folders, drawing, load, summary, write_report
 from rlrazor.report.drawing import Curve, Points
-from rlrazor.report.sections import Section, Study, kl_laws, quadrants, representation
-from rlrazor.report.tables import Estimate
+from rlrazor.report.sections import kl_laws, representation
+from rlrazor.report.study import Section, Study
+from rlrazor.studies import kinds, quadrants
 from study_tables import cells, check, plus_minus
 from test_report import text_of
 
@@ -290,8 +292,15 @@ def test_quadrants_come_from_the_config() -> None:
     assert quadrants.applies(study)
     found = quadrants.section(study)
     check(found, "quadrants")
-    assert "Here GRPO is on-policy with negatives, 1-0 REINFORCE on-policy without, SimPO offline" in found.question
-    assert found.finding.startswith("At a new accuracy of at least 80%, being on-policy is worth +")
+    [square, *_] = found.tables
+    assert [[cell.split(":")[0] for cell in row] for row in square.rows] == [
+        ["on-policy", "1-0 REINFORCE", "GRPO"],
+        ["offline", "SFT, one answer", "SimPO"],
+    ]
+    assert found.finding.startswith("What each is worth in prior score kept, at new ≥ 80%: better: being on-policy (+")
+    assert [header for table in found.tables for header in table.headers if header.startswith("new ≥ ")] == [
+        *("new ≥ 80%", "new ≥ 90%"),
+    ]
     assert not quadrants.applies(study_of(make_table(methods=["grpo", "simpo", "sft-one"])))
     assert not quadrants.applies(Study("quadrants", {}, study.table, study.points, study.bases))
 
@@ -336,7 +345,7 @@ def test_page_of_a_language_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(drawing, "save", lambda figure, folder: None)  # takes seconds
     monkeypatch.setattr(law, "bootstrap", lambda *_, **__: (0.0, 1.0))  # so does this
     table = make_table(methods=["grpo", "reinforce", "simpo", "sft-one"])
-    results = load(make_folder(tmp_path, table))
+    results = load(make_folder(tmp_path, table), kinds())
     names = ["kl-laws", "predictors", "representation", "quadrants"]
     assert [section.name for section in results.sections] == names
     page = write_report(results).read_text()
@@ -367,10 +376,6 @@ def test_page_of_a_language_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_wrong_configs(tmp_path: Path, wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(RazorError, match=message):
         load(make_folder(tmp_path, make_table(), **wrong))
-
-
-def test_sections_of_the_sweep_are_all_known() -> None:
-    assert set(sections.OF_SWEEP) <= set(sections.SECTIONS)
 
 
 def test_gap_is_taken_method_by_method() -> None:

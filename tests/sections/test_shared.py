@@ -4,23 +4,19 @@ import numpy as np
 import polars as pl
 import pytest
 
-from rlrazor.report import figures
-from rlrazor.report.sections import layers
-from rlrazor.report.sections.statistics import (
+from rlrazor.analysis.statistics import (
+    Estimate,
     at_accuracy,
     direction,
     estimate_of,
-    how_many,
     in_all_seeds,
-    in_words,
-    kept_table,
-    over_seeds,
     seed_means,
     shared_threshold,
-    signed,
     with_params,
 )
-from rlrazor.report.tables import Estimate, written
+from rlrazor.report import figures, layers
+from rlrazor.report.sections.statistics import kept_table, over_seeds
+from rlrazor.report.text import how_many, in_words, signed, written
 from study_tables import BASE_NEW, T_THREE_SEEDS, cells, plus_minus, run, study_of
 
 LEVELS = (0.97, 0.96, 0.95)

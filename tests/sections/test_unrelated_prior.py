@@ -12,8 +12,8 @@ from scipy import optimize, stats
 from rlrazor.analysis import law
 from rlrazor.report import drawing
 from rlrazor.report.drawing import Curve
-from rlrazor.report.sections import Study
-from rlrazor.report.sections.unrelated_prior import departures, section, tasks_of
+from rlrazor.report.study import Study
+from rlrazor.studies.unrelated_prior import departures, section, tasks_of
 from study_tables import T_THREE_SEEDS, cells, check, run, study_of
 
 LABELS = {"sft-1": "SFT-1", "sft-2": "SFT-2", "oracle": "oracle SFT", "grpo": "GRPO"}
@@ -29,7 +29,7 @@ def _few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
     """Bootstrap intervals are tested with the laws; here they would take most of the time."""
     whole = law.summarise
     monkeypatch.setattr(
-        "rlrazor.report.sections.unrelated_prior.law.summarise",
+        "rlrazor.studies.unrelated_prior.law.summarise",
         lambda *of, **with_: whole(*of, **{**with_, "samples": 0}),
     )
 

@@ -46,7 +46,6 @@ FLOOR = 0.01  # of a drop, added to it in the scale of residuals: one accuracy p
 SHARES = (0.0, 0.03, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)  # of the first of two KLs in their sum, that are tried
 RANGES = (0.05, 0.2)  # of a forecast drop: up to what a budget is about, up to what shows in use, and beyond
 MIN_RUNS = 3
-UNREACHABLE = 1e6  # nats: a KL that no policy comes to
 
 
 @dataclass(frozen=True)
@@ -174,27 +173,24 @@ class Forecaster:
     ) -> dict[str, float]:
         """How many nats each KL may still grow, in proportion to what they are, until the forecast reaches `budget`.
 
-        With `cautious`, until the upper end of its interval does, of that level and these standard errors. 0 where it
-        is there already, infinite where it never gets there.
+        With `cautious`, until the upper end of its interval does, of that level and these standard errors; in any case
+        no further than the law was fitted to. 0 where it is there already.
         """
-        here_D = np.array([kls[name] for name in self.columns])
+        here_D, highest_D = np.array([kls[name] for name in self.columns]), np.array(self.highest)
         # Before anything has moved, in proportion to what the runs of the fit came to.
-        pace_D = here_D if here_D.any() else np.array(self.highest)
+        pace_D = here_D if (here_D > 0).any() else highest_D
+        grows_D = pace_D > 0
+        reach = float(((highest_D - here_D)[grows_D] / pace_D[grows_D]).min(initial=np.inf)) if grows_D.any() else 0.0
 
         def short(times: float) -> float:
             there = dict(zip(self.columns, here_D + times * pace_D, strict=True))
             found = self.forecast(there, level, stderr)
             return budget - (found.high if cautious else found.drop)
 
-        if short(0.0) <= 0:
+        if reach <= 0 or short(0.0) <= 0:
             return dict.fromkeys(self.columns, 0.0)
         # Laws grow with KL, and so do the quantiles of them that are the ends of an interval: there is one crossing.
-        low, high = 0.0, 1.0
-        while short(high) > 0:
-            low, high = high, 2 * high
-            if high * pace_D.max() > UNREACHABLE:
-                return dict.fromkeys(self.columns, np.inf)
-        times = float(brentq(short, low, high, xtol=1e-12, rtol=1e-9))
+        times = reach if short(reach) > 0 else float(brentq(short, 0.0, reach, xtol=1e-12, rtol=1e-9))
         return dict(zip(self.columns, map(float, times * pace_D), strict=True))
 
 

@@ -20,6 +20,7 @@ from rlrazor.cli.language import (
     experiment_of,
     jobs_of,
     load,
+    require_forgetting,
     settings_given,
     show_plan,
     task_of,
@@ -110,6 +111,7 @@ def run(arguments: argparse.Namespace) -> int:
     jobs = jobs_of(arguments, config)
     if not arguments.dry_run:
         _check(arguments, tiny=config.base == TINY)
+    require_forgetting(config, "calibrate")
     check_early(arguments, config)
     from rlrazor.cli import law_page
     from rlrazor.report import write_report

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, Progress, TimeRemainingColumn
 from rlrazor.cli import exits
 from rlrazor.cli.compare_output import as_json as as_json
 from rlrazor.cli.compare_output import print_findings
-from rlrazor.cli.early import require_files, require_prior, require_source, settle_hub
+from rlrazor.cli.early import needs_no_prior, require_files, require_prior, require_source, settle_hub
 from rlrazor.cli.outputs import check_outputs
 from rlrazor.cli.printing import Subparsers, console_for_tables, options_of, print_json
 from rlrazor.cli.probe import add_probe, dtype_of, probe_without_law
@@ -70,7 +70,9 @@ def add_to(commands: Subparsers) -> None:
     add_probe(probe)
     probe.add_argument("--as-given", action="store_true", help="the order is right, whatever it looks like")
     truth = parser.add_argument_group("the truth beside the forecast")
-    truth.add_argument("--prior", metavar="TASKS", help="prior tasks to measure: lm-eval names, comma-separated")
+    truth.add_argument(
+        "--prior", metavar="TASKS", help="prior tasks to measure: lm-eval names, comma-separated (default: none)"
+    )
     truth.add_argument("--prior-limit", type=int, metavar="N", help="items of each at most (default: 0, all)")
     truth.add_argument("--data-mirror", type=Path, metavar="DIR", help="local JSONL files of the prior tasks")
     truth.add_argument("--allow-code-execution", action="store_true", help="run code that the model writes (HumanEval)")
@@ -79,6 +81,8 @@ def add_to(commands: Subparsers) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Compare, write the page, print, and judge."""
+    if needs_no_prior(arguments.prior):
+        arguments.prior = None
     needs_extra("guard", *(("eval",) if arguments.prior else ()))
     limits = _limits(arguments)
     check_outputs(arguments, [(arguments.out, "page")])  # first: it should not cost minutes

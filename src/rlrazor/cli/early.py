@@ -4,7 +4,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from rlrazor.errors import RazorError
-from rlrazor.lm.task_names import check_names
+from rlrazor.lm.task_names import NONE, are_none, check_names
 
 TINY = "tiny"  # the base that is made here, and its prior tasks
 
@@ -35,9 +35,20 @@ def require_source(*sources: str) -> None:
 
 def require_prior(tasks: str | tuple[str, ...] | None) -> None:
     """Raise RazorError for prior tasks that lm-eval does not have, comma-separated or one by one."""
-    if tasks is not None:
-        names = tasks.split(",") if isinstance(tasks, str) else tasks
-        check_names([name.strip() for name in names if name.strip() and name != TINY])
+    names = prior_names(tasks)
+    if not are_none(names):
+        check_names([name for name in names if name != TINY])
+
+
+def prior_names(tasks: str | tuple[str, ...] | None) -> list[str]:
+    """The prior tasks that --prior names."""
+    names = tasks.split(",") if isinstance(tasks, str) else tasks or ()
+    return [name.strip() for name in names if name.strip()]
+
+
+def needs_no_prior(tasks: str | None) -> bool:
+    """Whether --prior says that there are none."""
+    return prior_names(tasks) == [NONE]
 
 
 def settle_hub(*sources: str, data: bool) -> None:

@@ -36,7 +36,7 @@ def add_to(commands: Subparsers) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure and print."""
-    needs_extra("guard", "eval")
+    needs_extra("guard", *(() if early.needs_no_prior(arguments.prior) else ("eval",)))
     from rlrazor.experiments.language.config import parse_setting, resolve
 
     given = {name: value for name in _OWN if (value := getattr(arguments, name)) is not None}

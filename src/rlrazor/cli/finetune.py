@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rlrazor.cli.early import needs_no_prior
 from rlrazor.cli.language import (
     DRY_RUN,
     PAPER_DEFAULTS,
@@ -81,7 +82,7 @@ def add_to(commands: Subparsers) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Train the one run, and print its checkpoints."""
-    needs_extra("guard", "train", "eval")
+    needs_extra("guard", "train", *(() if needs_no_prior(arguments.prior) else ("eval",)))
     if not arguments.dry_run:
         check_folder(arguments, arguments.out)
     processes.join()

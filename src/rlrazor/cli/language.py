@@ -187,13 +187,22 @@ def check_early(arguments: argparse.Namespace, config: Config, *models: str) -> 
     if not getattr(arguments, "dry_run", False):  # which loads no model
         early.require_source(*models)
     fetched = own is not None and own.from_hub and arguments.data is None
-    scored = early.TINY not in (base, *config.prior) and arguments.data_mirror is None
+    scored = base != early.TINY and config.has_prior and arguments.data_mirror is None
     early.settle_hub(*models, data=fetched or scored)
     if fetched and own is not None and hub.is_offline():
         own.load(None)  # which says at once what is missing
     from rlrazor.lm import compute
 
     compute.prepare_process(config.threads)
+
+
+def require_forgetting(config: "Config", command: str) -> None:
+    """Raise RazorError for a command of which what the prior tasks lose is the subject, without any."""
+    if not config.has_prior:
+        raise RazorError(
+            f"razor {command} is about what the prior tasks lose, so it takes at least one: name some with --prior. "
+            "`razor finetune` trains and measures KL with --prior none."
+        )
 
 
 def stop_of(arguments: argparse.Namespace) -> tuple[str, ...]:
@@ -257,6 +266,7 @@ def run_sweep(arguments: argparse.Namespace, preset: str, out: Path) -> int:
     config = resolve(preset, {name: parse_setting(name, value) for name, value in given.items()})
     if not arguments.dry_run:
         check_run_folder(arguments, out)
+    require_forgetting(config, arguments.argv[0])
     check_early(arguments, config)
     # Imported here: torch and TRL take seconds that `razor --version` should not.
     from rlrazor.runs import runner

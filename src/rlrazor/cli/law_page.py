@@ -12,8 +12,9 @@ from rlrazor.guard.calibrate import warnings_of
 from rlrazor.guard.law_file import NAMES, LawFile, range_label
 from rlrazor.report import Results
 from rlrazor.report.drawing import INK, PALETTE, Curve, Figure, Floats, Layer, Panel, Points
-from rlrazor.report.sections import Section, Study
-from rlrazor.report.tables import Table, percent
+from rlrazor.report.study import Section, Study
+from rlrazor.report.tables import Table
+from rlrazor.report.text import percent
 
 FINE = 400  # points of the law's curve, half of them close together near the base, where it may be steep
 

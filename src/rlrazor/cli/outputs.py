@@ -32,9 +32,10 @@ def check_run_folder(arguments: argparse.Namespace, out: Path, more: Iterable[Ou
     """The same for the folder of an experiment, its tables, its report, its figures, and `more`."""
     from rlrazor.report import page
     from rlrazor.runs.store import RunStore
+    from rlrazor.studies import PAGE
 
     check_folder(arguments, out)
-    check_outputs(arguments, (*RunStore(out).outputs, *page.outputs(out), *more))
+    check_outputs(arguments, (*RunStore(out).outputs, *page.outputs(out, PAGE), *more))
 
 
 def check_folder(arguments: argparse.Namespace, out: Path) -> None:

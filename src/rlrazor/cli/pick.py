@@ -343,7 +343,7 @@ def _marked(found: "Pick") -> "list[Candidate]":
 def _drop_cell(one: "Candidate") -> str:
     if one.drop is None or one.low is None or one.high is None:
         return ""
-    interval = "" if one.low == one.high else f" [{100 * one.low:.1f}, {100 * one.high:.1f}]"
+    interval = "" if one.low == one.high or math.isinf(one.high) else f" [{100 * one.low:.1f}, {100 * one.high:.1f}]"
     return f"{100 * one.drop:.1f}{interval}"
 
 
@@ -379,6 +379,7 @@ def _panel(found: "Pick", of: str) -> "Panel":
 
     def points(label: str, own: "Sequence[Candidate]", color: str, symbol: str, size: float) -> Points:
         ends = np.array([one.interval(of) for one in own], float).reshape(-1, 3) * scale
+        ends = np.where(np.isfinite(ends), ends, ends[:, :1])  # no bar where the error is not known
         x = np.array([one.new for one in own])
         return Points(label, x, ends[:, 0], color, symbol, size=size, error_low=ends[:, 1], error_high=ends[:, 2])
 

@@ -103,12 +103,14 @@ def print_plan(config: Any, estimate: Mapping[str, Any], what: str, *, as_json: 
 def records_table(base: Record, records: Sequence[Record]) -> Table:
     """Checkpoints below their base, scores in %, KL in nats; ±: one standard error."""
     caption = "Of the scores more is better; ±: one standard error, where there is one."
+    if not base.prior:
+        caption += " What was forgotten was not measured: there are no prior tasks."
     table = Table(box=box.SIMPLE_HEAD, caption=caption, caption_justify="left")
     table.add_column("step")
     for header in (
         "new, %",
         *(f"{name}, %" for name in base.prior),
-        "prior, %",
+        *(("prior, %",) if base.prior else ()),
         "forward KL",
         "reverse KL",
         "KL, probe",
@@ -120,7 +122,7 @@ def records_table(base: Record, records: Sequence[Record]) -> Table:
         scores = [
             f"{100 * record.new:.1f}" + (f" ± {100 * max(new_errors):.1f}" if new_errors else ""),
             *(_with_error(100 * value, errors, f"prior_{name}_stderr", 100) for name, value in record.prior.items()),
-            _with_error(100 * record.prior_mean, errors, "prior_stderr", 100),
+            *((_with_error(100 * record.prior_mean, errors, "prior_stderr", 100),) if record.prior else ()),
         ]
         kls = [
             _with_error(record.drift[name], errors, f"{name}_stderr", 1, digits=3) if name in record.drift else "—"

@@ -43,11 +43,14 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.out:
         raise RazorError("--out is for the comparison of several folders: the report of one goes into that folder.")
     from rlrazor.report import load, markdown, page, write_markdown, write_report
+    from rlrazor.studies import kinds
 
     folder = arguments.folders[0]
-    _check(arguments, [*page.outputs(folder), *(markdown.outputs(arguments.markdown) if arguments.markdown else ())])
+    known = kinds()
+    notes = markdown.outputs(arguments.markdown, known) if arguments.markdown else []
+    _check(arguments, [*page.outputs(folder, known), *notes])
     with Terminal(stderr=True).status("Fitting the law and drawing the report"):
-        results = load(folder)
+        results = load(folder, known)
         if (folder / "law.json").exists():  # of a calibration: what the law says of itself comes first
             from rlrazor.cli.law_page import with_law
 

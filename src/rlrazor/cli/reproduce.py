@@ -128,7 +128,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Resolve the config, run the sweep or the analyses, print the tables."""
     # Imported here: torch takes seconds that `razor --version` should not.
     from rlrazor.experiments.parity_mnist.experiment import ParityMnist
-    from rlrazor.experiments.parity_mnist.studies import THEORY, parse_analyses
+    from rlrazor.studies import THEORY, parse_analyses
 
     analyses = parse_analyses(arguments.analysis) if arguments.analysis is not None else ()
     config, preset, keep_sweep = _config_of(arguments, analyses)
@@ -151,8 +151,9 @@ def _config_of(arguments: argparse.Namespace, analyses: "Sequence[str]") -> tupl
 
     That is so for analyses without settings of a sweep.
     """
-    from rlrazor.experiments.parity_mnist.studies import needs_sweep, seeds_of
     from rlrazor.runs.settings import read_settings
+    from rlrazor.studies import needs_sweep
+    from rlrazor.studies.grids import seeds_of
 
     settings = read_settings(arguments.config) if arguments.config else {}
     settings |= running.given(arguments, ("preset", *SETTINGS))
@@ -189,8 +190,9 @@ def _run(
     keep_sweep: bool,
 ) -> "Done":
     """The sweep, unless the analyses need none or have it; then the analyses, with the seeds of the config."""
-    from rlrazor.experiments.parity_mnist import reproduce, studies
+    from rlrazor import studies
     from rlrazor.runs import runner
+    from rlrazor.studies import run as of_studies
 
     done = runner.Done()
     has_sweep = all((options.out / name).exists() for name in ("config.json", "records.parquet"))
@@ -198,9 +200,9 @@ def _run(
         done += runner.run(experiment, config, options, console)
     for name in analyses:
         if name in studies.STUDIES:
-            done += reproduce.run_study(name, experiment, config.seeds, options, console)
+            done += of_studies.run_study(name, experiment, config.seeds, options, console)
     if studies.THEORY in analyses:
-        reproduce.run_theory(config.seeds, options, console)
+        of_studies.run_theory(config.seeds, options, console)
     return done
 
 
@@ -212,12 +214,13 @@ def _show_plan(
     analyses: "Sequence[str]",
 ) -> None:
     """What a dry run prints: the sweep's runs and the analyses'."""
-    from rlrazor.experiments.parity_mnist import reproduce, studies
+    from rlrazor import studies
     from rlrazor.runs.estimate import estimate, planned
+    from rlrazor.studies import run as of_studies
 
     specs: list[Any] = planned(experiment, config) if studies.needs_sweep(analyses) else []
     for name in set(analyses) & set(studies.STUDIES):
-        for phase in reproduce.phases(name, options.preset, config.seeds, "", None):
+        for phase in of_studies.phases(name, options.preset, config.seeds, "", None):
             specs += phase.specs
     found = estimate(experiment, config, list(dict.fromkeys(specs)), jobs=options.jobs, weights=options.weights)
     counts = found.counts

@@ -68,10 +68,11 @@ def write_and_load(out: Path, console: Terminal) -> "tuple[Results, Path]":
     """What is in the folder now, analysed and drawn."""
     from rlrazor.report import load, write_report
     from rlrazor.runs.store import RunStore
+    from rlrazor.studies import kinds
     from rlrazor.system.progress import doing
 
     with RunStore(out).open_for_writing(), doing(console, "Fitting the laws and drawing the report"):
-        results = load(out)
+        results = load(out, kinds())
         return results, write_report(results)
 
 

@@ -3,23 +3,18 @@
 import argparse
 import json
 import shlex
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
-
 from rlrazor.cli.outputs import check_outputs
 from rlrazor.cli.printing import Subparsers, console_for_tables, options_of, print_json
 from rlrazor.errors import RazorError
-from rlrazor.system.terminal import PlainColumn, Terminal
+from rlrazor.system.progress import doing
+from rlrazor.system.terminal import Terminal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from rlrazor.report.sections.study import Section
+    from rlrazor.report.study import Section
 
 
 def add_to(commands: Subparsers) -> None:
@@ -40,8 +35,9 @@ def add_to(commands: Subparsers) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Compute, write the figure and theory.json, print the tables."""
     # Imported here: the report's libraries take a second that `razor --version` should not.
-    from rlrazor import theory
     from rlrazor.report import drawing, sections
+    from rlrazor.report.study import Study
+    from rlrazor.studies import kinds, theory
     from rlrazor.system.writing import atomic_path
 
     seeds = _parse_seeds(arguments.seeds)
@@ -49,11 +45,11 @@ def run(arguments: argparse.Namespace) -> int:
     path = arguments.out / f"{theory.NAME}.json"
     check_outputs(arguments, [(path, "json"), *drawing.files([theory.NAME], arguments.out)])
     with atomic_path(path) as partial:
-        with _progress(Terminal(stderr=True)) as show:
-            found = theory.theory_study(arguments.preset, seeds, progress=show)
+        with doing(Terminal(stderr=True), "Computing the theory"):
+            found = theory.theory_study(arguments.preset, seeds)
         description = theory.describe(found, arguments.preset, seeds, shlex.join(["razor", *arguments.argv]))
         partial.write_text(json.dumps(description, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    section = sections.build(sections.Study(theory.NAME, description))
+    section = sections.build(Study(theory.NAME, description), kinds())
     drawing.save(section.figure, arguments.out)
     _print(section, arguments.out / f"{section.figure.name}.png", as_json=arguments.json)
     return 0
@@ -68,27 +64,6 @@ def _parse_seeds(text: str) -> list[int]:
         ) from error
 
 
-@contextmanager
-def _progress(console: Terminal) -> "Iterator[Callable[[str, int, int], None]]":
-    """A bar over the parts of the study; a line per part where there is no terminal."""
-    columns = (
-        PlainColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("theory", total=None)
-
-        def show(name: str, done: int, total: int) -> None:
-            bar.update(task, description=name, completed=done, total=total)
-            if not console.is_terminal:
-                console.print(f"{name} ({done + 1} of {total})", highlight=False)
-
-        yield show
-        bar.update(task, description="done", completed=bar.tasks[0].total)
-
-
 def _print(section: "Section", path: Path, *, as_json: bool) -> None:
     from rlrazor.report.tables import to_rich
 
@@ -100,5 +75,6 @@ def _print(section: "Section", path: Path, *, as_json: bool) -> None:
     for table in section.tables:
         console.print(to_rich(table))
     console.print(section.finding, highlight=False)
-    console.print(section.note, style="dim", highlight=False)
+    for paragraph in section.paragraphs:
+        console.print("\n" + paragraph.removeprefix("## "), style="dim", highlight=False)
     console.print(f"Figure: {path}", highlight=False, soft_wrap=True)

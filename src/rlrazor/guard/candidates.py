@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from rlrazor import bounds
 from rlrazor.analysis.forecast import FORWARD, PROBE
 from rlrazor.errors import RazorError
-from rlrazor.guard.verdict import SEVERITY, Limits, Verdict, judge
+from rlrazor.guard.verdict import SEVERITY, Limits, Verdict, judge, upper_end
 from rlrazor.lm.kl import Estimate
 
 DROP = "drop"
@@ -21,8 +21,8 @@ AXES = (DROP, FORWARD, PROBE)  # what a new-task score is weighed against
 class Candidate:
     """A checkpoint. `new` is the metric's value; `drop` of the prior score, a fraction of 1, measured or forecast.
 
-    `low` and `high` are the ends of the drop's interval, equal to it where the error of a measured one is not known;
-    all three are None where there is no law. `extrapolated`: its KL is beyond what the law was fitted to. `kl`: nats
+    `low` and `high` are the ends of the drop's interval, infinite where the error of a measured one is not known; all
+    three are None where there is no law. `extrapolated`: its KL is beyond what the law was fitted to. `kl`: nats
     per completion, or text, on each probe that was measured, of which `prompts` counts the prompts, where it is known.
     """
 
@@ -41,7 +41,7 @@ class Candidate:
         """The drop, or a KL, with the ends of its interval; None where it is not known.
 
         A KL's is of 95 %, by its prompts. Where their number is not known its ends are two standard errors away, and
-        without one, of a single prompt, it could be up to three times as large.
+        without one (NaN), of a single prompt, it could be up to three times as large; infinite: nobody knows.
         """
         if of == DROP:
             if self.drop is None or self.low is None or self.high is None:
@@ -52,7 +52,7 @@ class Candidate:
         kl = self.kl[of]
         if of in self.prompts:
             return kl.mean, *kl.interval(self.prompts[of], LEVEL)
-        spread = 2 * (kl.stderr if math.isfinite(kl.stderr) else kl.mean)
+        spread = 2 * (kl.mean if math.isnan(kl.stderr) else kl.stderr)
         return kl.mean, max(kl.mean - spread, 0.0), kl.mean + spread
 
     def at(self, of: str, *, upper: bool = False) -> float:
@@ -95,7 +95,7 @@ class Budgets(Limits):
 
     def judged(self, one: Candidate, of: str) -> float:
         """What counts of a checkpoint; infinite where it is not known, as an interval's end beyond the law's fit."""
-        return math.inf if self.cautious and _is_beyond(one, of) else one.at(of, upper=self.cautious)
+        return upper_end(one.at(of, upper=self.cautious), beyond=self.cautious and _is_beyond(one, of))
 
     def admits(self, one: Candidate) -> bool:
         """Whether all that counts is within the limits."""
@@ -109,7 +109,7 @@ class Budgets(Limits):
                 said.append(Verdict.UNCERTAIN)
                 continue
             estimate, low, high = found
-            high = math.inf if _is_beyond(one, of) else high
+            high = upper_end(high, beyond=_is_beyond(one, of))
             how = {"cautious": self.cautious, "accept_uncertain": self.accept_uncertain}
             said.append(judge(estimate, low, high, most, **how))
         return max(said, key=SEVERITY.index)

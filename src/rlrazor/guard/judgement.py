@@ -13,7 +13,7 @@ from rlrazor.errors import RazorError
 from rlrazor.guard.compare import Comparison
 from rlrazor.guard.law_file import LawFile
 from rlrazor.guard.truth import TaskChange, Truth
-from rlrazor.guard.verdict import SEVERITY, Limits, Verdict, judge
+from rlrazor.guard.verdict import SEVERITY, Limits, Verdict, judge, upper_end
 from rlrazor.lm.prior import Metric
 
 MOST_ITEMS = 1_000_000  # that are worth naming
@@ -103,9 +103,10 @@ def _of_drop(found: Comparison, limit: float, law: LawFile | None) -> _Evidence:
     if forecast is None or law is None or found.level is None:
         raise _nothing_to_judge({} if truth is None else truth.tasks)
     _require_judge(law, limit)
-    remedy, high = "Measure the drop with --prior, or calibrate with more runs.", forecast.high
-    if forecast.extrapolated and high <= limit:
-        remedy, high = f"The interval is of smaller KLs than this. {remedy}", math.nan
+    remedy = "Measure the drop with --prior, or calibrate with more runs."
+    high = upper_end(forecast.high, beyond=forecast.extrapolated)
+    if forecast.high <= limit < high:
+        remedy = f"The interval is of smaller KLs than this. {remedy}"
     return _Evidence("forecast drop", forecast.drop, forecast.low, high, found.level, remedy)
 
 

@@ -155,7 +155,10 @@ class LawFile:
         measured: int | None = None,
         cautious: bool = False,
     ) -> dict[str, float]:
-        """How many nats each KL may still grow until `forecast`, with `cautious` its upper end, reaches the budget."""
+        """How many nats each KL may still grow until `forecast`, with `cautious` its upper end, reaches the budget.
+
+        No further than the law was fitted to.
+        """
         means = {name: one.mean for name, one in kls.items()}
         wanted = self.level if level is None else level
         return self.forecaster.remaining(

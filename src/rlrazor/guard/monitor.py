@@ -40,6 +40,7 @@ from rlrazor.guard.overlap import count_overlap, template_caution
 from rlrazor.guard.plan import Costs, Plan
 from rlrazor.guard.reading import Reading
 from rlrazor.guard.steps import StepClock, TokenCounter, tokens_of_step
+from rlrazor.guard.verdict import Verdict, judge, upper_end
 from rlrazor.guard.waiting import SetUpProgress
 from rlrazor.lm import compute, encoding
 from rlrazor.lm.adapters import is_adapted, unwrapped
@@ -89,7 +90,8 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
     conversations. `law`: what `razor calibrate` wrote; without one there is KL and no forecast. `budget`: the largest
     drop of the prior score to accept, a fraction of 1; beyond it, `on_budget` is to `warn`, to `stop` training, or to
     `keep` the last model within it in OUTPUT_DIR/within-budget. It is the forecast that counts, with `cautious` the
-    upper end of its interval; a law that may not judge watches no budget. `every`: None measures as often as costs 5 %
+    upper end of its interval; at a KL beyond those that the law was fitted to nothing is within, and with `cautious`
+    all is over. A law that may not judge watches no budget. `every`: None measures as often as costs 5 %
     of training, by counting tokens, with probes thinned if need be, and at least four times whatever it costs; the plan
     and its costs are said before the first step. `generic`: text that stands for what must not change, a file or
     `GenericText`; by default the law's, or else sixty built-in paragraphs. `settings`: how the base completes prompts,
@@ -275,9 +277,9 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
             reading = self._reading(state, side, joined(measured), time.perf_counter() - start)
             self.readings.append(reading)
             self._report(args, reading)
-            if reading.within is False and self.on_budget == "stop":
+            if reading.verdict is Verdict.ABOVE and self.on_budget == "stop":
                 control.should_training_stop = True
-            elif reading.within and self.kept is not None:
+            elif reading.verdict is Verdict.WITHIN and self.kept is not None:
                 self.kept.save(unwrapped(model), processing_class, reading.as_json())
 
         self._or_else_off(state, lambda: ranks.together(act))
@@ -524,7 +526,7 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
     def _reading(self, state: Any, side: BaseSide, drifts: Mapping[str, Drift], seconds: float) -> Reading:
         kl = kls_of(drifts)
         forecast, level, remaining = None, None, {}
-        within: bool | None = None
+        verdict: Verdict | None = None
         if self.law is not None:
             asked, measured = self.prompts_hash if side is self.base else "", side.whole[FORWARD]
             forecast = self.law.forecast(kl, self.level, prompts=asked, measured=measured)
@@ -533,7 +535,10 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
                 remaining = self.law.remaining(
                     kl, self.budget, self.level, prompts=asked, measured=measured, cautious=self.cautious
                 )
-                within = (forecast.high if self.cautious else forecast.drop) <= self.budget
+                # Who is not cautious goes by the forecast itself, as far as the law has seen.
+                low, high = (forecast.low, forecast.high) if self.cautious else (forecast.drop, forecast.drop)
+                high = upper_end(high, beyond=forecast.extrapolated)
+                verdict = judge(forecast.drop, low, high, self.budget, cautious=self.cautious)
         return Reading(
             int(state.global_step),
             float(state.epoch or 0.0),
@@ -545,7 +550,7 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
             level,
             self.budget,
             remaining,
-            within,
+            verdict,
             seconds,
         )
 
@@ -570,8 +575,10 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
         _say(reading.line(self._done_about(reading)))
 
     def _done_about(self, reading: Reading) -> str:
-        """What follows from a forecast that is over the budget."""
-        if reading.within is not False:
+        """What follows from a forecast that is over the budget, or of which that cannot be told."""
+        if reading.verdict is Verdict.UNCERTAIN:
+            return "training goes on" if self.kept is None else "this model is not kept"
+        if reading.verdict is not Verdict.ABOVE:
             return ""
         kept = None if self.kept is None else self.kept.step
         return {

@@ -235,6 +235,9 @@ def _kind(one: Candidate) -> str:
     return "measured" if one.measured else "forecast"
 
 
+_NO_ERROR = "the standard errors are not known"
+
+
 def _none_within(found: Pick, limits: Budgets) -> str:
     """What there is at least of each, and which would be within by the estimates."""
     parts = []
@@ -242,8 +245,10 @@ def _none_within(found: Pick, limits: Budgets) -> str:
         least = min(found.candidates, key=lambda one, of=of: limits.judged(one, of))  # type: ignore[misc]
         value = limits.judged(least, of)
         how = "by the upper end of its interval" if limits.cautious else _kind(least)
-        if of == DROP and math.isinf(value):
-            parts.append(f"the budget of {100 * most:.1f} points: KL is beyond what the law was fitted to")
+        if math.isinf(value):
+            limit = f"the budget of {100 * most:.1f} points" if of == DROP else f"{most:.4g} nats of {NAMES[of]}"
+            beyond = least.extrapolated and of == DROP
+            parts.append(f"{limit}: {'KL is beyond what the law was fitted to' if beyond else _NO_ERROR}")
         elif of == DROP:
             parts.append(
                 f"the budget of {100 * most:.1f} points: the least that any drops, {how}, is {100 * value:.1f} "
@@ -257,7 +262,7 @@ def _none_within(found: Pick, limits: Budgets) -> str:
         names := [one.name for one in found.candidates if replace(limits, cautious=False).admits(one)]
     ):
         said += f" By the estimate alone there {_is(names)} {_listed(names)}."
-    return f"{said} Save checkpoints earlier, or train with a lower learning rate."
+    return said if _NO_ERROR in said else f"{said} Save checkpoints earlier, or train with a lower learning rate."
 
 
 def _doubt(found: Pick, limits: Budgets, chosen: Candidate) -> str:
@@ -266,7 +271,9 @@ def _doubt(found: Pick, limits: Budgets, chosen: Candidate) -> str:
     for of, most in limits.most.items():
         estimate = chosen.interval(of)
         assert estimate is not None
-        if estimate[2] > most:
+        if math.isinf(estimate[2]):
+            parts.append(f"the standard error of its {'drop' if of == DROP else NAMES[of]} is not known")
+        elif estimate[2] > most:
             scale, unit = (100, "points") if of == DROP else (1, f"nats of {NAMES[of]}")
             low, high, limit = (f"{scale * value:.{1 if of == DROP else 3}f}" for value in (*estimate[1:], most))
             parts.append(f"its interval of {low} to {high} {unit} holds the budget of {limit}")
@@ -288,6 +295,8 @@ def _weighed(found: Pick) -> Pick:
     _check_weighable(found.metric, [one.new for one in found.candidates], lower=found.lower_is_better)
     limits = found.limits
     chosen = max(found.candidates, key=lambda one: (one.new - one.at(DROP, upper=limits.cautious), -one.step))
+    if math.isinf(chosen.at(DROP, upper=limits.cautious)):
+        return replace(found, why="No checkpoint is recommended: the upper ends of the drops' intervals are not known.")
     drop = chosen.at(DROP, upper=limits.cautious)
     of = f"{_kind(chosen)} drop{' at the upper end of its interval' if limits.cautious else ''}"
     why = (
@@ -340,18 +349,19 @@ def _of_records(folder: Path) -> _Source:
         raise RazorError(f"{folder} holds the base policy only: there is nothing to pick from.")
     of_base = {row["seed"]: row.get("prior_stderr") for row in bases}
     errors = [_error_of_drop(row, of_base.get(row["seed"])) for row in rows]
-    known = None not in errors
-    notes = [] if known else ["The measured drops have no standard error: how much of them is chance is not known."]
-    candidates = [_of_record(row, (error or 0.0) if known else 0.0) for row, error in zip(rows, errors, strict=True)]
-    return _Source("new", candidates, notes, 0.95 if known else None, None)
+    unknown = errors.count(math.inf)
+    which = "The measured drops have" if unknown == len(rows) else f"{unknown} of the {len(rows)} measured drops have"
+    notes = [f"{which} no standard error: how much of them is chance is not known."] if unknown else []
+    candidates = [_of_record(row, error) for row, error in zip(rows, errors, strict=True)]
+    return _Source("new", candidates, notes, None if unknown == len(rows) else 0.95, None)
 
 
 def _of_record(row: Mapping[str, Any], error: float) -> Candidate:
-    """A row of the table, with the standard error of its drop."""
+    """A row of the table, with the standard error of its drop, infinite where it is not known."""
     name = f"{row['method']} lr {row['lr']:.3g} seed {row['seed']} step {row['step']} ({row['run_id']})"
     drop = float(row["forgetting"])
     kls = {
-        of: Estimate(float(row[of]), float(row.get(f"{of}_stderr") or 0.0))
+        of: Estimate(float(row[of]), _or(row.get(f"{of}_stderr"), math.inf))
         for of in (FORWARD, PROBE)
         if _is_finite(row.get(of))
     }
@@ -362,10 +372,16 @@ def _of_record(row: Mapping[str, Any], error: float) -> Candidate:
 _MEASURED = ("prior", FORWARD, PROBE)
 
 
-def _error_of_drop(row: Mapping[str, Any], of_base: float | None) -> float | None:
-    """The standard error of a difference of two scores; at most, as it takes them to be of different items."""
-    own = row.get("prior_stderr")
-    return None if own is None or of_base is None else math.hypot(own, of_base)
+def _error_of_drop(row: Mapping[str, Any], of_base: float | None) -> float:
+    """The standard error of a difference of two scores; at most, as it takes them to be of different items.
+
+    Infinite where that of one of them is not known.
+    """
+    return math.hypot(_or(row.get("prior_stderr"), math.inf), _or(of_base, math.inf))
+
+
+def _or(value: float | None, unknown: float) -> float:
+    return float(value) if value is not None and math.isfinite(value) else unknown
 
 
 def _is_finite(value: float | None) -> bool:

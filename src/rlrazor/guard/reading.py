@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from rlrazor.analysis.forecast import FORWARD, PROBE, Forecast
+from rlrazor.guard.verdict import Verdict
 from rlrazor.lm.kl import Estimate
 
 _NAMES = {FORWARD: "KL", PROBE: "KL on the probe"}
@@ -18,8 +19,8 @@ class Reading:
     """One measurement. KLs in nats per completion or text, with standard errors; the forecast None without a law.
 
     `remaining`: how much KLs may still grow, in the proportions in which they have, until the forecast reaches the
-    budget. `within`: whether it is below it; None where there is no budget or no law. `prompts`: how many of each probe
-    were measured; `whole`: that is all.
+    budget, or the end of what the law was fitted to. `verdict`: on the budget; None where there is none, or no law that
+    may judge it. `prompts`: how many of each probe were measured; `whole`: that is all.
     """
 
     step: int
@@ -32,8 +33,13 @@ class Reading:
     level: float | None
     budget: float | None
     remaining: Mapping[str, float]
-    within: bool | None
+    verdict: Verdict | None
     seconds: float
+
+    @property
+    def within(self) -> bool | None:
+        """Whether it is within the budget; None where that cannot be told, or is not judged."""
+        return None if self.verdict in (None, Verdict.UNCERTAIN) else self.verdict is Verdict.WITHIN
 
     def as_json(self) -> dict[str, Any]:
         """A row of the log: JSON has no infinity, so what never runs out is None."""
@@ -50,6 +56,7 @@ class Reading:
             "budget": self.budget,
             "remaining": {name: _finite(value) for name, value in self.remaining.items()},
             "within": self.within,
+            "verdict": self.verdict,
             "seconds": round(self.seconds, 3),
         }
 
@@ -63,7 +70,7 @@ class Reading:
         return {f"razor/{name}": value for name, value in found.items()}
 
     def line(self, done: str = "") -> str:
-        """For people. `done`: what has been done about a forecast that is over the budget."""
+        """For people. `done`: what has been done about a forecast that is over the budget, or may be."""
         kls = ", ".join(f"{_NAMES[name]} {_with_error(estimate)}" for name, estimate in self.kl.items())
         if self.forecast is None:
             return f"[razor] step {self.step}: {kls} nats; uncalibrated: no law, so no forecast"
@@ -73,17 +80,21 @@ class Reading:
             f"[razor] step {self.step}: {kls} nats; forecast drop {100 * shown.drop:.{3 if close else 1}f} points "
             f"[{100 * shown.low:.1f}, {100 * shown.high:.1f}] ({self.level:.0%})"
         )
-        if self.within:
-            assert self.budget is not None
-            left = {name: nats for name, nats in self.remaining.items() if math.isfinite(nats)}
-            text += f"; within the budget of {100 * self.budget:.1f}, "
-            text += " and ".join(f"{nats:.3g} nats of {_NAMES[name]}" for name, nats in left.items())
-            text += " left" if left else "whatever KL does"
-        elif self.within is False:
-            assert self.budget is not None
-            which = ", whose upper end" if shown.drop <= self.budget else ""
-            text += f"{which} is over the budget of {100 * self.budget:.1f}{done and f': {done}'}"
-        return text + ("; beyond what the law was fitted to" if shown.extrapolated else "")
+        return text + self._about_budget(done) + ("; beyond what the law was fitted to" if shown.extrapolated else "")
+
+    def _about_budget(self, done: str) -> str:
+        """What is said of the budget, where it is judged."""
+        if self.verdict is None or self.budget is None or self.forecast is None:
+            return ""
+        budget, so = f"the budget of {100 * self.budget:.1f}", f": {done}" if done else ""
+        if self.verdict is Verdict.UNCERTAIN:
+            return f"; whether that is within {budget} cannot be told{so}"
+        if self.verdict is Verdict.WITHIN:
+            left = " and ".join(f"{nats:.3g} nats of {_NAMES[name]}" for name, nats in self.remaining.items())
+            return f"; within {budget}, {left} left"
+        if self.forecast.high <= self.budget:
+            return f"; that it is within {budget} cannot be told, which counts as over it{so}"
+        return f"{', whose upper end' if self.forecast.drop <= self.budget else ''} is over {budget}{so}"
 
 
 def _with_error(estimate: Estimate) -> str:

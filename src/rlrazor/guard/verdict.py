@@ -1,5 +1,6 @@
 """On which side of a limit an estimate is: within, above, or not to be told from the evidence there is."""
 
+import math
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -26,6 +27,11 @@ class Limits:
     kl: float | None = None
     cautious: bool = False
     accept_uncertain: bool = False
+
+
+def upper_end(high: float, *, beyond: bool) -> float:
+    """Of a forecast's interval, as it may be judged: infinite `beyond` the KLs that its law was fitted to."""
+    return math.inf if beyond else high
 
 
 def judge(

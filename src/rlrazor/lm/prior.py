@@ -388,7 +388,8 @@ def _load(name: str, mirror: Path | None, allow_code_execution: bool) -> _Task:
         if hub.is_unreachable(error):
             raise RazorError(
                 f"The data of {name} are not on this machine and the hub cannot be reached. Try again with a "
-                "connection, give a folder that mirrors them (--data-mirror), or name other tasks (--prior)."
+                "connection, give a folder that mirrors them (--data-mirror), name other tasks (--prior) or, where "
+                "KL to the base is enough, none (`razor finetune`, `evaluate` and `compare`: --prior none)."
             ) from error
         raise RazorError(f"lm-eval cannot build the task {name}: {type(error).__name__}: {cause_of(error)}") from error
     leaves, groups = content["tasks"], content.get("groups", {})

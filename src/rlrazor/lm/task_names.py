@@ -14,9 +14,17 @@ from pathlib import Path
 from rlrazor.errors import RazorError
 
 DEFAULT_TASKS = ("hellaswag", "truthfulqa_mc2", "mmlu", "ifeval", "winogrande", "humaneval")
+NONE = "none"  # in place of their names: no prior task is scored
 
 _NAMED = re.compile(rb"^[\"']?(?:task|group|tag)[\"']?\s*:[ \t]*(.*(?:\n[ \t]*- .*)*)", re.MULTILINE)
 _NAME = re.compile(r"\w[^\s\"',\[\]#]*")
+
+
+def are_none(tasks: Sequence[str]) -> bool:
+    """Whether they are NONE. Raises RazorError where it stands beside a task."""
+    if NONE in tasks and len(tasks) > 1:
+        raise RazorError(f"Prior tasks are named, or {NONE!r} stands alone: no task is scored then.")
+    return tuple(tasks) == (NONE,)
 
 
 def check_names(tasks: Sequence[str]) -> None:

@@ -7,26 +7,17 @@ from pathlib import Path
 
 import polars as pl
 
+from rlrazor.analysis.statistics import Estimate, at_accuracy, best_checkpoints, difference, direction, shared_threshold
 from rlrazor.errors import RazorError
 from rlrazor.report import tables
 from rlrazor.report.drawing import PALETTE, Figure, Layer, Panel
 from rlrazor.report.figures import staircase
+from rlrazor.report.layers import base, cloud, learnt
 from rlrazor.report.page import write_comparison
-from rlrazor.report.sections.layers import base, cloud, learnt
 from rlrazor.report.sections.representation import members, with_family
-from rlrazor.report.sections.statistics import (
-    INTERVALS,
-    at_accuracy,
-    best_checkpoints,
-    cell,
-    difference,
-    direction,
-    how_many,
-    shared_threshold,
-    signed,
-)
-from rlrazor.report.sections.study import Section, Study
-from rlrazor.report.tables import FAMILIES, NEVER, Estimate, Table
+from rlrazor.report.study import Section, Study
+from rlrazor.report.tables import FAMILIES, Table
+from rlrazor.report.text import INTERVALS, NEVER, cell, how_many, signed
 
 _STYLES = {"RL": (PALETTE[0], "circle"), "SFT": (PALETTE[1], "square")}
 

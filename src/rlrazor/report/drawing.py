@@ -15,7 +15,6 @@ from typing import Any, Literal
 
 import matplotlib as mpl
 import numpy as np
-import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawing
 from matplotlib.legend_handler import HandlerLine2D
@@ -145,11 +144,6 @@ class Figure:
                 if layer.x.size and layer.label:
                     first.setdefault(layer.label, layer)
         return set(first.values())
-
-
-def floats(table: pl.DataFrame, column: str) -> Floats:
-    """A column as a layer takes it; null becomes NaN."""
-    return table[column].cast(pl.Float64).to_numpy()
 
 
 # matplotlib

@@ -10,8 +10,10 @@ import polars as pl
 from numpy.typing import NDArray
 
 from rlrazor.analysis import frontier
-from rlrazor.report.drawing import INK, PALETTE, SYMBOLS, Curve, Figure, Layer, Panel, Points, Range, as_html, floats
-from rlrazor.report.tables import Sweep, kl_unit_of, number
+from rlrazor.analysis.statistics import floats
+from rlrazor.report.drawing import INK, PALETTE, SYMBOLS, Curve, Figure, Layer, Panel, Points, Range, as_html
+from rlrazor.report.tables import Sweep, kl_unit_of
+from rlrazor.report.text import number
 
 BASE_HOVER = "<b>base</b>, seed %{customdata[0]}<br>new %{customdata[1]:.2%}, prior %{customdata[2]:.2%}<extra></extra>"
 HOVER = (

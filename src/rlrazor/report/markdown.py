@@ -1,12 +1,13 @@
 """The sections of a report as one Markdown file with its figures beside it: for a repository or a pull request."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from rlrazor.errors import RazorError
 from rlrazor.report import drawing
 from rlrazor.report.results import Results
-from rlrazor.report.sections import SECTIONS, Section
+from rlrazor.report.sections import KINDS
+from rlrazor.report.study import Section
 from rlrazor.report.tables import Table
 from rlrazor.system.terminal import printable
 from rlrazor.system.writing import NOTES, Output, write_text
@@ -28,9 +29,9 @@ def write_markdown(results: Results, folder: Path) -> Path:
     return path
 
 
-def outputs(folder: Path) -> list[Output]:
-    """The files that `write_markdown` may write into a folder."""
-    return [(folder / "findings.md", "notes"), *drawing.files(SECTIONS, folder / "findings", kinds=("png",))]
+def outputs(folder: Path, names: Iterable[str] = KINDS) -> list[Output]:
+    """The files that `write_markdown` may write into a folder; `names` are those of the sections it may have."""
+    return [(folder / "findings.md", "notes"), *drawing.files(names, folder / "findings", kinds=("png",))]
 
 
 def _page(results: Results) -> Iterator[str]:
@@ -52,7 +53,9 @@ def _section(section: Section) -> Iterator[str]:
     yield f"![{section.title}](findings/{section.figure.name}.png)\n"
     for table in section.tables:
         yield from _table(table)
-    yield f"{_plain(section.note)}\n"
+    for paragraph in section.paragraphs:
+        heading = paragraph.startswith("## ")
+        yield f"{'#' if heading else ''}{_plain(paragraph)}\n"
 
 
 def _table(table: Table) -> Iterator[str]:

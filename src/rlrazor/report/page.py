@@ -1,6 +1,6 @@
 """The report: a page that opens offline, and the figures beside it as files."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,12 +8,14 @@ from typing import Any
 import jinja2
 import polars as pl
 
+from rlrazor.analysis.statistics import best_checkpoints, difference
 from rlrazor.report import drawing, figures, tables
 from rlrazor.report.drawing import Figure
-from rlrazor.report.results import Results, load
-from rlrazor.report.sections import SECTIONS, Section, Study
-from rlrazor.report.sections.statistics import best_checkpoints, difference, signed
+from rlrazor.report.results import Results
+from rlrazor.report.sections import KINDS
+from rlrazor.report.study import Section, Study
 from rlrazor.report.tables import Sweep, Table
+from rlrazor.report.text import number, percent, signed
 from rlrazor.system.writing import Output, write_text
 
 OF_SWEEP = ("fig3", "fig6")  # the figures of a sweep itself
@@ -21,7 +23,7 @@ OF_SWEEP = ("fig3", "fig6")  # the figures of a sweep itself
 _TEMPLATES = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
 )
-_TEMPLATES.filters.update(percent=tables.percent, number=tables.number)
+_TEMPLATES.filters.update(percent=percent, number=number)
 
 
 @dataclass(frozen=True)
@@ -32,13 +34,12 @@ class _Part:
     run: Table | None
 
 
-def write_report(source: Path | Results) -> Path:
+def write_report(results: Results) -> Path:
     """Write report.html, and the figures as PNG and SVG into figures/, into the output folder; return the page's path.
 
-    A sweep's are fig3 and fig6, a section's is called as the section. Give the `Results` where they are at hand, which
-    saves the analysis. Raises RazorError as `load` does, or when the folder cannot be written.
+    A sweep's are fig3 and fig6, a section's is called as the section. Raises RazorError when the folder cannot be
+    written.
     """
-    results = source if isinstance(source, Results) else load(source)
     of_sweep = (
         [figures.trade_off_figure(results.sweep), figures.frontier_figure(results.sweep)] if results.sweep else []
     )
@@ -61,9 +62,9 @@ def write_comparison(section: Section, folder: Path) -> Path:
     return _write(folder / "comparison.html", {"has_sweep": False, "parts": [_Part(section, None)]}, [section.figure])
 
 
-def outputs(folder: Path) -> list[Output]:
-    """The files that `write_report` may write into an output folder."""
-    return [(folder / "report.html", "page"), *drawing.files((*OF_SWEEP, *SECTIONS, "law"), folder / "figures")]
+def outputs(folder: Path, names: Iterable[str] = KINDS) -> list[Output]:
+    """The files that `write_report` may write into an output folder; `names` are those of the sections it may have."""
+    return [(folder / "report.html", "page"), *drawing.files((*OF_SWEEP, *names, "law"), folder / "figures")]
 
 
 def outputs_of_comparison(folder: Path) -> list[Output]:

@@ -7,7 +7,8 @@ from pathlib import Path
 from rich.table import Table as RichTable
 
 from rlrazor.report import sections, tables
-from rlrazor.report.sections import Section, Study
+from rlrazor.report.sections import KINDS
+from rlrazor.report.study import Kinds, Section, Study
 from rlrazor.report.tables import Sweep, Table
 from rlrazor.runs.records import JSON
 
@@ -22,18 +23,19 @@ class Results:
     sections: Sequence[Section]
 
 
-def load(folder: Path) -> Results:
+def load(folder: Path, kinds: Kinds = KINDS) -> Results:
     """Read an output folder and analyse it (half a minute for a sweep of 12,000 checkpoints and 30 drift measures).
 
+    `kinds` are the sections it may have: the report's own, unless the caller knows of studies besides.
     Raises RazorError when it holds neither a sweep nor a study, or a file is missing, damaged or incomplete.
     """
-    studies = sections.load_studies(folder)
+    studies = sections.load_studies(folder, kinds)
     # Without any study, a sweep is what the error should miss.
     has_sweep = not studies or any((folder / name).exists() for name in ("config.json", "records.parquet"))
     sweep = tables.load_sweep(folder) if has_sweep else None
     if sweep:
-        studies = sections.in_page_order([*studies, *sections.studies_of(sweep)])
-    return Results(folder, sweep, studies, [sections.build(study) for study in studies])
+        studies = sections.in_page_order([*studies, *sections.studies_of(sweep, kinds)], kinds)
+    return Results(folder, sweep, studies, [sections.build(study, kinds) for study in studies])
 
 
 def findings_table(results: Results) -> Table:

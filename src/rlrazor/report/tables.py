@@ -1,6 +1,6 @@
 """What a sweep says: read and analysed once, then put into tables for the page, the terminal and JSON."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,9 @@ from rich.table import Table as RichTable
 
 from rlrazor.analysis import frontier, law
 from rlrazor.analysis.law import LawSummary, LeftOut, PredictorSummary, Quadratic, Saturating
+from rlrazor.analysis.statistics import Estimate
 from rlrazor.errors import RazorError
+from rlrazor.report.text import NEVER, number, percent, with_seeds, written
 from rlrazor.runs.records import BASE, JSON
 from rlrazor.runs.store import COLUMNS
 from rlrazor.runs.store import read_table as read_table
@@ -38,7 +40,6 @@ LABELS = {  # other drift measures are called by their column
     "kl_optimal": "KL from the KL-minimal solution",
     "kl_probe": "KL on a generic probe",
 }
-NEVER = "—"
 
 # Nats of forward KL. Forgetting ends when nothing is left to forget, forward KL never does (a label that the policy
 # gives up costs more the more surely it is given up), so how well a law fits depends on how far the sweep went.
@@ -51,26 +52,6 @@ CALIBRATION = "calibrate"  # the preset of the runs of a law
 
 _TEACHER_KEYS = ("seed", "method", "run_id", "step", "student")
 _SENSITIVITY_COLUMNS = ("setting", "value", *COLUMNS)
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A mean over seeds, and half its 95 % t-interval, None for a single seed."""
-
-    mean: float
-    half: float | None
-    seeds: int
-
-    @classmethod
-    def over(cls, values: Sequence[float]) -> "Estimate":
-        """The estimate from one value per seed."""
-        mean, (_, high) = float(np.mean(values)), frontier.t_interval(values)
-        return cls(mean, None if high is None else high - mean, len(values))
-
-    @classmethod
-    def of_interval(cls, mean: float | None, high: float | None, seeds: int) -> "Estimate | None":
-        """The estimate of a table's row, which has the interval's end; None where no seed got there."""
-        return None if mean is None else cls(mean, None if high is None else high - mean, seeds)
 
 
 @dataclass(frozen=True)
@@ -528,31 +509,6 @@ def predictor_label(name: str) -> str:
     """A drift measure's name for people."""
     stem = name.removesuffix("_per_token")
     return LABELS.get(stem, stem.replace("_", " ")) + (" per token" if stem != name else "")
-
-
-def percent(value: float | None) -> str:
-    """A fraction of 1 as per cent, to a tenth."""
-    return NEVER if value is None else f"{100 * value:.1f}"
-
-
-def number(value: float | None) -> str:
-    """A statistic, to two decimals; three where two would round to 1, as R² of .996 does."""
-    if value is None:
-        return NEVER
-    return f"{value:.2f}" if abs(value) < 0.995 else f"{value:.3f}"
-
-
-def written(estimate: Estimate | None, form: Callable[[float], str] = percent) -> str:
-    """The mean, and half the interval if there is one: "77.3 ± 0.4". A dash where there is nothing."""
-    if estimate is None:
-        return NEVER
-    return form(estimate.mean) + ("" if estimate.half is None else f" ± {form(estimate.half)}")
-
-
-def with_seeds(estimate: Estimate | None, total: int, form: Callable[[float], str] = percent) -> str:
-    """The same, with the seeds that got there where these are not all of `total`."""
-    some = estimate is not None and estimate.seeds < total
-    return written(estimate, form) + (f" ({estimate.seeds} of {total} seeds)" if estimate and some else "")
 
 
 def _kept(cell: Mapping[str, Any]) -> str:

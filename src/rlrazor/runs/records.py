@@ -14,6 +14,8 @@ from typing import Any
 
 import polars as pl
 
+from rlrazor.errors import RazorError
+
 SCHEMA_VERSION = 2
 BASE = "base"  # the method name of the untuned policy
 
@@ -126,8 +128,8 @@ class Record:
 
     @property
     def prior_mean(self) -> float:
-        """The prior score: the mean over the prior tasks."""
-        return sum(self.prior.values()) / len(self.prior)
+        """The prior score: the mean over the prior tasks; NaN where there are none."""
+        return sum(self.prior.values()) / len(self.prior) if self.prior else math.nan
 
 
 def first_ancestor(spec: RunSpec) -> Ancestor | None:
@@ -142,9 +144,13 @@ def to_table(
     """A row per checkpoint, in the order given; scalar settings are columns, as is `teacher` where a run has one.
 
     `forgetting` is what the prior score has lost since the checkpoint that `forgetting_from` names, by default the
-    first of the run's chain, which has to be among the runs; where it names none, as for a base, since its own first one.
+    first of the run's chain, which has to be among the runs; where it names none, as for a base, since its own first
+    one. Raises RazorError for runs without prior tasks, of which nobody knows what they forgot.
     """
     listed = [(spec, list(records)) for spec, records in runs]
+    unscored = [record.run_id for _, records in listed for record in records if not record.prior]
+    if unscored:
+        raise RazorError(f"Run {unscored[0]} was measured without prior tasks: it has no forgetting to show.")
     prior = {(spec.run_id, record.step): record.prior_mean for spec, records in listed for record in records}
     taught = any(spec.teacher is not None for spec, _ in listed)
     rows: list[JSON] = []

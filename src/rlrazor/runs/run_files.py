@@ -49,7 +49,7 @@ class StoredRecord(Schema):
     step: Step
     epoch: Annotated[float, Field(ge=0)]
     new: Score
-    prior: Annotated[dict[Name, Score], Field(min_length=1)]
+    prior: dict[Name, Score]
     drift: dict[Name, float]
     metrics: dict[Name, float]
 

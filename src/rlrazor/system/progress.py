@@ -116,7 +116,7 @@ class SweepProgress:
 
     def checkpoint(self, spec: RunSpec, record: Record) -> None:
         """Show a checkpoint's accuracies and KL."""
-        current = f"new {record.new:.3f}, prior {record.prior_mean:.3f}"
+        current = f"new {record.new:.3f}" + (f", prior {record.prior_mean:.3f}" if record.prior else "")
         if "kl_forward" in record.drift:
             current += f", KL {record.drift['kl_forward']:.3f}"
         self.measured[spec.run_id] = self.measured.get(spec.run_id, 0) + 1

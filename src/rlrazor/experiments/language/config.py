@@ -8,7 +8,7 @@ from typing import Any
 from rlrazor import bounds
 from rlrazor.errors import RazorError
 from rlrazor.experiments.language.methods import FROM_TEACHER, TEACHER, find_method, idle_settings
-from rlrazor.lm.task_names import DEFAULT_TASKS
+from rlrazor.lm.task_names import DEFAULT_TASKS, are_none
 from rlrazor.runs import settings
 from rlrazor.runs.records import BASE, Ancestor, RunSpec
 from rlrazor.runs.settings import check_bounds, check_many, check_positive, check_runs, kinds_of, setting
@@ -74,7 +74,10 @@ class Config:
     test_prompts: int = setting("held-out prompts that scores and KL are measured on, at most", 256)
     kl_samples: int = setting("completions of each of them", 1)
     scored: str = setting("new-task score: greedy, or sampled", "greedy")
-    prior: tuple[str, ...] = setting("prior tasks, comma-separated names of lm-eval", DEFAULT_TASKS)
+    prior: tuple[str, ...] = setting(
+        "prior tasks, comma-separated names of lm-eval; none (finetune, evaluate): forgetting is not measured",
+        DEFAULT_TASKS,
+    )
     prior_limit: int = setting("items of each prior task at most; 0: all", 0)
     thresholds: tuple[float, ...] = setting("new-task scores at which the report compares methods", (0.95, 0.96, 0.97))
     pretrain_steps: int = setting("updates of its pre-training", PRETRAIN_STEPS)
@@ -108,8 +111,14 @@ class Config:
         self._check_size()
         if self.base == TINY and self.dtype != "float32":
             raise RazorError(f"The base {TINY!r} has float32 weights: leave dtype out.")
-        if (TINY in self.prior) != (self.base == TINY) or (TINY in self.prior and len(self.prior) > 1):
+        tiny_alone = self.prior == (TINY,) if self.base == TINY else TINY not in self.prior
+        if self.has_prior and not tiny_alone:
             raise RazorError(f"The prior tasks named {TINY!r} are those of the base {TINY!r}: use both or neither.")
+
+    @property
+    def has_prior(self) -> bool:
+        """Whether there are prior tasks, whose scores say what is forgotten."""
+        return not are_none(self.prior)
 
     def used(self) -> list[str]:
         """The settings that matter to these methods and this base."""

@@ -116,7 +116,7 @@ def time_trial(config: Config, setup: Setup, splits: Splits) -> Timing:
     found.timed = (
         f"{STEPS} updates of {sequences_of(example)} sequences by {', '.join(kinds.values())}, and one "
         f"measurement on {small.test_prompts} prompts"
-        + (f" and {small.prior_limit} items of each prior task" if config.base != TINY else "")
+        + (f" and {small.prior_limit} items of each prior task" if config.base != TINY and config.has_prior else "")
     )
     return found
 
@@ -168,7 +168,9 @@ def _measured(found: Timing, clock: "_Clock", config: Config, small: Config, set
         tokens = _tokens(config, setup) / TOKENS
         whole = replace(setup, prior=replace(setup.prior, texts=None)).suite_of(config.prior, config.prior_limit)
         texts = max(1.0, len(whole.loss_texts) / TEXTS)
-        items = _items(config, config.prior_limit, setup) / _items(config, small.prior_limit, setup)
+        items = 1.0
+        if config.has_prior:
+            items = _items(config, config.prior_limit, setup) / _items(config, small.prior_limit, setup)
     scales = {OF_PROMPTS: prompts * tokens, OF_TEXTS: texts}
     own = {False: 0.0, True: 0.0}
     for (phase, after), seconds in clock.parts.items():

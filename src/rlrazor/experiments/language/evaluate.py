@@ -62,6 +62,10 @@ class PriorSuite:
     exact: Callable[[LanguageModel, Sequence[Item], Right], torch.Tensor] | None = None
     check: Callable[[], None] = lambda: None
 
+    def without_scores(self) -> "PriorSuite":
+        """The same texts, and no prior task."""
+        return replace(self, scores=lambda lm: {}, check=lambda: None)
+
     def cut(self, texts: int) -> "PriorSuite":
         """With so many texts, or prompts, of each sort at most."""
         generic = GenericText(self.generic.texts[:texts], self.generic.prompts[:texts])
@@ -325,6 +329,7 @@ def compare(
         allow_code_execution=allow_code_execution,
         generic=generic,
     )
+    suite = suite if config.has_prior else suite.without_scores()
     suite.check()
     task = replace(task, max_new_tokens=config.max_new_tokens or task.max_new_tokens)
     base = load(base_source or source)

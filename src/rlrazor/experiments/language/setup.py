@@ -13,6 +13,7 @@ from rlrazor.experiments.language.config import TINY
 from rlrazor.experiments.language.evaluate import PriorSuite, lm_eval_suite, tiny_suite
 from rlrazor.experiments.language.tasks import Splits, Task, find_task, own_task, with_demonstrations
 from rlrazor.lm.probes import read_generic
+from rlrazor.lm.task_names import are_none
 from rlrazor.runs.records import RunSpec
 from rlrazor.system.apart.verifier import SECONDS
 
@@ -101,7 +102,7 @@ class Setup:
         """The same of these prior tasks, with so many items of each, 0 for all."""
         generic = None if self.task.generic is None else read_generic(self.task.generic)
         if self.base == TINY:
-            return tiny_suite(generic)
+            return tiny_suite(generic).without_scores() if are_none(tasks) else tiny_suite(generic)
         suite = lm_eval_suite(
             tasks,
             limit=limit or None,
@@ -109,4 +110,5 @@ class Setup:
             allow_code_execution=self.prior.allow_code_execution,
             generic=generic,
         )
+        suite = suite.without_scores() if are_none(tasks) else suite
         return suite if self.prior.texts is None else suite.cut(self.prior.texts)

@@ -1,10 +1,10 @@
-"""The sections of the report, one per study. To add one: its module, an import, a line in `SECTIONS`.
+"""The sections of the report that any table of records has, and how sections are made of what a folder holds.
 
-A study is `OUT/studies/NAME.json` and `OUT/studies/NAME.parquet`; those of `OF_SWEEP` read the sweep, where it applies.
-A builder turns a `Study` into a `Section`, and imports both from `rlrazor.report.sections.study`.
+A study is `OUT/studies/NAME.json` and `OUT/studies/NAME.parquet`; a section of the sweep itself reads that. Which names
+there are, the caller says: `KINDS` are this package's own, `rlrazor.studies` adds the studies to them.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,68 +13,32 @@ import polars as pl
 from rlrazor.analysis import law
 from rlrazor.errors import RazorError, cause_of
 from rlrazor.report import tables
-from rlrazor.report.sections import (
-    baselines,
-    distilled,
-    dynamics,
-    forecasts,
-    kl_laws,
-    kl_minimal,
-    kl_penalty,
-    off_policy,
-    optimizers,
-    precision,
-    predictors,
-    quadrants,
-    representation,
-    theory,
-    unrelated_prior,
-)
-from rlrazor.report.sections.study import Section, Study
+from rlrazor.report.sections import forecasts, kl_laws, predictors, representation
+from rlrazor.report.study import Kind, Kinds, Section, Study
 from rlrazor.report.tables import Sweep
 from rlrazor.runs.records import BASE, JSON
 
-__all__ = ["SECTIONS", "Section", "Study", "build", "in_page_order", "load_studies", "studies_of"]
-
-# In the order of the page.
-SECTIONS: Mapping[str, Callable[[Study], Section]] = {
-    "kl-laws": kl_laws.section,
-    "forecasts": forecasts.section,
-    "predictors": predictors.section,
-    "precision": precision.section,
-    "representation": representation.section,
-    "dynamics": dynamics.section,
-    "theory": theory.section,
-    "quadrants": quadrants.section,
-    "off-policy": off_policy.section,
-    "optimizers": optimizers.section,
-    "kl-penalty": kl_penalty.section,
-    "unrelated-prior": unrelated_prior.section,
-    "kl-minimal": kl_minimal.section,
-    "baselines": baselines.section,
-    "distilled": distilled.section,
+KINDS: Kinds = {
+    "kl-laws": Kind(kl_laws.section, kl_laws.applies),
+    "forecasts": Kind(forecasts.section),
+    "predictors": Kind(predictors.section, predictors.applies),
+    "representation": Kind(representation.section, representation.applies),
 }
 
-OF_SWEEP: Mapping[str, Callable[[Study], bool]] = {
-    "kl-laws": kl_laws.applies,
-    "predictors": predictors.applies,
-    "representation": representation.applies,
-    "quadrants": quadrants.applies,
-}
-WITHOUT_TABLE = ("theory",)
 _OF_DAMAGE = (ArithmeticError, LookupError, TypeError, ValueError, AttributeError, StopIteration)
 """What the numbers of a study without a table lead to where they are not those that its command writes."""
 
 
-def build(study: Study) -> Section:
+def build(study: Study, kinds: Kinds = KINDS) -> Section:
     """The study's section, its figure called as itself.
 
     Raises RazorError as its builder does, and where the study's files lack what its builder reads.
     """
+    kind = kinds[study.name]
     try:
-        section = SECTIONS[study.name](study)
+        section = kind.section(study)
     except (pl.exceptions.PolarsError, *_OF_DAMAGE) as error:
-        if isinstance(error, _OF_DAMAGE) and study.name not in WITHOUT_TABLE:
+        if isinstance(error, _OF_DAMAGE) and kind.has_table:
             raise
         raise RazorError(
             f"The files of the study {study.name} lack what its section is made from ({cause_of(error).rstrip('.')}): "
@@ -83,43 +47,43 @@ def build(study: Study) -> Section:
     return replace(section, figure=replace(section.figure, name=study.name))
 
 
-def in_page_order(studies: Iterable[Study]) -> list[Study]:
+def in_page_order(studies: Iterable[Study], kinds: Kinds) -> list[Study]:
     """The studies as the page shows them."""
-    order = list(SECTIONS)
+    order = list(kinds)
     return sorted(studies, key=lambda study: order.index(study.name))
 
 
-def studies_of(sweep: Sweep) -> list[Study]:
+def studies_of(sweep: Sweep, kinds: Kinds) -> list[Study]:
     """The studies that need no runs of their own, where the sweep has measured what they are about.
 
     None of a calibration: of what its runs say, its law has the last word.
     """
     if sweep.is_calibration:
         return []
-    studies = [Study(name, sweep.config, sweep.table, sweep.points, sweep.bases, of_sweep=True) for name in OF_SWEEP]
-    return [study for study in studies if OF_SWEEP[study.name](study)]
+    studies = [(Study(name, sweep.config, sweep.table, sweep.points, sweep.bases, of_sweep=True)) for name in kinds]
+    return [study for study in studies if (applies := kinds[study.name].applies) and applies(study)]
 
 
-def load_studies(folder: Path) -> list[Study]:
+def load_studies(folder: Path, kinds: Kinds) -> list[Study]:
     """Read what studies left in `folder`/studies, in the order of the page; empty where there is none.
 
-    Raises RazorError for a file that is damaged or incomplete, a description without its table, and a name that no
-    section knows.
+    Raises RazorError for a file that is damaged or incomplete, a description without its table, and a name that is not
+    among `kinds`.
     """
     # A table alone was being written when its process was killed: the same command writes both anew.
     names = {path.stem for path in (folder / "studies").glob("*.json")}
-    unknown = sorted(names - set(SECTIONS))
+    unknown = sorted(names - set(kinds))
     if unknown:
         raise RazorError(
             f"{folder / 'studies'} holds a study named {unknown[0]!r}, which this rlrazor does not know: "
-            f"delete its files, or use the version that made it. Known are {', '.join(SECTIONS)}."
+            f"delete its files, or use the version that made it. Known are {', '.join(kinds)}."
         )
-    return [_read(folder / "studies", name) for name in SECTIONS if name in names]
+    return [_read(folder / "studies", name, kind) for name, kind in kinds.items() if name in names]
 
 
-def _read(folder: Path, name: str) -> Study:
-    description = _read_description(folder / f"{name}.json", name)
-    if name in WITHOUT_TABLE:
+def _read(folder: Path, name: str, kind: Kind) -> Study:
+    description = _read_description(folder / f"{name}.json", name, kind)
+    if not kind.has_table:
         return Study(name, description)
     path = folder / f"{name}.parquet"
     table = tables.read_table(path)
@@ -132,10 +96,10 @@ def _read(folder: Path, name: str) -> Study:
     return Study(name, description, table, points, bases)
 
 
-def _read_description(path: Path, name: str) -> JSON:
+def _read_description(path: Path, name: str, kind: Kind) -> JSON:
     from rlrazor.report.description import StudyDescription, TheoryDescription
 
-    description = tables.described(path, TheoryDescription if name in WITHOUT_TABLE else StudyDescription)
+    description = tables.described(path, StudyDescription if kind.has_table else TheoryDescription)
     if description["name"] != name:
         raise RazorError(f"{path} describes a study named {description['name']!r}: run the same command again.")
     return description

@@ -8,11 +8,12 @@ import polars as pl
 
 from rlrazor.analysis import forecast
 from rlrazor.analysis.forecast import FORWARD, LOSS, PROBE, Trial
+from rlrazor.analysis.statistics import Estimate
 from rlrazor.errors import RazorError
 from rlrazor.report.drawing import INK, PALETTE, Curve, Figure, Layer, Panel, Points, Ticks
-from rlrazor.report.sections.statistics import how_many, in_words
-from rlrazor.report.sections.study import Section, Study
-from rlrazor.report.tables import Estimate, Table, percent, written
+from rlrazor.report.study import Section, Study
+from rlrazor.report.tables import Table
+from rlrazor.report.text import how_many, in_words, percent, written
 
 LEVEL = 0.9
 PREDICTORS: Mapping[str, tuple[str, ...]] = {

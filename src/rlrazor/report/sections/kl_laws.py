@@ -14,13 +14,14 @@ import polars as pl
 
 from rlrazor.analysis import frontier, law
 from rlrazor.analysis.law import PredictorSummary
+from rlrazor.analysis.statistics import Estimate, floats
 from rlrazor.errors import RazorError
-from rlrazor.report.drawing import INK, PALETTE, SYMBOLS, Curve, Figure, Layer, Panel, Points, Ticks, floats
-from rlrazor.report.sections.layers import base, cloud, height, level, padded
+from rlrazor.report.drawing import INK, PALETTE, SYMBOLS, Curve, Figure, Layer, Panel, Points, Ticks
+from rlrazor.report.layers import base, cloud, height, level, padded
 from rlrazor.report.sections.predictors import MEASURES
-from rlrazor.report.sections.statistics import how_many, in_words, nats, signed
-from rlrazor.report.sections.study import Section, Study
-from rlrazor.report.tables import NEVER, Estimate, Table, fit_cells, number, percent, written
+from rlrazor.report.study import Section, Study
+from rlrazor.report.tables import Table, fit_cells
+from rlrazor.report.text import NEVER, how_many, in_words, nats, number, percent, signed, written
 
 FORWARD, PROBE = "kl_forward", "kl_probe"
 # What the verdict is about, then what is shown beside it.

@@ -9,9 +9,9 @@ import polars as pl
 from rlrazor.analysis import law
 from rlrazor.analysis.law import LeftOut, PredictorSummary
 from rlrazor.report.drawing import INK, PALETTE, SYMBOLS, WHITE, Curve, Figure, Panel, Points
-from rlrazor.report.sections.statistics import how_many
-from rlrazor.report.sections.study import Section, Study
-from rlrazor.report.tables import LABELS, MAIN_MEASURES, NEVER, Table, number, percent, predictor_label
+from rlrazor.report.study import Section, Study
+from rlrazor.report.tables import LABELS, MAIN_MEASURES, Table, predictor_label
+from rlrazor.report.text import NEVER, how_many, number, percent
 
 NEW, PRIOR, PROBE, WEIGHTS = "new-task inputs", "prior-task inputs", "unrelated inputs", "weights"
 GENERIC = "unlabelled generic prompts"

@@ -6,17 +6,11 @@ import numpy as np
 import polars as pl
 
 from rlrazor.analysis import frontier
-from rlrazor.report.drawing import PALETTE, SYMBOLS, Figure, Panel, Points, floats
-from rlrazor.report.sections.statistics import (
-    HALF_POINT,
-    cell,
-    difference,
-    how_many,
-    matched_accuracy,
-    near_accuracy,
-)
-from rlrazor.report.sections.study import Section, Study
-from rlrazor.report.tables import FAMILIES, NEVER, THRESHOLDS, Estimate, Table, families_of, number, written
+from rlrazor.analysis.statistics import HALF_POINT, Estimate, difference, floats, matched_accuracy, near_accuracy
+from rlrazor.report.drawing import PALETTE, SYMBOLS, Figure, Panel, Points
+from rlrazor.report.study import Section, Study
+from rlrazor.report.tables import FAMILIES, THRESHOLDS, Table, families_of
+from rlrazor.report.text import NEVER, cell, how_many, number, written
 
 CKNNA, CKA = "cknna_on_probe", "cka_on_probe"
 NAMES = {CKNNA: "CKNNA", CKA: "CKA"}

@@ -1,0 +1,96 @@
+"""Layers that sections share: clouds of checkpoints, frontiers, the base, means with intervals."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from rlrazor.analysis.statistics import floats
+from rlrazor.report.drawing import INK, WHITE, Curve, Floats, Layer, Points, Range, as_html
+from rlrazor.report.study import Study
+
+_HOVER = (
+    "<b>{}</b><br>lr %{{customdata[0]:.2~e}}, seed %{{customdata[1]}}, step %{{customdata[2]}}"
+    "<br>new %{{customdata[3]:.2%}}, prior %{{customdata[4]:.2%}}, forward KL %{{customdata[5]}}<extra></extra>"
+)
+
+
+def cloud(label: str, points: pl.DataFrame, x: str, y: str, color: str, symbol: str, **style: Any) -> Points:
+    """Checkpoints with column `x` against column `y`; hovering tells the run."""
+    rows = points.select("lr", "seed", "step", *(pl.col(name).round(4) for name in ("new", "prior", "kl_forward")))
+    style = {"size": 4.5, "opacity": 0.65, **style}
+    return Points(
+        label, floats(points, x), floats(points, y), color, symbol, _HOVER.format(as_html(label)), rows.rows(), **style
+    )
+
+
+def base(study: Study, x: str, y: str) -> Points:
+    """The untuned policies, a star for each seed."""
+    return Points("base", floats(study.bases, x), floats(study.bases, y), INK, "star", size=11.0)
+
+
+def means(label: str, cells: pl.DataFrame, at: Sequence[float], column: str, color: str, symbol: str) -> Points:
+    """A line through means over seeds with their intervals; `cells` are rows of `statistics.at_accuracy`, at x `at`."""
+    return Points(
+        label,
+        np.asarray(at, float),
+        floats(cells, column),
+        color,
+        symbol,
+        size=7.5,
+        error_low=floats(cells, f"{column}_low"),
+        error_high=floats(cells, f"{column}_high"),
+        line=True,
+    )
+
+
+def level(label: str, y: float, across: Range, color: str = INK) -> Curve:
+    """A dashed line across, to compare with."""
+    return Curve(label, np.array(across), np.array([y, y]), color, dashed=True)
+
+
+def never(label: str, names: Sequence[str], x: Sequence[float], y: float) -> Points:
+    """Marks at the edge of a panel for those, called `names`, that never get to where they could be compared."""
+    hover = f"<b>%{{customdata[0]}}</b><br>{as_html(label)}<extra></extra>"
+    places = np.asarray(x, float), np.full(len(x), y)
+    return Points(label, *places, WHITE, "triangle-down", hover, [[name] for name in names], size=7.0, outlined=True)
+
+
+def height(layers: Sequence[Layer]) -> Range:
+    """The range of the layers' y, with a margin; without intervals, since one of few seeds could fill the panel."""
+    return padded(_all_y(layers))
+
+
+def share_height(layers: Sequence[Layer]) -> Range:
+    """The range of the layers' y, shares of 1, with a margin and with their intervals as far as these are shares."""
+    ends = [end for layer in layers if isinstance(layer, Points) and layer.interval for end in layer.interval]
+    low, high = padded(np.concatenate([_all_y(layers), *(end.clip(0, 1) for end in ends)]))
+    return max(low, -0.04), min(high, 1.04)
+
+
+def log_height(layers: Sequence[Layer]) -> Range:
+    """The range of what is positive, for a logarithmic axis; (0.1, 1) where nothing is."""
+    values = _all_y(layers)
+    positive = values[values > 0]
+    return (float(positive.min()) / 2, float(positive.max()) * 2) if positive.size else (0.1, 1.0)
+
+
+def _all_y(layers: Sequence[Layer]) -> Floats:
+    return np.concatenate([np.zeros(0), *(layer.y for layer in layers)])
+
+
+def padded(values: Floats) -> Range:
+    """The range of what is finite, with a margin; (0, 1) where nothing is."""
+    if not np.isfinite(values).any():
+        return 0.0, 1.0
+    low, high = float(np.nanmin(values)), float(np.nanmax(values))
+    margin = 0.12 * (high - low) if high > low else max(0.1 * abs(high), 0.01)
+    return low - margin, high + margin
+
+
+def learnt(study: Study) -> Range:
+    """New-task accuracy from a little below the base up: what learnt nothing would squeeze the rest into a corner."""
+    low, high = (float(np.nanmin(floats(study.bases, "new"))), float(np.nanmax(floats(study.points, "new"))))
+    margin = 0.05 * (high - low) if high > low else 0.01
+    return low - margin, max(high, low) + margin

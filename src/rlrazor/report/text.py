@@ -1,0 +1,64 @@
+"""Numbers as people read them: per cent to a tenth, a mean with half its interval, a difference with its sign."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from rlrazor.analysis.statistics import Estimate, estimate_of
+
+NEVER = "—"
+INTERVALS = "±: half the 95 % t-interval of a mean over seeds; differences are taken seed by seed."
+
+
+def percent(value: float | None) -> str:
+    """A fraction of 1 as per cent, to a tenth."""
+    return NEVER if value is None else f"{100 * value:.1f}"
+
+
+def number(value: float | None) -> str:
+    """A statistic, to two decimals; three where two would round to 1, as R² of .996 does."""
+    if value is None:
+        return NEVER
+    return f"{value:.2f}" if abs(value) < 0.995 else f"{value:.3f}"
+
+
+def written(estimate: Estimate | None, form: Callable[[float], str] = percent) -> str:
+    """The mean, and half the interval if there is one: "77.3 ± 0.4". A dash where there is nothing."""
+    if estimate is None:
+        return NEVER
+    return form(estimate.mean) + ("" if estimate.half is None else f" ± {form(estimate.half)}")
+
+
+def with_seeds(estimate: Estimate | None, total: int, form: Callable[[float], str] = percent) -> str:
+    """The same, with the seeds that got there where these are not all of `total`."""
+    some = estimate is not None and estimate.seeds < total
+    return written(estimate, form) + (f" ({estimate.seeds} of {total} seeds)" if estimate and some else "")
+
+
+def nats(value: float) -> str:
+    """A KL, to two decimals."""
+    return f"{value:.2f}"
+
+
+def signed(estimate: Estimate | None, form: Callable[[float], str] = percent) -> str:
+    """A difference with its sign: "+6.1 ± 2.0", "−3.0"; without, where it is rounded to nothing."""
+    if estimate is None:
+        return NEVER
+    sign = "−" if estimate.mean < 0 else "+"
+    is_nothing = form(abs(estimate.mean)) == form(0.0)
+    return ("" if is_nothing else sign) + written(replace(estimate, mean=abs(estimate.mean)), form)
+
+
+def cell(row: Mapping[str, Any], column: str, form: Callable[[float], str] = percent) -> str:
+    """A row of `at_accuracy` as a table shows it, with the seeds that got there where not all did."""
+    return with_seeds(estimate_of(row, column), row["seeds_total"], form)
+
+
+def how_many(count: int, noun: str) -> str:
+    """The count with its noun: "1 seed", "300 checkpoints"."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def in_words(names: Sequence[str]) -> str:
+    """The names as a sentence lists them: "A", "A and B", "A, B and C"."""
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)

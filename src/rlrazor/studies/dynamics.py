@@ -1,0 +1,223 @@
+"""Do larger KL steps point more along the forgetting gradient? Every step of a few runs; the paper's Fig. 10."""
+
+from dataclasses import dataclass
+from itertools import product
+from math import ceil
+
+import numpy as np
+import polars as pl
+
+from rlrazor.analysis.statistics import (
+    Correlation,
+    Estimate,
+    correlation,
+    estimate_of,
+    floats,
+    seed_means,
+    verdict,
+)
+from rlrazor.experiments.parity_mnist.config import PAPER_LRS
+from rlrazor.report.drawing import INK, PALETTE, Figure, Floats, Panel, Points, Range
+from rlrazor.report.keyed import Judged, Keyed, in_short
+from rlrazor.report.study import Section, Study
+from rlrazor.report.text import NEVER, how_many, number, percent, written
+from rlrazor.studies.engine import PlainStudy, section_of
+from rlrazor.studies.grids import Grid
+from rlrazor.studies.tables import MORE_OR_LESS
+
+PRIOR, NEW = "cos_prior_gradient", "cos_new_gradient"
+CHANGE, SIZE = "kl_change", "kl_of_step"
+BLOCK = 25  # steps: neighbours are near copies of each other, blocks of this length hardly
+DRAWN = 3_000  # points a panel; more only make the page heavy
+BINS = 10
+SHOWN = 0.99  # of the steps' changes of KL: a few of the first steps would squeeze the rest
+
+COSINES = {"prior": PRIOR, "new": NEW}
+
+
+def grids(quick: bool) -> list[Grid]:
+    """Two methods at one learning rate, every step traced."""
+    # At batch 512 a quick epoch is 118 steps, not 469.
+    settings = {"batch_size": 512} if quick else {}
+    return [Grid(("grpo", "sft-2"), PAPER_LRS[9:10], {"traced": True}, settings)]
+
+
+@dataclass(frozen=True)
+class Link:
+    """The correlation of a cosine with the steps' change of KL in one method, None where there is none.
+
+    `all`: over all steps. `seeds`: one per seed. `within`: of what is left of both without their blocks' means, which
+    is without all that changes slowly in the course of a run. `of_size`: with KL(before || after) instead.
+    """
+
+    all: Correlation | None
+    seeds: Estimate | None
+    within: float | None
+    of_size: float | None
+
+    @classmethod
+    def of(cls, steps: pl.DataFrame, cosine: str) -> "Link":
+        """That of the steps of a method, which `in_blocks` has numbered."""
+        per_seed = [r for rows in steps.partition_by("seed") if (r := pearson(rows, cosine, CHANGE)) is not None]
+        centred = steps.with_columns(pl.col(name) - pl.col(name).mean().over("block") for name in (cosine, CHANGE))
+        return cls(
+            correlation(steps, cosine, CHANGE, "block"),
+            Estimate.over(per_seed) if per_seed else None,
+            pearson(centred, cosine, CHANGE),
+            pearson(steps, cosine, SIZE),
+        )
+
+    @property
+    def r(self) -> str:
+        """Pearson's correlation over all steps, such as `0.52 [0.41, 0.61]`."""
+        return with_interval(self.all.pearson, self.all.pearson_interval) if self.all else NEVER
+
+
+def pearson(steps: pl.DataFrame, x: str, y: str) -> float | None:
+    """Without an interval."""
+    found = correlation(steps, x, y, samples=0)
+    return found.pearson if found else None
+
+
+def in_blocks(points: pl.DataFrame) -> pl.DataFrame:
+    """The steps, each with the `block` of consecutive steps of its run that it belongs to."""
+    number_of = ((pl.col("step") - 1) // BLOCK).cast(pl.String)
+    return points.with_columns(block=pl.concat_str("trajectory", number_of, separator="/"))
+
+
+Links = dict[tuple[str, str], Link]
+"""(method, "prior" or "new") -> link."""
+
+
+def links_of(study: Study) -> Links:
+    """How both cosines go with the change of KL over the steps of each method."""
+    steps = in_blocks(study.points)
+    return {
+        (method, task): Link.of(steps.filter(pl.col("method") == method), COSINES[task])
+        for method, task in product(study.methods, COSINES)
+    }
+
+
+def section(study: Study) -> Section:
+    """The cosines of all steps with both gradients, against their change of KL."""
+    links = links_of(study)
+    prior, new = (
+        in_short([judge(study, links, method, task) for method in study.methods], number, "", MORE_OR_LESS)
+        for task in COSINES
+    )
+    finding = (
+        f"Larger KL steps point along the prior task’s gradient (r per seed): {prior}; along the new task’s: {new}."
+    )
+    return section_of(study, "dynamics", finding, figure(study, links), tables_of(study, links))
+
+
+def judge(study: Study, links: Links, method: str, task: str) -> Judged:
+    """Whether larger KL steps point more along a gradient: by the correlations of the seeds, one each."""
+    seeds = links[method, task].seeds
+    return Judged(study.label(method), seeds, verdict(seeds, len(study.seeds)))
+
+
+def tables_of(study: Study, links: Links) -> list[Keyed]:
+    """The correlations, and the mean step."""
+    columns = {
+        "steps": "steps",
+        "r": "r with KL change\n[95 %]",
+        "seeds": "r per seed",
+        "within": f"r within blocks\nof {how_many(BLOCK, 'step')}",
+        "spearman": "Spearman\n[95 %]",
+        "of-size": "r with KL(before || after)",
+        "verdict": "verdict",
+    }
+    rows = {}
+    for (method, task), link in links.items():
+        cells = (
+            f"{link.all.points:,}" if link.all else NEVER,
+            link.r,
+            minus(written(link.seeds, number)),
+            minus(number(link.within)),
+            with_interval(link.all.spearman, link.all.spearman_interval) if link.all else NEVER,
+            minus(number(link.of_size)),
+            MORE_OR_LESS[judge(study, links, method, task).verdict],
+        )
+        rows[f"{method}.{task}"] = (
+            f"{study.label(method)}, {task} task’s gradient",
+            dict(zip(columns, cells, strict=True)),
+        )
+    return [Keyed("Direction against change of KL", "cosine with", columns, rows), mean_step(study)]
+
+
+def mean_step(study: Study) -> Keyed:
+    """The mean over the steps of each method."""
+    columns = {
+        "cos-prior": ("cosine, prior task", PRIOR, "{:.3f}".format),
+        "raise": ("steps that raise its loss, %", "raises", percent),
+        "cos-new": ("cosine, new task", NEW, "{:.3f}".format),
+        "change": ("KL change, nats", CHANGE, "{:.2g}".format),
+        "length": ("length of the update", "update_norm", "{:.2g}".format),
+    }
+    signs = study.points.with_columns(raises=(pl.col(PRIOR) > 0).cast(pl.Float64))
+    rows = {
+        row["method"]: (
+            study.label(row["method"]),
+            {name: minus(written(estimate_of(row, column), form)) for name, (_, column, form) in columns.items()},
+        )
+        for row in seed_means(signs, ["method"], [column for _, column, _ in columns.values()]).to_dicts()
+    }
+    return Keyed("The mean step", "method", {name: header for name, (header, *_) in columns.items()}, rows)
+
+
+def figure(study: Study, links: Links) -> Figure:
+    """A row of panels for each gradient, a column for each method."""
+    panels = []
+    for (task, cosine), (place, method) in product(COSINES.items(), enumerate(study.methods)):
+        own, label = study.points.filter(pl.col("method") == method), study.label(method)
+        panels.append(
+            Panel(
+                f"{label}: r = {links[method, task].r}",
+                "change of KL by the step, nats" if task == "new" else "",
+                f"cosine with {task} task’s gradient" if place == 0 else "",
+                [cloud(label, own, cosine, PALETTE[place % len(PALETTE)]), course(own, cosine)],
+                spread(floats(own, CHANGE)),
+                spread(floats(study.points, cosine)),
+                x_percent=False,
+                y_percent=False,
+            )
+        )
+    return Figure("dynamics", panels, columns=len(study.methods))
+
+
+def cloud(label: str, steps: pl.DataFrame, cosine: str, color: str) -> Points:
+    """Every step, or as many as a page can bear."""
+    drawn = steps.gather_every(max(1, ceil(len(steps) / DRAWN)))
+    return Points(label, floats(drawn, CHANGE), floats(drawn, cosine), color, size=3.0, opacity=0.35)
+
+
+def course(steps: pl.DataFrame, cosine: str) -> Points:
+    """The mean cosine of each tenth of the steps, by their change of KL."""
+    finite = steps.filter(pl.col(CHANGE).is_finite(), pl.col(cosine).is_finite()).sort(CHANGE)
+    tenths = np.array_split(np.arange(len(finite)), min(BINS, max(len(finite), 1)))
+    x, y = (np.array([floats(finite[part], name).mean() for part in tenths if part.size]) for name in (CHANGE, cosine))
+    return Points("mean of each tenth", x, y, INK, "circle", size=5.5, line=True)
+
+
+def spread(values: Floats) -> Range | None:
+    """The range of the middle values, with a margin."""
+    finite = values[np.isfinite(values)]
+    if not finite.size:
+        return None
+    low, high = np.quantile(finite, [(1 - SHOWN) / 2, (1 + SHOWN) / 2])
+    margin = 0.06 * (high - low) or 0.01
+    return float(low - margin), float(high + margin)
+
+
+def with_interval(value: float, interval: tuple[float, float] | None) -> str:
+    """Such as `0.52 [0.41, 0.61]`."""
+    return minus(number(value) + ("" if interval is None else " [{}, {}]".format(*map(number, interval))))
+
+
+def minus(text: str) -> str:
+    """With the sign that is as wide as a plus."""
+    return text.replace("-", "−")
+
+
+STUDY = PlainStudy(grids, section)

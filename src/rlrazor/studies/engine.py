@@ -1,0 +1,366 @@
+"""What a study is, and how its table becomes a section: the one place that compares, tabulates and judges.
+
+To write a study, make two files. `studies/NAME.py` says what is run and what is compared:
+
+    def grids(quick: bool) -> list[Grid]:
+        return [Grid(("grpo", "sft-2"), MIDDLE, {"optimizer": name}) for name in ("adamw", "sgd")]
+
+    STUDY = ArmStudy(
+        "optimizers",
+        grids,
+        Arms(("method", "optimizer"), label=lambda study, arm: f"{study.label(arm[0])}, {arm[1]}"),
+        against=[Against("AdamW", {"optimizer": "adamw"})],
+        panels=[panels.kept, panels.trade_off],
+    )
+
+An arm is all runs that agree in the columns named, at any learning rate. What is compared is, per arm and seed, the
+checkpoint that keeps most of the prior score of those that have learnt the new task well enough; each arm with the arm
+that differs from it as `against` says; seed by seed. What more there is to see or to count, a study adds as functions
+of `Compared`: `panels` make a panel each, `tables` a `Keyed` table.
+
+`studies/NAME.md` asks the question and says what to make of the answer, see `rlrazor.report.prose`. Its numbers are the
+tables' cells: ARM.prior, ARM.drop, ARM.kl, ARM.n, then ARM.gap, ARM.kl-gap and ARM.verdict of the first comparison and
+ARM.KEY.gap and so on of the others; ARM is the arm's values with dots between them, without those that are 0 or empty,
+such as `grpo.sgd`. `at`, `seeds`, `checkpoints` and `runs` are there, too.
+
+A study of another shape is a `PlainStudy`: it makes its section itself of the same parts (`Compared`, `kept_table`,
+`section_of`, `rlrazor.report.keyed.in_short`), and judges by the same `rlrazor.analysis.statistics.verdict`.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from rlrazor.analysis.statistics import (
+    Estimate,
+    at_accuracy,
+    best_checkpoints,
+    difference,
+    estimate_of,
+    floats,
+    shared_threshold,
+    verdict,
+)
+from rlrazor.report.drawing import PALETTE, SYMBOLS, Figure, Panel
+from rlrazor.report.keyed import Judged, Keyed, in_short, numbers_of
+from rlrazor.report.prose import read_prose
+from rlrazor.report.study import Section, Study
+from rlrazor.report.tables import THRESHOLDS
+from rlrazor.report.text import INTERVALS, NEVER, how_many, nats, percent, signed, written
+from rlrazor.studies.grids import Grid
+
+KL = "kl_forward"
+
+Arm = tuple[Any, ...]
+Style = tuple[str, str]
+"""A colour and a symbol."""
+
+Threshold = Callable[[pl.DataFrame, pl.DataFrame, Sequence[str], Sequence[float]], float | None]
+
+
+def _as_it_is(table: pl.DataFrame) -> pl.DataFrame:
+    return table
+
+
+def by_value(compared: "Compared", arm: Arm) -> Style:
+    """A colour for each value of the last column, a symbol for each of the first."""
+    return PALETTE[compared.place(arm, -1) % len(PALETTE)], SYMBOLS[compared.place(arm, 0) % len(SYMBOLS)]
+
+
+def by_method(compared: "Compared", arm: Arm) -> Style:
+    """A colour and a symbol for each value of the first column."""
+    place = compared.place(arm, 0)
+    return PALETTE[place % len(PALETTE)], SYMBOLS[place % len(SYMBOLS)]
+
+
+@dataclass(frozen=True)
+class Arms:
+    """What makes an arm: the columns in which its checkpoints agree, the method first.
+
+    `prepare` adds the columns that the table lacks, and leaves out the checkpoints that are no matter of the study.
+    """
+
+    by: tuple[str, ...]
+    label: Callable[[Study, Arm], str]
+    prepare: Callable[[pl.DataFrame], pl.DataFrame] = _as_it_is
+    style: Callable[["Compared", Arm], Style] = by_value
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What two arms differ in: a column of the checkpoints, and how a difference of it is written, with its unit."""
+
+    column: str
+    name: str
+    unit: str
+    form: Callable[[float], str]
+    lower_is_better: bool = False
+
+
+PRIOR = Measure("prior", "prior score kept", "points", percent)
+
+
+@dataclass(frozen=True)
+class Against:
+    """A comparison: of each arm that has the values of `only`, with the arm that has those of `reference` instead.
+
+    `title` names the references for people; `key` stands in the names of its numbers, but for the first comparison.
+    What differs is the `measure` of the best checkpoints, which are chosen by prior score whatever it is.
+    """
+
+    title: str
+    reference: Mapping[str, Any]
+    key: str = ""
+    only: Mapping[str, Any] = field(default_factory=dict)
+    measure: Measure = PRIOR
+
+    def reference_of(self, by: Sequence[str], arm: Arm) -> Arm | None:
+        """The arm that this one is compared with; None where it is not compared, or is one itself."""
+        values = dict(zip(by, arm, strict=True))
+        reference = tuple({**values, **self.reference}.values())
+        chosen = all(values[name] == value for name, value in self.only.items())
+        return reference if chosen and reference != arm else None
+
+
+@dataclass(frozen=True)
+class At:
+    """Where arms are compared: at one of these new-task scores, chosen by `rule`."""
+
+    thresholds: Sequence[float] = THRESHOLDS[:1]
+    rule: Threshold = shared_threshold
+
+
+@dataclass(frozen=True, eq=False)
+class Compared:
+    """A study's checkpoints, arm by arm, at the new-task score `at`; not `reached` where arms cannot be compared."""
+
+    study: Study
+    of: Arms
+    points: pl.DataFrame
+    at: float
+    reached: bool
+
+    @classmethod
+    def make(cls, study: Study, of: Arms, where: At) -> "Compared":
+        """Prepare the table and choose where to compare."""
+        points = of.prepare(study.points)
+        at = where.rule(points, study.bases, of.by, where.thresholds)
+        return cls(study, of, points, min(where.thresholds) if at is None else at, at is not None)
+
+    @cached_property
+    def arms(self) -> list[Arm]:
+        """Those that were run: methods in the order of the table, and so the arms of a method."""
+        arms = self.points.select(self.of.by).unique(maintain_order=True).rows()
+        methods = list(dict.fromkeys(arm[0] for arm in arms))
+        return sorted(arms, key=lambda arm: methods.index(arm[0]))
+
+    @cached_property
+    def kept(self) -> dict[Arm, dict[str, Any]]:
+        """Each arm's row of `at_accuracy`, of prior score, forgetting and KL."""
+        return self.kept_at(self.at)
+
+    def kept_at(self, threshold: float) -> dict[Arm, dict[str, Any]]:
+        """The same at another new-task score."""
+        cells = at_accuracy(self.points, self.of.by, threshold, ["prior", "forgetting", KL])
+        return {tuple(row[name] for name in self.of.by): row for row in cells.to_dicts()}
+
+    @cached_property
+    def best(self) -> pl.DataFrame:
+        """The checkpoints compared: of each arm and seed the best."""
+        return best_checkpoints(self.points, self.of.by, self.at)
+
+    def rows(self, arm: Arm, table: pl.DataFrame | None = None) -> pl.DataFrame:
+        """The arm's rows of `table`, or its checkpoints."""
+        same = [pl.col(name).eq_missing(pl.lit(value)) for name, value in zip(self.of.by, arm, strict=True)]
+        return (self.points if table is None else table).filter(same)
+
+    def values(self, column: int) -> list[Any]:
+        """The values of a column of the arms, in their order."""
+        return list(dict.fromkeys(arm[column] for arm in self.arms))
+
+    def place(self, arm: Arm, column: int) -> int:
+        """The arm's place among the values of a column."""
+        return self.values(column).index(arm[column])
+
+    def label(self, arm: Arm) -> str:
+        """What the arm is called."""
+        return self.of.label(self.study, arm)
+
+    def key(self, arm: Arm) -> str:
+        """What the arm is called in the names of numbers."""
+        return ".".join(f"{value:g}" if isinstance(value, float) else str(value) for value in arm if value)
+
+    def style(self, arm: Arm) -> Style:
+        """How it is drawn."""
+        return self.of.style(self, arm)
+
+    def gap(self, arm: Arm, reference: Arm, column: str = "prior") -> Estimate | None:
+        """`column` of an arm's best checkpoints minus that of another's, seed by seed."""
+        return difference(self.rows(arm, self.best), self.rows(reference, self.best), column) if self.reached else None
+
+    def judge(self, arm: Arm, reference: Arm, measure: Measure = PRIOR) -> Judged:
+        """The arm beside another: which of the two is better by this measure."""
+        gap = self.gap(arm, reference, measure.column)
+        told = verdict(gap, len(self.study.seeds), lower_is_better=measure.lower_is_better)
+        return Judged(self.label(arm), gap, told)
+
+
+PanelOf = Callable[[Compared], Panel | None]
+TableOf = Callable[[Compared], Keyed]
+
+
+@dataclass(frozen=True)
+class ArmStudy:
+    """A study that compares arms at equal new-task score; see the module.
+
+    `height`: of its figure, in pixels, where its rows of panels suggest the wrong one.
+    """
+
+    name: str
+    grids: Callable[[bool], list[Grid]]
+    arms: Arms
+    against: Sequence[Against]
+    panels: Sequence[PanelOf]
+    tables: Sequence[TableOf] = ()
+    at: At = field(default_factory=At)
+    height: Callable[[Compared], int] | None = None
+
+    def section(self, study: Study) -> Section:
+        """Its part of the report."""
+        compared = Compared.make(study, self.arms, self.at)
+        tables = self.tables_of(compared)
+        finding = self.finding(compared)
+        panels = [panel for make in self.panels if (panel := make(compared))]
+        height = self.height(compared) if self.height else None
+        columns = 2 if len(panels) == 4 else max(len(panels), 1)
+        figure = Figure(self.name, panels, columns, height=height)
+        return section_of(study, self.name, finding, figure, tables, compared.at)
+
+    def tables_of(self, compared: Compared) -> list[Keyed]:
+        """What each arm keeps, each comparison, and the study's own tables."""
+        comparisons = [comparison_table(compared, one) for one in self.against]
+        return [kept_table(compared), levels_table(compared), *comparisons, *(make(compared) for make in self.tables)]
+
+    def finding(self, compared: Compared) -> str:
+        """The verdicts of the first comparison."""
+        first, at = self.against[0], f"{compared.at:.0%}"
+        if not compared.reached:
+            return f"Nothing can be compared: no arm reaches a new score of {at} in all seeds, above that of the base."
+        measure = first.measure
+        told = in_short(judge_all(compared, first), measure.form, measure.unit)
+        name = measure.name[0].upper() + measure.name[1:]
+        return f"{name} at new ≥ {at} against {first.title}: {told}."
+
+
+@dataclass(frozen=True)
+class PlainStudy:
+    """A study that makes its section itself."""
+
+    grids: Callable[[bool], list[Grid]]
+    section: Callable[[Study], Section]
+
+
+def section_of(
+    study: Study, name: str, finding: str, figure: Figure, tables: Sequence[Keyed], at: float | None = None
+) -> Section:
+    """The section of a study, with the text beside its module and the counts of its runs."""
+    points = study.points
+    counts = {
+        "checkpoints": f"{len(points):,}",
+        "runs": f"{points['trajectory'].n_unique():,}",
+        "seeds": str(len(study.seeds)),
+        **({} if at is None else {"at": f"{at:.0%}"}),
+    }
+    prose = read_prose(text_of(name), {**counts, **numbers_of(tables)})
+    made_of = (
+        f"{how_many(len(points), 'checkpoint')} of {how_many(points['trajectory'].n_unique(), 'run')}, "
+        f"{how_many(len(study.seeds), 'seed')}. {INTERVALS} {JUDGED}"
+    )
+    note = f"{prose.note}\n\n{made_of}"
+    return Section(name, prose.title, prose.question, finding, figure, [one.table for one in tables], note)
+
+
+JUDGED = (
+    "Better or worse: the interval of the difference excludes 0. Cannot be told: it holds 0, or there is one seed. Not "
+    "comparable: not all seeds allow the comparison."
+)
+
+
+def text_of(name: str) -> Path:
+    """Where the text of a study is."""
+    return Path(__file__).parent / f"{name.replace('-', '_')}.md"
+
+
+def judge_all(compared: Compared, against: Against) -> list[Judged]:
+    """The arms of a comparison, each beside its own reference."""
+    return [compared.judge(arm, reference, against.measure) for arm, reference in pairs_of(compared, against)]
+
+
+def pairs_of(compared: Compared, against: Against) -> list[tuple[Arm, Arm]]:
+    """Each arm that is compared, and its reference."""
+    pairs = [(arm, against.reference_of(compared.of.by, arm)) for arm in compared.arms]
+    return [(arm, reference) for arm, reference in pairs if reference is not None]
+
+
+def kept_table(compared: Compared) -> Keyed:
+    """What each arm keeps where arms are compared."""
+    unit = compared.study.kl_unit
+    columns = {"prior": "prior kept, %", "drop": "drop, points", "kl": f"forward KL, {unit}", "n": "seeds"}
+    rows = {}
+    for arm in compared.arms:
+        row = compared.kept[arm]
+        cells = {
+            "prior": written(estimate_of(row, "prior")),
+            "drop": written(estimate_of(row, "forgetting")),
+            "kl": written(estimate_of(row, KL), nats),
+            "n": seeds_of(row["n_seeds"], len(compared.study.seeds)),
+        }
+        rows[compared.key(arm)] = (compared.label(arm), cells)
+    return Keyed(f"At new ≥ {compared.at:.0%}", "arm", columns, rows)
+
+
+def levels_table(compared: Compared) -> Keyed:
+    """What each arm keeps at each threshold, and how far it gets."""
+    levels = sorted({*compared.study.thresholds, compared.at})
+    kept = {level: compared.kept_at(level) for level in levels}
+    names = {level: f"at-{100 * level:g}" for level in levels}
+    rows = {}
+    for arm in compared.arms:
+        cells = {names[level]: written(estimate_of(kept[level][arm], "prior")) for level in levels}
+        cells["best-new"] = percent(floats(compared.rows(arm), "new").max())
+        rows[compared.key(arm)] = (compared.label(arm), cells)
+    columns = {**{names[level]: f"new ≥ {level:.0%}" for level in levels}, "best-new": "best new, %"}
+    return Keyed("Prior kept, %", "arm", columns, rows)
+
+
+def comparison_table(compared: Compared, against: Against) -> Keyed:
+    """Each arm minus its reference, and the verdict."""
+    prefix = f"{against.key}." if against.key else ""
+    columns = {
+        f"{prefix}gap": f"{against.measure.name}, {against.measure.unit}",
+        f"{prefix}kl-gap": f"forward KL, {compared.study.kl_unit}",
+        f"{prefix}n": "seeds",
+        f"{prefix}verdict": "verdict",
+    }
+    if not prefix:  # how many seeds allow the first comparison, beside how many an arm has
+        columns = {"gap-n" if name == "n" else name: header for name, header in columns.items()}
+    rows = {}
+    for arm, reference in pairs_of(compared, against):
+        judged, seeds = compared.judge(arm, reference, against.measure), len(compared.study.seeds)
+        cells = (
+            signed(judged.gap, against.measure.form),
+            signed(compared.gap(arm, reference, KL), nats),
+            seeds_of(judged.gap.seeds if judged.gap else 0, seeds),
+            str(judged.verdict),
+        )
+        rows[compared.key(arm)] = (compared.label(arm), dict(zip(columns, cells, strict=True)))
+    return Keyed(f"Minus {against.title}, at new ≥ {compared.at:.0%}", "arm", columns, rows)
+
+
+def seeds_of(count: int, total: int) -> str:
+    """How many seeds a cell rests on: "3", "2 of 3"."""
+    return NEVER if not count else str(count) if count == total else f"{count} of {total}"

@@ -1,0 +1,159 @@
+"""Panels that studies share: what arms keep at equal new-task score, their trade-off, and forgetting by KL."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from rlrazor.analysis.statistics import at_accuracy, floats
+from rlrazor.report.drawing import INK, Curve, Layer, Panel, Points
+from rlrazor.report.figures import staircase
+from rlrazor.report.layers import base, cloud, height, learnt, level, means, never, padded
+from rlrazor.report.text import number
+from rlrazor.studies.engine import KL, Arm, Compared, PanelOf, Style
+from rlrazor.studies.tables import SharedLaw
+
+
+def kept(names: Callable[[Any], str]) -> PanelOf:
+    """A place for each value of the last column, called by `names`, the methods side by side."""
+
+    def make(compared: Compared) -> Panel | None:
+        if not compared.reached:
+            return None
+        values, methods = compared.values(-1), compared.values(0)
+        cells = at_accuracy(compared.points, compared.of.by, compared.at, ["prior"])
+        layers: list[Layer] = []
+        for arm in compared.arms:
+            place = values.index(arm[-1]) + 0.16 * (methods.index(arm[0]) - (len(methods) - 1) / 2)
+            layers.append(means(compared.label(arm), compared.rows(arm, cells), [place], "prior", *compared.style(arm)))
+        ends = (-0.5, len(values) - 0.5)
+        layers.append(level("base’s prior", base_prior(compared), ends))
+        ticks = [(float(place), names(value)) for place, value in enumerate(values)]
+        title = f"Kept at new ≥ {compared.at:.0%}"
+        return Panel(title, "", "prior accuracy", layers, ends, height(layers), x_ticks=ticks)
+
+    return make
+
+
+def along(column: str, x_label: str, line: Callable[[Compared, Any], tuple[str, Style]]) -> PanelOf:
+    """`column` of the best checkpoints by the last column of the arms, a number; a line for each value of the first.
+
+    `line`: what it is called and how it is drawn.
+    """
+
+    def make(compared: Compared) -> Panel | None:
+        if not compared.reached:
+            return None
+        first, last = compared.of.by[0], compared.of.by[-1]
+        values, is_prior = sorted(compared.values(-1)), column == "prior"
+        layers: list[Layer] = []
+        for value in compared.values(0):
+            own = compared.points.filter(pl.col(first) == value)
+            cells = at_accuracy(own, [last], compared.at, ["prior", KL]).sort(last)
+            places = [float(values.index(at)) for at in cells[last]]
+            label, style = line(compared, value)
+            layers.append(means(label, cells, places, column, *style))
+        ends = (-0.3, len(values) - 0.7)
+        if is_prior:
+            layers.append(level("base’s prior", base_prior(compared), ends))
+        return Panel(
+            f"{'Kept' if is_prior else 'Drift'} at new ≥ {compared.at:.0%}",
+            x_label,
+            "prior accuracy" if is_prior else f"forward KL, {compared.study.kl_unit}",
+            layers,
+            ends,
+            height(layers),
+            y_percent=is_prior,
+            x_ticks=[(float(place), f"{value:g}") for place, value in enumerate(values)],
+        )
+
+    return make
+
+
+def ranked(compared: Compared) -> Panel | None:
+    """A dot for each arm, who keeps most on top; a mark at the edge for one that never gets there."""
+    if not compared.reached:
+        return None
+    order = ranking(compared)
+    place = {arm: float(len(order) - index) for index, arm in enumerate(order)}
+    prior = base_prior(compared)
+    low, high = padded(np.array([prior, *(compared.kept[arm]["prior"] for arm in order)], float))
+    across = (0.3, len(order) + 0.7)
+    layers: list[Layer] = []
+    for method in compared.values(0):
+        own = [arm for arm in order if arm[0] == method]
+        ends = [np.array([compared.kept[arm][f"prior{end}"] for arm in own], float) for end in ("_low", "", "_high")]
+        y = np.array([place[arm] for arm in own])
+        dots = Points(compared.study.label(method), ends[1], y, *compared.style(own[0]), size=7.5)
+        layers.append(replace(dots, error_low=ends[0], error_high=ends[2], error_along="x"))
+    absent = [arm for arm in order if compared.kept[arm]["prior"] is None]
+    edge = [low + 0.02 * (high - low)] * len(absent)
+    marks = never(f"never reaches {compared.at:.0%} new", [compared.label(arm) for arm in absent], edge, 0.0)
+    layers.append(replace(marks, y=np.array([place[arm] for arm in absent])))
+    layers.append(Curve("base", np.repeat(prior, 2), np.array(across), INK, dashed=True))
+    ticks = [(place[arm], compared.label(arm)) for arm in order]
+    title = f"Kept at new ≥ {compared.at:.0%}"
+    return Panel(title, "prior accuracy", "", layers, (low, high), across, y_percent=False, y_ticks=ticks)
+
+
+def ranking(compared: Compared) -> list[Arm]:
+    """Who keeps most first; last those that never get there, by how far they do."""
+
+    def rank(arm: Arm) -> tuple[float, float]:
+        prior = compared.kept[arm]["prior"]
+        return (-1.0 if prior is None else prior), float(floats(compared.rows(arm), "new").max())
+
+    return sorted(compared.arms, key=rank, reverse=True)
+
+
+def trade_off(compared: Compared) -> Panel:
+    """All checkpoints of each arm, and its frontier."""
+    groups = [(compared.label(arm), compared.rows(arm), compared.style(arm)) for arm in compared.arms]
+    return _trade_off(compared, groups)
+
+
+def trade_off_of_methods(compared: Compared) -> Panel:
+    """The same of each method, its arms pooled."""
+    first = compared.of.by[0]
+    pooled = []
+    for value in compared.values(0):
+        style = compared.style(next(arm for arm in compared.arms if arm[0] == value))
+        pooled.append((compared.study.label(value), compared.points.filter(pl.col(first) == value), style))
+    return _trade_off(compared, pooled)
+
+
+def _trade_off(compared: Compared, groups: list[tuple[str, pl.DataFrame, Style]]) -> Panel:
+    clouds = [cloud(label, rows, "new", "prior", *style, opacity=0.5) for label, rows, style in groups]
+    steps = [staircase(label, rows, style[0]) for label, rows, style in groups]
+    layers: list[Layer] = [*clouds, *steps, base(compared.study, "new", "prior")]
+    return Panel("Trade-off", "new accuracy", "prior accuracy", layers, learnt(compared.study))
+
+
+def learning(compared: Compared) -> Panel:
+    """How far a policy moves to learn."""
+    layers = [*_clouds(compared, "new"), base(compared.study, KL, "new")]
+    label, new = f"forward KL, {compared.study.kl_unit}", learnt(compared.study)
+    return Panel("Learning against drift", label, "new accuracy", layers, y_range=new, x_percent=False)
+
+
+def forgetting_law(compared: Compared) -> Panel:
+    """Forgetting by KL, with one quadratic for all."""
+    layers: list[Layer] = list(_clouds(compared, "forgetting"))
+    shared = SharedLaw.fit(compared.points)
+    if shared:
+        x = np.linspace(0, float(np.nanmax(floats(compared.points, KL))), 200)
+        layers.append(Curve(f"quadratic, R² = {number(shared.r2)}", x, shared.quadratic.predict(x), INK))
+    label = f"forward KL, {compared.study.kl_unit}"
+    return Panel("Forgetting law", label, "forgetting", layers, x_percent=False)
+
+
+def base_prior(compared: Compared) -> float:
+    """The bases' prior score, the mean over seeds."""
+    return float(np.nanmean(floats(compared.study.bases, "prior")))
+
+
+def _clouds(compared: Compared, y: str) -> Iterator[Points]:
+    for arm in compared.arms:
+        yield cloud(compared.label(arm), compared.rows(arm), KL, y, *compared.style(arm))

@@ -1,0 +1,201 @@
+"""Is the sparsity of an update rounding? The same runs with float32 and with bfloat16 weights."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import polars as pl
+
+from rlrazor.analysis.statistics import (
+    Estimate,
+    difference,
+    floats,
+    near_accuracy,
+    seed_means,
+    verdict,
+    with_params,
+)
+from rlrazor.report.drawing import INK, PALETTE, Curve, Figure, Layer, Panel, Range
+from rlrazor.report.keyed import Judged, Keyed, in_short
+from rlrazor.report.layers import cloud, learnt, means
+from rlrazor.report.study import Section, Study
+from rlrazor.report.tables import THRESHOLDS
+from rlrazor.report.text import NEVER, nats, percent, signed, with_seeds
+from rlrazor.studies.engine import KL, Arm, Arms, At, Compared, PlainStudy, Style, section_of
+from rlrazor.studies.grids import LRS, Grid
+from rlrazor.studies.tables import MORE_OR_LESS, ends_of
+
+SPARSITY, RANK = "weight_sparsity", "weight_rank"
+FULL, ROUNDED = "float32", "bfloat16"
+TARGETS = (*reversed(THRESHOLDS), 0.94, 0.93)
+SHARES = (-0.03, 1.03)
+CELLS: Mapping[str, tuple[str, str, Callable[[float], str]]] = {
+    "unchanged": (SPARSITY, "unchanged, %", percent),
+    "rank": (RANK, "rank, % of full", percent),
+    "prior": ("prior", "prior, %", percent),
+    "kl": (KL, "forward KL, nats", nats),
+}
+
+
+def grids(quick: bool) -> list[Grid]:
+    """The same runs in both precisions."""
+    lrs = LRS[1:4:2] if quick else LRS[:4]
+    return [Grid(("grpo", "sft-2"), lrs, variant) for variant in ({}, {"precision": ROUNDED})]
+
+
+def where_most(points: pl.DataFrame, bases: pl.DataFrame, by: Sequence[str], targets: Sequence[float]) -> float | None:
+    """The new accuracy near which most seeds have checkpoints of both precisions; the first of several."""
+    pairs = {}
+    for target in targets:
+        near = near_accuracy(points, by, target, [SPARSITY, RANK])
+        pairs[target] = near.group_by("method", "seed").len().filter(pl.col("len") == 2).height
+    best = max(targets, key=lambda target: pairs[target])
+    return best if pairs[best] else None
+
+
+def style(compared: Compared, arm: Arm) -> Style:
+    """A colour for each method, a symbol for each precision."""
+    return PALETTE[compared.place(arm, 0) % len(PALETTE)], "diamond" if arm[1] == ROUNDED else "circle"
+
+
+ARMS = Arms(
+    ("method", "precision"),
+    label=lambda study, arm: f"{study.label(arm[0])}, {arm[1]}",
+    prepare=lambda points: with_params(points, precision=FULL),
+    style=style,
+)
+
+
+def section(study: Study) -> Section:
+    """Sparsity and rank of the update in both precisions, at equal accuracy and after training."""
+    compared = compared_in(study)
+    rounded = [arm for arm in compared.arms if arm[1] == ROUNDED]
+    near, end = (
+        in_short([judge(compared, chosen, arm) for arm in rounded], words=MORE_OR_LESS) for chosen in places(compared)
+    )
+    finding = (
+        f"Parameters left unchanged by bfloat16 against float32, at {compared.at:.0%} new accuracy: {near}; "
+        f"after the lowest rate: {end}."
+    )
+    return section_of(study, "precision", finding, figure(compared), tables_of(compared), compared.at)
+
+
+def compared_in(study: Study) -> Compared:
+    """The arms, and the new accuracy at which they are compared."""
+    return Compared.make(study, ARMS, At(TARGETS, where_most))
+
+
+def places(compared: Compared) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """What is compared, a row per arm and seed: means at equal accuracy, and the ends of runs at the lowest rate."""
+    columns = [column for column, *_ in CELLS.values()]
+    near = near_accuracy(compared.points, ARMS.by, compared.at, columns)
+    return near, ends_of(compared.points.filter(pl.col("lr") == pl.col("lr").min()))
+
+
+def tables_of(compared: Compared) -> list[Keyed]:
+    """What is unchanged at each new accuracy, both places side by side, and the least."""
+    near, end = places(compared)
+    lowest, floor = f"{end['lr'][0]:.1e}", percent(floor_of(compared.points))
+    return [
+        by_accuracy(compared),
+        side_by_side(compared, near, f"At new = {compared.at:.0%} ± 0.5"),
+        side_by_side(compared, end, f"After training at the lowest learning rate, {lowest}", "end."),
+        Keyed("Of all float32 checkpoints", "", {"floor": "least unchanged, %"}, {"": ("all", {"floor": floor})}),
+    ]
+
+
+def floor_of(points: pl.DataFrame) -> float | None:
+    """The least share of parameters that any float32 checkpoint left unchanged: hardly more than cannot move."""
+    values = floats(points.filter(pl.col("precision") == FULL), SPARSITY)
+    finite = values[np.isfinite(values)]
+    return float(finite.min()) if finite.size else None
+
+
+def judge(compared: Compared, chosen: pl.DataFrame, arm: Arm) -> Judged:
+    """What an arm leaves unchanged beside the same method in float32; `chosen` has a row for each arm and seed."""
+    gap = difference(compared.rows(arm, chosen), compared.rows((arm[0], FULL), chosen), SPARSITY)
+    return Judged(compared.label(arm), gap, verdict(gap, len(compared.study.seeds)))
+
+
+def over_seeds(rows: pl.DataFrame, column: str, seeds: int, form: Callable[[float], str] = percent) -> str:
+    """A row per seed as a cell."""
+    values = rows.sort("seed")[column].to_list()
+    return with_seeds(Estimate.over(values) if values else None, seeds, form)
+
+
+def by_accuracy(compared: Compared) -> Keyed:
+    """What each arm leaves unchanged at each new accuracy."""
+    near = {
+        f"at-{100 * target:g}": near_accuracy(compared.points, ARMS.by, target, [SPARSITY]) for target in THRESHOLDS
+    }
+    rows = {}
+    for arm in compared.arms:
+        seeds = compared.rows(arm)["seed"].n_unique()
+        cells = {name: over_seeds(compared.rows(arm, table), SPARSITY, seeds) for name, table in near.items()}
+        rows[compared.key(arm)] = (compared.label(arm), cells)
+    columns = {name: f"new = {target:.0%} ± 0.5" for name, target in zip(near, THRESHOLDS, strict=True)}
+    return Keyed("Parameters exactly unchanged, %", "arm", columns, rows)
+
+
+def side_by_side(compared: Compared, chosen: pl.DataFrame, title: str, prefix: str = "") -> Keyed:
+    """Each arm's checkpoints, and what bfloat16 leaves unchanged beyond float32."""
+    headers = {name: header for name, (_, header, _) in CELLS.items()} | {
+        "gap": "minus float32, points",
+        "verdict": "verdict",
+    }
+    rows = {}
+    for arm in compared.arms:
+        seeds, own = compared.rows(arm)["seed"].n_unique(), compared.rows(arm, chosen)
+        cells = {name: over_seeds(own, column, seeds, form) for name, (column, _, form) in CELLS.items()}
+        judged = judge(compared, chosen, arm) if arm[1] == ROUNDED else None
+        cells["gap"], cells["verdict"] = (
+            (signed(judged.gap), MORE_OR_LESS[judged.verdict]) if judged else (NEVER, NEVER)
+        )
+        rows[compared.key(arm)] = (compared.label(arm), {f"{prefix}{name}": cell for name, cell in cells.items()})
+    return Keyed(title, "arm", {f"{prefix}{name}": header for name, header in headers.items()}, rows)
+
+
+def figure(compared: Compared) -> Figure:
+    """Sparsity by new accuracy and by learning rate, rank by new accuracy."""
+    new, floor = learnt(compared.study), floor_of(compared.points)
+    rates = sorted(set(floats(compared.points, "lr").tolist()))
+    unchanged, ticks = "parameters unchanged", [(rate, f"{rate:.2g}") for rate in rates]
+    sparsity = [*clouds(compared, SPARSITY), *least(floor, new)]
+    by_rate = [*after_training(compared), *least(floor, (rates[0], rates[-1]))]
+    panels = [
+        Panel("Sparsity at equal accuracy", "new accuracy", unchanged, sparsity, new, SHARES),
+        Panel(
+            "Sparsity after training",
+            "learning rate",
+            unchanged,
+            by_rate,
+            y_range=SHARES,
+            x_percent=False,
+            x_log=True,
+            x_ticks=ticks,
+        ),
+        Panel("Rank of the update", "new accuracy", "share of full rank", clouds(compared, RANK), new, SHARES),
+    ]
+    return Figure("precision", panels, columns=3)
+
+
+def clouds(compared: Compared, column: str) -> list[Layer]:
+    """Each arm's checkpoints by new accuracy."""
+    arms = compared.arms
+    return [cloud(compared.label(arm), compared.rows(arm), "new", column, *compared.style(arm)) for arm in arms]
+
+
+def after_training(compared: Compared) -> list[Layer]:
+    """Each arm's last checkpoints, by learning rate."""
+    layers: list[Layer] = []
+    for arm in compared.arms:
+        rates = seed_means(ends_of(compared.rows(arm)).sort("lr"), ["lr"], [SPARSITY])
+        layers.append(means(compared.label(arm), rates, rates["lr"].to_list(), SPARSITY, *compared.style(arm)))
+    return layers
+
+
+def least(floor: float | None, across: Range) -> list[Layer]:
+    """What float32 leaves unchanged at least."""
+    return [] if floor is None else [Curve("least in float32", np.array(across), np.full(2, floor), INK, dashed=True)]
+
+
+STUDY = PlainStudy(grids, section)

@@ -1,0 +1,136 @@
+"""The study's figure: the paper's Fig. 5 on the simplex, the alternation's convergence, and what gradients pay."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import polars as pl
+
+from rlrazor.analysis.statistics import Estimate, floats
+from rlrazor.report.drawing import INK, PALETTE, Curve, Figure, Layer, Panel, Points
+from rlrazor.studies.theory import projection
+from rlrazor.studies.theory.parts import AGREE, EXACT, FIRST_CHECK, FIRST_CORRECT, GROUP, SAMPLED, UNTIL
+from rlrazor.studies.theory.projection import Floats
+
+_STYLES = {  # colour and symbol
+    "policy gradient": (PALETTE[0], "circle"),
+    "GRPO": (PALETTE[1], "square"),
+    "1-0 REINFORCE": (PALETTE[6], "triangle-up"),
+    "KL-DPG": (PALETTE[3], "diamond"),
+}
+_PATHS = {  # name, colour, dashed
+    "policy-gradient": (EXACT["policy-gradient"], PALETTE[0], False),
+    "grpo": (EXACT["grpo"], PALETTE[1], True),
+    "kl-dpg": (EXACT["kl-dpg"], PALETTE[3], False),
+    "natural-gradient": ("natural gradient, exact alternation", PALETTE[2], False),
+    "sft": ("SFT on labels (.1, .9)", PALETTE[4], False),
+}
+_CURVES = {
+    "none": ("alternation, R a statistic", INK),
+    "graded": ("alternation, graded statistic", PALETTE[9]),
+    "random": ("alternation, random statistics", PALETTE[10]),
+    "0.3/t²": ("M-step errors 0.3/t²", PALETTE[5]),
+    "0.3/t": ("M-step errors 0.3/t", PALETTE[8]),
+    "0.3/t, base projected": ("errors 0.3/t, base projected", PALETTE[11]),
+}
+
+
+def figure(name: str, tables: Mapping[str, pl.DataFrame]) -> Figure:
+    """Four panels from the study's tables."""
+    gradients = tables["gradients"]
+    panels = [
+        _simplex(tables["paths"]),
+        _convergence(tables["convergence"]),
+        _excess("Excess KL: the base prefers some correct outcomes", _exact(gradients, "uneven"), gradients, "uneven"),
+        _excess("Excess KL: the base's correct outcomes tie", [], gradients, "even"),
+    ]
+    return Figure(name, panels, columns=2, height=1000)
+
+
+def _simplex(paths: pl.DataFrame) -> Panel:
+    layers: list[Layer] = [Curve("", *_on_plane(np.eye(3)[[0, 1, 2, 0]]), "#999999")]
+    for (path,), rows in paths.group_by("path", maintain_order=True):
+        x, y = _on_plane(rows.select("a", "b", "c").to_numpy())
+        if path in _PATHS:
+            name, color, dashed = _PATHS[str(path)]
+            layers.append(Curve(name, x, y, color, dashed=dashed))
+        else:
+            color, symbol = _STYLES["GRPO"]
+            sampled = Points(f"GRPO, groups of {GROUP}", x, y, color, symbol, size=1.5, opacity=0.4, line=True)
+            layers.insert(1, sampled)
+    nearest = projection.i_projection(FIRST_CHECK, FIRST_CORRECT)
+    layers.append(Points("base", *_on_plane(FIRST_CHECK[None]), INK, "circle", size=7))
+    layers.append(Points("KL-minimal correct policy", *_on_plane(nearest[None]), INK, "star", size=12))
+    texts = [(-0.13, -0.09, "a, correct"), (0.93, -0.09, "b, correct"), (0.51, 0.86, "c, wrong")]
+    return Panel("Three outcomes", "", "", layers, (-0.2, 1.2), (-0.12, 0.95), False, False, equal=True, texts=texts)
+
+
+def _on_plane(points: Floats) -> tuple[Floats, Floats]:
+    """Of the simplex: a at (0, 0), b at (1, 0), c on top."""
+    return points[:, 1] + points[:, 2] / 2, points[:, 2] * np.sqrt(3) / 2
+
+
+def _convergence(curves: pl.DataFrame) -> Panel:
+    layers = []
+    for curve, (name, color) in _CURVES.items():
+        rows = curves.filter(curve=curve)
+        layers.append(Curve(name, floats(rows, "round"), np.maximum(floats(rows, "distance"), 1e-9), color))
+    return Panel(
+        "Alternation",
+        "rounds",
+        "total variation from the nearest correct policy",
+        layers,
+        y_range=(5e-10, 2),
+        x_percent=False,
+        y_percent=False,
+        x_log=True,
+        y_log=True,
+    )
+
+
+def _excess(title: str, exact: Sequence[Layer], gradients: pl.DataFrame, base: str) -> Panel:
+    """Of groups of samples, points side by side where they agree, with a line where no exact gradient has one."""
+    layers = list(exact)
+    for index, name in enumerate(SAMPLED.values()):
+        algorithm = f"{name}, groups of {GROUP}"
+        accuracies, estimates = _by_accuracy(gradients.filter(base=base, algorithm=algorithm))
+        means = np.array([estimate.mean for estimate in estimates])
+        halves = np.array([np.nan if estimate.half is None else estimate.half for estimate in estimates])
+        layers.append(
+            Points(
+                algorithm,
+                accuracies + 0.012 * (index - 1.5),
+                means,
+                *_STYLES[name],
+                error_low=np.maximum(means - halves, 1e-3),
+                error_high=means + halves,
+                line=not exact,
+            )
+        )
+    return Panel(
+        title,
+        "accuracy of the base",
+        f"excess KL at {UNTIL:.0%} accuracy, nats",
+        layers,
+        (0.0, 1.0),
+        (1e-3, 3),
+        y_percent=False,
+        y_log=True,
+    )
+
+
+def _exact(gradients: pl.DataFrame, base: str) -> list[Layer]:
+    """Natural gradient pays nothing, and 0 is on no logarithmic axis."""
+    layers: list[Layer] = []
+    for flow, algorithm in EXACT.items():
+        accuracies, estimates = _by_accuracy(gradients.filter(base=base, algorithm=algorithm))
+        means = np.array([estimate.mean for estimate in estimates])
+        if means.max() > AGREE:
+            _, color, dashed = _PATHS[flow]
+            layers.append(Curve(algorithm, accuracies, means, color, dashed=dashed))
+    return layers
+
+
+def _by_accuracy(rows: pl.DataFrame) -> tuple[Floats, list[Estimate]]:
+    """The excess KL over seeds from each of the base's accuracies, ascending."""
+    groups = rows.sort("accuracy", maintain_order=True).group_by("accuracy", maintain_order=True).agg("excess")
+    return floats(groups, "accuracy"), [Estimate.over(values) for values in groups["excess"].to_list()]

@@ -1,0 +1,164 @@
+"""Statistics at equal new-task accuracy, computed again by loops; the one verdict against scipy's paired t-test."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from scipy import stats
+
+from rlrazor.analysis import law
+from rlrazor.analysis.statistics import (
+    Estimate,
+    Verdict,
+    at_accuracy,
+    best_checkpoints,
+    correlation,
+    difference,
+    matched_accuracy,
+    near_accuracy,
+    verdict,
+)
+
+T_THREE_SEEDS = 4.302653  # of the t-distribution with two degrees of freedom, from a printed table
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5, 10])
+def test_the_verdict_is_that_of_a_paired_t_test(seeds: int) -> None:
+    rng = np.random.default_rng(seeds)
+    found = set()
+    for _ in range(300):
+        first, second = rng.normal(size=seeds), rng.normal(rng.choice([-2, 0, 2]), 0.5, size=seeds)
+        test = stats.ttest_rel(first, second)
+        expected = Verdict.OPEN if test.pvalue >= 0.05 else Verdict.BETTER if test.statistic > 0 else Verdict.WORSE
+        gap = Estimate.over((first - second).tolist())
+        assert verdict(gap, seeds) is expected
+        opposite = {Verdict.BETTER: Verdict.WORSE, Verdict.WORSE: Verdict.BETTER}
+        assert verdict(gap, seeds, lower_is_better=True) is opposite.get(expected, expected)
+        found.add(expected)
+    assert len(found) == 3
+
+
+def test_one_seed_and_seeds_that_are_missing() -> None:
+    assert verdict(Estimate.over([0.5]), 1) is Verdict.OPEN
+    assert verdict(Estimate.over([0.5, 0.5]), 3) is Verdict.APART
+    assert verdict(None, 3) is Verdict.APART
+    assert verdict(Estimate.over([0.0, 0.0, 0.0]), 3) is Verdict.OPEN
+    assert verdict(Estimate.over([0.5, 0.5, 0.5]), 3) is Verdict.BETTER
+
+
+@pytest.fixture(scope="module")
+def scattered() -> pl.DataFrame:
+    """Three seeds of two methods with two settings; the second setting of b never learns."""
+    rng = np.random.default_rng(1)
+    rows = [
+        {
+            "method": method,
+            "setting": setting,
+            "seed": seed,
+            "trajectory": f"{method}{setting}{seed}{run}",
+            "new": 0.9 if (method, setting) == ("b", 2) else 0.93 + 0.05 * round(float(rng.random()), 3),
+            "prior": float(rng.random()),
+            "drift": float(rng.random()) if run else None,
+        }
+        for method in "ba"
+        for setting in (2, 1)
+        for seed in range(3)
+        for run in range(4)
+        for _ in range(10)
+    ]
+    return pl.DataFrame(rows)
+
+
+def mean_and_half(values: Sequence[float]) -> tuple[float, float]:
+    return float(np.mean(values)), T_THREE_SEEDS * float(np.std(values, ddof=1)) / math.sqrt(3)
+
+
+@pytest.mark.parametrize("best", ["max", "min"])
+def test_at_accuracy_is_brute_force(scattered: pl.DataFrame, best: Any) -> None:
+    found = at_accuracy(scattered, ["method", "setting"], 0.95, ["prior", "drift"], best=best)
+    assert found.select("method", "setting").rows() == [("b", 2), ("b", 1), ("a", 2), ("a", 1)]
+    never, *reached = found.to_dicts()
+    assert (never["prior"], never["drift_low"], never["n_seeds"], never["seeds_total"]) == (None, None, 0, 3)
+    for cell in reached:
+        chosen = []
+        for seed in range(3):
+            able = [
+                point
+                for point in scattered.to_dicts()
+                if (point["method"], point["setting"], point["seed"]) == (cell["method"], cell["setting"], seed)
+                and point["new"] >= 0.95
+                and point["drift"] is not None
+            ]
+            chosen.append((max if best == "max" else min)(able, key=lambda point: point["prior"]))
+        for column in ("prior", "drift"):
+            mean, half = mean_and_half([point[column] for point in chosen])
+            shown = [cell[name] for name in (column, f"{column}_low", f"{column}_high")]
+            assert shown == pytest.approx([mean, mean - half, mean + half])
+        assert (cell["n_seeds"], cell["seeds_total"]) == (3, 3)
+
+
+def test_best_checkpoints_are_whole_rows_and_the_first_of_equals() -> None:
+    points = pl.DataFrame(
+        {
+            "method": "a",
+            "seed": [0, 0, 0, 1],
+            "new": [0.96, 0.97, 0.9, 0.9],
+            "prior": [0.5, 0.5, 0.9, 0.9],
+            "step": [1, 2, 3, 4],
+        }
+    )
+    assert best_checkpoints(points, ["method"], 0.95)["step"].to_list() == [1]
+    assert best_checkpoints(points, ["method"], 0.9, best="min")["step"].to_list() == [1, 4]
+
+
+def test_matched_accuracy_is_brute_force(scattered: pl.DataFrame) -> None:
+    found = matched_accuracy(scattered, ["method"], [0.95, 0.96], ["prior"])
+    assert found.select("method", "target").rows() == [("b", 0.95), ("a", 0.95), ("b", 0.96), ("a", 0.96)]
+    for cell in found.to_dicts():
+        means = []
+        for seed in range(3):
+            near = [
+                point["prior"]
+                for point in scattered.to_dicts()
+                if point["method"] == cell["method"]
+                and point["seed"] == seed
+                and abs(point["new"] - cell["target"]) < 0.005 + 1e-8
+            ]
+            means.append(sum(near) / len(near))
+        mean, half = mean_and_half(means)
+        assert [cell["prior"], cell["prior_high"]] == pytest.approx([mean, mean + half])
+
+
+def test_difference_pairs_the_seeds(scattered: pl.DataFrame) -> None:
+    near = near_accuracy(scattered, ["method"], 0.95, ["prior"])
+    a, b = (near.filter(pl.col("method") == method) for method in "ab")
+    found = difference(a, b.sort("seed", descending=True), "prior")
+    gaps = [
+        a.filter(pl.col("seed") == seed)["prior"].item() - b.filter(pl.col("seed") == seed)["prior"].item()
+        for seed in range(3)
+    ]
+    assert found
+    assert (found.mean, found.half, found.seeds) == pytest.approx((*mean_and_half(gaps), 3))
+    assert difference(a, b.clear(), "prior") is None
+
+
+def test_correlation_is_scipys(scattered: pl.DataFrame) -> None:
+    table = scattered.with_columns(y=pl.col("prior") ** 3 + 0.1 * pl.col("new"))
+    found = correlation(table, "prior", "y", samples=50)
+    x, y = table["prior"].to_numpy(), table["y"].to_numpy()
+    assert found
+    assert (found.pearson, found.spearman, found.points) == pytest.approx(
+        (stats.pearsonr(x, y).statistic, stats.spearmanr(x, y).statistic, len(x))
+    )
+    assert found.pearson_interval == pytest.approx(
+        law.bootstrap(lambda rows: float(stats.pearsonr(rows["prior"], rows["y"]).statistic), table, samples=50)
+    )
+    low, high = found.spearman_interval or (1, 0)
+    assert low < found.spearman < high
+    assert correlation(table.with_columns(y=pl.lit(1.0)), "prior", "y") is None
+    few = correlation(table.filter(pl.col("trajectory") == "a100"), "prior", "y")
+    assert few
+    assert few.pearson_interval is None
