@@ -128,7 +128,7 @@ def test_students_have_the_best_teacher_of_each_level(
         own = table.filter(pl.col("teacher") == f"{of['run_id']}/{of['step']}")
         assert (set(own["seed"]), set(own["method"])) == ({of["seed"]}, {"rl-distilled"})
         spec = json.loads((out / "runs" / own["run_id"][0] / "spec.json").read_text())
-        assert spec["params"]["teacher"]["step"] == of["step"]
+        assert spec["teacher"]["step"] == of["step"]
     assert len({(of["run_id"], of["step"]) for of in description["teachers"]}) >= 4  # levels have their own
     assert rl["teacher"].null_count() == len(rl)
     assert [arm.get("taught_at") for arm in description["config"]["arms"]] == [None, *levels]
