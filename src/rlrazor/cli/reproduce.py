@@ -1,4 +1,4 @@
-"""`razor reproduce parity-mnist`, `language`, `continual` and `forecast`: whole experiments, from the data to the report."""
+"""`razor reproduce parity-mnist`, `language`, `continual` and `forecast`: whole experiments, from data to report."""
 
 import argparse
 from pathlib import Path
@@ -137,9 +137,7 @@ def run_continual(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         specs = planned(experiment, config)
         found = estimate(experiment, config, specs, jobs=options.jobs, weights=options.weights)
-        running.show_plan(
-            config, found, running.counts_in_words(found), out, jobs=options.jobs, as_json=arguments.json
-        )
+        running.show_plan(config, found, running.counts_in_words(found), out, jobs=options.jobs, as_json=arguments.json)
         return 0
     check_run_folder(arguments, out)
     _fetch(arguments.data_dir, console)

@@ -125,6 +125,11 @@ class Sweep:
         return self.config.get("preset") == CALIBRATION
 
     @property
+    def is_sequence(self) -> bool:
+        """Whether the runs are stages, one after another, of which the best one by new score says little."""
+        return "stage" in self.table.columns
+
+    @property
     def methods(self) -> list[str]:
         """The fine-tuning methods, in the order of the table."""
         return self.points["method"].unique(maintain_order=True).to_list()

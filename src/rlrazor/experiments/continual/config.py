@@ -20,22 +20,20 @@ SPLITS: Mapping[str, Sequence[int]] = {
     "round": (0, 3, 6, 8, 9),  # by their strokes
 }
 """Task -> one of its two classes of digits; a label is right when it is in the digit's own."""
+RATES, ALONE, JOINT = "rates", "alone", "joint"  # in the column `order`, of runs that are no sequence
 CORE_METHODS = ("sft-1", "sft-2", "oracle", "reinforce", "grpo", "dr-grpo", "kl-dpg")
 PAPER_METHODS = (*(name + penalty for penalty in ("", "+kl", "+kl-before") for name in CORE_METHODS), "replay", "ewc")
 
 
 @dataclass(frozen=True)
 class Config:
-    """Sequences of stages: every method and seed goes through the tasks in every order.
-
-    Each method has one learning rate, the one that did best on the first task; see `experiment.Continual`.
-    """
+    """Sequences of stages: every method and seed goes through the tasks in every order."""
 
     methods: tuple[str, ...] = setting("methods, comma-separated, or 'core' (seven) or 'paper' (with their penalties)")
     tasks: tuple[str, ...] = setting("the tasks, in the first order: parity, above-four, prime, three, round")
     orders: int = setting("1: that order; 2: its reverse, too")
     lrs: tuple[float, ...] = setting("learning rates to choose from, comma-separated, or LOW:HIGH:COUNT log-spaced")
-    seeds: tuple[int, ...] = setting("seeds; each pre-trains a base policy of its own")
+    seeds: tuple[int, ...] = setting("seeds; each pre-trains a base policy of its own", (0,))
     target: float = setting("new-task score at which a stage ends", 0.95)
     epochs: int = setting("epochs after which a stage ends at the latest", 4)
     train_size: int = setting("training images of a stage", 10_000)
@@ -51,60 +49,43 @@ class Config:
         check_many(self, ("methods", "tasks", "lrs", "seeds"))
         check_positive(self, KINDS, but=("seeds", "kl_coef"))
         check_bounds(self, KINDS)
-        for task in self.tasks:
-            if task not in SPLITS:
-                raise RazorError(f"Unknown task {task!r:.60}. Tasks: {', '.join(SPLITS)}.")
-        if self.orders > 2 or self.target > 1:
-            raise RazorError("orders must be 1 or 2, and target a fraction of 1.")
+        if unknown := [task for task in self.tasks if task not in SPLITS]:
+            raise RazorError(f"Unknown task {unknown[0]!r:.60}. Tasks: {', '.join(SPLITS)}.")
         runs = len(self.methods) * (len(self.lrs) + len(self.tasks) * len(self.seeds) * (self.orders + 1))
         check_runs(runs, self.epochs * self.checkpoints_per_epoch)
-        if self.methods != PAPER_METHODS:  # which are right, and known so without torch
-            from rlrazor.experiments.continual.methods import find_method
-
-            for name in self.methods:
-                find_method(name)
-
-    @property
-    def sequences(self) -> list[tuple[str, ...]]:
-        """The tasks in each order."""
-        return [self.tasks, self.tasks[::-1]][: self.orders]
 
     def base_specs(self, data: str) -> list[RunSpec]:
         """One base run per seed; `data` is the fingerprint of the images."""
-        tasks = "+".join(task for task in SPLITS if task in self.tasks)
-        named = {name: getattr(self, name) for name in ("pretrain_size", "pretrain_epochs", "test_size")}
-        return [
-            RunSpec(EXPERIMENT, BASE, {"recipe": RECIPE, "data": data, "tasks": tasks, **named}, seed)
-            for seed in self.seeds
-        ]
+        params: dict[str, Any] = {"recipe": RECIPE, "data": data}
+        params |= {name: getattr(self, name) for name in ("pretrain_size", "pretrain_epochs", "test_size")}
+        params["tasks"] = "+".join(task for task in SPLITS if task in self.tasks)
+        return [RunSpec(EXPERIMENT, BASE, params, seed) for seed in self.seeds]
 
     def spec(self, method: str, lr: float, tasks: Sequence[str], start: Ancestor) -> RunSpec:
-        """A run that trains these tasks, one or several at once, from there."""
+        """A run that trains these tasks, one or several at once, from there. Raises RazorError for another method."""
         from rlrazor.experiments.continual.methods import find_method  # which imports torch
 
         found, penalty = find_method(method)
-        params = {
-            "task": "+".join(tasks), "lr": lr, "schedule": "constant", "epochs": self.epochs, "until": self.target,
-            "train_size": self.train_size,
-            "batch_size": self.batch_size,
+        params = {"task": "+".join(tasks), "lr": lr, "schedule": "constant", "until": self.target}
+        params |= {
+            name: getattr(self, name) for name in ("epochs", "checkpoints_per_epoch", "train_size", "batch_size")
+        }
+        params |= {
             "group_size": self.group_size if found.on_policy else None,
             "kl_coef": self.kl_coef if penalty else 0.0,
-            "checkpoints_per_epoch": self.checkpoints_per_epoch,
-            **({} if found.strength is None else {"strength": found.strength}),
         }
+        params |= {} if found.strength is None else {"strength": found.strength}
         return RunSpec(EXPERIMENT, method, params, start.spec.seed, start)
 
 
 KINDS = kinds_of(Config)
+QUICK = ("sft-1", "sft-2", "oracle", "grpo", "replay")
 PRESETS: Mapping[str, Config] = {
     "paper": Config(PAPER_METHODS, tuple(SPLITS), 2, log_spaced(3e-5, 1e-3, 5), (0, 1, 2)),
-    "quick": Config(
-        ("sft-1", "sft-2", "oracle", "grpo", "replay"), ("parity", "above-four", "prime"), 1, (1e-4, 3e-4, 1e-3), (0,)
-    ),
+    "quick": Config(QUICK, ("parity", "above-four", "prime"), 1, (1e-4, 3e-4, 1e-3)),
 }
 
 
 def parse_setting(name: str, value: Any) -> Any:
     """A setting as Config holds it: see `settings.parse_setting`. `methods` also takes `core` and `paper`."""
-    sets = {"core": lambda: CORE_METHODS, "paper": lambda: PAPER_METHODS}
-    return settings.parse_setting(KINDS, sets, name, value)
+    return settings.parse_setting(KINDS, {"core": lambda: CORE_METHODS, "paper": lambda: PAPER_METHODS}, name, value)

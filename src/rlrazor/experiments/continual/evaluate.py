@@ -1,11 +1,11 @@
 """A checkpoint's scores on every task, and how far it is from the base and from the stage before, in nats."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from statistics import fmean
 
 from torch import Tensor
 
-from rlrazor import drift
+from rlrazor.drift import forward_kl, reverse_kl
 from rlrazor.experiments.continual.tasks import Questions
 from rlrazor.experiments.parity_mnist.policy import DigitPolicy, log_probs
 from rlrazor.experiments.parity_mnist.task import FASHION
@@ -14,12 +14,9 @@ from rlrazor.runs.sweep import DivergedError
 
 Outputs = Mapping[str, Tensor]
 """Task -> a policy's log-probabilities on its test inputs."""
-MEASURES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "kl_forward": drift.forward_kl,
-    "kl_reverse": drift.reverse_kl,
-}
-SINCE_BEFORE = "_since_before"  # ends the columns of drift from the stage before; the others are from the base
-DRIFT = tuple(kl + on + since for since in ("", SINCE_BEFORE) for on in ("", "_on_prior") for kl in MEASURES)
+MEASURES = {"kl_forward": forward_kl, "kl_reverse": reverse_kl}
+ORIGINS = ("", "_since_before")  # the ends of columns of drift: from the base, and from the stage before
+DRIFT = tuple(kl + on + since for since in ORIGINS for on in ("", "_on_prior") for kl in MEASURES)
 """The columns of drift that every record has. More: `_on_TASK` of each task, and `_on_earlier`, their mean so far."""
 
 
@@ -43,27 +40,21 @@ def measure(
     at: tuple[int, float],
     said: Outputs,
     tests: Mapping[str, Questions],
-    base: Outputs,
-    before: Outputs,
+    origins: tuple[Outputs, Outputs],
 ) -> Record:
     """The record `at` (step, epoch) of a policy that `said` this; `new` is the score on the tasks that it trains.
 
-    Raises DivergedError where an output is not finite.
+    `origins`: what the base says, and the stage before. Raises DivergedError where an output is not finite.
     """
     if not all(logp.isfinite().all() for logp in said.values()):
         raise DivergedError(*at)
     scores = {task: asked.score(said[task]) for task, asked in tests.items()}
-    own, drifted = tasks_of(spec), {}
-    groups = {"": own, "_on_earlier": earlier_of(spec), "_on_prior": [FASHION]}
+    groups = {"": tasks_of(spec), "_on_prior": [FASHION], "_on_earlier": earlier_of(spec)}
     groups |= {f"_on_{task}": [task] for task in tests if task != FASHION}
-    for since, origin in (("", base), (SINCE_BEFORE, before)):
+    drifted = {}
+    for since, origin in zip(ORIGINS, origins, strict=True):
         for kl, distance in MEASURES.items():
             each = {task: distance(origin[task].double(), said[task].double()).mean().item() for task in tests}
-            drifted |= {kl + on + since: mean_of(each, tasks) for on, tasks in groups.items() if tasks}
-    metrics = {f"score_{task}": score for task, score in scores.items()}
-    return Record(spec.run_id, *at, mean_of(scores, own), {FASHION: scores[FASHION]}, drifted, metrics)
-
-
-def mean_of(values: Mapping[str, float], tasks: Sequence[str]) -> float:
-    """The mean over tasks."""
-    return fmean(values[task] for task in tasks)
+            drifted |= {kl + on + since: fmean(each[task] for task in own) for on, own in groups.items() if own}
+    new, metrics = fmean(scores[task] for task in groups[""]), {f"score_{task}": one for task, one in scores.items()}
+    return Record(spec.run_id, *at, new, {FASHION: scores[FASHION]}, drifted, metrics)

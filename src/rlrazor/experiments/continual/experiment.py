@@ -1,12 +1,12 @@
 """Tasks in sequence as the runner sees them: bases, a rate for each method, stage after stage, and two comparisons."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 from rlrazor.experiments.continual import config as configs
-from rlrazor.experiments.continual.config import EXPERIMENT, Config
+from rlrazor.experiments.continual.config import ALONE, EXPERIMENT, JOINT, RATES, Config
 from rlrazor.experiments.continual.evaluate import DRIFT, tasks_of
 from rlrazor.experiments.continual.methods import METHODS, label_of
 from rlrazor.experiments.continual.train import learn, pretrain
@@ -20,17 +20,15 @@ from rlrazor.runs.runner import versions_of
 from rlrazor.runs.store import Checkpoint, RunStore
 from rlrazor.runs.teachers import choose
 
-RATES, ALONE, JOINT = "rates", "alone", "joint"  # in the column `order`, where there is no sequence
-
 
 @dataclass(frozen=True)
 class Continual:
     """The experiment, on the images in `data_dir`.
 
-    The rule for a method's learning rate: on the first task of the first order, with the first seed, it is the one
-    whose checkpoint with a new-task score of at least the target has the highest prior score; where none gets there,
-    the one with the highest new-task score. A stage ends at its first checkpoint that gets to the target, so methods
-    are compared at equal scores; one that never gets there goes on from its last checkpoint.
+    The rule for a method's learning rate, `teachers.choose`: on the first task of the first order, with the first seed,
+    it is that of the checkpoint with the highest prior score among those with a new-task score of at least the target;
+    where none gets there, of the one with the highest new-task score. A stage ends at its first checkpoint that gets to
+    the target, so methods are compared at equal scores; one that never gets there goes on from its last checkpoint.
     """
 
     data_dir: Path | None = None
@@ -47,18 +45,20 @@ class Continual:
         `rates`, the first stage at every rate; `alone`, each task from the base; `joint`, all at once from there.
         """
         bases = config.base_specs("" if store is None else data.fingerprint(self.data_dir))
-        yield Phase("base policies", bases, columns={"order": RATES, "stage": 0})
-        first = config.tasks[:1]
-        trials = [config.spec(name, lr, first, Ancestor(bases[0], 0)) for name in config.methods for lr in config.lrs]
+        trials = [
+            config.spec(name, lr, config.tasks[:1], Ancestor(bases[0], 0))
+            for name in config.methods
+            for lr in config.lrs
+        ]
         yield Phase("learning rates", trials, keep="final", columns={"order": RATES, "stage": 1})
         rates = {name: rate_of(name, trials, store, config.target) for name in config.methods}
         starts = [(name, Ancestor(base, 0)) for base in bases for name in config.methods]
-        for number, tasks in enumerate(config.sequences, 1):
+        for number, tasks in enumerate([config.tasks, config.tasks[::-1]][: config.orders], 1):
             at = starts
             for stage, task in enumerate(tasks, 1):
                 specs = [config.spec(name, rates[name], [task], start) for name, start in at]
                 columns = {"order": str(number), "stage": stage}
-                yield Phase(f"order {number}, stage {stage}: {task}", specs, "final", columns=columns)
+                yield Phase(f"order {number}, stage {stage}: {task}", specs, keep="final", columns=columns)
                 at = [(spec.method, end_of(spec, store)) for spec in specs]
         plain = [(name, start) for name, start in starts if "+" not in name]
         for order, groups in ((ALONE, [[task] for task in config.tasks]), (JOINT, [config.tasks])):
@@ -72,23 +72,11 @@ class Continual:
 
     def cost(self, spec: RunSpec) -> Cost:
         """Updates and checkpoints of a run, at most: it ends when it has learned its task."""
-        params = spec.params
-        if spec.method == BASE:
-            return Cost(0, 1)
-        images = params["train_size"] * len(tasks_of(spec))
-        return Cost(
-            -(-images // params["batch_size"]) * params["epochs"], params["epochs"] * params["checkpoints_per_epoch"]
-        )
+        return cost.of(spec, spec.params.get("train_size", 0) * len(tasks_of(spec)))
 
     def trial(self, config: Config, specs: Sequence[RunSpec]) -> Trial:
-        """That of ParityMNIST, whose measurement of a checkpoint is of more inputs."""
-        trial, inputs = cost.trial(config), config.test_size * (len(config.tasks) + 1)
-        share = inputs / cost.TEST_IMAGES / cost.MEASURES_COST
-
-        def run(spec: RunSpec, of: Cost) -> float:
-            return trial.run(spec, Cost(of.steps, 0)) + share * trial.run(spec, Cost(0, of.checkpoints))
-
-        return replace(trial, run=run, timed=f"{trial.timed}; at most, as a stage ends when its task is learned")
+        """Time an update and the measurement of a checkpoint; a run takes less than that where it ends early."""
+        return cost.trial(config, config.test_size * (len(config.tasks) + 1), keeps=True)
 
     def describe(self, config: Config) -> Mapping[str, Any]:
         """Names for the report, and what the runs were made from."""
@@ -104,10 +92,8 @@ class Continual:
 
 def rate_of(method: str, trials: Sequence[RunSpec], store: RunStore | None, target: float) -> float:
     """The method's learning rate, by the rule; without a store, which is a dry run, any."""
-    if store is None:
-        return float(trials[0].params["lr"])
-    (chosen,) = choose(trials, store, method, target).values()
-    return float(chosen.spec.params["lr"])
+    spec = trials[0] if store is None else choose(trials, store, method, target)[trials[0].seed].spec
+    return float(spec.params["lr"])
 
 
 def end_of(spec: RunSpec, store: RunStore | None) -> Ancestor:

@@ -7,12 +7,13 @@ the stage starts from. A penalty holds a run to the base of all stages (`+kl`), 
 from collections.abc import Mapping
 
 from rlrazor.errors import RazorError
+from rlrazor.experiments.continual.config import CORE_METHODS
 from rlrazor.experiments.parity_mnist import methods as parity
 from rlrazor.experiments.parity_mnist.methods import Method
 
-PLAIN = ("sft-1", "sft-2", "oracle", "reinforce", "grpo", "dr-grpo", "kl-dpg")
-METHODS: Mapping[str, Method] = {name: parity.METHODS[name] for name in (*PLAIN, "replay", "ewc")}
-PENALTIES: Mapping[str, str] = {"": "", "+kl": " + KL to the base", "+kl-before": " + KL to the stage before"}
+TO_BASE, TO_BEFORE = "+kl", "+kl-before"
+METHODS: Mapping[str, Method] = {name: parity.METHODS[name] for name in (*CORE_METHODS, "replay", "ewc")}
+PENALTIES: Mapping[str, str] = {"": "", TO_BASE: " + KL to the base", TO_BEFORE: " + KL to the stage before"}
 
 
 def find_method(name: str) -> tuple[Method, str]:
@@ -20,8 +21,8 @@ def find_method(name: str) -> tuple[Method, str]:
     plain, plus, penalty = name.partition("+")
     if plain not in METHODS or plus + penalty not in PENALTIES:
         raise RazorError(
-            f"Unknown method {name!r:.60}. Methods: {', '.join(METHODS)}; each also with '+kl' for a KL penalty to the "
-            "base, or '+kl-before' for one to the stage before."
+            f"Unknown method {name!r:.60}. Methods: {', '.join(METHODS)}; each also with '{TO_BASE}' for a KL penalty "
+            f"to the base, or '{TO_BEFORE}' for one to the stage before."
         )
     return METHODS[plain], plus + penalty
 

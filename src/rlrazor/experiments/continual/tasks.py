@@ -16,6 +16,7 @@ from rlrazor.experiments.parity_mnist.sampling import generator
 from rlrazor.experiments.parity_mnist.task import FASHION
 
 ALL = (*SPLITS, FASHION)  # in the order of their indicators
+load = lru_cache(maxsize=2)(data.load)
 
 
 @dataclass(frozen=True)
@@ -49,33 +50,25 @@ def correct_answers(task: str, labels: Tensor) -> Tensor:
     return inside[labels][:, None] == inside
 
 
-@dataclass(frozen=True)
-class Images:
-    """MNIST and FashionMNIST, as in the files."""
-
-    digits: data.Dataset
-    fashion: data.Dataset
-
-    def train(self, task: str, count: int, rng: Generator) -> Questions:
-        """Of a task about `count` training images, drawn anew from the stream."""
-        source = self.fashion if task == FASHION else self.digits
-        rows = torch.randperm(len(source.train_labels), generator=rng)[:count]
-        return Questions.of(task, source.train_images[rows], source.train_labels[rows])
-
-    def pretraining(self, tasks: Iterable[str], count: int, seed: int) -> Questions:
-        """What a base learns from; a task's are the same whatever the others are, so that a run can have them again."""
-        return Questions.join(self.train(task, count, generator(seed, f"pretrain {task}")) for task in tasks)
+def images_of(task: str, data_dir: Path | None) -> data.Dataset:
+    """What a task asks about. Raises RazorError as `data.load` does."""
+    return load("fashion-mnist" if task == FASHION else "mnist", data_dir)
 
 
-@lru_cache(maxsize=1)
-def load_images(data_dir: Path | None) -> Images:
-    """Both sets, loaded once per process. Raises RazorError as `data.load` does."""
-    return Images(data.load("mnist", data_dir), data.load("fashion-mnist", data_dir))
+def drawn(task: str, count: int, rng: Generator, data_dir: Path | None) -> Questions:
+    """About `count` training images, drawn from the stream."""
+    images = images_of(task, data_dir)
+    rows = torch.randperm(len(images.train_labels), generator=rng)[:count]
+    return Questions.of(task, images.train_images[rows], images.train_labels[rows])
+
+
+def pretraining(tasks: Iterable[str], count: int, seed: int, data_dir: Path | None) -> Questions:
+    """What a base learns from; a task's are the same whatever the others are, so that a run can have them again."""
+    return Questions.join(drawn(task, count, generator(seed, f"pretrain {task}"), data_dir) for task in tasks)
 
 
 @lru_cache(maxsize=1)
-def load_tests(data_dir: Path | None, tasks: tuple[str, ...], count: int) -> Mapping[str, Questions]:
+def load_tests(tasks: tuple[str, ...], count: int, data_dir: Path | None) -> Mapping[str, Questions]:
     """Each task's questions about the first `count` test images, and the prior task's."""
-    images = load_images(data_dir)
-    sources = {**dict.fromkeys(tasks, images.digits), FASHION: images.fashion}
-    return {one: Questions.of(one, of.test_images[:count], of.test_labels[:count]) for one, of in sources.items()}
+    images = {task: images_of(task, data_dir) for task in (*tasks, FASHION)}
+    return {task: Questions.of(task, of.test_images[:count], of.test_labels[:count]) for task, of in images.items()}
