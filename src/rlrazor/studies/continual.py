@@ -13,12 +13,14 @@ from rlrazor.analysis.statistics import Estimate, floats
 from rlrazor.experiments.continual.config import ALONE, JOINT, RATES
 from rlrazor.report.drawing import PALETTE, SYMBOLS, Figure, Panel, Points
 from rlrazor.report.heat import heat_map
-from rlrazor.report.keyed import Keyed, in_short
+from rlrazor.report.keyed import Keyed, in_short, numbers_of
+from rlrazor.report.prose import read_prose
 from rlrazor.report.study import Section, Study
 from rlrazor.report.tables import families_of
-from rlrazor.report.text import NEVER, nats, number, percent, signed, written
+from rlrazor.report.text import NEVER, how_many, nats, number, percent, signed, written
 from rlrazor.runs.records import BASE
 from rlrazor.studies.engine import (
+    JUDGED,
     PRIOR,
     Against,
     Arms,
@@ -27,7 +29,7 @@ from rlrazor.studies.engine import (
     Measure,
     comparison_table,
     judge_all,
-    section_of,
+    text_of,
 )
 
 MAPS = 5  # methods whose matrices are drawn, those without a penalty first
@@ -47,8 +49,8 @@ OUTCOMES: Mapping[str, tuple[str, Any]] = {  # of a sequence: its name, and how 
 EARLIER = Measure("backward", "kept of earlier tasks (BWT)", "points", percent)
 RL, SFT = {"method": "RL"}, {"method": "SFT"}  # the means over a family's methods
 COMPARED = (
-    Against("SFT, means over the methods", SFT, "sft", RL, EARLIER),
-    Against("SFT, means over the methods", SFT, "sft-prior", RL, PRIOR),
+    Against("SFT’s mean", SFT, "sft", RL, EARLIER),
+    Against("SFT’s mean", SFT, "sft-prior", RL, PRIOR),
     Against("SFT-2", {"method": "sft-2"}, "earlier", measure=EARLIER),
     Against("SFT-2", {"method": "sft-2"}, "prior", measure=PRIOR),
 )
@@ -61,8 +63,12 @@ def section(study: Study) -> Section:
     at = At((study.description["config"]["target"],), lambda points, bases, by, thresholds: thresholds[0])
     compared = Compared.make(of_courses, Arms(("method",), lambda study, arm: study.label(arm[0])), at)
     tables = [outcome_table(compared), *(comparison_table(compared, one) for one in COMPARED), *claims_tables(courses)]
-    finding = "; ".join(f"RL, {one.measure.name}: {in_short(judge_all(compared, one))}" for one in COMPARED[:2])
-    return section_of(of_courses, "continual", f"{finding}.", figure_of(study, courses), tables, compared.at)
+    told = [(one, in_short(judge_all(compared, one))) for one in COMPARED[:2]]
+    finding = "; ".join(f"{one.measure.name} against {one.title}: {verdicts}" for one, verdicts in told)
+    prose = read_prose(text_of("continual"), {"at": f"{compared.at:.0%}", **numbers_of(tables)})
+    note = f"{prose.note}\n\n{how_many(len(courses), 'sequence')}, {how_many(len(study.seeds), 'seed')}. {JUDGED}"
+    shown = [table.table for table in tables]
+    return Section("continual", prose.title, prose.question, f"{finding}.", figure_of(study, courses), shown, note)
 
 
 def outcomes_of(study: Study, courses: Sequence[Course]) -> pl.DataFrame:
