@@ -12,7 +12,7 @@ LOWEST = 0.4  # what is below has the palest shade
 
 def heat_map(title: str, values: Floats, rows: Sequence[str], columns: Sequence[str], axes: tuple[str, str]) -> Panel:
     """Fractions of 1, row by row from the top; `axes` name what the columns and the rows are."""
-    y, x = np.indices(values.shape)
+    y, x = np.meshgrid(*map(np.arange, values.shape), indexing="ij")
     shades = np.clip((values - LOWEST) / (1 - LOWEST) * len(SHADES), 0, len(SHADES) - 1).astype(int)
     layers = [
         Points("", x[shades == at] + 0.0, 0.0 - y[shades == at], color, "square", size=26.0, outlined=True)

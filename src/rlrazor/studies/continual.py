@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -110,8 +111,8 @@ def claims_tables(courses: Sequence[Course]) -> list[Keyed]:
     tables = []
     for old in ("prior", "earlier"):
         stages, rows = pl.DataFrame([row for course in courses for row in course.stages(old)]), {}
-        for fit in law.summarise(stages, list(CLAIMS)) if len(stages) else []:
-            low, high = (fit.quadratic and fit.quadratic.r2_interval) or (None, None)
+        for fit in law.summarise(stages, list(CLAIMS), samples=0) if len(stages) else []:
+            low, high = law.bootstrap(partial(quadratic_r2, fit.predictor), stages) or (None, None)
             left = fit.quadratic and fit.quadratic.left_out
             cells = [number(fit.quadratic.r2 if fit.quadratic else None), f"{number(low)} to {number(high)}"]
             cells += [percent(one.mean) if one else NEVER for one in (left, fit.baseline)]
@@ -119,6 +120,12 @@ def claims_tables(courses: Sequence[Course]) -> list[Keyed]:
             rows[f"{old}.{fit.predictor}"] = (CLAIMS[fit.predictor], dict(zip(columns, cells, strict=True)))
         tables.append(Keyed(f"What tells how much of the {old} task is forgotten", "forward KL", columns, rows))
     return tables
+
+
+def quadratic_r2(column: str, stages: pl.DataFrame) -> float:
+    """R2 of a quadratic in this KL. Raises RazorError as the fit does."""
+    x, y = floats(stages, column), floats(stages, "forgetting")
+    return law.r_squared(y, law.fit_quadratic(x, y).predict(x))
 
 
 def figure_of(study: Study, courses: Sequence[Course]) -> Figure:
@@ -130,7 +137,10 @@ def figure_of(study: Study, courses: Sequence[Course]) -> Figure:
         scores = np.mean([one.scores for one in first], axis=0)
         tasks, label = first[0].tasks, study.label(method)
         maps.append((method, heat_map(label, scores, ["base", *tasks], tasks, ("score on", "after"))))
-        prior, style = np.mean([floats(one.rows, "prior") for one in own], axis=0), (PALETTE[at % 12], SYMBOLS[at % 5])
+        prior, style = (
+            np.stack([floats(one.rows, "prior") for one in own]).mean(axis=0),
+            (PALETTE[at % 12], SYMBOLS[at % 5]),
+        )
         curves.append(Points(label, np.arange(len(prior)) + 0.0, prior, *style, line=True))
     shown = [panel for _, panel in sorted(maps, key=lambda one: "+" in one[0])][:MAPS]
     ticks = [(float(at), str(at)) for at in range(len(courses[0].rows))]

@@ -34,8 +34,8 @@ class Config:
     orders: int = setting("1: that order; 2: its reverse, too")
     lrs: tuple[float, ...] = setting("learning rates to choose from, comma-separated, or LOW:HIGH:COUNT log-spaced")
     seeds: tuple[int, ...] = setting("seeds; each pre-trains a base policy of its own", (0,))
-    target: float = setting("new-task score at which a stage ends", 0.95)
-    epochs: int = setting("epochs after which a stage ends at the latest", 4)
+    target: float = setting("new-task score at which a stage ends", 0.93)
+    epochs: int = setting("epochs after which a stage ends at the latest", 8)
     train_size: int = setting("training images of a stage", 10_000)
     test_size: int = setting("test images of each task", 2_000)
     checkpoints_per_epoch: int = setting("checkpoints measured per epoch", 10)
@@ -81,8 +81,8 @@ class Config:
 KINDS = kinds_of(Config)
 QUICK = ("sft-1", "sft-2", "oracle", "grpo", "replay")
 PRESETS: Mapping[str, Config] = {
-    "paper": Config(PAPER_METHODS, tuple(SPLITS), 2, log_spaced(3e-5, 1e-3, 5), (0, 1, 2)),
-    "quick": Config(QUICK, ("parity", "above-four", "prime"), 1, (1e-4, 3e-4, 1e-3)),
+    "paper": Config(PAPER_METHODS, tuple(SPLITS), 2, log_spaced(1e-4, 1e-3, 4), (0, 1, 2)),
+    "quick": Config(QUICK, ("parity", "above-four", "prime"), 1, (3e-4, 1e-3)),
 }
 
 

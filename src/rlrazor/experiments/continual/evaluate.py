@@ -51,7 +51,7 @@ def measure(
     scores = {task: asked.score(said[task]) for task, asked in tests.items()}
     groups = {"": tasks_of(spec), "_on_prior": [FASHION], "_on_earlier": earlier_of(spec)}
     groups |= {f"_on_{task}": [task] for task in tests if task != FASHION}
-    drifted = {}
+    drifted: dict[str, float] = {}
     for since, origin in zip(ORIGINS, origins, strict=True):
         for kl, distance in MEASURES.items():
             each = {task: distance(origin[task].double(), said[task].double()).mean().item() for task in tests}
