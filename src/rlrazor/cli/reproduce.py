@@ -137,7 +137,8 @@ def run_continual(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         specs = planned(experiment, config)
         found = estimate(experiment, config, specs, jobs=options.jobs, weights=options.weights)
-        running.show_plan(config, found, running.counts_in_words(found), out, jobs=options.jobs, as_json=arguments.json)
+        what = f"At most, as a stage ends when its task is learned: {running.counts_in_words(found)}"
+        running.show_plan(config, found, what, out, jobs=options.jobs, as_json=arguments.json)
         return 0
     check_run_folder(arguments, out)
     _fetch(arguments.data_dir, console)

@@ -137,10 +137,8 @@ def figure_of(study: Study, courses: Sequence[Course]) -> Figure:
         scores = np.mean([one.scores for one in first], axis=0)
         tasks, label = first[0].tasks, study.label(method)
         maps.append((method, heat_map(label, scores, ["base", *tasks], tasks, ("score on", "after"))))
-        prior, style = (
-            np.stack([floats(one.rows, "prior") for one in own]).mean(axis=0),
-            (PALETTE[at % 12], SYMBOLS[at % 5]),
-        )
+        prior = np.stack([floats(one.rows, "prior") for one in own]).mean(axis=0)
+        style = PALETTE[at % len(PALETTE)], SYMBOLS[at % len(SYMBOLS)]
         curves.append(Points(label, np.arange(len(prior)) + 0.0, prior, *style, line=True))
     shown = [panel for _, panel in sorted(maps, key=lambda one: "+" in one[0])][:MAPS]
     ticks = [(float(at), str(at)) for at in range(len(courses[0].rows))]

@@ -51,6 +51,8 @@ class Config:
         check_bounds(self, KINDS)
         if unknown := [task for task in self.tasks if task not in SPLITS]:
             raise RazorError(f"Unknown task {unknown[0]!r:.60}. Tasks: {', '.join(SPLITS)}.")
+        if len(self.tasks) < 2:
+            raise RazorError("A sequence has two tasks or more: name them with tasks.")
         runs = len(self.methods) * (len(self.lrs) + len(self.tasks) * len(self.seeds) * (self.orders + 1))
         check_runs(runs, self.epochs * self.checkpoints_per_epoch)
 

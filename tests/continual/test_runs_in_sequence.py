@@ -93,6 +93,7 @@ def test_methods_are_known_with_both_penalties() -> None:
         ({"orders": 3}, "orders must be at least|at most"),
         ({"target": 1.5}, "target must be a fraction of 1"),
         ({"tasks": ("parity", "parity")}, "tasks has the same value twice"),
+        ({"tasks": ("parity",)}, "A sequence has two tasks or more"),
     ],
 )
 def test_what_is_no_sequence_is_refused(wrong: dict[str, Any], said: str) -> None:
