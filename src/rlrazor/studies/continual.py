@@ -137,9 +137,9 @@ def figure_of(study: Study, courses: Sequence[Course]) -> Figure:
         scores = np.mean([one.scores for one in first], axis=0)
         tasks, label = first[0].tasks, study.label(method)
         maps.append((method, heat_map(label, scores, ["base", *tasks], tasks, ("score on", "after"))))
-        prior = np.stack([floats(one.rows, "prior") for one in own]).mean(axis=0)
+        prior = np.asarray(np.mean([floats(one.rows, "prior") for one in own], axis=0), np.float64)
         style = PALETTE[at % len(PALETTE)], SYMBOLS[at % len(SYMBOLS)]
-        curves.append(Points(label, np.arange(len(prior)) + 0.0, prior, *style, line=True))
+        curves.append(Points(label, np.linspace(0, len(prior) - 1, len(prior)), prior, *style, line=True))
     shown = [panel for _, panel in sorted(maps, key=lambda one: "+" in one[0])][:MAPS]
     ticks = [(float(at), str(at)) for at in range(len(courses[0].rows))]
     prior_panel = Panel("Prior score, mean over sequences", "stages", "prior score", curves, x_ticks=ticks)
