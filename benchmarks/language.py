@@ -38,6 +38,8 @@ from rlrazor.experiments.language.demonstrations import Prompts
 from rlrazor.experiments.language.evaluate import Reference, lm_eval_suite, tiny_suite
 from rlrazor.experiments.language.methods import METHODS
 from rlrazor.experiments.language.tasks import LETTERS_TASK, Task, find_task
+from rlrazor.experiments.language.trainers import offline
+from rlrazor.experiments.language.trainers.common import arguments_of
 from rlrazor.lm import compute, encoding, sampling
 from rlrazor.lm.models import LanguageModel, load
 
@@ -157,12 +159,12 @@ class Workload:
             trainer = SFTTrainer(
                 model=model,
                 args=SFTConfig(
-                    **trainers._arguments(settings, self.sft_batch),
+                    **arguments_of(settings, self.sft_batch),
                     dataset_kwargs={"skip_prepare_dataset": True},
                     max_length=None,
                 ),
                 train_dataset=Dataset.from_list(
-                    [trainers._labelled(example.prompt, example.completion) for example in self.examples]
+                    [offline._labelled(example.prompt, example.completion) for example in self.examples]
                 ),
                 processing_class=tokenizer,
             )
@@ -170,7 +172,7 @@ class Workload:
             trainer = GRPOTrainer(
                 model=model,
                 args=GRPOConfig(
-                    **trainers._arguments(settings, settings.batch_size * settings.group_size),
+                    **arguments_of(settings, settings.batch_size * settings.group_size),
                     steps_per_generation=1,
                     num_generations=settings.group_size,
                     max_completion_length=settings.max_new_tokens,

@@ -63,6 +63,7 @@ def main() -> None:
             setups.append(monitor.setup_seconds)
             watchings.append(monitor)
     last = watchings[-1]
+    plan = None if last.schedule is None else last.schedule.plan
     print(
         json.dumps(
             {
@@ -76,8 +77,8 @@ def main() -> None:
                     median(sum(reading.seconds for reading in one.readings) for one in watchings) / median(plain), 4
                 ),
                 "measurements": len(last.readings),
-                "every": last.every,
-                "probe_fraction": None if last.plan is None else round(last.plan.fraction, 3),
+                "every": None if plan is None else plan.every,
+                "probe_fraction": None if plan is None else round(plan.fraction, 3),
                 "base_side_seconds": round(median(setups), 2),
             },
             indent=1,

@@ -18,11 +18,15 @@ import torch
 
 from rlrazor.experiments.parity_mnist.config import resolve
 from rlrazor.experiments.parity_mnist.evaluate import evaluate
+from rlrazor.experiments.parity_mnist.experiment import ParityMnist
 from rlrazor.experiments.parity_mnist.methods import find_method, is_correct
 from rlrazor.experiments.parity_mnist.policy import load_weights, log_probs
+from rlrazor.experiments.parity_mnist.sampling import sample
 from rlrazor.experiments.parity_mnist.task import load_task
-from rlrazor.experiments.parity_mnist.train import Trainer, load_base, prepare_process, sample
-from rlrazor.runs.store import RunStore
+from rlrazor.experiments.parity_mnist.train import load_base
+from rlrazor.lm.compute import prepare_process
+from rlrazor.runs.records import Ancestor
+from rlrazor.runs.store import Keep, RunStore
 
 
 def main() -> None:
@@ -42,8 +46,8 @@ def main() -> None:
         batch_size=arguments.batch_size,
     )
     (base,), (spec,) = config.base_specs("benchmark"), config.specs("benchmark", config.methods)
-    trainer = Trainer(arguments.data_dir)
-    prepare_process()
+    experiment = ParityMnist(arguments.data_dir)
+    prepare_process(1)
     start = time.perf_counter()
     task = load_task(arguments.data_dir)
     print(f"{'data: verified, read, as float32':44}{time.perf_counter() - start:8.2f} s")
@@ -51,16 +55,17 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         store = RunStore(Path(folder))
         start = time.perf_counter()
-        store.write(base, list(trainer(base, store)), seconds=0, weights="final")
+        store.keep(base, Keep(last=True))
+        store.write(base, list(experiment.train(base, store)), seconds=0)
         print(f"{'base policy: pre-trained, measured':44}{time.perf_counter() - start:8.2f} s")
-        parts = load_base(base, store, task)
+        parts = load_base(Ancestor(base, 0), store, task)
 
         walls = []
         for _ in range(arguments.repeats):
             start = time.perf_counter()
-            checkpoints = list(trainer(spec, store))
+            checkpoints = list(experiment.train(spec, store))
             walls.append(time.perf_counter() - start)
-    tuned = load_weights(checkpoints[-1].weights)
+    tuned = load_weights(checkpoints[-1].weights())
     one_evaluation = seconds_of(lambda: evaluate(spec, 0, 0.0, tuned, task, parts.reference), 5)
     scores_alone = seconds_of(lambda: [log_probs(tuned, inputs) for inputs in (task.new_test, task.prior_test)], 5)
     wall = min(walls)

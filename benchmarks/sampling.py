@@ -26,6 +26,7 @@ import torch
 from rlrazor.lm import compute, encoding, kl, probes
 from rlrazor.lm.models import load
 from rlrazor.lm.probes import ProbeSettings
+from rlrazor.system.cores import threads_alone
 
 TOPICS = ("tea", "the sea", "prime numbers", "a lost key", "winter in the mountains", "how a bicycle stays upright")
 FORMS = (
@@ -43,7 +44,7 @@ def main() -> None:
     parser.add_argument("--new-tokens", type=int, default=128)
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--batches", default="16,32,64,128", help="batch sizes of `generate` that are tried")
-    parser.add_argument("--threads", type=int, default=compute.threads_alone())
+    parser.add_argument("--threads", type=int, default=threads_alone())
     arguments = parser.parse_args()
     compute.prepare_process(arguments.threads)
     lm = load(arguments.model)

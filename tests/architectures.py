@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from rlrazor.errors import RazorError
-from rlrazor.lm import kl, sampling
+from rlrazor.lm import forward, kl, sampling
 from rlrazor.lm.suitable import require_measurable
 
 CLASSES = sorted({*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()}, key=str.lower)
@@ -244,9 +244,9 @@ def require_exact(model: Any) -> None:
 
 def way_of(model: Any) -> str:
     """How it is sampled from."""
-    for way, said in zip(sampling._WAYS, WAYS, strict=True):
+    for way, said in zip(forward.WAYS, WAYS, strict=True):
         with (
-            unittest.mock.patch.object(sampling, "_WAYS", (way,)),
+            unittest.mock.patch.object(forward, "WAYS", (way,)),
             contextlib.suppress(RazorError),
         ):
             sampling.sample(model, PROMPTS, samples=2, max_new_tokens=TOKENS, stop_ids=[EOS], pad_id=0, greedy=True)

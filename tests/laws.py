@@ -9,8 +9,9 @@ import polars as pl
 from rlrazor.analysis import forecast
 from rlrazor.analysis.law import Saturating
 from rlrazor.guard.law_file import LawFile
-from rlrazor.lm.models import base_digest, tokenizer_digest
-from rlrazor.lm.probes import GenericText, ProbeSettings, content_hash
+from rlrazor.guard.law_schema import LawBase, LawPrior, LawProbe
+from rlrazor.lm.digests import base_digest, tokenizer_digest
+from rlrazor.lm.probes import GenericText, ProbeSettings
 from tiny_models import char_tokenizer
 
 TRUE = Saturating(0.6, 2.0, 1.0)
@@ -35,20 +36,28 @@ def made_up(runs: int = 10, *, noise: float = 0.05, scale: float = 1.0) -> pl.Da
 
 def law_of(base: Any, *, runs: int = 10, scale: float = 1.0) -> LawFile:
     """A law of this base, of the KL on the probe."""
-    table = made_up(runs, scale=scale)
-    renamed = table.rename({"run": "trajectory"})
-    return LawFile(
-        base_name="base",
-        base_digest=base_digest(base),
-        tokenizer_digest=tokenizer_digest(char_tokenizer()),
-        prior={"arithmetic": 0.9},
-        forecaster=forecast.fit_forecaster(renamed, ("kl_probe",), 0.9),
-        choice=forecast.choose(made_up(runs).rename({"run": "trajectory"})),  # where the law bends, whatever the scale
-        settings=replace(SETTINGS, precision="float32"),
-        generic=GENERIC,
-        prompts_hash=content_hash(PROMPTS),
-        prompts_count=len(PROMPTS),
-        data=tuple(table.to_dicts()),
+    choice = forecast.choose(made_up(runs).rename({"run": "trajectory"}))  # where the law bends, whatever the scale
+    return law_from(made_up(runs, scale=scale), choice, base_digest(base))
+
+
+def law_from(table: pl.DataFrame, choice: forecast.Choice, digest: str) -> LawFile:
+    """A law of the KL on the probe, fitted to this table."""
+    return LawFile.fitted(
+        forecast.fit_forecaster(table.rename({"run": "trajectory"}), ("kl_probe",), 0.9),
+        choice,
+        base=LawBase(name="base", digest=digest, tokenizer=tokenizer_digest(char_tokenizer())),
+        prior=LawPrior(scores={"arithmetic": 0.9}, mean=0.9, noise=0.0),
+        probe=LawProbe.of(replace(SETTINGS, precision="float32"), GENERIC, PROMPTS),
+        data=table.to_dicts(),
         versions={"rlrazor": "0"},
         command="razor calibrate",
     )
+
+
+def changed(law: LawFile, **parts: Any) -> LawFile:
+    """The same with other parts, which are not checked: `choice__guess=0.0` is that of `choice`."""
+    own: dict[str, Any] = {}
+    for name, value in parts.items():
+        part, _, inner = name.partition("__")
+        own[part] = own.get(part, getattr(law, part)).model_copy(update={inner: value}) if inner else value
+    return law.model_copy(update=own)

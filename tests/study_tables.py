@@ -78,7 +78,7 @@ def planted(
     specs = [spec for grid in load(name).grids(False) for spec in grid.specs(range(seeds), "data")]
     rows: list[dict[str, Any]] = []
     for spec in dict.fromkeys(specs):
-        params = {key: value for key, value in spec.params.items() if not isinstance(value, dict | list)}
+        params = {key: value for key, value in spec.settings.items() if not isinstance(value, dict | list)}
         lr = params.pop("lr")
         of_run = run(spec.method, spec.seed, lr=lr, prior=prior(spec), kl=drift(spec), news=news(spec), params=params)
         rows += [{**row, **MEASURED.get(name, {}), **(columns or {})} for row in of_run]

@@ -49,8 +49,8 @@ def test_both_families_from_the_data_to_the_report(
     printed = capfd.readouterr()
     found = json.loads(printed.out)
     assert "36 runs trained" in printed.err
-    assert "ParityMNIST, a method left out" in found["sections"]["forecasts"]["finding"]
-    assert "tiny language model, a task left out" in found["sections"]["forecasts"]["finding"]
+    assert "ParityMNIST / a method left out" in found["sections"]["forecasts"]["finding"]
+    assert "tiny language model / a task left out" in found["sections"]["forecasts"]["finding"]
     table = pl.read_parquet(tmp_path / "out" / "studies" / "forecasts.parquet")
     counts = {(family, task): count for family, task, count in table.group_by("family", "task").len().rows()}
     rows = {"parity-mnist": 13, "tiny": 5}

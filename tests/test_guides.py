@@ -1,4 +1,4 @@
-"""The examples in docs/guides are run as they stand there, one after the other, as a user would.
+"""The examples in docs/guides and the README are run as they stand there, one after the other, as a user would.
 
 Only the hub's model is another, a local one of random weights, calibration's ten runs are shorter, and training is on a
 CPU, which TRL wants to be told.
@@ -31,7 +31,7 @@ pytestmark = [
 
 
 def examples(guide: str, language: str) -> list[str]:
-    """The code blocks of a guide."""
+    """The code blocks of a guide, or of a page named from the guides' folder."""
     text = (GUIDES / f"{guide}.md").read_text()
     return [block.replace(MODEL, "base") for block in re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)]
 
@@ -91,6 +91,29 @@ def test_the_monitor_watches(trained: Path, capfd: pytest.CaptureFixture[str]) -
     assert rows[-1]["step"] == 40
     assert rows[-1]["forecast"] is not None
     assert rows[-1]["budget"] == 0.02
+
+
+def test_the_readmes_lines_watch_and_keep(
+    calibrated: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (script,) = examples("../../README", "python")
+    for given, here in (
+        ("runs/law/base", "base"),
+        ("runs/sft", "runs/readme"),
+        ("every=32", "every=2"),
+        ('"num_train_epochs": 1', '"max_steps": 8'),
+    ):
+        assert given in script
+        script = script.replace(given, here)
+    monkeypatch.chdir(calibrated)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(calibrated / "cache"))
+    exec(script, {})
+    rows = [json.loads(line) for line in (calibrated / "runs" / "readme" / "razor.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [2, 4, 6, 8]
+    assert {row["budget"] for row in rows} == {0.02}
+    out, err = capfd.readouterr()
+    said = " ".join((out + err).split())
+    assert all(f"[razor] step {step}: KL " in said for step in (2, 4, 6, 8))
 
 
 def test_the_pair_is_compared(

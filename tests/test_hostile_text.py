@@ -21,10 +21,10 @@ from rlrazor.cli.printing import console_for_tables
 from rlrazor.errors import RazorError
 from rlrazor.lm.probes import read_prompts
 from rlrazor.report import drawing
-from rlrazor.report.drawing import Curve, Figure, Layer, Panel, Points
+from rlrazor.report.drawing import Axis, Curve, Figure, Hover, Layer, Marker, Panel, Points, paper
 from rlrazor.report.tables import read_table
+from rlrazor.runs.progress import SweepProgress
 from rlrazor.runs.records import Record, RunSpec
-from rlrazor.system import progress
 from rlrazor.system.terminal import PlainColumn, Terminal, printable, say, shown_on
 from test_report import make_folder, make_table
 
@@ -78,7 +78,7 @@ def test_a_terminal_shows_text_as_it_is(name: str) -> None:
     assert written(console).count(shown) >= 6  # Rich takes some controls out of a `Text` itself
     assert not [code for code in ACTS if code in written(console).replace("\r", "")]
     plain = Terminal(file=io.StringIO(), width=600)
-    told = progress.SweepProgress(name, 1, 1, plain)
+    told = SweepProgress(name, 1, 1, plain)
     spec = RunSpec("x", name, {"lr": 1e-3, "schedule": "constant", "epochs": 1}, 0)
     told.checkpoint(spec, Record("run", 1, 1.0, 0.5, {"a": 0.5}, {}, {}))
     told.say(told.line)
@@ -165,11 +165,14 @@ def test_labels_are_drawn_as_they_are(tmp_path: Path) -> None:
     ticks = list(enumerate(labels))
     layers: list[Layer] = [
         *(Curve(name, line, line, "#000000") for name in labels[::2]),
-        *(Points(name, line, line, "#000000", rows=[[name]] * 2, hover="%{customdata[0]}") for name in labels[1::2]),
+        *(
+            Points(name, line, line, Marker("#000000"), hover=Hover("%{customdata[0]}", [[name]] * 2))
+            for name in labels[1::2]
+        ),
     ]
     formula = NAMES["a formula"]
     panels = [
-        Panel(name, formula, name, layers, x_ticks=ticks, y_ticks=ticks, texts=[(0, 0, name)])
+        Panel(name, Axis(formula, ticks=ticks), Axis(name, ticks=ticks), layers, texts=[(0, 0, name)])
         for name in (formula, NAMES["long"])
     ]
     figure = Figure("figure", panels, columns=2)
@@ -178,7 +181,7 @@ def test_labels_are_drawn_as_they_are(tmp_path: Path) -> None:
     axis = shown.axes[0]
     assert axis.get_title() == formula.replace("$", r"\$")
     assert {text.get_text().strip() for text in shown.legends[0].get_texts()} == {
-        drawing._literal(name).strip() for name in labels
+        paper._literal(name).strip() for name in labels
     }
     html = drawing.to_html(figure, with_library=False)
     told = json.loads(plotly.io.to_json(drawing.interactive(figure)))

@@ -152,7 +152,7 @@ def test_the_guards_own_packages_are_asked_for(refused: bool, monkeypatch: pytes
         _ = guard.ForgettingMonitor
     with pytest.raises(ImportError, match=said):  # what an import raises
         from rlrazor.guard import ForgettingMonitor  # noqa: F401
-    for module in ("rlrazor.guard.monitor", "accelerate.state"):
+    for module in ("rlrazor.guard.monitor", "rlrazor.guard.schedule", "rlrazor.guard.placing", "accelerate.state"):
         monkeypatch.delitem(sys.modules, module, raising=False)
     with pytest.raises(ImportError, match=said):
         import rlrazor.guard.monitor  # noqa: F401

@@ -66,7 +66,7 @@ atexit.register(time.sleep, 60)
 
 def run(folder: Path, body: str, signals: list[int], between: float = 0.02) -> tuple[int, str, float]:
     """Exit code, standard error, and seconds after the first signal."""
-    script = "import sys, time\nfrom rlrazor import interrupts\ndef command():\n    print('READY', flush=True)\n"
+    script = "import sys, time\nfrom rlrazor.system import interrupts\ndef command():\n    print('READY', flush=True)\n"
     script += "".join(f"    {line}\n" for line in body.strip().splitlines())
     script += "    return 0\nsys.exit(interrupts.as_process(command))"
     with subprocess.Popen(

@@ -13,10 +13,11 @@ import pytest
 from rich.console import Console
 
 from rlrazor.runs import sweep, workers
+from rlrazor.runs.progress import SweepProgress
 from rlrazor.runs.records import Record, RunSpec
 from rlrazor.runs.store import Checkpoint, RunStore
 from rlrazor.system import phases, progress, quiet
-from rlrazor.system.progress import SweepProgress, doing
+from rlrazor.system.progress import doing
 
 ONE, TWO = (RunSpec("toy", "sft", {"lr": lr, "schedule": "constant", "epochs": 1}, 0) for lr in (0.1, 0.2))
 

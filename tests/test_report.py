@@ -17,10 +17,9 @@ import pytest
 from rich.console import Console
 
 from rlrazor.analysis import law
-from rlrazor.errors import RazorError
 from rlrazor.report import Results, drawing, figures, load, summary, terminal_tables, write_report
 from rlrazor.report import page as report_page
-from rlrazor.report.tables import Sweep
+from rlrazor.report.sweep import Sweep
 from rlrazor.system import writing
 
 BASE_NEW, BASE_PRIOR = 0.90, 0.80
@@ -298,10 +297,11 @@ def test_hover_tells_the_run(sweep: Sweep) -> None:
     assert isinstance(near, drawing.Points)
     expected = sweep.points.filter(pl.col("method") == "near").to_dicts()[7]
     values = [round(expected[name], 4) for name in ("new", "prior", "forgetting", "kl_forward")]
-    assert list(near.rows[7]) == [2e-5, "cosine", 2, 0, 3, 1.2, *values]
+    assert near.hover
+    assert list(near.hover.rows[7]) == [2e-5, "cosine", 2, 0, 3, 1.2, *values]
     assert near.x[7] == expected["new"]
     for text in ("lr %{customdata[0]", "seed %{customdata[3]}", "step %{customdata[4]}", "forward KL %{customdata[9]}"):
-        assert text in str(near.hover)
+        assert text in near.hover.template
 
 
 def test_frontier_line_is_not_dominated(sweep: Sweep) -> None:
@@ -318,7 +318,7 @@ def test_points_far_below_the_base_are_out_of_view_and_counted(tmp_path: Path) -
     results = load(make_folder(tmp_path, pl.concat([table, pl.DataFrame([collapsed])], how="vertical_relaxed")))
     figure = figures.trade_off_figure(sweep_of(results))
     assert figure.clipped == 1
-    view = figure.panels[0].x_range
+    view = figure.panels[0].x.range
     assert view
     assert 0.85 < view[0] < BASE_NEW
     assert "1 of 16 checkpoints" in text_of(write_report(results).read_text())
@@ -388,71 +388,9 @@ def test_page_opens_in_a_browser(results: Results, sweep: Sweep, page: str, tmp_
     assert [line for line in opened.stderr.splitlines() if "CONSOLE" in line] == []
     assert opened.stdout.count('class="main-svg"') >= 2
     # Every checkpoint in four panels, and a base per seed in three; nothing here is out of view.
-    assert len(re.findall(r'class="point[ "]', opened.stdout)) == 4 * len(sweep.points) + 3 * len(sweep.bases)
+    assert len(re.findall(r'class="point[ "]', opened.stdout)) == 4 * len(sweep.points) + 3 * len(sweep.study.bases)
     assert 'data-title="Share' not in opened.stdout  # plotly's button for uploading the data
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return make_folder(tmp_path, make_table(seeds=1, runs=1))
-
-
-def test_tiny_table_makes_a_report(folder: Path) -> None:
-    tiny = make_table(seeds=1, runs=1, checkpoints=1).filter(pl.col("method").is_in(["base", "near"]))
-    shown = text_of(write_report(load(make_folder(folder, tiny))).read_text())
-    assert "by 1 method " in shown
-    assert "over 1 checkpoint." in shown
-    assert "No checkpoint reaches" not in shown
-    assert "Near &lt;b&gt; alone reaches 95 % on the new task" in shown
-
-
-@pytest.mark.parametrize("name", ["records.parquet", "config.json"])
-def test_missing_or_damaged_file(folder: Path, name: str) -> None:
-    (folder / name).write_bytes(b"PAR1 is how it begins, {")
-    with pytest.raises(RazorError, match=rf"{name} .*run the same command again"):
-        load(folder)
-    (folder / name).unlink()
-    with pytest.raises(RazorError, match=rf"There is no .*{name}"):
-        load(folder)
-
-
-def test_missing_columns_and_keys(folder: Path) -> None:
-    make_folder(folder, make_table(seeds=1, runs=1).drop("kl_forward", "lr"))
-    with pytest.raises(RazorError, match="lacks the columns lr, kl_forward"):
-        load(folder)
-    make_folder(folder, make_table(seeds=1, runs=1).with_columns(new=pl.lit("high")))
-    with pytest.raises(RazorError, match="no numbers in the columns new"):
-        load(folder)
-    (folder / "config.json").write_text('{"title": "x"}')
-    with pytest.raises(RazorError, match="lacks preset, command"):
-        load(folder)
-
-
-def test_bases_alone_or_missing(folder: Path) -> None:
-    table = make_table(seeds=2, runs=1)
-    make_folder(folder, table.filter(pl.col("method") == "base"))
-    with pytest.raises(RazorError, match="base policies only"):
-        load(folder)
-    make_folder(folder, table.filter((pl.col("method") != "base") | (pl.col("seed") == 0)))
-    with pytest.raises(RazorError, match="no base policy for seed 1"):
-        load(folder)
-
-
-@pytest.mark.parametrize(
-    ("teachers", "message"),
-    [("{}", "not a list of teachers"), ("[", "cannot be read"), (json.dumps(TEACHERS), "names a teacher that")],
-)
-def test_broken_teachers(folder: Path, teachers: str, message: str) -> None:
-    (folder / "teachers.json").write_text(teachers)
-    with pytest.raises(RazorError, match=message):
-        load(folder)
-
-
-def test_broken_sensitivity(folder: Path) -> None:
-    make_table(seeds=1, runs=1).write_parquet(folder / "sensitivity.parquet")
-    with pytest.raises(RazorError, match="lacks the columns setting, value"):
-        load(folder)
-
-
 def test_distinct_is_the_laws(sweep: Sweep) -> None:
-    assert sweep.points.equals(law.distinct(sweep.table))
+    assert sweep.points.equals(law.distinct(sweep.study.table))

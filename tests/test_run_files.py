@@ -12,11 +12,10 @@ import pytest
 
 from documents import changes, is_a_sentence
 from rlrazor.errors import RazorError
-from rlrazor.report import figures, load, sections, tables
+from rlrazor.report import figures, load, sections, sweep, sweep_tables, tables
 from rlrazor.report.description import SweepDescription
 from rlrazor.report.results import Results
-from rlrazor.report.sections import representation
-from rlrazor.report.study import Study
+from rlrazor.report.study import Study, with_family
 from rlrazor.runs.records import Record, RunSpec
 from rlrazor.runs.store import Checkpoint, FinishedRun, RunStore
 from rlrazor.studies import kinds, quadrants
@@ -48,21 +47,21 @@ def test_any_change_of_a_config_is_refused_or_shown(results: Results) -> None:
     for where, changed in changes(FULL):
         (results.folder / "config.json").write_text(json.dumps(changed))
         try:
-            config = tables.described(results.folder / "config.json", SweepDescription)
+            config = sweep.described(results.folder / "config.json", SweepDescription)
         except RazorError as error:
             is_a_sentence(error)
             refused += 1
             continue
-        sweep = replace(results.sweep, config=config)
-        assert tables.settings_table(sweep)
+        study = replace(results.sweep.study, name="kl-laws", description=config)
+        changed_sweep = replace(results.sweep, study=study)
+        assert tables.run_table(config, study.table, study.points)
         if where[0] not in shown_elsewhere:
             continue
-        assert tables.retention_table(sweep)
-        assert tables.range_table(sweep)
-        study = Study("kl-laws", config, sweep.table, sweep.points, sweep.bases, of_sweep=True)
-        assert representation.with_family(study)["family"].n_unique() >= 1
+        assert sweep_tables.retention_table(changed_sweep)
+        assert sweep_tables.range_table(changed_sweep)
+        assert with_family(study)["family"].n_unique() >= 1
         assert quadrants.applies(study) in (True, False)
-        assert all(isinstance(sweep.label(method), str) for method in sweep.methods)
+        assert all(isinstance(study.label(method), str) for method in study.methods)
     assert refused > 300
     figures.trade_off_figure(results.sweep)
 
@@ -74,7 +73,7 @@ def test_any_change_of_teachers_is_refused_or_read(results: Results) -> None:
     for _, changed in changes(TEACHERS[:1]):
         path.write_text(json.dumps(changed))
         try:
-            tables._read_distillation(results.folder, table)
+            sweep._read_distillation(results.folder, table)
         except RazorError as error:
             is_a_sentence(error)
     path.unlink()

@@ -76,8 +76,8 @@ def test_a_full_disk_leaves_no_half_written_run(store: RunStore, monkeypatch: py
         path.write_bytes(data)
 
     monkeypatch.setattr(store_module, "_write_bytes", full_after_two_files)
+    store.keep(SPEC, Keep(all=True))
     with pytest.raises(RazorError, match=r"Cannot write to .*No space left on device.*free some space"):
-        store.keep(SPEC, Keep(all=True))
         store.write(SPEC, checkpoints(), seconds=0)
     assert {path: path.read_bytes() for path in store.folder.rglob("*") if path.is_file()} == before
 

@@ -14,7 +14,7 @@ from rlrazor.cli.outputs import check_folder
 from rlrazor.errors import RazorError
 from rlrazor.experiments.language.unfinished import save_model
 from rlrazor.report import drawing
-from rlrazor.report.drawing import Curve, Figure, Panel
+from rlrazor.report.drawing import Axis, Curve, Figure, Panel
 from rlrazor.runs.records import Record, RunSpec
 from rlrazor.runs.store import Checkpoint, RunStore
 from rlrazor.system import writing
@@ -207,7 +207,9 @@ def test_two_outputs_that_are_one_file(here: Path) -> None:
 
 def test_what_we_wrote_is_written_again(here: Path) -> None:
     """Each kind, by what our own writers leave; a link to it stays one, and its file is the new one."""
-    figure = Figure("pick", [Panel("t", "x", "y", [Curve("c", np.arange(2.0), np.arange(2.0), "#000000")])], columns=1)
+    figure = Figure(
+        "pick", [Panel("t", Axis("x"), Axis("y"), [Curve("c", np.arange(2.0), np.arange(2.0), "#000000")])], columns=1
+    )
     drawing.save(figure, here)
     drawing.save(figure, here)
     for drawn in drawing.KINDS:

@@ -10,22 +10,23 @@ import numpy as np
 import polars as pl
 import pytest
 
-from laws import GENERIC, PROMPTS, SETTINGS, TRUE, made_up
+from laws import GENERIC, PROMPTS, SETTINGS, TRUE, changed, made_up
 from rlrazor.analysis import forecast
-from rlrazor.analysis.law import Saturating
 from rlrazor.cli import law_page, main
 from rlrazor.cli.calibrate import DEFAULTS
 from rlrazor.errors import RazorError
 from rlrazor.experiments.language import cost, world
 from rlrazor.guard import calibrate
 from rlrazor.guard.law_file import LawFile
-from rlrazor.lm import kl, prior, probes
+from rlrazor.lm import kl, probes
 from rlrazor.lm.models import load
+from rlrazor.lm.task_names import DEFAULT_TASKS, RUNS_MODEL_CODE
 from rlrazor.report import drawing
 from rlrazor.report.drawing import Curve, Points
 from tiny_models import char_tokenizer, saved, tiny_llama
 
-BASE = calibrate.Base("base", "d" * 16, "t" * 16, PROMPTS, GENERIC, SETTINGS)
+DIGEST = "float32 1.0e+00 2.0e+00 -1.0000 -2.0000"
+BASE = calibrate.Base("base", DIGEST, "0" * 16, PROMPTS, GENERIC, SETTINGS)
 
 
 def table_of(runs: pl.DataFrame) -> pl.DataFrame:
@@ -42,21 +43,21 @@ def test_a_law_is_of_the_runs_and_keeps_their_data() -> None:
     table = table_of(made_up(10))
     law = calibrate.fit(table, BASE, versions={"x": "1"}, command="razor calibrate")
     assert law.forecaster.columns == ("kl_probe",)
-    assert dict(law.prior) == {"a": 0.9}
+    assert law.prior.scores == {"a": 0.9}
     assert law.forecaster.base_score == pytest.approx(0.9)
-    assert (law.base_digest, law.prompts_hash) == (BASE.digest, probes.content_hash(PROMPTS))
+    assert (law.base.digest, law.probe.prompts_hash) == (BASE.digest, probes.content_hash(PROMPTS))
     assert len(law.data) == 50
-    assert set(law.data[0]) >= {"run", "method", "step", "kl_forward", "kl_probe", "forgetting"}
+    assert law.data[0].model_fields_set >= {"run", "method", "step", "kl_forward", "kl_probe", "forgetting"}
     at = np.array([0.1, 0.4, 0.8])
     assert law.forecaster.predict(at[:, None])[0] == pytest.approx(TRUE.predict(at), abs=0.05)
     assert calibrate.warnings_of(law, table) == []
-    assert law.noise == pytest.approx(0.01 * 2**0.5)
+    assert law.prior.noise == pytest.approx(0.01 * 2**0.5)
     # A checkpoint that could not be measured is not among them, and changes nothing.
     lost = {"method": "m0", "trajectory": "run 0", "run_id": "run 0", "seed": 0, "step": 9, "prior": 0.5}
     beside = pl.concat([table, pl.DataFrame([{**lost, "forgetting": 0.4}])], how="diagonal_relaxed")
     assert calibrate.fit(beside, BASE, versions={"x": "1"}, command="razor calibrate") == law
     # The data that it keeps give the law again.
-    again = pl.DataFrame(list(law.data)).rename({"run": "trajectory"})
+    again = pl.DataFrame([row.model_dump() for row in law.data]).rename({"run": "trajectory"})
     assert forecast.fit_forecaster(again, ("kl_probe",), 0.9) == law.forecaster
 
 
@@ -65,7 +66,7 @@ def test_the_noise_of_scores_is_that_of_all_tasks_or_not_known() -> None:
 
     def noise(**base: float | None) -> float | None:
         columns = {name: pl.when(pl.col("method") == "base").then(pl.lit(value)) for name, value in base.items()}
-        return calibrate.fit(table.with_columns(prior_b=pl.lit(0.5), **columns), BASE).noise
+        return calibrate.fit(table.with_columns(prior_b=pl.lit(0.9), **columns), BASE).prior.noise
 
     assert noise(prior_stderr=0.05, prior_a_stderr=0.06, prior_b_stderr=0.08) == pytest.approx(0.05 * 2**0.5)
     # Where nothing has a standard error, or a table of an earlier version counts a task that has none as exact.
@@ -74,7 +75,7 @@ def test_the_noise_of_scores_is_that_of_all_tasks_or_not_known() -> None:
     assert noise(prior_stderr=0.0) is None
     assert noise(prior_stderr=0.0, prior_a_stderr=0.0, prior_b_stderr=0.0) == 0
     unknown = calibrate.fit(table.drop("prior_stderr"), BASE)
-    assert unknown.noise is None
+    assert unknown.prior.noise is None
     assert any("noise of the prior scores is not known" in one for one in calibrate.warnings_of(unknown, table))
 
 
@@ -135,8 +136,8 @@ def test_the_command_makes_a_law_of_a_users_own_data(
     assert law.generic.texts == GENERIC.texts
     assert law.settings == probes.ProbeSettings(4, 1, (), True, "float32")
     prompts = probes.read_prompts(out / "prompts.jsonl")
-    assert law.prompts_count == len(prompts) == 6
-    assert law.prompts_hash == probes.content_hash(prompts)
+    assert law.probe.prompts_count == len(prompts) == 6
+    assert law.probe.prompts_hash == probes.content_hash(prompts)
     assert set(prompts) < {f"{a}{n}=" for n, a in enumerate("abcdefghij" * 4)}
     trained_on = [json.loads(line) for line in (out / "train.jsonl").read_text().splitlines()]
     # In turns, as the base has a chat template.
@@ -145,7 +146,7 @@ def test_the_command_makes_a_law_of_a_users_own_data(
     assert not {row["prompt"][0]["content"] for row in trained_on} & set(prompts)
     assert any("4 runs allow" in warning for warning in found["warnings"])
     # What calibration measured is what a monitor would: KL of a run's last checkpoint, measured by the law's probe.
-    assert {row["method"] for row in law.data} == {"sft"}
+    assert {row.method for row in law.data} == {"sft"}
     model = load(base)
     text = probes.of_generic(model.model, model.tokenizer, law.generic, law.settings)
     assert text == kl.Sequences.texts([tokenizer.encode(line) for line in GENERIC.texts])
@@ -163,7 +164,7 @@ def test_the_command_makes_a_law_of_a_users_own_data(
     assert "Mean error on a run left out, by what was forecast, points" in page
     for other in ("Which KL forecasts forgetting?", "Which drift measure predicts", "Over all methods together"):
         assert other not in page
-    useless = replace(law, choice=replace(law.choice, guess=0.0))
+    useless = changed(law, choice__guess=0.0)
     useless.save(out / "law.json")
     assert main(["report", str(out)]) == 0
     page = html.unescape((out / "report.html").read_text())
@@ -171,7 +172,7 @@ def test_the_command_makes_a_law_of_a_users_own_data(
     assert "no better than guessing" in " ".join(capfd.readouterr().out.split())
     law.save(out / "law.json")
     # Another law than was there is not written over it, nor are other prompts.
-    replace(law, level=0.5).save(out / "law.json")
+    changed(law, interval__level=0.5).save(out / "law.json")
     (out / "prompts.jsonl").write_text("mine")
     assert main(command) == 2
     assert (out / "prompts.jsonl").read_text() == "mine"
@@ -179,9 +180,9 @@ def test_the_command_makes_a_law_of_a_users_own_data(
     (out / "prompts.jsonl").write_text(rows_of_mine := '{"prompt": "another"}\n')
     assert main(command) == 0
     assert "law.json is an earlier run's: it is in law-of-earlier-run-1.json now" in capfd.readouterr().err
-    assert LawFile.load(out / "law-of-earlier-run-1.json").level == 0.5
+    assert LawFile.load(out / "law-of-earlier-run-1.json").interval.level == 0.5
     assert (out / "prompts-of-earlier-run-1.jsonl").read_text() == rows_of_mine
-    assert replace(LawFile.load(out / "law.json"), command=law.command) == law
+    assert changed(LawFile.load(out / "law.json"), command=law.command) == law
     assert len(list(out.glob("*-of-earlier-run-*"))) == 2
     # However few the rows, the runs have the updates that were asked for.
     monkeypatch.setattr(cost, "is_at_hand", lambda base: False)  # timed elsewhere
@@ -212,9 +213,7 @@ def test_the_figure_shows_the_law_and_what_it_is_worth() -> None:
     along[:, lead] = curve.x
     assert curve.y == pytest.approx(100 * both.forecaster.law.predict(along))
     # Between its points the law is nowhere far from the chord, near the base neither, where it may be steep.
-    steep = replace(
-        both, forecaster=replace(both.forecaster, law=replace(both.forecaster.law, law=Saturating(0.6, 2, 0.3)))
-    )
+    steep = changed(both, law__a=0.6, law__b=2.0, law__c=0.3)
     (drawn,) = (layer for layer in law_page.figure(steep).panels[0].layers if isinstance(layer, Curve))
     between = np.geomspace(drawn.x[1], drawn.x[-1], 5000)
     along = np.zeros((len(between), 2))
@@ -234,8 +233,8 @@ def test_the_figure_shows_the_law_and_what_it_is_worth() -> None:
 def test_a_law_that_may_not_judge_is_not_shown_as_one_that_may() -> None:
     """In its figure, its tables and its section of the report alike."""
     law = calibrate.fit(table_of(made_up(6)), BASE)
-    useless = replace(law, choice=replace(law.choice, guess=0.0))
-    noise = replace(law, noise=1.0)
+    useless = changed(law, choice__guess=0.0)
+    noise = changed(law, prior__noise=1.0)
     titles = [law_page.figure(one).panels[0].title for one in (law, useless, noise)]
     assert titles == [
         "The law",
@@ -255,7 +254,7 @@ def test_a_law_that_may_not_judge_is_not_shown_as_one_that_may() -> None:
 
 
 def test_the_default_prior_tasks_are_the_ones_that_help_names() -> None:
-    assert DEFAULTS["prior"].split(", ") == [name for name in prior.DEFAULT_TASKS if name != prior.RUNS_MODEL_CODE]
+    assert DEFAULTS["prior"].split(", ") == [name for name in DEFAULT_TASKS if name != RUNS_MODEL_CODE]
 
 
 def test_rows_to_train_on_are_text_without_a_template_and_prompts_without_an_answer() -> None:

@@ -4,7 +4,6 @@ import copy
 import json
 import os
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +12,23 @@ import pytest
 import torch
 from tokenizers import pre_tokenizers, processors
 
-from laws import GENERIC, PROMPTS, SETTINGS, law_of
+from laws import GENERIC, PROMPTS, SETTINGS, changed, law_of
 from own_tasks import SCORES, metric, own_task
 from rlrazor import drift
 from rlrazor.cli import main
 from rlrazor.cli.compare import as_json
 from rlrazor.errors import RazorError
-from rlrazor.guard import compare as guard_compare
-from rlrazor.guard import comparison_page
-from rlrazor.guard.compare import Completion, Pair, PriorSuite, compare, pieces
+from rlrazor.guard import comparison_page, side_by_side
+from rlrazor.guard.by_prompt import pieces
+from rlrazor.guard.comparison import Completion, Pair
+from rlrazor.guard.side_by_side import compare
+from rlrazor.guard.truth import PriorTasks
 from rlrazor.guard.weight_changes import changes
-from rlrazor.lm import kl, models, prior, probes, representation
+from rlrazor.lm import kl, prior, probes, representation
 from rlrazor.lm.adapters import AdaptedWeights, weights_of
 from rlrazor.lm.models import LanguageModel, add_lora, load
+from rlrazor.lm.scores import PriorScores, Score
+from rlrazor.lm.sources import SavedWeights
 from rlrazor.system import writing
 from tiny_models import char_tokenizer, saved, tiny_llama
 
@@ -81,8 +84,8 @@ def test_the_numbers_are_those_of_both_models_in_memory(folders: Path, tuned: st
     reverse = kl.reverse_kl(other.model, kl.Sequences.grouped(new.prompts, own), base.model)
     generic = kl.forward_kl(kl.Probe(base.model, text), other.model)
     for name, expected in (("kl_forward", forward), ("kl_reverse", reverse), ("kl_probe", generic)):
-        assert found.kl[name] == pytest.approx(expected.per_completion, rel=1e-4)
-        assert found.per_token[name] == pytest.approx(expected.per_token, rel=1e-4)
+        assert found.distances.kl[name] == pytest.approx(expected.per_completion, rel=1e-4)
+        assert found.distances.per_token[name] == pytest.approx(expected.per_token, rel=1e-4)
     # Worst prompts first, their tokens' KL those of the positions.
     totals = [prompt.total for prompt in found.prompts]
     assert totals == sorted(totals, reverse=True)
@@ -97,15 +100,15 @@ def test_the_numbers_are_those_of_both_models_in_memory(folders: Path, tuned: st
     # Weights and representation.
     before, after = weights_of(base.model), weights_of(other.model)
     measured = drift.measure_weights(before, after, spectra=False)
-    assert found.weights.l2 == pytest.approx(measured["weight_l2"], rel=1e-5)
-    assert found.weights.unchanged == pytest.approx(measured["weight_sparsity"])
-    assert found.weights.parameters == sum(weight.numel() for weight in before.values())
+    assert found.weights.whole.l2 == pytest.approx(measured["weight_l2"], rel=1e-5)
+    assert found.weights.whole.unchanged == pytest.approx(measured["weight_sparsity"])
+    assert found.weights.whole.parameters == sum(weight.numel() for weight in before.values())
     norm = float(torch.cat([weight.flatten() for weight in before.values()]).double().norm())
-    assert found.weights.relative == pytest.approx(measured["weight_l2"] / norm, rel=1e-5)
-    assert [layer.name for layer in found.layers if layer.name.startswith("layer ")] == ["layer 0", "layer 1"]
+    assert found.weights.whole.relative == pytest.approx(measured["weight_l2"] / norm, rel=1e-5)
+    assert [layer.name for layer in found.weights.layers if layer.name.startswith("layer ")] == ["layer 0", "layer 1"]
     similar = [representation.representation(lm.model, TOKENIZER, GENERIC.texts) for lm in (base, other)]
-    assert found.cknna == pytest.approx(drift.cknna(*similar), abs=1e-5)
-    assert found.forecast is None
+    assert found.distances.cknna == pytest.approx(drift.cknna(*similar), abs=1e-5)
+    assert found.law_says is None
     assert "Uncalibrated" in comparison_page.verdict(found)
 
 
@@ -114,7 +117,7 @@ def test_one_model_is_in_memory_at_a_time(folders: Path, monkeypatch: pytest.Mon
     import gc
     import weakref
 
-    from rlrazor.guard import compare as module
+    from rlrazor.guard import side_by_side as module
 
     alive: list[weakref.ref[Any]] = []
     counts: list[int] = []
@@ -139,7 +142,7 @@ def test_one_model_is_in_memory_at_a_time(folders: Path, monkeypatch: pytest.Mon
 def test_a_law_forecasts_and_the_exit_code_judges(
     folders: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(guard_compare, "compare", cache_of(compare))
+    monkeypatch.setattr(side_by_side, "compare", cache_of(compare))
     command = ["compare", str(folders / "base"), str(folders / "tuned"), "--prompts", str(folders / "prompts.txt")]
     command += ["--law", str(folders / "law.json"), "--out", str(tmp_path / "page.html")]
     assert main([*command, "--json"]) == 0
@@ -182,23 +185,23 @@ def cache_of(function: Any) -> Any:
     return first
 
 
-def scoring(monkeypatch: pytest.MonkeyPatch, *found: dict[str, prior.Score]) -> None:
+def scoring(monkeypatch: pytest.MonkeyPatch, *found: dict[str, Score]) -> None:
     """Evaluate gives these scores, of the base and then of the tuned model."""
     left = list(found)
 
-    def scores(model: Any, tokenizer: Any, tasks: Any, **options: Any) -> prior.PriorScores:
+    def scores(model: Any, tokenizer: Any, tasks: Any, **options: Any) -> PriorScores:
         assert (tuple(tasks), options["limit"]) == (tuple(left[0]), 7)
-        return prior.PriorScores(left.pop(0), ["3 inputs were cut."])
+        return PriorScores(left.pop(0), ["3 inputs were cut."])
 
     monkeypatch.setattr(prior, "evaluate", scores)
 
 
-def score(value: float, stderr: float | None, metric: str = "acc", higher: bool = True) -> prior.Score:
-    return prior.Score(value, stderr, 7, metric, "1", higher)
+def score(value: float, stderr: float | None, metric: str = "acc", higher: bool = True) -> Score:
+    return Score(value, stderr, 7, metric, "1", higher)
 
 
 def measured(folders: Path, *tasks: str) -> Any:
-    suite = PriorSuite(tasks, limit=7)
+    suite = PriorTasks(tasks, limit=7)
     return compare(pair(folders, "tuned"), PROMPTS, generic=GENERIC, settings=SETTINGS, suite=suite)
 
 
@@ -273,7 +276,7 @@ def test_a_score_without_a_fraction_is_not_judged(
     brier = own_task(tmp_path, metric("brier_score", "false", "brier_score"), "brier")
     # Known beforehand, before a model is loaded.
     with monkeypatch.context() as patch:
-        patch.setattr(guard_compare, "load", lambda *_, **__: pytest.fail("loaded"))
+        patch.setattr(side_by_side, "load", lambda *_, **__: pytest.fail("loaded"))
         assert main([*command, "--prior", brier, "--fail-above", "0"]) == 2
     assert "and there is none: " + brier + " by brier_score." in capfd.readouterr().err
     # Known by its values alone.
@@ -312,7 +315,7 @@ def test_a_tuned_model_without_a_tokenizer_takes_the_bases(folders: Path, tmp_pa
         file.unlink()
     whole = compare(pair(folders, "tuned"), PROMPTS, generic=GENERIC, settings=SETTINGS)
     found = compare(pair(folders, str(tmp_path / "tuned")), PROMPTS, generic=GENERIC, settings=SETTINGS)
-    assert found.kl == whole.kl
+    assert found.distances.kl == whole.distances.kl
     assert [note for note in found.notes if note not in whole.notes] == [
         f"{tmp_path / 'tuned'} has no tokenizer: the base's is used."
     ]
@@ -457,7 +460,7 @@ def test_a_tokenizer_that_changed_is_refused_or_noted(folders: Path, tmp_path: P
 
 def test_what_weakens_a_forecast_is_noted(folders: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     law = law_of(tiny_llama(), runs=4, scale=20.0)
-    useless = replace(law, choice=replace(law.choice, guess=0.0))
+    useless = changed(law, choice__guess=0.0)
     long = [f"{letter * 60}:" for letter in "abcd"]
     found = compare(pair(folders, "tuned"), [*PROMPTS[:15], *long], law=useless)
     assert list(found.notes) == [
@@ -495,8 +498,8 @@ def test_a_comparison_without_memory_for_it_says_so(folders: Path, monkeypatch: 
 def test_a_home_folder_is_understood(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(folders))
     found = compare(Pair("~/base", "~/adapter"), PROMPTS[:2], generic=GENERIC, settings=SETTINGS)
-    assert found.tuned == str(folders / "adapter")
-    assert found.base == str(folders / "base")
+    assert found.pair.tuned == str(folders / "adapter")
+    assert found.pair.base == str(folders / "base")
 
 
 @pytest.mark.parametrize("bare", ["base", "tuned"])
@@ -509,12 +512,12 @@ def test_a_model_saved_without_its_head_has_the_same_weights(tmp_path: Path, bar
         Pair(str(tmp_path / "base"), str(tmp_path / "tuned")), PROMPTS[:2], generic=GENERIC, settings=SETTINGS
     )
     expected = drift.measure_weights(*({**dict(model.named_parameters())} for model in models_.values()), spectra=False)
-    assert found.weights.l2 == pytest.approx(expected["weight_l2"], rel=1e-5)
-    assert [layer.name for layer in found.layers if layer.name.startswith("layer ")] == ["layer 0", "layer 1"]
+    assert found.weights.whole.l2 == pytest.approx(expected["weight_l2"], rel=1e-5)
+    assert [layer.name for layer in found.weights.layers if layer.name.startswith("layer ")] == ["layer 0", "layer 1"]
 
 
 def test_weights_without_a_pair_are_counted(folders: Path, tmp_path: Path) -> None:
-    weights = dict(models.SavedWeights(folders / "base"))
+    weights = dict(SavedWeights(folders / "base"))
     more = {**weights, "extra.weight": torch.ones(2)}
     there = "base", "tuned"
     layers, notes = changes(weights, more, there)
@@ -582,7 +585,7 @@ def test_names_and_prompts_are_shown_as_they_are(
 
 
 def test_weights_are_read_from_the_files_as_they_are(folders: Path) -> None:
-    read = models.SavedWeights(folders / "tuned")
+    read = SavedWeights(folders / "tuned")
     model = load(folders / "tuned").model
     assert set(read) == set(model.state_dict())
     assert all(torch.equal(read[name], weight) for name, weight in model.state_dict().items())

@@ -1,7 +1,6 @@
 """compare on adapters of every kind: both KLs against brute force, weights against the merged model."""
 
 import copy
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +11,11 @@ import torch
 from peft import LoraConfig, get_peft_model
 from test_monitor_numbers import brute_force, phi
 
-from laws import GENERIC, PROMPTS, SETTINGS, law_of
+from laws import GENERIC, PROMPTS, SETTINGS, changed, law_of
 from rlrazor import drift
 from rlrazor.errors import RazorError
-from rlrazor.guard.compare import Comparison, Pair, compare
+from rlrazor.guard.comparison import Comparison, Pair
+from rlrazor.guard.side_by_side import compare
 from rlrazor.lm.kl import Sequences
 from rlrazor.lm.probes import NEW, complete, of_prompts
 from tiny_models import char_tokenizer, saved, tiny_llama
@@ -56,14 +56,14 @@ def test_an_adapter_is_compared_as_what_it_makes_of_its_base(tmp_path: Path, kin
     found = compare(Pair(str(folder), str(tmp_path / "adapter")), PROMPTS, settings=SETTINGS, generic=GENERIC)
     new = of_prompts(base, TOKENIZER, PROMPTS, SETTINGS)
     own = Sequences.grouped(new.prompts, complete(adapted, TOKENIZER, new.prompts, SETTINGS, NEW))
-    assert found.kl["kl_forward"].mean == pytest.approx(brute_force(base, adapted, new), rel=1e-3)
-    assert found.kl["kl_reverse"].mean == pytest.approx(brute_force(adapted, base, own), rel=1e-3)
-    assert found.kl["kl_forward"].mean > 1e-3
+    assert found.distances.kl["kl_forward"].mean == pytest.approx(brute_force(base, adapted, new), rel=1e-3)
+    assert found.distances.kl["kl_reverse"].mean == pytest.approx(brute_force(adapted, base, own), rel=1e-3)
+    assert found.distances.kl["kl_forward"].mean > 1e-3
     merged = dict(adapted.merge_and_unload().named_parameters())
     expected = drift.measure_weights(dict(base.named_parameters()), merged, spectra=False)
-    assert found.weights.l2 == pytest.approx(expected["weight_l2"], rel=1e-3)
+    assert found.weights.whole.l2 == pytest.approx(expected["weight_l2"], rel=1e-3)
     if kind not in ("pissa", "olora"):  # which leave rounding in what they do not change
-        assert found.weights.unchanged == pytest.approx(expected["weight_sparsity"], abs=1e-3)
+        assert found.weights.whole.unchanged == pytest.approx(expected["weight_sparsity"], abs=1e-3)
     assert not list(found.notes)
 
 
@@ -72,7 +72,7 @@ def test_weights_that_cannot_be_merged_are_noted(tmp_path: Path) -> None:
     config = LoraConfig(r=2, target_modules=["q_proj"], lora_bias=True)
     learnt(config, tiny_llama()).save_pretrained(tmp_path / "adapter")
     found = compare(Pair(str(folder), str(tmp_path / "adapter")), PROMPTS, settings=SETTINGS, generic=GENERIC)
-    assert found.kl["kl_forward"].mean > 1e-3
+    assert found.distances.kl["kl_forward"].mean > 1e-3
     assert any(note.startswith("2 weights are not among the changes. PEFT cannot merge") for note in found.notes)
 
 
@@ -90,13 +90,13 @@ def test_the_precision_is_the_pairs_and_the_laws(tmp_path: Path) -> None:
             weight += 0.02 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
     exact, rounded = (compared(tmp_path, tuned, dtype, settings=SETTINGS) for dtype in ("float32", "bfloat16"))
     new = of_prompts(base, TOKENIZER, PROMPTS, SETTINGS)
-    assert exact.kl["kl_forward"].mean == pytest.approx(brute_force(base, tuned, new), rel=1e-4)
-    assert rounded.kl["kl_probe"].mean == pytest.approx(exact.kl["kl_probe"].mean, rel=0.3)
-    assert rounded.kl["kl_probe"].mean != pytest.approx(exact.kl["kl_probe"].mean, rel=1e-4)
-    assert np.isfinite(rounded.kl["kl_reverse"].mean)
-    assert (exact.precision, exact.first_prompt) == ("float32", PROMPTS[0])
+    assert exact.distances.kl["kl_forward"].mean == pytest.approx(brute_force(base, tuned, new), rel=1e-4)
+    assert rounded.distances.kl["kl_probe"].mean == pytest.approx(exact.distances.kl["kl_probe"].mean, rel=0.3)
+    assert rounded.distances.kl["kl_probe"].mean != pytest.approx(exact.distances.kl["kl_probe"].mean, rel=1e-4)
+    assert np.isfinite(rounded.distances.kl["kl_reverse"].mean)
+    assert (exact.pair.dtype, exact.setup.prompts.first) == ("float32", PROMPTS[0])
     law = law_of(base)
-    law = replace(law, settings=replace(law.settings, precision="float32"))
-    assert compared(tmp_path, tuned, "float32", law=law).forecast is not None
+    law = changed(law, probe__precision="float32")
+    assert compared(tmp_path, tuned, "float32", law=law).law_says is not None
     with pytest.raises(RazorError, match="The law was calibrated in float32, and the models are to be loaded in bfl"):
         compared(tmp_path, tuned, "bfloat16", law=law)

@@ -13,23 +13,24 @@ import numpy as np
 import pytest
 import torch
 
-from laws import GENERIC, PROMPTS, SETTINGS, law_of
+from laws import GENERIC, PROMPTS, SETTINGS, changed, law_of
 from own_tasks import metric, own_task
 from rlrazor.analysis import paired
 from rlrazor.cli import main
 from rlrazor.cli.compare import _suite
 from rlrazor.errors import RazorError
-from rlrazor.guard import compare as guard_compare
-from rlrazor.guard import comparison_page, scale
-from rlrazor.guard.compare import Comparison, Completion, Pair, PromptDrift, compare
+from rlrazor.guard import comparison_page, scale, side_by_side
+from rlrazor.guard.comparison import Comparison, Completion, LawSays, Pair, PromptDrift
 from rlrazor.guard.judgement import check_judge, judgements, worst
+from rlrazor.guard.side_by_side import compare
 from rlrazor.guard.truth import truth_of
 from rlrazor.guard.verdict import Limits, Verdict
-from rlrazor.lm import kl, prior
+from rlrazor.lm import kl
 from rlrazor.lm.kl import Estimate
 from rlrazor.lm.models import add_lora
 from rlrazor.lm.probes import content_hash
 from rlrazor.lm.prompts import last_said
+from rlrazor.lm.scores import Metric, Score
 from tiny_models import char_tokenizer, saved, tiny_llama
 
 TOKENIZER = char_tokenizer()
@@ -66,13 +67,13 @@ def command(folders: Path, out: Path, tuned: str = "tuned") -> list[str]:
     return ["compare", str(folders / "base"), str(folders / tuned), "--prompts", str(folders / "prompts.txt"), *options]
 
 
-def score(outcomes: Any, metric: str = "acc", by_size: bool = True, higher: bool = True, **more: Any) -> prior.Score:
+def score(outcomes: Any, metric: str = "acc", by_size: bool = True, higher: bool = True, **more: Any) -> Score:
     """By items; of several tasks where the outcomes are a mapping."""
     items = outcomes if isinstance(outcomes, dict) else {"t": outcomes}
     named = {task: {str(n): float(one) for n, one in enumerate(of)} for task, of in items.items()}
     flat = [one for of in named.values() for one in of.values()]
     value = np.mean(flat) if by_size else np.mean([np.mean(list(of.values())) for of in named.values()])
-    return prior.Score(float(value), 0.1, len(flat), metric, "1", higher, named, by_size, **more)
+    return Score(float(value), 0.1, len(flat), metric, "1", higher, named, by_size, **more)
 
 
 def with_truth(found: Comparison, base: Any, tuned: Any, limit: int | None = None) -> Comparison:
@@ -196,7 +197,7 @@ def test_prior_tasks_are_paired_from_lm_evals_own_items(
 def forecast_of(found: Comparison, **ends: Any) -> tuple[Comparison, Any]:
     law = law_of(tiny_llama())
     made = law.forecast({"kl_forward": Estimate(0.1, 0.0), "kl_probe": Estimate(0.1, 0.0)}, prompts=PROMPTS)
-    return replace(found, forecast=replace(made, **ends), level=0.9, law="a law"), law
+    return replace(found, law_says=LawSays(replace(made, **ends), 0.9, "a law")), law
 
 
 def test_a_forecast_is_judged_by_its_interval(found: Comparison) -> None:
@@ -205,14 +206,15 @@ def test_a_forecast_is_judged_by_its_interval(found: Comparison) -> None:
         assert judgements(there, Limits(drop=limit), law)[0].verdict is verdict
     assert "Measure the drop with --prior" in judgements(there, Limits(drop=0.02), law)[0].sentence
     # Beyond what the law has seen its interval is not one.
-    assert there.forecast is not None
-    beyond = replace(there, forecast=replace(there.forecast, extrapolated=True))
+    assert there.law_says is not None
+    forecast = replace(there.law_says.forecast, extrapolated=True)
+    beyond = replace(there, law_says=replace(there.law_says, forecast=forecast))
     assert judgements(beyond, Limits(drop=0.05), law)[0].verdict is Verdict.UNCERTAIN
 
 
 def test_a_law_that_may_not_judge_passes_nothing(found: Comparison, monkeypatch: pytest.MonkeyPatch) -> None:
     there, law = forecast_of(found, drop=0.0, low=0.0, high=0.0)
-    useless = replace(law, choice=replace(law.choice, guess=0.0))
+    useless = changed(law, choice__guess=0.0)
     for limits in (Limits(drop=0.5), Limits(drop=0.5, accept_uncertain=True), Limits(drop=0.5, cautious=True)):
         with pytest.raises(RazorError, match="is not to be relied on"):
             judgements(there, limits, useless)
@@ -224,14 +226,14 @@ def test_a_law_that_may_not_judge_passes_nothing(found: Comparison, monkeypatch:
         judgements(there, Limits(drop=0.05), law)
     assert judgements(there, Limits(drop=0.5), law)[0].verdict is Verdict.WITHIN
     # A measured drop needs no law.
-    check_judge(useless, {"a": prior.Metric("acc", True)}, 0.5)
+    check_judge(useless, {"a": Metric("acc", True)}, 0.5)
 
 
 # --- KL
 
 
 def test_kl_is_judged_by_its_own_interval(found: Comparison) -> None:
-    measured, count = found.kl["kl_forward"], len(PROMPTS)
+    measured, count = found.distances.kl["kl_forward"], len(PROMPTS)
     low, high = measured.interval(count, 0.9)
     assert 0 < low < measured.mean < high
     values = np.random.default_rng(0).normal(2, 1, 30)
@@ -248,9 +250,9 @@ def test_kl_is_judged_by_its_own_interval(found: Comparison) -> None:
         assert (one.verdict, one.of) == (verdict, "forward KL on the new task's prompts")
     assert re.search(r"About [\d,]+ prompts instead of 24 would tell", one.sentence)
     # A single prompt has no standard error: that passes nothing but what is 0.
-    alone = replace(
-        found, kl={**found.kl, "kl_forward": Estimate(0.1, math.nan)}, setup=replace(found.setup, measured=1)
-    )
+    kls = {**found.distances.kl, "kl_forward": Estimate(0.1, math.nan)}
+    setup = replace(found.setup, prompts=replace(found.setup.prompts, measured=1))
+    alone = replace(found, distances=replace(found.distances, kl=kls), setup=setup)
     assert judgements(alone, Limits(kl=0.11))[0].verdict is Verdict.UNCERTAIN
 
 
@@ -271,10 +273,10 @@ def test_kl_sets_the_exit_code_without_a_law(
     capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(guard_compare, "compare", lambda *_, **__: found)
+    monkeypatch.setattr(side_by_side, "compare", lambda *_, **__: found)
     run = [*command(folders, tmp_path), "--json", "--fail-above-kl"]
-    low, high = found.kl["kl_forward"].interval(len(PROMPTS), 0.9)
-    for limit, code in ((2 * high, 0), (low / 2, 1), (found.kl["kl_forward"].mean, 3)):
+    low, high = found.distances.kl["kl_forward"].interval(len(PROMPTS), 0.9)
+    for limit, code in ((2 * high, 0), (low / 2, 1), (found.distances.kl["kl_forward"].mean, 3)):
         assert main([*run, str(limit)]) == code
         printed = json.loads(capfd.readouterr().out)
         assert printed["exit_code"] == code
@@ -314,11 +316,11 @@ def test_both_models_samples_are_drawn_alike_and_what_is_the_same_needs_no_evide
 
 
 def test_the_noise_floor_is_the_base_against_itself(found: Comparison) -> None:
-    assert found.noise.prompts == scale.NOISE_PROMPTS
-    assert 0 <= found.noise.batch < 1e-6
-    assert found.noise.rounding is not None
-    assert found.noise.batch < found.noise.rounding < 0.1
-    assert found.noise.other == "bfloat16"
+    assert found.distances.noise.prompts == scale.NOISE_PROMPTS
+    assert 0 <= found.distances.noise.batch < 1e-6
+    assert found.distances.noise.rounding is not None
+    assert found.distances.noise.batch < found.distances.noise.rounding < 0.1
+    assert found.distances.noise.other == "bfloat16"
     base = tiny_llama()
     sequences = kl.Sequences.grouped([[5, 6], [7]], [[3, 4, 5], [6]])
     rounding = scale.noise_of(base, kl.Probe(base, sequences)).rounding
@@ -487,9 +489,13 @@ def test_the_page_and_json_say_how_it_was_measured(
 def test_names_are_escaped_on_the_page(found: Comparison, tmp_path: Path) -> None:
     evil = "<b>&\"'"
     sources = {"prompts": evil, "command": evil}
-    layer = replace(found.layers[0], name=evil)
+    layer = replace(found.weights.layers[0], name=evil)
     hostile = replace(
-        found, base=evil, tuned=evil, notes=[evil], layers=[layer], setup=replace(found.setup, sources=sources)
+        found,
+        pair=replace(found.pair, base=evil, tuned=evil),
+        notes=[evil],
+        weights=replace(found.weights, layers=[layer]),
+        setup=replace(found.setup, sources=sources),
     )
     page = comparison_page.write_page(hostile, tmp_path / "page.html").read_text()
     assert "<b>" not in page

@@ -149,8 +149,8 @@ def axolotl(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], list[Any]]:
 
 def test_axolotl(axolotl: Callable[[str], list[Any]]) -> None:
     text = example("axolotl")
-    assert trained(axolotl(text)).cautious is False
-    assert axolotl(f"{text}  cautious: true\n")[0].cautious is True
+    assert trained(axolotl(text)).rule.cautious is False
+    assert axolotl(f"{text}  cautious: true\n")[0].rule.cautious is True
     own = axolotl(text.replace("  law: law.json\n", "  settings: {max_new_tokens: 9, stop: [';'], chat: false}\n"))[0]
     assert (own.settings.max_new_tokens, own.settings.stop, own.settings.chat) == (9, (";",), False)
     assert own.law is None

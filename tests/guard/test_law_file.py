@@ -2,19 +2,17 @@
 
 import json
 import math
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
 
-from laws import PROMPTS, TRUE, law_of
-from rlrazor.analysis import forecast
+from laws import PROMPTS, TRUE, changed, law_from, law_of
 from rlrazor.errors import RazorError
 from rlrazor.guard.law_file import FORMAT, LawFile
+from rlrazor.lm.digests import base_digest
 from rlrazor.lm.kl import Estimate
-from rlrazor.lm.models import base_digest
 from tiny_models import char_tokenizer, tiny_llama
 
 
@@ -48,21 +46,21 @@ def test_what_it_says_of_itself(tmp_path: Path) -> None:
     assert "no better than guessing" not in text
     assert law.cautions() == ["The law's 4 runs allow intervals of 80%, not of 90%."]
     assert law.useful
-    useless = replace(law, choice=replace(law.choice, guess=0.0))
+    useless = changed(law, choice__guess=0.0)
     assert "no better than guessing" in useless.describe()
     assert useless.cautions(0.5) == ["No KL forecast better than guessing the mean: do not rely on this law."]
     assert not useless.useful
     # Nor is a law of what the noise of the scores could be.
-    largest = max(row["forgetting"] for row in law.data)
-    doubtful, noise = (replace(law, noise=factor * largest) for factor in (0.6, 1.1))
+    largest = max(row.forgetting for row in law.data)
+    doubtful, noise = (changed(law, prior__noise=factor * largest) for factor in (0.6, 1.1))
     for one in (doubtful, noise):
         (said,) = one.cautions(0.5)
         assert f"forgot more than {100 * largest:.1f} points, which the noise of the scores" in said
     assert doubtful.useful
     assert not noise.useful
-    assert replace(law, noise=0.4 * largest).cautions(0.5) == []
+    assert changed(law, prior__noise=0.4 * largest).cautions(0.5) == []
     # Noise that is not known is not none.
-    unknown = replace(law, noise=None)
+    unknown = changed(law, prior__noise=None)
     (said,) = unknown.cautions(0.5)
     assert "noise of the prior scores is not known" in said
     assert f"whether the {100 * largest:.1f} points" in said
@@ -108,12 +106,8 @@ def calibrate_small(noise: float) -> LawFile:
         for step, kl in enumerate([0.005, 0.01, 0.02, 0.3, 1.0])
         for drop in [float(TRUE.predict(kl)) + (noise * rng.uniform(-1, 1) if kl < 0.1 else 0.0)]
     ]
-    table = pl.DataFrame(rows)
-    return replace(
-        law_of(tiny_llama()),
-        forecaster=forecast.fit_forecaster(table.rename({"run": "trajectory"}), ("kl_probe",), 0.9),
-        data=tuple(rows),
-    )
+    base = tiny_llama()
+    return law_from(pl.DataFrame(rows), law_of(base).choice.found, base_digest(base))
 
 
 def test_a_law_that_guesses_better_at_small_drops_may_not_judge_a_small_limit() -> None:
@@ -144,15 +138,15 @@ def test_the_interval_is_widened_by_kls_own_error_but_on_the_calibrations_prompt
     wide = law.forecaster.forecast({"kl_probe": 0.3}, stderr={"kl_probe": 0.02})
     assert wide.low < plain.low
     assert wide.high > plain.high
-    assert law.forecast(here, prompts=PROMPTS) == law.forecast(here, prompts=law.prompts_hash) == plain
+    assert law.forecast(here, prompts=PROMPTS) == law.forecast(here, prompts=law.probe.prompts_hash) == plain
     for others in (PROMPTS[:20], PROMPTS[::-1], ""):
         assert law.forecast(here, prompts=others) == wide
-    few = replace(law, prompts_count=15)
-    assert few.forecast(here, prompts=few.prompts_hash) == wide
+    few = changed(law, probe__prompts_count=15)
+    assert few.forecast(here, prompts=few.probe.prompts_hash) == wide
     single = {"kl_probe": Estimate(0.3, math.nan)}
     assert law.forecast(single, prompts="") == law.forecaster.forecast({"kl_probe": 0.3}, stderr={"kl_probe": 0.3})
     assert law.forecast(here, 0.5, prompts=PROMPTS) == law.forecaster.forecast({"kl_probe": 0.3}, 0.5)
-    gentle = replace(law, level=0.5)
+    gentle = changed(law, interval__level=0.5)
     assert gentle.forecast(here, prompts=PROMPTS) == law.forecaster.forecast({"kl_probe": 0.3}, 0.5)
 
 

@@ -16,7 +16,8 @@ from rlrazor.analysis import forecast
 from rlrazor.analysis.law import Saturating
 from rlrazor.errors import RazorError
 from rlrazor.guard.law_file import LawFile
-from rlrazor.lm.probes import GenericText, ProbeSettings, content_hash
+from rlrazor.guard.law_schema import LawBase, LawPrior, LawProbe
+from rlrazor.lm.probes import GenericText, ProbeSettings
 
 DIGEST = "float32 1.0e+00 2.0e+00 -1.0000 -2.0000"
 
@@ -25,21 +26,17 @@ def fitted(table: pl.DataFrame, columns: tuple[str, ...] = ("kl_probe",), base_s
     """A law of this table, as calibration makes it."""
     rows = table.rename({"run": "trajectory"})
     candidate = forecast.Candidate(columns, 0.01)
-    return LawFile(
-        base_name="a base",
-        base_digest=DIGEST,
-        tokenizer_digest="0123456789abcdef",
-        prior={"one": base_score + 0.05, "two": base_score - 0.05},
-        forecaster=forecast.fit_forecaster(rows, columns, base_score),
-        choice=forecast.Choice("method", (candidate,), 0.2),
-        settings=ProbeSettings(6, stop=("\n",), precision="float32"),
-        generic=GenericText(("Text that has to stay.",)),
-        prompts_hash=content_hash(["a prompt"]),
-        prompts_count=24,
-        data=tuple(table.to_dicts()),
+    scores = {"one": base_score + 0.05, "two": base_score - 0.05}
+    settings = ProbeSettings(6, stop=("\n",), precision="float32")
+    return LawFile.fitted(
+        forecast.fit_forecaster(rows, columns, base_score),
+        forecast.Choice("method", (candidate,), 0.2),
+        base=LawBase(name="a base", digest=DIGEST, tokenizer="0123456789abcdef"),
+        prior=LawPrior(scores=scores, mean=base_score, noise=0.01),
+        probe=LawProbe.of(settings, GenericText(("Text that has to stay.",)), ["a prompt"] * 24),
+        data=table.to_dicts(),
         versions={"rlrazor": "0"},
         command="razor calibrate",
-        noise=0.01,
     )
 
 
@@ -56,7 +53,7 @@ def refusal(text: str, path: Path) -> RazorError | None:
     except RazorError as error:
         return error
     kls_N = [0.0, 1e-9, 0.01, 0.3, 1.0, 7.0, 1e3, 1e6]
-    found = [law.forecaster.forecast(dict.fromkeys(law.forecaster.columns, kl), law.level) for kl in kls_N]
+    found = [law.forecaster.forecast(dict.fromkeys(law.forecaster.columns, kl), law.interval.level) for kl in kls_N]
     values = np.array([[one.drop, one.low, one.high] for one in found])
     assert np.isfinite(values).all()
     assert np.abs(values).max() <= 1
@@ -64,8 +61,8 @@ def refusal(text: str, path: Path) -> RazorError | None:
     assert (np.diff(values[:, 2]) >= 0).all()
     assert (values[:, 1] <= values[:, 0]).all()
     assert (values[:, 0] <= values[:, 2]).all()
-    assert 0 <= law.choice.best.error <= 2
-    assert law.noise is None or law.noise >= 0
+    assert 0 <= law.choice.found.best.error <= 2
+    assert law.prior.noise is None or law.prior.noise >= 0
     return None
 
 
@@ -191,7 +188,7 @@ def test_what_is_no_document_is_refused_in_a_sentence(content: bytes, sentence: 
 
 def test_a_mark_of_byte_order_does_not_matter(stored: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "law.json").write_text("\ufeff" + json.dumps(stored), encoding="utf-8")
-    assert LawFile.load(tmp_path / "law.json").base_name == "a base"
+    assert LawFile.load(tmp_path / "law.json").base.name == "a base"
 
 
 @pytest.mark.parametrize(

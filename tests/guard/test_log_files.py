@@ -9,7 +9,7 @@ import pytest
 from test_pick import write_run
 
 from documents import changes, is_a_sentence
-from laws import GENERIC, SETTINGS
+from laws import GENERIC, SETTINGS, law_of
 from rlrazor.errors import RazorError
 from rlrazor.guard.log_schema import LogRow
 from rlrazor.guard.outputs import KeptModel, rows_until
@@ -17,6 +17,8 @@ from rlrazor.guard.pick import pick
 from rlrazor.guard.run_folder import run_in
 from rlrazor.lm.probes import probe_hash
 from rlrazor.system.documents import checked
+from tiny_models import tiny_llama
+from watching import trainer_of, watch
 
 ROW: dict[str, Any] = {
     "run": "a",
@@ -53,10 +55,22 @@ def picked(run: Path) -> str | None:
         is_a_sentence(error)
         return str(error)
     for one in found.candidates:  # of which none may be recommended, where the log says that its law is of no use
-        numbers = [value for value in (one.new, one.drop, one.low, one.high) if value is not None]
+        drop = () if one.drop is None else (one.drop.value, one.drop.low, one.drop.high)
+        numbers = [one.new, *drop]
         assert np.isfinite(numbers).all()
     assert all("\n" not in note for note in found.notes)
     return None
+
+
+def test_all_that_a_monitor_writes_is_in_the_schema_of_its_log(tmp_path: Path) -> None:
+    model = tiny_llama()
+    watching = watch(tmp_path, law_of(model, scale=20.0), budget=0.5, every=2)
+    trainer_of(tmp_path / "run", [watching], model).train()
+    written = [json.loads(line) for line in (tmp_path / "run" / "razor.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in written] == [2, 4, 6]
+    for row in written:
+        assert set(row) <= set(LogRow.model_fields)
+        assert checked(LogRow, row, "it").kls == watching.readings[row["step"] // 2 - 1].kl
 
 
 def test_any_change_of_a_log_is_said_or_picked_from(run: Path) -> None:

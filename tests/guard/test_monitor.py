@@ -8,7 +8,6 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,10 +23,9 @@ from safetensors.torch import load_file
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
-from laws import GENERIC, PROMPTS, SETTINGS, law_of
+from laws import GENERIC, PROMPTS, SETTINGS, changed, law_of
 from rlrazor.errors import RazorError
-from rlrazor.guard import ForgettingMonitor, trackers
-from rlrazor.guard import monitor as monitoring
+from rlrazor.guard import ForgettingMonitor, placing, trackers
 from rlrazor.guard.base_side import BaseSide, joined
 from rlrazor.guard.outputs import KeptModel
 from rlrazor.guard.overlap import count_overlap
@@ -272,7 +270,7 @@ def test_nothing_is_within_a_budget_beyond_what_the_law_was_fitted_to(
     sft(tmp_path / "scout", [scout], copy.deepcopy(model))
     kls = [reading.kl["kl_probe"].mean for reading in scout.readings]
     end = (kls[2] + kls[3]) / 2  # of what the runs of this law came to
-    law = replace(whole, forecaster=replace(whole.forecaster, highest=(end,)))
+    law = changed(whole, highest={"kl_probe": end})
     drops = [reading.forecast for reading in scout.readings if reading.forecast]
     assert max(drop.high for drop in drops) < 0.89  # so that by the numbers alone all is within
 
@@ -435,12 +433,13 @@ def test_it_measures_as_often_as_five_percent_allow(tmp_path: Path, capfd: pytes
     large = monitor(tmp_path)
     sft(tmp_path / "large", [large], max_steps=20, per_device_train_batch_size=64)
     assert large.base is not None
-    assert large.thin is not None
+    assert large.schedule is not None
+    assert large.schedule.plan is not None
     per_step = 0.05 / 2 * 3 * 64 * len("ab=ba;")
-    assert math.ceil(2 * large.thin.tokens / per_step) > 20  # it would be once
-    assert large.every == 5
+    assert math.ceil(2 * large.schedule.thin.tokens / per_step) > 20  # it would be once
+    assert large.schedule.plan.every == 5
     assert [reading.step for reading in large.readings] == [5, 10, 15, 20]
-    found = 4 * 2 * large.thin.tokens / (20 * 3 * 64 * len("ab=ba;"))
+    found = 4 * 2 * large.schedule.thin.tokens / (20 * 3 * 64 * len("ab=ba;"))
     first, second, *_ = (line for line in capfd.readouterr().out.splitlines() if "plan:" in line or " step 1" in line)
     assert "4 readings, after steps 5, 10, 15 and 20, on 16 of 24 prompts and 16 of 24 generic texts" in first
     assert f"which is {100 * found:.0f}% of training by the tokens that are read, more than the 5% aimed at" in first
@@ -449,7 +448,9 @@ def test_it_measures_as_often_as_five_percent_allow(tmp_path: Path, capfd: pytes
     many = [f"{a}{b}{c}:" for a in "abcdef" for b in "0123456" for c in "01234"]
     thinned = ForgettingMonitor(many, settings=SETTINGS, generic=GENERIC, cache_dir=tmp_path / "cache")
     sft(tmp_path / "thin", [thinned], max_steps=60, per_device_train_batch_size=64)
-    assert thinned.every == 15
+    assert thinned.schedule is not None
+    assert thinned.schedule.plan is not None
+    assert thinned.schedule.plan.every == 15
     assert [reading.step for reading in thinned.readings] == [15, 30, 45, 60]
     assert thinned.readings[0].prompts == {"kl_forward": 16, "kl_probe": 16}
     assert thinned.base is not None
@@ -465,10 +466,11 @@ def test_it_measures_as_often_as_five_percent_allow(tmp_path: Path, capfd: pytes
     sizes = [(weight.numel(), weight.requires_grad) for weight in trainer.model.parameters()]
     cost = 2 + sum(size for size, trains in sizes if trains) / sum(size for size, _ in sizes)
     assert cost < 2.5
-    assert adapted.costs is not None
-    assert adapted.costs.worth is not None
+    assert adapted.schedule is not None
+    assert adapted.schedule.costs is not None
+    assert adapted.schedule.costs.worth is not None
     assert adapted.base is not None
-    assert adapted.costs.worth(1.0) == pytest.approx(2 * adapted.base.tokens / (cost * 64 * len("ab=ba;")))
+    assert adapted.schedule.costs.worth(1.0) == pytest.approx(2 * adapted.base.tokens / (cost * 64 * len("ab=ba;")))
 
 
 def test_two_processes_measure_what_one_does(tmp_path: Path) -> None:
@@ -724,7 +726,9 @@ def test_a_kept_model_is_never_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_prompts_that_do_not_fit_are_counted(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     long = [f"{letter * 60}:" for letter in "abcdefghijklmnopqrst"]
     model = tiny_llama()
-    law = replace(law_of(model), prompts_hash=probes.content_hash([*long, "ab:", "cd:"]), prompts_count=22)
+    law = changed(
+        law_of(model), probe__prompts_hash=probes.content_hash([*long, "ab:", "cd:"]), probe__prompts_count=22
+    )
     watching = ForgettingMonitor([*long, "ab:", "cd:"], law, cache_dir=tmp_path, every=6)
     sft(tmp_path, [watching], model)
     out = capfd.readouterr().out
@@ -733,7 +737,7 @@ def test_prompts_that_do_not_fit_are_counted(tmp_path: Path, capfd: pytest.Captu
     (last,) = watching.readings
     assert last.prompts["kl_forward"] == 2
     # So the interval is widened, though they are the calibration's own.
-    assert last.forecast == law.forecast(last.kl, prompts="") != law.forecast(last.kl, prompts=law.prompts_hash)
+    assert last.forecast == law.forecast(last.kl, prompts="") != law.forecast(last.kl, prompts=law.probe.prompts_hash)
 
 
 def test_prompts_that_are_trained_on_are_counted(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -811,8 +815,8 @@ def test_what_cannot_be_watched_is_refused(tmp_path: Path, monkeypatch: pytest.M
         monitor(tmp_path).on_init_end(training, None, None, model=partitioned, processing_class=TOKENIZER)
     # FSDP that `accelerate launch` has asked for.
     launched = SimpleNamespace(distributed_type=DistributedType.FSDP)
-    monkeypatch.setattr(monitoring, "is_initialized", lambda: True)
-    monkeypatch.setattr(monitoring, "AcceleratorState", lambda: launched)
+    monkeypatch.setattr(placing, "is_initialized", lambda: True)
+    monkeypatch.setattr(placing, "AcceleratorState", lambda: launched)
     with pytest.raises(RazorError, match="FSDP and ZeRO-3"):
         monitor(tmp_path).on_init_end(training, None, None, model=model, processing_class=TOKENIZER)
 

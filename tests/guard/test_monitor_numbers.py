@@ -13,10 +13,9 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import PhiConfig, PhiForCausalLM, TrainerCallback
 
-from laws import PROMPTS, SETTINGS, law_of
+from laws import PROMPTS, SETTINGS, changed, law_of
 from rlrazor.errors import RazorError
-from rlrazor.guard import ForgettingMonitor
-from rlrazor.guard import monitor as monitoring
+from rlrazor.guard import ForgettingMonitor, schedule
 from rlrazor.lm import kl
 from rlrazor.lm.probes import ProbeSettings
 from tiny_models import tiny_llama
@@ -166,11 +165,11 @@ def probe_of(tmp_path: Path, model: Any) -> str:
 def test_a_law_of_another_precision_is_refused(tmp_path: Path) -> None:
     """Rounding alone looks like drift: a law calibrated in float32 says nothing of KLs measured in bfloat16."""
     law = law_of(tiny_llama())
-    in_float32 = replace(law, settings=replace(law.settings, precision="float32"))
+    in_float32 = changed(law, probe__precision="float32")
     trainer_of(tmp_path, [watch(tmp_path, in_float32)], tiny_llama())
     with pytest.raises(RazorError, match="to be measured in float32, and the model's weights are bfloat16"):
         trainer_of(tmp_path, [watch(tmp_path, in_float32)], tiny_llama().to(torch.bfloat16))
-    in_half = replace(law, settings=replace(law.settings, precision="bfloat16"))
+    in_half = changed(law, probe__precision="bfloat16")
     for model in (tiny_llama(), tiny_llama().to(torch.bfloat16)):
         watching = watch(tmp_path, in_half)
         trainer_of(tmp_path, [watching], model)
@@ -187,9 +186,11 @@ def test_measuring_in_float32_under_half_precision_training_is_rarer_on_a_gpu(
 ) -> None:
     plain, slow = watch(tmp_path), watch(tmp_path)
     trainer_of(tmp_path / "plain", [plain], max_steps=2).train()
-    monkeypatch.setattr(ForgettingMonitor, "_is_slower_than_training", lambda *_: True)
+    monkeypatch.setattr(schedule, "multiplies_in_half", lambda *_: True)
     trainer_of(tmp_path / "slow", [slow], max_steps=2).train()
-    assert slow.training_cost == plain.training_cost / monitoring.FLOAT32_COST
+    assert slow.schedule is not None
+    assert plain.schedule is not None
+    assert slow.schedule.training_cost == plain.schedule.training_cost / schedule.FLOAT32_COST
 
 
 def test_the_first_prompt_is_shown_as_it_is_measured(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

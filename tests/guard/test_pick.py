@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -18,14 +17,14 @@ from safetensors.torch import load_file, save_file
 from transformers import Trainer, TrainingArguments
 from trl import SFTConfig, SFTTrainer
 
-from laws import GENERIC, PROMPTS, SETTINGS, law_of
+from laws import GENERIC, PROMPTS, SETTINGS, changed, law_of
 from rlrazor.cli import main
 from rlrazor.errors import RazorError
 from rlrazor.guard import ForgettingMonitor
 from rlrazor.guard.base_side import BaseSide
-from rlrazor.guard.candidates import Candidate, frontier
 from rlrazor.guard.metric import is_lower_better
-from rlrazor.guard.pick import Drop, Pick, pick
+from rlrazor.guard.pick import Pick, pick
+from rlrazor.guard.scored import DropEstimate, Forgetting, ScoredCheckpoint, frontier
 from rlrazor.guard.verdict import Verdict
 from rlrazor.lm import kl, probes
 from rlrazor.lm.models import load
@@ -37,13 +36,13 @@ from tiny_models import char_tokenizer, saved, tiny_llama
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 
 
-def candidate(step: int, new: float, drop: float, spread: float = 0.0) -> Candidate:
-    return Candidate(f"checkpoint-{step}", step, new, drop, drop - spread, drop + spread, False)
+def candidate(step: int, new: float, drop: float, spread: float = 0.0) -> ScoredCheckpoint:
+    return ScoredCheckpoint(f"checkpoint-{step}", step, new, DropEstimate(drop, drop - spread, drop + spread))
 
 
-def taken(found: Pick) -> Candidate:
-    assert found.recommended is not None
-    return found.recommended
+def taken(found: Pick) -> ScoredCheckpoint:
+    assert found.advice.recommended is not None
+    return found.advice.recommended
 
 
 @pytest.mark.parametrize("lower", [False, True])
@@ -127,7 +126,7 @@ def test_the_best_within_the_budget_or_score_minus_drop(tmp_path: Path) -> None:
     assert [one.step for one in found.candidates] == [5, 10, 15, 20]
     assert [one.step for one in found.frontier] == [5, 10, 20]
     assert taken(found).step == 20  # .9 - .2 against .6 - .01
-    assert "eval_accuracy minus forecast drop is highest: 90.0 - 20.0 points" in found.why
+    assert "eval_accuracy minus forecast drop is highest: 90.0 - 20.0 points" in found.advice.why
     assert taken(pick(run, budget=0.02)).step == 10
     assert taken(pick(run, budget=0.02, cautious=True)).step == 5
     assert taken(pick(run, cautious=True)).step == 20
@@ -138,16 +137,16 @@ def test_the_best_within_the_budget_or_score_minus_drop(tmp_path: Path) -> None:
     assert [one.step for one in pick(surer).frontier] == [10]
     found = pick(surer, budget=0.02, cautious=True)
     assert taken(found).step == 5
-    assert "it is off the frontier" in found.why
+    assert "it is off the frontier" in found.advice.why
     assert taken(pick(surer, cautious=True)).step == 5
     none = pick(run, budget=0.005, cautious=True)
-    assert none.recommended is None
-    assert none.verdict is Verdict.ABOVE
+    assert none.advice.recommended is None
+    assert none.advice.verdict is Verdict.ABOVE
     assert (
         "within the budget of 0.5 points: the least that any drops, by the upper end of its interval, is 1.0 (chec"
-        in (none.why)
+        in (none.advice.why)
     )
-    assert "By the estimate alone there is checkpoint-5." in none.why
+    assert "By the estimate alone there is checkpoint-5." in none.advice.why
     assert [one.step for one in none.candidates] == [5, 10, 15, 20]
     with pytest.raises(RazorError, match="fraction of 1"):
         pick(run, budget=20)
@@ -241,7 +240,7 @@ def test_what_is_damaged_or_missing_is_said(tmp_path: Path) -> None:
     with pytest.raises(RazorError, match="uncalibrated"):
         pick(run, metric="custom")
     (run / "razor.jsonl").write_text('{"forecast": {"drop": 0.1}}\n')
-    with pytest.raises(RazorError, match=r"damaged .*'step'"):
+    with pytest.raises(RazorError, match=r"damaged.*'step'"):
         pick(run, metric="custom")
     (run / "razor.jsonl").write_text("{\n")
     with pytest.raises(RazorError, match="damaged"):
@@ -249,8 +248,8 @@ def test_what_is_damaged_or_missing_is_said(tmp_path: Path) -> None:
     (run / "razor.jsonl").unlink()
     with pytest.raises(RazorError, match="train with a ForgettingMonitor, or measure"):
         pick(run, metric="custom")
-    found = pick(run, metric="custom", measure=lambda path, step: Drop(step, 0.1, 0.0, 0.2))
-    assert taken(found).high == 0.2
+    found = pick(run, metric="custom", measure=lambda path, step: Forgetting(step, DropEstimate(0.1, 0.0, 0.2)))
+    assert taken(found).at("drop", upper=True) == 0.2
     (run / "checkpoint-5" / "trainer_state.json").write_text("{")
     with pytest.raises(RazorError, match=r"trainer_state\.json is damaged"):
         pick(run, metric="custom")
@@ -294,7 +293,7 @@ def test_without_a_law_there_are_frontiers_against_kl(tmp_path: Path, capfd: pyt
     assert (found["recommended"], found["verdict"], found["exit_code"]) == (None, None, 0)
     assert found["candidates"][3]["kl"]["kl_forward"] == {"mean": 1.5, "stderr": None}
     # Of a metric that is no fraction as well: nothing is weighed.
-    assert pick(write_unforecast(tmp_path / "loss", "loss")).recommended is None
+    assert pick(write_unforecast(tmp_path / "loss", "loss")).advice.recommended is None
 
 
 def test_an_interval_beyond_what_the_law_was_fitted_to_lets_nothing_pass(tmp_path: Path) -> None:
@@ -303,11 +302,11 @@ def test_an_interval_beyond_what_the_law_was_fitted_to_lets_nothing_pass(tmp_pat
     rows[1]["forecast"]["extrapolated"] = True
     (run / "razor.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     found = pick(run, budget=0.02)
-    assert (taken(found).step, found.verdict) == (10, Verdict.UNCERTAIN)
-    assert "beyond what the law was fitted to, and its interval is of smaller ones" in str(found.doubt)
-    assert pick(run, budget=0.02, accept_uncertain=True).verdict is Verdict.WITHIN
+    assert (taken(found).step, found.advice.verdict) == (10, Verdict.UNCERTAIN)
+    assert "beyond what the law was fitted to, and its interval is of smaller ones" in str(found.advice.doubt)
+    assert pick(run, budget=0.02, accept_uncertain=True).advice.verdict is Verdict.WITHIN
     cautious = pick(run, budget=0.02, cautious=True)
-    assert (taken(cautious).step, cautious.verdict) == (5, Verdict.WITHIN)
+    assert (taken(cautious).step, cautious.advice.verdict) == (5, Verdict.WITHIN)
     assert taken(pick(run, cautious=True)).step == 10  # nothing is judged: .9 less .018 is the most
 
 
@@ -318,7 +317,7 @@ def test_a_kl_of_two_prompts_has_the_interval_of_two(tmp_path: Path) -> None:
     for count, budget, verdict in ((2, 0.45, "UNCERTAIN"), (2, 0.46, "WITHIN"), (60, 0.25, "WITHIN")):
         lines = [json.dumps({**row, "prompts": {"kl_forward": count}}) + "\n" for row in rows[:1]]
         (run / "razor.jsonl").write_text("".join(lines))
-        assert pick(run, kl_budget=budget).verdict is Verdict[verdict]
+        assert pick(run, kl_budget=budget).advice.verdict is Verdict[verdict]
 
 
 @pytest.mark.parametrize(
@@ -348,7 +347,7 @@ def test_kl_budgets(
 ) -> None:
     run = write_unforecast(tmp_path)
     found = pick(run, **options)
-    assert (found.recommended.step if found.recommended else None) == step
+    assert (found.advice.recommended.step if found.advice.recommended else None) == step
     flags = [f"--{name.replace('_', '-')}" + ("" if value is True else f"={value}") for name, value in options.items()]
     assert main(["pick", str(run), *flags]) == code
     out = capfd.readouterr().out
@@ -426,7 +425,7 @@ def test_another_monitors_log(tmp_path: Path, capfd: pytest.CaptureFixture[str])
     assert main(["pick", str(run), "--log", str(run / "none.jsonl")]) == 2
     assert "none.jsonl, which --log names" in " ".join(capfd.readouterr().err.split())
     with pytest.raises(RazorError, match="Either a log says"):
-        pick(run, log=other, measure=lambda path, step: Drop(step, 0.1, 0.0, 0.2))
+        pick(run, log=other, measure=lambda path, step: Forgetting(step, DropEstimate(0.1, 0.0, 0.2)))
 
 
 @pytest.mark.parametrize("bad", ["nan", "-1", "inf"])
@@ -491,23 +490,24 @@ def test_the_figure_has_a_panel_for_each_frontier(tmp_path: Path, monkeypatch: p
     assert main(["pick", str(run), "--kl-budget", "0.7", "--figure", str(tmp_path)]) == 0
     forecast = write_run(tmp_path / "forecast", "reward", {5: 0.5}, {5: (0.0, 0.0, 0.1)})
     assert main(["pick", str(forecast), "--figure", str(tmp_path)]) == 0
-    assert [[panel.y_label for panel in figure.panels] for figure in drawn] == [
+    assert [[panel.y.label for panel in figure.panels] for figure in drawn] == [
         ["KL on the new task's prompts, nats", "KL on the generic probe, nats"],
         ["forecast drop of the prior score, points"],
     ]
     star = drawn[0].panels[1].layers[-1]
     assert (list(star.x), list(star.y)) == ([0.7], [2.0])
     assert isinstance(star, Points)
-    assert star.error_high == pytest.approx([2.02])
+    assert star.interval
+    assert star.interval.high == pytest.approx([2.02])
 
 
 def test_a_reason_that_is_that_of_all_checkpoints_is_said_once(tmp_path: Path) -> None:
     run = write_run(tmp_path, "loss", LOSSES, {})
 
-    def measure(path: Path, step: int) -> Drop:
+    def measure(path: Path, step: int) -> Forgetting:
         if step > 4:
             raise RazorError("the same.")
-        return Drop(step, 0.01, 0.0, 0.02)
+        return Forgetting(step, DropEstimate(0.01, 0.0, 0.02))
 
     assert pick(run, budget=0.5, measure=measure).notes == ["checkpoint-8, checkpoint-12 are left out: the same."]
 
@@ -547,16 +547,16 @@ def test_a_later_shorter_run_does_not_take_the_rest_of_an_earlier_one(
         shutil.rmtree(tmp_path / f"checkpoint-{step}")
     write_run(tmp_path, "loss", {4: 3.0, 8: 2.0}, {4: DROPS[4], 8: DROPS[8]}, labels[1])
     found = pick(tmp_path, budget=0.5)
-    assert [(one.step, one.new, one.drop) for one in found.candidates] == [(4, 3.0, 0.01), (8, 2.0, 0.02)]
+    assert [(one.step, one.new, one.at("drop")) for one in found.candidates] == [(4, 3.0, 0.01), (8, 2.0, 0.02)]
     assert taken(found).step == 8
     assert len(found.notes) == 1
     assert "Left out: checkpoint-12, checkpoint-16" in found.notes[0]
-    measured = pick(tmp_path, budget=0.5, measure=lambda path, step: Drop(step, 0.1, 0.0, 0.2))
+    measured = pick(tmp_path, budget=0.5, measure=lambda path, step: Forgetting(step, DropEstimate(0.1, 0.0, 0.2)))
     assert names(measured) == ["checkpoint-4", "checkpoint-8"]
     if labels[0]:
         assert "--run a takes that run" in found.notes[0]
         older = pick(tmp_path, budget=0.9, run="a")
-        assert [(one.step, one.new, one.drop) for one in older.candidates] == [(12, 7.0, 0.5), (16, 0.1, 0.5)]
+        assert [(one.step, one.new, one.at("drop")) for one in older.candidates] == [(12, 7.0, 0.5), (16, 0.1, 0.5)]
         with pytest.raises(RazorError, match=r"is of the run c\. There are a, b"):
             pick(tmp_path, run="c")
 
@@ -580,7 +580,12 @@ def test_runs_of_a_real_trainer_are_told_apart_by_their_own_logs(tmp_path: Path)
         return [entry["loss"] for entry in state["log_history"] if "loss" in entry]
 
     def found() -> list[tuple[int, float]]:
-        measured = pick(tmp_path, metric="loss", budget=0.5, measure=lambda path, step: Drop(step, 0.1, 0.0, 0.2))
+        measured = pick(
+            tmp_path,
+            metric="loss",
+            budget=0.5,
+            measure=lambda path, step: Forgetting(step, DropEstimate(0.1, 0.0, 0.2)),
+        )
         return [(one.step, one.new) for one in measured.candidates]
 
     train(0, 6)
@@ -633,18 +638,18 @@ def test_two_writers_of_one_log_are_told_apart(tmp_path: Path) -> None:
     lines = zip(rows(DROPS, "mine").splitlines(), rows(others, "other").splitlines(), strict=True)
     (run / "razor.jsonl").write_text("".join(f"{mine}\n{other}\n" for mine, other in lines))
     found = pick(run, budget=0.5)
-    assert [one.drop for one in found.candidates] == [0.01, 0.02, 0.03]
+    assert [one.at("drop") for one in found.candidates] == [0.01, 0.02, 0.03]
     assert found.notes == []
     # Checkpoints that do not say: the last to write, with a note.
     for path in run.glob("checkpoint-*/razor.json"):
         path.unlink()
     found = pick(run, budget=0.95)
-    assert [one.drop for one in found.candidates] == [0.9] * 3
+    assert [one.at("drop") for one in found.candidates] == [0.9] * 3
     assert found.notes == [
         "No checkpoint says which run it is of: the rows of the run other, the last of 2 runs in it, are taken from "
         "razor.jsonl."
     ]
-    assert [one.drop for one in pick(run, budget=0.5, run="mine").candidates] == [0.01, 0.02, 0.03]
+    assert [one.at("drop") for one in pick(run, budget=0.5, run="mine").candidates] == [0.01, 0.02, 0.03]
     with pytest.raises(RazorError, match=r"no rows of the run none: .* has those of other, mine"):
         pick(run, run="none")
     # Without ids nothing can be told.
@@ -669,7 +674,7 @@ def test_forecasts_are_not_given_to_checkpoints_of_a_run_that_nobody_watched(
     with pytest.raises(RazorError, match=r"checkpoint-8 is of a run that no monitor watched.*--run watched takes"):
         pick(run)
     assert names(pick(run, run="watched", budget=0.5)) == ["checkpoint-12"]
-    measured = pick(run, budget=0.5, measure=lambda path, step: Drop(step, 0.1, 0.0, 0.2))
+    measured = pick(run, budget=0.5, measure=lambda path, step: Forgetting(step, DropEstimate(0.1, 0.0, 0.2)))
     assert [(one.step, one.new) for one in measured.candidates] == [(4, 4.0), (8, 8.0)]
     assert main(["pick", str(run), "--run", "watched", "--budget", "0.5"]) == 0
     assert "Take checkpoint-12" in capfd.readouterr().out
@@ -769,10 +774,10 @@ def test_a_checkpoint_that_cannot_be_taken_is_left_out_with_the_reason(tmp_path:
 def test_a_checkpoint_that_cannot_be_measured_is_left_out_with_the_reason(tmp_path: Path) -> None:
     run = write_run(tmp_path, "loss", LOSSES, {})
 
-    def measure(path: Path, step: int) -> Drop:
+    def measure(path: Path, step: int) -> Forgetting:
         if step in failing:
             raise RazorError(f"its weights are damaged at {step}.")
-        return Drop(step, 0.01, 0.0, 0.02)
+        return Forgetting(step, DropEstimate(0.01, 0.0, 0.02))
 
     failing = [8]
     found = pick(run, budget=0.5, measure=measure)
@@ -789,7 +794,7 @@ def test_steps_are_those_of_the_state_whatever_a_folder_is_called(tmp_path: Path
     shutil.copytree(run / "checkpoint-10", run / "checkpoint-best")
     (run / "checkpoint-latest").symlink_to("checkpoint-7")
     found = pick(run, budget=0.5)
-    assert [(one.name, one.step, one.drop) for one in found.candidates] == [
+    assert [(one.name, one.step, one.at("drop")) for one in found.candidates] == [
         ("checkpoint-9", 9, 0.01), ("checkpoint-10", 10, 0.02), ("checkpoint-best", 10, 0.02),
         ("checkpoint-7", 100, 0.03),
     ]  # fmt: skip
@@ -871,12 +876,12 @@ def test_what_has_no_standard_error_cannot_be_told(tmp_path: Path, capfd: pytest
         out = " ".join(capfd.readouterr().out.split())
         assert "cannot be told: the standard error of its" in out
         assert "inf" not in out.replace("uninf", "")
-    assert pick(tmp_path, cautious=True).recommended is None
+    assert pick(tmp_path, cautious=True).advice.recommended is None
     # A table may have some of them.
     some = pl.DataFrame(rows).with_columns(prior_stderr=pl.Series([0.001, 0.001, None]))
     some.write_parquet(tmp_path / "records.parquet")
     found_some = pick(tmp_path, budget=0.9, cautious=True)
-    assert (taken(found_some).step, found_some.verdict) == (1, Verdict.WITHIN)
+    assert (taken(found_some).step, found_some.advice.verdict) == (1, Verdict.WITHIN)
     assert "1 of the 2 measured drops have no standard error" in found_some.notes[0]
 
 
@@ -976,7 +981,7 @@ def test_a_real_trainers_folder_with_a_law_or_measured_anew(
     assert "give both --base and --prompts" in capfd.readouterr().err
     # By a law that may not judge nothing is recommended, and no budget is kept; by KL there may be.
     useless = law_of(base.model, scale=20.0)
-    replace(useless, choice=replace(useless.choice, guess=0.0)).save(tmp_path / "useless.json")
+    changed(useless, choice__guess=0.0).save(tmp_path / "useless.json")
     by_it = [*command, "--law", str(tmp_path / "useless.json")]
     assert main(by_it) == 0
     out = " ".join(capfd.readouterr().out.split())

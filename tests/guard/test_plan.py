@@ -15,7 +15,7 @@ import torch
 from datasets import Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from laws import law_of
+from laws import changed, law_of
 from rlrazor.guard import plan as planning
 from rlrazor.guard import waiting
 from rlrazor.guard.base_side import Sizes
@@ -156,10 +156,11 @@ def test_the_plan_is_said_before_the_first_step(
     )
     assert "% of training by the tokens that are read" in listening.before
     assert capfd.readouterr().out.count("[razor] plan: a step of training takes ") == 1
-    assert watching.costs is not None
-    assert watching.costs.worth is not None
+    assert watching.schedule is not None
+    assert watching.schedule.costs is not None
+    assert watching.schedule.costs.worth is not None
     # Eight rows of six tokens a step, however they are shared out.
-    assert watching.costs.worth(1.0) == pytest.approx(2 * watching.base.tokens / (3 * 8 * 6))  # type: ignore[union-attr]
+    assert watching.schedule.costs.worth(1.0) == pytest.approx(2 * watching.base.tokens / (3 * 8 * 6))  # type: ignore[union-attr]
 
 
 def test_of_rows_that_stream_it_is_decided_after_the_first_step(
@@ -204,7 +205,7 @@ def test_a_run_resumes_by_the_plan_of_an_older_log(tmp_path: Path, capfd: pytest
 def test_a_law_that_may_not_judge_stops_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     model = tiny_llama()
     law = law_of(model, scale=0.01)
-    guessing = replace(law, choice=replace(law.choice, guess=0.0))
+    guessing = changed(law, choice__guess=0.0)
     assert law.useful
     assert not guessing.useful
     watching = watch(tmp_path, guessing, budget=1e-6, on_budget="stop")

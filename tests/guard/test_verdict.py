@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from rlrazor.guard.verdict import Verdict, judge
+from rlrazor.guard.verdict import Limits, Verdict
 
 
 @pytest.mark.parametrize(
@@ -22,6 +22,6 @@ from rlrazor.guard.verdict import Verdict, judge
 def test_an_interval_and_a_limit(
     low: float, estimate: float, high: float, verdict: Verdict, cautious: Verdict, accepting: Verdict
 ) -> None:
-    assert judge(estimate, low, high, 0.02) is verdict
-    assert judge(estimate, low, high, 0.02, cautious=True) is cautious
-    assert judge(estimate, low, high, 0.02, accept_uncertain=True) is accepting
+    assert Limits().judge(estimate, low, high, 0.02) is verdict
+    assert Limits(cautious=True).judge(estimate, low, high, 0.02) is cautious
+    assert Limits(accept_uncertain=True).judge(estimate, low, high, 0.02) is accepting

@@ -24,6 +24,7 @@ from rlrazor.lm import prior
 from rlrazor.lm.adapters import weights_of
 from rlrazor.lm.models import LanguageModel, load
 from rlrazor.lm.probes import GenericText
+from rlrazor.lm.scores import NotANumberError
 from rlrazor.report import drawing
 from rlrazor.runs.records import Record
 from rlrazor.runs.store import Checkpoint
@@ -502,7 +503,7 @@ def test_a_table_shows_no_error_that_is_not_known() -> None:
 
 def test_a_score_that_is_no_number_is_a_run_that_diverged(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def scores(lm: LanguageModel) -> dict[str, tuple[float, float | None]]:
-        raise prior.NotANumberError("a scored nan (acc), which is no number.")
+        raise NotANumberError("a scored nan (acc), which is no number.")
 
     text = GenericText.built_in()
     suite = evaluate.PriorSuite(scores, text, text.texts[:3], text.texts[:12])

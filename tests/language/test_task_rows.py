@@ -11,9 +11,10 @@ from documents import HOSTILE, changes, is_a_sentence
 from rlrazor.errors import RazorError
 from rlrazor.experiments.language.tasks import TASKS, Task, with_demonstrations
 from rlrazor.experiments.language.tasks.task import Item
-from rlrazor.lm import prior
+from rlrazor.lm.harness.mirror import MIRRORED, read_rows
 
 TOOLS, SCIENCE, MATH, GSM8K = (TASKS[name] for name in ("tools", "science", "math", "gsm8k"))
+MIRROR_ROWS = {mirror.stem: mirror.row for mirror in MIRRORED.values()}
 CALL = {"Action": "find", "Action_Input": '{"q": "a"}'}
 SCIENTIFIC = {"domain": "Chemistry", "details": {"level": "L3"}, "prompt": {"default": "Answer."}}
 ROWS: list[tuple[Task, dict[str, Any]]] = [
@@ -97,13 +98,13 @@ def test_any_change_of_a_mirrors_row_is_refused_or_read(name: str, row: dict[str
 
     file = tmp_path / f"{name}_test.jsonl"
     file.write_text(json.dumps(row))
-    assert prior._rows(file, tuple(row)) == (row,)
+    assert read_rows(file, MIRROR_ROWS[name]) == (row,)
     refused = 0
     for _, changed in changes(row):
         file.write_text(json.dumps(changed))
-        prior._rows.cache_clear()
+        read_rows.cache_clear()
         try:
-            found = prior._rows(file, tuple(row))
+            found = read_rows(file, MIRROR_ROWS[name])
         except RazorError as error:
             is_a_sentence(error)
             refused += 1
@@ -116,5 +117,5 @@ def test_any_change_of_a_mirrors_row_is_refused_or_read(name: str, row: dict[str
 def test_a_mirror_that_is_no_json_is_refused(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(content)
     with pytest.raises(RazorError, match=r"a\.jsonl") as raised:
-        prior._rows(tmp_path / "a.jsonl", ("text",))
+        read_rows(tmp_path / "a.jsonl", MIRROR_ROWS["winogrande"])
     is_a_sentence(raised.value)

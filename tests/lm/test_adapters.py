@@ -12,7 +12,8 @@ from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from rlrazor.errors import RazorError
 from rlrazor.lm.adapters import AdaptedWeights, base_weights
-from rlrazor.lm.models import base_digest, is_same_base, load
+from rlrazor.lm.digests import base_digest, is_same_base
+from rlrazor.lm.models import load
 from rlrazor.lm.undone import check_undone
 from rlrazor.lm.versions import weights_by_config
 from tiny_models import char_tokenizer, saved, tiny_llama

@@ -15,8 +15,8 @@ from peft import LoraConfig, get_peft_model
 import architectures
 from architectures import CANNOT, CLASSES, PAGE, PROMPTS, logits_alone, outcome, require_exact, table, tiny
 from rlrazor.errors import RazorError
-from rlrazor.lm import encoding, kl, models, sampling
-from rlrazor.lm.models import context_length
+from rlrazor.lm import encoding, forward, kl, models, sampling
+from rlrazor.lm.architecture import context_length
 from rlrazor.lm.suitable import require_measurable
 from tiny_models import char_tokenizer, saved, tiny_llama
 
@@ -86,7 +86,7 @@ def test_what_is_drawn_does_not_depend_on_the_ways_that_failed(monkeypatch: pyte
 
     model = tiny("RobertaForCausalLM")
     drawn = draw()
-    monkeypatch.setattr(sampling, "_WAYS", sampling._WAYS[2:])
+    monkeypatch.setattr(forward, "WAYS", forward.WAYS[2:])
     assert draw() == drawn
 
 

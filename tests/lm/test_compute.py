@@ -14,11 +14,13 @@ from laws import law_of
 from own_tasks import metric, own_task
 from rlrazor.cli import main
 from rlrazor.errors import RazorError
-from rlrazor.guard.compare import Pair, compare
+from rlrazor.guard.comparison import Pair
+from rlrazor.guard.side_by_side import compare
 from rlrazor.lm import compute
 from rlrazor.lm.probes import GenericText, ProbeSettings
 from rlrazor.runs.store import RunStore
 from rlrazor.system import cores
+from rlrazor.system.cores import threads_alone
 from tiny_models import char_tokenizer, saved, tiny_llama
 
 
@@ -56,7 +58,7 @@ def test_cores_are_those_that_the_process_may_use(
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(6)), raising=False)
     assert cores.available() == expected
     monkeypatch.setenv("OMP_NUM_THREADS", "2,4")
-    assert compute.threads_alone() == min(2, expected)
+    assert threads_alone() == min(2, expected)
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "abc", "", "2.5", " 2", "٣", "99999999999999999999"])
@@ -163,7 +165,7 @@ def test_threads_change_no_more_than_rounding(tmp_path: Path) -> None:
             settings=settings,
             generic=GenericText(("some text that stays",)),
         )
-        return {name: estimate.mean for name, estimate in found.kl.items()}
+        return {name: estimate.mean for name, estimate in found.distances.kl.items()}
 
     assert measured(2) == pytest.approx(measured(1), rel=1e-5)
 
@@ -190,3 +192,20 @@ def test_a_calibration_computes_alike_whatever_the_jobs_and_the_cores(
         spec = resolve("paper", {"threads": config["threads"]}).specs("base", "data", ["sft"])[0]
         Language(BASE, TaskSource("letters")).train(spec, RunStore(folder))
         assert (spec.settings["threads"], found) == (threads, [threads])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.int8, torch.bool])
+def test_finite_is_what_torch_says_of_each_value(dtype: torch.dtype) -> None:
+    for shape in ((0,), (), (7,), (300, 1000)):
+        values = torch.randn(shape).to(dtype)
+        assert compute.is_finite(values)
+        if values.numel() and values.is_floating_point():
+            for bad in (float("nan"), float("inf"), -float("inf")):
+                for place in (0, values.numel() // 2, values.numel() - 1):
+                    damaged = values.clone()
+                    damaged.view(-1)[place] = bad
+                    assert not compute.is_finite(damaged)
+                    assert not damaged.isfinite().all()
+    assert compute.is_finite(
+        torch.full((9, 9), torch.finfo(torch.bfloat16).max, dtype=torch.bfloat16)
+    )  # their sum is not

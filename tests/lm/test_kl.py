@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from rlrazor.errors import RazorError
-from rlrazor.lm import kl, sampling
+from rlrazor.lm import head, kl, sampling
 from rlrazor.lm.models import add_lora
 from rlrazor.lm.sampling import NotFiniteError
 from tiny_models import tiny_llama
@@ -151,8 +151,8 @@ def test_batches_and_tiles_do_not_change_the_result(monkeypatch: pytest.MonkeyPa
     log_probs = kl.log_probs(tuned, probe)
     one_at_a_time = kl.forward_kl(kl.Probe(base, probe, token_budget=1), tuned, token_budget=20).positions
     np.testing.assert_allclose(one_at_a_time, whole, atol=2e-6)
-    monkeypatch.setattr(kl, "TILE_ROWS", 3)
-    monkeypatch.setattr(kl, "TILE_COLUMNS", 7)  # 44 tokens: six whole tiles and a rest
+    monkeypatch.setattr(head, "TILE_ROWS", 3)
+    monkeypatch.setattr(head, "TILE_COLUMNS", 7)  # 44 tokens: six whole tiles and a rest
     np.testing.assert_allclose(kl.forward_kl(kl.Probe(base, probe), tuned).positions, whole, atol=2e-6)
     np.testing.assert_allclose(kl.log_probs(tuned, probe), log_probs, atol=1e-5)
 

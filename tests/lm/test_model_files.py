@@ -14,7 +14,7 @@ from rlrazor.errors import RazorError
 from rlrazor.lm.model_files import check_config, read_adapter_config
 from rlrazor.lm.probes import read_generic, read_prompts
 from rlrazor.lm.weight_files import _named_by_config, named_base, require_causal
-from rlrazor.system import documents
+from rlrazor.system import documents, files
 from rlrazor.system.rows import read_rows
 
 CONFIG: dict[str, Any] = {
@@ -95,7 +95,7 @@ def test_what_has_no_end_is_refused(read: Any, tmp_path: Path, monkeypatch: pyte
     begun = time.monotonic()
     with pytest.raises(RazorError, match="a device"):
         read(Path("/dev/zero"))
-    monkeypatch.setattr(documents, "_SECONDS", 0.05)
+    monkeypatch.setattr(files, "_SECONDS", 0.05)
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(RazorError, match="nothing writes into"):
         read(tmp_path / "pipe")
@@ -116,7 +116,7 @@ def test_a_pipe_that_is_written_into_is_read_to_its_end(tmp_path: Path) -> None:
 
     thread = threading.Thread(target=write)
     thread.start()
-    assert len(documents.read_bytes(tmp_path / "pipe")) == 300_000
+    assert len(files.read_bytes(tmp_path / "pipe")) == 300_000
     thread.join()
 
 
@@ -124,7 +124,7 @@ def test_a_pipe_that_is_written_into_is_read_to_its_end(tmp_path: Path) -> None:
 def test_a_file_is_read_up_to_its_limit(size: int, tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"x" * size)
     if size <= 10:
-        assert documents.read_bytes(tmp_path / "a", 10) == b"x" * size
+        assert files.read_bytes(tmp_path / "a", 10) == b"x" * size
     else:
         with pytest.raises(OSError, match="more than 10 bytes"):
-            documents.read_bytes(tmp_path / "a", 10)
+            files.read_bytes(tmp_path / "a", 10)

@@ -16,6 +16,7 @@ from rlrazor.cli import main
 from rlrazor.errors import RazorError
 from rlrazor.lm import models
 from rlrazor.lm.adapters import weights_of
+from rlrazor.lm.architecture import context_length
 from tiny_models import char_tokenizer, saved, tiny_llama
 
 IDS = torch.tensor([[2, 3, 4, 5, 1, 6]])
@@ -430,7 +431,7 @@ def test_weights_are_a_copy() -> None:
 
 
 def test_context_length_is_the_configs() -> None:
-    assert models.context_length(tiny_llama(max_position_embeddings=96)) == 96
-    assert models.context_length(models.add_lora(tiny_llama(), rank=1)) == 64
+    assert context_length(tiny_llama(max_position_embeddings=96)) == 96
+    assert context_length(models.add_lora(tiny_llama(), rank=1)) == 64
     # ALiBi has no table of positions that could run out.
-    assert models.context_length(SimpleNamespace(config=transformers.BloomConfig())) is None
+    assert context_length(SimpleNamespace(config=transformers.BloomConfig())) is None

@@ -15,6 +15,11 @@ import torch
 from own_tasks import SCORES, metric, own_task
 from rlrazor.errors import RazorError
 from rlrazor.lm import prior
+from rlrazor.lm.harness import tasks
+from rlrazor.lm.harness.mirror import WinoGrande, read_rows
+from rlrazor.lm.harness.programs import runs_clean
+from rlrazor.lm.harness.tasks import Task, load
+from rlrazor.lm.scores import Metric, NotANumberError, PriorScores, Score, require_accuracies, stderr_of_mean
 from tiny_models import char_tokenizer, tiny_llama
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of lm-eval's own libraries
@@ -81,7 +86,7 @@ def model() -> Any:
     return tiny_llama(len(TOKENIZER), max_position_embeddings=2048, scale=0.15)
 
 
-def evaluate(model: Any, mirror: Path, task: str, **options: Any) -> prior.Score:
+def evaluate(model: Any, mirror: Path, task: str, **options: Any) -> Score:
     return prior.evaluate(model, TOKENIZER, [task], data_mirror=mirror, **options)[task]
 
 
@@ -142,7 +147,7 @@ def test_mmlu_is_the_letter_over_all_subjects_by_their_size(
 
 def test_truthfulqa_is_the_mass_on_true_answers(model: Any, mirror: Path) -> None:
     score = evaluate(model, mirror, "truthfulqa_mc2")
-    (task,) = prior._load("truthfulqa_mc2", mirror.resolve(), False).content["tasks"].values()
+    (task,) = load("truthfulqa_mc2", mirror.resolve(), False).content["tasks"].values()
     masses = []
     for row, document in zip(TRUTHFUL, task.validation_docs(), strict=True):
         context = task.doc_to_text(document)
@@ -198,7 +203,7 @@ def test_humaneval_runs_programs_only_with_leave(model: Any, mirror: Path, says:
     ],
 )
 def test_a_program_is_clean_when_it_reaches_its_end(program: str, clean: bool) -> None:
-    assert prior.runs_clean(program) is clean
+    assert runs_clean(program) is clean
 
 
 def test_nothing_else_changes(model: Any, mirror: Path) -> None:
@@ -224,17 +229,17 @@ def test_a_limit_takes_the_first_rows_and_the_mean_is_over_tasks(model: Any, mir
 
 
 def test_humaneval_is_left_out_of_the_default_tasks(monkeypatch: pytest.MonkeyPatch, model: Any, mirror: Path) -> None:
-    monkeypatch.setattr(prior, "DEFAULT_TASKS", ("winogrande", "humaneval"))
+    monkeypatch.setattr(tasks, "DEFAULT_TASKS", ("winogrande", "humaneval"))
     scores = prior.evaluate(model, TOKENIZER, data_mirror=mirror)
     assert set(scores) == {"winogrande"}
     assert "left out" in scores.notes[0]
 
 
 def test_only_a_newline_ends_a_row(tmp_path: Path) -> None:
-    rows = [{"text": "a\x85b"}, {"text": "c\u2028d"}]
+    rows = [{**WINOGRANDE[0], "option1": text} for text in ("a\x85b", "c\u2028d")]
     path = tmp_path / "rows.jsonl"
     path.write_text("\r\n".join(json.dumps(row, ensure_ascii=False) for row in rows), encoding="utf-8", newline="")
-    assert list(prior._rows(path, ("text",))) == rows
+    assert list(read_rows(path, WinoGrande)) == rows
 
 
 def test_what_is_missing_is_said(model: Any, mirror: Path, tmp_path: Path) -> None:
@@ -247,7 +252,7 @@ def test_what_is_missing_is_said(model: Any, mirror: Path, tmp_path: Path) -> No
     with pytest.raises(RazorError, match=r"winogrande_validation.jsonl: one JSON object per line with sentence"):
         evaluate(model, tmp_path, "winogrande")
     (tmp_path / "hellaswag_validation.jsonl").write_text('{"ctx_a": "x"}')
-    with pytest.raises(RazorError, match=r"Line 1 .* has no activity_label"):
+    with pytest.raises(RazorError, match=r"line 1 lacks activity_label, ctx_b, endings, label"):
         evaluate(model, tmp_path, "hellaswag")
     (tmp_path / "winogrande_validation.jsonl").write_text("")
     with pytest.raises(RazorError, match="empty"):
@@ -281,7 +286,7 @@ def test_of_a_group_items_are_those_of_its_tasks_as_lm_eval_weighs_them() -> Non
     def items(value: float, by_size: bool, aggregation: Any = mean) -> Any:
         leaf = SimpleNamespace(aggregation=lambda: {"acc": aggregation})
         listed = SimpleNamespace(aggregate_metric_list=[SimpleNamespace(metric="acc", weight_by_size=by_size)])
-        task = prior._Task("g", {"tasks": {"a": leaf, "b": leaf, "c": leaf}, "groups": {"g": listed}})
+        task = Task("g", {"tasks": {"a": leaf, "b": leaf, "c": leaf}, "groups": {"g": listed}})
         assert task.weighs_by_size("acc") is by_size
         return prior._items(task, samples, "acc", "none", by_size, value)
 
@@ -302,13 +307,13 @@ def test_a_score_of_a_whole_corpus_has_no_items(model: Any, tmp_path: Path) -> N
 # --- whether more or less is better, and in what unit
 
 
-def score_of(model: Any, task: str) -> prior.Score:
+def score_of(model: Any, task: str) -> Score:
     return prior.evaluate(model, TOKENIZER, [task])[task]
 
 
 def test_of_a_brier_score_less_is_better_and_it_is_no_fraction(model: Any, tmp_path: Path) -> None:
     task = own_task(tmp_path, metric("brier_score", "false", "brier_score"))
-    assert prior.metrics_of([task]) == {task: prior.Metric("brier_score", False)}
+    assert prior.metrics_of([task]) == {task: Metric("brier_score", False)}
     score = score_of(model, task)
     errors = []
     for n in range(12):
@@ -317,7 +322,7 @@ def test_of_a_brier_score_less_is_better_and_it_is_no_fraction(model: Any, tmp_p
     assert score.value == pytest.approx(np.mean(errors), rel=1e-4)
     assert (score.higher_is_better, score.is_fraction) == (False, False)
     with pytest.raises(RazorError, match="is scored by brier_score, of which less is better"):
-        prior.require_accuracies({task: score})
+        require_accuracies({task: score})
     # Where the task does not say it, lm-eval knows it of its own metrics.
     silent = own_task(tmp_path, metric("brier_score", None, "brier_score"), "silent")
     assert prior.metrics_of([silent])[silent].higher_is_better is False
@@ -335,14 +340,14 @@ def test_a_unit_is_known_by_the_metrics_name_or_by_its_values(model: Any, tmp_pa
         "points": (True, False),
     }
     named = ("bits_per_byte", "bleu", "bleurt", "chrf++", "mcc", "ter", "likelihood_diff", "eval_loss", "ppl")
-    assert not any(prior.Metric(name, True).is_fraction for name in named)
-    assert all(prior.Metric(name, True).is_fraction for name in ("acc", "f1", "pass@1", "bleu_acc", "glossary"))
-    assert all(prior.Metric(name, False).is_fraction for name in ("error", "error_rate", "wer", "pct_stereotype"))
+    assert not any(Metric(name, True).is_fraction for name in named)
+    assert all(Metric(name, True).is_fraction for name in ("acc", "f1", "pass@1", "bleu_acc", "glossary"))
+    assert all(Metric(name, False).is_fraction for name in ("error", "error_rate", "wer", "pct_stereotype"))
     unlike = ("mse", "rmse", "mae", "ece", "cross_entropy", "bpb", "kl", "entropy", "latency", "edit_distance")
-    assert not any(prior.Metric(name, False).is_fraction for name in unlike)
-    prior.require_accuracies({"rate": found["rate"]})
+    assert not any(Metric(name, False).is_fraction for name in unlike)
+    require_accuracies({"rate": found["rate"]})
     with pytest.raises(RazorError, match="scored by points, which is not a fraction of 1"):
-        prior.require_accuracies({"points": found["points"]})
+        require_accuracies({"points": found["points"]})
 
 
 def test_a_direction_that_is_not_said_is_not_assumed(model: Any, tmp_path: Path) -> None:
@@ -386,15 +391,13 @@ def test_a_group_has_a_direction_where_its_tasks_agree() -> None:
     def group(*leaves: Any) -> Any:
         metrics = [SimpleNamespace(metric="error")]
         within = {"tasks": {str(n): one for n, one in enumerate(leaves)}}
-        return prior._Task("g", {**within, "groups": {"g": SimpleNamespace(aggregate_metric_list=metrics)}})
+        return Task("g", {**within, "groups": {"g": SimpleNamespace(aggregate_metric_list=metrics)}})
 
-    assert group(leaf(error=False, acc=True), leaf(error=False), leaf(acc=True)).declared == prior.Metric(
-        "error", False
-    )
+    assert group(leaf(error=False, acc=True), leaf(error=False), leaf(acc=True)).declared == Metric("error", False)
     for differing in ([leaf(error=False), leaf(error=True)], [leaf(error=True), leaf(error=None)], [leaf(acc=True)]):
         with pytest.raises(RazorError, match=r"in g, or the tasks in it disagree"):
             _ = group(*differing).declared
-    only_collects = prior._Task("g", {"tasks": {"a": leaf(acc=True)}, "groups": {"g": group().content["groups"]["g"]}})
+    only_collects = Task("g", {"tasks": {"a": leaf(acc=True)}, "groups": {"g": group().content["groups"]["g"]}})
     only_collects.content["groups"]["g"].aggregate_metric_list = None
     with pytest.raises(RazorError, match=r"g has no score of its own\. Name its tasks: a"):
         _ = only_collects.declared
@@ -403,7 +406,7 @@ def test_a_group_has_a_direction_where_its_tasks_agree() -> None:
 @pytest.mark.parametrize("value", ["float('nan')", "float('inf')"])
 def test_a_score_that_is_no_number_is_an_error(model: Any, tmp_path: Path, value: str) -> None:
     task = own_task(tmp_path, metric("rate", "true"), code=SCORES + f"{{'rate': {value}}}")
-    with pytest.raises(prior.NotANumberError, match=r"own scored (nan|inf) \(rate\), which is no number"):
+    with pytest.raises(NotANumberError, match=r"own scored (nan|inf) \(rate\), which is no number"):
         score_of(model, task)
 
 
@@ -411,10 +414,10 @@ def test_a_standard_error_that_a_task_has_not_is_unknown(model: Any, tmp_path: P
     code = "def aggregate(items):\n    return 0.5\n\n" + SCORES + "{'rate': 0.5}"
     without = score_of(model, own_task(tmp_path, metric("rate", "true", "!function own_code.aggregate"), code=code))
     assert without.stderr is None
-    known = prior.Score(0.5, 0.03, 7, "acc", "1")
-    assert prior.PriorScores({"a": known, "b": without}).stderr is None
-    assert prior.PriorScores({"a": known, "b": known}).stderr == pytest.approx(0.03 / math.sqrt(2))
-    assert prior.stderr_of_mean([]) is None
+    known = Score(0.5, 0.03, 7, "acc", "1")
+    assert PriorScores({"a": known, "b": without}).stderr is None
+    assert PriorScores({"a": known, "b": known}).stderr == pytest.approx(0.03 / math.sqrt(2))
+    assert stderr_of_mean([]) is None
 
 
 # --- what a task's own code and data raise

@@ -16,7 +16,8 @@ from rlrazor.errors import RazorError
 from rlrazor.guard import base_side
 from rlrazor.lm import kl, probes, sampling
 from rlrazor.lm.adapters import base_weights
-from rlrazor.lm.models import add_lora, base_digest, is_same_base, load, tokenizer_digest
+from rlrazor.lm.digests import base_digest, is_same_base, tokenizer_digest
+from rlrazor.lm.models import add_lora, load
 from rlrazor.lm.probes import GenericText, ProbeSettings
 from rlrazor.lm.sampling import NotFiniteError
 from rlrazor.seeding import seed_of

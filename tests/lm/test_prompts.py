@@ -2,7 +2,6 @@
 
 import json
 import math
-from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,10 @@ import pytest
 from tokenizers import processors
 from trl.data_utils import apply_chat_template
 
-from laws import law_of
+from laws import changed, law_of
 from rlrazor.errors import RazorError
 from rlrazor.guard.law_file import LawFile
+from rlrazor.guard.law_schema import LawGeneric
 from rlrazor.lm.encoding import as_read
 from rlrazor.lm.probes import GenericText, read_generic, read_prompts
 from rlrazor.lm.prompts import encode, parts_of, prompt_of, texts_of
@@ -90,7 +90,7 @@ def test_text_goes_into_the_users_turn_with_what_the_template_is_told() -> None:
 
 def test_a_law_keeps_prompts_of_every_form(tmp_path: Path) -> None:
     prompts = [prompt_of({"prompt": [USER, CALLS, TOOL], "tools": [SCHEMA]}), [USER, ASSISTANT], "hi"]
-    law = replace(law_of(tiny_llama()), generic=GenericText(prompts=tuple(prompts)))
+    law = changed(law_of(tiny_llama()), probe__generic=LawGeneric.model_validate({"prompts": prompts}))
     law.save(tmp_path / "law.json")
     assert LawFile.load(tmp_path / "law.json").generic == law.generic
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import stats
 
-from rlrazor.lm import sampling
+from rlrazor.lm import forward, sampling
 from rlrazor.lm.sampling import NotFiniteError, draw_some, sample
 from tiny_models import tiny_llama
 
@@ -174,11 +174,11 @@ def test_a_cache_that_holds_more_than_keys_and_values_is_left_whole() -> None:
             self.layers[0].batch_select_indices(rows)
 
     plain, recurrent = Layer(length=torch.tensor(2)), Layer(states=torch.zeros(3, 4))
-    assert sampling._keep({"past_key_values": Cache(plain)}, torch.tensor([0, 2]))
+    assert forward._keep({"past_key_values": Cache(plain)}, torch.tensor([0, 2]))
     assert plain.kept == [0, 2]
-    assert not sampling._keep({"past_key_values": Cache(recurrent)}, torch.tensor([0, 2]))
+    assert not forward._keep({"past_key_values": Cache(recurrent)}, torch.tensor([0, 2]))
     assert recurrent.kept is None
-    assert not sampling._keep({"state": [torch.zeros(3, 4)]}, torch.tensor([0, 2]))
+    assert not forward._keep({"state": [torch.zeros(3, 4)]}, torch.tensor([0, 2]))
 
 
 def test_it_says_how_much_is_done() -> None:

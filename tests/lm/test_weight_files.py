@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from rlrazor.errors import RazorError
-from rlrazor.lm import models
+from rlrazor.lm import models, weight_files
+from rlrazor.lm.sources import SavedWeights
 from rlrazor.lm.versions import weights_by_config
 from tiny_models import char_tokenizer, saved, tiny_llama
 
@@ -30,7 +31,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def read_as_loaded(folder: Path) -> bool:
     """Whether the weights that are read one by one are those of the model that transformers loads."""
     loaded = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True).state_dict()
-    read = models.SavedWeights(folder)
+    read = SavedWeights(folder)
     return set(read) == set(loaded) and all(torch.equal(read[name], weight) for name, weight in loaded.items())
 
 
@@ -56,14 +57,14 @@ def test_one_file_goes_before_the_index_of_shards_beside_it(folders: Path, tmp_p
     folder = Path(shutil.copytree(folders / "shards", tmp_path / "model"))
     shutil.copy(folders / "one" / "model.safetensors", folder)
     assert read_as_loaded(folder)
-    assert torch.equal(models.SavedWeights(folder)["lm_head.weight"], tiny_llama().lm_head.weight)
+    assert torch.equal(SavedWeights(folder)["lm_head.weight"], tiny_llama().lm_head.weight)
     # What the config names goes before both.
     save_file(tiny_llama(seed=7).state_dict(), folder / "mine.safetensors", metadata={"format": "pt"})
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "transformers_weights": "mine.safetensors"}))
     assert read_as_loaded(folder)
     seed = 7 if weights_by_config() else 0  # where this transformers does that
-    assert torch.equal(models.SavedWeights(folder)["lm_head.weight"], tiny_llama(seed=seed).lm_head.weight)
+    assert torch.equal(SavedWeights(folder)["lm_head.weight"], tiny_llama(seed=seed).lm_head.weight)
 
 
 def test_links_count_as_in_the_hubs_cache(folders: Path, tmp_path: Path) -> None:
@@ -101,19 +102,19 @@ def test_an_index_that_cannot_be_followed_is_said(
     shutil.copytree(folders / "one", tmp_path / "one")
     torch.save({}, folder / "pytorch_model.bin")
     edited(folder, **changes)
-    for read in (models.load, models.SavedWeights):
+    for read in (models.load, SavedWeights):
         with pytest.raises(RazorError, match=message):
             read(folder)
     (folder / "model.safetensors.index.json").write_text("{")
     with pytest.raises(RazorError, match="is damaged"):
-        models.SavedWeights(folder)
+        SavedWeights(folder)
 
 
 def test_weights_of_a_model_and_an_adapter_in_one_folder_are_refused(folders: Path, tmp_path: Path) -> None:
     """Merged into the folder of its adapter, a model would be loaded with the adapter twice."""
     both = Path(shutil.copytree(folders / "one", tmp_path / "both"))
     shutil.copytree(folders / "adapter", both, dirs_exist_ok=True)
-    for read in (models.load, models.SavedWeights, models.check_adapter):
+    for read in (models.load, SavedWeights, weight_files.check_adapter):
         with pytest.raises(RazorError, match=r"could be a model, an adapter, or an adapter merged into it"):
             read(both)
     with pytest.raises(RazorError, match="could be a model, an adapter"):
@@ -143,25 +144,25 @@ def test_what_is_there_instead_of_weights_is_said(tmp_path: Path, names: list[st
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
     with pytest.raises(RazorError, match=message):
-        models.check_weights(tmp_path, "it")
+        weight_files.check_weights(tmp_path, "it")
 
 
 def test_a_file_that_is_cut_short_is_told_by_its_header(folders: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(folders / "one", tmp_path / "model"))
     path = folder / "model.safetensors"
-    models.check_weights(folder, "it")
-    models.check_weights(folders / "adapter", "it")
+    weight_files.check_weights(folder, "it")
+    weight_files.check_weights(folders / "adapter", "it")
     whole = path.read_bytes()
     header = 8 + int.from_bytes(whole[:8], "little")
     for length in (0, 1, 8, 100, header - 1, header, header + 1, len(whole) - 1):
         path.write_bytes(whole[:length])
         with pytest.raises(RazorError, match=r"model\.safetensors is damaged"):
-            models.check_weights(folder, "it")
+            weight_files.check_weights(folder, "it")
     for content in (whole + b"x", b"version https://git-lfs.github.com/spec/v1\n", (2**62).to_bytes(8, "little") * 9):
         path.write_bytes(content)
         with pytest.raises(RazorError, match="not a whole safetensors file"):
-            models.check_weights(folder, "it")
+            weight_files.check_weights(folder, "it")
     # What a trainer saves that has the weights in other processes.
     save_file({name: torch.empty(0) for name in load_file(folders / "one" / "model.safetensors")}, path)
     with pytest.raises(RazorError, match="holds no weights"):
-        models.check_weights(folder, "it")
+        weight_files.check_weights(folder, "it")

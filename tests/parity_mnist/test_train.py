@@ -13,6 +13,7 @@ from torch import Tensor
 
 from idx_files import write_dataset
 from rlrazor.errors import RazorError
+from rlrazor.experiments.parity_mnist import sampling
 from rlrazor.experiments.parity_mnist import train as training
 from rlrazor.experiments.parity_mnist.config import Config
 from rlrazor.experiments.parity_mnist.evaluate import Reference, evaluate
@@ -223,7 +224,7 @@ def labels_of(trainer: ParityMnist, store: RunStore, spec: RunSpec) -> Tensor:
     task = load_task(trainer.data_dir)
     method, base = find_method(spec.method)[0], training.load_base(Ancestor(spec.root, 0), store, task)
     source = base.train_logp if spec.teacher is None else training.teacher_log_probs(spec.teacher, task, store)
-    return training.offline_labels(spec, method, correct_outcomes(task.new_train_digits), source)
+    return sampling.offline_labels(spec, method, correct_outcomes(task.new_train_digits), source)
 
 
 def test_students_learn_from_samples_of_their_teacher(trainer: ParityMnist, store: RunStore) -> None:
@@ -301,16 +302,16 @@ def test_stale_samples_come_from_the_policy_of_that_many_updates_ago(
     config = replace(CONFIG, methods=("reinforce",), checkpoints_per_epoch=19)
     spec = variant_of(config, staleness=age, importance=False)
     drawn: list[tuple[Tensor, Tensor, Tensor]] = []
-    of_step = training.Labels.of_step
+    of_step = sampling.Labels.of_step
 
-    def spy(labels: training.Labels, step: int, policy: DigitPolicy, logp: Tensor) -> Any:
+    def spy(labels: sampling.Labels, step: int, policy: DigitPolicy, logp: Tensor) -> Any:
         actions, behaviour = of_step(labels, step, policy, logp)
         assert behaviour is not None
         drawn.append((labels.batches[step], actions, behaviour))
         return actions, behaviour
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training.Labels, "of_step", spy)
+        patch.setattr(sampling.Labels, "of_step", spy)
         checkpoints = run(trainer, store, spec)
     task = load_task(trainer.data_dir)
     (base,) = CONFIG.base_specs("test")

@@ -5,8 +5,9 @@ import polars as pl
 import pytest
 
 from rlrazor.analysis import forecast, law
-from rlrazor.report.sections import build
-from rlrazor.report.sections.forecasts import BASELINES, PREDICTORS, Outcome, examine, finding
+from rlrazor.analysis.outcomes import BASELINES, PREDICTORS, Outcome, examine
+from rlrazor.analysis.statistics import Verdict, verdict
+from rlrazor.report.sections import build, forecasts
 from rlrazor.report.study import Study
 
 DESCRIPTION = {"labels": {}, "seeds": [0, 1], "config": {}}
@@ -41,16 +42,20 @@ def study(*, exception: str | None = None, tasks: int = 2, methods: int = 3) -> 
     return Study("forecasts", DESCRIPTION, table, law.distinct(table), table.filter(pl.col("method") == "base"))
 
 
+def examined(of: Study) -> list[Outcome]:
+    return examine(of.points, of.bases)
+
+
 @pytest.fixture(scope="module")
 def plain() -> list[Outcome]:
-    return examine(study())
+    return examined(study())
 
 
 def test_every_unit_is_a_trial_of_its_own_base(plain: list[Outcome]) -> None:
     tested = study()
     outcomes = {(one.left_out, one.predictor): one for one in plain}
     assert len(outcomes) == 3 * len(PREDICTORS)
-    for name in ("KL on the generic probe", "guessing the mean", "training loss"):
+    for name in ("kl_probe", "guess", "loss"):
         own = tested.points.filter(pl.col("seed") == 1, pl.col("task") == "task 0")
         by_hand = forecast.trial(own, PREDICTORS[name], "method", 0.9, 0.9)
         found = [unit.trial for unit in outcomes["method", name].units if (unit.seed, unit.within) == (1, "task 0")]
@@ -60,32 +65,51 @@ def test_every_unit_is_a_trial_of_its_own_base(plain: list[Outcome]) -> None:
         assert [unit.trial for unit in outcomes["task", name].units if unit.seed == 0] == by_hand
         assert len(outcomes["task", name].units) == 2 * 2
         by_hand = forecast.trial(own, PREDICTORS[name], "method", 0.9, 0.9, fitted_to=["sft 0"])
-        found = [unit.trial for unit in outcomes["beyond SFT", name].units if (unit.seed, unit.within) == (1, "task 0")]
+        found = [unit.trial for unit in outcomes["beyond", name].units if (unit.seed, unit.within) == (1, "task 0")]
         assert found == by_hand
         assert [trial.unit for trial in found] == ["method 1", "method 2"]
 
 
-def test_the_finding_names_the_best_and_where_it_fails(plain: list[Outcome]) -> None:
-    said = finding(plain)
-    assert "a method left out: KL on the generic probe is wrong by" in said
-    assert "a task left out: KL on the generic probe is wrong by" in said
-    assert "fails on" not in said
+def test_the_best_beats_guessing_and_where_it_fails_is_told(plain: list[Outcome]) -> None:
+    groups = forecasts.groups_of(plain)
+    best = {group.left_out: group.best for group in groups}
+    assert {one.predictor for one in best.values() if one} == {"kl_probe"}
+    assert all(one.holds and not one.failed for one in best.values() if one)
+    numbers = forecasts.best_table(groups).numbers
+    for left_out in ("method", "task", "beyond"):
+        assert numbers[f"tiny.{left_out}.best.verdict"] == "better"
+        assert numbers[f"tiny.{left_out}.best.interval"] == "holds"
     section = build(study(exception="method 2"))
     assert section.figure.name == "forecasts"
-    named = [[name for _, name in panel.y_ticks or ()] for panel in section.figure.panels]
-    assert named == [list(reversed(list(PREDICTORS))), [""] * len(PREDICTORS), [""] * len(PREDICTORS)]
+    named = [[name for _, name in panel.y.ticks or ()] for panel in section.figure.panels]
+    names = [forecasts.NAMES[name] for name in reversed(list(PREDICTORS))]
+    assert named == [names, [""] * len(names), [""] * len(names)]
     failures = section.tables[-1]
     assert failures.title == "Where it fails"
     assert {row[2] for row in failures.rows if row[0] == "KL on the generic probe"} >= {
         "method 2 on task 0",
         "method 2 on task 1",
     }
-    assert "fails on" in section.finding
+    assert "Intervals too narrow: tiny language model / " in section.finding
+
+
+def test_gains_are_taken_unit_by_unit(plain: list[Outcome]) -> None:
+    outcomes = {(one.left_out, one.predictor): one for one in plain}
+    probe, guess = outcomes["method", "kl_probe"], outcomes["method", "guess"]
+    gaps = [two.trial.error - one.trial.error for one, two in zip(probe.units, guess.units, strict=True)]
+    t_eleven = 2.200985  # of the t-distribution with eleven degrees of freedom, from a printed table
+    gain = probe.gain(guess)
+    assert gain
+    assert gain.seeds == 12
+    assert gain.mean == pytest.approx(np.mean(gaps))
+    assert gain.half == pytest.approx(t_eleven * np.std(gaps, ddof=1) / 12**0.5, rel=1e-6)
+    assert verdict(gain, 12) == Verdict.BETTER
+    assert verdict(outcomes["method", "kl_reverse"].gain(guess), 12) != Verdict.BETTER
+    assert guess.gain(outcomes["task", "guess"]) is None
 
 
 def test_the_level_is_the_one_that_the_runs_allow(plain: list[Outcome]) -> None:
     """Two methods of three runs each are left to fit to: six runs, so 6/7."""
-    assert "its 86 % interval holds" in finding(plain)
     assert {round(one.level, 6) for one in plain if one.left_out == "method"} == {round(6 / 7, 6)}
     titles = [table.title for table in build(study()).tables]
     assert "tiny language model, a method left out, intervals of 85.7 %, as there are few runs" in titles
@@ -93,11 +117,11 @@ def test_the_level_is_the_one_that_the_runs_allow(plain: list[Outcome]) -> None:
 
 
 def test_coverage_is_near_its_level_where_units_are_alike() -> None:
-    outcomes = examine(study(tasks=3, methods=4))
+    outcomes = examined(study(tasks=3, methods=4))
     for one in outcomes:
         coverage = one.mean("coverage")
         assert coverage is not None
-        if one.predictor == "KL on the generic probe":
+        if one.predictor == "kl_probe":
             assert coverage.mean > 0.85
             error, guess = one.mean("error"), next(
                 other.mean("error")
@@ -111,16 +135,18 @@ def test_coverage_is_near_its_level_where_units_are_alike() -> None:
 
 def test_too_few_to_leave_out_is_said() -> None:
     alone = study(tasks=1, methods=1)
-    assert finding(examine(alone)) == "There are too few methods and tasks to leave one out."
+    assert forecasts.finding(forecasts.groups_of(examined(alone))) == (
+        "There are too few methods and tasks to leave one out."
+    )
     section = build(alone)
-    assert [table.title for table in section.tables] == ["Where it fails"]
-    some = examine(study(tasks=1, methods=3))
-    assert {one.left_out for one in some if one.units} == {"method", "beyond SFT"}
+    assert [table.title for table in section.tables] == ["The best of the KLs", "Where it fails"]
+    some = examined(study(tasks=1, methods=3))
+    assert {one.left_out for one in some if one.units} == {"method", "beyond"}
 
 
 def test_predictors_that_were_not_measured_are_left_out() -> None:
     tested = study()
     without = Study("forecasts", DESCRIPTION, tested.table, tested.points.drop("loss"), tested.bases)
-    assert "training loss" not in {one.predictor for one in examine(without)}
+    assert "loss" not in {one.predictor for one in examined(without)}
     with pytest.raises(KeyError):
-        examine(Study("forecasts", DESCRIPTION, tested.table, tested.points, tested.bases.clear()))
+        examined(Study("forecasts", DESCRIPTION, tested.table, tested.points, tested.bases.clear()))

@@ -64,7 +64,7 @@ def test_section_pools_strengths_and_ranks_arms() -> None:
     new, prior = (own[name].to_numpy() for name in ("new", "prior"))
     best = frontier.pareto_set(new, prior)
     assert sorted(zip(line.x, line.y, strict=True)) == sorted(zip(new[best], prior[best], strict=True))
-    names = [name for _, name in kept.y_ticks or ()]
+    names = [name for _, name in kept.y.ticks or ()]
     assert names[:2] == ["oracle", "kl-dpg"]
     assert names[-1] == "dft"
     assert len(names) == 15

@@ -1,6 +1,7 @@
 """The engine on tables that are planted: better, worse, no difference, one seed, an arm that never gets there."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import polars as pl
 import pytest
 from scipy import stats
 
-from rlrazor.analysis.statistics import Verdict
+from rlrazor.analysis.statistics import Estimate, Verdict, verdict
 from rlrazor.report import keyed
 from rlrazor.report.drawing import save
 from rlrazor.report.keyed import Judged, Keyed, in_short
@@ -18,7 +19,7 @@ from rlrazor.report.text import written
 from rlrazor.studies import engine, panels
 from rlrazor.studies.engine import Against, Arms, ArmStudy, Compared
 from rlrazor.studies.grids import Grid
-from rlrazor.studies.tables import Group, SharedLaw, best_table, law_table, rank_table
+from rlrazor.studies.tables import Column, Group, SharedLaw, Value, best_table, gap, law_table, rank_table, table_of
 from study_tables import NEWS, cells, mean_and_half, run, study_of
 
 SPREAD = {"a": (0.0, 0.01, -0.01), "b": (0.004, -0.004, 0.002)}
@@ -225,6 +226,29 @@ def test_another_measure_may_be_better_where_it_is_lower() -> None:
     assert (found["grpo.b.gap"], found["grpo.b.verdict"]) == ("−0.10 ± 0.00", "better")
     assert "better: GRPO b (−0.10 ± 0.00 nats)" in toy.section(planted).finding
     assert toy.section(planted).finding.startswith("Forward KL at new ≥ 95% against a’s: ")
+
+
+def test_a_table_of_columns_judges_differences_and_counts_seeds() -> None:
+    whole, part = Estimate(0.05, 0.01, 3), Estimate(-0.02, 0.001, 2)
+    columns = [
+        Column[Value]("size", "Size", lambda one: one),
+        gap("other.gap", "Gap", lambda one: one),
+        gap("low.gap", "Lower", lambda one: one, partial(verdict, lower_is_better=True)),
+    ]
+    rows: dict[str, tuple[str, Value]] = {"a": ("A", whole), "b": ("B", part), "c": ("C", None), "d": ("D", "word")}
+    made = table_of("Title", "of", rows, columns, seeds=3)
+    assert made.table.headers == ["of", "Size", "Gap", "seeds", "verdict", "Lower", "seeds", "verdict"]
+    assert cells(made.table) == {
+        "A": ["5.0 ± 1.0", "+5.0 ± 1.0", "3", "better", "+5.0 ± 1.0", "3", "worse"],
+        "B": ["-2.0 ± 0.1 (2 of 3 seeds)", *["−2.0 ± 0.1", "2 of 3", "not comparable"] * 2],
+        "C": ["—", *["—", "—", "not comparable"] * 2],
+        "D": ["word"] * 7,
+    }
+    assert (made.numbers["a.other.verdict"], made.numbers["a.low.n"], made.numbers["b.size"]) == (
+        "better",
+        "3",
+        "-2.0 ± 0.1 (2 of 3 seeds)",
+    )
 
 
 def test_tables_of_one_kind_stand_side_by_side() -> None:

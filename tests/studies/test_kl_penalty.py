@@ -66,4 +66,4 @@ def test_a_penalty_too_strong_to_learn_is_not_the_best() -> None:
         "Drift at new ≥ 95%",
         "Trade-off",
     ]
-    assert [name for _, name in section.figure.panels[0].x_ticks or ()] == ["0", "0.1", "0.3", "1"]
+    assert [name for _, name in section.figure.panels[0].x.ticks or ()] == ["0", "0.1", "0.3", "1"]

@@ -129,13 +129,17 @@ def test_axes_show_the_means_and_what_they_can_of_the_intervals() -> None:
     unsure_study = Study(planted.name, planted.description, points, points, planted.bases)
     drift, kept, _ = STUDY.section(unsure_study).figure.panels
     kl = [arm for panel in (drift,) for layer in panel.layers if isinstance(layer, Points) for arm in layer.y]
-    assert drift.y_log
-    assert drift.y_range == pytest.approx((min(kl) / 2, max(kl) * 2))
-    ends = [layer.interval for layer in kept.layers if isinstance(layer, Points) and layer.interval]
-    assert kept.y_range is not None
+    assert drift.y.log
+    assert drift.y.range == pytest.approx((min(kl) / 2, max(kl) * 2))
+    ends = [
+        (layer.interval.low, layer.interval.high)
+        for layer in kept.layers
+        if isinstance(layer, Points) and layer.interval
+    ]
+    assert kept.y.range is not None
     assert max(high.max() for _, high in ends) > 1
-    assert kept.y_range[1] == 1.04
-    assert -0.04 <= kept.y_range[0] < min(low.min() for low, _ in ends)
+    assert kept.y.range[1] == 1.04
+    assert -0.04 <= kept.y.range[0] < min(low.min() for low, _ in ends)
 
 
 def test_rank_correlation_of_what_is_kept_with_the_kl() -> None:
@@ -160,7 +164,8 @@ def test_some_never_get_there(tmp_path: Path) -> None:
     for panel in section.figure.panels[:2]:
         [marks] = [layer for layer in panel.layers if layer.label.startswith("never reaches")]
         assert isinstance(marks, Points)
-        assert [row[0] for row in marks.rows] == ["GRPO, age 64", "GRPO, age ∞"]
+        assert marks.hover
+        assert [row[0] for row in marks.hover.rows] == ["GRPO, age 64", "GRPO, age ∞"]
         assert marks.x.round().tolist() == [3, 4]
     drawing.save(section.figure, tmp_path)
     assert drawing.to_html(section.figure, with_library=False)
@@ -220,8 +225,8 @@ def test_quick_arms() -> None:
     """Three ages, and no weights of REINFORCE."""
     planted = study({arm: kl for arm, kl in both(2.0, 1.0, 0.0).items() if arm[1] in (0, 8, NEVER_REFRESHED)}, seeds=1)
     drift = STUDY.section(planted).figure.panels[0]
-    lines = [layer.label for layer in drift.layers if isinstance(layer, Points) and layer.line]
+    lines = [layer.label for layer in drift.layers if isinstance(layer, Points) and layer.marker.line]
     assert lines == ["GRPO", "weighted GRPO", "1-0 REINFORCE"]
-    assert [name for _, name in drift.x_ticks or ()] == ["0", "8", "∞"]
+    assert [name for _, name in drift.x.ticks or ()] == ["0", "8", "∞"]
     assert all(layer.x.size == 3 for layer in drift.layers if layer.label in lines)  # the weighted from age 0, too
     check(STUDY.section(planted), "off-policy")

@@ -43,7 +43,7 @@ def test_section_has_every_optimizer() -> None:
     assert "not comparable: SFT-2, Muon." in section.finding
     titles = ["Kept at new ≥ 95%", "Trade-off", "Learning against drift", "Forgetting law"]
     assert [panel.title for panel in section.figure.panels] == titles
-    assert [name for _, name in section.figure.panels[0].x_ticks or ()] == ["AdamW", "SGD", "Muon"]
+    assert [name for _, name in section.figure.panels[0].x.ticks or ()] == ["AdamW", "SGD", "Muon"]
     assert {layer.label for layer in section.figure.panels[1].layers} >= {"GRPO, Muon", "SFT-2, AdamW", "base"}
 
 

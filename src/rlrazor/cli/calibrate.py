@@ -268,7 +268,7 @@ def _is_same(path: Path, law: "LawFile") -> bool:
         found = LawFile.load(path)
     except RazorError:
         return False
-    return replace(found, command="", versions={}) == replace(law, command="", versions={})
+    return found.is_same(law)
 
 
 def _row(prompt: str, completion: str | None, *, chat: bool) -> dict[str, Any]:

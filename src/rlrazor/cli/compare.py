@@ -24,10 +24,11 @@ from rlrazor.guard.verdict import Limits, Verdict
 from rlrazor.system.terminal import PlainColumn, Terminal
 
 if TYPE_CHECKING:
-    from rlrazor.guard.compare import Comparison, PriorSuite
+    from rlrazor.guard.comparison import Comparison
     from rlrazor.guard.law_file import LawFile
-    from rlrazor.lm.prior import Metric
+    from rlrazor.guard.truth import PriorTasks
     from rlrazor.lm.probes import ProbeSettings
+    from rlrazor.lm.scores import Metric
 
 
 def add_to(commands: Subparsers) -> None:
@@ -91,8 +92,9 @@ def run(arguments: argparse.Namespace) -> int:
     require_source(arguments.base, arguments.tuned)
     settle_hub(arguments.base, arguments.tuned, data=arguments.prior is not None and arguments.data_mirror is None)
     from rlrazor.lm import compute
+    from rlrazor.system.cores import threads_alone
 
-    compute.prepare_process(compute.threads_alone())
+    compute.prepare_process(threads_alone())
     from rlrazor.guard.comparison_page import write_page
     from rlrazor.guard.judgement import judgements, worst
     from rlrazor.guard.law_file import LawFile
@@ -118,8 +120,9 @@ _CODES = {Verdict.WITHIN: exits.DONE, Verdict.ABOVE: exits.ABOVE, Verdict.UNCERT
 
 def _compared(arguments: argparse.Namespace, law: "LawFile | None", limits: Limits) -> "Comparison":
     """What the options ask for is compared; all that can be wrong with them shows before a model is loaded."""
-    from rlrazor.guard.compare import Pair, compare, steps
+    from rlrazor.guard.comparison import Pair
     from rlrazor.guard.judgement import check_judge
+    from rlrazor.guard.side_by_side import compare, steps
     from rlrazor.lm.probes import default_cache, read_generic, read_prompts
 
     settings = _settings(arguments, law)
@@ -174,13 +177,13 @@ def _settings(arguments: argparse.Namespace, law: "LawFile | None") -> "ProbeSet
     return ProbeSettings(**probe_without_law(arguments, law))
 
 
-def _suite(arguments: argparse.Namespace) -> "PriorSuite | None":
-    from rlrazor.guard.compare import PriorSuite
+def _suite(arguments: argparse.Namespace) -> "PriorTasks | None":
+    from rlrazor.guard.truth import PriorTasks
 
     if arguments.prior is None:
         return None
     tasks = tuple(name.strip() for name in arguments.prior.split(",") if name.strip())
-    return PriorSuite(tasks, arguments.prior_limit or None, arguments.data_mirror, arguments.allow_code_execution)
+    return PriorTasks(tasks, arguments.prior_limit or None, arguments.data_mirror, arguments.allow_code_execution)
 
 
 def _sources(arguments: argparse.Namespace) -> dict[str, str]:
@@ -206,7 +209,7 @@ def _limits(arguments: argparse.Namespace) -> Limits:
             "--fail-above judges a drop of the prior score: give --law to forecast it, or --prior to measure it. "
             "--fail-above-kl judges KL without either."
         )
-    return Limits(drop, kl, arguments.cautious, arguments.accept_uncertain)
+    return Limits(drop, kl, cautious=arguments.cautious, accept_uncertain=arguments.accept_uncertain)
 
 
 def _number(text: str | None) -> float | None:

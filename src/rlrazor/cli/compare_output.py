@@ -15,7 +15,7 @@ from rich.text import Text
 from rlrazor.cli.printing import console_for_tables
 
 if TYPE_CHECKING:
-    from rlrazor.guard.compare import Comparison
+    from rlrazor.guard.comparison import Comparison
     from rlrazor.guard.judgement import Judgement
     from rlrazor.guard.truth import Truth
     from rlrazor.guard.weight_changes import WeightChange
@@ -36,38 +36,38 @@ def as_json(found: Comparison, judged: Sequence[Judgement] = ()) -> dict[str, An
     from rlrazor.guard.scale import known_runs
     from rlrazor.guard.verdict import Verdict
 
-    deciding = worst(judged)
+    deciding, by_law = worst(judged), found.law_says
     drop = next((one for one in judged if "drop" in one.of), None)
     return {
-        "base": found.base,
-        "tuned": found.tuned,
+        "base": found.pair.base,
+        "tuned": found.pair.tuned,
         "same": found.same,
-        "kl": {name: _estimate(one) for name, one in found.kl.items()},
-        "per_token": {name: _estimate(one) for name, one in found.per_token.items()},
+        "kl": {name: _estimate(one) for name, one in found.distances.kl.items()},
+        "per_token": {name: _estimate(one) for name, one in found.distances.per_token.items()},
         "drop": found.drop,
-        "forecast": None if found.forecast is None else asdict(found.forecast),
-        "level": found.level,
-        "law": found.law,
+        "forecast": None if by_law is None else asdict(by_law.forecast),
+        "level": None if by_law is None else by_law.level,
+        "law": None if by_law is None else by_law.law,
         "truth": None if found.truth is None else _truth(found.truth),
         "fail_above": None if drop is None else drop.limit,
-        "judgements": [one.as_json() for one in judged],
+        "judgements": [asdict(one) for one in judged],
         "verdict": None if deciding is None else deciding.verdict.value,
         "interval": None if deciding is None else [deciding.low, deciding.high],
         "above": any(one.verdict is Verdict.ABOVE for one in judged),
         "summary": [*(one.sentence for one in judged), verdict(found), *sentences(found)],
-        "noise": asdict(found.noise),
-        "where": {**asdict(found.focus), "at_the_beginning": found.focus.at_the_beginning},
-        "known_runs": asdict(known_runs()) if found.law is None else None,
+        "noise": asdict(found.distances.noise),
+        "where": {**asdict(found.distances.focus), "at_the_beginning": found.distances.focus.at_the_beginning},
+        "known_runs": known_runs().model_dump() if by_law is None else None,
         "prompts": [
             {"said": one.said, "prompt": one.prompt, "kl_forward": one.total, "first_share": one.first_share}
             for one in found.prompts
         ],
-        "weights": _change(found.weights),
-        "layers": [_change(layer) for layer in found.layers],
-        "cknna": found.cknna,
-        "precision": found.precision,
-        "first_prompt": found.first_prompt,
-        "settings": asdict(found.setup),
+        "weights": _change(found.weights.whole),
+        "layers": [_change(layer) for layer in found.weights.layers],
+        "cknna": found.distances.cknna,
+        "precision": found.pair.dtype,
+        "first_prompt": found.setup.prompts.first,
+        "settings": found.setup.as_json(),
         "notes": list(found.notes),
     }
 
@@ -80,32 +80,13 @@ def _change(change: WeightChange) -> dict[str, Any]:
     return {**asdict(change), "relative": change.relative}
 
 
+_OF_TASK = ("base", "tuned", "drop", "stderr", "interval", "paired", "n", "metric", "higher_is_better", "fraction")
+_OF_ALL = ("base", "tuned", "drop", "stderr", "interval", "level", "limit")
+
+
 def _truth(truth: Truth) -> dict[str, Any]:
-    tasks = {
-        name: {
-            "base": task.base,
-            "tuned": task.tuned,
-            "drop": task.drop,
-            "stderr": task.stderr,
-            "interval": task.interval,
-            "paired": task.paired,
-            "n": task.n,
-            "metric": task.metric,
-            "higher_is_better": task.higher_is_better,
-            "fraction": task.fraction,
-        }
-        for name, task in truth.tasks.items()
-    }
-    return {
-        "tasks": tasks,
-        "base": truth.base,
-        "tuned": truth.tuned,
-        "drop": truth.drop,
-        "stderr": truth.stderr,
-        "interval": truth.interval,
-        "level": truth.level,
-        "limit": truth.limit,
-    }
+    tasks = {name: {of: getattr(task, of) for of in _OF_TASK} for name, task in truth.tasks.items()}
+    return {"tasks": tasks, **{of: getattr(truth, of) for of in _OF_ALL}}
 
 
 def print_findings(found: Comparison, judged: Sequence[Judgement]) -> None:
@@ -115,17 +96,19 @@ def print_findings(found: Comparison, judged: Sequence[Judgement]) -> None:
 
     console = console_for_tables()
     console.print(_distances(found))
-    weights = f"Weights: L2 of the change {found.weights.l2:.4g} ({100 * found.weights.relative:.3g} %), "
-    weights += f"{100 * found.weights.unchanged:.1f} % exactly as before."
-    if found.cknna is not None:
-        weights += f" CKNNA on the generic probe {found.cknna:.3f}."
+    weights = f"Weights: L2 of the change {found.weights.whole.l2:.4g} ({100 * found.weights.whole.relative:.3g} %), "
+    weights += f"{100 * found.weights.whole.unchanged:.1f} % exactly as before."
+    if found.distances.cknna is not None:
+        weights += f" CKNNA on the generic probe {found.distances.cknna:.3f}."
     console.print(weights, highlight=False)
     if found.truth is not None:
         console.print(_scores(found.truth, wide=console.width >= WIDE))
-    shown = dict(settings_of(found.setup, found.precision))
+    shown = dict(settings_of(found.setup, found.pair.dtype))
     measured = (f"{name} {shown[name]}" for name in ("prompts", "completions", "generic probe"))
-    console.print(Text(f"Settings: {'; '.join(measured)}; {found.precision}.", style="dim"))
-    console.print(Text(f"The first prompt, as measured in {found.precision}: {shortened(found.first_prompt)!r}"))
+    console.print(Text(f"Settings: {'; '.join(measured)}; {found.pair.dtype}.", style="dim"))
+    console.print(
+        Text(f"The first prompt, as measured in {found.pair.dtype}: {shortened(found.setup.prompts.first)!r}")
+    )
     if not found.same:
         _print_moved(found, console)
     for sentence in sentences(found):
@@ -148,15 +131,16 @@ def _print_moved(found: Comparison, console: Console) -> None:
 
 
 def _distances(found: Comparison) -> Table:
-    from rlrazor.guard.comparison_page import LABELS, shown_estimate
+    from rlrazor.guard.comparison_page import LABELS
+    from rlrazor.guard.scale import shown_estimate
 
-    title = Text(f"{found.tuned} against {found.base}")
+    title = Text(f"{found.pair.tuned} against {found.pair.base}")
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("distance, nats")
     table.add_column("per completion", justify="right")
     table.add_column("per token", justify="right")
     for name, label in LABELS.items():
-        table.add_row(label, shown_estimate(found.kl[name]), shown_estimate(found.per_token[name]))
+        table.add_row(label, shown_estimate(found.distances.kl[name]), shown_estimate(found.distances.per_token[name]))
     return table
 
 

@@ -35,10 +35,10 @@ def run(arguments: argparse.Namespace) -> int:
     require_source(arguments.gguf)
     needs_extra("guard")
     needs_package("gguf", "A GGUF file")
-    from rlrazor.lm import models
+    from rlrazor.lm import gguf
 
     with doing(Terminal(stderr=True), f"Converting {Path(arguments.gguf).name}"):
-        folder = models.convert(Path(arguments.gguf), out=arguments.out)
+        folder = gguf.convert(Path(arguments.gguf), out=arguments.out)
     if arguments.json:
         print_json({"gguf": arguments.gguf, "folder": str(folder)})
     else:

@@ -4,7 +4,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from rlrazor.errors import RazorError
-from rlrazor.lm.task_names import NONE, are_none, check_names
+from rlrazor.lm.task_names import are_none, check_names
 
 TINY = "tiny"  # the base that is made here, and its prior tasks
 
@@ -47,8 +47,8 @@ def prior_names(tasks: str | tuple[str, ...] | None) -> list[str]:
 
 
 def needs_no_prior(tasks: str | None) -> bool:
-    """Whether --prior says that there are none."""
-    return prior_names(tasks) == [NONE]
+    """Whether --prior says that there are none. Raises RazorError where it says so beside a task."""
+    return are_none(prior_names(tasks))
 
 
 def settle_hub(*sources: str, data: bool) -> None:

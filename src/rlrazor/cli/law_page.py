@@ -11,8 +11,8 @@ from rlrazor.extras import needs_extra
 from rlrazor.guard.calibrate import warnings_of
 from rlrazor.guard.law_file import NAMES, LawFile, range_label
 from rlrazor.report import Results
-from rlrazor.report.drawing import INK, PALETTE, Curve, Figure, Floats, Layer, Panel, Points
-from rlrazor.report.study import Section, Study
+from rlrazor.report.drawing import INK, PALETTE, Axis, Curve, Figure, Floats, Layer, Marker, Panel, Points
+from rlrazor.report.study import Section
 from rlrazor.report.tables import Table
 from rlrazor.report.text import percent
 
@@ -29,8 +29,8 @@ def with_law(results: Results) -> Results:
         return results
     needs_extra("guard")
     sweep, law = results.sweep, LawFile.load(path)
-    section = law_section(law, warnings_of(law, sweep.table))
-    study = Study(section.name, sweep.config, sweep.table, sweep.points, sweep.bases, of_sweep=True)
+    section = law_section(law, warnings_of(law, sweep.study.table))
+    study = replace(sweep.study, name=section.name)
     return replace(results, studies=[study, *results.studies], sections=[section, *results.sections])
 
 
@@ -54,10 +54,10 @@ def law_section(law: LawFile, warnings: Sequence[str]) -> Section:
 
 def candidates_table(law: LawFile) -> Table:
     """What each candidate's forecasts were worth on what was left out."""
-    best = "chosen" if law.choice.useful else "the best of them, no better than guessing"
+    best = "chosen" if law.choice.found.useful else "the best of them, no better than guessing"
     rows = [
-        [" + ".join(one.columns), percent(one.error), best if one == law.choice.best else ""]
-        for one in law.choice.candidates
+        [" + ".join(one.columns), percent(one.error), best if one == law.choice.found.best else ""]
+        for one in law.choice.found.candidates
     ]
     rows.append(["guessing the mean", percent(law.choice.guess), ""])
     return Table(f"Mean error on a {law.choice.by} left out, points", ["forecast by", "error", ""], rows)
@@ -84,17 +84,17 @@ def figure(law: LawFile) -> Figure:
     # Of one KL its nats; of two their weighted sum, in nats of the first that counts.
     lead = int(np.argmax(weights > 0))
     unit = weights / weights[lead]
-    methods = {row["run"]: str(row["method"]) for row in law.data}
+    methods = {row.run: row.method for row in law.data}
     colors = {method: PALETTE[index % len(PALETTE)] for index, method in enumerate(dict.fromkeys(methods.values()))}
     through: list[Layer] = []
     left_out: list[Layer] = []
     for one in law.forecaster.left_out:
-        rows = [row for row in law.data if row["run"] == one.run]
-        kls_ND = np.array([[row[name] for name in fitted.columns] for row in rows])
-        drop_N = 100 * np.array([row["forgetting"] for row in rows])
+        rows = [row for row in law.data if row.run == one.run]
+        kls_ND = np.array([[getattr(row, name) for name in fitted.columns] for row in rows])
+        drop_N = 100 * np.array([row.forgetting for row in rows])
         label = methods[one.run]
-        through.append(Points(label, kls_ND @ unit, drop_N, colors[label], line=True))
-        left_out.append(Points(label, 100 * one.law.predict(kls_ND), drop_N, colors[label]))
+        through.append(Points(label, kls_ND @ unit, drop_N, Marker(colors[label], line=True)))
+        left_out.append(Points(label, 100 * one.law.predict(kls_ND), drop_N, Marker(colors[label])))
     x_N = _finely(max(float(layer.x.max()) for layer in through))
     through.append(Curve("law", x_N, 100 * fitted.predict(np.outer(x_N, np.eye(len(unit))[lead])), INK))
     values_M = np.concatenate([np.concatenate([layer.x, layer.y]) for layer in left_out])
@@ -102,19 +102,18 @@ def figure(law: LawFile) -> Figure:
     left_out.append(Curve("measured as forecast", ends, ends, INK, dashed=True))
     weighed = zip(fitted.columns, unit, strict=True)
     x_label = " + ".join(f"{weight:.3g} {NAMES[name]}" if weight != 1 else NAMES[name] for name, weight in weighed)
-    measured = "measured drop of the prior score, points"
+    y = Axis("measured drop of the prior score, points", percent=False)
     panels = [
-        Panel(_title(law), f"{x_label}, nats", measured, through, x_percent=False, y_percent=False),
-        Panel("Each run, by a law of the others", "forecast drop, points", measured, left_out, x_percent=False,
-              y_percent=False),
-    ]  # fmt: skip
+        Panel(_title(law), Axis(f"{x_label}, nats", percent=False), y, through),
+        Panel("Each run, by a law of the others", Axis("forecast drop, points", percent=False), y, left_out),
+    ]
     return Figure("law", panels, columns=2)
 
 
 def _title(law: LawFile) -> str:
     if law.objection() is None:
         return "The law"
-    return f"Not to be relied on: {'no more than noise' if law.choice.useful else 'no better than guessing'}"
+    return f"Not to be relied on: {'no more than noise' if law.choice.found.useful else 'no better than guessing'}"
 
 
 def _finely(end: float) -> Floats:

@@ -2,8 +2,8 @@
 
 import argparse
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,10 +21,10 @@ from rlrazor.extras import needs_extra
 from rlrazor.system.terminal import PlainColumn, Terminal
 
 if TYPE_CHECKING:
-    from rlrazor.guard.candidates import Candidate
     from rlrazor.guard.law_file import LawFile
-    from rlrazor.guard.pick import Drop, Pick
-    from rlrazor.lm.probes import GenericText, ProbeSettings, Prompt
+    from rlrazor.guard.measuring import Against
+    from rlrazor.guard.pick import Pick
+    from rlrazor.guard.scored import ScoredCheckpoint
     from rlrazor.report.drawing import Panel
 
 
@@ -111,12 +111,13 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _pick(arguments: argparse.Namespace, law: "LawFile | None", *, measuring: bool) -> "Pick":
-    from rlrazor.guard.candidates import Budgets
-    from rlrazor.guard.pick import metric_of, pick
+    from rlrazor.guard.pick import pick
+    from rlrazor.guard.pick_sources import metric_of
     from rlrazor.guard.run_folder import run_in
+    from rlrazor.guard.verdict import Limits
 
     how = {"cautious": arguments.cautious, "accept_uncertain": arguments.accept_uncertain}
-    limits = Budgets.of(arguments.budget, arguments.kl_budget, arguments.kl_budget_probe, **how)
+    limits = Limits.of_budgets(arguments.budget, arguments.kl_budget, arguments.kl_budget_probe, **how)
     if measuring and arguments.log is not None:
         raise RazorError("--log says what was measured in training, --base measures here: give one of them.")
     if measuring and (arguments.folder / "records.parquet").exists():
@@ -127,16 +128,22 @@ def _pick(arguments: argparse.Namespace, law: "LawFile | None", *, measuring: bo
     with Progress(*columns, console=Terminal(stderr=True), transient=True, disable=not measuring) as progress:
         measure, cautions = None, list[str]()
         if measuring:
-            asked = _Asked.of(arguments, law)
+            from rlrazor.guard.measuring import measurer, require_loadable
+            from rlrazor.lm import compute
+            from rlrazor.system.cores import threads_alone
+
+            against = _against(arguments, law)
             run = run_in(arguments.folder, arguments.run_id)
             metric_of(run, arguments.metric, arguments.lower_is_better, limits, law)
-            asked.check([one.path for one in run.checkpoints])
+            require_loadable([one.path for one in run.checkpoints])
             task = progress.add_task("the base on the probes", total=len(run.checkpoints) + 1)
 
             def told(step: str) -> None:
                 progress.update(task, advance=1, description=step)
 
-            measure, cautions = _measuring(asked, law, told)
+            compute.prepare_process(threads_alone())
+            compute.leave_progress_to_us()
+            measure, cautions = measurer(against, law, told)
         elif (given := probe_given(arguments)) or arguments.generic or arguments.dtype:
             option = next(iter(given), "generic" if arguments.generic else "dtype").replace("_", "-")
             raise RazorError(f"--{option} is about measuring here, which takes --base and --prompts.")
@@ -159,124 +166,49 @@ def _pick(arguments: argparse.Namespace, law: "LawFile | None", *, measuring: bo
 def _exit_code(found: "Pick") -> int:
     from rlrazor.guard.verdict import Verdict
 
-    return {Verdict.ABOVE: exits.ABOVE, Verdict.UNCERTAIN: exits.UNCERTAIN}.get(found.verdict, exits.DONE)  # type: ignore[arg-type]
+    return {Verdict.ABOVE: exits.ABOVE, Verdict.UNCERTAIN: exits.UNCERTAIN}.get(found.advice.verdict, exits.DONE)  # type: ignore[arg-type]
 
 
 def as_json(found: "Pick") -> dict[str, Any]:
-    """All of it; a standard error that does not exist is null. The frontiers are lists of checkpoints, as is one."""
+    """All of it. The frontiers are lists of checkpoints, as is one."""
 
-    def candidate(one: "Candidate") -> dict[str, Any]:
-        shown = asdict(one)
-        shown["kl"] = {
-            of: {"mean": kl.mean, "stderr": kl.stderr if math.isfinite(kl.stderr) else None}
-            for of, kl in one.kl.items()
-        }
-        return shown if not found.limits.most else {**shown, "verdict": found.verdict_of(one)}
+    def candidate(one: "ScoredCheckpoint") -> dict[str, Any]:
+        return one.as_json() if not found.limits.most else {**one.as_json(), "verdict": found.verdict_of(one)}
 
-    chosen = found.recommended
+    advice = found.advice
+    chosen = advice.recommended
     return {
         "candidates": [candidate(one) for one in found.candidates],
         "frontier": [candidate(one) for one in found.frontier],
         "frontiers": {of: [one.name for one in front] for of, front in found.frontiers.items()},
         "recommended": None if chosen is None else candidate(chosen),
-        "why": found.why,
+        "why": advice.why,
         "metric": found.metric,
         "lower_is_better": found.lower_is_better,
         "notes": list(found.notes),
         "level": found.level,
         "limits": dict(found.limits.most),
-        "verdict": found.verdict,
-        "doubt": found.doubt,
+        "verdict": advice.verdict,
+        "doubt": advice.doubt,
     }
 
 
-_SHORT = {"drop": "drop", "kl_forward": "new task", "kl_probe": "generic probe"}  # by axes of guard.candidates
-_NO_TOKENIZER = "Checkpoints that have no tokenizer are measured with the base's."
+_SHORT = {"drop": "drop", "kl_forward": "new task", "kl_probe": "generic probe"}  # by scored.AXES
 
 
-@dataclass(frozen=True)
-class _Asked:
-    """What to measure checkpoints against, and how."""
+def _against(arguments: argparse.Namespace, law: "LawFile | None") -> "Against":
+    """Raises RazorError for what is missing, unreadable, or not the law's."""
+    from rlrazor.guard.measuring import Against
+    from rlrazor.lm.probes import GenericText, ProbeSettings, read_generic, read_prompts
 
-    base: str
-    dtype: str
-    prompts: "Sequence[Prompt]"
-    generic: "GenericText"
-    settings: "ProbeSettings"
-
-    @classmethod
-    def of(cls, arguments: argparse.Namespace, law: "LawFile | None") -> "_Asked":
-        """Raises RazorError for what is missing, unreadable, or not the law's."""
-        from rlrazor.lm.probes import GenericText, ProbeSettings, read_generic, read_prompts
-
-        if arguments.base is None or arguments.prompts is None:
-            raise RazorError("To measure checkpoints, give both --base and --prompts.")
-        given, dtype = probe_without_law(arguments, law), dtype_of(arguments.dtype, law)
-        prompts = read_prompts(arguments.prompts)
-        if law is not None:
-            return cls(arguments.base, dtype, prompts, law.generic, law.settings)
-        generic = GenericText.built_in() if arguments.generic is None else read_generic(arguments.generic)
-        return cls(arguments.base, dtype, prompts, generic, ProbeSettings(**given, precision=dtype))
-
-    def check(self, checkpoints: "Sequence[Path]") -> None:
-        """Raise RazorError where none of these can be loaded, before the base is, which takes minutes."""
-        from rlrazor.extras import needs_package
-        from rlrazor.lm.models import is_adapter
-
-        if all(is_adapter(path) for path in checkpoints):
-            needs_package("peft", "An adapter")
-
-
-def _measuring(
-    asked: _Asked, law: "LawFile | None", told: Callable[[str], None]
-) -> "tuple[Callable[[Path, int], Drop], list[str]]":
-    """Measures a checkpoint, full or an adapter, against the base, whose side is computed once; and cautions.
-
-    Those gain what is found while measuring.
-    """
-    from rlrazor.guard.base_side import BaseSide, cautions_of, kls_of
-    from rlrazor.guard.compare import NO_MEMORY
-    from rlrazor.guard.pick import Drop
-    from rlrazor.lm import compute
-    from rlrazor.lm.models import Vocabulary, base_digest, is_adapter, load, tokenizer_of
-    from rlrazor.lm.probes import default_cache
-    from rlrazor.lm.sampling import NotFiniteError
-
-    compute.prepare_process(compute.threads_alone())
-    compute.leave_progress_to_us()
-    base, dtype, prompts, generic, settings = asked.base, asked.dtype, asked.prompts, asked.generic, asked.settings
-    try:
-        with compute.memory_errors(NO_MEMORY):
-            own = load(base, dtype=dtype)
-            digest = base_digest(own.model, settings.precision)
-            if law is not None:
-                law.check(own.model, own.tokenizer, digest)
-            side = BaseSide.of(
-                own.model, own.tokenizer, prompts, generic, settings, cache_dir=default_cache(), digest=digest
-            )
-    except NotFiniteError as error:
-        raise RazorError(f"The outputs of {base} are NaN or infinite: {dtype} is too coarse for them.") from error
-    vocabulary, tokenizer = Vocabulary.of(own), own.tokenizer
-    notes = cautions_of(side.whole, prompts, generic, settings)
-    del own
-    told("checkpoints")
-
-    def measure(path: Path, step: int) -> Drop:
-        try:
-            with compute.memory_errors(NO_MEMORY):
-                adapter = path if is_adapter(path) else None
-                tuned = load(base if adapter else path, adapter=adapter, dtype=dtype, tokenizer=tokenizer)
-                if tuned.tokenizer is tokenizer and adapter is None and _NO_TOKENIZER not in notes:
-                    notes.append(_NO_TOKENIZER)
-                tokenizer_of(tuned, path, vocabulary)
-                kls = kls_of(side.measure(tuned.model))
-        except NotFiniteError as error:
-            raise RazorError("its outputs are NaN or infinite: training has diverged there.") from error
-        finally:
-            told(path.name)
-        return Drop.by(law, step, kls, prompts, side.whole)
-
-    return measure, notes
+    if arguments.base is None or arguments.prompts is None:
+        raise RazorError("To measure checkpoints, give both --base and --prompts.")
+    given, dtype = probe_without_law(arguments, law), dtype_of(arguments.dtype, law)
+    prompts = read_prompts(arguments.prompts)
+    if law is not None:
+        return Against(arguments.base, dtype, prompts, law.generic, law.settings)
+    generic = GenericText.built_in() if arguments.generic is None else read_generic(arguments.generic)
+    return Against(arguments.base, dtype, prompts, generic, ProbeSettings(**given, precision=dtype))
 
 
 def _print(found: "Pick") -> None:
@@ -284,10 +216,11 @@ def _print(found: "Pick") -> None:
     console.print(_table(found))
     for note in found.notes:
         console.print(note, style="yellow", highlight=False)
-    said = found.why if found.recommended is None else f"Take {found.recommended.name}: {found.why}."
+    advice = found.advice
+    said = advice.why if advice.recommended is None else f"Take {advice.recommended.name}: {advice.why}."
     console.print(said, style="bold", highlight=False)
-    if found.doubt is not None:
-        console.print(found.doubt, style="yellow", highlight=False)
+    if advice.doubt is not None:
+        console.print(advice.doubt, style="yellow", highlight=False)
 
 
 def _table(found: "Pick") -> Table:
@@ -298,7 +231,7 @@ def _table(found: "Pick") -> Table:
     table.add_column("checkpoint")
     table.add_column(f"{found.metric}{', less is better' if found.lower_is_better else ''}", justify="right")
     if has_drop:
-        kind = "measured" if found.candidates[0].measured else "forecast"
+        kind = _kind(found)
         level = "" if found.level is None else f" ({found.level:.0%} interval)"
         table.add_column(f"{kind} drop, points{level}", justify="right")
     for of in kls:
@@ -317,37 +250,42 @@ def _table(found: "Pick") -> Table:
         on = [of for of, front in found.frontiers.items() if one in front]
         several = len(kls) > 1 and len(on) == 1
         mark = f"on the frontier: {_SHORT[on[0]]}" if several else "on the frontier" if on else ""
-        style = "bold" if one == found.recommended else "" if on else "dim"
-        table.add_row(*cells, "take this" if one == found.recommended else mark, style=style)
+        style = "bold" if one == found.advice.recommended else "" if on else "dim"
+        table.add_row(*cells, "take this" if one == found.advice.recommended else mark, style=style)
     if len(shown) < len(found.candidates):
         table.caption = f"the frontier of {len(found.candidates)} checkpoints"
     return table
 
 
+def _kind(found: "Pick") -> str:
+    """Of the drops."""
+    return "measured" if any(one.drop is not None and one.drop.measured for one in found.candidates) else "forecast"
+
+
 def _kls_shown(found: "Pick") -> list[str]:
     """The KLs that are weighed: all where the drop is not, else those that have a budget."""
-    from rlrazor.guard.candidates import DROP
+    from rlrazor.guard.verdict import DROP
 
     return [of for of in found.frontiers if of != DROP and (DROP not in found.frontiers or of in found.limits.most)]
 
 
-def _marked(found: "Pick") -> "list[Candidate]":
+def _marked(found: "Pick") -> "list[ScoredCheckpoint]":
     """Those on a frontier, and the recommended one."""
     return [
         one
         for one in found.candidates
-        if one == found.recommended or any(one in front for front in found.frontiers.values())
+        if one == found.advice.recommended or any(one in front for front in found.frontiers.values())
     ]
 
 
-def _drop_cell(one: "Candidate") -> str:
-    if one.drop is None or one.low is None or one.high is None:
+def _drop_cell(one: "ScoredCheckpoint") -> str:
+    if (drop := one.drop) is None:
         return ""
-    interval = "" if one.low == one.high or math.isinf(one.high) else f" [{100 * one.low:.1f}, {100 * one.high:.1f}]"
-    return f"{100 * one.drop:.1f}{interval}"
+    known = drop.low != drop.high and math.isfinite(drop.high)
+    return f"{100 * drop.value:.1f}" + (f" [{100 * drop.low:.1f}, {100 * drop.high:.1f}]" if known else "")
 
 
-def _kl_cell(one: "Candidate", of: str) -> str:
+def _kl_cell(one: "ScoredCheckpoint", of: str) -> str:
     if of not in one.kl:
         return ""
     kl = one.kl[of]
@@ -356,7 +294,7 @@ def _kl_cell(one: "Candidate", of: str) -> str:
 
 def _draw(found: "Pick", folder: Path) -> None:
     """A panel for each frontier that is weighed."""
-    from rlrazor.guard.candidates import DROP
+    from rlrazor.guard.verdict import DROP
     from rlrazor.report import drawing
     from rlrazor.report.drawing import Figure
 
@@ -370,18 +308,18 @@ def _draw(found: "Pick", folder: Path) -> None:
 def _panel(found: "Pick", of: str) -> "Panel":
     import numpy as np
 
-    from rlrazor.guard.candidates import DROP
     from rlrazor.guard.law_file import NAMES
-    from rlrazor.report.drawing import INK, PALETTE, Curve, Layer, Panel, Points
+    from rlrazor.guard.verdict import DROP
+    from rlrazor.report.drawing import INK, PALETTE, Axis, Curve, Interval, Layer, Marker, Panel, Points
 
     scale = 100 if of == DROP else 1
     known = [one for one in found.candidates if one.interval(of) is not None]
 
-    def points(label: str, own: "Sequence[Candidate]", color: str, symbol: str, size: float) -> Points:
+    def points(label: str, own: "Sequence[ScoredCheckpoint]", color: str, symbol: str, size: float) -> Points:
         ends = np.array([one.interval(of) for one in own], float).reshape(-1, 3) * scale
         ends = np.where(np.isfinite(ends), ends, ends[:, :1])  # no bar where the error is not known
         x = np.array([one.new for one in own])
-        return Points(label, x, ends[:, 0], color, symbol, size=size, error_low=ends[:, 1], error_high=ends[:, 2])
+        return Points(label, x, ends[:, 0], Marker(color, symbol, size=size), interval=Interval(ends[:, 1], ends[:, 2]))
 
     front = found.frontiers[of]
     line = sorted(front, key=lambda one: one.new)
@@ -389,11 +327,7 @@ def _panel(found: "Pick", of: str) -> "Panel":
         Curve("frontier", np.array([one.new for one in line]), np.array([scale * one.at(of) for one in line]), INK),
         points("checkpoint", [one for one in known if one not in front], "#999999", "circle", 5.0),
         points("on the frontier", front, PALETTE[0], "circle", 6.0),
-        points("recommended", [one for one in known if one == found.recommended], PALETTE[1], "star", 12.0),
+        points("recommended", [one for one in known if one == found.advice.recommended], PALETTE[1], "star", 12.0),
     ]
-    if of == DROP:
-        kind = "measured" if found.candidates[0].measured else "forecast"
-        label = f"{kind} drop of the prior score, points"
-    else:
-        label = f"{NAMES[of]}, nats"
-    return Panel("Which checkpoint to take", found.metric, label, layers, x_percent=False, y_percent=False)
+    label = f"{_kind(found)} drop of the prior score, points" if of == DROP else f"{NAMES[of]}, nats"
+    return Panel("Which checkpoint to take", Axis(found.metric, percent=False), Axis(label, percent=False), layers)

@@ -153,10 +153,11 @@ def run_forecast(arguments: argparse.Namespace) -> int:
     from rlrazor.experiments import forecast
     from rlrazor.experiments.language.config import parse_setting
     from rlrazor.lm import compute
+    from rlrazor.system.cores import threads_asked
 
     compute.prepare_process()
     seeds = None if arguments.seeds is None else parse_setting("seeds", arguments.seeds)
-    grid = forecast.grid_of(arguments.preset, seeds, compute.threads_asked())
+    grid = forecast.grid_of(arguments.preset, seeds, threads_asked())
     families = forecast.families_of(grid, arguments.families, arguments.data_dir)
     out = arguments.out or Path("runs") / f"forecast-{arguments.preset}"
     options = running.options_of_run(arguments, out, arguments.preset, jobs=arguments.jobs)

@@ -12,8 +12,8 @@ from typing import Any
 from rlrazor.analysis.forecast import FORWARD, PROBE
 from rlrazor.guard.law_file import FEW_PROMPTS
 from rlrazor.lm import compute, kl, probes
+from rlrazor.lm.digests import base_digest
 from rlrazor.lm.kl import Drift, Estimate, Sequences
-from rlrazor.lm.models import base_digest
 from rlrazor.lm.probes import GenericText, ProbeSettings, Prompt
 
 SHOWN = 400  # characters of a prompt

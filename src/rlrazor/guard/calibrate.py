@@ -16,7 +16,8 @@ import polars as pl
 from rlrazor.analysis import forecast, law
 from rlrazor.errors import RazorError
 from rlrazor.guard.law_file import FEW_PROMPTS, LawFile
-from rlrazor.lm.probes import GenericText, ProbeSettings, Prompt, content_hash
+from rlrazor.guard.law_schema import LawProbe
+from rlrazor.lm.probes import GenericText, ProbeSettings, Prompt
 from rlrazor.runs.records import BASE
 
 KEPT = ("method", "seed", "lr", "step", "new", "prior", *forecast.CANDIDATES[-1], "forgetting")
@@ -62,22 +63,17 @@ def fit(
         ) from error
     of_fit = forecast.measured(points, choice.best.columns)
     kept = of_fit.select(pl.col("trajectory").alias("run"), *(name for name in KEPT if name in points.columns))
-    return LawFile(
-        base_name=base.name,
-        base_digest=base.digest,
-        tokenizer_digest=base.tokenizer_digest,
-        prior={name: float(untuned[f"prior_{name}"].mean()) for name in _suite(untuned)},  # type: ignore[arg-type]
-        forecaster=forecaster,
-        choice=choice,
-        settings=base.settings,
-        generic=base.generic,
-        prompts_hash=content_hash(list(base.prompts)),
-        prompts_count=len(base.prompts),
+    scores = {name: float(untuned[f"prior_{name}"].mean()) for name in _suite(untuned)}  # type: ignore[arg-type]
+    return LawFile.fitted(
+        forecaster,
+        choice,
+        base={"name": base.name, "digest": base.digest, "tokenizer": base.tokenizer_digest},
+        prior={"scores": scores, "mean": score, "noise": _noise(table)},
+        probe=LawProbe.of(base.settings, base.generic, base.prompts),
         level=level,
-        data=tuple(kept.to_dicts()),
-        versions=versions or {},
+        data=kept.to_dicts(),
+        versions=versions,
         command=command,
-        noise=_noise(table),
     )
 
 
@@ -91,11 +87,10 @@ def warnings_of(found: LawFile, table: pl.DataFrame) -> list[str]:
     """What a user should know before relying on this law, in sentences."""
     said = found.cautions()
     if found.caution() is not None:  # which comes last
-        said[-1] += f" For those make {math.ceil(found.level / (1 - found.level) - 1e-9)} runs."
-    if found.prompts_count < FEW_PROMPTS:
+        said[-1] += f" For those make {math.ceil(found.interval.level / (1 - found.interval.level) - 1e-9)} runs."
+    if (count := found.probe.prompts_count) < FEW_PROMPTS:
         said.append(
-            f"KL was measured on {found.prompts_count} prompts, which are few: give more rows, {FEW_PROMPTS} held out "
-            "at the least."
+            f"KL was measured on {count} prompts, which are few: give more rows, {FEW_PROMPTS} held out at the least."
         )
     points = law.distinct(table)
     if points["method"].n_unique() == 1:

@@ -13,10 +13,9 @@ import numpy as np
 
 from rlrazor.analysis.forecast import FORWARD, PROBE
 from rlrazor.guard import scale
-from rlrazor.guard.compare import REVERSE, Comparison, PromptDrift, Setup
+from rlrazor.guard.comparison import REVERSE, Comparison, MeasuringSetup, PromptDrift
 from rlrazor.guard.judgement import Judgement, worst
 from rlrazor.guard.truth import TaskChange, Truth
-from rlrazor.lm.kl import Estimate
 from rlrazor.lm.probes import GenericText
 from rlrazor.system.writing import write_text
 
@@ -42,20 +41,20 @@ def write_page(found: Comparison, path: Path, judged: Sequence[Judgement] = (), 
         judged=judged,
         worst=worst(judged),
         labels=LABELS,
-        estimate=shown_estimate,
+        estimate=scale.shown_estimate,
         score_headers=SCORE_HEADERS,
         scores=shown_scores,
         mean_drop=None if found.truth is None else shown_drop(found.truth),
         said=sentences(found),
-        settings=settings_of(found.setup, found.precision),
+        settings=settings_of(found.setup, found.pair.dtype),
         per_decade=PER_DECADE,
         histogram=histogram([prompt.total for prompt in found.prompts]),
-        largest=max((layer.relative for layer in found.layers), default=0.0) or 1.0,
+        largest=max((layer.relative for layer in found.weights.layers), default=0.0) or 1.0,
         shown=found.prompts[:shown],
         first=scale.FIRST,
         shade=shade,
         ticks=TICKS,
-        known=scale.known_runs() if found.law is None else None,
+        known=scale.known_runs() if found.law_says is None else None,
     )
     write_text(path, html, "page")
     return path
@@ -94,47 +93,47 @@ def verdict(found: Comparison) -> str:
     parts = []
     if found.same:
         parts.append("The two are the same model: no weight has changed, and KL is 0 within the noise of measuring it.")
-    if found.forecast is not None:
-        shown = found.forecast
+    shown = None if found.law_says is None else found.law_says.forecast
+    if found.law_says is not None and shown is not None:
         parts.append(
             f"Forecast: the prior score drops by {100 * shown.drop:.1f} points "
-            f"[{100 * shown.low:.1f}, {100 * shown.high:.1f}] ({found.level:.0%} interval)."
+            f"[{100 * shown.low:.1f}, {100 * shown.high:.1f}] ({found.law_says.level:.0%} interval)."
         )
     if found.truth is not None and found.truth.drop is not None:
         said = f"Measured: it drops by {shown_drop(found.truth)}"
-        if found.forecast is not None:
-            inside = found.forecast.low <= found.truth.drop <= found.forecast.high
+        if shown is not None:
+            inside = shown.low <= found.truth.drop <= shown.high
             said += ", which is in the forecast's interval" if inside else ", which is not in the forecast's interval"
         parts.append(f"{said}.")
-    if found.forecast is None and not found.same:
+    if shown is None and not found.same:
         parts.append("Uncalibrated: without a law, KL says nothing about scores. `razor calibrate` makes one.")
     return " ".join(parts)
 
 
 def sentences(found: Comparison) -> list[str]:
     """What can be said of the KL itself: noise, known runs where there is no law, and where it lies."""
-    per_token = found.per_token[FORWARD]
-    said = [scale.against_noise(per_token, found.noise)]
+    per_token = found.distances.per_token[FORWARD]
+    said = [scale.against_noise(per_token, found.distances.noise)]
     if found.same:
         return said
-    if found.law is None:
-        said.append(scale.against_known(found.per_token))
-    return [*said, scale.where(found.focus)]
+    if found.law_says is None:
+        said.append(scale.against_known(found.distances.per_token))
+    return [*said, scale.where(found.distances.focus)]
 
 
-def settings_of(setup: Setup, precision: str) -> list[tuple[str, str]]:
+def settings_of(setup: MeasuringSetup, precision: str) -> list[tuple[str, str]]:
     """How it was measured, a name and a text each."""
-    probe, sources = setup.probe, setup.sources
-    fitting = "" if setup.measured == setup.prompts else f", of which {setup.measured} fit into the context"
-    prompts = f"of {sources['prompts']}" if "prompts" in sources else "given"
-    built_in = setup.generic_hash == GenericText.built_in().content_hash
+    probe, prompts, sources = setup.probe, setup.prompts, setup.sources
+    fitting = "" if prompts.measured == prompts.given else f", of which {prompts.measured} fit into the context"
+    where = f"of {sources['prompts']}" if "prompts" in sources else "given"
+    built_in = setup.generic.hash == GenericText.built_in().content_hash
     generic = "texts, built in" if built_in else f"rows of {sources['generic']}" if "generic" in sources else "rows"
     rows = [
-        ("prompts", f"{setup.prompts} {prompts}{fitting} (hash {setup.prompts_hash})"),
+        ("prompts", f"{prompts.given} {where}{fitting} (hash {prompts.hash})"),
         ("completions", f"{probe.samples} of each prompt, of at most {probe.max_new_tokens} tokens"),
         ("stop", ", ".join(map(repr, probe.stop)) or "the model's end of sequence"),
         ("chat template", "where there is one" if probe.chat else "not used"),
-        ("generic probe", f"{setup.generic_rows} {generic} (hash {setup.generic_hash})"),
+        ("generic probe", f"{setup.generic.rows} {generic} (hash {setup.generic.hash})"),
         ("law", sources.get("law", "none")),
         ("precision", precision),
         ("intervals", f"{setup.level:.0%}"),
@@ -192,8 +191,3 @@ def shown_scores(task: TaskChange) -> tuple[str, ...]:
     if task.paired and task.stderr == 0 and not task.drop:
         error = "no item differs"
     return metric, *scores, interval or "unknown", error or "unknown", f"{task.n:,}"
-
-
-def shown_estimate(estimate: Estimate) -> str:
-    """Nats with their standard error."""
-    return f"{estimate.mean:.4f}" + (f" ± {estimate.stderr:.4f}" if math.isfinite(estimate.stderr) else "")

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from rlrazor.analysis.forecast import FORWARD
 from rlrazor.analysis.paired import times_needed
 from rlrazor.errors import RazorError
-from rlrazor.guard.compare import Comparison
+from rlrazor.guard.comparison import Comparison
 from rlrazor.guard.law_file import LawFile
 from rlrazor.guard.truth import TaskChange, Truth
-from rlrazor.guard.verdict import SEVERITY, Limits, Verdict, judge, upper_end
-from rlrazor.lm.prior import Metric
+from rlrazor.guard.verdict import SEVERITY, Limits, Verdict, upper_end
+from rlrazor.lm.scores import Metric
 
 MOST_ITEMS = 1_000_000  # that are worth naming
 Ends = tuple[float | None, float | None]
@@ -36,10 +35,6 @@ class Judgement:
     limit: float
     verdict: Verdict
     sentence: str
-
-    def as_json(self) -> dict[str, Any]:
-        """All of it."""
-        return asdict(self)
 
 
 def worst(judgements: Sequence[Judgement]) -> Judgement | None:
@@ -96,22 +91,23 @@ class _Evidence:
 
 def _of_drop(found: Comparison, limit: float, law: LawFile | None) -> _Evidence:
     """The measured drop where there is one, else the forecast's."""
-    truth, forecast = found.truth, found.forecast
+    truth, said = found.truth, found.law_says
     if truth is not None and truth.drop is not None:
         low, high = truth.interval or (math.nan, math.nan)
         return _Evidence("measured drop", truth.drop, low, high, truth.level, _more_items(truth, limit))
-    if forecast is None or law is None or found.level is None:
+    if said is None or law is None:
         raise _nothing_to_judge({} if truth is None else truth.tasks)
     _require_judge(law, limit)
+    forecast = said.forecast
     remedy = "Measure the drop with --prior, or calibrate with more runs."
     high = upper_end(forecast.high, beyond=forecast.extrapolated)
     if forecast.high <= limit < high:
         remedy = f"The interval is of smaller KLs than this. {remedy}"
-    return _Evidence("forecast drop", forecast.drop, forecast.low, high, found.level, remedy)
+    return _Evidence("forecast drop", forecast.drop, forecast.low, high, said.level, remedy)
 
 
 def _of_kl(found: Comparison, limit: float) -> _Evidence:
-    measured, level, count = found.kl[FORWARD], found.setup.level, found.setup.measured
+    measured, level, count = found.distances.kl[FORWARD], found.setup.level, found.setup.prompts.measured
     low, high = measured.interval(count, level)
     half, gap = high - measured.mean, abs(limit - measured.mean)
     more = math.ceil(count * (half / gap) ** 2) if gap > 0 else MOST_ITEMS + 1
@@ -130,8 +126,8 @@ def _judged(evidence: _Evidence, limit: float, limits: Limits, *, same: bool) ->
     if same:
         said = f"Within the limit of {unit(limit)}: the two are the same model, and there is nothing to judge."
         return Judgement(evidence.of, estimate, estimate, estimate, evidence.level, limit, Verdict.WITHIN, said)
-    evident = judge(estimate, low, high, limit)
-    verdict = judge(estimate, low, high, limit, cautious=limits.cautious, accept_uncertain=limits.accept_uncertain)
+    evident = Limits().judge(estimate, low, high, limit)
+    verdict = limits.judge(estimate, low, high, limit)
     ends: Ends = (low if math.isfinite(low) else None, high if math.isfinite(high) else None)
     what = f"the {evidence.of} is {unit(estimate)}{_shown_interval(ends, evidence.level, unit)}"
     if verdict is Verdict.UNCERTAIN:

@@ -9,10 +9,9 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from numpy.typing import ArrayLike
 
@@ -25,60 +24,92 @@ from rlrazor.analysis.forecast import (
     Forecast,
     Forecaster,
     KLLaw,
-    LeftOutRun,
     RangeError,
     errors_by_range,
 )
 from rlrazor.analysis.law import Saturating
 from rlrazor.errors import RazorError
-from rlrazor.guard.law_schema import StoredLaw
+from rlrazor.guard.law_schema import LawBase, LawParts, LawPrior, LawProbe
+from rlrazor.lm.digests import base_digest, is_digest, is_same_base, tokenizer_digest
 from rlrazor.lm.kl import Estimate
-from rlrazor.lm.models import base_digest, is_digest, is_same_base, tokenizer_digest
 from rlrazor.lm.probes import GenericText, ProbeSettings, Prompt, content_hash
 from rlrazor.system.documents import checked, parse_json, read_text
 from rlrazor.system.writing import atomic_path
 
 FEW_PROMPTS = 16  # below it a standard error is itself a guess, and the interval is widened by it in any case
 MEND = "calibrate again"
-FORMAT = 2  # of the file: raise it when another rlrazor would misread it; 2: digests of what the base computes
+FORMAT = 2
 NAMES = {FORWARD: "KL on the new task's prompts", PROBE: "KL on the generic probe"}
 INTERVAL = "hierarchical jackknife+ over runs (arXiv:2306.06342), residuals relative to floor + forecast drop"
 
 
-@dataclass(frozen=True)
-class LawFile:
-    """A calibrated law. `prior` are the base's scores; `prompts` hashes those that KL was measured on, and counts them.
+class LawFile(LawParts):
+    """A calibrated law: what the file holds, and what it says of KLs."""
 
-    `noise`: the standard error of a difference of two measured prior scores, a fraction of 1; at most, as it takes them
-    to be of different items; None, for unknown, where a prior task has no standard error. `data`: a row per checkpoint
-    of the fit, with `run`, `method`, `step`, the KLs and `forgetting`.
-    """
+    @classmethod
+    def fitted(
+        cls,
+        forecaster: Forecaster,
+        choice: Choice,
+        *,
+        base: LawBase | Mapping[str, Any],
+        prior: LawPrior | Mapping[str, Any],
+        probe: LawProbe,
+        level: float = 0.9,
+        data: Sequence[Mapping[str, Any]],
+        versions: Mapping[str, str] | None = None,
+        command: str = "",
+    ) -> LawFile:
+        """From a fit to `data`. Raises RazorError for what could not be read again, such as a law of another KL."""
+        runs = [
+            {"run": run.run, "law": _curve(run.law), "residuals": list(run.residuals)} for run in forecaster.left_out
+        ]
+        parts = {
+            "format": FORMAT,
+            "base": base,
+            "prior": prior,
+            "law": _curve(forecaster.law),
+            "highest": dict(zip(forecaster.columns, forecaster.highest, strict=True)),
+            "choice": {
+                "by": choice.by,
+                "candidates": [{"columns": list(one.columns), "error": one.error} for one in choice.candidates],
+                "guess": choice.guess,
+            },
+            "interval": {"method": INTERVAL, "level": level, "floor": FLOOR, "runs": runs},
+            "probe": probe,
+            "data": [dict(row) for row in data],
+            "versions": dict(versions or {}),
+            "command": command,
+        }
+        return checked(cls, parts, "The law of these runs")
 
-    base_name: str
-    base_digest: str
-    tokenizer_digest: str
-    prior: Mapping[str, float]
-    forecaster: Forecaster
-    choice: Choice
-    settings: ProbeSettings
-    generic: GenericText
-    prompts_hash: str
-    prompts_count: int
-    level: float = 0.9
-    data: Sequence[Mapping[str, Any]] = ()
-    versions: Mapping[str, str] = field(default_factory=dict)
-    command: str = ""
-    noise: float | None = 0.0
+    @property
+    def settings(self) -> ProbeSettings:
+        """How KL was measured."""
+        return self.probe.settings
 
-    def __post_init__(self) -> None:
-        unknown = sorted(set(self.forecaster.columns) - {FORWARD, PROBE})
-        if unknown:
-            raise RazorError(f"A law is of {FORWARD}, {PROBE} or both; this one needs {', '.join(unknown)}.")
+    @property
+    def generic(self) -> GenericText:
+        """The generic probe that it was measured on."""
+        return GenericText(tuple(self.probe.generic.texts), tuple(self.probe.generic.prompts))
+
+    def require_own(self, name: Literal["settings", "generic"], given: Any) -> Any:
+        """The law's, with the precision given where its own is open; raises RazorError where another was given."""
+        own = getattr(self, name)
+        if isinstance(given, ProbeSettings) and None in (given.precision, own.precision):
+            own = replace(own, precision=own.precision or given.precision)
+            given = replace(given, precision=own.precision)
+        if given is not None and given != own:
+            raise RazorError(
+                f"The law was calibrated with another `{name}` than the one given, and KLs measured in two ways cannot "
+                "be compared: leave it out, and the law's is used."
+            )
+        return own
 
     @property
     def largest(self) -> float:
         """The most that a run of the fit has forgotten, a fraction of 1."""
-        return max((float(row["forgetting"]) for row in self.data), default=math.inf)
+        return max(row.forgetting for row in self.data)
 
     @property
     def useful(self) -> bool:
@@ -92,10 +123,10 @@ class LawFile:
         of the scores. Nor, of a `limit` for the drop, a fraction of 1, where its forecasts in the limit's range missed
         the runs left out by more than guessing there, and by more than a point, which is what scores are good for.
         """
-        if not self.choice.useful:
+        if not self.choice.found.useful:
             return "No KL forecast better than guessing the mean: do not rely on this law."
-        if self.noise is not None and self.largest < self.noise:
-            return self._could_be_noise(self.noise)
+        if self.prior.noise is not None and self.largest < self.prior.noise:
+            return self._could_be_noise(self.prior.noise)
         if limit is None:
             return None
         near = self._range_of(limit)
@@ -107,16 +138,15 @@ class LawFile:
             f"judge a limit of {100 * limit:.1f} points."
         )
 
-    @cached_property
+    @property
     def by_range(self) -> list[RangeError]:
         """How wrong it was on each run left out of it, by what it forecast there (`forecast.errors_by_range`)."""
         forecasts: list[ArrayLike] = []
         measured: list[ArrayLike] = []
         for run in self.forecaster.left_out:
-            rows = [row for row in self.data if row.get("run") == run.run]
-            kls_ND = [[float(row[name]) for name in run.law.columns] for row in rows]
-            forecasts.append(run.law.predict(kls_ND) if rows else [])
-            measured.append([float(row["forgetting"]) for row in rows])
+            rows = [row for row in self.data if row.run == run.run]
+            forecasts.append(run.law.predict([[getattr(row, name) for name in run.law.columns] for row in rows]))
+            measured.append([row.forgetting for row in rows])
         return errors_by_range(forecasts, measured)
 
     def _range_of(self, limit: float) -> RangeError:
@@ -124,7 +154,7 @@ class LawFile:
 
     def attainable(self, level: float | None = None) -> float:
         """The level of its intervals where `level`, by default the law's own, is asked for."""
-        return self.forecaster.attainable(self.level if level is None else level)
+        return self.forecaster.attainable(self.interval.level if level is None else level)
 
     def forecast(
         self,
@@ -143,7 +173,7 @@ class LawFile:
         """
         means = {name: one.mean for name, one in kls.items()}
         errors = self._errors(kls, prompts, measured)
-        return self.forecaster.forecast(means, self.level if level is None else level, errors)
+        return self.forecaster.forecast(means, self.interval.level if level is None else level, errors)
 
     def remaining(
         self,
@@ -160,7 +190,7 @@ class LawFile:
         No further than the law was fitted to.
         """
         means = {name: one.mean for name, one in kls.items()}
-        wanted = self.level if level is None else level
+        wanted = self.interval.level if level is None else level
         return self.forecaster.remaining(
             means, budget, cautious=cautious, level=wanted, stderr=self._errors(kls, prompts, measured)
         )
@@ -169,14 +199,14 @@ class LawFile:
         self, kls: Mapping[str, Estimate], prompts: Sequence[Prompt] | str, measured: int | None
     ) -> dict[str, float]:
         found = prompts if isinstance(prompts, str) else content_hash(list(prompts))
-        count = self.prompts_count if measured is None else min(measured, self.prompts_count)
-        if found == self.prompts_hash and count >= FEW_PROMPTS:
+        count = self.probe.prompts_count if measured is None else min(measured, self.probe.prompts_count)
+        if found == self.probe.prompts_hash and count >= FEW_PROMPTS:
             return {}
         return {name: one.stderr if math.isfinite(one.stderr) else one.mean for name, one in kls.items()}
 
     def caution(self, level: float | None = None) -> str | None:
         """A sentence where the interval cannot be of that level."""
-        wanted = self.level if level is None else level
+        wanted = self.interval.level if level is None else level
         found, runs = self.attainable(wanted), len(self.forecaster.left_out)
         return f"{runs} runs allow intervals of {found:.0%}, not of {wanted:.0%}." if found < wanted else None
 
@@ -184,13 +214,13 @@ class LawFile:
         """Sentences on what a user of its forecasts has to know, its objection first; of a `limit`, also near that."""
         objection = self.objection(limit=limit)
         said = [] if objection is None else [objection]
-        if self.noise is None:
+        if self.prior.noise is None:
             said.append(
                 "The noise of the prior scores is not known, as a task among them has no standard error: whether the "
                 f"{100 * self.largest:.1f} points that a run of the calibration forgot at most are more than it was "
                 "not tested."
             )
-        elif self.largest < 2 * self.noise and (noise := self._could_be_noise(self.noise)) != objection:
+        elif self.largest < 2 * self.prior.noise and (noise := self._could_be_noise(self.prior.noise)) != objection:
             said.append(noise)
         if limit is not None and (near := self._range_of(limit)).runs < MIN_RUNS:
             said.append(
@@ -211,9 +241,9 @@ class LawFile:
     def describe(self, level: float | None = None) -> str:
         """One sentence: what the law is of, how many runs it rests on, and how well it forecasts, small drops too."""
         of = " and ".join(NAMES[name] for name in self.forecaster.columns)
-        runs, error = len(self.forecaster.left_out), 100 * self.choice.best.error
+        runs, error = len(self.forecaster.left_out), 100 * self.choice.found.best.error
         noise = "" if self.useful else ", fitted to what noise could be"
-        verdict = noise if self.choice.useful else ", no better than guessing"
+        verdict = noise if self.choice.found.useful else ", no better than guessing"
         least = self.by_range[0]
         if least.error is None:
             small = ""
@@ -222,7 +252,7 @@ class LawFile:
             guess = "" if least.guess is None else f"guessing there: {100 * least.guess:.1f}; "
             small += f" ({guess}{_counted(least)})"
         return (
-            f"A law of {of}, fitted to {runs} runs of {self.base_name}; on a {self.choice.by} left out it was wrong by "
+            f"A law of {of}, fitted to {runs} runs of {self.base.name}; on a {self.choice.by} left out it was wrong by "
             f"{error:.1f} points (guessing the mean: {100 * self.choice.guess:.1f}){verdict}{small}. Intervals are of "
             f"{self.attainable(level):.0%}."
         )
@@ -234,7 +264,7 @@ class LawFile:
         where it is known.
         """
         self.check_base(digest or base_digest(base, self.settings.precision))
-        if tokenizer_digest(tokenizer) != self.tokenizer_digest:
+        if tokenizer_digest(tokenizer) != self.base.tokenizer:
             raise RazorError(
                 "The tokenizer is not the one that the law was calibrated with: it has other token ids, another chat "
                 "template or another eos. Use the base's own, or calibrate again."
@@ -247,12 +277,17 @@ class LawFile:
                 "KL was logged by another version of rlrazor, which told bases apart in another way: measure the "
                 "checkpoints anew, with a base, prompts and the law."
             )
-        if not is_same_base(digest, self.base_digest):
+        if not is_same_base(digest, self.base.digest):
             raise RazorError(
-                f"This law was calibrated for {self.base_name}, and this base is another one: it has other "
+                f"This law was calibrated for {self.base.name}, and this base is another one: it has other "
                 "weights, or computes otherwise with them, and a law belongs to its base. Run `razor calibrate` on "
                 "this base, or leave the law out."
             )
+
+    def is_same(self, other: LawFile) -> bool:
+        """Whether it is that law, whatever command and versions made the two."""
+        made = {"command", "versions"}
+        return self.model_dump(exclude=made) == other.model_dump(exclude=made)
 
     def save(self, path: Path) -> None:
         """Write it, whole or not at all; raises RazorError where there is a file that is no law, or none can be."""
@@ -261,37 +296,7 @@ class LawFile:
 
     def as_json(self) -> dict[str, Any]:
         """What the file holds."""
-        forecaster = self.forecaster
-        return {
-            "format": FORMAT,
-            "base": {"name": self.base_name, "digest": self.base_digest, "tokenizer": self.tokenizer_digest},
-            "prior": {"scores": dict(self.prior), "mean": forecaster.base_score, "noise": self.noise},
-            "law": _law_as_json(forecaster.law),
-            "highest": dict(zip(forecaster.columns, forecaster.highest, strict=True)),
-            "choice": {
-                "by": self.choice.by,
-                "candidates": [asdict(candidate) for candidate in self.choice.candidates],
-                "guess": self.choice.guess,
-            },
-            "interval": {
-                "method": INTERVAL,
-                "level": self.level,
-                "floor": FLOOR,
-                "runs": [
-                    {"run": run.run, "law": _law_as_json(run.law), "residuals": list(run.residuals)}
-                    for run in forecaster.left_out
-                ],
-            },
-            "probe": {
-                **asdict(self.settings),
-                "prompts_hash": self.prompts_hash,
-                "prompts_count": self.prompts_count,
-                "generic": {name: list(value) for name, value in asdict(self.generic).items() if value},
-            },
-            "data": [dict(row) for row in self.data],
-            "versions": dict(self.versions),
-            "command": self.command,
-        }
+        return self.model_dump(mode="json", exclude_unset=True)
 
     @classmethod
     def load(cls, path: Path | str) -> LawFile:
@@ -313,34 +318,7 @@ class LawFile:
                 f"The law in {path} has format {found}, of an rlrazor that told bases apart in another way: calibrate "
                 "again."
             )
-        found_law = checked(StoredLaw, stored, where, mend=MEND)
-        try:
-            return cls._from(found_law)
-        except RazorError as error:  # of the probe's settings
-            raise RazorError(f"{where} is damaged. {error} Calibrate again.") from error
-
-    @classmethod
-    def _from(cls, stored: StoredLaw) -> LawFile:
-        law, prior, probe = stored.law.law, stored.prior, stored.probe
-        left_out = tuple(LeftOutRun(run.run, run.law.law, tuple(run.residuals)) for run in stored.interval.runs)
-        highest = tuple(stored.highest[name] for name in law.columns)  # type: ignore[index]
-        return cls(
-            stored.base.name,
-            stored.base.digest,
-            stored.base.tokenizer,
-            prior.scores,
-            Forecaster(law, left_out, highest, prior.mean),
-            stored.choice.choice,
-            ProbeSettings(probe.max_new_tokens, probe.samples, tuple(probe.stop), probe.chat, probe.precision),
-            GenericText(tuple(probe.generic.texts), tuple(probe.generic.prompts)),
-            probe.prompts_hash,
-            probe.prompts_count,
-            stored.interval.level,
-            tuple(row.model_dump(exclude_unset=True) for row in stored.data),
-            stored.versions,
-            stored.command,
-            prior.noise,
-        )
+        return checked(cls, stored, where, mend=MEND)
 
 
 def range_label(one: RangeError) -> str:
@@ -355,6 +333,6 @@ def _counted(one: RangeError) -> str:
     return f"{checkpoints} checkpoint{'s' * (checkpoints != 1)} of {runs} run{'s' * (runs != 1)}"
 
 
-def _law_as_json(law: KLLaw) -> dict[str, Any]:
+def _curve(law: KLLaw) -> dict[str, Any]:
     assert isinstance(law.law, Saturating)
     return {"predictors": dict(zip(law.columns, law.weights, strict=True)), **asdict(law.law)}

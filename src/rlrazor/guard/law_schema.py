@@ -1,6 +1,7 @@
-"""What a law.json holds, as a calibration can have written it: a fit ends within bounds, and rests on its data.
+"""The parts of a law.json, a class each, and all of them together, as a calibration can have written them.
 
-Beyond them a forecast would be wrong without looking so: a = 50 is a drop of 5,000 points, a negative one a gain.
+A fit ends within bounds, and rests on its data. Beyond them a forecast would be wrong without looking so: a = 50 is a
+drop of 5,000 points, a negative one a gain.
 """
 
 from __future__ import annotations
@@ -8,19 +9,31 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, field_validator, model_validator
 
-from rlrazor.analysis import forecast
-from rlrazor.analysis.forecast import FLOOR, MIN_RUNS, KLLaw, fit_law, relative_residuals
+from rlrazor.analysis.forecast import (
+    FLOOR,
+    MIN_RUNS,
+    Candidate,
+    Choice,
+    Forecaster,
+    KLLaw,
+    LeftOutRun,
+    fit_law,
+    relative_residuals,
+)
 from rlrazor.analysis.law import LEAST, REACH, SHAPES, Floats, Saturating
 from rlrazor.errors import RazorError
-from rlrazor.lm.models import is_digest
+from rlrazor.lm.digests import is_digest
+from rlrazor.lm.probes import GenericText, ProbeSettings, Prompt, content_hash
 from rlrazor.lm.prompts import check as check_prompt
 from rlrazor.lm.prompts import check_text
+from rlrazor.system.documents import checked
 from rlrazor.system.schema import LARGEST_KL, Digest, Drop, Name, Schema, Score, Seed, Step, Text
 
 Kl = Literal["kl_forward", "kl_probe"]
@@ -33,7 +46,7 @@ _OFF = 1e-6  # by which what is written twice may differ: rounding
 _LARGEST_RESIDUAL = (1 + _OFF) / FLOOR  # a drop of 1 where none was forecast
 
 
-class Curve(Schema):
+class LawCurve(Schema):
     """a (1 - exp(-b x^c)) of the weighted sum of KLs, within what `law.fit_saturating` may end at."""
 
     predictors: Annotated[dict[Kl, Annotated[float, Field(ge=0, le=1e15)]], Field(min_length=1)]
@@ -63,21 +76,21 @@ class Curve(Schema):
             raise ValueError(f"{what} has b = {self.b:g}, to which its data cannot have led")
 
 
-class LeftOut(Schema):
+class LawWithoutRun(Schema):
     """The law without a run, and how it missed that run's checkpoints."""
 
     run: Name
-    law: Curve
+    law: LawCurve
     residuals: Annotated[list[Annotated[float, Field(ge=0, le=_LARGEST_RESIDUAL)]], Field(min_length=1)]
 
 
-class Interval(Schema):
+class LawInterval(Schema):
     """The intervals."""
 
     method: Name
     level: Annotated[float, Field(gt=0, lt=1)]
     floor: float
-    runs: Annotated[list[LeftOut], Field(min_length=MIN_RUNS, max_length=10_000)]
+    runs: Annotated[list[LawWithoutRun], Field(min_length=MIN_RUNS, max_length=10_000)]
 
     @field_validator("floor")
     @classmethod
@@ -87,7 +100,7 @@ class Interval(Schema):
         return value
 
 
-class Candidate(Schema):
+class LawCandidate(Schema):
     """What a law could have been of."""
 
     columns: Annotated[list[Kl], Field(min_length=1, max_length=2)]
@@ -101,22 +114,22 @@ class Candidate(Schema):
         return value
 
 
-class Choice(Schema):
+class LawChoice(Schema):
     """Which it was."""
 
     by: Literal["method", "run"]
-    candidates: Annotated[list[Candidate], Field(min_length=1, max_length=3)]
+    candidates: Annotated[list[LawCandidate], Field(min_length=1, max_length=3)]
     guess: Error
 
     @property
-    def choice(self) -> forecast.Choice:
+    def found(self) -> Choice:
         """As what says which is best."""
-        candidates = (forecast.Candidate(tuple(one.columns), one.error) for one in self.candidates)
-        return forecast.Choice(self.by, tuple(candidates), self.guess)
+        candidates = (Candidate(tuple(one.columns), one.error) for one in self.candidates)
+        return Choice(self.by, tuple(candidates), self.guess)
 
 
-class Base(Schema):
-    """Whose law it is."""
+class LawBase(Schema):
+    """Whose law it is, by the digests of what it computes and of its tokenizer."""
 
     name: Name
     digest: Name
@@ -130,28 +143,31 @@ class Base(Schema):
         return value
 
 
-class Prior(Schema):
-    """The base's scores."""
+class LawPrior(Schema):
+    """The base's scores, and the noise of a difference of two: its standard error, a fraction of 1.
+
+    At most, as it takes them to be of different items; None, for unknown, where a task has no standard error.
+    """
 
     scores: Annotated[dict[Name, Score], Field(min_length=1)]
     mean: Score
     noise: Annotated[float, Field(ge=0, le=1)] | None
 
     @model_validator(mode="after")
-    def _is_their_mean(self) -> Prior:
+    def _is_their_mean(self) -> LawPrior:
         if abs(self.mean - sum(self.scores.values()) / len(self.scores)) > _OFF:
             raise ValueError(f"the mean is {self.mean:g}, and that of the scores is another")
         return self
 
 
-class Generic(Schema):
+class LawGeneric(Schema):
     """The generic probe: one of the two."""
 
     texts: tuple[str, ...] = Field((), strict=False)
     prompts: tuple[Any, ...] = Field((), strict=False)
 
     @model_validator(mode="after")
-    def _is_one(self) -> Generic:
+    def _is_one(self) -> LawGeneric:
         if bool(self.texts) == bool(self.prompts):
             raise ValueError("it is texts or prompts, not both and not neither")
         try:
@@ -164,8 +180,8 @@ class Generic(Schema):
         return self
 
 
-class Probe(Schema):
-    """How KL was measured. What the settings may be, `ProbeSettings` says."""
+class LawProbe(Schema):
+    """How KL was measured: the settings, the generic probe, and the prompts, which are hashed and counted."""
 
     max_new_tokens: int
     samples: int
@@ -174,10 +190,35 @@ class Probe(Schema):
     precision: str | None
     prompts_hash: Digest
     prompts_count: Annotated[int, Field(ge=1, le=10**9)]
-    generic: Generic
+    generic: LawGeneric
+
+    @model_validator(mode="after")
+    def _can_be_set(self) -> LawProbe:
+        try:
+            _ = self.settings
+        except RazorError as error:
+            raise ValueError(str(error)) from error
+        return self
+
+    @property
+    def settings(self) -> ProbeSettings:
+        """As what measures. Raises RazorError for settings that are none."""
+        return ProbeSettings(self.max_new_tokens, self.samples, tuple(self.stop), self.chat, self.precision)
+
+    @classmethod
+    def of(cls, settings: ProbeSettings, generic: GenericText, prompts: Sequence[Prompt]) -> LawProbe:
+        """Of what was measured with. Raises RazorError for what could not be read again."""
+        parts = {
+            **asdict(settings),
+            "stop": list(settings.stop),
+            "prompts_hash": content_hash(list(prompts)),
+            "prompts_count": len(prompts),
+            "generic": {name: value for name, value in asdict(generic).items() if value},
+        }
+        return checked(cls, parts, "The probe")
 
 
-class Row(Schema):
+class LawRow(Schema):
     """A checkpoint of the fit."""
 
     run: Name
@@ -192,30 +233,38 @@ class Row(Schema):
     forgetting: Drop
 
 
-class StoredLaw(Schema):
-    """All of it."""
+class LawParts(Schema):
+    """All of it: the data of the fit, a row per checkpoint, and what follows from them."""
 
-    format: int
-    base: Base
-    prior: Prior
-    law: Curve
+    format: Literal[2]  # raise it when another rlrazor would misread it; 2: digests of what the base computes
+    base: LawBase
+    prior: LawPrior
+    law: LawCurve
     highest: dict[Kl, Annotated[float, Field(ge=0, le=LARGEST_KL)]]
-    choice: Choice
-    interval: Interval
-    probe: Probe
-    data: Annotated[list[Row], Field(min_length=1, max_length=200_000)]
+    choice: LawChoice
+    interval: LawInterval
+    probe: LawProbe
+    data: Annotated[list[LawRow], Field(min_length=1, max_length=200_000)]
     versions: dict[Name, Name]
     command: Text
 
+    @property
+    def forecaster(self) -> Forecaster:
+        """As what forecasts, with intervals."""
+        law = self.law.law
+        left_out = tuple(LeftOutRun(run.run, run.law.law, tuple(run.residuals)) for run in self.interval.runs)
+        highest = tuple(self.highest[name] for name in self.law.predictors)
+        return Forecaster(law, left_out, highest, self.prior.mean)
+
     @model_validator(mode="after")
-    def _agrees(self) -> StoredLaw:
+    def _agrees(self) -> LawParts:
         columns = tuple(self.law.predictors)
         if set(self.highest) != set(columns):
             raise ValueError(f"highest is of {_names(self.highest)}, and the law of {_names(columns)}")
         candidates = [tuple(candidate.columns) for candidate in self.choice.candidates]
         if columns not in candidates or len(set(candidates)) < len(candidates):
             raise ValueError(f"the law is of {_names(columns)}, and not one of choice.candidates is, or they repeat")
-        if (best := self.choice.choice.best.columns) != columns:
+        if (best := self.choice.found.best.columns) != columns:
             raise ValueError(f"the law is of {_names(columns)}, and of choice.candidates {_names(best)} is best")
         for number, run in enumerate(self.interval.runs):
             if tuple(run.law.predictors) != columns:
@@ -226,7 +275,7 @@ class StoredLaw(Schema):
         return self
 
 
-def _check_data(stored: StoredLaw, columns: Sequence[str]) -> None:
+def _check_data(stored: LawParts, columns: Sequence[str]) -> None:
     """Raise ValueError where the law's parts are not of the checkpoints that it says it was fitted to."""
     counts: Counter[str] = Counter()
     seen: dict[str, tuple[str, set[int | None]]] = {}
@@ -258,7 +307,7 @@ def _check_data(stored: StoredLaw, columns: Sequence[str]) -> None:
     _check_fit(stored, kls_ND, np.array([row.forgetting for row in stored.data]), run_N)
 
 
-def _check_fit(stored: StoredLaw, kls_ND: Floats, forgetting_N: Floats, run_N: NDArray[np.str_]) -> None:
+def _check_fit(stored: LawParts, kls_ND: Floats, forgetting_N: Floats, run_N: NDArray[np.str_]) -> None:
     """Raise ValueError where the law, or how it missed the runs that were left out, does not follow from the data."""
     weights = stored.law.predictors
     scales = np.maximum(np.median(kls_ND, axis=0), 1e-12) if len(weights) > 1 else np.ones(1)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
+from rlrazor.analysis.forecast import FORWARD, PROBE
 from rlrazor.bounds import MOST_STEPS
+from rlrazor.lm.kl import Estimate
 from rlrazor.system.schema import LARGEST_KL, Digest, Drop, Name, Open, Score, Step, Text
 
 Kl = Annotated[float, Field(ge=-LARGEST_KL, le=LARGEST_KL)]
@@ -52,23 +55,33 @@ class ForecastRow(Open):
 
 
 class LogRow(Open):
-    """A line of razor.jsonl. Those of earlier versions have less."""
+    """A line of razor.jsonl: all that a monitor writes. Those of earlier versions have less, and `share`, `last_share`.
+
+    `Reading` has what most of it means. `every` and the fractions are the plan's, `base` to `prompts_hash` tell whether
+    rows were measured alike; `error` is that of a measurement that failed, and such a row has nothing else.
+    """
 
     run: Name | None = None
     step: Step = 0
+    epoch: float | None = None
     error: Text | None = None
     kl_forward: Kl | None = None
     kl_forward_stderr: Stderr | None = None
     kl_probe: Kl | None = None
     kl_probe_stderr: Stderr | None = None
+    kl_forward_per_token: Kl | None = None
+    kl_probe_per_token: Kl | None = None
     prompts: dict[Name, Annotated[int, Field(ge=0)]] = {}  # noqa: RUF012
-    whole: bool = True
+    whole: bool = False
     forecast: ForecastRow | None = None
     level: Annotated[float, Field(gt=0, lt=1)] | None = None
     budget: Score | None = None
     law_useful: bool = True
     law_objection: Text | None = None
     within: bool | None = None
+    verdict: str | None = None
+    seconds: float | None = None
+    first_prompt: str | None = None
     base: Text = ""
     probe: Text = ""
     prompts_hash: Text = ""
@@ -78,6 +91,16 @@ class LogRow(Open):
     probe_fraction: Annotated[float, Field(gt=0, le=1)] | None = None
     last_probe_fraction: Annotated[float, Field(gt=0, le=1)] | None = None
     remaining: dict[Name, Any] = {}  # noqa: RUF012
+
+    @property
+    def kls(self) -> dict[str, Estimate]:
+        """On each probe that was measured; without a standard error (NaN) of a single prompt."""
+        found = {FORWARD: (self.kl_forward, self.kl_forward_stderr), PROBE: (self.kl_probe, self.kl_probe_stderr)}
+        return {
+            name: Estimate(mean, math.nan if stderr is None else stderr)
+            for name, (mean, stderr) in found.items()
+            if mean is not None
+        }
 
     @model_validator(mode="after")
     def _could_be_measured(self) -> LogRow:

@@ -21,38 +21,32 @@ import traceback
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
-import torch
-
-from rlrazor import bounds
 from rlrazor.analysis.forecast import FORWARD
 from rlrazor.errors import RazorError
 from rlrazor.extras import needs_extra
-from rlrazor.guard import plan as planning
 from rlrazor.guard import ranks, trackers
-from rlrazor.guard.base_side import BaseSide, Sizes, cautions_of, joined, kls_of, shortened
+from rlrazor.guard.base_side import BaseSide, cautions_of, joined, kls_of, shortened
+from rlrazor.guard.budget import KEPT, Budget, OnBudget
 from rlrazor.guard.law_file import LawFile
-from rlrazor.guard.outputs import LOG, Claim, KeptModel, Log, mark_checkpoint, rows_until
-from rlrazor.guard.overlap import count_overlap, template_caution
-from rlrazor.guard.plan import Costs, Plan
+from rlrazor.guard.outputs import LOG, Claim, KeptModel, Log, mark_checkpoint, require_same, rows_until
+from rlrazor.guard.overlap import cautions_of_rows
+from rlrazor.guard.plan import Plan, check_every
 from rlrazor.guard.reading import Reading
-from rlrazor.guard.steps import StepClock, TokenCounter, tokens_of_step
-from rlrazor.guard.verdict import Verdict, judge, upper_end
+from rlrazor.guard.verdict import Verdict
 from rlrazor.guard.waiting import SetUpProgress
 from rlrazor.lm import compute, encoding
 from rlrazor.lm.adapters import is_adapted, unwrapped
+from rlrazor.lm.digests import base_digest, is_same_base
 from rlrazor.lm.kl import Drift
-from rlrazor.lm.models import base_digest, is_digest, is_same_base
 from rlrazor.lm.probes import (
     GenericText,
     ProbeSettings,
     Prompt,
     content_hash,
     default_cache,
-    encode,
     probe_hash,
     read_generic,
     read_prompts,
@@ -64,19 +58,15 @@ from rlrazor.system import writing
 from rlrazor.system.terminal import shown_on
 
 try:
-    from accelerate.state import AcceleratorState, is_initialized
-    from accelerate.utils import DistributedType
     from transformers import TrainerCallback
+
+    from rlrazor.guard.placing import is_placed_later, require_whole
+    from rlrazor.guard.schedule import Schedule
 except ImportError:
     needs_extra("guard")
     raise
 
 T = TypeVar("T")
-OnBudget = Literal["warn", "stop", "keep"]
-KEPT = "within-budget"  # folder in the trainer's output folder: the last model whose forecast was within the budget
-TRAINING_COST = 2.0  # forward passes that an update costs per token: its own, and one for the gradients of activations
-MEASURING_COST = 2.0  # ... and a measurement: its own, the products with two heads, and batches smaller than training's
-FLOAT32_COST = 8.0  # a float32 product on a GPU against the half-precision ones of training
 NO_MEMORY = (
     "Out of memory while the base completes the prompts, before training: give fewer or shorter prompts, or lower "
     "max_new_tokens in `settings`."
@@ -122,30 +112,23 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         self.prompts = read_prompts(Path(prompts)) if isinstance(prompts, str | Path) else list(prompts)
         self.law = LawFile.load(law) if isinstance(law, str | Path) else law
-        _check_numbers(budget, on_budget, level, every)
+        self.budget, self.rule = budget, Budget(self.law, budget, on_budget, cautious, level)
+        check_every(every)
         if log is not None and Path(log).is_dir():
             raise RazorError(f"log is a file, and {log} is a folder: name a file in it, such as {Path(log) / LOG}.")
         if log is not None:
             writing.check_apart([Path(log)], [of for of in (prompts, law, generic) if isinstance(of, str | Path)])
-        self.budget, self.on_budget, self.cautious, self.every, self.level = budget, on_budget, cautious, every, level
         self.prompts_hash = content_hash(self.prompts)
         own = read_generic(Path(generic)) if isinstance(generic, str | Path) else generic
-        self.generic = self._the_laws("generic", own, GenericText.built_in)
-        self.settings = self._the_laws("settings", settings, ProbeSettings)
-        self.asked = every, self.settings  # what follows from them is another thing for each trainer
+        self.generic = (self.law.require_own("generic", own) if self.law else own) or GenericText.built_in()
+        self.settings = (self.law.require_own("settings", settings) if self.law else settings) or ProbeSettings()
+        self.asked = every, self.settings  # what follows from them is another thing for each trainer: `schedule`
         self.tokenizer, self.cache_dir = tokenizer, cache_dir or default_cache()
         self.log_path = None if log is None else Path(log)
         self.readings: list[Reading] = []
         self.last_seen = 0  # the last step at which it was tried to measure
         self.base: BaseSide | None = None
-        self.thin: BaseSide | None = None
-        self.last: BaseSide | None = None
-        self.plan: Plan | None = None if every is None else Plan(every, asked=True)
-        self.sizes: Sizes | None = None
-        self.costs: Costs | None = None
-        self.clock = StepClock()
-        self.counter: TokenCounter | None = None
-        self.training_cost = 0.0
+        self.schedule: Schedule | None = None
         self.callbacks: Sequence[Any] = ()  # of the trainer
         self.log: Log | None = None  # of the first process, from the beginning of training on, like what follows
         self.kept: KeptModel | None = None
@@ -160,24 +143,9 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
         self.setup_seconds = 0.0
         self.is_off = False  # measuring has failed
 
-    def _the_laws(self, name: str, given: Any, default: Any) -> Any:
-        """What was given, which has to be the law's where there is one, or else the law's or the default."""
-        if self.law is None:
-            return default() if given is None else given
-        of_law = getattr(self.law, name)
-        if isinstance(given, ProbeSettings) and None in (given.precision, of_law.precision):
-            of_law = replace(of_law, precision=of_law.precision or given.precision)
-            given = replace(given, precision=of_law.precision)
-        if given is not None and given != of_law:
-            raise RazorError(
-                f"The law was calibrated with another `{name}` than the one given, and KLs measured in two ways cannot "
-                "be compared: leave it out, and the law's is used."
-            )
-        return of_law
-
     def on_init_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Look at the base, before any update, and before a run that resumes loads its checkpoint."""
-        if model is not None and not _is_placed_later(args, unwrapped(model)):
+        if model is not None and not is_placed_later(args, unwrapped(model)):
             self._prepare(args, control, model, kwargs.get("processing_class"))
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
@@ -193,8 +161,7 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
                     "trainer as callbacks=[...], or measure the checkpoints afterwards with `razor pick`."
                 )
             self._prepare(args, control, model, kwargs.get("processing_class"))
-        if _is_sharded(args, unwrapped(model)):
-            raise _sharded()
+        require_whole(args, unwrapped(model))
         dataloader, told = kwargs.get("train_dataloader"), getattr(args, "chat_template_kwargs", None)
         ranks.together(lambda: self._say_what_is_wrong(dataloader, told))
         path = self._log_path(args)
@@ -204,23 +171,28 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
         measured = [row for row in earlier if "error" not in row]
         self.last_seen = measured[-1]["step"] if measured else 0
         self.callbacks = trackers.beside(self)
-        if self.plan is None and measured:
-            self.plan = Plan.of_row(measured[-1])
-        self._or_else_off(state, lambda: self._begin_plan(args, state, model, dataloader))
+        assert self.schedule is not None
+        schedule = self.schedule
+        if schedule.plan is None and measured:
+            schedule.plan = Plan.of_row(measured[-1])
+        self._or_else_off(state, lambda: schedule.begin(args, state, model, dataloader))
 
     def on_step_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Time the first steps."""
-        self.clock.begin(model)
+        if self.schedule is not None:
+            self.schedule.clock.begin(model)
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> Any:
         """Measure where it is due: at every so many steps, and at the last."""
-        self.clock.end(model)
-        if self.plan is None and not self.is_off:
-            self._or_else_off(state, lambda: self._decide(self._counted()))
+        if (schedule := self.schedule) is None:
+            return control
+        schedule.clock.end(model)
+        if schedule.plan is None and not self.is_off:
+            self._or_else_off(state, schedule.decide)
         last = state.global_step >= state.max_steps or control.should_training_stop
-        due = self.plan is not None and (last or state.global_step % self.plan.every == 0)
-        if self.clock.is_ready(due=due) and not self.is_off:
-            self._or_else_off(state, self._say_timed)
+        due = schedule.plan is not None and (last or schedule.is_due(state.global_step))
+        if schedule.clock.is_ready(due=due) and not self.is_off:
+            self._or_else_off(state, schedule.say_timed)
         if due:
             self._look(args, state, control, model, kwargs.get("processing_class"), last=last)
         return control
@@ -246,8 +218,8 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
 
     def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Close what is open; measure, where something else than the monitor ended training between measurements."""
-        if self.counter:
-            self.counter.remove()
+        if self.schedule is not None:
+            self.schedule.stop_counting()
         if not getattr(args, "load_best_model_at_end", False):  # by now it is an earlier model
             self._look_at_the_end(args, state, control, model, kwargs.get("processing_class"))
         self.callbacks = ()
@@ -261,8 +233,8 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
         if self.is_off:
             return
         self.last_seen = state.global_step
-        side = (self.last if last else self.thin) or self.base
-        assert side is not None
+        assert self.schedule is not None
+        side = self.schedule.last if last else self.schedule.thin
         start = time.perf_counter()
         parts = self._or_else_off(state, lambda: ranks.everywhere(lambda: self._measure(unwrapped(model), side)))
         if parts is None:
@@ -277,7 +249,7 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
             reading = self._reading(state, side, joined(measured), time.perf_counter() - start)
             self.readings.append(reading)
             self._report(args, reading)
-            if reading.verdict is Verdict.ABOVE and self.on_budget == "stop":
+            if reading.verdict is Verdict.ABOVE and self.rule.on_budget == "stop":
                 control.should_training_stop = True
             elif reading.verdict is Verdict.WITHIN and self.kept is not None:
                 self.kept.save(unwrapped(model), processing_class, reading.as_json())
@@ -311,8 +283,7 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
     def _prepare(self, args: Any, control: Any, model: Any, processing_class: Any) -> None:
         start = time.perf_counter()
         model = unwrapped(model)
-        if _is_sharded(args, model):
-            raise _sharded()
+        require_whole(args, model)
         ranks.together(lambda: self._look_at_base(args, control, model, processing_class))
         self.setup_seconds = time.perf_counter() - start
 
@@ -331,7 +302,7 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
             with compute.generators_untouched(), compute.memory_errors(NO_MEMORY), self._progress(args) as progress:
                 require_measurable(model, tokenizer)
                 digest = base_digest(model, self.settings.precision)
-                check_undone(model, recognised=self.law is not None and is_same_base(digest, self.law.base_digest))
+                check_undone(model, recognised=self.law is not None and is_same_base(digest, self.law.base.digest))
                 if self.law is not None:
                     self.law.check(model, tokenizer, digest)
                 self.provenance = {
@@ -361,6 +332,7 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
                 f"ForgettingMonitor cannot measure this model, {type(model).__name__}: {type(error).__name__}: "
                 f"{' '.join(str(error).split())}. Train without the monitor, and report this."
             ) from error
+        self.schedule = Schedule(self.base, self.settings.precision, self.asked[0], _say)
         self.first_prompt = encoding.as_read(tokenizer, self.base.first_prompt)
 
     @staticmethod
@@ -369,45 +341,20 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
 
     def _forget(self) -> None:
         """What another trainer has left, where the monitor was given to two, one after the other."""
-        self.every, self.settings = self.asked
-        self.base = self.thin = self.last = self.claim = self.sizes = self.costs = None
-        self.plan = None if self.every is None else Plan(self.every, asked=True)
+        self.settings = self.asked[1]
+        self.base = self.schedule = self.claim = None
         self.readings, self.last_seen, self.is_off = [], 0, False
 
     def _say_what_is_wrong(self, dataloader: Any, told: Mapping[str, Any] | None) -> None:
-        if self.law is None:
-            _say(
-                "[razor] uncalibrated: no law was given, so there is KL to the base and no forecast. `razor calibrate` "
-                "makes a law; `razor pick --kl-budget` takes a checkpoint without one."
-            )
-            if self.budget is not None:
-                _say("[razor] the budget is not watched: without a law, KL says nothing about scores.")
-        else:
-            _say(f"[razor] {self.law.describe(self.level)}")
-            for caution in self.law.cautions(self.level, limit=self.budget):
-                _say(f"[razor] {caution}")
-            if self.budget is not None and self.law.objection(limit=self.budget) is not None:
-                _say("[razor] the budget is not watched: by such a law nothing is warned of, stopped or kept.")
+        for caution in self.rule.cautions():
+            _say(f"[razor] {caution}")
         assert self.base is not None
         _say(f"[razor] the first prompt, as measured in {self.settings.precision}: {shortened(self.first_prompt)!r}")
         for caution in cautions_of(self.base.whole, self.prompts, self.generic, self.settings):
             _say(f"[razor] {caution}")
-        if not ranks.is_first():
-            return
-        try:
-            forms = [encode(self.vocabulary, self.prompts, chat) for chat in {self.settings.chat, False}]
-            shared = count_overlap(self.prompts, list(zip(*forms, strict=True)), dataloader)
-            form = template_caution(self.prompts, self.vocabulary, self.settings, dataloader, told)
-        except Exception as error:  # of a data set of the user's own
-            _say(f"[razor] whether the prompts are in the training set cannot be seen: {type(error).__name__}: {error}")
-            return
-        if shared:
-            _say(
-                f"[razor] {shared} of the {len(self.prompts)} prompts are in the training set: KL on them is larger "
-                "than on prompts the model has not seen. Hold prompts out."
-            )
-        if form is not None:
-            _say(f"[razor] {form}")
+        if ranks.is_first():
+            for caution in cautions_of_rows(self.prompts, self.vocabulary, self.settings, dataloader, told):
+                _say(f"[razor] {caution}")
 
     # What is left on disk
 
@@ -415,25 +362,14 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
         return self.log_path or Path(args.output_dir) / LOG
 
     def _kept_path(self, args: Any) -> Path | None:
-        return Path(args.output_dir) / KEPT if self.on_budget == "keep" else None
+        return Path(args.output_dir) / KEPT if self.rule.on_budget == "keep" else None
 
     def _earlier(self, path: Path, step: int) -> list[dict[str, Any]]:
         """What the run has logged before it was resumed; raises RazorError where it was measured otherwise."""
         if not ranks.is_first():
             return []
         earlier = rows_until(path, step, ("every",))
-        for row in (row for row in earlier if "error" not in row):
-            if not is_digest(str(row.get("base"))):
-                raise RazorError(
-                    f"Training resumes, and the KLs in {path} are of another version of rlrazor: move that file away."
-                )
-            same = {name: row.get(name) == value for name, value in self.provenance.items()}
-            same["base"] = is_same_base(str(row.get("base")), self.provenance["base"])
-            if not all(same.values()):
-                raise RazorError(
-                    f"Training resumes, and the KLs in {path} are of another base, other prompts or another probe: go "
-                    "on with what the run began with, or move that file away."
-                )
+        require_same(earlier, path, self.provenance)
         return earlier
 
     def _begin_outputs(self, args: Any, path: Path, earlier: Sequence[Mapping[str, Any]], *, fresh: bool) -> None:
@@ -446,67 +382,6 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
         if (folder := self._kept_path(args)) is not None:
             self.kept = KeptModel(folder, _say)
             self.kept.begin(fresh=fresh)
-
-    # When to measure
-
-    def _is_slower_than_training(self, args: Any, model: Any) -> bool:
-        """Whether training multiplies in half precision on a GPU, and measuring does not."""
-        state = AcceleratorState() if is_initialized() else None
-        # `accelerate launch` sets it beside the trainer's own arguments.
-        half = getattr(state, "mixed_precision", "no") != "no" or any(
-            getattr(args, name, False) for name in ("bf16", "fp16")
-        )
-        return bool(half) and self.settings.precision == "float32" and next(model.parameters()).device.type == "cuda"
-
-    def _begin_plan(self, args: Any, state: Any, model: Any, dataloader: Any) -> None:
-        """Say the plan, which is decided now where the rows that are trained on show how many tokens they have."""
-        assert self.base is not None
-        self.clock = StepClock()
-        weights = [(weight.numel(), weight.requires_grad) for weight in unwrapped(model).parameters()]
-        trained = sum(size for size, trains in weights if trains) / sum(size for size, _ in weights)
-        self.training_cost = TRAINING_COST + trained  # and one for the gradients of all weights
-        if self._is_slower_than_training(args, unwrapped(model)):
-            self.training_cost /= FLOAT32_COST
-        base = self.base
-        found = ranks.everywhere(lambda: (base.sizes, base.pace, tokens_of_step(args, dataloader)))
-        self.sizes = Sizes.joined([sizes for sizes, _, _ in found])
-        seen = [tokens for _, _, tokens in found]
-        pace = max(pace for _, pace, _ in found)
-        self.costs = Costs(int(state.max_steps), int(state.global_step), self.sizes.read, pace)
-        if self.plan is not None or all(seen):
-            self._decide(min(tokens or 0.0 for tokens in seen))
-            return
-        if not getattr(args, "torch_compile", False):
-            self.counter = TokenCounter(unwrapped(model))
-        _say(f"[razor] {planning.undecided(self.costs, self.sizes.described)}")
-
-    def _counted(self) -> float:
-        """Tokens of the first step, of the process that read fewest; 0 where they could not be counted."""
-        return float(min(ranks.everywhere(lambda: self.counter.remove() if self.counter else 0)))
-
-    def _decide(self, step_tokens: float) -> None:
-        """Settle the plan, unless it is, and say it."""
-        assert self.sizes is not None
-        assert self.costs is not None
-        sizes, allowed = self.sizes, self.training_cost * step_tokens
-        worth = (lambda fraction: MEASURING_COST * sizes.read(fraction) / allowed) if allowed else None
-        self.costs = replace(self.costs, worth=worth)
-        plan = self.plan or planning.choose(self.costs.steps, worth)
-        ranks.together(lambda: self._settle(plan))
-        _say(f"[razor] {planning.described(plan, self.costs, sizes.described)}")
-
-    def _settle(self, plan: Plan) -> None:
-        assert self.base is not None
-        self.plan, self.every = plan, plan.every
-        self.thin = self.base.thinned(plan.fraction) if plan.fraction < 1 else self.base
-        self.last = self.base.thinned(plan.last_fraction) if plan.last_fraction < 1 else self.base
-
-    def _say_timed(self) -> None:
-        """Once: what the plan costs by the clock."""
-        assert self.costs is not None
-        assert self.plan is not None
-        self.costs = replace(self.costs, step_seconds=max(ranks.everywhere(self.clock.read)))
-        _say(f"[razor] {planning.timed(self.plan, self.costs)}")
 
     # Measuring
 
@@ -524,33 +399,15 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
                 return "out of memory"
 
     def _reading(self, state: Any, side: BaseSide, drifts: Mapping[str, Drift], seconds: float) -> Reading:
-        kl = kls_of(drifts)
-        forecast, level, remaining = None, None, {}
-        verdict: Verdict | None = None
-        if self.law is not None:
-            asked, measured = self.prompts_hash if side is self.base else "", side.whole[FORWARD]
-            forecast = self.law.forecast(kl, self.level, prompts=asked, measured=measured)
-            level = self.law.attainable(self.level)
-            if self.budget is not None and self.law.objection(limit=self.budget) is None:
-                remaining = self.law.remaining(
-                    kl, self.budget, self.level, prompts=asked, measured=measured, cautious=self.cautious
-                )
-                # Who is not cautious goes by the forecast itself, as far as the law has seen.
-                low, high = (forecast.low, forecast.high) if self.cautious else (forecast.drop, forecast.drop)
-                high = upper_end(high, beyond=forecast.extrapolated)
-                verdict = judge(forecast.drop, low, high, self.budget, cautious=self.cautious)
+        kl, is_whole = kls_of(drifts), side is self.base
         return Reading(
             int(state.global_step),
             float(state.epoch or 0.0),
             kl,
             {name: drift.per_token.mean for name, drift in drifts.items()},
             {name: drift.n_prompts for name, drift in drifts.items()},
-            side is self.base,
-            forecast,
-            level,
-            self.budget,
-            remaining,
-            verdict,
+            is_whole,
+            self.rule.judged(kl, self.prompts_hash if is_whole else "", side.whole[FORWARD]),
             seconds,
         )
 
@@ -561,8 +418,9 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
             return
         assert self.log is not None
         assert self.claim is not None
-        assert self.plan is not None
-        row = {"run": self.claim.run, **reading.as_json(), **self.plan.as_json(), **self.provenance}
+        assert self.schedule is not None
+        assert self.schedule.plan is not None
+        row = {"run": self.claim.run, **reading.as_json(), **self.schedule.plan.as_json(), **self.provenance}
         if not self.log.lines:
             row["first_prompt"] = self.first_prompt
         if self.law is not None:
@@ -572,64 +430,8 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
             if name not in self.unreachable:
                 _say(f"[razor] {name} does not take what was measured ({error}); training goes on.")
             self.unreachable.add(name)
-        _say(reading.line(self._done_about(reading)))
-
-    def _done_about(self, reading: Reading) -> str:
-        """What follows from a forecast that is over the budget, or of which that cannot be told."""
-        if reading.verdict is Verdict.UNCERTAIN:
-            return "training goes on" if self.kept is None else "this model is not kept"
-        if reading.verdict is not Verdict.ABOVE:
-            return ""
         kept = None if self.kept is None else self.kept.step
-        return {
-            "warn": "training goes on",
-            "stop": "training stops here",
-            "keep": f"the model of step {kept}, within it, is in {KEPT}"
-            if kept
-            else "no measured model within it is kept",
-        }[self.on_budget]
-
-
-def _check_numbers(budget: float | None, on_budget: str, level: float | None, every: int | None) -> None:
-    """Raise RazorError for settings that are none."""
-    if on_budget not in ("warn", "stop", "keep"):
-        raise RazorError(f"on_budget is 'warn', 'stop' or 'keep', not {on_budget!r}.")
-    for name, value in (("budget", budget), ("level", level), ("every", every)):
-        bounds.require_number(name, value)
-    if budget is not None and not 0 < budget < 1:
-        raise RazorError(f"budget is a fraction of 1, such as 0.02 for two points of the prior score, not {budget}.")
-    if level is not None and not 0 < level < 1:
-        raise RazorError(f"level is a fraction of 1, such as 0.9, not {level}.")
-    if every is not None and every < 1:
-        raise RazorError(f"every is a number of steps, at least 1, not {every}.")
-    if every is not None:
-        bounds.check_whole("every", every)
-
-
-def _is_placed_later(args: Any, model: Any) -> bool:
-    """Whether the trainer will move or cast the model as training begins: what is measured is what is trained."""
-    device = getattr(args, "device", None)
-    elsewhere = device is not None and next(model.parameters()).device.type != torch.device(device).type
-    # By the trainer's own argument, or by `accelerate launch`.
-    return elsewhere or any(getattr(args, name, None) for name in ("deepspeed", "deepspeed_plugin"))
-
-
-def _is_sharded(args: Any, model: Any) -> bool:
-    """Whether no process holds the whole model: FSDP, ZeRO-3, or distributed tensors."""
-    if getattr(args, "fsdp", None) or (
-        is_initialized() and AcceleratorState().distributed_type == DistributedType.FSDP
-    ):
-        return True
-    return any(
-        hasattr(parameter, "ds_id") or type(parameter.data).__name__ == "DTensor" for parameter in model.parameters()
-    )
-
-
-def _sharded() -> RazorError:
-    return RazorError(
-        "ForgettingMonitor needs every process to hold the whole model, which FSDP and ZeRO-3 do not do. Use "
-        "DistributedDataParallel or ZeRO-2, or measure the checkpoints afterwards with `razor compare`."
-    )
+        _say(reading.line(self.rule.done_about(reading.verdict, kept)))
 
 
 def _say(text: str) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 
 from rlrazor.errors import RazorError
 from rlrazor.guard.log_schema import LogRow
+from rlrazor.lm.digests import is_digest, is_same_base
 from rlrazor.system.documents import checked, loads
 from rlrazor.system.writing import atomic_path, check_writable, require_our_folder
 
@@ -140,6 +141,22 @@ def rows_until(path: Path, step: int, needed: Sequence[str]) -> list[dict[str, A
             if row["step"] <= step and (set(needed) <= set(row) or "error" in row):
                 rows.append(row)
     return rows
+
+
+def require_same(rows: Sequence[Mapping[str, Any]], path: Path, provenance: Mapping[str, str]) -> None:
+    """Raise RazorError where rows of a log were measured otherwise: of another base, other prompts, another probe."""
+    for row in (row for row in rows if "error" not in row):
+        if not is_digest(str(row.get("base"))):
+            raise RazorError(
+                f"Training resumes, and the KLs in {path} are of another version of rlrazor: move that file away."
+            )
+        same = {name: row.get(name) == value for name, value in provenance.items()}
+        same["base"] = is_same_base(str(row.get("base")), provenance["base"])
+        if not all(same.values()):
+            raise RazorError(
+                f"Training resumes, and the KLs in {path} are of another base, other prompts or another probe: go "
+                "on with what the run began with, or move that file away."
+            )
 
 
 class KeptModel:

@@ -9,7 +9,7 @@ from typing import Any
 
 from rlrazor.errors import RazorError
 from rlrazor.lm import encoding
-from rlrazor.lm.probes import ProbeSettings, Prompt
+from rlrazor.lm.probes import ProbeSettings, Prompt, encode
 from rlrazor.lm.prompts import parts_of
 
 ROWS = 100_000  # of a training set that are looked at: more would take seconds
@@ -96,6 +96,30 @@ def template_caution(
             "the same in a column chat_template_kwargs."
         )
     return None
+
+
+def cautions_of_rows(
+    prompts: Sequence[Prompt],
+    tokenizer: Any,
+    settings: ProbeSettings,
+    dataloader: Any,
+    told: Mapping[str, Any] | None,
+) -> list[str]:
+    """Sentences on how prompts and the rows that are trained on go together, as far as that can be seen."""
+    try:
+        forms = [encode(tokenizer, prompts, chat) for chat in {settings.chat, False}]
+        shared = count_overlap(prompts, list(zip(*forms, strict=True)), dataloader)
+        form = template_caution(prompts, tokenizer, settings, dataloader, told)
+    except Exception as error:  # of a data set of the user's own
+        return [f"whether the prompts are in the training set cannot be seen: {type(error).__name__}: {error}"]
+    said = [] if form is None else [form]
+    if shared:
+        said = [
+            f"{shared} of the {len(prompts)} prompts are in the training set: KL on them is larger than on prompts the "
+            "model has not seen. Hold prompts out.",
+            *said,
+        ]
+    return said
 
 
 def column(dataloader: Any, names: Sequence[str]) -> tuple[str | None, Iterator[Any]]:

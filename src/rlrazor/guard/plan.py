@@ -11,6 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rlrazor import bounds
+from rlrazor.errors import RazorError
+
 OVERHEAD = 0.05  # of training, at the default setting; half of it is for the last measurement
 FEWEST = 4  # measurements of a run, whatever they cost: with one, at its end, there is nothing left to stop
 WANTED, MOST = 10, 50  # a probe too large for ten is thinned; more than fifty tell nothing more
@@ -54,6 +57,15 @@ class Plan:
         except (KeyError, TypeError, ValueError):
             return None
         return plan if plan.every >= 1 and 0 < plan.fraction <= 1 and 0 < plan.last_fraction <= 1 else None
+
+
+def check_every(every: int | None) -> None:
+    """Raise RazorError for what is no number of steps."""
+    bounds.require_number("every", every)
+    if every is not None and every < 1:
+        raise RazorError(f"every is a number of steps, at least 1, not {every}.")
+    if every is not None:
+        bounds.check_whole("every", every)
 
 
 def choose(steps: int, worth: Worth | None) -> Plan:

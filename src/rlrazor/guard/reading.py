@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from rlrazor.analysis.forecast import FORWARD, PROBE, Forecast
+from rlrazor.guard.budget import Judged
+from rlrazor.guard.scale import shown_estimate
 from rlrazor.guard.verdict import Verdict
 from rlrazor.lm.kl import Estimate
 
@@ -16,11 +18,9 @@ _NAMES = {FORWARD: "KL", PROBE: "KL on the probe"}
 
 @dataclass(frozen=True)
 class Reading:
-    """One measurement. KLs in nats per completion or text, with standard errors; the forecast None without a law.
+    """One measurement. KLs in nats per completion or text, with standard errors, and what the law says of them.
 
-    `remaining`: how much KLs may still grow, in the proportions in which they have, until the forecast reaches the
-    budget, or the end of what the law was fitted to. `verdict`: on the budget; None where there is none, or no law that
-    may judge it. `prompts`: how many of each probe were measured; `whole`: that is all.
+    `prompts`: how many of each probe were measured; `whole`: that is all.
     """
 
     step: int
@@ -29,12 +29,23 @@ class Reading:
     per_token: Mapping[str, float]
     prompts: Mapping[str, int]
     whole: bool
-    forecast: Forecast | None
-    level: float | None
-    budget: float | None
-    remaining: Mapping[str, float]
-    verdict: Verdict | None
+    judged: Judged
     seconds: float
+
+    @property
+    def forecast(self) -> Forecast | None:
+        """None without a law."""
+        return self.judged.forecast
+
+    @property
+    def remaining(self) -> Mapping[str, float]:
+        """How much KLs may still grow within the budget, nats."""
+        return self.judged.remaining
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """On the budget; None where it is not judged."""
+        return self.judged.verdict
 
     @property
     def within(self) -> bool | None:
@@ -52,8 +63,8 @@ class Reading:
             "prompts": dict(self.prompts),
             "whole": self.whole,
             "forecast": None if self.forecast is None else asdict(self.forecast),
-            "level": self.level,
-            "budget": self.budget,
+            "level": self.judged.level,
+            "budget": self.judged.budget,
             "remaining": {name: _finite(value) for name, value in self.remaining.items()},
             "within": self.within,
             "verdict": self.verdict,
@@ -71,34 +82,31 @@ class Reading:
 
     def line(self, done: str = "") -> str:
         """For people. `done`: what has been done about a forecast that is over the budget, or may be."""
-        kls = ", ".join(f"{_NAMES[name]} {_with_error(estimate)}" for name, estimate in self.kl.items())
+        kls = ", ".join(f"{_NAMES[name]} {shown_estimate(estimate)}" for name, estimate in self.kl.items())
         if self.forecast is None:
             return f"[razor] step {self.step}: {kls} nats; uncalibrated: no law, so no forecast"
-        shown = self.forecast
-        close = self.budget is not None and abs(shown.drop - self.budget) < 5e-4  # 2.0 points, over 2.0
+        shown, budget = self.forecast, self.judged.budget
+        close = budget is not None and abs(shown.drop - budget) < 5e-4  # 2.0 points, over 2.0
         text = (
             f"[razor] step {self.step}: {kls} nats; forecast drop {100 * shown.drop:.{3 if close else 1}f} points "
-            f"[{100 * shown.low:.1f}, {100 * shown.high:.1f}] ({self.level:.0%})"
+            f"[{100 * shown.low:.1f}, {100 * shown.high:.1f}] ({self.judged.level:.0%})"
         )
         return text + self._about_budget(done) + ("; beyond what the law was fitted to" if shown.extrapolated else "")
 
     def _about_budget(self, done: str) -> str:
         """What is said of the budget, where it is judged."""
-        if self.verdict is None or self.budget is None or self.forecast is None:
+        most, forecast = self.judged.budget, self.forecast
+        if self.verdict is None or most is None or forecast is None:
             return ""
-        budget, so = f"the budget of {100 * self.budget:.1f}", f": {done}" if done else ""
+        budget, so = f"the budget of {100 * most:.1f}", f": {done}" if done else ""
         if self.verdict is Verdict.UNCERTAIN:
             return f"; whether that is within {budget} cannot be told{so}"
         if self.verdict is Verdict.WITHIN:
             left = " and ".join(f"{nats:.3g} nats of {_NAMES[name]}" for name, nats in self.remaining.items())
             return f"; within {budget}, {left} left"
-        if self.forecast.high <= self.budget:
+        if forecast.high <= most:
             return f"; that it is within {budget} cannot be told, which counts as over it{so}"
-        return f"{', whose upper end' if self.forecast.drop <= self.budget else ''} is over {budget}{so}"
-
-
-def _with_error(estimate: Estimate) -> str:
-    return f"{estimate.mean:.4f}" + (f" ± {estimate.stderr:.4f}" if math.isfinite(estimate.stderr) else "")
+        return f"{', whose upper end' if forecast.drop <= most else ''} is over {budget}{so}"
 
 
 def _finite(value: float) -> float | None:

@@ -20,8 +20,9 @@ from typing import Any
 from rlrazor.errors import RazorError
 from rlrazor.guard.log_schema import Label, LogRow, TrainerState
 from rlrazor.guard.outputs import LOG, MARK, STATE, hash_of
-from rlrazor.lm.models import check_weights
-from rlrazor.system.documents import checked, loads, parse_json, read_json, read_text
+from rlrazor.lm.weight_files import check_weights
+from rlrazor.system import jsonl
+from rlrazor.system.documents import checked, parse_json, read_json, read_text
 
 MEASURE = "measure the checkpoints here, with --base and --prompts"
 ANEW = "measure the checkpoints anew"
@@ -31,7 +32,7 @@ _SAVING = 60_000_000_000  # nanoseconds from the weights to the trainer's state 
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class SavedCheckpoint:
     """A folder that a Trainer saved at a step. `history`: what it had logged until then, a mapping for each entry.
 
     `run`: the id of the run that was watched as it was saved. `overwritten`: it says so, and yet another run that was
@@ -60,7 +61,7 @@ class Run:
     log: Path
     id: str | None
     labelled: bool
-    checkpoints: Sequence[Checkpoint]
+    checkpoints: Sequence[SavedCheckpoint]
     history: Sequence[Mapping[str, Any]]
     notes: Sequence[str]
 
@@ -104,7 +105,7 @@ def run_in(folder: Path, wanted: str | None = None, log: Path | None = None) -> 
     return Run(folder, log, run or wanted, labelled, whole, last.history, notes)
 
 
-def rows_of(run: Run) -> tuple[list[dict[str, Any]], list[str]]:
+def rows_of(run: Run) -> tuple[list[LogRow], list[str]]:
     """The monitor's rows of a run, in the order they were written, and cautions.
 
     Raises RazorError where there are none, or those of several runs cannot be told apart.
@@ -131,10 +132,10 @@ def rows_of(run: Run) -> tuple[list[dict[str, Any]], list[str]]:
         )
     if chosen is not None:
         # Of an earlier version's log that the run went on with, the first rows have no id.
-        rows = [row for row in rows if row.get("run") in (chosen, None)]
+        rows = [row for row in rows if row.run in (chosen, None)]
         for earlier in sorted(path.parent.glob(f"{escape(path.stem)}-of-earlier-run-*{escape(path.suffix)}")):
             with suppress(RazorError):
-                rows = [row for row in _rows(earlier) if row.get("run") == chosen] + rows
+                rows = [row for row in _rows(earlier) if row.run == chosen] + rows
         if not rows:
             has = f"has those of {', '.join(ids)}" if ids else "has none"
             raise RazorError(f"There are no rows of the run {chosen}: {path} {has}. To do without, {MEASURE}.")
@@ -150,9 +151,9 @@ def rows_of(run: Run) -> tuple[list[dict[str, Any]], list[str]]:
 # Reading
 
 
-def _read_all(folder: Path) -> tuple[list[Checkpoint], list[str]]:
+def _read_all(folder: Path) -> tuple[list[SavedCheckpoint], list[str]]:
     """The checkpoints that can be read, each once, and why others cannot."""
-    found: list[Checkpoint] = []
+    found: list[SavedCheckpoint] = []
     notes: list[str] = []
     seen: set[str] = set()
     # A link to another checkpoint is the same one; the plain folders come first.
@@ -176,7 +177,7 @@ def _read_all(folder: Path) -> tuple[list[Checkpoint], list[str]]:
     return found, notes
 
 
-def _read(path: Path) -> Checkpoint:
+def _read(path: Path) -> SavedCheckpoint:
     """Raises FileNotFoundError where there is no state, and RazorError where it is damaged."""
     file = path / STATE
     written = file.stat().st_mtime_ns
@@ -189,7 +190,9 @@ def _read(path: Path) -> Checkpoint:
     if step is None:
         raise RazorError("it has no global_step.")
     run, overwritten = _label(path, step)
-    return Checkpoint(path, step, history, run, overwritten, {name: state.get(name) for name in _SETTINGS}, written)
+    return SavedCheckpoint(
+        path, step, history, run, overwritten, {name: state.get(name) for name in _SETTINGS}, written
+    )
 
 
 def _label(path: Path, step: int) -> tuple[str | None, bool]:
@@ -205,40 +208,35 @@ def _label(path: Path, step: int) -> tuple[str | None, bool]:
     return None if overwritten else label.run, overwritten
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
+def _rows(path: Path) -> list[LogRow]:
     """A last line that a killed process left half-written is not one."""
-    text = read_text(path, mend=ANEW)
-    lines = [line for line in text.split("\n") if line.strip()]
-    rows = []
-    for number, line in enumerate(lines, 1):
-        try:
-            row = loads(line)
-        except ValueError as error:
-            if number == len(lines) and not text.endswith("\n"):
-                break
-            raise RazorError(f"{path} is damaged, as of line {number} {error}: {ANEW}.") from error
+    rows: list[LogRow] = []
+    for where, row in jsonl.strict(read_text(path, mend=ANEW), path, say=_damaged, torn=True):
         if isinstance(row, dict) and "step" not in row:
-            raise RazorError(f"{path} is damaged (line {number} lacks 'step'): {ANEW}.")
-        checked(LogRow, row, f"{path}, line {number},", mend=ANEW)
-        rows.append(row)
+            raise RazorError(f"{where} is damaged, as it lacks 'step': {ANEW}.")
+        rows.append(checked(LogRow, row, where, mend=ANEW))
     return rows
 
 
-def _ids(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+def _damaged(where: str, error: ValueError) -> RazorError:
+    return RazorError(f"{where} is damaged, as {error}: {ANEW}.")
+
+
+def _ids(rows: Sequence[LogRow]) -> list[str]:
     """The runs that rows are of, the last to write first."""
-    return list(dict.fromkeys(row["run"] for row in reversed(rows) if row.get("run") is not None))
+    return list(dict.fromkeys(row.run for row in reversed(rows) if row.run is not None))
 
 
-def _is_older(path: Path, rows: Sequence[Mapping[str, Any]], checkpoints: Sequence[Checkpoint]) -> bool:
+def _is_older(path: Path, rows: Sequence[LogRow], checkpoints: Sequence[SavedCheckpoint]) -> bool:
     """Whether a checkpoint was written after rows of later steps were."""
-    last = max((row["step"] for row in rows if isinstance(row.get("step"), int)), default=0)
+    last = max((row.step for row in rows), default=0)
     return any(one.step < last and path.stat().st_mtime_ns < one.written for one in checkpoints)
 
 
 # Telling runs apart
 
 
-def _newest(folder: Path, log: Path, found: Sequence[Checkpoint], wanted: str | None) -> Checkpoint:
+def _newest(folder: Path, log: Path, found: Sequence[SavedCheckpoint], wanted: str | None) -> SavedCheckpoint:
     """The checkpoint that was written last, of the run that is wanted if any says which it is of."""
     labels = sorted({one.run for one in found if one.run is not None})
     ids: list[str] = []
@@ -255,7 +253,9 @@ def _newest(folder: Path, log: Path, found: Sequence[Checkpoint], wanted: str | 
     return max(found, key=lambda one: (one.written, one.run in ids[:1], one.step))
 
 
-def _of_its_run(newest: Checkpoint, found: Iterable[Checkpoint]) -> tuple[list[Checkpoint], str | None, Checkpoint]:
+def _of_its_run(
+    newest: SavedCheckpoint, found: Iterable[SavedCheckpoint]
+) -> tuple[list[SavedCheckpoint], str | None, SavedCheckpoint]:
     """The checkpoints of the run that wrote one of them, the run's id, and the last of them."""
     members, run, last = [newest], newest.run, newest
     for one in sorted(found, key=lambda one: (one.written, one.step), reverse=True):
@@ -267,7 +267,7 @@ def _of_its_run(newest: Checkpoint, found: Iterable[Checkpoint]) -> tuple[list[C
     return members, run, last
 
 
-def _go_together(one: Checkpoint, other: Checkpoint) -> bool:
+def _go_together(one: SavedCheckpoint, other: SavedCheckpoint) -> bool:
     """Whether two checkpoints are of one run: the log of the later one goes on where that of the earlier one ends.
 
     Where both say that they are, it is enough that their logs do not speak against it. Logs are little evidence where
@@ -282,7 +282,7 @@ def _go_together(one: Checkpoint, other: Checkpoint) -> bool:
     return (one.run is not None and one.run == other.run) or sum(doubts) < 2
 
 
-def _why_left_out(others: Sequence[Checkpoint], newest: Checkpoint, run: str | None) -> list[str]:
+def _why_left_out(others: Sequence[SavedCheckpoint], newest: SavedCheckpoint, run: str | None) -> list[str]:
     """Checkpoints of other runs, by name."""
     notes = []
     than = newest.path.name + (f" (run {run})" if run else ", the newest")
@@ -300,7 +300,7 @@ def _why_left_out(others: Sequence[Checkpoint], newest: Checkpoint, run: str | N
     return notes
 
 
-def _out_of_order(members: Sequence[Checkpoint], newest: Checkpoint) -> list[str]:
+def _out_of_order(members: Sequence[SavedCheckpoint], newest: SavedCheckpoint) -> list[str]:
     old = [one for one in members if one.step > newest.step and one.written < newest.written]
     if not old:
         return []
@@ -310,7 +310,7 @@ def _out_of_order(members: Sequence[Checkpoint], newest: Checkpoint) -> list[str
     ]
 
 
-def _cut_short(members: Sequence[Checkpoint]) -> list[str]:
+def _cut_short(members: Sequence[SavedCheckpoint]) -> list[str]:
     """A Trainer writes its state after the weights: a state that is much older is of another save."""
     old = []
     for one in members:
@@ -325,16 +325,15 @@ def _cut_short(members: Sequence[Checkpoint]) -> list[str]:
     ]
 
 
-def _names(checkpoints: Sequence[Checkpoint]) -> str:
+def _names(checkpoints: Sequence[SavedCheckpoint]) -> str:
     return ", ".join(one.path.name for one in sorted(checkpoints, key=lambda one: one.step))
 
 
-def _check_one_monitors(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+def _check_one_monitors(rows: Sequence[LogRow], path: Path) -> None:
     """Raise RazorError where rows are of two monitors, or of two runs without ids."""
-    measured = [row for row in rows if "error" not in row]
-    steps = [row.get("step") for row in measured if row.get("run") is None]
-    with suppress(TypeError):  # no step, or none that is a number, is damage, which is said where rows are used
-        if any(later <= step for step, later in itertools.pairwise(steps)):  # type: ignore[operator]
-            raise RazorError(f"{path} has rows of several runs, which cannot be told apart: {MEASURE}.")
-    if len({str((row.get("prompts_hash"), row.get("probe"))) for row in measured}) > 1:
+    measured = [row for row in rows if row.error is None]
+    steps = [row.step for row in measured if row.run is None]
+    if any(later <= step for step, later in itertools.pairwise(steps)):
+        raise RazorError(f"{path} has rows of several runs, which cannot be told apart: {MEASURE}.")
+    if len({(row.prompts_hash, row.probe) for row in measured}) > 1:
         raise RazorError(f"{path} has rows of several monitors, of other prompts or another probe: {MEASURE}.")

@@ -5,8 +5,8 @@ And where it lies: on which prompts, and on the first tokens of a completion, as
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -20,6 +20,8 @@ from rlrazor.analysis.forecast import FORWARD, PROBE
 from rlrazor.lm import compute, kl
 from rlrazor.lm.kl import Drift, Estimate
 from rlrazor.lm.sampling import NotFiniteError
+from rlrazor.system.documents import read_json
+from rlrazor.system.schema import Drop, Name, Schema, Step, Text
 
 NOISE_PROMPTS = 4  # evenly spaced, of the probe: a pass over all of them would cost as much as the comparison
 FIRST = 5  # tokens of a completion that are its beginning
@@ -102,35 +104,32 @@ def focus_of(drift: Drift) -> Focus:
     return Focus(FIRST, float(first_T.mean()) if len(first_T) else 0.0, share, half if total else 0, len(by_prompt))
 
 
-@dataclass(frozen=True)
-class KnownCheckpoint:
+class KnownCheckpoint(Schema):
     """A checkpoint in the docs: its KLs in nats per token, and the drop of its prior score, a fraction of 1."""
 
     lr: float
-    step: int
+    step: Step
     kl_forward: float
     kl_probe: float
-    drop: float
+    drop: Drop
 
 
-@dataclass(frozen=True)
-class KnownRuns:
+class KnownRuns(Schema):
     """Checkpoints of the runs of one model, and the command that made them; completions had `tokens` on average."""
 
-    command: str
-    model: str
+    command: Text
+    model: Name
     parameters: int
     tokens: float
-    prior: str
-    versions: Mapping[str, str]
-    checkpoints: Sequence[KnownCheckpoint]
+    prior: Name
+    versions: dict[Name, Name]
+    checkpoints: list[KnownCheckpoint]
 
 
 @cache
 def known_runs() -> KnownRuns:
     """Those that a KL is set beside where there is no law."""
-    stored = json.loads(_KNOWN.read_text(encoding="utf-8"))
-    return KnownRuns(**{**stored, "checkpoints": [KnownCheckpoint(**one) for one in stored["checkpoints"]]})
+    return read_json(_KNOWN, KnownRuns)
 
 
 def is_zero(per_token: Estimate, noise: Noise) -> bool:
@@ -197,6 +196,11 @@ def where(focus: Focus) -> str:
     )
     meaning = "how answers begin has moved, as with a format" if focus.at_the_beginning else "not their beginning alone"
     return f"{prompts}, {first}: {meaning}."
+
+
+def shown_estimate(estimate: Estimate) -> str:
+    """Nats with their standard error."""
+    return f"{estimate.mean:.4f}" + (f" ± {estimate.stderr:.4f}" if math.isfinite(estimate.stderr) else "")
 
 
 def nats(value: float) -> str:

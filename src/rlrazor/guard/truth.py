@@ -11,10 +11,11 @@ from rlrazor.analysis import paired
 from rlrazor.analysis.paired import Difference
 from rlrazor.lm import prior
 from rlrazor.lm.models import LanguageModel
+from rlrazor.lm.scores import Metric, PriorScores, Score
 
 
 @dataclass(frozen=True)
-class PriorSuite:
+class PriorTasks:
     """Prior tasks of lm-eval to measure the truth by."""
 
     tasks: tuple[str, ...]
@@ -22,13 +23,13 @@ class PriorSuite:
     data_mirror: Path | None = None
     allow_code_execution: bool = False
 
-    def metrics(self) -> dict[str, prior.Metric]:
+    def metrics(self) -> dict[str, Metric]:
         """What each task is scored by; raises RazorError for tasks that cannot be evaluated. Loads their data."""
         return prior.metrics_of(
             self.tasks, data_mirror=self.data_mirror, allow_code_execution=self.allow_code_execution
         )
 
-    def scores(self, lm: LanguageModel, told: Callable[[str], None]) -> prior.PriorScores:
+    def scores(self, lm: LanguageModel, told: Callable[[str], None]) -> PriorScores:
         """Of a model; `told` hears of each task as it begins. Raises as `prior.evaluate` does."""
         return prior.evaluate(
             lm.model,
@@ -141,14 +142,12 @@ class Truth:
         return said
 
 
-def truth_of(
-    base: Mapping[str, prior.Score], tuned: Mapping[str, prior.Score], level: float, limit: int | None
-) -> Truth:
+def truth_of(base: Mapping[str, Score], tuned: Mapping[str, Score], level: float, limit: int | None) -> Truth:
     """The change of each task; both have the same tasks."""
     return Truth({name: _change(before, tuned[name], level) for name, before in base.items()}, level, limit)
 
 
-def _change(base: prior.Score, tuned: prior.Score, level: float) -> TaskChange:
+def _change(base: Score, tuned: Score, level: float) -> TaskChange:
     fraction = base.is_fraction and tuned.is_fraction
     difference = _paired(base, tuned, bounded=fraction)
     known = difference is not None
@@ -159,7 +158,7 @@ def _change(base: prior.Score, tuned: prior.Score, level: float) -> TaskChange:
     return TaskChange(base.value, tuned.value, base.metric, base.higher_is_better, fraction, difference, known, level)
 
 
-def _paired(base: prior.Score, tuned: prior.Score, *, bounded: bool) -> Difference | None:
+def _paired(base: Score, tuned: Score, *, bounded: bool) -> Difference | None:
     """Item by item; None where the items' outcomes are not known in both, or are not of the same items."""
     names = {task: list(items) for task, items in base.items.items()}
     if not names or {task: set(items) for task, items in tuned.items.items()} != {
@@ -168,7 +167,7 @@ def _paired(base: prior.Score, tuned: prior.Score, *, bounded: bool) -> Differen
         return None
     first, second = (base, tuned) if base.higher_is_better else (tuned, base)
 
-    def outcomes(score: prior.Score, tasks: Iterable[str]) -> list[float]:
+    def outcomes(score: Score, tasks: Iterable[str]) -> list[float]:
         return [score.items[task][item] for task in tasks for item in names[task]]
 
     groups = [list(names)] if base.by_size else [[task] for task in names]  # of tasks whose items count alike

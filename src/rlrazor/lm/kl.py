@@ -8,21 +8,14 @@ one that was drawn (the k1 and k3 estimators of RL libraries), so its noise is o
 By the chain rule the expectation of the sum over positions is the KL between whole completions.
 
 The base's side of a fixed probe is computed once and kept as final hidden states (D numbers a position) and the LM
-head, not as logits (V numbers). What one position needs is, with l_p and l_q the logits,
-
-    KL(p || q) = E_p[l_p - l_q] - logsumexp(l_p) + logsumexp(l_q),
-
-which one pass over the vocabulary yields, a tile of `TILE_ROWS` positions x `TILE_COLUMNS` tokens at a time, with
-running maxima. At V = 152k and D = 2048 (Qwen2.5-3B), 10,000 positions of logits would be 6 GB for each policy; here
-they are 82 MB of hidden states each, tiles of 2 MB, and 16 MB of each head in float32. The head is copied, 1.2 GB
-there, as it may be trained, now or later; under an adapter, where it is frozen, it is shared, and checked to be
-unchanged at each measurement.
+head, not as logits (V numbers); what is made of them is in `head`. The head is copied (1.2 GB for Qwen2.5-3B), as it
+may be trained, now or later; under an adapter, where it is frozen, it is shared, and checked to be unchanged at each
+measurement.
 
 Sequences are padded on the right and carry no attention mask: under causal attention a real token never sees what
 follows it, so padding is neither read nor measured, whatever its id; an eos that the policy wrote counts like any other
 token. Models run in one stated precision whatever surrounds the measurement (`compute.measuring`), both sides in the
-same, and products with the LM heads are float32 in any case: half-precision logits would be too coarse. Left out:
-sharing the prefill of prompts that have several completions.
+same. Left out: sharing the prefill of prompts that have several completions.
 
 All functions raise `NotFiniteError` at a policy whose outputs are no longer numbers.
 """
@@ -30,7 +23,7 @@ All functions raise `NotFiniteError` at a policy whose outputs are no longer num
 import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -43,16 +36,13 @@ from torch import Tensor, nn
 from rlrazor.errors import RazorError
 from rlrazor.lm import compute
 from rlrazor.lm.adapters import adapter_disabled, is_adapted, unwrapped
-from rlrazor.lm.models import context_length
-from rlrazor.lm.sampling import NotFiniteError
+from rlrazor.lm.architecture import context_length
+from rlrazor.lm.head import Floats, Head, check_head, head_of, kl_at_positions, log_probs_at_positions
 
 TOKEN_BUDGET = 4096  # tokens a forward pass, padding included: 0.1 GB of activations at D = 576, 1 GB at D = 2048
-SAMPLED = 1 << 16  # values of a shared head that are watched
-TILE_ROWS, TILE_COLUMNS = 256, 2048  # two such float32 tiles, 2 MB each, stay in a core's cache
 
 Told = Callable[[float], None]  # hears how much is done, a fraction of 1
 
-Floats = NDArray[np.float64]
 TokenIds = Sequence[int]
 
 
@@ -234,7 +224,7 @@ def forward_kl(probe: Probe, tuned: Any, *, token_budget: int = TOKEN_BUDGET) ->
     vocabularies differ.
     """
     tuned_TD, head = final_states(tuned, probe.sequences, token_budget, probe.precision)
-    return _drift(_kl(probe.states, probe.head, tuned_TD, head), probe.sequences)
+    return _drift(kl_at_positions(probe.states, probe.head, tuned_TD, head), probe.sequences)
 
 
 def between(p: Probe, q: Probe) -> Drift:
@@ -244,7 +234,7 @@ def between(p: Probe, q: Probe) -> Drift:
     """
     if p.sequences != q.sequences:
         raise ValueError("the two probes are of different sequences")
-    return _drift(_kl(p.states, p.head, q.states, q.head), p.sequences)
+    return _drift(kl_at_positions(p.states, p.head, q.states, q.head), p.sequences)
 
 
 def reverse_kl(tuned: Any, sequences: Sequences, base: Any = None, *, token_budget: int = TOKEN_BUDGET) -> Drift:
@@ -259,7 +249,7 @@ def reverse_kl(tuned: Any, sequences: Sequences, base: Any = None, *, token_budg
     tuned_TD, tuned_head = final_states(tuned, sequences, token_budget, precision)
     with adapter_disabled(tuned if base is None else base):
         base_TD, base_head = final_states(tuned if base is None else base, sequences, token_budget, precision)
-        return _drift(_kl(tuned_TD, tuned_head, base_TD, base_head), sequences)
+        return _drift(kl_at_positions(tuned_TD, tuned_head, base_TD, base_head), sequences)
 
 
 def log_probs(model: Any, sequences: Sequences, *, token_budget: int = TOKEN_BUDGET) -> Floats:
@@ -279,72 +269,6 @@ def token_loss(model: Any, texts: Sequence[TokenIds], *, token_budget: int = TOK
     return _ratio(-_sums(_token_log_probs(model, sequences, token_budget), lengths_N), lengths_N.astype(float))
 
 
-@dataclass(frozen=True)
-class Head:
-    """What turns final hidden states into logits: softcap(scale * (states W^T + bias))."""
-
-    weight: Tensor
-    bias: Tensor | None
-    scale: float
-    softcap: float | None
-
-    def logits(self, states_TD: Tensor, weight_CD: Tensor, columns: slice) -> Tensor:
-        """Float32 logits (T, C) of the tokens `columns`; `weight_CD` is their float32 weight."""
-        logits_TC: Tensor = states_TD.float() @ weight_CD.T
-        if self.bias is not None:
-            logits_TC += self.bias[columns].detach().float()
-        return self.transformed(logits_TC)
-
-    def transformed(self, logits: Tensor) -> Tensor:
-        """Scale and softcap, in place."""
-        if self.scale != 1:
-            logits *= self.scale
-        if self.softcap is not None:
-            logits.div_(self.softcap).tanh_().mul_(self.softcap)
-        return logits
-
-    @property
-    def is_frozen(self) -> bool:
-        """Whether nothing of it is trained, as things stand."""
-        return not self.weight.requires_grad and (self.bias is None or not self.bias.requires_grad)
-
-    def sample(self) -> Tensor:
-        """Evenly spaced values of it, SAMPLED at most: no training leaves all of them as they were."""
-        parts = [self.weight] if self.bias is None else [self.weight, self.bias]
-        flat = [part.detach().flatten() for part in parts]
-        places = [np.linspace(0, len(part) - 1, min(len(part), SAMPLED)).astype(np.int64) for part in flat]
-        chosen = [part[torch.from_numpy(at).to(part.device)] for part, at in zip(flat, places, strict=True)]
-        return torch.cat([values.cpu() for values in chosen])
-
-    def copied(self) -> "Head":
-        """One of its own memory."""
-        bias = None if self.bias is None else self.bias.detach().clone()
-        return Head(self.weight.detach().clone(), bias, self.scale, self.softcap)
-
-
-def _head_of(model: Any) -> Head:
-    module = model.get_output_embeddings()
-    if module is None:
-        raise RazorError("This model has no LM head, so it is not a causal language model.")
-    config = model.config.get_text_config()
-    # Cohere, Falcon-H1, Granite.
-    multipliers = [getattr(config, name, None) or 1.0 for name in ("logit_scale", "lm_head_multiplier")]
-    divisor = None if hasattr(config, "dim_model_base") else getattr(config, "logits_scaling", None)  # not MiniCPM3's
-    scale = math.prod(multipliers) / (divisor or 1.0)
-    # Gemma, RecurrentGemma, xLSTM.
-    caps = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
-    softcap = next((cap for name in caps if (cap := getattr(config, name, None))), None)
-    if type(module) is nn.Linear:
-        return Head(module.weight, module.bias, scale, softcap)
-    # Any other affine map, such as a head with an adapter of its own: its matrix is its values on the unit vectors.
-    embeddings = model.get_input_embeddings().weight
-    zero_1D = torch.zeros(1, config.hidden_size, dtype=embeddings.dtype, device=embeddings.device)
-    unit_DD = torch.eye(config.hidden_size, dtype=embeddings.dtype, device=embeddings.device)
-    with torch.autocast(embeddings.device.type, enabled=False):
-        bias_V = module(zero_1D)[0]
-        return Head((module(unit_DD) - bias_V).T.contiguous(), bias_V, scale, softcap)
-
-
 def final_states(
     model: Any,
     sequences: Sequences,
@@ -360,6 +284,35 @@ def final_states(
     and for a model whose logits are not a linear head's.
     """
     model = unwrapped(model)
+    _check_fits(model, sequences)
+    lengths_N = _lengths(sequences)
+    starts_N = np.cumsum(lengths_N) - lengths_N
+    states_TD = None
+    with compute.measuring(model, precision or compute.precision_of(model)):
+        head, batches = head_of(model), _batches(sequences, token_budget)
+        with _heard(model) as heard:
+            for done, batch in enumerate(batches, 1):
+                # The last token predicts nothing that is measured, so it is not fed.
+                rows = [[*sequences.prompts[sequences.prompt_of[n]], *sequences.completions[n]][:-1] for n in batch]
+                hidden_BTD, logits = heard.read(model, rows, head.weight.device)
+                if states_TD is None:
+                    check_head(head, hidden_BTD[0, :1], logits[0, :1], heard.computed_in[0])
+                    states_TD = hidden_BTD.new_empty(int(lengths_N.sum()), hidden_BTD.shape[-1])
+                # Position t of a row predicts its completion's token number t - first.
+                first_B = np.array([len(sequences.prompts[sequences.prompt_of[n]]) - 1 for n in batch])
+                token_BT = np.arange(hidden_BTD.shape[1]) - first_B[:, None]
+                measured_BT = (token_BT >= 0) & (token_BT < lengths_N[batch][:, None])
+                target_T = (token_BT + starts_N[batch][:, None])[measured_BT]
+                measured_T = hidden_BTD[torch.from_numpy(measured_BT).to(hidden_BTD.device)]
+                states_TD[torch.from_numpy(target_T).to(states_TD.device)] = measured_T
+                if told is not None:
+                    told(done / len(batches))
+    if states_TD is None:
+        states_TD = head.weight.new_empty(0, head.weight.shape[1])
+    return states_TD, head
+
+
+def _check_fits(model: Any, sequences: Sequences) -> None:
     longest = max(
         len(sequences.prompts[p]) + len(c) for p, c in zip(sequences.prompt_of, sequences.completions, strict=True)
     )
@@ -369,75 +322,51 @@ def final_states(
             f"A prompt with its completion has {longest} tokens, but the model's context holds {limit}. "
             "Shorten the prompts or the completions."
         )
-    called_with: list[Tensor] = []
-    computed_in: list[torch.dtype] = []
 
-    def only_first(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        called_with.append(args[0])
+
+class _Heard:
+    """What an LM head was called with, and what it computed in."""
+
+    def __init__(self) -> None:
+        self.called_with: list[Tensor] = []
+        self.computed_in: list[torch.dtype] = []
+
+    def only_first(self, _: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Before the head: keep all positions, and hand it the first."""
+        self.called_with.append(args[0])
         return (args[0][:1, :1], *args[1:])
 
-    def note_dtype(_: nn.Module, __: tuple[Tensor, ...], logits: Tensor) -> None:
-        computed_in.append(logits.dtype)  # accelerate's autocast hands half-precision logits out as float32
+    def note_dtype(self, _: nn.Module, __: tuple[Tensor, ...], logits: Tensor) -> None:
+        """After it: accelerate's autocast hands half-precision logits out as float32."""
+        self.computed_in.append(logits.dtype)
 
-    lengths_N = _lengths(sequences)
-    starts_N = np.cumsum(lengths_N) - lengths_N
-    states_TD = None
-    with compute.measuring(model, precision or compute.precision_of(model)):
-        head = _head_of(model)
-        device = head.weight.device
-        output = model.get_output_embeddings()
-        hooks = [output.register_forward_pre_hook(only_first), output.register_forward_hook(note_dtype)]
-        try:
-            batches = _batches(sequences, token_budget)
-            for done, batch in enumerate(batches, 1):
-                # The last token predicts nothing that is measured, so it is not fed.
-                rows = [[*sequences.prompts[sequences.prompt_of[n]], *sequences.completions[n]][:-1] for n in batch]
-                width = max(map(len, rows))
-                padded = [row + [0] * (width - len(row)) for row in rows]
-                called_with.clear()
-                ids_BT = torch.tensor(padded, dtype=torch.long, device=device)
-                logits = model(input_ids=ids_BT, use_cache=False).logits
-                if not called_with:
-                    raise RazorError("This model does not call its LM head, so its hidden states cannot be told apart.")
-                hidden_BTD = called_with[0]
-                if hidden_BTD.shape[1] != width:
-                    raise RazorError(
-                        "This model reads more positions than it is given tokens (prompt tuning puts virtual ones in "
-                        "front), so its hidden states cannot be told apart."
-                    )
-                if states_TD is None:
-                    _check_head(head, hidden_BTD[0, :1], logits[0, :1], computed_in[0])
-                    states_TD = hidden_BTD.new_empty(int(lengths_N.sum()), hidden_BTD.shape[-1])
-                # Position t of a row predicts its completion's token number t - first.
-                first_B = np.array([len(sequences.prompts[sequences.prompt_of[n]]) - 1 for n in batch])
-                token_BT = np.arange(width) - first_B[:, None]
-                measured_BT = (token_BT >= 0) & (token_BT < lengths_N[batch][:, None])
-                target_T = (token_BT + starts_N[batch][:, None])[measured_BT]
-                measured_T = hidden_BTD[torch.from_numpy(measured_BT).to(hidden_BTD.device)]
-                states_TD[torch.from_numpy(target_T).to(states_TD.device)] = measured_T
-                if told is not None:
-                    told(done / len(batches))
-        finally:
-            for hook in hooks:
-                hook.remove()
-    if states_TD is None:
-        states_TD = head.weight.new_empty(0, head.weight.shape[1])
-    return states_TD, head
+    def read(self, model: Any, rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+        """Final hidden states (B, T, D) of rows of tokens, and the logits of the first position."""
+        width = max(map(len, rows))
+        padded = [[*row, *[0] * (width - len(row))] for row in rows]
+        self.called_with.clear()
+        ids_BT = torch.tensor(padded, dtype=torch.long, device=device)
+        logits: Tensor = model(input_ids=ids_BT, use_cache=False).logits
+        if not self.called_with:
+            raise RazorError("This model does not call its LM head, so its hidden states cannot be told apart.")
+        if self.called_with[0].shape[1] != width:
+            raise RazorError(
+                "This model reads more positions than it is given tokens (prompt tuning puts virtual ones in "
+                "front), so its hidden states cannot be told apart."
+            )
+        return self.called_with[0], logits
 
 
-def _check_head(head: Head, states_1D: Tensor, logits_1V: Tensor, computed_in: torch.dtype) -> None:
-    with compute.float32_products(states_1D.device.type):
-        ours_1V = head.logits(states_1D, head.weight.float(), slice(None))
-    # Half-precision logits are rounded by the model, ours are not.
-    tolerance = 1e-3 if computed_in == torch.float32 else 3e-2
-    scale = logits_1V.float().abs().max().clamp(min=1e-3)
-    if not logits_1V.isfinite().all():
-        raise NotFiniteError("logits are not finite")
-    if ours_1V.shape != logits_1V.shape or (ours_1V - logits_1V.float()).abs().max() > tolerance * scale:
-        raise RazorError(
-            "This model's logits are not its final hidden states times its LM head, scaled and capped as its config "
-            "says, so its KL cannot be computed."
-        )
+@contextmanager
+def _heard(model: Any) -> Iterator[_Heard]:
+    """What the head of a model, which has one, is called with in this block."""
+    heard, output = _Heard(), model.get_output_embeddings()
+    hooks = [output.register_forward_pre_hook(heard.only_first), output.register_forward_hook(heard.note_dtype)]
+    try:
+        yield heard
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _batches(sequences: Sequences, token_budget: int) -> list[NDArray[np.int64]]:
@@ -454,85 +383,12 @@ def _batches(sequences: Sequences, token_budget: int) -> list[NDArray[np.int64]]
     return batches
 
 
-@torch.no_grad()
-def _kl(p_TD: Tensor, p_head: Head, q_TD: Tensor, q_head: Head) -> Floats:
-    """KL(p || q) at each position (T,), in one pass over the vocabulary."""
-    vocabulary = len(p_head.weight)
-    if len(q_head.weight) != vocabulary:
-        raise RazorError(
-            f"The two models have vocabularies of {vocabulary} and {len(q_head.weight)} tokens: KL between them is "
-            "not defined. Compare a model with the base it was fine-tuned from."
-        )
-    p_sum, q_sum = _RunningSum(p_TD), _RunningSum(q_TD)
-    gap_T = torch.zeros(len(p_TD), dtype=torch.float64, device=p_TD.device)
-    with compute.float32_products(p_TD.device.type):
-        for columns, weights in _columns(p_head, q_head):
-            for start in range(0, len(p_TD), TILE_ROWS):
-                rows = slice(start, start + TILE_ROWS)
-                p_RC = p_head.logits(p_TD[rows], weights[0], columns)
-                q_RC = q_head.logits(q_TD[rows], weights[1], columns)
-                difference_RC = p_RC - q_RC
-                kept_R = p_sum.add(rows, p_RC)
-                q_sum.add(rows, q_RC)
-                # p_RC now holds exp(l_p - max).
-                gap_T[rows] = gap_T[rows] * kept_R + p_RC.mul_(difference_RC).sum(dim=1)
-    # Rounding can leave a KL of 0 a hair below it.
-    return _finite((gap_T / p_sum.total_T - p_sum.log() + q_sum.log()).clamp(min=0))
-
-
-@torch.no_grad()
 def _token_log_probs(model: Any, sequences: Sequences, token_budget: int) -> Floats:
     """log pi of each completion token (T,)."""
     states_TD, head = final_states(model, sequences, token_budget)
-    tokens = [token for completion in sequences.completions for token in completion]
-    chosen_T = torch.tensor(tokens, dtype=torch.long, device=states_TD.device)
-    sum_ = _RunningSum(states_TD)
-    logit_T = torch.zeros(len(states_TD), dtype=torch.float64, device=states_TD.device)
-    with compute.float32_products(states_TD.device.type):
-        for columns, (weight_CD,) in _columns(head):
-            for start in range(0, len(states_TD), TILE_ROWS):
-                rows = slice(start, start + TILE_ROWS)
-                logits_RC = head.logits(states_TD[rows], weight_CD, columns)
-                column_R = chosen_T[rows] - columns.start
-                here_R = (column_R >= 0) & (column_R < columns.stop - columns.start)
-                picked_R = logits_RC.gather(1, column_R.clamp(0, columns.stop - columns.start - 1)[:, None])[:, 0]
-                logit_T[rows] += torch.where(here_R, picked_R, 0.0)
-                sum_.add(rows, logits_RC)
-    return _finite(logit_T - sum_.log())
-
-
-class _RunningSum:
-    """The sum of exp(logits) over the vocabulary, relative to the maximum so far, for T positions."""
-
-    def __init__(self, states_TD: Tensor) -> None:
-        self.top_T = torch.full((len(states_TD),), -torch.inf, dtype=torch.float32, device=states_TD.device)
-        self.total_T = torch.zeros(len(states_TD), dtype=torch.float64, device=states_TD.device)
-
-    def add(self, rows: slice, logits_RC: Tensor) -> Tensor:
-        """Add a tile, which becomes exp(logits - maximum); returns what earlier tiles' sums are to be multiplied by."""
-        top_R = torch.maximum(self.top_T[rows], logits_RC.amax(dim=1))
-        kept_R: Tensor = (self.top_T[rows] - top_R).exp().double()
-        self.total_T[rows] = self.total_T[rows] * kept_R + logits_RC.sub_(top_R[:, None]).exp_().sum(dim=1)
-        self.top_T[rows] = top_R
-        return kept_R
-
-    def log(self) -> Tensor:
-        """Logsumexp (T,), float64."""
-        return self.total_T.log() + self.top_T
-
-
-def _columns(*heads: Head) -> Iterator[tuple[slice, list[Tensor]]]:
-    """Slices of the vocabulary with the float32 weights of each head there."""
-    vocabulary = len(heads[0].weight)
-    for start in range(0, vocabulary, TILE_COLUMNS):
-        columns = slice(start, min(start + TILE_COLUMNS, vocabulary))
-        yield columns, [head.weight[columns].detach().float() for head in heads]
-
-
-def _finite(values_T: Tensor) -> Floats:
-    if not values_T.isfinite().all():
-        raise NotFiniteError("log-probabilities are not finite")
-    return np.asarray(values_T.cpu())
+    return log_probs_at_positions(
+        states_TD, head, [token for completion in sequences.completions for token in completion]
+    )
 
 
 def _drift(kl_T: Floats, sequences: Sequences) -> Drift:

@@ -8,7 +8,8 @@ from typing import Any, TypeVar
 from pydantic import field_validator
 
 from rlrazor.errors import RazorError
-from rlrazor.system.documents import checked, loads, read_bytes
+from rlrazor.system.documents import checked, loads
+from rlrazor.system.files import read_bytes
 from rlrazor.system.schema import Open, Text
 
 MEND = "save or download it again"

@@ -23,8 +23,9 @@ from rlrazor import bounds
 from rlrazor.errors import RazorError
 from rlrazor.lm import compute, encoding, sampling
 from rlrazor.lm.adapters import adapter_disabled, unwrapped
+from rlrazor.lm.architecture import context_length, embedding_rows
+from rlrazor.lm.digests import base_digest
 from rlrazor.lm.kl import Sequences, Told
-from rlrazor.lm.models import base_digest, context_length
 from rlrazor.lm.prompts import Prompt as Prompt
 from rlrazor.lm.prompts import check_text, prompt_of
 from rlrazor.lm.prompts import encode as encode
@@ -203,7 +204,7 @@ def of_prompts(
     digest = digest or base_digest(base, settings.precision)
     key = content_hash([SAMPLER, digest, fitting, ends, asdict(settings), purpose])
     path = cache_dir / f"{key}.json"
-    tokens = sampling.embedding_rows(unwrapped(base)) or bounds.MOST_ROWS
+    tokens = embedding_rows(unwrapped(base)) or bounds.MOST_ROWS
     completions = _cached(path, len(fitting) * settings.samples, settings.max_new_tokens, tokens)
     if completions is None:
         with adapter_disabled(base):

@@ -14,8 +14,9 @@ from torch import Tensor
 from rlrazor.errors import RazorError, cause_of
 from rlrazor.lm import compute, kl
 from rlrazor.lm.adapters import unwrapped, without_wrapper
-from rlrazor.lm.models import context_length
-from rlrazor.lm.sampling import apart, embedding_rows, read_alone
+from rlrazor.lm.architecture import context_length, embedding_rows
+from rlrazor.lm.forward import read_alone
+from rlrazor.lm.sampling import apart
 
 TOKENS = 6  # of the sequences that are read; the second half is exchanged
 # Of the logits' spread. All sequences have one shape, so that only mixtures of experts round differently. In half

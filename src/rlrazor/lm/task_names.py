@@ -14,6 +14,7 @@ from pathlib import Path
 from rlrazor.errors import RazorError
 
 DEFAULT_TASKS = ("hellaswag", "truthfulqa_mc2", "mmlu", "ifeval", "winogrande", "humaneval")
+RUNS_MODEL_CODE = "humaneval"
 NONE = "none"  # in place of their names: no prior task is scored
 
 _NAMED = re.compile(rb"^[\"']?(?:task|group|tag)[\"']?\s*:[ \t]*(.*(?:\n[ \t]*- .*)*)", re.MULTILINE)

@@ -16,7 +16,9 @@ from torch import Tensor
 from rlrazor.errors import RazorError
 from rlrazor.lm import compute
 from rlrazor.lm.adapters import base_weights_under_adapter, is_adapted, unwrapped
-from rlrazor.lm.models import DTYPES, SavedWeights, base_digest, is_same_base, load, token_log_probs
+from rlrazor.lm.digests import base_digest, is_same_base, token_log_probs
+from rlrazor.lm.models import DTYPES, load
+from rlrazor.lm.sources import SavedWeights
 
 COMPARED_VALUES = 4096  # of each weight: what replaces a base's weights moves nearly all of them
 # Nats by which a log-probability may differ where nothing was changed: DoRA rescales weights by their own norm.

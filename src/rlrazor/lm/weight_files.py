@@ -7,7 +7,6 @@ harm: name a pickle as its weights, be a pipe that never ends, or say of itself 
 import json
 import math
 import re
-import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from rlrazor.extras import needs_package
 from rlrazor.lm import model_files
 from rlrazor.lm.model_files import MEND, read_adapter_config, read_config
 from rlrazor.lm.versions import weights_by_config
+from rlrazor.system.files import kind_of
 
 # What a causal language model's class is called, or one that has its weights.
 _CAUSAL = re.compile(r"\w*(ForCausalLM|LMHeadModel|ForConditionalGeneration|(?<!Reward)(?<!Encoder)Model)")
@@ -106,7 +106,7 @@ def check_readable(folder: Path) -> None:
             found = path.stat()
         except OSError:  # a link to nothing
             continue
-        if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):
+        if kind_of(found.st_mode) not in (None, "a folder"):
             raise RazorError(f"{path} is no file but a pipe, a socket or a device: put the file itself there.")
         if found.st_size > _LONGEST_TEXT and path.suffix != ".safetensors":
             raise RazorError(f"{path} has {found.st_size:,} bytes, more than any such file needs: download it again.")

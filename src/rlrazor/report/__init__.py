@@ -10,9 +10,9 @@
 A folder may hold a sweep (`results.sweep`), studies (`results.sections`), or both.
 """
 
-from rlrazor.report.compare import compare_folders
 from rlrazor.report.markdown import write_markdown
 from rlrazor.report.page import write_report
 from rlrazor.report.results import Results, load, summary, terminal_tables
+from rlrazor.report.side_by_side import compare_folders
 
 __all__ = ["Results", "compare_folders", "load", "summary", "terminal_tables", "write_markdown", "write_report"]

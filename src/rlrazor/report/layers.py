@@ -1,13 +1,13 @@
 """Layers that sections share: clouds of checkpoints, frontiers, the base, means with intervals."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import polars as pl
 
-from rlrazor.analysis.statistics import floats
-from rlrazor.report.drawing import INK, WHITE, Curve, Floats, Layer, Points, Range, as_html
+from rlrazor.analysis.statistics import Estimate, floats
+from rlrazor.report.drawing import INK, WHITE, Curve, Floats, Hover, Interval, Layer, Marker, Points, Range, as_html
 from rlrazor.report.study import Study
 
 _HOVER = (
@@ -21,13 +21,17 @@ def cloud(label: str, points: pl.DataFrame, x: str, y: str, color: str, symbol: 
     rows = points.select("lr", "seed", "step", *(pl.col(name).round(4) for name in ("new", "prior", "kl_forward")))
     style = {"size": 4.5, "opacity": 0.65, **style}
     return Points(
-        label, floats(points, x), floats(points, y), color, symbol, _HOVER.format(as_html(label)), rows.rows(), **style
+        label,
+        floats(points, x),
+        floats(points, y),
+        Marker(color, symbol, **style),
+        hover=Hover(_HOVER.format(as_html(label)), rows.rows()),
     )
 
 
 def base(study: Study, x: str, y: str) -> Points:
     """The untuned policies, a star for each seed."""
-    return Points("base", floats(study.bases, x), floats(study.bases, y), INK, "star", size=11.0)
+    return Points("base", floats(study.bases, x), floats(study.bases, y), Marker(INK, "star", size=11.0))
 
 
 def means(label: str, cells: pl.DataFrame, at: Sequence[float], column: str, color: str, symbol: str) -> Points:
@@ -36,13 +40,28 @@ def means(label: str, cells: pl.DataFrame, at: Sequence[float], column: str, col
         label,
         np.asarray(at, float),
         floats(cells, column),
-        color,
-        symbol,
-        size=7.5,
-        error_low=floats(cells, f"{column}_low"),
-        error_high=floats(cells, f"{column}_high"),
-        line=True,
+        Marker(color, symbol, size=7.5, line=True),
+        interval=Interval(floats(cells, f"{column}_low"), floats(cells, f"{column}_high")),
     )
+
+
+def spots(
+    label: str,
+    values: Sequence[Estimate | None],
+    at: Sequence[float] | Floats,
+    style: tuple[str, str],
+    along: Literal["x", "y"],
+) -> Points:
+    """Estimates with their intervals in per cent or points, `along` an axis; `at` are their places on the other."""
+    mean = 100 * np.array([one.mean if one else np.nan for one in values], float)
+    half = 100 * np.array([one.half if one else np.nan for one in values], float)
+    x, y = (mean, np.asarray(at, float)) if along == "x" else (np.asarray(at, float), mean)
+    return Points(label, x, y, Marker(*style, size=7.0), interval=Interval(mean - half, mean + half, along))
+
+
+def across(label: str, x: float, ends: Range) -> Curve:
+    """A dashed line upwards, to compare with."""
+    return Curve(label, np.array([x, x]), np.array(ends), INK, dashed=True)
 
 
 def level(label: str, y: float, across: Range, color: str = INK) -> Curve:
@@ -54,7 +73,12 @@ def never(label: str, names: Sequence[str], x: Sequence[float], y: float) -> Poi
     """Marks at the edge of a panel for those, called `names`, that never get to where they could be compared."""
     hover = f"<b>%{{customdata[0]}}</b><br>{as_html(label)}<extra></extra>"
     places = np.asarray(x, float), np.full(len(x), y)
-    return Points(label, *places, WHITE, "triangle-down", hover, [[name] for name in names], size=7.0, outlined=True)
+    return Points(
+        label,
+        *places,
+        Marker(WHITE, "triangle-down", size=7.0, outlined=True),
+        hover=Hover(hover, [[name] for name in names]),
+    )
 
 
 def height(layers: Sequence[Layer]) -> Range:
@@ -64,8 +88,9 @@ def height(layers: Sequence[Layer]) -> Range:
 
 def share_height(layers: Sequence[Layer]) -> Range:
     """The range of the layers' y, shares of 1, with a margin and with their intervals as far as these are shares."""
-    ends = [end for layer in layers if isinstance(layer, Points) and layer.interval for end in layer.interval]
-    low, high = padded(np.concatenate([_all_y(layers), *(end.clip(0, 1) for end in ends)]))
+    intervals = [layer.interval for layer in layers if isinstance(layer, Points) and layer.interval]
+    ends = [end.clip(0, 1) for one in intervals for end in (one.low, one.high)]
+    low, high = padded(np.concatenate([_all_y(layers), *ends]))
     return max(low, -0.04), min(high, 1.04)
 
 

@@ -8,14 +8,14 @@ from typing import Any
 import jinja2
 import polars as pl
 
-from rlrazor.analysis.statistics import best_checkpoints, difference
-from rlrazor.report import drawing, figures, tables
+from rlrazor.report import drawing, figures, sweep_tables, tables
 from rlrazor.report.drawing import Figure
 from rlrazor.report.results import Results
 from rlrazor.report.sections import KINDS
 from rlrazor.report.study import Section, Study
-from rlrazor.report.tables import Sweep, Table
-from rlrazor.report.text import number, percent, signed
+from rlrazor.report.sweep import Sweep
+from rlrazor.report.tables import Table
+from rlrazor.report.text import number, percent
 from rlrazor.system.writing import Output, write_text
 
 OF_SWEEP = ("fig3", "fig6")  # the figures of a sweep itself
@@ -90,39 +90,22 @@ def _run_table(study: Study) -> Table | None:
 
 def _sweep_context(sweep: Sweep, clipped: int) -> dict[str, Any]:
     """All that the template shows of a sweep; its prose is in the template."""
-    lowest = sweep.retention.filter(pl.col("threshold") == sweep.thresholds[0], pl.col("mean").is_not_null())
+    lowest = sweep.retention.filter(pl.col("threshold") == sweep.study.thresholds[0], pl.col("mean").is_not_null())
     return {
         "results": sweep,
+        "study": sweep.study,
         "config": sweep.config,
         "law": next(law for law in sweep.laws if law.predictor == "kl_forward"),
-        "threshold": sweep.thresholds[0],
-        "kl_unit": tables.kl_unit_of(sweep.config),
+        "threshold": sweep.study.thresholds[0],
         "kept": lowest.sort("mean", descending=True, maintain_order=True).to_dicts(),
         "clipped": clipped,
-        "retention": tables.retention_table(sweep),
-        "prior_tasks": _prior_tasks_table(sweep) if sweep.prior_tasks else None,
-        "laws": tables.law_table(sweep),
-        "formulas": tables.formula_table(sweep),
-        "ranges": tables.range_table(sweep),
-        "sensitivity": tables.sensitivity_table(sweep),
-        "distillation": tables.distillation_table(sweep),
+        "retention": sweep_tables.retention_table(sweep),
+        "prior_tasks": sweep_tables.prior_tasks_table(sweep) if sweep.prior_tasks else None,
+        "laws": sweep_tables.law_table(sweep),
+        "formulas": sweep_tables.formula_table(sweep),
+        "ranges": sweep_tables.range_table(sweep),
+        "sensitivity": sweep_tables.sensitivity_table(sweep),
+        "distillation": sweep_tables.distillation_table(sweep),
         "match": tables.MATCH,
-        "settings": tables.settings_table(sweep),
+        "settings": tables.run_table(sweep.config, sweep.study.table, sweep.points),
     }
-
-
-def _prior_tasks_table(sweep: Sweep) -> Table:
-    """How each prior task changed at the checkpoint that the retention table shows at the lowest threshold."""
-    at = sweep.thresholds[0]
-    best = best_checkpoints(sweep.points, ["method"], at)
-    rows = [
-        [
-            sweep.label(method),
-            *(
-                signed(difference(best.filter(method=method), sweep.bases, f"prior_{name}"))
-                for name in sweep.prior_tasks
-            ),
-        ]
-        for method in tables.ranking(sweep.retention)
-    ]
-    return Table(f"Change of each prior task at new ≥ {at:.0%}, points", ["method", *sweep.prior_tasks], rows)

@@ -13,9 +13,14 @@ since it may be any of the four. Paragraphs are plain text, with no markup but h
 """
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+
+from rlrazor.report.drawing import Figure
+from rlrazor.report.keyed import Keyed, numbers_of
+from rlrazor.report.study import Section, Study
+from rlrazor.report.text import how_many
 
 NOT_RUN = "not run"
 _KEY = re.compile(r"\{\{\s*(.*?)\s*\}\}", re.DOTALL)
@@ -43,3 +48,27 @@ def read_prose(path: Path, numbers: Mapping[str, str], absent: str | None = NOT_
     title, _, rest = render(path.read_text("utf-8"), numbers, absent).partition("\n")
     question, heading, note = rest.partition("\n## ")
     return Prose(title.removeprefix("# "), " ".join(question.split()), (heading + note).strip())
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What a section shows beside its text; `numbers` are those of the text that no cell of the tables has."""
+
+    finding: str
+    figure: Figure
+    tables: Sequence[Keyed]
+    numbers: Mapping[str, str] = field(default_factory=dict)
+
+
+def told(study: Study, path: Path, shown: Shown, absent: str | None = NOT_RUN) -> Section:
+    """A section: the text of `path`, which is called as the section, around what it shows.
+
+    `{{ made-of }}` are its checkpoints, runs, methods and seeds.
+    """
+    points = study.points
+    counts = ((len(points), "checkpoint"), (points["trajectory"].n_unique(), "run"))
+    of_them = ((len(study.methods), "method"), (len(study.seeds), "seed"))
+    made_of = " of ".join(", ".join(how_many(*one) for one in some) for some in (counts, of_them))
+    prose = read_prose(path, {"made-of": made_of, **shown.numbers, **numbers_of(shown.tables)}, absent)
+    name, tables = path.stem.replace("_", "-"), [one.table for one in shown.tables]
+    return Section(name, prose.title, prose.question, shown.finding, shown.figure, tables, prose.note)

@@ -6,10 +6,11 @@ from pathlib import Path
 
 from rich.table import Table as RichTable
 
-from rlrazor.report import sections, tables
+from rlrazor.report import sections, sweep_tables, tables
 from rlrazor.report.sections import KINDS
 from rlrazor.report.study import Kinds, Section, Study
-from rlrazor.report.tables import Sweep, Table
+from rlrazor.report.sweep import Sweep, load_sweep, sweep_summary
+from rlrazor.report.tables import Table
 from rlrazor.runs.records import JSON
 
 
@@ -35,7 +36,7 @@ def load(folder: Path, kinds: Kinds = KINDS) -> Results:
     studies = sections.load_studies(folder, kinds)
     # Without any study, a sweep is what the error should miss.
     has_sweep = not studies or any((folder / name).exists() for name in ("config.json", "records.parquet"))
-    sweep = tables.load_sweep(folder) if has_sweep else None
+    sweep = load_sweep(folder) if has_sweep else None
     if sweep:
         studies = sections.in_page_order([*studies, *sections.studies_of(sweep, kinds)], kinds)
     shown = None if sweep and sweep.is_sequence else sweep
@@ -55,8 +56,8 @@ def terminal_tables(results: Results) -> list[RichTable]:
     """
     shown = []
     if results.sweep:
-        laws = () if results.sweep.is_calibration else (tables.law_table, tables.range_table)
-        shown += [table(results.sweep) for table in (tables.retention_table, *laws)]
+        laws = () if results.sweep.is_calibration else (sweep_tables.law_table, sweep_tables.range_table)
+        shown += [table(results.sweep) for table in (sweep_tables.retention_table, *laws)]
     if results.sections:
         shown.append(findings_table(results))
     return [tables.to_rich(table) for table in shown]
@@ -64,7 +65,7 @@ def terminal_tables(results: Results) -> list[RichTable]:
 
 def summary(results: Results) -> JSON:
     """The numbers of the report, for JSON; the sweep's accuracies and forgetting as fractions of 1."""
-    numbers = tables.sweep_summary(results.sweep) if results.sweep else {}
+    numbers = sweep_summary(results.sweep) if results.sweep else {}
     found = {
         section.name: {"finding": section.finding, "tables": [asdict(table) for table in section.tables]}
         for section in results.sections

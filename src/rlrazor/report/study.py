@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import polars as pl
 
 from rlrazor.report.drawing import Figure
-from rlrazor.report.tables import Table, kl_unit_of, thresholds_of
+from rlrazor.report.tables import FAMILIES, Table, kl_unit_of, thresholds_of
 from rlrazor.runs.records import JSON
 
 
@@ -74,6 +74,25 @@ class Study:
     def label(self, method: str) -> str:
         """The method's name for people."""
         return str(self.description.get("labels", {}).get(method, method))
+
+    @property
+    def families(self) -> Mapping[str, Sequence[str]]:
+        """Which methods count as RL and which as SFT."""
+        families: Mapping[str, Sequence[str]] = self.description.get("families", FAMILIES)
+        return families
+
+
+def with_family(study: Study) -> pl.DataFrame:
+    """The checkpoints with a column `family`: RL, SFT, or null for methods of neither."""
+    family_of = {method: family for family, methods in study.families.items() for method in methods}
+    family = pl.col("method").replace_strict(family_of, default=None, return_dtype=pl.String)
+    return study.points.with_columns(family=family)
+
+
+def members(study: Study, family: str) -> str:
+    """The methods of the family that the study has, for people."""
+    among = study.families[family]
+    return ", ".join(study.label(method) for method in study.methods if method in among) or "none in this sweep"
 
 
 @dataclass(frozen=True)

@@ -26,11 +26,11 @@ from rich.console import Console
 from rlrazor.errors import RazorError
 from rlrazor.runs import sweep
 from rlrazor.runs.experiment import Experiment, Phase
+from rlrazor.runs.progress import SweepProgress
 from rlrazor.runs.records import JSON, RunSpec, to_table
 from rlrazor.runs.store import TABLES, Keep, RunStore, WeightsMode
 from rlrazor.system import processes
 from rlrazor.system.documents import parse_json, read_text
-from rlrazor.system.progress import SweepProgress
 
 MACHINE = f"{platform.machine()}, {os.cpu_count()} cores, {sys.platform}"
 
@@ -89,6 +89,7 @@ class Runner:
             self._keep(phase.specs, Keep.mode(phase.keep))
             self._prepare(phase.title, self._missing(phase.specs))
             self._train(phase.title, phase.specs)
+            self.asked.update(of.spec for spec in phase.specs for of in spec.chain)
             specs |= dict.fromkeys(phase.specs)
             self.phases.append(phase)
         return list(specs)
@@ -142,6 +143,7 @@ class Runner:
             "command": self.options.command,
             "config": asdict(config),
             "machine": MACHINE,
+            "versions": versions_of(),
             **self.experiment.describe(config),
             **self.account_for(specs),
         }

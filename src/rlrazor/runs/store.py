@@ -33,7 +33,8 @@ from safetensors import SafetensorError
 from rlrazor.errors import RazorError
 from rlrazor.runs.records import BASE, SCHEMA_VERSION, Record, RunSpec
 from rlrazor.system import processes
-from rlrazor.system.documents import checked, parse_json, read_bytes, read_json, read_text
+from rlrazor.system.documents import checked, parse_json, read_json, read_text
+from rlrazor.system.files import read_bytes
 from rlrazor.system.writing import Output, atomic_path, check_writable, clear_io_errors, leftovers, require_our_folder
 
 try:

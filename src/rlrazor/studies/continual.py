@@ -12,12 +12,11 @@ from rlrazor.analysis import law
 from rlrazor.analysis.sequences import Course, courses_of
 from rlrazor.analysis.statistics import Estimate, floats
 from rlrazor.experiments.continual.config import ALONE, JOINT, RATES
-from rlrazor.report.drawing import PALETTE, SYMBOLS, Figure, Panel, Points
+from rlrazor.report.drawing import PALETTE, SYMBOLS, Axis, Figure, Marker, Panel, Points
 from rlrazor.report.heat import heat_map
 from rlrazor.report.keyed import Keyed, in_short, numbers_of
 from rlrazor.report.prose import read_prose
 from rlrazor.report.study import Section, Study
-from rlrazor.report.tables import families_of
 from rlrazor.report.text import NEVER, how_many, nats, number, percent, signed, written
 from rlrazor.runs.records import BASE
 from rlrazor.studies.engine import (
@@ -76,7 +75,7 @@ def outcomes_of(study: Study, courses: Sequence[Course]) -> pl.DataFrame:
     """A row per course, and the means over the families' methods; a `seed` is a pair of seed and order."""
     table = pl.DataFrame([course.outcome() for course in courses], infer_schema_length=None)
     means = []
-    for family, methods in families_of(study.description).items():
+    for family, methods in study.families.items():
         own = table.filter(pl.col("method").is_in([name for name in methods if "+" not in name]))
         mean = own.group_by("start", maintain_order=True).agg(pl.exclude("method", "new").mean(), pl.min("new"))
         means.append(mean.with_columns(method=pl.lit(family)))
@@ -138,11 +137,12 @@ def figure_of(study: Study, courses: Sequence[Course]) -> Figure:
         tasks, label = first[0].tasks, study.label(method)
         maps.append((method, heat_map(label, scores, ["base", *tasks], tasks, ("score on", "after"))))
         prior = np.asarray(np.mean([floats(one.rows, "prior") for one in own], axis=0), np.float64)
-        style = PALETTE[at % len(PALETTE)], SYMBOLS[at % len(SYMBOLS)]
-        curves.append(Points(label, np.linspace(0, len(prior) - 1, len(prior)), prior, *style, line=True))
+        marker = Marker(PALETTE[at % len(PALETTE)], SYMBOLS[at % len(SYMBOLS)], line=True)
+        curves.append(Points(label, np.linspace(0, len(prior) - 1, len(prior)), prior, marker))
     shown = [panel for _, panel in sorted(maps, key=lambda one: "+" in one[0])][:MAPS]
     ticks = [(float(at), str(at)) for at in range(len(courses[0].rows))]
-    prior_panel = Panel("Prior score, mean over sequences", "stages", "prior score", curves, x_ticks=ticks)
+    stages = Axis("stages", ticks=ticks)
+    prior_panel = Panel("Prior score, mean over sequences", stages, Axis("prior score"), curves)
     return Figure("continual", [*shown, prior_panel], 3)
 
 

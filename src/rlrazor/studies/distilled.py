@@ -1,357 +1,150 @@
 """Does SFT on the samples of an RL policy forget as little as that policy? The paper's Fig. 9, a teacher per level."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import polars as pl
 
+from rlrazor.analysis.imitation import Students, taught_by_level
 from rlrazor.analysis.statistics import (
     Estimate,
-    at_accuracy,
     best_checkpoints,
     difference,
-    direction,
     floats,
     near_accuracy,
+    verdict,
     with_params,
 )
-from rlrazor.errors import RazorError
 from rlrazor.experiments.parity_mnist.config import PAPER_LRS, TAUGHT_AT, TEACHER
-from rlrazor.report.drawing import INK, PALETTE, SYMBOLS, WHITE, Figure, Layer, Panel, Points, Range
+from rlrazor.report.drawing import INK, PALETTE, SYMBOLS, WHITE, Axis, Figure, Floats, Layer, Marker, Panel, Points
+from rlrazor.report.keyed import Judged, Keyed, in_short
 from rlrazor.report.layers import base, cloud, learnt, padded
-from rlrazor.report.sections.statistics import over_seeds
 from rlrazor.report.study import Section, Study
-from rlrazor.report.tables import MATCH, Table
-from rlrazor.report.text import INTERVALS, NEVER, cell, how_many, in_words, nats, signed, written
-from rlrazor.studies.engine import PlainStudy
+from rlrazor.report.tables import MATCH
+from rlrazor.report.text import NEVER, how_many, nats, signed, written
+from rlrazor.studies.engine import KL, PlainStudy, section_of
 from rlrazor.studies.grids import Grid
+from rlrazor.studies.tables import Column, gap, table_of
 
-RL = "grpo"
-ARM = ("method", "labels_per_image", "epochs")  # of the students; the first in the table is the paper's
-KL = "kl_forward"
+NAME = "distilled"
+KIND = ("method", "labels_per_image", "epochs")  # of students; the first in the table is the paper's
 
-Arm = tuple[str, int, int]
+
+def grids(quick: bool) -> list[Grid]:
+    """RL, and at each level its students: the paper's, for longer, with more labels, and with correct ones only."""
+    # RL's from 5.5e-5 to 4.4e-4, students' from 1.2e-4 to 6.6e-4: they learn the task more slowly.
+    lrs, students_lrs = (PAPER_LRS[9:12:2],) * 2 if quick else (PAPER_LRS[7:13], PAPER_LRS[9:14:2])
+    short = {} if quick else {"epochs": (2,)}
+    grids = [Grid((TEACHER,), lrs, settings=short)]
+    for level in TAUGHT_AT[:2] if quick else TAUGHT_AT:
+        grids.append(Grid(("rl-distilled",), students_lrs, {}, short, level))
+        if not quick:
+            grids.append(Grid(("rl-distilled",), students_lrs[:1], {}, {"epochs": (6,)}, level))
+        grids.append(Grid(("rl-distilled",), students_lrs, {"labels_per_image": 64}, short, level))
+        grids.append(Grid(("rl-distilled-correct",), students_lrs, {}, short, level))
+    return grids
+
+
+def students_of(study: Study) -> list[Students]:
+    """Kind by kind, and level by level; a longer run's start, too, belongs to its kind."""
+    taught = taught_by_level(with_params(study.table, labels_per_image=1), study.description.get("teachers"))
+    usual = set(study.points.filter(method=TEACHER)["epochs"])
+    found = []
+    for (method, labels, epochs), of_kind in taught.group_by(KIND, maintain_order=True):
+        more = [] if labels == 1 else [(f"{labels}-labels", f"{labels} labels an image")]
+        more += [] if epochs in usual else [(f"{epochs}-epochs", how_many(int(str(epochs)), "epoch"))]
+        kind = ", ".join([study.label(str(method)), *(name for _, name in more)])
+        for (level,), rows in of_kind.sort("level", maintain_order=True).group_by(["level"], maintain_order=True):
+            key = ".".join([str(method), *(short for short, _ in more), f"{100 * float(str(level)):g}"])
+            found.append(Students(key, kind, float(str(level)), rows))
+    return found
 
 
 def section(study: Study) -> Section:
     """Students against their own teachers, level by level, and what changes with more labels, or correct ones only."""
-    points, taught = with_params(study.points, labels_per_image=1), taught_by_level(study)
-    return Section(
-        "distilled",
-        "Does SFT on an RL policy’s samples forget as little as RL?",
-        "The paper’s Fig. 9 fine-tunes a base on what an RL-trained policy answers, and finds the same trade-off: what "
-        "matters would be the policy that is reached, not the way there. Here each student is judged against its own "
-        f"teacher, at the teacher’s new accuracy, for teachers at several levels of {study.label(RL)}’s frontier.",
-        finding(study, points, taught),
-        _figure(study, points, taught),
-        [
-            _matched_table(study, points, taught),
-            _differences_table(study, taught),
-            _rates_table(study, taught),
-            _judged_table(study, points, taught),
-        ],
-        f"{how_many(len(points), 'checkpoint')} of {how_many(points['trajectory'].n_unique(), 'run')}, "
-        f"{how_many(len(study.seeds), 'seed')}. Learning rates: {_rates(study, points)}. Teacher: per seed and level "
-        f"the {study.label(RL)} checkpoint with the highest prior accuracy among those whose new accuracy is at least "
-        "the level. Its students start from the base and learn from labels that were sampled from it, once, before "
-        "training, its mistakes included; “correct”: from its distribution restricted to the correct labels. Student: "
-        "over its learning rates and time, the checkpoint with the highest prior accuracy among those whose new "
-        "accuracy is at least its teacher’s own; a seed without one is left out, and counted. Teacher and student are "
-        f"both chosen on the scores shown. Within {100 * MATCH:g} points: the student’s new accuracy may be that much "
-        "lower. Without choosing: the mean over all of a level’s students within half a point of the level, minus "
-        f"{study.label(RL)}’s likewise. The first: the kind of students in the first row, of the same level. On the "
-        "way: up to the chosen checkpoint, in its run. Lines, from the base on: the teachers’ runs, one per seed, and "
-        "the means over seeds of the chosen students’ runs; where no student gets to its teacher’s accuracy, of the "
-        f"one that gets farthest. {INTERVALS}",
-    )
+    students, seeds = students_of(study), len(study.seeds)
+    gaps = [(one.name, _over(one.matched(), "gap")) for one in students]
+    told = in_short([Judged(name, gap, verdict(gap, seeds)) for name, gap in gaps])
+    finding = f"Prior score kept by students against that of their own teachers, at the teachers’ new score: {told}."
+    return section_of(study, NAME, finding, figure(study, students), tables_of(study, students))
 
 
-def taught_by_level(study: Study) -> pl.DataFrame:
-    """The students' checkpoints, once for each level that their teacher teaches at, with its scores.
+def tables_of(study: Study, students: Sequence[Students]) -> list[Keyed]:
+    """Students beside their teachers; how far they get; where they end; what they keep at any level; the best."""
+    rl, in_nats = study.points.filter(method=TEACHER), partial(written, form=nats)
+    levels, rates = sorted({one.level for one in students}), sorted({lr for one in students for lr in one.rows["lr"]})
+    usual = {one.level: one for one in students if one.kind == students[0].kind}
 
-    Columns besides: `level`, `teacher_new`, `teacher_prior`, `teacher_kl`. Teachers that do not reach their level do
-    not count. Raises RazorError where the description names no teachers, or one that the table does not hold.
-    """
-    named = study.description.get("teachers")
-    if not named or "teacher" not in study.points.columns:
-        raise RazorError("The study of RL-distilled SFT names no teachers: run the same command again.")
-    scores = study.table.select(
-        pl.format("{}/{}", "run_id", "step").alias("teacher"),
-        pl.col("run_id").alias("teacher_run"),
-        *(pl.col(column).alias(f"teacher_{name}") for name, column in (("new", "new"), ("prior", "prior"), ("kl", KL))),
-    )
-    chosen = pl.DataFrame(named).select("level", "seed", pl.format("{}/{}", "run_id", "step").alias("teacher")).unique()
-    teachers = chosen.join(scores, on="teacher", how="left")
-    if teachers["teacher_new"].null_count():
-        raise RazorError("The study of RL-distilled SFT names a teacher that its table lacks: run the command again.")
-    teachers = teachers.filter(pl.col("teacher_new") >= pl.col("level"))
-    # Not the distinct checkpoints: the start of a longer run belongs to its arm as well.
-    return with_params(study.table, labels_per_image=1).join(teachers, on=["teacher", "seed"], maintain_order="left")
+    def typical(one: Students) -> Estimate | None:
+        own, others = (near_accuracy(rows, ["method"], one.level, ["prior"]) for rows in (one.rows, rl))
+        return difference(own, others, "prior")
 
+    def against_usual(one: Students, rows: Callable[[Students], pl.DataFrame], column: str) -> Estimate | str | None:
+        first = usual.get(one.level)
+        return NEVER if first is one else difference(rows(one), rows(first), column) if first else None
 
-def at_teachers_accuracy(taught: pl.DataFrame, margin: float = 0.0) -> pl.DataFrame:
-    """Per arm, level and seed the student that keeps most, of those no more than `margin` below its teacher's new.
-
-    A row for each seed whose students get there, with `gap`, its prior accuracy minus its teacher's.
-    """
-    # Accuracies are counts over a test set: the last term is for those at exactly the margin.
-    reached = taught.filter(pl.col("new") >= pl.col("teacher_new") - margin - 1e-9)
-    ranked = reached.sort("prior", descending=True, maintain_order=True)
-    best = ranked.unique([*ARM, "level", "seed"], keep="first", maintain_order=True)
-    return best.with_columns(gap=pl.col("prior") - pl.col("teacher_prior"))
-
-
-def lowest_on_the_way(taught: pl.DataFrame, chosen: pl.DataFrame) -> pl.DataFrame:
-    """Per row of `chosen`, of `at_teachers_accuracy`, the lowest prior accuracy of its run up to there.
-
-    `gap` is that minus the teacher's.
-    """
-    keys = [*ARM, "level", "seed", "run_id"]
-    until = taught.join(chosen.select(*keys, last="step"), on=keys).filter(pl.col("step") <= pl.col("last"))
-    lowest = until.group_by(keys, maintain_order=True).agg(pl.min("prior"), pl.first("teacher_prior"))
-    return lowest.with_columns(gap=pl.col("prior") - pl.col("teacher_prior"))
-
-
-def finding(study: Study, points: pl.DataFrame, taught: pl.DataFrame) -> str:
-    """What each kind of students keeps beyond its teachers, and whether any keeps more than RL does."""
-    if taught.is_empty():
-        return "Students and teachers cannot be compared: no teacher reaches its level of new accuracy."
-    clauses = [_clause(study, taught, arm) for arm in _arms(taught)]
-    return (
-        "Prior accuracy of a student minus that of its own teacher, at the teacher’s new accuracy, in points: "
-        f"{'; '.join(clauses)}. {_most_kept(study, points, taught)} ({over_seeds(len(study.seeds))})."
-    )
-
-
-def _most_kept(study: Study, points: pl.DataFrame, taught: pl.DataFrame) -> str:
-    """The students that keep most at the highest level, of any teachers, against RL itself."""
-    at = max(_levels(taught))
-    rl = best_checkpoints(points.filter(pl.col("method") == RL), ["method"], at)
-    kept = {of: best_checkpoints(_of(taught, *of), ["method"], at) for of in _cells(taught)}
-    whole = {of: _over(rows, "prior") for of, rows in kept.items() if len(rows) == len(study.seeds)}
-    ranked = sorted(((found.mean, of) for of, found in whole.items() if found), reverse=True)
-    if not ranked:
-        return f"None of the students gets to {at:.0%} in all seeds"
-    _, best = ranked[0]
-    gap = difference(kept[best], rl, "prior")
-    told = {1: "more than", 0: "not to be told from", -1: "less than"}[direction(gap, len(study.seeds))]
-    return (
-        f"At {at:.0%}, whoever their teacher, {_name(study, best[0])} keeps most where teachers are at {best[1]:.0%}, "
-        f"{written(whole[best])} %: {told} {study.label(RL)} ({signed(gap)})"
-    )
-
-
-def _clause(study: Study, taught: pl.DataFrame, arm: Arm) -> str:
-    """An arm's differences, level by level, and the verdict on them."""
-    matched, near = at_teachers_accuracy(taught), at_teachers_accuracy(taught, MATCH)
-    sizes: list[str] = []
-    verdicts: dict[str, list[str]] = {}
-    for level in _levels(taught):
-        gap, total = _over(_of(matched, arm, level), "gap"), _seeds(taught, arm, level)
-        size = "none gets there" if gap is None else signed(gap)
-        if gap is None or gap.seeds < total:
-            leeway = _over(_of(near, arm, level), "gap")
-            told = [f"{gap.seeds} of {total} seeds"] if gap else []
-            told += [f"within {100 * MATCH:g} points {_with_seeds(leeway, total)}"] if leeway else []
-            size += f" ({'; '.join(told)})" if told else ""
-        sizes.append(f"{size} at {level:.0%}")
-        verdicts.setdefault(_verdict(gap, total, len(study.seeds)), []).append(f"{level:.0%}")
-    verdict_at = in_words([f"{verdict} at {in_words(where)}" for verdict, where in verdicts.items()])
-    return f"{_name(study, arm)} {', '.join(sizes)}, which {verdict_at}"
-
-
-def _verdict(gap: Estimate | None, total: int, seeds: int) -> str:
-    if gap is None or 2 * gap.seeds <= total:
-        return "does not get to its teacher’s accuracy in most seeds"
-    return {1: "keeps more", 0: "cannot be told from its teacher", -1: "keeps less"}[direction(gap, seeds)]
-
-
-def _matched_table(study: Study, points: pl.DataFrame, taught: pl.DataFrame) -> Table:
-    """Each level's teachers beside their students; the same with leeway, and without any choice."""
-    matched, near = at_teachers_accuracy(taught), at_teachers_accuracy(taught, MATCH)
-    of_rl = points.filter(pl.col("method") == RL)
-    rows = []
-    for arm, level in _cells(taught):
-        own, teachers, total = _of(matched, arm, level), _teachers(taught, arm, level), _seeds(taught, arm, level)
-        similar = near_accuracy(_of(taught, arm, level), ["method"], level, ["prior"])
-        typical = difference(similar, near_accuracy(of_rl, ["method"], level, ["prior"]), "prior")
-        rows.append(
-            [
-                _cell_name(study, arm, level),
-                written(_over(teachers, "teacher_new")),
-                f"{written(_over(teachers, 'teacher_prior'))} / {written(_over(teachers, 'teacher_kl'), nats)}",
-                NEVER if own.is_empty() else f"{written(_over(own, 'prior'))} / {written(_over(own, KL), nats)}",
-                *(_with_seeds(gap, total) for gap in (_over(own, "gap"), _over(_of(near, arm, level), "gap"), typical)),
-            ]
-        )
-    headers = ["student, teacher’s level", "teacher’s new, %", "teacher’s prior, % / KL, nats", "student’s"]
-    headers += ["student − teacher, points", f"within {100 * MATCH:g} points", "without choosing"]
-    return Table("Prior accuracy and forward KL at the teacher’s own new accuracy", headers, rows)
-
-
-def _differences_table(study: Study, taught: pl.DataFrame) -> Table:
-    """How far students get, what they go through, and what more labels or correct ones are worth to them."""
-    matched = at_teachers_accuracy(taught)
-    lowest = lowest_on_the_way(taught, matched)
-    rows = []
-    for arm, level in _cells(taught):
-        total = _seeds(taught, arm, level)
-        usual = _arms(taught)[0]
-        best, plain_best = _best_new(taught, arm, level), _best_new(taught, usual, level)
-        own, plain = _of(matched, arm, level), _of(matched, usual, level)
-        against = [difference(best, plain_best, "new"), difference(own, plain, "prior")]
-        rows.append(
-            [
-                _cell_name(study, arm, level),
-                signed(_over(best, "beyond")),
-                _with_seeds(_over(_of(lowest, arm, level), "gap"), total),
-                *([NEVER] * 2 if arm == usual else [_with_seeds(gap, total) for gap in against]),
-            ]
-        )
-    headers = ["student, teacher’s level", "best new − teacher’s new", "lowest prior on the way − teacher’s prior"]
-    headers += ["best new − the first’s", "prior − the first’s"]
-    return Table("How far students get, and what labels and time are worth, points", headers, rows)
-
-
-def _rates_table(study: Study, taught: pl.DataFrame) -> Table:
-    """Where each learning rate ends: how far from its teacher's new accuracy, and from its prior accuracy."""
-    keys = [*ARM, "level", "seed", "lr"]
-    ends = taught.sort("step").group_by(keys, maintain_order=True).last()
-    ends = ends.with_columns(
-        beyond=pl.col("new") - pl.col("teacher_new"), gap=pl.col("prior") - pl.col("teacher_prior")
-    )
-    rates = sorted(ends["lr"].unique().to_list())
-    rows = []
-    for arm, level in _cells(taught):
-        own = [_of(ends, arm, level).filter(pl.col("lr") == lr) for lr in rates]
-        shown = [f"{signed(_over(at, 'beyond'))} / {signed(_over(at, 'gap'))}" if len(at) else NEVER for at in own]
-        rows.append([_cell_name(study, arm, level), *shown])
-    headers = ["student, teacher’s level", *(f"learning rate {lr:.1e}" for lr in rates)]
-    return Table("At the end of training: new accuracy / prior accuracy, minus the teacher’s, points", headers, rows)
-
-
-def _judged_table(study: Study, points: pl.DataFrame, taught: pl.DataFrame) -> Table:
-    """Students of each level judged at every level: what comes of judging them at another than their teacher's."""
-    groups = {study.label(RL): points.filter(pl.col("method") == RL)}
-    groups |= {_cell_name(study, arm, level): _of(taught, arm, level) for arm, level in _cells(taught)}
-    rows = []
-    for name, group in groups.items():
-        kept = [at_accuracy(group, ["method"], at).to_dicts() for at in _levels(taught)]
-        rows.append([name, *(cell(row, "prior") if row["n_seeds"] else NEVER for [row] in kept)])
-    headers = ["policies", *(f"new ≥ {level:.0%}" for level in _levels(taught))]
-    return Table("Prior accuracy kept, %, whatever the teacher’s level", headers, rows)
-
-
-def _figure(study: Study, points: pl.DataFrame, taught: pl.DataFrame) -> Figure:
-    """Whole runs, of teachers and of students, in the planes of new accuracy and of KL; a column per level."""
-    levels, prior = _levels(taught), padded(floats(study.table, "prior"))
-    panels = [
-        Panel(
-            f"Teachers at {level:.0%} and students",
-            "new accuracy" if column == "new" else f"forward KL, {study.kl_unit}",
-            "prior accuracy",
-            _layers(study, points, taught, level, column),
-            learnt(study) if column == "new" else _near(taught, level),
-            prior,
-            x_percent=column == "new",
-        )
-        for column in ("new", KL)
-        for level in levels
+    matched = [
+        Column[Students]("teacher-new", "teacher’s new, %", lambda one: _over(one.teachers, "teacher_new")),
+        Column("teacher-prior", "teacher’s prior, %", lambda one: _over(one.teachers, "teacher_prior")),
+        Column("teacher-kl", "teacher’s forward KL", lambda one: _over(one.teachers, "teacher_kl"), in_nats),
+        Column("prior", "student’s prior, %", lambda one: _over(one.matched(), "prior")),
+        Column("kl", "student’s forward KL", lambda one: _over(one.matched(), KL), in_nats),
+        gap("gap", "student − teacher, points", lambda one: _over(one.matched(), "gap")),
     ]
-    if not panels:
-        of_rl = points.filter(pl.col("method") == RL)
-        layers = [cloud(study.label(RL), of_rl, "new", "prior", *_STYLES[0]), base(study, "new", "prior")]
-        panels = [Panel("No teacher reaches its level", "new accuracy", "prior accuracy", layers)]
-    return Figure("distilled", panels, columns=max(len(levels), 1))
+    leeway = [
+        gap("near.gap", f"within {100 * MATCH:g} points", lambda one: _over(one.matched(MATCH), "gap")),
+        gap("typical.gap", "without choosing", typical),
+    ]
+    far = [
+        Column[Students]("beyond", "best new − teacher’s new", lambda one: _over(one.best, "beyond"), signed),
+        Column("lowest", "lowest prior on the way − teacher’s", lambda one: _over(one.lowest(), "gap"), signed),
+        Column(
+            "first.new", "best new − the first’s", lambda one: against_usual(one, lambda of: of.best, "new"), signed
+        ),
+        gap("first.gap", "prior − the first’s", lambda one: against_usual(one, Students.matched, "prior")),
+    ]
+    ends = [
+        Column(f"end.{name}.{lr:.1e}", f"{name}, lr {lr:.1e}", partial(_end, name=name, lr=lr), signed)
+        for name in ("new", "prior")
+        for lr in rates
+    ]
+    kept = [Column(f"at-{100 * at:g}", f"new ≥ {at:.0%}", partial(_kept, at=at)) for at in levels]
+    rows = {one.key: (one.name, one) for one in students}
+    policies = {TEACHER: (study.label(TEACHER), rl), **{one.key: (one.name, one.rows) for one in students}}
+    corner, seeds = "student, teacher’s level", len(study.seeds)
+    return [
+        table_of("At the teacher’s own new accuracy", corner, rows, matched, seeds),
+        table_of("Student − teacher in prior accuracy, points, otherwise", corner, rows, leeway, seeds),
+        table_of("How far students get, and what labels and time are worth, points", corner, rows, far, seeds),
+        table_of("At the end of training, minus the teacher’s, points", corner, rows, ends, seeds),
+        table_of("Prior accuracy kept, %, whatever the teacher’s level", "policies", policies, kept, seeds),
+        *([best_table(study, students, levels[-1])] if levels else []),
+    ]
 
 
-_STYLES = tuple(zip(PALETTE[:5], SYMBOLS[:5], strict=True))
+def best_table(study: Study, students: Sequence[Students], at: float) -> Keyed:
+    """The students that keep most at this level, of those that get there in all seeds, against RL itself."""
+    policies = {"": study.points.filter(method=TEACHER), **{one.name: one.rows for one in students}}
+    kept = {name: best_checkpoints(rows, ["method"], at) for name, rows in policies.items()}
+    rl = kept.pop("")
+    whole = {name: rows for name, rows in kept.items() if len(rows) == len(study.seeds)}
+    best = max(whole, key=lambda name: floats(whole[name], "prior").mean(), default=NEVER)
+    columns = [
+        Column[pl.DataFrame]("arm", "who keeps most", lambda _: best),
+        Column("prior", "prior kept, %", lambda rows: _over(rows, "prior")),
+        gap("gap", f"minus {study.label(TEACHER)}’s, points", lambda rows: difference(rows, rl, "prior")),
+    ]
+    rows = {"best": ("all students", whole.get(best, rl.clear()))}
+    return table_of(f"The best at new ≥ {at:.0%}", "of", rows, columns, len(study.seeds))
 
 
-def _layers(study: Study, points: pl.DataFrame, taught: pl.DataFrame, level: float, column: str) -> list[Layer]:
-    of_rl = points.filter(pl.col("method") == RL)
-    layers: list[Layer] = [cloud(study.label(RL), of_rl, column, "prior", *_STYLES[0], size=2.5, opacity=0.2)]
-    teachers = _teachers(taught, _arms(taught)[0], level)
-    runs = points.filter(pl.col("run_id").is_in(teachers["teacher_run"].to_list()))
-    layers += _courses(study, f"{study.label(RL)}, the teachers’ runs", runs, column, *_STYLES[0])
-    for arm, style in zip(_arms(taught), _STYLES[1:], strict=False):
-        layers.append(_mean_course(study, _name(study, arm), _shown(taught, arm, level), column, *style))
-    at = "teacher_new" if column == "new" else "teacher_kl"
-    x, y = floats(teachers, at), floats(teachers, "teacher_prior")
-    middle = np.array([x.mean()]), np.array([y.mean()])
-    layers.append(Points("mean of teachers", *middle, WHITE, "diamond", size=8.0, outlined=True))
-    layers.append(Points("teacher", x, y, INK, "diamond", size=5.0))
-    return [*layers, base(study, column, "prior")]
+def _end(one: Students, name: str, lr: float) -> Estimate | None:
+    return _over(one.ends(lr), f"{name}_beyond")
 
 
-def _near(taught: pl.DataFrame, level: float) -> Range:
-    """The range of KL that a level's teachers and students have: where RL goes on to would squeeze them together."""
-    own = taught.filter(pl.col("level") == level)
-    end = 1.15 * max(floats(own, KL).max(), floats(own, "teacher_kl").max(), 0.01)
-    return -0.04 * end, end
-
-
-def _shown(taught: pl.DataFrame, arm: Arm, level: float) -> pl.DataFrame:
-    """Per seed the run of the chosen student; where none gets to its teacher's accuracy, the run that gets farthest."""
-    own = _of(taught, arm, level)
-    chosen = _of(at_teachers_accuracy(taught), arm, level)
-    farthest = own.sort("new", descending=True, maintain_order=True).unique("seed", keep="first", maintain_order=True)
-    shown = pl.concat([chosen.select("seed", "run_id"), farthest.select("seed", "run_id")]).unique("seed", keep="first")
-    return own.filter(pl.col("run_id").is_in(shown["run_id"].to_list()))
-
-
-def _courses(study: Study, label: str, runs: pl.DataFrame, column: str, color: str, symbol: str) -> list[Layer]:
-    """Each run's way from the base, a line."""
-    layers: list[Layer] = []
-    for (seed,), rows in runs.sort("step").group_by(["seed"], maintain_order=True):
-        start = study.bases.filter(pl.col("seed") == seed)
-        x, y = (np.concatenate([floats(start, name), floats(rows, name)]) for name in (column, "prior"))
-        layers.append(Points(label, x, y, color, symbol, size=2.5, opacity=0.4, line=True))
-    return layers
-
-
-def _mean_course(study: Study, label: str, runs: pl.DataFrame, column: str, color: str, symbol: str) -> Points:
-    """The way from the bases of runs of one length, one a seed: means over seeds, checkpoint by checkpoint."""
-    start = study.bases.filter(pl.col("seed").is_in(runs["seed"].unique().to_list()))
-    by_step = pl.concat([start.select("step", column, "prior"), runs.select("step", column, "prior")])
-    means = by_step.group_by("step").mean().sort("step")
-    return Points(label, floats(means, column), floats(means, "prior"), color, symbol, size=4.0, line=True)
-
-
-def _levels(taught: pl.DataFrame) -> list[float]:
-    return sorted(taught["level"].unique().to_list())
-
-
-def _arms(taught: pl.DataFrame) -> list[Arm]:
-    """The kinds of students, in the order of the table."""
-    return [(str(row[0]), int(row[1]), int(row[2])) for row in taught.select(ARM).unique(maintain_order=True).rows()]
-
-
-def _cells(taught: pl.DataFrame) -> Iterator[tuple[Arm, float]]:
-    for arm in _arms(taught):
-        for level in _levels(taught):
-            if _seeds(taught, arm, level):
-                yield arm, level
-
-
-def _of(rows: pl.DataFrame, arm: Arm, level: float) -> pl.DataFrame:
-    same = [pl.col(name) == value for name, value in zip(ARM, arm, strict=True)]
-    return rows.filter(*same, pl.col("level") == level)
-
-
-def _seeds(taught: pl.DataFrame, arm: Arm, level: float) -> int:
-    return int(_of(taught, arm, level)["seed"].n_unique())
-
-
-def _teachers(taught: pl.DataFrame, arm: Arm, level: float) -> pl.DataFrame:
-    """A row for each teacher that an arm's students of a level have."""
-    return _of(taught, arm, level).unique("seed", keep="first", maintain_order=True)
-
-
-def _best_new(taught: pl.DataFrame, arm: Arm, level: float) -> pl.DataFrame:
-    """Per seed the highest new accuracy, and how far it is beyond the teacher's."""
-    best = _of(taught, arm, level).group_by("seed", maintain_order=True).agg(pl.max("new"), pl.first("teacher_new"))
-    return best.with_columns(beyond=pl.col("new") - pl.col("teacher_new"))
+def _kept(rows: pl.DataFrame, at: float) -> Estimate | None:
+    return _over(best_checkpoints(rows, ["method"], at), "prior")
 
 
 def _over(rows: pl.DataFrame, column: str) -> Estimate | None:
@@ -359,47 +152,52 @@ def _over(rows: pl.DataFrame, column: str) -> Estimate | None:
     return None if rows.is_empty() else Estimate.over(rows.sort("seed")[column].to_list())
 
 
-def _with_seeds(gap: Estimate | None, total: int) -> str:
-    """A difference with its sign, and the seeds that allow it where not all of `total` do."""
-    some = f" ({gap.seeds} of {total} seeds)" if gap and gap.seeds < total else ""
-    return signed(gap) + some
+def figure(study: Study, students: Sequence[Students]) -> Figure:
+    """Whole runs, of teachers and of students, in the planes of new accuracy and of KL; a column per level."""
+    levels, prior = sorted({one.level for one in students}), padded(floats(study.table, "prior"))
+    panels = []
+    for column in ("new", KL):
+        for level in levels:
+            own = [one for one in students if one.level == level]
+            in_new = column == "new"
+            end = max(0.01, *(floats(one.rows, name).max() for one in own for name in (KL, "teacher_kl")))
+            # Where RL goes on to in KL would squeeze teachers and students together.
+            across = learnt(study) if in_new else (-0.05 * end, 1.15 * end)
+            x_label = "new accuracy" if in_new else f"forward KL, {study.kl_unit}"
+            title, layers = f"Teachers at {level:.0%} and students", _layers(study, own, column)
+            x_axis = Axis(x_label, across, percent=in_new)
+            panels.append(Panel(title, x_axis, Axis("prior accuracy", prior), layers))
+    if not panels:
+        layers = _layers(study, [], "new")
+        panels = [Panel("No teacher reaches its level", Axis("new accuracy"), Axis("prior accuracy"), layers)]
+    return Figure(NAME, panels, columns=max(len(levels), 1))
 
 
-def _name(study: Study, arm: Arm) -> str:
-    method, labels, epochs = arm
-    of_rl = study.points.filter(pl.col("method") == RL)["epochs"].to_list()
-    longer = "" if epochs in of_rl else f", {how_many(epochs, 'epoch')}"
-    return study.label(method) + ("" if labels == 1 else f", {labels} labels an image") + longer
+def _layers(study: Study, students: Sequence[Students], column: str) -> list[Layer]:
+    """RL; the teachers' runs, a line each, and the mean run of each kind of students; the teachers."""
+    rl, label, style = study.points.filter(method=TEACHER), study.label(TEACHER), (PALETTE[0], SYMBOLS[0])
+    layers: list[Layer] = [cloud(label, rl, column, "prior", *style, size=2.5, opacity=0.2)]
+    if students:
+        teachers = students[0].teachers
+        for run in teachers["teacher_run"]:
+            x, y = _course(study, rl.filter(run_id=run), column)
+            layers.append(Points(f"{label}, the teachers’ runs", x, y, Marker(*style, 2.5, 0.4, line=True)))
+        for place, one in enumerate(students, 1):
+            x, y = _course(study, one.shown(), column)
+            marker = Marker(PALETTE[place], SYMBOLS[place % len(SYMBOLS)], size=4.0, line=True)
+            layers.append(Points(one.kind, x, y, marker))
+        x, y = (floats(teachers, f"teacher_{name}") for name in ("new" if column == "new" else "kl", "prior"))
+        middle = np.array([x.mean()]), np.array([y.mean()])
+        layers.append(Points("mean of teachers", *middle, Marker(WHITE, "diamond", size=8.0, outlined=True)))
+        layers.append(Points("teacher", x, y, Marker(INK, "diamond", size=5.0)))
+    return [*layers, base(study, column, "prior")]
 
 
-def _cell_name(study: Study, arm: Arm, level: float) -> str:
-    return f"{_name(study, arm)}, {level:.0%}"
-
-
-def _rates(study: Study, points: pl.DataFrame) -> str:
-    """The learning rates of each kind of policy: "3 from 1.3e-04 to 2.9e-04 for A and B"."""
-    by_grid: dict[tuple[float, ...], list[str]] = {}
-    for (method,), rows in points.group_by(["method"], maintain_order=True):
-        by_grid.setdefault(tuple(sorted(set(rows["lr"]))), []).append(study.label(str(method)))
-    return "; ".join(
-        f"{len(grid)} from {min(grid):.1e} to {max(grid):.1e} for {in_words(names)}" for grid, names in by_grid.items()
-    )
-
-
-def grids(quick: bool) -> list[Grid]:
-    """Its runs."""
-    # RL's from 5.5e-5 to 4.4e-4, students' from 1.2e-4 to 6.6e-4: they learn the task more slowly.
-    lrs, students_lrs = (PAPER_LRS[9:12:2],) * 2 if quick else (PAPER_LRS[7:13], PAPER_LRS[9:14:2])
-    short = {} if quick else {"epochs": (2,)}
-    many = {"labels_per_image": 64}
-    grids = [Grid((TEACHER,), lrs, settings=short)]
-    for level in TAUGHT_AT[:2] if quick else TAUGHT_AT:
-        grids.append(Grid(("rl-distilled",), students_lrs, {}, short, level))
-        if not quick:
-            grids.append(Grid(("rl-distilled",), students_lrs[:1], {}, {"epochs": (6,)}, level))
-        grids.append(Grid(("rl-distilled",), students_lrs, many, short, level))
-        grids.append(Grid(("rl-distilled-correct",), students_lrs, {}, short, level))
-    return grids
+def _course(study: Study, runs: pl.DataFrame, column: str) -> list[Floats]:
+    """The way from the bases of runs of one length, one a seed: means over seeds, checkpoint by checkpoint."""
+    bases = study.bases.filter(pl.col("seed").is_in(runs["seed"].unique().to_list()))
+    by_step = pl.concat([rows.select("step", column, "prior") for rows in (bases, runs)]).group_by("step").mean()
+    return [floats(by_step.sort("step"), name) for name in (column, "prior")]
 
 
 STUDY = PlainStudy(grids, section)

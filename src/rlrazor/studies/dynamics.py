@@ -17,7 +17,7 @@ from rlrazor.analysis.statistics import (
     verdict,
 )
 from rlrazor.experiments.parity_mnist.config import PAPER_LRS
-from rlrazor.report.drawing import INK, PALETTE, Figure, Floats, Panel, Points, Range
+from rlrazor.report.drawing import INK, PALETTE, Axis, Figure, Floats, Marker, Panel, Points, Range
 from rlrazor.report.keyed import Judged, Keyed, in_short
 from rlrazor.report.study import Section, Study
 from rlrazor.report.text import NEVER, how_many, number, percent, written
@@ -174,13 +174,17 @@ def figure(study: Study, links: Links) -> Figure:
         panels.append(
             Panel(
                 f"{label}: r = {links[method, task].r}",
-                "change of KL by the step, nats" if task == "new" else "",
-                f"cosine with {task} task’s gradient" if place == 0 else "",
+                Axis(
+                    "change of KL by the step, nats" if task == "new" else "",
+                    spread(floats(own, CHANGE)),
+                    percent=False,
+                ),
+                Axis(
+                    f"cosine with {task} task’s gradient" if place == 0 else "",
+                    spread(floats(study.points, cosine)),
+                    percent=False,
+                ),
                 [cloud(label, own, cosine, PALETTE[place % len(PALETTE)]), course(own, cosine)],
-                spread(floats(own, CHANGE)),
-                spread(floats(study.points, cosine)),
-                x_percent=False,
-                y_percent=False,
             )
         )
     return Figure("dynamics", panels, columns=len(study.methods))
@@ -189,7 +193,7 @@ def figure(study: Study, links: Links) -> Figure:
 def cloud(label: str, steps: pl.DataFrame, cosine: str, color: str) -> Points:
     """Every step, or as many as a page can bear."""
     drawn = steps.gather_every(max(1, ceil(len(steps) / DRAWN)))
-    return Points(label, floats(drawn, CHANGE), floats(drawn, cosine), color, size=3.0, opacity=0.35)
+    return Points(label, floats(drawn, CHANGE), floats(drawn, cosine), Marker(color, size=3.0, opacity=0.35))
 
 
 def course(steps: pl.DataFrame, cosine: str) -> Points:
@@ -197,7 +201,7 @@ def course(steps: pl.DataFrame, cosine: str) -> Points:
     finite = steps.filter(pl.col(CHANGE).is_finite(), pl.col(cosine).is_finite()).sort(CHANGE)
     tenths = np.array_split(np.arange(len(finite)), min(BINS, max(len(finite), 1)))
     x, y = (np.array([floats(finite[part], name).mean() for part in tenths if part.size]) for name in (CHANGE, cosine))
-    return Points("mean of each tenth", x, y, INK, "circle", size=5.5, line=True)
+    return Points("mean of each tenth", x, y, Marker(INK, size=5.5, line=True))
 
 
 def spread(values: Floats) -> Range | None:

@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 
 from rlrazor.analysis.statistics import Verdict, floats, seed_means, threshold_most_reach, with_params
-from rlrazor.report.drawing import PALETTE, SYMBOLS, Layer, Panel, Range
+from rlrazor.report.drawing import PALETTE, SYMBOLS, Axis, Layer, Panel, Range
 from rlrazor.report.keyed import Keyed
 from rlrazor.report.layers import level, log_height, means, never, share_height
 from rlrazor.report.study import Study
@@ -159,14 +159,13 @@ def by_age(title: str, y_label: str, column: str, cells_of: Callable[[Compared],
         layers.append(absent(compared, cells, 1.25 * low if is_kl else low + 0.04 * (high - low)))
         return Panel(
             title.format(compared.at),
-            "age of the samples, updates",
-            y_label,
+            Axis(
+                "age of the samples, updates",
+                across,
+                ticks=[(float(place), age_name(age)) for place, age in enumerate(ages)],
+            ),
+            Axis(y_label, (low, high), percent=not is_kl, log=is_kl),
             layers,
-            across,
-            (low, high),
-            y_percent=not is_kl,
-            y_log=is_kl,
-            x_ticks=[(float(place), age_name(age)) for place, age in enumerate(ages)],
         )
 
     return make

@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 
 from rlrazor.analysis.statistics import at_accuracy, floats
-from rlrazor.report.drawing import INK, Curve, Layer, Panel, Points
+from rlrazor.report.drawing import INK, Axis, Curve, Interval, Layer, Marker, Panel, Points
 from rlrazor.report.figures import staircase
 from rlrazor.report.layers import base, cloud, height, learnt, level, means, never, padded
 from rlrazor.report.text import number
@@ -32,7 +32,7 @@ def kept(names: Callable[[Any], str]) -> PanelOf:
         layers.append(level("base’s prior", base_prior(compared), ends))
         ticks = [(float(place), names(value)) for place, value in enumerate(values)]
         title = f"Kept at new ≥ {compared.at:.0%}"
-        return Panel(title, "", "prior accuracy", layers, ends, height(layers), x_ticks=ticks)
+        return Panel(title, Axis("", ends, ticks=ticks), Axis("prior accuracy", height(layers)), layers)
 
     return make
 
@@ -60,13 +60,13 @@ def along(column: str, x_label: str, line: Callable[[Compared, Any], tuple[str, 
             layers.append(level("base’s prior", base_prior(compared), ends))
         return Panel(
             f"{'Kept' if is_prior else 'Drift'} at new ≥ {compared.at:.0%}",
-            x_label,
-            "prior accuracy" if is_prior else f"forward KL, {compared.study.kl_unit}",
+            Axis(x_label, ends, ticks=[(float(place), f"{value:g}") for place, value in enumerate(values)]),
+            Axis(
+                "prior accuracy" if is_prior else f"forward KL, {compared.study.kl_unit}",
+                height(layers),
+                percent=is_prior,
+            ),
             layers,
-            ends,
-            height(layers),
-            y_percent=is_prior,
-            x_ticks=[(float(place), f"{value:g}") for place, value in enumerate(values)],
         )
 
     return make
@@ -86,8 +86,8 @@ def ranked(compared: Compared) -> Panel | None:
         own = [arm for arm in order if arm[0] == method]
         ends = [np.array([compared.kept[arm][f"prior{end}"] for arm in own], float) for end in ("_low", "", "_high")]
         y = np.array([place[arm] for arm in own])
-        dots = Points(compared.study.label(method), ends[1], y, *compared.style(own[0]), size=7.5)
-        layers.append(replace(dots, error_low=ends[0], error_high=ends[2], error_along="x"))
+        dots = Points(compared.study.label(method), ends[1], y, Marker(*compared.style(own[0]), size=7.5))
+        layers.append(replace(dots, interval=Interval(ends[0], ends[2], "x")))
     absent = [arm for arm in order if compared.kept[arm]["prior"] is None]
     edge = [low + 0.02 * (high - low)] * len(absent)
     marks = never(f"never reaches {compared.at:.0%} new", [compared.label(arm) for arm in absent], edge, 0.0)
@@ -95,7 +95,7 @@ def ranked(compared: Compared) -> Panel | None:
     layers.append(Curve("base", np.repeat(prior, 2), np.array(across), INK, dashed=True))
     ticks = [(place[arm], compared.label(arm)) for arm in order]
     title = f"Kept at new ≥ {compared.at:.0%}"
-    return Panel(title, "prior accuracy", "", layers, (low, high), across, y_percent=False, y_ticks=ticks)
+    return Panel(title, Axis("prior accuracy", (low, high)), Axis("", across, percent=False, ticks=ticks), layers)
 
 
 def ranking(compared: Compared) -> list[Arm]:
@@ -128,14 +128,14 @@ def _trade_off(compared: Compared, groups: list[tuple[str, pl.DataFrame, Style]]
     clouds = [cloud(label, rows, "new", "prior", *style, opacity=0.5) for label, rows, style in groups]
     steps = [staircase(label, rows, style[0]) for label, rows, style in groups]
     layers: list[Layer] = [*clouds, *steps, base(compared.study, "new", "prior")]
-    return Panel("Trade-off", "new accuracy", "prior accuracy", layers, learnt(compared.study))
+    return Panel("Trade-off", Axis("new accuracy", learnt(compared.study)), Axis("prior accuracy"), layers)
 
 
 def learning(compared: Compared) -> Panel:
     """How far a policy moves to learn."""
     layers = [*_clouds(compared, "new"), base(compared.study, KL, "new")]
     label, new = f"forward KL, {compared.study.kl_unit}", learnt(compared.study)
-    return Panel("Learning against drift", label, "new accuracy", layers, y_range=new, x_percent=False)
+    return Panel("Learning against drift", Axis(label, percent=False), Axis("new accuracy", new), layers)
 
 
 def forgetting_law(compared: Compared) -> Panel:
@@ -146,7 +146,7 @@ def forgetting_law(compared: Compared) -> Panel:
         x = np.linspace(0, float(np.nanmax(floats(compared.points, KL))), 200)
         layers.append(Curve(f"quadratic, R² = {number(shared.r2)}", x, shared.quadratic.predict(x), INK))
     label = f"forward KL, {compared.study.kl_unit}"
-    return Panel("Forgetting law", label, "forgetting", layers, x_percent=False)
+    return Panel("Forgetting law", Axis(label, percent=False), Axis("forgetting"), layers)
 
 
 def base_prior(compared: Compared) -> float:

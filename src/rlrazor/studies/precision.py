@@ -14,7 +14,7 @@ from rlrazor.analysis.statistics import (
     verdict,
     with_params,
 )
-from rlrazor.report.drawing import INK, PALETTE, Curve, Figure, Layer, Panel, Range
+from rlrazor.report.drawing import INK, PALETTE, Axis, Curve, Figure, Layer, Panel, Range
 from rlrazor.report.keyed import Judged, Keyed, in_short
 from rlrazor.report.layers import cloud, learnt, means
 from rlrazor.report.study import Section, Study
@@ -162,18 +162,16 @@ def figure(compared: Compared) -> Figure:
     sparsity = [*clouds(compared, SPARSITY), *least(floor, new)]
     by_rate = [*after_training(compared), *least(floor, (rates[0], rates[-1]))]
     panels = [
-        Panel("Sparsity at equal accuracy", "new accuracy", unchanged, sparsity, new, SHARES),
+        Panel("Sparsity at equal accuracy", Axis("new accuracy", new), Axis(unchanged, SHARES), sparsity),
         Panel(
             "Sparsity after training",
-            "learning rate",
-            unchanged,
+            Axis("learning rate", percent=False, log=True, ticks=ticks),
+            Axis(unchanged, SHARES),
             by_rate,
-            y_range=SHARES,
-            x_percent=False,
-            x_log=True,
-            x_ticks=ticks,
         ),
-        Panel("Rank of the update", "new accuracy", "share of full rank", clouds(compared, RANK), new, SHARES),
+        Panel(
+            "Rank of the update", Axis("new accuracy", new), Axis("share of full rank", SHARES), clouds(compared, RANK)
+        ),
     ]
     return Figure("precision", panels, columns=3)
 

@@ -15,7 +15,7 @@ from rlrazor.analysis.statistics import (
     verdict,
 )
 from rlrazor.errors import RazorError
-from rlrazor.report.drawing import PALETTE, Figure, Layer, Panel
+from rlrazor.report.drawing import PALETTE, Axis, Figure, Layer, Panel
 from rlrazor.report.keyed import Judged, Keyed, in_short
 from rlrazor.report.layers import height, level, means
 from rlrazor.report.study import Section, Study
@@ -204,7 +204,11 @@ def square(compared: Compared, at: float) -> Panel:
     layers.append(level("base’s prior", panels.base_prior(compared), ends))
     ticks = [(0.0, WITH[False]), (1.0, WITH[True])]
     return Panel(
-        f"Kept at new ≥ {at:.0%}", "", "prior accuracy", layers, ends, height(layers), x_ticks=ticks, texts=texts
+        f"Kept at new ≥ {at:.0%}",
+        Axis(range=ends, ticks=ticks),
+        Axis("prior accuracy", height(layers)),
+        layers,
+        texts=texts,
     )
 
 

@@ -3,16 +3,20 @@
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import polars as pl
 
 from rlrazor.analysis import law
 from rlrazor.analysis.law import LeftOut, Quadratic
-from rlrazor.analysis.statistics import Estimate, Verdict, correlation, estimate_of, floats
+from rlrazor.analysis.statistics import Estimate, Verdict, correlation, estimate_of, floats, verdict
 from rlrazor.errors import RazorError
 from rlrazor.report.keyed import WORDS, Judged, Keyed
 from rlrazor.report.text import NEVER, nats, number, percent, signed, written
-from rlrazor.studies.engine import KL, Arm, Compared, TableOf
+from rlrazor.studies.engine import KL, Arm, Compared, TableOf, seeds_of
+
+Row = TypeVar("Row")
+Value = Estimate | str | None
 
 MORE_OR_LESS: Mapping[Verdict, str] = {**WORDS, Verdict.BETTER: "more", Verdict.WORSE: "less"}
 """The verdicts where neither is better."""
@@ -147,3 +151,55 @@ def best_of(compared: Compared, group: Group) -> Arm | None:
         if group.holds(arm) and compared.reached and compared.kept[arm]["n_seeds"] == seeds
     }
     return max(whole, key=lambda arm: whole[arm]) if whole else None
+
+
+@dataclass(frozen=True)
+class Column(Generic[Row]):
+    """What a table says of each of its rows: a number over seeds, written by `form`, or a word.
+
+    With `judge` it is a difference, whose `key` ends in `gap`: its seeds and the verdict on it stand beside it, as `n`
+    and `verdict` with the same beginning.
+    """
+
+    key: str
+    header: str
+    of: Callable[[Row], Value]
+    form: Callable[[Estimate | None], str] = written
+    judge: Callable[[Estimate | None, int], str] | None = None
+
+
+def gap(
+    key: str,
+    header: str,
+    of: Callable[[Row], Value],
+    judge: Callable[[Estimate | None, int], str] = verdict,
+) -> Column[Row]:
+    """A difference that is judged; a word where a row is not compared."""
+    return Column(key, header, of, signed, judge)
+
+
+def table_of(
+    title: str, corner: str, rows: Mapping[str, tuple[str, Row]], columns: Sequence[Column[Row]], seeds: int
+) -> Keyed:
+    """A table, column by column; `rows`: key -> name and what the columns are of. `seeds`: those of the study."""
+    headers: dict[str, str] = {}
+    cells: dict[str, dict[str, str]] = {key: {} for key in rows}
+    for column in columns:
+        start = column.key.removesuffix("gap")
+        own = {column.key: column.header}
+        if column.judge:
+            own |= {f"{start}n": "seeds", f"{start}verdict": "verdict"}
+        headers |= own
+        for key, (_, row) in rows.items():
+            cells[key] |= dict(zip(own, _cells(column, column.of(row), seeds), strict=True))
+    return Keyed(title, corner, headers, {key: (name, cells[key]) for key, (name, _) in rows.items()})
+
+
+def _cells(column: Column[Row], value: Value, seeds: int) -> list[str]:
+    """What a column, and those beside it, say of a row."""
+    if isinstance(value, str):
+        return [value] * (3 if column.judge else 1)
+    text, got = column.form(value), value.seeds if value else 0
+    if column.judge:
+        return [text, seeds_of(got, seeds), str(column.judge(value, seeds))]
+    return [text + (f" ({got} of {seeds} seeds)" if 0 < got < seeds else "")]

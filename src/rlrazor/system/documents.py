@@ -7,9 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import stat
-import time
 import tomllib
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -17,71 +14,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from rlrazor.errors import RazorError
+from rlrazor.system.files import read_bytes
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
 
     from rlrazor.system.schema import Schema
 
-LARGEST = 256 * 2**20  # bytes of a document: the law of a hundred runs has 100 kB
 DEEPEST = 100  # lists and objects within one another: ours nest six, and walking through them is recursive
 _LARGEST_WHOLE = 2**63  # of a number that JSON writes without a point: what a 64-bit integer holds
-_PART = 2**20  # bytes that are read at a time
-_SECONDS = 10  # for somebody to begin to write into a pipe
 _SHOWN = 60  # characters of a value in a sentence
 _NESTED = "it is nested too deeply"
 
 T = TypeVar("T", bound="Schema")
-
-
-def read_bytes(path: Path, largest: int = LARGEST) -> bytes:
-    """What a file, or a pipe that somebody writes into, holds.
-
-    Raises OSError, for more than `largest` bytes and for a device too: it may have no end.
-    """
-    # A pipe that nobody has opened for writing would be waited for: so it is not opened in that way.
-    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-    descriptor = os.open(path, flags)
-    with open(descriptor, "rb", buffering=0) as file:
-        mode = os.fstat(descriptor).st_mode
-        if stat.S_ISFIFO(mode):
-            return _from_pipe(descriptor, largest)
-        if not stat.S_ISREG(mode):
-            raise OSError("it is a device, not a file")
-        parts, size = list[bytes](), 0
-        while size <= largest and (part := file.read(_PART)):
-            parts.append(part)
-            size += len(part)
-    if size > largest:
-        raise OSError(_too_long(largest))
-    return b"".join(parts)
-
-
-def _from_pipe(descriptor: int, largest: int) -> bytes:
-    parts: list[bytes] = []
-    begun, size, until = False, 0, time.monotonic() + _SECONDS
-    while size <= largest:
-        try:
-            part = os.read(descriptor, _PART)
-        except BlockingIOError:  # a writer is there, and has nothing yet
-            begun = True
-            time.sleep(0.01)
-            continue
-        if part:
-            begun = True
-            parts.append(part)
-            size += len(part)
-        elif begun:
-            return b"".join(parts)
-        elif time.monotonic() > until:
-            raise OSError("it is a pipe that nothing writes into")
-        else:
-            time.sleep(0.01)
-    raise OSError(_too_long(largest))
-
-
-def _too_long(largest: int) -> str:
-    return f"it has more than {largest // 2**20} MiB" if largest >= 2**20 else f"it has more than {largest:,} bytes"
 
 
 def read_text(path: Path, *, mend: str = "", missing: str | None = None) -> str:

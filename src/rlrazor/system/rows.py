@@ -18,7 +18,9 @@ from typing import Any
 import polars as pl
 
 from rlrazor.errors import RazorError, cause_of
-from rlrazor.system.documents import NotJSONError, NotReadableError, loads, read_bytes
+from rlrazor.system import jsonl
+from rlrazor.system.documents import NotJSONError, NotReadableError, loads
+from rlrazor.system.files import read_bytes
 
 Row = dict[str, Any]
 Located = tuple[str, Row]
@@ -146,14 +148,16 @@ def _one_newline(text: str) -> str:
 
 def _json(file: Path, text: str, line: str | None) -> list[Located]:
     """JSON Lines; or else one array, or one object over several lines."""
-    # Not splitlines: a JSON string may hold characters that it takes for line ends.
-    lines = [(f"{file}, line {number}", one) for number, one in enumerate(text.split("\n"), 1) if one.strip()]
-    if lines and (lines[0][1].lstrip().startswith("[") or lines[0][1].strip() == "{"):
-        value = _parsed(str(file), text)
+    begins = text.lstrip()
+    if begins.startswith("[") or begins.partition("\n")[0].strip() == "{":
+        try:
+            value = loads(text, nan=float)
+        except NotReadableError as error:
+            raise _no_row(str(file), error) from error
         values = value if isinstance(value, list) else [value]
         rows = [(f"{file}, row {number}", row) for number, row in enumerate(values, 1)]
     else:
-        rows = [(where, _parsed(where, one)) for where, one in lines]
+        rows = list(jsonl.strict(text, file, say=_no_row, nan=float))
     if line is not None and all(isinstance(row, str) for _, row in rows):
         return [(where, {line: row}) for where, row in rows]
     for where, row in rows:
@@ -162,15 +166,11 @@ def _json(file: Path, text: str, line: str | None) -> list[Located]:
     return rows
 
 
-def _parsed(where: str, text: str) -> Any:
-    try:
-        return loads(text, nan=float)
-    except NotJSONError as error:
-        raise RazorError(
-            f"{where}: not JSON ({error.__cause__}). Every line has to be one object, or the file one array."
-        ) from error
-    except NotReadableError as error:
-        raise RazorError(f"{where}: {error}. Mend it, or leave it out.") from error
+def _no_row(where: str, error: NotReadableError) -> RazorError:
+    if isinstance(error, NotJSONError):
+        why = error.__cause__
+        return RazorError(f"{where}: not JSON ({why}). Every line has to be one object, or the file one array.")
+    return RazorError(f"{where}: {error}. Mend it, or leave it out.")
 
 
 def _delimiter(name: str, text: str) -> str | None:

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rlrazor.errors import RazorError
-from rlrazor.system.documents import LARGEST, loads
-from rlrazor.system.regular import open_regular
+from rlrazor.system import jsonl
+from rlrazor.system.documents import loads
+from rlrazor.system.files import LARGEST, kind_of, open_regular
 
 Kind = Literal["page", "png", "svg", "notes", "json", "table", "log", "rows"]
 Output = tuple[Path, Kind]
@@ -174,7 +175,7 @@ def _require_ours(path: Path, kind: Kind | None) -> None:
         return
     if stat.S_ISDIR(found.st_mode):
         raise IsADirectoryError(errno.EISDIR, f"{path.name or path} is a folder")
-    if not stat.S_ISREG(found.st_mode):
+    if kind_of(found.st_mode) is not None:
         raise RazorError(f"{path} is no file but a device or a pipe: name a file.")
     if kind is not None and not is_ours(Path(real), kind):
         raise _not_ours(path)
@@ -239,10 +240,11 @@ def _is_our_table(path: Path) -> bool:
 
 def _is_our_log(path: Path) -> bool:
     """Any whole row will do: a killed process may leave half of one; and a run that died early leaves an empty log."""
-    lines = _beginning(path).splitlines()
+    beginning = _beginning(path)
+    lines = beginning.splitlines()
     if len(lines) < 2 and all(line.startswith(_LOG_BEGINS) for line in lines):
         return True
-    return any(keys <= found for found in map(_keys_of, lines) for keys in _LOG_KEYS)
+    return any(keys <= _keys_of(row) for row in jsonl.lenient(beginning) for keys in _LOG_KEYS)
 
 
 def _are_our_rows(path: Path) -> bool:
@@ -251,13 +253,9 @@ def _are_our_rows(path: Path) -> bool:
     return (
         law.is_file()
         and _is_our_json(law)
-        and all("prompt" in (keys := _keys_of(line)) and keys <= _ROW_KEYS for line in _beginning(path).splitlines())
+        and all("prompt" in (keys := _keys_of(row)) and keys <= _ROW_KEYS for row in jsonl.lenient(_beginning(path)))
     )
 
 
-def _keys_of(line: bytes) -> set[str]:
-    try:
-        row = loads(line.decode(), nan=float, lenient=True)
-    except ValueError:
-        return set()
+def _keys_of(row: Any) -> set[str]:
     return set(row) if isinstance(row, dict) else set()

@@ -21,6 +21,7 @@ from rlrazor.experiments.language.setup import Setup
 from rlrazor.experiments.language.tasks import Splits
 from rlrazor.experiments.language.train import train
 from rlrazor.lm import prior
+from rlrazor.lm.task_names import DEFAULT_TASKS
 from rlrazor.runs import sweep
 from rlrazor.runs.estimate import Sizes, Trial, peak_memory
 from rlrazor.runs.experiment import Cost
@@ -185,7 +186,7 @@ def _tokens(config: Config, setup: Setup) -> int:
 
 def _items(config: Config, limit: int, setup: Setup) -> int:
     return prior.count_items(
-        None if tuple(config.prior) == prior.DEFAULT_TASKS else config.prior,
+        None if tuple(config.prior) == DEFAULT_TASKS else config.prior,
         limit=limit or None,
         data_mirror=setup.prior.data_mirror,
         allow_code_execution=setup.prior.allow_code_execution,

@@ -14,7 +14,8 @@ from rlrazor.errors import RazorError
 from rlrazor.experiments.language.methods import FROM_TEACHER, OPTIMAL, REFERENCE, Method
 from rlrazor.experiments.language.tasks import Item, Task, score
 from rlrazor.lm import encoding, kl, sampling
-from rlrazor.lm.models import LanguageModel, context_length
+from rlrazor.lm.architecture import context_length
+from rlrazor.lm.models import LanguageModel
 from rlrazor.lm.prompts import encode
 from rlrazor.seeding import seed_of
 

@@ -19,6 +19,8 @@ from rlrazor.lm.adapters import weights_of
 from rlrazor.lm.kl import Drift, Sequences
 from rlrazor.lm.models import LanguageModel, Vocabulary, check_same_vocabulary, load
 from rlrazor.lm.probes import GenericText, ProbeSettings
+from rlrazor.lm.scores import NotANumberError, require_accuracies, stderr_of_mean
+from rlrazor.lm.task_names import DEFAULT_TASKS
 from rlrazor.runs.records import BASE, Record
 from rlrazor.runs.sweep import DivergedError
 from rlrazor.system import phases
@@ -101,20 +103,20 @@ def lm_eval_suite(
     Of the default tasks, those that run code are left out without leave; of others they are an error, as are tasks
     whose score is not a fraction of 1 of which more is better.
     """
-    texts, named = representation.paragraphs(), None if tuple(tasks) == prior.DEFAULT_TASKS else tasks
+    texts, named = representation.paragraphs(), None if tuple(tasks) == DEFAULT_TASKS else tasks
     source: dict[str, Any] = {"data_mirror": data_mirror, "allow_code_execution": allow_code_execution}
     told: set[str] = set()
 
     def scores(lm: LanguageModel) -> dict[str, tuple[float, float | None]]:
         found = prior.evaluate(lm.model, lm.tokenizer, named, limit=limit, **source)
-        prior.require_accuracies(found)
+        require_accuracies(found)
         for note in set(found.notes) - told:
             told.add(note)
             phases.say(note)
         return {name: (result.value, result.stderr) for name, result in found.items()}
 
     def check() -> None:
-        prior.require_accuracies(prior.metrics_of(named, **source))
+        require_accuracies(prior.metrics_of(named, **source))
 
     return PriorSuite(scores, generic or GenericText.built_in(), texts, texts, check=check)
 
@@ -178,12 +180,12 @@ class Reference:
 
         Raises DivergedError where an output or a measure is not finite.
         """
-        tuned = LanguageModel(model, self.base.tokenizer, self.base.source, self.base.fingerprint)
+        tuned = replace(self.base, model=model)
         try:
             scores, measures, own = self._measure(tuned, frozen)
             self._warn(step, scores["new"])
             return Record(run_id, step, epoch, scores.pop("new"), scores, measures, {**(metrics or {}), **own})
-        except (sampling.NotFiniteError, prior.NotANumberError, ValueError) as error:  # Record refuses such numbers
+        except (sampling.NotFiniteError, NotANumberError, ValueError) as error:  # Record refuses such numbers
             if isinstance(error, ValueError) and "finite" not in str(error):
                 raise
             raise DivergedError(step, epoch) from error
@@ -220,7 +222,7 @@ class Reference:
             scores[name] = value
             if stderr is not None:
                 own[f"prior_{name}_stderr"] = stderr
-        if (of_mean := prior.stderr_of_mean(stderr for _, stderr in measured.values())) is not None:
+        if (of_mean := stderr_of_mean(stderr for _, stderr in measured.values())) is not None:
             own["prior_stderr"] = of_mean
         phases.at(OF_TEXTS)
         texts = representation.ids_of_texts(tuned.model, tuned.tokenizer, self.suite.loss_texts)

@@ -36,7 +36,7 @@ from rlrazor.experiments.language.tasks.letters import (
     pretraining_example,
 )
 from rlrazor.experiments.language.tasks.task import Item
-from rlrazor.lm import sampling
+from rlrazor.lm import forward
 
 PAD = "_"
 ALPHABET = PAD + EOS + LETTERS + "CRSNUP" + ":="
@@ -240,7 +240,7 @@ def right_logps(model: Any, tokenizer: Any, items: Sequence[Item], right: Callab
         [[tokenizer.encode(answer + EOS) for answer in right(item)] for item in items], device=device
     )
     count = answers_BCT.shape[1]
-    first_NV, cache = sampling.prefill(model, prompts_BT, torch.ones_like(prompts_BT), count)
+    first_NV, cache = forward.prefill(model, prompts_BT, torch.ones_like(prompts_BT), count)
     answers_NT = answers_BCT.flatten(0, 1)
     rest_NTV = model(input_ids=answers_NT[:, :-1], use_cache=True, **cache).logits
     logits_NTV = torch.cat([first_NV[:, None], rest_NTV], dim=1)

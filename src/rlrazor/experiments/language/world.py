@@ -14,7 +14,8 @@ from rlrazor.experiments.language.evaluate import PriorSuite, Reference
 from rlrazor.experiments.language.setup import Setup, TaskSource
 from rlrazor.experiments.language.tasks import Scores, Task
 from rlrazor.experiments.language.unfinished import save_model
-from rlrazor.lm.models import LanguageModel, base_digest, load, tokenizer_digest
+from rlrazor.lm.digests import base_digest, tokenizer_digest
+from rlrazor.lm.models import LanguageModel, load
 from rlrazor.lm.probes import GenericText
 from rlrazor.runs.records import Ancestor, RunSpec
 from rlrazor.runs.store import RunStore

@@ -160,9 +160,10 @@ def sensitivity_variants(config: Config) -> list[tuple[str, int, Config]]:
 
     On a thinner grid, so that the table costs minutes: every third learning rate, one constant epoch, the first seed.
     """
+    taught = config.taught
     thin = replace(
         config,
-        methods=tuple(name for name in config.methods if name not in config.taught),
+        methods=tuple(name for name in config.methods if name not in taught),
         lrs=config.lrs[::-3][::-1],
         schedules=("constant",),
         epochs=(1,),

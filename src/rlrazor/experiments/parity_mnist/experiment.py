@@ -16,7 +16,6 @@ from rlrazor.lm.compute import prepare_process
 from rlrazor.runs.estimate import Trial
 from rlrazor.runs.experiment import Cost, Phase
 from rlrazor.runs.records import BASE, RunSpec
-from rlrazor.runs.runner import versions_of
 from rlrazor.runs.store import Checkpoint, RunStore
 from rlrazor.runs.teachers import students
 
@@ -77,6 +76,5 @@ class ParityMnist:
             "prior_task": "FashionMNIST",
             "labels": {name: label_of(name) for name in config.methods},
             "data": data.fingerprint(self.data_dir),
-            "versions": versions_of(),
             "drift": list(DRIFT),
         }

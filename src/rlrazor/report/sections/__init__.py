@@ -10,13 +10,11 @@ from pathlib import Path
 
 import polars as pl
 
-from rlrazor.analysis import law
 from rlrazor.errors import RazorError, cause_of
-from rlrazor.report import tables
 from rlrazor.report.sections import forecasts, kl_laws, predictors, representation
 from rlrazor.report.study import Kind, Kinds, Section, Study
-from rlrazor.report.tables import Sweep
-from rlrazor.runs.records import BASE, JSON
+from rlrazor.report.sweep import Sweep, described, study_in
+from rlrazor.runs.records import JSON
 
 KINDS: Kinds = {
     "kl-laws": Kind(kl_laws.section, kl_laws.applies),
@@ -60,7 +58,7 @@ def studies_of(sweep: Sweep, kinds: Kinds) -> list[Study]:
     """
     if sweep.is_calibration:
         return []
-    studies = [(Study(name, sweep.config, sweep.table, sweep.points, sweep.bases, of_sweep=True)) for name in kinds]
+    studies = [replace(sweep.study, name=name) for name in kinds]
     return [study for study in studies if (applies := kinds[study.name].applies) and applies(study)]
 
 
@@ -85,21 +83,13 @@ def _read(folder: Path, name: str, kind: Kind) -> Study:
     description = _read_description(folder / f"{name}.json", name, kind)
     if not kind.has_table:
         return Study(name, description)
-    path = folder / f"{name}.parquet"
-    table = tables.read_table(path)
-    points, bases = law.distinct(table), table.filter(pl.col("method") == BASE)
-    if points.is_empty():
-        raise RazorError(f"{path} holds base policies only: run the same command again.")
-    unbased = sorted(set(points["seed"]) - set(bases["seed"]))
-    if unbased:
-        raise RazorError(f"{path} has no base policy for seed {unbased[0]}: run the same command again.")
-    return Study(name, description, table, points, bases)
+    return study_in(name, description, folder / f"{name}.parquet")
 
 
 def _read_description(path: Path, name: str, kind: Kind) -> JSON:
     from rlrazor.report.description import StudyDescription, TheoryDescription
 
-    description = tables.described(path, StudyDescription if kind.has_table else TheoryDescription)
+    description = described(path, StudyDescription if kind.has_table else TheoryDescription)
     if description["name"] != name:
         raise RazorError(f"{path} describes a study named {description['name']!r}: run the same command again.")
     return description

@@ -1,89 +1,28 @@
 """Which drift measure predicts forgetting? Every measure that the sweep took, ranked; the paper's Table 1 beside it."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import polars as pl
 
 from rlrazor.analysis import law
 from rlrazor.analysis.law import LeftOut, PredictorSummary
-from rlrazor.report.drawing import INK, PALETTE, SYMBOLS, WHITE, Curve, Figure, Panel, Points
+from rlrazor.analysis.statistics import Estimate, Verdict, verdict
+from rlrazor.analysis.transfer import gap, over_methods
+from rlrazor.report.drawing import PALETTE, SYMBOLS, WHITE, Axis, Figure, Hover, Interval, Marker, Panel, Points
+from rlrazor.report.keyed import Judged, Keyed, in_short
+from rlrazor.report.layers import across
+from rlrazor.report.measures import GROUPS, MAIN_MEASURES, MEASURES, NEW, PAPER, SIMILARITIES, Measure
+from rlrazor.report.prose import Shown, told
 from rlrazor.report.study import Section, Study
-from rlrazor.report.tables import LABELS, MAIN_MEASURES, Table, predictor_label
-from rlrazor.report.text import NEVER, how_many, number, percent
+from rlrazor.report.text import NEVER, number, percent, signed, written
 
-NEW, PRIOR, PROBE, WEIGHTS = "new-task inputs", "prior-task inputs", "unrelated inputs", "weights"
-GENERIC = "unlabelled generic prompts"
-GROUPS = (NEW, PRIOR, PROBE, WEIGHTS, GENERIC)
+TEXT = Path(__file__).with_suffix(".md")
 
-_OF_INPUTS = {
-    "kl_forward": LABELS["kl_forward"],
-    "kl_reverse": LABELS["kl_reverse"],
-    "total_variation": "total variation",
-    "output_l2": "output L2",
-    "jensen_shannon": "Jensen-Shannon",
-    "hellinger": "Hellinger",
-    "wasserstein_1": "1-Wasserstein",
-    "activation_l1": "activation L1",
-    "activation_l2": "activation L2",
-    "cka": "1 − CKA",
-    "cknna": "1 − CKNNA",
-}
-_OF_WEIGHTS = {
-    "weight_l1": "weight L1",
-    "weight_l2": "weight L2",
-    "weight_fisher_l2": "weight Fisher L2",
-    "weight_spectral": "weight spectral norm",
-    "weight_sparsity": "1 − sparsity of the update",
-    "weight_rank": "rank of the update",
-}
-# Of language models, by column: KL per token is that per completion divided by the completion's length.
-_OF_COMPLETIONS = {
-    **dict.fromkeys(("kl_correct", "kl_optimal"), NEW),
-    **{f"kl_{name}_per_token": NEW for name in ("forward", "reverse", "correct")},
-    **dict.fromkeys(("kl_probe", "kl_probe_per_token"), GENERIC),
-}
-_SIMILARITIES = ("cka", "cknna", "weight_sparsity")  # 1 for a policy that has not moved
-
-# Table 1 of arXiv:2509.04259: R2 of a quadratic, and its ±.
-PAPER = {
-    "kl_forward": (0.96, 0.01),
-    "kl_reverse": (0.93, 0.01),
-    "total_variation": (0.80, 0.01),
-    "output_l2": (0.56, 0.02),
-    "weight_l1": (0.34, 0.02),
-    "weight_fisher_l2": (0.58, 0.02),
-    "weight_spectral": (0.58, 0.02),
-    "activation_l1": (0.52, 0.02),
-    "activation_l2": (0.55, 0.02),
-}
-
-
-@dataclass(frozen=True)
-class Measure:
-    """A drift measure: its column, its name for people, and what it is measured on, one of `GROUPS`."""
-
-    column: str
-    label: str
-    group: str
-
-    @property
-    def full_name(self) -> str:
-        """The name and, unless it says so itself or is the weights', the inputs."""
-        tells = self.group == WEIGHTS or self.column.startswith(("kl_correct", "kl_optimal", "kl_probe"))
-        return self.label if tells else f"{self.label} on {self.group}"
-
-
-MEASURES = (
-    *(
-        Measure(f"{column}{suffix}", label, group)
-        for suffix, group in (("", NEW), ("_on_prior", PRIOR), ("_on_probe", PROBE))
-        for column, label in _OF_INPUTS.items()
-    ),
-    *(Measure(column, predictor_label(column), group) for column, group in _OF_COMPLETIONS.items()),
-    *(Measure(column, label, WEIGHTS) for column, label in _OF_WEIGHTS.items()),
-)
+FORWARD = "kl_forward"
+NEAREST = 3  # measures that the finding names, beside forward KL
 
 
 @dataclass(frozen=True)
@@ -99,220 +38,198 @@ class Ranked:
         return self.fits.quadratic.r2 if self.fits.quadratic else None
 
     @property
+    def left_out(self) -> LeftOut | None:
+        """By the monotone law, on methods not in its fit."""
+        return self.fits.saturating.left_out if self.fits.saturating else None
+
+    @property
     def error(self) -> float | None:
         """Left-out error of the monotone law, fraction of 1."""
-        return _mean(self.fits.saturating.left_out if self.fits.saturating else None)
+        return self.left_out.mean if self.left_out else None
+
+    @property
+    def gain(self) -> Estimate | None:
+        """How much smaller that is than the error of guessing, method by method."""
+        guess = self.fits.baseline
+        return gap(guess.by_method, self.left_out.by_method) if guess and self.left_out else None
+
+    @property
+    def verdict(self) -> Verdict:
+        """Whether it serves a method not in the fit better than guessing does."""
+        return verdict(self.gain, self.fits.methods)
 
 
 def applies(study: Study) -> bool:
     """Whether the sweep took more measures than the page's laws are about."""
-    return any(measure.column in study.table.columns for measure in MEASURES if measure.column not in MAIN_MEASURES)
+    return any(column in study.table.columns for column in MEASURES if column not in MAIN_MEASURES)
 
 
 def section(study: Study) -> Section:
     """All measures of the sweep, ranked by the R2 of their quadratic."""
     ranked = ranking(study.points)
-    return Section(
-        "predictors",
-        "Which drift measure predicts forgetting?",
-        "Of all ways to measure how far a policy has moved from its base, does forward KL on the new task’s inputs "
-        "explain best what it forgot, and does it carry over to a method that was not in the fit?",
-        finding(ranked),
-        _figure(ranked),
-        [_table(ranked)],
-        f"{how_many(len(study.points), 'checkpoint')} of {how_many(len(study.methods), 'method')}, "
-        f"{how_many(len(study.seeds), 'seed')}. Ranked by the R² of a quadratic "
-        "over all of them, as in the paper. R² per seed, the dots: mean ± standard deviation over one fit per seed. "
-        "Diamonds: the paper’s Table 1, five methods on ParityMNIST. Left-out error: mean absolute error, in accuracy "
-        "points, on a method that the law was not fitted to, averaged over methods; baseline, the dashed line: the "
-        "same for guessing the other methods’ mean forgetting. It is the honest ranking: R² rewards a measure for "
-        "telling apart the methods it was fitted to. Prior-task inputs are what a forecast from the new task alone "
-        "does not have. CKA, CKNNA and sparsity are similarities, and enter as 1 minus the value, which turns the sign "
-        "of Spearman’s correlation and nothing else. Intervals of the three main measures are in the table of the laws "
-        "above. “—”: the measure does not vary, or the sweep has too few methods or seeds.",
-    )
+    return told(study, TEXT, Shown(finding(ranked), _figure(ranked), [table(ranked), place_table(ranked)]))
 
 
 def ranking(points: pl.DataFrame) -> list[Ranked]:
     """The measures that `points` has, best quadratic first; last those that allow no fit."""
-    present = {measure.column: measure for measure in MEASURES if measure.column in points.columns}
-    falling = [name for name in present if name.startswith(_SIMILARITIES)]
+    present = [name for name in MEASURES if name in points.columns]
+    falling = [name for name in present if name.startswith(SIMILARITIES)]
     drifts = points.with_columns((1 - pl.col(name)).alias(name) for name in falling)
-    fits = law.summarise(drifts, list(present), samples=0)
-    ranked = [Ranked(present[fit.predictor], fit) for fit in fits]
+    ranked = [Ranked(MEASURES[fit.predictor], fit) for fit in law.summarise(drifts, present, samples=0)]
     return sorted(ranked, key=lambda one: -1.0 if one.r2 is None else one.r2, reverse=True)
 
 
 def finding(ranked: Sequence[Ranked]) -> str:
-    """Which measure carries over best to a method not seen, and where forward KL on new-task inputs stands."""
-    by_r2 = [one for one in ranked if one.r2 is not None]
-    by_error = sorted((one for one in ranked if one.error is not None), key=lambda one: one.error or 0.0)
-    if not by_r2:
+    """Whether those that carry over best to a method not seen, and forward KL, beat guessing there."""
+    best = by_error(ranked) or [one for one in ranked if one.r2 is not None]
+    if not best:
         return "The sweep is too small to fit a law to any measure."
-    if not by_error:
-        best = by_r2[0]
-        return (
-            f"Of {len(by_r2)} measures, {best.measure.full_name} explains forgetting best "
-            f"(R² {number(best.r2)}){_place(by_r2)}; what carries over to a method not seen, too few methods tell."
-        )
-    best = by_error[0]
-    baseline, error = _mean(best.fits.baseline), best.error
-    if baseline is not None and error is not None and error >= baseline:
-        return (
-            f"None of {len(by_error)} measures forecasts a method not seen better than guessing the other methods’ "
-            f"mean forgetting, which is wrong by {percent(baseline)} accuracy points; the nearest is "
-            f"{best.measure.full_name}, with {percent(error)}{_place(by_error)}."
-        )
-    return (
-        f"Of {len(by_error)} measures, {best.measure.full_name} best forecasts the forgetting of a method not seen: "
-        f"the monotone law is wrong by {percent(error)} accuracy points, guessing by {percent(baseline)}"
-        f"{_place(by_error)}."
-    )
+    named = [one for place, one in enumerate(best) if place < NEAREST or one.measure.column == FORWARD]
+    judged = in_short([Judged(one.measure.full_name, one.gain, one.verdict) for one in named])
+    return f"On a method not in the fit, gain over guessing, the best of {len(best)} measures: {judged}."
 
 
-def _place(order: Sequence[Ranked]) -> str:
-    """Where forward KL on new-task inputs stands in `order`, in words to append; nothing where it is first."""
-    columns = [one.measure.column for one in order]
-    if columns[0] == "kl_forward" or "kl_forward" not in columns:
-        return ""
-    own = order[columns.index("kl_forward")]
-    peers = [one.measure.column for one in order if one.measure.group == NEW]
-    value = "" if own.error is None else f" with {percent(own.error)} points"
-    place, among_peers = _ordinal(columns.index("kl_forward") + 1), _ordinal(peers.index("kl_forward") + 1)
-    return (
-        f"; forward KL on new-task inputs comes {place}{value} and R² {number(own.r2)}{_over_seeds(own)}, "
-        f"{among_peers} of the {len(peers)} measured on new-task inputs"
-    )
+def by_error(ranked: Sequence[Ranked]) -> list[Ranked]:
+    """Those that have a left-out error, the lowest first."""
+    return sorted((one for one in ranked if one.error is not None), key=lambda one: one.error or 0.0)
 
 
-def _over_seeds(one: Ranked) -> str:
-    fit = one.fits.quadratic
-    if fit is None or fit.r2_seed_mean is None or fit.r2_seed_sd is None:
-        return ""
-    return f" ({fit.r2_seed_mean:.2f} ± {fit.r2_seed_sd:.2f} over {one.fits.seeds} seeds)"
-
-
-def _ordinal(place: int) -> str:
-    ending = "th" if place % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(place % 10, "th")
-    return f"{place}{ending}"
-
-
-def _table(ranked: Sequence[Ranked]) -> Table:
-    rows = []
+def table(ranked: Sequence[Ranked]) -> Keyed:
+    """Every measure: what it explains, and what it forecasts."""
+    columns = {
+        "group": "measured on",
+        "r2": "quadratic R²",
+        "by-seed": "R² per seed",
+        "monotone": "monotone R²",
+        "spearman": "Spearman",
+        "quadratic-error": "left-out error, quadratic",
+        "error": "left-out error, monotone",
+        "guess": "baseline",
+        "gain": "gain over baseline",
+        "verdict": "against baseline",
+        "paper": "paper’s R²",
+    }
+    rows = {}
     for one in ranked:
         quadratic, monotone = one.fits.quadratic, one.fits.saturating
-        of_seeds = quadratic is not None and quadratic.r2_seed_mean is not None
-        rows.append(
-            [
-                one.measure.label,
-                one.measure.group,
-                number(one.r2),
-                f"{quadratic.r2_seed_mean:.3f} ± {quadratic.r2_seed_sd:.3f}" if quadratic and of_seeds else NEVER,
-                number(monotone.r2 if monotone else None),
-                number(one.fits.spearman),
-                f"{percent(_mean(quadratic.left_out if quadratic else None))} / {percent(one.error)}",
-                percent(_mean(one.fits.baseline)),
-                "{:.2f} ± {:.2f}".format(*PAPER[one.measure.column]) if one.measure.column in PAPER else NEVER,
-            ]
+        spread = quadratic and quadratic.r2_seed_mean is not None
+        cells = (
+            one.measure.group,
+            number(one.r2),
+            f"{quadratic.r2_seed_mean:.3f} ± {quadratic.r2_seed_sd:.3f}" if quadratic and spread else NEVER,
+            number(monotone.r2 if monotone else None),
+            number(one.fits.spearman),
+            percent(_mean(quadratic.left_out if quadratic else None)),
+            _over_methods(one.left_out),
+            _over_methods(one.fits.baseline),
+            signed(one.gain),
+            str(one.verdict),
+            "{:.2f} ± {:.2f}".format(*PAPER[one.measure.column]) if one.measure.column in PAPER else NEVER,
         )
-    headers = ["measure", "measured on", "quadratic R²", "R² per seed", "monotone R²", "Spearman"]
-    headers += ["left-out error, quadratic / monotone", "baseline", "paper’s R²"]
-    return Table("All drift measures", headers, rows)
+        rows[one.measure.column] = (one.measure.label, dict(zip(columns, cells, strict=True)))
+    return Keyed("All drift measures", "measure", columns, rows)
 
 
-def _figure(ranked: Sequence[Ranked]) -> Figure:
-    shown = [one for one in ranked if one.r2 is not None]
-    height_of = {one.measure.column: float(len(shown) - index) for index, one in enumerate(shown)}
-    names = [(height_of[one.measure.column], one.measure.full_name) for one in shown]
-    unnamed = [(height, "") for height, _ in names]
-    rows = (0.3, len(shown) + 0.7)
-    by_group = {group: [one for one in shown if one.measure.group == group] for group in GROUPS}
-    of_paper = [one.measure.column for one in shown if one.measure.column in PAPER]
-    errors = [one.error for one in shown if one.error is not None]
-    baselines = [mean for one in shown if (mean := _mean(one.fits.baseline)) is not None]
-    panels = [
-        Panel(
-            "Explained: R² of the quadratic",
-            "R², mean ± standard deviation over seeds",
-            "",
-            [
-                Points(
-                    "the paper’s Table 1",
-                    np.array([PAPER[column][0] for column in of_paper]),
-                    np.array([height_of[column] for column in of_paper]),
-                    WHITE,
-                    "diamond",
-                    outlined=True,
-                    size=9,
-                ),
-                *(_r2_points(group, members, height_of) for group, members in by_group.items()),
-            ],
-            (-0.03, 1.03),
-            rows,
-            x_percent=False,
-            y_percent=False,
-            y_ticks=names,
-        )
-    ]
-    if errors:
-        end = 1.08 * max(errors + baselines)
-        guess = Curve("guessing the mean", 100 * np.repeat(baselines[:1], 2), np.array(rows), INK, dashed=True)
-        panels.append(
-            Panel(
-                "Forecast: left-out error of the monotone law",
-                "error on a method not in the fit, accuracy points",
-                "",
-                [*(_error_points(group, members, height_of) for group, members in by_group.items()), guess],
-                (0.0, 100 * end),
-                rows,
-                x_percent=False,
-                y_percent=False,
-                y_ticks=unnamed,
-            )
-        )
-    return Figure("predictors", panels, columns=len(panels), height=200 + 24 * len(shown))
+def place_table(ranked: Sequence[Ranked]) -> Keyed:
+    """Who comes first, and where forward KL on new-task inputs stands: by R2, and by left-out error."""
+    orders = {
+        "by-r2": ("R² of the quadratic", [one for one in ranked if one.r2 is not None]),
+        "by-error": ("left-out error of the monotone law", by_error(ranked)),
+    }
+    columns = {
+        "first": "the first",
+        "forward": "place of forward KL",
+        "count": "of",
+        "peer": "its place among those on new-task inputs",
+        "peers": "of",
+    }
+    rows = {}
+    for key, (name, order) in orders.items():
+        places = [one.measure.column for one in order]
+        peers = [one.measure.column for one in order if one.measure.group == NEW]
+        cells = (order[0].measure.full_name if order else NEVER, *_place(places), *_place(peers))
+        rows[key] = (name, dict(zip(columns, cells, strict=True)))
+    return Keyed("The order", "by", columns, rows)
 
 
-def _r2_points(group: str, members: Sequence[Ranked], height_of: Mapping[str, float]) -> Points:
-    """A dot per measure: the mean over seeds with its standard deviation; with one seed, the R2 of all checkpoints."""
-    r2, spread = [], []
-    for one in members:
-        fit = one.fits.quadratic
-        of_seeds = None if fit is None else fit.r2_seed_mean
-        r2.append(one.r2 if of_seeds is None else of_seeds)
-        spread.append(None if fit is None else fit.r2_seed_sd)
-    x, half = np.array(r2, float), np.array(spread, float)
-    return Points(
-        group,
-        x,
-        np.array([height_of[one.measure.column] for one in members]),
-        *_style(group),
-        hover="<b>%{customdata[0]}</b><br>R² %{x:.3f} ± %{customdata[1]}<extra></extra>",
-        rows=[
-            (one.measure.full_name, NEVER if sd is None else f"{sd:.3f}")
-            for one, sd in zip(members, spread, strict=True)
-        ],
-        error_low=x - half,
-        error_high=x + half,
-        error_along="x",
-    )
-
-
-def _error_points(group: str, members: Sequence[Ranked], height_of: Mapping[str, float]) -> Points:
-    return Points(
-        group,
-        100 * np.array([one.error for one in members], float),
-        np.array([height_of[one.measure.column] for one in members]),
-        *_style(group),
-        hover="<b>%{customdata[0]}</b><br>wrong by %{x:.1f} points<extra></extra>",
-        rows=[(one.measure.full_name,) for one in members],
-    )
-
-
-def _style(group: str) -> tuple[str, str]:
-    index = GROUPS.index(group)
-    return PALETTE[index], SYMBOLS[index]
+def _place(columns: Sequence[str]) -> tuple[str, str]:
+    """The place of forward KL, and of how many."""
+    return str(columns.index(FORWARD) + 1) if FORWARD in columns else NEVER, str(len(columns))
 
 
 def _mean(left_out: LeftOut | None) -> float | None:
     return left_out.mean if left_out else None
+
+
+def _over_methods(left_out: LeftOut | None) -> str:
+    return written(over_methods(left_out.by_method)) if left_out else NEVER
+
+
+# The figure
+
+
+def _figure(ranked: Sequence[Ranked]) -> Figure:
+    shown = [one for one in ranked if one.r2 is not None]
+    place = {one.measure.column: float(len(shown) - index) for index, one in enumerate(shown)}
+    ends = (0.3, len(shown) + 0.7)
+    names = [(place[one.measure.column], one.measure.full_name) for one in shown]
+    panels = [_r2_panel(shown, place, ends, names)]
+    if any(one.error is not None for one in shown):
+        panels.append(_error_panel(shown, place, ends, [(at, "") for at, _ in names]))
+    return Figure("predictors", panels, columns=len(panels), height=200 + 24 * len(shown))
+
+
+def _r2_panel(
+    shown: Sequence[Ranked], place: Mapping[str, float], ends: tuple[float, float], names: list[tuple[float, str]]
+) -> Panel:
+    """What is explained: the mean over seeds with its standard deviation; with one seed, R2 of all checkpoints."""
+
+    def value(one: Ranked) -> float | None:
+        of_seeds = one.fits.quadratic.r2_seed_mean if one.fits.quadratic else None
+        return one.r2 if of_seeds is None else of_seeds
+
+    def spread(one: Ranked) -> float | None:
+        return one.fits.quadratic.r2_seed_sd if one.fits.quadratic else None
+
+    dots = []
+    for cloud, own in _by_group(shown, value, place):
+        half = np.array([spread(one) for one in own], float)
+        dots.append(replace(cloud, hover=None, interval=Interval(cloud.x - half, cloud.x + half, "x")))
+    of_paper = [one.measure.column for one in shown if one.measure.column in PAPER]
+    x, y = np.array([PAPER[name][0] for name in of_paper]), np.array([place[name] for name in of_paper])
+    paper = Points("the paper’s Table 1", x, y, Marker(WHITE, "diamond", size=9, outlined=True))
+    return Panel(
+        "Explained: R² of the quadratic",
+        Axis("R², mean ± standard deviation over seeds", (-0.03, 1.03), percent=False),
+        Axis("", ends, percent=False, ticks=names),
+        [paper, *dots],
+    )
+
+
+def _error_panel(
+    shown: Sequence[Ranked], place: Mapping[str, float], ends: tuple[float, float], names: list[tuple[float, str]]
+) -> Panel:
+    """What is forecast; the dashed line is guessing."""
+    dots = [cloud for cloud, _ in _by_group(shown, lambda one: None if one.error is None else 100 * one.error, place)]
+    guesses = [100 * mean for one in shown if (mean := _mean(one.fits.baseline)) is not None]
+    guess = [across("guessing the mean", guesses[0], ends)] if guesses else []
+    end = 1.08 * max([*guesses, *(float(np.nanmax(one.x, initial=0.0)) for one in dots)])
+    return Panel(
+        "Forecast: left-out error of the monotone law",
+        Axis("error on a method not in the fit, accuracy points", (0.0, end), percent=False),
+        Axis("", ends, percent=False, ticks=names),
+        [*dots, *guess],
+    )
+
+
+def _by_group(
+    shown: Sequence[Ranked], value: Callable[[Ranked], float | None], place: Mapping[str, float]
+) -> list[tuple[Points, list[Ranked]]]:
+    """Dots for the measures of each group, which are called by name when hovered over."""
+    clouds = []
+    for group, color, symbol in zip(GROUPS, PALETTE, SYMBOLS, strict=False):
+        own = [one for one in shown if one.measure.group == group]
+        x, y = np.array([value(one) for one in own], float), np.array([place[one.measure.column] for one in own])
+        hover, rows = "<b>%{customdata[0]}</b><br>%{x:.3~f}<extra></extra>", [(one.measure.full_name,) for one in own]
+        clouds.append((Points(group, x, y, Marker(color, symbol), hover=Hover(hover, rows)), own))
+    return clouds

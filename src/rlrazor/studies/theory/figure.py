@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 
 from rlrazor.analysis.statistics import Estimate, floats
-from rlrazor.report.drawing import INK, PALETTE, Curve, Figure, Layer, Panel, Points
+from rlrazor.report.drawing import INK, PALETTE, Axis, Curve, Figure, Interval, Layer, Marker, Panel, Points
 from rlrazor.studies.theory import projection
 from rlrazor.studies.theory.parts import AGREE, EXACT, FIRST_CHECK, FIRST_CORRECT, GROUP, SAMPLED, UNTIL
 from rlrazor.studies.theory.projection import Floats
@@ -55,13 +55,21 @@ def _simplex(paths: pl.DataFrame) -> Panel:
             layers.append(Curve(name, x, y, color, dashed=dashed))
         else:
             color, symbol = _STYLES["GRPO"]
-            sampled = Points(f"GRPO, groups of {GROUP}", x, y, color, symbol, size=1.5, opacity=0.4, line=True)
+            marker = Marker(color, symbol, size=1.5, opacity=0.4, line=True)
+            sampled = Points(f"GRPO, groups of {GROUP}", x, y, marker)
             layers.insert(1, sampled)
     nearest = projection.i_projection(FIRST_CHECK, FIRST_CORRECT)
-    layers.append(Points("base", *_on_plane(FIRST_CHECK[None]), INK, "circle", size=7))
-    layers.append(Points("KL-minimal correct policy", *_on_plane(nearest[None]), INK, "star", size=12))
+    layers.append(Points("base", *_on_plane(FIRST_CHECK[None]), Marker(INK, size=7)))
+    layers.append(Points("KL-minimal correct policy", *_on_plane(nearest[None]), Marker(INK, "star", size=12)))
     texts = [(-0.13, -0.09, "a, correct"), (0.93, -0.09, "b, correct"), (0.51, 0.86, "c, wrong")]
-    return Panel("Three outcomes", "", "", layers, (-0.2, 1.2), (-0.12, 0.95), False, False, equal=True, texts=texts)
+    return Panel(
+        "Three outcomes",
+        Axis(range=(-0.2, 1.2), percent=False),
+        Axis(range=(-0.12, 0.95), percent=False),
+        layers,
+        equal=True,
+        texts=texts,
+    )
 
 
 def _on_plane(points: Floats) -> tuple[Floats, Floats]:
@@ -76,14 +84,9 @@ def _convergence(curves: pl.DataFrame) -> Panel:
         layers.append(Curve(name, floats(rows, "round"), np.maximum(floats(rows, "distance"), 1e-9), color))
     return Panel(
         "Alternation",
-        "rounds",
-        "total variation from the nearest correct policy",
+        Axis("rounds", percent=False, log=True),
+        Axis("total variation from the nearest correct policy", (5e-10, 2), percent=False, log=True),
         layers,
-        y_range=(5e-10, 2),
-        x_percent=False,
-        y_percent=False,
-        x_log=True,
-        y_log=True,
     )
 
 
@@ -100,21 +103,15 @@ def _excess(title: str, exact: Sequence[Layer], gradients: pl.DataFrame, base: s
                 algorithm,
                 accuracies + 0.012 * (index - 1.5),
                 means,
-                *_STYLES[name],
-                error_low=np.maximum(means - halves, 1e-3),
-                error_high=means + halves,
-                line=not exact,
+                Marker(*_STYLES[name], line=not exact),
+                interval=Interval(np.maximum(means - halves, 1e-3), means + halves),
             )
         )
     return Panel(
         title,
-        "accuracy of the base",
-        f"excess KL at {UNTIL:.0%} accuracy, nats",
+        Axis("accuracy of the base", (0.0, 1.0)),
+        Axis(f"excess KL at {UNTIL:.0%} accuracy, nats", (1e-3, 3), percent=False, log=True),
         layers,
-        (0.0, 1.0),
-        (1e-3, 3),
-        y_percent=False,
-        y_log=True,
     )
 
 

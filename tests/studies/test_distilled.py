@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from rlrazor.errors import RazorError
-from rlrazor.report import drawing
+from rlrazor.report import drawing, keyed
 from rlrazor.report.drawing import Points
 from rlrazor.report.study import Study
-from rlrazor.studies.distilled import at_teachers_accuracy, lowest_on_the_way, section, taught_by_level
-from study_tables import BASE_NEW, BASE_PRIOR, cells, check, plus_minus, run, study_of
+from rlrazor.studies.distilled import STUDY, students_of, tables_of
+from study_tables import BASE_NEW, BASE_PRIOR, check, plus_minus, run, study_of
 
 PLAIN, MANY, CORRECT = ("rl-distilled", 1), ("rl-distilled", 64), ("rl-distilled-correct", 1)
 NAMES = {PLAIN: "RL-distilled SFT", MANY: "RL-distilled SFT, 64 labels an image", CORRECT: "RL-distilled SFT, correct"}
@@ -73,68 +73,94 @@ def flat(*by_seed: float) -> Gaps:
     return dict.fromkeys(LEVELS, by_seed)
 
 
+def numbers_of(of: Study) -> dict[str, str]:
+    return keyed.numbers_of(tables_of(of, students_of(of)))
+
+
+def again(of: Study, rows: list[dict[str, Any]]) -> Study:
+    """The same teachers, other rows."""
+    other = study_of("distilled", rows)
+    other.description.update(of.description)
+    return other
+
+
+def longer(of: Study, gain: float) -> Study:
+    """With runs that start as the shorter ones did, and go on to gain so much prior accuracy."""
+    rows = of.points.to_dicts()
+    more = [{**row, "run_id": f"{row['run_id']}, 6", "epochs": 6} for row in rows if row["method"] != "grpo"]
+    ends = [{**row, "step": 4, "prior": row["prior"] + gain} for row in more if row["step"] == 3]
+    return again(of, [*rows, *more, *ends])
+
+
+def example() -> Study:
+    """What the paper preset leaves, for the text."""
+    return longer(study({PLAIN: flat(-0.04, -0.05, -0.03), MANY: flat(0, 0, 0), CORRECT: flat(0, 0, 0)}), 0.04)
+
+
 def test_students_are_judged_against_their_own_teachers() -> None:
     less = {0.95: (-0.03, -0.05, -0.04), 0.96: (0.01, -0.03, 0.01), 0.97: (0.03, 0.05, 0.04)}
-    late = [teacher_prior(0.97, seed) - 0.006 + less[0.97][seed] for seed in range(3)]
-    found = section(study({PLAIN: less, MANY: flat(0.01, -0.02, 0.0)}))
-    check(found, "distilled")
-    assert found.finding == (
-        "Prior accuracy of a student minus that of its own teacher, at the teacher’s new accuracy, in points: "
-        f"RL-distilled SFT −{plus_minus([-gap for gap in less[0.95]])} at 95%, "
-        f"−{plus_minus([-gap for gap in less[0.96]])} at 96%, +{plus_minus(less[0.97])} at 97%, "
-        "which keeps less at 95%, cannot be told from its teacher at 96% and keeps more at 97%; "
-        "RL-distilled SFT, 64 labels an image −0.3 ± 3.8 at 95%, −0.3 ± 3.8 at 96%, −0.3 ± 3.8 at 97%, "
-        "which cannot be told from its teacher at 95%, 96% and 97%. "
-        f"At 97%, whoever their teacher, RL-distilled SFT keeps most where teachers are at 97%, {plus_minus(late)} %: "
-        f"more than GRPO (+{plus_minus(less[0.97])}) (3 seeds)."
-    )
-    matched, differences, by_rate, judged = map(cells, found.tables)
+    planted = study({PLAIN: less, MANY: flat(0.01, -0.02, 0.0)})
+    found = numbers_of(planted)
+    told = [found[f"rl-distilled.{level}.verdict"] for level in (95, 96, 97)]
+    assert told == ["worse", "cannot be told", "better"]
+    gaps = [found[f"rl-distilled.{level}.gap"] for level in (95, 97)]
+    assert gaps == [f"−{plus_minus([-gap for gap in less[0.95]])}", f"+{plus_minus(less[0.97])}"]
+    assert {found[f"rl-distilled.64-labels.{level}.verdict"] for level in (95, 96, 97)} == {"cannot be told"}
     teachers = [teacher_prior(0.95, seed) - 0.002 for seed in range(3)]
     students = [teacher + gap for teacher, gap in zip(teachers, less[0.95], strict=True)]
-    row = matched["RL-distilled SFT, 95%"]
-    assert row[0] == "95.1 ± 0.0"
-    assert row[1].startswith(f"{plus_minus(teachers)} / 0.50")
-    assert row[2].startswith(f"{plus_minus(students)} / 1.9")
-    assert row[3] == row[4] == f"−{plus_minus([-gap for gap in less[0.95]])}"
+    assert found["rl-distilled.95.teacher-new"] == "95.1 ± 0.0"
+    assert found["rl-distilled.95.teacher-prior"] == found["grpo.at-95"] == plus_minus(teachers)
+    assert found["rl-distilled.95.teacher-kl"] == "0.50 ± 0.00"
+    assert found["rl-distilled.95.prior"] == plus_minus(students)
+    assert found["rl-distilled.95.kl"].startswith("1.9")
+    assert found["rl-distilled.95.near.gap"] == gaps[0]
+    section = STUDY.section(planted)
+    check(section, "distilled")
+    assert f"better: RL-distilled SFT, 97% ({gaps[1]} points); worse: RL-distilled SFT, 95% (" in section.finding
+
+
+def test_what_labels_are_worth_and_where_runs_go() -> None:
+    less = {0.95: (-0.03, -0.05, -0.04), 0.96: (0.01, -0.03, 0.01), 0.97: (0.03, 0.05, 0.04)}
+    found = numbers_of(study({PLAIN: less, MANY: flat(0.01, -0.02, 0.0)}))
     more = [own - other for own, other in zip((0.01, -0.02, 0.0), less[0.95], strict=True)]
-    assert differences["RL-distilled SFT, 64 labels an image, 95%"][-1] == f"+{plus_minus(more)}"
-    assert differences["RL-distilled SFT, 95%"][2:] == ["—", "—"]
-    dips = [gap - 0.1 for gap in less[0.95]]
-    assert differences["RL-distilled SFT, 95%"][:2] == ["0.0 ± 0.0", f"−{plus_minus([-dip for dip in dips])}"]
-    worse = plus_minus([0.2 - gap for gap in less[0.95]])  # of the second learning rate
-    assert by_rate["RL-distilled SFT, 95%"] == [f"0.0 ± 0.0 / {row[3]}", f"0.0 ± 0.0 / −{worse}"]
+    assert found["rl-distilled.64-labels.95.first.gap"] == f"+{plus_minus(more)}"
+    assert found["rl-distilled.64-labels.95.first.verdict"] == "better"
+    assert found["rl-distilled.64-labels.97.first.verdict"] == "cannot be told"  # −2, −7 and −4
+    assert found["rl-distilled.95.first.new"] == found["rl-distilled.95.first.verdict"] == "—"
+    assert found["rl-distilled.95.beyond"] == "0.0 ± 0.0"
+    assert found["rl-distilled.95.lowest"] == f"−{plus_minus([0.1 - gap for gap in less[0.95]])}"
+    assert found["rl-distilled.95.end.new.1.0e-04"] == found["rl-distilled.95.end.new.1.0e-03"] == "0.0 ± 0.0"
+    assert found["rl-distilled.95.end.prior.1.0e-04"] == found["rl-distilled.95.gap"]
+    assert found["rl-distilled.95.end.prior.1.0e-03"] == f"−{plus_minus([0.2 - gap for gap in less[0.95]])}"
     # At 95 %, a student of the 97 % teacher keeps what that teacher keeps, far from what RL keeps at 95 %.
-    assert judged["RL-distilled SFT, 97%"] == [plus_minus(late)] * 3
-    assert judged["GRPO"][0] == plus_minus(teachers)
+    late = [teacher_prior(0.97, seed) - 0.006 + less[0.97][seed] for seed in range(3)]
+    assert {found[f"rl-distilled.97.at-{level}"] for level in (95, 96, 97)} == {plus_minus(late)}
+    assert (found["best.arm"], found["best.prior"]) == ("RL-distilled SFT, 97%", plus_minus(late))
+    assert (found["best.gap"], found["best.verdict"]) == (f"+{plus_minus(less[0.97])}", "better")
 
 
 @pytest.mark.parametrize(
     ("by_seed", "verdict"),
-    [
-        ((0.03, 0.05, 0.04), "which keeps more at 95%, 96% and 97%"),
-        ((0.01, -0.02, 0.0), "which cannot be told from its teacher at 95%, 96% and 97%"),
-        ((-0.03, -0.05, -0.04), "which keeps less at 95%, 96% and 97%"),
-    ],
+    [((0.03, 0.05, 0.04), "better"), ((0.01, -0.02, 0.0), "cannot be told"), ((-0.03, -0.05, -0.04), "worse")],
 )
 def test_verdict_follows_what_is_planted(by_seed: tuple[float, ...], verdict: str) -> None:
-    assert verdict in section(study({PLAIN: flat(*by_seed)})).finding
+    found = numbers_of(study({PLAIN: flat(*by_seed)}))
+    assert {found[f"rl-distilled.{level}.verdict"] for level in (95, 96, 97)} == {verdict}
+    assert found["best.verdict"] == verdict
 
 
 def test_a_student_below_its_teachers_accuracy_is_not_compared_even_above_the_level() -> None:
     """0.1 points short: 95.0 %, where the level is 95 %, and not the 95.1 % that the teacher has."""
-    planted = study({PLAIN: flat(0.0, 0.0, 0.0)}, short=0.001)
-    taught = taught_by_level(planted)
-    assert at_teachers_accuracy(taught).is_empty()
-    assert len(at_teachers_accuracy(taught, margin=0.001)) == 3 * 3
-    found = section(planted)
-    check(found, "distilled")
-    assert "none gets there (within 0.2 points 0.0 ± 0.0) at 95%" in found.finding
-    assert "which does not get to its teacher’s accuracy in most seeds at 95%, 96% and 97%" in found.finding
-    farther = section(study({PLAIN: flat(0.0, 0.0, 0.0)}, short=0.003))
-    assert "points: RL-distilled SFT none gets there at 95%, none gets there at 96%" in farther.finding
-    row = cells(found.tables[0])["RL-distilled SFT, 95%"]
-    assert row[2:4] == ["—", "—"]
-    assert row[4] == "0.0 ± 0.0"  # within 0.2 points
+    planted = study({PLAIN: flat(0.01, 0.02, 0.015)}, short=0.001)
+    assert [len(one.matched()) for one in students_of(planted)] == [0, 0, 0]
+    assert [len(one.matched(margin=0.001)) for one in students_of(planted)] == [3, 3, 3]
+    found = numbers_of(planted)
+    names = ("gap", "n", "verdict", "prior", "near.gap", "near.verdict")
+    assert [found[f"rl-distilled.95.{name}"] for name in names[:4]] == ["—", "—", "not comparable", "—"]
+    assert [found[f"rl-distilled.95.{name}"] for name in names[4:]] == [f"+{plus_minus((0.01, 0.02, 0.015))}", "better"]
+    check(STUDY.section(planted), "distilled")
+    farther = numbers_of(study({PLAIN: flat(0.0, 0.0, 0.0)}, short=0.003))
+    assert farther["rl-distilled.95.near.verdict"] == "not comparable"
 
 
 def test_students_that_go_on_beyond_their_teachers_are_compared_with_rl() -> None:
@@ -145,18 +171,12 @@ def test_students_that_go_on_beyond_their_teachers_are_compared_with_rl() -> Non
     for row in rows:
         if row["method"] == CORRECT[0] and row["teacher"] in of_95 and row["step"] == 3:
             row["new"] = 0.98
-    far = study_of("distilled", rows)
-    far.description.update(planted.description)
-    found = section(far)
-    check(found, "distilled")
+    found = numbers_of(again(planted, rows))
     kept = plus_minus([teacher_prior(0.95, seed) - 0.002 for seed in range(3)])
-    assert found.finding.endswith(
-        f"At 97%, whoever their teacher, RL-distilled SFT, correct keeps most where teachers are at 95%, {kept} %: "
-        "more than GRPO (+30.4 ± 0.0) (3 seeds)."
-    )
-    judged = cells(found.tables[3])
-    assert judged["RL-distilled SFT, correct, 95%"] == [kept] * 3
-    assert judged["RL-distilled SFT, 95%"] == [kept, "—", "—"]
+    best = [found[f"best.{name}"] for name in ("arm", "prior", "gap", "verdict")]
+    assert best == ["RL-distilled SFT, correct, 95%", kept, "+30.4 ± 0.0", "better"]
+    assert [found[f"rl-distilled-correct.95.at-{level}"] for level in (95, 96, 97)] == [kept] * 3
+    assert [found[f"rl-distilled.95.at-{level}"] for level in (95, 96, 97)] == [kept, "—", "—"]
 
 
 def test_seeds_that_get_there_are_counted() -> None:
@@ -164,26 +184,21 @@ def test_seeds_that_get_there_are_counted() -> None:
     planted = study({PLAIN: flat(-0.03, -0.05, -0.04)})
     teachers = {of["seed"]: f"{of['run_id']}/{of['step']}" for of in planted.description["teachers"][:3]}
     rows = [row for row in planted.points.to_dicts() if row["teacher"] != teachers[0] or row["step"] < 3]
-    short = study_of("distilled", rows)
-    short.description.update(planted.description)
-    found = section(short)
-    check(found, "distilled")
-    assert found.finding.count("(2 of 3 seeds; within 0.2 points −4.5 ± 6.4 (2 of 3 seeds)) at 95%") == 1
-    assert cells(found.tables[0])["RL-distilled SFT, 95%"][3] == "−4.5 ± 6.4 (2 of 3 seeds)"
-    rows = [row for row in rows if row["teacher"] != teachers[1] or row["step"] < 3]
-    fewer = study_of("distilled", rows)
-    fewer.description.update(planted.description)
-    finding = section(fewer).finding
-    assert "does not get to its teacher’s accuracy in most seeds at 95% and keeps less" in finding
-    nobody = study_of("distilled", [row for row in rows if row["method"] == "grpo" or row["step"] < 3])
-    nobody.description.update(planted.description)
-    assert "None of the students gets to 97% in all seeds" in section(nobody).finding
+    found = numbers_of(again(planted, rows))
+    told = [found[f"rl-distilled.95.{name}"] for name in ("gap", "n", "verdict")]
+    assert told == ["−4.5 ± 6.4", "2 of 3", "not comparable"]
+    assert found["rl-distilled.95.prior"].endswith("(2 of 3 seeds)")
+    assert found["rl-distilled.96.verdict"] == "worse"
+    nobody = again(planted, [row for row in rows if row["method"] == "grpo" or row["step"] < 3])
+    best = numbers_of(nobody)
+    assert [best[f"best.{name}"] for name in ("arm", "prior", "gap", "verdict")] == ["—", "—", "—", "not comparable"]
+    check(STUDY.section(nobody), "distilled")
 
 
 def test_the_best_checkpoint_is_the_one_a_loop_finds() -> None:
     planted = study({PLAIN: flat(0.01, -0.02, 0.0), CORRECT: flat(0.0, 0.01, 0.02)})
     rows = planted.table.to_dicts()
-    best = {(r["method"], r["level"], r["seed"]): r for r in at_teachers_accuracy(taught_by_level(planted)).to_dicts()}
+    best = {(r["method"], r["level"], r["seed"]): r for one in students_of(planted) for r in one.matched().to_dicts()}
     assert len(best) == 2 * 3 * 3
     for (method, level, seed), chosen in best.items():
         (teacher,) = (r for r in rows if (r["method"], r["seed"], r["step"]) == ("grpo", seed, LEVELS[level]))
@@ -193,28 +208,27 @@ def test_the_best_checkpoint_is_the_one_a_loop_finds() -> None:
 
 
 def test_lowest_on_the_way_looks_at_the_chosen_run_up_to_the_chosen_checkpoint() -> None:
-    taught = taught_by_level(study({PLAIN: flat(0.0, 0.0, 0.0)}))
-    chosen = at_teachers_accuracy(taught)
-    assert lowest_on_the_way(taught, chosen)["gap"].to_list() == pytest.approx([-0.1] * 9)
-    early = chosen.with_columns(step=chosen["step"] - 2)  # before the dip, which is at the second of three
-    assert lowest_on_the_way(taught, early)["gap"].to_list() == pytest.approx([-0.05] * 9)
+    """All dip by 0.1 at the second of three checkpoints; one that is there already at the first dips by 0.05."""
+    planted = study({PLAIN: flat(0.0, 0.0, 0.0)})
+    assert [gap for one in students_of(planted) for gap in one.lowest()["gap"]] == pytest.approx([-0.1] * 9)
+    rows = planted.points.to_dicts()
+    for row in rows:
+        if row["method"] != "grpo":
+            row["new"] = 0.98 if row["step"] == 1 else 0.9
+    assert [gap for one in students_of(again(planted, rows)) for gap in one.lowest()["gap"]] == pytest.approx(
+        [-0.05] * 9
+    )
 
 
-def test_a_longer_run_is_an_arm_of_its_own_from_its_first_step_on() -> None:
+def test_a_longer_run_is_a_kind_of_its_own_from_its_first_step_on() -> None:
     """It starts as the shorter one did, and goes on to gain what that one lacked."""
     planted = study({PLAIN: flat(-0.04, -0.05, -0.03)})
-    rows = planted.points.to_dicts()
-    longer = [{**row, "run_id": f"{row['run_id']}, 6", "epochs": 6} for row in rows if row["method"] != "grpo"]
-    ends = [{**row, "step": 4, "prior": row["prior"] + 0.04} for row in longer if row["step"] == 3]
-    both = study_of("distilled", [*rows, *longer, *ends])
-    both.description.update(planted.description)
-    assert len(both.points) == len(rows) + len(ends)  # one observation to any fit
-    found = section(both)
-    check(found, "distilled")
-    matched, differences = cells(found.tables[0]), cells(found.tables[1])
-    assert matched["RL-distilled SFT, 95%"][3] == "−4.0 ± 2.5"
-    assert matched["RL-distilled SFT, 6 epochs, 95%"][3] == "0.0 ± 2.5"
-    assert differences["RL-distilled SFT, 6 epochs, 95%"] == ["0.0 ± 0.0", "−14.0 ± 2.5", "0.0 ± 0.0", "+4.0 ± 0.0"]
+    both = longer(planted, gain=0.04)
+    assert len(both.points) == len(planted.points) + 2 * 3 * 3  # one observation to any fit
+    found = numbers_of(both)
+    assert (found["rl-distilled.95.gap"], found["rl-distilled.95.verdict"]) == ("−4.0 ± 2.5", "worse")
+    own = [found[f"rl-distilled.6-epochs.95.{name}"] for name in ("gap", "beyond", "lowest", "first.new", "first.gap")]
+    assert own == ["0.0 ± 2.5", "0.0 ± 0.0", "−14.0 ± 2.5", "0.0 ± 0.0", "+4.0 ± 0.0"]
 
 
 def test_one_teacher_of_two_levels_and_teachers_below_theirs() -> None:
@@ -223,39 +237,38 @@ def test_one_teacher_of_two_levels_and_teachers_below_theirs() -> None:
     twice = [{**teacher, "level": 0.965} for teacher in teachers if teacher["level"] == 0.97]
     short = [{**teacher, "level": 0.98} for teacher in teachers if teacher["level"] == 0.97]
     planted.description["teachers"] = [*teachers, *twice, *short]
-    taught = taught_by_level(planted)
-    assert sorted(set(taught["level"])) == [0.95, 0.96, 0.965, 0.97]
-    both = [taught.filter(taught["level"] == level).drop("level") for level in (0.965, 0.97)]
-    assert both[0].equals(both[1])
+    by_level = {one.level: one.rows.drop("level") for one in students_of(planted)}
+    assert list(by_level) == [0.95, 0.96, 0.965, 0.97]
+    assert by_level[0.965].equals(by_level[0.97])
     planted.description["teachers"] = short
-    nothing = section(planted)
+    nothing = STUDY.section(planted)
     check(nothing, "distilled")
-    assert nothing.finding == "Students and teachers cannot be compared: no teacher reaches its level of new accuracy."
+    assert nothing.finding.endswith(": not comparable: there are no runs to compare.")
 
 
 def test_one_seed_and_damaged_descriptions(tmp_path: Path) -> None:
-    one = section(study({PLAIN: flat(-0.05)}, seeds=1))
+    one = STUDY.section(study({PLAIN: flat(-0.05)}, seeds=1))
     check(one, "distilled")
     assert "±" not in one.finding
-    assert one.finding.endswith("(1 seed, which leaves it open).")
+    assert "cannot be told: RL-distilled SFT, 95% (−5.0 points)" in one.finding
     drawing.save(one.figure, tmp_path)
     planted = study({PLAIN: flat(0.0, 0.0, 0.0)})
     planted.description["teachers"][0]["run_id"] = "elsewhere"
     with pytest.raises(RazorError, match="names a teacher that its table lacks"):
-        section(planted)
+        STUDY.section(planted)
     del planted.description["teachers"]
     with pytest.raises(RazorError, match="names no teachers"):
-        section(planted)
+        STUDY.section(planted)
 
 
 def test_figure_shows_whole_runs_from_the_base_on() -> None:
     planted = study({PLAIN: flat(0.0, 0.0, 0.0), MANY: flat(0.01, 0.0, -0.01)})
-    figure = section(planted).figure
+    figure = STUDY.section(planted).figure
     assert (len(figure.panels), figure.columns) == (6, 3)  # two planes, three levels
     for panel in figure.panels:
-        lines = [layer for layer in panel.layers if isinstance(layer, Points) and layer.line]
+        lines = [layer for layer in panel.layers if isinstance(layer, Points) and layer.marker.line]
         assert [line.label for line in lines] == [*["GRPO, the teachers’ runs"] * 3, NAMES[PLAIN], NAMES[MANY]]
-        in_new = panel.x_label == "new accuracy"
+        in_new = panel.x.label == "new accuracy"
         for line in lines:
             assert (line.x[0], line.y[0]) == (BASE_NEW if in_new else 0.0, pytest.approx(BASE_PRIOR))
             assert len(line.x) == 1 + (len(RL_NEWS) if line.label.startswith("GRPO") else 3)

@@ -11,168 +11,60 @@ import ctypes
 import gc
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from rlrazor import bounds, drift
-from rlrazor.analysis.forecast import FORWARD, PROBE, Forecast
+from rlrazor.analysis.forecast import FORWARD, PROBE
 from rlrazor.drift.representation import NEIGHBOURS
 from rlrazor.errors import RazorError
 from rlrazor.guard import scale
-from rlrazor.guard.base_side import cautions_of
+from rlrazor.guard.base_side import BaseSide, cautions_of
+from rlrazor.guard.by_prompt import by_prompt
+from rlrazor.guard.comparison import (
+    REVERSE,
+    Comparison,
+    Distances,
+    GenericUsed,
+    LawSays,
+    MeasuringSetup,
+    Pair,
+    PromptsUsed,
+    Weights,
+)
 from rlrazor.guard.law_file import LawFile
 from rlrazor.guard.overlap import template_caution
-from rlrazor.guard.scale import Focus, Noise
-from rlrazor.guard.truth import PriorSuite as PriorSuite
-from rlrazor.guard.truth import Truth, truth_of
+from rlrazor.guard.scale import Noise
+from rlrazor.guard.truth import PriorTasks, truth_of
 from rlrazor.guard.weight_changes import WeightChange, changes, total
-from rlrazor.lm import compute, kl, prior, probes
+from rlrazor.lm import compute, kl, probes
 from rlrazor.lm.adapters import AdaptedWeights, base_weights
+from rlrazor.lm.digests import base_digest, is_same_base
 from rlrazor.lm.encoding import as_read, text_ids
-from rlrazor.lm.kl import Drift, Estimate, Sequences
-from rlrazor.lm.models import (
-    LanguageModel,
-    SavedWeights,
-    Vocabulary,
-    base_digest,
-    check_adapter,
-    is_adapter,
-    is_same_base,
-    load,
-    named_base,
-    tokenizer_of,
-)
+from rlrazor.lm.kl import Drift, Sequences
+from rlrazor.lm.models import LanguageModel, Vocabulary, load, tokenizer_of
 from rlrazor.lm.probes import GenericText, ProbeSettings, Prompt
-from rlrazor.lm.prompts import last_said, texts_of
+from rlrazor.lm.prompts import texts_of
 from rlrazor.lm.representation import representation_of_ids
 from rlrazor.lm.sampling import NotFiniteError
+from rlrazor.lm.scores import PriorScores
+from rlrazor.lm.sources import SavedWeights
+from rlrazor.lm.weight_files import check_adapter, is_adapter, named_base
 
-REVERSE = "kl_reverse"
 STEPS = 6  # of the progress, without prior tasks
 LEVEL = 0.9  # of intervals where neither a law nor the caller says another
 NO_MEMORY = "Out of memory: --dtype bfloat16 takes half of it; fewer or shorter prompts and completions take less."
 Told = Callable[[str], None]
 
 
-def steps(suite: PriorSuite | None) -> int:
+def steps(suite: PriorTasks | None) -> int:
     """Of the progress: so often `compare` says what it begins."""
     return STEPS + 2 * (0 if suite is None else len(dict.fromkeys(suite.tasks)))
-
-
-@dataclass(frozen=True)
-class Pair:
-    """What to compare. `tuned` is a model, or the folder of an adapter for `base`. `as_given`: trust the order.
-
-    `dtype`: what both are loaded, and measured, in.
-    """
-
-    base: str
-    tuned: str
-    dtype: str = "float32"
-    as_given: bool = False
-    cache_dir: Path | None = None
-
-
-@dataclass(frozen=True)
-class Completion:
-    """A completion with the KL at each token, in nats: of the base (forward KL) or of the tuned model (reverse)."""
-
-    tokens: tuple[str, ...]
-    kl: tuple[float, ...]
-
-    @property
-    def total(self) -> float:
-        """Nats."""
-        return sum(self.kl)
-
-
-@dataclass(frozen=True)
-class PromptDrift:
-    """Where the policy moved on one prompt; `total` is the mean forward KL of the base's completions, in nats.
-
-    `prompt` is all of it, in the chat template where it was put into one; `said` what the user said last in it.
-    """
-
-    prompt: str
-    total: float
-    base: tuple[Completion, ...]
-    tuned: tuple[Completion, ...]
-    said: str = ""
-
-    @property
-    def first_share(self) -> float:
-        """The share of `total` in the first `scale.FIRST` tokens of the base's completions."""
-        first = sum(sum(completion.kl[: scale.FIRST]) for completion in self.base)
-        return first / max(sum(completion.total for completion in self.base), 1e-30)
-
-
-@dataclass(frozen=True)
-class Setup:
-    """How it was measured: KLs can be compared where the probe's settings and hashes are the same.
-
-    `prompts` were given and `measured` of them fitted into the context; `generic_rows` are texts or prompts. `sources`:
-    the files that these came from, and the command, as far as the caller said them.
-    """
-
-    probe: ProbeSettings
-    prompts: int
-    measured: int
-    prompts_hash: str
-    generic_rows: int
-    generic_hash: str
-    level: float
-    prior_limit: int | None
-    date: str
-    versions: Mapping[str, str]
-    sources: Mapping[str, str]
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """What was found. KLs in nats, per completion or text (`kl`) and per token; `notes` are sentences of caution.
-
-    `first_prompt`: as the models read it, special tokens included; `precision`: what they computed in. `focus` is of
-    the forward KL on the new task's prompts; `untold_weights`: some weights of the two could not be compared.
-    """
-
-    base: str
-    tuned: str
-    kl: Mapping[str, Estimate]
-    per_token: Mapping[str, Estimate]
-    prompts: Sequence[PromptDrift]
-    weights: WeightChange
-    layers: Sequence[WeightChange]
-    cknna: float | None
-    forecast: Forecast | None
-    level: float | None
-    law: str | None
-    truth: Truth | None
-    noise: Noise
-    focus: Focus
-    setup: Setup
-    untold_weights: bool = False
-    notes: Sequence[str] = field(default_factory=tuple)
-    precision: str = "float32"
-    first_prompt: str = ""
-
-    @property
-    def drop(self) -> float | None:
-        """The measured drop, or else the forecast one."""
-        if self.truth is not None and self.truth.drop is not None:
-            return self.truth.drop
-        return None if self.forecast is None else self.forecast.drop
-
-    @property
-    def same(self) -> bool:
-        """Whether the two are one model: no weight has changed, and no KL is more than the noise of measuring it."""
-        moved = any(not scale.is_zero(one, self.noise) for one in self.per_token.values())
-        return not (moved or self.weights.l2 or self.untold_weights)
 
 
 @dataclass(frozen=True)
@@ -184,7 +76,7 @@ class _Request:
     generic: GenericText
     settings: ProbeSettings
     law: LawFile | None
-    suite: PriorSuite | None
+    suite: PriorTasks | None
     told: Told
 
     @property
@@ -199,7 +91,7 @@ def compare(
     law: LawFile | None = None,
     generic: GenericText | None = None,
     settings: ProbeSettings | None = None,
-    suite: PriorSuite | None = None,
+    suite: PriorTasks | None = None,
     level: float | None = None,
     told: Told = lambda step: None,
     sources: Mapping[str, str] | None = None,
@@ -236,48 +128,48 @@ def _comparison(
     request: _Request, found: _Found, level: float | None, notes: list[str], sources: Mapping[str, str]
 ) -> Comparison:
     """What the measurements amount to."""
-    law, prompts, suite = request.law, request.prompts, request.suite
-    measured = {FORWARD: found.forward.n_prompts, PROBE: found.probe.n_prompts}
+    law, prompts, suite, tokenizer = request.law, request.prompts, request.suite, found.base.tokenizer
+    drawn = {**found.tuned.drifts, REVERSE: found.reverse}
+    measured = {name: drift.n_prompts for name, drift in found.tuned.drifts.items()}
     notes += cautions_of(measured, prompts, request.generic, request.settings)
-    if (form := template_caution(prompts, found.tokenizer, request.settings)) is not None:
+    if (form := template_caution(prompts, tokenizer, request.settings)) is not None:
         notes.append(form)
-    wanted = level if level is not None else law.level if law else LEVEL
-    truth = None
-    if found.scores is not None and suite is not None:
-        truth = truth_of(*found.scores, wanted, suite.limit)
-        notes += [*dict.fromkeys(note for scores in found.scores for note in scores.notes), *truth.notes]
-    forecast, drawn = None, {FORWARD: found.forward, PROBE: found.probe, REVERSE: found.reverse}
-    estimates = {name: of.per_completion for name, of in drawn.items()}
+    wanted = level if level is not None else law.interval.level if law else LEVEL
+    truth, before, after = None, found.base.scores, found.tuned.scores
+    if before is not None and after is not None and suite is not None:
+        truth = truth_of(before, after, wanted, suite.limit)
+        notes += [*dict.fromkeys([*before.notes, *after.notes]), *truth.notes]
+    estimates = {name: drift.per_completion for name, drift in drawn.items()}
+    law_says = None
     if law is not None:
         kls = {name: estimates[name] for name in (FORWARD, PROBE)}
         forecast = law.forecast(kls, level, prompts=prompts, measured=measured[FORWARD])
+        law_says = LawSays(forecast, law.attainable(level), law.describe(level))
         notes += law.cautions(level)
         if forecast.extrapolated:
             notes.append("KL is larger than in any run that the law was fitted to: the interval may be too narrow.")
+    forward = found.tuned.drifts[FORWARD]
+    per_token = {name: drift.per_token for name, drift in drawn.items()}
+    sequences = found.base.completions, found.tuned.completions
+    first = as_read(tokenizer, sequences[0].prompts[0])
     return Comparison(
-        base=request.pair.base,
-        tuned=request.pair.tuned,
-        kl=estimates,
-        per_token={name: of.per_token for name, of in drawn.items()},
-        prompts=_by_prompt(found, request),
-        weights=total("all", found.layers),
-        layers=found.layers,
-        cknna=found.cknna,
-        forecast=forecast,
-        level=None if law is None else law.attainable(level),
-        law=None if law is None else law.describe(level),
+        pair=request.pair,
+        distances=Distances(estimates, per_token, found.base.noise, scale.focus_of(forward), found.tuned.cknna),
+        prompts=by_prompt((sequences[0], forward), (sequences[1], found.reverse), tokenizer, prompts, request.settings),
+        weights=found.weights,
+        law_says=law_says,
         truth=truth,
-        noise=found.noise,
-        focus=scale.focus_of(found.forward),
-        setup=_setup(request, measured[FORWARD], wanted, sources),
-        untold_weights=found.untold_weights,
+        setup=_setup(
+            request,
+            PromptsUsed(len(prompts), measured[FORWARD], probes.content_hash(list(prompts)), first),
+            wanted,
+            sources,
+        ),
         notes=[*notes, *found.notes],
-        precision=request.pair.dtype,
-        first_prompt=as_read(found.tokenizer, found.base_completions.prompts[0]),
     )
 
 
-def _setup(request: _Request, measured: int, level: float, sources: Mapping[str, str]) -> Setup:
+def _setup(request: _Request, prompts: PromptsUsed, level: float, sources: Mapping[str, str]) -> MeasuringSetup:
     packages = {"rlrazor", "torch", "transformers"} | ({"peft"} if request.adapted else set())
     packages |= {"lm-eval"} if request.suite is not None else set()
     versions = {}
@@ -285,13 +177,10 @@ def _setup(request: _Request, measured: int, level: float, sources: Mapping[str,
         with suppress(PackageNotFoundError):
             versions[name] = version(name)
     generic = request.generic
-    return Setup(
+    return MeasuringSetup(
         probe=request.settings,
-        prompts=len(request.prompts),
-        measured=measured,
-        prompts_hash=probes.content_hash(list(request.prompts)),
-        generic_rows=len(generic.texts or generic.prompts),
-        generic_hash=generic.content_hash,
+        prompts=prompts,
+        generic=GenericUsed(len(generic.texts or generic.prompts), generic.content_hash),
         level=level,
         prior_limit=None if request.suite is None else request.suite.limit,
         date=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -324,47 +213,47 @@ def _check_order(pair: Pair) -> list[str]:
 
 
 @dataclass
-class _Found:
-    """What the passes over the models leave behind."""
+class _Texts:
+    """The generic probe as token ids, and how similar the base takes its texts for; None where they are too few."""
 
-    forward: Drift
-    probe: Drift
-    reverse: Drift
-    base_completions: Sequences
-    tuned_completions: Sequences
-    tokenizer: Any
-    cknna: float | None
-    noise: Noise
-    scores: tuple[prior.PriorScores, prior.PriorScores] | None
-    layers: list[WeightChange]
-    untold_weights: bool
-    notes: list[str]
+    rows: list[list[int]]
+    similar: Any
 
 
 @dataclass
-class _BaseSide:
-    """What is left of the base when it is not in memory any more. `rows`: the generic probe as token ids."""
+class _OfBase:
+    """What is left of the base when it is not in memory any more."""
 
     digest: str
     tokenizer: Any
     vocabulary: Vocabulary
     completions: Sequences
     probes: dict[str, kl.Probe]
-    rows: list[list[int]]
-    similar: Any
+    texts: _Texts
     noise: Noise
-    scores: prior.PriorScores | None
+    scores: PriorScores | None
 
 
 @dataclass
-class _TunedSide:
+class _OfTuned:
     """The same of the tuned model, and its KLs to the base."""
 
     drifts: dict[str, Drift]
     completions: Sequences
     probe: kl.Probe
     cknna: float | None
-    scores: prior.PriorScores | None
+    scores: PriorScores | None
+    notes: list[str]
+
+
+@dataclass
+class _Found:
+    """What the passes over the models leave behind."""
+
+    base: _OfBase
+    tuned: _OfTuned
+    reverse: Drift
+    weights: Weights
     notes: list[str]
 
 
@@ -389,7 +278,7 @@ def _measure(request: _Request) -> _Found:
         told("weights")
         there = base_weights(tuned.model) if undone else SavedWeights(pair.base)
         layers, notes = changes(there, AdaptedWeights(tuned.model), names)
-    untold = bool(notes)
+    weights = Weights(total("all", layers), layers, untold=bool(notes))
     if request.adapted and not any(layer.l2 for layer in layers) and side.drifts[FORWARD].sums.any():
         notes.append("The adapter adds to the model and changes no weight of it: what it adds is not among these.")
 
@@ -399,46 +288,31 @@ def _measure(request: _Request) -> _Found:
         _free()
         tuned = load(pair.base, dtype=pair.dtype)
     reverse = kl.between(side.probe, kl.Probe(tuned.model, side.completions, precision=precision))
-    return _Found(
-        forward=side.drifts[FORWARD],
-        probe=side.drifts[PROBE],
-        reverse=reverse,
-        base_completions=base.completions,
-        tuned_completions=side.completions,
-        tokenizer=base.tokenizer,
-        cknna=side.cknna,
-        noise=base.noise,
-        scores=None if base.scores is None or side.scores is None else (base.scores, side.scores),
-        layers=layers,
-        untold_weights=untold,
-        notes=[*notes, *side.notes],
-    )
+    return _Found(base, side, reverse, weights, [*notes, *side.notes])
 
 
-def _base_side(base: LanguageModel, request: _Request) -> _BaseSide:
-    settings = request.settings
-    kept: dict[str, Any] = {"cache_dir": request.pair.cache_dir, "digest": base_digest(base.model, settings.precision)}
+def _base_side(base: LanguageModel, request: _Request) -> _OfBase:
+    settings, digest = request.settings, base_digest(base.model, request.settings.precision)
     if request.law is not None:
-        request.law.check(base.model, base.tokenizer, kept["digest"])
+        request.law.check(base.model, base.tokenizer, digest)
     request.told("the base on the probes")
-    new = probes.of_prompts(base.model, base.tokenizer, request.prompts, settings, **kept)
-    text = probes.of_generic(base.model, base.tokenizer, request.generic, settings, **kept)
-    first = kl.Probe(base.model, new, precision=settings.precision)
+    measured_on = (request.prompts, request.generic, settings)
+    side = BaseSide.of(base.model, base.tokenizer, *measured_on, cache_dir=request.pair.cache_dir, digest=digest)
+    text = side.probes[PROBE].sequences
     rows = [[*text.prompts[at], *completion] for at, completion in zip(text.prompt_of, text.completions, strict=True)]
-    return _BaseSide(
-        digest=kept["digest"],
+    return _OfBase(
+        digest=digest,
         tokenizer=base.tokenizer,
         vocabulary=Vocabulary.of(base),
-        completions=new,
-        probes={FORWARD: first, PROBE: kl.Probe(base.model, text, beside=first, precision=settings.precision)},
-        rows=rows,
-        similar=representation_of_ids(base.model, rows) if len(rows) > NEIGHBOURS else None,
-        noise=scale.noise_of(base.model, first),
+        completions=side.probes[FORWARD].sequences,
+        probes=dict(side.probes),
+        texts=_Texts(rows, representation_of_ids(base.model, rows) if len(rows) > NEIGHBOURS else None),
+        noise=scale.noise_of(base.model, side.probes[FORWARD]),
         scores=_prior_scores(base, request, "base"),
     )
 
 
-def _prior_scores(lm: LanguageModel, request: _Request, whose: str) -> prior.PriorScores | None:
+def _prior_scores(lm: LanguageModel, request: _Request, whose: str) -> PriorScores | None:
     if request.suite is None:
         return None
     return request.suite.scores(lm, lambda task: request.told(f"the {whose} on {task}"))
@@ -451,7 +325,7 @@ def _tuned_model(request: _Request, tokenizer: Any) -> LanguageModel:
     return load(pair.tuned, dtype=pair.dtype, tokenizer=tokenizer)
 
 
-def _tuned_side(tuned: LanguageModel, base: _BaseSide, request: _Request) -> _TunedSide:
+def _tuned_side(tuned: LanguageModel, base: _OfBase, request: _Request) -> _OfTuned:
     """`base.probes` are given back as soon as they are measured on."""
     settings, tokenizer, notes = request.settings, base.tokenizer, list[str]()
     if tuned.tokenizer is tokenizer and not request.adapted:
@@ -464,11 +338,13 @@ def _tuned_side(tuned: LanguageModel, base: _BaseSide, request: _Request) -> _Tu
     drawn = probes.complete(tuned.model, tokenizer, base.completions.prompts, settings, probes.NEW)
     own = Sequences.grouped(base.completions.prompts, drawn)
     cknna = None
-    if base.similar is None:
-        notes.append(f"CKNNA needs more than {NEIGHBOURS} texts in the generic probe; there are {len(base.rows)}.")
+    if base.texts.similar is None:
+        notes.append(
+            f"CKNNA needs more than {NEIGHBOURS} texts in the generic probe; there are {len(base.texts.rows)}."
+        )
     else:
-        cknna = drift.cknna(base.similar, representation_of_ids(tuned.model, base.rows))
-    return _TunedSide(
+        cknna = drift.cknna(base.texts.similar, representation_of_ids(tuned.model, base.texts.rows))
+    return _OfTuned(
         drifts=drifts,
         completions=own,
         probe=kl.Probe(tuned.model, own, adapted=True, precision=settings.precision),
@@ -505,70 +381,3 @@ def _free() -> None:
         torch.cuda.empty_cache()
     with suppress(OSError, AttributeError):  # glibc keeps what was freed
         ctypes.CDLL("libc.so.6").malloc_trim(0)
-
-
-# Where on the prompts
-
-
-def _by_prompt(found: _Found, request: _Request) -> list[PromptDrift]:
-    """The worst first."""
-    base = _completions(found.base_completions, found.forward, found.tokenizer)
-    tuned = _completions(found.tuned_completions, found.reverse, found.tokenizer)
-    ids = found.base_completions.prompts
-    rendered = [str(found.tokenizer.decode(list(prompt), skip_special_tokens=True)) for prompt in ids]
-    said = _said(request, found.tokenizer, ids) or rendered
-    shown = [
-        PromptDrift(
-            rendered[index],
-            float(np.mean([completion.total for completion in base[index]])),
-            tuple(base[index]),
-            tuple(tuned[index]),
-            said[index],
-        )
-        for index in range(len(ids))
-    ]
-    return sorted(shown, key=lambda one: -one.total)
-
-
-def _said(request: _Request, tokenizer: Any, measured: Sequence[Sequence[int]]) -> list[str]:
-    """What the user says last in each prompt that is measured, some having been left out; none where that is lost."""
-    left = list(zip(request.prompts, probes.encode(tokenizer, request.prompts, request.settings.chat), strict=True))
-    said = []
-    for ids in measured:
-        while left and left[0][1] != list(ids):
-            left.pop(0)
-        if not left:  # a template that says what time it is, say
-            return []
-        said.append(last_said(left.pop(0)[0]))
-    return said
-
-
-def _completions(sequences: Sequences, drift_: Drift, tokenizer: Any) -> list[list[Completion]]:
-    """Each prompt's completions."""
-    by_prompt: list[list[Completion]] = [[] for _ in sequences.prompts]
-    ends = np.cumsum(drift_.lengths)
-    for n, (prompt, ids) in enumerate(zip(sequences.prompt_of, sequences.completions, strict=True)):
-        kls = drift_.positions[ends[n] - drift_.lengths[n] : ends[n]]
-        by_prompt[prompt].append(Completion(tuple(pieces(tokenizer, ids)), tuple(map(float, kls))))
-    return by_prompt
-
-
-def pieces(tokenizer: Any, ids: Sequence[int]) -> list[str]:
-    """The text that each token adds. A character of several tokens comes with the last of them.
-
-    Each is decoded after the one before it, as what a token adds may depend on it: spaces of SentencePiece do.
-    """
-
-    def text(start: int, end: int) -> str:
-        return str(tokenizer.decode(list(ids[start:end]), clean_up_tokenization_spaces=False))
-
-    shown: list[str] = []
-    before = done = 0  # where the last complete piece begins and ends
-    for end in range(1, len(ids) + 1):
-        known, longer = text(before, done), text(before, end)
-        if longer.endswith("\ufffd") and end < len(ids):
-            shown.append("")
-            continue
-        shown.append(longer[len(known) :])
-        before, done = done, end
-    return shown

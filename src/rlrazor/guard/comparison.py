@@ -1,0 +1,180 @@
+"""What a comparison of two checkpoints found: distances, prompts, weights, scores, and how they were measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rlrazor.analysis.forecast import Forecast
+from rlrazor.guard import scale
+from rlrazor.guard.scale import Focus, Noise
+from rlrazor.guard.truth import Truth
+from rlrazor.guard.weight_changes import WeightChange
+from rlrazor.lm.kl import Estimate
+from rlrazor.lm.probes import ProbeSettings
+
+REVERSE = "kl_reverse"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """What to compare. `tuned` is a model, or the folder of an adapter for `base`. `as_given`: trust the order.
+
+    `dtype`: what both are loaded, and measured, in.
+    """
+
+    base: str
+    tuned: str
+    dtype: str = "float32"
+    as_given: bool = False
+    cache_dir: Path | None = None
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A completion with the KL at each token, in nats: of the base (forward KL) or of the tuned model (reverse)."""
+
+    tokens: tuple[str, ...]
+    kl: tuple[float, ...]
+
+    @property
+    def total(self) -> float:
+        """Nats."""
+        return sum(self.kl)
+
+
+@dataclass(frozen=True)
+class PromptDrift:
+    """Where the policy moved on one prompt; `total` is the mean forward KL of the base's completions, in nats.
+
+    `prompt` is all of it, in the chat template where it was put into one; `said` what the user said last in it.
+    """
+
+    prompt: str
+    total: float
+    base: tuple[Completion, ...]
+    tuned: tuple[Completion, ...]
+    said: str = ""
+
+    @property
+    def first_share(self) -> float:
+        """The share of `total` in the first `scale.FIRST` tokens of the base's completions."""
+        first = sum(sum(completion.kl[: scale.FIRST]) for completion in self.base)
+        return first / max(sum(completion.total for completion in self.base), 1e-30)
+
+
+@dataclass(frozen=True)
+class Distances:
+    """KLs in nats, per completion or text (`kl`) and per token, beside the noise of measuring them.
+
+    `focus`: where the forward KL on the new task's prompts lies. `cknna`: of the last hidden layer on the generic
+    probe; None where that has too few texts.
+    """
+
+    kl: Mapping[str, Estimate]
+    per_token: Mapping[str, Estimate]
+    noise: Noise
+    focus: Focus
+    cknna: float | None
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What changed in all weights and in each layer's; `untold`: some weights of the two could not be compared."""
+
+    whole: WeightChange
+    layers: Sequence[WeightChange]
+    untold: bool = False
+
+
+@dataclass(frozen=True)
+class LawSays:
+    """What a law forecasts, the level of its interval, and what the law is, in a sentence."""
+
+    forecast: Forecast
+    level: float
+    law: str
+
+
+@dataclass(frozen=True)
+class PromptsUsed:
+    """How many prompts were `given` and how many of them `measured`, as they fitted into the context.
+
+    `first`: of those, as the models read it, special tokens included.
+    """
+
+    given: int
+    measured: int
+    hash: str
+    first: str
+
+
+@dataclass(frozen=True)
+class GenericUsed:
+    """The generic probe: how many texts or prompts."""
+
+    rows: int
+    hash: str
+
+
+@dataclass(frozen=True)
+class MeasuringSetup:
+    """How it was measured: KLs can be compared where the probe's settings and hashes are the same.
+
+    `sources`: the files that prompts and probe came from, and the command, as far as the caller said them.
+    """
+
+    probe: ProbeSettings
+    prompts: PromptsUsed
+    generic: GenericUsed
+    level: float
+    prior_limit: int | None
+    date: str
+    versions: Mapping[str, str]
+    sources: Mapping[str, str]
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it but the first prompt."""
+        return {
+            "probe": asdict(self.probe),
+            "prompts": self.prompts.given,
+            "measured": self.prompts.measured,
+            "prompts_hash": self.prompts.hash,
+            "generic_rows": self.generic.rows,
+            "generic_hash": self.generic.hash,
+            "level": self.level,
+            "prior_limit": self.prior_limit,
+            "date": self.date,
+            "versions": dict(self.versions),
+            "sources": dict(self.sources),
+        }
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What was found. `prompts`: the worst first; `law_says`: None without a law; `notes`: sentences of caution."""
+
+    pair: Pair
+    distances: Distances
+    prompts: Sequence[PromptDrift]
+    weights: Weights
+    law_says: LawSays | None
+    truth: Truth | None
+    setup: MeasuringSetup
+    notes: Sequence[str] = ()
+
+    @property
+    def drop(self) -> float | None:
+        """The measured drop, or else the forecast one."""
+        if self.truth is not None and self.truth.drop is not None:
+            return self.truth.drop
+        return None if self.law_says is None else self.law_says.forecast.drop
+
+    @property
+    def same(self) -> bool:
+        """Whether the two are one model: no weight has changed, and no KL is more than the noise of measuring it."""
+        noise = self.distances.noise
+        moved = any(not scale.is_zero(one, noise) for one in self.distances.per_token.values())
+        return not (moved or self.weights.whole.l2 or self.weights.untold)

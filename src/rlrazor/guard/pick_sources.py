@@ -1,0 +1,238 @@
+"""What a folder says of its checkpoints: that of a sweep by measured scores, a Trainer's by its log and a monitor's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from rlrazor.analysis import law as laws
+from rlrazor.analysis.forecast import FORWARD, PROBE
+from rlrazor.errors import RazorError
+from rlrazor.guard.law_file import LawFile
+from rlrazor.guard.log_schema import LogRow
+from rlrazor.guard.metric import find_metric, is_lower_better, latest
+from rlrazor.guard.outputs import MARK
+from rlrazor.guard.run_folder import Run, SavedCheckpoint, rows_of
+from rlrazor.guard.scored import DropEstimate, Forgetting, ScoredCheckpoint
+from rlrazor.guard.verdict import DROP, Limits
+from rlrazor.lm.kl import Estimate
+from rlrazor.lm.probes import probe_hash
+from rlrazor.runs.records import BASE
+from rlrazor.runs.store import read_table
+
+NO_LAW = (
+    "Without a law of the base nothing is known of the prior scores, only how far each checkpoint has moved: `razor "
+    "calibrate` makes the law, with which --law forecasts the drop in points and --budget judges it."
+)
+NOT_USEFUL = "The law was no better than guessing, or fitted to noise: do not rely on it."
+_Z = 1.96  # standard errors to the ends of a 95 % interval
+_MEASURED = ("prior", FORWARD, PROBE)
+
+MeasureCheckpoint = Callable[[Path, int], Forgetting]
+"""What is measured of the checkpoint in a folder, at its step."""
+
+
+@dataclass(frozen=True)
+class FoundCheckpoints:
+    """What a folder holds. `objection`: why its drops may not judge, None where they may."""
+
+    metric: str
+    candidates: list[ScoredCheckpoint]
+    notes: list[str]
+    level: float | None
+    objection: str | None
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Where measuring ended, and why in one line."""
+
+    step: int
+    error: str
+
+
+def of_records(folder: Path) -> FoundCheckpoints:
+    """Every checkpoint of every run, with measured scores."""
+    columns = ("run_id", "method", "lr", "seed", "step", "new", "forgetting")
+    table = read_table(folder / "records.parquet", ("trajectory", *columns))
+    points = laws.distinct(table).filter(pl.col("method") != BASE)
+    optional = [name for name in (*_MEASURED, *(f"{name}_stderr" for name in _MEASURED)) if name in points.columns]
+    rows = points.select(*columns, *optional).to_dicts()
+    bases = table.filter(pl.col("method") == BASE).to_dicts()
+    if not rows:
+        raise RazorError(f"{folder} holds the base policy only: there is nothing to pick from.")
+    of_base = {row["seed"]: row.get("prior_stderr") for row in bases}
+    errors = [_error_of_drop(row, of_base.get(row["seed"])) for row in rows]
+    unknown = errors.count(math.inf)
+    which = "The measured drops have" if unknown == len(rows) else f"{unknown} of the {len(rows)} measured drops have"
+    notes = [f"{which} no standard error: how much of them is chance is not known."] if unknown else []
+    candidates = [_of_record(row, error) for row, error in zip(rows, errors, strict=True)]
+    return FoundCheckpoints("new", candidates, notes, None if unknown == len(rows) else 0.95, None)
+
+
+def _of_record(row: Mapping[str, Any], error: float) -> ScoredCheckpoint:
+    """A row of the table, with the standard error of its drop, infinite where it is not known."""
+    name = f"{row['method']} lr {row['lr']:.3g} seed {row['seed']} step {row['step']} ({row['run_id']})"
+    drop = float(row["forgetting"])
+    kls = {
+        of: Estimate(float(row[of]), _or(row.get(f"{of}_stderr"), math.inf))
+        for of in (FORWARD, PROBE)
+        if _is_finite(row.get(of))
+    }
+    measured = DropEstimate(drop, drop - _Z * error, drop + _Z * error, measured=True)
+    return ScoredCheckpoint(name, int(row["step"]), float(row["new"]), measured, kls)
+
+
+def _error_of_drop(row: Mapping[str, Any], of_base: float | None) -> float:
+    """The standard error of a difference of two scores; at most, as it takes them to be of different items.
+
+    Infinite where that of one of them is not known.
+    """
+    return math.hypot(_or(row.get("prior_stderr"), math.inf), _or(of_base, math.inf))
+
+
+def _or(value: float | None, unknown: float) -> float:
+    return float(value) if value is not None and math.isfinite(value) else unknown
+
+
+def _is_finite(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)
+
+
+# A Trainer's folder
+
+
+def metric_of(run: Run, wanted: str | None, lower_is_better: bool | None, limits: Limits, law: LawFile | None) -> str:
+    """The metric to go by. Raises RazorError, before minutes of measuring, where it was not logged or cannot judge.
+
+    That is where it would have to be weighed against the drop that a law forecasts.
+    """
+    metric = find_metric(run.history, wanted)
+    if law is not None and law.objection() is None and not limits.most:
+        lower = is_lower_better(metric) if lower_is_better is None else lower_is_better
+        values = []
+        for one in run.checkpoints:
+            with suppress(RazorError):
+                values.append(float(latest(run.history, one.step, metric)[metric]))
+        check_weighable(metric, values, lower=lower)
+    return metric
+
+
+def check_weighable(metric: str, values: Sequence[float], *, lower: bool) -> None:
+    """Raise RazorError where a score cannot be weighed against a drop."""
+    if lower or not all(0 <= value <= 1 for value in values):
+        raise RazorError(f"{metric} is not a fraction of 1, so it cannot be weighed against a drop: give a budget.")
+
+
+def of_trainer(
+    run: Run,
+    metric: str | None,
+    lower_is_better: bool | None,
+    limits: Limits,
+    law: LawFile | None,
+    measure: MeasureCheckpoint | None,
+) -> FoundCheckpoints:
+    """The checkpoints of a run, measured here or by the monitor that watched it."""
+    notes = list(run.notes)
+    metric = metric_of(run, metric, lower_is_better, limits, law)
+    objection = None if law is None else law.objection(limit=limits.most.get(DROP))
+    logged: list[Forgetting | Failure] = []
+    if measure is None:
+        logged, cautions = _logged(run, law)
+        notes += cautions
+    candidates: list[ScoredCheckpoint] = []
+    found: list[Forgetting] = []
+    left_out: dict[str, list[str]] = {}
+    said: list[str] = []
+    for one in run.checkpoints:
+        name = one.path.name
+        try:
+            entry = latest(run.history, one.step, metric)
+            forgetting = measure(one.path, one.step) if measure else _logged_at(one, logged)
+        except RazorError as error:
+            left_out.setdefault(str(error), []).append(name)
+            continue
+        measured = "KL" if forgetting.drop is None else "the drop"
+        for what, at in ((metric, int(entry["step"])), (measured, forgetting.step)):
+            if at < one.step:
+                said.append(f"{name}: {what} is that of step {at}.")
+        if forgetting.drop is not None and forgetting.drop.extrapolated:
+            said.append(f"{name}: KL is beyond what the law was fitted to: the interval may be too narrow.")
+        found.append(forgetting)
+        known = forgetting.drop, forgetting.kl, forgetting.prompts
+        candidates.append(ScoredCheckpoint(name, one.step, float(entry[metric]), *known))
+    notes += [f"{', '.join(names)} {is_or_are(names)} left out: {reason}" for reason, names in left_out.items()]
+    notes += said
+    if not candidates:
+        raise RazorError(f"No checkpoint of {run.folder} has both {metric} and a drop or KL. {' '.join(notes)}")
+    if law is not None:
+        notes += [one for one in law.cautions(limit=limits.most.get(DROP)) if one != objection]
+    elif all(one.drop is None for one in found):
+        objection = NO_LAW
+    else:
+        objection = next((one.objection for one in found if one.objection is not None), None)
+    return FoundCheckpoints(metric, candidates, notes, found[-1].level, objection)
+
+
+def is_or_are(names: Sequence[str]) -> str:
+    """The verb."""
+    return "is" if len(names) == 1 else "are"
+
+
+def _logged(run: Run, law: LawFile | None) -> tuple[list[Forgetting | Failure], list[str]]:
+    """What the monitor has logged of a run, and what the law makes of its KLs, in order; and cautions."""
+    path = run.log
+    rows, notes = rows_of(run)
+    found = [one for row in rows if (one := _of_row(row, law, path)) is not None]
+    if not any(isinstance(one, Forgetting) for one in found):
+        raise RazorError(
+            f"{path} has neither KL nor a forecast (the run was uncalibrated). MeasureCheckpoint the checkpoints."
+        )
+    notes += [f"Measuring ended at step {one.step}: {one.error}" for one in found if isinstance(one, Failure)]
+    marked = [one.run is not None or one.overwritten for one in run.checkpoints]
+    if run.labelled and not all(marked):
+        names = [one.path.name for one, is_marked in zip(run.checkpoints, marked, strict=True) if not is_marked]
+        notes.append(
+            f"Without a monitor's {MARK}: {', '.join(names)}. If training went on without one there, what was measured "
+            "may be of other weights of that step."
+        )
+    return sorted(found, key=lambda one: one.step), notes
+
+
+def _of_row(row: LogRow, law: LawFile | None, path: Path) -> Forgetting | Failure | None:
+    """What a row of the log says, or the law makes of it; None where neither says anything."""
+    if row.error is not None:
+        return Failure(row.step, (row.error.strip().splitlines() or ["unknown"])[-1])
+    if law is None:
+        if row.forecast is None:
+            return Forgetting.by(None, row.step, row.kls, "", row.prompts) if row.kls else None
+        said = row.forecast
+        drop = DropEstimate(said.drop, said.low, said.high, said.extrapolated)
+        useful = row.law_useful and row.law_objection is None
+        objection = None if useful else row.law_objection or NOT_USEFUL
+        return Forgetting(row.step, drop, row.kls, row.prompts, row.level, objection)
+    law.check_base(row.base)
+    if row.probe != probe_hash(law.settings, law.generic):
+        raise RazorError(
+            f"The KLs in {path} were measured with another probe or other settings than the law's: measure the "
+            "checkpoints anew, with a base, prompts and the law."
+        )
+    return Forgetting.by(law, row.step, row.kls, row.prompts_hash if row.whole else "", row.prompts)
+
+
+def _logged_at(checkpoint: SavedCheckpoint, logged: Sequence[Forgetting | Failure]) -> Forgetting:
+    """The last that was logged up to a checkpoint's step; of rows of one step the one that was written last."""
+    if checkpoint.overwritten:
+        raise RazorError(f"a run that no monitor watched has written over it since its {MARK} was.")
+    last = next((one for one in reversed(logged) if one.step <= checkpoint.step), None)
+    if last is None:
+        raise RazorError("nothing was measured up to its step.")
+    if isinstance(last, Failure):
+        raise RazorError(f"measuring had ended at step {last.step}.")
+    return last

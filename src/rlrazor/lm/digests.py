@@ -1,0 +1,94 @@
+"""What tells models and tokenizers apart: digests of what they hold and compute, the same whatever they are called."""
+
+import hashlib
+import math
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rlrazor.lm import compute
+from rlrazor.lm.adapters import adapter_disabled, base_weights, unwrapped
+from rlrazor.lm.architecture import context_length
+from rlrazor.lm.sampling import NotFiniteError
+
+DIGEST_TOKENS = 128
+DIGEST_VALUES = 32  # log-probabilities that are kept of them
+SAME_WEIGHTS = 1e-9  # of their norm: what the order of a sum in float64 may change
+# Nats by which a log-probability may differ between machines and libraries, whose weights are the same.
+SAME_LOGITS = {"float32": 5e-3}
+SAME_LOGITS_IN_HALF = 0.15
+
+
+@torch.no_grad()
+def token_log_probs(model: Any, precision: str | None = None, *, adapted: bool = False) -> Tensor:
+    """What a model thinks of fixed tokens, spread over its vocabulary: log pi of each but the first, in nats, float64.
+
+    Of a PEFT model without its adapter, or with `adapted` with it; in its weights' own precision unless one is named.
+    """
+    model = unwrapped(model)
+    rows = len(model.get_input_embeddings().weight)
+    length = min(DIGEST_TOKENS, context_length(model) or DIGEST_TOKENS)
+    ids = [(7919 * at * at + 104729 * at + 1) % rows for at in range(length)]
+    ids_T = torch.tensor(ids, dtype=torch.long, device=next(model.parameters()).device)
+    off = nullcontext() if adapted else adapter_disabled(model)
+    with compute.measuring(model, precision or compute.precision_of(model)), off:
+        logits_TV = model(input_ids=ids_T[None], use_cache=False).logits[0, -length:]
+    logp_TV = logits_TV[:-1].double().log_softmax(dim=-1)
+    logp_T: Tensor = logp_TV.gather(1, ids_T[1:, None].to(logp_TV.device))[:, 0].cpu()
+    return logp_T
+
+
+@torch.no_grad()
+def base_digest(model: Any, precision: str | None = None) -> str:
+    """What tells bases apart, and an adapter's base from another: all of its weights, and what they compute.
+
+    The sum and the norm of the weights, rounded to bfloat16, so that a base loaded in float32 and in bfloat16 is one;
+    and log-probabilities of fixed tokens in the named precision. Neither depends on the names, the order or the fusing
+    of weights, nor on those of settings, which change with the version of a library. To be compared by `is_same_base`,
+    as last digits depend on the machine. Raises NotFiniteError.
+    """
+    total, square = 0.0, 0.0
+    for weight in base_weights(model).values():
+        rounded = weight.detach().to(torch.bfloat16) if weight.is_floating_point() else weight.detach().float()
+        total += float(rounded.sum(dtype=torch.float64))
+        square += float(torch.linalg.vector_norm(rounded, dtype=torch.float64)) ** 2
+    logp_T = token_log_probs(model, precision)
+    if not logp_T.isfinite().all():
+        raise NotFiniteError("logits are not finite")
+    chosen = np.linspace(0, len(logp_T) - 1, min(len(logp_T), DIGEST_VALUES)).astype(int)
+    values = " ".join(f"{value:.4f}" for value in logp_T.numpy()[chosen])
+    return f"{precision or compute.precision_of(model)} {total:.12e} {math.sqrt(square):.12e} {values}"
+
+
+def is_digest(text: str) -> bool:
+    """Whether this is a digest of this version's."""
+    return len(text.split()) > 3 and text.split()[0] in compute.PRECISIONS
+
+
+def is_same_base(one: str, other: str) -> bool:
+    """Whether two digests are of one base: the same weights, and log-probabilities that differ by rounding only."""
+    if not is_digest(one) or not is_digest(other):
+        return False
+    (precision, *numbers), (other_precision, *other_numbers) = one.split(), other.split()
+    if len(numbers) != len(other_numbers):
+        return False
+    try:
+        (total, norm, *values), (other_total, other_norm, *other_values) = (
+            [float(number) for number in some] for some in (numbers, other_numbers)
+        )
+    except ValueError:
+        return False
+    if max(abs(total - other_total), abs(norm - other_norm)) > SAME_WEIGHTS * max(abs(total), norm):
+        return False
+    tolerance = max(SAME_LOGITS.get(name, SAME_LOGITS_IN_HALF) for name in (precision, other_precision))
+    apart = sorted(abs(a - b) for a, b in zip(values, other_values, strict=True))
+    return apart[len(apart) // 2] <= tolerance  # of a mixture of experts a few may be routed otherwise
+
+
+def tokenizer_digest(tokenizer: Any) -> str:
+    """A SHA-256 of what it makes of a prompt: the id of each token, the chat template, eos; 16 hexadecimal digits."""
+    defining = [sorted(tokenizer.get_vocab().items()), getattr(tokenizer, "chat_template", None), tokenizer.eos_token]
+    return hashlib.sha256(str(defining).encode()).hexdigest()[:16]

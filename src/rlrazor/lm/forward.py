@@ -1,0 +1,204 @@
+"""How a model is given tokens, without a name of its architecture: ways of reading prompts, the fastest first.
+
+Not every architecture can share a prefill, sees padding as padding, or continues from its cache as it says; the last
+way, plain reading, is right for all.
+"""
+
+import inspect
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from rlrazor.lm.adapters import without_wrapper
+from rlrazor.lm.architecture import device_of
+
+_CACHES = ("cache", "past_key_values", "cache_params", "state", "mems")  # renamed in transformers 5.24
+
+
+def left_padded(prompts: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Token ids and attention mask, both (B, T), padded on the left."""
+    width = max(map(len, prompts))
+    padded = [[pad_id] * (width - len(prompt)) + list(prompt) for prompt in prompts]
+    masks = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+    ids_BT, mask_BT = (torch.tensor(rows, dtype=torch.long, device=device) for rows in (padded, masks))
+    return ids_BT, mask_BT
+
+
+def prefill(model: Any, ids_BT: Tensor, mask_BT: Tensor, repeats: int) -> tuple[Tensor, dict[str, Any]]:
+    """Read left-padded prompts once, each for `repeats` continuations.
+
+    Returns the logits of their first tokens, (B * repeats, V), and the cache as the keyword argument that takes it.
+    """
+    positions_BT = (mask_BT.cumsum(dim=1) - 1).clamp(min=0)
+    last = _accepted(model, logits_to_keep=1)
+    out = model(input_ids=ids_BT, attention_mask=mask_BT, position_ids=positions_BT, use_cache=True, **last)
+    cache = _cache_of(out)
+    if repeats > 1:
+        next(iter(cache.values())).batch_repeat_interleave(repeats)
+    return out.logits[:, -1].repeat_interleave(repeats, dim=0), cache
+
+
+def plain_logits(model: Any, ids_BT: Tensor, last: int | None = None) -> Tensor:
+    """Logits of the `last` positions, or of all, (B, T, V), read from token ids of equal length and nothing else."""
+    options = _accepted(model, use_cache=False, **({} if last is None else {"logits_to_keep": last}))
+    logits: Tensor = model(input_ids=ids_BT, **options).logits
+    return logits if last is None else logits[:, -last:]
+
+
+def read_alone(model: Any, ids: Sequence[int], last: int | None = None) -> tuple[Tensor, bool]:
+    """Float32 logits (T, V) of one sequence, and whether they were computed in half precision.
+
+    The LM head is asked for its dtype: accelerate's autocast hands half-precision logits out as float32.
+    """
+    dtypes: set[torch.dtype] = set()
+    head = model.get_output_embeddings()
+    hook = head.register_forward_hook(lambda _, __, logits: dtypes.add(logits.dtype)) if head is not None else None
+    try:
+        logits = plain_logits(model, torch.tensor([list(ids)], dtype=torch.long, device=device_of(model)), last)[0]
+    finally:
+        if hook is not None:
+            hook.remove()
+    return logits.float(), any(dtype.itemsize < 4 for dtype in dtypes | {logits.dtype})
+
+
+class Reading(Protocol):
+    """What reads prompts (B) for so many samples of each. `logits` (N, V), N = B * samples, are of the next token."""
+
+    logits: Tensor
+
+    def follow(self, token_N: Tensor) -> None:
+        """Read a token of each."""
+
+    def keep(self, rows_M: Tensor) -> bool:
+        """Go on with some of the sequences only; False where that cannot be."""
+
+
+class Padded:
+    """On the left, as the mask and the positions say. `shared`: a prompt is read once for all its samples."""
+
+    def __init__(
+        self, model: Any, prompts: Sequence[Sequence[int]], samples: int, pad_id: int, *, shared: bool
+    ) -> None:
+        ids_BT, mask_BT = left_padded(prompts, pad_id, device_of(model))
+        self.model, self.mask_NT = model, mask_BT.repeat_interleave(samples, dim=0)
+        if shared:
+            self.logits, self.cache = prefill(model, ids_BT, mask_BT, samples)
+        else:
+            self.logits, self.cache = prefill(model, ids_BT.repeat_interleave(samples, dim=0), self.mask_NT, 1)
+        self.position_N = self.mask_NT.sum(dim=1)
+
+    def follow(self, token_N: Tensor) -> None:
+        """Read a token of each."""
+        self.mask_NT = torch.cat([self.mask_NT, self.mask_NT.new_ones(len(self.mask_NT), 1)], dim=1)
+        out = self.model(
+            input_ids=token_N[:, None],
+            attention_mask=self.mask_NT,
+            position_ids=self.position_N[:, None],
+            use_cache=True,
+            **self.cache,
+        )
+        self.position_N, self.cache, self.logits = self.position_N + 1, _cache_of(out), out.logits[:, -1]
+
+    def keep(self, rows_M: Tensor) -> bool:
+        """Go on with some of the sequences only; False where the cache does not allow it."""
+        if not _keep(self.cache, rows_M):
+            return False
+        self.mask_NT, self.position_N, self.logits = self.mask_NT[rows_M], self.position_N[rows_M], self.logits[rows_M]
+        return True
+
+
+class Cached:
+    """Of equal length, so that there is nothing to say but tokens; then a token at a time with what the model keeps."""
+
+    def __init__(self, model: Any, prompts: Sequence[Sequence[int]], samples: int, pad_id: int) -> None:
+        self.model = model
+        self.out = model(
+            input_ids=_repeated(model, prompts, samples), use_cache=True, **_accepted(model, logits_to_keep=1)
+        )
+        self.logits = self.out.logits[:, -1]
+
+    def follow(self, token_N: Tensor) -> None:
+        """Read a token of each."""
+        self.out = self.model(input_ids=token_N[:, None], use_cache=True, **_cache_of(self.out))
+        self.logits = self.out.logits[:, -1]
+
+    def keep(self, rows_M: Tensor) -> bool:
+        """Never: what the model keeps may have any shape."""
+        return False
+
+
+class Plain:
+    """Of equal length, and for each token all of it once more."""
+
+    def __init__(self, model: Any, prompts: Sequence[Sequence[int]], samples: int, pad_id: int) -> None:
+        self.model, self.ids_NT = model, _repeated(model, prompts, samples)
+        self.logits = plain_logits(model, self.ids_NT, 1)[:, 0]
+
+    def follow(self, token_N: Tensor) -> None:
+        """Read a token of each."""
+        self.ids_NT = torch.cat([self.ids_NT, token_N[:, None]], dim=1)
+        self.logits = plain_logits(self.model, self.ids_NT, 1)[:, 0]
+
+    def keep(self, rows_M: Tensor) -> bool:
+        """Go on with some of the sequences only."""
+        self.ids_NT, self.logits = self.ids_NT[rows_M], self.logits[rows_M]
+        return True
+
+
+def _repeated(model: Any, prompts: Sequence[Sequence[int]], samples: int) -> Tensor:
+    ids_BT = torch.tensor([list(prompt) for prompt in prompts], dtype=torch.long, device=device_of(model))
+    return ids_BT.repeat_interleave(samples, dim=0)
+
+
+# The fastest first. With one sample the second is the first; the last two want prompts of equal length.
+WAYS: Sequence[Callable[..., Reading]] = (
+    partial(Padded, shared=True),
+    partial(Padded, shared=False),
+    Cached,
+    Plain,
+)
+
+
+def _cache_of(out: Any) -> dict[str, Any]:
+    for name in _CACHES:
+        if out.get(name) is not None:
+            return {name: out[name]}
+    raise AttributeError("it keeps no cache")
+
+
+def _keep(cache: dict[str, Any], rows_M: Tensor) -> bool:
+    """Leave only some sequences in a cache; False, and nothing done, where more than keys and values would have to."""
+    (held,) = cache.values()
+    layers = getattr(held, "layers", None)
+    if not layers or not hasattr(held, "batch_select_indices"):
+        return False
+    if not all(
+        hasattr(layer, "batch_select_indices") and _of_sequences(layer) <= {"keys", "values"} for layer in layers
+    ):
+        return False
+    held.batch_select_indices(rows_M)
+    return True
+
+
+def _of_sequences(layer: Any) -> set[str]:
+    """What a layer keeps that may have a row for each sequence."""
+    return {
+        name
+        for name, value in vars(layer).items()
+        if isinstance(value, list | tuple | dict) or (isinstance(value, Tensor) and value.dim() > 1)
+    }
+
+
+def _accepted(model: Any, **options: Any) -> dict[str, Any]:
+    """Those that the model's forward names, under an adapter too, or a wrapper of it that names nothing.
+
+    `use_cache` also where it takes others unnamed, since some classes hand it on so.
+    """
+    named = inspect.signature(without_wrapper(model).forward).parameters
+    kinds = {parameter.kind for parameter in named.values()}
+    wrapped = kinds == {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
+    unnamed = set(options) if wrapped else {"use_cache"} if inspect.Parameter.VAR_KEYWORD in kinds else set()
+    return {name: value for name, value in options.items() if name in named or name in unnamed}

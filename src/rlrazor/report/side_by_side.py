@@ -1,0 +1,133 @@
+"""Several output folders side by side, a new task each: RL against SFT, the paper's Fig. 2."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import polars as pl
+
+from rlrazor.analysis.statistics import Estimate, Verdict, at_accuracy, best_checkpoints, difference, shared_threshold
+from rlrazor.analysis.statistics import verdict as verdict_of
+from rlrazor.errors import RazorError
+from rlrazor.report.drawing import PALETTE, Axis, Figure, Layer, Panel
+from rlrazor.report.figures import staircase
+from rlrazor.report.keyed import Judged, Keyed, in_short
+from rlrazor.report.layers import base, cloud, learnt
+from rlrazor.report.page import write_comparison
+from rlrazor.report.prose import read_prose
+from rlrazor.report.study import Section, Study, members, with_family
+from rlrazor.report.sweep import read_sweep
+from rlrazor.report.tables import FAMILIES
+from rlrazor.report.text import INTERVALS, NEVER, cell, how_many, signed
+
+TEXT = Path(__file__).with_suffix(".md")
+
+NAME = "fig2"
+_STYLES = {"RL": (PALETTE[0], "circle"), "SFT": (PALETTE[1], "square")}
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """A folder's sweep, and what RL keeps more than SFT at the highest new accuracy that both reach in all seeds."""
+
+    study: Study
+
+    @property
+    def name(self) -> str:
+        """The new task's."""
+        return str(self.study.description["new_task"])
+
+    @cached_property
+    def points(self) -> pl.DataFrame:
+        """The checkpoints of the two families."""
+        return with_family(self.study).drop_nulls("family")
+
+    @cached_property
+    def at(self) -> float | None:
+        """The accuracy, above the base's; None where there is none."""
+        return shared_threshold(self.points, self.study.bases, ["family"], self.study.thresholds)
+
+    @cached_property
+    def gap(self) -> Estimate | None:
+        """RL's prior accuracy there minus SFT's, seed by seed."""
+        if self.at is None:
+            return None
+        best = best_checkpoints(self.points, ["family"], self.at)
+        rl, sft = (best.filter(pl.col("family") == family) for family in FAMILIES)
+        return difference(rl, sft, "prior")
+
+    @property
+    def verdict(self) -> Verdict:
+        """Whether RL is better."""
+        return verdict_of(self.gap, len(self.study.seeds))
+
+
+def compare_folders(folders: Sequence[Path], out: Path) -> tuple[Section, Path]:
+    """Write OUT/comparison.html and OUT/figures/fig2.*, a panel per folder; return what it found and the page's path.
+
+    Raises RazorError for fewer than two folders, for one that is named twice or holds no sweep, and when `out` cannot
+    be written.
+    """
+    if len(folders) < 2 or len(set(map(os.path.realpath, folders))) < len(folders):
+        raise RazorError("A comparison needs at least two different output folders: name each once.")
+    section = comparison([Task(read_sweep(folder, NAME)) for folder in folders])
+    return section, write_comparison(section, out)
+
+
+def comparison(tasks: Sequence[Task]) -> Section:
+    """The section of the comparison page."""
+    counts = [
+        f"{task.name}: {how_many(len(task.points), 'checkpoint')}, {how_many(len(task.study.seeds), 'seed')}, RL being "
+        f"{members(task.study, 'RL')}, SFT being {members(task.study, 'SFT')}"
+        for task in tasks
+    ]
+    prose = read_prose(TEXT, {"tasks": "; ".join(counts), "intervals": INTERVALS})
+    figure = Figure(NAME, [_panel(task) for task in tasks], columns=min(len(tasks), 3))
+    tables = [gap_table(tasks).table, *(kept_table(task).table for task in tasks)]
+    return Section(NAME, prose.title, prose.question, finding(tasks), figure, tables, prose.note)
+
+
+def finding(tasks: Sequence[Task]) -> str:
+    """On which tasks RL keeps more than SFT."""
+    judged = [
+        Judged(task.name if task.at is None else f"{task.name} at new ≥ {task.at:.0%}", task.gap, task.verdict)
+        for task in tasks
+    ]
+    return f"Prior accuracy that RL keeps, against SFT: {in_short(judged)}."
+
+
+def gap_table(tasks: Sequence[Task]) -> Keyed:
+    """What RL keeps more than SFT, task by task."""
+    columns = {"at": "compared at", "gap": "RL minus SFT, points", "n": "seeds", "verdict": "RL against SFT"}
+    rows = {}
+    for place, task in enumerate(tasks):  # two may have the same name
+        at = NEVER if task.at is None else f"new ≥ {task.at:.0%}"
+        cells = (at, signed(task.gap), str(task.gap.seeds if task.gap else 0), str(task.verdict))
+        rows[f"{place}"] = (task.name, dict(zip(columns, cells, strict=True)))
+    return Keyed("Prior accuracy kept", "new task", columns, rows)
+
+
+def kept_table(task: Task) -> Keyed:
+    """What the best checkpoints of each family keep at each new accuracy."""
+    columns = {f"at-{100 * at:g}": f"new ≥ {at:.0%}" for at in task.study.thresholds}
+    rows = {}
+    for family in FAMILIES:
+        own = task.points.filter(pl.col("family") == family)
+        kept = [at_accuracy(own, ["family"], at).to_dicts() for at in task.study.thresholds]
+        cells = [cell(row[0], "prior") if row else NEVER for row in kept]
+        rows[family] = (family, dict(zip(columns, cells, strict=True)))
+    return Keyed(f"{task.study.description['title']}: best prior accuracy, %", "family", columns, rows)
+
+
+def _panel(task: Task) -> Panel:
+    layers: list[Layer] = []
+    for family, style in _STYLES.items():
+        own = task.points.filter(pl.col("family") == family)
+        if len(own):
+            layers.append(cloud(family, own, "new", "prior", *style, opacity=0.35))
+            layers.append(staircase(f"{family} frontier", own, style[0]))
+    layers.append(base(task.study, "new", "prior"))
+    new, prior = f"accuracy on {task.name} (new task)", f"accuracy on {task.study.description['prior_task']}"
+    return Panel(str(task.study.description["title"]), Axis(new, learnt(task.study)), Axis(prior), layers)
