@@ -18,7 +18,17 @@ from rlrazor.experiments.parity_mnist import train as training
 from rlrazor.experiments.parity_mnist.config import Config
 from rlrazor.experiments.parity_mnist.evaluate import Reference, evaluate
 from rlrazor.experiments.parity_mnist.experiment import ParityMnist
-from rlrazor.experiments.parity_mnist.methods import METHODS, RULES, find_method, label_of, oracle, sft_1, sft_2, wrong
+from rlrazor.experiments.parity_mnist.methods import (
+    METHODS,
+    RULES,
+    correct_outcomes,
+    find_method,
+    label_of,
+    oracle,
+    sft_1,
+    sft_2,
+    wrong,
+)
 from rlrazor.experiments.parity_mnist.policy import (
     NEW_TASK,
     PRIOR_TASK,
@@ -126,7 +136,7 @@ def test_the_oracle_is_the_kl_minimal_correct_distribution() -> None:
     rng = np.random.default_rng(0)
     base = rng.dirichlet(np.ones(10), size=3)
     digits = torch.tensor([4, 7, 0])
-    closed_form = oracle(digits, torch.tensor(base).log()).numpy()
+    closed_form = oracle(correct_outcomes(digits), torch.tensor(base).log()).numpy()
     for row, digit in enumerate(digits.tolist()):
         correct = np.arange(digit % 2, 10, 2)
         found = minimize(
@@ -142,15 +152,15 @@ def test_the_oracle_is_the_kl_minimal_correct_distribution() -> None:
 
 
 def test_annotators_label_as_the_paper_says() -> None:
-    digits = torch.arange(10)
+    correct = correct_outcomes(torch.arange(10))
     ignored = torch.zeros(10, 10)
-    assert sft_1(digits, ignored).argmax(dim=1).tolist() == [0, 1] * 5
-    twos = sft_2(digits, ignored)
+    assert sft_1(correct, ignored).argmax(dim=1).tolist() == [0, 1] * 5
+    twos = sft_2(correct, ignored)
     assert twos[6].nonzero().flatten().tolist() == [0, 4]
     assert twos[3].nonzero().flatten().tolist() == [1, 5]
     assert twos.sum(dim=1).tolist() == [1.0] * 10
     assert twos.max().item() == 0.5
-    negatives = wrong(digits, ignored)
+    negatives = wrong(correct, ignored)
     assert negatives[2].nonzero().flatten().tolist() == [1, 3, 5, 7, 9]
     assert negatives.sum(dim=1).tolist() == pytest.approx([1.0] * 10)
 
@@ -214,7 +224,7 @@ def labels_of(trainer: ParityMnist, store: RunStore, spec: RunSpec) -> Tensor:
     task = load_task(trainer.data_dir)
     method, base = find_method(spec.method)[0], training.load_base(Ancestor(spec.root, 0), store, task)
     source = base.train_logp if spec.teacher is None else training.teacher_log_probs(spec.teacher, task, store)
-    return sampling.offline_labels(spec, method, RULES["parity"], task, source)
+    return sampling.offline_labels(spec, method, correct_outcomes(task.new_train_digits), source)
 
 
 def test_students_learn_from_samples_of_their_teacher(trainer: ParityMnist, store: RunStore) -> None:

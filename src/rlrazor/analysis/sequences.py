@@ -3,11 +3,17 @@
 R[i, j] is the score on the j-th task after the i-th stage; row 0 is before any training, and stage i trains the i-th
 task. So R has one row more than columns, R[j + 1, j] is a task's score right after it was trained, and the last row is
 the end. Scores are fractions of 1.
+
+A table of such runs has the columns `order`, `stage` and `task`, and a `score_TASK` of each task.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
+import polars as pl
 from numpy.typing import ArrayLike, NDArray
 
 from rlrazor.errors import RazorError
@@ -69,3 +75,69 @@ def checked(scores: ArrayLike) -> Floats:
     if not np.isfinite(R).all():
         raise RazorError("A score matrix lacks a score: measure every task before training and after each stage.")
     return R
+
+
+@dataclass(frozen=True, eq=False)
+class Course:
+    """A method's way through the tasks, in order: `rows` are the base and the stages' last checkpoints."""
+
+    method: str
+    start: str
+    rows: pl.DataFrame
+
+    @property
+    def tasks(self) -> list[str]:
+        """In their order."""
+        return self.rows["task"].drop_nulls().to_list()
+
+    @cached_property
+    def scores(self) -> Floats:
+        """The matrix."""
+        return self.rows.select(f"score_{task}" for task in self.tasks).to_numpy()
+
+    def column(self, name: str) -> Floats:
+        """Of the base and of each stage, as numbers."""
+        return self.rows[name].cast(pl.Float64).to_numpy()
+
+    @property
+    def spent(self) -> Floats:
+        """The KL of the stages up to each, from the one before it, on its own inputs."""
+        return self.column("kl_forward_since_before")[1:].cumsum()
+
+    def outcome(self) -> dict[str, Any]:
+        """The course as a row: `new` is its lowest score on a stage's own task."""
+        of, prior, kl = transfer(self.scores), self.column("prior"), float(self.spent[-1])
+        named = {"method": self.method, "start": self.start, "new": float(self.column("new")[1:].min())}
+        lost = float(np.mean(of.forgetting)) if of.forgetting else None
+        kept = {"accuracy": of.accuracy, "backward": of.backward, "forward": of.forward, "forgotten": lost}
+        return {**named, **kept, "prior": prior[-1], "forgetting": prior[0] - prior[-1], "kl_forward": kl}
+
+    def stages(self, old: str) -> list[dict[str, Any]]:
+        """A row per stage: what has been forgotten of the `prior` task, or of the `earlier` ones, and the KLs."""
+        prior, lost, rows = self.column("prior"), forgotten_by_stage(self.scores), self.rows.to_dicts()
+        of_earlier = [float(lost[at, : at - 1].mean()) if at > 1 else np.nan for at in range(len(rows))]
+        forgotten = prior[0] - prior if old == "prior" else np.array(of_earlier)
+        named = {"method": self.method, "trajectory": f"{self.method} {self.start}", "seed": rows[1]["seed"]}
+        return [
+            {
+                **named,
+                "step": at,
+                "forgetting": forgotten[at],
+                "spent": self.spent[at - 1],
+                "kl_forward": row["kl_forward"],
+                "old": row[f"kl_forward_on_{old}"],
+            }
+            for at, row in enumerate(rows)
+            if at > (old == "earlier")
+        ]
+
+
+def courses_of(ends: pl.DataFrame, bases: pl.DataFrame) -> list[Course]:
+    """The courses of a table that holds the last checkpoint of each stage, in the order of its methods."""
+    courses = []
+    for (method, seed, order), stages in ends.group_by(["method", "seed", "order"], maintain_order=True):
+        base = bases.filter(seed=seed)[:1].with_columns(task=pl.lit(None, pl.String))
+        rows = pl.concat([base, stages.sort("stage")], how="diagonal_relaxed")
+        courses.append(Course(str(method), f"seed {seed}, order {order}", rows))
+    methods: Sequence[str] = ends["method"].unique(maintain_order=True).to_list()
+    return sorted(courses, key=lambda one: methods.index(one.method))

@@ -88,12 +88,14 @@ def shown(value: Any) -> str:
 
 def print_plan(config: Any, estimate: Mapping[str, Any], what: str, *, as_json: bool) -> None:
     """What a dry run prints: the settings of a grid, and what it would take, in words or, as JSON, in numbers."""
-    settings = {name: value for name, value in asdict(config).items() if name in config.used()}
+    settings = asdict(config)
+    if hasattr(config, "used"):
+        settings = {name: settings[name] for name in config.used()}
     if as_json:
         print_json({"config": settings, "estimate": estimate})
         return
     table = Table(title="The grid", title_justify="left", show_header=False)
-    for name in config.used():
+    for name in settings:
         table.add_row(name, shown(settings[name]))
     console = console_for_tables()
     console.print(table)

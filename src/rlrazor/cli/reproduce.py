@@ -1,4 +1,4 @@
-"""`razor reproduce parity-mnist`, `language` and `forecast`: whole experiments, from the data to the report."""
+"""`razor reproduce parity-mnist`, `language`, `continual` and `forecast`: whole experiments, from data to report."""
 
 import argparse
 from pathlib import Path
@@ -8,6 +8,7 @@ from rlrazor.cli import language, running
 from rlrazor.cli.outputs import check_run_folder
 from rlrazor.cli.printing import Subparsers, options_of
 from rlrazor.errors import RazorError
+from rlrazor.experiments.continual import config as continual
 from rlrazor.experiments.parity_mnist import config as parity
 from rlrazor.extras import needs_extra
 from rlrazor.runs.settings import help_of
@@ -28,6 +29,7 @@ def add_to(commands: Subparsers) -> None:
     parser = commands.add_parser("reproduce", help="reproduce an experiment of the paper, end to end")
     experiments = parser.add_subparsers(title="experiments", metavar="EXPERIMENT", required=True)
     _add_parity(experiments)
+    _add_continual(experiments)
     _add_forecast(experiments)
     of_models = experiments.add_parser(
         "language",
@@ -69,6 +71,27 @@ def _add_parity(experiments: Subparsers) -> None:
     parser.set_defaults(run=run, options=options_of(parser))
 
 
+def _add_continual(experiments: Subparsers) -> None:
+    parser = experiments.add_parser(
+        "continual",
+        help="several new tasks one after another: what is forgotten of the earlier ones, and of the prior task",
+        description="Pre-train, choose each method's learning rate on the first task, go through the tasks stage by "
+        "stage, each until it is learned, measure, write the report. Run the same command again to continue.",
+    )
+    parser.add_argument("--preset", help="the settings to start from: quick (minutes, the default) or paper")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="run folder (default: runs/continual-PRESET)")
+    grid, defaults = parser.add_argument_group(running.GRID), running.defaults_of(continual.PRESETS["quick"])
+    for name, text in help_of(continual.Config).items():
+        running.add_setting(grid, name, text, defaults[name])
+    running.add_config(parser)
+    running.add_jobs(parser)
+    parser.add_argument("--data-dir", type=Path, metavar="DIR", help="where the IDX files lie, if you have them")
+    running.add_weights(parser)
+    parser.add_argument("--dry-run", action="store_true", help="print the settings, the size and cost; train nothing")
+    running.add_json(parser)
+    parser.set_defaults(run=run_continual, options=options_of(parser))
+
+
 def _add_forecast(experiments: Subparsers) -> None:
     parser = experiments.add_parser(
         "forecast",
@@ -93,6 +116,34 @@ def run_language(arguments: argparse.Namespace) -> int:
     """Run the sweep of a preset."""
     out = arguments.out or Path("runs") / f"language-{arguments.preset}"
     return language.run_sweep(arguments, arguments.preset, out)
+
+
+def run_continual(arguments: argparse.Namespace) -> int:
+    """Run the stages of a preset."""
+    from rlrazor.experiments.continual.experiment import Continual
+    from rlrazor.runs import runner
+    from rlrazor.runs.estimate import estimate, planned
+    from rlrazor.runs.settings import read_settings, resolve
+
+    named = read_settings(arguments.config) if arguments.config else {}
+    named |= running.given(arguments, ("preset", *help_of(continual.Config)))
+    preset = named.pop("preset", None) or "quick"
+    given = {name: continual.parse_setting(name, value) for name, value in named.items()}
+    config = resolve(continual.PRESETS, preset, given)
+    out = arguments.out or Path("runs") / f"continual-{preset}"
+    options = running.options_of_run(arguments, out, preset, jobs=arguments.jobs, weights=arguments.weights)
+    experiment, console = Continual(arguments.data_dir), Terminal(stderr=True)
+    if arguments.dry_run:
+        specs = planned(experiment, config)
+        found = estimate(experiment, config, specs, jobs=options.jobs, weights=options.weights)
+        what = f"At most, as a stage ends when its task is learned: {running.counts_in_words(found)}"
+        running.show_plan(config, found, what, out, jobs=options.jobs, as_json=arguments.json)
+        return 0
+    check_run_folder(arguments, out)
+    _fetch(arguments.data_dir, console)
+    done = runner.run(experiment, config, options, console)
+    running.report(out, done, console, as_json=arguments.json)
+    return 0
 
 
 def run_forecast(arguments: argparse.Namespace) -> int:

@@ -16,7 +16,10 @@ from rlrazor.runs.records import JSON
 
 @dataclass(frozen=True, eq=False)
 class Results:
-    """A folder, read and analysed. `studies` are what `sections` were made from, one each, in the page's order."""
+    """A folder, read and analysed. `studies` are what `sections` were made from, one each, in the page's order.
+
+    A sweep of stages is a section as well, and all that is shown of it.
+    """
 
     folder: Path
     sweep: Sweep | None
@@ -36,7 +39,8 @@ def load(folder: Path, kinds: Kinds = KINDS) -> Results:
     sweep = load_sweep(folder) if has_sweep else None
     if sweep:
         studies = sections.in_page_order([*studies, *sections.studies_of(sweep, kinds)], kinds)
-    return Results(folder, sweep, studies, [sections.build(study, kinds) for study in studies])
+    shown = None if sweep and sweep.is_sequence else sweep
+    return Results(folder, shown, studies, [sections.build(study, kinds) for study in studies])
 
 
 def findings_table(results: Results) -> Table:

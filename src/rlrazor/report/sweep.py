@@ -110,6 +110,11 @@ class Sweep:
         return self.config.get("preset") == CALIBRATION
 
     @property
+    def is_sequence(self) -> bool:
+        """Whether the runs are stages, one after another, of which the best one by new score says little."""
+        return "stage" in self.study.table.columns
+
+    @property
     def prior_tasks(self) -> list[str]:
         """The tasks whose mean is the prior accuracy, where the config names several and the table has them."""
         named = self.config.get("prior_tasks", [])

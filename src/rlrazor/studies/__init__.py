@@ -43,7 +43,10 @@ OF_THE_SWEEP = ("predictors", "representation")
 THEORY = "theory"  # needs no runs at all, but looks at the plain RL runs of the sweep and of these, if they are there
 WITH_RL = ("quadrants", "baselines")
 
+SEQUENCES = "continual"  # of tables of stages, and then first on the page
+
 PAGE = (
+    SEQUENCES,
     *("kl-laws", "forecasts", "predictors", "precision", "representation", "dynamics", THEORY, "quadrants"),
     *("off-policy", "optimizers", "kl-penalty", "unrelated-prior", "kl-minimal", "baselines", "distilled"),
 )
@@ -69,6 +72,11 @@ def kinds() -> "Kinds":
 
     theory = Kind(lambda study: cast("Section", import_module("rlrazor.studies.theory").section(study)))
     known = {**KINDS, **{name: of(name) for name in STUDIES}, THEORY: Kind(theory.section, has_table=False)}
+    stages = Kind(
+        lambda study: cast("Section", import_module("rlrazor.studies.continual").section(study)),
+        lambda study: "stage" in study.table.columns,
+    )
+    known[SEQUENCES] = stages
     return {name: known[name] for name in PAGE}
 
 

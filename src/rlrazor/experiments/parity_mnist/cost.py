@@ -2,11 +2,11 @@
 
 import statistics
 import time
+from typing import Protocol
 
 import torch
 
 from rlrazor import objectives
-from rlrazor.experiments.parity_mnist.config import Config
 from rlrazor.experiments.parity_mnist.policy import NEW_TASK, PIXELS, DigitPolicy, as_inputs, log_probs
 from rlrazor.experiments.parity_mnist.sampling import generator, sample
 from rlrazor.lm.compute import prepare_process
@@ -25,20 +25,35 @@ TRACED_COST = 0.3  # a traced step, which looks at a twentieth of the images, an
 REPEATS = 20
 
 
-def of(spec: RunSpec) -> Cost:
-    """Of a run on all of the images."""
+def of(spec: RunSpec, images: int = TRAIN_IMAGES) -> Cost:
+    """Of a run on so many images, by default all."""
     if spec.method == BASE:
         return Cost(0, 1)
     params = spec.params
-    steps = -(-TRAIN_IMAGES // params["batch_size"]) * params["epochs"]
+    steps = -(-images // params["batch_size"]) * params["epochs"]
     return Cost(steps, steps if params.get("traced") else params["epochs"] * params["checkpoints_per_epoch"])
 
 
-def trial(config: Config) -> Trial:
-    """Time an update and an evaluation, on random images."""
+class Settings(Protocol):
+    """Of a config, what an update's time depends on."""
+
+    @property
+    def batch_size(self) -> int:
+        """Images a step."""
+
+    @property
+    def group_size(self) -> int:
+        """Labels sampled for each."""
+
+
+def trial(config: Settings, inputs: float = TEST_IMAGES * MEASURES_COST, *, keeps: bool = False) -> Trial:
+    """Time an update and an evaluation, on random images; of an evaluation, `inputs` tell the cost.
+
+    With `keeps`, the last weights of each run are kept.
+    """
     prepare_process(1)
     timings = [_time_step(config) for _ in range(3)]
-    step, evaluation = statistics.median(timings), _time_evaluation()
+    step, evaluation = statistics.median(timings), _time_evaluation(inputs)
 
     def seconds(spec: RunSpec, cost: Cost) -> float:
         measuring = evaluation * (TRACED_COST if spec.params.get("traced") else 1)
@@ -47,12 +62,14 @@ def trial(config: Config) -> Trial:
     return Trial(
         run=seconds,
         error=max(LEAST_ERROR, (max(timings) - min(timings)) / 2 / step),
-        sizes=Sizes(peak_memory() + IMAGES_BYTES, RECORD_BYTES, weights=WEIGHTS_BYTES, base=WEIGHTS_BYTES),
+        sizes=Sizes(
+            peak_memory() + IMAGES_BYTES, RECORD_BYTES, WEIGHTS_BYTES, WEIGHTS_BYTES, model=keeps * WEIGHTS_BYTES
+        ),
         timed=f"{3 * REPEATS} updates of {config.batch_size} images, and {TEST_IMAGES // 10:,} images evaluated",
     )
 
 
-def _time_step(config: Config) -> float:
+def _time_step(config: Settings) -> float:
     """Seconds of one training step of GRPO, the dearest of the usual methods."""
     policy, rng = DigitPolicy(), generator(0, "estimate")
     optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-4, weight_decay=0.0, fused=True)
@@ -70,10 +87,10 @@ def _time_step(config: Config) -> float:
     return (time.perf_counter() - start) / REPEATS
 
 
-def _time_evaluation() -> float:
-    """Seconds of an evaluation with all its measures, whose time is nearly that of running 20,000 images."""
+def _time_evaluation(count: float) -> float:
+    """Seconds of an evaluation, whose time is that of running so many images."""
     policy, inputs = DigitPolicy(), torch.rand(TEST_IMAGES // 10, PIXELS + 1)
     log_probs(policy, inputs)
     start = time.perf_counter()
     log_probs(policy, inputs)
-    return (time.perf_counter() - start) * 10 * MEASURES_COST
+    return (time.perf_counter() - start) * count / len(inputs)

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from rlrazor import objectives
 from rlrazor.errors import RazorError
@@ -21,7 +20,7 @@ from rlrazor.objectives import Objective
 KL_SUFFIX = "+kl"
 
 Targets = Callable[[Tensor, Tensor], Tensor]
-"""(digits (N,), logp_NV of the base or the teacher) -> target distribution (N, V) that labels are sampled from."""
+"""(mask (N, V) of the correct labels, logp_NV of the base or the teacher) -> distribution (N, V) of the labels."""
 
 
 @dataclass(frozen=True)
@@ -87,31 +86,32 @@ def correct_outcomes(digits: Tensor) -> Tensor:
     return is_correct(digits[:, None], torch.arange(OUTCOMES))
 
 
-def sft_1(digits: Tensor, base_logp_NV: Tensor) -> Tensor:
-    """Even digits are labelled 0, odd ones 1."""
-    return F.one_hot(digits % 2, OUTCOMES).float()
+def sft_1(correct_NV: Tensor, base_logp_NV: Tensor) -> Tensor:
+    """The first correct label: even digits are labelled 0, odd ones 1."""
+    return (correct_NV & (correct_NV.cumsum(dim=1) == 1)).float()
 
 
-def sft_2(digits: Tensor, base_logp_NV: Tensor) -> Tensor:
-    """Even digits are labelled 0 or 4, odd ones 1 or 5, at random."""
-    return (F.one_hot(digits % 2, OUTCOMES) + F.one_hot(digits % 2 + 4, OUTCOMES)) / 2
+def sft_2(correct_NV: Tensor, base_logp_NV: Tensor) -> Tensor:
+    """The first or the third correct label, at random: even digits are labelled 0 or 4, odd ones 1 or 5."""
+    place_NV = correct_NV.cumsum(dim=1)
+    return (correct_NV & ((place_NV == 1) | (place_NV == 3))).float() / 2
 
 
-def oracle(digits: Tensor, base_logp_NV: Tensor) -> Tensor:
+def oracle(correct_NV: Tensor, base_logp_NV: Tensor) -> Tensor:
     """The KL-minimal correct distribution: the base restricted to the correct labels and renormalised.
 
     It is argmin KL(q || pi0) over distributions q on correct labels (rejection sampling from the base: the
     I-projection, arXiv:2509.04259, appendix A).
     """
-    return base_logp_NV.masked_fill(~correct_outcomes(digits), -torch.inf).softmax(dim=1)
+    return base_logp_NV.masked_fill(~correct_NV, -torch.inf).softmax(dim=1)
 
 
-def wrong(digits: Tensor, base_logp_NV: Tensor) -> Tensor:
-    """The wrong answers of an external policy: uniform over the five labels of the other parity."""
-    return (~correct_outcomes(digits)).float() / (OUTCOMES // 2)
+def wrong(correct_NV: Tensor, base_logp_NV: Tensor) -> Tensor:
+    """The wrong answers of an external policy: uniform over the labels that are not correct."""
+    return (~correct_NV).float() / (~correct_NV).sum(dim=1, keepdim=True)
 
 
-def imitate(digits: Tensor, teacher_logp_NV: Tensor) -> Tensor:
+def imitate(correct_NV: Tensor, teacher_logp_NV: Tensor) -> Tensor:
     """The teacher's own distribution, its mistakes included."""
     return teacher_logp_NV.exp()
 

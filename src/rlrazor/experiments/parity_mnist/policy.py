@@ -15,19 +15,22 @@ CHUNK = 500  # inputs at a time that fit the processor's cache, which is twice a
 
 
 class DigitPolicy(nn.Sequential):
-    """MLP 785-512-256-10 with ReLU; input (B, 785) from `as_inputs`, output logits (B, 10)."""
+    """MLP 785-512-256-10 with ReLU; input (B, 785) from `as_inputs`, output logits (B, 10).
 
-    def __init__(self) -> None:
+    Where tasks are told apart by more indicators than one, the input has as many more.
+    """
+
+    def __init__(self, indicators: int = 1) -> None:
         super().__init__(
-            nn.Linear(PIXELS + 1, 512), nn.ReLU(), nn.Linear(512, 256), nn.ReLU(), nn.Linear(256, OUTCOMES)
+            nn.Linear(PIXELS + indicators, 512), nn.ReLU(), nn.Linear(512, 256), nn.ReLU(), nn.Linear(256, OUTCOMES)
         )
 
 
-def as_inputs(images: Tensor, task: float) -> Tensor:
-    """uint8 images (N, 28, 28) to float32 inputs (N, 785): pixels in [0, 1], then the task indicator."""
-    inputs = torch.empty(len(images), PIXELS + 1)
+def as_inputs(images: Tensor, *task: float) -> Tensor:
+    """uint8 images (N, 28, 28) to float32 inputs (N, 785): pixels in [0, 1], then the task's indicators."""
+    inputs = torch.empty(len(images), PIXELS + len(task))
     torch.div(images.reshape(len(images), PIXELS), 255, out=inputs[:, :PIXELS])
-    inputs[:, PIXELS] = task
+    inputs[:, PIXELS:] = torch.tensor(task)
     return inputs
 
 
@@ -109,6 +112,6 @@ def add_low_rank_adapters(policy: DigitPolicy, rank: int, rng: torch.Generator) 
 
 def load_weights(weights: Mapping[str, Tensor]) -> DigitPolicy:
     """A policy with these weights."""
-    policy = DigitPolicy()
+    policy = DigitPolicy(weights["0.weight"].shape[1] - PIXELS)
     policy.load_state_dict(weights)
     return policy

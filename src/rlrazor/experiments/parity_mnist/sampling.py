@@ -2,13 +2,13 @@
 
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Generator, Tensor
 
-from rlrazor.experiments.parity_mnist.methods import Method, Rule
+from rlrazor.experiments.parity_mnist.methods import PARITY, RULES, Method, Rule
 from rlrazor.experiments.parity_mnist.policy import DigitPolicy, log_probs
-from rlrazor.experiments.parity_mnist.task import Task
 from rlrazor.runs.records import RunSpec
 from rlrazor.seeding import seed_of
 
@@ -23,34 +23,37 @@ def sample(probs_NV: Tensor, group_size: int, rng: Generator) -> Tensor:
     return torch.multinomial(probs_NV, group_size, replacement=True, generator=rng)
 
 
-def offline_labels(spec: RunSpec, method: Method, rule: Rule, task: Task, source_NV: Tensor) -> Tensor:
+def offline_labels(spec: RunSpec, method: Method, correct_NV: Tensor, source_NV: Tensor) -> Tensor:
     """The labels (N, G) of an offline method, drawn once from what the base, or the teacher, thinks."""
-    digits, source_NV = rule.rename(task.new_train_digits), rule.reorder(source_NV)
     rng, each = generator(spec.seed, "labels"), spec.params.get("labels_per_image", 1)
-    return torch.cat([sample(target(digits, source_NV), each, rng) for target in method.targets], dim=1)
+    return torch.cat([sample(target(correct_NV, source_NV), each, rng) for target in method.targets], dim=1)
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What a run learns from: inputs, and of each, by the rule's names, which outcomes are `correct` (N, V).
+
+    `base_logp` (N, V) is what the policy that the run starts from thinks of the inputs, `anchor_logp` what the policy
+    does that a KL penalty holds it to, and `offline` (N, G) the labels of an offline method.
+    """
+
+    inputs: Tensor
+    correct: Tensor
+    base_logp: Tensor
+    anchor_logp: Tensor
+    offline: Tensor | None = None
+    rule: Rule = RULES[PARITY]
 
 
 class Labels:
     """The outputs that a run learns from, step by step: an annotator's, or samples of the policy at some age.
 
-    All are by the rule's names, as methods see them, and so are `base_logp_NV`, the base's log-probabilities on the
-    training images, and `offline_NG`, the labels of an offline method.
-
     `staleness` k: the samples of step t come from the policy as it was k updates before, the base for t < k. They are
     drawn ahead, since the batches are known: at step t, for the images of step t + k. No old weights are kept.
     """
 
-    def __init__(
-        self,
-        spec: RunSpec,
-        rule: Rule,
-        task: Task,
-        batches: Sequence[Tensor],
-        base_logp_NV: Tensor,
-        offline_NG: Tensor | None,
-    ) -> None:
-        self.rule, self.task, self.batches = rule, task, batches
-        self.base_logp_NV, self.offline_NG = base_logp_NV, offline_NG
+    def __init__(self, spec: RunSpec, lesson: Lesson, batches: Sequence[Tensor]) -> None:
+        self.lesson, self.batches = lesson, batches
         self.staleness = spec.params.get("staleness", 0)
         self.group_size = spec.params["group_size"]
         self.rng = generator(spec.seed, "sampling")
@@ -61,16 +64,16 @@ class Labels:
 
         `logp_BV` is the present policy's on this batch.
         """
-        if self.offline_NG is not None:
-            return self.offline_NG[self.batches[step]], None
+        if self.lesson.offline is not None:
+            return self.lesson.offline[self.batches[step]], None
         if self.staleness == 0:
             return self._drawn_from(logp_BV)
         later = step + self.staleness
         if later < len(self.batches):
-            ahead = self.rule.reorder(log_probs(policy, self.task.new_train[self.batches[later]]))
+            ahead = self.lesson.rule.reorder(log_probs(policy, self.lesson.inputs[self.batches[later]]))
             self.ahead.append(self._drawn_from(ahead))
         if step < self.staleness:
-            return self._drawn_from(self.base_logp_NV[self.batches[step]])
+            return self._drawn_from(self.lesson.base_logp[self.batches[step]])
         return self.ahead.popleft()
 
     def _drawn_from(self, logp_BV: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,9 +13,10 @@ from torch.nn import functional as F
 
 from rlrazor import objectives
 from rlrazor.experiments.parity_mnist.evaluate import Base, Reference, evaluate
-from rlrazor.experiments.parity_mnist.methods import PARITY, RULES, correct_outcomes, find_method, is_correct
+from rlrazor.experiments.parity_mnist.methods import PARITY, RULES, Method, correct_outcomes, find_method
 from rlrazor.experiments.parity_mnist.optimizers import make_optimizer
 from rlrazor.experiments.parity_mnist.policy import (
+    PIXELS,
     PRIOR_TASK,
     DigitPolicy,
     add_low_rank_adapters,
@@ -25,7 +26,7 @@ from rlrazor.experiments.parity_mnist.policy import (
     weights_of,
 )
 from rlrazor.experiments.parity_mnist.protection import Past, Term
-from rlrazor.experiments.parity_mnist.sampling import Labels, generator, offline_labels, sample
+from rlrazor.experiments.parity_mnist.sampling import Labels, Lesson, generator, offline_labels, sample
 from rlrazor.experiments.parity_mnist.task import DOTS, Task, load_dots
 from rlrazor.experiments.parity_mnist.tracer import Tracer
 from rlrazor.runs.records import Ancestor, RunSpec
@@ -49,8 +50,7 @@ def pretrain(spec: RunSpec, task: Task) -> Iterator[Checkpoint]:
     `pretrain_accuracy` is the share of correct labels among them (1 by default), `dots` the number of images of a
     further prior task, `precision` that of the weights at the end.
     """
-    size, epochs = spec.params["pretrain_size"], spec.params["pretrain_epochs"]
-    rng = generator(spec.seed, "pretrain")
+    size, rng = spec.params["pretrain_size"], generator(spec.seed, "pretrain")
     new_rows, prior_inputs, prior_labels = pretraining_images(size, task, rng)
     inputs = torch.cat([task.new_train[new_rows], prior_inputs])
     if count := spec.params.get(DOTS):
@@ -59,22 +59,26 @@ def pretrain(spec: RunSpec, task: Task) -> Iterator[Checkpoint]:
         prior_labels = torch.cat([prior_labels, dots.train_labels[:count]])
     correct = correct_outcomes(task.new_train_digits[new_rows]).float()
     share = spec.params.get("pretrain_accuracy", 1.0)
-    parity_targets = share * correct + (1 - share) * (1 - correct)
+    policy = joint_base(spec, inputs, share * correct + (1 - share) * (1 - correct), prior_labels, rng)
+    if spec.params.get("precision") == "bfloat16":
+        round_to_bfloat16(policy)
+    yield Checkpoint(evaluate(spec, 0, 0.0, policy, task), partial(weights_of, policy))
 
+
+def joint_base(spec: RunSpec, inputs: Tensor, targets_NV: Tensor, prior_labels: Tensor, rng: Generator) -> DigitPolicy:
+    """A policy after `pretrain_epochs` of cross-entropy on these inputs, the new tasks' first, then the prior ones'."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(spec.seed, "initialisation"))
-        policy = DigitPolicy()
+        policy = DigitPolicy(inputs.shape[1] - PIXELS)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=PRETRAIN_LR, weight_decay=0.0, fused=True)
-    for _ in range(epochs):
-        labels = torch.cat([sample(parity_targets, 1, rng)[:, 0], prior_labels])
+    for _ in range(spec.params["pretrain_epochs"]):
+        labels = torch.cat([sample(targets_NV, 1, rng)[:, 0], prior_labels])
         for rows in torch.split(torch.randperm(len(inputs), generator=rng), PRETRAIN_BATCH_SIZE):
             loss = F.cross_entropy(policy(inputs[rows]), labels[rows])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-    if spec.params.get("precision") == "bfloat16":
-        round_to_bfloat16(policy)
-    yield Checkpoint(evaluate(spec, 0, 0.0, policy, task), partial(weights_of, policy))
+    return policy
 
 
 def finetune(spec: RunSpec, task: Task, store: RunStore) -> Iterator[Checkpoint]:
@@ -93,59 +97,76 @@ def finetune(spec: RunSpec, task: Task, store: RunStore) -> Iterator[Checkpoint]
     policy = copy.deepcopy(base.policy)
     if method.adapters:
         add_low_rank_adapters(policy, int(params["strength"]), generator(spec.seed, "adapters"))
-    optimizer = make_optimizer(params.get("optimizer", "adamw"), policy, params["lr"])
     tracer = Tracer(spec, task, base) if params.get("traced") else None
+    loss_of = make_loss(spec, method, lesson_of(spec, base, task, store), protection_of(spec, base, task))
+    for step, epoch, loss, due in updates(spec, policy, len(task.new_train), loss_of):
+        if tracer:
+            yield Checkpoint(tracer.record(step, epoch, policy), partial(copied, policy))
+        elif due:
+            record = evaluate(spec, step, epoch, policy, task, base.reference)
+            record = replace(record, metrics={**record.metrics, "loss": loss.item()})
+            yield Checkpoint(record, partial(copied, policy))
 
-    steps_per_epoch = math.ceil(len(task.new_train) / params["batch_size"])
+
+def updates(
+    spec: RunSpec, policy: DigitPolicy, images: int, loss_of: Loss
+) -> Iterator[tuple[int, float, Tensor, bool]]:
+    """Update the policy, over and over: after each step its number from 1, the epoch, the loss, and whether it is due.
+
+    Due are the checkpoints to be measured.
+    """
+    params = spec.params
+    optimizer = make_optimizer(params.get("optimizer", "adamw"), policy, params["lr"])
+    steps_per_epoch = math.ceil(images / params["batch_size"])
     total = steps_per_epoch * params["epochs"]
     due = checkpoint_steps(steps_per_epoch, params["epochs"], params["checkpoints_per_epoch"])
-    loss_of = make_loss(spec, base, task, store, steps_per_epoch)
     for step in range(total):
-        loss, epoch = loss_of(step, policy), (step + 1) / steps_per_epoch
+        loss = loss_of(step, policy)
         optimizer.set_lr_factor(lr_factor(step, total, steps_per_epoch, params["schedule"]))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         if spec.settings.get("precision") == "bfloat16":
             round_to_bfloat16(policy)
-        if tracer:
-            yield Checkpoint(tracer.record(step + 1, epoch, policy), partial(copied, policy))
-        elif step + 1 in due:
-            record = evaluate(spec, step + 1, epoch, policy, task, base.reference)
-            record = replace(record, metrics={**record.metrics, "loss": loss.item()})
-            yield Checkpoint(record, partial(copied, policy))
+        yield step + 1, (step + 1) / steps_per_epoch, loss, step + 1 in due
 
 
-def make_loss(spec: RunSpec, base: Base, task: Task, store: RunStore, steps_per_epoch: int) -> Loss:
-    """The method's objective on the batch of each step, and what the run adds to it: a KL penalty, a protection."""
-    params, (method, _) = spec.params, find_method(spec.method)
+def lesson_of(spec: RunSpec, base: Base, task: Task, store: RunStore) -> Lesson:
+    """What a run on ParityMNIST learns from."""
+    method, _ = find_method(spec.method)
     rule = RULES[spec.settings.get("rule", PARITY)]
-    digits, base_train_logp = rule.rename(task.new_train_digits), rule.reorder(base.train_logp)
-    batches = batches_of(spec, len(digits))
+    correct = correct_outcomes(rule.rename(task.new_train_digits))
     offline = None
     if not method.on_policy:
         source = base.train_logp if spec.teacher is None else teacher_log_probs(spec.teacher, task, store)
-        offline = offline_labels(spec, method, rule, task, source)
-    labels = Labels(spec, rule, task, batches, base_train_logp, offline)
-    protect = protection_of(spec, base, task)
+        offline = offline_labels(spec, method, correct, rule.reorder(source))
+    base_logp = rule.reorder(base.train_logp)
+    return Lesson(task.new_train, correct, base_logp, base_logp, offline, rule)
+
+
+def make_loss(spec: RunSpec, method: Method, lesson: Lesson, protect: Term | None) -> Loss:
+    """The method's objective on the batch of each step, and what the run adds to it: a KL penalty, a protection."""
+    params, images = spec.params, len(lesson.inputs)
+    batches = batches_of(spec, images)
+    labels = Labels(spec, lesson, batches)
 
     def loss_of(step: int, policy: DigitPolicy) -> Tensor:
         rows = batches[step]
         # index_select, not indexing: half the time of a step's data loading.
-        inputs_BI = task.new_train.index_select(0, rows)
-        logp_BV = rule.reorder(policy(inputs_BI).log_softmax(dim=-1))
+        inputs_BI = lesson.inputs.index_select(0, rows)
+        logp_BV = lesson.rule.reorder(policy(inputs_BI).log_softmax(dim=-1))
         if method.on_policy and not logp_BV.isfinite().all():
-            raise DivergedError(step, step / steps_per_epoch)
+            raise DivergedError(step, step / math.ceil(images / params["batch_size"]))
         actions_BG, behaviour_logp_BG = labels.of_step(step, policy, logp_BV.detach())
-        rewards_BG = is_correct(digits[rows][:, None], actions_BG).float()
-        base_logp_BV = base_train_logp[rows]
+        rewards_BG = lesson.correct[rows].gather(1, actions_BG).float()
+        base_logp_BV = lesson.base_logp[rows]
         logp_BG = logp_BV.gather(1, actions_BG)
         if params.get("importance"):
             assert behaviour_logp_BG is not None
             logp_BG = objectives.importance_weighted(logp_BG, behaviour_logp_BG)
         loss = method.objective(logp_BG, rewards_BG, base_logp_BV.gather(1, actions_BG))
         if params["kl_coef"]:
-            loss = loss + params["kl_coef"] * objectives.kl_to_base(logp_BV, base_logp_BV)
+            loss = loss + params["kl_coef"] * objectives.kl_to_base(logp_BV, lesson.anchor_logp[rows])
         return loss + protect(policy, inputs_BI) if protect else loss
 
     return loss_of

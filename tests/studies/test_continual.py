@@ -1,0 +1,117 @@
+"""Sequences of tasks whose scores and KLs are planted: what the section makes of them."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import polars as pl
+import pytest
+
+from rlrazor.report.study import Study
+from rlrazor.report.tables import Table
+from rlrazor.studies.continual import section
+
+TASKS = ("parity", "prime", "round")
+LABELS = {"sft-1": "SFT-1", "sft-2": "SFT-2", "grpo": "GRPO", "reinforce": "1-0 REINFORCE"}
+BASE = dict.fromkeys(TASKS, 0.8)
+
+
+def rows_of(method: str, seed: int, order: str, lost: tuple[float, float], new: float) -> list[dict[str, Any]]:
+    """What a stage loses of each earlier task and of the prior one is `lost`; KL on old inputs is the root of that."""
+    earlier, prior_lost = lost
+    tasks = TASKS if order == "1" else TASKS[::-1]
+    rows = []
+    for stage, task in enumerate(tasks, 1):
+        scores = {f"score_{name}": 0.8 for name in TASKS}
+        for at, name in enumerate(tasks[:stage], 1):
+            scores[f"score_{name}"] = new - earlier * (stage - at)
+        name = f"{method} {seed} {order} {stage}"
+        kl = {"kl_forward": 0.1 * stage + 0.01 * seed, "kl_forward_since_before": 0.5}
+        for step, own in ((1, 0.9), (2, new)):
+            ids = {"run_id": name, "trajectory": name, "method": method, "order": order, "stage": stage, "task": task}
+            old = {"kl_forward_on_prior": (stage * prior_lost) ** 0.5, "kl_forward_on_earlier": 0.2 * stage}
+            row = {**ids, "seed": seed, "step": step, "new": own, "prior": 0.7 - prior_lost * stage, **kl, **old}
+            rows.append({**row, **scores, "forgetting": prior_lost * stage})
+    for other, tasks_of in (("joint", "+".join(TASKS)), ("alone", "parity")):
+        name = f"{method} {seed} {other}"
+        ids = {"run_id": name, "trajectory": name, "method": method, "order": other, "stage": 1, "task": tasks_of}
+        rows.append({**rows[-1], **ids, "new": 0.97, "prior": 0.66})
+    return rows
+
+
+def study_of(lost: Mapping[str, tuple[float, float]], news: Mapping[tuple[str, int], float] | None = None) -> Study:
+    """Method -> what each stage loses of the earlier tasks and of the prior one; (method, seed) -> score reached."""
+    base = {"method": "base", "step": 0, "new": 0.8, "prior": 0.7, "kl_forward": 0.0, "forgetting": 0.0}
+    base |= {f"score_{task}": 0.8 for task in TASKS} | {"kl_forward_on_prior": 0.0}
+    bases = pl.DataFrame([{**base, "run_id": f"base {seed}", "seed": seed} for seed in range(3)])
+    tuned = [
+        row
+        for seed in range(3)
+        for order in ("1", "2")
+        for method, (earlier, prior) in lost.items()
+        for row in rows_of(
+            *(method, seed, order, (earlier + 0.001 * seed * (method == "grpo"), prior)),
+            (news or {}).get((method, seed), 0.96),
+        )
+    ]
+    points = pl.DataFrame(tuned)
+    config = {"labels": LABELS, "config": {"target": 0.95}}
+    return Study("continual", config, pl.concat([bases, points], how="diagonal_relaxed"), points, bases, of_sweep=True)
+
+
+def table_of(study: Study, title: str, number: int = 0) -> dict[str, list[str]]:
+    """The rows of a table of the section, by their first cell."""
+    tables: list[Table] = [one for one in section(study).tables if one.title.startswith(title)]
+    return {row[0]: list(row[1:]) for row in tables[number].rows}
+
+
+LOST = {"sft-1": (0.3, 0.15), "sft-2": (0.2, 0.1), "grpo": (0.05, 0.02), "reinforce": (0.1, 0.02)}
+
+
+def test_measures_are_those_of_the_matrix() -> None:
+    found = table_of(study_of(LOST), "After the last stage")
+    accuracy, backward, forward, forgotten, prior, kl, joint, joint_prior, alone, n, learned = found["SFT-2"]
+    # At the end the tasks are at 0.56, 0.76 and 0.96; two were 0.96 each; both later ones began where the base was.
+    assert (accuracy, backward, forward) == ("76.0 ± 0.0", "−30.0 ± 0.0", "0.0 ± 0.0")
+    assert (forgotten, prior, kl) == ("+30.0 ± 0.0", "40.0 ± 0.0", "1.50 ± 0.00")
+    assert (joint, joint_prior, alone) == ("97.0 ± 0.0", "66.0 ± 0.0", "66.0 ± 0.0")
+    assert (n, learned) == ("6", "6")
+    assert found["SFT"][1] == "−37.5 ± 0.0"  # the mean of SFT-1's −45 and SFT-2's −30
+
+
+def test_rl_is_judged_against_sft_and_each_method_against_sft_2() -> None:
+    study = study_of(LOST)
+    earlier, prior = (table_of(study, "Minus SFT’s mean", at)["RL"] for at in (0, 1))
+    # RL: −7.5 and −15, seed by seed 0, 0.15 and 0.3 points lower for GRPO; SFT: −37.5.
+    assert earlier[0].startswith("+26.2")
+    assert earlier[2:] == ["6", "better"]
+    assert prior[0] == "+31.5 ± 0.0"
+    assert prior[3] == "better"
+    of_methods = table_of(study, "Minus SFT-2")
+    assert of_methods["SFT-1"][3] == "worse"
+    assert of_methods["GRPO"][3] == "better"
+
+
+def test_sequences_that_did_not_learn_are_not_compared() -> None:
+    study = study_of(LOST, {("grpo", 1): 0.94})
+    assert table_of(study, "After the last stage")["GRPO"][-2:] == ["6", "4"]
+    assert table_of(study, "Minus SFT-2")["GRPO"][2:] == ["4 of 6", "not comparable"]
+    assert table_of(study, "Minus SFT’s mean")["RL"][3] == "not comparable"
+    assert table_of(study, "Minus SFT-2")["1-0 REINFORCE"][3] == "better"
+
+
+def test_the_kl_that_forgetting_follows_has_the_best_quadratic() -> None:
+    found = table_of(study_of(LOST), "What tells how much of the prior")
+    by_kl = {name.split(",")[0] + name.split(",")[-1]: row for name, row in found.items()}
+    assert by_kl["KL to the base old inputs"][0] == "1.000"
+    assert float(by_kl["KL to the base old inputs"][2]) < 0.1
+    assert float(by_kl["KL accumulated new inputs"][0]) < 0.9
+    assert {row[-1] for row in found.values()} == {"72"}  # 3 seeds, 2 orders, 4 methods, 3 stages
+    earlier = table_of(study_of(LOST), "What tells how much of the earlier")
+    assert {row[-1] for row in earlier.values()} == {"48"}  # the first stage has nothing before it
+
+
+@pytest.mark.parametrize("methods", [("sft-2",), ("grpo", "sft-1"), ("sft-2", "grpo")])
+def test_it_stands_with_few_methods(methods: tuple[str, ...]) -> None:
+    found = section(study_of({name: LOST[name] for name in methods}))
+    assert ("not comparable" in found.finding) == (methods == ("sft-2",))
+    assert len(found.figure.panels) == len(methods) + 1
