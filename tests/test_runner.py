@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 
 from rlrazor.errors import RazorError
-from rlrazor.runs.estimate import planned
+from rlrazor.runs.estimate import Counts, Estimate, Measured, planned, total
 from rlrazor.runs.experiment import Cost, Experiment, Phase
 from rlrazor.runs.records import BASE, Ancestor, Record, RunSpec, to_table
 from rlrazor.runs.runner import Options, Runner, run
@@ -189,6 +189,15 @@ def test_a_dry_run_knows_all_runs_before_any_is_trained() -> None:
     specs = planned(Toy(), Config())
     assert Counter(spec.method for spec in specs) == {BASE: 2, "plus": 4, "student": 4}
     assert [len(one.chain) for one in planned(Toy(staged=True), Config())] == [0, 1, 2, 3]
+
+
+def test_of_several_estimates_what_was_timed_is_said_once() -> None:
+    def one(timed: str) -> Estimate:
+        return Estimate(Counts(1, 1, 2, 1), Measured(1.0, 0.2, 10, 5, 0, timed))
+
+    found = total([one("updates"), one("updates"), one("samples"), one("samples"), one("samples")])
+    assert found.measured is not None
+    assert (found.counts.steps, found.measured.seconds, found.measured.timed) == (10, 5.0, "updates; samples")
 
 
 def test_the_best_teacher_is_the_one_that_forgot_least_of_those_good_enough(tmp_path: Path) -> None:

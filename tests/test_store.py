@@ -63,6 +63,13 @@ def test_finished_means_finished_with_the_weights_asked_for(store: RunStore) -> 
     assert RunStore(store.folder).is_finished(SPEC)  # whoever wants no weights
 
 
+def test_a_stray_file_among_the_weights_is_not_a_step(store: RunStore) -> None:
+    store.keep(SPEC, Keep(all=True))
+    store.write(SPEC, checkpoints(), seconds=0)
+    store.weights_path(SPEC, 1).rename(store.weights_path(SPEC, 1).with_stem("step-000001 (copy)"))
+    assert store.kept_steps(SPEC) == {2}
+
+
 def test_a_full_disk_leaves_no_half_written_run(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
     store.write(SPEC, checkpoints(), seconds=0)
     before = {path: path.read_bytes() for path in store.folder.rglob("*") if path.is_file()}

@@ -147,6 +147,21 @@ def test_steps_and_checkpoints() -> None:
     assert count_steps(twice, 160) == 40  # 20 batches of 8 prompts, 2 updates each
 
 
+@pytest.mark.parametrize("warmup_steps", [0.0, 0.05, 50.0])
+@pytest.mark.parametrize("max_steps", [0, 150])
+def test_a_run_that_shares_a_trajectory_is_measured_where_the_longer_one_is(
+    warmup_steps: float, max_steps: int
+) -> None:
+    """Trained along with a longer one, it has that one's checkpoints: they have to be its own."""
+    config = replace(PAPER, methods=("sft",), lrs=(1e-5,), schedules=("constant",), epochs=(1, 2), batch_sizes=(1,),
+                     warmup_steps=warmup_steps, max_steps=max_steps)  # fmt: skip
+    short, long = config.specs("b", "d", ["sft"])
+    if short.trajectory == long.trajectory:
+        assert due_steps(short, 100) == [step for step in due_steps(long, 100) if step <= 100]
+    else:
+        assert max_steps or warmup_steps == 0.05
+
+
 def test_a_warm_up_is_a_share_of_the_run_and_never_all_of_it() -> None:
     def warmup(prompts: int, **changes: Any) -> int:
         config = replace(PAPER, epochs=(1,), batch_sizes=(16,), **changes)

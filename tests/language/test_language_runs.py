@@ -233,7 +233,10 @@ def test_ones_own_task_from_the_prompts_to_the_model(
 ) -> None:
     before = weights_of(load(base).model)
     assert finetune(base, task, tmp_path, "--method", "sft", "--json") == 0
-    found = records_of(capfd)
+    printed = capfd.readouterr()
+    assert "base policy: 1 run, 1 checkpoint" in printed.err
+    assert "sft: 1 run, 2 checkpoints" in printed.err
+    found = json.loads(printed.out)
     assert [record["step"] for record in found["records"]] == [2, 4]
     assert all(record["drift"]["kl_forward"] > 0 for record in found["records"])
     assert found["records"][-1]["metrics"]["prior_loss"] > 0

@@ -8,13 +8,13 @@ import pytest
 
 from idx_files import write_dataset
 from rlrazor import studies
-from rlrazor.cli import main, reproduce
+from rlrazor.cli import main, running
 from rlrazor.errors import RazorError
 from rlrazor.experiments.parity_mnist.config import PRESETS
 from rlrazor.experiments.parity_mnist.evaluate import DRIFT
 from rlrazor.report import drawing
 from rlrazor.runs.records import RunSpec
-from rlrazor.studies import distilled
+from rlrazor.studies import distilled, precision, quadrants
 from rlrazor.studies.engine import PlainStudy
 from rlrazor.studies.grids import Grid
 from rlrazor.studies.run import grids_of
@@ -153,9 +153,26 @@ def test_the_dry_run_counts_an_analysis(capsys: pytest.CaptureFixture[str]) -> N
 def test_the_help_lists_a_study_that_was_added(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reproduce, "ANALYSES", (*studies.ANALYSES, "group-size"))
+    analyses = (*studies.ANALYSES, "group-size")
+    monkeypatch.setattr(studies, "ANALYSES", analyses)
     monkeypatch.setenv("COLUMNS", "1000")  # or argparse breaks names at their hyphens
     with pytest.raises(SystemExit):
         main(["reproduce", "parity-mnist", "--help"])
     listed = " ".join(capsys.readouterr().out.split()).partition("or 'all': ")[2]
-    assert listed.startswith(", ".join((*studies.ANALYSES, "group-size")))
+    assert listed.startswith(", ".join(analyses))
+
+
+def test_another_machine_is_told_of_once_however_many_analyses(
+    tmp_path: Path, data_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = Grid(("sft-1",), (1e-3,), settings={"batch_size": 64, "pretrain_size": 20, "pretrain_epochs": 1})
+    for study in (precision, quadrants):
+        monkeypatch.setattr(study, "STUDY", PlainStudy(lambda quick: [small], study.STUDY.section))
+    monkeypatch.setattr(running, "report", lambda *arguments, **options: None)
+    made_by = {"versions": {"rlrazor": "0", "torch": "1.0"}, "machine": "another one"}
+    (tmp_path / "config.json").write_text(json.dumps(made_by))
+    command = ["reproduce", "parity-mnist", "--analysis", "precision,quadrants", "--jobs", "1"]
+    assert main([*command, "--out", str(tmp_path), "--data-dir", str(data_dir)]) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert said.count("were made with torch 1.0 on another one") == 1
+    assert {path.stem for path in (tmp_path / "studies").iterdir()} == {"precision", "quadrants"}

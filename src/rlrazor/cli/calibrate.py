@@ -173,9 +173,8 @@ def _write(
     from rlrazor.experiments.language.world import calibration_base
     from rlrazor.guard import calibrate
     from rlrazor.report import drawing
-    from rlrazor.report.tables import read_table
     from rlrazor.runs.runner import versions_of
-    from rlrazor.runs.store import RunStore
+    from rlrazor.runs.store import RunStore, read_table
 
     task, out = experiment.task.task(), arguments.out
     base_spec = config.base_specs(experiment.fingerprint, experiment.data[0])[0]

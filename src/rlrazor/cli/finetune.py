@@ -90,6 +90,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     config = _config_of(arguments)
     check_early(arguments, config)
+    from rlrazor.runs.experiment import Phase
     from rlrazor.runs.runner import Options, Runner
 
     config = settled(config)
@@ -108,7 +109,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not runner.store.is_finished(specs[0]):
         require_our_folder(arguments.out / "models" / specs[0].run_id)
     with runner.store.open_for_writing():
-        runner.finish(experiment.phases(config, runner.store))
+        runner.finish([Phase("base policy", [specs[0].root]), Phase(arguments.method, specs)])
         runner.store.discard_unfinished()
     if processes.rank() == 0:
         _show(arguments, runner, specs[0])
@@ -128,17 +129,17 @@ def _config_of(arguments: argparse.Namespace) -> "Config":
     return resolve("tiny" if arguments.base == TINY else "paper", {k: parse_setting(k, v) for k, v in given.items()})
 
 
-def _show(arguments: argparse.Namespace, work: "Runner", spec: "RunSpec") -> None:
+def _show(arguments: argparse.Namespace, runner: "Runner", spec: "RunSpec") -> None:
     """The base's record and the run's, and where the model is."""
-    finished = work.store.read(spec)
-    base = work.store.read(spec.root).records[0]
+    finished = runner.store.read(spec)
+    base = runner.store.read(spec.root).records[0]
     model = arguments.out / "models" / spec.run_id
     if finished.diverged_at is not None:
-        work.console.print(
+        runner.console.print(
             f"Diverged at step {finished.diverged_at}, measured up to there; no model written.", style="yellow"
         )
-    elif work.trained:
-        work.console.print(f"Trained in {human_seconds(work.store.seconds(spec))}.", highlight=False)
+    elif runner.trained:
+        runner.console.print(f"Trained in {human_seconds(runner.store.seconds(spec))}.", highlight=False)
     if arguments.json:
         records = [asdict(record) for record in finished.records]
         command = shlex.join(["razor", *arguments.argv])

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rlrazor import studies
 from rlrazor.cli import language, running
 from rlrazor.cli.outputs import check_run_folder
 from rlrazor.cli.printing import Subparsers, options_of
@@ -12,7 +13,6 @@ from rlrazor.experiments.continual import config as continual
 from rlrazor.experiments.parity_mnist import config as parity
 from rlrazor.extras import needs_extra
 from rlrazor.runs.settings import help_of
-from rlrazor.studies import ANALYSES
 from rlrazor.system.terminal import Terminal
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def _add_parity(experiments: Subparsers) -> None:
     parser.add_argument(
         "--analysis",
         metavar="NAMES",
-        help=f"run these analyses instead of the sweep, comma-separated, or 'all': {', '.join(ANALYSES)}",
+        help=f"run these analyses instead of the sweep, comma-separated, or 'all': {', '.join(studies.ANALYSES)}",
     )
     parser.add_argument(
         "--sensitivity", action="store_true", help="also vary batch size, group size and pre-training length"
@@ -179,9 +179,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Resolve the config, run the sweep or the analyses, print the tables."""
     # Imported here: torch takes seconds that `razor --version` should not.
     from rlrazor.experiments.parity_mnist.experiment import ParityMnist
-    from rlrazor.studies import THEORY, parse_analyses
 
-    analyses = parse_analyses(arguments.analysis) if arguments.analysis is not None else ()
+    analyses = studies.parse_analyses(arguments.analysis) if arguments.analysis is not None else ()
     config, preset, keep_sweep = _config_of(arguments, analyses)
     out = arguments.out or Path("runs") / f"parity-mnist-{preset}"
     options = running.options_of_run(arguments, out, preset, jobs=arguments.jobs, weights=arguments.weights)
@@ -190,7 +189,7 @@ def run(arguments: argparse.Namespace) -> int:
         _show_plan(arguments, experiment, config, options, analyses)
         return 0
     check_run_folder(arguments, out)
-    if analyses != (THEORY,):  # which needs no image
+    if analyses != (studies.THEORY,):  # which needs no image
         _fetch(arguments.data_dir, console)
     done = _run(experiment, config, options, analyses, console, keep_sweep=keep_sweep)
     running.report(out, done, console, as_json=arguments.json)
@@ -203,13 +202,12 @@ def _config_of(arguments: argparse.Namespace, analyses: "Sequence[str]") -> tupl
     That is so for analyses without settings of a sweep.
     """
     from rlrazor.runs.settings import read_settings
-    from rlrazor.studies import needs_sweep
     from rlrazor.studies.grids import seeds_of
 
     settings = read_settings(arguments.config) if arguments.config else {}
     settings |= running.given(arguments, ("preset", *SETTINGS))
     preset = settings.pop("preset", None) or "quick"
-    if not needs_sweep(analyses):
+    if not studies.needs_sweep(analyses):
         idle = [name for name in (*settings, *(["sensitivity"] if arguments.sensitivity else [])) if name != "seeds"]
         if idle:
             raise RazorError(
@@ -241,14 +239,16 @@ def _run(
     keep_sweep: bool,
 ) -> "Done":
     """The sweep, unless the analyses need none or have it; then the analyses, with the seeds of the config."""
-    from rlrazor import studies
     from rlrazor.runs import runner
+    from rlrazor.runs.store import RunStore
     from rlrazor.studies import run as of_studies
 
     done = runner.Done()
     has_sweep = all((options.out / name).exists() for name in ("config.json", "records.parquet"))
     if studies.needs_sweep(analyses) and not (keep_sweep and has_sweep):
         done += runner.run(experiment, config, options, console)
+    else:
+        runner.warn_of_another_machine(RunStore(options.out), console)
     for name in analyses:
         if name in studies.STUDIES:
             done += of_studies.run_study(name, experiment, config.seeds, options, console)
@@ -265,7 +265,6 @@ def _show_plan(
     analyses: "Sequence[str]",
 ) -> None:
     """What a dry run prints: the sweep's runs and the analyses'."""
-    from rlrazor import studies
     from rlrazor.runs.estimate import estimate, planned
     from rlrazor.studies import run as of_studies
 

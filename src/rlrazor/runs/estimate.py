@@ -92,7 +92,7 @@ class Measured:
             max(self.memory_bytes, other.memory_bytes),
             self.disk_bytes + other.disk_bytes,
             max(self.passing_bytes, other.passing_bytes),
-            "; ".join(dict.fromkeys([self.timed, other.timed])),
+            "; ".join(dict.fromkeys([*self.timed.split("; "), *other.timed.split("; ")])),
         )
 
 

@@ -262,8 +262,10 @@ class RunStore:
 
     def kept_steps(self, spec: RunSpec) -> frozenset[int]:
         """The steps of a run whose weights are there."""
-        files = (self._folder_of(spec) / "weights").glob("step-*.safetensors")
-        return frozenset(int(path.stem.removeprefix("step-")) for path in files)
+        steps = (
+            path.stem.removeprefix("step-") for path in (self._folder_of(spec) / "weights").glob("step-*.safetensors")
+        )
+        return frozenset(int(step) for step in steps if step.isdecimal())  # not a copy that somebody has put there
 
     def load_weights(self, spec: RunSpec, step: int) -> "dict[str, Tensor]":
         """The weights of a checkpoint, from safetensors; raises RazorError when missing or damaged."""

@@ -12,7 +12,7 @@ from rlrazor.experiments.parity_mnist.experiment import ParityMnist
 from rlrazor.experiments.parity_mnist.methods import label_of
 from rlrazor.runs.experiment import Phase
 from rlrazor.runs.records import RunSpec, to_table
-from rlrazor.runs.runner import Done, Options, Runner, warn_of_another_machine
+from rlrazor.runs.runner import Done, Options, Runner
 from rlrazor.runs.store import RunStore, read_table
 from rlrazor.runs.teachers import students
 from rlrazor.studies import THEORY, WITH_RL, load
@@ -50,7 +50,6 @@ def run_study(name: str, experiment: ParityMnist, seeds: Sequence[int], options:
     """Train what a study misses; write its table and its description."""
     runner, preset = Runner(experiment, options, console), options.preset
     with runner.store.open_for_writing():
-        warn_of_another_machine(runner.store, console)
         images = data.fingerprint(experiment.data_dir)
         specs = runner.finish(phases(name, preset, seeds, images, runner.store))
         tuned = [spec for spec in specs if spec.chain]

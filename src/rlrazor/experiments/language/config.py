@@ -14,7 +14,7 @@ from rlrazor.runs.records import BASE, Ancestor, RunSpec
 from rlrazor.runs.settings import check_bounds, check_many, check_positive, check_runs, kinds_of, setting
 
 EXPERIMENT = "language"
-RECIPE = 3  # goes into every spec: raise it when a change to this folder changes the bits of a run
+RECIPE = 3  # goes into every base's spec: raise it when a change to this folder changes the bits of a run
 
 TINY = "tiny"  # the base, and the prior suite, that need no download
 PRETRAIN_STEPS = 1200
@@ -169,8 +169,9 @@ class Config:
                 runs = product(self.lrs, self.schedules, self.epochs, self.batch_sizes, (1,))
             for lr, schedule, epochs, batch_size, iterations in runs:
                 own = {"lr": lr, "schedule": schedule, "epochs": epochs, "batch_size": batch_size}
-                if self.warmup_steps and (self.warmup_steps < 1 or self.max_steps):
-                    own["warmup_epochs"] = epochs  # by its warm-up it is not the beginning of a longer run
+                if self.max_steps or 0 < self.warmup_steps < 1:
+                    # By its warm-up, or by when it is measured, it is not the beginning of a longer run.
+                    own["warmup_epochs"] = epochs
                 params = {**own, "iterations": iterations, **fixed}
                 specs.append(RunSpec(EXPERIMENT, name, params, start.seed, Ancestor(start, 0), teacher))
         return specs
