@@ -168,11 +168,14 @@ def test_report_rebuilds_what_was_deleted_without_training(
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_sensitivity_varies_the_open_choices(data_dir: Path, tmp_path: Path) -> None:
+def test_sensitivity_varies_the_open_choices(
+    data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     arguments = ["--methods", "grpo", "--lrs", "3e-4,1e-3", "--schedules", "constant", "--pretrain-size", "50"]
     out = tmp_path / "out"
     line = ["reproduce", "parity-mnist", *arguments, "--out", str(out), "--data-dir", str(data_dir), "--sensitivity"]
     assert main([*line, "--jobs", "1"]) == 0
+    assert "pretrain_epochs 5: base policies: 1 run, 1 checkpoint" in capsys.readouterr().err
     table = pl.read_parquet(out / "sensitivity.parquet")
     tried = table.group_by("setting").agg(pl.col("value").unique().sort()).sort("setting")
     assert tried.rows() == [

@@ -43,12 +43,10 @@ class ParityMnist:
         if taught:
             yield students(specs, store, TEACHER, TAUGHT_AT, lambda _, teachers: config.specs(images, taught, teachers))
         for setting, value, variant in sensitivity_variants(config) if self.sensitivity else ():
-            yield Phase(
-                f"{setting} {value}",
-                variant.specs(images, variant.methods),
-                table="sensitivity",
-                columns={"setting": setting, "value": value},
-            )
+            columns, tried = {"setting": setting, "value": value}, f"{setting} {value}"
+            bases = variant.base_specs(images)
+            yield Phase(f"{tried}: base policies", bases, table="sensitivity", columns=columns)
+            yield Phase(tried, variant.specs(images, variant.methods), table="sensitivity", columns=columns)
 
     def train(self, spec: RunSpec, store: RunStore) -> Iterator[Checkpoint]:
         """Pre-train (`base`) or fine-tune (any other method) as `spec` says.
