@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 
 from rlrazor.errors import RazorError
-from rlrazor.runs.estimate import Counts, Estimate, Measured, planned, total
+from rlrazor.runs.dry_run import Counts, DryRun, Measured, planned, total
 from rlrazor.runs.experiment import Cost, Experiment, Phase
 from rlrazor.runs.records import BASE, Ancestor, Record, RunSpec, to_table
 from rlrazor.runs.runner import Options, Runner, run
@@ -192,8 +192,8 @@ def test_a_dry_run_knows_all_runs_before_any_is_trained() -> None:
 
 
 def test_of_several_estimates_what_was_timed_is_said_once() -> None:
-    def one(timed: str) -> Estimate:
-        return Estimate(Counts(1, 1, 2, 1), Measured(1.0, 0.2, 10, 5, 0, timed))
+    def one(timed: str) -> DryRun:
+        return DryRun(Counts(1, 1, 2, 1), Measured(1.0, 0.2, 10, 5, 0, timed))
 
     found = total([one("updates"), one("updates"), one("samples"), one("samples"), one("samples")])
     assert found.measured is not None

@@ -26,7 +26,7 @@ from rlrazor.experiments.parity_mnist.methods import sft_1, sft_2
 from rlrazor.experiments.parity_mnist.policy import load_weights
 from rlrazor.report import drawing
 from rlrazor.runs import runner
-from rlrazor.runs.estimate import planned
+from rlrazor.runs.dry_run import planned
 from rlrazor.runs.experiment import Phase
 from rlrazor.runs.records import BASE, Record, RunSpec
 from rlrazor.runs.store import Checkpoint, RunStore

@@ -26,7 +26,7 @@ from rlrazor.guard.side_by_side import compare
 from rlrazor.guard.truth import truth_of
 from rlrazor.guard.verdict import Limits, Verdict
 from rlrazor.lm import kl
-from rlrazor.lm.kl import Estimate
+from rlrazor.lm.kl import MeanKL
 from rlrazor.lm.models import add_lora
 from rlrazor.lm.probes import content_hash
 from rlrazor.lm.prompts import last_said
@@ -196,7 +196,7 @@ def test_prior_tasks_are_paired_from_lm_evals_own_items(
 
 def forecast_of(found: Comparison, **ends: Any) -> tuple[Comparison, Any]:
     law = law_of(tiny_llama())
-    made = law.forecast({"kl_forward": Estimate(0.1, 0.0), "kl_probe": Estimate(0.1, 0.0)}, prompts=PROMPTS)
+    made = law.forecast({"kl_forward": MeanKL(0.1, 0.0), "kl_probe": MeanKL(0.1, 0.0)}, prompts=PROMPTS)
     return replace(found, law_says=LawSays(replace(made, **ends), 0.9, "a law")), law
 
 
@@ -240,7 +240,7 @@ def test_kl_is_judged_by_its_own_interval(found: Comparison) -> None:
     from scipy import stats
 
     expected = stats.ttest_1samp(values, 0).confidence_interval(0.9)
-    assert Estimate(values.mean(), stats.sem(values)).interval(30, 0.9) == pytest.approx(tuple(expected))
+    assert MeanKL(values.mean(), stats.sem(values)).interval(30, 0.9) == pytest.approx(tuple(expected))
     for limit, verdict in (
         (high + 1e-6, Verdict.WITHIN),
         (low - 1e-6, Verdict.ABOVE),
@@ -250,7 +250,7 @@ def test_kl_is_judged_by_its_own_interval(found: Comparison) -> None:
         assert (one.verdict, one.of) == (verdict, "forward KL on the new task's prompts")
     assert re.search(r"About [\d,]+ prompts instead of 24 would tell", one.sentence)
     # A single prompt has no standard error: that passes nothing but what is 0.
-    kls = {**found.distances.kl, "kl_forward": Estimate(0.1, math.nan)}
+    kls = {**found.distances.kl, "kl_forward": MeanKL(0.1, math.nan)}
     setup = replace(found.setup, prompts=replace(found.setup.prompts, measured=1))
     alone = replace(found, distances=replace(found.distances, kl=kls), setup=setup)
     assert judgements(alone, Limits(kl=0.11))[0].verdict is Verdict.UNCERTAIN
@@ -343,13 +343,13 @@ def test_a_kl_is_set_beside_noise_and_known_runs(found: Comparison) -> None:
         (5e-4, "no more than such rounding"),
         (0.25, "is 250 times this floor"),
     ):
-        assert said in scale.against_noise(Estimate(value, 0.0), noise)
+        assert said in scale.against_noise(MeanKL(value, 0.0), noise)
     known = scale.known_runs()
     assert len(known.checkpoints) >= 10
     assert known.command.startswith("razor calibrate")
     rows = sorted(known.checkpoints, key=lambda one: one.kl_forward)
-    inside = Estimate((rows[3].kl_forward + rows[4].kl_forward) / 2, 0.0)
-    sentence = scale.against_known({"kl_forward": inside, "kl_probe": Estimate(1e3, 0.0)})
+    inside = MeanKL((rows[3].kl_forward + rows[4].kl_forward) / 2, 0.0)
+    sentence = scale.against_known({"kl_forward": inside, "kl_probe": MeanKL(1e3, 0.0)})
     between = f"{100 * rows[3].drop:.1f} and {100 * rows[4].drop:.1f} points"
     assert f"by forward KL per token, between checkpoints that had lost {between}" in sentence
     most = max(known.checkpoints, key=lambda one: one.kl_probe)

@@ -12,7 +12,7 @@ from laws import PROMPTS, TRUE, changed, law_from, law_of
 from rlrazor.errors import RazorError
 from rlrazor.guard.law_file import FORMAT, LawFile
 from rlrazor.lm.digests import base_digest
-from rlrazor.lm.kl import Estimate
+from rlrazor.lm.kl import MeanKL
 from tiny_models import char_tokenizer, tiny_llama
 
 
@@ -133,7 +133,7 @@ def test_a_law_that_guesses_better_at_small_drops_may_not_judge_a_small_limit() 
 
 def test_the_interval_is_widened_by_kls_own_error_but_on_the_calibrations_prompts() -> None:
     law = law_of(tiny_llama())
-    here = {"kl_forward": Estimate(1.0, 0.1), "kl_probe": Estimate(0.3, 0.02)}
+    here = {"kl_forward": MeanKL(1.0, 0.1), "kl_probe": MeanKL(0.3, 0.02)}
     plain = law.forecaster.forecast({"kl_probe": 0.3})
     wide = law.forecaster.forecast({"kl_probe": 0.3}, stderr={"kl_probe": 0.02})
     assert wide.low < plain.low
@@ -143,7 +143,7 @@ def test_the_interval_is_widened_by_kls_own_error_but_on_the_calibrations_prompt
         assert law.forecast(here, prompts=others) == wide
     few = changed(law, probe__prompts_count=15)
     assert few.forecast(here, prompts=few.probe.prompts_hash) == wide
-    single = {"kl_probe": Estimate(0.3, math.nan)}
+    single = {"kl_probe": MeanKL(0.3, math.nan)}
     assert law.forecast(single, prompts="") == law.forecaster.forecast({"kl_probe": 0.3}, stderr={"kl_probe": 0.3})
     assert law.forecast(here, 0.5, prompts=PROMPTS) == law.forecaster.forecast({"kl_probe": 0.3}, 0.5)
     gentle = changed(law, interval__level=0.5)

@@ -20,7 +20,7 @@ from rlrazor.experiments.language.setup import TaskSource
 from rlrazor.experiments.language.tasks import Item, Splits, Task
 from rlrazor.lm.models import LanguageModel
 from rlrazor.lm.probes import GenericText
-from rlrazor.runs.estimate import Counts, Estimate, Measured, estimate, planned
+from rlrazor.runs.dry_run import Counts, DryRun, Measured, estimate, planned
 from rlrazor.runs.experiment import Cost
 from rlrazor.runs.records import BASE
 from rlrazor.system import cores, phases
@@ -121,7 +121,7 @@ def test_without_the_base_a_dry_run_counts_and_says_what_is_missing(
 
 def test_an_estimate_in_words() -> None:
     measured = Measured(7200.0, 0.3, 2_100_000_000, 3_000_000, 1_600_000_000, "4 updates")
-    found = Estimate(Counts(3, 2, 1200, 17), measured)
+    found = DryRun(Counts(3, 2, 1200, 17), measured)
     assert counts_in_words(found) == "3 runs, 1,200 updates, 17 checkpoints measured."
     assert in_words(found, Path("out"), 2) == (
         "About 2 h 0 min, give or take 30 %, with 2 jobs on this machine; 2.1 GB of memory a job; 3 MB of disk in out, "

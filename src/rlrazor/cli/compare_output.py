@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rlrazor.guard.judgement import Judgement
     from rlrazor.guard.truth import Truth
     from rlrazor.guard.weight_changes import WeightChange
-    from rlrazor.lm.kl import Estimate
+    from rlrazor.lm.kl import MeanKL
 
 WORST = 3  # prompts in the terminal
 LINE = 90  # characters of one
@@ -72,7 +72,7 @@ def as_json(found: Comparison, judged: Sequence[Judgement] = ()) -> dict[str, An
     }
 
 
-def _estimate(one: Estimate) -> dict[str, float | None]:
+def _estimate(one: MeanKL) -> dict[str, float | None]:
     return {"mean": one.mean, "stderr": one.stderr if math.isfinite(one.stderr) else None}
 
 

@@ -238,7 +238,7 @@ def experiment_of(arguments: argparse.Namespace, config: Config, **more: Any) ->
 
 def show_plan(arguments: argparse.Namespace, experiment: "Language", config: Config, out: Path, **options: Any) -> None:
     """What a dry run prints; `options`: jobs and weights."""
-    from rlrazor.runs.estimate import estimate, planned
+    from rlrazor.runs.dry_run import estimate, planned
     from rlrazor.system.progress import doing
 
     with doing(Terminal(stderr=True), "Timing a few updates and one measurement"):

@@ -122,7 +122,7 @@ def run_continual(arguments: argparse.Namespace) -> int:
     """Run the stages of a preset."""
     from rlrazor.experiments.continual.experiment import Continual
     from rlrazor.runs import runner
-    from rlrazor.runs.estimate import estimate, planned
+    from rlrazor.runs.dry_run import estimate, planned
     from rlrazor.runs.settings import read_settings, resolve
 
     named = read_settings(arguments.config) if arguments.config else {}
@@ -265,7 +265,7 @@ def _show_plan(
     analyses: "Sequence[str]",
 ) -> None:
     """What a dry run prints: the sweep's runs and the analyses'."""
-    from rlrazor.runs.estimate import estimate, planned
+    from rlrazor.runs.dry_run import estimate, planned
     from rlrazor.studies import run as of_studies
 
     specs: list[Any] = planned(experiment, config) if studies.needs_sweep(analyses) else []

@@ -12,7 +12,7 @@ from rlrazor.system.terminal import Terminal
 
 if TYPE_CHECKING:
     from rlrazor.report import Results
-    from rlrazor.runs.estimate import Estimate
+    from rlrazor.runs.dry_run import DryRun
     from rlrazor.runs.runner import Done, Options
 
 GRID = "grid (override the preset and the config file)"
@@ -91,12 +91,12 @@ def report(out: Path, done: "Done", console: Terminal, *, as_json: bool) -> None
     print_results(results, page, as_json=as_json)
 
 
-def show_plan(config: Any, found: "Estimate", counts: str, out: Path, *, jobs: int, as_json: bool) -> None:
+def show_plan(config: Any, found: "DryRun", counts: str, out: Path, *, jobs: int, as_json: bool) -> None:
     """What a dry run prints."""
     print_plan(config, found.as_json(), f"{counts}\n{in_words(found, out, jobs)}", as_json=as_json)
 
 
-def in_words(found: "Estimate", out: Path, jobs: int = 1) -> str:
+def in_words(found: "DryRun", out: Path, jobs: int = 1) -> str:
     """The time, memory and disk of an estimate, and what was timed for it."""
     if (measured := found.measured) is None:
         return f"Time, memory and disk were not measured: {found.missing.rstrip('.')}."
@@ -110,7 +110,7 @@ def in_words(found: "Estimate", out: Path, jobs: int = 1) -> str:
     return f"{text}.\nTimed: {measured.timed}."
 
 
-def counts_in_words(found: "Estimate") -> str:
+def counts_in_words(found: "DryRun") -> str:
     """How much there is to do."""
     counts = found.counts
     return f"{counts.runs} runs, {counts.steps:,} updates, {counts.checkpoints:,} checkpoints measured."

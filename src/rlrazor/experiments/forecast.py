@@ -25,8 +25,8 @@ from rlrazor.experiments.parity_mnist.evaluate import ON_PRIOR
 from rlrazor.experiments.parity_mnist.experiment import ParityMnist
 from rlrazor.experiments.parity_mnist.methods import PARITY, RULES
 from rlrazor.experiments.parity_mnist.methods import label_of as parity_label_of
-from rlrazor.runs import estimate as estimates
-from rlrazor.runs.estimate import Estimate, Timed
+from rlrazor.runs import dry_run
+from rlrazor.runs.dry_run import DryRun, Timed
 from rlrazor.runs.experiment import Phase
 from rlrazor.runs.runner import MACHINE, Done, Options, Runner, table_of, versions_of, warn_of_another_machine
 from rlrazor.runs.store import RunStore
@@ -171,7 +171,7 @@ def _describe(families: Sequence[Family], options: Options, accounts: Sequence[M
     }
 
 
-def estimate(families: Sequence[Family], options: Options, console: Console) -> Estimate:
+def estimate(families: Sequence[Family], options: Options, console: Console) -> DryRun:
     """Count the runs and their checkpoints, and time a little of one task of each family."""
     found = []
     for family in families:
@@ -182,6 +182,6 @@ def estimate(families: Sequence[Family], options: Options, console: Console) -> 
         config = _config_of(family, first)
         specs = [spec for phase in first.phases(config, None) for spec in phase.specs]
         with doing(console, f"Timing a little of {family.name}"):
-            own = estimates.estimate(experiment, config, specs, jobs=options.jobs)
+            own = dry_run.estimate(experiment, config, specs, jobs=options.jobs)
         found += [own] * len(family.tasks)
-    return estimates.total(found)
+    return dry_run.total(found)

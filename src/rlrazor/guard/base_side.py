@@ -13,7 +13,7 @@ from rlrazor.analysis.forecast import FORWARD, PROBE
 from rlrazor.guard.law_file import FEW_PROMPTS
 from rlrazor.lm import compute, kl, probes
 from rlrazor.lm.digests import base_digest
-from rlrazor.lm.kl import Drift, Estimate, Sequences
+from rlrazor.lm.kl import Drift, MeanKL, Sequences
 from rlrazor.lm.probes import GenericText, ProbeSettings, Prompt
 
 SHOWN = 400  # characters of a prompt
@@ -196,7 +196,7 @@ def _tokens(sequences: Sequences) -> list[int]:
     return found
 
 
-def kls_of(drifts: Mapping[str, Drift]) -> dict[str, Estimate]:
+def kls_of(drifts: Mapping[str, Drift]) -> dict[str, MeanKL]:
     """Nats per completion, or per text, on each probe."""
     return {name: drift.per_completion for name, drift in drifts.items()}
 

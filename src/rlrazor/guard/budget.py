@@ -12,7 +12,7 @@ from rlrazor.analysis.forecast import Forecast
 from rlrazor.errors import RazorError
 from rlrazor.guard.law_file import LawFile
 from rlrazor.guard.verdict import Limits, Verdict, upper_end
-from rlrazor.lm.kl import Estimate
+from rlrazor.lm.kl import MeanKL
 
 OnBudget = Literal["warn", "stop", "keep"]
 KEPT = "within-budget"  # folder in the trainer's output folder: the last model whose forecast was within the budget
@@ -78,7 +78,7 @@ class Budget:
             why = "by such a law nothing is warned of, stopped or kept."
         return said if self.drop is None or self.is_watched else [*said, f"the budget is not watched: {why}"]
 
-    def judged(self, kl: Mapping[str, Estimate], prompts: str, measured: int) -> Judged:
+    def judged(self, kl: Mapping[str, MeanKL], prompts: str, measured: int) -> Judged:
         """Of KLs measured on so many of the prompts of that hash."""
         if self.law is None:
             return Judged(budget=self.drop)

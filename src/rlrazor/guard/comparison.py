@@ -12,7 +12,7 @@ from rlrazor.guard import scale
 from rlrazor.guard.scale import Focus, Noise
 from rlrazor.guard.truth import Truth
 from rlrazor.guard.weight_changes import WeightChange
-from rlrazor.lm.kl import Estimate
+from rlrazor.lm.kl import MeanKL
 from rlrazor.lm.probes import ProbeSettings
 
 REVERSE = "kl_reverse"
@@ -73,8 +73,8 @@ class Distances:
     probe; None where that has too few texts.
     """
 
-    kl: Mapping[str, Estimate]
-    per_token: Mapping[str, Estimate]
+    kl: Mapping[str, MeanKL]
+    per_token: Mapping[str, MeanKL]
     noise: Noise
     focus: Focus
     cknna: float | None

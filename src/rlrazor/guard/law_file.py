@@ -31,7 +31,7 @@ from rlrazor.analysis.law import Saturating
 from rlrazor.errors import RazorError
 from rlrazor.guard.law_schema import LawBase, LawParts, LawPrior, LawProbe, LawRow
 from rlrazor.lm.digests import base_digest, is_digest, is_same_base, tokenizer_digest
-from rlrazor.lm.kl import Estimate
+from rlrazor.lm.kl import MeanKL
 from rlrazor.lm.probes import GenericText, ProbeSettings, Prompt, content_hash
 from rlrazor.system.documents import checked, parse_json, read_text
 from rlrazor.system.writing import atomic_path
@@ -161,7 +161,7 @@ class LawFile(LawParts):
 
     def forecast(
         self,
-        kls: Mapping[str, Estimate],
+        kls: Mapping[str, MeanKL],
         level: float | None = None,
         *,
         prompts: Sequence[Prompt] | str,
@@ -180,7 +180,7 @@ class LawFile(LawParts):
 
     def remaining(
         self,
-        kls: Mapping[str, Estimate],
+        kls: Mapping[str, MeanKL],
         budget: float,
         level: float | None = None,
         *,
@@ -199,7 +199,7 @@ class LawFile(LawParts):
         )
 
     def _errors(
-        self, kls: Mapping[str, Estimate], prompts: Sequence[Prompt] | str, measured: int | None
+        self, kls: Mapping[str, MeanKL], prompts: Sequence[Prompt] | str, measured: int | None
     ) -> dict[str, float]:
         found = prompts if isinstance(prompts, str) else content_hash(list(prompts))
         count = self.probe.prompts_count if measured is None else min(measured, self.probe.prompts_count)

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from rlrazor.analysis.forecast import FORWARD, PROBE
 from rlrazor.bounds import MOST_STEPS
-from rlrazor.lm.kl import Estimate
+from rlrazor.lm.kl import MeanKL
 from rlrazor.system.schema import LARGEST_KL, Digest, Drop, Name, Open, Score, Step, Text
 
 Kl = Annotated[float, Field(ge=-LARGEST_KL, le=LARGEST_KL)]
@@ -93,11 +93,11 @@ class LogRow(Open):
     remaining: dict[Name, Any] = {}  # noqa: RUF012
 
     @property
-    def kls(self) -> dict[str, Estimate]:
+    def kls(self) -> dict[str, MeanKL]:
         """On each probe that was measured; without a standard error (NaN) of a single prompt."""
         found = {FORWARD: (self.kl_forward, self.kl_forward_stderr), PROBE: (self.kl_probe, self.kl_probe_stderr)}
         return {
-            name: Estimate(mean, math.nan if stderr is None else stderr)
+            name: MeanKL(mean, math.nan if stderr is None else stderr)
             for name, (mean, stderr) in found.items()
             if mean is not None
         }

@@ -21,7 +21,7 @@ from rlrazor.guard.outputs import MARK
 from rlrazor.guard.run_folder import Run, SavedCheckpoint, rows_of
 from rlrazor.guard.scored import DropEstimate, Forgetting, ScoredCheckpoint
 from rlrazor.guard.verdict import DROP, Limits
-from rlrazor.lm.kl import Estimate
+from rlrazor.lm.kl import MeanKL
 from rlrazor.lm.probes import probe_hash
 from rlrazor.runs.records import BASE
 from rlrazor.runs.store import read_table
@@ -81,7 +81,7 @@ def _of_record(row: Mapping[str, Any], error: float) -> ScoredCheckpoint:
     name = f"{row['method']} lr {row['lr']:.3g} seed {row['seed']} step {row['step']} ({row['run_id']})"
     drop = float(row["forgetting"])
     kls = {
-        of: Estimate(float(row[of]), _or(row.get(f"{of}_stderr"), math.inf))
+        of: MeanKL(float(row[of]), _or(row.get(f"{of}_stderr"), math.inf))
         for of in (FORWARD, PROBE)
         if _is_finite(row.get(of))
     }

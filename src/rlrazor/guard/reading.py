@@ -11,7 +11,7 @@ from rlrazor.analysis.forecast import FORWARD, PROBE, Forecast
 from rlrazor.guard.budget import Judged
 from rlrazor.guard.scale import shown_estimate
 from rlrazor.guard.verdict import Verdict
-from rlrazor.lm.kl import Estimate
+from rlrazor.lm.kl import MeanKL
 
 _NAMES = {FORWARD: "KL", PROBE: "KL on the probe"}
 
@@ -25,7 +25,7 @@ class Reading:
 
     step: int
     epoch: float
-    kl: Mapping[str, Estimate]
+    kl: Mapping[str, MeanKL]
     per_token: Mapping[str, float]
     prompts: Mapping[str, int]
     whole: bool

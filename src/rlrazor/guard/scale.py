@@ -18,7 +18,7 @@ import torch
 
 from rlrazor.analysis.forecast import FORWARD, PROBE
 from rlrazor.lm import compute, kl
-from rlrazor.lm.kl import Drift, Estimate
+from rlrazor.lm.kl import Drift, MeanKL
 from rlrazor.lm.sampling import NotFiniteError
 from rlrazor.system.documents import read_json
 from rlrazor.system.schema import Drop, Name, Schema, Step, Text
@@ -132,12 +132,12 @@ def known_runs() -> KnownRuns:
     return read_json(_KNOWN, KnownRuns)
 
 
-def is_zero(per_token: Estimate, noise: Noise) -> bool:
+def is_zero(per_token: MeanKL, noise: Noise) -> bool:
     """Whether a KL is 0, as far as measuring can tell."""
     return per_token.mean <= max(ZERO, 2 * noise.batch)
 
 
-def against_noise(per_token: Estimate, noise: Noise) -> str:
+def against_noise(per_token: MeanKL, noise: Noise) -> str:
     """A sentence on a KL and the noise floor."""
     count = "1 prompt" if noise.prompts == 1 else f"{noise.prompts} prompts one at a time"
     said = f"the base against itself, {count}, is {nats(noise.batch)} nats per token"
@@ -157,7 +157,7 @@ def _times(value: float, floor: float) -> str:
     )
 
 
-def against_known(per_token: Mapping[str, Estimate]) -> str:
+def against_known(per_token: Mapping[str, MeanKL]) -> str:
     """A sentence on KLs per token and the documented runs."""
     known = known_runs()
     places = [
@@ -198,7 +198,7 @@ def where(focus: Focus) -> str:
     return f"{prompts}, {first}: {meaning}."
 
 
-def shown_estimate(estimate: Estimate) -> str:
+def shown_estimate(estimate: MeanKL) -> str:
     """Nats with their standard error."""
     return f"{estimate.mean:.4f}" + (f" ± {estimate.stderr:.4f}" if math.isfinite(estimate.stderr) else "")
 

@@ -11,7 +11,7 @@ from rlrazor.analysis.forecast import FORWARD, PROBE
 from rlrazor.errors import RazorError
 from rlrazor.guard.law_file import LawFile
 from rlrazor.guard.verdict import DROP, SEVERITY, Limits, Verdict, upper_end
-from rlrazor.lm.kl import Estimate
+from rlrazor.lm.kl import MeanKL
 from rlrazor.lm.probes import Prompt
 
 LEVEL = 0.95  # of the interval of a KL
@@ -43,7 +43,7 @@ class Forgetting:
 
     step: int
     drop: DropEstimate | None
-    kl: Mapping[str, Estimate] = field(default_factory=dict)
+    kl: Mapping[str, MeanKL] = field(default_factory=dict)
     prompts: Mapping[str, int] = field(default_factory=dict)
     level: float | None = None
     objection: str | None = None
@@ -53,7 +53,7 @@ class Forgetting:
         cls,
         law: LawFile | None,
         step: int,
-        kl: Mapping[str, Estimate],
+        kl: Mapping[str, MeanKL],
         prompts: Sequence[Prompt] | str,
         measured: Mapping[str, int],
     ) -> Forgetting:
@@ -78,7 +78,7 @@ class ScoredCheckpoint:
     step: int
     new: float
     drop: DropEstimate | None
-    kl: Mapping[str, Estimate] = field(default_factory=dict)
+    kl: Mapping[str, MeanKL] = field(default_factory=dict)
     prompts: Mapping[str, int] = field(default_factory=dict)
 
     def interval(self, of: str) -> tuple[float, float, float] | None:

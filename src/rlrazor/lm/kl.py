@@ -46,7 +46,7 @@ Told = Callable[[float], None]  # hears how much is done, a fraction of 1
 TokenIds = Sequence[int]
 
 
-class Estimate(NamedTuple):
+class MeanKL(NamedTuple):
     """A mean over prompts and its standard error, NaN with fewer than two prompts."""
 
     mean: float
@@ -129,12 +129,12 @@ class Drift:
         return _sums(self.positions, self.lengths)
 
     @property
-    def per_completion(self) -> Estimate:
+    def per_completion(self) -> MeanKL:
         """Nats per completion: the mean over prompts of the mean over a prompt's completions."""
         return _mean(_by_prompt(self.sums, self.prompt_of))
 
     @property
-    def per_token(self) -> Estimate:
+    def per_token(self) -> MeanKL:
         """Nats per token: the mean KL of a completion over their mean length; standard error by the delta method."""
         return _ratio(_by_prompt(self.sums, self.prompt_of), _by_prompt(self.lengths, self.prompt_of))
 
@@ -257,7 +257,7 @@ def log_probs(model: Any, sequences: Sequences, *, token_budget: int = TOKEN_BUD
     return _sums(_token_log_probs(model, sequences, token_budget), _lengths(sequences))
 
 
-def token_loss(model: Any, texts: Sequence[TokenIds], *, token_budget: int = TOKEN_BUDGET) -> Estimate:
+def token_loss(model: Any, texts: Sequence[TokenIds], *, token_budget: int = TOKEN_BUDGET) -> MeanKL:
     """The loss on text in nats per token, the first of each text not predicted: a cheap proxy of prior performance.
 
     The standard error takes texts to be independent. Raises RazorError where no text has a second token.
@@ -412,14 +412,14 @@ def _by_prompt(values_N: NDArray[Any], prompt_of_N: NDArray[np.int64]) -> Floats
     return np.asarray(np.bincount(prompt_N, weights=values_N) / counts_P)
 
 
-def _mean(values_P: Floats) -> Estimate:
+def _mean(values_P: Floats) -> MeanKL:
     spread = values_P.std(ddof=1) / np.sqrt(len(values_P)) if len(values_P) > 1 else np.nan
-    return Estimate(float(values_P.mean()), float(spread))
+    return MeanKL(float(values_P.mean()), float(spread))
 
 
-def _ratio(over_P: Floats, under_P: Floats) -> Estimate:
+def _ratio(over_P: Floats, under_P: Floats) -> MeanKL:
     """A ratio of means. Its standard error is that of over - ratio * under, divided by the mean of under."""
     if not under_P.any():
         raise RazorError("All completions are empty, so there is no KL per token.")
     ratio = float(over_P.mean() / under_P.mean())
-    return Estimate(ratio, _mean(over_P - ratio * under_P).stderr / float(under_P.mean()))
+    return MeanKL(ratio, _mean(over_P - ratio * under_P).stderr / float(under_P.mean()))

@@ -13,7 +13,7 @@ from rlrazor.experiments.continual.train import learn, pretrain
 from rlrazor.experiments.parity_mnist import cost, data
 from rlrazor.experiments.parity_mnist.methods import Method
 from rlrazor.lm.compute import prepare_process
-from rlrazor.runs.estimate import Trial
+from rlrazor.runs.dry_run import Trial
 from rlrazor.runs.experiment import Cost, Phase
 from rlrazor.runs.records import BASE, Ancestor, RunSpec
 from rlrazor.runs.runner import versions_of

@@ -23,7 +23,7 @@ from rlrazor.experiments.language.train import train
 from rlrazor.lm import prior
 from rlrazor.lm.task_names import DEFAULT_TASKS
 from rlrazor.runs import sweep
-from rlrazor.runs.estimate import Sizes, Trial, peak_memory
+from rlrazor.runs.dry_run import Sizes, Trial, peak_memory
 from rlrazor.runs.experiment import Cost
 from rlrazor.runs.records import BASE, RunSpec
 from rlrazor.runs.store import Keep, RunStore

@@ -15,7 +15,7 @@ from rlrazor.experiments.language.evaluate import DRIFT, LM_EVAL_INPUTS, TINY_IN
 from rlrazor.experiments.language.methods import METHODS, TEACHER, Method, find_method, label_of
 from rlrazor.experiments.language.setup import Setup
 from rlrazor.experiments.language.train import train
-from rlrazor.runs.estimate import Trial
+from rlrazor.runs.dry_run import Trial
 from rlrazor.runs.experiment import Cost, Phase
 from rlrazor.runs.records import BASE, RunSpec
 from rlrazor.runs.runner import versions_of

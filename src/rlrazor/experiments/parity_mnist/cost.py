@@ -10,7 +10,7 @@ from rlrazor import objectives
 from rlrazor.experiments.parity_mnist.policy import NEW_TASK, PIXELS, DigitPolicy, as_inputs, log_probs
 from rlrazor.experiments.parity_mnist.sampling import generator, sample
 from rlrazor.lm.compute import prepare_process
-from rlrazor.runs.estimate import Sizes, Trial, peak_memory
+from rlrazor.runs.dry_run import Sizes, Trial, peak_memory
 from rlrazor.runs.experiment import Cost
 from rlrazor.runs.records import BASE, RunSpec
 

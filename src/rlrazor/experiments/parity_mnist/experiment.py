@@ -13,7 +13,7 @@ from rlrazor.experiments.parity_mnist.methods import METHODS, Method, label_of
 from rlrazor.experiments.parity_mnist.task import load_task
 from rlrazor.experiments.parity_mnist.train import finetune, pretrain
 from rlrazor.lm.compute import prepare_process
-from rlrazor.runs.estimate import Trial
+from rlrazor.runs.dry_run import Trial
 from rlrazor.runs.experiment import Cost, Phase
 from rlrazor.runs.records import BASE, RunSpec
 from rlrazor.runs.store import Checkpoint, RunStore

@@ -97,7 +97,7 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Estimate:
+class DryRun:
     """Counts, and what they take; None where nothing could be timed, and then `missing` says why."""
 
     counts: Counts
@@ -110,9 +110,9 @@ class Estimate:
         found = dict.fromkeys(fields) | {"timed": ""} if self.measured is None else asdict(self.measured)
         return {**asdict(self.counts), **found, "missing": self.missing}
 
-    def __add__(self, other: "Estimate") -> "Estimate":
+    def __add__(self, other: "DryRun") -> "DryRun":
         both = None if self.measured is None or other.measured is None else self.measured + other.measured
-        return Estimate(self.counts + other.counts, both, self.missing or other.missing)
+        return DryRun(self.counts + other.counts, both, self.missing or other.missing)
 
 
 def planned(experiment: Experiment, config: Any) -> list[RunSpec]:
@@ -123,7 +123,7 @@ def planned(experiment: Experiment, config: Any) -> list[RunSpec]:
 
 def estimate(
     experiment: Timed, config: Any, specs: Sequence[RunSpec], *, jobs: int = 1, weights: WeightsMode = "none"
-) -> Estimate:
+) -> DryRun:
     """Count these runs, and time a little. Runs that are prefixes of others are counted, and cost nothing."""
     trained = [(one.longest, experiment.cost(one.longest)) for one in trajectories(specs)]
     counts = Counts(
@@ -136,7 +136,7 @@ def estimate(
     try:
         trial = experiment.trial(config, specs)
     except RazorError as error:
-        return Estimate(counts, None, str(error))
+        return DryRun(counts, None, str(error))
     bases = sum(not spec.chain for spec in specs)
     seconds = sum(trial.run(spec, cost) for spec, cost in trained)
     # Each worker has to have a base's side once, and so has the process that measures the bases.
@@ -153,10 +153,10 @@ def estimate(
         passing_bytes=sizes.passing * jobs,
         timed=trial.timed,
     )
-    return Estimate(counts, measured)
+    return DryRun(counts, measured)
 
 
-def total(estimates: Iterable[Estimate]) -> Estimate:
+def total(estimates: Iterable[DryRun]) -> DryRun:
     """Of several, one after another."""
     first, *rest = estimates
     for one in rest:
