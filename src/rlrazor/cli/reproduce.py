@@ -2,6 +2,7 @@
 
 import argparse
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from rlrazor import studies
@@ -49,15 +50,7 @@ def _add_parity(experiments: Subparsers) -> None:
         description="Pre-train, fine-tune by every method over a grid, measure, fit the law, write the report. "
         "Run the same command again to continue after an interruption.",
     )
-    parser.add_argument("--preset", help="the grid to start from: quick (minutes, the default) or paper")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="run folder (default: runs/parity-mnist-PRESET)")
-    grid, defaults = parser.add_argument_group(running.GRID), running.defaults_of(parity.PRESETS["quick"])
-    for name, text in SETTINGS.items():
-        running.add_setting(grid, name, text, defaults[name])
-    running.add_config(parser)
-    running.add_jobs(parser)
-    parser.add_argument("--data-dir", type=Path, metavar="DIR", help="where the IDX files lie, if you have them")
-    running.add_weights(parser)
+    _add_settings(parser, "parity-mnist", parity)
     parser.add_argument(
         "--analysis",
         metavar="NAMES",
@@ -66,8 +59,6 @@ def _add_parity(experiments: Subparsers) -> None:
     parser.add_argument(
         "--sensitivity", action="store_true", help="also vary batch size, group size and pre-training length"
     )
-    parser.add_argument("--dry-run", action="store_true", help="print the grid, its size and cost; train nothing")
-    running.add_json(parser)
     parser.set_defaults(run=run, options=options_of(parser))
 
 
@@ -78,18 +69,23 @@ def _add_continual(experiments: Subparsers) -> None:
         description="Pre-train, choose each method's learning rate on the first task, go through the tasks stage by "
         "stage, each until it is learned, measure, write the report. Run the same command again to continue.",
     )
-    parser.add_argument("--preset", help="the settings to start from: quick (minutes, the default) or paper")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="run folder (default: runs/continual-PRESET)")
-    grid, defaults = parser.add_argument_group(running.GRID), running.defaults_of(continual.PRESETS["quick"])
-    for name, text in help_of(continual.Config).items():
-        running.add_setting(grid, name, text, defaults[name])
+    _add_settings(parser, "continual", continual)
+    parser.set_defaults(run=run_continual, options=options_of(parser))
+
+
+def _add_settings(parser: argparse.ArgumentParser, name: str, of: ModuleType) -> None:
+    """The options of an experiment on images: `of`, its module of settings, has a Config and a preset `quick`."""
+    parser.add_argument("--preset", help="the grid to start from: quick (minutes, the default) or paper")
+    parser.add_argument("--out", type=Path, metavar="DIR", help=f"run folder (default: runs/{name}-PRESET)")
+    grid, defaults = parser.add_argument_group(running.GRID), running.defaults_of(of.PRESETS["quick"])
+    for setting, text in help_of(of.Config).items():
+        running.add_setting(grid, setting, text, defaults[setting])
     running.add_config(parser)
     running.add_jobs(parser)
     parser.add_argument("--data-dir", type=Path, metavar="DIR", help="where the IDX files lie, if you have them")
     running.add_weights(parser)
-    parser.add_argument("--dry-run", action="store_true", help="print the settings, the size and cost; train nothing")
+    parser.add_argument("--dry-run", action="store_true", help="print the grid, its size and cost; train nothing")
     running.add_json(parser)
-    parser.set_defaults(run=run_continual, options=options_of(parser))
 
 
 def _add_forecast(experiments: Subparsers) -> None:

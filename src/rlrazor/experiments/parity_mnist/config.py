@@ -29,7 +29,7 @@ CORE_METHODS = (
 class Config:
     """The grid of one sweep: every combination of methods, lrs, schedules, epochs and seeds is a run.
 
-    Defaults of the lower half are choices the paper leaves open; the README gives the evidence for them.
+    Defaults of the lower half are choices the paper leaves open; docs/how-it-works.md gives the evidence for them.
     """
 
     methods: tuple[str, ...] = setting("methods, comma-separated, or 'paper' (five), 'core' (ten) or 'all'")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Dataset
 from torch import Tensor
 
 from rlrazor.errors import RazorError
@@ -71,6 +72,17 @@ class Job:
     reward: Reward | None
     base: Any
     callback: Any
+
+
+def given(job: Job, args: Any, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What every trainer of TRL's is made from."""
+    return {
+        "model": job.model,
+        "args": args,
+        "train_dataset": Dataset.from_list(list(rows)),
+        "processing_class": job.tokenizer,
+        "callbacks": [job.callback],
+    }
 
 
 def arguments_of(settings: Settings, sequences: int) -> dict[str, Any]:

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from datasets import Dataset
 from torch import Tensor
 
 with warnings.catch_warnings():
@@ -15,7 +14,7 @@ with warnings.catch_warnings():
     from trl import SFTConfig, SFTTrainer
     from trl.experimental.cpo import CPOConfig, CPOTrainer
 
-from rlrazor.experiments.language.trainers.common import Job, Measured, arguments_of, without_adapter
+from rlrazor.experiments.language.trainers.common import Job, Measured, arguments_of, given, without_adapter
 from rlrazor.lm.adapters import unwrapped
 
 SIMPO_BETA = SIMPO_GAMMA = 1.0  # RL's Razor's margin of 1; log-probabilities averaged over tokens, as TRL and SimPO do
@@ -75,13 +74,7 @@ def sft(job: Job) -> Any:
         dataset_kwargs={"skip_prepare_dataset": True},
         max_length=None,
     )
-    trainer = _Sft(
-        model=job.model,
-        args=args,
-        train_dataset=Dataset.from_list(rows),
-        processing_class=job.tokenizer,
-        callbacks=[job.callback],
-    )
+    trainer = _Sft(**given(job, args, rows))
     trainer.kl_coef, trainer.base = job.settings.kl_coef, job.base
     return trainer
 
@@ -116,13 +109,7 @@ def simpo(job: Job) -> Any:
         simpo_gamma=SIMPO_GAMMA,
         max_length=1 << 20,
     )
-    trainer = _SimPo(
-        model=job.model,
-        args=args,
-        train_dataset=Dataset.from_list(rows),
-        processing_class=job.tokenizer,
-        callbacks=[job.callback],
-    )
+    trainer = _SimPo(**given(job, args, rows))
     trainer.kl_coef, trainer.base = job.settings.kl_coef, job.base
     return trainer
 

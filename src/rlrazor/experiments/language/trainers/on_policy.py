@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from datasets import Dataset
 from torch import Tensor
 
 with warnings.catch_warnings():
@@ -25,6 +24,7 @@ from rlrazor.experiments.language.trainers.common import (
     Measured,
     Settings,
     arguments_of,
+    given,
     without_adapter,
 )
 from rlrazor.lm import sampling
@@ -166,10 +166,8 @@ def grpo(job: Job) -> Any:
         scale_rewards="group" if job.method.advantage == "group" else "none",
         beta=0.0,
     )
-    trainer = _OnPolicy(
-        model=job.model, args=args, reward_funcs=scored, processing_class=job.tokenizer, callbacks=[job.callback],
-        train_dataset=Dataset.from_list([{"prompt": str(position)} for position in range(len(job.examples))]),
-    )  # fmt: skip
+    positions = [{"prompt": str(position)} for position in range(len(job.examples))]
+    trainer = _OnPolicy(**given(job, args, positions), reward_funcs=scored)
     trainer.method, trainer.settings, trainer.examples, trainer.base = job.method, job.settings, job.examples, job.base
     trainer.samples = job.settings.group_size
     # Not through the config: there TRL would load the reference policy from the path that the model came from.
@@ -205,12 +203,6 @@ def sdft(job: Job) -> Any:
         teacher_prompt_template=SDFT_TEMPLATE,
     )
     rows = [{"prompt": example.text, "privileged_context": example.demonstration} for example in job.examples]
-    trainer = _Sdft(
-        model=job.model,
-        args=args,
-        train_dataset=Dataset.from_list(rows),
-        processing_class=job.tokenizer,
-        callbacks=[job.callback],
-    )
+    trainer = _Sdft(**given(job, args, rows))
     trainer.settings, trainer.samples = job.settings, 1
     return trainer
