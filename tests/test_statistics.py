@@ -162,3 +162,11 @@ def test_correlation_is_scipys(scattered: pl.DataFrame) -> None:
     few = correlation(table.filter(pl.col("trajectory") == "a100"), "prior", "y")
     assert few
     assert few.pearson_interval is None
+
+
+def test_a_seed_without_a_finite_value_leaves_two_arms_not_comparable() -> None:
+    first = pl.DataFrame({"seed": [0, 1, 2], "kl": [1.0, math.nan, 3.0]})
+    second = pl.DataFrame({"seed": [0, 1, 2], "kl": [0.5, 0.5, 2.5]})
+    gap = difference(first, second, "kl")
+    assert gap == Estimate(0.5, 0.0, 2)
+    assert verdict(gap, 3) is Verdict.APART

@@ -180,9 +180,11 @@ def in_all_seeds(cells: pl.DataFrame, points: pl.DataFrame) -> pl.DataFrame:
 def difference(first: pl.DataFrame, second: pl.DataFrame, column: str) -> Estimate | None:
     """`first` minus `second`, each with a row per seed, over the seeds that both have; None where they share none.
 
-    Seeds are paired, since methods start from the same base: what a base is worth cancels.
+    Seeds are paired, since methods start from the same base: what a base is worth cancels. A seed without a finite
+    value on both sides is none that both have.
     """
-    pairs = first.select("seed", column).join(second.select("seed", other=column), on="seed").sort("seed")
+    both = first.select("seed", column).join(second.select("seed", other=column), on="seed").sort("seed")
+    pairs = _finite(both, [column, "other"])
     gaps = (floats(pairs, column) - floats(pairs, "other")).tolist()
     return Estimate.over(gaps) if gaps else None
 
