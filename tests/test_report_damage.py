@@ -8,6 +8,8 @@ import pytest
 
 from rlrazor.errors import RazorError
 from rlrazor.report import load, write_report
+from rlrazor.studies import kinds
+from study_tables import planted
 from test_report import TEACHERS, make_folder, make_table, text_of
 
 
@@ -71,3 +73,16 @@ def test_broken_sensitivity(folder: Path) -> None:
     make_table(seeds=1, runs=1).write_parquet(folder / "sensitivity.parquet")
     with pytest.raises(RazorError, match="lacks the columns setting, value"):
         load(folder)
+
+
+@pytest.mark.parametrize("column", ["weight_sparsity", "weight_rank"])
+def test_a_column_without_values_is_one_that_the_study_lacks(tmp_path: Path, column: str) -> None:
+    study = planted("precision", lambda spec: 0.5 + 0.01 * spec.seed)
+    (tmp_path / "studies").mkdir()
+    described = {"preset": "quick", "command": "razor", "config": {}, "data": "", "versions": {}, "machine": "x"}
+    described |= {"name": "precision", "core_seconds": 1, "diverged": [], **study.description}
+    (tmp_path / "studies" / "precision.json").write_text(json.dumps(described))
+    table = study.table.with_columns(pl.lit(None, pl.Float64).alias(column))
+    table.write_parquet(tmp_path / "studies" / "precision.parquet")
+    with pytest.raises(RazorError, match=f"(?s)precision lack.*{column}"):
+        load(tmp_path, kinds())

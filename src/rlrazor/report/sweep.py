@@ -172,8 +172,13 @@ def read_sweep(folder: Path, name: str = "sweep") -> Study:
 
 
 def study_in(name: str, description: JSON, path: Path, mend: str = AGAIN, *, of_sweep: bool = False) -> Study:
-    """A table of records with its description; raises RazorError for one without methods, or without a seed's base."""
+    """A table of records with its description; raises RazorError for one without methods, or without a seed's base.
+
+    A further column that no checkpoint has a value in counts as missing.
+    """
     table = read_table(path)
+    nulls = [column for column in table.columns if table[column].null_count() == len(table)]
+    table = table.drop(set(nulls) - set(COLUMNS))
     points, bases = law.distinct(table), table.filter(pl.col("method") == BASE)
     if points.is_empty():
         raise RazorError(f"{path} holds base policies only: {mend}.")
