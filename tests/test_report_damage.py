@@ -79,7 +79,14 @@ def test_broken_sensitivity(folder: Path) -> None:
 def test_a_column_without_values_is_one_that_the_study_lacks(tmp_path: Path, column: str) -> None:
     study = planted("precision", lambda spec: 0.5 + 0.01 * spec.seed)
     (tmp_path / "studies").mkdir()
-    described = {"preset": "quick", "command": "razor", "config": {}, "data": "", "versions": {}, "machine": "x"}
+    described: dict[str, object] = {
+        "preset": "quick",
+        "command": "razor",
+        "config": {},
+        "data": "",
+        "versions": {},
+        "machine": "x",
+    }
     described |= {"name": "precision", "core_seconds": 1, "diverged": [], **study.description}
     (tmp_path / "studies" / "precision.json").write_text(json.dumps(described))
     table = study.table.with_columns(pl.lit(None, pl.Float64).alias(column))

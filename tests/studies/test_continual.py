@@ -67,6 +67,11 @@ def table_of(study: Study, title: str, number: int = 0) -> dict[str, list[str]]:
 LOST = {"sft-1": (0.3, 0.15), "sft-2": (0.2, 0.1), "grpo": (0.05, 0.02), "reinforce": (0.1, 0.02)}
 
 
+def example() -> Study:
+    """What the paper preset leaves, for the text."""
+    return study_of(LOST)
+
+
 def test_measures_are_those_of_the_matrix() -> None:
     found = table_of(study_of(LOST), "After the last stage")
     accuracy, backward, forward, forgotten, prior, kl, joint, joint_prior, alone, n, learned = found["SFT-2"]

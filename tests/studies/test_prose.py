@@ -39,7 +39,7 @@ def example(name: str) -> Study:
 def test_every_name_is_that_of_a_cell(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """On the table that the paper preset leaves; a folder with fewer runs says so instead."""
     monkeypatch.setattr(engine, "read_prose", partial(read_prose, absent=None))
-    section = studies.load(name).section(example(name))
+    section = studies.kinds()[name].section(example(name))
     assert "{{" not in section.question + section.note
     assert NOT_RUN not in section.note
 
