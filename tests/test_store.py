@@ -114,6 +114,20 @@ def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path: Path) -> None:
         pass
 
 
+def test_a_folder_stays_locked_until_the_outer_block_ends(store: RunStore) -> None:
+    ask = (
+        "import sys, pathlib, rlrazor.runs.store as s\n"
+        "with s.RunStore(pathlib.Path(sys.argv[1])).open_for_writing(): pass"
+    )
+    line = [sys.executable, "-c", ask, str(store.folder)]
+    with store.open_for_writing():
+        with RunStore(store.folder / "runs" / "..").open_for_writing():
+            pass
+        refused = subprocess.run(line, capture_output=True, text=True, check=False)
+    assert "Another razor process is writing" in refused.stderr
+    assert subprocess.run(line, check=False).returncode == 0
+
+
 def test_a_second_writer_is_refused_and_the_lock_dies_with_its_process(store: RunStore) -> None:
     hold = (
         "import sys, pathlib, rlrazor.runs.store as s\n"

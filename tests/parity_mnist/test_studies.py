@@ -13,6 +13,7 @@ from rlrazor.errors import RazorError
 from rlrazor.experiments.parity_mnist.config import PRESETS
 from rlrazor.experiments.parity_mnist.evaluate import DRIFT
 from rlrazor.report import drawing
+from rlrazor.runs import store
 from rlrazor.runs.records import RunSpec
 from rlrazor.studies import distilled, precision, quadrants
 from rlrazor.studies.engine import PlainStudy
@@ -168,11 +169,13 @@ def test_another_machine_is_told_of_once_however_many_analyses(
     small = Grid(("sft-1",), (1e-3,), settings={"batch_size": 64, "pretrain_size": 20, "pretrain_epochs": 1})
     for study in (precision, quadrants):
         monkeypatch.setattr(study, "STUDY", PlainStudy(lambda quick: [small], study.STUDY.section))
-    monkeypatch.setattr(running, "report", lambda *arguments, **options: None)
+    locked: list[set[Path]] = []  # while the report is drawn
+    monkeypatch.setattr(running, "report", lambda *arguments, **options: locked.append(set(store._held)))
     made_by = {"versions": {"rlrazor": "0", "torch": "1.0"}, "machine": "another one"}
     (tmp_path / "config.json").write_text(json.dumps(made_by))
     command = ["reproduce", "parity-mnist", "--analysis", "precision,quadrants", "--jobs", "1"]
     assert main([*command, "--out", str(tmp_path), "--data-dir", str(data_dir)]) == 0
     said = " ".join(capsys.readouterr().err.split())
     assert said.count("were made with torch 1.0 on another one") == 1
+    assert locked == [{tmp_path.resolve()}]
     assert {path.stem for path in (tmp_path / "studies").iterdir()} == {"precision", "quadrants"}

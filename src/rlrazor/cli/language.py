@@ -279,7 +279,8 @@ def run_sweep(arguments: argparse.Namespace, preset: str, out: Path) -> int:
         return 0
     load(experiment, console)
     options = running.options_of_run(arguments, out, preset, **how)
-    running.report(out, runner.run(experiment, config, options, console), console, as_json=arguments.json)
+    with running.writing(out):
+        running.report(out, runner.run(experiment, config, options, console), console, as_json=arguments.json)
     return 0
 
 

@@ -137,8 +137,9 @@ def run_continual(arguments: argparse.Namespace) -> int:
         return 0
     check_run_folder(arguments, out)
     _fetch(arguments.data_dir, console)
-    done = runner.run(experiment, config, options, console)
-    running.report(out, done, console, as_json=arguments.json)
+    with running.writing(out):
+        done = runner.run(experiment, config, options, console)
+        running.report(out, done, console, as_json=arguments.json)
     return 0
 
 
@@ -166,8 +167,9 @@ def run_forecast(arguments: argparse.Namespace) -> int:
     check_run_folder(arguments, out)
     if any(family.name == forecast.DIGITS for family in families):
         _fetch(arguments.data_dir, console)
-    done = forecast.run(families, options, console)
-    running.report(out, done, console, as_json=arguments.json)
+    with running.writing(out):
+        done = forecast.run(families, options, console)
+        running.report(out, done, console, as_json=arguments.json)
     return 0
 
 
@@ -187,8 +189,9 @@ def run(arguments: argparse.Namespace) -> int:
     check_run_folder(arguments, out)
     if analyses != (studies.THEORY,):  # which needs no image
         _fetch(arguments.data_dir, console)
-    done = _run(experiment, config, options, analyses, console, keep_sweep=keep_sweep)
-    running.report(out, done, console, as_json=arguments.json)
+    with running.writing(out):
+        done = _run(experiment, config, options, analyses, console, keep_sweep=keep_sweep)
+        running.report(out, done, console, as_json=arguments.json)
     return 0
 
 

@@ -11,6 +11,8 @@ from rlrazor.system import cores
 from rlrazor.system.terminal import Terminal
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from rlrazor.report import Results
     from rlrazor.runs.dry_run import DryRun
     from rlrazor.runs.runner import Done, Options
@@ -62,6 +64,13 @@ def options_of_run(arguments: argparse.Namespace, out: Path, preset: str, **more
     from rlrazor.runs.runner import Options
 
     return Options(out, preset=preset, command=shlex.join(["razor", *arguments.argv]), **more)
+
+
+def writing(out: Path) -> "AbstractContextManager[None]":
+    """Nobody else writes into the folder, from the first run until its report is drawn."""
+    from rlrazor.runs.store import RunStore
+
+    return RunStore(out).open_for_writing()
 
 
 def write_and_load(out: Path, console: Terminal) -> "tuple[Results, Path]":

@@ -110,6 +110,9 @@ class FinishedRun:
     diverged_at: int | None
 
 
+_held: set[Path] = set()  # folders that this process is writing to
+
+
 class RunStore:
     """The runs of one output folder. `kept`: by run id, whose weights it keeps."""
 
@@ -132,10 +135,16 @@ class RunStore:
 
         Raises RazorError when the folder cannot be written or another process is writing to it. The kernel drops the
         lock with the process, so none is left behind by `kill -9`. Of several processes of one run the first holds it
-        for all.
+        for all. Within such a block of this process another one changes nothing.
         """
+        folder = self.folder.resolve()
+        if folder in _held:
+            yield
+            return
         with ExitStack() as held:
             processes.in_first(lambda: held.enter_context(self._locked()))
+            _held.add(folder)
+            held.callback(_held.discard, folder)
             yield
 
     @contextmanager
