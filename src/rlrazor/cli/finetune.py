@@ -63,7 +63,9 @@ def add_to(commands: Subparsers) -> None:
     )
     parser.add_argument("base", metavar="BASE", help=SETTINGS["base"])
     parser.add_argument("--task", help=SETTINGS["task"] + " (default: the name of the --prompts file)")
-    parser.add_argument("--method", default="dr-grpo", help="the method (default: dr-grpo); see the README")
+    parser.add_argument(
+        "--method", default="dr-grpo", help="the method (default: dr-grpo); see docs/guides/finetune.md"
+    )
     parser.add_argument("--lr", required=True, help="learning rate")
     parser.add_argument("--seed", default="0", help="default: 0")
     parser.add_argument("--out", type=Path, metavar="DIR", default=Path("runs/finetune"), help="default: runs/finetune")
