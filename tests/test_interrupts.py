@@ -155,6 +155,7 @@ def test_what_a_library_makes_of_ctrl_c_is_ctrl_c() -> None:
     [
         (["tasks"], "Nothing is half-written; the same command starts anew."),
         (["sweep"], "Finished runs are kept; the same command goes on from there."),
+        (["sweep", "--dry-run"], "Nothing is half-written; the same command starts anew."),
     ],
 )
 def test_what_is_kept_is_said_where_it_is_kept(

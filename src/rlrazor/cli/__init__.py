@@ -121,7 +121,8 @@ def _run(given: list[str]) -> int:
         for name in ("base", "tuned", "model"):
             if getattr(arguments, name, None) == "":
                 raise RazorError(f"{name.upper()} is empty: name a folder, a hub id or a .gguf file.")
-        with interrupts.remembered(keeps=arguments.run.__module__ in _KEEPING), processes.together():
+        keeps = arguments.run.__module__ in _KEEPING and not getattr(arguments, "dry_run", False)
+        with interrupts.remembered(keeps=keeps), processes.together():
             if unknown:
                 raise RazorError(f"Unknown option {unknown[0]!r}. Options: {', '.join(arguments.options)}.")
             if processes.count() > 1 and arguments.run is not finetune.run:

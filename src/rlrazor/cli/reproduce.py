@@ -273,8 +273,10 @@ def _show_plan(
             specs += phase.specs
     found = estimate(experiment, config, list(dict.fromkeys(specs)), jobs=options.jobs, weights=options.weights)
     counts = found.counts
-    what = (
-        f"{counts.runs} runs, {counts.trained} of them trained (a short constant run is the beginning of a longer "
-        f"one), {counts.checkpoints} checkpoints measured."
+    shared = (
+        ""
+        if counts.trained == counts.runs
+        else (f", {counts.trained} of them trained (a short constant run is the beginning of a longer one)")
     )
+    what = f"{counts.runs} runs{shared}, {counts.checkpoints} checkpoints measured."
     running.show_plan(config, found, what, options.out, jobs=options.jobs, as_json=arguments.json)
