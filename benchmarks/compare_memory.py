@@ -80,8 +80,8 @@ def _peak(part: str, pair: Path, dtype: str) -> float:
 
 
 def _measure(part: str, folder: str, dtype: str) -> None:
+    from rlrazor.guard.compare import compare
     from rlrazor.guard.comparison import Pair
-    from rlrazor.guard.side_by_side import compare
     from rlrazor.lm import compute, kl, probes
     from rlrazor.lm.models import load
     from rlrazor.lm.probes import GenericText, ProbeSettings

@@ -18,10 +18,11 @@ from rlrazor import drift
 from rlrazor.cli import main
 from rlrazor.cli.compare import as_json
 from rlrazor.errors import RazorError
-from rlrazor.guard import comparison_page, side_by_side
+from rlrazor.guard import compare as comparing
+from rlrazor.guard import comparison_page
 from rlrazor.guard.by_prompt import pieces
+from rlrazor.guard.compare import compare
 from rlrazor.guard.comparison import Completion, Pair
-from rlrazor.guard.side_by_side import compare
 from rlrazor.guard.truth import PriorTasks
 from rlrazor.guard.weight_changes import changes
 from rlrazor.lm import kl, prior, probes, representation
@@ -117,7 +118,7 @@ def test_one_model_is_in_memory_at_a_time(folders: Path, monkeypatch: pytest.Mon
     import gc
     import weakref
 
-    from rlrazor.guard import side_by_side as module
+    from rlrazor.guard import compare as module
 
     alive: list[weakref.ref[Any]] = []
     counts: list[int] = []
@@ -142,7 +143,7 @@ def test_one_model_is_in_memory_at_a_time(folders: Path, monkeypatch: pytest.Mon
 def test_a_law_forecasts_and_the_exit_code_judges(
     folders: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(side_by_side, "compare", cache_of(compare))
+    monkeypatch.setattr(comparing, "compare", cache_of(compare))
     command = ["compare", str(folders / "base"), str(folders / "tuned"), "--prompts", str(folders / "prompts.txt")]
     command += ["--law", str(folders / "law.json"), "--out", str(tmp_path / "page.html")]
     assert main([*command, "--json"]) == 0
@@ -276,7 +277,7 @@ def test_a_score_without_a_fraction_is_not_judged(
     brier = own_task(tmp_path, metric("brier_score", "false", "brier_score"), "brier")
     # Known beforehand, before a model is loaded.
     with monkeypatch.context() as patch:
-        patch.setattr(side_by_side, "load", lambda *_, **__: pytest.fail("loaded"))
+        patch.setattr(comparing, "load", lambda *_, **__: pytest.fail("loaded"))
         assert main([*command, "--prior", brier, "--fail-above", "0"]) == 2
     assert "and there is none: " + brier + " by brier_score." in capfd.readouterr().err
     # Known by its values alone.

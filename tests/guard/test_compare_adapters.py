@@ -14,8 +14,8 @@ from test_monitor_numbers import brute_force, phi
 from laws import GENERIC, PROMPTS, SETTINGS, changed, law_of
 from rlrazor import drift
 from rlrazor.errors import RazorError
+from rlrazor.guard.compare import compare
 from rlrazor.guard.comparison import Comparison, Pair
-from rlrazor.guard.side_by_side import compare
 from rlrazor.lm.kl import Sequences
 from rlrazor.lm.probes import NEW, complete, of_prompts
 from tiny_models import char_tokenizer, saved, tiny_llama

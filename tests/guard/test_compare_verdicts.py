@@ -19,10 +19,11 @@ from rlrazor.analysis import paired
 from rlrazor.cli import main
 from rlrazor.cli.compare import _suite
 from rlrazor.errors import RazorError
-from rlrazor.guard import comparison_page, scale, side_by_side
+from rlrazor.guard import compare as comparing
+from rlrazor.guard import comparison_page, scale
+from rlrazor.guard.compare import compare
 from rlrazor.guard.comparison import Comparison, Completion, LawSays, Pair, PromptDrift
 from rlrazor.guard.judgement import check_judge, judgements, worst
-from rlrazor.guard.side_by_side import compare
 from rlrazor.guard.truth import truth_of
 from rlrazor.guard.verdict import Limits, Verdict
 from rlrazor.lm import kl
@@ -273,7 +274,7 @@ def test_kl_sets_the_exit_code_without_a_law(
     capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(side_by_side, "compare", lambda *_, **__: found)
+    monkeypatch.setattr(comparing, "compare", lambda *_, **__: found)
     run = [*command(folders, tmp_path), "--json", "--fail-above-kl"]
     low, high = found.distances.kl["kl_forward"].interval(len(PROMPTS), 0.9)
     for limit, code in ((2 * high, 0), (low / 2, 1), (found.distances.kl["kl_forward"].mean, 3)):

@@ -14,8 +14,8 @@ from laws import law_of
 from own_tasks import metric, own_task
 from rlrazor.cli import main
 from rlrazor.errors import RazorError
+from rlrazor.guard.compare import compare
 from rlrazor.guard.comparison import Pair
-from rlrazor.guard.side_by_side import compare
 from rlrazor.lm import compute
 from rlrazor.lm.probes import GenericText, ProbeSettings
 from rlrazor.runs.store import RunStore

@@ -120,9 +120,9 @@ _CODES = {Verdict.WITHIN: exits.DONE, Verdict.ABOVE: exits.ABOVE, Verdict.UNCERT
 
 def _compared(arguments: argparse.Namespace, law: "LawFile | None", limits: Limits) -> "Comparison":
     """What the options ask for is compared; all that can be wrong with them shows before a model is loaded."""
+    from rlrazor.guard.compare import compare, steps
     from rlrazor.guard.comparison import Pair
     from rlrazor.guard.judgement import check_judge
-    from rlrazor.guard.side_by_side import compare, steps
     from rlrazor.lm.probes import default_cache, read_generic, read_prompts
 
     settings = _settings(arguments, law)

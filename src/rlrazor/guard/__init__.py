@@ -1,7 +1,7 @@
 """What users install rlrazor for: watch a training run, forecast its forgetting, compare checkpoints, pick one.
 
 ForgettingMonitor     a `transformers.TrainerCallback`: KL to the base and its forecast while training
-side_by_side          two checkpoints: KL, where it is, weights, forecast; a page
+compare               two checkpoints: KL, where it is, weights, forecast; a page
 calibrate             the law of a base, from a few measured runs
 pick                  which checkpoint of a run to take
 ProbeSettings         how prompts are completed and measured, for the monitor

@@ -9,10 +9,10 @@ from pathlib import Path
 from rlrazor.errors import RazorError
 from rlrazor.extras import needs_package
 from rlrazor.guard.base_side import BaseSide, cautions_of, kls_of
+from rlrazor.guard.compare import NO_MEMORY
 from rlrazor.guard.law_file import LawFile
 from rlrazor.guard.pick_sources import MeasureCheckpoint
 from rlrazor.guard.scored import Forgetting
-from rlrazor.guard.side_by_side import NO_MEMORY
 from rlrazor.lm import compute
 from rlrazor.lm.digests import base_digest
 from rlrazor.lm.models import Vocabulary, load, tokenizer_of

@@ -33,10 +33,10 @@ from rlrazor.guard.comparison import (
     GenericUsed,
     LawSays,
     MeasuringSetup,
-    Pair,
     PromptsUsed,
     Weights,
 )
+from rlrazor.guard.comparison import Pair as Pair
 from rlrazor.guard.law_file import LawFile
 from rlrazor.guard.overlap import template_caution
 from rlrazor.guard.scale import Noise
