@@ -85,8 +85,8 @@ def test_the_numbers_are_those_of_both_models_in_memory(folders: Path, tuned: st
     reverse = kl.reverse_kl(other.model, kl.Sequences.grouped(new.prompts, own), base.model)
     generic = kl.forward_kl(kl.Probe(base.model, text), other.model)
     for name, expected in (("kl_forward", forward), ("kl_reverse", reverse), ("kl_probe", generic)):
-        assert found.distances.kl[name] == pytest.approx(expected.per_completion, rel=1e-4)
-        assert found.distances.per_token[name] == pytest.approx(expected.per_token, rel=1e-4)
+        assert found.kl[name] == pytest.approx(expected.per_completion, rel=1e-4)
+        assert found.per_token[name] == pytest.approx(expected.per_token, rel=1e-4)
     # Worst prompts first, their tokens' KL those of the positions.
     totals = [prompt.total for prompt in found.prompts]
     assert totals == sorted(totals, reverse=True)
@@ -101,8 +101,8 @@ def test_the_numbers_are_those_of_both_models_in_memory(folders: Path, tuned: st
     # Weights and representation.
     before, after = weights_of(base.model), weights_of(other.model)
     measured = drift.measure_weights(before, after, spectra=False)
-    assert found.weights.whole.l2 == pytest.approx(measured["weight_l2"], rel=1e-5)
-    assert found.weights.whole.unchanged == pytest.approx(measured["weight_sparsity"])
+    assert found.weights.l2 == pytest.approx(measured["weight_l2"], rel=1e-5)
+    assert found.weights.unchanged == pytest.approx(measured["weight_sparsity"])
     assert found.weights.whole.parameters == sum(weight.numel() for weight in before.values())
     norm = float(torch.cat([weight.flatten() for weight in before.values()]).double().norm())
     assert found.weights.whole.relative == pytest.approx(measured["weight_l2"] / norm, rel=1e-5)
@@ -316,7 +316,7 @@ def test_a_tuned_model_without_a_tokenizer_takes_the_bases(folders: Path, tmp_pa
         file.unlink()
     whole = compare(pair(folders, "tuned"), PROMPTS, generic=GENERIC, settings=SETTINGS)
     found = compare(pair(folders, str(tmp_path / "tuned")), PROMPTS, generic=GENERIC, settings=SETTINGS)
-    assert found.distances.kl == whole.distances.kl
+    assert found.kl == whole.kl
     assert [note for note in found.notes if note not in whole.notes] == [
         f"{tmp_path / 'tuned'} has no tokenizer: the base's is used."
     ]
@@ -513,7 +513,7 @@ def test_a_model_saved_without_its_head_has_the_same_weights(tmp_path: Path, bar
         Pair(str(tmp_path / "base"), str(tmp_path / "tuned")), PROMPTS[:2], generic=GENERIC, settings=SETTINGS
     )
     expected = drift.measure_weights(*({**dict(model.named_parameters())} for model in models_.values()), spectra=False)
-    assert found.weights.whole.l2 == pytest.approx(expected["weight_l2"], rel=1e-5)
+    assert found.weights.l2 == pytest.approx(expected["weight_l2"], rel=1e-5)
     assert [layer.name for layer in found.weights.layers if layer.name.startswith("layer ")] == ["layer 0", "layer 1"]
 
 

@@ -56,14 +56,14 @@ def test_an_adapter_is_compared_as_what_it_makes_of_its_base(tmp_path: Path, kin
     found = compare(Pair(str(folder), str(tmp_path / "adapter")), PROMPTS, settings=SETTINGS, generic=GENERIC)
     new = of_prompts(base, TOKENIZER, PROMPTS, SETTINGS)
     own = Sequences.grouped(new.prompts, complete(adapted, TOKENIZER, new.prompts, SETTINGS, NEW))
-    assert found.distances.kl["kl_forward"].mean == pytest.approx(brute_force(base, adapted, new), rel=1e-3)
-    assert found.distances.kl["kl_reverse"].mean == pytest.approx(brute_force(adapted, base, own), rel=1e-3)
-    assert found.distances.kl["kl_forward"].mean > 1e-3
+    assert found.kl["kl_forward"].mean == pytest.approx(brute_force(base, adapted, new), rel=1e-3)
+    assert found.kl["kl_reverse"].mean == pytest.approx(brute_force(adapted, base, own), rel=1e-3)
+    assert found.kl["kl_forward"].mean > 1e-3
     merged = dict(adapted.merge_and_unload().named_parameters())
     expected = drift.measure_weights(dict(base.named_parameters()), merged, spectra=False)
-    assert found.weights.whole.l2 == pytest.approx(expected["weight_l2"], rel=1e-3)
+    assert found.weights.l2 == pytest.approx(expected["weight_l2"], rel=1e-3)
     if kind not in ("pissa", "olora"):  # which leave rounding in what they do not change
-        assert found.weights.whole.unchanged == pytest.approx(expected["weight_sparsity"], abs=1e-3)
+        assert found.weights.unchanged == pytest.approx(expected["weight_sparsity"], abs=1e-3)
     assert not list(found.notes)
 
 
@@ -72,7 +72,7 @@ def test_weights_that_cannot_be_merged_are_noted(tmp_path: Path) -> None:
     config = LoraConfig(r=2, target_modules=["q_proj"], lora_bias=True)
     learnt(config, tiny_llama()).save_pretrained(tmp_path / "adapter")
     found = compare(Pair(str(folder), str(tmp_path / "adapter")), PROMPTS, settings=SETTINGS, generic=GENERIC)
-    assert found.distances.kl["kl_forward"].mean > 1e-3
+    assert found.kl["kl_forward"].mean > 1e-3
     assert any(note.startswith("2 weights are not among the changes. PEFT cannot merge") for note in found.notes)
 
 
@@ -90,10 +90,10 @@ def test_the_precision_is_the_pairs_and_the_laws(tmp_path: Path) -> None:
             weight += 0.02 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
     exact, rounded = (compared(tmp_path, tuned, dtype, settings=SETTINGS) for dtype in ("float32", "bfloat16"))
     new = of_prompts(base, TOKENIZER, PROMPTS, SETTINGS)
-    assert exact.distances.kl["kl_forward"].mean == pytest.approx(brute_force(base, tuned, new), rel=1e-4)
-    assert rounded.distances.kl["kl_probe"].mean == pytest.approx(exact.distances.kl["kl_probe"].mean, rel=0.3)
-    assert rounded.distances.kl["kl_probe"].mean != pytest.approx(exact.distances.kl["kl_probe"].mean, rel=1e-4)
-    assert np.isfinite(rounded.distances.kl["kl_reverse"].mean)
+    assert exact.kl["kl_forward"].mean == pytest.approx(brute_force(base, tuned, new), rel=1e-4)
+    assert rounded.kl["kl_probe"].mean == pytest.approx(exact.kl["kl_probe"].mean, rel=0.3)
+    assert rounded.kl["kl_probe"].mean != pytest.approx(exact.kl["kl_probe"].mean, rel=1e-4)
+    assert np.isfinite(rounded.kl["kl_reverse"].mean)
     assert (exact.pair.dtype, exact.setup.prompts.first) == ("float32", PROMPTS[0])
     law = law_of(base)
     law = changed(law, probe__precision="float32")

@@ -234,7 +234,7 @@ def test_a_law_that_may_not_judge_passes_nothing(found: Comparison, monkeypatch:
 
 
 def test_kl_is_judged_by_its_own_interval(found: Comparison) -> None:
-    measured, count = found.distances.kl["kl_forward"], len(PROMPTS)
+    measured, count = found.kl["kl_forward"], len(PROMPTS)
     low, high = measured.interval(count, 0.9)
     assert 0 < low < measured.mean < high
     values = np.random.default_rng(0).normal(2, 1, 30)
@@ -251,7 +251,7 @@ def test_kl_is_judged_by_its_own_interval(found: Comparison) -> None:
         assert (one.verdict, one.of) == (verdict, "forward KL on the new task's prompts")
     assert re.search(r"About [\d,]+ prompts instead of 24 would tell", one.sentence)
     # A single prompt has no standard error: that passes nothing but what is 0.
-    kls = {**found.distances.kl, "kl_forward": MeanKL(0.1, math.nan)}
+    kls = {**found.kl, "kl_forward": MeanKL(0.1, math.nan)}
     setup = replace(found.setup, prompts=replace(found.setup.prompts, measured=1))
     alone = replace(found, distances=replace(found.distances, kl=kls), setup=setup)
     assert judgements(alone, Limits(kl=0.11))[0].verdict is Verdict.UNCERTAIN
@@ -276,8 +276,8 @@ def test_kl_sets_the_exit_code_without_a_law(
 ) -> None:
     monkeypatch.setattr(comparing, "compare", lambda *_, **__: found)
     run = [*command(folders, tmp_path), "--json", "--fail-above-kl"]
-    low, high = found.distances.kl["kl_forward"].interval(len(PROMPTS), 0.9)
-    for limit, code in ((2 * high, 0), (low / 2, 1), (found.distances.kl["kl_forward"].mean, 3)):
+    low, high = found.kl["kl_forward"].interval(len(PROMPTS), 0.9)
+    for limit, code in ((2 * high, 0), (low / 2, 1), (found.kl["kl_forward"].mean, 3)):
         assert main([*run, str(limit)]) == code
         printed = json.loads(capfd.readouterr().out)
         assert printed["exit_code"] == code

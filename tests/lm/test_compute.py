@@ -165,7 +165,7 @@ def test_threads_change_no_more_than_rounding(tmp_path: Path) -> None:
             settings=settings,
             generic=GenericText(("some text that stays",)),
         )
-        return {name: estimate.mean for name, estimate in found.distances.kl.items()}
+        return {name: estimate.mean for name, estimate in found.kl.items()}
 
     assert measured(2) == pytest.approx(measured(1), rel=1e-5)
 

@@ -42,8 +42,8 @@ def as_json(found: Comparison, judged: Sequence[Judgement] = ()) -> dict[str, An
         "base": found.pair.base,
         "tuned": found.pair.tuned,
         "same": found.same,
-        "kl": {name: _estimate(one) for name, one in found.distances.kl.items()},
-        "per_token": {name: _estimate(one) for name, one in found.distances.per_token.items()},
+        "kl": {name: _estimate(one) for name, one in found.kl.items()},
+        "per_token": {name: _estimate(one) for name, one in found.per_token.items()},
         "drop": found.drop,
         "forecast": None if by_law is None else asdict(by_law.forecast),
         "level": None if by_law is None else by_law.level,
@@ -96,8 +96,8 @@ def print_findings(found: Comparison, judged: Sequence[Judgement]) -> None:
 
     console = console_for_tables()
     console.print(_distances(found))
-    weights = f"Weights: L2 of the change {found.weights.whole.l2:.4g} ({100 * found.weights.whole.relative:.3g} %), "
-    weights += f"{100 * found.weights.whole.unchanged:.1f} % exactly as before."
+    weights = f"Weights: L2 of the change {found.weights.l2:.4g} ({100 * found.weights.whole.relative:.3g} %), "
+    weights += f"{100 * found.weights.unchanged:.1f} % exactly as before."
     if found.distances.cknna is not None:
         weights += f" CKNNA on the generic probe {found.distances.cknna:.3f}."
     console.print(weights, highlight=False)
@@ -140,7 +140,7 @@ def _distances(found: Comparison) -> Table:
     table.add_column("per completion", justify="right")
     table.add_column("per token", justify="right")
     for name, label in LABELS.items():
-        table.add_row(label, shown_estimate(found.distances.kl[name]), shown_estimate(found.distances.per_token[name]))
+        table.add_row(label, shown_estimate(found.kl[name]), shown_estimate(found.per_token[name]))
     return table
 
 

@@ -88,6 +88,16 @@ class Weights:
     layers: Sequence[WeightChange]
     untold: bool = False
 
+    @property
+    def l2(self) -> float:
+        """Of the change of all weights."""
+        return self.whole.l2
+
+    @property
+    def unchanged(self) -> float:
+        """The share of all weights that is as it was."""
+        return self.whole.unchanged
+
 
 @dataclass(frozen=True)
 class LawSays:
@@ -166,6 +176,21 @@ class Comparison:
     notes: Sequence[str] = ()
 
     @property
+    def kl(self) -> Mapping[str, MeanKL]:
+        """The KLs per completion or text, in nats."""
+        return self.distances.kl
+
+    @property
+    def per_token(self) -> Mapping[str, MeanKL]:
+        """The KLs per token, in nats."""
+        return self.distances.per_token
+
+    @property
+    def forecast(self) -> Forecast | None:
+        """What the law forecasts; None without one."""
+        return None if self.law_says is None else self.law_says.forecast
+
+    @property
     def drop(self) -> float | None:
         """The measured drop, or else the forecast one."""
         if self.truth is not None and self.truth.drop is not None:
@@ -176,5 +201,5 @@ class Comparison:
     def same(self) -> bool:
         """Whether the two are one model: no weight has changed, and no KL is more than the noise of measuring it."""
         noise = self.distances.noise
-        moved = any(not scale.is_zero(one, noise) for one in self.distances.per_token.values())
-        return not (moved or self.weights.whole.l2 or self.weights.untold)
+        moved = any(not scale.is_zero(one, noise) for one in self.per_token.values())
+        return not (moved or self.weights.l2 or self.weights.untold)

@@ -112,12 +112,12 @@ def verdict(found: Comparison) -> str:
 
 def sentences(found: Comparison) -> list[str]:
     """What can be said of the KL itself: noise, known runs where there is no law, and where it lies."""
-    per_token = found.distances.per_token[FORWARD]
+    per_token = found.per_token[FORWARD]
     said = [scale.against_noise(per_token, found.distances.noise)]
     if found.same:
         return said
     if found.law_says is None:
-        said.append(scale.against_known(found.distances.per_token))
+        said.append(scale.against_known(found.per_token))
     return [*said, scale.where(found.distances.focus)]
 
 
