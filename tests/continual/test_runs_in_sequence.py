@@ -90,6 +90,7 @@ def test_methods_are_known_with_both_penalties() -> None:
     ("wrong", "said"),
     [
         ({"tasks": ("parity", "odd")}, "Unknown task 'odd'"),
+        ({"batch_size": 100_000, "group_size": 100_000}, "lower batch_size or group_size"),
         ({"orders": 3}, "orders must be at least|at most"),
         ({"target": 1.5}, "target must be a fraction of 1"),
         ({"tasks": ("parity", "parity")}, "tasks has the same value twice"),

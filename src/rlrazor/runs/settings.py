@@ -120,6 +120,12 @@ def check_runs(runs: int, checkpoints: int) -> None:
     bounds.check_size("checkpoints of a run", checkpoints, bounds.MOST_CHECKPOINTS, "lower checkpoints_per_epoch")
 
 
+def check_samples(config: Any, each: str) -> None:
+    """Raise RazorError for a step of on-policy methods that no machine could hold: `group_size` of each of `each`."""
+    samples = getattr(config, each) * config.group_size
+    bounds.check_size("samples a step", samples, bounds.MOST_SAMPLES, f"lower {each} or group_size")
+
+
 def check_positive(config: Any, kinds: Kinds, but: tuple[str, ...]) -> None:
     """Raise RazorError where a number, in any setting not named in `but`, is not positive and finite."""
     for name, (_, kind) in kinds.items():

@@ -7,7 +7,16 @@ from typing import Any
 from rlrazor.errors import RazorError
 from rlrazor.runs import settings
 from rlrazor.runs.records import BASE, Ancestor, RunSpec
-from rlrazor.runs.settings import check_bounds, check_many, check_positive, check_runs, kinds_of, log_spaced, setting
+from rlrazor.runs.settings import (
+    check_bounds,
+    check_many,
+    check_positive,
+    check_runs,
+    check_samples,
+    kinds_of,
+    log_spaced,
+    setting,
+)
 
 EXPERIMENT = "continual"
 RECIPE = 1  # goes into every base's spec: raise it when a change to this folder changes the bits of a run
@@ -55,6 +64,7 @@ class Config:
             raise RazorError("A sequence has two tasks or more: name them with tasks.")
         runs = len(self.methods) * (len(self.lrs) + len(self.tasks) * len(self.seeds) * (self.orders + 1))
         check_runs(runs, self.epochs * self.checkpoints_per_epoch)
+        check_samples(self, "batch_size")
 
     def base_specs(self, data: str) -> list[RunSpec]:
         """One base run per seed; `data` is the fingerprint of the images."""

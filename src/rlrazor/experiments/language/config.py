@@ -11,7 +11,7 @@ from rlrazor.experiments.language.methods import FROM_TEACHER, TEACHER, find_met
 from rlrazor.lm.task_names import DEFAULT_TASKS, are_none
 from rlrazor.runs import settings
 from rlrazor.runs.records import BASE, Ancestor, RunSpec
-from rlrazor.runs.settings import check_bounds, check_many, check_positive, check_runs, kinds_of, setting
+from rlrazor.runs.settings import check_bounds, check_many, check_positive, check_runs, check_samples, kinds_of, setting
 
 EXPERIMENT = "language"
 RECIPE = 3  # goes into every base's spec: raise it when a change to this folder changes the bits of a run
@@ -130,8 +130,7 @@ class Config:
         offline = len(self.lrs) * len(self.schedules) * len(self.epochs) * len(self.batch_sizes)
         runs = max(offline, len(self.rl_lrs) * len(self.iterations)) * len(self.methods) * len(self.seeds)
         check_runs(runs, self.checkpoints_per_epoch * (1 if self.max_steps else max(self.epochs)))
-        samples = self.rl_prompts * self.group_size
-        bounds.check_size("samples a step", samples, bounds.MOST_SAMPLES, "lower rl_prompts or group_size")
+        check_samples(self, "rl_prompts")
         measured = self.test_prompts * self.kl_samples
         bounds.check_size("measured completions", measured, bounds.MOST_ROWS, "lower test_prompts or kl_samples")
 

@@ -5,11 +5,19 @@ from dataclasses import dataclass, fields, replace
 from itertools import product
 from typing import Any
 
-from rlrazor import bounds
 from rlrazor.errors import RazorError
 from rlrazor.runs import settings
 from rlrazor.runs.records import BASE, Ancestor, RunSpec
-from rlrazor.runs.settings import check_bounds, check_many, check_positive, check_runs, kinds_of, log_spaced, setting
+from rlrazor.runs.settings import (
+    check_bounds,
+    check_many,
+    check_positive,
+    check_runs,
+    check_samples,
+    kinds_of,
+    log_spaced,
+    setting,
+)
 
 EXPERIMENT = "parity-mnist"
 RECIPE = 3  # goes into every base's spec: raise it when a change to this folder changes the bits of a run
@@ -65,8 +73,7 @@ class Config:
         check_bounds(self, _KINDS)
         runs = len(self.methods) * len(self.lrs) * len(self.schedules) * len(self.epochs) * len(self.seeds)
         check_runs(runs, max(self.epochs) * self.checkpoints_per_epoch)
-        samples = self.batch_size * self.group_size
-        bounds.check_size("samples a step", samples, bounds.MOST_SAMPLES, "lower batch_size or group_size")
+        check_samples(self, "batch_size")
 
     @property
     def taught(self) -> list[str]:
