@@ -128,8 +128,9 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     load(experiment, console)
     options = running.options_of_run(arguments, arguments.out, "calibrate", jobs=jobs)
-    done = runner.run(experiment, config, options, console)
-    results, page = running.write_and_load(arguments.out, console)
+    with running.writing(arguments.out):
+        done = runner.run(experiment, config, options, console)
+        results, page = running.write_and_load(arguments.out, console)
     with doing(console, "Fitting the law"):
         law, warnings = _write(arguments, config, experiment, splits, options.command)
     write_report(law_page.with_law(results))

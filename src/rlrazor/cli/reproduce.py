@@ -119,10 +119,9 @@ def run_continual(arguments: argparse.Namespace) -> int:
     from rlrazor.experiments.continual.experiment import Continual
     from rlrazor.runs import runner
     from rlrazor.runs.dry_run import estimate, planned
-    from rlrazor.runs.settings import read_settings, resolve
+    from rlrazor.runs.settings import resolve
 
-    named = read_settings(arguments.config) if arguments.config else {}
-    named |= running.given(arguments, ("preset", *help_of(continual.Config)))
+    named = running.named(arguments, help_of(continual.Config))
     preset = named.pop("preset", None) or "quick"
     given = {name: continual.parse_setting(name, value) for name, value in named.items()}
     config = resolve(continual.PRESETS, preset, given)
@@ -200,11 +199,9 @@ def _config_of(arguments: argparse.Namespace, analyses: "Sequence[str]") -> tupl
 
     That is so for analyses without settings of a sweep.
     """
-    from rlrazor.runs.settings import read_settings
     from rlrazor.studies.grids import seeds_of
 
-    settings = read_settings(arguments.config) if arguments.config else {}
-    settings |= running.given(arguments, ("preset", *SETTINGS))
+    settings = running.named(arguments, SETTINGS)
     preset = settings.pop("preset", None) or "quick"
     if not studies.needs_sweep(analyses):
         idle = [name for name in (*settings, *(["sensitivity"] if arguments.sensitivity else [])) if name != "seeds"]

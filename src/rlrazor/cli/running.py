@@ -59,6 +59,14 @@ def given(arguments: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]
     return {name: value for name in names if (value := getattr(arguments, name, None)) is not None}
 
 
+def named(arguments: argparse.Namespace, settings: Iterable[str]) -> dict[str, Any]:
+    """The settings, and the preset, of the file that --config names; over them those of the command line."""
+    from rlrazor.runs.settings import read_settings
+
+    of_file = read_settings(arguments.config) if arguments.config else {}
+    return of_file | given(arguments, ("preset", *settings))
+
+
 def options_of_run(arguments: argparse.Namespace, out: Path, preset: str, **more: Any) -> "Options":
     """How to run, as a command's options say."""
     from rlrazor.runs.runner import Options
@@ -74,13 +82,12 @@ def writing(out: Path) -> "AbstractContextManager[None]":
 
 
 def write_and_load(out: Path, console: Terminal) -> "tuple[Results, Path]":
-    """What is in the folder now, analysed and drawn."""
+    """What is in the folder now, analysed and drawn; to be called while nobody else writes into it."""
     from rlrazor.report import load, write_report
-    from rlrazor.runs.store import RunStore
     from rlrazor.studies import kinds
     from rlrazor.system.progress import doing
 
-    with RunStore(out).open_for_writing(), doing(console, "Fitting the laws and drawing the report"):
+    with doing(console, "Fitting the laws and drawing the report"):
         results = load(out, kinds())
         return results, write_report(results)
 

@@ -16,7 +16,6 @@ from rlrazor.lm.compute import prepare_process
 from rlrazor.runs.dry_run import Trial
 from rlrazor.runs.experiment import Cost, Phase
 from rlrazor.runs.records import BASE, Ancestor, RunSpec
-from rlrazor.runs.runner import versions_of
 from rlrazor.runs.store import Checkpoint, RunStore
 from rlrazor.runs.teachers import choose
 
@@ -85,7 +84,6 @@ class Continual:
             "prior_task": "FashionMNIST",
             "labels": {name: label_of(name) for name in config.methods},
             "data": data.fingerprint(self.data_dir),
-            "versions": versions_of(),
             "drift": list(DRIFT),
         }
 
