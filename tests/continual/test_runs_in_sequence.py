@@ -26,7 +26,7 @@ from rlrazor.experiments.parity_mnist.methods import sft_1, sft_2
 from rlrazor.experiments.parity_mnist.policy import load_weights
 from rlrazor.report import drawing
 from rlrazor.runs import runner
-from rlrazor.runs.dry_run import planned
+from rlrazor.runs.dry_run import planned, specs_of
 from rlrazor.runs.experiment import Phase
 from rlrazor.runs.records import BASE, Record, RunSpec
 from rlrazor.runs.store import Checkpoint, RunStore
@@ -174,8 +174,8 @@ def test_a_dry_run_counts_as_many_runs_as_there_are(tmp_path: Path, data_dir: Pa
     phases = planted(RunStore(tmp_path), CONFIG, data_dir, lambda spec: [(0.96, 0.6 + spec.params["lr"])])
     there = {spec for phase in phases for spec in [*phase.specs, *(of.spec for s in phase.specs for of in s.chain)]}
     # The rate that a dry run takes may be another one than the rule's, with which `rates` would share its runs.
-    assert abs(len(planned(Continual(data_dir), CONFIG)) - len(there)) <= len(CONFIG.methods)
-    assert len(planned(Continual(), PRESETS["paper"])) > 690  # 23 methods, 3 seeds, 2 orders of 5 stages
+    assert abs(len(specs_of(planned(Continual(data_dir), CONFIG))) - len(there)) <= len(CONFIG.methods)
+    assert len(specs_of(planned(Continual(), PRESETS["paper"]))) > 690  # 23 methods, 3 seeds, 2 orders of 5 stages
 
 
 # Training

@@ -75,7 +75,7 @@ class Continual:
 
     def trial(self, config: Config, specs: Sequence[RunSpec]) -> Trial:
         """Time an update and the measurement of a checkpoint; a run takes less than that where it ends early."""
-        return cost.trial(config, config.test_size * (len(config.tasks) + 1), keeps=True)
+        return cost.trial(config, config.test_size * (len(config.tasks) + 1))
 
     def describe(self, config: Config) -> Mapping[str, Any]:
         """Names for the report, and what the runs were made from."""
