@@ -359,7 +359,7 @@ def drift(sums: Sequence[float], lengths: Sequence[int], prompt_of: Sequence[int
 def test_means_and_errors_count_prompts_not_completions() -> None:
     measured = drift([1.0, 3.0, 5.0, 5.0, 0.0, 4.0], [2, 2, 4, 6, 1, 1], [0, 0, 1, 1, 2, 2])
     by_prompt, lengths = np.array([2.0, 5.0, 2.0]), np.array([2.0, 5.0, 1.0])
-    assert (measured.n_prompts, measured.n_tokens) == (3, 16)
+    assert (measured.n_prompts, len(measured.positions)) == (3, 16)
     assert measured.per_completion.mean == pytest.approx(3.0)
     assert measured.per_completion.stderr == pytest.approx(by_prompt.std(ddof=1) / math.sqrt(3))
     assert measured.per_token.mean == pytest.approx(18 / 16)
@@ -385,7 +385,7 @@ def test_restricted_keeps_the_completions_asked_for() -> None:
     measured = drift([1.0, 3.0, 5.0], [2, 1, 4], [0, 0, 1])
     kept = measured.restricted([False, True, False])
     np.testing.assert_allclose(kept.sums, [3.0])
-    assert (kept.n_prompts, kept.n_tokens) == (1, 1)
+    assert (kept.n_prompts, len(kept.positions)) == (1, 1)
     assert math.isnan(kept.per_completion.stderr)  # one prompt shows no spread
     with pytest.raises(RazorError, match="solves none"):
         measured.restricted([False] * 3)

@@ -15,7 +15,7 @@ from rlrazor.lm.model_files import check_config, read_adapter_config
 from rlrazor.lm.probes import read_generic, read_prompts
 from rlrazor.lm.weight_files import _named_by_config, named_base, require_causal
 from rlrazor.system import documents, files
-from rlrazor.system.rows import read_rows
+from rlrazor.system.rows import read_located
 
 CONFIG: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -71,7 +71,7 @@ def test_what_other_libraries_write_is_read(tmp_path: Path) -> None:
     check_config(path)
 
 
-@pytest.mark.parametrize("read", [read_rows, read_prompts, read_generic])
+@pytest.mark.parametrize("read", [read_located, read_prompts, read_generic])
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
@@ -90,7 +90,7 @@ def test_hostile_rows_are_refused(read: Any, content: str, sentence: str, tmp_pa
     is_a_sentence(raised.value)
 
 
-@pytest.mark.parametrize("read", [read_rows, lambda path: documents.read_text(path)])
+@pytest.mark.parametrize("read", [read_located, lambda path: documents.read_text(path)])
 def test_what_has_no_end_is_refused(read: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     begun = time.monotonic()
     with pytest.raises(RazorError, match="a device"):

@@ -5,21 +5,19 @@ import os
 import random
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 
 from rlrazor.errors import RazorError
-from rlrazor.system import quiet
 from rlrazor.system.cores import threads_asked
 
 THREADS = 1
 """Threads of a process of a sweep over small models. Of larger ones they are a setting, `Config.threads`: either way
 results depend neither on how many processes run beside it nor on the machine's cores.
 """
-
 
 PRECISIONS = ("float32", "bfloat16", "float16")
 """What a model can be measured in, see `measuring`."""
@@ -35,11 +33,6 @@ def prepare_process(threads: int | None = None) -> None:
     torch.set_num_threads(threads or threads_asked() or THREADS)
     torch.set_flush_denormal(True)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-
-
-def leave_progress_to_us() -> None:
-    """No bars and no advice of libraries, for a command that says itself what it is at. See `quiet.libraries`."""
-    quiet.libraries()
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -89,11 +82,6 @@ def now(model: Any) -> float:
     return time.perf_counter()
 
 
-def autocast(*, bf16: bool) -> AbstractContextManager[object]:
-    """Matrix products in bfloat16 over float32 weights, on any device; with `bf16` off, nothing."""
-    return torch.autocast(device().type, torch.bfloat16) if bf16 else nullcontext()
-
-
 def precision_of(model: Any) -> str:
     """Which of PRECISIONS a model computes in by itself: that of most of its weights.
 
@@ -109,14 +97,15 @@ def precision_of(model: Any) -> str:
 
 
 @contextmanager
-def measuring(model: Any, precision: str) -> Iterator[None]:
+def measuring(model: Any, precision: str | None = None) -> Iterator[None]:
     """The one way in which models are measured, whatever surrounds it: a trainer's autocast, TF32, gradients.
 
     "float32": autocast is off, and so is TF32. "bfloat16" or "float16": under the autocast of that type, whether the
-    weights are of it or not. Without gradients and dropout; all of it is put back. Raises RazorError for half-precision
-    weights that are to be measured in float32.
+    weights are of it or not. None: as the weights are (`precision_of`). Without gradients and dropout; all of it is put
+    back. Raises RazorError for half-precision weights that are to be measured in float32.
     """
     own = precision_of(model)
+    precision = precision or own
     if precision == "float32" and own in PRECISIONS[1:]:
         raise RazorError(
             f"This is to be measured in float32, and the model's weights are {own}, whose rounding would count as "

@@ -34,7 +34,7 @@ def token_log_probs(model: Any, precision: str | None = None, *, adapted: bool =
     ids = [(7919 * at * at + 104729 * at + 1) % rows for at in range(length)]
     ids_T = torch.tensor(ids, dtype=torch.long, device=next(model.parameters()).device)
     off = nullcontext() if adapted else adapter_disabled(model)
-    with compute.measuring(model, precision or compute.precision_of(model)), off:
+    with compute.measuring(model, precision), off:
         logits_TV = model(input_ids=ids_T[None], use_cache=False).logits[0, -length:]
     logp_TV = logits_TV[:-1].double().log_softmax(dim=-1)
     logp_T: Tensor = logp_TV.gather(1, ids_T[1:, None].to(logp_TV.device))[:, 0].cpu()

@@ -119,11 +119,6 @@ class Drift:
         return len(np.unique(self.prompt_of))
 
     @property
-    def n_tokens(self) -> int:
-        """Positions measured, T."""
-        return len(self.positions)
-
-    @property
     def sums(self) -> Floats:
         """The sum over each completion's positions (N,)."""
         return _sums(self.positions, self.lengths)
@@ -245,10 +240,11 @@ def reverse_kl(tuned: Any, sequences: Sequences, base: Any = None, *, token_budg
     """
     if base is None and not is_adapted(tuned):
         raise RazorError("KL to the base needs the base model: after full fine-tuning it is not in the tuned one.")
-    precision = compute.precision_of(tuned if base is None else base)
+    base = tuned if base is None else base
+    precision = compute.precision_of(base)
     tuned_TD, tuned_head = final_states(tuned, sequences, token_budget, precision)
-    with adapter_disabled(tuned if base is None else base):
-        base_TD, base_head = final_states(tuned if base is None else base, sequences, token_budget, precision)
+    with adapter_disabled(base):
+        base_TD, base_head = final_states(base, sequences, token_budget, precision)
         return _drift(kl_at_positions(tuned_TD, tuned_head, base_TD, base_head), sequences)
 
 
@@ -288,7 +284,7 @@ def final_states(
     lengths_N = _lengths(sequences)
     starts_N = np.cumsum(lengths_N) - lengths_N
     states_TD = None
-    with compute.measuring(model, precision or compute.precision_of(model)):
+    with compute.measuring(model, precision):
         head, batches = head_of(model), _batches(sequences, token_budget)
         with _heard(model) as heard:
             for done, batch in enumerate(batches, 1):

@@ -145,7 +145,7 @@ def complete(
     """
     longest = max(map(len, prompts)) + settings.max_new_tokens
     rng = torch.Generator(next(model.parameters()).device).manual_seed(seed_of(0, f"measure/{purpose}"))
-    with compute.measuring(model, settings.precision or compute.precision_of(model)):
+    with compute.measuring(model, settings.precision):
         return sampling.sample(
             model,
             prompts,
