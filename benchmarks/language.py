@@ -110,14 +110,10 @@ class Workload:
         """A group for each prompt, by `lm.sampling`."""
         settings = self.settings
         start = clock()
-        completions = sampling.sample(
-            self.lm.model,
-            self.prompts.ids[: settings.batch_size],
-            samples=settings.group_size,
-            max_new_tokens=settings.max_new_tokens,
-            stop_ids=settings.stop_ids,
-            pad_id=self.lm.tokenizer.pad_token_id,
+        how = sampling.Sampling(
+            settings.max_new_tokens, settings.stop_ids, self.lm.tokenizer.pad_token_id, settings.group_size
         )
+        completions = sampling.sample(self.lm.model, self.prompts.ids[: settings.batch_size], how)
         return Timing(clock() - start, sum(map(len, completions)))
 
     def generate(self, trainer: Any) -> Timing:

@@ -402,7 +402,7 @@ def test_mode_and_hooks_are_as_before() -> None:
     model.model.layers[0].eval()  # what a user froze stays frozen
     modes = [module.training for module in model.modules()]
     kl.log_probs(model, sequences())
-    sampling.sample(model, [[1, 2]], max_new_tokens=2, stop_ids=[1], pad_id=0)
+    sampling.sample(model, [[1, 2]], sampling.Sampling(max_new_tokens=2, stop_ids=[1], pad_id=0))
     assert [module.training for module in model.modules()] == modes
     assert model(input_ids=torch.tensor([[1, 2, 3]])).logits.shape == (1, 3, VOCAB)
 

@@ -16,7 +16,7 @@ from rlrazor.cli import main
 from rlrazor.errors import RazorError
 from rlrazor.lm import models
 from rlrazor.lm.adapters import weights_of
-from rlrazor.lm.architecture import context_length
+from rlrazor.lm.forward import context_length
 from tiny_models import char_tokenizer, saved, tiny_llama
 
 IDS = torch.tensor([[2, 3, 4, 5, 1, 6]])

@@ -59,6 +59,12 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def device_of(model: Any) -> torch.device:
+    """Where its first parameter is."""
+    device: torch.device = next(model.parameters()).device
+    return device
+
+
 def has_bf16() -> bool:
     """Whether the device computes in bfloat16, faster than in float32: a CPU takes half as long again."""
     return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
@@ -76,7 +82,7 @@ def is_finite(tensor: torch.Tensor) -> bool:
 
 def now(model: Any) -> float:
     """Seconds on a clock, once the model's device has done what it was given."""
-    place = next(model.parameters()).device
+    place = device_of(model)
     if place.type == "cuda":
         torch.cuda.synchronize(place)
     return time.perf_counter()
@@ -112,7 +118,7 @@ def measuring(model: Any, precision: str | None = None) -> Iterator[None]:
             f"drift: load it in float32, or measure both sides in {own} (a law: calibrate with --dtype {own})."
         )
     half = getattr(torch, precision) if precision in PRECISIONS[1:] else None
-    device = next(model.parameters()).device.type
+    device = device_of(model).type
     products = torch.autocast(device, half) if half else float32_products(device)
     with torch.no_grad(), eval_mode(model), own_forward(model), products:
         yield

@@ -15,7 +15,6 @@ import torch
 from rlrazor.errors import RazorError, cause_of
 from rlrazor.extras import needs_extra, needs_package
 from rlrazor.lm import loading, weight_files
-from rlrazor.lm.versions import in_dtype
 from rlrazor.system.files import open_regular
 
 _CONVERTED_FROM = ".gguf-sha256"  # in a conversion: of what
@@ -101,7 +100,7 @@ def _read_gguf(gguf: Path) -> tuple[Any, Any]:
     weight_files.check_described(config.to_dict(), gguf, tensors)
     loading.check_size(config, 8 * gguf.stat().st_size)
     model, info = AutoModelForCausalLM.from_pretrained(
-        gguf.parent, gguf_file=gguf.name, **in_dtype(torch.float32), output_loading_info=True
+        gguf.parent, gguf_file=gguf.name, **loading.in_dtype(torch.float32), output_loading_info=True
     )
     loading.require_all_weights(info, model)
     # Transformers still takes them for quantised and will not save them.

@@ -22,7 +22,7 @@ All functions raise `NotFiniteError` at a policy whose outputs are no longer num
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -36,12 +36,11 @@ from torch import Tensor, nn
 from rlrazor.errors import RazorError
 from rlrazor.lm import compute
 from rlrazor.lm.adapters import adapter_disabled, is_adapted, unwrapped
-from rlrazor.lm.architecture import context_length
+from rlrazor.lm.forward import context_length
 from rlrazor.lm.head import Floats, Head, check_head, head_of, kl_at_positions, log_probs_at_positions
+from rlrazor.lm.sampling import Told, unheard
 
 TOKEN_BUDGET = 4096  # tokens a forward pass, padding included: 0.1 GB of activations at D = 576, 1 GB at D = 2048
-
-Told = Callable[[float], None]  # hears how much is done, a fraction of 1
 
 TokenIds = Sequence[int]
 
@@ -170,7 +169,7 @@ class Probe:
         beside: "Probe | None" = None,
         precision: str | None = None,
         token_budget: int = TOKEN_BUDGET,
-        told: Told | None = None,
+        told: Told = unheard,
     ) -> None:
         self.sequences = sequences
         self.precision = precision or compute.precision_of(model)
@@ -270,7 +269,7 @@ def final_states(
     sequences: Sequences,
     token_budget: int = TOKEN_BUDGET,
     precision: str | None = None,
-    told: Told | None = None,
+    told: Told = unheard,
 ) -> tuple[Tensor, Head]:
     """Hidden states (T, D) that predict each completion token, in the order of `sequences`, and the head for them.
 
@@ -301,8 +300,7 @@ def final_states(
                 target_T = (token_BT + starts_N[batch][:, None])[measured_BT]
                 measured_T = hidden_BTD[torch.from_numpy(measured_BT).to(hidden_BTD.device)]
                 states_TD[torch.from_numpy(target_T).to(states_TD.device)] = measured_T
-                if told is not None:
-                    told(done / len(batches))
+                told(done / len(batches))
     if states_TD is None:
         states_TD = head.weight.new_empty(0, head.weight.shape[1])
     return states_TD, head

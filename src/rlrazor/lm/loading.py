@@ -62,6 +62,13 @@ def without_peft_warning() -> Iterator[None]:
         yield
 
 
+def in_dtype(dtype: torch.dtype) -> dict[str, Any]:
+    """The argument of `from_pretrained` that loads weights in this dtype: `torch_dtype`, since 4.56 `dtype`."""
+    from transformers import PretrainedConfig
+
+    return {"dtype" if hasattr(PretrainedConfig(), "dtype") else "torch_dtype": dtype}
+
+
 def check_size(config: Any, most: int) -> None:
     """Raise ValueError where a config describes many more than `most` weights: transformers would make them all."""
     from transformers import AutoModelForCausalLM

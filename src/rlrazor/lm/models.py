@@ -19,7 +19,6 @@ from rlrazor.errors import RazorError
 from rlrazor.extras import needs_extra
 from rlrazor.lm import compute, loading, suitable, trials, weight_files
 from rlrazor.lm.sources import folder_of
-from rlrazor.lm.versions import in_dtype
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -178,7 +177,7 @@ def _model_of(folder: Path, weights: weight_files.Weights, dtype: str) -> Any:
     with loading.reported() as report:
         try:
             model, info = AutoModelForCausalLM.from_pretrained(
-                folder, **in_dtype(DTYPES[dtype]), use_safetensors=True, trust_remote_code=False,
+                folder, **loading.in_dtype(DTYPES[dtype]), use_safetensors=True, trust_remote_code=False,
                 output_loading_info=True,
             )  # fmt: skip
         except RuntimeError as error:

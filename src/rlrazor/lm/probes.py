@@ -23,13 +23,14 @@ from rlrazor import bounds
 from rlrazor.errors import RazorError
 from rlrazor.lm import compute, encoding, sampling
 from rlrazor.lm.adapters import adapter_disabled, unwrapped
-from rlrazor.lm.architecture import context_length, embedding_rows
 from rlrazor.lm.digests import base_digest
-from rlrazor.lm.kl import Sequences, Told
+from rlrazor.lm.forward import context_length, embedding_rows
+from rlrazor.lm.kl import Sequences
 from rlrazor.lm.prompts import Prompt as Prompt
 from rlrazor.lm.prompts import check_text, prompt_of
 from rlrazor.lm.prompts import encode as encode
 from rlrazor.lm.representation import ids_of_texts, paragraphs
+from rlrazor.lm.sampling import Told, unheard
 from rlrazor.lm.suitable import require_embeddings
 from rlrazor.seeding import seed_of
 from rlrazor.system.documents import parse_json, read_text
@@ -137,27 +138,24 @@ def complete(
     prompts: Sequence[Sequence[int]],
     settings: ProbeSettings,
     purpose: str | None,
-    told: Told | None = None,
+    told: Told = unheard,
 ) -> list[list[int]]:
     """`settings.samples` completions of each prompt, drawn with a seed that the purpose decides; None: greedy.
 
     So every model that is asked for the same purpose draws with the same numbers.
     """
     longest = max(map(len, prompts)) + settings.max_new_tokens
-    rng = torch.Generator(next(model.parameters()).device).manual_seed(seed_of(0, f"measure/{purpose}"))
+    how = sampling.Sampling(
+        settings.max_new_tokens,
+        encoding.stop_ids(tokenizer, model, settings.stop),
+        pad_id=tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
+        samples=settings.samples,
+        greedy=purpose is None,
+        rng=torch.Generator(compute.device_of(model)).manual_seed(seed_of(0, f"measure/{purpose}")),
+        chunk=max(1, min(AT_A_TIME, KEPT_TOKENS // longest)),
+    )
     with compute.measuring(model, settings.precision):
-        return sampling.sample(
-            model,
-            prompts,
-            samples=settings.samples,
-            max_new_tokens=settings.max_new_tokens,
-            stop_ids=encoding.stop_ids(tokenizer, model, settings.stop),
-            pad_id=tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
-            greedy=purpose is None,
-            rng=rng,
-            chunk=max(1, min(AT_A_TIME, KEPT_TOKENS // longest)),
-            told=told,
-        )
+        return sampling.sample(model, prompts, how, told)
 
 
 def default_cache() -> Path:
@@ -174,7 +172,7 @@ def of_prompts(
     purpose: str = NEW,
     cache_dir: Path | None = None,
     digest: str | None = None,
-    told: Told | None = None,
+    told: Told = unheard,
 ) -> Sequences:
     """The probe of these prompts: each that fits into the context, with what the base says to it.
 
@@ -227,7 +225,7 @@ def of_generic(
     *,
     cache_dir: Path | None = None,
     digest: str | None = None,
-    told: Told | None = None,
+    told: Told = unheard,
 ) -> Sequences:
     """The generic probe: texts as `ids_of_texts` has them, or prompts with one completion by the base."""
     if generic.prompts:

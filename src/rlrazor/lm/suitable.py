@@ -14,8 +14,7 @@ from torch import Tensor
 from rlrazor.errors import RazorError, cause_of
 from rlrazor.lm import compute, kl
 from rlrazor.lm.adapters import unwrapped, without_wrapper
-from rlrazor.lm.architecture import context_length, embedding_rows
-from rlrazor.lm.forward import read_alone
+from rlrazor.lm.forward import context_length, embedding_rows, read_alone
 from rlrazor.lm.sampling import apart
 
 TOKENS = 6  # of the sequences that are read; the second half is exchanged
