@@ -4,7 +4,6 @@ They make at random what a file lacks, drop what a config leaves out, and take b
 """
 
 import contextlib
-import logging
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -35,23 +34,6 @@ def clear_errors(source: str | Path) -> Iterator[None]:
         if not isinstance(error, Exception) and not is_panic(error):
             raise
         raise RazorError(f"The model in {source} cannot be loaded: {cause_of(_with_few_names(error))}") from error
-
-
-@contextlib.contextmanager
-def reported() -> Iterator[list[str]]:
-    """What transformers reports of a model as it loads it, kept from standard error: what matters is raised."""
-    logger, messages = logging.getLogger("transformers.modeling_utils"), list[str]()
-    handler, before = logging.Handler(), (logger.level, logger.propagate)
-    handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
-    logger.addHandler(handler)
-    logger.setLevel(logging.WARNING)
-    logger.propagate = False
-    try:
-        yield messages
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(before[0])
-        logger.propagate = before[1]
 
 
 @contextlib.contextmanager

@@ -19,6 +19,7 @@ from rlrazor.errors import RazorError
 from rlrazor.extras import needs_extra
 from rlrazor.lm import compute, loading, suitable, trials, weight_files
 from rlrazor.lm.sources import folder_of
+from rlrazor.system import quiet
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -174,7 +175,8 @@ def _model_of(folder: Path, weights: weight_files.Weights, dtype: str) -> Any:
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     packed = _PACKED if getattr(config, "quantization_config", None) else 1
     loading.check_size(config, weights.count * packed)
-    with loading.reported() as report:
+    # What it warns of and matters is raised.
+    with quiet.warnings_of("transformers.modeling_utils") as report:
         try:
             model, info = AutoModelForCausalLM.from_pretrained(
                 folder, **loading.in_dtype(DTYPES[dtype]), use_safetensors=True, trust_remote_code=False,
