@@ -57,7 +57,7 @@ def main() -> None:
 
     precision = "bfloat16" if arguments.bf16 else "float32"
     with compute.measuring(tuned, precision):
-        probe = kl.Probe(base, sequences, precision=precision, token_budget=arguments.token_budget)
+        probe = kl.Probe(base, sequences, precision=precision)
         drift = kl.forward_kl(probe, tuned, token_budget=arguments.token_budget)
         forwards, measurements = [], []
         forward()

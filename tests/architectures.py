@@ -231,7 +231,7 @@ def kl_alone(base: Any, tuned: Any, sequences: kl.Sequences) -> float:
 
 def require_exact(model: Any) -> None:
     """Assert that samples and KL are those of brute force; RazorError where the model is refused."""
-    require_measurable(model, None, PROMPTS)
+    require_measurable(model)
     completions = [greedy_alone(model, prompt) for prompt in PROMPTS]
     drawn = sampling.sample(
         model, PROMPTS, sampling.Sampling(samples=2, max_new_tokens=TOKENS, stop_ids=[EOS], pad_id=0, greedy=True)

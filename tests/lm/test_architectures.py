@@ -17,7 +17,7 @@ from architectures import CANNOT, CLASSES, PAGE, PROMPTS, logits_alone, outcome,
 from rlrazor.errors import RazorError
 from rlrazor.lm import encoding, forward, kl, models, sampling
 from rlrazor.lm.forward import context_length
-from rlrazor.lm.suitable import require_measurable
+from rlrazor.lm.suitable import require_embeddings, require_measurable
 from tiny_models import char_tokenizer, saved, tiny_llama
 
 # At least one of each kind: of attention, of positions, of heads, of caches, of mixtures, of hybrids.
@@ -160,7 +160,7 @@ def test_what_is_no_causal_language_model_is_refused_in_a_sentence(
     name: str, config: dict[str, Any], said: str
 ) -> None:
     with pytest.raises(RazorError, match=said) as raised:
-        require_measurable(tiny(name, **config), char_tokenizer(), PROMPTS)
+        require_measurable(tiny(name, **config))
     assert "\n" not in str(raised.value)
 
 
@@ -225,9 +225,9 @@ def test_a_prompt_token_without_an_embedding_is_named() -> None:
     tokenizer = char_tokenizer()
     tokenizer.add_tokens(["<tool>"])
     ids = tokenizer("a<tool>b")["input_ids"]
-    require_measurable(tiny_llama(), tokenizer, [ids[:1]])
+    require_embeddings(tiny_llama(), tokenizer, [ids[:1]])
     with pytest.raises(RazorError, match=r"Prompt 2 has the token 44 \('<tool>'\).*embeddings for 44 tokens"):
-        require_measurable(tiny_llama(), tokenizer, [[2], ids])
+        require_embeddings(tiny_llama(), tokenizer, [[2], ids])
     model = tiny_llama()
     model.set_input_embeddings(torch.nn.Embedding(40, 16))
     with pytest.raises(RazorError, match="outputs for 44 tokens and embeddings for 40"):
@@ -252,7 +252,7 @@ def test_looking_leaves_everything_as_it_was() -> None:
     next(parameter for parameter in model.parameters() if parameter.requires_grad).grad = torch.ones(2, 16)
     modes = [module.training for module in model.modules()]
     before, state = copy.deepcopy(model.state_dict()), (torch.get_rng_state(), random.getstate())
-    require_measurable(model, char_tokenizer(), PROMPTS)
+    require_measurable(model)
     assert [module.training for module in model.modules()] == modes
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert torch.equal(torch.get_rng_state(), state[0])

@@ -20,7 +20,7 @@ from rlrazor.system.files import open_regular
 _CONVERTED_FROM = ".gguf-sha256"  # in a conversion: of what
 
 
-def convert(gguf: Path, cache_dir: Path | None = None, out: Path | None = None) -> Path:
+def convert(gguf: Path, out: Path | None = None) -> Path:
     """The folder of float32 safetensors for a GGUF file, by its content: the one that there is, or a new one.
 
     That is `out`, or one in the cache with the name of the file. Where it is made, standard error says so. Raises
@@ -34,8 +34,7 @@ def convert(gguf: Path, cache_dir: Path | None = None, out: Path | None = None) 
         raise RazorError(f"{gguf} is not a .gguf file.")
     with loading.clear_errors(gguf), open_regular(gguf) as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    cache = cache_dir or Path(platformdirs.user_cache_dir("rlrazor")) / "gguf"
-    folder = _folder_for(gguf, digest, cache) if out is None else out.expanduser()
+    folder = _folder_for(gguf, digest) if out is None else out.expanduser()
     if _is_conversion(folder, digest):
         return folder
     if out is not None and folder.exists() and _made_of(folder) != digest:
@@ -45,8 +44,9 @@ def convert(gguf: Path, cache_dir: Path | None = None, out: Path | None = None) 
     return folder
 
 
-def _folder_for(gguf: Path, digest: str, cache: Path) -> Path:
+def _folder_for(gguf: Path, digest: str) -> Path:
     """The folder in the cache that was made of this content, or the name of a new one."""
+    cache = Path(platformdirs.user_cache_dir("rlrazor")) / "gguf"
     there = sorted(folder for folder in cache.glob("*") if _made_of(folder) == digest)
     if there:
         return there[0]

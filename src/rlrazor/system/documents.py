@@ -46,23 +46,22 @@ def read_text(path: Path, *, mend: str = "", missing: str | None = None) -> str:
         raise _unreadable(path, str(error), mend) from error
 
 
-def read_json(path: Path, schema: type[T], *, mend: str = "", missing: str | None = None) -> T:
+def read_json(path: Path, schema: type[T]) -> T:
     """A JSON file of this schema. Raises RazorError as `read_text`, and where the file is anything else."""
-    text = read_text(path, mend=mend, missing=missing)
-    return checked(schema, parse_json(text, path, mend=mend), path, mend=mend)
+    return checked(schema, parse_json(read_text(path), path), path)
 
 
-def parse_toml(text: str, where: Path | str, *, mend: str = "") -> dict[str, Any]:
+def parse_toml(text: str, where: Path | str) -> dict[str, Any]:
     """What a text is in TOML. Raises RazorError as `parse_json` does."""
     try:
         found = tomllib.loads(text)
         _check(found, finite=True)
     except RecursionError as error:
-        raise _unreadable(where, _NESTED, mend) from error
+        raise _unreadable(where, _NESTED) from error
     except NotReadableError as error:
-        raise _unreadable(where, str(error), mend) from error
+        raise _unreadable(where, str(error)) from error
     except ValueError as error:
-        raise _unreadable(where, f"it is not TOML ({error})", mend) from error
+        raise _unreadable(where, f"it is not TOML ({error})") from error
     return found
 
 
@@ -118,7 +117,7 @@ def checked(schema: type[T], value: Any, where: Path | str, *, mend: str = "") -
         raise RazorError(f"{where} {_wrong(error)}{_ending(mend)}") from error
 
 
-def _unreadable(where: Path | str, why: str, mend: str) -> RazorError:
+def _unreadable(where: Path | str, why: str, mend: str = "") -> RazorError:
     return RazorError(f"{where} cannot be read, as {why[:1].lower()}{why[1:]}{_ending(mend)}")
 
 
