@@ -248,7 +248,9 @@ def reverse_kl(tuned: Any, sequences: Sequences, base: Any = None) -> Drift:
 
 def log_probs(model: Any, sequences: Sequences) -> Floats:
     """log pi(y|x) of each completion (N,), in nats, 0 for an empty one."""
-    return _sums(_token_log_probs(model, sequences), _lengths(sequences))
+    states_TD, head = final_states(model, sequences)
+    tokens = [token for completion in sequences.completions for token in completion]
+    return _sums(log_probs_at_positions(states_TD, head, tokens), _lengths(sequences))
 
 
 def token_loss(model: Any, texts: Sequence[TokenIds]) -> MeanKL:
@@ -260,7 +262,7 @@ def token_loss(model: Any, texts: Sequence[TokenIds]) -> MeanKL:
     lengths_N = _lengths(sequences)
     if not lengths_N.any():
         raise RazorError("No text has two tokens or more, so there is nothing to predict.")
-    return _ratio(-_sums(_token_log_probs(model, sequences), lengths_N), lengths_N.astype(float))
+    return _ratio(-log_probs(model, sequences), lengths_N.astype(float))
 
 
 def final_states(
@@ -361,13 +363,6 @@ def _batches(sequences: Sequences, token_budget: int) -> list[NDArray[np.int64]]
         batches.append(order[:rows])
         order = order[rows:]
     return batches
-
-
-def _token_log_probs(model: Any, sequences: Sequences) -> Floats:
-    """log pi of each completion token (T,)."""
-    states_TD, head = final_states(model, sequences)
-    tokens = [token for completion in sequences.completions for token in completion]
-    return log_probs_at_positions(states_TD, head, tokens)
 
 
 def _drift(kl_T: Floats, sequences: Sequences) -> Drift:

@@ -195,25 +195,18 @@ def of_prompts(
             f"{settings.max_new_tokens}: shorten the prompts, or lower max_new_tokens (--max-new-tokens; in Python "
             "settings=ProbeSettings(max_new_tokens=...))."
         )
-    if cache_dir is None:
-        with adapter_disabled(base):
-            return Sequences.grouped(fitting, complete(base, tokenizer, fitting, settings, purpose, told))
-    ends = encoding.stop_ids(tokenizer, base, settings.stop)
-    digest = digest or base_digest(base, settings.precision)
-    key = content_hash([SAMPLER, digest, fitting, ends, asdict(settings), purpose])
-    path = cache_dir / f"{key}.json"
-    tokens = embedding_rows(unwrapped(base)) or bounds.MOST_ROWS
-    completions = _cached(path, len(fitting) * settings.samples, settings.max_new_tokens, tokens)
+    path, completions = None, None
+    if cache_dir is not None:
+        ends = encoding.stop_ids(tokenizer, base, settings.stop)
+        digest = digest or base_digest(base, settings.precision)
+        path = cache_dir / f"{content_hash([SAMPLER, digest, fitting, ends, asdict(settings), purpose])}.json"
+        tokens = embedding_rows(unwrapped(base)) or bounds.MOST_ROWS
+        completions = _cached(path, len(fitting) * settings.samples, settings.max_new_tokens, tokens)
     if completions is None:
         with adapter_disabled(base):
             completions = complete(base, tokenizer, fitting, settings, purpose, told)
-        # A cache that cannot be written costs time, not results. Several processes may be writing the same.
-        with suppress(OSError):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=path.parent) as own:
-                partial = Path(own) / path.name
-                partial.write_text(json.dumps(completions))
-                partial.replace(path)
+        if path is not None:
+            _cache(path, completions)
     return Sequences.grouped(fitting, completions)
 
 
@@ -230,8 +223,9 @@ def of_generic(
     """The generic probe: texts as `ids_of_texts` has them, or prompts with one completion by the base."""
     if generic.prompts:
         single = replace(settings, samples=1)
-        kept: dict[str, Any] = {"cache_dir": cache_dir, "digest": digest, "told": told}
-        return of_prompts(base, tokenizer, generic.prompts, single, purpose=GENERIC, **kept)
+        return of_prompts(
+            base, tokenizer, generic.prompts, single, purpose=GENERIC, cache_dir=cache_dir, digest=digest, told=told
+        )
     texts = [text for text in ids_of_texts(base, tokenizer, generic.texts) if len(text) > 1]
     require_embeddings(unwrapped(base), tokenizer, texts, "Text")
     if not texts:
@@ -245,9 +239,20 @@ def _cached(path: Path, count: int, longest: int, tokens: int) -> list[list[int]
         completions = parse_json(read_text(path), path)
     except RazorError:
         return None
-    right = isinstance(completions, list) and len(completions) == count
-    if not right or not all(isinstance(row, list) and 0 < len(row) <= longest for row in completions):
-        return None
-    return (
-        completions if all(type(token) is int and 0 <= token < tokens for row in completions for token in row) else None
+    right = (
+        isinstance(completions, list)
+        and len(completions) == count
+        and all(isinstance(row, list) and 0 < len(row) <= longest for row in completions)
+        and all(type(token) is int and 0 <= token < tokens for row in completions for token in row)
     )
+    return completions if right else None
+
+
+def _cache(path: Path, completions: list[list[int]]) -> None:
+    """A cache that cannot be written costs time, not results. Several processes may be writing the same."""
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as own:
+            partial = Path(own) / path.name
+            partial.write_text(json.dumps(completions))
+            partial.replace(path)

@@ -117,8 +117,8 @@ def _check_adapter_sizes(config: Mapping[str, Any], weights: "Weights", source: 
 
 def patterns_of(adapter: Path) -> list[str]:
     """What PEFT may take for a regular expression in an adapter's config; names alone are left out."""
-    found = _texts(_config_of(adapter / "adapter_config.json"))
-    return sorted({text for text in found if re.search(r"[*+{]", text)})
+    found = _inside(_config_of(adapter / "adapter_config.json"))
+    return sorted({text for _, text in found if isinstance(text, str) and re.search(r"[*+{]", text)})
 
 
 def check_weights(folder: Path, source: str) -> None:
@@ -180,10 +180,6 @@ def _numbers(config: Any) -> Iterator[tuple[str, float]]:
     for name, value in _inside(config):
         if isinstance(value, int | float) and not isinstance(value, bool):
             yield name, value
-
-
-def _texts(config: Any) -> Iterator[str]:
-    return (value for _, value in _inside(config) if isinstance(value, str))
 
 
 @dataclass(frozen=True)
