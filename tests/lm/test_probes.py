@@ -74,7 +74,7 @@ def test_completions_are_the_samplers_and_come_once(tmp_path: Path, monkeypatch:
     first = probes.of_prompts(model, TOKENIZER, prompts, SETTINGS, cache_dir=tmp_path)
     ids = [TOKENIZER.encode(prompt) for prompt in prompts]
     rng = torch.Generator().manual_seed(seed_of(0, "measure/base"))
-    drawn = sampling.sample(model, ids, samples=2, max_new_tokens=6, stop_ids=[1], pad_id=0, rng=rng)
+    drawn = sampling.sample(model, ids, sampling.Sampling(samples=2, max_new_tokens=6, stop_ids=[1], pad_id=0, rng=rng))
     assert first.completions == drawn
     assert first.prompts == ids
 
@@ -273,9 +273,9 @@ def test_long_prompts_are_completed_fewer_at_a_time(monkeypatch: pytest.MonkeyPa
     chunks: list[int] = []
     real = sampling.sample
 
-    def noting(*given: Any, **named: Any) -> list[list[int]]:
-        chunks.append(named["chunk"])
-        return real(*given, **named)
+    def noting(model: Any, prompts: Any, how: sampling.Sampling, told: Any) -> list[list[int]]:
+        chunks.append(how.chunk)
+        return real(model, prompts, how, told)
 
     monkeypatch.setattr(sampling, "sample", noting)
     monkeypatch.setattr(probes, "KEPT_TOKENS", 100)

@@ -99,7 +99,6 @@ def run(arguments: argparse.Namespace) -> int:
     from rlrazor.guard.judgement import judgements, worst
     from rlrazor.guard.law_file import LawFile
 
-    compute.leave_progress_to_us()
     with _quiet_libraries():
         law = None if arguments.law is None else LawFile.load(arguments.law)
         found = _compared(arguments, law, limits)

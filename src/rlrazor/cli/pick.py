@@ -142,7 +142,6 @@ def _pick(arguments: argparse.Namespace, law: "LawFile | None", *, measuring: bo
                 progress.update(task, advance=1, description=step)
 
             compute.prepare_process(threads_alone())
-            compute.leave_progress_to_us()
             measure, cautions = measurer(against, law, told)
         elif (given := probe_given(arguments)) or arguments.generic or arguments.dtype:
             option = next(iter(given), "generic" if arguments.generic else "dtype").replace("_", "-")

@@ -300,7 +300,7 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
         self.looked_at, self.trainer = weakref.ref(model), (lambda: None) if control is None else weakref.ref(control)
         try:
             with compute.generators_untouched(), compute.memory_errors(NO_MEMORY), self._progress(args) as progress:
-                require_measurable(model, tokenizer)
+                require_measurable(model)
                 digest = base_digest(model, self.settings.precision)
                 check_undone(model, recognised=self.law is not None and is_same_base(digest, self.law.base.digest))
                 if self.law is not None:
