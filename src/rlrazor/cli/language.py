@@ -45,7 +45,7 @@ def add_settings(
     for heading, own in groups:
         group = parser.add_argument_group(heading) if own else None
         for name in own:
-            default = defaults[name] + (f"; of 'tiny' {tiny[name]}" if tiny[name] != defaults[name] else "")
+            default = running.with_tiny(defaults, tiny, name)
             running.add_setting(group, name, SETTINGS[name] + more.get(name, ""), default)
 
 
