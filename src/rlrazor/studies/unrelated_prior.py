@@ -35,14 +35,13 @@ from rlrazor.report.drawing import (
     Panel,
     Points,
 )
-from rlrazor.report.keyed import Judged, Keyed, in_short
+from rlrazor.report.keyed import Column, Judged, Keyed, Value, gap, in_short, table_of
 from rlrazor.report.layers import cloud, padded
 from rlrazor.report.study import Section, Study
 from rlrazor.report.tables import fit_cells, ranges_of
 from rlrazor.report.text import NEVER, nats, number, percent, signed
 from rlrazor.studies.engine import KL, PlainStudy, section_of
 from rlrazor.studies.grids import LRS, Grid
-from rlrazor.studies.tables import Column, Value, gap, table_of
 
 NAME = "unrelated-prior"
 DOT_IMAGES = 2_000
