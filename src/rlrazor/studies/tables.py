@@ -7,7 +7,7 @@ from typing import Any
 import polars as pl
 
 from rlrazor.analysis import law
-from rlrazor.analysis.law import LawSummary, PredictorSummary
+from rlrazor.analysis.law import LawSummary, PredictorSummary, r2_of
 from rlrazor.analysis.statistics import Verdict, correlation, estimate_of, floats, seed_means
 from rlrazor.report.keyed import Column, Judged, Keyed, table_of
 from rlrazor.report.text import NEVER, nats, number, percent, signed, written
@@ -42,7 +42,7 @@ def law_table(by: str, label: Callable[[str], str]) -> TableOf:
     def make(compared: Compared) -> Keyed:
         points, fits = compared.points, shared_law(compared.points, by)
         quadratic = fits.quadratic
-        whole = {"checkpoints": len(points), "r2": quadratic.r2 if quadratic else None}
+        whole = {"checkpoints": len(points), "r2": r2_of(quadratic)}
         rows: dict[str, tuple[str, Mapping[str, Any]]] = {"law": ("all", whole)}
         for found in beyond(points, quadratic, by).to_dicts() if quadratic else ():
             value = found[by]

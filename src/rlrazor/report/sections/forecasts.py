@@ -135,7 +135,7 @@ def _judged(of: Tested) -> str:
 COLUMNS = [  # how a predictor did
     Column[Tested]("coverage", "coverage, %", lambda of: of[1].mean("coverage")),
     Column("interval", "interval", lambda of: "holds" if of[1].holds else "too narrow"),
-    Column("lowest", "lowest, %", lambda of: percent(min(unit.trial.coverage for unit in of[1].units))),
+    Column("lowest", "lowest, %", lambda of: percent(of[1].lowest)),
     Column("width", "width, points", lambda of: of[1].mean("width")),
     Column("error", "error, points", lambda of: of[1].mean("error")),
     Column("gain", "gain over guessing", lambda of: of[0].gain(of[1]), signed),

@@ -8,8 +8,17 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from rlrazor.analysis.carry_over import HOLDS, WHERE, ByMethod, CarryOver, examine, gap, over_methods
-from rlrazor.analysis.departures import beyond_others, departures
+from rlrazor.analysis.carry_over import (
+    HOLDS,
+    WHERE,
+    ByMethod,
+    CarryOver,
+    beyond_others,
+    departures,
+    examine,
+    gap,
+    over_methods,
+)
 from rlrazor.analysis.forecast import FORWARD, PROBE, measured
 from rlrazor.analysis.law import PredictorSummary
 from rlrazor.analysis.statistics import Estimate, floats, verdict

@@ -10,7 +10,7 @@ import polars as pl
 from rlrazor.analysis import law
 from rlrazor.analysis.carry_over import gap, over_methods
 from rlrazor.analysis.forecast import FORWARD
-from rlrazor.analysis.law import LeftOut, PredictorSummary
+from rlrazor.analysis.law import LeftOut, PredictorSummary, error_of, r2_of
 from rlrazor.analysis.statistics import Estimate, Verdict, verdict
 from rlrazor.report.drawing import PALETTE, SYMBOLS, WHITE, Axis, Figure, Hover, Interval, Marker, Panel, Points
 from rlrazor.report.keyed import Column, Judged, Keyed, in_short, table_of
@@ -36,7 +36,7 @@ class Ranked:
     @property
     def r2(self) -> float | None:
         """R2 of the quadratic over all checkpoints, what the paper's Table 1 ranks by."""
-        return self.fits.quadratic.r2 if self.fits.quadratic else None
+        return r2_of(self.fits.quadratic)
 
     @property
     def left_out(self) -> LeftOut | None:
@@ -46,7 +46,7 @@ class Ranked:
     @property
     def error(self) -> float | None:
         """Left-out error of the monotone law, fraction of 1."""
-        return self.left_out.mean if self.left_out else None
+        return error_of(self.left_out)
 
     @property
     def gain(self) -> Estimate | None:
@@ -57,7 +57,7 @@ class Ranked:
     @property
     def verdict(self) -> Verdict:
         """Whether it serves a method not in the fit better than guessing does."""
-        return verdict(self.gain, self.fits.methods)
+        return verdict(self.gain, self.fits.counts.methods)
 
 
 def applies(study: Study) -> bool:
@@ -103,9 +103,6 @@ def by_error(ranked: Sequence[Ranked]) -> list[Ranked]:
 def table(ranked: Sequence[Ranked]) -> Keyed:
     """Every measure: what it explains, and what it forecasts."""
 
-    def error(one: Ranked) -> float | None:
-        return _mean(one.fits.quadratic.left_out if one.fits.quadratic else None)
-
     def paper(one: Ranked) -> str:
         return "{:.2f} ± {:.2f}".format(*PAPER[one.measure.column]) if one.measure.column in PAPER else NEVER
 
@@ -113,9 +110,9 @@ def table(ranked: Sequence[Ranked]) -> Keyed:
         Column[Ranked]("group", "measured on", lambda one: one.measure.group),
         Column("r2", "quadratic R²", lambda one: number(one.r2)),
         Column("by-seed", "R² per seed", lambda one: fit_cells(one.fits.quadratic)[1]),
-        Column("monotone", "monotone R²", lambda one: number(one.fits.saturating.r2 if one.fits.saturating else None)),
+        Column("monotone", "monotone R²", lambda one: number(r2_of(one.fits.saturating))),
         Column("spearman", "Spearman", lambda one: number(one.fits.spearman)),
-        Column("quadratic-error", "left-out error, quadratic", lambda one: percent(error(one))),
+        Column("quadratic-error", "left-out error, quadratic", lambda one: percent(error_of(one.fits.quadratic))),
         Column("error", "left-out error, monotone", lambda one: _over_methods(one.left_out)),
         Column("guess", "baseline", lambda one: _over_methods(one.fits.baseline)),
         Column("gain", "gain over baseline", lambda one: signed(one.gain)),
@@ -150,10 +147,6 @@ def _place(order: Sequence[Ranked]) -> str:
     """The place of forward KL."""
     columns = [one.measure.column for one in order]
     return str(columns.index(FORWARD) + 1) if FORWARD in columns else NEVER
-
-
-def _mean(left_out: LeftOut | None) -> float | None:
-    return left_out.mean if left_out else None
 
 
 def _over_methods(left_out: LeftOut | None) -> Estimate | None:
@@ -206,7 +199,7 @@ def _error_panel(
 ) -> Panel:
     """What is forecast; the dashed line is guessing."""
     dots = [cloud for cloud, _ in _by_group(shown, lambda one: None if one.error is None else 100 * one.error, place)]
-    guesses = [100 * mean for one in shown if (mean := _mean(one.fits.baseline)) is not None]
+    guesses = [100 * mean for one in shown if (mean := error_of(one.fits.baseline)) is not None]
     guess = [across("guessing the mean", guesses[0], ends)] if guesses else []
     end = 1.08 * max([*guesses, *(float(np.nanmax(one.x, initial=0.0)) for one in dots)])
     return Panel(
