@@ -45,8 +45,8 @@ def add_settings(
     for heading, own in groups:
         group = parser.add_argument_group(heading) if own else None
         for name in own:
-            default = defaults[name] + (f"; of 'tiny' {tiny[name]}" if tiny[name] != defaults[name] else "")
-            running.add_setting(group, name, SETTINGS[name] + more.get(name, ""), default)
+            text = SETTINGS[name] + more.get(name, "")
+            running.add_setting(group, name, text, running.with_tiny(defaults, tiny, name))
 
 
 _BY_USER = {**SETTINGS_OF, "the base 'tiny'": ("pretrain_steps",)}

@@ -2,7 +2,7 @@
 
 import argparse
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -130,3 +130,8 @@ def counts_in_words(found: "DryRun") -> str:
     """How much there is to do."""
     counts = found.counts
     return f"{counts.runs} runs, {counts.steps:,} updates, {counts.checkpoints:,} checkpoints measured."
+
+
+def with_tiny(defaults: Mapping[str, str], tiny: Mapping[str, str], name: str) -> str:
+    """A default, and that of the base 'tiny' where it is another."""
+    return defaults[name] + (f"; of 'tiny' {tiny[name]}" if tiny[name] != defaults[name] else "")
