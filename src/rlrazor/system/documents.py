@@ -39,11 +39,11 @@ def read_text(path: Path, *, mend: str = "", missing: str | None = None) -> str:
     except FileNotFoundError as error:
         raise RazorError(missing or f"There is no {path}{_ending(mend)}") from error
     except UnicodeDecodeError as error:
-        raise _unreadable(path, f"it is not text in UTF-8 (byte {error.start})", mend) from error
+        raise unreadable(path, f"it is not text in UTF-8 (byte {error.start})", mend) from error
     except (OSError, ValueError) as error:  # ValueError: a path with a null character
         if isinstance(error, OSError) and error.strerror:
             raise RazorError(f"{path} cannot be read ({error.strerror}){_ending(mend)}") from error
-        raise _unreadable(path, str(error), mend) from error
+        raise unreadable(path, error, mend) from error
 
 
 def read_json(path: Path, schema: type[T]) -> T:
@@ -57,11 +57,11 @@ def parse_toml(text: str, where: Path | str) -> dict[str, Any]:
         found = tomllib.loads(text)
         _check(found, finite=True)
     except RecursionError as error:
-        raise _unreadable(where, _NESTED) from error
+        raise unreadable(where, _NESTED) from error
     except NotReadableError as error:
-        raise _unreadable(where, str(error)) from error
+        raise unreadable(where, error) from error
     except ValueError as error:
-        raise _unreadable(where, f"it is not TOML ({error})") from error
+        raise unreadable(where, f"it is not TOML ({error})") from error
     return found
 
 
@@ -70,7 +70,7 @@ def parse_json(text: str, where: Path | str, *, mend: str = "", nan_as_text: boo
     try:
         return loads(text, nan=str if nan_as_text else None)
     except NotReadableError as error:
-        raise _unreadable(where, str(error), mend) from error
+        raise unreadable(where, error, mend) from error
 
 
 class NotReadableError(ValueError):
@@ -117,8 +117,10 @@ def checked(schema: type[T], value: Any, where: Path | str, *, mend: str = "") -
         raise RazorError(f"{where} {_wrong(error)}{_ending(mend)}") from error
 
 
-def _unreadable(where: Path | str, why: str, mend: str = "") -> RazorError:
-    return RazorError(f"{where} cannot be read, as {why[:1].lower()}{why[1:]}{_ending(mend)}")
+def unreadable(where: Path | str, why: object, mend: str = "") -> RazorError:
+    """The error for what cannot be read, and what to do about it."""
+    said = str(why)
+    return RazorError(f"{where} cannot be read, as {said[:1].lower()}{said[1:]}{_ending(mend)}")
 
 
 def _ending(mend: str) -> str:
