@@ -5,7 +5,6 @@ import math
 from contextlib import nullcontext
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -58,8 +57,7 @@ def base_digest(model: Any, precision: str | None = None) -> str:
     logp_T = token_log_probs(model, precision)
     if not logp_T.isfinite().all():
         raise NotFiniteError("logits are not finite")
-    chosen = np.linspace(0, len(logp_T) - 1, min(len(logp_T), DIGEST_VALUES)).astype(int)
-    values = " ".join(f"{value:.4f}" for value in logp_T.numpy()[chosen])
+    values = " ".join(f"{value:.4f}" for value in logp_T[compute.spread(len(logp_T), DIGEST_VALUES)].tolist())
     return f"{precision or compute.precision_of(model)} {total:.12e} {math.sqrt(square):.12e} {values}"
 
 
