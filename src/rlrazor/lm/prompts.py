@@ -13,7 +13,7 @@ from typing import Any
 
 from rlrazor.errors import RazorError, cause_of
 from rlrazor.lm import encoding
-from rlrazor.system.documents import loads
+from rlrazor.system.documents import is_utf8, loads
 
 _MISSING = ("nan", "NaN", "null", "NULL", "None", "<NA>", "NA", "N/A", "#N/A")
 _TURNS_AS_TEXT = re.compile(r"""\s*(\[\s*)?\{\s*["'](role|content|from)["']\s*:""")  # of JSON, or as Python writes it
@@ -185,12 +185,8 @@ def _name_of(value: Any) -> str:
 
 def _check_unicode(prompt: Prompt, where: str) -> None:
     """JSON can write half of a surrogate pair, which no tokenizer takes."""
-    try:
-        json.dumps(prompt, ensure_ascii=False, default=str).encode()
-    except UnicodeEncodeError as error:
-        raise RazorError(
-            f"{where}: the text is not valid Unicode ({error.reason}): mend it, or leave it out."
-        ) from error
+    if not is_utf8(json.dumps(prompt, ensure_ascii=False, default=str)):
+        raise RazorError(f"{where}: the text is not valid Unicode (surrogates not allowed): mend it, or leave it out.")
 
 
 def encode(tokenizer: Any, prompts: Sequence[Prompt], chat: bool) -> list[list[int]]:

@@ -31,7 +31,6 @@ SIMILAR = 1.25  # lengths of prompts that are read together, where there are eno
 ENOUGH, ENOUGH_ON_GPU = 64, 256  # sequences: fewer at a time take longer each
 STAYING = 0.75  # of a batch: where no more are unfinished, the others leave it
 
-
 Told = Callable[[float], None]  # hears how much is done, a fraction of 1
 
 
