@@ -95,11 +95,6 @@ def _in_template(
     )
 
 
-def user_turn(text: str) -> list[dict[str, str]]:
-    """A text as a conversation."""
-    return [{"role": "user", "content": text}]
-
-
 @_without_panics
 def completion_ids(tokenizer: Any, text: str, stop: Sequence[str] = ()) -> list[int]:
     """A completion's token ids, ended by the first stop string where that is one token, else by eos.

@@ -200,7 +200,7 @@ def encode(tokenizer: Any, prompts: Sequence[Prompt], chat: bool) -> list[list[i
         check(prompt, f"Prompt {number}")
         said, template = parts_of(prompt)
         if isinstance(said, str):
-            asked.append((encoding.user_turn(said) if chat and has_template else said, template))
+            asked.append(([{"role": "user", "content": said}] if chat and has_template else said, template))
         elif has_template:
             asked.append((_without_none(said), template))
         else:
