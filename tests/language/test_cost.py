@@ -13,15 +13,16 @@ from rlrazor.experiments.language import cost, tiny
 from rlrazor.experiments.language.config import PRESETS
 from rlrazor.experiments.language.cost import Timing, kind_of
 from rlrazor.experiments.language.demonstrations import Prompts
-from rlrazor.experiments.language.evaluate import PriorSuite, Reference
+from rlrazor.experiments.language.evaluate import Asked, Reference
 from rlrazor.experiments.language.experiment import Language
 from rlrazor.experiments.language.methods import find_method
 from rlrazor.experiments.language.setup import TaskSource
+from rlrazor.experiments.language.suites import PriorSuite
 from rlrazor.experiments.language.tasks import Item, Splits, Task
 from rlrazor.lm.models import LanguageModel
 from rlrazor.lm.probes import GenericText
 from rlrazor.runs.dry_run import Counts, DryRun, Measured, estimate, planned
-from rlrazor.runs.experiment import Cost
+from rlrazor.runs.experiment import Cost, Phase
 from rlrazor.runs.records import BASE
 from rlrazor.system import cores, phases
 from tiny_models import char_tokenizer, tiny_llama
@@ -41,8 +42,8 @@ def test_seconds_are_counts_times_what_was_timed(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(cores, "available", lambda: 16)
 
     def seconds(jobs: int, threads: int) -> float:
-        own = replace(config, threads=threads)
-        found = estimate(Language("tiny", TaskSource("letters")), own, [*bases, *offline, *on_policy], jobs=jobs)
+        own, phases = replace(config, threads=threads), [Phase("all", [*bases, *offline, *on_policy])]
+        found = estimate(Language("tiny", TaskSource("letters")), own, phases, jobs=jobs)
         assert found.measured is not None
         return found.measured.seconds
 
@@ -141,7 +142,7 @@ def test_answers_that_all_score_alike_are_said_before_hours_of_training(score: f
     task = Task("own", "own", "", lambda path: Splits(items, items), verify, max_new_tokens=3, chat=False)
     text = GenericText(("some text", "and more"))
     suite = PriorSuite(lambda lm: {"a": (0.5, None)}, text, text.texts, ("ab", "cd", "ef", "abc") * 4)
-    reference = Reference(base, task, Prompts.of(task, items, base), suite, 1, "greedy")
+    reference = Reference(base, [Asked(base, task, Prompts.of(task, items, base), suite, 1, "greedy")], suite)
     heard: list[str] = []
     ignored: Any = lambda *_: None  # noqa: E731
     with phases.heard(ignored, heard.append):

@@ -14,6 +14,7 @@ from tokenizers import processors
 
 from rlrazor.errors import RazorError
 from rlrazor.guard import base_side
+from rlrazor.guard.measured_on import MeasuredOn
 from rlrazor.lm import kl, probes, sampling
 from rlrazor.lm.adapters import base_weights
 from rlrazor.lm.digests import base_digest, is_same_base, tokenizer_digest
@@ -287,7 +288,8 @@ def test_long_prompts_are_completed_fewer_at_a_time(monkeypatch: pytest.MonkeyPa
 
 def test_a_monitors_completions_are_there_for_compare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever asks, and whether the precision was named: the base's side is sampled once."""
-    base_side.BaseSide.of(tiny_llama(), TOKENIZER, ["a:", "b="], GenericText(("abc",)), SETTINGS, cache_dir=tmp_path)
+    on = MeasuredOn(["a:", "b="], GenericText(("abc",)), SETTINGS)
+    base_side.BaseSide.of(tiny_llama(), TOKENIZER, on, cache_dir=tmp_path)
     (kept,) = tmp_path.iterdir()
     monkeypatch.setattr(sampling, "sample", None)
     model = tiny_llama()

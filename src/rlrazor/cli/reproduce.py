@@ -1,24 +1,30 @@
 """`razor reproduce parity-mnist`, `language`, `continual` and `forecast`: whole experiments, from data to report."""
 
 import argparse
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from rlrazor import studies
-from rlrazor.cli import language, running
+from rlrazor.cli import early, language, running
 from rlrazor.cli.outputs import check_run_folder
 from rlrazor.cli.printing import Subparsers, options_of
 from rlrazor.errors import RazorError
-from rlrazor.experiments.continual import config as continual
+from rlrazor.experiments.continual.config import HELP
+from rlrazor.experiments.language import sequences as model_sequences
+from rlrazor.experiments.language.config import settled
 from rlrazor.experiments.parity_mnist import config as parity
+from rlrazor.experiments.parity_mnist import sequences
 from rlrazor.extras import needs_extra
 from rlrazor.runs.settings import help_of
+from rlrazor.system import cores
 from rlrazor.system.terminal import Terminal
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from rlrazor.experiments.continual.experiment import Continual
     from rlrazor.experiments.parity_mnist.experiment import ParityMnist
     from rlrazor.runs.runner import Done, Options
 
@@ -69,7 +75,35 @@ def _add_continual(experiments: Subparsers) -> None:
         description="Pre-train, choose each method's learning rate on the first task, go through the tasks stage by "
         "stage, each until it is learned, measure, write the report. Run the same command again to continue.",
     )
-    _add_settings(parser, "continual", continual)
+    parser.add_argument(
+        "--preset", help="images: quick (minutes, the default) or paper; a language model: tiny (half an hour)"
+    )
+    parser.add_argument("--out", type=Path, metavar="DIR", help="run folder (default: runs/continual-PRESET)")
+    (images, of_images), (models, of_models) = (
+        (help_of(type(preset)), running.defaults_of(preset))
+        for preset in (sequences.PRESETS["quick"], model_sequences.PRESETS["tiny"])
+    )
+    groups = {
+        running.GRID: [name for name in images if name in models],
+        "... of images": [name for name in images if name not in models],
+        "... of language models": [name for name in models if name not in (*images, "task", "thresholds")],
+    }
+    defaults = {name: running.with_tiny(of_models | of_images, of_images | of_models, name) for name in images | models}
+    for title, names in groups.items():
+        group = parser.add_argument_group(title)
+        for name in names:
+            running.add_setting(group, name, (models | images | HELP)[name], defaults[name])
+    running.add_config(parser)
+    parser.add_argument("--jobs", type=int, help="processes (default: the cores; of a language model but 'tiny' 1)")
+    parser.add_argument("--data-dir", type=Path, metavar="DIR", help="where the IDX files lie, if you have them")
+    parser.add_argument("--data-mirror", type=Path, metavar="DIR", help="local JSONL files of the prior tasks")
+    parser.add_argument(
+        "--allow-code-execution", action="store_true", help="run code that the model writes (HumanEval), unsandboxed"
+    )
+    language.add_running(parser)
+    running.add_weights(parser)
+    parser.add_argument("--dry-run", action="store_true", help="print the grid, its size and cost; train nothing")
+    running.add_json(parser)
     parser.set_defaults(run=run_continual, options=options_of(parser))
 
 
@@ -116,18 +150,18 @@ def run_language(arguments: argparse.Namespace) -> int:
 
 def run_continual(arguments: argparse.Namespace) -> int:
     """Run the stages of a preset."""
-    from rlrazor.experiments.continual.experiment import Continual
     from rlrazor.runs import runner
     from rlrazor.runs.dry_run import estimate, planned
     from rlrazor.runs.settings import resolve
 
-    named = running.named(arguments, help_of(continual.Config))
+    named = running.named(arguments, help_of(sequences.ImageSequences) | help_of(model_sequences.ModelSequences))
     preset = named.pop("preset", None) or "quick"
-    given = {name: continual.parse_setting(name, value) for name, value in named.items()}
-    config = resolve(continual.PRESETS, preset, given)
-    out = arguments.out or Path("runs") / f"continual-{preset}"
-    options = running.options_of_run(arguments, out, preset, jobs=arguments.jobs, weights=arguments.weights)
-    experiment, console = Continual(arguments.data_dir), Terminal(stderr=True)
+    family: Any = model_sequences if preset in model_sequences.PRESETS else sequences
+    given = {name: family.parse_setting(name, value) for name, value in named.items()}
+    config = resolve({**sequences.PRESETS, **model_sequences.PRESETS}, preset, given)
+    out, console = arguments.out or Path("runs") / f"continual-{preset}", Terminal(stderr=True)
+    experiment, config, jobs = _family(arguments, config)
+    options = running.options_of_run(arguments, out, preset, jobs=jobs, weights=arguments.weights)
     if arguments.dry_run:
         specs = planned(experiment, config)
         found = estimate(experiment, config, specs, jobs=options.jobs, weights=options.weights)
@@ -135,11 +169,40 @@ def run_continual(arguments: argparse.Namespace) -> int:
         running.show_plan(config, found, what, out, jobs=options.jobs, as_json=arguments.json)
         return 0
     check_run_folder(arguments, out)
-    _fetch(arguments.data_dir, console)
+    if family is sequences:
+        _fetch(arguments.data_dir, console)
     with running.writing(out):
         done = runner.run(experiment, config, options, console)
         running.report(out, done, console, as_json=arguments.json)
     return 0
+
+
+def _family(arguments: argparse.Namespace, config: Any) -> "tuple[Continual, Any, int]":
+    """The experiment whose config this is, that as it is settled on this machine, and the processes it takes."""
+    if isinstance(config, sequences.ImageSequences):
+        from rlrazor.experiments.parity_mnist.stages import Images
+
+        return Images(arguments.data_dir), config, arguments.jobs or cores.available()
+    needs_extra("guard", "train", "eval")
+    language.require_forgetting(config, "reproduce continual")
+    from rlrazor.experiments.language.tasks import find_task
+
+    early.require_prior(config.prior)
+    if not arguments.dry_run:
+        early.require_source(config.base)
+    fetched = any(find_task(name).from_hub for name in config.tasks)
+    early.settle_hub(config.base, data=fetched or (config.base != early.TINY and arguments.data_mirror is None))
+    from rlrazor.experiments.language.setup import PriorSource, Running, TaskSource
+    from rlrazor.experiments.language.stages import Models
+    from rlrazor.lm import compute
+
+    compute.prepare_process(config.threads)
+
+    first, *further = (TaskSource(name) for name in config.tasks)
+    prior = PriorSource(arguments.data_mirror, arguments.allow_code_execution)
+    how = Running(arguments.micro_batch, arguments.save_every, report_to=arguments.report_to)
+    jobs = language.jobs_of(arguments, config)
+    return Models(config.base, first, prior, how, tuple(further)), settled(config), jobs
 
 
 def run_forecast(arguments: argparse.Namespace) -> int:
@@ -253,6 +316,15 @@ def _run(
     return done
 
 
+@dataclass(frozen=True)
+class _Analyses:
+    """What decides the runs of analyses that need no sweep; each has a grid of its own."""
+
+    analysis: tuple[str, ...]
+    preset: str
+    seeds: tuple[int, ...]
+
+
 def _show_plan(
     arguments: argparse.Namespace,
     experiment: "ParityMnist",
@@ -260,15 +332,15 @@ def _show_plan(
     options: "Options",
     analyses: "Sequence[str]",
 ) -> None:
-    """What a dry run prints: the sweep's runs and the analyses'."""
+    """What a dry run prints: the sweep's runs and the analyses', with the sweep's settings where it is run."""
     from rlrazor.runs.dry_run import estimate, planned
     from rlrazor.studies import run as of_studies
 
-    specs: list[Any] = planned(experiment, config) if studies.needs_sweep(analyses) else []
+    sweeps = studies.needs_sweep(analyses)
+    phases = planned(experiment, config) if sweeps else []
     for name in set(analyses) & set(studies.STUDIES):
-        for phase in of_studies.phases(name, options.preset, config.seeds, "", None):
-            specs += phase.specs
-    found = estimate(experiment, config, list(dict.fromkeys(specs)), jobs=options.jobs, weights=options.weights)
+        phases += of_studies.phases(name, options.preset, config.seeds, "", None)
+    found = estimate(experiment, config, phases, jobs=options.jobs, weights=options.weights)
     counts = found.counts
     shared = (
         ""
@@ -276,4 +348,5 @@ def _show_plan(
         else (f", {counts.trained} of them trained (a short constant run is the beginning of a longer one)")
     )
     what = f"{counts.runs} runs{shared}, {counts.checkpoints} checkpoints measured."
-    running.show_plan(config, found, what, options.out, jobs=options.jobs, as_json=arguments.json)
+    grid = config if sweeps else _Analyses(tuple(analyses), options.preset, config.seeds)
+    running.show_plan(grid, found, what, options.out, jobs=options.jobs, as_json=arguments.json)
