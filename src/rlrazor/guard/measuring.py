@@ -45,6 +45,7 @@ def measurer(against: Against, law: LawFile | None, told: Callable[[str], None])
     Those gain what is found while measuring.
     """
     base, dtype, on = against.base, against.dtype, against.on
+    told("the base on the probes")
     try:
         with compute.memory_errors(NO_MEMORY):
             own = load(base, dtype=dtype)
@@ -57,9 +58,9 @@ def measurer(against: Against, law: LawFile | None, told: Callable[[str], None])
     vocabulary, tokenizer = Vocabulary.of(own), own.tokenizer
     notes = on.cautions(side.whole)
     del own
-    told("checkpoints")
 
     def measure(path: Path, step: int) -> Forgetting:
+        told(path.name)
         try:
             with compute.memory_errors(NO_MEMORY):
                 adapter = path if is_adapter(path) else None
@@ -70,8 +71,6 @@ def measurer(against: Against, law: LawFile | None, told: Callable[[str], None])
                 kls = kls_of(side.measure(tuned.model))
         except NotFiniteError as error:
             raise RazorError("its outputs are NaN or infinite: training has diverged there.") from error
-        finally:
-            told(path.name)
         return Forgetting.by(law, step, kls, on.prompts, side.whole)
 
     return measure, notes
