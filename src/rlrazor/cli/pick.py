@@ -14,7 +14,7 @@ from rlrazor.extras import needs_extra
 
 if TYPE_CHECKING:
     from rlrazor.guard.law_file import LawFile
-    from rlrazor.guard.measuring import Against
+    from rlrazor.guard.measured_on import MeasuredOn
     from rlrazor.guard.metric import NewScore
     from rlrazor.guard.pick import Pick
     from rlrazor.guard.verdict import Limits
@@ -129,14 +129,14 @@ def _measured(arguments: argparse.Namespace, limits: "Limits", score: "NewScore"
         raise RazorError(
             f"{arguments.folder} is of a sweep, whose scores were measured: leave --base and --prompts out."
         )
-    against = _against(arguments, law)
+    dtype, on = _probe_of(arguments, law)
     run = run_in(arguments.folder, arguments.run_id)
     metric_of(run, score, limits, law)
     require_loadable([one.path for one in run.checkpoints])
     compute.prepare_process(threads_alone())
     compute.leave_progress_to_us()
     with steps_shown(len(run.checkpoints) + 1) as told:
-        measure, cautions = measurer(against, law, told)
+        measure, cautions = measurer(arguments.base, dtype, on, law, told)
         found = pick(arguments.folder, limits, score, law=law, measure=measure, run=arguments.run_id)
     return replace(found, notes=[*cautions, *found.notes])
 
@@ -148,10 +148,12 @@ def _refuse_probe(arguments: argparse.Namespace) -> None:
         raise RazorError(f"--{option} is about measuring here, which takes --base and --prompts.")
 
 
-def _against(arguments: argparse.Namespace, law: "LawFile | None") -> "Against":
-    """Raises RazorError for what is missing, unreadable, or not the law's."""
+def _probe_of(arguments: argparse.Namespace, law: "LawFile | None") -> "tuple[str, MeasuredOn]":
+    """What models are loaded in, and what they are measured on.
+
+    Raises RazorError for what is missing, unreadable, or not the law's.
+    """
     from rlrazor.guard.measured_on import MeasuredOn
-    from rlrazor.guard.measuring import Against
     from rlrazor.lm.probes import GenericText, ProbeSettings, read_generic, read_prompts
 
     if arguments.base is None or arguments.prompts is None:
@@ -159,6 +161,6 @@ def _against(arguments: argparse.Namespace, law: "LawFile | None") -> "Against":
     given, dtype = probe_without_law(arguments, law), dtype_of(arguments.dtype, law)
     prompts = read_prompts(arguments.prompts)
     if law is not None:
-        return Against(arguments.base, dtype, MeasuredOn(prompts, law.generic, law.settings))
+        return dtype, MeasuredOn(prompts, law.generic, law.settings)
     generic = GenericText.built_in() if arguments.generic is None else read_generic(arguments.generic)
-    return Against(arguments.base, dtype, MeasuredOn(prompts, generic, ProbeSettings(**given, precision=dtype)))
+    return dtype, MeasuredOn(prompts, generic, ProbeSettings(**given, precision=dtype))
