@@ -119,6 +119,7 @@ def test_one_model_is_in_memory_at_a_time(folders: Path, monkeypatch: pytest.Mon
     import weakref
 
     from rlrazor.guard import compare as module
+    from rlrazor.guard import measuring
 
     alive: list[weakref.ref[Any]] = []
     counts: list[int] = []
@@ -130,7 +131,8 @@ def test_one_model_is_in_memory_at_a_time(folders: Path, monkeypatch: pytest.Mon
         alive.append(weakref.ref(lm.model))
         return lm
 
-    monkeypatch.setattr(module, "load", counting)
+    for of in (module, measuring):
+        monkeypatch.setattr(of, "load", counting)
     for tuned, loads in (("tuned", 3), ("adapter", 2)):
         alive.clear()
         counts.clear()

@@ -252,7 +252,7 @@ def test_kl_is_judged_by_its_own_interval(found: Comparison) -> None:
     assert re.search(r"About [\d,]+ prompts instead of 24 would tell", one.sentence)
     # A single prompt has no standard error: that passes nothing but what is 0.
     kls = {**found.kl, "kl_forward": MeanKL(0.1, math.nan)}
-    setup = replace(found.setup, prompts=replace(found.setup.prompts, measured=1))
+    setup = replace(found.setup, measured=1)
     alone = replace(found, distances=replace(found.distances, kl=kls), setup=setup)
     assert judgements(alone, Limits(kl=0.11))[0].verdict is Verdict.UNCERTAIN
 

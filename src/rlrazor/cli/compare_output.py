@@ -69,7 +69,7 @@ def as_json(found: Comparison, judged: Sequence[Judgement] = ()) -> dict[str, An
         "layers": [_change(layer) for layer in found.weights.layers],
         "cknna": found.distances.cknna,
         "precision": found.pair.dtype,
-        "first_prompt": found.setup.prompts.first,
+        "first_prompt": found.setup.first_prompt,
         "settings": found.setup.as_json(),
         "notes": list(found.notes),
     }
@@ -102,9 +102,7 @@ def print_findings(found: Comparison, judged: Sequence[Judgement]) -> None:
     shown = dict(settings_of(found.setup, found.pair.dtype))
     measured = (f"{name} {shown[name]}" for name in ("prompts", "completions", "generic probe"))
     console.print(Text(f"Settings: {'; '.join(measured)}; {found.pair.dtype}.", style="dim"))
-    console.print(
-        Text(f"The first prompt, as measured in {found.pair.dtype}: {shortened(found.setup.prompts.first)!r}")
-    )
+    console.print(Text(f"The first prompt, as measured in {found.pair.dtype}: {shortened(found.setup.first_prompt)!r}"))
     if not found.same:
         _print_moved(found, console)
     for sentence in sentences(found):

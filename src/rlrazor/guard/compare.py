@@ -29,10 +29,8 @@ from rlrazor.guard.comparison import (
     REVERSE,
     Comparison,
     Distances,
-    GenericUsed,
     LawSays,
     MeasuringSetup,
-    PromptsUsed,
     Weights,
 )
 from rlrazor.guard.comparison import Pair as Pair
@@ -146,7 +144,6 @@ def _comparison(request: _Request, found: _Found, notes: list[str]) -> Compariso
     forward = found.tuned.drifts[FORWARD]
     per_token = {name: drift.per_token for name, drift in drawn.items()}
     base, tuned = (found.base.completions, forward), (found.tuned.completions, found.reverse)
-    first = as_read(tokenizer, found.base.completions.prompts[0])
     return Comparison(
         pair=request.pair,
         distances=Distances(estimates, per_token, found.base.noise, scale.focus_of(forward), found.tuned.cknna),
@@ -154,23 +151,22 @@ def _comparison(request: _Request, found: _Found, notes: list[str]) -> Compariso
         weights=found.weights,
         law_says=law_says,
         truth=truth,
-        setup=_setup(request, PromptsUsed(len(on.prompts), measured[FORWARD], on.prompts_hash, first)),
+        setup=_setup(request, found),
         notes=[*notes, *found.notes],
     )
 
 
-def _setup(request: _Request, prompts: PromptsUsed) -> MeasuringSetup:
+def _setup(request: _Request, found: _Found) -> MeasuringSetup:
     packages = {"rlrazor", "torch", "transformers"} | ({"peft"} if request.adapted else set())
     packages |= {"lm-eval"} if request.suite is not None else set()
     versions = {}
     for name in sorted(packages):
         with suppress(PackageNotFoundError):
             versions[name] = version(name)
-    generic = request.on.generic
     return MeasuringSetup(
-        probe=request.on.settings,
-        prompts=prompts,
-        generic=GenericUsed(len(generic.texts or generic.prompts), generic.content_hash),
+        on=request.on,
+        measured=found.tuned.drifts[FORWARD].n_prompts,
+        first_prompt=as_read(found.base.read.tokenizer, found.base.completions.prompts[0]),
         level=request.level,
         prior_limit=None if request.suite is None else request.suite.limit,
         date=datetime.now(UTC).isoformat(timespec="seconds"),
