@@ -244,4 +244,4 @@ def _panel(
     )
 
 
-STUDY = PlainStudy(grids, section)
+STUDY = PlainStudy(section, grids=grids)

@@ -271,4 +271,4 @@ def _measures_panel(tasks: Sequence[PriorTask]) -> Panel:
     )
 
 
-STUDY = PlainStudy(grids, section)
+STUDY = PlainStudy(section, grids=grids)
