@@ -6,7 +6,7 @@ from typing import Any, Literal
 import numpy as np
 import polars as pl
 
-from rlrazor.analysis.law import PredictorSummary
+from rlrazor.analysis.law import LawSummary, PredictorSummary
 from rlrazor.analysis.statistics import Estimate, floats
 from rlrazor.report.drawing import (
     INK,
@@ -83,6 +83,13 @@ def means(label: str, cells: pl.DataFrame, at: Sequence[float], column: str, col
         Marker(color, symbol, size=7.5, line=True),
         interval=Interval(floats(cells, f"{column}_low"), floats(cells, f"{column}_high")),
     )
+
+
+def r2s(label: str, fits: Sequence[LawSummary | None], at: Floats, marker: Marker) -> Points:
+    """R2 of laws, mean and standard deviation over seeds, at the places `at`; with one seed, R2 of all checkpoints."""
+    found = [fit and (fit.r2 if fit.r2_seed_mean is None else fit.r2_seed_mean) for fit in fits]
+    mean, half = np.array(found, float), np.array([fit.r2_seed_sd if fit else None for fit in fits], float)
+    return Points(label, mean, at, marker, interval=Interval(mean - half, mean + half, "x"))
 
 
 def spots(
