@@ -16,14 +16,12 @@ from rich.console import Console
 from idx_files import write_dataset
 from rlrazor.cli import main
 from rlrazor.errors import RazorError
-from rlrazor.experiments.continual.config import PAPER_METHODS, PRESETS, Config
-from rlrazor.experiments.continual.evaluate import earlier_of
-from rlrazor.experiments.continual.experiment import Continual
-from rlrazor.experiments.continual.methods import find_method, label_of
-from rlrazor.experiments.continual.tasks import ALL, Questions, correct_answers, load_tests, pretraining
-from rlrazor.experiments.continual.train import lesson_of
+from rlrazor.experiments.continual.measures import earlier_of
 from rlrazor.experiments.parity_mnist.methods import sft_1, sft_2
 from rlrazor.experiments.parity_mnist.policy import load_weights
+from rlrazor.experiments.parity_mnist.sequences import PAPER_METHODS, PRESETS, ImageSequences
+from rlrazor.experiments.parity_mnist.splits import ALL, Questions, correct_answers, load_tests, pretraining
+from rlrazor.experiments.parity_mnist.stages import Images, find_method, label_of, lesson_of
 from rlrazor.report import drawing
 from rlrazor.runs import runner
 from rlrazor.runs.dry_run import planned
@@ -32,8 +30,9 @@ from rlrazor.runs.records import BASE, Record, RunSpec
 from rlrazor.runs.store import Checkpoint, RunStore
 
 SETTINGS: dict[str, Any] = {"train_size": 200, "test_size": 60, "checkpoints_per_epoch": 3, "batch_size": 32}
-SETTINGS |= {"group_size": 8, "epochs": 2, "pretrain_size": 60, "pretrain_epochs": 4, "target": 0.95}
-CONFIG = Config(("sft-2", "grpo"), ("parity", "prime"), 1, (3e-4, 1e-3), (0,), **SETTINGS)
+SETTINGS |= {"group_size": 8, "epochs": (2,), "pretrain_size": 60, "pretrain_epochs": 4, "target": 0.95}
+SETTINGS["schedules"] = ("constant",)
+CONFIG = ImageSequences(("sft-2", "grpo"), (3e-4, 1e-3), tasks=("parity", "prime"), **SETTINGS)
 
 
 @pytest.fixture(scope="module")
@@ -107,10 +106,10 @@ def test_what_is_no_sequence_is_refused(wrong: dict[str, Any], said: str) -> Non
 Scores = Callable[[RunSpec], list[tuple[float, float]]]
 
 
-def planted(store: RunStore, config: Config, data_dir: Path, scores: Scores) -> list[Phase]:
+def planted(store: RunStore, config: ImageSequences, data_dir: Path, scores: Scores) -> list[Phase]:
     """Go through the phases; a run has these (new, prior) at steps 10, 20 ..."""
     phases = []
-    for phase in Continual(data_dir).phases(config, store):
+    for phase in Images(data_dir).phases(config, store):
         for spec in phase.specs:
             pairs = scores(spec)
             records = [
@@ -174,17 +173,17 @@ def test_a_dry_run_counts_as_many_runs_as_there_are(tmp_path: Path, data_dir: Pa
     phases = planted(RunStore(tmp_path), CONFIG, data_dir, lambda spec: [(0.96, 0.6 + spec.params["lr"])])
     there = {spec for phase in phases for spec in [*phase.specs, *(of.spec for s in phase.specs for of in s.chain)]}
     # The rate that a dry run takes may be another one than the rule's, with which `rates` would share its runs.
-    assert abs(len(planned(Continual(data_dir), CONFIG)) - len(there)) <= len(CONFIG.methods)
-    assert len(planned(Continual(), PRESETS["paper"])) > 690  # 23 methods, 3 seeds, 2 orders of 5 stages
+    assert abs(len(planned(Images(data_dir), CONFIG)) - len(there)) <= len(CONFIG.methods)
+    assert len(planned(Images(), PRESETS["paper"])) > 690  # 23 methods, 3 seeds, 2 orders of 5 stages
 
 
 # Training
 
 
-def trained(out: Path, data_dir: Path, config: Config) -> tuple[RunStore, list[Phase]]:
+def trained(out: Path, data_dir: Path, config: ImageSequences) -> tuple[RunStore, list[Phase]]:
     """All of a config's runs, with all their weights."""
     options = runner.Options(out, weights="all")
-    one = runner.Runner(Continual(data_dir), options, Console(quiet=True))
+    one = runner.Runner(Images(data_dir), options, Console(quiet=True))
     with one.store.open_for_writing():
         one.finish(one.experiment.phases(config, one.store))
     return one.store, one.phases
@@ -264,7 +263,9 @@ def test_images_of_pretraining_do_not_depend_on_what_else_there_is(data_dir: Pat
 
 COMMAND = ["reproduce", "continual", "--methods", "sft-2,grpo,replay,ewc", "--tasks", "parity,prime", "--seeds", "0,1"]
 COMMAND += ["--lrs", "1e-3", "--orders", "2", "--jobs", "1"]
-COMMAND += [text for name, value in SETTINGS.items() for text in (f"--{name.replace('_', '-')}", str(value))]
+COMMAND += [
+    text for name, value in SETTINGS.items() for text in (f"--{name.replace('_', '-')}", str(value).strip("(),'"))
+]
 
 
 @pytest.fixture(scope="module")
@@ -307,28 +308,28 @@ def test_an_interruption_between_stages_changes_nothing(
     finished: Path, tmp_path: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(drawing, "save", lambda *arguments, **options: None)
-    train = Continual.train
+    train = Images.train
     trained_specs: list[RunSpec] = []
 
-    def stopping(self: Continual, spec: RunSpec, store: RunStore) -> Iterator[Checkpoint]:
+    def stopping(self: Images, spec: RunSpec, store: RunStore) -> Iterator[Checkpoint]:
         trained_specs.append(spec)
         if len(spec.chain) == 2:  # the second stage
             raise RazorError("stopped here")
         return train(self, spec, store)
 
     command = [*COMMAND, "--data-dir", str(data_dir), "--out", str(tmp_path / "out")]
-    monkeypatch.setattr(Continual, "train", stopping)
+    monkeypatch.setattr(Images, "train", stopping)
     assert main(command) == 2
     before = len(trained_specs) - 1
     assert before > 0
     assert not (tmp_path / "out" / "records.parquet").exists()
     trained_specs.clear()
 
-    def counting(self: Continual, spec: RunSpec, store: RunStore) -> Iterator[Checkpoint]:
+    def counting(self: Images, spec: RunSpec, store: RunStore) -> Iterator[Checkpoint]:
         trained_specs.append(spec)
         return train(self, spec, store)
 
-    monkeypatch.setattr(Continual, "train", counting)
+    monkeypatch.setattr(Images, "train", counting)
     assert main(command) == 0
     resumed, whole = (pl.read_parquet(out / "records.parquet") for out in (tmp_path / "out", finished))
     assert_frame_equal(resumed, whole, check_exact=True)

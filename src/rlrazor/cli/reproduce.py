@@ -10,8 +10,8 @@ from rlrazor.cli import language, running
 from rlrazor.cli.outputs import check_run_folder
 from rlrazor.cli.printing import Subparsers, options_of
 from rlrazor.errors import RazorError
-from rlrazor.experiments.continual import config as continual
 from rlrazor.experiments.parity_mnist import config as parity
+from rlrazor.experiments.parity_mnist import sequences
 from rlrazor.extras import needs_extra
 from rlrazor.runs.settings import help_of
 from rlrazor.system.terminal import Terminal
@@ -69,7 +69,7 @@ def _add_continual(experiments: Subparsers) -> None:
         description="Pre-train, choose each method's learning rate on the first task, go through the tasks stage by "
         "stage, each until it is learned, measure, write the report. Run the same command again to continue.",
     )
-    _add_settings(parser, "continual", continual)
+    _add_settings(parser, "continual", sequences)
     parser.set_defaults(run=run_continual, options=options_of(parser))
 
 
@@ -78,7 +78,7 @@ def _add_settings(parser: argparse.ArgumentParser, name: str, of: ModuleType) ->
     parser.add_argument("--preset", help="the grid to start from: quick (minutes, the default) or paper")
     parser.add_argument("--out", type=Path, metavar="DIR", help=f"run folder (default: runs/{name}-PRESET)")
     grid, defaults = parser.add_argument_group(running.GRID), running.defaults_of(of.PRESETS["quick"])
-    for setting, text in help_of(of.Config).items():
+    for setting, text in help_of(type(of.PRESETS["quick"])).items():
         running.add_setting(grid, setting, text, defaults[setting])
     running.add_config(parser)
     running.add_jobs(parser)
@@ -116,18 +116,18 @@ def run_language(arguments: argparse.Namespace) -> int:
 
 def run_continual(arguments: argparse.Namespace) -> int:
     """Run the stages of a preset."""
-    from rlrazor.experiments.continual.experiment import Continual
+    from rlrazor.experiments.parity_mnist.stages import Images
     from rlrazor.runs import runner
     from rlrazor.runs.dry_run import estimate, planned
     from rlrazor.runs.settings import resolve
 
-    named = running.named(arguments, help_of(continual.Config))
+    named = running.named(arguments, help_of(sequences.ImageSequences))
     preset = named.pop("preset", None) or "quick"
-    given = {name: continual.parse_setting(name, value) for name, value in named.items()}
-    config = resolve(continual.PRESETS, preset, given)
+    given = {name: sequences.parse_setting(name, value) for name, value in named.items()}
+    config = resolve(sequences.PRESETS, preset, given)
     out = arguments.out or Path("runs") / f"continual-{preset}"
     options = running.options_of_run(arguments, out, preset, jobs=arguments.jobs, weights=arguments.weights)
-    experiment, console = Continual(arguments.data_dir), Terminal(stderr=True)
+    experiment, console = Images(arguments.data_dir), Terminal(stderr=True)
     if arguments.dry_run:
         specs = planned(experiment, config)
         found = estimate(experiment, config, specs, jobs=options.jobs, weights=options.weights)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import product
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rlrazor.errors import RazorError
 from rlrazor.runs import settings
@@ -18,6 +18,9 @@ from rlrazor.runs.settings import (
     log_spaced,
     setting,
 )
+
+if TYPE_CHECKING:
+    from rlrazor.experiments.parity_mnist.methods import Method
 
 EXPERIMENT = "parity-mnist"
 RECIPE = 3  # goes into every base's spec: raise it when a change to this folder changes the bits of a run
@@ -78,15 +81,17 @@ class Config:
     @property
     def taught(self) -> list[str]:
         """The methods that imitate a teacher. Raises RazorError for an unknown one."""
+        return [name for name in self.methods if self.found(name)[0].from_teacher]
+
+    def found(self, name: str) -> "tuple[Method, Any]":
+        """The method of this name, and whether it has a penalty. Raises RazorError for an unknown one."""
         from rlrazor.experiments.parity_mnist.methods import find_method  # which imports torch
 
-        return [name for name in self.methods if find_method(name)[0].from_teacher]
+        return find_method(name)
 
     def used(self) -> list[str]:
         """The settings that matter to these methods."""
-        from rlrazor.experiments.parity_mnist.methods import find_method
-
-        found = [find_method(name) for name in self.methods]
+        found = [self.found(name) for name in self.methods]
         idle = set() if any(method.on_policy for method, _ in found) else {"group_size"}
         idle |= set() if any(regularised for _, regularised in found) else {"kl_coef"}
         return [one.name for one in fields(self) if one.name not in idle]

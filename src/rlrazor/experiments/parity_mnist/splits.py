@@ -9,10 +9,10 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
-from rlrazor.experiments.continual.config import SPLITS
 from rlrazor.experiments.parity_mnist import data
 from rlrazor.experiments.parity_mnist.policy import OUTCOMES, as_inputs
 from rlrazor.experiments.parity_mnist.sampling import generator
+from rlrazor.experiments.parity_mnist.sequences import SPLITS
 from rlrazor.experiments.parity_mnist.task import FASHION
 
 ALL = (*SPLITS, FASHION)  # in the order of their indicators
