@@ -7,7 +7,7 @@ import pytest
 from scipy.optimize import minimize
 from scipy.special import rel_entr, softmax
 
-from rlrazor.analysis.ahead import Finished, forecast, least_kl
+from rlrazor.analysis.ahead import Finished, Forecast, finished_of, forecast, least_kl
 
 
 def cheapest(before_XY: np.ndarray, scores_XY: np.ndarray, target: float) -> tuple[float, np.ndarray]:
@@ -65,17 +65,18 @@ def test_the_first_forecast_is_the_bound() -> None:
     assert forecast(0.9, 0.0, 0.9, [Finished(0.1, 0.9, 5.0)]).kl == 0
 
 
-def test_later_forecasts_are_of_the_dearest_stage_so_far() -> None:
+def test_later_forecasts_add_what_the_dearest_stage_cost_beyond_its_bound() -> None:
     least = least_kl(0.2, 0.8)
-    twice, thrice = Finished(0.2, 0.9, 2 * least), Finished(0.2, 0.8, 3 * least)
-    assert twice.ratio(0.8) == pytest.approx(2)  # more than the target is the method's own doing
-    found = forecast(0.4, 0.0, 0.8, [twice, thrice])
-    assert found.ratio == pytest.approx(3)
-    assert found.kl == pytest.approx(3 * least_kl(0.4, 0.8))
-    short = Finished(0.2, 0.5, 2 * least_kl(0.2, 0.5))  # did not get there: less had to be paid
-    assert forecast(0.4, 0.0, 0.8, [short]).ratio == pytest.approx(2)
-    assert Finished(0.9, 0.9, 0.3).ratio(0.8) is None
-    assert forecast(0.4, 0.0, 0.8, [Finished(0.9, 0.9, 0.3)]).ratio == 1
+    dear, cheap = Finished(0.2, 0.9, least + 0.7), Finished(0.2, 0.8, least + 0.1)
+    assert dear.excess(0.8) == pytest.approx(0.7)  # more than the target is the method's own doing
+    found = forecast(0.4, 0.0, 0.8, [dear, cheap])
+    assert found.least == least_kl(0.4, 0.8)
+    assert found.kl == pytest.approx(least_kl(0.4, 0.8) + 0.7)
+    short = Finished(0.2, 0.5, least_kl(0.2, 0.5) + 0.3)  # did not get there: less had to be paid
+    assert forecast(0.4, 0.0, 0.8, [short]).kl == pytest.approx(least_kl(0.4, 0.8) + 0.3)
+    assert forecast(0.4, 0.0, 0.8, [Finished(0.79, 0.8, 0.9)]).kl < 2  # its ratio is above 2000
+    lucky = Finished(0.2, 0.8, least - 0.1)  # by the error of what was measured: the bound stays
+    assert forecast(0.4, 0.0, 0.8, [lucky]).kl == least_kl(0.4, 0.8)
 
 
 def test_the_scores_error_is_the_forecasts() -> None:
@@ -83,3 +84,18 @@ def test_the_scores_error_is_the_forecasts() -> None:
     assert found.low == pytest.approx(least_kl(0.598, 0.9))
     assert found.high == pytest.approx(least_kl(0.402, 0.9))
     assert forecast(0.02, 0.05, 0.9, []).high == pytest.approx(math.log(10))  # no score is below 0
+
+
+def test_without_a_target_a_stage_is_as_dear_as_the_dearest() -> None:
+    assert forecast(0.5, 0.1, 1.0, []) == Forecast(0, 0, 0, 0)
+    assert forecast(0.5, 0.1, 1.0, [Finished(0.1, 0.5, 0.7), Finished(0.5, 0.9, 0.4)]) == Forecast(0, 0.7, 0.7, 0.7)
+
+
+def test_a_sequence_has_a_stage_per_row_after_the_first() -> None:
+    rows = [
+        {"task": None, "score_a": 0.1, "score_b": 0.2, "new": 0.3, "kl_forward_since_before": None},
+        {"task": "a", "score_a": 0.8, "score_b": 0.3, "new": 0.8, "kl_forward_since_before": 1.5},
+        {"task": "b", "score_a": 0.7, "score_b": 0.9, "new": 0.9, "kl_forward_since_before": 2.5},
+    ]
+    assert finished_of(rows) == [Finished(0.1, 0.8, 1.5), Finished(0.3, 0.9, 2.5)]
+    assert finished_of(rows[:1]) == []

@@ -9,13 +9,19 @@ KL is convex in its pair of arguments; so, by data processing and by Jensen,
 for t > p, and 0 where the policy is that good already. A verifier that gives a share of 1 is a coin with that bias, so
 that the same holds of mean scores. It holds of answers that are sampled, and of the prompts that the KL is measured on.
 
-A method costs more than that. The forecast is the bound times the largest ratio of what a finished stage cost to what
-it had to; before any is finished it is the bound.
+A method costs more than that. The forecast is the bound and the most that a finished stage of the sequence cost beyond
+its own; before any is finished it is the bound. Multiplying by the largest ratio of the two is no good: a stage that
+began near its target has a bound near 0. On the 268 later stages of the first order of `razor reproduce continual
+--preset paper` that had a bound, the product was off by a factor of 5.8 in the median and of 126 in the worst tenth;
+the sum by 1.8 and 6.4. Where no target below 1 ends a stage, nothing bounds it, and it is forecast to be as dear as the
+dearest so far.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
 
 NORMAL = 1.96  # standard errors of a score to each side: 95 %
 
@@ -28,14 +34,13 @@ class Finished:
     after: float
     kl: float
 
-    def ratio(self, target: float) -> float | None:
-        """What it cost, as a multiple of the least that it had to; None where it had to cost nothing.
+    def excess(self, target: float) -> float:
+        """What it cost beyond the least that it had to.
 
         A stage that did not get to the target had to pay for its own score only; what is beyond the target counts as
         the method's.
         """
-        least = least_kl(self.before, min(self.after, target))
-        return self.kl / least if least > 0 else None
+        return self.kl - (least_kl(self.before, min(self.after, target)) if target < 1 else 0.0)
 
 
 @dataclass(frozen=True)
@@ -43,7 +48,6 @@ class Forecast:
     """Of a stage, in nats: `least` by any method; `kl` by this one, and from `low` to `high` for the score's error."""
 
     least: float
-    ratio: float
     kl: float
     low: float
     high: float
@@ -58,15 +62,25 @@ def least_kl(before: float, after: float) -> float:
         return 0.0
     if after >= 1:
         return math.inf
-    right = before * math.log(before / after) if before else 0.0
+    right = before * math.log(before / after) if before > 0 else 0.0
     return right + (1 - before) * math.log((1 - before) / (1 - after))
 
 
 def forecast(score: float, stderr: float, target: float, finished: Sequence[Finished]) -> Forecast:
     """What the next stage will cost, of a policy with this score on its task, which is to end at the target."""
-    ratios = (stage.ratio(target) for stage in finished)
-    ratio = max((ratio for ratio in ratios if ratio is not None), default=1.0)
-    least, low, high = (
-        least_kl(min(max(score + errors * stderr, 0.0), 1.0), target) for errors in (0, NORMAL, -NORMAL)
-    )
-    return Forecast(least, ratio, ratio * least, ratio * low, ratio * high)
+    beyond = max([0.0, *(stage.excess(target) for stage in finished)])
+    if target >= 1:
+        return Forecast(0.0, beyond, beyond, beyond)
+    least, low, high = (least_kl(min(max(score + by * stderr, 0), 1), target) for by in (0, NORMAL, -NORMAL))
+    return Forecast(least, *(bound + beyond if bound else 0.0 for bound in (least, low, high)))
+
+
+def finished_of(rows: Sequence[Mapping[str, Any]]) -> list[Finished]:
+    """The stages of a sequence, of whose rows the first is the base's, and each other a stage's last checkpoint.
+
+    They have the columns `task`, `new`, `kl_forward_since_before`, and a `score_TASK` of each task.
+    """
+    return [
+        Finished(before[f"score_{row['task']}"], row["new"], row["kl_forward_since_before"])
+        for before, row in pairwise(rows)
+    ]
