@@ -35,8 +35,9 @@ from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
 from rlrazor.experiments.language import tiny, trainers
 from rlrazor.experiments.language.demonstrations import Prompts
-from rlrazor.experiments.language.evaluate import Reference, lm_eval_suite, tiny_suite
+from rlrazor.experiments.language.evaluate import Asked, Reference
 from rlrazor.experiments.language.methods import METHODS
+from rlrazor.experiments.language.suites import lm_eval_suite, tiny_suite
 from rlrazor.experiments.language.tasks import LETTERS_TASK, Task, find_task
 from rlrazor.experiments.language.trainers import offline
 from rlrazor.experiments.language.trainers.common import arguments_of
@@ -202,7 +203,7 @@ class Workload:
             suite = lm_eval_suite(["hellaswag"], limit=PRIOR_ITEMS, data_mirror=data_mirror)
         start = clock()
         test = Prompts.of(self.task, self.task.load(None).test[:TEST_PROMPTS], self.lm)
-        reference = Reference(self.lm, self.task, test, suite, SAMPLES_MEASURED, "sampled")
+        reference = Reference(self.lm, [Asked(self.lm, self.task, test, suite, SAMPLES_MEASURED, "sampled")], suite)
         seconds = clock() - start
         tuned = copy.deepcopy(self.lm.model)
         return (lambda: reference.record("benchmark", 1, 0.0, tuned, frozen=self.lm.model)), seconds

@@ -13,10 +13,11 @@ from rlrazor.experiments.language import cost, tiny
 from rlrazor.experiments.language.config import PRESETS
 from rlrazor.experiments.language.cost import Timing, kind_of
 from rlrazor.experiments.language.demonstrations import Prompts
-from rlrazor.experiments.language.evaluate import PriorSuite, Reference
+from rlrazor.experiments.language.evaluate import Asked, Reference
 from rlrazor.experiments.language.experiment import Language
 from rlrazor.experiments.language.methods import find_method
 from rlrazor.experiments.language.setup import TaskSource
+from rlrazor.experiments.language.suites import PriorSuite
 from rlrazor.experiments.language.tasks import Item, Splits, Task
 from rlrazor.lm.models import LanguageModel
 from rlrazor.lm.probes import GenericText
@@ -141,7 +142,7 @@ def test_answers_that_all_score_alike_are_said_before_hours_of_training(score: f
     task = Task("own", "own", "", lambda path: Splits(items, items), verify, max_new_tokens=3, chat=False)
     text = GenericText(("some text", "and more"))
     suite = PriorSuite(lambda lm: {"a": (0.5, None)}, text, text.texts, ("ab", "cd", "ef", "abc") * 4)
-    reference = Reference(base, task, Prompts.of(task, items, base), suite, 1, "greedy")
+    reference = Reference(base, [Asked(base, task, Prompts.of(task, items, base), suite, 1, "greedy")], suite)
     heard: list[str] = []
     ignored: Any = lambda *_: None  # noqa: E731
     with phases.heard(ignored, heard.append):

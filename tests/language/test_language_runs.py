@@ -18,7 +18,7 @@ from own_tasks import SCORES, metric, own_task
 from rlrazor.cli import main
 from rlrazor.cli.printing import records_table
 from rlrazor.errors import RazorError
-from rlrazor.experiments.language import cost, evaluate, trainers, world
+from rlrazor.experiments.language import cost, evaluate, suites, trainers, world
 from rlrazor.experiments.language.unfinished import Unfinished, save_model
 from rlrazor.lm import prior
 from rlrazor.lm.adapters import weights_of
@@ -509,7 +509,7 @@ def test_a_score_that_is_no_number_is_a_run_that_diverged(base: Path, monkeypatc
         raise NotANumberError("a scored nan (acc), which is no number.")
 
     text = GenericText.built_in()
-    suite = evaluate.PriorSuite(scores, text, text.texts[:3], text.texts[:12])
+    suite = suites.PriorSuite(scores, text, text.texts[:3], text.texts[:12])
     reference = evaluate.Reference.__new__(evaluate.Reference)
     reference.base, reference.suite = load(base), suite
     with pytest.raises(DivergedError) as caught:
@@ -535,7 +535,7 @@ def test_tasks_are_listed(capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["tasks", "--json"]) == 0
     names = [task["name"] for task in json.loads(capfd.readouterr().out)]
     assert names[:7] == ["math", "gsm8k", "math500", "science", "tools", "letter-word", "letters"]
-    assert names[7:] == ["letters-descending", "letters-appearance"]
+    assert names[7:] == ["letters-descending", "letters-appearance", "ascending", "descending", "appearance"]
     assert main(["finetune", "x", "--task", "chess", "--lr", "1e-3"]) == 2
     assert "There is no task 'chess'" in capfd.readouterr().err
 

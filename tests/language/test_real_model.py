@@ -151,7 +151,7 @@ def test_three_steps_move_the_policy_away_from_the_base_and_leave_the_base_alone
     world = world_of(sweep.experiment, sweep.spec(name, teacher), sweep.store)
     pairs = zip(world.base.model.parameters(), sweep.untouched.model.parameters(), strict=True)
     assert all(torch.equal(after, before) for after, before in pairs)
-    prompt_BT = torch.tensor([world.reference.test.ids[0]])
+    prompt_BT = torch.tensor([world.reference.asked[0].test.ids[0]])
     logits = [model(input_ids=prompt_BT).logits for model in (world.base.model, sweep.untouched.model)]
     assert torch.equal(*logits)
 

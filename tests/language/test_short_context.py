@@ -3,7 +3,8 @@
 import pytest
 
 from rlrazor.experiments.language.demonstrations import Prompts
-from rlrazor.experiments.language.evaluate import PriorSuite, Reference
+from rlrazor.experiments.language.evaluate import Asked, Reference
+from rlrazor.experiments.language.suites import PriorSuite
 from rlrazor.experiments.language.tasks import Item, Splits, Task
 from rlrazor.lm import kl
 from rlrazor.lm.models import LanguageModel
@@ -19,7 +20,9 @@ def test_texts_are_cut_to_the_context_in_calibration_as_in_compare() -> None:
     texts = paragraphs()
     suite = PriorSuite(lambda lm: {"prior": (0.5, 0.1)}, GenericText.built_in(), texts, texts)
     task = Task("a", "A", "", lambda path: Splits([], []), lambda prompt, completion: 1.0, 4)
-    reference = Reference(base, task, Prompts.of(task, [Item("a:"), Item("b:")], base), suite, 1, "greedy")
+    reference = Reference(
+        base, [Asked(base, task, Prompts.of(task, [Item("a:"), Item("b:")], base), suite, 1, "greedy")], suite
+    )
     record = reference.record("run", 1, 1.0, moved, frozen=base.model)
     cut = [tokenizer(text).input_ids[:64] for text in texts]
     assert record.metrics["prior_loss"] == pytest.approx(kl.token_loss(moved, cut).mean)

@@ -77,7 +77,8 @@ def test_no_prompt_is_on_two_sides() -> None:
     assert len(probe) == tiny.PROBES
     for a, b in itertools.combinations([*new, scored, probe], 2):
         assert not a & b
-    text = tiny._pretraining_text(random.Random(0), scored | probe | new[1])
+    draws = [*tiny.PRIOR_TASKS.values(), ORDER.pretraining_example]
+    text = tiny._pretraining_text(random.Random(0), draws, scored | probe | new[1])
     assert not {next(text)[0] for _ in range(5000)} & (scored | probe | new[1])
 
 

@@ -162,7 +162,8 @@ def _small(config: Config) -> Config:
 
 def _measured(found: Timing, clock: "_Clock", config: Config, small: Config, setup: Setup, tried: Any) -> None:
     """The seconds of one whole measurement, and of the base's side, from those of the small ones."""
-    prompts = min(config.test_prompts, len(tried.splits.test)) / min(small.test_prompts, len(tried.splits.test))
+    test = len(next(iter(tried.splits.values())).test)
+    prompts = min(config.test_prompts, test) / min(small.test_prompts, test)
     if config.base == TINY:
         tokens = texts = items = 1.0
     else:

@@ -1,9 +1,12 @@
-"""A checkpoint's scores and drift. What is the base's side of a comparison is computed once, in a `Reference`."""
+"""A checkpoint's scores and drift. The base's side of a comparison is computed once, in `Asked` and `Reference`."""
 
+import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -13,14 +16,14 @@ from rlrazor import drift
 from rlrazor.experiments.language import tiny
 from rlrazor.experiments.language.config import Config
 from rlrazor.experiments.language.demonstrations import Prompts
-from rlrazor.experiments.language.tasks import Item, Splits, Task, score
-from rlrazor.lm import encoding, kl, prior, probes, representation, sampling
+from rlrazor.experiments.language.suites import PriorSuite, lm_eval_suite
+from rlrazor.experiments.language.tasks import Splits, Task, score
+from rlrazor.lm import encoding, kl, probes, representation, sampling
 from rlrazor.lm.adapters import weights_of
 from rlrazor.lm.kl import Drift, Sequences
 from rlrazor.lm.models import LanguageModel, Vocabulary, check_same_vocabulary, load
 from rlrazor.lm.probes import GenericText, ProbeSettings
-from rlrazor.lm.scores import NotANumberError, require_accuracies, stderr_of_mean
-from rlrazor.lm.task_names import DEFAULT_TASKS
+from rlrazor.lm.scores import NotANumberError, stderr_of_mean
 from rlrazor.runs.records import BASE, Record
 from rlrazor.runs.sweep import DivergedError
 from rlrazor.system import phases
@@ -42,168 +45,77 @@ DRIFT = (
     *("weight_l1", "weight_l2", "weight_spectral", "weight_sparsity", "weight_rank", "cknna_on_probe"),
 )
 """The columns of drift that a record may have, in the order of the report."""
-
-Right = Callable[[Item], Sequence[str]]
-"""All right completions of an item."""
+TUNED, SAMPLED = "tuned", "sampled"  # the purpose of samples of a policy that is measured; one of config.SCORED
+Measured = tuple[float, dict[str, float], dict[str, float], dict[str, float]]
+"""Of a record: new, prior, drift and metrics."""
 
 
 @dataclass(frozen=True, eq=False)
-class PriorSuite:
-    """What a base could do before, and text that stands for it without labels.
+class Answers:
+    """What a policy says to a task's prompts: its score, its drift and other metrics by column, and its samples."""
 
-    `scores(lm)`: a score per prior task with its standard error. `generic`: what the generic probe is made of.
-    `loss_texts`: prior text whose token loss is the cheap proxy. `unrelated`: text on which representations are
-    compared. `exact(lm, items, right)`: of a task whose right completions can all be listed, log pi of each, (items,
-    completions). `check()` raises RazorError where the scores could not be a record's: call it before anything is run.
-    """
-
-    scores: Callable[[LanguageModel], Mapping[str, tuple[float, float | None]]]
-    generic: GenericText
-    loss_texts: Sequence[str]
-    unrelated: Sequence[str]
-    exact: Callable[[LanguageModel, Sequence[Item], Right], torch.Tensor] | None = None
-    check: Callable[[], None] = lambda: None
-
-    def without_scores(self) -> "PriorSuite":
-        """The same texts, and no prior task."""
-        return replace(self, scores=lambda lm: {}, check=lambda: None)
-
-    def cut(self, texts: int) -> "PriorSuite":
-        """With so many texts, or prompts, of each sort at most."""
-        generic = GenericText(self.generic.texts[:texts], self.generic.prompts[:texts])
-        return replace(self, generic=generic, loss_texts=self.loss_texts[:texts], unrelated=self.unrelated[:texts])
+    score: float
+    drift: Mapping[str, float]
+    metrics: Mapping[str, float]
+    sequences: Sequences
 
 
-# What the report says of a suite's inputs.
-LM_EVAL_INPUTS = {
-    "probe": "The generic probe is sixty paragraphs on everyday topics that come with rlrazor, each token of which is "
-    "measured; they were chosen for no prior task.",
-    "representation": "Similarity of the last hidden layer, averaged over a paragraph’s tokens, to the base’s, 1 for "
-    "no change, on the sixty paragraphs of the generic probe.",
-}
-TINY_INPUTS = {
-    "probe": "The generic probe is prompts of the prior tasks that are not scored, without answers, each with one "
-    "completion that the base sampled: what a user has who kept the old traffic but no labels. That is as near to the "
-    "prior scores as a probe can be; text that is less like the prior tasks would say less.",
-    "representation": "Similarity of the last hidden layer, averaged over a string’s tokens, to the base’s, 1 for no "
-    "change, on random strings that belong to no task.",
-}
+class Asked:
+    """A task's test prompts, and what the base says to them, so that a later policy's answers can be set beside it.
 
-
-def lm_eval_suite(
-    tasks: Sequence[str],
-    *,
-    limit: int | None,
-    data_mirror: Path | None = None,
-    allow_code_execution: bool = False,
-    generic: GenericText | None = None,
-) -> PriorSuite:
-    """The prior tasks of lm-eval; the unrelated text, and the generic probe by default, are the built-in paragraphs.
-
-    Of the default tasks, those that run code are left out without leave; of others they are an error, as are tasks
-    whose score is not a fraction of 1 of which more is better.
-    """
-    texts, named = representation.paragraphs(), None if tuple(tasks) == DEFAULT_TASKS else tasks
-    source: dict[str, Any] = {"data_mirror": data_mirror, "allow_code_execution": allow_code_execution}
-    told: set[str] = set()
-
-    def scores(lm: LanguageModel) -> dict[str, tuple[float, float | None]]:
-        found = prior.evaluate(lm.model, lm.tokenizer, named, limit=limit, **source)
-        require_accuracies(found)
-        for note in set(found.notes) - told:
-            told.add(note)
-            phases.say(note)
-        return {name: (result.value, result.stderr) for name, result in found.items()}
-
-    def check() -> None:
-        require_accuracies(prior.metrics_of(named, **source))
-
-    return PriorSuite(scores, generic or GenericText.built_in(), texts, texts, check=check)
-
-
-def tiny_suite(generic: GenericText | None = None) -> PriorSuite:
-    """The prior tasks of the tiny base. Its probe is completions that the base gives to prior-like prompts."""
-
-    def scores(lm: LanguageModel) -> dict[str, tuple[float, float | None]]:
-        return {
-            name: (value, math.sqrt(value * (1 - value) / tiny.SCORED))
-            for name, value in tiny.prior_scores(lm.model).items()
-        }
-
-    def exact(lm: LanguageModel, items: Sequence[Item], right: Right) -> torch.Tensor:
-        return tiny.right_logps(lm.model, lm.tokenizer, items, right)
-
-    generic = generic or GenericText(prompts=tuple(tiny.probe_prompts()))
-    return PriorSuite(scores, generic, tiny.prior_texts(), tiny.unrelated_texts(), exact)
-
-
-class Reference:
-    """A base policy as every checkpoint is compared with it.
-
-    `samples`: completions of each test prompt. `scored` decides which accuracy is the new-task score: `greedy`, or
-    `sampled`, which is exact where all right completions can be listed; the other is kept among the metrics.
+    `samples`: completions of each prompt. `scored` decides which accuracy is the score: `greedy`, or `sampled`, which
+    is exact where all right completions can be listed; the other is kept among the metrics.
     """
 
     def __init__(
         self, base: LanguageModel, task: Task, test: Prompts, suite: PriorSuite, samples: int, scored: str
     ) -> None:
-        self.base, self.task, self.test, self.suite, self.samples = base, task, test, suite, samples
+        self.base, self.task, self.test, self.samples = base, task, test, samples
         self.scored, self.said_failures = scored, False
+        self.list_exact = None if task.correct is None else suite.exact
         phases.at(OF_PROMPTS)
-        completions = _complete(base, task, test.ids, samples, probes.NEW)
-        sequences = Sequences.grouped(test.ids, completions)
-        self.new = kl.Probe(base.model, sequences)
-        rewards = self._rewards(completions)
+        sequences = self.complete(base, probes.NEW)
+        self.probe = kl.Probe(base.model, sequences)
+        rewards = self._rewards(sequences.completions)
         self.correct = [reward == 1 for reward in rewards]
         self.same = _same_for_all(rewards)
-        self.example = self._example(completions[0]) if completions else ""
-        phases.at(OF_TEXTS)
-        settings = probe_settings(task, samples)
-        self.probe = kl.Probe(base.model, probes.of_generic(base.model, base.tokenizer, suite.generic, settings))
-        self.representation = representation.representation(base.model, base.tokenizer, suite.unrelated)
-        self.weights = weights_of(base.model)
-        self.spectra = sum(weight.numel() for weight in self.weights.values()) <= SPECTRA_UP_TO
+        self.example = self._example(sequences.completions[0])
         self.exact = self._exact(base)
-        self.warned = False
 
-    def record(
-        self,
-        run_id: str,
-        step: int,
-        epoch: float,
-        model: Any,
-        metrics: Mapping[str, float] | None = None,
-        *,
-        frozen: Any = None,
-    ) -> Record:
-        """Measure a policy. `frozen` is the base's model, None where `model` is a PEFT model around it.
+    def complete(self, lm: LanguageModel, purpose: str | None) -> Sequences:
+        """What a policy says to the prompts, as `probes.complete` draws it; greedily, once, without a purpose."""
+        settings = probe_settings(self.task, 1 if purpose is None else self.samples)
+        completions = probes.complete(lm.model, lm.tokenizer, self.test.ids, settings, purpose)
+        return Sequences.grouped(self.test.ids, completions)
 
-        Raises DivergedError where an output or a measure is not finite.
-        """
-        tuned = replace(self.base, model=model)
-        try:
-            scores, measures, own = self._measure(tuned, frozen)
-            self._warn(step, scores["new"])
-            return Record(run_id, step, epoch, scores.pop("new"), scores, measures, {**(metrics or {}), **own})
-        except (sampling.NotFiniteError, NotANumberError, ValueError) as error:  # Record refuses such numbers
-            if isinstance(error, ValueError) and "finite" not in str(error):
-                raise
-            raise DivergedError(step, epoch) from error
+    def answers(self, tuned: LanguageModel, frozen: Any) -> Answers:
+        """Of a policy; `frozen` is the base's model, None where `tuned` is a PEFT model around it."""
+        forward, sequences = kl.forward_kl(self.probe, tuned.model), self.complete(tuned, TUNED)
+        drifts = {"forward": forward, "reverse": kl.reverse_kl(tuned.model, sequences, frozen)}
+        if any(self.correct):
+            drifts["correct"] = forward.restricted(self.correct)
+        own: dict[str, float] = {}
+        measures: dict[str, float] = {}
+        for name, found in drifts.items():
+            measures |= _columns(f"kl_{name}", found, own)
+        greedy = self._rewards(self.complete(tuned, None).completions)
+        for name, values in {"greedy": greedy, "sampled": self._rewards(sequences.completions)}.items():
+            counted = [value for value in values if value is not None]
+            own |= {f"new_{name}": float(np.mean(counted)), f"new_{name}_stderr": self._stderr(counted)}
+            own["unverified"] = own.get("unverified", 0.0) + len(values) - len(counted)
+        score = own[f"new_{self.scored}"]
+        if self.exact is not None and (logps := self._exact(tuned)) is not None:
+            measures["kl_optimal"] = tiny.optimal_kl(self.exact, logps)
+            own["new_expected"] = tiny.expected_accuracy(logps)
+            score = own["new_expected"] if self.scored == SAMPLED else score
+        return Answers(score, measures, own, sequences)
 
-    def base_record(self, run_id: str) -> Record:
-        """The base's own scores; its drift is 0 by definition, and left out."""
-        scores, _, own = self._measure(self.base, self.base.model)
-        if self.same is not None:
-            phases.say(
-                f"The base's answers to the new task {_SAME[self.same]}: {self.example}. {_WHAT_TO_DO[self.same]}"
-            )
-        return Record(run_id, 0, 0.0, scores.pop("new"), scores, {}, own)
-
-    def _warn(self, step: int, new: float) -> None:
-        """Say once that the first checkpoint scores as the base, all or nothing."""
-        if not self.warned and new == self.same:
-            phases.say(f"After {step} updates too, all answers to the new task {_SAME[new]}. {_WHAT_TO_DO[new]}")
-        self.warned = True
+    def score(self, tuned: LanguageModel) -> float:
+        """That of `answers`, without the rest."""
+        if self.scored == SAMPLED and (logps := self._exact(tuned)) is not None:
+            return tiny.expected_accuracy(logps)
+        values = self._rewards(self.complete(tuned, TUNED if self.scored == SAMPLED else None).completions)
+        return float(np.mean([value for value in values if value is not None]))
 
     def _example(self, completion: Sequence[int]) -> str:
         """The first prompt, what the base answers, and a right answer where there is one."""
@@ -212,57 +124,11 @@ class Reference:
         beside = "" if right is None else f", where {str(right)!r:.80} is right"
         return f"to the prompt that ends in {item.prompt[-60:]!r} it says {answer!r:.80}{beside}"
 
-    def _measure(
-        self, tuned: LanguageModel, frozen: Any
-    ) -> tuple[dict[str, float], dict[str, float], dict[str, float]]:
-        scores: dict[str, float] = {}
-        own: dict[str, float] = {}
-        measured = self.suite.scores(tuned)
-        for name, (value, stderr) in measured.items():
-            scores[name] = value
-            if stderr is not None:
-                own[f"prior_{name}_stderr"] = stderr
-        if (of_mean := stderr_of_mean(stderr for _, stderr in measured.values())) is not None:
-            own["prior_stderr"] = of_mean
-        phases.at(OF_TEXTS)
-        texts = representation.ids_of_texts(tuned.model, tuned.tokenizer, self.suite.loss_texts)
-        own["prior_loss"] = kl.token_loss(tuned.model, texts).mean
-
-        phases.at(OF_PROMPTS)
-        forward = kl.forward_kl(self.new, tuned.model)
-        completions = _complete(tuned, self.task, self.test.ids, self.samples, "tuned")
-        reverse = kl.reverse_kl(tuned.model, Sequences.grouped(self.test.ids, completions), frozen)
-        accuracies = {"greedy": self._rewards(_complete(tuned, self.task, self.test.ids, 1, None))}
-        accuracies["sampled"] = self._rewards(completions)
-        phases.at(OF_TEXTS)
-        drifts = {"forward": forward, "reverse": reverse, "probe": kl.forward_kl(self.probe, tuned.model)}
-        if any(self.correct):
-            drifts["correct"] = forward.restricted(self.correct)
-        measures: dict[str, float] = {}
-        for name, found in drifts.items():
-            measures |= _columns(f"kl_{name}", found, own)
-        for name, values in accuracies.items():
-            counted = [value for value in values if value is not None]
-            own |= {f"new_{name}": float(np.mean(counted)), f"new_{name}_stderr": self._stderr(counted)}
-            own["unverified"] = own.get("unverified", 0.0) + len(values) - len(counted)
-        scores["new"] = own[f"new_{self.scored}"]
-        if self.exact is not None and (logps := self._exact(tuned)) is not None:
-            measures["kl_optimal"] = tiny.optimal_kl(self.exact, logps)
-            own["new_expected"] = tiny.expected_accuracy(logps)
-            if self.scored == "sampled":
-                scores["new"] = own["new_expected"]
-        phases.at("comparing weights")
-        measures |= drift.measure_weights(self.weights, weights_of(tuned.model), spectra=self.spectra)
-        phases.at(OF_TEXTS)
-        unrelated = representation.representation(tuned.model, tuned.tokenizer, self.suite.unrelated)
-        measures["cknna_on_probe"] = drift.cknna(self.representation, unrelated)
-        return scores, {name: measures[name] for name in DRIFT if name in measures}, own
-
     def _exact(self, lm: LanguageModel) -> torch.Tensor | None:
         """Log-probabilities of all right completions, where the suite and the task can list them."""
-        if self.suite.exact is None or self.task.correct is None:
+        if self.list_exact is None or self.task.correct is None:
             return None
-        return self.suite.exact(lm, self.test.items, self.task.correct)
+        return self.list_exact(lm, self.test.items, self.task.correct)
 
     def _stderr(self, values: Sequence[float]) -> float:
         """Of a mean over prompts, each with as many values."""
@@ -282,6 +148,111 @@ class Reference:
         return scores.values
 
 
+class Reference:
+    """A base policy as every checkpoint is compared with it: on the tasks that are `asked`, and on prior ones.
+
+    Where several tasks are asked, what is measured on them is their mean.
+    """
+
+    def __init__(self, base: LanguageModel, asked: Sequence[Asked], suite: PriorSuite) -> None:
+        self.base, self.asked, self.suite = base, asked, suite
+        phases.at(OF_TEXTS)
+        self.settings = probe_settings(asked[0].task, asked[0].samples)
+        self.probe = kl.Probe(base.model, self.generic_of(base))
+        self.representation = representation.representation(base.model, base.tokenizer, suite.unrelated)
+        self.weights = weights_of(base.model)
+        self.spectra = sum(weight.numel() for weight in self.weights.values()) <= SPECTRA_UP_TO
+        self.warned = False
+
+    def generic_of(self, lm: LanguageModel) -> Sequences:
+        """The generic probe of a policy."""
+        return probes.of_generic(lm.model, lm.tokenizer, self.suite.generic, self.settings)
+
+    def about(self, asked: Sequence[Asked]) -> "Reference":
+        """The same with other tasks as the new ones."""
+        other = copy.copy(self)
+        other.asked = asked
+        return other
+
+    def record(
+        self,
+        run_id: str,
+        step: int,
+        epoch: float,
+        model: Any,
+        metrics: Mapping[str, float] | None = None,
+        *,
+        frozen: Any = None,
+    ) -> Record:
+        """Measure a policy. `frozen` is the base's model, None where `model` is a PEFT model around it.
+
+        Raises DivergedError where an output or a measure is not finite.
+        """
+        with finite(step, epoch):
+            new, scores, measures, own = self.measure(replace(self.base, model=model), frozen)[0]
+            self._warn(step, new)
+            return Record(run_id, step, epoch, new, scores, measures, {**(metrics or {}), **own})
+
+    def base_record(self, run_id: str) -> Record:
+        """The base's own scores; its drift is 0 by definition, and left out."""
+        (new, scores, _, own), _ = self.measure(self.base, self.base.model)
+        for asked in self.asked:
+            if asked.same is not None:
+                phases.say(
+                    f"The base's answers to the new task {_SAME[asked.same]}: {asked.example}. "
+                    f"{_WHAT_TO_DO[asked.same]}"
+                )
+        return Record(run_id, 0, 0.0, new, scores, {}, own)
+
+    def _warn(self, step: int, new: float) -> None:
+        """Say once that the first checkpoint scores as the base, all or nothing."""
+        if not self.warned and all(new == asked.same for asked in self.asked):
+            phases.say(f"After {step} updates too, all answers to the new task {_SAME[new]}. {_WHAT_TO_DO[new]}")
+        self.warned = True
+
+    def measure(self, tuned: LanguageModel, frozen: Any) -> tuple[Measured, list[Answers]]:
+        """What a record is made of, and the answers to each task that is asked."""
+        own: dict[str, float] = {}
+        prior = self.suite.scores(tuned)
+        own |= {f"prior_{name}_stderr": stderr for name, (_, stderr) in prior.items() if stderr is not None}
+        if (of_mean := stderr_of_mean(stderr for _, stderr in prior.values())) is not None:
+            own["prior_stderr"] = of_mean
+        phases.at(OF_TEXTS)
+        texts = representation.ids_of_texts(tuned.model, tuned.tokenizer, self.suite.loss_texts)
+        own["prior_loss"] = kl.token_loss(tuned.model, texts).mean
+        phases.at(OF_PROMPTS)
+        answers = [asked.answers(tuned, frozen) for asked in self.asked]
+        measures = _mean_of([one.drift for one in answers])
+        own |= _mean_of([one.metrics for one in answers])
+        phases.at(OF_TEXTS)
+        measures |= _columns("kl_probe", kl.forward_kl(self.probe, tuned.model), own)
+        phases.at("comparing weights")
+        measures |= drift.measure_weights(self.weights, weights_of(tuned.model), spectra=self.spectra)
+        phases.at(OF_TEXTS)
+        unrelated = representation.representation(tuned.model, tuned.tokenizer, self.suite.unrelated)
+        measures["cknna_on_probe"] = drift.cknna(self.representation, unrelated)
+        measures = {name: measures[name] for name in DRIFT if name in measures}
+        scores = {name: value for name, (value, _) in prior.items()}
+        return (fmean(one.score for one in answers), scores, measures, own), answers
+
+
+@contextmanager
+def finite(step: int, epoch: float) -> Iterator[None]:
+    """Raise DivergedError where an output of the policy measured here, or a measure, is not finite."""
+    try:
+        yield
+    except (sampling.NotFiniteError, NotANumberError, ValueError) as error:  # Record refuses such numbers
+        if isinstance(error, ValueError) and "finite" not in str(error):
+            raise
+        raise DivergedError(step, epoch) from error
+
+
+def _mean_of(columns: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The means of the columns that all have."""
+    shared = [name for name in columns[0] if all(name in other for other in columns)]
+    return {name: fmean(one[name] for one in columns) for name in shared}
+
+
 def _same_for_all(rewards: Sequence[float | None]) -> float | None:
     """0 or 1 where all that could be scored have that score."""
     counted = {reward for reward in rewards if reward is not None}
@@ -293,13 +264,6 @@ def _columns(name: str, found: Drift, errors: dict[str, float]) -> dict[str, flo
     estimates = {name: found.per_completion, f"{name}_per_token": found.per_token}
     errors |= {f"{column}_stderr": of.stderr for column, of in estimates.items() if math.isfinite(of.stderr)}
     return {column: estimate.mean for column, estimate in estimates.items()}
-
-
-def _complete(
-    lm: LanguageModel, task: Task, prompts: Sequence[Sequence[int]], samples: int, purpose: str | None
-) -> list[list[int]]:
-    """What `probes.complete` gives with the task's settings."""
-    return probes.complete(lm.model, lm.tokenizer, prompts, probe_settings(task, samples), purpose)
 
 
 def probe_settings(task: Task, samples: int) -> ProbeSettings:
@@ -336,7 +300,7 @@ def compare(
     task = replace(task, max_new_tokens=config.max_new_tokens or task.max_new_tokens)
     base = load(base_source or source)
     test = Prompts.of(task, splits.test[: config.test_prompts], base)
-    reference = Reference(base, task, test, suite, config.kl_samples, config.scored)
+    reference = Reference(base, [Asked(base, task, test, suite, config.kl_samples, config.scored)], suite)
     if base_source is None:
         return None, reference.base_record(source)
     tuned = load(source, adapter=adapter, tokenizer=base.tokenizer)

@@ -10,10 +10,11 @@ from typing import Any, ClassVar
 from rlrazor.errors import RazorError
 from rlrazor.experiments.language import config as configs
 from rlrazor.experiments.language import cost
-from rlrazor.experiments.language.config import RECIPE, TINY, Config
-from rlrazor.experiments.language.evaluate import DRIFT, LM_EVAL_INPUTS, TINY_INPUTS
+from rlrazor.experiments.language.config import TINY, Config
+from rlrazor.experiments.language.evaluate import DRIFT
 from rlrazor.experiments.language.methods import METHODS, TEACHER, Method, find_method, label_of
 from rlrazor.experiments.language.setup import Setup
+from rlrazor.experiments.language.suites import LM_EVAL_INPUTS, TINY_INPUTS
 from rlrazor.experiments.language.train import train
 from rlrazor.runs.dry_run import Trial
 from rlrazor.runs.experiment import Cost, Phase
@@ -46,15 +47,6 @@ class Language(Setup):
         """The fingerprint of the task's prompts, and how many there are to train on."""
         splits = self.task.load()
         return self.task.fingerprint(splits), len(splits.train)
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """What stands for the base in a run's id: a hash of its content; `tiny` is decided by recipe and seed."""
-        if self.base == TINY:
-            return f"{TINY} {RECIPE}"
-        from rlrazor.lm.models import load
-
-        return load(self.base).fingerprint[:16]
 
     def phases(self, config: Config, store: RunStore | None) -> Iterator[Phase]:
         """Bases, the methods that need no teacher, and those that imitate the best of them."""

@@ -7,10 +7,11 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
-from rlrazor.experiments.language.config import TINY
-from rlrazor.experiments.language.evaluate import PriorSuite, lm_eval_suite, tiny_suite
+from rlrazor.experiments.language.config import RECIPE, TINY
+from rlrazor.experiments.language.suites import PriorSuite, lm_eval_suite, tiny_suite
 from rlrazor.experiments.language.tasks import Splits, Task, find_task, own_task, with_demonstrations
 from rlrazor.lm.probes import read_generic
 from rlrazor.lm.task_names import are_none
@@ -86,12 +87,27 @@ class Running:
 
 @dataclass(frozen=True)
 class Setup:
-    """All of it. `base`: "tiny", a hub id, a folder or a GGUF file."""
+    """All of it. `base`: "tiny", a hub id, a folder or a GGUF file. `further`: tasks that come after, in a sequence."""
 
     base: str
     task: TaskSource
     prior: PriorSource = field(default_factory=PriorSource)
     running: Running = field(default_factory=Running)
+    further: tuple[TaskSource, ...] = ()
+
+    @property
+    def sources(self) -> tuple[TaskSource, ...]:
+        """All tasks."""
+        return (self.task, *self.further)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """What stands for the base in a run's id: a hash of its content; `tiny` is decided by recipe and seed."""
+        if self.base == TINY:
+            return f"{TINY} {RECIPE}"
+        from rlrazor.lm.models import load
+
+        return load(self.base).fingerprint[:16]
 
     def suite(self, spec: RunSpec) -> PriorSuite:
         """What the base could do before, as this run measures it."""

@@ -27,14 +27,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rlrazor.experiments.language.tasks.letters import (
-    EOS,
-    LETTERS,
-    LETTERS_TASK,
-    Example,
-    distinct,
-    pretraining_example,
-)
+from rlrazor.experiments.language.tasks.letters import ASCENDING, EOS, FORMS, LETTERS, Example, distinct
 from rlrazor.experiments.language.tasks.task import Item
 from rlrazor.lm import forward
 
@@ -148,20 +141,23 @@ def make_model(seed: int) -> Any:
 BATCH, LEARNING_RATE, WARMUP = 96, 3e-3, 100
 
 
-def pretrain(seed: int, *, steps: int, progress: Callable[[int], None] | None = None) -> Any:
+def pretrain(seed: int, *, steps: int, forms: Sequence[str] = (), progress: Callable[[int], None] | None = None) -> Any:
     """The base policy of a seed, in eval mode: same seed and steps, same bits on the same machine.
 
     AdamW with a cosine schedule, in float32, which is faster than bfloat16 at this size. No prompt that is scored, or
-    of the new task's test set, is in the text. `progress` is called with the number of steps done.
+    of the new task's test set, is in the text. `forms`: the new tasks, of `letters.FORMS`, in place of the one.
+    `progress` is called with the number of steps done.
     """
+    orders = [FORMS[form] for form in forms] or [ASCENDING]
     model = make_model(seed)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01, fused=True
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _warmup_cosine(step, steps))
     held_out = {prompt for examples in scored_examples().values() for prompt, _ in examples}
-    held_out |= {item.prompt for item in LETTERS_TASK.load(None).test} | set(probe_prompts())
-    text = _pretraining_text(random.Random(seed), held_out)
+    held_out |= {item.prompt for order in orders for item in order.load().test} | set(probe_prompts())
+    draws = [*PRIOR_TASKS.values(), *(order.pretraining_example for order in orders)]
+    text = _pretraining_text(random.Random(seed), draws, held_out)
     model.train()
     for step in range(steps):
         ids_BT, completion_BT = _rows([next(text) for _ in range(BATCH)])
@@ -180,8 +176,9 @@ def _warmup_cosine(step: int, steps: int) -> float:
     return min(1.0, (step + 1) / WARMUP) * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
-def _pretraining_text(rng: random.Random, held_out: Collection[str]) -> Iterator[Example]:
-    draws = [*PRIOR_TASKS.values(), pretraining_example]
+def _pretraining_text(
+    rng: random.Random, draws: Sequence[Callable[[random.Random], Example]], held_out: Collection[str]
+) -> Iterator[Example]:
     while True:
         prompt, completion = rng.choice(draws)(rng)
         if prompt not in held_out:

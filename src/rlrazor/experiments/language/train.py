@@ -3,24 +3,27 @@
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
 
+from rlrazor.experiments.continual.config import TO_BASE
+from rlrazor.experiments.continual.measures import has_reached, tasks_of
 from rlrazor.experiments.language import tiny
 from rlrazor.experiments.language.config import TINY, count_steps, due_steps, steps_per_epoch, warmup_steps
-from rlrazor.experiments.language.demonstrations import Prompts, Source
-from rlrazor.experiments.language.methods import find_method
+from rlrazor.experiments.language.lesson import Lesson
+from rlrazor.experiments.language.sequences import found
 from rlrazor.experiments.language.setup import Setup
-from rlrazor.experiments.language.tasks import score
+from rlrazor.experiments.language.stage_reference import StageReference
 from rlrazor.experiments.language.unfinished import Unfinished, save_model
 from rlrazor.experiments.language.world import World, policy_of, world_of
 from rlrazor.lm import compute, encoding
 from rlrazor.lm.adapters import weights_of
-from rlrazor.lm.models import add_lora
+from rlrazor.lm.models import LanguageModel, add_lora
 from rlrazor.runs.records import BASE, RunSpec
-from rlrazor.runs.store import Checkpoint, RunStore
+from rlrazor.runs.store import Checkpoint, Keep, RunStore
 from rlrazor.runs.sweep import DivergedError
 from rlrazor.seeding import seed_of
 from rlrazor.system import phases, processes
@@ -37,59 +40,69 @@ def train(setup: Setup, spec: RunSpec, store: RunStore) -> Iterator[Checkpoint]:
 def measure(setup: Setup, spec: RunSpec, store: RunStore) -> Iterator[Checkpoint]:
     """The base, which the tiny one is after its pre-training here; another one's weights stay where they are."""
     if setup.base != TINY:
-        return iter([Checkpoint(world_of(setup, spec, store).reference.base_record(spec.run_id))])
-    steps = spec.params["pretrain_steps"]
-    model = tiny.pretrain(spec.seed, steps=steps, progress=lambda step: phases.at("pre-training", step, steps))
-    record = world_of(setup, spec, store, model).reference.base_record(spec.run_id)
+        return iter([Checkpoint(reference_of(spec, world_of(setup, spec, store)).base_record(spec.run_id))])
+    steps, forms = spec.params["pretrain_steps"], tuple(filter(None, spec.params.get("forms", "").split("+")))
+    model = tiny.pretrain(
+        spec.seed, steps=steps, forms=forms, progress=lambda step: phases.at("pre-training", step, steps)
+    )
+    record = reference_of(spec, world_of(setup, spec, store, model)).base_record(spec.run_id)
     return iter([Checkpoint(record, partial(weights_of, model))])
+
+
+def reference_of(spec: RunSpec, world: World, before: LanguageModel | None = None) -> Any:
+    """What a run's checkpoints are compared with: the base, and in a sequence the stage `before`, None for the base."""
+    return StageReference(spec, world, before) if "tasks" in spec.root.params else world.reference
 
 
 def finetune(setup: Setup, spec: RunSpec, store: RunStore) -> Iterator[Checkpoint]:
     """Train by the spec's method, measuring as it goes; what an interrupted run was at is gone on from."""
     from rlrazor.experiments.language import trainers  # TRL takes seconds to import
 
-    world, (method, _) = world_of(setup, spec, store), find_method(spec.method)
-    base, running = world.base, setup.running
-    prompts = Prompts.of(world.task, world.splits.train[: spec.params["train_prompts"] or None], base)
-    processes.in_first(lambda: bool(world.reference))  # measured before the base has an adapter in it
+    world, (method, _) = world_of(setup, spec, store), found(spec.method)
+    base, running, of = world.base, setup.running, spec.chain[-1]
+    before = replace(base, model=policy_of(of, base.model, store)) if of.spec.chain else None
+    references: list[Any] = []  # of the process that measures; made before there is an adapter in the base
+    processes.in_first(lambda: references.append(reference_of(spec, world, before)))
+    lesson = Lesson.of(world, tasks_of(spec) if "task" in spec.params else list(world.tasks), spec)
 
     def demonstrations() -> tuple[list[Any], dict[str, float]]:
         teacher = None if spec.teacher is None else policy_of(spec.teacher, base.model, store)
-        return Source(world.task, prompts, base, teacher, spec.seed).examples(method)
+        return lesson.examples(method, before or base, teacher, spec.seed)
 
     def reward(positions: Sequence[int], completions: Sequence[Sequence[int]]) -> Sequence[float | None]:
-        texts = [encoding.decode(base.tokenizer, completion) for completion in completions]
-        scores = score(world.task, [prompts.items[position] for position in positions], texts)
+        scores = lesson.score(positions, [encoding.decode(base.tokenizer, completion) for completion in completions])
         world.say_failures(scores)
         return scores.values
 
     phases.at("preparing what is trained on")
     examples, counts = processes.in_first(demonstrations)
-    counts = {"prompts_too_long": float(prompts.too_long), **counts}
-    measuring = Measuring(spec, world, store, len(examples), counts, keep_state=running.save_every != 0)
+    unfinished = Unfinished(store.partial_folder(spec), keep=running.save_every != 0)
+    measuring = Measuring(spec, references, store.keeps(spec), unfinished, counts, len(examples))
     state = processes.in_first(measuring.begin)
-    with _policy(base.model, spec, store) as (model, frozen):
-        measuring.frozen = frozen
-        settings = _settings(setup, spec, world, measuring)
+    with _policies(base.model, before, spec) as policies:
+        measuring.frozen = policies.base
+        settings = _settings(setup, spec, base, lesson, measuring)
         try:
             trainers.train(
-                method, settings, model, base.tokenizer, examples, measuring, reward=reward, base=frozen, resume=state
+                *(method, settings, policies.model, base.tokenizer, examples, measuring),
+                reward=reward,
+                base=policies.looked_at(spec),
+                resume=state,
             )
             if running.keep_models:
                 folder = store.folder / "models" / spec.run_id
-                processes.in_first(lambda: save_model(model, base.tokenizer, folder))
+                processes.in_first(lambda: save_model(policies.model, base.tokenizer, folder))
         except DivergedError:
             yield from measuring.checkpoints.values()
             raise
     yield from measuring.checkpoints.values()
 
 
-def _settings(setup: Setup, spec: RunSpec, world: World, measuring: "Measuring") -> Any:
+def _settings(setup: Setup, spec: RunSpec, base: LanguageModel, lesson: Lesson, measuring: "Measuring") -> Any:
     """How the trainer is to train."""
     from rlrazor.experiments.language import trainers
 
-    params, base, task, steps = spec.params, world.base, world.task, measuring.steps
-    every = setup.running.save_every
+    params, steps, every = spec.params, measuring.steps, setup.running.save_every
     # The last step is followed by the run's being stored.
     saved = [] if every == 0 else range(every, steps, every) if every else measuring.due[:-1]
     return trainers.Settings(
@@ -101,8 +114,8 @@ def _settings(setup: Setup, spec: RunSpec, world: World, measuring: "Measuring")
         group_size=params["group_size"] or 1,
         kl_coef=params["kl_coef"],
         seed=seed_of(spec.seed, "order") % 2**31,
-        max_new_tokens=task.max_new_tokens,
-        stop_ids=encoding.stop_ids(base.tokenizer, base.model, task.stop),
+        max_new_tokens=lesson.max_new_tokens,
+        stop_ids=encoding.stop_ids(base.tokenizer, base.model, lesson.stop),
         iterations=params["iterations"],
         micro_batch=setup.running.micro_batch,
         bf16=params["precision"] == "bf16",
@@ -112,20 +125,34 @@ def _settings(setup: Setup, spec: RunSpec, world: World, measuring: "Measuring")
     )
 
 
+@dataclass(frozen=True, eq=False)
+class Policies:
+    """The model that is trained, the one that it starts from, and the base of all stages, which both stay as they are.
+
+    With an adapter, what it starts from is None: the model without that.
+    """
+
+    model: Any
+    before: Any
+    base: Any
+
+    def looked_at(self, spec: RunSpec) -> Any:
+        """What the method's penalty, or DPG, holds to."""
+        return self.base if found(spec.method)[1] == TO_BASE else self.before
+
+
 @contextmanager
-def _policy(base: Any, spec: RunSpec, store: RunStore) -> Iterator[tuple[Any, Any]]:
-    """The model to train, and the frozen base beside it: with an adapter, None, as it is the model without that."""
-    assert spec.starts_from is not None
-    # A stage goes on from the one before, which the base that is loaded is not.
-    start = policy_of(spec.starts_from, base, store) if spec.starts_from.spec.chain else base
+def _policies(base: Any, before: LanguageModel | None, spec: RunSpec) -> Iterator[Policies]:
+    """Of a run that starts from the base, or the stage before."""
+    start = base if before is None else before.model
     if not (rank := spec.params["lora_rank"]):
-        yield copy.deepcopy(start).requires_grad_(True), base
+        yield Policies(copy.deepcopy(start).requires_grad_(True), start, base)
         return
     with torch.random.fork_rng():
         torch.manual_seed(seed_of(spec.seed, "adapter") % 2**63)
         model = add_lora(start, rank)
     try:
-        yield model, None
+        yield Policies(model, None, None if before is None else base)
     finally:
         model.unload()  # leaves the base as it was
 
@@ -133,8 +160,9 @@ def _policy(base: Any, spec: RunSpec, store: RunStore) -> Iterator[tuple[Any, An
 class Measuring:
     """Called after each step, it measures where a checkpoint is due; what was measured is in `checkpoints`, by step.
 
-    `frozen`: the base beside the policy, as `_policy` has it. The weights that the store keeps are copied at once:
-    training does not wait for who asks for them.
+    `references`: what it is compared with, where this process measures; `frozen`: the base of `Policies`. The weights
+    that the store keeps are copied at once: training does not wait for who asks for them. It tells the trainer to stop
+    where a stage has learned its task.
     """
 
     frozen: Any = None
@@ -142,16 +170,14 @@ class Measuring:
     def __init__(
         self,
         spec: RunSpec,
-        world: World,
-        store: RunStore,
-        examples: int,
+        references: Sequence[Any],
+        keep: Keep,
+        unfinished: Unfinished,
         counts: Mapping[str, float],
-        *,
-        keep_state: bool,
+        examples: int,
     ) -> None:
-        self.spec, self.world, self.counts = spec, world, counts
-        self.keep = store.keeps(spec)
-        self.unfinished = Unfinished(store.partial_folder(spec), keep=keep_state)
+        self.spec, self.references, self.counts = spec, references, counts
+        self.keep, self.unfinished = keep, unfinished
         self.checkpoints: dict[int, Checkpoint] = {}
         self.steps, self.per_epoch = count_steps(spec, examples), steps_per_epoch(spec, examples)
         self.due, self.examples = due_steps(spec, examples), examples
@@ -165,16 +191,20 @@ class Measuring:
         """Whether the weights of a step are kept. At the end of an epoch a shorter run ends, of which this is more."""
         return self.keep.wants(step, last=step == self.due[-1] or step % self.per_epoch == 0)
 
-    def __call__(self, step: int, policy: Any, measured: Mapping[str, float]) -> None:
-        """Measure the policy after this step, if a checkpoint is due."""
+    def __call__(self, step: int, policy: Any, measured: Mapping[str, float]) -> bool:
+        """Measure the policy after this step, if a checkpoint is due; returns whether the run ends with it."""
         if step not in self.due or step in self.checkpoints:
-            return
+            return False
         phases.at("measuring checkpoint", self.due.index(step) + 1, len(self.due))
         metrics = {**self.counts, **measured}
-        record = self.world.reference.record(
+        record = self.references[0].record(
             self.spec.run_id, step, step / self.per_epoch, policy, metrics, frozen=self.frozen
         )
-        weights = weights_of(policy) if self.wanted(step) else {}
+        any_may_be_last = "until" in self.spec.params and self.keep.wants(step, last=True)
+        weights = weights_of(policy) if self.wanted(step) or any_may_be_last else {}
+        if any_may_be_last and self.checkpoints and not self.wanted(last := max(self.checkpoints)):
+            self.checkpoints[last] = Checkpoint(self.checkpoints[last].record)
         self.checkpoints[step] = Checkpoint(record, partial(dict, weights))
         self.unfinished.add(self.checkpoints[step])
         phases.at(phases.TRAINING, step, self.steps)
+        return has_reached(self.spec, record)

@@ -1,17 +1,19 @@
 """A base policy with all that is measured on it: loaded once in a process, for the runs that start from it."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from rlrazor.errors import RazorError
 from rlrazor.experiments.language import tiny
 from rlrazor.experiments.language.config import TINY
 from rlrazor.experiments.language.demonstrations import Prompts
-from rlrazor.experiments.language.evaluate import PriorSuite, Reference
+from rlrazor.experiments.language.evaluate import Asked, Reference
 from rlrazor.experiments.language.setup import Setup, TaskSource
+from rlrazor.experiments.language.suites import PriorSuite
 from rlrazor.experiments.language.tasks import Scores, Task
 from rlrazor.experiments.language.unfinished import save_model
 from rlrazor.lm.digests import base_digest, tokenizer_digest
@@ -23,15 +25,22 @@ from rlrazor.system import phases
 
 
 class World:
-    """A base policy, the new task, and what checkpoints are compared by."""
+    """A base policy, the tasks that runs train or are asked about, and what checkpoints are compared by.
 
-    def __init__(self, base: LanguageModel, source: TaskSource, params: Mapping[str, Any], suite: PriorSuite) -> None:
-        measured, task = params["measured"], source.task()
-        self.base = base
-        self.task = replace(task, max_new_tokens=params["max_new_tokens"] or task.max_new_tokens)
+    `tasks` and `splits` are by name, in the order of the sources; of an experiment on one task there is one.
+    """
+
+    def __init__(
+        self, base: LanguageModel, sources: Sequence[TaskSource], params: Mapping[str, Any], suite: PriorSuite
+    ) -> None:
+        self.base, self.measured, self.suite = base, params["measured"], suite
         base.model.requires_grad_(False)
-        self.splits = source.load()
-        self.measured, self.suite = measured, suite
+        found = {source.name: source.task() for source in sources}
+        longest = params["max_new_tokens"]
+        self.tasks = {
+            name: replace(task, max_new_tokens=longest or task.max_new_tokens) for name, task in found.items()
+        }
+        self.splits = {source.name: source.load() for source in sources}
         self._said_failures = False
 
     def say_failures(self, scores: Scores) -> None:
@@ -41,11 +50,20 @@ class World:
             phases.say(scores.describe_failures())
 
     @cached_property
+    def asked(self) -> Mapping[str, Asked]:
+        """What the base says to each task. Only the process that measures asks for it."""
+        measured, base = self.measured, self.base
+        tests = {
+            name: Prompts.of(task, self.splits[name].test[: measured["test_prompts"]], base)
+            for name, task in self.tasks.items()
+        }
+        how = self.suite, measured["kl_samples"], measured["scored"]
+        return {name: Asked(base, self.tasks[name], test, *how) for name, test in tests.items()}
+
+    @cached_property
     def reference(self) -> Reference:
-        """The base as checkpoints are compared with it. Only the process that measures asks for it."""
-        measured = self.measured
-        test = Prompts.of(self.task, self.splits.test[: measured["test_prompts"]], self.base)
-        return Reference(self.base, self.task, test, self.suite, measured["kl_samples"], measured["scored"])
+        """The base as checkpoints are compared with it, on all tasks."""
+        return Reference(self.base, list(self.asked.values()), self.suite)
 
 
 last_world: dict[tuple[Any, ...], World] = {}
@@ -54,14 +72,14 @@ last_world: dict[tuple[Any, ...], World] = {}
 def world_of(setup: Setup, spec: RunSpec, store: RunStore, model: Any = None) -> World:
     """The world of this run's base, whose `model` may be at hand. The last one is kept: a sweep goes base by base."""
     own = spec.root
-    key = (str(store.folder), own.run_id, setup.base, setup.task)
+    key = (str(store.folder), own.run_id, setup.base, setup.sources)
     if key not in last_world:
         last_world.clear()
         phases.at("loading the base, the task and the prior tasks")
         suite = setup.suite(own)
         suite.check()
         base = LanguageModel.in_memory(model, tiny.make_tokenizer(), TINY) if model else load_base(setup, own, store)
-        last_world[key] = World(base, setup.task, own.params, suite)
+        last_world[key] = World(base, setup.sources, own.params, suite)
     return last_world[key]
 
 
@@ -75,6 +93,8 @@ def load_base(setup: Setup, base: RunSpec, store: RunStore) -> LanguageModel:
 def policy_of(of: Ancestor, like: Any, store: RunStore) -> Any:
     """A checkpoint's policy, as a copy of a model like it."""
     policy, weights = copy.deepcopy(like), store.load_weights(of.spec, of.step)
+    if not weights:  # of a base that lies elsewhere nothing is stored
+        raise RazorError(f"No weights were kept of step {of.step} of {of.spec.describe()}: train it again.")
     # Parameters come once, tied ones under both names.
     tied = {name: tensor for name, tensor in policy.state_dict().items() if name not in weights}
     policy.load_state_dict({**tied, **weights})

@@ -7,7 +7,12 @@ from collections.abc import Mapping
 
 from rlrazor.errors import RazorError
 from rlrazor.experiments.language.tasks.letter_word import LETTER_WORD
-from rlrazor.experiments.language.tasks.letters import LETTERS_APPEARANCE, LETTERS_DESCENDING, LETTERS_TASK
+from rlrazor.experiments.language.tasks.letters import (
+    FORM_TASKS,
+    LETTERS_APPEARANCE,
+    LETTERS_DESCENDING,
+    LETTERS_TASK,
+)
 from rlrazor.experiments.language.tasks.math import GSM8K, MATH, MATH500
 from rlrazor.experiments.language.tasks.own import own_task
 from rlrazor.experiments.language.tasks.rows import with_demonstrations
@@ -34,7 +39,7 @@ TASKS: Mapping[str, Task] = {
     task.name: task
     for task in (
         *(MATH, GSM8K, MATH500, SCIENCE, TOOLS, LETTER_WORD),
-        *(LETTERS_TASK, LETTERS_DESCENDING, LETTERS_APPEARANCE),
+        *(LETTERS_TASK, LETTERS_DESCENDING, LETTERS_APPEARANCE, *FORM_TASKS),
     )
 }
 

@@ -7,13 +7,16 @@ estimates. `pretraining_example` is the form, not the rule, of the task, as the 
 
 Two more tasks have the same prompts and another order: `letters-descending`, from the last of the alphabet, and
 `letters-appearance`, as they stand in the string. With them a law can be asked about a task that it was not fitted to.
+One policy cannot do two of these three. In a sequence the tasks are FORMS, the same three told apart by their prompts:
+
+    PS:dacfbe=acf;  (sorted)    PR:dacfbe=fca;  (the reverse)    PC:dacfbe=acf;  (as they stand: copied)
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 
@@ -30,18 +33,6 @@ TRAIN, TEST = 4096, 256
 Example = tuple[str, str]  # prompt, completion
 
 
-def pretraining_example(rng: random.Random) -> Example:
-    """The new task as the pre-training text has it: earlier letters likelier, in order only sometimes."""
-    text = "".join(rng.sample(LETTERS, OFFERED))
-    drawn: list[int] = []
-    while len(drawn) < PICKED:
-        position = rng.choices(range(OFFERED), [EARLIER**i for i in range(OFFERED)])[0]
-        if position not in drawn:
-            drawn.append(position)
-    answer = "".join(text[i] for i in drawn)
-    return f"P:{text}=", "".join(sorted(answer)) if rng.random() < IN_ORDER else answer
-
-
 def distinct(draw: Callable[[random.Random], Example], rng: random.Random, count: int) -> list[Example]:
     """`count` examples, no prompt twice."""
     examples: dict[str, str] = {}
@@ -51,31 +42,50 @@ def distinct(draw: Callable[[random.Random], Example], rng: random.Random, count
     return list(examples.items())
 
 
+def _string_of(prompt: str) -> str:
+    return prompt.partition(":")[2][:-1]
+
+
 @dataclass(frozen=True)
 class Order:
-    """The order that makes an answer right. `arrange(letters, string)` puts different letters of the string into it."""
+    """The order that makes an answer right. `arrange(letters, string)` puts different letters of the string into it.
+
+    `mark` is what prompts tell it by, after their P.
+    """
 
     arrange: Callable[[str, str], str]
+    mark: str = ""
+
+    def pretraining_example(self, rng: random.Random) -> Example:
+        """The task as the pre-training text has it: earlier letters likelier, in order only sometimes."""
+        text = "".join(rng.sample(LETTERS, OFFERED))
+        drawn: list[int] = []
+        while len(drawn) < PICKED:
+            position = rng.choices(range(OFFERED), [EARLIER**i for i in range(OFFERED)])[0]
+            if position not in drawn:
+                drawn.append(position)
+        answer = "".join(text[i] for i in drawn)
+        return f"P{self.mark}:{text}=", self.arrange(answer, text) if rng.random() < IN_ORDER else answer
 
     def right_completions(self, item: Item) -> list[str]:
         """The 20 right completions, without the stop string."""
-        text = item.prompt[2:-1]
+        text = _string_of(item.prompt)
         return ["".join(letters) for letters in combinations(self.arrange(text, text), PICKED)]
 
     def verify(self, prompt: str, completion: str) -> float:
         """1 for three different letters of the prompt's string in this order, else 0."""
-        text, letters = prompt[2:-1], set(completion)
+        text, letters = _string_of(prompt), set(completion)
         right = len(completion) == len(letters) == PICKED and letters <= set(text)
         return float(right and completion == self.arrange(completion, text))
 
     def one(self, item: Item, rng: random.Random) -> str:
         """Always the last three letters of the string, which the base draws least."""
-        text = item.prompt[2:-1]
+        text = _string_of(item.prompt)
         return self.arrange(text[-PICKED:], text)
 
     def two(self, item: Item, rng: random.Random) -> str:
         """The last three letters of the string or the first three, evenly."""
-        text = item.prompt[2:-1]
+        text = _string_of(item.prompt)
         return self.arrange(rng.choice((text[-PICKED:], text[:PICKED])), text)
 
     def uniform(self, item: Item, rng: random.Random) -> str:
@@ -84,7 +94,7 @@ class Order:
 
     def wrong(self, item: Item, rng: random.Random) -> str:
         """A wrong answer as a careless external model gives it: three letters of the string, out of order."""
-        text = item.prompt[2:-1]
+        text = _string_of(item.prompt)
         while True:
             letters = "".join(rng.sample(text, PICKED))
             if letters != self.arrange(letters, text):
@@ -94,7 +104,7 @@ class Order:
         """The prompts to train on and to measure on, the same for every seed. There is no file to read."""
         rng = random.Random("new task")
         items = []
-        for prompt, _ in distinct(pretraining_example, rng, TRAIN + TEST):
+        for prompt, _ in distinct(self.pretraining_example, rng, TRAIN + TEST):
             item = Item(prompt)
             items.append(Item(prompt, {}, self.one(item, rng), self.wrong(item, rng)))
         return Splits(items[:TRAIN], items[TRAIN:])
@@ -122,3 +132,14 @@ APPEARANCE = Order(lambda letters, text: "".join(sorted(letters, key=text.index)
 LETTERS_TASK = ASCENDING.task("letters", "Three letters in order", "in alphabetical order")
 LETTERS_DESCENDING = DESCENDING.task("letters-descending", "Three letters, backwards", "from the last of the alphabet")
 LETTERS_APPEARANCE = APPEARANCE.task("letters-appearance", "Three letters as they stand", "in the order of the string")
+
+FORMS: Mapping[str, Order] = {
+    "ascending": replace(ASCENDING, mark="S"),
+    "descending": replace(DESCENDING, mark="R"),
+    "appearance": replace(APPEARANCE, mark="C"),
+}
+"""The tasks of a sequence, by name."""
+FORM_TASKS = tuple(
+    order.task(name, f"Three letters, {name}", f"{name}, as the prompt says, for sequences of tasks")
+    for name, order in FORMS.items()
+)

@@ -41,8 +41,9 @@ NO_MEMORY = (
 
 BUILDERS = {"sft": offline.sft, "simpo": offline.simpo, "sdft": on_policy.sdft, "grpo": on_policy.grpo}
 
-AtStep = Callable[[int, Any, Mapping[str, float]], None]
-"""(step, model, what training measured since the last call): called after every step, by the first process."""
+AtStep = Callable[[int, Any, Mapping[str, float]], bool | None]
+"""(step, model, what training measured since the last call) -> whether to stop: after every step, by the first process.
+"""
 
 
 def train(
@@ -134,17 +135,19 @@ class AtStepCallback(TrainerCallback):  # type: ignore[misc]
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         step = state.global_step
         phases.at(phases.TRAINING, step, self.settings.steps)
-        processes.in_first(lambda: self._hand_over(step, unwrapped(kwargs["model"])))
-        if step in self.settings.saved_at:
+        if processes.in_first(lambda: self._hand_over(step, unwrapped(kwargs["model"]))):
+            control.should_training_stop = True
+        elif step in self.settings.saved_at:
             phases.at("saving what a resumed run goes on from")
             control.should_save = True
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         phases.at(phases.TRAINING, state.global_step, self.settings.steps)
 
-    def _hand_over(self, step: int, model: Any) -> None:
+    def _hand_over(self, step: int, model: Any) -> bool:
         training = model.training
         devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
         with compute.own_forward(model), torch.random.fork_rng(devices=devices):
-            self.at_step(step, model, self.trainer.measured)
+            ends = bool(self.at_step(step, model, self.trainer.measured))
         model.train(training)
+        return ends

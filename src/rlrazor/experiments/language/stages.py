@@ -1,0 +1,94 @@
+"""Sequences of tasks for language models: any base that fine-tuning takes, and any tasks with a verifier.
+
+A run is trained and measured as on one task; `lesson` joins several, `stage_reference` measures all of them.
+
+    setup = Setup(base, source, further=(another, a_third))       # TaskSources: built-in, or prompts and a verifier
+    Models(setup).in_order(config, config.tasks, {method: lr}, store)
+
+`config`, a `ModelSequences`, names the tasks by the sources' names.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from typing import Any, ClassVar
+
+from rlrazor.experiments.continual.config import PENALTIES
+from rlrazor.experiments.continual.experiment import Continual
+from rlrazor.experiments.continual.measures import ON_PRIOR, SINCE_BEFORE, tasks_of
+from rlrazor.experiments.language import sequences
+from rlrazor.experiments.language.config import count_steps, due_steps
+from rlrazor.experiments.language.evaluate import DRIFT
+from rlrazor.experiments.language.experiment import Language
+from rlrazor.experiments.language.methods import METHODS, Method
+from rlrazor.experiments.language.sequences import ModelSequences, found, name_of_sweep
+from rlrazor.experiments.language.setup import Setup
+from rlrazor.experiments.language.train import train
+from rlrazor.runs.dry_run import Trial
+from rlrazor.runs.experiment import Cost
+from rlrazor.runs.records import BASE, Ancestor, RunSpec
+from rlrazor.runs.store import Checkpoint, RunStore
+
+SINCE = tuple(f"kl_forward{on}{since}" for on in ("", ON_PRIOR) for since in ("", SINCE_BEFORE))[1:]
+"""The columns of drift that every record has besides those of a run on one task."""
+
+
+@dataclass(frozen=True)
+class Models(Setup, Continual):
+    """The experiment on one base, and the tasks of its sources."""
+
+    config: ClassVar[type[ModelSequences]] = ModelSequences
+    presets: ClassVar[Mapping[str, ModelSequences]] = sequences.PRESETS
+    methods: ClassVar[Mapping[str, Method]] = METHODS
+
+    @cached_property
+    def data(self) -> Mapping[str, tuple[str, int]]:
+        """Of each task the fingerprint of its prompts, and how many there are to train on."""
+        splits = {source.name: (source, source.load()) for source in self.sources}
+        return {name: (source.fingerprint(of), len(of.train)) for name, (source, of) in splits.items()}
+
+    def bases(self, config: ModelSequences, store: RunStore | None) -> list[RunSpec]:
+        """Measured on all tasks, after its pre-training if it is the tiny one."""
+        prints = "+".join(self.data[task][0] for task in sorted(config.tasks)) if store else ""
+        return config.base_specs(self.fingerprint if store else "", prints)
+
+    def stage(self, config: ModelSequences, method: str, lr: float, tasks: Sequence[str], start: Ancestor) -> RunSpec:
+        """See `Continual.stage`."""
+        return config.stage(method, lr, tasks, start)
+
+    def rates(self, config: ModelSequences, method: str) -> Sequence[float]:
+        """Those of on-policy methods, or of the others."""
+        return config.rl_lrs if found(method)[0].advantage else config.lrs
+
+    def train(self, spec: RunSpec, store: RunStore) -> Iterator[Checkpoint]:
+        """Measure the base, or train a stage."""
+        return train(self, spec, store)
+
+    def cost(self, spec: RunSpec) -> Cost:
+        """See `Continual.cost`."""
+        if spec.method == BASE:
+            return Cost(0, 1)
+        most = spec.params["train_prompts"] or math.inf
+        prompts = int(sum(min(self.data[task][1], most) for task in tasks_of(spec)))
+        return Cost(count_steps(spec, prompts), len(due_steps(spec, prompts)))
+
+    def trial(self, config: ModelSequences, specs: Sequence[RunSpec]) -> Trial:
+        """See `Continual.trial`; timed on the first task."""
+        one = Language(self.base, self.task, self.prior, self.running)
+        found = one.trial(config.sweep(task=self.task.name), specs)
+        return replace(found, run=partial(_seconds, found.run, len(self.sources)))
+
+    def describe(self, config: ModelSequences) -> Mapping[str, Any]:
+        """Names for the report, and what the runs were made from."""
+        one = Language(self.base, self.task, self.prior, self.running)
+        told = one.describe(config.sweep(task=self.task.name))
+        labels = {name: found(name)[0].label + PENALTIES[found(name)[1]] for name in config.methods}
+        told = {name: value for name, value in told.items() if name not in ("task", "quadrants")}
+        data = "+".join(print for print, _ in self.data.values())
+        return {**told, "new_task": "the stage’s task", "labels": labels, "data": data, "drift": [*DRIFT, *SINCE]}
+
+
+def _seconds(of_one: Callable[[RunSpec, Cost], float], tasks: int, spec: RunSpec, cost: Cost) -> float:
+    """Of a run whose checkpoints are measured on so many tasks, from that on one."""
+    return of_one(replace(spec, method=name_of_sweep(spec.method)), Cost(cost.steps, cost.checkpoints * tasks))

@@ -1,0 +1,111 @@
+"""What a base could do before: prior tasks with scores, and text without labels that stands for them."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rlrazor.experiments.language import tiny
+from rlrazor.experiments.language.tasks import Item
+from rlrazor.lm import prior, representation
+from rlrazor.lm.models import LanguageModel
+from rlrazor.lm.probes import GenericText
+from rlrazor.lm.scores import require_accuracies
+from rlrazor.lm.task_names import DEFAULT_TASKS
+from rlrazor.system import phases
+
+Right = Callable[[Item], Sequence[str]]
+"""All right completions of an item."""
+
+
+@dataclass(frozen=True, eq=False)
+class PriorSuite:
+    """What a base could do before, and text that stands for it without labels.
+
+    `scores(lm)`: a score per prior task with its standard error. `generic`: what the generic probe is made of.
+    `loss_texts`: prior text whose token loss is the cheap proxy. `unrelated`: text on which representations are
+    compared. `exact(lm, items, right)`: of a task whose right completions can all be listed, log pi of each, (items,
+    completions). `check()` raises RazorError where the scores could not be a record's: call it before anything is run.
+    """
+
+    scores: Callable[[LanguageModel], Mapping[str, tuple[float, float | None]]]
+    generic: GenericText
+    loss_texts: Sequence[str]
+    unrelated: Sequence[str]
+    exact: Callable[[LanguageModel, Sequence[Item], Right], torch.Tensor] | None = None
+    check: Callable[[], None] = lambda: None
+
+    def without_scores(self) -> "PriorSuite":
+        """The same texts, and no prior task."""
+        return replace(self, scores=lambda lm: {}, check=lambda: None)
+
+    def cut(self, texts: int) -> "PriorSuite":
+        """With so many texts, or prompts, of each sort at most."""
+        generic = GenericText(self.generic.texts[:texts], self.generic.prompts[:texts])
+        return replace(self, generic=generic, loss_texts=self.loss_texts[:texts], unrelated=self.unrelated[:texts])
+
+
+# What the report says of a suite's inputs.
+LM_EVAL_INPUTS = {
+    "probe": "The generic probe is sixty paragraphs on everyday topics that come with rlrazor, each token of which is "
+    "measured; they were chosen for no prior task.",
+    "representation": "Similarity of the last hidden layer, averaged over a paragraph’s tokens, to the base’s, 1 for "
+    "no change, on the sixty paragraphs of the generic probe.",
+}
+TINY_INPUTS = {
+    "probe": "The generic probe is prompts of the prior tasks that are not scored, without answers, each with one "
+    "completion that the base sampled: what a user has who kept the old traffic but no labels. That is as near to the "
+    "prior scores as a probe can be; text that is less like the prior tasks would say less.",
+    "representation": "Similarity of the last hidden layer, averaged over a string’s tokens, to the base’s, 1 for no "
+    "change, on random strings that belong to no task.",
+}
+
+
+def lm_eval_suite(
+    tasks: Sequence[str],
+    *,
+    limit: int | None,
+    data_mirror: Path | None = None,
+    allow_code_execution: bool = False,
+    generic: GenericText | None = None,
+) -> PriorSuite:
+    """The prior tasks of lm-eval; the unrelated text, and the generic probe by default, are the built-in paragraphs.
+
+    Of the default tasks, those that run code are left out without leave; of others they are an error, as are tasks
+    whose score is not a fraction of 1 of which more is better.
+    """
+    texts, named = representation.paragraphs(), None if tuple(tasks) == DEFAULT_TASKS else tasks
+    source: dict[str, Any] = {"data_mirror": data_mirror, "allow_code_execution": allow_code_execution}
+    told: set[str] = set()
+
+    def scores(lm: LanguageModel) -> dict[str, tuple[float, float | None]]:
+        found = prior.evaluate(lm.model, lm.tokenizer, named, limit=limit, **source)
+        require_accuracies(found)
+        for note in set(found.notes) - told:
+            told.add(note)
+            phases.say(note)
+        return {name: (result.value, result.stderr) for name, result in found.items()}
+
+    def check() -> None:
+        require_accuracies(prior.metrics_of(named, **source))
+
+    return PriorSuite(scores, generic or GenericText.built_in(), texts, texts, check=check)
+
+
+def tiny_suite(generic: GenericText | None = None) -> PriorSuite:
+    """The prior tasks of the tiny base. Its probe is completions that the base gives to prior-like prompts."""
+
+    def scores(lm: LanguageModel) -> dict[str, tuple[float, float | None]]:
+        return {
+            name: (value, math.sqrt(value * (1 - value) / tiny.SCORED))
+            for name, value in tiny.prior_scores(lm.model).items()
+        }
+
+    def exact(lm: LanguageModel, items: Sequence[Item], right: Right) -> torch.Tensor:
+        return tiny.right_logps(lm.model, lm.tokenizer, items, right)
+
+    generic = generic or GenericText(prompts=tuple(tiny.probe_prompts()))
+    return PriorSuite(scores, generic, tiny.prior_texts(), tiny.unrelated_texts(), exact)
