@@ -6,19 +6,24 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from rlrazor import studies
-from rlrazor.cli import language, running
+from rlrazor.cli import early, language, running
 from rlrazor.cli.outputs import check_run_folder
 from rlrazor.cli.printing import Subparsers, options_of
 from rlrazor.errors import RazorError
+from rlrazor.experiments.continual.config import HELP
+from rlrazor.experiments.language import sequences as model_sequences
+from rlrazor.experiments.language.config import settled
 from rlrazor.experiments.parity_mnist import config as parity
 from rlrazor.experiments.parity_mnist import sequences
 from rlrazor.extras import needs_extra
 from rlrazor.runs.settings import help_of
+from rlrazor.system import cores
 from rlrazor.system.terminal import Terminal
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from rlrazor.experiments.continual.experiment import Continual
     from rlrazor.experiments.parity_mnist.experiment import ParityMnist
     from rlrazor.runs.runner import Done, Options
 
@@ -69,7 +74,35 @@ def _add_continual(experiments: Subparsers) -> None:
         description="Pre-train, choose each method's learning rate on the first task, go through the tasks stage by "
         "stage, each until it is learned, measure, write the report. Run the same command again to continue.",
     )
-    _add_settings(parser, "continual", sequences)
+    parser.add_argument(
+        "--preset", help="images: quick (minutes, the default) or paper; a language model: tiny (half an hour)"
+    )
+    parser.add_argument("--out", type=Path, metavar="DIR", help="run folder (default: runs/continual-PRESET)")
+    (images, of_images), (models, of_models) = (
+        (help_of(type(preset)), running.defaults_of(preset))
+        for preset in (sequences.PRESETS["quick"], model_sequences.PRESETS["tiny"])
+    )
+    groups = {
+        running.GRID: [name for name in images if name in models],
+        "... of images": [name for name in images if name not in models],
+        "... of language models": [name for name in models if name not in (*images, "task", "thresholds")],
+    }
+    defaults = {name: running.with_tiny(of_models | of_images, of_images | of_models, name) for name in images | models}
+    for title, names in groups.items():
+        group = parser.add_argument_group(title)
+        for name in names:
+            running.add_setting(group, name, (models | images | HELP)[name], defaults[name])
+    running.add_config(parser)
+    parser.add_argument("--jobs", type=int, help="processes (default: the cores; of a language model but 'tiny' 1)")
+    parser.add_argument("--data-dir", type=Path, metavar="DIR", help="where the IDX files lie, if you have them")
+    parser.add_argument("--data-mirror", type=Path, metavar="DIR", help="local JSONL files of the prior tasks")
+    parser.add_argument(
+        "--allow-code-execution", action="store_true", help="run code that the model writes (HumanEval), unsandboxed"
+    )
+    language.add_running(parser)
+    running.add_weights(parser)
+    parser.add_argument("--dry-run", action="store_true", help="print the grid, its size and cost; train nothing")
+    running.add_json(parser)
     parser.set_defaults(run=run_continual, options=options_of(parser))
 
 
@@ -78,7 +111,7 @@ def _add_settings(parser: argparse.ArgumentParser, name: str, of: ModuleType) ->
     parser.add_argument("--preset", help="the grid to start from: quick (minutes, the default) or paper")
     parser.add_argument("--out", type=Path, metavar="DIR", help=f"run folder (default: runs/{name}-PRESET)")
     grid, defaults = parser.add_argument_group(running.GRID), running.defaults_of(of.PRESETS["quick"])
-    for setting, text in help_of(type(of.PRESETS["quick"])).items():
+    for setting, text in help_of(of.Config).items():
         running.add_setting(grid, setting, text, defaults[setting])
     running.add_config(parser)
     running.add_jobs(parser)
@@ -116,18 +149,18 @@ def run_language(arguments: argparse.Namespace) -> int:
 
 def run_continual(arguments: argparse.Namespace) -> int:
     """Run the stages of a preset."""
-    from rlrazor.experiments.parity_mnist.stages import Images
     from rlrazor.runs import runner
     from rlrazor.runs.dry_run import estimate, planned
     from rlrazor.runs.settings import resolve
 
-    named = running.named(arguments, help_of(sequences.ImageSequences))
+    named = running.named(arguments, help_of(sequences.ImageSequences) | help_of(model_sequences.ModelSequences))
     preset = named.pop("preset", None) or "quick"
-    given = {name: sequences.parse_setting(name, value) for name, value in named.items()}
-    config = resolve(sequences.PRESETS, preset, given)
-    out = arguments.out or Path("runs") / f"continual-{preset}"
-    options = running.options_of_run(arguments, out, preset, jobs=arguments.jobs, weights=arguments.weights)
-    experiment, console = Images(arguments.data_dir), Terminal(stderr=True)
+    family: Any = model_sequences if preset in model_sequences.PRESETS else sequences
+    given = {name: family.parse_setting(name, value) for name, value in named.items()}
+    config = resolve({**sequences.PRESETS, **model_sequences.PRESETS}, preset, given)
+    out, console = arguments.out or Path("runs") / f"continual-{preset}", Terminal(stderr=True)
+    experiment, config, jobs = _family(arguments, config)
+    options = running.options_of_run(arguments, out, preset, jobs=jobs, weights=arguments.weights)
     if arguments.dry_run:
         specs = planned(experiment, config)
         found = estimate(experiment, config, specs, jobs=options.jobs, weights=options.weights)
@@ -135,11 +168,40 @@ def run_continual(arguments: argparse.Namespace) -> int:
         running.show_plan(config, found, what, out, jobs=options.jobs, as_json=arguments.json)
         return 0
     check_run_folder(arguments, out)
-    _fetch(arguments.data_dir, console)
+    if family is sequences:
+        _fetch(arguments.data_dir, console)
     with running.writing(out):
         done = runner.run(experiment, config, options, console)
         running.report(out, done, console, as_json=arguments.json)
     return 0
+
+
+def _family(arguments: argparse.Namespace, config: Any) -> "tuple[Continual, Any, int]":
+    """The experiment whose config this is, that as it is settled on this machine, and the processes it takes."""
+    if isinstance(config, sequences.ImageSequences):
+        from rlrazor.experiments.parity_mnist.stages import Images
+
+        return Images(arguments.data_dir), config, arguments.jobs or cores.available()
+    needs_extra("guard", "train", "eval")
+    language.require_forgetting(config, "reproduce continual")
+    from rlrazor.experiments.language.tasks import find_task
+
+    early.require_prior(config.prior)
+    if not arguments.dry_run:
+        early.require_source(config.base)
+    fetched = any(find_task(name).from_hub for name in config.tasks)
+    early.settle_hub(config.base, data=fetched or (config.base != early.TINY and arguments.data_mirror is None))
+    from rlrazor.experiments.language.setup import PriorSource, Running, TaskSource
+    from rlrazor.experiments.language.stages import Models
+    from rlrazor.lm import compute
+
+    compute.prepare_process(config.threads)
+
+    first, *further = (TaskSource(name) for name in config.tasks)
+    prior = PriorSource(arguments.data_mirror, arguments.allow_code_execution)
+    how = Running(arguments.micro_batch, arguments.save_every, report_to=arguments.report_to)
+    jobs = language.jobs_of(arguments, config)
+    return Models(config.base, first, prior, how, tuple(further)), settled(config), jobs
 
 
 def run_forecast(arguments: argparse.Namespace) -> int:

@@ -14,6 +14,16 @@ PENALTIES = {"": "", TO_BASE: " + KL to the base", TO_BEFORE: " + KL to the stag
 """The end of a method's name -> that of its label: what a KL penalty holds a stage to."""
 
 
+HELP = {
+    "methods": "methods, comma-separated, or 'core' (seven) or 'paper' (with their penalties)",
+    "lrs": "learning rates to choose from, comma-separated, or LOW:HIGH:COUNT log-spaced",
+    "schedules": "learning-rate schedule of a stage: constant or cosine",
+    "epochs": "epochs after which a stage ends at the latest",
+    "kl_coef": f"weight of the KL penalty in the methods named ...{TO_BASE} and ...{TO_BEFORE}",
+}
+"""What some of a family's settings are in a sequence."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class InSequence:
     """What a family's config has besides its own settings, of which those for a grid have one value here."""
