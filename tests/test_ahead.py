@@ -1,6 +1,7 @@
 """The least KL that a stage costs, held against numerical optimisation over policies, and what is forecast from it."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -92,7 +93,7 @@ def test_without_a_target_a_stage_is_as_dear_as_the_dearest() -> None:
 
 
 def test_a_sequence_has_a_stage_per_row_after_the_first() -> None:
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"task": None, "score_a": 0.1, "score_b": 0.2, "new": 0.3, "kl_forward_since_before": None},
         {"task": "a", "score_a": 0.8, "score_b": 0.3, "new": 0.8, "kl_forward_since_before": 1.5},
         {"task": "b", "score_a": 0.7, "score_b": 0.9, "new": 0.9, "kl_forward_since_before": 2.5},
