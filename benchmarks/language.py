@@ -92,56 +92,40 @@ class Workload:
             trainers.Example(ids, encoding.completion_ids(lm.tokenizer, item.demonstration or "", task.stop))
             for item, ids in zip(found.items, found.ids, strict=True)
         ]
-        settings = trainers.Settings(
-            lr=1e-5,
-            schedule="constant",
-            steps=TIMED + 1,
-            warmup_steps=0,
-            batch_size=prompts,
-            group_size=samples,
-            kl_coef=0.0,
-            seed=0,
-            max_new_tokens=task.max_new_tokens,
-            # The end-of-sequence tokens alone, at which TRL stops too.
-            stop_ids=encoding.stop_ids(lm.tokenizer, lm.model),
+        updates = trainers.Updates(
+            lr=1e-5, schedule="constant", steps=TIMED + 1, warmup_steps=0, batch_size=prompts, kl_coef=0.0, seed=0
         )
+        ends = encoding.stop_ids(lm.tokenizer, lm.model)  # the end-of-sequence tokens alone, at which TRL stops too
+        settings = trainers.Settings(updates, trainers.Samples(samples, task.max_new_tokens, ends))
         return cls(lm, task, found, examples, settings, sft_batch)
 
     def sample(self) -> Timing:
         """A group for each prompt, by `lm.sampling`."""
-        settings = self.settings
+        drawn = self.settings.samples
         start = clock()
-        completions = sampling.sample(
-            self.lm.model,
-            self.prompts.ids[: settings.batch_size],
-            samples=settings.group_size,
-            max_new_tokens=settings.max_new_tokens,
-            stop_ids=settings.stop_ids,
-            pad_id=self.lm.tokenizer.pad_token_id,
-        )
+        how = sampling.Sampling(drawn.max_new_tokens, drawn.stop_ids, self.lm.tokenizer.pad_token_id, drawn.group_size)
+        completions = sampling.sample(self.lm.model, self.prompts.ids[: self.settings.updates.batch_size], how)
         return Timing(clock() - start, sum(map(len, completions)))
 
     def generate(self, trainer: Any) -> Timing:
         """The same by transformers' `generate`, as TRL's trainer calls it."""
-        settings = self.settings
-        prompts = [list(ids) for ids in self.prompts.ids[: settings.batch_size] for _ in range(settings.group_size)]
+        group = self.settings.samples.group_size
+        asked = self.prompts.ids[: self.settings.updates.batch_size]
         start = clock()
-        completions, _ = trainer._generate_single_turn(prompts, None, {}, settings.group_size)
+        completions, _ = trainer._generate_single_turn(
+            [list(ids) for ids in asked for _ in range(group)], None, {}, group
+        )
         return Timing(clock() - start, sum(map(len, completions)))
 
     def ours(self, name: str, *, bf16: bool = False) -> Timing:
         """A step of `trainers.train`."""
-        settings = replace(self.settings, bf16=bf16, batch_size=self._rows(name))
-        reward, ends = Reward(), list[float]()
-        trainers.train(
-            METHODS[name],
-            settings,
-            copy.deepcopy(self.lm.model).requires_grad_(True),
-            self.lm.tokenizer,
-            self.examples,
-            lambda *_: ends.append(clock()),
-            reward=lambda positions, completions: reward(completions),
+        updates = replace(self.settings.updates, bf16=bf16, batch_size=self._rows(name))
+        settings, reward, ends = replace(self.settings, updates=updates), Reward(), list[float]()
+        model = copy.deepcopy(self.lm.model).requires_grad_(True)
+        job = trainers.Job(
+            METHODS[name], settings, model, self.lm.tokenizer, self.examples, None, lambda _, of: reward(of)
         )
+        trainers.train(job, lambda *_: ends.append(clock()))
         return self._step(name, ends, reward)
 
     def trl(self, name: str) -> Timing:
@@ -173,10 +157,10 @@ class Workload:
             trainer = GRPOTrainer(
                 model=model,
                 args=GRPOConfig(
-                    **arguments_of(settings, settings.batch_size * settings.group_size),
+                    **arguments_of(settings, settings.updates.batch_size * settings.samples.group_size),
                     steps_per_generation=1,
-                    num_generations=settings.group_size,
-                    max_completion_length=settings.max_new_tokens,
+                    num_generations=settings.samples.group_size,
+                    max_completion_length=settings.samples.max_new_tokens,
                     loss_type="grpo",
                 ),
                 reward_funcs=reward.of_trl,
@@ -187,7 +171,7 @@ class Workload:
         return trainer, reward
 
     def _rows(self, name: str) -> int:
-        return self.sft_batch if name == "sft" else self.settings.batch_size
+        return self.sft_batch if name == "sft" else self.settings.updates.batch_size
 
     def _step(self, name: str, ends: Sequence[float], reward: "Reward") -> Timing:
         """From the ends of steps: the mean of those after the first."""
@@ -348,7 +332,7 @@ def main() -> None:
     work = Workload.of(arguments.model, arguments.prompts, arguments.samples, arguments.tokens, arguments.sft_batch)
     load_before = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as folder:
-        work = replace(work, settings=replace(work.settings, folder=Path(folder)))
+        work = replace(work, settings=replace(work.settings, saving=trainers.Saving(folder=Path(folder))))
         found = {}
         with Console(stderr=True).status("") as status:
             for comparison in comparisons(work):
@@ -367,7 +351,7 @@ def main() -> None:
         "parameters": sum(weight.numel() for weight in work.lm.model.parameters()),
         "prompts": arguments.prompts,
         "samples": arguments.samples,
-        "tokens": work.settings.max_new_tokens,
+        "tokens": work.settings.samples.max_new_tokens,
         "sft_batch": arguments.sft_batch,
         "repeats": arguments.repeats,
         "comparisons": found,

@@ -27,7 +27,7 @@ from trl import SFTConfig, SFTTrainer  # noqa: E402
 
 from rlrazor.experiments.language import tiny  # noqa: E402
 from rlrazor.experiments.language.tasks import LETTERS_TASK, Item, find_task  # noqa: E402
-from rlrazor.guard import ForgettingMonitor  # noqa: E402
+from rlrazor.guard import ForgettingMonitor, Measuring  # noqa: E402
 from rlrazor.lm import encoding  # noqa: E402
 from rlrazor.lm.models import LanguageModel, load  # noqa: E402
 from rlrazor.lm.probes import GenericText, ProbeSettings  # noqa: E402
@@ -56,9 +56,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for turn in range(arguments.turns):
             plain.append(_seconds(lm, rows, batch, steps, Path(folder), []))
-            monitor = ForgettingMonitor(
-                prompts, generic=generic, settings=settings, cache_dir=Path(folder) / f"cache-{turn}"
-            )
+            measuring = Measuring(generic, settings, cache_dir=Path(folder) / f"cache-{turn}")
+            monitor = ForgettingMonitor(prompts, measuring=measuring)
             watched.append(_seconds(lm, rows, batch, steps, Path(folder), [monitor]))
             setups.append(monitor.setup_seconds)
             watchings.append(monitor)

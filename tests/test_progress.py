@@ -105,7 +105,7 @@ def train(spec: RunSpec, store: RunStore) -> Iterator[Checkpoint]:
     phases.at(phases.TRAINING, 2, 2)
 
 
-class Heard:
+class Heard(sweep.Progress):
     def __init__(self) -> None:
         self.told: list[tuple[object, ...]] = []
         self.said: list[str] = []
@@ -118,9 +118,6 @@ class Heard:
 
     def say(self, sentence: str) -> None:
         self.said.append(sentence)
-
-    def finished(self, specs: object) -> None:
-        pass
 
 
 @pytest.mark.parametrize("in_worker", [False, True])

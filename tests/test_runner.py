@@ -15,11 +15,11 @@ import torch
 from rich.console import Console
 
 from rlrazor.errors import RazorError
-from rlrazor.runs.dry_run import Counts, DryRun, Measured, planned, total
+from rlrazor.runs.dry_run import Counts, DryRun, Measured, Sizes, Trial, estimate, planned, specs_of
 from rlrazor.runs.experiment import Cost, Experiment, Phase
 from rlrazor.runs.records import BASE, Ancestor, Record, RunSpec, to_table
 from rlrazor.runs.runner import Options, Runner, run
-from rlrazor.runs.store import Checkpoint, RunStore
+from rlrazor.runs.store import Checkpoint, RunStore, WeightsMode
 from rlrazor.runs.sweep import DivergedError
 from rlrazor.runs.teachers import choose, students
 
@@ -179,23 +179,47 @@ def test_a_run_that_diverges_is_told_of_and_its_last_weights_are_kept(tmp_path: 
     done = run(Toy(), config, Options(tmp_path, weights="final"), quiet())
     assert done.diverged == ("plus lr 4.0e+00 constant 1 epoch seed 0",)
     store = RunStore(tmp_path)
-    (spec,) = [spec for spec in planned(Toy(), config) if spec.method == "plus"]
+    (spec,) = [spec for spec in specs_of(planned(Toy(), config)) if spec.method == "plus"]
     assert store.kept_steps(spec) == {1}
     assert json.loads((tmp_path / "config.json").read_text())["diverged"] == list(done.diverged)
 
 
 def test_a_dry_run_knows_all_runs_before_any_is_trained() -> None:
     """As if each level had a teacher of its own."""
-    specs = planned(Toy(), Config())
+    specs = specs_of(planned(Toy(), Config()))
     assert Counter(spec.method for spec in specs) == {BASE: 2, "plus": 4, "student": 4}
-    assert [len(one.chain) for one in planned(Toy(staged=True), Config())] == [0, 1, 2, 3]
+    assert [len(one.chain) for one in specs_of(planned(Toy(staged=True), Config()))] == [0, 1, 2, 3]
+
+
+class Sized(Toy):
+    def trial(self, config: Config, phases: object) -> Trial:
+        return Trial(lambda spec, cost: 1.0, 0.2, Sizes(memory=1, record=0, weights=1000, base=0), "nothing")
+
+
+@pytest.mark.parametrize(
+    ("weights", "keep", "count"),
+    [("none", "none", 0), ("none", "final", 8), ("final", "final", 8), ("all", "final", 16)],
+)
+def test_a_dry_run_counts_the_weights_that_are_kept(
+    weights: WeightsMode, keep: WeightsMode, count: int, tmp_path: Path
+) -> None:
+    """Of eight runs that are no bases: those that a phase keeps and those that a user asks for, none of them twice."""
+    phases = planned(Sized(), Config())
+
+    def disk(phases: list[Phase], weights: WeightsMode) -> int:
+        found = estimate(Sized(), Config(), phases, weights=weights).measured
+        assert found is not None
+        return found.disk_bytes
+
+    kept = [replace(phase, keep=keep) for phase in phases]
+    assert disk([*kept, *phases], weights) - disk(phases, "none") == 1000 * count
 
 
 def test_of_several_estimates_what_was_timed_is_said_once() -> None:
     def one(timed: str) -> DryRun:
         return DryRun(Counts(1, 1, 2, 1), Measured(1.0, 0.2, 10, 5, 0, timed))
 
-    found = total([one("updates"), one("updates"), one("samples"), one("samples"), one("samples")])
+    found = one("updates") + one("updates") + one("samples") + one("samples") + one("samples")
     assert found.measured is not None
     assert (found.counts.steps, found.measured.seconds, found.measured.timed) == (10, 5.0, "updates; samples")
 

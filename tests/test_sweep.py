@@ -73,7 +73,7 @@ def test_only_what_is_missing_is_trained(store: RunStore) -> None:
 
 
 def test_progress_is_told_of_every_checkpoint_and_run(store: RunStore) -> None:
-    class Listener:
+    class Listener(sweep.Progress):
         def __init__(self) -> None:
             self.steps: list[tuple[str, int]] = []
             self.runs: list[RunSpec] = []

@@ -24,7 +24,7 @@ from rlrazor.experiments.parity_mnist.splits import ALL, Questions, correct_answ
 from rlrazor.experiments.parity_mnist.stages import Images, find_method, label_of, lesson_of
 from rlrazor.report import drawing
 from rlrazor.runs import runner
-from rlrazor.runs.dry_run import planned
+from rlrazor.runs.dry_run import planned, specs_of
 from rlrazor.runs.experiment import Phase
 from rlrazor.runs.records import BASE, Record, RunSpec
 from rlrazor.runs.store import Checkpoint, RunStore
@@ -173,8 +173,8 @@ def test_a_dry_run_counts_as_many_runs_as_there_are(tmp_path: Path, data_dir: Pa
     phases = planted(RunStore(tmp_path), CONFIG, data_dir, lambda spec: [(0.96, 0.6 + spec.params["lr"])])
     there = {spec for phase in phases for spec in [*phase.specs, *(of.spec for s in phase.specs for of in s.chain)]}
     # The rate that a dry run takes may be another one than the rule's, with which `rates` would share its runs.
-    assert abs(len(planned(Images(data_dir), CONFIG)) - len(there)) <= len(CONFIG.methods)
-    assert len(planned(Images(), PRESETS["paper"])) > 690  # 23 methods, 3 seeds, 2 orders of 5 stages
+    assert abs(len(specs_of(planned(Images(data_dir), CONFIG))) - len(there)) <= len(CONFIG.methods)
+    assert len(specs_of(planned(Images(), PRESETS["paper"]))) > 690  # 23 methods, 3 seeds, 2 orders of 5 stages
 
 
 # Training

@@ -22,7 +22,7 @@ from rlrazor.experiments.language.tasks import Item, Splits, Task
 from rlrazor.lm.models import LanguageModel
 from rlrazor.lm.probes import GenericText
 from rlrazor.runs.dry_run import Counts, DryRun, Measured, estimate, planned
-from rlrazor.runs.experiment import Cost
+from rlrazor.runs.experiment import Cost, Phase
 from rlrazor.runs.records import BASE
 from rlrazor.system import cores, phases
 from tiny_models import char_tokenizer, tiny_llama
@@ -42,8 +42,8 @@ def test_seconds_are_counts_times_what_was_timed(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(cores, "available", lambda: 16)
 
     def seconds(jobs: int, threads: int) -> float:
-        own = replace(config, threads=threads)
-        found = estimate(Language("tiny", TaskSource("letters")), own, [*bases, *offline, *on_policy], jobs=jobs)
+        own, phases = replace(config, threads=threads), [Phase("all", [*bases, *offline, *on_policy])]
+        found = estimate(Language("tiny", TaskSource("letters")), own, phases, jobs=jobs)
         assert found.measured is not None
         return found.measured.seconds
 

@@ -107,7 +107,7 @@ def test_what_one_process_has_happens_in_all(runs: Runs) -> None:
     assert first["first"] == "returned 0"
     assert first["first fails"] == first["second fails"] == "DivergedError: (3, 0.5)"
     assert first["diverged"].startswith("DivergedError")
-    for case, sentence in {"odd": "be shared by 2", "epochs": "whole number of steps", "vllm": "vLLM"}.items():
+    for case, sentence in {"odd": "be shared by 2", "epochs": "whole number of steps"}.items():
         assert first[case].startswith("RazorError")
         assert sentence in first[case]
 

@@ -118,12 +118,14 @@ def test_the_base_solves_the_task_about_as_often_as_is_documented(sweep: Sweep) 
         completions = sampling.sample(
             lm.model,
             [encoding.prompt_ids(lm.tokenizer, item.prompt) for item in items],
-            samples=samples,
-            max_new_tokens=task.max_new_tokens,
-            stop_ids=encoding.stop_ids(lm.tokenizer, lm.model, task.stop),
-            pad_id=lm.tokenizer.pad_token_id,
-            greedy=samples == 1,
-            rng=torch.Generator().manual_seed(0),
+            sampling.Sampling(
+                max_new_tokens=task.max_new_tokens,
+                stop_ids=encoding.stop_ids(lm.tokenizer, lm.model, task.stop),
+                pad_id=lm.tokenizer.pad_token_id,
+                samples=samples,
+                greedy=samples == 1,
+                rng=torch.Generator().manual_seed(0),
+            ),
         )
         texts = [encoding.decode(lm.tokenizer, completion) for completion in completions]
         values = score(task, [item for item in items for _ in range(samples)], texts).counted

@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +11,13 @@ import torch
 import transformers
 from safetensors import SafetensorError
 from torch import Tensor
+from trainer_settings import changed
 
 from rlrazor import objectives
 from rlrazor.errors import RazorError
 from rlrazor.experiments.language import trainers
 from rlrazor.experiments.language.methods import METHODS, find_method
-from rlrazor.experiments.language.trainers import Example, Settings, offline
-from rlrazor.experiments.language.trainers.common import Job
+from rlrazor.experiments.language.trainers import Example, Job, Samples, Settings, Updates, offline
 from rlrazor.lm import compute
 from rlrazor.lm.models import add_lora
 from rlrazor.runs.sweep import DivergedError
@@ -28,16 +27,8 @@ LENGTH = 3  # of every completion: then a mean over tokens is a mean over sequen
 PROMPTS, GROUP = 4, 4
 TOKENIZER = char_tokenizer()
 SETTINGS = Settings(
-    lr=1e-2,
-    schedule="constant",
-    steps=3,
-    warmup_steps=0,
-    batch_size=PROMPTS,
-    group_size=GROUP,
-    kl_coef=0.0,
-    seed=5,
-    max_new_tokens=LENGTH,
-    stop_ids=[],
+    Updates(lr=1e-2, schedule="constant", steps=3, warmup_steps=0, batch_size=PROMPTS, kl_coef=0.0, seed=5),
+    Samples(GROUP, LENGTH, stop_ids=[]),
 )
 
 
@@ -81,9 +72,8 @@ def moved(model: Any) -> Any:
 
 def trainer_of(name: str, settings: Settings, model: Any, base: Any) -> Any:
     method, penalised = find_method(name)
-    settings = replace(settings, kl_coef=0.1 if penalised else 0.0)
-    at_step = trainers.AtStepCallback(lambda *_: None, settings)
-    job = Job(method, settings, model, TOKENIZER, EXAMPLES, reward, base, at_step)
+    settings = changed(settings, kl_coef=0.1 if penalised else 0.0)
+    job = Job(method, settings, model, TOKENIZER, EXAMPLES, base, reward)
     trainer = trainers.BUILDERS[method.trainer](job)
     trainer.measured = {}
     return trainer
@@ -247,10 +237,9 @@ def test_without_its_adapter_a_lora_policy_is_its_own_base() -> None:
 def trained(name: str, settings: Settings = SETTINGS, at_step: Any = None, **options: Any) -> Any:
     model, base = policies()
     method, penalised = find_method(name)
-    settings = replace(settings, kl_coef=0.1 if penalised else 0.0)
-    trainers.train(
-        method, settings, model, TOKENIZER, EXAMPLES, at_step or (lambda *_: None), reward=reward, base=base, **options
-    )
+    settings = changed(settings, kl_coef=0.1 if penalised else 0.0)
+    job = Job(method, settings, model, TOKENIZER, EXAMPLES, base, reward)
+    trainers.train(job, at_step or (lambda *_: None), **options)
     return model
 
 
@@ -280,7 +269,7 @@ def test_what_is_done_at_a_step_leaves_no_trace() -> None:
 
 @pytest.mark.parametrize("name", ["sft", "grpo"])
 def test_an_interrupted_run_resumes_to_the_same_bits(name: str, tmp_path: Path) -> None:
-    settings = replace(SETTINGS, steps=4, batch_size=1, saved_at={2}, folder=tmp_path)  # one epoch
+    settings = changed(SETTINGS, steps=4, batch_size=1, at={2}, folder=tmp_path)  # one epoch
     steps: list[int] = []
 
     def killed(step: int, model: Any, measured: Mapping[str, float]) -> None:
@@ -291,7 +280,7 @@ def test_an_interrupted_run_resumes_to_the_same_bits(name: str, tmp_path: Path) 
         trained(name, settings, killed)
     resumed = trained(name, settings, lambda step, *_: steps.append(step), resume=tmp_path / "checkpoint-2")
     assert steps == [3, 4]
-    assert torch.equal(weights(resumed), weights(trained(name, replace(settings, saved_at=()))))
+    assert torch.equal(weights(resumed), weights(trained(name, changed(settings, at=()))))
 
 
 @pytest.mark.parametrize(
@@ -304,28 +293,28 @@ def test_a_disk_that_does_not_take_a_state_is_one_sentence(
         raise error
 
     monkeypatch.setattr(transformers.Trainer, "_save_checkpoint", full)
-    settings = replace(SETTINGS, steps=4, batch_size=1, saved_at={2}, folder=tmp_path)
+    settings = changed(SETTINGS, steps=4, batch_size=1, at={2}, folder=tmp_path)
     with pytest.raises(RazorError, match=r"cannot be written to .*No space left.*--save-every 0"):
         trained("sft", settings)
 
 
 def test_micro_batches_do_not_change_the_step() -> None:
     for name, whole in (("sft", PROMPTS), ("grpo", PROMPTS * GROUP)):
-        settings = replace(SETTINGS, steps=1)
-        one, four = weights(trained(name, settings)), weights(trained(name, replace(settings, micro_batch=whole // 4)))
+        settings = changed(SETTINGS, steps=1)
+        one, four = weights(trained(name, settings)), weights(trained(name, changed(settings, micro_batch=whole // 4)))
         start = weights(policies()[0])
         np.testing.assert_allclose(four - start, one - start, atol=2e-4)  # Adam's first step is lr = 1e-2 everywhere
 
 
 def test_a_micro_batch_has_to_divide_the_step() -> None:
     with pytest.raises(RazorError, match="divisor"):
-        trained("sft", replace(SETTINGS, micro_batch=3))
+        trained("sft", changed(SETTINGS, micro_batch=3))
 
 
 def test_the_base_and_its_copies_still_compute_their_own_outputs() -> None:
     """TRL replaces the forward of a reference policy by a closure, which a deep copy would share with it."""
     model, base = policies()
-    trainers.train(METHODS["kl-dpg"], SETTINGS, model, TOKENIZER, EXAMPLES, lambda *_: None, reward=reward, base=base)
+    trainers.train(Job(METHODS["kl-dpg"], SETTINGS, model, TOKENIZER, EXAMPLES, base, reward), lambda *_: None)
     for policy in (model, base):
         copied = copy.deepcopy(policy)
         with torch.no_grad():
@@ -350,7 +339,7 @@ def test_an_unverified_completion_is_no_gain_and_no_loss() -> None:
 def test_sampling_and_losses_that_are_not_finite_are_divergence() -> None:
     for name in ("sft", "grpo"):
         with pytest.raises(DivergedError):
-            trained(name, replace(SETTINGS, lr=float("inf")))
+            trained(name, changed(SETTINGS, lr=float("inf")))
 
 
 def test_memory_that_runs_out_is_one_sentence() -> None:
@@ -364,4 +353,4 @@ def test_memory_that_runs_out_is_one_sentence() -> None:
 def test_nothing_to_train_on_is_said() -> None:
     model, base = policies()
     with pytest.raises(RazorError, match="nothing to train on"):
-        trainers.train(METHODS["sft"], SETTINGS, model, TOKENIZER, [], lambda *_: None, base=base)
+        trainers.train(Job(METHODS["sft"], SETTINGS, model, TOKENIZER, [], base), lambda *_: None)

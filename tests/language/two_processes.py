@@ -7,17 +7,17 @@ import copy
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from trainer_settings import changed
 
 from rlrazor.cli import main
 from rlrazor.errors import RazorError
 from rlrazor.experiments.language import trainers
 from rlrazor.experiments.language.methods import find_method
-from rlrazor.experiments.language.trainers import Example, Settings, offline
+from rlrazor.experiments.language.trainers import Example, Job, Samples, Settings, Updates, offline
 from rlrazor.lm import compute
 from rlrazor.lm.models import add_lora
 from rlrazor.runs.sweep import DivergedError
@@ -39,20 +39,20 @@ EXAMPLES = [
     for n, letter in enumerate("acdefghi")
 ]  # fmt: skip
 SETTINGS = Settings(
-    lr=3e-3, schedule="cosine", steps=4, warmup_steps=1, batch_size=4, group_size=1, kl_coef=0.5, seed=5,
-    max_new_tokens=5, stop_ids=[TOKENIZER.eos_token_id, *range(10, 20)],
-)  # fmt: skip
-ON_POLICY = replace(SETTINGS, batch_size=4, group_size=4)
+    Updates(lr=3e-3, schedule="cosine", steps=4, warmup_steps=1, batch_size=4, kl_coef=0.5, seed=5),
+    Samples(group_size=1, max_new_tokens=5, stop_ids=[TOKENIZER.eos_token_id, *range(10, 20)]),
+)
+ON_POLICY = changed(SETTINGS, batch_size=4, group_size=4)
 # Name: (method, settings, rank of the adapter). Two epochs of the offline ones, whose second is shuffled anew.
 CASES: dict[str, tuple[str, Settings, int]] = {
     "sft": ("sft+kl", SETTINGS, 0),
-    "sft, micro-batches of 1, adapter": ("sft+kl", replace(SETTINGS, micro_batch=1), 2),
+    "sft, micro-batches of 1, adapter": ("sft+kl", changed(SETTINGS, micro_batch=1), 2),
     "simpo": ("simpo+kl", SETTINGS, 0),
-    "simpo, micro-batches of 1": ("simpo+kl", replace(SETTINGS, micro_batch=1), 0),
-    "dr-grpo": ("dr-grpo+kl", replace(ON_POLICY, iterations=2, kl_coef=0.05), 0),
-    "grpo, groups in both, adapter": ("grpo+kl", replace(ON_POLICY, batch_size=3, micro_batch=2, kl_coef=0.05), 2),
+    "simpo, micro-batches of 1": ("simpo+kl", changed(SETTINGS, micro_batch=1), 0),
+    "dr-grpo": ("dr-grpo+kl", changed(ON_POLICY, iterations=2, kl_coef=0.05), 0),
+    "grpo, groups in both, adapter": ("grpo+kl", changed(ON_POLICY, batch_size=3, micro_batch=2, kl_coef=0.05), 2),
     "kl-dpg": ("kl-dpg", ON_POLICY, 0),
-    "sdft": ("sdft", replace(SETTINGS, batch_size=4), 0),
+    "sdft": ("sdft", changed(SETTINGS, batch_size=4), 0),
 }
 
 
@@ -73,9 +73,9 @@ def train(name: str, settings: Settings, lora: int, **options: Any) -> tuple[tor
         steps.append((step, dict(measured)))
 
     method, penalised = find_method(name)
-    settings = settings if penalised else replace(settings, kl_coef=0.0)
+    settings = settings if penalised else changed(settings, kl_coef=0.0)
     frozen = None if lora else base
-    trainers.train(method, settings, model, TOKENIZER, EXAMPLES, at_step, reward=reward, base=frozen, **options)
+    trainers.train(Job(method, settings, model, TOKENIZER, EXAMPLES, frozen, reward), at_step, **options)
     return torch.cat([weight.detach().flatten() for weight in model.parameters() if weight.requires_grad]), steps
 
 
@@ -84,8 +84,8 @@ def outcomes(folder: Path) -> Iterator[tuple[str, torch.Tensor, list[Any]]]:
     compute.prepare_process()
     for case, (name, settings, lora) in CASES.items():
         yield case, *train(name, settings, lora)
-    for name, settings in {"sft+kl": SETTINGS, "dr-grpo": replace(ON_POLICY, batch_size=2)}.items():
-        saving = replace(settings, saved_at={2}, folder=folder / name)
+    for name, settings in {"sft+kl": SETTINGS, "dr-grpo": changed(ON_POLICY, batch_size=2)}.items():
+        saving = changed(settings, at={2}, folder=folder / name)
         train(name, saving, 0)
         yield f"{name}, resumed", *train(name, saving, 0, resume=folder / name / "checkpoint-2")
 
@@ -108,10 +108,9 @@ def failures() -> Iterator[tuple[str, str]]:
     yield "first fails", told(lambda: processes.in_first(lambda: fails_in(0)))
     yield "second fails", told(lambda: processes.in_all(lambda: fails_in(1)))
     yield "none fails", told(lambda: processes.in_all(lambda: fails_in(2)))
-    yield "odd", told(lambda: train("sft", replace(SETTINGS, batch_size=3, steps=1), 0))
-    yield "epochs", told(lambda: train("sft", replace(SETTINGS, batch_size=6), 0))
-    yield "vllm", told(lambda: train("dr-grpo", replace(ON_POLICY, vllm={"use_vllm": True}), 0))
-    yield "diverged", told(lambda: train("dr-grpo", replace(ON_POLICY, lr=float("inf")), 0))
+    yield "odd", told(lambda: train("sft", changed(SETTINGS, batch_size=3, steps=1), 0))
+    yield "epochs", told(lambda: train("sft", changed(SETTINGS, batch_size=6), 0))
+    yield "diverged", told(lambda: train("dr-grpo", changed(ON_POLICY, lr=float("inf")), 0))
 
 
 COMMAND = (

@@ -146,7 +146,9 @@ def test_the_dry_run_counts_an_analysis(capsys: pytest.CaptureFixture[str]) -> N
     assert (
         main(["reproduce", "parity-mnist", "--analysis", "quadrants", "--preset", "paper", "--dry-run", "--json"]) == 0
     )
-    counted = json.loads(capsys.readouterr().out)["estimate"]
+    said = json.loads(capsys.readouterr().out)
+    counted = said["estimate"]
+    assert said["config"] == {"analysis": ["quadrants"], "preset": "paper", "seeds": [0, 1, 2]}  # no sweep is run
     assert counted["runs"] == 3 + 3 * 4 * 5  # bases; seeds x methods x learning rates
     assert counted["checkpoints"] == 3 + 5 * 3 * 4 * 5
 

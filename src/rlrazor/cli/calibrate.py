@@ -173,6 +173,8 @@ def _write(
     from rlrazor.experiments.language.evaluate import probe_settings
     from rlrazor.experiments.language.world import calibration_base
     from rlrazor.guard import calibrate
+    from rlrazor.guard.law_file import Made
+    from rlrazor.guard.measured_on import MeasuredOn
     from rlrazor.report import drawing
     from rlrazor.runs.runner import versions_of
     from rlrazor.runs.store import RunStore, read_table
@@ -183,10 +185,11 @@ def _write(
     # As `probes.read_prompts` will read them.
     prompts = list(dict.fromkeys(item.prompt for item in splits.test[: config.test_prompts]))
     probes = replace(probe_settings(own.limited(task), config.kl_samples), precision=config.dtype)
-    base = calibrate.Base(config.base, own.digest, own.tokenizer_digest, prompts, own.generic, probes)
+    on = MeasuredOn(prompts, own.generic, probes)
+    base = calibrate.Base(config.base, own.digest, own.tokenizer_digest, on)
     table = read_table(out / "records.parquet")
     versions = {**versions_of("transformers", "trl", "lm-eval"), "training precision": config.precision}
-    law = calibrate.fit(table, base, level=arguments.level, versions=versions, command=command)
+    law = calibrate.fit(table, base, level=arguments.level, made=Made(versions, command))
     _save_law(law, out)
     drawing.save(law_page.figure(law), out)
     rest = [_row(item.prompt, item.demonstration, chat=task.chat and own.has_chat_template) for item in splits.train]

@@ -6,6 +6,7 @@ import shlex
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -99,7 +100,6 @@ def run(arguments: argparse.Namespace) -> int:
     from rlrazor.guard.judgement import judgements, worst
     from rlrazor.guard.law_file import LawFile
 
-    compute.leave_progress_to_us()
     with _quiet_libraries():
         law = None if arguments.law is None else LawFile.load(arguments.law)
         found = _compared(arguments, law, limits)
@@ -143,7 +143,7 @@ def _compared(arguments: argparse.Namespace, law: "LawFile | None", limits: Limi
             progress.update(task, description=step, completed=begun)
             begun += 1
 
-        return compare(
+        found = compare(
             pair,
             prompts,
             law=law,
@@ -152,8 +152,8 @@ def _compared(arguments: argparse.Namespace, law: "LawFile | None", limits: Limi
             suite=suite,
             level=arguments.level,
             told=told,
-            sources=_sources(arguments),
         )
+    return replace(found, setup=replace(found.setup, sources=_sources(arguments)))
 
 
 @contextmanager

@@ -5,7 +5,16 @@ from dataclasses import asdict
 from pathlib import Path
 
 from rlrazor.cli import early
-from rlrazor.cli.language import PAPER_DEFAULTS, SETTINGS, add_settings, add_source, check_early, source_of, task_of
+from rlrazor.cli.language import (
+    LACKS_PRIOR,
+    PAPER_DEFAULTS,
+    SETTINGS,
+    add_settings,
+    add_source,
+    check_early,
+    source_of,
+    task_of,
+)
 from rlrazor.cli.printing import Subparsers, console_for_tables, options_of, print_json, records_table
 from rlrazor.extras import needs_extra
 from rlrazor.system import cores
@@ -28,7 +37,7 @@ def add_to(commands: Subparsers) -> None:
     parser.add_argument(
         "--adapter", type=Path, metavar="DIR", help="an adapter to put on MODEL; the base is then MODEL"
     )
-    add_settings(parser, "how it is measured", _OWN, PAPER_DEFAULTS, PAPER_DEFAULTS)
+    add_settings(parser, "how it is measured", _OWN, PAPER_DEFAULTS, PAPER_DEFAULTS, LACKS_PRIOR)
     parser.add_argument("--json", action="store_true", help="print the record as JSON instead of a table")
     add_source(parser)
     parser.set_defaults(run=run, options=options_of(parser))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from rlrazor.cli.early import needs_no_prior
 from rlrazor.cli.language import (
     DRY_RUN,
+    LACKS_PRIOR,
     PAPER_DEFAULTS,
     SETTINGS,
     TINY_DEFAULTS,
@@ -74,7 +75,7 @@ def add_to(commands: Subparsers) -> None:
     offline.add_argument("--epochs", default="1", help="passes over the prompts (default: 1)")
     offline.add_argument("--batch-size", default="32", help="sequences per step (default: 32)")
     own = {**_DEFAULTS, "threads": "the cores"}
-    add_settings(parser, "settings", _OWN, {**PAPER_DEFAULTS, **own}, {**TINY_DEFAULTS, **_DEFAULTS})
+    add_settings(parser, "settings", _OWN, {**PAPER_DEFAULTS, **own}, {**TINY_DEFAULTS, **_DEFAULTS}, LACKS_PRIOR)
     parser.add_argument("--dry-run", action="store_true", help=DRY_RUN)
     parser.add_argument("--json", action="store_true", help="print the records as JSON instead of a table")
     add_source(parser)

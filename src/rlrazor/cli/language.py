@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 DRY_RUN = "print the runs and what they take, measured here within a minute or two; train nothing"
 SETTINGS = help_of(Config)
+LACKS_PRIOR = {"prior": "; none: forgetting is not measured"}  # of commands that do without
 PAPER_DEFAULTS, TINY_DEFAULTS = (running.defaults_of(PRESETS[name]) for name in ("paper", "tiny"))
 
 
@@ -35,14 +36,19 @@ def add_settings(
     names: Iterable[str],
     defaults: Mapping[str, str],
     tiny: Mapping[str, str],
+    more: Mapping[str, str] = {},
 ) -> None:
-    """Options for these settings, by the methods that use them, with their defaults, and those of the base 'tiny'."""
+    """Options for these settings, by the methods that use them, with their defaults, and those of the base 'tiny'.
+
+    `more`: what this command's help says of a setting besides.
+    """
     groups = [(title, [name for name in names if name not in _USED_BY])]
     groups += [(f"used by {who}", [name for name in own if name in names]) for who, own in _BY_USER.items()]
     for heading, own in groups:
         group = parser.add_argument_group(heading) if own else None
         for name in own:
-            running.add_setting(group, name, SETTINGS[name], running.with_tiny(defaults, tiny, name))
+            default = running.with_tiny(defaults, tiny, name)
+            running.add_setting(group, name, SETTINGS[name] + more.get(name, ""), default)
 
 
 _BY_USER = {**SETTINGS_OF, "the base 'tiny'": ("pretrain_steps",)}
@@ -139,11 +145,10 @@ def check_source(arguments: argparse.Namespace) -> None:
         raise RazorError("--verifier goes with --prompts FILE, a task of your own.")
     if not 0 < arguments.verifier_timeout < float("inf"):
         raise RazorError(f"--verifier-timeout is a number of seconds, such as 10, not {arguments.verifier_timeout:g}.")
-    for name in ("data", "demonstrations", "prompts", "data_mirror", "generic"):
-        path = getattr(arguments, name, None)
-        if path is not None and not path.exists():
-            raise RazorError(f"There is no {path}, which --{name.replace('_', '-')} names.")
-        if path is not None and not (path.is_file() or path.is_dir()):
+    files = {name: getattr(arguments, name) for name in ("data", "demonstrations", "prompts", "data_mirror", "generic")}
+    early.require_files(**files)
+    for name, path in files.items():
+        if path is not None and path.exists() and not (path.is_file() or path.is_dir()):
             raise RazorError(f"--{name.replace('_', '-')} is read more than once, and {path} is a pipe: give a file.")
     if arguments.no_chat and not arguments.prompts:
         raise RazorError("--no-chat goes with --prompts FILE: the other tasks say themselves how they are asked.")

@@ -111,13 +111,15 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _pick(arguments: argparse.Namespace, law: "LawFile | None", *, measuring: bool) -> "Pick":
+    from rlrazor.guard.metric import NewScore
     from rlrazor.guard.pick import pick
     from rlrazor.guard.pick_sources import metric_of
     from rlrazor.guard.run_folder import run_in
     from rlrazor.guard.verdict import Limits
 
-    how = {"cautious": arguments.cautious, "accept_uncertain": arguments.accept_uncertain}
-    limits = Limits.of_budgets(arguments.budget, arguments.kl_budget, arguments.kl_budget_probe, **how)
+    budgets = arguments.budget, arguments.kl_budget, arguments.kl_budget_probe
+    limits = Limits(*budgets, cautious=arguments.cautious, accept_uncertain=arguments.accept_uncertain)
+    score = NewScore(arguments.metric, arguments.lower_is_better)
     if measuring and arguments.log is not None:
         raise RazorError("--log says what was measured in training, --base measures here: give one of them.")
     if measuring and (arguments.folder / "records.parquet").exists():
@@ -134,7 +136,7 @@ def _pick(arguments: argparse.Namespace, law: "LawFile | None", *, measuring: bo
 
             against = _against(arguments, law)
             run = run_in(arguments.folder, arguments.run_id)
-            metric_of(run, arguments.metric, arguments.lower_is_better, limits, law)
+            metric_of(run, score, limits, law)
             require_loadable([one.path for one in run.checkpoints])
             task = progress.add_task("the base on the probes", total=len(run.checkpoints) + 1)
 
@@ -142,19 +144,14 @@ def _pick(arguments: argparse.Namespace, law: "LawFile | None", *, measuring: bo
                 progress.update(task, advance=1, description=step)
 
             compute.prepare_process(threads_alone())
-            compute.leave_progress_to_us()
             measure, cautions = measurer(against, law, told)
         elif (given := probe_given(arguments)) or arguments.generic or arguments.dtype:
             option = next(iter(given), "generic" if arguments.generic else "dtype").replace("_", "-")
             raise RazorError(f"--{option} is about measuring here, which takes --base and --prompts.")
         found = pick(
             arguments.folder,
-            metric=arguments.metric,
-            lower_is_better=arguments.lower_is_better,
-            budget=arguments.budget,
-            kl_budget=arguments.kl_budget,
-            kl_budget_probe=arguments.kl_budget_probe,
-            **how,
+            limits,
+            score,
             law=law,
             measure=measure,
             run=arguments.run_id,
@@ -198,6 +195,7 @@ _SHORT = {"drop": "drop", "kl_forward": "new task", "kl_probe": "generic probe"}
 
 def _against(arguments: argparse.Namespace, law: "LawFile | None") -> "Against":
     """Raises RazorError for what is missing, unreadable, or not the law's."""
+    from rlrazor.guard.measured_on import MeasuredOn
     from rlrazor.guard.measuring import Against
     from rlrazor.lm.probes import GenericText, ProbeSettings, read_generic, read_prompts
 
@@ -206,9 +204,9 @@ def _against(arguments: argparse.Namespace, law: "LawFile | None") -> "Against":
     given, dtype = probe_without_law(arguments, law), dtype_of(arguments.dtype, law)
     prompts = read_prompts(arguments.prompts)
     if law is not None:
-        return Against(arguments.base, dtype, prompts, law.generic, law.settings)
+        return Against(arguments.base, dtype, MeasuredOn(prompts, law.generic, law.settings))
     generic = GenericText.built_in() if arguments.generic is None else read_generic(arguments.generic)
-    return Against(arguments.base, dtype, prompts, generic, ProbeSettings(**given, precision=dtype))
+    return Against(arguments.base, dtype, MeasuredOn(prompts, generic, ProbeSettings(**given, precision=dtype)))
 
 
 def _print(found: "Pick") -> None:

@@ -1,6 +1,7 @@
 """`razor reproduce parity-mnist`, `language`, `continual` and `forecast`: whole experiments, from data to report."""
 
 import argparse
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -315,6 +316,15 @@ def _run(
     return done
 
 
+@dataclass(frozen=True)
+class _Analyses:
+    """What decides the runs of analyses that need no sweep; each has a grid of its own."""
+
+    analysis: tuple[str, ...]
+    preset: str
+    seeds: tuple[int, ...]
+
+
 def _show_plan(
     arguments: argparse.Namespace,
     experiment: "ParityMnist",
@@ -322,15 +332,15 @@ def _show_plan(
     options: "Options",
     analyses: "Sequence[str]",
 ) -> None:
-    """What a dry run prints: the sweep's runs and the analyses'."""
+    """What a dry run prints: the sweep's runs and the analyses', with the sweep's settings where it is run."""
     from rlrazor.runs.dry_run import estimate, planned
     from rlrazor.studies import run as of_studies
 
-    specs: list[Any] = planned(experiment, config) if studies.needs_sweep(analyses) else []
+    sweeps = studies.needs_sweep(analyses)
+    phases = planned(experiment, config) if sweeps else []
     for name in set(analyses) & set(studies.STUDIES):
-        for phase in of_studies.phases(name, options.preset, config.seeds, "", None):
-            specs += phase.specs
-    found = estimate(experiment, config, list(dict.fromkeys(specs)), jobs=options.jobs, weights=options.weights)
+        phases += of_studies.phases(name, options.preset, config.seeds, "", None)
+    found = estimate(experiment, config, phases, jobs=options.jobs, weights=options.weights)
     counts = found.counts
     shared = (
         ""
@@ -338,4 +348,5 @@ def _show_plan(
         else (f", {counts.trained} of them trained (a short constant run is the beginning of a longer one)")
     )
     what = f"{counts.runs} runs{shared}, {counts.checkpoints} checkpoints measured."
-    running.show_plan(config, found, what, options.out, jobs=options.jobs, as_json=arguments.json)
+    grid = config if sweeps else _Analyses(tuple(analyses), options.preset, config.seeds)
+    running.show_plan(grid, found, what, options.out, jobs=options.jobs, as_json=arguments.json)

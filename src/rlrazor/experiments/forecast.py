@@ -5,8 +5,10 @@ base and its prior score are the same, as a law's have to be. What the runs show
 `report.sections.forecasts`, which reads their table.
 """
 
+import operator
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -180,8 +182,8 @@ def estimate(families: Sequence[Family], options: Options, console: Console) -> 
         if isinstance(experiment, Language):
             experiment = replace(experiment, running=Running(save_every=0))
         config = _config_of(family, first)
-        specs = [spec for phase in first.phases(config, None) for spec in phase.specs]
+        phases = list(first.phases(config, None))
         with doing(console, f"Timing a little of {family.name}"):
-            own = dry_run.estimate(experiment, config, specs, jobs=options.jobs)
+            own = dry_run.estimate(experiment, config, phases, jobs=options.jobs)
         found += [own] * len(family.tasks)
-    return dry_run.total(found)
+    return reduce(operator.add, found)

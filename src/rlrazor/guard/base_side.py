@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from rlrazor.analysis.forecast import FORWARD, PROBE
-from rlrazor.guard.law_file import FEW_PROMPTS
+from rlrazor.guard.measured_on import FEW_PROMPTS, MeasuredOn
 from rlrazor.lm import compute, kl, probes
 from rlrazor.lm.digests import base_digest
 from rlrazor.lm.kl import Drift, MeanKL, Sequences
-from rlrazor.lm.probes import GenericText, ProbeSettings, Prompt
 
 SHOWN = 400  # characters of a prompt
 HEADS = 1.4  # what measuring a policy takes, as a multiple of the base's pass: that, and the products with two heads
@@ -78,9 +77,7 @@ class BaseSide:
         cls,
         base: Any,
         tokenizer: Any,
-        prompts: Sequence[Prompt],
-        generic: GenericText,
-        settings: ProbeSettings,
+        on: MeasuredOn,
         *,
         cache_dir: Path | None = None,
         digest: str | None = None,
@@ -92,17 +89,18 @@ class BaseSide:
         `digest` is the base's, where it is known. `told` hears how far it is. Raises RazorError where nothing is left
         to measure on.
         """
+        precision = on.settings.precision
         kept: dict[str, Any] = {
             "cache_dir": cache_dir,
-            "digest": digest or (None if cache_dir is None else base_digest(base, settings.precision)),
+            "digest": digest or (None if cache_dir is None else base_digest(base, precision)),
         }
+
+        def completed(of: Callable[..., Sequences], given: Any, what: str) -> Sequences:
+            return of(base, tokenizer, given, on.settings, told=partial(told, f"the base completes {what}"), **kept)
+
         sequences = {
-            FORWARD: probes.of_prompts(
-                base, tokenizer, prompts, settings, told=partial(told, "the base completes the prompts"), **kept
-            ),
-            PROBE: probes.of_generic(
-                base, tokenizer, generic, settings, told=partial(told, "the base completes the generic prompts"), **kept
-            ),
+            FORWARD: completed(probes.of_prompts, on.prompts, "the prompts"),
+            PROBE: completed(probes.of_generic, on.generic, "the generic prompts"),
         }
         found: dict[str, kl.Probe] = {}
         begun = compute.now(base)
@@ -112,7 +110,7 @@ class BaseSide:
                     base,
                     part,
                     beside=next(iter(found.values()), None),
-                    precision=settings.precision,
+                    precision=precision,
                     told=partial(told, f"the base reads {what}"),
                 )
         seconds = compute.now(base) - begun
@@ -155,29 +153,6 @@ class BaseSide:
 def joined(parts: Sequence[Mapping[str, Drift]]) -> dict[str, Drift]:
     """What the processes measured, as one; the first of them has a part of every probe."""
     return {name: Drift.joined([part[name] for part in parts if name in part]) for name in parts[0]}
-
-
-def cautions_of(
-    measured: Mapping[str, int], prompts: Sequence[Prompt], generic: GenericText, settings: ProbeSettings
-) -> list[str]:
-    """Sentences on what of the probes is measured, of which `measured` counts the prompts, and whether it is enough."""
-    said = []
-    for name, given in ((FORWARD, prompts), (PROBE, generic.prompts or generic.texts)):
-        if (missing := len(given) - measured[name]) > 0:
-            what = "prompts" if name == FORWARD else "rows of the generic probe"
-            why = (
-                "they have no two tokens"
-                if name == PROBE and generic.texts
-                else f"they do not fit into the context with a completion of {settings.max_new_tokens} tokens"
-            )
-            said.append(f"{missing} of the {len(given)} {what} are left out: {why}.")
-    if (few := measured[FORWARD]) < FEW_PROMPTS:
-        counted = "1 prompt is" if few == 1 else f"{few} prompts are"
-        said.append(
-            f"{counted} few: KL is uncertain, and the interval is widened by it. Give at least {FEW_PROMPTS}, better a "
-            "hundred."
-        )
-    return said
 
 
 def _part(sequences: Sequences, rank: int, processes: int) -> Sequences | None:

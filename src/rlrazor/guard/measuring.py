@@ -8,15 +8,16 @@ from pathlib import Path
 
 from rlrazor.errors import RazorError
 from rlrazor.extras import needs_package
-from rlrazor.guard.base_side import BaseSide, cautions_of, kls_of
+from rlrazor.guard.base_side import BaseSide, kls_of
 from rlrazor.guard.compare import NO_MEMORY
 from rlrazor.guard.law_file import LawFile
+from rlrazor.guard.measured_on import MeasuredOn
 from rlrazor.guard.pick_sources import MeasureCheckpoint
 from rlrazor.guard.scored import Forgetting
 from rlrazor.lm import compute
 from rlrazor.lm.digests import base_digest
 from rlrazor.lm.models import Vocabulary, load, tokenizer_of
-from rlrazor.lm.probes import GenericText, ProbeSettings, Prompt, default_cache
+from rlrazor.lm.probes import default_cache
 from rlrazor.lm.sampling import NotFiniteError
 from rlrazor.lm.weight_files import is_adapter
 
@@ -29,9 +30,7 @@ class Against:
 
     base: str
     dtype: str
-    prompts: Sequence[Prompt]
-    generic: GenericText
-    settings: ProbeSettings
+    on: MeasuredOn
 
 
 def require_loadable(checkpoints: Sequence[Path]) -> None:
@@ -45,18 +44,18 @@ def measurer(against: Against, law: LawFile | None, told: Callable[[str], None])
 
     Those gain what is found while measuring.
     """
-    base, dtype, measured_on = against.base, against.dtype, (against.prompts, against.generic, against.settings)
+    base, dtype, on = against.base, against.dtype, against.on
     try:
         with compute.memory_errors(NO_MEMORY):
             own = load(base, dtype=dtype)
-            digest = base_digest(own.model, against.settings.precision)
+            digest = base_digest(own.model, on.settings.precision)
             if law is not None:
                 law.check(own.model, own.tokenizer, digest)
-            side = BaseSide.of(own.model, own.tokenizer, *measured_on, cache_dir=default_cache(), digest=digest)
+            side = BaseSide.of(own.model, own.tokenizer, on, cache_dir=default_cache(), digest=digest)
     except NotFiniteError as error:
         raise RazorError(f"The outputs of {base} are NaN or infinite: {dtype} is too coarse for them.") from error
     vocabulary, tokenizer = Vocabulary.of(own), own.tokenizer
-    notes = cautions_of(side.whole, *measured_on)
+    notes = on.cautions(side.whole)
     del own
     told("checkpoints")
 
@@ -73,6 +72,6 @@ def measurer(against: Against, law: LawFile | None, told: Callable[[str], None])
             raise RazorError("its outputs are NaN or infinite: training has diverged there.") from error
         finally:
             told(path.name)
-        return Forgetting.by(law, step, kls, against.prompts, side.whole)
+        return Forgetting.by(law, step, kls, on.prompts, side.whole)
 
     return measure, notes

@@ -16,7 +16,7 @@ from rlrazor.analysis.forecast import FORWARD, PROBE
 from rlrazor.errors import RazorError
 from rlrazor.guard.law_file import LawFile
 from rlrazor.guard.log_schema import LogRow
-from rlrazor.guard.metric import find_metric, is_lower_better, latest
+from rlrazor.guard.metric import NewScore, find_metric, latest
 from rlrazor.guard.outputs import MARK
 from rlrazor.guard.run_folder import Run, SavedCheckpoint, rows_of
 from rlrazor.guard.scored import DropEstimate, Forgetting, ScoredCheckpoint
@@ -108,19 +108,18 @@ def _is_finite(value: float | None) -> bool:
 # A Trainer's folder
 
 
-def metric_of(run: Run, wanted: str | None, lower_is_better: bool | None, limits: Limits, law: LawFile | None) -> str:
+def metric_of(run: Run, score: NewScore, limits: Limits, law: LawFile | None) -> str:
     """The metric to go by. Raises RazorError, before minutes of measuring, where it was not logged or cannot judge.
 
     That is where it would have to be weighed against the drop that a law forecasts.
     """
-    metric = find_metric(run.history, wanted)
+    metric = find_metric(run.history, score.metric)
     if law is not None and law.objection() is None and not limits.most:
-        lower = is_lower_better(metric) if lower_is_better is None else lower_is_better
         values = []
         for one in run.checkpoints:
             with suppress(RazorError):
                 values.append(float(latest(run.history, one.step, metric)[metric]))
-        check_weighable(metric, values, lower=lower)
+        check_weighable(metric, values, lower=score.is_lower_better(metric))
     return metric
 
 
@@ -131,16 +130,11 @@ def check_weighable(metric: str, values: Sequence[float], *, lower: bool) -> Non
 
 
 def of_trainer(
-    run: Run,
-    metric: str | None,
-    lower_is_better: bool | None,
-    limits: Limits,
-    law: LawFile | None,
-    measure: MeasureCheckpoint | None,
+    run: Run, score: NewScore, limits: Limits, law: LawFile | None, measure: MeasureCheckpoint | None
 ) -> FoundCheckpoints:
     """The checkpoints of a run, measured here or by the monitor that watched it."""
     notes = list(run.notes)
-    metric = metric_of(run, metric, lower_is_better, limits, law)
+    metric = metric_of(run, score, limits, law)
     objection = None if law is None else law.objection(limit=limits.most.get(DROP))
     logged: list[Forgetting | Failure] = []
     if measure is None:

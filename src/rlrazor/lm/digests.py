@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rlrazor.lm import compute
 from rlrazor.lm.adapters import adapter_disabled, base_weights, unwrapped
-from rlrazor.lm.architecture import context_length
+from rlrazor.lm.forward import context_length
 from rlrazor.lm.sampling import NotFiniteError
 
 DIGEST_TOKENS = 128
@@ -32,9 +32,9 @@ def token_log_probs(model: Any, precision: str | None = None, *, adapted: bool =
     rows = len(model.get_input_embeddings().weight)
     length = min(DIGEST_TOKENS, context_length(model) or DIGEST_TOKENS)
     ids = [(7919 * at * at + 104729 * at + 1) % rows for at in range(length)]
-    ids_T = torch.tensor(ids, dtype=torch.long, device=next(model.parameters()).device)
+    ids_T = torch.tensor(ids, dtype=torch.long, device=compute.device_of(model))
     off = nullcontext() if adapted else adapter_disabled(model)
-    with compute.measuring(model, precision or compute.precision_of(model)), off:
+    with compute.measuring(model, precision), off:
         logits_TV = model(input_ids=ids_T[None], use_cache=False).logits[0, -length:]
     logp_TV = logits_TV[:-1].double().log_softmax(dim=-1)
     logp_T: Tensor = logp_TV.gather(1, ids_T[1:, None].to(logp_TV.device))[:, 0].cpu()

@@ -86,9 +86,8 @@ def _in_template(
     asked = _asked(turns, template)
     beside = {name: value for name, value in template.items() if name != "tools"}
     return tokenizer.apply_chat_template(
-        asked["messages"],
-        tools=asked["tools"],
-        add_generation_prompt=asked["add_generation_prompt"],
+        asked.pop("messages"),
+        **asked,
         continue_final_message=not asked["add_generation_prompt"],
         tokenize=tokenize,
         return_dict=False,

@@ -6,8 +6,22 @@ from typing import Any, Literal
 import numpy as np
 import polars as pl
 
+from rlrazor.analysis.law import PredictorSummary
 from rlrazor.analysis.statistics import Estimate, floats
-from rlrazor.report.drawing import INK, WHITE, Curve, Floats, Hover, Interval, Layer, Marker, Points, Range, as_html
+from rlrazor.report.drawing import (
+    INK,
+    WHITE,
+    Curve,
+    Floats,
+    Hover,
+    Interval,
+    Layer,
+    Marker,
+    Points,
+    Range,
+    as_html,
+    style_of,
+)
 from rlrazor.report.study import Study
 
 _HOVER = (
@@ -27,6 +41,21 @@ def cloud(label: str, points: pl.DataFrame, x: str, y: str, color: str, symbol: 
         Marker(color, symbol, **style),
         hover=Hover(_HOVER.format(as_html(label)), rows.rows()),
     )
+
+
+def clouds(study: Study, x: str, y: str, points: pl.DataFrame | None = None) -> list[Layer]:
+    """The checkpoints of each method, or those among `points`."""
+    rows = study.points if points is None else points
+    return [
+        cloud(study.label(method), rows.filter(pl.col("method") == method), x, y, *style_of(index))
+        for index, method in enumerate(study.methods)
+    ]
+
+
+def laws(fits: PredictorSummary, x: Floats) -> list[Layer]:
+    """Both laws over `x`, as far as they could be fitted."""
+    named = (("quadratic", fits.quadratic), ("monotone", fits.saturating))
+    return [Curve(f"{name} law", x, fit.law.predict(x), INK, dashed=name == "monotone") for name, fit in named if fit]
 
 
 def base(study: Study, x: str, y: str) -> Points:

@@ -233,8 +233,8 @@ def _variant(setting: str, value: int, configured: bool, rows: pl.DataFrame, thr
         configured,
         Estimate.over(base["new"].to_list()).mean,
         Estimate.over(base["prior"].to_list()).mean,
-        fits.quadratic.r2 if fits.quadratic else None,
-        fits.saturating.r2 if fits.saturating else None,
+        law.r2_of(fits.quadratic),
+        law.r2_of(fits.saturating),
         dict(zip(kept["method"], kept["mean"], strict=True)),
     )
 
@@ -291,7 +291,7 @@ def sweep_summary(sweep: Sweep) -> JSON:
         "runs": sweep.study.table.filter(pl.col("method") != BASE)["run_id"].n_unique(),
         "checkpoints": len(sweep.points),
         "base": {name: asdict(sweep.base(name)) for name in ("new", "prior")},
-        "laws": [asdict(law) for law in sweep.laws],
+        "laws": [law.as_json() for law in sweep.laws],
         "ranges": [
             {"limit": within.limit, "checkpoints": within.checkpoints, "r2": _r2_by_law(within)}
             for within in sweep.ranges
@@ -312,8 +312,8 @@ def _variant_summary(variant: Variant) -> JSON:
 def _r2_by_law(within: Range) -> JSON:
     return {
         fits.predictor: {
-            "quadratic": fits.quadratic.r2 if fits.quadratic else None,
-            "saturating": fits.saturating.r2 if fits.saturating else None,
+            "quadratic": law.r2_of(fits.quadratic),
+            "saturating": law.r2_of(fits.saturating),
         }
         for fits in within.laws
     }

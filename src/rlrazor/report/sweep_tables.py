@@ -2,7 +2,7 @@
 
 import polars as pl
 
-from rlrazor.analysis.law import LeftOut, Quadratic, Saturating
+from rlrazor.analysis.law import Quadratic, Saturating, error_of, r2_of
 from rlrazor.analysis.statistics import Estimate, best_checkpoints, difference
 from rlrazor.report.measures import label_of
 from rlrazor.report.sweep import Score, Sweep
@@ -47,8 +47,7 @@ def law_table(sweep: Sweep) -> Table:
             *fit_cells(law.quadratic),
             fit_cells(law.saturating)[0],
             number(law.spearman),
-            *(_error(fit.left_out if fit else None) for fit in (law.quadratic, law.saturating)),
-            _error(law.baseline),
+            *(percent(error_of(fit)) for fit in (law.quadratic, law.saturating, law.baseline)),
             f"{law.checkpoints:,}",
         ]
         for law in sweep.laws
@@ -64,7 +63,7 @@ def range_table(sweep: Sweep) -> Table:
     for within in sweep.ranges:
         fits = [fit for law in within.laws for fit in (law.quadratic, law.saturating)]
         name = "all" if within.limit is None else f"≤ {within.limit:g}"
-        rows.append([name, f"{within.checkpoints:,}", *(number(fit.r2 if fit else None) for fit in fits)])
+        rows.append([name, f"{within.checkpoints:,}", *(number(r2_of(fit)) for fit in fits)])
     laws = [f"{label_of(law.predictor)},\n{kind}" for law in sweep.laws for kind in ("quadratic", "monotone")]
     return Table("R² by range", [f"forward KL,\n{sweep.study.kl_unit}", "points", *laws], rows)
 
@@ -105,10 +104,6 @@ def distillation_table(sweep: Sweep) -> Table:
     headers = ["teacher → student", "seed", *(f"teacher {score}" for score in scores)]
     headers += [*(f"student {score}" for score in scores), "prior difference"]
     return Table("Teachers and students", headers, rows)
-
-
-def _error(left_out: LeftOut | None) -> str:
-    return percent(left_out.mean if left_out else None)
 
 
 def _formula(fitted: Quadratic | Saturating) -> str:

@@ -9,9 +9,10 @@ from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 from rlrazor.errors import RazorError
-from rlrazor.runs.experiment import Cost, Experiment
+from rlrazor.runs.experiment import Cost, Experiment, Phase
 from rlrazor.runs.records import JSON, RunSpec
-from rlrazor.runs.store import WeightsMode
+from rlrazor.runs.runner import with_roots
+from rlrazor.runs.store import Keep, WeightsMode
 from rlrazor.runs.sweep import trajectories
 from rlrazor.system import cores
 
@@ -115,16 +116,21 @@ class DryRun:
         return DryRun(self.counts + other.counts, both, self.missing or other.missing)
 
 
-def planned(experiment: Experiment, config: Any) -> list[RunSpec]:
-    """All runs of a config, as far as they are known before any is trained."""
-    specs = [spec for phase in experiment.phases(config, None) for spec in phase.specs]
-    return list(dict.fromkeys([*(spec.root for spec in specs), *specs]))
+def planned(experiment: Experiment, config: Any) -> list[Phase]:
+    """All phases of a config, as far as they are known before any run is trained."""
+    return list(experiment.phases(config, None))
+
+
+def specs_of(phases: Iterable[Phase]) -> list[RunSpec]:
+    """The runs of these phases, and those that they begin with, each once."""
+    return with_roots([spec for phase in phases for spec in phase.specs])
 
 
 def estimate(
-    experiment: Timed, config: Any, specs: Sequence[RunSpec], *, jobs: int = 1, weights: WeightsMode = "none"
+    experiment: Timed, config: Any, phases: Sequence[Phase], *, jobs: int = 1, weights: WeightsMode = "none"
 ) -> DryRun:
-    """Count these runs, and time a little. Runs that are prefixes of others are counted, and cost nothing."""
+    """Count the runs of these phases, and time a little. Runs that are prefixes of others cost nothing."""
+    specs = specs_of(phases)
     trained = [(one.longest, experiment.cost(one.longest)) for one in trajectories(specs)]
     counts = Counts(
         runs=len(specs),
@@ -143,7 +149,7 @@ def estimate(
     seconds += trial.once * bases * (jobs + 1 if jobs > 1 else 1)
     at_once = min(jobs, max(1, len(trained) - bases), max(1, cores.available() // trial.threads))
     tuned, sizes = len(specs) - bases, trial.sizes
-    kept = {"none": 0, "final": tuned, "all": stored - bases}[weights]
+    kept = sum(_kept(experiment, phases, weights).values())
     disk = len(specs) * RUN_BYTES + stored * sizes.record + bases * sizes.base + tuned * sizes.model
     measured = Measured(
         seconds=seconds / at_once,
@@ -156,12 +162,15 @@ def estimate(
     return DryRun(counts, measured)
 
 
-def total(estimates: Iterable[DryRun]) -> DryRun:
-    """Of several, one after another."""
-    first, *rest = estimates
-    for one in rest:
-        first = first + one
-    return first
+def _kept(experiment: Experiment, phases: Sequence[Phase], weights: WeightsMode) -> dict[RunSpec, int]:
+    """Of how many checkpoints of each run the weights stay, but for bases, whose last ones always do."""
+    kept: dict[RunSpec, int] = {}
+    for phase in phases:
+        keep = Keep.mode(phase.keep) | Keep.mode(weights)
+        for spec in phase.specs:
+            own = experiment.cost(spec).checkpoints if keep.all else int(keep.last)
+            kept[spec] = max(kept.get(spec, 0), own if spec.chain else 0)
+    return kept
 
 
 def peak_memory() -> int:

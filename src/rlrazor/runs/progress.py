@@ -10,13 +10,14 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TimeRemainingColumn
 from rich.text import Text
 
+from rlrazor.runs import sweep
 from rlrazor.runs.records import Record, RunSpec
 from rlrazor.system.phases import TRAINING
 from rlrazor.system.progress import counted, repeated
 from rlrazor.system.terminal import PlainColumn
 
 
-class SweepProgress:
+class SweepProgress(sweep.Progress):
     """The progress of `sweep.run`, in checkpoints because runs differ in length; nothing is shown for no runs.
 
     `count` is how many checkpoints a run has, by default one. On a terminal a bar; without one (a log file, CI) a line

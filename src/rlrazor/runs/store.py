@@ -32,7 +32,7 @@ from safetensors import SafetensorError
 
 from rlrazor.errors import RazorError
 from rlrazor.runs.records import BASE, SCHEMA_VERSION, Record, RunSpec
-from rlrazor.system import processes
+from rlrazor.system import jsonl, processes
 from rlrazor.system.documents import checked, parse_json, read_json, read_text
 from rlrazor.system.files import read_bytes
 from rlrazor.system.writing import Output, atomic_path, check_writable, clear_io_errors, leftovers, require_our_folder
@@ -340,12 +340,8 @@ def read_records(path: Path) -> list[Record]:
     from rlrazor.runs.run_files import StoredRecord
 
     records: list[Record] = []
-    # Not splitlines: a JSON string may hold characters that it takes for line ends.
-    for number, line in enumerate(read_text(path).split("\n"), 1):
-        if not line.strip():
-            continue
-        where = f"{path}, line {number}"
-        found = checked(StoredRecord, parse_json(line, where), where)
+    for where, value in jsonl.strict(read_text(path), path):
+        found = checked(StoredRecord, value, where)
         if records and found.step <= records[-1].step:
             raise RazorError(f"{where} is of step {found.step}, which does not come after the one before.")
         records.append(Record(**dict(found)))

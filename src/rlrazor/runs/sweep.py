@@ -11,11 +11,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing import resource_tracker
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from rlrazor.errors import RazorError
 from rlrazor.runs import workers
@@ -35,19 +34,14 @@ class DivergedError(Exception):
         self.step, self.epoch = step, epoch
 
 
-class Progress(Protocol):
-    """Told what happens, in the main process."""
+class Progress:
+    """Told what happens, in the main process; this one does nothing about it."""
 
     def checkpoint(self, spec: RunSpec, record: Record) -> None:
         """A checkpoint was measured."""
 
     def finished(self, specs: Sequence[RunSpec]) -> None:
         """These runs are stored."""
-
-
-@runtime_checkable
-class PhasesToo(Progress, Protocol):
-    """Also told what a run is at, and what a person should read."""
 
     def at(self, spec: RunSpec, phase: str, done: int, total: int) -> None:
         """A run is in this phase; of training, after so many of its steps. See `phases.at`."""
@@ -83,7 +77,7 @@ def run(
     store: RunStore,
     *,
     jobs: int = 1,
-    progress: Progress | None = None,
+    progress: Progress = Progress(),  # noqa: B008  it has no state
 ) -> None:
     """Train what is missing of `specs` and store it. Results do not depend on `jobs` or on interruptions.
 
@@ -99,30 +93,13 @@ def run(
     if jobs == 1:
         for trajectory in work:
             interrupts.check()
-            with _told_to(progress, trajectory.longest):
-                _train_and_store(trajectory, train, store, progress.checkpoint if progress else None)
-            if progress:
-                progress.finished(trajectory.specs)
+            _train_and_store(trajectory, train, store, progress)
+            progress.finished(trajectory.specs)
         return
     _run_in_processes(work, train, store, min(jobs, len(work)), progress)
 
 
-@contextmanager
-def _told_to(progress: Progress | None, spec: RunSpec) -> Iterator[None]:
-    """Within this block, what this process is at is told to `progress` as being of this run."""
-    if not isinstance(progress, PhasesToo):
-        yield
-        return
-    with phases.heard(partial(progress.at, spec), progress.say):
-        yield
-
-
-def _train_and_store(
-    trajectory: Trajectory,
-    train: Train,
-    store: RunStore,
-    report: Callable[[RunSpec, Record], None] | None,
-) -> None:
+def _train_and_store(trajectory: Trajectory, train: Train, store: RunStore, progress: Progress) -> None:
     start, longest = time.perf_counter(), trajectory.longest
     diverged: DivergedError | None = None
     checkpoints: list[Checkpoint] = []
@@ -130,14 +107,14 @@ def _train_and_store(
         store.keep(longest, store.keeps(spec))
     keep = store.keeps(longest)
     try:
-        for checkpoint in train(longest, store):
-            interrupts.check()
-            record = checkpoint.record
-            # Any may turn out to be the last: of a run that diverges, or of a beginning of this one.
-            weights = checkpoint.weights() if keep.wants(record.step, last=True) else {}
-            checkpoints.append(Checkpoint(record, partial(dict, weights)))
-            if report:
-                report(longest, record)
+        with phases.heard(partial(progress.at, longest), progress.say):
+            for checkpoint in train(longest, store):
+                interrupts.check()
+                record = checkpoint.record
+                # Any may turn out to be the last: of a run that diverges, or of a beginning of this one.
+                weights = checkpoint.weights() if keep.wants(record.step, last=True) else {}
+                checkpoints.append(Checkpoint(record, partial(dict, weights)))
+                progress.checkpoint(longest, record)
     except DivergedError as error:
         diverged = error
     if processes.rank() > 0:
@@ -145,25 +122,16 @@ def _train_and_store(
     seconds = time.perf_counter() - start
     for spec in trajectory.specs:
         length = spec.params.get("epochs")
-        own = [_as_part_of(spec, c) for c in checkpoints if length is None or c.record.epoch <= length]
+        own = [one for one in checkpoints if length is None or one.record.epoch <= length]
         if not own:
             raise RazorError(f"{spec.describe()} diverged before its first checkpoint: use a lower learning rate.")
         diverged_at = diverged.step if diverged and (length is None or diverged.epoch <= length) else None
+        own = [replace(one, record=replace(one.record, run_id=spec.run_id)) for one in own]
         store.write(spec, own, seconds=seconds, diverged_at=diverged_at)
     shutil.rmtree(store.partial_folder(longest), ignore_errors=True)  # not before the run is stored
 
 
-def _as_part_of(spec: RunSpec, checkpoint: Checkpoint) -> Checkpoint:
-    return Checkpoint(replace(checkpoint.record, run_id=spec.run_id), checkpoint.weights)
-
-
-def _run_in_processes(
-    work: Sequence[Trajectory],
-    train: Train,
-    store: RunStore,
-    jobs: int,
-    progress: Progress | None,
-) -> None:
+def _run_in_processes(work: Sequence[Trajectory], train: Train, store: RunStore, jobs: int, progress: Progress) -> None:
     # spawn: a forked child would inherit torch's thread pool and locks in whatever state they are.
     context = multiprocessing.get_context("spawn")
     _start_tracker()
@@ -182,8 +150,7 @@ def _run_in_processes(
             _forward(messages, progress)
             for future in done:
                 future.result()
-                if progress:
-                    progress.finished(futures[future].specs)
+                progress.finished(futures[future].specs)
     except BrokenProcessPool as error:
         raise RazorError(
             "A worker process died, most likely killed or out of memory. Finished runs are kept: run the same command "
@@ -212,7 +179,7 @@ def _start_tracker() -> None:
             os.environ[name] = before
 
 
-class _Messenger:
+class _Messenger(Progress):
     """The progress of a worker: what it is told goes to the main process, phases a few times a second at most."""
 
     def __init__(self) -> None:
@@ -230,22 +197,16 @@ class _Messenger:
     def say(self, sentence: str) -> None:
         workers.messages.put(("say", sentence))
 
-    def finished(self, specs: Sequence[RunSpec]) -> None:
-        """The main process knows by the worker's return."""
-
 
 def _work(trajectory: Trajectory, train: Train, store: RunStore) -> None:
     quiet.libraries()
-    messenger = _Messenger()
-    with _told_to(messenger, trajectory.longest):
-        _train_and_store(trajectory, train, store, messenger.checkpoint)
+    _train_and_store(trajectory, train, store, _Messenger())
 
 
-def _forward(messages: Any, progress: Progress | None) -> None:
+def _forward(messages: Any, progress: Progress) -> None:
     while True:
         try:
             what, *told = messages.get_nowait()
         except queue.Empty:
             return
-        if progress and hasattr(progress, what):
-            getattr(progress, what)(*told)
+        getattr(progress, what)(*told)

@@ -18,13 +18,12 @@ from rlrazor.analysis.statistics import (
 )
 from rlrazor.errors import RazorError
 from rlrazor.report.drawing import INK, PALETTE, SYMBOLS, Axis, Figure, Layer, Marker, Panel, Points
-from rlrazor.report.keyed import Keyed, in_short
+from rlrazor.report.keyed import Column, Keyed, gap, in_short, table_of
 from rlrazor.report.layers import log_height, means, never, share_height
 from rlrazor.report.study import Section, Study
 from rlrazor.report.text import NEVER, percent, written
 from rlrazor.studies.engine import Against, Arms, At, Compared, PlainStudy, judge_all, section_of
 from rlrazor.studies.grids import ONE, Grid
-from rlrazor.studies.tables import Column, gap, table_of
 
 NAME = "kl-minimal"
 METHODS = ("grpo", "grpo+kl", "kl-dpg", "js-dpg", "tv-dpg", "natural-pg")

@@ -13,7 +13,7 @@ from rlrazor.report.figures import staircase
 from rlrazor.report.layers import base, cloud, height, learnt, level, means, never, padded
 from rlrazor.report.text import number
 from rlrazor.studies.engine import KL, Arm, Compared, PanelOf, Style
-from rlrazor.studies.tables import SharedLaw
+from rlrazor.studies.tables import shared_law
 
 
 def kept(names: Callable[[Any], str]) -> PanelOf:
@@ -141,10 +141,11 @@ def learning(compared: Compared) -> Panel:
 def forgetting_law(compared: Compared) -> Panel:
     """Forgetting by KL, with one quadratic for all."""
     layers: list[Layer] = list(_clouds(compared, "forgetting"))
-    shared = SharedLaw.fit(compared.points)
-    if shared:
-        x = np.linspace(0, float(np.nanmax(floats(compared.points, KL))), 200)
-        layers.append(Curve(f"quadratic, R² = {number(shared.r2)}", x, shared.quadratic.predict(x), INK))
+    quadratic = shared_law(compared.points).quadratic
+    if quadratic:
+        drifts = floats(compared.points, KL)
+        x = np.linspace(0, float(drifts[np.isfinite(drifts)].max()), 200)
+        layers.append(Curve(f"quadratic, R² = {number(quadratic.r2)}", x, quadratic.law.predict(x), INK))
     label = f"forward KL, {compared.study.kl_unit}"
     return Panel("Forgetting law", Axis(label, percent=False), Axis("forgetting"), layers)
 

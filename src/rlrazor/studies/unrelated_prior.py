@@ -8,18 +8,17 @@ import numpy as np
 import polars as pl
 
 from rlrazor.analysis import law
-from rlrazor.analysis.departures import (
+from rlrazor.analysis.carry_over import (
     beyond_all,
     beyond_guessing,
     beyond_others,
     departures,
     half_lost,
-    over,
     per_seed,
     r2,
 )
-from rlrazor.analysis.law import LawSummary, PredictorSummary
-from rlrazor.analysis.statistics import Estimate, Verdict, floats, verdict
+from rlrazor.analysis.law import PredictorSummary, error_of, r2_of
+from rlrazor.analysis.statistics import Estimate, Verdict, floats, over, verdict
 from rlrazor.report.drawing import (
     INK,
     PALETTE,
@@ -35,14 +34,13 @@ from rlrazor.report.drawing import (
     Panel,
     Points,
 )
-from rlrazor.report.keyed import Judged, Keyed, in_short
+from rlrazor.report.keyed import Column, Judged, Keyed, Value, gap, in_short, table_of
 from rlrazor.report.layers import cloud, padded
 from rlrazor.report.study import Section, Study
 from rlrazor.report.tables import fit_cells, ranges_of
 from rlrazor.report.text import NEVER, nats, number, percent, signed
 from rlrazor.studies.engine import KL, PlainStudy, section_of
 from rlrazor.studies.grids import LRS, Grid
-from rlrazor.studies.tables import Column, Value, gap, table_of
 
 NAME = "unrelated-prior"
 DOT_IMAGES = 2_000
@@ -143,11 +141,11 @@ QUANTITIES: Mapping[str, tuple[str, Callable[[PriorTask], Value]]] = {
     "monotone-seeds": ("monotone R² per seed", lambda task: fit_cells(task.law.saturating, 2)[1]),
     "rank": ("Spearman’s correlation", lambda task: number(task.law.spearman)),
     "half": ("half lost by, nats", lambda task: _span(per_seed(task.points, half_lost).values())),
-    "error-quadratic": ("left-out error of the quadratic, points", lambda task: percent(_error(task.law.quadratic))),
-    "error": ("left-out error of the monotone law", lambda task: percent(_error(task.law.saturating))),
+    "error-quadratic": ("left-out error of the quadratic, points", lambda task: percent(error_of(task.law.quadratic))),
+    "error": ("left-out error of the monotone law", lambda task: percent(error_of(task.law.saturating))),
     "guess": (
         "left-out error of guessing the mean",
-        lambda task: percent(task.law.baseline.mean if task.law.baseline else None),
+        lambda task: percent(error_of(task.law.baseline)),
     ),
     "best-measure": ("measure with the least left-out error", lambda task: _best(task)[0]),
     "best-error": ("its left-out error", lambda task: _best(task)[1]),
@@ -179,10 +177,10 @@ def task_tables(study: Study, task: PriorTask) -> list[Keyed]:
     """`TASK.MEASURE.error`, ...; `TASK.within-1.monotone`, ...; `TASK.METHOD.gap`, `TASK.lr-1e-04.verdict`, ..."""
     fits = [
         Column[PredictorSummary]("checkpoints", "checkpoints", lambda fit: f"{fit.checkpoints:,}"),
-        Column("quadratic", "quadratic R²", lambda fit: number(fit.quadratic.r2 if fit.quadratic else None)),
-        Column("monotone", "monotone R²", lambda fit: number(fit.saturating.r2 if fit.saturating else None)),
+        Column("quadratic", "quadratic R²", lambda fit: number(r2_of(fit.quadratic))),
+        Column("monotone", "monotone R²", lambda fit: number(r2_of(fit.saturating))),
         Column("rank", "Spearman", lambda fit: number(fit.spearman)),
-        Column("error", "left-out error, points", lambda fit: percent(_error(fit.saturating))),
+        Column("error", "left-out error, points", lambda fit: percent(error_of(fit.saturating))),
     ]
     measures = {f"{task.key}.{name}": (MEASURES[name], fit) for name, fit in task.fits.items()}
     ranges = {
@@ -213,12 +211,8 @@ def task_tables(study: Study, task: PriorTask) -> list[Keyed]:
     ]
 
 
-def _error(fit: LawSummary | None) -> float | None:
-    return fit.left_out.mean if fit and fit.left_out else None
-
-
 def _best(task: PriorTask) -> tuple[str, str]:
-    errors = {name: error for name, fit in task.fits.items() if (error := _error(fit.saturating)) is not None}
+    errors = {name: error for name, fit in task.fits.items() if (error := error_of(fit.saturating)) is not None}
     best = min(errors, key=lambda name: errors[name], default=None)
     return (MEASURES[best], percent(errors[best])) if best else (NEVER, NEVER)
 

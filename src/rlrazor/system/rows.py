@@ -66,18 +66,12 @@ _USUAL = {  # ... and among others that could be names, or where every line has 
 }  # fmt: skip
 
 
-def read_rows(path: Path, pattern: str | None = None) -> list[Row]:
+def read_located(path: Path, pattern: str | None = None, *, line: str | None = None) -> list[Located]:
     """The rows of a file of any of the KINDS, or of every such file in a folder, those whose name matches `pattern`.
 
-    Raises RazorError for a file that is missing, damaged or of another kind, and for a row that is none, naming it.
-    """
-    return [row for _, row in read_located(path, pattern)]
-
-
-def read_located(path: Path, pattern: str | None = None, *, line: str | None = None) -> list[Located]:
-    """The same with where each row is. `line`: the column that a line of a text file is; None: such a file is refused.
-
-    Each file is read once, so it may be a pipe.
+    `line`: the column that a line of a text file is; None: such a file is refused. Each file is read once, so it may be
+    a pipe. Raises RazorError for a file that is missing, damaged or of another kind, and for a row that is none, naming
+    it.
     """
     try:
         saved = (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()

@@ -74,10 +74,7 @@ class Config:
     test_prompts: int = setting("held-out prompts that scores and KL are measured on, at most", 256)
     kl_samples: int = setting("completions of each of them", 1)
     scored: str = setting("new-task score: greedy, or sampled", "greedy")
-    prior: tuple[str, ...] = setting(
-        "prior tasks, comma-separated names of lm-eval; none (finetune, evaluate): forgetting is not measured",
-        DEFAULT_TASKS,
-    )
+    prior: tuple[str, ...] = setting("prior tasks, comma-separated names of lm-eval", DEFAULT_TASKS)
     prior_limit: int = setting("items of each prior task at most; 0: all", 0)
     thresholds: tuple[float, ...] = setting("new-task scores at which the report compares methods", (0.95, 0.96, 0.97))
     pretrain_steps: int = setting("updates of its pre-training", PRETRAIN_STEPS)

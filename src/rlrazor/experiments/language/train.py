@@ -82,13 +82,9 @@ def finetune(setup: Setup, spec: RunSpec, store: RunStore) -> Iterator[Checkpoin
     with _policies(base.model, before, spec) as policies:
         measuring.frozen = policies.base
         settings = _settings(setup, spec, base, lesson, measuring)
+        job = trainers.Job(method, settings, policies.model, base.tokenizer, examples, policies.looked_at(spec), reward)
         try:
-            trainers.train(
-                *(method, settings, policies.model, base.tokenizer, examples, measuring),
-                reward=reward,
-                base=policies.looked_at(spec),
-                resume=state,
-            )
+            trainers.train(job, measuring, resume=state)
             if running.keep_models:
                 folder = store.folder / "models" / spec.run_id
                 processes.in_first(lambda: save_model(policies.model, base.tokenizer, folder))
@@ -105,24 +101,20 @@ def _settings(setup: Setup, spec: RunSpec, base: LanguageModel, lesson: Lesson, 
     params, steps, every = spec.params, measuring.steps, setup.running.save_every
     # The last step is followed by the run's being stored.
     saved = [] if every == 0 else range(every, steps, every) if every else measuring.due[:-1]
-    return trainers.Settings(
+    updates = trainers.Updates(
         lr=params["lr"],
         schedule=params["schedule"],
         steps=steps,
         warmup_steps=warmup_steps(spec, measuring.examples),
         batch_size=params["batch_size"],
-        group_size=params["group_size"] or 1,
         kl_coef=params["kl_coef"],
         seed=seed_of(spec.seed, "order") % 2**31,
-        max_new_tokens=lesson.max_new_tokens,
-        stop_ids=encoding.stop_ids(base.tokenizer, base.model, lesson.stop),
-        iterations=params["iterations"],
-        micro_batch=setup.running.micro_batch,
         bf16=params["precision"] == "bf16",
-        saved_at=frozenset(saved),
-        folder=measuring.unfinished.folder,
-        report_to=setup.running.report_to,
     )
+    stop_ids = encoding.stop_ids(base.tokenizer, base.model, lesson.stop)
+    samples = trainers.Samples(params["group_size"] or 1, lesson.max_new_tokens, stop_ids, params["iterations"])
+    saving = trainers.Saving(frozenset(saved), measuring.unfinished.folder)
+    return trainers.Settings(updates, samples, saving, setup.running.micro_batch, setup.running.report_to)
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,6 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from rlrazor.errors import RazorError, cause_of
 from rlrazor.runs.store import Checkpoint, atomic_path, read_records
+from rlrazor.system import jsonl
+from rlrazor.system.documents import read_text
 from rlrazor.system.writing import mark_folder, require_our_folder
 
 
@@ -57,13 +59,13 @@ class Unfinished:
         if not self.keep:
             return
         path, record = self.folder / "records.jsonl", checkpoint.record
-        before = path.read_text().splitlines() if path.exists() else []
-        lines = [line for line in before if json.loads(line)["step"] < record.step]
+        before = jsonl.strict(read_text(path), path) if path.exists() else ()
+        rows = [*(row for _, row in before if row["step"] < record.step), asdict(record)]
         if weights := checkpoint.weights():
             with atomic_path(self._weights_path(record.step)) as half:
                 save_file(dict(weights), half)
         with atomic_path(path) as half:
-            half.write_text("".join(f"{line}\n" for line in [*lines, json.dumps(asdict(record), allow_nan=False)]))
+            half.write_text("".join(f"{json.dumps(row, allow_nan=False)}\n" for row in rows))
 
     def _weights(self, step: int) -> dict[str, Any]:
         path = self._weights_path(step)

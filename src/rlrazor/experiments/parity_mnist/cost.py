@@ -46,11 +46,8 @@ class Settings(Protocol):
         """Labels sampled for each."""
 
 
-def trial(config: Settings, inputs: float = TEST_IMAGES * MEASURES_COST, *, keeps: bool = False) -> Trial:
-    """Time an update and an evaluation, on random images; of an evaluation, `inputs` tell the cost.
-
-    With `keeps`, the last weights of each run are kept.
-    """
+def trial(config: Settings, inputs: float = TEST_IMAGES * MEASURES_COST) -> Trial:
+    """Time an update and an evaluation, on random images; of an evaluation, `inputs` tell the cost."""
     prepare_process(1)
     timings = [_time_step(config) for _ in range(3)]
     step, evaluation = statistics.median(timings), _time_evaluation(inputs)
@@ -62,9 +59,7 @@ def trial(config: Settings, inputs: float = TEST_IMAGES * MEASURES_COST, *, keep
     return Trial(
         run=seconds,
         error=max(LEAST_ERROR, (max(timings) - min(timings)) / 2 / step),
-        sizes=Sizes(
-            peak_memory() + IMAGES_BYTES, RECORD_BYTES, WEIGHTS_BYTES, WEIGHTS_BYTES, model=keeps * WEIGHTS_BYTES
-        ),
+        sizes=Sizes(peak_memory() + IMAGES_BYTES, RECORD_BYTES, WEIGHTS_BYTES, WEIGHTS_BYTES),
         timed=f"{3 * REPEATS} updates of {config.batch_size} images, and {TEST_IMAGES // 10:,} images evaluated",
     )
 

@@ -79,7 +79,7 @@ class Images(Continual):
 
     def trial(self, config: ImageSequences, specs: Sequence[RunSpec]) -> Trial:
         """See `Continual.trial`."""
-        return cost.trial(config, config.test_size * (len(config.tasks) + 1), keeps=True)
+        return cost.trial(config, config.test_size * (len(config.tasks) + 1))
 
     def describe(self, config: ImageSequences) -> Mapping[str, Any]:
         """Names for the report, and what the runs were made from."""

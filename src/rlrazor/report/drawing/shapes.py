@@ -26,6 +26,11 @@ LONGEST = 120  # characters of a label: a folder's name may have 255
 WHITE = "#ffffff"  # with `outlined`, a hollow marker
 
 
+def style_of(index: int) -> tuple[str, str]:
+    """The colour and the symbol of the so many-th of several."""
+    return PALETTE[index % len(PALETTE)], SYMBOLS[index % len(SYMBOLS)]
+
+
 @dataclass(frozen=True)
 class Marker:
     """How points look. `line` connects them in their order."""

@@ -10,15 +10,16 @@ import polars as pl
 from rlrazor.analysis import law
 from rlrazor.analysis.carry_over import gap, over_methods
 from rlrazor.analysis.forecast import FORWARD
-from rlrazor.analysis.law import LeftOut, PredictorSummary
+from rlrazor.analysis.law import LeftOut, PredictorSummary, error_of, r2_of
 from rlrazor.analysis.statistics import Estimate, Verdict, verdict
 from rlrazor.report.drawing import PALETTE, SYMBOLS, WHITE, Axis, Figure, Hover, Interval, Marker, Panel, Points
-from rlrazor.report.keyed import Judged, Keyed, in_short
+from rlrazor.report.keyed import Column, Judged, Keyed, in_short, table_of
 from rlrazor.report.layers import across
 from rlrazor.report.measures import GROUPS, MAIN_MEASURES, MEASURES, NEW, PAPER, SIMILARITIES, Measure
 from rlrazor.report.prose import Shown, told
 from rlrazor.report.study import Section, Study
-from rlrazor.report.text import NEVER, how_many, number, percent, signed, written
+from rlrazor.report.tables import fit_cells
+from rlrazor.report.text import NEVER, how_many, number, percent, signed
 
 TEXT = Path(__file__).with_suffix(".md")
 
@@ -35,7 +36,7 @@ class Ranked:
     @property
     def r2(self) -> float | None:
         """R2 of the quadratic over all checkpoints, what the paper's Table 1 ranks by."""
-        return self.fits.quadratic.r2 if self.fits.quadratic else None
+        return r2_of(self.fits.quadratic)
 
     @property
     def left_out(self) -> LeftOut | None:
@@ -45,7 +46,7 @@ class Ranked:
     @property
     def error(self) -> float | None:
         """Left-out error of the monotone law, fraction of 1."""
-        return self.left_out.mean if self.left_out else None
+        return error_of(self.left_out)
 
     @property
     def gain(self) -> Estimate | None:
@@ -56,7 +57,7 @@ class Ranked:
     @property
     def verdict(self) -> Verdict:
         """Whether it serves a method not in the fit better than guessing does."""
-        return verdict(self.gain, self.fits.methods)
+        return verdict(self.gain, self.fits.counts.methods)
 
 
 def applies(study: Study) -> bool:
@@ -101,73 +102,55 @@ def by_error(ranked: Sequence[Ranked]) -> list[Ranked]:
 
 def table(ranked: Sequence[Ranked]) -> Keyed:
     """Every measure: what it explains, and what it forecasts."""
-    columns = {
-        "group": "measured on",
-        "r2": "quadratic R²",
-        "by-seed": "R² per seed",
-        "monotone": "monotone R²",
-        "spearman": "Spearman",
-        "quadratic-error": "left-out error, quadratic",
-        "error": "left-out error, monotone",
-        "guess": "baseline",
-        "gain": "gain over baseline",
-        "verdict": "against baseline",
-        "paper": "paper’s R²",
-    }
-    rows = {}
-    for one in ranked:
-        quadratic, monotone = one.fits.quadratic, one.fits.saturating
-        spread = quadratic and quadratic.r2_seed_mean is not None
-        cells = (
-            one.measure.group,
-            number(one.r2),
-            f"{quadratic.r2_seed_mean:.3f} ± {quadratic.r2_seed_sd:.3f}" if quadratic and spread else NEVER,
-            number(monotone.r2 if monotone else None),
-            number(one.fits.spearman),
-            percent(_mean(quadratic.left_out if quadratic else None)),
-            _over_methods(one.left_out),
-            _over_methods(one.fits.baseline),
-            signed(one.gain),
-            str(one.verdict),
-            "{:.2f} ± {:.2f}".format(*PAPER[one.measure.column]) if one.measure.column in PAPER else NEVER,
-        )
-        rows[one.measure.column] = (one.measure.label, dict(zip(columns, cells, strict=True)))
-    return Keyed("All drift measures", "measure", columns, rows)
+
+    def paper(one: Ranked) -> str:
+        return "{:.2f} ± {:.2f}".format(*PAPER[one.measure.column]) if one.measure.column in PAPER else NEVER
+
+    columns = [
+        Column[Ranked]("group", "measured on", lambda one: one.measure.group),
+        Column("r2", "quadratic R²", lambda one: number(one.r2)),
+        Column("by-seed", "R² per seed", lambda one: fit_cells(one.fits.quadratic)[1]),
+        Column("monotone", "monotone R²", lambda one: number(r2_of(one.fits.saturating))),
+        Column("spearman", "Spearman", lambda one: number(one.fits.spearman)),
+        Column("quadratic-error", "left-out error, quadratic", lambda one: percent(error_of(one.fits.quadratic))),
+        Column("error", "left-out error, monotone", lambda one: _over_methods(one.left_out)),
+        Column("guess", "baseline", lambda one: _over_methods(one.fits.baseline)),
+        Column("gain", "gain over baseline", lambda one: signed(one.gain)),
+        Column("verdict", "against baseline", lambda one: one.verdict),
+        Column("paper", "paper’s R²", paper),
+    ]
+    rows = {one.measure.column: (one.measure.label, one) for one in ranked}
+    return table_of("All drift measures", "measure", rows, columns)
 
 
 def place_table(ranked: Sequence[Ranked]) -> Keyed:
     """Who comes first, and where forward KL on new-task inputs stands: by R2, and by left-out error."""
-    orders = {
+
+    def peers(order: Sequence[Ranked]) -> list[Ranked]:
+        return [one for one in order if one.measure.group == NEW]
+
+    columns = [
+        Column[Sequence[Ranked]]("first", "the first", lambda order: order[0].measure.full_name if order else NEVER),
+        Column("forward", "place of forward KL", _place),
+        Column("count", "of", lambda order: str(len(order))),
+        Column("peer", "its place among those on new-task inputs", lambda order: _place(peers(order))),
+        Column("peers", "of", lambda order: str(len(peers(order)))),
+    ]
+    rows = {
         "by-r2": ("R² of the quadratic", [one for one in ranked if one.r2 is not None]),
         "by-error": ("left-out error of the monotone law", by_error(ranked)),
     }
-    columns = {
-        "first": "the first",
-        "forward": "place of forward KL",
-        "count": "of",
-        "peer": "its place among those on new-task inputs",
-        "peers": "of",
-    }
-    rows = {}
-    for key, (name, order) in orders.items():
-        places = [one.measure.column for one in order]
-        peers = [one.measure.column for one in order if one.measure.group == NEW]
-        cells = (order[0].measure.full_name if order else NEVER, *_place(places), *_place(peers))
-        rows[key] = (name, dict(zip(columns, cells, strict=True)))
-    return Keyed("The order", "by", columns, rows)
+    return table_of("The order", "by", rows, columns)
 
 
-def _place(columns: Sequence[str]) -> tuple[str, str]:
-    """The place of forward KL, and of how many."""
-    return str(columns.index(FORWARD) + 1) if FORWARD in columns else NEVER, str(len(columns))
+def _place(order: Sequence[Ranked]) -> str:
+    """The place of forward KL."""
+    columns = [one.measure.column for one in order]
+    return str(columns.index(FORWARD) + 1) if FORWARD in columns else NEVER
 
 
-def _mean(left_out: LeftOut | None) -> float | None:
-    return left_out.mean if left_out else None
-
-
-def _over_methods(left_out: LeftOut | None) -> str:
-    return written(over_methods(left_out.by_method)) if left_out else NEVER
+def _over_methods(left_out: LeftOut | None) -> Estimate | None:
+    return over_methods(left_out.by_method) if left_out else None
 
 
 # The figure
@@ -216,7 +199,7 @@ def _error_panel(
 ) -> Panel:
     """What is forecast; the dashed line is guessing."""
     dots = [cloud for cloud, _ in _by_group(shown, lambda one: None if one.error is None else 100 * one.error, place)]
-    guesses = [100 * mean for one in shown if (mean := _mean(one.fits.baseline)) is not None]
+    guesses = [100 * mean for one in shown if (mean := error_of(one.fits.baseline)) is not None]
     guess = [across("guessing the mean", guesses[0], ends)] if guesses else []
     end = 1.08 * max([*guesses, *(float(np.nanmax(one.x, initial=0.0)) for one in dots)])
     return Panel(

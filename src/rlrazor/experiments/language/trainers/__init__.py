@@ -4,7 +4,7 @@ What is ours, and why. Sampling: `lm.sampling`, so that training, scoring and pr
 shares its prompt's prefill, and a resumed run draws what the uninterrupted one does. Advantages other than GRPO's: TRL
 has no hook for them and always subtracts the group's mean; `on_policy` overwrites them. The KL penalty of offline
 methods: exact over the vocabulary, which TRL has for none of them. Everything else is TRL's: losses, batching, the
-optimiser, mixed precision, vLLM, saving.
+optimiser, mixed precision, saving.
 
 Several processes (torchrun, DistributedDataParallel) share the sequences of a step and do what one process does, to
 float rounding: the same samples, the same updates. The first of them measures, the others wait.
@@ -14,7 +14,7 @@ TRL's private methods are overridden in four places (`_tokenize_prompts`, `_gene
 """
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,14 +25,13 @@ from safetensors import SafetensorError
 from transformers import PrinterCallback, TrainerCallback
 
 from rlrazor.errors import RazorError, cause_of
-from rlrazor.experiments.language.methods import Method
 from rlrazor.experiments.language.trainers import offline, on_policy
-from rlrazor.experiments.language.trainers.common import Example, Job, Reward, Settings
+from rlrazor.experiments.language.trainers.common import Example, Job, Reward, Samples, Saving, Settings, Updates
 from rlrazor.lm import compute
 from rlrazor.lm.adapters import unwrapped, without_wrapper
-from rlrazor.system import phases, processes
+from rlrazor.system import phases, processes, quiet
 
-__all__ = ["Example", "Reward", "Settings", "train"]
+__all__ = ["Example", "Job", "Reward", "Samples", "Saving", "Settings", "Updates", "train"]
 
 NO_MEMORY = (
     "Out of memory while training: set a smaller --micro-batch, or train an adapter with --lora-rank. Finished runs "
@@ -46,73 +45,56 @@ AtStep = Callable[[int, Any, Mapping[str, float]], bool | None]
 """
 
 
-def train(
-    method: Method,
-    settings: Settings,
-    model: Any,
-    tokenizer: Any,
-    examples: Sequence[Example],
-    at_step: AtStep,
-    *,
-    reward: Reward | None = None,
-    base: Any = None,
-    resume: Path | None = None,
-) -> None:
-    """Fine-tune `model` in place, calling `at_step` after each step.
+def train(job: Job, at_step: AtStep, *, resume: Path | None = None) -> None:
+    """Fine-tune the job's model in place, calling `at_step` after each step.
 
-    `base`: the frozen base policy, for methods that look at it (a KL penalty, DPG); None with LoRA, where the base is
-    the model without its adapter. `resume`: a state saved in `settings.folder` to continue from; an on-policy run
-    resumes to the same bits within an epoch only, as TRL shuffles. Under torchrun all processes call it, with the same
-    arguments. Raises DivergedError when the loss is not finite, RazorError when memory runs out, or where several
-    processes cannot do what one does.
+    `resume`: a state saved in the job's folder to continue from; an on-policy run resumes to the same bits within an
+    epoch only, as TRL shuffles. Under torchrun all processes call it, with the same arguments. Raises DivergedError
+    when the loss is not finite, RazorError when memory runs out, or where several processes cannot do what one does.
     """
-    if not examples:
+    if not job.examples:
         raise RazorError("There is nothing to train on: no prompt of the task can be used.")
-    _check_shared(method, settings, len(examples))
+    _check_shared(job)
     processes.join()  # before TRL asks how many there are
-    quiet = transformers.utils.logging.get_verbosity()
+    verbosity = transformers.utils.logging.get_verbosity()
     transformers.utils.logging.set_verbosity_error()
-    compute.leave_progress_to_us()
+    quiet.libraries()
     try:
-        with warnings.catch_warnings(), compute.memory_errors(NO_MEMORY), _disk_errors(settings):
+        with warnings.catch_warnings(), compute.memory_errors(NO_MEMORY), _disk_errors(job.settings.saving):
             warnings.simplefilter("ignore")  # advice to the caller of TRL, who is us
-            callback = AtStepCallback(at_step, settings)
-            job = Job(method, settings, model, tokenizer, examples, reward, base, callback)
-            trainer = BUILDERS[method.trainer](job)
-            callback.trainer = trainer
+            trainer = BUILDERS[job.method.trainer](job)
             trainer.measured = {}
+            trainer.add_callback(AtStepCallback(at_step, job.settings, trainer.measured))
             trainer.remove_callback(PrinterCallback)
             trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
             processes.in_all(lambda: None)  # none is still saving
     finally:
-        transformers.utils.logging.set_verbosity(quiet)
+        transformers.utils.logging.set_verbosity(verbosity)
         # TRL patches `forward` with a function that keeps hold of the model: a copy made later would call this one.
-        for policy in {without_wrapper(model), base} - {None}:
+        for policy in {without_wrapper(job.model), job.base} - {None}:
             vars(policy).pop("forward", None)
 
 
 @contextmanager
-def _disk_errors(settings: Settings) -> Iterator[None]:
+def _disk_errors(saving: Saving) -> Iterator[None]:
     """Raise RazorError where the state that a resumed run goes on from cannot be written."""
     try:
         yield
     except (OSError, SafetensorError, RuntimeError) as error:
-        if not settings.saved_at or (isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error)):
+        if not saving.at or (isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error)):
             raise
         raise RazorError(
-            f"What an interrupted run goes on from cannot be written to {settings.folder}: {cause_of(error)} Free some "
+            f"What an interrupted run goes on from cannot be written to {saving.folder}: {cause_of(error)} Free some "
             "space, or do without it (--save-every 0); finished runs are kept."
         ) from error
 
 
-def _check_shared(method: Method, settings: Settings, examples: int) -> None:
+def _check_shared(job: Job) -> None:
     """Raise RazorError for what several processes cannot share."""
     if processes.count() == 1:
         return
-    if settings.vllm:
-        raise RazorError("vLLM samples otherwise in several processes than in one: start without torchrun.")
-    size = settings.batch_size
-    if not method.on_policy and examples % size and settings.steps > examples // size:
+    examples, size = len(job.examples), job.settings.updates.batch_size
+    if not job.method.on_policy and examples % size and job.settings.updates.steps > examples // size:
         raise RazorError(
             f"{examples} examples are no whole number of steps of {size}, which several processes need to go over all "
             "of them: set --batch-size or --train-prompts so that they are."
@@ -125,29 +107,29 @@ class AtStepCallback(TrainerCallback):  # type: ignore[misc]
     The model is that of the first process, outside of DistributedDataParallel; the others wait.
     """
 
-    def __init__(self, at_step: AtStep, settings: Settings) -> None:
-        self.at_step, self.settings = at_step, settings
-        self.trainer: Any = None  # set when there is one
+    def __init__(self, at_step: AtStep, settings: Settings, measured: Mapping[str, float]) -> None:
+        self.at_step, self.steps, self.saved_at = at_step, settings.updates.steps, settings.saving.at
+        self.measured = measured  # the trainer's, which changes as it trains
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        phases.at(phases.TRAINING, state.global_step, self.settings.steps)
+        phases.at(phases.TRAINING, state.global_step, self.steps)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         step = state.global_step
-        phases.at(phases.TRAINING, step, self.settings.steps)
+        phases.at(phases.TRAINING, step, self.steps)
         if processes.in_first(lambda: self._hand_over(step, unwrapped(kwargs["model"]))):
             control.should_training_stop = True
-        elif step in self.settings.saved_at:
+        elif step in self.saved_at:
             phases.at("saving what a resumed run goes on from")
             control.should_save = True
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        phases.at(phases.TRAINING, state.global_step, self.settings.steps)
+        phases.at(phases.TRAINING, state.global_step, self.steps)
 
     def _hand_over(self, step: int, model: Any) -> bool:
         training = model.training
         devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
         with compute.own_forward(model), torch.random.fork_rng(devices=devices):
-            ends = bool(self.at_step(step, model, self.trainer.measured))
+            ends = bool(self.at_step(step, model, self.measured))
         model.train(training)
         return ends

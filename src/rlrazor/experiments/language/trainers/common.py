@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,46 +32,63 @@ class Example:
 
 
 @dataclass(frozen=True)
-class Settings:
-    """How to train. A step is one update of the weights.
-
-    `batch_size`: sequences per step, or for on-policy methods prompts per step, each with `group_size` samples.
-    `micro_batch`: sequences at a time on a device, which bounds memory; None: all. `iterations`: updates per batch of
-    samples. `saved_at`: the steps after which there is something that an interrupted run resumes from.
-    """
+class Updates:
+    """How the weights are updated, once a step. `batch_size`: sequences, or of on-policy methods prompts, of a step."""
 
     lr: float
     schedule: str
     steps: int
     warmup_steps: int
     batch_size: int
-    group_size: int
     kl_coef: float
     seed: int
+    bf16: bool = False
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What on-policy methods draw: `group_size` completions of a prompt, for so many updates (`iterations`)."""
+
+    group_size: int
     max_new_tokens: int
     stop_ids: Sequence[int]
     iterations: int = 1
-    micro_batch: int | None = None
-    bf16: bool = False
-    gradient_checkpointing: bool = False
-    saved_at: Collection[int] = ()
+
+
+@dataclass(frozen=True)
+class Saving:
+    """The steps after which there is something that an interrupted run resumes from, and the folder of that."""
+
+    at: Collection[int] = ()
     folder: Path = Path("unused")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to train. `micro_batch`: sequences at a time on a device, which bounds memory; None: all of a step."""
+
+    updates: Updates
+    samples: Samples
+    saving: Saving = Saving()
+    micro_batch: int | None = None
     report_to: str = "none"
-    vllm: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """What a trainer is built from. `base`: the frozen base policy, or None; see `trainers.train`."""
+    """What is trained: `model`, in place, by `method`.
+
+    `base`: the frozen base policy, for methods that look at it (a KL penalty, DPG); None with LoRA, where the base is
+    the model without its adapter. `reward`: of on-policy methods.
+    """
 
     method: Method
     settings: Settings
     model: Any
     tokenizer: Any
     examples: Sequence[Example]
-    reward: Reward | None
-    base: Any
-    callback: Any
+    base: Any = None
+    reward: Reward | None = None
 
 
 def given(job: Job, args: Any, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -81,13 +98,12 @@ def given(job: Job, args: Any, rows: Sequence[Mapping[str, Any]]) -> dict[str, A
         "args": args,
         "train_dataset": Dataset.from_list(list(rows)),
         "processing_class": job.tokenizer,
-        "callbacks": [job.callback],
     }
 
 
 def arguments_of(settings: Settings, sequences: int) -> dict[str, Any]:
     """What all trainers share; `sequences` per step on all devices together."""
-    count = processes.count()
+    count, updates = processes.count(), settings.updates
     if sequences % count:
         raise RazorError(f"A step of {sequences} sequences cannot be shared by {count} processes: use a divisor.")
     micro = min(settings.micro_batch or sequences, sequences // count)
@@ -97,18 +113,17 @@ def arguments_of(settings: Settings, sequences: int) -> dict[str, Any]:
             "set --micro-batch to a divisor."
         )
     return {
-        "output_dir": str(settings.folder),
+        "output_dir": str(settings.saving.folder),
         "per_device_train_batch_size": micro,
         "gradient_accumulation_steps": sequences // (micro * count),
-        "max_steps": settings.steps,
-        "learning_rate": settings.lr,
-        "lr_scheduler_type": "cosine" if settings.schedule == "cosine" else "constant_with_warmup",
-        "warmup_steps": settings.warmup_steps,
+        "max_steps": updates.steps,
+        "learning_rate": updates.lr,
+        "lr_scheduler_type": "cosine" if updates.schedule == "cosine" else "constant_with_warmup",
+        "warmup_steps": updates.warmup_steps,
         "weight_decay": 0.0,
         "max_grad_norm": 1.0,
-        "bf16": settings.bf16,
-        "activation_checkpointing": settings.gradient_checkpointing,
-        "seed": settings.seed,
+        "bf16": updates.bf16,
+        "seed": updates.seed,
         "save_strategy": "no",  # `AtStep` says when
         "save_total_limit": 1,
         "logging_strategy": "no" if settings.report_to == "none" else "steps",

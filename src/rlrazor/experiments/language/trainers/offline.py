@@ -69,13 +69,13 @@ def sft(job: Job) -> Any:
     """SFT's trainer."""
     rows = [_labelled(example.prompt, example.completion) for example in job.examples]
     args = SFTConfig(
-        **arguments_of(job.settings, job.settings.batch_size),
+        **arguments_of(job.settings, job.settings.updates.batch_size),
         # The rows are token ids with labels already: TRL's preparation would read them all again.
         dataset_kwargs={"skip_prepare_dataset": True},
         max_length=None,
     )
     trainer = _Sft(**given(job, args, rows))
-    trainer.kl_coef, trainer.base = job.settings.kl_coef, job.base
+    trainer.kl_coef, trainer.base = job.settings.updates.kl_coef, job.base
     return trainer
 
 
@@ -102,7 +102,7 @@ def simpo(job: Job) -> Any:
     sides = {"prompt": "prompt", "chosen": "completion", "rejected": "rejected"}
     rows = [{side: json.dumps(list(getattr(example, of))) for side, of in sides.items()} for example in job.examples]
     args = CPOConfig(
-        **arguments_of(job.settings, job.settings.batch_size),
+        **arguments_of(job.settings, job.settings.updates.batch_size),
         loss_type="simpo",
         cpo_alpha=0.0,  # the default 1 would mix in SFT
         beta=SIMPO_BETA,
@@ -110,7 +110,7 @@ def simpo(job: Job) -> Any:
         max_length=1 << 20,
     )
     trainer = _SimPo(**given(job, args, rows))
-    trainer.kl_coef, trainer.base = job.settings.kl_coef, job.base
+    trainer.kl_coef, trainer.base = job.settings.updates.kl_coef, job.base
     return trainer
 
 

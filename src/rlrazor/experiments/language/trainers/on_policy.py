@@ -51,7 +51,7 @@ class _Sampling(Measured):
         They are what one process would draw: a chunk of the step's sequences has a random stream of its own, of which
         each process uses its share. Raises DivergedError, in all processes or in none.
         """
-        phases.at(f"sampling for step {self.state.global_step + 1} of {self.settings.steps}")  # type: ignore[attr-defined]
+        phases.at(f"sampling for step {self.state.global_step + 1} of {self.settings.updates.steps}")  # type: ignore[attr-defined]
         own = len(prompts)
         start, whole = own * self.accelerator.process_index, own * self.accelerator.num_processes  # type: ignore[attr-defined]
         size = max(1, CHUNK // self.samples) * self.samples
@@ -68,18 +68,18 @@ class _Sampling(Measured):
         return processes.in_all(draw)
 
     def _sample_chunk(self, prompts: Sequence[Sequence[int]], chunk: int, within: tuple[int, int]) -> list[list[int]]:
-        settings, model = self.settings, self.accelerator.unwrap_model(self.model)  # type: ignore[attr-defined]
+        drawn, model = self.settings.samples, self.accelerator.unwrap_model(self.model)  # type: ignore[attr-defined]
         group = math.gcd(self.samples, len(prompts))
         place = f"sampling/{self.state.global_step}/{chunk}"  # type: ignore[attr-defined]
-        rng = torch.Generator(self.accelerator.device).manual_seed(seed_of(settings.seed, place))  # type: ignore[attr-defined]
+        rng = torch.Generator(self.accelerator.device).manual_seed(seed_of(self.settings.updates.seed, place))  # type: ignore[attr-defined]
+        pad_id = self.processing_class.pad_token_id  # type: ignore[attr-defined]
+        how = sampling.Sampling(
+            drawn.max_new_tokens, drawn.stop_ids, pad_id, group, rng=rng, chunk=len(prompts), within=within
+        )
         # In the precision of training: the distribution that is sampled is the one whose gradient is taken.
         with self.compute_loss_context_manager():  # type: ignore[attr-defined]
             try:
-                return sampling.sample(
-                    model, prompts[::group], samples=group, max_new_tokens=settings.max_new_tokens,
-                    stop_ids=settings.stop_ids, pad_id=self.processing_class.pad_token_id,  # type: ignore[attr-defined]
-                    rng=rng, chunk=len(prompts), within=within,
-                )  # fmt: skip
+                return sampling.sample(model, prompts[::group], how)
             except sampling.NotFiniteError as error:
                 raise DivergedError(self.state.global_step, self.state.epoch or 0.0) from error  # type: ignore[attr-defined]
 
@@ -97,8 +97,6 @@ class _OnPolicy(_Sampling, GRPOTrainer):  # type: ignore[misc]
     def _generate_single_turn(
         self, prompt_ids: list[list[int]], images: Any, multimodal_fields: Any, num_generations: int, **kwargs: Any
     ) -> tuple[list[list[int]], Any]:
-        if self.use_vllm:
-            return super()._generate_single_turn(prompt_ids, images, multimodal_fields, num_generations, **kwargs)  # type: ignore[no-any-return]
         return self.sample(prompt_ids), None
 
     def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Tensor:
@@ -153,14 +151,14 @@ def grpo(job: Job) -> Any:
     def scored(prompts: list[str], completion_ids: list[list[int]], **columns: Any) -> Sequence[float | None]:
         return processes.in_all(lambda: reward([int(position) for position in prompts], completion_ids))
 
-    shared = arguments_of(job.settings, job.settings.batch_size * job.settings.group_size)
+    updates, samples = job.settings.updates, job.settings.samples
+    shared = arguments_of(job.settings, updates.batch_size * samples.group_size)
     args = GRPOConfig(
         **shared,
-        **job.settings.vllm,
         steps_per_generation=shared["gradient_accumulation_steps"],
-        num_generations=job.settings.group_size,
-        num_iterations=job.settings.iterations,
-        max_completion_length=job.settings.max_new_tokens,
+        num_generations=samples.group_size,
+        num_iterations=samples.iterations,
+        max_completion_length=samples.max_new_tokens,
         # Dr. GRPO is two settings: no division by the group's standard deviation, none by the length.
         loss_type="grpo" if job.method.advantage == "group" else "dr_grpo",
         scale_rewards="group" if job.method.advantage == "group" else "none",
@@ -169,9 +167,9 @@ def grpo(job: Job) -> Any:
     positions = [{"prompt": str(position)} for position in range(len(job.examples))]
     trainer = _OnPolicy(**given(job, args, positions), reward_funcs=scored)
     trainer.method, trainer.settings, trainer.examples, trainer.base = job.method, job.settings, job.examples, job.base
-    trainer.samples = job.settings.group_size
+    trainer.samples = samples.group_size
     # Not through the config: there TRL would load the reference policy from the path that the model came from.
-    trainer.beta, trainer.ref_model = job.settings.kl_coef, job.base
+    trainer.beta, trainer.ref_model = updates.kl_coef, job.base
     if job.base is not None:
         add_fused_lm_head(job.base)
     return trainer
@@ -192,12 +190,12 @@ class _Sdft(_Sampling, SDFTTrainer):  # type: ignore[misc]
 
 def sdft(job: Job) -> Any:
     """SDFT's trainer, with our samples."""
-    shared = arguments_of(job.settings, job.settings.batch_size)
+    shared = arguments_of(job.settings, job.settings.updates.batch_size)
     args = SDFTConfig(
         **shared,
         steps_per_generation=shared["gradient_accumulation_steps"],
         num_generations=1,
-        max_completion_length=job.settings.max_new_tokens,
+        max_completion_length=job.settings.samples.max_new_tokens,
         teacher_model_kind="ema",
         distillation_topk=min(SDFT_TOP, len(job.tokenizer)),
         teacher_prompt_template=SDFT_TEMPLATE,
