@@ -119,8 +119,8 @@ class OwnSequence(Models):
         return replace(found, sizes=replace(found.sizes, model=found.sizes.weights))
 
     def describe(self, config: ModelSequences) -> Mapping[str, Any]:
-        """See `Models.describe`."""
-        return {**super().describe(config), "kl_budget": self.kl_budget}
+        """See `Models.describe`; of one method nothing else is worth a section."""
+        return {**super().describe(config), "kl_budget": self.kl_budget, "sections": [self.name]}
 
     def _in_order(self, config: ModelSequences, store: RunStore | None) -> Iterator[Phase]:
         (method,) = config.methods
