@@ -96,7 +96,7 @@ def of_methods(study: Study) -> list[Against]:
 
 
 def outcomes_of(study: Study, courses: Sequence[Course]) -> pl.DataFrame:
-    """A row per method and seed, the mean over its orders, with the lowest score of all stages; and families' means, to compare."""
+    """A row per method and seed, the mean over its orders, and the lowest score of all stages; and families' means."""
     table = pl.DataFrame([course.outcome() for course in courses], infer_schema_length=None)
     table = _mean_over(table, ["method", "seed"])
     means = []
