@@ -60,7 +60,7 @@ def in_order(out: Path, config: ModelSequences) -> tuple[RunStore, list[RunSpec]
     """The stages of the first order, finished, with all their weights."""
     experiment = models(config)
     one = runner.Runner(experiment, runner.Options(out, weights="all"), Console(quiet=True))
-    rates = {name: experiment.rates(config, name)[0] for name in config.methods}
+    rates = {name: config.rates(name)[0] for name in config.methods}
     return one.store, one.finish(experiment.in_order(config, config.tasks, rates, one.store))
 
 

@@ -73,6 +73,10 @@ class ModelSequences(Config, InSequence):
             params["forms"] = "+".join(FORMS)
         return [RunSpec(EXPERIMENT, spec.method, params, spec.seed) for spec in specs]
 
+    def rates(self, method: str) -> Sequence[float]:
+        """The learning rates that the method is tried at: those of on-policy methods, or of the others."""
+        return self.rl_lrs if found(method)[0].advantage else self.lrs
+
     def stage(self, method: str, lr: float, tasks: Sequence[str], start: Ancestor) -> RunSpec:
         """A run that trains these tasks, one or several at once, from there, in as many updates of each."""
         name, count = name_of_sweep(method), len(tasks)

@@ -27,7 +27,7 @@ from rlrazor.experiments.language.setup import Setup
 from rlrazor.experiments.language.train import train
 from rlrazor.runs.dry_run import Trial
 from rlrazor.runs.experiment import Cost
-from rlrazor.runs.records import BASE, Ancestor, RunSpec
+from rlrazor.runs.records import BASE, RunSpec
 from rlrazor.runs.store import Checkpoint, RunStore
 
 SINCE = tuple(f"kl_forward{on}{since}" for on in ("", ON_PRIOR) for since in ("", SINCE_BEFORE))[1:]
@@ -52,14 +52,6 @@ class Models(Setup, Continual):
         """Measured on all tasks, after its pre-training if it is the tiny one."""
         prints = "+".join(self.data[task][0] for task in sorted(config.tasks)) if store else ""
         return config.base_specs(self.fingerprint if store else "", prints)
-
-    def stage(self, config: ModelSequences, method: str, lr: float, tasks: Sequence[str], start: Ancestor) -> RunSpec:
-        """See `Continual.stage`."""
-        return config.stage(method, lr, tasks, start)
-
-    def rates(self, config: ModelSequences, method: str) -> Sequence[float]:
-        """Those of on-policy methods, or of the others."""
-        return config.rl_lrs if found(method)[0].advantage else config.lrs
 
     def train(self, spec: RunSpec, store: RunStore) -> Iterator[Checkpoint]:
         """Measure the base, or train a stage."""
