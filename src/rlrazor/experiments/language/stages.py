@@ -22,7 +22,7 @@ from rlrazor.experiments.language.config import count_steps, due_steps
 from rlrazor.experiments.language.evaluate import DRIFT
 from rlrazor.experiments.language.experiment import Language, measured_on
 from rlrazor.experiments.language.methods import METHODS, Method
-from rlrazor.experiments.language.sequences import ModelSequences, found, name_of_sweep
+from rlrazor.experiments.language.sequences import ModelSequences, method_of, name_of_sweep
 from rlrazor.experiments.language.setup import Setup
 from rlrazor.experiments.language.train import train
 from rlrazor.runs.dry_run import Trial
@@ -75,7 +75,7 @@ class Models(Setup, Continual):
         """Names for the report, and what the runs were made from."""
         return {
             "new_task": "the stage’s task",
-            "labels": {name: found(name)[0].label + PENALTIES[found(name)[1]] for name in config.methods},
+            "labels": {name: method_of(name)[0].label + PENALTIES[method_of(name)[1]] for name in config.methods},
             "thresholds": [config.target],
             "data": "+".join(fingerprint for fingerprint, _ in self.data.values()),
             "drift": [*DRIFT, *SINCE],
