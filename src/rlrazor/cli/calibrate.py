@@ -189,7 +189,8 @@ def _write(
     law = calibrate.fit(table, base, level=arguments.level, versions=versions, command=command)
     _save_law(law, out)
     drawing.save(law_page.figure(law), out)
-    rest = [_row(item.prompt, item.demonstration, chat=task.chat and own.has_chat_template) for item in splits.train]
+    chat = task.form.chat and own.has_chat_template
+    rest = [_row(item.prompt, item.demonstration, chat=chat) for item in splits.train]
     _save_rows([{"prompt": prompt} for prompt in prompts], out / "prompts.jsonl")
     _save_rows(rest, out / "train.jsonl")
     warnings = calibrate.warnings_of(law, table)

@@ -162,6 +162,7 @@ def source_of(arguments: argparse.Namespace, task: str) -> "TaskSource":
     """Where the new task comes from. Raises RazorError as `check_early` does."""
     _check_source(arguments)
     from rlrazor.experiments.language.setup import TaskSource
+    from rlrazor.experiments.language.tasks import Form
 
     return TaskSource(
         task,
@@ -170,9 +171,8 @@ def source_of(arguments: argparse.Namespace, task: str) -> "TaskSource":
         prompts=arguments.prompts,
         verifier=arguments.verifier,
         verifier_timeout=arguments.verifier_timeout,
-        stop=stop_of(arguments),
+        form=Form(stop=stop_of(arguments), chat=not arguments.no_chat),
         generic=arguments.generic,
-        chat=not arguments.no_chat,
     )
 
 
@@ -182,7 +182,7 @@ def check_early(arguments: argparse.Namespace, config: Config, *models: str) -> 
     `models`: others than the base. Settles whether the hub can be reached, where something may have to come from it,
     and how this process computes.
     """
-    from rlrazor.experiments.language.tasks import find_task
+    from rlrazor.experiments.language.tasks import FROM_HUB, find_task
     from rlrazor.lm import hub
 
     base, models = config.base, (config.base, *models)
@@ -191,7 +191,7 @@ def check_early(arguments: argparse.Namespace, config: Config, *models: str) -> 
     early.require_prior(config.prior)
     if not getattr(arguments, "dry_run", False):  # which loads no model
         early.require_source(*models)
-    fetched = own is not None and own.from_hub and arguments.data is None
+    fetched = own is not None and own.name in FROM_HUB and arguments.data is None
     scored = base != early.TINY and config.has_prior and arguments.data_mirror is None
     early.settle_hub(*models, data=fetched or scored)
     if fetched and own is not None and hub.is_offline():

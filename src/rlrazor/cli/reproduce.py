@@ -185,12 +185,12 @@ def _family(arguments: argparse.Namespace, config: Any) -> "tuple[Continual, Any
         return Images(arguments.data_dir), config, arguments.jobs or cores.available()
     needs_extra("guard", "train", "eval")
     language.require_forgetting(config, "reproduce continual")
-    from rlrazor.experiments.language.tasks import find_task
+    from rlrazor.experiments.language.tasks import FROM_HUB, find_task
 
     early.require_prior(config.prior)
     if not arguments.dry_run:
         early.require_source(config.base)
-    fetched = any(find_task(name).from_hub for name in config.tasks)
+    fetched = any(find_task(name).name in FROM_HUB for name in config.tasks)
     early.settle_hub(config.base, data=fetched or (config.base != early.TINY and arguments.data_mirror is None))
     from rlrazor.experiments.language.setup import PriorSource, Running, TaskSource
     from rlrazor.experiments.language.stages import Models
