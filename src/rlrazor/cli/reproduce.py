@@ -7,7 +7,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from rlrazor import studies
-from rlrazor.cli import early, language, running
+from rlrazor.cli import language, running
 from rlrazor.cli.outputs import check_run_folder
 from rlrazor.cli.printing import Subparsers, options_of
 from rlrazor.errors import RazorError
@@ -171,10 +171,7 @@ def run_continual(arguments: argparse.Namespace) -> int:
     check_run_folder(arguments, out)
     if family is sequences:
         _fetch(arguments.data_dir, console)
-    with running.writing(out):
-        done = runner.run(experiment, config, options, console)
-        running.report(out, done, console, as_json=arguments.json)
-    return 0
+    return running.carry_out(arguments, out, console, lambda: runner.run(experiment, config, options, console))
 
 
 def _family(arguments: argparse.Namespace, config: Any) -> "tuple[Continual, Any, int]":
@@ -185,24 +182,15 @@ def _family(arguments: argparse.Namespace, config: Any) -> "tuple[Continual, Any
         return Images(arguments.data_dir), config, arguments.jobs or cores.available()
     needs_extra("guard", "train", "eval")
     language.require_forgetting(config, "reproduce continual")
-    from rlrazor.experiments.language.tasks import FROM_HUB, find_task
+    from rlrazor.experiments.language.tasks import find_task
 
-    early.require_prior(config.prior)
-    if not arguments.dry_run:
-        early.require_source(config.base)
-    fetched = any(find_task(name).name in FROM_HUB for name in config.tasks)
-    early.settle_hub(config.base, data=fetched or (config.base != early.TINY and arguments.data_mirror is None))
-    from rlrazor.experiments.language.setup import PriorSource, Running, TaskSource
+    language.settle(arguments, config, [find_task(name) for name in config.tasks])
+    from rlrazor.experiments.language.setup import TaskSource
     from rlrazor.experiments.language.stages import Models
-    from rlrazor.lm import compute
-
-    compute.prepare_process(config.threads)
 
     first, *further = (TaskSource(name) for name in config.tasks)
-    prior = PriorSource(arguments.data_mirror, arguments.allow_code_execution)
-    how = Running(arguments.micro_batch, arguments.save_every, report_to=arguments.report_to)
     jobs = language.jobs_of(arguments, config)
-    return Models(config.base, first, prior, how, tuple(further)), settled(config), jobs
+    return Models(config.base, first, *language.how_of(arguments), tuple(further)), settled(config), jobs
 
 
 def run_forecast(arguments: argparse.Namespace) -> int:
@@ -229,10 +217,7 @@ def run_forecast(arguments: argparse.Namespace) -> int:
     check_run_folder(arguments, out)
     if any(family.name == forecast.DIGITS for family in families):
         _fetch(arguments.data_dir, console)
-    with running.writing(out):
-        done = forecast.run(families, options, console)
-        running.report(out, done, console, as_json=arguments.json)
-    return 0
+    return running.carry_out(arguments, out, console, lambda: forecast.run(families, options, console))
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -251,10 +236,9 @@ def run(arguments: argparse.Namespace) -> int:
     check_run_folder(arguments, out)
     if analyses != (studies.THEORY,):  # which needs no image
         _fetch(arguments.data_dir, console)
-    with running.writing(out):
-        done = _run(experiment, config, options, analyses, console, keep_sweep=keep_sweep)
-        running.report(out, done, console, as_json=arguments.json)
-    return 0
+    return running.carry_out(
+        arguments, out, console, lambda: _run(experiment, config, options, analyses, console, keep_sweep=keep_sweep)
+    )
 
 
 def _config_of(arguments: argparse.Namespace, analyses: "Sequence[str]") -> tuple[parity.Config, str, bool]:

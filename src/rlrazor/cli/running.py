@@ -2,10 +2,11 @@
 
 import argparse
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rlrazor.cli import exits
 from rlrazor.cli.printing import human_bytes, human_seconds, print_plan, print_results, shown
 from rlrazor.system import cores
 from rlrazor.system.terminal import Terminal
@@ -100,11 +101,14 @@ def say_done(done: "Done", console: Terminal, *, what: str = "") -> None:
     console.print(f"{done.trained} runs trained, {done.kept} kept{what}, in {took}.", highlight=False)
 
 
-def report(out: Path, done: "Done", console: Terminal, *, as_json: bool) -> None:
-    """Draw the report of a folder, and print its tables."""
-    results, page = write_and_load(out, console)
+def carry_out(arguments: argparse.Namespace, out: Path, console: Terminal, run: "Callable[[], Done]") -> int:
+    """Run, draw the report of the folder, into which nobody else writes meanwhile, and print its tables."""
+    with writing(out):
+        done = run()
+        results, page = write_and_load(out, console)
     say_done(done, console)
-    print_results(results, page, as_json=as_json)
+    print_results(results, page, as_json=arguments.json)
+    return exits.DONE
 
 
 def show_plan(config: Any, found: "DryRun", counts: str, out: Path, *, jobs: int, as_json: bool) -> None:
