@@ -192,7 +192,7 @@ def test_a_dry_run_knows_all_runs_before_any_is_trained() -> None:
 
 
 class Sized(Toy):
-    def trial(self, config: Config, phases: object) -> Trial:
+    def trial(self, config: Config) -> Trial:
         return Trial(lambda spec, cost: 1.0, 0.2, Sizes(memory=1, record=0, weights=1000, base=0), "nothing")
 
 

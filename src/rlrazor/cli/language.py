@@ -92,8 +92,13 @@ def add_source(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="text, or prompts, that stand for what must not change: rows with text or prompt, or a text a line",
     )
-    source.add_argument("--data-mirror", type=Path, metavar="DIR", help="local JSONL files of the prior tasks")
-    source.add_argument(
+    add_prior(source)
+
+
+def add_prior(group: Any) -> None:
+    """The options that say where prior tasks come from, in a parser or a group of its options."""
+    group.add_argument("--data-mirror", type=Path, metavar="DIR", help="local JSONL files of the prior tasks")
+    group.add_argument(
         "--allow-code-execution", action="store_true", help="run code that the model writes (HumanEval), unsandboxed"
     )
 

@@ -95,11 +95,8 @@ def _add_continual(experiments: Subparsers) -> None:
             running.add_setting(group, name, (models | images | HELP)[name], defaults[name])
     running.add_config(parser)
     parser.add_argument("--jobs", type=int, help="processes (default: the cores; of a language model but 'tiny' 1)")
-    parser.add_argument("--data-dir", type=Path, metavar="DIR", help="where the IDX files lie, if you have them")
-    parser.add_argument("--data-mirror", type=Path, metavar="DIR", help="local JSONL files of the prior tasks")
-    parser.add_argument(
-        "--allow-code-execution", action="store_true", help="run code that the model writes (HumanEval), unsandboxed"
-    )
+    running.add_data_dir(parser)
+    language.add_prior(parser)
     language.add_running(parser)
     running.add_weights(parser)
     parser.add_argument("--dry-run", action="store_true", help="print the grid, its size and cost; train nothing")
@@ -116,7 +113,7 @@ def _add_settings(parser: argparse.ArgumentParser, name: str, of: ModuleType) ->
         running.add_setting(grid, setting, text, defaults[setting])
     running.add_config(parser)
     running.add_jobs(parser)
-    parser.add_argument("--data-dir", type=Path, metavar="DIR", help="where the IDX files lie, if you have them")
+    running.add_data_dir(parser)
     running.add_weights(parser)
     parser.add_argument("--dry-run", action="store_true", help="print the grid, its size and cost; train nothing")
     running.add_json(parser)
@@ -134,7 +131,7 @@ def _add_forecast(experiments: Subparsers) -> None:
     parser.add_argument("--families", default="parity-mnist,tiny", help="default: parity-mnist,tiny")
     parser.add_argument("--out", type=Path, metavar="DIR", help="run folder (default: runs/forecast-PRESET)")
     running.add_jobs(parser)
-    parser.add_argument("--data-dir", type=Path, metavar="DIR", help="where the IDX files lie, if you have them")
+    running.add_data_dir(parser)
     parser.add_argument(
         "--dry-run", action="store_true", help="print the size and cost of it, measured here; train nothing"
     )

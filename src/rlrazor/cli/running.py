@@ -43,6 +43,11 @@ def add_jobs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--jobs", type=int, default=cores.available(), help="processes (default: the cores)")
 
 
+def add_data_dir(parser: argparse.ArgumentParser) -> None:
+    """The option that says where images lie."""
+    parser.add_argument("--data-dir", type=Path, metavar="DIR", help="where the IDX files lie, if you have them")
+
+
 def add_weights(parser: argparse.ArgumentParser) -> None:
     """The option that keeps weights."""
     parser.add_argument(

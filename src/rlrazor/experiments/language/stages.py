@@ -73,10 +73,10 @@ class Models(Setup, Continual):
         prompts = int(sum(min(self.data[task][1], most) for task in tasks_of(spec)))
         return Cost(count_steps(spec, prompts), len(due_steps(spec, prompts)))
 
-    def trial(self, config: ModelSequences, specs: Sequence[RunSpec]) -> Trial:
+    def trial(self, config: ModelSequences) -> Trial:
         """See `Continual.trial`; timed on the first task."""
         one = Language(self.base, self.task, self.prior, self.running)
-        found = one.trial(config.sweep(task=self.task.name), specs)
+        found = one.trial(config.sweep(task=self.task.name))
         return replace(found, run=partial(_seconds, found.run, len(self.sources)))
 
     def describe(self, config: ModelSequences) -> Mapping[str, Any]:

@@ -77,7 +77,7 @@ class Images(Continual):
         """See `Continual.cost`."""
         return cost.of(spec, spec.params.get("train_size", 0) * len(tasks_of(spec)))
 
-    def trial(self, config: ImageSequences, specs: Sequence[RunSpec]) -> Trial:
+    def trial(self, config: ImageSequences) -> Trial:
         """See `Continual.trial`."""
         return cost.trial(config, config.test_size * (len(config.tasks) + 1))
 
