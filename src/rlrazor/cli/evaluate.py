@@ -54,9 +54,10 @@ def run(arguments: argparse.Namespace) -> int:
     early.require_files(adapter=arguments.adapter)
     check_early(arguments, config, arguments.model)
     from rlrazor.experiments.language.evaluate import compare
-    from rlrazor.lm.probes import read_generic
+    from rlrazor.experiments.language.setup import PriorSource, Setup
 
     source = source_of(arguments, config.task)
+    setup = Setup(config.base, source, PriorSource(arguments.data_mirror, arguments.allow_code_execution))
     with doing(Terminal(stderr=True), "Measuring"):
         base, tuned = compare(
             arguments.model,
@@ -64,10 +65,8 @@ def run(arguments: argparse.Namespace) -> int:
             source.task(),
             source.load(),
             config,
+            setup.suite_of(config.prior, config.prior_limit),
             adapter=arguments.adapter,
-            data_mirror=arguments.data_mirror,
-            allow_code_execution=arguments.allow_code_execution,
-            generic=None if source.generic is None else read_generic(source.generic),
         )
     if arguments.json:
         print_json({"base": base and asdict(base), "model": asdict(tuned)})

@@ -16,13 +16,13 @@ from rlrazor import drift
 from rlrazor.experiments.language import tiny
 from rlrazor.experiments.language.config import Config
 from rlrazor.experiments.language.demonstrations import Prompts
-from rlrazor.experiments.language.suites import PriorSuite, lm_eval_suite
+from rlrazor.experiments.language.suites import PriorSuite
 from rlrazor.experiments.language.tasks import Splits, Task, score
 from rlrazor.lm import encoding, kl, probes, representation, sampling
 from rlrazor.lm.adapters import weights_of
 from rlrazor.lm.kl import Drift, Sequences
 from rlrazor.lm.models import LanguageModel, Vocabulary, check_same_vocabulary, load
-from rlrazor.lm.probes import GenericText, ProbeSettings
+from rlrazor.lm.probes import ProbeSettings
 from rlrazor.lm.scores import NotANumberError, stderr_of_mean
 from rlrazor.runs.records import BASE, Record
 from rlrazor.runs.sweep import DivergedError
@@ -277,25 +277,15 @@ def compare(
     task: Task,
     splits: Splits,
     config: Config,
+    suite: PriorSuite,
     *,
     adapter: Path | None = None,
-    data_mirror: Path | None = None,
-    allow_code_execution: bool = False,
-    generic: GenericText | None = None,
 ) -> tuple[Record | None, Record]:
     """The base's record and the model's, with its drift; without a base, None and the model's scores.
 
     With `adapter`, the model is `source` with that adapter. Raises RazorError where one of them cannot be loaded, or
     their vocabularies differ.
     """
-    suite = lm_eval_suite(
-        config.prior,
-        limit=config.prior_limit or None,
-        data_mirror=data_mirror,
-        allow_code_execution=allow_code_execution,
-        generic=generic,
-    )
-    suite = suite if config.has_prior else suite.without_scores()
     suite.check()
     task = task.limited(config.max_new_tokens)
     base = load(base_source or source)
