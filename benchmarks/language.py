@@ -103,14 +103,8 @@ class Workload:
         """A group for each prompt, by `lm.sampling`."""
         drawn = self.settings.samples
         start = clock()
-        completions = sampling.sample(
-            self.lm.model,
-            self.prompts.ids[: self.settings.updates.batch_size],
-            samples=drawn.group_size,
-            max_new_tokens=drawn.max_new_tokens,
-            stop_ids=drawn.stop_ids,
-            pad_id=self.lm.tokenizer.pad_token_id,
-        )
+        how = sampling.Sampling(drawn.max_new_tokens, drawn.stop_ids, self.lm.tokenizer.pad_token_id, drawn.group_size)
+        completions = sampling.sample(self.lm.model, self.prompts.ids[: self.settings.updates.batch_size], how)
         return Timing(clock() - start, sum(map(len, completions)))
 
     def generate(self, trainer: Any) -> Timing:

@@ -51,13 +51,13 @@ def main() -> None:
             torch.cuda.synchronize()
         return time.perf_counter() - start
 
-    @torch.no_grad()
     def forward() -> None:
         for batch_BT in texts_BT[:, :-1].split(rows):
             tuned(input_ids=batch_BT.to(device), use_cache=False)
 
-    with compute.autocast(bf16=arguments.bf16):
-        probe = kl.Probe(base, sequences, token_budget=arguments.token_budget)
+    precision = "bfloat16" if arguments.bf16 else "float32"
+    with compute.measuring(tuned, precision):
+        probe = kl.Probe(base, sequences, precision=precision)
         drift = kl.forward_kl(probe, tuned, token_budget=arguments.token_budget)
         forwards, measurements = [], []
         forward()
@@ -66,8 +66,8 @@ def main() -> None:
             measurements.append(seconds(lambda: kl.forward_kl(probe, tuned, token_budget=arguments.token_budget)))
     before, after = statistics.median(forwards), statistics.median(measurements)
     print(f"{arguments.texts} texts of {arguments.tokens} tokens; KL {drift.per_token.mean:.4f} nats per token")
-    print(f"forward pass with logits {before:8.3f} s   {drift.n_tokens / before:9.0f} tokens/s")
-    print(f"KL measurement           {after:8.3f} s   {drift.n_tokens / after:9.0f} tokens/s")
+    print(f"forward pass with logits {before:8.3f} s   {len(drift.positions) / before:9.0f} tokens/s")
+    print(f"KL measurement           {after:8.3f} s   {len(drift.positions) / after:9.0f} tokens/s")
     print(f"ratio                    {after / before:8.3f}")
     print(f"peak memory              {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:8.2f} GB")
 

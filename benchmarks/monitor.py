@@ -27,10 +27,11 @@ from trl import SFTConfig, SFTTrainer  # noqa: E402
 
 from rlrazor.experiments.language import tiny  # noqa: E402
 from rlrazor.experiments.language.tasks import LETTERS_TASK, Item, find_task  # noqa: E402
-from rlrazor.guard import ForgettingMonitor  # noqa: E402
+from rlrazor.guard import ForgettingMonitor, Measuring  # noqa: E402
 from rlrazor.lm import encoding  # noqa: E402
 from rlrazor.lm.models import LanguageModel, load  # noqa: E402
 from rlrazor.lm.probes import GenericText, ProbeSettings  # noqa: E402
+from rlrazor.lm.prompts import encode  # noqa: E402
 
 
 def main() -> None:
@@ -56,9 +57,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for turn in range(arguments.turns):
             plain.append(_seconds(lm, rows, batch, steps, Path(folder), []))
-            monitor = ForgettingMonitor(
-                prompts, generic=generic, settings=settings, cache_dir=Path(folder) / f"cache-{turn}"
-            )
+            measuring = Measuring(generic, settings, cache_dir=Path(folder) / f"cache-{turn}")
+            monitor = ForgettingMonitor(prompts, measuring=measuring)
             watched.append(_seconds(lm, rows, batch, steps, Path(folder), [monitor]))
             setups.append(monitor.setup_seconds)
             watchings.append(monitor)
@@ -88,7 +88,7 @@ def main() -> None:
 
 def _row(lm: LanguageModel, item: Item) -> dict[str, Any]:
     """Tokens, so that both trainings see the same and TRL has nothing to prepare."""
-    prompt = encoding.prompt_ids(lm.tokenizer, item.prompt, chat=lm.source != "tiny")
+    [prompt] = encode(lm.tokenizer, [item.prompt], chat=lm.source != "tiny")
     completion = encoding.completion_ids(lm.tokenizer, item.demonstration or "", (";",) if lm.source == "tiny" else ())
     return {"input_ids": prompt + completion, "completion_mask": [0] * len(prompt) + [1] * len(completion)}
 

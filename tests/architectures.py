@@ -231,9 +231,11 @@ def kl_alone(base: Any, tuned: Any, sequences: kl.Sequences) -> float:
 
 def require_exact(model: Any) -> None:
     """Assert that samples and KL are those of brute force; RazorError where the model is refused."""
-    require_measurable(model, None, PROMPTS)
+    require_measurable(model)
     completions = [greedy_alone(model, prompt) for prompt in PROMPTS]
-    drawn = sampling.sample(model, PROMPTS, samples=2, max_new_tokens=TOKENS, stop_ids=[EOS], pad_id=0, greedy=True)
+    drawn = sampling.sample(
+        model, PROMPTS, sampling.Sampling(samples=2, max_new_tokens=TOKENS, stop_ids=[EOS], pad_id=0, greedy=True)
+    )
     assert drawn == [completion for completion in completions for _ in range(2)]
     sequences, tuned = kl.Sequences.grouped(PROMPTS, completions), moved(model)
     true = kl_alone(model, tuned, sequences)
@@ -249,7 +251,11 @@ def way_of(model: Any) -> str:
             unittest.mock.patch.object(forward, "WAYS", (way,)),
             contextlib.suppress(RazorError),
         ):
-            sampling.sample(model, PROMPTS, samples=2, max_new_tokens=TOKENS, stop_ids=[EOS], pad_id=0, greedy=True)
+            sampling.sample(
+                model,
+                PROMPTS,
+                sampling.Sampling(samples=2, max_new_tokens=TOKENS, stop_ids=[EOS], pad_id=0, greedy=True),
+            )
             return said
     raise AssertionError("it is sampled from in none of the ways")
 

@@ -8,8 +8,9 @@ import polars as pl
 
 from rlrazor.analysis import forecast
 from rlrazor.analysis.law import Saturating
-from rlrazor.guard.law_file import LawFile
+from rlrazor.guard.law_file import LawFile, Made
 from rlrazor.guard.law_schema import LawBase, LawPrior, LawProbe
+from rlrazor.guard.measured_on import MeasuredOn
 from rlrazor.lm.digests import base_digest, tokenizer_digest
 from rlrazor.lm.probes import GenericText, ProbeSettings
 from tiny_models import char_tokenizer
@@ -47,10 +48,9 @@ def law_from(table: pl.DataFrame, choice: forecast.Choice, digest: str) -> LawFi
         choice,
         base=LawBase(name="base", digest=digest, tokenizer=tokenizer_digest(char_tokenizer())),
         prior=LawPrior(scores={"arithmetic": 0.9}, mean=0.9, noise=0.0),
-        probe=LawProbe.of(replace(SETTINGS, precision="float32"), GENERIC, PROMPTS),
+        probe=LawProbe.of(MeasuredOn(PROMPTS, GENERIC, replace(SETTINGS, precision="float32"))),
         data=table.to_dicts(),
-        versions={"rlrazor": "0"},
-        command="razor calibrate",
+        made=Made({"rlrazor": "0"}, "razor calibrate"),
     )
 
 

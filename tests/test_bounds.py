@@ -12,11 +12,12 @@ from rlrazor.cli import build_parser, main
 from rlrazor.errors import RazorError
 from rlrazor.experiments.language import config as language
 from rlrazor.experiments.parity_mnist import config as parity
-from rlrazor.guard.monitor import ForgettingMonitor
 from rlrazor.guard.pick import pick
+from rlrazor.guard.verdict import Limits
 from rlrazor.lm.probes import ProbeSettings
 from rlrazor.runs.settings import read_settings
 from rlrazor.studies import theory
+from watching import monitor_of
 
 HUGE = ("1e30", "1e300", str(10**11), "9" * 5000, "-1", "nan", "inf", "-inf", "1e400", "", "0x10", "true", "1_0e9")
 
@@ -157,13 +158,13 @@ def test_probe_settings_are_checked(settings: dict[str, Any]) -> None:
 )
 def test_a_monitors_settings_are_checked(settings: dict[str, Any]) -> None:
     with pytest.raises(RazorError, match=next(iter(settings))):
-        ForgettingMonitor(["a prompt"], **settings)
+        monitor_of(["a prompt"], **settings)
 
 
 @pytest.mark.parametrize("budget", [-0.1, 1, float("nan"), True, "0.02"])
 def test_a_picks_budget_is_checked(budget: Any, tmp_path: Path) -> None:
     with pytest.raises(RazorError, match="budget"):
-        pick(tmp_path, budget=budget)
+        pick(tmp_path, Limits(budget))
 
 
 def test_theorys_seeds_are_bounded() -> None:

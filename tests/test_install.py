@@ -56,7 +56,7 @@ from transformers import Trainer, TrainingArguments
 
 from laws import GENERIC, PROMPTS, SETTINGS, law_of
 from rlrazor.cli import main
-from rlrazor.guard import ForgettingMonitor
+from rlrazor.guard import ForgettingMonitor, Measuring
 from tiny_models import char_tokenizer, saved, tiny_llama
 
 base = tiny_llama()
@@ -64,7 +64,7 @@ saved(Path("base"), base, char_tokenizer())
 law = law_of(base, scale=20.0)
 law.save(Path("law.json"))
 Path("prompts.txt").write_text("\\n".join(PROMPTS))
-monitor = ForgettingMonitor(PROMPTS, law, every=2, cache_dir=Path("cache"))
+monitor = ForgettingMonitor(PROMPTS, law, every=2, measuring=Measuring(cache_dir=Path("cache")))
 config = TrainingArguments(
     "run", max_steps=4, per_device_train_batch_size=4, learning_rate=3e-3, save_steps=2, logging_steps=2,
     report_to="none", use_cpu=True, disable_tqdm=True,

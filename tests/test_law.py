@@ -309,7 +309,7 @@ def test_summary_agrees_with_its_parts() -> None:
     table = runs()
     forward, reverse = law.summarise(table, samples=50)
     assert (forward.predictor, reverse.predictor) == ("kl_forward", "kl_reverse")  # total_variation is not in the table
-    counts = forward.checkpoints, forward.trajectories, forward.methods, forward.seeds, forward.skipped
+    counts = forward.checkpoints, *asdict(forward.counts).values()
     assert counts == (24 * 6, 24, 3, 2, 0)
     rows = law.distinct(table)
     x, y = xy(rows)
@@ -346,8 +346,8 @@ def test_summary_counts_what_it_skips() -> None:
     diverged = pl.when(pl.col("trajectory") == "run-0").then(float("nan")).otherwise(pl.col("kl_forward"))
     unmeasured = pl.when(pl.col("step") == 1).then(None).otherwise(pl.col("kl_reverse"))
     forward, reverse = law.summarise(runs().with_columns(kl_forward=diverged, kl_reverse=unmeasured), samples=5)
-    assert (forward.skipped, forward.checkpoints, forward.trajectories) == (6, 23 * 6, 23)
-    assert (reverse.skipped, reverse.checkpoints, reverse.trajectories) == (24, 24 * 5, 24)
+    assert (forward.counts.skipped, forward.checkpoints, forward.counts.trajectories) == (6, 23 * 6, 23)
+    assert (reverse.counts.skipped, reverse.checkpoints, reverse.counts.trajectories) == (24, 24 * 5, 24)
 
 
 def test_summary_of_one_method_and_one_seed() -> None:

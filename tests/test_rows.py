@@ -16,7 +16,7 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from rlrazor.errors import RazorError
-from rlrazor.system.rows import read_located, read_rows
+from rlrazor.system.rows import read_located
 
 ROWS: list[dict[str, Any]] = [
     {"prompt": 'two\nlines, "quoted"', "completion": "1"},
@@ -85,7 +85,7 @@ def test_lines_are_what_remains(tmp_path: Path) -> None:
         assert read(file) == [{"prompt": line} for line in lines]
         assert read_located(file, line="text")[1] == (f"{file}, line 3", {"text": lines[1]})
     with pytest.raises(RazorError, match="none of what can be read: give JSON Lines"):
-        read_rows(tmp_path / "a.txt")
+        read_located(tmp_path / "a.txt")
     # Of two files with a mark each, put one after the other.
     (tmp_path / "b").write_bytes(codecs.BOM_UTF8 + b"one\n" + codecs.BOM_UTF8 + b"two")
     assert read(tmp_path / "b") == [{"prompt": "one"}, {"prompt": "two"}]
@@ -186,7 +186,7 @@ def test_folders(tmp_path: Path) -> None:
     (folder / "README.md").write_text("# prompts")
     (folder / ".hidden.jsonl").write_text("{")
     assert read(folder) == ROWS
-    assert read_rows(folder, "*.jsonl") == ROWS[1:]
+    assert [row for _, row in read_located(folder, "*.jsonl")] == ROWS[1:]
     for name in ("train-00000-of-00001.jsonl", "test.jsonl"):
         (folder / name).write_text(LINES)
     with pytest.raises(RazorError, match="holds files of test and train: give one of them"):
@@ -248,4 +248,4 @@ def test_what_only_begins_like_another_format_is_text(tmp_path: Path) -> None:
 def test_headers_are_read_as_people_write_them(tmp_path: Path, header: str) -> None:
     delimiter = next(one for one in ",|;\t" if one in header)
     (tmp_path / "prompts.txt").write_text(f"{header}\nwhat is a?{delimiter}1\nwhat is b?{delimiter}2\n")
-    assert [row["prompt"] for row in read_rows(tmp_path / "prompts.txt")] == ["what is a?", "what is b?"]
+    assert [row["prompt"] for _, row in read_located(tmp_path / "prompts.txt")] == ["what is a?", "what is b?"]

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from rlrazor.analysis.statistics import (
     best_checkpoints,
     correlation,
     difference,
-    matched_accuracy,
+    mean_of,
     near_accuracy,
     verdict,
 )
@@ -114,22 +115,21 @@ def test_best_checkpoints_are_whole_rows_and_the_first_of_equals() -> None:
     assert best_checkpoints(points, ["method"], 0.9, best="min")["step"].to_list() == [1, 4]
 
 
-def test_matched_accuracy_is_brute_force(scattered: pl.DataFrame) -> None:
-    found = matched_accuracy(scattered, ["method"], [0.95, 0.96], ["prior"])
-    assert found.select("method", "target").rows() == [("b", 0.95), ("a", 0.95), ("b", 0.96), ("a", 0.96)]
-    for cell in found.to_dicts():
+def test_the_mean_near_an_accuracy_is_brute_force(scattered: pl.DataFrame) -> None:
+    for target, method in product((0.95, 0.96), "ab"):
         means = []
         for seed in range(3):
             near = [
                 point["prior"]
                 for point in scattered.to_dicts()
-                if point["method"] == cell["method"]
-                and point["seed"] == seed
-                and abs(point["new"] - cell["target"]) < 0.005 + 1e-8
+                if point["method"] == method and point["seed"] == seed and abs(point["new"] - target) < 0.005 + 1e-8
             ]
             means.append(sum(near) / len(near))
-        mean, half = mean_and_half(means)
-        assert [cell["prior"], cell["prior_high"]] == pytest.approx([mean, mean + half])
+        found = near_accuracy(scattered, ["method"], target, ["prior"]).filter(method=method)
+        estimate = mean_of(found, "prior")
+        assert estimate
+        assert (estimate.mean, estimate.half) == pytest.approx(mean_and_half(means))
+    assert mean_of(found.clear(), "prior") is None
 
 
 def test_difference_pairs_the_seeds(scattered: pl.DataFrame) -> None:

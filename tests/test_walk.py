@@ -102,7 +102,7 @@ def train(base: str, monitor: Any) -> str:
 
 
 def test_every_step_of_a_first_hour_says_what_to_do(folder: Path) -> None:
-    from rlrazor.guard import ForgettingMonitor
+    from rlrazor.guard import ForgettingMonitor, Measuring
     from rlrazor.lm.probes import ProbeSettings
 
     gguf = os.environ.get("RLRAZOR_GGUF")
@@ -116,7 +116,7 @@ def test_every_step_of_a_first_hour_says_what_to_do(folder: Path) -> None:
     assert "base" in said.out
 
     # A monitor without a law: the plan before step 1, four readings, and what a law would add.
-    said_of_training = train("base", ForgettingMonitor("prompts.jsonl", settings=ProbeSettings(8)))
+    said_of_training = train("base", ForgettingMonitor("prompts.jsonl", measuring=Measuring(settings=ProbeSettings(8))))
     plan = said_of_training.index("[razor] plan:")
     assert plan < said_of_training.index("[razor] step 3:")
     assert len(set(re.findall(r"\[razor\] step (\d+):", said_of_training))) >= 4

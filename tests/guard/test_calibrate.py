@@ -2,6 +2,7 @@
 
 import html
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ from rlrazor.cli.calibrate import DEFAULTS
 from rlrazor.errors import RazorError
 from rlrazor.experiments.language import cost, world
 from rlrazor.guard import calibrate
-from rlrazor.guard.law_file import LawFile
+from rlrazor.guard.law_file import LawFile, Made
+from rlrazor.guard.measured_on import MeasuredOn
 from rlrazor.lm import kl, probes
 from rlrazor.lm.models import load
 from rlrazor.lm.task_names import DEFAULT_TASKS, RUNS_MODEL_CODE
@@ -26,7 +28,7 @@ from rlrazor.report.drawing import Curve, Points
 from tiny_models import char_tokenizer, saved, tiny_llama
 
 DIGEST = "float32 1.0e+00 2.0e+00 -1.0000 -2.0000"
-BASE = calibrate.Base("base", DIGEST, "0" * 16, PROMPTS, GENERIC, SETTINGS)
+BASE = calibrate.Base("base", DIGEST, "0" * 16, MeasuredOn(PROMPTS, GENERIC, SETTINGS))
 
 
 def table_of(runs: pl.DataFrame) -> pl.DataFrame:
@@ -41,7 +43,7 @@ def table_of(runs: pl.DataFrame) -> pl.DataFrame:
 
 def test_a_law_is_of_the_runs_and_keeps_their_data() -> None:
     table = table_of(made_up(10))
-    law = calibrate.fit(table, BASE, versions={"x": "1"}, command="razor calibrate")
+    law = calibrate.fit(table, BASE, made=Made({"x": "1"}, "razor calibrate"))
     assert law.forecaster.columns == ("kl_probe",)
     assert law.prior.scores == {"a": 0.9}
     assert law.forecaster.base_score == pytest.approx(0.9)
@@ -55,7 +57,7 @@ def test_a_law_is_of_the_runs_and_keeps_their_data() -> None:
     # A checkpoint that could not be measured is not among them, and changes nothing.
     lost = {"method": "m0", "trajectory": "run 0", "run_id": "run 0", "seed": 0, "step": 9, "prior": 0.5}
     beside = pl.concat([table, pl.DataFrame([{**lost, "forgetting": 0.4}])], how="diagonal_relaxed")
-    assert calibrate.fit(beside, BASE, versions={"x": "1"}, command="razor calibrate") == law
+    assert calibrate.fit(beside, BASE, made=Made({"x": "1"}, "razor calibrate")) == law
     # The data that it keeps give the law again.
     again = pl.DataFrame([row.model_dump() for row in law.data]).rename({"run": "trajectory"})
     assert forecast.fit_forecaster(again, ("kl_probe",), 0.9) == law.forecaster
@@ -99,7 +101,7 @@ def test_what_a_law_is_not_worth_is_said() -> None:
     still = made_up(5).with_columns(kl_forward=pl.lit(0.0), kl_probe=pl.lit(0.0))
     with pytest.raises(RazorError, match=r"No law can be fitted to these runs.*raise the learning rates"):
         calibrate.fit(table_of(still), BASE)
-    alone = replace(BASE, prompts=PROMPTS[:3])
+    alone = replace(BASE, on=replace(BASE.on, prompts=PROMPTS[:3]))
     assert any("measured on 3 prompts" in one for one in calibrate.warnings_of(calibrate.fit(few, alone), few))
 
 
@@ -250,7 +252,7 @@ def test_a_law_that_may_not_judge_is_not_shown_as_one_that_may() -> None:
     assert [row[0] for row in rows] == ["0 to 5", "5 to 20", "over 20"]
     assert sum(int(row[3]) for row in rows) == len(law.data)
     assert rows[0][1:] == ["—", "—", "0", "0"]
-    assert [one["high"] for one in law_page.ranges_as_json(law)] == [0.05, 0.2, None]
+    assert [one.high for one in law.by_range] == [0.05, 0.2, math.inf]
 
 
 def test_the_default_prior_tasks_are_the_ones_that_help_names() -> None:

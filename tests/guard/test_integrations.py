@@ -62,7 +62,7 @@ def watched(trainer: Trainer) -> ForgettingMonitor:
     trainer.train()
     found = [one for one in trainer.callback_handler.callbacks if isinstance(one, ForgettingMonitor)]
     assert len(found) == 1
-    assert found[0].budget == 0.02
+    assert found[0].rule.drop == 0.02
     assert found[0].readings[-1].step == 2
     assert found[0].readings[-1].forecast is not None
     assert found[0].readings[-1].kl["kl_forward"].mean > 0
@@ -152,7 +152,7 @@ def test_axolotl(axolotl: Callable[[str], list[Any]]) -> None:
     assert trained(axolotl(text)).rule.cautious is False
     assert axolotl(f"{text}  cautious: true\n")[0].rule.cautious is True
     own = axolotl(text.replace("  law: law.json\n", "  settings: {max_new_tokens: 9, stop: [';'], chat: false}\n"))[0]
-    assert (own.settings.max_new_tokens, own.settings.stop, own.settings.chat) == (9, (";",), False)
+    assert (own.on.settings.max_new_tokens, own.on.settings.stop, own.on.settings.chat) == (9, (";",), False)
     assert own.law is None
 
 

@@ -30,8 +30,8 @@ def test_a_law_survives_the_file(tmp_path: Path) -> None:
     expected = a * (1 - math.exp(-b * kl**c))
     assert again.forecaster.forecast({"kl_probe": 0.3}).drop == pytest.approx(expected)
     assert len(stored["data"]) == 50
-    assert again.attainable() == pytest.approx(0.9)
-    assert again.attainable(0.5) == 0.5
+    assert again.level == pytest.approx(0.9)
+    assert again.at_level(0.5).level == 0.5
 
 
 def test_what_it_says_of_itself(tmp_path: Path) -> None:
@@ -40,28 +40,29 @@ def test_what_it_says_of_itself(tmp_path: Path) -> None:
     assert "KL on the generic probe, fitted to 4 runs of base" in text
     assert "on a method left out it was wrong by" in text
     assert "Intervals are of 80%" in text
-    assert "Intervals are of 50%" in law.describe(0.5)
-    assert law.caution() == "4 runs allow intervals of 80%, not of 90%."
-    assert law.caution(0.5) is None
+    assert "Intervals are of 50%" in law.at_level(0.5).describe()
+    assert law.at_level(0.5).cautions() == []
     assert "no better than guessing" not in text
     assert law.cautions() == ["The law's 4 runs allow intervals of 80%, not of 90%."]
     assert law.useful
     useless = changed(law, choice__guess=0.0)
     assert "no better than guessing" in useless.describe()
-    assert useless.cautions(0.5) == ["No KL forecast better than guessing the mean: do not rely on this law."]
+    assert useless.at_level(0.5).cautions() == [
+        "No KL forecast better than guessing the mean: do not rely on this law."
+    ]
     assert not useless.useful
     # Nor is a law of what the noise of the scores could be.
     largest = max(row.forgetting for row in law.data)
     doubtful, noise = (changed(law, prior__noise=factor * largest) for factor in (0.6, 1.1))
     for one in (doubtful, noise):
-        (said,) = one.cautions(0.5)
+        (said,) = one.at_level(0.5).cautions()
         assert f"forgot more than {100 * largest:.1f} points, which the noise of the scores" in said
     assert doubtful.useful
     assert not noise.useful
-    assert changed(law, prior__noise=0.4 * largest).cautions(0.5) == []
+    assert changed(law, prior__noise=0.4 * largest).at_level(0.5).cautions() == []
     # Noise that is not known is not none.
     unknown = changed(law, prior__noise=None)
-    (said,) = unknown.cautions(0.5)
+    (said,) = unknown.at_level(0.5).cautions()
     assert "noise of the prior scores is not known" in said
     assert f"whether the {100 * largest:.1f} points" in said
     unknown.save(tmp_path / "law.json")
@@ -145,7 +146,7 @@ def test_the_interval_is_widened_by_kls_own_error_but_on_the_calibrations_prompt
     assert few.forecast(here, prompts=few.probe.prompts_hash) == wide
     single = {"kl_probe": MeanKL(0.3, math.nan)}
     assert law.forecast(single, prompts="") == law.forecaster.forecast({"kl_probe": 0.3}, stderr={"kl_probe": 0.3})
-    assert law.forecast(here, 0.5, prompts=PROMPTS) == law.forecaster.forecast({"kl_probe": 0.3}, 0.5)
+    assert law.at_level(0.5).forecast(here, prompts=PROMPTS) == law.forecaster.forecast({"kl_probe": 0.3}, 0.5)
     gentle = changed(law, interval__level=0.5)
     assert gentle.forecast(here, prompts=PROMPTS) == law.forecaster.forecast({"kl_probe": 0.3}, 0.5)
 

@@ -15,8 +15,9 @@ from laws import made_up
 from rlrazor.analysis import forecast
 from rlrazor.analysis.law import Saturating
 from rlrazor.errors import RazorError
-from rlrazor.guard.law_file import LawFile
+from rlrazor.guard.law_file import LawFile, Made
 from rlrazor.guard.law_schema import LawBase, LawPrior, LawProbe
+from rlrazor.guard.measured_on import MeasuredOn
 from rlrazor.lm.probes import GenericText, ProbeSettings
 
 DIGEST = "float32 1.0e+00 2.0e+00 -1.0000 -2.0000"
@@ -33,10 +34,9 @@ def fitted(table: pl.DataFrame, columns: tuple[str, ...] = ("kl_probe",), base_s
         forecast.Choice("method", (candidate,), 0.2),
         base=LawBase(name="a base", digest=DIGEST, tokenizer="0123456789abcdef"),
         prior=LawPrior(scores=scores, mean=base_score, noise=0.01),
-        probe=LawProbe.of(settings, GenericText(("Text that has to stay.",)), ["a prompt"] * 24),
+        probe=LawProbe.of(MeasuredOn(["a prompt"] * 24, GenericText(("Text that has to stay.",)), settings)),
         data=table.to_dicts(),
-        versions={"rlrazor": "0"},
-        command="razor calibrate",
+        made=Made({"rlrazor": "0"}, "razor calibrate"),
     )
 
 

@@ -27,6 +27,7 @@ from laws import GENERIC, PROMPTS, SETTINGS, changed, law_of
 from rlrazor.errors import RazorError
 from rlrazor.guard import ForgettingMonitor, placing, trackers
 from rlrazor.guard.base_side import BaseSide, joined
+from rlrazor.guard.measured_on import MeasuredOn
 from rlrazor.guard.outputs import KeptModel
 from rlrazor.guard.overlap import count_overlap
 from rlrazor.guard.verdict import Verdict
@@ -34,7 +35,8 @@ from rlrazor.lm import kl, probes
 from rlrazor.lm.models import add_lora
 from rlrazor.lm.probes import GenericText, ProbeSettings
 from tiny_models import char_tokenizer, tiny_llama
-from watching import trainer_of, watch
+from watching import monitor_of, trainer_of, watch
+from watching import watch as monitor
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # TRL uses names that transformers has renamed
 
@@ -65,11 +67,6 @@ def sft(
 
 def rows_of(log: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in log.read_text().splitlines()]
-
-
-def monitor(tmp_path: Path, law: Any = None, **settings: Any) -> ForgettingMonitor:
-    own = {} if law else {"settings": SETTINGS, "generic": GENERIC}
-    return ForgettingMonitor(PROMPTS, law, cache_dir=tmp_path / "cache", **{**own, **settings})
 
 
 def with_frozen_parts() -> Any:
@@ -142,7 +139,7 @@ def test_a_preference_trainer_and_the_plain_one_are_watched_too(
         "max_steps": 2, "per_device_train_batch_size": 4, "bf16": False, "report_to": "none", "use_cpu": True,
         "save_strategy": "no", "disable_tqdm": True, "learning_rate": 1e-2,
     }  # fmt: skip
-    watching = ForgettingMonitor(
+    watching = monitor_of(
         [*PROMPTS, ROWS[0]["prompt"]], settings=SETTINGS, generic=GENERIC, cache_dir=tmp_path / "cache", every=1
     )
     DPOTrainer(
@@ -197,7 +194,7 @@ def test_a_forecast_is_the_laws(tmp_path: Path, capfd: pytest.CaptureFixture[str
     rows = rows_of(tmp_path / "run" / "razor.jsonl")
     assert [row["forecast"]["drop"] for row in rows] == [r.forecast.drop for r in watching.readings if r.forecast]
     # On other prompts KL has an error of its own, and the interval covers it.
-    other = ForgettingMonitor(PROMPTS[:20], law, every=6, cache_dir=tmp_path / "cache")
+    other = monitor_of(PROMPTS[:20], law, every=6, cache_dir=tmp_path / "cache")
     sft(tmp_path / "other", [other], tiny_llama())
     (last,) = other.readings
     assert last.forecast is not None
@@ -446,7 +443,7 @@ def test_it_measures_as_often_as_five_percent_allow(tmp_path: Path, capfd: pytes
     assert "a step of training takes" in second
     # A probe too large for ten measurements is thinned, less at the end, which half of the time allowed is for.
     many = [f"{a}{b}{c}:" for a in "abcdef" for b in "0123456" for c in "01234"]
-    thinned = ForgettingMonitor(many, settings=SETTINGS, generic=GENERIC, cache_dir=tmp_path / "cache")
+    thinned = monitor_of(many, settings=SETTINGS, generic=GENERIC, cache_dir=tmp_path / "cache")
     sft(tmp_path / "thin", [thinned], max_steps=60, per_device_train_batch_size=64)
     assert thinned.schedule is not None
     assert thinned.schedule.plan is not None
@@ -508,7 +505,8 @@ def test_two_processes_measure_what_one_does(tmp_path: Path) -> None:
         )
     )
     tests = str(Path(__file__).parents[1])
-    environment = {**os.environ, "PYTHONPATH": f"{tests}{os.pathsep}{Path(__file__).parent}", "OMP_NUM_THREADS": "1"}
+    paths = [tests, str(Path(__file__).parent), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
     run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run([*run, script, tests, tmp_path / "two"], check=False, env=environment, capture_output=True)
     assert done.returncode == 0, done.stderr.decode()[-3000:]
@@ -653,14 +651,14 @@ def test_what_cannot_be_written_does_not_end_training(
 
 
 def test_without_a_law_it_says_so(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    few = ForgettingMonitor(["ab:", "cd:"], settings=SETTINGS, cache_dir=tmp_path, budget=0.1, every=6)
+    few = monitor_of(["ab:", "cd:"], settings=SETTINGS, cache_dir=tmp_path, budget=0.1, every=6)
     sft(tmp_path, [few])
     out = capfd.readouterr().out
     assert "uncalibrated: no law was given" in out
     assert "the budget is not watched" in out
     assert "2 prompts are few" in out
     assert "uncalibrated: no law, so no forecast" in out
-    assert few.generic == GenericText.built_in()
+    assert few.on.generic == GenericText.built_in()
     assert few.readings[0].within is None
 
 
@@ -729,7 +727,7 @@ def test_prompts_that_do_not_fit_are_counted(tmp_path: Path, capfd: pytest.Captu
     law = changed(
         law_of(model), probe__prompts_hash=probes.content_hash([*long, "ab:", "cd:"]), probe__prompts_count=22
     )
-    watching = ForgettingMonitor([*long, "ab:", "cd:"], law, cache_dir=tmp_path, every=6)
+    watching = monitor_of([*long, "ab:", "cd:"], law, cache_dir=tmp_path, every=6)
     sft(tmp_path, [watching], model)
     out = capfd.readouterr().out
     assert "20 of the 22 prompts are left out: they do not fit into the context" in out
@@ -763,9 +761,7 @@ def test_prompts_that_are_trained_on_are_counted(tmp_path: Path, capfd: pytest.C
         assert count_overlap(prompts, ids, loader([{"input_ids": odd}])) == 0
     tensors = SimpleNamespace(dataset=Dataset.from_list([{"input_ids": [3, 4, 9]}]).with_format("torch"))
     assert count_overlap(prompts, ids, tensors) == 1
-    watching = ForgettingMonitor(
-        [ROWS[0]["prompt"], "zz="], settings=SETTINGS, generic=GENERIC, cache_dir=tmp_path, every=6
-    )
+    watching = monitor_of([ROWS[0]["prompt"], "zz="], settings=SETTINGS, generic=GENERIC, cache_dir=tmp_path, every=6)
     sft(tmp_path, [watching])
     assert "1 of the 2 prompts are in the training set" in capfd.readouterr().out
 
@@ -787,15 +783,20 @@ def test_what_cannot_be_watched_is_refused(tmp_path: Path, monkeypatch: pytest.M
     ]
     for arguments, message in wrong:
         with pytest.raises(RazorError, match=message):
-            ForgettingMonitor(PROMPTS, law, **arguments)
+            monitor_of(PROMPTS, law, **arguments)
+    for name in ("settings", "generic", "level", "tokenizer", "cache_dir"):
+        with pytest.raises(RazorError, match=rf"measuring=Measuring\({name}=\.\.\.\)"):
+            ForgettingMonitor(PROMPTS, law, **{name: None})  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="no argument 'bugdet'"):
+        ForgettingMonitor(PROMPTS, law, bugdet=0.1)  # type: ignore[arg-type]
     with pytest.raises(RazorError, match="no prompts"):
-        sft(tmp_path, [ForgettingMonitor([], cache_dir=tmp_path)])
+        sft(tmp_path, [monitor_of([], cache_dir=tmp_path)])
     odd: list[tuple[Any, str]] = [({"text": "ab"}, "a mapping of"), (["ab"], "turn 1 is text"), (3, "the number 3")]
     for prompt, message in odd:
         with pytest.raises(RazorError, match=f"Prompt 2: .*{message}"):
-            sft(tmp_path, [ForgettingMonitor(["ab:", prompt], cache_dir=tmp_path)])
+            sft(tmp_path, [monitor_of(["ab:", prompt], cache_dir=tmp_path)])
     with pytest.raises(RazorError, match="Prompt 1: the prompt is blank"):
-        sft(tmp_path, [ForgettingMonitor([""], cache_dir=tmp_path)])
+        sft(tmp_path, [monitor_of([""], cache_dir=tmp_path)])
     empty = tmp_path / "empty.txt"
     empty.write_text("")
     with pytest.raises(RazorError, match="is empty"):
@@ -825,11 +826,9 @@ def test_what_cannot_be_watched_is_refused(tmp_path: Path, monkeypatch: pytest.M
 def test_parts_of_many_processes_are_the_whole(processes: int) -> None:
     """With more of them than prompts, some have nothing to measure, and no prompt counts twice."""
     base, tuned = tiny_llama(), tiny_llama(seed=2)
-    whole = BaseSide.of(base, TOKENIZER, PROMPTS[:7], GENERIC, SETTINGS)
-    shares = [
-        BaseSide.of(base, TOKENIZER, PROMPTS[:7], GENERIC, SETTINGS, share=(rank, processes))
-        for rank in range(processes)
-    ]
+    on = MeasuredOn(PROMPTS[:7], GENERIC, SETTINGS)
+    whole = BaseSide.of(base, TOKENIZER, on)
+    shares = [BaseSide.of(base, TOKENIZER, on, share=(rank, processes)) for rank in range(processes)]
     expected, found = whole.measure(tuned), joined([side.measure(tuned) for side in shares])
     assert {name: drift.n_prompts for name, drift in found.items()} == {"kl_forward": 7, "kl_probe": 24}
     for name, drift in expected.items():

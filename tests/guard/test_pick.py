@@ -20,18 +20,18 @@ from trl import SFTConfig, SFTTrainer
 from laws import GENERIC, PROMPTS, SETTINGS, changed, law_of
 from rlrazor.cli import main
 from rlrazor.errors import RazorError
-from rlrazor.guard import ForgettingMonitor
 from rlrazor.guard.base_side import BaseSide
-from rlrazor.guard.metric import is_lower_better
+from rlrazor.guard.metric import NewScore, is_lower_better
 from rlrazor.guard.pick import Pick, pick
 from rlrazor.guard.scored import DropEstimate, Forgetting, ScoredCheckpoint, frontier
-from rlrazor.guard.verdict import Verdict
+from rlrazor.guard.verdict import Limits, Verdict
 from rlrazor.lm import kl, probes
 from rlrazor.lm.models import load
 from rlrazor.lm.sampling import NotFiniteError
 from rlrazor.report import drawing
 from rlrazor.report.drawing import Figure, Points
 from tiny_models import char_tokenizer, saved, tiny_llama
+from watching import monitor_of
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 
@@ -127,19 +127,19 @@ def test_the_best_within_the_budget_or_score_minus_drop(tmp_path: Path) -> None:
     assert [one.step for one in found.frontier] == [5, 10, 20]
     assert taken(found).step == 20  # .9 - .2 against .6 - .01
     assert "eval_accuracy minus forecast drop is highest: 90.0 - 20.0 points" in found.advice.why
-    assert taken(pick(run, budget=0.02)).step == 10
-    assert taken(pick(run, budget=0.02, cautious=True)).step == 5
-    assert taken(pick(run, cautious=True)).step == 20
+    assert taken(pick(run, Limits(0.02))).step == 10
+    assert taken(pick(run, Limits(0.02, cautious=True))).step == 5
+    assert taken(pick(run, Limits(cautious=True))).step == 20
     # Judged by upper ends, the best may be off the frontier, which is the forecast's.
     surer = write_run(
         tmp_path / "surer", "eval_accuracy", {5: 0.5, 10: 0.6}, {5: (0.01, 0.0, 0.015), 10: (0.005, 0.0, 0.3)}
     )
     assert [one.step for one in pick(surer).frontier] == [10]
-    found = pick(surer, budget=0.02, cautious=True)
+    found = pick(surer, Limits(0.02, cautious=True))
     assert taken(found).step == 5
     assert "it is off the frontier" in found.advice.why
-    assert taken(pick(surer, cautious=True)).step == 5
-    none = pick(run, budget=0.005, cautious=True)
+    assert taken(pick(surer, Limits(cautious=True))).step == 5
+    none = pick(run, Limits(0.005, cautious=True))
     assert none.advice.recommended is None
     assert none.advice.verdict is Verdict.ABOVE
     assert (
@@ -149,9 +149,9 @@ def test_the_best_within_the_budget_or_score_minus_drop(tmp_path: Path) -> None:
     assert "By the estimate alone there is checkpoint-5." in none.advice.why
     assert [one.step for one in none.candidates] == [5, 10, 15, 20]
     with pytest.raises(RazorError, match="fraction of 1"):
-        pick(run, budget=20)
+        pick(run, Limits(20))
     loss = write_run(tmp_path / "loss", "eval_loss", {5: 3.0, 10: 2.0}, {5: (0.0, 0.0, 0.1), 10: (0.01, 0.0, 0.1)})
-    assert taken(pick(loss, budget=0.02)).step == 10
+    assert taken(pick(loss, Limits(0.02))).step == 10
     with pytest.raises(RazorError, match="eval_loss is not a fraction of 1"):
         pick(loss)
 
@@ -189,8 +189,8 @@ def test_of_some_metrics_less_is_better_by_their_names() -> None:
 def test_of_some_metrics_less_is_better(tmp_path: Path, metric: str, lower: bool) -> None:
     run = write_run(tmp_path, metric, {5: 0.9, 10: 0.1}, {5: (0.0, 0.0, 0.1), 10: (0.01, 0.0, 0.1)})
     best, worst = (10, 5) if lower else (5, 10)
-    assert taken(pick(run, metric=metric, budget=0.1)).step == best
-    assert taken(pick(run, metric=metric, budget=0.1, lower_is_better=not lower)).step == worst
+    assert taken(pick(run, Limits(0.1), NewScore(metric))).step == best
+    assert taken(pick(run, Limits(0.1), NewScore(metric, lower_is_better=not lower))).step == worst
     assert main(["pick", str(run), "--metric", metric, "--budget", "0.1", "--no-lower-is-better"]) == 0
 
 
@@ -234,25 +234,27 @@ def test_what_is_damaged_or_missing_is_said(tmp_path: Path) -> None:
     with pytest.raises(RazorError, match=r"name one by its metric\. Logged: custom"):
         pick(run)
     with pytest.raises(RazorError, match=r"other was not logged\. Logged: custom"):
-        pick(run, metric="other")
-    assert taken(pick(run, metric="custom")).step == 5
+        pick(run, score=NewScore("other"))
+    assert taken(pick(run, score=NewScore("custom"))).step == 5
     (run / "razor.jsonl").write_text('{"step": 5, "forecast": null}\n')
     with pytest.raises(RazorError, match="uncalibrated"):
-        pick(run, metric="custom")
+        pick(run, score=NewScore("custom"))
     (run / "razor.jsonl").write_text('{"forecast": {"drop": 0.1}}\n')
     with pytest.raises(RazorError, match=r"damaged.*'step'"):
-        pick(run, metric="custom")
+        pick(run, score=NewScore("custom"))
     (run / "razor.jsonl").write_text("{\n")
     with pytest.raises(RazorError, match="damaged"):
-        pick(run, metric="custom")
+        pick(run, score=NewScore("custom"))
     (run / "razor.jsonl").unlink()
     with pytest.raises(RazorError, match="train with a ForgettingMonitor, or measure"):
-        pick(run, metric="custom")
-    found = pick(run, metric="custom", measure=lambda path, step: Forgetting(step, DropEstimate(0.1, 0.0, 0.2)))
+        pick(run, score=NewScore("custom"))
+    found = pick(
+        run, score=NewScore("custom"), measure=lambda path, step: Forgetting(step, DropEstimate(0.1, 0.0, 0.2))
+    )
     assert taken(found).at("drop", upper=True) == 0.2
     (run / "checkpoint-5" / "trainer_state.json").write_text("{")
     with pytest.raises(RazorError, match=r"trainer_state\.json is damaged"):
-        pick(run, metric="custom")
+        pick(run, score=NewScore("custom"))
 
 
 # --- without a law, and what is within a budget
@@ -301,13 +303,13 @@ def test_an_interval_beyond_what_the_law_was_fitted_to_lets_nothing_pass(tmp_pat
     rows = [json.loads(line) for line in (run / "razor.jsonl").read_text().splitlines()]
     rows[1]["forecast"]["extrapolated"] = True
     (run / "razor.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    found = pick(run, budget=0.02)
+    found = pick(run, Limits(0.02))
     assert (taken(found).step, found.advice.verdict) == (10, Verdict.UNCERTAIN)
     assert "beyond what the law was fitted to, and its interval is of smaller ones" in str(found.advice.doubt)
-    assert pick(run, budget=0.02, accept_uncertain=True).advice.verdict is Verdict.WITHIN
-    cautious = pick(run, budget=0.02, cautious=True)
+    assert pick(run, Limits(0.02, accept_uncertain=True)).advice.verdict is Verdict.WITHIN
+    cautious = pick(run, Limits(0.02, cautious=True))
     assert (taken(cautious).step, cautious.advice.verdict) == (5, Verdict.WITHIN)
-    assert taken(pick(run, cautious=True)).step == 10  # nothing is judged: .9 less .018 is the most
+    assert taken(pick(run, Limits(cautious=True))).step == 10  # nothing is judged: .9 less .018 is the most
 
 
 def test_a_kl_of_two_prompts_has_the_interval_of_two(tmp_path: Path) -> None:
@@ -317,7 +319,13 @@ def test_a_kl_of_two_prompts_has_the_interval_of_two(tmp_path: Path) -> None:
     for count, budget, verdict in ((2, 0.45, "UNCERTAIN"), (2, 0.46, "WITHIN"), (60, 0.25, "WITHIN")):
         lines = [json.dumps({**row, "prompts": {"kl_forward": count}}) + "\n" for row in rows[:1]]
         (run / "razor.jsonl").write_text("".join(lines))
-        assert pick(run, kl_budget=budget).advice.verdict is Verdict[verdict]
+        assert pick(run, Limits(kl=budget)).advice.verdict is Verdict[verdict]
+
+
+def limits_of(options: dict[str, Any]) -> Limits:
+    """Of the options of the command."""
+    names = {"budget": "drop", "kl_budget": "kl", "kl_budget_probe": "kl_probe"}
+    return Limits(**{names.get(name, name): value for name, value in options.items()})
 
 
 @pytest.mark.parametrize(
@@ -346,7 +354,7 @@ def test_kl_budgets(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], options: dict[str, Any], step: int | None, code: int
 ) -> None:
     run = write_unforecast(tmp_path)
-    found = pick(run, **options)
+    found = pick(run, limits_of(options))
     assert (found.advice.recommended.step if found.advice.recommended else None) == step
     flags = [f"--{name.replace('_', '-')}" + ("" if value is True else f"={value}") for name, value in options.items()]
     assert main(["pick", str(run), *flags]) == code
@@ -434,13 +442,13 @@ def test_budgets_that_make_no_sense_are_refused(tmp_path: Path, capfd: pytest.Ca
     for option in ("--budget", "--kl-budget", "--kl-budget-probe"):
         assert main(["pick", str(run), f"{option}={bad}"]) == 2
         assert f"{option} must be " in capfd.readouterr().err
-        with pytest.raises(RazorError, match=r"budget is a (fraction of 1|number of nats)"):
-            pick(run, **{option[2:].replace("-", "_"): float(bad)})  # type: ignore[arg-type]
+        with pytest.raises(RazorError, match=r"budget\w* must be "):
+            pick(run, limits_of({option[2:].replace("-", "_"): float(bad)}))
     without = write_run(tmp_path / "old", "reward", {5: 0.5}, {5: (0.0, 0.0, 0.1)})
     with pytest.raises(RazorError, match="KL on the generic probe was not measured"):
-        pick(without, kl_budget_probe=1.0)
+        pick(without, Limits(kl_probe=1.0))
     with pytest.raises(RazorError, match="not both"):
-        pick(run, cautious=True, accept_uncertain=True)
+        pick(run, Limits(cautious=True, accept_uncertain=True))
 
 
 @pytest.mark.parametrize(
@@ -509,7 +517,7 @@ def test_a_reason_that_is_that_of_all_checkpoints_is_said_once(tmp_path: Path) -
             raise RazorError("the same.")
         return Forgetting(step, DropEstimate(0.01, 0.0, 0.02))
 
-    assert pick(run, budget=0.5, measure=measure).notes == ["checkpoint-8, checkpoint-12 are left out: the same."]
+    assert pick(run, Limits(0.5), measure=measure).notes == ["checkpoint-8, checkpoint-12 are left out: the same."]
 
 
 def test_adapters_without_peft_are_one_sentence_before_anything_is_loaded(
@@ -546,16 +554,16 @@ def test_a_later_shorter_run_does_not_take_the_rest_of_an_earlier_one(
     for step in (4, 8):
         shutil.rmtree(tmp_path / f"checkpoint-{step}")
     write_run(tmp_path, "loss", {4: 3.0, 8: 2.0}, {4: DROPS[4], 8: DROPS[8]}, labels[1])
-    found = pick(tmp_path, budget=0.5)
+    found = pick(tmp_path, Limits(0.5))
     assert [(one.step, one.new, one.at("drop")) for one in found.candidates] == [(4, 3.0, 0.01), (8, 2.0, 0.02)]
     assert taken(found).step == 8
     assert len(found.notes) == 1
     assert "Left out: checkpoint-12, checkpoint-16" in found.notes[0]
-    measured = pick(tmp_path, budget=0.5, measure=lambda path, step: Forgetting(step, DropEstimate(0.1, 0.0, 0.2)))
+    measured = pick(tmp_path, Limits(0.5), measure=lambda path, step: Forgetting(step, DropEstimate(0.1, 0.0, 0.2)))
     assert names(measured) == ["checkpoint-4", "checkpoint-8"]
     if labels[0]:
         assert "--run a takes that run" in found.notes[0]
-        older = pick(tmp_path, budget=0.9, run="a")
+        older = pick(tmp_path, Limits(0.9), run="a")
         assert [(one.step, one.new, one.at("drop")) for one in older.candidates] == [(12, 7.0, 0.5), (16, 0.1, 0.5)]
         with pytest.raises(RazorError, match=r"is of the run c\. There are a, b"):
             pick(tmp_path, run="c")
@@ -582,8 +590,8 @@ def test_runs_of_a_real_trainer_are_told_apart_by_their_own_logs(tmp_path: Path)
     def found() -> list[tuple[int, float]]:
         measured = pick(
             tmp_path,
-            metric="loss",
-            budget=0.5,
+            Limits(0.5),
+            NewScore("loss"),
             measure=lambda path, step: Forgetting(step, DropEstimate(0.1, 0.0, 0.2)),
         )
         return [(one.step, one.new) for one in measured.candidates]
@@ -608,15 +616,15 @@ def test_an_earlier_longer_run_that_logged_nothing_yet_is_left_out(tmp_path: Pat
     write_checkpoint(tmp_path / "checkpoint-4", 4, [], save_steps=4)
     (tmp_path / "razor.jsonl").write_text(rows(DROPS))
     with pytest.raises(RazorError, match="loss was not logged"):
-        pick(tmp_path, metric="loss")
+        pick(tmp_path, score=NewScore("loss"))
     # In one run, in which nothing was logged at first, they follow each other.
     write_checkpoint(tmp_path / "checkpoint-8", 8, last, save_steps=4)
-    found = pick(tmp_path, metric="loss", budget=0.5)
+    found = pick(tmp_path, Limits(0.5), NewScore("loss"))
     assert names(found) == ["checkpoint-8", "checkpoint-12", "checkpoint-16"]
     assert any("Written before checkpoint-8: checkpoint-12, checkpoint-16" in note for note in found.notes)
     # Of another schedule, they do not.
     write_checkpoint(tmp_path / "checkpoint-8", 8, last, save_steps=8)
-    assert names(pick(tmp_path, metric="loss", budget=0.5)) == ["checkpoint-8"]
+    assert names(pick(tmp_path, Limits(0.5), NewScore("loss"))) == ["checkpoint-8"]
 
 
 def test_what_is_logged_after_a_checkpoint_at_its_step_counts(tmp_path: Path) -> None:
@@ -637,19 +645,19 @@ def test_two_writers_of_one_log_are_told_apart(tmp_path: Path) -> None:
     others = dict.fromkeys(LOSSES, (0.9, 0.9, 0.9))
     lines = zip(rows(DROPS, "mine").splitlines(), rows(others, "other").splitlines(), strict=True)
     (run / "razor.jsonl").write_text("".join(f"{mine}\n{other}\n" for mine, other in lines))
-    found = pick(run, budget=0.5)
+    found = pick(run, Limits(0.5))
     assert [one.at("drop") for one in found.candidates] == [0.01, 0.02, 0.03]
     assert found.notes == []
     # Checkpoints that do not say: the last to write, with a note.
     for path in run.glob("checkpoint-*/razor.json"):
         path.unlink()
-    found = pick(run, budget=0.95)
+    found = pick(run, Limits(0.95))
     assert [one.at("drop") for one in found.candidates] == [0.9] * 3
     assert found.notes == [
         "No checkpoint says which run it is of: the rows of the run other, the last of 2 runs in it, are taken from "
         "razor.jsonl."
     ]
-    assert [one.at("drop") for one in pick(run, budget=0.5, run="mine").candidates] == [0.01, 0.02, 0.03]
+    assert [one.at("drop") for one in pick(run, Limits(0.5), run="mine").candidates] == [0.01, 0.02, 0.03]
     with pytest.raises(RazorError, match=r"no rows of the run none: .* has those of other, mine"):
         pick(run, run="none")
     # Without ids nothing can be told.
@@ -673,8 +681,8 @@ def test_forecasts_are_not_given_to_checkpoints_of_a_run_that_nobody_watched(
     write_checkpoint(run / "checkpoint-8", 8, unwatched)
     with pytest.raises(RazorError, match=r"checkpoint-8 is of a run that no monitor watched.*--run watched takes"):
         pick(run)
-    assert names(pick(run, run="watched", budget=0.5)) == ["checkpoint-12"]
-    measured = pick(run, budget=0.5, measure=lambda path, step: Forgetting(step, DropEstimate(0.1, 0.0, 0.2)))
+    assert names(pick(run, Limits(0.5), run="watched")) == ["checkpoint-12"]
+    measured = pick(run, Limits(0.5), measure=lambda path, step: Forgetting(step, DropEstimate(0.1, 0.0, 0.2)))
     assert [(one.step, one.new) for one in measured.candidates] == [(4, 4.0), (8, 8.0)]
     assert main(["pick", str(run), "--run", "watched", "--budget", "0.5"]) == 0
     assert "Take checkpoint-12" in capfd.readouterr().out
@@ -686,18 +694,18 @@ def test_where_times_do_not_tell_which_run_is_the_later_it_is_asked_for(tmp_path
     for path in run.glob("*/*"):
         os.utime(path, (1e9, 1e9))
     with pytest.raises(RazorError, match=r"checkpoint-16 and checkpoint-\d+ are of two runs"):
-        pick(run, budget=0.5)
+        pick(run, Limits(0.5))
     shutil.rmtree(run / "checkpoint-16")
-    assert pick(run, budget=0.5).notes == []
+    assert pick(run, Limits(0.5)).notes == []
     os.utime(run / "razor.jsonl", (9e8, 9e8))  # the last of its rows was there before checkpoint-4
-    assert "razor.jsonl is older than the checkpoints" in pick(run, budget=0.5).notes[0]
+    assert "razor.jsonl is older than the checkpoints" in pick(run, Limits(0.5)).notes[0]
     # Of runs with ids the log does: an earlier run's rows have been moved away.
     shutil.rmtree(run)
     write_run(run, "loss", LOSSES, {}, "earlier")
     shutil.rmtree(run / "checkpoint-4")
     age(run, -100)
     write_run(run, "loss", {4: 5.0}, DROPS, "later")
-    assert names(pick(run, budget=0.5)) == ["checkpoint-4"]
+    assert names(pick(run, Limits(0.5))) == ["checkpoint-4"]
 
 
 def test_a_run_that_went_on_unwatched_from_a_watched_checkpoint(tmp_path: Path) -> None:
@@ -705,27 +713,27 @@ def test_a_run_that_went_on_unwatched_from_a_watched_checkpoint(tmp_path: Path) 
     age(run, 100)
     history = json.loads((run / "checkpoint-4" / "trainer_state.json").read_text())["log_history"]
     write_checkpoint(run / "checkpoint-8", 8, [*history, {"step": 8, "loss": 1.9}])
-    found = pick(run, budget=0.5)
+    found = pick(run, Limits(0.5))
     assert names(found) == ["checkpoint-4"]
     assert "checkpoint-8 is left out: a run that no monitor watched has written over it" in " ".join(found.notes)
     assert "Left out: checkpoint-12, whose own logs are not those of the run of checkpoint-8" in " ".join(found.notes)
     shutil.rmtree(run / "checkpoint-8")
     write_checkpoint(run / "checkpoint-8", 8, [*history, {"step": 8, "loss": 1.9}])
-    assert "Without a monitor's razor.json: checkpoint-8" in " ".join(pick(run, budget=0.5).notes)
+    assert "Without a monitor's razor.json: checkpoint-8" in " ".join(pick(run, Limits(0.5)).notes)
     # Copied, the order of times says nothing.
     shutil.rmtree(run)
     write_run(run, "loss", LOSSES, DROPS, "watched")
     files = sorted(run.glob("*/*"), key=lambda path: (path.parent.name, path.name != "razor.json"))
     for at, path in enumerate(files):
         os.utime(path, (at / 100, at / 100))
-    assert names(pick(run, budget=0.5)) == ["checkpoint-4", "checkpoint-8", "checkpoint-12"]
+    assert names(pick(run, Limits(0.5))) == ["checkpoint-4", "checkpoint-8", "checkpoint-12"]
 
 
 def test_where_measuring_ended_nothing_later_has_a_forecast(tmp_path: Path) -> None:
     run = write_run(tmp_path, "loss", LOSSES, {4: DROPS[4]}, "a")
     with (run / "razor.jsonl").open("a") as log:
         log.write(json.dumps({"run": "a", "step": 8, "error": "Traceback ...\nValueError: no luck"}) + "\n")
-    found = pick(run, budget=0.5)
+    found = pick(run, Limits(0.5))
     assert names(found) == ["checkpoint-4"]
     assert found.notes == [
         "Measuring ended at step 8: ValueError: no luck",
@@ -754,7 +762,7 @@ def test_a_checkpoint_that_cannot_be_taken_is_left_out_with_the_reason(tmp_path:
     (run / "checkpoint-13").mkdir()
     (run / "checkpoint-14").symlink_to(run / "nowhere")
     (run / "checkpoint-15.zip").write_bytes(b"x")
-    found = pick(run, budget=0.5)
+    found = pick(run, Limits(0.5))
     assert names(found) == ["checkpoint-1", "checkpoint-11"]
     told = {note.split(" is left out: ")[0]: note for note in found.notes if " is left out: " in note}
     for step, reason in {
@@ -768,7 +776,7 @@ def test_a_checkpoint_that_cannot_be_taken_is_left_out_with_the_reason(tmp_path:
     for step in (1, 11):
         shutil.rmtree(run / f"checkpoint-{step}")
     with pytest.raises(RazorError, match=r"No checkpoint of .* can be taken\. .*checkpoint-6 is left out"):
-        pick(run, budget=0.5)
+        pick(run, Limits(0.5))
 
 
 def test_a_checkpoint_that_cannot_be_measured_is_left_out_with_the_reason(tmp_path: Path) -> None:
@@ -780,12 +788,12 @@ def test_a_checkpoint_that_cannot_be_measured_is_left_out_with_the_reason(tmp_pa
         return Forgetting(step, DropEstimate(0.01, 0.0, 0.02))
 
     failing = [8]
-    found = pick(run, budget=0.5, measure=measure)
+    found = pick(run, Limits(0.5), measure=measure)
     assert names(found) == ["checkpoint-4", "checkpoint-12"]
     assert found.notes == ["checkpoint-8 is left out: its weights are damaged at 8."]
     failing = list(LOSSES)
     with pytest.raises(RazorError, match=r"damaged at 4\. .*damaged at 8\. .*damaged at 12\."):
-        pick(run, budget=0.5, measure=measure)
+        pick(run, Limits(0.5), measure=measure)
 
 
 def test_steps_are_those_of_the_state_whatever_a_folder_is_called(tmp_path: Path) -> None:
@@ -793,7 +801,7 @@ def test_steps_are_those_of_the_state_whatever_a_folder_is_called(tmp_path: Path
     (run / "checkpoint-100").rename(run / "checkpoint-7")
     shutil.copytree(run / "checkpoint-10", run / "checkpoint-best")
     (run / "checkpoint-latest").symlink_to("checkpoint-7")
-    found = pick(run, budget=0.5)
+    found = pick(run, Limits(0.5))
     assert [(one.name, one.step, one.at("drop")) for one in found.candidates] == [
         ("checkpoint-9", 9, 0.01), ("checkpoint-10", 10, 0.02), ("checkpoint-best", 10, 0.02),
         ("checkpoint-7", 100, 0.03),
@@ -801,14 +809,14 @@ def test_steps_are_those_of_the_state_whatever_a_folder_is_called(tmp_path: Path
     assert found.notes == ["checkpoint-7 is of step 100, by its trainer_state.json."]
     (run / "checkpoint-10").rename(tmp_path.parent / "elsewhere")
     (run / "checkpoint-10").symlink_to(tmp_path.parent / "elsewhere")
-    assert "checkpoint-10" in names(pick(run, budget=0.5))
+    assert "checkpoint-10" in names(pick(run, Limits(0.5)))
 
 
 def test_weights_that_are_much_newer_than_the_state_are_said(tmp_path: Path) -> None:
     run = write_run(tmp_path, "loss", LOSSES, DROPS)
     at = (run / "checkpoint-8" / "trainer_state.json").stat().st_mtime + 1000
     os.utime(run / "checkpoint-8" / "model.safetensors", (at, at))
-    found = pick(run, budget=0.5)
+    found = pick(run, Limits(0.5))
     assert len(found.notes) == 1
     assert found.notes[0].startswith("Weights newer than the trainer_state.json beside them: checkpoint-8.")
 
@@ -876,11 +884,11 @@ def test_what_has_no_standard_error_cannot_be_told(tmp_path: Path, capfd: pytest
         out = " ".join(capfd.readouterr().out.split())
         assert "cannot be told: the standard error of its" in out
         assert "inf" not in out.replace("uninf", "")
-    assert pick(tmp_path, cautious=True).advice.recommended is None
+    assert pick(tmp_path, Limits(cautious=True)).advice.recommended is None
     # A table may have some of them.
     some = pl.DataFrame(rows).with_columns(prior_stderr=pl.Series([0.001, 0.001, None]))
     some.write_parquet(tmp_path / "records.parquet")
-    found_some = pick(tmp_path, budget=0.9, cautious=True)
+    found_some = pick(tmp_path, Limits(0.9, cautious=True))
     assert (taken(found_some).step, found_some.advice.verdict) == (1, Verdict.WITHIN)
     assert "1 of the 2 measured drops have no standard error" in found_some.notes[0]
 
@@ -899,7 +907,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         report_to="none", logging_steps=2, save_strategy="steps", save_steps=2, use_cpu=True, disable_tqdm=True,
     )  # fmt: skip
     rows = [{"prompt": f"{a}{b}=", "completion": f"{b}{a};"} for a in "abcdefgh" for b in "0123456789"]
-    watching = ForgettingMonitor(PROMPTS, settings=SETTINGS, generic=GENERIC, every=2, cache_dir=root / "cache")
+    watching = monitor_of(PROMPTS, settings=SETTINGS, generic=GENERIC, every=2, cache_dir=root / "cache")
     trainer = SFTTrainer(
         base, config, train_dataset=Dataset.from_list(rows), processing_class=char_tokenizer(), callbacks=[watching]
     )
@@ -1007,7 +1015,7 @@ def test_kls_measured_otherwise_are_not_given_to_a_law(trained: Path, tmp_path: 
     log.write_text("".join(json.dumps({**row, "probe": "other"}) + "\n" for row in rows))
     law = law_of(load(trained / "base").model)
     with pytest.raises(RazorError, match="another probe or other settings"):
-        pick(tmp_path / "run", metric="mean_token_accuracy", law=law)
+        pick(tmp_path / "run", score=NewScore("mean_token_accuracy"), law=law)
 
 
 def test_checkpoints_that_cannot_be_measured_do_not_end_it(

@@ -27,6 +27,7 @@ from rlrazor.experiments.language.world import world_of
 from rlrazor.lm import compute, encoding, sampling
 from rlrazor.lm.adapters import weights_of
 from rlrazor.lm.models import LanguageModel, load
+from rlrazor.lm.prompts import encode
 from rlrazor.runs.records import Ancestor, RunSpec
 from rlrazor.runs.store import Checkpoint, Keep, RunStore
 
@@ -117,13 +118,15 @@ def test_the_base_solves_the_task_about_as_often_as_is_documented(sweep: Sweep) 
     for name, samples in {"greedy": 1, "sampled": tries}.items():
         completions = sampling.sample(
             lm.model,
-            [encoding.prompt_ids(lm.tokenizer, item.prompt) for item in items],
-            samples=samples,
-            max_new_tokens=task.form.max_new_tokens,
-            stop_ids=encoding.stop_ids(lm.tokenizer, lm.model, task.form.stop),
-            pad_id=lm.tokenizer.pad_token_id,
-            greedy=samples == 1,
-            rng=torch.Generator().manual_seed(0),
+            encode(lm.tokenizer, [item.prompt for item in items], chat=False),
+            sampling.Sampling(
+                max_new_tokens=task.form.max_new_tokens,
+                stop_ids=encoding.stop_ids(lm.tokenizer, lm.model, task.form.stop),
+                pad_id=lm.tokenizer.pad_token_id,
+                samples=samples,
+                greedy=samples == 1,
+                rng=torch.Generator().manual_seed(0),
+            ),
         )
         texts = [encoding.decode(lm.tokenizer, completion) for completion in completions]
         values = score(task, [item for item in items for _ in range(samples)], texts).counted

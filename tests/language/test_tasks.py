@@ -30,7 +30,7 @@ from rlrazor.experiments.language.tasks.chemistry import parse_equation
 from rlrazor.experiments.language.tasks.letter_word import words
 from rlrazor.experiments.language.tasks.math import _equal
 from rlrazor.experiments.language.tasks.rows import held_out
-from rlrazor.system.rows import read_rows
+from rlrazor.system.rows import read_located
 
 SHARED = Path(__file__).parents[3] / "shared" / "data" / "new_tasks"
 real_rows = pytest.mark.skipif(not SHARED.is_dir(), reason="the shared data is not part of the project")
@@ -130,17 +130,17 @@ def test_a_file_that_is_no_jsonl_is_an_error(tmp_path: Path, text: str, message:
     file = tmp_path / "rows.jsonl"
     file.write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(RazorError, match=message):
-        read_rows(file)
+        read_located(file)
 
 
 def test_files_are_read_as_lines_or_as_one_array_or_as_a_folder(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "a.jsonl", [{"x": "line\u2028separator"}])
     (tmp_path / "b.json").write_text('[{"x": 2}, {"x": 3}]', encoding="utf-8")
-    assert read_rows(tmp_path) == [{"x": "line\u2028separator"}, {"x": 2}, {"x": 3}]
+    assert [row for _, row in read_located(tmp_path)] == [{"x": "line\u2028separator"}, {"x": 2}, {"x": 3}]
     with pytest.raises(RazorError, match=r"holds no file named like \*\.csv"):
-        read_rows(tmp_path, "*.csv")
+        read_located(tmp_path, "*.csv")
     with pytest.raises(RazorError, match=r"There is no .*absent\.jsonl"):
-        read_rows(tmp_path / "absent.jsonl")
+        read_located(tmp_path / "absent.jsonl")
 
 
 @pytest.mark.parametrize("name", ["math", "gsm8k", "math500", "science", "tools"])

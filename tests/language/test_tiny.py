@@ -101,7 +101,7 @@ def test_a_prior_score_is_what_greedy_decoding_gets_right(model: object, monkeyp
     """Against decoding itself: its own outputs as targets score 1, with every third spoilt two thirds."""
     prompts = [prompt for prompt, _ in tiny.scored_examples()["sort"]]
     ids = [TOKENIZER.encode(prompt) for prompt in prompts]
-    outputs = sampling.sample(model, ids, max_new_tokens=12, stop_ids=[1], pad_id=0, greedy=True)
+    outputs = sampling.sample(model, ids, sampling.Sampling(max_new_tokens=12, stop_ids=[1], pad_id=0, greedy=True))
     texts = [TOKENIZER.decode(output) for output in outputs]
     greedy = [(prompt, text[:-1]) for prompt, text in zip(prompts, texts, strict=True) if text.endswith(";")][:30]
     assert len(greedy) == 30

@@ -15,7 +15,7 @@ from rlrazor.lm.adapters import AdaptedWeights, base_weights
 from rlrazor.lm.digests import base_digest, is_same_base
 from rlrazor.lm.models import load
 from rlrazor.lm.undone import check_undone
-from rlrazor.lm.versions import weights_by_config
+from rlrazor.lm.weight_files import weights_by_config
 from tiny_models import char_tokenizer, saved, tiny_llama
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")  # PEFT's advice

@@ -16,8 +16,8 @@ import architectures
 from architectures import CANNOT, CLASSES, PAGE, PROMPTS, logits_alone, outcome, require_exact, table, tiny
 from rlrazor.errors import RazorError
 from rlrazor.lm import encoding, forward, kl, models, sampling
-from rlrazor.lm.architecture import context_length
-from rlrazor.lm.suitable import require_measurable
+from rlrazor.lm.forward import context_length
+from rlrazor.lm.suitable import require_embeddings, require_measurable
 from tiny_models import char_tokenizer, saved, tiny_llama
 
 # At least one of each kind: of attention, of positions, of heads, of caches, of mixtures, of hybrids.
@@ -82,7 +82,9 @@ def test_the_fastest_way_that_is_right_is_taken(name: str, said: str) -> None:
 def test_what_is_drawn_does_not_depend_on_the_ways_that_failed(monkeypatch: pytest.MonkeyPatch) -> None:
     def draw() -> list[list[int]]:
         rng = torch.Generator().manual_seed(0)
-        return sampling.sample(model, PROMPTS, samples=3, max_new_tokens=6, stop_ids=[1], pad_id=0, rng=rng)
+        return sampling.sample(
+            model, PROMPTS, sampling.Sampling(samples=3, max_new_tokens=6, stop_ids=[1], pad_id=0, rng=rng)
+        )
 
     model = tiny("RobertaForCausalLM")
     drawn = draw()
@@ -94,10 +96,10 @@ def test_a_failure_that_no_way_mends_is_a_sentence_and_memory_is_left_to_the_cal
     model = tiny_llama()
     wanted: dict[str, Any] = {"greedy": True, "max_new_tokens": 2, "stop_ids": [1], "pad_id": 0}
     with pytest.raises(RazorError, match="LlamaForCausalLM cannot be sampled from with token ids alone: index out of"):
-        sampling.sample(model, [[2, 99]], **wanted)
+        sampling.sample(model, [[2, 99]], sampling.Sampling(**wanted))
     hook = model.register_forward_pre_hook(raising(RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")))
     with pytest.raises(RuntimeError, match="out of memory"):
-        sampling.sample(model, [[2, 3]], **wanted)
+        sampling.sample(model, [[2, 3]], sampling.Sampling(**wanted))
     hook.remove()
 
 
@@ -112,16 +114,16 @@ def raising(error: Exception) -> Any:
 def test_under_an_adapter_samples_are_the_same(name: str) -> None:
     model = made(name)
     wanted: dict[str, Any] = {"greedy": True, "samples": 2, "max_new_tokens": 4, "stop_ids": [1], "pad_id": 0}
-    right = sampling.sample(model, PROMPTS, **wanted)
-    assert sampling.sample(models.add_lora(model, rank=2), PROMPTS, **wanted) == right
+    right = sampling.sample(model, PROMPTS, sampling.Sampling(**wanted))
+    assert sampling.sample(models.add_lora(model, rank=2), PROMPTS, sampling.Sampling(**wanted)) == right
 
 
 def test_no_pad_token_is_needed_nor_one_with_an_embedding() -> None:
     model = tiny_llama()
     wanted: dict[str, Any] = {"greedy": True, "max_new_tokens": 4, "stop_ids": [1]}
-    right = sampling.sample(model, PROMPTS, pad_id=0, **wanted)
-    assert sampling.sample(model, PROMPTS, pad_id=None, **wanted) == right
-    assert sampling.sample(model, PROMPTS, pad_id=44, **wanted) == right
+    right = sampling.sample(model, PROMPTS, sampling.Sampling(pad_id=0, **wanted))
+    assert sampling.sample(model, PROMPTS, sampling.Sampling(pad_id=None, **wanted)) == right
+    assert sampling.sample(model, PROMPTS, sampling.Sampling(pad_id=44, **wanted)) == right
 
 
 def test_the_half_precision_of_a_model_is_not_taken_for_a_failure() -> None:
@@ -158,7 +160,7 @@ def test_what_is_no_causal_language_model_is_refused_in_a_sentence(
     name: str, config: dict[str, Any], said: str
 ) -> None:
     with pytest.raises(RazorError, match=said) as raised:
-        require_measurable(tiny(name, **config), char_tokenizer(), PROMPTS)
+        require_measurable(tiny(name, **config))
     assert "\n" not in str(raised.value)
 
 
@@ -223,9 +225,9 @@ def test_a_prompt_token_without_an_embedding_is_named() -> None:
     tokenizer = char_tokenizer()
     tokenizer.add_tokens(["<tool>"])
     ids = tokenizer("a<tool>b")["input_ids"]
-    require_measurable(tiny_llama(), tokenizer, [ids[:1]])
+    require_embeddings(tiny_llama(), tokenizer, [ids[:1]])
     with pytest.raises(RazorError, match=r"Prompt 2 has the token 44 \('<tool>'\).*embeddings for 44 tokens"):
-        require_measurable(tiny_llama(), tokenizer, [[2], ids])
+        require_embeddings(tiny_llama(), tokenizer, [[2], ids])
     model = tiny_llama()
     model.set_input_embeddings(torch.nn.Embedding(40, 16))
     with pytest.raises(RazorError, match="outputs for 44 tokens and embeddings for 40"):
@@ -250,7 +252,7 @@ def test_looking_leaves_everything_as_it_was() -> None:
     next(parameter for parameter in model.parameters() if parameter.requires_grad).grad = torch.ones(2, 16)
     modes = [module.training for module in model.modules()]
     before, state = copy.deepcopy(model.state_dict()), (torch.get_rng_state(), random.getstate())
-    require_measurable(model, char_tokenizer(), PROMPTS)
+    require_measurable(model)
     assert [module.training for module in model.modules()] == modes
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert torch.equal(torch.get_rng_state(), state[0])
@@ -265,7 +267,7 @@ def test_logits_that_are_not_finite_are_left_to_what_measures_them() -> None:
         model.lm_head.weight[3].fill_(torch.nan)
     require_measurable(model)
     with pytest.raises(sampling.NotFiniteError):
-        sampling.sample(model, [[2]], max_new_tokens=2, stop_ids=[1], pad_id=0)
+        sampling.sample(model, [[2]], sampling.Sampling(max_new_tokens=2, stop_ids=[1], pad_id=0))
 
 
 def test_a_model_without_a_generation_config_or_an_eos_is_sampled_from(tmp_path: Path) -> None:
@@ -276,7 +278,7 @@ def test_a_model_without_a_generation_config_or_an_eos_is_sampled_from(tmp_path:
     bare = SimpleNamespace(eos_token_id=None)
     model.config.eos_token_id = None
     assert encoding.stop_ids(bare, model) == []
-    drawn = sampling.sample(model, PROMPTS, max_new_tokens=4, stop_ids=[], pad_id=None)
+    drawn = sampling.sample(model, PROMPTS, sampling.Sampling(max_new_tokens=4, stop_ids=[], pad_id=None))
     assert [len(completion) for completion in drawn] == [4] * len(PROMPTS)
 
 

@@ -149,7 +149,7 @@ def test_batches_and_tiles_do_not_change_the_result(monkeypatch: pytest.MonkeyPa
     base, tuned, probe = tiny_llama(seed=0), tiny_llama(seed=1), sequences()
     whole = kl.forward_kl(kl.Probe(base, probe), tuned).positions
     log_probs = kl.log_probs(tuned, probe)
-    one_at_a_time = kl.forward_kl(kl.Probe(base, probe, token_budget=1), tuned, token_budget=20).positions
+    one_at_a_time = kl.forward_kl(kl.Probe(base, probe), tuned, token_budget=1).positions
     np.testing.assert_allclose(one_at_a_time, whole, atol=2e-6)
     monkeypatch.setattr(head, "TILE_ROWS", 3)
     monkeypatch.setattr(head, "TILE_COLUMNS", 7)  # 44 tokens: six whole tiles and a rest
@@ -359,7 +359,7 @@ def drift(sums: Sequence[float], lengths: Sequence[int], prompt_of: Sequence[int
 def test_means_and_errors_count_prompts_not_completions() -> None:
     measured = drift([1.0, 3.0, 5.0, 5.0, 0.0, 4.0], [2, 2, 4, 6, 1, 1], [0, 0, 1, 1, 2, 2])
     by_prompt, lengths = np.array([2.0, 5.0, 2.0]), np.array([2.0, 5.0, 1.0])
-    assert (measured.n_prompts, measured.n_tokens) == (3, 16)
+    assert (measured.n_prompts, len(measured.positions)) == (3, 16)
     assert measured.per_completion.mean == pytest.approx(3.0)
     assert measured.per_completion.stderr == pytest.approx(by_prompt.std(ddof=1) / math.sqrt(3))
     assert measured.per_token.mean == pytest.approx(18 / 16)
@@ -385,7 +385,7 @@ def test_restricted_keeps_the_completions_asked_for() -> None:
     measured = drift([1.0, 3.0, 5.0], [2, 1, 4], [0, 0, 1])
     kept = measured.restricted([False, True, False])
     np.testing.assert_allclose(kept.sums, [3.0])
-    assert (kept.n_prompts, kept.n_tokens) == (1, 1)
+    assert (kept.n_prompts, len(kept.positions)) == (1, 1)
     assert math.isnan(kept.per_completion.stderr)  # one prompt shows no spread
     with pytest.raises(RazorError, match="solves none"):
         measured.restricted([False] * 3)
@@ -402,7 +402,7 @@ def test_mode_and_hooks_are_as_before() -> None:
     model.model.layers[0].eval()  # what a user froze stays frozen
     modes = [module.training for module in model.modules()]
     kl.log_probs(model, sequences())
-    sampling.sample(model, [[1, 2]], max_new_tokens=2, stop_ids=[1], pad_id=0)
+    sampling.sample(model, [[1, 2]], sampling.Sampling(max_new_tokens=2, stop_ids=[1], pad_id=0))
     assert [module.training for module in model.modules()] == modes
     assert model(input_ids=torch.tensor([[1, 2, 3]])).logits.shape == (1, 3, VOCAB)
 

@@ -11,12 +11,19 @@ import pytest
 
 from documents import changes, is_a_sentence
 from rlrazor.errors import RazorError
-from rlrazor.lm.model_files import check_config, read_adapter_config
 from rlrazor.lm.probes import read_generic, read_prompts
-from rlrazor.lm.weight_files import _named_by_config, named_base, require_causal
+from rlrazor.lm.weight_files import (
+    WeightFiles,
+    _named_by_config,
+    check_config,
+    named_base,
+    read_adapter_config,
+    require_causal,
+)
 from rlrazor.system import documents, files
-from rlrazor.system.rows import read_rows
+from rlrazor.system.rows import read_located
 
+NO_WEIGHTS = WeightFiles([], {}, {})
 CONFIG: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
     "eos_token_id": [1, 2],
@@ -32,7 +39,7 @@ def test_any_change_of_a_config_is_refused_or_read(tmp_path: Path) -> None:
     for where, changed in changes(CONFIG):
         path.write_text(json.dumps(changed))
         try:
-            check_config(path)
+            check_config(tmp_path, "it", NO_WEIGHTS)
             require_causal(tmp_path, "it")
             assert isinstance(_named_by_config(tmp_path), str)
         except RazorError as error:
@@ -45,12 +52,11 @@ def test_any_change_of_a_config_is_refused_or_read(tmp_path: Path) -> None:
 
 
 def test_any_change_of_an_adapters_config_is_refused_or_read(tmp_path: Path) -> None:
-    path = tmp_path / "adapter_config.json"
     for _, changed in changes({"task_type": "CAUSAL_LM", "base_model_name_or_path": "base", "r": 8}):
-        path.write_text(json.dumps(changed))
+        (tmp_path / "adapter_config.json").write_text(json.dumps(changed))
         try:
             assert isinstance(named_base(tmp_path), str)
-            assert isinstance(read_adapter_config(path).task_type, str | None)
+            assert isinstance(read_adapter_config(tmp_path).task_type, str | None)
         except RazorError as error:
             is_a_sentence(error)
 
@@ -59,19 +65,18 @@ def test_any_change_of_an_adapters_config_is_refused_or_read(tmp_path: Path) -> 
 def test_a_config_that_is_none_is_refused(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "generation_config.json").write_bytes(content)
     with pytest.raises(RazorError, match=r"generation_config\.json") as raised:
-        check_config(tmp_path / "generation_config.json")
+        check_config(tmp_path, "it", NO_WEIGHTS)
     is_a_sentence(raised.value)
 
 
 def test_what_other_libraries_write_is_read(tmp_path: Path) -> None:
-    path = tmp_path / "config.json"
-    path.write_text(
+    (tmp_path / "config.json").write_text(
         '{"eos_token_id": 2, "time_step_limit": [0.0, Infinity], "a": 1, "a": 2, "n": 10000000000000000000000}'
     )
-    check_config(path)
+    check_config(tmp_path, "it", NO_WEIGHTS)
 
 
-@pytest.mark.parametrize("read", [read_rows, read_prompts, read_generic])
+@pytest.mark.parametrize("read", [read_located, read_prompts, read_generic])
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
@@ -90,7 +95,7 @@ def test_hostile_rows_are_refused(read: Any, content: str, sentence: str, tmp_pa
     is_a_sentence(raised.value)
 
 
-@pytest.mark.parametrize("read", [read_rows, lambda path: documents.read_text(path)])
+@pytest.mark.parametrize("read", [read_located, lambda path: documents.read_text(path)])
 def test_what_has_no_end_is_refused(read: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     begun = time.monotonic()
     with pytest.raises(RazorError, match="a device"):

@@ -16,7 +16,7 @@ from rlrazor.cli import main
 from rlrazor.errors import RazorError
 from rlrazor.lm import models
 from rlrazor.lm.adapters import weights_of
-from rlrazor.lm.architecture import context_length
+from rlrazor.lm.forward import context_length
 from tiny_models import char_tokenizer, saved, tiny_llama
 
 IDS = torch.tensor([[2, 3, 4, 5, 1, 6]])
@@ -298,12 +298,13 @@ def write_gguf(path: Path, model: Any) -> None:
 
 
 def test_a_gguf_file_is_converted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("platformdirs.user_cache_dir", lambda name: str(tmp_path / name))
     model = tiny_llama(vocab=28)
     write_gguf(tmp_path / "model.gguf", model)
-    lm = models.load(tmp_path / "model.gguf", cache_dir=tmp_path / "cache")
+    lm = models.load(tmp_path / "model.gguf")
     torch.testing.assert_close(logits(lm.model), logits(model), atol=0.02, rtol=0.01)  # float16 matrices
     assert (lm.tokenizer.eos_token_id, lm.tokenizer.pad_token_id) == (1, 0)
-    (converted,) = (tmp_path / "cache").iterdir()
+    (converted,) = (tmp_path / "rlrazor" / "gguf").iterdir()
     assert {path.suffix for path in converted.glob("model*")} == {".safetensors"}
 
     # Renamed and loaded again, it is found by its content.
@@ -315,7 +316,7 @@ def test_a_gguf_file_is_converted_once(tmp_path: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", no_conversion)
     (tmp_path / "model.gguf").rename(tmp_path / "renamed.gguf")
-    again = models.load(tmp_path / "renamed.gguf", cache_dir=tmp_path / "cache")
+    again = models.load(tmp_path / "renamed.gguf")
     assert again.fingerprint == lm.fingerprint
 
 
@@ -350,23 +351,25 @@ def test_a_conversion_is_named_by_its_file_and_found_by_the_command(
 
 def test_a_conversion_that_fails_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("gguf")
+    monkeypatch.setattr("platformdirs.user_cache_dir", lambda name: str(tmp_path / name))
     (tmp_path / "broken.gguf").write_bytes(b"GGUF but not really")
     with pytest.raises(RazorError, match="cannot be loaded"):
-        models.load(tmp_path / "broken.gguf", cache_dir=tmp_path / "cache")
+        models.load(tmp_path / "broken.gguf")
     write_gguf(tmp_path / "model.gguf", tiny_llama(vocab=28))
 
     def disk_full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(transformers.PreTrainedTokenizerFast, "save_pretrained", disk_full)
-    with pytest.raises(RazorError, match=r"cannot be written to .*cache: \[Errno 28\] No space left on device\. Free"):
-        models.load(tmp_path / "model.gguf", cache_dir=tmp_path / "cache")
-    assert not list(tmp_path.glob("cache/*"))
+    with pytest.raises(RazorError, match=r"cannot be written to .*gguf: \[Errno 28\] No space left on device\. Free"):
+        models.load(tmp_path / "model.gguf")
+    assert not list(tmp_path.glob("rlrazor/gguf/*"))
 
 
 def test_a_conversion_is_there_and_whole_or_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_gguf(tmp_path / "model.gguf", tiny_llama(vocab=28))
-    cache = tmp_path / "cache"
+    monkeypatch.setattr("platformdirs.user_cache_dir", lambda name: str(tmp_path / name))
+    cache = tmp_path / "rlrazor" / "gguf"
 
     def refused(self: Path, target: Path) -> Path:
         raise PermissionError(13, "Permission denied", str(target))
@@ -374,9 +377,9 @@ def test_a_conversion_is_there_and_whole_or_an_error(tmp_path: Path, monkeypatch
     with monkeypatch.context() as patch:
         patch.setattr(Path, "rename", refused)
         with pytest.raises(RazorError, match=r"cannot be written to .* Permission denied"):
-            models.load(tmp_path / "model.gguf", cache_dir=cache)
+            models.load(tmp_path / "model.gguf")
     assert not list(cache.iterdir())
-    models.load(tmp_path / "model.gguf", cache_dir=cache)
+    models.load(tmp_path / "model.gguf")
     (converted,) = cache.iterdir()
     # Another process that was faster has made the same.
     real = Path.rename
@@ -388,11 +391,11 @@ def test_a_conversion_is_there_and_whole_or_an_error(tmp_path: Path, monkeypatch
     real(converted, tmp_path / "theirs")
     with monkeypatch.context() as patch:
         patch.setattr(Path, "rename", overtaken)
-        models.load(tmp_path / "model.gguf", cache_dir=cache)
+        models.load(tmp_path / "model.gguf")
     assert list(cache.iterdir()) == [converted]
     # Of a conversion that lost a file the rest is not taken for it.
     (converted / "model.safetensors").unlink()
-    models.load(tmp_path / "model.gguf", cache_dir=cache)
+    models.load(tmp_path / "model.gguf")
     assert (converted / "model.safetensors").is_file()
 
 

@@ -14,6 +14,7 @@ from tokenizers import processors
 
 from rlrazor.errors import RazorError
 from rlrazor.guard import base_side
+from rlrazor.guard.measured_on import MeasuredOn
 from rlrazor.lm import kl, probes, sampling
 from rlrazor.lm.adapters import base_weights
 from rlrazor.lm.digests import base_digest, is_same_base, tokenizer_digest
@@ -74,7 +75,7 @@ def test_completions_are_the_samplers_and_come_once(tmp_path: Path, monkeypatch:
     first = probes.of_prompts(model, TOKENIZER, prompts, SETTINGS, cache_dir=tmp_path)
     ids = [TOKENIZER.encode(prompt) for prompt in prompts]
     rng = torch.Generator().manual_seed(seed_of(0, "measure/base"))
-    drawn = sampling.sample(model, ids, samples=2, max_new_tokens=6, stop_ids=[1], pad_id=0, rng=rng)
+    drawn = sampling.sample(model, ids, sampling.Sampling(samples=2, max_new_tokens=6, stop_ids=[1], pad_id=0, rng=rng))
     assert first.completions == drawn
     assert first.prompts == ids
 
@@ -273,9 +274,9 @@ def test_long_prompts_are_completed_fewer_at_a_time(monkeypatch: pytest.MonkeyPa
     chunks: list[int] = []
     real = sampling.sample
 
-    def noting(*given: Any, **named: Any) -> list[list[int]]:
-        chunks.append(named["chunk"])
-        return real(*given, **named)
+    def noting(model: Any, prompts: Any, how: sampling.Sampling, told: Any) -> list[list[int]]:
+        chunks.append(how.chunk)
+        return real(model, prompts, how, told)
 
     monkeypatch.setattr(sampling, "sample", noting)
     monkeypatch.setattr(probes, "KEPT_TOKENS", 100)
@@ -287,7 +288,8 @@ def test_long_prompts_are_completed_fewer_at_a_time(monkeypatch: pytest.MonkeyPa
 
 def test_a_monitors_completions_are_there_for_compare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever asks, and whether the precision was named: the base's side is sampled once."""
-    base_side.BaseSide.of(tiny_llama(), TOKENIZER, ["a:", "b="], GenericText(("abc",)), SETTINGS, cache_dir=tmp_path)
+    on = MeasuredOn(["a:", "b="], GenericText(("abc",)), SETTINGS)
+    base_side.BaseSide.of(tiny_llama(), TOKENIZER, on, cache_dir=tmp_path)
     (kept,) = tmp_path.iterdir()
     monkeypatch.setattr(sampling, "sample", None)
     model = tiny_llama()

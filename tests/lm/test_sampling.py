@@ -6,7 +6,7 @@ import torch
 from scipy import stats
 
 from rlrazor.lm import forward, sampling
-from rlrazor.lm.sampling import NotFiniteError, draw_some, sample
+from rlrazor.lm.sampling import NotFiniteError, Sampling, draw_some, sample
 from tiny_models import tiny_llama
 
 PROMPTS = [[2, 3, 4], [5], [6, 7, 8, 9, 10], [11, 12]]
@@ -26,31 +26,32 @@ def generated(model: Any, prompt: list[int], tokens: int, stop: list[int]) -> li
 def test_greedy_is_what_generate_returns(seed: int, chunk: int) -> None:
     model = tiny_llama(seed=seed)
     stop = list(range(1, 44, 8))
-    completions = sample(model, PROMPTS, max_new_tokens=12, stop_ids=stop, pad_id=0, greedy=True, chunk=chunk)
+    completions = sample(model, PROMPTS, Sampling(max_new_tokens=12, stop_ids=stop, pad_id=0, greedy=True, chunk=chunk))
     assert completions == [generated(model, prompt, 12, stop) for prompt in PROMPTS]
 
 
 def test_greedy_samples_of_a_group_are_alike_and_come_prompt_by_prompt() -> None:
     model = tiny_llama()
-    once = sample(model, PROMPTS, max_new_tokens=6, stop_ids=[1], pad_id=0, greedy=True)
-    thrice = sample(model, PROMPTS, samples=3, max_new_tokens=6, stop_ids=[1], pad_id=0, greedy=True)
+    once = sample(model, PROMPTS, Sampling(max_new_tokens=6, stop_ids=[1], pad_id=0, greedy=True))
+    thrice = sample(model, PROMPTS, Sampling(samples=3, max_new_tokens=6, stop_ids=[1], pad_id=0, greedy=True))
     assert thrice == [completion for completion in once for _ in range(3)]
 
 
-@pytest.mark.parametrize("temperature", [1.0, 2.0])
-def test_frequencies_are_the_policys_probabilities(temperature: float) -> None:
+def test_frequencies_are_the_policys_probabilities() -> None:
     model = tiny_llama(vocab=4, seed=3, scale=0.6)
     prompts = [[0, 2], [3, 0, 0, 2, 2]]  # the first is padded
     draws = 4000
     rng = torch.Generator().manual_seed(0)
     completions = sample(
-        model, prompts, samples=draws, max_new_tokens=2, stop_ids=[1], pad_id=0, temperature=temperature, rng=rng
+        model,
+        prompts,
+        Sampling(samples=draws, max_new_tokens=2, stop_ids=[1], pad_id=0, rng=rng),
     )
     for index, prompt in enumerate(prompts):
         expected: dict[tuple[int, ...], float] = {}
         for first in range(4):
             with torch.no_grad():
-                logits_TV = model(input_ids=torch.tensor([[*prompt, first]])).logits[0] / temperature
+                logits_TV = model(input_ids=torch.tensor([[*prompt, first]])).logits[0]
             here_V, next_V = logits_TV[-2:].softmax(-1).double()
             if first == 1:
                 expected[(1,)] = here_V[1].item()
@@ -68,7 +69,7 @@ def test_a_completion_keeps_its_stop_token_whatever_the_padding() -> None:
     rng = torch.Generator().manual_seed(0)
     stop = [1, 5, 6, 7, 8, 9, 10]
     for pad in (0, 1):  # 1: pad and eos are one token
-        completions = sample(model, PROMPTS, samples=50, max_new_tokens=5, stop_ids=stop, pad_id=pad, rng=rng)
+        completions = sample(model, PROMPTS, Sampling(samples=50, max_new_tokens=5, stop_ids=stop, pad_id=pad, rng=rng))
         lengths = {len(completion) for completion in completions}
         assert lengths >= {1, 2, 5}
         for completion in completions:
@@ -80,7 +81,9 @@ def test_the_generator_decides_and_the_mode_stays() -> None:
     model = tiny_llama(attention_dropout=0.5).train()
     first, again, other = (
         sample(
-            model, PROMPTS, samples=4, max_new_tokens=5, stop_ids=[], pad_id=0, rng=torch.Generator().manual_seed(seed)
+            model,
+            PROMPTS,
+            Sampling(samples=4, max_new_tokens=5, stop_ids=[], pad_id=0, rng=torch.Generator().manual_seed(seed)),
         )
         for seed in (0, 0, 1)
     )
@@ -94,7 +97,7 @@ def test_a_diverged_policy_is_told_apart() -> None:
     with torch.no_grad():
         model.lm_head.weight[3].fill_(torch.nan)
     with pytest.raises(NotFiniteError):
-        sample(model, PROMPTS, max_new_tokens=2, stop_ids=[1], pad_id=0)
+        sample(model, PROMPTS, Sampling(max_new_tokens=2, stop_ids=[1], pad_id=0))
 
 
 def test_a_share_draws_what_the_whole_batch_would() -> None:
@@ -127,7 +130,9 @@ def test_what_is_drawn_depends_neither_on_who_is_beside_it_nor_on_who_has_left(
         rng = torch.Generator().manual_seed(0)
         stops = list(range(1, 44, 6))
         return sample(
-            model, VARIED, samples=samples, max_new_tokens=12, stop_ids=stops, pad_id=0, greedy=greedy, rng=rng
+            model,
+            VARIED,
+            Sampling(samples=samples, max_new_tokens=12, stop_ids=stops, pad_id=0, greedy=greedy, rng=rng),
         ), read
 
     hook = model.register_forward_pre_hook(count, with_kwargs=True)
@@ -183,5 +188,5 @@ def test_a_cache_that_holds_more_than_keys_and_values_is_left_whole() -> None:
 
 def test_it_says_how_much_is_done() -> None:
     said: list[float] = []
-    sample(tiny_llama(), PROMPTS, max_new_tokens=6, stop_ids=[], pad_id=0, chunk=2, told=said.append)
+    sample(tiny_llama(), PROMPTS, Sampling(max_new_tokens=6, stop_ids=[], pad_id=0, chunk=2), told=said.append)
     assert said == pytest.approx([at / 12 for at in range(1, 13)])

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from rlrazor.errors import RazorError
 from rlrazor.lm import models, weight_files
 from rlrazor.lm.sources import SavedWeights
-from rlrazor.lm.versions import weights_by_config
+from rlrazor.lm.weight_files import weights_by_config
 from tiny_models import char_tokenizer, saved, tiny_llama
 
 

@@ -139,4 +139,4 @@ def test_figure_thins_the_drawing_only(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(cloud.x) == 70  # every third
     assert len(course.x) == 10
     assert course.y[-1] - course.y[0] > 0.05  # the planted slope
-    assert found.paragraphs[-1].startswith("210 checkpoints of 1 run, 1 seed.")
+    assert found.paragraphs[-1].startswith("210 checkpoints, 1 run of 1 method, 1 seed.")

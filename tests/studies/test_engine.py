@@ -13,13 +13,13 @@ from scipy import stats
 from rlrazor.analysis.statistics import Estimate, Verdict, verdict
 from rlrazor.report import keyed
 from rlrazor.report.drawing import save
-from rlrazor.report.keyed import Judged, Keyed, in_short
+from rlrazor.report.keyed import Column, Judged, Keyed, Value, gap, in_short, table_of
 from rlrazor.report.study import Study
 from rlrazor.report.text import written
 from rlrazor.studies import engine, panels
 from rlrazor.studies.engine import Against, Arms, ArmStudy, Compared
 from rlrazor.studies.grids import Grid
-from rlrazor.studies.tables import Column, Group, SharedLaw, Value, best_table, gap, law_table, rank_table, table_of
+from rlrazor.studies.tables import Group, best_table, law_table, rank_table, shared_law
 from study_tables import NEWS, cells, mean_and_half, run, study_of
 
 SPREAD = {"a": (0.0, 0.01, -0.01), "b": (0.004, -0.004, 0.002)}
@@ -165,7 +165,7 @@ def test_the_text_gets_its_numbers_and_the_section_its_parts(tmp_path: Path) -> 
     assert (section.name, section.title, section.question) == ("toy", "A toy?", "Why so.")
     first, second, made_of = section.paragraphs
     assert (first, second) == ("## What", f"It is better by {found['grpo.b.gap']}.")
-    assert made_of.startswith("168 checkpoints of 24 runs, 3 seeds.")
+    assert made_of.startswith("168 checkpoints, 24 runs of 2 methods, 3 seeds.")
     assert section.finding == (
         f"Prior score kept at new ≥ 95% against a’s: better: GRPO b ({found['grpo.b.gap']} points); "
         f"cannot be told: SFT-2 b ({found['sft-2.b.gap']} points)."
@@ -199,7 +199,7 @@ def test_one_law_for_all_and_what_is_beyond_it() -> None:
     for row in rows:  # b forgets a tenth more than the law of a
         row["kl_forward"] = 10 * (row["forgetting"] - (0.1 if row["setting"] == "b" else 0.0))
     planted = study_of("toy", rows)
-    shared = SharedLaw.fit(planted.points)
+    shared = shared_law(planted.points).quadratic
     assert shared
     x, y = (planted.points[name].to_numpy() for name in ("kl_forward", "forgetting"))
     left = y - np.polyval(np.polyfit(x, y, 2), x)
@@ -252,11 +252,6 @@ def test_a_table_of_columns_judges_differences_and_counts_seeds() -> None:
         "3",
         "−2.0 ± 0.1 (2 of 3 seeds)",
     )
-
-
-def test_tables_of_one_kind_stand_side_by_side() -> None:
-    table = Keyed("t", "", {"x": "X"}, {"row": ("Row", {"x": "1"}), "": ("All", {"x": "2"})})
-    assert table.under("first", "u").numbers == {"first.row.x": "1", "first.x": "2"}
 
 
 def test_verdicts_in_short_are_sorted_by_kind() -> None:

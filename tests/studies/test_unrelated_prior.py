@@ -11,7 +11,7 @@ import pytest
 from scipy import optimize, stats
 
 from rlrazor.analysis import law
-from rlrazor.analysis.departures import beyond_all, beyond_others, departures, half_lost, per_seed
+from rlrazor.analysis.carry_over import beyond_all, beyond_others, departures, half_lost, per_seed
 from rlrazor.report import drawing, keyed
 from rlrazor.report.drawing import Curve
 from rlrazor.report.study import Study

@@ -1,27 +1,33 @@
-"""How well the law of a drift measure serves a method that it was not fitted to.
+"""How well the law of a drift measure serves a method that it was not fitted to, and who departs from it.
 
 A law belongs to a base, and every seed has a base of its own: what is asked of a law is asked seed by seed, and then
 averaged. Fitted to all seeds at once, a law that holds in each can look as if it held in none.
+
+Tables have a row per checkpoint, with `seed`, `method`, `forgetting` and drifts. The law is the monotone one of
+forgetting in forward KL, unless another drift is named.
 """
 
-from collections.abc import Mapping, Sequence
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import polars as pl
 
 from rlrazor.analysis import law
-from rlrazor.analysis.forecast import measured
-from rlrazor.analysis.frontier import Floats
-from rlrazor.analysis.law import PredictorSummary
-from rlrazor.analysis.statistics import Estimate, Verdict, floats, verdict
+from rlrazor.analysis.forecast import FORWARD, measured
+from rlrazor.analysis.law import Floats, PredictorSummary
+from rlrazor.analysis.statistics import Estimate, Verdict, floats, over, verdict
 from rlrazor.errors import RazorError
 
 HOLDS = 0.5  # of the variance: a law that explains less than half of it is not one to forecast with
 WHERE = ("across methods", "within a method", "nowhere")
 
 ByMethod = Mapping[str, float]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -49,7 +55,7 @@ class CarryOver:
     @property
     def r2(self) -> Estimate | None:
         """R2 of the monotone law over all methods together, a seed at a time, over seeds."""
-        return Estimate.over(list(self.r2s)) if self.r2s else None
+        return over(self.r2s)
 
     @property
     def median_within(self) -> float | None:
@@ -87,24 +93,29 @@ def examine(points: pl.DataFrame, column: str, samples: int = 200) -> CarryOver:
 
     `samples` are the bootstrap's, which takes nearly all the time.
     """
-    summary = law.summarise(points, [column], samples=samples)[0]
-    r2s: list[float] = []
-    by_seed: dict[str, list[ByMethod]] = {name: [] for name in ("within", "errors", "quadratic_errors", "guesses")}
-    for _, own in points.group_by("seed", maintain_order=True):
-        x, y, methods = _columns(own, column)
-        with suppress(RazorError):
-            r2s.append(law.r_squared(y, law.fit_saturating(x, y).predict(x)))
-            by_seed["within"].append(law.r2_within_methods(law.fit_saturating, x, y, methods))
-            fits = (law.fit_saturating, law.fit_quadratic, law.fit_constant)
-            left_out = [law.leave_one_method_out(fit, x, y, methods).by_method for fit in fits]
-            for name, errors in zip(("errors", "quadratic_errors", "guesses"), left_out, strict=True):
-                by_seed[name].append(errors)
-    return CarryOver(summary, r2s, **{name: _over_seeds(found) for name, found in by_seed.items()})
+    rows, fits = measured(points, [column]), (law.fit_saturating, law.fit_quadratic, law.fit_constant)
+
+    def alone(own: pl.DataFrame) -> tuple[float, ByMethod]:
+        within = law.r2_within_methods(law.fit_saturating, *_columns(own, column), own["method"].to_list())
+        return r2(own, column), within
+
+    def left_out(own: pl.DataFrame) -> list[ByMethod]:
+        methods = own["method"].to_list()
+        return [law.leave_one_method_out(fit, *_columns(own, column), methods).by_method for fit in fits]
+
+    of_seeds = per_seed(rows, alone).values()
+    errors = list(per_seed(rows, left_out).values())
+    return CarryOver(
+        law.summarise(points, [column], samples=samples)[0],
+        [of_seed for of_seed, _ in of_seeds],
+        _over_seeds([within for _, within in of_seeds]),
+        *(_over_seeds([of_seed[place] for of_seed in errors]) for place in range(len(fits))),
+    )
 
 
 def over_methods(values: ByMethod) -> Estimate | None:
     """The mean over methods with a t-interval over methods; None for no method."""
-    return Estimate.over(list(values.values())) if values else None
+    return over(values.values())
 
 
 def gap(more: ByMethod, less: ByMethod) -> Estimate | None:
@@ -119,6 +130,65 @@ def _over_seeds(by_seed: Sequence[ByMethod]) -> dict[str, float]:
     return {name: float(np.mean([of_seed[name] for of_seed in by_seed if name in of_seed])) for name in names}
 
 
-def _columns(points: pl.DataFrame, column: str) -> tuple[Floats, Floats, list[str]]:
-    rows = measured(points, [column])
-    return floats(rows, column), floats(rows, "forgetting"), rows["method"].to_list()
+# Seed by seed
+
+
+def per_seed(points: pl.DataFrame, of: Callable[[pl.DataFrame], T]) -> dict[int, T]:
+    """What a seed's checkpoints come to, by seed; without the seeds that allow no law."""
+    found = {}
+    for (seed,), rows in points.sort("seed", maintain_order=True).group_by(["seed"], maintain_order=True):
+        with suppress(RazorError):
+            found[int(str(seed))] = of(rows)
+    return found
+
+
+def r2(rows: pl.DataFrame, drift: str = FORWARD) -> float:
+    """Of the law, on the checkpoints of one seed that it was fitted to."""
+    x, y = _columns(rows, drift)
+    return law.r_squared(y, law.fit_saturating(x, y).predict(x))
+
+
+def half_lost(rows: pl.DataFrame) -> float:
+    """The KL at which half is lost of what the law, a (1 - exp(-b x^c)), loses over the range of its data."""
+    x, y = _columns(rows)
+    fitted = law.fit_saturating(x, y)
+    share = float(fitted.predict(x.max())) / 2 / fitted.a
+    return float((-np.log1p(-share) / fitted.b) ** (1 / fitted.c))
+
+
+def beyond_guessing(rows: pl.DataFrame) -> float:
+    """The law's mean absolute error on a method not in the fit, minus that of guessing the others' mean."""
+    fits: tuple[law.FitLaw, ...] = (law.fit_saturating, law.fit_constant)
+    own, guess = (law.leave_one_method_out(fit, *_columns(rows), rows["method"].to_list()).mean for fit in fits)
+    return own - guess
+
+
+def beyond_others(rows: pl.DataFrame, drift: str = FORWARD) -> Floats:
+    """What each checkpoint of a seed forgets beyond the law of the other methods."""
+    return law.left_out_residuals(law.fit_saturating, *_columns(rows, drift), rows["method"].to_list())
+
+
+def beyond_all(rows: pl.DataFrame) -> Floats:
+    """The same beyond the law of all, less the mean: the fit is robust, and whoever departs from it moves the mean."""
+    x, y = _columns(rows)
+    excess = y - law.fit_saturating(x, y).predict(x)
+    return np.asarray(excess - excess.mean())
+
+
+def departures(points: pl.DataFrame, by: str, beyond: Callable[[pl.DataFrame], Floats]) -> dict[str | float, Estimate]:
+    """By value of the column `by`, the mean of what its checkpoints forget `beyond` a law of their own seed.
+
+    Empty where no seed allows that law.
+    """
+
+    def means(rows: pl.DataFrame) -> dict[str | float, float]:
+        own = rows.with_columns(beyond=pl.Series(beyond(rows))).group_by(by, maintain_order=True)
+        return dict(own.agg(pl.mean("beyond")).iter_rows())
+
+    seeds = list(per_seed(points, means).values())
+    names = dict.fromkeys(name for of_seed in seeds for name in of_seed)
+    return {name: Estimate.over([of_seed[name] for of_seed in seeds if name in of_seed]) for name in names}
+
+
+def _columns(rows: pl.DataFrame, drift: str = FORWARD) -> tuple[Floats, Floats]:
+    return floats(rows, drift), floats(rows, "forgetting")

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import polars as pl
@@ -292,24 +292,52 @@ class LawSummary:
     left_out: LeftOut | None
 
 
+def r2_of(fit: LawSummary | None) -> float | None:
+    """R2, if there is a fit."""
+    return fit.r2 if fit else None
+
+
+def error_of(fit: LawSummary | LeftOut | None) -> float | None:
+    """The mean left-out error, if there is one."""
+    left_out = fit.left_out if isinstance(fit, LawSummary) else fit
+    return left_out.mean if left_out else None
+
+
 @dataclass(frozen=True)
-class PredictorSummary:
-    """How well one drift measure explains forgetting. `dataclasses.asdict` of it goes into JSON as it is.
+class Counts:
+    """What the checkpoints of the fits are of; `skipped` ones had no finite drift or forgetting."""
 
-    The counts are of what the fits used; `skipped` checkpoints had no finite drift or forgetting. `spearman` is the
-    rank correlation. A law is None where it cannot be fitted; `baseline` is the other methods' mean forgetting.
-    """
-
-    predictor: str
-    checkpoints: int
     trajectories: int
     methods: int
     seeds: int
     skipped: int
+
+
+@dataclass(frozen=True)
+class PredictorSummary:
+    """How well one drift measure explains forgetting, by the `checkpoints` that the fits used.
+
+    `spearman` is the rank correlation. A law is None where it cannot be fitted; `baseline` is the other methods' mean
+    forgetting.
+    """
+
+    predictor: str
+    checkpoints: int
+    counts: Counts
     spearman: float | None
     quadratic: LawSummary | None
     saturating: LawSummary | None
     baseline: LeftOut | None
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it, the counts side by side."""
+        whole = asdict(self)
+        return {
+            "predictor": whole.pop("predictor"),
+            "checkpoints": whole.pop("checkpoints"),
+            **whole.pop("counts"),
+            **whole,
+        }
 
 
 def summarise(
@@ -333,10 +361,12 @@ def _summarise(rows: pl.DataFrame, predictor: str, samples: int, seed: int) -> P
     return PredictorSummary(
         predictor,
         checkpoints=len(measured),
-        trajectories=measured["trajectory"].n_unique(),
-        methods=measured["method"].n_unique(),
-        seeds=measured["seed"].n_unique(),
-        skipped=len(rows) - len(measured),
+        counts=Counts(
+            trajectories=measured["trajectory"].n_unique(),
+            methods=measured["method"].n_unique(),
+            seeds=measured["seed"].n_unique(),
+            skipped=len(rows) - len(measured),
+        ),
         spearman=_spearman(*_arrays(measured)),
         quadratic=_summarise_law(fit_quadratic, measured, samples, seed),
         saturating=_summarise_law(fit_saturating, measured, samples, seed),

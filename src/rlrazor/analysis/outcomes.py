@@ -7,7 +7,7 @@ import polars as pl
 
 from rlrazor.analysis import forecast
 from rlrazor.analysis.forecast import FORWARD, LOSS, PROBE, Trial
-from rlrazor.analysis.statistics import Estimate
+from rlrazor.analysis.statistics import Estimate, over
 from rlrazor.errors import RazorError
 
 LEVEL = 0.9  # of the intervals
@@ -50,8 +50,12 @@ class Outcome:
 
     def mean(self, name: str) -> Estimate | None:
         """Of the trials' coverage, width or error; over units, each counting once, with a t-interval over units."""
-        values = [getattr(unit.trial, name) for unit in self.units]
-        return Estimate.over(values) if values else None
+        return over(getattr(unit.trial, name) for unit in self.units)
+
+    @property
+    def lowest(self) -> float:
+        """The lowest coverage of a unit."""
+        return min(unit.trial.coverage for unit in self.units)
 
     @property
     def level(self) -> float:
@@ -73,8 +77,7 @@ class Outcome:
         """How much smaller its error is than that of guessing, unit by unit; None where they share none."""
         guessed = {(unit.seed, unit.within, unit.trial.unit): unit.trial.error for unit in guess.units}
         own = {(unit.seed, unit.within, unit.trial.unit): unit.trial.error for unit in self.units}
-        gaps = [guessed[key] - error for key, error in own.items() if key in guessed]
-        return Estimate.over(gaps) if gaps else None
+        return over(guessed[key] - error for key, error in own.items() if key in guessed)
 
 
 def examine(points: pl.DataFrame, bases: pl.DataFrame) -> list[Outcome]:

@@ -6,7 +6,7 @@ Tables have a row per checkpoint, with `seed`, `new` and `prior` (fractions of 1
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Literal
@@ -40,6 +40,17 @@ class Estimate:
     def of_interval(cls, mean: float | None, high: float | None, seeds: int) -> Estimate | None:
         """The estimate of a table's row, which has the interval's end; None where no seed got there."""
         return None if mean is None else cls(mean, None if high is None else high - mean, seeds)
+
+
+def over(values: Iterable[float]) -> Estimate | None:
+    """The estimate from one value per seed; None for none."""
+    found = list(values)
+    return Estimate.over(found) if found else None
+
+
+def mean_of(rows: pl.DataFrame, column: str) -> Estimate | None:
+    """The mean of a column of rows, one per seed; None without rows."""
+    return over(rows.sort("seed")[column].to_list())
 
 
 class Verdict(StrEnum):
@@ -108,25 +119,6 @@ def best_checkpoints(
     return ranked.unique([*by, "seed"], keep="first", maintain_order=True)
 
 
-def matched_accuracy(
-    points: pl.DataFrame,
-    by: Sequence[str],
-    accuracy_grid: Sequence[float],
-    columns: Sequence[str],
-    margin: float = HALF_POINT,
-) -> pl.DataFrame:
-    """The mean of `columns` over the checkpoints at each new-task accuracy, without choosing or interpolating.
-
-    Per group, seed and `target` of `accuracy_grid` as `near_accuracy`; then over seeds. Rows as of `at_accuracy`, with
-    `target` after `by`.
-    """
-    tables = []
-    for target in accuracy_grid:
-        rows = _over_seeds(points, near_accuracy(points, by, target, columns, margin), by, columns)
-        tables.append(rows.insert_column(len(by), pl.lit(target, pl.Float64).alias("target")))
-    return pl.concat(tables)
-
-
 def near_accuracy(
     points: pl.DataFrame, by: Sequence[str], target: float, columns: Sequence[str], margin: float = HALF_POINT
 ) -> pl.DataFrame:
@@ -173,7 +165,7 @@ def threshold_most_reach(
 
 
 def in_all_seeds(cells: pl.DataFrame, points: pl.DataFrame) -> pl.DataFrame:
-    """The rows of `at_accuracy` or `matched_accuracy` that all seeds of `points` got to."""
+    """The rows of `at_accuracy` that all seeds of `points` got to."""
     return cells.filter(pl.col("n_seeds") == points["seed"].n_unique())
 
 

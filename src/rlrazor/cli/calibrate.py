@@ -3,7 +3,8 @@
 import argparse
 import json
 import math
-from dataclasses import replace
+from contextlib import suppress
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -141,7 +142,7 @@ def run(arguments: argparse.Namespace) -> int:
             "report": str(page),
             "warnings": warnings,
         }
-        said |= {"objection": law.objection(), "by_range": law_page.ranges_as_json(law)}
+        said |= {"objection": law.objection(), "by_range": [asdict(one) for one in law.by_range]}
         print_json({**said, **law.as_json()})
         return 0
     _show(arguments, law, warnings, page)
@@ -173,6 +174,8 @@ def _write(
     from rlrazor.experiments.language.evaluate import probe_settings
     from rlrazor.experiments.language.world import calibration_base
     from rlrazor.guard import calibrate
+    from rlrazor.guard.law_file import Made
+    from rlrazor.guard.measured_on import MeasuredOn
     from rlrazor.report import drawing
     from rlrazor.runs.runner import versions_of
     from rlrazor.runs.store import RunStore, read_table
@@ -183,10 +186,11 @@ def _write(
     # As `probes.read_prompts` will read them.
     prompts = list(dict.fromkeys(item.prompt for item in splits.test[: config.test_prompts]))
     probes = replace(probe_settings(own.limited(task), config.kl_samples), precision=config.dtype)
-    base = calibrate.Base(config.base, own.digest, own.tokenizer_digest, prompts, own.generic, probes)
+    on = MeasuredOn(prompts, own.generic, probes)
+    base = calibrate.Base(config.base, own.digest, own.tokenizer_digest, on)
     table = read_table(out / "records.parquet")
     versions = {**versions_of("transformers", "trl", "lm-eval"), "training precision": config.precision}
-    law = calibrate.fit(table, base, level=arguments.level, versions=versions, command=command)
+    law = calibrate.fit(table, base, level=arguments.level, made=Made(versions, command))
     _save_law(law, out)
     drawing.save(law_page.figure(law), out)
     chat = task.form.chat and own.has_chat_template
@@ -208,10 +212,13 @@ def _say(text: str) -> None:
 
 def _save_law(law: "LawFile", out: Path) -> None:
     """As law.json; another one that is there is moved aside."""
+    from rlrazor.guard.law_file import LawFile
     from rlrazor.guard.outputs import move_aside
 
-    path = out / "law.json"
-    if path.exists() and not _is_same(path, law):
+    path, same = out / "law.json", False
+    with suppress(RazorError):
+        same = LawFile.load(path).is_same(law)
+    if path.exists() and not same:
         move_aside(path, _say)
     law.save(path)
 
@@ -259,17 +266,6 @@ def _epochs(config: Config, prompts: int) -> int:
     """Passes over the prompts that come to `max_steps` updates."""
     prompts = min(prompts, config.train_prompts or prompts)
     return math.ceil(config.max_steps / max(1, prompts // max(config.batch_sizes)))
-
-
-def _is_same(path: Path, law: "LawFile") -> bool:
-    """Whether this is the law of the file, whatever command and versions made it."""
-    from rlrazor.guard.law_file import LawFile
-
-    try:
-        found = LawFile.load(path)
-    except RazorError:
-        return False
-    return found.is_same(law)
 
 
 def _row(prompt: str, completion: str | None, *, chat: bool) -> dict[str, Any]:

@@ -21,7 +21,9 @@ from rlrazor.system.terminal import Terminal
 if TYPE_CHECKING:
     from rlrazor.experiments.language.experiment import Language
     from rlrazor.experiments.language.setup import PriorSource, Running, TaskSource
+    from rlrazor.experiments.language.stages import Models
     from rlrazor.experiments.language.tasks import Task
+    from rlrazor.runs.dry_run import Timed
 
 DRY_RUN = "print the runs and what they take, measured here within a minute or two; train nothing"
 SETTINGS = help_of(Config)
@@ -46,8 +48,8 @@ def add_settings(
     for heading, own in groups:
         group = parser.add_argument_group(heading) if own else None
         for name in own:
-            text = SETTINGS[name] + more.get(name, "")
-            running.add_setting(group, name, text, running.with_tiny(defaults, tiny, name))
+            default = running.with_tiny(defaults, tiny, name)
+            running.add_setting(group, name, SETTINGS[name] + more.get(name, ""), default)
 
 
 _BY_USER = {**SETTINGS_OF, "the base 'tiny'": ("pretrain_steps",)}
@@ -143,7 +145,7 @@ def task_of(arguments: argparse.Namespace) -> str:
     return str(arguments.prompts.stem if arguments.task is None else arguments.task)
 
 
-def _check_source(arguments: argparse.Namespace) -> None:
+def check_source(arguments: argparse.Namespace) -> None:
     """Raise RazorError for options of the new task that do not go together, and a verifier that cannot be loaded."""
     if arguments.verifier and not arguments.prompts:
         raise RazorError("--verifier goes with --prompts FILE, a task of your own.")
@@ -166,7 +168,7 @@ def _check_source(arguments: argparse.Namespace) -> None:
 
 def source_of(arguments: argparse.Namespace, task: str) -> "TaskSource":
     """Where the new task comes from. Raises RazorError as `check_early` does."""
-    _check_source(arguments)
+    check_source(arguments)
     from rlrazor.experiments.language.setup import TaskSource
     from rlrazor.experiments.language.tasks import Form
 
@@ -186,7 +188,7 @@ def check_early(arguments: argparse.Namespace, config: Config, *models: str) -> 
     """Raise RazorError for names and files that do not exist; see `settle`."""
     from rlrazor.experiments.language.tasks import find_task
 
-    _check_source(arguments)
+    check_source(arguments)
     tasks = [] if arguments.prompts is not None else [find_task(config.task)]
     settle(arguments, config, tasks if arguments.data is None else [], *models)
 
@@ -253,7 +255,7 @@ def how_of(arguments: argparse.Namespace, *, keep_models: bool = False) -> "tupl
     return PriorSource(arguments.data_mirror, arguments.allow_code_execution), how
 
 
-def show_plan(arguments: argparse.Namespace, experiment: "Language", config: Config, out: Path, **options: Any) -> None:
+def show_plan(arguments: argparse.Namespace, experiment: "Timed", config: Config, out: Path, **options: Any) -> None:
     """What a dry run prints; `options`: jobs and weights."""
     from rlrazor.runs.dry_run import estimate, planned
     from rlrazor.system.progress import doing
@@ -299,7 +301,7 @@ def run_sweep(arguments: argparse.Namespace, preset: str, out: Path) -> int:
     return running.carry_out(arguments, out, console, lambda: runner.run(experiment, config, options, console))
 
 
-def load(experiment: "Language", console: Terminal) -> None:
+def load(experiment: "Language | Models", console: Terminal) -> None:
     """Take the fingerprints of the base and of the task, which the specs hold: saying so, as it may take a minute."""
     from rlrazor.system.progress import doing
 

@@ -1,8 +1,9 @@
 """axolotl's plugin: a monitor with the settings that axolotl's YAML gives it (docs/guides/integrations.md).
 
-Under `razor` stand the arguments of `ForgettingMonitor`, under its `settings` those of `ProbeSettings`; the tokenizer
-is axolotl's. Only axolotl imports this module. Its interface, as axolotl 0.19.0 has it: `integrations/base.py`,
-BasePlugin; `integrations/config.py`, how a plugin's section gets into the config; `core/builders/base.py`.
+Under `razor` stand the arguments of `ForgettingMonitor` and of its `Measuring`, under its `settings` those of
+`ProbeSettings`; the tokenizer is axolotl's. Only axolotl imports this module. Its interface, as axolotl 0.19.0 has it:
+`integrations/base.py`, BasePlugin; `integrations/config.py`, how a plugin's section gets into the config;
+`core/builders/base.py`.
 """
 
 import inspect
@@ -15,10 +16,13 @@ from pydantic import BaseModel
 
 from rlrazor.bounds import WrongKindError
 from rlrazor.errors import RazorError
+from rlrazor.guard.measured_on import Measuring
 from rlrazor.guard.monitor import ForgettingMonitor
 from rlrazor.lm.probes import ProbeSettings
 
-ARGUMENTS = [name for name in inspect.signature(ForgettingMonitor).parameters if name != "tokenizer"]
+_OURS = inspect.signature(ForgettingMonitor).parameters
+ARGUMENTS = [name for name, one in _OURS.items() if one.kind is not one.VAR_KEYWORD and name != "measuring"]
+MEASURING = [field.name for field in fields(Measuring) if field.name != "tokenizer"]
 PROBE = [field.name for field in fields(ProbeSettings)]
 
 
@@ -38,7 +42,7 @@ class RazorPlugin(BasePlugin):  # type: ignore[misc]
     def register(self, cfg: Mapping[str, Any]) -> None:
         """Check the names as the config is read, before the model is."""
         given = cfg.get("razor") or {}
-        _check(given, ARGUMENTS, "razor")
+        _check(given, [*ARGUMENTS, *MEASURING], "razor")
         _check(given.get("settings") or {}, PROBE, "razor.settings")
         if not given.get("prompts"):
             raise RazorError("axolotl's config needs a section `razor` with at least `prompts`, a file.")
@@ -49,7 +53,8 @@ class RazorPlugin(BasePlugin):  # type: ignore[misc]
         try:
             if settings := given.get("settings"):
                 given["settings"] = ProbeSettings(**{**settings, "stop": tuple(settings.get("stop") or ())})
-            return [ForgettingMonitor(**given)]
+            measuring = Measuring(**{name: given.pop(name) for name in MEASURING if name in given})
+            return [ForgettingMonitor(**given, measuring=measuring)]
         except (TypeError, WrongKindError) as error:  # to YAML 2e-2 is text
             why = str(error).rstrip(".")
             raise RazorError(f"axolotl's config has a value of the wrong kind under `razor`: {why}.") from error

@@ -10,19 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from rlrazor.analysis.forecast import FORWARD, PROBE
-from rlrazor.guard.law_file import FEW_PROMPTS
+from rlrazor.guard.measured_on import FEW_PROMPTS, MeasuredOn
 from rlrazor.lm import compute, kl, probes
 from rlrazor.lm.digests import base_digest
 from rlrazor.lm.kl import Drift, MeanKL, Sequences
-from rlrazor.lm.probes import GenericText, ProbeSettings, Prompt
 
 SHOWN = 400  # characters of a prompt
 HEADS = 1.4  # what measuring a policy takes, as a multiple of the base's pass: that, and the products with two heads
 Told = Callable[[str, float], None]  # what is being done, and how much of it has been
-
-
-def _quiet(what: str, done: float) -> None:
-    """Say nothing."""
 
 
 @dataclass(frozen=True)
@@ -30,11 +25,6 @@ class Sizes:
     """Tokens of each prompt with its completions, by probe, in each process's part: what a measurement reads."""
 
     parts: Sequence[Mapping[str, Sequence[int]]]
-
-    @classmethod
-    def joined(cls, sizes: Sequence[Sizes]) -> Sizes:
-        """Of all processes."""
-        return cls([part for one in sizes for part in one.parts])
 
     def read(self, fraction: float) -> int:
         """Tokens that a measurement with a fraction of the probes reads, in the process that reads most."""
@@ -45,20 +35,16 @@ class Sizes:
 
     def described(self, fraction: float) -> str:
         """How many of the prompts and texts that is."""
-        whole = {FORWARD: [0, 0], PROBE: [0, 0]}
-        for part in self.parts:
-            for name, tokens in part.items():
-                whole[name][0] += _count(fraction, tokens)
-                whole[name][1] += len(tokens)
-        said = [
-            f"all {count} {what}" if count == total else f"{count} of {total} {what}"
-            for (count, total), what in zip(whole.values(), ("prompts", "generic texts"), strict=True)
-        ]
+        said = []
+        for name, what in ((FORWARD, "prompts"), (PROBE, "generic texts")):
+            tokens = [part[name] for part in self.parts if name in part]
+            count, total = sum(_count(fraction, one) for one in tokens), sum(map(len, tokens))
+            said.append(f"all {count} {what}" if count == total else f"{count} of {total} {what}")
         return " and ".join(said)
 
 
-def _count(fraction: float, prompts: Sequence[Any], at_least: int = FEW_PROMPTS) -> int:
-    return min(len(prompts), max(math.ceil(fraction * len(prompts)), at_least))
+def _count(fraction: float, prompts: Sequence[Any]) -> int:
+    return min(len(prompts), max(math.ceil(fraction * len(prompts)), FEW_PROMPTS))
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +55,7 @@ class BaseSide:
     the prompts of all parts: those that fit into the context. `seconds`: what the base's pass over this part took.
     """
 
-    probes: Mapping[str, kl.Probe]
+    probes: dict[str, kl.Probe]
     whole: Mapping[str, int]
     seconds: float = 0.0
 
@@ -78,31 +64,30 @@ class BaseSide:
         cls,
         base: Any,
         tokenizer: Any,
-        prompts: Sequence[Prompt],
-        generic: GenericText,
-        settings: ProbeSettings,
+        on: MeasuredOn,
         *,
         cache_dir: Path | None = None,
         digest: str | None = None,
         share: tuple[int, int] = (0, 1),
-        told: Told = _quiet,
+        told: Told = lambda what, done: None,
     ) -> BaseSide:
         """Complete the prompts and run the base, a PEFT model's under its adapter. `share`: of (rank, processes).
 
         `digest` is the base's, where it is known. `told` hears how far it is. Raises RazorError where nothing is left
         to measure on.
         """
+        precision = on.settings.precision
         kept: dict[str, Any] = {
             "cache_dir": cache_dir,
-            "digest": digest or (None if cache_dir is None else base_digest(base, settings.precision)),
+            "digest": digest or (None if cache_dir is None else base_digest(base, precision)),
         }
+
+        def completed(of: Callable[..., Sequences], given: Any, what: str) -> Sequences:
+            return of(base, tokenizer, given, on.settings, told=partial(told, f"the base completes {what}"), **kept)
+
         sequences = {
-            FORWARD: probes.of_prompts(
-                base, tokenizer, prompts, settings, told=partial(told, "the base completes the prompts"), **kept
-            ),
-            PROBE: probes.of_generic(
-                base, tokenizer, generic, settings, told=partial(told, "the base completes the generic prompts"), **kept
-            ),
+            FORWARD: completed(probes.of_prompts, on.prompts, "the prompts"),
+            PROBE: completed(probes.of_generic, on.generic, "the generic prompts"),
         }
         found: dict[str, kl.Probe] = {}
         begun = compute.now(base)
@@ -112,7 +97,7 @@ class BaseSide:
                     base,
                     part,
                     beside=next(iter(found.values()), None),
-                    precision=settings.precision,
+                    precision=precision,
                     told=partial(told, f"the base reads {what}"),
                 )
         seconds = compute.now(base) - begun
@@ -124,60 +109,35 @@ class BaseSide:
         return self.probes[FORWARD].sequences.prompts[0] if FORWARD in self.probes else ()
 
     @property
-    def sizes(self) -> Sizes:
-        """Of this process's part."""
-        return Sizes([{name: _tokens(probe.sequences) for name, probe in self.probes.items()}])
+    def sizes(self) -> Mapping[str, Sequence[int]]:
+        """Tokens of each prompt with its completions, by probe, in this process's part."""
+        return {name: _tokens(probe.sequences) for name, probe in self.probes.items()}
 
     @property
     def tokens(self) -> int:
         """What a measurement has the policy read."""
-        return sum(sum(_tokens(probe.sequences)) for probe in self.probes.values())
+        return sum(map(sum, self.sizes.values()))
 
     @property
     def pace(self) -> float:
         """About how many seconds a measurement takes for each token that it reads."""
         return HEADS * self.seconds / max(self.tokens, 1)
 
-    def thinned(self, fraction: float, at_least: int = FEW_PROMPTS) -> BaseSide:
-        """The same on a `fraction` of each probe's prompts, but on `at_least` as far as there are."""
-        thin = {}
-        for name, probe in self.probes.items():
-            thin[name] = probe.spread(_count(fraction, probe.sequences.prompts, at_least))
-        return BaseSide(thin, self.whole)
+    def thinned(self, fraction: float) -> BaseSide:
+        """The same on a `fraction` of each probe's prompts, but on FEW_PROMPTS as far as there are; itself of 1."""
+        if fraction == 1:
+            return self
+        counts = {name: _count(fraction, probe.sequences.prompts) for name, probe in self.probes.items()}
+        return BaseSide({name: probe.spread(counts[name]) for name, probe in self.probes.items()}, self.whole)
 
-    def measure(self, policy: Any, only: Sequence[str] | None = None) -> dict[str, Drift]:
-        """KL(base || policy) on each probe, or on those of `only`. Raises as `kl.forward_kl` does."""
-        return {
-            name: kl.forward_kl(probe, policy) for name, probe in self.probes.items() if only is None or name in only
-        }
+    def measure(self, policy: Any) -> dict[str, Drift]:
+        """KL(base || policy) on each probe. Raises as `kl.forward_kl` does."""
+        return {name: kl.forward_kl(probe, policy) for name, probe in self.probes.items()}
 
 
 def joined(parts: Sequence[Mapping[str, Drift]]) -> dict[str, Drift]:
     """What the processes measured, as one; the first of them has a part of every probe."""
     return {name: Drift.joined([part[name] for part in parts if name in part]) for name in parts[0]}
-
-
-def cautions_of(
-    measured: Mapping[str, int], prompts: Sequence[Prompt], generic: GenericText, settings: ProbeSettings
-) -> list[str]:
-    """Sentences on what of the probes is measured, of which `measured` counts the prompts, and whether it is enough."""
-    said = []
-    for name, given in ((FORWARD, prompts), (PROBE, generic.prompts or generic.texts)):
-        if (missing := len(given) - measured[name]) > 0:
-            what = "prompts" if name == FORWARD else "rows of the generic probe"
-            why = (
-                "they have no two tokens"
-                if name == PROBE and generic.texts
-                else f"they do not fit into the context with a completion of {settings.max_new_tokens} tokens"
-            )
-            said.append(f"{missing} of the {len(given)} {what} are left out: {why}.")
-    if (few := measured[FORWARD]) < FEW_PROMPTS:
-        counted = "1 prompt is" if few == 1 else f"{few} prompts are"
-        said.append(
-            f"{counted} few: KL is uncertain, and the interval is widened by it. Give at least {FEW_PROMPTS}, better a "
-            "hundred."
-        )
-    return said
 
 
 def _part(sequences: Sequences, rank: int, processes: int) -> Sequences | None:

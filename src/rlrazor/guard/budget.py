@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
-from rlrazor import bounds
 from rlrazor.analysis.forecast import Forecast
 from rlrazor.errors import RazorError
 from rlrazor.guard.law_file import LawFile
-from rlrazor.guard.verdict import Limits, Verdict, upper_end
+from rlrazor.guard.verdict import Limits, Verdict
 from rlrazor.lm.kl import MeanKL
 
 OnBudget = Literal["warn", "stop", "keep"]
@@ -38,27 +38,20 @@ class Judged:
 class Budget:
     """The largest `drop` of the prior score to accept, a fraction of 1, by the forecast of a law.
 
-    With `cautious` by the upper end of its interval, of `level`, by default the law's. Raises RazorError for settings
-    that are none.
+    With `cautious` by the upper end of its interval. Raises RazorError for settings that are none.
     """
 
     law: LawFile | None
     drop: float | None
     on_budget: OnBudget
     cautious: bool
-    level: float | None
 
     def __post_init__(self) -> None:
         if self.on_budget not in ("warn", "stop", "keep"):
             raise RazorError(f"on_budget is 'warn', 'stop' or 'keep', not {self.on_budget!r}.")
-        for name, value in (("budget", self.drop), ("level", self.level)):
-            bounds.require_number(name, value)
-        if self.drop is not None and not 0 < self.drop < 1:
-            raise RazorError(
-                f"budget is a fraction of 1, such as 0.02 for two points of the prior score, not {self.drop}."
-            )
-        if self.level is not None and not 0 < self.level < 1:
-            raise RazorError(f"level is a fraction of 1, such as 0.9, not {self.level}.")
+        limit = Limits(self.drop)
+        if limit.drop == 0:
+            raise RazorError("A budget of 0 lets nothing be measured to be within it: such as 0.02 is two points.")
 
     @cached_property
     def is_watched(self) -> bool:
@@ -74,7 +67,7 @@ class Budget:
             ]
             why = "without a law, KL says nothing about scores."
         else:
-            said = [self.law.describe(self.level), *self.law.cautions(self.level, limit=self.drop)]
+            said = [self.law.describe(), *self.law.cautions(limit=self.drop)]
             why = "by such a law nothing is warned of, stopped or kept."
         return said if self.drop is None or self.is_watched else [*said, f"the budget is not watched: {why}"]
 
@@ -82,16 +75,13 @@ class Budget:
         """Of KLs measured on so many of the prompts of that hash."""
         if self.law is None:
             return Judged(budget=self.drop)
-        forecast = self.law.forecast(kl, self.level, prompts=prompts, measured=measured)
-        level = self.law.attainable(self.level)
+        forecast, level = self.law.forecast(kl, prompts=prompts, measured=measured), self.law.level
         if self.drop is None or not self.is_watched:
             return Judged(forecast, level, self.drop)
-        remaining = self.law.remaining(
-            kl, self.drop, self.level, prompts=prompts, measured=measured, cautious=self.cautious
-        )
+        remaining = self.law.remaining(kl, self.drop, prompts=prompts, measured=measured, cautious=self.cautious)
         # Who is not cautious goes by the forecast itself, as far as the law has seen.
         low, high = (forecast.low, forecast.high) if self.cautious else (forecast.drop, forecast.drop)
-        high = upper_end(high, beyond=forecast.extrapolated)
+        high = math.inf if forecast.extrapolated else high
         verdict = Limits(cautious=self.cautious).judge(forecast.drop, low, high, self.drop)
         return Judged(forecast, level, self.drop, remaining, verdict)
 

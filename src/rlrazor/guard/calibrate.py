@@ -7,7 +7,7 @@ records.parquet does as well.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +15,9 @@ import polars as pl
 
 from rlrazor.analysis import forecast, law
 from rlrazor.errors import RazorError
-from rlrazor.guard.law_file import FEW_PROMPTS, LawFile
+from rlrazor.guard.law_file import UNKNOWN, LawFile, Made
 from rlrazor.guard.law_schema import LawProbe
-from rlrazor.lm.probes import GenericText, ProbeSettings, Prompt
+from rlrazor.guard.measured_on import FEW_PROMPTS, MeasuredOn
 from rlrazor.runs.records import BASE
 
 KEPT = ("method", "seed", "lr", "step", "new", "prior", *forecast.CANDIDATES[-1], "forgetting")
@@ -25,14 +25,12 @@ KEPT = ("method", "seed", "lr", "step", "new", "prior", *forecast.CANDIDATES[-1]
 
 @dataclass(frozen=True)
 class Base:
-    """Whose law it is, and what it was measured on: the prompts, the generic probe, and how prompts were completed."""
+    """Whose law it is, by its name, digest and tokenizer, and what it was measured on."""
 
     name: str
     digest: str
     tokenizer_digest: str
-    prompts: Sequence[Prompt]
-    generic: GenericText
-    settings: ProbeSettings
+    on: MeasuredOn
 
 
 def fit(
@@ -41,8 +39,7 @@ def fit(
     *,
     level: float = 0.9,
     candidates: Sequence[Sequence[str]] = forecast.CANDIDATES,
-    versions: Mapping[str, str] | None = None,
-    command: str = "",
+    made: Made = UNKNOWN,
 ) -> LawFile:
     """Fit the law to a table as `records.to_table` makes it, the base's row among its rows.
 
@@ -69,11 +66,10 @@ def fit(
         choice,
         base={"name": base.name, "digest": base.digest, "tokenizer": base.tokenizer_digest},
         prior={"scores": scores, "mean": score, "noise": _noise(table)},
-        probe=LawProbe.of(base.settings, base.generic, base.prompts),
+        probe=LawProbe.of(base.on),
         level=level,
         data=kept.to_dicts(),
-        versions=versions,
-        command=command,
+        made=made,
     )
 
 
@@ -86,7 +82,7 @@ def _suite(table: pl.DataFrame) -> list[str]:
 def warnings_of(found: LawFile, table: pl.DataFrame) -> list[str]:
     """What a user should know before relying on this law, in sentences."""
     said = found.cautions()
-    if found.caution() is not None:  # which comes last
+    if not found.has_its_level:  # which comes last
         said[-1] += f" For those make {math.ceil(found.interval.level / (1 - found.interval.level) - 1e-9)} runs."
     if (count := found.probe.prompts_count) < FEW_PROMPTS:
         said.append(

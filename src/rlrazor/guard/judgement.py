@@ -12,7 +12,7 @@ from rlrazor.errors import RazorError
 from rlrazor.guard.comparison import Comparison
 from rlrazor.guard.law_file import LawFile
 from rlrazor.guard.truth import TaskChange, Truth
-from rlrazor.guard.verdict import SEVERITY, Limits, Verdict, upper_end
+from rlrazor.guard.verdict import SEVERITY, Limits, Verdict
 from rlrazor.lm.scores import Metric
 
 MOST_ITEMS = 1_000_000  # that are worth naming
@@ -100,14 +100,14 @@ def _of_drop(found: Comparison, limit: float, law: LawFile | None) -> _Evidence:
     _require_judge(law, limit)
     forecast = said.forecast
     remedy = "Measure the drop with --prior, or calibrate with more runs."
-    high = upper_end(forecast.high, beyond=forecast.extrapolated)
+    high = math.inf if forecast.extrapolated else forecast.high
     if forecast.high <= limit < high:
         remedy = f"The interval is of smaller KLs than this. {remedy}"
     return _Evidence("forecast drop", forecast.drop, forecast.low, high, said.level, remedy)
 
 
 def _of_kl(found: Comparison, limit: float) -> _Evidence:
-    measured, level, count = found.kl[FORWARD], found.setup.level, found.setup.prompts.measured
+    measured, level, count = found.kl[FORWARD], found.setup.level, found.setup.measured
     low, high = measured.interval(count, level)
     half, gap = high - measured.mean, abs(limit - measured.mean)
     more = math.ceil(count * (half / gap) ** 2) if gap > 0 else MOST_ITEMS + 1

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,17 +30,28 @@ from rlrazor.analysis.forecast import (
 from rlrazor.analysis.law import Saturating
 from rlrazor.errors import RazorError
 from rlrazor.guard.law_schema import LawBase, LawParts, LawPrior, LawProbe, LawRow
+from rlrazor.guard.measured_on import FEW_PROMPTS
 from rlrazor.lm.digests import base_digest, is_digest, is_same_base, tokenizer_digest
 from rlrazor.lm.kl import MeanKL
 from rlrazor.lm.probes import GenericText, ProbeSettings, Prompt, content_hash
 from rlrazor.system.documents import checked, parse_json, read_text
 from rlrazor.system.writing import atomic_path
 
-FEW_PROMPTS = 16  # below it a standard error is itself a guess, and the interval is widened by it in any case
 MEND = "calibrate again"
 FORMAT = 2
 NAMES = {FORWARD: "KL on the new task's prompts", PROBE: "KL on the generic probe"}
 INTERVAL = "hierarchical jackknife+ over runs (arXiv:2306.06342), residuals relative to floor + forecast drop"
+
+
+@dataclass(frozen=True)
+class Made:
+    """By what a law was made: the versions of packages, and the command."""
+
+    versions: Mapping[str, str] = field(default_factory=dict)
+    command: str = ""
+
+
+UNKNOWN = Made()
 
 
 class LawFile(LawParts):
@@ -57,8 +68,7 @@ class LawFile(LawParts):
         probe: LawProbe,
         level: float = 0.9,
         data: Sequence[Mapping[str, Any]],
-        versions: Mapping[str, str] | None = None,
-        command: str = "",
+        made: Made = UNKNOWN,
     ) -> LawFile:
         """From a fit to `data`. Raises RazorError for what could not be read again, such as a law of another KL."""
         runs = [
@@ -78,8 +88,8 @@ class LawFile(LawParts):
             "interval": {"method": INTERVAL, "level": level, "floor": FLOOR, "runs": runs},
             "probe": probe,
             "data": [dict(row) for row in data],
-            "versions": dict(versions or {}),
-            "command": command,
+            "versions": dict(made.versions),
+            "command": made.command,
         }
         return checked(cls, parts, "The law of these runs")
 
@@ -155,17 +165,19 @@ class LawFile(LawParts):
     def _range_of(self, limit: float) -> RangeError:
         return next(one for one in self.by_range if limit <= one.high)
 
-    def attainable(self, level: float | None = None) -> float:
-        """The level of its intervals where `level`, by default the law's own, is asked for."""
-        return self.forecaster.attainable(self.interval.level if level is None else level)
+    def at_level(self, level: float | None) -> LawFile:
+        """The same with intervals of another level, a fraction of 1; None: its own."""
+        if level is None:
+            return self
+        return self.model_copy(update={"interval": self.interval.model_copy(update={"level": level})})
+
+    @property
+    def level(self) -> float:
+        """Of its intervals: what is asked for, or what its runs allow."""
+        return self.forecaster.attainable(self.interval.level)
 
     def forecast(
-        self,
-        kls: Mapping[str, MeanKL],
-        level: float | None = None,
-        *,
-        prompts: Sequence[Prompt] | str,
-        measured: int | None = None,
+        self, kls: Mapping[str, MeanKL], *, prompts: Sequence[Prompt] | str, measured: int | None = None
     ) -> Forecast:
         """The forecast at these KLs, the interval widened by their standard errors.
 
@@ -175,14 +187,12 @@ class LawFile(LawParts):
         no standard error, and KL could be anything up to twice what was seen.
         """
         means = {name: one.mean for name, one in kls.items()}
-        errors = self._errors(kls, prompts, measured)
-        return self.forecaster.forecast(means, self.interval.level if level is None else level, errors)
+        return self.forecaster.forecast(means, self.interval.level, self._errors(kls, prompts, measured))
 
     def remaining(
         self,
         kls: Mapping[str, MeanKL],
         budget: float,
-        level: float | None = None,
         *,
         prompts: Sequence[Prompt] | str,
         measured: int | None = None,
@@ -193,10 +203,8 @@ class LawFile(LawParts):
         No further than the law was fitted to.
         """
         means = {name: one.mean for name, one in kls.items()}
-        wanted = self.interval.level if level is None else level
-        return self.forecaster.remaining(
-            means, budget, cautious=cautious, level=wanted, stderr=self._errors(kls, prompts, measured)
-        )
+        errors = self._errors(kls, prompts, measured)
+        return self.forecaster.remaining(means, budget, cautious=cautious, level=self.interval.level, stderr=errors)
 
     def _errors(
         self, kls: Mapping[str, MeanKL], prompts: Sequence[Prompt] | str, measured: int | None
@@ -207,13 +215,12 @@ class LawFile(LawParts):
             return {}
         return {name: one.stderr if math.isfinite(one.stderr) else one.mean for name, one in kls.items()}
 
-    def caution(self, level: float | None = None) -> str | None:
-        """A sentence where the interval cannot be of that level."""
-        wanted = self.interval.level if level is None else level
-        found, runs = self.attainable(wanted), len(self.forecaster.left_out)
-        return f"{runs} runs allow intervals of {found:.0%}, not of {wanted:.0%}." if found < wanted else None
+    @property
+    def has_its_level(self) -> bool:
+        """Whether its runs allow intervals of the level that is asked for."""
+        return self.level >= self.interval.level
 
-    def cautions(self, level: float | None = None, *, limit: float | None = None) -> list[str]:
+    def cautions(self, *, limit: float | None = None) -> list[str]:
         """Sentences on what a user of its forecasts has to know, its objection first; of a `limit`, also near that."""
         objection = self.objection(limit=limit)
         said = [] if objection is None else [objection]
@@ -230,8 +237,11 @@ class LawFile(LawParts):
                 f"How well this law does near a limit of {100 * limit:.1f} points was hardly tested: of the runs that "
                 f"it was not fitted to, {near.runs} had checkpoints for which it forecast {range_label(near)} points."
             )
-        if (caution := self.caution(level)) is not None:
-            said.append(f"The law's {caution}")
+        if not self.has_its_level:
+            said.append(
+                f"The law's {len(self.interval.runs)} runs allow intervals of {self.level:.0%}, not of "
+                f"{self.interval.level:.0%}."
+            )
         return said
 
     def _could_be_noise(self, noise: float) -> str:
@@ -241,10 +251,10 @@ class LawFile(LawParts):
             "updates, or measure more items."
         )
 
-    def describe(self, level: float | None = None) -> str:
+    def describe(self) -> str:
         """One sentence: what the law is of, how many runs it rests on, and how well it forecasts, small drops too."""
         of = " and ".join(NAMES[name] for name in self.forecaster.columns)
-        runs, error = len(self.forecaster.left_out), 100 * self.choice.found.best.error
+        runs, error = len(self.interval.runs), 100 * self.choice.found.best.error
         noise = "" if self.useful else ", fitted to what noise could be"
         verdict = noise if self.choice.found.useful else ", no better than guessing"
         least = self.by_range[0]
@@ -257,7 +267,7 @@ class LawFile(LawParts):
         return (
             f"A law of {of}, fitted to {runs} runs of {self.base.name}; on a {self.choice.by} left out it was wrong by "
             f"{error:.1f} points (guessing the mean: {100 * self.choice.guess:.1f}){verdict}{small}. Intervals are of "
-            f"{self.attainable(level):.0%}."
+            f"{self.level:.0%}."
         )
 
     def check(self, base: Any, tokenizer: Any, digest: str | None = None) -> None:

@@ -29,8 +29,9 @@ from rlrazor.analysis.forecast import (
 )
 from rlrazor.analysis.law import LEAST, REACH, SHAPES, Floats, Saturating
 from rlrazor.errors import RazorError
+from rlrazor.guard.measured_on import MeasuredOn
 from rlrazor.lm.digests import is_digest
-from rlrazor.lm.probes import GenericText, ProbeSettings, Prompt, content_hash
+from rlrazor.lm.probes import ProbeSettings
 from rlrazor.lm.prompts import check as check_prompt
 from rlrazor.lm.prompts import check_text
 from rlrazor.system.documents import checked
@@ -206,14 +207,14 @@ class LawProbe(Schema):
         return ProbeSettings(self.max_new_tokens, self.samples, tuple(self.stop), self.chat, self.precision)
 
     @classmethod
-    def of(cls, settings: ProbeSettings, generic: GenericText, prompts: Sequence[Prompt]) -> LawProbe:
-        """Of what was measured with. Raises RazorError for what could not be read again."""
+    def of(cls, on: MeasuredOn) -> LawProbe:
+        """Of what was measured on. Raises RazorError for what could not be read again."""
         parts = {
-            **asdict(settings),
-            "stop": list(settings.stop),
-            "prompts_hash": content_hash(list(prompts)),
-            "prompts_count": len(prompts),
-            "generic": {name: value for name, value in asdict(generic).items() if value},
+            **asdict(on.settings),
+            "stop": list(on.settings.stop),
+            "prompts_hash": on.prompts_hash,
+            "prompts_count": len(on.prompts),
+            "generic": {name: value for name, value in asdict(on.generic).items() if value},
         }
         return checked(cls, parts, "The probe")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from rlrazor.errors import RazorError
@@ -39,6 +40,21 @@ _LOWER = re.compile(
 _NEGATED = re.compile(
     r"(^|(?<!false)(?<!true)[^a-z])(neg|negative|minus|inv|inverse)[^a-z](?!log_?likelihood|sample)|^(eval_)?1 ?- ?"
 )
+
+
+@dataclass(frozen=True)
+class NewScore:
+    """Which metric of a trainer's log is the new-task score; None: the first usual one, and better as its name says."""
+
+    metric: str | None = None
+    lower_is_better: bool | None = None
+
+    def is_lower_better(self, metric: str) -> bool:
+        """Whether less of the metric that was found is better."""
+        return is_lower_better(metric) if self.lower_is_better is None else self.lower_is_better
+
+
+FIRST_USUAL = NewScore()
 
 
 def is_lower_better(metric: str) -> bool:

@@ -5,7 +5,7 @@
 For `transformers.Trainer` and whatever is built on it, TRL's trainers among them; full fine-tuning or PEFT; one process
 or many under DistributedDataParallel. The base's side is computed when the trainer has been made, before any update, so
 the model that the trainer was given is the base; of a PEFT model it is what is left without its adapter, which is
-checked. Models are measured in one precision, that of their weights unless `settings` or the law say otherwise,
+checked. Models are measured in one precision, that of their weights unless `measuring` or the law say otherwise,
 whatever autocast training is under. Training is left as it is: generators, modes and gradients are put back, nothing is
 logged through the trainer, and the loss is the same to the bit with the monitor and without it. What fails before
 training is an error; what fails later ends measuring, not training.
@@ -21,16 +21,18 @@ import traceback
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Never, TypeVar
 
 from rlrazor.analysis.forecast import FORWARD
 from rlrazor.errors import RazorError
 from rlrazor.extras import needs_extra
 from rlrazor.guard import ranks, trackers
-from rlrazor.guard.base_side import BaseSide, cautions_of, joined, kls_of, shortened
+from rlrazor.guard.base_side import BaseSide, joined, kls_of, shortened
 from rlrazor.guard.budget import KEPT, Budget, OnBudget
 from rlrazor.guard.law_file import LawFile
+from rlrazor.guard.measured_on import AS_THE_LAW_SAYS, Measuring
 from rlrazor.guard.outputs import LOG, Claim, KeptModel, Log, mark_checkpoint, require_same, rows_until
 from rlrazor.guard.overlap import cautions_of_rows
 from rlrazor.guard.plan import Plan, check_every
@@ -41,16 +43,7 @@ from rlrazor.lm import compute, encoding
 from rlrazor.lm.adapters import is_adapted, unwrapped
 from rlrazor.lm.digests import base_digest, is_same_base
 from rlrazor.lm.kl import Drift
-from rlrazor.lm.probes import (
-    GenericText,
-    ProbeSettings,
-    Prompt,
-    content_hash,
-    default_cache,
-    probe_hash,
-    read_generic,
-    read_prompts,
-)
+from rlrazor.lm.probes import Prompt, default_cache, probe_hash, read_prompts
 from rlrazor.lm.sampling import NotFiniteError
 from rlrazor.lm.suitable import require_measurable
 from rlrazor.lm.undone import check_undone
@@ -69,7 +62,7 @@ except ImportError:
 T = TypeVar("T")
 NO_MEMORY = (
     "Out of memory while the base completes the prompts, before training: give fewer or shorter prompts, or lower "
-    "max_new_tokens in `settings`."
+    "max_new_tokens in Measuring(settings=ProbeSettings(...))."
 )
 
 
@@ -83,11 +76,8 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
     upper end of its interval; at a KL beyond those that the law was fitted to nothing is within, and with `cautious`
     all is over. A law that may not judge watches no budget. `every`: None measures as often as costs 5 %
     of training, by counting tokens, with probes thinned if need be, and at least four times whatever it costs; the plan
-    and its costs are said before the first step. `generic`: text that stands for what must not change, a file or
-    `GenericText`; by default the law's, or else sixty built-in paragraphs. `settings`: how the base completes prompts,
-    by default the law's. `level`: of the interval, by default the law's. `tokenizer`: by default the trainer's. `log`:
-    the JSONL, by default OUTPUT_DIR/razor.jsonl. `cache_dir`: where the base's completions are kept, by default in the
-    user's cache.
+    and its costs are said before the first step. `log`: the JSONL, by default OUTPUT_DIR/razor.jsonl. `measuring`: how
+    it is measured, where that is not as the law says and with the trainer's tokenizer.
 
     Raises RazorError, when the trainer is made or as training begins, for prompts or a law that cannot be read, a law
     of another base or precision, an adapter without which the model is not the base, two monitors with one log, and
@@ -103,27 +93,24 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
         on_budget: OnBudget = "warn",
         cautious: bool = False,
         every: int | None = None,
-        generic: str | Path | GenericText | None = None,
-        settings: ProbeSettings | None = None,
-        level: float | None = None,
-        tokenizer: Any = None,
         log: str | Path | None = None,
-        cache_dir: Path | None = None,
+        measuring: Measuring = AS_THE_LAW_SAYS,
+        **moved: Never,
     ) -> None:
-        self.prompts = read_prompts(Path(prompts)) if isinstance(prompts, str | Path) else list(prompts)
-        self.law = LawFile.load(law) if isinstance(law, str | Path) else law
-        self.budget, self.rule = budget, Budget(self.law, budget, on_budget, cautious, level)
+        _check_names(moved)
         check_every(every)
         if log is not None and Path(log).is_dir():
             raise RazorError(f"log is a file, and {log} is a folder: name a file in it, such as {Path(log) / LOG}.")
         if log is not None:
-            writing.check_apart([Path(log)], [of for of in (prompts, law, generic) if isinstance(of, str | Path)])
-        self.prompts_hash = content_hash(self.prompts)
-        own = read_generic(Path(generic)) if isinstance(generic, str | Path) else generic
-        self.generic = (self.law.require_own("generic", own) if self.law else own) or GenericText.built_in()
-        self.settings = (self.law.require_own("settings", settings) if self.law else settings) or ProbeSettings()
-        self.asked = every, self.settings  # what follows from them is another thing for each trainer: `schedule`
-        self.tokenizer, self.cache_dir = tokenizer, cache_dir or default_cache()
+            inputs = (prompts, law, measuring.generic)
+            writing.check_apart([Path(log)], [of for of in inputs if isinstance(of, str | Path)])
+        given = LawFile.load(law) if isinstance(law, str | Path) else law
+        self.law = given and given.at_level(measuring.level)
+        self.rule = Budget(self.law, budget, on_budget, cautious)
+        read = read_prompts(Path(prompts)) if isinstance(prompts, str | Path) else list(prompts)
+        # What was asked for, of which something else follows for each trainer: `on`, `tokenizer` and `schedule`.
+        self.measuring, self.every = measuring, every
+        self.asked = self.on = measuring.on(read, self.law)
         self.log_path = None if log is None else Path(log)
         self.readings: list[Reading] = []
         self.last_seen = 0  # the last step at which it was tried to measure
@@ -137,7 +124,8 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
         self.looked_at: Callable[[], Any] = lambda: None
         self.trainer: Callable[[], Any] = lambda: None
         self.unreachable: set[str] = set()  # trackers
-        self.vocabulary: Any = None
+        self.processing_class: Any = None  # of the trainer, and the tokenizer that is measured with
+        self.tokenizer: Any = None
         self.provenance: dict[str, str] = {}
         self.first_prompt = ""  # as it is measured
         self.setup_seconds = 0.0
@@ -165,8 +153,7 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
         dataloader, told = kwargs.get("train_dataloader"), getattr(args, "chat_template_kwargs", None)
         ranks.together(lambda: self._say_what_is_wrong(dataloader, told))
         path = self._log_path(args)
-        earlier = ranks.together(lambda: self._earlier(path, state.global_step))
-        earlier = ranks.gather(earlier)[0]  # of the first process, which writes them
+        earlier = ranks.everywhere(lambda: self._earlier(path, state.global_step))[0]  # of who writes them
         ranks.together(lambda: self._begin_outputs(args, path, earlier, fresh=state.global_step == 0))
         measured = [row for row in earlier if "error" not in row]
         self.last_seen = measured[-1]["step"] if measured else 0
@@ -194,41 +181,40 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
         if schedule.clock.is_ready(due=due) and not self.is_off:
             self._or_else_off(state, schedule.say_timed)
         if due:
-            self._look(args, state, control, model, kwargs.get("processing_class"), last=last)
+            self._look(args, state, control, model, last=last)
         return control
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> Any:
         """Measure where something else than the monitor ends training: trackers are still open."""
         if control.should_training_stop:
-            self._look_at_the_end(args, state, control, model, kwargs.get("processing_class"))
+            self._look_at_the_end(args, state, control, model)
         return control
 
     def on_log(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> Any:
         """The same where that was decided after an epoch: what a trainer logs last comes before trackers close."""
         if control.should_training_stop and not getattr(args, "load_best_model_at_end", False):
-            self._look_at_the_end(args, state, control, model, kwargs.get("processing_class"))
+            self._look_at_the_end(args, state, control, model)
         return control
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Say in the checkpoint whose it is: a folder may hold those of several runs."""
         if ranks.is_first() and self.claim is not None:
-            mark_checkpoint(
-                Path(args.output_dir) / f"checkpoint-{state.global_step}", self.claim.run, state.global_step
-            )
+            step = state.global_step
+            mark_checkpoint(Path(args.output_dir) / f"checkpoint-{step}", self.claim.run, step)
 
     def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Close what is open; measure, where something else than the monitor ended training between measurements."""
         if self.schedule is not None:
             self.schedule.stop_counting()
         if not getattr(args, "load_best_model_at_end", False):  # by now it is an earlier model
-            self._look_at_the_end(args, state, control, model, kwargs.get("processing_class"))
+            self._look_at_the_end(args, state, control, model)
         self.callbacks = ()
 
-    def _look_at_the_end(self, args: Any, state: Any, control: Any, model: Any, processing_class: Any) -> None:
+    def _look_at_the_end(self, args: Any, state: Any, control: Any, model: Any) -> None:
         if self.base is not None and model is not None and 0 < state.global_step != self.last_seen:
-            self._look(args, state, control, model, processing_class, last=True)
+            self._look(args, state, control, model, last=True)
 
-    def _look(self, args: Any, state: Any, control: Any, model: Any, processing_class: Any, *, last: bool) -> None:
+    def _look(self, args: Any, state: Any, control: Any, model: Any, *, last: bool) -> None:
         """Measure, report and act, unless measuring has failed."""
         if self.is_off:
             return
@@ -252,7 +238,7 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
             if reading.verdict is Verdict.ABOVE and self.rule.on_budget == "stop":
                 control.should_training_stop = True
             elif reading.verdict is Verdict.WITHIN and self.kept is not None:
-                self.kept.save(unwrapped(model), processing_class, reading.as_json())
+                self.kept.save(unwrapped(model), self.processing_class, reading.as_json())
 
         self._or_else_off(state, lambda: ranks.together(act))
 
@@ -289,37 +275,41 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
 
     def _look_at_base(self, args: Any, control: Any, model: Any, processing_class: Any) -> None:
         """Raises RazorError for all that cannot be watched."""
-        self._forget()
+        # Another trainer may have left something, where the monitor is given to two, one after the other.
+        self.base = self.schedule = self.claim = None
+        self.readings, self.last_seen, self.is_off = [], 0, False
         self.claim = Claim.of(control, self._log_path(args), self._kept_path(args))
-        processing_class = self.tokenizer or processing_class
-        tokenizer = getattr(processing_class, "tokenizer", processing_class)
+        self.processing_class, given = processing_class, self.measuring.tokenizer or processing_class
+        tokenizer = getattr(given, "tokenizer", given)
         if tokenizer is None:
-            raise RazorError("ForgettingMonitor needs the tokenizer: give it, or processing_class to the trainer.")
-        self.vocabulary = tokenizer
-        self.settings = self.settings.on(model)
+            raise RazorError(
+                "ForgettingMonitor needs the tokenizer: give it, measuring=Measuring(tokenizer=...), or "
+                "processing_class to the trainer."
+            )
+        self.tokenizer = tokenizer
+        self.on = replace(self.asked, settings=self.asked.settings.on(model))
         self.looked_at, self.trainer = weakref.ref(model), (lambda: None) if control is None else weakref.ref(control)
+        told = SetUpProgress(speaks=ranks.is_first(), draws=not getattr(args, "disable_tqdm", False))
         try:
-            with compute.generators_untouched(), compute.memory_errors(NO_MEMORY), self._progress(args) as progress:
-                require_measurable(model, tokenizer)
-                digest = base_digest(model, self.settings.precision)
+            with compute.generators_untouched(), compute.memory_errors(NO_MEMORY), told:
+                require_measurable(model)
+                digest = base_digest(model, self.on.settings.precision)
                 check_undone(model, recognised=self.law is not None and is_same_base(digest, self.law.base.digest))
                 if self.law is not None:
                     self.law.check(model, tokenizer, digest)
                 self.provenance = {
                     "base": digest,
-                    "probe": probe_hash(self.settings, self.generic),
-                    "prompts_hash": self.prompts_hash,
+                    "probe": probe_hash(self.on.settings, self.on.generic),
+                    "prompts_hash": self.on.prompts_hash,
                 }
                 self.base = BaseSide.of(
                     model,
                     tokenizer,
-                    self.prompts,
-                    self.generic,
-                    self.settings,
-                    cache_dir=self.cache_dir,
+                    self.on,
+                    cache_dir=self.measuring.cache_dir or default_cache(),
                     digest=digest,
                     share=(ranks.rank(), ranks.count()),
-                    told=progress,
+                    told=told,
                 )
         except NotFiniteError as error:
             raise RazorError(
@@ -332,29 +322,19 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
                 f"ForgettingMonitor cannot measure this model, {type(model).__name__}: {type(error).__name__}: "
                 f"{' '.join(str(error).split())}. Train without the monitor, and report this."
             ) from error
-        self.schedule = Schedule(self.base, self.settings.precision, self.asked[0], _say)
+        self.schedule = Schedule(self.base, self.on.settings.precision, self.every, _say)
         self.first_prompt = encoding.as_read(tokenizer, self.base.first_prompt)
 
-    @staticmethod
-    def _progress(args: Any) -> SetUpProgress:
-        return SetUpProgress(speaks=ranks.is_first(), draws=not getattr(args, "disable_tqdm", False))
-
-    def _forget(self) -> None:
-        """What another trainer has left, where the monitor was given to two, one after the other."""
-        self.settings = self.asked[1]
-        self.base = self.schedule = self.claim = None
-        self.readings, self.last_seen, self.is_off = [], 0, False
-
     def _say_what_is_wrong(self, dataloader: Any, told: Mapping[str, Any] | None) -> None:
-        for caution in self.rule.cautions():
-            _say(f"[razor] {caution}")
         assert self.base is not None
-        _say(f"[razor] the first prompt, as measured in {self.settings.precision}: {shortened(self.first_prompt)!r}")
-        for caution in cautions_of(self.base.whole, self.prompts, self.generic, self.settings):
-            _say(f"[razor] {caution}")
+        precision = self.on.settings.precision
+        said = self.rule.cautions()
+        said.append(f"the first prompt, as measured in {precision}: {shortened(self.first_prompt)!r}")
+        said += self.on.cautions(self.base.whole)
         if ranks.is_first():
-            for caution in cautions_of_rows(self.prompts, self.vocabulary, self.settings, dataloader, told):
-                _say(f"[razor] {caution}")
+            said += cautions_of_rows(self.on, self.tokenizer, dataloader, told)
+        for sentence in said:
+            _say(f"[razor] {sentence}")
 
     # What is left on disk
 
@@ -407,7 +387,7 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
             {name: drift.per_token.mean for name, drift in drifts.items()},
             {name: drift.n_prompts for name, drift in drifts.items()},
             is_whole,
-            self.rule.judged(kl, self.prompts_hash if is_whole else "", side.whole[FORWARD]),
+            self.rule.judged(kl, self.on.prompts_hash if is_whole else "", side.whole[FORWARD]),
             seconds,
         )
 
@@ -432,6 +412,16 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
             self.unreachable.add(name)
         kept = None if self.kept is None else self.kept.step
         _say(reading.line(self.rule.done_about(reading.verdict, kept)))
+
+
+def _check_names(unknown: Mapping[str, Any]) -> None:
+    """Raise TypeError for what is no argument, and RazorError for one that `Measuring` has."""
+    for name in unknown:
+        if name in [field.name for field in fields(Measuring)]:
+            raise RazorError(
+                f"`{name}` is how it is measured: ForgettingMonitor(..., measuring=Measuring({name}=...))."
+            )
+        raise TypeError(f"ForgettingMonitor has no argument {name!r}.")
 
 
 def _say(text: str) -> None:

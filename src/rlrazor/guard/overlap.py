@@ -8,6 +8,7 @@ from itertools import islice
 from typing import Any
 
 from rlrazor.errors import RazorError
+from rlrazor.guard.measured_on import MeasuredOn
 from rlrazor.lm import encoding
 from rlrazor.lm.probes import ProbeSettings, Prompt, encode
 from rlrazor.lm.prompts import parts_of
@@ -98,25 +99,19 @@ def template_caution(
     return None
 
 
-def cautions_of_rows(
-    prompts: Sequence[Prompt],
-    tokenizer: Any,
-    settings: ProbeSettings,
-    dataloader: Any,
-    told: Mapping[str, Any] | None,
-) -> list[str]:
+def cautions_of_rows(on: MeasuredOn, tokenizer: Any, dataloader: Any, told: Mapping[str, Any] | None) -> list[str]:
     """Sentences on how prompts and the rows that are trained on go together, as far as that can be seen."""
     try:
-        forms = [encode(tokenizer, prompts, chat) for chat in {settings.chat, False}]
-        shared = count_overlap(prompts, list(zip(*forms, strict=True)), dataloader)
-        form = template_caution(prompts, tokenizer, settings, dataloader, told)
+        forms = [encode(tokenizer, on.prompts, chat) for chat in {on.settings.chat, False}]
+        shared = count_overlap(on.prompts, list(zip(*forms, strict=True)), dataloader)
+        form = template_caution(on.prompts, tokenizer, on.settings, dataloader, told)
     except Exception as error:  # of a data set of the user's own
         return [f"whether the prompts are in the training set cannot be seen: {type(error).__name__}: {error}"]
     said = [] if form is None else [form]
     if shared:
         said = [
-            f"{shared} of the {len(prompts)} prompts are in the training set: KL on them is larger than on prompts the "
-            "model has not seen. Hold prompts out.",
+            f"{shared} of the {len(on.prompts)} prompts are in the training set: KL on them is larger than on prompts "
+            "the model has not seen. Hold prompts out.",
             *said,
         ]
     return said

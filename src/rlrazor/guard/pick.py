@@ -15,11 +15,11 @@ from pathlib import Path
 from rlrazor.analysis.forecast import FORWARD, PROBE
 from rlrazor.errors import RazorError
 from rlrazor.guard.law_file import NAMES, LawFile
-from rlrazor.guard.metric import is_lower_better
+from rlrazor.guard.metric import FIRST_USUAL, NewScore
 from rlrazor.guard.pick_sources import MeasureCheckpoint, check_weighable, is_or_are, of_records, of_trainer
 from rlrazor.guard.run_folder import run_in
 from rlrazor.guard.scored import AXES, ScoredCheckpoint, frontier
-from rlrazor.guard.verdict import DROP, Limits, Verdict
+from rlrazor.guard.verdict import DROP, NO_LIMITS, Limits, Verdict
 
 LISTED = 8  # checkpoints in a sentence
 
@@ -72,14 +72,9 @@ class Pick:
 
 def pick(
     folder: Path,
+    limits: Limits = NO_LIMITS,
+    score: NewScore = FIRST_USUAL,
     *,
-    metric: str | None = None,
-    lower_is_better: bool | None = None,
-    budget: float | None = None,
-    kl_budget: float | None = None,
-    kl_budget_probe: float | None = None,
-    cautious: bool = False,
-    accept_uncertain: bool = False,
     law: LawFile | None = None,
     measure: MeasureCheckpoint | None = None,
     run: str | None = None,
@@ -87,31 +82,28 @@ def pick(
 ) -> Pick:
     """The frontiers of a folder's checkpoints, and the recommended one.
 
-    With limits, the best new-task score within them by the estimates or, with `cautious`, by the upper ends of their
-    intervals: `budget`, the largest drop to accept, a fraction of 1; `kl_budget` and `kl_budget_probe`, the largest KL
-    on the new task's prompts and on the generic probe, nats. The verdict says whether the recommended one is within
-    them by its whole interval, unless `accept_uncertain`. Without limits, the highest score minus drop, which takes a
-    score that is a fraction of 1; without a law that may judge, none.
+    With `limits`, the best new-task score within them by the estimates or, if they are `cautious`, by the upper ends of
+    their intervals. The verdict says whether the recommended one is within them by its whole interval, unless they
+    `accept_uncertain`. Without limits, the highest score minus drop, which takes a score that is a fraction of 1;
+    without a law that may judge, none.
 
-    `metric`: of the trainer's log, for which `lower_is_better` goes by its name (loss, perplexity, error rates) unless
-    it is given; `law` forecasts from the KLs in `log`, by default razor.jsonl; `measure(checkpoint, step)` replaces
-    that log. `run`: the id of the training run, of those in the folder, by default the one that wrote last.
+    `law` forecasts from the KLs in `log`, by default razor.jsonl; `measure(checkpoint, step)` replaces that log. `run`:
+    the id of the training run, of those in the folder, by default the one that wrote last.
 
     Checkpoints that cannot be read, have no weights or cannot be measured are left out, with a note. Raises RazorError
     where none is left, there is no such metric, neither a drop nor a KL, or none of what a limit is about.
     """
-    limits = Limits.of_budgets(budget, kl_budget, kl_budget_probe, cautious=cautious, accept_uncertain=accept_uncertain)
     if (folder / "records.parquet").exists():
-        if (metric, lower_is_better, law, measure, run, log) != (None,) * 6:
+        if score != FIRST_USUAL or (law, measure, run, log) != (None,) * 4:
             raise RazorError(f"{folder} is of a sweep, whose own measured scores are used: give budgets at most.")
         found = of_records(folder)
     elif folder.is_dir():
         if measure is not None and log is not None:
             raise RazorError("Either a log says what was measured, or the checkpoints are measured here: not both.")
-        found = of_trainer(run_in(folder, run, log), metric, lower_is_better, limits, law, measure)
+        found = of_trainer(run_in(folder, run, log), score, limits, law, measure)
     else:
         raise RazorError(f"There is no folder {folder}.")
-    lower = is_lower_better(found.metric) if lower_is_better is None else lower_is_better
+    lower = score.is_lower_better(found.metric)
     axes = [of for of in AXES if any(one.interval(of) for one in found.candidates)]
     if missing := [of for of in limits.most if of not in axes and of != DROP]:
         raise RazorError(f"{NAMES[missing[0]]} was not measured, so no budget of it can be judged: leave it out.")

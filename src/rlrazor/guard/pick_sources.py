@@ -16,7 +16,7 @@ from rlrazor.analysis.forecast import FORWARD, PROBE
 from rlrazor.errors import RazorError
 from rlrazor.guard.law_file import LawFile
 from rlrazor.guard.log_schema import LogRow
-from rlrazor.guard.metric import find_metric, is_lower_better, latest
+from rlrazor.guard.metric import NewScore, find_metric, latest
 from rlrazor.guard.outputs import MARK
 from rlrazor.guard.run_folder import Run, SavedCheckpoint, rows_of
 from rlrazor.guard.scored import DropEstimate, Forgetting, ScoredCheckpoint
@@ -68,7 +68,8 @@ def of_records(folder: Path) -> FoundCheckpoints:
     if not rows:
         raise RazorError(f"{folder} holds the base policy only: there is nothing to pick from.")
     of_base = {row["seed"]: row.get("prior_stderr") for row in bases}
-    errors = [_error_of_drop(row, of_base.get(row["seed"])) for row in rows]
+    # Of a difference of two scores; at most, as it takes them to be of different items.
+    errors = [math.hypot(_known(row.get("prior_stderr")), _known(of_base.get(row["seed"]))) for row in rows]
     unknown = errors.count(math.inf)
     which = "The measured drops have" if unknown == len(rows) else f"{unknown} of the {len(rows)} measured drops have"
     notes = [f"{which} no standard error: how much of them is chance is not known."] if unknown else []
@@ -81,46 +82,34 @@ def _of_record(row: Mapping[str, Any], error: float) -> ScoredCheckpoint:
     name = f"{row['method']} lr {row['lr']:.3g} seed {row['seed']} step {row['step']} ({row['run_id']})"
     drop = float(row["forgetting"])
     kls = {
-        of: MeanKL(float(row[of]), _or(row.get(f"{of}_stderr"), math.inf))
+        of: MeanKL(float(row[of]), _known(row.get(f"{of}_stderr")))
         for of in (FORWARD, PROBE)
-        if _is_finite(row.get(of))
+        if math.isfinite(_known(row.get(of)))
     }
     measured = DropEstimate(drop, drop - _Z * error, drop + _Z * error, measured=True)
     return ScoredCheckpoint(name, int(row["step"]), float(row["new"]), measured, kls)
 
 
-def _error_of_drop(row: Mapping[str, Any], of_base: float | None) -> float:
-    """The standard error of a difference of two scores; at most, as it takes them to be of different items.
-
-    Infinite where that of one of them is not known.
-    """
-    return math.hypot(_or(row.get("prior_stderr"), math.inf), _or(of_base, math.inf))
-
-
-def _or(value: float | None, unknown: float) -> float:
-    return float(value) if value is not None and math.isfinite(value) else unknown
-
-
-def _is_finite(value: float | None) -> bool:
-    return value is not None and math.isfinite(value)
+def _known(value: float | None) -> float:
+    """Infinite where it is not."""
+    return float(value) if value is not None and math.isfinite(value) else math.inf
 
 
 # A Trainer's folder
 
 
-def metric_of(run: Run, wanted: str | None, lower_is_better: bool | None, limits: Limits, law: LawFile | None) -> str:
+def metric_of(run: Run, score: NewScore, limits: Limits, law: LawFile | None) -> str:
     """The metric to go by. Raises RazorError, before minutes of measuring, where it was not logged or cannot judge.
 
     That is where it would have to be weighed against the drop that a law forecasts.
     """
-    metric = find_metric(run.history, wanted)
+    metric = find_metric(run.history, score.metric)
     if law is not None and law.objection() is None and not limits.most:
-        lower = is_lower_better(metric) if lower_is_better is None else lower_is_better
         values = []
         for one in run.checkpoints:
             with suppress(RazorError):
                 values.append(float(latest(run.history, one.step, metric)[metric]))
-        check_weighable(metric, values, lower=lower)
+        check_weighable(metric, values, lower=score.is_lower_better(metric))
     return metric
 
 
@@ -131,16 +120,11 @@ def check_weighable(metric: str, values: Sequence[float], *, lower: bool) -> Non
 
 
 def of_trainer(
-    run: Run,
-    metric: str | None,
-    lower_is_better: bool | None,
-    limits: Limits,
-    law: LawFile | None,
-    measure: MeasureCheckpoint | None,
+    run: Run, score: NewScore, limits: Limits, law: LawFile | None, measure: MeasureCheckpoint | None
 ) -> FoundCheckpoints:
     """The checkpoints of a run, measured here or by the monitor that watched it."""
     notes = list(run.notes)
-    metric = metric_of(run, metric, lower_is_better, limits, law)
+    metric = metric_of(run, score, limits, law)
     objection = None if law is None else law.objection(limit=limits.most.get(DROP))
     logged: list[Forgetting | Failure] = []
     if measure is None:

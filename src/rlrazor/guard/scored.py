@@ -10,7 +10,7 @@ from typing import Any
 from rlrazor.analysis.forecast import FORWARD, PROBE
 from rlrazor.errors import RazorError
 from rlrazor.guard.law_file import LawFile
-from rlrazor.guard.verdict import DROP, SEVERITY, Limits, Verdict, upper_end
+from rlrazor.guard.verdict import DROP, SEVERITY, Limits, Verdict
 from rlrazor.lm.kl import MeanKL
 from rlrazor.lm.probes import Prompt
 
@@ -67,7 +67,7 @@ class Forgetting:
             raise RazorError("it is not known on how many prompts KL was measured: measure the checkpoints anew.")
         said = law.forecast(kl, prompts=prompts, measured=measured[FORWARD])
         drop = DropEstimate(said.drop, said.low, said.high, said.extrapolated)
-        return cls(step, drop, kl, measured, law.attainable(), law.objection())
+        return cls(step, drop, kl, measured, law.level, law.objection())
 
 
 @dataclass(frozen=True)
@@ -108,8 +108,9 @@ class ScoredCheckpoint:
 
     def judged(self, of: str, limits: Limits) -> float:
         """What counts of it; infinite where that is not known, as an interval's end beyond the law's fit."""
-        upper = limits.cautious
-        return upper_end(self.at(of, upper=upper), beyond=upper and self.is_beyond(of))
+        if limits.cautious and self.is_beyond(of):
+            return math.inf
+        return self.at(of, upper=limits.cautious)
 
     def is_admitted(self, limits: Limits) -> bool:
         """Whether all that counts is within the limits: estimates, with `cautious` the upper ends of intervals."""
@@ -123,11 +124,11 @@ class ScoredCheckpoint:
                 said.append(Verdict.UNCERTAIN)
                 continue
             estimate, low, high = found
-            said.append(limits.judge(estimate, low, upper_end(high, beyond=self.is_beyond(of)), most))
+            said.append(limits.judge(estimate, low, math.inf if self.is_beyond(of) else high, most))
         return max(said, key=SEVERITY.index)
 
     def as_json(self) -> dict[str, Any]:
-        """All of it; what does not exist, such as a standard error, is None."""
+        """All of it; what does not exist is None, and a standard error that is not known not finite."""
         drop = self.drop
         return {
             "name": self.name,
@@ -138,10 +139,7 @@ class ScoredCheckpoint:
             "high": None if drop is None else drop.high,
             "measured": drop is not None and drop.measured,
             "extrapolated": drop is not None and drop.extrapolated,
-            "kl": {
-                of: {"mean": kl.mean, "stderr": kl.stderr if math.isfinite(kl.stderr) else None}
-                for of, kl in self.kl.items()
-            },
+            "kl": {of: kl._asdict() for of, kl in self.kl.items()},
             "prompts": dict(self.prompts),
         }
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -28,7 +27,7 @@ class Limits:
     """The largest drop of the prior score, a fraction of 1, and KL on the new task's prompts and the generic probe.
 
     Nats per completion, or text. `cautious`: what cannot be told counts as above. `accept_uncertain`: the estimates
-    alone judge.
+    alone judge. Raises RazorError for what is no limit.
     """
 
     drop: float | None = None
@@ -36,6 +35,13 @@ class Limits:
     kl_probe: float | None = None
     cautious: bool = False
     accept_uncertain: bool = False
+
+    def __post_init__(self) -> None:
+        for name, given in (("budget", self.drop), ("kl_budget", self.kl), ("kl_budget_probe", self.kl_probe)):
+            bounds.require_number(name, given)
+            bounds.check(name, given)
+        if self.cautious and self.accept_uncertain:
+            raise RazorError("Be cautious or accept what is uncertain, not both.")
 
     @property
     def most(self) -> dict[str, float]:
@@ -56,25 +62,5 @@ class Limits:
             return Verdict.WITHIN if estimate <= limit else Verdict.ABOVE
         return Verdict.UNCERTAIN
 
-    @classmethod
-    def of_budgets(
-        cls, budget: float | None, kl_budget: float | None, kl_budget_probe: float | None, **how: bool
-    ) -> Limits:
-        """Those that were given. Raises RazorError for what is no budget."""
-        for name, given in (("budget", budget), ("kl_budget", kl_budget), ("kl_budget_probe", kl_budget_probe)):
-            bounds.require_number(name, given)
-        if budget is not None and not 0 <= budget < 1:
-            raise RazorError(
-                f"A budget is a fraction of 1, such as 0.02 for two points of the prior score, not {budget}."
-            )
-        for nats in (kl_budget, kl_budget_probe):
-            if nats is not None and not (nats >= 0 and math.isfinite(nats)):
-                raise RazorError(f"A KL budget is a number of nats, such as 0.5, not {nats}.")
-        if how.get("cautious") and how.get("accept_uncertain"):
-            raise RazorError("Be cautious or accept what is uncertain, not both.")
-        return cls(budget, kl_budget, kl_budget_probe, **how)
 
-
-def upper_end(high: float, *, beyond: bool) -> float:
-    """Of a forecast's interval, as it may be judged: infinite `beyond` the KLs that its law was fitted to."""
-    return math.inf if beyond else high
+NO_LIMITS = Limits()

@@ -6,7 +6,7 @@ of it when they are merged.
 
 import copy
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -32,17 +32,16 @@ def is_adapted(model: Any) -> bool:
     return hasattr(unwrapped(model), "disable_adapter")
 
 
-def adapter_disabled(model: Any) -> AbstractContextManager[Any]:
+@contextmanager
+def adapter_disabled(model: Any) -> Iterator[None]:
     """A PEFT model without its adapter, whatever that has learnt; any other model as it is.
 
     Whether that is the base is another matter: some adapters change the base's weights as they are put on.
     """
-    return _without_adapter(model) if hasattr(model, "disable_adapter") else nullcontext()
-
-
-@contextmanager
-def _without_adapter(model: Any) -> Iterator[None]:
-    """PEFT, as it puts the adapter back, makes all of it trainable: what the user froze has to stay frozen."""
+    if not hasattr(model, "disable_adapter"):
+        yield
+        return
+    # PEFT, as it puts the adapter back, makes all of it trainable: what the user froze has to stay frozen.
     trained = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:
         with model.disable_adapter():

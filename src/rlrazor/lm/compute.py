@@ -5,21 +5,19 @@ import os
 import random
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 
 from rlrazor.errors import RazorError
-from rlrazor.system import quiet
 from rlrazor.system.cores import threads_asked
 
 THREADS = 1
 """Threads of a process of a sweep over small models. Of larger ones they are a setting, `Config.threads`: either way
 results depend neither on how many processes run beside it nor on the machine's cores.
 """
-
 
 PRECISIONS = ("float32", "bfloat16", "float16")
 """What a model can be measured in, see `measuring`."""
@@ -35,11 +33,6 @@ def prepare_process(threads: int | None = None) -> None:
     torch.set_num_threads(threads or threads_asked() or THREADS)
     torch.set_flush_denormal(True)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-
-
-def leave_progress_to_us() -> None:
-    """No bars and no advice of libraries, for a command that says itself what it is at. See `quiet.libraries`."""
-    quiet.libraries()
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -66,6 +59,12 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def device_of(model: Any) -> torch.device:
+    """Where its first parameter is."""
+    device: torch.device = next(model.parameters()).device
+    return device
+
+
 def has_bf16() -> bool:
     """Whether the device computes in bfloat16, faster than in float32: a CPU takes half as long again."""
     return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
@@ -81,17 +80,17 @@ def is_finite(tensor: torch.Tensor) -> bool:
     return bool(tensor.isfinite().all())
 
 
+def spread(total: int, most: int) -> torch.Tensor:
+    """Evenly spaced places among so many, the first and the last among them: `most`, or all where there are no more."""
+    return torch.from_numpy(np.linspace(0, total - 1, min(total, most)).astype(np.int64))
+
+
 def now(model: Any) -> float:
     """Seconds on a clock, once the model's device has done what it was given."""
-    place = next(model.parameters()).device
+    place = device_of(model)
     if place.type == "cuda":
         torch.cuda.synchronize(place)
     return time.perf_counter()
-
-
-def autocast(*, bf16: bool) -> AbstractContextManager[object]:
-    """Matrix products in bfloat16 over float32 weights, on any device; with `bf16` off, nothing."""
-    return torch.autocast(device().type, torch.bfloat16) if bf16 else nullcontext()
 
 
 def precision_of(model: Any) -> str:
@@ -109,21 +108,22 @@ def precision_of(model: Any) -> str:
 
 
 @contextmanager
-def measuring(model: Any, precision: str) -> Iterator[None]:
+def measuring(model: Any, precision: str | None = None) -> Iterator[None]:
     """The one way in which models are measured, whatever surrounds it: a trainer's autocast, TF32, gradients.
 
     "float32": autocast is off, and so is TF32. "bfloat16" or "float16": under the autocast of that type, whether the
-    weights are of it or not. Without gradients and dropout; all of it is put back. Raises RazorError for half-precision
-    weights that are to be measured in float32.
+    weights are of it or not. None: as the weights are (`precision_of`). Without gradients and dropout; all of it is put
+    back. Raises RazorError for half-precision weights that are to be measured in float32.
     """
     own = precision_of(model)
+    precision = precision or own
     if precision == "float32" and own in PRECISIONS[1:]:
         raise RazorError(
             f"This is to be measured in float32, and the model's weights are {own}, whose rounding would count as "
             f"drift: load it in float32, or measure both sides in {own} (a law: calibrate with --dtype {own})."
         )
     half = getattr(torch, precision) if precision in PRECISIONS[1:] else None
-    device = next(model.parameters()).device.type
+    device = device_of(model).type
     products = torch.autocast(device, half) if half else float32_products(device)
     with torch.no_grad(), eval_mode(model), own_forward(model), products:
         yield

@@ -86,29 +86,13 @@ def _in_template(
     asked = _asked(turns, template)
     beside = {name: value for name, value in template.items() if name != "tools"}
     return tokenizer.apply_chat_template(
-        asked["messages"],
-        tools=asked["tools"],
-        add_generation_prompt=asked["add_generation_prompt"],
+        asked.pop("messages"),
+        **asked,
         continue_final_message=not asked["add_generation_prompt"],
         tokenize=tokenize,
         return_dict=False,
         **beside,
     )
-
-
-def prompt_ids(tokenizer: Any, text: str, *, chat: bool = False, **template: Any) -> list[int]:
-    """A prompt's token ids, as `text_ids`, or with `chat` as the user's turn of the chat template, where there is one.
-
-    `template`: what the template is given beside, as in `turns_ids`.
-    """
-    if chat and getattr(tokenizer, "chat_template", None):
-        return turns_ids(tokenizer, user_turn(text), **template)
-    return text_ids(tokenizer, text)
-
-
-def user_turn(text: str) -> list[dict[str, str]]:
-    """A text as a conversation."""
-    return [{"role": "user", "content": text}]
 
 
 @_without_panics

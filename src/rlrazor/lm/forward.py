@@ -1,4 +1,4 @@
-"""How a model is given tokens, without a name of its architecture: ways of reading prompts, the fastest first.
+"""How a model is given tokens, without a name of its architecture: how many it takes, and ways of reading prompts.
 
 Not every architecture can share a prefill, sees padding as padding, or continues from its cache as it says; the last
 way, plain reading, is right for all.
@@ -7,24 +7,46 @@ way, plain reading, is right for all.
 import inspect
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from rlrazor.lm import compute
 from rlrazor.lm.adapters import without_wrapper
-from rlrazor.lm.architecture import device_of
 
 _CACHES = ("cache", "past_key_values", "cache_params", "state", "mems")  # renamed in transformers 5.24
 
 
-def left_padded(prompts: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Token ids and attention mask, both (B, T), padded on the left."""
-    width = max(map(len, prompts))
-    padded = [[pad_id] * (width - len(prompt)) + list(prompt) for prompt in prompts]
-    masks = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
-    ids_BT, mask_BT = (torch.tensor(rows, dtype=torch.long, device=device) for rows in (padded, masks))
-    return ids_BT, mask_BT
+# What configs call the most positions, the first that there is.
+_CONTEXTS = (
+    "max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_target_positions", "model_max_length",
+)  # fmt: skip
+
+
+def context_length(model: Any) -> int | None:
+    """The most tokens a sequence may have; None where the config sets no limit.
+
+    RoBERTa and its kin count positions from behind the padding row of their table, which holds so many fewer.
+    """
+    try:
+        config = model.config.get_text_config(decoder=True)
+    except ValueError:  # a config of several parts, of which transformers will not choose
+        config = model.config
+    limits = [limit for name in _CONTEXTS if isinstance(limit := getattr(config, name, None), int) and limit > 0][:1]
+    for name, module in model.named_modules() if isinstance(model, torch.nn.Module) else ():
+        table = isinstance(module, torch.nn.Embedding) and "position" in name.rpartition(".")[-1]
+        if table and module.padding_idx is not None:
+            limits.append(module.num_embeddings - module.padding_idx - 1)
+    return min(limits, default=None)
+
+
+def embedding_rows(model: Any) -> int | None:
+    """How many tokens the model has embeddings for; None where it does not say."""
+    try:
+        return int(model.get_input_embeddings().num_embeddings)
+    except (AttributeError, NotImplementedError):
+        return None
 
 
 def prefill(model: Any, ids_BT: Tensor, mask_BT: Tensor, repeats: int) -> tuple[Tensor, dict[str, Any]]:
@@ -57,37 +79,40 @@ def read_alone(model: Any, ids: Sequence[int], last: int | None = None) -> tuple
     head = model.get_output_embeddings()
     hook = head.register_forward_hook(lambda _, __, logits: dtypes.add(logits.dtype)) if head is not None else None
     try:
-        logits = plain_logits(model, torch.tensor([list(ids)], dtype=torch.long, device=device_of(model)), last)[0]
+        logits = plain_logits(model, _tensor(model, [ids]), last)[0]
     finally:
         if hook is not None:
             hook.remove()
     return logits.float(), any(dtype.itemsize < 4 for dtype in dtypes | {logits.dtype})
 
 
-class Reading(Protocol):
+class Reading:
     """What reads prompts (B) for so many samples of each. `logits` (N, V), N = B * samples, are of the next token."""
 
     logits: Tensor
 
     def follow(self, token_N: Tensor) -> None:
         """Read a token of each."""
+        raise NotImplementedError
 
     def keep(self, rows_M: Tensor) -> bool:
         """Go on with some of the sequences only; False where that cannot be."""
+        return False
 
 
-class Padded:
+class Padded(Reading):
     """On the left, as the mask and the positions say. `shared`: a prompt is read once for all its samples."""
 
     def __init__(
         self, model: Any, prompts: Sequence[Sequence[int]], samples: int, pad_id: int, *, shared: bool
     ) -> None:
-        ids_BT, mask_BT = left_padded(prompts, pad_id, device_of(model))
+        width = max(map(len, prompts))
+        ids_BT = _tensor(model, [[pad_id] * (width - len(prompt)) + [*prompt] for prompt in prompts])
+        mask_BT = _tensor(model, [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
         self.model, self.mask_NT = model, mask_BT.repeat_interleave(samples, dim=0)
-        if shared:
-            self.logits, self.cache = prefill(model, ids_BT, mask_BT, samples)
-        else:
-            self.logits, self.cache = prefill(model, ids_BT.repeat_interleave(samples, dim=0), self.mask_NT, 1)
+        if not shared:
+            ids_BT, mask_BT, samples = ids_BT.repeat_interleave(samples, dim=0), self.mask_NT, 1
+        self.logits, self.cache = prefill(model, ids_BT, mask_BT, samples)
         self.position_N = self.mask_NT.sum(dim=1)
 
     def follow(self, token_N: Tensor) -> None:
@@ -110,13 +135,16 @@ class Padded:
         return True
 
 
-class Cached:
-    """Of equal length, so that there is nothing to say but tokens; then a token at a time with what the model keeps."""
+class Cached(Reading):
+    """Of equal length, so that there is nothing to say but tokens; then a token at a time with what the model keeps.
+
+    Which may have any shape, so that all sequences are kept.
+    """
 
     def __init__(self, model: Any, prompts: Sequence[Sequence[int]], samples: int, pad_id: int) -> None:
         self.model = model
         self.out = model(
-            input_ids=_repeated(model, prompts, samples), use_cache=True, **_accepted(model, logits_to_keep=1)
+            input_ids=_tensor(model, prompts, samples), use_cache=True, **_accepted(model, logits_to_keep=1)
         )
         self.logits = self.out.logits[:, -1]
 
@@ -125,16 +153,12 @@ class Cached:
         self.out = self.model(input_ids=token_N[:, None], use_cache=True, **_cache_of(self.out))
         self.logits = self.out.logits[:, -1]
 
-    def keep(self, rows_M: Tensor) -> bool:
-        """Never: what the model keeps may have any shape."""
-        return False
 
-
-class Plain:
+class Plain(Reading):
     """Of equal length, and for each token all of it once more."""
 
     def __init__(self, model: Any, prompts: Sequence[Sequence[int]], samples: int, pad_id: int) -> None:
-        self.model, self.ids_NT = model, _repeated(model, prompts, samples)
+        self.model, self.ids_NT = model, _tensor(model, prompts, samples)
         self.logits = plain_logits(model, self.ids_NT, 1)[:, 0]
 
     def follow(self, token_N: Tensor) -> None:
@@ -148,9 +172,10 @@ class Plain:
         return True
 
 
-def _repeated(model: Any, prompts: Sequence[Sequence[int]], samples: int) -> Tensor:
-    ids_BT = torch.tensor([list(prompt) for prompt in prompts], dtype=torch.long, device=device_of(model))
-    return ids_BT.repeat_interleave(samples, dim=0)
+def _tensor(model: Any, rows: Sequence[Sequence[int]], repeats: int = 1) -> Tensor:
+    """Rows of equal length, each so many times, on the model's device."""
+    rows_BT = torch.tensor([list(row) for row in rows], dtype=torch.long, device=compute.device_of(model))
+    return rows_BT.repeat_interleave(repeats, dim=0)
 
 
 # The fastest first. With one sample the second is the first; the last two want prompts of equal length.

@@ -15,13 +15,12 @@ import torch
 from rlrazor.errors import RazorError, cause_of
 from rlrazor.extras import needs_extra, needs_package
 from rlrazor.lm import loading, weight_files
-from rlrazor.lm.versions import in_dtype
 from rlrazor.system.files import open_regular
 
 _CONVERTED_FROM = ".gguf-sha256"  # in a conversion: of what
 
 
-def convert(gguf: Path, cache_dir: Path | None = None, out: Path | None = None) -> Path:
+def convert(gguf: Path, out: Path | None = None) -> Path:
     """The folder of float32 safetensors for a GGUF file, by its content: the one that there is, or a new one.
 
     That is `out`, or one in the cache with the name of the file. Where it is made, standard error says so. Raises
@@ -35,8 +34,7 @@ def convert(gguf: Path, cache_dir: Path | None = None, out: Path | None = None) 
         raise RazorError(f"{gguf} is not a .gguf file.")
     with loading.clear_errors(gguf), open_regular(gguf) as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    cache = cache_dir or Path(platformdirs.user_cache_dir("rlrazor")) / "gguf"
-    folder = _folder_for(gguf, digest, cache) if out is None else out.expanduser()
+    folder = _folder_for(gguf, digest) if out is None else out.expanduser()
     if _is_conversion(folder, digest):
         return folder
     if out is not None and folder.exists() and _made_of(folder) != digest:
@@ -46,8 +44,9 @@ def convert(gguf: Path, cache_dir: Path | None = None, out: Path | None = None) 
     return folder
 
 
-def _folder_for(gguf: Path, digest: str, cache: Path) -> Path:
+def _folder_for(gguf: Path, digest: str) -> Path:
     """The folder in the cache that was made of this content, or the name of a new one."""
+    cache = Path(platformdirs.user_cache_dir("rlrazor")) / "gguf"
     there = sorted(folder for folder in cache.glob("*") if _made_of(folder) == digest)
     if there:
         return there[0]
@@ -101,7 +100,7 @@ def _read_gguf(gguf: Path) -> tuple[Any, Any]:
     weight_files.check_described(config.to_dict(), gguf, tensors)
     loading.check_size(config, 8 * gguf.stat().st_size)
     model, info = AutoModelForCausalLM.from_pretrained(
-        gguf.parent, gguf_file=gguf.name, **in_dtype(torch.float32), output_loading_info=True
+        gguf.parent, gguf_file=gguf.name, **loading.in_dtype(torch.float32), output_loading_info=True
     )
     loading.require_all_weights(info, model)
     # Transformers still takes them for quantised and will not save them.

@@ -43,15 +43,11 @@ class Head:
         logits_TC: Tensor = states_TD.float() @ weight_CD.T
         if self.bias is not None:
             logits_TC += self.bias[columns].detach().float()
-        return self.transformed(logits_TC)
-
-    def transformed(self, logits: Tensor) -> Tensor:
-        """Scale and softcap, in place."""
         if self.scale != 1:
-            logits *= self.scale
+            logits_TC *= self.scale
         if self.softcap is not None:
-            logits.div_(self.softcap).tanh_().mul_(self.softcap)
-        return logits
+            logits_TC.div_(self.softcap).tanh_().mul_(self.softcap)
+        return logits_TC
 
     @property
     def is_frozen(self) -> bool:
@@ -62,9 +58,7 @@ class Head:
         """Evenly spaced values of it, SAMPLED at most: no training leaves all of them as they were."""
         parts = [self.weight] if self.bias is None else [self.weight, self.bias]
         flat = [part.detach().flatten() for part in parts]
-        places = [np.linspace(0, len(part) - 1, min(len(part), SAMPLED)).astype(np.int64) for part in flat]
-        chosen = [part[torch.from_numpy(at).to(part.device)] for part, at in zip(flat, places, strict=True)]
-        return torch.cat([values.cpu() for values in chosen])
+        return torch.cat([part[compute.spread(len(part), SAMPLED).to(part.device)].cpu() for part in flat])
 
     def copied(self) -> "Head":
         """One of its own memory."""
@@ -97,7 +91,7 @@ def head_of(model: Any) -> Head:
 
 
 def check_head(head: Head, states_1D: Tensor, logits_1V: Tensor, computed_in: torch.dtype) -> None:
-    """Raise RazorError unless the head makes the model\'s own logits of a final hidden state."""
+    """Raise RazorError unless the head makes the model's own logits of a final hidden state."""
     with compute.float32_products(states_1D.device.type):
         ours_1V = head.logits(states_1D, head.weight.float(), slice(None))
     # Half-precision logits are rounded by the model, ours are not.

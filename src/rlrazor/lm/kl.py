@@ -22,8 +22,8 @@ All functions raise `NotFiniteError` at a policy whose outputs are no longer num
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -36,12 +36,11 @@ from torch import Tensor, nn
 from rlrazor.errors import RazorError
 from rlrazor.lm import compute
 from rlrazor.lm.adapters import adapter_disabled, is_adapted, unwrapped
-from rlrazor.lm.architecture import context_length
+from rlrazor.lm.forward import context_length
 from rlrazor.lm.head import Floats, Head, check_head, head_of, kl_at_positions, log_probs_at_positions
+from rlrazor.lm.sampling import Told, unheard
 
 TOKEN_BUDGET = 4096  # tokens a forward pass, padding included: 0.1 GB of activations at D = 576, 1 GB at D = 2048
-
-Told = Callable[[float], None]  # hears how much is done, a fraction of 1
 
 TokenIds = Sequence[int]
 
@@ -119,11 +118,6 @@ class Drift:
         return len(np.unique(self.prompt_of))
 
     @property
-    def n_tokens(self) -> int:
-        """Positions measured, T."""
-        return len(self.positions)
-
-    @property
     def sums(self) -> Floats:
         """The sum over each completion's positions (N,)."""
         return _sums(self.positions, self.lengths)
@@ -174,13 +168,12 @@ class Probe:
         adapted: bool = False,
         beside: "Probe | None" = None,
         precision: str | None = None,
-        token_budget: int = TOKEN_BUDGET,
-        told: Told | None = None,
+        told: Told = unheard,
     ) -> None:
         self.sequences = sequences
         self.precision = precision or compute.precision_of(model)
         with nullcontext() if adapted else adapter_disabled(model):
-            self.states, head = final_states(model, sequences, token_budget, self.precision, told)
+            self.states, head = final_states(model, sequences, precision=self.precision, told=told)
         self._sample: Tensor | None = None  # of a head that is shared
         self._head: Head
         if beside is not None:
@@ -237,7 +230,7 @@ def between(p: Probe, q: Probe) -> Drift:
     return _drift(kl_at_positions(p.states, p.head, q.states, q.head), p.sequences)
 
 
-def reverse_kl(tuned: Any, sequences: Sequences, base: Any = None, *, token_budget: int = TOKEN_BUDGET) -> Drift:
+def reverse_kl(tuned: Any, sequences: Sequences, base: Any = None) -> Drift:
     """KL(tuned || base) on completions sampled from `tuned`. `base` None: `tuned`, a PEFT model, without its adapter.
 
     Costs a forward pass of each, in the precision of the base's weights. Raises RazorError where the vocabularies
@@ -245,19 +238,22 @@ def reverse_kl(tuned: Any, sequences: Sequences, base: Any = None, *, token_budg
     """
     if base is None and not is_adapted(tuned):
         raise RazorError("KL to the base needs the base model: after full fine-tuning it is not in the tuned one.")
-    precision = compute.precision_of(tuned if base is None else base)
-    tuned_TD, tuned_head = final_states(tuned, sequences, token_budget, precision)
-    with adapter_disabled(tuned if base is None else base):
-        base_TD, base_head = final_states(tuned if base is None else base, sequences, token_budget, precision)
+    base = tuned if base is None else base
+    precision = compute.precision_of(base)
+    tuned_TD, tuned_head = final_states(tuned, sequences, precision=precision)
+    with adapter_disabled(base):
+        base_TD, base_head = final_states(base, sequences, precision=precision)
         return _drift(kl_at_positions(tuned_TD, tuned_head, base_TD, base_head), sequences)
 
 
-def log_probs(model: Any, sequences: Sequences, *, token_budget: int = TOKEN_BUDGET) -> Floats:
+def log_probs(model: Any, sequences: Sequences) -> Floats:
     """log pi(y|x) of each completion (N,), in nats, 0 for an empty one."""
-    return _sums(_token_log_probs(model, sequences, token_budget), _lengths(sequences))
+    states_TD, head = final_states(model, sequences)
+    tokens = [token for completion in sequences.completions for token in completion]
+    return _sums(log_probs_at_positions(states_TD, head, tokens), _lengths(sequences))
 
 
-def token_loss(model: Any, texts: Sequence[TokenIds], *, token_budget: int = TOKEN_BUDGET) -> MeanKL:
+def token_loss(model: Any, texts: Sequence[TokenIds]) -> MeanKL:
     """The loss on text in nats per token, the first of each text not predicted: a cheap proxy of prior performance.
 
     The standard error takes texts to be independent. Raises RazorError where no text has a second token.
@@ -266,7 +262,7 @@ def token_loss(model: Any, texts: Sequence[TokenIds], *, token_budget: int = TOK
     lengths_N = _lengths(sequences)
     if not lengths_N.any():
         raise RazorError("No text has two tokens or more, so there is nothing to predict.")
-    return _ratio(-_sums(_token_log_probs(model, sequences, token_budget), lengths_N), lengths_N.astype(float))
+    return _ratio(-log_probs(model, sequences), lengths_N.astype(float))
 
 
 def final_states(
@@ -274,7 +270,7 @@ def final_states(
     sequences: Sequences,
     token_budget: int = TOKEN_BUDGET,
     precision: str | None = None,
-    told: Told | None = None,
+    told: Told = unheard,
 ) -> tuple[Tensor, Head]:
     """Hidden states (T, D) that predict each completion token, in the order of `sequences`, and the head for them.
 
@@ -288,25 +284,23 @@ def final_states(
     lengths_N = _lengths(sequences)
     starts_N = np.cumsum(lengths_N) - lengths_N
     states_TD = None
-    with compute.measuring(model, precision or compute.precision_of(model)):
+    with compute.measuring(model, precision):
         head, batches = head_of(model), _batches(sequences, token_budget)
-        with _heard(model) as heard:
-            for done, batch in enumerate(batches, 1):
-                # The last token predicts nothing that is measured, so it is not fed.
-                rows = [[*sequences.prompts[sequences.prompt_of[n]], *sequences.completions[n]][:-1] for n in batch]
-                hidden_BTD, logits = heard.read(model, rows, head.weight.device)
-                if states_TD is None:
-                    check_head(head, hidden_BTD[0, :1], logits[0, :1], heard.computed_in[0])
-                    states_TD = hidden_BTD.new_empty(int(lengths_N.sum()), hidden_BTD.shape[-1])
-                # Position t of a row predicts its completion's token number t - first.
-                first_B = np.array([len(sequences.prompts[sequences.prompt_of[n]]) - 1 for n in batch])
-                token_BT = np.arange(hidden_BTD.shape[1]) - first_B[:, None]
-                measured_BT = (token_BT >= 0) & (token_BT < lengths_N[batch][:, None])
-                target_T = (token_BT + starts_N[batch][:, None])[measured_BT]
-                measured_T = hidden_BTD[torch.from_numpy(measured_BT).to(hidden_BTD.device)]
-                states_TD[torch.from_numpy(target_T).to(states_TD.device)] = measured_T
-                if told is not None:
-                    told(done / len(batches))
+        for done, batch in enumerate(batches, 1):
+            # The last token predicts nothing that is measured, so it is not fed.
+            rows = [[*sequences.prompts[sequences.prompt_of[n]], *sequences.completions[n]][:-1] for n in batch]
+            hidden_BTD, logits, computed_in = _read(model, rows, head.weight.device)
+            if states_TD is None:
+                check_head(head, hidden_BTD[0, :1], logits[0, :1], computed_in)
+                states_TD = hidden_BTD.new_empty(int(lengths_N.sum()), hidden_BTD.shape[-1])
+            # Position t of a row predicts its completion's token number t - first.
+            first_B = np.array([len(sequences.prompts[sequences.prompt_of[n]]) - 1 for n in batch])
+            token_BT = np.arange(hidden_BTD.shape[1]) - first_B[:, None]
+            measured_BT = (token_BT >= 0) & (token_BT < lengths_N[batch][:, None])
+            target_T = (token_BT + starts_N[batch][:, None])[measured_BT]
+            measured_T = hidden_BTD[torch.from_numpy(measured_BT).to(hidden_BTD.device)]
+            states_TD[torch.from_numpy(target_T).to(states_TD.device)] = measured_T
+            told(done / len(batches))
     if states_TD is None:
         states_TD = head.weight.new_empty(0, head.weight.shape[1])
     return states_TD, head
@@ -324,49 +318,37 @@ def _check_fits(model: Any, sequences: Sequences) -> None:
         )
 
 
-class _Heard:
-    """What an LM head was called with, and what it computed in."""
+def _read(model: Any, rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor, torch.dtype]:
+    """Final hidden states (B, T, D) of rows of tokens, the logits of the first position, and what made them.
 
-    def __init__(self) -> None:
-        self.called_with: list[Tensor] = []
-        self.computed_in: list[torch.dtype] = []
+    The head is asked for its dtype: accelerate's autocast hands half-precision logits out as float32.
+    """
+    called_with: list[Tensor] = []
+    computed_in: list[torch.dtype] = []
 
-    def only_first(self, _: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Before the head: keep all positions, and hand it the first."""
-        self.called_with.append(args[0])
+    def only_first(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        called_with.append(args[0])
         return (args[0][:1, :1], *args[1:])
 
-    def note_dtype(self, _: nn.Module, __: tuple[Tensor, ...], logits: Tensor) -> None:
-        """After it: accelerate's autocast hands half-precision logits out as float32."""
-        self.computed_in.append(logits.dtype)
+    def note_dtype(_: nn.Module, __: tuple[Tensor, ...], logits: Tensor) -> None:
+        computed_in.append(logits.dtype)
 
-    def read(self, model: Any, rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-        """Final hidden states (B, T, D) of rows of tokens, and the logits of the first position."""
-        width = max(map(len, rows))
-        padded = [[*row, *[0] * (width - len(row))] for row in rows]
-        self.called_with.clear()
-        ids_BT = torch.tensor(padded, dtype=torch.long, device=device)
-        logits: Tensor = model(input_ids=ids_BT, use_cache=False).logits
-        if not self.called_with:
-            raise RazorError("This model does not call its LM head, so its hidden states cannot be told apart.")
-        if self.called_with[0].shape[1] != width:
-            raise RazorError(
-                "This model reads more positions than it is given tokens (prompt tuning puts virtual ones in "
-                "front), so its hidden states cannot be told apart."
-            )
-        return self.called_with[0], logits
-
-
-@contextmanager
-def _heard(model: Any) -> Iterator[_Heard]:
-    """What the head of a model, which has one, is called with in this block."""
-    heard, output = _Heard(), model.get_output_embeddings()
-    hooks = [output.register_forward_pre_hook(heard.only_first), output.register_forward_hook(heard.note_dtype)]
+    width, output = max(map(len, rows)), model.get_output_embeddings()
+    ids_BT = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows], dtype=torch.long, device=device)
+    hooks = [output.register_forward_pre_hook(only_first), output.register_forward_hook(note_dtype)]
     try:
-        yield heard
+        logits: Tensor = model(input_ids=ids_BT, use_cache=False).logits
     finally:
         for hook in hooks:
             hook.remove()
+    if not called_with:
+        raise RazorError("This model does not call its LM head, so its hidden states cannot be told apart.")
+    if called_with[0].shape[1] != width:
+        raise RazorError(
+            "This model reads more positions than it is given tokens (prompt tuning puts virtual ones in front), so "
+            "its hidden states cannot be told apart."
+        )
+    return called_with[0], logits, computed_in[0]
 
 
 def _batches(sequences: Sequences, token_budget: int) -> list[NDArray[np.int64]]:
@@ -381,14 +363,6 @@ def _batches(sequences: Sequences, token_budget: int) -> list[NDArray[np.int64]]
         batches.append(order[:rows])
         order = order[rows:]
     return batches
-
-
-def _token_log_probs(model: Any, sequences: Sequences, token_budget: int) -> Floats:
-    """log pi of each completion token (T,)."""
-    states_TD, head = final_states(model, sequences, token_budget)
-    return log_probs_at_positions(
-        states_TD, head, [token for completion in sequences.completions for token in completion]
-    )
 
 
 def _drift(kl_T: Floats, sequences: Sequences) -> Drift:

@@ -4,7 +4,6 @@ They make at random what a file lacks, drop what a config leaves out, and take b
 """
 
 import contextlib
-import logging
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -38,28 +37,18 @@ def clear_errors(source: str | Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def reported() -> Iterator[list[str]]:
-    """What transformers reports of a model as it loads it, kept from standard error: what matters is raised."""
-    logger, messages = logging.getLogger("transformers.modeling_utils"), list[str]()
-    handler, before = logging.Handler(), (logger.level, logger.propagate)
-    handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
-    logger.addHandler(handler)
-    logger.setLevel(logging.WARNING)
-    logger.propagate = False
-    try:
-        yield messages
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(before[0])
-        logger.propagate = before[1]
-
-
-@contextlib.contextmanager
 def without_peft_warning() -> Iterator[None]:
     """PEFT asks transformers for an attribute by its old name; a user can do nothing about that."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
         yield
+
+
+def in_dtype(dtype: torch.dtype) -> dict[str, Any]:
+    """The argument of `from_pretrained` that loads weights in this dtype: `torch_dtype`, since 4.56 `dtype`."""
+    from transformers import PretrainedConfig
+
+    return {"dtype" if hasattr(PretrainedConfig(), "dtype") else "torch_dtype": dtype}
 
 
 def check_size(config: Any, most: int) -> None:
@@ -87,7 +76,7 @@ def require_all_weights(info: Mapping[str, Any], model: Any) -> None:
         raise ValueError(f"it has {weight_files.some(beyond)} in layers that its config.json leaves out")
 
 
-def require_floats(model: Any, weights: weight_files.Weights) -> None:
+def require_floats(model: Any, weights: weight_files.WeightFiles) -> None:
     """Transformers makes numbers of whatever bits a file says are integers, where nothing is quantised."""
     if getattr(model.config, "quantization_config", None):
         return

@@ -19,7 +19,7 @@ from rlrazor.errors import RazorError
 from rlrazor.extras import needs_extra
 from rlrazor.lm import compute, loading, suitable, trials, weight_files
 from rlrazor.lm.sources import folder_of
-from rlrazor.lm.versions import in_dtype
+from rlrazor.system import quiet
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -58,25 +58,19 @@ class LanguageModel:
 
 
 def load(
-    source: str | Path,
-    *,
-    adapter: Path | None = None,
-    dtype: str = "float32",
-    cache_dir: Path | None = None,
-    tokenizer: Any = None,
+    source: str | Path, *, adapter: Path | None = None, dtype: str = "float32", tokenizer: Any = None
 ) -> LanguageModel:
     """Load a policy from a hub id, a local folder in the hub's layout, or a `.gguf` file, onto `compute.device()`.
 
-    `adapter` is a folder that PEFT saved. `dtype` is a name in `DTYPES`. `cache_dir` is where converted GGUF files are
-    kept; by default the user's cache folder. `tokenizer`, the base's, is that of a source without one: a Trainer saves
-    none that it was not given. Raises RazorError for a source that is not there or cannot be reached, has no
-    safetensors, no tokenizer, needs code of its own or is something else than a causal language model, and for
-    weights that are not finite.
+    `adapter` is a folder that PEFT saved. `dtype` is a name in `DTYPES`. `tokenizer`, the base's, is that of a source
+    without one: a Trainer saves none that it was not given. Raises RazorError for a source that is not there or cannot
+    be reached, has no safetensors, no tokenizer, needs code of its own or is something else than a causal language
+    model, and for weights that are not finite.
     """
     needs_extra("guard")
     if dtype not in DTYPES:
         raise RazorError(f"Unknown dtype {dtype}: choose one of {', '.join(DTYPES)}.")
-    folder = folder_of(str(source), cache_dir)
+    folder = folder_of(str(source))
     weights = weight_files.weights_of(folder, source)
     weight_files.check_config(folder, source, weights)
     weight_files.require_causal(folder, source)
@@ -101,7 +95,7 @@ def load(
     _set_padding(model, tokenizer, source)
     name = str(source) if adapter is None else f"{source} + {adapter}"
     model = model.to(compute.device()).eval()
-    suitable.require_measurable(model, tokenizer)
+    suitable.require_measurable(model)
     return LanguageModel(model, tokenizer, name, partial(_fingerprint, folders))
 
 
@@ -168,17 +162,18 @@ def _tokenizer_in(folder: Path) -> Any:
     return tokenizer
 
 
-def _model_of(folder: Path, weights: weight_files.Weights, dtype: str) -> Any:
+def _model_of(folder: Path, weights: weight_files.WeightFiles, dtype: str) -> Any:
     """The model in a folder, all of its weights and no others. Raises anything."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     packed = _PACKED if getattr(config, "quantization_config", None) else 1
     loading.check_size(config, weights.count * packed)
-    with loading.reported() as report:
+    # What it warns of and matters is raised.
+    with quiet.warnings_of("transformers.modeling_utils") as report:
         try:
             model, info = AutoModelForCausalLM.from_pretrained(
-                folder, **in_dtype(DTYPES[dtype]), use_safetensors=True, trust_remote_code=False,
+                folder, **loading.in_dtype(DTYPES[dtype]), use_safetensors=True, trust_remote_code=False,
                 output_loading_info=True,
             )  # fmt: skip
         except RuntimeError as error:

@@ -23,13 +23,14 @@ from rlrazor import bounds
 from rlrazor.errors import RazorError
 from rlrazor.lm import compute, encoding, sampling
 from rlrazor.lm.adapters import adapter_disabled, unwrapped
-from rlrazor.lm.architecture import context_length, embedding_rows
 from rlrazor.lm.digests import base_digest
-from rlrazor.lm.kl import Sequences, Told
+from rlrazor.lm.forward import context_length, embedding_rows
+from rlrazor.lm.kl import Sequences
 from rlrazor.lm.prompts import Prompt as Prompt
 from rlrazor.lm.prompts import check_text, prompt_of
 from rlrazor.lm.prompts import encode as encode
 from rlrazor.lm.representation import ids_of_texts, paragraphs
+from rlrazor.lm.sampling import Told, unheard
 from rlrazor.lm.suitable import require_embeddings
 from rlrazor.seeding import seed_of
 from rlrazor.system.documents import parse_json, read_text
@@ -137,27 +138,24 @@ def complete(
     prompts: Sequence[Sequence[int]],
     settings: ProbeSettings,
     purpose: str | None,
-    told: Told | None = None,
+    told: Told = unheard,
 ) -> list[list[int]]:
     """`settings.samples` completions of each prompt, drawn with a seed that the purpose decides; None: greedy.
 
     So every model that is asked for the same purpose draws with the same numbers.
     """
     longest = max(map(len, prompts)) + settings.max_new_tokens
-    rng = torch.Generator(next(model.parameters()).device).manual_seed(seed_of(0, f"measure/{purpose}"))
-    with compute.measuring(model, settings.precision or compute.precision_of(model)):
-        return sampling.sample(
-            model,
-            prompts,
-            samples=settings.samples,
-            max_new_tokens=settings.max_new_tokens,
-            stop_ids=encoding.stop_ids(tokenizer, model, settings.stop),
-            pad_id=tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
-            greedy=purpose is None,
-            rng=rng,
-            chunk=max(1, min(AT_A_TIME, KEPT_TOKENS // longest)),
-            told=told,
-        )
+    how = sampling.Sampling(
+        settings.max_new_tokens,
+        encoding.stop_ids(tokenizer, model, settings.stop),
+        pad_id=tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
+        samples=settings.samples,
+        greedy=purpose is None,
+        rng=torch.Generator(compute.device_of(model)).manual_seed(seed_of(0, f"measure/{purpose}")),
+        chunk=max(1, min(AT_A_TIME, KEPT_TOKENS // longest)),
+    )
+    with compute.measuring(model, settings.precision):
+        return sampling.sample(model, prompts, how, told)
 
 
 def default_cache() -> Path:
@@ -174,7 +172,7 @@ def of_prompts(
     purpose: str = NEW,
     cache_dir: Path | None = None,
     digest: str | None = None,
-    told: Told | None = None,
+    told: Told = unheard,
 ) -> Sequences:
     """The probe of these prompts: each that fits into the context, with what the base says to it.
 
@@ -197,25 +195,18 @@ def of_prompts(
             f"{settings.max_new_tokens}: shorten the prompts, or lower max_new_tokens (--max-new-tokens; in Python "
             "settings=ProbeSettings(max_new_tokens=...))."
         )
-    if cache_dir is None:
-        with adapter_disabled(base):
-            return Sequences.grouped(fitting, complete(base, tokenizer, fitting, settings, purpose, told))
-    ends = encoding.stop_ids(tokenizer, base, settings.stop)
-    digest = digest or base_digest(base, settings.precision)
-    key = content_hash([SAMPLER, digest, fitting, ends, asdict(settings), purpose])
-    path = cache_dir / f"{key}.json"
-    tokens = embedding_rows(unwrapped(base)) or bounds.MOST_ROWS
-    completions = _cached(path, len(fitting) * settings.samples, settings.max_new_tokens, tokens)
+    path, completions = None, None
+    if cache_dir is not None:
+        ends = encoding.stop_ids(tokenizer, base, settings.stop)
+        digest = digest or base_digest(base, settings.precision)
+        path = cache_dir / f"{content_hash([SAMPLER, digest, fitting, ends, asdict(settings), purpose])}.json"
+        tokens = embedding_rows(unwrapped(base)) or bounds.MOST_ROWS
+        completions = _cached(path, len(fitting) * settings.samples, settings.max_new_tokens, tokens)
     if completions is None:
         with adapter_disabled(base):
             completions = complete(base, tokenizer, fitting, settings, purpose, told)
-        # A cache that cannot be written costs time, not results. Several processes may be writing the same.
-        with suppress(OSError):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=path.parent) as own:
-                partial = Path(own) / path.name
-                partial.write_text(json.dumps(completions))
-                partial.replace(path)
+        if path is not None:
+            _cache(path, completions)
     return Sequences.grouped(fitting, completions)
 
 
@@ -227,13 +218,14 @@ def of_generic(
     *,
     cache_dir: Path | None = None,
     digest: str | None = None,
-    told: Told | None = None,
+    told: Told = unheard,
 ) -> Sequences:
     """The generic probe: texts as `ids_of_texts` has them, or prompts with one completion by the base."""
     if generic.prompts:
         single = replace(settings, samples=1)
-        kept: dict[str, Any] = {"cache_dir": cache_dir, "digest": digest, "told": told}
-        return of_prompts(base, tokenizer, generic.prompts, single, purpose=GENERIC, **kept)
+        return of_prompts(
+            base, tokenizer, generic.prompts, single, purpose=GENERIC, cache_dir=cache_dir, digest=digest, told=told
+        )
     texts = [text for text in ids_of_texts(base, tokenizer, generic.texts) if len(text) > 1]
     require_embeddings(unwrapped(base), tokenizer, texts, "Text")
     if not texts:
@@ -247,9 +239,20 @@ def _cached(path: Path, count: int, longest: int, tokens: int) -> list[list[int]
         completions = parse_json(read_text(path), path)
     except RazorError:
         return None
-    right = isinstance(completions, list) and len(completions) == count
-    if not right or not all(isinstance(row, list) and 0 < len(row) <= longest for row in completions):
-        return None
-    return (
-        completions if all(type(token) is int and 0 <= token < tokens for row in completions for token in row) else None
+    right = (
+        isinstance(completions, list)
+        and len(completions) == count
+        and all(isinstance(row, list) and 0 < len(row) <= longest for row in completions)
+        and all(type(token) is int and 0 <= token < tokens for row in completions for token in row)
     )
+    return completions if right else None
+
+
+def _cache(path: Path, completions: list[list[int]]) -> None:
+    """A cache that cannot be written costs time, not results. Several processes may be writing the same."""
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as own:
+            partial = Path(own) / path.name
+            partial.write_text(json.dumps(completions))
+            partial.replace(path)

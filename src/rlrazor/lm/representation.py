@@ -11,7 +11,7 @@ import torch
 
 from rlrazor.drift import Representation
 from rlrazor.lm import encoding
-from rlrazor.lm.architecture import context_length
+from rlrazor.lm.forward import context_length
 from rlrazor.lm.kl import Sequences, final_states
 
 TEXT_TOKENS = 512  # of a text that are measured: a long document should not outweigh a hundred short ones

@@ -9,11 +9,11 @@ from rlrazor.errors import RazorError, cause_of, disk_error_in
 from rlrazor.lm import gguf, hub, loading, weight_files
 
 
-def folder_of(source: str, cache_dir: Path | None) -> Path:
+def folder_of(source: str) -> Path:
     """The local folder with the model: itself, a GGUF file's conversion, or the hub's download."""
     path = Path(source).expanduser()
     if path.suffix == ".gguf" and path.is_file():
-        return gguf.convert(path, cache_dir)
+        return gguf.convert(path)
     if path.is_dir():
         return path
     if path.exists():
@@ -62,11 +62,11 @@ class SavedWeights(Mapping[str, Tensor]):
     what stays mapped, and was read, counts as the process's memory.
     """
 
-    def __init__(self, source: str | Path, cache_dir: Path | None = None) -> None:
+    def __init__(self, source: str | Path) -> None:
         """Of a hub id, a folder or a GGUF file, as `load` takes them; raises its errors."""
         from safetensors import safe_open
 
-        paths = weight_files.weights_of(folder_of(str(source), cache_dir), source).files
+        paths = weight_files.weights_of(folder_of(str(source)), source).files
         self._files: dict[str, Path] = {}
         with loading.clear_errors(source):
             for path in paths:

@@ -14,9 +14,8 @@ from torch import Tensor
 from rlrazor.errors import RazorError, cause_of
 from rlrazor.lm import compute, kl
 from rlrazor.lm.adapters import unwrapped, without_wrapper
-from rlrazor.lm.architecture import context_length, embedding_rows
-from rlrazor.lm.forward import read_alone
-from rlrazor.lm.sampling import apart
+from rlrazor.lm.forward import context_length, embedding_rows, read_alone
+from rlrazor.lm.sampling import relative_error
 
 TOKENS = 6  # of the sequences that are read; the second half is exchanged
 # Of the logits' spread. All sequences have one shape, so that only mixtures of experts round differently. In half
@@ -25,21 +24,19 @@ TOLERANCE, HALF_TOLERANCE = 1e-4, 0.1
 BOTH_WAYS = 0.5  # of what goes forwards, also goes backwards: only in an encoder
 
 
-def require_measurable(model: Any, tokenizer: Any = None, prompts: Sequence[Sequence[int]] = ()) -> None:
-    """Raise RazorError unless `model` is a causal language model that reads token ids alone, and these prompts' ids.
+def require_measurable(model: Any) -> None:
+    """Raise RazorError unless `model` is a causal language model that reads token ids alone.
 
-    `prompts` are token ids; `tokenizer` is asked only for the name of one without an embedding. Costs six forward
-    passes of six tokens. Modes, gradients and random generators are as before afterwards. A model whose logits are not
-    finite is left to what measures it, which raises NotFiniteError.
+    Costs six forward passes of six tokens. Modes, gradients and random generators are as before afterwards. A model
+    whose logits are not finite is left to what measures it, which raises NotFiniteError.
     """
     model = unwrapped(model)
     _require_language_model(model)
-    require_embeddings(model, tokenizer, prompts)
+    require_embeddings(model)
     name = type(without_wrapper(model)).__name__
     count = min(TOKENS, context_length(model) or TOKENS)
     rows = embedding_rows(model) or 1000
-    some = [*max(prompts, key=len, default=()), *range(1, 1 + TOKENS)][:count]
-    ids = [token % rows for token in some]
+    ids = [token % rows for token in range(1, 1 + count)]
     half = -(-count // 2)
     others = [*ids[:half], *((token + 1) % rows or 1 for token in ids[half:])]
     padded = [*ids[:half], *(0 for _ in ids[half:])]
@@ -58,7 +55,7 @@ def require_measurable(model: Any, tokenizer: Any = None, prompts: Sequence[Sequ
         if not all(bool(logits.isfinite().all()) for logits, _ in read):
             return
         # What an earlier token does to later ones is the measure of what a later one does to earlier ones.
-        forwards = apart(read[4][0][half:], read[0][0][half:]) if count > half else 0.0
+        forwards = relative_error(read[4][0][half:], read[0][0][half:]) if count > half else 0.0
         _require_same(name, [logits[:half] for logits, _ in read[:4]], forwards, in_half=read[0][1])
         kl.final_states(model, kl.Sequences([ids[:1]], [ids[1:]], [0]))
 
@@ -82,8 +79,13 @@ def _require_language_model(model: Any) -> None:
         )
 
 
-def require_embeddings(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], what: str = "Prompt") -> None:
-    """Raise RazorError for a token of a prompt (token ids) without an embedding, or an output that cannot be read."""
+def require_embeddings(
+    model: Any, tokenizer: Any = None, prompts: Sequence[Sequence[int]] = (), what: str = "Prompt"
+) -> None:
+    """Raise RazorError for a token of a prompt (token ids) without an embedding, or an output that cannot be read.
+
+    `tokenizer` is asked for the token's name.
+    """
     rows = embedding_rows(model)
     if rows is None:
         return
@@ -111,11 +113,11 @@ def _require_same(name: str, logits: Sequence[Tensor], forwards: float, *, in_ha
     """
     counts, tolerance = (min, HALF_TOLERANCE) if in_half else (max, TOLERANCE)
     again, others, padded = (
-        counts(apart(*position) for position in zip(found, logits[0], strict=True)) for found in logits[1:]
+        counts(relative_error(*position) for position in zip(found, logits[0], strict=True)) for found in logits[1:]
     )
     if again > tolerance:
         raise RazorError(f"{name} gives other logits each time that it reads the same tokens, so it has no KL.")
-    backwards = apart(logits[2], logits[0])
+    backwards = relative_error(logits[2], logits[0])
     if others > tolerance or (in_half and backwards > BOTH_WAYS * forwards > 0):
         raise RazorError(
             f"{name} is not causal: a later token changes what it says of earlier ones. An encoder such as BERT is a "

@@ -9,16 +9,16 @@ again.
 import hashlib
 import pickle
 from collections.abc import Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
 from rlrazor.errors import RazorError
-from rlrazor.system.apart import Apart, DeadlyError, NotLoadedError
+from rlrazor.system.apart import Answer, Apart, Call, DeadlyError, NotLoadedError
 
 SECONDS = 10.0  # that a conversation may take; it takes a thousandth of one
-MEMORY = 1 << 30  # bytes of address space, of which Python and Jinja take a tenth
-TOKENIZERS_MEMORY = 1 << 32  # the largest take a fifth of it
+# Bytes of address space: Python and Jinja take a tenth of it, the largest tokenizers a fifth.
+MEMORY = {"template": 1 << 30, "patterns": 1 << 30, "tokenizer": 1 << 32}
 
 _tried: set[bytes] = set()
 
@@ -44,14 +44,21 @@ def try_template(tokenizer: Any, conversations: Sequence[Mapping[str, Any]]) -> 
         _tried.update(digest for digest, _ in calls)
 
 
+def _answers(role: str, what: Sequence[Any], calls: Sequence[Call]) -> list[Answer]:
+    """Of a process of its own; none where there are no processes here, or no libraries in them. Raises DeadlyError."""
+    quiet = role == "tokenizer"  # its library prints as it panics
+    apart = Apart(role, what, seconds=SECONDS, deaths=1, memory=MEMORY[role], quiet=quiet)
+    with closing(apart), suppress(NotLoadedError, OSError):
+        return apart.call(calls)
+    return []
+
+
 def _try(text: str, calls: Sequence[Mapping[str, Any]]) -> None:
-    with closing(Apart("template", (text, SECONDS), seconds=SECONDS, deaths=1, memory=MEMORY)) as apart:
-        try:
-            wrong = next((answer.value for answer in apart.call([((), call) for call in calls]) if answer.value), None)
-        except DeadlyError as error:
-            wrong = f"{error} on a prompt"
-        except (NotLoadedError, OSError):  # no processes here, or no Jinja in them
-            return
+    try:
+        answers = _answers("template", (text, SECONDS), [((), call) for call in calls])
+        wrong = next((answer.value for answer in answers if answer.value), None)
+    except DeadlyError as error:
+        wrong = f"{error} on a prompt"
     if wrong:
         raise RazorError(
             f"The tokenizer's chat template {wrong}, so it is not used: take the template of the model that this one "
@@ -68,16 +75,11 @@ def try_tokenizer(folder: Path) -> None:
         digest = hashlib.file_digest(file, "blake2b").digest()
     if digest in _tried:
         return
-    with closing(
-        Apart("tokenizer", (str(path),), seconds=SECONDS, deaths=1, memory=TOKENIZERS_MEMORY, quiet=True)
-    ) as apart:
-        try:
-            [answer] = apart.call([((), {})])
-            failure = answer.failure
-        except DeadlyError as error:
-            failure = str(error)
-        except (NotLoadedError, OSError):  # no processes here, or no tokenizers in them
-            return
+    try:
+        answers = _answers("tokenizer", (str(path),), [((), {})])
+        failure = next((answer.failure for answer in answers), None)
+    except DeadlyError as error:
+        failure = str(error)
     if failure is not None:
         raise RazorError(f"{path} cannot be used: reading a short text with it {failure}. Download it again.")
     _tried.add(digest)
@@ -87,13 +89,10 @@ def try_patterns(patterns: Sequence[str], names: Sequence[str]) -> None:
     """Raise RazorError where matching regular expressions with a model's names of modules does not come to an end."""
     if not patterns:
         return
-    with closing(Apart("patterns", (), seconds=SECONDS, deaths=1, memory=MEMORY)) as apart:
-        try:
-            apart.call([((list(patterns), list(names)), {})])
-        except DeadlyError as error:
-            raise RazorError(
-                f"Matching the adapter's patterns, such as {patterns[0]!r:.100}, with the model's layers {error}: mend "
-                "target_modules in its adapter_config.json."
-            ) from error
-        except (NotLoadedError, OSError):  # no processes here
-            return
+    try:
+        _answers("patterns", (), [((list(patterns), list(names)), {})])
+    except DeadlyError as error:
+        raise RazorError(
+            f"Matching the adapter's patterns, such as {patterns[0]!r:.100}, with the model's layers {error}: mend "
+            "target_modules in its adapter_config.json."
+        ) from error

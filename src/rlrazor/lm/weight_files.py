@@ -4,6 +4,7 @@ What is read is safetensors and JSON, of the folder that was named. A model from
 harm: name a pickle as its weights, be a pipe that never ends, or say of itself that it has a million layers.
 """
 
+import inspect
 import json
 import math
 import re
@@ -12,13 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import field_validator
+
 from rlrazor.errors import RazorError, cause_of
 from rlrazor.extras import needs_package
-from rlrazor.lm import model_files
-from rlrazor.lm.model_files import MEND, read_adapter_config, read_config
-from rlrazor.lm.versions import weights_by_config
-from rlrazor.system.files import kind_of
+from rlrazor.system.documents import checked, loads
+from rlrazor.system.files import kind_of, read_bytes
+from rlrazor.system.schema import Open, Text
 
+MEND = "save or download it again"
 # What a causal language model's class is called, or one that has its weights.
 _CAUSAL = re.compile(r"\w*(ForCausalLM|LMHeadModel|ForConditionalGeneration|(?<!Reward)(?<!Encoder)Model)")
 # What defines a policy: its shape, weights and tokenizer. Read-me files and other frameworks' weights are left alone.
@@ -37,6 +40,39 @@ _LONGEST_NAME = 255  # characters of a file's name, where systems have their lim
 _LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 _COUNT = re.compile(r"(n|num)_\w*(layers?|experts?|labels|heads?|groups?|blocks?)|\w+_layers")
 _MANY, _FEW_LAYERS = 10_000, 128
+_LARGEST_ID = 2**31 - 1
+
+
+class ModelConfig(Open):
+    """config.json and generation_config.json: the tokens that end a text, pad and begin one. -1, in old ones, is none.
+
+    Of the rest transformers and PEFT say what is wrong.
+    """
+
+    eos_token_id: Any = None
+    pad_token_id: Any = None
+    bos_token_id: Any = None
+
+    @field_validator("eos_token_id", "pad_token_id", "bos_token_id")
+    @classmethod
+    def _is_a_token(cls, value: Any) -> Any:
+        ids = value if isinstance(value, list) else [value]
+        if value is not None and not all(type(one) is int and -1 <= one <= _LARGEST_ID for one in ids):
+            raise ValueError("there has to be the number of a token, or a list of such")
+        return value
+
+
+class AdapterConfig(Open):
+    """adapter_config.json: what the adapter is for, and the base that it was trained on."""
+
+    task_type: Text | None = None
+    base_model_name_or_path: Text | None = None
+
+
+def read_adapter_config(folder: Path) -> AdapterConfig:
+    """What an adapter says of itself; raises RazorError for a config that is missing or damaged."""
+    path, mend = folder / "adapter_config.json", "save the adapter again"
+    return checked(AdapterConfig, _read_json(path, mend), path, mend=mend)
 
 
 def is_adapter(source: str | Path) -> bool:
@@ -53,14 +89,14 @@ def check_adapter(source: str | Path) -> None:
     folder = Path(source).expanduser()
     weights = weights_of(folder, source, ADAPTER_WEIGHTS)
     config = _config_of(folder / "adapter_config.json")
-    if (task := read_adapter_config(folder / "adapter_config.json").task_type) not in (None, "CAUSAL_LM"):
+    if (task := read_adapter_config(folder).task_type) not in (None, "CAUSAL_LM"):
         raise RazorError(f"The adapter in {source} is for {task:.40}, not for a causal language model (CAUSAL_LM).")
     if config.get("megatron_config") is not None:
         raise RazorError(f"The adapter in {source} names a module of Megatron's to import, which is not done.")
     _check_adapter_sizes(config, weights, source)
 
 
-def _check_adapter_sizes(config: Mapping[str, Any], weights: "Weights", source: str | Path) -> None:
+def _check_adapter_sizes(config: Mapping[str, Any], weights: "WeightFiles", source: str | Path) -> None:
     """PEFT makes the adapter of its config, in all of the base's layers, and looks at the weights only then."""
     largest = max((size for shape in weights.shapes.values() for size in shape), default=0)
     for name, value in _numbers(config):
@@ -81,8 +117,8 @@ def _check_adapter_sizes(config: Mapping[str, Any], weights: "Weights", source: 
 
 def patterns_of(adapter: Path) -> list[str]:
     """What PEFT may take for a regular expression in an adapter's config; names alone are left out."""
-    found = _texts(_config_of(adapter / "adapter_config.json"))
-    return sorted({text for text in found if re.search(r"[*+{]", text)})
+    found = _inside(_config_of(adapter / "adapter_config.json"))
+    return sorted({text for _, text in found if isinstance(text, str) and re.search(r"[*+{]", text)})
 
 
 def check_weights(folder: Path, source: str) -> None:
@@ -94,7 +130,7 @@ def named_base(adapter: str | Path) -> str:
     """What an adapter says it was trained on, "" where it does not. Raises RazorError for a damaged config."""
     folder = Path(adapter).expanduser()
     check_readable(folder)
-    return read_adapter_config(folder / "adapter_config.json").base_model_name_or_path or ""
+    return read_adapter_config(folder).base_model_name_or_path or ""
 
 
 def check_readable(folder: Path) -> None:
@@ -112,12 +148,12 @@ def check_readable(folder: Path) -> None:
             raise RazorError(f"{path} has {found.st_size:,} bytes, more than any such file needs: download it again.")
 
 
-def _read_json(path: Path) -> Any:
-    """What a JSON file holds; raises RazorError."""
+def _read_json(path: Path, mend: str = MEND) -> Any:
+    """What a JSON file holds, NaN and infinity as text; raises RazorError."""
     try:
-        return read_config(path)
+        return loads(read_bytes(path).decode("utf-8-sig"), nan=str, lenient=True)
     except (OSError, ValueError) as error:
-        raise RazorError(f"{path} is damaged ({cause_of(error).rstrip('.')}): {MEND}.") from error
+        raise RazorError(f"{path} is damaged ({cause_of(error).rstrip('.')}): {mend}.") from error
 
 
 def _config_of(path: Path) -> Mapping[str, Any]:
@@ -146,12 +182,8 @@ def _numbers(config: Any) -> Iterator[tuple[str, float]]:
             yield name, value
 
 
-def _texts(config: Any) -> Iterator[str]:
-    return (value for _, value in _inside(config) if isinstance(value, str))
-
-
 @dataclass(frozen=True)
-class Weights:
+class WeightFiles:
     """The files of a model's or an adapter's weights, and of each tensor the shape and what it is stored as."""
 
     files: list[Path]
@@ -164,7 +196,7 @@ class Weights:
         return sum(map(math.prod, self.shapes.values()))
 
 
-def weights_of(folder: Path, source: str | Path, name: str = MODEL_WEIGHTS) -> Weights:
+def weights_of(folder: Path, source: str | Path, name: str = MODEL_WEIGHTS) -> WeightFiles:
     """What a model's weights are loaded from, or an adapter's by its file's `name`.
 
     Raises RazorError where they are not there, not whole, or of two models, or where the folder has a file without end.
@@ -191,7 +223,7 @@ def weights_of(folder: Path, source: str | Path, name: str = MODEL_WEIGHTS) -> W
             raise RazorError(f"{source} has {some(twice)} in two files, {path.name} being one: download it again.")
         tensors |= header
     shapes, dtypes = ({name: tensors[name][key] for name in tensors} for key in ("shape", "dtype"))
-    return Weights(files, shapes, dtypes)
+    return WeightFiles(files, shapes, dtypes)
 
 
 def some(names: Iterable[str]) -> str:
@@ -240,6 +272,14 @@ def _named_by_config(folder: Path) -> str:
     return str(name) if name and weights_by_config() else ""
 
 
+def weights_by_config() -> bool:
+    """Whether `from_pretrained` reads the file of weights that a config names: since 4.57 or so."""
+    from transformers import modeling_utils
+
+    files = getattr(modeling_utils, "_get_resolved_checkpoint_files", None)
+    return files is None or "transformers_explicit_filename" in inspect.signature(files).parameters
+
+
 def _instead(folder: Path) -> str:
     """What a folder holds that may have been taken for weights."""
     if is_adapter(folder) and (folder / ADAPTER_WEIGHTS).is_file():
@@ -280,10 +320,11 @@ def _header_of(path: Path) -> dict[str, Any]:
     return found
 
 
-def check_config(folder: Path, source: str | Path, weights: "Weights") -> None:
+def check_config(folder: Path, source: str | Path, weights: "WeightFiles") -> None:
     """Raise RazorError where a model's config.json asks for what its weights cannot be, or for code."""
-    for name in ("config.json", "generation_config.json"):
-        model_files.check_config(folder / name)
+    for path in (folder / "config.json", folder / "generation_config.json"):
+        if path.is_file():
+            checked(ModelConfig, _read_json(path), path, mend=MEND)
     if (folder / "config.json").is_file():  # or else transformers says so
         check_described(_config_of(folder / "config.json"), source, len(weights.shapes))
 

@@ -1,13 +1,19 @@
 """Tables whose cells have names, for the text beside them, and the verdicts of a table in one sentence."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
-from rlrazor.analysis.statistics import Estimate, Verdict
+from rlrazor.analysis.statistics import Estimate, Verdict, verdict
 from rlrazor.report.tables import Table
-from rlrazor.report.text import percent, signed
+from rlrazor.report.text import of_all, percent, signed, written
+
+Row = TypeVar("Row")
+Value = Estimate | str | None
 
 WORDS: Mapping[Verdict, str] = {one: one.value for one in Verdict}
+MORE_OR_LESS: Mapping[Verdict, str] = {**WORDS, Verdict.BETTER: "more", Verdict.WORSE: "less"}
+"""The verdicts where neither is better."""
 
 
 @dataclass(frozen=True)
@@ -36,10 +42,6 @@ class Keyed:
             for row, (_, cells) in self.rows.items()
             for column, text in cells.items()
         }
-
-    def under(self, key: str, title: str) -> "Keyed":
-        """The same table with `key` before its rows' names, where several of one kind stand side by side."""
-        return replace(self, title=title, rows={f"{key}.{row}".rstrip("."): of for row, of in self.rows.items()})
 
 
 def numbers_of(tables: Iterable[Keyed]) -> dict[str, str]:
@@ -78,3 +80,58 @@ def in_short(
         if names:
             parts.append(f"{words[kind]}: {', '.join(names)}")
     return "; ".join(parts) if parts else f"{words[Verdict.APART]}: there are no runs to compare"
+
+
+@dataclass(frozen=True)
+class Column(Generic[Row]):
+    """What a table says of each of its rows: a number over seeds, written by `form`, or a word.
+
+    With `judge` it is a difference, whose `key` ends in `gap`: its seeds and the verdict on it stand beside it, as `n`
+    and `verdict` with the same beginning.
+    """
+
+    key: str
+    header: str
+    of: Callable[[Row], Value]
+    form: Callable[[Estimate | None], str] = written
+    judge: Callable[[Estimate | None, int], str] | None = None
+
+
+def gap(
+    key: str,
+    header: str,
+    of: Callable[[Row], Value],
+    judge: Callable[[Estimate | None, int], str] = verdict,
+) -> Column[Row]:
+    """A difference that is judged; a word where a row is not compared."""
+    return Column(key, header, of, signed, judge)
+
+
+def table_of(
+    title: str, corner: str, rows: Mapping[str, tuple[str, Row]], columns: Sequence[Column[Row]], seeds: int = 0
+) -> Keyed:
+    """A table, column by column; `rows`: key -> name and what the columns are of.
+
+    A number that rests on fewer than `seeds`, those of the study, says so.
+    """
+    headers: dict[str, str] = {}
+    cells: dict[str, dict[str, str]] = {key: {} for key in rows}
+    for column in columns:
+        start = column.key.removesuffix("gap")
+        own = {column.key: column.header}
+        if column.judge:
+            own |= {f"{start}n": "seeds", f"{start}verdict": "verdict"}
+        headers |= own
+        for key, (_, row) in rows.items():
+            cells[key] |= dict(zip(own, _cells(column, column.of(row), seeds), strict=True))
+    return Keyed(title, corner, headers, {key: (name, cells[key]) for key, (name, _) in rows.items()})
+
+
+def _cells(column: Column[Row], value: Value, seeds: int) -> list[str]:
+    """What a column, and those beside it, say of a row."""
+    if isinstance(value, str):
+        return [value] * (3 if column.judge else 1)
+    text, got = column.form(value), value.seeds if value else 0
+    if column.judge:
+        return [text, of_all(got, seeds), str(column.judge(value, seeds))]
+    return [text + (f" ({got} of {seeds} seeds)" if 0 < got < seeds else "")]

@@ -60,15 +60,17 @@ class Shown:
     numbers: Mapping[str, str] = field(default_factory=dict)
 
 
-def told(study: Study, path: Path, shown: Shown, absent: str | None = NOT_RUN) -> Section:
-    """A section: the text of `path`, which is called as the section, around what it shows.
+def told(study: Study, path: Path, shown: Shown, absent: str | None = NOT_RUN, below: str = "") -> Section:
+    """A section: the text of `path`, which is called as the section, around what it shows; `below` is more of the text.
 
-    `{{ made-of }}` are its checkpoints, runs, methods and seeds.
+    `{{ checkpoints }}`, `{{ runs }}`, `{{ methods }}` and `{{ seeds }}` are counts, `{{ made-of }}` tells all of them.
     """
-    points = study.points
-    counts = ((len(points), "checkpoint"), (points["trajectory"].n_unique(), "run"))
-    of_them = ((len(study.methods), "method"), (len(study.seeds), "seed"))
-    made_of = " of ".join(", ".join(how_many(*one) for one in some) for some in (counts, of_them))
-    prose = read_prose(path, {"made-of": made_of, **shown.numbers, **numbers_of(shown.tables)}, absent)
+    runs = study.points["trajectory"].n_unique() if "trajectory" in study.points.columns else 0
+    sizes = {"checkpoint": len(study.points), "run": runs, "method": len(study.methods), "seed": len(study.seeds)}
+    counts = {f"{noun}s": f"{count:,}" for noun, count in sizes.items()}
+    made_of = "{}, {} of {}, {}".format(*(how_many(count, noun) for noun, count in sizes.items()))
+    numbers = {**counts, "made-of": made_of, **shown.numbers, **numbers_of(shown.tables)}
+    prose = read_prose(path, numbers, absent)
+    note = "\n\n".join(filter(None, (prose.note, render(below, numbers))))
     name, tables = path.stem.replace("_", "-"), [one.table for one in shown.tables]
-    return Section(name, prose.title, prose.question, shown.finding, shown.figure, tables, prose.note)
+    return Section(name, prose.title, prose.question, shown.finding, shown.figure, tables, note)

@@ -13,7 +13,7 @@ from rlrazor.analysis.statistics import verdict as verdict_of
 from rlrazor.errors import RazorError
 from rlrazor.report.drawing import PALETTE, Axis, Figure, Layer, Panel
 from rlrazor.report.figures import staircase
-from rlrazor.report.keyed import Judged, Keyed, in_short
+from rlrazor.report.keyed import Column, Judged, Keyed, in_short, table_of
 from rlrazor.report.layers import base, cloud, learnt
 from rlrazor.report.page import write_comparison
 from rlrazor.report.prose import read_prose
@@ -100,25 +100,31 @@ def finding(tasks: Sequence[Task]) -> str:
 
 def gap_table(tasks: Sequence[Task]) -> Keyed:
     """What RL keeps more than SFT, task by task."""
-    columns = {"at": "compared at", "gap": "RL minus SFT, points", "n": "seeds", "verdict": "RL against SFT"}
-    rows = {}
-    for place, task in enumerate(tasks):  # two may have the same name
-        at = NEVER if task.at is None else f"new ≥ {task.at:.0%}"
-        cells = (at, signed(task.gap), str(task.gap.seeds if task.gap else 0), str(task.verdict))
-        rows[f"{place}"] = (task.name, dict(zip(columns, cells, strict=True)))
-    return Keyed("Prior accuracy kept", "new task", columns, rows)
+    columns = [
+        Column[Task]("at", "compared at", lambda task: NEVER if task.at is None else f"new ≥ {task.at:.0%}"),
+        Column("gap", "RL minus SFT, points", lambda task: signed(task.gap)),
+        Column("n", "seeds", lambda task: str(task.gap.seeds if task.gap else 0)),
+        Column("verdict", "RL against SFT", lambda task: task.verdict),
+    ]
+    rows = {str(place): (task.name, task) for place, task in enumerate(tasks)}  # two may have the same name
+    return table_of("Prior accuracy kept", "new task", rows, columns)
 
 
 def kept_table(task: Task) -> Keyed:
     """What the best checkpoints of each family keep at each new accuracy."""
-    columns = {f"at-{100 * at:g}": f"new ≥ {at:.0%}" for at in task.study.thresholds}
-    rows = {}
-    for family in FAMILIES:
-        own = task.points.filter(pl.col("family") == family)
-        kept = [at_accuracy(own, ["family"], at).to_dicts() for at in task.study.thresholds]
-        cells = [cell(row[0], "prior") if row else NEVER for row in kept]
-        rows[family] = (family, dict(zip(columns, cells, strict=True)))
-    return Keyed(f"{task.study.description['title']}: best prior accuracy, %", "family", columns, rows)
+
+    def at(threshold: float) -> Column[str]:
+        kept = {row["family"]: row for row in at_accuracy(task.points, ["family"], threshold).to_dicts()}
+        return Column(
+            f"at-{100 * threshold:g}",
+            f"new ≥ {threshold:.0%}",
+            lambda family: cell(kept[family], "prior") if family in kept else NEVER,
+        )
+
+    title = f"{task.study.description['title']}: best prior accuracy, %"
+    return table_of(
+        title, "family", {family: (family, family) for family in FAMILIES}, list(map(at, task.study.thresholds))
+    )
 
 
 def _panel(task: Task) -> Panel:

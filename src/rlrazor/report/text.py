@@ -40,6 +40,11 @@ def with_seeds(estimate: Estimate | None, total: int, form: Callable[[float], st
     return written(estimate, form) + (f" ({estimate.seeds} of {total} seeds)" if estimate and some else "")
 
 
+def of_all(count: int, total: int) -> str:
+    """How many seeds a cell rests on: "3", "2 of 3"."""
+    return NEVER if not count else str(count) if count == total else f"{count} of {total}"
+
+
 def nats(value: float) -> str:
     """A KL, to two decimals."""
     return minus(f"{value:z.2f}")

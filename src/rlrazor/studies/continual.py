@@ -16,9 +16,10 @@ from rlrazor.report.drawing import PALETTE, SYMBOLS, Axis, Figure, Marker, Panel
 from rlrazor.report.heat import heat_map
 from rlrazor.report.keyed import Keyed, in_short, numbers_of
 from rlrazor.report.prose import read_prose
-from rlrazor.report.study import Section, Study
+from rlrazor.report.study import Kind, Section, Study
 from rlrazor.report.text import NEVER, how_many, nats, number, percent, signed, written
 from rlrazor.runs.records import BASE
+from rlrazor.studies import own_sequence
 from rlrazor.studies.engine import (
     JUDGED,
     PRIOR,
@@ -58,7 +59,9 @@ ABSENT = "\0"  # of a number that there is none of: its paragraph is left out
 
 
 def section(study: Study) -> Section:
-    """Its part of the report."""
+    """Its part of the report; a user's own sequence, of one method, has another."""
+    if "kl_budget" in study.description:
+        return own_sequence.section(study)
     courses = courses_of(_ends(study).filter(~pl.col("order").is_in([RATES, ALONE, JOINT])), study.bases)
     of_courses = replace(study, points=outcomes_of(study, courses))
     at = At((study.description["config"]["target"],), lambda points, bases, by, thresholds: thresholds[0])
@@ -179,3 +182,6 @@ def figure_of(study: Study, courses: Sequence[Course]) -> Figure:
 def _ends(study: Study) -> pl.DataFrame:
     """The last checkpoint of each run, in each order that it is in."""
     return study.table.filter(pl.col("method") != BASE).unique(["run_id", "order"], keep="last", maintain_order=True)
+
+
+KIND = Kind(section, lambda study: "stage" in study.table.columns)

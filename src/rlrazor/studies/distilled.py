@@ -12,20 +12,20 @@ from rlrazor.analysis.statistics import (
     best_checkpoints,
     difference,
     floats,
+    mean_of,
     near_accuracy,
     verdict,
     with_params,
 )
 from rlrazor.experiments.parity_mnist.config import PAPER_LRS, TAUGHT_AT, TEACHER
 from rlrazor.report.drawing import INK, PALETTE, SYMBOLS, WHITE, Axis, Figure, Floats, Layer, Marker, Panel, Points
-from rlrazor.report.keyed import Judged, Keyed, in_short
+from rlrazor.report.keyed import Column, Judged, Keyed, gap, in_short, table_of
 from rlrazor.report.layers import base, cloud, learnt, padded
 from rlrazor.report.study import Section, Study
 from rlrazor.report.tables import MATCH
 from rlrazor.report.text import NEVER, how_many, nats, signed, written
 from rlrazor.studies.engine import KL, PlainStudy, section_of
 from rlrazor.studies.grids import Grid
-from rlrazor.studies.tables import Column, gap, table_of
 
 NAME = "distilled"
 KIND = ("method", "labels_per_image", "epochs")  # of students; the first in the table is the paper's
@@ -64,7 +64,7 @@ def students_of(study: Study) -> list[Students]:
 def section(study: Study) -> Section:
     """Students against their own teachers, level by level, and what changes with more labels, or correct ones only."""
     students, seeds = students_of(study), len(study.seeds)
-    gaps = [(one.name, _over(one.matched(), "gap")) for one in students]
+    gaps = [(one.name, mean_of(one.matched(), "gap")) for one in students]
     told = in_short([Judged(name, gap, verdict(gap, seeds)) for name, gap in gaps])
     finding = f"Prior score kept by students against that of their own teachers, at the teachers’ new score: {told}."
     return section_of(study, NAME, finding, figure(study, students), tables_of(study, students))
@@ -85,20 +85,20 @@ def tables_of(study: Study, students: Sequence[Students]) -> list[Keyed]:
         return NEVER if first is one else difference(rows(one), rows(first), column) if first else None
 
     matched = [
-        Column[Students]("teacher-new", "teacher’s new, %", lambda one: _over(one.teachers, "teacher_new")),
-        Column("teacher-prior", "teacher’s prior, %", lambda one: _over(one.teachers, "teacher_prior")),
-        Column("teacher-kl", "teacher’s forward KL", lambda one: _over(one.teachers, "teacher_kl"), in_nats),
-        Column("prior", "student’s prior, %", lambda one: _over(one.matched(), "prior")),
-        Column("kl", "student’s forward KL", lambda one: _over(one.matched(), KL), in_nats),
-        gap("gap", "student − teacher, points", lambda one: _over(one.matched(), "gap")),
+        Column[Students]("teacher-new", "teacher’s new, %", lambda one: mean_of(one.teachers, "teacher_new")),
+        Column("teacher-prior", "teacher’s prior, %", lambda one: mean_of(one.teachers, "teacher_prior")),
+        Column("teacher-kl", "teacher’s forward KL", lambda one: mean_of(one.teachers, "teacher_kl"), in_nats),
+        Column("prior", "student’s prior, %", lambda one: mean_of(one.matched(), "prior")),
+        Column("kl", "student’s forward KL", lambda one: mean_of(one.matched(), KL), in_nats),
+        gap("gap", "student − teacher, points", lambda one: mean_of(one.matched(), "gap")),
     ]
     leeway = [
-        gap("near.gap", f"within {100 * MATCH:g} points", lambda one: _over(one.matched(MATCH), "gap")),
+        gap("near.gap", f"within {100 * MATCH:g} points", lambda one: mean_of(one.matched(MATCH), "gap")),
         gap("typical.gap", "without choosing", typical),
     ]
     far = [
-        Column[Students]("beyond", "best new − teacher’s new", lambda one: _over(one.best, "beyond"), signed),
-        Column("lowest", "lowest prior on the way − teacher’s", lambda one: _over(one.lowest(), "gap"), signed),
+        Column[Students]("beyond", "best new − teacher’s new", lambda one: mean_of(one.best, "beyond"), signed),
+        Column("lowest", "lowest prior on the way − teacher’s", lambda one: mean_of(one.lowest(), "gap"), signed),
         Column(
             "first.new", "best new − the first’s", lambda one: against_usual(one, lambda of: of.best, "new"), signed
         ),
@@ -132,7 +132,7 @@ def best_table(study: Study, students: Sequence[Students], at: float) -> Keyed:
     best = max(whole, key=lambda name: floats(whole[name], "prior").mean(), default=NEVER)
     columns = [
         Column[pl.DataFrame]("arm", "who keeps most", lambda _: best),
-        Column("prior", "prior kept, %", lambda rows: _over(rows, "prior")),
+        Column("prior", "prior kept, %", lambda rows: mean_of(rows, "prior")),
         gap("gap", f"minus {study.label(TEACHER)}’s, points", lambda rows: difference(rows, rl, "prior")),
     ]
     rows = {"best": ("all students", whole.get(best, rl.clear()))}
@@ -140,16 +140,11 @@ def best_table(study: Study, students: Sequence[Students], at: float) -> Keyed:
 
 
 def _end(one: Students, name: str, lr: float) -> Estimate | None:
-    return _over(one.ends(lr), f"{name}_beyond")
+    return mean_of(one.ends(lr), f"{name}_beyond")
 
 
 def _kept(rows: pl.DataFrame, at: float) -> Estimate | None:
-    return _over(best_checkpoints(rows, ["method"], at), "prior")
-
-
-def _over(rows: pl.DataFrame, column: str) -> Estimate | None:
-    """The mean over rows, one a seed."""
-    return None if rows.is_empty() else Estimate.over(rows.sort("seed")[column].to_list())
+    return mean_of(best_checkpoints(rows, ["method"], at), "prior")
 
 
 def figure(study: Study, students: Sequence[Students]) -> Figure:
@@ -200,4 +195,4 @@ def _course(study: Study, runs: pl.DataFrame, column: str) -> list[Floats]:
     return [floats(by_step.sort("step"), name) for name in (column, "prior")]
 
 
-STUDY = PlainStudy(grids, section)
+STUDY = PlainStudy(section, grids=grids)

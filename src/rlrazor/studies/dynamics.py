@@ -1,8 +1,11 @@
 """Do larger KL steps point more along the forgetting gradient? Every step of a few runs; the paper's Fig. 10."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from math import ceil
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -13,17 +16,17 @@ from rlrazor.analysis.statistics import (
     correlation,
     estimate_of,
     floats,
+    over,
     seed_means,
     verdict,
 )
 from rlrazor.experiments.parity_mnist.config import PAPER_LRS
 from rlrazor.report.drawing import INK, PALETTE, Axis, Figure, Floats, Marker, Panel, Points, Range
-from rlrazor.report.keyed import Judged, Keyed, in_short
+from rlrazor.report.keyed import MORE_OR_LESS, Column, Judged, Keyed, in_short, table_of
 from rlrazor.report.study import Section, Study
 from rlrazor.report.text import NEVER, how_many, minus, number, percent, written
 from rlrazor.studies.engine import PlainStudy, section_of
 from rlrazor.studies.grids import Grid
-from rlrazor.studies.tables import MORE_OR_LESS
 
 PRIOR, NEW = "cos_prior_gradient", "cos_new_gradient"
 CHANGE, SIZE = "kl_change", "kl_of_step"
@@ -62,7 +65,7 @@ class Link:
         centred = steps.with_columns(pl.col(name) - pl.col(name).mean().over("block") for name in (cosine, CHANGE))
         return cls(
             correlation(steps, cosine, CHANGE, "block"),
-            Estimate.over(per_seed) if per_seed else None,
+            over(per_seed),
             pearson(centred, cosine, CHANGE),
             pearson(steps, cosine, SIZE),
         )
@@ -71,6 +74,11 @@ class Link:
     def r(self) -> str:
         """Pearson's correlation over all steps, such as `0.52 [0.41, 0.61]`."""
         return with_interval(self.all.pearson, self.all.pearson_interval) if self.all else NEVER
+
+    @property
+    def spearman(self) -> str:
+        """Spearman's likewise."""
+        return with_interval(self.all.spearman, self.all.spearman_interval) if self.all else NEVER
 
 
 def pearson(steps: pl.DataFrame, x: str, y: str) -> float | None:
@@ -119,51 +127,43 @@ def judge(study: Study, links: Links, method: str, task: str) -> Judged:
 
 def tables_of(study: Study, links: Links) -> list[Keyed]:
     """The correlations, and the mean step."""
-    columns = {
-        "steps": "steps",
-        "r": "r with KL change\n[95 %]",
-        "seeds": "r per seed",
-        "within": f"r within blocks\nof {how_many(BLOCK, 'step')}",
-        "spearman": "Spearman\n[95 %]",
-        "of-size": "r with KL(before || after)",
-        "verdict": "verdict",
+    columns = [
+        Column[Link]("steps", "steps", lambda link: f"{link.all.points:,}" if link.all else NEVER),
+        Column("r", "r with KL change\n[95 %]", lambda link: link.r),
+        Column("seeds", "r per seed", lambda link: written(link.seeds, number)),
+        Column("within", f"r within blocks\nof {how_many(BLOCK, 'step')}", lambda link: number(link.within)),
+        Column("spearman", "Spearman\n[95 %]", lambda link: link.spearman),
+        Column("of-size", "r with KL(before || after)", lambda link: number(link.of_size)),
+        Column("verdict", "verdict", lambda link: MORE_OR_LESS[verdict(link.seeds, len(study.seeds))]),
+    ]
+    rows = {
+        f"{method}.{task}": (f"{study.label(method)}, {task} task’s gradient", link)
+        for (method, task), link in links.items()
     }
-    rows = {}
-    for (method, task), link in links.items():
-        cells = (
-            f"{link.all.points:,}" if link.all else NEVER,
-            link.r,
-            written(link.seeds, number),
-            number(link.within),
-            with_interval(link.all.spearman, link.all.spearman_interval) if link.all else NEVER,
-            number(link.of_size),
-            MORE_OR_LESS[judge(study, links, method, task).verdict],
-        )
-        rows[f"{method}.{task}"] = (
-            f"{study.label(method)}, {task} task’s gradient",
-            dict(zip(columns, cells, strict=True)),
-        )
-    return [Keyed("Direction against change of KL", "cosine with", columns, rows), mean_step(study)]
+    return [table_of("Direction against change of KL", "cosine with", rows, columns), mean_step(study)]
 
 
 def mean_step(study: Study) -> Keyed:
     """The mean over the steps of each method."""
-    columns = {
+    measured = {
         "cos-prior": ("cosine, prior task", PRIOR, "{:.3f}".format),
         "raise": ("steps that raise its loss, %", "raises", percent),
         "cos-new": ("cosine, new task", NEW, "{:.3f}".format),
         "change": ("KL change, nats", CHANGE, "{:.2g}".format),
         "length": ("length of the update", "update_norm", "{:.2g}".format),
     }
+
+    def cell(row: Mapping[str, Any], column: str, form: Callable[[float], str]) -> str:
+        return minus(written(estimate_of(row, column), form))
+
+    columns = [
+        Column[Mapping[str, Any]](key, header, partial(cell, column=column, form=form))
+        for key, (header, column, form) in measured.items()
+    ]
     signs = study.points.with_columns(raises=(pl.col(PRIOR) > 0).cast(pl.Float64))
-    rows = {
-        row["method"]: (
-            study.label(row["method"]),
-            {name: minus(written(estimate_of(row, column), form)) for name, (_, column, form) in columns.items()},
-        )
-        for row in seed_means(signs, ["method"], [column for _, column, _ in columns.values()]).to_dicts()
-    }
-    return Keyed("The mean step", "method", {name: header for name, (header, *_) in columns.items()}, rows)
+    means = seed_means(signs, ["method"], [column for _, column, _ in measured.values()]).to_dicts()
+    rows = {row["method"]: (study.label(row["method"]), row) for row in means}
+    return table_of("The mean step", "method", rows, columns)
 
 
 def figure(study: Study, links: Links) -> Figure:
@@ -219,4 +219,4 @@ def with_interval(value: float, interval: tuple[float, float] | None) -> str:
     return number(value) + ("" if interval is None else " [{}, {}]".format(*map(number, interval)))
 
 
-STUDY = PlainStudy(grids, section)
+STUDY = PlainStudy(section, grids=grids)

@@ -46,11 +46,11 @@ from rlrazor.analysis.statistics import (
     verdict,
 )
 from rlrazor.report.drawing import PALETTE, SYMBOLS, Figure, Panel
-from rlrazor.report.keyed import Judged, Keyed, in_short, numbers_of
-from rlrazor.report.prose import read_prose
-from rlrazor.report.study import Section, Study
+from rlrazor.report.keyed import Column, Judged, Keyed, in_short, table_of
+from rlrazor.report.prose import Shown, told
+from rlrazor.report.study import Kind, Section, Study
 from rlrazor.report.tables import THRESHOLDS
-from rlrazor.report.text import INTERVALS, NEVER, how_many, nats, percent, signed, with_seeds, written
+from rlrazor.report.text import INTERVALS, nats, of_all, percent, signed, written
 from rlrazor.studies.grids import Grid
 
 KL = "kl_forward"
@@ -194,6 +194,11 @@ class Compared:
         """What the arm is called in the names of numbers."""
         return ".".join(f"{value:g}" if isinstance(value, float) else str(value) for value in arm if value)
 
+    @property
+    def named(self) -> dict[str, tuple[str, Arm]]:
+        """The arms as the rows of a table: key -> name and arm."""
+        return {self.key(arm): (self.label(arm), arm) for arm in self.arms}
+
     def style(self, arm: Arm) -> Style:
         """How it is drawn."""
         return self.of.style(self, arm)
@@ -256,32 +261,20 @@ class ArmStudy:
         return f"{name} at new ≥ {at} against {first.title}: {told}."
 
 
-@dataclass(frozen=True)
-class PlainStudy:
+@dataclass(frozen=True, kw_only=True)
+class PlainStudy(Kind):
     """A study that makes its section itself."""
 
     grids: Callable[[bool], list[Grid]]
-    section: Callable[[Study], Section]
 
 
 def section_of(
     study: Study, name: str, finding: str, figure: Figure, tables: Sequence[Keyed], at: float | None = None
 ) -> Section:
-    """The section of a study, with the text beside its module and the counts of its runs."""
-    points = study.points
-    counts = {
-        "checkpoints": f"{len(points):,}",
-        "runs": f"{points['trajectory'].n_unique():,}",
-        "seeds": str(len(study.seeds)),
-        **({} if at is None else {"at": f"{at:.0%}"}),
-    }
-    prose = read_prose(text_of(name), {**counts, **numbers_of(tables)})
-    made_of = (
-        f"{how_many(len(points), 'checkpoint')} of {how_many(points['trajectory'].n_unique(), 'run')}, "
-        f"{how_many(len(study.seeds), 'seed')}. {INTERVALS} {JUDGED}"
-    )
-    note = f"{prose.note}\n\n{made_of}"
-    return Section(name, prose.title, prose.question, finding, figure, [one.table for one in tables], note)
+    """The section of a study, with the text beside its module, and below it what its verdicts rest on."""
+    numbers = {} if at is None else {"at": f"{at:.0%}"}
+    below = f"{{{{ made-of }}}}. {INTERVALS} {JUDGED}"
+    return told(study, text_of(name), Shown(finding, figure, tables, numbers), below=below)
 
 
 JUDGED = (
@@ -308,60 +301,43 @@ def pairs_of(compared: Compared, against: Against) -> list[tuple[Arm, Arm]]:
 
 def kept_table(compared: Compared) -> Keyed:
     """What each arm keeps where arms are compared."""
-    unit = compared.study.kl_unit
-    columns = {"prior": "prior kept, %", "drop": "drop, points", "kl": f"forward KL, {unit}", "n": "seeds"}
-    rows = {}
-    for arm in compared.arms:
-        row = compared.kept[arm]
-        cells = {
-            "prior": written(estimate_of(row, "prior")),
-            "drop": written(estimate_of(row, "forgetting")),
-            "kl": written(estimate_of(row, KL), nats),
-            "n": seeds_of(row["n_seeds"], len(compared.study.seeds)),
-        }
-        rows[compared.key(arm)] = (compared.label(arm), cells)
-    return Keyed(f"At new ≥ {compared.at:.0%}", "arm", columns, rows)
+    kept, seeds = compared.kept, len(compared.study.seeds)
+    columns = [
+        Column[Arm]("prior", "prior kept, %", lambda arm: estimate_of(kept[arm], "prior")),
+        Column("drop", "drop, points", lambda arm: estimate_of(kept[arm], "forgetting")),
+        Column("kl", f"forward KL, {compared.study.kl_unit}", lambda arm: written(estimate_of(kept[arm], KL), nats)),
+        Column("n", "seeds", lambda arm: of_all(kept[arm]["n_seeds"], seeds)),
+    ]
+    return table_of(f"At new ≥ {compared.at:.0%}", "arm", compared.named, columns)
 
 
 def levels_table(compared: Compared) -> Keyed:
     """What each arm keeps at each threshold, and how far it gets."""
+
+    def at(level: float) -> Column[Arm]:
+        kept = compared.kept_at(level)
+        return Column(f"at-{100 * level:g}", f"new ≥ {level:.0%}", lambda arm: estimate_of(kept[arm], "prior"))
+
     levels = sorted({*compared.study.thresholds, compared.at})
-    kept = {level: compared.kept_at(level) for level in levels}
-    names = {level: f"at-{100 * level:g}" for level in levels}
-    rows = {}
-    for arm in compared.arms:
-        found = {names[level]: estimate_of(kept[level][arm], "prior") for level in levels}
-        cells = {name: with_seeds(one, len(compared.study.seeds)) for name, one in found.items()}
-        cells["best-new"] = percent(floats(compared.rows(arm), "new").max())
-        rows[compared.key(arm)] = (compared.label(arm), cells)
-    columns = {**{names[level]: f"new ≥ {level:.0%}" for level in levels}, "best-new": "best new, %"}
-    return Keyed("Prior kept, %", "arm", columns, rows)
+    best = Column[Arm]("best-new", "best new, %", lambda arm: percent(floats(compared.rows(arm), "new").max()))
+    columns = [*map(at, levels), best]
+    return table_of("Prior kept, %", "arm", compared.named, columns, len(compared.study.seeds))
 
 
 def comparison_table(compared: Compared, against: Against) -> Keyed:
     """Each arm minus its reference, and the verdict."""
-    prefix = f"{against.key}." if against.key else ""
-    columns = {
-        f"{prefix}gap": f"{against.measure.name}, {against.measure.unit}",
-        f"{prefix}kl-gap": f"forward KL, {compared.study.kl_unit}",
-        f"{prefix}n": "seeds",
-        f"{prefix}verdict": "verdict",
+    measure, seeds, key = against.measure, len(compared.study.seeds), f"{against.key}." if against.key else ""
+    count = f"{key}n" if key else "gap-n"  # of the first comparison, beside how many seeds an arm has
+    columns = [
+        Column[tuple[Judged, Estimate | None]](
+            f"{key}gap", f"{measure.name}, {measure.unit}", lambda row: signed(row[0].gap, measure.form)
+        ),
+        Column(f"{key}kl-gap", f"forward KL, {compared.study.kl_unit}", lambda row: signed(row[1], nats)),
+        Column(count, "seeds", lambda row: of_all(row[0].gap.seeds if row[0].gap else 0, seeds)),
+        Column(f"{key}verdict", "verdict", lambda row: row[0].verdict),
+    ]
+    rows = {
+        compared.key(arm): (compared.label(arm), (compared.judge(arm, other, measure), compared.gap(arm, other, KL)))
+        for arm, other in pairs_of(compared, against)
     }
-    if not prefix:  # how many seeds allow the first comparison, beside how many an arm has
-        columns = {"gap-n" if name == "n" else name: header for name, header in columns.items()}
-    rows = {}
-    for arm, reference in pairs_of(compared, against):
-        judged, seeds = compared.judge(arm, reference, against.measure), len(compared.study.seeds)
-        cells = (
-            signed(judged.gap, against.measure.form),
-            signed(compared.gap(arm, reference, KL), nats),
-            seeds_of(judged.gap.seeds if judged.gap else 0, seeds),
-            str(judged.verdict),
-        )
-        rows[compared.key(arm)] = (compared.label(arm), dict(zip(columns, cells, strict=True)))
-    return Keyed(f"Minus {against.title}, at new ≥ {compared.at:.0%}", "arm", columns, rows)
-
-
-def seeds_of(count: int, total: int) -> str:
-    """How many seeds a cell rests on: "3", "2 of 3"."""
-    return NEVER if not count else str(count) if count == total else f"{count} of {total}"
+    return table_of(f"Minus {against.title}, at new ≥ {compared.at:.0%}", "arm", rows, columns)

@@ -18,13 +18,12 @@ from rlrazor.analysis.statistics import (
 )
 from rlrazor.errors import RazorError
 from rlrazor.report.drawing import INK, PALETTE, SYMBOLS, Axis, Figure, Layer, Marker, Panel, Points
-from rlrazor.report.keyed import Keyed, in_short
+from rlrazor.report.keyed import Column, Keyed, gap, in_short, table_of
 from rlrazor.report.layers import log_height, means, never, share_height
 from rlrazor.report.study import Section, Study
 from rlrazor.report.text import NEVER, percent, written
 from rlrazor.studies.engine import Against, Arms, At, Compared, PlainStudy, judge_all, section_of
 from rlrazor.studies.grids import ONE, Grid
-from rlrazor.studies.tables import Column, gap, table_of
 
 NAME = "kl-minimal"
 METHODS = ("grpo", "grpo+kl", "kl-dpg", "js-dpg", "tv-dpg", "natural-pg")
@@ -231,18 +230,9 @@ def _panel(
         layers.append(never("never gets there", [name for _, name in absent], [place for place, _ in absent], y))
         low = low / 2 if log else low - 0.1 * (high - low)
         texts = [(place - 0.15, low, one.at) for place, one in enumerate(settings) if one.compared.reached]
-    return Panel(
-        title,
-        Axis(
-            "base’s expected accuracy, group size",
-            (-0.5, len(settings) - 0.5),
-            percent=False,
-            ticks=[(float(at), f"{one.base('new_expected').mean:.0%}, {one.group}") for at, one in enumerate(settings)],
-        ),
-        Axis(y_label, (low, high), percent=not log, log=log),
-        layers,
-        texts=texts,
-    )
+    names = [f"{one.base('new_expected').mean:.0%}, {one.group}" for one in settings]
+    axis = Axis.of(names, "base’s expected accuracy, group size")
+    return Panel(title, axis, Axis(y_label, (low, high), percent=not log, log=log), layers, texts=texts)
 
 
-STUDY = PlainStudy(grids, section)
+STUDY = PlainStudy(section, grids=grids)

@@ -1,6 +1,7 @@
 """Is the sparsity of an update rounding? The same runs with float32 and with bfloat16 weights."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import polars as pl
@@ -9,20 +10,21 @@ from rlrazor.analysis.statistics import (
     Estimate,
     difference,
     floats,
+    mean_of,
     near_accuracy,
     seed_means,
     verdict,
     with_params,
 )
 from rlrazor.report.drawing import INK, PALETTE, Axis, Curve, Figure, Layer, Panel, Range
-from rlrazor.report.keyed import Judged, Keyed, in_short
+from rlrazor.report.keyed import MORE_OR_LESS, Column, Judged, Keyed, in_short, table_of
 from rlrazor.report.layers import cloud, learnt, means
 from rlrazor.report.study import Section, Study
 from rlrazor.report.tables import THRESHOLDS
-from rlrazor.report.text import NEVER, nats, percent, signed, with_seeds
+from rlrazor.report.text import NEVER, nats, percent, signed, written
 from rlrazor.studies.engine import KL, Arm, Arms, At, Compared, PlainStudy, Style, section_of
 from rlrazor.studies.grids import LRS, Grid
-from rlrazor.studies.tables import MORE_OR_LESS, ends_of
+from rlrazor.studies.tables import ends_of
 
 SPARSITY, RANK = "weight_sparsity", "weight_rank"
 FULL, ROUNDED = "float32", "bfloat16"
@@ -116,42 +118,42 @@ def judge(compared: Compared, chosen: pl.DataFrame, arm: Arm) -> Judged:
     return Judged(compared.label(arm), gap, verdict(gap, len(compared.study.seeds)))
 
 
-def over_seeds(rows: pl.DataFrame, column: str, seeds: int, form: Callable[[float], str] = percent) -> str:
-    """A row per seed as a cell."""
-    values = rows.sort("seed")[column].to_list()
-    return with_seeds(Estimate.over(values) if values else None, seeds, form)
+def mean(compared: Compared, chosen: pl.DataFrame, column: str) -> Callable[[Arm], Estimate | None]:
+    """The mean of an arm's rows of `chosen`, one per seed."""
+    return lambda arm: mean_of(compared.rows(arm, chosen), column)
 
 
 def by_accuracy(compared: Compared) -> Keyed:
     """What each arm leaves unchanged at each new accuracy."""
-    near = {
-        f"at-{100 * target:g}": near_accuracy(compared.points, ARMS.by, target, [SPARSITY]) for target in THRESHOLDS
-    }
-    rows = {}
-    for arm in compared.arms:
-        seeds = compared.rows(arm)["seed"].n_unique()
-        cells = {name: over_seeds(compared.rows(arm, table), SPARSITY, seeds) for name, table in near.items()}
-        rows[compared.key(arm)] = (compared.label(arm), cells)
-    columns = {name: f"new = {target:.0%} ± 0.5" for name, target in zip(near, THRESHOLDS, strict=True)}
-    return Keyed("Parameters exactly unchanged, %", "arm", columns, rows)
+
+    def at(target: float) -> Column[Arm]:
+        near = near_accuracy(compared.points, ARMS.by, target, [SPARSITY])
+        return Column(f"at-{100 * target:g}", f"new = {target:.0%} ± 0.5", mean(compared, near, SPARSITY))
+
+    seeds = len(compared.study.seeds)
+    return table_of("Parameters exactly unchanged, %", "arm", compared.named, list(map(at, THRESHOLDS)), seeds)
 
 
 def side_by_side(compared: Compared, chosen: pl.DataFrame, title: str, prefix: str = "") -> Keyed:
     """Each arm's checkpoints, and what bfloat16 leaves unchanged beyond float32."""
-    headers = {name: header for name, (_, header, _) in CELLS.items()} | {
-        "gap": "minus float32, points",
-        "verdict": "verdict",
-    }
-    rows = {}
-    for arm in compared.arms:
-        seeds, own = compared.rows(arm)["seed"].n_unique(), compared.rows(arm, chosen)
-        cells = {name: over_seeds(own, column, seeds, form) for name, (column, _, form) in CELLS.items()}
-        judged = judge(compared, chosen, arm) if arm[1] == ROUNDED else None
-        cells["gap"], cells["verdict"] = (
-            (signed(judged.gap), MORE_OR_LESS[judged.verdict]) if judged else (NEVER, NEVER)
-        )
-        rows[compared.key(arm)] = (compared.label(arm), {f"{prefix}{name}": cell for name, cell in cells.items()})
-    return Keyed(title, "arm", {f"{prefix}{name}": header for name, header in headers.items()}, rows)
+    judged = {arm: judge(compared, chosen, arm) for arm in compared.arms if arm[1] == ROUNDED}
+    columns = [
+        *(
+            Column(f"{prefix}{name}", header, mean(compared, chosen, column), partial(written, form=form))
+            for name, (column, header, form) in CELLS.items()
+        ),
+        Column(
+            f"{prefix}gap",
+            "minus float32, points",
+            lambda arm: signed(judged[arm].gap) if arm in judged else NEVER,
+        ),
+        Column(
+            f"{prefix}verdict",
+            "verdict",
+            lambda arm: MORE_OR_LESS[judged[arm].verdict] if arm in judged else NEVER,
+        ),
+    ]
+    return table_of(title, "arm", compared.named, columns, len(compared.study.seeds))
 
 
 def figure(compared: Compared) -> Figure:
@@ -196,4 +198,4 @@ def least(floor: float | None, across: Range) -> list[Layer]:
     return [] if floor is None else [Curve("least in float32", np.array(across), np.full(2, floor), INK, dashed=True)]
 
 
-STUDY = PlainStudy(grids, section)
+STUDY = PlainStudy(section, grids=grids)

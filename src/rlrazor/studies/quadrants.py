@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import polars as pl
 
@@ -11,19 +12,19 @@ from rlrazor.analysis.statistics import (
     best_checkpoints,
     estimate_of,
     in_all_seeds,
+    over,
     shared_threshold,
     verdict,
 )
 from rlrazor.errors import RazorError
 from rlrazor.report.drawing import PALETTE, Axis, Figure, Layer, Panel
-from rlrazor.report.keyed import Judged, Keyed, in_short
+from rlrazor.report.keyed import MORE_OR_LESS, Column, Judged, Keyed, in_short, table_of
 from rlrazor.report.layers import height, level, means
 from rlrazor.report.study import Section, Study
 from rlrazor.report.text import NEVER, nats, signed, written
 from rlrazor.studies import panels
 from rlrazor.studies.engine import KL, Arm, Arms, At, Compared, PlainStudy, Style, kept_table, levels_table, section_of
 from rlrazor.studies.grids import LRS, Grid
-from rlrazor.studies.tables import MORE_OR_LESS
 
 Quadrant = tuple[bool, bool]
 """On-policy, with negative examples."""
@@ -126,7 +127,7 @@ def effects(
         factor: [sum(weight * of[quadrant] for quadrant, weight in weights.items()) for of in whole]
         for factor, (_, weights) in FACTORS.items()
     }
-    return {factor: Estimate.over(values) if values else None for factor, values in worth.items()}
+    return {factor: over(values) for factor, values in worth.items()}
 
 
 def judge(compared: Compared, at: float, column: str = "prior") -> dict[str, Judged]:
@@ -158,6 +159,15 @@ def tables_of(compared: Compared) -> list[Keyed]:
     return [square_table(compared), worth_table(compared), kept_table(compared), levels_table(compared)]
 
 
+class Row(NamedTuple):
+    """What a factor is worth at a new score."""
+
+    at: float
+    factor: str
+    prior: Judged
+    kl: Judged
+
+
 def square_table(compared: Compared) -> Keyed:
     """Who the four are, and what they keep."""
     columns = {"without": WITH[False], "with": WITH[True]}
@@ -170,20 +180,22 @@ def square_table(compared: Compared) -> Keyed:
 
 def worth_table(compared: Compared) -> Keyed:
     """What each factor is worth at each new score."""
-    columns = {
-        "at": "new ≥",
-        "gap": "prior kept, points",
-        "kl-gap": f"forward KL, {compared.study.kl_unit}",
-        "verdict": "verdict",
-    }
+
+    def told(row: Row) -> str:
+        return MORE_OR_LESS[row.prior.verdict] if row.factor == "interaction" else row.prior.verdict
+
+    columns = [
+        Column[Row]("at", "new ≥", lambda row: f"{row.at:.0%}"),
+        Column("gap", "prior kept, points", lambda row: signed(row.prior.gap)),
+        Column("kl-gap", f"forward KL, {compared.study.kl_unit}", lambda row: signed(row.kl.gap, nats)),
+        Column("verdict", "verdict", told),
+    ]
     rows = {}
     for name, at in levels_of(compared).items():
         kl = judge(compared, at, KL)
-        for factor, of in judge(compared, at).items():
-            told = MORE_OR_LESS[of.verdict] if factor == "interaction" else str(of.verdict)
-            cells = (f"{at:.0%}", signed(of.gap), signed(kl[factor].gap, nats), told)
-            rows[f"{name}.{factor}"] = (of.label, dict(zip(columns, cells, strict=True)))
-    return Keyed("What each is worth", "factor", columns, rows)
+        for factor, prior in judge(compared, at).items():
+            rows[f"{name}.{factor}"] = (prior.label, Row(at, factor, prior, kl[factor]))
+    return table_of("What each is worth", "factor", rows, columns)
 
 
 def square(compared: Compared, at: float) -> Panel:
@@ -212,4 +224,4 @@ def square(compared: Compared, at: float) -> Panel:
     )
 
 
-STUDY = PlainStudy(grids, section)
+STUDY = PlainStudy(section, applies, grids=grids)

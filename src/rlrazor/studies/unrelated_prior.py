@@ -1,48 +1,32 @@
 """Does KL on the new task predict the forgetting of a prior task that shares nothing with it, counting dots?"""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
 import polars as pl
 
 from rlrazor.analysis import law
-from rlrazor.analysis.departures import (
+from rlrazor.analysis.carry_over import (
     beyond_all,
     beyond_guessing,
     beyond_others,
     departures,
     half_lost,
-    over,
     per_seed,
     r2,
 )
-from rlrazor.analysis.law import LawSummary, PredictorSummary
-from rlrazor.analysis.statistics import Estimate, Verdict, floats, verdict
-from rlrazor.report.drawing import (
-    INK,
-    PALETTE,
-    SYMBOLS,
-    WHITE,
-    Axis,
-    Curve,
-    Figure,
-    Floats,
-    Interval,
-    Layer,
-    Marker,
-    Panel,
-    Points,
-)
-from rlrazor.report.keyed import Judged, Keyed, in_short
-from rlrazor.report.layers import cloud, padded
+from rlrazor.analysis.law import PredictorSummary, error_of, r2_of
+from rlrazor.analysis.statistics import Estimate, Verdict, floats, over, verdict
+from rlrazor.report.drawing import INK, WHITE, Axis, Figure, Floats, Layer, Marker, Panel
+from rlrazor.report.keyed import Column, Judged, Keyed, Value, gap, in_short, table_of
+from rlrazor.report.layers import clouds, laws, padded, r2s
 from rlrazor.report.study import Section, Study
 from rlrazor.report.tables import fit_cells, ranges_of
 from rlrazor.report.text import NEVER, nats, number, percent, signed
 from rlrazor.studies.engine import KL, PlainStudy, section_of
 from rlrazor.studies.grids import LRS, Grid
-from rlrazor.studies.tables import Column, Value, gap, table_of
 
 NAME = "unrelated-prior"
 DOT_IMAGES = 2_000
@@ -143,11 +127,11 @@ QUANTITIES: Mapping[str, tuple[str, Callable[[PriorTask], Value]]] = {
     "monotone-seeds": ("monotone R² per seed", lambda task: fit_cells(task.law.saturating, 2)[1]),
     "rank": ("Spearman’s correlation", lambda task: number(task.law.spearman)),
     "half": ("half lost by, nats", lambda task: _span(per_seed(task.points, half_lost).values())),
-    "error-quadratic": ("left-out error of the quadratic, points", lambda task: percent(_error(task.law.quadratic))),
-    "error": ("left-out error of the monotone law", lambda task: percent(_error(task.law.saturating))),
+    "error-quadratic": ("left-out error of the quadratic, points", lambda task: percent(error_of(task.law.quadratic))),
+    "error": ("left-out error of the monotone law", lambda task: percent(error_of(task.law.saturating))),
     "guess": (
         "left-out error of guessing the mean",
-        lambda task: percent(task.law.baseline.mean if task.law.baseline else None),
+        lambda task: percent(error_of(task.law.baseline)),
     ),
     "best-measure": ("measure with the least left-out error", lambda task: _best(task)[0]),
     "best-error": ("its left-out error", lambda task: _best(task)[1]),
@@ -179,10 +163,10 @@ def task_tables(study: Study, task: PriorTask) -> list[Keyed]:
     """`TASK.MEASURE.error`, ...; `TASK.within-1.monotone`, ...; `TASK.METHOD.gap`, `TASK.lr-1e-04.verdict`, ..."""
     fits = [
         Column[PredictorSummary]("checkpoints", "checkpoints", lambda fit: f"{fit.checkpoints:,}"),
-        Column("quadratic", "quadratic R²", lambda fit: number(fit.quadratic.r2 if fit.quadratic else None)),
-        Column("monotone", "monotone R²", lambda fit: number(fit.saturating.r2 if fit.saturating else None)),
+        Column("quadratic", "quadratic R²", lambda fit: number(r2_of(fit.quadratic))),
+        Column("monotone", "monotone R²", lambda fit: number(r2_of(fit.saturating))),
         Column("rank", "Spearman", lambda fit: number(fit.spearman)),
-        Column("error", "left-out error, points", lambda fit: percent(_error(fit.saturating))),
+        Column("error", "left-out error, points", lambda fit: percent(error_of(fit.saturating))),
     ]
     measures = {f"{task.key}.{name}": (MEASURES[name], fit) for name, fit in task.fits.items()}
     ranges = {
@@ -213,12 +197,8 @@ def task_tables(study: Study, task: PriorTask) -> list[Keyed]:
     ]
 
 
-def _error(fit: LawSummary | None) -> float | None:
-    return fit.left_out.mean if fit and fit.left_out else None
-
-
 def _best(task: PriorTask) -> tuple[str, str]:
-    errors = {name: error for name, fit in task.fits.items() if (error := _error(fit.saturating)) is not None}
+    errors = {name: error for name, fit in task.fits.items() if (error := error_of(fit.saturating)) is not None}
     best = min(errors, key=lambda name: errors[name], default=None)
     return (MEASURES[best], percent(errors[best])) if best else (NEVER, NEVER)
 
@@ -234,47 +214,28 @@ def figure(study: Study, tasks: Sequence[PriorTask]) -> Figure:
     drifts = drifts[drifts > 0]
     kl = (float(drifts.min()) / 1.3, float(drifts.max()) * 1.3) if drifts.size else (0.1, 1.0)
     forgotten = padded(np.concatenate([np.zeros(1), *(floats(task.points, "forgetting") for task in tasks)]))
+    x_axis = Axis(f"forward KL on the new task, {study.kl_unit}", kl, percent=False, log=True)
+    y_axis = Axis("forgetting (drop in accuracy)", forgotten)
     panels = []
     for task in tasks:
-        layers: list[Layer] = []
-        for place, method in enumerate(study.methods):
-            rows = task.points.filter(pl.col("method") == method, pl.col(KL) > 0)
-            style = PALETTE[place % len(PALETTE)], SYMBOLS[place % len(SYMBOLS)]
-            layers.append(cloud(study.label(method), rows, KL, "forgetting", *style))
-        x = np.geomspace(*kl, 200)
-        for name, fit in (("quadratic law", task.law.quadratic), ("monotone law", task.law.saturating)):
-            if fit:
-                layers.append(Curve(name, x, fit.law.predict(x), INK, dashed=fit is task.law.saturating))
-        title, y_label = f"Forgetting of {task.name}", "forgetting (drop in accuracy)"
-        x_label = f"forward KL on the new task, {study.kl_unit}"
-        x_axis = Axis(x_label, kl, percent=False, log=True)
-        panels.append(Panel(title, x_axis, Axis(y_label, forgotten), layers))
+        moved = replace(study, points=task.points.filter(pl.col(KL) > 0))
+        layers = [*clouds(moved, KL, "forgetting"), *laws(task.law, np.geomspace(*kl, 200))]
+        panels.append(Panel(f"Forgetting of {task.name}", x_axis, y_axis, layers))
     return Figure(NAME, [*panels, _measures_panel(tasks)], columns=len(panels) + 1)
 
 
 def _measures_panel(tasks: Sequence[PriorTask]) -> Panel:
     """R2 of the monotone law by measure, mean and deviation over one fit per seed; the tasks one above the other."""
-    shown = [name for name in MEASURES if any(name in task.fits for task in tasks)]
+    shown = [name for name in reversed(MEASURES) if any(name in task.fits for task in tasks)]
     layers: list[Layer] = []
     for index, task in enumerate(tasks):
         fits = [task.fits[name].saturating if name in task.fits else None for name in shown]
-        means = [fit and (fit.r2 if fit.r2_seed_mean is None else fit.r2_seed_mean) for fit in fits]
-        mean, half = np.array(means, float), np.array([fit.r2_seed_sd if fit else None for fit in fits], float)
-        y = np.array([len(shown) - place - 0.2 * index for place in range(len(shown))], float)
         marker = Marker(INK if index else WHITE, "diamond", size=7.0, outlined=True)
-        ends = Interval(mean - half, mean + half, "x")
-        layers.append(Points(f"R², {task.name}", mean, y, marker, interval=ends))
+        places = np.array([place + 0.1 - 0.2 * index for place in range(len(shown))])
+        layers.append(r2s(f"R², {task.name}", fits, places, marker))
     lowest = min((float(np.nanmin(layer.x)) for layer in layers if np.isfinite(layer.x).any()), default=0.0)
-    return Panel(
-        "What explains forgetting?",
-        Axis("R² of the monotone law", (max(min(lowest, 0.0), -0.5) - 0.05, 1.03), percent=False),
-        Axis(
-            range=(0.3, len(shown) + 0.7),
-            percent=False,
-            ticks=[(len(shown) - index - 0.1, MEASURES[name]) for index, name in enumerate(shown)] or None,
-        ),
-        layers,
-    )
+    r2_axis = Axis("R² of the monotone law", (max(min(lowest, 0.0), -0.5) - 0.05, 1.03), percent=False)
+    return Panel("What explains forgetting?", r2_axis, Axis.of([MEASURES[name] for name in shown], margin=0.7), layers)
 
 
-STUDY = PlainStudy(grids, section)
+STUDY = PlainStudy(section, grids=grids)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from rlrazor.errors import RazorError
-from rlrazor.system.files import read_bytes
+from rlrazor.system.files import LARGEST, read_bytes
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
@@ -30,39 +30,44 @@ T = TypeVar("T", bound="Schema")
 
 
 def read_text(path: Path, *, mend: str = "", missing: str | None = None) -> str:
-    """A UTF-8 file, without a byte-order mark.
+    """A UTF-8 file, without a byte-order mark. Raises RazorError as `read_whole`."""
+    try:
+        return read_whole(path, mend=mend, missing=missing).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise unreadable(path, f"it is not text in UTF-8 (byte {error.start})", mend) from error
+
+
+def read_whole(path: Path, largest: int = LARGEST, *, mend: str = "", missing: str | None = None) -> bytes:
+    """What a file holds, of no more than `largest` bytes.
 
     Raises RazorError, which ends with what to do, `mend`; where there is no such file it is `missing`.
     """
     try:
-        return read_bytes(path).decode("utf-8-sig")
+        return read_bytes(path, largest)
     except FileNotFoundError as error:
         raise RazorError(missing or f"There is no {path}{_ending(mend)}") from error
-    except UnicodeDecodeError as error:
-        raise _unreadable(path, f"it is not text in UTF-8 (byte {error.start})", mend) from error
     except (OSError, ValueError) as error:  # ValueError: a path with a null character
         if isinstance(error, OSError) and error.strerror:
             raise RazorError(f"{path} cannot be read ({error.strerror}){_ending(mend)}") from error
-        raise _unreadable(path, str(error), mend) from error
+        raise unreadable(path, error, mend) from error
 
 
-def read_json(path: Path, schema: type[T], *, mend: str = "", missing: str | None = None) -> T:
+def read_json(path: Path, schema: type[T]) -> T:
     """A JSON file of this schema. Raises RazorError as `read_text`, and where the file is anything else."""
-    text = read_text(path, mend=mend, missing=missing)
-    return checked(schema, parse_json(text, path, mend=mend), path, mend=mend)
+    return checked(schema, parse_json(read_text(path), path), path)
 
 
-def parse_toml(text: str, where: Path | str, *, mend: str = "") -> dict[str, Any]:
+def parse_toml(text: str, where: Path | str) -> dict[str, Any]:
     """What a text is in TOML. Raises RazorError as `parse_json` does."""
     try:
         found = tomllib.loads(text)
         _check(found, finite=True)
     except RecursionError as error:
-        raise _unreadable(where, _NESTED, mend) from error
+        raise unreadable(where, _NESTED) from error
     except NotReadableError as error:
-        raise _unreadable(where, str(error), mend) from error
+        raise unreadable(where, error) from error
     except ValueError as error:
-        raise _unreadable(where, f"it is not TOML ({error})", mend) from error
+        raise unreadable(where, f"it is not TOML ({error})") from error
     return found
 
 
@@ -71,7 +76,7 @@ def parse_json(text: str, where: Path | str, *, mend: str = "", nan_as_text: boo
     try:
         return loads(text, nan=str if nan_as_text else None)
     except NotReadableError as error:
-        raise _unreadable(where, str(error), mend) from error
+        raise unreadable(where, error, mend) from error
 
 
 class NotReadableError(ValueError):
@@ -118,8 +123,10 @@ def checked(schema: type[T], value: Any, where: Path | str, *, mend: str = "") -
         raise RazorError(f"{where} {_wrong(error)}{_ending(mend)}") from error
 
 
-def _unreadable(where: Path | str, why: str, mend: str) -> RazorError:
-    return RazorError(f"{where} cannot be read, as {why[:1].lower()}{why[1:]}{_ending(mend)}")
+def unreadable(where: Path | str, why: object, mend: str = "") -> RazorError:
+    """The error for what cannot be read, and what to do about it."""
+    said = str(why)
+    return RazorError(f"{where} cannot be read, as {said[:1].lower()}{said[1:]}{_ending(mend)}")
 
 
 def _ending(mend: str) -> str:
@@ -166,7 +173,7 @@ def _check(value: Any, *, finite: bool) -> None:
                 inner += one.values()
             elif isinstance(one, list):
                 inner += one
-            elif isinstance(one, str) and not _is_unicode(one):
+            elif isinstance(one, str) and not is_utf8(one):
                 raise NotReadableError(f"the text is not valid Unicode ({ascii(one)[:_SHOWN]})")
             elif finite and isinstance(one, int | float) and not _is_number(one):
                 raise NotReadableError("it holds a number that is infinite, NaN or too large")
@@ -176,7 +183,8 @@ def _check(value: Any, *, finite: bool) -> None:
     raise NotReadableError(_NESTED)
 
 
-def _is_unicode(text: str) -> bool:
+def is_utf8(text: str) -> bool:
+    """Whether a text has UTF-8: half of a surrogate pair has not, nor a name with other bytes in it."""
     try:
         text.isascii() or text.encode()
     except UnicodeEncodeError:
@@ -189,25 +197,25 @@ def _is_number(number: float) -> bool:
     return math.isfinite(number) if isinstance(number, float) else -_LARGEST_WHOLE <= number < _LARGEST_WHOLE
 
 
-_SAID: dict[str, Callable[[dict[str, Any]], str]] = {
-    "bool_type": lambda context: "and should be true or false",
-    "int_type": lambda context: "and should be a whole number",
-    "float_type": lambda context: "and should be a number",
-    "finite_number": lambda context: "and should be a finite number",
-    "string_type": lambda context: "and should be text",
-    "list_type": lambda context: "and should be a list",
-    "dict_type": lambda context: "and should be an object",
-    "model_type": lambda context: "and should be an object",
-    "literal_error": lambda context: f"and should be {context['expected']}",
-    "greater_than": lambda context: f"and should be above {_round(context['gt'])}",
-    "greater_than_equal": lambda context: f"and should be at least {_round(context['ge'])}",
-    "less_than": lambda context: f"and should be below {_round(context['lt'])}",
-    "less_than_equal": lambda context: f"and should be at most {_round(context['le'])}",
-    "string_too_short": lambda context: "and should not be empty",
-    "string_too_long": lambda context: f"and should have at most {context['max_length']:,} characters",
-    "too_short": lambda context: f"and should have at least {context['min_length']} entries",
-    "too_long": lambda context: f"and should have at most {context['max_length']:,} entries",
-    "string_pattern_mismatch": lambda context: "which is not of its form",
+_SAID = {  # by what pydantic calls it
+    "bool_type": "and should be true or false",
+    "int_type": "and should be a whole number",
+    "float_type": "and should be a number",
+    "finite_number": "and should be a finite number",
+    "string_type": "and should be text",
+    "list_type": "and should be a list",
+    "dict_type": "and should be an object",
+    "model_type": "and should be an object",
+    "literal_error": "and should be {expected}",
+    "greater_than": "and should be above {gt}",
+    "greater_than_equal": "and should be at least {ge}",
+    "less_than": "and should be below {lt}",
+    "less_than_equal": "and should be at most {le}",
+    "string_too_short": "and should not be empty",
+    "string_too_long": "and should have at most {max_length} characters",
+    "too_short": "and should have at least {min_length} entries",
+    "too_long": "and should have at most {max_length} entries",
+    "string_pattern_mismatch": "which is not of its form",
 }
 
 
@@ -225,8 +233,9 @@ def _wrong(error: ValidationError) -> str:
     if first["type"] == "value_error":  # a validator of ours, which says all of it
         said = str(first["ctx"]["error"]).rstrip(".")
         return f"is damaged, as {f'in {place} ' if place else ''}{said[:1].lower()}{said[1:]}"
-    say = _SAID.get(first["type"])
-    said = say(first.get("ctx", {})) if say else first["msg"].replace("Input should", "and should")
+    said = first["msg"].replace("Input should", "and should")
+    if first["type"] in _SAID:
+        said = _SAID[first["type"]].format(**{name: _written(value) for name, value in first.get("ctx", {}).items()})
     return f"is damaged, as {place or 'it'} is {_shown(first['input'])}, {said}"
 
 
@@ -253,5 +262,7 @@ def _cut(text: str) -> str:
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
 
 
-def _round(bound: float) -> str:
-    return f"{bound:,}" if isinstance(bound, int) else f"{bound:g}"
+def _written(bound: Any) -> str:
+    if isinstance(bound, float):
+        return f"{bound:g}"
+    return f"{bound:,}" if isinstance(bound, int) else str(bound)

@@ -49,19 +49,28 @@ def read_bytes(path: Path, largest: int = LARGEST) -> bytes:
     Raises OSError, for more than `largest` bytes and for a device too.
     """
     descriptor = _opened(path)
-    with open(descriptor, "rb", buffering=0) as file:
+    with open(descriptor, "rb", buffering=0):
         kind = kind_of(os.fstat(descriptor).st_mode)
-        if kind == "a pipe":
-            return _from_pipe(descriptor, largest)
-        if kind is not None:
+        if kind not in (None, "a pipe"):
             raise OSError(f"it is {kind}, not a file")
-        parts, size = list[bytes](), 0
-        while size <= largest and (part := file.read(_PART)):
-            parts.append(part)
-            size += len(part)
-    if size > largest:
-        raise OSError(_too_long(largest))
-    return b"".join(parts)
+        found, begun, until = bytearray(), kind is None, time.monotonic() + _SECONDS
+        while len(found) <= largest:
+            try:
+                part = os.read(descriptor, _PART)
+            except BlockingIOError:  # who writes into a pipe is there, and has nothing yet
+                begun, part = True, None
+            if part:
+                begun = True
+                found += part
+            elif part is not None and begun:
+                return bytes(found)
+            elif part is not None and time.monotonic() > until:
+                raise OSError("it is a pipe that nothing writes into")
+            else:
+                time.sleep(0.01)
+    raise OSError(
+        f"it has more than {largest // 2**20} MiB" if largest >= 2**20 else f"it has more than {largest:,} bytes"
+    )
 
 
 def _opened(path: Path) -> int:
@@ -72,30 +81,3 @@ def _opened(path: Path) -> int:
 def _require_regular(path: Path, mode: int) -> None:
     if (kind := kind_of(mode)) is not None:
         raise RazorError(f"{path} is {kind}, and has to be a file. Put a file there.")
-
-
-def _from_pipe(descriptor: int, largest: int) -> bytes:
-    parts: list[bytes] = []
-    begun, size, until = False, 0, time.monotonic() + _SECONDS
-    while size <= largest:
-        try:
-            part = os.read(descriptor, _PART)
-        except BlockingIOError:  # a writer is there, and has nothing yet
-            begun = True
-            time.sleep(0.01)
-            continue
-        if part:
-            begun = True
-            parts.append(part)
-            size += len(part)
-        elif begun:
-            return b"".join(parts)
-        elif time.monotonic() > until:
-            raise OSError("it is a pipe that nothing writes into")
-        else:
-            time.sleep(0.01)
-    raise OSError(_too_long(largest))
-
-
-def _too_long(largest: int) -> str:
-    return f"it has more than {largest // 2**20} MiB" if largest >= 2**20 else f"it has more than {largest:,} bytes"

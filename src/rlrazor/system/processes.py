@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
 
-from rlrazor.errors import RazorError
+from rlrazor.errors import RazorError, chain_of
 
 T = TypeVar("T")
 Outcome = tuple[Any, Exception | None]
@@ -91,7 +91,7 @@ def together() -> Iterator[None]:
         if count() == 1:
             raise
         atexit.unregister(_leave)  # it could wait for the others
-        if _is_elsewhere(error) or not _speaks():
+        if any(isinstance(found, _Elsewhere) for found in chain_of(error)) or not _speaks():
             time.sleep(SILENCE)
             raise SystemExit(EXIT_ELSEWHERE) from error
         if _is_lost_connection(error):
@@ -144,12 +144,6 @@ def _portable(error: Exception | None) -> Exception | None:
     except Exception:
         return RuntimeError(f"{type(error).__name__}: {error}")
     return error
-
-
-def _is_elsewhere(error: BaseException | None) -> bool:
-    while error is not None and not isinstance(error, _Elsewhere):
-        error = error.__cause__ or error.__context__
-    return error is not None
 
 
 def _is_lost_connection(error: BaseException) -> bool:

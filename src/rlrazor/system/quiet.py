@@ -1,8 +1,11 @@
 """Libraries' own bars and warnings to developers, kept out of what our commands print, here and in their workers."""
 
+import logging
 import os
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 # Read by the libraries as they are imported, and inherited by the processes that we start.
 _ENVIRONMENT = {
@@ -30,3 +33,20 @@ def libraries() -> None:
         for name in ("disable_progress_bar", "disable_progress_bars"):
             if (disable := getattr(sys.modules[module], name, None)) is not None:
                 disable()
+
+
+@contextmanager
+def warnings_of(library: str) -> Iterator[list[str]]:
+    """What the logger of a library warns of within this block: here, and nowhere else."""
+    logger, messages = logging.getLogger(library), list[str]()
+    handler, before = logging.Handler(), (logger.level, logger.propagate)
+    handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
+    logger.addHandler(handler)
+    logger.setLevel(logging.WARNING)
+    logger.propagate = False
+    try:
+        yield messages
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before[0])
+        logger.propagate = before[1]

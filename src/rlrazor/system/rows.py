@@ -19,8 +19,7 @@ import polars as pl
 
 from rlrazor.errors import RazorError, cause_of
 from rlrazor.system import jsonl
-from rlrazor.system.documents import NotJSONError, NotReadableError, loads
-from rlrazor.system.files import read_bytes
+from rlrazor.system.documents import NotJSONError, NotReadableError, loads, read_whole
 
 Row = dict[str, Any]
 Located = tuple[str, Row]
@@ -66,18 +65,12 @@ _USUAL = {  # ... and among others that could be names, or where every line has 
 }  # fmt: skip
 
 
-def read_rows(path: Path, pattern: str | None = None) -> list[Row]:
+def read_located(path: Path, pattern: str | None = None, *, line: str | None = None) -> list[Located]:
     """The rows of a file of any of the KINDS, or of every such file in a folder, those whose name matches `pattern`.
 
-    Raises RazorError for a file that is missing, damaged or of another kind, and for a row that is none, naming it.
-    """
-    return [row for _, row in read_located(path, pattern)]
-
-
-def read_located(path: Path, pattern: str | None = None, *, line: str | None = None) -> list[Located]:
-    """The same with where each row is. `line`: the column that a line of a text file is; None: such a file is refused.
-
-    Each file is read once, so it may be a pipe.
+    `line`: the column that a line of a text file is; None: such a file is refused. Each file is read once, so it may be
+    a pipe. Raises RazorError for a file that is missing, damaged or of another kind, and for a row that is none, naming
+    it.
     """
     try:
         saved = (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
@@ -104,12 +97,7 @@ def _files(path: Path, pattern: str | None) -> list[Path]:
 
 def _read_file(file: Path, line: str | None) -> list[Located]:
     wanted = KINDS + (f", or one {line} a line" if line else "")
-    try:
-        data = read_bytes(file, LARGEST)
-    except FileNotFoundError as error:
-        raise RazorError(f"There is no {file}: give {wanted}.") from error
-    except (OSError, ValueError) as error:  # of a name with a NUL in it
-        raise RazorError(f"{file} cannot be read: {error}. Give {wanted}.") from error
+    data = read_whole(file, LARGEST, mend=f"give {wanted}")
     if data.startswith(_PARQUET):
         return _parquet(file, data)
     text, name = _decoded(file, data, wanted), file.suffix.lower()

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import product
-from typing import Any
+from typing import Any, TypeVar
 
 from rlrazor import bounds
 from rlrazor.errors import RazorError
@@ -181,6 +181,7 @@ class Config:
         }
 
 
+AnyConfig = TypeVar("AnyConfig", bound=Config)
 _TRAINING = ("checkpoints_per_epoch", "max_steps", "warmup_steps", "lora_rank", "precision", "train_prompts")
 KINDS = kinds_of(Config)
 
@@ -227,7 +228,7 @@ def resolve(preset: str, given: Mapping[str, Any] | None = None) -> Config:
     return settings.resolve(PRESETS, preset, given)
 
 
-def settled(config: Config) -> Config:
+def settled(config: AnyConfig) -> AnyConfig:
     """With a precision of training that is this device's, where it is `AUTO`.
 
     As the base's weights are, else bf16 on a GPU that has it. Imports torch, which `resolve` does not.

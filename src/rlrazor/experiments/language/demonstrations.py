@@ -14,7 +14,7 @@ from rlrazor.errors import RazorError
 from rlrazor.experiments.language.methods import FROM_TEACHER, OPTIMAL, REFERENCE, Method
 from rlrazor.experiments.language.tasks import Item, Task, score
 from rlrazor.lm import encoding, kl, sampling
-from rlrazor.lm.architecture import context_length
+from rlrazor.lm.forward import context_length
 from rlrazor.lm.models import LanguageModel
 from rlrazor.lm.prompts import encode
 from rlrazor.seeding import seed_of
@@ -152,15 +152,14 @@ class Source:
 
     def _sampled(self, model: Any, samples: int, purpose: str) -> list[str]:
         tokenizer, device = self.base.tokenizer, next(model.parameters()).device
-        completions = sampling.sample(
-            model,
-            self.prompts.ids,
-            samples=samples,
-            max_new_tokens=self.task.form.max_new_tokens,
-            stop_ids=encoding.stop_ids(tokenizer, self.base.model, self.task.form.stop),
-            pad_id=tokenizer.pad_token_id,
+        how = sampling.Sampling(
+            self.task.form.max_new_tokens,
+            encoding.stop_ids(tokenizer, self.base.model, self.task.form.stop),
+            tokenizer.pad_token_id,
+            samples,
             rng=torch.Generator(device).manual_seed(seed_of(self.seed, purpose)),
         )
+        completions = sampling.sample(model, self.prompts.ids, how)
         return [self._up_to_stop(encoding.decode(tokenizer, completion)) for completion in completions]
 
     def _up_to_stop(self, text: str) -> str:

@@ -1,7 +1,8 @@
 """The original files of the two datasets: from the cache, or into it from the first place that has them.
 
-Nothing that comes is trusted: how many bytes come is bounded, and in what time, as a server may drip; nothing is
-unpacked but the bytes of those files, and into the cache go whole files of the right hash alone.
+pooch asks the mirrors, and puts into the cache whole files of the right hash alone. What it has no limit for is bounded
+here: how many bytes come, in what time, from whom it may be that the server drips; and the package clients, of which it
+knows nothing. Nothing that comes is trusted, and nothing is unpacked but the bytes of those files.
 """
 
 import gzip
@@ -14,12 +15,12 @@ import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from io import BytesIO
 from pathlib import Path
-from threading import Event, Thread, Timer
-from typing import IO, cast
+from threading import Thread, Timer
+from typing import IO, Any, cast
 
 import platformdirs
 from rich.console import Console
@@ -30,7 +31,6 @@ from rlrazor.errors import RazorError, chain_of
 from rlrazor.system.commands import CommandError, run
 from rlrazor.system.files import open_regular
 from rlrazor.system.terminal import PlainColumn, Terminal
-from rlrazor.system.writing import atomic_path
 
 try:
     import fcntl
@@ -117,9 +117,7 @@ def _fetch(name: str, folder: Path, missing: dict[str, str], progress: Progress)
         try:
             with _task(progress, f"{name} from {label}") as told:
                 for file, content in place(list(missing), told):
-                    if (found := hashlib.sha256(content).hexdigest()) != missing[file]:
-                        raise _UnavailableError(f"its {file} does not match the known hash, as its SHA-256 is {found}")
-                    _store(content, folder / file)
+                    _store(label, content, folder / file, missing[file])
                     del missing[file]
         except _PLACE_ERRORS as error:
             tried.append(f"{label}: {one_line(error)}")
@@ -132,12 +130,20 @@ def _fetch(name: str, folder: Path, missing: dict[str, str], progress: Progress)
     )
 
 
-def _store(content: bytes, path: Path) -> None:
-    """Write a file of the cache: wholly, or not at all."""
-    with _explain_unwritable(path.parent), atomic_path(path) as half, half.open("xb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+def _store(label: str, content: bytes, path: Path, digest: str) -> None:
+    """Write a file of the cache: wholly and of this hash, or not at all."""
+    import pooch
+
+    def write(_: str, partial_path: str, __: object) -> None:
+        os.unlink(partial_path)  # pooch has made it for its user alone, and others may share the cache
+        with open(partial_path, "xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+
+    pooch.get_logger().setLevel("WARNING")
+    with _explain_unwritable(path.parent):
+        pooch.retrieve(label, f"sha256:{digest}", path.name, path.parent, downloader=write)
 
 
 @contextmanager
@@ -183,28 +189,46 @@ def _from_mirror(url: str, files: Iterable[str], told: Told) -> Iterator[tuple[s
         yield file, _unzipped(BytesIO(_answer_of(f"{url}{file}.gz", SIZES[file] + _GZIP, told)), file)
 
 
+class _Received:
+    """Where pooch writes what a mirror sends; `given_up` by who waits for it, it takes no more."""
+
+    def __init__(self, most: int, told: Told) -> None:
+        self.most, self.told, self.content, self.given_up = most, told, bytearray(), False
+
+    def write(self, chunk: bytes) -> None:
+        """Raises _UnavailableError for more than the file can be long."""
+        self.content += chunk
+        self.told(len(chunk))
+        if self.given_up or len(self.content) > self.most:
+            raise _UnavailableError(f"it sends more than {self.most:,} bytes, which the files cannot have")
+
+    def flush(self) -> None:
+        """Nothing to do: pooch asks for it."""
+
+
 def _answer_of(url: str, most: int, told: Told) -> bytes:
     """What a server sends. In a thread: a lookup of its name has no limit, and a read none but that of each byte."""
-    import requests
+    import pooch
+    import requests.adapters  # noqa: F401  which pooch would import in the mirror's time
 
-    received, answer, given_up, begun = bytearray(), Future[None](), Event(), time.monotonic()
+    received, answer, opened, begun = _Received(most, told), Future[None](), ExitStack(), time.monotonic()
 
-    def take() -> None:
-        headers = {"Accept-Encoding": "identity"}  # a server may say that a .gz is an encoding
-        with requests.get(url, stream=True, timeout=_PACE[0][0], headers=headers) as response:
-            response.raise_for_status()
-            for chunk in response.iter_content(_CHUNK):
-                received.extend(chunk)
-                told(len(chunk))
-                if given_up.is_set() or len(received) > most:
-                    raise _UnavailableError(f"it sends more than {most:,} bytes, which the files cannot have")
+    def close_later(response: Any, **_: Any) -> None:  # which pooch leaves open
+        opened.callback(response.close)
+
+    get = pooch.HTTPDownloader(
+        chunk_size=_CHUNK,
+        timeout=_PACE[0][0],
+        headers={"Accept-Encoding": "identity"},  # a server may say that a .gz is an encoding
+        hooks={"response": close_later},
+    )
 
     def ask() -> None:
-        try:
-            take()
-            answer.set_result(None)
-        except Exception as error:
-            answer.set_exception(error)
+        with opened:
+            try:
+                answer.set_result(get(url, received, None))
+            except Exception as error:
+                answer.set_exception(error)
 
     Thread(target=ask, daemon=True).start()
     try:
@@ -213,12 +237,12 @@ def _answer_of(url: str, most: int, told: Told) -> bytes:
                 answer.result(max(0.0, begun + seconds - time.monotonic()))
             if answer.done():
                 answer.result()
-                return bytes(received)
-            if len(received) < least:
+                return bytes(received.content)
+            if len(received.content) < least:
                 break
-        raise _UnavailableError(f"it sent {len(received):,} bytes in {seconds:g} seconds")
+        raise _UnavailableError(f"it sent {len(received.content):,} bytes in {seconds:g} seconds")
     finally:
-        given_up.set()
+        received.given_up = True
 
 
 def _unzipped(source: IO[bytes], file: str) -> bytes:

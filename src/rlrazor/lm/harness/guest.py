@@ -3,13 +3,11 @@
 import atexit
 import functools
 import io
-import logging
 import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from rlrazor.extras import needs_extra
 from rlrazor.lm import compute
 from rlrazor.lm.harness.mirror import read_mirror
 from rlrazor.lm.harness.programs import CodeEval
+from rlrazor.system import quiet
 
 
 @contextmanager
@@ -106,17 +105,6 @@ def _replaced(module: Any, name: str, value: Any) -> Iterator[None]:
 def _quiet() -> Iterator[list[str]]:
     """Collect lm-eval's warnings instead of printing them; bars, and what else libraries say, go nowhere."""
     os.environ.setdefault("DISABLE_MULTIPROC", "1")  # its bootstrap would start a process per core
-    logger, messages = logging.getLogger("lm_eval"), list[str]()
-    handler = logging.Handler(logging.WARNING)
-    handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
-    propagate = logger.propagate
-    logger.addHandler(handler)
-    logger.propagate = False
-    with ExitStack() as stack:
-        stack.enter_context(redirect_stderr(io.StringIO()))
-        stack.enter_context(redirect_stdout(sys.stderr))  # standard output belongs to the command's result
-        try:
-            yield messages
-        finally:
-            logger.removeHandler(handler)
-            logger.propagate = propagate
+    nowhere = io.StringIO()
+    with redirect_stderr(nowhere), redirect_stdout(nowhere), quiet.warnings_of("lm_eval") as messages:
+        yield messages

@@ -12,14 +12,8 @@ from rlrazor.lm.harness.guest import untrained_punkt
 from rlrazor.lm.scores import OWN_UNITS, Metric
 from rlrazor.lm.task_names import DEFAULT_TASKS, RUNS_MODEL_CODE, unknown_task
 
-_FOLDERS = (
-    "hellaswag",
-    "truthfulqa",
-    "mmlu/default",
-    "ifeval",
-    "winogrande",
-    "humaneval",
-)  # of DEFAULT_TASKS, in lm-eval
+# Of DEFAULT_TASKS, in lm-eval.
+_FOLDERS = ("hellaswag", "truthfulqa", "mmlu/default", "ifeval", "winogrande", "humaneval")
 _METRICS = ("acc_norm", "acc", "exact_match")  # the first of them that a task has is its score; else see `_rank`
 
 

@@ -23,6 +23,7 @@ from rlrazor.report.drawing.shapes import (
     Points,
     Range,
     Ticks,
+    style_of,
 )
 
 __all__ = [
@@ -48,5 +49,6 @@ __all__ = [
     "files",
     "interactive",
     "save",
+    "style_of",
     "to_html",
 ]

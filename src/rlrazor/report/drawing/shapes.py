@@ -26,6 +26,11 @@ LONGEST = 120  # characters of a label: a folder's name may have 255
 WHITE = "#ffffff"  # with `outlined`, a hollow marker
 
 
+def style_of(index: int) -> tuple[str, str]:
+    """The colour and the symbol of the so many-th of several."""
+    return PALETTE[index % len(PALETTE)], SYMBOLS[index % len(SYMBOLS)]
+
+
 @dataclass(frozen=True)
 class Marker:
     """How points look. `line` connects them in their order."""
@@ -105,6 +110,18 @@ class Axis:
     percent: bool = True
     log: bool = False
     ticks: Ticks | None = None
+
+    @classmethod
+    def of(cls, names: Sequence[str], label: str = "", margin: float = 0.5) -> "Axis":
+        """An axis of categories, at 0, 1, 2 ..."""
+        ticks = [(float(place), name) for place, name in enumerate(names)]
+        return cls(label, (-margin, len(names) - 1 + margin), percent=False, ticks=ticks or None)
+
+    @property
+    def ends(self) -> Range:
+        """Of one that has a range."""
+        assert self.range
+        return self.range
 
     @property
     def crowded(self) -> bool:

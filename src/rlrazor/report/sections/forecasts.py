@@ -19,15 +19,16 @@ from rlrazor.analysis.outcomes import (
     SPLITS,
     TASK,
     Outcome,
+    Unit,
     examine,
 )
 from rlrazor.analysis.statistics import Estimate, Verdict, verdict
 from rlrazor.report.drawing import PALETTE, Axis, Figure, Interval, Layer, Panel
-from rlrazor.report.keyed import Judged, Keyed, in_short
+from rlrazor.report.keyed import Column, Judged, Keyed, in_short, table_of
 from rlrazor.report.layers import across, spots
 from rlrazor.report.prose import Shown, told
 from rlrazor.report.study import Section, Study
-from rlrazor.report.text import NEVER, how_many, percent, signed, written
+from rlrazor.report.text import NEVER, how_many, percent, signed
 
 TEXT = Path(__file__).with_suffix(".md")
 
@@ -46,16 +47,6 @@ LEFT_OUT = {
     BEYOND: "other methods by a law of SFT alone",
 }
 FAMILIES = {"parity-mnist": "ParityMNIST", "tiny": "tiny language model"}
-COLUMNS = {
-    "coverage": "coverage, %",
-    "interval": "interval",
-    "lowest": "lowest, %",
-    "width": "width, points",
-    "error": "error, points",
-    "gain": "gain over guessing",
-    "verdict": "against guessing",
-    "failed": "failed on",
-}
 
 
 @dataclass(frozen=True)
@@ -93,21 +84,6 @@ class Group:
     def verdict(self, one: Outcome) -> Verdict:
         """Whether it is better than guessing, over all units."""
         return verdict(self.gain(one), len(one.units))
-
-    def cells(self, one: Outcome) -> dict[str, str]:
-        """How the predictor did."""
-        is_guess = one.predictor == GUESS
-        cells = (
-            written(one.mean("coverage")),
-            "holds" if one.holds else "too narrow",
-            percent(min(unit.trial.coverage for unit in one.units)),
-            written(one.mean("width")),
-            written(one.mean("error")),
-            signed(self.gain(one)),
-            NEVER if is_guess else str(self.verdict(one)),
-            f"{len(one.failed)} of {len(one.units)}",
-        )
-        return dict(zip(COLUMNS, cells, strict=True))
 
 
 def section(study: Study) -> Section:
@@ -147,44 +123,67 @@ def finding(groups: Sequence[Group]) -> str:
     return f"Gain of the best forecast over guessing: {in_short(judged)}. {held}"
 
 
+Tested = tuple[Group, Outcome]
+Failed = tuple[Outcome, Unit]
+
+
+def _judged(of: Tested) -> str:
+    group, one = of
+    return NEVER if one.predictor == GUESS else group.verdict(one)
+
+
+COLUMNS = [  # how a predictor did
+    Column[Tested]("coverage", "coverage, %", lambda of: of[1].mean("coverage")),
+    Column("interval", "interval", lambda of: "holds" if of[1].holds else "too narrow"),
+    Column("lowest", "lowest, %", lambda of: percent(of[1].lowest)),
+    Column("width", "width, points", lambda of: of[1].mean("width")),
+    Column("error", "error, points", lambda of: of[1].mean("error")),
+    Column("gain", "gain over guessing", lambda of: of[0].gain(of[1]), signed),
+    Column("verdict", "against guessing", _judged),
+    Column("failed", "failed on", lambda of: f"{len(of[1].failed)} of {len(of[1].units)}"),
+]
+
+
 def best_table(groups: Sequence[Group]) -> Keyed:
     """The best forecast of each group."""
-    columns = {"predictor": "the best forecast by", **COLUMNS}
-    rows = {}
-    for group in groups:
-        one = group.best
-        cells = {"predictor": NAMES[one.predictor], **group.cells(one)} if one else dict.fromkeys(columns, NEVER)
-        rows[f"{group.key}.best"] = (f"{FAMILIES[group.family]}, {LEFT_OUT[group.left_out]}", cells)
-    return Keyed("The best of the KLs", "left out", columns, rows)
+    predictor = Column[Tested]("predictor", "the best forecast by", lambda of: NAMES[of[1].predictor])
+    names = {f"{group.key}.best": f"{FAMILIES[group.family]}, {LEFT_OUT[group.left_out]}" for group in groups}
+    best = {f"{group.key}.best": (group, one) for group in groups if (one := group.best)}
+    found = {key: (names[key], of) for key, of in best.items()}
+    made = table_of("The best of the KLs", "left out", found, [predictor, *COLUMNS])
+    rows = {key: made.rows.get(key, (name, dict.fromkeys(made.columns, NEVER))) for key, name in names.items()}
+    return replace(made, rows=rows)
 
 
 def table(group: Group) -> Keyed:
     """Every predictor of a group."""
-    rows = {f"{group.key}.{one.predictor}": (NAMES[one.predictor], group.cells(one)) for one in group.outcomes}
-    return Keyed(group.title, "forecast by", COLUMNS, rows)
+    rows = {f"{group.key}.{one.predictor}": (NAMES[one.predictor], (group, one)) for one in group.outcomes}
+    return table_of(group.title, "forecast by", rows, COLUMNS)
 
 
 def failures(groups: Sequence[Group]) -> Keyed:
     """Where the forecasts by KL fail: unit by unit."""
-    columns = {
-        "family": "family",
-        "unit": "left out",
-        "seed": "seed",
-        "coverage": "coverage, %",
-        "error": "error, points",
+
+    def where(of: Failed) -> str:
+        one, unit = of
+        told = " on ".join(filter(None, (unit.trial.unit, unit.within)))
+        return told + (" (law of SFT)" if one.left_out == BEYOND else "")
+
+    columns = [
+        Column[Failed]("family", "family", lambda of: FAMILIES[of[0].family]),
+        Column("unit", "left out", where),
+        Column("seed", "seed", lambda of: str(of[1].seed)),
+        Column("coverage", "coverage, %", lambda of: percent(of[1].trial.coverage)),
+        Column("error", "error, points", lambda of: percent(of[1].trial.error)),
+    ]
+    outcomes = [(group.key, one) for group in groups for one in group.outcomes if one.predictor in (FORWARD, PROBE)]
+    failed = [(key, one, unit) for key, one in outcomes for unit in one.failed]
+    rows = {
+        f"{key}.{one.predictor}.failed-{place}": (NAMES[one.predictor], (one, unit))
+        for place, (key, one, unit) in enumerate(failed)
     }
-    rows: dict[str, tuple[str, dict[str, str]]] = {}
-    for group in groups:
-        for one in group.outcomes:
-            for unit in one.failed if one.predictor in (FORWARD, PROBE) else ():
-                where = " on ".join(part for part in (unit.trial.unit, unit.within) if part)
-                where += " (law of SFT)" if one.left_out == BEYOND else ""
-                scores = percent(unit.trial.coverage), percent(unit.trial.error)
-                cells = (FAMILIES[one.family], where, str(unit.seed), *scores)
-                key = f"{group.key}.{one.predictor}.failed-{len(rows)}"
-                rows[key] = (NAMES[one.predictor], dict(zip(columns, cells, strict=True)))
-    none = {"none": ("never", dict.fromkeys(columns, ""))}
-    return Keyed("Where it fails", "forecast by", columns, rows or none)
+    made = table_of("Where it fails", "forecast by", rows, columns)
+    return made if rows else replace(made, rows={"none": ("never", dict.fromkeys(made.columns, ""))})
 
 
 def _families(study: Study) -> list[str]:
@@ -204,7 +203,6 @@ def _panels(groups: Sequence[Group], family: str) -> list[Panel]:
     own = [group for group in groups if group.family == family]
     tested = {one.predictor for group in own if group.left_out == METHOD for one in group.outcomes}
     names = [name for name in reversed(list(PREDICTORS)) if name in tested]
-    edges = (-0.6, len(names) - 0.4)
     titles = {
         "coverage": "coverage of the 90 % interval, %",
         "width": "width of the interval, points",
@@ -212,17 +210,12 @@ def _panels(groups: Sequence[Group], family: str) -> list[Panel]:
     }
     panels = []
     for column, title in titles.items():
+        is_coverage = column == "coverage"
+        axis = Axis.of([NAMES[name] if is_coverage else "" for name in names], margin=0.6)
         layers: list[Layer] = [_dots(own, left_out, column, names) for left_out in SPLITS]
-        layers += [across("what the interval promises", 100 * LEVEL, edges)] if column == "coverage" else []
-        ticks = [(float(place), NAMES[name] if column == "coverage" else "") for place, name in enumerate(names)]
-        panels.append(
-            Panel(
-                FAMILIES[family],
-                Axis(title, (0, 102) if column == "coverage" else None, percent=False),
-                Axis("", edges, percent=False, ticks=ticks),
-                layers,
-            )
-        )
+        layers += [across("what the interval promises", 100 * LEVEL, axis.ends)] if is_coverage else []
+        x_axis = Axis(title, (0, 102) if is_coverage else None, percent=False)
+        panels.append(Panel(FAMILIES[family], x_axis, axis, layers))
     return panels
 
 

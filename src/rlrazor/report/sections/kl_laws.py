@@ -1,20 +1,30 @@
 """Which KL forecasts forgetting, across methods or only within one? For sweeps that measured KL on a generic probe."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
-from rlrazor.analysis.carry_over import HOLDS, WHERE, ByMethod, CarryOver, examine, gap, over_methods
-from rlrazor.analysis.departures import beyond_others, departures
+from rlrazor.analysis.carry_over import (
+    HOLDS,
+    WHERE,
+    ByMethod,
+    CarryOver,
+    beyond_others,
+    departures,
+    examine,
+    gap,
+    over_methods,
+)
 from rlrazor.analysis.forecast import FORWARD, PROBE, measured
 from rlrazor.analysis.law import PredictorSummary
 from rlrazor.analysis.statistics import Estimate, floats, verdict
-from rlrazor.report.drawing import INK, PALETTE, SYMBOLS, Axis, Curve, Figure, Layer, Panel
-from rlrazor.report.keyed import Judged, Keyed, in_short
-from rlrazor.report.layers import across, base, cloud, height, level, padded, spots
+from rlrazor.report.drawing import PALETTE, Axis, Figure, Layer, Panel
+from rlrazor.report.keyed import Column, Judged, Keyed, in_short, table_of
+from rlrazor.report.layers import across, base, clouds, height, laws, level, padded, spots
 from rlrazor.report.measures import MEASURES
 from rlrazor.report.prose import Shown, told
 from rlrazor.report.study import Section, Study
@@ -70,78 +80,69 @@ def residuals(study: Study, column: str) -> dict[str | float, Estimate]:
 
 def law_table(tested: Sequence[CarryOver]) -> Keyed:
     """R2 across methods and within one, and where the law holds."""
-    columns = {
-        "quadratic": "quadratic R² [95 %]",
-        "monotone": "monotone R² [95 %]",
-        "spearman": "Spearman",
-        "by-seed": "monotone R², by seed",
-        "within": "R² within a method",
-        "holds": "law holds",
-    }
-    rows = {}
-    for one in tested:
-        within = list(one.within.values())
-        spread = (one.median_within, min(within), max(within)) if within else ()
-        rows[one.column] = (
-            _name(one),
-            {
-                "quadratic": fit_cells(one.summary.quadratic)[0],
-                "monotone": fit_cells(one.summary.saturating)[0],
-                "spearman": number(one.summary.spearman),
-                "by-seed": written(one.r2, number),
-                "within": "{} ({} to {})".format(*map(number, spread)) if spread else NEVER,
-                "holds": one.holds,
-            },
-        )
-    return Keyed("Across methods and within one", "measure", columns, rows)
+
+    def within(one: CarryOver) -> str:
+        found = list(one.within.values())
+        return "{} ({} to {})".format(*map(number, (one.median_within, min(found), max(found)))) if found else NEVER
+
+    columns = [
+        Column[CarryOver]("quadratic", "quadratic R² [95 %]", lambda one: fit_cells(one.summary.quadratic)[0]),
+        Column("monotone", "monotone R² [95 %]", lambda one: fit_cells(one.summary.saturating)[0]),
+        Column("spearman", "Spearman", lambda one: number(one.summary.spearman)),
+        Column("by-seed", "monotone R², by seed", lambda one: written(one.r2, number)),
+        Column("within", "R² within a method", within),
+        Column("holds", "law holds", lambda one: one.holds),
+    ]
+    return table_of(
+        "Across methods and within one", "measure", {one.column: (_name(one), one) for one in tested}, columns
+    )
 
 
 def forecast_table(tested: Sequence[CarryOver]) -> Keyed:
     """How wrong each is on a method not in the fit, against guessing and against forward KL."""
     forward = next(one for one in tested if one.column == FORWARD)
-    columns = {
-        "quadratic-error": "quadratic",
-        "error": "monotone",
-        "gain": "gain over guessing",
-        "verdict": "against guessing",
-        "lead": "gain over forward KL",
-        "lead-verdict": "against forward KL",
-    }
-    rows = {}
-    for one in sorted(tested, key=_error):
-        cells = (percent(_mean(over_methods(one.quadratic_errors))), written(one.error))
-        beaten = (signed(one.gain), str(one.verdict))
-        rows[one.column] = (_name(one), (*cells, *beaten, *_lead(forward, None if one is forward else one.errors)))
-    guess = over_methods(forward.guesses)
-    rows["guessing"] = (
-        "guessing the mean",
-        (percent(_mean(guess)), written(guess), NEVER, NEVER, *_lead(forward, forward.guesses)),
-    )
-    named = {key: (name, dict(zip(columns, cells, strict=True))) for key, (name, cells) in rows.items()}
-    return Keyed("Left-out error, accuracy points", "measure", columns, named)
 
+    def lead(errors: ByMethod) -> Estimate | None:
+        """How much smaller errors are than forward KL's."""
+        return gap(forward.errors, errors)
 
-def _lead(forward: CarryOver, errors: ByMethod | None) -> tuple[str, str]:
-    """How much smaller errors are than forward KL's, and the verdict; of forward KL itself nothing."""
-    if errors is None:
-        return NEVER, NEVER
-    lead = gap(forward.errors, errors)
-    return signed(lead), str(verdict(lead, len(forward.errors)))
+    def told(lead: Estimate | None) -> str:
+        return verdict(lead, len(forward.errors))
+
+    columns = [
+        Column[CarryOver](
+            "quadratic-error", "quadratic", lambda one: percent(_mean(over_methods(one.quadratic_errors)))
+        ),
+        Column("error", "monotone", lambda one: one.error),
+        Column("gain", "gain over guessing", lambda one: signed(one.gain)),
+        Column("verdict", "against guessing", lambda one: one.verdict),
+        Column("lead", "gain over forward KL", lambda one: NEVER if one is forward else signed(lead(one.errors))),
+        Column("lead-verdict", "against forward KL", lambda one: NEVER if one is forward else told(lead(one.errors))),
+    ]
+    rows = {one.column: (_name(one), one) for one in sorted(tested, key=_error)}
+    table = table_of("Left-out error, accuracy points", "measure", rows, columns)
+    guess, ahead = over_methods(forward.guesses), lead(forward.guesses)
+    cells = (percent(_mean(guess)), written(guess), NEVER, NEVER, signed(ahead), told(ahead))
+    guessing = ("guessing the mean", dict(zip(table.columns, cells, strict=True)))
+    return replace(table, rows={**table.rows, "guessing": guessing})
 
 
 def residual_table(study: Study, beyond: Residuals) -> Keyed:
     """What each method forgets beyond the law of the others."""
-    columns = {"forgetting": "mean forgetting, %", **{name: f"mean {SHORT[name]}" for name in beyond}}
-    columns |= {f"{name}.residual": f"residual in {SHORT[name]}, points" for name in beyond}
-    rows = {}
-    for method in study.methods:
-        own = study.points.filter(pl.col("method") == method)
-        cells = {"forgetting": percent(floats(own, "forgetting").mean())}
-        for name, found in beyond.items():
-            cells[name] = nats(float(np.nanmean(floats(own, name))))
-            cells[f"{name}.residual"] = signed(found.get(method))
-        rows[method] = (study.label(method), cells)
-    return Keyed("What each method forgets beyond the law of the others", "method", columns, rows)
+
+    def mean(method: str, column: str, form: Callable[[float], str]) -> str:
+        return form(float(np.nanmean(floats(study.points.filter(pl.col("method") == method), column))))
+
+    columns = [
+        Column[str]("forgetting", "mean forgetting, %", partial(mean, column="forgetting", form=percent)),
+        *(Column(name, f"mean {SHORT[name]}", partial(mean, column=name, form=nats)) for name in beyond),
+        *(
+            Column(f"{name}.residual", f"residual in {SHORT[name]}, points", found.get, signed)
+            for name, found in beyond.items()
+        ),
+    ]
+    title = "What each method forgets beyond the law of the others"
+    return table_of(title, "method", {method: (study.label(method), method) for method in study.methods}, columns)
 
 
 def _name(one: CarryOver) -> str:
@@ -161,18 +162,10 @@ def _error(one: CarryOver) -> float:
 
 def _law_panel(study: Study, summary: PredictorSummary, title: str, x_label: str) -> Panel:
     """Forgetting against one KL, coloured by method, with both laws; the title has their R2."""
-    layers: list[Layer] = []
-    for index, method in enumerate(study.methods):
-        own = study.points.filter(pl.col("method") == method)
-        style = PALETTE[index % len(PALETTE)], SYMBOLS[index % len(SYMBOLS)]
-        layers.append(cloud(study.label(method), own, summary.predictor, "forgetting", *style))
+    layers = clouds(study, summary.predictor, "forgetting")
     x_range, y_range = padded(np.append(floats(study.points, summary.predictor), 0.0)), height(layers)
-    x = np.linspace(0.0, max(x_range[1], 0.0), 200)
-    explained = []
-    for name, fit in (("quadratic", summary.quadratic), ("monotone", summary.saturating)):
-        if fit:
-            layers.append(Curve(f"{name} law", x, fit.law.predict(x), INK, dashed=name == "monotone"))
-            explained.append(number(fit.r2))
+    layers += laws(summary, np.linspace(0.0, max(x_range[1], 0.0), 200))
+    explained = [number(fit.r2) for fit in (summary.quadratic, summary.saturating) if fit]
     if summary.predictor in study.bases.columns:
         layers.append(base(study, summary.predictor, "forgetting"))
     title += f": R² {' / '.join(explained)}" if explained else ""
@@ -182,20 +175,14 @@ def _law_panel(study: Study, summary: PredictorSummary, title: str, x_label: str
 def _error_panel(tested: Sequence[CarryOver]) -> Panel:
     """A dot per measure with its interval over methods; the dashed line is guessing."""
     ranked = [one for one in sorted(tested, key=_error, reverse=True) if one.error]
-    rows, places = (-0.6, len(ranked) - 0.4), np.arange(len(ranked), dtype=float)
-    style = PALETTE[0], "diamond"
-    layers: list[Layer] = [
-        spots("left-out error, mean over methods", [one.error for one in ranked], places, style, along="x")
-    ]
+    axis, style = Axis.of([_name(one) for one in ranked], margin=0.6), (PALETTE[0], "diamond")
+    errors = [one.error for one in ranked]
+    layers: list[Layer] = [spots("left-out error, mean over methods", errors, range(len(ranked)), style, along="x")]
     guess = over_methods(ranked[0].guesses) if ranked else None
     if guess:
-        layers.append(across("guessing the mean", 100 * guess.mean, rows))
-    return Panel(
-        "Asked about a method not in the fit",
-        Axis("left-out error of the monotone law, accuracy points", percent=False),
-        Axis("", rows, percent=False, ticks=[(float(place), _name(one)) for place, one in enumerate(ranked)] or None),
-        layers,
-    )
+        layers.append(across("guessing the mean", 100 * guess.mean, axis.ends))
+    error = Axis("left-out error of the monotone law, accuracy points", percent=False)
+    return Panel("Asked about a method not in the fit", error, axis, layers)
 
 
 def _residual_panel(study: Study, beyond: Residuals) -> Panel:
@@ -206,16 +193,7 @@ def _residual_panel(study: Study, beyond: Residuals) -> Panel:
         at = [index for index, method in enumerate(study.methods) if method in found]
         own = [found[study.methods[index]] for index in at]
         layers.append(spots(f"residual in {SHORT[column]}", own, np.array(at, float) + shift, style, along="y"))
-    edges, (low, high) = (-0.6, len(study.methods) - 0.4), height(layers)
-    layers.append(level("the others’ law", 0.0, edges, "#777777"))
-    return Panel(
-        "More or less than the others’ law",
-        Axis(
-            "",
-            edges,
-            percent=False,
-            ticks=[(float(index), study.label(method)) for index, method in enumerate(study.methods)],
-        ),
-        Axis("forgetting beyond the law, points", (min(low, -0.1), max(high, 0.1)), percent=False),
-        layers,
-    )
+    axis, (low, high) = Axis.of([study.label(method) for method in study.methods], margin=0.6), height(layers)
+    layers.append(level("the others’ law", 0.0, axis.ends, "#777777"))
+    beyond_law = Axis("forgetting beyond the law, points", (min(low, -0.1), max(high, 0.1)), percent=False)
+    return Panel("More or less than the others’ law", axis, beyond_law, layers)

@@ -1,7 +1,7 @@
 """Which drift measure predicts forgetting? Every measure that the sweep took, ranked; the paper's Table 1 beside it."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -10,15 +10,16 @@ import polars as pl
 from rlrazor.analysis import law
 from rlrazor.analysis.carry_over import gap, over_methods
 from rlrazor.analysis.forecast import FORWARD
-from rlrazor.analysis.law import LeftOut, PredictorSummary
+from rlrazor.analysis.law import LeftOut, PredictorSummary, error_of, r2_of
 from rlrazor.analysis.statistics import Estimate, Verdict, verdict
-from rlrazor.report.drawing import PALETTE, SYMBOLS, WHITE, Axis, Figure, Hover, Interval, Marker, Panel, Points
-from rlrazor.report.keyed import Judged, Keyed, in_short
-from rlrazor.report.layers import across
+from rlrazor.report.drawing import PALETTE, SYMBOLS, WHITE, Axis, Figure, Hover, Marker, Panel, Points
+from rlrazor.report.keyed import Column, Judged, Keyed, in_short, table_of
+from rlrazor.report.layers import across, r2s
 from rlrazor.report.measures import GROUPS, MAIN_MEASURES, MEASURES, NEW, PAPER, SIMILARITIES, Measure
 from rlrazor.report.prose import Shown, told
 from rlrazor.report.study import Section, Study
-from rlrazor.report.text import NEVER, how_many, number, percent, signed, written
+from rlrazor.report.tables import fit_cells
+from rlrazor.report.text import NEVER, how_many, number, percent, signed
 
 TEXT = Path(__file__).with_suffix(".md")
 
@@ -35,7 +36,7 @@ class Ranked:
     @property
     def r2(self) -> float | None:
         """R2 of the quadratic over all checkpoints, what the paper's Table 1 ranks by."""
-        return self.fits.quadratic.r2 if self.fits.quadratic else None
+        return r2_of(self.fits.quadratic)
 
     @property
     def left_out(self) -> LeftOut | None:
@@ -45,7 +46,7 @@ class Ranked:
     @property
     def error(self) -> float | None:
         """Left-out error of the monotone law, fraction of 1."""
-        return self.left_out.mean if self.left_out else None
+        return error_of(self.left_out)
 
     @property
     def gain(self) -> Estimate | None:
@@ -56,7 +57,7 @@ class Ranked:
     @property
     def verdict(self) -> Verdict:
         """Whether it serves a method not in the fit better than guessing does."""
-        return verdict(self.gain, self.fits.methods)
+        return verdict(self.gain, self.fits.counts.methods)
 
 
 def applies(study: Study) -> bool:
@@ -101,140 +102,101 @@ def by_error(ranked: Sequence[Ranked]) -> list[Ranked]:
 
 def table(ranked: Sequence[Ranked]) -> Keyed:
     """Every measure: what it explains, and what it forecasts."""
-    columns = {
-        "group": "measured on",
-        "r2": "quadratic R²",
-        "by-seed": "R² per seed",
-        "monotone": "monotone R²",
-        "spearman": "Spearman",
-        "quadratic-error": "left-out error, quadratic",
-        "error": "left-out error, monotone",
-        "guess": "baseline",
-        "gain": "gain over baseline",
-        "verdict": "against baseline",
-        "paper": "paper’s R²",
-    }
-    rows = {}
-    for one in ranked:
-        quadratic, monotone = one.fits.quadratic, one.fits.saturating
-        spread = quadratic and quadratic.r2_seed_mean is not None
-        cells = (
-            one.measure.group,
-            number(one.r2),
-            f"{quadratic.r2_seed_mean:.3f} ± {quadratic.r2_seed_sd:.3f}" if quadratic and spread else NEVER,
-            number(monotone.r2 if monotone else None),
-            number(one.fits.spearman),
-            percent(_mean(quadratic.left_out if quadratic else None)),
-            _over_methods(one.left_out),
-            _over_methods(one.fits.baseline),
-            signed(one.gain),
-            str(one.verdict),
-            "{:.2f} ± {:.2f}".format(*PAPER[one.measure.column]) if one.measure.column in PAPER else NEVER,
-        )
-        rows[one.measure.column] = (one.measure.label, dict(zip(columns, cells, strict=True)))
-    return Keyed("All drift measures", "measure", columns, rows)
+
+    def paper(one: Ranked) -> str:
+        return "{:.2f} ± {:.2f}".format(*PAPER[one.measure.column]) if one.measure.column in PAPER else NEVER
+
+    columns = [
+        Column[Ranked]("group", "measured on", lambda one: one.measure.group),
+        Column("r2", "quadratic R²", lambda one: number(one.r2)),
+        Column("by-seed", "R² per seed", lambda one: fit_cells(one.fits.quadratic)[1]),
+        Column("monotone", "monotone R²", lambda one: number(r2_of(one.fits.saturating))),
+        Column("spearman", "Spearman", lambda one: number(one.fits.spearman)),
+        Column("quadratic-error", "left-out error, quadratic", lambda one: percent(error_of(one.fits.quadratic))),
+        Column("error", "left-out error, monotone", lambda one: _over_methods(one.left_out)),
+        Column("guess", "baseline", lambda one: _over_methods(one.fits.baseline)),
+        Column("gain", "gain over baseline", lambda one: signed(one.gain)),
+        Column("verdict", "against baseline", lambda one: one.verdict),
+        Column("paper", "paper’s R²", paper),
+    ]
+    rows = {one.measure.column: (one.measure.label, one) for one in ranked}
+    return table_of("All drift measures", "measure", rows, columns)
 
 
 def place_table(ranked: Sequence[Ranked]) -> Keyed:
     """Who comes first, and where forward KL on new-task inputs stands: by R2, and by left-out error."""
-    orders = {
+
+    def peers(order: Sequence[Ranked]) -> list[Ranked]:
+        return [one for one in order if one.measure.group == NEW]
+
+    columns = [
+        Column[Sequence[Ranked]]("first", "the first", lambda order: order[0].measure.full_name if order else NEVER),
+        Column("forward", "place of forward KL", _place),
+        Column("count", "of", lambda order: str(len(order))),
+        Column("peer", "its place among those on new-task inputs", lambda order: _place(peers(order))),
+        Column("peers", "of", lambda order: str(len(peers(order)))),
+    ]
+    rows = {
         "by-r2": ("R² of the quadratic", [one for one in ranked if one.r2 is not None]),
         "by-error": ("left-out error of the monotone law", by_error(ranked)),
     }
-    columns = {
-        "first": "the first",
-        "forward": "place of forward KL",
-        "count": "of",
-        "peer": "its place among those on new-task inputs",
-        "peers": "of",
-    }
-    rows = {}
-    for key, (name, order) in orders.items():
-        places = [one.measure.column for one in order]
-        peers = [one.measure.column for one in order if one.measure.group == NEW]
-        cells = (order[0].measure.full_name if order else NEVER, *_place(places), *_place(peers))
-        rows[key] = (name, dict(zip(columns, cells, strict=True)))
-    return Keyed("The order", "by", columns, rows)
+    return table_of("The order", "by", rows, columns)
 
 
-def _place(columns: Sequence[str]) -> tuple[str, str]:
-    """The place of forward KL, and of how many."""
-    return str(columns.index(FORWARD) + 1) if FORWARD in columns else NEVER, str(len(columns))
+def _place(order: Sequence[Ranked]) -> str:
+    """The place of forward KL."""
+    columns = [one.measure.column for one in order]
+    return str(columns.index(FORWARD) + 1) if FORWARD in columns else NEVER
 
 
-def _mean(left_out: LeftOut | None) -> float | None:
-    return left_out.mean if left_out else None
-
-
-def _over_methods(left_out: LeftOut | None) -> str:
-    return written(over_methods(left_out.by_method)) if left_out else NEVER
+def _over_methods(left_out: LeftOut | None) -> Estimate | None:
+    return over_methods(left_out.by_method) if left_out else None
 
 
 # The figure
 
 
 def _figure(ranked: Sequence[Ranked]) -> Figure:
-    shown = [one for one in ranked if one.r2 is not None]
-    place = {one.measure.column: float(len(shown) - index) for index, one in enumerate(shown)}
-    ends = (0.3, len(shown) + 0.7)
-    names = [(place[one.measure.column], one.measure.full_name) for one in shown]
-    panels = [_r2_panel(shown, place, ends, names)]
+    shown = [one for one in reversed(ranked) if one.r2 is not None]  # the best on top
+    panels = [_r2_panel(shown)]
     if any(one.error is not None for one in shown):
-        panels.append(_error_panel(shown, place, ends, [(at, "") for at, _ in names]))
+        panels.append(_error_panel(shown))
     return Figure("predictors", panels, columns=len(panels), height=200 + 24 * len(shown))
 
 
-def _r2_panel(
-    shown: Sequence[Ranked], place: Mapping[str, float], ends: tuple[float, float], names: list[tuple[float, str]]
-) -> Panel:
+def _r2_panel(shown: Sequence[Ranked]) -> Panel:
     """What is explained: the mean over seeds with its standard deviation; with one seed, R2 of all checkpoints."""
-
-    def value(one: Ranked) -> float | None:
-        of_seeds = one.fits.quadratic.r2_seed_mean if one.fits.quadratic else None
-        return one.r2 if of_seeds is None else of_seeds
-
-    def spread(one: Ranked) -> float | None:
-        return one.fits.quadratic.r2_seed_sd if one.fits.quadratic else None
-
-    dots = []
-    for cloud, own in _by_group(shown, value, place):
-        half = np.array([spread(one) for one in own], float)
-        dots.append(replace(cloud, hover=None, interval=Interval(cloud.x - half, cloud.x + half, "x")))
-    of_paper = [one.measure.column for one in shown if one.measure.column in PAPER]
-    x, y = np.array([PAPER[name][0] for name in of_paper]), np.array([place[name] for name in of_paper])
+    dots = [
+        r2s(group.label, [shown[int(place)].fits.quadratic for place in group.y], group.y, group.marker)
+        for group in _by_group(shown)
+    ]
+    of_paper = {place: PAPER[one.measure.column][0] for place, one in enumerate(shown) if one.measure.column in PAPER}
+    x, y = np.array([*of_paper.values()], float), np.array([*of_paper], float)
     paper = Points("the paper’s Table 1", x, y, Marker(WHITE, "diamond", size=9, outlined=True))
-    return Panel(
-        "Explained: R² of the quadratic",
-        Axis("R², mean ± standard deviation over seeds", (-0.03, 1.03), percent=False),
-        Axis("", ends, percent=False, ticks=names),
-        [paper, *dots],
-    )
+    several = any(one.fits.quadratic and one.fits.quadratic.r2_seed_sd is not None for one in shown)
+    label = "R², mean ± standard deviation over seeds" if several else "R²"
+    names = Axis.of([one.measure.full_name for one in shown], margin=0.7)
+    return Panel("Explained: R² of the quadratic", Axis(label, (-0.03, 1.03), percent=False), names, [paper, *dots])
 
 
-def _error_panel(
-    shown: Sequence[Ranked], place: Mapping[str, float], ends: tuple[float, float], names: list[tuple[float, str]]
-) -> Panel:
+def _error_panel(shown: Sequence[Ranked]) -> Panel:
     """What is forecast; the dashed line is guessing."""
-    dots = [cloud for cloud, _ in _by_group(shown, lambda one: None if one.error is None else 100 * one.error, place)]
-    guesses = [100 * mean for one in shown if (mean := _mean(one.fits.baseline)) is not None]
-    guess = [across("guessing the mean", guesses[0], ends)] if guesses else []
+    axis = Axis.of([""] * len(shown), margin=0.7)
+    dots = _by_group(shown)
+    guesses = [100 * mean for one in shown if (mean := error_of(one.fits.baseline)) is not None]
+    guess = [across("guessing the mean", guesses[-1], axis.ends)] if guesses else []
     end = 1.08 * max([*guesses, *(float(np.nanmax(one.x, initial=0.0)) for one in dots)])
-    return Panel(
-        "Forecast: left-out error of the monotone law",
-        Axis("error on a method not in the fit, accuracy points", (0.0, end), percent=False),
-        Axis("", ends, percent=False, ticks=names),
-        [*dots, *guess],
-    )
+    error = Axis("error on a method not in the fit, accuracy points", (0.0, end), percent=False)
+    return Panel("Forecast: left-out error of the monotone law", error, axis, [*dots, *guess])
 
 
-def _by_group(
-    shown: Sequence[Ranked], value: Callable[[Ranked], float | None], place: Mapping[str, float]
-) -> list[tuple[Points, list[Ranked]]]:
-    """Dots for the measures of each group, which are called by name when hovered over."""
+def _by_group(shown: Sequence[Ranked]) -> list[Points]:
+    """Left-out errors of the measures of each group, which are called by name when hovered over."""
     clouds = []
     for group, color, symbol in zip(GROUPS, PALETTE, SYMBOLS, strict=False):
-        own = [one for one in shown if one.measure.group == group]
-        x, y = np.array([value(one) for one in own], float), np.array([place[one.measure.column] for one in own])
-        hover, rows = "<b>%{customdata[0]}</b><br>%{x:.3~f}<extra></extra>", [(one.measure.full_name,) for one in own]
-        clouds.append((Points(group, x, y, Marker(color, symbol), hover=Hover(hover, rows)), own))
+        own = {place: one for place, one in enumerate(shown) if one.measure.group == group}
+        x = np.array([np.nan if one.error is None else 100 * one.error for one in own.values()], float)
+        names = [(one.measure.full_name,) for one in own.values()]
+        hover = Hover("<b>%{customdata[0]}</b><br>%{x:.3~f}<extra></extra>", names)
+        clouds.append(Points(group, x, np.array([*own], float), Marker(color, symbol), hover=hover))
     return clouds

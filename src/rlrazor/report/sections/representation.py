@@ -9,18 +9,18 @@ from rlrazor.analysis.statistics import (
     Estimate,
     difference,
     floats,
-    matched_accuracy,
+    mean_of,
     near_accuracy,
     seed_means,
     verdict,
 )
-from rlrazor.report.drawing import PALETTE, SYMBOLS, Axis, Figure, Marker, Panel, Points
-from rlrazor.report.keyed import Judged, Keyed, in_short
+from rlrazor.report.drawing import Axis, Figure, Marker, Panel, Points, style_of
+from rlrazor.report.keyed import Column, Judged, Keyed, in_short, table_of
 from rlrazor.report.layers import learnt, means
 from rlrazor.report.prose import Shown, told
 from rlrazor.report.study import Section, Study, members, with_family
 from rlrazor.report.tables import FAMILIES
-from rlrazor.report.text import NEVER, cell, number, signed, written
+from rlrazor.report.text import number, signed, with_seeds, written
 
 TEXT = Path(__file__).with_suffix(".md")
 
@@ -33,6 +33,10 @@ OF_IMAGES = (
     "with task indicator 0: of neither task. White noise would not do, since it averages out in a dense layer; 1/f "
     "noise has the spectrum of natural images and none of either task’s pixels."
 )
+
+
+Sides = tuple[Estimate | None, Estimate | None, Estimate | None]
+"""RL's mean, SFT's, and the one minus the other."""
 
 
 def applies(study: Study) -> bool:
@@ -69,48 +73,47 @@ def margin_of(study: Study) -> float:
     return float(study.description.get("accuracy_margin", HALF_POINT))
 
 
-def sides(study: Study, column: str, target: float) -> tuple[Estimate | None, Estimate | None, Estimate | None]:
+def sides(study: Study, column: str, target: float) -> Sides:
     """RL's and SFT's mean at a new accuracy, in the seeds that have both, and the one minus the other."""
     near = near_accuracy(with_family(study).drop_nulls("family"), ["family"], target, [column], margin_of(study))
     rl, sft = (near.filter(pl.col("family") == family) for family in FAMILIES)
-    gap = difference(rl, sft, column)
-    if gap is None:
-        return None, None, None
-    of_both = [side.join(other, on="seed", how="semi").sort("seed") for side, other in ((rl, sft), (sft, rl))]
-    return Estimate.over(of_both[0][column].to_list()), Estimate.over(of_both[1][column].to_list()), gap
+    rl, sft = rl.join(sft, on="seed", how="semi"), sft.join(rl, on="seed", how="semi")
+    return mean_of(rl, column), mean_of(sft, column), difference(rl, sft, column)
 
 
 def gap_table(study: Study, column: str) -> Keyed:
     """RL beside SFT at each new accuracy."""
-    columns = {"rl": "RL", "sft": "SFT", "gap": "RL minus SFT", "n": "seeds", "verdict": "RL against SFT"}
-    rows = {}
-    for target in study.thresholds:
-        rl, sft, gap = sides(study, column, target)
-        cells = (
-            written(rl, number),
-            written(sft, number),
-            signed(gap, number),
-            f"{gap.seeds if gap else 0} of {len(study.seeds)}",
-            str(verdict(gap, len(study.seeds))),
-        )
-        at = f"new = {target:.0%} ± {100 * margin_of(study):g}"
-        rows[f"{NAMES[column].lower()}.{100 * target:g}"] = (at, dict(zip(columns, cells, strict=True)))
-    return Keyed(f"{NAMES[column]} to the base at equal accuracy", "at", columns, rows)
+    name, total = NAMES[column], len(study.seeds)
+    columns = [
+        Column[Sides]("rl", "RL", lambda sides: written(sides[0], number)),
+        Column("sft", "SFT", lambda sides: written(sides[1], number)),
+        Column("gap", "RL minus SFT", lambda sides: signed(sides[2], number)),
+        Column("n", "seeds", lambda sides: f"{sides[2].seeds if sides[2] else 0} of {total}"),
+        Column("verdict", "RL against SFT", lambda sides: verdict(sides[2], total)),
+    ]
+    rows = {
+        f"{name.lower()}.{100 * at:g}": (f"new = {at:.0%} ± {100 * margin_of(study):g}", sides(study, column, at))
+        for at in study.thresholds
+    }
+    return table_of(f"{name} to the base at equal accuracy", "at", rows, columns)
 
 
 def method_table(study: Study, column: str) -> Keyed:
     """Each family and method at each new accuracy."""
-    at, points = study.thresholds, with_family(study)
-    columns = {f"at-{100 * target:g}": f"new = {target:.0%} ± {100 * margin_of(study):g}" for target in at}
-    named = {**{family: ("family", family) for family in FAMILIES}}
-    named |= {method: ("method", study.label(method)) for method in study.methods}
-    rows = {}
-    for value, (by, name) in named.items():
-        own = points.filter(pl.col(by) == value)
-        found = matched_accuracy(own, [by], at, [column], margin_of(study)).to_dicts()
-        cells = [cell(row, column, number) for row in found] or [NEVER] * len(at)
-        rows[f"{value}.{NAMES[column].lower()}"] = (name, dict(zip(columns, cells, strict=True)))
-    return Keyed(f"{NAMES[column]} to the base on unrelated inputs", "method", columns, rows)
+    points, name = with_family(study), NAMES[column]
+
+    def at(target: float) -> Column[tuple[str, str]]:
+        def kept(one: tuple[str, str]) -> str:
+            by, value = one
+            found = near_accuracy(points.filter(pl.col(by) == value), [by], target, [column], margin_of(study))
+            return with_seeds(mean_of(found, column), points.filter(pl.col(by) == value)["seed"].n_unique(), number)
+
+        return Column(f"at-{100 * target:g}", f"new = {target:.0%} ± {100 * margin_of(study):g}", kept)
+
+    of_families = {family: (family, ("family", family)) for family in FAMILIES}
+    of_methods = {method: (study.label(method), ("method", method)) for method in study.methods}
+    rows = {f"{value}.{name.lower()}": of for value, of in {**of_families, **of_methods}.items()}
+    return table_of(f"{name} to the base on unrelated inputs", "method", rows, list(map(at, study.thresholds)))
 
 
 def _against_panel(study: Study, column: str) -> Panel:
@@ -120,7 +123,7 @@ def _against_panel(study: Study, column: str) -> Panel:
     for index, method in enumerate(study.methods):
         rows = study.points.filter(pl.col("method") == method)
         x, y = floats(rows, "new"), floats(rows, column)
-        layers.append(Points(study.label(method), x, y, Marker(*_style(index), size=size, opacity=0.5)))
+        layers.append(Points(study.label(method), x, y, Marker(*style_of(index), size=size, opacity=0.5)))
     name = f"{NAMES[column]} to the base"
     title = f"{NAMES[column]} at equal accuracy"
     return Panel(title, Axis("new accuracy", learnt(study)), Axis(name, percent=False), layers)
@@ -133,10 +136,6 @@ def _along_panel(study: Study, column: str) -> Panel:
         rows = study.points.filter(pl.col("method") == method).filter(pl.col("epochs") == pl.col("epochs").max())
         cells = seed_means(rows.with_columns(pl.col("epoch").round(2)), ["epoch"], [column]).sort("epoch")
         cells = cells.drop_nulls(column)
-        layers.append(means(study.label(method), cells, cells["epoch"].to_list(), column, *_style(index)))
+        layers.append(means(study.label(method), cells, cells["epoch"].to_list(), column, *style_of(index)))
     name = f"{NAMES[column]} to the base"
     return Panel(f"{NAMES[column]} along training", Axis("epoch", percent=False), Axis(name, percent=False), layers)
-
-
-def _style(index: int) -> tuple[str, str]:
-    return PALETTE[index % len(PALETTE)], SYMBOLS[index % len(SYMBOLS)]

@@ -29,7 +29,7 @@ from rlrazor.experiments.language.trainers import offline, on_policy
 from rlrazor.experiments.language.trainers.common import Example, Job, Reward, Samples, Saving, Settings, Updates
 from rlrazor.lm import compute
 from rlrazor.lm.adapters import unwrapped, without_wrapper
-from rlrazor.system import phases, processes
+from rlrazor.system import phases, processes, quiet
 
 __all__ = ["Example", "Job", "Reward", "Samples", "Saving", "Settings", "Updates", "train"]
 
@@ -56,9 +56,9 @@ def train(job: Job, at_step: AtStep, *, resume: Path | None = None) -> None:
         raise RazorError("There is nothing to train on: no prompt of the task can be used.")
     _check_shared(job)
     processes.join()  # before TRL asks how many there are
-    quiet = transformers.utils.logging.get_verbosity()
+    verbosity = transformers.utils.logging.get_verbosity()
     transformers.utils.logging.set_verbosity_error()
-    compute.leave_progress_to_us()
+    quiet.libraries()
     try:
         with warnings.catch_warnings(), compute.memory_errors(NO_MEMORY), _disk_errors(job.settings.saving):
             warnings.simplefilter("ignore")  # advice to the caller of TRL, who is us
@@ -69,7 +69,7 @@ def train(job: Job, at_step: AtStep, *, resume: Path | None = None) -> None:
             trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
             processes.in_all(lambda: None)  # none is still saving
     finally:
-        transformers.utils.logging.set_verbosity(quiet)
+        transformers.utils.logging.set_verbosity(verbosity)
         # TRL patches `forward` with a function that keeps hold of the model: a copy made later would call this one.
         for policy in {without_wrapper(job.model), job.base} - {None}:
             vars(policy).pop("forward", None)

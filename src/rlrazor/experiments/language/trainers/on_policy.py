@@ -72,14 +72,14 @@ class _Sampling(Measured):
         group = math.gcd(self.samples, len(prompts))
         place = f"sampling/{self.state.global_step}/{chunk}"  # type: ignore[attr-defined]
         rng = torch.Generator(self.accelerator.device).manual_seed(seed_of(self.settings.updates.seed, place))  # type: ignore[attr-defined]
+        pad_id = self.processing_class.pad_token_id  # type: ignore[attr-defined]
+        how = sampling.Sampling(
+            drawn.max_new_tokens, drawn.stop_ids, pad_id, group, rng=rng, chunk=len(prompts), within=within
+        )
         # In the precision of training: the distribution that is sampled is the one whose gradient is taken.
         with self.compute_loss_context_manager():  # type: ignore[attr-defined]
             try:
-                return sampling.sample(
-                    model, prompts[::group], samples=group, max_new_tokens=drawn.max_new_tokens,
-                    stop_ids=drawn.stop_ids, pad_id=self.processing_class.pad_token_id,  # type: ignore[attr-defined]
-                    rng=rng, chunk=len(prompts), within=within,
-                )  # fmt: skip
+                return sampling.sample(model, prompts[::group], how)
             except sampling.NotFiniteError as error:
                 raise DivergedError(self.state.global_step, self.state.epoch or 0.0) from error  # type: ignore[attr-defined]
 

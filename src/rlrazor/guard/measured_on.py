@@ -1,0 +1,87 @@
+"""What KL is measured on, and how: what a user may ask for, and what follows from it with a law or without one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rlrazor import bounds
+from rlrazor.analysis.forecast import FORWARD, PROBE
+from rlrazor.lm.probes import GenericText, ProbeSettings, Prompt, content_hash, read_generic
+
+if TYPE_CHECKING:
+    from rlrazor.guard.law_file import LawFile
+
+FEW_PROMPTS = 16  # below it a standard error is itself a guess, and a forecast's interval is widened by it in any case
+
+
+@dataclass(frozen=True)
+class MeasuredOn:
+    """The new task's prompts, the generic probe, and how the base completes prompts."""
+
+    prompts: Sequence[Prompt]
+    generic: GenericText
+    settings: ProbeSettings
+
+    @cached_property
+    def prompts_hash(self) -> str:
+        """16 hexadecimal digits."""
+        return content_hash(list(self.prompts))
+
+    @property
+    def generic_rows(self) -> Sequence[Prompt]:
+        """The texts, or the prompts, of the generic probe."""
+        return self.generic.prompts or self.generic.texts
+
+    def cautions(self, measured: Mapping[str, int]) -> list[str]:
+        """Sentences on what of the probes is measured, of which `measured` counts the prompts; whether it is enough."""
+        said = []
+        for name, given in ((FORWARD, self.prompts), (PROBE, self.generic_rows)):
+            if (missing := len(given) - measured[name]) > 0:
+                what = "prompts" if name == FORWARD else "rows of the generic probe"
+                why = (
+                    "they have no two tokens"
+                    if name == PROBE and self.generic.texts
+                    else f"they do not fit into the context with a completion of {self.settings.max_new_tokens} tokens"
+                )
+                said.append(f"{missing} of the {len(given)} {what} are left out: {why}.")
+        if (few := measured[FORWARD]) < FEW_PROMPTS:
+            counted = "1 prompt is" if few == 1 else f"{few} prompts are"
+            said.append(
+                f"{counted} few: KL is uncertain, and the interval is widened by it. Give at least {FEW_PROMPTS}, "
+                "better a hundred."
+            )
+        return said
+
+
+@dataclass(frozen=True)
+class Measuring:
+    """How a monitor is to measure, where that is not as the law says and with the trainer's tokenizer.
+
+    `generic`: text that stands for what must not change, a file or `GenericText`; by default the law's, or else sixty
+    built-in paragraphs. `settings`: how the base completes prompts, by default the law's. `level`: of the forecast's
+    interval, by default the law's. `cache_dir`: where the base's completions are kept, by default in the user's cache.
+    """
+
+    generic: str | Path | GenericText | None = None
+    settings: ProbeSettings | None = None
+    level: float | None = None
+    tokenizer: Any = None
+    cache_dir: Path | None = None
+
+    def __post_init__(self) -> None:
+        bounds.require_number("level", self.level)
+        bounds.check("level", self.level)
+
+    def on(self, prompts: Sequence[Prompt], law: LawFile | None) -> MeasuredOn:
+        """Raises RazorError for a file that cannot be read, and where a law was calibrated in another way."""
+        own = read_generic(Path(self.generic)) if isinstance(self.generic, str | Path) else self.generic
+        generic = law.require_own("generic", own) if law else own
+        settings = law.require_own("settings", self.settings) if law else self.settings
+        return MeasuredOn(prompts, generic or GenericText.built_in(), settings or ProbeSettings())
+
+
+AS_THE_LAW_SAYS = Measuring()
