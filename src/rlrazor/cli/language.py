@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rlrazor.cli import early, running
 from rlrazor.cli.outputs import check_run_folder
 from rlrazor.errors import RazorError
-from rlrazor.experiments.language.config import PRESETS, TINY, Config, parse_setting, resolve, settled
+from rlrazor.experiments.language.config import PRESETS, TINY, Config, resolve, settled
 from rlrazor.experiments.language.methods import SETTINGS_OF
 from rlrazor.extras import needs_extra
 from rlrazor.lm.encoding import check_stop
@@ -282,7 +282,7 @@ def run_sweep(arguments: argparse.Namespace, preset: str, out: Path) -> int:
     if arguments.prompts is not None:
         given["task"] = task_of(arguments)
     preset = given.pop("preset", None) or preset
-    config = resolve(preset, {name: parse_setting(name, value) for name, value in given.items()})
+    config = resolve(preset, given)
     if not arguments.dry_run:
         check_run_folder(arguments, out)
     require_forgetting(config, arguments.argv[0])

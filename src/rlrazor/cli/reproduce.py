@@ -149,13 +149,13 @@ def run_continual(arguments: argparse.Namespace) -> int:
     """Run the stages of a preset."""
     from rlrazor.runs import runner
     from rlrazor.runs.dry_run import estimate, planned
-    from rlrazor.runs.settings import resolve
+    from rlrazor.runs.settings import check_preset
 
     named = running.named(arguments, help_of(sequences.ImageSequences) | help_of(model_sequences.ModelSequences))
     preset = named.pop("preset", None) or "quick"
     family: Any = model_sequences if preset in model_sequences.PRESETS else sequences
-    given = {name: family.parse_setting(name, value) for name, value in named.items()}
-    config = resolve({**sequences.PRESETS, **model_sequences.PRESETS}, preset, given)
+    check_preset(preset, [*sequences.PRESETS, *model_sequences.PRESETS])
+    config = family.resolve(preset, named)
     out, console = arguments.out or Path("runs") / f"continual-{preset}", Terminal(stderr=True)
     experiment, config, jobs = _family(arguments, config)
     options = running.options_of_run(arguments, out, preset, jobs=jobs, weights=arguments.weights)
@@ -257,8 +257,7 @@ def _config_of(arguments: argparse.Namespace, analyses: "Sequence[str]") -> tupl
     keep_sweep = bool(analyses) and not settings
     if analyses:
         settings.setdefault("seeds", seeds_of(preset))
-    parsed = {name: parity.parse_setting(name, value) for name, value in settings.items()}
-    return parity.resolve(preset, parsed), preset, keep_sweep
+    return parity.resolve(preset, settings), preset, keep_sweep
 
 
 def _fetch(data_dir: Path | None, console: Terminal) -> None:
