@@ -31,6 +31,7 @@ from rlrazor.guard import ForgettingMonitor, Measuring  # noqa: E402
 from rlrazor.lm import encoding  # noqa: E402
 from rlrazor.lm.models import LanguageModel, load  # noqa: E402
 from rlrazor.lm.probes import GenericText, ProbeSettings  # noqa: E402
+from rlrazor.lm.prompts import encode  # noqa: E402
 
 
 def main() -> None:
@@ -87,7 +88,7 @@ def main() -> None:
 
 def _row(lm: LanguageModel, item: Item) -> dict[str, Any]:
     """Tokens, so that both trainings see the same and TRL has nothing to prepare."""
-    prompt = encoding.prompt_ids(lm.tokenizer, item.prompt, chat=lm.source != "tiny")
+    [prompt] = encode(lm.tokenizer, [item.prompt], chat=lm.source != "tiny")
     completion = encoding.completion_ids(lm.tokenizer, item.demonstration or "", (";",) if lm.source == "tiny" else ())
     return {"input_ids": prompt + completion, "completion_mask": [0] * len(prompt) + [1] * len(completion)}
 

@@ -143,11 +143,7 @@ def check_size(what: str, size: float, most: float, mend: str) -> None:
 
 
 def _written(value: float) -> str:
-    if isinstance(value, int):
-        return f"{value:,}" if abs(value) < 10**15 else f"a number of {_digits(value)} digits"
-    return f"{value:g}"
-
-
-def _digits(value: int) -> int:
-    """Without writing it out, which Python refuses for more than 4,300."""
-    return int(abs(value).bit_length() * math.log10(2)) + 1
+    if not isinstance(value, int):
+        return f"{value:g}"
+    digits = int(abs(value).bit_length() * math.log10(2)) + 1  # to write it out Python refuses for more than 4,300
+    return f"{value:,}" if abs(value) < 10**15 else f"a number of {digits} digits"

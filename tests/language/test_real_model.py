@@ -27,6 +27,7 @@ from rlrazor.experiments.language.world import world_of
 from rlrazor.lm import compute, encoding, sampling
 from rlrazor.lm.adapters import weights_of
 from rlrazor.lm.models import LanguageModel, load
+from rlrazor.lm.prompts import encode
 from rlrazor.runs.records import Ancestor, RunSpec
 from rlrazor.runs.store import Checkpoint, Keep, RunStore
 
@@ -117,7 +118,7 @@ def test_the_base_solves_the_task_about_as_often_as_is_documented(sweep: Sweep) 
     for name, samples in {"greedy": 1, "sampled": tries}.items():
         completions = sampling.sample(
             lm.model,
-            [encoding.prompt_ids(lm.tokenizer, item.prompt) for item in items],
+            encode(lm.tokenizer, [item.prompt for item in items], chat=False),
             sampling.Sampling(
                 max_new_tokens=task.max_new_tokens,
                 stop_ids=encoding.stop_ids(lm.tokenizer, lm.model, task.stop),

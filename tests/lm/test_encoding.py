@@ -5,6 +5,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from rlrazor.lm import encoding
+from rlrazor.lm.prompts import encode
 from tiny_models import char_tokenizer, tiny_llama
 
 TEMPLATE = (
@@ -29,6 +30,11 @@ def byte_tokenizer() -> Any:
     return fast
 
 
+def prompt_ids(tokenizer: Any, text: str, *, chat: bool = False) -> list[int]:
+    [ids] = encode(tokenizer, [text], chat)
+    return ids
+
+
 def model_ending_at(eos: int | list[int] | None) -> Any:
     """A model whose generation config declares `eos`."""
     model = tiny_llama()
@@ -38,7 +44,7 @@ def model_ending_at(eos: int | list[int] | None) -> Any:
 
 def test_a_prompt_begins_as_the_tokenizer_begins_a_text_and_a_completion_does_not() -> None:
     tokenizer = byte_tokenizer()
-    first, *rest = encoding.prompt_ids(tokenizer, "a cat")
+    first, *rest = prompt_ids(tokenizer, "a cat")
     assert first == tokenizer.bos_token_id
     assert tokenizer.convert_ids_to_tokens(rest) == ["a", "Ġcat"]
     assert tokenizer.bos_token_id not in encoding.completion_ids(tokenizer, "a cat")
@@ -55,21 +61,21 @@ def test_a_prompt_keeps_what_the_tokenizer_puts_in_front_and_not_what_it_puts_be
     )
     assert tokenizer(text).input_ids == [bos] * ends.count("<s>") + own + [eos] * ends.count("</s>")
     front = [bos] if ends.startswith("<s>") and text not in ("<s>",) else []
-    assert encoding.text_ids(tokenizer, text) == encoding.prompt_ids(tokenizer, text, chat=True) == front + own
+    assert encoding.text_ids(tokenizer, text) == prompt_ids(tokenizer, text, chat=True) == front + own
     tokenizer.chat_template = "{{ bos_token }}" + TEMPLATE
     expected = f"<s><user>{text};<assistant>"
-    chat = encoding.prompt_ids(tokenizer, text, chat=True)
+    chat = prompt_ids(tokenizer, text, chat=True)
     assert chat == tokenizer(expected, add_special_tokens=False).input_ids
 
 
 def test_a_chat_prompt_is_the_users_turn_and_the_assistants_opening() -> None:
     tokenizer = char_tokenizer("<>acdeinrstuy: ")
-    plain = encoding.prompt_ids(tokenizer, "a day", chat=True)
-    assert plain == encoding.prompt_ids(tokenizer, "a day")  # no template, no turns
+    plain = prompt_ids(tokenizer, "a day", chat=True)
+    assert plain == prompt_ids(tokenizer, "a day")  # no template, no turns
     tokenizer.chat_template = TEMPLATE
-    ids = encoding.prompt_ids(tokenizer, "a day", chat=True)
+    ids = prompt_ids(tokenizer, "a day", chat=True)
     assert "".join(tokenizer.convert_ids_to_tokens(ids)) == "<user>a day;<assistant>"
-    assert encoding.prompt_ids(tokenizer, "a day") == plain
+    assert prompt_ids(tokenizer, "a day") == plain
 
 
 @pytest.mark.parametrize("text", [" cat", "naïve Zürich 漢字 🙂", "", "two\n\nlines. \n", "  spaces  ,  kept . "])

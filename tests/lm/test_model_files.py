@@ -13,7 +13,7 @@ from documents import changes, is_a_sentence
 from rlrazor.errors import RazorError
 from rlrazor.lm.probes import read_generic, read_prompts
 from rlrazor.lm.weight_files import (
-    Weights,
+    WeightFiles,
     _named_by_config,
     check_config,
     named_base,
@@ -23,7 +23,7 @@ from rlrazor.lm.weight_files import (
 from rlrazor.system import documents, files
 from rlrazor.system.rows import read_located
 
-NO_WEIGHTS = Weights([], {}, {})
+NO_WEIGHTS = WeightFiles([], {}, {})
 CONFIG: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
     "eos_token_id": [1, 2],

@@ -29,7 +29,8 @@ from rlrazor.cli import (
 )
 from rlrazor.errors import RazorError
 from rlrazor.system import interrupts, processes, quiet
-from rlrazor.system.terminal import is_utf8, never_fail_to_encode, say
+from rlrazor.system.documents import is_utf8
+from rlrazor.system.terminal import never_fail_to_encode, say
 
 _DISK_ERRORS = {errno.ENOSPC, errno.EFBIG, errno.EIO, errno.EBADF, getattr(errno, "EDQUOT", errno.ENOSPC)}
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from rlrazor.cli.early import TINY
 from rlrazor.errors import RazorError
 from rlrazor.system import writing
-from rlrazor.system.terminal import is_utf8
+from rlrazor.system.documents import is_utf8
 from rlrazor.system.writing import Output
 
 _INPUTS = (

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlrazor import bounds
-from rlrazor.errors import RazorError
 
 OVERHEAD = 0.05  # of training, at the default setting; half of it is for the last measurement
 FEWEST = 4  # measurements of a run, whatever they cost: with one, at its end, there is nothing left to stop
@@ -50,20 +49,13 @@ class Plan:
     @classmethod
     def of_row(cls, row: Mapping[str, Any]) -> Plan | None:
         """The plan that a row was measured by, also an older version's; None where it has none."""
-        fraction = row.get("probe_fraction", row.get("share"))
-        last = row.get("last_probe_fraction", row.get("last_share"))
-        try:
-            plan = cls(int(row["every"]), float(fraction), float(last))
-        except (KeyError, TypeError, ValueError):
-            return None
-        return plan if plan.every >= 1 and 0 < plan.fraction <= 1 and 0 < plan.last_fraction <= 1 else None
+        names = (("every", "every"), ("probe_fraction", "share"), ("last_probe_fraction", "last_share"))
+        found = [row.get(name, row.get(older)) for name, older in names]
+        return None if None in found else cls(*found)
 
 
 def check_every(every: int | None) -> None:
     """Raise RazorError for what is no number of steps."""
-    bounds.require_number("every", every)
-    if every is not None and every < 1:
-        raise RazorError(f"every is a number of steps, at least 1, not {every}.")
     if every is not None:
         bounds.check_whole("every", every)
 

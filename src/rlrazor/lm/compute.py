@@ -80,6 +80,11 @@ def is_finite(tensor: torch.Tensor) -> bool:
     return bool(tensor.isfinite().all())
 
 
+def spread(total: int, most: int) -> torch.Tensor:
+    """Evenly spaced places among so many, the first and the last among them: `most`, or all where there are no more."""
+    return torch.from_numpy(np.linspace(0, total - 1, min(total, most)).astype(np.int64))
+
+
 def now(model: Any) -> float:
     """Seconds on a clock, once the model's device has done what it was given."""
     place = device_of(model)

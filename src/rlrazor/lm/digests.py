@@ -58,8 +58,7 @@ def base_digest(model: Any, precision: str | None = None) -> str:
     logp_T = token_log_probs(model, precision)
     if not logp_T.isfinite().all():
         raise NotFiniteError("logits are not finite")
-    chosen = np.linspace(0, len(logp_T) - 1, min(len(logp_T), DIGEST_VALUES)).astype(int)
-    values = " ".join(f"{value:.4f}" for value in logp_T.numpy()[chosen])
+    values = " ".join(f"{value:.4f}" for value in logp_T[compute.spread(len(logp_T), DIGEST_VALUES)].tolist())
     return f"{precision or compute.precision_of(model)} {total:.12e} {math.sqrt(square):.12e} {values}"
 
 
@@ -70,22 +69,18 @@ def is_digest(text: str) -> bool:
 
 def is_same_base(one: str, other: str) -> bool:
     """Whether two digests are of one base: the same weights, and log-probabilities that differ by rounding only."""
-    if not is_digest(one) or not is_digest(other):
-        return False
-    (precision, *numbers), (other_precision, *other_numbers) = one.split(), other.split()
-    if len(numbers) != len(other_numbers):
+    if not is_digest(one) or not is_digest(other) or len(one.split()) != len(other.split()):
         return False
     try:
-        (total, norm, *values), (other_total, other_norm, *other_values) = (
-            [float(number) for number in some] for some in (numbers, other_numbers)
-        )
+        ours, theirs = (np.array(text.split()[1:], dtype=float) for text in (one, other))
     except ValueError:
         return False
-    if max(abs(total - other_total), abs(norm - other_norm)) > SAME_WEIGHTS * max(abs(total), norm):
+    apart, (total, norm) = np.abs(ours - theirs), ours[:2]
+    if max(apart[:2]) > SAME_WEIGHTS * max(abs(total), norm):
         return False
-    tolerance = max(SAME_LOGITS.get(name, SAME_LOGITS_IN_HALF) for name in (precision, other_precision))
-    apart = sorted(abs(a - b) for a, b in zip(values, other_values, strict=True))
-    return apart[len(apart) // 2] <= tolerance  # of a mixture of experts a few may be routed otherwise
+    tolerance = max(SAME_LOGITS.get(text.split()[0], SAME_LOGITS_IN_HALF) for text in (one, other))
+    # Of a mixture of experts a few tokens may be routed otherwise.
+    return bool(np.sort(apart[2:])[len(apart[2:]) // 2] <= tolerance)
 
 
 def tokenizer_digest(tokenizer: Any) -> str:

@@ -95,21 +95,6 @@ def _in_template(
     )
 
 
-def prompt_ids(tokenizer: Any, text: str, *, chat: bool = False, **template: Any) -> list[int]:
-    """A prompt's token ids, as `text_ids`, or with `chat` as the user's turn of the chat template, where there is one.
-
-    `template`: what the template is given beside, as in `turns_ids`.
-    """
-    if chat and getattr(tokenizer, "chat_template", None):
-        return turns_ids(tokenizer, user_turn(text), **template)
-    return text_ids(tokenizer, text)
-
-
-def user_turn(text: str) -> list[dict[str, str]]:
-    """A text as a conversation."""
-    return [{"role": "user", "content": text}]
-
-
 @_without_panics
 def completion_ids(tokenizer: Any, text: str, stop: Sequence[str] = ()) -> list[int]:
     """A completion's token ids, ended by the first stop string where that is one token, else by eos.

@@ -7,7 +7,7 @@ way, plain reading, is right for all.
 import inspect
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -86,19 +86,21 @@ def read_alone(model: Any, ids: Sequence[int], last: int | None = None) -> tuple
     return logits.float(), any(dtype.itemsize < 4 for dtype in dtypes | {logits.dtype})
 
 
-class Reading(Protocol):
+class Reading:
     """What reads prompts (B) for so many samples of each. `logits` (N, V), N = B * samples, are of the next token."""
 
     logits: Tensor
 
     def follow(self, token_N: Tensor) -> None:
         """Read a token of each."""
+        raise NotImplementedError
 
     def keep(self, rows_M: Tensor) -> bool:
         """Go on with some of the sequences only; False where that cannot be."""
+        return False
 
 
-class Padded:
+class Padded(Reading):
     """On the left, as the mask and the positions say. `shared`: a prompt is read once for all its samples."""
 
     def __init__(
@@ -133,8 +135,11 @@ class Padded:
         return True
 
 
-class Cached:
-    """Of equal length, so that there is nothing to say but tokens; then a token at a time with what the model keeps."""
+class Cached(Reading):
+    """Of equal length, so that there is nothing to say but tokens; then a token at a time with what the model keeps.
+
+    Which may have any shape, so that all sequences are kept.
+    """
 
     def __init__(self, model: Any, prompts: Sequence[Sequence[int]], samples: int, pad_id: int) -> None:
         self.model = model
@@ -148,12 +153,8 @@ class Cached:
         self.out = self.model(input_ids=token_N[:, None], use_cache=True, **_cache_of(self.out))
         self.logits = self.out.logits[:, -1]
 
-    def keep(self, rows_M: Tensor) -> bool:
-        """Never: what the model keeps may have any shape."""
-        return False
 
-
-class Plain:
+class Plain(Reading):
     """Of equal length, and for each token all of it once more."""
 
     def __init__(self, model: Any, prompts: Sequence[Sequence[int]], samples: int, pad_id: int) -> None:

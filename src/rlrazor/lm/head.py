@@ -58,9 +58,7 @@ class Head:
         """Evenly spaced values of it, SAMPLED at most: no training leaves all of them as they were."""
         parts = [self.weight] if self.bias is None else [self.weight, self.bias]
         flat = [part.detach().flatten() for part in parts]
-        places = [np.linspace(0, len(part) - 1, min(len(part), SAMPLED)).astype(np.int64) for part in flat]
-        chosen = [part[torch.from_numpy(at).to(part.device)] for part, at in zip(flat, places, strict=True)]
-        return torch.cat([values.cpu() for values in chosen])
+        return torch.cat([part[compute.spread(len(part), SAMPLED).to(part.device)].cpu() for part in flat])
 
     def copied(self) -> "Head":
         """One of its own memory."""

@@ -76,7 +76,7 @@ def require_all_weights(info: Mapping[str, Any], model: Any) -> None:
         raise ValueError(f"it has {weight_files.some(beyond)} in layers that its config.json leaves out")
 
 
-def require_floats(model: Any, weights: weight_files.Weights) -> None:
+def require_floats(model: Any, weights: weight_files.WeightFiles) -> None:
     """Transformers makes numbers of whatever bits a file says are integers, where nothing is quantised."""
     if getattr(model.config, "quantization_config", None):
         return

@@ -162,7 +162,7 @@ def _tokenizer_in(folder: Path) -> Any:
     return tokenizer
 
 
-def _model_of(folder: Path, weights: weight_files.Weights, dtype: str) -> Any:
+def _model_of(folder: Path, weights: weight_files.WeightFiles, dtype: str) -> Any:
     """The model in a folder, all of its weights and no others. Raises anything."""
     from transformers import AutoConfig, AutoModelForCausalLM
 

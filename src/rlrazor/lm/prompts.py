@@ -13,7 +13,7 @@ from typing import Any
 
 from rlrazor.errors import RazorError, cause_of
 from rlrazor.lm import encoding
-from rlrazor.system.documents import loads
+from rlrazor.system.documents import is_utf8, loads
 
 _MISSING = ("nan", "NaN", "null", "NULL", "None", "<NA>", "NA", "N/A", "#N/A")
 _TURNS_AS_TEXT = re.compile(r"""\s*(\[\s*)?\{\s*["'](role|content|from)["']\s*:""")  # of JSON, or as Python writes it
@@ -185,12 +185,8 @@ def _name_of(value: Any) -> str:
 
 def _check_unicode(prompt: Prompt, where: str) -> None:
     """JSON can write half of a surrogate pair, which no tokenizer takes."""
-    try:
-        json.dumps(prompt, ensure_ascii=False, default=str).encode()
-    except UnicodeEncodeError as error:
-        raise RazorError(
-            f"{where}: the text is not valid Unicode ({error.reason}): mend it, or leave it out."
-        ) from error
+    if not is_utf8(json.dumps(prompt, ensure_ascii=False, default=str)):
+        raise RazorError(f"{where}: the text is not valid Unicode (surrogates not allowed): mend it, or leave it out.")
 
 
 def encode(tokenizer: Any, prompts: Sequence[Prompt], chat: bool) -> list[list[int]]:
@@ -198,23 +194,22 @@ def encode(tokenizer: Any, prompts: Sequence[Prompt], chat: bool) -> list[list[i
 
     Raises RazorError for one that is empty, or that the chat template does not take or makes nothing of.
     """
-    as_turns: list[tuple[Any, dict[str, Any]]] = []
+    has_template = bool(getattr(tokenizer, "chat_template", None))
+    asked: list[tuple[str | Sequence[Mapping[str, Any]], dict[str, Any]]] = []
     for number, prompt in enumerate(prompts, 1):
         check(prompt, f"Prompt {number}")
         said, template = parts_of(prompt)
-        if not isinstance(said, str):
-            as_turns.append((_without_none(said), template))
-        elif chat:
-            as_turns.append((encoding.user_turn(said), template))
-    if getattr(tokenizer, "chat_template", None):
-        encoding.try_turns(tokenizer, as_turns)
-    rows = []
-    for number, prompt in enumerate(prompts, 1):
-        where = f"Prompt {number}"
-        rows.append(_ids(tokenizer, prompt, chat, where))
-        if not rows[-1]:
-            raise RazorError(f"{where} is empty: it has no tokens. Leave it out.")
-    return rows
+        if isinstance(said, str):
+            asked.append(([{"role": "user", "content": said}] if chat and has_template else said, template))
+        elif has_template:
+            asked.append((_without_none(said), template))
+        else:
+            raise RazorError(
+                f"Prompt {number} is a conversation, and the tokenizer has no chat template to turn it into text: give "
+                "prompts as text, or a tokenizer with a template."
+            )
+    encoding.try_turns(tokenizer, [(said, template) for said, template in asked if not isinstance(said, str)])
+    return [_ids(tokenizer, said, template, f"Prompt {number}") for number, (said, template) in enumerate(asked, 1)]
 
 
 def _without_none(turns: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -222,17 +217,12 @@ def _without_none(turns: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return [{name: value for name, value in turn.items() if value is not None} for turn in turns]
 
 
-def _ids(tokenizer: Any, prompt: Prompt, chat: bool, where: str) -> list[int]:
-    said, template = parts_of(prompt)
-    if not isinstance(said, str) and not getattr(tokenizer, "chat_template", None):
-        raise RazorError(
-            f"{where} is a conversation, and the tokenizer has no chat template to turn it into text: give prompts as "
-            "text, or a tokenizer with a template."
-        )
+def _ids(tokenizer: Any, said: str | Sequence[Mapping[str, Any]], template: dict[str, Any], where: str) -> list[int]:
     try:
         if isinstance(said, str):
-            return encoding.prompt_ids(tokenizer, said, chat=chat, **template)
-        return encoding.turns_ids(tokenizer, _without_none(said), **template)
+            ids = encoding.text_ids(tokenizer, said)
+        else:
+            ids = encoding.turns_ids(tokenizer, said, **template)
     except RazorError:
         raise
     except Exception as error:  # a template may raise anything
@@ -240,3 +230,6 @@ def _ids(tokenizer: Any, prompt: Prompt, chat: bool, where: str) -> list[int]:
             f"The tokenizer's chat template does not take a prompt ({cause_of(error).rstrip('.')}): {where} is given "
             "to it as a list of turns, each with a `role` and a `content`."
         ) from error
+    if not ids:
+        raise RazorError(f"{where} is empty: it has no tokens. Leave it out.")
+    return ids

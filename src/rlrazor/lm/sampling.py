@@ -31,7 +31,6 @@ SIMILAR = 1.25  # lengths of prompts that are read together, where there are eno
 ENOUGH, ENOUGH_ON_GPU = 64, 256  # sequences: fewer at a time take longer each
 STAYING = 0.75  # of a batch: where no more are unfinished, the others leave it
 
-
 Told = Callable[[float], None]  # hears how much is done, a fraction of 1
 
 
@@ -106,7 +105,7 @@ def sample(model: Any, prompts: Sequence[Sequence[int]], how: Sampling, told: To
     return completions
 
 
-def apart(logits: Tensor, true: Tensor) -> float:
+def relative_error(logits: Tensor, true: Tensor) -> float:
     """How far logits (..., V) are from the true ones, relative to the spread of those over the vocabulary: RMS."""
     difference, spread = (values - values.mean(dim=-1, keepdim=True) for values in (logits - true, true))
     return float(difference.square().mean().sqrt() / spread.square().mean().sqrt().clamp(min=1e-30))
@@ -225,7 +224,7 @@ class _Batch:
     def check(self) -> None:
         """Raise _OtherLogitsError where the watched sequence alone has other logits."""
         true_TV, half = read_alone(self.model, self.read[:-1], self.drawn)
-        found = apart(torch.stack(self.seen).float(), true_TV[self.steps])
+        found = relative_error(torch.stack(self.seen).float(), true_TV[self.steps])
         if not found < (HALF_TOLERANCE if half else TOLERANCE):
             raise _OtherLogitsError(f"its logits in a batch are not those of a sequence alone (apart by {found:.1%})")
 

@@ -15,7 +15,7 @@ from rlrazor.errors import RazorError, cause_of
 from rlrazor.lm import compute, kl
 from rlrazor.lm.adapters import unwrapped, without_wrapper
 from rlrazor.lm.forward import context_length, embedding_rows, read_alone
-from rlrazor.lm.sampling import apart
+from rlrazor.lm.sampling import relative_error
 
 TOKENS = 6  # of the sequences that are read; the second half is exchanged
 # Of the logits' spread. All sequences have one shape, so that only mixtures of experts round differently. In half
@@ -55,7 +55,7 @@ def require_measurable(model: Any) -> None:
         if not all(bool(logits.isfinite().all()) for logits, _ in read):
             return
         # What an earlier token does to later ones is the measure of what a later one does to earlier ones.
-        forwards = apart(read[4][0][half:], read[0][0][half:]) if count > half else 0.0
+        forwards = relative_error(read[4][0][half:], read[0][0][half:]) if count > half else 0.0
         _require_same(name, [logits[:half] for logits, _ in read[:4]], forwards, in_half=read[0][1])
         kl.final_states(model, kl.Sequences([ids[:1]], [ids[1:]], [0]))
 
@@ -113,11 +113,11 @@ def _require_same(name: str, logits: Sequence[Tensor], forwards: float, *, in_ha
     """
     counts, tolerance = (min, HALF_TOLERANCE) if in_half else (max, TOLERANCE)
     again, others, padded = (
-        counts(apart(*position) for position in zip(found, logits[0], strict=True)) for found in logits[1:]
+        counts(relative_error(*position) for position in zip(found, logits[0], strict=True)) for found in logits[1:]
     )
     if again > tolerance:
         raise RazorError(f"{name} gives other logits each time that it reads the same tokens, so it has no KL.")
-    backwards = apart(logits[2], logits[0])
+    backwards = relative_error(logits[2], logits[0])
     if others > tolerance or (in_half and backwards > BOTH_WAYS * forwards > 0):
         raise RazorError(
             f"{name} is not causal: a later token changes what it says of earlier ones. An encoder such as BERT is a "

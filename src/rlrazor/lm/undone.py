@@ -9,7 +9,6 @@ something, the weights under it have to be those of the base's files.
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -108,8 +107,7 @@ def _are_equal(weight: Tensor, saved: Tensor) -> bool | None:
     """Also after both are rounded, as a base loaded in half precision was. None for another shape: quantised."""
     if weight.shape != saved.shape or not weight.is_floating_point():
         return None
-    places = np.linspace(0, weight.numel() - 1, min(weight.numel(), COMPARED_VALUES)).astype(int)
-    chosen = torch.from_numpy(places)
+    chosen = compute.spread(weight.numel(), COMPARED_VALUES)
     ours, theirs = weight.detach().flatten()[chosen.to(weight.device)].cpu(), saved.flatten()[chosen]
     roundings = (ours.dtype, torch.float16, torch.bfloat16)
     return any(bool((ours.to(dtype) == theirs.to(dtype)).all()) for dtype in roundings)

@@ -96,7 +96,7 @@ def check_adapter(source: str | Path) -> None:
     _check_adapter_sizes(config, weights, source)
 
 
-def _check_adapter_sizes(config: Mapping[str, Any], weights: "Weights", source: str | Path) -> None:
+def _check_adapter_sizes(config: Mapping[str, Any], weights: "WeightFiles", source: str | Path) -> None:
     """PEFT makes the adapter of its config, in all of the base's layers, and looks at the weights only then."""
     largest = max((size for shape in weights.shapes.values() for size in shape), default=0)
     for name, value in _numbers(config):
@@ -183,7 +183,7 @@ def _numbers(config: Any) -> Iterator[tuple[str, float]]:
 
 
 @dataclass(frozen=True)
-class Weights:
+class WeightFiles:
     """The files of a model's or an adapter's weights, and of each tensor the shape and what it is stored as."""
 
     files: list[Path]
@@ -196,7 +196,7 @@ class Weights:
         return sum(map(math.prod, self.shapes.values()))
 
 
-def weights_of(folder: Path, source: str | Path, name: str = MODEL_WEIGHTS) -> Weights:
+def weights_of(folder: Path, source: str | Path, name: str = MODEL_WEIGHTS) -> WeightFiles:
     """What a model's weights are loaded from, or an adapter's by its file's `name`.
 
     Raises RazorError where they are not there, not whole, or of two models, or where the folder has a file without end.
@@ -223,7 +223,7 @@ def weights_of(folder: Path, source: str | Path, name: str = MODEL_WEIGHTS) -> W
             raise RazorError(f"{source} has {some(twice)} in two files, {path.name} being one: download it again.")
         tensors |= header
     shapes, dtypes = ({name: tensors[name][key] for name in tensors} for key in ("shape", "dtype"))
-    return Weights(files, shapes, dtypes)
+    return WeightFiles(files, shapes, dtypes)
 
 
 def some(names: Iterable[str]) -> str:
@@ -320,7 +320,7 @@ def _header_of(path: Path) -> dict[str, Any]:
     return found
 
 
-def check_config(folder: Path, source: str | Path, weights: "Weights") -> None:
+def check_config(folder: Path, source: str | Path, weights: "WeightFiles") -> None:
     """Raise RazorError where a model's config.json asks for what its weights cannot be, or for code."""
     for path in (folder / "config.json", folder / "generation_config.json"):
         if path.is_file():

@@ -16,7 +16,7 @@ from rlrazor.report.drawing import PALETTE, SYMBOLS, Axis, Figure, Marker, Panel
 from rlrazor.report.heat import heat_map
 from rlrazor.report.keyed import Keyed, in_short, numbers_of
 from rlrazor.report.prose import read_prose
-from rlrazor.report.study import Section, Study
+from rlrazor.report.study import Kind, Section, Study
 from rlrazor.report.text import NEVER, how_many, nats, number, percent, signed, written
 from rlrazor.runs.records import BASE
 from rlrazor.studies import own_sequence
@@ -182,3 +182,6 @@ def figure_of(study: Study, courses: Sequence[Course]) -> Figure:
 def _ends(study: Study) -> pl.DataFrame:
     """The last checkpoint of each run, in each order that it is in."""
     return study.table.filter(pl.col("method") != BASE).unique(["run_id", "order"], keep="last", maintain_order=True)
+
+
+KIND = Kind(section, lambda study: "stage" in study.table.columns)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from rlrazor.errors import RazorError
-from rlrazor.system.files import read_bytes
+from rlrazor.system.files import LARGEST, read_bytes
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
@@ -30,20 +30,26 @@ T = TypeVar("T", bound="Schema")
 
 
 def read_text(path: Path, *, mend: str = "", missing: str | None = None) -> str:
-    """A UTF-8 file, without a byte-order mark.
+    """A UTF-8 file, without a byte-order mark. Raises RazorError as `read_whole`."""
+    try:
+        return read_whole(path, mend=mend, missing=missing).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise unreadable(path, f"it is not text in UTF-8 (byte {error.start})", mend) from error
+
+
+def read_whole(path: Path, largest: int = LARGEST, *, mend: str = "", missing: str | None = None) -> bytes:
+    """What a file holds, of no more than `largest` bytes.
 
     Raises RazorError, which ends with what to do, `mend`; where there is no such file it is `missing`.
     """
     try:
-        return read_bytes(path).decode("utf-8-sig")
+        return read_bytes(path, largest)
     except FileNotFoundError as error:
         raise RazorError(missing or f"There is no {path}{_ending(mend)}") from error
-    except UnicodeDecodeError as error:
-        raise _unreadable(path, f"it is not text in UTF-8 (byte {error.start})", mend) from error
     except (OSError, ValueError) as error:  # ValueError: a path with a null character
         if isinstance(error, OSError) and error.strerror:
             raise RazorError(f"{path} cannot be read ({error.strerror}){_ending(mend)}") from error
-        raise _unreadable(path, str(error), mend) from error
+        raise unreadable(path, error, mend) from error
 
 
 def read_json(path: Path, schema: type[T]) -> T:
@@ -57,11 +63,11 @@ def parse_toml(text: str, where: Path | str) -> dict[str, Any]:
         found = tomllib.loads(text)
         _check(found, finite=True)
     except RecursionError as error:
-        raise _unreadable(where, _NESTED) from error
+        raise unreadable(where, _NESTED) from error
     except NotReadableError as error:
-        raise _unreadable(where, str(error)) from error
+        raise unreadable(where, error) from error
     except ValueError as error:
-        raise _unreadable(where, f"it is not TOML ({error})") from error
+        raise unreadable(where, f"it is not TOML ({error})") from error
     return found
 
 
@@ -70,7 +76,7 @@ def parse_json(text: str, where: Path | str, *, mend: str = "", nan_as_text: boo
     try:
         return loads(text, nan=str if nan_as_text else None)
     except NotReadableError as error:
-        raise _unreadable(where, str(error), mend) from error
+        raise unreadable(where, error, mend) from error
 
 
 class NotReadableError(ValueError):
@@ -117,8 +123,10 @@ def checked(schema: type[T], value: Any, where: Path | str, *, mend: str = "") -
         raise RazorError(f"{where} {_wrong(error)}{_ending(mend)}") from error
 
 
-def _unreadable(where: Path | str, why: str, mend: str = "") -> RazorError:
-    return RazorError(f"{where} cannot be read, as {why[:1].lower()}{why[1:]}{_ending(mend)}")
+def unreadable(where: Path | str, why: object, mend: str = "") -> RazorError:
+    """The error for what cannot be read, and what to do about it."""
+    said = str(why)
+    return RazorError(f"{where} cannot be read, as {said[:1].lower()}{said[1:]}{_ending(mend)}")
 
 
 def _ending(mend: str) -> str:
@@ -165,7 +173,7 @@ def _check(value: Any, *, finite: bool) -> None:
                 inner += one.values()
             elif isinstance(one, list):
                 inner += one
-            elif isinstance(one, str) and not _is_unicode(one):
+            elif isinstance(one, str) and not is_utf8(one):
                 raise NotReadableError(f"the text is not valid Unicode ({ascii(one)[:_SHOWN]})")
             elif finite and isinstance(one, int | float) and not _is_number(one):
                 raise NotReadableError("it holds a number that is infinite, NaN or too large")
@@ -175,7 +183,8 @@ def _check(value: Any, *, finite: bool) -> None:
     raise NotReadableError(_NESTED)
 
 
-def _is_unicode(text: str) -> bool:
+def is_utf8(text: str) -> bool:
+    """Whether a text has UTF-8: half of a surrogate pair has not, nor a name with other bytes in it."""
     try:
         text.isascii() or text.encode()
     except UnicodeEncodeError:

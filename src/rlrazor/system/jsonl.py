@@ -10,18 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from rlrazor.errors import RazorError
-from rlrazor.system.documents import NotJSONError, NotReadableError, loads
+from rlrazor.system.documents import NotJSONError, NotReadableError, loads, unreadable
 
 Say = Callable[[str, NotReadableError], RazorError]
 """(where the line is, why it cannot be read) -> the error to raise."""
 
 
-def _unreadable(where: str, error: NotReadableError) -> RazorError:
-    return RazorError(f"{where} cannot be read, as {error}.")
-
-
 def strict(
-    text: str, file: Path | str, *, say: Say = _unreadable, nan: Callable[[str], Any] | None = None, torn: bool = False
+    text: str, file: Path | str, *, say: Say = unreadable, nan: Callable[[str], Any] | None = None, torn: bool = False
 ) -> Iterator[tuple[str, Any]]:
     """Where each line that is not blank is, as "FILE, line 3", and what it is in JSON (`documents.loads`).
 

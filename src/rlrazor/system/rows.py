@@ -19,8 +19,7 @@ import polars as pl
 
 from rlrazor.errors import RazorError, cause_of
 from rlrazor.system import jsonl
-from rlrazor.system.documents import NotJSONError, NotReadableError, loads
-from rlrazor.system.files import read_bytes
+from rlrazor.system.documents import NotJSONError, NotReadableError, loads, read_whole
 
 Row = dict[str, Any]
 Located = tuple[str, Row]
@@ -98,12 +97,7 @@ def _files(path: Path, pattern: str | None) -> list[Path]:
 
 def _read_file(file: Path, line: str | None) -> list[Located]:
     wanted = KINDS + (f", or one {line} a line" if line else "")
-    try:
-        data = read_bytes(file, LARGEST)
-    except FileNotFoundError as error:
-        raise RazorError(f"There is no {file}: give {wanted}.") from error
-    except (OSError, ValueError) as error:  # of a name with a NUL in it
-        raise RazorError(f"{file} cannot be read: {error}. Give {wanted}.") from error
+    data = read_whole(file, LARGEST, mend=f"give {wanted}")
     if data.startswith(_PARQUET):
         return _parquet(file, data)
     text, name = _decoded(file, data, wanted), file.suffix.lower()

@@ -25,11 +25,6 @@ def printable(text: str) -> str:
     return _UNPRINTABLE.sub(_escaped, text)
 
 
-def is_utf8(text: str) -> bool:
-    """Whether a text has UTF-8: a name with other bytes in it has not."""
-    return not any("\ud800" <= character <= "\udfff" for character in text)
-
-
 def _escaped(found: re.Match[str]) -> str:
     code = ord(found[0])
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"

@@ -83,7 +83,7 @@ def check_folder(folder: Path, inputs: Iterable[Path | str | None] = ()) -> None
 def check_writable(path: Path, kind: Kind | None = None) -> None:
     """Raise RazorError where `path` could not be written: it is no file, not ours, or its folder takes no files."""
     with clear_io_errors(path.parent):
-        _require_ours(path, kind or _SUFFIXES.get(path.suffix.lower()))
+        _require_ours(path, kind)
         there = Path(os.path.realpath(path)).parent
         while not there.exists() and there != there.parent:
             there = there.parent
@@ -100,7 +100,7 @@ def atomic_path(path: Path, kind: Kind | None = None) -> Iterator[Path]:
     and on a full disk.
     """
     with clear_io_errors(path.parent):
-        _require_ours(path, kind or _SUFFIXES.get(path.suffix.lower()))
+        _require_ours(path, kind)
         target = Path(os.path.realpath(path))
         # Short, as the name may be as long as names can be; the same each time, so that what a killed process has left
         # is written over.
@@ -165,6 +165,7 @@ def clear_io_errors(folder: Path) -> Iterator[None]:
 
 
 def _require_ours(path: Path, kind: Kind | None) -> None:
+    kind = kind or _SUFFIXES.get(path.suffix.lower())
     real = os.path.realpath(path)
     # By name as well: where standard output goes to a file, /dev/stdout is that file.
     if str(path.absolute()).startswith(("/dev/fd/", "/proc/")) or str(path.absolute().parent) == "/dev":

@@ -11,7 +11,7 @@ from pydantic import Field, field_validator, model_validator
 
 from rlrazor.errors import RazorError
 from rlrazor.system import jsonl
-from rlrazor.system.documents import checked, read_text
+from rlrazor.system.documents import checked, read_text, unreadable
 from rlrazor.system.schema import Open
 
 Texts = Annotated[list[str], Field(min_length=1)]
@@ -157,12 +157,8 @@ def read_rows(path: Path, row: type[Open]) -> tuple[dict[str, Any], ...]:
     """The rows of one file. Raises RazorError where it is missing, damaged or empty, or a row is none of these."""
     schema = f"one JSON object per line with {', '.join(row.model_fields)}"
     mend = f"the file should be {schema}"
-
-    def no_json(where: str, error: ValueError) -> RazorError:
-        return RazorError(f"{where} cannot be read, as {error}: {mend}.")
-
     text = read_text(path, mend=mend, missing=f"The mirror needs the file {path}: {schema}.")
-    rows = tuple(jsonl.strict(text, path, say=no_json))
+    rows = tuple(jsonl.strict(text, path, say=functools.partial(unreadable, mend=mend)))
     for where, found in rows:
         checked(row, found, where, mend=mend)
     if not rows:
