@@ -190,7 +190,8 @@ def _family(arguments: argparse.Namespace, config: Any) -> "tuple[Continual, Any
     early.require_prior(config.prior)
     if not arguments.dry_run:
         early.require_source(config.base)
-    fetched = any(find_task(name).from_hub for name in config.tasks)
+    tasks = [find_task(name) for name in config.tasks]
+    fetched = any(task.from_hub for task in tasks)
     early.settle_hub(config.base, data=fetched or (config.base != early.TINY and arguments.data_mirror is None))
     from rlrazor.experiments.language.setup import PriorSource, Running, TaskSource
     from rlrazor.experiments.language.stages import Models

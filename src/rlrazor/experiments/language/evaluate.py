@@ -16,13 +16,14 @@ from rlrazor import drift
 from rlrazor.experiments.language import tiny
 from rlrazor.experiments.language.config import Config
 from rlrazor.experiments.language.demonstrations import Prompts
-from rlrazor.experiments.language.suites import PriorSuite, lm_eval_suite
-from rlrazor.experiments.language.tasks import Splits, Task, score
+from rlrazor.experiments.language.setup import Setup
+from rlrazor.experiments.language.suites import PriorSuite
+from rlrazor.experiments.language.tasks import Task, score
 from rlrazor.lm import encoding, kl, probes, representation, sampling
 from rlrazor.lm.adapters import weights_of
 from rlrazor.lm.kl import Drift, Sequences
 from rlrazor.lm.models import LanguageModel, Vocabulary, check_same_vocabulary, load
-from rlrazor.lm.probes import GenericText, ProbeSettings
+from rlrazor.lm.probes import ProbeSettings
 from rlrazor.lm.scores import NotANumberError, stderr_of_mean
 from rlrazor.runs.records import BASE, Record
 from rlrazor.runs.sweep import DivergedError
@@ -272,30 +273,15 @@ def probe_settings(task: Task, samples: int) -> ProbeSettings:
 
 
 def compare(
-    source: str,
-    base_source: str | None,
-    task: Task,
-    splits: Splits,
-    config: Config,
-    *,
-    adapter: Path | None = None,
-    data_mirror: Path | None = None,
-    allow_code_execution: bool = False,
-    generic: GenericText | None = None,
+    setup: Setup, config: Config, source: str, base_source: str | None, adapter: Path | None = None
 ) -> tuple[Record | None, Record]:
     """The base's record and the model's, with its drift; without a base, None and the model's scores.
 
     With `adapter`, the model is `source` with that adapter. Raises RazorError where one of them cannot be loaded, or
     their vocabularies differ.
     """
-    suite = lm_eval_suite(
-        config.prior,
-        limit=config.prior_limit or None,
-        data_mirror=data_mirror,
-        allow_code_execution=allow_code_execution,
-        generic=generic,
-    )
-    suite = suite if config.has_prior else suite.without_scores()
+    task, splits = setup.task.task(), setup.task.load()
+    suite = setup.suite_of(config.prior, config.prior_limit)
     suite.check()
     task = replace(task, max_new_tokens=config.max_new_tokens or task.max_new_tokens)
     base = load(base_source or source)
