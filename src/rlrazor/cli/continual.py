@@ -5,8 +5,9 @@ import re
 import shlex
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.table import Table
@@ -125,23 +126,25 @@ def _train(arguments: argparse.Namespace, experiment: "OwnSequence", config: "Mo
     language.load(experiment, console)
     with running.writing(out):
         done = runner.run(experiment, config, running.options_of_run(arguments, out, ""), console)
-        page = running.write_and_load(out, console)[1]
         store = RunStore(out)
         stages = experiment.stages(config, store)
         base = store.read(stages[0].spec.root).records[0]
+        page = running.write_and_load(out, console)[1] if stages[0].end else None  # there is nothing to show of a base
     running.say_done(done, console)
     over = experiment.is_over_budget(stages)
     models = {stage.number: str(experiment.model_of(stage, store)) for stage in stages if stage.has_model}
     if arguments.json:
-        told = [{**stage.as_json(), "model": models.get(stage.number)} for stage in stages]
-        spent = {"kl_budget": experiment.kl_budget, "spent": sum(stage.spent for stage in stages), "over_budget": over}
-        print_json({"command": shlex.join(["razor", *arguments.argv]), "report": str(page), **spent, "stages": told})
+        told: dict[str, Any] = {"command": shlex.join(["razor", *arguments.argv]), "report": page and str(page)}
+        told |= {"kl_budget": experiment.kl_budget, "spent": sum(stage.spent for stage in stages), "over_budget": over}
+        of_stages = [{**stage.as_json(), "model": models.get(stage.number)} for stage in stages]
+        print_json({**told, "base": asdict(base), "stages": of_stages})
     else:
         printed = console_for_tables()
         printed.print(_table(base, stages, config))
         for number, model in models.items():
             printed.print(f"Model after stage {number}: {model}", highlight=False, soft_wrap=True)
-        printed.print(f"Report: {page}", highlight=False, soft_wrap=True)
+        if page is not None:
+            printed.print(f"Report: {page}", highlight=False, soft_wrap=True)
     for sentence in _sentences(stages, config, experiment.kl_budget if over else None):
         console.print(sentence, style="yellow", highlight=False, soft_wrap=True)
     if (diverged := stages[-1]).diverged_at is not None:

@@ -56,18 +56,11 @@ def run(arguments: argparse.Namespace) -> int:
     from rlrazor.experiments.language.evaluate import compare
     from rlrazor.experiments.language.setup import PriorSource, Setup
 
-    source = source_of(arguments, config.task)
-    setup = Setup(config.base, source, PriorSource(arguments.data_mirror, arguments.allow_code_execution))
+    prior = PriorSource(arguments.data_mirror, arguments.allow_code_execution)
+    setup = Setup(config.base, source_of(arguments, config.task), prior)
     with doing(Terminal(stderr=True), "Measuring"):
-        base, tuned = compare(
-            arguments.model,
-            None if arguments.base is None and arguments.adapter is None else config.base,
-            source.task(),
-            source.load(),
-            config,
-            setup.suite_of(config.prior, config.prior_limit),
-            adapter=arguments.adapter,
-        )
+        base_source = None if arguments.base is None and arguments.adapter is None else config.base
+        base, tuned = compare(setup, config, arguments.model, base_source, arguments.adapter)
     if arguments.json:
         print_json({"base": base and asdict(base), "model": asdict(tuned)})
         return 0

@@ -16,8 +16,9 @@ from rlrazor import drift
 from rlrazor.experiments.language import tiny
 from rlrazor.experiments.language.config import Config
 from rlrazor.experiments.language.demonstrations import Prompts
+from rlrazor.experiments.language.setup import Setup
 from rlrazor.experiments.language.suites import PriorSuite
-from rlrazor.experiments.language.tasks import Splits, Task, score
+from rlrazor.experiments.language.tasks import Task, score
 from rlrazor.lm import encoding, kl, probes, representation, sampling
 from rlrazor.lm.adapters import weights_of
 from rlrazor.lm.kl import Drift, Sequences
@@ -272,20 +273,15 @@ def probe_settings(task: Task, samples: int) -> ProbeSettings:
 
 
 def compare(
-    source: str,
-    base_source: str | None,
-    task: Task,
-    splits: Splits,
-    config: Config,
-    suite: PriorSuite,
-    *,
-    adapter: Path | None = None,
+    setup: Setup, config: Config, source: str, base_source: str | None, adapter: Path | None = None
 ) -> tuple[Record | None, Record]:
     """The base's record and the model's, with its drift; without a base, None and the model's scores.
 
     With `adapter`, the model is `source` with that adapter. Raises RazorError where one of them cannot be loaded, or
     their vocabularies differ.
     """
+    task, splits = setup.task.task(), setup.task.load()
+    suite = setup.suite_of(config.prior, config.prior_limit)
     suite.check()
     task = task.limited(config.max_new_tokens)
     base = load(base_source or source)

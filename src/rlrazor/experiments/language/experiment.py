@@ -85,18 +85,25 @@ class Language(Setup):
         return {
             "task": task.name,
             "new_task": task.name,
-            "prior_task": "prior tasks",
             "labels": {name: label_of(name) for name in config.methods},
             **({"quadrants": four} if len(four := quadrants(config.methods)) == 4 else {}),
             "thresholds": list(config.thresholds),
-            "scored": config.scored,
-            "kl_unit": "nats per completion",
-            "base": self.fingerprint,
             "data": self.data[0],
-            "versions": versions_of("transformers", "trl", "peft", "lm-eval"),
             "drift": list(DRIFT),
-            **(TINY_INPUTS if config.base == TINY else LM_EVAL_INPUTS),
+            **measured_on(self, config),
         }
+
+
+def measured_on(setup: Setup, config: Config) -> Mapping[str, Any]:
+    """What the report of any runs of this base says of how they were measured."""
+    return {
+        "prior_task": "prior tasks",
+        "scored": config.scored,
+        "kl_unit": "nats per completion",
+        "base": setup.fingerprint,
+        "versions": versions_of("transformers", "trl", "peft", "lm-eval"),
+        **(TINY_INPUTS if config.base == TINY else LM_EVAL_INPUTS),
+    }
 
 
 def name_of(base: str) -> str:

@@ -124,7 +124,7 @@ class OwnSequence(Models):
 
     def _in_order(self, config: ModelSequences, store: RunStore | None) -> Iterator[Phase]:
         (method,) = config.methods
-        (lr,) = self.rates(config, method)
+        (lr,) = config.rates(method)
         return self.in_order(config, config.tasks, {method: lr}, store)
 
     def _stderr(self, task: str, score: float, config: ModelSequences) -> float:

@@ -72,6 +72,10 @@ class ModelSequences(Config, InSequence):
             params["forms"] = "+".join(FORMS)
         return [RunSpec(EXPERIMENT, spec.method, params, spec.seed) for spec in specs]
 
+    def rates(self, method: str) -> Sequence[float]:
+        """The learning rates that the method is tried at: those of on-policy methods, or of the others."""
+        return self.rl_lrs if found(method)[0].advantage else self.lrs
+
     def stage(self, method: str, lr: float, tasks: Sequence[str], start: Ancestor) -> RunSpec:
         """A run that trains these tasks, one or several at once, from there, in as many updates of each."""
         name, count = name_of_sweep(method), len(tasks)
@@ -93,19 +97,19 @@ PRESETS: Mapping[str, ModelSequences] = {
         base=TINY,
         tasks=("ascending", "descending", "appearance"),
         methods=CORE_METHODS,
-        target=0.9,
-        lrs=(2e-4, 4e-4),
-        rl_lrs=(2e-4, 4e-4),
-        epochs=(3,),
+        target=0.85,
+        lrs=(1e-4, 3e-4),
+        rl_lrs=(3e-5, 1e-4),
+        epochs=(2,),
         batch_sizes=(64,),
         rl_prompts=16,
         group_size=16,
-        max_steps=200,
-        checkpoints_per_epoch=8,
-        kl_samples=4,
+        max_steps=80,
+        checkpoints_per_epoch=16,  # of a stage: near enough that a stage ends near its target
+        test_prompts=128,
+        kl_samples=2,
         scored="sampled",
         prior=(TINY,),
-        thresholds=(0.9,),
         threads=1,
     ),
 }

@@ -9,7 +9,7 @@ A run is trained and measured as on one task; `lesson` joins several, `stage_ref
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
@@ -19,13 +19,13 @@ from rlrazor.experiments.continual.experiment import Continual
 from rlrazor.experiments.continual.measures import ON_PRIOR, SINCE_BEFORE, tasks_of
 from rlrazor.experiments.language.config import count_steps, due_steps
 from rlrazor.experiments.language.evaluate import DRIFT
-from rlrazor.experiments.language.experiment import Language
+from rlrazor.experiments.language.experiment import Language, measured_on
 from rlrazor.experiments.language.sequences import ModelSequences, found, name_of_sweep
 from rlrazor.experiments.language.setup import Setup
 from rlrazor.experiments.language.train import train
 from rlrazor.runs.dry_run import Trial
 from rlrazor.runs.experiment import Cost
-from rlrazor.runs.records import BASE, Ancestor, RunSpec
+from rlrazor.runs.records import BASE, RunSpec
 from rlrazor.runs.store import Checkpoint, RunStore
 
 SINCE = tuple(f"kl_forward{on}{since}" for on in ("", ON_PRIOR) for since in ("", SINCE_BEFORE))[1:]
@@ -47,14 +47,6 @@ class Models(Setup, Continual):
         prints = "+".join(self.data[task][0] for task in sorted(config.tasks)) if store else ""
         return config.base_specs(self.fingerprint if store else "", prints)
 
-    def stage(self, config: ModelSequences, method: str, lr: float, tasks: Sequence[str], start: Ancestor) -> RunSpec:
-        """See `Continual.stage`."""
-        return config.stage(method, lr, tasks, start)
-
-    def rates(self, config: ModelSequences, method: str) -> Sequence[float]:
-        """Those of on-policy methods, or of the others."""
-        return config.rl_lrs if found(method)[0].advantage else config.lrs
-
     def train(self, spec: RunSpec, store: RunStore) -> Iterator[Checkpoint]:
         """Measure the base, or train a stage."""
         return train(self, spec, store)
@@ -75,12 +67,14 @@ class Models(Setup, Continual):
 
     def describe(self, config: ModelSequences) -> Mapping[str, Any]:
         """Names for the report, and what the runs were made from."""
-        one = Language(self.base, self.task, self.prior, self.running)
-        told = one.describe(config.sweep(task=self.task.name))
-        labels = {name: found(name)[0].label + PENALTIES[found(name)[1]] for name in config.methods}
-        told = {name: value for name, value in told.items() if name not in ("task", "quadrants")}
-        data = "+".join(print for print, _ in self.data.values())
-        return {**told, "new_task": "the stage’s task", "labels": labels, "data": data, "drift": [*DRIFT, *SINCE]}
+        return {
+            "new_task": "the stage’s task",
+            "labels": {name: found(name)[0].label + PENALTIES[found(name)[1]] for name in config.methods},
+            "thresholds": [config.target],
+            "data": "+".join(fingerprint for fingerprint, _ in self.data.values()),
+            "drift": [*DRIFT, *SINCE],
+            **measured_on(self, config),
+        }
 
 
 def _seconds(of_one: Callable[[RunSpec, Cost], float], tasks: int, spec: RunSpec, cost: Cost) -> float:

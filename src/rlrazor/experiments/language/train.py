@@ -194,9 +194,11 @@ class Measuring:
         )
         any_may_be_last = "until" in self.spec.params and self.keep.wants(step, last=True)
         weights = weights_of(policy) if self.wanted(step) or any_may_be_last else {}
-        if any_may_be_last and self.checkpoints and not self.wanted(last := max(self.checkpoints)):
-            self.checkpoints[last] = Checkpoint(self.checkpoints[last].record)
+        before = max(self.checkpoints, default=None)
         self.checkpoints[step] = Checkpoint(record, partial(dict, weights))
         self.unfinished.add(self.checkpoints[step])
+        if any_may_be_last and before is not None and not self.wanted(before):
+            self.checkpoints[before] = Checkpoint(self.checkpoints[before].record)
+            self.unfinished.forget_weights(before)
         phases.at(phases.TRAINING, step, self.steps)
         return has_reached(self.spec, record)

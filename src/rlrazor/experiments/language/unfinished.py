@@ -67,6 +67,10 @@ class Unfinished:
         with atomic_path(path) as half:
             half.write_text("".join(f"{json.dumps(row, allow_nan=False)}\n" for row in rows))
 
+    def forget_weights(self, step: int) -> None:
+        """Of a checkpoint that turned out not to be the last."""
+        self._weights_path(step).unlink(missing_ok=True)
+
     def _weights(self, step: int) -> dict[str, Any]:
         path = self._weights_path(step)
         return load_file(path) if path.exists() else {}

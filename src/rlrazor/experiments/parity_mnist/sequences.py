@@ -55,6 +55,10 @@ class ImageSequences(Config, InSequence):
         params["tasks"] = "+".join(task for task in SPLITS if task in self.tasks)
         return [RunSpec(EXPERIMENT, BASE, params, seed) for seed in self.seeds]
 
+    def rates(self, method: str) -> Sequence[float]:
+        """The learning rates that the method is tried at."""
+        return self.lrs
+
     def stage(self, method: str, lr: float, tasks: Sequence[str], start: Ancestor) -> RunSpec:
         """A run that trains these tasks, one or several at once, from there. Raises RazorError for another method."""
         found, penalty = self.found(method)

@@ -20,18 +20,17 @@ PROBE_IMAGES = 1_000
 class Task:
     """Inputs (N, 785) float32 and labels (N,) int64.
 
-    Of `prior_train`, of which pre-training sees a few hundred, images stay uint8 (N, 28, 28): 47 MB, not 188.
-    `probe` is noise of neither task, to compare representations on.
+    FashionMNIST's training images, of which pre-training sees a few hundred, stay uint8 (N, 28, 28): 47 MB, not 188.
     """
 
     new_train: Tensor
     new_train_digits: Tensor
     new_test: Tensor
     new_test_digits: Tensor
-    prior_train: tuple[Tensor, Tensor]
+    prior_train_images: Tensor
+    prior_train_labels: Tensor
     prior_test: Tensor
     prior_test_labels: Tensor
-    probe: Tensor
 
 
 @lru_cache(maxsize=1)
@@ -52,11 +51,17 @@ def load_task(data_dir: Path | None) -> Task:
         new_train_digits=digits.train_labels,
         new_test=as_inputs(digits.test_images, NEW_TASK),
         new_test_digits=digits.test_labels,
-        prior_train=(fashion.train_images, fashion.train_labels),
+        prior_train_images=fashion.train_images,
+        prior_train_labels=fashion.train_labels,
         prior_test=as_inputs(fashion.test_images, PRIOR_TASK),
         prior_test_labels=fashion.test_labels,
-        probe=as_inputs(synthetic.pink_noise(PROBE_IMAGES, seed=0), NEITHER_TASK),
     )
+
+
+@lru_cache(maxsize=1)
+def load_probe() -> Tensor:
+    """Inputs (N, 785) of noise that belongs to neither task, to compare representations on."""
+    return as_inputs(synthetic.pink_noise(PROBE_IMAGES, seed=0), NEITHER_TASK)
 
 
 @dataclass(frozen=True)

@@ -28,8 +28,7 @@ class Tracer:
 
     def __init__(self, spec: RunSpec, task: Task, base: Base) -> None:
         self.spec = spec
-        images, labels = task.prior_train
-        self.prior = as_inputs(images[:TRACED], PRIOR_TASK), labels[:TRACED]
+        self.prior = as_inputs(task.prior_train_images[:TRACED], PRIOR_TASK), task.prior_train_labels[:TRACED]
         self.new = task.new_train[:TRACED], correct_outcomes(task.new_train_digits[:TRACED])
         self.new_test, self.new_digits = task.new_test[:TRACED], task.new_test_digits[:TRACED]
         self.prior_test = task.prior_test[:TRACED], task.prior_test_labels[:TRACED]

@@ -230,9 +230,8 @@ def pretraining_images(size: int, task: Task, rng: Generator) -> tuple[Tensor, T
     The first that are drawn from a fresh generator(seed, "pretrain"), so that a run can have its base's images again.
     """
     new_rows = torch.randperm(len(task.new_train), generator=rng)[:size]
-    images, labels = task.prior_train
-    prior_rows = torch.randperm(len(images), generator=rng)[:size]
-    return new_rows, as_inputs(images[prior_rows], PRIOR_TASK), labels[prior_rows]
+    prior_rows = torch.randperm(len(task.prior_train_images), generator=rng)[:size]
+    return new_rows, as_inputs(task.prior_train_images[prior_rows], PRIOR_TASK), task.prior_train_labels[prior_rows]
 
 
 def lr_factor(step: int, total: int, steps_per_epoch: int, schedule: str) -> float:
