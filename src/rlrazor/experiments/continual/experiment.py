@@ -45,9 +45,6 @@ class Continual(ABC):
 
     name: ClassVar[str] = EXPERIMENT
     title: ClassVar[str] = "Tasks in sequence"
-    config: ClassVar[type]
-    presets: ClassVar[Mapping[str, Any]]
-    methods: ClassVar[Mapping[str, Any]]
 
     @abstractmethod
     def bases(self, config: Any, store: RunStore | None) -> list[RunSpec]:
@@ -93,7 +90,7 @@ class Continual(ABC):
         """Updates and checkpoints of a run, at most: it ends when it has learned its task."""
 
     @abstractmethod
-    def trial(self, config: Any, specs: Sequence[RunSpec]) -> Trial:
+    def trial(self, config: Any) -> Trial:
         """Time an update and the measurement of a checkpoint; a run takes less than that where it ends early."""
 
     @abstractmethod

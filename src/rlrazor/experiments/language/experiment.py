@@ -12,7 +12,7 @@ from rlrazor.experiments.language import config as configs
 from rlrazor.experiments.language import cost
 from rlrazor.experiments.language.config import TINY, Config
 from rlrazor.experiments.language.evaluate import DRIFT
-from rlrazor.experiments.language.methods import METHODS, TEACHER, Method, find_method, label_of
+from rlrazor.experiments.language.methods import TEACHER, find_method, label_of
 from rlrazor.experiments.language.setup import Setup
 from rlrazor.experiments.language.suites import LM_EVAL_INPUTS, TINY_INPUTS
 from rlrazor.experiments.language.train import train
@@ -32,9 +32,6 @@ class Language(Setup):
     """The experiment on one base and one new task."""
 
     name: ClassVar[str] = configs.EXPERIMENT
-    config: ClassVar[type[Config]] = Config
-    presets: ClassVar[Mapping[str, Config]] = configs.PRESETS
-    methods: ClassVar[Mapping[str, Method]] = METHODS
 
     @property
     def title(self) -> str:
@@ -72,7 +69,7 @@ class Language(Setup):
         prompts = min(self.data[1], spec.params["train_prompts"] or self.data[1])
         return Cost(configs.count_steps(spec, prompts), len(configs.due_steps(spec, prompts)))
 
-    def trial(self, config: Config, specs: Sequence[RunSpec]) -> Trial:
+    def trial(self, config: Config) -> Trial:
         """A few updates and one measurement, where the base is at hand. Raises RazorError where it is not."""
         if not cost.is_at_hand(config.base):
             raise RazorError(f"the base {config.base} is not on this machine, and was not downloaded")

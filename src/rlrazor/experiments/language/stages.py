@@ -9,15 +9,14 @@ A run is trained and measured as on one task; `lesson` joins several, `stage_ref
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import Any, ClassVar
+from typing import Any
 
 from rlrazor.experiments.continual.config import PENALTIES
 from rlrazor.experiments.continual.experiment import Continual
 from rlrazor.experiments.continual.measures import ON_PRIOR, SINCE_BEFORE, tasks_of
-from rlrazor.experiments.language import sequences
 from rlrazor.experiments.language.config import count_steps, due_steps
 from rlrazor.experiments.language.evaluate import DRIFT
 from rlrazor.experiments.language.experiment import Language, measured_on
@@ -37,10 +36,6 @@ SINCE = tuple(f"kl_forward{on}{since}" for on in ("", ON_PRIOR) for since in (""
 @dataclass(frozen=True)
 class Models(Setup, Continual):
     """The experiment on one base, and the tasks of its sources."""
-
-    config: ClassVar[type[ModelSequences]] = ModelSequences
-    presets: ClassVar[Mapping[str, ModelSequences]] = sequences.PRESETS
-    methods: ClassVar[Mapping[str, Method]] = METHODS
 
     @cached_property
     def data(self) -> Mapping[str, tuple[str, int]]:
@@ -65,10 +60,10 @@ class Models(Setup, Continual):
         prompts = int(sum(min(self.data[task][1], most) for task in tasks_of(spec)))
         return Cost(count_steps(spec, prompts), len(due_steps(spec, prompts)))
 
-    def trial(self, config: ModelSequences, specs: Sequence[RunSpec]) -> Trial:
+    def trial(self, config: ModelSequences) -> Trial:
         """See `Continual.trial`; timed on the first task."""
         one = Language(self.base, self.task, self.prior, self.running)
-        found = one.trial(config.sweep(task=self.task.name), specs)
+        found = one.trial(config.sweep(task=self.task.name))
         return replace(found, run=partial(_seconds, found.run, len(self.sources)))
 
     def describe(self, config: ModelSequences) -> Mapping[str, Any]:
