@@ -12,11 +12,12 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, ClassVar
 
 from rlrazor.experiments.continual.config import PENALTIES
 from rlrazor.experiments.continual.experiment import Continual
 from rlrazor.experiments.continual.measures import ON_PRIOR, SINCE_BEFORE, tasks_of
+from rlrazor.experiments.language import sequences
 from rlrazor.experiments.language.config import count_steps, due_steps
 from rlrazor.experiments.language.evaluate import DRIFT
 from rlrazor.experiments.language.experiment import Language, measured_on
@@ -36,6 +37,10 @@ SINCE = tuple(f"kl_forward{on}{since}" for on in ("", ON_PRIOR) for since in (""
 @dataclass(frozen=True)
 class Models(Setup, Continual):
     """The experiment on one base, and the tasks of its sources."""
+
+    config: ClassVar[type[ModelSequences]] = ModelSequences
+    presets: ClassVar[Mapping[str, ModelSequences]] = sequences.PRESETS
+    methods: ClassVar[Mapping[str, Method]] = METHODS
 
     @cached_property
     def data(self) -> Mapping[str, tuple[str, int]]:
