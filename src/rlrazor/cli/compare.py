@@ -27,7 +27,7 @@ from rlrazor.system.terminal import PlainColumn, Terminal
 if TYPE_CHECKING:
     from rlrazor.guard.comparison import Comparison
     from rlrazor.guard.law_file import LawFile
-    from rlrazor.guard.truth import PriorTasks
+    from rlrazor.lm.prior import PriorTasks
     from rlrazor.lm.probes import ProbeSettings
     from rlrazor.lm.scores import Metric
 
@@ -178,7 +178,7 @@ def _settings(arguments: argparse.Namespace, law: "LawFile | None") -> "ProbeSet
 
 
 def _suite(arguments: argparse.Namespace) -> "PriorTasks | None":
-    from rlrazor.guard.truth import PriorTasks
+    from rlrazor.lm.prior import PriorTasks
 
     if arguments.prior is None:
         return None

@@ -16,7 +16,7 @@ from rlrazor import drift
 from rlrazor.experiments.language import tiny
 from rlrazor.experiments.language.config import Config
 from rlrazor.experiments.language.demonstrations import Prompts
-from rlrazor.experiments.language.suites import PriorSuite, lm_eval_suite
+from rlrazor.experiments.language.suites import PriorSuite, lm_eval_suite, prior_tasks
 from rlrazor.experiments.language.tasks import Splits, Task, score
 from rlrazor.lm import encoding, kl, probes, representation, sampling
 from rlrazor.lm.adapters import weights_of
@@ -288,13 +288,8 @@ def compare(
     With `adapter`, the model is `source` with that adapter. Raises RazorError where one of them cannot be loaded, or
     their vocabularies differ.
     """
-    suite = lm_eval_suite(
-        config.prior,
-        limit=config.prior_limit or None,
-        data_mirror=data_mirror,
-        allow_code_execution=allow_code_execution,
-        generic=generic,
-    )
+    tasks = prior_tasks(config.prior, config.prior_limit, data_mirror, allow_code_execution)
+    suite = lm_eval_suite(tasks, generic)
     suite = suite if config.has_prior else suite.without_scores()
     suite.check()
     task = replace(task, max_new_tokens=config.max_new_tokens or task.max_new_tokens)
