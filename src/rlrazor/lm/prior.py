@@ -79,7 +79,7 @@ class PriorTasks:
         them, nor on the other tasks. With the same rows, scores are reproducible. Raises RazorError for a score that is
         no number, whatever a task's own code raises, and running out of memory.
         """
-        bounds.require_number("limit", self.limit)
+        bounds.check_number("limit", self.limit)
         if self.limit is not None and self.limit < 1:
             raise RazorError(f"The limit is {self.limit}: evaluate at least 1 row of each task.")
         was_training, pad_token = lm.model.training, lm.tokenizer.pad_token
