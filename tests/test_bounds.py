@@ -58,7 +58,7 @@ def test_no_setting_of_a_grid_hangs(experiment: Any) -> None:
             {"lrs": ",".join(map(str, range(1, 900))), "seeds": ",".join(map(str, range(500)))},
             "runs, and 100,000 are the most",
         ),
-        (parity, {"kl_coef": "nan"}, "kl_coef must be 0 or more"),
+        (parity, {"kl_coef": "nan"}, "kl_coef must be at least 0"),
         (language, {"kl_coef": "nan"}, "kl_coef must be at least 0, not nan"),
         (language, {"kl_coef": "inf"}, "kl_coef must be at most 1,000,000, not inf"),
         (language, {"max_steps": str(10**18)}, "max_steps must be at most 1,000,000,000"),

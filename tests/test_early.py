@@ -21,7 +21,7 @@ TINY = "tiny --lr 1e-3 --task letters"
 EARLY = {
     "compare base tuned --prompts nope.txt": "There is no nope.txt, which --prompts names.",
     "compare base tuned --prompts here --law nope.json": "There is no law in nope.json. `razor calibrate` makes one.",
-    "compare base tuned --prompts here --fail-above nonsense": "--fail-above is a fraction of 1",
+    "compare base tuned --prompts here --fail-above 2": "--fail-above must be a fraction of 1, less than 1, not 2.",
     "compare base tuned --prompts here --prior winogrand": "lm-eval has no task winogrand. Did you mean winogrande",
     "compare base tuned --prompts here --prior mmlu,zzzqqq": "lm-eval has no task zzzqqq. `lm-eval ls tasks` lists",
     "pick nope": "There is no folder nope.",

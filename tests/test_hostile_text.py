@@ -22,9 +22,9 @@ from rlrazor.errors import RazorError
 from rlrazor.lm.probes import read_prompts
 from rlrazor.report import drawing
 from rlrazor.report.drawing import Axis, Curve, Figure, Hover, Layer, Marker, Panel, Points, paper
-from rlrazor.report.tables import read_table
 from rlrazor.runs.progress import SweepProgress
 from rlrazor.runs.records import Record, RunSpec
+from rlrazor.runs.store import read_table
 from rlrazor.system.terminal import PlainColumn, Terminal, printable, say, shown_on
 from test_report import make_folder, make_table
 

@@ -2,6 +2,7 @@
 
 import html
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -251,7 +252,7 @@ def test_a_law_that_may_not_judge_is_not_shown_as_one_that_may() -> None:
     assert [row[0] for row in rows] == ["0 to 5", "5 to 20", "over 20"]
     assert sum(int(row[3]) for row in rows) == len(law.data)
     assert rows[0][1:] == ["—", "—", "0", "0"]
-    assert [one["high"] for one in law_page.ranges_as_json(law)] == [0.05, 0.2, None]
+    assert [one.high for one in law.by_range] == [0.05, 0.2, math.inf]
 
 
 def test_the_default_prior_tasks_are_the_ones_that_help_names() -> None:

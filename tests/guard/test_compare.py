@@ -16,7 +16,7 @@ from laws import GENERIC, PROMPTS, SETTINGS, changed, law_of
 from own_tasks import SCORES, metric, own_task
 from rlrazor import drift
 from rlrazor.cli import main
-from rlrazor.cli.compare import as_json
+from rlrazor.cli.compare_output import as_json
 from rlrazor.errors import RazorError
 from rlrazor.guard import compare as comparing
 from rlrazor.guard import comparison_page
@@ -119,6 +119,7 @@ def test_one_model_is_in_memory_at_a_time(folders: Path, monkeypatch: pytest.Mon
     import weakref
 
     from rlrazor.guard import compare as module
+    from rlrazor.guard import measuring
 
     alive: list[weakref.ref[Any]] = []
     counts: list[int] = []
@@ -130,7 +131,8 @@ def test_one_model_is_in_memory_at_a_time(folders: Path, monkeypatch: pytest.Mon
         alive.append(weakref.ref(lm.model))
         return lm
 
-    monkeypatch.setattr(module, "load", counting)
+    for of in (module, measuring):
+        monkeypatch.setattr(of, "load", counting)
     for tuned, loads in (("tuned", 3), ("adapter", 2)):
         alive.clear()
         counts.clear()
@@ -542,11 +544,10 @@ def test_options_that_make_no_sense_are_refused(
         (["--fail-above", "0.1"], "give --law to forecast it, or --prior"),
         (["--fail-above", "0.1", "--prior", "none"], "give --law to forecast it, or --prior"),
         (["--prior", "none,winogrande"], "'none' stands alone"),
-        ([*law, "--fail-above", "two"], "fraction of 1"),
         ([*law, "--fail-above", "2"], "fraction of 1"),
-        (["--fail-above-kl", "-1"], "a KL in nats per completion"),
-        (["--fail-above-kl", "nan"], "a KL in nats per completion"),
-        (["--fail-above-kl", "inf"], "a KL in nats per completion"),
+        (["--fail-above-kl", "-1"], "--fail-above-kl must be at least 0"),
+        (["--fail-above-kl", "nan"], "--fail-above-kl must be at least 0, not nan"),
+        (["--fail-above-kl", "inf"], "--fail-above-kl must be at most"),
         ([*law, "--samples", "2"], "law's own probe"),
         ([*law, "--generic", str(folders / "text.txt")], "law's own probe"),
         (["--law", str(tmp_path / "none.json")], "There is no law"),
@@ -559,6 +560,9 @@ def test_options_that_make_no_sense_are_refused(
     ):
         assert main([*command, *options]) == 2
         assert message in capfd.readouterr().err
+    with pytest.raises(SystemExit, match="2"):  # argparse's end of a wrong usage
+        main([*command, *law, "--fail-above", "two"])
+    assert "--fail-above: invalid float value: 'two'" in capfd.readouterr().err
 
 
 def test_names_and_prompts_are_shown_as_they_are(

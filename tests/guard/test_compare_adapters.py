@@ -94,7 +94,7 @@ def test_the_precision_is_the_pairs_and_the_laws(tmp_path: Path) -> None:
     assert rounded.kl["kl_probe"].mean == pytest.approx(exact.kl["kl_probe"].mean, rel=0.3)
     assert rounded.kl["kl_probe"].mean != pytest.approx(exact.kl["kl_probe"].mean, rel=1e-4)
     assert np.isfinite(rounded.kl["kl_reverse"].mean)
-    assert (exact.pair.dtype, exact.setup.prompts.first) == ("float32", PROMPTS[0])
+    assert (exact.pair.dtype, exact.setup.first_prompt) == ("float32", PROMPTS[0])
     law = law_of(base)
     law = changed(law, probe__precision="float32")
     assert compared(tmp_path, tuned, "float32", law=law).law_says is not None

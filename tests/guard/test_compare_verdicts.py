@@ -17,7 +17,7 @@ from laws import GENERIC, PROMPTS, SETTINGS, changed, law_of
 from own_tasks import metric, own_task
 from rlrazor.analysis import paired
 from rlrazor.cli import main
-from rlrazor.cli.compare import _suite
+from rlrazor.cli.compare import suite_of
 from rlrazor.errors import RazorError
 from rlrazor.guard import compare as comparing
 from rlrazor.guard import comparison_page, scale
@@ -165,7 +165,7 @@ def test_no_limit_of_items_is_all_of_them() -> None:
     """0 was refused, after minutes of measuring; elsewhere it means all."""
     given = {"prior": "a, b", "data_mirror": None, "allow_code_execution": False}
     for limit, items in ((0, None), (None, None), (7, 7)):
-        suite = _suite(argparse.Namespace(**given, prior_limit=limit))
+        suite = suite_of(argparse.Namespace(**given, prior_limit=limit))
         assert suite is not None
         assert (suite.tasks, suite.limit) == (("a", "b"), items)
 
@@ -252,7 +252,7 @@ def test_kl_is_judged_by_its_own_interval(found: Comparison) -> None:
     assert re.search(r"About [\d,]+ prompts instead of 24 would tell", one.sentence)
     # A single prompt has no standard error: that passes nothing but what is 0.
     kls = {**found.kl, "kl_forward": MeanKL(0.1, math.nan)}
-    setup = replace(found.setup, prompts=replace(found.setup.prompts, measured=1))
+    setup = replace(found.setup, measured=1)
     alone = replace(found, distances=replace(found.distances, kl=kls), setup=setup)
     assert judgements(alone, Limits(kl=0.11))[0].verdict is Verdict.UNCERTAIN
 

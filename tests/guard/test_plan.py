@@ -16,12 +16,15 @@ from datasets import Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from laws import changed, law_of
+from rlrazor.errors import RazorError
 from rlrazor.guard import plan as planning
 from rlrazor.guard import waiting
 from rlrazor.guard.base_side import Sizes
+from rlrazor.guard.log_schema import LogRow
 from rlrazor.guard.plan import Costs, Plan
-from rlrazor.guard.steps import tokens_of_step
+from rlrazor.guard.schedule import tokens_of_step
 from rlrazor.guard.waiting import SetUpProgress
+from rlrazor.system.documents import checked
 from tiny_models import char_tokenizer, tiny_llama
 from watching import ROWS, trainer_of, watch
 
@@ -67,7 +70,7 @@ def test_a_plan_in_words() -> None:
     assert sizes.read(1.0) == 4000
     assert sizes.read(0.5) == 2000
     assert sizes.read(0.01) == 16 * 60
-    assert Sizes.joined([sizes, Sizes([{"kl_forward": [10] * 30}])]).read(1.0) == 4000  # who reads most
+    assert Sizes([*sizes.parts, {"kl_forward": [10] * 30}]).read(1.0) == 4000  # who reads most
     costs = Costs(24, 0, sizes.read, 1e-3, lambda fraction: sizes.read(fraction) / 2000)
     plan = Plan(6, 0.1, 0.5)
     said = planning.described(plan, costs, sizes.described)
@@ -101,8 +104,10 @@ def test_a_plan_in_words() -> None:
 def test_an_older_log_is_read() -> None:
     assert Plan.of_row({"every": 3, "share": 0.5, "last_share": 1.0}) == Plan(3, 0.5, 1.0)
     assert Plan.of_row(Plan(3, 0.5, 1.0).as_json()) == Plan(3, 0.5, 1.0)
-    for damaged in ({}, {"every": 0, "share": 1, "last_share": 1}, {"every": "x", "share": 1, "last_share": 1}):
-        assert Plan.of_row(damaged) is None
+    assert Plan.of_row({}) is None
+    for damaged in ({"every": 0, "share": 1.0, "last_share": 1.0}, {"every": "x", "share": 1.0, "last_share": 1.0}):
+        with pytest.raises(RazorError, match="every"):
+            checked(LogRow, damaged, "A row")
 
 
 def test_tokens_of_a_step_are_those_of_the_first_rows() -> None:

@@ -101,13 +101,13 @@ def test_bad_values_are_named(name: str, value: Any, message: str) -> None:
         ({"methods": ()}, "methods is empty"),
         ({"methods": ("rl-distilled",)}, "add grpo to the methods"),
         ({"schedules": ("linear",)}, "Unknown schedule 'linear'. Schedules: constant, cosine"),
-        ({"lrs": (0.0,)}, "lrs must be positive and finite, not 0.0"),
-        ({"lrs": (float("nan"),)}, "lrs must be positive and finite, not nan"),
+        ({"lrs": (0.0,)}, "lrs must be more than 0, not 0"),
+        ({"lrs": (float("nan"),)}, "lrs must be more than 0, not nan"),
         ({"lrs": (1e-4, 1e-4)}, "lrs has the same value twice"),
         ({"group_size": 1}, "group_size must be at least 2"),
-        ({"batch_size": 0}, "batch_size must be positive"),
-        ({"kl_coef": -1.0}, "kl_coef must be 0 or more"),
-        ({"seeds": (-1,)}, "seeds must be 0 or more"),
+        ({"batch_size": 0}, "batch_size must be at least 1, not 0"),
+        ({"kl_coef": -1.0}, "kl_coef must be at least 0"),
+        ({"seeds": (-1,)}, "seeds must be at least 0"),
     ],
 )
 def test_bad_configs_are_refused(overrides: dict[str, Any], message: str) -> None:

@@ -10,10 +10,10 @@ from idx_files import write_dataset
 from rlrazor import studies
 from rlrazor.cli import main, running
 from rlrazor.errors import RazorError
-from rlrazor.experiments.parity_mnist.config import PRESETS
+from rlrazor.experiments.parity_mnist.config import EXPERIMENT, PRESETS, TEACHER
 from rlrazor.experiments.parity_mnist.evaluate import DRIFT
 from rlrazor.report import drawing
-from rlrazor.runs import store
+from rlrazor.runs import store, teachers
 from rlrazor.runs.records import RunSpec
 from rlrazor.studies import distilled, precision, quadrants
 from rlrazor.studies.engine import PlainStudy
@@ -26,8 +26,14 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_dataset(tmp_path_factory.mktemp("data"), train=600, test=200)
 
 
+def runs_of(arm: Grid, seeds: tuple[int, ...]) -> list[RunSpec]:
+    """The runs of students, too, whoever teaches them."""
+    bases = [RunSpec(EXPERIMENT, "base", {}, seed) for seed in seeds]
+    return arm.specs(seeds, "data", teachers.unknown(bases, TEACHER, arm.taught_at) if arm.taught_at else None)
+
+
 def specs_of(name: str, preset: str, seeds: tuple[int, ...] = (0,)) -> list[RunSpec]:
-    return [spec for arm in grids_of(name, preset) for spec in arm.specs(seeds, "data")]
+    return [spec for arm in grids_of(name, preset) for spec in runs_of(arm, seeds)]
 
 
 def test_every_analysis_has_a_section_and_runs_or_reads_the_sweep() -> None:
@@ -50,7 +56,7 @@ def test_names_are_put_in_the_reports_order_and_unknown_ones_refused() -> None:
 def test_quick_arms_are_few_and_no_arm_holds_a_run_twice(name: str) -> None:
     for preset in ("quick", "paper"):
         for arm in grids_of(name, preset):
-            own = arm.specs((0, 1), "data")
+            own = runs_of(arm, (0, 1))
             assert len(set(own)) == len(own) == 2 * len(arm.methods) * len(arm.lrs)
     assert len(set(specs_of(name, "quick"))) <= 16
 
@@ -111,7 +117,7 @@ def test_students_have_the_best_teacher_of_each_level(
         Grid(("grpo",), (1e-4, 4e-4), settings=small),
         *(Grid(("rl-distilled",), (4e-4,), settings=small, taught_at=level) for level in levels),
     ]
-    monkeypatch.setattr(distilled, "STUDY", PlainStudy(lambda quick: arms, distilled.section))
+    monkeypatch.setattr(distilled, "STUDY", PlainStudy(distilled.section, grids=lambda quick: arms))
     monkeypatch.setattr(drawing, "save", lambda *arguments, **options: None)
     out = tmp_path / "out"
     command = ["reproduce", "parity-mnist", "--analysis", "distilled", "--seeds", "0,1", "--jobs", "1"]
@@ -170,7 +176,7 @@ def test_another_machine_is_told_of_once_however_many_analyses(
 ) -> None:
     small = Grid(("sft-1",), (1e-3,), settings={"batch_size": 64, "pretrain_size": 20, "pretrain_epochs": 1})
     for study in (precision, quadrants):
-        monkeypatch.setattr(study, "STUDY", PlainStudy(lambda quick: [small], study.STUDY.section))
+        monkeypatch.setattr(study, "STUDY", PlainStudy(study.STUDY.section, grids=lambda quick: [small]))
     locked: list[set[Path]] = []  # while the report is drawn
     monkeypatch.setattr(running, "report", lambda *arguments, **options: locked.append(set(store._held)))
     made_by = {"versions": {"rlrazor": "0", "torch": "1.0"}, "machine": "another one"}

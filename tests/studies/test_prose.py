@@ -1,13 +1,13 @@
 """The studies' texts: every number is named, none is typed, and each name is that of a cell."""
 
 import re
-from functools import partial
 from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 from rlrazor import studies
+from rlrazor.report import prose
 from rlrazor.report.prose import NOT_RUN, read_prose, render
 from rlrazor.report.study import Study
 from rlrazor.studies import engine
@@ -38,7 +38,7 @@ def example(name: str) -> Study:
 @pytest.mark.parametrize("name", TEXTS)
 def test_every_name_is_that_of_a_cell(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """On the table that the paper preset leaves; a folder with fewer runs says so instead."""
-    monkeypatch.setattr(engine, "read_prose", partial(read_prose, absent=None))
+    monkeypatch.setattr(prose, "read_prose", lambda path, numbers, absent: read_prose(path, numbers, None))
     section = studies.kinds()[name].section(example(name))
     assert "{{" not in section.question + section.note
     assert NOT_RUN not in section.note

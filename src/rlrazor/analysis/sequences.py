@@ -10,7 +10,7 @@ A table of such runs has the columns `order`, `stage` and `task`, and a `score_T
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import polars as pl
@@ -82,7 +82,8 @@ class Course:
     """A method's way through the tasks, in order: `rows` are the base and the stages' last checkpoints."""
 
     method: str
-    start: str
+    seed: int
+    order: str
     rows: pl.DataFrame
 
     @property
@@ -107,7 +108,7 @@ class Course:
     def outcome(self) -> dict[str, Any]:
         """The course as a row: `new` is its lowest score on a stage's own task."""
         of, prior, kl = transfer(self.scores), self.column("prior"), float(self.spent[-1])
-        named = {"method": self.method, "start": self.start, "new": float(self.column("new")[1:].min())}
+        named = {"method": self.method, "seed": self.seed, "new": float(self.column("new")[1:].min())}
         lost = float(np.mean(of.forgetting)) if of.forgetting else None
         kept = {"accuracy": of.accuracy, "backward": of.backward, "forward": of.forward, "forgotten": lost}
         return {**named, **kept, "prior": prior[-1], "forgetting": prior[0] - prior[-1], "kl_forward": kl}
@@ -117,7 +118,8 @@ class Course:
         prior, lost, rows = self.column("prior"), forgotten_by_stage(self.scores), self.rows.to_dicts()
         of_earlier = [float(lost[at, : at - 1].mean()) if at > 1 else np.nan for at in range(len(rows))]
         forgotten = prior[0] - prior if old == "prior" else np.array(of_earlier)
-        named = {"method": self.method, "trajectory": f"{self.method} {self.start}", "seed": rows[1]["seed"]}
+        trajectory = f"{self.method} seed {self.seed}, order {self.order}"
+        named = {"method": self.method, "trajectory": trajectory, "seed": self.seed}
         return [
             {
                 **named,
@@ -138,6 +140,6 @@ def courses_of(ends: pl.DataFrame, bases: pl.DataFrame) -> list[Course]:
     for (method, seed, order), stages in ends.group_by(["method", "seed", "order"], maintain_order=True):
         base = bases.filter(seed=seed)[:1].with_columns(task=pl.lit(None, pl.String))
         rows = pl.concat([base, stages.sort("stage")], how="diagonal_relaxed")
-        courses.append(Course(str(method), f"seed {seed}, order {order}", rows))
+        courses.append(Course(str(method), cast(int, seed), str(order), rows))
     methods: Sequence[str] = ends["method"].unique(maintain_order=True).to_list()
     return sorted(courses, key=lambda one: methods.index(one.method))

@@ -15,6 +15,7 @@ from rlrazor import bounds
 from rlrazor.cli import (
     calibrate,
     compare,
+    continual,
     convert,
     evaluate,
     exits,
@@ -34,7 +35,7 @@ from rlrazor.system.terminal import never_fail_to_encode, say
 _DISK_ERRORS = {errno.ENOSPC, errno.EFBIG, errno.EIO, errno.EBADF, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 # Commands that go on from where they were.
-_KEEPING = {command.__name__ for command in (calibrate, finetune, reproduce, sweep)}
+_KEEPING = {command.__name__ for command in (calibrate, continual, finetune, reproduce, sweep)}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -67,7 +68,20 @@ def build_parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="razor", description="Measure, predict and prevent forgetting in fine-tuning.")
     parser.add_argument("--version", action="version", version=f"razor {rlrazor.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (calibrate, compare, pick, finetune, evaluate, sweep, convert, tasks, reproduce, report, theory):
+    for command in (
+        calibrate,
+        compare,
+        pick,
+        finetune,
+        continual,
+        evaluate,
+        sweep,
+        convert,
+        tasks,
+        reproduce,
+        report,
+        theory,
+    ):
         command.add_to(commands)
     _state_bounds(parser)
     return parser

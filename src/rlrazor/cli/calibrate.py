@@ -3,7 +3,8 @@
 import argparse
 import json
 import math
-from dataclasses import replace
+from contextlib import suppress
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -141,7 +142,7 @@ def run(arguments: argparse.Namespace) -> int:
             "report": str(page),
             "warnings": warnings,
         }
-        said |= {"objection": law.objection(), "by_range": law_page.ranges_as_json(law)}
+        said |= {"objection": law.objection(), "by_range": [asdict(one) for one in law.by_range]}
         print_json({**said, **law.as_json()})
         return 0
     _show(arguments, law, warnings, page)
@@ -210,10 +211,13 @@ def _say(text: str) -> None:
 
 def _save_law(law: "LawFile", out: Path) -> None:
     """As law.json; another one that is there is moved aside."""
+    from rlrazor.guard.law_file import LawFile
     from rlrazor.guard.outputs import move_aside
 
-    path = out / "law.json"
-    if path.exists() and not _is_same(path, law):
+    path, same = out / "law.json", False
+    with suppress(RazorError):
+        same = LawFile.load(path).is_same(law)
+    if path.exists() and not same:
         move_aside(path, _say)
     law.save(path)
 
@@ -261,17 +265,6 @@ def _epochs(config: Config, prompts: int) -> int:
     """Passes over the prompts that come to `max_steps` updates."""
     prompts = min(prompts, config.train_prompts or prompts)
     return math.ceil(config.max_steps / max(1, prompts // max(config.batch_sizes)))
-
-
-def _is_same(path: Path, law: "LawFile") -> bool:
-    """Whether this is the law of the file, whatever command and versions made it."""
-    from rlrazor.guard.law_file import LawFile
-
-    try:
-        found = LawFile.load(path)
-    except RazorError:
-        return False
-    return found.is_same(law)
 
 
 def _row(prompt: str, completion: str | None, *, chat: bool) -> dict[str, Any]:

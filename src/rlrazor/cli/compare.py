@@ -1,35 +1,27 @@
 """`razor compare`: how far a fine-tuned model is from its base, where, and what that has cost; an exit code for CI."""
 
 import argparse
-import math
 import shlex
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.progress import BarColumn, Progress, TimeRemainingColumn
-
-from rlrazor.cli import exits
-from rlrazor.cli.compare_output import as_json as as_json
-from rlrazor.cli.compare_output import print_findings
-from rlrazor.cli.early import needs_no_prior, require_files, require_prior, require_source, settle_hub
+from rlrazor import bounds
+from rlrazor.cli.early import needs_no_prior, prior_names, require_files, require_prior, require_source, settle_hub
 from rlrazor.cli.outputs import check_outputs
-from rlrazor.cli.printing import Subparsers, console_for_tables, options_of, print_json
+from rlrazor.cli.printing import Subparsers, console_for_tables, exit_code_of, options_of, print_json, steps_shown
 from rlrazor.cli.probe import add_probe, dtype_of, probe_without_law
 from rlrazor.errors import RazorError
 from rlrazor.extras import needs_extra
-from rlrazor.guard.verdict import Limits, Verdict
-from rlrazor.system.terminal import PlainColumn, Terminal
+from rlrazor.guard.verdict import Limits
 
 if TYPE_CHECKING:
     from rlrazor.guard.comparison import Comparison
     from rlrazor.guard.law_file import LawFile
     from rlrazor.lm.prior import PriorTasks
-    from rlrazor.lm.probes import ProbeSettings
-    from rlrazor.lm.scores import Metric
 
 
 def add_to(commands: Subparsers) -> None:
@@ -51,11 +43,13 @@ def add_to(commands: Subparsers) -> None:
     parser.add_argument("--law", type=Path, metavar="FILE", help="law.json of this base, from `razor calibrate`")
     parser.add_argument(
         "--fail-above",
+        type=float,
         metavar="DROP",
         help="largest drop of the prior score, such as 0.02: of the one that --prior measures, else --law's forecast",
     )
     parser.add_argument(
         "--fail-above-kl",
+        type=float,
         metavar="NATS",
         help="largest forward KL on the new task's prompts, in nats per completion; needs no law. It grows with "
         "--max-new-tokens. With both, the worse verdict counts",
@@ -96,6 +90,7 @@ def run(arguments: argparse.Namespace) -> int:
     from rlrazor.system.cores import threads_alone
 
     compute.prepare_process(threads_alone())
+    from rlrazor.cli.compare_output import as_json, print_findings
     from rlrazor.guard.comparison_page import write_page
     from rlrazor.guard.judgement import judgements, worst
     from rlrazor.guard.law_file import LawFile
@@ -106,7 +101,7 @@ def run(arguments: argparse.Namespace) -> int:
         judged = judgements(found, limits, law)
         page = write_page(found, arguments.out, judged)
     deciding = worst(judged)
-    code = exits.DONE if deciding is None else _CODES[deciding.verdict]
+    code = exit_code_of(None if deciding is None else deciding.verdict)
     if arguments.json:
         print_json({**as_json(found, judged), "page": str(arguments.out), "exit_code": code})
     else:
@@ -115,43 +110,24 @@ def run(arguments: argparse.Namespace) -> int:
     return code
 
 
-_CODES = {Verdict.WITHIN: exits.DONE, Verdict.ABOVE: exits.ABOVE, Verdict.UNCERTAIN: exits.UNCERTAIN}
-
-
 def _compared(arguments: argparse.Namespace, law: "LawFile | None", limits: Limits) -> "Comparison":
     """What the options ask for is compared; all that can be wrong with them shows before a model is loaded."""
     from rlrazor.guard.compare import compare, steps
     from rlrazor.guard.comparison import Pair
     from rlrazor.guard.judgement import check_judge
-    from rlrazor.lm.probes import default_cache, read_generic, read_prompts
+    from rlrazor.lm.probes import ProbeSettings, default_cache, read_generic, read_prompts
 
-    settings = _settings(arguments, law)
+    settings = ProbeSettings(**probe_without_law(arguments, law))
     prompts = read_prompts(arguments.prompts)
-    suite = _suite(arguments)
-    metrics: Mapping[str, Metric] = {} if suite is None else suite.metrics()  # what is missing shows at once
+    suite = suite_of(arguments)
+    metrics = {} if suite is None else suite.metrics()  # what is missing shows at once
     if limits.drop is not None:
         check_judge(law, metrics, limits.drop)
     pair = Pair(arguments.base, arguments.tuned, dtype_of(arguments.dtype, law), arguments.as_given, default_cache())
-    columns = (PlainColumn("{task.description}"), BarColumn(bar_width=24), TimeRemainingColumn(compact=True))
-    console = Terminal(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("", total=steps(suite))
-        begun = 0
-
-        def told(step: str) -> None:
-            nonlocal begun
-            progress.update(task, description=step, completed=begun)
-            begun += 1
-
+    generic = None if arguments.generic is None else read_generic(arguments.generic)
+    with steps_shown(steps(suite)) as told:
         found = compare(
-            pair,
-            prompts,
-            law=law,
-            generic=None if arguments.generic is None else read_generic(arguments.generic),
-            settings=settings,
-            suite=suite,
-            level=arguments.level,
-            told=told,
+            pair, prompts, law=law, generic=generic, settings=settings, suite=suite, level=arguments.level, told=told
         )
     return replace(found, setup=replace(found.setup, sources=_sources(arguments)))
 
@@ -171,19 +147,14 @@ def _quiet_libraries() -> Iterator[None]:
             logging.set_verbosity(before)
 
 
-def _settings(arguments: argparse.Namespace, law: "LawFile | None") -> "ProbeSettings":
-    from rlrazor.lm.probes import ProbeSettings
-
-    return ProbeSettings(**probe_without_law(arguments, law))
-
-
-def _suite(arguments: argparse.Namespace) -> "PriorTasks | None":
+def suite_of(arguments: argparse.Namespace) -> "PriorTasks | None":
+    """The prior tasks to measure; None without any."""
     from rlrazor.lm.prior import PriorTasks
 
     if arguments.prior is None:
         return None
-    tasks = tuple(name.strip() for name in arguments.prior.split(",") if name.strip())
-    return PriorTasks(tasks, arguments.prior_limit or None, arguments.data_mirror, arguments.allow_code_execution)
+    limit = arguments.prior_limit or None
+    return PriorTasks(tuple(prior_names(arguments.prior)), limit, arguments.data_mirror, arguments.allow_code_execution)
 
 
 def _sources(arguments: argparse.Namespace) -> dict[str, str]:
@@ -196,25 +167,12 @@ def _sources(arguments: argparse.Namespace) -> dict[str, str]:
 
 
 def _limits(arguments: argparse.Namespace) -> Limits:
-    drop, kl = _number(arguments.fail_above), _number(arguments.fail_above_kl)
-    if drop is not None and not 0 <= drop < 1:
-        raise RazorError(
-            "--fail-above is a fraction of 1, such as 0.02 for two points of the prior score, not "
-            f"{arguments.fail_above}."
-        )
-    if kl is not None and not 0 <= kl < math.inf:
-        raise RazorError(f"--fail-above-kl is a KL in nats per completion, such as 0.5, not {arguments.fail_above_kl}.")
+    drop, kl = arguments.fail_above, arguments.fail_above_kl
+    bounds.check("budget", drop, "--fail-above")
+    bounds.check("kl_budget", kl, "--fail-above-kl")
     if drop is not None and arguments.law is None and arguments.prior is None:
         raise RazorError(
             "--fail-above judges a drop of the prior score: give --law to forecast it, or --prior to measure it. "
             "--fail-above-kl judges KL without either."
         )
     return Limits(drop, kl, cautious=arguments.cautious, accept_uncertain=arguments.accept_uncertain)
-
-
-def _number(text: str | None) -> float | None:
-    """NaN where it is none."""
-    try:
-        return None if text is None else float(text)
-    except ValueError:
-        return math.nan

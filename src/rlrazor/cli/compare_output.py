@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -13,13 +12,22 @@ from rich.table import Table
 from rich.text import Text
 
 from rlrazor.cli.printing import console_for_tables
-
-if TYPE_CHECKING:
-    from rlrazor.guard.comparison import Comparison
-    from rlrazor.guard.judgement import Judgement
-    from rlrazor.guard.truth import Truth
-    from rlrazor.guard.weight_changes import WeightChange
-    from rlrazor.lm.kl import MeanKL
+from rlrazor.guard.base_side import shortened
+from rlrazor.guard.comparison import Comparison
+from rlrazor.guard.comparison_page import (
+    LABELS,
+    SCORE_HEADERS,
+    sentences,
+    settings_of,
+    shown_scores,
+    told_apart,
+    verdict,
+)
+from rlrazor.guard.judgement import Judgement, worst
+from rlrazor.guard.scale import FIRST, known_runs, shown_estimate
+from rlrazor.guard.truth import Truth
+from rlrazor.guard.verdict import Verdict
+from rlrazor.guard.weight_changes import WeightChange
 
 WORST = 3  # prompts in the terminal
 LINE = 90  # characters of one
@@ -27,23 +35,18 @@ WIDE = 110  # of a terminal: there only a task's name is wrapped
 
 
 def as_json(found: Comparison, judged: Sequence[Judgement] = ()) -> dict[str, Any]:
-    """All of it but the tokens; what does not exist, such as a standard error, is null.
+    """All of it but the tokens; what does not exist, such as a standard error, is null, or NaN.
 
     `verdict`, `interval`, `above` and `fail_above` are of the judgement that decides; `judgements` has all of them.
     """
-    from rlrazor.guard.comparison_page import sentences, verdict
-    from rlrazor.guard.judgement import worst
-    from rlrazor.guard.scale import known_runs
-    from rlrazor.guard.verdict import Verdict
-
     deciding, by_law = worst(judged), found.law_says
     drop = next((one for one in judged if "drop" in one.of), None)
     return {
         "base": found.pair.base,
         "tuned": found.pair.tuned,
         "same": found.same,
-        "kl": {name: _estimate(one) for name, one in found.kl.items()},
-        "per_token": {name: _estimate(one) for name, one in found.per_token.items()},
+        "kl": {name: one._asdict() for name, one in found.kl.items()},
+        "per_token": {name: one._asdict() for name, one in found.per_token.items()},
         "drop": found.drop,
         "forecast": None if by_law is None else asdict(by_law.forecast),
         "level": None if by_law is None else by_law.level,
@@ -66,14 +69,10 @@ def as_json(found: Comparison, judged: Sequence[Judgement] = ()) -> dict[str, An
         "layers": [_change(layer) for layer in found.weights.layers],
         "cknna": found.distances.cknna,
         "precision": found.pair.dtype,
-        "first_prompt": found.setup.prompts.first,
+        "first_prompt": found.setup.first_prompt,
         "settings": found.setup.as_json(),
         "notes": list(found.notes),
     }
-
-
-def _estimate(one: MeanKL) -> dict[str, float | None]:
-    return {"mean": one.mean, "stderr": one.stderr if math.isfinite(one.stderr) else None}
 
 
 def _change(change: WeightChange) -> dict[str, Any]:
@@ -91,9 +90,6 @@ def _truth(truth: Truth) -> dict[str, Any]:
 
 def print_findings(found: Comparison, judged: Sequence[Judgement]) -> None:
     """Tables, what moved most, cautions, and last the verdict."""
-    from rlrazor.guard.base_side import shortened
-    from rlrazor.guard.comparison_page import sentences, settings_of, verdict
-
     console = console_for_tables()
     console.print(_distances(found))
     weights = f"Weights: L2 of the change {found.weights.l2:.4g} ({100 * found.weights.whole.relative:.3g} %), "
@@ -106,9 +102,7 @@ def print_findings(found: Comparison, judged: Sequence[Judgement]) -> None:
     shown = dict(settings_of(found.setup, found.pair.dtype))
     measured = (f"{name} {shown[name]}" for name in ("prompts", "completions", "generic probe"))
     console.print(Text(f"Settings: {'; '.join(measured)}; {found.pair.dtype}.", style="dim"))
-    console.print(
-        Text(f"The first prompt, as measured in {found.pair.dtype}: {shortened(found.setup.prompts.first)!r}")
-    )
+    console.print(Text(f"The first prompt, as measured in {found.pair.dtype}: {shortened(found.setup.first_prompt)!r}"))
     if not found.same:
         _print_moved(found, console)
     for sentence in sentences(found):
@@ -121,9 +115,6 @@ def print_findings(found: Comparison, judged: Sequence[Judgement]) -> None:
 
 
 def _print_moved(found: Comparison, console: Console) -> None:
-    from rlrazor.guard.comparison_page import told_apart
-    from rlrazor.guard.scale import FIRST
-
     console.print(f"Moved most, nats of forward KL and its share in the first {FIRST} tokens:", highlight=False)
     for prompt, line in list(zip(found.prompts, told_apart(found.prompts), strict=True))[:WORST]:
         cut = f"{line[:LINE]}{'…' if len(line) > LINE else ''}"
@@ -131,9 +122,6 @@ def _print_moved(found: Comparison, console: Console) -> None:
 
 
 def _distances(found: Comparison) -> Table:
-    from rlrazor.guard.comparison_page import LABELS
-    from rlrazor.guard.scale import shown_estimate
-
     title = Text(f"{found.pair.tuned} against {found.pair.base}")
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("distance, nats")
@@ -145,8 +133,6 @@ def _distances(found: Comparison) -> Table:
 
 
 def _scores(truth: Truth, *, wide: bool) -> Table:
-    from rlrazor.guard.comparison_page import SCORE_HEADERS, shown_scores
-
     scores = Table(box=box.SIMPLE_HEAD)
     for header in SCORE_HEADERS:
         scores.add_column(

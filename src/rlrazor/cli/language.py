@@ -21,6 +21,8 @@ from rlrazor.system.terminal import Terminal
 if TYPE_CHECKING:
     from rlrazor.experiments.language.experiment import Language
     from rlrazor.experiments.language.setup import TaskSource
+    from rlrazor.experiments.language.stages import Models
+    from rlrazor.runs.dry_run import Timed
 
 DRY_RUN = "print the runs and what they take, measured here within a minute or two; train nothing"
 SETTINGS = help_of(Config)
@@ -137,7 +139,7 @@ def task_of(arguments: argparse.Namespace) -> str:
     return str(arguments.prompts.stem if arguments.task is None else arguments.task)
 
 
-def _check_source(arguments: argparse.Namespace) -> None:
+def check_source(arguments: argparse.Namespace) -> None:
     """Raise RazorError for options of the new task that do not go together, and a verifier that cannot be loaded."""
     if arguments.verifier and not arguments.prompts:
         raise RazorError("--verifier goes with --prompts FILE, a task of your own.")
@@ -160,7 +162,7 @@ def _check_source(arguments: argparse.Namespace) -> None:
 
 def source_of(arguments: argparse.Namespace, task: str) -> "TaskSource":
     """Where the new task comes from. Raises RazorError as `check_early` does."""
-    _check_source(arguments)
+    check_source(arguments)
     from rlrazor.experiments.language.setup import TaskSource
 
     return TaskSource(
@@ -186,7 +188,7 @@ def check_early(arguments: argparse.Namespace, config: Config, *models: str) -> 
     from rlrazor.lm import hub
 
     base, models = config.base, (config.base, *models)
-    _check_source(arguments)
+    check_source(arguments)
     own = find_task(config.task) if arguments.prompts is None else None
     early.require_prior(config.prior)
     if not getattr(arguments, "dry_run", False):  # which loads no model
@@ -241,7 +243,7 @@ def experiment_of(arguments: argparse.Namespace, config: Config, **more: Any) ->
     )
 
 
-def show_plan(arguments: argparse.Namespace, experiment: "Language", config: Config, out: Path, **options: Any) -> None:
+def show_plan(arguments: argparse.Namespace, experiment: "Timed", config: Config, out: Path, **options: Any) -> None:
     """What a dry run prints; `options`: jobs and weights."""
     from rlrazor.runs.dry_run import estimate, planned
     from rlrazor.system.progress import doing
@@ -289,7 +291,7 @@ def run_sweep(arguments: argparse.Namespace, preset: str, out: Path) -> int:
     return 0
 
 
-def load(experiment: "Language", console: Terminal) -> None:
+def load(experiment: "Language | Models", console: Terminal) -> None:
     """Take the fingerprints of the base and of the task, which the specs hold: saying so, as it may take a minute."""
     from rlrazor.system.progress import doing
 

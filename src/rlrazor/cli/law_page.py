@@ -1,9 +1,7 @@
 """What a law is worth, as `razor calibrate` prints it, as law.png draws it, and as the report of its runs shows it."""
 
-import math
 from collections.abc import Sequence
-from dataclasses import asdict, replace
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 
@@ -71,11 +69,6 @@ def ranges_table(law: LawFile) -> Table:
     ]
     headers = ["forecast, points", "error", "guessing there", "checkpoints", "runs"]
     return Table("Mean error on a run left out, by what was forecast, points", headers, rows)
-
-
-def ranges_as_json(law: LawFile) -> list[dict[str, Any]]:
-    """The same as numbers, fractions of 1; the last range has no upper end."""
-    return [{**asdict(one), "high": one.high if math.isfinite(one.high) else None} for one in law.by_range]
 
 
 def figure(law: LawFile) -> Figure:

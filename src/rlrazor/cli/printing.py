@@ -3,16 +3,20 @@
 import argparse
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich import box
+from rich.progress import BarColumn, Progress, TimeRemainingColumn
 from rich.table import Table
 
+from rlrazor.cli import exits
+from rlrazor.guard.verdict import Verdict
 from rlrazor.runs.records import Record
-from rlrazor.system.terminal import Terminal
+from rlrazor.system.terminal import PlainColumn, Terminal
 
 if TYPE_CHECKING:
     from rlrazor.report import Results
@@ -59,6 +63,28 @@ def console_for_tables(width: int = 120) -> Terminal:
     if not console.is_terminal:
         console.width = width
     return console
+
+
+def exit_code_of(verdict: Verdict | None) -> int:
+    """What a command ends with that has judged limits; None: there were none."""
+    return {Verdict.ABOVE: exits.ABOVE, Verdict.UNCERTAIN: exits.UNCERTAIN}.get(verdict, exits.DONE)  # type: ignore[arg-type]
+
+
+@contextmanager
+def steps_shown(total: int) -> Iterator[Callable[[str], None]]:
+    """A bar on a terminal's standard error for so many steps; what it gives is told of each as that begins."""
+    columns = (PlainColumn("{task.description}"), BarColumn(bar_width=24), TimeRemainingColumn(compact=True))
+    console = Terminal(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("", total=total)
+        begun = 0
+
+        def told(step: str) -> None:
+            nonlocal begun
+            progress.update(task, description=step, completed=begun)
+            begun += 1
+
+        yield told
 
 
 def human_seconds(seconds: float) -> str:

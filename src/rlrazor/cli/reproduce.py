@@ -163,8 +163,8 @@ def run_continual(arguments: argparse.Namespace) -> int:
     experiment, config, jobs = _family(arguments, config)
     options = running.options_of_run(arguments, out, preset, jobs=jobs, weights=arguments.weights)
     if arguments.dry_run:
-        specs = planned(experiment, config)
-        found = estimate(experiment, config, specs, jobs=options.jobs, weights=options.weights)
+        phases = planned(experiment, config)
+        found = estimate(experiment, config, phases, jobs=options.jobs, weights=options.weights)
         what = f"At most, as a stage ends when its task is learned: {running.counts_in_words(found)}"
         running.show_plan(config, found, what, out, jobs=options.jobs, as_json=arguments.json)
         return 0

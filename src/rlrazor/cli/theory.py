@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from rlrazor.cli.outputs import check_outputs
 from rlrazor.cli.printing import Subparsers, console_for_tables, options_of, print_json
-from rlrazor.errors import RazorError
 from rlrazor.system.progress import doing
 from rlrazor.system.terminal import Terminal
 
@@ -35,12 +34,13 @@ def add_to(commands: Subparsers) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Compute, write the figure and theory.json, print the tables."""
     # Imported here: the report's libraries take a second that `razor --version` should not.
+    from rlrazor.experiments.parity_mnist.config import parse_setting
     from rlrazor.report import drawing, sections
     from rlrazor.report.study import Study
     from rlrazor.studies import kinds, theory
     from rlrazor.system.writing import atomic_path
 
-    seeds = _parse_seeds(arguments.seeds)
+    seeds = list(parse_setting("seeds", arguments.seeds))
     theory.check(arguments.preset, seeds)
     path = arguments.out / f"{theory.NAME}.json"
     check_outputs(arguments, [(path, "json"), *drawing.files([theory.NAME], arguments.out)])
@@ -53,15 +53,6 @@ def run(arguments: argparse.Namespace) -> int:
     drawing.save(section.figure, arguments.out)
     _print(section, arguments.out / f"{section.figure.name}.png", as_json=arguments.json)
     return 0
-
-
-def _parse_seeds(text: str) -> list[int]:
-    try:
-        return [int(seed) for seed in text.split(",")]
-    except ValueError as error:
-        raise RazorError(
-            f"--seeds takes whole numbers separated by commas, such as 0,1,2, not {text!r:.60}."
-        ) from error
 
 
 def _print(section: "Section", path: Path, *, as_json: bool) -> None:

@@ -20,20 +20,11 @@ HEADS = 1.4  # what measuring a policy takes, as a multiple of the base's pass: 
 Told = Callable[[str, float], None]  # what is being done, and how much of it has been
 
 
-def _quiet(what: str, done: float) -> None:
-    """Say nothing."""
-
-
 @dataclass(frozen=True)
 class Sizes:
     """Tokens of each prompt with its completions, by probe, in each process's part: what a measurement reads."""
 
     parts: Sequence[Mapping[str, Sequence[int]]]
-
-    @classmethod
-    def joined(cls, sizes: Sequence[Sizes]) -> Sizes:
-        """Of all processes."""
-        return cls([part for one in sizes for part in one.parts])
 
     def read(self, fraction: float) -> int:
         """Tokens that a measurement with a fraction of the probes reads, in the process that reads most."""
@@ -44,20 +35,16 @@ class Sizes:
 
     def described(self, fraction: float) -> str:
         """How many of the prompts and texts that is."""
-        whole = {FORWARD: [0, 0], PROBE: [0, 0]}
-        for part in self.parts:
-            for name, tokens in part.items():
-                whole[name][0] += _count(fraction, tokens)
-                whole[name][1] += len(tokens)
-        said = [
-            f"all {count} {what}" if count == total else f"{count} of {total} {what}"
-            for (count, total), what in zip(whole.values(), ("prompts", "generic texts"), strict=True)
-        ]
+        said = []
+        for name, what in ((FORWARD, "prompts"), (PROBE, "generic texts")):
+            tokens = [part[name] for part in self.parts if name in part]
+            count, total = sum(_count(fraction, one) for one in tokens), sum(map(len, tokens))
+            said.append(f"all {count} {what}" if count == total else f"{count} of {total} {what}")
         return " and ".join(said)
 
 
-def _count(fraction: float, prompts: Sequence[Any], at_least: int = FEW_PROMPTS) -> int:
-    return min(len(prompts), max(math.ceil(fraction * len(prompts)), at_least))
+def _count(fraction: float, prompts: Sequence[Any]) -> int:
+    return min(len(prompts), max(math.ceil(fraction * len(prompts)), FEW_PROMPTS))
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +55,7 @@ class BaseSide:
     the prompts of all parts: those that fit into the context. `seconds`: what the base's pass over this part took.
     """
 
-    probes: Mapping[str, kl.Probe]
+    probes: dict[str, kl.Probe]
     whole: Mapping[str, int]
     seconds: float = 0.0
 
@@ -82,7 +69,7 @@ class BaseSide:
         cache_dir: Path | None = None,
         digest: str | None = None,
         share: tuple[int, int] = (0, 1),
-        told: Told = _quiet,
+        told: Told = lambda what, done: None,
     ) -> BaseSide:
         """Complete the prompts and run the base, a PEFT model's under its adapter. `share`: of (rank, processes).
 
@@ -122,32 +109,30 @@ class BaseSide:
         return self.probes[FORWARD].sequences.prompts[0] if FORWARD in self.probes else ()
 
     @property
-    def sizes(self) -> Sizes:
-        """Of this process's part."""
-        return Sizes([{name: _tokens(probe.sequences) for name, probe in self.probes.items()}])
+    def sizes(self) -> Mapping[str, Sequence[int]]:
+        """Tokens of each prompt with its completions, by probe, in this process's part."""
+        return {name: _tokens(probe.sequences) for name, probe in self.probes.items()}
 
     @property
     def tokens(self) -> int:
         """What a measurement has the policy read."""
-        return sum(sum(_tokens(probe.sequences)) for probe in self.probes.values())
+        return sum(map(sum, self.sizes.values()))
 
     @property
     def pace(self) -> float:
         """About how many seconds a measurement takes for each token that it reads."""
         return HEADS * self.seconds / max(self.tokens, 1)
 
-    def thinned(self, fraction: float, at_least: int = FEW_PROMPTS) -> BaseSide:
-        """The same on a `fraction` of each probe's prompts, but on `at_least` as far as there are."""
-        thin = {}
-        for name, probe in self.probes.items():
-            thin[name] = probe.spread(_count(fraction, probe.sequences.prompts, at_least))
-        return BaseSide(thin, self.whole)
+    def thinned(self, fraction: float) -> BaseSide:
+        """The same on a `fraction` of each probe's prompts, but on FEW_PROMPTS as far as there are; itself of 1."""
+        if fraction == 1:
+            return self
+        counts = {name: _count(fraction, probe.sequences.prompts) for name, probe in self.probes.items()}
+        return BaseSide({name: probe.spread(counts[name]) for name, probe in self.probes.items()}, self.whole)
 
-    def measure(self, policy: Any, only: Sequence[str] | None = None) -> dict[str, Drift]:
-        """KL(base || policy) on each probe, or on those of `only`. Raises as `kl.forward_kl` does."""
-        return {
-            name: kl.forward_kl(probe, policy) for name, probe in self.probes.items() if only is None or name in only
-        }
+    def measure(self, policy: Any) -> dict[str, Drift]:
+        """KL(base || policy) on each probe. Raises as `kl.forward_kl` does."""
+        return {name: kl.forward_kl(probe, policy) for name, probe in self.probes.items()}
 
 
 def joined(parts: Sequence[Mapping[str, Drift]]) -> dict[str, Drift]:

@@ -24,21 +24,19 @@ from rlrazor.analysis.forecast import FORWARD, PROBE
 from rlrazor.drift.representation import NEIGHBOURS
 from rlrazor.errors import RazorError
 from rlrazor.guard import scale
-from rlrazor.guard.base_side import BaseSide
 from rlrazor.guard.by_prompt import by_prompt
 from rlrazor.guard.comparison import (
     REVERSE,
     Comparison,
     Distances,
-    GenericUsed,
     LawSays,
     MeasuringSetup,
-    PromptsUsed,
     Weights,
 )
 from rlrazor.guard.comparison import Pair as Pair
 from rlrazor.guard.law_file import LawFile
 from rlrazor.guard.measured_on import MeasuredOn, Measuring
+from rlrazor.guard.measuring import NO_MEMORY, ReadBase
 from rlrazor.guard.overlap import template_caution
 from rlrazor.guard.scale import Noise
 from rlrazor.guard.truth import truth_of
@@ -48,7 +46,7 @@ from rlrazor.lm.adapters import AdaptedWeights, base_weights
 from rlrazor.lm.digests import base_digest, is_same_base
 from rlrazor.lm.encoding import as_read, text_ids
 from rlrazor.lm.kl import Drift, Sequences
-from rlrazor.lm.models import LanguageModel, Vocabulary, load, tokenizer_of
+from rlrazor.lm.models import LanguageModel, load
 from rlrazor.lm.prior import PriorTasks
 from rlrazor.lm.probes import GenericText, ProbeSettings, Prompt
 from rlrazor.lm.prompts import texts_of
@@ -60,7 +58,6 @@ from rlrazor.lm.weight_files import check_adapter, is_adapter, named_base
 
 STEPS = 6  # of the progress, without prior tasks
 LEVEL = 0.9  # of intervals where neither a law nor the caller says another
-NO_MEMORY = "Out of memory: --dtype bfloat16 takes half of it; fewer or shorter prompts and completions take less."
 Told = Callable[[str], None]
 
 
@@ -126,7 +123,7 @@ def compare(
 
 def _comparison(request: _Request, found: _Found, notes: list[str]) -> Comparison:
     """What the measurements amount to."""
-    on, law, tokenizer = request.on, request.law, found.base.tokenizer
+    on, law, tokenizer = request.on, request.law, found.base.read.tokenizer
     drawn = {**found.tuned.drifts, REVERSE: found.reverse}
     measured = {name: drift.n_prompts for name, drift in found.tuned.drifts.items()}
     notes += on.cautions(measured)
@@ -148,7 +145,6 @@ def _comparison(request: _Request, found: _Found, notes: list[str]) -> Compariso
     forward = found.tuned.drifts[FORWARD]
     per_token = {name: drift.per_token for name, drift in drawn.items()}
     base, tuned = (found.base.completions, forward), (found.tuned.completions, found.reverse)
-    first = as_read(tokenizer, found.base.completions.prompts[0])
     return Comparison(
         pair=request.pair,
         distances=Distances(estimates, per_token, found.base.noise, scale.focus_of(forward), found.tuned.cknna),
@@ -156,23 +152,22 @@ def _comparison(request: _Request, found: _Found, notes: list[str]) -> Compariso
         weights=found.weights,
         law_says=law_says,
         truth=truth,
-        setup=_setup(request, PromptsUsed(len(on.prompts), measured[FORWARD], on.prompts_hash, first)),
+        setup=_setup(request, found),
         notes=[*notes, *found.notes],
     )
 
 
-def _setup(request: _Request, prompts: PromptsUsed) -> MeasuringSetup:
+def _setup(request: _Request, found: _Found) -> MeasuringSetup:
     packages = {"rlrazor", "torch", "transformers"} | ({"peft"} if request.adapted else set())
     packages |= {"lm-eval"} if request.suite is not None else set()
     versions = {}
     for name in sorted(packages):
         with suppress(PackageNotFoundError):
             versions[name] = version(name)
-    generic = request.on.generic
     return MeasuringSetup(
-        probe=request.on.settings,
-        prompts=prompts,
-        generic=GenericUsed(len(generic.texts or generic.prompts), generic.content_hash),
+        on=request.on,
+        measured=found.tuned.drifts[FORWARD].n_prompts,
+        first_prompt=as_read(found.base.read.tokenizer, found.base.completions.prompts[0]),
         level=request.level,
         prior_limit=None if request.suite is None else request.suite.limit,
         date=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -204,23 +199,16 @@ def _check_order(pair: Pair) -> list[str]:
 
 
 @dataclass
-class _Texts:
-    """The generic probe as token ids, and how similar the base takes its texts for; None where they are too few."""
+class _OfBase:
+    """What is left of the base when it is not in memory any more.
 
+    `rows`: the generic probe as token ids; `similar`: how similar the base takes its texts for, None for too few.
+    """
+
+    read: ReadBase
+    completions: Sequences
     rows: list[list[int]]
     similar: Any
-
-
-@dataclass
-class _OfBase:
-    """What is left of the base when it is not in memory any more."""
-
-    digest: str
-    tokenizer: Any
-    vocabulary: Vocabulary
-    completions: Sequences
-    probes: dict[str, kl.Probe]
-    texts: _Texts
     noise: Noise
     scores: PriorScores | None
 
@@ -260,11 +248,11 @@ def _measure(request: _Request) -> _Found:
     base = _base_side(load(pair.base, dtype=pair.dtype), request)
     _free()
     told("loading the tuned model")
-    tuned = _tuned_model(request, base.tokenizer)
-    side = _tuned_side(tuned, base, request)
+    tuned, tokenizer = base.read.opened(pair.tuned)
+    side = _tuned_side(tuned, tokenizer, base, request)
     # Some adapters put other weights into the base, or train its biases: then it is not there.
     precision = request.on.settings.precision
-    undone = request.adapted and is_same_base(base_digest(tuned.model, precision), base.digest)
+    undone = request.adapted and is_same_base(base_digest(tuned.model, precision), base.read.digest)
     if request.adapted:
         told("weights")
         there = base_weights(tuned.model) if undone else SavedWeights(pair.base)
@@ -283,21 +271,16 @@ def _measure(request: _Request) -> _Found:
 
 
 def _base_side(base: LanguageModel, request: _Request) -> _OfBase:
-    digest = base_digest(base.model, request.on.settings.precision)
-    if request.law is not None:
-        request.law.check(base.model, base.tokenizer, digest)
     request.told("the base on the probes")
-    side = BaseSide.of(base.model, base.tokenizer, request.on, cache_dir=request.pair.cache_dir, digest=digest)
-    text = side.probes[PROBE].sequences
+    read = ReadBase.of(base, request.pair.dtype, request.on, request.law, request.pair.cache_dir)
+    forward, text = read.side.probes[FORWARD], read.side.probes[PROBE].sequences
     rows = [[*text.prompts[at], *completion] for at, completion in zip(text.prompt_of, text.completions, strict=True)]
     return _OfBase(
-        digest=digest,
-        tokenizer=base.tokenizer,
-        vocabulary=Vocabulary.of(base),
-        completions=side.probes[FORWARD].sequences,
-        probes=dict(side.probes),
-        texts=_Texts(rows, representation_of_ids(base.model, rows) if len(rows) > NEIGHBOURS else None),
-        noise=scale.noise_of(base.model, side.probes[FORWARD]),
+        read=read,
+        completions=forward.sequences,
+        rows=rows,
+        similar=representation_of_ids(base.model, rows) if len(rows) > NEIGHBOURS else None,
+        noise=scale.noise_of(base.model, forward),
         scores=_prior_scores(base, request, "base"),
     )
 
@@ -308,32 +291,23 @@ def _prior_scores(lm: LanguageModel, request: _Request, whose: str) -> PriorScor
     return request.suite.scores(lm, lambda task: request.told(f"the {whose} on {task}"))
 
 
-def _tuned_model(request: _Request, tokenizer: Any) -> LanguageModel:
-    pair = request.pair
-    if request.adapted:
-        return load(pair.base, adapter=Path(pair.tuned), dtype=pair.dtype)
-    return load(pair.tuned, dtype=pair.dtype, tokenizer=tokenizer)
-
-
-def _tuned_side(tuned: LanguageModel, base: _OfBase, request: _Request) -> _OfTuned:
-    """`base.probes` are given back as soon as they are measured on."""
-    settings, tokenizer, notes = request.on.settings, base.tokenizer, list[str]()
-    if tuned.tokenizer is tokenizer and not request.adapted:
+def _tuned_side(tuned: LanguageModel, own_tokenizer: Any, base: _OfBase, request: _Request) -> _OfTuned:
+    """The base's probes are given back as soon as they are measured on."""
+    settings, tokenizer, notes = request.on.settings, base.read.tokenizer, list[str]()
+    if own_tokenizer is tokenizer and not request.adapted:
         notes.append(f"{request.pair.tuned} has no tokenizer: the base's is used.")
-    notes += _tokenizer_notes(tokenizer, tokenizer_of(tuned, request.pair.tuned, base.vocabulary), request.on.prompts)
+    notes += _tokenizer_notes(tokenizer, own_tokenizer, request.on.prompts)
     request.told("the tuned model on the probes")
-    drifts = {name: kl.forward_kl(probe, tuned.model) for name, probe in base.probes.items()}
-    base.probes.clear()
+    drifts = base.read.side.measure(tuned.model)
+    base.read.side.probes.clear()
     # Drawn with the base's numbers: two models that are alike say the same.
     drawn = probes.complete(tuned.model, tokenizer, base.completions.prompts, settings, probes.NEW)
     own = Sequences.grouped(base.completions.prompts, drawn)
     cknna = None
-    if base.texts.similar is None:
-        notes.append(
-            f"CKNNA needs more than {NEIGHBOURS} texts in the generic probe; there are {len(base.texts.rows)}."
-        )
+    if base.similar is None:
+        notes.append(f"CKNNA needs more than {NEIGHBOURS} texts in the generic probe; there are {len(base.rows)}.")
     else:
-        cknna = drift.cknna(base.texts.similar, representation_of_ids(tuned.model, base.texts.rows))
+        cknna = drift.cknna(base.similar, representation_of_ids(tuned.model, base.rows))
     return _OfTuned(
         drifts=drifts,
         completions=own,

@@ -9,11 +9,11 @@ from typing import Any
 
 from rlrazor.analysis.forecast import Forecast
 from rlrazor.guard import scale
+from rlrazor.guard.measured_on import MeasuredOn
 from rlrazor.guard.scale import Focus, Noise
 from rlrazor.guard.truth import Truth
 from rlrazor.guard.weight_changes import WeightChange
 from rlrazor.lm.kl import MeanKL
-from rlrazor.lm.probes import ProbeSettings
 
 REVERSE = "kl_reverse"
 
@@ -109,36 +109,17 @@ class LawSays:
 
 
 @dataclass(frozen=True)
-class PromptsUsed:
-    """How many prompts were `given` and how many of them `measured`, as they fitted into the context.
-
-    `first`: of those, as the models read it, special tokens included.
-    """
-
-    given: int
-    measured: int
-    hash: str
-    first: str
-
-
-@dataclass(frozen=True)
-class GenericUsed:
-    """The generic probe: how many texts or prompts."""
-
-    rows: int
-    hash: str
-
-
-@dataclass(frozen=True)
 class MeasuringSetup:
     """How it was measured: KLs can be compared where the probe's settings and hashes are the same.
 
-    `sources`: the files that prompts and probe came from, and the command, as far as the caller said them.
+    `measured`: how many of the prompts, as they fitted into the context; `first_prompt`: of those, as the models read
+    it, special tokens included. `sources`: the files that prompts and probe came from, and the command, as far as the
+    caller said them.
     """
 
-    probe: ProbeSettings
-    prompts: PromptsUsed
-    generic: GenericUsed
+    on: MeasuredOn
+    measured: int
+    first_prompt: str
     level: float
     prior_limit: int | None
     date: str
@@ -148,12 +129,12 @@ class MeasuringSetup:
     def as_json(self) -> dict[str, Any]:
         """All of it but the first prompt."""
         return {
-            "probe": asdict(self.probe),
-            "prompts": self.prompts.given,
-            "measured": self.prompts.measured,
-            "prompts_hash": self.prompts.hash,
-            "generic_rows": self.generic.rows,
-            "generic_hash": self.generic.hash,
+            "probe": asdict(self.on.settings),
+            "prompts": len(self.on.prompts),
+            "measured": self.measured,
+            "prompts_hash": self.on.prompts_hash,
+            "generic_rows": len(self.on.generic_rows),
+            "generic_hash": self.on.generic.content_hash,
             "level": self.level,
             "prior_limit": self.prior_limit,
             "date": self.date,
@@ -184,11 +165,6 @@ class Comparison:
     def per_token(self) -> Mapping[str, MeanKL]:
         """The KLs per token, in nats."""
         return self.distances.per_token
-
-    @property
-    def forecast(self) -> Forecast | None:
-        """What the law forecasts; None without one."""
-        return None if self.law_says is None else self.law_says.forecast
 
     @property
     def drop(self) -> float | None:

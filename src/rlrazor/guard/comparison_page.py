@@ -93,19 +93,17 @@ def verdict(found: Comparison) -> str:
     parts = []
     if found.same:
         parts.append("The two are the same model: no weight has changed, and KL is 0 within the noise of measuring it.")
-    shown = None if found.law_says is None else found.law_says.forecast
-    if found.law_says is not None and shown is not None:
-        parts.append(
-            f"Forecast: the prior score drops by {100 * shown.drop:.1f} points "
-            f"[{100 * shown.low:.1f}, {100 * shown.high:.1f}] ({found.law_says.level:.0%} interval)."
-        )
+    if (by_law := found.law_says) is not None:
+        drop, low, high = (100 * one for one in (by_law.forecast.drop, by_law.forecast.low, by_law.forecast.high))
+        interval = f"[{low:.1f}, {high:.1f}] ({by_law.level:.0%} interval)"
+        parts.append(f"Forecast: the prior score drops by {drop:.1f} points {interval}.")
     if found.truth is not None and found.truth.drop is not None:
         said = f"Measured: it drops by {shown_drop(found.truth)}"
-        if shown is not None:
-            inside = shown.low <= found.truth.drop <= shown.high
-            said += ", which is in the forecast's interval" if inside else ", which is not in the forecast's interval"
+        if by_law is not None:
+            inside = by_law.forecast.low <= found.truth.drop <= by_law.forecast.high
+            said += f", which is {'' if inside else 'not '}in the forecast's interval"
         parts.append(f"{said}.")
-    if shown is None and not found.same:
+    if by_law is None and not found.same:
         parts.append("Uncalibrated: without a law, KL says nothing about scores. `razor calibrate` makes one.")
     return " ".join(parts)
 
@@ -123,17 +121,23 @@ def sentences(found: Comparison) -> list[str]:
 
 def settings_of(setup: MeasuringSetup, precision: str) -> list[tuple[str, str]]:
     """How it was measured, a name and a text each."""
-    probe, prompts, sources = setup.probe, setup.prompts, setup.sources
-    fitting = "" if prompts.measured == prompts.given else f", of which {prompts.measured} fit into the context"
+    probe, given, sources = setup.on.settings, len(setup.on.prompts), setup.sources
+    fitting = "" if setup.measured == given else f", of which {setup.measured} fit into the context"
     where = f"of {sources['prompts']}" if "prompts" in sources else "given"
-    built_in = setup.generic.hash == GenericText.built_in().content_hash
-    generic = "texts, built in" if built_in else f"rows of {sources['generic']}" if "generic" in sources else "rows"
+    generic_hash = setup.on.generic.content_hash
+    generic = (
+        "texts, built in"
+        if setup.on.generic == GenericText.built_in()
+        else f"rows of {sources['generic']}"
+        if "generic" in sources
+        else "rows"
+    )
     rows = [
-        ("prompts", f"{prompts.given} {where}{fitting} (hash {prompts.hash})"),
+        ("prompts", f"{given} {where}{fitting} (hash {setup.on.prompts_hash})"),
         ("completions", f"{probe.samples} of each prompt, of at most {probe.max_new_tokens} tokens"),
         ("stop", ", ".join(map(repr, probe.stop)) or "the model's end of sequence"),
         ("chat template", "where there is one" if probe.chat else "not used"),
-        ("generic probe", f"{setup.generic.rows} {generic} (hash {setup.generic.hash})"),
+        ("generic probe", f"{len(setup.on.generic_rows)} {generic} (hash {generic_hash})"),
         ("law", sources.get("law", "none")),
         ("precision", precision),
         ("intervals", f"{setup.level:.0%}"),

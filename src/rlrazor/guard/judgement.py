@@ -107,7 +107,7 @@ def _of_drop(found: Comparison, limit: float, law: LawFile | None) -> _Evidence:
 
 
 def _of_kl(found: Comparison, limit: float) -> _Evidence:
-    measured, level, count = found.kl[FORWARD], found.setup.level, found.setup.prompts.measured
+    measured, level, count = found.kl[FORWARD], found.setup.level, found.setup.measured
     low, high = measured.interval(count, level)
     half, gap = high - measured.mean, abs(limit - measured.mean)
     more = math.ceil(count * (half / gap) ** 2) if gap > 0 else MOST_ITEMS + 1

@@ -31,10 +31,15 @@ class MeasuredOn:
         """16 hexadecimal digits."""
         return content_hash(list(self.prompts))
 
+    @property
+    def generic_rows(self) -> Sequence[Prompt]:
+        """The texts, or the prompts, of the generic probe."""
+        return self.generic.prompts or self.generic.texts
+
     def cautions(self, measured: Mapping[str, int]) -> list[str]:
         """Sentences on what of the probes is measured, of which `measured` counts the prompts; whether it is enough."""
         said = []
-        for name, given in ((FORWARD, self.prompts), (PROBE, self.generic.prompts or self.generic.texts)):
+        for name, given in ((FORWARD, self.prompts), (PROBE, self.generic_rows)):
             if (missing := len(given) - measured[name]) > 0:
                 what = "prompts" if name == FORWARD else "rows of the generic probe"
                 why = (

@@ -1,36 +1,58 @@
-"""Checkpoints of a run measured one after another against their base, where no monitor has."""
+"""A base that is measured against when it is not in memory any more, and the checkpoints of a run against it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Self
 
 from rlrazor.errors import RazorError
 from rlrazor.extras import needs_package
 from rlrazor.guard.base_side import BaseSide, kls_of
-from rlrazor.guard.compare import NO_MEMORY
 from rlrazor.guard.law_file import LawFile
 from rlrazor.guard.measured_on import MeasuredOn
 from rlrazor.guard.pick_sources import MeasureCheckpoint
 from rlrazor.guard.scored import Forgetting
 from rlrazor.lm import compute
 from rlrazor.lm.digests import base_digest
-from rlrazor.lm.models import Vocabulary, load, tokenizer_of
+from rlrazor.lm.models import LanguageModel, Vocabulary, load, tokenizer_of
 from rlrazor.lm.probes import default_cache
 from rlrazor.lm.sampling import NotFiniteError
 from rlrazor.lm.weight_files import is_adapter
 
+NO_MEMORY = "Out of memory: --dtype bfloat16 takes half of it; fewer or shorter prompts and completions take less."
 NO_TOKENIZER = "Checkpoints that have no tokenizer are measured with the base's."
 
 
 @dataclass(frozen=True)
-class Against:
-    """What checkpoints are measured against, and how."""
+class ReadBase:
+    """What is left of a base, loaded from `source` as `dtype`: its side of the probes, and what its token ids mean."""
 
-    base: str
+    source: str
     dtype: str
-    on: MeasuredOn
+    digest: str
+    tokenizer: Any
+    vocabulary: Vocabulary
+    side: BaseSide
+
+    @classmethod
+    def of(cls, base: LanguageModel, dtype: str, on: MeasuredOn, law: LawFile | None, cache_dir: Path | None) -> Self:
+        """Raises RazorError for another base than the law's, and as `BaseSide.of` does."""
+        digest = base_digest(base.model, on.settings.precision)
+        if law is not None:
+            law.check(base.model, base.tokenizer, digest)
+        side = BaseSide.of(base.model, base.tokenizer, on, cache_dir=cache_dir, digest=digest)
+        return cls(base.source, dtype, digest, base.tokenizer, Vocabulary.of(base), side)
+
+    def opened(self, path: str | Path) -> tuple[LanguageModel, Any]:
+        """A checkpoint, full or an adapter for this base, with its own tokenizer, which has the base's tokens.
+
+        One without a tokenizer has the base's. Raises RazorError as `load` and `tokenizer_of` do.
+        """
+        source, adapter = (self.source, Path(path)) if is_adapter(path) else (path, None)
+        tuned = load(source, adapter=adapter, dtype=self.dtype, tokenizer=self.tokenizer)
+        return tuned, tokenizer_of(tuned, path, self.vocabulary)
 
 
 def require_loadable(checkpoints: Sequence[Path]) -> None:
@@ -39,39 +61,31 @@ def require_loadable(checkpoints: Sequence[Path]) -> None:
         needs_package("peft", "An adapter")
 
 
-def measurer(against: Against, law: LawFile | None, told: Callable[[str], None]) -> tuple[MeasureCheckpoint, list[str]]:
+def measurer(
+    base: str, dtype: str, on: MeasuredOn, law: LawFile | None, told: Callable[[str], None]
+) -> tuple[MeasureCheckpoint, list[str]]:
     """Measures a checkpoint, full or an adapter, against the base, whose side is computed once; and cautions.
 
     Those gain what is found while measuring.
     """
-    base, dtype, on = against.base, against.dtype, against.on
+    told("the base on the probes")
     try:
         with compute.memory_errors(NO_MEMORY):
-            own = load(base, dtype=dtype)
-            digest = base_digest(own.model, on.settings.precision)
-            if law is not None:
-                law.check(own.model, own.tokenizer, digest)
-            side = BaseSide.of(own.model, own.tokenizer, on, cache_dir=default_cache(), digest=digest)
+            read = ReadBase.of(load(base, dtype=dtype), dtype, on, law, default_cache())
     except NotFiniteError as error:
         raise RazorError(f"The outputs of {base} are NaN or infinite: {dtype} is too coarse for them.") from error
-    vocabulary, tokenizer = Vocabulary.of(own), own.tokenizer
-    notes = on.cautions(side.whole)
-    del own
-    told("checkpoints")
+    notes = on.cautions(read.side.whole)
 
     def measure(path: Path, step: int) -> Forgetting:
+        told(path.name)
         try:
             with compute.memory_errors(NO_MEMORY):
-                adapter = path if is_adapter(path) else None
-                tuned = load(base if adapter else path, adapter=adapter, dtype=dtype, tokenizer=tokenizer)
-                if tuned.tokenizer is tokenizer and adapter is None and NO_TOKENIZER not in notes:
+                tuned, tokenizer = read.opened(path)
+                if tokenizer is read.tokenizer and not is_adapter(path) and NO_TOKENIZER not in notes:
                     notes.append(NO_TOKENIZER)
-                tokenizer_of(tuned, path, vocabulary)
-                kls = kls_of(side.measure(tuned.model))
+                kls = kls_of(read.side.measure(tuned.model))
         except NotFiniteError as error:
             raise RazorError("its outputs are NaN or infinite: training has diverged there.") from error
-        finally:
-            told(path.name)
-        return Forgetting.by(law, step, kls, on.prompts, side.whole)
+        return Forgetting.by(law, step, kls, on.prompts, read.side.whole)
 
     return measure, notes

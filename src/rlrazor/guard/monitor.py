@@ -124,6 +124,7 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
         self.looked_at: Callable[[], Any] = lambda: None
         self.trainer: Callable[[], Any] = lambda: None
         self.unreachable: set[str] = set()  # trackers
+        self.processing_class: Any = None  # of the trainer, and the tokenizer that is measured with
         self.tokenizer: Any = None
         self.provenance: dict[str, str] = {}
         self.first_prompt = ""  # as it is measured
@@ -152,8 +153,7 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
         dataloader, told = kwargs.get("train_dataloader"), getattr(args, "chat_template_kwargs", None)
         ranks.together(lambda: self._say_what_is_wrong(dataloader, told))
         path = self._log_path(args)
-        earlier = ranks.together(lambda: self._earlier(path, state.global_step))
-        earlier = ranks.gather(earlier)[0]  # of the first process, which writes them
+        earlier = ranks.everywhere(lambda: self._earlier(path, state.global_step))[0]  # of who writes them
         ranks.together(lambda: self._begin_outputs(args, path, earlier, fresh=state.global_step == 0))
         measured = [row for row in earlier if "error" not in row]
         self.last_seen = measured[-1]["step"] if measured else 0
@@ -181,41 +181,40 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
         if schedule.clock.is_ready(due=due) and not self.is_off:
             self._or_else_off(state, schedule.say_timed)
         if due:
-            self._look(args, state, control, model, kwargs.get("processing_class"), last=last)
+            self._look(args, state, control, model, last=last)
         return control
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> Any:
         """Measure where something else than the monitor ends training: trackers are still open."""
         if control.should_training_stop:
-            self._look_at_the_end(args, state, control, model, kwargs.get("processing_class"))
+            self._look_at_the_end(args, state, control, model)
         return control
 
     def on_log(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> Any:
         """The same where that was decided after an epoch: what a trainer logs last comes before trackers close."""
         if control.should_training_stop and not getattr(args, "load_best_model_at_end", False):
-            self._look_at_the_end(args, state, control, model, kwargs.get("processing_class"))
+            self._look_at_the_end(args, state, control, model)
         return control
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Say in the checkpoint whose it is: a folder may hold those of several runs."""
         if ranks.is_first() and self.claim is not None:
-            mark_checkpoint(
-                Path(args.output_dir) / f"checkpoint-{state.global_step}", self.claim.run, state.global_step
-            )
+            step = state.global_step
+            mark_checkpoint(Path(args.output_dir) / f"checkpoint-{step}", self.claim.run, step)
 
     def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Close what is open; measure, where something else than the monitor ended training between measurements."""
         if self.schedule is not None:
             self.schedule.stop_counting()
         if not getattr(args, "load_best_model_at_end", False):  # by now it is an earlier model
-            self._look_at_the_end(args, state, control, model, kwargs.get("processing_class"))
+            self._look_at_the_end(args, state, control, model)
         self.callbacks = ()
 
-    def _look_at_the_end(self, args: Any, state: Any, control: Any, model: Any, processing_class: Any) -> None:
+    def _look_at_the_end(self, args: Any, state: Any, control: Any, model: Any) -> None:
         if self.base is not None and model is not None and 0 < state.global_step != self.last_seen:
-            self._look(args, state, control, model, processing_class, last=True)
+            self._look(args, state, control, model, last=True)
 
-    def _look(self, args: Any, state: Any, control: Any, model: Any, processing_class: Any, *, last: bool) -> None:
+    def _look(self, args: Any, state: Any, control: Any, model: Any, *, last: bool) -> None:
         """Measure, report and act, unless measuring has failed."""
         if self.is_off:
             return
@@ -239,7 +238,7 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
             if reading.verdict is Verdict.ABOVE and self.rule.on_budget == "stop":
                 control.should_training_stop = True
             elif reading.verdict is Verdict.WITHIN and self.kept is not None:
-                self.kept.save(unwrapped(model), processing_class, reading.as_json())
+                self.kept.save(unwrapped(model), self.processing_class, reading.as_json())
 
         self._or_else_off(state, lambda: ranks.together(act))
 
@@ -276,10 +275,12 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
 
     def _look_at_base(self, args: Any, control: Any, model: Any, processing_class: Any) -> None:
         """Raises RazorError for all that cannot be watched."""
-        self._forget()
+        # Another trainer may have left something, where the monitor is given to two, one after the other.
+        self.base = self.schedule = self.claim = None
+        self.readings, self.last_seen, self.is_off = [], 0, False
         self.claim = Claim.of(control, self._log_path(args), self._kept_path(args))
-        processing_class = self.measuring.tokenizer or processing_class
-        tokenizer = getattr(processing_class, "tokenizer", processing_class)
+        self.processing_class, given = processing_class, self.measuring.tokenizer or processing_class
+        tokenizer = getattr(given, "tokenizer", given)
         if tokenizer is None:
             raise RazorError(
                 "ForgettingMonitor needs the tokenizer: give it, measuring=Measuring(tokenizer=...), or "
@@ -288,8 +289,9 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
         self.tokenizer = tokenizer
         self.on = replace(self.asked, settings=self.asked.settings.on(model))
         self.looked_at, self.trainer = weakref.ref(model), (lambda: None) if control is None else weakref.ref(control)
+        told = SetUpProgress(speaks=ranks.is_first(), draws=not getattr(args, "disable_tqdm", False))
         try:
-            with compute.generators_untouched(), compute.memory_errors(NO_MEMORY), self._progress(args) as progress:
+            with compute.generators_untouched(), compute.memory_errors(NO_MEMORY), told:
                 require_measurable(model)
                 digest = base_digest(model, self.on.settings.precision)
                 check_undone(model, recognised=self.law is not None and is_same_base(digest, self.law.base.digest))
@@ -307,7 +309,7 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
                     cache_dir=self.measuring.cache_dir or default_cache(),
                     digest=digest,
                     share=(ranks.rank(), ranks.count()),
-                    told=progress,
+                    told=told,
                 )
         except NotFiniteError as error:
             raise RazorError(
@@ -322,15 +324,6 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
             ) from error
         self.schedule = Schedule(self.base, self.on.settings.precision, self.every, _say)
         self.first_prompt = encoding.as_read(tokenizer, self.base.first_prompt)
-
-    @staticmethod
-    def _progress(args: Any) -> SetUpProgress:
-        return SetUpProgress(speaks=ranks.is_first(), draws=not getattr(args, "disable_tqdm", False))
-
-    def _forget(self) -> None:
-        """What another trainer has left, where the monitor was given to two, one after the other."""
-        self.base = self.schedule = self.claim = None
-        self.readings, self.last_seen, self.is_off = [], 0, False
 
     def _say_what_is_wrong(self, dataloader: Any, told: Mapping[str, Any] | None) -> None:
         assert self.base is not None

@@ -68,7 +68,8 @@ def of_records(folder: Path) -> FoundCheckpoints:
     if not rows:
         raise RazorError(f"{folder} holds the base policy only: there is nothing to pick from.")
     of_base = {row["seed"]: row.get("prior_stderr") for row in bases}
-    errors = [_error_of_drop(row, of_base.get(row["seed"])) for row in rows]
+    # Of a difference of two scores; at most, as it takes them to be of different items.
+    errors = [math.hypot(_known(row.get("prior_stderr")), _known(of_base.get(row["seed"]))) for row in rows]
     unknown = errors.count(math.inf)
     which = "The measured drops have" if unknown == len(rows) else f"{unknown} of the {len(rows)} measured drops have"
     notes = [f"{which} no standard error: how much of them is chance is not known."] if unknown else []
@@ -81,28 +82,17 @@ def _of_record(row: Mapping[str, Any], error: float) -> ScoredCheckpoint:
     name = f"{row['method']} lr {row['lr']:.3g} seed {row['seed']} step {row['step']} ({row['run_id']})"
     drop = float(row["forgetting"])
     kls = {
-        of: MeanKL(float(row[of]), _or(row.get(f"{of}_stderr"), math.inf))
+        of: MeanKL(float(row[of]), _known(row.get(f"{of}_stderr")))
         for of in (FORWARD, PROBE)
-        if _is_finite(row.get(of))
+        if math.isfinite(_known(row.get(of)))
     }
     measured = DropEstimate(drop, drop - _Z * error, drop + _Z * error, measured=True)
     return ScoredCheckpoint(name, int(row["step"]), float(row["new"]), measured, kls)
 
 
-def _error_of_drop(row: Mapping[str, Any], of_base: float | None) -> float:
-    """The standard error of a difference of two scores; at most, as it takes them to be of different items.
-
-    Infinite where that of one of them is not known.
-    """
-    return math.hypot(_or(row.get("prior_stderr"), math.inf), _or(of_base, math.inf))
-
-
-def _or(value: float | None, unknown: float) -> float:
-    return float(value) if value is not None and math.isfinite(value) else unknown
-
-
-def _is_finite(value: float | None) -> bool:
-    return value is not None and math.isfinite(value)
+def _known(value: float | None) -> float:
+    """Infinite where it is not."""
+    return float(value) if value is not None and math.isfinite(value) else math.inf
 
 
 # A Trainer's folder

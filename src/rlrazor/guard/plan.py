@@ -49,13 +49,9 @@ class Plan:
     @classmethod
     def of_row(cls, row: Mapping[str, Any]) -> Plan | None:
         """The plan that a row was measured by, also an older version's; None where it has none."""
-        fraction = row.get("probe_fraction", row.get("share"))
-        last = row.get("last_probe_fraction", row.get("last_share"))
-        try:
-            plan = cls(int(row["every"]), float(fraction), float(last))
-        except (KeyError, TypeError, ValueError):
-            return None
-        return plan if plan.every >= 1 and 0 < plan.fraction <= 1 and 0 < plan.last_fraction <= 1 else None
+        names = (("every", "every"), ("probe_fraction", "share"), ("last_probe_fraction", "last_share"))
+        found = [row.get(name, row.get(older)) for name, older in names]
+        return None if None in found else cls(*found)
 
 
 def check_every(every: int | None) -> None:

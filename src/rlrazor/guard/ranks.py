@@ -15,33 +15,23 @@ from rlrazor.errors import RazorError
 T = TypeVar("T")
 
 
-def is_distributed() -> bool:
-    """Whether there is a process group."""
+def _is_distributed() -> bool:
     return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 def rank() -> int:
     """Of this process; 0 where it is alone."""
-    return torch.distributed.get_rank() if is_distributed() else 0
+    return torch.distributed.get_rank() if _is_distributed() else 0
 
 
 def count() -> int:
     """Processes."""
-    return torch.distributed.get_world_size() if is_distributed() else 1
+    return torch.distributed.get_world_size() if _is_distributed() else 1
 
 
 def is_first() -> bool:
     """Whether this process speaks and writes for all."""
     return rank() == 0
-
-
-def gather(value: Any) -> list[Any]:
-    """The value of every process, in all of them."""
-    if count() == 1:
-        return [value]
-    values: list[Any] = [None] * count()
-    torch.distributed.all_gather_object(values, value)
-    return values
 
 
 def everywhere(work: Callable[[], T]) -> list[T]:
@@ -56,7 +46,10 @@ def everywhere(work: Callable[[], T]) -> list[T]:
     except Exception as error:
         own = error
     said = "" if own is None else f"{'' if isinstance(own, RazorError) else type(own).__name__ + ': '}{own}"
-    found = gather((own is not None, said, value))
+    outcome = (own is not None, said, value)
+    found: list[Any] = [outcome] * count()
+    if count() > 1:
+        torch.distributed.all_gather_object(found, outcome)
     if own is not None:
         raise own
     for number, (failed, said, _) in enumerate(found):

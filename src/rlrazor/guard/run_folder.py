@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from glob import escape
@@ -91,7 +91,7 @@ def run_in(folder: Path, wanted: str | None = None, log: Path | None = None) -> 
             f"{newest.path.name} and {tied[0].path.name} are of two runs, and the times of their files do not say "
             "which is the later: move the checkpoints of the other away."
         )
-    notes += _why_left_out(others, newest, run) + _out_of_order(members, newest) + _cut_short(members)
+    notes += [*_why_left_out(others, newest, run), *_doubts(members, newest)]
     whole = []
     for one in sorted(members, key=lambda one: (one.step, one.path.name)):
         try:
@@ -210,16 +210,16 @@ def _label(path: Path, step: int) -> tuple[str | None, bool]:
 
 def _rows(path: Path) -> list[LogRow]:
     """A last line that a killed process left half-written is not one."""
+
+    def damaged(where: str, error: ValueError) -> RazorError:
+        return RazorError(f"{where} is damaged, as {error}: {ANEW}.")
+
     rows: list[LogRow] = []
-    for where, row in jsonl.strict(read_text(path, mend=ANEW), path, say=_damaged, torn=True):
+    for where, row in jsonl.strict(read_text(path, mend=ANEW), path, say=damaged, torn=True):
         if isinstance(row, dict) and "step" not in row:
-            raise RazorError(f"{where} is damaged, as it lacks 'step': {ANEW}.")
+            raise damaged(where, ValueError("it lacks 'step'"))
         rows.append(checked(LogRow, row, where, mend=ANEW))
     return rows
-
-
-def _damaged(where: str, error: ValueError) -> RazorError:
-    return RazorError(f"{where} is damaged, as {error}: {ANEW}.")
 
 
 def _ids(rows: Sequence[LogRow]) -> list[str]:
@@ -282,47 +282,40 @@ def _go_together(one: SavedCheckpoint, other: SavedCheckpoint) -> bool:
     return (one.run is not None and one.run == other.run) or sum(doubts) < 2
 
 
-def _why_left_out(others: Sequence[SavedCheckpoint], newest: SavedCheckpoint, run: str | None) -> list[str]:
+def _why_left_out(others: Sequence[SavedCheckpoint], newest: SavedCheckpoint, run: str | None) -> Iterator[str]:
     """Checkpoints of other runs, by name."""
-    notes = []
     than = newest.path.name + (f" (run {run})" if run else ", the newest")
     for label in dict.fromkeys(one.run for one in sorted(others, key=lambda one: one.step)):
         names = _names([one for one in others if one.run == label])
         if label is None:
-            notes.append(f"Left out: {names}, whose own logs are not those of the run of {than}.")
+            yield f"Left out: {names}, whose own logs are not those of the run of {than}."
         elif label == run:
-            notes.append(
+            yield (
                 f"Left out: {names}, whose own logs are not those of the run of {than}, though it has the same id: "
                 "training was started again from an earlier checkpoint, or another run has written over them."
             )
         else:
-            notes.append(f"Left out: {names}, of another run than {than}; --run {label} takes that run.")
-    return notes
+            yield f"Left out: {names}, of another run than {than}; --run {label} takes that run."
 
 
-def _out_of_order(members: Sequence[SavedCheckpoint], newest: SavedCheckpoint) -> list[str]:
-    old = [one for one in members if one.step > newest.step and one.written < newest.written]
-    if not old:
-        return []
-    return [
-        f"Written before {newest.path.name}: {_names(old)}. If training was started again from an earlier checkpoint, "
-        "that is of the first try."
-    ]
+def _doubts(members: Sequence[SavedCheckpoint], newest: SavedCheckpoint) -> Iterator[str]:
+    """What the times of files say against the checkpoints that are taken."""
+    if old := [one for one in members if one.step > newest.step and one.written < newest.written]:
+        yield (
+            f"Written before {newest.path.name}: {_names(old)}. If training was started again from an earlier "
+            "checkpoint, that is of the first try."
+        )
+    # A Trainer writes its state after the weights: a state that is much older is of another save.
+    if cut_short := [one for one in members if _weights_written(one.path) > one.written + _SAVING]:
+        yield (
+            f"Weights newer than the {STATE} beside them: {_names(cut_short)}. Unless the folder was copied, a save "
+            "was cut short, and the scores are of the weights before."
+        )
 
 
-def _cut_short(members: Sequence[SavedCheckpoint]) -> list[str]:
-    """A Trainer writes its state after the weights: a state that is much older is of another save."""
-    old = []
-    for one in members:
-        weights = [path.stat().st_mtime_ns for path in one.path.glob("*.safetensors") if path.is_file()]
-        if max(weights, default=0) > one.written + _SAVING:
-            old.append(one)
-    if not old:
-        return []
-    return [
-        f"Weights newer than the {STATE} beside them: {_names(old)}. Unless the folder was copied, a save was cut "
-        "short, and the scores are of the weights before."
-    ]
+def _weights_written(folder: Path) -> int:
+    """When the last of them was, in nanoseconds; 0 without any."""
+    return max((path.stat().st_mtime_ns for path in folder.glob("*.safetensors") if path.is_file()), default=0)
 
 
 def _names(checkpoints: Sequence[SavedCheckpoint]) -> str:

@@ -1,22 +1,31 @@
-"""When a monitor measures, on how much of the probes, and what is said of it as training begins."""
+"""When a monitor measures, on how much of the probes, and what is said of it as training begins.
+
+And what the costs of measuring are set against: what a step of training reads, and how long it takes.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from itertools import islice
 from typing import Any
+
+import torch
 
 from rlrazor.guard import plan as planning
 from rlrazor.guard import ranks
 from rlrazor.guard.base_side import BaseSide, Sizes
+from rlrazor.guard.overlap import column
 from rlrazor.guard.placing import multiplies_in_half
 from rlrazor.guard.plan import Costs, Plan
-from rlrazor.guard.steps import StepClock, TokenCounter, tokens_of_step
+from rlrazor.lm import compute
 from rlrazor.lm.adapters import unwrapped
 
 TRAINING_COST = 2.0  # forward passes that an update costs per token: its own, and one for the gradients of activations
 MEASURING_COST = 2.0  # ... and a measurement: its own, the products with two heads, and batches smaller than training's
 FLOAT32_COST = 8.0  # a float32 product on a GPU against the half-precision ones of training
+FEW_ROWS = 64  # of the training set whose tokens are counted
+TIMED = 2  # the step that is timed, unless a measurement comes before: the first is slower than the rest
 
 
 class Schedule:
@@ -43,7 +52,7 @@ class Schedule:
             self.training_cost /= FLOAT32_COST
         base = self.base
         found = ranks.everywhere(lambda: (base.sizes, base.pace, tokens_of_step(args, dataloader)))
-        self.sizes = Sizes.joined([sizes for sizes, _, _ in found])
+        self.sizes = Sizes([sizes for sizes, _, _ in found])
         seen = [tokens for _, _, tokens in found]
         pace = max(pace for _, pace, _ in found)
         self.costs = Costs(int(state.max_steps), int(state.global_step), self.sizes.read, pace)
@@ -71,8 +80,7 @@ class Schedule:
 
     def _settle(self, plan: Plan) -> None:
         self.plan = plan
-        self.thin = self.base.thinned(plan.fraction) if plan.fraction < 1 else self.base
-        self.last = self.base.thinned(plan.last_fraction) if plan.last_fraction < 1 else self.base
+        self.thin, self.last = self.base.thinned(plan.fraction), self.base.thinned(plan.last_fraction)
 
     def is_due(self, step: int) -> bool:
         """Whether it is one of every so many steps."""
@@ -88,3 +96,65 @@ class Schedule:
     def stop_counting(self) -> int:
         """How many tokens there were."""
         return self.counter.remove() if self.counter else 0
+
+
+class TokenCounter:
+    """Tokens that a model reads while it trains, until it is removed."""
+
+    def __init__(self, model: Any) -> None:
+        self.tokens = 0
+        self.hook = model.register_forward_pre_hook(self._count, with_kwargs=True)
+
+    def _count(self, model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        ids = kwargs.get("input_ids", args[0] if args else None)
+        if model.training and isinstance(ids, torch.Tensor):
+            self.tokens += ids.numel()
+
+    def remove(self) -> int:
+        """Stop counting; how many there were."""
+        self.hook.remove()
+        return self.tokens
+
+
+class StepClock:
+    """How long a step takes, by the last of the first TIMED."""
+
+    def __init__(self) -> None:
+        self.began, self.seconds, self.steps, self.is_read = 0.0, 0.0, 0, False
+
+    def begin(self, model: Any) -> None:
+        """A step begins."""
+        if not self.is_read and model is not None:
+            self.began = compute.now(model)
+
+    def end(self, model: Any) -> None:
+        """It ends."""
+        if not self.is_read and self.began and model is not None:
+            self.seconds, self.steps = compute.now(model) - self.began, self.steps + 1
+
+    def is_ready(self, *, due: bool) -> bool:
+        """Whether it is time to say it: TIMED steps are over, or a measurement comes before that."""
+        return not self.is_read and self.steps > 0 and (due or self.steps >= TIMED)
+
+    def read(self) -> float:
+        """Seconds of the step that was timed, which ends timing."""
+        self.is_read = True
+        return self.seconds
+
+
+def tokens_of_step(args: Any, dataloader: Any) -> float | None:
+    """Tokens that a step reads in this process, by the first rows of the training set; None where they do not show it.
+
+    Rows that stream, or that are not token ids yet, are not looked at: reading them could change what is trained on.
+    """
+    rows = getattr(args, "train_batch_size", 0) * getattr(args, "gradient_accumulation_steps", 1)
+    try:
+        dataset = getattr(dataloader, "dataset", None)
+        if isinstance(dataset, list | tuple):
+            found = [row["input_ids"] for row in dataset[:FEW_ROWS]]
+        else:
+            found = list(islice(column(dataloader, ["input_ids"])[1], FEW_ROWS))
+        lengths = [min(len(ids), getattr(args, "max_length", None) or len(ids)) for ids in found]
+    except Exception:  # of a data set of the user's own
+        return None
+    return rows * sum(lengths) / len(lengths) if any(lengths) and rows else None

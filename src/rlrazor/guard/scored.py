@@ -128,7 +128,7 @@ class ScoredCheckpoint:
         return max(said, key=SEVERITY.index)
 
     def as_json(self) -> dict[str, Any]:
-        """All of it; what does not exist, such as a standard error, is None."""
+        """All of it; what does not exist is None, and a standard error that is not known not finite."""
         drop = self.drop
         return {
             "name": self.name,
@@ -139,10 +139,7 @@ class ScoredCheckpoint:
             "high": None if drop is None else drop.high,
             "measured": drop is not None and drop.measured,
             "extrapolated": drop is not None and drop.extrapolated,
-            "kl": {
-                of: {"mean": kl.mean, "stderr": kl.stderr if math.isfinite(kl.stderr) else None}
-                for of, kl in self.kl.items()
-            },
+            "kl": {of: kl._asdict() for of, kl in self.kl.items()},
             "prompts": dict(self.prompts),
         }
 

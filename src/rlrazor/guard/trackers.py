@@ -8,7 +8,8 @@ end what a reader sees of the first: it goes on to the newest and never back.
 from __future__ import annotations
 
 import gc
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from transformers.integrations import TensorBoardCallback
@@ -32,21 +33,19 @@ def send(args: Any, scalars: Mapping[str, float], step: int, callbacks: Sequence
     """
     failed: dict[str, Exception] = {}
     senders = {name: _SENDERS[name] for name in getattr(args, "report_to", None) or () if name in _SENDERS}
+    senders["tensorboard"] = partial(_tensorboard, callbacks)
     for name, sender in senders.items():
         try:
             sender(scalars, step)
         except Exception as error:  # a client library's own, of any type
             failed[name] = error
-    try:
-        _tensorboard(callbacks, scalars, step)
-    except Exception as error:
-        failed["tensorboard"] = error
     return failed
 
 
 def _tensorboard(callbacks: Sequence[Any], scalars: Mapping[str, float], step: int) -> None:
-    writers = [callback.tb_writer for callback in callbacks if isinstance(callback, TensorBoardCallback)]
-    for writer in (writer for writer in writers if writer is not None):
+    for callback in callbacks:
+        if not isinstance(callback, TensorBoardCallback) or (writer := callback.tb_writer) is None:
+            continue
         for name, value in scalars.items():
             writer.add_scalar(name, value, step)
         writer.flush()
@@ -74,4 +73,8 @@ def _mlflow(scalars: Mapping[str, float], step: int) -> None:
         mlflow.log_metrics(dict(scalars), step=step)
 
 
-_SENDERS = {"wandb": _wandb, "trackio": _trackio, "mlflow": _mlflow}
+_SENDERS: dict[str, Callable[[Mapping[str, float], int], None]] = {
+    "wandb": _wandb,
+    "trackio": _trackio,
+    "mlflow": _mlflow,
+}

@@ -77,6 +77,8 @@ class SweepDescription(Described):
     drift: Names
     experiment: Name = ""
     prior_tasks: Names = []  # noqa: RUF012
+    sections: Names | None = None  # of its report; all that apply where it names none
+    kl_budget: Annotated[float, Field(ge=0)] | None = None
 
     @field_validator("drift")
     @classmethod

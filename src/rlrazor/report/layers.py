@@ -6,7 +6,7 @@ from typing import Any, Literal
 import numpy as np
 import polars as pl
 
-from rlrazor.analysis.law import PredictorSummary
+from rlrazor.analysis.law import LawSummary, PredictorSummary
 from rlrazor.analysis.statistics import Estimate, floats
 from rlrazor.report.drawing import (
     INK,
@@ -23,44 +23,55 @@ from rlrazor.report.drawing import (
     style_of,
 )
 from rlrazor.report.study import Study
+from rlrazor.report.text import number
 
 _HOVER = (
-    "<b>{}</b><br>lr %{{customdata[0]:.2~e}}, seed %{{customdata[1]}}, step %{{customdata[2]}}"
-    "<br>new %{{customdata[3]:.2%}}, prior %{{customdata[4]:.2%}}, forward KL %{{customdata[5]}}<extra></extra>"
+    "<b>{}</b><br>lr %{{customdata[0]:.2~e}}, %{{customdata[1]}}, %{{customdata[2]}} epochs, seed %{{customdata[3]}}"
+    "<br>step %{{customdata[4]}} (epoch %{{customdata[5]}})"
+    "<br>new %{{customdata[6]:.2%}}, prior %{{customdata[7]:.2%}}"
+    "<br>forgetting %{{customdata[8]:.2%}}, forward KL %{{customdata[9]}}<extra></extra>"
+)
+_BASE_HOVER = (
+    "<b>base</b>, seed %{customdata[0]}<br>new %{customdata[1]:.2%}, prior %{customdata[2]:.2%}<extra></extra>"
 )
 
 
 def cloud(label: str, points: pl.DataFrame, x: str, y: str, color: str, symbol: str, **style: Any) -> Points:
     """Checkpoints with column `x` against column `y`; hovering tells the run."""
-    rows = points.select("lr", "seed", "step", *(pl.col(name).round(4) for name in ("new", "prior", "kl_forward")))
-    style = {"size": 4.5, "opacity": 0.65, **style}
-    return Points(
-        label,
-        floats(points, x),
-        floats(points, y),
-        Marker(color, symbol, **style),
-        hover=Hover(_HOVER.format(as_html(label)), rows.rows()),
-    )
+    scores = [pl.col(name).round(4) for name in ("new", "prior", "forgetting", "kl_forward")]
+    rows = points.select("lr", "schedule", "epochs", "seed", "step", pl.col("epoch").round(2), *scores).rows()
+    marker = Marker(color, symbol, **{"size": 4.5, "opacity": 0.65, **style})
+    return Points(label, floats(points, x), floats(points, y), marker, Hover(_HOVER.format(as_html(label)), rows))
 
 
-def clouds(study: Study, x: str, y: str, points: pl.DataFrame | None = None) -> list[Layer]:
-    """The checkpoints of each method, or those among `points`."""
-    rows = study.points if points is None else points
+def clouds(study: Study, x: str, y: str, **style: Any) -> list[Layer]:
+    """The checkpoints of each method."""
     return [
-        cloud(study.label(method), rows.filter(pl.col("method") == method), x, y, *style_of(index))
+        cloud(study.label(method), study.points.filter(pl.col("method") == method), x, y, *style_of(index), **style)
         for index, method in enumerate(study.methods)
     ]
 
 
-def laws(fits: PredictorSummary, x: Floats) -> list[Layer]:
-    """Both laws over `x`, as far as they could be fitted."""
-    named = (("quadratic", fits.quadratic), ("monotone", fits.saturating))
-    return [Curve(f"{name} law", x, fit.law.predict(x), INK, dashed=name == "monotone") for name, fit in named if fit]
+def laws(fits: PredictorSummary, x: Floats, *, with_r2: bool = False) -> list[Layer]:
+    """Both laws over `x`, as far as they could be fitted; the names may tell R2."""
+    found = {"quadratic": fits.quadratic, "monotone": fits.saturating}
+    return [
+        Curve(
+            f"{name} law" + (f", R² = {number(fit.r2)}" if with_r2 else ""),
+            x,
+            fit.law.predict(x),
+            INK,
+            dashed=name == "monotone",
+        )
+        for name, fit in found.items()
+        if fit
+    ]
 
 
 def base(study: Study, x: str, y: str) -> Points:
     """The untuned policies, a star for each seed."""
-    return Points("base", floats(study.bases, x), floats(study.bases, y), Marker(INK, "star", size=11.0))
+    hover = Hover(_BASE_HOVER, study.bases.select("seed", "new", "prior").rows())
+    return Points("base", floats(study.bases, x), floats(study.bases, y), Marker(INK, "star", size=11.0), hover)
 
 
 def means(label: str, cells: pl.DataFrame, at: Sequence[float], column: str, color: str, symbol: str) -> Points:
@@ -72,6 +83,13 @@ def means(label: str, cells: pl.DataFrame, at: Sequence[float], column: str, col
         Marker(color, symbol, size=7.5, line=True),
         interval=Interval(floats(cells, f"{column}_low"), floats(cells, f"{column}_high")),
     )
+
+
+def r2s(label: str, fits: Sequence[LawSummary | None], at: Floats, marker: Marker) -> Points:
+    """R2 of laws, mean and standard deviation over seeds, at the places `at`; with one seed, R2 of all checkpoints."""
+    found = [fit and (fit.r2 if fit.r2_seed_mean is None else fit.r2_seed_mean) for fit in fits]
+    mean, half = np.array(found, float), np.array([fit.r2_seed_sd if fit else None for fit in fits], float)
+    return Points(label, mean, at, marker, interval=Interval(mean - half, mean + half, "x"))
 
 
 def spots(
@@ -136,15 +154,15 @@ def _all_y(layers: Sequence[Layer]) -> Floats:
 
 def padded(values: Floats) -> Range:
     """The range of what is finite, with a margin; (0, 1) where nothing is."""
-    if not np.isfinite(values).any():
+    finite = values[np.isfinite(values)]
+    if not finite.size:
         return 0.0, 1.0
-    low, high = float(np.nanmin(values)), float(np.nanmax(values))
+    low, high = float(finite.min()), float(finite.max())
     margin = 0.12 * (high - low) if high > low else max(0.1 * abs(high), 0.01)
     return low - margin, high + margin
 
 
 def learnt(study: Study) -> Range:
     """New-task accuracy from a little below the base up: what learnt nothing would squeeze the rest into a corner."""
-    low, high = (float(np.nanmin(floats(study.bases, "new"))), float(np.nanmax(floats(study.points, "new"))))
-    margin = 0.05 * (high - low) if high > low else 0.01
-    return low - margin, max(high, low) + margin
+    low, high = float(np.nanmin(floats(study.bases, "new"))), float(np.nanmax(floats(study.points, "new")))
+    return (low - 0.1 * (high - low), high + 0.05 * (high - low)) if high > low else padded(floats(study.table, "new"))

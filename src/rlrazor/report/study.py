@@ -108,5 +108,5 @@ class Kind:
     has_table: bool = True
 
 
-Kinds = Mapping[str, Kind]
+Kinds = dict[str, Kind]
 """The sections that a report knows, by name, in the order of the page."""

@@ -10,7 +10,7 @@ import polars as pl
 
 from rlrazor.analysis import frontier, law
 from rlrazor.analysis.law import PredictorSummary
-from rlrazor.analysis.statistics import Estimate
+from rlrazor.analysis.statistics import Estimate, over
 from rlrazor.errors import RazorError
 from rlrazor.report.measures import MAIN_MEASURES
 from rlrazor.report.study import Study
@@ -26,63 +26,16 @@ AGAIN = "run the same command again"
 
 CALIBRATION = "calibrate"  # the preset of the runs of a law
 
-_TEACHER_KEYS = ("seed", "method", "run_id", "step", "student")
 _SENSITIVITY_COLUMNS = ("setting", "value", *COLUMNS)
-
-
-@dataclass(frozen=True)
-class Variant:
-    """A small sweep with one setting changed.
-
-    `retained` is method -> prior at the lowest threshold, best method first, None for one that never gets there.
-    """
-
-    setting: str
-    value: int
-    configured: bool
-    base_new: float
-    base_prior: float
-    quadratic_r2: float | None
-    saturating_r2: float | None
-    retained: Mapping[str, float | None]
-
-    @property
-    def kept(self) -> dict[str, float]:
-        """Of the methods that get there."""
-        return {method: prior for method, prior in self.retained.items() if prior is not None}
-
-    @property
-    def never(self) -> list[str]:
-        """The methods that do not."""
-        return [method for method, prior in self.retained.items() if prior is None]
-
-
-@dataclass(frozen=True)
-class Score:
-    """What a checkpoint is compared by."""
-
-    new: float
-    prior: float
-    kl_forward: float
-
-
-@dataclass(frozen=True)
-class Imitation:
-    """A teacher and the best of its students: highest prior at no less new, to within MATCH. None if none got there."""
-
-    seed: int
-    teacher_method: str
-    student_method: str
-    teacher: Score
-    student: Score | None
 
 
 @dataclass(frozen=True, eq=False)
 class Sweep:
     """The sweep in a folder, read as `study` and analysed.
 
-    `areas` is method -> hypervolume of its frontier per seed, see `frontier_area`. `imitation_gap` is the students'
-    prior accuracy minus their teachers'.
+    `areas` is method -> hypervolume of its frontier per seed, see `frontier_area`. `sensitivity` is a small sweep for
+    each value of a setting. `distillation` has pairs of a teacher and the best of its students, highest prior at no
+    less new, to within MATCH, None if none got there; `imitation_gap` is the students' prior minus their teachers'.
     """
 
     folder: Path
@@ -91,8 +44,8 @@ class Sweep:
     ranges: Sequence[Range]
     retention: pl.DataFrame
     areas: Mapping[str, Estimate]
-    sensitivity: Sequence[Variant]
-    distillation: Sequence[Imitation]
+    sensitivity: Sequence[JSON]
+    distillation: Sequence[JSON]
 
     @property
     def config(self) -> JSON:
@@ -129,9 +82,9 @@ class Sweep:
         """Student's minus teacher's prior accuracy: per seed the mean over its pairs, over seeds; None for no pair."""
         by_seed: dict[int, list[float]] = {}
         for pair in self.distillation:
-            if pair.student:
-                by_seed.setdefault(pair.seed, []).append(pair.student.prior - pair.teacher.prior)
-        return Estimate.over([float(np.mean(gaps)) for gaps in by_seed.values()]) if by_seed else None
+            if pair["student"]:
+                by_seed.setdefault(pair["seed"], []).append(pair["student"]["prior"] - pair["teacher"]["prior"])
+        return over(float(np.mean(gaps)) for gaps in by_seed.values())
 
     @property
     def ranking(self) -> list[str]:
@@ -212,34 +165,38 @@ def read_any(path: Path) -> Any:
     return parse_json(read_text(path, mend=AGAIN, missing=missing), path, mend=AGAIN)
 
 
-def _read_sensitivity(folder: Path, config: Mapping[str, Any]) -> list[Variant]:
+def _read_sensitivity(folder: Path, config: Mapping[str, Any]) -> list[JSON]:
     path = folder / "sensitivity.parquet"
     if not path.exists():
         return []
     table = read_table(path, _SENSITIVITY_COLUMNS).sort("setting", "value", maintain_order=True)
     return [
-        _variant(setting, value, config["config"].get(setting) == value, rows, thresholds_of(config)[0])
+        {
+            "setting": setting,
+            "value": value,
+            "configured": config["config"].get(setting) == value,
+            **_variant(rows, thresholds_of(config)[0]),
+        }
         for (setting, value), rows in table.group_by(["setting", "value"], maintain_order=True)
     ]
 
 
-def _variant(setting: str, value: int, configured: bool, rows: pl.DataFrame, threshold: float) -> Variant:
+def _variant(rows: pl.DataFrame, threshold: float) -> JSON:
+    """A small sweep in numbers; `kept`: method -> prior at the threshold, best first, and who `never` gets there."""
     fits = law.summarise(rows, ("kl_forward",), samples=0)[0]
     base = rows.filter(pl.col("method") == BASE)
     kept = frontier.retention(rows, [threshold]).sort("mean", descending=True, nulls_last=True)
-    return Variant(
-        setting,
-        value,
-        configured,
-        Estimate.over(base["new"].to_list()).mean,
-        Estimate.over(base["prior"].to_list()).mean,
-        law.r2_of(fits.quadratic),
-        law.r2_of(fits.saturating),
-        dict(zip(kept["method"], kept["mean"], strict=True)),
-    )
+    return {
+        "base_new": Estimate.over(base["new"].to_list()).mean,
+        "base_prior": Estimate.over(base["prior"].to_list()).mean,
+        "quadratic_r2": law.r2_of(fits.quadratic),
+        "saturating_r2": law.r2_of(fits.saturating),
+        "kept": dict(kept.drop_nulls("mean").select("method", "mean").iter_rows()),
+        "never": kept.filter(pl.col("mean").is_null())["method"].to_list(),
+    }
 
 
-def _read_distillation(folder: Path, table: pl.DataFrame) -> list[Imitation]:
+def _read_distillation(folder: Path, table: pl.DataFrame) -> list[JSON]:
     path = folder / "teachers.json"
     if not path.exists():
         return []
@@ -248,28 +205,31 @@ def _read_distillation(folder: Path, table: pl.DataFrame) -> list[Imitation]:
     named = read_any(path)
     if not isinstance(named, list):
         raise RazorError(f"{path} is not a list of teachers: {AGAIN}.")
-    teachers = checked(Teachings, {"teachers": named}, path, mend=AGAIN).teachers
-    pairs = [{key: getattr(teacher, key) for key in _TEACHER_KEYS} for teacher in teachers]
-    distinct = [pair for index, pair in enumerate(pairs) if pair not in pairs[:index]]  # one may teach at two levels
-    return [_imitation(path, table, **pair) for pair in distinct]
+    teachings = checked(Teachings, {"teachers": named}, path, mend=AGAIN).teachers
+    pairs = dict.fromkeys((one.seed, one.method, one.student, one.run_id, one.step) for one in teachings)
+    return [  # each pair once: one may teach at two levels
+        {
+            "seed": seed,
+            "teacher_method": method,
+            "student_method": student,
+            **_scores(path, table, seed, student, teacher),
+        }
+        for seed, method, student, *teacher in pairs
+    ]
 
 
-def _imitation(
-    path: Path, table: pl.DataFrame, *, seed: int, method: str, run_id: str, step: int, student: str
-) -> Imitation:
-    teachers = table.filter(pl.col("run_id") == run_id, pl.col("step") == step)
-    if teachers.is_empty():
+def _scores(path: Path, table: pl.DataFrame, seed: int, student: str, teacher: Sequence[Any]) -> JSON:
+    """Those of the `teacher`, a run and a step, and of the best of its students."""
+    run_id, step = teacher
+    taught_by = table.filter(pl.col("run_id") == run_id, pl.col("step") == step)
+    if taught_by.is_empty():
         raise RazorError(f"{path} names a teacher that records.parquet does not hold: {AGAIN}.")
-    teacher = _score(teachers)
-    own = table.filter(pl.col("method") == student, pl.col("seed") == seed)
+    scores = taught_by.select("new", "prior", "kl_forward").row(0, named=True)
+    own = table.filter(pl.col("method") == student, pl.col("seed") == seed, pl.col("new") >= scores["new"] - MATCH)
     if "teacher" in table.columns:  # else there is one for each seed
         own = own.filter(pl.col("teacher") == f"{run_id}/{step}")
-    students = own.filter(pl.col("new") >= teacher.new - MATCH).sort("prior", descending=True, maintain_order=True)
-    return Imitation(seed, method, student, teacher, None if students.is_empty() else _score(students))
-
-
-def _score(rows: pl.DataFrame) -> Score:
-    return Score(**rows.select("new", "prior", "kl_forward").row(0, named=True))
+    best = own.sort("prior", descending=True, maintain_order=True).select("new", "prior", "kl_forward")
+    return {"teacher": scores, "student": None if best.is_empty() else best.row(0, named=True)}
 
 
 def _areas(study: Study) -> dict[str, Estimate]:
@@ -298,15 +258,10 @@ def sweep_summary(sweep: Sweep) -> JSON:
         ],
         "retention": sweep.retention.to_dicts(),
         "frontier_area": {method: asdict(area) for method, area in sweep.areas.items()},
-        "sensitivity": [_variant_summary(variant) for variant in sweep.sensitivity],
-        "distillation": [asdict(pair) for pair in sweep.distillation],
+        "sensitivity": list(sweep.sensitivity),
+        "distillation": list(sweep.distillation),
         "distillation_gap": asdict(gap) if gap else None,
     }
-
-
-def _variant_summary(variant: Variant) -> JSON:
-    numbers = {name: value for name, value in asdict(variant).items() if name != "retained"}
-    return {**numbers, "kept": variant.kept, "never": variant.never}
 
 
 def _r2_by_law(within: Range) -> JSON:

@@ -5,7 +5,7 @@ import polars as pl
 from rlrazor.analysis.law import Quadratic, Saturating, error_of, r2_of
 from rlrazor.analysis.statistics import Estimate, best_checkpoints, difference
 from rlrazor.report.measures import label_of
-from rlrazor.report.sweep import Score, Sweep
+from rlrazor.report.sweep import Sweep
 from rlrazor.report.tables import Table, fit_cells
 from rlrazor.report.text import NEVER, minus, number, percent, signed, with_seeds, written
 
@@ -83,11 +83,11 @@ def sensitivity_table(sweep: Sweep) -> Table:
     """How the law and the order of the methods react to settings."""
     label, rows = sweep.study.label, []
     for variant in sweep.sensitivity:
-        order = " > ".join(f"{label(method)} {percent(prior)}" for method, prior in variant.kept.items())
-        never = f"; never: {', '.join(map(label, variant.never))}" if variant.never else ""
-        scores = percent(variant.base_new), percent(variant.base_prior)
-        r2 = number(variant.quadratic_r2), number(variant.saturating_r2)
-        name = f"{variant.setting} = {variant.value}" + (" (as run)" if variant.configured else "")
+        order = " > ".join(f"{label(method)} {percent(prior)}" for method, prior in variant["kept"].items())
+        never = f"; never: {', '.join(map(label, variant['never']))}" if variant["never"] else ""
+        scores = percent(variant["base_new"]), percent(variant["base_prior"])
+        r2 = number(variant["quadratic_r2"]), number(variant["saturating_r2"])
+        name = f"{variant['setting']} = {variant['value']}" + (" (as run)" if variant["configured"] else "")
         rows.append([name, *scores, *r2, order + never])
     headers = ["setting", "base new, %", "base prior, %", "quadratic R²", "monotone R²"]
     return Table("Sensitivity", [*headers, f"kept at {sweep.study.thresholds[0]:.0%}"], rows)
@@ -95,15 +95,17 @@ def sensitivity_table(sweep: Sweep) -> Table:
 
 def distillation_table(sweep: Sweep) -> Table:
     """Each teacher beside the best of its students."""
+    forms = {"new": percent, "prior": percent, "kl_forward": "{:.3f}".format}
     rows = []
     for pair in sweep.distillation:
-        gap = signed(Estimate.over([pair.student.prior - pair.teacher.prior]) if pair.student else None)
-        names = f"{sweep.study.label(pair.teacher_method)} → {sweep.study.label(pair.student_method)}"
-        rows.append([names, str(pair.seed), *_score_cells(pair.teacher), *_score_cells(pair.student), gap])
-    scores = ["new, %", "prior, %", f"KL, {sweep.study.kl_unit}"]
-    headers = ["teacher → student", "seed", *(f"teacher {score}" for score in scores)]
-    headers += [*(f"student {score}" for score in scores), "prior difference"]
-    return Table("Teachers and students", headers, rows)
+        teacher, student = pair["teacher"], pair["student"]
+        scores = [form(of[name]) if of else NEVER for of in (teacher, student) for name, form in forms.items()]
+        gap = signed(Estimate.over([student["prior"] - teacher["prior"]]) if student else None)
+        names = (sweep.study.label(pair[f"{who}_method"]) for who in ("teacher", "student"))
+        rows.append([" → ".join(names), str(pair["seed"]), *scores, gap])
+    scored = ["new, %", "prior, %", f"KL, {sweep.study.kl_unit}"]
+    of_both = [f"{who} {score}" for who in ("teacher", "student") for score in scored]
+    return Table("Teachers and students", ["teacher → student", "seed", *of_both, "prior difference"], rows)
 
 
 def _formula(fitted: Quadratic | Saturating) -> str:
@@ -112,7 +114,3 @@ def _formula(fitted: Quadratic | Saturating) -> str:
     terms = ((fitted.slope, "x"), (fitted.curvature, "x²"))
     tail = "".join(f" {'+' if factor >= 0 else '−'} {abs(factor):.3g} · {power}" for factor, power in terms)
     return minus(f"{fitted.intercept:.3g}") + tail
-
-
-def _score_cells(score: Score | None) -> list[str]:
-    return [percent(score.new), percent(score.prior), f"{score.kl_forward:.3f}"] if score else [NEVER] * 3

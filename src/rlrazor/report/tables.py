@@ -12,7 +12,6 @@ from rlrazor.analysis import law
 from rlrazor.analysis.law import LawSummary, PredictorSummary
 from rlrazor.report.text import NEVER, number
 from rlrazor.runs.records import BASE
-from rlrazor.runs.store import read_table as read_table
 
 THRESHOLDS = (0.95, 0.96, 0.97)  # unless the folder's config names others
 

@@ -3,12 +3,10 @@
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from types import TracebackType
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TimeRemainingColumn
-from rich.text import Text
+from rich.progress import BarColumn, Progress, TimeRemainingColumn
 
 from rlrazor.runs import sweep
 from rlrazor.runs.records import Record, RunSpec
@@ -43,7 +41,7 @@ class SweepProgress(sweep.Progress):
         self.bar = Progress(
             PlainColumn("{task.description}"),
             BarColumn(bar_width=24),
-            _RunsColumn(),
+            PlainColumn("{task.fields[runs_done]}/{task.fields[runs]} runs", style="progress.download"),
             TimeRemainingColumn(compact=True),
             PlainColumn("{task.fields[current]}", style="dim"),
             console=console,
@@ -62,9 +60,7 @@ class SweepProgress(sweep.Progress):
             self.lines.enter_context(repeated(lambda: self._print(self.line)))
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.lines.close()
         self.bar.stop()
 
@@ -132,8 +128,3 @@ def _many(count: int, what: str) -> str:
 def _duration(seconds: float) -> str:
     minutes = round(seconds / 60)
     return f"{seconds:.0f} s" if seconds < 90 else f"{minutes} min" if minutes < 90 else f"{minutes / 60:.1f} h"
-
-
-class _RunsColumn(ProgressColumn):
-    def render(self, task: Task) -> Text:
-        return Text(f"{task.fields['runs_done']}/{task.fields['runs']} runs", style="progress.download")

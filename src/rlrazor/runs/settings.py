@@ -126,17 +126,6 @@ def check_samples(config: Any, each: str) -> None:
     bounds.check_size("samples a step", samples, bounds.MOST_SAMPLES, f"lower {each} or group_size")
 
 
-def check_positive(config: Any, kinds: Kinds, but: tuple[str, ...]) -> None:
-    """Raise RazorError where a number, in any setting not named in `but`, is not positive and finite."""
-    for name, (_, kind) in kinds.items():
-        if kind is str or name in but:
-            continue
-        values = getattr(config, name)
-        for value in values if isinstance(values, tuple) else (values,):
-            if not 0 < value < math.inf:
-                raise RazorError(f"{name} must be positive and finite, not {value}.")
-
-
 def _parse_one(name: str, kind: type, value: Any) -> Any:
     text = value.strip() if isinstance(value, str) else value
     try:

@@ -66,24 +66,10 @@ def kinds() -> "Kinds":
     from rlrazor.report.sections import KINDS
     from rlrazor.report.study import Kind
 
-    def of(name: str) -> Kind:
-        applies = _applies if name == "quadrants" else None
-        return Kind(lambda study: load(name).section(study), applies)
-
-    theory = Kind(lambda study: cast("Section", import_module("rlrazor.studies.theory").section(study)))
-    known = {**KINDS, **{name: of(name) for name in STUDIES}, THEORY: Kind(theory.section, has_table=False)}
-    stages = Kind(
-        lambda study: cast("Section", import_module("rlrazor.studies.continual").section(study)),
-        lambda study: "stage" in study.table.columns,
-    )
-    known[SEQUENCES] = stages
-    return {name: known[name] for name in PAGE}
-
-
-def _applies(study: "Study") -> bool:
-    from rlrazor.studies import quadrants
-
-    return quadrants.applies(study)
+    studies = {name: load(name) for name in STUDIES}
+    own = {name: study if isinstance(study, Kind) else Kind(study.section) for name, study in studies.items()}
+    own |= {name: import_module(f"rlrazor.studies.{name}").KIND for name in (THEORY, SEQUENCES)}
+    return {name: (KINDS | own)[name] for name in PAGE}
 
 
 def parse_analyses(text: str) -> tuple[str, ...]:

@@ -16,9 +16,10 @@ from rlrazor.report.drawing import PALETTE, SYMBOLS, Axis, Figure, Marker, Panel
 from rlrazor.report.heat import heat_map
 from rlrazor.report.keyed import Keyed, in_short, numbers_of
 from rlrazor.report.prose import read_prose
-from rlrazor.report.study import Section, Study
+from rlrazor.report.study import Kind, Section, Study
 from rlrazor.report.text import NEVER, how_many, nats, number, percent, signed, written
 from rlrazor.runs.records import BASE
+from rlrazor.studies import own_sequence
 from rlrazor.studies.engine import (
     JUDGED,
     PRIOR,
@@ -29,6 +30,7 @@ from rlrazor.studies.engine import (
     Measure,
     comparison_table,
     judge_all,
+    pairs_of,
     text_of,
 )
 
@@ -38,86 +40,117 @@ CLAIMS: Mapping[str, str] = {  # what forgetting may follow
     "kl_forward": "KL to the base, new inputs",
     "old": "KL to the base, old inputs",
 }
-OUTCOMES: Mapping[str, tuple[str, Any]] = {  # of a sequence: its name, and how it is written
+OUTCOMES: Mapping[str, tuple[str, Any]] = {  # of a method: its name, and how it is written
     "accuracy": ("ACC, %", written),
     "backward": ("BWT, points", signed),
     "forward": ("FWT, points", signed),
     "forgotten": ("forgotten of earlier tasks, points", signed),
     "prior": ("prior kept, %", written),
-    "kl_forward": ("KL spent, nats", lambda estimate: written(estimate, nats)),
+    "kl_forward": ("KL spent, {unit}", lambda estimate: written(estimate, nats)),
 }
 EARLIER = Measure("backward", "kept of earlier tasks (BWT)", "points", percent)
 RL, SFT = {"method": "RL"}, {"method": "SFT"}  # the means over a family's methods
-COMPARED = (
+OF_FAMILIES = (
     Against("SFT’s mean", SFT, "sft", RL, EARLIER),
     Against("SFT’s mean", SFT, "sft-prior", RL, PRIOR),
-    Against("SFT-2", {"method": "sft-2"}, "earlier", measure=EARLIER),
-    Against("SFT-2", {"method": "sft-2"}, "prior", measure=PRIOR),
 )
+TWO = ("sft-2", "sft-two")  # what each method is compared with, by its name in either family of policies
+ABSENT = "\0"  # of a number that there is none of: its paragraph is left out
 
 
 def section(study: Study) -> Section:
-    """Its part of the report."""
+    """Its part of the report; a user's own sequence, of one method, has another."""
+    if "kl_budget" in study.description:
+        return own_sequence.section(study)
     courses = courses_of(_ends(study).filter(~pl.col("order").is_in([RATES, ALONE, JOINT])), study.bases)
     of_courses = replace(study, points=outcomes_of(study, courses))
     at = At((study.description["config"]["target"],), lambda points, bases, by, thresholds: thresholds[0])
     compared = Compared.make(of_courses, Arms(("method",), lambda study, arm: study.label(arm[0])), at)
-    tables = [outcome_table(compared), *(comparison_table(compared, one) for one in COMPARED), *claims_tables(courses)]
-    told = [(one, in_short(judge_all(compared, one))) for one in COMPARED[:2]]
-    finding = "; ".join(f"{one.measure.name} against {one.title}: {verdicts}" for one, verdicts in told)
-    prose = read_prose(text_of("continual"), {"at": f"{compared.at:.0%}", **numbers_of(tables)})
-    note = f"{prose.note}\n\n{how_many(len(courses), 'sequence')}, {how_many(len(study.seeds), 'seed')}. {JUDGED}"
-    shown = [table.table for table in tables]
-    return Section("continual", prose.title, prose.question, f"{finding}.", figure_of(study, courses), shown, note)
+    outcomes, of_families = outcome_table(compared), there(compared, OF_FAMILIES)
+    against = [*of_families, *there(compared, of_methods(study))]
+    tables = [outcomes, *(comparison_table(compared, one) for one in against), *claims_tables(courses)]
+    told = [f"{one.measure.name} against {one.title}: {in_short(judge_all(compared, one))}" for one in of_families] or [
+        f"{label}: ACC {cells['accuracy']} %, prior kept {cells['prior']} %" for label, cells in outcomes.rows.values()
+    ]
+    numbers = {name: text for name, text in numbers_of(tables).items() if text != NEVER or name.endswith("gap")}
+    prose = read_prose(text_of("continual"), {"at": f"{compared.at:.0%}", **numbers}, ABSENT)
+    counts = f"{how_many(len(courses), 'sequence')}, {how_many(len(study.seeds), 'seed')}. {JUDGED if against else ''}"
+    note = "\n\n".join(one for one in [*prose.note.split("\n\n"), counts.strip()] if ABSENT not in one)
+    shown, finding = [table.table for table in tables], f"{'; '.join(told)}."
+    return Section("continual", prose.title, prose.question, finding, figure_of(study, courses), shown, note)
+
+
+def there(compared: Compared, comparisons: Sequence[Against]) -> list[Against]:
+    """The comparisons of which both sides were run."""
+    return [one for one in comparisons if any(with_it in compared.arms for _, with_it in pairs_of(compared, one))]
+
+
+def of_methods(study: Study) -> list[Against]:
+    """Each method with SFT on two labels, where that was run."""
+    return [
+        Against(study.label(name), {"method": name}, key, measure=measure)
+        for name in study.methods
+        if name in TWO
+        for key, measure in (("earlier", EARLIER), ("prior", PRIOR))
+    ]
 
 
 def outcomes_of(study: Study, courses: Sequence[Course]) -> pl.DataFrame:
-    """A row per course, and the means over the families' methods; a `seed` is a pair of seed and order."""
+    """A row per method and seed, the mean over its orders, and the lowest score of all stages; and families' means."""
     table = pl.DataFrame([course.outcome() for course in courses], infer_schema_length=None)
+    table = _mean_over(table, ["method", "seed"])
     means = []
     for family, methods in study.families.items():
         own = table.filter(pl.col("method").is_in([name for name in methods if "+" not in name]))
-        mean = own.group_by("start", maintain_order=True).agg(pl.exclude("method", "new").mean(), pl.min("new"))
-        means.append(mean.with_columns(method=pl.lit(family)))
-    table = pl.concat([*means, table], how="diagonal_relaxed")
-    pair = pl.col("start").rank("dense").cast(pl.Int64)
-    return table.with_columns(seed=pair, trajectory=pl.concat_str("method", "start", separator=", "), step=pl.lit(0))
+        means.append(_mean_over(own.drop("method"), ["seed"]).with_columns(method=pl.lit(family)))
+    if all(len(one) for one in means):
+        table = pl.concat([*means, table], how="diagonal_relaxed")
+    return table.with_columns(trajectory=pl.format("{}, seed {}", "method", "seed"), step=pl.lit(0))
+
+
+def _mean_over(table: pl.DataFrame, by: list[str]) -> pl.DataFrame:
+    return table.group_by(by, maintain_order=True).agg(pl.exclude(*by, "new").mean(), pl.min("new"))
 
 
 def outcome_table(compared: Compared) -> Keyed:
     """What each method's courses did, and what it does with all tasks at once, and with each alone."""
     ends, rows = _ends(compared.study), {}
     beside = {"joint": (JOINT, "new"), "joint-prior": (JOINT, "prior"), "alone-prior": (ALONE, "prior")}
+    headers = ("all at once: ACC, %", "prior kept, %", "alone: prior kept, %")
+    run = {name for name, (order, _) in beside.items() if len(ends.filter(order=order))}
+    more = {name: header for name, header in zip(beside, headers, strict=True) if name in run}
     for arm in compared.arms:
         own = compared.rows(arm)
         cells = {
             name: form(None if own[name].null_count() else Estimate.over(own[name].to_list()))
             for name, (_, form) in OUTCOMES.items()
         }
-        for name, (order, column) in beside.items():
+        for name in more:
+            order, column = beside[name]
             of = ends.filter(method=arm[0], order=order).group_by("seed", maintain_order=True).agg(pl.mean(column))
             cells[name] = written(Estimate.over(of[column].to_list())) if len(of) else NEVER
         cells |= {"n": str(len(own)), "learned": str(len(own.filter(pl.col("new") >= compared.at)))}
         rows[compared.key(arm)] = (compared.label(arm), cells)
-    columns = {name: header for name, (header, _) in OUTCOMES.items()}
-    columns |= {"joint": "all at once: ACC, %", "joint-prior": "prior kept, %", "alone-prior": "alone: prior kept, %"}
-    return Keyed("After the last stage", "method", {**columns, "n": "sequences", "learned": "all learned in"}, rows)
+    columns = {name: header.format(unit=compared.study.kl_unit) for name, (header, _) in OUTCOMES.items()} | more
+    return Keyed("After the last stage", "method", {**columns, "n": "seeds", "learned": "all learned in"}, rows)
 
 
 def claims_tables(courses: Sequence[Course]) -> list[Keyed]:
-    """Which KL tells what is forgotten: one quadratic in each, over the ends of all stages."""
+    """Which KL tells what is forgotten: one quadratic in each, over the ends of all stages; none of too few stages."""
     columns = {"r2": "R²", "interval": "95 %", "error": "left-out error, points", "baseline": "guessing", "n": "stages"}
     tables = []
     for old in ("prior", "earlier"):
         stages, rows = pl.DataFrame([row for course in courses for row in course.stages(old)]), {}
         for fit in law.summarise(stages, list(CLAIMS), samples=0) if len(stages) else []:
+            if fit.quadratic is None:
+                continue
             low, high = law.bootstrap(partial(quadratic_r2, fit.predictor), stages) or (None, None)
-            left = fit.quadratic and fit.quadratic.left_out
-            cells = [number(fit.quadratic.r2 if fit.quadratic else None), f"{number(low)} to {number(high)}"]
-            cells += [percent(one.mean) if one else NEVER for one in (left, fit.baseline)]
+            cells = [number(fit.quadratic.r2), f"{number(low)} to {number(high)}" if low is not None else NEVER]
+            cells += [percent(one.mean) if one else NEVER for one in (fit.quadratic.left_out, fit.baseline)]
             cells.append(str(fit.checkpoints))
             rows[f"{old}.{fit.predictor}"] = (CLAIMS[fit.predictor], dict(zip(columns, cells, strict=True)))
-        tables.append(Keyed(f"What tells how much of the {old} task is forgotten", "forward KL", columns, rows))
+        if rows:
+            tables.append(Keyed(f"What tells how much of the {old} task is forgotten", "forward KL", columns, rows))
     return tables
 
 
@@ -130,22 +163,25 @@ def quadratic_r2(column: str, stages: pl.DataFrame) -> float:
 def figure_of(study: Study, courses: Sequence[Course]) -> Figure:
     """The matrices of the first order, means over the seeds, and the prior score stage by stage."""
     maps, curves = [], []
+    lowest = min(0.4, *(float(one.scores.min()) for one in courses))
     for at, method in enumerate(study.methods):
         own = [one for one in courses if one.method == method]
-        first = [one for one in own if one.tasks == courses[0].tasks]
-        scores = np.mean([one.scores for one in first], axis=0)
-        tasks, label = first[0].tasks, study.label(method)
-        maps.append((method, heat_map(label, scores, ["base", *tasks], tasks, ("score on", "after"))))
+        first = [one for one in own if one.order == own[0].order]
+        scores, tasks = np.mean([one.scores for one in first], axis=0), first[0].tasks
+        rows = ["base", *(f"{place}: {task}" for place, task in enumerate(tasks, 1))]
+        maps.append((method, heat_map(study.label(method), scores, rows, lowest, ("score on task", "after"))))
         prior = np.asarray(np.mean([floats(one.rows, "prior") for one in own], axis=0), np.float64)
         marker = Marker(PALETTE[at % len(PALETTE)], SYMBOLS[at % len(SYMBOLS)], line=True)
-        curves.append(Points(label, np.linspace(0, len(prior) - 1, len(prior)), prior, marker))
+        curves.append(Points(study.label(method), np.linspace(0, len(prior) - 1, len(prior)), prior, marker))
     shown = [panel for _, panel in sorted(maps, key=lambda one: "+" in one[0])][:MAPS]
-    ticks = [(float(at), str(at)) for at in range(len(courses[0].rows))]
-    stages = Axis("stages", ticks=ticks)
+    stages = Axis("stages", ticks=[(float(at), str(at)) for at in range(max(len(one.rows) for one in courses))])
     prior_panel = Panel("Prior score, mean over sequences", stages, Axis("prior score"), curves)
-    return Figure("continual", [*shown, prior_panel], 3)
+    return Figure("continual", [*shown, prior_panel], min(3, len(shown) + 1))
 
 
 def _ends(study: Study) -> pl.DataFrame:
     """The last checkpoint of each run, in each order that it is in."""
     return study.table.filter(pl.col("method") != BASE).unique(["run_id", "order"], keep="last", maintain_order=True)
+
+
+KIND = Kind(section, lambda study: "stage" in study.table.columns)

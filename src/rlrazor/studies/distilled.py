@@ -195,4 +195,4 @@ def _course(study: Study, runs: pl.DataFrame, column: str) -> list[Floats]:
     return [floats(by_step.sort("step"), name) for name in (column, "prior")]
 
 
-STUDY = PlainStudy(grids, section)
+STUDY = PlainStudy(section, grids=grids)

@@ -219,4 +219,4 @@ def with_interval(value: float, interval: tuple[float, float] | None) -> str:
     return number(value) + ("" if interval is None else " [{}, {}]".format(*map(number, interval)))
 
 
-STUDY = PlainStudy(grids, section)
+STUDY = PlainStudy(section, grids=grids)

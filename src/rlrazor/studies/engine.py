@@ -48,7 +48,7 @@ from rlrazor.analysis.statistics import (
 from rlrazor.report.drawing import PALETTE, SYMBOLS, Figure, Panel
 from rlrazor.report.keyed import Column, Judged, Keyed, in_short, table_of
 from rlrazor.report.prose import Shown, told
-from rlrazor.report.study import Section, Study
+from rlrazor.report.study import Kind, Section, Study
 from rlrazor.report.tables import THRESHOLDS
 from rlrazor.report.text import INTERVALS, nats, of_all, percent, signed, written
 from rlrazor.studies.grids import Grid
@@ -261,12 +261,11 @@ class ArmStudy:
         return f"{name} at new ≥ {at} against {first.title}: {told}."
 
 
-@dataclass(frozen=True)
-class PlainStudy:
+@dataclass(frozen=True, kw_only=True)
+class PlainStudy(Kind):
     """A study that makes its section itself."""
 
     grids: Callable[[bool], list[Grid]]
-    section: Callable[[Study], Section]
 
 
 def section_of(

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from rlrazor.experiments.parity_mnist.config import EXPERIMENT, PAPER_LRS, PRESETS, TEACHER, Config
+from rlrazor.experiments.parity_mnist.config import PAPER_LRS, PRESETS, TEACHER, Config
 from rlrazor.runs.records import Ancestor, RunSpec
 
 LRS = PAPER_LRS[6::2]  # 3.6e-5 ... 1e-3
@@ -33,14 +33,9 @@ class Grid:
     taught_at: float | None = None
 
     def specs(self, seeds: Sequence[int], data: str, teachers: Mapping[int, Ancestor] | None = None) -> list[RunSpec]:
-        """The fine-tuning runs; `data` is the fingerprint of the images, `teachers` (seed -> teacher) of `taught_at`.
-
-        Without `teachers`, those of students have a stand-in, which is enough to count them.
-        """
+        """The fine-tuning runs; `data` fingerprints the images; `teachers` of `taught_at`, by seed."""
         methods = self.methods if self.taught_at is None else (TEACHER, *self.methods)
         config = replace(plain_config(seeds), methods=methods, lrs=self.lrs, **self.settings)
-        if teachers is None and self.taught_at is not None:
-            teachers = unknown_teachers(self.taught_at, seeds)
         return config.specs(data, self.methods, teachers, self.variant)
 
     def describe(self) -> dict[str, Any]:
@@ -62,8 +57,3 @@ def plain_config(seeds: Sequence[int]) -> Config:
 def seeds_of(preset: str) -> tuple[int, ...]:
     """The seeds of a study unless the command names others."""
     return SEEDS.get(preset, SEEDS["quick"])
-
-
-def unknown_teachers(level: float, seeds: Sequence[int]) -> dict[int, Ancestor]:
-    """Stand-ins for teachers that are not trained yet, by seed: enough to count their students."""
-    return {seed: Ancestor(RunSpec(EXPERIMENT, TEACHER, {"new": level}, seed), 0) for seed in seeds}

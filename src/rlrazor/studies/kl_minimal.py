@@ -230,18 +230,9 @@ def _panel(
         layers.append(never("never gets there", [name for _, name in absent], [place for place, _ in absent], y))
         low = low / 2 if log else low - 0.1 * (high - low)
         texts = [(place - 0.15, low, one.at) for place, one in enumerate(settings) if one.compared.reached]
-    return Panel(
-        title,
-        Axis(
-            "base’s expected accuracy, group size",
-            (-0.5, len(settings) - 0.5),
-            percent=False,
-            ticks=[(float(at), f"{one.base('new_expected').mean:.0%}, {one.group}") for at, one in enumerate(settings)],
-        ),
-        Axis(y_label, (low, high), percent=not log, log=log),
-        layers,
-        texts=texts,
-    )
+    names = [f"{one.base('new_expected').mean:.0%}, {one.group}" for one in settings]
+    axis = Axis.of(names, "base’s expected accuracy, group size")
+    return Panel(title, axis, Axis(y_label, (low, high), percent=not log, log=log), layers, texts=texts)
 
 
-STUDY = PlainStudy(grids, section)
+STUDY = PlainStudy(section, grids=grids)

@@ -152,23 +152,15 @@ def by_age(title: str, y_label: str, column: str, cells_of: Callable[[Compared],
         cells, ages = cells_of(compared), compared.values(-1)
         if not cells:
             return None
-        across, is_kl = (-0.5, len(ages) - 0.5), column == KL
-        layers = [*lines(compared, cells, column), *references(compared, cells, column, across)]
+        axis, is_kl = Axis.of([age_name(age) for age in ages], "age of the samples, updates"), column == KL
+        layers = [*lines(compared, cells, column), *references(compared, cells, column, axis.ends)]
         if not is_kl:
-            layers.append(level("base", float(np.nanmean(floats(compared.study.bases, column))), across))
+            layers.append(level("base", float(np.nanmean(floats(compared.study.bases, column))), axis.ends))
         # Logarithmic: from a tenth of a nat to several, with intervals that are as wide as the mean is high.
         low, high = log_height(layers) if is_kl else share_height(layers)
         layers.append(absent(compared, cells, 1.25 * low if is_kl else low + 0.04 * (high - low)))
-        return Panel(
-            title.format(compared.at),
-            Axis(
-                "age of the samples, updates",
-                across,
-                ticks=[(float(place), age_name(age)) for place, age in enumerate(ages)],
-            ),
-            Axis(y_label, (low, high), percent=not is_kl, log=is_kl),
-            layers,
-        )
+        y_axis = Axis(y_label, (low, high), percent=not is_kl, log=is_kl)
+        return Panel(title.format(compared.at), axis, y_axis, layers)
 
     return make
 

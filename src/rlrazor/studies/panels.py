@@ -10,7 +10,7 @@ import polars as pl
 from rlrazor.analysis.statistics import at_accuracy, floats
 from rlrazor.report.drawing import INK, Axis, Curve, Interval, Layer, Marker, Panel, Points
 from rlrazor.report.figures import staircase
-from rlrazor.report.layers import base, cloud, height, learnt, level, means, never, padded
+from rlrazor.report.layers import across, base, cloud, height, learnt, level, means, never, padded
 from rlrazor.report.text import number
 from rlrazor.studies.engine import KL, Arm, Compared, PanelOf, Style
 from rlrazor.studies.tables import shared_law
@@ -28,11 +28,9 @@ def kept(names: Callable[[Any], str]) -> PanelOf:
         for arm in compared.arms:
             place = values.index(arm[-1]) + 0.16 * (methods.index(arm[0]) - (len(methods) - 1) / 2)
             layers.append(means(compared.label(arm), compared.rows(arm, cells), [place], "prior", *compared.style(arm)))
-        ends = (-0.5, len(values) - 0.5)
-        layers.append(level("base’s prior", base_prior(compared), ends))
-        ticks = [(float(place), names(value)) for place, value in enumerate(values)]
-        title = f"Kept at new ≥ {compared.at:.0%}"
-        return Panel(title, Axis("", ends, ticks=ticks), Axis("prior accuracy", height(layers)), layers)
+        axis = Axis.of([names(value) for value in values])
+        layers.append(level("base’s prior", base_prior(compared), axis.ends))
+        return Panel(f"Kept at new ≥ {compared.at:.0%}", axis, Axis("prior accuracy", height(layers)), layers)
 
     return make
 
@@ -55,19 +53,12 @@ def along(column: str, x_label: str, line: Callable[[Compared, Any], tuple[str, 
             places = [float(values.index(at)) for at in cells[last]]
             label, style = line(compared, value)
             layers.append(means(label, cells, places, column, *style))
-        ends = (-0.3, len(values) - 0.7)
+        axis = Axis.of([f"{value:g}" for value in values], x_label, margin=0.3)
         if is_prior:
-            layers.append(level("base’s prior", base_prior(compared), ends))
-        return Panel(
-            f"{'Kept' if is_prior else 'Drift'} at new ≥ {compared.at:.0%}",
-            Axis(x_label, ends, ticks=[(float(place), f"{value:g}") for place, value in enumerate(values)]),
-            Axis(
-                "prior accuracy" if is_prior else f"forward KL, {compared.study.kl_unit}",
-                height(layers),
-                percent=is_prior,
-            ),
-            layers,
-        )
+            layers.append(level("base’s prior", base_prior(compared), axis.ends))
+        y_label = "prior accuracy" if is_prior else f"forward KL, {compared.study.kl_unit}"
+        title = f"{'Kept' if is_prior else 'Drift'} at new ≥ {compared.at:.0%}"
+        return Panel(title, axis, Axis(y_label, height(layers), percent=is_prior), layers)
 
     return make
 
@@ -77,35 +68,32 @@ def ranked(compared: Compared) -> Panel | None:
     if not compared.reached:
         return None
     order = ranking(compared)
-    place = {arm: float(len(order) - index) for index, arm in enumerate(order)}
+    axis = Axis.of([compared.label(arm) for arm in order], margin=0.7)
     prior = base_prior(compared)
     low, high = padded(np.array([prior, *(compared.kept[arm]["prior"] for arm in order)], float))
-    across = (0.3, len(order) + 0.7)
     layers: list[Layer] = []
     for method in compared.values(0):
         own = [arm for arm in order if arm[0] == method]
         ends = [np.array([compared.kept[arm][f"prior{end}"] for arm in own], float) for end in ("_low", "", "_high")]
-        y = np.array([place[arm] for arm in own])
+        y = np.array([order.index(arm) for arm in own], float)
         dots = Points(compared.study.label(method), ends[1], y, Marker(*compared.style(own[0]), size=7.5))
         layers.append(replace(dots, interval=Interval(ends[0], ends[2], "x")))
     absent = [arm for arm in order if compared.kept[arm]["prior"] is None]
     edge = [low + 0.02 * (high - low)] * len(absent)
     marks = never(f"never reaches {compared.at:.0%} new", [compared.label(arm) for arm in absent], edge, 0.0)
-    layers.append(replace(marks, y=np.array([place[arm] for arm in absent])))
-    layers.append(Curve("base", np.repeat(prior, 2), np.array(across), INK, dashed=True))
-    ticks = [(place[arm], compared.label(arm)) for arm in order]
-    title = f"Kept at new ≥ {compared.at:.0%}"
-    return Panel(title, Axis("prior accuracy", (low, high)), Axis("", across, percent=False, ticks=ticks), layers)
+    layers.append(replace(marks, y=np.array([order.index(arm) for arm in absent], float)))
+    layers.append(across("base", prior, axis.ends))
+    return Panel(f"Kept at new ≥ {compared.at:.0%}", Axis("prior accuracy", (low, high)), axis, layers)
 
 
 def ranking(compared: Compared) -> list[Arm]:
-    """Who keeps most first; last those that never get there, by how far they do."""
+    """Who keeps most last; first those that never get there, by how far they do."""
 
     def rank(arm: Arm) -> tuple[float, float]:
         prior = compared.kept[arm]["prior"]
         return (-1.0 if prior is None else prior), float(floats(compared.rows(arm), "new").max())
 
-    return sorted(compared.arms, key=rank, reverse=True)
+    return sorted(compared.arms, key=rank)
 
 
 def trade_off(compared: Compared) -> Panel:

@@ -198,4 +198,4 @@ def least(floor: float | None, across: Range) -> list[Layer]:
     return [] if floor is None else [Curve("least in float32", np.array(across), np.full(2, floor), INK, dashed=True)]
 
 
-STUDY = PlainStudy(grids, section)
+STUDY = PlainStudy(section, grids=grids)

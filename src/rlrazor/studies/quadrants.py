@@ -224,4 +224,4 @@ def square(compared: Compared, at: float) -> Panel:
     )
 
 
-STUDY = PlainStudy(grids, section)
+STUDY = PlainStudy(section, applies, grids=grids)

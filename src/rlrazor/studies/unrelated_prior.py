@@ -1,7 +1,7 @@
 """Does KL on the new task predict the forgetting of a prior task that shares nothing with it, counting dots?"""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -19,23 +19,9 @@ from rlrazor.analysis.carry_over import (
 )
 from rlrazor.analysis.law import PredictorSummary, error_of, r2_of
 from rlrazor.analysis.statistics import Estimate, Verdict, floats, over, verdict
-from rlrazor.report.drawing import (
-    INK,
-    PALETTE,
-    SYMBOLS,
-    WHITE,
-    Axis,
-    Curve,
-    Figure,
-    Floats,
-    Interval,
-    Layer,
-    Marker,
-    Panel,
-    Points,
-)
+from rlrazor.report.drawing import INK, WHITE, Axis, Figure, Floats, Layer, Marker, Panel
 from rlrazor.report.keyed import Column, Judged, Keyed, Value, gap, in_short, table_of
-from rlrazor.report.layers import cloud, padded
+from rlrazor.report.layers import clouds, laws, padded, r2s
 from rlrazor.report.study import Section, Study
 from rlrazor.report.tables import fit_cells, ranges_of
 from rlrazor.report.text import NEVER, nats, number, percent, signed
@@ -228,47 +214,28 @@ def figure(study: Study, tasks: Sequence[PriorTask]) -> Figure:
     drifts = drifts[drifts > 0]
     kl = (float(drifts.min()) / 1.3, float(drifts.max()) * 1.3) if drifts.size else (0.1, 1.0)
     forgotten = padded(np.concatenate([np.zeros(1), *(floats(task.points, "forgetting") for task in tasks)]))
+    x_axis = Axis(f"forward KL on the new task, {study.kl_unit}", kl, percent=False, log=True)
+    y_axis = Axis("forgetting (drop in accuracy)", forgotten)
     panels = []
     for task in tasks:
-        layers: list[Layer] = []
-        for place, method in enumerate(study.methods):
-            rows = task.points.filter(pl.col("method") == method, pl.col(KL) > 0)
-            style = PALETTE[place % len(PALETTE)], SYMBOLS[place % len(SYMBOLS)]
-            layers.append(cloud(study.label(method), rows, KL, "forgetting", *style))
-        x = np.geomspace(*kl, 200)
-        for name, fit in (("quadratic law", task.law.quadratic), ("monotone law", task.law.saturating)):
-            if fit:
-                layers.append(Curve(name, x, fit.law.predict(x), INK, dashed=fit is task.law.saturating))
-        title, y_label = f"Forgetting of {task.name}", "forgetting (drop in accuracy)"
-        x_label = f"forward KL on the new task, {study.kl_unit}"
-        x_axis = Axis(x_label, kl, percent=False, log=True)
-        panels.append(Panel(title, x_axis, Axis(y_label, forgotten), layers))
+        moved = replace(study, points=task.points.filter(pl.col(KL) > 0))
+        layers = [*clouds(moved, KL, "forgetting"), *laws(task.law, np.geomspace(*kl, 200))]
+        panels.append(Panel(f"Forgetting of {task.name}", x_axis, y_axis, layers))
     return Figure(NAME, [*panels, _measures_panel(tasks)], columns=len(panels) + 1)
 
 
 def _measures_panel(tasks: Sequence[PriorTask]) -> Panel:
     """R2 of the monotone law by measure, mean and deviation over one fit per seed; the tasks one above the other."""
-    shown = [name for name in MEASURES if any(name in task.fits for task in tasks)]
+    shown = [name for name in reversed(MEASURES) if any(name in task.fits for task in tasks)]
     layers: list[Layer] = []
     for index, task in enumerate(tasks):
         fits = [task.fits[name].saturating if name in task.fits else None for name in shown]
-        means = [fit and (fit.r2 if fit.r2_seed_mean is None else fit.r2_seed_mean) for fit in fits]
-        mean, half = np.array(means, float), np.array([fit.r2_seed_sd if fit else None for fit in fits], float)
-        y = np.array([len(shown) - place - 0.2 * index for place in range(len(shown))], float)
         marker = Marker(INK if index else WHITE, "diamond", size=7.0, outlined=True)
-        ends = Interval(mean - half, mean + half, "x")
-        layers.append(Points(f"R², {task.name}", mean, y, marker, interval=ends))
+        places = np.array([place + 0.1 - 0.2 * index for place in range(len(shown))])
+        layers.append(r2s(f"R², {task.name}", fits, places, marker))
     lowest = min((float(np.nanmin(layer.x)) for layer in layers if np.isfinite(layer.x).any()), default=0.0)
-    return Panel(
-        "What explains forgetting?",
-        Axis("R² of the monotone law", (max(min(lowest, 0.0), -0.5) - 0.05, 1.03), percent=False),
-        Axis(
-            range=(0.3, len(shown) + 0.7),
-            percent=False,
-            ticks=[(len(shown) - index - 0.1, MEASURES[name]) for index, name in enumerate(shown)] or None,
-        ),
-        layers,
-    )
+    r2_axis = Axis("R² of the monotone law", (max(min(lowest, 0.0), -0.5) - 0.05, 1.03), percent=False)
+    return Panel("What explains forgetting?", r2_axis, Axis.of([MEASURES[name] for name in shown], margin=0.7), layers)
 
 
-STUDY = PlainStudy(grids, section)
+STUDY = PlainStudy(section, grids=grids)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import product
-from typing import Any
+from typing import Any, TypeVar
 
 from rlrazor import bounds
 from rlrazor.errors import RazorError
@@ -11,7 +11,7 @@ from rlrazor.experiments.language.methods import FROM_TEACHER, TEACHER, find_met
 from rlrazor.lm.task_names import DEFAULT_TASKS, are_none
 from rlrazor.runs import settings
 from rlrazor.runs.records import BASE, Ancestor, RunSpec
-from rlrazor.runs.settings import check_bounds, check_many, check_positive, check_runs, check_samples, kinds_of, setting
+from rlrazor.runs.settings import check_bounds, check_many, check_runs, check_samples, kinds_of, setting
 
 EXPERIMENT = "language"
 RECIPE = 3  # goes into every base's spec: raise it when a change to this folder changes the bits of a run
@@ -96,12 +96,6 @@ class Config:
             unknown = [value for value in values if value not in known]
             if unknown:
                 raise RazorError(f"Unknown {name} {unknown[0]!r:.60}. Choose from: {', '.join(known)}.")
-        limits = ("max_steps", "max_new_tokens", "train_prompts", "prior_limit", "lora_rank", "warmup_steps")
-        check_positive(self, KINDS, but=("seeds", "kl_coef", *limits))
-        for name in ("seeds", "kl_coef", *limits):
-            given: Any = getattr(self, name)
-            if min(given if isinstance(given, tuple) else (given,)) < 0:
-                raise RazorError(f"{name} must be 0 or more.")
         if self.group_size < 2:
             raise RazorError("group_size must be at least 2: a group of one has nothing to compare its reward with.")
         check_bounds(self, KINDS)
@@ -187,6 +181,7 @@ class Config:
         }
 
 
+AnyConfig = TypeVar("AnyConfig", bound=Config)
 _TRAINING = ("checkpoints_per_epoch", "max_steps", "warmup_steps", "lora_rank", "precision", "train_prompts")
 KINDS = kinds_of(Config)
 
@@ -233,7 +228,7 @@ def resolve(preset: str, given: Mapping[str, Any] | None = None) -> Config:
     return settings.resolve(PRESETS, preset, given)
 
 
-def settled(config: Config) -> Config:
+def settled(config: AnyConfig) -> AnyConfig:
     """With a precision of training that is this device's, where it is `AUTO`.
 
     As the base's weights are, else bf16 on a GPU that has it. Imports torch, which `resolve` does not.

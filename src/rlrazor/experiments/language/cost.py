@@ -40,7 +40,7 @@ _LEAST_ERROR = 0.3  # of an estimate, as a share: machines differ so much from o
 class Timing:
     """What a trial found. Seconds: of an update by kind of method, per sequence of it; of a measurement, and of
     measuring the base once more in each process; of a pre-training. `spread`: of the updates' seconds, as a share.
-    `parameters`: of the model, and those that are trained. `bytes`: of a process. `timed`: in words.
+    `parameters`: of the model. `bytes`: of a process. `timed`: in words.
     """
 
     update: dict[tuple[str, ...], float] = field(default_factory=dict)
@@ -49,7 +49,6 @@ class Timing:
     pretraining: float = 0.0
     spread: float = 0.0
     parameters: int = 0
-    trained: int = 0
     bytes: int = 0
     timed: str = ""
 
@@ -108,8 +107,8 @@ def time_trial(config: Config, setup: Setup, splits: Splits) -> Timing:
                 tried = next(iter(world.last_world.values()))
                 _measured(found, clock, config, small, trial, tried)
                 found.parameters = sum(weight.numel() for weight in tried.base.model.parameters())
-                found.trained = found.parameters if not config.lora_rank else found.parameters // 50
-            found.bytes = max(found.bytes, clock.bytes_for(spec, config, found.trained, micro_batch))
+            trained = _trained(found.parameters, config)
+            found.bytes = max(found.bytes, clock.bytes_for(spec, config, trained, micro_batch))
     world.last_world.clear()
     found.spread = max(_LEAST_ERROR, statistics.pstdev(seconds) if len(seconds) > 1 else 1.0)
     example = small.specs("trial", data, [next(iter(kinds.values()))])[0]
@@ -128,7 +127,7 @@ def _time_pretraining(found: Timing, config: Config, small: Config, trial: Setup
         store.keep(base, Keep(last=True))
     with _listening() as clock:
         sweep.run(bases, partial(train, trial), store)
-    found.pretraining = clock.seconds["pre-training"] * config.pretrain_steps / small.pretrain_steps
+    found.pretraining = clock.parts["pre-training", False] * config.pretrain_steps / small.pretrain_steps
     world.last_world.clear()
 
 
@@ -180,6 +179,11 @@ def _measured(found: Timing, clock: "_Clock", config: Config, small: Config, set
     found.reference, found.measurement = own[False], own[True]
 
 
+def _trained(parameters: int, config: Config) -> int:
+    """Of so many parameters those that are trained."""
+    return parameters // 50 if config.lora_rank else parameters
+
+
 def _tokens(config: Config, setup: Setup) -> int:
     return config.max_new_tokens or setup.task.task().max_new_tokens
 
@@ -193,7 +197,6 @@ class _Clock:
     """Listens to a run: seconds of each phase, before and after training began, and of each update; its memory."""
 
     parts: dict[tuple[str, bool], float] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
     updates: list[float] = field(default_factory=list)
     loaded: int = 0  # bytes, before the first update
     last: tuple[str, float] = ("", 0.0)
@@ -205,7 +208,6 @@ class _Clock:
         before, since = self.last
         key = (before, self.last_update[0] > 0)
         self.parts[key] = self.parts.get(key, 0.0) + (now - since if since else 0.0)
-        self.seconds[before] = self.seconds.get(before, 0.0) + (now - since if since else 0.0)
         self.last = (phase, now)
         if phase == phases.TRAINING:
             step, began = self.last_update
@@ -261,13 +263,14 @@ def seconds_of(found: Timing, spec: RunSpec, cost: Cost) -> float:
 
 def trial_of(found: Timing, config: Config, setup: Setup) -> Trial:
     """What was timed, for the runs of a config to be counted by."""
-    weights, state = 4 * found.parameters, 4 * STATE * found.trained
+    trained = _trained(found.parameters, config)
+    weights, state = 4 * found.parameters, 4 * STATE * trained
     sizes = Sizes(
         memory=found.bytes,
         record=RECORD_BYTES,
         weights=weights,
         base=weights if config.base == TINY else 0,
-        model=4 * found.trained if setup.running.keep_models else 0,
+        model=4 * trained if setup.running.keep_models else 0,
         passing=0 if setup.running.save_every == 0 else 2 * state,
     )
     return Trial(partial(seconds_of, found), found.spread, sizes, found.timed, found.reference, config.threads)

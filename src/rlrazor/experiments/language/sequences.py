@@ -8,6 +8,7 @@ from rlrazor.errors import RazorError
 from rlrazor.experiments.continual.config import EXPERIMENT, TO_BASE, TO_BEFORE, InSequence, check, parts_of
 from rlrazor.experiments.language.config import TINY, Config
 from rlrazor.experiments.language.methods import FROM_TEACHER, KL_SUFFIX, Method, find_method
+from rlrazor.experiments.language.tasks import TASKS
 from rlrazor.experiments.language.tasks.letters import FORMS
 from rlrazor.runs import settings
 from rlrazor.runs.records import Ancestor, RunSpec
@@ -36,7 +37,7 @@ class ModelSequences(Config, InSequence):
         if self.task:
             raise RazorError("A sequence has several tasks: name them with tasks, not with task.")
         check(self, None, ("schedules", "epochs", "batch_sizes", "iterations"))
-        if self.base == TINY and (others := [task for task in self.tasks if task not in FORMS]):
+        if self.base == TINY and (others := [task for task in self.tasks if task in TASKS and task not in FORMS]):
             raise RazorError(
                 f"In a sequence the base {TINY!r} takes the tasks {', '.join(FORMS)}, which their prompts tell apart, "
                 f"not {others[0]!r:.60}."

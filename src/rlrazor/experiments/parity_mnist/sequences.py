@@ -8,7 +8,7 @@ from rlrazor.experiments.continual.config import EXPERIMENT, TO_BASE, TO_BEFORE,
 from rlrazor.experiments.parity_mnist.config import Config
 from rlrazor.runs import settings
 from rlrazor.runs.records import BASE, Ancestor, RunSpec
-from rlrazor.runs.settings import check_positive, kinds_of, log_spaced, setting
+from rlrazor.runs.settings import kinds_of, log_spaced, setting
 
 if TYPE_CHECKING:
     from rlrazor.experiments.parity_mnist.methods import Method
@@ -36,7 +36,6 @@ class ImageSequences(Config, InSequence):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_positive(self, KINDS, but=("seeds", "kl_coef"))
         check(self, tuple(SPLITS), ("schedules", "epochs"))
 
     @property

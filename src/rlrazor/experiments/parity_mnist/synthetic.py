@@ -1,6 +1,6 @@
-"""Images made by formula, in MNIST's format: a prior task that no other data set resembles.
+"""Images made by formula, in MNIST's format: a prior task that no other data set resembles, and images of no task.
 
-A function of (count, seed) alone, drawn from a generator of its own: nothing to download, nothing to fit.
+Functions of (count, seed) alone, drawn from a generator of their own: nothing to download, nothing to fit.
 """
 
 import torch
@@ -56,3 +56,22 @@ def _uniform(bounds: tuple[float, float], shape: tuple[int, ...], rng: Generator
 
 def _as_bytes(levels: Tensor) -> Tensor:
     return levels.round().clamp(0, 255).to(torch.uint8).view(-1, SIDE, SIDE)
+
+
+def pink_noise(count: int, seed: int) -> Tensor:
+    """Images of neither task, on which to ask whether a policy still sees the world as its base did.
+
+    uint8 images (N, 28, 28) of random phases and amplitudes that fall as 1/f, each stretched to 0..255.
+
+    The spectrum is that of natural images, so dense layers respond to them as they do to images; white noise averages
+    out in a sum over 784 pixels and is nearly one and the same input. No pixel of either task is in them, as crops of
+    their images would have.
+    """
+    rng = Generator().manual_seed(seed)
+    spectrum = torch.fft.fft2(torch.randn(count, SIDE, SIDE, generator=rng, dtype=torch.float64))
+    frequency = torch.fft.fftfreq(SIDE, dtype=torch.float64)
+    distance = torch.hypot(frequency[:, None], frequency[None, :])
+    distance[0, 0] = torch.inf  # no constant part: the stretch below would undo it
+    images: Tensor = torch.fft.ifft2(spectrum / distance).real.flatten(1)
+    low, high = images.amin(dim=1, keepdim=True), images.amax(dim=1, keepdim=True)
+    return ((images - low) / (high - low) * 255).round().to(torch.uint8).reshape(count, SIDE, SIDE)

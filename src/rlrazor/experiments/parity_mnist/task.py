@@ -10,7 +10,6 @@ from rlrazor.drift.representation import NEIGHBOURS
 from rlrazor.errors import RazorError
 from rlrazor.experiments.parity_mnist import data, synthetic
 from rlrazor.experiments.parity_mnist.policy import NEITHER_TASK, NEW_TASK, PRIOR_TASK, as_inputs
-from rlrazor.experiments.parity_mnist.probe import pink_noise
 
 FASHION, DOTS = "fashion_mnist", "dots"
 DOT_TRAIN, DOT_TEST = 10_000, 10_000  # of those to train on, a run says how many it uses
@@ -58,7 +57,7 @@ def load_task(data_dir: Path | None) -> Task:
         prior_train_labels=fashion.train_labels,
         prior_test=as_inputs(fashion.test_images, PRIOR_TASK),
         prior_test_labels=fashion.test_labels,
-        probe=as_inputs(pink_noise(PROBE_IMAGES, seed=0), NEITHER_TASK),
+        probe=as_inputs(synthetic.pink_noise(PROBE_IMAGES, seed=0), NEITHER_TASK),
     )
 
 

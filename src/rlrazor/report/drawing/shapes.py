@@ -111,6 +111,18 @@ class Axis:
     log: bool = False
     ticks: Ticks | None = None
 
+    @classmethod
+    def of(cls, names: Sequence[str], label: str = "", margin: float = 0.5) -> "Axis":
+        """An axis of categories, at 0, 1, 2 ..."""
+        ticks = [(float(place), name) for place, name in enumerate(names)]
+        return cls(label, (-margin, len(names) - 1 + margin), percent=False, ticks=ticks or None)
+
+    @property
+    def ends(self) -> Range:
+        """Of one that has a range."""
+        assert self.range
+        return self.range
+
     @property
     def crowded(self) -> bool:
         """Whether the names of its categories have to be turned to fit, if it is an x-axis."""

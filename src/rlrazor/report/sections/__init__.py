@@ -54,11 +54,12 @@ def in_page_order(studies: Iterable[Study], kinds: Kinds) -> list[Study]:
 def studies_of(sweep: Sweep, kinds: Kinds) -> list[Study]:
     """The studies that need no runs of their own, where the sweep has measured what they are about.
 
-    None of a calibration: of what its runs say, its law has the last word.
+    Of some sweeps only those that it names itself; none of a calibration, as its law has the last word.
     """
     if sweep.is_calibration:
         return []
-    studies = [replace(sweep.study, name=name) for name in kinds]
+    named = sweep.config.get("sections")
+    studies = [replace(sweep.study, name=name) for name in kinds if named is None or name in named]
     return [study for study in studies if (applies := kinds[study.name].applies) and applies(study)]
 
 

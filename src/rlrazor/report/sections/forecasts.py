@@ -203,7 +203,6 @@ def _panels(groups: Sequence[Group], family: str) -> list[Panel]:
     own = [group for group in groups if group.family == family]
     tested = {one.predictor for group in own if group.left_out == METHOD for one in group.outcomes}
     names = [name for name in reversed(list(PREDICTORS)) if name in tested]
-    edges = (-0.6, len(names) - 0.4)
     titles = {
         "coverage": "coverage of the 90 % interval, %",
         "width": "width of the interval, points",
@@ -211,17 +210,12 @@ def _panels(groups: Sequence[Group], family: str) -> list[Panel]:
     }
     panels = []
     for column, title in titles.items():
+        is_coverage = column == "coverage"
+        axis = Axis.of([NAMES[name] if is_coverage else "" for name in names], margin=0.6)
         layers: list[Layer] = [_dots(own, left_out, column, names) for left_out in SPLITS]
-        layers += [across("what the interval promises", 100 * LEVEL, edges)] if column == "coverage" else []
-        ticks = [(float(place), NAMES[name] if column == "coverage" else "") for place, name in enumerate(names)]
-        panels.append(
-            Panel(
-                FAMILIES[family],
-                Axis(title, (0, 102) if column == "coverage" else None, percent=False),
-                Axis("", edges, percent=False, ticks=ticks),
-                layers,
-            )
-        )
+        layers += [across("what the interval promises", 100 * LEVEL, axis.ends)] if is_coverage else []
+        x_axis = Axis(title, (0, 102) if is_coverage else None, percent=False)
+        panels.append(Panel(FAMILIES[family], x_axis, axis, layers))
     return panels
 
 

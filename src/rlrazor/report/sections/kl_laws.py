@@ -175,20 +175,14 @@ def _law_panel(study: Study, summary: PredictorSummary, title: str, x_label: str
 def _error_panel(tested: Sequence[CarryOver]) -> Panel:
     """A dot per measure with its interval over methods; the dashed line is guessing."""
     ranked = [one for one in sorted(tested, key=_error, reverse=True) if one.error]
-    rows, places = (-0.6, len(ranked) - 0.4), np.arange(len(ranked), dtype=float)
-    style = PALETTE[0], "diamond"
-    layers: list[Layer] = [
-        spots("left-out error, mean over methods", [one.error for one in ranked], places, style, along="x")
-    ]
+    axis, style = Axis.of([_name(one) for one in ranked], margin=0.6), (PALETTE[0], "diamond")
+    errors = [one.error for one in ranked]
+    layers: list[Layer] = [spots("left-out error, mean over methods", errors, range(len(ranked)), style, along="x")]
     guess = over_methods(ranked[0].guesses) if ranked else None
     if guess:
-        layers.append(across("guessing the mean", 100 * guess.mean, rows))
-    return Panel(
-        "Asked about a method not in the fit",
-        Axis("left-out error of the monotone law, accuracy points", percent=False),
-        Axis("", rows, percent=False, ticks=[(float(place), _name(one)) for place, one in enumerate(ranked)] or None),
-        layers,
-    )
+        layers.append(across("guessing the mean", 100 * guess.mean, axis.ends))
+    error = Axis("left-out error of the monotone law, accuracy points", percent=False)
+    return Panel("Asked about a method not in the fit", error, axis, layers)
 
 
 def _residual_panel(study: Study, beyond: Residuals) -> Panel:
@@ -199,16 +193,7 @@ def _residual_panel(study: Study, beyond: Residuals) -> Panel:
         at = [index for index, method in enumerate(study.methods) if method in found]
         own = [found[study.methods[index]] for index in at]
         layers.append(spots(f"residual in {SHORT[column]}", own, np.array(at, float) + shift, style, along="y"))
-    edges, (low, high) = (-0.6, len(study.methods) - 0.4), height(layers)
-    layers.append(level("the others’ law", 0.0, edges, "#777777"))
-    return Panel(
-        "More or less than the others’ law",
-        Axis(
-            "",
-            edges,
-            percent=False,
-            ticks=[(float(index), study.label(method)) for index, method in enumerate(study.methods)],
-        ),
-        Axis("forgetting beyond the law, points", (min(low, -0.1), max(high, 0.1)), percent=False),
-        layers,
-    )
+    axis, (low, high) = Axis.of([study.label(method) for method in study.methods], margin=0.6), height(layers)
+    layers.append(level("the others’ law", 0.0, axis.ends, "#777777"))
+    beyond_law = Axis("forgetting beyond the law, points", (min(low, -0.1), max(high, 0.1)), percent=False)
+    return Panel("More or less than the others’ law", axis, beyond_law, layers)

@@ -1,7 +1,7 @@
 """Which drift measure predicts forgetting? Every measure that the sweep took, ranked; the paper's Table 1 beside it."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +12,9 @@ from rlrazor.analysis.carry_over import gap, over_methods
 from rlrazor.analysis.forecast import FORWARD
 from rlrazor.analysis.law import LeftOut, PredictorSummary, error_of, r2_of
 from rlrazor.analysis.statistics import Estimate, Verdict, verdict
-from rlrazor.report.drawing import PALETTE, SYMBOLS, WHITE, Axis, Figure, Hover, Interval, Marker, Panel, Points
+from rlrazor.report.drawing import PALETTE, SYMBOLS, WHITE, Axis, Figure, Hover, Marker, Panel, Points
 from rlrazor.report.keyed import Column, Judged, Keyed, in_short, table_of
-from rlrazor.report.layers import across
+from rlrazor.report.layers import across, r2s
 from rlrazor.report.measures import GROUPS, MAIN_MEASURES, MEASURES, NEW, PAPER, SIMILARITIES, Measure
 from rlrazor.report.prose import Shown, told
 from rlrazor.report.study import Section, Study
@@ -157,67 +157,46 @@ def _over_methods(left_out: LeftOut | None) -> Estimate | None:
 
 
 def _figure(ranked: Sequence[Ranked]) -> Figure:
-    shown = [one for one in ranked if one.r2 is not None]
-    place = {one.measure.column: float(len(shown) - index) for index, one in enumerate(shown)}
-    ends = (0.3, len(shown) + 0.7)
-    names = [(place[one.measure.column], one.measure.full_name) for one in shown]
-    panels = [_r2_panel(shown, place, ends, names)]
+    shown = [one for one in reversed(ranked) if one.r2 is not None]  # the best on top
+    panels = [_r2_panel(shown)]
     if any(one.error is not None for one in shown):
-        panels.append(_error_panel(shown, place, ends, [(at, "") for at, _ in names]))
+        panels.append(_error_panel(shown))
     return Figure("predictors", panels, columns=len(panels), height=200 + 24 * len(shown))
 
 
-def _r2_panel(
-    shown: Sequence[Ranked], place: Mapping[str, float], ends: tuple[float, float], names: list[tuple[float, str]]
-) -> Panel:
+def _r2_panel(shown: Sequence[Ranked]) -> Panel:
     """What is explained: the mean over seeds with its standard deviation; with one seed, R2 of all checkpoints."""
-
-    def value(one: Ranked) -> float | None:
-        of_seeds = one.fits.quadratic.r2_seed_mean if one.fits.quadratic else None
-        return one.r2 if of_seeds is None else of_seeds
-
-    def spread(one: Ranked) -> float | None:
-        return one.fits.quadratic.r2_seed_sd if one.fits.quadratic else None
-
-    dots = []
-    for cloud, own in _by_group(shown, value, place):
-        half = np.array([spread(one) for one in own], float)
-        dots.append(replace(cloud, hover=None, interval=Interval(cloud.x - half, cloud.x + half, "x")))
-    of_paper = [one.measure.column for one in shown if one.measure.column in PAPER]
-    x, y = np.array([PAPER[name][0] for name in of_paper]), np.array([place[name] for name in of_paper])
+    dots = [
+        r2s(group.label, [shown[int(place)].fits.quadratic for place in group.y], group.y, group.marker)
+        for group in _by_group(shown)
+    ]
+    of_paper = {place: PAPER[one.measure.column][0] for place, one in enumerate(shown) if one.measure.column in PAPER}
+    x, y = np.array([*of_paper.values()], float), np.array([*of_paper], float)
     paper = Points("the paper’s Table 1", x, y, Marker(WHITE, "diamond", size=9, outlined=True))
-    return Panel(
-        "Explained: R² of the quadratic",
-        Axis("R², mean ± standard deviation over seeds", (-0.03, 1.03), percent=False),
-        Axis("", ends, percent=False, ticks=names),
-        [paper, *dots],
-    )
+    several = any(one.fits.quadratic and one.fits.quadratic.r2_seed_sd is not None for one in shown)
+    label = "R², mean ± standard deviation over seeds" if several else "R²"
+    names = Axis.of([one.measure.full_name for one in shown], margin=0.7)
+    return Panel("Explained: R² of the quadratic", Axis(label, (-0.03, 1.03), percent=False), names, [paper, *dots])
 
 
-def _error_panel(
-    shown: Sequence[Ranked], place: Mapping[str, float], ends: tuple[float, float], names: list[tuple[float, str]]
-) -> Panel:
+def _error_panel(shown: Sequence[Ranked]) -> Panel:
     """What is forecast; the dashed line is guessing."""
-    dots = [cloud for cloud, _ in _by_group(shown, lambda one: None if one.error is None else 100 * one.error, place)]
+    axis = Axis.of([""] * len(shown), margin=0.7)
+    dots = _by_group(shown)
     guesses = [100 * mean for one in shown if (mean := error_of(one.fits.baseline)) is not None]
-    guess = [across("guessing the mean", guesses[0], ends)] if guesses else []
+    guess = [across("guessing the mean", guesses[-1], axis.ends)] if guesses else []
     end = 1.08 * max([*guesses, *(float(np.nanmax(one.x, initial=0.0)) for one in dots)])
-    return Panel(
-        "Forecast: left-out error of the monotone law",
-        Axis("error on a method not in the fit, accuracy points", (0.0, end), percent=False),
-        Axis("", ends, percent=False, ticks=names),
-        [*dots, *guess],
-    )
+    error = Axis("error on a method not in the fit, accuracy points", (0.0, end), percent=False)
+    return Panel("Forecast: left-out error of the monotone law", error, axis, [*dots, *guess])
 
 
-def _by_group(
-    shown: Sequence[Ranked], value: Callable[[Ranked], float | None], place: Mapping[str, float]
-) -> list[tuple[Points, list[Ranked]]]:
-    """Dots for the measures of each group, which are called by name when hovered over."""
+def _by_group(shown: Sequence[Ranked]) -> list[Points]:
+    """Left-out errors of the measures of each group, which are called by name when hovered over."""
     clouds = []
     for group, color, symbol in zip(GROUPS, PALETTE, SYMBOLS, strict=False):
-        own = [one for one in shown if one.measure.group == group]
-        x, y = np.array([value(one) for one in own], float), np.array([place[one.measure.column] for one in own])
-        hover, rows = "<b>%{customdata[0]}</b><br>%{x:.3~f}<extra></extra>", [(one.measure.full_name,) for one in own]
-        clouds.append((Points(group, x, y, Marker(color, symbol), hover=Hover(hover, rows)), own))
+        own = {place: one for place, one in enumerate(shown) if one.measure.group == group}
+        x = np.array([np.nan if one.error is None else 100 * one.error for one in own.values()], float)
+        names = [(one.measure.full_name,) for one in own.values()]
+        hover = Hover("<b>%{customdata[0]}</b><br>%{x:.3~f}<extra></extra>", names)
+        clouds.append(Points(group, x, np.array([*own], float), Marker(color, symbol), hover=hover))
     return clouds

@@ -4,7 +4,10 @@
 report.
 """
 
+from rlrazor.report.study import Kind
 from rlrazor.studies.theory.report import section
 from rlrazor.studies.theory.study import NAME, check, describe, theory_study
 
-__all__ = ["NAME", "check", "describe", "section", "theory_study"]
+__all__ = ["KIND", "NAME", "check", "describe", "theory_study"]
+
+KIND = Kind(section, has_table=False)

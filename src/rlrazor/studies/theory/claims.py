@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 
 import numpy as np
 import polars as pl
@@ -11,21 +10,15 @@ from rlrazor.analysis.statistics import Estimate
 from rlrazor.report.text import NEVER
 from rlrazor.studies.theory.parts import AGREE, EXACT, GROUP, MIDDLE
 
-
-class Verdict(StrEnum):
-    """What the numbers say of a claim."""
-
-    HOLDS = "holds"
-    FAILS = "does not hold"
-    OPEN = "cannot be told"
+HOLDS, FAILS, OPEN = "holds", "does not hold", "cannot be told"
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim, its verdict, the number that decides it, and how many cases or seeds that is from."""
+    """A claim, what the numbers say of it, the one that decides it, and how many cases or seeds that is from."""
 
     text: str
-    verdict: Verdict
+    verdict: str
     value: str
     count: int
 
@@ -33,22 +26,20 @@ class Claim:
 def in_every_case(text: str, misses: pl.Series, open_cases: int = 0) -> Claim:
     """A claim of every case: one that misses by over 1e-6 refutes it, and it is open while a case is, or with none."""
     if misses.is_empty():
-        return Claim(text, Verdict.OPEN, NEVER, open_cases)
+        return Claim(text, OPEN, NEVER, open_cases)
     largest = float(np.max(np.abs(misses.to_numpy())))  # NaN where one is
-    so_far = Verdict.OPEN if open_cases else Verdict.HOLDS
-    verdict = so_far if largest <= AGREE else Verdict.FAILS
+    so_far = OPEN if open_cases else HOLDS
+    verdict = so_far if largest <= AGREE else FAILS
     return Claim(text, verdict, in_nats(Estimate(largest, None, 1)), len(misses) + open_cases)
 
 
 def on_average(text: str, differences: Sequence[float]) -> Claim:
     """A claim that a difference, one per seed, is above 0: open while its 95 % interval holds 0, or has no ends."""
     if not differences:
-        return Claim(text, Verdict.OPEN, NEVER, 0)
+        return Claim(text, OPEN, NEVER, 0)
     estimate = Estimate.over(differences)
-    if estimate.half is None or abs(estimate.mean) <= max(estimate.half, AGREE):
-        verdict = Verdict.OPEN
-    else:
-        verdict = Verdict.HOLDS if estimate.mean > 0 else Verdict.FAILS
+    told = estimate.half is not None and abs(estimate.mean) > max(estimate.half, AGREE)
+    verdict = OPEN if not told else HOLDS if estimate.mean > 0 else FAILS
     return Claim(text, verdict, in_nats(estimate), len(differences))
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import polars as pl
 
-from rlrazor.analysis.statistics import Estimate
+from rlrazor.analysis.statistics import over
 from rlrazor.report.keyed import Keyed
 from rlrazor.report.prose import read_prose
 from rlrazor.report.study import Section, Study
@@ -56,7 +56,7 @@ def section(study: Study) -> Section:
 def verdicts_of(claims: Mapping[str, Claim]) -> Keyed:
     """Claim by claim, as a table and for the text."""
     rows = {
-        key: (claim.text, {"verdict": claim.verdict.value, "value": claim.value, "count": f"{claim.count:,}"})
+        key: (claim.text, {"verdict": claim.verdict, "value": claim.value, "count": f"{claim.count:,}"})
         for key, claim in claims.items()
     }
     columns = {"verdict": "verdict", "value": "largest miss, or mean difference", "count": "cases or seeds"}
@@ -90,16 +90,11 @@ def _at_time(first_check: Rows) -> dict[str, str]:
 
 
 def _nats(value: str | pl.Expr, **where: str | float) -> Cell:
-    return lambda rows: in_nats(_estimate(rows.filter(**where), value))
+    return lambda rows: in_nats(over(by_seed(rows.filter(**where), value)))
 
 
 def _percents(value: str | pl.Expr, **where: str | float) -> Cell:
-    return lambda rows: written(_estimate(rows.filter(**where), value))
-
-
-def _estimate(rows: Rows, value: str | pl.Expr) -> Estimate | None:
-    values = by_seed(rows, value)
-    return Estimate.over(values) if values else None
+    return lambda rows: written(over(by_seed(rows.filter(**where), value)))
 
 
 def _one(column: str, form: str) -> Cell:

@@ -21,7 +21,7 @@ from typing import Any
 
 from rlrazor.errors import RazorError
 from rlrazor.experiments.language.tasks.answers import after_reasoning, declared_answer
-from rlrazor.experiments.language.tasks.rows import field_of, held_out, hub_rows, numbered, of_rows, text_of
+from rlrazor.experiments.language.tasks.rows import field_of, held_out, of_rows, rows_of, text_of
 from rlrazor.experiments.language.tasks.task import Item, Splits, Task
 from rlrazor.system.rows import Row, read_located
 
@@ -150,30 +150,22 @@ def _gsm8k_item(row: Row) -> Item:
 
 def load_orz(path: Path | None) -> Splits:
     """Open-Reasoner-Zero's 57k questions; a fifth of them is held out."""
-    if path is None:
-        name = "Open-Reasoner-Zero/orz_math_57k_collection"
-        return held_out(of_rows(numbered(hub_rows(name, "train"), name), _item))
-    return held_out(of_rows(read_located(path, "*orz*.json*"), _item))
+    rows = rows_of(path, "*orz*.json*", "Open-Reasoner-Zero/orz_math_57k_collection", "train")
+    return held_out(of_rows(rows, _item))
 
 
 def load_math500(path: Path | None) -> Splits:
     """MATH-500, a fifth held out. Local files have Open-Reasoner-Zero's schema, the hub's have `problem`, `answer`."""
-    if path is not None:
-        return held_out(of_rows(read_located(path, "*math*500*.json*"), _item))
-    name = "HuggingFaceH4/MATH-500"
-    return held_out(of_rows(numbered(hub_rows(name, "test"), name), _hub_item))
+    rows = rows_of(path, "*math*500*.json*", "HuggingFaceH4/MATH-500", "test")
+    return held_out(of_rows(rows, _hub_item if path is None else _item))
 
 
 def load_gsm8k(path: Path | None) -> Splits:
     """GSM8K's own train and test split; of a single local file, a fifth is held out."""
-    if path is None:
-        name = "openai/gsm8k"
-        rows = {split: numbered(hub_rows(name, split, "main"), f"{name}, {split}") for split in ("train", "test")}
-    elif path.is_dir():
-        rows = {split: read_located(path, f"gsm8k_{split}.json*") for split in ("train", "test")}
-    else:
+    if path is not None and not path.is_dir():
         return held_out(of_rows(read_located(path), _gsm8k_item))
-    return Splits(of_rows(rows["train"], _gsm8k_item), of_rows(rows["test"], _gsm8k_item))
+    sides = (rows_of(path, f"gsm8k_{side}.json*", "openai/gsm8k", side, "main") for side in ("train", "test"))
+    return Splits(*(of_rows(rows, _gsm8k_item) for rows in sides))
 
 
 MATH = Task(

@@ -19,8 +19,13 @@ T = TypeVar("T")
 TEST_SHARE = 0.2  # of a source that has no test split of its own
 
 
-def hub_rows(dataset: str, split: str, config: str | None = None) -> list[Row]:
-    """The rows of a data set on the Hugging Face hub, through `datasets` (which caches them).
+def rows_of(path: Path | None, pattern: str, dataset: str, split: str, config: str | None = None) -> list[Located]:
+    """The rows of local files, those named like `pattern` where `path` is a folder; without a path the hub's."""
+    return hub_rows(dataset, split, config) if path is None else read_located(path, pattern)
+
+
+def hub_rows(dataset: str, split: str, config: str | None = None) -> list[Located]:
+    """The rows of a data set on the Hugging Face hub, through `datasets` (which caches them), by their numbers.
 
     Raises RazorError where the hub cannot be reached or the extra [language] is missing, saying what to do instead.
     """
@@ -34,7 +39,8 @@ def hub_rows(dataset: str, split: str, config: str | None = None) -> list[Row]:
     except ImportError as error:
         raise MissingExtraError(f"The hub's data sets need the extra [language]: {installing('language')}.") from error
     try:
-        return [dict(row) for row in load_dataset(dataset, config, split=split)]
+        rows = load_dataset(dataset, config, split=split)
+        return [(f"{dataset}, {split}, row {number}", dict(row)) for number, row in enumerate(rows, 1)]
     except Exception as error:  # offline, gated, renamed: each library below raises its own kind
         if (disk := disk_error_in(error)) is not None:
             raise RazorError(
@@ -103,11 +109,6 @@ def of_rows(rows: Iterable[Located], make: Callable[[Row], T]) -> list[T]:
         except RazorError as error:
             raise RazorError(f"{where}: {error}") from error
     return found
-
-
-def numbered(rows: Iterable[Row], source: str) -> list[Located]:
-    """Rows of the hub, called by their numbers."""
-    return [(f"{source}, row {number}", row) for number, row in enumerate(rows, 1)]
 
 
 def with_demonstrations(items: Sequence[Item], file: Path) -> list[Item]:

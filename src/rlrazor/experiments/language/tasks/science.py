@@ -18,17 +18,9 @@ from pathlib import Path
 from rlrazor.errors import RazorError
 from rlrazor.experiments.language.tasks.answers import after_reasoning, declared_answer
 from rlrazor.experiments.language.tasks.chemistry import Equation, NotAnEquation, parse_equation
-from rlrazor.experiments.language.tasks.rows import (
-    field_of,
-    held_out,
-    hub_rows,
-    list_of,
-    numbered,
-    of_rows,
-    text_of,
-)
+from rlrazor.experiments.language.tasks.rows import field_of, held_out, list_of, of_rows, rows_of, text_of
 from rlrazor.experiments.language.tasks.task import Item, Splits, Task
-from rlrazor.system.rows import Row, read_located
+from rlrazor.system.rows import Row
 
 _LETTER = re.compile(r"(?:option\s+)?[\s*(\[{\"'$]*(?:\\text\{)?([A-D])(?=$|[\s.,;:)*\]\"'}$])", re.IGNORECASE)
 _SECOND = re.compile(r"[\s*)\]}.,/&]*(?:\b(?:or|and)\b)?[\s*(\[{]*\b[A-D]\b(?=$|[\s.,;:)*\]}])")
@@ -122,8 +114,7 @@ def _one_of(names: Sequence[str], seed: str) -> str:
 
 def load_science(path: Path | None) -> Splits:
     """The 2,400 items of chemistry, level L3; a fifth of them is held out. Other domains and levels are left out."""
-    name = "hicai-zju/SciKnowEval"
-    rows = numbered(hub_rows(name, "test"), name) if path is None else read_located(path, "*chemistry*.json*")
+    rows = rows_of(path, "*chemistry*.json*", "hicai-zju/SciKnowEval", "test")
     levels = of_rows(rows, lambda row: field_of(row, "details", "level") if row.get("domain") == "Chemistry" else "")
     return held_out(of_rows([row for row, level in zip(rows, levels, strict=True) if level == "L3"], _item))
 

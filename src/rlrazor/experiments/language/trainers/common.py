@@ -1,7 +1,7 @@
 """What all trainers share: examples and settings, the arguments of TRL's trainers, the loss of each step, the base."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -153,19 +153,12 @@ class Measured:
         return loss
 
 
-def without_adapter(model: Any, base: Any) -> AbstractContextManager[Any]:
+@contextmanager
+def without_adapter(model: Any, base: Any) -> Iterator[Any]:
     """The base policy: `base` itself or, where it is None, the model without its adapter for as long as that lasts."""
-    return nullcontext(base) if base is not None else _Disabled(model)
-
-
-class _Disabled:
-    def __init__(self, model: Any) -> None:
-        self.model = unwrapped(model)
-        self.context = self.model.disable_adapter()
-
-    def __enter__(self) -> Any:
-        self.context.__enter__()
-        return self.model
-
-    def __exit__(self, *error: Any) -> None:
-        self.context.__exit__(*error)
+    if base is not None:
+        yield base
+        return
+    plain = unwrapped(model)
+    with plain.disable_adapter():
+        yield plain

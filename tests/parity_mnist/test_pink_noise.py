@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from rlrazor.experiments.parity_mnist.probe import pink_noise
+from rlrazor.experiments.parity_mnist.synthetic import pink_noise
 
 
 def test_images_are_bytes_that_use_the_whole_range() -> None:

@@ -1,0 +1,215 @@
+"""`razor continual tasks.yaml`: a user's own tasks, one after another, within a budget of KL."""
+
+import argparse
+import re
+import shlex
+from argparse import Namespace
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.table import Table
+
+from rlrazor.cli import early, exits, language, running
+from rlrazor.cli.outputs import check_folder, check_run_folder
+from rlrazor.cli.printing import Subparsers, console_for_tables, options_of, print_json
+from rlrazor.errors import RazorError
+from rlrazor.extras import needs_extra
+from rlrazor.runs.records import Record
+from rlrazor.system.terminal import Terminal
+
+if TYPE_CHECKING:
+    from rlrazor.experiments.language.own_sequence import OwnSequence, Stage
+    from rlrazor.experiments.language.sequence_file import SequenceFile
+    from rlrazor.experiments.language.sequences import ModelSequences
+
+OVER_THE_FILE = ("base", "method", "lr", "target", "seed")
+
+
+def add_to(commands: Subparsers) -> None:
+    """Declare the command."""
+    parser = commands.add_parser(
+        "continual",
+        help="fine-tune a model on tasks of your own, one after another, within a budget of KL",
+        description="Train the tasks of FILE one after another by one method, measure after each what is left of the "
+        "earlier ones and of the prior tasks, and write the report and every stage's model. The same command again "
+        "goes on from where it was. docs/guides/continual.md has the keys of FILE.",
+        epilog="Exit code: 0 all stages are trained, within the budget if there is one; 1 it stopped before a stage "
+        "that the budget cannot hold, or the stages cost more than it; 2 an error.",
+    )
+    parser.add_argument("file", metavar="FILE", type=Path, help="the tasks and settings, in YAML")
+    settings = parser.add_argument_group("settings (override the file)")
+    settings.add_argument("--base", metavar="MODEL", help=f"{language.SETTINGS['base']} (default: the file's)")
+    settings.add_argument("--method", help="the method (default: the file's, or dr-grpo)")
+    settings.add_argument("--lr", help="learning rate (default: the file's)")
+    settings.add_argument("--target", help="new-task score at which a stage ends (default: the file's, or 1: none)")
+    settings.add_argument("--seed", help="(default: the file's, or 0)")
+    settings.add_argument(
+        "--kl-budget",
+        type=float,
+        metavar="NATS",
+        help="stop before a stage with which all would cost more, each its forward KL from the one before, on its own "
+        "prompts (default: the file's, or none)",
+    )
+    parser.add_argument("--out", type=Path, metavar="DIR", default=Path("runs/continual"), help="default: %(default)s")
+    parser.add_argument("--dry-run", action="store_true", help=language.DRY_RUN)
+    parser.add_argument("--json", action="store_true", help="print the stages as JSON instead of a table")
+    prior = parser.add_argument_group("data")
+    prior.add_argument("--data-mirror", type=Path, metavar="DIR", help="local JSONL files of the prior tasks")
+    prior.add_argument(
+        "--allow-code-execution", action="store_true", help="run code that the model writes (HumanEval), unsandboxed"
+    )
+    language.add_running(parser)
+    parser.set_defaults(run=run, options=options_of(parser))
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Train the stages that the budget holds, and say what they cost."""
+    needs_extra("guard", "train", "eval")
+    from rlrazor.experiments.language import sequence_file
+    from rlrazor.experiments.language.config import settled
+
+    file = sequence_file.read(arguments.file)
+    settings = {**file.settings, **running.given(arguments, OVER_THE_FILE)}
+    config = sequence_file.config_of(file.names, settings)
+    budget = file.kl_budget if arguments.kl_budget is None else arguments.kl_budget
+    asked = _check_early(arguments, file, config)
+    if not arguments.dry_run:
+        _check_folder(arguments, asked, config.base)
+    from rlrazor.lm import compute
+
+    compute.prepare_process(config.threads)
+    from rlrazor.experiments.language.own_sequence import OwnSequence
+    from rlrazor.experiments.language.setup import PriorSource, Running
+
+    first, *further = (language.source_of(one, one.task) for one in asked)
+    prior = PriorSource(arguments.data_mirror, arguments.allow_code_execution)
+    how = Running(arguments.micro_batch, arguments.save_every, report_to=arguments.report_to)
+    config = settled(config)
+    experiment = OwnSequence(config.base, first, prior, how, tuple(further), kl_budget=budget)
+    if arguments.dry_run:
+        language.show_plan(arguments, experiment, config, arguments.out, weights="final")
+        return exits.DONE
+    return _train(arguments, experiment, config)
+
+
+def _check_early(
+    arguments: argparse.Namespace, file: "SequenceFile", config: "ModelSequences"
+) -> list[argparse.Namespace]:
+    """The tasks as `razor finetune` would have them as options; raises RazorError before torch is imported."""
+    from rlrazor.experiments.language.tasks import find_task
+
+    folder, asked, fetched = arguments.file.parent, list[Namespace](), False
+    generic = None if file.generic is None else folder / file.generic
+    for task in file.tasks:
+        one = Namespace(**task.options(folder) | {"task": task.name}, generic=generic, data_mirror=None)
+        try:
+            language.check_source(one)
+            if one.prompts is None:
+                fetched |= find_task(one.task).from_hub and one.data is None
+        except RazorError as error:
+            # The keys of the file have no dashes.
+            raise RazorError(re.sub(r"(^|(?<=\s))--(?=[a-z])", "", f"{arguments.file}, {one.task}: {error}")) from error
+        asked.append(one)
+    language.require_forgetting(config, "continual")
+    early.require_files(data_mirror=arguments.data_mirror)
+    early.require_prior(config.prior)
+    if not arguments.dry_run:
+        early.require_source(config.base)
+    early.settle_hub(config.base, data=fetched or (config.base != early.TINY and arguments.data_mirror is None))
+    return asked
+
+
+def _check_folder(arguments: argparse.Namespace, asked: Sequence[argparse.Namespace], base: str) -> None:
+    """Raise RazorError where the folder of the runs may not be written, or is one that is read."""
+    check_run_folder(Namespace(base=base, config=arguments.file, data_mirror=arguments.data_mirror), arguments.out)
+    for one in asked:
+        check_folder(one, arguments.out)
+
+
+def _train(arguments: argparse.Namespace, experiment: "OwnSequence", config: "ModelSequences") -> int:
+    """Train what is missing, write the report, print the stages."""
+    from rlrazor.runs import runner
+    from rlrazor.runs.store import RunStore
+
+    console, out = Terminal(stderr=True), arguments.out
+    language.load(experiment, console)
+    with running.writing(out):
+        done = runner.run(experiment, config, running.options_of_run(arguments, out, ""), console)
+        page = running.write_and_load(out, console)[1]
+        store = RunStore(out)
+        stages = experiment.stages(config, store)
+        base = store.read(stages[0].spec.root).records[0]
+    running.say_done(done, console)
+    over = experiment.is_over_budget(stages)
+    models = {stage.number: str(experiment.model_of(stage, store)) for stage in stages if stage.has_model}
+    if arguments.json:
+        told = [{**stage.as_json(), "model": models.get(stage.number)} for stage in stages]
+        spent = {"kl_budget": experiment.kl_budget, "spent": sum(stage.spent for stage in stages), "over_budget": over}
+        print_json({"command": shlex.join(["razor", *arguments.argv]), "report": str(page), **spent, "stages": told})
+    else:
+        printed = console_for_tables()
+        printed.print(_table(base, stages, config))
+        for number, model in models.items():
+            printed.print(f"Model after stage {number}: {model}", highlight=False, soft_wrap=True)
+        printed.print(f"Report: {page}", highlight=False, soft_wrap=True)
+    for sentence in _sentences(stages, config, experiment.kl_budget if over else None):
+        console.print(sentence, style="yellow", highlight=False, soft_wrap=True)
+    if (diverged := stages[-1]).diverged_at is not None:
+        raise RazorError(
+            f"Stage {diverged.number}, {diverged.task}, diverged at step {diverged.diverged_at}: nothing goes on from "
+            "there. Lower the learning rate."
+        )
+    return exits.ABOVE if over else exits.DONE
+
+
+def _sentences(stages: "Sequence[Stage]", config: "ModelSequences", exceeded: float | None) -> Iterator[str]:
+    """Stages that missed their target; and that, or before which stage, the budget was exceeded."""
+    for stage in stages:
+        if config.target < 1 and stage.end is not None and stage.end.new < config.target:
+            yield (
+                f"Stage {stage.number}, {stage.task}, ended at a score of {stage.end.new:.3f}, short of its target of "
+                f"{config.target:g}."
+            )
+    if exceeded is None:
+        return
+    spent, last = f"{sum(stage.spent for stage in stages):.3g}", stages[-1]
+    if last.end is not None:
+        yield f"The stages have cost {spent} nats, which is more than the budget of {exceeded:g}."
+    else:
+        yield (
+            f"Stopped before stage {last.number}, {last.task}: {spent} nats are spent, and it is forecast to cost "
+            f"{_of_forecast(last)}, at least {last.forecast.least:.3g}; the budget is {exceeded:g}. With a larger "
+            "--kl-budget the same command goes on from here."
+        )
+
+
+def _of_forecast(stage: "Stage") -> str:
+    found = stage.forecast
+    interval = f" ({found.low:.3g} to {found.high:.3g})" if found.high > found.low else ""
+    return f"{found.kl:.3g}{interval}"
+
+
+def _table(base: Record, stages: "Sequence[Stage]", config: "ModelSequences") -> Table:
+    """A row for the base and for each stage: every task's score, the prior score, what was forecast and what spent."""
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        caption="Scores in %, KL in nats. Forecast: before the stage, with the range that its score's error gives. "
+        "Spent: KL of the stages so far, each from the one before.",
+        caption_justify="left",
+    )
+    table.add_column("after")
+    for header in (*(f"{task}, %" for task in config.tasks), "prior, %", "forecast KL", "KL", "spent"):
+        table.add_column(header, justify="right", overflow="fold")
+    spent = 0.0
+    for stage in (None, *stages):
+        end = base if stage is None else stage.end
+        spent += 0.0 if stage is None else stage.spent
+        scores = [f"{100 * end.metrics[f'score_{task}']:.1f}" for task in config.tasks] if end else []
+        scores = [*scores, f"{100 * end.prior_mean:.1f}"] if end else ["not trained", *[""] * len(config.tasks)]
+        costs = ["", "", ""] if stage is None else [_of_forecast(stage)]
+        if stage is not None:
+            costs += [f"{stage.spent:.3f}", f"{spent:.3f}"] if stage.end else ["", ""]
+        table.add_row("base" if stage is None else f"{stage.number}, {stage.task}", *scores, *costs)
+    return table
