@@ -23,11 +23,11 @@ from rlrazor.guard import comparison_page
 from rlrazor.guard.by_prompt import pieces
 from rlrazor.guard.compare import compare
 from rlrazor.guard.comparison import Completion, Pair
-from rlrazor.guard.truth import PriorTasks
 from rlrazor.guard.weight_changes import changes
-from rlrazor.lm import kl, prior, probes, representation
+from rlrazor.lm import kl, probes, representation
 from rlrazor.lm.adapters import AdaptedWeights, weights_of
 from rlrazor.lm.models import LanguageModel, add_lora, load
+from rlrazor.lm.prior import PriorTasks
 from rlrazor.lm.scores import PriorScores, Score
 from rlrazor.lm.sources import SavedWeights
 from rlrazor.system import writing
@@ -192,11 +192,11 @@ def scoring(monkeypatch: pytest.MonkeyPatch, *found: dict[str, Score]) -> None:
     """Evaluate gives these scores, of the base and then of the tuned model."""
     left = list(found)
 
-    def scores(model: Any, tokenizer: Any, tasks: Any, **options: Any) -> PriorScores:
-        assert (tuple(tasks), options["limit"]) == (tuple(left[0]), 7)
+    def scores(tasks: PriorTasks, lm: Any, told: Any) -> PriorScores:
+        assert (tasks.tasks, tasks.limit) == (tuple(left[0]), 7)
         return PriorScores(left.pop(0), ["3 inputs were cut."])
 
-    monkeypatch.setattr(prior, "evaluate", scores)
+    monkeypatch.setattr(PriorTasks, "scores", scores)
 
 
 def score(value: float, stderr: float | None, metric: str = "acc", higher: bool = True) -> Score:

@@ -21,7 +21,7 @@ from rlrazor.guard.verdict import Limits
 if TYPE_CHECKING:
     from rlrazor.guard.comparison import Comparison
     from rlrazor.guard.law_file import LawFile
-    from rlrazor.guard.truth import PriorTasks
+    from rlrazor.lm.prior import PriorTasks
 
 
 def add_to(commands: Subparsers) -> None:
@@ -149,7 +149,7 @@ def _quiet_libraries() -> Iterator[None]:
 
 def suite_of(arguments: argparse.Namespace) -> "PriorTasks | None":
     """The prior tasks to measure; None without any."""
-    from rlrazor.guard.truth import PriorTasks
+    from rlrazor.lm.prior import PriorTasks
 
     if arguments.prior is None:
         return None

@@ -39,7 +39,7 @@ from rlrazor.guard.measured_on import MeasuredOn, Measuring
 from rlrazor.guard.measuring import NO_MEMORY, ReadBase
 from rlrazor.guard.overlap import template_caution
 from rlrazor.guard.scale import Noise
-from rlrazor.guard.truth import PriorTasks, truth_of
+from rlrazor.guard.truth import truth_of
 from rlrazor.guard.weight_changes import WeightChange, changes, total
 from rlrazor.lm import compute, kl, probes
 from rlrazor.lm.adapters import AdaptedWeights, base_weights
@@ -47,6 +47,7 @@ from rlrazor.lm.digests import base_digest, is_same_base
 from rlrazor.lm.encoding import as_read, text_ids
 from rlrazor.lm.kl import Drift, Sequences
 from rlrazor.lm.models import LanguageModel, load
+from rlrazor.lm.prior import PriorTasks
 from rlrazor.lm.probes import GenericText, ProbeSettings, Prompt
 from rlrazor.lm.prompts import texts_of
 from rlrazor.lm.representation import representation_of_ids
@@ -62,7 +63,7 @@ Told = Callable[[str], None]
 
 def steps(suite: PriorTasks | None) -> int:
     """Of the progress: so often `compare` says what it begins."""
-    return STEPS + 2 * (0 if suite is None else len(dict.fromkeys(suite.tasks)))
+    return STEPS + 2 * (0 if suite is None else len(dict.fromkeys(suite.tasks or ())))
 
 
 @dataclass(frozen=True)

@@ -3,43 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from rlrazor.analysis import paired
 from rlrazor.analysis.paired import Difference
-from rlrazor.lm import prior
-from rlrazor.lm.models import LanguageModel
-from rlrazor.lm.scores import Metric, PriorScores, Score
-
-
-@dataclass(frozen=True)
-class PriorTasks:
-    """Prior tasks of lm-eval to measure the truth by."""
-
-    tasks: tuple[str, ...]
-    limit: int | None = None
-    data_mirror: Path | None = None
-    allow_code_execution: bool = False
-
-    def metrics(self) -> dict[str, Metric]:
-        """What each task is scored by; raises RazorError for tasks that cannot be evaluated. Loads their data."""
-        return prior.metrics_of(
-            self.tasks, data_mirror=self.data_mirror, allow_code_execution=self.allow_code_execution
-        )
-
-    def scores(self, lm: LanguageModel, told: Callable[[str], None]) -> PriorScores:
-        """Of a model; `told` hears of each task as it begins. Raises as `prior.evaluate` does."""
-        return prior.evaluate(
-            lm.model,
-            lm.tokenizer,
-            self.tasks,
-            limit=self.limit,
-            data_mirror=self.data_mirror,
-            allow_code_execution=self.allow_code_execution,
-            told=told,
-        )
+from rlrazor.lm.scores import Score
 
 
 @dataclass(frozen=True)

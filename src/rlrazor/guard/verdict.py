@@ -38,8 +38,7 @@ class Limits:
 
     def __post_init__(self) -> None:
         for name, given in (("budget", self.drop), ("kl_budget", self.kl), ("kl_budget_probe", self.kl_probe)):
-            bounds.require_number(name, given)
-            bounds.check(name, given)
+            bounds.check_number(name, given)
         if self.cautious and self.accept_uncertain:
             raise RazorError("Be cautious or accept what is uncertain, not both.")
 
