@@ -346,15 +346,15 @@ def test_a_kl_is_set_beside_noise_and_known_runs(found: Comparison) -> None:
     ):
         assert said in scale.against_noise(MeanKL(value, 0.0), noise)
     known = scale.known_runs()
-    assert len(known.checkpoints) >= 10
-    assert known.command.startswith("razor calibrate")
-    rows = sorted(known.checkpoints, key=lambda one: one.kl_forward)
-    inside = MeanKL((rows[3].kl_forward + rows[4].kl_forward) / 2, 0.0)
+    assert len(known["checkpoints"]) >= 10
+    assert known["command"].startswith("razor calibrate")
+    rows = sorted(known["checkpoints"], key=lambda one: one["kl_forward"])
+    inside = MeanKL((rows[3]["kl_forward"] + rows[4]["kl_forward"]) / 2, 0.0)
     sentence = scale.against_known({"kl_forward": inside, "kl_probe": MeanKL(1e3, 0.0)})
-    between = f"{100 * rows[3].drop:.1f} and {100 * rows[4].drop:.1f} points"
+    between = f"{100 * rows[3]['drop']:.1f} and {100 * rows[4]['drop']:.1f} points"
     assert f"by forward KL per token, between checkpoints that had lost {between}" in sentence
-    most = max(known.checkpoints, key=lambda one: one.kl_probe)
-    assert f"by the generic probe's, above all of them; the last had lost {100 * most.drop:.1f} points" in sentence
+    most = max(known["checkpoints"], key=lambda one: one["kl_probe"])
+    assert f"by the generic probe's, above all of them; the last had lost {100 * most['drop']:.1f} points" in sentence
     assert "not a forecast" in sentence
     shown = comparison_page.sentences(found)
     assert [line.split()[0] for line in shown] == ["Noise", "Beside", "Half"]

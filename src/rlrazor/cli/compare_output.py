@@ -60,7 +60,7 @@ def as_json(found: Comparison, judged: Sequence[Judgement] = ()) -> dict[str, An
         "summary": [*(one.sentence for one in judged), verdict(found), *sentences(found)],
         "noise": asdict(found.distances.noise),
         "where": {**asdict(found.distances.focus), "at_the_beginning": found.distances.focus.at_the_beginning},
-        "known_runs": known_runs().model_dump() if by_law is None else None,
+        "known_runs": known_runs() if by_law is None else None,
         "prompts": [
             {"said": one.said, "prompt": one.prompt, "kl_forward": one.total, "first_share": one.first_share}
             for one in found.prompts
