@@ -208,6 +208,7 @@ def test_a_forecast_is_judged_by_its_interval(found: Comparison) -> None:
     assert "Measure the drop with --prior" in judgements(there, Limits(drop=0.02), law)[0].sentence
     # Beyond what the law has seen its interval is not one.
     assert there.law_says is not None
+    assert there.forecast is there.law_says.forecast  # as scripts read it
     forecast = replace(there.law_says.forecast, extrapolated=True)
     beyond = replace(there, law_says=replace(there.law_says, forecast=forecast))
     assert judgements(beyond, Limits(drop=0.05), law)[0].verdict is Verdict.UNCERTAIN

@@ -167,11 +167,16 @@ class Comparison:
         return self.distances.per_token
 
     @property
+    def forecast(self) -> Forecast | None:
+        """What the law forecasts; None without one."""
+        return None if self.law_says is None else self.law_says.forecast
+
+    @property
     def drop(self) -> float | None:
         """The measured drop, or else the forecast one."""
         if self.truth is not None and self.truth.drop is not None:
             return self.truth.drop
-        return None if self.law_says is None else self.law_says.forecast.drop
+        return None if self.forecast is None else self.forecast.drop
 
     @property
     def same(self) -> bool:

@@ -15,7 +15,7 @@ from rlrazor.analysis import law as laws
 from rlrazor.analysis.forecast import FORWARD, PROBE
 from rlrazor.errors import RazorError
 from rlrazor.guard.law_file import LawFile
-from rlrazor.guard.log_schema import LogRow
+from rlrazor.guard.log_schema import ForecastRow, LogRow
 from rlrazor.guard.metric import NewScore, find_metric, latest
 from rlrazor.guard.outputs import MARK
 from rlrazor.guard.run_folder import Run, SavedCheckpoint, rows_of
@@ -196,8 +196,7 @@ def _of_row(row: LogRow, law: LawFile | None, path: Path) -> Forgetting | Failur
     if law is None:
         if row.forecast is None:
             return Forgetting.by(None, row.step, row.kls, "", row.prompts) if row.kls else None
-        said = row.forecast
-        drop = DropEstimate(said.drop, said.low, said.high, said.extrapolated)
+        drop = DropEstimate(**row.forecast.model_dump(include=set(ForecastRow.model_fields)))
         useful = row.law_useful and row.law_objection is None
         objection = None if useful else row.law_objection or NOT_USEFUL
         return Forgetting(row.step, drop, row.kls, row.prompts, row.level, objection)
