@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
@@ -313,7 +313,8 @@ def _check_fit(stored: LawParts, kls_ND: Floats, forgetting_N: Floats, run_N: ND
     weights = stored.law.predictors
     scales = np.maximum(np.median(kls_ND, axis=0), 1e-12) if len(weights) > 1 else np.ones(1)
     if not math.isclose(float(scales @ list(weights.values())), 1, rel_tol=_OFF):  # shares of 1, in units of these
-        raise ValueError(f"law.predictors are {_shares(weights)}, which are not the weights that a fit to data gives")
+        found = _names(f"{weight:g}" for weight in weights.values())
+        raise ValueError(f"law.predictors are {found}, which are not the weights that a fit to data gives")
     for number, run in enumerate(stored.interval.runs):
         if run.law.predictors != weights:
             raise ValueError(f"interval.runs[{number}].law weighs KLs otherwise than the law")
@@ -327,10 +328,6 @@ def _check_fit(stored: LawParts, kls_ND: Floats, forgetting_N: Floats, run_N: ND
     moved = float(np.abs(refitted.predict(kls_ND) - predicted_N).mean())
     if moved > FLOOR:
         raise ValueError(f"the law is not fitted to data: a fit to it is other by {100 * moved:.1f} points on average")
-
-
-def _shares(weights: Mapping[Kl, float]) -> str:
-    return " and ".join(f"{weight:g}" for weight in weights.values())
 
 
 def _names(columns: Iterable[str]) -> str:
