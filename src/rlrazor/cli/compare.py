@@ -100,7 +100,7 @@ def run(arguments: argparse.Namespace) -> int:
     with _quiet_libraries():
         law = None if arguments.law is None else LawFile.load(arguments.law)
         found = _compared(arguments, law, limits)
-        judged = judgements(found, limits, law)
+        judged = judgements(found, limits)
         page = write_page(found, arguments.out, judged)
     deciding = worst(judged)
     code = exit_code_of(None if deciding is None else deciding.verdict)

@@ -137,7 +137,7 @@ def _comparison(request: _Request, found: _Found, notes: list[str]) -> Compariso
     if law is not None:
         kls = {name: estimates[name] for name in (FORWARD, PROBE)}
         forecast = law.forecast(kls, prompts=on.prompts, measured=measured[FORWARD])
-        law_says = LawSays(forecast, law.level, law.describe())
+        law_says = LawSays(forecast, law)
         notes += law.cautions()
         if forecast.extrapolated:
             notes.append("KL is larger than in any run that the law was fitted to: the interval may be too narrow.")

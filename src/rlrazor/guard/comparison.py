@@ -9,6 +9,7 @@ from typing import Any
 
 from rlrazor.analysis.forecast import Forecast
 from rlrazor.guard import scale
+from rlrazor.guard.law_file import LawFile
 from rlrazor.guard.measured_on import MeasuredOn
 from rlrazor.guard.scale import Focus, Noise
 from rlrazor.guard.truth import Truth
@@ -101,11 +102,10 @@ class Weights:
 
 @dataclass(frozen=True)
 class LawSays:
-    """What a law forecasts, the level of its interval, and what the law is, in a sentence."""
+    """What a law forecasts."""
 
     forecast: Forecast
-    level: float
-    law: str
+    law: LawFile
 
 
 @dataclass(frozen=True)
