@@ -49,7 +49,8 @@ class Budget:
     def __post_init__(self) -> None:
         if self.on_budget not in ("warn", "stop", "keep"):
             raise RazorError(f"on_budget is 'warn', 'stop' or 'keep', not {self.on_budget!r}.")
-        if Limits(self.drop).drop == 0:
+        Limits(self.drop)  # which raises for what is no drop
+        if self.drop == 0:
             raise RazorError("A budget is more than 0, such as 0.02 for two points of the prior score.")
 
     @cached_property

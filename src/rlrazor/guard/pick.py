@@ -180,17 +180,13 @@ def _none_within(found: Pick, limits: Limits) -> str:
         value = least.judged(of, limits)
         how = "by the upper end of its interval" if limits.cautious else kind_of(least)
         if math.isinf(value):
-            limit = f"the budget of {100 * most:.1f} points" if of == DROP else f"{most:.4g} nats of {NAMES[of]}"
             why = "KL is beyond what the law was fitted to" if least.is_beyond(of) else _NO_ERROR
-            parts.append(f"{limit}: {why}")
         elif of == DROP:
-            parts.append(
-                f"the budget of {100 * most:.1f} points: the least that any drops, {how}, is {100 * value:.1f} "
-                f"({least.name})"
-            )
+            why = f"the least that any drops, {how}, is {100 * value:.1f} ({least.name})"
         else:
-            at = f", {how}," if limits.cautious else ""
-            parts.append(f"{most:.4g} nats of {NAMES[of]}: the least that any has{at} is {value:.4g} ({least.name})")
+            why = f"the least that any has{f', {how},' * limits.cautious} is {value:.4g} ({least.name})"
+        limit = f"the budget of {100 * most:.1f} points" if of == DROP else f"{most:.4g} nats of {NAMES[of]}"
+        parts.append(f"{limit}: {why}")
     said = f"No checkpoint is within {'; and within '.join(parts)}."
     if limits.cautious and (
         names := [one.name for one in found.candidates if one.is_admitted(replace(limits, cautious=False))]
