@@ -12,7 +12,7 @@ from rlrazor.errors import RazorError
 from rlrazor.guard.comparison import Comparison
 from rlrazor.guard.law_file import LawFile
 from rlrazor.guard.truth import TaskChange, Truth
-from rlrazor.guard.verdict import SEVERITY, Limits, Verdict
+from rlrazor.guard.verdict import SEVERITY, Limits, Verdict, known
 from rlrazor.lm.scores import Metric
 
 MOST_ITEMS = 1_000_000  # that are worth naming
@@ -128,7 +128,7 @@ def _judged(evidence: _Evidence, limit: float, limits: Limits, *, same: bool) ->
         return Judgement(evidence.of, estimate, estimate, estimate, evidence.level, limit, Verdict.WITHIN, said)
     evident = Limits().judge(estimate, low, high, limit)
     verdict = limits.judge(estimate, low, high, limit)
-    ends: Ends = (low if math.isfinite(low) else None, high if math.isfinite(high) else None)
+    ends = known(low), known(high)
     what = f"the {evidence.of} is {unit(estimate)}{_shown_interval(ends, evidence.level, unit)}"
     if verdict is Verdict.UNCERTAIN:
         said = f"Cannot be told: {what}, which is not evidence on either side of {unit(limit)}. {evidence.remedy} "
