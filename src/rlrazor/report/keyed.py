@@ -131,7 +131,7 @@ def _cells(column: Column[Row], value: Value, seeds: int) -> list[str]:
     """What a column, and those beside it, say of a row."""
     if isinstance(value, str):
         return [value] * (3 if column.judge else 1)
-    text, got = column.form(value), value.seeds if value else 0
     if column.judge:
-        return [text, of_all(got, seeds), str(column.judge(value, seeds))]
-    return [text + (f" ({got} of {seeds} seeds)" if 0 < got < seeds else "")]
+        return [column.form(value), of_all(value, seeds), str(column.judge(value, seeds))]
+    some = value is not None and value.seeds < seeds
+    return [column.form(value) + (f" ({of_all(value, seeds)} seeds)" if some else "")]

@@ -7,6 +7,7 @@ import polars as pl
 from rlrazor.analysis.statistics import (
     HALF_POINT,
     Estimate,
+    by_group,
     difference,
     floats,
     mean_of,
@@ -134,8 +135,8 @@ def _along_panel(study: Study, column: str) -> Panel:
     layers = []
     for index, method in enumerate(study.methods):
         rows = study.points.filter(pl.col("method") == method).filter(pl.col("epochs") == pl.col("epochs").max())
-        cells = seed_means(rows.with_columns(pl.col("epoch").round(2)), ["epoch"], [column]).sort("epoch")
-        cells = cells.drop_nulls(column)
-        layers.append(means(study.label(method), cells, cells["epoch"].to_list(), column, *style_of(index)))
+        by_epoch = seed_means(rows.with_columns(pl.col("epoch").round(2)), ["epoch"], [column]).sort("epoch")
+        found = by_group(by_epoch, "epoch", column)
+        layers.append(means(study.label(method), [*found.values()], [*found], style_of(index), line=True))
     name = f"{NAMES[column]} to the base"
     return Panel(f"{NAMES[column]} along training", Axis("epoch", percent=False), Axis(name, percent=False), layers)
