@@ -13,7 +13,7 @@ from scipy import stats
 from rlrazor.analysis import law
 from rlrazor.analysis.statistics import (
     Estimate,
-    Verdict,
+    Standing,
     best_checkpoints,
     correlation,
     difference,
@@ -32,21 +32,21 @@ def test_the_verdict_is_that_of_a_paired_t_test(seeds: int) -> None:
     for _ in range(300):
         first, second = rng.normal(size=seeds), rng.normal(rng.choice([-2, 0, 2]), 0.5, size=seeds)
         test = stats.ttest_rel(first, second)
-        expected = Verdict.OPEN if test.pvalue >= 0.05 else Verdict.BETTER if test.statistic > 0 else Verdict.WORSE
+        expected = Standing.OPEN if test.pvalue >= 0.05 else Standing.BETTER if test.statistic > 0 else Standing.WORSE
         gap = Estimate.over((first - second).tolist())
         assert verdict(gap, seeds) is expected
-        opposite = {Verdict.BETTER: Verdict.WORSE, Verdict.WORSE: Verdict.BETTER}
+        opposite = {Standing.BETTER: Standing.WORSE, Standing.WORSE: Standing.BETTER}
         assert verdict(gap, seeds, lower_is_better=True) is opposite.get(expected, expected)
         found.add(expected)
     assert len(found) == 3
 
 
 def test_one_seed_and_seeds_that_are_missing() -> None:
-    assert verdict(Estimate.over([0.5]), 1) is Verdict.OPEN
-    assert verdict(Estimate.over([0.5, 0.5]), 3) is Verdict.APART
-    assert verdict(None, 3) is Verdict.APART
-    assert verdict(Estimate.over([0.0, 0.0, 0.0]), 3) is Verdict.OPEN
-    assert verdict(Estimate.over([0.5, 0.5, 0.5]), 3) is Verdict.BETTER
+    assert verdict(Estimate.over([0.5]), 1) is Standing.OPEN
+    assert verdict(Estimate.over([0.5, 0.5]), 3) is Standing.APART
+    assert verdict(None, 3) is Standing.APART
+    assert verdict(Estimate.over([0.0, 0.0, 0.0]), 3) is Standing.OPEN
+    assert verdict(Estimate.over([0.5, 0.5, 0.5]), 3) is Standing.BETTER
 
 
 @pytest.fixture(scope="module")
@@ -169,4 +169,4 @@ def test_a_seed_without_a_finite_value_leaves_two_arms_not_comparable() -> None:
     second = pl.DataFrame({"seed": [0, 1, 2], "kl": [0.5, 0.5, 2.5]})
     gap = difference(first, second, "kl")
     assert gap == Estimate(0.5, 0.0, 2)
-    assert verdict(gap, 3) is Verdict.APART
+    assert verdict(gap, 3) is Standing.APART

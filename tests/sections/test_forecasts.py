@@ -6,7 +6,7 @@ import pytest
 
 from rlrazor.analysis import forecast, law
 from rlrazor.analysis.outcomes import BASELINES, PREDICTORS, Outcome, examine
-from rlrazor.analysis.statistics import Verdict, verdict
+from rlrazor.analysis.statistics import Standing, verdict
 from rlrazor.report.sections import build, forecasts
 from rlrazor.report.study import Study
 
@@ -103,8 +103,8 @@ def test_gains_are_taken_unit_by_unit(plain: list[Outcome]) -> None:
     assert gain.seeds == 12
     assert gain.mean == pytest.approx(np.mean(gaps))
     assert gain.half == pytest.approx(t_eleven * np.std(gaps, ddof=1) / 12**0.5, rel=1e-6)
-    assert verdict(gain, 12) == Verdict.BETTER
-    assert verdict(outcomes["method", "kl_reverse"].gain(guess), 12) != Verdict.BETTER
+    assert verdict(gain, 12) == Standing.BETTER
+    assert verdict(outcomes["method", "kl_reverse"].gain(guess), 12) != Standing.BETTER
     assert guess.gain(outcomes["task", "guess"]) is None
 
 

@@ -15,9 +15,9 @@ import polars as pl
 from numpy.typing import ArrayLike, NDArray
 from scipy import optimize, special
 
+from rlrazor.analysis.law import Floats
 from rlrazor.errors import RazorError
 
-Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
 

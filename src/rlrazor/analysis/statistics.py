@@ -16,7 +16,7 @@ import polars as pl
 from scipy import stats
 
 from rlrazor.analysis import frontier, law
-from rlrazor.analysis.frontier import Floats
+from rlrazor.analysis.law import Floats
 from rlrazor.errors import RazorError
 
 HALF_POINT = 0.005
@@ -52,8 +52,8 @@ def mean_of(rows: pl.DataFrame, column: str) -> Estimate | None:
     return over(rows.sort("seed")[column].to_list())
 
 
-class Verdict(StrEnum):
-    """What a difference between two arms shows."""
+class Standing(StrEnum):
+    """How one arm stands against another, by the verdict on their difference."""
 
     BETTER = "better"
     WORSE = "worse"
@@ -61,17 +61,17 @@ class Verdict(StrEnum):
     APART = "not comparable"
 
 
-def verdict(gap: Estimate | None, seeds: int, *, lower_is_better: bool = False) -> Verdict:
+def verdict(gap: Estimate | None, seeds: int, *, lower_is_better: bool = False) -> Standing:
     """The one rule: better or worse where the 95 % interval of a paired difference over `seeds` seeds excludes 0.
 
     Where it holds 0, or with one seed, which has no interval, it cannot be told. Where not all of the study's `seeds`
     allow the difference (None: none does) the two are not comparable: the seeds left would be the lucky ones.
     """
     if gap is None or gap.seeds < seeds:
-        return Verdict.APART
+        return Standing.APART
     if gap.half is None or not abs(gap.mean) > gap.half:
-        return Verdict.OPEN
-    return Verdict.BETTER if (gap.mean > 0) != lower_is_better else Verdict.WORSE
+        return Standing.OPEN
+    return Standing.BETTER if (gap.mean > 0) != lower_is_better else Standing.WORSE
 
 
 def floats(table: pl.DataFrame, column: str) -> Floats:

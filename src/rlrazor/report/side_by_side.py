@@ -8,7 +8,7 @@ from pathlib import Path
 
 import polars as pl
 
-from rlrazor.analysis.statistics import Estimate, Verdict, best_checkpoints, by_group, difference, shared_threshold
+from rlrazor.analysis.statistics import Estimate, Standing, best_checkpoints, by_group, difference, shared_threshold
 from rlrazor.analysis.statistics import verdict as verdict_of
 from rlrazor.errors import RazorError
 from rlrazor.report.drawing import PALETTE, Axis, Figure, Layer, Panel
@@ -59,7 +59,7 @@ class Task:
         return difference(rl, sft, "prior")
 
     @property
-    def verdict(self) -> Verdict:
+    def verdict(self) -> Standing:
         """Whether RL is better."""
         return verdict_of(self.gap, len(self.study.seeds))
 

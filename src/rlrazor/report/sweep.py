@@ -58,6 +58,11 @@ class Sweep:
         return self.study.points
 
     @property
+    def law(self) -> PredictorSummary:
+        """The laws in forward KL."""
+        return next(fits for fits in self.laws if fits.predictor == "kl_forward")
+
+    @property
     def is_calibration(self) -> bool:
         """Whether the runs were made for a law, which says itself what it was chosen by."""
         return self.config.get("preset") == CALIBRATION

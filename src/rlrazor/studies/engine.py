@@ -35,6 +35,7 @@ from typing import Any
 
 import polars as pl
 
+from rlrazor.analysis.forecast import FORWARD
 from rlrazor.analysis.statistics import (
     Estimate,
     best_checkpoints,
@@ -52,7 +53,7 @@ from rlrazor.report.tables import THRESHOLDS
 from rlrazor.report.text import INTERVALS, nats, of_all, percent, signed, written
 from rlrazor.studies.grids import Grid
 
-KL = "kl_forward"
+KL = FORWARD
 
 Arm = tuple[Any, ...]
 Style = tuple[str, str]

@@ -6,7 +6,7 @@ from itertools import takewhile
 import numpy as np
 import polars as pl
 
-from rlrazor.analysis.statistics import Verdict, floats, mean_of, seed_means, threshold_most_reach, with_params
+from rlrazor.analysis.statistics import Standing, floats, mean_of, seed_means, threshold_most_reach, with_params
 from rlrazor.report.drawing import PALETTE, SYMBOLS, Axis, Layer, Panel, Range
 from rlrazor.report.keyed import Column, Keyed, table_of
 from rlrazor.report.layers import level, log_height, means, never, share_height
@@ -113,7 +113,7 @@ def lasting(compared: Compared) -> Keyed:
     for series in series_of(compared):
         fresh, *older = ages_of(compared, series)
         judged = [(arm[-1], compared.judge(arm, fresh, FACTOR).verdict) for arm in reversed(older)]
-        told = [age for age, one in takewhile(lambda of: of[1] != Verdict.OPEN, judged) if one != Verdict.APART]
+        told = [age for age, one in takewhile(lambda of: of[1] != Standing.OPEN, judged) if one != Standing.APART]
         rows[key(series)] = (name_of(compared.study, series), {"lasting": age_name(told[-1]) if told else NEVER})
     return Keyed("From which age on the KL differs for good", "", {"lasting": "age, updates"}, rows)
 

@@ -8,7 +8,7 @@ import polars as pl
 
 from rlrazor.analysis import law
 from rlrazor.analysis.law import LawSummary, PredictorSummary, r2_of
-from rlrazor.analysis.statistics import Estimate, Verdict, by_group, correlation, floats, seed_means
+from rlrazor.analysis.statistics import Estimate, Standing, by_group, correlation, floats, seed_means
 from rlrazor.report.keyed import Column, Judged, Keyed, table_of
 from rlrazor.report.text import NEVER, nats, number, percent, signed, written
 from rlrazor.studies.engine import KL, Arm, Compared, TableOf
@@ -99,7 +99,7 @@ def best_table(groups: Sequence[Group], against: Mapping[str, Arm]) -> TableOf:
                 cells |= {"arm": compared.label(best), "prior": written(kept["prior"]), "kl": written(kept[KL], nats)}
             rows[group.key] = (group.title, cells)
             for name, arm in against.items():
-                judged = compared.judge(best, arm) if best else Judged(name, None, Verdict.APART)
+                judged = compared.judge(best, arm) if best else Judged(name, None, Standing.APART)
                 shown = {"gap": signed(judged.gap), "verdict": str(judged.verdict)}
                 rows[f"{group.key}.{compared.key(arm)}"] = (f"minus {name}", {**dict.fromkeys(columns, ""), **shown})
         return Keyed(f"The best at new ≥ {compared.at:.0%}", "of", columns, rows)

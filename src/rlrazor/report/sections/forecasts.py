@@ -22,7 +22,7 @@ from rlrazor.analysis.outcomes import (
     Unit,
     examine,
 )
-from rlrazor.analysis.statistics import Estimate, Verdict, verdict
+from rlrazor.analysis.statistics import Estimate, Standing, verdict
 from rlrazor.report.drawing import PALETTE, Axis, Figure, Interval, Layer, Panel
 from rlrazor.report.keyed import Column, Judged, Keyed, in_short, table_of
 from rlrazor.report.layers import across, spots
@@ -81,7 +81,7 @@ class Group:
         guess = next((other for other in self.outcomes if other.predictor == GUESS), None)
         return one.gain(guess) if guess and one is not guess else None
 
-    def verdict(self, one: Outcome) -> Verdict:
+    def verdict(self, one: Outcome) -> Standing:
         """Whether it is better than guessing, over all units."""
         return verdict(self.gain(one), len(one.units))
 

@@ -9,15 +9,14 @@ from rlrazor.analysis.statistics import (
     Estimate,
     by_group,
     difference,
-    floats,
     mean_of,
     near_accuracy,
     seed_means,
     verdict,
 )
-from rlrazor.report.drawing import Axis, Figure, Marker, Panel, Points, style_of
+from rlrazor.report.drawing import Axis, Figure, Panel, style_of
 from rlrazor.report.keyed import Column, Judged, Keyed, in_short, table_of
-from rlrazor.report.layers import learnt, means
+from rlrazor.report.layers import clouds, learnt, means
 from rlrazor.report.prose import Shown, told
 from rlrazor.report.study import Section, Study, members, with_family
 from rlrazor.report.tables import FAMILIES
@@ -119,12 +118,7 @@ def method_table(study: Study, column: str) -> Keyed:
 
 def _against_panel(study: Study, column: str) -> Panel:
     """The similarity against new accuracy, all checkpoints."""
-    size = 4.0 if len(study.points) < 2_000 else 2.2
-    layers = []
-    for index, method in enumerate(study.methods):
-        rows = study.points.filter(pl.col("method") == method)
-        x, y = floats(rows, "new"), floats(rows, column)
-        layers.append(Points(study.label(method), x, y, Marker(*style_of(index), size=size, opacity=0.5)))
+    layers = clouds(study, "new", column, size=4.0 if len(study.points) < 2_000 else 2.2, opacity=0.5)
     name = f"{NAMES[column]} to the base"
     title = f"{NAMES[column]} at equal accuracy"
     return Panel(title, Axis("new accuracy", learnt(study)), Axis(name, percent=False), layers)
