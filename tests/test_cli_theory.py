@@ -271,7 +271,7 @@ def test_the_text_has_the_verdicts_and_no_key_is_left(of_two_seeds: Tables) -> N
     assert section.title == "Is RL a projection?"
     assert section.question.endswith("is policy gradient that?")
     note = " ".join(section.paragraphs)
-    assert "Claim: policy gradient pays the least KL of its accuracy. Standing: does not hold (largest excess" in note
+    assert "Claim: policy gradient pays the least KL of its accuracy. Verdict: does not hold (largest excess" in note
     assert "it has become 118 by time 4,000, at an accuracy of 99.99%" in note
     assert not re.search("[{}]", note)
     assert "Policy gradient pays the least KL of its accuracy: does not hold" in section.finding

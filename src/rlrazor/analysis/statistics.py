@@ -185,11 +185,11 @@ class Correlation:
 
 
 def correlation(
-    table: pl.DataFrame, x: str, y: str, by: str = "trajectory", *, samples: int = 200, seed: int = 0
+    table: pl.DataFrame, x: str, y: str, by: str = "trajectory", *, samples: int = 200
 ) -> Correlation | None:
     """Pearson's and Spearman's correlation of two columns, with 95 % bootstrap intervals drawing whole groups of `by`.
 
-    None for fewer than 3 finite pairs, or where one of the two does not vary. `samples` and `seed` are the bootstrap's.
+    None for fewer than 3 finite pairs, or where one of the two does not vary. `samples` are the bootstrap's.
     """
     pairs = _finite(table, [x, y]).select(x=pl.col(x).cast(pl.Float64), y=pl.col(y).cast(pl.Float64), group=by)
     try:
@@ -198,9 +198,9 @@ def correlation(
         return None
     return Correlation(
         pearson,
-        law.bootstrap(_pearson, pairs, "group", samples=samples, seed=seed),
+        law.bootstrap(_pearson, pairs, "group", samples=samples),
         spearman,
-        law.bootstrap(_spearman, pairs, "group", samples=samples, seed=seed),
+        law.bootstrap(_spearman, pairs, "group", samples=samples),
         len(pairs),
     )
 

@@ -130,7 +130,7 @@ def table_of(
 def _cells(column: Column[Row], value: Value, seeds: int) -> list[str]:
     """What a column, and those beside it, say of a row."""
     if isinstance(value, str):
-        return [value] * (3 if column.judge else 1)
+        return [str(value)] * (3 if column.judge else 1)
     if column.judge:
         return [column.form(value), of_all(value, seeds), str(column.judge(value, seeds))]
     some = value is not None and value.seeds < seeds
