@@ -132,6 +132,15 @@ def test_a_seed_that_is_infinite_leaves_a_mean_without_an_interval() -> None:
     assert (found.mean, found.half) == (math.inf, None)
 
 
+def test_seeds_without_a_number_are_left_out_of_a_mean() -> None:
+    rows = pl.DataFrame({"seed": [2, 0, 1, 3], "x": [0.4, None, 0.2, math.nan]})
+    found = mean_of(rows, "x")
+    assert found
+    assert found.mean == pytest.approx(0.3)
+    assert found.seeds == 2
+    assert mean_of(rows.filter(pl.col("seed") == 0), "x") is None
+
+
 def test_difference_pairs_the_seeds(scattered: pl.DataFrame) -> None:
     near = near_accuracy(scattered, ["method"], 0.95, ["prior"])
     a, b = (near.filter(pl.col("method") == method) for method in "ab")

@@ -48,8 +48,8 @@ def over(values: Iterable[float]) -> Estimate | None:
 
 
 def mean_of(rows: pl.DataFrame, column: str) -> Estimate | None:
-    """The mean of a column of rows, one per seed; None without rows."""
-    return over(rows.sort("seed")[column].to_list())
+    """The mean of a column of rows, one per seed; None without any that has a number there."""
+    return over(rows.sort("seed")[column].cast(pl.Float64).drop_nulls().drop_nans().to_list())
 
 
 class Standing(StrEnum):
