@@ -21,7 +21,7 @@ from rlrazor.experiments.language.sequences import PAPER_METHODS, PRESETS, Model
 from rlrazor.experiments.language.setup import TaskSource
 from rlrazor.experiments.language.stage_reference import StageReference
 from rlrazor.experiments.language.stages import Models
-from rlrazor.experiments.language.tasks import TASKS, Item, Splits, Task
+from rlrazor.experiments.language.tasks import TASKS, Form, Item, Splits, Task
 from rlrazor.experiments.language.tasks.letters import FORMS
 from rlrazor.experiments.language.world import policy_of, world_of
 from rlrazor.lm import probes
@@ -344,7 +344,7 @@ def test_all_at_once_learns_from_the_prompts_of_each_task(
 
 def test_completions_of_several_tasks_end_where_all_do_and_are_scored_by_their_own() -> None:
     def task(name: str, stop: tuple[str, ...], longest: int) -> Task:
-        return Task(name, name, "", lambda path: Splits([], []), lambda p, c: float(c == name), longest, stop)
+        return Task(name, name, "", lambda path: Splits([], []), lambda p, c: float(c == name), Form(longest, stop))
 
     class Asked:
         def __init__(self, count: int) -> None:

@@ -16,7 +16,8 @@ from rlrazor.report.heat import heat_map
 from rlrazor.report.keyed import Keyed
 from rlrazor.report.prose import Shown, told
 from rlrazor.report.study import Section, Study
-from rlrazor.report.text import how_many, nats, percent
+from rlrazor.report.tables import run_table
+from rlrazor.report.text import how_many, minus, nats, percent
 from rlrazor.runs.records import BASE
 
 
@@ -28,7 +29,9 @@ def section(study: Study) -> Section:
     asked = list(study.description["config"]["tasks"])
     costs, spent = cost_table(course, study), float(course.spent[-1])
     of, prior = transfer(course.scores), course.column("prior")
-    lost = "" if of.backward is None else f", earlier tasks {100 * of.backward:+.1f} points since they were trained"
+    lost = (
+        "" if of.backward is None else minus(f", earlier tasks {100 * of.backward:+.1f} points since they were trained")
+    )
     budget = "" if (most := study.description["kl_budget"]) is None else f" of {most:g}"
     trained = f"{len(course.tasks)} of {how_many(len(asked), 'task')}"
     finding = (
@@ -39,7 +42,8 @@ def section(study: Study) -> Section:
     names = {"method": study.label(course.method), "tasks": how_many(len(asked), "task"), "unit": study.kl_unit}
     path = Path(__file__).with_suffix(".md")
     found = told(study, path, Shown(finding, figure, [scores_table(course, asked), costs], names))
-    return replace(found, name=study.name)
+    how = run_table(study.description, study.table, study.points)
+    return replace(found, name=study.name, tables=[*found.tables, how])
 
 
 def scores_table(course: Course, asked: Sequence[str]) -> Keyed:

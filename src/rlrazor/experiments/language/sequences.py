@@ -10,9 +10,8 @@ from rlrazor.experiments.language.config import TINY, Config
 from rlrazor.experiments.language.methods import FROM_TEACHER, KL_SUFFIX, Method, find_method
 from rlrazor.experiments.language.tasks import TASKS
 from rlrazor.experiments.language.tasks.letters import FORMS
-from rlrazor.runs import settings
 from rlrazor.runs.records import Ancestor, RunSpec
-from rlrazor.runs.settings import kinds_of, setting
+from rlrazor.runs.settings import Presets, setting
 
 CORE_METHODS = ("sft-one", "sft-two", "oracle", "reinforce", "grpo", "dr-grpo", "kl-dpg")
 PAPER_METHODS = (
@@ -93,7 +92,6 @@ def name_of_sweep(method: str) -> str:
     return plain + KL_SUFFIX if penalty in (TO_BASE, TO_BEFORE) else method
 
 
-KINDS = kinds_of(ModelSequences)
 PRESETS: Mapping[str, ModelSequences] = {
     "tiny": ModelSequences(
         base=TINY,
@@ -117,6 +115,5 @@ PRESETS: Mapping[str, ModelSequences] = {
 }
 
 
-def parse_setting(name: str, value: Any) -> Any:
-    """A setting as the config holds it: see `settings.parse_setting`. `methods` also takes `core` and `paper`."""
-    return settings.parse_setting(KINDS, {"core": lambda: CORE_METHODS, "paper": lambda: PAPER_METHODS}, name, value)
+_TYPED = Presets(PRESETS, {"core": lambda: CORE_METHODS, "paper": lambda: PAPER_METHODS})
+resolve, parse_setting = _TYPED.resolve, _TYPED.parse

@@ -9,7 +9,7 @@ A run is trained and measured as on one task; `lesson` joins several, `stage_ref
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any, ClassVar
@@ -65,10 +65,10 @@ class Models(Setup, Continual):
         prompts = int(sum(min(self.data[task][1], most) for task in tasks_of(spec)))
         return Cost(count_steps(spec, prompts), len(due_steps(spec, prompts)))
 
-    def trial(self, config: ModelSequences, specs: Sequence[RunSpec]) -> Trial:
+    def trial(self, config: ModelSequences) -> Trial:
         """See `Continual.trial`; timed on the first task."""
         one = Language(self.base, self.task, self.prior, self.running)
-        found = one.trial(config.sweep(task=self.task.name), specs)
+        found = one.trial(config.sweep(task=self.task.name))
         return replace(found, run=partial(_seconds, found.run, len(self.sources)))
 
     def describe(self, config: ModelSequences) -> Mapping[str, Any]:

@@ -6,14 +6,13 @@ from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from rlrazor.errors import RazorError
-from rlrazor.runs import settings
 from rlrazor.runs.records import BASE, Ancestor, RunSpec
 from rlrazor.runs.settings import (
+    Presets,
     check_bounds,
     check_many,
     check_runs,
     check_samples,
-    kinds_of,
     log_spaced,
     setting,
 )
@@ -67,7 +66,7 @@ class Config:
                 raise RazorError(f"Unknown schedule {schedule!r:.60}. Schedules: {', '.join(SCHEDULES)}.")
         if self.group_size < 2:
             raise RazorError("group_size must be at least 2: a group of one has nothing to compare its reward with.")
-        check_bounds(self, _KINDS)
+        check_bounds(self)
         runs = len(self.methods) * len(self.lrs) * len(self.schedules) * len(self.epochs) * len(self.seeds)
         check_runs(runs, max(self.epochs) * self.checkpoints_per_epoch)
         check_samples(self, "batch_size")
@@ -138,9 +137,6 @@ class Config:
         }
 
 
-_KINDS = kinds_of(Config)
-
-
 def all_methods() -> tuple[str, ...]:
     """Every method, and the two with a penalty that the paper and the baselines have."""
     from rlrazor.experiments.parity_mnist.methods import METHODS
@@ -183,12 +179,5 @@ def sensitivity_variants(config: Config) -> list[tuple[str, int, Config]]:
     return variants
 
 
-def resolve(preset: str, given: Mapping[str, Any] | None = None) -> Config:
-    """The preset with these settings, as `parse_setting` returns them, in place of its own."""
-    return settings.resolve(PRESETS, preset, given)
-
-
-def parse_setting(name: str, value: Any) -> Any:
-    """A setting as Config holds it: see `settings.parse_setting`. `methods` also takes `all`, `core` and `paper`."""
-    sets = {"paper": lambda: PAPER_METHODS, "core": lambda: CORE_METHODS, "all": all_methods}
-    return settings.parse_setting(_KINDS, sets, name, value)
+_TYPED = Presets(PRESETS, {"paper": lambda: PAPER_METHODS, "core": lambda: CORE_METHODS, "all": all_methods})
+resolve, parse_setting = _TYPED.resolve, _TYPED.parse
