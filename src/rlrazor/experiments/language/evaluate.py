@@ -65,18 +65,26 @@ class Asked:
     """A task's test prompts, and what the base says to them, so that a later policy's answers can be set beside it.
 
     `samples`: completions of each prompt. `scored` decides which accuracy is the score: `greedy`, or `sampled`, which
-    is exact where all right completions can be listed; the other is kept among the metrics.
+    is exact where all right completions can be listed; the other is kept among the metrics. `beside`: a probe of
+    the same base, whose copy of the LM head is shared.
     """
 
     def __init__(
-        self, base: LanguageModel, task: Task, test: Prompts, suite: PriorSuite, samples: int, scored: str
+        self,
+        base: LanguageModel,
+        task: Task,
+        test: Prompts,
+        suite: PriorSuite,
+        samples: int,
+        scored: str,
+        beside: kl.Probe | None = None,
     ) -> None:
         self.base, self.task, self.test, self.samples = base, task, test, samples
         self.scored, self.said_failures = scored, False
         self.list_exact = None if task.correct is None else suite.exact
         phases.at(OF_PROMPTS)
         sequences = self.complete(base, probes.NEW)
-        self.probe = kl.Probe(base.model, sequences)
+        self.probe = kl.Probe(base.model, sequences, beside=beside)
         rewards = self._rewards(sequences.completions)
         self.correct = [reward == 1 for reward in rewards]
         self.same = _same_for_all(rewards)
@@ -159,7 +167,7 @@ class Reference:
         self.base, self.asked, self.suite = base, asked, suite
         phases.at(OF_TEXTS)
         self.settings = probe_settings(asked[0].task, asked[0].samples)
-        self.probe = kl.Probe(base.model, self.generic_of(base))
+        self.probe = kl.Probe(base.model, self.generic_of(base), beside=asked[0].probe)
         self.representation = representation.representation(base.model, base.tokenizer, suite.unrelated)
         self.weights = weights_of(base.model)
         self.spectra = sum(weight.numel() for weight in self.weights.values()) <= SPECTRA_UP_TO

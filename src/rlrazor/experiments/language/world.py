@@ -48,13 +48,13 @@ class World:
     @cached_property
     def asked(self) -> Mapping[str, Asked]:
         """What the base says to each task. Only the process that measures asks for it."""
-        measured, base = self.measured, self.base
-        tests = {
-            name: Prompts.of(task, self.splits[name].test[: measured["test_prompts"]], base)
-            for name, task in self.tasks.items()
-        }
-        how = self.suite, measured["kl_samples"], measured["scored"]
-        return {name: Asked(base, self.tasks[name], test, *how) for name, test in tests.items()}
+        measured, asked = self.measured, dict[str, Asked]()
+        for name, task in self.tasks.items():
+            test = Prompts.of(task, self.splits[name].test[: measured["test_prompts"]], self.base)
+            how = self.suite, measured["kl_samples"], measured["scored"]
+            probes = [other.probe for other in asked.values()]
+            asked[name] = Asked(self.base, task, test, *how, beside=probes[0] if probes else None)
+        return asked
 
     @cached_property
     def reference(self) -> Reference:
