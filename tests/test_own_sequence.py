@@ -33,7 +33,6 @@ base: tiny
 method: sft
 lr: 1e-3
 target: 0.95
-max_new_tokens: 5
 batch_size: 4
 max_steps: 4
 checkpoints_per_epoch: 2
@@ -48,6 +47,7 @@ tasks:
     verifier: verify.py:verify
     stop: ";"
     chat: false
+    max_new_tokens: 5
 """
 VERIFIER = """
 def verify(prompt, completion, last):
@@ -261,6 +261,8 @@ WRONG = {
     "tasks: [ascending, {prompts: nope.jsonl}]": "nope: There is no FOLDER/nope.jsonl, which prompts names",
     "tasks: [ascending, {prompts: prompts.jsonl, verifier: 'nope.py:verify'}]": "nope.py",
     "tasks: [ascending, {prompts: prompts.jsonl, verifer: 'verify.py:verify'}]": "tasks[1].verifer is not known here",
+    "tasks: [{task: ascending, max_new_tokens: 5}, descending]": "max_new_tokens is of prompts of one's own",
+    "tasks: [ascending, {prompts: prompts.jsonl, max_new_tokens: 5}]\nmax_new_tokens: 4": "in a file that has none",
     "tasks: [ascending, {prompts: 3}]": "tasks[1].prompts is 3, and should be text",
     "tasks: [ascending, descending]\nkl_budget: -1": "kl_budget is -1, and should be at least 0",
     "tasks: [ascending, descending]\nkl_budget: .nan": 'kl_budget is ".nan", and should be a number',

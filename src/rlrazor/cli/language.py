@@ -163,19 +163,14 @@ def check_source(arguments: argparse.Namespace) -> None:
 def source_of(arguments: argparse.Namespace, task: str) -> "TaskSource":
     """Where the new task comes from. Raises RazorError as `check_early` does."""
     check_source(arguments)
-    from rlrazor.experiments.language.setup import TaskSource
+    from rlrazor.experiments.language.setup import OwnPrompts, TaskSource
 
-    return TaskSource(
-        task,
-        data=arguments.data,
-        demonstrations=arguments.demonstrations,
-        prompts=arguments.prompts,
-        verifier=arguments.verifier,
-        verifier_timeout=arguments.verifier_timeout,
-        stop=stop_of(arguments),
-        generic=arguments.generic,
-        chat=not arguments.no_chat,
-    )
+    own = None
+    if arguments.prompts is not None:
+        how = {"seconds": arguments.verifier_timeout, "stop": stop_of(arguments), "chat": not arguments.no_chat}
+        how["max_new_tokens"] = getattr(arguments, "own_max_new_tokens", 0)
+        own = OwnPrompts(arguments.prompts, arguments.verifier, **how)
+    return TaskSource(task, arguments.data, arguments.demonstrations, arguments.generic, own)
 
 
 def check_early(arguments: argparse.Namespace, config: Config, *models: str) -> None:
