@@ -4,6 +4,7 @@ import json
 import math
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -20,6 +21,8 @@ from safetensors.torch import load_file
 from rlrazor.cli import main
 from rlrazor.experiments.language import world
 from rlrazor.experiments.language.sequence_file import config_of, read
+from rlrazor.experiments.language.setup import OwnPrompts
+from rlrazor.experiments.language.tasks import score
 from rlrazor.report import drawing
 from tiny_models import char_tokenizer, saved, tiny_llama
 
@@ -321,6 +324,29 @@ def test_a_wrong_option_is_one_sentence(
 def test_a_file_that_is_not_there(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["continual", str(tmp_path / "nope.yaml")]) == 2
     assert capfd.readouterr().err == f"razor: There is no {tmp_path / 'nope.yaml'}.\n"
+
+
+def test_the_guides_files_are_what_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its prompts are made, and verified, and its sequence is read."""
+    text = (Path(__file__).parents[1] / "docs" / "guides" / "continual.md").read_text()
+    prompts, verifier, sequence = (
+        re.findall(rf"```{kind}\n(.*?)```", text, flags=re.DOTALL)[number]
+        for kind, number in (("python", 0), ("python", 1), ("yaml", 0))
+    )
+    monkeypatch.chdir(tmp_path)
+    exec(prompts, {})
+    Path("verify.py").write_text(verifier)
+    Path("tasks.yaml").write_text(sequence)
+    file = read(Path("tasks.yaml"))
+    assert (file.names, file.kl_budget) == (["ascending", "last-letter"], 4)
+    config = config_of(file.names, file.settings)
+    assert (config.methods, config.rl_lrs, config.target, config.max_steps) == (("dr-grpo",), (3e-5,), 0.8, 100)
+    task = OwnPrompts(Path("prompts.jsonl"), "verify.py:verify", stop=(";",), chat=False).task()
+    items = task.load(None).train[:3]
+    answers = [item.columns["last"] for item in items]
+    right = [f"{item.prompt[3:5]}{last}" for item, last in zip(items, answers, strict=True)]
+    assert score(task, items, right).values == [1, 1, 1]
+    assert score(task, items, [one[::-1] + "x" for one in right]).values == [0, 0, 0]
 
 
 def test_the_folder_of_another_sequence_keeps_both(whole: Path, tmp_path: Path) -> None:
