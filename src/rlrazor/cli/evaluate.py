@@ -46,11 +46,11 @@ def add_to(commands: Subparsers) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Measure and print."""
     needs_extra("guard", *(() if early.needs_no_prior(arguments.prior) else ("eval",)))
-    from rlrazor.experiments.language.config import parse_setting, resolve
+    from rlrazor.experiments.language.config import resolve
 
     given = {name: value for name in _OWN if (value := getattr(arguments, name)) is not None}
     given |= {"base": arguments.base or arguments.model, "task": task_of(arguments), "threads": cores.threads_alone()}
-    config = resolve("paper", {name: parse_setting(name, value) for name, value in given.items()})
+    config = resolve("paper", given)
     early.require_files(adapter=arguments.adapter)
     check_early(arguments, config, arguments.model)
     from rlrazor.experiments.language.evaluate import compare

@@ -93,7 +93,7 @@ class Continual(ABC):
         """Updates and checkpoints of a run, at most: it ends when it has learned its task."""
 
     @abstractmethod
-    def trial(self, config: Any, specs: Sequence[RunSpec]) -> Trial:
+    def trial(self, config: Any) -> Trial:
         """Time an update and the measurement of a checkpoint; a run takes less than that where it ends early."""
 
     @abstractmethod

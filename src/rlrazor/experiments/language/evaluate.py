@@ -269,7 +269,7 @@ def _columns(name: str, found: Drift, errors: dict[str, float]) -> dict[str, flo
 
 def probe_settings(task: Task, samples: int) -> ProbeSettings:
     """How the base completes prompts where this task is the new one."""
-    return ProbeSettings(task.max_new_tokens, samples, task.stop, task.chat)
+    return ProbeSettings(task.form.max_new_tokens, samples, task.form.stop, task.form.chat)
 
 
 def compare(
@@ -283,7 +283,7 @@ def compare(
     task, splits = setup.task.task(), setup.task.load()
     suite = setup.suite_of(config.prior, config.prior_limit)
     suite.check()
-    task = replace(task, max_new_tokens=config.max_new_tokens or task.max_new_tokens)
+    task = task.limited(config.max_new_tokens)
     base = load(base_source or source)
     test = Prompts.of(task, splits.test[: config.test_prompts], base)
     reference = Reference(base, [Asked(base, task, test, suite, config.kl_samples, config.scored)], suite)

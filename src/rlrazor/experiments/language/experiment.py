@@ -72,7 +72,7 @@ class Language(Setup):
         prompts = min(self.data[1], spec.params["train_prompts"] or self.data[1])
         return Cost(configs.count_steps(spec, prompts), len(configs.due_steps(spec, prompts)))
 
-    def trial(self, config: Config, specs: Sequence[RunSpec]) -> Trial:
+    def trial(self, config: Config) -> Trial:
         """A few updates and one measurement, where the base is at hand. Raises RazorError where it is not."""
         if not cost.is_at_hand(config.base):
             raise RazorError(f"the base {config.base} is not on this machine, and was not downloaded")

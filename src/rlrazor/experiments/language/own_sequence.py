@@ -113,9 +113,9 @@ class OwnSequence(Models):
         """The folder of its model."""
         return store.folder / "models" / f"{stage.number}-{stage.task}-{stage.spec.run_id}"
 
-    def trial(self, config: ModelSequences, specs: Sequence[RunSpec]) -> Trial:
+    def trial(self, config: ModelSequences) -> Trial:
         """See `Models.trial`; a stage's model lies in OUT/models as well."""
-        found = super().trial(config, specs)
+        found = super().trial(config)
         return replace(found, sizes=replace(found.sizes, model=found.sizes.weights))
 
     def describe(self, config: ModelSequences) -> Mapping[str, Any]:

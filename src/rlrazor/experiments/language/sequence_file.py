@@ -72,7 +72,7 @@ class OwnTask(Schema):
 
     def options(self, folder: Path) -> dict[str, Any]:
         """The task as the options of `razor finetune` name it; its files lie where they do from the folder."""
-        found = self.model_dump() | {"no_chat": not self.chat, "own_max_new_tokens": self.max_new_tokens or 0}
+        found = self.model_dump() | {"no_chat": not self.chat, "own_max_new_tokens": self.max_new_tokens}
         for name in ("data", "demonstrations", "prompts"):
             found[name] = None if found[name] is None else folder / found[name]
         source, colon, function = (self.verifier or "").rpartition(":")

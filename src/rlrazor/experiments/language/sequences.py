@@ -10,9 +10,8 @@ from rlrazor.experiments.language.config import TINY, Config
 from rlrazor.experiments.language.methods import FROM_TEACHER, KL_SUFFIX, Method, find_method
 from rlrazor.experiments.language.tasks import TASKS
 from rlrazor.experiments.language.tasks.letters import FORMS
-from rlrazor.runs import settings
 from rlrazor.runs.records import Ancestor, RunSpec
-from rlrazor.runs.settings import kinds_of, setting
+from rlrazor.runs.settings import Presets, setting
 
 CORE_METHODS = ("sft-one", "sft-two", "oracle", "reinforce", "grpo", "dr-grpo", "kl-dpg")
 PAPER_METHODS = (
@@ -21,7 +20,7 @@ PAPER_METHODS = (
 )
 
 
-def found(name: str) -> tuple[Method, str]:
+def method_of(name: str) -> tuple[Method, str]:
     """The method of that name, and its penalty, one of PENALTIES. Raises RazorError, with the names, for another."""
     return find_method(name_of_sweep(name))[0], parts_of(name)[1]
 
@@ -43,7 +42,7 @@ class ModelSequences(Config, InSequence):
                 f"not {others[0]!r:.60}."
             )
         for name in self.methods:
-            method, penalty = found(name)
+            method, penalty = method_of(name)
             if method.demonstrations == FROM_TEACHER:
                 raise RazorError(f"{name} imitates a teacher, and a sequence trains none: take another method.")
             if method.advantage == "dpg" and penalty == TO_BASE:
@@ -75,7 +74,7 @@ class ModelSequences(Config, InSequence):
 
     def rates(self, method: str) -> Sequence[float]:
         """The learning rates that the method is tried at: those of on-policy methods, or of the others."""
-        return self.rl_lrs if found(method)[0].advantage else self.lrs
+        return self.rl_lrs if method_of(method)[0].advantage else self.lrs
 
     def stage(self, method: str, lr: float, tasks: Sequence[str], start: Ancestor) -> RunSpec:
         """A run that trains these tasks, one or several at once, from there, in as many updates of each."""
@@ -93,7 +92,6 @@ def name_of_sweep(method: str) -> str:
     return plain + KL_SUFFIX if penalty in (TO_BASE, TO_BEFORE) else method
 
 
-KINDS = kinds_of(ModelSequences)
 PRESETS: Mapping[str, ModelSequences] = {
     "tiny": ModelSequences(
         base=TINY,
@@ -117,6 +115,5 @@ PRESETS: Mapping[str, ModelSequences] = {
 }
 
 
-def parse_setting(name: str, value: Any) -> Any:
-    """A setting as the config holds it: see `settings.parse_setting`. `methods` also takes `core` and `paper`."""
-    return settings.parse_setting(KINDS, {"core": lambda: CORE_METHODS, "paper": lambda: PAPER_METHODS}, name, value)
+_TYPED = Presets(PRESETS, {"core": lambda: CORE_METHODS, "paper": lambda: PAPER_METHODS})
+resolve, parse_setting = _TYPED.resolve, _TYPED.parse

@@ -9,11 +9,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from rlrazor.experiments.language.config import RECIPE, TINY
-from rlrazor.experiments.language.suites import PriorSuite, lm_eval_suite, tiny_suite
-from rlrazor.experiments.language.tasks import Splits, Task, find_task, own_task, with_demonstrations
+from rlrazor.experiments.language.suites import PriorSuite, lm_eval_suite, prior_tasks, tiny_suite
+from rlrazor.experiments.language.tasks import Form, Splits, Task, find_task, own_task, with_demonstrations
 from rlrazor.lm.probes import read_generic
 from rlrazor.lm.task_names import are_none
 from rlrazor.runs.records import RunSpec
@@ -21,49 +20,27 @@ from rlrazor.system.apart.verifier import SECONDS
 
 
 @dataclass(frozen=True)
-class OwnPrompts:
-    """A task of one's own: a file of prompts, and what verifies a completion, where their completions do not say it.
-
-    A call of the verifier may take `seconds`. `chat`: whether prompts are put into the tokenizer's chat template, where
-    it has one. `max_new_tokens`: of a completion; 0: as many as `own_task` says.
-    """
-
-    file: Path
-    verifier: str | None = None
-    seconds: float = SECONDS
-    stop: tuple[str, ...] = ()
-    chat: bool = True
-    max_new_tokens: int = 0
-
-    def task(self) -> Task:
-        """The task. Raises RazorError where the verifier cannot be loaded."""
-        length = {"max_new_tokens": self.max_new_tokens} if self.max_new_tokens else {}
-        return own_task(self.file, self.verifier, stop=self.stop, chat=self.chat, seconds=self.seconds, **length)
-
-    def content(self) -> list[Any]:
-        """What decides its scores besides the prompts."""
-        file = Path((self.verifier or "").rpartition(":")[0])
-        code = file.read_text(encoding="utf-8", errors="surrogateescape") if file.is_file() else self.verifier
-        length = [self.max_new_tokens] if self.max_new_tokens else []
-        return [code, self.stop, *([] if self.chat else ["plain"]), *length]
-
-
-@dataclass(frozen=True)
 class TaskSource:
-    """Where the new task comes from; small to pickle. `own`: prompts of one's own, under that name.
+    """Where the new task comes from; small to pickle. `prompts`, with a `verifier` or not, make a task of one's own.
 
-    `generic` is a file of text or prompts that stand for what must not change, in place of the built-in probe.
+    A call of the verifier may take `verifier_timeout` seconds. `generic` is a file of text or prompts that stand for
+    what must not change, in place of the built-in probe. `form`: of a task of one's own.
     """
 
     name: str
     data: Path | None = None
     demonstrations: Path | None = None
+    prompts: Path | None = None
+    verifier: str | None = None
+    verifier_timeout: float = SECONDS
+    form: Form = field(default_factory=Form)
     generic: Path | None = None
-    own: OwnPrompts | None = None
 
     def task(self) -> Task:
         """The task; raises RazorError where there is none of that name."""
-        return find_task(self.name) if self.own is None else self.own.task()
+        if self.prompts is None:
+            return find_task(self.name)
+        return own_task(self.prompts, self.verifier, self.form, seconds=self.verifier_timeout)
 
     def load(self) -> Splits:
         """Its prompts, with the demonstrations of the file where there is one."""
@@ -74,8 +51,12 @@ class TaskSource:
 
     def fingerprint(self, splits: Splits) -> str:
         """A content hash of the prompts and all that comes with them, a verifier of one's own included: 16 digits."""
+        file = Path((self.verifier or "").rpartition(":")[0])
+        code = file.read_text(encoding="utf-8", errors="surrogateescape") if file.is_file() else self.verifier
         items = [[asdict(item) for item in side] for side in (splits.train, splits.test)]
-        content = json.dumps([items, *([None, []] if self.own is None else self.own.content())], default=str)
+        length = self.form.max_new_tokens
+        form = [*([] if self.form.chat else ["plain"]), *([] if length == Form().max_new_tokens else [length])]
+        content = json.dumps([items, code, self.form.stop, *form], default=str)
         if self.generic is not None:
             content += read_generic(self.generic).content_hash
         return hashlib.sha256(content.encode()).hexdigest()[:16]
@@ -138,12 +119,7 @@ class Setup:
         generic = None if self.task.generic is None else read_generic(self.task.generic)
         if self.base == TINY:
             return tiny_suite(generic).without_scores() if are_none(tasks) else tiny_suite(generic)
-        suite = lm_eval_suite(
-            tasks,
-            limit=limit or None,
-            data_mirror=self.prior.data_mirror,
-            allow_code_execution=self.prior.allow_code_execution,
-            generic=generic,
-        )
+        named = prior_tasks(tasks, limit, self.prior.data_mirror, self.prior.allow_code_execution)
+        suite = lm_eval_suite(named, generic)
         suite = suite.without_scores() if are_none(tasks) else suite
         return suite if self.prior.texts is None else suite.cut(self.prior.texts)

@@ -9,7 +9,7 @@ A run is trained and measured as on one task; `lesson` joins several, `stage_ref
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any, ClassVar
@@ -22,7 +22,7 @@ from rlrazor.experiments.language.config import count_steps, due_steps
 from rlrazor.experiments.language.evaluate import DRIFT
 from rlrazor.experiments.language.experiment import Language, measured_on
 from rlrazor.experiments.language.methods import METHODS, Method
-from rlrazor.experiments.language.sequences import ModelSequences, found, name_of_sweep
+from rlrazor.experiments.language.sequences import ModelSequences, method_of, name_of_sweep
 from rlrazor.experiments.language.setup import Setup
 from rlrazor.experiments.language.train import train
 from rlrazor.runs.dry_run import Trial
@@ -65,17 +65,17 @@ class Models(Setup, Continual):
         prompts = int(sum(min(self.data[task][1], most) for task in tasks_of(spec)))
         return Cost(count_steps(spec, prompts), len(due_steps(spec, prompts)))
 
-    def trial(self, config: ModelSequences, specs: Sequence[RunSpec]) -> Trial:
+    def trial(self, config: ModelSequences) -> Trial:
         """See `Continual.trial`; timed on the first task."""
         one = Language(self.base, self.task, self.prior, self.running)
-        found = one.trial(config.sweep(task=self.task.name), specs)
+        found = one.trial(config.sweep(task=self.task.name))
         return replace(found, run=partial(_seconds, found.run, len(self.sources)))
 
     def describe(self, config: ModelSequences) -> Mapping[str, Any]:
         """Names for the report, and what the runs were made from."""
         return {
             "new_task": "the stage’s task",
-            "labels": {name: found(name)[0].label + PENALTIES[found(name)[1]] for name in config.methods},
+            "labels": {name: method_of(name)[0].label + PENALTIES[method_of(name)[1]] for name in config.methods},
             "thresholds": [config.target],
             "data": "+".join(fingerprint for fingerprint, _ in self.data.values()),
             "drift": [*DRIFT, *SINCE],

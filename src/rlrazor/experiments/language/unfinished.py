@@ -11,10 +11,10 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 
 from rlrazor.errors import RazorError, cause_of
-from rlrazor.runs.store import Checkpoint, atomic_path, read_records
+from rlrazor.runs.store import Checkpoint, read_records
 from rlrazor.system import jsonl
 from rlrazor.system.documents import read_text
-from rlrazor.system.writing import mark_folder, require_our_folder
+from rlrazor.system.writing import atomic_path, mark_folder, require_our_folder
 
 
 class Unfinished:

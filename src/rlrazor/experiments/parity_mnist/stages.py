@@ -6,7 +6,7 @@ penalty holds a run to the base of all stages (`+kl`), or to the stage before (`
 """
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -73,7 +73,7 @@ class Images(Continual):
         """See `Continual.cost`."""
         return cost.of(spec, spec.params.get("train_size", 0) * len(tasks_of(spec)))
 
-    def trial(self, config: ImageSequences, specs: Sequence[RunSpec]) -> Trial:
+    def trial(self, config: ImageSequences) -> Trial:
         """See `Continual.trial`."""
         return cost.trial(config, config.test_size * (len(config.tasks) + 1))
 
