@@ -262,7 +262,7 @@ WRONG = {
     "tasks: [ascending, {task: a, verifier: 'verify.py:verify'}]": "a: verifier goes with prompts FILE",
     "tasks: [ascending, {prompts: nope.jsonl}]": "nope: There is no FOLDER/nope.jsonl, which prompts names",
     "tasks: [ascending, {prompts: prompts.jsonl, verifier: 'nope.py:verify'}]": "nope.py",
-    "tasks: [ascending, {prompts: prompts.jsonl, verifer: 'verify.py:verify'}]": "tasks[1].verifer is not known here",
+    "tasks: [ascending, {prompts: p.jsonl, verifer: 'v.py:verify'}]": "tasks.yaml is wrong, as tasks[1].verifer is not",
     "tasks: [{task: ascending, max_new_tokens: 5}, descending]": "max_new_tokens is of prompts of one's own",
     "tasks: [ascending, {prompts: prompts.jsonl, max_new_tokens: 5}]\nmax_new_tokens: 4": "in a file that has none",
     "tasks: [ascending, {prompts: 3}]": "tasks[1].prompts is 3, and should be text",

@@ -113,7 +113,7 @@ def read(path: Path) -> SequenceFile:
     base = settings.get("base")
     if isinstance(base, str) and base != TINY and (path.parent / base).exists():
         settings["base"] = str(path.parent / base)
-    file = checked(SequenceFile, found | {"settings": settings}, path)
+    file = checked(SequenceFile, found | {"settings": settings}, path, by_hand=True)
     for number, task in enumerate(file.tasks):
         _check_task(path, file, number, task)
     return file
