@@ -113,14 +113,18 @@ def loads(text: str, *, nan: Callable[[str], Any] | None = None, lenient: bool =
     return found
 
 
-def checked(schema: type[T], value: Any, where: Path | str, *, mend: str = "") -> T:
-    """The value as its schema has it. Raises RazorError with the place of what is wrong, what is there, what should."""
+def checked(schema: type[T], value: Any, where: Path | str, *, mend: str = "", by_hand: bool = False) -> T:
+    """The value as its schema has it. Raises RazorError with the place of what is wrong, what is there, what should.
+
+    What a user wrote `by_hand` is wrong, not damaged.
+    """
     from pydantic import ValidationError
 
     try:
         return schema.model_validate(value)
     except ValidationError as error:
-        raise RazorError(f"{where} {_wrong(error)}{_ending(mend)}") from error
+        said = _wrong(error, "is wrong" if by_hand else "is damaged")
+        raise RazorError(f"{where} {said}{_ending(mend)}") from error
 
 
 def unreadable(where: Path | str, why: object, mend: str = "") -> RazorError:
@@ -219,7 +223,7 @@ _SAID = {  # by what pydantic calls it
 }
 
 
-def _wrong(error: ValidationError) -> str:
+def _wrong(error: ValidationError, verdict: str) -> str:
     """What is wrong first: other things may follow from it. Of what is missing, all that is in that place."""
     errors = error.errors(include_url=False)
     first = errors[0]
@@ -229,14 +233,14 @@ def _wrong(error: ValidationError) -> str:
         names = [_place(one["loc"]) for one in errors if one["type"] == "missing" and one["loc"][:-1] == holder]
         return f"lacks {', '.join(names)}"
     if first["type"] == "extra_forbidden":
-        return f"is damaged, as {place} is not known here"
+        return f"{verdict}, as {place} is not known here"
     if first["type"] == "value_error":  # a validator of ours, which says all of it
         said = str(first["ctx"]["error"]).rstrip(".")
-        return f"is damaged, as {f'in {place} ' if place else ''}{said[:1].lower()}{said[1:]}"
+        return f"{verdict}, as {f'in {place} ' if place else ''}{said[:1].lower()}{said[1:]}"
     said = first["msg"].replace("Input should", "and should")
     if first["type"] in _SAID:
         said = _SAID[first["type"]].format(**{name: _written(value) for name, value in first.get("ctx", {}).items()})
-    return f"is damaged, as {place or 'it'} is {_shown(first['input'])}, {said}"
+    return f"{verdict}, as {place or 'it'} is {_shown(first['input'])}, {said}"
 
 
 def _place(parts: Sequence[str | int]) -> str:
