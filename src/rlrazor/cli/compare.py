@@ -2,9 +2,6 @@
 
 import argparse
 import shlex
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +14,7 @@ from rlrazor.cli.probe import add_probe, dtype_of, probe_without_law
 from rlrazor.errors import RazorError
 from rlrazor.extras import needs_extra
 from rlrazor.guard.verdict import Limits
+from rlrazor.system import quiet
 
 if TYPE_CHECKING:
     from rlrazor.guard.comparison import Comparison
@@ -95,7 +93,7 @@ def run(arguments: argparse.Namespace) -> int:
     from rlrazor.guard.judgement import judgements, worst
     from rlrazor.guard.law_file import LawFile
 
-    with _quiet_libraries():
+    with quiet.without_advice():
         law = None if arguments.law is None else LawFile.load(arguments.law)
         found = _compared(arguments, law, limits)
         judged = judgements(found, limits, law)
@@ -130,21 +128,6 @@ def _compared(arguments: argparse.Namespace, law: "LawFile | None", limits: Limi
             pair, prompts, law=law, generic=generic, settings=settings, suite=suite, level=arguments.level, told=told
         )
     return replace(found, setup=replace(found.setup, sources=_sources(arguments)))
-
-
-@contextmanager
-def _quiet_libraries() -> Iterator[None]:
-    """What libraries warn of is for whoever programs with them; what a user has to know is a note of ours."""
-    from transformers.utils import logging
-
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            yield
-        finally:
-            logging.set_verbosity(before)
 
 
 def suite_of(arguments: argparse.Namespace) -> "PriorTasks | None":
