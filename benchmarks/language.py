@@ -87,17 +87,17 @@ class Workload:
             lm, task = LanguageModel.in_memory(tiny.make_model(0), tiny.make_tokenizer(), source), LETTERS_TASK
         else:
             lm, task = load(source), find_task("letter-word")
-        task = replace(task, max_new_tokens=tokens or task.max_new_tokens)
+        task = task.limited(tokens or 0)
         found = Prompts.of(task, task.load(None).train[: (TIMED + 1) * max(prompts, sft_batch)], lm)
         examples = [
-            trainers.Example(ids, encoding.completion_ids(lm.tokenizer, item.demonstration or "", task.stop))
+            trainers.Example(ids, encoding.completion_ids(lm.tokenizer, item.demonstration or "", task.form.stop))
             for item, ids in zip(found.items, found.ids, strict=True)
         ]
         updates = trainers.Updates(
             lr=1e-5, schedule="constant", steps=TIMED + 1, warmup_steps=0, batch_size=prompts, kl_coef=0.0, seed=0
         )
         ends = encoding.stop_ids(lm.tokenizer, lm.model)  # the end-of-sequence tokens alone, at which TRL stops too
-        settings = trainers.Settings(updates, trainers.Samples(samples, task.max_new_tokens, ends))
+        settings = trainers.Settings(updates, trainers.Samples(samples, task.form.max_new_tokens, ends))
         return cls(lm, task, found, examples, settings, sft_batch)
 
     def sample(self) -> Timing:

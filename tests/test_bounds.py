@@ -15,7 +15,7 @@ from rlrazor.experiments.parity_mnist import config as parity
 from rlrazor.guard.pick import pick
 from rlrazor.guard.verdict import Limits
 from rlrazor.lm.probes import ProbeSettings
-from rlrazor.runs.settings import read_settings
+from rlrazor.runs.settings import kinds_of, read_settings
 from rlrazor.studies import theory
 from watching import monitor_of
 
@@ -26,7 +26,7 @@ HUGE = ("1e30", "1e300", str(10**11), "9" * 5000, "-1", "nan", "inf", "-inf", "1
 def test_no_setting_of_a_grid_hangs(experiment: Any) -> None:
     preset = {parity: "quick", language: "tiny"}[experiment]
     begun = time.monotonic()
-    for name, (_, kind) in (parity._KINDS if experiment is parity else language.KINDS).items():
+    for name, (_, kind) in kinds_of(experiment.Config).items():
         if kind is str:
             continue
         for text in HUGE:
@@ -78,7 +78,7 @@ def test_what_is_too_much_is_said(experiment: Any, settings: dict[str, str], sen
 
 
 def test_every_numeric_setting_has_bounds() -> None:
-    for kinds in (parity._KINDS, language.KINDS):
+    for kinds in map(kinds_of, (parity.Config, language.Config)):
         assert {name for name, (_, kind) in kinds.items() if kind is not str} <= set(bounds.BOUNDS)
 
 

@@ -31,7 +31,7 @@ def prompts(tmp_path: Path) -> str:
 )
 def test_an_escape_in_a_stop_string_is_decoded_once(prompts: str, text: str, meant: str) -> None:
     source = source_of(parsed("--prompts", prompts, "--stop", text, "--stop", ";"), "own")
-    assert source.stop == source.task().stop == (meant, ";")
+    assert source.form.stop == source.task().form.stop == (meant, ";")
 
 
 def test_an_empty_stop_string_is_refused(prompts: str, capfd: pytest.CaptureFixture[str]) -> None:
@@ -43,7 +43,7 @@ def test_an_empty_stop_string_is_refused(prompts: str, capfd: pytest.CaptureFixt
 
 def test_prompts_of_ones_own_may_be_plain_text(prompts: str) -> None:
     plain, chat = (source_of(parsed("--prompts", prompts, *more), "own") for more in (["--no-chat"], []))
-    assert (plain.task().chat, chat.task().chat) == (False, True)
+    assert (plain.task().form.chat, chat.task().form.chat) == (False, True)
     splits = plain.load()
     assert plain.fingerprint(splits) != chat.fingerprint(splits)
     with pytest.raises(RazorError, match="--no-chat goes with --prompts FILE"):

@@ -83,7 +83,7 @@ def test_a_task_added_as_contributing_says_is_trained_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (example,) = examples("Adding a task for language models")
-    namespace = {"Path": Path, **{name: getattr(tasks, name) for name in ("Item", "Splits", "Task")}}
+    namespace = {"Path": Path, **{name: getattr(tasks, name) for name in ("Form", "Item", "Splits", "Task")}}
     exec(example, namespace)
     task = namespace["BACKWARDS"]
     monkeypatch.setattr(tasks, "TASKS", {**tasks.TASKS, task.name: task})

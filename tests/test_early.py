@@ -37,6 +37,9 @@ EARLY = {
     "compare base nope.gguf --prompts here": "There is no nope.gguf. Give a hub id,",
     "calibrate ./nope --task letters": "There is no ./nope.",
     "evaluate ./nope --task letters": "There is no ./nope.",
+    "continual nope.yaml": "There is no nope.yaml.",
+    "continual tasks.yaml --base ./nope": "There is no ./nope.",
+    "continual tasks.yaml --base tiny --method dr-gpro": "Unknown method 'dr-gpro'.",
 }
 
 
@@ -44,6 +47,7 @@ def test_errors_that_need_no_model_do_not_wait_for_torch(tmp_path: Path) -> None
     for name in ("base", "tuned"):
         (tmp_path / name).mkdir()
     (tmp_path / "here").write_text("a\n")
+    (tmp_path / "tasks.yaml").write_text("lr: 1e-3\ntasks: [ascending, descending]\n")
     code = f"""
 import json, sys, time
 from rlrazor.cli import main

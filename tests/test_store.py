@@ -15,7 +15,8 @@ import torch
 from rlrazor.errors import RazorError
 from rlrazor.runs import store as store_module
 from rlrazor.runs.records import Record, RunSpec
-from rlrazor.runs.store import Checkpoint, Keep, RunStore, atomic_path
+from rlrazor.runs.store import Checkpoint, Keep, RunStore
+from rlrazor.system.writing import atomic_path
 
 SPEC = RunSpec("toy", "grpo", {"lr": 1e-4, "schedule": "constant", "epochs": 1}, 0)
 

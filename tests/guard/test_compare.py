@@ -109,7 +109,7 @@ def test_the_numbers_are_those_of_both_models_in_memory(folders: Path, tuned: st
     assert [layer.name for layer in found.weights.layers if layer.name.startswith("layer ")] == ["layer 0", "layer 1"]
     similar = [representation.representation(lm.model, TOKENIZER, GENERIC.texts) for lm in (base, other)]
     assert found.distances.cknna == pytest.approx(drift.cknna(*similar), abs=1e-5)
-    assert found.law_says is None
+    assert (found.law_says, found.forecast) == (None, None)
     assert "Uncalibrated" in comparison_page.verdict(found)
 
 

@@ -18,7 +18,7 @@ from rlrazor.experiments.language.experiment import Language
 from rlrazor.experiments.language.methods import find_method
 from rlrazor.experiments.language.setup import TaskSource
 from rlrazor.experiments.language.suites import PriorSuite
-from rlrazor.experiments.language.tasks import Item, Splits, Task
+from rlrazor.experiments.language.tasks import Form, Item, Splits, Task
 from rlrazor.lm.models import LanguageModel
 from rlrazor.lm.probes import GenericText
 from rlrazor.runs.dry_run import Counts, DryRun, Measured, estimate, planned
@@ -139,7 +139,7 @@ def test_answers_that_all_score_alike_are_said_before_hours_of_training(score: f
     def verify(prompt: str, completion: str, *, wanted: str) -> float:
         return float(wanted == "a") if score is None else score
 
-    task = Task("own", "own", "", lambda path: Splits(items, items), verify, max_new_tokens=3, chat=False)
+    task = Task("own", "own", "", lambda path: Splits(items, items), verify, Form(3, chat=False))
     text = GenericText(("some text", "and more"))
     suite = PriorSuite(lambda lm: {"a": (0.5, None)}, text, text.texts, ("ab", "cd", "ef", "abc") * 4)
     reference = Reference(base, [Asked(base, task, Prompts.of(task, items, base), suite, 1, "greedy")], suite)

@@ -120,8 +120,8 @@ def test_the_base_solves_the_task_about_as_often_as_is_documented(sweep: Sweep) 
             lm.model,
             encode(lm.tokenizer, [item.prompt for item in items], chat=False),
             sampling.Sampling(
-                max_new_tokens=task.max_new_tokens,
-                stop_ids=encoding.stop_ids(lm.tokenizer, lm.model, task.stop),
+                max_new_tokens=task.form.max_new_tokens,
+                stop_ids=encoding.stop_ids(lm.tokenizer, lm.model, task.form.stop),
                 pad_id=lm.tokenizer.pad_token_id,
                 samples=samples,
                 greedy=samples == 1,

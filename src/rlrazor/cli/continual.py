@@ -5,8 +5,9 @@ import re
 import shlex
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.table import Table
@@ -55,11 +56,7 @@ def add_to(commands: Subparsers) -> None:
     parser.add_argument("--out", type=Path, metavar="DIR", default=Path("runs/continual"), help="default: %(default)s")
     parser.add_argument("--dry-run", action="store_true", help=language.DRY_RUN)
     parser.add_argument("--json", action="store_true", help="print the stages as JSON instead of a table")
-    prior = parser.add_argument_group("data")
-    prior.add_argument("--data-mirror", type=Path, metavar="DIR", help="local JSONL files of the prior tasks")
-    prior.add_argument(
-        "--allow-code-execution", action="store_true", help="run code that the model writes (HumanEval), unsandboxed"
-    )
+    language.add_prior(parser.add_argument_group("data"))
     language.add_running(parser)
     parser.set_defaults(run=run, options=options_of(parser))
 
@@ -77,17 +74,11 @@ def run(arguments: argparse.Namespace) -> int:
     asked = _check_early(arguments, file, config)
     if not arguments.dry_run:
         _check_folder(arguments, asked, config.base)
-    from rlrazor.lm import compute
-
-    compute.prepare_process(config.threads)
     from rlrazor.experiments.language.own_sequence import OwnSequence
-    from rlrazor.experiments.language.setup import PriorSource, Running
 
     first, *further = (language.source_of(one, one.task) for one in asked)
-    prior = PriorSource(arguments.data_mirror, arguments.allow_code_execution)
-    how = Running(arguments.micro_batch, arguments.save_every, report_to=arguments.report_to)
-    config = settled(config)
-    experiment = OwnSequence(config.base, first, prior, how, tuple(further), kl_budget=budget)
+    config, how = settled(config), language.how_of(arguments)
+    experiment = OwnSequence(config.base, first, *how, tuple(further), kl_budget=budget)
     if arguments.dry_run:
         language.show_plan(arguments, experiment, config, arguments.out, weights="final")
         return exits.DONE
@@ -98,26 +89,24 @@ def _check_early(
     arguments: argparse.Namespace, file: "SequenceFile", config: "ModelSequences"
 ) -> list[argparse.Namespace]:
     """The tasks as `razor finetune` would have them as options; raises RazorError before torch is imported."""
-    from rlrazor.experiments.language.tasks import find_task
+    from rlrazor.experiments.language.tasks import Task, find_task
 
-    folder, asked, fetched = arguments.file.parent, list[Namespace](), False
+    folder, asked, tasks = arguments.file.parent, list[Namespace](), list[Task]()
     generic = None if file.generic is None else folder / file.generic
     for task in file.tasks:
         one = Namespace(**task.options(folder) | {"task": task.name}, generic=generic, data_mirror=None)
         try:
             language.check_source(one)
             if one.prompts is None:
-                fetched |= find_task(one.task).from_hub and one.data is None
+                own = find_task(one.task)
+                tasks += [own] if one.data is None else []
         except RazorError as error:
             # The keys of the file have no dashes.
             raise RazorError(re.sub(r"(^|(?<=\s))--(?=[a-z])", "", f"{arguments.file}, {one.task}: {error}")) from error
         asked.append(one)
     language.require_forgetting(config, "continual")
     early.require_files(data_mirror=arguments.data_mirror)
-    early.require_prior(config.prior)
-    if not arguments.dry_run:
-        early.require_source(config.base)
-    early.settle_hub(config.base, data=fetched or (config.base != early.TINY and arguments.data_mirror is None))
+    language.settle(arguments, config, tasks)
     return asked
 
 
@@ -137,23 +126,25 @@ def _train(arguments: argparse.Namespace, experiment: "OwnSequence", config: "Mo
     language.load(experiment, console)
     with running.writing(out):
         done = runner.run(experiment, config, running.options_of_run(arguments, out, ""), console)
-        page = running.write_and_load(out, console)[1]
         store = RunStore(out)
         stages = experiment.stages(config, store)
         base = store.read(stages[0].spec.root).records[0]
+        page = running.write_and_load(out, console)[1] if stages[0].end else None  # there is nothing to show of a base
     running.say_done(done, console)
     over = experiment.is_over_budget(stages)
     models = {stage.number: str(experiment.model_of(stage, store)) for stage in stages if stage.has_model}
     if arguments.json:
-        told = [{**stage.as_json(), "model": models.get(stage.number)} for stage in stages]
-        spent = {"kl_budget": experiment.kl_budget, "spent": sum(stage.spent for stage in stages), "over_budget": over}
-        print_json({"command": shlex.join(["razor", *arguments.argv]), "report": str(page), **spent, "stages": told})
+        told: dict[str, Any] = {"command": shlex.join(["razor", *arguments.argv]), "report": page and str(page)}
+        told |= {"kl_budget": experiment.kl_budget, "spent": sum(stage.spent for stage in stages), "over_budget": over}
+        of_stages = [{**stage.as_json(), "model": models.get(stage.number)} for stage in stages]
+        print_json({**told, "base": asdict(base), "stages": of_stages})
     else:
         printed = console_for_tables()
         printed.print(_table(base, stages, config))
         for number, model in models.items():
             printed.print(f"Model after stage {number}: {model}", highlight=False, soft_wrap=True)
-        printed.print(f"Report: {page}", highlight=False, soft_wrap=True)
+        if page is not None:
+            printed.print(f"Report: {page}", highlight=False, soft_wrap=True)
     for sentence in _sentences(stages, config, experiment.kl_budget if over else None):
         console.print(sentence, style="yellow", highlight=False, soft_wrap=True)
     if (diverged := stages[-1]).diverged_at is not None:

@@ -46,29 +46,21 @@ def add_to(commands: Subparsers) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Measure and print."""
     needs_extra("guard", *(() if early.needs_no_prior(arguments.prior) else ("eval",)))
-    from rlrazor.experiments.language.config import parse_setting, resolve
+    from rlrazor.experiments.language.config import resolve
 
     given = {name: value for name in _OWN if (value := getattr(arguments, name)) is not None}
     given |= {"base": arguments.base or arguments.model, "task": task_of(arguments), "threads": cores.threads_alone()}
-    config = resolve("paper", {name: parse_setting(name, value) for name, value in given.items()})
+    config = resolve("paper", given)
     early.require_files(adapter=arguments.adapter)
     check_early(arguments, config, arguments.model)
     from rlrazor.experiments.language.evaluate import compare
-    from rlrazor.lm.probes import read_generic
+    from rlrazor.experiments.language.setup import PriorSource, Setup
 
-    source = source_of(arguments, config.task)
+    prior = PriorSource(arguments.data_mirror, arguments.allow_code_execution)
+    setup = Setup(config.base, source_of(arguments, config.task), prior)
     with doing(Terminal(stderr=True), "Measuring"):
-        base, tuned = compare(
-            arguments.model,
-            None if arguments.base is None and arguments.adapter is None else config.base,
-            source.task(),
-            source.load(),
-            config,
-            adapter=arguments.adapter,
-            data_mirror=arguments.data_mirror,
-            allow_code_execution=arguments.allow_code_execution,
-            generic=None if source.generic is None else read_generic(source.generic),
-        )
+        base_source = None if arguments.base is None and arguments.adapter is None else config.base
+        base, tuned = compare(setup, config, arguments.model, base_source, arguments.adapter)
     if arguments.json:
         print_json({"base": base and asdict(base), "model": asdict(tuned)})
         return 0

@@ -121,7 +121,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _config_of(arguments: argparse.Namespace) -> "Config":
     """A grid of one run."""
-    from rlrazor.experiments.language.config import TINY, parse_setting, resolve
+    from rlrazor.experiments.language.config import TINY, resolve
 
     given = {**_DEFAULTS, **settings_given(arguments, _OWN)}
     if arguments.base != TINY:  # one run, which has the machine to itself
@@ -129,7 +129,7 @@ def _config_of(arguments: argparse.Namespace) -> "Config":
     given |= {"lrs": arguments.lr, "rl_lrs": arguments.lr, "schedules": arguments.schedule, "epochs": arguments.epochs}
     given |= {"methods": arguments.method, "seeds": arguments.seed, "base": arguments.base}
     given |= {"task": task_of(arguments), "iterations": "1", "batch_sizes": arguments.batch_size}
-    return resolve("tiny" if arguments.base == TINY else "paper", {k: parse_setting(k, v) for k, v in given.items()})
+    return resolve("tiny" if arguments.base == TINY else "paper", given)
 
 
 def _show(arguments: argparse.Namespace, runner: "Runner", spec: "RunSpec") -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rlrazor.cli import early, running
 from rlrazor.cli.outputs import check_run_folder
 from rlrazor.errors import RazorError
-from rlrazor.experiments.language.config import PRESETS, TINY, Config, parse_setting, resolve, settled
+from rlrazor.experiments.language.config import PRESETS, TINY, Config, resolve, settled
 from rlrazor.experiments.language.methods import SETTINGS_OF
 from rlrazor.extras import needs_extra
 from rlrazor.lm.encoding import check_stop
@@ -20,8 +20,9 @@ from rlrazor.system.terminal import Terminal
 
 if TYPE_CHECKING:
     from rlrazor.experiments.language.experiment import Language
-    from rlrazor.experiments.language.setup import TaskSource
+    from rlrazor.experiments.language.setup import PriorSource, Running, TaskSource
     from rlrazor.experiments.language.stages import Models
+    from rlrazor.experiments.language.tasks import Task
     from rlrazor.runs.dry_run import Timed
 
 DRY_RUN = "print the runs and what they take, measured here within a minute or two; train nothing"
@@ -93,8 +94,13 @@ def add_source(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="text, or prompts, that stand for what must not change: rows with text or prompt, or a text a line",
     )
-    source.add_argument("--data-mirror", type=Path, metavar="DIR", help="local JSONL files of the prior tasks")
-    source.add_argument(
+    add_prior(source)
+
+
+def add_prior(group: Any) -> None:
+    """The options that say where prior tasks come from, in a parser or a group of its options."""
+    group.add_argument("--data-mirror", type=Path, metavar="DIR", help="local JSONL files of the prior tasks")
+    group.add_argument(
         "--allow-code-execution", action="store_true", help="run code that the model writes (HumanEval), unsandboxed"
     )
 
@@ -164,6 +170,7 @@ def source_of(arguments: argparse.Namespace, task: str) -> "TaskSource":
     """Where the new task comes from. Raises RazorError as `check_early` does."""
     check_source(arguments)
     from rlrazor.experiments.language.setup import TaskSource
+    from rlrazor.experiments.language.tasks import Form
 
     return TaskSource(
         task,
@@ -172,32 +179,37 @@ def source_of(arguments: argparse.Namespace, task: str) -> "TaskSource":
         prompts=arguments.prompts,
         verifier=arguments.verifier,
         verifier_timeout=arguments.verifier_timeout,
-        stop=stop_of(arguments),
+        form=Form(stop=stop_of(arguments), chat=not arguments.no_chat),
         generic=arguments.generic,
-        chat=not arguments.no_chat,
     )
 
 
 def check_early(arguments: argparse.Namespace, config: Config, *models: str) -> None:
-    """Raise RazorError for names and files that do not exist, before torch, and then TRL, are imported for seconds.
-
-    `models`: others than the base. Settles whether the hub can be reached, where something may have to come from it,
-    and how this process computes.
-    """
+    """Raise RazorError for names and files that do not exist; see `settle`."""
     from rlrazor.experiments.language.tasks import find_task
+
+    check_source(arguments)
+    tasks = [] if arguments.prompts is not None else [find_task(config.task)]
+    settle(arguments, config, tasks if arguments.data is None else [], *models)
+
+
+def settle(arguments: argparse.Namespace, config: Any, tasks: "Iterable[Task]", *models: str) -> None:
+    """Settle what can be before torch, and then TRL, are imported for seconds, and how this process computes.
+
+    That is whether the prior tasks, the base and the other `models` are there, and whether the hub can be reached,
+    where one of them, or of `tasks`, has to come from it. Raises RazorError for what cannot be had.
+    """
+    from rlrazor.experiments.language.tasks import FROM_HUB
     from rlrazor.lm import hub
 
-    base, models = config.base, (config.base, *models)
-    check_source(arguments)
-    own = find_task(config.task) if arguments.prompts is None else None
     early.require_prior(config.prior)
     if not getattr(arguments, "dry_run", False):  # which loads no model
-        early.require_source(*models)
-    fetched = own is not None and own.from_hub and arguments.data is None
-    scored = base != early.TINY and config.has_prior and arguments.data_mirror is None
-    early.settle_hub(*models, data=fetched or scored)
-    if fetched and own is not None and hub.is_offline():
-        own.load(None)  # which says at once what is missing
+        early.require_source(config.base, *models)
+    fetched = [task for task in tasks if task.name in FROM_HUB]
+    scored = config.base != early.TINY and config.has_prior and arguments.data_mirror is None
+    early.settle_hub(config.base, *models, data=bool(fetched) or scored)
+    for task in fetched if hub.is_offline() else ():
+        task.load(None)  # which says at once what is missing
     from rlrazor.lm import compute
 
     compute.prepare_process(config.threads)
@@ -228,19 +240,19 @@ def settings_given(arguments: argparse.Namespace, names: Iterable[str] = SETTING
     return given
 
 
-def experiment_of(arguments: argparse.Namespace, config: Config, **more: Any) -> "Language":
-    """The experiment that a command's options describe; this process computes as its workers will."""
+def experiment_of(arguments: argparse.Namespace, config: Config, *, keep_models: bool = False) -> "Language":
+    """The experiment that a command's options describe."""
     from rlrazor.experiments.language.experiment import Language
-    from rlrazor.experiments.language.setup import PriorSource, Running
-    from rlrazor.lm import compute
 
-    compute.prepare_process(config.threads)
-    return Language(
-        config.base,
-        source_of(arguments, config.task),
-        PriorSource(arguments.data_mirror, arguments.allow_code_execution),
-        Running(arguments.micro_batch, arguments.save_every, report_to=arguments.report_to, **more),
-    )
+    return Language(config.base, source_of(arguments, config.task), *how_of(arguments, keep_models=keep_models))
+
+
+def how_of(arguments: argparse.Namespace, *, keep_models: bool = False) -> "tuple[PriorSource, Running]":
+    """Where the prior tasks are, and how to train, as a command's options say."""
+    from rlrazor.experiments.language.setup import PriorSource, Running
+
+    how = Running(arguments.micro_batch, arguments.save_every, keep_models, arguments.report_to)
+    return PriorSource(arguments.data_mirror, arguments.allow_code_execution), how
 
 
 def show_plan(arguments: argparse.Namespace, experiment: "Timed", config: Config, out: Path, **options: Any) -> None:
@@ -270,7 +282,7 @@ def run_sweep(arguments: argparse.Namespace, preset: str, out: Path) -> int:
     if arguments.prompts is not None:
         given["task"] = task_of(arguments)
     preset = given.pop("preset", None) or preset
-    config = resolve(preset, {name: parse_setting(name, value) for name, value in given.items()})
+    config = resolve(preset, given)
     if not arguments.dry_run:
         check_run_folder(arguments, out)
     require_forgetting(config, arguments.argv[0])
@@ -286,9 +298,7 @@ def run_sweep(arguments: argparse.Namespace, preset: str, out: Path) -> int:
         return 0
     load(experiment, console)
     options = running.options_of_run(arguments, out, preset, **how)
-    with running.writing(out):
-        running.report(out, runner.run(experiment, config, options, console), console, as_json=arguments.json)
-    return 0
+    return running.carry_out(arguments, out, console, lambda: runner.run(experiment, config, options, console))
 
 
 def load(experiment: "Language | Models", console: Terminal) -> None:

@@ -7,7 +7,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from rlrazor import studies
-from rlrazor.cli import early, language, running
+from rlrazor.cli import language, running
 from rlrazor.cli.outputs import check_run_folder
 from rlrazor.cli.printing import Subparsers, options_of
 from rlrazor.errors import RazorError
@@ -95,11 +95,8 @@ def _add_continual(experiments: Subparsers) -> None:
             running.add_setting(group, name, (models | images | HELP)[name], defaults[name])
     running.add_config(parser)
     parser.add_argument("--jobs", type=int, help="processes (default: the cores; of a language model but 'tiny' 1)")
-    parser.add_argument("--data-dir", type=Path, metavar="DIR", help="where the IDX files lie, if you have them")
-    parser.add_argument("--data-mirror", type=Path, metavar="DIR", help="local JSONL files of the prior tasks")
-    parser.add_argument(
-        "--allow-code-execution", action="store_true", help="run code that the model writes (HumanEval), unsandboxed"
-    )
+    running.add_data_dir(parser)
+    language.add_prior(parser)
     language.add_running(parser)
     running.add_weights(parser)
     parser.add_argument("--dry-run", action="store_true", help="print the grid, its size and cost; train nothing")
@@ -116,7 +113,7 @@ def _add_settings(parser: argparse.ArgumentParser, name: str, of: ModuleType) ->
         running.add_setting(grid, setting, text, defaults[setting])
     running.add_config(parser)
     running.add_jobs(parser)
-    parser.add_argument("--data-dir", type=Path, metavar="DIR", help="where the IDX files lie, if you have them")
+    running.add_data_dir(parser)
     running.add_weights(parser)
     parser.add_argument("--dry-run", action="store_true", help="print the grid, its size and cost; train nothing")
     running.add_json(parser)
@@ -134,7 +131,7 @@ def _add_forecast(experiments: Subparsers) -> None:
     parser.add_argument("--families", default="parity-mnist,tiny", help="default: parity-mnist,tiny")
     parser.add_argument("--out", type=Path, metavar="DIR", help="run folder (default: runs/forecast-PRESET)")
     running.add_jobs(parser)
-    parser.add_argument("--data-dir", type=Path, metavar="DIR", help="where the IDX files lie, if you have them")
+    running.add_data_dir(parser)
     parser.add_argument(
         "--dry-run", action="store_true", help="print the size and cost of it, measured here; train nothing"
     )
@@ -152,13 +149,13 @@ def run_continual(arguments: argparse.Namespace) -> int:
     """Run the stages of a preset."""
     from rlrazor.runs import runner
     from rlrazor.runs.dry_run import estimate, planned
-    from rlrazor.runs.settings import resolve
+    from rlrazor.runs.settings import check_preset
 
     named = running.named(arguments, help_of(sequences.ImageSequences) | help_of(model_sequences.ModelSequences))
     preset = named.pop("preset", None) or "quick"
     family: Any = model_sequences if preset in model_sequences.PRESETS else sequences
-    given = {name: family.parse_setting(name, value) for name, value in named.items()}
-    config = resolve({**sequences.PRESETS, **model_sequences.PRESETS}, preset, given)
+    check_preset(preset, [*sequences.PRESETS, *model_sequences.PRESETS])
+    config = family.resolve(preset, named)
     out, console = arguments.out or Path("runs") / f"continual-{preset}", Terminal(stderr=True)
     experiment, config, jobs = _family(arguments, config)
     options = running.options_of_run(arguments, out, preset, jobs=jobs, weights=arguments.weights)
@@ -171,10 +168,7 @@ def run_continual(arguments: argparse.Namespace) -> int:
     check_run_folder(arguments, out)
     if family is sequences:
         _fetch(arguments.data_dir, console)
-    with running.writing(out):
-        done = runner.run(experiment, config, options, console)
-        running.report(out, done, console, as_json=arguments.json)
-    return 0
+    return running.carry_out(arguments, out, console, lambda: runner.run(experiment, config, options, console))
 
 
 def _family(arguments: argparse.Namespace, config: Any) -> "tuple[Continual, Any, int]":
@@ -187,22 +181,13 @@ def _family(arguments: argparse.Namespace, config: Any) -> "tuple[Continual, Any
     language.require_forgetting(config, "reproduce continual")
     from rlrazor.experiments.language.tasks import find_task
 
-    early.require_prior(config.prior)
-    if not arguments.dry_run:
-        early.require_source(config.base)
-    fetched = any(find_task(name).from_hub for name in config.tasks)
-    early.settle_hub(config.base, data=fetched or (config.base != early.TINY and arguments.data_mirror is None))
-    from rlrazor.experiments.language.setup import PriorSource, Running, TaskSource
+    language.settle(arguments, config, [find_task(name) for name in config.tasks])
+    from rlrazor.experiments.language.setup import TaskSource
     from rlrazor.experiments.language.stages import Models
-    from rlrazor.lm import compute
-
-    compute.prepare_process(config.threads)
 
     first, *further = (TaskSource(name) for name in config.tasks)
-    prior = PriorSource(arguments.data_mirror, arguments.allow_code_execution)
-    how = Running(arguments.micro_batch, arguments.save_every, report_to=arguments.report_to)
     jobs = language.jobs_of(arguments, config)
-    return Models(config.base, first, prior, how, tuple(further)), settled(config), jobs
+    return Models(config.base, first, *language.how_of(arguments), tuple(further)), settled(config), jobs
 
 
 def run_forecast(arguments: argparse.Namespace) -> int:
@@ -229,10 +214,7 @@ def run_forecast(arguments: argparse.Namespace) -> int:
     check_run_folder(arguments, out)
     if any(family.name == forecast.DIGITS for family in families):
         _fetch(arguments.data_dir, console)
-    with running.writing(out):
-        done = forecast.run(families, options, console)
-        running.report(out, done, console, as_json=arguments.json)
-    return 0
+    return running.carry_out(arguments, out, console, lambda: forecast.run(families, options, console))
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -251,10 +233,9 @@ def run(arguments: argparse.Namespace) -> int:
     check_run_folder(arguments, out)
     if analyses != (studies.THEORY,):  # which needs no image
         _fetch(arguments.data_dir, console)
-    with running.writing(out):
-        done = _run(experiment, config, options, analyses, console, keep_sweep=keep_sweep)
-        running.report(out, done, console, as_json=arguments.json)
-    return 0
+    return running.carry_out(
+        arguments, out, console, lambda: _run(experiment, config, options, analyses, console, keep_sweep=keep_sweep)
+    )
 
 
 def _config_of(arguments: argparse.Namespace, analyses: "Sequence[str]") -> tuple[parity.Config, str, bool]:
@@ -276,8 +257,7 @@ def _config_of(arguments: argparse.Namespace, analyses: "Sequence[str]") -> tupl
     keep_sweep = bool(analyses) and not settings
     if analyses:
         settings.setdefault("seeds", seeds_of(preset))
-    parsed = {name: parity.parse_setting(name, value) for name, value in settings.items()}
-    return parity.resolve(preset, parsed), preset, keep_sweep
+    return parity.resolve(preset, settings), preset, keep_sweep
 
 
 def _fetch(data_dir: Path | None, console: Terminal) -> None:

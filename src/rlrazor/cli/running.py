@@ -2,10 +2,11 @@
 
 import argparse
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rlrazor.cli import exits
 from rlrazor.cli.printing import human_bytes, human_seconds, print_plan, print_results, shown
 from rlrazor.system import cores
 from rlrazor.system.terminal import Terminal
@@ -40,6 +41,11 @@ def add_config(parser: argparse.ArgumentParser) -> None:
 def add_jobs(parser: argparse.ArgumentParser) -> None:
     """The option that says how many runs go on at a time."""
     parser.add_argument("--jobs", type=int, default=cores.available(), help="processes (default: the cores)")
+
+
+def add_data_dir(parser: argparse.ArgumentParser) -> None:
+    """The option that says where images lie."""
+    parser.add_argument("--data-dir", type=Path, metavar="DIR", help="where the IDX files lie, if you have them")
 
 
 def add_weights(parser: argparse.ArgumentParser) -> None:
@@ -100,11 +106,14 @@ def say_done(done: "Done", console: Terminal, *, what: str = "") -> None:
     console.print(f"{done.trained} runs trained, {done.kept} kept{what}, in {took}.", highlight=False)
 
 
-def report(out: Path, done: "Done", console: Terminal, *, as_json: bool) -> None:
-    """Draw the report of a folder, and print its tables."""
-    results, page = write_and_load(out, console)
+def carry_out(arguments: argparse.Namespace, out: Path, console: Terminal, run: "Callable[[], Done]") -> int:
+    """Run, draw the report of the folder, into which nobody else writes meanwhile, and print its tables."""
+    with writing(out):
+        done = run()
+        results, page = write_and_load(out, console)
     say_done(done, console)
-    print_results(results, page, as_json=as_json)
+    print_results(results, page, as_json=arguments.json)
+    return exits.DONE
 
 
 def show_plan(config: Any, found: "DryRun", counts: str, out: Path, *, jobs: int, as_json: bool) -> None:

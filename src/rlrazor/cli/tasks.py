@@ -1,6 +1,7 @@
 """`razor tasks`: the new tasks that a language model can be fine-tuned on."""
 
 import argparse
+from dataclasses import asdict
 
 from rich.table import Table
 
@@ -23,16 +24,17 @@ def run(arguments: argparse.Namespace) -> int:
     from rlrazor.experiments.language.tasks import TASKS
 
     if arguments.json:
-        fields = ("name", "title", "summary", "max_new_tokens", "stop", "chat")
-        described = [
-            {**{field: getattr(task, field) for field in fields}, "annotators": list(task.annotators)}
-            for task in TASKS.values()
-        ]
-        print_json(described)
+        print_json(
+            [
+                {"name": task.name, "title": task.title, "summary": task.summary}
+                | {**asdict(task.form), "annotators": list(task.annotators)}
+                for task in TASKS.values()
+            ]
+        )
         return 0
     table = Table("Task", "Data", "Prompts; right when; demonstrations", "Tokens")
     for task in TASKS.values():
-        table.add_row(task.name, task.title, task.summary, str(task.max_new_tokens))
+        table.add_row(task.name, task.title, task.summary, str(task.form.max_new_tokens))
     console = console_for_tables()
     console.print(table)
     console.print("Your own: a file of prompts and a Python function verify(prompt, completion, **columns).")

@@ -6,7 +6,7 @@ base and its prior score are the same, as a law's have to be. What the runs show
 """
 
 import operator
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import reduce
 from pathlib import Path
@@ -67,36 +67,33 @@ PRESETS: Mapping[str, Grid] = {
 }
 
 
-class OneTask:
-    """The runs on one task of a family, as an experiment: a base per seed, and the sweep."""
-
-    def __init__(self, experiment: Timed, family: str, task: str) -> None:
-        self.experiment, self.family, self.task = experiment, family, task
-
-    def phases(self, config: Any, store: RunStore | None) -> Iterator[Phase]:
-        """The experiment's own, or, of digits, those of the task's rule; into one table with the task's name."""
-        for phase in self._own(config, store):
-            yield replace(
-                phase, title=f"{self.task}: {phase.title}", columns={"family": self.family, "task": self.task}
-            )
-
-    def _own(self, config: Any, store: RunStore | None) -> Iterator[Phase]:
-        if not isinstance(self.experiment, ParityMnist):
-            yield from self.experiment.phases(config, store)
-            return
-        images = "" if store is None else data.fingerprint(self.experiment.data_dir)
-        variant = {} if self.task == PARITY else {"rule": self.task}
-        yield Phase("base policies", config.base_specs(images, variant))
-        yield Phase("sweep", config.specs(images, config.methods, variant=variant))
-
-
 @dataclass(frozen=True)
 class Family:
-    """Tasks that share a config, and so bases."""
+    """Tasks that share a config, and so bases; each with the experiment that trains it."""
 
     name: str
     config: Any
-    tasks: Sequence[OneTask]
+    tasks: Mapping[str, Timed]
+
+    def config_of(self, task: str) -> Any:
+        """The family's; a language model's names its task."""
+        return replace(self.config, task=task) if self.name == LETTERS else self.config
+
+    def phases(self, task: str, store: RunStore | None) -> Iterator[Phase]:
+        """A base per seed and the sweep, as the experiment has them or, of digits, by the task's rule.
+
+        They go into one table with the task's name.
+        """
+        experiment, config = self.tasks[task], self.config_of(task)
+        if isinstance(experiment, ParityMnist):
+            images = "" if store is None else data.fingerprint(experiment.data_dir)
+            variant = {} if task == PARITY else {"rule": task}
+            bases, sweep = config.base_specs(images, variant), config.specs(images, config.methods, variant=variant)
+            own: Iterable[Phase] = [Phase("base policies", bases), Phase("sweep", sweep)]
+        else:
+            own = experiment.phases(config, store)
+        for phase in own:
+            yield replace(phase, title=f"{task}: {phase.title}", columns={"family": self.name, "task": task})
 
 
 def grid_of(preset: str, seeds: Sequence[int] | None, threads: int | None = None) -> Grid:
@@ -115,13 +112,9 @@ def families_of(grid: Grid, names: str, data_dir: Path | None) -> list[Family]:
     unknown = [name for name in chosen if name not in TASKS]
     if unknown:
         raise RazorError(f"Unknown family {unknown[0]!r:.60}. Families: {', '.join(TASKS)}.")
-    digits = [OneTask(ParityMnist(data_dir), DIGITS, task) for task in TASKS[DIGITS]]
-    letters = [OneTask(Language(language.TINY, TaskSource(task)), LETTERS, task) for task in TASKS[LETTERS]]
-    families = {
-        DIGITS: Family(DIGITS, grid.digits, digits),
-        LETTERS: Family(LETTERS, grid.letters, letters),
-    }
-    return [family for name, family in families.items() if name in chosen]
+    digits = Family(DIGITS, grid.digits, {task: ParityMnist(data_dir) for task in TASKS[DIGITS]})
+    letters = {task: Language(language.TINY, TaskSource(task)) for task in TASKS[LETTERS]}
+    return [family for family in (digits, Family(LETTERS, grid.letters, letters)) if family.name in chosen]
 
 
 def run(families: Sequence[Family], options: Options, console: Console) -> Done:
@@ -134,25 +127,19 @@ def run(families: Sequence[Family], options: Options, console: Console) -> Done:
     with store.open_for_writing():
         warn_of_another_machine(store, console)
         for family in families:
-            for one in family.tasks:
-                config = _config_of(family, one)
-                runner = Runner(one.experiment, options, console)
-                specs = runner.finish(one.phases(config, runner.store))
-                table = table_of(runner.phases, runner.store, config.methods)
+            for task, experiment in family.tasks.items():
+                runner = Runner(experiment, options, console)
+                specs = runner.finish(family.phases(task, runner.store))
+                table = table_of(runner.phases, runner.store, family.config.methods)
                 if family.name == DIGITS:  # the KL that stands for the generic probe has one name in both families
                     table = table.with_columns(pl.col(FORWARD + ON_PRIOR).alias(PROBE))
                 tables.append(table)
-                accounts.append({"task": one.task, "data": specs[0].params["data"], **runner.account_for(specs)})
+                accounts.append({"task": task, "data": specs[0].params["data"], **runner.account_for(specs)})
                 done += runner.done()
         store.remove(f"studies/{STUDY}.json")  # without it, the table does not count: killed here, nothing is mixed up
         store.write_table(f"studies/{STUDY}", pl.concat(tables, how="diagonal_relaxed"))
         store.write_json(f"studies/{STUDY}", _describe(families, options, accounts))
     return done
-
-
-def _config_of(family: Family, one: OneTask) -> Any:
-    """The family's config; a language model's names its task."""
-    return replace(family.config, task=one.task) if family.name == LETTERS else family.config
 
 
 def _describe(families: Sequence[Family], options: Options, accounts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -177,13 +164,11 @@ def estimate(families: Sequence[Family], options: Options, console: Console) -> 
     """Count the runs and their checkpoints, and time a little of one task of each family."""
     found = []
     for family in families:
-        first = family.tasks[0]
-        experiment: Any = first.experiment
+        task, experiment = next(iter(family.tasks.items()))
         if isinstance(experiment, Language):
             experiment = replace(experiment, running=Running(save_every=0))
-        config = _config_of(family, first)
-        phases = list(first.phases(config, None))
+        phases = list(family.phases(task, None))
         with doing(console, f"Timing a little of {family.name}"):
-            own = dry_run.estimate(experiment, config, phases, jobs=options.jobs)
+            own = dry_run.estimate(experiment, family.config_of(task), phases, jobs=options.jobs)
         found += [own] * len(family.tasks)
     return reduce(operator.add, found)

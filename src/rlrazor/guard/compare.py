@@ -24,6 +24,7 @@ from rlrazor.analysis.forecast import FORWARD, PROBE
 from rlrazor.drift.representation import NEIGHBOURS
 from rlrazor.errors import RazorError
 from rlrazor.guard import scale
+from rlrazor.guard.base_side import kls_of
 from rlrazor.guard.by_prompt import by_prompt
 from rlrazor.guard.comparison import (
     REVERSE,
@@ -133,12 +134,12 @@ def _comparison(request: _Request, found: _Found, notes: list[str]) -> Compariso
     if before is not None and after is not None and request.suite is not None:
         truth = truth_of(before, after, request.level, request.suite.limit)
         notes += [*dict.fromkeys([*before.notes, *after.notes]), *truth.notes]
-    estimates = {name: drift.per_completion for name, drift in drawn.items()}
+    estimates = kls_of(drawn)
     law_says = None
     if law is not None:
         kls = {name: estimates[name] for name in (FORWARD, PROBE)}
         forecast = law.forecast(kls, prompts=on.prompts, measured=measured[FORWARD])
-        law_says = LawSays(forecast, law.level, law.describe())
+        law_says = LawSays(forecast, law)
         notes += law.cautions()
         if forecast.extrapolated:
             notes.append("KL is larger than in any run that the law was fitted to: the interval may be too narrow.")

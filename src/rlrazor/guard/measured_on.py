@@ -70,7 +70,7 @@ class Measuring:
     settings: ProbeSettings | None = None
     level: float | None = None
     tokenizer: Any = None
-    cache_dir: Path | None = None
+    cache_dir: str | Path | None = None
 
     def __post_init__(self) -> None:
         bounds.check_number("level", self.level)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -63,3 +64,8 @@ class Limits:
 
 
 NO_LIMITS = Limits()
+
+
+def known(value: float) -> float | None:
+    """The number; None for NaN and infinity, which say that an end or an error is not known."""
+    return value if math.isfinite(value) else None

@@ -56,7 +56,7 @@ class Trial:
 class Timed(Experiment, Protocol):
     """An experiment that can say what it would take."""
 
-    def trial(self, config: Any, specs: Sequence[RunSpec]) -> Trial:
+    def trial(self, config: Any) -> Trial:
         """Train and measure a little. Raises RazorError, with the reason, where that cannot be done here."""
 
 
@@ -140,7 +140,7 @@ def estimate(
     )
     stored = sum(experiment.cost(spec).checkpoints for spec in specs)
     try:
-        trial = experiment.trial(config, specs)
+        trial = experiment.trial(config)
     except RazorError as error:
         return DryRun(counts, None, str(error))
     bases = sum(not spec.chain for spec in specs)

@@ -132,20 +132,12 @@ class Record:
         return sum(self.prior.values()) / len(self.prior) if self.prior else math.nan
 
 
-def first_ancestor(spec: RunSpec) -> Ancestor | None:
-    """The checkpoint at the beginning of a run's chain."""
-    return spec.chain[0] if spec.chain else None
-
-
-def to_table(
-    runs: Iterable[tuple[RunSpec, Iterable[Record]]],
-    forgetting_from: Callable[[RunSpec], Ancestor | None] = first_ancestor,
-) -> pl.DataFrame:
+def to_table(runs: Iterable[tuple[RunSpec, Iterable[Record]]]) -> pl.DataFrame:
     """A row per checkpoint, in the order given; scalar settings are columns, as is `teacher` where a run has one.
 
-    `forgetting` is what the prior score has lost since the checkpoint that `forgetting_from` names, by default the
-    first of the run's chain, which has to be among the runs; where it names none, as for a base, since its own first
-    one. Raises RazorError for runs without prior tasks, of which nobody knows what they forgot.
+    `forgetting` is what the prior score has lost since the first checkpoint of the run's chain, which has to be among
+    the runs, or of a base since its own first one. Raises RazorError for runs without prior tasks, of which nobody
+    knows what they forgot.
     """
     listed = [(spec, list(records)) for spec, records in runs]
     unscored = [record.run_id for _, records in listed for record in records if not record.prior]
@@ -156,7 +148,7 @@ def to_table(
     rows: list[JSON] = []
     for spec, records in listed:
         scalars = {name: value for name, value in spec.settings.items() if not isinstance(value, dict | list)}
-        origin = forgetting_from(spec)
+        origin = spec.chain[0] if spec.chain else None
         if origin is None and spec.method != BASE:
             raise ValueError(f"{spec.describe()} starts from nothing that its forgetting could be counted from")
         before = records[0].prior_mean if origin is None else prior[origin.spec.run_id, origin.step]

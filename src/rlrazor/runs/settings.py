@@ -1,10 +1,10 @@
 """What the experiments' configs share: settings and their help, from a file or the command line; learning rates."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import MISSING, field, fields, replace
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Generic, TypeVar, get_args, get_origin, get_type_hints
 
 import numpy as np
 
@@ -59,41 +59,61 @@ def help_of(config: type) -> dict[str, str]:
     return {one.name: one.metadata["help"] for one in fields(config)}
 
 
-def resolve(presets: Mapping[str, C], preset: str, given: Mapping[str, Any] | None = None) -> C:
-    """The preset with these settings in place of its own. Raises RazorError for an unknown preset."""
-    if preset not in presets:
-        raise RazorError(f"Unknown preset {preset!r:.60}. Presets: {', '.join(presets)}.")
-    return replace(presets[preset], **(given or {}))
+class Presets(Generic[C]):
+    """The configs of an experiment by name, and what is typed as its settings: see `parse`.
 
-
-def parse_setting(kinds: Kinds, sets: Mapping[Any, Callable[[], tuple[str, ...]]], name: str, value: Any) -> Any:
-    """A setting as its dataclass holds it, from a TOML or JSON value or a comma-separated string.
-
-    `methods` also takes a name of `sets`; `lrs` and `rl_lrs` also take LOW:HIGH:COUNT, log-spaced. Raises RazorError,
-    with the valid names for an unknown setting.
+    `sets`: names that stand for several methods.
     """
-    if name not in kinds:
-        raise RazorError(f"Unknown setting {name!r:.60}. Settings: {', '.join(kinds)}.")
-    many, kind = kinds[name]
-    if not many:
-        return _parse_one(name, kind, value)
-    items = value.split(",") if isinstance(value, str) else value
-    if not isinstance(items, list | tuple):
-        items = [items]
-    if len(items) > bounds.MOST_VALUES:
-        raise RazorError(f"{name} has {len(items):,} values, and {bounds.MOST_VALUES:,} are the most.")
-    if name == "methods" and len(items) == 1 and isinstance(items[0], str) and items[0] in sets:
-        return sets[items[0]]()
-    if name.endswith("lrs") and len(items) == 1 and isinstance(items[0], str) and items[0].count(":") == 2:
-        low, high, count = items[0].split(":")
-        low, high, count = _parse_one(name, float, low), _parse_one(name, float, high), _parse_one(name, int, count)
-        if not 0 < low < high < math.inf or not 2 <= count <= bounds.MOST_VALUES:
-            raise RazorError(
-                f"{name}: {items[0]!r:.60} is not LOW:HIGH:COUNT with 0 < LOW < HIGH and COUNT from 2 to "
-                f"{bounds.MOST_VALUES:,}."
-            )
-        return log_spaced(low, high, count)
-    return tuple(_parse_one(name, kind, item) for item in items)
+
+    def __init__(self, configs: Mapping[str, C], sets: Mapping[Any, Callable[[], tuple[str, ...]]]) -> None:
+        self.configs, self.sets = configs, sets
+        self.kinds = kinds_of(type(next(iter(configs.values()))))
+
+    def resolve(self, preset: str, given: Mapping[str, Any] | None = None) -> C:
+        """The preset with these settings, parsed, in place of its own. Raises RazorError for an unknown preset."""
+        check_preset(preset, self.configs)
+        return replace(self.configs[preset], **{name: self.parse(name, value) for name, value in (given or {}).items()})
+
+    def parse(self, name: str, value: Any) -> Any:
+        """A setting as its dataclass holds it, from a TOML or JSON value or a comma-separated string.
+
+        `methods` also takes a name of `sets`; `lrs` and `rl_lrs` also take LOW:HIGH:COUNT, log-spaced. Raises
+        RazorError, with the valid names for an unknown setting.
+        """
+        if name not in self.kinds:
+            raise RazorError(f"Unknown setting {name!r:.60}. Settings: {', '.join(self.kinds)}.")
+        many, kind = self.kinds[name]
+        if not many:
+            return _parse_one(name, kind, value)
+        items = value.split(",") if isinstance(value, str) else value
+        if not isinstance(items, list | tuple):
+            items = [items]
+        if len(items) > bounds.MOST_VALUES:
+            raise RazorError(f"{name} has {len(items):,} values, and {bounds.MOST_VALUES:,} are the most.")
+        only = items[0] if len(items) == 1 and isinstance(items[0], str) else ""
+        if name == "methods" and only in self.sets:
+            return self.sets[only]()
+        if name.endswith("lrs") and only.count(":") == 2:
+            return _parse_range(name, only)
+        return tuple(_parse_one(name, kind, item) for item in items)
+
+
+def check_preset(preset: str, known: Collection[str]) -> None:
+    """Raise RazorError for an unknown preset."""
+    if preset not in known:
+        raise RazorError(f"Unknown preset {preset!r:.60}. Presets: {', '.join(known)}.")
+
+
+def _parse_range(name: str, text: str) -> tuple[float, ...]:
+    """LOW:HIGH:COUNT, log-spaced."""
+    first, last, number = text.split(":")
+    low, high, count = _parse_one(name, float, first), _parse_one(name, float, last), _parse_one(name, int, number)
+    if not 0 < low < high < math.inf or not 2 <= count <= bounds.MOST_VALUES:
+        raise RazorError(
+            f"{name}: {text!r:.60} is not LOW:HIGH:COUNT with 0 < LOW < HIGH and COUNT from 2 to "
+            f"{bounds.MOST_VALUES:,}."
+        )
+    return log_spaced(low, high, count)
 
 
 def check_many(config: Any, names: tuple[str, ...]) -> None:
@@ -106,10 +126,10 @@ def check_many(config: Any, names: tuple[str, ...]) -> None:
             raise RazorError(f"{name} has the same value twice: {next(x for x in values if values.count(x) > 1)}.")
 
 
-def check_bounds(config: Any, kinds: Kinds) -> None:
+def check_bounds(config: Any) -> None:
     """Raise RazorError where a setting is out of its bounds, `bounds.BOUNDS`."""
-    for name in kinds:
-        values = getattr(config, name)
+    for one in fields(config):
+        name, values = one.name, getattr(config, one.name)
         for value in values if isinstance(values, tuple) else (values,):
             bounds.check(name, value)
 

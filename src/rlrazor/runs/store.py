@@ -35,7 +35,7 @@ from rlrazor.runs.records import BASE, SCHEMA_VERSION, Record, RunSpec
 from rlrazor.system import jsonl, processes
 from rlrazor.system.documents import checked, parse_json, read_json, read_text
 from rlrazor.system.files import read_bytes
-from rlrazor.system.writing import Output, atomic_path, check_writable, clear_io_errors, leftovers, require_our_folder
+from rlrazor.system.writing import Output, atomic_path, clear_io_errors, leftovers, require_our_folder
 
 try:
     import fcntl
@@ -44,8 +44,6 @@ except ImportError:  # Windows: no lock, the atomic renames still hold
 
 if TYPE_CHECKING:
     from torch import Tensor  # which takes seconds to import, and a report needs no weights
-
-__all__ = ["Checkpoint", "FinishedRun", "RunStore", "WeightsMode", "atomic_path", "check_writable"]
 
 _WORDS = ("run_id", "trajectory", "method", "schedule")
 _NUMBERS = ("lr", "epochs", "seed", "step", "epoch", "new", "prior", "forgetting", "kl_forward")

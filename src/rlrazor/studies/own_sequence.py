@@ -16,7 +16,7 @@ from rlrazor.report.heat import heat_map
 from rlrazor.report.keyed import Keyed
 from rlrazor.report.prose import Shown, told
 from rlrazor.report.study import Section, Study
-from rlrazor.report.text import how_many, nats, percent
+from rlrazor.report.text import how_many, minus, nats, percent
 from rlrazor.runs.records import BASE
 
 
@@ -28,7 +28,9 @@ def section(study: Study) -> Section:
     asked = list(study.description["config"]["tasks"])
     costs, spent = cost_table(course, study), float(course.spent[-1])
     of, prior = transfer(course.scores), course.column("prior")
-    lost = "" if of.backward is None else f", earlier tasks {100 * of.backward:+.1f} points since they were trained"
+    lost = (
+        "" if of.backward is None else minus(f", earlier tasks {100 * of.backward:+.1f} points since they were trained")
+    )
     budget = "" if (most := study.description["kl_budget"]) is None else f" of {most:g}"
     trained = f"{len(course.tasks)} of {how_many(len(asked), 'task')}"
     finding = (
@@ -37,6 +39,7 @@ def section(study: Study) -> Section:
     )
     figure = figure_of(course, stages, study)
     names = {"method": study.label(course.method), "tasks": how_many(len(asked), "task"), "unit": study.kl_unit}
+    names |= {"command": study.description["command"], "updates": f"{int(floats(course.rows[1:], 'step').sum()):,}"}
     path = Path(__file__).with_suffix(".md")
     found = told(study, path, Shown(finding, figure, [scores_table(course, asked), costs], names))
     return replace(found, name=study.name)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlrazor.errors import RazorError
-from rlrazor.runs.settings import check_bounds, check_many, check_runs, kinds_of, setting
+from rlrazor.runs.settings import check_bounds, check_many, check_runs, setting
 
 EXPERIMENT = "continual"
 RATES, ALONE, JOINT = "rates", "alone", "joint"  # in the column `order`, of runs that are no sequence
@@ -39,7 +39,7 @@ def check(config: Any, known: Sequence[str] | None, single: Sequence[str]) -> No
     `known`: the tasks there are, where they can all be named.
     """
     check_many(config, ("methods", "tasks", "lrs", "seeds"))
-    check_bounds(config, kinds_of(type(config)))
+    check_bounds(config)
     if unknown := [task for task in config.tasks if known is not None and task not in known]:
         raise RazorError(f"Unknown task {unknown[0]!r:.60}. Tasks: {', '.join(known or ())}.")
     if len(config.tasks) < 2:

@@ -1,14 +1,15 @@
 """Tasks in sequence as the runner sees them: bases, a rate for each method, stage after stage, and two comparisons.
 
-A family of policies is a subclass: `parity_mnist.stages.Images`, `language.stages.Models`. It says, by two methods,
-which runs there are, and how one is trained and measured, as any experiment does:
+A family of policies is a subclass, `parity_mnist.stages.Images` or `language.stages.Models`, with a config of its own,
+an `InSequence`. Between them they say which runs there are:
 
-    bases(config, store)                            a run per seed that all others start from
-    stage(config, method, lr, tasks, start)         the run that trains these tasks, together, from that checkpoint
+    bases(config, store)                        a run per seed that all others start from
+    config.rates(method)                        the learning rates to choose from
+    config.stage(method, lr, tasks, start)      the run that trains these tasks, together, from that checkpoint
 
-A config has `methods`, `lrs`, `seeds` and what `InSequence` adds. A base's param `tasks` names all tasks and a stage's
-`task` its own, with `+` between several; a stage ends at its first checkpoint with a score of at least `until`, and its
-records have the columns of `measures`. So `studies.continual` knows no family, and neither does what is below.
+and the subclass how one is trained and measured, as any experiment does. A base's param `tasks` names all tasks and a
+stage's `task` its own, with `+` between several; a stage ends at its first checkpoint with a score of at least `until`,
+and its records have the columns of `measures`. So `studies.continual` knows no family, and neither does what is below.
 
 `Continual.in_order` yields the stages of one order: a phase at a time, which the runner finishes before it asks for the
 next. Who wants to decide whether a stage may begin goes through it himself, and stops asking:
@@ -52,15 +53,6 @@ class Continual(ABC):
     def bases(self, config: Any, store: RunStore | None) -> list[RunSpec]:
         """A run per seed; without a store, which is a dry run, what they are made from need not be there."""
 
-    @abstractmethod
-    def stage(self, config: Any, method: str, lr: float, tasks: Sequence[str], start: Ancestor) -> RunSpec:
-        """A run that trains these tasks, one or several at once, from there. Raises RazorError for another method."""
-
-    def rates(self, config: Any, method: str) -> Sequence[float]:
-        """The learning rates that the method is tried at."""
-        rates: Sequence[float] = config.lrs
-        return rates
-
     def phases(self, config: Any, store: RunStore | None) -> Iterator[Phase]:
         """`columns` tell the order, by its number, and the stage; besides the sequences:
 
@@ -68,9 +60,7 @@ class Continual(ABC):
         """
         first, *_ = starts = [Ancestor(base, 0) for base in self.bases(config, store)]
         trials = [
-            self.stage(config, name, lr, config.tasks[:1], first)
-            for name in config.methods
-            for lr in self.rates(config, name)
+            config.stage(name, lr, config.tasks[:1], first) for name in config.methods for lr in config.rates(name)
         ]
         yield Phase("learning rates", trials, keep="final", columns={"order": RATES, "stage": 1})
         rates = {name: rate_of(name, trials, store, config.target) for name in config.methods}
@@ -78,7 +68,7 @@ class Continual(ABC):
             yield from self.in_order(config, tasks, rates, store, number)
         plain = [(name, start) for start in starts for name in config.methods if "+" not in name]
         for order, groups in ((ALONE, [[task] for task in config.tasks]), (JOINT, [config.tasks])):
-            specs = [self.stage(config, name, rates[name], group, start) for group in groups for name, start in plain]
+            specs = [config.stage(name, rates[name], group, start) for group in groups for name, start in plain]
             yield Phase(order, specs, columns={"order": order, "stage": 1})
 
     def in_order(
@@ -87,7 +77,7 @@ class Continual(ABC):
         """Stage after stage, each method at its rate, all seeds; a stage starts where the one before ended."""
         at = [(name, Ancestor(base, 0)) for base in self.bases(config, store) for name in rates]
         for stage, task in enumerate(tasks, 1):
-            specs = [self.stage(config, name, rates[name], [task], start) for name, start in at]
+            specs = [config.stage(name, rates[name], [task], start) for name, start in at]
             columns = {"order": str(number), "stage": stage}
             yield Phase(f"order {number}, stage {stage}: {task}", specs, keep="final", columns=columns)
             at = [(spec.method, end_of(spec, store)) for spec in specs]
@@ -103,7 +93,7 @@ class Continual(ABC):
         """Updates and checkpoints of a run, at most: it ends when it has learned its task."""
 
     @abstractmethod
-    def trial(self, config: Any, specs: Sequence[RunSpec]) -> Trial:
+    def trial(self, config: Any) -> Trial:
         """Time an update and the measurement of a checkpoint; a run takes less than that where it ends early."""
 
     @abstractmethod

@@ -11,7 +11,7 @@ from rlrazor.experiments.language.methods import FROM_TEACHER, TEACHER, find_met
 from rlrazor.lm.task_names import DEFAULT_TASKS, are_none
 from rlrazor.runs import settings
 from rlrazor.runs.records import BASE, Ancestor, RunSpec
-from rlrazor.runs.settings import check_bounds, check_many, check_runs, check_samples, kinds_of, setting
+from rlrazor.runs.settings import Presets, check_bounds, check_many, check_runs, check_samples, kinds_of, setting
 
 EXPERIMENT = "language"
 RECIPE = 3  # goes into every base's spec: raise it when a change to this folder changes the bits of a run
@@ -98,7 +98,7 @@ class Config:
                 raise RazorError(f"Unknown {name} {unknown[0]!r:.60}. Choose from: {', '.join(known)}.")
         if self.group_size < 2:
             raise RazorError("group_size must be at least 2: a group of one has nothing to compare its reward with.")
-        check_bounds(self, KINDS)
+        check_bounds(self)
         self._check_size()
         if self.base == TINY and self.dtype != "float32":
             raise RazorError(f"The base {TINY!r} has float32 weights: leave dtype out.")
@@ -223,9 +223,8 @@ PRESETS: Mapping[str, Config] = {
 }
 
 
-def resolve(preset: str, given: Mapping[str, Any] | None = None) -> Config:
-    """The preset with these settings, as `parse_setting` returns them, in place of its own."""
-    return settings.resolve(PRESETS, preset, given)
+_TYPED = Presets(PRESETS, {"paper": lambda: PAPER_METHODS, "tiny": lambda: TINY_METHODS})
+resolve, parse_setting = _TYPED.resolve, _TYPED.parse
 
 
 def settled(config: AnyConfig) -> AnyConfig:
@@ -240,12 +239,6 @@ def settled(config: AnyConfig) -> AnyConfig:
     from rlrazor.lm import compute
 
     return replace(config, precision="bf16" if config.dtype == "bfloat16" or compute.has_bf16() else "float32")
-
-
-def parse_setting(name: str, value: Any) -> Any:
-    """A setting as Config holds it: see `settings.parse_setting`. `methods` also takes `paper` and `tiny`."""
-    sets = {"paper": lambda: PAPER_METHODS, "tiny": lambda: TINY_METHODS}
-    return settings.parse_setting(KINDS, sets, name, value)
 
 
 def count_steps(spec: RunSpec, prompts: int) -> int:

@@ -185,7 +185,7 @@ def _trained(parameters: int, config: Config) -> int:
 
 
 def _tokens(config: Config, setup: Setup) -> int:
-    return config.max_new_tokens or setup.task.task().max_new_tokens
+    return config.max_new_tokens or setup.task.task().form.max_new_tokens
 
 
 def _items(config: Config, limit: int, setup: Setup) -> int:

@@ -36,13 +36,13 @@ class Prompts:
     @classmethod
     def of(cls, task: Task, items: Sequence[Item], lm: LanguageModel) -> "Prompts":
         """Encode the prompts; raises RazorError where none fits into the context with a completion."""
-        ids = encode(lm.tokenizer, [item.prompt for item in items], task.chat)
+        ids = encode(lm.tokenizer, [item.prompt for item in items], task.form.chat)
         limit = context_length(lm.model) or float("inf")
-        fitting = [len(prompt) + task.max_new_tokens <= limit for prompt in ids]
+        fitting = [len(prompt) + task.form.max_new_tokens <= limit for prompt in ids]
         if not any(fitting):
             raise RazorError(
                 f"No prompt of {task.name} fits into the {limit} tokens of {lm.source} with a completion of "
-                f"{task.max_new_tokens}: lower --max-new-tokens, or take a model with a longer context."
+                f"{task.form.max_new_tokens}: lower --max-new-tokens, or take a model with a longer context."
             )
         kept = [index for index, fits in enumerate(fitting) if fits]
         return cls([items[index] for index in kept], [ids[index] for index in kept], len(ids) - len(kept))
@@ -80,7 +80,7 @@ class Source:
             for index, text in enumerate(texts)
             if text is not None and (method.trainer != "simpo" or rejected[index] is not None)
         ]
-        tokenizer, stop = self.base.tokenizer, self.task.stop
+        tokenizer, stop = self.base.tokenizer, self.task.form.stop
         examples = [
             Example(
                 prompt=ids[index],
@@ -123,9 +123,8 @@ class Source:
         """A draw from q*, the base's distribution restricted to the right completions, which can all be listed."""
         assert self.task.correct is not None
         listed = [list(self.task.correct(item)) for item in self.prompts.items]
-        completions = [
-            encoding.completion_ids(self.base.tokenizer, text, self.task.stop) for texts in listed for text in texts
-        ]
+        tokenizer, stop = self.base.tokenizer, self.task.form.stop
+        completions = [encoding.completion_ids(tokenizer, text, stop) for texts in listed for text in texts]
         prompt_of = [index for index, texts in enumerate(listed) for _ in texts]
         logp = kl.log_probs(self.base.model, kl.Sequences(self.prompts.ids, completions, prompt_of))
         rng, drawn, start = torch.Generator().manual_seed(seed_of(self.seed, "optimum")), [], 0
@@ -154,8 +153,8 @@ class Source:
     def _sampled(self, model: Any, samples: int, purpose: str) -> list[str]:
         tokenizer, device = self.base.tokenizer, next(model.parameters()).device
         how = sampling.Sampling(
-            self.task.max_new_tokens,
-            encoding.stop_ids(tokenizer, self.base.model, self.task.stop),
+            self.task.form.max_new_tokens,
+            encoding.stop_ids(tokenizer, self.base.model, self.task.form.stop),
             tokenizer.pad_token_id,
             samples,
             rng=torch.Generator(device).manual_seed(seed_of(self.seed, purpose)),
@@ -164,6 +163,6 @@ class Source:
         return [self._up_to_stop(encoding.decode(tokenizer, completion)) for completion in completions]
 
     def _up_to_stop(self, text: str) -> str:
-        for stop in self.task.stop:
+        for stop in self.task.form.stop:
             text = text.partition(stop)[0]
         return text

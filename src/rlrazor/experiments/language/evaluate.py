@@ -16,13 +16,14 @@ from rlrazor import drift
 from rlrazor.experiments.language import tiny
 from rlrazor.experiments.language.config import Config
 from rlrazor.experiments.language.demonstrations import Prompts
-from rlrazor.experiments.language.suites import PriorSuite, lm_eval_suite, prior_tasks
-from rlrazor.experiments.language.tasks import Splits, Task, score
+from rlrazor.experiments.language.setup import Setup
+from rlrazor.experiments.language.suites import PriorSuite
+from rlrazor.experiments.language.tasks import Task, score
 from rlrazor.lm import encoding, kl, probes, representation, sampling
 from rlrazor.lm.adapters import weights_of
 from rlrazor.lm.kl import Drift, Sequences
 from rlrazor.lm.models import LanguageModel, Vocabulary, check_same_vocabulary, load
-from rlrazor.lm.probes import GenericText, ProbeSettings
+from rlrazor.lm.probes import ProbeSettings
 from rlrazor.lm.scores import NotANumberError, stderr_of_mean
 from rlrazor.runs.records import BASE, Record
 from rlrazor.runs.sweep import DivergedError
@@ -268,31 +269,21 @@ def _columns(name: str, found: Drift, errors: dict[str, float]) -> dict[str, flo
 
 def probe_settings(task: Task, samples: int) -> ProbeSettings:
     """How the base completes prompts where this task is the new one."""
-    return ProbeSettings(task.max_new_tokens, samples, task.stop, task.chat)
+    return ProbeSettings(task.form.max_new_tokens, samples, task.form.stop, task.form.chat)
 
 
 def compare(
-    source: str,
-    base_source: str | None,
-    task: Task,
-    splits: Splits,
-    config: Config,
-    *,
-    adapter: Path | None = None,
-    data_mirror: Path | None = None,
-    allow_code_execution: bool = False,
-    generic: GenericText | None = None,
+    setup: Setup, config: Config, source: str, base_source: str | None, adapter: Path | None = None
 ) -> tuple[Record | None, Record]:
     """The base's record and the model's, with its drift; without a base, None and the model's scores.
 
     With `adapter`, the model is `source` with that adapter. Raises RazorError where one of them cannot be loaded, or
     their vocabularies differ.
     """
-    tasks = prior_tasks(config.prior, config.prior_limit, data_mirror, allow_code_execution)
-    suite = lm_eval_suite(tasks, generic)
-    suite = suite if config.has_prior else suite.without_scores()
+    task, splits = setup.task.task(), setup.task.load()
+    suite = setup.suite_of(config.prior, config.prior_limit)
     suite.check()
-    task = replace(task, max_new_tokens=config.max_new_tokens or task.max_new_tokens)
+    task = task.limited(config.max_new_tokens)
     base = load(base_source or source)
     test = Prompts.of(task, splits.test[: config.test_prompts], base)
     reference = Reference(base, [Asked(base, task, test, suite, config.kl_samples, config.scored)], suite)

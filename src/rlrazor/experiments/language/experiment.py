@@ -72,7 +72,7 @@ class Language(Setup):
         prompts = min(self.data[1], spec.params["train_prompts"] or self.data[1])
         return Cost(configs.count_steps(spec, prompts), len(configs.due_steps(spec, prompts)))
 
-    def trial(self, config: Config, specs: Sequence[RunSpec]) -> Trial:
+    def trial(self, config: Config) -> Trial:
         """A few updates and one measurement, where the base is at hand. Raises RazorError where it is not."""
         if not cost.is_at_hand(config.base):
             raise RazorError(f"the base {config.base} is not on this machine, and was not downloaded")
@@ -88,18 +88,25 @@ class Language(Setup):
         return {
             "task": task.name,
             "new_task": task.name,
-            "prior_task": "prior tasks",
             "labels": {name: label_of(name) for name in config.methods},
             **({"quadrants": four} if len(four := quadrants(config.methods)) == 4 else {}),
             "thresholds": list(config.thresholds),
-            "scored": config.scored,
-            "kl_unit": "nats per completion",
-            "base": self.fingerprint,
             "data": self.data[0],
-            "versions": versions_of("transformers", "trl", "peft", "lm-eval"),
             "drift": list(DRIFT),
-            **(TINY_INPUTS if config.base == TINY else LM_EVAL_INPUTS),
+            **measured_on(self, config),
         }
+
+
+def measured_on(setup: Setup, config: Config) -> Mapping[str, Any]:
+    """What the report of any runs of this base says of how they were measured."""
+    return {
+        "prior_task": "prior tasks",
+        "scored": config.scored,
+        "kl_unit": "nats per completion",
+        "base": setup.fingerprint,
+        "versions": versions_of("transformers", "trl", "peft", "lm-eval"),
+        **(TINY_INPUTS if config.base == TINY else LM_EVAL_INPUTS),
+    }
 
 
 def name_of(base: str) -> str:

@@ -35,12 +35,12 @@ class Lesson:
     @property
     def max_new_tokens(self) -> int:
         """Of the task with the longest completions."""
-        return max(task.max_new_tokens for task, _ in self.parts)
+        return max(task.form.max_new_tokens for task, _ in self.parts)
 
     @property
     def stop(self) -> tuple[str, ...]:
         """What ends a completion of every task; what ends one of some is cut off before that is scored."""
-        first, *others = (task.stop for task, _ in self.parts)
+        first, *others = (task.form.stop for task, _ in self.parts)
         return tuple(text for text in first if all(text in other for other in others))
 
     def examples(

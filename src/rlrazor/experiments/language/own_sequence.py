@@ -113,9 +113,9 @@ class OwnSequence(Models):
         """The folder of its model."""
         return store.folder / "models" / f"{stage.number}-{stage.task}-{stage.spec.run_id}"
 
-    def trial(self, config: ModelSequences, specs: Sequence[RunSpec]) -> Trial:
+    def trial(self, config: ModelSequences) -> Trial:
         """See `Models.trial`; a stage's model lies in OUT/models as well."""
-        found = super().trial(config, specs)
+        found = super().trial(config)
         return replace(found, sizes=replace(found.sizes, model=found.sizes.weights))
 
     def describe(self, config: ModelSequences) -> Mapping[str, Any]:
@@ -124,7 +124,7 @@ class OwnSequence(Models):
 
     def _in_order(self, config: ModelSequences, store: RunStore | None) -> Iterator[Phase]:
         (method,) = config.methods
-        (lr,) = self.rates(config, method)
+        (lr,) = config.rates(method)
         return self.in_order(config, config.tasks, {method: lr}, store)
 
     def _stderr(self, task: str, score: float, config: ModelSequences) -> float:

@@ -10,9 +10,8 @@ from rlrazor.experiments.language.config import TINY, Config
 from rlrazor.experiments.language.methods import FROM_TEACHER, KL_SUFFIX, Method, find_method
 from rlrazor.experiments.language.tasks import TASKS
 from rlrazor.experiments.language.tasks.letters import FORMS
-from rlrazor.runs import settings
 from rlrazor.runs.records import Ancestor, RunSpec
-from rlrazor.runs.settings import kinds_of, setting
+from rlrazor.runs.settings import Presets, setting
 
 CORE_METHODS = ("sft-one", "sft-two", "oracle", "reinforce", "grpo", "dr-grpo", "kl-dpg")
 PAPER_METHODS = (
@@ -21,7 +20,7 @@ PAPER_METHODS = (
 )
 
 
-def found(name: str) -> tuple[Method, str]:
+def method_of(name: str) -> tuple[Method, str]:
     """The method of that name, and its penalty, one of PENALTIES. Raises RazorError, with the names, for another."""
     return find_method(name_of_sweep(name))[0], parts_of(name)[1]
 
@@ -43,7 +42,7 @@ class ModelSequences(Config, InSequence):
                 f"not {others[0]!r:.60}."
             )
         for name in self.methods:
-            method, penalty = found(name)
+            method, penalty = method_of(name)
             if method.demonstrations == FROM_TEACHER:
                 raise RazorError(f"{name} imitates a teacher, and a sequence trains none: take another method.")
             if method.advantage == "dpg" and penalty == TO_BASE:
@@ -73,6 +72,10 @@ class ModelSequences(Config, InSequence):
             params["forms"] = "+".join(FORMS)
         return [RunSpec(EXPERIMENT, spec.method, params, spec.seed) for spec in specs]
 
+    def rates(self, method: str) -> Sequence[float]:
+        """The learning rates that the method is tried at: those of on-policy methods, or of the others."""
+        return self.rl_lrs if method_of(method)[0].advantage else self.lrs
+
     def stage(self, method: str, lr: float, tasks: Sequence[str], start: Ancestor) -> RunSpec:
         """A run that trains these tasks, one or several at once, from there, in as many updates of each."""
         name, count = name_of_sweep(method), len(tasks)
@@ -89,30 +92,28 @@ def name_of_sweep(method: str) -> str:
     return plain + KL_SUFFIX if penalty in (TO_BASE, TO_BEFORE) else method
 
 
-KINDS = kinds_of(ModelSequences)
 PRESETS: Mapping[str, ModelSequences] = {
     "tiny": ModelSequences(
         base=TINY,
         tasks=("ascending", "descending", "appearance"),
         methods=CORE_METHODS,
-        target=0.9,
-        lrs=(2e-4, 4e-4),
-        rl_lrs=(2e-4, 4e-4),
-        epochs=(3,),
+        target=0.85,
+        lrs=(1e-4, 3e-4),
+        rl_lrs=(3e-5, 1e-4),
+        epochs=(2,),
         batch_sizes=(64,),
         rl_prompts=16,
         group_size=16,
-        max_steps=200,
-        checkpoints_per_epoch=8,
-        kl_samples=4,
+        max_steps=80,
+        checkpoints_per_epoch=16,  # of a stage: near enough that a stage ends near its target
+        test_prompts=128,
+        kl_samples=2,
         scored="sampled",
         prior=(TINY,),
-        thresholds=(0.9,),
         threads=1,
     ),
 }
 
 
-def parse_setting(name: str, value: Any) -> Any:
-    """A setting as the config holds it: see `settings.parse_setting`. `methods` also takes `core` and `paper`."""
-    return settings.parse_setting(KINDS, {"core": lambda: CORE_METHODS, "paper": lambda: PAPER_METHODS}, name, value)
+_TYPED = Presets(PRESETS, {"core": lambda: CORE_METHODS, "paper": lambda: PAPER_METHODS})
+resolve, parse_setting = _TYPED.resolve, _TYPED.parse

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from rlrazor.experiments.language.config import RECIPE, TINY
 from rlrazor.experiments.language.suites import PriorSuite, lm_eval_suite, prior_tasks, tiny_suite
-from rlrazor.experiments.language.tasks import Splits, Task, find_task, own_task, with_demonstrations
+from rlrazor.experiments.language.tasks import Form, Splits, Task, find_task, own_task, with_demonstrations
 from rlrazor.lm.probes import read_generic
 from rlrazor.lm.task_names import are_none
 from rlrazor.runs.records import RunSpec
@@ -24,8 +24,7 @@ class TaskSource:
     """Where the new task comes from; small to pickle. `prompts`, with a `verifier` or not, make a task of one's own.
 
     A call of the verifier may take `verifier_timeout` seconds. `generic` is a file of text or prompts that stand for
-    what must not change, in place of the built-in probe. `chat`: whether prompts of one's own are put into the
-    tokenizer's chat template, where it has one.
+    what must not change, in place of the built-in probe. `form`: of a task of one's own.
     """
 
     name: str
@@ -34,15 +33,14 @@ class TaskSource:
     prompts: Path | None = None
     verifier: str | None = None
     verifier_timeout: float = SECONDS
-    stop: tuple[str, ...] = ()
+    form: Form = field(default_factory=Form)
     generic: Path | None = None
-    chat: bool = True
 
     def task(self) -> Task:
         """The task; raises RazorError where there is none of that name."""
         if self.prompts is None:
             return find_task(self.name)
-        return own_task(self.prompts, self.verifier, stop=self.stop, chat=self.chat, seconds=self.verifier_timeout)
+        return own_task(self.prompts, self.verifier, self.form, seconds=self.verifier_timeout)
 
     def load(self) -> Splits:
         """Its prompts, with the demonstrations of the file where there is one."""
@@ -56,7 +54,7 @@ class TaskSource:
         file = Path((self.verifier or "").rpartition(":")[0])
         code = file.read_text(encoding="utf-8", errors="surrogateescape") if file.is_file() else self.verifier
         items = [[asdict(item) for item in side] for side in (splits.train, splits.test)]
-        content = json.dumps([items, code, self.stop, *([] if self.chat else ["plain"])], default=str)
+        content = json.dumps([items, code, self.form.stop, *([] if self.form.chat else ["plain"])], default=str)
         if self.generic is not None:
             content += read_generic(self.generic).content_hash
         return hashlib.sha256(content.encode()).hexdigest()[:16]

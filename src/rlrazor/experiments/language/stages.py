@@ -9,7 +9,7 @@ A run is trained and measured as on one task; `lesson` joins several, `stage_ref
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any, ClassVar
@@ -20,14 +20,14 @@ from rlrazor.experiments.continual.measures import ON_PRIOR, SINCE_BEFORE, tasks
 from rlrazor.experiments.language import sequences
 from rlrazor.experiments.language.config import count_steps, due_steps
 from rlrazor.experiments.language.evaluate import DRIFT
-from rlrazor.experiments.language.experiment import Language
+from rlrazor.experiments.language.experiment import Language, measured_on
 from rlrazor.experiments.language.methods import METHODS, Method
-from rlrazor.experiments.language.sequences import ModelSequences, found, name_of_sweep
+from rlrazor.experiments.language.sequences import ModelSequences, method_of, name_of_sweep
 from rlrazor.experiments.language.setup import Setup
 from rlrazor.experiments.language.train import train
 from rlrazor.runs.dry_run import Trial
 from rlrazor.runs.experiment import Cost
-from rlrazor.runs.records import BASE, Ancestor, RunSpec
+from rlrazor.runs.records import BASE, RunSpec
 from rlrazor.runs.store import Checkpoint, RunStore
 
 SINCE = tuple(f"kl_forward{on}{since}" for on in ("", ON_PRIOR) for since in ("", SINCE_BEFORE))[1:]
@@ -53,14 +53,6 @@ class Models(Setup, Continual):
         prints = "+".join(self.data[task][0] for task in sorted(config.tasks)) if store else ""
         return config.base_specs(self.fingerprint if store else "", prints)
 
-    def stage(self, config: ModelSequences, method: str, lr: float, tasks: Sequence[str], start: Ancestor) -> RunSpec:
-        """See `Continual.stage`."""
-        return config.stage(method, lr, tasks, start)
-
-    def rates(self, config: ModelSequences, method: str) -> Sequence[float]:
-        """Those of on-policy methods, or of the others."""
-        return config.rl_lrs if found(method)[0].advantage else config.lrs
-
     def train(self, spec: RunSpec, store: RunStore) -> Iterator[Checkpoint]:
         """Measure the base, or train a stage."""
         return train(self, spec, store)
@@ -73,20 +65,22 @@ class Models(Setup, Continual):
         prompts = int(sum(min(self.data[task][1], most) for task in tasks_of(spec)))
         return Cost(count_steps(spec, prompts), len(due_steps(spec, prompts)))
 
-    def trial(self, config: ModelSequences, specs: Sequence[RunSpec]) -> Trial:
+    def trial(self, config: ModelSequences) -> Trial:
         """See `Continual.trial`; timed on the first task."""
         one = Language(self.base, self.task, self.prior, self.running)
-        found = one.trial(config.sweep(task=self.task.name), specs)
+        found = one.trial(config.sweep(task=self.task.name))
         return replace(found, run=partial(_seconds, found.run, len(self.sources)))
 
     def describe(self, config: ModelSequences) -> Mapping[str, Any]:
         """Names for the report, and what the runs were made from."""
-        one = Language(self.base, self.task, self.prior, self.running)
-        told = one.describe(config.sweep(task=self.task.name))
-        labels = {name: found(name)[0].label + PENALTIES[found(name)[1]] for name in config.methods}
-        told = {name: value for name, value in told.items() if name not in ("task", "quadrants")}
-        data = "+".join(print for print, _ in self.data.values())
-        return {**told, "new_task": "the stage’s task", "labels": labels, "data": data, "drift": [*DRIFT, *SINCE]}
+        return {
+            "new_task": "the stage’s task",
+            "labels": {name: method_of(name)[0].label + PENALTIES[method_of(name)[1]] for name in config.methods},
+            "thresholds": [config.target],
+            "data": "+".join(fingerprint for fingerprint, _ in self.data.values()),
+            "drift": [*DRIFT, *SINCE],
+            **measured_on(self, config),
+        }
 
 
 def _seconds(of_one: Callable[[RunSpec, Cost], float], tasks: int, spec: RunSpec, cost: Cost) -> float:

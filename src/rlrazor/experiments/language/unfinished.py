@@ -11,10 +11,10 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 
 from rlrazor.errors import RazorError, cause_of
-from rlrazor.runs.store import Checkpoint, atomic_path, read_records
+from rlrazor.runs.store import Checkpoint, read_records
 from rlrazor.system import jsonl
 from rlrazor.system.documents import read_text
-from rlrazor.system.writing import mark_folder, require_our_folder
+from rlrazor.system.writing import atomic_path, mark_folder, require_our_folder
 
 
 class Unfinished:
@@ -66,6 +66,10 @@ class Unfinished:
                 save_file(dict(weights), half)
         with atomic_path(path) as half:
             half.write_text("".join(f"{json.dumps(row, allow_nan=False)}\n" for row in rows))
+
+    def forget_weights(self, step: int) -> None:
+        """Of a checkpoint that turned out not to be the last."""
+        self._weights_path(step).unlink(missing_ok=True)
 
     def _weights(self, step: int) -> dict[str, Any]:
         path = self._weights_path(step)

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -35,11 +35,7 @@ class World:
     ) -> None:
         self.base, self.measured, self.suite = base, params["measured"], suite
         base.model.requires_grad_(False)
-        found = {source.name: source.task() for source in sources}
-        longest = params["max_new_tokens"]
-        self.tasks = {
-            name: replace(task, max_new_tokens=longest or task.max_new_tokens) for name, task in found.items()
-        }
+        self.tasks = {source.name: source.task().limited(params["max_new_tokens"]) for source in sources}
         self.splits = {source.name: source.load() for source in sources}
         self._said_failures = False
 
@@ -113,7 +109,7 @@ class CalibrationBase:
 
     def limited(self, task: Task) -> Task:
         """The task as the sweep has measured it."""
-        return replace(task, max_new_tokens=self.max_new_tokens or task.max_new_tokens)
+        return task.limited(self.max_new_tokens)
 
 
 def calibration_base(setup: Setup, spec: RunSpec, store: RunStore, save_to: Path | None = None) -> CalibrationBase:

@@ -6,14 +6,13 @@ from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from rlrazor.errors import RazorError
-from rlrazor.runs import settings
 from rlrazor.runs.records import BASE, Ancestor, RunSpec
 from rlrazor.runs.settings import (
+    Presets,
     check_bounds,
     check_many,
     check_runs,
     check_samples,
-    kinds_of,
     log_spaced,
     setting,
 )
@@ -67,7 +66,7 @@ class Config:
                 raise RazorError(f"Unknown schedule {schedule!r:.60}. Schedules: {', '.join(SCHEDULES)}.")
         if self.group_size < 2:
             raise RazorError("group_size must be at least 2: a group of one has nothing to compare its reward with.")
-        check_bounds(self, _KINDS)
+        check_bounds(self)
         runs = len(self.methods) * len(self.lrs) * len(self.schedules) * len(self.epochs) * len(self.seeds)
         check_runs(runs, max(self.epochs) * self.checkpoints_per_epoch)
         check_samples(self, "batch_size")
@@ -75,9 +74,9 @@ class Config:
     @property
     def taught(self) -> list[str]:
         """The methods that imitate a teacher. Raises RazorError for an unknown one."""
-        return [name for name in self.methods if self.found(name)[0].from_teacher]
+        return [name for name in self.methods if self.method_of(name)[0].from_teacher]
 
-    def found(self, name: str) -> "tuple[Method, Any]":
+    def method_of(self, name: str) -> "tuple[Method, Any]":
         """The method of this name, and whether it has a penalty. Raises RazorError for an unknown one."""
         from rlrazor.experiments.parity_mnist.methods import find_method  # which imports torch
 
@@ -85,7 +84,7 @@ class Config:
 
     def used(self) -> list[str]:
         """The settings that matter to these methods."""
-        found = [self.found(name) for name in self.methods]
+        found = [self.method_of(name) for name in self.methods]
         idle = set() if any(method.on_policy for method, _ in found) else {"group_size"}
         idle |= set() if any(regularised for _, regularised in found) else {"kl_coef"}
         return [one.name for one in fields(self) if one.name not in idle]
@@ -138,9 +137,6 @@ class Config:
         }
 
 
-_KINDS = kinds_of(Config)
-
-
 def all_methods() -> tuple[str, ...]:
     """Every method, and the two with a penalty that the paper and the baselines have."""
     from rlrazor.experiments.parity_mnist.methods import METHODS
@@ -183,12 +179,5 @@ def sensitivity_variants(config: Config) -> list[tuple[str, int, Config]]:
     return variants
 
 
-def resolve(preset: str, given: Mapping[str, Any] | None = None) -> Config:
-    """The preset with these settings, as `parse_setting` returns them, in place of its own."""
-    return settings.resolve(PRESETS, preset, given)
-
-
-def parse_setting(name: str, value: Any) -> Any:
-    """A setting as Config holds it: see `settings.parse_setting`. `methods` also takes `all`, `core` and `paper`."""
-    sets = {"paper": lambda: PAPER_METHODS, "core": lambda: CORE_METHODS, "all": all_methods}
-    return settings.parse_setting(_KINDS, sets, name, value)
+_TYPED = Presets(PRESETS, {"paper": lambda: PAPER_METHODS, "core": lambda: CORE_METHODS, "all": all_methods})
+resolve, parse_setting = _TYPED.resolve, _TYPED.parse

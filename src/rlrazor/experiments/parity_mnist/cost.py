@@ -2,11 +2,11 @@
 
 import statistics
 import time
-from typing import Protocol
 
 import torch
 
 from rlrazor import objectives
+from rlrazor.experiments.parity_mnist.config import Config
 from rlrazor.experiments.parity_mnist.policy import NEW_TASK, PIXELS, DigitPolicy, as_inputs, log_probs
 from rlrazor.experiments.parity_mnist.sampling import generator, sample
 from rlrazor.lm.compute import prepare_process
@@ -34,19 +34,7 @@ def of(spec: RunSpec, images: int = TRAIN_IMAGES) -> Cost:
     return Cost(steps, steps if params.get("traced") else params["epochs"] * params["checkpoints_per_epoch"])
 
 
-class Settings(Protocol):
-    """Of a config, what an update's time depends on."""
-
-    @property
-    def batch_size(self) -> int:
-        """Images a step."""
-
-    @property
-    def group_size(self) -> int:
-        """Labels sampled for each."""
-
-
-def trial(config: Settings, inputs: float = TEST_IMAGES * MEASURES_COST) -> Trial:
+def trial(config: Config, inputs: float = TEST_IMAGES * MEASURES_COST) -> Trial:
     """Time an update and an evaluation, on random images; of an evaluation, `inputs` tell the cost."""
     prepare_process(1)
     timings = [_time_step(config) for _ in range(3)]
@@ -64,7 +52,7 @@ def trial(config: Settings, inputs: float = TEST_IMAGES * MEASURES_COST) -> Tria
     )
 
 
-def _time_step(config: Settings) -> float:
+def _time_step(config: Config) -> float:
     """Seconds of one training step of GRPO, the dearest of the usual methods."""
     policy, rng = DigitPolicy(), generator(0, "estimate")
     optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-4, weight_decay=0.0, fused=True)

@@ -39,10 +39,7 @@ from rlrazor.experiments.parity_mnist import download
 from rlrazor.experiments.parity_mnist.download import SIZES, one_line
 from rlrazor.system.files import open_regular
 
-Checksums = Mapping[str, Mapping[str, str]]
-"""Dataset name -> file name -> SHA-256 of the uncompressed content, 64 hexadecimal digits."""
-
-DATASETS: Checksums = {
+DATASETS: Mapping[str, Mapping[str, str]] = {
     "mnist": {
         "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
         "train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
@@ -56,6 +53,7 @@ DATASETS: Checksums = {
         "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
     },
 }
+"""Dataset name -> file name -> SHA-256 of the uncompressed content, 64 hexadecimal digits."""
 
 _MOST = 1 << 31  # bytes of a file of one's own: 2.7 million images
 _MOST_SUMS = 1 << 20  # bytes of a SHA256SUMS
@@ -79,21 +77,17 @@ class Dataset:
     test_labels: torch.Tensor
 
 
-def load(
-    name: str, data_dir: Path | None = None, *, checksums: Checksums = DATASETS, console: Console | None = None
-) -> Dataset:
+def load(name: str, data_dir: Path | None = None) -> Dataset:
     """Find, verify and read a dataset; `fetch` says where it is looked for.
 
     Raises RazorError as `fetch` and `read_idx` do, and for images that are not 28 x 28, labels above 9, or more of
     the one than of the other.
     """
-    paths = fetch(name, data_dir, checksums=checksums, console=console)
+    paths = fetch(name, data_dir)
     return Dataset(*_read_split(paths, "train"), *_read_split(paths, "t10k"))
 
 
-def fetch(
-    name: str, data_dir: Path | None = None, *, checksums: Checksums = DATASETS, console: Console | None = None
-) -> dict[str, Path]:
+def fetch(name: str, data_dir: Path | None = None, *, console: Console | None = None) -> dict[str, Path]:
     """Verified paths of a dataset's files, by file name, from the places and in the order of the module's docstring.
 
     Downloads of more than two seconds show their progress on `console` (default: stderr).
@@ -101,21 +95,21 @@ def fetch(
     Raises RazorError when `data_dir` is no folder, lacks a file or has an altered one; when the cache cannot be
     written; or when the files are nowhere to be had: it then lists each place and why it failed.
     """
-    expected = _expected(name, data_dir, checksums)
+    expected = _expected(name, data_dir)
     if data_dir is not None:
-        return _from_data_dir(data_dir / name, expected, own=expected != checksums[name])
+        return _from_data_dir(data_dir / name, expected, own=expected != DATASETS[name])
     return download.cached(name, expected, console)
 
 
-def fingerprint(data_dir: Path | None = None, *, checksums: Checksums = DATASETS) -> str:
+def fingerprint(data_dir: Path | None = None) -> str:
     """Twelve hexadecimal digits that stand for the images of all datasets, without reading them.
 
     A hash over the checksums that `load` verifies against, so that it changes with any bit of the data.
     """
     lines = [
         f"{digest}  {name}/{file}\n"
-        for name in sorted(checksums)
-        for file, digest in sorted(_expected(name, data_dir, checksums).items())
+        for name in sorted(DATASETS)
+        for file, digest in sorted(_expected(name, data_dir).items())
     ]
     return hashlib.sha256("".join(lines).encode()).hexdigest()[:12]
 
@@ -167,17 +161,17 @@ def _read_split(paths: Mapping[str, Path], split: str) -> tuple[torch.Tensor, to
 # --- What is verified against ---
 
 
-def _expected(name: str, data_dir: Path | None, checksums: Checksums) -> Mapping[str, str]:
-    """The dataset's checksums: those that the data directory declares, else those of `checksums`."""
+def _expected(name: str, data_dir: Path | None) -> Mapping[str, str]:
+    """The dataset's checksums: those that the data directory declares, else the originals'."""
     if data_dir is None:
-        return checksums[name]
+        return DATASETS[name]
     path = data_dir / name / "SHA256SUMS"
     with _explain_unreadable(path):
         if not data_dir.is_dir():
             raise RazorError(f"The data directory {data_dir} is not a folder. Check the path given as --data-dir.")
         if not path.exists():
-            return checksums[name]
-    return _read_sums(path, checksums[name])
+            return DATASETS[name]
+    return _read_sums(path, DATASETS[name])
 
 
 def _read_sums(path: Path, files: Iterable[str]) -> dict[str, str]:

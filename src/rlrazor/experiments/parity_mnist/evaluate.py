@@ -20,7 +20,7 @@ from rlrazor.experiments.parity_mnist.policy import (
     look_inside,
     weights_of,
 )
-from rlrazor.experiments.parity_mnist.task import DOTS, FASHION, Task, load_dots
+from rlrazor.experiments.parity_mnist.task import DOTS, FASHION, Task, load_dots, load_probe
 from rlrazor.runs.records import Record, RunSpec
 from rlrazor.runs.sweep import DivergedError
 
@@ -92,7 +92,7 @@ class Reference:
             new_representation=new.representation,
             prior=prior,
             prior_representation=prior.representation,
-            probe_representation=Outputs.of(policy, task.probe).representation,
+            probe_representation=Outputs.of(policy, load_probe()).representation,
         )
 
 
@@ -119,7 +119,7 @@ def evaluate(
         raise DivergedError(step, epoch)
     if reference is None:
         reference = Reference.of(policy, task)
-    probe = Outputs.of(policy, task.probe).representation
+    probe = Outputs.of(policy, load_probe()).representation
     scores = {FASHION: accuracy(prior.logp, task.prior_test_labels)}
     if spec.settings.get(DOTS):
         dots = load_dots()

@@ -1,6 +1,6 @@
 """ParityMNIST as the runner sees it: base policies, the sweep, students of its best policies; and what they cost."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -63,7 +63,7 @@ class ParityMnist:
         """Updates and checkpoints of a run, on all of MNIST."""
         return cost.of(spec)
 
-    def trial(self, config: Config, specs: Sequence[RunSpec]) -> Trial:
+    def trial(self, config: Config) -> Trial:
         """A few updates and an evaluation, on random images (under 3 s)."""
         return cost.trial(config)
 

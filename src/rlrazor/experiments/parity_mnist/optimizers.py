@@ -57,13 +57,12 @@ class ScheduledOptimizer:
 
     def __init__(self, optimizers: Sequence[Optimizer]) -> None:
         self.optimizers = optimizers
-        self.peaks = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
+        self.peaks = [(group, group["lr"]) for optimizer in optimizers for group in optimizer.param_groups]
 
     def set_lr_factor(self, factor: float) -> None:
         """Set every learning rate to this share of its peak."""
-        for optimizer, peaks in zip(self.optimizers, self.peaks, strict=True):
-            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-                group["lr"] = peak * factor
+        for group, peak in self.peaks:
+            group["lr"] = peak * factor
 
     def zero_grad(self) -> None:
         """Drop the gradients."""

@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from rlrazor.experiments.continual.config import EXPERIMENT, TO_BASE, TO_BEFORE, InSequence, check
 from rlrazor.experiments.parity_mnist.config import Config
-from rlrazor.runs import settings
 from rlrazor.runs.records import BASE, Ancestor, RunSpec
-from rlrazor.runs.settings import kinds_of, log_spaced, setting
+from rlrazor.runs.settings import Presets, log_spaced, setting
 
 if TYPE_CHECKING:
     from rlrazor.experiments.parity_mnist.methods import Method
@@ -43,7 +42,7 @@ class ImageSequences(Config, InSequence):
         """No method imitates a teacher here."""
         return []
 
-    def found(self, name: str) -> "tuple[Method, Any]":
+    def method_of(self, name: str) -> "tuple[Method, Any]":
         """The method of this name, and its penalty. Raises RazorError for an unknown one."""
         from rlrazor.experiments.parity_mnist.stages import find_method  # which imports torch
 
@@ -56,9 +55,13 @@ class ImageSequences(Config, InSequence):
         params["tasks"] = "+".join(task for task in SPLITS if task in self.tasks)
         return [RunSpec(EXPERIMENT, BASE, params, seed) for seed in self.seeds]
 
+    def rates(self, method: str) -> Sequence[float]:
+        """The learning rates that the method is tried at."""
+        return self.lrs
+
     def stage(self, method: str, lr: float, tasks: Sequence[str], start: Ancestor) -> RunSpec:
         """A run that trains these tasks, one or several at once, from there. Raises RazorError for another method."""
-        found, penalty = self.found(method)
+        found, penalty = self.method_of(method)
         params = {"task": "+".join(tasks), "lr": lr, "schedule": self.schedules[0], "until": self.target}
         params |= {name: getattr(self, name) for name in ("checkpoints_per_epoch", "train_size", "batch_size")}
         params |= {
@@ -70,7 +73,6 @@ class ImageSequences(Config, InSequence):
         return RunSpec(EXPERIMENT, method, params, start.spec.seed, start)
 
 
-KINDS = kinds_of(ImageSequences)
 QUICK = ("sft-1", "sft-2", "oracle", "grpo", "replay")
 _STAGE: Mapping[str, Any] = {"schedules": ("constant",), "epochs": (8,), "checkpoints_per_epoch": 10}
 PRESETS: Mapping[str, ImageSequences] = {
@@ -81,6 +83,5 @@ PRESETS: Mapping[str, ImageSequences] = {
 }
 
 
-def parse_setting(name: str, value: Any) -> Any:
-    """A setting as the config holds it: see `settings.parse_setting`. `methods` also takes `core` and `paper`."""
-    return settings.parse_setting(KINDS, {"core": lambda: CORE_METHODS, "paper": lambda: PAPER_METHODS}, name, value)
+_TYPED = Presets(PRESETS, {"core": lambda: CORE_METHODS, "paper": lambda: PAPER_METHODS})
+resolve, parse_setting = _TYPED.resolve, _TYPED.parse

@@ -6,7 +6,7 @@ penalty holds a run to the base of all stages (`+kl`), or to the stage before (`
 """
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -39,7 +39,7 @@ from rlrazor.experiments.parity_mnist.train import copied, joint_base, make_loss
 from rlrazor.lm.compute import prepare_process
 from rlrazor.runs.dry_run import Trial
 from rlrazor.runs.experiment import Cost
-from rlrazor.runs.records import BASE, Ancestor, Record, RunSpec
+from rlrazor.runs.records import BASE, Record, RunSpec
 from rlrazor.runs.store import Checkpoint, RunStore
 from rlrazor.runs.sweep import DivergedError
 
@@ -64,10 +64,6 @@ class Images(Continual):
         """Pre-trained on all tasks and the prior one."""
         return config.base_specs("" if store is None else data.fingerprint(self.data_dir))
 
-    def stage(self, config: ImageSequences, method: str, lr: float, tasks: Sequence[str], start: Ancestor) -> RunSpec:
-        """See `Continual.stage`."""
-        return config.stage(method, lr, tasks, start)
-
     def train(self, spec: RunSpec, store: RunStore) -> Iterator[Checkpoint]:
         """Pre-train (`base`) or train a stage, on one thread: results must not depend on the number of jobs."""
         prepare_process(1)
@@ -77,7 +73,7 @@ class Images(Continual):
         """See `Continual.cost`."""
         return cost.of(spec, spec.params.get("train_size", 0) * len(tasks_of(spec)))
 
-    def trial(self, config: ImageSequences, specs: Sequence[RunSpec]) -> Trial:
+    def trial(self, config: ImageSequences) -> Trial:
         """See `Continual.trial`."""
         return cost.trial(config, config.test_size * (len(config.tasks) + 1))
 

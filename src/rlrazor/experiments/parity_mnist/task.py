@@ -21,7 +21,6 @@ class Task:
     """Inputs (N, 785) float32 and labels (N,) int64.
 
     FashionMNIST's training images, of which pre-training sees a few hundred, stay uint8 (N, 28, 28): 47 MB, not 188.
-    `probe` is noise of neither task, to compare representations on.
     """
 
     new_train: Tensor
@@ -32,7 +31,6 @@ class Task:
     prior_train_labels: Tensor
     prior_test: Tensor
     prior_test_labels: Tensor
-    probe: Tensor
 
 
 @lru_cache(maxsize=1)
@@ -57,8 +55,13 @@ def load_task(data_dir: Path | None) -> Task:
         prior_train_labels=fashion.train_labels,
         prior_test=as_inputs(fashion.test_images, PRIOR_TASK),
         prior_test_labels=fashion.test_labels,
-        probe=as_inputs(synthetic.pink_noise(PROBE_IMAGES, seed=0), NEITHER_TASK),
     )
+
+
+@lru_cache(maxsize=1)
+def load_probe() -> Tensor:
+    """Inputs (N, 785) of noise that belongs to neither task, to compare representations on."""
+    return as_inputs(synthetic.pink_noise(PROBE_IMAGES, seed=0), NEITHER_TASK)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """New tasks for language models: one small module each, and the registry that `razor tasks` prints.
 
-Adding one: a module with a `load`, a `verify` and a `Task`, and its name here. See also `own_task`.
+Adding one: a module with a `load`, a `verify` and a `Task`, and its name here; in `FROM_HUB` too where `load` asks the
+hub. See also `own_task`.
 """
 
 from collections.abc import Mapping
@@ -17,13 +18,15 @@ from rlrazor.experiments.language.tasks.math import GSM8K, MATH, MATH500
 from rlrazor.experiments.language.tasks.own import own_task
 from rlrazor.experiments.language.tasks.rows import with_demonstrations
 from rlrazor.experiments.language.tasks.science import SCIENCE
-from rlrazor.experiments.language.tasks.task import Annotator, Item, Scores, Splits, Task, Verify, score
+from rlrazor.experiments.language.tasks.task import Annotator, Form, Item, Scores, Splits, Task, Verify, score
 from rlrazor.experiments.language.tasks.tools import TOOLS
 
 __all__ = [
+    "FROM_HUB",
     "LETTERS_TASK",
     "TASKS",
     "Annotator",
+    "Form",
     "Item",
     "Scores",
     "Splits",
@@ -42,6 +45,8 @@ TASKS: Mapping[str, Task] = {
         *(LETTERS_TASK, LETTERS_DESCENDING, LETTERS_APPEARANCE, *FORM_TASKS),
     )
 }
+FROM_HUB = frozenset(task.name for task in (MATH, GSM8K, MATH500, SCIENCE))
+"""The tasks whose own source is a data set on the hub."""
 
 
 def find_task(name: str) -> Task:

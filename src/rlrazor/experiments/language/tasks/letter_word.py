@@ -17,7 +17,7 @@ from pathlib import Path
 from string import ascii_lowercase
 
 from rlrazor.errors import RazorError
-from rlrazor.experiments.language.tasks.task import Item, Splits, Task
+from rlrazor.experiments.language.tasks.task import Form, Item, Splits, Task
 
 EXAMPLES = 4
 TRAIN_DRAWS, TEST_DRAWS = 20, 5  # prompts per letter: 520 to train on, 130 to measure on
@@ -79,9 +79,7 @@ LETTER_WORD = Task(
     "650 four-shot prompts; a listed word with that first letter; one word per letter, or uniform over the list",
     load_letter_word,
     verify_letter_word,
-    max_new_tokens=6,
-    stop=("\n",),
-    chat=False,
+    Form(6, stop=("\n",), chat=False),
     annotators={
         "fixed": lambda item, rng: _fixed(item.columns["letter"]),
         "uniform": lambda item, rng: f" {rng.choice(words()[item.columns['letter']])}",

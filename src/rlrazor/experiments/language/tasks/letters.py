@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 
-from rlrazor.experiments.language.tasks.task import Item, Splits, Task
+from rlrazor.experiments.language.tasks.task import Form, Item, Splits, Task
 
 LETTERS = "abcdefghij"
 EOS = ";"
@@ -117,9 +117,7 @@ class Order:
             summary=f"three different letters of a string, {summary}: 20 right answers to each prompt",
             load=self.load,
             verify=self.verify,
-            max_new_tokens=PICKED + 2,
-            stop=(EOS,),
-            chat=False,
+            form=Form(PICKED + 2, stop=(EOS,), chat=False),
             annotators={"one": self.one, "two": self.two, "uniform": self.uniform},
             correct=self.right_completions,
         )

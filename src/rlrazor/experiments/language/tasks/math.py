@@ -22,7 +22,7 @@ from typing import Any
 from rlrazor.errors import RazorError
 from rlrazor.experiments.language.tasks.answers import after_reasoning, declared_answer
 from rlrazor.experiments.language.tasks.rows import field_of, held_out, of_rows, rows_of, text_of
-from rlrazor.experiments.language.tasks.task import Item, Splits, Task
+from rlrazor.experiments.language.tasks.task import Form, Item, Splits, Task
 from rlrazor.system.rows import Row, read_located
 
 INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}."
@@ -174,8 +174,7 @@ MATH = Task(
     "57k questions; final answer equal (math-verify); none: --demonstrations FILE",
     load_orz,
     verify_math,
-    max_new_tokens=1024,
-    from_hub=True,
+    Form(1024),
 )
 GSM8K = Task(
     "gsm8k",
@@ -183,8 +182,7 @@ GSM8K = Task(
     "8.8k grade-school problems; final answer equal (math-verify); its own solutions",
     load_gsm8k,
     verify_math,
-    max_new_tokens=512,
-    from_hub=True,
+    Form(512),
 )
 MATH500 = Task(
     "math500",
@@ -192,6 +190,5 @@ MATH500 = Task(
     "500 competition problems; final answer equal (math-verify); none: --demonstrations FILE",
     load_math500,
     verify_math,
-    max_new_tokens=1024,
-    from_hub=True,
+    Form(1024),
 )

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from rlrazor.errors import RazorError
 from rlrazor.experiments.language.tasks.rows import held_out
-from rlrazor.experiments.language.tasks.task import Item, Splits, Task
+from rlrazor.experiments.language.tasks.task import Form, Item, Splits, Task
 from rlrazor.lm.prompts import parts_of, prompt_of
 from rlrazor.system.apart.verifier import SECONDS, Verifier
 from rlrazor.system.rows import Row, read_located
@@ -20,10 +19,8 @@ _OURS = ("prompt", "completion", "rejected")
 def own_task(
     prompts: Path,
     verifier: str | None,
+    form: Form = Form(),  # noqa: B008  which is frozen
     *,
-    max_new_tokens: int = 256,
-    stop: Sequence[str] = (),
-    chat: bool = True,
     seconds: float = SECONDS,
 ) -> Task:
     """A task from `prompts`, rows of {prompt, completion?, rejected?, ...}, and `verifier`, which runs apart.
@@ -42,9 +39,7 @@ def own_task(
         f"prompts of {prompts.name}, verified by {verifier or 'their completions'}",
         lambda path: _load(path or prompts, with_reference=verifier is None),
         _same_text if verifier is None else loaded_verifier(verifier, seconds),
-        max_new_tokens,
-        tuple(stop),
-        chat,
+        form,
     )
 
 

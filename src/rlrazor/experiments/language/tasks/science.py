@@ -19,7 +19,7 @@ from rlrazor.errors import RazorError
 from rlrazor.experiments.language.tasks.answers import after_reasoning, declared_answer
 from rlrazor.experiments.language.tasks.chemistry import Equation, NotAnEquation, parse_equation
 from rlrazor.experiments.language.tasks.rows import field_of, held_out, list_of, of_rows, rows_of, text_of
-from rlrazor.experiments.language.tasks.task import Item, Splits, Task
+from rlrazor.experiments.language.tasks.task import Form, Item, Splits, Task
 from rlrazor.system.rows import Row
 
 _LETTER = re.compile(r"(?:option\s+)?[\s*(\[{\"'$]*(?:\\text\{)?([A-D])(?=$|[\s.,;:)*\]\"'}$])", re.IGNORECASE)
@@ -125,6 +125,5 @@ SCIENCE = Task(
     "2,100 questions with four options, 300 equations to balance; right letter, balanced; the bare answers",
     load_science,
     verify_science,
-    max_new_tokens=256,
-    from_hub=True,
+    Form(256),
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +41,27 @@ class Splits:
 
 
 @dataclass(frozen=True)
+class Form:
+    """How a prompt is put, and what ends a completion: the first of the `stop` strings, or so many tokens.
+
+    `chat` wraps the prompt in the tokenizer's chat template where it has one.
+    """
+
+    max_new_tokens: int = 256
+    stop: tuple[str, ...] = ()
+    chat: bool = True
+
+    def __post_init__(self) -> None:
+        check_stop(self.stop)
+
+
+@dataclass(frozen=True)
 class Task:
     """A new task. `load(path)` reads local files where a path is given, and the task's own source where it is None.
 
-    `verify` sees a completion up to the first of the `stop` strings. `chat` wraps the prompt in the tokenizer's chat
-    template where it has one. `annotators` are named sources of right completions beside `Item.demonstration`;
-    `correct` lists every right completion of an item where they can be enumerated. `summary` is for `razor tasks`.
+    `verify` sees a completion up to its end, without the stop string. `annotators` are named sources of right
+    completions beside `Item.demonstration`; `correct` lists every right completion of an item where they can be
+    enumerated. `summary` is for `razor tasks`.
     """
 
     name: str
@@ -54,15 +69,13 @@ class Task:
     summary: str
     load: Callable[[Path | None], Splits]
     verify: Verify
-    max_new_tokens: int
-    stop: tuple[str, ...] = ()
-    chat: bool = True
+    form: Form = Form()
     annotators: Mapping[str, Annotator] = field(default_factory=dict)
     correct: Callable[[Item], Sequence[str]] | None = None
-    from_hub: bool = False  # whether its own source is there
 
-    def __post_init__(self) -> None:
-        check_stop(self.stop)
+    def limited(self, max_new_tokens: int) -> Task:
+        """With completions of so many tokens at most; 0: as it is."""
+        return replace(self, form=replace(self.form, max_new_tokens=max_new_tokens or self.form.max_new_tokens))
 
 
 @dataclass(frozen=True)
@@ -97,7 +110,7 @@ def score(task: Task, items: Sequence[Item], completions: Sequence[str]) -> Scor
     """
     calls: list[Call] = []
     for item, completion in zip(items, completions, strict=True):
-        for stop in task.stop:
+        for stop in task.form.stop:
             completion = completion.partition(stop)[0]
         calls.append(((item.prompt, completion), item.columns))
     if isinstance(task.verify, Verifier):

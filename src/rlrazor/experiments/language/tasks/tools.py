@@ -29,7 +29,7 @@ from scipy import optimize
 
 from rlrazor.errors import RazorError
 from rlrazor.experiments.language.tasks.rows import field_of, held_out, list_of, of_rows, text_of
-from rlrazor.experiments.language.tasks.task import Item, Splits, Task
+from rlrazor.experiments.language.tasks.task import Form, Item, Splits, Task
 from rlrazor.system.rows import Row, read_located
 
 Call = tuple[str, Any]  # the name, and normalised arguments
@@ -204,5 +204,5 @@ TOOLS = Task(
     "instructions for an API; the calls are the reference calls; the reference calls",
     load_tools,
     verify_tools,
-    max_new_tokens=256,
+    Form(256),
 )
