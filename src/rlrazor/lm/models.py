@@ -71,7 +71,7 @@ def load(
     if dtype not in DTYPES:
         raise RazorError(f"Unknown dtype {dtype}: choose one of {', '.join(DTYPES)}.")
     folder = folder_of(str(source))
-    weights = weight_files.weights_of(folder, source)
+    weights = weight_files.find(folder, source)
     weight_files.check_config(folder, source, weights)
     weight_files.require_causal(folder, source)
     has_tokenizer = any((folder / name).is_file() for name in _TOKENIZER_FILES)
@@ -195,7 +195,7 @@ def _with_adapter(model: Any, adapter: Path) -> Any:
         adapted = PeftModel.from_pretrained(model, adapter)
         # And it leaves out, without one, what the model has no layer for.
         own = {name.replace(".default", "") for name in adapted.state_dict()}
-        stored = weight_files.weights_of(adapter, adapter, weight_files.ADAPTER_WEIGHTS).shapes
+        stored = weight_files.find(adapter, adapter, weight_files.ADAPTER_WEIGHTS).shapes
         if beyond := loading.beyond_layers([name for name in stored if name not in own], own):
             raise ValueError(f"it has {weight_files.some(beyond)} for layers that the model does not have")
     return adapted

@@ -66,7 +66,7 @@ class SavedWeights(Mapping[str, Tensor]):
         """Of a hub id, a folder or a GGUF file, as `load` takes them; raises its errors."""
         from safetensors import safe_open
 
-        paths = weight_files.weights_of(folder_of(str(source)), source).files
+        paths = weight_files.find(folder_of(str(source)), source).files
         self._files: dict[str, Path] = {}
         with loading.clear_errors(source):
             for path in paths:

@@ -87,7 +87,7 @@ def check_adapter(source: str | Path) -> None:
     """
     needs_package("peft", "An adapter")
     folder = Path(source).expanduser()
-    weights = weights_of(folder, source, ADAPTER_WEIGHTS)
+    weights = find(folder, source, ADAPTER_WEIGHTS)
     config = _config_of(folder / "adapter_config.json")
     if (task := read_adapter_config(folder).task_type) not in (None, "CAUSAL_LM"):
         raise RazorError(f"The adapter in {source} is for {task:.40}, not for a causal language model (CAUSAL_LM).")
@@ -123,7 +123,7 @@ def patterns_of(adapter: Path) -> list[str]:
 
 def check_weights(folder: Path, source: str) -> None:
     """Raise RazorError where a folder, called `source`, has no whole model or adapter: of files it reads headers."""
-    weights_of(folder, source, ADAPTER_WEIGHTS if is_adapter(folder) else MODEL_WEIGHTS)
+    find(folder, source, ADAPTER_WEIGHTS if is_adapter(folder) else MODEL_WEIGHTS)
 
 
 def named_base(adapter: str | Path) -> str:
@@ -196,7 +196,7 @@ class WeightFiles:
         return sum(map(math.prod, self.shapes.values()))
 
 
-def weights_of(folder: Path, source: str | Path, name: str = MODEL_WEIGHTS) -> WeightFiles:
+def find(folder: Path, source: str | Path, name: str = MODEL_WEIGHTS) -> WeightFiles:
     """What a model's weights are loaded from, or an adapter's by its file's `name`.
 
     Raises RazorError where they are not there, not whole, or of two models, or where the folder has a file without end.

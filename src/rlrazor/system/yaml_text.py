@@ -58,7 +58,7 @@ def parse_yaml(text: str, where: Path | str) -> Any:
     except yaml.MarkedYAMLError as error:
         at = f" in {_line(error.problem_mark)}" if error.problem_mark else ""
         raise unreadable(where, f"it is not YAML ({error.problem}{at})") from error
-    except (yaml.YAMLError, TypeError, ValueError) as error:  # such as a control character, or a date by its tag
+    except (yaml.YAMLError, TypeError, ValueError) as error:  # a control character, a date by its tag, a long number
         raise unreadable(where, f"it is not YAML ({str(error).splitlines()[0]})") from error
 
 
