@@ -2,9 +2,6 @@
 
 import argparse
 import shlex
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +14,7 @@ from rlrazor.cli.probe import add_probe, dtype_of, probe_without_law
 from rlrazor.errors import RazorError
 from rlrazor.extras import needs_extra
 from rlrazor.guard.verdict import Limits
+from rlrazor.system import quiet
 
 if TYPE_CHECKING:
     from rlrazor.guard.comparison import Comparison
@@ -96,7 +94,7 @@ def run(arguments: argparse.Namespace) -> int:
     from rlrazor.guard.judgement import judgements, worst
     from rlrazor.guard.law_file import LawFile
 
-    with _quiet_libraries():
+    with quiet.without_advice():
         law = None if arguments.law is None else LawFile.load(arguments.law)
         found = _compared(arguments, law, limits)
         judged = judgements(found, limits)
@@ -144,21 +142,6 @@ def measured_on(arguments: argparse.Namespace, law: "LawFile | None") -> "tuple[
         return dtype, MeasuredOn(prompts, law.generic, law.settings)
     generic = GenericText.built_in() if arguments.generic is None else read_generic(arguments.generic)
     return dtype, MeasuredOn(prompts, generic, replace(settings, precision=dtype))
-
-
-@contextmanager
-def _quiet_libraries() -> Iterator[None]:
-    """What libraries warn of is for whoever programs with them; what a user has to know is a note of ours."""
-    from transformers.utils import logging
-
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            yield
-        finally:
-            logging.set_verbosity(before)
 
 
 def suite_of(arguments: argparse.Namespace) -> "PriorTasks | None":

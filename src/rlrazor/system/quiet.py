@@ -36,6 +36,23 @@ def libraries() -> None:
 
 
 @contextmanager
+def without_advice() -> Iterator[None]:
+    """Within this block libraries warn of nothing, which is for whoever programs with them: what a user has to know we
+    say ourselves.
+    """
+    from transformers.utils import logging as of_transformers
+
+    before = of_transformers.get_verbosity()
+    of_transformers.set_verbosity_error()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        of_transformers.set_verbosity(before)
+
+
+@contextmanager
 def warnings_of(library: str) -> Iterator[list[str]]:
     """What the logger of a library warns of within this block: here, and nowhere else."""
     logger, messages = logging.getLogger(library), list[str]()

@@ -14,8 +14,7 @@ from typing import Any
 
 import yaml
 
-from rlrazor.errors import RazorError
-from rlrazor.system.documents import NotReadableError, parse_json
+from rlrazor.system.documents import NotReadableError, parse_json, unreadable
 
 LARGEST = 1_000_000  # characters: PyYAML reads some hundred thousand in a second
 
@@ -53,18 +52,14 @@ def parse_yaml(text: str, where: Path | str) -> Any:
         found = yaml.load(text, _Loader)
         return parse_json(json.dumps(found), where)
     except RecursionError as error:
-        raise RazorError(f"{where} cannot be read, as it is nested too deeply.") from error
+        raise unreadable(where, "it is nested too deeply") from error
     except NotReadableError as error:
-        raise RazorError(f"{where} cannot be read, as {error}.") from error
+        raise unreadable(where, error) from error
     except yaml.MarkedYAMLError as error:
         at = f" in {_line(error.problem_mark)}" if error.problem_mark else ""
-        raise RazorError(f"{where} cannot be read, as it is not YAML ({error.problem}{at}).") from error
-    except (
-        yaml.YAMLError,
-        TypeError,
-        ValueError,
-    ) as error:  # a control character; a date by its tag; a number's length
-        raise RazorError(f"{where} cannot be read, as it is not YAML ({str(error).splitlines()[0]}).") from error
+        raise unreadable(where, f"it is not YAML ({error.problem}{at})") from error
+    except (yaml.YAMLError, TypeError, ValueError) as error:  # a control character, a date by its tag, a long number
+        raise unreadable(where, f"it is not YAML ({str(error).splitlines()[0]})") from error
 
 
 def _line(mark: Any) -> str:

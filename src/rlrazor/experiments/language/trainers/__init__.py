@@ -13,14 +13,12 @@ TRL's private methods are overridden in four places (`_tokenize_prompts`, `_gene
 `_calculate_rewards`, `_generate_and_score_completions`): pyproject.toml pins the minor version, and tests pin each.
 """
 
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from safetensors import SafetensorError
 from transformers import PrinterCallback, TrainerCallback
 
@@ -56,12 +54,9 @@ def train(job: Job, at_step: AtStep, *, resume: Path | None = None) -> None:
         raise RazorError("There is nothing to train on: no prompt of the task can be used.")
     _check_shared(job)
     processes.join()  # before TRL asks how many there are
-    verbosity = transformers.utils.logging.get_verbosity()
-    transformers.utils.logging.set_verbosity_error()
     quiet.libraries()
     try:
-        with warnings.catch_warnings(), compute.memory_errors(NO_MEMORY), _disk_errors(job.settings.saving):
-            warnings.simplefilter("ignore")  # advice to the caller of TRL, who is us
+        with quiet.without_advice(), compute.memory_errors(NO_MEMORY), _disk_errors(job.settings.saving):
             trainer = BUILDERS[job.method.trainer](job)
             trainer.measured = {}
             trainer.add_callback(AtStepCallback(at_step, job.settings, trainer.measured))
@@ -69,7 +64,6 @@ def train(job: Job, at_step: AtStep, *, resume: Path | None = None) -> None:
             trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
             processes.in_all(lambda: None)  # none is still saving
     finally:
-        transformers.utils.logging.set_verbosity(verbosity)
         # TRL patches `forward` with a function that keeps hold of the model: a copy made later would call this one.
         for policy in {without_wrapper(job.model), job.base} - {None}:
             vars(policy).pop("forward", None)
