@@ -95,9 +95,9 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
         every: int | None = None,
         log: str | Path | None = None,
         measuring: Measuring = AS_THE_LAW_SAYS,
-        **moved: Never,
+        **unknown: Never,  # what `Measuring` has, or nothing has
     ) -> None:
-        _check_names(moved)
+        _check_names(unknown)
         check_every(every)
         if log is not None and Path(log).is_dir():
             raise RazorError(f"log is a file, and {log} is a folder: name a file in it, such as {Path(log) / LOG}.")
