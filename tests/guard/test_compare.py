@@ -213,8 +213,8 @@ def test_the_truth_is_measured_beside_it(folders: Path, monkeypatch: pytest.Monk
     scoring(monkeypatch, before, {"a": score(0.5, 0.04), "b": score(0.7, 0.08)})
     found = measured(folders, "a", "b")
     assert found.truth is not None
-    assert found.truth.base == {"a": 0.8, "b": 0.6}
-    assert found.truth.tuned == {"a": 0.5, "b": 0.7}
+    told = as_json(found)["truth"]
+    assert (told["base"], told["tuned"]) == ({"a": 0.8, "b": 0.6}, {"a": 0.5, "b": 0.7})
     assert found.truth.drop == found.drop == pytest.approx(0.1)
     assert found.truth.stderr == pytest.approx(np.hypot(0.05, 0.1) / 2)
     assert "Measured: it drops by 10.0 ± 5.6 points [0.8, 19.2] (90% interval)." in comparison_page.verdict(found)

@@ -80,12 +80,13 @@ def _change(change: WeightChange) -> dict[str, Any]:
 
 
 _OF_TASK = ("base", "tuned", "drop", "stderr", "interval", "paired", "n", "metric", "higher_is_better", "fraction")
-_OF_ALL = ("base", "tuned", "drop", "stderr", "interval", "level", "limit")
+_OF_ALL = ("drop", "stderr", "interval", "level", "limit")
 
 
 def _truth(truth: Truth) -> dict[str, Any]:
     tasks = {name: {of: getattr(task, of) for of in _OF_TASK} for name, task in truth.tasks.items()}
-    return {"tasks": tasks, **{of: getattr(truth, of) for of in _OF_ALL}}
+    scores = {of: {name: task[of] for name, task in tasks.items()} for of in ("base", "tuned")}
+    return {"tasks": tasks, **scores, **{of: getattr(truth, of) for of in _OF_ALL}}
 
 
 def print_findings(found: Comparison, judged: Sequence[Judgement]) -> None:

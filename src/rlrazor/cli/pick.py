@@ -12,12 +12,12 @@ from rlrazor.cli.printing import Subparsers, exit_code_of, options_of, print_jso
 from rlrazor.cli.probe import add_probe, probe_given
 from rlrazor.errors import RazorError
 from rlrazor.extras import needs_extra
+from rlrazor.guard.metric import NewScore
+from rlrazor.guard.verdict import Limits
 
 if TYPE_CHECKING:
     from rlrazor.guard.law_file import LawFile
-    from rlrazor.guard.metric import NewScore
     from rlrazor.guard.pick import Pick
-    from rlrazor.guard.verdict import Limits
 
 
 def add_to(commands: Subparsers) -> None:
@@ -91,9 +91,7 @@ def run(arguments: argparse.Namespace) -> int:
         settle_hub(arguments.base, data=False)
     from rlrazor.cli.pick_output import as_json, draw, print_findings
     from rlrazor.guard.law_file import LawFile
-    from rlrazor.guard.metric import NewScore
     from rlrazor.guard.pick import pick
-    from rlrazor.guard.verdict import Limits
 
     law = None if arguments.law is None else LawFile.load(arguments.law)
     budgets = arguments.budget, arguments.kl_budget, arguments.kl_budget_probe
@@ -114,7 +112,7 @@ def run(arguments: argparse.Namespace) -> int:
     return code
 
 
-def _measured(arguments: argparse.Namespace, limits: "Limits", score: "NewScore", law: "LawFile | None") -> "Pick":
+def _measured(arguments: argparse.Namespace, limits: Limits, score: NewScore, law: "LawFile | None") -> "Pick":
     """With the checkpoints measured here; what is wrong shows before the base is loaded."""
     from rlrazor.guard.measuring import measurer, require_loadable
     from rlrazor.guard.pick import pick

@@ -33,7 +33,7 @@ _TEMPLATES = jinja2.Environment(
 )
 
 
-def write_page(found: Comparison, path: Path, judged: Sequence[Judgement] = (), shown: int = SHOWN) -> Path:
+def write_page(found: Comparison, path: Path, judged: Sequence[Judgement] = ()) -> Path:
     """Write the page; raises RazorError where it cannot be written."""
     html = _TEMPLATES.get_template("compare.html").render(
         found=found,
@@ -50,7 +50,7 @@ def write_page(found: Comparison, path: Path, judged: Sequence[Judgement] = (), 
         per_decade=PER_DECADE,
         histogram=histogram([prompt.total for prompt in found.prompts]),
         largest=max((layer.relative for layer in found.weights.layers), default=0.0) or 1.0,
-        shown=found.prompts[:shown],
+        shown=found.prompts[:SHOWN],
         first=scale.FIRST,
         shade=shade,
         ticks=TICKS,

@@ -95,9 +95,9 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
         every: int | None = None,
         log: str | Path | None = None,
         measuring: Measuring = AS_THE_LAW_SAYS,
-        **moved: Never,
+        **unknown: Never,  # what `Measuring` has, or nothing has
     ) -> None:
-        _check_names(moved)
+        _check_names(unknown)
         check_every(every)
         if log is not None and Path(log).is_dir():
             raise RazorError(f"log is a file, and {log} is a folder: name a file in it, such as {Path(log) / LOG}.")
@@ -169,10 +169,10 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
         if self.schedule is not None:
             self.schedule.clock.begin(model)
 
-    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> Any:
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Measure where it is due: at every so many steps, and at the last."""
         if (schedule := self.schedule) is None:
-            return control
+            return
         schedule.clock.end(model)
         if schedule.plan is None and not self.is_off:
             self._or_else_off(state, schedule.decide)
@@ -182,19 +182,16 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
             self._or_else_off(state, schedule.say_timed)
         if due:
             self._look(args, state, control, model, last=last)
-        return control
 
-    def on_epoch_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> Any:
+    def on_epoch_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Measure where something else than the monitor ends training: trackers are still open."""
         if control.should_training_stop:
             self._look_at_the_end(args, state, control, model)
-        return control
 
-    def on_log(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> Any:
+    def on_log(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """The same where that was decided after an epoch: what a trainer logs last comes before trackers close."""
         if control.should_training_stop and not getattr(args, "load_best_model_at_end", False):
             self._look_at_the_end(args, state, control, model)
-        return control
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Say in the checkpoint whose it is: a folder may hold those of several runs."""

@@ -80,16 +80,6 @@ class Truth:
         return None if self.difference is None else _interval(self.difference, self.level)
 
     @property
-    def base(self) -> dict[str, float]:
-        """The base's scores."""
-        return {name: task.base for name, task in self.tasks.items()}
-
-    @property
-    def tuned(self) -> dict[str, float]:
-        """The tuned model's scores."""
-        return {name: task.tuned for name, task in self.tasks.items()}
-
-    @property
     def notes(self) -> list[str]:
         """What a reader of the mean drop has to know, in sentences."""
         said = []
