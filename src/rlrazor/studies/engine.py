@@ -169,12 +169,21 @@ class Compared:
     def kept_at(self, threshold: float) -> dict[Arm, Kept]:
         """The same at another new-task score."""
         best, columns = best_checkpoints(self.points, self.of.by, threshold), ("prior", "forgetting", KL)
-        return {arm: {name: mean_of(self.rows(arm, best), name) for name in columns} for arm in self.arms}
+        return {arm: {name: self.mean(arm, best, name) for name in columns} for arm in self.arms}
 
     @cached_property
     def best(self) -> pl.DataFrame:
         """The checkpoints compared: of each arm and seed the best."""
         return best_checkpoints(self.points, self.of.by, self.at)
+
+    @cached_property
+    def highest(self) -> pl.DataFrame:
+        """By arm and seed: the highest new-task score, at any learning rate and time."""
+        return self.points.group_by(*self.of.by, "seed", maintain_order=True).agg(pl.max("new"))
+
+    def mean(self, arm: Arm, table: pl.DataFrame, column: str) -> Estimate | None:
+        """Of the arm's rows of `table`, one per seed."""
+        return mean_of(self.rows(arm, table), column)
 
     def rows(self, arm: Arm, table: pl.DataFrame | None = None) -> pl.DataFrame:
         """The arm's rows of `table`, or its checkpoints."""
