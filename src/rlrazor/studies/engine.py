@@ -16,7 +16,7 @@ To write a study, make two files. `studies/NAME.py` says what is run and what is
 An arm is all runs that agree in the columns named, at any learning rate. What is compared is, per arm and seed, the
 checkpoint that keeps most of the prior score of those that have learnt the new task well enough; each arm with the arm
 that differs from it as `against` says; seed by seed. What more there is to see or to count, a study adds as functions
-of `Compared`: `panels` make a panel each, `tables` a `Keyed` table.
+of `Compared`: `panels` make a panel each, `tables` a `Keyed` table, of `Column`s by `table_of`.
 
 `studies/NAME.md` asks the question and says what to make of the answer, see `rlrazor.report.prose`. Its numbers are the
 tables' cells: ARM.prior, ARM.drop, ARM.kl, ARM.n, then ARM.gap, ARM.kl-gap and ARM.verdict of the first comparison and
