@@ -6,7 +6,7 @@ from typing import Generic, TypeVar
 
 from rlrazor.analysis.statistics import Estimate, Standing, verdict
 from rlrazor.report.tables import Table
-from rlrazor.report.text import of_all, percent, signed, written
+from rlrazor.report.text import of_all, percent, signed, with_seeds, written
 
 Row = TypeVar("Row")
 Value = Estimate | str | None
@@ -131,7 +131,7 @@ def _cells(column: Column[Row], value: Value, seeds: int) -> list[str]:
     """What a column, and those beside it, say of a row."""
     if isinstance(value, str):
         return [str(value)] * (3 if column.judge else 1)
+    text = column.form(value)
     if column.judge:
-        return [column.form(value), of_all(value, seeds), str(column.judge(value, seeds))]
-    some = value is not None and value.seeds < seeds
-    return [column.form(value) + (f" ({of_all(value, seeds)} seeds)" if some else "")]
+        return [text, of_all(value, seeds), str(column.judge(value, seeds))]
+    return [with_seeds(text, value, seeds)]

@@ -21,7 +21,7 @@ def retention_table(sweep: Sweep) -> Table:
     rows = [["base (not fine-tuned)", *compared, written(base_new), NEVER]]
     for method in sweep.ranking:
         cells = sweep.retention.filter(pl.col("method") == method).to_dicts()
-        kept = [with_seeds(None if cell["mean"] is None else _mean(cell), cell["seeds_total"]) for cell in cells]
+        kept = [with_seeds(written(_mean(cell)), _mean(cell), cell["seeds_total"]) for cell in cells]
         rows.append([sweep.study.label(method), *kept, percent(cells[0]["best_new"]), written(sweep.areas[method])])
     thresholds = [f"new ≥ {at:.0%}" for at in sweep.study.thresholds]
     return Table("Best prior accuracy, %", ["method", *thresholds, "best new, %", "frontier area, %"], rows)
@@ -108,7 +108,9 @@ def distillation_table(sweep: Sweep) -> Table:
     return Table("Teachers and students", ["teacher → student", "seed", *of_both, "prior difference"], rows)
 
 
-def _mean(cell: Mapping[str, Any]) -> Estimate:
+def _mean(cell: Mapping[str, Any]) -> Estimate | None:
+    if cell["mean"] is None:
+        return None
     half = None if cell["high"] is None else cell["high"] - cell["mean"]
     return Estimate(cell["mean"], half, cell["n_seeds"])
 

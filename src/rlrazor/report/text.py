@@ -33,10 +33,10 @@ def written(estimate: Estimate | None, form: Callable[[float], str] = percent) -
     return form(estimate.mean) + ("" if estimate.half is None else f" ± {form(estimate.half)}")
 
 
-def with_seeds(estimate: Estimate | None, total: int, form: Callable[[float], str] = percent) -> str:
-    """The same, with the seeds that got there where these are not all of `total`."""
+def with_seeds(text: str, estimate: Estimate | None, total: int) -> str:
+    """A cell, and the seeds that it rests on where these are not all of `total`."""
     some = estimate is not None and estimate.seeds < total
-    return written(estimate, form) + (f" ({estimate.seeds} of {total} seeds)" if estimate and some else "")
+    return text + (f" ({of_all(estimate, total)} seeds)" if some else "")
 
 
 def of_all(estimate: Estimate | None, total: int) -> str:

@@ -171,22 +171,12 @@ def figure(study: Study, links: Links) -> Figure:
     panels = []
     for (task, cosine), (place, method) in product(COSINES.items(), enumerate(study.methods)):
         own, label = study.points.filter(pl.col("method") == method), study.label(method)
-        panels.append(
-            Panel(
-                f"{label}: r = {links[method, task].r}",
-                Axis(
-                    "change of KL by the step, nats" if task == "new" else "",
-                    spread(floats(own, CHANGE)),
-                    percent=False,
-                ),
-                Axis(
-                    f"cosine with {task} task’s gradient" if place == 0 else "",
-                    spread(floats(study.points, cosine)),
-                    percent=False,
-                ),
-                [cloud(label, own, cosine, PALETTE[place % len(PALETTE)]), course(own, cosine)],
-            )
-        )
+        x_label = "change of KL by the step, nats" if task == "new" else ""
+        y_label = f"cosine with {task} task’s gradient" if place == 0 else ""
+        x_axis = Axis(x_label, spread(floats(own, CHANGE)), percent=False)
+        y_axis = Axis(y_label, spread(floats(study.points, cosine)), percent=False)
+        layers = [cloud(label, own, cosine, PALETTE[place % len(PALETTE)]), course(own, cosine)]
+        panels.append(Panel(f"{label}: r = {links[method, task].r}", x_axis, y_axis, layers))
     return Figure("dynamics", panels, columns=len(study.methods))
 
 

@@ -16,7 +16,7 @@ To write a study, make two files. `studies/NAME.py` says what is run and what is
 An arm is all runs that agree in the columns named, at any learning rate. What is compared is, per arm and seed, the
 checkpoint that keeps most of the prior score of those that have learnt the new task well enough; each arm with the arm
 that differs from it as `against` says; seed by seed. What more there is to see or to count, a study adds as functions
-of `Compared`: `panels` make a panel each, `tables` a `Keyed` table.
+of `Compared`: `panels` make a panel each, `tables` a `Keyed` table, of `Column`s by `table_of`.
 
 `studies/NAME.md` asks the question and says what to make of the answer, see `rlrazor.report.prose`. Its numbers are the
 tables' cells: ARM.prior, ARM.drop, ARM.kl, ARM.n, then ARM.gap, ARM.kl-gap and ARM.verdict of the first comparison and
@@ -169,12 +169,21 @@ class Compared:
     def kept_at(self, threshold: float) -> dict[Arm, Kept]:
         """The same at another new-task score."""
         best, columns = best_checkpoints(self.points, self.of.by, threshold), ("prior", "forgetting", KL)
-        return {arm: {name: mean_of(self.rows(arm, best), name) for name in columns} for arm in self.arms}
+        return {arm: {name: self.mean(arm, best, name) for name in columns} for arm in self.arms}
 
     @cached_property
     def best(self) -> pl.DataFrame:
         """The checkpoints compared: of each arm and seed the best."""
         return best_checkpoints(self.points, self.of.by, self.at)
+
+    @cached_property
+    def highest(self) -> pl.DataFrame:
+        """By arm and seed: the highest new-task score, at any learning rate and time."""
+        return self.points.group_by(*self.of.by, "seed", maintain_order=True).agg(pl.max("new"))
+
+    def mean(self, arm: Arm, table: pl.DataFrame, column: str) -> Estimate | None:
+        """Of the arm's rows of `table`, one per seed."""
+        return mean_of(self.rows(arm, table), column)
 
     def rows(self, arm: Arm, table: pl.DataFrame | None = None) -> pl.DataFrame:
         """The arm's rows of `table`, or its checkpoints."""

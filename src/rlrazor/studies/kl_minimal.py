@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
@@ -17,7 +18,7 @@ from rlrazor.analysis.statistics import (
 )
 from rlrazor.errors import RazorError
 from rlrazor.report.drawing import INK, Axis, Figure, Layer, Marker, Panel, Points, style_of
-from rlrazor.report.keyed import Column, Keyed, gap, in_short, table_of
+from rlrazor.report.keyed import Column, Keyed, Value, gap, in_short, table_of
 from rlrazor.report.layers import log_height, means, never, share_height
 from rlrazor.report.study import Section, Study
 from rlrazor.report.text import NEVER, percent, written
@@ -83,11 +84,6 @@ class Setting:
         """By method and seed: the best checkpoints at the threshold; empty without a threshold."""
         return self.compared.best if self.compared.reached else self.compared.best.clear()
 
-    @cached_property
-    def highest(self) -> pl.DataFrame:
-        """By method and seed: the highest new accuracy, at any learning rate and time."""
-        return self.compared.points.group_by("method", "seed", maintain_order=True).agg(pl.max("new"))
-
     def ess(self, *, first: bool) -> pl.DataFrame:
         """By method and seed: effective sample size at the first checkpoints of all runs, or at the last."""
         step = pl.col("step")
@@ -95,7 +91,23 @@ class Setting:
         return seed_means(self.compared.points.filter(step == end), ARMS.by, [ESS])
 
 
-OfMethod = tuple[Setting, str]
+class OfMethod(NamedTuple):
+    """A method in a setting."""
+
+    setting: Setting
+    method: str
+
+    def mean(self, table: pl.DataFrame, column: str) -> Estimate | None:
+        """Of the method's rows of `table`, one per seed."""
+        return self.setting.compared.mean((self.method,), table, column)
+
+    def kept(self, column: str) -> Estimate | None:
+        """Of its best checkpoints."""
+        return self.mean(self.setting.kept, column)
+
+    def ess(self, *, first: bool = False) -> Estimate | None:
+        """Its effective sample size."""
+        return self.mean(self.setting.ess(first=first), ESS)
 
 
 def settings_of(study: Study) -> list[Setting]:
@@ -133,21 +145,21 @@ def tables_of(study: Study, settings: Sequence[Setting]) -> list[Keyed]:
         Column("at", "compared at new", lambda one: one.at),
     ]
     kept = [
-        Column[OfMethod]("prior", "prior kept, %", partial(_kept, column="prior")),
-        Column("drop", "drop, points", partial(_kept, column="forgetting")),
-        gap("gap", minus, lambda of: NEVER if of[1] == REFERENCE else of[0].compared.gap(of[1:], (REFERENCE,))),
-        *(Column(name, title, partial(_kept, column=name), in_nats) for name, title in DRIFTS.items()),
+        Column[OfMethod]("prior", "prior kept, %", lambda of: of.kept("prior")),
+        Column("drop", "drop, points", lambda of: of.kept("forgetting")),
+        gap("gap", minus, _gap),
+        *(Column(name, title, partial(OfMethod.kept, column=name), in_nats) for name, title in DRIFTS.items()),
     ]
     learnt = [
-        Column[OfMethod]("best.new", "best new, %", lambda of: _mean(of[0].highest, of, "new")),
+        Column[OfMethod]("best.new", "best new, %", lambda of: of.mean(of.setting.compared.highest, "new")),
         gap("best.gap", minus, _lead),
-        Column("ess.first", "effective sample size, first, %", lambda of: _mean(of[0].ess(first=True), of, ESS)),
-        Column("ess.end", "at the end, %", lambda of: _mean(of[0].ess(first=False), of, ESS)),
+        Column("ess.first", "effective sample size, first, %", lambda of: of.ess(first=True)),
+        Column("ess.end", "at the end, %", OfMethod.ess),
         Column("variance", "variance of the weights at the end", _variance),
     ]
     rows = {one.key: (one.name, one) for one in settings}
     methods = {
-        f"{one.key}.{arm[0]}": (f"{one.name}: {one.compared.label(arm)}", (one, str(arm[0])))
+        f"{one.key}.{arm[0]}": (f"{one.name}: {one.compared.label(arm)}", OfMethod(one, str(arm[0])))
         for one in settings
         for arm in one.compared.arms
     }
@@ -159,22 +171,19 @@ def tables_of(study: Study, settings: Sequence[Setting]) -> list[Keyed]:
     ]
 
 
-def _mean(table: pl.DataFrame, of: OfMethod, column: str) -> Estimate | None:
-    return mean_of(table.filter(method=of[1]), column)
+def _gap(of: OfMethod) -> Value:
+    return NEVER if of.method == REFERENCE else of.setting.compared.gap((of.method,), (REFERENCE,))
 
 
-def _kept(of: OfMethod, column: str) -> Estimate | None:
-    return _mean(of[0].kept, of, column)
-
-
-def _lead(of: OfMethod) -> Estimate | str | None:
+def _lead(of: OfMethod) -> Value:
     """How much more than GRPO + KL a method learns at best, seed by seed."""
-    own, reference = (of[0].highest.filter(method=method) for method in (of[1], REFERENCE))
-    return NEVER if of[1] == REFERENCE else difference(own, reference, "new")
+    highest = of.setting.compared.highest
+    own, reference = (highest.filter(method=method) for method in (of.method, REFERENCE))
+    return NEVER if of.method == REFERENCE else difference(own, reference, "new")
 
 
 def _variance(of: OfMethod) -> str:
-    share = _mean(of[0].ess(first=False), of, ESS)
+    share = of.ess()
     return f"{1 / share.mean - 1:.3g}" if share and share.mean else NEVER
 
 
@@ -185,7 +194,7 @@ def _nats(value: float) -> str:
 def figure(study: Study, settings: Sequence[Setting]) -> Figure:
     """A panel for each of four numbers: settings along the axis, methods side by side."""
     kept = [one.kept for one in settings]
-    best = [one.highest for one in settings]
+    best = [one.compared.highest for one in settings]
     ends = [one.ess(first=False) for one in settings]
     panels = [
         _panel(study, settings, kept, "prior", "Kept at equal new accuracy", "prior accuracy"),

@@ -6,7 +6,7 @@ from itertools import takewhile
 import numpy as np
 import polars as pl
 
-from rlrazor.analysis.statistics import Standing, floats, mean_of, seed_means, threshold_most_reach, with_params
+from rlrazor.analysis.statistics import Standing, floats, seed_means, threshold_most_reach, with_params
 from rlrazor.report.drawing import PALETTE, SYMBOLS, Axis, Layer, Panel, Range
 from rlrazor.report.keyed import Column, Keyed, table_of
 from rlrazor.report.layers import level, log_height, means, never, share_height
@@ -118,23 +118,17 @@ def lasting(compared: Compared) -> Keyed:
     return Keyed("From which age on the KL differs for good", "", {"lasting": "age, updates"}, rows)
 
 
-def new_of(compared: Compared, points: pl.DataFrame) -> Cells:
-    """The mean new accuracy of each arm."""
-    means = seed_means(points, ARMS.by, ["new"])
-    return {arm: {"new": mean_of(compared.rows(arm, means), "new")} for arm in compared.arms}
-
-
 def best_new(compared: Compared) -> Cells:
     """Each arm's highest new accuracy, wherever in training."""
-    return new_of(compared, compared.points.group_by(*ARMS.by, "seed", maintain_order=True).agg(pl.max("new")))
+    return {arm: {"new": compared.mean(arm, compared.highest, "new")} for arm in compared.arms}
 
 
 def learnt(compared: Compared) -> Keyed:
     """What is learnt at all."""
-    best, last = best_new(compared), new_of(compared, ends_of(compared.points))
+    last = seed_means(ends_of(compared.points), ARMS.by, ["new"])
     columns = [
-        Column[Arm]("best", "the best", lambda arm: best[arm]["new"]),
-        Column("last", "at the end", lambda arm: last[arm]["new"]),
+        Column[Arm]("best", "the best", lambda arm: compared.mean(arm, compared.highest, "new")),
+        Column("last", "at the end", lambda arm: compared.mean(arm, last, "new")),
     ]
     return table_of("New accuracy, %", "arm", compared.named, columns, len(compared.study.seeds))
 

@@ -7,11 +7,9 @@ import numpy as np
 import polars as pl
 
 from rlrazor.analysis.statistics import (
-    Estimate,
     by_group,
     difference,
     floats,
-    mean_of,
     near_accuracy,
     seed_means,
     verdict,
@@ -120,17 +118,13 @@ def judge(compared: Compared, chosen: pl.DataFrame, arm: Arm) -> Judged:
     return Judged(compared.label(arm), gap, verdict(gap, len(compared.study.seeds)))
 
 
-def mean(compared: Compared, chosen: pl.DataFrame, column: str) -> Callable[[Arm], Estimate | None]:
-    """The mean of an arm's rows of `chosen`, one per seed."""
-    return lambda arm: mean_of(compared.rows(arm, chosen), column)
-
-
 def by_accuracy(compared: Compared) -> Keyed:
     """What each arm leaves unchanged at each new accuracy."""
 
     def at(target: float) -> Column[Arm]:
         near = near_accuracy(compared.points, ARMS.by, target, [SPARSITY])
-        return Column(f"at-{100 * target:g}", f"new = {target:.0%} ± 0.5", mean(compared, near, SPARSITY))
+        kept = partial(compared.mean, table=near, column=SPARSITY)
+        return Column(f"at-{100 * target:g}", f"new = {target:.0%} ± 0.5", kept)
 
     seeds = len(compared.study.seeds)
     return table_of("Parameters exactly unchanged, %", "arm", compared.named, list(map(at, THRESHOLDS)), seeds)
@@ -141,7 +135,12 @@ def side_by_side(compared: Compared, chosen: pl.DataFrame, title: str, prefix: s
     judged = {arm: judge(compared, chosen, arm) for arm in compared.arms if arm[1] == ROUNDED}
     columns = [
         *(
-            Column(f"{prefix}{name}", header, mean(compared, chosen, column), partial(written, form=form))
+            Column(
+                f"{prefix}{name}",
+                header,
+                partial(compared.mean, table=chosen, column=column),
+                partial(written, form=form),
+            )
             for name, (column, header, form) in CELLS.items()
         ),
         Column(

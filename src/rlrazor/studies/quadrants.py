@@ -209,16 +209,9 @@ def square(compared: Compared, at: float) -> Panel:
         layers.append(means(name, kept, places, (PALETTE[0 if own else 1], "square"), line=True))
         named = zip(places, kept, map(compared.study.label, pair), strict=True)
         texts += [(x, one.mean, label) for x, one, label in named if one]
-    ends = (-0.3, 1.5)
-    layers.append(level("base’s prior", panels.base_prior(compared), ends))
-    ticks = [(0.0, WITH[False]), (1.0, WITH[True])]
-    return Panel(
-        f"Kept at new ≥ {at:.0%}",
-        Axis(range=ends, ticks=ticks),
-        Axis("prior accuracy", height(layers)),
-        layers,
-        texts=texts,
-    )
+    axis = Axis.of([WITH[False], WITH[True]])
+    layers.append(level("base’s prior", panels.base_prior(compared), axis.ends))
+    return Panel(f"Kept at new ≥ {at:.0%}", axis, Axis("prior accuracy", height(layers)), layers, texts=texts)
 
 
 STUDY = PlainStudy(section, applies, grids=grids)

@@ -107,17 +107,17 @@ _lower = partial(verdict, lower_is_better=True)
 
 def tables_of(study: Study, tasks: Sequence[PriorTask]) -> list[Keyed]:
     """The laws of the tasks side by side, and then of each the measures, the ranges, and where its law breaks."""
-    columns = [Column[Callable[[PriorTask], Value]](one.key, one.name, partial(_of_task, task=one)) for one in tasks]
+
+    def column(task: PriorTask) -> Column[Quantity]:
+        return Column(task.key, task.name, lambda quantity: quantity(task))
+
     title = "Forward KL on the new task, and what is forgotten"
-    laws = table_of(title, "", QUANTITIES, columns, len(study.seeds))
+    laws = table_of(title, "", QUANTITIES, list(map(column, tasks)), len(study.seeds))
     return [laws, judged_table(study, tasks), *(table for task in tasks for table in task_tables(study, task))]
 
 
-def _of_task(quantity: Callable[[PriorTask], Value], task: PriorTask) -> Value:
-    return quantity(task)
-
-
-QUANTITIES: Mapping[str, tuple[str, Callable[[PriorTask], Value]]] = {
+Quantity = Callable[[PriorTask], Value]
+QUANTITIES: Mapping[str, tuple[str, Quantity]] = {
     "base": ("base accuracy, %", lambda task: task.base),
     "mean": ("mean forgetting, points", lambda task: task.forgotten(np.mean)),
     "most": ("most forgotten, points", lambda task: task.forgotten(np.max)),
@@ -129,10 +129,7 @@ QUANTITIES: Mapping[str, tuple[str, Callable[[PriorTask], Value]]] = {
     "half": ("half lost by, nats", lambda task: _span(per_seed(task.points, half_lost).values())),
     "error-quadratic": ("left-out error of the quadratic, points", lambda task: percent(error_of(task.law.quadratic))),
     "error": ("left-out error of the monotone law", lambda task: percent(error_of(task.law.saturating))),
-    "guess": (
-        "left-out error of guessing the mean",
-        lambda task: percent(error_of(task.law.baseline)),
-    ),
+    "guess": ("left-out error of guessing the mean", lambda task: percent(error_of(task.law.baseline))),
     "best-measure": ("measure with the least left-out error", lambda task: _best(task)[0]),
     "best-error": ("its left-out error", lambda task: _best(task)[1]),
 }
@@ -147,12 +144,7 @@ def judged_table(study: Study, tasks: Sequence[PriorTask]) -> Keyed:
         return NEVER if task.key == "fashion" else over(own[seed] - other[seed] for seed in own if seed in other)
 
     columns = [
-        gap(
-            "forecast.gap",
-            "left-out error minus guessing’s, points",
-            PriorTask.beyond_guessing,
-            _lower,
-        ),
+        gap("forecast.gap", "left-out error minus guessing’s, points", PriorTask.beyond_guessing, _lower),
         Column("fit.gap", "R² minus FashionMNIST’s", better_fit, partial(signed, form=number), verdict),
     ]
     rows = {task.key: (task.name, task) for task in tasks}
@@ -175,8 +167,8 @@ def task_tables(study: Study, task: PriorTask) -> list[Keyed]:
     }
 
     def told(one: Estimate | None, seeds: int) -> str:
-        judged = verdict(one, seeds, lower_is_better=True)
-        return BEYOND.get(judged, str(judged))
+        judged = _lower(one, seeds)
+        return BEYOND.get(judged, judged)
 
     near = task.points.filter(pl.col(KL) <= NEAR)
     of_all, of_near = (departures(points, "method", beyond_others) for points in (task.points, near))

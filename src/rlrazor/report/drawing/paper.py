@@ -11,7 +11,7 @@ from matplotlib.figure import Figure as Drawing
 from matplotlib.legend_handler import HandlerLine2D
 from matplotlib.lines import Line2D
 
-from rlrazor.report.drawing.shapes import INK, Curve, Figure, Layer, Panel, Points, in_short
+from rlrazor.report.drawing.shapes import INK, Curve, Figure, Layer, Panel, Points, shortened
 from rlrazor.system.writing import GENERATOR, atomic_path
 
 PIXELS_PER_INCH = 480 / 4.2  # of the page's figures and of the files': a row of panels is as high in both
@@ -82,7 +82,7 @@ def draw(figure: Figure) -> Drawing:
 
 def _literal(text: str) -> str:
     """Text as matplotlib shows it as it is: two dollars would begin and end a formula, and a page has no room in it."""
-    return in_short(text).replace("$", r"\$")
+    return shortened(text).replace("$", r"\$")
 
 
 def _entry(label: str) -> str:

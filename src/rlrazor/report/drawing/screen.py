@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 from plotly.subplots import make_subplots
 
-from rlrazor.report.drawing.shapes import INK, Axis, Curve, Figure, Hover, Layer, Panel, Points, in_short
+from rlrazor.report.drawing.shapes import INK, Axis, Curve, Figure, Hover, Layer, Panel, Points, shortened
 from rlrazor.runs.records import JSON
 
 
 def as_html(text: str) -> str:
     """Text as plotly shows it as it is: it takes labels, and what hovering tells, for HTML with places to fill in."""
-    return escape(in_short(text), quote=False).replace("%{", "%&#123;")
+    return escape(shortened(text), quote=False).replace("%{", "%&#123;")
 
 
 def to_html(figure: Figure, *, with_library: bool) -> str:

@@ -169,7 +169,7 @@ class Figure:
         return set(first.values())
 
 
-def in_short(text: str) -> str:
+def shortened(text: str) -> str:
     """Text as figures show it: printable, and no longer than there is room."""
     shown = printable(text)
     return shown if len(shown) <= LONGEST else f"{shown[: LONGEST // 2]}…{shown[-LONGEST // 2 :]}"

@@ -106,7 +106,8 @@ def method_table(study: Study, column: str) -> Keyed:
         def kept(one: tuple[str, str]) -> str:
             by, value = one
             found = near_accuracy(points.filter(pl.col(by) == value), [by], target, [column], margin_of(study))
-            return with_seeds(mean_of(found, column), points.filter(pl.col(by) == value)["seed"].n_unique(), number)
+            mean, seeds = mean_of(found, column), points.filter(pl.col(by) == value)["seed"].n_unique()
+            return with_seeds(written(mean, number), mean, seeds)
 
         return Column(f"at-{100 * target:g}", f"new = {target:.0%} ± {100 * margin_of(study):g}", kept)
 

@@ -1,12 +1,14 @@
 """The study's figure: the paper's Fig. 5 on the simplex, the alternation's convergence, and what gradients pay."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import polars as pl
 
-from rlrazor.analysis.statistics import Estimate, floats
-from rlrazor.report.drawing import INK, PALETTE, Axis, Curve, Figure, Interval, Layer, Marker, Panel, Points
+from rlrazor.analysis.statistics import Estimate, by_group, floats
+from rlrazor.report.drawing import INK, PALETTE, Axis, Curve, Figure, Layer, Marker, Panel, Points
+from rlrazor.report.layers import means
 from rlrazor.studies.theory import projection
 from rlrazor.studies.theory.parts import AGREE, EXACT, FIRST_CHECK, FIRST_CORRECT, GROUP, SAMPLED, UNTIL
 from rlrazor.studies.theory.projection import Floats
@@ -95,39 +97,29 @@ def _excess(title: str, exact: Sequence[Layer], gradients: pl.DataFrame, base: s
     layers = list(exact)
     for index, name in enumerate(SAMPLED.values()):
         algorithm = f"{name}, groups of {GROUP}"
-        accuracies, estimates = _by_accuracy(gradients.filter(base=base, algorithm=algorithm))
-        means = np.array([estimate.mean for estimate in estimates])
-        halves = np.array([np.nan if estimate.half is None else estimate.half for estimate in estimates])
-        layers.append(
-            Points(
-                algorithm,
-                accuracies + 0.012 * (index - 1.5),
-                means,
-                Marker(*_STYLES[name], line=not exact),
-                interval=Interval(np.maximum(means - halves, 1e-3), means + halves),
-            )
-        )
-    return Panel(
-        title,
-        Axis("accuracy of the base", (0.0, 1.0)),
-        Axis(f"excess KL at {UNTIL:.0%} accuracy, nats", (1e-3, 3), percent=False, log=True),
-        layers,
-    )
+        found = _by_accuracy(gradients.filter(base=base, algorithm=algorithm))
+        places = [accuracy + 0.012 * (index - 1.5) for accuracy in found]
+        dots = means(algorithm, [*found.values()], places, _STYLES[name], line=not exact)
+        assert dots.interval
+        shown = replace(dots.interval, low=np.maximum(dots.interval.low, 1e-3))  # 0 is on no logarithmic axis
+        layers.append(replace(dots, interval=shown))
+    x_axis = Axis("accuracy of the base", (0.0, 1.0))
+    y_axis = Axis(f"excess KL at {UNTIL:.0%} accuracy, nats", (1e-3, 3), percent=False, log=True)
+    return Panel(title, x_axis, y_axis, layers)
 
 
 def _exact(gradients: pl.DataFrame, base: str) -> list[Layer]:
     """Natural gradient pays nothing, and 0 is on no logarithmic axis."""
     layers: list[Layer] = []
     for flow, algorithm in EXACT.items():
-        accuracies, estimates = _by_accuracy(gradients.filter(base=base, algorithm=algorithm))
-        means = np.array([estimate.mean for estimate in estimates])
-        if means.max() > AGREE:
+        found = _by_accuracy(gradients.filter(base=base, algorithm=algorithm))
+        excess = np.array([one.mean if one else np.nan for one in found.values()])
+        if excess.max() > AGREE:
             _, color, dashed = _PATHS[flow]
-            layers.append(Curve(algorithm, accuracies, means, color, dashed=dashed))
+            layers.append(Curve(algorithm, np.array([*found]), excess, color, dashed=dashed))
     return layers
 
 
-def _by_accuracy(rows: pl.DataFrame) -> tuple[Floats, list[Estimate]]:
+def _by_accuracy(rows: pl.DataFrame) -> dict[float, Estimate | None]:
     """The excess KL over seeds from each of the base's accuracies, ascending."""
-    groups = rows.sort("accuracy", maintain_order=True).group_by("accuracy", maintain_order=True).agg("excess")
-    return floats(groups, "accuracy"), [Estimate.over(values) for values in groups["excess"].to_list()]
+    return by_group(rows.sort("accuracy", maintain_order=True), "accuracy", "excess")
