@@ -26,11 +26,6 @@ else:
     Subparsers = argparse._SubParsersAction
 
 
-def options_of(parser: argparse.ArgumentParser) -> list[str]:
-    """The long options of a command, for the error that an unknown one gives."""
-    return [option for action in parser._actions for option in action.option_strings if option.startswith("--")]
-
-
 def print_results(results: "Results", report: Path, *, as_json: bool) -> None:
     """The findings on standard output, and where the report is."""
     from rlrazor.report import summary, terminal_tables

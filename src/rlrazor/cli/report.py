@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 
-from rlrazor.cli.printing import Subparsers, console_for_tables, options_of, print_json, print_results
+from rlrazor.cli.printing import Subparsers, console_for_tables, print_json, print_results
 from rlrazor.errors import RazorError
 from rlrazor.runs.store import RunStore
 from rlrazor.system import writing
@@ -33,7 +33,7 @@ def add_to(commands: Subparsers) -> None:
         "--markdown", type=Path, metavar="DIR", help="also write the analyses as DIR/findings.md, with their figures"
     )
     parser.add_argument("--json", action="store_true", help="print the findings as JSON instead of tables")
-    parser.set_defaults(run=run, options=options_of(parser))
+    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:

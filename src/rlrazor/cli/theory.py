@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rlrazor.cli.outputs import check_outputs
-from rlrazor.cli.printing import Subparsers, console_for_tables, options_of, print_json
+from rlrazor.cli.printing import Subparsers, console_for_tables, print_json
 from rlrazor.system.progress import doing
 from rlrazor.system.terminal import Terminal
 
@@ -28,7 +28,7 @@ def add_to(commands: Subparsers) -> None:
     parser.add_argument("--seeds", default="0,1,2", help="seeds, comma-separated (default: 0,1,2)")
     parser.add_argument("--out", type=Path, metavar="DIR", default=Path("runs/theory"), help="default: runs/theory")
     parser.add_argument("--json", action="store_true", help="print the findings as JSON instead of tables")
-    parser.set_defaults(run=run, options=options_of(parser))
+    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
