@@ -43,6 +43,7 @@ from rlrazor.experiments.language.trainers import offline
 from rlrazor.experiments.language.trainers.common import arguments_of
 from rlrazor.lm import compute, encoding, sampling
 from rlrazor.lm.models import LanguageModel, load
+from rlrazor.lm.prior import PriorTasks
 
 TIMED = 5  # steps of a run, after one to warm up
 TEST_PROMPTS, SAMPLES_MEASURED = 256, 4  # of the measured checkpoint, as in the preset `tiny`
@@ -184,7 +185,7 @@ class Workload:
         if self.lm.source == "tiny":
             suite = tiny_suite()
         else:
-            suite = lm_eval_suite(["hellaswag"], limit=PRIOR_ITEMS, data_mirror=data_mirror)
+            suite = lm_eval_suite(PriorTasks(["hellaswag"], PRIOR_ITEMS, data_mirror))
         start = clock()
         test = Prompts.of(self.task, self.task.load(None).test[:TEST_PROMPTS], self.lm)
         reference = Reference(self.lm, [Asked(self.lm, self.task, test, suite, SAMPLES_MEASURED, "sampled")], suite)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from rlrazor.cli import main
 from rlrazor.experiments.language import world
 from rlrazor.experiments.language.sequence_file import config_of, read
 from rlrazor.report import drawing
+from tiny_models import char_tokenizer, saved, tiny_llama
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning"),
@@ -197,6 +199,49 @@ def test_the_command_line_overrides_the_file(whole: Path) -> None:
     assert config_of(file.names, file.settings).lrs == (1e-3,)
     found = config_of(file.names, {**file.settings, "lr": "2e-4", "method": "grpo"})
     assert (found.lrs, found.rl_lrs, found.methods, found.scored) == ((2e-4,), (2e-4,), ("grpo",), "sampled")
+
+
+ADAPTER = """
+base: base
+method: sft
+lr: 1e-2
+lora_rank: 2
+max_steps: 2
+batch_size: 4
+checkpoints_per_epoch: 1
+max_new_tokens: 4
+test_prompts: 4
+prior: [winogrande]
+tasks:
+  - {task: first, prompts: data/first.jsonl, stop: "\\n"}
+  - {task: second, prompts: data/second.jsonl, stop: "\\n"}
+"""
+
+
+def test_an_adapters_stages_leave_whole_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a model in a folder, named from where the file lies; the second adapter is around the first one's policy."""
+    from transformers import AutoModelForCausalLM
+
+    folder, mirror = tmp_path / "user", tmp_path / "mirror"
+    written(folder, ADAPTER)
+    saved(folder / "base", tiny_llama(max_position_embeddings=256), char_tokenizer())
+    for name, answer in (("first", "b"), ("second", "c")):
+        rows = [{"prompt": f"{a}{b}=", "completion": answer} for a in "abcd" for b in "0123456789"]
+        (folder / "data").mkdir(exist_ok=True)
+        (folder / "data" / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    mirror.mkdir()
+    rows = [{"sentence": f"a {n} _ b", "option1": "cat", "option2": "dog", "answer": str(1 + n % 2)} for n in range(6)]
+    (mirror / "winogrande_validation.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    monkeypatch.chdir(tmp_path)
+    assert main(["continual", "user/tasks.yaml", "--out", "out", "--data-mirror", "mirror"]) == 0
+    models = sorted(Path("out/models").iterdir())
+    assert [path.name.rsplit("-", 1)[0] for path in models] == ["1-first", "2-second"]
+    weights = [AutoModelForCausalLM.from_pretrained(path).state_dict() for path in (folder / "base", *models)]
+    for path, found in zip(models, weights[1:], strict=True):
+        (kept,) = Path("out/runs", path.name.rsplit("-", 1)[1], "weights").glob("*.safetensors")
+        assert all(torch.equal(found[name], weight) for name, weight in load_file(kept).items())
+    moved = [{name for name in one if not torch.equal(one[name], other[name])} for one, other in pairwise(weights)]
+    assert moved[0] == moved[1] != set()  # the second stage has moved the same matrices, further
 
 
 WRONG = {

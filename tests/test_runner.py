@@ -43,6 +43,9 @@ class Toy:
 
     name: ClassVar[str] = "toy"
     title: ClassVar[str] = "Toy"
+    config: ClassVar[type[Config]] = Config
+    presets: ClassVar[Mapping[str, Config]] = {}
+    methods: ClassVar[Mapping[str, str]] = {"plus": "Plus", "student": "Student"}
 
     def phases(self, config: Config, store: RunStore | None) -> Iterator[Phase]:
         bases = [RunSpec("toy", BASE, {"size": 3}, seed) for seed in config.seeds]
@@ -85,7 +88,7 @@ class Toy:
         return Cost(2 if spec.chain else 0, 2 if spec.chain else 1)
 
     def describe(self, config: Config) -> Mapping[str, Any]:
-        return {"new_task": "sum", "labels": {"plus": "Plus", "student": "Student"}}
+        return {"new_task": "sum", "labels": dict(self.methods)}
 
 
 def quiet() -> Console:

@@ -1,9 +1,9 @@
 """Statistics at equal new-task accuracy, computed again by loops; the one verdict against scipy's paired t-test."""
 
 import math
+import warnings
 from collections.abc import Sequence
 from itertools import product
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -13,8 +13,7 @@ from scipy import stats
 from rlrazor.analysis import law
 from rlrazor.analysis.statistics import (
     Estimate,
-    Verdict,
-    at_accuracy,
+    Standing,
     best_checkpoints,
     correlation,
     difference,
@@ -33,21 +32,21 @@ def test_the_verdict_is_that_of_a_paired_t_test(seeds: int) -> None:
     for _ in range(300):
         first, second = rng.normal(size=seeds), rng.normal(rng.choice([-2, 0, 2]), 0.5, size=seeds)
         test = stats.ttest_rel(first, second)
-        expected = Verdict.OPEN if test.pvalue >= 0.05 else Verdict.BETTER if test.statistic > 0 else Verdict.WORSE
+        expected = Standing.OPEN if test.pvalue >= 0.05 else Standing.BETTER if test.statistic > 0 else Standing.WORSE
         gap = Estimate.over((first - second).tolist())
         assert verdict(gap, seeds) is expected
-        opposite = {Verdict.BETTER: Verdict.WORSE, Verdict.WORSE: Verdict.BETTER}
+        opposite = {Standing.BETTER: Standing.WORSE, Standing.WORSE: Standing.BETTER}
         assert verdict(gap, seeds, lower_is_better=True) is opposite.get(expected, expected)
         found.add(expected)
     assert len(found) == 3
 
 
 def test_one_seed_and_seeds_that_are_missing() -> None:
-    assert verdict(Estimate.over([0.5]), 1) is Verdict.OPEN
-    assert verdict(Estimate.over([0.5, 0.5]), 3) is Verdict.APART
-    assert verdict(None, 3) is Verdict.APART
-    assert verdict(Estimate.over([0.0, 0.0, 0.0]), 3) is Verdict.OPEN
-    assert verdict(Estimate.over([0.5, 0.5, 0.5]), 3) is Verdict.BETTER
+    assert verdict(Estimate.over([0.5]), 1) is Standing.OPEN
+    assert verdict(Estimate.over([0.5, 0.5]), 3) is Standing.APART
+    assert verdict(None, 3) is Standing.APART
+    assert verdict(Estimate.over([0.0, 0.0, 0.0]), 3) is Standing.OPEN
+    assert verdict(Estimate.over([0.5, 0.5, 0.5]), 3) is Standing.BETTER
 
 
 @pytest.fixture(scope="module")
@@ -77,28 +76,23 @@ def mean_and_half(values: Sequence[float]) -> tuple[float, float]:
     return float(np.mean(values)), T_THREE_SEEDS * float(np.std(values, ddof=1)) / math.sqrt(3)
 
 
-@pytest.mark.parametrize("best", ["max", "min"])
-def test_at_accuracy_is_brute_force(scattered: pl.DataFrame, best: Any) -> None:
-    found = at_accuracy(scattered, ["method", "setting"], 0.95, ["prior", "drift"], best=best)
-    assert found.select("method", "setting").rows() == [("b", 2), ("b", 1), ("a", 2), ("a", 1)]
-    never, *reached = found.to_dicts()
-    assert (never["prior"], never["drift_low"], never["n_seeds"], never["seeds_total"]) == (None, None, 0, 3)
-    for cell in reached:
+def test_best_checkpoints_are_those_that_a_loop_finds(scattered: pl.DataFrame) -> None:
+    found = best_checkpoints(scattered, ["method", "setting"], 0.95)
+    assert set(found.select("method", "setting").rows()) == {("b", 1), ("a", 2), ("a", 1)}  # one never learns
+    for (method, setting), rows in found.group_by("method", "setting"):
         chosen = []
         for seed in range(3):
             able = [
                 point
                 for point in scattered.to_dicts()
-                if (point["method"], point["setting"], point["seed"]) == (cell["method"], cell["setting"], seed)
+                if (point["method"], point["setting"], point["seed"]) == (method, setting, seed)
                 and point["new"] >= 0.95
-                and point["drift"] is not None
             ]
-            chosen.append((max if best == "max" else min)(able, key=lambda point: point["prior"]))
-        for column in ("prior", "drift"):
-            mean, half = mean_and_half([point[column] for point in chosen])
-            shown = [cell[name] for name in (column, f"{column}_low", f"{column}_high")]
-            assert shown == pytest.approx([mean, mean - half, mean + half])
-        assert (cell["n_seeds"], cell["seeds_total"]) == (3, 3)
+            chosen.append(max(able, key=lambda point: point["prior"]))
+        estimate = mean_of(rows, "prior")
+        assert estimate
+        assert (estimate.mean, estimate.half) == pytest.approx(mean_and_half([point["prior"] for point in chosen]))
+        assert estimate.seeds == 3
 
 
 def test_best_checkpoints_are_whole_rows_and_the_first_of_equals() -> None:
@@ -112,7 +106,7 @@ def test_best_checkpoints_are_whole_rows_and_the_first_of_equals() -> None:
         }
     )
     assert best_checkpoints(points, ["method"], 0.95)["step"].to_list() == [1]
-    assert best_checkpoints(points, ["method"], 0.9, best="min")["step"].to_list() == [1, 4]
+    assert best_checkpoints(points, ["method"], 0.9)["step"].to_list() == [3, 4]
 
 
 def test_the_mean_near_an_accuracy_is_brute_force(scattered: pl.DataFrame) -> None:
@@ -130,6 +124,21 @@ def test_the_mean_near_an_accuracy_is_brute_force(scattered: pl.DataFrame) -> No
         assert estimate
         assert (estimate.mean, estimate.half) == pytest.approx(mean_and_half(means))
     assert mean_of(found.clear(), "prior") is None
+
+
+def test_a_seed_that_is_infinite_leaves_a_mean_without_an_interval() -> None:
+    with warnings.catch_warnings(action="error"):
+        found = Estimate.over([1.0, math.inf])
+    assert (found.mean, found.half) == (math.inf, None)
+
+
+def test_seeds_without_a_number_are_left_out_of_a_mean() -> None:
+    rows = pl.DataFrame({"seed": [2, 0, 1, 3], "x": [0.4, None, 0.2, math.nan]})
+    found = mean_of(rows, "x")
+    assert found
+    assert found.mean == pytest.approx(0.3)
+    assert found.seeds == 2
+    assert mean_of(rows.filter(pl.col("seed") == 0), "x") is None
 
 
 def test_difference_pairs_the_seeds(scattered: pl.DataFrame) -> None:
@@ -169,4 +178,4 @@ def test_a_seed_without_a_finite_value_leaves_two_arms_not_comparable() -> None:
     second = pl.DataFrame({"seed": [0, 1, 2], "kl": [0.5, 0.5, 2.5]})
     gap = difference(first, second, "kl")
     assert gap == Estimate(0.5, 0.0, 2)
-    assert verdict(gap, 3) is Verdict.APART
+    assert verdict(gap, 3) is Standing.APART

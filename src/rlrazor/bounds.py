@@ -130,10 +130,11 @@ def check_whole(name: str, value: Any) -> None:
     check(name, value)
 
 
-def require_number(name: str, value: Any) -> None:
-    """Raise WrongKindError for what is no number, such as true and text; None, which is not given, passes."""
+def check_number(name: str, value: Any) -> None:
+    """The same of what has to be a number: true and text are none; None, which is not given, passes."""
     if isinstance(value, bool) or not isinstance(value, Real | None):
         raise WrongKindError(f"{name} must be a number, not {value!r:.60}.")
+    check(name, value)
 
 
 def check_size(what: str, size: float, most: float, mend: str) -> None:

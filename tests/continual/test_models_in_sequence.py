@@ -17,7 +17,7 @@ from rlrazor.cli import main
 from rlrazor.errors import RazorError
 from rlrazor.experiments.language import tiny, trainers, world
 from rlrazor.experiments.language.lesson import Lesson
-from rlrazor.experiments.language.sequences import PAPER_METHODS, PRESETS, ModelSequences, found
+from rlrazor.experiments.language.sequences import PAPER_METHODS, PRESETS, ModelSequences, method_of
 from rlrazor.experiments.language.setup import TaskSource
 from rlrazor.experiments.language.stage_reference import StageReference
 from rlrazor.experiments.language.stages import Models
@@ -138,7 +138,7 @@ def test_what_is_no_sequence_is_refused(wrong: dict[str, Any], said: str) -> Non
 
 def test_the_paper_s_methods_are_known_with_both_penalties() -> None:
     assert len(PAPER_METHODS) == 20
-    assert [found(name)[1] for name in ("grpo", "grpo+kl", "kl-dpg+kl-before")] == ["", "+kl", "+kl-before"]
+    assert [method_of(name)[1] for name in ("grpo", "grpo+kl", "kl-dpg+kl-before")] == ["", "+kl", "+kl-before"]
     assert replace(CONFIG, methods=PAPER_METHODS).used()
 
 
@@ -318,8 +318,8 @@ def test_the_oracle_draws_its_demonstrations_from_the_stage_before(
     ours = world_of(models(config), second, store)
     before = replace(ours.base, model=policy_of(second.chain[-1], ours.base.model, store))
     lesson = Lesson.of(ours, ["descending"], second)
-    expected, _ = lesson.examples(found("oracle")[0], before, None, 0)
-    of_base, _ = lesson.examples(found("oracle")[0], ours.base, None, 0)
+    expected, _ = lesson.examples(method_of("oracle")[0], before, None, 0)
+    of_base, _ = lesson.examples(method_of("oracle")[0], ours.base, None, 0)
     assert handed["examples"] == expected
     assert handed["examples"] != of_base
 

@@ -23,11 +23,11 @@ from rlrazor.guard import comparison_page
 from rlrazor.guard.by_prompt import pieces
 from rlrazor.guard.compare import compare
 from rlrazor.guard.comparison import Completion, Pair
-from rlrazor.guard.truth import PriorTasks
 from rlrazor.guard.weight_changes import changes
-from rlrazor.lm import kl, prior, probes, representation
+from rlrazor.lm import kl, probes, representation
 from rlrazor.lm.adapters import AdaptedWeights, weights_of
 from rlrazor.lm.models import LanguageModel, add_lora, load
+from rlrazor.lm.prior import PriorTasks
 from rlrazor.lm.scores import PriorScores, Score
 from rlrazor.lm.sources import SavedWeights
 from rlrazor.system import writing
@@ -109,7 +109,7 @@ def test_the_numbers_are_those_of_both_models_in_memory(folders: Path, tuned: st
     assert [layer.name for layer in found.weights.layers if layer.name.startswith("layer ")] == ["layer 0", "layer 1"]
     similar = [representation.representation(lm.model, TOKENIZER, GENERIC.texts) for lm in (base, other)]
     assert found.distances.cknna == pytest.approx(drift.cknna(*similar), abs=1e-5)
-    assert found.law_says is None
+    assert (found.law_says, found.forecast) == (None, None)
     assert "Uncalibrated" in comparison_page.verdict(found)
 
 
@@ -192,11 +192,11 @@ def scoring(monkeypatch: pytest.MonkeyPatch, *found: dict[str, Score]) -> None:
     """Evaluate gives these scores, of the base and then of the tuned model."""
     left = list(found)
 
-    def scores(model: Any, tokenizer: Any, tasks: Any, **options: Any) -> PriorScores:
-        assert (tuple(tasks), options["limit"]) == (tuple(left[0]), 7)
+    def scores(tasks: PriorTasks, lm: Any, told: Any) -> PriorScores:
+        assert (tasks.tasks, tasks.limit) == (tuple(left[0]), 7)
         return PriorScores(left.pop(0), ["3 inputs were cut."])
 
-    monkeypatch.setattr(prior, "evaluate", scores)
+    monkeypatch.setattr(PriorTasks, "scores", scores)
 
 
 def score(value: float, stderr: float | None, metric: str = "acc", higher: bool = True) -> Score:

@@ -198,34 +198,37 @@ def test_prior_tasks_are_paired_from_lm_evals_own_items(
 def forecast_of(found: Comparison, **ends: Any) -> tuple[Comparison, Any]:
     law = law_of(tiny_llama())
     made = law.forecast({"kl_forward": MeanKL(0.1, 0.0), "kl_probe": MeanKL(0.1, 0.0)}, prompts=PROMPTS)
-    return replace(found, law_says=LawSays(replace(made, **ends), 0.9, "a law")), law
+    return replace(found, law_says=LawSays(replace(made, **ends), law)), law
 
 
 def test_a_forecast_is_judged_by_its_interval(found: Comparison) -> None:
-    there, law = forecast_of(found, drop=0.01, low=0.0, high=0.03)
+    there, _ = forecast_of(found, drop=0.01, low=0.0, high=0.03)
     for limit, verdict in ((0.02, Verdict.UNCERTAIN), (0.03, Verdict.WITHIN), (0.0, Verdict.UNCERTAIN)):
-        assert judgements(there, Limits(drop=limit), law)[0].verdict is verdict
-    assert "Measure the drop with --prior" in judgements(there, Limits(drop=0.02), law)[0].sentence
+        assert judgements(there, Limits(drop=limit))[0].verdict is verdict
+    assert "Measure the drop with --prior" in judgements(there, Limits(drop=0.02))[0].sentence
     # Beyond what the law has seen its interval is not one.
     assert there.law_says is not None
+    assert there.forecast is there.law_says.forecast  # as scripts read it
     forecast = replace(there.law_says.forecast, extrapolated=True)
     beyond = replace(there, law_says=replace(there.law_says, forecast=forecast))
-    assert judgements(beyond, Limits(drop=0.05), law)[0].verdict is Verdict.UNCERTAIN
+    assert judgements(beyond, Limits(drop=0.05))[0].verdict is Verdict.UNCERTAIN
 
 
 def test_a_law_that_may_not_judge_passes_nothing(found: Comparison, monkeypatch: pytest.MonkeyPatch) -> None:
     there, law = forecast_of(found, drop=0.0, low=0.0, high=0.0)
     useless = changed(law, choice__guess=0.0)
+    assert there.law_says is not None
+    by_useless = replace(there, law_says=replace(there.law_says, law=useless))
     for limits in (Limits(drop=0.5), Limits(drop=0.5, accept_uncertain=True), Limits(drop=0.5, cautious=True)):
         with pytest.raises(RazorError, match="is not to be relied on"):
-            judgements(there, limits, useless)
+            judgements(by_useless, limits)
     with pytest.raises(RazorError, match="is not to be relied on"):
         check_judge(useless, {}, 0.5)
     # One that misses by more than guessing, where the limit is, may judge others.
     monkeypatch.setattr(type(law), "objection", lambda self, limit: "Not there." if limit < 0.1 else None)
     with pytest.raises(RazorError, match=r"not to be relied on, .* Not there\. Measure the drop with --prior"):
-        judgements(there, Limits(drop=0.05), law)
-    assert judgements(there, Limits(drop=0.5), law)[0].verdict is Verdict.WITHIN
+        judgements(there, Limits(drop=0.05))
+    assert judgements(there, Limits(drop=0.5))[0].verdict is Verdict.WITHIN
     # A measured drop needs no law.
     check_judge(useless, {"a": Metric("acc", True)}, 0.5)
 
@@ -346,15 +349,15 @@ def test_a_kl_is_set_beside_noise_and_known_runs(found: Comparison) -> None:
     ):
         assert said in scale.against_noise(MeanKL(value, 0.0), noise)
     known = scale.known_runs()
-    assert len(known.checkpoints) >= 10
-    assert known.command.startswith("razor calibrate")
-    rows = sorted(known.checkpoints, key=lambda one: one.kl_forward)
-    inside = MeanKL((rows[3].kl_forward + rows[4].kl_forward) / 2, 0.0)
+    assert len(known["checkpoints"]) >= 10
+    assert known["command"].startswith("razor calibrate")
+    rows = sorted(known["checkpoints"], key=lambda one: one["kl_forward"])
+    inside = MeanKL((rows[3]["kl_forward"] + rows[4]["kl_forward"]) / 2, 0.0)
     sentence = scale.against_known({"kl_forward": inside, "kl_probe": MeanKL(1e3, 0.0)})
-    between = f"{100 * rows[3].drop:.1f} and {100 * rows[4].drop:.1f} points"
+    between = f"{100 * rows[3]['drop']:.1f} and {100 * rows[4]['drop']:.1f} points"
     assert f"by forward KL per token, between checkpoints that had lost {between}" in sentence
-    most = max(known.checkpoints, key=lambda one: one.kl_probe)
-    assert f"by the generic probe's, above all of them; the last had lost {100 * most.drop:.1f} points" in sentence
+    most = max(known["checkpoints"], key=lambda one: one["kl_probe"])
+    assert f"by the generic probe's, above all of them; the last had lost {100 * most['drop']:.1f} points" in sentence
     assert "not a forecast" in sentence
     shown = comparison_page.sentences(found)
     assert [line.split()[0] for line in shown] == ["Noise", "Beside", "Half"]

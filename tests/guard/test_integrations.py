@@ -154,6 +154,8 @@ def test_axolotl(axolotl: Callable[[str], list[Any]]) -> None:
     own = axolotl(text.replace("  law: law.json\n", "  settings: {max_new_tokens: 9, stop: [';'], chat: false}\n"))[0]
     assert (own.on.settings.max_new_tokens, own.on.settings.stop, own.on.settings.chat) == (9, (";",), False)
     assert own.law is None
+    other = axolotl(text.replace("  law: law.json\n", "  level: 0.8\n  cache_dir: kept\n"))[0]
+    assert (other.measuring.level, other.measuring.cache_dir) == (0.8, "kept")
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ def picked(run: Path) -> str | None:
         is_a_sentence(error)
         return str(error)
     for one in found.candidates:  # of which none may be recommended, where the log says that its law is of no use
-        drop = () if one.drop is None else (one.drop.value, one.drop.low, one.drop.high)
+        drop = () if one.drop is None else (one.drop.drop, one.drop.low, one.drop.high)
         numbers = [one.new, *drop]
         assert np.isfinite(numbers).all()
     assert all("\n" not in note for note in found.notes)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -273,6 +274,14 @@ def write_unforecast(folder: Path, metric: str = "reward", log: str = "razor.jso
     (folder / "razor.jsonl").unlink()
     (folder / log).write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder
+
+
+def test_a_log_that_says_nothing_of_forgetting_is_refused(tmp_path: Path) -> None:
+    run = write_run(tmp_path, "reward", {5: 0.5}, {})
+    (run / "razor.jsonl").write_text('{"step": 5, "forecast": null}\n')
+    said = "has neither KL nor a forecast (the run was uncalibrated): measure the checkpoints here, with --base and"
+    with pytest.raises(RazorError, match=re.escape(said)):
+        pick(run)
 
 
 def test_without_a_law_there_are_frontiers_against_kl(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -54,7 +54,7 @@ def test_it_costs_what_is_aimed_at_unless_there_have_to_be_four(whole: float) ->
     for steps in (24, 200, 5000):
         worth = worth_of(whole)
         plan = planning.choose(steps, worth)
-        costs = Costs(steps, 0, lambda _: 0, 0.0, worth)
+        costs = Costs(steps, 0, Sizes([]), 0.0, worth)
         spent = costs.of_training(plan)
         # Independently: what each measurement costs, one after the other.
         fractions = [plan.last_fraction if step == steps else plan.fraction for step in plan.steps(steps)]
@@ -71,9 +71,9 @@ def test_a_plan_in_words() -> None:
     assert sizes.read(0.5) == 2000
     assert sizes.read(0.01) == 16 * 60
     assert Sizes([*sizes.parts, {"kl_forward": [10] * 30}]).read(1.0) == 4000  # who reads most
-    costs = Costs(24, 0, sizes.read, 1e-3, lambda fraction: sizes.read(fraction) / 2000)
+    costs = Costs(24, 0, sizes, 1e-3, lambda fraction: sizes.read(fraction) / 2000)
     plan = Plan(6, 0.1, 0.5)
-    said = planning.described(plan, costs, sizes.described)
+    said = planning.described(plan, costs)
     assert said == (
         "plan: 4 readings, after steps 6, 12, 18 and 24, on 16 of 100 prompts and 16 of 60 generic texts, the last on "
         "50 of 100 prompts and 30 of 60 generic texts. Measuring takes about 4.9 s in all, 0.96 s each time and 2.0 s "
@@ -83,22 +83,22 @@ def test_a_plan_in_words() -> None:
     timed = planning.timed(plan, replace(costs, step_seconds=2.0))
     assert timed.startswith("plan: a step of training takes 2.0 s. Measuring takes about 4.9 s in all")
     assert ", which is 10% of training by the clock, more than the 5% aimed at" in timed  # 4.88 / 48
-    asked = planning.described(Plan(10, asked=True), costs, sizes.described)
+    asked = planning.described(Plan(10, asked=True), costs)
     assert asked.startswith(
         "plan: 3 readings, after steps 10, 20 and 24, as `every` says, on all 100 prompts and all 60"
     )
     assert asked.endswith("12 s in all, 4.0 s each time, which is 25% of training by the tokens that are read.")
-    often = Costs(1000, 0, sizes.read, 1e-3, lambda fraction: sizes.read(fraction) / 2000)
-    said = planning.described(planning.choose(1000, often.worth), often, sizes.described)
+    often = Costs(1000, 0, sizes, 1e-3, lambda fraction: sizes.read(fraction) / 2000)
+    said = planning.described(planning.choose(1000, often.worth), often)
     assert "readings, every 80 steps and after the last, 1000, on all 100" in said
     assert said.endswith(": as often as 5% pays for.")
-    unknown = Costs(24, 0, sizes.read, 1e-3)
-    assert "what share of training that is, is said once" in planning.described(Plan(6), unknown, sizes.described)
-    assert "at least every 6 steps, which is 4 times or more" in planning.undecided(unknown, sizes.described)
-    resumed = Costs(24, 15, sizes.read, 1e-3, costs.worth)
-    assert "2 readings, after steps 18 and 24" in planning.described(plan, resumed, sizes.described)
+    unknown = Costs(24, 0, sizes, 1e-3)
+    assert "what share of training that is, is said once" in planning.described(Plan(6), unknown)
+    assert "at least every 6 steps, which is 4 times or more" in planning.undecided(unknown)
+    resumed = Costs(24, 15, sizes, 1e-3, costs.worth)
+    assert "2 readings, after steps 18 and 24" in planning.described(plan, resumed)
     assert resumed.of_training(plan) == pytest.approx((960 + 2000) / 2000 / 9)
-    assert "no step is left" in planning.described(plan, Costs(24, 24, sizes.read, 1e-3), sizes.described)
+    assert "no step is left" in planning.described(plan, Costs(24, 24, sizes, 1e-3))
 
 
 def test_an_older_log_is_read() -> None:

@@ -20,9 +20,9 @@ from rlrazor.cli.printing import records_table
 from rlrazor.errors import RazorError
 from rlrazor.experiments.language import cost, evaluate, suites, trainers, world
 from rlrazor.experiments.language.unfinished import Unfinished, save_model
-from rlrazor.lm import prior
 from rlrazor.lm.adapters import weights_of
 from rlrazor.lm.models import LanguageModel, load
+from rlrazor.lm.prior import PriorTasks
 from rlrazor.lm.probes import GenericText
 from rlrazor.lm.scores import NotANumberError
 from rlrazor.report import drawing
@@ -259,8 +259,8 @@ def test_without_prior_tasks_nothing_is_said_of_forgetting(
     base: Path, task: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """KL to the base is measured as with them; lm-eval is not asked for anything."""
-    for name in ("evaluate", "metrics_of", "count_items"):
-        monkeypatch.setattr(prior, name, Mock(side_effect=AssertionError))
+    for name in ("scores", "metrics", "count"):
+        monkeypatch.setattr(PriorTasks, name, Mock(side_effect=AssertionError))
     own = [*task, "--prior", "none"]
     assert finetune(base, own, tmp_path, "--method", "sft", "--dry-run") == 0
     planned = " ".join(capfd.readouterr().out.split())
@@ -462,7 +462,7 @@ def test_a_score_of_which_less_is_better_is_refused_before_anything_is_measured(
     """Training would improve it, and a law call that forgetting."""
     brier = own_task(tmp_path, metric("brier_score", "false", "brier_score"))
     bleu = own_task(tmp_path, metric("bleu", "true", "bleu"), "bleu")
-    monkeypatch.setattr(prior, "evaluate", lambda *_, **__: pytest.fail("measured"))
+    monkeypatch.setattr(PriorTasks, "scores", lambda *_, **__: pytest.fail("measured"))
     where = task.index("--data-mirror")
     own = [*task[2:where], *task[where + 2 :]]
     sweep = ["--methods", "sft", "--lrs", "1e-3", "--jobs", "1", "--out", str(tmp_path / "out")]

@@ -19,6 +19,8 @@ from rlrazor.lm.harness import tasks
 from rlrazor.lm.harness.mirror import WinoGrande, read_rows
 from rlrazor.lm.harness.programs import runs_clean
 from rlrazor.lm.harness.tasks import Task, load
+from rlrazor.lm.models import LanguageModel
+from rlrazor.lm.prior import PriorTasks
 from rlrazor.lm.scores import Metric, NotANumberError, PriorScores, Score, require_accuracies, stderr_of_mean
 from tiny_models import char_tokenizer, tiny_llama
 
@@ -87,7 +89,11 @@ def model() -> Any:
 
 
 def evaluate(model: Any, mirror: Path, task: str, **options: Any) -> Score:
-    return prior.evaluate(model, TOKENIZER, [task], data_mirror=mirror, **options)[task]
+    return scores_of(model, PriorTasks([task], data_mirror=mirror, **options))[task]
+
+
+def scores_of(model: Any, tasks: PriorTasks, **options: Any) -> PriorScores:
+    return tasks.scores(LanguageModel(model, TOKENIZER, "it", str), **options)
 
 
 @torch.no_grad()
@@ -220,7 +226,7 @@ def test_nothing_else_changes(model: Any, mirror: Path) -> None:
 def test_a_limit_takes_the_first_rows_and_the_mean_is_over_tasks(model: Any, mirror: Path) -> None:
     told: list[str] = []
     tasks = ["winogrande", "hellaswag"]
-    scores = prior.evaluate(model, TOKENIZER, tasks, data_mirror=mirror, limit=2, told=told.append)
+    scores = scores_of(model, PriorTasks(tasks, 2, mirror), told=told.append)
     assert told == ["winogrande (1 of 2)", "hellaswag (2 of 2)"]
     assert [score.n for score in scores.values()] == [2, 2]
     assert scores.mean == pytest.approx(np.mean([score.value for score in scores.values()]))
@@ -230,7 +236,7 @@ def test_a_limit_takes_the_first_rows_and_the_mean_is_over_tasks(model: Any, mir
 
 def test_humaneval_is_left_out_of_the_default_tasks(monkeypatch: pytest.MonkeyPatch, model: Any, mirror: Path) -> None:
     monkeypatch.setattr(tasks, "DEFAULT_TASKS", ("winogrande", "humaneval"))
-    scores = prior.evaluate(model, TOKENIZER, data_mirror=mirror)
+    scores = scores_of(model, PriorTasks(data_mirror=mirror))
     assert set(scores) == {"winogrande"}
     assert "left out" in scores.notes[0]
 
@@ -244,7 +250,7 @@ def test_only_a_newline_ends_a_row(tmp_path: Path) -> None:
 
 def test_what_is_missing_is_said(model: Any, mirror: Path, tmp_path: Path) -> None:
     with pytest.raises(RazorError, match="No prior task"):
-        prior.evaluate(model, TOKENIZER, [])
+        scores_of(model, PriorTasks([]))
     with pytest.raises(RazorError, match="at least 1"):
         evaluate(model, mirror, "winogrande", limit=0)
     with pytest.raises(RazorError, match="no folder"):
@@ -308,12 +314,12 @@ def test_a_score_of_a_whole_corpus_has_no_items(model: Any, tmp_path: Path) -> N
 
 
 def score_of(model: Any, task: str) -> Score:
-    return prior.evaluate(model, TOKENIZER, [task])[task]
+    return scores_of(model, PriorTasks([task]))[task]
 
 
 def test_of_a_brier_score_less_is_better_and_it_is_no_fraction(model: Any, tmp_path: Path) -> None:
     task = own_task(tmp_path, metric("brier_score", "false", "brier_score"))
-    assert prior.metrics_of([task]) == {task: Metric("brier_score", False)}
+    assert PriorTasks([task]).metrics() == {task: Metric("brier_score", False)}
     score = score_of(model, task)
     errors = []
     for n in range(12):
@@ -325,7 +331,7 @@ def test_of_a_brier_score_less_is_better_and_it_is_no_fraction(model: Any, tmp_p
         require_accuracies({task: score})
     # Where the task does not say it, lm-eval knows it of its own metrics.
     silent = own_task(tmp_path, metric("brier_score", None, "brier_score"), "silent")
-    assert prior.metrics_of([silent])[silent].higher_is_better is False
+    assert PriorTasks([silent]).metrics()[silent].higher_is_better is False
 
 
 def test_a_unit_is_known_by_the_metrics_name_or_by_its_values(model: Any, tmp_path: Path) -> None:
@@ -353,7 +359,7 @@ def test_a_unit_is_known_by_the_metrics_name_or_by_its_values(model: Any, tmp_pa
 def test_a_direction_that_is_not_said_is_not_assumed(model: Any, tmp_path: Path) -> None:
     for name, higher in (("unsaid", None), ("quoted", "'false'")):
         task = own_task(tmp_path, metric("oddity", higher), name, SCORES + "{'oddity': 0.5}")
-        for ask in (lambda task=task: prior.metrics_of([task]), lambda task=task: score_of(model, task)):
+        for ask in (lambda task=task: PriorTasks([task]).metrics(), lambda task=task: score_of(model, task)):
             with pytest.raises(RazorError, match="does not say whether more oddity is better"):
                 ask()
     # A task's code may return what the task does not declare.
@@ -379,7 +385,7 @@ def test_the_score_is_a_fraction_of_which_more_is_better_where_there_is_one(
 ) -> None:
     code = SCORES + str({name: 0.5 for name, _ in declared})
     task = own_task(tmp_path, "\n".join(metric(*one) for one in declared), code=code)
-    assert prior.metrics_of([task])[task].metric == score_of(model, task).metric == chosen
+    assert PriorTasks([task]).metrics()[task].metric == score_of(model, task).metric == chosen
 
 
 def test_a_group_has_a_direction_where_its_tasks_agree() -> None:
@@ -453,4 +459,4 @@ def test_why_data_are_missing_is_said(
 
     monkeypatch.setattr(datasets, "load_dataset", fail)
     with pytest.raises(RazorError, match=message):
-        prior.metrics_of([own_task(tmp_path, metric("acc", "true"))])
+        PriorTasks([own_task(tmp_path, metric("acc", "true"))]).metrics()

@@ -1,12 +1,14 @@
 """Is the forecast true? The section against trials by hand, on tables whose laws are known."""
 
+from dataclasses import replace
+
 import numpy as np
 import polars as pl
 import pytest
 
 from rlrazor.analysis import forecast, law
 from rlrazor.analysis.outcomes import BASELINES, PREDICTORS, Outcome, examine
-from rlrazor.analysis.statistics import Verdict, verdict
+from rlrazor.analysis.statistics import Standing
 from rlrazor.report.sections import build, forecasts
 from rlrazor.report.study import Study
 
@@ -98,14 +100,15 @@ def test_gains_are_taken_unit_by_unit(plain: list[Outcome]) -> None:
     probe, guess = outcomes["method", "kl_probe"], outcomes["method", "guess"]
     gaps = [two.trial.error - one.trial.error for one, two in zip(probe.units, guess.units, strict=True)]
     t_eleven = 2.200985  # of the t-distribution with eleven degrees of freedom, from a printed table
-    gain = probe.gain(guess)
+    gain = probe.gain
     assert gain
     assert gain.seeds == 12
     assert gain.mean == pytest.approx(np.mean(gaps))
     assert gain.half == pytest.approx(t_eleven * np.std(gaps, ddof=1) / 12**0.5, rel=1e-6)
-    assert verdict(gain, 12) == Verdict.BETTER
-    assert verdict(outcomes["method", "kl_reverse"].gain(guess), 12) != Verdict.BETTER
-    assert guess.gain(outcomes["task", "guess"]) is None
+    assert probe.verdict == Standing.BETTER
+    assert outcomes["method", "kl_reverse"].verdict != Standing.BETTER
+    assert guess.gain is None
+    assert replace(guess, guess=outcomes["task", "guess"]).gain is None  # they share no unit
 
 
 def test_the_level_is_the_one_that_the_runs_allow(plain: list[Outcome]) -> None:

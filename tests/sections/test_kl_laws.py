@@ -10,7 +10,7 @@ import pytest
 
 from language_tables import LABELS, PACE, make_table, study_of
 from rlrazor.analysis import carry_over, law
-from rlrazor.analysis.statistics import Estimate, Verdict
+from rlrazor.analysis.statistics import Estimate, Standing
 from rlrazor.report import drawing
 from rlrazor.report.drawing import Curve, Points
 from rlrazor.report.sections import kl_laws
@@ -49,14 +49,14 @@ def test_law_in_the_probe_holds_across_methods_and_the_paper_s_within_one(probe_
 def test_law_in_forward_kl_holds_where_that_is_planted() -> None:
     found = examined(make_table("kl_forward"))
     assert (found["kl_forward"].holds, found["kl_probe"].holds) == ("across methods", "within a method")
-    assert found["kl_forward"].verdict == Verdict.BETTER
-    assert found["kl_probe"].verdict != Verdict.BETTER
+    assert found["kl_forward"].verdict == Standing.BETTER
+    assert found["kl_probe"].verdict != Standing.BETTER
 
 
 def test_nothing_beats_guessing_where_only_the_method_matters() -> None:
     found = examined(make_table("nothing", noise=0.01, fingerprint=0.05))
     assert {one.holds for one in found.values()} == {"nowhere"}
-    assert Verdict.BETTER not in {one.verdict for one in found.values()}
+    assert Standing.BETTER not in {one.verdict for one in found.values()}
 
 
 def test_equal_measures_are_not_told_apart() -> None:

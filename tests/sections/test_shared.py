@@ -1,13 +1,11 @@
 """What sections share: thresholds that arms reach together, means over seeds, how numbers are written."""
 
-import numpy as np
 import polars as pl
 import pytest
 
 from rlrazor.analysis.statistics import (
     Estimate,
-    at_accuracy,
-    estimate_of,
+    by_group,
     in_all_seeds,
     seed_means,
     shared_threshold,
@@ -15,7 +13,7 @@ from rlrazor.analysis.statistics import (
 )
 from rlrazor.report import figures, layers
 from rlrazor.report.text import how_many, nats, number, percent, signed, written
-from study_tables import BASE_NEW, T_THREE_SEEDS, plus_minus, run, study_of
+from study_tables import BASE_NEW, mean_and_half, plus_minus, run, study_of
 
 LEVELS = (0.97, 0.96, 0.95)
 
@@ -45,20 +43,19 @@ def test_shared_threshold_is_the_highest_that_all_comparable_groups_reach() -> N
 def test_in_all_seeds_counts_the_seeds_of_the_study() -> None:
     """A group whose runs of a seed are missing is not there in all seeds, though all of its own get there."""
     points = study_to({("a", 0): 0.98, ("a", 1): 0.98, ("b", 0): 0.98})
-    reached = in_all_seeds(at_accuracy(points, ["method"], 0.95), points)
-    assert reached["method"].to_list() == ["a"]
+    assert in_all_seeds(points, ["method"], 0.95) == 1
+    assert in_all_seeds(points.filter(seed=0), ["method"], 0.95) == 2
 
 
 def test_seed_means_weigh_seeds_not_checkpoints() -> None:
     rows = [*run("a", 0, news=(0.9,), prior=0.5), *run("a", 1, prior=0.6), *run("a", 2, prior=0.7, news=(0.9, 0.92))]
     points = study_of("toy", rows).points
-    [row] = seed_means(points, ["method"], ["prior", "kl_forward"]).to_dicts()
+    found = by_group(seed_means(points, ["method"], ["prior", "kl_forward"]), "method", "prior")
     values = [points.filter(pl.col("seed") == seed)["prior"].mean() for seed in range(3)]
-    assert row["prior"] == pytest.approx(np.mean(values))  # type: ignore[arg-type]
-    assert row["prior_high"] == pytest.approx(
-        np.mean(values) + T_THREE_SEEDS * np.std(values, ddof=1) / 3**0.5  # type: ignore[arg-type]
-    )
-    assert written(estimate_of(row, "prior")) == plus_minus(values)  # type: ignore[arg-type]
+    assert list(found) == ["a"]
+    assert found["a"]
+    assert (found["a"].mean, found["a"].half) == pytest.approx(mean_and_half(values))  # type: ignore[arg-type]
+    assert written(found["a"]) == plus_minus(values)  # type: ignore[arg-type]
 
 
 def test_negative_numbers_have_a_minus_and_nothing_has_no_sign() -> None:

@@ -29,7 +29,7 @@ def test_no_result_is_typed(path: Path) -> None:
 
 
 def strict(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prose, "read_prose", lambda path, numbers, absent: read_prose(path, numbers, None))
+    monkeypatch.setattr(prose, "read_prose", lambda path, numbers: read_prose(path, numbers, None))
 
 
 def test_every_name_is_that_of_a_cell(monkeypatch: pytest.MonkeyPatch) -> None:

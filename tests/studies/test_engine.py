@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 from scipy import stats
 
-from rlrazor.analysis.statistics import Estimate, Verdict, verdict
+from rlrazor.analysis.statistics import Estimate, Standing, verdict
 from rlrazor.report import keyed
 from rlrazor.report.drawing import save
 from rlrazor.report.keyed import Column, Judged, Keyed, Value, gap, in_short, table_of
@@ -256,7 +256,7 @@ def test_a_table_of_columns_judges_differences_and_counts_seeds() -> None:
 
 def test_verdicts_in_short_are_sorted_by_kind() -> None:
     gap = study_gap()
-    judged = [Judged("A", gap, Verdict.WORSE), Judged("B", None, Verdict.APART), Judged("C", gap, Verdict.BETTER)]
+    judged = [Judged("A", gap, Standing.WORSE), Judged("B", None, Standing.APART), Judged("C", gap, Standing.BETTER)]
     size = f"+{written(gap)} points"
     assert in_short(judged) == f"better: C ({size}); worse: A ({size}); not comparable: B"
     assert in_short([]) == "not comparable: there are no runs to compare"

@@ -38,7 +38,7 @@ def example(name: str) -> Study:
 @pytest.mark.parametrize("name", TEXTS)
 def test_every_name_is_that_of_a_cell(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """On the table that the paper preset leaves; a folder with fewer runs says so instead."""
-    monkeypatch.setattr(prose, "read_prose", lambda path, numbers, absent: read_prose(path, numbers, None))
+    monkeypatch.setattr(prose, "read_prose", lambda path, numbers: read_prose(path, numbers, None))
     section = studies.kinds()[name].section(example(name))
     assert "{{" not in section.question + section.note
     assert NOT_RUN not in section.note

@@ -20,7 +20,7 @@ import polars as pl
 from rlrazor.analysis import law
 from rlrazor.analysis.forecast import FORWARD, measured
 from rlrazor.analysis.law import Floats, PredictorSummary
-from rlrazor.analysis.statistics import Estimate, Verdict, floats, over, verdict
+from rlrazor.analysis.statistics import Estimate, Standing, floats, over, verdict
 from rlrazor.errors import RazorError
 
 HOLDS = 0.5  # of the variance: a law that explains less than half of it is not one to forecast with
@@ -73,7 +73,7 @@ class CarryOver:
         return gap(self.guesses, self.errors)
 
     @property
-    def verdict(self) -> Verdict:
+    def verdict(self) -> Standing:
         """Whether its law serves a method not in the fit better than guessing does, by the one rule, over methods."""
         return verdict(self.gain, len(self.guesses))
 
@@ -83,7 +83,7 @@ class CarryOver:
 
         Across: better than guessing, and it explains HOLDS of forgetting. Within: so it does in the median method.
         """
-        if self.verdict == Verdict.BETTER and self.r2 is not None and self.r2.mean >= HOLDS:
+        if self.verdict == Standing.BETTER and self.r2 is not None and self.r2.mean >= HOLDS:
             return WHERE[0]
         return WHERE[1] if (self.median_within or 0.0) >= HOLDS else WHERE[2]
 

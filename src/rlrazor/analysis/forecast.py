@@ -329,9 +329,7 @@ class RangeError:
     guess: float | None
 
 
-def errors_by_range(
-    forecasts: Sequence[ArrayLike], measured_drops: Sequence[ArrayLike], edges: Sequence[float] = RANGES
-) -> list[RangeError]:
+def errors_by_range(forecasts: Sequence[ArrayLike], measured_drops: Sequence[ArrayLike]) -> list[RangeError]:
     """The error in each range of what was forecast: an array a run of its forecasts, and one of what it did forget.
 
     By what was forecast, as that is what a user has: a ruined model that was forecast to be well counts where it was
@@ -341,7 +339,7 @@ def errors_by_range(
     drop_N = np.concatenate([np.asarray(of_run, float) for of_run in measured_drops] or [np.empty(0)])
     run_N = np.repeat(np.arange(len(forecasts)), [len(np.atleast_1d(of_run)) for of_run in forecasts])
     found = []
-    for low, high in zip((-np.inf, *edges), (*edges, np.inf), strict=True):
+    for low, high in zip((-np.inf, *RANGES), (*RANGES, np.inf), strict=True):
         within_N = (forecast_N > low) & (forecast_N <= high)
         errors, guesses = [], []
         for run in np.unique(run_N[within_N]):

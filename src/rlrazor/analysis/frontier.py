@@ -15,9 +15,9 @@ import polars as pl
 from numpy.typing import ArrayLike, NDArray
 from scipy import optimize, special
 
+from rlrazor.analysis.law import Floats
 from rlrazor.errors import RazorError
 
-Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
 
@@ -173,8 +173,8 @@ def retention(table: pl.DataFrame, thresholds: Sequence[float] = (0.95, 0.96, 0.
 
 
 def t_interval(values: Sequence[float]) -> tuple[float, float] | tuple[None, None]:
-    """The 95 % t-interval of a mean, one value per seed; (None, None) for fewer than two."""
-    if len(values) < 2:
+    """The 95 % t-interval of a mean, one value per seed; (None, None) for fewer than two, or one that is not finite."""
+    if len(values) < 2 or not np.isfinite(values).all():
         return None, None
     half = float(special.stdtrit(len(values) - 1, 0.975)) * float(np.std(values, ddof=1)) / len(values) ** 0.5
     mean = float(np.mean(values))

@@ -345,17 +345,16 @@ def summarise(
     predictors: Sequence[str] = ("kl_forward", "kl_reverse", "total_variation"),
     *,
     samples: int = 200,
-    seed: int = 0,
 ) -> list[PredictorSummary]:
     """Summarise each of `predictors` that `table` has, over its distinct checkpoints.
 
-    `samples` and `seed` are the bootstrap's. What a small table cannot tell is None; nothing raises for its size.
+    `samples` are the bootstrap's. What a small table cannot tell is None; nothing raises for its size.
     """
     rows = distinct(table)
-    return [_summarise(rows, name, samples, seed) for name in predictors if name in rows.columns]
+    return [_summarise(rows, name, samples) for name in predictors if name in rows.columns]
 
 
-def _summarise(rows: pl.DataFrame, predictor: str, samples: int, seed: int) -> PredictorSummary:
+def _summarise(rows: pl.DataFrame, predictor: str, samples: int) -> PredictorSummary:
     columns = rows.select("trajectory", "method", "seed", "forgetting", drift=pl.col(predictor).cast(pl.Float64))
     measured = columns.filter(pl.col("drift").is_finite(), pl.col("forgetting").is_finite())
     return PredictorSummary(
@@ -368,14 +367,14 @@ def _summarise(rows: pl.DataFrame, predictor: str, samples: int, seed: int) -> P
             skipped=len(rows) - len(measured),
         ),
         spearman=_spearman(*_arrays(measured)),
-        quadratic=_summarise_law(fit_quadratic, measured, samples, seed),
-        saturating=_summarise_law(fit_saturating, measured, samples, seed),
+        quadratic=_summarise_law(fit_quadratic, measured, samples),
+        saturating=_summarise_law(fit_saturating, measured, samples),
         baseline=_left_out(fit_constant, measured),
     )
 
 
 def _summarise_law(
-    fit: Callable[[Floats, Floats], Quadratic | Saturating], measured: pl.DataFrame, samples: int, seed: int
+    fit: Callable[[Floats, Floats], Quadratic | Saturating], measured: pl.DataFrame, samples: int
 ) -> LawSummary | None:
     x, y = _arrays(measured)
     try:
@@ -394,7 +393,7 @@ def _summarise_law(
     return LawSummary(
         law,
         r2,
-        r2_interval=bootstrap(r2_of, measured.select("trajectory", "drift", "forgetting"), samples=samples, seed=seed),
+        r2_interval=bootstrap(r2_of, measured.select("trajectory", "drift", "forgetting"), samples=samples),
         r2_seed_mean=seed_mean,
         r2_seed_sd=seed_sd,
         left_out=_left_out(fit, measured),

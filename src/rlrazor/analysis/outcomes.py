@@ -7,7 +7,7 @@ import polars as pl
 
 from rlrazor.analysis import forecast
 from rlrazor.analysis.forecast import FORWARD, LOSS, PROBE, Trial
-from rlrazor.analysis.statistics import Estimate, over
+from rlrazor.analysis.statistics import Estimate, Standing, over, verdict
 from rlrazor.errors import RazorError
 
 LEVEL = 0.9  # of the intervals
@@ -41,12 +41,13 @@ class Unit:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A predictor put to the test in one family of experiments, leaving out methods or tasks."""
+    """A predictor put to the test in one family of experiments, leaving out methods or tasks, against a `guess`."""
 
     family: str
     left_out: str
     predictor: str
     units: Sequence[Unit]
+    guess: "Outcome | None" = None
 
     def mean(self, name: str) -> Estimate | None:
         """Of the trials' coverage, width or error; over units, each counting once, with a t-interval over units."""
@@ -73,11 +74,21 @@ class Outcome:
         """The units on which it failed."""
         return [unit for unit in self.units if unit.trial.coverage < FAILS]
 
-    def gain(self, guess: "Outcome") -> Estimate | None:
+    @property
+    def errors(self) -> Mapping[tuple[int, str, str], float]:
+        """By seed, place and name of the unit."""
+        return {(unit.seed, unit.within, unit.trial.unit): unit.trial.error for unit in self.units}
+
+    @property
+    def gain(self) -> Estimate | None:
         """How much smaller its error is than that of guessing, unit by unit; None where they share none."""
-        guessed = {(unit.seed, unit.within, unit.trial.unit): unit.trial.error for unit in guess.units}
-        own = {(unit.seed, unit.within, unit.trial.unit): unit.trial.error for unit in self.units}
-        return over(guessed[key] - error for key, error in own.items() if key in guessed)
+        guessed = self.guess.errors if self.guess else {}
+        return over(guessed[key] - error for key, error in self.errors.items() if key in guessed)
+
+    @property
+    def verdict(self) -> Standing:
+        """Whether it is better than guessing, over all units."""
+        return verdict(self.gain, len(self.units))
 
 
 def examine(points: pl.DataFrame, bases: pl.DataFrame) -> list[Outcome]:
@@ -90,17 +101,20 @@ def examine(points: pl.DataFrame, bases: pl.DataFrame) -> list[Outcome]:
         for family, seed, prior in bases.group_by("family", "seed").agg(pl.col("prior").mean()).rows()
     }
     sft = [method for method in points["method"].unique(maintain_order=True) if method.startswith(SFT)]
-    outcomes = []
+    outcomes: list[Outcome] = []
     for (family,), own in points.group_by("family", maintain_order=True):
         of_seeds = {seed: prior for (name, seed), prior in scores.items() if name == family}
-        for name, columns in PREDICTORS.items():
-            if set(columns) <= set(own.columns) and not any(own[column].is_null().all() for column in columns):
-                splits = [split for split in SPLITS if split != BEYOND or sft]
-                outcomes += [
-                    Outcome(str(family), split, name, list(_units(own, columns, split, of_seeds, sft)))
-                    for split in splits
-                ]
+        there = [name for name, columns in PREDICTORS.items() if _measured(own, columns)]
+        for split in SPLITS if sft else (METHOD, TASK):
+            units = {name: list(_units(own, PREDICTORS[name], split, of_seeds, sft)) for name in there}
+            guess = Outcome(str(family), split, GUESS, units[GUESS])
+            told = {name: Outcome(str(family), split, name, units[name], guess) for name in there}
+            outcomes += (told | {GUESS: guess}).values()
     return outcomes
+
+
+def _measured(points: pl.DataFrame, columns: Sequence[str]) -> bool:
+    return set(columns) <= set(points.columns) and not any(points[column].is_null().all() for column in columns)
 
 
 def _units(

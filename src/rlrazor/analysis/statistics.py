@@ -6,17 +6,17 @@ Tables have a row per checkpoint, with `seed`, `new` and `prior` (fractions of 1
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import polars as pl
 from scipy import stats
 
 from rlrazor.analysis import frontier, law
-from rlrazor.analysis.frontier import Floats
+from rlrazor.analysis.law import Floats
 from rlrazor.errors import RazorError
 
 HALF_POINT = 0.005
@@ -36,10 +36,9 @@ class Estimate:
         mean, (_, high) = float(np.mean(values)), frontier.t_interval(values)
         return cls(mean, None if high is None else high - mean, len(values))
 
-    @classmethod
-    def of_interval(cls, mean: float | None, high: float | None, seeds: int) -> Estimate | None:
-        """The estimate of a table's row, which has the interval's end; None where no seed got there."""
-        return None if mean is None else cls(mean, None if high is None else high - mean, seeds)
+    def times(self, factor: float) -> Estimate:
+        """In another unit."""
+        return Estimate(factor * self.mean, None if self.half is None else factor * self.half, self.seeds)
 
 
 def over(values: Iterable[float]) -> Estimate | None:
@@ -49,12 +48,12 @@ def over(values: Iterable[float]) -> Estimate | None:
 
 
 def mean_of(rows: pl.DataFrame, column: str) -> Estimate | None:
-    """The mean of a column of rows, one per seed; None without rows."""
-    return over(rows.sort("seed")[column].to_list())
+    """The mean of a column of rows, one per seed; None without any that has a number there."""
+    return over(rows.sort("seed")[column].cast(pl.Float64).drop_nulls().drop_nans().to_list())
 
 
-class Verdict(StrEnum):
-    """What a difference between two arms shows."""
+class Standing(StrEnum):
+    """How one arm stands against another, by the verdict on their difference."""
 
     BETTER = "better"
     WORSE = "worse"
@@ -62,17 +61,17 @@ class Verdict(StrEnum):
     APART = "not comparable"
 
 
-def verdict(gap: Estimate | None, seeds: int, *, lower_is_better: bool = False) -> Verdict:
+def verdict(gap: Estimate | None, seeds: int, *, lower_is_better: bool = False) -> Standing:
     """The one rule: better or worse where the 95 % interval of a paired difference over `seeds` seeds excludes 0.
 
     Where it holds 0, or with one seed, which has no interval, it cannot be told. Where not all of the study's `seeds`
     allow the difference (None: none does) the two are not comparable: the seeds left would be the lucky ones.
     """
     if gap is None or gap.seeds < seeds:
-        return Verdict.APART
+        return Standing.APART
     if gap.half is None or not abs(gap.mean) > gap.half:
-        return Verdict.OPEN
-    return Verdict.BETTER if (gap.mean > 0) != lower_is_better else Verdict.WORSE
+        return Standing.OPEN
+    return Standing.BETTER if (gap.mean > 0) != lower_is_better else Standing.WORSE
 
 
 def floats(table: pl.DataFrame, column: str) -> Floats:
@@ -80,42 +79,20 @@ def floats(table: pl.DataFrame, column: str) -> Floats:
     return table[column].cast(pl.Float64).to_numpy()
 
 
-def at_accuracy(
-    points: pl.DataFrame,
-    by: Sequence[str],
-    threshold: float,
-    columns: Sequence[str] = ("prior",),
-    *,
-    best: Literal["max", "min"] = "max",
-    of: str = "prior",
-) -> pl.DataFrame:
-    """Each group's best checkpoint that has learnt the new task: per seed chosen, over seeds averaged.
+def by_group(per_seed: pl.DataFrame, by: str, column: str) -> dict[Any, Estimate | None]:
+    """By value of the column `by`, the mean of a column of rows, one per seed."""
+    groups = per_seed.group_by([by], maintain_order=True)
+    return {value: mean_of(rows, column) for (value,), rows in groups}
 
-    Chosen as `best_checkpoints` says. A row per group: `by`, then for each of `columns` its mean over seeds under the
-    column's own name, and its interval as `COLUMN_low`, `COLUMN_high`; `n_seeds` that reached the threshold, of
-    `seeds_total` in the group. Means are null where no seed did. Checkpoints without a finite value in a column used do
-    not count.
+
+def best_checkpoints(points: pl.DataFrame, by: Sequence[str], threshold: float) -> pl.DataFrame:
+    """Per group and seed, of the checkpoints with new >= `threshold` the first with the highest prior.
+
+    Whole rows; none for a seed that does not reach the threshold. The best is chosen on the test score that is shown,
+    which flatters, all groups alike, and most those with most checkpoints.
     """
-    chosen = best_checkpoints(_finite(points, columns), by, threshold, best=best, of=of)
-    return _over_seeds(points, chosen, by, columns)
-
-
-def best_checkpoints(
-    points: pl.DataFrame,
-    by: Sequence[str],
-    threshold: float,
-    *,
-    best: Literal["max", "min"] = "max",
-    of: str = "prior",
-) -> pl.DataFrame:
-    """Per group and seed, of the checkpoints with new >= `threshold` the first with the highest `of`.
-
-    With `best="min"`, the lowest. Whole rows; none for a seed that does not reach the threshold. With `of="prior"`, the
-    default, the best is chosen on the test score that is shown, which flatters, all groups alike, and most those with
-    most checkpoints.
-    """
-    reached = _finite(points, ["new", of]).filter(pl.col("new") >= threshold)
-    ranked = reached.sort(of, descending=best == "max", maintain_order=True)
+    reached = _finite(points, ["new", "prior"]).filter(pl.col("new") >= threshold)
+    ranked = reached.sort("prior", descending=True, maintain_order=True)
     return ranked.unique([*by, "seed"], keep="first", maintain_order=True)
 
 
@@ -127,14 +104,14 @@ def near_accuracy(
     A row for each group and seed that has such checkpoints. Those without a finite value in `columns` do not count.
     """
     # Accuracies are counts over a test set: the last term is for those at exactly the margin.
-    near = _finite(points, ["new", *columns]).filter((pl.col("new") - target).abs() <= margin + 1e-9)
-    return near.group_by([*by, "seed"], maintain_order=True).agg(pl.col(columns).cast(pl.Float64).mean())
+    near = _finite(points, ["new"]).filter((pl.col("new") - target).abs() <= margin + 1e-9)
+    return seed_means(near, by, columns)
 
 
 def seed_means(points: pl.DataFrame, by: Sequence[str], columns: Sequence[str]) -> pl.DataFrame:
-    """Each group's mean of `columns`, whatever the accuracy: per seed, then over seeds. Rows as of `at_accuracy`."""
-    per_seed = _finite(points, columns).group_by([*by, "seed"], maintain_order=True)
-    return _over_seeds(points, per_seed.agg(pl.col(columns).cast(pl.Float64).mean()), by, columns)
+    """Per group and seed the mean of `columns`; rows without a finite value in one do not count."""
+    groups = _finite(points, columns).group_by([*by, "seed"], maintain_order=True)
+    return groups.agg(pl.col(columns).cast(pl.Float64).mean())
 
 
 def shared_threshold(
@@ -146,7 +123,7 @@ def shared_threshold(
     where no group reaches any.
     """
     above = sorted(at for at in thresholds if at > max(bases["new"], default=0.0))
-    groups = [len(in_all_seeds(at_accuracy(points, by, at), points)) for at in above]
+    groups = [in_all_seeds(points, by, at) for at in above]
     return max((at for at, count in zip(above, groups, strict=True) if 0 < count == groups[0]), default=None)
 
 
@@ -164,9 +141,10 @@ def threshold_most_reach(
     return max((at for at, count in zip(above, counts, strict=True) if 0 < count >= 0.9 * counts[0]), default=None)
 
 
-def in_all_seeds(cells: pl.DataFrame, points: pl.DataFrame) -> pl.DataFrame:
-    """The rows of `at_accuracy` that all seeds of `points` got to."""
-    return cells.filter(pl.col("n_seeds") == points["seed"].n_unique())
+def in_all_seeds(points: pl.DataFrame, by: Sequence[str], threshold: float) -> int:
+    """How many groups get to a new-task accuracy in all seeds of `points`."""
+    seeds = best_checkpoints(points, by, threshold).group_by(by).len()
+    return seeds.filter(pl.col("len") == points["seed"].n_unique()).height
 
 
 def difference(first: pl.DataFrame, second: pl.DataFrame, column: str) -> Estimate | None:
@@ -195,11 +173,6 @@ def with_params(table: pl.DataFrame, **defaults: bool | float | str) -> pl.DataF
     )
 
 
-def estimate_of(row: Mapping[str, Any], column: str) -> Estimate | None:
-    """A mean and its interval out of a row of `at_accuracy`; None where no seed got there."""
-    return Estimate.of_interval(row[column], row[f"{column}_high"], row["n_seeds"])
-
-
 @dataclass(frozen=True)
 class Correlation:
     """Between two columns, over `points` checkpoints; intervals are None for fewer than 5 groups."""
@@ -212,11 +185,11 @@ class Correlation:
 
 
 def correlation(
-    table: pl.DataFrame, x: str, y: str, by: str = "trajectory", *, samples: int = 200, seed: int = 0
+    table: pl.DataFrame, x: str, y: str, by: str = "trajectory", *, samples: int = 200
 ) -> Correlation | None:
     """Pearson's and Spearman's correlation of two columns, with 95 % bootstrap intervals drawing whole groups of `by`.
 
-    None for fewer than 3 finite pairs, or where one of the two does not vary. `samples` and `seed` are the bootstrap's.
+    None for fewer than 3 finite pairs, or where one of the two does not vary. `samples` are the bootstrap's.
     """
     pairs = _finite(table, [x, y]).select(x=pl.col(x).cast(pl.Float64), y=pl.col(y).cast(pl.Float64), group=by)
     try:
@@ -225,33 +198,11 @@ def correlation(
         return None
     return Correlation(
         pearson,
-        law.bootstrap(_pearson, pairs, "group", samples=samples, seed=seed),
+        law.bootstrap(_pearson, pairs, "group", samples=samples),
         spearman,
-        law.bootstrap(_spearman, pairs, "group", samples=samples, seed=seed),
+        law.bootstrap(_spearman, pairs, "group", samples=samples),
         len(pairs),
     )
-
-
-def _over_seeds(
-    points: pl.DataFrame, per_seed: pl.DataFrame, by: Sequence[str], columns: Sequence[str]
-) -> pl.DataFrame:
-    """A row per group of `points`: the means over the rows of `per_seed`, which has one per group and seed."""
-    rows = []
-    for key, group in points.group_by(by, maintain_order=True):
-        same = [pl.col(name).eq_missing(pl.lit(value)) for name, value in zip(by, key, strict=True)]
-        seeds = per_seed.filter(same).sort("seed")
-        row = dict(zip(by, key, strict=True))
-        for column in columns:
-            low, high = frontier.t_interval(floats(seeds, column).tolist())
-            row |= {column: seeds[column].mean(), f"{column}_low": low, f"{column}_high": high}
-        rows.append({**row, "n_seeds": len(seeds), "seeds_total": group["seed"].n_unique()})
-    numbers = [name for column in columns for name in (column, f"{column}_low", f"{column}_high")]
-    schema = {
-        **{name: points.schema[name] for name in by},
-        **dict.fromkeys(numbers, pl.Float64()),
-        **dict.fromkeys(("n_seeds", "seeds_total"), pl.Int64()),
-    }
-    return pl.DataFrame(rows, schema=schema)
 
 
 def _finite(points: pl.DataFrame, columns: Sequence[str]) -> pl.DataFrame:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rlrazor import bounds
 from rlrazor.cli.early import needs_no_prior, prior_names, require_files, require_prior, require_source, settle_hub
@@ -21,7 +21,8 @@ from rlrazor.guard.verdict import Limits
 if TYPE_CHECKING:
     from rlrazor.guard.comparison import Comparison
     from rlrazor.guard.law_file import LawFile
-    from rlrazor.guard.truth import PriorTasks
+    from rlrazor.guard.measured_on import MeasuredOn
+    from rlrazor.lm.prior import PriorTasks
 
 
 def add_to(commands: Subparsers) -> None:
@@ -98,7 +99,7 @@ def run(arguments: argparse.Namespace) -> int:
     with _quiet_libraries():
         law = None if arguments.law is None else LawFile.load(arguments.law)
         found = _compared(arguments, law, limits)
-        judged = judgements(found, limits, law)
+        judged = judgements(found, limits)
         page = write_page(found, arguments.out, judged)
     deciding = worst(judged)
     code = exit_code_of(None if deciding is None else deciding.verdict)
@@ -115,21 +116,34 @@ def _compared(arguments: argparse.Namespace, law: "LawFile | None", limits: Limi
     from rlrazor.guard.compare import compare, steps
     from rlrazor.guard.comparison import Pair
     from rlrazor.guard.judgement import check_judge
-    from rlrazor.lm.probes import ProbeSettings, default_cache, read_generic, read_prompts
+    from rlrazor.lm.probes import default_cache
 
-    settings = ProbeSettings(**probe_without_law(arguments, law))
-    prompts = read_prompts(arguments.prompts)
+    dtype, on = measured_on(arguments, law)
     suite = suite_of(arguments)
     metrics = {} if suite is None else suite.metrics()  # what is missing shows at once
     if limits.drop is not None:
         check_judge(law, metrics, limits.drop)
-    pair = Pair(arguments.base, arguments.tuned, dtype_of(arguments.dtype, law), arguments.as_given, default_cache())
-    generic = None if arguments.generic is None else read_generic(arguments.generic)
+    pair = Pair(arguments.base, arguments.tuned, dtype, arguments.as_given, default_cache())
+    how: dict[str, Any] = {"generic": on.generic, "settings": on.settings, "level": arguments.level}
     with steps_shown(steps(suite)) as told:
-        found = compare(
-            pair, prompts, law=law, generic=generic, settings=settings, suite=suite, level=arguments.level, told=told
-        )
+        found = compare(pair, on.prompts, law=law, suite=suite, told=told, **how)
     return replace(found, setup=replace(found.setup, sources=_sources(arguments)))
+
+
+def measured_on(arguments: argparse.Namespace, law: "LawFile | None") -> "tuple[str, MeasuredOn]":
+    """What models are loaded in, and what they are measured on.
+
+    Raises RazorError for what is unreadable, and where a law says how to measure, and so does an option.
+    """
+    from rlrazor.guard.measured_on import MeasuredOn
+    from rlrazor.lm.probes import GenericText, ProbeSettings, read_generic, read_prompts
+
+    given, dtype = probe_without_law(arguments, law), dtype_of(arguments.dtype, law)
+    settings, prompts = ProbeSettings(**given), read_prompts(arguments.prompts)
+    if law is not None:
+        return dtype, MeasuredOn(prompts, law.generic, law.settings)
+    generic = GenericText.built_in() if arguments.generic is None else read_generic(arguments.generic)
+    return dtype, MeasuredOn(prompts, generic, replace(settings, precision=dtype))
 
 
 @contextmanager
@@ -149,7 +163,7 @@ def _quiet_libraries() -> Iterator[None]:
 
 def suite_of(arguments: argparse.Namespace) -> "PriorTasks | None":
     """The prior tasks to measure; None without any."""
-    from rlrazor.guard.truth import PriorTasks
+    from rlrazor.lm.prior import PriorTasks
 
     if arguments.prior is None:
         return None

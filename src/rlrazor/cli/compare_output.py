@@ -49,8 +49,8 @@ def as_json(found: Comparison, judged: Sequence[Judgement] = ()) -> dict[str, An
         "per_token": {name: one._asdict() for name, one in found.per_token.items()},
         "drop": found.drop,
         "forecast": None if by_law is None else asdict(by_law.forecast),
-        "level": None if by_law is None else by_law.level,
-        "law": None if by_law is None else by_law.law,
+        "level": None if by_law is None else by_law.law.level,
+        "law": None if by_law is None else by_law.law.describe(),
         "truth": None if found.truth is None else _truth(found.truth),
         "fail_above": None if drop is None else drop.limit,
         "judgements": [asdict(one) for one in judged],
@@ -60,7 +60,7 @@ def as_json(found: Comparison, judged: Sequence[Judgement] = ()) -> dict[str, An
         "summary": [*(one.sentence for one in judged), verdict(found), *sentences(found)],
         "noise": asdict(found.distances.noise),
         "where": {**asdict(found.distances.focus), "at_the_beginning": found.distances.focus.at_the_beginning},
-        "known_runs": known_runs().model_dump() if by_law is None else None,
+        "known_runs": known_runs() if by_law is None else None,
         "prompts": [
             {"said": one.said, "prompt": one.prompt, "kl_forward": one.total, "first_share": one.first_share}
             for one in found.prompts

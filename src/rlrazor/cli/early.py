@@ -4,6 +4,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from rlrazor.errors import RazorError
+from rlrazor.lm import hub
 from rlrazor.lm.task_names import are_none, check_names
 
 TINY = "tiny"  # the base that is made here, and its prior tasks
@@ -21,8 +22,7 @@ def require_files(**files: Path | None) -> None:
 def missing_source(*sources: str) -> str | None:
     """The first model that can only be a local one, by how it is written, and is not there."""
     for source in sources:
-        local = source.endswith(".gguf") or source.startswith(("/", ".", "~")) or source.count("/") > 1
-        if local and not _is_there(Path(source)):
+        if hub.is_local(source) and not _is_there(Path(source)):
             return source
     return None
 
@@ -30,7 +30,7 @@ def missing_source(*sources: str) -> str | None:
 def require_source(*sources: str) -> None:
     """Raise RazorError for a `missing_source`."""
     if (source := missing_source(*sources)) is not None:
-        raise RazorError(f"There is no {source}. Give a hub id, a folder with a model, or a .gguf file.")
+        raise hub.nowhere(source)
 
 
 def require_prior(tasks: str | tuple[str, ...] | None) -> None:
@@ -56,8 +56,6 @@ def settle_hub(*sources: str, data: bool) -> None:
 
     Not where a model is missing, which ends the command.
     """
-    from rlrazor.lm import hub
-
     if missing_source(*sources) is None and (
         data or any(source != TINY and not _is_there(Path(source)) for source in sources)
     ):

@@ -79,15 +79,14 @@ def figure(law: LawFile) -> Figure:
     unit = weights / weights[lead]
     methods = {row.run: row.method for row in law.data}
     colors = {method: PALETTE[index % len(PALETTE)] for index, method in enumerate(dict.fromkeys(methods.values()))}
+    kls_ND, forgetting_N, run_N = law.measured
     through: list[Layer] = []
     left_out: list[Layer] = []
     for one in law.forecaster.left_out:
-        rows = [row for row in law.data if row.run == one.run]
-        kls_ND = np.array([[getattr(row, name) for name in fitted.columns] for row in rows])
-        drop_N = 100 * np.array([row.forgetting for row in rows])
-        label = methods[one.run]
-        through.append(Points(label, kls_ND @ unit, drop_N, Marker(colors[label], line=True)))
-        left_out.append(Points(label, 100 * one.law.predict(kls_ND), drop_N, Marker(colors[label])))
+        own_N, label = run_N == one.run, methods[one.run]
+        drop_N = 100 * forgetting_N[own_N]
+        through.append(Points(label, kls_ND[own_N] @ unit, drop_N, Marker(colors[label], line=True)))
+        left_out.append(Points(label, 100 * one.law.predict(kls_ND[own_N]), drop_N, Marker(colors[label])))
     x_N = _finely(max(float(layer.x.max()) for layer in through))
     through.append(Curve("law", x_N, 100 * fitted.predict(np.outer(x_N, np.eye(len(unit))[lead])), INK))
     values_M = np.concatenate([np.concatenate([layer.x, layer.y]) for layer in left_out])

@@ -5,16 +5,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rlrazor.cli.compare import measured_on
 from rlrazor.cli.early import require_files, settle_hub
 from rlrazor.cli.outputs import check_outputs
 from rlrazor.cli.printing import Subparsers, exit_code_of, print_json, steps_shown
-from rlrazor.cli.probe import add_probe, dtype_of, probe_given, probe_without_law
+from rlrazor.cli.probe import add_probe, probe_given
 from rlrazor.errors import RazorError
 from rlrazor.extras import needs_extra
 
 if TYPE_CHECKING:
     from rlrazor.guard.law_file import LawFile
-    from rlrazor.guard.measured_on import MeasuredOn
     from rlrazor.guard.metric import NewScore
     from rlrazor.guard.pick import Pick
     from rlrazor.guard.verdict import Limits
@@ -129,7 +129,9 @@ def _measured(arguments: argparse.Namespace, limits: "Limits", score: "NewScore"
         raise RazorError(
             f"{arguments.folder} is of a sweep, whose scores were measured: leave --base and --prompts out."
         )
-    dtype, on = _probe_of(arguments, law)
+    if arguments.base is None or arguments.prompts is None:
+        raise RazorError("To measure checkpoints, give both --base and --prompts.")
+    dtype, on = measured_on(arguments, law)
     run = run_in(arguments.folder, arguments.run_id)
     metric_of(run, score, limits, law)
     require_loadable([one.path for one in run.checkpoints])
@@ -145,21 +147,3 @@ def _refuse_probe(arguments: argparse.Namespace) -> None:
     if (given := probe_given(arguments)) or arguments.generic or arguments.dtype:
         option = next(iter(given), "generic" if arguments.generic else "dtype").replace("_", "-")
         raise RazorError(f"--{option} is about measuring here, which takes --base and --prompts.")
-
-
-def _probe_of(arguments: argparse.Namespace, law: "LawFile | None") -> "tuple[str, MeasuredOn]":
-    """What models are loaded in, and what they are measured on.
-
-    Raises RazorError for what is missing, unreadable, or not the law's.
-    """
-    from rlrazor.guard.measured_on import MeasuredOn
-    from rlrazor.lm.probes import GenericText, ProbeSettings, read_generic, read_prompts
-
-    if arguments.base is None or arguments.prompts is None:
-        raise RazorError("To measure checkpoints, give both --base and --prompts.")
-    given, dtype = probe_without_law(arguments, law), dtype_of(arguments.dtype, law)
-    prompts = read_prompts(arguments.prompts)
-    if law is not None:
-        return dtype, MeasuredOn(prompts, law.generic, law.settings)
-    generic = GenericText.built_in() if arguments.generic is None else read_generic(arguments.generic)
-    return dtype, MeasuredOn(prompts, generic, ProbeSettings(**given, precision=dtype))

@@ -12,7 +12,7 @@ from rich.table import Table
 from rlrazor.cli.printing import console_for_tables
 from rlrazor.errors import RazorError
 from rlrazor.guard.law_file import NAMES
-from rlrazor.guard.pick import Pick
+from rlrazor.guard.pick import Pick, kind_of
 from rlrazor.guard.scored import ScoredCheckpoint
 from rlrazor.guard.verdict import DROP
 from rlrazor.report import drawing
@@ -67,7 +67,7 @@ def _table(found: Pick) -> Table:
     table.add_column("checkpoint")
     table.add_column(f"{found.metric}{', less is better' if found.lower_is_better else ''}", justify="right")
     if has_drop:
-        kind = _kind(found)
+        kind = kind_of(found.candidates[0])
         level = "" if found.level is None else f" ({found.level:.0%} interval)"
         table.add_column(f"{kind} drop, points{level}", justify="right")
     for of in kls:
@@ -93,11 +93,6 @@ def _table(found: Pick) -> Table:
     return table
 
 
-def _kind(found: Pick) -> str:
-    """Of the drops."""
-    return "measured" if any(one.drop is not None and one.drop.measured for one in found.candidates) else "forecast"
-
-
 def _kls_shown(found: Pick) -> list[str]:
     """The KLs that are weighed: all where the drop is not, else those that have a budget."""
     return [of for of in found.frontiers if of != DROP and (DROP not in found.frontiers or of in found.limits.most)]
@@ -116,7 +111,7 @@ def _drop_cell(one: ScoredCheckpoint) -> str:
     if (drop := one.drop) is None:
         return ""
     known = drop.low != drop.high and math.isfinite(drop.high)
-    return f"{100 * drop.value:.1f}" + (f" [{100 * drop.low:.1f}, {100 * drop.high:.1f}]" if known else "")
+    return f"{100 * drop.drop:.1f}" + (f" [{100 * drop.low:.1f}, {100 * drop.high:.1f}]" if known else "")
 
 
 def _kl_cell(one: ScoredCheckpoint, of: str) -> str:
@@ -154,5 +149,5 @@ def _panel(found: Pick, of: str) -> Panel:
         points("on the frontier", front, PALETTE[0], "circle", 6.0),
         points("recommended", [one for one in known if one == found.advice.recommended], PALETTE[1], "star", 12.0),
     ]
-    label = f"{_kind(found)} drop of the prior score, points" if of == DROP else f"{NAMES[of]}, nats"
+    label = f"{kind_of(found.candidates[0])} drop of the prior score, points" if of == DROP else f"{NAMES[of]}, nats"
     return Panel("Which checkpoint to take", Axis(found.metric, percent=False), Axis(label, percent=False), layers)

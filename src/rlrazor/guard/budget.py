@@ -49,9 +49,9 @@ class Budget:
     def __post_init__(self) -> None:
         if self.on_budget not in ("warn", "stop", "keep"):
             raise RazorError(f"on_budget is 'warn', 'stop' or 'keep', not {self.on_budget!r}.")
-        limit = Limits(self.drop)
-        if limit.drop == 0:
-            raise RazorError("A budget of 0 lets nothing be measured to be within it: such as 0.02 is two points.")
+        Limits(self.drop)  # which raises for what is no drop
+        if self.drop == 0:
+            raise RazorError("A budget is more than 0, such as 0.02 for two points of the prior score.")
 
     @cached_property
     def is_watched(self) -> bool:

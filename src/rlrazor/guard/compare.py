@@ -24,6 +24,7 @@ from rlrazor.analysis.forecast import FORWARD, PROBE
 from rlrazor.drift.representation import NEIGHBOURS
 from rlrazor.errors import RazorError
 from rlrazor.guard import scale
+from rlrazor.guard.base_side import kls_of
 from rlrazor.guard.by_prompt import by_prompt
 from rlrazor.guard.comparison import (
     REVERSE,
@@ -39,7 +40,7 @@ from rlrazor.guard.measured_on import MeasuredOn, Measuring
 from rlrazor.guard.measuring import NO_MEMORY, ReadBase
 from rlrazor.guard.overlap import template_caution
 from rlrazor.guard.scale import Noise
-from rlrazor.guard.truth import PriorTasks, truth_of
+from rlrazor.guard.truth import truth_of
 from rlrazor.guard.weight_changes import WeightChange, changes, total
 from rlrazor.lm import compute, kl, probes
 from rlrazor.lm.adapters import AdaptedWeights, base_weights
@@ -47,6 +48,7 @@ from rlrazor.lm.digests import base_digest, is_same_base
 from rlrazor.lm.encoding import as_read, text_ids
 from rlrazor.lm.kl import Drift, Sequences
 from rlrazor.lm.models import LanguageModel, load
+from rlrazor.lm.prior import PriorTasks
 from rlrazor.lm.probes import GenericText, ProbeSettings, Prompt
 from rlrazor.lm.prompts import texts_of
 from rlrazor.lm.representation import representation_of_ids
@@ -62,7 +64,7 @@ Told = Callable[[str], None]
 
 def steps(suite: PriorTasks | None) -> int:
     """Of the progress: so often `compare` says what it begins."""
-    return STEPS + 2 * (0 if suite is None else len(dict.fromkeys(suite.tasks)))
+    return STEPS + 2 * (0 if suite is None else len(dict.fromkeys(suite.tasks or ())))
 
 
 @dataclass(frozen=True)
@@ -132,12 +134,12 @@ def _comparison(request: _Request, found: _Found, notes: list[str]) -> Compariso
     if before is not None and after is not None and request.suite is not None:
         truth = truth_of(before, after, request.level, request.suite.limit)
         notes += [*dict.fromkeys([*before.notes, *after.notes]), *truth.notes]
-    estimates = {name: drift.per_completion for name, drift in drawn.items()}
+    estimates = kls_of(drawn)
     law_says = None
     if law is not None:
         kls = {name: estimates[name] for name in (FORWARD, PROBE)}
         forecast = law.forecast(kls, prompts=on.prompts, measured=measured[FORWARD])
-        law_says = LawSays(forecast, law.level, law.describe())
+        law_says = LawSays(forecast, law)
         notes += law.cautions()
         if forecast.extrapolated:
             notes.append("KL is larger than in any run that the law was fitted to: the interval may be too narrow.")

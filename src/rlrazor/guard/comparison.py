@@ -9,6 +9,7 @@ from typing import Any
 
 from rlrazor.analysis.forecast import Forecast
 from rlrazor.guard import scale
+from rlrazor.guard.law_file import LawFile
 from rlrazor.guard.measured_on import MeasuredOn
 from rlrazor.guard.scale import Focus, Noise
 from rlrazor.guard.truth import Truth
@@ -101,11 +102,10 @@ class Weights:
 
 @dataclass(frozen=True)
 class LawSays:
-    """What a law forecasts, the level of its interval, and what the law is, in a sentence."""
+    """What a law forecasts."""
 
     forecast: Forecast
-    level: float
-    law: str
+    law: LawFile
 
 
 @dataclass(frozen=True)
@@ -167,11 +167,16 @@ class Comparison:
         return self.distances.per_token
 
     @property
+    def forecast(self) -> Forecast | None:
+        """What the law forecasts; None without one."""
+        return None if self.law_says is None else self.law_says.forecast
+
+    @property
     def drop(self) -> float | None:
         """The measured drop, or else the forecast one."""
         if self.truth is not None and self.truth.drop is not None:
             return self.truth.drop
-        return None if self.law_says is None else self.law_says.forecast.drop
+        return None if self.forecast is None else self.forecast.drop
 
     @property
     def same(self) -> bool:

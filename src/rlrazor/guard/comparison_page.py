@@ -95,7 +95,7 @@ def verdict(found: Comparison) -> str:
         parts.append("The two are the same model: no weight has changed, and KL is 0 within the noise of measuring it.")
     if (by_law := found.law_says) is not None:
         drop, low, high = (100 * one for one in (by_law.forecast.drop, by_law.forecast.low, by_law.forecast.high))
-        interval = f"[{low:.1f}, {high:.1f}] ({by_law.level:.0%} interval)"
+        interval = f"[{low:.1f}, {high:.1f}] ({by_law.law.level:.0%} interval)"
         parts.append(f"Forecast: the prior score drops by {drop:.1f} points {interval}.")
     if found.truth is not None and found.truth.drop is not None:
         said = f"Measured: it drops by {shown_drop(found.truth)}"

@@ -12,7 +12,7 @@ from rlrazor.errors import RazorError
 from rlrazor.guard.comparison import Comparison
 from rlrazor.guard.law_file import LawFile
 from rlrazor.guard.truth import TaskChange, Truth
-from rlrazor.guard.verdict import SEVERITY, Limits, Verdict
+from rlrazor.guard.verdict import SEVERITY, Limits, Verdict, known
 from rlrazor.lm.scores import Metric
 
 MOST_ITEMS = 1_000_000  # that are worth naming
@@ -42,11 +42,11 @@ def worst(judgements: Sequence[Judgement]) -> Judgement | None:
     return max(judgements, key=lambda one: SEVERITY.index(one.verdict), default=None)
 
 
-def judgements(found: Comparison, limits: Limits, law: LawFile | None = None) -> list[Judgement]:
+def judgements(found: Comparison, limits: Limits) -> list[Judgement]:
     """A judgement of each limit that was given. Raises RazorError where a drop is to be judged and there is none."""
     asked = []
     if limits.drop is not None:
-        asked.append((_of_drop(found, limits.drop, law), limits.drop))
+        asked.append((_of_drop(found, limits.drop), limits.drop))
     if limits.kl is not None:
         asked.append((_of_kl(found, limits.kl), limits.kl))
     return [_judged(evidence, limit, limits, same=found.same) for evidence, limit in asked]
@@ -89,21 +89,21 @@ class _Evidence:
     remedy: str
 
 
-def _of_drop(found: Comparison, limit: float, law: LawFile | None) -> _Evidence:
+def _of_drop(found: Comparison, limit: float) -> _Evidence:
     """The measured drop where there is one, else the forecast's."""
     truth, said = found.truth, found.law_says
     if truth is not None and truth.drop is not None:
         low, high = truth.interval or (math.nan, math.nan)
         return _Evidence("measured drop", truth.drop, low, high, truth.level, _more_items(truth, limit))
-    if said is None or law is None:
+    if said is None:
         raise _nothing_to_judge({} if truth is None else truth.tasks)
-    _require_judge(law, limit)
+    _require_judge(said.law, limit)
     forecast = said.forecast
     remedy = "Measure the drop with --prior, or calibrate with more runs."
     high = math.inf if forecast.extrapolated else forecast.high
     if forecast.high <= limit < high:
         remedy = f"The interval is of smaller KLs than this. {remedy}"
-    return _Evidence("forecast drop", forecast.drop, forecast.low, high, said.level, remedy)
+    return _Evidence("forecast drop", forecast.drop, forecast.low, high, said.law.level, remedy)
 
 
 def _of_kl(found: Comparison, limit: float) -> _Evidence:
@@ -128,7 +128,7 @@ def _judged(evidence: _Evidence, limit: float, limits: Limits, *, same: bool) ->
         return Judgement(evidence.of, estimate, estimate, estimate, evidence.level, limit, Verdict.WITHIN, said)
     evident = Limits().judge(estimate, low, high, limit)
     verdict = limits.judge(estimate, low, high, limit)
-    ends: Ends = (low if math.isfinite(low) else None, high if math.isfinite(high) else None)
+    ends = known(low), known(high)
     what = f"the {evidence.of} is {unit(estimate)}{_shown_interval(ends, evidence.level, unit)}"
     if verdict is Verdict.UNCERTAIN:
         said = f"Cannot be told: {what}, which is not evidence on either side of {unit(limit)}. {evidence.remedy} "

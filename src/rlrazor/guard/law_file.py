@@ -13,8 +13,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from numpy.typing import ArrayLike
-
 from rlrazor.analysis.forecast import (
     FLOOR,
     FORWARD,
@@ -29,7 +27,7 @@ from rlrazor.analysis.forecast import (
 )
 from rlrazor.analysis.law import Saturating
 from rlrazor.errors import RazorError
-from rlrazor.guard.law_schema import LawBase, LawParts, LawPrior, LawProbe, LawRow
+from rlrazor.guard.law_schema import LawBase, LawParts, LawPrior, LawProbe
 from rlrazor.guard.measured_on import FEW_PROMPTS
 from rlrazor.lm.digests import base_digest, is_digest, is_same_base, tokenizer_digest
 from rlrazor.lm.kl import MeanKL
@@ -151,16 +149,10 @@ class LawFile(LawParts):
     @property
     def by_range(self) -> list[RangeError]:
         """How wrong it was on each run left out of it, by what it forecast there (`forecast.errors_by_range`)."""
-        forecasts: list[ArrayLike] = []
-        measured: list[ArrayLike] = []
-        rows_of: dict[str, list[LawRow]] = {}
-        for row in self.data:
-            rows_of.setdefault(row.run, []).append(row)
-        for run in self.forecaster.left_out:
-            rows = rows_of[run.run]
-            forecasts.append(run.law.predict([[getattr(row, name) for name in run.law.columns] for row in rows]))
-            measured.append([row.forgetting for row in rows])
-        return errors_by_range(forecasts, measured)
+        kls_ND, forgetting_N, run_N = self.measured
+        left_out = [(run.law, run_N == run.run) for run in self.forecaster.left_out]
+        forecasts = [law.predict(kls_ND[own_N]) for law, own_N in left_out]
+        return errors_by_range(forecasts, [forgetting_N[own_N] for _, own_N in left_out])
 
     def _range_of(self, limit: float) -> RangeError:
         return next(one for one in self.by_range if limit <= one.high)

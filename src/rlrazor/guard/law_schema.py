@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
@@ -257,6 +257,12 @@ class LawParts(Schema):
         highest = tuple(self.highest[name] for name in self.law.predictors)
         return Forecaster(law, left_out, highest, self.prior.mean)
 
+    @property
+    def measured(self) -> tuple[Floats, Floats, NDArray[np.str_]]:
+        """Of the checkpoints of the fit: KLs (N, D) in the order of the law's, drops (N,), and the runs' names (N,)."""
+        kls_ND = np.array([[getattr(row, name) for name in self.law.predictors] for row in self.data], float)
+        return kls_ND, np.array([row.forgetting for row in self.data]), np.array([row.run for row in self.data])
+
     @model_validator(mode="after")
     def _agrees(self) -> LawParts:
         columns = tuple(self.law.predictors)
@@ -297,23 +303,23 @@ def _check_data(stored: LawParts, columns: Sequence[str]) -> None:
             raise ValueError(
                 f"interval.runs[{number}] has {len(run.residuals)} residuals, and data {counts[run.run]} checkpoints"
             )
-    kls_ND = np.array([[getattr(row, name) for name in columns] for row in stored.data], float)
-    run_N = np.array([row.run for row in stored.data])
+    kls_ND, _, run_N = stored.measured
     for name, highest in zip(columns, kls_ND.max(axis=0), strict=True):
         if not np.isclose(stored.highest[name], highest, rtol=_OFF, atol=0):  # type: ignore[index]
             raise ValueError(f"highest.{name} is {stored.highest[name]:g}, which is not that of data")  # type: ignore[index]
     stored.law.check_scale(kls_ND, "the law")
     for number, run in enumerate(stored.interval.runs):
         run.law.check_scale(kls_ND[run_N != run.run], f"interval.runs[{number}].law")
-    _check_fit(stored, kls_ND, np.array([row.forgetting for row in stored.data]), run_N)
+    _check_fit(stored)
 
 
-def _check_fit(stored: LawParts, kls_ND: Floats, forgetting_N: Floats, run_N: NDArray[np.str_]) -> None:
+def _check_fit(stored: LawParts) -> None:
     """Raise ValueError where the law, or how it missed the runs that were left out, does not follow from the data."""
-    weights = stored.law.predictors
+    weights, (kls_ND, forgetting_N, run_N) = stored.law.predictors, stored.measured
     scales = np.maximum(np.median(kls_ND, axis=0), 1e-12) if len(weights) > 1 else np.ones(1)
     if not math.isclose(float(scales @ list(weights.values())), 1, rel_tol=_OFF):  # shares of 1, in units of these
-        raise ValueError(f"law.predictors are {_shares(weights)}, which are not the weights that a fit to data gives")
+        found = _names(f"{weight:g}" for weight in weights.values())
+        raise ValueError(f"law.predictors are {found}, which are not the weights that a fit to data gives")
     for number, run in enumerate(stored.interval.runs):
         if run.law.predictors != weights:
             raise ValueError(f"interval.runs[{number}].law weighs KLs otherwise than the law")
@@ -327,10 +333,6 @@ def _check_fit(stored: LawParts, kls_ND: Floats, forgetting_N: Floats, run_N: ND
     moved = float(np.abs(refitted.predict(kls_ND) - predicted_N).mean())
     if moved > FLOOR:
         raise ValueError(f"the law is not fitted to data: a fit to it is other by {100 * moved:.1f} points on average")
-
-
-def _shares(weights: Mapping[Kl, float]) -> str:
-    return " and ".join(f"{weight:g}" for weight in weights.values())
 
 
 def _names(columns: Iterable[str]) -> str:

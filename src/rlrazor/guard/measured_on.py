@@ -70,11 +70,10 @@ class Measuring:
     settings: ProbeSettings | None = None
     level: float | None = None
     tokenizer: Any = None
-    cache_dir: Path | None = None
+    cache_dir: str | Path | None = None
 
     def __post_init__(self) -> None:
-        bounds.require_number("level", self.level)
-        bounds.check("level", self.level)
+        bounds.check_number("level", self.level)
 
     def on(self, prompts: Sequence[Prompt], law: LawFile | None) -> MeasuredOn:
         """Raises RazorError for a file that cannot be read, and where a law was calibrated in another way."""

@@ -306,7 +306,7 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
                     model,
                     tokenizer,
                     self.on,
-                    cache_dir=self.measuring.cache_dir or default_cache(),
+                    cache_dir=Path(self.measuring.cache_dir or default_cache()),
                     digest=digest,
                     share=(ranks.rank(), ranks.count()),
                     told=told,

@@ -160,11 +160,12 @@ def _within(found: Pick, limits: Limits) -> Advice:
 
 def _asked(of: str, most: float, one: ScoredCheckpoint) -> str:
     if of == DROP:
-        return f"a {_kind(one)} drop of at most {100 * most:.1f} points"
+        return f"a {kind_of(one)} drop of at most {100 * most:.1f} points"
     return f"{NAMES[of]} of at most {most:.4g} nats"
 
 
-def _kind(one: ScoredCheckpoint) -> str:
+def kind_of(one: ScoredCheckpoint) -> str:
+    """Of its drop; a folder's are all of one kind."""
     return "measured" if one.drop is not None and one.drop.measured else "forecast"
 
 
@@ -177,19 +178,15 @@ def _none_within(found: Pick, limits: Limits) -> str:
     for of, most in limits.most.items():
         least = min(found.candidates, key=lambda one, of=of: one.judged(of, limits))  # type: ignore[misc]
         value = least.judged(of, limits)
-        how = "by the upper end of its interval" if limits.cautious else _kind(least)
+        how = "by the upper end of its interval" if limits.cautious else kind_of(least)
         if math.isinf(value):
-            limit = f"the budget of {100 * most:.1f} points" if of == DROP else f"{most:.4g} nats of {NAMES[of]}"
             why = "KL is beyond what the law was fitted to" if least.is_beyond(of) else _NO_ERROR
-            parts.append(f"{limit}: {why}")
         elif of == DROP:
-            parts.append(
-                f"the budget of {100 * most:.1f} points: the least that any drops, {how}, is {100 * value:.1f} "
-                f"({least.name})"
-            )
+            why = f"the least that any drops, {how}, is {100 * value:.1f} ({least.name})"
         else:
-            at = f", {how}," if limits.cautious else ""
-            parts.append(f"{most:.4g} nats of {NAMES[of]}: the least that any has{at} is {value:.4g} ({least.name})")
+            why = f"the least that any has{f', {how},' * limits.cautious} is {value:.4g} ({least.name})"
+        limit = f"the budget of {100 * most:.1f} points" if of == DROP else f"{most:.4g} nats of {NAMES[of]}"
+        parts.append(f"{limit}: {why}")
     said = f"No checkpoint is within {'; and within '.join(parts)}."
     if limits.cautious and (
         names := [one.name for one in found.candidates if one.is_admitted(replace(limits, cautious=False))]
@@ -233,7 +230,7 @@ def _weighed(found: Pick) -> Advice:
     if math.isinf(chosen.at(DROP, upper=limits.cautious)):
         return Advice(None, "No checkpoint is recommended: the upper ends of the drops' intervals are not known.")
     drop = chosen.at(DROP, upper=limits.cautious)
-    of = f"{_kind(chosen)} drop{' at the upper end of its interval' if limits.cautious else ''}"
+    of = f"{kind_of(chosen)} drop{' at the upper end of its interval' if limits.cautious else ''}"
     why = (
         f"{found.metric} minus {of} is highest: {100 * chosen.new:.1f} {'-+'[drop < 0]} {100 * abs(drop):.1f} points, "
         f"a point gained being worth a point lost{_aside(chosen, found.frontier)}"

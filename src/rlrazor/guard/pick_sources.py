@@ -15,12 +15,12 @@ from rlrazor.analysis import law as laws
 from rlrazor.analysis.forecast import FORWARD, PROBE
 from rlrazor.errors import RazorError
 from rlrazor.guard.law_file import LawFile
-from rlrazor.guard.log_schema import LogRow
+from rlrazor.guard.log_schema import ForecastRow, LogRow
 from rlrazor.guard.metric import NewScore, find_metric, latest
 from rlrazor.guard.outputs import MARK
-from rlrazor.guard.run_folder import Run, SavedCheckpoint, rows_of
+from rlrazor.guard.run_folder import MEASURE, Run, SavedCheckpoint, rows_of
 from rlrazor.guard.scored import DropEstimate, Forgetting, ScoredCheckpoint
-from rlrazor.guard.verdict import DROP, Limits
+from rlrazor.guard.verdict import Limits
 from rlrazor.lm.kl import MeanKL
 from rlrazor.lm.probes import probe_hash
 from rlrazor.runs.records import BASE
@@ -125,7 +125,7 @@ def of_trainer(
     """The checkpoints of a run, measured here or by the monitor that watched it."""
     notes = list(run.notes)
     metric = metric_of(run, score, limits, law)
-    objection = None if law is None else law.objection(limit=limits.most.get(DROP))
+    objection = None if law is None else law.objection(limit=limits.drop)
     logged: list[Forgetting | Failure] = []
     if measure is None:
         logged, cautions = _logged(run, law)
@@ -156,7 +156,7 @@ def of_trainer(
     if not candidates:
         raise RazorError(f"No checkpoint of {run.folder} has both {metric} and a drop or KL. {' '.join(notes)}")
     if law is not None:
-        notes += [one for one in law.cautions(limit=limits.most.get(DROP)) if one != objection]
+        notes += [one for one in law.cautions(limit=limits.drop) if one != objection]
     elif all(one.drop is None for one in found):
         objection = NO_LAW
     else:
@@ -175,9 +175,7 @@ def _logged(run: Run, law: LawFile | None) -> tuple[list[Forgetting | Failure], 
     rows, notes = rows_of(run)
     found = [one for row in rows if (one := _of_row(row, law, path)) is not None]
     if not any(isinstance(one, Forgetting) for one in found):
-        raise RazorError(
-            f"{path} has neither KL nor a forecast (the run was uncalibrated). MeasureCheckpoint the checkpoints."
-        )
+        raise RazorError(f"{path} has neither KL nor a forecast (the run was uncalibrated): {MEASURE}.")
     notes += [f"Measuring ended at step {one.step}: {one.error}" for one in found if isinstance(one, Failure)]
     marked = [one.run is not None or one.overwritten for one in run.checkpoints]
     if run.labelled and not all(marked):
@@ -196,8 +194,7 @@ def _of_row(row: LogRow, law: LawFile | None, path: Path) -> Forgetting | Failur
     if law is None:
         if row.forecast is None:
             return Forgetting.by(None, row.step, row.kls, "", row.prompts) if row.kls else None
-        said = row.forecast
-        drop = DropEstimate(said.drop, said.low, said.high, said.extrapolated)
+        drop = DropEstimate(**row.forecast.model_dump(include=set(ForecastRow.model_fields)))
         useful = row.law_useful and row.law_objection is None
         objection = None if useful else row.law_objection or NOT_USEFUL
         return Forgetting(row.step, drop, row.kls, row.prompts, row.level, objection)

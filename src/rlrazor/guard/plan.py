@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlrazor import bounds
+from rlrazor.guard.base_side import Sizes
 
 OVERHEAD = 0.05  # of training, at the default setting; half of it is for the last measurement
 FEWEST = 4  # measurements of a run, whatever they cost: with one, at its end, there is nothing left to stop
@@ -85,14 +86,13 @@ def _fewest_apart(steps: int) -> int:
 class Costs:
     """What a plan costs in a run of `steps`, of which `after` are behind it.
 
-    `read(fraction)`: tokens that a measurement with so much of the probes reads; `pace`: seconds for each, by how long
-    the base took. `worth`: as `choose` takes it, None where it is not known. `step_seconds`: of training, None until a
-    step has been timed.
+    `sizes`: of the probes; `pace`: seconds for each token that is read, by how long the base took. `worth`: as `choose`
+    takes it, None where it is not known. `step_seconds`: of training, None until a step has been timed.
     """
 
     steps: int
     after: int
-    read: Callable[[float], int]
+    sizes: Sizes
     pace: float
     worth: Worth | None = None
     step_seconds: float | None = None
@@ -103,7 +103,7 @@ class Costs:
 
     def seconds(self, plan: Plan, at: int) -> float:
         """Of the measurement at a step."""
-        return self.pace * self.read(plan.fraction_at(at, self.steps))
+        return self.pace * self.sizes.read(plan.fraction_at(at, self.steps))
 
     def of_training(self, plan: Plan) -> float | None:
         """All that are due, as a fraction of the training to come: by the clock once it can be, until then by tokens.
@@ -117,22 +117,22 @@ class Costs:
         return None if worth is None else sum(worth(plan.fraction_at(at, self.steps)) for at in due) / left
 
 
-def described(plan: Plan, costs: Costs, prompts: Callable[[float], str]) -> str:
-    """What is said before the first step. `prompts(fraction)`: how many that is."""
+def described(plan: Plan, costs: Costs) -> str:
+    """What is said before the first step."""
     due = costs.due(plan)
     if not due:
         return "plan: no step is left to measure after."
-    first, last = (prompts(plan.fraction_at(at, costs.steps)) for at in (due[0], due[-1]))
+    first, last = (costs.sizes.described(plan.fraction_at(at, costs.steps)) for at in (due[0], due[-1]))
     on = f"on {first}" + (f", the last on {last}" if last != first else "")
     number = "1 reading" if len(due) == 1 else f"{len(due)} readings"
     return f"plan: {number}, {_when(plan, due)}, {on}. {_cost(plan, costs)}"
 
 
-def undecided(costs: Costs, prompts: Callable[[float], str]) -> str:
+def undecided(costs: Costs) -> str:
     """What is said before the first step where its tokens have to be counted first."""
-    once = _seconds(costs.pace * costs.read(1.0))
+    once = _seconds(costs.pace * costs.sizes.read(1.0))
     return (
-        f"plan: a reading, on {prompts(1.0)}, takes about {once}. How often is decided "
+        f"plan: a reading, on {costs.sizes.described(1.0)}, takes about {once}. How often is decided "
         f"after the first step, when its tokens have been counted: as often as {OVERHEAD:.0%} of training pays for, on "
         f"a part of the prompts if need be, and at least every {_steps(_fewest_apart(costs.steps))}, "
         f"which is {min(FEWEST, costs.steps)} times or more."

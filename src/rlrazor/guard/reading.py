@@ -10,7 +10,7 @@ from typing import Any
 from rlrazor.analysis.forecast import FORWARD, PROBE, Forecast
 from rlrazor.guard.budget import Judged
 from rlrazor.guard.scale import shown_estimate
-from rlrazor.guard.verdict import Verdict
+from rlrazor.guard.verdict import Verdict, known
 from rlrazor.lm.kl import MeanKL
 
 _NAMES = {FORWARD: "KL", PROBE: "KL on the probe"}
@@ -58,14 +58,14 @@ class Reading:
             "step": self.step,
             "epoch": self.epoch,
             **{name: estimate.mean for name, estimate in self.kl.items()},
-            **{f"{name}_stderr": _finite(estimate.stderr) for name, estimate in self.kl.items()},
+            **{f"{name}_stderr": known(estimate.stderr) for name, estimate in self.kl.items()},
             **{f"{name}_per_token": value for name, value in self.per_token.items()},
             "prompts": dict(self.prompts),
             "whole": self.whole,
             "forecast": None if self.forecast is None else asdict(self.forecast),
             "level": self.judged.level,
             "budget": self.judged.budget,
-            "remaining": {name: _finite(value) for name, value in self.remaining.items()},
+            "remaining": {name: known(value) for name, value in self.remaining.items()},
             "within": self.within,
             "verdict": self.verdict,
             "seconds": round(self.seconds, 3),
@@ -107,7 +107,3 @@ class Reading:
         if forecast.high <= most:
             return f"; that it is within {budget} cannot be told, which counts as over it{so}"
         return f"{', whose upper end' if forecast.drop <= most else ''} is over {budget}{so}"
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None

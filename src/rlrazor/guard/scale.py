@@ -5,11 +5,13 @@ And where it lies: on which prompts, and on the first tokens of a completion, as
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +22,6 @@ from rlrazor.analysis.forecast import FORWARD, PROBE
 from rlrazor.lm import compute, kl
 from rlrazor.lm.kl import Drift, MeanKL
 from rlrazor.lm.sampling import NotFiniteError
-from rlrazor.system.documents import read_json
-from rlrazor.system.schema import Drop, Name, Schema, Step, Text
 
 NOISE_PROMPTS = 4  # evenly spaced, of the probe: a pass over all of them would cost as much as the comparison
 FIRST = 5  # tokens of a completion that are its beginning
@@ -104,32 +104,15 @@ def focus_of(drift: Drift) -> Focus:
     return Focus(FIRST, float(first_T.mean()) if len(first_T) else 0.0, share, half if total else 0, len(by_prompt))
 
 
-class KnownCheckpoint(Schema):
-    """A checkpoint in the docs: its KLs in nats per token, and the drop of its prior score, a fraction of 1."""
-
-    lr: float
-    step: Step
-    kl_forward: float
-    kl_probe: float
-    drop: Drop
-
-
-class KnownRuns(Schema):
-    """Checkpoints of the runs of one model, and the command that made them; completions had `tokens` on average."""
-
-    command: Text
-    model: Name
-    parameters: int
-    tokens: float
-    prior: Name
-    versions: dict[Name, Name]
-    checkpoints: list[KnownCheckpoint]
-
-
 @cache
-def known_runs() -> KnownRuns:
-    """Those that a KL is set beside where there is no law."""
-    return read_json(_KNOWN, KnownRuns)
+def known_runs() -> dict[str, Any]:
+    """Those that a KL is set beside where there is no law: checkpoints, and the command that made them.
+
+    `checkpoints`: KLs in nats per token, drops of the prior score as fractions of 1; their completions had `tokens` on
+    average.
+    """
+    found: dict[str, Any] = json.loads(_KNOWN.read_text(encoding="utf-8"))
+    return found
 
 
 def is_zero(per_token: MeanKL, noise: Noise) -> bool:
@@ -165,22 +148,22 @@ def against_known(per_token: Mapping[str, MeanKL]) -> str:
         for name, what in ((FORWARD, "forward KL per token"), (PROBE, "the generic probe's"))
     ]
     return (
-        f"Beside the runs of `{known.command}` ({known.parameters / 1e6:.1f}M parameters, completions of "
-        f"{known.tokens:.0f} tokens) it lies, {'; '.join(places)}. That is a scale, not a forecast: of another model "
-        "and task the same KL costs more or less."
+        f"Beside the runs of `{known['command']}` ({known['parameters'] / 1e6:.1f}M parameters, completions of "
+        f"{known['tokens']:.0f} tokens) it lies, {'; '.join(places)}. That is a scale, not a forecast: of another "
+        "model and task the same KL costs more or less."
     )
 
 
 def _place(value: float, name: str) -> str:
     """Between which of the known checkpoints a KL lies, and what those had lost."""
-    known = sorted(known_runs().checkpoints, key=lambda one: float(getattr(one, name)))
-    below = [one for one in known if getattr(one, name) <= value]
-    above = [one for one in known if getattr(one, name) > value]
+    known = sorted(known_runs()["checkpoints"], key=itemgetter(name))
+    below = [100 * one["drop"] for one in known if one[name] <= value]
+    above = [100 * one["drop"] for one in known if one[name] > value]
     if not below:
-        return f"below all of them; the next had lost {100 * above[0].drop:.1f} points"
+        return f"below all of them; the next had lost {above[0]:.1f} points"
     if not above:
-        return f"above all of them; the last had lost {100 * below[-1].drop:.1f} points"
-    return f"between checkpoints that had lost {100 * below[-1].drop:.1f} and {100 * above[0].drop:.1f} points"
+        return f"above all of them; the last had lost {below[-1]:.1f} points"
+    return f"between checkpoints that had lost {below[-1]:.1f} and {above[0]:.1f} points"
 
 
 def where(focus: Focus) -> str:

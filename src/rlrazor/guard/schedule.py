@@ -35,7 +35,6 @@ class Schedule:
         self.base, self.precision, self.say = base, precision, say
         self.thin = self.last = base
         self.plan: Plan | None = None if every is None else Plan(every, asked=True)
-        self.sizes: Sizes | None = None
         self.costs: Costs | None = None
         self.clock = StepClock()
         self.counter: TokenCounter | None = None
@@ -52,16 +51,16 @@ class Schedule:
             self.training_cost /= FLOAT32_COST
         base = self.base
         found = ranks.everywhere(lambda: (base.sizes, base.pace, tokens_of_step(args, dataloader)))
-        self.sizes = Sizes([sizes for sizes, _, _ in found])
         seen = [tokens for _, _, tokens in found]
         pace = max(pace for _, pace, _ in found)
-        self.costs = Costs(int(state.max_steps), int(state.global_step), self.sizes.read, pace)
+        sizes = Sizes([sizes for sizes, _, _ in found])
+        self.costs = Costs(int(state.max_steps), int(state.global_step), sizes, pace)
         if self.plan is not None or all(seen):
             self._decide(min(tokens or 0.0 for tokens in seen))
             return
         if not getattr(args, "torch_compile", False):
             self.counter = TokenCounter(model)
-        self.say(f"[razor] {planning.undecided(self.costs, self.sizes.described)}")
+        self.say(f"[razor] {planning.undecided(self.costs)}")
 
     def decide(self) -> None:
         """After the first step, by its tokens in the process that read fewest; 0 where they could not be counted."""
@@ -69,14 +68,13 @@ class Schedule:
 
     def _decide(self, step_tokens: float) -> None:
         """Settle the plan, unless it is, and say it."""
-        assert self.sizes is not None
         assert self.costs is not None
-        sizes, allowed = self.sizes, self.training_cost * step_tokens
+        sizes, allowed = self.costs.sizes, self.training_cost * step_tokens
         worth = (lambda fraction: MEASURING_COST * sizes.read(fraction) / allowed) if allowed else None
         self.costs = replace(self.costs, worth=worth)
         plan = self.plan or planning.choose(self.costs.steps, worth)
         ranks.together(lambda: self._settle(plan))
-        self.say(f"[razor] {planning.described(plan, self.costs, sizes.described)}")
+        self.say(f"[razor] {planning.described(plan, self.costs)}")
 
     def _settle(self, plan: Plan) -> None:
         self.plan = plan

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from rlrazor.analysis.forecast import FORWARD, PROBE
+from rlrazor.analysis.forecast import FORWARD, PROBE, Forecast
 from rlrazor.errors import RazorError
 from rlrazor.guard.law_file import LawFile
 from rlrazor.guard.verdict import DROP, SEVERITY, Limits, Verdict
@@ -19,18 +19,14 @@ AXES = (DROP, FORWARD, PROBE)  # what a new-task score is weighed against, by th
 
 
 @dataclass(frozen=True)
-class DropEstimate:
-    """A drop of the prior score, a fraction of 1, forecast or `measured`, and the ends of its interval.
+class DropEstimate(Forecast):
+    """A drop that was forecast, or else `measured`: then its ends are infinite where its error is not known."""
 
-    Those are infinite where the error of a measured one is not known. `extrapolated`: its KL is beyond what the law was
-    fitted to.
-    """
-
-    value: float
-    low: float
-    high: float
     extrapolated: bool = False
     measured: bool = False
+
+
+NO_DROP = {"drop": None, "low": None, "high": None, "extrapolated": False, "measured": False}
 
 
 @dataclass(frozen=True)
@@ -65,8 +61,7 @@ class Forgetting:
             return cls(step, None, kl, measured)
         if FORWARD not in measured:
             raise RazorError("it is not known on how many prompts KL was measured: measure the checkpoints anew.")
-        said = law.forecast(kl, prompts=prompts, measured=measured[FORWARD])
-        drop = DropEstimate(said.drop, said.low, said.high, said.extrapolated)
+        drop = DropEstimate(**asdict(law.forecast(kl, prompts=prompts, measured=measured[FORWARD])))
         return cls(step, drop, kl, measured, law.level, law.objection())
 
 
@@ -88,7 +83,7 @@ class ScoredCheckpoint:
         without one (NaN), of a single prompt, it could be up to three times as large; infinite: nobody knows.
         """
         if of == DROP:
-            return None if self.drop is None else (self.drop.value, self.drop.low, self.drop.high)
+            return None if self.drop is None else (self.drop.drop, self.drop.low, self.drop.high)
         if of not in self.kl:
             return None
         kl = self.kl[of]
@@ -129,16 +124,11 @@ class ScoredCheckpoint:
 
     def as_json(self) -> dict[str, Any]:
         """All of it; what does not exist is None, and a standard error that is not known not finite."""
-        drop = self.drop
         return {
             "name": self.name,
             "step": self.step,
             "new": self.new,
-            "drop": None if drop is None else drop.value,
-            "low": None if drop is None else drop.low,
-            "high": None if drop is None else drop.high,
-            "measured": drop is not None and drop.measured,
-            "extrapolated": drop is not None and drop.extrapolated,
+            **(NO_DROP if self.drop is None else asdict(self.drop)),
             "kl": {of: kl._asdict() for of, kl in self.kl.items()},
             "prompts": dict(self.prompts),
         }

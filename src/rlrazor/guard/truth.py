@@ -3,43 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from rlrazor.analysis import paired
 from rlrazor.analysis.paired import Difference
-from rlrazor.lm import prior
-from rlrazor.lm.models import LanguageModel
-from rlrazor.lm.scores import Metric, PriorScores, Score
-
-
-@dataclass(frozen=True)
-class PriorTasks:
-    """Prior tasks of lm-eval to measure the truth by."""
-
-    tasks: tuple[str, ...]
-    limit: int | None = None
-    data_mirror: Path | None = None
-    allow_code_execution: bool = False
-
-    def metrics(self) -> dict[str, Metric]:
-        """What each task is scored by; raises RazorError for tasks that cannot be evaluated. Loads their data."""
-        return prior.metrics_of(
-            self.tasks, data_mirror=self.data_mirror, allow_code_execution=self.allow_code_execution
-        )
-
-    def scores(self, lm: LanguageModel, told: Callable[[str], None]) -> PriorScores:
-        """Of a model; `told` hears of each task as it begins. Raises as `prior.evaluate` does."""
-        return prior.evaluate(
-            lm.model,
-            lm.tokenizer,
-            self.tasks,
-            limit=self.limit,
-            data_mirror=self.data_mirror,
-            allow_code_execution=self.allow_code_execution,
-            told=told,
-        )
+from rlrazor.guard.verdict import known
+from rlrazor.lm.scores import Score
 
 
 @dataclass(frozen=True)
@@ -72,7 +42,7 @@ class TaskChange:
     @property
     def stderr(self) -> float | None:
         """Of the difference; None where it is not known."""
-        return _known(self.difference.stderr)
+        return known(self.difference.stderr)
 
     @property
     def interval(self) -> tuple[float, float] | None:
@@ -102,7 +72,7 @@ class Truth:
     @property
     def stderr(self) -> float | None:
         """Its standard error; None where one of them has none: unknown is not 0."""
-        return None if self.difference is None else _known(self.difference.stderr)
+        return None if self.difference is None else known(self.difference.stderr)
 
     @property
     def interval(self) -> tuple[float, float] | None:
@@ -150,12 +120,13 @@ def truth_of(base: Mapping[str, Score], tuned: Mapping[str, Score], level: float
 def _change(base: Score, tuned: Score, level: float) -> TaskChange:
     fraction = base.is_fraction and tuned.is_fraction
     difference = _paired(base, tuned, bounded=fraction)
-    known = difference is not None
+    is_paired = difference is not None
     if difference is None:
         drop = (base.value - tuned.value) * (1 if base.higher_is_better else -1)
         errors = [math.nan if score.stderr is None else score.stderr for score in (base, tuned)]
         difference = paired.Independent(drop, math.hypot(*errors), min(base.n, tuned.n), fraction)
-    return TaskChange(base.value, tuned.value, base.metric, base.higher_is_better, fraction, difference, known, level)
+    metric, better = base.metric, base.higher_is_better
+    return TaskChange(base.value, tuned.value, metric, better, fraction, difference, is_paired, level)
 
 
 def _paired(base: Score, tuned: Score, *, bounded: bool) -> Difference | None:
@@ -173,10 +144,6 @@ def _paired(base: Score, tuned: Score, *, bounded: bool) -> Difference | None:
     groups = [list(names)] if base.by_size else [[task] for task in names]  # of tasks whose items count alike
     found = [paired.paired(outcomes(first, tasks), outcomes(second, tasks), bounded=bounded) for tasks in groups]
     return found[0] if len(found) == 1 else paired.Mean(found)
-
-
-def _known(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 def _interval(difference: Difference, level: float) -> tuple[float, float] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -38,8 +39,7 @@ class Limits:
 
     def __post_init__(self) -> None:
         for name, given in (("budget", self.drop), ("kl_budget", self.kl), ("kl_budget_probe", self.kl_probe)):
-            bounds.require_number(name, given)
-            bounds.check(name, given)
+            bounds.check_number(name, given)
         if self.cautious and self.accept_uncertain:
             raise RazorError("Be cautious or accept what is uncertain, not both.")
 
@@ -64,3 +64,8 @@ class Limits:
 
 
 NO_LIMITS = Limits()
+
+
+def known(value: float) -> float | None:
+    """The number; None for NaN and infinity, which say that an end or an error is not known."""
+    return value if math.isfinite(value) else None

@@ -14,7 +14,7 @@ from threading import Thread
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
-from rlrazor.errors import chain_of
+from rlrazor.errors import RazorError, chain_of
 
 SECONDS = 3.0  # for the hub to answer at all
 _UNREACHABLE = {"ConnectionError", "Timeout", "TimeoutError", "TransportError", "LocalEntryNotFoundError"}
@@ -25,6 +25,16 @@ _SWITCHES = (
     ("datasets.config", "HF_DATASETS_OFFLINE"),
     ("transformers.utils.hub", "_is_offline_mode"),
 )
+
+
+def is_local(source: str) -> bool:
+    """Whether a model can only be a local one, by how it is written: a hub id has at most one slash."""
+    return source.endswith(".gguf") or source.startswith(("/", ".", "~")) or source.count("/") > 1
+
+
+def nowhere(source: str) -> RazorError:
+    """The error for a local model that is not there."""
+    return RazorError(f"There is no {source}. Give a hub id, a folder with a model, or a .gguf file.")
 
 
 def answer_in(error: BaseException) -> int | None:

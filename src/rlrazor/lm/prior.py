@@ -17,7 +17,9 @@ sentences (after "Dr.") and, less, words.
 
 import math
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -30,98 +32,96 @@ from rlrazor.errors import RazorError
 from rlrazor.lm import compute
 from rlrazor.lm.harness.guest import as_guest, evaluating, untrained_punkt
 from rlrazor.lm.harness.tasks import Task, load_all
+from rlrazor.lm.models import LanguageModel
 from rlrazor.lm.scores import Metric, NotANumberError, PriorScores, Score
 from rlrazor.lm.task_names import RUNS_MODEL_CODE, check_names
 from rlrazor.system import phases
 
 _BOOTSTRAPS = 100  # for metrics whose standard error has no closed form; none of the default tasks
 _SEED = 1234  # lm-eval's
+_BATCH = 8  # inputs that are read together
+_NO_MEMORY = "Out of memory while evaluating the prior tasks: this model needs a bigger machine."
 
 
-def evaluate(
-    model: Any,
-    tokenizer: Any,
-    tasks: Sequence[str] | None = None,
-    *,
-    limit: int | None = None,
-    batch_size: int = 8,
-    data_mirror: Path | None = None,
-    allow_code_execution: bool = False,
-    told: Callable[[str], None] = lambda task: None,
-) -> PriorScores:
-    """Score a causal LM on lm-eval tasks, by name or as the path of a task's YAML file.
+@dataclass(frozen=True)
+class PriorTasks:
+    """Tasks of lm-eval, by name or as the path of a task's YAML file.
 
     `tasks` is by default `DEFAULT_TASKS`, less HumanEval unless `allow_code_execution`: it runs programs that the model
-    wrote, in a process of their own with limits on time and memory, which is no sandbox. `limit` evaluates the first n
-    rows of each task (of each of MMLU's 57 subjects). The tasks' data are loaded once per process. The global random
-    states and the model's train/eval mode are as before afterwards; a score does not depend on them, nor on the other
-    tasks. With the same rows, scores are reproducible. `told` hears of each task as it begins.
+    wrote, in a process of their own with limits on time and memory, which is no sandbox. `limit`: of the rows of each
+    task (of each of MMLU's 57 subjects) the first n. `data_mirror`: a folder with the tasks' data, see
+    `harness.mirror`. The data are loaded once per process.
 
     Raises RazorError for unknown tasks, tasks that run code without leave, a group without a score of its own, data
-    that are missing or do not fit, a metric of unknown direction, a score that is no number, whatever a task's own code
-    raises, and running out of memory.
+    that are missing or do not fit, and a metric of unknown direction: all methods do, before any model is run.
     """
-    bounds.require_number("limit", limit)
-    if limit is not None and limit < 1:
-        raise RazorError(f"The limit is {limit}: evaluate at least 1 row of each task.")
-    notes = []
-    if tasks is None and not allow_code_execution:
-        notes.append(f"{RUNS_MODEL_CODE} is left out: it runs code that the model wrote (--allow-code-execution).")
-    check_names(tasks or ())
-    was_training, pad_token = model.training, tokenizer.pad_token
-    with as_guest(data_mirror) as (mirror, warnings):
-        from lm_eval.models.huggingface import HFLM
 
+    tasks: Sequence[str] | None = None
+    limit: int | None = None
+    data_mirror: Path | None = None
+    allow_code_execution: bool = False
+
+    def metrics(self) -> dict[str, Metric]:
+        """What each task is scored by. Loads the tasks and their data, which stay loaded, and runs nothing."""
+        with self._loaded() as (loaded, _):
+            return {name: task.declared for name, task in loaded.items()}
+
+    def count(self) -> int:
+        """How many rows would be scored. Loads what `metrics` loads."""
+        with self._loaded() as (loaded, _):
+            counts = [len(leaf.eval_docs) for task in loaded.values() for leaf in task.leaves.values()]
+        return sum(count if self.limit is None else min(self.limit, count) for count in counts)
+
+    def scores(self, lm: LanguageModel, told: Callable[[str], None] = lambda task: None) -> PriorScores:
+        """Of a model; `told` hears of each task as it begins.
+
+        The global random states and the model's train/eval mode are as before afterwards; a score does not depend on
+        them, nor on the other tasks. With the same rows, scores are reproducible. Raises RazorError for a score that is
+        no number, whatever a task's own code raises, and running out of memory.
+        """
+        bounds.check_number("limit", self.limit)
+        if self.limit is not None and self.limit < 1:
+            raise RazorError(f"The limit is {self.limit}: evaluate at least 1 row of each task.")
+        was_training, pad_token = lm.model.training, lm.tokenizer.pad_token
         # All are loaded before the first is run: what is missing shows at once, not after an hour.
-        loaded = load_all(tasks, mirror, allow_code_execution)
-        remedy = f"try a batch size below {batch_size}" if batch_size > 1 else "this model needs a bigger machine"
-        try:
-            with compute.memory_errors(f"Out of memory while evaluating the prior tasks: {remedy}."):
-                with evaluating("the prior tasks"):
-                    lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
-                scores = {}
-                for number, (name, task) in enumerate(loaded.items(), 1):
-                    told(f"{Path(name).name} ({number} of {len(loaded)})")
-                    phases.at(f"prior task {Path(name).name},", number, len(loaded))
-                    scores[name] = _run(task, lm, limit)
-        finally:
-            model.train(was_training)  # HFLM leaves it in eval mode,
-            if tokenizer.pad_token != pad_token:
-                tokenizer.pad_token = pad_token  # and gives a tokenizer without one a padding token
-    if cut := sum("runcat" in warning for warning in warnings):  # "Truncating ...", "Left truncation applied"
-        notes.append(f"{cut} inputs were longer than the model's context and were cut at the front.")
-    if untrained_punkt() and any("ifeval" in leaf for task in loaded.values() for leaf in task.leaves):
-        notes.append(
-            "ifeval split sentences without knowing abbreviations: NLTK's punkt_tab is not on this machine "
-            "(python -m nltk.downloader punkt_tab)."
-        )
-    return PriorScores(scores, notes)
+        with self._loaded() as (loaded, warnings):
+            from lm_eval.models.huggingface import HFLM
 
+            try:
+                with compute.memory_errors(_NO_MEMORY):
+                    with evaluating("the prior tasks"):
+                        harness = HFLM(pretrained=lm.model, tokenizer=lm.tokenizer, batch_size=_BATCH)
+                    scores = {}
+                    for number, (name, task) in enumerate(loaded.items(), 1):
+                        told(f"{Path(name).name} ({number} of {len(loaded)})")
+                        phases.at(f"prior task {Path(name).name},", number, len(loaded))
+                        scores[name] = _run(task, harness, self.limit)
+            finally:
+                lm.model.train(was_training)  # HFLM leaves it in eval mode,
+                if lm.tokenizer.pad_token != pad_token:
+                    lm.tokenizer.pad_token = pad_token  # and gives a tokenizer without one a padding token
+        return PriorScores(scores, self._notes(loaded, warnings))
 
-def metrics_of(
-    tasks: Sequence[str] | None = None, *, data_mirror: Path | None = None, allow_code_execution: bool = False
-) -> dict[str, Metric]:
-    """What `evaluate` will score each task by. Loads the tasks and their data, which stay loaded, and runs nothing.
+    @contextmanager
+    def _loaded(self) -> Iterator[tuple[dict[str, Task], list[str]]]:
+        """The tasks by name, and what lm-eval warns of within this block."""
+        check_names(self.tasks or ())
+        with as_guest(self.data_mirror) as (mirror, warnings):
+            yield load_all(self.tasks, mirror, self.allow_code_execution), warnings
 
-    Raises what `evaluate` raises before it runs a model.
-    """
-    check_names(tasks or ())
-    with as_guest(data_mirror) as (mirror, _):
-        return {name: task.declared for name, task in load_all(tasks, mirror, allow_code_execution).items()}
-
-
-def count_items(
-    tasks: Sequence[str] | None = None,
-    *,
-    limit: int | None = None,
-    data_mirror: Path | None = None,
-    allow_code_execution: bool = False,
-) -> int:
-    """How many rows `evaluate` would score. Loads what it loads, and raises what it raises before it runs a model."""
-    with as_guest(data_mirror) as (mirror, _):
-        loaded = load_all(tasks, mirror, allow_code_execution)
-        counts = [len(leaf.eval_docs) for task in loaded.values() for leaf in task.leaves.values()]
-    return sum(count if limit is None else min(limit, count) for count in counts)
+    def _notes(self, loaded: Mapping[str, Task], warnings: Sequence[str]) -> list[str]:
+        """What a reader of the scores has to know."""
+        notes = []
+        if self.tasks is None and not self.allow_code_execution:
+            notes.append(f"{RUNS_MODEL_CODE} is left out: it runs code that the model wrote (--allow-code-execution).")
+        if cut := sum("runcat" in warning for warning in warnings):  # "Truncating ...", "Left truncation applied"
+            notes.append(f"{cut} inputs were longer than the model's context and were cut at the front.")
+        if untrained_punkt() and any("ifeval" in leaf for task in loaded.values() for leaf in task.leaves):
+            notes.append(
+                "ifeval split sentences without knowing abbreviations: NLTK's punkt_tab is not on this machine "
+                "(python -m nltk.downloader punkt_tab)."
+            )
+        return notes
 
 
 def _run(task: Task, lm: Any, limit: int | None) -> Score:

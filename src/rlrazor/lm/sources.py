@@ -18,8 +18,8 @@ def folder_of(source: str) -> Path:
         return path
     if path.exists():
         raise RazorError(f"{source} is neither a folder with a model nor a .gguf file.")
-    if path.suffix == ".gguf" or path.is_absolute() or source.startswith((".", "~")) or source.count("/") > 1:
-        raise RazorError(f"There is no {source}. Give a hub id, a folder with a model, or a .gguf file.")
+    if hub.is_local(source):
+        raise hub.nowhere(source)
     return _downloaded(source)
 
 

@@ -28,9 +28,8 @@ def trade_off_figure(sweep: Sweep) -> Figure:
     new = Axis(f"{new_name} (new task)", learnt(study))
     prior = Axis(prior_name, padded(floats(study.table, "prior")))
     kl = Axis(kl_name, kl_range := padded(np.append(floats(points, "kl_forward"), 0.0)), percent=False)
-    fits = next(law for law in sweep.laws if law.predictor == "kl_forward")
     # A calibration's is in its section.
-    curves = [] if sweep.is_calibration else laws(fits, np.linspace(0, kl_range[1], 200), with_r2=True)
+    curves = [] if sweep.is_calibration else laws(sweep.law, np.linspace(0, kl_range[1], 200), with_r2=True)
     forgotten = layers("kl_forward", "forgetting", curves)
     frontiers = [
         staircase(study.label(method), points.filter(pl.col("method") == method), style_of(index)[0])

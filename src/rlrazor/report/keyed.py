@@ -4,15 +4,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from rlrazor.analysis.statistics import Estimate, Verdict, verdict
+from rlrazor.analysis.statistics import Estimate, Standing, verdict
 from rlrazor.report.tables import Table
 from rlrazor.report.text import of_all, percent, signed, written
 
 Row = TypeVar("Row")
 Value = Estimate | str | None
 
-WORDS: Mapping[Verdict, str] = {one: one.value for one in Verdict}
-MORE_OR_LESS: Mapping[Verdict, str] = {**WORDS, Verdict.BETTER: "more", Verdict.WORSE: "less"}
+WORDS: Mapping[Standing, str] = {one: one.value for one in Standing}
+MORE_OR_LESS: Mapping[Standing, str] = {**WORDS, Standing.BETTER: "more", Standing.WORSE: "less"}
 """The verdicts where neither is better."""
 
 
@@ -60,18 +60,18 @@ class Judged:
 
     label: str
     gap: Estimate | None
-    verdict: Verdict
+    verdict: Standing
 
 
 def in_short(
     judged: Sequence[Judged],
     form: Callable[[float], str] = percent,
     unit: str = "points",
-    words: Mapping[Verdict, str] = WORDS,
+    words: Mapping[Standing, str] = WORDS,
 ) -> str:
     """The verdicts, of each kind those that have it, with their differences: "better: A (+1.2 ± 0.5 points); ..."."""
     parts = []
-    for kind in Verdict:
+    for kind in Standing:
         names = [
             one.label if one.gap is None else f"{one.label} ({f'{signed(one.gap, form)} {unit}'.strip()})"
             for one in judged
@@ -79,7 +79,7 @@ def in_short(
         ]
         if names:
             parts.append(f"{words[kind]}: {', '.join(names)}")
-    return "; ".join(parts) if parts else f"{words[Verdict.APART]}: there are no runs to compare"
+    return "; ".join(parts) if parts else f"{words[Standing.APART]}: there are no runs to compare"
 
 
 @dataclass(frozen=True)
@@ -130,8 +130,8 @@ def table_of(
 def _cells(column: Column[Row], value: Value, seeds: int) -> list[str]:
     """What a column, and those beside it, say of a row."""
     if isinstance(value, str):
-        return [value] * (3 if column.judge else 1)
-    text, got = column.form(value), value.seeds if value else 0
+        return [str(value)] * (3 if column.judge else 1)
     if column.judge:
-        return [text, of_all(got, seeds), str(column.judge(value, seeds))]
-    return [text + (f" ({got} of {seeds} seeds)" if 0 < got < seeds else "")]
+        return [column.form(value), of_all(value, seeds), str(column.judge(value, seeds))]
+    some = value is not None and value.seeds < seeds
+    return [column.form(value) + (f" ({of_all(value, seeds)} seeds)" if some else "")]

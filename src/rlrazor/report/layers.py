@@ -74,15 +74,20 @@ def base(study: Study, x: str, y: str) -> Points:
     return Points("base", floats(study.bases, x), floats(study.bases, y), Marker(INK, "star", size=11.0), hover)
 
 
-def means(label: str, cells: pl.DataFrame, at: Sequence[float], column: str, color: str, symbol: str) -> Points:
-    """A line through means over seeds with their intervals; `cells` are rows of `statistics.at_accuracy`, at x `at`."""
-    return Points(
-        label,
-        np.asarray(at, float),
-        floats(cells, column),
-        Marker(color, symbol, size=7.5, line=True),
-        interval=Interval(floats(cells, f"{column}_low"), floats(cells, f"{column}_high")),
-    )
+def means(
+    label: str,
+    values: Sequence[Estimate | None],
+    at: Sequence[float] | Floats,
+    style: tuple[str, str],
+    along: Literal["x", "y"] = "y",
+    *,
+    line: bool = False,
+) -> Points:
+    """Means with their intervals, `along` an axis, perhaps on a line; `at` are their places on the other."""
+    mean = np.array([one.mean if one else np.nan for one in values], float)
+    half = np.array([one.half if one else np.nan for one in values], float)
+    x, y = (mean, np.asarray(at, float)) if along == "x" else (np.asarray(at, float), mean)
+    return Points(label, x, y, Marker(*style, size=7.5, line=line), interval=Interval(mean - half, mean + half, along))
 
 
 def r2s(label: str, fits: Sequence[LawSummary | None], at: Floats, marker: Marker) -> Points:
@@ -99,11 +104,8 @@ def spots(
     style: tuple[str, str],
     along: Literal["x", "y"],
 ) -> Points:
-    """Estimates with their intervals in per cent or points, `along` an axis; `at` are their places on the other."""
-    mean = 100 * np.array([one.mean if one else np.nan for one in values], float)
-    half = 100 * np.array([one.half if one else np.nan for one in values], float)
-    x, y = (mean, np.asarray(at, float)) if along == "x" else (np.asarray(at, float), mean)
-    return Points(label, x, y, Marker(*style, size=7.0), interval=Interval(mean - half, mean + half, along))
+    """The same in per cent or points, on an axis that says so."""
+    return means(label, [one and one.times(100) for one in values], at, style, along)
 
 
 def across(label: str, x: float, ends: Range) -> Curve:

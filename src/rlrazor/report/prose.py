@@ -60,7 +60,7 @@ class Shown:
     numbers: Mapping[str, str] = field(default_factory=dict)
 
 
-def told(study: Study, path: Path, shown: Shown, absent: str | None = NOT_RUN, below: str = "") -> Section:
+def told(study: Study, path: Path, shown: Shown, below: str = "") -> Section:
     """A section: the text of `path`, which is called as the section, around what it shows; `below` is more of the text.
 
     `{{ checkpoints }}`, `{{ runs }}`, `{{ methods }}` and `{{ seeds }}` are counts, `{{ made-of }}` tells all of them.
@@ -70,7 +70,7 @@ def told(study: Study, path: Path, shown: Shown, absent: str | None = NOT_RUN, b
     counts = {f"{noun}s": f"{count:,}" for noun, count in sizes.items()}
     made_of = "{}, {} of {}, {}".format(*(how_many(count, noun) for noun, count in sizes.items()))
     numbers = {**counts, "made-of": made_of, **shown.numbers, **numbers_of(shown.tables)}
-    prose = read_prose(path, numbers, absent)
+    prose = read_prose(path, numbers)
     note = "\n\n".join(filter(None, (prose.note, render(below, numbers))))
     name, tables = path.stem.replace("_", "-"), [one.table for one in shown.tables]
     return Section(name, prose.title, prose.question, shown.finding, shown.figure, tables, note)

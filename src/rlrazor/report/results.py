@@ -38,15 +38,10 @@ def load(folder: Path, kinds: Kinds = KINDS) -> Results:
     has_sweep = not studies or any((folder / name).exists() for name in ("config.json", "records.parquet"))
     sweep = load_sweep(folder) if has_sweep else None
     if sweep:
-        studies = sections.in_page_order([*studies, *sections.studies_of(sweep, kinds)], kinds)
+        studies += sections.of_sweep(sweep, kinds)
+        studies.sort(key=lambda study: list(kinds).index(study.name))
     shown = None if sweep and sweep.is_sequence else sweep
     return Results(folder, shown, studies, [sections.build(study, kinds) for study in studies])
-
-
-def findings_table(results: Results) -> Table:
-    """Each analysis and what it found."""
-    rows = [[section.name, section.finding] for section in results.sections]
-    return Table("Analyses", ["analysis", "finding"], rows, words=True)
 
 
 def terminal_tables(results: Results) -> list[RichTable]:
@@ -59,7 +54,8 @@ def terminal_tables(results: Results) -> list[RichTable]:
         laws = () if results.sweep.is_calibration else (sweep_tables.law_table, sweep_tables.range_table)
         shown += [table(results.sweep) for table in (sweep_tables.retention_table, *laws)]
     if results.sections:
-        shown.append(findings_table(results))
+        findings = [[section.name, section.finding] for section in results.sections]
+        shown.append(Table("Analyses", ["analysis", "finding"], findings, words=True))
     return [tables.to_rich(table) for table in shown]
 
 

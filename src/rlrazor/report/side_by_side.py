@@ -8,7 +8,7 @@ from pathlib import Path
 
 import polars as pl
 
-from rlrazor.analysis.statistics import Estimate, Verdict, at_accuracy, best_checkpoints, difference, shared_threshold
+from rlrazor.analysis.statistics import Estimate, Standing, best_checkpoints, by_group, difference, shared_threshold
 from rlrazor.analysis.statistics import verdict as verdict_of
 from rlrazor.errors import RazorError
 from rlrazor.report.drawing import PALETTE, Axis, Figure, Layer, Panel
@@ -20,7 +20,7 @@ from rlrazor.report.prose import read_prose
 from rlrazor.report.study import Section, Study, members, with_family
 from rlrazor.report.sweep import read_sweep
 from rlrazor.report.tables import FAMILIES
-from rlrazor.report.text import INTERVALS, NEVER, cell, how_many, signed
+from rlrazor.report.text import INTERVALS, NEVER, how_many, signed
 
 TEXT = Path(__file__).with_suffix(".md")
 
@@ -59,7 +59,7 @@ class Task:
         return difference(rl, sft, "prior")
 
     @property
-    def verdict(self) -> Verdict:
+    def verdict(self) -> Standing:
         """Whether RL is better."""
         return verdict_of(self.gap, len(self.study.seeds))
 
@@ -114,17 +114,12 @@ def kept_table(task: Task) -> Keyed:
     """What the best checkpoints of each family keep at each new accuracy."""
 
     def at(threshold: float) -> Column[str]:
-        kept = {row["family"]: row for row in at_accuracy(task.points, ["family"], threshold).to_dicts()}
-        return Column(
-            f"at-{100 * threshold:g}",
-            f"new ≥ {threshold:.0%}",
-            lambda family: cell(kept[family], "prior") if family in kept else NEVER,
-        )
+        kept = by_group(best_checkpoints(task.points, ["family"], threshold), "family", "prior")
+        return Column(f"at-{100 * threshold:g}", f"new ≥ {threshold:.0%}", kept.get)
 
-    title = f"{task.study.description['title']}: best prior accuracy, %"
-    return table_of(
-        title, "family", {family: (family, family) for family in FAMILIES}, list(map(at, task.study.thresholds))
-    )
+    title, columns = f"{task.study.description['title']}: best prior accuracy, %", list(map(at, task.study.thresholds))
+    rows = {family: (family, family) for family in FAMILIES}
+    return table_of(title, "family", rows, columns, len(task.study.seeds))
 
 
 def _panel(task: Task) -> Panel:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import polars as pl
 
 from rlrazor.report.drawing import Figure
-from rlrazor.report.tables import FAMILIES, Table, kl_unit_of, thresholds_of
+from rlrazor.report.tables import FAMILIES, THRESHOLDS, Table
 from rlrazor.runs.records import JSON
 
 
@@ -63,13 +63,13 @@ class Study:
 
     @property
     def thresholds(self) -> Sequence[float]:
-        """The new-task accuracies at which methods are compared, ascending."""
-        return thresholds_of(self.description)
+        """The new-task accuracies, ascending, at which methods are compared: the config's, or THRESHOLDS."""
+        return tuple(sorted(self.description.get("thresholds", THRESHOLDS)))
 
     @property
     def kl_unit(self) -> str:
-        """What KL is counted in."""
-        return kl_unit_of(self.description)
+        """What KL is counted in: "nats", or as the config says, such as "nats per completion"."""
+        return str(self.description.get("kl_unit", "nats"))
 
     def label(self, method: str) -> str:
         """The method's name for people."""

@@ -14,7 +14,7 @@ from rlrazor.analysis.statistics import Estimate, over
 from rlrazor.errors import RazorError
 from rlrazor.report.measures import MAIN_MEASURES
 from rlrazor.report.study import Study
-from rlrazor.report.tables import MATCH, Range, ranges_of, thresholds_of
+from rlrazor.report.tables import MATCH, Range, ranges_of
 from rlrazor.runs.records import BASE, JSON
 from rlrazor.runs.store import COLUMNS, read_table
 from rlrazor.system.documents import checked, parse_json, read_text
@@ -56,6 +56,11 @@ class Sweep:
     def points(self) -> pl.DataFrame:
         """The distinct checkpoints."""
         return self.study.points
+
+    @property
+    def law(self) -> PredictorSummary:
+        """The laws in forward KL."""
+        return next(fits for fits in self.laws if fits.predictor == "kl_forward")
 
     @property
     def is_calibration(self) -> bool:
@@ -110,7 +115,7 @@ def load_sweep(folder: Path) -> Sweep:
         ranges=[*ranges_of(study.points, measures), Range(None, len(study.points), laws)],
         retention=frontier.retention(study.table, study.thresholds),
         areas=_areas(study),
-        sensitivity=_read_sensitivity(folder, study.description),
+        sensitivity=_read_sensitivity(folder, study),
         distillation=distillation,
     )
 
@@ -165,7 +170,7 @@ def read_any(path: Path) -> Any:
     return parse_json(read_text(path, mend=AGAIN, missing=missing), path, mend=AGAIN)
 
 
-def _read_sensitivity(folder: Path, config: Mapping[str, Any]) -> list[JSON]:
+def _read_sensitivity(folder: Path, study: Study) -> list[JSON]:
     path = folder / "sensitivity.parquet"
     if not path.exists():
         return []
@@ -174,8 +179,8 @@ def _read_sensitivity(folder: Path, config: Mapping[str, Any]) -> list[JSON]:
         {
             "setting": setting,
             "value": value,
-            "configured": config["config"].get(setting) == value,
-            **_variant(rows, thresholds_of(config)[0]),
+            "configured": study.description["config"].get(setting) == value,
+            **_variant(rows, study.thresholds[0]),
         }
         for (setting, value), rows in table.group_by(["setting", "value"], maintain_order=True)
     ]

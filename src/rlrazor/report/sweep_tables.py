@@ -1,5 +1,8 @@
 """The tables of a sweep itself: what is kept, what explains forgetting, and how it was run."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import polars as pl
 
 from rlrazor.analysis.law import Quadratic, Saturating, error_of, r2_of
@@ -18,10 +21,7 @@ def retention_table(sweep: Sweep) -> Table:
     rows = [["base (not fine-tuned)", *compared, written(base_new), NEVER]]
     for method in sweep.ranking:
         cells = sweep.retention.filter(pl.col("method") == method).to_dicts()
-        kept = [
-            with_seeds(Estimate.of_interval(cell["mean"], cell["high"], cell["n_seeds"]), cell["seeds_total"])
-            for cell in cells
-        ]
+        kept = [with_seeds(None if cell["mean"] is None else _mean(cell), cell["seeds_total"]) for cell in cells]
         rows.append([sweep.study.label(method), *kept, percent(cells[0]["best_new"]), written(sweep.areas[method])])
     thresholds = [f"new ≥ {at:.0%}" for at in sweep.study.thresholds]
     return Table("Best prior accuracy, %", ["method", *thresholds, "best new, %", "frontier area, %"], rows)
@@ -106,6 +106,11 @@ def distillation_table(sweep: Sweep) -> Table:
     scored = ["new, %", "prior, %", f"KL, {sweep.study.kl_unit}"]
     of_both = [f"{who} {score}" for who in ("teacher", "student") for score in scored]
     return Table("Teachers and students", ["teacher → student", "seed", *of_both, "prior difference"], rows)
+
+
+def _mean(cell: Mapping[str, Any]) -> Estimate:
+    half = None if cell["high"] is None else cell["high"] - cell["mean"]
+    return Estimate(cell["mean"], half, cell["n_seeds"])
 
 
 def _formula(fitted: Quadratic | Saturating) -> str:

@@ -47,16 +47,6 @@ class Range:
     laws: Sequence[PredictorSummary]
 
 
-def thresholds_of(config: Mapping[str, Any]) -> Sequence[float]:
-    """The new-task accuracies, ascending, at which methods are compared: the config's, or THRESHOLDS."""
-    return tuple(sorted(config.get("thresholds", THRESHOLDS)))
-
-
-def kl_unit_of(config: Mapping[str, Any]) -> str:
-    """What KL is counted in: "nats", or as the config says, such as "nats per completion"."""
-    return str(config.get("kl_unit", "nats"))
-
-
 def fit_cells(fit: LawSummary | None, digits: int = 3) -> tuple[str, str]:
     """R2 with its interval, and R2 over seeds to so many digits."""
     if fit is None:

@@ -1,10 +1,9 @@
 """Numbers as people read them: per cent to a tenth, a mean with half its interval, a difference with its sign."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
-from rlrazor.analysis.statistics import Estimate, estimate_of
+from rlrazor.analysis.statistics import Estimate
 
 NEVER = "—"
 INTERVALS = "±: half the 95 % t-interval of a mean over seeds; differences are taken seed by seed."
@@ -40,8 +39,9 @@ def with_seeds(estimate: Estimate | None, total: int, form: Callable[[float], st
     return written(estimate, form) + (f" ({estimate.seeds} of {total} seeds)" if estimate and some else "")
 
 
-def of_all(count: int, total: int) -> str:
+def of_all(estimate: Estimate | None, total: int) -> str:
     """How many seeds a cell rests on: "3", "2 of 3"."""
+    count = estimate.seeds if estimate else 0
     return NEVER if not count else str(count) if count == total else f"{count} of {total}"
 
 
@@ -57,11 +57,6 @@ def signed(estimate: Estimate | None, form: Callable[[float], str] = percent) ->
     sign = "−" if estimate.mean < 0 else "+"
     is_nothing = form(abs(estimate.mean)) == form(0.0)
     return ("" if is_nothing else sign) + written(replace(estimate, mean=abs(estimate.mean)), form)
-
-
-def cell(row: Mapping[str, Any], column: str, form: Callable[[float], str] = percent) -> str:
-    """A row of `at_accuracy` as a table shows it, with the seeds that got there where not all did."""
-    return with_seeds(estimate_of(row, column), row["seeds_total"], form)
 
 
 def how_many(count: int, noun: str) -> str:

@@ -51,10 +51,20 @@ class Experiment(Protocol):
     def title(self) -> str:
         """For people."""
 
-    def phases(self, config: Any, store: RunStore | None) -> Iterator[Phase]:
-        """The runs of a config, a frozen dataclass with `methods` among its settings.
+    @property
+    def config(self) -> type:
+        """The frozen dataclass of settings; `methods` is one of them."""
 
-        Such as bases, the sweep, students of the best of it; or stage after stage.
+    @property
+    def presets(self) -> Mapping[str, Any]:
+        """Configs by name."""
+
+    @property
+    def methods(self) -> Mapping[str, Any]:
+        """Methods by name."""
+
+    def phases(self, config: Any, store: RunStore | None) -> Iterator[Phase]:
+        """The runs of a config: bases, the sweep, students of the best of it; or stage after stage.
 
         When it is asked to go on, the runs of the last phase are in the store. Without a store nothing is run, as in a
         dry run: what later runs depend on is stood in for.

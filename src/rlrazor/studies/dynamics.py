@@ -1,11 +1,10 @@
 """Do larger KL steps point more along the forgetting gradient? Every step of a few runs; the paper's Fig. 10."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from math import ceil
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -14,8 +13,8 @@ from rlrazor.analysis.statistics import (
     Correlation,
     Estimate,
     correlation,
-    estimate_of,
     floats,
+    mean_of,
     over,
     seed_means,
     verdict,
@@ -153,16 +152,17 @@ def mean_step(study: Study) -> Keyed:
         "length": ("length of the update", "update_norm", "{:.2g}".format),
     }
 
-    def cell(row: Mapping[str, Any], column: str, form: Callable[[float], str]) -> str:
-        return minus(written(estimate_of(row, column), form))
+    steps = study.points.with_columns(raises=(pl.col(PRIOR) > 0).cast(pl.Float64))
+    means = seed_means(steps, ["method"], [column for _, column, _ in measured.values()])
+
+    def cell(method: str, column: str, form: Callable[[float], str]) -> str:
+        return minus(written(mean_of(means.filter(method=method), column), form))
 
     columns = [
-        Column[Mapping[str, Any]](key, header, partial(cell, column=column, form=form))
+        Column[str](key, header, partial(cell, column=column, form=form))
         for key, (header, column, form) in measured.items()
     ]
-    signs = study.points.with_columns(raises=(pl.col(PRIOR) > 0).cast(pl.Float64))
-    means = seed_means(signs, ["method"], [column for _, column, _ in measured.values()]).to_dicts()
-    rows = {row["method"]: (study.label(row["method"]), row) for row in means}
+    rows = {method: (study.label(method), method) for method in study.methods}
     return table_of("The mean step", "method", rows, columns)
 
 

@@ -35,13 +35,13 @@ from typing import Any
 
 import polars as pl
 
+from rlrazor.analysis.forecast import FORWARD
 from rlrazor.analysis.statistics import (
     Estimate,
-    at_accuracy,
     best_checkpoints,
     difference,
-    estimate_of,
     floats,
+    mean_of,
     shared_threshold,
     verdict,
 )
@@ -53,11 +53,14 @@ from rlrazor.report.tables import THRESHOLDS
 from rlrazor.report.text import INTERVALS, nats, of_all, percent, signed, written
 from rlrazor.studies.grids import Grid
 
-KL = "kl_forward"
+KL = FORWARD
 
 Arm = tuple[Any, ...]
 Style = tuple[str, str]
 """A colour and a symbol."""
+
+Kept = Mapping[str, Estimate | None]
+"""By column, what is kept; None where no seed gets there."""
 
 Threshold = Callable[[pl.DataFrame, pl.DataFrame, Sequence[str], Sequence[float]], float | None]
 
@@ -159,14 +162,14 @@ class Compared:
         return sorted(arms, key=lambda arm: methods.index(arm[0]))
 
     @cached_property
-    def kept(self) -> dict[Arm, dict[str, Any]]:
-        """Each arm's row of `at_accuracy`, of prior score, forgetting and KL."""
+    def kept(self) -> dict[Arm, Kept]:
+        """Of each arm's best checkpoints the prior score, forgetting and KL."""
         return self.kept_at(self.at)
 
-    def kept_at(self, threshold: float) -> dict[Arm, dict[str, Any]]:
+    def kept_at(self, threshold: float) -> dict[Arm, Kept]:
         """The same at another new-task score."""
-        cells = at_accuracy(self.points, self.of.by, threshold, ["prior", "forgetting", KL])
-        return {tuple(row[name] for name in self.of.by): row for row in cells.to_dicts()}
+        best, columns = best_checkpoints(self.points, self.of.by, threshold), ("prior", "forgetting", KL)
+        return {arm: {name: mean_of(self.rows(arm, best), name) for name in columns} for arm in self.arms}
 
     @cached_property
     def best(self) -> pl.DataFrame:
@@ -303,10 +306,10 @@ def kept_table(compared: Compared) -> Keyed:
     """What each arm keeps where arms are compared."""
     kept, seeds = compared.kept, len(compared.study.seeds)
     columns = [
-        Column[Arm]("prior", "prior kept, %", lambda arm: estimate_of(kept[arm], "prior")),
-        Column("drop", "drop, points", lambda arm: estimate_of(kept[arm], "forgetting")),
-        Column("kl", f"forward KL, {compared.study.kl_unit}", lambda arm: written(estimate_of(kept[arm], KL), nats)),
-        Column("n", "seeds", lambda arm: of_all(kept[arm]["n_seeds"], seeds)),
+        Column[Arm]("prior", "prior kept, %", lambda arm: kept[arm]["prior"]),
+        Column("drop", "drop, points", lambda arm: kept[arm]["forgetting"]),
+        Column("kl", f"forward KL, {compared.study.kl_unit}", lambda arm: written(kept[arm][KL], nats)),
+        Column("n", "seeds", lambda arm: of_all(kept[arm]["prior"], seeds)),
     ]
     return table_of(f"At new ≥ {compared.at:.0%}", "arm", compared.named, columns)
 
@@ -316,7 +319,7 @@ def levels_table(compared: Compared) -> Keyed:
 
     def at(level: float) -> Column[Arm]:
         kept = compared.kept_at(level)
-        return Column(f"at-{100 * level:g}", f"new ≥ {level:.0%}", lambda arm: estimate_of(kept[arm], "prior"))
+        return Column(f"at-{100 * level:g}", f"new ≥ {level:.0%}", lambda arm: kept[arm]["prior"])
 
     levels = sorted({*compared.study.thresholds, compared.at})
     best = Column[Arm]("best-new", "best new, %", lambda arm: percent(floats(compared.rows(arm), "new").max()))
@@ -333,7 +336,7 @@ def comparison_table(compared: Compared, against: Against) -> Keyed:
             f"{key}gap", f"{measure.name}, {measure.unit}", lambda row: signed(row[0].gap, measure.form)
         ),
         Column(f"{key}kl-gap", f"forward KL, {compared.study.kl_unit}", lambda row: signed(row[1], nats)),
-        Column(count, "seeds", lambda row: of_all(row[0].gap.seeds if row[0].gap else 0, seeds)),
+        Column(count, "seeds", lambda row: of_all(row[0].gap, seeds)),
         Column(f"{key}verdict", "verdict", lambda row: row[0].verdict),
     ]
     rows = {

@@ -9,15 +9,14 @@ import polars as pl
 
 from rlrazor.analysis.statistics import (
     Estimate,
-    at_accuracy,
     difference,
-    estimate_of,
+    mean_of,
     seed_means,
     threshold_most_reach,
     with_params,
 )
 from rlrazor.errors import RazorError
-from rlrazor.report.drawing import INK, PALETTE, SYMBOLS, Axis, Figure, Layer, Marker, Panel, Points
+from rlrazor.report.drawing import INK, Axis, Figure, Layer, Marker, Panel, Points, style_of
 from rlrazor.report.keyed import Column, Keyed, gap, in_short, table_of
 from rlrazor.report.layers import log_height, means, never, share_height
 from rlrazor.report.study import Section, Study
@@ -81,22 +80,16 @@ class Setting:
 
     @cached_property
     def kept(self) -> pl.DataFrame:
-        """By method: prior accuracy and drift of the best checkpoints at the threshold; null without a threshold."""
-        at = self.compared.at if self.compared.reached else np.inf
-        return at_accuracy(self.compared.points, ARMS.by, at, ["prior", "forgetting", *DRIFTS])
+        """By method and seed: the best checkpoints at the threshold; empty without a threshold."""
+        return self.compared.best if self.compared.reached else self.compared.best.clear()
 
     @cached_property
     def highest(self) -> pl.DataFrame:
         """By method and seed: the highest new accuracy, at any learning rate and time."""
         return self.compared.points.group_by("method", "seed", maintain_order=True).agg(pl.max("new"))
 
-    @property
-    def best(self) -> pl.DataFrame:
-        """By method, over seeds."""
-        return seed_means(self.highest, ARMS.by, ["new"])
-
     def ess(self, *, first: bool) -> pl.DataFrame:
-        """By method: effective sample size at the first checkpoints of all runs, or at the last."""
+        """By method and seed: effective sample size at the first checkpoints of all runs, or at the last."""
         step = pl.col("step")
         end = (step.min() if first else step.max()).over("trajectory")
         return seed_means(self.compared.points.filter(step == end), ARMS.by, [ESS])
@@ -146,7 +139,7 @@ def tables_of(study: Study, settings: Sequence[Setting]) -> list[Keyed]:
         *(Column(name, title, partial(_kept, column=name), in_nats) for name, title in DRIFTS.items()),
     ]
     learnt = [
-        Column[OfMethod]("best.new", "best new, %", lambda of: _mean(of[0].best, of, "new")),
+        Column[OfMethod]("best.new", "best new, %", lambda of: _mean(of[0].highest, of, "new")),
         gap("best.gap", minus, _lead),
         Column("ess.first", "effective sample size, first, %", lambda of: _mean(of[0].ess(first=True), of, ESS)),
         Column("ess.end", "at the end, %", lambda of: _mean(of[0].ess(first=False), of, ESS)),
@@ -167,8 +160,7 @@ def tables_of(study: Study, settings: Sequence[Setting]) -> list[Keyed]:
 
 
 def _mean(table: pl.DataFrame, of: OfMethod, column: str) -> Estimate | None:
-    [row] = table.filter(method=of[1]).to_dicts()
-    return estimate_of(row, column)
+    return mean_of(table.filter(method=of[1]), column)
 
 
 def _kept(of: OfMethod, column: str) -> Estimate | None:
@@ -193,7 +185,7 @@ def _nats(value: float) -> str:
 def figure(study: Study, settings: Sequence[Setting]) -> Figure:
     """A panel for each of four numbers: settings along the axis, methods side by side."""
     kept = [one.kept for one in settings]
-    best = [one.best for one in settings]
+    best = [one.highest for one in settings]
     ends = [one.ess(first=False) for one in settings]
     panels = [
         _panel(study, settings, kept, "prior", "Kept at equal new accuracy", "prior accuracy"),
@@ -207,17 +199,15 @@ def figure(study: Study, settings: Sequence[Setting]) -> Figure:
 def _panel(
     study: Study, settings: Sequence[Setting], cells: Sequence[pl.DataFrame], column: str, title: str, y_label: str
 ) -> Panel:
-    """`column` of `cells`, a row per method and a table per setting, and of the bases, but for the KL, which is 0."""
-    table = pl.concat([of.with_columns(place=pl.lit(float(place))) for place, of in enumerate(cells)])
+    """`column` of `cells`, a row per method and seed and a table per setting, and of the bases; their KL is 0."""
     layers: list[Layer] = []
     absent: list[tuple[float, str]] = []
     left = 0.1 * len(study.methods) / 2
     for index, method in enumerate(study.methods):  # beside each other, so that no interval hides another
-        own = table.filter(method=method).with_columns(pl.col("place") + 0.1 * (1 + index) - left)
-        style = PALETTE[index % len(PALETTE)], SYMBOLS[index % len(SYMBOLS)]
-        dots = means(study.label(method), own, own["place"].to_list(), column, *style)
-        layers.append(replace(dots, marker=replace(dots.marker, line=False)))
-        absent += [(place, study.label(method)) for place in own.filter(pl.col(column).is_null())["place"]]
+        run = [place for place, one in enumerate(settings) if (method,) in one.compared.arms]
+        found = {place + 0.1 * (1 + index) - left: mean_of(cells[place].filter(method=method), column) for place in run}
+        layers.append(means(study.label(method), [*found.values()], [*found], style_of(index)))
+        absent += [(place, study.label(method)) for place, one in found.items() if one is None]
     log = column == WITHIN  # from a thousandth of a nat to several
     if not log:
         stars = [(at - left, value) for at, one in enumerate(settings) for value in one.compared.study.bases[column]]

@@ -2,19 +2,18 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import takewhile
-from typing import Any
 
 import numpy as np
 import polars as pl
 
-from rlrazor.analysis.statistics import Verdict, floats, seed_means, threshold_most_reach, with_params
+from rlrazor.analysis.statistics import Standing, floats, mean_of, seed_means, threshold_most_reach, with_params
 from rlrazor.report.drawing import PALETTE, SYMBOLS, Axis, Layer, Panel, Range
-from rlrazor.report.keyed import Keyed
+from rlrazor.report.keyed import Column, Keyed, table_of
 from rlrazor.report.layers import level, log_height, means, never, share_height
 from rlrazor.report.study import Study
 from rlrazor.report.tables import THRESHOLDS
-from rlrazor.report.text import NEVER, cell
-from rlrazor.studies.engine import KL, Against, Arm, Arms, ArmStudy, At, Compared, Measure, PanelOf, Style
+from rlrazor.report.text import NEVER
+from rlrazor.studies.engine import KL, Against, Arm, Arms, ArmStudy, At, Compared, Kept, Measure, PanelOf, Style
 from rlrazor.studies.grids import ONE, Grid
 from rlrazor.studies.tables import ends_of, rank_table
 
@@ -24,8 +23,7 @@ FROM_LABELS = ("sft-2", "oracle")  # they draw no samples, which could have an a
 Series = tuple[str, str]
 """A method, and "" or WEIGHTED."""
 
-Cells = Mapping[Arm, Mapping[str, Any]]
-"""Rows of means over seeds."""
+Cells = Mapping[Arm, Kept]
 
 COLORS = {"": PALETTE, WEIGHTED: (PALETTE[5], PALETTE[4], PALETTE[3])}  # a method's two colours are akin
 LEVELS = (PALETTE[6], PALETTE[10])
@@ -115,29 +113,30 @@ def lasting(compared: Compared) -> Keyed:
     for series in series_of(compared):
         fresh, *older = ages_of(compared, series)
         judged = [(arm[-1], compared.judge(arm, fresh, FACTOR).verdict) for arm in reversed(older)]
-        told = [age for age, one in takewhile(lambda of: of[1] != Verdict.OPEN, judged) if one != Verdict.APART]
+        told = [age for age, one in takewhile(lambda of: of[1] != Standing.OPEN, judged) if one != Standing.APART]
         rows[key(series)] = (name_of(compared.study, series), {"lasting": age_name(told[-1]) if told else NEVER})
     return Keyed("From which age on the KL differs for good", "", {"lasting": "age, updates"}, rows)
 
 
-def new_of(points: pl.DataFrame) -> Cells:
+def new_of(compared: Compared, points: pl.DataFrame) -> Cells:
     """The mean new accuracy of each arm."""
-    return {tuple(row[name] for name in ARMS.by): row for row in seed_means(points, ARMS.by, ["new"]).to_dicts()}
+    means = seed_means(points, ARMS.by, ["new"])
+    return {arm: {"new": mean_of(compared.rows(arm, means), "new")} for arm in compared.arms}
 
 
 def best_new(compared: Compared) -> Cells:
     """Each arm's highest new accuracy, wherever in training."""
-    return new_of(compared.points.group_by(*ARMS.by, "seed", maintain_order=True).agg(pl.max("new")))
+    return new_of(compared, compared.points.group_by(*ARMS.by, "seed", maintain_order=True).agg(pl.max("new")))
 
 
 def learnt(compared: Compared) -> Keyed:
     """What is learnt at all."""
-    best, last = best_new(compared), new_of(ends_of(compared.points))
-    rows = {
-        compared.key(arm): (compared.label(arm), {"best": cell(best[arm], "new"), "last": cell(last[arm], "new")})
-        for arm in compared.arms
-    }
-    return Keyed("New accuracy, %", "arm", {"best": "the best", "last": "at the end"}, rows)
+    best, last = best_new(compared), new_of(compared, ends_of(compared.points))
+    columns = [
+        Column[Arm]("best", "the best", lambda arm: best[arm]["new"]),
+        Column("last", "at the end", lambda arm: last[arm]["new"]),
+    ]
+    return table_of("New accuracy, %", "arm", compared.named, columns, len(compared.study.seeds))
 
 
 def kept(compared: Compared) -> Cells:
@@ -158,7 +157,7 @@ def by_age(title: str, y_label: str, column: str, cells_of: Callable[[Compared],
             layers.append(level("base", float(np.nanmean(floats(compared.study.bases, column))), axis.ends))
         # Logarithmic: from a tenth of a nat to several, with intervals that are as wide as the mean is high.
         low, high = log_height(layers) if is_kl else share_height(layers)
-        layers.append(absent(compared, cells, 1.25 * low if is_kl else low + 0.04 * (high - low)))
+        layers.append(absent(compared, cells, column, 1.25 * low if is_kl else low + 0.04 * (high - low)))
         y_axis = Axis(y_label, (low, high), percent=not is_kl, log=is_kl)
         return Panel(title.format(compared.at), axis, y_axis, layers)
 
@@ -175,26 +174,25 @@ def lines(compared: Compared, cells: Cells, column: str) -> Iterator[Layer]:
     """A line for each series."""
     for series in series_of(compared):
         arms = ages_of(compared, series)
-        rows = pl.DataFrame([cells[arm] for arm in arms], infer_schema_length=None)
-        places = [place_of(compared, series, arm) for arm in arms]
-        yield means(name_of(compared.study, series), rows, places, column, *compared.style(arms[-1]))
+        found, places = [cells[arm][column] for arm in arms], [place_of(compared, series, arm) for arm in arms]
+        yield means(name_of(compared.study, series), found, places, compared.style(arms[-1]), line=True)
 
 
 def references(compared: Compared, cells: Cells, column: str, across: Range) -> Iterator[Layer]:
     """A line across for each method without samples of its own that gets there."""
     methods = {method for method, _ in series_of(compared)}
     for arm in compared.arms:
-        if arm[0] not in methods and cells[arm][column] is not None:
-            yield level(compared.study.label(arm[0]), cells[arm][column], across, compared.style(arm)[0])
+        if arm[0] not in methods and (found := cells[arm][column]):
+            yield level(compared.study.label(arm[0]), found.mean, across, compared.style(arm)[0])
 
 
-def absent(compared: Compared, cells: Cells, y: float) -> Layer:
+def absent(compared: Compared, cells: Cells, column: str, y: float) -> Layer:
     """A mark for each series and age with which no seed gets there."""
     places = {
         compared.label(arm): place_of(compared, series, arm)
         for series in series_of(compared)
         for arm in ages_of(compared, series)
-        if not cells[arm]["n_seeds"]
+        if cells[arm][column] is None
     }
     return never(f"never reaches {compared.at:.0%} new", list(places), list(places.values()), y)
 

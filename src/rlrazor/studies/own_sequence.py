@@ -16,7 +16,6 @@ from rlrazor.report.heat import heat_map
 from rlrazor.report.keyed import Keyed
 from rlrazor.report.prose import Shown, told
 from rlrazor.report.study import Section, Study
-from rlrazor.report.tables import run_table
 from rlrazor.report.text import how_many, minus, nats, percent
 from rlrazor.runs.records import BASE
 
@@ -40,10 +39,10 @@ def section(study: Study) -> Section:
     )
     figure = figure_of(course, stages, study)
     names = {"method": study.label(course.method), "tasks": how_many(len(asked), "task"), "unit": study.kl_unit}
+    names |= {"command": study.description["command"], "updates": f"{int(floats(course.rows[1:], 'step').sum()):,}"}
     path = Path(__file__).with_suffix(".md")
     found = told(study, path, Shown(finding, figure, [scores_table(course, asked), costs], names))
-    how = run_table(study.description, study.table, study.points)
-    return replace(found, name=study.name, tables=[*found.tables, how])
+    return replace(found, name=study.name)
 
 
 def scores_table(course: Course, asked: Sequence[str]) -> Keyed:

@@ -1,14 +1,14 @@
 """Panels that studies share: what arms keep at equal new-task score, their trade-off, and forgetting by KL."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import polars as pl
 
-from rlrazor.analysis.statistics import at_accuracy, floats
-from rlrazor.report.drawing import INK, Axis, Curve, Interval, Layer, Marker, Panel, Points
+from rlrazor.analysis.statistics import floats
+from rlrazor.report.drawing import INK, Axis, Curve, Layer, Panel
 from rlrazor.report.figures import staircase
 from rlrazor.report.layers import across, base, cloud, height, learnt, level, means, never, padded
 from rlrazor.report.text import number
@@ -23,11 +23,12 @@ def kept(names: Callable[[Any], str]) -> PanelOf:
         if not compared.reached:
             return None
         values, methods = compared.values(-1), compared.values(0)
-        cells = at_accuracy(compared.points, compared.of.by, compared.at, ["prior"])
         layers: list[Layer] = []
         for arm in compared.arms:
             place = values.index(arm[-1]) + 0.16 * (methods.index(arm[0]) - (len(methods) - 1) / 2)
-            layers.append(means(compared.label(arm), compared.rows(arm, cells), [place], "prior", *compared.style(arm)))
+            layers.append(
+                means(compared.label(arm), [compared.kept[arm]["prior"]], [place], compared.style(arm), line=True)
+            )
         axis = Axis.of([names(value) for value in values])
         layers.append(level("base’s prior", base_prior(compared), axis.ends))
         return Panel(f"Kept at new ≥ {compared.at:.0%}", axis, Axis("prior accuracy", height(layers)), layers)
@@ -44,15 +45,13 @@ def along(column: str, x_label: str, line: Callable[[Compared, Any], tuple[str, 
     def make(compared: Compared) -> Panel | None:
         if not compared.reached:
             return None
-        first, last = compared.of.by[0], compared.of.by[-1]
         values, is_prior = sorted(compared.values(-1)), column == "prior"
         layers: list[Layer] = []
         for value in compared.values(0):
-            own = compared.points.filter(pl.col(first) == value)
-            cells = at_accuracy(own, [last], compared.at, ["prior", KL]).sort(last)
-            places = [float(values.index(at)) for at in cells[last]]
+            own = sorted((arm for arm in compared.arms if arm[0] == value), key=lambda arm: arm[-1])
             label, style = line(compared, value)
-            layers.append(means(label, cells, places, column, *style))
+            kept = [compared.kept[arm][column] for arm in own]
+            layers.append(means(label, kept, [float(values.index(arm[-1])) for arm in own], style, line=True))
         axis = Axis.of([f"{value:g}" for value in values], x_label, margin=0.3)
         if is_prior:
             layers.append(level("base’s prior", base_prior(compared), axis.ends))
@@ -70,15 +69,15 @@ def ranked(compared: Compared) -> Panel | None:
     order = ranking(compared)
     axis = Axis.of([compared.label(arm) for arm in order], margin=0.7)
     prior = base_prior(compared)
-    low, high = padded(np.array([prior, *(compared.kept[arm]["prior"] for arm in order)], float))
+    kept = {arm: compared.kept[arm]["prior"] for arm in order}
+    low, high = padded(np.array([prior, *(one.mean for one in kept.values() if one)]))
     layers: list[Layer] = []
     for method in compared.values(0):
         own = [arm for arm in order if arm[0] == method]
-        ends = [np.array([compared.kept[arm][f"prior{end}"] for arm in own], float) for end in ("_low", "", "_high")]
-        y = np.array([order.index(arm) for arm in own], float)
-        dots = Points(compared.study.label(method), ends[1], y, Marker(*compared.style(own[0]), size=7.5))
-        layers.append(replace(dots, interval=Interval(ends[0], ends[2], "x")))
-    absent = [arm for arm in order if compared.kept[arm]["prior"] is None]
+        places = [order.index(arm) for arm in own]
+        label, style = compared.study.label(method), compared.style(own[0])
+        layers.append(means(label, [kept[arm] for arm in own], places, style, along="x"))
+    absent = [arm for arm in order if kept[arm] is None]
     edge = [low + 0.02 * (high - low)] * len(absent)
     marks = never(f"never reaches {compared.at:.0%} new", [compared.label(arm) for arm in absent], edge, 0.0)
     layers.append(replace(marks, y=np.array([order.index(arm) for arm in absent], float)))
@@ -91,7 +90,7 @@ def ranking(compared: Compared) -> list[Arm]:
 
     def rank(arm: Arm) -> tuple[float, float]:
         prior = compared.kept[arm]["prior"]
-        return (-1.0 if prior is None else prior), float(floats(compared.rows(arm), "new").max())
+        return (prior.mean if prior else -1.0), float(floats(compared.rows(arm), "new").max())
 
     return sorted(compared.arms, key=rank)
 
@@ -119,16 +118,21 @@ def _trade_off(compared: Compared, groups: list[tuple[str, pl.DataFrame, Style]]
     return Panel("Trade-off", Axis("new accuracy", learnt(compared.study)), Axis("prior accuracy"), layers)
 
 
+def clouds(compared: Compared, x: str, y: str) -> list[Layer]:
+    """The checkpoints of each arm."""
+    return [cloud(compared.label(arm), compared.rows(arm), x, y, *compared.style(arm)) for arm in compared.arms]
+
+
 def learning(compared: Compared) -> Panel:
     """How far a policy moves to learn."""
-    layers = [*_clouds(compared, "new"), base(compared.study, KL, "new")]
+    layers = [*clouds(compared, KL, "new"), base(compared.study, KL, "new")]
     label, new = f"forward KL, {compared.study.kl_unit}", learnt(compared.study)
     return Panel("Learning against drift", Axis(label, percent=False), Axis("new accuracy", new), layers)
 
 
 def forgetting_law(compared: Compared) -> Panel:
     """Forgetting by KL, with one quadratic for all."""
-    layers: list[Layer] = list(_clouds(compared, "forgetting"))
+    layers = clouds(compared, KL, "forgetting")
     quadratic = shared_law(compared.points).quadratic
     if quadratic:
         drifts = floats(compared.points, KL)
@@ -141,8 +145,3 @@ def forgetting_law(compared: Compared) -> Panel:
 def base_prior(compared: Compared) -> float:
     """The bases' prior score, the mean over seeds."""
     return float(np.nanmean(floats(compared.study.bases, "prior")))
-
-
-def _clouds(compared: Compared, y: str) -> Iterator[Points]:
-    for arm in compared.arms:
-        yield cloud(compared.label(arm), compared.rows(arm), KL, y, *compared.style(arm))

@@ -8,6 +8,7 @@ import polars as pl
 
 from rlrazor.analysis.statistics import (
     Estimate,
+    by_group,
     difference,
     floats,
     mean_of,
@@ -16,14 +17,15 @@ from rlrazor.analysis.statistics import (
     verdict,
     with_params,
 )
-from rlrazor.report.drawing import INK, PALETTE, Axis, Curve, Figure, Layer, Panel, Range
+from rlrazor.report.drawing import PALETTE, Axis, Figure, Layer, Panel, Range
 from rlrazor.report.keyed import MORE_OR_LESS, Column, Judged, Keyed, in_short, table_of
-from rlrazor.report.layers import cloud, learnt, means
+from rlrazor.report.layers import learnt, level, means
 from rlrazor.report.study import Section, Study
 from rlrazor.report.tables import THRESHOLDS
 from rlrazor.report.text import NEVER, nats, percent, signed, written
 from rlrazor.studies.engine import KL, Arm, Arms, At, Compared, PlainStudy, Style, section_of
 from rlrazor.studies.grids import LRS, Grid
+from rlrazor.studies.panels import clouds
 from rlrazor.studies.tables import ends_of
 
 SPARSITY, RANK = "weight_sparsity", "weight_rank"
@@ -158,44 +160,33 @@ def side_by_side(compared: Compared, chosen: pl.DataFrame, title: str, prefix: s
 
 def figure(compared: Compared) -> Figure:
     """Sparsity by new accuracy and by learning rate, rank by new accuracy."""
-    new, floor = learnt(compared.study), floor_of(compared.points)
+    new, floor = Axis("new accuracy", learnt(compared.study)), floor_of(compared.points)
     rates = sorted(set(floats(compared.points, "lr").tolist()))
-    unchanged, ticks = "parameters unchanged", [(rate, f"{rate:.2g}") for rate in rates]
-    sparsity = [*clouds(compared, SPARSITY), *least(floor, new)]
-    by_rate = [*after_training(compared), *least(floor, (rates[0], rates[-1]))]
+    by_rate = Axis("learning rate", percent=False, log=True, ticks=[(rate, f"{rate:.2g}") for rate in rates])
+    unchanged = Axis("parameters unchanged", SHARES)
+    sparsity = [*clouds(compared, "new", SPARSITY), *least(floor, new.ends)]
+    after = [*after_training(compared), *least(floor, (rates[0], rates[-1]))]
     panels = [
-        Panel("Sparsity at equal accuracy", Axis("new accuracy", new), Axis(unchanged, SHARES), sparsity),
-        Panel(
-            "Sparsity after training",
-            Axis("learning rate", percent=False, log=True, ticks=ticks),
-            Axis(unchanged, SHARES),
-            by_rate,
-        ),
-        Panel(
-            "Rank of the update", Axis("new accuracy", new), Axis("share of full rank", SHARES), clouds(compared, RANK)
-        ),
+        Panel("Sparsity at equal accuracy", new, unchanged, sparsity),
+        Panel("Sparsity after training", by_rate, unchanged, after),
+        Panel("Rank of the update", new, Axis("share of full rank", SHARES), clouds(compared, "new", RANK)),
     ]
     return Figure("precision", panels, columns=3)
-
-
-def clouds(compared: Compared, column: str) -> list[Layer]:
-    """Each arm's checkpoints by new accuracy."""
-    arms = compared.arms
-    return [cloud(compared.label(arm), compared.rows(arm), "new", column, *compared.style(arm)) for arm in arms]
 
 
 def after_training(compared: Compared) -> list[Layer]:
     """Each arm's last checkpoints, by learning rate."""
     layers: list[Layer] = []
     for arm in compared.arms:
-        rates = seed_means(ends_of(compared.rows(arm)).sort("lr"), ["lr"], [SPARSITY])
-        layers.append(means(compared.label(arm), rates, rates["lr"].to_list(), SPARSITY, *compared.style(arm)))
+        ends = ends_of(compared.rows(arm)).sort("lr", maintain_order=True)
+        rates = by_group(seed_means(ends, ["lr"], [SPARSITY]), "lr", SPARSITY)
+        layers.append(means(compared.label(arm), [*rates.values()], [*rates], compared.style(arm), line=True))
     return layers
 
 
 def least(floor: float | None, across: Range) -> list[Layer]:
     """What float32 leaves unchanged at least."""
-    return [] if floor is None else [Curve("least in float32", np.array(across), np.full(2, floor), INK, dashed=True)]
+    return [] if floor is None else [level("least in float32", floor, across)]
 
 
 STUDY = PlainStudy(section, grids=grids)

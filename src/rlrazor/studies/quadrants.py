@@ -8,9 +8,7 @@ import polars as pl
 
 from rlrazor.analysis.statistics import (
     Estimate,
-    at_accuracy,
     best_checkpoints,
-    estimate_of,
     in_all_seeds,
     over,
     shared_threshold,
@@ -91,7 +89,7 @@ def style(compared: Compared, arm: Arm) -> Style:
 def all_reach(points: pl.DataFrame, bases: pl.DataFrame, by: Sequence[str], at: Sequence[float]) -> float | None:
     """The highest new score above the base's that all four reach in all seeds."""
     highest = shared_threshold(points, bases, by, at)
-    if highest is None or len(in_all_seeds(at_accuracy(points, by, highest), points)) < len(QUADRANTS):
+    if highest is None or in_all_seeds(points, by, highest) < len(QUADRANTS):
         return None
     return highest
 
@@ -173,7 +171,7 @@ def square_table(compared: Compared) -> Keyed:
     columns = {"without": WITH[False], "with": WITH[True]}
     rows = {name: (name, dict.fromkeys(columns, NEVER)) for name in DATA.values()}
     for method, (own, wrong) in quadrants_of(compared.study).items():
-        prior = estimate_of(row, "prior") if (row := compared.kept.get((method,))) else None
+        prior = compared.kept[method,]["prior"] if (method,) in compared.kept else None
         rows[DATA[own]][1]["with" if wrong else "without"] = f"{compared.study.label(method)}: {written(prior)}"
     return Keyed(f"Prior kept at new ≥ {compared.at:.0%}, %", "", columns, rows)
 
@@ -207,11 +205,10 @@ def square(compared: Compared, at: float) -> Panel:
         pair = sorted((method for method in four if four[method][0] is own), key=lambda method: four[method][1])
         # Beside each other, not to hide an interval behind another.
         places = [float(four[method][1]) + (-0.02 if own else 0.02) for method in pair]
-        rows = pl.DataFrame([cells[method,] for method in pair])
-        layers.append(means(name, rows, places, "prior", PALETTE[0 if own else 1], "square"))
-        texts += [
-            (x, row, compared.study.label(method)) for x, row, method in zip(places, rows["prior"], pair, strict=True)
-        ]
+        kept = [cells[method,]["prior"] for method in pair]
+        layers.append(means(name, kept, places, (PALETTE[0 if own else 1], "square"), line=True))
+        named = zip(places, kept, map(compared.study.label, pair), strict=True)
+        texts += [(x, one.mean, label) for x, one, label in named if one]
     ends = (-0.3, 1.5)
     layers.append(level("base’s prior", panels.base_prior(compared), ends))
     ticks = [(0.0, WITH[False]), (1.0, WITH[True])]

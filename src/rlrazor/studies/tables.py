@@ -8,7 +8,7 @@ import polars as pl
 
 from rlrazor.analysis import law
 from rlrazor.analysis.law import LawSummary, PredictorSummary, r2_of
-from rlrazor.analysis.statistics import Verdict, correlation, estimate_of, floats, seed_means
+from rlrazor.analysis.statistics import Estimate, Standing, by_group, correlation, floats, seed_means
 from rlrazor.report.keyed import Column, Judged, Keyed, table_of
 from rlrazor.report.text import NEVER, nats, number, percent, signed, written
 from rlrazor.studies.engine import KL, Arm, Compared, TableOf
@@ -19,11 +19,11 @@ def shared_law(points: pl.DataFrame, by: str = "method") -> PredictorSummary:
     return law.summarise(points.with_columns(method=pl.col(by)), [KL], samples=0)[0]
 
 
-def beyond(points: pl.DataFrame, fitted: LawSummary, by: str) -> pl.DataFrame:
+def beyond(points: pl.DataFrame, fitted: LawSummary, by: str) -> dict[str, Estimate | None]:
     """By value of `by`, the mean of what is forgotten `beyond` the law: of each seed, then over seeds."""
     rows = points.filter(pl.col(KL).is_finite(), pl.col("forgetting").is_finite())
     excess = floats(rows, "forgetting") - fitted.law.predict(floats(rows, KL))
-    return seed_means(rows.with_columns(beyond=pl.Series(excess)), [by], ["beyond"])
+    return by_group(seed_means(rows.with_columns(beyond=pl.Series(excess)), [by], ["beyond"]), by, "beyond")
 
 
 def law_table(by: str, label: Callable[[str], str]) -> TableOf:
@@ -44,12 +44,11 @@ def law_table(by: str, label: Callable[[str], str]) -> TableOf:
         quadratic = fits.quadratic
         whole = {"checkpoints": len(points), "r2": r2_of(quadratic)}
         rows: dict[str, tuple[str, Mapping[str, Any]]] = {"law": ("all", whole)}
-        for found in beyond(points, quadratic, by).to_dicts() if quadratic else ():
-            value = found[by]
+        for value, excess in beyond(points, quadratic, by).items() if quadratic else ():
             left_out = {"error": quadratic and quadratic.left_out, "guess": fits.baseline}
             errors = {name: of.by_method[value] if of else None for name, of in left_out.items()}
             counts = {"checkpoints": points.filter(pl.col(by) == value, pl.col(KL).is_finite()).height}
-            rows[f"law.{value}"] = (label(value), {**counts, "beyond": estimate_of(found, "beyond"), **errors})
+            rows[f"law.{value}"] = (label(value), {**counts, "beyond": excess, **errors})
         return table_of("One quadratic in forward KL for all arms", "", rows, columns)
 
     return make
@@ -57,8 +56,9 @@ def law_table(by: str, label: Callable[[str], str]) -> TableOf:
 
 def rank_table(compared: Compared) -> Keyed:
     """Whether over the arms what is kept follows the KL: `ranks.correlation`, of `ranks.arms`."""
-    reached = pl.DataFrame(list(compared.kept.values()), infer_schema_length=None).drop_nulls(KL)
-    found = correlation(reached, KL, "prior", by=compared.of.by[0], samples=0) if compared.reached else None
+    kept = {arm: (of["prior"], of[KL]) for arm, of in compared.kept.items()}
+    reached = [{"arm": arm[0], "prior": prior.mean, KL: kl.mean} for arm, (prior, kl) in kept.items() if prior and kl]
+    found = correlation(pl.DataFrame(reached), KL, "prior", "arm", samples=0) if reached and compared.reached else None
     rank = NEVER if found is None else number(found.spearman)
     cells = {"arms": str(len(reached)), "correlation": rank}
     columns = {"arms": "arms that get there", "correlation": "rank correlation of prior kept and forward KL"}
@@ -95,12 +95,11 @@ def best_table(groups: Sequence[Group], against: Mapping[str, Arm]) -> TableOf:
             best = best_of(compared, group)
             cells = {**dict.fromkeys(columns, NEVER), "gap": "", "verdict": ""}
             if best:
-                row = compared.kept[best]
-                cells |= {"arm": compared.label(best), "prior": written(estimate_of(row, "prior"))}
-                cells["kl"] = written(estimate_of(row, KL), nats)
+                kept = compared.kept[best]
+                cells |= {"arm": compared.label(best), "prior": written(kept["prior"]), "kl": written(kept[KL], nats)}
             rows[group.key] = (group.title, cells)
             for name, arm in against.items():
-                judged = compared.judge(best, arm) if best else Judged(name, None, Verdict.APART)
+                judged = compared.judge(best, arm) if best else Judged(name, None, Standing.APART)
                 shown = {"gap": signed(judged.gap), "verdict": str(judged.verdict)}
                 rows[f"{group.key}.{compared.key(arm)}"] = (f"minus {name}", {**dict.fromkeys(columns, ""), **shown})
         return Keyed(f"The best at new ≥ {compared.at:.0%}", "of", columns, rows)
@@ -111,9 +110,6 @@ def best_table(groups: Sequence[Group], against: Mapping[str, Arm]) -> TableOf:
 def best_of(compared: Compared, group: Group) -> Arm | None:
     """Who keeps most on average, among those that get there in all seeds."""
     seeds = len(compared.study.seeds)
-    whole = {
-        arm: compared.kept[arm]["prior"]
-        for arm in compared.arms
-        if group.holds(arm) and compared.reached and compared.kept[arm]["n_seeds"] == seeds
-    }
+    kept = {arm: compared.kept[arm]["prior"] for arm in compared.arms if group.holds(arm) and compared.reached}
+    whole = {arm: prior.mean for arm, prior in kept.items() if prior and prior.seeds == seeds}
     return max(whole, key=lambda arm: whole[arm]) if whole else None

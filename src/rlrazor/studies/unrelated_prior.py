@@ -18,7 +18,7 @@ from rlrazor.analysis.carry_over import (
     r2,
 )
 from rlrazor.analysis.law import PredictorSummary, error_of, r2_of
-from rlrazor.analysis.statistics import Estimate, Verdict, floats, over, verdict
+from rlrazor.analysis.statistics import Estimate, Standing, floats, over, verdict
 from rlrazor.report.drawing import INK, WHITE, Axis, Figure, Floats, Layer, Marker, Panel
 from rlrazor.report.keyed import Column, Judged, Keyed, Value, gap, in_short, table_of
 from rlrazor.report.layers import clouds, laws, padded, r2s
@@ -42,7 +42,7 @@ MEASURES = {
     "weight_fisher_l2": "weight Fisher L2",
 }
 NEAR = 2.0  # nats: within them methods overlap, so that no law is asked beyond where it was fitted
-BEYOND = {Verdict.BETTER: "forgets less", Verdict.WORSE: "forgets more"}
+BEYOND = {Standing.BETTER: "forgets less", Standing.WORSE: "forgets more"}
 
 
 def grids(quick: bool) -> list[Grid]:

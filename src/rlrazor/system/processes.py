@@ -9,7 +9,7 @@ import atexit
 import os
 import pickle
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -57,12 +57,8 @@ def in_first(make: Callable[[], T]) -> T:
     value, error = _attempt(make) if rank() == 0 else (None, None)
     sent: list[Outcome] = [(value, _portable(error))]
     dist.broadcast_object_list(sent, src=0, group=group)
-    if error is not None:
-        raise error
-    value, error = sent[0]
-    if error is not None:
-        raise error from _Elsewhere()
-    return value  # type: ignore[no-any-return]
+    value, elsewhere = sent[0]
+    return _settled(value, error, [elsewhere])  # type: ignore[no-any-return]
 
 
 def in_all(make: Callable[[], T]) -> T:
@@ -74,12 +70,7 @@ def in_all(make: Callable[[], T]) -> T:
     value, error = _attempt(make)
     errors: list[Exception | None] = [None] * count()
     dist.all_gather_object(errors, _portable(error), group=_waiting_group())
-    if error is not None:
-        raise error
-    for other in errors:
-        if other is not None:
-            raise other from _Elsewhere()
-    return value  # type: ignore[no-any-return]
+    return _settled(value, error, errors)  # type: ignore[no-any-return]
 
 
 @contextmanager
@@ -135,6 +126,16 @@ def _attempt(make: Callable[[], Any]) -> Outcome:
         return make(), None
     except Exception as error:
         return None, error
+
+
+def _settled(value: Any, own: Exception | None, others: Sequence[Exception | None]) -> Any:
+    """The value, unless this process or another has failed."""
+    if own is not None:
+        raise own
+    for error in others:
+        if error is not None:
+            raise error from _Elsewhere()
+    return value
 
 
 def _portable(error: Exception | None) -> Exception | None:

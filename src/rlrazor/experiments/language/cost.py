@@ -18,10 +18,9 @@ from rlrazor.experiments.language.config import TINY, Config
 from rlrazor.experiments.language.evaluate import OF_PROMPTS, OF_TEXTS
 from rlrazor.experiments.language.methods import Method, find_method
 from rlrazor.experiments.language.setup import Setup
+from rlrazor.experiments.language.suites import prior_tasks
 from rlrazor.experiments.language.tasks import Splits
 from rlrazor.experiments.language.train import train
-from rlrazor.lm import prior
-from rlrazor.lm.task_names import DEFAULT_TASKS
 from rlrazor.runs import sweep
 from rlrazor.runs.dry_run import Sizes, Trial, peak_memory
 from rlrazor.runs.experiment import Cost
@@ -190,12 +189,7 @@ def _tokens(config: Config, setup: Setup) -> int:
 
 
 def _items(config: Config, limit: int, setup: Setup) -> int:
-    return prior.count_items(
-        None if tuple(config.prior) == DEFAULT_TASKS else config.prior,
-        limit=limit or None,
-        data_mirror=setup.prior.data_mirror,
-        allow_code_execution=setup.prior.allow_code_execution,
-    )
+    return prior_tasks(config.prior, limit, setup.prior.data_mirror, setup.prior.allow_code_execution).count()
 
 
 @dataclass

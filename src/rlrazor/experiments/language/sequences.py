@@ -20,7 +20,7 @@ PAPER_METHODS = (
 )
 
 
-def found(name: str) -> tuple[Method, str]:
+def method_of(name: str) -> tuple[Method, str]:
     """The method of that name, and its penalty, one of PENALTIES. Raises RazorError, with the names, for another."""
     return find_method(name_of_sweep(name))[0], parts_of(name)[1]
 
@@ -42,7 +42,7 @@ class ModelSequences(Config, InSequence):
                 f"not {others[0]!r:.60}."
             )
         for name in self.methods:
-            method, penalty = found(name)
+            method, penalty = method_of(name)
             if method.demonstrations == FROM_TEACHER:
                 raise RazorError(f"{name} imitates a teacher, and a sequence trains none: take another method.")
             if method.advantage == "dpg" and penalty == TO_BASE:
@@ -74,7 +74,7 @@ class ModelSequences(Config, InSequence):
 
     def rates(self, method: str) -> Sequence[float]:
         """The learning rates that the method is tried at: those of on-policy methods, or of the others."""
-        return self.rl_lrs if found(method)[0].advantage else self.lrs
+        return self.rl_lrs if method_of(method)[0].advantage else self.lrs
 
     def stage(self, method: str, lr: float, tasks: Sequence[str], start: Ancestor) -> RunSpec:
         """A run that trains these tasks, one or several at once, from there, in as many updates of each."""

@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 
 from rlrazor.experiments.language.config import RECIPE, TINY
-from rlrazor.experiments.language.suites import PriorSuite, lm_eval_suite, tiny_suite
+from rlrazor.experiments.language.suites import PriorSuite, lm_eval_suite, prior_tasks, tiny_suite
 from rlrazor.experiments.language.tasks import Form, Splits, Task, find_task, own_task, with_demonstrations
 from rlrazor.lm.probes import read_generic
 from rlrazor.lm.task_names import are_none
@@ -117,12 +117,7 @@ class Setup:
         generic = None if self.task.generic is None else read_generic(self.task.generic)
         if self.base == TINY:
             return tiny_suite(generic).without_scores() if are_none(tasks) else tiny_suite(generic)
-        suite = lm_eval_suite(
-            tasks,
-            limit=limit or None,
-            data_mirror=self.prior.data_mirror,
-            allow_code_execution=self.prior.allow_code_execution,
-            generic=generic,
-        )
+        named = prior_tasks(tasks, limit, self.prior.data_mirror, self.prior.allow_code_execution)
+        suite = lm_eval_suite(named, generic)
         suite = suite.without_scores() if are_none(tasks) else suite
         return suite if self.prior.texts is None else suite.cut(self.prior.texts)

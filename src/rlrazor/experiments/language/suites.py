@@ -4,14 +4,14 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from rlrazor.experiments.language import tiny
 from rlrazor.experiments.language.tasks import Item
-from rlrazor.lm import prior, representation
+from rlrazor.lm import representation
 from rlrazor.lm.models import LanguageModel
+from rlrazor.lm.prior import PriorTasks
 from rlrazor.lm.probes import GenericText
 from rlrazor.lm.scores import require_accuracies
 from rlrazor.lm.task_names import DEFAULT_TASKS
@@ -64,25 +64,27 @@ TINY_INPUTS = {
 }
 
 
-def lm_eval_suite(
-    tasks: Sequence[str],
-    *,
-    limit: int | None,
-    data_mirror: Path | None = None,
-    allow_code_execution: bool = False,
-    generic: GenericText | None = None,
-) -> PriorSuite:
+def prior_tasks(
+    tasks: Sequence[str], limit: int, data_mirror: Path | None = None, allow_code_execution: bool = False
+) -> PriorTasks:
+    """These of lm-eval's, with so many items of each, 0 for all.
+
+    Of the default tasks, those that run code are left out without leave; of others they are an error.
+    """
+    named = None if tuple(tasks) == DEFAULT_TASKS else tuple(tasks)
+    return PriorTasks(named, limit or None, data_mirror, allow_code_execution)
+
+
+def lm_eval_suite(tasks: PriorTasks, generic: GenericText | None = None) -> PriorSuite:
     """The prior tasks of lm-eval; the unrelated text, and the generic probe by default, are the built-in paragraphs.
 
-    Of the default tasks, those that run code are left out without leave; of others they are an error, as are tasks
-    whose score is not a fraction of 1 of which more is better.
+    Tasks whose score is not a fraction of 1 of which more is better are an error.
     """
-    texts, named = representation.paragraphs(), None if tuple(tasks) == DEFAULT_TASKS else tasks
-    source: dict[str, Any] = {"data_mirror": data_mirror, "allow_code_execution": allow_code_execution}
+    texts = representation.paragraphs()
     told: set[str] = set()
 
     def scores(lm: LanguageModel) -> dict[str, tuple[float, float | None]]:
-        found = prior.evaluate(lm.model, lm.tokenizer, named, limit=limit, **source)
+        found = tasks.scores(lm)
         require_accuracies(found)
         for note in set(found.notes) - told:
             told.add(note)
@@ -90,7 +92,7 @@ def lm_eval_suite(
         return {name: (result.value, result.stderr) for name, result in found.items()}
 
     def check() -> None:
-        require_accuracies(prior.metrics_of(named, **source))
+        require_accuracies(tasks.metrics())
 
     return PriorSuite(scores, generic or GenericText.built_in(), texts, texts, check=check)
 

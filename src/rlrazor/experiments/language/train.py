@@ -14,7 +14,7 @@ from rlrazor.experiments.continual.measures import has_reached, tasks_of
 from rlrazor.experiments.language import tiny
 from rlrazor.experiments.language.config import TINY, count_steps, due_steps, steps_per_epoch, warmup_steps
 from rlrazor.experiments.language.lesson import Lesson
-from rlrazor.experiments.language.sequences import found
+from rlrazor.experiments.language.sequences import method_of
 from rlrazor.experiments.language.setup import Setup
 from rlrazor.experiments.language.stage_reference import StageReference
 from rlrazor.experiments.language.unfinished import Unfinished, save_model
@@ -58,7 +58,7 @@ def finetune(setup: Setup, spec: RunSpec, store: RunStore) -> Iterator[Checkpoin
     """Train by the spec's method, measuring as it goes; what an interrupted run was at is gone on from."""
     from rlrazor.experiments.language import trainers  # TRL takes seconds to import
 
-    world, (method, _) = world_of(setup, spec, store), found(spec.method)
+    world, (method, _) = world_of(setup, spec, store), method_of(spec.method)
     base, running, of = world.base, setup.running, spec.chain[-1]
     before = replace(base, model=policy_of(of, base.model, store)) if of.spec.chain else None
     references: list[Any] = []  # of the process that measures; made before there is an adapter in the base
@@ -130,7 +130,7 @@ class Policies:
 
     def looked_at(self, spec: RunSpec) -> Any:
         """What the method's penalty, or DPG, holds to."""
-        return self.base if found(spec.method)[1] == TO_BASE else self.before
+        return self.base if method_of(spec.method)[1] == TO_BASE else self.before
 
 
 @contextmanager

@@ -74,9 +74,9 @@ class Config:
     @property
     def taught(self) -> list[str]:
         """The methods that imitate a teacher. Raises RazorError for an unknown one."""
-        return [name for name in self.methods if self.found(name)[0].from_teacher]
+        return [name for name in self.methods if self.method_of(name)[0].from_teacher]
 
-    def found(self, name: str) -> "tuple[Method, Any]":
+    def method_of(self, name: str) -> "tuple[Method, Any]":
         """The method of this name, and whether it has a penalty. Raises RazorError for an unknown one."""
         from rlrazor.experiments.parity_mnist.methods import find_method  # which imports torch
 
@@ -84,7 +84,7 @@ class Config:
 
     def used(self) -> list[str]:
         """The settings that matter to these methods."""
-        found = [self.found(name) for name in self.methods]
+        found = [self.method_of(name) for name in self.methods]
         idle = set() if any(method.on_policy for method, _ in found) else {"group_size"}
         idle |= set() if any(regularised for _, regularised in found) else {"kl_coef"}
         return [one.name for one in fields(self) if one.name not in idle]

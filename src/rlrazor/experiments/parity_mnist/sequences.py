@@ -42,7 +42,7 @@ class ImageSequences(Config, InSequence):
         """No method imitates a teacher here."""
         return []
 
-    def found(self, name: str) -> "tuple[Method, Any]":
+    def method_of(self, name: str) -> "tuple[Method, Any]":
         """The method of this name, and its penalty. Raises RazorError for an unknown one."""
         from rlrazor.experiments.parity_mnist.stages import find_method  # which imports torch
 
@@ -61,7 +61,7 @@ class ImageSequences(Config, InSequence):
 
     def stage(self, method: str, lr: float, tasks: Sequence[str], start: Ancestor) -> RunSpec:
         """A run that trains these tasks, one or several at once, from there. Raises RazorError for another method."""
-        found, penalty = self.found(method)
+        found, penalty = self.method_of(method)
         params = {"task": "+".join(tasks), "lr": lr, "schedule": self.schedules[0], "until": self.target}
         params |= {name: getattr(self, name) for name in ("checkpoints_per_epoch", "train_size", "batch_size")}
         params |= {

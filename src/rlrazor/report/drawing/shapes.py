@@ -76,11 +76,6 @@ class Points:
     hover: Hover | None = None
     interval: Interval | None = None
 
-    @property
-    def color(self) -> str:
-        """Of the marker."""
-        return self.marker.color
-
 
 @dataclass(frozen=True, eq=False)
 class Curve:

@@ -4,7 +4,6 @@ A study is `OUT/studies/NAME.json` and `OUT/studies/NAME.parquet`; a section of 
 there are, the caller says: `KINDS` are this package's own, `rlrazor.studies` adds the studies to them.
 """
 
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -45,13 +44,7 @@ def build(study: Study, kinds: Kinds = KINDS) -> Section:
     return replace(section, figure=replace(section.figure, name=study.name))
 
 
-def in_page_order(studies: Iterable[Study], kinds: Kinds) -> list[Study]:
-    """The studies as the page shows them."""
-    order = list(kinds)
-    return sorted(studies, key=lambda study: order.index(study.name))
-
-
-def studies_of(sweep: Sweep, kinds: Kinds) -> list[Study]:
+def of_sweep(sweep: Sweep, kinds: Kinds) -> list[Study]:
     """The studies that need no runs of their own, where the sweep has measured what they are about.
 
     Of some sweeps only those that it names itself; none of a calibration, as its law has the last word.

@@ -22,7 +22,6 @@ from rlrazor.analysis.outcomes import (
     Unit,
     examine,
 )
-from rlrazor.analysis.statistics import Estimate, Verdict, verdict
 from rlrazor.report.drawing import PALETTE, Axis, Figure, Interval, Layer, Panel
 from rlrazor.report.keyed import Column, Judged, Keyed, in_short, table_of
 from rlrazor.report.layers import across, spots
@@ -76,15 +75,6 @@ class Group:
         lowest = min((_error(one) for one in errors.values()), default=0.0)
         return next((one for one in errors.values() if _error(one) <= (1 + TIE) * lowest), None)
 
-    def gain(self, one: Outcome) -> Estimate | None:
-        """Over guessing."""
-        guess = next((other for other in self.outcomes if other.predictor == GUESS), None)
-        return one.gain(guess) if guess and one is not guess else None
-
-    def verdict(self, one: Outcome) -> Verdict:
-        """Whether it is better than guessing, over all units."""
-        return verdict(self.gain(one), len(one.units))
-
 
 def section(study: Study) -> Section:
     """Every predictor on every left-out method and task."""
@@ -117,39 +107,32 @@ def finding(groups: Sequence[Group]) -> str:
         return "There are too few methods and tasks to leave one out."
     names = [f"{FAMILIES[group.family]} / {LEFT_OUT[group.left_out]} / {NAMES[one.predictor]}" for group, one in best]
     gains = zip(names, best, strict=True)
-    judged = [Judged(name, group.gain(one), group.verdict(one)) for name, (group, one) in gains]
+    judged = [Judged(name, one.gain, one.verdict) for name, (_, one) in gains]
     narrow = [name for name, (_, one) in zip(names, best, strict=True) if not one.holds]
     held = f"Intervals too narrow: {'; '.join(narrow)}." if narrow else "Its intervals hold in each case."
     return f"Gain of the best forecast over guessing: {in_short(judged)}. {held}"
 
 
-Tested = tuple[Group, Outcome]
 Failed = tuple[Outcome, Unit]
 
-
-def _judged(of: Tested) -> str:
-    group, one = of
-    return NEVER if one.predictor == GUESS else group.verdict(one)
-
-
 COLUMNS = [  # how a predictor did
-    Column[Tested]("coverage", "coverage, %", lambda of: of[1].mean("coverage")),
-    Column("interval", "interval", lambda of: "holds" if of[1].holds else "too narrow"),
-    Column("lowest", "lowest, %", lambda of: percent(of[1].lowest)),
-    Column("width", "width, points", lambda of: of[1].mean("width")),
-    Column("error", "error, points", lambda of: of[1].mean("error")),
-    Column("gain", "gain over guessing", lambda of: of[0].gain(of[1]), signed),
-    Column("verdict", "against guessing", _judged),
-    Column("failed", "failed on", lambda of: f"{len(of[1].failed)} of {len(of[1].units)}"),
+    Column[Outcome]("coverage", "coverage, %", lambda one: one.mean("coverage")),
+    Column("interval", "interval", lambda one: "holds" if one.holds else "too narrow"),
+    Column("lowest", "lowest, %", lambda one: percent(one.lowest)),
+    Column("width", "width, points", lambda one: one.mean("width")),
+    Column("error", "error, points", lambda one: one.mean("error")),
+    Column("gain", "gain over guessing", lambda one: one.gain, signed),
+    Column("verdict", "against guessing", lambda one: one.verdict if one.guess else NEVER),
+    Column("failed", "failed on", lambda one: f"{len(one.failed)} of {len(one.units)}"),
 ]
 
 
 def best_table(groups: Sequence[Group]) -> Keyed:
     """The best forecast of each group."""
-    predictor = Column[Tested]("predictor", "the best forecast by", lambda of: NAMES[of[1].predictor])
+    predictor = Column[Outcome]("predictor", "the best forecast by", lambda one: NAMES[one.predictor])
     names = {f"{group.key}.best": f"{FAMILIES[group.family]}, {LEFT_OUT[group.left_out]}" for group in groups}
-    best = {f"{group.key}.best": (group, one) for group in groups if (one := group.best)}
-    found = {key: (names[key], of) for key, of in best.items()}
+    best = {key: (name, group.best) for (key, name), group in zip(names.items(), groups, strict=True)}
+    found = {key: (name, one) for key, (name, one) in best.items() if one}
     made = table_of("The best of the KLs", "left out", found, [predictor, *COLUMNS])
     rows = {key: made.rows.get(key, (name, dict.fromkeys(made.columns, NEVER))) for key, name in names.items()}
     return replace(made, rows=rows)
@@ -157,7 +140,7 @@ def best_table(groups: Sequence[Group]) -> Keyed:
 
 def table(group: Group) -> Keyed:
     """Every predictor of a group."""
-    rows = {f"{group.key}.{one.predictor}": (NAMES[one.predictor], (group, one)) for one in group.outcomes}
+    rows = {f"{group.key}.{one.predictor}": (NAMES[one.predictor], one) for one in group.outcomes}
     return table_of(group.title, "forecast by", rows, COLUMNS)
 
 

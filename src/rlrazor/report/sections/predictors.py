@@ -11,7 +11,7 @@ from rlrazor.analysis import law
 from rlrazor.analysis.carry_over import gap, over_methods
 from rlrazor.analysis.forecast import FORWARD
 from rlrazor.analysis.law import LeftOut, PredictorSummary, error_of, r2_of
-from rlrazor.analysis.statistics import Estimate, Verdict, verdict
+from rlrazor.analysis.statistics import Estimate, Standing, verdict
 from rlrazor.report.drawing import PALETTE, SYMBOLS, WHITE, Axis, Figure, Hover, Marker, Panel, Points
 from rlrazor.report.keyed import Column, Judged, Keyed, in_short, table_of
 from rlrazor.report.layers import across, r2s
@@ -55,7 +55,7 @@ class Ranked:
         return gap(guess.by_method, self.left_out.by_method) if guess and self.left_out else None
 
     @property
-    def verdict(self) -> Verdict:
+    def verdict(self) -> Standing:
         """Whether it serves a method not in the fit better than guessing does."""
         return verdict(self.gain, self.fits.counts.methods)
 

@@ -7,16 +7,16 @@ import polars as pl
 from rlrazor.analysis.statistics import (
     HALF_POINT,
     Estimate,
+    by_group,
     difference,
-    floats,
     mean_of,
     near_accuracy,
     seed_means,
     verdict,
 )
-from rlrazor.report.drawing import Axis, Figure, Marker, Panel, Points, style_of
+from rlrazor.report.drawing import Axis, Figure, Panel, style_of
 from rlrazor.report.keyed import Column, Judged, Keyed, in_short, table_of
-from rlrazor.report.layers import learnt, means
+from rlrazor.report.layers import clouds, learnt, means
 from rlrazor.report.prose import Shown, told
 from rlrazor.report.study import Section, Study, members, with_family
 from rlrazor.report.tables import FAMILIES
@@ -118,12 +118,7 @@ def method_table(study: Study, column: str) -> Keyed:
 
 def _against_panel(study: Study, column: str) -> Panel:
     """The similarity against new accuracy, all checkpoints."""
-    size = 4.0 if len(study.points) < 2_000 else 2.2
-    layers = []
-    for index, method in enumerate(study.methods):
-        rows = study.points.filter(pl.col("method") == method)
-        x, y = floats(rows, "new"), floats(rows, column)
-        layers.append(Points(study.label(method), x, y, Marker(*style_of(index), size=size, opacity=0.5)))
+    layers = clouds(study, "new", column, size=4.0 if len(study.points) < 2_000 else 2.2, opacity=0.5)
     name = f"{NAMES[column]} to the base"
     title = f"{NAMES[column]} at equal accuracy"
     return Panel(title, Axis("new accuracy", learnt(study)), Axis(name, percent=False), layers)
@@ -134,8 +129,8 @@ def _along_panel(study: Study, column: str) -> Panel:
     layers = []
     for index, method in enumerate(study.methods):
         rows = study.points.filter(pl.col("method") == method).filter(pl.col("epochs") == pl.col("epochs").max())
-        cells = seed_means(rows.with_columns(pl.col("epoch").round(2)), ["epoch"], [column]).sort("epoch")
-        cells = cells.drop_nulls(column)
-        layers.append(means(study.label(method), cells, cells["epoch"].to_list(), column, *style_of(index)))
+        by_epoch = seed_means(rows.with_columns(pl.col("epoch").round(2)), ["epoch"], [column]).sort("epoch")
+        found = by_group(by_epoch, "epoch", column)
+        layers.append(means(study.label(method), [*found.values()], [*found], style_of(index), line=True))
     name = f"{NAMES[column]} to the base"
     return Panel(f"{NAMES[column]} along training", Axis("epoch", percent=False), Axis(name, percent=False), layers)
