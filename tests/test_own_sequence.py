@@ -4,6 +4,7 @@ import json
 import math
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from safetensors.torch import load_file
 from rlrazor.cli import main
 from rlrazor.experiments.language import world
 from rlrazor.experiments.language.sequence_file import config_of, read
+from rlrazor.experiments.language.tasks import Form, own_task, score
 from rlrazor.report import drawing
 from tiny_models import char_tokenizer, saved, tiny_llama
 
@@ -33,7 +35,6 @@ base: tiny
 method: sft
 lr: 1e-3
 target: 0.95
-max_new_tokens: 5
 batch_size: 4
 max_steps: 4
 checkpoints_per_epoch: 2
@@ -48,6 +49,7 @@ tasks:
     verifier: verify.py:verify
     stop: ";"
     chat: false
+    max_new_tokens: 5
 """
 VERIFIER = """
 def verify(prompt, completion, last):
@@ -261,6 +263,8 @@ WRONG = {
     "tasks: [ascending, {prompts: nope.jsonl}]": "nope: There is no FOLDER/nope.jsonl, which prompts names",
     "tasks: [ascending, {prompts: prompts.jsonl, verifier: 'nope.py:verify'}]": "nope.py",
     "tasks: [ascending, {prompts: prompts.jsonl, verifer: 'verify.py:verify'}]": "tasks[1].verifer is not known here",
+    "tasks: [{task: ascending, max_new_tokens: 5}, descending]": "max_new_tokens is of prompts of one's own",
+    "tasks: [ascending, {prompts: prompts.jsonl, max_new_tokens: 5}]\nmax_new_tokens: 4": "in a file that has none",
     "tasks: [ascending, {prompts: 3}]": "tasks[1].prompts is 3, and should be text",
     "tasks: [ascending, descending]\nkl_budget: -1": "kl_budget is -1, and should be at least 0",
     "tasks: [ascending, descending]\nkl_budget: .nan": 'kl_budget is ".nan", and should be a number',
@@ -319,6 +323,29 @@ def test_a_wrong_option_is_one_sentence(
 def test_a_file_that_is_not_there(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["continual", str(tmp_path / "nope.yaml")]) == 2
     assert capfd.readouterr().err == f"razor: There is no {tmp_path / 'nope.yaml'}.\n"
+
+
+def test_the_guides_files_are_what_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its prompts are made, and verified, and its sequence is read."""
+    text = (Path(__file__).parents[1] / "docs" / "guides" / "continual.md").read_text()
+    prompts, verifier, sequence = (
+        re.findall(rf"```{kind}\n(.*?)```", text, flags=re.DOTALL)[number]
+        for kind, number in (("python", 0), ("python", 1), ("yaml", 0))
+    )
+    monkeypatch.chdir(tmp_path)
+    exec(prompts, {})
+    Path("verify.py").write_text(verifier)
+    Path("tasks.yaml").write_text(sequence)
+    file = read(Path("tasks.yaml"))
+    assert (file.names, file.kl_budget) == (["ascending", "last-letter"], 4)
+    config = config_of(file.names, file.settings)
+    assert (config.methods, config.rl_lrs, config.target, config.max_steps) == (("dr-grpo",), (3e-5,), 0.8, 100)
+    task = own_task(Path("prompts.jsonl"), "verify.py:verify", Form(stop=(";",), chat=False))
+    items = task.load(None).train[:3]
+    answers = [item.columns["last"] for item in items]
+    right = [f"{item.prompt[3:5]}{last}" for item, last in zip(items, answers, strict=True)]
+    assert score(task, items, right).values == [1, 1, 1]
+    assert score(task, items, [one[::-1] + "x" for one in right]).values == [0, 0, 0]
 
 
 def test_the_folder_of_another_sequence_keeps_both(whole: Path, tmp_path: Path) -> None:

@@ -172,6 +172,7 @@ def source_of(arguments: argparse.Namespace, task: str) -> "TaskSource":
     from rlrazor.experiments.language.setup import TaskSource
     from rlrazor.experiments.language.tasks import Form
 
+    length = getattr(arguments, "own_max_new_tokens", None) or Form().max_new_tokens
     return TaskSource(
         task,
         data=arguments.data,
@@ -179,7 +180,7 @@ def source_of(arguments: argparse.Namespace, task: str) -> "TaskSource":
         prompts=arguments.prompts,
         verifier=arguments.verifier,
         verifier_timeout=arguments.verifier_timeout,
-        form=Form(stop=stop_of(arguments), chat=not arguments.no_chat),
+        form=Form(length, stop_of(arguments), not arguments.no_chat),
         generic=arguments.generic,
     )
 
@@ -255,15 +256,18 @@ def how_of(arguments: argparse.Namespace, *, keep_models: bool = False) -> "tupl
     return PriorSource(arguments.data_mirror, arguments.allow_code_execution), how
 
 
-def show_plan(arguments: argparse.Namespace, experiment: "Timed", config: Config, out: Path, **options: Any) -> None:
-    """What a dry run prints; `options`: jobs and weights."""
+def show_plan(
+    arguments: argparse.Namespace, experiment: "Timed", config: Config, out: Path, *, note: str = "", **options: Any
+) -> None:
+    """What a dry run prints, after a `note`; `options`: jobs and weights."""
     from rlrazor.runs.dry_run import estimate, planned
     from rlrazor.system.progress import doing
 
     with doing(Terminal(stderr=True), "Timing a few updates and one measurement"):
         found = estimate(experiment, config, planned(experiment, config), **options)
     jobs = options.get("jobs", 1)
-    running.show_plan(config, found, running.counts_in_words(found), out, jobs=jobs, as_json=arguments.json)
+    what = note + running.counts_in_words(found)
+    running.show_plan(config, found, what, out, jobs=jobs, as_json=arguments.json)
 
 
 def jobs_of(arguments: argparse.Namespace, config: Config) -> int:

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
-from rlrazor.bounds import BOUNDS
+from rlrazor.bounds import BOUNDS, MOST_TOKENS
 from rlrazor.errors import RazorError
 from rlrazor.experiments.language.config import KINDS, PRESETS, TINY
 from rlrazor.experiments.language.sequences import ModelSequences, parse_setting
@@ -56,6 +56,7 @@ class OwnTask(Schema):
     verifier_timeout: float = SECONDS
     stop: list[Name] = []  # noqa: RUF012
     chat: bool = True
+    max_new_tokens: Annotated[int, Field(ge=1, le=MOST_TOKENS)] | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -71,7 +72,7 @@ class OwnTask(Schema):
 
     def options(self, folder: Path) -> dict[str, Any]:
         """The task as the options of `razor finetune` name it; its files lie where they do from the folder."""
-        found = self.model_dump() | {"no_chat": not self.chat}
+        found = self.model_dump() | {"no_chat": not self.chat, "own_max_new_tokens": self.max_new_tokens}
         for name in ("data", "demonstrations", "prompts"):
             found[name] = None if found[name] is None else folder / found[name]
         source, colon, function = (self.verifier or "").rpartition(":")
@@ -113,14 +114,24 @@ def read(path: Path) -> SequenceFile:
     if isinstance(base, str) and base != TINY and (path.parent / base).exists():
         settings["base"] = str(path.parent / base)
     file = checked(SequenceFile, found | {"settings": settings}, path)
-    for number, name in enumerate(task.name for task in file.tasks):
-        if name is None:
-            raise RazorError(f"{path}: tasks[{number}] needs `task`, one of `razor tasks`, or `prompts`, a file.")
-        if not re.fullmatch(r"\w[\w .-]*", name):
-            raise RazorError(f"{path}: a task's name has letters, digits, spaces, '.', '-' and '_', not {name!r:.60}.")
-        if name in file.names[:number]:
-            raise RazorError(f"{path}: the task {name!r:.60} is there twice: name one otherwise.")
+    for number, task in enumerate(file.tasks):
+        _check_task(path, file, number, task)
     return file
+
+
+def _check_task(path: Path, file: SequenceFile, number: int, task: OwnTask) -> None:
+    """Raise RazorError for a task without a name, with one that no column can have, or with that of one before."""
+    name = task.name
+    if name is None:
+        raise RazorError(f"{path}: tasks[{number}] needs `task`, one of `razor tasks`, or `prompts`, a file.")
+    if not re.fullmatch(r"\w[\w .-]*", name):
+        raise RazorError(f"{path}: a task's name has letters, digits, spaces, '.', '-' and '_', not {name!r:.60}.")
+    if name in file.names[:number]:
+        raise RazorError(f"{path}: the task {name!r:.60} is there twice: name one otherwise.")
+    if task.max_new_tokens is not None and (task.prompts is None or "max_new_tokens" in file.settings):
+        raise RazorError(
+            f"{path}, {name}: max_new_tokens is of prompts of one's own, in a file that has none for all tasks."
+        )
 
 
 def config_of(tasks: Sequence[str], settings: Mapping[str, Any]) -> ModelSequences:

@@ -54,7 +54,9 @@ class TaskSource:
         file = Path((self.verifier or "").rpartition(":")[0])
         code = file.read_text(encoding="utf-8", errors="surrogateescape") if file.is_file() else self.verifier
         items = [[asdict(item) for item in side] for side in (splits.train, splits.test)]
-        content = json.dumps([items, code, self.form.stop, *([] if self.form.chat else ["plain"])], default=str)
+        length = self.form.max_new_tokens
+        form = [*([] if self.form.chat else ["plain"]), *([] if length == Form().max_new_tokens else [length])]
+        content = json.dumps([items, code, self.form.stop, *form], default=str)
         if self.generic is not None:
             content += read_generic(self.generic).content_hash
         return hashlib.sha256(content.encode()).hexdigest()[:16]
