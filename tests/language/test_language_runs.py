@@ -143,7 +143,10 @@ def test_an_interrupted_sweep_goes_on_within_its_runs(
     assert main(command) == 130
     (unfinished,) = (out / ".unfinished").iterdir()
     assert {path.name for path in unfinished.iterdir()} >= {"checkpoint-1", "records.jsonl", "weights-1.safetensors"}
-    (unfinished / "checkpoint-2").mkdir()  # what a killed process leaves half-written
+    for step, written in ((2, ""), (3, "{")):  # what a killed process leaves half-written
+        (unfinished / f"checkpoint-{step}").mkdir()
+        (unfinished / f"checkpoint-{step}" / "trainer_state.json").write_text(written)
+    (unfinished / "checkpoint-4").mkdir()
     assert main(command) == 130  # now in the second run
     assert main(command) == 0
     assert resumed == [None, "checkpoint-1", None, "checkpoint-1"]

@@ -83,18 +83,20 @@ def build_parser() -> argparse.ArgumentParser:
         theory,
     ):
         command.add_to(commands)
-    _state_bounds(parser)
+    _complete(parser)
     return parser
 
 
-def _state_bounds(parser: argparse.ArgumentParser) -> None:
-    """Of each option that is a number, say in its help what it may be."""
+def _complete(parser: argparse.ArgumentParser) -> None:
+    """Say in the help of each option that is a number what it may be; know the options for who misspells one."""
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
             for inner in action.choices.values():
-                _state_bounds(inner)
+                _complete(inner)
         elif action.dest in bounds.BOUNDS and action.help:
             action.help += f" [{bounds.BOUNDS[action.dest]}]"
+    named = [option for action in parser._actions for option in action.option_strings if option.startswith("--")]
+    parser.set_defaults(options=named)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

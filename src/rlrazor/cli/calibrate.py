@@ -27,7 +27,7 @@ from rlrazor.cli.language import (
     task_of,
 )
 from rlrazor.cli.outputs import check_run_folder
-from rlrazor.cli.printing import Subparsers, console_for_tables, options_of, print_json
+from rlrazor.cli.printing import Subparsers, console_for_tables, print_json
 from rlrazor.errors import RazorError
 from rlrazor.experiments.language.config import TINY, Config, resolve, settled
 from rlrazor.extras import needs_extra
@@ -100,7 +100,7 @@ def add_to(commands: Subparsers) -> None:
     parser.add_argument("--json", action="store_true", help="print the law as JSON instead of tables")
     add_source(parser)
     add_running(parser)
-    parser.set_defaults(run=run, options=options_of(parser))
+    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rlrazor import bounds
 from rlrazor.cli.early import needs_no_prior, prior_names, require_files, require_prior, require_source, settle_hub
 from rlrazor.cli.outputs import check_outputs
-from rlrazor.cli.printing import Subparsers, console_for_tables, exit_code_of, options_of, print_json, steps_shown
+from rlrazor.cli.printing import Subparsers, console_for_tables, exit_code_of, print_json, steps_shown
 from rlrazor.cli.probe import add_probe, dtype_of, probe_without_law
 from rlrazor.errors import RazorError
 from rlrazor.extras import needs_extra
@@ -71,7 +71,7 @@ def add_to(commands: Subparsers) -> None:
     truth.add_argument("--prior-limit", type=int, metavar="N", help="items of each at most (default: 0, all)")
     truth.add_argument("--data-mirror", type=Path, metavar="DIR", help="local JSONL files of the prior tasks")
     truth.add_argument("--allow-code-execution", action="store_true", help="run code that the model writes (HumanEval)")
-    parser.set_defaults(run=run, options=options_of(parser))
+    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:

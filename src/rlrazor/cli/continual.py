@@ -14,7 +14,7 @@ from rich.table import Table
 
 from rlrazor.cli import early, exits, language, running
 from rlrazor.cli.outputs import check_folder, check_run_folder
-from rlrazor.cli.printing import Subparsers, console_for_tables, options_of, print_json
+from rlrazor.cli.printing import Subparsers, console_for_tables, print_json
 from rlrazor.errors import RazorError
 from rlrazor.extras import needs_extra
 from rlrazor.runs.records import Record
@@ -58,7 +58,7 @@ def add_to(commands: Subparsers) -> None:
     parser.add_argument("--json", action="store_true", help="print the stages as JSON instead of a table")
     language.add_prior(parser.add_argument_group("data"))
     language.add_running(parser)
-    parser.set_defaults(run=run, options=options_of(parser))
+    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:

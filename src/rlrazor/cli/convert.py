@@ -5,7 +5,7 @@ from pathlib import Path
 
 from rlrazor.cli import exits
 from rlrazor.cli.early import require_source
-from rlrazor.cli.printing import Subparsers, options_of, print_json
+from rlrazor.cli.printing import Subparsers, print_json
 from rlrazor.errors import RazorError
 from rlrazor.extras import needs_extra, needs_package
 from rlrazor.system.progress import doing
@@ -25,7 +25,7 @@ def add_to(commands: Subparsers) -> None:
         "--out", type=Path, metavar="DIR", help="a folder that is not there yet (default: in the cache, by FILE's name)"
     )
     parser.add_argument("--json", action="store_true", help="print the folder as JSON")
-    parser.set_defaults(run=run, options=options_of(parser))
+    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:

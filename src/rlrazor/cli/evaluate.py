@@ -15,7 +15,7 @@ from rlrazor.cli.language import (
     source_of,
     task_of,
 )
-from rlrazor.cli.printing import Subparsers, console_for_tables, options_of, print_json, records_table
+from rlrazor.cli.printing import Subparsers, console_for_tables, print_json, records_table
 from rlrazor.extras import needs_extra
 from rlrazor.system import cores
 from rlrazor.system.progress import doing
@@ -40,7 +40,7 @@ def add_to(commands: Subparsers) -> None:
     add_settings(parser, "how it is measured", _OWN, PAPER_DEFAULTS, PAPER_DEFAULTS, LACKS_PRIOR)
     parser.add_argument("--json", action="store_true", help="print the record as JSON instead of a table")
     add_source(parser)
-    parser.set_defaults(run=run, options=options_of(parser))
+    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:

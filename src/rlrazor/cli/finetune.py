@@ -28,7 +28,6 @@ from rlrazor.cli.printing import (
     Subparsers,
     console_for_tables,
     human_seconds,
-    options_of,
     print_json,
     records_table,
 )
@@ -80,7 +79,7 @@ def add_to(commands: Subparsers) -> None:
     parser.add_argument("--json", action="store_true", help="print the records as JSON instead of a table")
     add_source(parser)
     add_running(parser)
-    parser.set_defaults(run=run, options=options_of(parser))
+    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:

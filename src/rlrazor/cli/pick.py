@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from rlrazor.cli.compare import measured_on
 from rlrazor.cli.early import require_files, settle_hub
 from rlrazor.cli.outputs import check_outputs
-from rlrazor.cli.printing import Subparsers, exit_code_of, options_of, print_json, steps_shown
+from rlrazor.cli.printing import Subparsers, exit_code_of, print_json, steps_shown
 from rlrazor.cli.probe import add_probe, probe_given
 from rlrazor.errors import RazorError
 from rlrazor.extras import needs_extra
@@ -56,7 +56,7 @@ def add_to(commands: Subparsers) -> None:
     add_probe(measured)
     parser.add_argument("--figure", type=Path, metavar="DIR", help="draw the frontiers into DIR/pick.png and .svg")
     parser.add_argument("--json", action="store_true", help="print the candidates as JSON instead of a table")
-    parser.set_defaults(run=run, options=options_of(parser))
+    parser.set_defaults(run=run)
 
 
 def _add_budgets(parser: argparse.ArgumentParser) -> None:

@@ -20,15 +20,11 @@ from rlrazor.system.terminal import PlainColumn, Terminal
 
 if TYPE_CHECKING:
     from rlrazor.report import Results
+    from rlrazor.report.study import Section
 
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
 else:
     Subparsers = argparse._SubParsersAction
-
-
-def options_of(parser: argparse.ArgumentParser) -> list[str]:
-    """The long options of a command, for the error that an unknown one gives."""
-    return [option for action in parser._actions for option in action.option_strings if option.startswith("--")]
 
 
 def print_results(results: "Results", report: Path, *, as_json: bool) -> None:
@@ -42,6 +38,23 @@ def print_results(results: "Results", report: Path, *, as_json: bool) -> None:
     for table in terminal_tables(results):
         console.print(table)
     console.print(f"Report: {report}", highlight=False, soft_wrap=True)
+
+
+def print_section(section: "Section", kind: str, path: Path, *, as_json: bool, width: int = 120) -> None:
+    """A section's finding and tables, and where its `kind` is: a report or, with the note printed here, a figure."""
+    from rlrazor.report.tables import to_rich
+
+    if as_json:
+        tables = [asdict(table) for table in section.tables]
+        print_json({kind: str(path), "finding": section.finding, "tables": tables})
+        return
+    console = console_for_tables(width)
+    for table in section.tables:
+        console.print(to_rich(table))
+    console.print(section.finding, highlight=False)
+    for paragraph in section.paragraphs if kind == "figure" else ():
+        console.print("\n" + paragraph.removeprefix("## "), style="dim", highlight=False)
+    console.print(f"{kind.capitalize()}: {path}", highlight=False, soft_wrap=True)
 
 
 def print_json(value: Any) -> None:

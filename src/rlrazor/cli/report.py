@@ -2,10 +2,9 @@
 
 import argparse
 from collections.abc import Iterable
-from dataclasses import asdict
 from pathlib import Path
 
-from rlrazor.cli.printing import Subparsers, console_for_tables, options_of, print_json, print_results
+from rlrazor.cli.printing import Subparsers, print_results, print_section
 from rlrazor.errors import RazorError
 from rlrazor.runs.store import RunStore
 from rlrazor.system import writing
@@ -33,7 +32,7 @@ def add_to(commands: Subparsers) -> None:
         "--markdown", type=Path, metavar="DIR", help="also write the analyses as DIR/findings.md, with their figures"
     )
     parser.add_argument("--json", action="store_true", help="print the findings as JSON instead of tables")
-    parser.set_defaults(run=run, options=options_of(parser))
+    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -69,7 +68,6 @@ def _check(arguments: argparse.Namespace, outputs: Iterable[Output]) -> None:
 
 def _compare(arguments: argparse.Namespace) -> int:
     from rlrazor.report import compare_folders, page
-    from rlrazor.report.tables import to_rich
 
     if arguments.markdown:
         raise RazorError("--markdown is for the report of one folder.")
@@ -77,13 +75,5 @@ def _compare(arguments: argparse.Namespace) -> int:
     _check(arguments, page.outputs_of_comparison(out))
     with Terminal(stderr=True).status("Comparing the folders"):
         section, written = compare_folders(arguments.folders, out)
-    if arguments.json:
-        tables = [asdict(table) for table in section.tables]
-        print_json({"report": str(written), "finding": section.finding, "tables": tables})
-        return 0
-    console = console_for_tables()
-    for table in section.tables:
-        console.print(to_rich(table))
-    console.print(section.finding, highlight=False)
-    console.print(f"Report: {written}", highlight=False, soft_wrap=True)
+    print_section(section, "report", written, as_json=arguments.json)
     return 0

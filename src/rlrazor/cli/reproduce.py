@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rlrazor import studies
 from rlrazor.cli import language, running
 from rlrazor.cli.outputs import check_run_folder
-from rlrazor.cli.printing import Subparsers, options_of
+from rlrazor.cli.printing import Subparsers
 from rlrazor.errors import RazorError
 from rlrazor.experiments.continual.config import HELP
 from rlrazor.experiments.language import sequences as model_sequences
@@ -46,7 +46,7 @@ def add_to(commands: Subparsers) -> None:
     )
     of_models.add_argument("--preset", default="tiny", help="the grid to start from: tiny (the default) or paper")
     language.add_sweep(of_models, "runs/language-PRESET", language.TINY_DEFAULTS)
-    of_models.set_defaults(run=run_language, options=options_of(of_models))
+    of_models.set_defaults(run=run_language)
 
 
 def _add_parity(experiments: Subparsers) -> None:
@@ -65,7 +65,7 @@ def _add_parity(experiments: Subparsers) -> None:
     parser.add_argument(
         "--sensitivity", action="store_true", help="also vary batch size, group size and pre-training length"
     )
-    parser.set_defaults(run=run, options=options_of(parser))
+    parser.set_defaults(run=run)
 
 
 def _add_continual(experiments: Subparsers) -> None:
@@ -101,7 +101,7 @@ def _add_continual(experiments: Subparsers) -> None:
     running.add_weights(parser)
     parser.add_argument("--dry-run", action="store_true", help="print the grid, its size and cost; train nothing")
     running.add_json(parser)
-    parser.set_defaults(run=run_continual, options=options_of(parser))
+    parser.set_defaults(run=run_continual)
 
 
 def _add_settings(parser: argparse.ArgumentParser, name: str, of: ModuleType) -> None:
@@ -136,7 +136,7 @@ def _add_forecast(experiments: Subparsers) -> None:
         "--dry-run", action="store_true", help="print the size and cost of it, measured here; train nothing"
     )
     running.add_json(parser)
-    parser.set_defaults(run=run_forecast, options=options_of(parser))
+    parser.set_defaults(run=run_forecast)
 
 
 def run_language(arguments: argparse.Namespace) -> int:

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from rlrazor.cli.language import PAPER_DEFAULTS, add_sweep, run_sweep
-from rlrazor.cli.printing import Subparsers, options_of
+from rlrazor.cli.printing import Subparsers
 
 
 def add_to(commands: Subparsers) -> None:
@@ -16,7 +16,7 @@ def add_to(commands: Subparsers) -> None:
         "the report. The grid starts from the paper's. Run the same command again to continue after an interruption.",
     )
     add_sweep(parser, "runs/sweep", PAPER_DEFAULTS)
-    parser.set_defaults(run=run, options=options_of(parser))
+    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -5,7 +5,7 @@ from dataclasses import asdict
 
 from rich.table import Table
 
-from rlrazor.cli.printing import Subparsers, console_for_tables, options_of, print_json
+from rlrazor.cli.printing import Subparsers, console_for_tables, print_json
 
 
 def add_to(commands: Subparsers) -> None:
@@ -16,7 +16,7 @@ def add_to(commands: Subparsers) -> None:
         description="List the new tasks: their prompts, what verifies a completion, where demonstrations come from.",
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    parser.set_defaults(run=run, options=options_of(parser))
+    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -3,17 +3,12 @@
 import argparse
 import json
 import shlex
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rlrazor.cli.outputs import check_outputs
-from rlrazor.cli.printing import Subparsers, console_for_tables, options_of, print_json
+from rlrazor.cli.printing import Subparsers, print_section
 from rlrazor.system.progress import doing
 from rlrazor.system.terminal import Terminal
-
-if TYPE_CHECKING:
-    from rlrazor.report.study import Section
 
 
 def add_to(commands: Subparsers) -> None:
@@ -28,7 +23,7 @@ def add_to(commands: Subparsers) -> None:
     parser.add_argument("--seeds", default="0,1,2", help="seeds, comma-separated (default: 0,1,2)")
     parser.add_argument("--out", type=Path, metavar="DIR", default=Path("runs/theory"), help="default: runs/theory")
     parser.add_argument("--json", action="store_true", help="print the findings as JSON instead of tables")
-    parser.set_defaults(run=run, options=options_of(parser))
+    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -51,21 +46,6 @@ def run(arguments: argparse.Namespace) -> int:
         partial.write_text(json.dumps(description, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     section = sections.build(Study(theory.NAME, description), kinds())
     drawing.save(section.figure, arguments.out)
-    _print(section, arguments.out / f"{section.figure.name}.png", as_json=arguments.json)
+    path = arguments.out / f"{section.figure.name}.png"
+    print_section(section, "figure", path, as_json=arguments.json, width=140)
     return 0
-
-
-def _print(section: "Section", path: Path, *, as_json: bool) -> None:
-    from rlrazor.report.tables import to_rich
-
-    if as_json:
-        tables = [asdict(table) for table in section.tables]
-        print_json({"figure": str(path), "finding": section.finding, "tables": tables})
-        return
-    console = console_for_tables(width=140)
-    for table in section.tables:
-        console.print(to_rich(table))
-    console.print(section.finding, highlight=False)
-    for paragraph in section.paragraphs:
-        console.print("\n" + paragraph.removeprefix("## "), style="dim", highlight=False)
-    console.print(f"Figure: {path}", highlight=False, soft_wrap=True)

@@ -31,6 +31,7 @@ from rlrazor.runs import dry_run
 from rlrazor.runs.dry_run import DryRun, Timed
 from rlrazor.runs.experiment import Phase
 from rlrazor.runs.runner import MACHINE, Done, Options, Runner, table_of, versions_of, warn_of_another_machine
+from rlrazor.runs.settings import check_preset
 from rlrazor.runs.store import RunStore
 from rlrazor.system.progress import doing
 
@@ -98,8 +99,7 @@ class Family:
 
 def grid_of(preset: str, seeds: Sequence[int] | None, threads: int | None = None) -> Grid:
     """The preset's grid, with these seeds and threads if there are any; raises RazorError for an unknown preset."""
-    if preset not in PRESETS:
-        raise RazorError(f"Unknown preset {preset!r}. Presets: {', '.join(PRESETS)}.")
+    check_preset(preset, PRESETS)
     own: dict[str, Any] = {} if seeds is None else {"seeds": tuple(seeds)}
     grid = PRESETS[preset]
     of_letters = own if threads is None else {**own, "threads": threads}

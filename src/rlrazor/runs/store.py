@@ -62,20 +62,16 @@ _PARTIAL = re.compile(r"\.[0-9a-f]{16}\.\d+")  # a run that was being written: i
 Weights = Mapping[str, "Tensor"]
 
 
-def no_weights() -> Weights:
-    """Of a checkpoint whose weights lie elsewhere: what is kept of it is an empty file."""
-    return {}
-
-
 @dataclass(frozen=True)
 class Checkpoint:
     """What a training loop yields: the record, and what gives the weights it was measured on (name -> tensor).
 
-    They are asked for before training goes on, and only where they are kept.
+    They are asked for before training goes on, and only where they are kept. Where they lie elsewhere there are none,
+    and what is kept is an empty file.
     """
 
     record: Record
-    weights: Callable[[], Weights] = no_weights
+    weights: Callable[[], Weights] = dict
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -25,7 +26,8 @@ class Unfinished:
 
     def state(self) -> Path | None:
         """The last whole state to resume from; one that a killed process left half-written is not."""
-        found = [path.parent for path in self.folder.glob("checkpoint-*/trainer_state.json")] if self.keep else []
+        written = self.folder.glob("checkpoint-*/trainer_state.json") if self.keep else ()
+        found = [path.parent for path in written if _is_json(path)]  # which the trainer writes last
         numbered = [path for path in found if path.name.partition("-")[2].isdecimal()]
         return max(numbered, key=lambda path: int(path.name.partition("-")[2]), default=None)
 
@@ -77,6 +79,13 @@ class Unfinished:
 
     def _weights_path(self, step: int) -> Path:
         return self.folder / f"weights-{step}.safetensors"
+
+
+def _is_json(path: Path) -> bool:
+    with suppress(OSError, ValueError):
+        json.loads(path.read_text(encoding="utf-8"))
+        return True
+    return False
 
 
 def save_model(model: Any, tokenizer: Any, folder: Path) -> None:

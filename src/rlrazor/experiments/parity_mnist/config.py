@@ -92,7 +92,9 @@ class Config:
     def base_specs(self, data: str, variant: Mapping[str, Any] | None = None) -> list[RunSpec]:
         """One base run per seed; `data` is the fingerprint of the images, `variant` as in `specs`."""
         of_base = {name: value for name, value in (variant or {}).items() if name in OF_BASES}
-        return [RunSpec(EXPERIMENT, BASE, {**self._of_base(data), **of_base}, seed) for seed in self.seeds]
+        params = {"recipe": RECIPE, "data": data}
+        params |= {"pretrain_size": self.pretrain_size, "pretrain_epochs": self.pretrain_epochs, **of_base}
+        return [RunSpec(EXPERIMENT, BASE, params, seed) for seed in self.seeds]
 
     def specs(
         self,
@@ -127,14 +129,6 @@ class Config:
                 params = {"lr": lr, "schedule": schedule, "epochs": epochs, **fixed, **own}
                 specs.append(RunSpec(EXPERIMENT, name, params, base.seed, Ancestor(base, 0), teacher))
         return specs
-
-    def _of_base(self, data: str) -> dict[str, Any]:
-        return {
-            "recipe": RECIPE,
-            "data": data,
-            "pretrain_size": self.pretrain_size,
-            "pretrain_epochs": self.pretrain_epochs,
-        }
 
 
 def all_methods() -> tuple[str, ...]:

@@ -79,10 +79,6 @@ def _adamw(weights: Sequence[Tensor], lr: float) -> list[Optimizer]:
     return [AdamW(weights, lr=lr, weight_decay=0.0, fused=True)]
 
 
-def _sgd(weights: Sequence[Tensor], lr: float) -> list[Optimizer]:
-    return [SGD(weights, lr=lr, momentum=MOMENTUM, fused=True)]
-
-
 def _muon(weights: Sequence[Tensor], lr: float) -> list[Optimizer]:
     """Matrices by Muon, biases, which have no singular values, by AdamW at a tenth of its learning rate."""
     matrices, biases = [w for w in weights if w.ndim == 2], [w for w in weights if w.ndim != 2]
@@ -91,7 +87,7 @@ def _muon(weights: Sequence[Tensor], lr: float) -> list[Optimizer]:
 
 OPTIMIZERS: Mapping[str, Callable[[Sequence[Tensor], float], list[Optimizer]]] = {
     "adamw": _adamw,
-    "sgd": _sgd,
+    "sgd": lambda weights, lr: [SGD(weights, lr=lr, momentum=MOMENTUM, fused=True)],
     "muon": _muon,
 }
 

@@ -40,7 +40,7 @@ def dots(count: int, seed: int) -> tuple[Tensor, Tensor]:
     for row, column in _disc():
         pixels.scatter_add_(1, (rows_NC + row) * SIDE + columns_NC + column, contrast_NC)
     pixels += _uniform(MEAN_LEVEL, (count, 1), rng) - pixels.mean(dim=1, keepdim=True)
-    return _as_bytes(pixels), labels
+    return pixels.round().clamp(0, 255).to(torch.uint8).view(-1, SIDE, SIDE), labels
 
 
 def _disc() -> list[tuple[int, int]]:
@@ -52,10 +52,6 @@ def _disc() -> list[tuple[int, int]]:
 
 def _uniform(bounds: tuple[float, float], shape: tuple[int, ...], rng: Generator) -> Tensor:
     return bounds[0] + (bounds[1] - bounds[0]) * torch.rand(shape, generator=rng)
-
-
-def _as_bytes(levels: Tensor) -> Tensor:
-    return levels.round().clamp(0, 255).to(torch.uint8).view(-1, SIDE, SIDE)
 
 
 def pink_noise(count: int, seed: int) -> Tensor:

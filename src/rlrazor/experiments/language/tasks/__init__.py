@@ -18,20 +18,18 @@ from rlrazor.experiments.language.tasks.math import GSM8K, MATH, MATH500
 from rlrazor.experiments.language.tasks.own import own_task
 from rlrazor.experiments.language.tasks.rows import with_demonstrations
 from rlrazor.experiments.language.tasks.science import SCIENCE
-from rlrazor.experiments.language.tasks.task import Annotator, Form, Item, Scores, Splits, Task, Verify, score
+from rlrazor.experiments.language.tasks.task import Form, Item, Scores, Splits, Task, score
 from rlrazor.experiments.language.tasks.tools import TOOLS
 
 __all__ = [
     "FROM_HUB",
     "LETTERS_TASK",
     "TASKS",
-    "Annotator",
     "Form",
     "Item",
     "Scores",
     "Splits",
     "Task",
-    "Verify",
     "find_task",
     "own_task",
     "score",
