@@ -33,7 +33,7 @@ def watch() -> None:
 
 def really_lost(run: Path, base: Path) -> dict[int, float]:
     """Step -> the drop of the mean prior score against the base's, in points, of each checkpoint of the run."""
-    from rlrazor.experiments.language.evaluate import tiny_suite
+    from rlrazor.experiments.language.suites import tiny_suite
     from rlrazor.lm.models import load
 
     def score(folder: Path) -> float:
