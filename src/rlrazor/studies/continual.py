@@ -141,11 +141,11 @@ def claims_tables(courses: Sequence[Course]) -> list[Keyed]:
     tables = []
     for old in ("prior", "earlier"):
         stages, rows = pl.DataFrame([row for course in courses for row in course.stages(old)]), {}
-        for fit in law.summarise(stages, list(CLAIMS), samples=0) if len(stages) else []:
-            interval = law.bootstrap(partial(quadratic_r2, fit.predictor), stages)
-            if fit.quadratic is None or interval is None:
+        for fit in law.summarise(stages, list(CLAIMS), samples=0) if len(courses) >= law.MIN_GROUPS else []:
+            if fit.quadratic is None:
                 continue
-            cells = [number(fit.quadratic.r2), " to ".join(map(number, interval))]
+            interval = law.bootstrap(partial(quadratic_r2, fit.predictor), stages)
+            cells = [number(fit.quadratic.r2), " to ".join(map(number, interval)) if interval else NEVER]
             cells += [percent(one.mean) if one else NEVER for one in (fit.quadratic.left_out, fit.baseline)]
             cells.append(str(fit.checkpoints))
             rows[f"{old}.{fit.predictor}"] = (CLAIMS[fit.predictor], dict(zip(columns, cells, strict=True)))
