@@ -89,10 +89,12 @@ def _add_continual(experiments: Subparsers) -> None:
         "... of language models": [name for name in models if name not in (*images, "task", "thresholds")],
     }
     defaults = {name: running.with_tiny(of_models | of_images, of_images | of_models, name) for name in images | models}
+    texts = models | images | HELP
+    texts["tasks"] += f": of images {', '.join(sequences.SPLITS)}; of a language model those of `razor tasks`"
     for title, names in groups.items():
         group = parser.add_argument_group(title)
         for name in names:
-            running.add_setting(group, name, (models | images | HELP)[name], defaults[name])
+            running.add_setting(group, name, texts[name], defaults[name])
     running.add_config(parser)
     parser.add_argument("--jobs", type=int, help="processes (default: the cores; of a language model but 'tiny' 1)")
     running.add_data_dir(parser)
