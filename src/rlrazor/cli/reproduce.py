@@ -44,7 +44,7 @@ def add_to(commands: Subparsers) -> None:
         description="Fine-tune by every method over a grid, measure scores and KL to the base, fit the law, write the "
         "report. The tiny base is pre-trained here, and needs no download. Run the same command again to continue.",
     )
-    of_models.add_argument("--preset", default="tiny", help="the grid to start from: tiny (the default) or paper")
+    of_models.add_argument("--preset", help="the grid to start from: tiny (the default) or paper")
     language.add_sweep(of_models, "runs/language-PRESET", language.TINY_DEFAULTS)
     of_models.set_defaults(run=run_language)
 
@@ -143,8 +143,7 @@ def _add_forecast(experiments: Subparsers) -> None:
 
 def run_language(arguments: argparse.Namespace) -> int:
     """Run the sweep of a preset."""
-    out = arguments.out or Path("runs") / f"language-{arguments.preset}"
-    return language.run_sweep(arguments, arguments.preset, out)
+    return language.run_sweep(arguments, "tiny", lambda preset: Path("runs") / f"language-{preset}")
 
 
 def run_continual(arguments: argparse.Namespace) -> int:
