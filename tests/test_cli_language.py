@@ -54,3 +54,14 @@ def test_what_is_read_more_than_once_is_no_pipe(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(RazorError, match=r"--generic is read more than once, and .*pipe is a pipe: give a file"):
         source_of(parsed("--generic", str(tmp_path / "pipe")), "letters")
+
+
+def test_a_preset_of_the_command_line_goes_before_that_of_a_file(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "grid.toml").write_text('preset = "of-the-file"\n')
+    line = ["reproduce", "language", "--config", str(tmp_path / "grid.toml"), "--out", str(tmp_path / "out")]
+    assert main(line) == 2
+    assert "'of-the-file'" in capfd.readouterr().err
+    assert main([*line, "--preset", "of-the-line"]) == 2
+    assert "'of-the-line'" in capfd.readouterr().err

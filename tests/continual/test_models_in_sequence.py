@@ -429,7 +429,8 @@ def test_the_command_writes_the_table_and_the_page(tmp_path: Path) -> None:
     [
         (["--train-size", "100"], "Unknown setting 'train_size'"),
         (["--methods", "gpro"], "Unknown method 'gpro'"),
-        (["--tasks", "parity,prime"], "takes the tasks ascending, descending, appearance"),
+        (["--tasks", "letters,ascending"], "takes the tasks ascending, descending, appearance"),
+        (["--tasks", "parity,prime"], "There is no task 'parity'. Tasks: "),
         (["--base", "some/model", "--tasks", "math,chess", "--prior", "winogrande"], "There is no task 'chess'"),
         (["--base", "./nowhere", "--tasks", "math,science", "--prior", "winogrande"], "There is no ./nowhere"),
         (["--prior", "none"], "takes at least one"),

@@ -45,7 +45,7 @@ def add_to(commands: Subparsers) -> None:
     settings.add_argument("--method", help="the method (default: the file's, or dr-grpo)")
     settings.add_argument("--lr", help="learning rate (default: the file's)")
     settings.add_argument("--target", help="new-task score at which a stage ends (default: the file's, or 1: none)")
-    settings.add_argument("--seed", help="(default: the file's, or 0)")
+    settings.add_argument("--seed", help="the seed (default: the file's, or 0)")
     settings.add_argument(
         "--kl-budget",
         type=float,

@@ -2,7 +2,7 @@
 
 import argparse
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from rlrazor.experiments.language.config import PRESETS, TINY, Config, resolve, 
 from rlrazor.experiments.language.methods import SETTINGS_OF
 from rlrazor.extras import needs_extra
 from rlrazor.lm.encoding import check_stop
-from rlrazor.runs.settings import help_of, read_settings
+from rlrazor.runs.settings import help_of
 from rlrazor.system import cores
 from rlrazor.system.apart.verifier import DEATHS, SECONDS
 from rlrazor.system.terminal import Terminal
@@ -277,16 +277,15 @@ def jobs_of(arguments: argparse.Namespace, config: Config) -> int:
     return cores.available() if config.base == TINY else 1
 
 
-def run_sweep(arguments: argparse.Namespace, preset: str, out: Path) -> int:
-    """Resolve the config, run the sweep, print its tables."""
+def run_sweep(arguments: argparse.Namespace, default: str, out_of: Callable[[str], Path]) -> int:
+    """Resolve the config, run the sweep, print its tables; `default` is the preset, `out_of` it the folder."""
     needs_extra("guard", "train", "eval")
 
-    given = read_settings(arguments.config) if arguments.config else {}
-    given |= settings_given(arguments)
+    given = running.named(arguments, ()) | settings_given(arguments)
     if arguments.prompts is not None:
         given["task"] = task_of(arguments)
-    preset = given.pop("preset", None) or preset
-    config = resolve(preset, given)
+    preset = given.pop("preset", None) or default
+    config, out = resolve(preset, given), arguments.out or out_of(preset)
     if not arguments.dry_run:
         check_run_folder(arguments, out)
     require_forgetting(config, arguments.argv[0])

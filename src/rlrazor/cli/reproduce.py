@@ -44,7 +44,7 @@ def add_to(commands: Subparsers) -> None:
         description="Fine-tune by every method over a grid, measure scores and KL to the base, fit the law, write the "
         "report. The tiny base is pre-trained here, and needs no download. Run the same command again to continue.",
     )
-    of_models.add_argument("--preset", default="tiny", help="the grid to start from: tiny (the default) or paper")
+    of_models.add_argument("--preset", help="the grid to start from: tiny (the default) or paper")
     language.add_sweep(of_models, "runs/language-PRESET", language.TINY_DEFAULTS)
     of_models.set_defaults(run=run_language)
 
@@ -89,10 +89,12 @@ def _add_continual(experiments: Subparsers) -> None:
         "... of language models": [name for name in models if name not in (*images, "task", "thresholds")],
     }
     defaults = {name: running.with_tiny(of_models | of_images, of_images | of_models, name) for name in images | models}
+    texts = models | images | HELP
+    texts["tasks"] += f": of images {', '.join(sequences.SPLITS)}; of a language model those of `razor tasks`"
     for title, names in groups.items():
         group = parser.add_argument_group(title)
         for name in names:
-            running.add_setting(group, name, (models | images | HELP)[name], defaults[name])
+            running.add_setting(group, name, texts[name], defaults[name])
     running.add_config(parser)
     parser.add_argument("--jobs", type=int, help="processes (default: the cores; of a language model but 'tiny' 1)")
     running.add_data_dir(parser)
@@ -141,8 +143,7 @@ def _add_forecast(experiments: Subparsers) -> None:
 
 def run_language(arguments: argparse.Namespace) -> int:
     """Run the sweep of a preset."""
-    out = arguments.out or Path("runs") / f"language-{arguments.preset}"
-    return language.run_sweep(arguments, arguments.preset, out)
+    return language.run_sweep(arguments, "tiny", lambda preset: Path("runs") / f"language-{preset}")
 
 
 def run_continual(arguments: argparse.Namespace) -> int:

@@ -21,4 +21,4 @@ def add_to(commands: Subparsers) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the sweep that the options describe."""
-    return run_sweep(arguments, "paper", arguments.out or Path("runs/sweep"))
+    return run_sweep(arguments, "paper", lambda preset: Path("runs/sweep"))
