@@ -193,7 +193,7 @@ def of_prompts(
         raise RazorError(
             f"No prompt fits into the {limit} tokens of the model's context with a completion of "
             f"{settings.max_new_tokens}: shorten the prompts, or lower max_new_tokens (--max-new-tokens; in Python "
-            "settings=ProbeSettings(max_new_tokens=...))."
+            "ProbeSettings(max_new_tokens=...))."
         )
     path, completions = None, None
     if cache_dir is not None:
