@@ -11,7 +11,7 @@ import polars as pl
 from rlrazor.analysis import law
 from rlrazor.analysis.sequences import Course, courses_of
 from rlrazor.analysis.statistics import Estimate, floats
-from rlrazor.experiments.continual.config import ALONE, JOINT, RATES
+from rlrazor.experiments.continual.config import ALONE, JOINT, PENALTIES, RATES
 from rlrazor.report.drawing import PALETTE, SYMBOLS, Axis, Figure, Marker, Panel, Points
 from rlrazor.report.heat import heat_map
 from rlrazor.report.keyed import Keyed, in_short, numbers_of
@@ -34,7 +34,7 @@ from rlrazor.studies.engine import (
     text_of,
 )
 
-MAPS = 5  # methods whose matrices are drawn, those without a penalty first
+MAPS = 5  # methods whose matrices are drawn
 CLAIMS: Mapping[str, str] = {  # what forgetting may follow
     "spent": "KL accumulated, each stage from the one before, new inputs",
     "kl_forward": "KL to the base, new inputs",
@@ -50,9 +50,14 @@ OUTCOMES: Mapping[str, tuple[str, Any]] = {  # of a method: its name, and how it
 }
 EARLIER = Measure("backward", "kept of earlier tasks (BWT)", "points", percent)
 RL, SFT = {"method": "RL"}, {"method": "SFT"}  # the means over a family's methods
+TO_BASE, TO_BEFORE = {"method": "RL+kl"}, {"method": "RL+kl-before"}  # the same of its methods with a penalty
 OF_FAMILIES = (
     Against("SFT’s mean", SFT, "sft", RL, EARLIER),
     Against("SFT’s mean", SFT, "sft-prior", RL, PRIOR),
+)
+OF_PENALTIES = (
+    Against("RL with a KL penalty to the stage before", TO_BEFORE, "before", TO_BASE, EARLIER),
+    Against("RL with a KL penalty to the stage before", TO_BEFORE, "before-prior", TO_BASE, PRIOR),
 )
 TWO = ("sft-2", "sft-two")  # what each method is compared with, by its name in either family of policies
 ABSENT = "\0"  # of a number that there is none of: its paragraph is left out
@@ -67,7 +72,7 @@ def section(study: Study) -> Section:
     at = At((study.description["config"]["target"],), lambda points, bases, by, thresholds: thresholds[0])
     compared = Compared.make(of_courses, Arms(("method",), lambda study, arm: study.label(arm[0])), at)
     outcomes, of_families = outcome_table(compared), there(compared, OF_FAMILIES)
-    against = [*of_families, *there(compared, of_methods(study))]
+    against = [*of_families, *there(compared, OF_PENALTIES), *there(compared, of_methods(study))]
     tables = [outcomes, *(comparison_table(compared, one) for one in against), *claims_tables(courses)]
     told = [f"{one.measure.name} against {one.title}: {in_short(judge_all(compared, one))}" for one in of_families] or [
         f"{label}: ACC {cells['accuracy']} %, prior kept {cells['prior']} %" for label, cells in outcomes.rows.values()
@@ -99,11 +104,14 @@ def outcomes_of(study: Study, courses: Sequence[Course]) -> pl.DataFrame:
     """A row per method and seed, the mean over its orders, and the lowest score of all stages; and families' means."""
     table = pl.DataFrame([course.outcome() for course in courses], infer_schema_length=None)
     table = _mean_over(table, ["method", "seed"])
-    means = []
+    means, run = [], table["method"].unique()
     for family, methods in study.families.items():
-        own = table.filter(pl.col("method").is_in([name for name in methods if "+" not in name]))
-        means.append(_mean_over(own.drop("method"), ["seed"]).with_columns(method=pl.lit(family)))
-    if all(len(one) for one in means):
+        plain = [name for name in methods if name in run and "+" not in name]
+        for penalty in PENALTIES:
+            own = table.filter(pl.col("method").is_in([name + penalty for name in plain]))
+            if own["method"].n_unique() == len(plain) > 0:  # or it would be the mean of other methods
+                means.append(_mean_over(own.drop("method"), ["seed"]).with_columns(method=pl.lit(family + penalty)))
+    if {RL["method"], SFT["method"]} <= {one["method"][0] for one in means}:
         table = pl.concat([*means, table], how="diagonal_relaxed")
     return table.with_columns(trajectory=pl.format("{}, seed {}", "method", "seed"), step=pl.lit(0))
 
@@ -116,7 +124,7 @@ def outcome_table(compared: Compared) -> Keyed:
     """What each method's courses did, and what it does with all tasks at once, and with each alone."""
     ends, rows = _ends(compared.study), {}
     beside = {"joint": (JOINT, "new"), "joint-prior": (JOINT, "prior"), "alone-prior": (ALONE, "prior")}
-    headers = ("all at once: ACC, %", "prior kept, %", "alone: prior kept, %")
+    headers = ("all at once: ACC, %", "all at once: prior kept, %", "alone: prior kept, %")
     run = {name for name, (order, _) in beside.items() if len(ends.filter(order=order))}
     more = {name: header for name, header in zip(beside, headers, strict=True) if name in run}
     for arm in compared.arms:
@@ -161,22 +169,24 @@ def quadratic_r2(column: str, stages: pl.DataFrame) -> float:
 
 
 def figure_of(study: Study, courses: Sequence[Course]) -> Figure:
-    """The matrices of the first order, means over the seeds, and the prior score stage by stage."""
+    """The matrices of the first order, means over the seeds, and the prior score stage by stage.
+
+    Of methods without a penalty, where there are any.
+    """
     maps, curves = [], []
     lowest = min(0.4, *(float(one.scores.min()) for one in courses))
-    for at, method in enumerate(study.methods):
+    for at, method in enumerate([name for name in study.methods if "+" not in name] or study.methods):
         own = [one for one in courses if one.method == method]
         first = [one for one in own if one.order == own[0].order]
         scores, tasks = np.mean([one.scores for one in first], axis=0), first[0].tasks
         rows = ["base", *(f"{place}: {task}" for place, task in enumerate(tasks, 1))]
-        maps.append((method, heat_map(study.label(method), scores, rows, lowest, ("score on task", "after"))))
+        maps.append(heat_map(study.label(method), scores, rows, lowest, ("score on task", "after")))
         prior = np.asarray(np.mean([floats(one.rows, "prior") for one in own], axis=0), np.float64)
         marker = Marker(PALETTE[at % len(PALETTE)], SYMBOLS[at % len(SYMBOLS)], line=True)
         curves.append(Points(study.label(method), np.linspace(0, len(prior) - 1, len(prior)), prior, marker))
-    shown = [panel for _, panel in sorted(maps, key=lambda one: "+" in one[0])][:MAPS]
     stages = Axis("stages", ticks=[(float(at), str(at)) for at in range(max(len(one.rows) for one in courses))])
     prior_panel = Panel("Prior score, mean over sequences", stages, Axis("prior score"), curves)
-    return Figure("continual", [*shown, prior_panel], min(3, len(shown) + 1))
+    return Figure("continual", [*maps[:MAPS], prior_panel], min(3, len(maps) + 1))
 
 
 def _ends(study: Study) -> pl.DataFrame:
