@@ -10,6 +10,7 @@ import pytest
 from rlrazor.report.study import Study
 from rlrazor.report.tables import Table
 from rlrazor.studies.continual import section
+from rlrazor.studies.engine import text_of
 
 TASKS = ("parity", "prime", "round")
 LABELS = {"sft-1": "SFT-1", "sft-2": "SFT-2", "grpo": "GRPO", "reinforce": "1-0 REINFORCE"}
@@ -153,6 +154,25 @@ def test_it_stands_with_one_method_one_seed_one_order_and_two_tasks() -> None:
     heat, _ = found.figure.panels
     assert [name for _, name in heat.y.ticks or ()] == ["base", "1: parity", "2: prime"]
     assert [name for _, name in heat.x.ticks or ()] == ["1", "2"]
+
+
+def test_no_paragraph_is_left_out_where_all_was_run() -> None:
+    study, varied = example(), ("kl_forward_since_before", "kl_forward_on_earlier")  # a curve needs three values
+    study = replace(study, table=study.table.with_columns(pl.col(name) + 0.01 * pl.col("seed") for name in varied))
+    written = text_of("continual").read_text().partition("## ")[2].split("\n\n")
+    assert len(section(study).note.split("\n\n")) == len(written) + 1  # the counts
+
+
+def test_a_curve_through_a_handful_of_stages_is_no_finding() -> None:
+    """Four sequences have 12 stages, and near copies of each other in each: no R² without an interval."""
+    whole = study_of(LOST)
+    of_bases = pl.col("method") == "base"
+    table = whole.table.filter((pl.col("order").eq("1") | of_bases) & (pl.col("seed") == 0))
+    found = section(replace(whole, table=table, points=table.filter(~of_bases), bases=table.filter(of_bases)))
+    assert not [one.title for one in found.tables if one.title.startswith("What tells")]
+    assert "R²" not in found.note
+    assert "The KL on old inputs" not in found.note
+    assert "RL minus SFT" in found.note
 
 
 def test_language_models_are_compared_by_their_names_of_methods() -> None:

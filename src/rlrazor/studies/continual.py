@@ -136,16 +136,16 @@ def outcome_table(compared: Compared) -> Keyed:
 
 
 def claims_tables(courses: Sequence[Course]) -> list[Keyed]:
-    """Which KL tells what is forgotten: one quadratic in each, over the ends of all stages; none of too few stages."""
+    """Which KL tells what is forgotten: one quadratic in each, over the ends of all stages, of enough sequences."""
     columns = {"r2": "R²", "interval": "95 %", "error": "left-out error, points", "baseline": "guessing", "n": "stages"}
     tables = []
     for old in ("prior", "earlier"):
         stages, rows = pl.DataFrame([row for course in courses for row in course.stages(old)]), {}
-        for fit in law.summarise(stages, list(CLAIMS), samples=0) if len(stages) else []:
+        for fit in law.summarise(stages, list(CLAIMS), samples=0) if len(courses) >= law.MIN_GROUPS else []:
             if fit.quadratic is None:
                 continue
-            low, high = law.bootstrap(partial(quadratic_r2, fit.predictor), stages) or (None, None)
-            cells = [number(fit.quadratic.r2), f"{number(low)} to {number(high)}" if low is not None else NEVER]
+            interval = law.bootstrap(partial(quadratic_r2, fit.predictor), stages)
+            cells = [number(fit.quadratic.r2), " to ".join(map(number, interval)) if interval else NEVER]
             cells += [percent(one.mean) if one else NEVER for one in (fit.quadratic.left_out, fit.baseline)]
             cells.append(str(fit.checkpoints))
             rows[f"{old}.{fit.predictor}"] = (CLAIMS[fit.predictor], dict(zip(columns, cells, strict=True)))
