@@ -852,6 +852,9 @@ def test_a_sweeps_table_has_measured_scores(tmp_path: Path, capfd: pytest.Captur
     found = json.loads(capfd.readouterr().out)
     assert found["recommended"]["high"] == pytest.approx(0.01 + 1.96 * 0.01 * 2**0.5)
     assert (found["level"], found["notes"]) == (0.95, [])
+    pl.DataFrame(rows).with_columns(stage=1).write_parquet(tmp_path / "records.parquet")
+    assert main(["pick", str(tmp_path)]) == 2
+    assert "is of tasks in sequence" in capfd.readouterr().err
     pl.DataFrame(rows).write_parquet(tmp_path / "records.parquet")
     assert main(["pick", str(tmp_path), "--budget", "0.02", "--json", "--accept-uncertain"]) == 0
     found = json.loads(capfd.readouterr().out)

@@ -58,9 +58,14 @@ class Failure:
 
 
 def of_records(folder: Path) -> FoundCheckpoints:
-    """Every checkpoint of every run, with measured scores."""
+    """Every checkpoint of every run, with measured scores. Raises RazorError where their new tasks are several."""
     columns = ("run_id", "method", "lr", "seed", "step", "new", "forgetting")
     table = read_table(folder / "records.parquet", ("trajectory", *columns))
+    if "stage" in table.columns:
+        raise RazorError(
+            f"{folder} is of tasks in sequence: the new-task scores of its checkpoints are of different tasks, so that "
+            "none is best."
+        )
     points = laws.distinct(table).filter(pl.col("method") != BASE)
     optional = [name for name in (*_MEASURED, *(f"{name}_stderr" for name in _MEASURED)) if name in points.columns]
     rows = points.select(*columns, *optional).to_dicts()
