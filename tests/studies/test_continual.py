@@ -9,6 +9,7 @@ import pytest
 
 from rlrazor.report.study import Study
 from rlrazor.report.tables import Table
+from rlrazor.studies import kinds
 from rlrazor.studies.continual import section
 from rlrazor.studies.engine import text_of
 
@@ -67,11 +68,17 @@ def table_of(study: Study, title: str, number: int = 0) -> dict[str, list[str]]:
 
 
 LOST = {"sft-1": (0.3, 0.15), "sft-2": (0.2, 0.1), "grpo": (0.05, 0.02), "reinforce": (0.1, 0.02)}
+HELD = {
+    "grpo+kl": (0.06, 0.01),
+    "reinforce+kl": (0.09, 0.01),
+    "grpo+kl-before": (0.03, 0.02),
+    "reinforce+kl-before": (0.04, 0.02),
+}
 
 
 def example() -> Study:
     """What the paper preset leaves, for the text."""
-    return study_of(LOST)
+    return study_of(LOST | HELD)
 
 
 def test_measures_are_those_of_the_matrix() -> None:
@@ -96,6 +103,17 @@ def test_rl_is_judged_against_sft_and_each_method_against_sft_2() -> None:
     of_methods = table_of(study, "Minus SFT-2")
     assert of_methods["SFT-1"][3] == "worse"
     assert of_methods["GRPO"][3] == "better"
+
+
+def test_a_penalty_to_the_base_is_compared_with_one_to_the_stage_before() -> None:
+    """The mean BWT is 1.5 times what a stage loses, here 7.5 and 3.5 points; of the prior task, 3 times 1 and 2."""
+    found = [table_of(study_of(LOST | HELD), "Minus RL with a KL penalty", at)["RL+kl"] for at in (0, 1)]
+    assert [row[0] for row in found] == ["−6.0 ± 0.0", "+3.0 ± 0.0"]
+    assert [row[3] for row in found] == ["worse", "better"]
+    # A family's mean with a penalty is of the same methods as that without, or there is none.
+    some = {name: lost for name, lost in HELD.items() if name != "reinforce+kl"}
+    assert "RL+kl" not in table_of(study_of(LOST | some), "After the last stage")
+    assert "RL+kl-before" in table_of(study_of(LOST | some), "After the last stage")
 
 
 def test_sequences_that_did_not_learn_are_not_compared() -> None:
@@ -184,3 +202,33 @@ def test_language_models_are_compared_by_their_names_of_methods() -> None:
     assert table_of(renamed_study, "Minus SFT on two")["grpo"][3] == "better"
     assert table_of(renamed_study, "Minus SFT’s mean", 1)["RL"] == table_of(study, "Minus SFT’s mean", 1)["RL"]
     assert "KL spent, nats per completion" in section(renamed_study).tables[0].headers
+
+
+def own_sequence(kl_budget: float | None = 2.0) -> Study:
+    """One method, one seed, one order: what a user's own sequence leaves."""
+    whole = study_of({"grpo": LOST["grpo"]})
+    of_bases, of_order = pl.col("method") == "base", pl.col("order") == "1"
+    table = whole.table.filter((of_order | of_bases) & (pl.col("seed") == 0))
+    table = table.with_columns(pl.lit(0.5).alias("score_one more"))
+    config = {"target": 0.95, "scored": "sampled", "tasks": [*TASKS, "one more"]}
+    told = {**whole.description, "config": config, "kl_budget": kl_budget, "command": "razor continual tasks.yaml"}
+    points, bases = table.filter(~of_bases), table.filter(of_bases)
+    return replace(whole, name="own-sequence", description=told, table=table, points=points, bases=bases)
+
+
+def test_a_sequence_of_ones_own_has_a_section_of_its_own() -> None:
+    applies = {name: kinds()[name].applies for name in ("continual", "own-sequence")}
+    for study, name in (
+        (own_sequence(), "own-sequence"),
+        (own_sequence(None), "own-sequence"),
+        (example(), "continual"),
+    ):
+        assert [one for one, asks in applies.items() if asks and asks(study)] == [name]
+    found = kinds()["own-sequence"].section(own_sequence())
+    left, cost = found.tables
+    assert left.rows[1] == ["1: parity", "96.0", "80.0", "80.0", "50.0", "68.0"]
+    # A stage costs 0.5 nats; from 0.8 to 0.95 no method gets for less than 0.8 ln 0.8/0.95 + 0.2 ln 0.2/0.05 = 0.140.
+    assert cost.rows[0] == ["1: parity", "80.0", "96.0", "0.14", "0.14", "0.50", "0.50", "1.50"]
+    assert cost.rows[1][3:5] == ["0.14", "0.50"]  # the first one's excess on top of the bound
+    assert found.finding.startswith("After 3 of 4 tasks: mean score 91.0 %, earlier tasks −7.5 points")
+    assert found.finding.endswith("1.50 nats spent of 2.")

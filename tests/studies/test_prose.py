@@ -5,6 +5,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+from test_continual import own_sequence
 
 from rlrazor import studies
 from rlrazor.report import prose
@@ -30,6 +31,8 @@ def test_no_result_is_typed(name: str) -> None:
 
 def example(name: str) -> Study:
     """The table that the paper preset leaves; a study that needs more than the usual columns plants its own."""
+    if name == "own-sequence":
+        return own_sequence()
     of_study = import_module(f"test_{name.replace('-', '_')}")
     own = getattr(of_study, "example", None)
     return own() if own else planted(name, lambda spec: 0.5 + 0.01 * spec.seed)

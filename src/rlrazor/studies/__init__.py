@@ -43,10 +43,10 @@ OF_THE_SWEEP = ("predictors", "representation")
 THEORY = "theory"  # needs no runs at all, but looks at the plain RL runs of the sweep and of these, if they are there
 WITH_RL = ("quadrants", "baselines")
 
-SEQUENCES = "continual"  # of tables of stages, and then first on the page
+SEQUENCES = ("continual", "own-sequence")  # of tables of stages, and then first on the page
 
 PAGE = (
-    SEQUENCES,
+    *SEQUENCES,
     *("kl-laws", "forecasts", "predictors", "precision", "representation", "dynamics", THEORY, "quadrants"),
     *("off-policy", "optimizers", "kl-penalty", "unrelated-prior", "kl-minimal", "baselines", "distilled"),
 )
@@ -68,7 +68,8 @@ def kinds() -> "Kinds":
 
     studies = {name: load(name) for name in STUDIES}
     own = {name: study if isinstance(study, Kind) else Kind(study.section) for name, study in studies.items()}
-    own |= {name: import_module(f"rlrazor.studies.{name}").KIND for name in (THEORY, SEQUENCES)}
+    of_tables = {name: f"rlrazor.studies.{name.replace('-', '_')}" for name in (THEORY, *SEQUENCES)}
+    own |= {name: import_module(module).KIND for name, module in of_tables.items()}
     return {name: (KINDS | own)[name] for name in PAGE}
 
 

@@ -19,7 +19,6 @@ from rlrazor.report.prose import read_prose
 from rlrazor.report.study import Kind, Section, Study
 from rlrazor.report.text import NEVER, how_many, nats, number, percent, signed, written
 from rlrazor.runs.records import BASE
-from rlrazor.studies import own_sequence
 from rlrazor.studies.engine import (
     JUDGED,
     PRIOR,
@@ -33,6 +32,7 @@ from rlrazor.studies.engine import (
     pairs_of,
     text_of,
 )
+from rlrazor.studies.own_sequence import is_own
 
 MAPS = 5  # methods whose matrices are drawn
 CLAIMS: Mapping[str, str] = {  # what forgetting may follow
@@ -64,9 +64,7 @@ ABSENT = "\0"  # of a number that there is none of: its paragraph is left out
 
 
 def section(study: Study) -> Section:
-    """Its part of the report; a user's own sequence, of one method, has another."""
-    if "kl_budget" in study.description:
-        return own_sequence.section(study)
+    """Its part of the report."""
     courses = courses_of(_ends(study).filter(~pl.col("order").is_in([RATES, ALONE, JOINT])), study.bases)
     of_courses = replace(study, points=outcomes_of(study, courses))
     at = At((study.description["config"]["target"],), lambda points, bases, by, thresholds: thresholds[0])
@@ -194,4 +192,4 @@ def _ends(study: Study) -> pl.DataFrame:
     return study.table.filter(pl.col("method") != BASE).unique(["run_id", "order"], keep="last", maintain_order=True)
 
 
-KIND = Kind(section, lambda study: "stage" in study.table.columns)
+KIND = Kind(section, lambda study: "stage" in study.table.columns and not is_own(study))

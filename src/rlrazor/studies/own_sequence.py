@@ -1,7 +1,6 @@
 """A user's own sequence: what is left of every task after each stage, and what the stages cost."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import cycle
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from rlrazor.report.drawing import INK, PALETTE, SYMBOLS, Axis, Curve, Figure, L
 from rlrazor.report.heat import heat_map
 from rlrazor.report.keyed import Keyed
 from rlrazor.report.prose import Shown, told
-from rlrazor.report.study import Section, Study
+from rlrazor.report.study import Kind, Section, Study
 from rlrazor.report.text import how_many, minus, nats, percent
 from rlrazor.runs.records import BASE
 
@@ -41,8 +40,7 @@ def section(study: Study) -> Section:
     names = {"method": study.label(course.method), "tasks": how_many(len(asked), "task"), "unit": study.kl_unit}
     names |= {"command": study.description["command"], "updates": f"{int(floats(course.rows[1:], 'step').sum()):,}"}
     path = Path(__file__).with_suffix(".md")
-    found = told(study, path, Shown(finding, figure, [scores_table(course, asked), costs], names))
-    return replace(found, name=study.name)
+    return told(study, path, Shown(finding, figure, [scores_table(course, asked), costs], names))
 
 
 def scores_table(course: Course, asked: Sequence[str]) -> Keyed:
@@ -92,4 +90,12 @@ def figure_of(course: Course, stages: pl.DataFrame, study: Study) -> Figure:
     axis = Axis("updates, all stages", percent=False)
     panels = [Panel("Scores", axis, Axis("score"), scores)]
     panels.append(Panel("KL spent", axis, Axis(study.kl_unit, percent=False), costs))
-    return Figure("continual", [matrix, *panels], 3)
+    return Figure("own-sequence", [matrix, *panels], 3)
+
+
+def is_own(study: Study) -> bool:
+    """Whether its table is of a user's own sequence, of one method, and not of a comparison of methods."""
+    return "kl_budget" in study.description
+
+
+KIND = Kind(section, is_own)

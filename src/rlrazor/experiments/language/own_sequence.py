@@ -120,7 +120,7 @@ class OwnSequence(Models):
 
     def describe(self, config: ModelSequences) -> Mapping[str, Any]:
         """See `Models.describe`; of one method nothing else is worth a section."""
-        return {**super().describe(config), "kl_budget": self.kl_budget, "sections": [self.name]}
+        return {**super().describe(config), "kl_budget": self.kl_budget, "sections": ["own-sequence"]}
 
     def _in_order(self, config: ModelSequences, store: RunStore | None) -> Iterator[Phase]:
         (method,) = config.methods
