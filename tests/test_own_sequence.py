@@ -174,6 +174,9 @@ def test_the_budget_stops_before_a_stage_and_a_larger_one_goes_on(
     assert "Stopped before stage 1, ascending: 0 nats are spent, and it is forecast to cost 2.99" in err
     assert "the budget is 2.9. With a larger --kl-budget the same command goes on from here." in err
     assert "Report:" not in out
+    for most in ("0", "0.0"):  # nothing may be spent
+        assert main([*command, "--target", "1", "--kl-budget", most]) == 1
+        assert "Stopped before stage 1, ascending" in capfd.readouterr().err
     assert main([*command, "--kl-budget", "3.1"]) == 1
     out, err = capfd.readouterr()
     assert "Stopped before stage 2, last letter: 0." in err
@@ -270,8 +273,8 @@ WRONG = {
     "tasks: [ascending, descending]\nkl_budget: .nan": 'kl_budget is ".nan", and should be a number',
     "tasks: [ascending, descending]\nlr: [1e-3, 1e-4]": "lr has one value in a sequence, not 2",
     "tasks: [ascending, descending]\nlr: fast": "'fast' is not a number",
-    "tasks: [ascending, descending]\nlr: 0": "lrs must be",
-    "tasks: [ascending, descending]\nlr: null": "lrs: None is not a number",
+    "tasks: [ascending, descending]\nlr: 0": "lr must be",
+    "tasks: [ascending, descending]\nlr: null": "lr: None is not a number",
     "tasks: [ascending, descending]\ntarget: 1.5": "target must be a fraction of 1",
     "tasks: [ascending, descending]\nmethod: dr-gpro": "Unknown method 'dr-gpro'",
     "tasks: [ascending, descending]\nprior: none": "it takes at least one: name some with",
@@ -299,7 +302,7 @@ def test_what_is_wrong_is_one_sentence(text: str, tmp_path: Path, capfd: pytest.
         (["--kl-budget", "nan"], "--kl-budget must be at least 0, not nan"),
         (["--kl-budget", "-1"], "--kl-budget must be at least 0, not -1"),
         (["--kl-budget", "much"], "argument --kl-budget: invalid float value: 'much'"),
-        (["--lr", "0"], "lrs must be"),
+        (["--lr", "0"], "lr must be more than 0"),
         (["--target", "2"], "target must be a fraction of 1"),
         (["--budget", "0.02"], "Unknown option '--budget'."),
         (["--data-mirror", "nope"], "There is no nope, which --data-mirror names."),

@@ -427,8 +427,13 @@ def test_the_command_writes_the_table_and_the_page(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--train-size", "100"], "Unknown setting 'train_size'"),
+        (["--train-size", "100"], "train_size is a setting of sequences on images: give --preset quick with it."),
+        (
+            ["--preset", "quick", "--base", "tiny"],
+            "base is a setting of sequences of language models: give --preset tiny",
+        ),
         (["--methods", "gpro"], "Unknown method 'gpro'"),
+        (["--methods", "grpo+kl-after"], "after 'grpo' comes +kl, a KL penalty to the base, +kl-before, one to the"),
         (["--tasks", "letters,ascending"], "takes the tasks ascending, descending, appearance"),
         (["--tasks", "parity,prime"], "There is no task 'parity'. Tasks: "),
         (["--base", "some/model", "--tasks", "math,chess", "--prior", "winogrande"], "There is no task 'chess'"),

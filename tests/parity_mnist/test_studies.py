@@ -37,7 +37,7 @@ def specs_of(name: str, preset: str, seeds: tuple[int, ...] = (0,)) -> list[RunS
 
 
 def test_every_analysis_has_a_section_and_runs_or_reads_the_sweep() -> None:
-    elsewhere = ("continual", "kl-laws", "forecasts")  # of other experiments
+    elsewhere = (*studies.SEQUENCES, "kl-laws", "forecasts")  # of other experiments
     assert [name for name in studies.PAGE if name not in elsewhere] == list(studies.ANALYSES)
     assert list(studies.kinds()) == list(studies.PAGE)
     assert set(studies.ANALYSES) == {*studies.STUDIES, *studies.OF_THE_SWEEP, studies.THEORY}
@@ -178,7 +178,13 @@ def test_another_machine_is_told_of_once_however_many_analyses(
     for study in (precision, quadrants):
         monkeypatch.setattr(study, "STUDY", PlainStudy(study.STUDY.section, grids=lambda quick: [small]))
     locked: list[set[Path]] = []  # while the report is drawn
-    monkeypatch.setattr(running, "report", lambda *arguments, **options: locked.append(set(store._held)))
+
+    def drawn(out: Path, console: object) -> tuple[None, None]:
+        locked.append(set(store._held))
+        return None, None
+
+    monkeypatch.setattr(running, "write_and_load", drawn)
+    monkeypatch.setattr(running, "print_results", lambda *_, **__: None)
     made_by = {"versions": {"rlrazor": "0", "torch": "1.0"}, "machine": "another one"}
     (tmp_path / "config.json").write_text(json.dumps(made_by))
     command = ["reproduce", "parity-mnist", "--analysis", "precision,quadrants", "--jobs", "1"]

@@ -166,21 +166,25 @@ def _sentences(stages: "Sequence[Stage]", config: "ModelSequences", exceeded: fl
             )
     if exceeded is None:
         return
-    spent, last = f"{sum(stage.spent for stage in stages):.3g}", stages[-1]
+    spent, last = _nats(sum(stage.spent for stage in stages)), stages[-1]
     if last.end is not None:
         yield f"The stages have cost {spent} nats, which is more than the budget of {exceeded:g}."
     else:
         yield (
             f"Stopped before stage {last.number}, {last.task}: {spent} nats are spent, and it is forecast to cost "
-            f"{_of_forecast(last)}, at least {last.forecast.least:.3g}; the budget is {exceeded:g}. With a larger "
+            f"{_of_forecast(last)}, at least {_nats(last.forecast.least)}; the budget is {exceeded:g}. With a larger "
             "--kl-budget the same command goes on from here."
         )
 
 
 def _of_forecast(stage: "Stage") -> str:
     found = stage.forecast
-    interval = f" ({found.low:.3g} to {found.high:.3g})" if found.high > found.low else ""
-    return f"{found.kl:.3g}{interval}"
+    interval = f" ({_nats(found.low)} to {_nats(found.high)})" if found.high > found.low else ""
+    return f"{_nats(found.kl)}{interval}"
+
+
+def _nats(kl: float) -> str:
+    return f"{kl:.3g}" if kl < 1000 else f"{kl:,.0f}"
 
 
 def _table(base: Record, stages: "Sequence[Stage]", config: "ModelSequences") -> Table:

@@ -156,6 +156,11 @@ def run_continual(arguments: argparse.Namespace) -> int:
     preset = named.pop("preset", None) or "quick"
     family: Any = model_sequences if preset in model_sequences.PRESETS else sequences
     check_preset(preset, [*sequences.PRESETS, *model_sequences.PRESETS])
+    other, name = (sequences, "quick") if family is model_sequences else (model_sequences, "tiny")
+    theirs, own = (help_of(type(of.PRESETS[one])).keys() for of, one in ((other, name), (family, preset)))
+    if foreign := named.keys() & (theirs - own):
+        what = "on images" if other is sequences else "of language models"
+        raise RazorError(f"{min(foreign)} is a setting of sequences {what}: give --preset {name} with it.")
     config = family.resolve(preset, named)
     out, console = arguments.out or Path("runs") / f"continual-{preset}", Terminal(stderr=True)
     experiment, config, jobs = _family(arguments, config)

@@ -103,11 +103,16 @@ class OwnSequence(Models):
         return found
 
     def is_over_budget(self, stages: Sequence[Stage]) -> bool:
-        """Whether they have cost more than the budget, or would with the last of them, which is not trained."""
+        """Whether they have cost more than the budget, or would with the last of them, which is not trained.
+
+        Where nothing is left of it, none is begun, whatever is forecast.
+        """
         if self.kl_budget is None:
             return False
-        ahead_of = stages[-1].forecast.kl if stages[-1].end is None else 0.0
-        return sum(stage.spent for stage in stages) + ahead_of > self.kl_budget
+        spent, last = sum(stage.spent for stage in stages), stages[-1]
+        if last.end is not None:
+            return spent > self.kl_budget
+        return spent >= self.kl_budget or spent + last.forecast.kl > self.kl_budget
 
     def model_of(self, stage: Stage, store: RunStore) -> Path:
         """The folder of its model."""

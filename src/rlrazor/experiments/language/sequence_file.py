@@ -145,9 +145,13 @@ def config_of(tasks: Sequence[str], settings: Mapping[str, Any]) -> ModelSequenc
     given |= {"threads": threads} if threads and "threads" not in given else {}
     preset = PRESETS[TINY if given["base"] == TINY else "paper"]
     values: dict[str, Any] = {one.name: getattr(preset, one.name) for one in fields(preset)} | {"iterations": (1,)}
-    for name, value in given.items():
-        for setting in GRID.get(name, (name,)):
-            parsed = values[setting] = parse_setting(setting, value)
-            if setting != "prior" and isinstance(parsed, tuple) and len(parsed) != 1:
-                raise RazorError(f"{name} has one value in a sequence, not {len(parsed)}.")
-    return ModelSequences(**{**values, "task": "", "tasks": tuple(tasks), "orders": 1})
+    try:
+        for name, value in given.items():
+            for setting in GRID.get(name, (name,)):
+                parsed = values[setting] = parse_setting(setting, value)
+                if setting != "prior" and isinstance(parsed, tuple) and len(parsed) != 1:
+                    raise RazorError(f"{name} has one value in a sequence, not {len(parsed)}.")
+        return ModelSequences(**{**values, "task": "", "tasks": tuple(tasks), "orders": 1})
+    except RazorError as error:  # which calls a setting what a grid calls it
+        ours = {setting: name for name, settings in GRID.items() for setting in settings}
+        raise RazorError(re.sub(r"^\w+", lambda first: ours.get(first[0], first[0]), str(error))) from error

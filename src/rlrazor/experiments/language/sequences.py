@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from rlrazor.errors import RazorError
-from rlrazor.experiments.continual.config import EXPERIMENT, TO_BASE, TO_BEFORE, InSequence, check, parts_of
+from rlrazor.experiments.continual.config import EXPERIMENT, PENALTIES, TO_BASE, TO_BEFORE, InSequence, check, parts_of
 from rlrazor.experiments.language.config import TINY, Config
 from rlrazor.experiments.language.methods import FROM_TEACHER, KL_SUFFIX, Method, find_method
 from rlrazor.experiments.language.tasks import TASKS
@@ -22,7 +22,13 @@ PAPER_METHODS = (
 
 def method_of(name: str) -> tuple[Method, str]:
     """The method of that name, and its penalty, one of PENALTIES. Raises RazorError, with the names, for another."""
-    return find_method(name_of_sweep(name))[0], parts_of(name)[1]
+    plain, penalty = parts_of(name)
+    if penalty not in PENALTIES:
+        raise RazorError(
+            f"Unknown method {name!r:.60}: after {plain!r:.40} comes {TO_BASE}, a KL penalty to the base, {TO_BEFORE}, "
+            "one to the stage before, or nothing."
+        )
+    return find_method(name_of_sweep(name))[0], penalty
 
 
 @dataclass(frozen=True, kw_only=True)

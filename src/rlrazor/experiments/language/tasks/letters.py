@@ -138,6 +138,10 @@ FORMS: Mapping[str, Order] = {
 }
 """The tasks of a sequence, by name."""
 FORM_TASKS = tuple(
-    order.task(name, f"Three letters, {name}", f"{name}, as the prompt says, for sequences of tasks")
-    for name, order in FORMS.items()
+    FORMS[name].task(name, f"Three letters, {name}", f"{told}, for sequences of tasks")
+    for name, told in (
+        ("ascending", "in alphabetical order"),
+        ("descending", "from the last of the alphabet"),
+        ("appearance", "as they stand"),
+    )
 )
