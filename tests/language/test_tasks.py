@@ -111,7 +111,7 @@ def test_the_held_out_fifth_does_not_depend_on_order_or_length() -> None:
     assert {int(item.prompt.split()[1]) % 10 for item in groups.train}.isdisjoint(
         int(item.prompt.split()[1]) % 10 for item in groups.test
     )
-    with pytest.raises(RazorError, match="1 different prompts are too few"):
+    with pytest.raises(RazorError, match=r"Too few different prompts .*: 1\."):
         held_out(items[:1] * 5)
 
 

@@ -94,7 +94,7 @@ class Source:
         if not examples:
             raise RazorError(
                 f"{self.task.name} has no demonstrations that {method.label} could learn from: give them with "
-                "--demonstrations FILE, or train by an on-policy method."
+                "--demonstrations FILE, in a file of tasks as `demonstrations`, or train by an on-policy method."
             )
         return examples, counts
 

@@ -64,18 +64,20 @@ def find_method(name: str) -> tuple[Method, bool]:
 
     Raises RazorError for an unknown name. Whether the task has the annotator is the task's to say.
     """
-    plain, suffix, _ = name.partition(KL_SUFFIX)
-    if suffix and (name != plain + KL_SUFFIX or plain in WITHOUT_PENALTY):
+    plain = name.removesuffix(KL_SUFFIX)
+    suffix = name != plain
+    if suffix and plain in WITHOUT_PENALTY:
         raise RazorError(f"Unknown method {name!r:.60}: {plain} takes no {KL_SUFFIX}.")
-    if plain.startswith(SFT_PREFIX) and plain != SFT_PREFIX:
+    if plain.startswith(SFT_PREFIX) and plain != SFT_PREFIX and "+" not in plain:
         annotator = plain.removeprefix(SFT_PREFIX)
-        return Method(f"SFT on {annotator}", "sft", annotator), bool(suffix)
+        return Method(f"SFT on {annotator}", "sft", annotator), suffix
     if plain not in METHODS:
         known = ", ".join(METHODS)
         raise RazorError(
-            f"Unknown method {name!r:.60}. Methods: {known}, {SFT_PREFIX}ANNOTATOR, each with or without +kl."
+            f"Unknown method {name!r:.60}. Methods: {known}, {SFT_PREFIX}ANNOTATOR, each with or without +kl, or "
+            "+kl-before in a sequence."
         )
-    return METHODS[plain], bool(suffix)
+    return METHODS[plain], suffix
 
 
 def idle_settings(names: Iterable[str]) -> set[str]:

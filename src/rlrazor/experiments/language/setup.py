@@ -40,7 +40,8 @@ class TaskSource:
         """The task; raises RazorError where there is none of that name."""
         if self.prompts is None:
             return find_task(self.name)
-        return own_task(self.prompts, self.verifier, self.form, seconds=self.verifier_timeout)
+        own = own_task(self.prompts, self.verifier, self.form, seconds=self.verifier_timeout)
+        return replace(own, name=self.name, title=self.name)
 
     def load(self) -> Splits:
         """Its prompts, with the demonstrations of the file where there is one."""

@@ -56,7 +56,11 @@ def _load(path: Path, *, with_reference: bool) -> Splits:
         if shared := {item.prompt for item in train} & {item.prompt for item in test}:
             raise RazorError(f"{path}: {len(shared)} prompts are in both train and test. Take them out of one.")
         return Splits(train, test)
-    return held_out(items(path))
+    found = items(path)
+    try:
+        return held_out(found)
+    except RazorError as error:
+        raise RazorError(f"{path}: {error}") from error
 
 
 def _of_split(folder: Path, split: str) -> Path:

@@ -67,7 +67,7 @@ def held_out(items: Sequence[Item], groups: Sequence[str] | None = None) -> Spli
         fraction = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
         (test if fraction < TEST_SHARE else train).append(item)
     if not train or not test:
-        raise RazorError(f"{len(unique)} different prompts are too few to train on some and measure on others.")
+        raise RazorError(f"Too few different prompts to train on some and measure on others: {len(unique)}.")
     return Splits(train, test)
 
 
