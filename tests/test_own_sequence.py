@@ -183,7 +183,7 @@ def test_the_budget_stops_before_a_stage_and_a_larger_one_goes_on(
     assert "Report:" in out
     assert "of 3.1" in (tmp_path / "out" / "report.html").read_text()
     assert main([*command, "--kl-budget", "50"]) == 0
-    assert "1 runs trained, 2 kept" in capfd.readouterr().err
+    assert "1 run trained, 2 kept" in capfd.readouterr().err
     assert records_of(tmp_path / "out") == records_of(whole / "out")
     # A smaller one does not undo what is there, and says that it is exceeded.
     assert main([*command, "--kl-budget", "0.1"]) == 1

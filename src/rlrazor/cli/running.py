@@ -102,8 +102,10 @@ def say_done(done: "Done", console: Terminal, *, what: str = "") -> None:
     """The runs that were cut short, and how many there were."""
     for name in done.diverged:
         console.print(f"Diverged, measured up to there: {name}.", style="yellow")
+    from rlrazor.report.text import how_many
+
     took = human_seconds(done.seconds)
-    console.print(f"{done.trained} runs trained, {done.kept} kept{what}, in {took}.", highlight=False)
+    console.print(f"{how_many(done.trained, 'run')} trained, {done.kept} kept{what}, in {took}.", highlight=False)
 
 
 def carry_out(arguments: argparse.Namespace, out: Path, console: Terminal, run: "Callable[[], Done]") -> int:
