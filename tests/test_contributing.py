@@ -83,9 +83,9 @@ def test_a_task_added_as_contributing_says_is_trained_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (example,) = examples("Adding a task for language models")
-    namespace = {"Path": Path, **{name: getattr(tasks, name) for name in ("Form", "Item", "Splits", "Task")}}
-    exec(example, namespace)
-    task = namespace["BACKWARDS"]
+    module = ModuleType("backwards")
+    exec(example, vars(module))
+    task = module.BACKWARDS
     monkeypatch.setattr(tasks, "TASKS", {**tasks.TASKS, task.name: task})
     items = task.load(None).test
     completions = [item.columns["word"][::-1] for item in items[:2]] + ["", items[3].columns["word"]]
