@@ -237,6 +237,19 @@ def test_the_best_teacher_is_the_one_that_forgot_least_of_those_good_enough(tmp_
             assert found.prior["p"] == best
 
 
+def test_a_folder_of_another_experiment_is_refused(tmp_path: Path) -> None:
+    run(Toy(), Config(), Options(tmp_path), quiet())
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+    class Other(Toy):
+        name = "other"
+
+    with pytest.raises(RazorError, match="has the tables of another experiment, Toy, which these would replace"):
+        run(Other(), Config(), Options(tmp_path), quiet())
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    run(Toy(), Config(), Options(tmp_path), quiet())
+
+
 def test_an_old_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "runs" / "0123456789abcdef").mkdir(parents=True)
     (tmp_path / "runs" / "0123456789abcdef" / "spec.json").write_text('{"schema_version": 1}')

@@ -365,7 +365,7 @@ def test_an_interrupted_run_goes_on_where_it_was(
         (["--micro-batch", "0"], "at least 1"),
         (["--demonstrations", "nowhere.jsonl"], "There is no nowhere.jsonl"),
         (["--prior", "no_such_task"], "no_such_task"),
-        (["--prior", "tiny"], "use both or neither"),
+        (["--prior", "tiny"], "name others with prior"),
     ],
 )
 def test_bad_options_are_one_sentence(

@@ -166,14 +166,16 @@ def _sentences(stages: "Sequence[Stage]", config: "ModelSequences", exceeded: fl
             )
     if exceeded is None:
         return
-    spent, last = _nats(sum(stage.spent for stage in stages)), stages[-1]
+    total, last = sum(stage.spent for stage in stages), stages[-1]
+    spent = _nats(total)
     if last.end is not None:
         yield f"The stages have cost {spent} nats, which is more than the budget of {exceeded:g}."
     else:
+        beyond = "more than the budget holds, " if total > exceeded else ""
         yield (
-            f"Stopped before stage {last.number}, {last.task}: {spent} nats are spent, and it is forecast to cost "
-            f"{_of_forecast(last)}, at least {_nats(last.forecast.least)}; the budget is {exceeded:g}. With a larger "
-            "--kl-budget the same command goes on from here."
+            f"Stopped before stage {last.number}, {last.task}: {spent} nats are spent, {beyond}and it is forecast to "
+            f"cost {_of_forecast(last)}, at least {_nats(last.forecast.least)}; the budget is {exceeded:g}. With a "
+            "larger --kl-budget the same command goes on from here."
         )
 
 

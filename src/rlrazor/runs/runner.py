@@ -157,10 +157,12 @@ class Runner:
 def run(experiment: Experiment, config: Any, options: Options, console: Console) -> Done:
     """Train what is missing of a config's runs in `options.out`; write its tables and its description.
 
-    Raises RazorError when the folder cannot be written, or a worker dies; finished runs stay.
+    Raises RazorError when the folder is another experiment's or cannot be written, or a worker dies: finished runs
+    stay.
     """
     runner = Runner(experiment, options, console)
     with runner.store.open_for_writing():
+        require_own(runner.store, experiment)
         warn_of_another_machine(runner.store, console)
         runner.finish(experiment.phases(config, runner.store))
         runner.store.discard_unfinished()
@@ -210,13 +212,31 @@ def versions_of(*packages: str) -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in ("rlrazor", "torch", *packages)}}
 
 
-def warn_of_another_machine(store: RunStore, console: Console) -> None:
-    """Say so when the folder's earlier runs were made elsewhere: the same spec gives the same bits on one machine."""
+def _described(store: RunStore) -> dict[str, Any]:
+    """What an earlier command has written beside its table; empty where that cannot be read, as the report will say."""
     path = store.folder / "config.json"
     try:
-        earlier = parse_json(read_text(path), path)
+        return dict(parse_json(read_text(path), path))
+    except (RazorError, TypeError, ValueError):
+        return {}
+
+
+def require_own(store: RunStore, experiment: Experiment) -> None:
+    """Raise RazorError where the tables in the folder, and its report, are another experiment's."""
+    earlier = _described(store)
+    if (name := earlier.get("experiment", experiment.name)) != experiment.name:
+        raise RazorError(
+            f"{store.folder} has the tables of another experiment, {earlier.get('title', name)!s:.60}, which these "
+            "would replace: choose another --out."
+        )
+
+
+def warn_of_another_machine(store: RunStore, console: Console) -> None:
+    """Say so when the folder's earlier runs were made elsewhere: the same spec gives the same bits on one machine."""
+    earlier = _described(store)
+    try:
         made_by = (earlier["versions"]["torch"], earlier["machine"])
-    except (RazorError, KeyError, TypeError):  # which the report says, if it is still so
+    except (KeyError, TypeError):
         return
     if made_by != (version("torch"), MACHINE):
         console.print(

@@ -104,7 +104,9 @@ class Config:
             raise RazorError(f"The base {TINY!r} has float32 weights: leave dtype out.")
         tiny_alone = self.prior == (TINY,) if self.base == TINY else TINY not in self.prior
         if self.has_prior and not tiny_alone:
-            raise RazorError(f"The prior tasks named {TINY!r} are those of the base {TINY!r}: use both or neither.")
+            if self.base == TINY:
+                raise RazorError(f"The base {TINY!r} has prior tasks of its own: set prior to {TINY}.")
+            raise RazorError(f"The prior tasks named {TINY!r} are those of the base {TINY!r}: name others with prior.")
 
     @property
     def has_prior(self) -> bool:
