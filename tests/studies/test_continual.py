@@ -107,13 +107,14 @@ def test_rl_is_judged_against_sft_and_each_method_against_sft_2() -> None:
 
 def test_a_penalty_to_the_base_is_compared_with_one_to_the_stage_before() -> None:
     """The mean BWT is 1.5 times what a stage loses, here 7.5 and 3.5 points; of the prior task, 3 times 1 and 2."""
-    found = [table_of(study_of(LOST | HELD), "Minus RL with a KL penalty", at)["RL+kl"] for at in (0, 1)]
+    to_base, to_before = "RL + KL to the base", "RL + KL to the stage before"
+    found = [table_of(study_of(LOST | HELD), "Minus RL with a KL penalty", at)[to_base] for at in (0, 1)]
     assert [row[0] for row in found] == ["−6.0 ± 0.0", "+3.0 ± 0.0"]
     assert [row[3] for row in found] == ["worse", "better"]
     # A family's mean with a penalty is of the same methods as that without, or there is none.
     some = {name: lost for name, lost in HELD.items() if name != "reinforce+kl"}
-    assert "RL+kl" not in table_of(study_of(LOST | some), "After the last stage")
-    assert "RL+kl-before" in table_of(study_of(LOST | some), "After the last stage")
+    assert to_base not in table_of(study_of(LOST | some), "After the last stage")
+    assert to_before in table_of(study_of(LOST | some), "After the last stage")
 
 
 def test_sequences_that_did_not_learn_are_not_compared() -> None:

@@ -11,7 +11,7 @@ import polars as pl
 from rlrazor.analysis import law
 from rlrazor.analysis.sequences import Course, courses_of
 from rlrazor.analysis.statistics import Estimate, floats
-from rlrazor.experiments.continual.config import ALONE, JOINT, PENALTIES, RATES
+from rlrazor.experiments.continual.config import ALONE, JOINT, PENALTIES, RATES, parts_of
 from rlrazor.report.drawing import PALETTE, SYMBOLS, Axis, Figure, Marker, Panel, Points
 from rlrazor.report.heat import heat_map
 from rlrazor.report.keyed import Keyed, in_short, numbers_of
@@ -68,7 +68,7 @@ def section(study: Study) -> Section:
     courses = courses_of(_ends(study).filter(~pl.col("order").is_in([RATES, ALONE, JOINT])), study.bases)
     of_courses = replace(study, points=outcomes_of(study, courses))
     at = At((study.description["config"]["target"],), lambda points, bases, by, thresholds: thresholds[0])
-    compared = Compared.make(of_courses, Arms(("method",), lambda study, arm: study.label(arm[0])), at)
+    compared = Compared.make(of_courses, Arms(("method",), lambda study, arm: label_of(study, arm[0])), at)
     outcomes, of_families = outcome_table(compared), there(compared, OF_FAMILIES)
     against = [*of_families, *there(compared, OF_PENALTIES), *there(compared, of_methods(study))]
     tables = [outcomes, *(comparison_table(compared, one) for one in against), *claims_tables(courses)]
@@ -81,6 +81,12 @@ def section(study: Study) -> Section:
     note = "\n\n".join(one for one in [*prose.note.split("\n\n"), counts.strip()] if ABSENT not in one)
     shown, finding = [table.table for table in tables], f"{'; '.join(told)}."
     return Section("continual", prose.title, prose.question, finding, figure_of(study, courses), shown, note)
+
+
+def label_of(study: Study, method: str) -> str:
+    """A method's name for people, or that of the mean over a family's methods, with the penalty."""
+    plain, penalty = parts_of(method)
+    return plain + PENALTIES[penalty] if plain in study.families else study.label(method)
 
 
 def there(compared: Compared, comparisons: Sequence[Against]) -> list[Against]:
