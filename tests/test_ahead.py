@@ -8,7 +8,7 @@ import pytest
 from scipy.optimize import minimize
 from scipy.special import rel_entr, softmax
 
-from rlrazor.analysis.ahead import Finished, Forecast, finished_of, forecast, least_kl
+from rlrazor.analysis.ahead import Finished, StageForecast, finished_of, forecast, least_kl
 
 
 def cheapest(before_XY: np.ndarray, scores_XY: np.ndarray, target: float) -> tuple[float, np.ndarray]:
@@ -88,8 +88,10 @@ def test_the_scores_error_is_the_forecasts() -> None:
 
 
 def test_without_a_target_a_stage_is_as_dear_as_the_dearest() -> None:
-    assert forecast(0.5, 0.1, 1.0, []) == Forecast(0, 0, 0, 0)
-    assert forecast(0.5, 0.1, 1.0, [Finished(0.1, 0.5, 0.7), Finished(0.5, 0.9, 0.4)]) == Forecast(0, 0.7, 0.7, 0.7)
+    assert forecast(0.5, 0.1, 1.0, []) == StageForecast(0, 0, 0, 0)
+    assert forecast(0.5, 0.1, 1.0, [Finished(0.1, 0.5, 0.7), Finished(0.5, 0.9, 0.4)]) == StageForecast(
+        0, 0.7, 0.7, 0.7
+    )
 
 
 def test_a_sequence_has_a_stage_per_row_after_the_first() -> None:

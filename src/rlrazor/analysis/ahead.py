@@ -44,7 +44,7 @@ class Finished:
 
 
 @dataclass(frozen=True)
-class Forecast:
+class StageForecast:
     """Of a stage, in nats: `least` by any method; `kl` by this one, and from `low` to `high` for the score's error."""
 
     least: float
@@ -66,13 +66,13 @@ def least_kl(before: float, after: float) -> float:
     return right + (1 - before) * math.log((1 - before) / (1 - after))
 
 
-def forecast(score: float, stderr: float, target: float, finished: Sequence[Finished]) -> Forecast:
+def forecast(score: float, stderr: float, target: float, finished: Sequence[Finished]) -> StageForecast:
     """What the next stage will cost, of a policy with this score on its task, which is to end at the target."""
     beyond = max([0.0, *(stage.excess(target) for stage in finished)])
     if target >= 1:
-        return Forecast(0.0, beyond, beyond, beyond)
+        return StageForecast(0.0, beyond, beyond, beyond)
     least, low, high = (least_kl(min(max(score + by * stderr, 0), 1), target) for by in (0, NORMAL, -NORMAL))
-    return Forecast(least, *(bound + beyond if bound else 0.0 for bound in (least, low, high)))
+    return StageForecast(least, *(bound + beyond if bound else 0.0 for bound in (least, low, high)))
 
 
 def finished_of(rows: Sequence[Mapping[str, Any]]) -> list[Finished]:

@@ -354,7 +354,7 @@ def errors_by_range(forecasts: Sequence[ArrayLike], measured_drops: Sequence[Arr
 
 
 @dataclass(frozen=True)
-class Trial:
+class LawTest:
     """How forecasts of one left-out unit came out: shares of its checkpoints, and means over them, fractions of 1.
 
     `level`: of the intervals, lower than what was asked for where the law rests on too few runs.
@@ -376,7 +376,7 @@ def trial(
     level: float = 0.9,
     *,
     fitted_to: Sequence[str] = (),
-) -> list[Trial]:
+) -> list[LawTest]:
     """Forecast each `by` (a column: method, task, trajectory) by a forecaster fitted to the others.
 
     With `fitted_to`, those units alone are fitted to, and the others forecast. Intervals are of `level`, or of what the
@@ -403,7 +403,7 @@ def trial(
         drop_N, low_N, high_N = forecaster.predict(kls_ND, level)
         inside_N = (forgetting_N >= low_N - 1e-12) & (forgetting_N <= high_N + 1e-12)
         found.append(
-            Trial(
+            LawTest(
                 str(unit),
                 len(own),
                 float(inside_N.mean()),

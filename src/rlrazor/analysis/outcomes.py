@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import polars as pl
 
 from rlrazor.analysis import forecast
-from rlrazor.analysis.forecast import FORWARD, LOSS, PROBE, Trial
+from rlrazor.analysis.forecast import FORWARD, LOSS, PROBE, LawTest
 from rlrazor.analysis.statistics import Estimate, Standing, over, verdict
 from rlrazor.errors import RazorError
 
@@ -36,7 +36,7 @@ class Unit:
 
     seed: int
     within: str
-    trial: Trial
+    trial: LawTest
 
 
 @dataclass(frozen=True)

@@ -116,7 +116,7 @@ def _compared(arguments: argparse.Namespace, law: "LawFile | None", limits: Limi
     from rlrazor.guard.judgement import check_judge
     from rlrazor.lm.probes import default_cache
 
-    dtype, on = measured_on(arguments, law)
+    dtype, on = read_probe(arguments, law)
     suite = suite_of(arguments)
     metrics = {} if suite is None else suite.metrics()  # what is missing shows at once
     if limits.drop is not None:
@@ -128,7 +128,7 @@ def _compared(arguments: argparse.Namespace, law: "LawFile | None", limits: Limi
     return replace(found, setup=replace(found.setup, sources=_sources(arguments)))
 
 
-def measured_on(arguments: argparse.Namespace, law: "LawFile | None") -> "tuple[str, MeasuredOn]":
+def read_probe(arguments: argparse.Namespace, law: "LawFile | None") -> "tuple[str, MeasuredOn]":
     """What models are loaded in, and what they are measured on.
 
     Raises RazorError for what is unreadable, and where a law says how to measure, and so does an option.

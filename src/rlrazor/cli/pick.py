@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rlrazor.cli.compare import measured_on
+from rlrazor.cli.compare import read_probe
 from rlrazor.cli.early import require_files, settle_hub
 from rlrazor.cli.outputs import check_outputs
 from rlrazor.cli.printing import Subparsers, exit_code_of, print_json, steps_shown
@@ -129,7 +129,7 @@ def _measured(arguments: argparse.Namespace, limits: Limits, score: NewScore, la
         )
     if arguments.base is None or arguments.prompts is None:
         raise RazorError("To measure checkpoints, give both --base and --prompts.")
-    dtype, on = measured_on(arguments, law)
+    dtype, on = read_probe(arguments, law)
     run = run_in(arguments.folder, arguments.run_id)
     metric_of(run, score, limits, law)
     require_loadable([one.path for one in run.checkpoints])

@@ -19,7 +19,7 @@ KEPT = "within-budget"  # folder in the trainer's output folder: the last model 
 
 
 @dataclass(frozen=True)
-class Judged:
+class BudgetState:
     """What a law says of one measurement; all None without one.
 
     `remaining`: how much KLs may still grow, in the proportions in which they have, until the forecast reaches the
@@ -71,19 +71,19 @@ class Budget:
             why = "by such a law nothing is warned of, stopped or kept."
         return said if self.drop is None or self.is_watched else [*said, f"the budget is not watched: {why}"]
 
-    def judged(self, kl: Mapping[str, MeanKL], prompts: str, measured: int) -> Judged:
+    def judged(self, kl: Mapping[str, MeanKL], prompts: str, measured: int) -> BudgetState:
         """Of KLs measured on so many of the prompts of that hash."""
         if self.law is None:
-            return Judged(budget=self.drop)
+            return BudgetState(budget=self.drop)
         forecast, level = self.law.forecast(kl, prompts=prompts, measured=measured), self.law.level
         if self.drop is None or not self.is_watched:
-            return Judged(forecast, level, self.drop)
+            return BudgetState(forecast, level, self.drop)
         remaining = self.law.remaining(kl, self.drop, prompts=prompts, measured=measured, cautious=self.cautious)
         # Who is not cautious goes by the forecast itself, as far as the law has seen.
         low, high = (forecast.low, forecast.high) if self.cautious else (forecast.drop, forecast.drop)
         high = math.inf if forecast.extrapolated else high
         verdict = Limits(cautious=self.cautious).judge(forecast.drop, low, high, self.drop)
-        return Judged(forecast, level, self.drop, remaining, verdict)
+        return BudgetState(forecast, level, self.drop, remaining, verdict)
 
     def done_about(self, verdict: Verdict | None, kept: int | None) -> str:
         """What follows from a forecast that is over the budget, or of which that cannot be told.

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from rlrazor.analysis.forecast import FORWARD, PROBE, Forecast
-from rlrazor.guard.budget import Judged
+from rlrazor.guard.budget import BudgetState
 from rlrazor.guard.scale import shown_estimate
 from rlrazor.guard.verdict import Verdict, known
 from rlrazor.lm.kl import MeanKL
@@ -29,7 +29,7 @@ class Reading:
     per_token: Mapping[str, float]
     prompts: Mapping[str, int]
     whole: bool
-    judged: Judged
+    judged: BudgetState
     seconds: float
 
     @property

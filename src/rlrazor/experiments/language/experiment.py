@@ -93,11 +93,11 @@ class Language(Setup):
             "thresholds": list(config.thresholds),
             "data": self.data[0],
             "drift": list(DRIFT),
-            **measured_on(self, config),
+            **described_as(self, config),
         }
 
 
-def measured_on(setup: Setup, config: Config) -> Mapping[str, Any]:
+def described_as(setup: Setup, config: Config) -> Mapping[str, Any]:
     """What the report of any runs of this base says of how they were measured."""
     return {
         "prior_task": "prior tasks",

@@ -35,7 +35,7 @@ class Stage:
     spec: RunSpec
     before: float
     stderr: float
-    forecast: ahead.Forecast
+    forecast: ahead.StageForecast
     end: Record | None = None
     diverged_at: int | None = None
 

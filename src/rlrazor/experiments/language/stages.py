@@ -20,7 +20,7 @@ from rlrazor.experiments.continual.measures import ON_PRIOR, SINCE_BEFORE, tasks
 from rlrazor.experiments.language import sequences
 from rlrazor.experiments.language.config import count_steps, due_steps
 from rlrazor.experiments.language.evaluate import DRIFT
-from rlrazor.experiments.language.experiment import Language, measured_on
+from rlrazor.experiments.language.experiment import Language, described_as
 from rlrazor.experiments.language.methods import METHODS, Method
 from rlrazor.experiments.language.sequences import ModelSequences, method_of, name_of_sweep
 from rlrazor.experiments.language.setup import Setup
@@ -79,7 +79,7 @@ class Models(Setup, Continual):
             "thresholds": [config.target],
             "data": "+".join(fingerprint for fingerprint, _ in self.data.values()),
             "drift": [*DRIFT, *SINCE],
-            **measured_on(self, config),
+            **described_as(self, config),
         }
 
 

@@ -45,7 +45,7 @@ LEFT_OUT = {
     TASK: "a task left out",
     BEYOND: "other methods by a law of SFT alone",
 }
-FAMILIES = {"parity-mnist": "ParityMNIST", "tiny": "tiny language model"}
+MODELS = {"parity-mnist": "ParityMNIST", "tiny": "tiny language model"}
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Group:
         """What was left out, and of what the intervals are where runs are few."""
         low = min(one.level for one in self.outcomes)
         of_fewer = f", intervals of {percent(low)} %, as there are few runs" if low < LEVEL else ""
-        return f"{FAMILIES[self.family]}, {LEFT_OUT[self.left_out]}{of_fewer}"
+        return f"{MODELS[self.family]}, {LEFT_OUT[self.left_out]}{of_fewer}"
 
     @property
     def key(self) -> str:
@@ -84,7 +84,7 @@ def section(study: Study) -> Section:
     for name in _families(study):
         own = study.points.filter(pl.col("family") == name)
         tasks = ", ".join(own["task"].unique(maintain_order=True))
-        counts.append(f"{FAMILIES[name]}: {how_many(len(own), 'checkpoint')}, tasks {tasks}")
+        counts.append(f"{MODELS[name]}: {how_many(len(own), 'checkpoint')}, tasks {tasks}")
     numbers = {"of-families": "; ".join(counts), "level": f"{LEVEL:.0%}", "holds": f"{HOLDS:.0%}"}
     panels = [panel for name in _families(study) for panel in _panels(groups, name)]
     return told(study, TEXT, Shown(finding(groups), Figure("forecasts", panels, columns=3), tables, numbers))
@@ -93,7 +93,7 @@ def section(study: Study) -> Section:
 def groups_of(outcomes: Sequence[Outcome]) -> list[Group]:
     """The outcomes side by side, of those that were tested at all."""
     groups = []
-    for family in FAMILIES:
+    for family in MODELS:
         for left_out in SPLITS:
             own = [one for one in outcomes if (one.family, one.left_out) == (family, left_out) and one.units]
             groups += [Group(family, left_out, own)] if own else []
@@ -105,7 +105,7 @@ def finding(groups: Sequence[Group]) -> str:
     best = [(group, one) for group in groups if (one := group.best)]
     if not best:
         return "There are too few methods and tasks to leave one out."
-    names = [f"{FAMILIES[group.family]} / {LEFT_OUT[group.left_out]} / {NAMES[one.predictor]}" for group, one in best]
+    names = [f"{MODELS[group.family]} / {LEFT_OUT[group.left_out]} / {NAMES[one.predictor]}" for group, one in best]
     gains = zip(names, best, strict=True)
     judged = [Judged(name, one.gain, one.verdict) for name, (_, one) in gains]
     narrow = [name for name, (_, one) in zip(names, best, strict=True) if not one.holds]
@@ -130,7 +130,7 @@ COLUMNS = [  # how a predictor did
 def best_table(groups: Sequence[Group]) -> Keyed:
     """The best forecast of each group."""
     predictor = Column[Outcome]("predictor", "the best forecast by", lambda one: NAMES[one.predictor])
-    names = {f"{group.key}.best": f"{FAMILIES[group.family]}, {LEFT_OUT[group.left_out]}" for group in groups}
+    names = {f"{group.key}.best": f"{MODELS[group.family]}, {LEFT_OUT[group.left_out]}" for group in groups}
     best = {key: (name, group.best) for (key, name), group in zip(names.items(), groups, strict=True)}
     found = {key: (name, one) for key, (name, one) in best.items() if one}
     made = table_of("The best of the KLs", "left out", found, [predictor, *COLUMNS])
@@ -153,7 +153,7 @@ def failures(groups: Sequence[Group]) -> Keyed:
         return told + (" (law of SFT)" if one.left_out == BEYOND else "")
 
     columns = [
-        Column[Failed]("family", "family", lambda of: FAMILIES[of[0].family]),
+        Column[Failed]("family", "family", lambda of: MODELS[of[0].family]),
         Column("unit", "left out", where),
         Column("seed", "seed", lambda of: str(of[1].seed)),
         Column("coverage", "coverage, %", lambda of: percent(of[1].trial.coverage)),
@@ -170,7 +170,7 @@ def failures(groups: Sequence[Group]) -> Keyed:
 
 
 def _families(study: Study) -> list[str]:
-    return [name for name in FAMILIES if name in set(study.table["family"])]
+    return [name for name in MODELS if name in set(study.table["family"])]
 
 
 def _error(one: Outcome) -> float:
@@ -198,7 +198,7 @@ def _panels(groups: Sequence[Group], family: str) -> list[Panel]:
         layers: list[Layer] = [_dots(own, left_out, column, names) for left_out in SPLITS]
         layers += [across("what the interval promises", 100 * LEVEL, axis.ends)] if is_coverage else []
         x_axis = Axis(title, (0, 102) if is_coverage else None, percent=False)
-        panels.append(Panel(FAMILIES[family], x_axis, axis, layers))
+        panels.append(Panel(MODELS[family], x_axis, axis, layers))
     return panels
 
 
