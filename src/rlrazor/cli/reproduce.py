@@ -76,7 +76,7 @@ def _add_continual(experiments: Subparsers) -> None:
         "stage, each until it is learned, measure, write the report. Run the same command again to continue.",
     )
     parser.add_argument(
-        "--preset", help="images: quick (minutes, the default) or paper; a language model: tiny (half an hour)"
+        "--preset", help="images: quick (minutes, the default) or paper; a language model: tiny (an hour or more)"
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="run folder (default: runs/continual-PRESET)")
     (images, of_images), (models, of_models) = (
