@@ -25,7 +25,7 @@ from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, SFTConfig, SFTTr
 
 from laws import GENERIC, PROMPTS, SETTINGS, changed, law_of
 from rlrazor.errors import RazorError
-from rlrazor.guard import ForgettingMonitor, placing, trackers
+from rlrazor.guard import ForgettingMonitor, Measuring, placing, trackers
 from rlrazor.guard.base_side import BaseSide, joined
 from rlrazor.guard.measured_on import MeasuredOn
 from rlrazor.guard.outputs import KeptModel
@@ -784,11 +784,16 @@ def test_what_cannot_be_watched_is_refused(tmp_path: Path, monkeypatch: pytest.M
     for arguments, message in wrong:
         with pytest.raises(RazorError, match=message):
             monitor_of(PROMPTS, law, **arguments)
-    for name in ("settings", "generic", "level", "tokenizer", "cache_dir"):
-        with pytest.raises(RazorError, match=rf"measuring=Measuring\({name}=\.\.\.\)"):
-            ForgettingMonitor(PROMPTS, law, **{name: None})  # type: ignore[arg-type]
+    (tmp_path / "x.txt").write_text("one\ntwo\n")
+    here: dict[str, Any] = {"settings": ProbeSettings(7), "generic": tmp_path / "x.txt"}
+    here |= {"level": 0.5, "tokenizer": "any", "cache_dir": tmp_path}
+    assert ForgettingMonitor(PROMPTS, **here).measuring == Measuring(**here)
+    some = ForgettingMonitor(PROMPTS, measuring=Measuring(level=0.5), settings=ProbeSettings(7))
+    assert some.measuring == Measuring(settings=ProbeSettings(7), level=0.5)
+    with pytest.raises(TypeError, match="given 'level' twice"):
+        ForgettingMonitor(PROMPTS, measuring=Measuring(level=0.5), level=0.6)
     with pytest.raises(TypeError, match="no argument 'bugdet'"):
-        ForgettingMonitor(PROMPTS, law, bugdet=0.1)  # type: ignore[arg-type]
+        ForgettingMonitor(PROMPTS, law, bugdet=0.1)
     with pytest.raises(RazorError, match="no prompts"):
         sft(tmp_path, [monitor_of([], cache_dir=tmp_path)])
     odd: list[tuple[Any, str]] = [({"text": "ab"}, "a mapping of"), (["ab"], "turn 1 is text"), (3, "the number 3")]

@@ -23,7 +23,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, Never, TypeVar
+from typing import Any, TypeVar
 
 from rlrazor.analysis.forecast import FORWARD
 from rlrazor.errors import RazorError
@@ -77,7 +77,8 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
     all is over. A law that may not judge watches no budget. `every`: None measures as often as costs 5 %
     of training, by counting tokens, with probes thinned if need be, and at least four times whatever it costs; the plan
     and its costs are said before the first step. `log`: the JSONL, by default OUTPUT_DIR/razor.jsonl. `measuring`: how
-    it is measured, where that is not as the law says and with the trainer's tokenizer.
+    it is measured, where that is not as the law says and with the trainer's tokenizer; its fields may also stand here,
+    as keywords.
 
     Raises RazorError, when the trainer is made or as training begins, for prompts or a law that cannot be read, a law
     of another base or precision, an adapter without which the model is not the base, two monitors with one log, and
@@ -95,9 +96,9 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
         every: int | None = None,
         log: str | Path | None = None,
         measuring: Measuring = AS_THE_LAW_SAYS,
-        **unknown: Never,  # what `Measuring` has, or nothing has
+        **of_measuring: Any,
     ) -> None:
-        _check_names(unknown)
+        measuring = _with(measuring, of_measuring)
         check_every(every)
         if log is not None and Path(log).is_dir():
             raise RazorError(f"log is a file, and {log} is a folder: name a file in it, such as {Path(log) / LOG}.")
@@ -411,14 +412,15 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
         _say(reading.line(self.rule.done_about(reading.verdict, kept)))
 
 
-def _check_names(unknown: Mapping[str, Any]) -> None:
-    """Raise TypeError for what is no argument, and RazorError for one that `Measuring` has."""
-    for name in unknown:
-        if name in [field.name for field in fields(Measuring)]:
-            raise RazorError(
-                f"`{name}` is how it is measured: ForgettingMonitor(..., measuring=Measuring({name}=...))."
-            )
-        raise TypeError(f"ForgettingMonitor has no argument {name!r}.")
+def _with(measuring: Measuring, own: Mapping[str, Any]) -> Measuring:
+    """It with these of its fields. Raises TypeError for a name that is none of them, or for one that is given twice."""
+    known = {field.name: field.default for field in fields(Measuring)}
+    for name in own:
+        if name not in known:
+            raise TypeError(f"ForgettingMonitor has no argument {name!r}.")
+        if getattr(measuring, name) is not known[name]:
+            raise TypeError(f"ForgettingMonitor is given {name!r} twice: as it is, and in its `measuring`.")
+    return replace(measuring, **own)
 
 
 def _say(text: str) -> None:
