@@ -38,3 +38,15 @@ def _one_trainer_after_another() -> Iterator[None]:
 def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     """The commands do not ask whether the hub answers: without a network the whole process would go on without it."""
     monkeypatch.setattr("rlrazor.lm.hub.answers", lambda: True)
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Without figures, which are looked at in other tests; with no base left over from another test."""
+    from rlrazor.experiments.language import world
+    from rlrazor.report import drawing
+
+    monkeypatch.setattr(drawing, "save", lambda *arguments, **options: None)
+    world.last_world.clear()
+    yield
+    world.last_world.clear()

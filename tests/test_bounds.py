@@ -12,12 +12,12 @@ from rlrazor.cli import build_parser, main
 from rlrazor.errors import RazorError
 from rlrazor.experiments.language import config as language
 from rlrazor.experiments.parity_mnist import config as parity
+from rlrazor.guard import ForgettingMonitor
 from rlrazor.guard.pick import pick
 from rlrazor.guard.verdict import Limits
 from rlrazor.lm.probes import ProbeSettings
 from rlrazor.runs.settings import kinds_of, read_settings
 from rlrazor.studies import theory
-from watching import monitor_of
 
 HUGE = ("1e30", "1e300", str(10**11), "9" * 5000, "-1", "nan", "inf", "-inf", "1e400", "", "0x10", "true", "1_0e9")
 
@@ -158,7 +158,7 @@ def test_probe_settings_are_checked(settings: dict[str, Any]) -> None:
 )
 def test_a_monitors_settings_are_checked(settings: dict[str, Any]) -> None:
     with pytest.raises(RazorError, match=next(iter(settings))):
-        monitor_of(["a prompt"], **settings)
+        ForgettingMonitor(["a prompt"], **settings)
 
 
 @pytest.mark.parametrize("budget", [-0.1, 1, float("nan"), True, "0.02"])

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,13 +18,13 @@ import torch
 from safetensors.torch import load_file
 
 from rlrazor.cli import main
-from rlrazor.experiments.language import world
 from rlrazor.experiments.language.sequence_file import config_of, read
 from rlrazor.experiments.language.tasks import Form, own_task, score
 from rlrazor.report import drawing
 from tiny_models import char_tokenizer, saved, tiny_llama
 
 pytestmark = [
+    pytest.mark.usefixtures("undrawn"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
 ]
@@ -71,15 +70,6 @@ def written(folder: Path, text: str = SEQUENCE) -> Path:
 def records_of(out: Path) -> dict[str, bytes]:
     """Of finished runs."""
     return {path.parent.name: path.read_bytes() for path in out.glob("runs/[!.]*/records.jsonl")}
-
-
-@pytest.fixture(autouse=True)
-def undrawn(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Without figures; with no base left over from another test."""
-    monkeypatch.setattr(drawing, "save", lambda *arguments, **options: None)
-    world.last_world.clear()
-    yield
-    world.last_world.clear()
 
 
 @pytest.fixture(scope="module")

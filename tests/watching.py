@@ -1,13 +1,12 @@
 """A plain `Trainer` with a monitor, for tests of what the monitor measures and of how it fails."""
 
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from transformers import Trainer, TrainingArguments
 
 from laws import GENERIC, PROMPTS, SETTINGS
-from rlrazor.guard import ForgettingMonitor, Measuring
+from rlrazor.guard import ForgettingMonitor
 from tiny_models import char_tokenizer, tiny_llama
 
 TOKENIZER = char_tokenizer()
@@ -17,13 +16,7 @@ ROWS = [{"input_ids": ids, "labels": ids} for ids in TOKENIZER(TEXTS)["input_ids
 
 def watch(out: Path, law: Any = None, **settings: Any) -> ForgettingMonitor:
     own = {} if law else {"settings": SETTINGS, "generic": GENERIC}
-    return monitor_of(PROMPTS, law, cache_dir=out / "cache", **{**own, **settings})
-
-
-def monitor_of(prompts: Any, law: Any = None, **settings: Any) -> ForgettingMonitor:
-    """A monitor; what is of `Measuring` goes there."""
-    how = {field.name: settings.pop(field.name) for field in fields(Measuring) if field.name in settings}
-    return ForgettingMonitor(prompts, law, measuring=Measuring(**how), **settings)
+    return ForgettingMonitor(PROMPTS, law, cache_dir=out / "cache", **{**own, **settings})
 
 
 def trainer_of(out: Path, callbacks: list[Any], model: Any = None, **config: Any) -> Trainer:

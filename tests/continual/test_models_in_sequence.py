@@ -1,7 +1,7 @@
 """Sequences of tasks for language models: scores and KL against loops, where stages start, stop and go on from."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from rich.console import Console
 
 from rlrazor.cli import main
 from rlrazor.errors import RazorError
-from rlrazor.experiments.language import tiny, trainers, world
+from rlrazor.experiments.language import tiny, trainers
 from rlrazor.experiments.language.lesson import Lesson
 from rlrazor.experiments.language.sequences import PAPER_METHODS, PRESETS, ModelSequences, method_of
 from rlrazor.experiments.language.setup import TaskSource
@@ -25,13 +25,13 @@ from rlrazor.experiments.language.tasks import TASKS, Form, Item, Splits, Task
 from rlrazor.experiments.language.tasks.letters import FORMS
 from rlrazor.experiments.language.world import policy_of, world_of
 from rlrazor.lm import probes
-from rlrazor.report import drawing
 from rlrazor.runs import runner
 from rlrazor.runs.records import Ancestor, Record, RunSpec
 from rlrazor.runs.store import RunStore
 from rlrazor.runs.sweep import DivergedError
 
 pytestmark = [
+    pytest.mark.usefixtures("undrawn"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
 ]
@@ -40,15 +40,6 @@ SETTINGS |= {"test_prompts": 6, "kl_samples": 2, "group_size": 4, "rl_prompts": 
 CONFIG: ModelSequences = replace(
     PRESETS["tiny"], tasks=("ascending", "descending"), methods=("sft-two",), lrs=(1e-3,), rl_lrs=(1e-3,), **SETTINGS
 )
-
-
-@pytest.fixture(autouse=True)
-def undrawn(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Without figures; with no base left over from another test."""
-    monkeypatch.setattr(drawing, "save", lambda *arguments, **options: None)
-    world.last_world.clear()
-    yield
-    world.last_world.clear()
 
 
 def models(config: ModelSequences) -> Models:

@@ -35,7 +35,7 @@ from rlrazor.lm import kl, probes
 from rlrazor.lm.models import add_lora
 from rlrazor.lm.probes import GenericText, ProbeSettings
 from tiny_models import char_tokenizer, tiny_llama
-from watching import monitor_of, trainer_of, watch
+from watching import trainer_of, watch
 from watching import watch as monitor
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # TRL uses names that transformers has renamed
@@ -139,7 +139,7 @@ def test_a_preference_trainer_and_the_plain_one_are_watched_too(
         "max_steps": 2, "per_device_train_batch_size": 4, "bf16": False, "report_to": "none", "use_cpu": True,
         "save_strategy": "no", "disable_tqdm": True, "learning_rate": 1e-2,
     }  # fmt: skip
-    watching = monitor_of(
+    watching = ForgettingMonitor(
         [*PROMPTS, ROWS[0]["prompt"]], settings=SETTINGS, generic=GENERIC, cache_dir=tmp_path / "cache", every=1
     )
     DPOTrainer(
@@ -194,7 +194,7 @@ def test_a_forecast_is_the_laws(tmp_path: Path, capfd: pytest.CaptureFixture[str
     rows = rows_of(tmp_path / "run" / "razor.jsonl")
     assert [row["forecast"]["drop"] for row in rows] == [r.forecast.drop for r in watching.readings if r.forecast]
     # On other prompts KL has an error of its own, and the interval covers it.
-    other = monitor_of(PROMPTS[:20], law, every=6, cache_dir=tmp_path / "cache")
+    other = ForgettingMonitor(PROMPTS[:20], law, every=6, cache_dir=tmp_path / "cache")
     sft(tmp_path / "other", [other], tiny_llama())
     (last,) = other.readings
     assert last.forecast is not None
@@ -443,7 +443,7 @@ def test_it_measures_as_often_as_five_percent_allow(tmp_path: Path, capfd: pytes
     assert "a step of training takes" in second
     # A probe too large for ten measurements is thinned, less at the end, which half of the time allowed is for.
     many = [f"{a}{b}{c}:" for a in "abcdef" for b in "0123456" for c in "01234"]
-    thinned = monitor_of(many, settings=SETTINGS, generic=GENERIC, cache_dir=tmp_path / "cache")
+    thinned = ForgettingMonitor(many, settings=SETTINGS, generic=GENERIC, cache_dir=tmp_path / "cache")
     sft(tmp_path / "thin", [thinned], max_steps=60, per_device_train_batch_size=64)
     assert thinned.schedule is not None
     assert thinned.schedule.plan is not None
@@ -651,7 +651,7 @@ def test_what_cannot_be_written_does_not_end_training(
 
 
 def test_without_a_law_it_says_so(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    few = monitor_of(["ab:", "cd:"], settings=SETTINGS, cache_dir=tmp_path, budget=0.1, every=6)
+    few = ForgettingMonitor(["ab:", "cd:"], settings=SETTINGS, cache_dir=tmp_path, budget=0.1, every=6)
     sft(tmp_path, [few])
     out = capfd.readouterr().out
     assert "uncalibrated: no law was given" in out
@@ -727,7 +727,7 @@ def test_prompts_that_do_not_fit_are_counted(tmp_path: Path, capfd: pytest.Captu
     law = changed(
         law_of(model), probe__prompts_hash=probes.content_hash([*long, "ab:", "cd:"]), probe__prompts_count=22
     )
-    watching = monitor_of([*long, "ab:", "cd:"], law, cache_dir=tmp_path, every=6)
+    watching = ForgettingMonitor([*long, "ab:", "cd:"], law, cache_dir=tmp_path, every=6)
     sft(tmp_path, [watching], model)
     out = capfd.readouterr().out
     assert "20 of the 22 prompts are left out: they do not fit into the context" in out
@@ -761,7 +761,9 @@ def test_prompts_that_are_trained_on_are_counted(tmp_path: Path, capfd: pytest.C
         assert count_overlap(prompts, ids, loader([{"input_ids": odd}])) == 0
     tensors = SimpleNamespace(dataset=Dataset.from_list([{"input_ids": [3, 4, 9]}]).with_format("torch"))
     assert count_overlap(prompts, ids, tensors) == 1
-    watching = monitor_of([ROWS[0]["prompt"], "zz="], settings=SETTINGS, generic=GENERIC, cache_dir=tmp_path, every=6)
+    watching = ForgettingMonitor(
+        [ROWS[0]["prompt"], "zz="], settings=SETTINGS, generic=GENERIC, cache_dir=tmp_path, every=6
+    )
     sft(tmp_path, [watching])
     assert "1 of the 2 prompts are in the training set" in capfd.readouterr().out
 
@@ -783,7 +785,7 @@ def test_what_cannot_be_watched_is_refused(tmp_path: Path, monkeypatch: pytest.M
     ]
     for arguments, message in wrong:
         with pytest.raises(RazorError, match=message):
-            monitor_of(PROMPTS, law, **arguments)
+            ForgettingMonitor(PROMPTS, law, **arguments)
     (tmp_path / "x.txt").write_text("one\ntwo\n")
     here: dict[str, Any] = {"settings": ProbeSettings(7), "generic": tmp_path / "x.txt"}
     here |= {"level": 0.5, "tokenizer": "any", "cache_dir": tmp_path}
@@ -795,13 +797,13 @@ def test_what_cannot_be_watched_is_refused(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(TypeError, match="no argument 'bugdet'"):
         ForgettingMonitor(PROMPTS, law, bugdet=0.1)
     with pytest.raises(RazorError, match="no prompts"):
-        sft(tmp_path, [monitor_of([], cache_dir=tmp_path)])
+        sft(tmp_path, [ForgettingMonitor([], cache_dir=tmp_path)])
     odd: list[tuple[Any, str]] = [({"text": "ab"}, "a mapping of"), (["ab"], "turn 1 is text"), (3, "the number 3")]
     for prompt, message in odd:
         with pytest.raises(RazorError, match=f"Prompt 2: .*{message}"):
-            sft(tmp_path, [monitor_of(["ab:", prompt], cache_dir=tmp_path)])
+            sft(tmp_path, [ForgettingMonitor(["ab:", prompt], cache_dir=tmp_path)])
     with pytest.raises(RazorError, match="Prompt 1: the prompt is blank"):
-        sft(tmp_path, [monitor_of([""], cache_dir=tmp_path)])
+        sft(tmp_path, [ForgettingMonitor([""], cache_dir=tmp_path)])
     empty = tmp_path / "empty.txt"
     empty.write_text("")
     with pytest.raises(RazorError, match="is empty"):

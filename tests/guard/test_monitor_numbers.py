@@ -19,7 +19,7 @@ from rlrazor.guard import ForgettingMonitor, schedule
 from rlrazor.lm import kl
 from rlrazor.lm.probes import ProbeSettings
 from tiny_models import tiny_llama
-from watching import TOKENIZER, losses_of, monitor_of, trainer_of, watch
+from watching import TOKENIZER, losses_of, trainer_of, watch
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 
@@ -175,8 +175,8 @@ def test_a_law_of_another_precision_is_refused(tmp_path: Path) -> None:
         trainer_of(tmp_path, [watching], model)
         assert watching.on.settings.precision == "bfloat16"
     with pytest.raises(RazorError, match="another `settings`"):
-        monitor_of(PROMPTS, in_half, settings=replace(SETTINGS, precision="float32"))
-    assert monitor_of(PROMPTS, in_half, settings=SETTINGS).on.settings == in_half.settings
+        ForgettingMonitor(PROMPTS, in_half, settings=replace(SETTINGS, precision="float32"))
+    assert ForgettingMonitor(PROMPTS, in_half, settings=SETTINGS).on.settings == in_half.settings
     with pytest.raises(RazorError, match="precision is one of float32, bfloat16, float16, not fp8"):
         replace(SETTINGS, precision="fp8")
 
@@ -207,13 +207,13 @@ def test_the_first_prompt_is_shown_as_it_is_measured(tmp_path: Path, capfd: pyte
 def test_two_monitors_of_a_trainer_need_two_logs(tmp_path: Path) -> None:
     other = [f"{letter}+{number}=" for letter in "xyz" for number in range(8)]
     with pytest.raises(RazorError, match=r"Two monitors of this trainer write to razor\.jsonl"):
-        trainer_of(tmp_path, [watch(tmp_path), monitor_of(other, settings=SETTINGS)])
+        trainer_of(tmp_path, [watch(tmp_path), ForgettingMonitor(other, settings=SETTINGS)])
     law = law_of(tiny_llama())
     keeping = {"budget": 0.5, "on_budget": "keep"}
     with pytest.raises(RazorError, match="write to within-budget"):
         trainer_of(tmp_path, [watch(tmp_path, law, log=tmp_path / name, **keeping) for name in ("a", "b")])
     # A second trainer in the same folder is another run, and the monitors of one share its id.
-    first, second = watch(tmp_path, every=3), monitor_of(
+    first, second = watch(tmp_path, every=3), ForgettingMonitor(
         other, settings=SETTINGS, every=3, log=tmp_path / "other.jsonl", cache_dir=tmp_path / "cache"
     )  # fmt: skip
     saving = {"save_strategy": "steps", "save_steps": 3}

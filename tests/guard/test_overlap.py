@@ -10,10 +10,10 @@ from tokenizers import AddedToken
 from trl import SFTConfig, SFTTrainer
 
 from laws import GENERIC, PROMPTS
+from rlrazor.guard import ForgettingMonitor
 from rlrazor.guard.overlap import count_overlap, template_caution
 from rlrazor.lm.probes import ProbeSettings, Prompt, encode
 from tiny_models import CHARACTERS, char_tokenizer, tiny_llama
-from watching import monitor_of
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning"),
@@ -100,7 +100,7 @@ def test_the_monitor_says_it(tmp_path: Path, capfd: pytest.CaptureFixture[str]) 
     rows = [{"prompt": f"{a}{b}=", "completion": f"{b}{a}"} for a in "abcd" for b in "0123"]
     for settings, said in ((CHAT, True), (PLAIN, False)):
         tokenizer = chat_tokenizer("words")
-        watching = monitor_of(PROMPTS, settings=settings, generic=GENERIC, cache_dir=tmp_path / "c", every=1)
+        watching = ForgettingMonitor(PROMPTS, settings=settings, generic=GENERIC, cache_dir=tmp_path / "c", every=1)
         SFTTrainer(
             tiny_llama(len(tokenizer)),
             SFTConfig(str(tmp_path), max_steps=1, report_to="none", save_strategy="no", use_cpu=True, bf16=False),

@@ -21,6 +21,7 @@ from trl import SFTConfig, SFTTrainer
 from laws import GENERIC, PROMPTS, SETTINGS, changed, law_of
 from rlrazor.cli import main
 from rlrazor.errors import RazorError
+from rlrazor.guard import ForgettingMonitor
 from rlrazor.guard.base_side import BaseSide
 from rlrazor.guard.metric import NewScore, is_lower_better
 from rlrazor.guard.pick import Pick, pick
@@ -32,7 +33,6 @@ from rlrazor.lm.sampling import NotFiniteError
 from rlrazor.report import drawing
 from rlrazor.report.drawing import Figure, Points
 from tiny_models import char_tokenizer, saved, tiny_llama
-from watching import monitor_of
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 
@@ -919,7 +919,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         report_to="none", logging_steps=2, save_strategy="steps", save_steps=2, use_cpu=True, disable_tqdm=True,
     )  # fmt: skip
     rows = [{"prompt": f"{a}{b}=", "completion": f"{b}{a};"} for a in "abcdefgh" for b in "0123456789"]
-    watching = monitor_of(PROMPTS, settings=SETTINGS, generic=GENERIC, every=2, cache_dir=root / "cache")
+    watching = ForgettingMonitor(PROMPTS, settings=SETTINGS, generic=GENERIC, every=2, cache_dir=root / "cache")
     trainer = SFTTrainer(
         base, config, train_dataset=Dataset.from_list(rows), processing_class=char_tokenizer(), callbacks=[watching]
     )

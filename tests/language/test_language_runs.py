@@ -2,7 +2,6 @@
 
 import json
 import math
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,6 +31,7 @@ from rlrazor.runs.sweep import DivergedError
 from tiny_models import char_tokenizer, saved, tiny_llama
 
 pytestmark = [
+    pytest.mark.usefixtures("undrawn"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
 ]
@@ -53,15 +53,6 @@ def verify(prompt, completion, wanted, **columns):
         os._exit(0)
     return float(completion[:1] == wanted)
 """
-
-
-@pytest.fixture(autouse=True)
-def undrawn(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Without figures, which are looked at in other tests; with no base left over from another test."""
-    monkeypatch.setattr(drawing, "save", lambda *arguments, **options: None)
-    world.last_world.clear()
-    yield
-    world.last_world.clear()
 
 
 def results_of(out: Path) -> dict[str, bytes]:

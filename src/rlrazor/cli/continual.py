@@ -80,7 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
     config, how = settled(config), language.how_of(arguments)
     experiment = OwnSequence(config.base, first, *how, tuple(further), kl_budget=budget)
     if arguments.dry_run:
-        note = "At most, as a stage ends when its task is learned: " if config.target < 1 else ""
+        note = language.ENDS_EARLY if config.target < 1 else ""
         language.show_plan(arguments, experiment, config, arguments.out, note=note)
         return exits.DONE
     return _train(arguments, experiment, config)

@@ -149,7 +149,6 @@ def run_language(arguments: argparse.Namespace) -> int:
 def run_continual(arguments: argparse.Namespace) -> int:
     """Run the stages of a preset."""
     from rlrazor.runs import runner
-    from rlrazor.runs.dry_run import estimate, planned
     from rlrazor.runs.settings import check_preset
 
     named = running.named(arguments, help_of(sequences.ImageSequences) | help_of(model_sequences.ModelSequences))
@@ -166,10 +165,8 @@ def run_continual(arguments: argparse.Namespace) -> int:
     experiment, config, jobs = _family(arguments, config)
     options = running.options_of_run(arguments, out, preset, jobs=jobs, weights=arguments.weights)
     if arguments.dry_run:
-        phases = planned(experiment, config)
-        found = estimate(experiment, config, phases, jobs=options.jobs, weights=options.weights)
-        what = f"At most, as a stage ends when its task is learned: {running.counts_in_words(found)}"
-        running.show_plan(config, found, what, out, jobs=options.jobs, as_json=arguments.json)
+        how = {"jobs": options.jobs, "weights": options.weights}
+        language.show_plan(arguments, experiment, config, out, note=language.ENDS_EARLY, **how)
         return 0
     check_run_folder(arguments, out)
     if family is sequences:

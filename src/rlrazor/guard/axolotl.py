@@ -21,8 +21,10 @@ from rlrazor.guard.monitor import ForgettingMonitor
 from rlrazor.lm.probes import ProbeSettings
 
 _OURS = inspect.signature(ForgettingMonitor).parameters
-ARGUMENTS = [name for name, one in _OURS.items() if one.kind is not one.VAR_KEYWORD and name != "measuring"]
-MEASURING = [field.name for field in fields(Measuring) if field.name != "tokenizer"]
+ARGUMENTS = [
+    *(name for name, one in _OURS.items() if one.kind is not one.VAR_KEYWORD and name != "measuring"),
+    *(field.name for field in fields(Measuring) if field.name != "tokenizer"),
+]
 PROBE = [field.name for field in fields(ProbeSettings)]
 
 
@@ -42,7 +44,7 @@ class RazorPlugin(BasePlugin):  # type: ignore[misc]
     def register(self, cfg: Mapping[str, Any]) -> None:
         """Check the names as the config is read, before the model is."""
         given = cfg.get("razor") or {}
-        _check(given, [*ARGUMENTS, *MEASURING], "razor")
+        _check(given, ARGUMENTS, "razor")
         _check(given.get("settings") or {}, PROBE, "razor.settings")
         if not given.get("prompts"):
             raise RazorError("axolotl's config needs a section `razor` with at least `prompts`, a file.")
@@ -53,8 +55,7 @@ class RazorPlugin(BasePlugin):  # type: ignore[misc]
         try:
             if settings := given.get("settings"):
                 given["settings"] = ProbeSettings(**{**settings, "stop": tuple(settings.get("stop") or ())})
-            measuring = Measuring(**{name: given.pop(name) for name in MEASURING if name in given})
-            return [ForgettingMonitor(**given, measuring=measuring)]
+            return [ForgettingMonitor(**given)]
         except (TypeError, WrongKindError) as error:  # to YAML 2e-2 is text
             why = str(error).rstrip(".")
             raise RazorError(f"axolotl's config has a value of the wrong kind under `razor`: {why}.") from error

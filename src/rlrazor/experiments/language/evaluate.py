@@ -204,14 +204,18 @@ class Reference:
 
     def base_record(self, run_id: str) -> Record:
         """The base's own scores; its drift is 0 by definition, and left out."""
-        (new, scores, _, own), _ = self.measure(self.base, self.base.model)
+        return self.measure_base(run_id)[0]
+
+    def measure_base(self, run_id: str) -> tuple[Record, list[Answers]]:
+        """Its record, and its answers to each task that is asked."""
+        (new, scores, _, own), answers = self.measure(self.base, self.base.model)
         for asked in self.asked:
             if asked.same is not None:
                 phases.say(
                     f"The base's answers to the new task {_SAME[asked.same]}: {asked.example}. "
                     f"{_WHAT_TO_DO[asked.same]}"
                 )
-        return Record(run_id, 0, 0.0, new, scores, {}, own)
+        return Record(run_id, 0, 0.0, new, scores, {}, own), answers
 
     def _warn(self, step: int, new: float) -> None:
         """Say once that the first checkpoint scores as the base, all or nothing."""

@@ -7,7 +7,6 @@ one will cost is told by `analysis.ahead`.
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -137,12 +136,8 @@ class OwnSequence(Models):
         source = next(source for source in self.sources if source.name == task)
         if self.base == TINY and source.task().correct is not None:
             return 0.0
-        samples = min(self._tests[task], config.test_prompts) * config.kl_samples
+        samples = min(self.data[task][2], config.test_prompts) * config.kl_samples
         return math.sqrt(max(score * (1 - score), 0) / samples)
-
-    @cached_property
-    def _tests(self) -> Mapping[str, int]:
-        return {source.name: len(source.load().test) for source in self.sources}
 
     def _save_model(self, stage: Stage, store: RunStore) -> None:
         """From the weights that the store keeps, whole also where an adapter was trained."""

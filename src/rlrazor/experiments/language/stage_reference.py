@@ -35,8 +35,9 @@ class StageReference:
 
     def base_record(self, run_id: str) -> Record:
         """The base's own scores."""
-        record = self.reference.base_record(run_id)
-        _, scores = scores_of(self.spec, {task: one.score(self.world.base) for task, one in self.world.asked.items()})
+        record, answers = self.reference.measure_base(run_id)
+        told = dict(zip(tasks_of(self.spec), answers, strict=True))  # of a base, all tasks
+        _, scores = scores_of(self.spec, {task: told[task].score for task in self.asked})
         return replace(record, metrics={**record.metrics, **scores})
 
     def record(

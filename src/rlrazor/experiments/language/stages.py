@@ -43,10 +43,10 @@ class Models(Setup, Continual):
     methods: ClassVar[Mapping[str, Method]] = METHODS
 
     @cached_property
-    def data(self) -> Mapping[str, tuple[str, int]]:
-        """Of each task the fingerprint of its prompts, and how many there are to train on."""
+    def data(self) -> Mapping[str, tuple[str, int, int]]:
+        """Of each task the fingerprint of its prompts, and how many there are to train on and to measure on."""
         splits = {source.name: (source, source.load()) for source in self.sources}
-        return {name: (source.fingerprint(of), len(of.train)) for name, (source, of) in splits.items()}
+        return {name: (source.fingerprint(of), len(of.train), len(of.test)) for name, (source, of) in splits.items()}
 
     def bases(self, config: ModelSequences, store: RunStore | None) -> list[RunSpec]:
         """Measured on all tasks, after its pre-training if it is the tiny one."""
@@ -77,7 +77,7 @@ class Models(Setup, Continual):
             "new_task": "the stage’s task",
             "labels": {name: method_of(name)[0].label + PENALTIES[method_of(name)[1]] for name in config.methods},
             "thresholds": [config.target],
-            "data": "+".join(fingerprint for fingerprint, _ in self.data.values()),
+            "data": "+".join(fingerprint for fingerprint, *_ in self.data.values()),
             "drift": [*DRIFT, *SINCE],
             **described_as(self, config),
         }
