@@ -501,6 +501,7 @@ def test_two_processes_measure_what_one_does(tmp_path: Path) -> None:
                 callbacks=[monitor(out, law_of(model, scale=20.0), every=1, budget=0.001, on_budget="stop")],
             )
             trainer.train()
+            torch.distributed.destroy_process_group()  # or gloo's threads may outlive the interpreter, and abort
             """
         )
     )
