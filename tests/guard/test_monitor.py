@@ -489,6 +489,7 @@ def test_two_processes_measure_what_one_does(tmp_path: Path) -> None:
             from laws import law_of
             from test_monitor import ROWS, monitor
             from tiny_models import char_tokenizer, tiny_llama
+            from watching import leave
 
             out = Path(sys.argv[2])
             model = tiny_llama()
@@ -501,7 +502,7 @@ def test_two_processes_measure_what_one_does(tmp_path: Path) -> None:
                 callbacks=[monitor(out, law_of(model, scale=20.0), every=1, budget=0.001, on_budget="stop")],
             )
             trainer.train()
-            torch.distributed.destroy_process_group()  # or gloo's threads may outlive the interpreter, and abort
+            leave()
             """
         )
     )

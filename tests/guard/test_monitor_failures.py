@@ -107,7 +107,7 @@ from rlrazor.guard.base_side import BaseSide
 from rlrazor.guard.law_file import LawFile
 from rlrazor.guard.outputs import Log
 from tiny_models import tiny_llama
-from watching import trainer_of, watch
+from watching import leave, trainer_of, watch
 
 out = Path(sys.argv[1])
 PLACES = {
@@ -155,7 +155,7 @@ for rank in (0, 1, None):
         finally:
             repair()
 (out / f"found-{ranks.rank()}.json").write_text(json.dumps(found))
-torch.distributed.destroy_process_group()
+leave()
 """
 
 
