@@ -77,15 +77,22 @@ def test_a_quick_calibration_has_the_runs_that_its_level_needs() -> None:
 
 
 def test_settings_that_no_method_uses_are_not_listed() -> None:
-    offline, on_policy, penalty = map(set, SETTINGS_OF.values())
-    assert idle_settings(["sft"]) == on_policy | penalty
-    assert idle_settings(["grpo", "kl-dpg"]) == offline | penalty
-    assert idle_settings(["sdft", "dr-grpo+kl"]) == set()
+    offline, on_policy, penalty, replay, ewc = map(set, SETTINGS_OF.values())
+    assert idle_settings(["sft"]) == on_policy | penalty | replay | ewc
+    assert idle_settings(["grpo", "kl-dpg"]) == offline | penalty | replay | ewc
+    assert idle_settings(["sdft", "dr-grpo+kl"]) == replay | ewc
+    assert idle_settings(["replay", "ewc+kl"]) == on_policy
     config = resolve("paper", {"methods": ("sft",)})
     assert not {*on_policy, *penalty, "pretrain_steps"} & set(config.used())
     assert {"lrs", "batch_sizes", "prior"} < set(config.used())
     # As the runs themselves have it: what is idle changes none of them.
-    for name, other in {"rl_lrs": (1.0,), "rl_prompts": 3, "group_size": 5, "kl_coef": 9.0}.items():
+    for name, other in {
+        "rl_lrs": (1.0,),
+        "rl_prompts": 3,
+        "group_size": 5,
+        "kl_coef": 9.0,
+        "ewc_strength": 2.0,
+    }.items():
         changed = resolve("paper", {"methods": ("sft",), name: other})
         assert changed.specs("b", "d", ["sft"]) == config.specs("b", "d", ["sft"])
     assert isinstance(config, Config)

@@ -79,6 +79,8 @@ BOUNDS: Mapping[str, Bounds] = {
     "max_steps": _STEPS,
     "warmup_steps": _STEPS,
     "kl_coef": Bounds(0, 10**6),
+    "replay_share": _PARTS,
+    "ewc_strength": Bounds(0, 10**12),
     "lora_rank": Bounds(0, 65_536),
     "max_new_tokens": Bounds(0, MOST_TOKENS),
     "train_prompts": Bounds(0, MOST_ROWS),

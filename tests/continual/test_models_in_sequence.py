@@ -115,7 +115,7 @@ def test_the_base_of_a_sequence_sees_all_forms_and_none_that_is_tested(monkeypat
         ({"tasks": ("ascending", "letters")}, "takes the tasks ascending, descending, appearance"),
         ({"tasks": ("ascending",)}, "A sequence has two tasks or more"),
         ({"task": "ascending"}, "name them with tasks, not with task"),
-        ({"methods": ("grpo", "ewc")}, "Unknown method 'ewc'. Methods: sft, "),
+        ({"methods": ("grpo", "lwf")}, "Unknown method 'lwf'. Methods: sft, "),
         ({"methods": ("grpo+kl-after",)}, "Unknown method 'grpo.kl-after'"),
         ({"methods": ("grpo", "rl-distilled")}, "imitates a teacher, and a sequence trains none"),
         ({"methods": ("kl-dpg+kl",)}, "kl-dpg.kl looks at the stage before"),
@@ -128,7 +128,7 @@ def test_what_is_no_sequence_is_refused(wrong: dict[str, Any], said: str) -> Non
 
 
 def test_the_paper_s_methods_are_known_with_both_penalties() -> None:
-    assert len(PAPER_METHODS) == 20
+    assert len(PAPER_METHODS) == 22
     assert [method_of(name)[1] for name in ("grpo", "grpo+kl", "kl-dpg+kl-before")] == ["", "+kl", "+kl-before"]
     assert replace(CONFIG, methods=PAPER_METHODS).used()
 
@@ -313,6 +313,25 @@ def test_the_oracle_draws_its_demonstrations_from_the_stage_before(
     of_base, _ = lesson.examples(method_of("oracle")[0], ours.base, None, 0)
     assert handed["examples"] == expected
     assert handed["examples"] != of_base
+
+
+def test_replay_in_a_second_stage_is_of_the_first_one_too(
+    trained: tuple[RunStore, list[RunSpec]], handed: Reached
+) -> None:
+    """A sixth of what is replayed: there are five prior tasks. With demonstrations, as the first stage had them."""
+    store, (first, second) = trained
+    config = replace(CONFIG, methods=("replay",), replay_share=0.25)
+    shares = {}
+    for task, start in (("ascending", first.chain[0]), ("descending", second.chain[-1])):
+        list(models(config).train(config.stage("replay", 1e-3, [task], start), store))
+        said = [handed["tokenizer"].decode([*one.prompt, *one.completion]) for one in handed["examples"]]
+        old = [text.replace(" ", "") for text in said[128:]]  # after the stage's own
+        shares[task] = [sum(text.startswith(mark) for text in old) for mark in ("C:", "R:", "S:", "N:", "U:", "PS:")]
+        items = {item.prompt: item.demonstration for item in TASKS["ascending"].load(None).train[:128]}
+        assert all(
+            items[text.partition("=")[0] + "="] + ";" == text.partition("=")[2] for text in old if text[0] == "P"
+        )
+    assert shares == {"ascending": [9, 9, 9, 8, 8, 0], "descending": [8, 7, 7, 7, 7, 7]}
 
 
 def test_all_at_once_learns_from_the_prompts_of_each_task(

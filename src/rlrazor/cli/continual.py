@@ -90,17 +90,20 @@ def _check_early(
     arguments: argparse.Namespace, file: "SequenceFile", config: "ModelSequences"
 ) -> list[argparse.Namespace]:
     """The tasks as `razor finetune` would have them as options; raises RazorError before torch is imported."""
+    from rlrazor.experiments.language.old import check_old
     from rlrazor.experiments.language.tasks import Task, find_task
 
     folder, asked, tasks = arguments.file.parent, list[Namespace](), list[Task]()
-    generic = None if file.generic is None else folder / file.generic
+    generic, old = (None if path is None else folder / path for path in (file.generic, file.old_examples))
+    check_old(old, config.methods, config.base, alone=False)
     for task in file.tasks:
-        one = Namespace(**task.options(folder) | {"task": task.name}, generic=generic, data_mirror=None)
+        own = task.options(folder) | {"task": task.name, "generic": generic, "old_examples": old}
+        one = Namespace(**own, data_mirror=None)
         try:
             language.check_source(one)
             if one.prompts is None:
-                own = find_task(one.task)
-                tasks += [own] if one.data is None else []
+                built_in = find_task(one.task)
+                tasks += [built_in] if one.data is None else []
         except RazorError as error:
             # The keys of the file have no dashes.
             raise RazorError(re.sub(r"(^|(?<=\s))--(?=[a-z])", "", f"{arguments.file}, {one.task}: {error}")) from error

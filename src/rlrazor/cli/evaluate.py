@@ -39,7 +39,7 @@ def add_to(commands: Subparsers) -> None:
     )
     add_settings(parser, "how it is measured", _OWN, PAPER_DEFAULTS, PAPER_DEFAULTS, LACKS_PRIOR)
     parser.add_argument("--json", action="store_true", help="print the record as JSON instead of a table")
-    add_source(parser)
+    add_source(parser, trains=False)
     parser.set_defaults(run=run)
 
 

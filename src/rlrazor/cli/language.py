@@ -57,8 +57,8 @@ _BY_USER = {**SETTINGS_OF, "the base 'tiny'": ("pretrain_steps",)}
 _USED_BY = {name for names in _BY_USER.values() for name in names}
 
 
-def add_source(parser: argparse.ArgumentParser) -> None:
-    """The options that say where prompts and prior tasks come from."""
+def add_source(parser: argparse.ArgumentParser, *, trains: bool = True) -> None:
+    """The options that say where prompts and prior tasks come from; `trains`: of a command that does."""
     source = parser.add_argument_group("data")
     source.add_argument(
         "--data", type=Path, metavar="PATH", help="local file or folder of the task, in the hub's schema"
@@ -95,6 +95,14 @@ def add_source(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="text, or prompts, that stand for what must not change: rows with text or prompt, or a text a line",
     )
+    if trains:
+        source.add_argument(
+            "--old-examples",
+            type=Path,
+            metavar="FILE",
+            help="examples of what must not be lost, for the methods replay and ewc: rows with prompt and completion, "
+            "or with text, or a text a line (default: of the tiny base its pre-training text, else none)",
+        )
     add_prior(source)
 
 
@@ -152,7 +160,8 @@ def check_source(arguments: argparse.Namespace) -> None:
         raise RazorError("--verifier goes with --prompts FILE, a task of your own.")
     if not 0 < arguments.verifier_timeout < float("inf"):
         raise RazorError(f"--verifier-timeout is a number of seconds, such as 10, not {arguments.verifier_timeout:g}.")
-    files = {name: getattr(arguments, name) for name in ("data", "demonstrations", "prompts", "data_mirror", "generic")}
+    names = ("data", "demonstrations", "prompts", "data_mirror", "generic", "old_examples")
+    files = {name: getattr(arguments, name, None) for name in names}
     early.require_files(**files)
     for name, path in files.items():
         if path is not None and path.exists() and not (path.is_file() or path.is_dir()):
@@ -183,14 +192,17 @@ def source_of(arguments: argparse.Namespace, task: str) -> "TaskSource":
         verifier_timeout=arguments.verifier_timeout,
         form=Form(length, stop_of(arguments), not arguments.no_chat),
         generic=arguments.generic,
+        old=getattr(arguments, "old_examples", None),
     )
 
 
 def check_early(arguments: argparse.Namespace, config: Config, *models: str) -> None:
     """Raise RazorError for names and files that do not exist; see `settle`."""
+    from rlrazor.experiments.language.old import check_old
     from rlrazor.experiments.language.tasks import find_task
 
     check_source(arguments)
+    check_old(arguments.old_examples, config.methods, config.base, alone=True)
     tasks = [] if arguments.prompts is not None else [find_task(config.task)]
     settle(arguments, config, tasks if arguments.data is None else [], *models)
 

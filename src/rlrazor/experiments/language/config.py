@@ -7,7 +7,15 @@ from typing import Any, TypeVar
 
 from rlrazor import bounds
 from rlrazor.errors import RazorError
-from rlrazor.experiments.language.methods import FROM_TEACHER, TEACHER, find_method, idle_settings
+from rlrazor.experiments.language.methods import (
+    EWC,
+    FROM_TEACHER,
+    REPLAY,
+    TEACHER,
+    find_method,
+    idle_settings,
+    protection_of,
+)
 from rlrazor.lm.task_names import DEFAULT_TASKS, are_none
 from rlrazor.runs import settings
 from rlrazor.runs.records import BASE, Ancestor, RunSpec
@@ -62,6 +70,8 @@ class Config:
         WARMUP,
     )
     kl_coef: float = setting("weight of KL(pi || pi0)", 0.1)
+    replay_share: float = setting("share of the examples that are old", 0.05)
+    ewc_strength: float = setting("weight of the pull back to the weights that it starts from", 1e3)
     lora_rank: int = setting("train an adapter of this rank; 0: all weights", 0)
     dtype: str = setting(
         "of the base's weights, in which everything is measured: float32 or bfloat16, half the memory", "float32"
@@ -99,6 +109,11 @@ class Config:
         if self.group_size < 2:
             raise RazorError("group_size must be at least 2: a group of one has nothing to compare its reward with.")
         check_bounds(self)
+        if self.lora_rank and (held := [name for name in self.methods if protection_of(name) == EWC]):
+            raise RazorError(
+                f"{held[0]} holds each weight to where it was, and an adapter's were nowhere: leave lora_rank out, or "
+                f"take {REPLAY}."
+            )
         self._check_size()
         if self.base == TINY and self.dtype != "float32":
             raise RazorError(f"The base {TINY!r} has float32 weights: leave dtype out.")
@@ -149,6 +164,8 @@ class Config:
             fixed = {
                 "kl_coef": self.kl_coef if penalised else 0.0,
                 "group_size": self.group_size if method.advantage else None,
+                **({"replay_share": self.replay_share} if method.protection == REPLAY else {}),
+                **({"ewc_strength": self.ewc_strength} if method.protection == EWC else {}),
                 **{key: getattr(self, key) for key in _TRAINING},
             }
             teacher = None
@@ -214,6 +231,7 @@ PRESETS: Mapping[str, Config] = {
         batch_sizes=(64,),
         rl_prompts=16,
         group_size=16,
+        ewc_strength=1e5,  # it is sure of its answers, so the Fisher information is small
         max_steps=200,
         checkpoints_per_epoch=8,
         kl_samples=4,
@@ -241,6 +259,12 @@ def settled(config: AnyConfig) -> AnyConfig:
     from rlrazor.lm import compute
 
     return replace(config, precision="bf16" if config.dtype == "bfloat16" or compute.has_bf16() else "float32")
+
+
+def replayed(spec: RunSpec, examples: int) -> int:
+    """How many old examples there are among those of a run, whose own are so many: its share of all, or none."""
+    share = spec.params.get("replay_share", 0.0)
+    return max(1, round(share / (1 - share) * examples)) if share else 0
 
 
 def count_steps(spec: RunSpec, prompts: int) -> int:

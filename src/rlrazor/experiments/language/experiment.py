@@ -13,6 +13,7 @@ from rlrazor.experiments.language import cost
 from rlrazor.experiments.language.config import TINY, Config
 from rlrazor.experiments.language.evaluate import DRIFT
 from rlrazor.experiments.language.methods import METHODS, TEACHER, Method, find_method, label_of
+from rlrazor.experiments.language.old import check_old
 from rlrazor.experiments.language.setup import Setup
 from rlrazor.experiments.language.suites import LM_EVAL_INPUTS, TINY_INPUTS
 from rlrazor.experiments.language.train import train
@@ -50,6 +51,7 @@ class Language(Setup):
 
     def phases(self, config: Config, store: RunStore | None) -> Iterator[Phase]:
         """Bases, the methods that need no teacher, and those that imitate the best of them."""
+        check_old(self.task.old, config.methods, self.base, alone=True)
         base, data = ("", "") if store is None else (self.fingerprint, self.data[0])
         yield Phase("base policies", config.base_specs(base, data))
         taught = config.taught
@@ -70,6 +72,7 @@ class Language(Setup):
         if spec.method == BASE:
             return Cost(0, 1)
         prompts = min(self.data[1], spec.params["train_prompts"] or self.data[1])
+        prompts += configs.replayed(spec, prompts)
         return Cost(configs.count_steps(spec, prompts), len(configs.due_steps(spec, prompts)))
 
     def trial(self, config: Config) -> Trial:

@@ -5,7 +5,7 @@ Adding one is a line in `METHODS`; a new loss is a function in `rlrazor.objectiv
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 from rlrazor.errors import RazorError
 
@@ -14,6 +14,8 @@ SFT_PREFIX = "sft-"  # and the name of one of the task's annotators
 TEACHER = "grpo"  # the method whose best policy `rl-distilled` imitates
 
 REFERENCE, OPTIMAL, FROM_TEACHER = "reference", "optimal", "teacher"
+REPLAY: Final = "replay"
+EWC: Final = "ewc"
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,7 @@ class Method:
     correct policy (`optimal`), of an RL-trained policy (`teacher`), or the name of an annotator of the task.
     `advantage`, of an on-policy one: A = R - mean over the group, divided by its standard deviation (`group`) or not
     (`centred`), the reward itself (`reward`), or the weights of `objectives.dpg_weights` (`dpg`). `negatives`: whether
-    wrong outputs push back.
+    wrong outputs push back. `protection`: what holds it to what it could do, of old examples (`protection`).
     """
 
     label: str
@@ -32,6 +34,7 @@ class Method:
     demonstrations: str | None = None
     advantage: Literal["group", "centred", "reward", "dpg"] | None = None
     negatives: bool = False
+    protection: Literal["replay", "ewc"] | None = None
 
     @property
     def on_policy(self) -> bool:
@@ -45,17 +48,24 @@ METHODS: Mapping[str, Method] = {
     "rl-distilled": Method("RL-distilled SFT", "sft", FROM_TEACHER),
     "simpo": Method("SimPO", "simpo", REFERENCE, negatives=True),
     "sdft": Method("SDFT", "sdft", REFERENCE),
+    "replay": Method("SFT + replay", "sft", REFERENCE, protection=REPLAY),
+    "ewc": Method("SFT + EWC", "sft", REFERENCE, protection=EWC),
     "reinforce": Method("1-0 REINFORCE", "grpo", advantage="reward"),
     "grpo": Method("GRPO", "grpo", advantage="group", negatives=True),
     "dr-grpo": Method("Dr. GRPO", "grpo", advantage="centred", negatives=True),
     "kl-dpg": Method("KL-DPG", "grpo", advantage="dpg"),
 }
 SETTINGS_OF: Mapping[str, tuple[str, ...]] = {
-    "sft, sft-ANNOTATOR, oracle, rl-distilled, simpo, sdft": ("lrs", "schedules", "epochs", "batch_sizes"),
+    "sft, sft-ANNOTATOR, oracle, rl-distilled, simpo, sdft, replay, ewc": (
+        *("lrs", "schedules", "epochs", "batch_sizes"),
+    ),
     "reinforce, grpo, dr-grpo, kl-dpg": ("rl_lrs", "rl_prompts", "group_size", "iterations"),
     "methods named ...+kl": ("kl_coef",),
+    "replay": ("replay_share",),
+    "ewc": ("ewc_strength",),
 }
-"""Settings that only some methods use, by those methods: the offline grid, the on-policy one, the penalty."""
+"""Settings that only some methods use, by those methods: the offline grid, the on-policy one, the penalty, and what
+each protection has."""
 WITHOUT_PENALTY = ("sdft",)  # TRL's self-distillation has a divergence of its own
 
 
@@ -80,14 +90,21 @@ def find_method(name: str) -> tuple[Method, bool]:
     return METHODS[plain], suffix
 
 
+def protection_of(name: str) -> str | None:
+    """REPLAY, EWC or none, whatever penalty there is besides."""
+    return find_method(name.partition("+")[0])[0].protection
+
+
 def idle_settings(names: Iterable[str]) -> set[str]:
     """The settings that none of these methods uses."""
     found = [find_method(name) for name in names]
-    offline, on_policy, penalty = SETTINGS_OF.values()
+    offline, on_policy, penalty, replay, ewc = SETTINGS_OF.values()
     idle = set[str]()
     idle |= set() if any(method.advantage is None for method, _ in found) else {*offline}
     idle |= set() if any(method.advantage is not None for method, _ in found) else {*on_policy}
-    return idle | (set() if any(penalised for _, penalised in found) else {*penalty})
+    idle |= set() if any(penalised for _, penalised in found) else {*penalty}
+    protections = {method.protection for method, _ in found}
+    return idle | (set() if REPLAY in protections else {*replay}) | (set() if EWC in protections else {*ewc})
 
 
 def label_of(name: str) -> str:

@@ -90,6 +90,7 @@ class SequenceFile(Schema):
 
     tasks: Annotated[list[OwnTask], Field(min_length=2)]
     generic: Name | None = None
+    old_examples: Name | None = None
     kl_budget: Annotated[float, Field(ge=BOUNDS["kl_budget"].low, le=BOUNDS["kl_budget"].high)] | None = None
     settings: dict[str, Any] = {}  # noqa: RUF012
 

@@ -14,9 +14,11 @@ from rlrazor.runs.records import Ancestor, RunSpec
 from rlrazor.runs.settings import Presets, setting
 
 CORE_METHODS = ("sft-one", "sft-two", "oracle", "reinforce", "grpo", "dr-grpo", "kl-dpg")
+PROTECTED = ("replay", "ewc")
 PAPER_METHODS = (
     *CORE_METHODS,
     *(name + penalty for penalty in (TO_BASE, TO_BEFORE) for name in CORE_METHODS if name + penalty != "kl-dpg+kl"),
+    *PROTECTED,
 )
 
 
@@ -102,7 +104,7 @@ PRESETS: Mapping[str, ModelSequences] = {
     "tiny": ModelSequences(
         base=TINY,
         tasks=("ascending", "descending", "appearance"),
-        methods=CORE_METHODS,
+        methods=(*CORE_METHODS, *PROTECTED),
         target=0.85,
         lrs=(1e-4, 3e-4),
         rl_lrs=(3e-5, 1e-4),
@@ -110,6 +112,7 @@ PRESETS: Mapping[str, ModelSequences] = {
         batch_sizes=(64,),
         rl_prompts=16,
         group_size=16,
+        ewc_strength=1e5,
         max_steps=160,
         checkpoints_per_epoch=32,  # of a stage: near enough that it ends near its target
         test_prompts=64,

@@ -11,9 +11,10 @@ from functools import cached_property
 from pathlib import Path
 
 from rlrazor.experiments.language.config import RECIPE, TINY
+from rlrazor.experiments.language.old import read_old
 from rlrazor.experiments.language.suites import PriorSuite, lm_eval_suite, prior_tasks, tiny_suite
 from rlrazor.experiments.language.tasks import Form, Splits, Task, find_task, own_task, with_demonstrations
-from rlrazor.lm.probes import read_generic
+from rlrazor.lm.probes import content_hash, read_generic
 from rlrazor.lm.task_names import are_none
 from rlrazor.runs.records import RunSpec
 from rlrazor.system.apart.verifier import SECONDS
@@ -24,7 +25,8 @@ class TaskSource:
     """Where the new task comes from; small to pickle. `prompts`, with a `verifier` or not, make a task of one's own.
 
     A call of the verifier may take `verifier_timeout` seconds. `generic` is a file of text or prompts that stand for
-    what must not change, in place of the built-in probe. `form`: of a task of one's own.
+    what must not change, in place of the built-in probe, `old` one of examples of that, for methods that train on them.
+    `form`: of a task of one's own.
     """
 
     name: str
@@ -35,6 +37,7 @@ class TaskSource:
     verifier_timeout: float = SECONDS
     form: Form = field(default_factory=Form)
     generic: Path | None = None
+    old: Path | None = None
 
     def task(self) -> Task:
         """The task; raises RazorError where there is none of that name."""
@@ -60,6 +63,8 @@ class TaskSource:
         content = json.dumps([items, code, self.form.stop, *form], default=str)
         if self.generic is not None:
             content += read_generic(self.generic).content_hash
+        if self.old is not None:
+            content += content_hash([asdict(one) for one in read_old(self.old)])
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 

@@ -18,7 +18,7 @@ from rlrazor.experiments.continual.config import PENALTIES
 from rlrazor.experiments.continual.experiment import Continual
 from rlrazor.experiments.continual.measures import ON_PRIOR, SINCE_BEFORE, tasks_of
 from rlrazor.experiments.language import sequences
-from rlrazor.experiments.language.config import count_steps, due_steps
+from rlrazor.experiments.language.config import count_steps, due_steps, replayed
 from rlrazor.experiments.language.evaluate import DRIFT
 from rlrazor.experiments.language.experiment import Language, described_as
 from rlrazor.experiments.language.methods import METHODS, Method
@@ -63,6 +63,7 @@ class Models(Setup, Continual):
             return Cost(0, 1)
         most = spec.params["train_prompts"] or math.inf
         prompts = int(sum(min(self.data[task][1], most) for task in tasks_of(spec)))
+        prompts += replayed(spec, prompts)
         return Cost(count_steps(spec, prompts), len(due_steps(spec, prompts)))
 
     def trial(self, config: ModelSequences) -> Trial:

@@ -33,7 +33,7 @@ from rlrazor.lm import forward
 
 PAD = "_"
 ALPHABET = PAD + EOS + LETTERS + "CRSNUP" + ":="
-SCORED = PROBES = 256
+SCORED = PROBES = OLD = 256
 
 
 def _letters(rng: random.Random) -> str:
@@ -73,6 +73,13 @@ PRIOR_TASKS: Mapping[str, Callable[[random.Random], Example]] = {
 def scored_examples() -> dict[str, list[Example]]:
     """The held-out prompts of each prior task with their only right completions; the same for every seed."""
     return {name: distinct(draw, random.Random(f"scored {name}"), SCORED) for name, draw in PRIOR_TASKS.items()}
+
+
+def old_examples() -> dict[str, list[Example]]:
+    """Examples of each prior task as the pre-training text has them; none of them is scored, or of the probe."""
+    held_out = {prompt for examples in scored_examples().values() for prompt, _ in examples} | set(probe_prompts())
+    drawn = {name: distinct(draw, random.Random(f"old {name}"), 2 * OLD) for name, draw in PRIOR_TASKS.items()}
+    return {name: [one for one in examples if one[0] not in held_out][:OLD] for name, examples in drawn.items()}
 
 
 def probe_prompts() -> list[str]:

@@ -11,9 +11,10 @@ import torch
 
 from rlrazor.experiments.continual.config import TO_BASE
 from rlrazor.experiments.continual.measures import has_reached, tasks_of
-from rlrazor.experiments.language import tiny
+from rlrazor.experiments.language import protection, tiny
 from rlrazor.experiments.language.config import TINY, count_steps, due_steps, steps_per_epoch, warmup_steps
 from rlrazor.experiments.language.lesson import Lesson
+from rlrazor.experiments.language.methods import REPLAY
 from rlrazor.experiments.language.sequences import method_of
 from rlrazor.experiments.language.setup import Setup
 from rlrazor.experiments.language.stage_reference import StageReference
@@ -65,9 +66,11 @@ def finetune(setup: Setup, spec: RunSpec, store: RunStore) -> Iterator[Checkpoin
     processes.in_first(lambda: references.append(reference_of(spec, world, before)))
     lesson = Lesson.of(world, tasks_of(spec) if "task" in spec.params else list(world.tasks), spec)
 
-    def demonstrations() -> tuple[list[Any], dict[str, float]]:
+    def demonstrations() -> tuple[list[Any], list[Any], dict[str, float]]:
         teacher = None if spec.teacher is None else policy_of(spec.teacher, base.model, store)
-        return lesson.examples(method, before or base, teacher, spec.seed)
+        own, counts = lesson.examples(method, before or base, teacher, spec.seed)
+        old, counted = protection.old_examples(setup, world, spec, method, before or base, len(own))
+        return own + old if method.protection == REPLAY else own, old, counts | counted
 
     def reward(positions: Sequence[int], completions: Sequence[Sequence[int]]) -> Sequence[float | None]:
         scores = lesson.score(positions, [encoding.decode(base.tokenizer, completion) for completion in completions])
@@ -75,14 +78,15 @@ def finetune(setup: Setup, spec: RunSpec, store: RunStore) -> Iterator[Checkpoin
         return scores.values
 
     phases.at("preparing what is trained on")
-    examples, counts = processes.in_first(demonstrations)
+    examples, old, counts = processes.in_first(demonstrations)
     unfinished = Unfinished(store.partial_folder(spec), keep=running.save_every != 0)
     measuring = Measuring(spec, references, store.keeps(spec), unfinished, counts, len(examples))
     state = processes.in_first(measuring.begin)
     with _policies(base.model, before, spec) as policies:
         measuring.frozen = policies.base
         settings = _settings(setup, spec, base, lesson, measuring)
-        job = trainers.Job(method, settings, policies.model, base.tokenizer, examples, policies.looked_at(spec), reward)
+        looked_at, term = policies.looked_at(spec), protection.term_of(spec, method, policies.model, old)
+        job = trainers.Job(method, settings, policies.model, base.tokenizer, examples, looked_at, reward, term)
         try:
             trainers.train(job, measuring, resume=state)
             if running.keep_models:

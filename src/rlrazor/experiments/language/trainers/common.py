@@ -79,7 +79,8 @@ class Job:
     """What is trained: `model`, in place, by `method`.
 
     `base`: the frozen base policy, for methods that look at it (a KL penalty, DPG); None with LoRA, where the base is
-    the model without its adapter. `reward`: of on-policy methods.
+    the model without its adapter. `reward`: of on-policy methods. `term`: of the model, added to the loss of each step
+    of SFT.
     """
 
     method: Method
@@ -89,6 +90,7 @@ class Job:
     examples: Sequence[Example]
     base: Any = None
     reward: Reward | None = None
+    term: Callable[[Any], Tensor] | None = None
 
 
 def given(job: Job, args: Any, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,11 +23,12 @@ SIMPO_BETA = SIMPO_GAMMA = 1.0  # RL's Razor's margin of 1; log-probabilities av
 class _WithPenalty(Measured):
     """Adds kl_coef KL(pi || pi0), exact over the vocabulary and averaged over completion tokens, to a trainer's loss.
 
-    It costs a forward pass of both policies: TRL's losses do not hand out the logits.
+    It costs a forward pass of both policies: TRL's losses do not hand out the logits. And the job's `term`, if any.
     """
 
     kl_coef: float
     base: Any
+    term: Callable[[Any], Tensor] | None = None
     side = ""  # how the columns of completions begin
     tokens: Tensor | None = None  # of the step, in all processes
     micro_batches: int = 1  # of the step, in each of them
@@ -35,10 +36,10 @@ class _WithPenalty(Measured):
     def get_batch_samples(self, *args: Any) -> tuple[list[Any], Any]:
         """The micro-batches of a step, whose completion tokens the penalty is averaged over."""
         batches, items = super().get_batch_samples(*args)  # type: ignore[misc]
+        self.micro_batches = len(batches)
         if batches and self.kl_coef:
             counted = sum((self._completions(batch)[2][:, 1:] != -100).sum() for batch in batches)
             self.tokens = self.accelerator.gather(counted).sum()  # type: ignore[attr-defined]
-            self.micro_batches = len(batches)
         return batches, items
 
     def compute_loss(
@@ -52,6 +53,10 @@ class _WithPenalty(Measured):
             # Gradients are averaged over processes, and over micro-batches where TRL has not counted the tokens.
             shares = self.accelerator.num_processes * (self.micro_batches if num_items_in_batch is None else 1)  # type: ignore[attr-defined]
             value = value + self.kl_coef * shares * penalty(unwrapped(model), self.base, *batch, self.tokens)
+        if self.term is not None:
+            # Where TRL has counted the tokens, it sums over micro-batches, and else it takes their mean.
+            micro_batches = 1 if num_items_in_batch is None else self.micro_batches
+            value = value + self.term(unwrapped(model)) / micro_batches
         return (value, loss[1]) if return_outputs else value
 
     def _completions(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
@@ -75,7 +80,7 @@ def sft(job: Job) -> Any:
         max_length=None,
     )
     trainer = _Sft(**given(job, args, rows))
-    trainer.kl_coef, trainer.base = job.settings.updates.kl_coef, job.base
+    trainer.kl_coef, trainer.base, trainer.term = job.settings.updates.kl_coef, job.base, job.term
     return trainer
 
 

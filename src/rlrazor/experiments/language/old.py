@@ -1,0 +1,53 @@
+"""Old examples: text that stands for what must not be lost, which methods train on or measure weights by."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from rlrazor.errors import RazorError
+from rlrazor.experiments.language.config import TINY
+from rlrazor.experiments.language.methods import protection_of
+from rlrazor.lm.prompts import check_text
+from rlrazor.system.rows import read_located
+
+
+@dataclass(frozen=True)
+class OldText:
+    """A completion with its prompt, or without one a text of which every token counts."""
+
+    completion: str
+    prompt: str | None = None
+
+
+def read_old(path: Path) -> list[OldText]:
+    """The examples of a file of rows with prompt and completion, or with text, or of a text file with a text a line.
+
+    Repeated ones are dropped. Raises RazorError for a file that is missing, empty or damaged, and for a row that lacks
+    its text, saying which.
+    """
+    found: dict[OldText, None] = {}
+    for where, row in read_located(path, line="text"):
+        if "text" in row:
+            check_text(row["text"], where)
+            found[OldText(row["text"])] = None
+            continue
+        for name in ("prompt", "completion"):
+            if not isinstance(row.get(name), str) or not row[name]:
+                raise RazorError(
+                    f"{where}: an old example is `text`, or `prompt` and `completion`, each of them text; this row has "
+                    f"{', '.join(row)}."
+                )
+        found[OldText(row["completion"], row["prompt"])] = None
+    return list(found)
+
+
+def check_old(path: Path | None, methods: Iterable[str], base: str, *, alone: bool) -> None:
+    """Raise RazorError where methods need old examples and there are none, or the file's would be left unused.
+
+    `alone`: on one task; in a sequence there are those of the stages before. The tiny base has some of its own.
+    """
+    protected = [name for name in methods if protection_of(name) is not None]
+    if path is not None and not protected:
+        raise RazorError("--old-examples is for the methods replay and ewc, and none of these is one.")
+    if path is None and protected and alone and base != TINY:
+        raise RazorError(f"{protected[0]} needs examples of what must not be lost: give --old-examples FILE.")

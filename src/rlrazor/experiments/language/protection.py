@@ -1,0 +1,141 @@
+"""What people use today against forgetting, beside a penalty: replay of old examples, and EWC.
+
+Old examples are those of the user's file or, of the tiny base, of its pre-training text; and in a sequence the
+demonstrations of the stages before. Each prior task of the tiny base, the file, and each stage are drawn from evenly.
+Where there are none, as in the first stage of a sequence whose file names none, a run is plain SFT.
+"""
+
+import random
+from collections.abc import Callable, Sequence
+from itertools import chain, cycle
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from rlrazor.experiments.continual.measures import earlier_of
+from rlrazor.experiments.language import tiny
+from rlrazor.experiments.language.config import TINY, replayed
+from rlrazor.experiments.language.lesson import Lesson
+from rlrazor.experiments.language.methods import EWC, REPLAY, Method
+from rlrazor.experiments.language.old import OldText, read_old
+from rlrazor.experiments.language.setup import Setup
+from rlrazor.experiments.language.tasks import letters
+from rlrazor.experiments.language.world import World
+from rlrazor.lm import encoding
+from rlrazor.lm.forward import context_length
+from rlrazor.lm.models import LanguageModel
+from rlrazor.lm.prompts import encode
+from rlrazor.lm.representation import ids_of_texts
+from rlrazor.runs.records import RunSpec
+from rlrazor.seeding import seed_of
+from rlrazor.system import phases
+
+if TYPE_CHECKING:
+    from rlrazor.experiments.language.trainers import Example
+
+FISHER_EXAMPLES = 256  # that the Fisher information of EWC is averaged over
+
+Term = Callable[[Any], Tensor]
+"""model -> a scalar that is added to the loss of each update."""
+
+
+def old_examples(
+    setup: Setup, world: World, spec: RunSpec, method: Method, start: LanguageModel, examples: int
+) -> "tuple[list[Example], dict[str, float]]":
+    """Those that a run with so many examples of its own replays, or measures weights by; and counts for the record."""
+    if method.protection is None:
+        return [], {}
+    count = replayed(spec, examples) if method.protection == REPLAY else FISHER_EXAMPLES
+    known, too_long = _known(setup, world.base)
+    stages = [Lesson.of(world, [task], spec).examples(method, start, None, spec.seed)[0] for task in earlier_of(spec)]
+    drawn = draw([*known, *stages], count, random.Random(seed_of(spec.seed, "old examples")))
+    return drawn, {"old_examples": float(len(drawn)), "old_too_long": float(too_long)}
+
+
+def draw(sources: "Sequence[Sequence[Example]]", count: int, rng: random.Random) -> "list[Example]":
+    """So many of the sources, in turn; each in an order of its own, and again in another once it is used up."""
+
+    def endless(source: "Sequence[Example]") -> "chain[Example]":
+        return chain.from_iterable(rng.sample(source, len(source)) for _ in iter(int, 1))
+
+    turns = cycle([endless(source) for source in sources if source])
+    return [next(of) for of, _ in zip(turns, range(count), strict=False)]
+
+
+def _known(setup: Setup, base: LanguageModel) -> "tuple[list[list[Example]], int]":
+    """The examples of what came before all tasks, by source, and how many the context has no room for."""
+    if setup.task.old is not None:
+        form = setup.task.task().form
+        kept, too_long = _encoded(read_old(setup.task.old), base, form.stop, chat=form.chat)
+        return [kept], too_long
+    if setup.base != TINY:
+        return [], 0
+    texts = [[OldText(answer, prompt) for prompt, answer in found] for found in tiny.old_examples().values()]
+    return [_encoded(of, base, (letters.EOS,), chat=False)[0] for of in texts], 0
+
+
+def _encoded(
+    texts: Sequence[OldText], lm: LanguageModel, stop: Sequence[str], *, chat: bool
+) -> "tuple[list[Example], int]":
+    """As token ids; of a text without a prompt all tokens after the first count, and what is too long is cut off."""
+    from rlrazor.experiments.language.trainers import Example  # TRL takes seconds to import
+
+    asked = [text for text in texts if text.prompt is not None]
+    prompts = encode(lm.tokenizer, [text.prompt or "" for text in asked], chat)
+    answers = [encoding.completion_ids(lm.tokenizer, text.completion, stop) for text in asked]
+    limit = context_length(lm.model) or float("inf")
+    pairs = [Example(ids, answer) for ids, answer in zip(prompts, answers, strict=True)]
+    kept = [pair for pair in pairs if len(pair.prompt) + len(pair.completion) <= limit]
+    whole = ids_of_texts(lm.model, lm.tokenizer, [text.completion for text in texts if text.prompt is None])
+    return kept + [Example(ids[:1], ids[1:]) for ids in whole if len(ids) > 1], len(pairs) - len(kept)
+
+
+def term_of(spec: RunSpec, method: Method, model: Any, old: "Sequence[Example]") -> Term | None:
+    """What is added to the loss of a run that starts from this model; None for nothing."""
+    if method.protection != EWC or not old:
+        return None
+    return elastic(model, old, spec.params["ewc_strength"], seed_of(spec.seed, "fisher"))
+
+
+def elastic(model: Any, old: "Sequence[Example]", strength: float, seed: int) -> Term:
+    """EWC: strength / 2 * sum F (theta - theta0)^2, F `diagonal_fisher`, theta0 the weights now (arXiv:1612.00796)."""
+    fisher = diagonal_fisher(model, old, seed)
+    anchor = {name: weight.detach().clone() for name, weight in model.named_parameters() if name in fisher}
+
+    def term(model: Any) -> Tensor:
+        weights = {name: weight for name, weight in model.named_parameters() if name in fisher}
+        moved = [
+            (fisher[name] * (weight.float() - anchor[name].float()).square()).sum() for name, weight in weights.items()
+        ]
+        return strength / 2 * torch.stack(moved).sum()
+
+    return term
+
+
+def diagonal_fisher(model: Any, examples: "Sequence[Example]", seed: int) -> dict[str, Tensor]:
+    """The diagonal of the Fisher information of what a model says to old contexts, by the names of its parameters.
+
+    It is the mean over the examples of sum_t E_{y~pi} (d log pi(y | x, y_<t) / d theta)^2, in float32. The expectation
+    is estimated by a token drawn at each position, given the example's own tokens before it: as these draws are
+    independent and a score's mean is 0, the square of the sum over positions is unbiased for the sum of the squares.
+    The examples' own tokens in their place would give the empirical Fisher, which is another thing (arXiv:1905.12558).
+    """
+    weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    fisher = {name: torch.zeros_like(weight, dtype=torch.float32) for name, weight in weights.items()}
+    device, training = next(model.parameters()).device, model.training
+    rng = torch.Generator(device).manual_seed(seed)
+    model.eval()
+    for number, example in enumerate(examples, 1):
+        phases.at("measuring which weights old examples need", number, len(examples))
+        ids = torch.tensor([[*example.prompt, *example.completion]], device=device)
+        logits_TV = model(input_ids=ids).logits[0, len(example.prompt) - 1 : -1].float()
+        drawn_T = torch.multinomial(logits_TV.detach().softmax(dim=-1), 1, generator=rng)[:, 0]
+        log_prob = -F.cross_entropy(logits_TV, drawn_T, reduction="sum")
+        slopes = torch.autograd.grad(log_prob, list(weights.values()), allow_unused=True)
+        for total, slope in zip(fisher.values(), slopes, strict=True):
+            if slope is not None:
+                total += slope.float().square() / len(examples)
+    model.train(training)
+    return fisher

@@ -1,0 +1,226 @@
+"""Replay and EWC for language models, against closed forms, sums over all tokens, and counts."""
+
+import random
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from torch import Tensor
+from trainer_settings import changed
+
+from rlrazor.cli import main
+from rlrazor.errors import RazorError
+from rlrazor.experiments.language import protection, tiny, trainers
+from rlrazor.experiments.language.config import PRESETS, Config
+from rlrazor.experiments.language.experiment import Language
+from rlrazor.experiments.language.methods import METHODS
+from rlrazor.experiments.language.old import OldText, read_old
+from rlrazor.experiments.language.setup import TaskSource
+from rlrazor.experiments.language.trainers import Example, Job, Samples, Settings, Updates
+from rlrazor.lm import compute
+from rlrazor.runs import runner
+from rlrazor.runs.store import FinishedRun, RunStore
+from tiny_models import char_tokenizer, tiny_llama
+
+TOKENIZER = char_tokenizer()
+SETTINGS = Settings(
+    Updates(lr=1e-2, schedule="constant", steps=2, warmup_steps=0, batch_size=4, kl_coef=0.0, seed=5),
+    Samples(2, 3, stop_ids=[]),
+)
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    compute.prepare_process()
+
+
+def example(prompt: str, completion: str) -> Example:
+    return Example(TOKENIZER(prompt)["input_ids"], TOKENIZER(completion)["input_ids"])
+
+
+EXAMPLES = [example(f"{letter}=", f"{letter}b;") for letter in "acdefgh"]
+
+
+# What is drawn
+
+
+def test_old_examples_are_drawn_evenly_and_none_twice_before_all_once() -> None:
+    few, many = [example("a=", f"{letter};") for letter in "bcd"], [example(f"{letter}=", "a;") for letter in "efghij"]
+    drawn = protection.draw([few, [], many], 12, random.Random(0))
+    assert [one in few for one in drawn] == [True, False] * 6
+    assert sorted(map(few.index, drawn[:6:2])) == sorted(map(few.index, drawn[6::2])) == [0, 1, 2]
+    assert sorted(map(many.index, drawn[1::2])) == list(range(6))
+    assert drawn == protection.draw([few, [], many], 12, random.Random(0))
+    assert drawn != protection.draw([few, [], many], 12, random.Random(1))
+    assert protection.draw([], 3, random.Random(0)) == []
+
+
+def test_old_examples_of_the_tiny_base_are_right_and_not_scored() -> None:
+    old = tiny.old_examples()
+    assert {name: len(examples) for name, examples in old.items()} == dict.fromkeys(tiny.PRIOR_TASKS, tiny.OLD)
+    assert {completion == prompt[2:-1][::-1] for prompt, completion in old["reverse"]} == {True}
+    seen = {prompt for examples in tiny.scored_examples().values() for prompt, _ in examples}
+    assert not (seen | set(tiny.probe_prompts())) & {prompt for examples in old.values() for prompt, _ in examples}
+
+
+def test_a_file_has_texts_or_prompts_with_completions(tmp_path: Path) -> None:
+    file = tmp_path / "old.jsonl"
+    file.write_text('{"prompt": "a", "completion": "b"}\n{"text": "some text"}\n{"text": "some text"}\n')
+    assert read_old(file) == [OldText("b", "a"), OldText("some text")]
+    lines = tmp_path / "old.txt"
+    lines.write_text("one text\nanother\n")
+    assert read_old(lines) == [OldText("one text"), OldText("another")]
+
+
+@pytest.mark.parametrize(
+    ("row", "sentence"),
+    [
+        ('{"prompt": "a"}', "row 1.*an old example is `text`, or `prompt` and `completion`"),
+        ('{"prompt": "a", "completion": 3}', "each of them text"),
+        ('{"text": null}', "row 1.*text"),
+        ('{"text": " "}', "row 1.*text"),
+    ],
+)
+def test_a_row_that_is_no_example_is_refused(tmp_path: Path, row: str, sentence: str) -> None:
+    file = tmp_path / "old.jsonl"
+    file.write_text(row + "\n")
+    with pytest.raises(RazorError, match=sentence.replace("row 1", "(row|line) 1")):
+        read_old(file)
+
+
+# EWC
+
+
+def squares(model: Any, loss: Tensor) -> dict[str, Tensor]:
+    names, weights = zip(*model.named_parameters(), strict=True)
+    slopes = torch.autograd.grad(loss, weights, allow_unused=True, retain_graph=True)
+    return {name: slope.square() for name, slope in zip(names, slopes, strict=True) if slope is not None}
+
+
+def test_the_fisher_information_is_the_sum_over_all_tokens_that_could_be_drawn() -> None:
+    """Of contexts of one and of two positions: a sum over positions, although one gradient is squared for all."""
+    model = tiny_llama(seed=1, scale=0.3).requires_grad_(True)
+    contexts = [example("a=", "c"), example("b=", "dc")]
+    exact = {name: torch.zeros_like(weight) for name, weight in model.named_parameters()}
+    for one in contexts:
+        logp_TV = model(input_ids=torch.tensor([[*one.prompt, *one.completion]])).logits[0].log_softmax(dim=-1)
+        for position in range(len(one.prompt) - 1, len(one.prompt) + len(one.completion) - 1):
+            for logp in logp_TV[position]:
+                for name, square in squares(model, logp).items():
+                    exact[name] += logp.exp().detach() * square / len(contexts)
+    found = protection.diagonal_fisher(model, contexts * 600, seed=3)
+    assert sum(map(torch.sum, found.values())).item() == pytest.approx(
+        sum(map(torch.sum, exact.values())).item(), rel=0.05
+    )
+    for name, of_weight in exact.items():
+        assert found[name].sum().item() == pytest.approx(of_weight.sum().item(), rel=0.15), name
+    assert all(weight.grad is None for weight in model.parameters())
+
+
+def test_the_pull_is_a_quadratic_around_the_weights_that_it_began_with() -> None:
+    model = tiny_llama(seed=1, scale=0.3).requires_grad_(True)
+    fisher = protection.diagonal_fisher(model, EXAMPLES, seed=7)
+    term = protection.elastic(model, EXAMPLES, 10.0, seed=7)
+    assert term(model).item() == 0.0
+    moves = {name: 0.1 * torch.randn_like(weight) for name, weight in model.named_parameters()}
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            weight += moves[name]
+    value = term(model)
+    assert value.item() == pytest.approx(
+        5.0 * sum((fisher[name] * moves[name] ** 2).sum().item() for name in moves), rel=1e-4
+    )
+    value.backward()
+    for name, weight in model.named_parameters():
+        assert torch.allclose(weight.grad, 10.0 * fisher[name] * moves[name], rtol=1e-3, atol=1e-7), name
+
+
+@pytest.mark.parametrize("micro_batch", [None, 2])
+def test_the_pull_is_added_once_a_step(micro_batch: int | None) -> None:
+    """After one step of plain gradient descent: whatever the micro-batch, the weights of both gradients by hand."""
+
+    def trained(term: Any) -> dict[str, Tensor]:
+        model = tiny_llama(seed=1, scale=0.3).requires_grad_(True)
+        settings = replace(changed(SETTINGS, steps=1), micro_batch=micro_batch)
+        trainer = trainers.BUILDERS["sft"](Job(METHODS["ewc"], settings, model, TOKENIZER, EXAMPLES, term=term))
+        trainer.measured = {}
+        trainer.args.max_grad_norm = 0.0
+        trainer.optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+        trainer.train()
+        return {name: weight.detach() for name, weight in model.named_parameters()}
+
+    plain, pulled = trained(None), trained(lambda model: 0.01 * sum(weight.sum() for weight in model.parameters()))
+    for name, weight in plain.items():
+        assert torch.allclose(weight - pulled[name], torch.full_like(weight, 0.5 * 0.01), atol=1e-6), name
+
+
+# Runs
+
+
+CONFIG: Config = replace(
+    PRESETS["tiny"], methods=("sft", "replay", "ewc"), lrs=(1e-3,), pretrain_steps=30, max_steps=0, epochs=(1,),
+    checkpoints_per_epoch=2, train_prompts=95, batch_sizes=(10,), test_prompts=4, kl_samples=1, ewc_strength=1e4,
+)  # fmt: skip
+
+
+def run(out: Path, config: Config, source: TaskSource = TaskSource("letters")) -> dict[str, FinishedRun]:  # noqa: B008
+    experiment = Language(config.base, source)
+    runner.run(experiment, config, runner.Options(out, jobs=1), Console(quiet=True))
+    store = RunStore(out)
+    found = [store.read(spec) for spec in config.specs(experiment.fingerprint, experiment.data[0], config.methods)]
+    return {one.spec.method: one for one in found}
+
+
+def test_replay_takes_its_share_and_ewc_holds_what_it_says(tmp_path: Path, undrawn: None) -> None:
+    found = run(tmp_path, CONFIG)
+    assert [record.metrics["old_examples"] for record in found["replay"].records] == [5.0, 5.0]  # 5 % of 100
+    assert found["ewc"].records[-1].metrics["old_examples"] == protection.FISHER_EXAMPLES
+    assert "old_examples" not in found["sft"].records[0].metrics
+    assert [of.records[-1].step for of in found.values()] == [9, 10, 9]  # of 95 prompts, of 100 examples, of 95
+    on_old = {name: of.records[-1].drift["kl_probe"] for name, of in found.items()}
+    assert on_old["ewc"] < 0.5 * on_old["sft"]  # 0.07 and 0.75 nats
+    assert on_old["replay"] < on_old["sft"]
+
+
+def test_a_file_of_ones_own_takes_the_place_of_the_pre_training_text(tmp_path: Path) -> None:
+    """It decides the result, so it is in the id of the runs."""
+    file = tmp_path / "old.jsonl"
+    file.write_text('{"prompt": "C:abcd=", "completion": "abcd"}\n{"text": "R:abcd=dcba;"}\n')
+    source = TaskSource("letters", old=file)
+    experiment = Language("tiny", source)
+    assert experiment.data[0] != Language("tiny", TaskSource("letters")).data[0]
+    lm = type("Lm", (), {"model": tiny.make_model(0), "tokenizer": tiny.make_tokenizer()})()
+    (known,), too_long = protection._known(experiment, lm)
+    code = {character: index for index, character in enumerate(tiny.ALPHABET)}
+    pair, text = ([code[one] for one in said] for said in ("C:abcd=abcd;", "R:abcd=dcba;"))
+    assert [[*one.prompt, *one.completion] for one in known] == [pair, text]
+    assert [len(one.prompt) for one in known] == [7, 1]
+    assert too_long == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--method", "replay", "--base", "somewhere"], "replay needs examples of what must not be lost"),
+        (["--method", "sft", "--base", "tiny", "--old-examples", "FILE"], "for the methods replay and ewc"),
+        (["--method", "ewc", "--base", "tiny", "--lora-rank", "2"], "ewc holds each weight to where it was"),
+        (["--method", "replay", "--base", "tiny", "--old-examples", "missing.jsonl"], "missing.jsonl"),
+    ],
+)
+def test_what_cannot_be_is_one_sentence(
+    tmp_path: Path, options: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "old.jsonl"
+    file.write_text('{"text": "R:abcd=dcba;"}\n')
+    base = options[options.index("--base") + 1]
+    rest = [str(file) if one == "FILE" else one for one in options if one not in ("--base", base)]
+    said = main(["finetune", base, "--task", "letters", "--lr", "1e-4", "--out", str(tmp_path / "out"), *rest])
+    error = capsys.readouterr().err
+    assert said == 2
+    assert sentence in error
+    assert "Traceback" not in error
