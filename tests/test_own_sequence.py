@@ -240,7 +240,7 @@ def test_an_adapters_stages_leave_whole_models(tmp_path: Path, monkeypatch: pyte
 
 
 WRONG = {
-    "tasks: [ascending, descending]\nlrr: 1e-3": "there is no key 'lrr'. Keys: tasks, generic, old_examples, kl_budget,",
+    "tasks: [ascending, descending]\nlrr: 1e-3": "there is no key 'lrr'. Keys: tasks, generic, old_examples,",
     "tasks: []": "tasks is a list of 0, and should have at least 2 entries",
     "tasks: [ascending]": "tasks is a list of 1, and should have at least 2 entries",
     "tasks: ascending": 'tasks is "ascending", and should be a list',

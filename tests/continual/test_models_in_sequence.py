@@ -329,7 +329,7 @@ def test_replay_in_a_second_stage_is_of_the_first_one_too(
         shares[task] = [sum(text.startswith(mark) for text in old) for mark in ("C:", "R:", "S:", "N:", "U:", "PS:")]
         items = {item.prompt: item.demonstration for item in TASKS["ascending"].load(None).train[:128]}
         assert all(
-            items[text.partition("=")[0] + "="] + ";" == text.partition("=")[2] for text in old if text[0] == "P"
+            f"{items[text.partition('=')[0] + '=']};" == text.partition("=")[2] for text in old if text[0] == "P"
         )
     assert shares == {"ascending": [9, 9, 9, 8, 8, 0], "descending": [8, 7, 7, 7, 7, 7]}
 
