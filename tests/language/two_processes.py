@@ -16,7 +16,8 @@ from trainer_settings import changed
 from rlrazor.cli import main
 from rlrazor.errors import RazorError
 from rlrazor.experiments.language import trainers
-from rlrazor.experiments.language.methods import find_method
+from rlrazor.experiments.language.methods import EWC, find_method
+from rlrazor.experiments.language.protection import elastic
 from rlrazor.experiments.language.trainers import Example, Job, Samples, Settings, Updates, offline
 from rlrazor.lm import compute
 from rlrazor.lm.models import add_lora
@@ -47,6 +48,7 @@ ON_POLICY = changed(SETTINGS, batch_size=4, group_size=4)
 CASES: dict[str, tuple[str, Settings, int]] = {
     "sft": ("sft+kl", SETTINGS, 0),
     "sft, micro-batches of 1, adapter": ("sft+kl", changed(SETTINGS, micro_batch=1), 2),
+    "ewc, micro-batches of 1": ("ewc+kl", changed(SETTINGS, micro_batch=1), 0),
     "simpo": ("simpo+kl", SETTINGS, 0),
     "simpo, micro-batches of 1": ("simpo+kl", changed(SETTINGS, micro_batch=1), 0),
     "dr-grpo": ("dr-grpo+kl", changed(ON_POLICY, iterations=2, kl_coef=0.05), 0),
@@ -75,7 +77,8 @@ def train(name: str, settings: Settings, lora: int, **options: Any) -> tuple[tor
     method, penalised = find_method(name)
     settings = settings if penalised else changed(settings, kl_coef=0.0)
     frozen = None if lora else base
-    trainers.train(Job(method, settings, model, TOKENIZER, EXAMPLES, frozen, reward), at_step, **options)
+    term = elastic(model, EXAMPLES, 1e4, seed=3) if method.protection == EWC else None
+    trainers.train(Job(method, settings, model, TOKENIZER, EXAMPLES, frozen, reward, term), at_step, **options)
     return torch.cat([weight.detach().flatten() for weight in model.parameters() if weight.requires_grad]), steps
 
 
