@@ -10,9 +10,10 @@ import polars as pl
 from rlrazor.analysis.ahead import finished_of, forecast
 from rlrazor.analysis.sequences import Course, courses_of, transfer
 from rlrazor.analysis.statistics import floats
-from rlrazor.report.drawing import INK, PALETTE, SYMBOLS, Axis, Curve, Figure, Layer, Marker, Panel, Points
+from rlrazor.report.drawing import INK, PALETTE, SYMBOLS, Axis, Curve, Figure, Floats, Layer, Marker, Panel, Points
 from rlrazor.report.heat import heat_map
 from rlrazor.report.keyed import Keyed
+from rlrazor.report.layers import across
 from rlrazor.report.prose import Shown, told
 from rlrazor.report.study import Kind, Section, Study
 from rlrazor.report.text import how_many, minus, nats, percent
@@ -88,9 +89,20 @@ def figure_of(course: Course, stages: pl.DataFrame, study: Study) -> Figure:
     if (budget := study.description["kl_budget"]) is not None:
         costs.append(Curve("budget", np.array([0.0, updates[-1]]), np.array([budget, budget]), INK, dashed=True))
     axis = Axis("updates, all stages", percent=False)
-    panels = [Panel("Scores", axis, Axis("score"), scores)]
-    panels.append(Panel("KL spent", axis, Axis(study.kl_unit, percent=False), costs))
+    ends = floats(course.rows[1:], "step").cumsum()
+    panels = [
+        Panel(title, axis, upwards, [*layers, *_borders(ends, highest)])
+        for title, upwards, layers, highest in (
+            ("Scores", Axis("score"), scores, 1.0),
+            ("KL spent", Axis(study.kl_unit, percent=False), costs, max(float(cost.max()), budget or 0.0)),
+        )
+    ]
     return Figure("own-sequence", [matrix, *panels], 3)
+
+
+def _borders(ends: Floats, highest: float) -> list[Layer]:
+    """A line where each stage but the last ends."""
+    return [across("" if at else "a stage ends", end, (0.0, highest)) for at, end in enumerate(ends[:-1])]
 
 
 def is_own(study: Study) -> bool:
