@@ -31,6 +31,7 @@ from rlrazor import bounds
 from rlrazor.errors import RazorError
 from rlrazor.lm import compute
 from rlrazor.lm.harness.guest import as_guest, evaluating, untrained_punkt
+from rlrazor.lm.harness.questions import item_name, questions
 from rlrazor.lm.harness.tasks import Task, load_all
 from rlrazor.lm.models import LanguageModel
 from rlrazor.lm.scores import Metric, NotANumberError, PriorScores, Score
@@ -169,6 +170,7 @@ def _score(task: Task, results: Mapping[str, Any]) -> Score:
             "or the model's outputs are not numbers any more."
         )
     by_size = task.weighs_by_size(name)
+    items = _items(task, results["samples"], name, filtered, by_size, float(value))
     return Score(
         value=float(value),
         stderr=float(stderr) if isinstance(stderr, float) and math.isfinite(stderr) else None,  # else "N/A"
@@ -176,8 +178,10 @@ def _score(task: Task, results: Mapping[str, Any]) -> Score:
         metric=name,
         version=str(results["versions"].get(task.name)),
         higher_is_better=task.metric(name).higher_is_better,
-        items=_items(task, results["samples"], name, filtered, by_size, float(value)),
+        items=items,
         by_size=by_size,
+        questions=questions(task, results["samples"], name, filtered) if items else {},
+        categories=task.categories if items else {},
     )
 
 
@@ -195,8 +199,7 @@ def _items(
         if leaf.aggregation().get(metric, mean) is not mean or not all(isinstance(one, Real) for one in outcomes):
             return {}
         if rows:
-            names = [f"{row['doc_id']}-{row['doc_hash'][:12]}" for row in rows]  # a task may have a row twice
-            found[name] = dict(zip(names, map(float, outcomes), strict=True))
+            found[name] = dict(zip(map(item_name, rows), map(float, outcomes), strict=True))
     if not found:
         return {}
     means = [math.fsum(of.values()) / len(of) for of in found.values()]
