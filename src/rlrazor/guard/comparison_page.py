@@ -15,6 +15,7 @@ from rlrazor.analysis.forecast import FORWARD, PROBE
 from rlrazor.guard import scale
 from rlrazor.guard.comparison import REVERSE, Comparison, MeasuringSetup, PromptDrift
 from rlrazor.guard.judgement import Judgement, worst
+from rlrazor.guard.lost_items import HEADERS, MARGIN, shown_changes
 from rlrazor.guard.truth import TaskChange, Truth
 from rlrazor.lm.probes import GenericText
 from rlrazor.system.writing import write_text
@@ -44,6 +45,9 @@ def write_page(found: Comparison, path: Path, judged: Sequence[Judgement] = ()) 
         estimate=scale.shown_estimate,
         score_headers=SCORE_HEADERS,
         scores=shown_scores,
+        item_headers=HEADERS,
+        changes=shown_changes,
+        margin=MARGIN,
         mean_drop=None if found.truth is None else shown_drop(found.truth),
         said=sentences(found),
         settings=settings_of(found.setup, found.pair.dtype),

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from rlrazor.analysis import paired
 from rlrazor.analysis.paired import Difference
+from rlrazor.guard.lost_items import ItemChanges, item_changes
 from rlrazor.guard.verdict import known
 from rlrazor.lm.scores import Score
 
@@ -52,11 +53,15 @@ class TaskChange:
 
 @dataclass(frozen=True)
 class Truth:
-    """Measured prior scores of both. `limit`: items of each task at most, as was asked for."""
+    """Measured prior scores of both. `limit`: items of each task at most, as was asked for.
+
+    `items`: what was lost and gained item by item, of the tasks whose items are right or wrong.
+    """
 
     tasks: Mapping[str, TaskChange]
     level: float
     limit: int | None = None
+    items: Mapping[str, ItemChanges] = field(default_factory=dict)
 
     @property
     def difference(self) -> Difference | None:
@@ -104,7 +109,9 @@ class Truth:
 
 def truth_of(base: Mapping[str, Score], tuned: Mapping[str, Score], level: float, limit: int | None) -> Truth:
     """The change of each task; both have the same tasks."""
-    return Truth({name: _change(before, tuned[name], level) for name, before in base.items()}, level, limit)
+    tasks = {name: _change(before, tuned[name], level) for name, before in base.items()}
+    changes = {name: item_changes(base[name], tuned[name], level) for name, task in tasks.items() if task.paired}
+    return Truth(tasks, level, limit, {name: one for name, one in changes.items() if one is not None})
 
 
 def _change(base: Score, tuned: Score, level: float) -> TaskChange:

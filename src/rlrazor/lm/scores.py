@@ -34,9 +34,10 @@ class Metric:
 class Question:
     """What an item asks, and what a model took for likely.
 
-    `prompt`: its end. Where the model chooses among answers: `choices`, their texts; `logprobs`, the log-likelihood of
-    each in nats as the metric compares them (of `acc_norm` per character of the answer, of `acc_bytes` per byte); and
-    `right`, the places of the right ones, empty where the outcome is not whether the likeliest is one of them.
+    `prompt`: its end, after "…" where it is longer. Where the model chooses among answers: `choices`, their texts;
+    `logprobs`, the log-likelihood of each in nats as the metric compares them (of `acc_norm` per character of the
+    answer, of `acc_bytes` per byte); and `right`, the places of the right ones, empty where the outcome is not whether
+    the likeliest is one of them.
     """
 
     prompt: str

@@ -8,7 +8,7 @@ from typing import Any
 from rlrazor.lm.harness.tasks import Task
 from rlrazor.lm.scores import Question
 
-SHOWN = 120  # characters of a prompt's end
+SHOWN = 120  # characters of the end of a prompt, or of an answer
 # By what a metric divides the log-likelihood of an answer before it takes the largest.
 _LENGTHS: Mapping[str, Callable[[str], int]] = {
     "acc": lambda _: 1,
@@ -39,7 +39,7 @@ def questions(task: Task, samples: Mapping[str, Sequence[Row]], metric: str, fil
 def _question(leaf: Any, row: Row, metric: str) -> Question:
     contexts, answers = zip(*((str(one[0]), str(one[1])) for one in row["arguments"]), strict=True)
     if leaf.OUTPUT_TYPE != "multiple_choice":
-        return Question(contexts[0][-SHOWN:])
+        return Question(_end(contexts[0]))
     texts = [str(one) for one in leaf.doc_to_choice(row["doc"])]
     contexts, answers = contexts[: len(texts)], answers[: len(texts)]  # of mutual information there are twice as many
     prompt = contexts[0]
@@ -52,9 +52,13 @@ def _question(leaf: Any, row: Row, metric: str) -> Question:
         for (likely, _), text in zip(row["filtered_resps"][: len(texts)], texts, strict=True)
     ]
     if not all(map(math.isfinite, logprobs)):
-        return Question(prompt[-SHOWN:])
-    shown = tuple(answer.strip()[-SHOWN:] for answer in answers)
-    return Question(prompt[-SHOWN:], shown, tuple(logprobs), _right(leaf, row, metric, texts, logprobs))
+        return Question(_end(prompt))
+    shown = tuple(_end(answer.strip()) for answer in answers)
+    return Question(_end(prompt), shown, tuple(logprobs), _right(leaf, row, metric, texts, logprobs))
+
+
+def _end(text: str) -> str:
+    return text if len(text) <= SHOWN else f"…{text[-SHOWN:]}"
 
 
 def _right(leaf: Any, row: Row, metric: str, texts: Sequence[str], logprobs: Sequence[float]) -> tuple[int, ...]:
