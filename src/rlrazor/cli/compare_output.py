@@ -17,9 +17,10 @@ from rlrazor.guard.base_side import shortened
 from rlrazor.guard.comparison import Comparison
 from rlrazor.guard.comparison_page import (
     LABELS,
-    SCORE_HEADERS,
+    score_headers,
     sentences,
     settings_of,
+    shown_floor,
     shown_scores,
     told_apart,
     verdict,
@@ -92,7 +93,14 @@ def _truth(truth: Truth) -> dict[str, Any]:
     tasks = {name: {of: getattr(task, of) for of in _OF_TASK} for name, task in truth.tasks.items()}
     scores = {of: {name: task[of] for name, task in tasks.items()} for of in ("base", "tuned")}
     items = {name: one.as_json() for name, one in truth.items.items()}
-    return {"tasks": tasks, "items": items, **scores, **{of: getattr(truth, of) for of in _OF_ALL}}
+    floor = None if truth.floor is None else {**truth.floor.model_dump(), "of_mean": truth.mean_floor}
+    return {
+        "tasks": tasks,
+        "items": items,
+        "noise_floor": floor,
+        **scores,
+        **{of: getattr(truth, of) for of in _OF_ALL},
+    }
 
 
 def print_findings(found: Comparison, judged: Sequence[Judgement]) -> None:
@@ -172,8 +180,9 @@ def _distances(found: Comparison) -> Table:
 
 def _scores(truth: Truth, *, wide: bool) -> Table:
     scores = Table(box=box.SIMPLE_HEAD)
-    wrapped = ["prior task"] + ["metric"] * any(len(task.metric) > LONG for task in truth.tasks.values())
-    for header in SCORE_HEADERS:
+    long = truth.floor is not None or any(len(task.metric) > LONG for task in truth.tasks.values())
+    wrapped = ["prior task"] + ["metric"] * long
+    for header in score_headers(truth):
         scores.add_column(
             f"{truth.level:.0%} interval" if header == "interval" else header,
             justify="left" if header in ("prior task", "metric") else "right",
@@ -181,5 +190,5 @@ def _scores(truth: Truth, *, wide: bool) -> Table:
             no_wrap=wide and header not in wrapped,
         )
     for task, change in truth.tasks.items():
-        scores.add_row(Text(task), *shown_scores(change))
+        scores.add_row(Text(task), *shown_scores(change), *shown_floor(truth, task))
     return scores

@@ -40,7 +40,7 @@ from rlrazor.system import phases
 
 _BOOTSTRAPS = 100  # for metrics whose standard error has no closed form; none of the default tasks
 _SEED = 1234  # lm-eval's
-_BATCH = 8  # inputs that are read together
+BATCH = 8  # inputs that are read together
 _NO_MEMORY = "Out of memory while evaluating the prior tasks: this model needs a bigger machine."
 
 
@@ -73,8 +73,20 @@ class PriorTasks:
             counts = [len(leaf.eval_docs) for task in loaded.values() for leaf in task.leaves.values()]
         return sum(count if self.limit is None else min(self.limit, count) for count in counts)
 
-    def scores(self, lm: LanguageModel, told: Callable[[str], None] = lambda task: None) -> PriorScores:
-        """Of a model; `told` hears of each task as it begins.
+    def shows_examples(self) -> bool:
+        """Whether any task puts examples into its prompts that are drawn by a seed. Loads what `metrics` loads."""
+        with self._loaded() as (loaded, _):
+            return any(leaf.get_config("num_fewshot") for task in loaded.values() for leaf in task.leaves.values())
+
+    def scores(
+        self,
+        lm: LanguageModel,
+        told: Callable[[str], None] = lambda task: None,
+        *,
+        batch: int = BATCH,
+        examples_seed: int = _SEED,
+    ) -> PriorScores:
+        """Of a model; `told` hears of each task as it begins. So many inputs are read together.
 
         The global random states and the model's train/eval mode are as before afterwards; a score does not depend on
         them, nor on the other tasks. With the same rows, scores are reproducible. Raises RazorError for a score that is
@@ -91,12 +103,12 @@ class PriorTasks:
             try:
                 with compute.memory_errors(_NO_MEMORY):
                     with evaluating("the prior tasks"):
-                        harness = HFLM(pretrained=lm.model, tokenizer=lm.tokenizer, batch_size=_BATCH)
+                        harness = HFLM(pretrained=lm.model, tokenizer=lm.tokenizer, batch_size=batch)
                     scores = {}
                     for number, (name, task) in enumerate(loaded.items(), 1):
                         told(f"{Path(name).name} ({number} of {len(loaded)})")
                         phases.at(f"prior task {Path(name).name},", number, len(loaded))
-                        scores[name] = _run(task, harness, self.limit)
+                        scores[name] = _run(task, harness, self.limit, examples_seed)
             finally:
                 lm.model.train(was_training)  # HFLM leaves it in eval mode,
                 if lm.tokenizer.pad_token != pad_token:
@@ -125,7 +137,7 @@ class PriorTasks:
         return notes
 
 
-def _run(task: Task, lm: Any, limit: int | None) -> Score:
+def _run(task: Task, lm: Any, limit: int | None, examples_seed: int) -> Score:
     """Score one task. Not by `simple_evaluate`, which also collects a report on the machine, in seconds a call."""
     import lm_eval
 
@@ -136,7 +148,7 @@ def _run(task: Task, lm: Any, limit: int | None) -> Score:
     for name, leaf in task.leaves.items():
         if leaf.get_config("num_fewshot") is None:
             leaf.set_config(key="num_fewshot", value=0)
-        leaf.set_fewshot_seed(_SEED)
+        leaf.set_fewshot_seed(examples_seed)
         generated = (leaf.get_config("generation_kwargs") or {}).get("max_gen_toks", 0)
         if leaf.OUTPUT_TYPE == "generate_until" and generated >= lm.max_length:
             raise RazorError(
