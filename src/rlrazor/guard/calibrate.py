@@ -106,7 +106,7 @@ def _noise(untuned: pl.DataFrame, of_fit: pl.DataFrame, outcomes: Outcomes) -> f
     """The standard error of the largest drop that the law was fitted to; None where it is not known.
 
     By the items of that checkpoint, paired with the base's, where it is known of each what became of it. Else as if the
-    two had been scored on different items, which is too large.
+    two had been scored on different items: too large as a rule, and 0 of a base that is always right.
     """
     worst = of_fit.row(int(of_fit["forgetting"].arg_max() or 0), named=True)
     found = _paired_noise(untuned, worst, outcomes)

@@ -148,7 +148,7 @@ class LawPrior(Schema):
     """The base's scores, and the noise of a difference of two: its standard error, a fraction of 1.
 
     Of the largest drop that the law was fitted to, by the items of both, paired. Where it is not known what became of
-    each, and in files made before rlrazor kept that, as if the two were of different items, which is too large; None,
+    each, and in files made before rlrazor kept that, as if the two were of different items, as a rule too large; None,
     for unknown, where a task has no standard error.
     """
 

@@ -64,20 +64,16 @@ def beside(base: pl.DataFrame | None, own: pl.DataFrame) -> pl.DataFrame:
     """
     base = own.clear() if base is None else base
     for (prior,), items in own.group_by("prior", maintain_order=True):
-        before = base.filter(pl.col("prior") == prior)
-        if len(before):
-            _check_same(str(prior), before, items)
-    told = ["outcome", "logprobs"]
-    tuned = own.rename({"outcome": "tuned", "logprobs": "tuned_logprobs"})
-    joined = tuned.join(
-        base.select(*KEY, *told).rename({"outcome": "base", "logprobs": "base_logprobs"}),
-        on=KEY,
-        how="left",
-        maintain_order="left",
-    )
-    gone = base.join(own, on=KEY, how="anti", maintain_order="left")
-    gone = gone.rename({"outcome": "base", "logprobs": "base_logprobs"}).with_columns(
-        tuned=pl.lit(None, pl.Float64), tuned_logprobs=pl.lit(None, _LOGPROBS)
+        if len(there := base.filter(pl.col("prior") == prior)):
+            _check_same(str(prior), there, items)
+    after = {"outcome": "tuned", "logprobs": "tuned_logprobs"}
+    before = {"outcome": "base", "logprobs": "base_logprobs"}
+    tuned, untuned = own.with_row_index("place").rename(after), base.with_row_index("place").rename(before)
+    joined = tuned.join(untuned.select(*KEY, *before.values()), on=KEY, how="left").sort("place")
+    gone = (
+        untuned.join(own, on=KEY, how="anti")
+        .sort("place")
+        .with_columns(tuned=pl.lit(None, pl.Float64), tuned_logprobs=pl.lit(None, _LOGPROBS))
     )
     return pl.concat([joined.select(*BESIDE), gone.select(*BESIDE)])
 
