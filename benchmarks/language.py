@@ -191,7 +191,7 @@ class Workload:
         reference = Reference(self.lm, [Asked(self.lm, self.task, test, suite, SAMPLES_MEASURED, "sampled")], suite)
         seconds = clock() - start
         tuned = copy.deepcopy(self.lm.model)
-        return (lambda: reference.record("benchmark", 1, 0.0, tuned, frozen=self.lm.model)), seconds
+        return (lambda: reference.checkpoint("benchmark", 1, 0.0, tuned, frozen=self.lm.model)), seconds
 
 
 class Reward:

@@ -16,6 +16,7 @@ from rich.console import Console
 from rlrazor.cli import main
 from rlrazor.errors import RazorError
 from rlrazor.experiments.language import tiny, trainers
+from rlrazor.experiments.language.evaluate import Scored
 from rlrazor.experiments.language.lesson import Lesson
 from rlrazor.experiments.language.sequences import PAPER_METHODS, PRESETS, ModelSequences, method_of
 from rlrazor.experiments.language.setup import TaskSource
@@ -26,7 +27,7 @@ from rlrazor.experiments.language.tasks.letters import FORMS
 from rlrazor.experiments.language.world import policy_of, world_of
 from rlrazor.lm import probes
 from rlrazor.runs import runner
-from rlrazor.runs.records import Ancestor, Record, RunSpec
+from rlrazor.runs.records import Ancestor, RunSpec
 from rlrazor.runs.store import RunStore
 from rlrazor.runs.sweep import DivergedError
 
@@ -389,14 +390,14 @@ def test_a_stage_that_diverges_keeps_the_weights_of_its_last_checkpoint(
 ) -> None:
     store, (first, _) = trained
     with_runs(tmp_path / "out", store, first.root)
-    record: Callable[..., Record] = StageReference.record
+    checkpoint: Callable[..., Scored] = StageReference.checkpoint
 
-    def not_finite(self: Any, run_id: str, step: int, *more: Any, **named: Any) -> Record:
+    def not_finite(self: Any, run_id: str, step: int, *more: Any, **named: Any) -> Scored:
         if step == 4:
             raise DivergedError(step, 0.5)
-        return record(self, run_id, step, *more, **named)
+        return checkpoint(self, run_id, step, *more, **named)
 
-    monkeypatch.setattr(StageReference, "record", not_finite)
+    monkeypatch.setattr(StageReference, "checkpoint", not_finite)
     experiment = models(CONFIG)
     one = runner.Runner(experiment, runner.Options(tmp_path / "out"), Console(quiet=True))
     one.finish([next(experiment.in_order(CONFIG, CONFIG.tasks, {"sft-two": 1e-3}, one.store))])

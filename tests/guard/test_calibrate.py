@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+from scipy import stats
 
 from laws import GENERIC, PROMPTS, SETTINGS, TRUE, changed, made_up
 from rlrazor.analysis import forecast
+from rlrazor.analysis.paired import tango
 from rlrazor.cli import law_page, main
 from rlrazor.cli.calibrate import DEFAULTS
 from rlrazor.errors import RazorError
@@ -25,6 +27,7 @@ from rlrazor.lm.models import load
 from rlrazor.lm.task_names import DEFAULT_TASKS, RUNS_MODEL_CODE
 from rlrazor.report import drawing
 from rlrazor.report.drawing import Curve, Points
+from rlrazor.runs import items
 from tiny_models import char_tokenizer, saved, tiny_llama
 
 DIGEST = "float32 1.0e+00 2.0e+00 -1.0000 -2.0000"
@@ -81,6 +84,73 @@ def test_the_noise_of_scores_is_that_of_all_tasks_or_not_known() -> None:
     assert any("noise of the prior scores is not known" in one for one in calibrate.warnings_of(unknown, table))
 
 
+def outcomes_of(worst: dict[str, Any], more: int, less: int, n: int) -> pl.DataFrame:
+    """Of n items of a group of two tasks at that step: `more` lost, `less` gained, of the rest every other right."""
+    base = [1.0] * more + [0.0] * less + [float(at % 2) for at in range(n - more - less)]
+    tuned = [0.0] * more + [1.0] * less + base[more + less :]
+    names = {"prior": "a", "category": None, "choices": None, "right": None}
+    return pl.DataFrame(
+        [
+            {"step": worst["step"], "task": f"a_{at % 2}", "item": str(at), "base": one, "tuned": other, **names}
+            for at, (one, other) in enumerate(zip(base, tuned, strict=True))
+        ],
+        schema=items.SCHEMA,
+    )
+
+
+def test_the_noise_is_of_the_items_of_the_worst_checkpoint_paired_with_the_bases() -> None:
+    table = table_of(made_up(10))
+    worst = table.filter(pl.col("method") != "base").sort("forgetting", descending=True).row(0, named=True)
+
+    def noise(own: pl.DataFrame | None) -> float | None:
+        asked: list[str] = []
+
+        def outcomes(run_id: str) -> pl.DataFrame | None:
+            asked.append(run_id)
+            return own
+
+        scored = table if own is None else scored_as(own)
+        found = calibrate.fit(scored, BASE, outcomes=outcomes).prior.noise
+        assert asked == [worst["run_id"]]
+        return found
+
+    def scored_as(own: pl.DataFrame) -> pl.DataFrame:
+        """The table with the scores that the items make up."""
+        is_base = pl.col("method") == "base"
+        return table.with_columns(
+            pl.when(is_base).then(pl.lit(own["base"].mean())).otherwise(pl.lit(own["tuned"].mean())).alias(name)
+            for name in ("prior", "prior_a")
+        )
+
+    unpaired = 0.01 * 2**0.5
+    own = outcomes_of(worst, more=60, less=20, n=2000)
+    assert noise(own) == pytest.approx(stats.sem(own["base"].to_numpy() - own["tuned"].to_numpy()), rel=0.02)
+    assert 0 < (noise(outcomes_of(worst, more=0, less=0, n=2000)) or 0) < 0.001  # where none differs it is not 0
+    # Where it is not known what became of an item, or the items do not make up the scores: as before.
+    assert noise(None) == pytest.approx(unpaired)
+    assert noise(own.with_columns(base=pl.when(pl.col("item") != "7").then(pl.col("base")))) == pytest.approx(unpaired)
+    assert noise(own.with_columns(step=pl.lit(worst["step"] + 1, pl.Int64))) == pytest.approx(unpaired)
+    assert noise(own.with_columns(prior=pl.lit("b"))) == pytest.approx(unpaired)
+    halved = scored_as(own).with_columns(pl.col("prior", "prior_a") / 2)
+    assert calibrate.fit(halved, BASE, outcomes=lambda run_id: own).prior.noise == pytest.approx(unpaired)
+
+
+def test_the_noise_of_a_group_is_as_the_group_weighs_its_tasks() -> None:
+    table = table_of(made_up(10))
+    worst = table.filter(pl.col("method") != "base").sort("forgetting", descending=True).row(0, named=True)
+    own = outcomes_of(worst, more=60, less=20, n=2000)
+    kept = own.filter((pl.col("task") == "a_0") | (pl.col("item").cast(pl.Int64) < 100))  # 1000 items, and 50
+    by_task = kept.group_by("task").agg(pl.col("base", "tuned").mean()).mean()
+    base, tuned = by_task["base"][0], by_task["tuned"][0]
+    is_base = pl.col("method") == "base"
+    weighed = table.with_columns(
+        pl.when(is_base).then(base).otherwise(tuned).alias(name) for name in ("prior", "prior_a")
+    )
+    found = calibrate.fit(weighed, BASE, outcomes=lambda run_id: kept).prior.noise
+    errors = [stats.sem(part["base"].to_numpy() - part["tuned"].to_numpy()) for part in kept.partition_by("task")]
+    assert found == pytest.approx(math.hypot(*errors) / 2, rel=0.05)
+
+
 def test_what_a_law_is_not_worth_is_said() -> None:
     few = table_of(made_up(4).with_columns(method=pl.lit("sft")))
     said = calibrate.warnings_of(calibrate.fit(few, BASE), few)
@@ -135,6 +205,15 @@ def test_the_command_makes_a_law_of_a_users_own_data(
     law = LawFile.load(out / "law.json")
     assert len(law.forecaster.left_out) == 4
     law.check(load(base).model, tokenizer)
+    # Two answers of six items: by the items of the run that forgot most, which differ or do not.
+    worst = max(law.data, key=lambda row: row.forgetting)
+    table = pl.read_parquet((out / "records.parquet").read_bytes())
+    (run_id,) = table.filter(pl.col("trajectory") == worst.run)["run_id"].unique()
+    own = items.read(out / "runs" / run_id / "items.parquet").filter(pl.col("step") == worst.step)
+    assert set(own["choices"]) == {2}
+    gone = int((own["base"] > own["tuned"]).sum()), int((own["base"] < own["tuned"]).sum())
+    low, high = tango(*gone, 6, 0.6826894921)
+    assert law.prior.noise == pytest.approx((high - low) / 2, rel=1e-6)
     assert law.generic.texts == GENERIC.texts
     assert law.settings == probes.ProbeSettings(4, 1, (), True, "float32")
     prompts = probes.read_prompts(out / "prompts.jsonl")

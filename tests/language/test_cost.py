@@ -21,6 +21,7 @@ from rlrazor.experiments.language.suites import PriorSuite
 from rlrazor.experiments.language.tasks import Form, Item, Splits, Task
 from rlrazor.lm.models import LanguageModel
 from rlrazor.lm.probes import GenericText
+from rlrazor.lm.scores import Score
 from rlrazor.runs.dry_run import Counts, DryRun, Measured, estimate, planned
 from rlrazor.runs.experiment import Cost, Phase
 from rlrazor.runs.records import BASE
@@ -141,14 +142,16 @@ def test_answers_that_all_score_alike_are_said_before_hours_of_training(score: f
 
     task = Task("own", "own", "", lambda path: Splits(items, items), verify, Form(3, chat=False))
     text = GenericText(("some text", "and more"))
-    suite = PriorSuite(lambda lm: {"a": (0.5, None)}, text, text.texts, ("ab", "cd", "ef", "abc") * 4)
+    suite = PriorSuite(
+        lambda lm: {"a": Score(0.5, None, 4, "acc", "1")}, text, text.texts, ("ab", "cd", "ef", "abc") * 4
+    )
     reference = Reference(base, [Asked(base, task, Prompts.of(task, items, base), suite, 1, "greedy")], suite)
     heard: list[str] = []
     ignored: Any = lambda *_: None  # noqa: E731
     with phases.heard(ignored, heard.append):
-        reference.base_record("base")
+        reference.base_checkpoint("base")
         for step in (5, 10):
-            reference.record("run", step, 0.5, tiny_llama(seed=2), frozen=model)
+            reference.checkpoint("run", step, 0.5, tiny_llama(seed=2), frozen=model)
     if score is None:
         assert heard == []
         return

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,14 +18,15 @@ from own_tasks import SCORES, metric, own_task
 from rlrazor.cli import main
 from rlrazor.cli.printing import records_table
 from rlrazor.errors import RazorError
-from rlrazor.experiments.language import cost, evaluate, suites, trainers, world
+from rlrazor.experiments.language import cost, evaluate, suites, tiny, trainers, world
 from rlrazor.experiments.language.unfinished import Unfinished, save_model
 from rlrazor.lm.adapters import weights_of
 from rlrazor.lm.models import LanguageModel, load
 from rlrazor.lm.prior import PriorTasks
 from rlrazor.lm.probes import GenericText
-from rlrazor.lm.scores import NotANumberError
+from rlrazor.lm.scores import NotANumberError, Score
 from rlrazor.report import drawing
+from rlrazor.runs import items
 from rlrazor.runs.records import Record
 from rlrazor.runs.store import Checkpoint
 from rlrazor.runs.sweep import DivergedError
@@ -57,7 +59,8 @@ def verify(prompt, completion, wanted, **columns):
 
 def results_of(out: Path) -> dict[str, bytes]:
     """Every file of the runs and the table, but for the wall times."""
-    files = [*out.glob("runs/*/records.jsonl"), *out.glob("runs/*/spec.json"), out / "records.parquet"]
+    names = ("records.jsonl", "items.parquet", "spec.json")
+    files = [*(path for name in names for path in out.glob(f"runs/*/{name}")), out / "records.parquet"]
     return {str(path.relative_to(out)): path.read_bytes() for path in files}
 
 
@@ -93,11 +96,41 @@ def test_the_sweep_measures_every_checkpoint(swept: Path) -> None:
     assert "FashionMNIST" not in page
 
 
+def test_the_outcomes_of_items_are_those_of_the_scores(swept: Path) -> None:
+    table = pl.read_parquet(swept / "records.parquet")
+    untuned = table.row(by_predicate=pl.col("method") == "base", named=True)
+    for row in table.iter_rows(named=True):
+        own = pl.read_parquet(swept / "runs" / row["run_id"] / "items.parquet").filter(pl.col("step") == row["step"])
+        assert set(own["prior"]) == {"copy", "reverse", "sort", "next", "unique"}
+        for (prior,), of in own.group_by("prior"):
+            assert of["item"].n_unique() == len(of) == 256
+            assert of["base"].mean() == pytest.approx(untuned[f"prior_{prior}"])
+            assert of["tuned"].mean() == pytest.approx(row[f"prior_{prior}"])
+
+
+def test_items_that_changed_since_the_base_was_scored_are_one_sentence(
+    swept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(swept, tmp_path / "own")
+    original = tiny.scored_examples
+    monkeypatch.setattr(
+        tiny,
+        "scored_examples",
+        lambda: {name: [("C:cab=", "cab"), *examples[1:]] for name, examples in original().items()},
+    )
+    world.last_world.clear()
+    assert main([*SWEEP, "--methods", "sft-one", "--lrs", "5e-3", "--jobs", "1", "--out", str(tmp_path / "own")]) == 2
+    world.last_world.clear()
+    assert "The items of the prior task copy are not those that the base was scored on: 1 of them are new, and 1" in (
+        " ".join(capfd.readouterr().err.split())
+    )
+
+
 def test_two_processes_give_the_same_bits(swept: Path, tmp_path: Path) -> None:
     command = [*SWEEP, "--methods", "sft-one,reinforce", "--jobs", "2", "--out", str(tmp_path / "two")]
     assert main(command) == 0
     runs = {name: data for name, data in results_of(tmp_path / "two").items() if name.startswith("runs/")}
-    assert len(runs) == 2 * 3
+    assert len(runs) == 3 * 3
     assert runs.items() <= results_of(swept).items()
 
 
@@ -144,7 +177,7 @@ def test_an_interrupted_sweep_goes_on_within_its_runs(
     assert trained == [1, 2, 1, 2]
     assert not (out / ".unfinished").exists()
     runs = {name: data for name, data in results_of(out).items() if name.startswith("runs/")}
-    assert len(runs) == 2 * 3
+    assert len(runs) == 3 * 3
     assert runs.items() <= results_of(swept).items()
     assert (
         sorted(path.name for path in out.glob("runs/*/weights/*"))[-4:]
@@ -178,6 +211,23 @@ def test_a_run_resumes_from_what_is_whole_or_starts_anew(tmp_path: Path) -> None
     assert list(unfinished.begin([2, 4, 6], lambda step: step == 4)[1]) == [2, 4]
     assert unfinished.begin([2, 4, 6], lambda step: True) == (None, {})
     assert not folder.exists()
+
+
+def test_a_run_that_resumes_has_the_outcomes_up_to_there(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    unfinished = Unfinished(folder, keep=True)
+    own = pl.DataFrame([{"prior": "a", "task": "a", "item": "1", "base": 1.0, "tuned": 0.0}], schema=items.BESIDE)
+    (folder / "checkpoint-4").mkdir(parents=True)
+    (folder / "checkpoint-4" / "trainer_state.json").write_text("{}")
+    for step, known in ((2, own), (4, None)):
+        unfinished.add(Checkpoint(Record("r", step, 0.5, 0.1, {"tiny": 0.2}, {}), items=known))
+    _, found = unfinished.begin([2, 4], lambda step: False)
+    assert found[2].items is not None
+    assert_frame_equal(found[2].items, own)
+    assert found[4].items is None
+    (folder / "items-2.parquet").write_bytes(b"PAR1")
+    with pytest.raises(RazorError, match=r"items-2.parquet is damaged\. Delete .*run to train from the start"):
+        unfinished.begin([2, 4], lambda step: False)
 
 
 # A local model and a task of one's own
@@ -499,7 +549,7 @@ def test_a_table_shows_no_error_that_is_not_known() -> None:
 
 
 def test_a_score_that_is_no_number_is_a_run_that_diverged(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def scores(lm: LanguageModel) -> dict[str, tuple[float, float | None]]:
+    def scores(lm: LanguageModel) -> dict[str, Score]:
         raise NotANumberError("a scored nan (acc), which is no number.")
 
     text = GenericText.built_in()
@@ -507,10 +557,10 @@ def test_a_score_that_is_no_number_is_a_run_that_diverged(base: Path, monkeypatc
     reference = evaluate.Reference.__new__(evaluate.Reference)
     reference.base, reference.suite = load(base), suite
     with pytest.raises(DivergedError) as caught:
-        reference.record("run", 3, 0.5, reference.base.model)
+        reference.checkpoint("run", 3, 0.5, reference.base.model)
     assert (caught.value.step, caught.value.epoch) == (3, 0.5)
     with pytest.raises(RazorError, match="a scored nan"):  # of the base it is an error
-        reference.base_record("run")
+        reference.base_checkpoint("run")
 
 
 def test_a_checkpoint_without_a_tokenizer_is_evaluated_with_the_bases(

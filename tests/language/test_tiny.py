@@ -107,7 +107,15 @@ def test_a_prior_score_is_what_greedy_decoding_gets_right(model: object, monkeyp
     assert len(greedy) == 30
     spoilt = [(prompt, text + "a" if index % 3 == 0 else text) for index, (prompt, text) in enumerate(greedy)]
     monkeypatch.setattr(tiny, "scored_examples", lambda: {"greedy": greedy, "spoilt": spoilt})
-    assert tiny.prior_scores(model) == pytest.approx({"greedy": 1.0, "spoilt": 2 / 3})
+    scores = tiny.prior_scores(model)
+    assert {name: score.value for name, score in scores.items()} == pytest.approx({"greedy": 1.0, "spoilt": 2 / 3})
+    outcomes = scores["spoilt"].items["spoilt"]
+    assert list(outcomes.values()) == [float(index % 3 != 0) for index in range(30)]
+    assert [asked.prompt for asked in scores["spoilt"].questions["spoilt"].values()] == [one for one, _ in spoilt]
+    # An item is named by what it says: where that is the same it has the same name, and only there.
+    same = [index for index, (one, other) in enumerate(zip(greedy, spoilt, strict=True)) if one == other]
+    of_greedy = list(scores["greedy"].items["greedy"])
+    assert [index for index, name in enumerate(outcomes) if name in of_greedy] == same
 
 
 def test_expected_accuracy_is_the_sum_over_all_completions_that_verify(model: object) -> None:
@@ -162,4 +170,4 @@ def test_the_base_is_as_it_has_to_be() -> None:
     assert 0.2 < tiny.expected_accuracy(logps) < 0.6
     optimum = tiny.optimal_logps(logps)
     assert -(optimum.exp() * optimum).sum(dim=1).mean() > math.log(5)  # at least five answers' worth of entropy
-    assert min(tiny.prior_scores(model).values()) > 0.9
+    assert min(score.value for score in tiny.prior_scores(model).values()) > 0.9

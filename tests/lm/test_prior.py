@@ -303,6 +303,49 @@ def test_of_a_group_items_are_those_of_its_tasks_as_lm_eval_weighs_them() -> Non
     assert items(0.6, True, aggregation=max) == {}
 
 
+def test_a_question_has_its_answers_and_what_the_model_took_for_likely(model: Any, mirror: Path) -> None:
+    """Against log-likelihoods by plain forward passes; the likeliest being a right one explains each outcome."""
+    score = evaluate(model, mirror, "hellaswag")
+    asked = list(score.questions["hellaswag"].values())
+    for question, row in zip(asked, HELLASWAG, strict=True):
+        context = f"{row['activity_label']}: {row['ctx_a']} {str(row['ctx_b']).capitalize()}"
+        likely = [log_likelihood(model, context, f" {ending}") / len(ending) for ending in row["endings"]]
+        assert question.logprobs == pytest.approx(likely, rel=1e-4)
+        assert question.prompt.lower() == context.lower()
+        assert (question.choices, question.right) == (tuple(row["endings"]), (int(row["label"]),))
+    for task in ("hellaswag", "winogrande", "mmlu_anatomy", "mmlu_virology"):
+        score = evaluate(model, mirror, task)
+        for name, question in score.questions[task].items():
+            assert len(question.choices) == len(question.logprobs) == (2 if task == "winogrande" else 4)
+            assert score.items[task][name] == float(int(np.argmax(question.logprobs)) in question.right)
+    winogrande = next(iter(evaluate(model, mirror, "winogrande").questions["winogrande"].values()))
+    assert winogrande.prompt == "The cat met the dog and _ was glad."  # what is before the options, and after them
+    assert winogrande.choices == ("cat", "dog")
+
+
+def test_of_what_is_no_choice_only_the_prompt_is_told(model: Any, mirror: Path, says: Any) -> None:
+    mass = next(iter(evaluate(model, mirror, "truthfulqa_mc2").questions["truthfulqa_mc2"].values()))
+    assert mass.right == ()  # its score is a mass, not the likeliest
+    assert mass.choices == ("yes it is", "it is", "no")
+    assert mass.prompt.endswith("Q: Is 0 odd?\nA:")
+    says("no commas in here")
+    told = next(iter(evaluate(model, mirror, "ifeval").questions["ifeval"].values()))
+    assert (told.choices, told.logprobs, told.prompt) == ((), (), "Say 0 without commas.")
+
+
+def test_a_groups_tasks_are_in_its_groups() -> None:
+    class Group(list[Any]):
+        name = "g_stem"
+
+        def get_all_tasks(self) -> list[Any]:
+            return [SimpleNamespace(task_name="a"), SimpleNamespace(task_name="b")]
+
+    leaves = dict.fromkeys("abc", SimpleNamespace())
+    within = Task("g", {"tasks": leaves, "groups": {"g": [Group(), SimpleNamespace(task_name="c")]}})
+    assert within.categories == {"a": "g_stem", "b": "g_stem", "c": "c"}
+    assert Task("a", {"tasks": {"a": SimpleNamespace()}, "groups": {}}).categories == {}
+
+
 def test_a_score_of_a_whole_corpus_has_no_items(model: Any, tmp_path: Path) -> None:
     assert score_of(model, own_task(tmp_path, metric("brier_score", "false", "brier_score"))).items == {}
     code = "def aggregate(items):\n    return 0.5\n\n" + SCORES + "{'rate': 0.5}"

@@ -36,6 +36,8 @@ from rlrazor.system.terminal import Terminal
 from rlrazor.system.writing import Output, require_our_folder, write_text
 
 if TYPE_CHECKING:
+    import polars as pl
+
     from rlrazor.experiments.language.experiment import Language
     from rlrazor.experiments.language.tasks import Splits
     from rlrazor.guard.law_file import LawFile
@@ -188,7 +190,12 @@ def _write(
     base = calibrate.Base(config.base, own.digest, own.tokenizer_digest, on)
     table = read_table(out / "records.parquet")
     versions = {**versions_of("transformers", "trl", "lm-eval"), "training precision": config.precision}
-    law = calibrate.fit(table, base, level=arguments.level, made=Made(versions, command))
+    store = RunStore(out)
+
+    def outcomes(run_id: str) -> "pl.DataFrame | None":
+        return store.items(run_id) if store.has_items(run_id) else None
+
+    law = calibrate.fit(table, base, level=arguments.level, made=Made(versions, command), outcomes=outcomes)
     _save_law(law, out)
     drawing.save(law_page.figure(law), out)
     chat = task.form.chat and own.has_chat_template

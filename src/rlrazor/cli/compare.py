@@ -69,6 +69,12 @@ def add_to(commands: Subparsers) -> None:
         "--prior", metavar="TASKS", help="prior tasks to measure: lm-eval names, comma-separated (default: none)"
     )
     truth.add_argument("--prior-limit", type=int, metavar="N", help="items of each at most (default: 0, all)")
+    truth.add_argument(
+        "--noise-floor",
+        action="store_true",
+        help="measure how far the base's scores are from themselves, in other batches and in another precision, and "
+        "with other examples where a task shows some. Kept in the cache, and shown beside every drop from then on",
+    )
     truth.add_argument("--data-mirror", type=Path, metavar="DIR", help="local JSONL files of the prior tasks")
     truth.add_argument("--allow-code-execution", action="store_true", help="run code that the model writes (HumanEval)")
     parser.set_defaults(run=run)
@@ -121,9 +127,10 @@ def _compared(arguments: argparse.Namespace, law: "LawFile | None", limits: Limi
     metrics = {} if suite is None else suite.metrics()  # what is missing shows at once
     if limits.drop is not None:
         check_judge(law, metrics, limits.drop)
-    pair = Pair(arguments.base, arguments.tuned, dtype, arguments.as_given, default_cache())
+    floor = arguments.noise_floor
+    pair = Pair(arguments.base, arguments.tuned, dtype, arguments.as_given, default_cache(), floor)
     how: dict[str, Any] = {"generic": on.generic, "settings": on.settings, "level": arguments.level}
-    with steps_shown(steps(suite)) as told:
+    with steps_shown(steps(suite, noise_floor=floor)) as told:
         found = compare(pair, on.prompts, law=law, suite=suite, told=told, **how)
     return replace(found, setup=replace(found.setup, sources=_sources(arguments)))
 
@@ -164,6 +171,8 @@ def _sources(arguments: argparse.Namespace) -> dict[str, str]:
 
 
 def _limits(arguments: argparse.Namespace) -> Limits:
+    if arguments.noise_floor and arguments.prior is None:
+        raise RazorError("--noise-floor is that of the prior tasks' scores: name them with --prior.")
     drop, kl = arguments.fail_above, arguments.fail_above_kl
     bounds.check("budget", drop, "--fail-above")
     bounds.check("kl_budget", kl, "--fail-above-kl")

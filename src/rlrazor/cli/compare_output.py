@@ -11,27 +11,33 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from rlrazor.analysis.lost import SHOWN, Transitions
 from rlrazor.cli.printing import console_for_tables
 from rlrazor.guard.base_side import shortened
 from rlrazor.guard.comparison import Comparison
 from rlrazor.guard.comparison_page import (
     LABELS,
-    SCORE_HEADERS,
+    score_headers,
     sentences,
     settings_of,
+    shown_floor,
     shown_scores,
     told_apart,
     verdict,
 )
 from rlrazor.guard.judgement import Judgement, worst
+from rlrazor.guard.lost_items import HEADERS, in_turn, shown_changes, shown_item
 from rlrazor.guard.scale import FIRST, known_runs, shown_estimate
 from rlrazor.guard.truth import Truth
 from rlrazor.guard.verdict import Verdict
 from rlrazor.guard.weight_changes import WeightChange
 
 WORST = 3  # prompts in the terminal
+CATEGORIES = 10  # of a prior task, there
 LINE = 90  # characters of one
-WIDE = 110  # of a terminal: there only a task's name is wrapped
+WIDE = 110  # of a terminal: there only a task's name is wrapped, and a metric's that is as LONG
+LONG = 15
+WIDEST = 140  # there a figure and its interval are on a line in the table of items too
 
 
 def as_json(found: Comparison, judged: Sequence[Judgement] = ()) -> dict[str, Any]:
@@ -86,7 +92,15 @@ _OF_ALL = ("drop", "stderr", "interval", "level", "limit")
 def _truth(truth: Truth) -> dict[str, Any]:
     tasks = {name: {of: getattr(task, of) for of in _OF_TASK} for name, task in truth.tasks.items()}
     scores = {of: {name: task[of] for name, task in tasks.items()} for of in ("base", "tuned")}
-    return {"tasks": tasks, **scores, **{of: getattr(truth, of) for of in _OF_ALL}}
+    items = {name: one.as_json() for name, one in truth.items.items()}
+    floor = None if truth.floor is None else {**truth.floor.model_dump(), "of_mean": truth.mean_floor}
+    return {
+        "tasks": tasks,
+        "items": items,
+        "noise_floor": floor,
+        **scores,
+        **{of: getattr(truth, of) for of in _OF_ALL},
+    }
 
 
 def print_findings(found: Comparison, judged: Sequence[Judgement]) -> None:
@@ -100,6 +114,8 @@ def print_findings(found: Comparison, judged: Sequence[Judgement]) -> None:
     console.print(weights, highlight=False)
     if found.truth is not None:
         console.print(_scores(found.truth, wide=console.width >= WIDE))
+        if found.truth.items:
+            _print_items(found.truth, console)
     shown = dict(settings_of(found.setup, found.pair.dtype))
     measured = (f"{name} {shown[name]}" for name in ("prompts", "completions", "generic probe"))
     console.print(Text(f"Settings: {'; '.join(measured)}; {found.pair.dtype}.", style="dim"))
@@ -122,6 +138,35 @@ def _print_moved(found: Comparison, console: Console) -> None:
         console.print(Text(f"  {prompt.total:8.3f} {100 * prompt.first_share:4.0f} %  {cut}"))
 
 
+def _print_items(truth: Truth, console: Console) -> None:
+    table, whole, wide = Table(box=box.SIMPLE_HEAD), console.width >= WIDE, console.width >= WIDEST
+    for number, header in enumerate(HEADERS):
+        first = number == 0
+        table.add_column(header, justify="left" if first else "right", overflow="fold", no_wrap=first and whole)
+
+    def add(name: str, of: Transitions) -> None:
+        cells = shown_changes(of)
+        table.add_row(Text(name), *(Text(cell if wide else cell.replace(" [", "\n[")) for cell in cells))
+
+    for name, one in truth.items.items():
+        add(name, one.whole)
+        for category, part in list(one.categories.items())[:CATEGORIES]:
+            add(f"  {category}", part)
+        if (more := len(one.categories) - CATEGORIES) > 0:
+            table.add_row(Text(f"  and {more} more, on the page"))
+    console.print(table)
+    listed = in_turn(truth.items, SHOWN)
+    if not listed:
+        return
+    console.print(
+        "Lost most surely, by how far the right answer fell behind the best wrong one; without answers to choose "
+        "among, the first that were lost. Task by task in turn; more on the page:",
+        highlight=False,
+    )
+    for name, lost in listed:
+        console.print(Text(f"  {name}: {shown_item(lost)}"), soft_wrap=False)
+
+
 def _distances(found: Comparison) -> Table:
     title = Text(f"{found.pair.tuned} against {found.pair.base}")
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
@@ -135,13 +180,15 @@ def _distances(found: Comparison) -> Table:
 
 def _scores(truth: Truth, *, wide: bool) -> Table:
     scores = Table(box=box.SIMPLE_HEAD)
-    for header in SCORE_HEADERS:
+    long = truth.floor is not None or any(len(task.metric) > LONG for task in truth.tasks.values())
+    wrapped = ["prior task"] + ["metric"] * long
+    for header in score_headers(truth):
         scores.add_column(
             f"{truth.level:.0%} interval" if header == "interval" else header,
             justify="left" if header in ("prior task", "metric") else "right",
             overflow="fold",
-            no_wrap=wide and header != "prior task",
+            no_wrap=wide and header not in wrapped,
         )
     for task, change in truth.tasks.items():
-        scores.add_row(Text(task), *shown_scores(change))
+        scores.add_row(Text(task), *shown_scores(change), *shown_floor(truth, task))
     return scores

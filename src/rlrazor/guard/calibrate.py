@@ -7,19 +7,24 @@ records.parquet does as well.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import polars as pl
 
-from rlrazor.analysis import forecast, law
+from rlrazor.analysis import forecast, law, paired
+from rlrazor.analysis.paired import Difference
 from rlrazor.errors import RazorError
 from rlrazor.guard.law_file import UNKNOWN, LawFile, Made
 from rlrazor.guard.law_schema import LawProbe
 from rlrazor.guard.measured_on import FEW_PROMPTS, MeasuredOn
 from rlrazor.runs.records import BASE
 
+Outcomes = Callable[[str], pl.DataFrame | None]
+"""By the id of a run what became of each item of the prior tasks, of the columns `items.SCHEMA`, where it is known."""
+
+ONE_ERROR = math.erf(math.sqrt(0.5))  # the level at which an interval is a standard error to each side, as a rule
 KEPT = ("method", "seed", "lr", "step", "new", "prior", *forecast.CANDIDATES[-1], "forgetting")
 
 
@@ -40,8 +45,9 @@ def fit(
     level: float = 0.9,
     candidates: Sequence[Sequence[str]] = forecast.CANDIDATES,
     made: Made = UNKNOWN,
+    outcomes: Outcomes = lambda run_id: None,
 ) -> LawFile:
-    """Fit the law to a table as `records.to_table` makes it, the base's row among its rows.
+    """Fit the law to a table as `records.to_table` makes it, the base's row among its rows; `outcomes` of its runs.
 
     Raises RazorError where the base's row is missing, for fewer than 3 runs, and where no fit is possible.
     """
@@ -65,7 +71,7 @@ def fit(
         forecaster,
         choice,
         base={"name": base.name, "digest": base.digest, "tokenizer": base.tokenizer_digest},
-        prior={"scores": scores, "mean": score, "noise": _noise(table)},
+        prior={"scores": scores, "mean": score, "noise": _noise(untuned, of_fit, outcomes)},
         probe=LawProbe.of(base.on),
         level=level,
         data=kept.to_dicts(),
@@ -96,15 +102,53 @@ def warnings_of(found: LawFile, table: pl.DataFrame) -> list[str]:
     return said
 
 
-def _noise(table: pl.DataFrame) -> float | None:
-    """The standard error of a difference of prior scores; None where it is not known.
+def _noise(untuned: pl.DataFrame, of_fit: pl.DataFrame, outcomes: Outcomes) -> float | None:
+    """The standard error of the largest drop that the law was fitted to; None where it is not known.
+
+    By the items of that checkpoint, paired with the base's, where it is known of each what became of it. Else as if the
+    two had been scored on different items: too large as a rule, and 0 of a base that is always right.
+    """
+    worst = of_fit.row(int(of_fit["forgetting"].arg_max() or 0), named=True)
+    found = _paired_noise(untuned, worst, outcomes)
+    return _unpaired_noise(untuned) if found is None else found
+
+
+def _paired_noise(untuned: pl.DataFrame, worst: Mapping[str, Any], outcomes: Outcomes) -> float | None:
+    """Half of the interval that holds as much as one standard error to each side; not 0 where no item differs."""
+    items = outcomes(worst["run_id"]) if "run_id" in worst else None
+    if items is None:
+        return None
+    parts = []
+    for name in _suite(untuned):
+        own = items.filter(pl.col("prior") == name, pl.col("step") == worst["step"])
+        drop = float(untuned[f"prior_{name}"].mean()) - worst[f"prior_{name}"]  # type: ignore[arg-type]
+        if (difference := _difference(own, drop)) is None:
+            return None
+        parts.append(difference)
+    low, high = paired.Mean(parts).interval(ONE_ERROR)
+    return (high - low) / 2 if math.isfinite(high - low) else None
+
+
+def _difference(items: pl.DataFrame, drop: float) -> Difference | None:
+    """Of a prior task's items, or its tasks, as it weighs them: what comes to its `drop`; None where neither does."""
+    if items.is_empty() or items["base"].null_count() or items["tuned"].null_count():
+        return None
+    groups = [[items], items.partition_by("task", maintain_order=True)]
+    for parts in groups:
+        found = paired.Mean([paired.paired(one["base"], one["tuned"], bounded=True) for one in parts])
+        if math.isclose(found.mean, drop, abs_tol=1e-6):
+            return found
+    return None
+
+
+def _unpaired_noise(untuned: pl.DataFrame) -> float | None:
+    """As if base and checkpoint had been scored on different items.
 
     Tables of earlier versions have one also where a task had none, as if that task's score were exact.
     """
-    base = table.filter(pl.col("method") == BASE)
-    known = {name for name in table.columns if name.endswith("_stderr") and base[name].null_count() == 0}
-    tasks = {f"prior_{name}_stderr" for name in _suite(table)}
+    known = {name for name in untuned.columns if name.endswith("_stderr") and untuned[name].null_count() == 0}
+    tasks = {f"prior_{name}_stderr" for name in _suite(untuned)}
     if "prior_stderr" not in known or tasks & known not in (set(), tasks):
         return None
-    error: Any = base["prior_stderr"].mean()
+    error: Any = untuned["prior_stderr"].mean()
     return math.sqrt(2) * float(error) if error or tasks & known else None

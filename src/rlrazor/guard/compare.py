@@ -23,7 +23,7 @@ from rlrazor import drift
 from rlrazor.analysis.forecast import FORWARD, PROBE
 from rlrazor.drift.representation import NEIGHBOURS
 from rlrazor.errors import RazorError
-from rlrazor.guard import scale
+from rlrazor.guard import noise_floor, scale
 from rlrazor.guard.base_side import kls_of
 from rlrazor.guard.by_prompt import by_prompt
 from rlrazor.guard.comparison import (
@@ -38,6 +38,7 @@ from rlrazor.guard.comparison import Pair as Pair
 from rlrazor.guard.law_file import LawFile
 from rlrazor.guard.measured_on import MeasuredOn, Measuring
 from rlrazor.guard.measuring import NO_MEMORY, ReadBase
+from rlrazor.guard.noise_floor import VARIANTS, NoiseFloor
 from rlrazor.guard.overlap import template_caution
 from rlrazor.guard.scale import Noise
 from rlrazor.guard.truth import truth_of
@@ -62,9 +63,10 @@ LEVEL = 0.9  # of intervals where neither a law nor the caller says another
 Told = Callable[[str], None]
 
 
-def steps(suite: PriorTasks | None) -> int:
-    """Of the progress: so often `compare` says what it begins."""
-    return STEPS + 2 * (0 if suite is None else len(dict.fromkeys(suite.tasks or ())))
+def steps(suite: PriorTasks | None, *, noise_floor: bool = False) -> int:
+    """Of the progress: so often `compare` says what it begins, at most."""
+    tasks = 0 if suite is None else len(dict.fromkeys(suite.tasks or ()))
+    return STEPS + (2 + (noise_floor and VARIANTS)) * tasks
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,7 @@ def _comparison(request: _Request, found: _Found, notes: list[str]) -> Compariso
         notes.append(form)
     truth, before, after = None, found.base.scores, found.tuned.scores
     if before is not None and after is not None and request.suite is not None:
-        truth = truth_of(before, after, request.level, request.suite.limit)
+        truth = replace(truth_of(before, after, request.level, request.suite.limit), floor=found.base.floor)
         notes += [*dict.fromkeys([*before.notes, *after.notes]), *truth.notes]
     estimates = kls_of(drawn)
     law_says = None
@@ -212,6 +214,7 @@ class _OfBase:
     similar: Any
     noise: Noise
     scores: PriorScores | None
+    floor: NoiseFloor | None = None
 
 
 @dataclass
@@ -247,6 +250,8 @@ def _measure(request: _Request) -> _Found:
 
     told("loading the base")
     base = _base_side(load(pair.base, dtype=pair.dtype), request)
+    _free()
+    base.floor = _floor(request, base)
     _free()
     told("loading the tuned model")
     tuned, tokenizer = base.read.opened(pair.tuned)
@@ -284,6 +289,19 @@ def _base_side(base: LanguageModel, request: _Request) -> _OfBase:
         noise=scale.noise_of(base.model, forward),
         scores=_prior_scores(base, request, "base"),
     )
+
+
+def _floor(request: _Request, base: _OfBase) -> NoiseFloor | None:
+    """How far the base's prior scores are from themselves: what the cache knows, or measured where that is asked."""
+    pair = request.pair
+    if request.suite is None or base.scores is None:
+        return None
+    path = noise_floor.path_of(pair.cache_dir, base.read.digest, pair.dtype, base.scores)
+    found = noise_floor.cached(path, base.scores)
+    if found is None and pair.noise_floor:
+        found = noise_floor.measure(pair.base, pair.dtype, request.suite, base.scores, request.told)
+        noise_floor.cache(path, found)
+    return found
 
 
 def _prior_scores(lm: LanguageModel, request: _Request, whose: str) -> PriorScores | None:

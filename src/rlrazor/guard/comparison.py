@@ -23,7 +23,8 @@ REVERSE = "kl_reverse"
 class Pair:
     """What to compare. `tuned` is a model, or the folder of an adapter for `base`. `as_given`: trust the order.
 
-    `dtype`: what both are loaded, and measured, in.
+    `dtype`: what both are loaded, and measured, in. `noise_floor`: measure how far the base's prior scores are from
+    themselves, unless the cache knows it.
     """
 
     base: str
@@ -31,6 +32,7 @@ class Pair:
     dtype: str = "float32"
     as_given: bool = False
     cache_dir: Path | None = None
+    noise_floor: bool = False
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from rlrazor.analysis.forecast import FORWARD, PROBE
 from rlrazor.guard import scale
 from rlrazor.guard.comparison import REVERSE, Comparison, MeasuringSetup, PromptDrift
 from rlrazor.guard.judgement import Judgement, worst
+from rlrazor.guard.lost_items import HEADERS, MARGIN, shown_changes
 from rlrazor.guard.truth import TaskChange, Truth
 from rlrazor.lm.probes import GenericText
 from rlrazor.system.writing import write_text
@@ -42,8 +43,12 @@ def write_page(found: Comparison, path: Path, judged: Sequence[Judgement] = ()) 
         worst=worst(judged),
         labels=LABELS,
         estimate=scale.shown_estimate,
-        score_headers=SCORE_HEADERS,
+        score_headers=None if found.truth is None else score_headers(found.truth),
+        floor=shown_floor,
         scores=shown_scores,
+        item_headers=HEADERS,
+        changes=shown_changes,
+        margin=MARGIN,
         mean_drop=None if found.truth is None else shown_drop(found.truth),
         said=sentences(found),
         settings=settings_of(found.setup, found.pair.dtype),
@@ -99,6 +104,8 @@ def verdict(found: Comparison) -> str:
         parts.append(f"Forecast: the prior score drops by {drop:.1f} points {interval}.")
     if found.truth is not None and found.truth.drop is not None:
         said = f"Measured: it drops by {shown_drop(found.truth)}"
+        if (floor := found.truth.mean_floor) is not None:
+            said += f", noise floor {100 * floor:.1f} points"
         if by_law is not None:
             inside = by_law.forecast.low <= found.truth.drop <= by_law.forecast.high
             said += f", which is {'' if inside else 'not '}in the forecast's interval"
@@ -175,6 +182,19 @@ def shown_drop(truth: Truth) -> str | None:
 
 
 SCORE_HEADERS = ("prior task", "metric", "base", "tuned", "worse by", "interval", "paired error", "n")
+
+
+def score_headers(truth: Truth) -> tuple[str, ...]:
+    """With the noise floor, where it was measured."""
+    return SCORE_HEADERS if truth.floor is None else (*SCORE_HEADERS, "noise floor")
+
+
+def shown_floor(truth: Truth, name: str) -> tuple[str, ...]:
+    """The most by which a task's score in the base differs from itself, in its unit; no cell where not measured."""
+    if truth.floor is None:
+        return ()
+    apart = truth.floor.of_task(name)
+    return (f"{100 * apart:.1f} points" if truth.tasks[name].fraction else f"{apart:.4g}",)
 
 
 def shown_scores(task: TaskChange) -> tuple[str, ...]:

@@ -147,7 +147,9 @@ class LawBase(Schema):
 class LawPrior(Schema):
     """The base's scores, and the noise of a difference of two: its standard error, a fraction of 1.
 
-    At most, as it takes them to be of different items; None, for unknown, where a task has no standard error.
+    Of the largest drop that the law was fitted to, by the items of both, paired. Where it is not known what became of
+    each, and in files made before rlrazor kept that, as if the two were of different items, as a rule too large; None,
+    for unknown, where a task has no standard error.
     """
 
     scores: Annotated[dict[Name, Score], Field(min_length=1)]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from rlrazor.analysis import paired
 from rlrazor.analysis.paired import Difference
+from rlrazor.guard.lost_items import ItemChanges, item_changes
+from rlrazor.guard.noise_floor import NoiseFloor
 from rlrazor.guard.verdict import known
 from rlrazor.lm.scores import Score
 
@@ -52,11 +54,24 @@ class TaskChange:
 
 @dataclass(frozen=True)
 class Truth:
-    """Measured prior scores of both. `limit`: items of each task at most, as was asked for."""
+    """Measured prior scores of both. `limit`: items of each task at most, as was asked for.
+
+    `items`: what was lost and gained item by item, of the tasks whose items are right or wrong. `floor`: how far the
+    base's scores are from themselves, where that was measured.
+    """
 
     tasks: Mapping[str, TaskChange]
     level: float
     limit: int | None = None
+    items: Mapping[str, ItemChanges] = field(default_factory=dict)
+    floor: NoiseFloor | None = None
+
+    @property
+    def mean_floor(self) -> float | None:
+        """The largest that the mean drop of the base against itself was; None where that was not measured."""
+        return (
+            None if self.floor is None else self.floor.of_mean([n for n, task in self.tasks.items() if task.fraction])
+        )
 
     @property
     def difference(self) -> Difference | None:
@@ -82,7 +97,7 @@ class Truth:
     @property
     def notes(self) -> list[str]:
         """What a reader of the mean drop has to know, in sentences."""
-        said = []
+        said = [] if self.floor is None else [self.floor.describe()]
         if apart := [f"{name} ({task.metric})" for name, task in self.tasks.items() if not task.fraction]:
             said.append(
                 f"Scores that are not fractions of 1 are shown in their own unit and left out of the mean drop: "
@@ -104,7 +119,9 @@ class Truth:
 
 def truth_of(base: Mapping[str, Score], tuned: Mapping[str, Score], level: float, limit: int | None) -> Truth:
     """The change of each task; both have the same tasks."""
-    return Truth({name: _change(before, tuned[name], level) for name, before in base.items()}, level, limit)
+    tasks = {name: _change(before, tuned[name], level) for name, before in base.items()}
+    changes = {name: item_changes(base[name], tuned[name], level) for name, task in tasks.items() if task.paired}
+    return Truth(tasks, level, limit, {name: one for name, one in changes.items() if one is not None})
 
 
 def _change(base: Score, tuned: Score, level: float) -> TaskChange:

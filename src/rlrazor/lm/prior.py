@@ -31,6 +31,7 @@ from rlrazor import bounds
 from rlrazor.errors import RazorError
 from rlrazor.lm import compute
 from rlrazor.lm.harness.guest import as_guest, evaluating, untrained_punkt
+from rlrazor.lm.harness.questions import item_name, questions
 from rlrazor.lm.harness.tasks import Task, load_all
 from rlrazor.lm.models import LanguageModel
 from rlrazor.lm.scores import Metric, NotANumberError, PriorScores, Score
@@ -39,7 +40,7 @@ from rlrazor.system import phases
 
 _BOOTSTRAPS = 100  # for metrics whose standard error has no closed form; none of the default tasks
 _SEED = 1234  # lm-eval's
-_BATCH = 8  # inputs that are read together
+BATCH = 8  # inputs that are read together
 _NO_MEMORY = "Out of memory while evaluating the prior tasks: this model needs a bigger machine."
 
 
@@ -72,8 +73,20 @@ class PriorTasks:
             counts = [len(leaf.eval_docs) for task in loaded.values() for leaf in task.leaves.values()]
         return sum(count if self.limit is None else min(self.limit, count) for count in counts)
 
-    def scores(self, lm: LanguageModel, told: Callable[[str], None] = lambda task: None) -> PriorScores:
-        """Of a model; `told` hears of each task as it begins.
+    def shows_examples(self) -> bool:
+        """Whether any task puts examples into its prompts that are drawn by a seed. Loads what `metrics` loads."""
+        with self._loaded() as (loaded, _):
+            return any(leaf.get_config("num_fewshot") for task in loaded.values() for leaf in task.leaves.values())
+
+    def scores(
+        self,
+        lm: LanguageModel,
+        told: Callable[[str], None] = lambda task: None,
+        *,
+        batch: int = BATCH,
+        examples_seed: int = _SEED,
+    ) -> PriorScores:
+        """Of a model; `told` hears of each task as it begins. So many inputs are read together.
 
         The global random states and the model's train/eval mode are as before afterwards; a score does not depend on
         them, nor on the other tasks. With the same rows, scores are reproducible. Raises RazorError for a score that is
@@ -90,12 +103,12 @@ class PriorTasks:
             try:
                 with compute.memory_errors(_NO_MEMORY):
                     with evaluating("the prior tasks"):
-                        harness = HFLM(pretrained=lm.model, tokenizer=lm.tokenizer, batch_size=_BATCH)
+                        harness = HFLM(pretrained=lm.model, tokenizer=lm.tokenizer, batch_size=batch)
                     scores = {}
                     for number, (name, task) in enumerate(loaded.items(), 1):
                         told(f"{Path(name).name} ({number} of {len(loaded)})")
                         phases.at(f"prior task {Path(name).name},", number, len(loaded))
-                        scores[name] = _run(task, harness, self.limit)
+                        scores[name] = _run(task, harness, self.limit, examples_seed)
             finally:
                 lm.model.train(was_training)  # HFLM leaves it in eval mode,
                 if lm.tokenizer.pad_token != pad_token:
@@ -124,7 +137,7 @@ class PriorTasks:
         return notes
 
 
-def _run(task: Task, lm: Any, limit: int | None) -> Score:
+def _run(task: Task, lm: Any, limit: int | None, examples_seed: int) -> Score:
     """Score one task. Not by `simple_evaluate`, which also collects a report on the machine, in seconds a call."""
     import lm_eval
 
@@ -135,7 +148,7 @@ def _run(task: Task, lm: Any, limit: int | None) -> Score:
     for name, leaf in task.leaves.items():
         if leaf.get_config("num_fewshot") is None:
             leaf.set_config(key="num_fewshot", value=0)
-        leaf.set_fewshot_seed(_SEED)
+        leaf.set_fewshot_seed(examples_seed)
         generated = (leaf.get_config("generation_kwargs") or {}).get("max_gen_toks", 0)
         if leaf.OUTPUT_TYPE == "generate_until" and generated >= lm.max_length:
             raise RazorError(
@@ -169,6 +182,7 @@ def _score(task: Task, results: Mapping[str, Any]) -> Score:
             "or the model's outputs are not numbers any more."
         )
     by_size = task.weighs_by_size(name)
+    items = _items(task, results["samples"], name, filtered, by_size, float(value))
     return Score(
         value=float(value),
         stderr=float(stderr) if isinstance(stderr, float) and math.isfinite(stderr) else None,  # else "N/A"
@@ -176,8 +190,10 @@ def _score(task: Task, results: Mapping[str, Any]) -> Score:
         metric=name,
         version=str(results["versions"].get(task.name)),
         higher_is_better=task.metric(name).higher_is_better,
-        items=_items(task, results["samples"], name, filtered, by_size, float(value)),
+        items=items,
         by_size=by_size,
+        questions=questions(task, results["samples"], name, filtered) if items else {},
+        categories=task.categories if items else {},
     )
 
 
@@ -195,8 +211,7 @@ def _items(
         if leaf.aggregation().get(metric, mean) is not mean or not all(isinstance(one, Real) for one in outcomes):
             return {}
         if rows:
-            names = [f"{row['doc_id']}-{row['doc_hash'][:12]}" for row in rows]  # a task may have a row twice
-            found[name] = dict(zip(names, map(float, outcomes), strict=True))
+            found[name] = dict(zip(map(item_name, rows), map(float, outcomes), strict=True))
     if not found:
         return {}
     means = [math.fsum(of.values()) / len(of) for of in found.values()]

@@ -31,13 +31,30 @@ class Metric:
 
 
 @dataclass(frozen=True)
+class Question:
+    """What an item asks, and what a model took for likely.
+
+    `prompt`: its end, after "…" where it is longer. Where the model chooses among answers: `choices`, their texts;
+    `logprobs`, the log-likelihood of each in nats as the metric compares them (of `acc_norm` per character of the
+    answer, of `acc_bytes` per byte); and `right`, the places of the right ones, empty where the outcome is not whether
+    the likeliest is one of them.
+    """
+
+    prompt: str
+    choices: tuple[str, ...] = ()
+    logprobs: tuple[float, ...] = ()
+    right: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
 class Score:
     """A task's score and its standard error over the `n` items, None where it cannot be estimated.
 
     Both are fractions of 1 where `is_fraction`, else in the metric's own unit. `items`: task -> item -> its outcome, of
     a group's tasks or of the task itself, the same item having the same name whichever model is scored; empty where
     the score is no mean of outcomes, as perplexity and BLEU are none. `by_size`: each item of a group counts the same,
-    as lm-eval has it, or else each of its tasks.
+    as lm-eval has it, or else each of its tasks. `questions`: what the items ask, by the same names. `categories`: of a
+    group's tasks, the group that each is in, such as mmlu_stem, or its own name where it is in none below this one.
     """
 
     value: float
@@ -48,6 +65,8 @@ class Score:
     higher_is_better: bool = True
     items: Mapping[str, Mapping[str, float]] = field(default_factory=dict, repr=False)
     by_size: bool = True
+    questions: Mapping[str, Mapping[str, Question]] = field(default_factory=dict, repr=False)
+    categories: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     @property
     def is_fraction(self) -> bool:

@@ -5,6 +5,7 @@
       studies/NAME.json, studies/NAME.parquet                 the same for an analysis with runs of its own
       runs/<run_id>/spec.json                                 what was run
                     records.jsonl                             a line per checkpoint
+                    items.parquet                             what became of each item of its prior tasks: see `items`
                     seconds.json                              wall time; apart, because it differs from run to run
                     weights/step-000938.safetensors           of the checkpoints that the store keeps
 
@@ -22,7 +23,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -31,6 +32,7 @@ import polars as pl
 from safetensors import SafetensorError
 
 from rlrazor.errors import RazorError
+from rlrazor.runs import items as items_file
 from rlrazor.runs.records import BASE, SCHEMA_VERSION, Record, RunSpec
 from rlrazor.system import jsonl, processes
 from rlrazor.system.documents import checked, parse_json, read_json, read_text
@@ -67,11 +69,13 @@ class Checkpoint:
     """What a training loop yields: the record, and what gives the weights it was measured on (name -> tensor).
 
     They are asked for before training goes on, and only where they are kept. Where they lie elsewhere there are none,
-    and what is kept is an empty file.
+    and what is kept is an empty file. `items`: what became of each item of the prior tasks, of the columns
+    `items.BESIDE`; None where that is not known.
     """
 
     record: Record
     weights: Callable[[], Weights] = dict
+    items: pl.DataFrame | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -206,6 +210,8 @@ class RunStore:
                 _write_bytes(partial / "seconds.json", json.dumps({"seconds": round(seconds, 3)}).encode())
                 lines = [json.dumps(asdict(checkpoint.record), allow_nan=False) for checkpoint in checkpoints]
                 _write_bytes(partial / "records.jsonl", "".join(f"{line}\n" for line in lines).encode())
+                if (items := _items_of(checkpoints)) is not None:
+                    _write_bytes(partial / items_file.NAME, items_file.to_bytes(items))
                 if kept:
                     (partial / "weights").mkdir()
                 for checkpoint in kept:
@@ -236,6 +242,25 @@ class RunStore:
             if any(record.run_id != spec.run_id for record in records):
                 raise RazorError("records.jsonl has a record of another run.")
             return FinishedRun(spec, records, found.diverged_at)
+
+    def has_items(self, run_id: str) -> bool:
+        """Whether it is known what became of each item of the run's prior tasks."""
+        return (self.runs / run_id / items_file.NAME).exists()
+
+    def items(self, run_id: str) -> pl.DataFrame:
+        """What became of each item at the run's checkpoints, of the columns `items.SCHEMA`.
+
+        Raises RazorError where the file of it is damaged, or there is none: see `has_items`.
+        """
+        folder = self.runs / run_id
+        if not self.has_items(run_id):
+            raise RazorError(
+                f"Of the run {folder} it is not known what became of each item of its prior tasks: it has none, or was "
+                f"made by an rlrazor that did not keep that. In the latter case delete the folder {self.runs}, and run "
+                "the same command again."
+            )
+        with self._told(folder):
+            return items_file.read(folder / items_file.NAME)
 
     def seconds(self, spec: RunSpec) -> float:
         """Wall time of the training that served this run, measuring included; a prefix has that of the whole.
@@ -317,6 +342,14 @@ class RunStore:
 
     def _folder_of(self, spec: RunSpec) -> Path:
         return self.runs / spec.run_id
+
+
+def _items_of(checkpoints: Sequence[Checkpoint]) -> pl.DataFrame | None:
+    """Those of all checkpoints, of the columns `items.SCHEMA`; None where none has any."""
+    steps = [
+        one.items.with_columns(step=pl.lit(one.record.step, pl.Int64)) for one in checkpoints if one.items is not None
+    ]
+    return pl.concat(steps).select(*items_file.SCHEMA) if steps else None
 
 
 def _check_version(path: Path, stored: Any) -> None:

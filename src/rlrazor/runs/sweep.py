@@ -113,7 +113,7 @@ def _train_and_store(trajectory: Trajectory, train: Train, store: RunStore, prog
                 record = checkpoint.record
                 # Any may turn out to be the last: of a run that diverges, or of a beginning of this one.
                 weights = checkpoint.weights() if keep.wants(record.step, last=True) else {}
-                checkpoints.append(Checkpoint(record, partial(dict, weights)))
+                checkpoints.append(replace(checkpoint, weights=partial(dict, weights)))
                 progress.checkpoint(longest, record)
     except DivergedError as error:
         diverged = error

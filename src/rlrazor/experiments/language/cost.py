@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from rlrazor.experiments.language import world
+from rlrazor.experiments.language import tiny, world
 from rlrazor.experiments.language.config import TINY, Config
 from rlrazor.experiments.language.evaluate import OF_PROMPTS, OF_TEXTS
 from rlrazor.experiments.language.methods import Method, find_method
@@ -32,6 +32,7 @@ STEPS, SEQUENCES, PROMPTS, ITEMS, TEXTS, TOKENS, PRETRAINING = 4, 4, 4, 4, 12, 2
 """What is timed of a model that is not tiny: updates, of so many sequences; prompts, items of each prior task, texts,
 tokens of a completion. Of the tiny one only the updates and those of its pre-training are fewer than a run's."""
 RECORD_BYTES = 8000  # a record, in its run and in the table
+ITEM_BYTES = 100  # what became of an item, with four log-likelihoods
 STATE = 3  # an update's state in weights: the weights and AdamW's two moments
 _LEAST_ERROR = 0.3  # of an estimate, as a share: machines differ so much from one minute to the next, and so do sizes
 
@@ -40,7 +41,7 @@ _LEAST_ERROR = 0.3  # of an estimate, as a share: machines differ so much from o
 class Timing:
     """What a trial found. Seconds: of an update by kind of method, per sequence of it; of a measurement, and of
     measuring the base once more in each process; of a pre-training. `spread`: of the updates' seconds, as a share.
-    `parameters`: of the model. `bytes`: of a process. `timed`: in words.
+    `parameters`: of the model. `items`: of all prior tasks. `bytes`: of a process. `timed`: in words.
     """
 
     update: dict[tuple[str, ...], float] = field(default_factory=dict)
@@ -49,6 +50,7 @@ class Timing:
     pretraining: float = 0.0
     spread: float = 0.0
     parameters: int = 0
+    items: int = 0
     bytes: int = 0
     timed: str = ""
 
@@ -164,13 +166,15 @@ def _measured(found: Timing, clock: "_Clock", config: Config, small: Config, set
     prompts = min(config.test_prompts, test) / min(small.test_prompts, test)
     if config.base == TINY:
         tokens = texts = items = 1.0
+        found.items = tiny.SCORED * len(tiny.PRIOR_TASKS)
     else:
         tokens = _tokens(config, setup) / TOKENS
         whole = replace(setup, prior=replace(setup.prior, texts=None)).suite_of(config.prior, config.prior_limit)
         texts = max(1.0, len(whole.loss_texts) / TEXTS)
         items = 1.0
         if config.has_prior:
-            items = _items(config, config.prior_limit, setup) / _items(config, small.prior_limit, setup)
+            found.items = _items(config, config.prior_limit, setup)
+            items = found.items / _items(config, small.prior_limit, setup)
     scales = {OF_PROMPTS: prompts * tokens, OF_TEXTS: texts}
     own = {False: 0.0, True: 0.0}
     for (phase, after), seconds in clock.parts.items():
@@ -267,7 +271,7 @@ def trial_of(found: Timing, config: Config, setup: Setup) -> Trial:
     weights, state = 4 * found.parameters, 4 * STATE * trained
     sizes = Sizes(
         memory=found.bytes,
-        record=RECORD_BYTES,
+        record=RECORD_BYTES + ITEM_BYTES * found.items,
         weights=weights,
         base=weights if config.base == TINY else 0,
         model=4 * trained if setup.running.keep_models else 0,

@@ -10,12 +10,14 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
+import polars as pl
 import torch
 
 from rlrazor import drift
 from rlrazor.experiments.language import tiny
 from rlrazor.experiments.language.config import Config
 from rlrazor.experiments.language.demonstrations import Prompts
+from rlrazor.experiments.language.outcomes import items_of
 from rlrazor.experiments.language.setup import Setup
 from rlrazor.experiments.language.suites import PriorSuite
 from rlrazor.experiments.language.tasks import Task, score
@@ -47,8 +49,21 @@ DRIFT = (
 )
 """The columns of drift that a record may have, in the order of the report."""
 TUNED, SAMPLED = "tuned", "sampled"  # the purpose of samples of a policy that is measured; one of config.SCORED
-Measured = tuple[float, dict[str, float], dict[str, float], dict[str, float]]
-"""Of a record: new, prior, drift and metrics."""
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """What a checkpoint is made of: its record's new, prior, drift and metrics, and the outcomes of the prior's items.
+
+    `answers`: to each task that is asked. `items`: of the columns `items.OWN`; None where no outcome is known.
+    """
+
+    new: float
+    prior: dict[str, float]
+    drift: dict[str, float]
+    metrics: dict[str, float]
+    answers: Sequence["Answers"]
+    items: pl.DataFrame | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,6 +172,14 @@ class Asked:
         return scores.values
 
 
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """A checkpoint's record, and the outcomes of the prior's items as in `Measured`."""
+
+    record: Record
+    items: pl.DataFrame | None = None
+
+
 class Reference:
     """A base policy as every checkpoint is compared with it: on the tasks that are `asked`, and on prior ones.
 
@@ -183,7 +206,7 @@ class Reference:
         other.asked = asked
         return other
 
-    def record(
+    def checkpoint(
         self,
         run_id: str,
         step: int,
@@ -192,30 +215,32 @@ class Reference:
         metrics: Mapping[str, float] | None = None,
         *,
         frozen: Any = None,
-    ) -> Record:
+    ) -> Scored:
         """Measure a policy. `frozen` is the base's model, None where `model` is a PEFT model around it.
 
         Raises DivergedError where an output or a measure is not finite.
         """
         with finite(step, epoch):
-            new, scores, measures, own = self.measure(replace(self.base, model=model), frozen)[0]
-            self._warn(step, new)
-            return Record(run_id, step, epoch, new, scores, measures, {**(metrics or {}), **own})
+            found = self.measure(replace(self.base, model=model), frozen)
+            self._warn(step, found.new)
+            own = {**(metrics or {}), **found.metrics}
+            return Scored(Record(run_id, step, epoch, found.new, found.prior, found.drift, own), found.items)
 
-    def base_record(self, run_id: str) -> Record:
+    def base_checkpoint(self, run_id: str) -> Scored:
         """The base's own scores; its drift is 0 by definition, and left out."""
-        return self.measure_base(run_id)[0]
+        found = self.measure_base()
+        return Scored(Record(run_id, 0, 0.0, found.new, found.prior, {}, found.metrics), found.items)
 
-    def measure_base(self, run_id: str) -> tuple[Record, list[Answers]]:
-        """Its record, and its answers to each task that is asked."""
-        (new, scores, _, own), answers = self.measure(self.base, self.base.model)
+    def measure_base(self) -> Measured:
+        """Measure the base, and say where its answers to a task that is asked are all alike."""
+        found = self.measure(self.base, self.base.model)
         for asked in self.asked:
             if asked.same is not None:
                 phases.say(
                     f"The base's answers to the new task {_SAME[asked.same]}: {asked.example}. "
                     f"{_WHAT_TO_DO[asked.same]}"
                 )
-        return Record(run_id, 0, 0.0, new, scores, {}, own), answers
+        return found
 
     def _warn(self, step: int, new: float) -> None:
         """Say once that the first checkpoint scores as the base, all or nothing."""
@@ -223,12 +248,12 @@ class Reference:
             phases.say(f"After {step} updates too, all answers to the new task {_SAME[new]}. {_WHAT_TO_DO[new]}")
         self.warned = True
 
-    def measure(self, tuned: LanguageModel, frozen: Any) -> tuple[Measured, list[Answers]]:
-        """What a record is made of, and the answers to each task that is asked."""
+    def measure(self, tuned: LanguageModel, frozen: Any) -> Measured:
+        """What a checkpoint is made of."""
         own: dict[str, float] = {}
         prior = self.suite.scores(tuned)
-        own |= {f"prior_{name}_stderr": stderr for name, (_, stderr) in prior.items() if stderr is not None}
-        if (of_mean := stderr_of_mean(stderr for _, stderr in prior.values())) is not None:
+        own |= {f"prior_{name}_stderr": one.stderr for name, one in prior.items() if one.stderr is not None}
+        if (of_mean := stderr_of_mean(one.stderr for one in prior.values())) is not None:
             own["prior_stderr"] = of_mean
         phases.at(OF_TEXTS)
         texts = representation.ids_of_texts(tuned.model, tuned.tokenizer, self.suite.loss_texts)
@@ -245,8 +270,8 @@ class Reference:
         unrelated = representation.representation(tuned.model, tuned.tokenizer, self.suite.unrelated)
         measures["cknna_on_probe"] = drift.cknna(self.representation, unrelated)
         measures = {name: measures[name] for name in DRIFT if name in measures}
-        scores = {name: value for name, (value, _) in prior.items()}
-        return (fmean(one.score for one in answers), scores, measures, own), answers
+        scores = {name: one.value for name, one in prior.items()}
+        return Measured(fmean(one.score for one in answers), scores, measures, own, answers, items_of(prior))
 
 
 @contextmanager
@@ -300,9 +325,13 @@ def compare(
     test = Prompts.of(task, splits.test[: config.test_prompts], base)
     reference = Reference(base, [Asked(base, task, test, suite, config.kl_samples, config.scored)], suite)
     if base_source is None:
-        return None, reference.base_record(source)
+        return None, reference.base_checkpoint(source).record
     tuned = load(source, adapter=adapter, tokenizer=base.tokenizer)
     if tuned.tokenizer is base.tokenizer:
         phases.say(f"{source} has no tokenizer: the base's is used.")
     check_same_vocabulary(Vocabulary.of(base), Vocabulary.of(tuned))
-    return reference.base_record(BASE), reference.record(source, 0, 0.0, tuned.model, frozen=base.model)
+    before, after = (
+        reference.base_checkpoint(BASE),
+        reference.checkpoint(source, 0, 0.0, tuned.model, frozen=base.model),
+    )
+    return before.record, after.record

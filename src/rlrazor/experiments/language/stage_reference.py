@@ -6,7 +6,7 @@ from statistics import fmean
 from typing import Any
 
 from rlrazor.experiments.continual.measures import SINCE_BEFORE, drift_of, has_reached, scores_of, tasks_of
-from rlrazor.experiments.language.evaluate import Answers, finite
+from rlrazor.experiments.language.evaluate import Answers, Scored, finite
 from rlrazor.experiments.language.world import World
 from rlrazor.lm import kl, probes
 from rlrazor.lm.models import LanguageModel
@@ -33,14 +33,14 @@ class StageReference:
                 self.since[task] = kl.Probe(before.model, sequences, beside=self.since_on_prior)
             self.before = None if spec.params["lora_rank"] else before.model
 
-    def base_record(self, run_id: str) -> Record:
+    def base_checkpoint(self, run_id: str) -> Scored:
         """The base's own scores."""
-        record, answers = self.reference.measure_base(run_id)
-        told = dict(zip(tasks_of(self.spec), answers, strict=True))  # of a base, all tasks
+        found = self.reference.measure_base()
+        told = dict(zip(tasks_of(self.spec), found.answers, strict=True))  # of a base, all tasks
         _, scores = scores_of(self.spec, {task: told[task].score for task in self.asked})
-        return replace(record, metrics={**record.metrics, **scores})
+        return Scored(Record(run_id, 0, 0.0, found.new, found.prior, {}, {**found.metrics, **scores}), found.items)
 
-    def record(
+    def checkpoint(
         self,
         run_id: str,
         step: int,
@@ -49,18 +49,19 @@ class StageReference:
         metrics: Mapping[str, float] | None = None,
         *,
         frozen: Any = None,
-    ) -> Record:
-        """See `Reference.record`, and `continual.measures` for what is added to it."""
+    ) -> Scored:
+        """See `Reference.checkpoint`, and `continual.measures` for what is added to it."""
         tuned = replace(self.world.base, model=model)
         with finite(step, epoch):
-            (_, prior, measures, own), answers = self.reference.measure(tuned, frozen)
-            told = dict(zip(tasks_of(self.spec), answers, strict=True))
+            found = self.reference.measure(tuned, frozen)
+            told = dict(zip(tasks_of(self.spec), found.answers, strict=True))
             scores = {task: told[task].score if task in told else one.score(tuned) for task, one in self.asked.items()}
             new, of_tasks = scores_of(self.spec, scores)
-            drift = {**measures, **self._drift(model, measures, told)}
-            record = Record(run_id, step, epoch, new, prior, drift, {**(metrics or {}), **own, **of_tasks})
+            drift = {**found.drift, **self._drift(model, found.drift, told)}
+            own = {**(metrics or {}), **found.metrics, **of_tasks}
+            record = Record(run_id, step, epoch, new, found.prior, drift, own)
             reached = float(has_reached(self.spec, record))
-            return replace(record, metrics={**record.metrics, "reached": reached})
+            return Scored(replace(record, metrics={**own, "reached": reached}), found.items)
 
     @property
     def asked(self) -> Mapping[str, Any]:

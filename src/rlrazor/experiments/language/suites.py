@@ -1,6 +1,5 @@
 """What a base could do before: prior tasks with scores, and text without labels that stands for them."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +12,7 @@ from rlrazor.lm import representation
 from rlrazor.lm.models import LanguageModel
 from rlrazor.lm.prior import PriorTasks
 from rlrazor.lm.probes import GenericText
-from rlrazor.lm.scores import require_accuracies
+from rlrazor.lm.scores import PriorScores, Score, require_accuracies
 from rlrazor.lm.task_names import DEFAULT_TASKS
 from rlrazor.system import phases
 
@@ -25,13 +24,13 @@ Right = Callable[[Item], Sequence[str]]
 class PriorSuite:
     """What a base could do before, and text that stands for it without labels.
 
-    `scores(lm)`: a score per prior task with its standard error. `generic`: what the generic probe is made of.
+    `scores(lm)`: a score per prior task. `generic`: what the generic probe is made of.
     `loss_texts`: prior text whose token loss is the cheap proxy. `unrelated`: text on which representations are
     compared. `exact(lm, items, right)`: of a task whose right completions can all be listed, log pi of each, (items,
     completions). `check()` raises RazorError where the scores could not be a record's: call it before anything is run.
     """
 
-    scores: Callable[[LanguageModel], Mapping[str, tuple[float, float | None]]]
+    scores: Callable[[LanguageModel], Mapping[str, Score]]
     generic: GenericText
     loss_texts: Sequence[str]
     unrelated: Sequence[str]
@@ -83,13 +82,13 @@ def lm_eval_suite(tasks: PriorTasks, generic: GenericText | None = None) -> Prio
     texts = representation.paragraphs()
     told: set[str] = set()
 
-    def scores(lm: LanguageModel) -> dict[str, tuple[float, float | None]]:
+    def scores(lm: LanguageModel) -> PriorScores:
         found = tasks.scores(lm)
         require_accuracies(found)
         for note in set(found.notes) - told:
             told.add(note)
             phases.say(note)
-        return {name: (result.value, result.stderr) for name, result in found.items()}
+        return found
 
     def check() -> None:
         require_accuracies(tasks.metrics())
@@ -100,11 +99,8 @@ def lm_eval_suite(tasks: PriorTasks, generic: GenericText | None = None) -> Prio
 def tiny_suite(generic: GenericText | None = None) -> PriorSuite:
     """The prior tasks of the tiny base. Its probe is completions that the base gives to prior-like prompts."""
 
-    def scores(lm: LanguageModel) -> dict[str, tuple[float, float | None]]:
-        return {
-            name: (value, math.sqrt(value * (1 - value) / tiny.SCORED))
-            for name, value in tiny.prior_scores(lm.model).items()
-        }
+    def scores(lm: LanguageModel) -> dict[str, Score]:
+        return tiny.prior_scores(lm.model)
 
     def exact(lm: LanguageModel, items: Sequence[Item], right: Right) -> torch.Tensor:
         return tiny.right_logps(lm.model, lm.tokenizer, items, right)

@@ -30,6 +30,8 @@ from torch.nn import functional as F
 from rlrazor.experiments.language.tasks.letters import ASCENDING, EOS, FORMS, LETTERS, Example, distinct
 from rlrazor.experiments.language.tasks.task import Item
 from rlrazor.lm import forward
+from rlrazor.lm.probes import content_hash
+from rlrazor.lm.scores import Question, Score
 
 PAD = "_"
 ALPHABET = PAD + EOS + LETTERS + "CRSNUP" + ":="
@@ -217,8 +219,8 @@ def _token_losses(model: Any, ids_BT: Tensor, completion_BT: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def prior_scores(model: Any) -> dict[str, float]:
-    """Exact match of greedy decoding on the held-out prompts of each prior task.
+def prior_scores(model: Any) -> dict[str, Score]:
+    """Exact match of greedy decoding on the held-out prompts of each prior task, and on which of them.
 
     Greedy decoding gives the target exactly when the target's every token is the most likely one after those before it:
     one teacher-forced pass.
@@ -227,8 +229,19 @@ def prior_scores(model: Any) -> dict[str, float]:
     for name, examples in scored_examples().items():
         ids_BT, completion_BT = _rows(examples)
         greedy_BT = model(input_ids=ids_BT).logits[:, :-1].argmax(dim=-1)
-        hit_BT = (greedy_BT == ids_BT[:, 1:]) | ~completion_BT[:, 1:]
-        scores[name] = float(hit_BT.all(dim=1).float().mean())
+        hit_B = ((greedy_BT == ids_BT[:, 1:]) | ~completion_BT[:, 1:]).all(dim=1)
+        value = float(hit_B.float().mean())
+        stderr = math.sqrt(value * (1 - value) / len(examples))
+        names = [f"{at}-{content_hash(list(example))[:12]}" for at, example in enumerate(examples)]
+        scores[name] = Score(
+            value=value,
+            stderr=stderr,
+            n=len(examples),
+            metric="exact_match",
+            version="1",
+            items={name: dict(zip(names, map(float, hit_B.tolist()), strict=True))},
+            questions={name: dict(zip(names, (Question(prompt) for prompt, _ in examples), strict=True))},
+        )
     return scores
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+import polars as pl
 import torch
 
 from rlrazor.experiments.continual.config import TO_BASE
@@ -15,6 +16,7 @@ from rlrazor.experiments.language import protection, tiny
 from rlrazor.experiments.language.config import TINY, count_steps, due_steps, steps_per_epoch, warmup_steps
 from rlrazor.experiments.language.lesson import Lesson
 from rlrazor.experiments.language.methods import REPLAY
+from rlrazor.experiments.language.outcomes import base_items, beside_base
 from rlrazor.experiments.language.sequences import method_of
 from rlrazor.experiments.language.setup import Setup
 from rlrazor.experiments.language.stage_reference import StageReference
@@ -41,13 +43,14 @@ def train(setup: Setup, spec: RunSpec, store: RunStore) -> Iterator[Checkpoint]:
 def measure(setup: Setup, spec: RunSpec, store: RunStore) -> Iterator[Checkpoint]:
     """The base, which the tiny one is after its pre-training here; another one's weights stay where they are."""
     if setup.base != TINY:
-        return iter([Checkpoint(reference_of(spec, world_of(setup, spec, store)).base_record(spec.run_id))])
+        found = reference_of(spec, world_of(setup, spec, store)).base_checkpoint(spec.run_id)
+        return iter([Checkpoint(found.record, items=beside_base(found.items, found.items))])
     steps, forms = spec.params["pretrain_steps"], tuple(filter(None, spec.params.get("forms", "").split("+")))
     model = tiny.pretrain(
         spec.seed, steps=steps, forms=forms, progress=lambda step: phases.at("pre-training", step, steps)
     )
-    record = reference_of(spec, world_of(setup, spec, store, model)).base_record(spec.run_id)
-    return iter([Checkpoint(record, partial(weights_of, model))])
+    found = reference_of(spec, world_of(setup, spec, store, model)).base_checkpoint(spec.run_id)
+    return iter([Checkpoint(found.record, partial(weights_of, model), beside_base(found.items, found.items))])
 
 
 def reference_of(spec: RunSpec, world: World, before: LanguageModel | None = None) -> Any:
@@ -81,7 +84,7 @@ def finetune(setup: Setup, spec: RunSpec, store: RunStore) -> Iterator[Checkpoin
     examples, old, counts = processes.in_first(demonstrations)
     unfinished = Unfinished(store.partial_folder(spec), keep=running.save_every != 0)
     measuring = Measuring(spec, references, store.keeps(spec), unfinished, counts, len(examples))
-    state = processes.in_first(measuring.begin)
+    state = processes.in_first(lambda: measuring.begin(store))
     with _policies(base.model, before, spec) as policies:
         measuring.frozen = policies.base
         settings = _settings(setup, spec, base, lesson, measuring)
@@ -156,12 +159,13 @@ def _policies(base: Any, before: LanguageModel | None, spec: RunSpec) -> Iterato
 class Measuring:
     """Called after each step, it measures where a checkpoint is due; what was measured is in `checkpoints`, by step.
 
-    `references`: what it is compared with, where this process measures; `frozen`: the base of `Policies`. The weights
-    that the store keeps are copied at once: training does not wait for who asks for them. It tells the trainer to stop
-    where a stage has learned its task.
+    `references`: what it is compared with, where this process measures; `frozen`: the base of `Policies`; `base_items`:
+    the base's outcomes of the prior's items. The weights that the store keeps are copied at once: training does not
+    wait for who asks for them. It tells the trainer to stop where a stage has learned its task.
     """
 
     frozen: Any = None
+    base_items: pl.DataFrame | None = None
 
     def __init__(
         self,
@@ -178,8 +182,9 @@ class Measuring:
         self.steps, self.per_epoch = count_steps(spec, examples), steps_per_epoch(spec, examples)
         self.due, self.examples = due_steps(spec, examples), examples
 
-    def begin(self) -> Any:
+    def begin(self, store: RunStore) -> Any:
         """The trainer's state to go on from, if there is one, with the checkpoints up to it."""
+        self.base_items = base_items(self.spec.chain[0], store)
         state, self.checkpoints = self.unfinished.begin(self.due, self.wanted)
         return state
 
@@ -193,16 +198,17 @@ class Measuring:
             return False
         phases.at("measuring checkpoint", self.due.index(step) + 1, len(self.due))
         metrics = {**self.counts, **measured}
-        record = self.references[0].record(
+        found = self.references[0].checkpoint(
             self.spec.run_id, step, step / self.per_epoch, policy, metrics, frozen=self.frozen
         )
+        items = beside_base(self.base_items, found.items)
         any_may_be_last = "until" in self.spec.params and self.keep.wants(step, last=True)
         weights = weights_of(policy) if self.wanted(step) or any_may_be_last else {}
         before = max(self.checkpoints, default=None)
-        self.checkpoints[step] = Checkpoint(record, partial(dict, weights))
+        self.checkpoints[step] = Checkpoint(found.record, partial(dict, weights), items)
         self.unfinished.add(self.checkpoints[step])
         if any_may_be_last and before is not None and not self.wanted(before):
-            self.checkpoints[before] = Checkpoint(self.checkpoints[before].record)
+            self.checkpoints[before] = replace(self.checkpoints[before], weights=dict)
             self.unfinished.forget_weights(before)
         phases.at(phases.TRAINING, step, self.steps)
-        return has_reached(self.spec, record)
+        return has_reached(self.spec, found.record)

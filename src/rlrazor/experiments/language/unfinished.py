@@ -12,6 +12,8 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 
 from rlrazor.errors import RazorError, cause_of
+from rlrazor.runs import items
+from rlrazor.runs.records import Record
 from rlrazor.runs.store import Checkpoint, read_records
 from rlrazor.system import jsonl
 from rlrazor.system.documents import read_text
@@ -50,11 +52,14 @@ class Unfinished:
         if not path.exists():
             return {}
         try:
-            records = read_records(path)
+            return {one.step: self._checkpoint(one) for one in read_records(path) if one.step <= until}
         except RazorError as error:
             raise RazorError(f"{error} Delete {self.folder} to train from the start.") from error
-        own = [record for record in records if record.step <= until]
-        return {record.step: Checkpoint(record, partial(self._weights, record.step)) for record in own}
+
+    def _checkpoint(self, record: Record) -> Checkpoint:
+        path = self._items_path(record.step)
+        there = items.read(path, items.BESIDE) if path.exists() else None
+        return Checkpoint(record, partial(self._weights, record.step), there)
 
     def add(self, checkpoint: Checkpoint) -> None:
         """Keep a checkpoint, if there will be a state to resume from."""
@@ -66,6 +71,9 @@ class Unfinished:
         if weights := checkpoint.weights():
             with atomic_path(self._weights_path(record.step)) as half:
                 save_file(dict(weights), half)
+        if checkpoint.items is not None:
+            with atomic_path(self._items_path(record.step)) as half:
+                half.write_bytes(items.to_bytes(checkpoint.items))
         with atomic_path(path) as half:
             half.write_text("".join(f"{json.dumps(row, allow_nan=False)}\n" for row in rows))
 
@@ -79,6 +87,9 @@ class Unfinished:
 
     def _weights_path(self, step: int) -> Path:
         return self.folder / f"weights-{step}.safetensors"
+
+    def _items_path(self, step: int) -> Path:
+        return self.folder / f"items-{step}.parquet"
 
 
 def _is_json(path: Path) -> bool:

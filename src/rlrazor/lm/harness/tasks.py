@@ -68,6 +68,16 @@ class Task:
         listed = (group.aggregate_metric_list or ()) if group else ()
         return all(one.weight_by_size for one in listed if one.metric == metric)
 
+    @property
+    def categories(self) -> dict[str, str]:
+        """Of a group's tasks, the group right below this one that each is in, or its own name; empty of a task."""
+        group = self.content.get("groups", {}).get(self.name)
+        found: dict[str, str] = {}
+        for part in group or ():
+            own = part.get_all_tasks() if hasattr(part, "get_all_tasks") else ()
+            found |= {task.task_name: part.name for task in own}
+        return {leaf: found.get(leaf, leaf) for leaf in self.leaves} if group else {}
+
     def choose(self, keys: Sequence[str]) -> str:
         """Which of lm-eval's "metric,filter" is the score."""
         return min(keys, key=lambda key: self._rank(key.split(",")[0]))

@@ -1,0 +1,174 @@
+"""What a tuned model lost and gained on a prior task, item by item, and which items it lost most surely."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from rlrazor.analysis.lost import Flow, Likelihoods, Transitions, fall, surest, transitions
+from rlrazor.lm.scores import Question, Score
+
+MARGIN, ORDER = "margin", "order"
+_NOTHING = Question("")
+
+
+@dataclass(frozen=True)
+class LostItem:
+    """An item that was right and is wrong now: the end of its prompt, and the model's answers where it has choices.
+
+    `fall`: of the margin of the right answer over the best wrong one, in nats as the task's metric compares answers;
+    None where it has none.
+    """
+
+    task: str
+    item: str
+    prompt: str
+    before: str | None
+    after: str | None
+    fall: float | None
+
+
+@dataclass(frozen=True)
+class ItemChanges:
+    """Of a prior task's items: all of them, those of each category of a group, and those that were lost most surely.
+
+    `ranked`: whether these come by how far their margin fell (MARGIN), or, as they have none, in the task's own ORDER.
+    """
+
+    whole: Transitions
+    categories: Mapping[str, Transitions]
+    surest: Sequence[LostItem] = field(default=())
+    ranked: str = ORDER
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it."""
+        return {
+            **_json(self.whole),
+            "categories": {name: _json(one) for name, one in self.categories.items()},
+            "lost_items": [asdict(one) for one in self.surest],
+            "ranked_by": self.ranked,
+        }
+
+
+def _json(of: Transitions) -> dict[str, Any]:
+    return {**asdict(of), "drop": of.drop}
+
+
+def item_changes(base: Score, tuned: Score, level: float) -> ItemChanges | None:
+    """Of a task that both were scored on; None where the items' outcomes are not known, or not right or wrong.
+
+    The items have to be the same in both.
+    """
+    names = [(task, item) for task, items in base.items.items() for item in items]
+    whole = _transitions(base, tuned, names, level)
+    if whole is None:
+        return None
+    categories: dict[str, list[tuple[str, str]]] = {}
+    for task, item in names:
+        categories.setdefault(base.categories.get(task, task), []).append((task, item))
+    parts = {name: _transitions(base, tuned, own, level) for name, own in categories.items()}
+    lost = [_lost(base, tuned, *name) for name in names if _right(base, *name) > _right(tuned, *name)]
+    chosen = surest(lost, lambda one: one.fall)
+    return ItemChanges(
+        whole=whole,
+        categories={name: one for name, one in parts.items() if one is not None} if len(parts) > 1 else {},
+        surest=chosen,
+        ranked=MARGIN if chosen and chosen[0].fall is not None else ORDER,
+    )
+
+
+def _transitions(base: Score, tuned: Score, names: Sequence[tuple[str, str]], level: float) -> Transitions | None:
+    """Of some items; in a group's, items of one task may be lost together."""
+    return transitions(
+        [_right(base, *name) for name in names],
+        [_right(tuned, *name) for name in names],
+        level,
+        choices_N=[_choices(base, *name) for name in names],
+        clusters_N=[task for task, _ in names] if len(base.items) > 1 else None,
+    )
+
+
+def _right(score: Score, task: str, item: str) -> float:
+    """1 for right: where less of a score is better, an outcome of 0."""
+    outcome = score.items[task][item]
+    return outcome if score.higher_is_better else 1 - outcome
+
+
+def _asked(score: Score, task: str, item: str) -> Question:
+    return score.questions.get(task, {}).get(item, _NOTHING)
+
+
+def _choices(score: Score, task: str, item: str) -> int | None:
+    """Among how many answers one is right, so that a guess may be; None where that is not how it is scored."""
+    asked = _asked(score, task, item)
+    return len(asked.choices) if len(asked.right) == 1 else None
+
+
+def _lost(base: Score, tuned: Score, task: str, item: str) -> LostItem:
+    before, after = _asked(base, task, item), _asked(tuned, task, item)
+    fell = fall(_likelihoods(before), _likelihoods(after))
+    return LostItem(task, item, before.prompt, _answer(before), _answer(after), fell)
+
+
+def _likelihoods(asked: Question) -> Likelihoods:
+    return Likelihoods(asked.logprobs, asked.right)
+
+
+def _answer(asked: Question) -> str | None:
+    place = _likelihoods(asked).likeliest
+    return None if place is None else asked.choices[place]
+
+
+HEADERS = (
+    "of the items",
+    "n (in tasks)",
+    "lost, %",
+    "gained, %",
+    "lost beyond luck, %",
+    "gained beyond luck, %",
+    "net drop, points",
+)
+WITHIN_LUCK = "within luck"
+
+
+def shown_changes(of: Transitions) -> tuple[str, ...]:
+    """A row's cells after its name: a figure with its interval in each."""
+    count = f"{of.n:,}" + ("" if of.clusters is None else f" ({of.clusters})")
+    plain = [_cell(one.share, one.interval) for one in (of.lost, of.gained)]
+    return count, *plain, *(_beyond_luck(one) for one in (of.lost, of.gained)), _cell(of.drop, of.interval)
+
+
+def _beyond_luck(flow: Flow) -> str:
+    """What is below 0 with all of its interval is not the 0.0 [0.0, 0.0] of something that is known for certain."""
+    if flow.shown is None:
+        return "—"
+    _, (_, high) = flow.shown
+    return _cell(*flow.shown) if high > 0 else WITHIN_LUCK
+
+
+def _cell(value: float, interval: tuple[float, float]) -> str:
+    low, high = interval
+    return f"{100 * value:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def shown_item(one: LostItem) -> str:
+    """An item on a line: the end of what was asked and, where it chose among answers, what it said before and now."""
+    asked = " ".join(one.prompt.split())
+    answers = "" if one.before is None else f"  base {_line(one.before)}, tuned {_line(one.after or '')}"
+    return f"{asked}{answers}"
+
+
+def _line(text: str) -> str:
+    return repr(" ".join(text.split()))
+
+
+def in_turn(items: Mapping[str, ItemChanges], count: int) -> list[tuple[str, LostItem]]:
+    """Of the items lost most surely the first of each task, then the second, and so on; margins of two tasks, which
+    may be in different units, are not compared.
+    """
+    longest = max((len(one.surest) for one in items.values()), default=0)
+    listed = [
+        (name, one.surest[place]) for place in range(longest) for name, one in items.items() if place < len(one.surest)
+    ]
+    return listed[:count]

@@ -1,0 +1,120 @@
+"""What became of each item of the prior tasks at a run's checkpoints, beside what the base made of it: items.parquet.
+
+A row per checkpoint and item:
+
+    step       of the checkpoint
+    prior      the prior task, as in a record
+    task       the task that the item is of: of a group of lm-eval's one of its tasks, else the prior task itself
+    category   of a group's task the group that it is in, such as mmlu_stem, or else its own name; null without a group
+    item       its place among the task's rows and the hash of what it says, so that a row which is there twice is two
+    base       what the base scored on it; null where that is not known
+    tuned      what this checkpoint scored on it; null likewise. In a base's own run it is the same as `base`
+    choices    how many answers it offers; null where the model writes its own
+    right      the places of the right ones among them; null where the task's score does not go by the likeliest
+    base_logprobs, tuned_logprobs    a log-likelihood for each answer, in nats, as the metric compares them: of
+                                     `acc_norm` per character of the answer, of `acc_bytes` per byte
+
+Runs without outcomes of items, as those of images, have no such file.
+"""
+
+import io
+from pathlib import Path
+
+import polars as pl
+
+from rlrazor.errors import RazorError
+from rlrazor.system.files import read_bytes
+
+NAME = "items.parquet"
+KEY = ("prior", "task", "item")
+Schema = dict[str, "pl.DataType | type[pl.DataType]"]
+_LOGPROBS = pl.List(pl.Float64)
+OWN: Schema = {
+    "prior": pl.String,
+    "task": pl.String,
+    "category": pl.String,
+    "item": pl.String,
+    "outcome": pl.Float64,
+    "choices": pl.Int32,
+    "right": pl.List(pl.Int32),
+    "logprobs": _LOGPROBS,
+}
+"""The columns of one model's outcomes."""
+BESIDE: Schema = {
+    "prior": pl.String,
+    "task": pl.String,
+    "category": pl.String,
+    "item": pl.String,
+    "base": pl.Float64,
+    "tuned": pl.Float64,
+    "choices": pl.Int32,
+    "right": pl.List(pl.Int32),
+    "base_logprobs": _LOGPROBS,
+    "tuned_logprobs": _LOGPROBS,
+}
+"""The columns of a checkpoint's outcomes beside the base's."""
+SCHEMA: Schema = {"step": pl.Int64, **BESIDE}
+_LARGEST = 2**32  # bytes
+
+
+def beside(base: pl.DataFrame | None, own: pl.DataFrame) -> pl.DataFrame:
+    """A model's outcomes, of the columns `OWN`, beside the base's; those of a prior task that only one has are null.
+
+    In the order of the model's own items. Raises RazorError where a prior task that both have has other items.
+    """
+    base = own.clear() if base is None else base
+    for (prior,), items in own.group_by("prior", maintain_order=True):
+        if len(there := base.filter(pl.col("prior") == prior)):
+            _check_same(str(prior), there, items)
+    after = {"outcome": "tuned", "logprobs": "tuned_logprobs"}
+    before = {"outcome": "base", "logprobs": "base_logprobs"}
+    tuned, untuned = own.with_row_index("place").rename(after), base.with_row_index("place").rename(before)
+    joined = tuned.join(untuned.select(*KEY, *before.values()), on=KEY, how="left").sort("place")
+    gone = (
+        untuned.join(own, on=KEY, how="anti")
+        .sort("place")
+        .with_columns(tuned=pl.lit(None, pl.Float64), tuned_logprobs=pl.lit(None, _LOGPROBS))
+    )
+    return pl.concat([joined.select(*BESIDE), gone.select(*BESIDE)])
+
+
+def _check_same(prior: str, base: pl.DataFrame, own: pl.DataFrame) -> None:
+    new = len(own.join(base, on=KEY, how="anti"))
+    gone = len(base.join(own, on=KEY, how="anti"))
+    if new or gone:
+        raise RazorError(
+            f"The items of the prior task {prior} are not those that the base was scored on: {new} of them are new, "
+            f"and {gone} are not there any more. Its data have changed since: give the same ones again, or choose "
+            "another --out, and the base is scored anew."
+        )
+
+
+def outcomes_of(items: pl.DataFrame, step: int, whose: str = "tuned") -> pl.DataFrame:
+    """One model's outcomes, of the columns `OWN`, at a step; without those that are not known."""
+    own = items.filter(pl.col("step") == step, pl.col(whose).is_not_null())
+    return own.rename({whose: "outcome", f"{whose}_logprobs": "logprobs"}).select(*OWN)
+
+
+def to_bytes(items: pl.DataFrame) -> bytes:
+    """As a Parquet file; through memory, as polars reports a full disk as an error of its own, which says less."""
+    parquet = io.BytesIO()
+    items.write_parquet(parquet, compression="zstd")
+    return parquet.getvalue()
+
+
+def read(path: Path, schema: Schema | None = None) -> pl.DataFrame:
+    """The table in a file, by default of the columns `SCHEMA`. Raises RazorError where it is damaged."""
+    try:
+        table = pl.read_parquet(read_bytes(path, _LARGEST))
+    except (OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
+        raise RazorError(f"{path} is damaged.") from error
+    expected = pl.Schema(schema or SCHEMA)
+    if table.schema != expected:
+        raise RazorError(f"{path} is damaged: its columns are not {', '.join(expected)}.")
+    known = [name for name in ("step", "prior", "task", "item") if name in expected]
+    if any(table[name].null_count() for name in known):
+        raise RazorError(f"{path} is damaged: an item has no name, or is of no checkpoint.")
+    for name in ("base", "tuned", "outcome"):
+        if name in expected and not table[name].drop_nulls().is_finite().all():
+            raise RazorError(f"{path} is damaged: an outcome is no number.")
+    return table
