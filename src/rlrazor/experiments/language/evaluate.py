@@ -208,6 +208,9 @@ class Reference:
 
     def measure_base(self, run_id: str) -> tuple[Record, list[Answers]]:
         """Its record, and its answers to each task that is asked."""
+        lm, sequences = self.base, self.probe.sequences
+        for sentence in probes.cautions_of(lm.model, lm.tokenizer, self.suite.generic, sequences):
+            phases.say(sentence)
         (new, scores, _, own), answers = self.measure(self.base, self.base.model)
         for asked in self.asked:
             if asked.same is not None:
