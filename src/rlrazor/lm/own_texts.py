@@ -132,18 +132,18 @@ def cautions(sequences: Sequences, ends: Collection[int]) -> list[str]:
     texts = [tuple(text) for text in sequences.completions]
     count, empty = len(texts), sum(len(text) == 1 and text[0] in ends for text in texts)
     looping = sum(loops(text[:-1] if text[-1] in ends else text) for text in texts)
-    whose = f"Of the {count} texts that the base wrote for the generic probe"
-    little = f"KL on that probe says little of what the base can do. {INSTEAD}"
-    if empty == count:
-        return [f"{whose}, all end at once, with their first token. {little}"]
-    said = []
-    if count > 1 and len(set(texts)) == 1:
-        said.append(f"{whose}, all are the same. {little}")
     shares = {"end at once": empty / count, "loop (their last half repeats a few tokens)": looping / count}
-    if many := [f"{share:.0%} {what}" for what, share in shares.items() if share >= SAID]:
-        mostly = max(shares.values()) > 0.5
-        said.append(f"{whose}, {' and '.join(many)}{f'. {little}' if mostly else ': they say less than other text.'}")
-    return said
+    found = [f"{'all' if share == 1 else f'{share:.0%}'} {what}" for what, share in shares.items() if share >= SAID]
+    alike = count > 1 and len(set(texts)) == 1
+    if not (found or alike):
+        return []
+    said = f"Of the {count} texts that the base wrote for the generic probe, {' and '.join(found or ['none'])}"
+    if alike:
+        said = f"The {count} texts that the base wrote for the generic probe are one and the same"
+        said += f", and {' and '.join(found)}" if found else ""
+    if alike or max(shares.values()) > 0.5:
+        return [f"{said}: KL on it says little of what the base can do. {INSTEAD}"]
+    return [f"{said}: those say less of the base than other text."]
 
 
 def loops(text: Sequence[int]) -> bool:
