@@ -203,7 +203,7 @@ def check_early(arguments: argparse.Namespace, config: Config, *models: str) -> 
     from rlrazor.experiments.language.tasks import find_task
 
     check_source(arguments)
-    check_old(arguments.old_examples, config.methods, config.base, alone=True)
+    check_old(getattr(arguments, "old_examples", None), config.methods, config.base, alone=True)
     tasks = [] if arguments.prompts is not None else [find_task(config.task)]
     settle(arguments, config, tasks if arguments.data is None else [], *models)
 
