@@ -349,3 +349,19 @@ def test_the_folder_of_another_sequence_keeps_both(whole: Path, tmp_path: Path) 
         task, run = rest.rsplit("-", 1)
         assert (number, task) in {("1", "ascending"), ("2", "last letter")}
         assert (whole / "out" / "runs" / run / "spec.json").exists()
+
+
+def test_what_must_not_change_is_what_the_base_writes(whole: Path, tmp_path: Path) -> None:
+    """By the word, and by a file of that name, which is named from where tasks.yaml lies."""
+    kls = {}
+    for name, given in (("word", "self"), ("file", "./self")):
+        file = written(tmp_path / name, f"{SEQUENCE}generic: {given}\n")
+        (tmp_path / name / "self").write_text("C:abcd=abcd\nR:abcd=dcba\n")
+        assert main(["continual", str(file), "--out", str(tmp_path / name / "out")]) == 0
+        rows = [json.loads(line) for text in records_of(tmp_path / name / "out").values() for line in text.splitlines()]
+        kls[name] = [(row["drift"]["kl_forward"], row["drift"]["kl_probe"]) for row in rows if row["drift"]]
+    rows = [json.loads(line) for text in records_of(whole / "out").values() for line in text.splitlines()]
+    before = [(row["drift"]["kl_forward"], row["drift"]["kl_probe"]) for row in rows if row["drift"]]
+    for found in kls.values():
+        assert sorted(new for new, _ in found) == sorted(new for new, _ in before)
+    assert len({probe for found in (*kls.values(), before) for _, probe in found}) == 3 * len(before)

@@ -94,7 +94,8 @@ def _check_early(
     from rlrazor.experiments.language.tasks import Task, find_task
 
     folder, asked, tasks = arguments.file.parent, list[Namespace](), list[Task]()
-    generic, old = (None if path is None else folder / path for path in (file.generic, file.old_examples))
+    generic = file.generic if file.generic in (None, early.SELF) else folder / file.generic
+    old = None if file.old_examples is None else folder / file.old_examples
     check_old(old, config.methods, config.base, alone=False)
     for task in file.tasks:
         own = task.options(folder) | {"task": task.name, "generic": generic, "old_examples": old}

@@ -8,12 +8,18 @@ from rlrazor.lm import hub
 from rlrazor.lm.task_names import are_none, check_names
 
 TINY = "tiny"  # the base that is made here, and its prior tasks
+SELF = "self"  # in place of a file of generic text: what the base writes itself (`lm.probes.SELF`)
 
 
-def require_files(**files: Path | None) -> None:
-    """Raise RazorError where a file, by the option that names it, is not there."""
+def generic_source(text: str) -> str | Path:
+    """What --generic names: a file, or the word "self" as it is; a file of that name is given as ./self."""
+    return SELF if text == SELF else Path(text)
+
+
+def require_files(**files: str | Path | None) -> None:
+    """Raise RazorError where a file, by the option that names it, is not there; SELF is none."""
     for option, path in files.items():
-        if path is not None and not _is_there(path):
+        if isinstance(path, Path) and not _is_there(path):
             if option == "law":
                 raise RazorError(f"There is no law in {path}. `razor calibrate` makes one.")
             raise RazorError(f"There is no {path}, which --{option.replace('_', '-')} names.")

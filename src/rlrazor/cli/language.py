@@ -91,9 +91,10 @@ def add_source(parser: argparse.ArgumentParser, *, trains: bool = True) -> None:
     source.add_argument("--no-chat", action="store_true", help="... and do not put prompts into the chat template")
     source.add_argument(
         "--generic",
-        type=Path,
-        metavar="FILE",
-        help="text, or prompts, that stand for what must not change: rows with text or prompt, or a text a line",
+        type=early.generic_source,
+        metavar="FILE|self",
+        help="text, or prompts, that stand for what must not change: rows with text or prompt, or a text a line; self: "
+        "what the base writes from nothing (a file of that name is ./self)",
     )
     if trains:
         source.add_argument(
@@ -164,7 +165,7 @@ def check_source(arguments: argparse.Namespace) -> None:
     files = {name: getattr(arguments, name, None) for name in names}
     early.require_files(**files)
     for name, path in files.items():
-        if path is not None and path.exists() and not (path.is_file() or path.is_dir()):
+        if isinstance(path, Path) and path.exists() and not (path.is_file() or path.is_dir()):
             raise RazorError(f"--{name.replace('_', '-')} is read more than once, and {path} is a pipe: give a file.")
     if arguments.no_chat and not arguments.prompts:
         raise RazorError("--no-chat goes with --prompts FILE: the other tasks say themselves how they are asked.")
@@ -202,7 +203,7 @@ def check_early(arguments: argparse.Namespace, config: Config, *models: str) -> 
     from rlrazor.experiments.language.tasks import find_task
 
     check_source(arguments)
-    check_old(arguments.old_examples, config.methods, config.base, alone=True)
+    check_old(getattr(arguments, "old_examples", None), config.methods, config.base, alone=True)
     tasks = [] if arguments.prompts is not None else [find_task(config.task)]
     settle(arguments, config, tasks if arguments.data is None else [], *models)
 

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Iterable
 from pathlib import Path
 
-from rlrazor.cli.early import TINY
+from rlrazor.cli.early import SELF, TINY
 from rlrazor.errors import RazorError
 from rlrazor.system import writing
 from rlrazor.system.documents import is_utf8
@@ -29,7 +29,10 @@ _INPUTS = (
 
 def inputs_of(arguments: argparse.Namespace) -> list[Path | str]:
     """The files and folders that a command's options name to be read; a hub id may be among them."""
-    found = [value for name in _INPUTS if (value := getattr(arguments, name, None)) not in (None, TINY)]
+    words = {"generic": SELF}
+    found = [
+        value for name in _INPUTS if (value := getattr(arguments, name, None)) not in (None, words.get(name, TINY))
+    ]
     file, _, function = (getattr(arguments, "verifier", None) or "").rpartition(":")
     return [*found, file] if file and function else found
 

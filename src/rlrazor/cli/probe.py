@@ -1,9 +1,9 @@
 """The options that say how KL is measured, which compare and pick share."""
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rlrazor.cli.early import generic_source
 from rlrazor.cli.language import stop_of
 from rlrazor.errors import RazorError
 
@@ -13,7 +13,13 @@ if TYPE_CHECKING:
 
 def add_probe(group: Any) -> None:
     """Declare them, in a parser or a group of its options."""
-    group.add_argument("--generic", type=Path, metavar="FILE", help="text that stands for what must not change")
+    group.add_argument(
+        "--generic",
+        type=generic_source,
+        metavar="FILE|self",
+        help="text that stands for what must not change; self: what the base writes from nothing (a file of that name "
+        "is ./self)",
+    )
     group.add_argument("--max-new-tokens", type=int, help="of a completion (default: 128)")
     group.add_argument("--samples", type=int, help="completions of each prompt (default: 1)")
     group.add_argument(

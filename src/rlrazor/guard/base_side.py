@@ -53,11 +53,13 @@ class BaseSide:
 
     Of several processes each has a part of a probe, or none where there are more of them than prompts. `whole` counts
     the prompts of all parts: those that fit into the context. `seconds`: what the base's pass over this part took.
+    `cautions`: sentences on what the base has written itself, where that is the generic probe.
     """
 
     probes: dict[str, kl.Probe]
     whole: Mapping[str, int]
     seconds: float = 0.0
+    cautions: Sequence[str] = ()
 
     @classmethod
     def of(
@@ -69,25 +71,21 @@ class BaseSide:
         cache_dir: Path | None = None,
         digest: str | None = None,
         share: tuple[int, int] = (0, 1),
+        generic: Sequences | None = None,
         told: Told = lambda what, done: None,
     ) -> BaseSide:
         """Complete the prompts and run the base, a PEFT model's under its adapter. `share`: of (rank, processes).
 
-        `digest` is the base's, where it is known. `told` hears how far it is. Raises RazorError where nothing is left
-        to measure on.
+        `digest` is the base's, and `generic` its probe (`generic_of`), where they are known. `told` hears how far it
+        is. Raises RazorError where nothing is left to measure on.
         """
         precision = on.settings.precision
-        kept: dict[str, Any] = {
-            "cache_dir": cache_dir,
-            "digest": digest or (None if cache_dir is None else base_digest(base, precision)),
-        }
-
-        def completed(of: Callable[..., Sequences], given: Any, what: str) -> Sequences:
-            return of(base, tokenizer, given, on.settings, told=partial(told, f"the base completes {what}"), **kept)
-
+        digest = digest or (None if cache_dir is None else base_digest(base, precision))
+        kept: dict[str, Any] = {"cache_dir": cache_dir, "digest": digest}
+        told_of = partial(told, "the base completes the prompts")
         sequences = {
-            FORWARD: completed(probes.of_prompts, on.prompts, "the prompts"),
-            PROBE: completed(probes.of_generic, on.generic, "the generic prompts"),
+            FORWARD: probes.of_prompts(base, tokenizer, on.prompts, on.settings, told=told_of, **kept),
+            PROBE: generic_of(base, tokenizer, on, told=told, **kept) if generic is None else generic,
         }
         found: dict[str, kl.Probe] = {}
         begun = compute.now(base)
@@ -101,7 +99,8 @@ class BaseSide:
                     told=partial(told, f"the base reads {what}"),
                 )
         seconds = compute.now(base) - begun
-        return cls(found, {name: len(every.prompts) for name, every in sequences.items()}, seconds)
+        whole = {name: len(every.prompts) for name, every in sequences.items()}
+        return cls(found, whole, seconds, probes.cautions_of(base, tokenizer, on.generic, sequences[PROBE]))
 
     @property
     def first_prompt(self) -> Sequence[int]:
@@ -133,6 +132,21 @@ class BaseSide:
     def measure(self, policy: Any) -> dict[str, Drift]:
         """KL(base || policy) on each probe. Raises as `kl.forward_kl` does."""
         return {name: kl.forward_kl(probe, policy) for name, probe in self.probes.items()}
+
+
+def generic_of(
+    base: Any,
+    tokenizer: Any,
+    on: MeasuredOn,
+    *,
+    cache_dir: Path | None = None,
+    digest: str | None = None,
+    told: Told = lambda what, done: None,
+) -> Sequences:
+    """The generic probe, as `BaseSide.of` would draw it."""
+    what = "the base writes texts of its own" if on.generic.own else "the base completes the generic prompts"
+    kept: dict[str, Any] = {"cache_dir": cache_dir, "digest": digest}
+    return probes.of_generic(base, tokenizer, on.generic, on.settings, told=partial(told, what), **kept)
 
 
 def joined(parts: Sequence[Mapping[str, Drift]]) -> dict[str, Drift]:

@@ -129,7 +129,7 @@ def _comparison(request: _Request, found: _Found, notes: list[str]) -> Compariso
     on, law, tokenizer = request.on, request.law, found.base.read.tokenizer
     drawn = {**found.tuned.drifts, REVERSE: found.reverse}
     measured = {name: drift.n_prompts for name, drift in found.tuned.drifts.items()}
-    notes += on.cautions(measured)
+    notes += [*on.cautions(measured), *found.base.read.side.cautions]
     if (form := template_caution(on.prompts, tokenizer, on.settings)) is not None:
         notes.append(form)
     truth, before, after = None, found.base.scores, found.tuned.scores

@@ -132,8 +132,11 @@ def settings_of(setup: MeasuringSetup, precision: str) -> list[tuple[str, str]]:
     fitting = "" if setup.measured == given else f", of which {setup.measured} fit into the context"
     where = f"of {sources['prompts']}" if "prompts" in sources else "given"
     generic_hash = setup.on.generic.content_hash
+    own = setup.on.generic.own
     generic = (
-        "texts, built in"
+        f"texts of at most {own.max_new_tokens} tokens, which the base wrote from nothing, seed {own.seed}"
+        if own
+        else "texts, built in"
         if setup.on.generic == GenericText.built_in()
         else f"rows of {sources['generic']}"
         if "generic" in sources
@@ -144,7 +147,7 @@ def settings_of(setup: MeasuringSetup, precision: str) -> list[tuple[str, str]]:
         ("completions", f"{probe.samples} of each prompt, of at most {probe.max_new_tokens} tokens"),
         ("stop", ", ".join(map(repr, probe.stop)) or "the model's end of sequence"),
         ("chat template", "where there is one" if probe.chat else "not used"),
-        ("generic probe", f"{len(setup.on.generic_rows)} {generic} (hash {generic_hash})"),
+        ("generic probe", f"{setup.on.generic.count} {generic} (hash {generic_hash})"),
         ("law", sources.get("law", "none")),
         ("precision", precision),
         ("intervals", f"{setup.level:.0%}"),

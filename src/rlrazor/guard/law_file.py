@@ -99,7 +99,7 @@ class LawFile(LawParts):
     @property
     def generic(self) -> GenericText:
         """The generic probe that it was measured on."""
-        return GenericText(tuple(self.probe.generic.texts), tuple(self.probe.generic.prompts))
+        return self.probe.generic.found
 
     def require_own(self, name: Literal["settings", "generic"], given: Any) -> Any:
         """The law's, with the precision given where its own is open; raises RazorError where another was given."""

@@ -31,7 +31,8 @@ from rlrazor.analysis.law import LEAST, REACH, SHAPES, Floats, Saturating
 from rlrazor.errors import RazorError
 from rlrazor.guard.measured_on import MeasuredOn
 from rlrazor.lm.digests import is_digest
-from rlrazor.lm.probes import ProbeSettings
+from rlrazor.lm.own_texts import OwnTexts
+from rlrazor.lm.probes import GenericText, ProbeSettings
 from rlrazor.lm.prompts import check as check_prompt
 from rlrazor.lm.prompts import check_text
 from rlrazor.system.documents import checked
@@ -163,17 +164,31 @@ class LawPrior(Schema):
         return self
 
 
+class LawOwnTexts(Schema):
+    """How the base writes the generic probe itself: the texts follow from it."""
+
+    samples: int
+    max_new_tokens: int
+    seed: int
+
+
 class LawGeneric(Schema):
-    """The generic probe: one of the two."""
+    """The generic probe: one of the three."""
 
     texts: tuple[str, ...] = Field((), strict=False)
     prompts: tuple[Any, ...] = Field((), strict=False)
+    own: LawOwnTexts | None = None
+
+    @property
+    def found(self) -> GenericText:
+        """As what is measured on. Raises RazorError for none of the three, for more of them, and for no numbers."""
+        own = None if self.own is None else OwnTexts(self.own.samples, self.own.max_new_tokens, self.own.seed)
+        return GenericText(self.texts, self.prompts, own)
 
     @model_validator(mode="after")
     def _is_one(self) -> LawGeneric:
-        if bool(self.texts) == bool(self.prompts):
-            raise ValueError("it is texts or prompts, not both and not neither")
         try:
+            _ = self.found
             for number, text in enumerate(self.texts):
                 check_text(text, f"texts[{number}]")
             for number, prompt in enumerate(self.prompts):

@@ -31,23 +31,18 @@ class MeasuredOn:
         """16 hexadecimal digits."""
         return content_hash(list(self.prompts))
 
-    @property
-    def generic_rows(self) -> Sequence[Prompt]:
-        """The texts, or the prompts, of the generic probe."""
-        return self.generic.prompts or self.generic.texts
-
     def cautions(self, measured: Mapping[str, int]) -> list[str]:
         """Sentences on what of the probes is measured, of which `measured` counts the prompts; whether it is enough."""
         said = []
-        for name, given in ((FORWARD, self.prompts), (PROBE, self.generic_rows)):
-            if (missing := len(given) - measured[name]) > 0:
+        for name, given in ((FORWARD, len(self.prompts)), (PROBE, self.generic.count)):
+            if (missing := given - measured[name]) > 0:
                 what = "prompts" if name == FORWARD else "rows of the generic probe"
                 why = (
                     "they have no two tokens"
                     if name == PROBE and self.generic.texts
                     else f"they do not fit into the context with a completion of {self.settings.max_new_tokens} tokens"
                 )
-                said.append(f"{missing} of the {len(given)} {what} are left out: {why}.")
+                said.append(f"{missing} of the {given} {what} are left out: {why}.")
         if (few := measured[FORWARD]) < FEW_PROMPTS:
             counted = "1 prompt is" if few == 1 else f"{few} prompts are"
             said.append(
@@ -61,9 +56,10 @@ class MeasuredOn:
 class Measuring:
     """How a monitor is to measure, where that is not as the law says and with the trainer's tokenizer.
 
-    `generic`: text that stands for what must not change, a file or `GenericText`; by default the law's, or else sixty
-    built-in paragraphs. `settings`: how the base completes prompts, by default the law's. `level`: of the forecast's
-    interval, by default the law's. `cache_dir`: where the base's completions are kept, by default in the user's cache.
+    `generic`: text that stands for what must not change, a file or `GenericText`, or "self", which is what the base
+    writes from nothing; by default the law's, or else sixty built-in paragraphs. `settings`: how the base completes
+    prompts, by default the law's. `level`: of the forecast's interval, by default the law's. `cache_dir`: where the
+    base's completions are kept, by default in the user's cache.
     """
 
     generic: str | Path | GenericText | None = None
@@ -77,7 +73,7 @@ class Measuring:
 
     def on(self, prompts: Sequence[Prompt], law: LawFile | None) -> MeasuredOn:
         """Raises RazorError for a file that cannot be read, and where a law was calibrated in another way."""
-        own = read_generic(Path(self.generic)) if isinstance(self.generic, str | Path) else self.generic
+        own = read_generic(self.generic) if isinstance(self.generic, str | Path) else self.generic
         generic = law.require_own("generic", own) if law else own
         settings = law.require_own("settings", self.settings) if law else self.settings
         return MeasuredOn(prompts, generic or GenericText.built_in(), settings or ProbeSettings())

@@ -74,7 +74,7 @@ def measurer(
             read = ReadBase.of(load(base, dtype=dtype), dtype, on, law, default_cache())
     except NotFiniteError as error:
         raise RazorError(f"The outputs of {base} are NaN or infinite: {dtype} is too coarse for them.") from error
-    notes = on.cautions(read.side.whole)
+    notes = [*on.cautions(read.side.whole), *read.side.cautions]
 
     def measure(path: Path, step: int) -> Forgetting:
         told(path.name)

@@ -19,8 +19,8 @@ import sys
 import time
 import traceback
 import weakref
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,7 +29,7 @@ from rlrazor.analysis.forecast import FORWARD
 from rlrazor.errors import RazorError
 from rlrazor.extras import needs_extra
 from rlrazor.guard import ranks, trackers
-from rlrazor.guard.base_side import BaseSide, joined, kls_of, shortened
+from rlrazor.guard.base_side import BaseSide, generic_of, joined, kls_of, shortened
 from rlrazor.guard.budget import KEPT, Budget, OnBudget
 from rlrazor.guard.law_file import LawFile
 from rlrazor.guard.measured_on import AS_THE_LAW_SAYS, Measuring
@@ -42,8 +42,8 @@ from rlrazor.guard.waiting import SetUpProgress
 from rlrazor.lm import compute, encoding
 from rlrazor.lm.adapters import is_adapted, unwrapped
 from rlrazor.lm.digests import base_digest, is_same_base
-from rlrazor.lm.kl import Drift
-from rlrazor.lm.probes import Prompt, default_cache, probe_hash, read_prompts
+from rlrazor.lm.kl import Drift, Sequences
+from rlrazor.lm.probes import SELF, Prompt, default_cache, probe_hash, read_prompts
 from rlrazor.lm.sampling import NotFiniteError
 from rlrazor.lm.suitable import require_measurable
 from rlrazor.lm.undone import check_undone
@@ -103,7 +103,7 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
         if log is not None and Path(log).is_dir():
             raise RazorError(f"log is a file, and {log} is a folder: name a file in it, such as {Path(log) / LOG}.")
         if log is not None:
-            inputs = (prompts, law, measuring.generic)
+            inputs = (prompts, law, None if measuring.generic == SELF else measuring.generic)
             writing.check_apart([Path(log)], [of for of in inputs if isinstance(of, str | Path)])
         given = LawFile.load(law) if isinstance(law, str | Path) else law
         self.law = given and given.at_level(measuring.level)
@@ -268,10 +268,13 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
         start = time.perf_counter()
         model = unwrapped(model)
         require_whole(args, model)
-        ranks.together(lambda: self._look_at_base(args, control, model, processing_class))
+        told = SetUpProgress(speaks=ranks.is_first(), draws=not getattr(args, "disable_tqdm", False))
+        ranks.together(lambda: self._check_base(args, control, model, processing_class))
+        written = ranks.everywhere(lambda: self._written(model, told))[0]
+        ranks.together(lambda: self._read_base(model, written, told))
         self.setup_seconds = time.perf_counter() - start
 
-    def _look_at_base(self, args: Any, control: Any, model: Any, processing_class: Any) -> None:
+    def _check_base(self, args: Any, control: Any, model: Any, processing_class: Any) -> None:
         """Raises RazorError for all that cannot be watched."""
         # Another trainer may have left something, where the monitor is given to two, one after the other.
         self.base = self.schedule = self.claim = None
@@ -287,48 +290,42 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
         self.tokenizer = tokenizer
         self.on = replace(self.asked, settings=self.asked.settings.on(model))
         self.looked_at, self.trainer = weakref.ref(model), (lambda: None) if control is None else weakref.ref(control)
-        told = SetUpProgress(speaks=ranks.is_first(), draws=not getattr(args, "disable_tqdm", False))
-        try:
-            with compute.generators_untouched(), compute.memory_errors(NO_MEMORY), told:
-                require_measurable(model)
-                digest = base_digest(model, self.on.settings.precision)
-                check_undone(model, recognised=self.law is not None and is_same_base(digest, self.law.base.digest))
-                if self.law is not None:
-                    self.law.check(model, tokenizer, digest)
-                self.provenance = {
-                    "base": digest,
-                    "probe": probe_hash(self.on.settings, self.on.generic),
-                    "prompts_hash": self.on.prompts_hash,
-                }
-                self.base = BaseSide.of(
-                    model,
-                    tokenizer,
-                    self.on,
-                    cache_dir=Path(self.measuring.cache_dir or default_cache()),
-                    digest=digest,
-                    share=(ranks.rank(), ranks.count()),
-                    told=told,
-                )
-        except NotFiniteError as error:
-            raise RazorError(
-                "The model's outputs are NaN or infinite before training: its weights are damaged."
-            ) from error
-        except RazorError:
-            raise
-        except Exception as error:  # of a model's own code, on inputs that its trainer would not give it
-            raise RazorError(
-                f"ForgettingMonitor cannot measure this model, {type(model).__name__}: {type(error).__name__}: "
-                f"{' '.join(str(error).split())}. Train without the monitor, and report this."
-            ) from error
+        with _on_the_base(model):
+            require_measurable(model)
+            digest = base_digest(model, self.on.settings.precision)
+            check_undone(model, recognised=self.law is not None and is_same_base(digest, self.law.base.digest))
+            if self.law is not None:
+                self.law.check(model, tokenizer, digest)
+        probe = probe_hash(self.on.settings, self.on.generic)
+        self.provenance = {"base": digest, "probe": probe, "prompts_hash": self.on.prompts_hash}
+
+    def _of_completions(self) -> dict[str, Any]:
+        """Where the base's completions are kept, and under which digest."""
+        return {"cache_dir": Path(self.measuring.cache_dir or default_cache()), "digest": self.provenance["base"]}
+
+    def _written(self, model: Any, told: SetUpProgress) -> Sequences | None:
+        """What the base writes itself, where that is the generic probe: the first process has it write, for all."""
+        if self.on.generic.own is None or not ranks.is_first():
+            return None
+        with _on_the_base(model), told:
+            return generic_of(model, self.tokenizer, self.on, told=told, **self._of_completions())
+
+    def _read_base(self, model: Any, written: Sequences | None, told: SetUpProgress) -> None:
+        """Run the base on both probes."""
+        share = (ranks.rank(), ranks.count())
+        with _on_the_base(model), told:
+            self.base = BaseSide.of(
+                model, self.tokenizer, self.on, share=share, generic=written, told=told, **self._of_completions()
+            )
         self.schedule = Schedule(self.base, self.on.settings.precision, self.every, _say)
-        self.first_prompt = encoding.as_read(tokenizer, self.base.first_prompt)
+        self.first_prompt = encoding.as_read(self.tokenizer, self.base.first_prompt)
 
     def _say_what_is_wrong(self, dataloader: Any, told: Mapping[str, Any] | None) -> None:
         assert self.base is not None
         precision = self.on.settings.precision
         said = self.rule.cautions()
         said.append(f"the first prompt, as measured in {precision}: {shortened(self.first_prompt)!r}")
-        said += self.on.cautions(self.base.whole)
+        said += [*self.on.cautions(self.base.whole), *self.base.cautions]
         if ranks.is_first():
             said += cautions_of_rows(self.on, self.tokenizer, dataloader, told)
         for sentence in said:
@@ -410,6 +407,23 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
             self.unreachable.add(name)
         kept = None if self.kept is None else self.kept.step
         _say(reading.line(self.rule.done_about(reading.verdict, kept)))
+
+
+@contextmanager
+def _on_the_base(model: Any) -> Iterator[None]:
+    """Leave generators as they are; raise RazorError for whatever fails on the base."""
+    try:
+        with compute.generators_untouched(), compute.memory_errors(NO_MEMORY):
+            yield
+    except NotFiniteError as error:
+        raise RazorError("The model's outputs are NaN or infinite before training: its weights are damaged.") from error
+    except RazorError:
+        raise
+    except Exception as error:  # of a model's own code, on inputs that its trainer would not give it
+        raise RazorError(
+            f"ForgettingMonitor cannot measure this model, {type(model).__name__}: {type(error).__name__}: "
+            f"{' '.join(str(error).split())}. Train without the monitor, and report this."
+        ) from error
 
 
 def _with(measuring: Measuring, own: Mapping[str, Any]) -> Measuring:

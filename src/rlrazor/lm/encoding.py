@@ -44,6 +44,13 @@ def text_ids(tokenizer: Any, text: str) -> list[int]:
 
 
 @_without_panics
+def front_ids(tokenizer: Any) -> list[int]:
+    """What the tokenizer puts in front of a text: bos, or nothing."""
+    own, ids = list(tokenizer("a", add_special_tokens=False)["input_ids"]), text_ids(tokenizer, "a")
+    return ids[: -len(own)] if own and ids[-len(own) :] == own else []
+
+
+@_without_panics
 def turns_ids(tokenizer: Any, turns: Sequence[Mapping[str, Any]], **template: Any) -> list[int]:
     """Token ids of a conversation in the tokenizer's chat template, up to where the assistant goes on.
 
@@ -60,6 +67,20 @@ def turns_ids(tokenizer: Any, turns: Sequence[Mapping[str, Any]], **template: An
     if not tokenizer.decode(list(ids), skip_special_tokens=True).strip():
         raise ValueError("it makes no text of it")
     return list(ids)
+
+
+@_without_panics
+def empty_turn_ids(tokenizer: Any) -> list[int] | None:
+    """The chat template around a user who says nothing, up to where the assistant begins; None where it takes no such.
+
+    Raises RazorError for a template that does not come to an end.
+    """
+    try:
+        return list(_in_template(tokenizer, [{"role": "user", "content": ""}], {}, tokenize=True))
+    except RazorError:
+        raise
+    except Exception:  # a template may raise anything
+        return None
 
 
 def try_turns(tokenizer: Any, conversations: Sequence[tuple[Sequence[Mapping[str, Any]], Mapping[str, Any]]]) -> None:

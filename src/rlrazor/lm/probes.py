@@ -2,7 +2,8 @@
 
 Neither has labels. Of a prompt, completions are sampled from the base, once, with a seed of their own, and kept on disk
 by the hash of all they depend on; of a text, every token is measured. A generic probe may also be prompts, completed by
-the base: what a user has who kept the traffic but not the answers.
+the base: what a user has who kept the traffic but not the answers. Or it is texts that the base writes itself, for a
+user who has neither (`own_texts`).
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,11 +22,12 @@ import torch
 
 from rlrazor import bounds
 from rlrazor.errors import RazorError
-from rlrazor.lm import compute, encoding, sampling
+from rlrazor.lm import compute, encoding, own_texts, sampling
 from rlrazor.lm.adapters import adapter_disabled, unwrapped
 from rlrazor.lm.digests import base_digest
 from rlrazor.lm.forward import context_length, embedding_rows
 from rlrazor.lm.kl import Sequences
+from rlrazor.lm.own_texts import OwnTexts
 from rlrazor.lm.prompts import Prompt as Prompt
 from rlrazor.lm.prompts import check_text, prompt_of
 from rlrazor.lm.prompts import encode as encode
@@ -36,6 +38,7 @@ from rlrazor.seeding import seed_of
 from rlrazor.system.documents import parse_json, read_text
 from rlrazor.system.rows import read_located
 
+SELF = "self"  # in place of a file: the generic probe is what the base writes itself
 NEW, GENERIC = "base", "probe"  # purposes: what the random streams of the two probes are called
 AT_A_TIME, KEPT_TOKENS = 256, 1 << 16  # sequences, and tokens of theirs that are in the sampler's cache at most
 SAMPLER = 3  # raise it when `sampling.sample` draws otherwise: what is in a cache was drawn by an older one
@@ -74,14 +77,21 @@ class ProbeSettings:
 
 @dataclass(frozen=True)
 class GenericText:
-    """The generic probe: `texts` are measured whole, `prompts` completed by the base first. One of them is empty."""
+    """The generic probe: `texts` are measured whole, `prompts` completed by the base first, `own` written by it alone.
+
+    One of the three.
+    """
 
     texts: tuple[str, ...] = ()
     prompts: tuple[Prompt, ...] = ()
+    own: OwnTexts | None = None
 
     def __post_init__(self) -> None:
-        if bool(self.texts) == bool(self.prompts):
-            raise RazorError("A generic probe is texts or prompts, not both and not neither.")
+        if sum(map(bool, (self.texts, self.prompts, self.own))) != 1:
+            raise RazorError(
+                "A generic probe is texts or prompts, or what the base writes itself: one of the three, not both and "
+                "not neither."
+            )
         if isinstance(self.texts, str) or not all(isinstance(text, str) for text in self.texts):
             wrong = next((text for text in self.texts if not isinstance(text, str)), self.texts)
             raise RazorError(f"A generic probe's texts are a tuple of strings, and {wrong!r:.60} is none.")
@@ -91,10 +101,25 @@ class GenericText:
         """Sixty paragraphs on everyday topics that come with rlrazor."""
         return cls(tuple(paragraphs()))
 
+    @classmethod
+    def of_base(cls, *, samples: int = 64, max_new_tokens: int = 128, seed: int = 0) -> GenericText:
+        """Texts that the base writes itself, from nothing: see `own_texts`."""
+        return cls(own=OwnTexts(samples, max_new_tokens, seed))
+
+    @property
+    def count(self) -> int:
+        """How many texts, or prompts."""
+        return self.own.samples if self.own else len(self.prompts or self.texts)
+
     @property
     def content_hash(self) -> str:
-        """Of all of it: 16 hexadecimal digits."""
-        return content_hash([self.texts, self.prompts])
+        """Of all of it, of texts of the base's own of how they are drawn: 16 hexadecimal digits."""
+        return content_hash([self.texts, self.prompts, *([asdict(self.own)] if self.own else [])])
+
+    def cut(self, count: int) -> GenericText:
+        """The first so many."""
+        own = self.own and replace(self.own, samples=min(count, self.own.samples))
+        return GenericText(self.texts[:count], self.prompts[:count], own)
 
 
 def read_prompts(path: Path) -> list[Prompt]:
@@ -106,9 +131,14 @@ def read_prompts(path: Path) -> list[Prompt]:
     return _unique([prompt_of(row, where) for where, row in read_located(path, line="prompt")])
 
 
-def read_generic(path: Path) -> GenericText:
-    """A generic probe of a file of rows with a column `text`, or else prompts, or of a text file with a text a line."""
-    rows = read_located(path, line="text")
+def read_generic(source: str | Path) -> GenericText:
+    """A generic probe of a file of rows with a column `text`, or else prompts, or of a text file with a text a line.
+
+    Of the word "self" it is what the base writes itself; a file of that name is given as a Path, or as ./self.
+    """
+    if source == SELF:
+        return GenericText.of_base()
+    rows = read_located(Path(source), line="text")
     if "text" not in rows[0][1]:
         return GenericText(prompts=tuple(_unique([prompt_of(row, where) for where, row in rows])))
     for where, row in rows:
@@ -195,19 +225,18 @@ def of_prompts(
             f"{settings.max_new_tokens}: shorten the prompts, or lower max_new_tokens (--max-new-tokens; in Python "
             "ProbeSettings(max_new_tokens=...))."
         )
-    path, completions = None, None
-    if cache_dir is not None:
+    if cache_dir is None:
+        path = None
+    else:
         ends = encoding.stop_ids(tokenizer, base, settings.stop)
         digest = digest or base_digest(base, settings.precision)
         path = cache_dir / f"{content_hash([SAMPLER, digest, fitting, ends, asdict(settings), purpose])}.json"
-        tokens = embedding_rows(unwrapped(base)) or bounds.MOST_ROWS
-        completions = _cached(path, len(fitting) * settings.samples, settings.max_new_tokens, tokens)
-    if completions is None:
-        with adapter_disabled(base):
-            completions = complete(base, tokenizer, fitting, settings, purpose, told)
-        if path is not None:
-            _cache(path, completions)
-    return Sequences.grouped(fitting, completions)
+
+    def sampled() -> list[list[int]]:
+        return complete(base, tokenizer, fitting, settings, purpose, told)
+
+    count = len(fitting) * settings.samples
+    return Sequences.grouped(fitting, _once(base, path, count, settings.max_new_tokens, sampled))
 
 
 def of_generic(
@@ -220,7 +249,14 @@ def of_generic(
     digest: str | None = None,
     told: Told = unheard,
 ) -> Sequences:
-    """The generic probe: texts as `ids_of_texts` has them, or prompts with one completion by the base."""
+    """The generic probe: texts as `ids_of_texts` has them, prompts with one completion by the base, or its own texts.
+
+    Those no stop string ends, as it is the new task's. Raises RazorError where nothing can be measured, or the base
+    cannot write from nothing.
+    """
+    if generic.own is not None:
+        settings = settings.on(base)
+        return _written(base, tokenizer, generic.own, settings, cache_dir=cache_dir, digest=digest, told=told)
     if generic.prompts:
         single = replace(settings, samples=1)
         return of_prompts(
@@ -231,6 +267,49 @@ def of_generic(
     if not texts:
         raise RazorError("No text of the generic probe has two tokens or more, so there is nothing to measure.")
     return Sequences.texts(texts)
+
+
+def _written(
+    base: Any,
+    tokenizer: Any,
+    how: OwnTexts,
+    settings: ProbeSettings,
+    *,
+    cache_dir: Path | None,
+    digest: str | None,
+    told: Told,
+) -> Sequences:
+    """What the base writes from nothing; of a PEFT model without its adapter."""
+    begun = own_texts.beginnings(base, tokenizer, settings.chat)
+    ends, precision = encoding.stop_ids(tokenizer, base), settings.precision
+    path = None
+    if cache_dir is not None:
+        decided = [SAMPLER, own_texts.AT_A_TIME, digest or base_digest(base, precision), begun, ends, precision]
+        path = cache_dir / f"{content_hash([*decided, asdict(how)])}.json"
+
+    def sampled() -> list[list[int]]:
+        return own_texts.draw(base, begun, how, ends, precision, told)
+
+    return own_texts.begun_with(begun, _once(base, path, how.samples, how.within(base, begun), sampled), how)
+
+
+def cautions_of(base: Any, tokenizer: Any, generic: GenericText, sequences: Sequences) -> list[str]:
+    """Sentences on what `of_generic` has drawn, where the base has written it itself."""
+    return own_texts.cautions(sequences, encoding.stop_ids(tokenizer, base)) if generic.own else []
+
+
+def _once(
+    base: Any, path: Path | None, count: int, longest: int, sampled: Callable[[], list[list[int]]]
+) -> list[list[int]]:
+    """So many completions of the base: those that are kept there, or else sampled now, and then kept."""
+    tokens = embedding_rows(unwrapped(base)) or bounds.MOST_ROWS
+    if path is not None and (kept := _cached(path, count, longest, tokens)) is not None:
+        return kept
+    with adapter_disabled(base):
+        completions = sampled()
+    if path is not None:
+        _cache(path, completions)
+    return completions
 
 
 def _cached(path: Path, count: int, longest: int, tokens: int) -> list[list[int]] | None:

@@ -31,7 +31,7 @@ def require_measurable(model: Any) -> None:
     whose logits are not finite is left to what measures it, which raises NotFiniteError.
     """
     model = unwrapped(model)
-    _require_language_model(model)
+    require_language_model(model)
     require_embeddings(model)
     name = type(without_wrapper(model)).__name__
     count = min(TOKENS, context_length(model) or TOKENS)
@@ -60,7 +60,8 @@ def require_measurable(model: Any) -> None:
         kl.final_states(model, kl.Sequences([ids[:1]], [ids[1:]], [0]))
 
 
-def _require_language_model(model: Any) -> None:
+def require_language_model(model: Any) -> None:
+    """Raise RazorError for an encoder-decoder, and for what has no LM head; costs nothing."""
     name, config = type(without_wrapper(model)).__name__, getattr(model, "config", None)
     if config is None or not hasattr(model, "get_output_embeddings"):
         raise RazorError(f"{name} is not a model of transformers, so it cannot be measured.")

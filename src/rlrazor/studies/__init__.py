@@ -32,7 +32,7 @@ STUDIES: Mapping[str, str] = {
     name: f"rlrazor.studies.{name.replace('-', '_')}"
     for name in (
         *("precision", "dynamics", "quadrants", "off-policy", "optimizers", "kl-penalty", "unrelated-prior"),
-        *("kl-minimal", "baselines", "distilled"),
+        *("kl-minimal", "baselines", "which-probe", "distilled"),
     )
 }
 """Name -> module, of those with runs of their own."""
@@ -48,7 +48,8 @@ SEQUENCES = ("continual", "own-sequence")  # of tables of stages, and then first
 PAGE = (
     *SEQUENCES,
     *("kl-laws", "forecasts", "predictors", "precision", "representation", "dynamics", THEORY, "quadrants"),
-    *("off-policy", "optimizers", "kl-penalty", "unrelated-prior", "kl-minimal", "baselines", "distilled"),
+    *("off-policy", "optimizers", "kl-penalty", "unrelated-prior", "kl-minimal", "baselines"),
+    *("which-probe", "distilled"),
 )
 """Every section, in the order of the page."""
 

@@ -17,6 +17,8 @@ from rlrazor.experiments.language.old import check_old
 from rlrazor.experiments.language.setup import Setup
 from rlrazor.experiments.language.suites import LM_EVAL_INPUTS, TINY_INPUTS
 from rlrazor.experiments.language.train import train
+from rlrazor.lm.own_texts import OwnTexts
+from rlrazor.lm.probes import SELF
 from rlrazor.runs.dry_run import Trial
 from rlrazor.runs.experiment import Cost, Phase
 from rlrazor.runs.records import BASE, RunSpec
@@ -109,6 +111,20 @@ def described_as(setup: Setup, config: Config) -> Mapping[str, Any]:
         "base": setup.fingerprint,
         "versions": versions_of("transformers", "trl", "peft", "lm-eval"),
         **(TINY_INPUTS if config.base == TINY else LM_EVAL_INPUTS),
+        **_probe_of(setup.task.generic),
+    }
+
+
+def _probe_of(generic: str | Path | None) -> Mapping[str, str]:
+    """What the report says of a generic probe that was asked for."""
+    if generic is None:
+        return {}
+    if generic != SELF:
+        return {"probe": "The generic probe is the text, or the prompts completed by the base, of a file."}
+    own = OwnTexts()
+    return {
+        "probe": f"The generic probe is {own.samples} texts of at most {own.max_new_tokens} tokens that the base wrote "
+        "from nothing, by sampling."
     }
 
 

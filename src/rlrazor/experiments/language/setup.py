@@ -25,8 +25,8 @@ class TaskSource:
     """Where the new task comes from; small to pickle. `prompts`, with a `verifier` or not, make a task of one's own.
 
     A call of the verifier may take `verifier_timeout` seconds. `generic` is a file of text or prompts that stand for
-    what must not change, in place of the built-in probe, `old` one of examples of that, for methods that train on them.
-    `form`: of a task of one's own.
+    what must not change, or "self", in place of the built-in probe, `old` one of examples of that, for methods that
+    train on them. `form`: of a task of one's own.
     """
 
     name: str
@@ -36,7 +36,7 @@ class TaskSource:
     verifier: str | None = None
     verifier_timeout: float = SECONDS
     form: Form = field(default_factory=Form)
-    generic: Path | None = None
+    generic: str | Path | None = None
     old: Path | None = None
 
     def task(self) -> Task:

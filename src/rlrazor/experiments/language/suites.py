@@ -43,7 +43,7 @@ class PriorSuite:
 
     def cut(self, texts: int) -> "PriorSuite":
         """With so many texts, or prompts, of each sort at most."""
-        generic = GenericText(self.generic.texts[:texts], self.generic.prompts[:texts])
+        generic = self.generic.cut(texts)
         return replace(self, generic=generic, loss_texts=self.loss_texts[:texts], unrelated=self.unrelated[:texts])
 
 

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -25,9 +25,10 @@ from rlrazor.experiments.parity_mnist.policy import (
     log_probs,
     weights_of,
 )
+from rlrazor.experiments.parity_mnist.probes import Probes, inputs_of
 from rlrazor.experiments.parity_mnist.protection import Past, Term
 from rlrazor.experiments.parity_mnist.sampling import Labels, Lesson, generator, offline_labels, sample
-from rlrazor.experiments.parity_mnist.task import DOTS, Task, load_dots
+from rlrazor.experiments.parity_mnist.task import DOTS, PROBE_IMAGES, Task, load_dots
 from rlrazor.experiments.parity_mnist.tracer import Tracer
 from rlrazor.runs.records import Ancestor, RunSpec
 from rlrazor.runs.settings import checkpoint_steps
@@ -87,8 +88,9 @@ def finetune(spec: RunSpec, task: Task, store: RunStore) -> Iterator[Checkpoint]
     One forward pass per image and step, however large the group: the group's labels share the image's logits.
     Variants, which a spec need not name: `optimizer` (optimizers.OPTIMIZERS), `precision` of the weights ("float32", or
     "bfloat16": rounded after each step), `staleness` (see Labels), `importance` (whether stale samples are
-    importance-weighted), `traced` (a cheap checkpoint of a `Tracer` after every step instead), `rule` (a name in
-    methods.RULES: another new task on the same images).
+    importance-weighted), `traced` (a cheap checkpoint of a `Tracer` after every step instead), `probes` (whether KL is
+    also measured on inputs that stand for the prior task), `rule` (a name in methods.RULES: another new task on the
+    same images).
     Raises DivergedError when the policy's outputs are no longer finite.
     """
     params, (method, _) = spec.params, find_method(spec.method)
@@ -98,13 +100,15 @@ def finetune(spec: RunSpec, task: Task, store: RunStore) -> Iterator[Checkpoint]
     if method.adapters:
         add_low_rank_adapters(policy, int(params["strength"]), generator(spec.seed, "adapters"))
     tracer = Tracer(spec, task, base) if params.get("traced") else None
+    probes = Probes.of(base.policy, probes_of(spec, task)) if params.get("probes") else None
     loss_of = make_loss(spec, method, lesson_of(spec, base, task, store), protection_of(spec, base, task))
     for step, epoch, loss, due in updates(spec, policy, len(task.new_train), loss_of):
         if tracer:
             yield Checkpoint(tracer.record(step, epoch, policy), partial(copied, policy))
         elif due:
             record = evaluate(spec, step, epoch, policy, task, base.reference)
-            record = replace(record, metrics={**record.metrics, "loss": loss.item()})
+            probed = probes.measure(policy) if probes else {}
+            record = replace(record, drift={**record.drift, **probed}, metrics={**record.metrics, "loss": loss.item()})
             yield Checkpoint(record, partial(copied, policy))
 
 
@@ -232,6 +236,14 @@ def pretraining_images(size: int, task: Task, rng: Generator) -> tuple[Tensor, T
     new_rows = torch.randperm(len(task.new_train), generator=rng)[:size]
     prior_rows = torch.randperm(len(task.prior_train_images), generator=rng)[:size]
     return new_rows, as_inputs(task.prior_train_images[prior_rows], PRIOR_TASK), task.prior_train_labels[prior_rows]
+
+
+def probes_of(spec: RunSpec, task: Task) -> Mapping[str, Tensor]:
+    """The probes of a run, one of prior images that its base has not seen: those after `pretraining_images`."""
+    rng = generator(spec.seed, "pretrain")
+    torch.randperm(len(task.new_train), generator=rng)
+    rows = torch.randperm(len(task.prior_train_images), generator=rng)[spec.settings["pretrain_size"] :]
+    return inputs_of(task, task.prior_train_images[rows[:PROBE_IMAGES]])
 
 
 def lr_factor(step: int, total: int, steps_per_epoch: int, schedule: str) -> float:
