@@ -233,10 +233,9 @@ class Reference:
 
     def measure_base(self) -> Measured:
         """Measure the base, and say where its answers to a task that is asked are all alike."""
-        lm, sequences = self.base, self.probe.sequences
-        for sentence in probes.cautions_of(lm.model, lm.tokenizer, self.suite.generic, sequences):
+        lm, found = self.base, self.measure(self.base, self.base.model)
+        for sentence in probes.cautions_of(lm.model, lm.tokenizer, self.suite.generic, self.probe.sequences):
             phases.say(sentence)
-        found = self.measure(self.base, self.base.model)
         for asked in self.asked:
             if asked.same is not None:
                 phases.say(
