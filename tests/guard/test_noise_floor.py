@@ -151,6 +151,7 @@ def test_the_command_measures_it(
     folders: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With lm-eval itself; a second time it is not measured again."""
+    pytest.importorskip("lm_eval")
     monkeypatch.setattr("rlrazor.lm.probes.default_cache", lambda: tmp_path / "cache")
     command = ["compare", str(folders / "base"), str(folders / "tuned"), "--prompts", str(folders / "prompts.txt")]
     command += ["--max-new-tokens", "4", "--no-chat", "--out", str(tmp_path / "page.html"), "--json"]

@@ -217,6 +217,7 @@ def task(tmp_path: Path) -> list[str]:
 def test_finetune_and_calibrate(
     task: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    pytest.importorskip("lm_eval")
     monkeypatch.setattr(drawing, "save", lambda *arguments, **options: None)
     world.last_world.clear()
     tokenizer = char_tokenizer()
