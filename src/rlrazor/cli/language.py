@@ -104,6 +104,8 @@ def add_source(parser: argparse.ArgumentParser, *, trains: bool = True) -> None:
             help="examples of what must not be lost, for the methods replay and ewc: rows with prompt and completion, "
             "or with text, or a text a line (default: of the tiny base its pre-training text, else none)",
         )
+    else:
+        parser.set_defaults(old_examples=None)
     add_prior(source)
 
 
@@ -162,7 +164,7 @@ def check_source(arguments: argparse.Namespace) -> None:
     if not 0 < arguments.verifier_timeout < float("inf"):
         raise RazorError(f"--verifier-timeout is a number of seconds, such as 10, not {arguments.verifier_timeout:g}.")
     names = ("data", "demonstrations", "prompts", "data_mirror", "generic", "old_examples")
-    files = {name: getattr(arguments, name, None) for name in names}
+    files = {name: getattr(arguments, name) for name in names}
     early.require_files(**files)
     for name, path in files.items():
         if isinstance(path, Path) and path.exists() and not (path.is_file() or path.is_dir()):
@@ -193,7 +195,7 @@ def source_of(arguments: argparse.Namespace, task: str) -> "TaskSource":
         verifier_timeout=arguments.verifier_timeout,
         form=Form(length, stop_of(arguments), not arguments.no_chat),
         generic=arguments.generic,
-        old=getattr(arguments, "old_examples", None),
+        old=arguments.old_examples,
     )
 
 
@@ -203,7 +205,7 @@ def check_early(arguments: argparse.Namespace, config: Config, *models: str) -> 
     from rlrazor.experiments.language.tasks import find_task
 
     check_source(arguments)
-    check_old(getattr(arguments, "old_examples", None), config.methods, config.base, alone=True)
+    check_old(arguments.old_examples, config.methods, config.base, alone=True)
     tasks = [] if arguments.prompts is not None else [find_task(config.task)]
     settle(arguments, config, tasks if arguments.data is None else [], *models)
 

@@ -11,19 +11,8 @@ from rlrazor.system.documents import is_utf8
 from rlrazor.system.writing import Output
 
 _INPUTS = (
-    *(
-        "prompts",
-        "law",
-        "generic",
-        "old_examples",
-        "data",
-        "demonstrations",
-        "data_mirror",
-        "config",
-        "data_dir",
-        "adapter",
-    ),
-    *("base", "tuned", "model", "log"),
+    *("prompts", "law", "generic", "old_examples", "data", "demonstrations", "data_mirror", "config", "data_dir"),
+    *("adapter", "base", "tuned", "model", "log"),
 )
 
 

@@ -182,7 +182,7 @@ class LawGeneric(Schema):
     @property
     def found(self) -> GenericText:
         """As what is measured on. Raises RazorError for none of the three, for more of them, and for no numbers."""
-        own = None if self.own is None else OwnTexts(self.own.samples, self.own.max_new_tokens, self.own.seed)
+        own = None if self.own is None else OwnTexts(**self.own.model_dump())
         return GenericText(self.texts, self.prompts, own)
 
     @model_validator(mode="after")

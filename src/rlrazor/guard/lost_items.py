@@ -10,7 +10,6 @@ from rlrazor.analysis.lost import Flow, Likelihoods, Transitions, fall, surest, 
 from rlrazor.lm.scores import Question, Score
 
 MARGIN, ORDER = "margin", "order"
-_NOTHING = Question("")
 
 
 @dataclass(frozen=True)
@@ -95,18 +94,14 @@ def _right(score: Score, task: str, item: str) -> float:
     return outcome if score.higher_is_better else 1 - outcome
 
 
-def _asked(score: Score, task: str, item: str) -> Question:
-    return score.questions.get(task, {}).get(item, _NOTHING)
-
-
 def _choices(score: Score, task: str, item: str) -> int | None:
     """Among how many answers one is right, so that a guess may be; None where that is not how it is scored."""
-    asked = _asked(score, task, item)
+    asked = score.question(task, item)
     return len(asked.choices) if len(asked.right) == 1 else None
 
 
 def _lost(base: Score, tuned: Score, task: str, item: str) -> LostItem:
-    before, after = _asked(base, task, item), _asked(tuned, task, item)
+    before, after = base.question(task, item), tuned.question(task, item)
     fell = fall(_likelihoods(before), _likelihoods(after))
     return LostItem(task, item, before.prompt, _answer(before), _answer(after), fell)
 

@@ -8,7 +8,6 @@ user's cache.
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -22,6 +21,7 @@ from rlrazor.lm.probes import content_hash
 from rlrazor.lm.scores import NotANumberError, PriorScores, Score
 from rlrazor.system.documents import read_json
 from rlrazor.system.schema import Name, Schema
+from rlrazor.system.writing import write_cache
 
 FORMAT = 1
 VARIANTS = 3  # ways of computing, at most
@@ -86,15 +86,9 @@ def cached(path: Path | None, scores: PriorScores) -> NoiseFloor | None:
 
 
 def cache(path: Path | None, floor: NoiseFloor) -> None:
-    """A cache that cannot be written costs time, not results."""
-    if path is None or not floor.variants:
-        return
-    with suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as own:
-            partial = Path(own) / path.name
-            partial.write_text(json.dumps(floor.model_dump(), allow_nan=False))
-            partial.replace(path)
+    """Keep it there, unless nothing was measured."""
+    if path is not None and floor.variants:
+        write_cache(path, json.dumps(floor.model_dump(), allow_nan=False))
 
 
 def measure(base: str, dtype: str, suite: PriorTasks, scores: PriorScores, told: Callable[[str], None]) -> NoiseFloor:

@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +35,7 @@ from rlrazor.lm.suitable import require_embeddings
 from rlrazor.seeding import seed_of
 from rlrazor.system.documents import parse_json, read_text
 from rlrazor.system.rows import read_located
+from rlrazor.system.writing import write_cache
 
 SELF = "self"  # in place of a file: the generic probe is what the base writes itself
 NEW, GENERIC = "base", "probe"  # purposes: what the random streams of the two probes are called
@@ -308,7 +307,7 @@ def _once(
     with adapter_disabled(base):
         completions = sampled()
     if path is not None:
-        _cache(path, completions)
+        write_cache(path, json.dumps(completions))
     return completions
 
 
@@ -325,13 +324,3 @@ def _cached(path: Path, count: int, longest: int, tokens: int) -> list[list[int]
         and all(type(token) is int and 0 <= token < tokens for row in completions for token in row)
     )
     return completions if right else None
-
-
-def _cache(path: Path, completions: list[list[int]]) -> None:
-    """A cache that cannot be written costs time, not results. Several processes may be writing the same."""
-    with suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as own:
-            partial = Path(own) / path.name
-            partial.write_text(json.dumps(completions))
-            partial.replace(path)

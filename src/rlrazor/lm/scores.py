@@ -46,6 +46,9 @@ class Question:
     right: tuple[int, ...] = ()
 
 
+_NOTHING = Question("")
+
+
 @dataclass(frozen=True)
 class Score:
     """A task's score and its standard error over the `n` items, None where it cannot be estimated.
@@ -67,6 +70,10 @@ class Score:
     by_size: bool = True
     questions: Mapping[str, Mapping[str, Question]] = field(default_factory=dict, repr=False)
     categories: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    def question(self, task: str, item: str) -> Question:
+        """What an item asks; an empty one where that is not known."""
+        return self.questions.get(task, {}).get(item, _NOTHING)
 
     @property
     def is_fraction(self) -> bool:

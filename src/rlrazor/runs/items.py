@@ -29,28 +29,15 @@ NAME = "items.parquet"
 KEY = ("prior", "task", "item")
 Schema = dict[str, "pl.DataType | type[pl.DataType]"]
 _LOGPROBS = pl.List(pl.Float64)
-OWN: Schema = {
-    "prior": pl.String,
-    "task": pl.String,
-    "category": pl.String,
-    "item": pl.String,
-    "outcome": pl.Float64,
-    "choices": pl.Int32,
-    "right": pl.List(pl.Int32),
-    "logprobs": _LOGPROBS,
-}
+_NAMES: Schema = dict.fromkeys(("prior", "task", "category", "item"), pl.String)
+_ANSWERS: Schema = {"choices": pl.Int32, "right": pl.List(pl.Int32)}
+OWN: Schema = {**_NAMES, "outcome": pl.Float64, **_ANSWERS, "logprobs": _LOGPROBS}
 """The columns of one model's outcomes."""
 BESIDE: Schema = {
-    "prior": pl.String,
-    "task": pl.String,
-    "category": pl.String,
-    "item": pl.String,
-    "base": pl.Float64,
-    "tuned": pl.Float64,
-    "choices": pl.Int32,
-    "right": pl.List(pl.Int32),
-    "base_logprobs": _LOGPROBS,
-    "tuned_logprobs": _LOGPROBS,
+    **_NAMES,
+    **dict.fromkeys(("base", "tuned"), pl.Float64),
+    **_ANSWERS,
+    **dict.fromkeys(("base_logprobs", "tuned_logprobs"), _LOGPROBS),
 }
 """The columns of a checkpoint's outcomes beside the base's."""
 SCHEMA: Schema = {"step": pl.Int64, **BESIDE}

@@ -121,6 +121,19 @@ def write_text(path: Path, text: str, kind: Kind | None = None) -> None:
         partial.write_bytes(text.encode("utf-8", "backslashreplace"))
 
 
+def write_cache(path: Path, text: str) -> None:
+    """Keep a text where it is only faster to have it: where it cannot be written, that costs time, not results.
+
+    Several processes may be writing the same.
+    """
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as own:
+            partial = Path(own) / path.name
+            partial.write_text(text)
+            partial.replace(path)
+
+
 def leftovers(folder: Path) -> Iterator[Path]:
     """What a killed process has left half-written in a folder, and in those in it."""
     for pattern in (".rlrazor-*.tmp", "*/.rlrazor-*.tmp"):

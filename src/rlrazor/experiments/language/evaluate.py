@@ -332,8 +332,5 @@ def compare(
     if tuned.tokenizer is base.tokenizer:
         phases.say(f"{source} has no tokenizer: the base's is used.")
     check_same_vocabulary(Vocabulary.of(base), Vocabulary.of(tuned))
-    before, after = (
-        reference.base_checkpoint(BASE),
-        reference.checkpoint(source, 0, 0.0, tuned.model, frozen=base.model),
-    )
-    return before.record, after.record
+    before = reference.base_checkpoint(BASE)
+    return before.record, reference.checkpoint(source, 0, 0.0, tuned.model, frozen=base.model).record

@@ -98,13 +98,16 @@ def protection_of(name: str) -> str | None:
 def idle_settings(names: Iterable[str]) -> set[str]:
     """The settings that none of these methods uses."""
     found = [find_method(name) for name in names]
-    offline, on_policy, penalty, replay, ewc = SETTINGS_OF.values()
-    idle = set[str]()
-    idle |= set() if any(method.advantage is None for method, _ in found) else {*offline}
-    idle |= set() if any(method.advantage is not None for method, _ in found) else {*on_policy}
-    idle |= set() if any(penalised for _, penalised in found) else {*penalty}
     protections = {method.protection for method, _ in found}
-    return idle | (set() if REPLAY in protections else {*replay}) | (set() if EWC in protections else {*ewc})
+    are_used = (
+        any(method.advantage is None for method, _ in found),
+        any(method.advantage is not None for method, _ in found),
+        any(penalised for _, penalised in found),
+        REPLAY in protections,
+        EWC in protections,
+    )
+    groups = zip(SETTINGS_OF.values(), are_used, strict=True)
+    return {name for names, is_used in groups if not is_used for name in names}
 
 
 def label_of(name: str) -> str:

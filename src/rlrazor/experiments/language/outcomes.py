@@ -4,12 +4,10 @@ from collections.abc import Mapping
 
 import polars as pl
 
-from rlrazor.lm.scores import Question, Score
+from rlrazor.lm.scores import Score
 from rlrazor.runs import items
 from rlrazor.runs.records import Ancestor
 from rlrazor.runs.store import RunStore
-
-_NOTHING = Question("")
 
 
 def items_of(scores: Mapping[str, Score]) -> pl.DataFrame | None:
@@ -24,7 +22,7 @@ def items_of(scores: Mapping[str, Score]) -> pl.DataFrame | None:
 
 
 def _row(prior: str, score: Score, task: str, item: str, outcome: float) -> tuple[object, ...]:
-    asked = score.questions.get(task, {}).get(item, _NOTHING)
+    asked = score.question(task, item)
     likely = list(asked.logprobs) or None
     choices = None if likely is None else len(likely)
     return prior, task, score.categories.get(task), item, outcome, choices, list(asked.right) or None, likely

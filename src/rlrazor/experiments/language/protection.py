@@ -105,9 +105,10 @@ def elastic(model: Any, old: "Sequence[Example]", strength: float, seed: int) ->
     anchor = {name: weight.detach().clone() for name, weight in model.named_parameters() if name in fisher}
 
     def term(model: Any) -> Tensor:
-        weights = {name: weight for name, weight in model.named_parameters() if name in fisher}
         moved = [
-            (fisher[name] * (weight.float() - anchor[name].float()).square()).sum() for name, weight in weights.items()
+            (fisher[name] * (weight.float() - anchor[name].float()).square()).sum()
+            for name, weight in model.named_parameters()
+            if name in fisher
         ]
         return strength / 2 * torch.stack(moved).sum()
 

@@ -79,14 +79,18 @@ def scored_examples() -> dict[str, list[Example]]:
 
 def old_examples() -> dict[str, list[Example]]:
     """Examples of each prior task as the pre-training text has them; none of them is scored, or of the probe."""
-    held_out = {prompt for examples in scored_examples().values() for prompt, _ in examples} | set(probe_prompts())
+    held_out = _scored_prompts() | set(probe_prompts())
     drawn = {name: distinct(draw, random.Random(f"old {name}"), 2 * OLD) for name, draw in PRIOR_TASKS.items()}
     return {name: [one for one in examples if one[0] not in held_out][:OLD] for name, examples in drawn.items()}
 
 
+def _scored_prompts() -> set[str]:
+    return {prompt for examples in scored_examples().values() for prompt, _ in examples}
+
+
 def probe_prompts() -> list[str]:
     """Prior-like prompts without answers, the generic probe; none of them is scored."""
-    scored = {prompt for examples in scored_examples().values() for prompt, _ in examples}
+    scored = _scored_prompts()
     share = -(-PROBES // len(PRIOR_TASKS))
     drawn = [distinct(draw, random.Random(f"probe {name}"), 2 * share) for name, draw in PRIOR_TASKS.items()]
     return [prompt for examples in drawn for prompt in [p for p, _ in examples if p not in scored][:share]][:PROBES]
@@ -163,8 +167,9 @@ def pretrain(seed: int, *, steps: int, forms: Sequence[str] = (), progress: Call
         model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01, fused=True
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _warmup_cosine(step, steps))
-    held_out = {prompt for examples in scored_examples().values() for prompt, _ in examples}
-    held_out |= {item.prompt for order in orders for item in order.load().test} | set(probe_prompts())
+    held_out = (
+        _scored_prompts() | {item.prompt for order in orders for item in order.load().test} | set(probe_prompts())
+    )
     draws = [*PRIOR_TASKS.values(), *(order.pretraining_example for order in orders)]
     text = _pretraining_text(random.Random(seed), draws, held_out)
     model.train()

@@ -1,7 +1,7 @@
 """Measuring a base policy and fine-tuning it: what the runner calls for every run, at every scale."""
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -42,15 +42,16 @@ def train(setup: Setup, spec: RunSpec, store: RunStore) -> Iterator[Checkpoint]:
 
 def measure(setup: Setup, spec: RunSpec, store: RunStore) -> Iterator[Checkpoint]:
     """The base, which the tiny one is after its pre-training here; another one's weights stay where they are."""
-    if setup.base != TINY:
-        found = reference_of(spec, world_of(setup, spec, store)).base_checkpoint(spec.run_id)
-        return iter([Checkpoint(found.record, items=beside_base(found.items, found.items))])
-    steps, forms = spec.params["pretrain_steps"], tuple(filter(None, spec.params.get("forms", "").split("+")))
-    model = tiny.pretrain(
-        spec.seed, steps=steps, forms=forms, progress=lambda step: phases.at("pre-training", step, steps)
-    )
+    model: Any = None
+    weights: Callable[[], Mapping[str, Any]] = dict
+    if setup.base == TINY:
+        steps, forms = spec.params["pretrain_steps"], tuple(filter(None, spec.params.get("forms", "").split("+")))
+        model = tiny.pretrain(
+            spec.seed, steps=steps, forms=forms, progress=lambda step: phases.at("pre-training", step, steps)
+        )
+        weights = partial(weights_of, model)
     found = reference_of(spec, world_of(setup, spec, store, model)).base_checkpoint(spec.run_id)
-    return iter([Checkpoint(found.record, partial(weights_of, model), beside_base(found.items, found.items))])
+    return iter([Checkpoint(found.record, weights, beside_base(found.items, found.items))])
 
 
 def reference_of(spec: RunSpec, world: World, before: LanguageModel | None = None) -> Any:
