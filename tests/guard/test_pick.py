@@ -15,6 +15,7 @@ import pytest
 import torch
 from datasets import Dataset
 from safetensors.torch import load_file, save_file
+from scipy import stats
 from transformers import Trainer, TrainingArguments
 from trl import SFTConfig, SFTTrainer
 
@@ -32,6 +33,7 @@ from rlrazor.lm.models import load
 from rlrazor.lm.sampling import NotFiniteError
 from rlrazor.report import drawing
 from rlrazor.report.drawing import Figure, Points
+from rlrazor.runs import items
 from tiny_models import char_tokenizer, saved, tiny_llama
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
@@ -870,6 +872,37 @@ def test_a_sweeps_table_has_measured_scores(tmp_path: Path, capfd: pytest.Captur
     (tmp_path / "records.parquet").write_text("x")
     assert main(["pick", str(tmp_path)]) == 2
     assert "damaged" in capfd.readouterr().err
+
+
+def test_a_sweeps_drop_is_paired_where_it_is_known_what_became_of_its_items(tmp_path: Path) -> None:
+    base = {"method": "base", "run_id": "b", "trajectory": "b", "lr": None, "seed": 0, "step": 0}
+    own = {"method": "sft", "run_id": "r", "trajectory": "t", "lr": 1e-4, "seed": 0, "step": 3}
+    n, lost, gained = 4000, 90, 30
+    drop = (lost - gained) / n
+    scores = [{"new": 0.1, "forgetting": 0.0, "prior_a": 0.5}, {"new": 0.8, "forgetting": drop, "prior_a": 0.5 - drop}]
+    table = pl.DataFrame([{**base, **scores[0]}, {**own, **scores[1]}]).with_columns(prior_stderr=0.008)
+    table.write_parquet(tmp_path / "records.parquet")
+    independent = pick(tmp_path).candidates[0].interval("drop")
+    before = np.array([1.0] * lost + [0.0] * gained + [float(at % 2) for at in range(n - lost - gained)])
+    after = np.array([0.0] * lost + [1.0] * gained + [*before[lost + gained :]])
+    rows = [
+        {"step": 3, "prior": "a", "task": "a", "item": str(at), "base": before[at], "tuned": after[at]}
+        for at in range(n)
+    ]
+    (tmp_path / "runs" / "r").mkdir(parents=True)
+    outcomes = tmp_path / "runs" / "r" / "items.parquet"
+    pl.DataFrame(rows, schema=items.SCHEMA).write_parquet(outcomes)
+    paired = pick(tmp_path).candidates[0].interval("drop")
+    # The score interval of McNemar's paired difference is about Wald's, by the differences' own spread.
+    half = 1.96 * stats.sem(before - after)
+    assert paired == pytest.approx((drop, drop - half, drop + half), abs=0.0006)
+    assert independent == pytest.approx((drop, drop - 1.96 * 0.008 * 2**0.5, drop + 1.96 * 0.008 * 2**0.5))
+    # Items that do not make up the drop say nothing of it; a damaged file is said to be one.
+    pl.DataFrame(rows[1:], schema=items.SCHEMA).write_parquet(outcomes)
+    assert pick(tmp_path).candidates[0].interval("drop") == independent
+    outcomes.write_bytes(b"x")
+    with pytest.raises(RazorError, match="damaged"):
+        pick(tmp_path)
 
 
 def test_what_has_no_standard_error_cannot_be_told(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

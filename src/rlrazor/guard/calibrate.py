@@ -7,22 +7,19 @@ records.parquet does as well.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import polars as pl
 
-from rlrazor.analysis import forecast, law, paired
-from rlrazor.analysis.paired import Difference
+from rlrazor.analysis import forecast, law
 from rlrazor.errors import RazorError
 from rlrazor.guard.law_file import UNKNOWN, LawFile, Made
 from rlrazor.guard.law_schema import LawProbe
 from rlrazor.guard.measured_on import FEW_PROMPTS, MeasuredOn
+from rlrazor.guard.paired_drop import Outcomes, paired_drop, prior_names
 from rlrazor.runs.records import BASE
-
-Outcomes = Callable[[str], pl.DataFrame | None]
-"""By the id of a run what became of each item of the prior tasks, of the columns `items.SCHEMA`, where it is known."""
 
 ONE_ERROR = math.erf(math.sqrt(0.5))  # the level at which an interval is a standard error to each side, as a rule
 KEPT = ("method", "seed", "lr", "step", "new", "prior", *forecast.CANDIDATES[-1], "forgetting")
@@ -66,7 +63,7 @@ def fit(
         ) from error
     of_fit = forecast.measured(points, choice.best.columns)
     kept = of_fit.select(pl.col("trajectory").alias("run"), *(name for name in KEPT if name in points.columns))
-    scores = {name: float(untuned[f"prior_{name}"].mean()) for name in _suite(untuned)}  # type: ignore[arg-type]
+    scores = {name: float(untuned[f"prior_{name}"].mean()) for name in prior_names(untuned.columns)}  # type: ignore[arg-type]
     return LawFile.fitted(
         forecaster,
         choice,
@@ -77,12 +74,6 @@ def fit(
         data=kept.to_dicts(),
         made=made,
     )
-
-
-def _suite(table: pl.DataFrame) -> list[str]:
-    """The prior tasks that a table has scores of."""
-    columns = [name for name in table.columns if name.startswith("prior_") and not name.endswith("_stderr")]
-    return [name.removeprefix("prior_") for name in columns if name != "prior_loss"]
 
 
 def warnings_of(found: LawFile, table: pl.DataFrame) -> list[str]:
@@ -115,30 +106,15 @@ def _noise(untuned: pl.DataFrame, of_fit: pl.DataFrame, outcomes: Outcomes) -> f
 
 def _paired_noise(untuned: pl.DataFrame, worst: Mapping[str, Any], outcomes: Outcomes) -> float | None:
     """Half of the interval that holds as much as one standard error to each side; not 0 where no item differs."""
-    items = outcomes(worst["run_id"]) if "run_id" in worst else None
-    if items is None:
+    if "run_id" not in worst:
         return None
-    parts = []
-    for name in _suite(untuned):
-        own = items.filter(pl.col("prior") == name, pl.col("step") == worst["step"])
-        drop = float(untuned[f"prior_{name}"].mean()) - worst[f"prior_{name}"]  # type: ignore[arg-type]
-        if (difference := _difference(own, drop)) is None:
-            return None
-        parts.append(difference)
-    low, high = paired.Mean(parts).interval(ONE_ERROR)
+    names = prior_names(untuned.columns)
+    drops = {name: float(untuned[f"prior_{name}"].mean()) - worst[f"prior_{name}"] for name in names}  # type: ignore[arg-type]
+    found = paired_drop(outcomes(worst["run_id"]), worst["step"], drops)
+    if found is None:
+        return None
+    low, high = found.interval(ONE_ERROR)
     return (high - low) / 2 if math.isfinite(high - low) else None
-
-
-def _difference(items: pl.DataFrame, drop: float) -> Difference | None:
-    """Of a prior task's items, or its tasks, as it weighs them: what comes to its `drop`; None where neither does."""
-    if items.is_empty() or items["base"].null_count() or items["tuned"].null_count():
-        return None
-    groups = [[items], items.partition_by("task", maintain_order=True)]
-    for parts in groups:
-        found = paired.Mean([paired.paired(one["base"], one["tuned"], bounded=True) for one in parts])
-        if math.isclose(found.mean, drop, abs_tol=1e-6):
-            return found
-    return None
 
 
 def _unpaired_noise(untuned: pl.DataFrame) -> float | None:
@@ -147,7 +123,7 @@ def _unpaired_noise(untuned: pl.DataFrame) -> float | None:
     Tables of earlier versions have one also where a task had none, as if that task's score were exact.
     """
     known = {name for name in untuned.columns if name.endswith("_stderr") and untuned[name].null_count() == 0}
-    tasks = {f"prior_{name}_stderr" for name in _suite(untuned)}
+    tasks = {f"prior_{name}_stderr" for name in prior_names(untuned.columns)}
     if "prior_stderr" not in known or tasks & known not in (set(), tasks):
         return None
     error: Any = untuned["prior_stderr"].mean()

@@ -6,33 +6,35 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
 from rlrazor.analysis import law as laws
+from rlrazor.analysis import paired
 from rlrazor.analysis.forecast import FORWARD, PROBE
 from rlrazor.errors import RazorError
 from rlrazor.guard.law_file import LawFile
 from rlrazor.guard.log_schema import ForecastRow, LogRow
 from rlrazor.guard.metric import NewScore, find_metric, latest
 from rlrazor.guard.outputs import MARK
+from rlrazor.guard.paired_drop import paired_drop, prior_names
 from rlrazor.guard.run_folder import MEASURE, Run, SavedCheckpoint, rows_of
-from rlrazor.guard.scored import DropEstimate, Forgetting, ScoredCheckpoint
-from rlrazor.guard.verdict import Limits
+from rlrazor.guard.scored import LEVEL, DropEstimate, Forgetting, ScoredCheckpoint
+from rlrazor.guard.verdict import DROP, Limits
 from rlrazor.lm.kl import MeanKL
 from rlrazor.lm.probes import probe_hash
 from rlrazor.runs.records import BASE
-from rlrazor.runs.store import read_table
+from rlrazor.runs.store import RunStore, read_table
 
 NO_LAW = (
     "Without a law of the base nothing is known of the prior scores, only how far each checkpoint has moved: `razor "
     "calibrate` makes the law, with which --law forecasts the drop in points and --budget judges it."
 )
 NOT_USEFUL = "The law was no better than guessing, or fitted to noise: do not rely on it."
-_Z = 1.96  # standard errors to the ends of a 95 % interval
-_MEASURED = ("prior", FORWARD, PROBE)
+_Z = 1.96  # standard errors to the ends of an interval of LEVEL
 
 MeasureCheckpoint = Callable[[Path, int], Forgetting]
 """What is measured of the checkpoint in a folder, at its step."""
@@ -67,23 +69,36 @@ def of_records(folder: Path) -> FoundCheckpoints:
             "none is best."
         )
     points = laws.distinct(table).filter(pl.col("method") != BASE)
-    optional = [name for name in (*_MEASURED, *(f"{name}_stderr" for name in _MEASURED)) if name in points.columns]
-    rows = points.select(*columns, *optional).to_dicts()
-    bases = table.filter(pl.col("method") == BASE).to_dicts()
-    if not rows:
+    if points.is_empty():
         raise RazorError(f"{folder} holds the base policy only: there is nothing to pick from.")
-    of_base = {row["seed"]: row.get("prior_stderr") for row in bases}
-    # Of a difference of two scores; at most, as it takes them to be of different items.
-    errors = [math.hypot(_known(row.get("prior_stderr")), _known(of_base.get(row["seed"]))) for row in rows]
-    unknown = errors.count(math.inf)
-    which = "The measured drops have" if unknown == len(rows) else f"{unknown} of the {len(rows)} measured drops have"
+    bases = {row["seed"]: row for row in table.filter(pl.col("method") == BASE).to_dicts()}
+    scored, store = prior_names(table.columns), RunStore(folder)
+
+    @lru_cache(maxsize=1)  # a run's checkpoints follow one another
+    def outcomes(run_id: str) -> pl.DataFrame | None:
+        return store.items(run_id) if store.has_items(run_id) else None
+
+    candidates = []
+    for row in points.to_dicts():
+        base = bases.get(row["seed"], {})
+        drops = {name: _known(base.get(f"prior_{name}")) - _known(row[f"prior_{name}"]) for name in scored}
+        candidates.append(_of_record(row, base, paired_drop(outcomes(row["run_id"]), row["step"], drops)))
+    unknown = sum(math.isinf(one.at(DROP, upper=True)) for one in candidates)
+    which = (
+        "The measured drops have"
+        if unknown == len(candidates)
+        else f"{unknown} of the {len(candidates)} measured drops have"
+    )
     notes = [f"{which} no standard error: how much of them is chance is not known."] if unknown else []
-    candidates = [_of_record(row, error) for row, error in zip(rows, errors, strict=True)]
-    return FoundCheckpoints("new", candidates, notes, None if unknown == len(rows) else 0.95, None)
+    return FoundCheckpoints("new", candidates, notes, None if unknown == len(candidates) else LEVEL, None)
 
 
-def _of_record(row: Mapping[str, Any], error: float) -> ScoredCheckpoint:
-    """A row of the table, with the standard error of its drop, infinite where it is not known."""
+def _of_record(row: Mapping[str, Any], base: Mapping[str, Any], found: paired.Mean | None) -> ScoredCheckpoint:
+    """A row of the table beside its base's. `found`: its drop by the items, None where they are not known.
+
+    Then the two scores' errors are taken to be of different items, which is more than the drop's as a rule, and
+    infinite where one is not known.
+    """
     name = f"{row['method']} lr {row['lr']:.3g} seed {row['seed']} step {row['step']} ({row['run_id']})"
     drop = float(row["forgetting"])
     kls = {
@@ -91,7 +106,12 @@ def _of_record(row: Mapping[str, Any], error: float) -> ScoredCheckpoint:
         for of in (FORWARD, PROBE)
         if math.isfinite(_known(row.get(of)))
     }
-    measured = DropEstimate(drop, drop - _Z * error, drop + _Z * error, measured=True)
+    if found is None:
+        error = math.hypot(_known(row.get("prior_stderr")), _known(base.get("prior_stderr")))
+        low, high = drop - _Z * error, drop + _Z * error
+    else:
+        low, high = found.interval(LEVEL)
+    measured = DropEstimate(drop, low, high, measured=True)
     return ScoredCheckpoint(name, int(row["step"]), float(row["new"]), measured, kls)
 
 

@@ -14,7 +14,7 @@ from rlrazor.guard.verdict import DROP, SEVERITY, Limits, Verdict
 from rlrazor.lm.kl import MeanKL
 from rlrazor.lm.probes import Prompt
 
-LEVEL = 0.95  # of the interval of a KL
+LEVEL = 0.95  # of the intervals of KLs, and of drops that were measured
 AXES = (DROP, FORWARD, PROBE)  # what a new-task score is weighed against, by the names of limits
 
 
