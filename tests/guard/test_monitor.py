@@ -471,7 +471,10 @@ def test_it_measures_as_often_as_five_percent_allow(tmp_path: Path, capfd: pytes
 
 
 def test_two_processes_measure_what_one_does(tmp_path: Path) -> None:
-    """DistributedDataParallel over gloo: each has half of the prompts, and they share what they find."""
+    """DistributedDataParallel over gloo: each has half of the prompts, and they share what they find.
+
+    Where the generic probe is what the base writes itself, one of them has it write.
+    """
     script = tmp_path / "train.py"
     script.write_text(
         textwrap.dedent(
@@ -486,12 +489,19 @@ def test_two_processes_measure_what_one_does(tmp_path: Path) -> None:
             from datasets import Dataset
             from trl import SFTConfig, SFTTrainer
 
-            from laws import law_of
+            from laws import PROMPTS, SETTINGS, law_of
+            from rlrazor.guard import ForgettingMonitor
+            from rlrazor.lm import own_texts
             from test_monitor import ROWS, monitor
             from tiny_models import char_tokenizer, tiny_llama
-            from watching import leave
+            from watching import leave, trainer_of
 
-            out = Path(sys.argv[2])
+            out, draw = Path(sys.argv[2]), own_texts.draw
+
+            def counted(*arguments):
+                with (out.parent / "drawn.txt").open("a") as file:
+                    file.write("drawn\\n")
+                return draw(*arguments)
             model = tiny_llama()
             config = SFTConfig(
                 output_dir=str(out), max_steps=3, per_device_train_batch_size=4, learning_rate=3e-3, bf16=False,
@@ -502,6 +512,9 @@ def test_two_processes_measure_what_one_does(tmp_path: Path) -> None:
                 callbacks=[monitor(out, law_of(model, scale=20.0), every=1, budget=0.001, on_budget="stop")],
             )
             trainer.train()
+            own_texts.draw, own = counted, out / "own"
+            watching = ForgettingMonitor(PROMPTS, settings=SETTINGS, generic="self", every=2, cache_dir=own / "cache")
+            trainer_of(own, [watching], tiny_llama(), max_steps=2, per_device_train_batch_size=4).train()
             leave()
             """
         )
@@ -521,6 +534,12 @@ def test_two_processes_measure_what_one_does(tmp_path: Path) -> None:
         assert of_two["prompts"] == of_one["prompts"]
         for name in ("kl_forward", "kl_probe", "kl_forward_stderr", "kl_probe_per_token"):
             assert of_two[name] == pytest.approx(of_one[name], rel=0.02)
+    assert (tmp_path / "drawn.txt").read_text().splitlines() == ["drawn"]
+    row = rows_of(tmp_path / "two" / "own" / "razor.jsonl")[-1]
+    own = ForgettingMonitor(PROMPTS, settings=SETTINGS, generic="self", every=2, cache_dir=tmp_path / "cache")
+    trainer_of(tmp_path / "own", [own], tiny_llama(), max_steps=2).train()
+    assert row["prompts"] == {"kl_forward": len(PROMPTS), "kl_probe": 64}
+    assert row["kl_probe"] == pytest.approx(own.readings[-1].kl["kl_probe"].mean, rel=0.02)
 
 
 @pytest.mark.parametrize("stopped", [None, "step", "epoch"])

@@ -1,10 +1,6 @@
 """`--generic self` from end to end: the monitor, compare, pick, laws, calibrate and finetune on what a base writes."""
 
 import json
-import os
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -154,51 +150,6 @@ def test_texts_that_say_little_are_told_of(tmp_path: Path, capfd: pytest.Capture
     assert "KL on it says little of what the base can do." in said
 
 
-TWO = """
-import sys
-from pathlib import Path
-
-import torch
-
-torch.set_num_threads(1)
-sys.path.insert(0, sys.argv[1])
-from laws import PROMPTS, SETTINGS
-from rlrazor.guard import ForgettingMonitor
-from rlrazor.lm import own_texts
-from tiny_models import tiny_llama
-from watching import leave, trainer_of
-
-out, draw = Path(sys.argv[2]), own_texts.draw
-
-
-def counted(*arguments):
-    with (out.parent / "drawn.txt").open("a") as file:
-        file.write("drawn\\n")
-    return draw(*arguments)
-
-
-own_texts.draw = counted
-monitor = ForgettingMonitor(PROMPTS, settings=SETTINGS, generic="self", every=2, cache_dir=out / "cache")
-trainer_of(out, [monitor], tiny_llama(), max_steps=2, per_device_train_batch_size=4).train()
-leave()
-"""
-
-
-def test_of_two_processes_one_has_the_base_write(tmp_path: Path) -> None:
-    script, tests = tmp_path / "train.py", str(Path(__file__).parents[1])
-    script.write_text(textwrap.dedent(TWO))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run([*run, script, tests, tmp_path / "two"], check=False, env=environment, capture_output=True)
-    assert done.returncode == 0, done.stderr.decode()[-3000:]
-    assert (tmp_path / "drawn.txt").read_text().splitlines() == ["drawn"]
-    row = json.loads((tmp_path / "two" / "razor.jsonl").read_text().splitlines()[-1])
-    one = ForgettingMonitor(PROMPTS, settings=SETTINGS, generic="self", every=2, cache_dir=tmp_path / "cache")
-    trainer_of(tmp_path / "one", [one], tiny_llama(), max_steps=2).train()
-    assert row["prompts"] == {"kl_forward": len(PROMPTS), "kl_probe": 64}
-    assert row["kl_probe"] == pytest.approx(one.readings[-1].kl["kl_probe"].mean, rel=0.02)
-
-
 @pytest.fixture
 def task(tmp_path: Path) -> list[str]:
     """Options of a user's own task, with one prior task from a mirror."""
@@ -236,8 +187,8 @@ def test_finetune_and_calibrate(
     assert last["drift"]["kl_probe"] == pytest.approx(expected.mean, rel=1e-4)
     assert last["metrics"]["kl_probe_stderr"] == pytest.approx(expected.stderr, rel=1e-4)
     out = tmp_path / "law"
-    calibrate = ["calibrate", str(folder), *task, "--lrs", "1e-3,1e-2", "--batch-sizes", "4", "--out", str(out)]
-    assert main([*calibrate, "--seeds", "0,1", "--json"]) == 0
+    calibrate = ["calibrate", str(folder), *task, "--lrs", "1e-3,3e-3,1e-2", "--batch-sizes", "4", "--out", str(out)]
+    assert main([*calibrate, "--seeds", "0", "--json"]) == 0
     law = LawFile.load(out / "law.json")
     assert law.generic == GenericText.of_base()
     assert {row.kl_probe for row in law.data} - {None}

@@ -22,7 +22,7 @@ def test_on_the_real_images_the_oracle_forgets_less_than_rl_and_rl_less_than_sft
         pytest.skip(f"The original files cannot be had here: {error}")
     out = tmp_path / "out"
     grid = ["--methods", "sft-1,oracle,dr-grpo", "--lrs", "3e-4", "--schedules", "constant", "--epochs", "1"]
-    line = ["reproduce", "parity-mnist", *grid, "--checkpoints-per-epoch", "2", "--out", str(out), "--json"]
+    line = ["reproduce", "parity-mnist", *grid, "--checkpoints-per-epoch", "1", "--out", str(out), "--json"]
     assert main([*line, "--jobs", "2"]) == 0
     summary = json.loads(capsys.readouterr().out)
     assert Path(summary["report"]).exists()
