@@ -230,6 +230,27 @@ def test_a_run_that_resumes_has_the_outcomes_up_to_there(tmp_path: Path) -> None
         unfinished.begin([2, 4], lambda step: False)
 
 
+def test_weights_that_cannot_be_kept_or_read_back_are_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unfinished = Unfinished(tmp_path / "run", keep=True)
+    one = Checkpoint(Record("r", 4, 0.5, 0.1, {"tiny": 0.2}, {}), lambda: {"w": torch.ones(1)})
+
+    def full(path: Path, data: bytes) -> int:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", full)
+        with pytest.raises(RazorError, match=r"Cannot write to .*: No space left on device"):
+            unfinished.add(one)
+    unfinished.add(one)
+    (tmp_path / "run" / "weights-4.safetensors").write_bytes(b"half")
+    (tmp_path / "run" / "checkpoint-4").mkdir()
+    (tmp_path / "run" / "checkpoint-4" / "trainer_state.json").write_text("{}")
+    with pytest.raises(RazorError, match=r"weights-4.safetensors is damaged\. Delete .*run to train from the start"):
+        unfinished.begin([4], lambda step: True)
+
+
 # A local model and a task of one's own
 
 
