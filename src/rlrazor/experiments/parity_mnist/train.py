@@ -108,6 +108,8 @@ def finetune(spec: RunSpec, task: Task, store: RunStore) -> Iterator[Checkpoint]
         elif due:
             record = evaluate(spec, step, epoch, policy, task, base.reference)
             probed = probes.measure(policy) if probes else {}
+            if not all(map(math.isfinite, probed.values())):
+                raise DivergedError(step, epoch)
             record = replace(record, drift={**record.drift, **probed}, metrics={**record.metrics, "loss": loss.item()})
             yield Checkpoint(record, partial(copied, policy))
 
