@@ -19,6 +19,7 @@ from rlrazor.cli import main
 from rlrazor.cli.printing import records_table
 from rlrazor.errors import RazorError
 from rlrazor.experiments.language import cost, evaluate, suites, tiny, trainers, world
+from rlrazor.experiments.language import unfinished as unfinished_runs
 from rlrazor.experiments.language.unfinished import Unfinished, save_model
 from rlrazor.lm.adapters import weights_of
 from rlrazor.lm.models import LanguageModel, load
@@ -236,11 +237,11 @@ def test_weights_that_cannot_be_kept_or_read_back_are_one_sentence(
     unfinished = Unfinished(tmp_path / "run", keep=True)
     one = Checkpoint(Record("r", 4, 0.5, 0.1, {"tiny": 0.2}, {}), lambda: {"w": torch.ones(1)})
 
-    def full(path: Path, data: bytes) -> int:
-        raise OSError(28, "No space left on device")
+    def full(weights: dict[str, Any], path: Path) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "write_bytes", full)
+        patch.setattr(unfinished_runs, "save_file", full)
         with pytest.raises(RazorError, match=r"Cannot write to .*: No space left on device"):
             unfinished.add(one)
     unfinished.add(one)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file, save_file
 
 from rlrazor.errors import RazorError, cause_of
 from rlrazor.runs import items
@@ -71,7 +71,10 @@ class Unfinished:
         rows = [*(row for _, row in before if row["step"] < record.step), asdict(record)]
         if weights := checkpoint.weights():
             with atomic_path(self._weights_path(record.step)) as half:
-                half.write_bytes(save(dict(weights)))  # of a full disk save_file raises a type of its own
+                try:
+                    save_file(dict(weights), half)
+                except SafetensorError as error:  # of a full disk
+                    raise OSError(str(error)) from error
         if checkpoint.items is not None:
             with atomic_path(self._items_path(record.step)) as half:
                 half.write_bytes(items.to_bytes(checkpoint.items))
