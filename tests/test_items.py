@@ -112,6 +112,9 @@ def damaged(own: pl.DataFrame) -> dict[str, Any]:
         "with another type": own.with_columns(pl.col("tuned").cast(pl.String)),
         "an item without a name": own.with_columns(item=pl.lit(None, pl.String)),
         "an outcome that is no number": own.with_columns(tuned=pl.lit(float("nan"))),
+        "an item that is there twice": pl.concat([own, own[:1]]),
+        "a log-likelihood that is no number": own.with_columns(tuned_logprobs=pl.lit([float("nan"), 1.0])),
+        "fewer log-likelihoods than answers": own.with_columns(tuned_logprobs=pl.lit([-1.0])),
     }
 
 

@@ -11,8 +11,8 @@ from scipy.stats import binomtest  # type: ignore[attr-defined]  # scipy exports
 
 from rlrazor.analysis.lost import (
     FEW_CLUSTERS,
-    Flow,
     Likelihoods,
+    Moved,
     cluster_bootstrap,
     fall,
     mcnemar,
@@ -69,7 +69,7 @@ def test_guesses_that_stay_the_same_are_taken_for_more_luck_than_there_is() -> N
     assert seen.lost.adjusted == pytest.approx(-60 / 3 / 100)
     assert seen.lost.shown[0] == 0
     assert 0 <= seen.lost.shown[1][0] <= seen.lost.shown[1][1]
-    assert Flow(1, 0.1, (0.0, 0.2)).shown is None
+    assert Moved(1, 0.1, (0.0, 0.2)).shown is None
 
 
 def test_without_choices_nothing_is_adjusted() -> None:

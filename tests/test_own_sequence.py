@@ -16,9 +16,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from scipy.stats import binomtest  # type: ignore[attr-defined]  # scipy exports it dynamically
 
 from rlrazor.cli import main
+from rlrazor.experiments.language.own_sequence import OwnSequence
 from rlrazor.experiments.language.sequence_file import config_of, read
+from rlrazor.experiments.language.setup import TaskSource
 from rlrazor.experiments.language.tasks import Form, own_task, score
 from rlrazor.report import drawing
 from tiny_models import char_tokenizer, saved, tiny_llama
@@ -250,6 +253,9 @@ WRONG = {
     "tasks: [ascending, ascendin]": "There is no task 'ascendin'. Tasks:",
     "tasks: [ascending, letters]": "In a sequence the base 'tiny' takes the tasks ascending,",
     "tasks: [ascending, ascending]": "the task 'ascending' is there twice: name one otherwise",
+    "tasks: [ascending, {task: prior, prompts: prompts.jsonl}]": "cannot be called 'prior', as columns of KL are",
+    "tasks: [ascending, {task: earlier, prompts: prompts.jsonl}]": "cannot be called 'earlier', as columns of KL",
+    "tasks: [ascending, {task: a_since_before, prompts: prompts.jsonl}]": "cannot be called 'a_since_before'",
     "tasks: [ascending, a+b]": "a task's name has letters, digits, spaces,",
     "tasks: [ascending, {verifier: 'verify.py:verify'}]": "tasks[1] needs `task`, one of `razor tasks`, or `prompts`",
     "tasks: [ascending, {task: a, verifier: 'verify.py:verify'}]": "a: verifier goes with prompts FILE",
@@ -267,6 +273,9 @@ WRONG = {
     "tasks: [ascending, descending]\nlr: null": "lr: None is not a number",
     "tasks: [ascending, descending]\ntarget: 1.5": "target must be a fraction of 1",
     "tasks: [ascending, descending]\nmethod: dr-gpro": "Unknown method 'dr-gpro'",
+    "tasks: [ascending, descending]\nold_examples: verify.py": "tasks.yaml: old_examples is for the methods replay",
+    "tasks: [ascending, descending]\nold_examples: nope": "There is no FOLDER/nope, which old_examples names",
+    "tasks: [ascending, {task: descending, chat: false}]": "descending: chat goes with prompts FILE",
     "tasks: [ascending, descending]\nprior: none": "it takes at least one: name some with",
     "tasks: [ascending, descending]\nbase: ./nope": "There is no ./nope. Give a hub id, a folder",
     "tasks: [ascending, descending]\na: b: c": "cannot be read, as it is not YAML",
@@ -311,6 +320,28 @@ def test_a_wrong_option_is_one_sentence(
     out, err = capfd.readouterr()
     assert (out, len(err.splitlines())) == ("", 1), err
     assert said.replace("FOLDER", str(tmp_path)) in err
+
+
+def test_prompts_that_cannot_be_read_are_said_to_be_those_of_their_task(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    file = written(tmp_path)
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "PC:abc=", "last": "c"}\n{"prompt": 3}\n')
+    assert main(["continual", str(file), "--out", str(tmp_path / "out")]) == 2
+    said = f"The task last letter: {tmp_path / 'prompts.jsonl'}, line 2: the prompt is the number 3"
+    assert said in capfd.readouterr().err
+
+
+def test_a_score_of_none_or_all_right_is_not_known_for_certain() -> None:
+    """The limits of Wilson's interval, by scipy, and those of a coin in between."""
+    config = config_of(["ascending", "descending"], {"base": "somewhere", "lr": 1e-3, "kl_samples": 4})
+    sequence = OwnSequence("somewhere", TaskSource("ascending"), further=(TaskSource("descending"),))
+    samples = min(sequence.data["ascending"][2], config.test_prompts) * 4
+    errors = {right: sequence._stderr("ascending", right / samples, config) for right in (0, 100, samples)}
+    wilson = binomtest(0, samples).proportion_ci(0.95, method="wilson").high
+    assert 1.96 * errors[0] == 1.96 * errors[samples] == pytest.approx(wilson, rel=1e-3)
+    share = 100 / samples
+    assert errors[100] == pytest.approx((share * (1 - share) / samples) ** 0.5)
 
 
 def test_a_file_that_is_not_there(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

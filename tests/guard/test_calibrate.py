@@ -31,7 +31,7 @@ from rlrazor.runs import items
 from tiny_models import char_tokenizer, saved, tiny_llama
 
 DIGEST = "float32 1.0e+00 2.0e+00 -1.0000 -2.0000"
-BASE = calibrate.Base("base", DIGEST, "0" * 16, MeasuredOn(PROMPTS, GENERIC, SETTINGS))
+BASE = calibrate.CalibratedBase("base", DIGEST, "0" * 16, MeasuredOn(PROMPTS, GENERIC, SETTINGS))
 
 
 def table_of(runs: pl.DataFrame) -> pl.DataFrame:

@@ -19,6 +19,7 @@ from rlrazor.cli import main
 from rlrazor.cli.printing import records_table
 from rlrazor.errors import RazorError
 from rlrazor.experiments.language import cost, evaluate, suites, tiny, trainers, world
+from rlrazor.experiments.language import unfinished as unfinished_runs
 from rlrazor.experiments.language.unfinished import Unfinished, save_model
 from rlrazor.lm.adapters import weights_of
 from rlrazor.lm.models import LanguageModel, load
@@ -228,6 +229,27 @@ def test_a_run_that_resumes_has_the_outcomes_up_to_there(tmp_path: Path) -> None
     (folder / "items-2.parquet").write_bytes(b"PAR1")
     with pytest.raises(RazorError, match=r"items-2.parquet is damaged\. Delete .*run to train from the start"):
         unfinished.begin([2, 4], lambda step: False)
+
+
+def test_weights_that_cannot_be_kept_or_read_back_are_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unfinished = Unfinished(tmp_path / "run", keep=True)
+    one = Checkpoint(Record("r", 4, 0.5, 0.1, {"tiny": 0.2}, {}), lambda: {"w": torch.ones(1)})
+
+    def full(weights: dict[str, Any], path: Path) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(unfinished_runs, "save_file", full)
+        with pytest.raises(RazorError, match=r"Cannot write to .*: No space left on device"):
+            unfinished.add(one)
+    unfinished.add(one)
+    (tmp_path / "run" / "weights-4.safetensors").write_bytes(b"half")
+    (tmp_path / "run" / "checkpoint-4").mkdir()
+    (tmp_path / "run" / "checkpoint-4" / "trainer_state.json").write_text("{}")
+    with pytest.raises(RazorError, match=r"weights-4.safetensors is damaged\. Delete .*run to train from the start"):
+        unfinished.begin([4], lambda step: True)
 
 
 # A local model and a task of one's own

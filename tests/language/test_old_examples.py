@@ -81,9 +81,13 @@ def test_a_file_has_texts_or_prompts_with_completions(tmp_path: Path) -> None:
     ("row", "sentence"),
     [
         ('{"prompt": "a"}', "row 1.*an old example is `text`, or `prompt` and `completion`"),
-        ('{"prompt": "a", "completion": 3}', "each of them text"),
+        ('{"prompt": "a", "completion": 3}', "row 1: the completion is 3, no text"),
         ('{"text": null}', "row 1.*text"),
         ('{"text": " "}', "row 1.*text"),
+        ('{"prompt": "a", "completion": ""}', "row 1: the completion is '', no text"),
+        ('{"prompt": "a", "completion": NaN}', "row 1: the completion is nan, no text"),
+        ('{"prompt": null, "completion": "b"}', "row 1, prompt: the text is null"),
+        ('{"prompt": "a", "completion": "\\ud800"}', "row 1: the text is not valid Unicode"),
     ],
 )
 def test_a_row_that_is_no_example_is_refused(tmp_path: Path, row: str, sentence: str) -> None:
@@ -201,6 +205,9 @@ def test_a_file_of_ones_own_takes_the_place_of_the_pre_training_text(tmp_path: P
     assert [[*one.prompt, *one.completion] for one in known] == [pair, text]
     assert [len(one.prompt) for one in known] == [7, 1]
     assert too_long == 0
+    file.write_text('{"prompt": "%s", "completion": "a"}\n{"text": "R"}\n' % ("a" * 200))
+    with pytest.raises(RazorError, match=r"old.jsonl: none of the old examples has two tokens and fits into the \d+"):
+        protection._known(experiment, lm)
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ from rlrazor.experiments.language.tasks import (
 from rlrazor.experiments.language.tasks.chemistry import parse_equation
 from rlrazor.experiments.language.tasks.letter_word import words
 from rlrazor.experiments.language.tasks.math import _equal
+from rlrazor.experiments.language.tasks.own import loaded_verifier
 from rlrazor.experiments.language.tasks.rows import held_out
 from rlrazor.system.rows import read_located
 
@@ -274,6 +275,17 @@ def test_a_verifier_that_cannot_be_loaded_is_an_error(tmp_path: Path, verifier: 
     with pytest.raises(RazorError) as error:
         own_task(tmp_path / "prompts.jsonl", verifier.format(folder=tmp_path))
     assert message in str(error.value)
+
+
+def test_verifiers_of_several_tasks_are_loaded_once_each(tmp_path: Path) -> None:
+    one, other = (tmp_path / f"{name}.py" for name in ("one", "other"))
+    for file in (one, other):
+        file.write_text(VERIFIER, encoding="utf-8")
+    first, second = (loaded_verifier(f"{file}:verify") for file in (one, other))
+    assert loaded_verifier(f"{one}:verify") is first
+    assert loaded_verifier(f"{other}:verify") is second
+    one.write_text(f"{VERIFIER}\n", encoding="utf-8")  # another file now
+    assert loaded_verifier(f"{one}:verify") is not first
 
 
 TURNS = [{"role": "user", "content": "p"}]

@@ -19,6 +19,7 @@ from rlrazor.experiments.parity_mnist.probes import Probes, inputs_of
 from rlrazor.experiments.parity_mnist.sampling import generator
 from rlrazor.experiments.parity_mnist.task import Task, load_dots, load_task
 from rlrazor.experiments.parity_mnist.train import pretraining_images, probes_of
+from rlrazor.runs.sweep import DivergedError
 
 COLUMNS = {f"kl_forward_on_{name}" for name in ("unseen", "digits", "dots", "noise")}
 
@@ -68,14 +69,19 @@ def test_kl_is_scipys(task: Task) -> None:
         for weight in tuned.parameters():
             weight.add_(0.03 * torch.randn(weight.shape, generator=rng))
     inputs = inputs_of(task, task.prior_train_images[:40])
-    found = Probes.of(base, inputs).measure(tuned)
+    found = Probes.of(base, inputs).measure(tuned, 1, 0.5)
     assert set(found) == COLUMNS
     for name, asked in inputs.items():
         with torch.no_grad():
             before, after = (policy(asked).double().numpy() for policy in (base, tuned))
         expected = rel_entr(softmax(before, axis=1), np.exp(log_softmax(after, axis=1))).sum(axis=1).mean()
         assert found[f"kl_forward_on_{name}"] == pytest.approx(expected, rel=1e-4)
-    assert set(Probes.of(base, inputs).measure(base).values()) == {0.0}
+    assert set(Probes.of(base, inputs).measure(base, 1, 0.5).values()) == {0.0}
+    with torch.no_grad():
+        next(tuned.parameters())[0, PIXELS:] = torch.nan
+    with pytest.raises(DivergedError) as diverged:
+        Probes.of(base, inputs).measure(tuned, 3, 0.5)
+    assert (diverged.value.step, diverged.value.epoch) == (3, 0.5)
 
 
 def test_the_study_runs_and_changes_nothing_else(

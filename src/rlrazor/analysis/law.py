@@ -304,7 +304,7 @@ def error_of(fit: LawSummary | LeftOut | None) -> float | None:
 
 
 @dataclass(frozen=True)
-class Counts:
+class FitCounts:
     """What the checkpoints of the fits are of; `skipped` ones had no finite drift or forgetting."""
 
     trajectories: int
@@ -323,7 +323,7 @@ class PredictorSummary:
 
     predictor: str
     checkpoints: int
-    counts: Counts
+    counts: FitCounts
     spearman: float | None
     quadratic: LawSummary | None
     saturating: LawSummary | None
@@ -360,7 +360,7 @@ def _summarise(rows: pl.DataFrame, predictor: str, samples: int) -> PredictorSum
     return PredictorSummary(
         predictor,
         checkpoints=len(measured),
-        counts=Counts(
+        counts=FitCounts(
             trajectories=measured["trajectory"].n_unique(),
             methods=measured["method"].n_unique(),
             seeds=measured["seed"].n_unique(),

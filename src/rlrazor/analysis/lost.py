@@ -33,17 +33,17 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import bdtr, ndtri
 
+from rlrazor.analysis.law import Floats
 from rlrazor.analysis.paired import Interval, tango
 
 DRAWS, SEED = 4000, 0
 FEW_CLUSTERS = 8  # with fewer, a bootstrap of clusters is far too narrow, and none is made
 SHOWN = 10  # items that were lost most surely
-Floats = NDArray[np.float64]
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Flow:
+class Moved:
     """Items lost, or gained: how many, as a share of all with its interval, and adjusted for chance.
 
     `adjusted` may lie below 0; None where the model does not choose among answers.
@@ -72,8 +72,8 @@ class Transitions:
     """
 
     n: int
-    lost: Flow
-    gained: Flow
+    lost: Moved
+    gained: Moved
     interval: Interval
     p: float
     level: float
@@ -114,14 +114,14 @@ def transitions(
         low, high = cluster_bootstrap(values_N, groups, level)
         return min(low, own[0]), max(high, own[1])
 
-    def flow(moved_N: NDArray[np.bool_]) -> Flow:
+    def flow(moved_N: NDArray[np.bool_]) -> Moved:
         count, n = int(moved_N.sum()), len(moved_N)
         plain = interval(moved_N.astype(float), wilson(count, n, level))
         if luck is None or choices is None:
-            return Flow(count, count / n, plain)
+            return Moved(count, count / n, plain)
         beyond = moved_N - luck
         adjusted = interval(beyond, _adjusted_interval(moved_N, wrong, choices, level))
-        return Flow(count, count / n, plain, float(beyond.mean()), adjusted)
+        return Moved(count, count / n, plain, float(beyond.mean()), adjusted)
 
     more, less, n = int(lost.sum()), int(gained.sum()), len(base)
     drop = interval(base - tuned, tango(more, less, n, level))

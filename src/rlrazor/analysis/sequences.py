@@ -14,11 +14,10 @@ from typing import Any, cast
 
 import numpy as np
 import polars as pl
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from rlrazor.analysis.law import Floats
 from rlrazor.errors import RazorError
-
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)

@@ -187,7 +187,7 @@ def _write(
     prompts = list(dict.fromkeys(item.prompt for item in splits.test[: config.test_prompts]))
     probes = replace(probe_settings(own.limited(task), config.kl_samples), precision=config.dtype)
     on = MeasuredOn(prompts, own.generic, probes)
-    base = calibrate.Base(config.base, own.digest, own.tokenizer_digest, on)
+    base = calibrate.CalibratedBase(config.base, own.digest, own.tokenizer_digest, on)
     table = read_table(out / "records.parquet")
     versions = {**versions_of("transformers", "trl", "lm-eval"), "training precision": config.precision}
     store = RunStore(out)

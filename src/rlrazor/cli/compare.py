@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlrazor import bounds
+from rlrazor.cli import exits
 from rlrazor.cli.early import needs_no_prior, prior_names, require_files, require_prior, require_source, settle_hub
 from rlrazor.cli.outputs import check_outputs
-from rlrazor.cli.printing import Subparsers, console_for_tables, exit_code_of, print_json, steps_shown
+from rlrazor.cli.printing import Subparsers, console_for_tables, print_json, steps_shown
 from rlrazor.cli.probe import add_probe, dtype_of, probe_without_law
 from rlrazor.errors import RazorError
 from rlrazor.extras import needs_extra
@@ -106,7 +107,7 @@ def run(arguments: argparse.Namespace) -> int:
         judged = judgements(found, limits)
         page = write_page(found, arguments.out, judged)
     deciding = worst(judged)
-    code = exit_code_of(None if deciding is None else deciding.verdict)
+    code = exits.of_verdict(None if deciding is None else deciding.verdict)
     if arguments.json:
         print_json({**as_json(found, judged), "page": str(arguments.out), "exit_code": code})
     else:

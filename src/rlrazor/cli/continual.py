@@ -5,6 +5,7 @@ import re
 import shlex
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -96,23 +97,32 @@ def _check_early(
     folder, asked, tasks = arguments.file.parent, list[Namespace](), list[Task]()
     generic = file.generic if file.generic in (None, early.SELF) else folder / file.generic
     old = None if file.old_examples is None else folder / file.old_examples
-    check_old(old, config.methods, config.base, alone=False)
+    with _told_of(f"{arguments.file}"):
+        early.require_files(generic=generic, old_examples=old)
+        check_old(old, config.methods, config.base, alone=False)
     for task in file.tasks:
         own = task.options(folder) | {"task": task.name, "generic": generic, "old_examples": old}
         one = Namespace(**own, data_mirror=None)
-        try:
+        with _told_of(f"{arguments.file}, {one.task}"):
             language.check_source(one)
             if one.prompts is None:
                 built_in = find_task(one.task)
                 tasks += [built_in] if one.data is None else []
-        except RazorError as error:
-            # The keys of the file have no dashes.
-            raise RazorError(re.sub(r"(^|(?<=\s))--(?=[a-z])", "", f"{arguments.file}, {one.task}: {error}")) from error
         asked.append(one)
     language.require_forgetting(config, "continual")
     early.require_files(data_mirror=arguments.data_mirror)
     language.settle(arguments, config, tasks)
     return asked
+
+
+@contextmanager
+def _told_of(where: str) -> Iterator[None]:
+    """Say of what is wrong where it is, and call the options what the keys of the file are called."""
+    try:
+        yield
+    except RazorError as error:
+        keys = re.sub(r"(?<!\S)--([a-z-]+)", lambda option: option[1].replace("-", "_"), str(error))
+        raise RazorError(f"{where}: {keys}".replace(" no_chat ", " chat ")) from error
 
 
 def _check_folder(arguments: argparse.Namespace, asked: Sequence[argparse.Namespace], base: str) -> None:

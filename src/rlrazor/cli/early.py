@@ -5,10 +5,9 @@ from pathlib import Path
 
 from rlrazor.errors import RazorError
 from rlrazor.lm import hub
-from rlrazor.lm.task_names import are_none, check_names
+from rlrazor.lm.task_names import SELF, are_none, check_names
 
 TINY = "tiny"  # the base that is made here, and its prior tasks
-SELF = "self"  # in place of a file of generic text: what the base writes itself (`lm.probes.SELF`)
 
 
 def generic_source(text: str) -> str | Path:

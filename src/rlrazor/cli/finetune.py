@@ -27,14 +27,13 @@ from rlrazor.cli.outputs import check_folder
 from rlrazor.cli.printing import (
     Subparsers,
     console_for_tables,
-    human_seconds,
     print_json,
     records_table,
 )
 from rlrazor.errors import RazorError
 from rlrazor.experiments.language.methods import SETTINGS_OF
 from rlrazor.extras import needs_extra
-from rlrazor.system import cores, processes
+from rlrazor.system import cores, durations, processes
 from rlrazor.system.terminal import Terminal
 from rlrazor.system.writing import require_our_folder
 
@@ -141,7 +140,7 @@ def _show(arguments: argparse.Namespace, runner: "Runner", spec: "RunSpec") -> N
             f"Diverged at step {finished.diverged_at}, measured up to there; no model written.", style="yellow"
         )
     elif runner.trained:
-        runner.console.print(f"Trained in {human_seconds(runner.store.seconds(spec))}.", highlight=False)
+        runner.console.print(f"Trained in {durations.took(runner.store.seconds(spec))}.", highlight=False)
     if arguments.json:
         records = [asdict(record) for record in finished.records]
         command = shlex.join(["razor", *arguments.argv])

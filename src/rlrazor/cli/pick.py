@@ -5,10 +5,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rlrazor.cli import exits
 from rlrazor.cli.compare import read_probe
 from rlrazor.cli.early import require_files, settle_hub
 from rlrazor.cli.outputs import check_outputs
-from rlrazor.cli.printing import Subparsers, exit_code_of, print_json, steps_shown
+from rlrazor.cli.printing import Subparsers, print_json, steps_shown
 from rlrazor.cli.probe import add_probe, probe_given
 from rlrazor.errors import RazorError
 from rlrazor.extras import needs_extra
@@ -102,7 +103,7 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         _refuse_probe(arguments)
         found = pick(arguments.folder, limits, score, law=law, run=arguments.run_id, log=arguments.log)
-    code = exit_code_of(found.advice.verdict)
+    code = exits.of_verdict(found.advice.verdict)
     if arguments.json:
         print_json({"folder": str(arguments.folder), **as_json(found), "exit_code": code})
     else:

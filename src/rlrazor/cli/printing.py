@@ -13,8 +13,6 @@ from rich import box
 from rich.progress import BarColumn, Progress, TimeRemainingColumn
 from rich.table import Table
 
-from rlrazor.cli import exits
-from rlrazor.guard.verdict import Verdict
 from rlrazor.runs.records import Record
 from rlrazor.system.terminal import PlainColumn, Terminal
 
@@ -78,11 +76,6 @@ def console_for_tables(width: int = 120) -> Terminal:
     return console
 
 
-def exit_code_of(verdict: Verdict | None) -> int:
-    """What a command ends with that has judged limits; None: there were none."""
-    return {Verdict.ABOVE: exits.ABOVE, Verdict.UNCERTAIN: exits.UNCERTAIN}.get(verdict, exits.DONE)  # type: ignore[arg-type]
-
-
 @contextmanager
 def steps_shown(total: int) -> Iterator[Callable[[str], None]]:
     """A bar on a terminal's standard error for so many steps; what it gives is told of each as that begins."""
@@ -98,16 +91,6 @@ def steps_shown(total: int) -> Iterator[Callable[[str], None]]:
             begun += 1
 
         yield told
-
-
-def human_seconds(seconds: float) -> str:
-    """`47 s`, `2 min 5 s` or `1 h 12 min`."""
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s"
-    return f"{minutes // 60} h {minutes % 60} min"
 
 
 def human_bytes(count: int | None) -> str:

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlrazor.cli import exits
-from rlrazor.cli.printing import human_bytes, human_seconds, print_plan, print_results, shown
-from rlrazor.system import cores
+from rlrazor.cli.printing import human_bytes, print_plan, print_results, shown
+from rlrazor.system import cores, durations
 from rlrazor.system.terminal import Terminal
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def say_done(done: "Done", console: Terminal, *, what: str = "") -> None:
         console.print(f"Diverged, measured up to there: {name}.", style="yellow")
     from rlrazor.report.text import how_many
 
-    took = human_seconds(done.seconds)
+    took = durations.took(done.seconds)
     console.print(f"{how_many(done.trained, 'run')} trained, {done.kept} kept{what}, in {took}.", highlight=False)
 
 
@@ -128,7 +128,7 @@ def in_words(found: "DryRun", out: Path, jobs: int = 1) -> str:
     if (measured := found.measured) is None:
         return f"Time, memory and disk were not measured: {found.missing.rstrip('.')}."
     text = (
-        f"About {human_seconds(measured.seconds)}, give or take {100 * measured.error:.0f} %, with {jobs} "
+        f"About {durations.took(measured.seconds)}, give or take {100 * measured.error:.0f} %, with {jobs} "
         f"job{'s' if jobs > 1 else ''} on this machine; {human_bytes(measured.memory_bytes)} of memory a job; "
         f"{human_bytes(measured.disk_bytes)} of disk in {out}"
     )

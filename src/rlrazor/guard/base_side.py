@@ -17,11 +17,11 @@ from rlrazor.lm.kl import Drift, MeanKL, Sequences
 
 SHOWN = 400  # characters of a prompt
 HEADS = 1.4  # what measuring a policy takes, as a multiple of the base's pass: that, and the products with two heads
-Told = Callable[[str, float], None]  # what is being done, and how much of it has been
+ToldWhat = Callable[[str, float], None]  # what is being done, and how much of it has been
 
 
 @dataclass(frozen=True)
-class Sizes:
+class ProbeSizes:
     """Tokens of each prompt with its completions, by probe, in each process's part: what a measurement reads."""
 
     parts: Sequence[Mapping[str, Sequence[int]]]
@@ -72,7 +72,7 @@ class BaseSide:
         digest: str | None = None,
         share: tuple[int, int] = (0, 1),
         generic: Sequences | None = None,
-        told: Told = lambda what, done: None,
+        told: ToldWhat = lambda what, done: None,
     ) -> BaseSide:
         """Complete the prompts and run the base, a PEFT model's under its adapter. `share`: of (rank, processes).
 
@@ -141,7 +141,7 @@ def generic_of(
     *,
     cache_dir: Path | None = None,
     digest: str | None = None,
-    told: Told = lambda what, done: None,
+    told: ToldWhat = lambda what, done: None,
 ) -> Sequences:
     """The generic probe, as `BaseSide.of` would draw it."""
     what = "the base writes texts of its own" if on.generic.own else "the base completes the generic prompts"

@@ -26,7 +26,7 @@ KEPT = ("method", "seed", "lr", "step", "new", "prior", *forecast.CANDIDATES[-1]
 
 
 @dataclass(frozen=True)
-class Base:
+class CalibratedBase:
     """Whose law it is, by its name, digest and tokenizer, and what it was measured on."""
 
     name: str
@@ -37,7 +37,7 @@ class Base:
 
 def fit(
     table: pl.DataFrame,
-    base: Base,
+    base: CalibratedBase,
     *,
     level: float = 0.9,
     candidates: Sequence[Sequence[str]] = forecast.CANDIDATES,

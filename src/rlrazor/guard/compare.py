@@ -60,7 +60,6 @@ from rlrazor.lm.weight_files import check_adapter, is_adapter, named_base
 
 STEPS = 6  # of the progress, without prior tasks
 LEVEL = 0.9  # of intervals where neither a law nor the caller says another
-Told = Callable[[str], None]
 
 
 def steps(suite: PriorTasks | None, *, noise_floor: bool = False) -> int:
@@ -78,7 +77,7 @@ class _Request:
     law: LawFile | None
     suite: PriorTasks | None
     level: float
-    told: Told
+    told: Callable[[str], None]
 
     @property
     def adapted(self) -> bool:
@@ -94,7 +93,7 @@ def compare(
     settings: ProbeSettings | None = None,
     suite: PriorTasks | None = None,
     level: float | None = None,
-    told: Told = lambda step: None,
+    told: Callable[[str], None] = lambda step: None,
 ) -> Comparison:
     """Compare two checkpoints; `told` hears of each of the `steps` as it begins.
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from rlrazor.analysis.lost import Flow, Likelihoods, Transitions, fall, surest, transitions
+from rlrazor.analysis.lost import Likelihoods, Moved, Transitions, fall, surest, transitions
 from rlrazor.lm.scores import Question, Score
 
 MARGIN, ORDER = "margin", "order"
@@ -134,7 +134,7 @@ def shown_changes(of: Transitions) -> tuple[str, ...]:
     return count, *plain, *(_beyond_luck(one) for one in (of.lost, of.gained)), _cell(of.drop, of.interval)
 
 
-def _beyond_luck(flow: Flow) -> str:
+def _beyond_luck(flow: Moved) -> str:
     """What is below 0 with all of its interval is not the 0.0 [0.0, 0.0] of something that is known for certain."""
     if flow.shown is None:
         return "—"

@@ -33,7 +33,7 @@ from rlrazor.guard.base_side import BaseSide, generic_of, joined, kls_of, shorte
 from rlrazor.guard.budget import KEPT, Budget, OnBudget
 from rlrazor.guard.law_file import LawFile
 from rlrazor.guard.measured_on import AS_THE_LAW_SAYS, Measuring
-from rlrazor.guard.outputs import LOG, Claim, KeptModel, Log, mark_checkpoint, require_same, rows_until
+from rlrazor.guard.outputs import LOG, KeptModel, Log, OutputClaim, mark_checkpoint, require_same, rows_until
 from rlrazor.guard.overlap import cautions_of_rows
 from rlrazor.guard.plan import Plan, check_every
 from rlrazor.guard.reading import Reading
@@ -120,7 +120,7 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
         self.callbacks: Sequence[Any] = ()  # of the trainer
         self.log: Log | None = None  # of the first process, from the beginning of training on, like what follows
         self.kept: KeptModel | None = None
-        self.claim: Claim | None = None
+        self.claim: OutputClaim | None = None
         # The model that is the base, and its trainer's control, as long as there are any.
         self.looked_at: Callable[[], Any] = lambda: None
         self.trainer: Callable[[], Any] = lambda: None
@@ -279,7 +279,7 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
         # Another trainer may have left something, where the monitor is given to two, one after the other.
         self.base = self.schedule = self.claim = None
         self.readings, self.last_seen, self.is_off = [], 0, False
-        self.claim = Claim.of(control, self._log_path(args), self._kept_path(args))
+        self.claim = OutputClaim.of(control, self._log_path(args), self._kept_path(args))
         self.processing_class, given = processing_class, self.measuring.tokenizer or processing_class
         tokenizer = getattr(given, "tokenizer", given)
         if tokenizer is None:

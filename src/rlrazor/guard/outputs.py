@@ -30,7 +30,7 @@ Say = Callable[[str], None]
 
 
 @dataclass(eq=False)
-class Claim:
+class OutputClaim:
     """What one monitor writes, so that no other of the same trainer writes it too; `run` is the id of the training run.
 
     The monitors of a trainer share the id; each time that it trains anew is another run.
@@ -42,7 +42,7 @@ class Claim:
     trainings: int = 0
 
     @classmethod
-    def of(cls, control: Any, *paths: Path | None) -> Claim:
+    def of(cls, control: Any, *paths: Path | None) -> OutputClaim:
         """For the trainer whose `control` this is. Raises RazorError where another of its monitors writes there."""
         own = frozenset(path.absolute() for path in paths if path is not None)
         _claims[:] = [(of, claim) for of, claim in _claims if of() is not None and claim() is not None]
@@ -63,7 +63,7 @@ class Claim:
         self.run = resumed or (self.trainer if self.trainings == 1 else f"{self.trainer}-{self.trainings}")
 
 
-_claims: list[tuple[weakref.ref[Any], weakref.ref[Claim]]] = []
+_claims: list[tuple[weakref.ref[Any], weakref.ref[OutputClaim]]] = []
 
 
 def mark_checkpoint(folder: Path, run: str, step: int) -> None:

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlrazor import bounds
-from rlrazor.guard.base_side import Sizes
+from rlrazor.guard.base_side import ProbeSizes
+from rlrazor.system import durations
 
 OVERHEAD = 0.05  # of training, at the default setting; half of it is for the last measurement
 FEWEST = 4  # measurements of a run, whatever they cost: with one, at its end, there is nothing left to stop
@@ -92,7 +93,7 @@ class Costs:
 
     steps: int
     after: int
-    sizes: Sizes
+    sizes: ProbeSizes
     pace: float
     worth: Worth | None = None
     step_seconds: float | None = None
@@ -130,7 +131,7 @@ def described(plan: Plan, costs: Costs) -> str:
 
 def undecided(costs: Costs) -> str:
     """What is said before the first step where its tokens have to be counted first."""
-    once = _seconds(costs.pace * costs.sizes.read(1.0))
+    once = durations.about(costs.pace * costs.sizes.read(1.0))
     return (
         f"plan: a reading, on {costs.sizes.described(1.0)}, takes about {once}. How often is decided "
         f"after the first step, when its tokens have been counted: as often as {OVERHEAD:.0%} of training pays for, on "
@@ -141,7 +142,7 @@ def undecided(costs: Costs) -> str:
 
 def timed(plan: Plan, costs: Costs) -> str:
     """The costs again, now that a step has been timed."""
-    return f"plan: a step of training takes {_seconds(costs.step_seconds or 0.0)}. {_cost(plan, costs)}"
+    return f"plan: a step of training takes {durations.about(costs.step_seconds or 0.0)}. {_cost(plan, costs)}"
 
 
 def _when(plan: Plan, due: Sequence[int]) -> str:
@@ -156,8 +157,8 @@ def _when(plan: Plan, due: Sequence[int]) -> str:
 
 def _cost(plan: Plan, costs: Costs) -> str:
     due = costs.due(plan)
-    each, last = (_seconds(costs.seconds(plan, at)) for at in (due[0], due[-1]))
-    text = f"Measuring takes about {_seconds(sum(costs.seconds(plan, at) for at in due))}"
+    each, last = (durations.about(costs.seconds(plan, at)) for at in (due[0], due[-1]))
+    text = f"Measuring takes about {durations.about(sum(costs.seconds(plan, at) for at in due))}"
     if len(due) > 1:
         text += f" in all, {each} each time" + (f" and {last} the last" if last != each else "")
     share = costs.of_training(plan)
@@ -176,12 +177,6 @@ def _cost(plan: Plan, costs: Costs) -> str:
 
 def _percent(share: float) -> str:
     return f"{100 * share:.1f}%" if share < 0.1 else f"{100 * share:.0f}%"
-
-
-def _seconds(value: float) -> str:
-    if value >= 120:
-        return f"{value / 60:.0f} minutes"
-    return f"{value:.0f} s" if value >= 10 else f"{value:.1f} s" if value >= 1 else f"{value:.2g} s"
 
 
 def _steps(count: int) -> str:

@@ -14,7 +14,7 @@ import torch
 
 from rlrazor.guard import plan as planning
 from rlrazor.guard import ranks
-from rlrazor.guard.base_side import BaseSide, Sizes
+from rlrazor.guard.base_side import BaseSide, ProbeSizes
 from rlrazor.guard.overlap import column
 from rlrazor.guard.placing import multiplies_in_half
 from rlrazor.guard.plan import Costs, Plan
@@ -53,7 +53,7 @@ class Schedule:
         found = ranks.everywhere(lambda: (base.sizes, base.pace, tokens_of_step(args, dataloader)))
         seen = [tokens for _, _, tokens in found]
         pace = max(pace for _, pace, _ in found)
-        sizes = Sizes([sizes for sizes, _, _ in found])
+        sizes = ProbeSizes([sizes for sizes, _, _ in found])
         self.costs = Costs(int(state.max_steps), int(state.global_step), sizes, pace)
         if self.plan is not None or all(seen):
             self._decide(min(tokens or 0.0 for tokens in seen))

@@ -7,6 +7,8 @@ import time
 from contextlib import suppress
 from typing import Any, Self
 
+from rlrazor.system import durations
+
 LINE_EVERY = 10.0  # seconds between lines where there is no terminal
 _BAR = "{desc}: {percentage:3.0f}%|{bar:24}| {elapsed}<{remaining}"
 
@@ -46,7 +48,7 @@ class SetUpProgress:
         elif (now := time.monotonic()) - self.said >= LINE_EVERY and 0 < done < 1:
             self.said = now
             left = (now - self.begun) * (1 - done) / done
-            print(f"[razor] {what}: {done:.0%}, about {left:.0f} s left", file=sys.stderr, flush=True)
+            print(f"[razor] {what}: {done:.0%}, about {durations.about(left)} left", file=sys.stderr, flush=True)
 
     def _draw(self, done: float) -> None:
         from tqdm import auto

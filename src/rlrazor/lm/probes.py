@@ -32,12 +32,12 @@ from rlrazor.lm.prompts import encode as encode
 from rlrazor.lm.representation import ids_of_texts, paragraphs
 from rlrazor.lm.sampling import Told, unheard
 from rlrazor.lm.suitable import require_embeddings
+from rlrazor.lm.task_names import SELF as SELF
 from rlrazor.seeding import seed_of
 from rlrazor.system.documents import parse_json, read_text
 from rlrazor.system.rows import read_located
 from rlrazor.system.writing import write_cache
 
-SELF = "self"  # in place of a file: the generic probe is what the base writes itself
 NEW, GENERIC = "base", "probe"  # purposes: what the random streams of the two probes are called
 AT_A_TIME, KEPT_TOKENS = 256, 1 << 16  # sequences, and tokens of theirs that are in the sampler's cache at most
 SAMPLER = 3  # raise it when `sampling.sample` draws otherwise: what is in a cache was drawn by an older one

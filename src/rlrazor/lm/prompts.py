@@ -116,7 +116,7 @@ def check(prompt: Any, where: str) -> None:
     wrong = _wrong_with_text(said) if isinstance(said, str) else _wrong_with_turns(said)
     if wrong is not None:
         raise RazorError(f"{where}: the prompt {wrong}. Mend it, or leave it out.")
-    _check_unicode(prompt, where)
+    check_unicode(prompt, where)
 
 
 def check_text(text: Any, where: str) -> None:
@@ -124,7 +124,7 @@ def check_text(text: Any, where: str) -> None:
     wrong = _wrong_with_text(text) if isinstance(text, str) else _name_of(text)
     if wrong is not None:
         raise RazorError(f"{where}: the text {wrong}. Mend it, or leave it out.")
-    _check_unicode(text, where)
+    check_unicode(text, where)
 
 
 def _wrong_with_text(text: str) -> str | None:
@@ -183,8 +183,8 @@ def _name_of(value: Any) -> str:
     return "is an object" if isinstance(value, Mapping) else f"is of type {type(value).__name__}"
 
 
-def _check_unicode(prompt: Prompt, where: str) -> None:
-    """JSON can write half of a surrogate pair, which no tokenizer takes."""
+def check_unicode(prompt: Prompt, where: str) -> None:
+    """Raise RazorError for half of a surrogate pair, which JSON can write and no tokenizer takes."""
     if not is_utf8(json.dumps(prompt, ensure_ascii=False, default=str)):
         raise RazorError(f"{where}: the text is not valid Unicode (surrogates not allowed): mend it, or leave it out.")
 

@@ -23,7 +23,5 @@ def heat_map(title: str, values: Floats, rows: Sequence[str], lowest: float, lab
     count = values.shape[1]
     across = Axis(labels[0], (-0.6, count - 0.4), ticks=[(float(at), str(at + 1)) for at in range(count)])
     down = Axis(labels[1], (0.4 - len(rows), 0.6), ticks=[(-float(at), name) for at, name in enumerate(rows)])
-    # A text begins at its place, in units of the axes: half of one is as large a share of a panel, however many cells.
-    left, down_by = 0.036 * count, 0.026 * len(rows)
-    texts = [(j - left, -i - down_by, f"{100 * values[i, j]:.0f}") for i, j in np.ndindex(values.shape)]
-    return Panel(title, across, down, layers, texts=texts)
+    texts = [(float(j), -float(i), f"{100 * values[i, j]:.0f}") for i, j in np.ndindex(values.shape)]
+    return Panel(title, across, down, layers, texts=texts, centred=True)

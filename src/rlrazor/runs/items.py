@@ -104,4 +104,16 @@ def read(path: Path, schema: Schema | None = None) -> pl.DataFrame:
     for name in ("base", "tuned", "outcome"):
         if name in expected and not table[name].drop_nulls().is_finite().all():
             raise RazorError(f"{path} is damaged: an outcome is no number.")
+    if table.select(known).is_duplicated().any():
+        raise RazorError(f"{path} is damaged: an item is there twice at one checkpoint.")
+    if not all(_fits(table, name) for name in ("logprobs", "base_logprobs", "tuned_logprobs") if name in expected):
+        raise RazorError(f"{path} is damaged: the log-likelihoods of an item are not a number for each of its answers.")
     return table
+
+
+def _fits(table: pl.DataFrame, name: str) -> bool:
+    """Whether a column of log-likelihoods has a finite one for each answer, where it has any."""
+    chosen = table.filter(pl.col(name).is_not_null())
+    counts = chosen.select((pl.col(name).list.len() == pl.col("choices")).fill_null(value=False)).to_series()
+    values = chosen.filter(pl.col(name).list.len() > 0)[name].explode()
+    return bool(counts.all()) and not values.null_count() and bool(values.is_finite().all())

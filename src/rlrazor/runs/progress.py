@@ -10,6 +10,7 @@ from rich.progress import BarColumn, Progress, TimeRemainingColumn
 
 from rlrazor.runs import sweep
 from rlrazor.runs.records import Record, RunSpec
+from rlrazor.system import durations
 from rlrazor.system.phases import TRAINING
 from rlrazor.system.progress import counted, repeated
 from rlrazor.system.terminal import PlainColumn
@@ -107,7 +108,7 @@ class SweepProgress(sweep.Progress):
         """The facts of the bar as a sentence."""
         left = ""
         if (share := self.completed / max(1, self.checkpoints)) > 0.01:
-            left = f", about {_duration((time.monotonic() - self.began) * (1 - share) / share)} left"
+            left = f", about {durations.about((time.monotonic() - self.began) * (1 - share) / share)} left"
         return f"{self.title}: {self.done} of {_many(self.runs, 'run')} done{left}" + "".join(
             f"; {what}" for what in list(self.now.values())
         )
@@ -123,8 +124,3 @@ class SweepProgress(sweep.Progress):
 
 def _many(count: int, what: str) -> str:
     return f"{count} {what}" + ("" if count == 1 else "s")
-
-
-def _duration(seconds: float) -> str:
-    minutes = round(seconds / 60)
-    return f"{seconds:.0f} s" if seconds < 90 else f"{minutes} min" if minutes < 90 else f"{minutes / 60:.1f} h"

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlrazor.errors import RazorError
+from rlrazor.experiments.continual.measures import ON_EARLIER, ON_PRIOR, SINCE_BEFORE
 from rlrazor.runs.settings import check_bounds, check_many, check_runs, setting
 
 EXPERIMENT = "continual"
@@ -42,6 +43,9 @@ def check(config: Any, known: Sequence[str] | None, single: Sequence[str]) -> No
     check_bounds(config)
     if unknown := [task for task in config.tasks if known is not None and task not in known]:
         raise RazorError(f"Unknown task {unknown[0]!r:.60}. Tasks: {', '.join(known or ())}.")
+    for task in config.tasks:
+        if f"_on_{task}" in (ON_PRIOR, ON_EARLIER) or task.endswith(SINCE_BEFORE):
+            raise RazorError(f"A task cannot be called {task!r:.60}, as columns of KL are: name it otherwise.")
     if len(config.tasks) < 2:
         raise RazorError("A sequence has two tasks or more: name them with tasks.")
     if several := [name for name in single if len(getattr(config, name)) > 1]:

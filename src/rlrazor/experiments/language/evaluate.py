@@ -238,9 +238,9 @@ class Reference:
             phases.say(sentence)
         for asked in self.asked:
             if asked.same is not None:
+                task = "the new task" if len(self.asked) == 1 else f"the task {asked.task.name}"
                 phases.say(
-                    f"The base's answers to the new task {_SAME[asked.same]}: {asked.example}. "
-                    f"{_WHAT_TO_DO[asked.same]}"
+                    f"The base's answers to {task} {_SAME[asked.same]}: {asked.example}. {_WHAT_TO_DO[asked.same]}"
                 )
         return found
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from rlrazor.errors import RazorError
 from rlrazor.experiments.language.config import TINY
 from rlrazor.experiments.language.methods import protection_of
-from rlrazor.lm.prompts import check_text
+from rlrazor.lm.prompts import check_text, check_unicode
 from rlrazor.system.rows import read_located
 
 
@@ -31,12 +31,17 @@ def read_old(path: Path) -> list[OldText]:
             check_text(row["text"], where)
             found[OldText(row["text"])] = None
             continue
-        for name in ("prompt", "completion"):
-            if not isinstance(row.get(name), str) or not row[name]:
-                raise RazorError(
-                    f"{where}: an old example is `text`, or `prompt` and `completion`, each of them text; this row has "
-                    f"{', '.join(row)}."
-                )
+        if not {"prompt", "completion"} <= set(row):
+            raise RazorError(
+                f"{where}: an old example is `text`, or `prompt` and `completion`, each of them text; this row has "
+                f"{', '.join(row)}."
+            )
+        check_text(row["prompt"], f"{where}, prompt")
+        if not isinstance(row["completion"], str) or not row["completion"]:
+            raise RazorError(
+                f"{where}: the completion is {row['completion']!r:.60}, no text. Mend it, or leave it out."
+            )
+        check_unicode(row["completion"], where)
         found[OldText(row["completion"], row["prompt"])] = None
     return list(found)
 

@@ -132,12 +132,17 @@ class OwnSequence(Models):
         return self.in_order(config, config.tasks, {method: lr}, store)
 
     def _stderr(self, task: str, score: float, config: ModelSequences) -> float:
-        """Of a score, at most: 0 where right answers are counted out, else that of as many coins with its bias."""
+        """Of a score, at most: 0 where right answers are counted out, else that of as many coins with its bias.
+
+        Where all samples were right, or all wrong, Wilson's interval still is wide: its half, in standard errors.
+        """
         source = next(source for source in self.sources if source.name == task)
         if self.base == TINY and source.task().correct is not None:
             return 0.0
         samples = min(self.data[task][2], config.test_prompts) * config.kl_samples
-        return math.sqrt(max(score * (1 - score), 0) / samples)
+        if score in (0, 1):
+            return ahead.NORMAL / (samples + ahead.NORMAL**2)
+        return math.sqrt(score * (1 - score) / samples)
 
     def _save_model(self, stage: Stage, store: RunStore) -> None:
         """From the weights that the store keeps, whole also where an adapter was trained."""

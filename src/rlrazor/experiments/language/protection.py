@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from rlrazor.errors import RazorError
 from rlrazor.experiments.continual.measures import earlier_of
 from rlrazor.experiments.language import tiny
 from rlrazor.experiments.language.config import TINY, replayed
@@ -69,6 +70,11 @@ def _known(setup: Setup, base: LanguageModel) -> "tuple[list[list[Example]], int
     if setup.task.old is not None:
         form = setup.task.task().form
         kept, too_long = _encoded(read_old(setup.task.old), base, form.stop, chat=form.chat)
+        if not kept:
+            raise RazorError(
+                f"{setup.task.old}: none of the old examples has two tokens and fits into the "
+                f"{context_length(base.model)} tokens of the model's context: there is nothing to protect."
+            )
         return [kept], too_long
     if setup.base != TINY:
         return [], 0

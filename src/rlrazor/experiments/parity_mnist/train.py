@@ -107,7 +107,7 @@ def finetune(spec: RunSpec, task: Task, store: RunStore) -> Iterator[Checkpoint]
             yield Checkpoint(tracer.record(step, epoch, policy), partial(copied, policy))
         elif due:
             record = evaluate(spec, step, epoch, policy, task, base.reference)
-            probed = probes.measure(policy) if probes else {}
+            probed = probes.measure(policy, step, epoch) if probes else {}
             record = replace(record, drift={**record.drift, **probed}, metrics={**record.metrics, "loss": loss.item()})
             yield Checkpoint(record, partial(copied, policy))
 

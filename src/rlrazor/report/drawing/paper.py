@@ -111,8 +111,10 @@ def _draw_panel(axis: Axes, panel: Panel, legend: Collection[Layer]) -> None:
             _draw_curve(axis, layer, label)
         else:
             _draw_points(axis, layer, label)
+    beside: dict[str, Any] = {"xytext": (4, 4), "textcoords": "offset points"}
+    around: dict[str, Any] = {"ha": "center", "va": "center"}
     for x, y, text in panel.texts:
-        axis.annotate(_literal(text), (x, y), xytext=(4, 4), textcoords="offset points", fontsize=8)
+        axis.annotate(_literal(text), (x, y), fontsize=8, **(around if panel.centred else beside))
     _draw_axes(axis, panel)
 
 

@@ -141,7 +141,7 @@ def _text_trace(panel: Panel) -> JSON:
         "y": y,
         "text": [as_html(one) for one in text],
         "mode": "text",
-        "textposition": "top right",
+        "textposition": "middle center" if panel.centred else "top right",
         "textfont": {"size": 11},
         "showlegend": False,
         "hoverinfo": "skip",

@@ -129,7 +129,7 @@ class Panel:
     """A pair of axes. Layers of one label, in any panel, are switched on and off together.
 
     `equal` gives both axes one scale and hides them, for a drawing such as the simplex. `texts` are written at (x, y)
-    of the data.
+    of the data: to the right and above of it, or with `centred` around it.
     """
 
     title: str
@@ -138,6 +138,7 @@ class Panel:
     layers: Sequence[Layer]
     equal: bool = False
     texts: Sequence[tuple[float, float, str]] = ()
+    centred: bool = False
 
 
 @dataclass(frozen=True)

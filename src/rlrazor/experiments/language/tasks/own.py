@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from rlrazor.system.apart.verifier import SECONDS, Verifier
 from rlrazor.system.rows import Row, read_located
 
 _OURS = ("prompt", "completion", "rejected")
+_loaded: dict[tuple[str, float], tuple[object, Verifier]] = {}  # with what its file was; a sequence has several
 
 
 def own_task(
@@ -100,11 +100,9 @@ def loaded_verifier(name: str, seconds: float = SECONDS) -> Verifier:
     """
     path = Path(name.rpartition(":")[0])
     stat = path.stat() if path.is_file() else None
-    verifier = _loaded(name, seconds, stat and (stat.st_mtime_ns, stat.st_size, stat.st_ino))
+    stamp = stat and (stat.st_mtime_ns, stat.st_size, stat.st_ino)
+    if (name, seconds) not in _loaded or _loaded[name, seconds][0] != stamp:
+        _loaded[name, seconds] = (stamp, Verifier(name, seconds))
+    verifier = _loaded[name, seconds][1]
     verifier.load()
     return verifier
-
-
-@lru_cache(maxsize=1)
-def _loaded(name: str, seconds: float, stamp: object) -> Verifier:
-    return Verifier(name, seconds)
