@@ -16,6 +16,7 @@ import polars as pl
 import pytest
 from rich.console import Console
 
+from matched_loops import by_seed, reported
 from rlrazor.analysis import law
 from rlrazor.report import Results, drawing, figures, load, summary, terminal_tables, write_report
 from rlrazor.report import page as report_page
@@ -165,23 +166,19 @@ def test_law_is_the_one_the_table_obeys(table: pl.DataFrame, results: Results, p
     assert f"that quadratic is wrong by {100 * np.mean(errors):.1f} accuracy points" in text_of(page)
 
 
-def best_priors(table: pl.DataFrame, method: str, threshold: float) -> list[float]:
-    """Per seed the best prior accuracy at `threshold`, by plain loops."""
-    best: dict[int, float] = {}
-    for row in table.to_dicts():
-        if row["method"] == method and row["new"] >= threshold:
-            best[row["seed"]] = max(row["prior"], best.get(row["seed"], -1))
-    return list(best.values())
+def kept_priors(table: pl.DataFrame, method: str, threshold: float) -> list[float]:
+    """Per seed the prior accuracy kept at `threshold`, by plain loops."""
+    return by_seed(table.filter(pl.col("method") != "base").to_dicts(), method, threshold)
 
 
 def test_retention(table: pl.DataFrame, results: Results, page: str) -> None:
     t_two_seeds = 12.7062  # of the t-distribution with one degree of freedom, from a printed table
     shown = text_of(page)
     for method, threshold in (("near", 0.95), ("near", 0.97), ("middling", 0.96), ("far", 0.95)):
-        first, second = best_priors(table, method, threshold)
+        first, second = kept_priors(table, method, threshold)
         half = t_two_seeds * abs(first - second) / 2
         assert f"{50 * (first + second):.1f} ± {100 * half:.1f}" in shown
-    assert best_priors(table, "far", 0.97) == []
+    assert kept_priors(table, "far", 0.97) == []
     far = next(cells for cells in rows_of(page) if cells[0] == "Far")
     assert far[2:5] == ["—", "—", "95.5"]
     order = [cells[0] for cells in rows_of(page) if cells[0] in {"base (not fine-tuned)", "Middling", "Far"}]
@@ -208,12 +205,18 @@ def test_frontier_area_is_the_dominated_share(table: pl.DataFrame, results: Resu
 
 
 def test_distillation(table: pl.DataFrame, results: Results, page: str) -> None:
+    taught = {
+        of["seed"]: table.filter(pl.col("run_id") == of["run_id"], pl.col("step") == of["step"]).to_dicts()[0]
+        for of in TEACHERS
+    }
+    students = reported(
+        table.filter(pl.col("method") == "middling").to_dicts(), lambda row: taught[row["seed"]]["new"] - 0.002
+    )
     gaps = []
     for teacher, pair in zip(TEACHERS, summary(results)["distillation"], strict=True):
-        taught = table.filter(pl.col("run_id") == teacher["run_id"], pl.col("step") == teacher["step"]).to_dicts()[0]
-        (best,) = best_priors(table.filter(pl.col("seed") == teacher["seed"]), "middling", taught["new"] - 0.002)
-        assert (pair["teacher"]["prior"], pair["student"]["prior"]) == (taught["prior"], best)
-        gaps.append(best - taught["prior"])
+        own, student = taught[teacher["seed"]], students["middling", teacher["seed"]]
+        assert (pair["teacher"]["prior"], pair["student"]["prior"]) == (own["prior"], student["prior"])
+        gaps.append(student["prior"] - own["prior"])
     shown = text_of(page)
     assert (
         f"minus its teacher’s is −{-100 * np.mean(gaps):.1f} ± {100 * 12.7062 * abs(gaps[0] - gaps[1]) / 2:.1f} points "
@@ -238,11 +241,19 @@ def test_distillation_judges_students_by_their_own_teacher(table: pl.DataFrame, 
     pairs = summary(found)["distillation"]
     assert len(pairs) == 4  # the third level has the second's teachers
     gaps: dict[int, list[float]] = {0: [], 1: []}
+    goals = {
+        f"{of['run_id']}/{of['step']}": pair["teacher"]["new"] for pair, of in zip(pairs, teachers[:4], strict=True)
+    }
+    level_of = {f"{of['run_id']}/{of['step']}": of["level"] for of in teachers[:4]}
+    students = reported(
+        with_teachers.drop_nulls("teacher").to_dicts(),
+        lambda row: goals[row["teacher"]] - 0.002,
+        lambda row: level_of[row["teacher"]],
+    )
     for pair, teacher in zip(pairs, teachers[:4], strict=True):
-        rows = with_teachers.filter(pl.col("teacher") == f"{teacher['run_id']}/{teacher['step']}").to_dicts()
-        kept = [row["prior"] for row in rows if row["new"] >= pair["teacher"]["new"] - 0.002]
-        assert pair["student"]["prior"] == max(kept)
-        gaps[pair["seed"]].append(max(kept) - pair["teacher"]["prior"])
+        student = students[teacher["level"], teacher["seed"]]
+        assert pair["student"]["prior"] == student["prior"]
+        gaps[pair["seed"]].append(student["prior"] - pair["teacher"]["prior"])
     assert found.sweep is not None
     gap = found.sweep.imitation_gap
     assert gap is not None

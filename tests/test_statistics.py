@@ -14,7 +14,6 @@ from rlrazor.analysis import law
 from rlrazor.analysis.statistics import (
     Estimate,
     Standing,
-    best_checkpoints,
     correlation,
     difference,
     mean_of,
@@ -74,39 +73,6 @@ def scattered() -> pl.DataFrame:
 
 def mean_and_half(values: Sequence[float]) -> tuple[float, float]:
     return float(np.mean(values)), T_THREE_SEEDS * float(np.std(values, ddof=1)) / math.sqrt(3)
-
-
-def test_best_checkpoints_are_those_that_a_loop_finds(scattered: pl.DataFrame) -> None:
-    found = best_checkpoints(scattered, ["method", "setting"], 0.95)
-    assert set(found.select("method", "setting").rows()) == {("b", 1), ("a", 2), ("a", 1)}  # one never learns
-    for (method, setting), rows in found.group_by("method", "setting"):
-        chosen = []
-        for seed in range(3):
-            able = [
-                point
-                for point in scattered.to_dicts()
-                if (point["method"], point["setting"], point["seed"]) == (method, setting, seed)
-                and point["new"] >= 0.95
-            ]
-            chosen.append(max(able, key=lambda point: point["prior"]))
-        estimate = mean_of(rows, "prior")
-        assert estimate
-        assert (estimate.mean, estimate.half) == pytest.approx(mean_and_half([point["prior"] for point in chosen]))
-        assert estimate.seeds == 3
-
-
-def test_best_checkpoints_are_whole_rows_and_the_first_of_equals() -> None:
-    points = pl.DataFrame(
-        {
-            "method": "a",
-            "seed": [0, 0, 0, 1],
-            "new": [0.96, 0.97, 0.9, 0.9],
-            "prior": [0.5, 0.5, 0.9, 0.9],
-            "step": [1, 2, 3, 4],
-        }
-    )
-    assert best_checkpoints(points, ["method"], 0.95)["step"].to_list() == [1]
-    assert best_checkpoints(points, ["method"], 0.9)["step"].to_list() == [3, 4]
 
 
 def test_the_mean_near_an_accuracy_is_brute_force(scattered: pl.DataFrame) -> None:

@@ -32,6 +32,7 @@ def test_the_best_with_and_without_prior_data_against_rl() -> None:
     assert found["with-data.grpo.verdict"] == "better"
     assert found["with-data.kl-dpg.verdict"] == found["with-data.oracle.verdict"] == "worse"
     assert found["with-data.prior"] == found["replay.prior"]
+    assert (found["ewc.1000.lrs"], found["ewc.1000.budget"]) == ("3", "3")
     assert found["without-data.arm"] == "lwf, λ = 1"
     assert found["without-data.grpo.verdict"] == "worse"
     assert found["ewc.1000.verdict"] == "worse"
@@ -58,7 +59,9 @@ def test_section_pools_strengths_and_ranks_arms() -> None:
     section = STUDY.section(planted_study)
     check(section, "baselines")
     assert "not comparable: dft." in section.finding
-    trade_off, kept = section.figure.panels
+    trade_off, kept, forgotten, reached = section.figure.panels
+    assert forgotten.title.startswith("Forgotten at new ≥ ")
+    assert reached.title == "How far each learning rate gets"
     [line] = [layer for layer in trade_off.layers if isinstance(layer, Curve) and layer.label == "ewc"]
     own = planted_study.points.filter(method="ewc")
     new, prior = (own[name].to_numpy() for name in ("new", "prior"))

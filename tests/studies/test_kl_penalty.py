@@ -67,5 +67,7 @@ def test_a_penalty_too_strong_to_learn_is_not_the_best() -> None:
         "Kept at new ≥ 95%",
         "Drift at new ≥ 95%",
         "Trade-off",
+        "Forgotten at new ≥ 95% (triangle at the edge: never there)",
+        "How far each learning rate gets",
     ]
     assert [name for _, name in section.figure.panels[0].x.ticks or ()] == ["0", "0.1", "0.3", "1"]

@@ -40,8 +40,10 @@ def test_section_has_every_optimizer() -> None:
     section = STUDY.section(study({("grpo", "sgd"): 0.6}, low=("sft-2", "muon")))
     check(section, "optimizers")
     assert "better: GRPO, SGD (+10.0" in section.finding
-    assert "not comparable: SFT-2, Muon." in section.finding
+    assert "not comparable: SFT-2, Muon. The budgets differ, by runs in a seed. 3: " in section.finding
+    assert section.finding.endswith("; 1: GRPO, Muon, SFT-2, Muon.")
     titles = ["Kept at new ≥ 95%", "Trade-off", "Learning against drift", "Forgetting law"]
+    titles += ["Forgotten at new ≥ 95% (triangle at the edge: never there)", "How far each learning rate gets"]
     assert [panel.title for panel in section.figure.panels] == titles
     assert [name for _, name in section.figure.panels[0].x.ticks or ()] == ["AdamW", "SGD", "Muon"]
     assert {layer.label for layer in section.figure.panels[1].layers} >= {"GRPO, Muon", "SFT-2, AdamW", "base"}

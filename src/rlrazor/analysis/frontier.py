@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import optimize, special
 
 from rlrazor.analysis.law import Floats
+from rlrazor.analysis.matched import matched
 from rlrazor.errors import RazorError
 
 Mask = NDArray[np.bool_]
@@ -136,34 +137,33 @@ _RETENTION = {
 def retention(table: pl.DataFrame, thresholds: Sequence[float] = (0.95, 0.96, 0.97)) -> pl.DataFrame:
     """How much of the prior tasks each method keeps once it has learnt the new one: a row per method and threshold.
 
-    Needs the columns method, seed, new and prior. Per seed, the best prior among the method's checkpoints with new >=
-    threshold; then over seeds `mean` and its 95 % t-interval `low`, `high` (null for one seed), `n_seeds`, the seeds
-    that reached the threshold, of `seeds_total`. `base_prior` is the untuned policy's mean prior over the same
-    `seeds_total`, null where `table` lacks it; `best_new` is the most the method ever reached. Methods are in order of
-    first appearance; checkpoints without finite accuracies do not count.
-
-    The best of many checkpoints is chosen on the very score that is shown, which flatters; it does so for all methods
-    alike, and most for those with most checkpoints. With `n_seeds` below `seeds_total`, `mean` is over the lucky seeds.
+    Needs the columns method, seed, new and prior, and of the runs what `matched` asks for. Per seed, the prior of the
+    checkpoint that `rlrazor.analysis.matched` reports at the threshold; then over seeds `mean` and its 95 % t-interval
+    `low`, `high` (null for one seed), `n_seeds`, the seeds that reached the threshold, of `seeds_total`. `base_prior`
+    is the untuned policy's mean prior over the same `seeds_total`, null where `table` lacks it; `best_new` is the most
+    the method ever reached. Methods are in order of first appearance; checkpoints without finite accuracies do not
+    count. With `n_seeds` below `seeds_total`, `mean` is over the lucky seeds.
     """
     finite = table.filter(pl.col("new").is_finite(), pl.col("prior").is_finite())
     base = finite.filter(pl.col("method") == "base")
     tuned = finite.filter(pl.col("method") != "base")
+    reported = {threshold: matched(tuned, ["method"], threshold) for threshold in thresholds}
     rows = []
     for method in tuned["method"].unique(maintain_order=True):
         points = tuned.filter(pl.col("method") == method)
         seeds = points["seed"].unique()
         base_prior = base.filter(pl.col("seed").is_in(seeds.to_list()))["prior"].mean()
         for threshold in thresholds:
-            best = points.filter(pl.col("new") >= threshold).group_by("seed").agg(pl.max("prior"))["prior"].sort()
-            low, high = t_interval(best.to_list())
+            kept = reported[threshold].filter(pl.col("method") == method).sort("seed")["prior"]
+            low, high = t_interval(kept.to_list())
             rows.append(
                 {
                     "method": method,
                     "threshold": threshold,
-                    "mean": best.mean(),
+                    "mean": kept.mean(),
                     "low": low,
                     "high": high,
-                    "n_seeds": len(best),
+                    "n_seeds": len(kept),
                     "seeds_total": len(seeds),
                     "base_prior": base_prior,
                     "best_new": points["new"].max(),

@@ -8,6 +8,7 @@ from typing import Any
 
 import polars as pl
 
+from rlrazor.analysis.matched import matched
 from rlrazor.errors import RazorError
 
 
@@ -37,14 +38,13 @@ class Students:
         return best.with_columns(beyond=pl.col("new") - pl.col("teacher_new"))
 
     def matched(self, margin: float = 0.0) -> pl.DataFrame:
-        """Per seed the checkpoint that keeps most, of those no more than `margin` below the teacher's new.
+        """Per seed the checkpoint that is reported no more than `margin` below the teacher's new, by the one rule.
 
         A row for each seed whose students get there, with `gap`, its prior accuracy minus its teacher's.
         """
         # Accuracies are counts over a test set: the last term is for those at exactly the margin.
-        reached = self.rows.filter(pl.col("new") >= pl.col("teacher_new") - margin - 1e-9)
-        best = reached.sort("prior", descending=True, maintain_order=True).unique("seed", keep="first")
-        return best.sort("seed").with_columns(gap=pl.col("prior") - pl.col("teacher_prior"))
+        reported = matched(self.rows, [], pl.col("teacher_new") - margin - 1e-9)
+        return reported.sort("seed").with_columns(gap=pl.col("prior") - pl.col("teacher_prior"))
 
     def lowest(self) -> pl.DataFrame:
         """Per row of `matched` the lowest prior accuracy of its run up to there; `gap` is that minus the teacher's."""

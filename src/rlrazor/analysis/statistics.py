@@ -85,17 +85,6 @@ def by_group(per_seed: pl.DataFrame, by: str, column: str) -> dict[Any, Estimate
     return {value: mean_of(rows, column) for (value,), rows in groups}
 
 
-def best_checkpoints(points: pl.DataFrame, by: Sequence[str], threshold: float) -> pl.DataFrame:
-    """Per group and seed, of the checkpoints with new >= `threshold` the first with the highest prior.
-
-    Whole rows; none for a seed that does not reach the threshold. The best is chosen on the test score that is shown,
-    which flatters, all groups alike, and most those with most checkpoints.
-    """
-    reached = _finite(points, ["new", "prior"]).filter(pl.col("new") >= threshold)
-    ranked = reached.sort("prior", descending=True, maintain_order=True)
-    return ranked.unique([*by, "seed"], keep="first", maintain_order=True)
-
-
 def near_accuracy(
     points: pl.DataFrame, by: Sequence[str], target: float, columns: Sequence[str], margin: float = HALF_POINT
 ) -> pl.DataFrame:
@@ -143,7 +132,8 @@ def threshold_most_reach(
 
 def in_all_seeds(points: pl.DataFrame, by: Sequence[str], threshold: float) -> int:
     """How many groups get to a new-task accuracy in all seeds of `points`."""
-    seeds = best_checkpoints(points, by, threshold).group_by(by).len()
+    reached = _finite(points, ["new", "prior"]).filter(pl.col("new") >= threshold)
+    seeds = reached.unique([*by, "seed"]).group_by(by).len()
     return seeds.filter(pl.col("len") == points["seed"].n_unique()).height
 
 

@@ -10,12 +10,13 @@ import polars as pl
 
 from rlrazor.report import drawing, figures, sweep_tables, tables
 from rlrazor.report.drawing import Figure
+from rlrazor.report.rates import ONE_SEED
 from rlrazor.report.results import Results
 from rlrazor.report.sections import KINDS
 from rlrazor.report.study import Section, Study
 from rlrazor.report.sweep import Sweep
 from rlrazor.report.tables import Table
-from rlrazor.report.text import number, percent, signed
+from rlrazor.report.text import MATCHED, number, percent, signed
 from rlrazor.system.writing import Output, write_text
 
 OF_SWEEP = ("fig3", "fig6")  # the figures of a sweep itself
@@ -100,5 +101,7 @@ def _sweep_context(sweep: Sweep, clipped: int) -> dict[str, Any]:
         "kept": lowest.sort("mean", descending=True, maintain_order=True).to_dicts(),
         "clipped": clipped,
         "match": tables.MATCH,
+        "matched": MATCHED,
+        "one_seed": ONE_SEED,
         "settings": tables.run_table(sweep.config, sweep.study.table, sweep.points),
     }

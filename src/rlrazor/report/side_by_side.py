@@ -8,7 +8,8 @@ from pathlib import Path
 
 import polars as pl
 
-from rlrazor.analysis.statistics import Estimate, Standing, best_checkpoints, by_group, difference, shared_threshold
+from rlrazor.analysis.matched import matched
+from rlrazor.analysis.statistics import Estimate, Standing, by_group, difference, shared_threshold
 from rlrazor.analysis.statistics import verdict as verdict_of
 from rlrazor.errors import RazorError
 from rlrazor.report.drawing import PALETTE, Axis, Figure, Layer, Panel
@@ -20,7 +21,7 @@ from rlrazor.report.prose import read_prose
 from rlrazor.report.study import Section, Study, members, with_family
 from rlrazor.report.sweep import read_sweep
 from rlrazor.report.tables import FAMILIES
-from rlrazor.report.text import INTERVALS, NEVER, how_many, signed
+from rlrazor.report.text import INTERVALS, MATCHED, NEVER, how_many, signed
 
 TEXT = Path(__file__).with_suffix(".md")
 
@@ -54,8 +55,8 @@ class Task:
         """RL's prior accuracy there minus SFT's, seed by seed."""
         if self.at is None:
             return None
-        best = best_checkpoints(self.points, ["family"], self.at)
-        rl, sft = (best.filter(pl.col("family") == family) for family in FAMILIES)
+        reported = matched(self.points, ["family"], self.at)
+        rl, sft = (reported.filter(pl.col("family") == family) for family in FAMILIES)
         return difference(rl, sft, "prior")
 
     @property
@@ -83,7 +84,7 @@ def comparison(tasks: Sequence[Task]) -> Section:
         f"{members(task.study, 'RL')}, SFT being {members(task.study, 'SFT')}"
         for task in tasks
     ]
-    prose = read_prose(TEXT, {"tasks": "; ".join(counts), "intervals": INTERVALS})
+    prose = read_prose(TEXT, {"tasks": "; ".join(counts), "intervals": INTERVALS, "matched": MATCHED})
     figure = Figure(NAME, [_panel(task) for task in tasks], columns=min(len(tasks), 3))
     tables = [gap_table(tasks).table, *(kept_table(task).table for task in tasks)]
     return Section(NAME, prose.title, prose.question, finding(tasks), figure, tables, prose.note)
@@ -111,13 +112,13 @@ def gap_table(tasks: Sequence[Task]) -> Keyed:
 
 
 def kept_table(task: Task) -> Keyed:
-    """What the best checkpoints of each family keep at each new accuracy."""
+    """What each family keeps at each new accuracy."""
 
     def at(threshold: float) -> Column[str]:
-        kept = by_group(best_checkpoints(task.points, ["family"], threshold), "family", "prior")
+        kept = by_group(matched(task.points, ["family"], threshold), "family", "prior")
         return Column(f"at-{100 * threshold:g}", f"new ≥ {threshold:.0%}", kept.get)
 
-    title, columns = f"{task.study.description['title']}: best prior accuracy, %", list(map(at, task.study.thresholds))
+    title, columns = f"{task.study.description['title']}: prior accuracy kept, %", list(map(at, task.study.thresholds))
     rows = {family: (family, family) for family in FAMILIES}
     return table_of(title, "family", rows, columns, len(task.study.seeds))
 

@@ -10,6 +10,7 @@ import polars as pl
 
 from rlrazor.analysis import frontier, law
 from rlrazor.analysis.law import PredictorSummary
+from rlrazor.analysis.matched import matched
 from rlrazor.analysis.statistics import Estimate, over
 from rlrazor.errors import RazorError
 from rlrazor.report.measures import MAIN_MEASURES
@@ -26,6 +27,7 @@ AGAIN = "run the same command again"
 
 CALIBRATION = "calibrate"  # the preset of the runs of a law
 
+_SCORES = ("new", "prior", "kl_forward")
 _SENSITIVITY_COLUMNS = ("setting", "value", *COLUMNS)
 
 
@@ -34,8 +36,8 @@ class Sweep:
     """The sweep in a folder, read as `study` and analysed.
 
     `areas` is method -> hypervolume of its frontier per seed, see `frontier_area`. `sensitivity` is a small sweep for
-    each value of a setting. `distillation` has pairs of a teacher and the best of its students, highest prior at no
-    less new, to within MATCH, None if none got there; `imitation_gap` is the students' prior minus their teachers'.
+    each value of a setting. `distillation` has pairs of a teacher and the one of its students that is reported at its
+    new, to within MATCH, None if none got there; `imitation_gap` is the students' prior minus their teachers'.
     """
 
     folder: Path
@@ -211,30 +213,35 @@ def _read_distillation(folder: Path, table: pl.DataFrame) -> list[JSON]:
     if not isinstance(named, list):
         raise RazorError(f"{path} is not a list of teachers: {AGAIN}.")
     teachings = checked(Teachings, {"teachers": named}, path, mend=AGAIN).teachers
+    # Each pair once: one may teach at two levels.
     pairs = dict.fromkeys((one.seed, one.method, one.student, one.run_id, one.step) for one in teachings)
-    return [  # each pair once: one may teach at two levels
-        {
-            "seed": seed,
-            "teacher_method": method,
-            "student_method": student,
-            **_scores(path, table, seed, student, teacher),
-        }
-        for seed, method, student, *teacher in pairs
-    ]
+    if not pairs:
+        return []
+    students: dict[tuple[int, str], list[pl.DataFrame]] = {}
+    found = []
+    for seed, method, student, *teacher in pairs:
+        scores = _scores(path, table, *teacher)
+        own = table.filter(pl.col("method") == student, pl.col("seed") == seed)
+        if "teacher" in table.columns:  # else there is one for each seed
+            own = own.filter(pl.col("teacher") == "{}/{}".format(*teacher))
+        level = len(students.setdefault((seed, student), []))
+        students[seed, student].append(own.with_columns(level=level, goal=scores["new"] - MATCH))
+        found.append({"seed": seed, "teacher_method": method, "student_method": student, "teacher": scores})
+        found[-1]["student"] = level
+    reported = matched(
+        pl.concat([one for own in students.values() for one in own]), ["method", "level"], pl.col("goal")
+    )
+    for pair in found:
+        own = reported.filter(method=pair["student_method"], level=pair["student"], seed=pair["seed"])
+        pair["student"] = None if own.is_empty() else own.select(_SCORES).row(0, named=True)
+    return found
 
 
-def _scores(path: Path, table: pl.DataFrame, seed: int, student: str, teacher: Sequence[Any]) -> JSON:
-    """Those of the `teacher`, a run and a step, and of the best of its students."""
-    run_id, step = teacher
+def _scores(path: Path, table: pl.DataFrame, run_id: str, step: int) -> JSON:
     taught_by = table.filter(pl.col("run_id") == run_id, pl.col("step") == step)
     if taught_by.is_empty():
         raise RazorError(f"{path} names a teacher that records.parquet does not hold: {AGAIN}.")
-    scores = taught_by.select("new", "prior", "kl_forward").row(0, named=True)
-    own = table.filter(pl.col("method") == student, pl.col("seed") == seed, pl.col("new") >= scores["new"] - MATCH)
-    if "teacher" in table.columns:  # else there is one for each seed
-        own = own.filter(pl.col("teacher") == f"{run_id}/{step}")
-    best = own.sort("prior", descending=True, maintain_order=True).select("new", "prior", "kl_forward")
-    return {"teacher": scores, "student": None if best.is_empty() else best.row(0, named=True)}
+    return taught_by.select(_SCORES).row(0, named=True)
 
 
 def _areas(study: Study) -> dict[str, Estimate]:

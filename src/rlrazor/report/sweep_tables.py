@@ -6,7 +6,8 @@ from typing import Any
 import polars as pl
 
 from rlrazor.analysis.law import Quadratic, Saturating, error_of, r2_of
-from rlrazor.analysis.statistics import Estimate, best_checkpoints, difference
+from rlrazor.analysis.matched import matched
+from rlrazor.analysis.statistics import Estimate, difference
 from rlrazor.report.measures import label_of
 from rlrazor.report.sweep import Sweep
 from rlrazor.report.tables import Table, fit_cells
@@ -24,16 +25,16 @@ def retention_table(sweep: Sweep) -> Table:
         kept = [with_seeds(written(_mean(cell)), _mean(cell), cell["seeds_total"]) for cell in cells]
         rows.append([sweep.study.label(method), *kept, percent(cells[0]["best_new"]), written(sweep.areas[method])])
     thresholds = [f"new ≥ {at:.0%}" for at in sweep.study.thresholds]
-    return Table("Best prior accuracy, %", ["method", *thresholds, "best new, %", "frontier area, %"], rows)
+    return Table("Prior accuracy kept, %", ["method", *thresholds, "best new, %", "frontier area, %"], rows)
 
 
 def prior_tasks_table(sweep: Sweep) -> Table:
     """How each prior task changed at the checkpoint that the retention table shows at the lowest threshold."""
     at, bases = sweep.study.thresholds[0], sweep.study.bases
-    best = best_checkpoints(sweep.points, ["method"], at)
+    reported = matched(sweep.points, ["method"], at)
     rows = []
     for method in sweep.ranking:
-        own = best.filter(method=method)
+        own = reported.filter(method=method)
         changes = [signed(difference(own, bases, f"prior_{name}")) for name in sweep.prior_tasks]
         rows.append([sweep.study.label(method), *changes])
     return Table(f"Change of each prior task at new ≥ {at:.0%}, points", ["method", *sweep.prior_tasks], rows)
@@ -94,7 +95,7 @@ def sensitivity_table(sweep: Sweep) -> Table:
 
 
 def distillation_table(sweep: Sweep) -> Table:
-    """Each teacher beside the best of its students."""
+    """Each teacher beside the one of its students that is reported."""
     forms = {"new": percent, "prior": percent, "kl_forward": "{:.3f}".format}
     rows = []
     for pair in sweep.distillation:

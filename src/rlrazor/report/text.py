@@ -1,12 +1,18 @@
 """Numbers as people read them: per cent to a tenth, a mean with half its interval, a difference with its sign."""
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from rlrazor.analysis.statistics import Estimate
 
 NEVER = "—"
 INTERVALS = "±: half the 95 % t-interval of a mean over seeds; differences are taken seed by seed."
+MATCHED = (
+    "At new ≥ T: a run is stopped at its first checkpoint whose new score is at least T. Of a seed’s runs that get "
+    "there, the one is taken whose learning rate, schedule and length got there in most of the other seeds and forgot "
+    "least in them; so no seed is reported at a learning rate that its own score chose."
+)
 
 
 def minus(text: str) -> str:
@@ -43,6 +49,14 @@ def of_all(estimate: Estimate | None, total: int) -> str:
     """How many seeds a cell rests on: "3", "2 of 3"."""
     count = estimate.seeds if estimate else 0
     return NEVER if not count else str(count) if count == total else f"{count} of {total}"
+
+
+def by_seeds(names: Sequence[str]) -> str:
+    """What was chosen in each seed: one name for all, else "A (2 of 3 seeds), B (1 of 3 seeds)"; a dash for none."""
+    counts = Counter(names).most_common()
+    if len(counts) < 2:
+        return "".join(counts[0][:1]) if counts else NEVER
+    return ", ".join(f"{name} ({count} of {len(names)} seeds)" for name, count in counts)
 
 
 def nats(value: float) -> str:

@@ -47,7 +47,17 @@ SEQUENCES = ("continual", "own-sequence")  # of tables of stages, and then first
 
 PAGE = (
     *SEQUENCES,
-    *("kl-laws", "forecasts", "predictors", "precision", "representation", "dynamics", THEORY, "quadrants"),
+    *(
+        "learning-rates",
+        "kl-laws",
+        "forecasts",
+        "predictors",
+        "precision",
+        "representation",
+        "dynamics",
+        THEORY,
+        "quadrants",
+    ),
     *("off-policy", "optimizers", "kl-penalty", "unrelated-prior", "kl-minimal", "baselines"),
     *("which-probe", "distilled"),
 )

@@ -7,9 +7,9 @@ import numpy as np
 import polars as pl
 
 from rlrazor.analysis.imitation import Students, taught_by_level
+from rlrazor.analysis.matched import matched
 from rlrazor.analysis.statistics import (
     Estimate,
-    best_checkpoints,
     difference,
     floats,
     mean_of,
@@ -23,7 +23,7 @@ from rlrazor.report.keyed import Column, Judged, Keyed, gap, in_short, table_of
 from rlrazor.report.layers import base, cloud, learnt, padded
 from rlrazor.report.study import Section, Study
 from rlrazor.report.tables import MATCH
-from rlrazor.report.text import NEVER, how_many, nats, signed, written
+from rlrazor.report.text import NEVER, by_seeds, how_many, nats, signed, written
 from rlrazor.studies.engine import KL, PlainStudy, section_of
 from rlrazor.studies.grids import Grid
 
@@ -67,7 +67,7 @@ def section(study: Study) -> Section:
     gaps = [(one.name, mean_of(one.matched(), "gap")) for one in students]
     told = in_short([Judged(name, gap, verdict(gap, seeds)) for name, gap in gaps])
     finding = f"Prior score kept by students against that of their own teachers, at the teachers’ new score: {told}."
-    return section_of(study, NAME, finding, figure(study, students), tables_of(study, students))
+    return section_of(study, NAME, finding, figure(study, students), tables_of(study, students), tuned=True)
 
 
 def tables_of(study: Study, students: Sequence[Students]) -> list[Keyed]:
@@ -124,18 +124,19 @@ def tables_of(study: Study, students: Sequence[Students]) -> list[Keyed]:
 
 
 def best_table(study: Study, students: Sequence[Students], at: float) -> Keyed:
-    """The students that keep most at this level, of those that get there in all seeds, against RL itself."""
-    policies = {"": study.points.filter(method=TEACHER), **{one.name: one.rows for one in students}}
-    kept = {name: best_checkpoints(rows, ["method"], at) for name, rows in policies.items()}
-    rl = kept.pop("")
-    whole = {name: rows for name, rows in kept.items() if len(rows) == len(study.seeds)}
-    best = max(whole, key=lambda name: floats(whole[name], "prior").mean(), default=NEVER)
+    """The best students at this level, chosen as a learning rate is, on the other seeds; against RL itself."""
+    rl = matched(study.points.filter(method=TEACHER), ["method"], at)
+    policies = [  # one run may be of several kinds, such as a longer one's beginning
+        one.rows.with_columns(kind=pl.lit(one.name), trajectory=pl.format("{}, {}", "trajectory", pl.lit(one.key)))
+        for one in students
+    ]
+    best = matched(pl.concat(policies, how="diagonal_relaxed"), [], at, ["kind"])
     columns = [
-        Column[pl.DataFrame]("arm", "who keeps most", lambda _: best),
+        Column[pl.DataFrame]("arm", "who keeps most", lambda rows: by_seeds(rows.sort("seed")["kind"].to_list())),
         Column("prior", "prior kept, %", lambda rows: mean_of(rows, "prior")),
         gap("gap", f"minus {study.label(TEACHER)}’s, points", lambda rows: difference(rows, rl, "prior")),
     ]
-    rows = {"best": ("all students", whole.get(best, rl.clear()))}
+    rows = {"best": ("all students", best)}
     return table_of(f"The best at new ≥ {at:.0%}", "of", rows, columns, len(study.seeds))
 
 
@@ -144,7 +145,7 @@ def _end(one: Students, name: str, lr: float) -> Estimate | None:
 
 
 def _kept(rows: pl.DataFrame, at: float) -> Estimate | None:
-    return mean_of(best_checkpoints(rows, ["method"], at), "prior")
+    return mean_of(matched(rows, ["method"], at), "prior")
 
 
 def figure(study: Study, students: Sequence[Students]) -> Figure:

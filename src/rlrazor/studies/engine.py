@@ -14,14 +14,15 @@ To write a study, make two files. `studies/NAME.py` says what is run and what is
     )
 
 An arm is all runs that agree in the columns named, at any learning rate. What is compared is, per arm and seed, the
-checkpoint that keeps most of the prior score of those that have learnt the new task well enough; each arm with the arm
-that differs from it as `against` says; seed by seed. What more there is to see or to count, a study adds as functions
-of `Compared`: `panels` make a panel each, `tables` a `Keyed` table, of `Column`s by `table_of`.
+checkpoint that `rlrazor.analysis.matched` reports at a new-task score, at a learning rate that the other seeds chose;
+each arm with the arm that differs from it as `against` says; seed by seed. Beside it stands the curve over learning
+rates, where there are several. What more there is to see or to count, a study adds as functions of `Compared`: `panels`
+make a panel each, `tables` a `Keyed` table, of `Column`s by `table_of`.
 
 `studies/NAME.md` asks the question and says what to make of the answer, see `rlrazor.report.prose`. Its numbers are the
-tables' cells: ARM.prior, ARM.drop, ARM.kl, ARM.n, then ARM.gap, ARM.kl-gap and ARM.verdict of the first comparison and
-ARM.KEY.gap and so on of the others; ARM is the arm's values with dots between them, without those that are 0 or empty,
-such as `grpo.sgd`. `at`, `seeds`, `checkpoints` and `runs` are there, too.
+tables' cells: ARM.prior, ARM.drop, ARM.kl, ARM.lr, ARM.n, then ARM.gap, ARM.kl-gap and ARM.verdict of the first
+comparison and ARM.KEY.gap and so on of the others; ARM is the arm's values with dots between them, without those that
+are 0 or empty, such as `grpo.sgd`. `at`, `seeds`, `checkpoints` and `runs` are there, too.
 
 A study of another shape is a `PlainStudy`: it makes its section itself of the same parts (`Compared`, `kept_table`,
 `section_of`, `rlrazor.report.keyed.in_short`), and judges by the same `rlrazor.analysis.statistics.verdict`.
@@ -36,9 +37,9 @@ from typing import Any
 import polars as pl
 
 from rlrazor.analysis.forecast import FORWARD
+from rlrazor.analysis.matched import RATE, matched
 from rlrazor.analysis.statistics import (
     Estimate,
-    best_checkpoints,
     difference,
     floats,
     mean_of,
@@ -48,9 +49,10 @@ from rlrazor.analysis.statistics import (
 from rlrazor.report.drawing import PALETTE, SYMBOLS, Figure, Panel
 from rlrazor.report.keyed import Column, Judged, Keyed, in_short, table_of
 from rlrazor.report.prose import Shown, told
+from rlrazor.report.rates import Line, Rates
 from rlrazor.report.study import Kind, Section, Study
 from rlrazor.report.tables import THRESHOLDS
-from rlrazor.report.text import INTERVALS, nats, of_all, percent, signed, written
+from rlrazor.report.text import INTERVALS, MATCHED, nats, of_all, percent, signed, written
 from rlrazor.studies.grids import Grid
 
 KL = FORWARD
@@ -112,7 +114,7 @@ class Against:
     """A comparison: of each arm that has the values of `only`, with the arm that has those of `reference` instead.
 
     `title` names the references for people; `key` stands in the names of its numbers, but for the first comparison.
-    What differs is the `measure` of the best checkpoints, which are chosen by prior score whatever it is.
+    What differs is the `measure` of the checkpoints that are reported, which are chosen by prior score whatever it is.
     """
 
     title: str
@@ -163,18 +165,26 @@ class Compared:
 
     @cached_property
     def kept(self) -> dict[Arm, Kept]:
-        """Of each arm's best checkpoints the prior score, forgetting and KL."""
+        """Of the checkpoints compared of each arm the prior score, forgetting and KL."""
         return self.kept_at(self.at)
 
     def kept_at(self, threshold: float) -> dict[Arm, Kept]:
         """The same at another new-task score."""
-        best, columns = best_checkpoints(self.points, self.of.by, threshold), ("prior", "forgetting", KL)
-        return {arm: {name: self.mean(arm, best, name) for name in columns} for arm in self.arms}
+        reported, columns = matched(self.points, self.of.by, threshold), ("prior", "forgetting", KL)
+        return {arm: {name: self.mean(arm, reported, name) for name in columns} for arm in self.arms}
 
     @cached_property
-    def best(self) -> pl.DataFrame:
-        """The checkpoints compared: of each arm and seed the best."""
-        return best_checkpoints(self.points, self.of.by, self.at)
+    def reported(self) -> pl.DataFrame:
+        """The checkpoints compared, one of each arm and seed."""
+        return matched(self.points, self.of.by, self.at)
+
+    @cached_property
+    def rates(self) -> Rates | None:
+        """The arms at each of their learning rates; None where the runs have none."""
+        if RATE not in self.points.columns:
+            return None
+        lines = {self.key(arm): Line(arm, self.label(arm), self.style(arm)) for arm in self.arms}
+        return Rates(self.points, self.of.by, self.at, lines)
 
     @cached_property
     def highest(self) -> pl.DataFrame:
@@ -216,8 +226,12 @@ class Compared:
         return self.of.style(self, arm)
 
     def gap(self, arm: Arm, reference: Arm, column: str = "prior") -> Estimate | None:
-        """`column` of an arm's best checkpoints minus that of another's, seed by seed."""
-        return difference(self.rows(arm, self.best), self.rows(reference, self.best), column) if self.reached else None
+        """`column` of an arm's checkpoints compared minus that of another's, seed by seed."""
+        return self.gap_of(self.rows(arm, self.reported), reference, column)
+
+    def gap_of(self, reported: pl.DataFrame, reference: Arm, column: str = "prior") -> Estimate | None:
+        """`column` of checkpoints, one per seed, minus that of an arm's, seed by seed."""
+        return difference(reported, self.rows(reference, self.reported), column) if self.reached else None
 
     def judge(self, arm: Arm, reference: Arm, measure: Measure = PRIOR) -> Judged:
         """The arm beside another: which of the two is better by this measure."""
@@ -252,15 +266,17 @@ class ArmStudy:
         tables = self.tables_of(compared)
         finding = self.finding(compared)
         panels = [panel for make in self.panels if (panel := make(compared))]
+        panels += rates_panels(compared)
         height = self.height(compared) if self.height else None
-        columns = 2 if len(panels) == 4 else max(len(panels), 1)
+        columns = 2 if len(panels) == 4 else max(min(len(panels), 3), 1)
         figure = Figure(self.name, panels, columns, height=height)
-        return section_of(study, self.name, finding, figure, tables, compared.at)
+        return section_of(study, self.name, finding, figure, tables, compared.at, tuned=True)
 
     def tables_of(self, compared: Compared) -> list[Keyed]:
         """What each arm keeps, each comparison, and the study's own tables."""
         comparisons = [comparison_table(compared, one) for one in self.against]
-        return [kept_table(compared), levels_table(compared), *comparisons, *(make(compared) for make in self.tables)]
+        own = [make(compared) for make in self.tables]
+        return [kept_table(compared), levels_table(compared), *comparisons, *own, *rates_tables(compared)]
 
     def finding(self, compared: Compared) -> str:
         """The verdicts of the first comparison."""
@@ -268,9 +284,11 @@ class ArmStudy:
         if not compared.reached:
             return f"Nothing can be compared: no arm reaches a new score of {at} in all seeds, above that of the base."
         measure = first.measure
-        told = in_short(judge_all(compared, first), measure.form, measure.unit)
+        judged = judge_all(compared, first)
+        told = in_short(judged, measure.form, measure.unit)
         name = measure.name[0].upper() + measure.name[1:]
-        return f"{name} at new ≥ {at} against {first.title}: {told}."
+        cautions = compared.rates.cautions if compared.rates and judged else ""
+        return f"{name} at new ≥ {at} against {first.title}: {told}. {cautions}".strip()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -281,11 +299,21 @@ class PlainStudy(Kind):
 
 
 def section_of(
-    study: Study, name: str, finding: str, figure: Figure, tables: Sequence[Keyed], at: float | None = None
+    study: Study,
+    name: str,
+    finding: str,
+    figure: Figure,
+    tables: Sequence[Keyed],
+    at: float | None = None,
+    *,
+    tuned: bool = False,
 ) -> Section:
-    """The section of a study, with the text beside its module, and below it what its verdicts rest on."""
+    """The section of a study, with the text beside its module, and below it what its verdicts rest on.
+
+    `tuned`: what is compared is what `rlrazor.analysis.matched` reports.
+    """
     numbers = {} if at is None else {"at": f"{at:.0%}"}
-    below = f"{{{{ made-of }}}}. {INTERVALS} {JUDGED}"
+    below = f"{{{{ made-of }}}}. {INTERVALS} {JUDGED}" + (f" {MATCHED}" if tuned else "")
     return told(study, text_of(name), Shown(finding, figure, tables, numbers), below=below)
 
 
@@ -320,6 +348,8 @@ def kept_table(compared: Compared) -> Keyed:
         Column("kl", f"forward KL, {compared.study.kl_unit}", lambda arm: written(kept[arm][KL], nats)),
         Column("n", "seeds", lambda arm: of_all(kept[arm]["prior"], seeds)),
     ]
+    if compared.rates:
+        columns += compared.rates.columns
     return table_of(f"At new ≥ {compared.at:.0%}", "arm", compared.named, columns)
 
 
@@ -334,6 +364,16 @@ def levels_table(compared: Compared) -> Keyed:
     best = Column[Arm]("best-new", "best new, %", lambda arm: percent(floats(compared.rows(arm), "new").max()))
     columns = [*map(at, levels), best]
     return table_of("Prior kept, %", "arm", compared.named, columns, len(compared.study.seeds))
+
+
+def rates_panels(compared: Compared) -> list[Panel]:
+    """The curve over learning rates, where an arm has several."""
+    return compared.rates.panels if compared.rates and compared.rates.several else []
+
+
+def rates_tables(compared: Compared) -> list[Keyed]:
+    """The same in numbers."""
+    return compared.rates.tables if compared.rates and compared.rates.several else []
 
 
 def comparison_table(compared: Compared, against: Against) -> Keyed:

@@ -81,8 +81,8 @@ class Setting:
 
     @cached_property
     def kept(self) -> pl.DataFrame:
-        """By method and seed: the best checkpoints at the threshold; empty without a threshold."""
-        return self.compared.best if self.compared.reached else self.compared.best.clear()
+        """By method and seed: the checkpoints reported at the threshold; empty without a threshold."""
+        return self.compared.reported if self.compared.reached else self.compared.reported.clear()
 
     def ess(self, *, first: bool) -> pl.DataFrame:
         """By method and seed: effective sample size at the first checkpoints of all runs, or at the last."""
@@ -102,7 +102,7 @@ class OfMethod(NamedTuple):
         return self.setting.compared.mean((self.method,), table, column)
 
     def kept(self, column: str) -> Estimate | None:
-        """Of its best checkpoints."""
+        """Of its checkpoints reported."""
         return self.mean(self.setting.kept, column)
 
     def ess(self, *, first: bool = False) -> Estimate | None:
@@ -131,7 +131,7 @@ def section(study: Study) -> Section:
     settings, against = settings_of(study), Against("", {"method": REFERENCE})
     told = [f"{one.name}, new {one.at}: {in_short(judge_all(one.compared, against))}." for one in settings]
     finding = f"Prior score kept against {study.label(REFERENCE)}’s, by setting. {' '.join(told)}"
-    return section_of(study, NAME, finding, figure(study, settings), tables_of(study, settings))
+    return section_of(study, NAME, finding, figure(study, settings), tables_of(study, settings), tuned=True)
 
 
 def tables_of(study: Study, settings: Sequence[Setting]) -> list[Keyed]:

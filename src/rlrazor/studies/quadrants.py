@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 import polars as pl
 
+from rlrazor.analysis.matched import matched
 from rlrazor.analysis.statistics import (
     Estimate,
-    best_checkpoints,
     in_all_seeds,
     over,
     shared_threshold,
@@ -21,7 +21,20 @@ from rlrazor.report.layers import height, level, means
 from rlrazor.report.study import Section, Study
 from rlrazor.report.text import NEVER, nats, signed, written
 from rlrazor.studies import panels
-from rlrazor.studies.engine import KL, Arm, Arms, At, Compared, PlainStudy, Style, kept_table, levels_table, section_of
+from rlrazor.studies.engine import (
+    KL,
+    Arm,
+    Arms,
+    At,
+    Compared,
+    PlainStudy,
+    Style,
+    kept_table,
+    levels_table,
+    rates_panels,
+    rates_tables,
+    section_of,
+)
 from rlrazor.studies.grids import LRS, Grid
 
 Quadrant = tuple[bool, bool]
@@ -130,8 +143,8 @@ def effects(
 
 def judge(compared: Compared, at: float, column: str = "prior") -> dict[str, Judged]:
     """What each factor is worth at a new score."""
-    best = best_checkpoints(compared.points, ["method"], at)
-    found = effects(best, column, quadrants_of(compared.study)) if compared.reached else dict.fromkeys(FACTORS)
+    reported = matched(compared.points, ["method"], at)
+    found = effects(reported, column, quadrants_of(compared.study)) if compared.reached else dict.fromkeys(FACTORS)
     seeds = len(compared.study.seeds)
     return {factor: Judged(FACTORS[factor][0], gap, verdict(gap, seeds)) for factor, gap in found.items()}
 
@@ -147,14 +160,20 @@ def section(study: Study) -> Section:
         drawn += [square(compared, at) for at in ends]
         judged = {at: judge(compared, at) for at in ends}
         told = [f"at new ≥ {at:.0%}: {in_short([of['data'], of['negatives']])}" for at, of in judged.items()]
-        finding = f"What each is worth in prior score kept, {'; '.join(told)}."
-    figure, four = Figure("quadrants", drawn, 3 if len(drawn) == 3 else 2), replace(study, points=compared.points)
-    return section_of(four, "quadrants", finding, figure, tables_of(compared), compared.at)
+        cautions = compared.rates.cautions if compared.rates else ""
+        finding = f"What each is worth in prior score kept, {'; '.join(told)}. {cautions}".strip()
+    drawn += rates_panels(compared)
+    figure, four = (
+        Figure("quadrants", drawn, 2 if len(drawn) == 4 else min(len(drawn), 3)),
+        replace(study, points=compared.points),
+    )
+    return section_of(four, "quadrants", finding, figure, tables_of(compared), compared.at, tuned=True)
 
 
 def tables_of(compared: Compared) -> list[Keyed]:
     """The 2 x 2, what each factor is worth, and the four methods."""
-    return [square_table(compared), worth_table(compared), kept_table(compared), levels_table(compared)]
+    of_methods = [kept_table(compared), levels_table(compared), *rates_tables(compared)]
+    return [square_table(compared), worth_table(compared), *of_methods]
 
 
 class Row(NamedTuple):

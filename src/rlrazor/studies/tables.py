@@ -8,9 +8,10 @@ import polars as pl
 
 from rlrazor.analysis import law
 from rlrazor.analysis.law import LawSummary, PredictorSummary, r2_of
-from rlrazor.analysis.statistics import Estimate, Standing, by_group, correlation, floats, seed_means
-from rlrazor.report.keyed import Column, Judged, Keyed, table_of
-from rlrazor.report.text import NEVER, nats, number, percent, signed, written
+from rlrazor.analysis.matched import matched
+from rlrazor.analysis.statistics import Estimate, by_group, correlation, floats, mean_of, seed_means, verdict
+from rlrazor.report.keyed import Column, Keyed, table_of
+from rlrazor.report.text import NEVER, by_seeds, nats, number, percent, signed, with_seeds, written
 from rlrazor.studies.engine import KL, Arm, Compared, TableOf
 
 
@@ -80,10 +81,10 @@ class Group:
 
 
 def best_table(groups: Sequence[Group], against: Mapping[str, Arm]) -> TableOf:
-    """The arm of each group that keeps most, of those that get there in all seeds, beside each of `against`.
+    """The best arm of each group, chosen as a learning rate is, on the other seeds; beside each of `against`.
 
     `against`: name for people -> arm. Numbers: `GROUP.arm`, `GROUP.prior`, `GROUP.kl`, and for each arm compared with
-    `GROUP.ARM.gap`, `GROUP.ARM.verdict`. The best is chosen on the score shown.
+    `GROUP.ARM.gap`, `GROUP.ARM.verdict`.
     """
 
     def make(compared: Compared) -> Keyed:
@@ -92,24 +93,23 @@ def best_table(groups: Sequence[Group], against: Mapping[str, Arm]) -> TableOf:
         columns |= {"gap": "difference, points", "verdict": "verdict"}
         rows = {}
         for group in groups:
-            best = best_of(compared, group)
-            cells = {**dict.fromkeys(columns, NEVER), "gap": "", "verdict": ""}
-            if best:
-                kept = compared.kept[best]
-                cells |= {"arm": compared.label(best), "prior": written(kept["prior"]), "kl": written(kept[KL], nats)}
-            rows[group.key] = (group.title, cells)
+            best, seeds = best_of(compared, group), len(compared.study.seeds)
+            prior, kl = mean_of(best, "prior"), mean_of(best, KL)
+            names = [compared.label(arm) for arm in best.sort("seed").select(compared.of.by).rows()]
+            cells = {"arm": by_seeds(names), "prior": with_seeds(written(prior), prior, seeds)}
+            rows[group.key] = (group.title, {**cells, "kl": written(kl, nats), "gap": "", "verdict": ""})
             for name, arm in against.items():
-                judged = compared.judge(best, arm) if best else Judged(name, None, Standing.APART)
-                shown = {"gap": signed(judged.gap), "verdict": str(judged.verdict)}
+                gap = compared.gap_of(best, arm)
+                shown = {"gap": signed(gap), "verdict": str(verdict(gap, seeds))}
                 rows[f"{group.key}.{compared.key(arm)}"] = (f"minus {name}", {**dict.fromkeys(columns, ""), **shown})
         return Keyed(f"The best at new ≥ {compared.at:.0%}", "of", columns, rows)
 
     return make
 
 
-def best_of(compared: Compared, group: Group) -> Arm | None:
-    """Who keeps most on average, among those that get there in all seeds."""
-    seeds = len(compared.study.seeds)
-    kept = {arm: compared.kept[arm]["prior"] for arm in compared.arms if group.holds(arm) and compared.reached}
-    whole = {arm: prior.mean for arm, prior in kept.items() if prior and prior.seeds == seeds}
-    return max(whole, key=lambda arm: whole[arm]) if whole else None
+def best_of(compared: Compared, group: Group) -> pl.DataFrame:
+    """The checkpoint of each seed, of the arm and the learning rate that the other seeds chose; empty without any."""
+    own = [compared.rows(arm) for arm in compared.arms if group.holds(arm)]
+    if not own or not compared.reached:
+        return compared.points.clear()
+    return matched(pl.concat(own), [], compared.at, compared.of.by)
