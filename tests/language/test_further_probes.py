@@ -10,7 +10,7 @@ import pytest
 from hellaswag import CONTEXTS, write_mirror
 from rlrazor.cli import main
 from rlrazor.errors import RazorError
-from rlrazor.experiments.language import evaluate, further, tiny
+from rlrazor.experiments.language import config, further, tiny
 from rlrazor.experiments.language.config import PRESETS, PROBES, Config, resolve
 from rlrazor.experiments.language.demonstrations import Prompts
 from rlrazor.experiments.language.evaluate import Asked, Reference
@@ -89,16 +89,16 @@ def test_the_generic_probe_is_measured_once_where_it_is_asked_for_twice(monkeypa
         measured.append(probe)
         return forward_kl(probe, tuned)
 
-    monkeypatch.setattr(evaluate.kl, "forward_kl", counted)
+    monkeypatch.setattr(kl, "forward_kl", counted)
     drift = reference.checkpoint("run", 1, 1.0, tiny_llama(seed=1), frozen=base).record.drift
     assert drift["kl_on_self"] == drift["kl_probe"] > 0
     assert len(measured) == len(set(map(id, measured))) == 3  # with the new task's prompts
 
 
 def test_of_the_tiny_base_the_prior_prompts_are_its_generic_probe() -> None:
-    config = replace(PRESETS["tiny"], probes=("unlike", "self", "prior"), test_prompts=4, kl_samples=1)
+    settings = replace(PRESETS["tiny"], probes=("unlike", "self", "prior"), test_prompts=4, kl_samples=1)
     setup = Setup("tiny", TaskSource("letters"))
-    suite = setup.suite(config.base_specs("tiny", "data")[0])
+    suite = setup.suite(settings.base_specs("tiny", "data")[0])
     assert suite.further["unlike"].generic.texts == tuple(tiny.unrelated_texts())
     suite = suite.cut(12)
     base = LanguageModel.in_memory(tiny.make_model(0), tiny.make_tokenizer(), "tiny")
@@ -130,15 +130,18 @@ def test_a_base_that_cannot_write_from_nothing_is_refused_before_training() -> N
         reference_of({"self": Further(OWN)}, tokenizer=tokenizer)
 
 
-def ids_of(config: Config) -> list[str]:
-    return [spec.run_id for spec in (*config.base_specs("b", "d"), *config.specs("b", "d", ["sft"]))]
+def ids_of(of: Config) -> list[str]:
+    return [spec.run_id for spec in (*of.base_specs("b", "d"), *of.specs("b", "d", ["sft"]))]
 
 
 @pytest.mark.parametrize(
     ("preset", "known"),
     [("paper", ["dc65b8ef53b199f4", "7f40a4f888119e4f"]), ("tiny", ["f172f5a803c62c9e", "c08001615f4222d9"])],
 )
-def test_ids_of_runs_without_further_probes_are_those_of_before(preset: str, known: Sequence[str]) -> None:
+def test_ids_of_runs_without_further_probes_are_those_of_before(
+    preset: str, known: Sequence[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(config, "RECIPE", 3)  # of the version that had none
     assert ids_of(PRESETS[preset])[:2] == known
     assert ids_of(resolve(preset, {"probes": "none"})) == ids_of(PRESETS[preset])
 

@@ -85,7 +85,7 @@ class PriorTasks:
         Loads what `metrics` loads. Raises RazorError where the tasks have no prompts.
         """
         with self._loaded() as (loaded, _):
-            return prompts_of(loaded, self.limit, count, _SEED)
+            return prompts_of(loaded, dict.fromkeys(loaded, self.limit), count, _SEED)
 
     def scores(
         self,

@@ -281,10 +281,19 @@ class PlainStudy(Kind):
 
 
 def section_of(
-    study: Study, name: str, finding: str, figure: Figure, tables: Sequence[Keyed], at: float | None = None
+    study: Study,
+    name: str,
+    finding: str,
+    figure: Figure,
+    tables: Sequence[Keyed],
+    at: float | None = None,
+    numbers: Mapping[str, str] = {},
 ) -> Section:
-    """The section of a study, with the text beside its module, and below it what its verdicts rest on."""
-    numbers = {} if at is None else {"at": f"{at:.0%}"}
+    """The section of a study, with the text beside its module, and below it what its verdicts rest on.
+
+    `numbers`: those of the text that no cell has.
+    """
+    numbers = {**numbers, **({} if at is None else {"at": f"{at:.0%}"})}
     below = f"{{{{ made-of }}}}. {INTERVALS} {JUDGED}"
     return told(study, text_of(name), Shown(finding, figure, tables, numbers), below=below)
 

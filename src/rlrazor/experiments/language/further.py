@@ -3,7 +3,7 @@
 A run measures several, so that they can be compared as predictors of what is forgotten.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from rlrazor.experiments.language import tiny
@@ -49,7 +49,7 @@ def described(base: str, names: Sequence[str]) -> str:
 
 def of_tiny(names: Sequence[str]) -> dict[str, Further]:
     """The further probes of the tiny base."""
-    made = {
+    made: dict[str, Callable[[], GenericText]] = {
         OWN: GenericText.of_base,
         ASKED: lambda: GenericText(prompts=tuple(tiny.probe_prompts())),
         UNLIKE: lambda: GenericText(tuple(tiny.unrelated_texts())),
@@ -59,7 +59,7 @@ def of_tiny(names: Sequence[str]) -> dict[str, Further]:
 
 def of_models(names: Sequence[str], tasks: PriorTasks) -> dict[str, Further]:
     """Those of any other base. Raises RazorError where the prior tasks' data cannot be had, or hold no prompts."""
-    made = {
+    made: dict[str, Callable[[], Further]] = {
         PARAGRAPHS: lambda: Further(GenericText.built_in()),
         OWN: lambda: Further(GenericText.of_base()),
         ASKED: lambda: _of_prior(tasks),

@@ -19,10 +19,13 @@ class TaskPrompts:
     scored: Sequence[str]
 
 
-def prompts_of(tasks: Mapping[str, Task], limit: int | None, count: int, examples_seed: int) -> TaskPrompts:
-    """So many prompts at most, as many of each task, of items beyond the first `limit`, which are scored.
+def prompts_of(
+    tasks: Mapping[str, Task], limits: Mapping[str, int | None], count: int, examples_seed: int
+) -> TaskPrompts:
+    """So many prompts at most, as many of each task, of items that are not scored where there are any.
 
-    What is read whole, as for a perplexity, is no prompt. Raises RazorError where there is none at all.
+    `limits`: of each of a task's parts so many items are scored, the first ones; None: all. What is read whole, as for
+    a perplexity, is no prompt. Raises RazorError where there is none at all.
     """
     found: dict[str, None] = {}
     scored: list[str] = []
@@ -32,7 +35,7 @@ def prompts_of(tasks: Mapping[str, Task], limit: int | None, count: int, example
         shares = Counter(place * len(leaves) // share for place in range(share))
         with evaluating(name):
             for place, wanted in shares.items():
-                own, beside = _of_leaf(leaves[place], limit, wanted, examples_seed)
+                own, beside = _of_leaf(leaves[place], limits[name], wanted, examples_seed)
                 found |= dict.fromkeys(own)
                 if own and not beside and name not in scored:
                     scored.append(name)
