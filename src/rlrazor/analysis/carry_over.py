@@ -37,7 +37,7 @@ class CarryOver:
     `summary` has the fits to all methods and seeds at once. The rest is by seed: `r2s`, those of the monotone law; and
     by method the means over seeds of `within`, R2 of the law fitted to that method alone, of `errors` by the monotone
     law, of `quadratic_errors`, and of `guesses`, by the other methods' mean forgetting. Errors are empty for fewer than
-    two methods.
+    two methods. `errors_of_seeds` and `guesses_of_seeds` are those of each seed.
     """
 
     summary: PredictorSummary
@@ -46,6 +46,8 @@ class CarryOver:
     errors: ByMethod
     quadratic_errors: ByMethod
     guesses: ByMethod
+    errors_of_seeds: Sequence[ByMethod]
+    guesses_of_seeds: Sequence[ByMethod]
 
     @property
     def column(self) -> str:
@@ -104,12 +106,17 @@ def examine(points: pl.DataFrame, column: str, samples: int = 200) -> CarryOver:
         return [law.leave_one_method_out(fit, *_columns(own, column), methods).by_method for fit in fits]
 
     of_seeds = per_seed(rows, alone).values()
-    errors = list(per_seed(rows, left_out).values())
+    by_seed = per_seed(rows, left_out).values()
+    monotone, quadratic, guesses = ([of_seed[place] for of_seed in by_seed] for place in range(len(fits)))
     return CarryOver(
         law.summarise(points, [column], samples=samples)[0],
         [of_seed for of_seed, _ in of_seeds],
-        _over_seeds([within for _, within in of_seeds]),
-        *(_over_seeds([of_seed[place] for of_seed in errors]) for place in range(len(fits))),
+        within=over_seeds([within for _, within in of_seeds]),
+        errors=over_seeds(monotone),
+        quadratic_errors=over_seeds(quadratic),
+        guesses=over_seeds(guesses),
+        errors_of_seeds=monotone,
+        guesses_of_seeds=guesses,
     )
 
 
@@ -124,7 +131,7 @@ def gap(more: ByMethod, less: ByMethod) -> Estimate | None:
     return Estimate.over(gaps) if len(gaps) > 1 else None
 
 
-def _over_seeds(by_seed: Sequence[ByMethod]) -> dict[str, float]:
+def over_seeds(by_seed: Sequence[ByMethod]) -> dict[str, float]:
     """Method -> mean over the seeds that have it."""
     names = dict.fromkeys(name for of_seed in by_seed for name in of_seed)
     return {name: float(np.mean([of_seed[name] for of_seed in by_seed if name in of_seed])) for name in names}

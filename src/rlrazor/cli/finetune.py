@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 # What a single run has of a sweep's settings.
 _OWN = (
     *("checkpoints_per_epoch", "max_steps", "warmup_steps", "lora_rank", "max_new_tokens", "dtype", "precision"),
-    *("train_prompts", "test_prompts", "kl_samples", "scored", "prior", "prior_limit", "threads"),
+    *("train_prompts", "test_prompts", "kl_samples", "scored", "prior", "prior_limit", "probes", "threads"),
     *("rl_prompts", "group_size", "kl_coef", "pretrain_steps"),
 )
 _DEFAULTS = {"warmup_steps": "0.05", "precision": "auto"}

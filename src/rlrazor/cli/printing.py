@@ -101,11 +101,9 @@ def human_bytes(count: int | None) -> str:
 
 def shown(value: Any) -> str:
     """A setting as a table shows it."""
-    return (
-        ", ".join(f"{item:g}" if isinstance(item, float) else str(item) for item in value)
-        if isinstance(value, tuple | list)
-        else str(value)
-    )
+    if not isinstance(value, tuple | list):
+        return str(value)
+    return ", ".join(f"{item:g}" if isinstance(item, float) else str(item) for item in value) or "none"
 
 
 def print_plan(config: Any, estimate: Mapping[str, Any], what: str, *, as_json: bool) -> None:

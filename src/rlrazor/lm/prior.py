@@ -31,6 +31,7 @@ from rlrazor import bounds
 from rlrazor.errors import RazorError
 from rlrazor.lm import compute
 from rlrazor.lm.harness.guest import as_guest, evaluating, untrained_punkt
+from rlrazor.lm.harness.prompts import TaskPrompts, prompts_of
 from rlrazor.lm.harness.questions import item_name, questions
 from rlrazor.lm.harness.tasks import Task, load_all
 from rlrazor.lm.models import LanguageModel
@@ -77,6 +78,14 @@ class PriorTasks:
         """Whether any task puts examples into its prompts that are drawn by a seed. Loads what `metrics` loads."""
         with self._loaded() as (loaded, _):
             return any(leaf.get_config("num_fewshot") for task in loaded.values() for leaf in task.leaves.values())
+
+    def prompts(self, count: int) -> TaskPrompts:
+        """So many of their prompts at most, of rows that are not scored where there are any.
+
+        Loads what `metrics` loads. Raises RazorError where the tasks have no prompts.
+        """
+        with self._loaded() as (loaded, _):
+            return prompts_of(loaded, dict.fromkeys(loaded, self.limit), count, _SEED)
 
     def scores(
         self,

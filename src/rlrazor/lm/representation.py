@@ -19,7 +19,16 @@ TEXT_TOKENS = 512  # of a text that are measured: a long document should not out
 
 def paragraphs() -> list[str]:
     """Sixty short paragraphs on everyday topics, written for this purpose; also a generic probe that needs no data."""
-    text = (files("rlrazor.lm") / "paragraphs.txt").read_text(encoding="utf-8")
+    return _shipped("paragraphs.txt")
+
+
+def unlike() -> list[str]:
+    """Forty short texts, written for this purpose, unlike prose and exam questions: code, tables, other languages."""
+    return _shipped("unlike.txt")
+
+
+def _shipped(name: str) -> list[str]:
+    text = (files("rlrazor.lm") / name).read_text(encoding="utf-8")
     return [paragraph.strip() for paragraph in text.split("\n\n")]
 
 

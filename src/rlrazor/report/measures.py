@@ -13,6 +13,10 @@ LABELS = {  # other measures are called by their column
     "kl_correct": "KL on the base’s correct completions",
     "kl_optimal": "KL from the KL-minimal solution",
     "kl_probe": "KL on a generic probe",
+    "kl_on_paragraphs": "KL on built-in paragraphs",
+    "kl_on_self": "KL on the base’s own texts",
+    "kl_on_prior": "KL on the prior tasks’ prompts",
+    "kl_on_unlike": "KL on text unlike the prior tasks",
 }
 
 # What the page fits its laws to, with intervals. A sweep may hold dozens more: see `sections.predictors`.
@@ -58,7 +62,14 @@ _OF_WEIGHTS = {
 _OF_COMPLETIONS = {
     **dict.fromkeys(("kl_correct", "kl_optimal"), NEW),
     **{f"kl_{name}_per_token": NEW for name in ("forward", "reverse", "correct")},
-    **dict.fromkeys(("kl_probe", "kl_probe_per_token"), GENERIC),
+    **{
+        f"kl_{name}{per}": group
+        for per in ("", "_per_token")
+        for name, group in (
+            *(("probe", GENERIC), ("on_paragraphs", GENERIC), ("on_self", GENERIC)),
+            *(("on_prior", PRIOR), ("on_unlike", PROBE)),
+        )
+    },
 }
 
 
@@ -73,7 +84,7 @@ class Measure:
     @property
     def full_name(self) -> str:
         """The name and, unless it says so itself or is the weights', the inputs."""
-        tells = self.group == WEIGHTS or self.column.startswith(("kl_correct", "kl_optimal", "kl_probe"))
+        tells = self.group == WEIGHTS or self.column.startswith(("kl_correct", "kl_optimal", "kl_probe", "kl_on_"))
         return self.label if tells else f"{self.label} on {self.group}"
 
 

@@ -44,12 +44,14 @@ THEORY = "theory"  # needs no runs at all, but looks at the plain RL runs of the
 WITH_RL = ("quadrants", "baselines")
 
 SEQUENCES = ("continual", "own-sequence")  # of tables of stages, and then first on the page
+TEXT_PROBES = "text-probes"  # of sweeps of language models that measured KL on further inputs
 
 PAGE = (
     *SEQUENCES,
     *(
         "learning-rates",
         "kl-laws",
+        TEXT_PROBES,
         "forecasts",
         "predictors",
         "precision",
@@ -79,7 +81,7 @@ def kinds() -> "Kinds":
 
     studies = {name: load(name) for name in STUDIES}
     own = {name: study if isinstance(study, Kind) else Kind(study.section) for name, study in studies.items()}
-    of_tables = {name: f"rlrazor.studies.{name.replace('-', '_')}" for name in (THEORY, *SEQUENCES)}
+    of_tables = {name: f"rlrazor.studies.{name.replace('-', '_')}" for name in (THEORY, *SEQUENCES, TEXT_PROBES)}
     own |= {name: import_module(module).KIND for name, module in of_tables.items()}
     return {name: (KINDS | own)[name] for name in PAGE}
 

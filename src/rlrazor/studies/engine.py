@@ -305,14 +305,15 @@ def section_of(
     figure: Figure,
     tables: Sequence[Keyed],
     at: float | None = None,
+    numbers: Mapping[str, str] = {},
     *,
     tuned: bool = False,
 ) -> Section:
     """The section of a study, with the text beside its module, and below it what its verdicts rest on.
 
-    `tuned`: what is compared is what `rlrazor.analysis.matched` reports.
+    `numbers`: those of the text that no cell has. `tuned`: what is compared is what `rlrazor.analysis.matched` reports.
     """
-    numbers = {} if at is None else {"at": f"{at:.0%}"}
+    numbers = {**numbers, **({} if at is None else {"at": f"{at:.0%}"})}
     below = f"{{{{ made-of }}}}. {INTERVALS} {JUDGED}" + (f" {MATCHED}" if tuned else "")
     return told(study, text_of(name), Shown(finding, figure, tables, numbers), below=below)
 

@@ -1,17 +1,23 @@
-"""KL on which inputs makes a law that holds for a method it was not fitted to, also for one that protects the old?"""
+"""KL on which inputs makes a law that holds for a method it was not fitted to, also for one that protects the old?
 
-from collections.abc import Collection, Mapping, Sequence
+Which inputs there are, and which methods protect, a `Probes` says: those of the digits here, those of language models
+in `text_probes`.
+"""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import polars as pl
 
 from rlrazor.analysis import law
-from rlrazor.analysis.carry_over import ByMethod, CarryOver, examine, gap, over_methods, per_seed
-from rlrazor.analysis.forecast import measured
-from rlrazor.analysis.statistics import Estimate, floats, verdict
+from rlrazor.analysis.carry_over import ByMethod, CarryOver, examine, gap, over_methods, over_seeds, per_seed
+from rlrazor.analysis.forecast import PROBE, measured
+from rlrazor.analysis.statistics import Estimate, floats, over, verdict
 from rlrazor.report.drawing import PALETTE, Axis, Figure, Layer, Panel
 from rlrazor.report.keyed import Column, Judged, Keyed, in_short, table_of
+from rlrazor.report.keyed import gap as gap_column
 from rlrazor.report.layers import across, clouds, laws, padded, spots
 from rlrazor.report.study import Section, Study
 from rlrazor.report.text import NEVER, number, percent, signed, written
@@ -28,7 +34,6 @@ MEASURES = {
     "kl_forward_on_dots": "dots, asked as the prior task",
     "kl_forward_on_noise": "noise, asked as the prior task",
 }
-DRAWN = (KL, "kl_forward_on_unseen", "kl_forward_on_noise")
 OWN = {"probes": True}
 
 
@@ -45,12 +50,38 @@ def grids(quick: bool) -> list[Grid]:
 
 
 @dataclass(frozen=True)
+class Probes:
+    """What KL is measured on, by column; the columns that are `drawn`; and which methods protect the old."""
+
+    measures: Mapping[str, str]
+    drawn: Collection[str]
+    protects: Callable[[str], bool]
+
+
+DIGITS = Probes(MEASURES, (KL, "kl_forward_on_unseen", "kl_forward_on_noise"), PROTECTED.__contains__)
+
+
+@dataclass(frozen=True)
 class Tested:
-    """A probe, what its law is worth, and `carried`: errors on methods that protect, by a law of those that do not."""
+    """A probe and what its law is worth; `protecting`: those of the methods that protect the old.
+
+    `carried_of_seeds`: in each seed, errors on methods that protect, by a law of those that do not.
+    """
 
     name: str
     of: CarryOver
-    carried: ByMethod
+    protecting: Collection[str]
+    carried_of_seeds: Sequence[ByMethod]
+
+    @property
+    def plain(self) -> Collection[str]:
+        """The methods that do not protect."""
+        return [method for method in self.of.errors if method not in self.protecting]
+
+    @cached_property
+    def carried(self) -> ByMethod:
+        """Errors on methods that protect, by a law of those that do not, over seeds."""
+        return over_seeds(self.carried_of_seeds)
 
     def error(self, methods: Collection[str]) -> Estimate | None:
         """Mean left-out error on some of the methods, each counting once."""
@@ -62,37 +93,58 @@ class Tested:
         return gap(guesses, self.of.errors)
 
 
-def examined(study: Study) -> list[Tested]:
+def examined(study: Study, probes: Probes = DIGITS) -> list[Tested]:
     """Every probe that the study measured."""
-    present = [name for name in MEASURES if name in study.points.columns]
-    return [Tested(MEASURES[name], examine(study.points, name, 0), carried(study.points, name)) for name in present]
+    present = [name for name in probes.measures if name in study.points.columns]
+    protecting = [method for method in study.methods if probes.protects(method)]
+    return [
+        Tested(probes.measures[name], examine(study.points, name, 0), protecting, carried(study, name, protecting))
+        for name in present
+    ]
 
 
-def carried(points: pl.DataFrame, column: str) -> ByMethod:
-    """Mean absolute error on each method that protects, of a law fitted to the others in its seed, over seeds."""
+def carried(study: Study, column: str, protecting: Collection[str]) -> list[ByMethod]:
+    """In each seed, the mean absolute error on each method that protects, of a law fitted to the others."""
 
     def errors(rows: pl.DataFrame) -> ByMethod:
-        plain = rows.filter(pl.col("method").is_in(PLAIN))
+        plain = rows.filter(~pl.col("method").is_in(list(protecting)))
         fitted = law.fit_saturating(floats(plain, column), floats(plain, "forgetting"))
-        of = {method: rows.filter(pl.col("method") == method) for method in PROTECTED}
+        of = {method: rows.filter(pl.col("method") == method) for method in protecting}
         return {
             method: float(np.abs(floats(own, "forgetting") - fitted.predict(floats(own, column))).mean())
             for method, own in of.items()
             if not own.is_empty()
         }
 
-    seeds = list(per_seed(measured(points, [column]), errors).values())
-    names = dict.fromkeys(name for of_seed in seeds for name in of_seed)
-    return {name: float(np.mean([of_seed[name] for of_seed in seeds if name in of_seed])) for name in names}
+    return list(per_seed(measured(study.points, [column]), errors).values())
+
+
+def means(of_seeds: Sequence[ByMethod], methods: Collection[str]) -> list[float | None]:
+    """In each seed the mean over some of the methods, each counting once; None where the seed has none of them."""
+    chosen = [[value for method, value in of_seed.items() if method in methods] for of_seed in of_seeds]
+    return [float(np.mean(values)) if values else None for values in chosen]
+
+
+def minus(more: Sequence[float | None], less: Sequence[float | None]) -> Estimate | None:
+    """The mean difference of two numbers of each seed, over the seeds that have both."""
+    return over(one - other for one, other in zip(more, less, strict=False) if one is not None and other is not None)
 
 
 def section(study: Study) -> Section:
     """The laws of the probes side by side."""
     found = examined(study)
+    return section_of(study, NAME, finding(found), figure(study, found, DIGITS), tables(study, found))
+
+
+def finding(found: Sequence[Tested]) -> str:
+    """Which probes' laws serve a method that is not in the fit."""
     judged = [Judged(one.name, one.of.gain, one.of.verdict) for one in _by_error(found)]
-    finding = f"KL on these inputs, gain over guessing on a method not in the fit: {in_short(judged)}."
-    tables = [law_table(found), method_table(study, found), order_table(found)]
-    return section_of(study, NAME, finding, figure(study, found), tables)
+    return f"KL on these inputs, gain over guessing on a method not in the fit: {in_short(judged)}."
+
+
+def tables(study: Study, found: Sequence[Tested]) -> list[Keyed]:
+    """What each law is worth, over methods and over seeds; its error on each method; and the least of them."""
+    return [law_table(found), seed_table(study, found), method_table(study, found), order_table(found)]
 
 
 def law_table(found: Sequence[Tested]) -> Keyed:
@@ -102,19 +154,54 @@ def law_table(found: Sequence[Tested]) -> Keyed:
         Column("error", "left-out error, points", lambda one: written(one.of.error)),
         Column("gain", "gain over guessing", lambda one: signed(one.of.gain)),
         Column("verdict", "against guessing", lambda one: one.of.verdict),
-        Column("plain", "left-out error, not protecting", lambda one: written(one.error(PLAIN))),
-        Column("protected", "left-out error, protecting", lambda one: written(one.error(PROTECTED))),
-        Column("protected-gain", "its gain over guessing", lambda one: signed(one.gain(PROTECTED))),
+        Column("plain", "left-out error, not protecting", lambda one: written(one.error(one.plain))),
+        Column("protected", "left-out error, protecting", lambda one: written(one.error(one.protecting))),
+        Column("protected-gain", "its gain over guessing", lambda one: signed(one.gain(one.protecting))),
         Column(
             "protected-verdict",
             "against guessing",
-            lambda one: verdict(one.gain(PROTECTED), len(set(PROTECTED).intersection(one.of.guesses))),
+            lambda one: verdict(one.gain(one.protecting), len(set(one.protecting).intersection(one.of.guesses))),
         ),
         Column("carried", "protecting, by a law of the others", lambda one: written(over_methods(one.carried))),
         Column("holds", "law holds", lambda one: one.of.holds),
     ]
     rows = {_key(one): (one.name, one) for one in found}
     return table_of("KL on each probe as a law of forgetting", "probe", rows, columns)
+
+
+def seed_table(study: Study, found: Sequence[Tested]) -> Keyed:
+    """`PROBE.seeds-error`, `PROBE.seeds-gap`, ...: the same errors, a mean over methods in each seed, over seeds.
+
+    `lead`: by how much the error is smaller than that of KL on the new task's inputs.
+    """
+    first = next((one.of.errors_of_seeds for one in found if one.of.column == KL), [])
+
+    def error(one: Tested, methods: Collection[str]) -> Estimate | None:
+        return over(value for value in means(one.of.errors_of_seeds, methods) if value is not None)
+
+    def gain(one: Tested, methods: Collection[str]) -> Estimate | None:
+        return minus(means(one.of.guesses_of_seeds, methods), means(one.of.errors_of_seeds, methods))
+
+    def lead(one: Tested, methods: Collection[str]) -> Estimate | None:
+        return minus(means(first, methods), means(one.of.errors_of_seeds, methods))
+
+    def by_others(one: Tested) -> Estimate | None:
+        return over(value for value in means(one.carried_of_seeds, one.protecting) if value is not None)
+
+    columns = [
+        Column[Tested]("seeds-error", "left-out error, points", lambda one: error(one, one.of.errors)),
+        gap_column("seeds-gap", "gain over guessing", lambda one: gain(one, one.of.errors)),
+        Column("seeds-protected", "left-out error, protecting", lambda one: error(one, one.protecting)),
+        gap_column("seeds-protected-gap", "its gain over guessing", lambda one: gain(one, one.protecting)),
+        gap_column(
+            "lead-gap",
+            "its gain over the new task’s KL",
+            lambda one: NEVER if one.of.column == KL else lead(one, one.protecting),
+        ),
+        Column("seeds-carried", "protecting, by a law of the others", by_others),
+    ]
+    rows = {_key(one): (one.name, one) for one in found}
+    return table_of("The same, ± over seeds", "probe", rows, columns, len(study.seeds))
 
 
 def method_table(study: Study, found: Sequence[Tested]) -> Keyed:
@@ -135,9 +222,14 @@ def order_table(found: Sequence[Tested]) -> Keyed:
         Column[tuple[Tested, Estimate | None] | None]("probe", "probe", lambda row: row[0].name if row else NEVER),
         Column("least", "left-out error, points", lambda row: written(row[1]) if row else NEVER),
     ]
-    groups = {"best": ("of all methods", (*PLAIN, *PROTECTED)), "best-protected": ("of those that protect", PROTECTED)}
-    rows = {key: (name, _least(found, methods)) for key, (name, methods) in groups.items()}
+    methods = set(found[0].of.errors) if found else set()
+    groups = {"best": ("of all methods", methods), "best-protected": ("of those that protect", _protecting(found))}
+    rows = {key: (name, _least(found, chosen)) for key, (name, chosen) in groups.items()}
     return table_of("The probe that errs least", "on the methods left out", rows, columns)
+
+
+def _protecting(found: Sequence[Tested]) -> Collection[str]:
+    return found[0].protecting if found else ()
 
 
 def _least(found: Sequence[Tested], methods: Collection[str]) -> tuple[Tested, Estimate | None] | None:
@@ -150,14 +242,15 @@ def _by_error(found: Sequence[Tested]) -> list[Tested]:
 
 
 def _key(one: Tested) -> str:
-    return "new" if one.of.column == KL else one.of.column.removeprefix("kl_forward_on_")
+    names = {KL: "new", PROBE: "generic"}
+    return names.get(one.of.column) or one.of.column.removeprefix("kl_forward_on_").removeprefix("kl_on_")
 
 
-def figure(study: Study, found: Sequence[Tested]) -> Figure:
-    """Forgetting by KL on three of the probes, and the errors of all on methods that protect and that do not."""
+def figure(study: Study, found: Sequence[Tested], probes: Probes) -> Figure:
+    """Forgetting by KL on some of the probes, and the errors of all on methods that protect and that do not."""
     panels = []
     for one in found:
-        if one.of.column in DRAWN:
+        if one.of.column in probes.drawn:
             drifts = floats(study.points, one.of.column)
             span = padded(np.append(drifts[np.isfinite(drifts)], 0.0))
             layers = [*clouds(study, one.of.column, "forgetting"), *laws(one.of.summary, np.linspace(0, span[1], 200))]
@@ -171,10 +264,12 @@ def _error_panel(found: Sequence[Tested]) -> Panel:
     ranked = _by_error(found)[::-1]
     axis = Axis.of([one.name for one in ranked], margin=0.6)
     layers: list[Layer] = []
-    groups = (("protecting", PROTECTED, 0.12, (PALETTE[1], "square")), ("others", PLAIN, -0.12, (PALETTE[0], "circle")))
-    for label, methods, shift, style in groups:
+    groups = ((0.12, (PALETTE[1], "square")), (-0.12, (PALETTE[0], "circle")))
+    for is_protecting, (shift, style) in zip((True, False), groups, strict=True):
+        errors = [one.error(one.protecting if is_protecting else one.plain) for one in ranked]
         places = [place + shift for place in range(len(ranked))]
-        layers.append(spots(f"methods: {label}", [one.error(methods) for one in ranked], places, style, along="x"))
+        name = "protecting" if is_protecting else "others"
+        layers.append(spots(f"methods: {name}", errors, places, style, along="x"))
     if ranked and (guess := over_methods(ranked[0].of.guesses)) is not None:
         layers.append(across("guessing the mean", 100 * guess.mean, axis.ends))
     error = Axis("left-out error of the monotone law, accuracy points", percent=False)

@@ -16,7 +16,7 @@ from rlrazor.experiments.language.methods import (
     idle_settings,
     protection_of,
 )
-from rlrazor.lm.task_names import DEFAULT_TASKS, are_none
+from rlrazor.lm.task_names import DEFAULT_TASKS, NONE, are_none
 from rlrazor.runs import settings
 from rlrazor.runs.records import BASE, Ancestor, RunSpec
 from rlrazor.runs.settings import Presets, check_bounds, check_many, check_runs, check_samples, kinds_of, setting
@@ -33,6 +33,9 @@ AUTO = "auto"  # of a precision: bf16 where the device computes faster in it, wh
 PRECISIONS = (AUTO, "float32", "bf16")
 DTYPES = ("float32", "bfloat16")
 SCORED = ("greedy", "sampled")
+
+PARAGRAPHS, OWN, ASKED, UNLIKE = "paragraphs", "self", "prior", "unlike"
+PROBES = (PARAGRAPHS, OWN, ASKED, UNLIKE)  # of `Config.probes`, in the order of the table; see `further`
 
 PAPER_METHODS = ("sft", "simpo", "reinforce", "dr-grpo")
 TINY_METHODS = (
@@ -86,13 +89,20 @@ class Config:
     scored: str = setting("new-task score: greedy, or sampled", "greedy")
     prior: tuple[str, ...] = setting("prior tasks, comma-separated names of lm-eval", DEFAULT_TASKS)
     prior_limit: int = setting("items of each prior task at most; 0: all", 0)
+    probes: tuple[str, ...] = setting(
+        "further inputs on which KL is measured, comma-separated: paragraphs (the built-in ones), self (what the base "
+        "writes from nothing), prior (the prior tasks' own prompts), unlike (code, tables, other languages)",
+        (),
+    )
     thresholds: tuple[float, ...] = setting("new-task scores at which the report compares methods", (0.95, 0.96, 0.97))
     pretrain_steps: int = setting("updates of its pre-training", PRETRAIN_STEPS)
     threads: int = setting("of each process, on a CPU; another number changes the last digits", THREADS)
 
     def __post_init__(self) -> None:
         many = ("methods", "lrs", "rl_lrs", "schedules", "epochs", "batch_sizes", "iterations", "seeds", "prior")
-        check_many(self, (*many, "thresholds"))
+        if self.probes == (NONE,):
+            object.__setattr__(self, "probes", ())
+        check_many(self, (*many, "thresholds", *(["probes"] if self.probes else [])))
         if self.taught and TEACHER not in self.methods:
             raise RazorError(
                 f"{self.taught[0]} imitates the sweep's best {TEACHER} policy: add {TEACHER} to the methods."
@@ -102,6 +112,7 @@ class Config:
             ("precision", (self.precision,), PRECISIONS),
             ("dtype", (self.dtype,), DTYPES),
             ("scored", (self.scored,), SCORED),
+            ("probe", self.probes, PROBES),
         ):
             unknown = [value for value in values if value not in known]
             if unknown:
@@ -115,6 +126,7 @@ class Config:
                 f"take {REPLAY}."
             )
         self._check_size()
+        self._check_probes()
         if self.base == TINY and self.dtype != "float32":
             raise RazorError(f"The base {TINY!r} has float32 weights: leave dtype out.")
         tiny_alone = self.prior == (TINY,) if self.base == TINY else TINY not in self.prior
@@ -141,6 +153,13 @@ class Config:
         check_samples(self, "rl_prompts")
         measured = self.test_prompts * self.kl_samples
         bounds.check_size("measured completions", measured, bounds.MOST_ROWS, "lower test_prompts or kl_samples")
+
+    def _check_probes(self) -> None:
+        """Raise RazorError for a probe that there is nothing to make of."""
+        if ASKED in self.probes and not self.has_prior:
+            raise RazorError(f"The probe {ASKED} is the prior tasks' prompts, and there are none: leave it out.")
+        if PARAGRAPHS in self.probes and self.base == TINY:
+            raise RazorError(f"The base {TINY!r} knows ten letters and no words: leave the probe {PARAGRAPHS} out.")
 
     @property
     def taught(self) -> list[str]:
@@ -187,6 +206,8 @@ class Config:
 
     def _of_base(self, base: str, data: str) -> dict[str, Any]:
         measured = {key: getattr(self, key) for key in ("test_prompts", "kl_samples", "scored", "prior_limit")}
+        if self.probes:
+            measured["probes"] = [name for name in PROBES if name in self.probes]
         return {
             "recipe": RECIPE,
             "base": base,

@@ -169,8 +169,10 @@ def _measured(found: Timing, clock: "_Clock", config: Config, small: Config, set
         found.items = tiny.SCORED * len(tiny.PRIOR_TASKS)
     else:
         tokens = _tokens(config, setup) / TOKENS
-        whole = replace(setup, prior=replace(setup.prior, texts=None)).suite_of(config.prior, config.prior_limit)
-        texts = max(1.0, len(whole.loss_texts) / TEXTS)
+        whole = replace(setup, prior=replace(setup.prior, texts=None)).suite_of(
+            config.prior, config.prior_limit, config.probes
+        )
+        texts = max(1.0, whole.count / tried.suite.count)
         items = 1.0
         if config.has_prior:
             found.items = _items(config, config.prior_limit, setup)

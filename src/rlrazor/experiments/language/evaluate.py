@@ -14,9 +14,11 @@ import polars as pl
 import torch
 
 from rlrazor import drift
+from rlrazor.errors import RazorError
 from rlrazor.experiments.language import tiny
-from rlrazor.experiments.language.config import Config
+from rlrazor.experiments.language.config import PROBES, Config
 from rlrazor.experiments.language.demonstrations import Prompts
+from rlrazor.experiments.language.further import Further
 from rlrazor.experiments.language.outcomes import items_of
 from rlrazor.experiments.language.setup import Setup
 from rlrazor.experiments.language.suites import PriorSuite
@@ -44,6 +46,7 @@ SPECTRA_UP_TO = 50_000_000  # parameters: singular values of larger models take 
 DRIFT = (
     *("kl_forward", "kl_reverse", "kl_correct", "kl_probe"),
     *("kl_forward_per_token", "kl_reverse_per_token", "kl_correct_per_token", "kl_probe_per_token"),
+    *(f"kl_on_{name}{per}" for per in ("", "_per_token") for name in PROBES),
     "kl_optimal",
     *("weight_l1", "weight_l2", "weight_spectral", "weight_sparsity", "weight_rank", "cknna_on_probe"),
 )
@@ -191,6 +194,7 @@ class Reference:
         phases.at(OF_TEXTS)
         self.settings = probe_settings(asked[0].task, asked[0].samples)
         self.probe = kl.Probe(base.model, self.generic_of(base), beside=asked[0].probe)
+        self.further = {name: self._probe_of(name, one) for name, one in suite.further.items()}
         self.representation = representation.representation(base.model, base.tokenizer, suite.unrelated)
         self.weights = weights_of(base.model)
         self.spectra = sum(weight.numel() for weight in self.weights.values()) <= SPECTRA_UP_TO
@@ -199,6 +203,17 @@ class Reference:
     def generic_of(self, lm: LanguageModel) -> Sequences:
         """The generic probe of a policy."""
         return probes.of_generic(lm.model, lm.tokenizer, self.suite.generic, self.settings)
+
+    def _probe_of(self, name: str, one: Further) -> kl.Probe:
+        """A further probe, which may be the generic one. Raises RazorError where the base makes nothing of it."""
+        settings, base = one.settings or self.settings, self.base
+        if (one.generic, settings) == (self.suite.generic, self.settings):
+            return self.probe
+        try:
+            sequences = probes.of_generic(base.model, base.tokenizer, one.generic, settings)
+        except RazorError as error:
+            raise RazorError(f"The probe {name!r} cannot be made of this base: {error}") from error
+        return kl.Probe(base.model, sequences, beside=self.probe)
 
     def about(self, asked: Sequence[Asked]) -> "Reference":
         """The same with other tasks as the new ones."""
@@ -234,8 +249,13 @@ class Reference:
     def measure_base(self) -> Measured:
         """Measure the base, and say where its answers to a task that is asked are all alike."""
         lm, found = self.base, self.measure(self.base, self.base.model)
-        for sentence in probes.cautions_of(lm.model, lm.tokenizer, self.suite.generic, self.probe.sequences):
-            phases.say(sentence)
+        generics = {id(self.probe): (self.suite.generic, self.probe)}
+        generics |= {id(probe): (self.suite.further[name].generic, probe) for name, probe in self.further.items()}
+        for generic, probe in generics.values():
+            for sentence in probes.cautions_of(lm.model, lm.tokenizer, generic, probe.sequences):
+                phases.say(sentence)
+        for note in filter(None, (one.note for one in self.suite.further.values())):
+            phases.say(note)
         for asked in self.asked:
             if asked.same is not None:
                 task = "the new task" if len(self.asked) == 1 else f"the task {asked.task.name}"
@@ -265,7 +285,10 @@ class Reference:
         measures = _mean_of([one.drift for one in answers])
         own |= _mean_of([one.metrics for one in answers])
         phases.at(OF_TEXTS)
-        measures |= _columns("kl_probe", kl.forward_kl(self.probe, tuned.model), own)
+        found = {id(probe): kl.forward_kl(probe, tuned.model) for probe in {self.probe, *self.further.values()}}
+        measures |= _columns("kl_probe", found[id(self.probe)], own)
+        for name, probe in self.further.items():
+            measures |= _columns(f"kl_on_{name}", found[id(probe)], own)
         phases.at("comparing weights")
         measures |= drift.measure_weights(self.weights, weights_of(tuned.model), spectra=self.spectra)
         phases.at(OF_TEXTS)
@@ -320,7 +343,7 @@ def compare(
     their vocabularies differ.
     """
     task, splits = setup.task.task(), setup.task.load()
-    suite = setup.suite_of(config.prior, config.prior_limit)
+    suite = setup.suite_of(config.prior, config.prior_limit, config.probes)
     suite.check()
     task = task.limited(config.max_new_tokens)
     base = load(base_source or source)

@@ -12,6 +12,7 @@ from rlrazor.experiments.language import config as configs
 from rlrazor.experiments.language import cost
 from rlrazor.experiments.language.config import TINY, Config
 from rlrazor.experiments.language.evaluate import DRIFT
+from rlrazor.experiments.language.further import described
 from rlrazor.experiments.language.methods import METHODS, TEACHER, Method, find_method, label_of
 from rlrazor.experiments.language.old import check_old
 from rlrazor.experiments.language.setup import Setup
@@ -104,14 +105,15 @@ class Language(Setup):
 
 def described_as(setup: Setup, config: Config) -> Mapping[str, Any]:
     """What the report of any runs of this base says of how they were measured."""
+    about = {**(TINY_INPUTS if config.base == TINY else LM_EVAL_INPUTS), **_probe_of(setup.task.generic)}
+    about["probe"] = f"{about['probe']} {described(config.base, config.probes)}".strip()
     return {
         "prior_task": "prior tasks",
         "scored": config.scored,
         "kl_unit": "nats per completion",
         "base": setup.fingerprint,
         "versions": versions_of("transformers", "trl", "peft", "lm-eval"),
-        **(TINY_INPUTS if config.base == TINY else LM_EVAL_INPUTS),
-        **_probe_of(setup.task.generic),
+        **about,
     }
 
 

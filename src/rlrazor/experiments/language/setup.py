@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
+from rlrazor.experiments.language import further
 from rlrazor.experiments.language.config import RECIPE, TINY
 from rlrazor.experiments.language.old import read_old
 from rlrazor.experiments.language.suites import PriorSuite, lm_eval_suite, prior_tasks, tiny_suite
@@ -118,14 +119,15 @@ class Setup:
     def suite(self, spec: RunSpec) -> PriorSuite:
         """What the base could do before, as this run measures it."""
         measured = spec.settings["measured"]
-        return self.suite_of(measured["prior"], measured["prior_limit"])
+        return self.suite_of(measured["prior"], measured["prior_limit"], measured.get("probes", ()))
 
-    def suite_of(self, tasks: Sequence[str], limit: int) -> PriorSuite:
-        """The same of these prior tasks, with so many items of each, 0 for all."""
+    def suite_of(self, tasks: Sequence[str], limit: int, probes: Sequence[str] = ()) -> PriorSuite:
+        """The same of these prior tasks, with so many items of each, 0 for all, and these further probes."""
         generic = None if self.task.generic is None else read_generic(self.task.generic)
         if self.base == TINY:
-            return tiny_suite(generic).without_scores() if are_none(tasks) else tiny_suite(generic)
+            suite = replace(tiny_suite(generic), further=further.of_tiny(probes))
+            return suite.without_scores() if are_none(tasks) else suite
         named = prior_tasks(tasks, limit, self.prior.data_mirror, self.prior.allow_code_execution)
-        suite = lm_eval_suite(named, generic)
+        suite = replace(lm_eval_suite(named, generic), further=further.of_models(probes, named))
         suite = suite.without_scores() if are_none(tasks) else suite
         return suite if self.prior.texts is None else suite.cut(self.prior.texts)

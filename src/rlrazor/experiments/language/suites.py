@@ -1,12 +1,13 @@
 """What a base could do before: prior tasks with scores, and text without labels that stands for them."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 
 from rlrazor.experiments.language import tiny
+from rlrazor.experiments.language.further import Further
 from rlrazor.experiments.language.tasks import Item
 from rlrazor.lm import representation
 from rlrazor.lm.models import LanguageModel
@@ -24,10 +25,11 @@ Right = Callable[[Item], Sequence[str]]
 class PriorSuite:
     """What a base could do before, and text that stands for it without labels.
 
-    `scores(lm)`: a score per prior task. `generic`: what the generic probe is made of.
-    `loss_texts`: prior text whose token loss is the cheap proxy. `unrelated`: text on which representations are
-    compared. `exact(lm, items, right)`: of a task whose right completions can all be listed, log pi of each, (items,
-    completions). `check()` raises RazorError where the scores could not be a record's: call it before anything is run.
+    `scores(lm)`: a score per prior task. `generic`: what the generic probe is made of; `further`: other inputs on which
+    KL is measured besides, by name. `loss_texts`: prior text whose token loss is the cheap proxy. `unrelated`: text on
+    which representations are compared. `exact(lm, items, right)`: of a task whose right completions can all be listed,
+    log pi of each, (items, completions). `check()` raises RazorError where the scores could not be a record's: call it
+    before anything is run.
     """
 
     scores: Callable[[LanguageModel], Mapping[str, Score]]
@@ -36,6 +38,13 @@ class PriorSuite:
     unrelated: Sequence[str]
     exact: Callable[[LanguageModel, Sequence[Item], Right], torch.Tensor] | None = None
     check: Callable[[], None] = lambda: None
+    further: Mapping[str, Further] = field(default_factory=dict)
+
+    @property
+    def count(self) -> int:
+        """How many texts, and prompts of probes, a checkpoint is measured on."""
+        probes = [self.generic, *(one.generic for one in self.further.values())]
+        return len(self.loss_texts) + len(self.unrelated) + sum(probe.count for probe in probes)
 
     def without_scores(self) -> "PriorSuite":
         """The same texts, and no prior task."""
@@ -44,7 +53,9 @@ class PriorSuite:
     def cut(self, texts: int) -> "PriorSuite":
         """With so many texts, or prompts, of each sort at most."""
         generic = self.generic.cut(texts)
-        return replace(self, generic=generic, loss_texts=self.loss_texts[:texts], unrelated=self.unrelated[:texts])
+        further = {name: replace(one, generic=one.generic.cut(texts)) for name, one in self.further.items()}
+        loss_texts, unrelated = self.loss_texts[:texts], self.unrelated[:texts]
+        return replace(self, generic=generic, loss_texts=loss_texts, unrelated=unrelated, further=further)
 
 
 # What the report says of a suite's inputs.

@@ -1,0 +1,72 @@
+"""The prompts that lm-eval gives to a model, beside those of the items that are scored."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rlrazor.errors import RazorError
+from rlrazor.lm.harness.guest import evaluating
+from rlrazor.lm.harness.tasks import Task
+from rlrazor.lm.kl import evenly
+
+
+@dataclass(frozen=True)
+class TaskPrompts:
+    """Prompts of tasks; `scored`: those tasks whose prompts are of items that are scored, as there are no others."""
+
+    prompts: Sequence[str]
+    scored: Sequence[str]
+
+
+def prompts_of(
+    tasks: Mapping[str, Task], limits: Mapping[str, int | None], count: int, examples_seed: int
+) -> TaskPrompts:
+    """So many prompts at most, as many of each task, of items that are not scored where there are any.
+
+    `limits`: of each of a task's parts so many items are scored, the first ones; None: all. What is read whole, as for
+    a perplexity, is no prompt. Raises RazorError where there is none at all.
+    """
+    found: dict[str, None] = {}
+    scored: list[str] = []
+    for at, (name, task) in enumerate(tasks.items()):
+        share = len(range(at, count, len(tasks)))
+        leaves = list(task.leaves.values())
+        shares = Counter(place * len(leaves) // share for place in range(share))
+        with evaluating(name):
+            for place, wanted in shares.items():
+                own, beside = _of_leaf(leaves[place], limits[name], wanted, examples_seed)
+                found |= dict.fromkeys(own)
+                if own and not beside and name not in scored:
+                    scored.append(name)
+    if not found:
+        raise RazorError(f"The prior tasks {', '.join(tasks)} give a model no prompts to complete.")
+    return TaskPrompts(list(found), scored)
+
+
+def _of_leaf(leaf: Any, limit: int | None, count: int, examples_seed: int) -> tuple[list[str], bool]:
+    """So many prompts of one task, evenly spaced, and whether they are of items that are not scored."""
+    if leaf.OUTPUT_TYPE == "loglikelihood_rolling":
+        return [], True
+    total = len(leaf.eval_docs)
+    first = total if limit is None else min(limit, total)
+    leaf.set_fewshot_seed(examples_seed)
+    if first < total:
+        scored = set(_prompts(leaf, range(first)))
+        chosen = [first + place for place in evenly(total - first, min(count, total - first))]
+        beside = [prompt for prompt in _prompts(leaf, chosen) if prompt not in scored]
+        if beside:
+            return beside, True
+    return list(_prompts(leaf, evenly(first, min(count, first)))), False
+
+
+def _prompts(leaf: Any, places: Sequence[int]) -> Iterator[str]:
+    """What the model reads before it answers, of a choice between texts that begin alike the first; none if blank."""
+    docs, shown = leaf.eval_docs, leaf.get_config("num_fewshot") or 0
+    for place in places:
+        doc = docs[place]
+        context = leaf.fewshot_context(doc, num_fewshot=shown, gen_prefix=leaf.doc_to_prefix(doc))
+        asked = leaf.construct_requests(doc=doc, ctx=context, metadata=(leaf.task_name, place, 1))
+        prompt = str((asked[0] if isinstance(asked, list) else asked).arguments[0])
+        if prompt.strip():
+            yield prompt
