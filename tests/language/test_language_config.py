@@ -63,7 +63,7 @@ def test_the_penalty_is_the_suffix() -> None:
     assert label_of("sft-uniform") == "SFT on uniform"
     for name in METHODS:
         method, _ = find_method(name)
-        assert method.on_policy is (method.trainer in ("grpo", "sdft"))
+        assert method.on_policy is (method.trainer in ("grpo", "sdft") or name == "iterative-sft")
         assert (method.advantage is None) is (method.trainer != "grpo")
 
 

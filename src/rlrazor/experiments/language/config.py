@@ -75,6 +75,9 @@ class Config:
     kl_coef: float = setting("weight of KL(pi || pi0)", 0.1)
     replay_share: float = setting("share of the examples that are old", 0.05)
     ewc_strength: float = setting("weight of the pull back to the weights that it starts from", 1e3)
+    lwf_strength: float = setting("weight of KL(pi0 || pi) on old text, in nats per token", 1.0)
+    own_tries: int = setting("samples at most, of one prompt or another, for each right one that is trained on", 16)
+    rounds: int = setting("times that its right samples are drawn, each time from the policy as it is then", 4)
     lora_rank: int = setting("train an adapter of this rank; 0: all weights", 0)
     dtype: str = setting(
         "of the base's weights, in which everything is measured: float32 or bfloat16, half the memory", "float32"
@@ -183,8 +186,7 @@ class Config:
             fixed = {
                 "kl_coef": self.kl_coef if penalised else 0.0,
                 "group_size": self.group_size if method.advantage else None,
-                **({"replay_share": self.replay_share} if method.protection == REPLAY else {}),
-                **({"ewc_strength": self.ewc_strength} if method.protection == EWC else {}),
+                **{key: getattr(self, key) for key in method.settings},
                 **{key: getattr(self, key) for key in _TRAINING},
             }
             teacher = None
