@@ -40,7 +40,7 @@ def taught(model: Any, answer: Callable[[int], str], steps: int, lr: float) -> A
 
 def knowing() -> Any:
     """A model that says the number again, and then ends."""
-    return taught(tiny_llama(hidden=32, scale=0.1), lambda n: f" {n}", 300, 5e-3)
+    return taught(tiny_llama(hidden=32, scale=0.1), lambda n: f" {n}", 120, 5e-3)
 
 
 def noisy(model: Any, size: float) -> Any:

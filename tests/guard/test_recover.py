@@ -39,7 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("known")
     base = numbers_task.knowing()
     saved(root / "base", base, TOKENIZER)
-    saved(root / "template", numbers_task.taught(base, lambda n: f" it is {n}", 80, 3e-3), TOKENIZER)
+    saved(root / "template", numbers_task.taught(base, lambda n: f" it is {n}", 60, 3e-3), TOKENIZER)
     saved(root / "silent", numbers_task.taught(base, lambda n: " no", 24, 1e-3), TOKENIZER)
     saved(root / "noisy", numbers_task.noisy(base, 0.1), TOKENIZER)
     numbers_task.task(root)

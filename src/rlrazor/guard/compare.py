@@ -19,6 +19,7 @@ from rlrazor import drift
 from rlrazor.analysis.forecast import FORWARD, PROBE
 from rlrazor.drift.representation import NEIGHBOURS
 from rlrazor.errors import RazorError
+from rlrazor.extras import needs_package
 from rlrazor.guard import noise_floor, scale
 from rlrazor.guard.base_side import kls_of
 from rlrazor.guard.by_prompt import by_prompt
@@ -118,6 +119,8 @@ def compare(
     if pair.recovery is not None:
         if suite is None:
             raise RazorError("--recover is of the prior tasks: name them with --prior.")
+        if pair.recovery.rank:
+            needs_package("peft", "A LoRA")
         lesson = Lesson.of(suite, pair.recovery.seed)
     request = _Request(pair, on, law, suite, law.interval.level if law else level or LEVEL, told, lesson)
     try:
