@@ -122,8 +122,8 @@ def answer_in(text: str, target: str) -> str | None:
 def _letter(text: str, declared: str | None) -> str | None:
     if declared is not None and (match := _LETTER.match(declared)):
         return match[1]
-    found = next((said for pattern in _LETTERS if (said := pattern.findall(text))), None)
-    return found and str(found[-1])
+    found = next((said for pattern in _LETTERS if (said := pattern.findall(text))), [None])
+    return found[-1]
 
 
 def _number(text: str) -> float | None:

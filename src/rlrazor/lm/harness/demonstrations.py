@@ -137,7 +137,11 @@ def _demonstration(name: str, leaf: Any, row: Any) -> Demonstration | None:
         answer = f"{leaf.config.target_delimiter}{targets_of(leaf, row)[0]}"
         return Demonstration(name, str(requests[0].arguments[0]), answer, ends=True)
     if leaf.OUTPUT_TYPE == "loglikelihood":
-        return Demonstration(name, *map(str, requests[0].arguments), ends=False)
+        context, answer = map(str, requests[0].arguments)
+        return Demonstration(name, context, answer, ends=False)
     texts: Sequence[str] = [str(one) for one in leaf.doc_to_choice(row)]
     places = right_places(leaf, row, leaf.doc_to_target(row), texts)
-    return Demonstration(name, *map(str, requests[places[0]].arguments), ends=False) if places else None
+    if not places:
+        return None
+    context, answer = map(str, requests[places[0]].arguments)
+    return Demonstration(name, context, answer, ends=False)
