@@ -1,6 +1,7 @@
 """Answers whatever the template: what is read out of a text, and that one generation is scored by both parsers."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 from rlrazor.lm.harness.answers import OURS, answer_in
 from rlrazor.lm.models import LanguageModel
 from rlrazor.lm.prior import PriorTasks
-from rlrazor.lm.scores import Score
+from rlrazor.lm.scores import Robust, Score
 from tiny_models import char_tokenizer, tiny_llama
 
 pytest.importorskip("lm_eval")
@@ -144,3 +145,11 @@ def test_a_metric_of_the_tasks_own_that_verifies_goes_before_ours(scored: Any) -
     score, _ = scored(lambda n: f"{n}", code=code)
     assert score.robust.by == "math_verify"
     assert outcomes(score)[1] == [float(n in (1, 2, 3)) for n in range(10)]
+
+
+def test_the_score_by_the_parser_that_forgives_weighs_items_as_the_tasks_own_does() -> None:
+    items = {"a": {"0-h": 1.0, "1-h": 0.0, "2-h": 0.0}, "b": {"0-k": 1.0}}
+    score = Score(0.5, None, 4, "exact_match", "1", items=items, robust=Robust("ours", items))
+    assert score.robust_value == pytest.approx(0.5)
+    assert replace(score, by_size=False).robust_value == pytest.approx((1 / 3 + 1) / 2)
+    assert replace(score, robust=None).robust_value is None

@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
 
 from rlrazor.errors import RazorError
 
@@ -87,6 +88,16 @@ class Score:
     def question(self, task: str, item: str) -> Question:
         """What an item asks; an empty one where that is not known."""
         return self.questions.get(task, {}).get(item, _NOTHING)
+
+    @property
+    def robust_value(self) -> float | None:
+        """The score by the parser that forgives the template, items weighed as in `value`; None where there is none."""
+        if self.robust is None:
+            return None
+        tasks = [list(of.values()) for of in self.robust.items.values()]
+        if self.by_size:
+            return fmean(one for of in tasks for one in of)
+        return fmean(fmean(of) for of in tasks)
 
     @property
     def is_fraction(self) -> bool:
