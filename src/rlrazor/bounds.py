@@ -105,6 +105,11 @@ BOUNDS: Mapping[str, Bounds] = {
     "overhead": _PARTS,
     "kl_budget": _NATS,
     "kl_budget_probe": _NATS,
+    "first_tokens": Bounds(1, MOST_TOKENS),
+    "recover_steps": Bounds(1, 100_000),
+    "recover_lr": _RATES,
+    "recover_rank": Bounds(0, 65_536),
+    "recover_seed": _SEEDS,
 }
 
 

@@ -380,6 +380,26 @@ def test_where_a_kl_lies() -> None:
     assert scale.where(scale.focus_of(kl.Drift(np.zeros(4), np.ones(4, int), np.arange(4)))) == "No prompt has moved."
 
 
+def test_how_deep_a_kl_goes() -> None:
+    """Per token over the first three tokens and over the rest, each prompt counting once; errors by a loop."""
+    rng = np.random.default_rng(0)
+    lengths, prompt_of = np.array([2, 7, 5, 9]), np.array([0, 0, 1, 2])
+    rows = [rng.random(length) for length in lengths]
+    found = scale.depth_of(kl.Drift(np.concatenate(rows), lengths, prompt_of), 3)
+    assert found.rest is not None
+    for part, cut in ((found.first, slice(0, 3)), (found.rest, slice(3, None))):
+        sums, counts = (
+            [np.mean([of(row[cut]) for row, at in zip(rows, prompt_of, strict=True) if at == p]) for p in range(3)]
+            for of in (np.sum, len)
+        )
+        ratio = np.mean(sums) / np.mean(counts)
+        spread = np.std(np.array(sums) - ratio * np.array(counts), ddof=1) / np.sqrt(3) / np.mean(counts)
+        assert part == pytest.approx((ratio, spread))
+    assert scale.depth_of(kl.Drift(np.ones(4), np.full(2, 2), np.arange(2)), 2).rest is None
+    whole = kl.Drift(np.concatenate(rows), lengths, prompt_of)
+    assert scale.focus_of(whole, 3).token_share == pytest.approx((2 + 3 + 3 + 3) / 23)
+
+
 # --- what the user said
 
 
@@ -479,6 +499,11 @@ def test_the_page_and_json_say_how_it_was_measured(
     worst = printed["prompts"][0]
     assert worst["said"] == worst["prompt"] in PROMPTS
     assert 0 <= worst["first_share"] <= 1
+    depth = printed["depth"]
+    assert depth["tokens"] == 5
+    for name in ("kl_forward", "kl_reverse", "kl_probe"):
+        ends = sorted([depth[name]["first"]["mean"], depth[name]["rest"]["mean"]])
+        assert ends[0] <= printed["per_token"][name]["mean"] <= ends[1]
     page = (tmp_path / "page.html").read_text()
     for text in (
         settings["prompts_hash"], settings["date"], "at most 6 tokens", "&#39;&lt;x&gt;&#39;", "not used", "float32",

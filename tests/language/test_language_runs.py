@@ -568,6 +568,7 @@ def test_a_table_shows_no_error_that_is_not_known() -> None:
     assert cells() == ["base", "50.0", "25.0", "25.0", "—", "—", "—"]
     known = cells(new_greedy_stderr=0.1, prior_a_stderr=0.2, prior_stderr=0.2)
     assert known[1:4] == ["50.0 ± 10.0", "25.0 ± 20.0", "25.0 ± 20.0"]
+    assert cells(robust_a=0.75) == ["base", "50.0", "25.0", "75.0", "25.0", "—", "—", "—"]
 
 
 def test_a_score_that_is_no_number_is_a_run_that_diverged(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 
 from rlrazor.experiments.language.tasks import TASKS
-from rlrazor.experiments.language.tasks.answers import declared_answer
 from rlrazor.experiments.language.tasks.chemistry import NotAnEquation, composition, parse_equation
 from rlrazor.experiments.language.tasks.letter_word import words
 from rlrazor.experiments.language.tasks.math import verify_math
 from rlrazor.experiments.language.tasks.science import verify_science
 from rlrazor.experiments.language.tasks.tools import parse_calls, verify_tools
+from rlrazor.lm.final_answers import declared_answer
 
 OPTIONS = {"A": "443.600", "B": "CC(=O)C", "C": "C1CCN(C1)", "D": "460.500"}
 CHOICE: dict[str, Any] = {"kind": "choice", "reference": "B", "options": OPTIONS}

@@ -105,7 +105,7 @@ def transitions(
     lost, gained, wrong = base > tuned, base < tuned, (base + tuned) == 0
     choices = _choices(choices_N)
     luck = None if choices is None else wrong / (choices - 1)
-    groups = None if clusters_N is None else _clusters(clusters_N)
+    groups = None if clusters_N is None else clusters_of(clusters_N)
 
     def interval(values_N: Floats, own: Interval) -> Interval:
         """As wide as the clusters make it."""
@@ -135,8 +135,8 @@ def _choices(choices_N: Sequence[int | None] | None) -> Floats | None:
     return np.asarray(choices_N, float)
 
 
-def _clusters(clusters_N: Sequence[Hashable]) -> NDArray[np.int64] | None:
-    """The clusters by number; None for too few."""
+def clusters_of(clusters_N: Sequence[Hashable]) -> NDArray[np.int64] | None:
+    """The clusters by number, from 0 up; None for too few."""
     numbers: dict[Hashable, int] = {}
     found = np.array([numbers.setdefault(one, len(numbers)) for one in clusters_N])
     return found if len(numbers) >= FEW_CLUSTERS else None

@@ -17,9 +17,11 @@ from rlrazor.guard.base_side import shortened
 from rlrazor.guard.comparison import Comparison
 from rlrazor.guard.comparison_page import (
     LABELS,
+    distance_headers,
     score_headers,
     sentences,
     settings_of,
+    shown_depth,
     shown_floor,
     shown_scores,
     told_apart,
@@ -27,7 +29,9 @@ from rlrazor.guard.comparison_page import (
 )
 from rlrazor.guard.judgement import Judgement, worst
 from rlrazor.guard.lost_items import HEADERS, in_turn, shown_changes, shown_item
-from rlrazor.guard.scale import FIRST, known_runs, shown_estimate
+from rlrazor.guard.parts import as_json as parts_json
+from rlrazor.guard.parts import headers, shown_parts
+from rlrazor.guard.scale import known_runs, shown_estimate
 from rlrazor.guard.truth import Truth
 from rlrazor.guard.verdict import Verdict
 from rlrazor.guard.weight_changes import WeightChange
@@ -45,7 +49,7 @@ def as_json(found: Comparison, judged: Sequence[Judgement] = ()) -> dict[str, An
 
     `verdict`, `interval`, `above` and `fail_above` are of the judgement that decides; `judgements` has all of them.
     """
-    deciding, by_law = worst(judged), found.law_says
+    deciding, by_law, first = worst(judged), found.law_says, found.distances.focus.first_tokens
     drop = next((one for one in judged if "drop" in one.of), None)
     return {
         "base": found.pair.base,
@@ -53,6 +57,7 @@ def as_json(found: Comparison, judged: Sequence[Judgement] = ()) -> dict[str, An
         "same": found.same,
         "kl": {name: one._asdict() for name, one in found.kl.items()},
         "per_token": {name: one._asdict() for name, one in found.per_token.items()},
+        "depth": {"tokens": first, **{name: one.as_json() for name, one in found.distances.depth.items()}},
         "drop": found.drop,
         "forecast": None if by_law is None else asdict(by_law.forecast),
         "level": None if by_law is None else by_law.law.level,
@@ -68,7 +73,7 @@ def as_json(found: Comparison, judged: Sequence[Judgement] = ()) -> dict[str, An
         "where": {**asdict(found.distances.focus), "at_the_beginning": found.distances.focus.at_the_beginning},
         "known_runs": known_runs() if by_law is None else None,
         "prompts": [
-            {"said": one.said, "prompt": one.prompt, "kl_forward": one.total, "first_share": one.first_share}
+            {"said": one.said, "prompt": one.prompt, "kl_forward": one.total, "first_share": one.share_of_first(first)}
             for one in found.prompts
         ],
         "weights": _change(found.weights.whole),
@@ -98,6 +103,8 @@ def _truth(truth: Truth) -> dict[str, Any]:
         "tasks": tasks,
         "items": items,
         "noise_floor": floor,
+        "parts": {name: parts_json(one) for name, one in truth.parts.items()},
+        "recovery": None if truth.recovered is None else truth.recovered.as_json(),
         **scores,
         **{of: getattr(truth, of) for of in _OF_ALL},
     }
@@ -114,6 +121,8 @@ def print_findings(found: Comparison, judged: Sequence[Judgement]) -> None:
     console.print(weights, highlight=False)
     if found.truth is not None:
         console.print(_scores(found.truth, wide=console.width >= WIDE))
+        if found.truth.parts:
+            console.print(_parts(found.truth, console))
         if found.truth.items:
             _print_items(found.truth, console)
     shown = dict(settings_of(found.setup, found.pair.dtype))
@@ -132,10 +141,11 @@ def print_findings(found: Comparison, judged: Sequence[Judgement]) -> None:
 
 
 def _print_moved(found: Comparison, console: Console) -> None:
-    console.print(f"Moved most, nats of forward KL and its share in the first {FIRST} tokens:", highlight=False)
+    first = found.distances.focus.first_tokens
+    console.print(f"Moved most, nats of forward KL and its share in the first {first} tokens:", highlight=False)
     for prompt, line in list(zip(found.prompts, told_apart(found.prompts), strict=True))[:WORST]:
         cut = f"{line[:LINE]}{'…' if len(line) > LINE else ''}"
-        console.print(Text(f"  {prompt.total:8.3f} {100 * prompt.first_share:4.0f} %  {cut}"))
+        console.print(Text(f"  {prompt.total:8.3f} {100 * prompt.share_of_first(first):4.0f} %  {cut}"))
 
 
 def _print_items(truth: Truth, console: Console) -> None:
@@ -170,11 +180,21 @@ def _print_items(truth: Truth, console: Console) -> None:
 def _distances(found: Comparison) -> Table:
     title = Text(f"{found.pair.tuned} against {found.pair.base}")
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
-    table.add_column("distance, nats")
-    table.add_column("per completion", justify="right")
-    table.add_column("per token", justify="right")
+    for number, header in enumerate(distance_headers(found)):
+        table.add_column(header, justify="right" if number else "left")
     for name, label in LABELS.items():
-        table.add_row(label, shown_estimate(found.kl[name]), shown_estimate(found.per_token[name]))
+        whole = shown_estimate(found.kl[name]), shown_estimate(found.per_token[name])
+        table.add_row(label, *whole, *shown_depth(found.distances.depth[name]))
+    return table
+
+
+def _parts(truth: Truth, console: Console) -> Table:
+    table, wide = Table(box=box.SIMPLE_HEAD), console.width >= WIDEST
+    for number, header in enumerate(headers(recovered=truth.recovered is not None)):
+        table.add_column(header, justify="right" if number else "left", overflow="fold")
+    for name, one in truth.parts.items():
+        cells = shown_parts(one)
+        table.add_row(Text(name), *(Text(cell if wide else cell.replace(" [", "\n[")) for cell in cells))
     return table
 
 

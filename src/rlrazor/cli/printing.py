@@ -128,10 +128,12 @@ def records_table(base: Record, records: Sequence[Record]) -> Table:
     if not base.prior:
         caption += " What was forgotten was not measured: there are no prior tasks."
     table = Table(box=box.SIMPLE_HEAD, caption=caption, caption_justify="left")
+    robust = [name for name in base.prior if f"robust_{name}" in base.metrics]
     table.add_column("step")
     for header in (
         "new, %",
         *(f"{name}, %" for name in base.prior),
+        *(f"{name}, any template, %" for name in robust),
         *(("prior, %",) if base.prior else ()),
         "forward KL",
         "reverse KL",
@@ -144,6 +146,7 @@ def records_table(base: Record, records: Sequence[Record]) -> Table:
         scores = [
             f"{100 * record.new:.1f}" + (f" ± {100 * max(new_errors):.1f}" if new_errors else ""),
             *(_with_error(100 * value, errors, f"prior_{name}_stderr", 100) for name, value in record.prior.items()),
+            *(f"{100 * errors[f'robust_{name}']:.1f}" if f"robust_{name}" in errors else "—" for name in robust),
             *((_with_error(100 * record.prior_mean, errors, "prior_stderr", 100),) if record.prior else ()),
         ]
         kls = [

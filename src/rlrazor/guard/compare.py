@@ -7,8 +7,6 @@ adapter is taken off instead, where that gives the base. Weights are read from t
 
 from __future__ import annotations
 
-import ctypes
-import gc
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -17,12 +15,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from rlrazor import drift
 from rlrazor.analysis.forecast import FORWARD, PROBE
 from rlrazor.drift.representation import NEIGHBOURS
 from rlrazor.errors import RazorError
+from rlrazor.extras import needs_package
 from rlrazor.guard import noise_floor, scale
 from rlrazor.guard.base_side import kls_of
 from rlrazor.guard.by_prompt import by_prompt
@@ -40,6 +37,10 @@ from rlrazor.guard.measured_on import MeasuredOn, Measuring
 from rlrazor.guard.measuring import NO_MEMORY, ReadBase
 from rlrazor.guard.noise_floor import VARIANTS, NoiseFloor
 from rlrazor.guard.overlap import template_caution
+from rlrazor.guard.parts import notes_of as parts_notes
+from rlrazor.guard.parts import parts_of
+from rlrazor.guard.recover import Lesson, Recovered, recover, trainings
+from rlrazor.guard.recovery import Recovery
 from rlrazor.guard.scale import Noise
 from rlrazor.guard.truth import truth_of
 from rlrazor.guard.weight_changes import WeightChange, changes, total
@@ -62,15 +63,16 @@ STEPS = 6  # of the progress, without prior tasks
 LEVEL = 0.9  # of intervals where neither a law nor the caller says another
 
 
-def steps(suite: PriorTasks | None, *, noise_floor: bool = False) -> int:
+def steps(suite: PriorTasks | None, *, noise_floor: bool = False, recovery: Recovery | None = None) -> int:
     """Of the progress: so often `compare` says what it begins, at most."""
     tasks = 0 if suite is None else len(dict.fromkeys(suite.tasks or ()))
-    return STEPS + (2 + (noise_floor and VARIANTS)) * tasks
+    scored = 2 + (noise_floor and VARIANTS) + (0 if recovery is None else 2)
+    return STEPS + scored * tasks + trainings(suite, recovery)
 
 
 @dataclass(frozen=True)
 class _Request:
-    """What is measured, all defaults resolved."""
+    """What is measured, all defaults resolved. `lesson`: what copies of both are trained on; None for no recovery."""
 
     pair: Pair
     on: MeasuredOn
@@ -78,6 +80,7 @@ class _Request:
     suite: PriorTasks | None
     level: float
     told: Callable[[str], None]
+    lesson: Lesson | None = None
 
     @property
     def adapted(self) -> bool:
@@ -111,7 +114,14 @@ def compare(
         )
     on = replace(on, settings=replace(on.settings, precision=pair.dtype))
     law = law and law.at_level(level)
-    request = _Request(pair, on, law, suite, law.interval.level if law else level or LEVEL, told)
+    lesson = None
+    if pair.recovery is not None:
+        if suite is None:
+            raise RazorError("--recover is of the prior tasks: name them with --prior.")
+        if pair.recovery.rank:
+            needs_package("peft", "A LoRA")
+        lesson = Lesson.of(suite, pair.recovery.seed)
+    request = _Request(pair, on, law, suite, law.interval.level if law else level or LEVEL, told, lesson)
     try:
         with compute.memory_errors(NO_MEMORY):
             found = _measure(request)
@@ -133,8 +143,11 @@ def _comparison(request: _Request, found: _Found, notes: list[str]) -> Compariso
         notes.append(form)
     truth, before, after = None, found.base.scores, found.tuned.scores
     if before is not None and after is not None and request.suite is not None:
-        truth = replace(truth_of(before, after, request.level, request.suite.limit), floor=found.base.floor)
+        parts = parts_of(before, after, found.recovered, request.level)
+        truth = truth_of(before, after, request.level, request.suite.limit)
+        truth = replace(truth, floor=found.base.floor, parts=parts, recovered=found.recovered)
         notes += [*dict.fromkeys([*before.notes, *after.notes]), *truth.notes]
+        notes += [*parts_notes(parts, before, found.recovered), *(request.lesson.notes if request.lesson else ())]
     estimates = kls_of(drawn)
     law_says = None
     if law is not None:
@@ -144,12 +157,19 @@ def _comparison(request: _Request, found: _Found, notes: list[str]) -> Compariso
         notes += law.cautions()
         if forecast.extrapolated:
             notes.append("KL is larger than in any run that the law was fitted to: the interval may be too narrow.")
-    forward = found.tuned.drifts[FORWARD]
+    forward, first = found.tuned.drifts[FORWARD], request.pair.first_tokens
     per_token = {name: drift.per_token for name, drift in drawn.items()}
     base, tuned = (found.base.completions, forward), (found.tuned.completions, found.reverse)
     return Comparison(
         pair=request.pair,
-        distances=Distances(estimates, per_token, found.base.noise, scale.focus_of(forward), found.tuned.cknna),
+        distances=Distances(
+            kl=estimates,
+            per_token=per_token,
+            noise=found.base.noise,
+            focus=scale.focus_of(forward, first),
+            cknna=found.tuned.cknna,
+            depth={name: scale.depth_of(drift, first) for name, drift in drawn.items()},
+        ),
         prompts=by_prompt(base, tuned, tokenizer, on.prompts, on.settings),
         weights=found.weights,
         law_says=law_says,
@@ -237,6 +257,7 @@ class _Found:
     reverse: Drift
     weights: Weights
     notes: list[str]
+    recovered: Recovered | None
 
 
 def _measure(request: _Request) -> _Found:
@@ -249,9 +270,9 @@ def _measure(request: _Request) -> _Found:
 
     told("loading the base")
     base = _base_side(load(pair.base, dtype=pair.dtype), request)
-    _free()
+    compute.free()
     base.floor = _floor(request, base)
-    _free()
+    compute.free()
     told("loading the tuned model")
     tuned, tokenizer = base.read.opened(pair.tuned)
     side = _tuned_side(tuned, tokenizer, base, request)
@@ -260,8 +281,9 @@ def _measure(request: _Request) -> _Found:
     undone = request.adapted and is_same_base(base_digest(tuned.model, precision), base.read.digest)
     if request.adapted:
         told("weights")
-        there = base_weights(tuned.model) if undone else SavedWeights(pair.base)
-        layers, notes = changes(there, AdaptedWeights(tuned.model), names)
+        layers, notes = changes(
+            base_weights(tuned.model) if undone else SavedWeights(pair.base), AdaptedWeights(tuned.model), names
+        )
     weights = Weights(total("all", layers), layers, untold=bool(notes))
     if request.adapted and not any(layer.l2 for layer in layers) and side.drifts[FORWARD].sums.any():
         notes.append("The adapter adds to the model and changes no weight of it: what it adds is not among these.")
@@ -269,10 +291,19 @@ def _measure(request: _Request) -> _Found:
     told("the base on the tuned model's completions")
     if not undone:
         del tuned
-        _free()
+        compute.free()
         tuned = load(pair.base, dtype=pair.dtype)
     reverse = kl.between(side.probe, kl.Probe(tuned.model, side.completions, precision=precision))
-    return _Found(base, side, reverse, weights, [*notes, *side.notes])
+    del tuned
+    compute.free()
+    return _Found(base, side, reverse, weights, [*notes, *side.notes], _recovered(base, request))
+
+
+def _recovered(base: _OfBase, request: _Request) -> Recovered | None:
+    recovery, lesson = request.pair.recovery, request.lesson
+    if recovery is None or lesson is None or request.suite is None:
+        return None
+    return recover(base.read, request.pair.tuned, request.suite, recovery, lesson, request.told)
 
 
 def _base_side(base: LanguageModel, request: _Request) -> _OfBase:
@@ -354,12 +385,3 @@ def _tokenizer_notes(base: Any, tuned: Any, prompts: Sequence[Prompt]) -> list[s
             f"The tuned model's tokenizer ends a text with {tuned.eos_token!r}, the base's with {base.eos_token!r}."
         )
     return notes
-
-
-def _free() -> None:
-    """Give back what is no longer referred to, before the next model is loaded."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    with suppress(OSError, AttributeError):  # glibc keeps what was freed
-        ctypes.CDLL("libc.so.6").malloc_trim(0)

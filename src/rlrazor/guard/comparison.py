@@ -11,7 +11,8 @@ from rlrazor.analysis.forecast import Forecast
 from rlrazor.guard import scale
 from rlrazor.guard.law_file import LawFile
 from rlrazor.guard.measured_on import MeasuredOn
-from rlrazor.guard.scale import Focus, Noise
+from rlrazor.guard.recovery import Recovery
+from rlrazor.guard.scale import FIRST, Depth, Focus, Noise
 from rlrazor.guard.truth import Truth
 from rlrazor.guard.weight_changes import WeightChange
 from rlrazor.lm.kl import MeanKL
@@ -24,7 +25,8 @@ class Pair:
     """What to compare. `tuned` is a model, or the folder of an adapter for `base`. `as_given`: trust the order.
 
     `dtype`: what both are loaded, and measured, in. `noise_floor`: measure how far the base's prior scores are from
-    themselves, unless the cache knows it.
+    themselves, unless the cache knows it. `first_tokens`: how many of a completion are its beginning. `recovery`: train
+    copies of both on other prior items, to see what comes back.
     """
 
     base: str
@@ -33,6 +35,8 @@ class Pair:
     as_given: bool = False
     cache_dir: Path | None = None
     noise_floor: bool = False
+    first_tokens: int = FIRST
+    recovery: Recovery | None = None
 
 
 @dataclass(frozen=True)
@@ -61,10 +65,9 @@ class PromptDrift:
     tuned: tuple[Completion, ...]
     said: str = ""
 
-    @property
-    def first_share(self) -> float:
-        """The share of `total` in the first `scale.FIRST` tokens of the base's completions."""
-        first = sum(sum(completion.kl[: scale.FIRST]) for completion in self.base)
+    def share_of_first(self, tokens: int) -> float:
+        """The share of `total` in the first so many tokens of the base's completions."""
+        first = sum(sum(completion.kl[:tokens]) for completion in self.base)
         return first / max(sum(completion.total for completion in self.base), 1e-30)
 
 
@@ -73,7 +76,7 @@ class Distances:
     """KLs in nats, per completion or text (`kl`) and per token, beside the noise of measuring them.
 
     `focus`: where the forward KL on the new task's prompts lies. `cknna`: of the last hidden layer on the generic
-    probe; None where that has too few texts.
+    probe; None where that has too few texts. `depth`: of each KL, over the first tokens and over the rest.
     """
 
     kl: Mapping[str, MeanKL]
@@ -81,6 +84,7 @@ class Distances:
     noise: Noise
     focus: Focus
     cknna: float | None
+    depth: Mapping[str, Depth]
 
 
 @dataclass(frozen=True)

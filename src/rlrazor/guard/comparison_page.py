@@ -16,6 +16,7 @@ from rlrazor.guard import scale
 from rlrazor.guard.comparison import REVERSE, Comparison, MeasuringSetup, PromptDrift
 from rlrazor.guard.judgement import Judgement, worst
 from rlrazor.guard.lost_items import HEADERS, MARGIN, shown_changes
+from rlrazor.guard.parts import headers, shown_parts
 from rlrazor.guard.truth import TaskChange, Truth
 from rlrazor.lm.probes import GenericText
 from rlrazor.system.writing import write_text
@@ -56,7 +57,11 @@ def write_page(found: Comparison, path: Path, judged: Sequence[Judgement] = ()) 
         histogram=histogram([prompt.total for prompt in found.prompts]),
         largest=max((layer.relative for layer in found.weights.layers), default=0.0) or 1.0,
         shown=found.prompts[:SHOWN],
-        first=scale.FIRST,
+        first=found.distances.focus.first_tokens,
+        distance_headers=distance_headers(found),
+        depth=shown_depth,
+        part_headers=headers(recovered=found.truth is not None and found.truth.recovered is not None),
+        parts=shown_parts,
         shade=shade,
         ticks=TICKS,
         known=scale.known_runs() if found.law_says is None else None,
@@ -185,6 +190,17 @@ def shown_drop(truth: Truth) -> str | None:
 
 
 SCORE_HEADERS = ("prior task", "metric", "base", "tuned", "worse by", "interval", "paired error", "n")
+
+
+def distance_headers(found: Comparison) -> tuple[str, ...]:
+    """Of the table of KLs."""
+    first = found.distances.focus.first_tokens
+    return "distance, nats", "per completion", "per token", f"first {first} tokens", "the rest"
+
+
+def shown_depth(depth: scale.Depth) -> tuple[str, str]:
+    """Per token of the first tokens, and of the rest."""
+    return scale.shown_estimate(depth.first), "—" if depth.rest is None else scale.shown_estimate(depth.rest)
 
 
 def score_headers(truth: Truth) -> tuple[str, ...]:

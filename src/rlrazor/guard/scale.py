@@ -24,7 +24,7 @@ from rlrazor.lm.kl import Drift, MeanKL
 from rlrazor.lm.sampling import NotFiniteError
 
 NOISE_PROMPTS = 4  # evenly spaced, of the probe: a pass over all of them would cost as much as the comparison
-FIRST = 5  # tokens of a completion that are its beginning
+FIRST = 5  # tokens of a completion that are its beginning, unless another number is asked for
 MOSTLY = 0.5  # of the KL, in tokens that are less than half of that share: then it is the beginning that has moved
 ZERO = 1e-6  # nats per token; rounding of float32, summed over a vocabulary, stays below it
 _KNOWN = Path(__file__).parent / "known_runs.json"
@@ -92,16 +92,38 @@ class Focus:
         return self.kl_share >= MOSTLY and self.token_share < self.kl_share / 2
 
 
-def focus_of(drift: Drift) -> Focus:
-    """Of a KL on completions."""
-    place_T = np.concatenate([np.arange(length) for length in drift.lengths])
-    first_T = place_T < FIRST
-    total = float(drift.positions.sum())
+@dataclass(frozen=True)
+class Depth:
+    """How deep a KL goes: in nats per token over the first tokens of each completion or text, and over the rest.
+
+    Most of what alignment changes is in the first few tokens of an answer (arXiv:2406.05946). `rest` is None where
+    nothing is longer.
+    """
+
+    first: MeanKL
+    rest: MeanKL | None
+
+    def as_json(self) -> dict[str, Any]:
+        """Both."""
+        return {"first": self.first._asdict(), "rest": self.rest and self.rest._asdict()}
+
+
+def depth_of(drift: Drift, tokens: int) -> Depth:
+    """Over the first so many tokens and over the rest."""
+    first, rest = drift.split(tokens)
+    return Depth(first.per_token, rest.per_token if rest.lengths.any() else None)
+
+
+def focus_of(drift: Drift, tokens: int = FIRST) -> Focus:
+    """Of a KL on completions, the first so many tokens of which are their beginning."""
+    first, _ = drift.split(tokens)
+    every, total = len(drift.positions), float(drift.positions.sum())
     _, prompt_N = np.unique(drift.prompt_of, return_inverse=True)
     by_prompt = np.sort(np.bincount(prompt_N, weights=drift.sums))[::-1]
     half = int(np.searchsorted(np.cumsum(by_prompt), total / 2)) + 1
-    share = float(drift.positions[first_T].sum()) / total if total else 0.0
-    return Focus(FIRST, float(first_T.mean()) if len(first_T) else 0.0, share, half if total else 0, len(by_prompt))
+    share = float(first.positions.sum()) / total if total else 0.0
+    among = len(first.positions) / every if every else 0.0
+    return Focus(tokens, among, share, half if total else 0, len(by_prompt))
 
 
 @cache

@@ -7,9 +7,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from rlrazor.analysis import paired
+from rlrazor.analysis.drop_parts import DropParts
 from rlrazor.analysis.paired import Difference
 from rlrazor.guard.lost_items import ItemChanges, item_changes
 from rlrazor.guard.noise_floor import NoiseFloor
+from rlrazor.guard.recover import Recovered
 from rlrazor.guard.verdict import known
 from rlrazor.lm.scores import Score
 
@@ -57,7 +59,8 @@ class Truth:
     """Measured prior scores of both. `limit`: items of each task at most, as was asked for.
 
     `items`: what was lost and gained item by item, of the tasks whose items are right or wrong. `floor`: how far the
-    base's scores are from themselves, where that was measured.
+    base's scores are from themselves, where that was measured. `parts`: what each drop is made of, as far as that was
+    told apart; `recovered`: how copies of both were trained for it.
     """
 
     tasks: Mapping[str, TaskChange]
@@ -65,6 +68,8 @@ class Truth:
     limit: int | None = None
     items: Mapping[str, ItemChanges] = field(default_factory=dict)
     floor: NoiseFloor | None = None
+    parts: Mapping[str, DropParts] = field(default_factory=dict)
+    recovered: Recovered | None = None
 
     @property
     def mean_floor(self) -> float | None:

@@ -1,11 +1,13 @@
 """The one place that decides how a process computes: threads, device, precision, and what is put back afterwards."""
 
+import ctypes
+import gc
 import math
 import os
 import random
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -57,6 +59,15 @@ def memory_errors(sentence: str) -> Iterator[None]:
 def device() -> torch.device:
     """The accelerator where there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def free() -> None:
+    """Give back what is no longer referred to, before the next model is loaded."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    with suppress(OSError, AttributeError):  # glibc keeps what was freed
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def device_of(model: Any) -> torch.device:

@@ -139,6 +139,15 @@ class Drift:
             raise RazorError("No completion is left to measure KL on: the base solves none of these prompts.")
         return Drift(self.positions[np.repeat(keep, self.lengths)], self.lengths[keep], self.prompt_of[keep])
 
+    def split(self, tokens: int) -> "tuple[Drift, Drift]":
+        """The first so many positions of each completion, and those behind them, of which there may be none."""
+        place_T = np.concatenate([np.arange(length) for length in self.lengths])
+        first_N = np.minimum(self.lengths, tokens)
+        return (
+            Drift(self.positions[place_T < tokens], first_N, self.prompt_of),
+            Drift(self.positions[place_T >= tokens], self.lengths - first_N, self.prompt_of),
+        )
+
     @classmethod
     def joined(cls, parts: Sequence["Drift"]) -> "Drift":
         """Measurements on different prompts, such as those of several processes, as one."""

@@ -30,6 +30,8 @@ import torch
 from rlrazor import bounds
 from rlrazor.errors import RazorError
 from rlrazor.lm import compute
+from rlrazor.lm.harness.answers import robust_of
+from rlrazor.lm.harness.demonstrations import Demonstration, spread
 from rlrazor.lm.harness.guest import as_guest, evaluating, untrained_punkt
 from rlrazor.lm.harness.prompts import TaskPrompts, prompts_of
 from rlrazor.lm.harness.questions import item_name, questions
@@ -86,6 +88,14 @@ class PriorTasks:
         """
         with self._loaded() as (loaded, _):
             return prompts_of(loaded, dict.fromkeys(loaded, self.limit), count, _SEED)
+
+    def demonstrations(self, count: int, seed: int) -> dict[str, list[Demonstration]]:
+        """By task: prompts with right answers, so many in all, that are not scored. Loads what `metrics` loads."""
+        with self._loaded() as (loaded, _):
+            for task in loaded.values():
+                _set_up(task, _SEED)
+            with evaluating("the prior tasks"):
+                return spread(loaded, self.limit, count, seed)
 
     def scores(
         self,
@@ -146,6 +156,14 @@ class PriorTasks:
         return notes
 
 
+def _set_up(task: Task, examples_seed: int) -> None:
+    """As many examples in a prompt as the task says, or none, drawn by the seed."""
+    for leaf in task.leaves.values():
+        if leaf.get_config("num_fewshot") is None:
+            leaf.set_config(key="num_fewshot", value=0)
+        leaf.set_fewshot_seed(examples_seed)
+
+
 def _run(task: Task, lm: Any, limit: int | None, examples_seed: int) -> Score:
     """Score one task. Not by `simple_evaluate`, which also collects a report on the machine, in seconds a call."""
     import lm_eval
@@ -154,10 +172,8 @@ def _run(task: Task, lm: Any, limit: int | None, examples_seed: int) -> Score:
     random.seed(_SEED)
     np.random.seed(_SEED)
     torch.manual_seed(_SEED)
+    _set_up(task, examples_seed)
     for name, leaf in task.leaves.items():
-        if leaf.get_config("num_fewshot") is None:
-            leaf.set_config(key="num_fewshot", value=0)
-        leaf.set_fewshot_seed(examples_seed)
         generated = (leaf.get_config("generation_kwargs") or {}).get("max_gen_toks", 0)
         if leaf.OUTPUT_TYPE == "generate_until" and generated >= lm.max_length:
             raise RazorError(
@@ -203,6 +219,7 @@ def _score(task: Task, results: Mapping[str, Any]) -> Score:
         by_size=by_size,
         questions=questions(task, results["samples"], name, filtered) if items else {},
         categories=task.categories if items else {},
+        robust=robust_of(task, results["samples"], name, filtered) if items else None,
     )
 
 

@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
 
 from rlrazor.errors import RazorError
 
@@ -50,6 +51,17 @@ _NOTHING = Question("")
 
 
 @dataclass(frozen=True)
+class Robust:
+    """Outcomes by a parser that forgives the template, named by `by`: task -> item -> 1 for right, as `Score.items`.
+
+    None is less than the strict parser's.
+    """
+
+    by: str
+    items: Mapping[str, Mapping[str, float]] = field(repr=False)
+
+
+@dataclass(frozen=True)
 class Score:
     """A task's score and its standard error over the `n` items, None where it cannot be estimated.
 
@@ -58,6 +70,7 @@ class Score:
     the score is no mean of outcomes, as perplexity and BLEU are none. `by_size`: each item of a group counts the same,
     as lm-eval has it, or else each of its tasks. `questions`: what the items ask, by the same names. `categories`: of a
     group's tasks, the group that each is in, such as mmlu_stem, or its own name where it is in none below this one.
+    `robust`: the same generations read by a parser that forgives the template; None where there is none.
     """
 
     value: float
@@ -70,10 +83,21 @@ class Score:
     by_size: bool = True
     questions: Mapping[str, Mapping[str, Question]] = field(default_factory=dict, repr=False)
     categories: Mapping[str, str] = field(default_factory=dict, repr=False)
+    robust: Robust | None = field(default=None, repr=False)
 
     def question(self, task: str, item: str) -> Question:
         """What an item asks; an empty one where that is not known."""
         return self.questions.get(task, {}).get(item, _NOTHING)
+
+    @property
+    def robust_value(self) -> float | None:
+        """The score by the parser that forgives the template, items weighed as in `value`; None where there is none."""
+        if self.robust is None:
+            return None
+        tasks = [list(of.values()) for of in self.robust.items.values()]
+        if self.by_size:
+            return fmean(one for of in tasks for one in of)
+        return fmean(fmean(of) for of in tasks)
 
     @property
     def is_fraction(self) -> bool:

@@ -65,10 +65,14 @@ def _right(leaf: Any, row: Row, metric: str, texts: Sequence[str], logprobs: Seq
     """The places of the right answers, as lm-eval finds them; none where they do not explain the outcome."""
     if metric not in _LENGTHS or leaf.config.process_results is not None:  # with code of its own, as mc2
         return ()
-    gold = leaf.doc_to_text(row["doc"]) if leaf.multiple_input else row["target"]
+    places = right_places(leaf, row["doc"], row["target"], texts)
+    likeliest = max(range(len(logprobs)), key=logprobs.__getitem__)  # the first, as numpy's argmax
+    return places if float(likeliest in places) == float(row[metric]) else ()
+
+
+def right_places(leaf: Any, doc: Any, target: Any, texts: Sequence[str]) -> tuple[int, ...]:
+    """The places of an item's right answers among its choices, as its target names them; none where it does not."""
+    gold = leaf.doc_to_text(doc) if leaf.multiple_input else target
     listed = gold if isinstance(gold, list) else [gold]
     places = [texts.index(one) if isinstance(one, str) and one in texts else one for one in listed]
-    if not all(isinstance(one, int) and 0 <= one < len(texts) for one in places):
-        return ()
-    likeliest = max(range(len(logprobs)), key=logprobs.__getitem__)  # the first, as numpy's argmax
-    return tuple(places) if float(likeliest in places) == float(row[metric]) else ()
+    return tuple(places) if all(isinstance(one, int) and 0 <= one < len(texts) for one in places) else ()

@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from rlrazor.errors import RazorError
-from rlrazor.experiments.language.tasks.answers import after_reasoning, declared_answer
 from rlrazor.experiments.language.tasks.rows import field_of, held_out, of_rows, rows_of, text_of
 from rlrazor.experiments.language.tasks.task import Form, Item, Splits, Task
+from rlrazor.lm.final_answers import after_reasoning, declared_answer
 from rlrazor.system.rows import Row, read_located
 
 INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}."

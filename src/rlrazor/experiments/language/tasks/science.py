@@ -16,10 +16,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rlrazor.errors import RazorError
-from rlrazor.experiments.language.tasks.answers import after_reasoning, declared_answer
 from rlrazor.experiments.language.tasks.chemistry import Equation, NotAnEquation, parse_equation
 from rlrazor.experiments.language.tasks.rows import field_of, held_out, list_of, of_rows, rows_of, text_of
 from rlrazor.experiments.language.tasks.task import Form, Item, Splits, Task
+from rlrazor.lm.final_answers import after_reasoning, declared_answer
 from rlrazor.system.rows import Row
 
 _LETTER = re.compile(r"(?:option\s+)?[\s*(\[{\"'$]*(?:\\text\{)?([A-D])(?=$|[\s.,;:)*\]\"'}$])", re.IGNORECASE)
