@@ -60,7 +60,7 @@ class Config:
         "the model to start from: a hub id, a folder, a .gguf file, 'smollm2', 'gemma3-270m', or 'tiny'"
     )
     task: str = setting("the new task, which `razor tasks` lists; of --prompts a name for it")
-    methods: tuple[str, ...] = setting("methods, comma-separated, or 'paper' or 'tiny'")
+    methods: tuple[str, ...] = setting("methods, comma-separated, or 'paper', 'tiny' or 'smollm2'")
     lrs: tuple[float, ...] = setting("learning rates, comma-separated, or LOW:HIGH:COUNT log-spaced")
     rl_lrs: tuple[float, ...] = setting("learning rates, as above")
     schedules: tuple[str, ...] = setting("learning-rate schedules: constant, cosine", ("constant",))
