@@ -234,6 +234,21 @@ def test_a_limit_takes_the_first_rows_and_the_mean_is_over_tasks(model: Any, mir
     assert scores.stderr == pytest.approx(math.hypot(*errors) / 2)
 
 
+def test_a_limit_is_of_all_of_a_groups_tasks_together(model: Any, tmp_path: Path) -> None:
+    subjects = (
+        *("business_ethics", "clinical_knowledge", "college_medicine", "global_facts", "human_aging", "management"),
+        *("marketing", "medical_genetics", "miscellaneous", "nutrition", "professional_accounting"),
+        *("professional_medicine", "virology"),
+    )
+    sizes = {subject: 1 + n % 3 for n, subject in enumerate(subjects)}
+    rows = [{**MMLU[0], "subject": subject} for subject, size in sizes.items() for _ in range(size)]
+    (tmp_path / "mmlu_test.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    for limit, each in ((None, 3), (1, 1), (25, 1), (26, 2), (100, 3)):
+        expected = sum(min(each, size) for size in sizes.values())
+        assert PriorTasks(["mmlu_other"], limit, tmp_path).count() == expected
+    assert evaluate(model, tmp_path, "mmlu_other", limit=26).n == sum(min(2, size) for size in sizes.values())
+
+
 def test_humaneval_is_left_out_of_the_default_tasks(monkeypatch: pytest.MonkeyPatch, model: Any, mirror: Path) -> None:
     monkeypatch.setattr(tasks, "DEFAULT_TASKS", ("winogrande", "humaneval"))
     scores = scores_of(model, PriorTasks(data_mirror=mirror))

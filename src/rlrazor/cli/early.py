@@ -4,7 +4,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from rlrazor.errors import RazorError
-from rlrazor.lm import hub
+from rlrazor.lm import hub, packaged
 from rlrazor.lm.task_names import SELF, are_none, check_names
 
 TINY = "tiny"  # the base that is made here, and its prior tasks
@@ -33,7 +33,8 @@ def missing_source(*sources: str) -> str | None:
 
 
 def require_source(*sources: str) -> None:
-    """Raise RazorError for a `missing_source`."""
+    """Raise RazorError for a `missing_source`, and a base by name whose package is not installed."""
+    packaged.require_installed(*sources)
     if (source := missing_source(*sources)) is not None:
         raise hub.nowhere(source)
 
@@ -62,7 +63,7 @@ def settle_hub(*sources: str, data: bool) -> None:
     Not where a model is missing, which ends the command.
     """
     if missing_source(*sources) is None and (
-        data or any(source != TINY and not _is_there(Path(source)) for source in sources)
+        data or any(source not in (TINY, *packaged.BASES) and not _is_there(Path(source)) for source in sources)
     ):
         hub.settle()
 

@@ -42,9 +42,10 @@ def add_to(commands: Subparsers) -> None:
         "language",
         help="the same on language models: the tiny one on a CPU, or the paper's grid",
         description="Fine-tune by every method over a grid, measure scores and KL to the base, fit the law, write the "
-        "report. The tiny base is pre-trained here, and needs no download. Run the same command again to continue.",
+        "report. The tiny base is pre-trained here, and needs no download; smollm2 and gemma3 are of a package. "
+        "Run the same command again to continue.",
     )
-    of_models.add_argument("--preset", help="the grid to start from: tiny (the default) or paper")
+    of_models.add_argument("--preset", help="the grid to start from: tiny (the default), smollm2, gemma3 or paper")
     language.add_sweep(of_models, "runs/language-PRESET", language.TINY_DEFAULTS)
     of_models.set_defaults(run=run_language)
 

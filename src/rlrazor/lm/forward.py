@@ -70,6 +70,17 @@ def plain_logits(model: Any, ids_BT: Tensor, last: int | None = None) -> Tensor:
     return logits if last is None else logits[:, -last:]
 
 
+def masked_logits(model: Any, ids_1N: Tensor, mask_11NN: Tensor, positions_1N: Tensor, kept_K: Tensor) -> Tensor:
+    """Float32 logits (K, V) of some positions of one row whose tokens see what an additive mask leaves them.
+
+    The others' are not computed where the model's forward can leave them out.
+    """
+    options = _accepted(model, use_cache=False, logits_to_keep=kept_K)
+    out = model(input_ids=ids_1N, attention_mask=mask_11NN, position_ids=positions_1N, **options)
+    logits_NV: Tensor = out.logits[0]
+    return (logits_NV if "logits_to_keep" in options else logits_NV[kept_K]).float()
+
+
 def read_alone(model: Any, ids: Sequence[int], last: int | None = None) -> tuple[Tensor, bool]:
     """Float32 logits (T, V) of one sequence, and whether they were computed in half precision.
 

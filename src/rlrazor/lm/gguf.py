@@ -44,12 +44,24 @@ def convert(gguf: Path, out: Path | None = None) -> Path:
     return folder
 
 
+def converted(digest: str) -> Path | None:
+    """The folder in the cache with the whole conversion of a GGUF file of this SHA-256, None where there is none."""
+    return next((folder for folder in _made(digest) if _is_conversion(folder, digest)), None)
+
+
+def _made(digest: str) -> list[Path]:
+    return sorted(folder for folder in _cache().glob("*") if _made_of(folder) == digest)
+
+
+def _cache() -> Path:
+    return Path(platformdirs.user_cache_dir("rlrazor")) / "gguf"
+
+
 def _folder_for(gguf: Path, digest: str) -> Path:
     """The folder in the cache that was made of this content, or the name of a new one."""
-    cache = Path(platformdirs.user_cache_dir("rlrazor")) / "gguf"
-    there = sorted(folder for folder in cache.glob("*") if _made_of(folder) == digest)
-    if there:
+    if there := _made(digest):
         return there[0]
+    cache = _cache()
     name = gguf.stem.lstrip(".")[:200] or "model"
     names = (name if number == 1 else f"{name}-{number}" for number in itertools.count(1))
     return next(cache / one for one in names if not (cache / one).exists())

@@ -53,8 +53,8 @@ class PriorTasks:
 
     `tasks` is by default `DEFAULT_TASKS`, less HumanEval unless `allow_code_execution`: it runs programs that the model
     wrote, in a process of their own with limits on time and memory, which is no sandbox. `limit`: of the rows of each
-    task (of each of MMLU's 57 subjects) the first n. `data_mirror`: a folder with the tasks' data, see
-    `harness.mirror`. The data are loaded once per process.
+    task at most so many; of a group, such as MMLU, the first of each of its tasks, as many of each, and one at least.
+    `data_mirror`: a folder with the tasks' data, see `harness.mirror`. The data are loaded once per process.
 
     Raises RazorError for unknown tasks, tasks that run code without leave, a group without a score of its own, data
     that are missing or do not fit, and a metric of unknown direction: all methods do, before any model is run.
@@ -73,8 +73,11 @@ class PriorTasks:
     def count(self) -> int:
         """How many rows would be scored. Loads what `metrics` loads."""
         with self._loaded() as (loaded, _):
-            counts = [len(leaf.eval_docs) for task in loaded.values() for leaf in task.leaves.values()]
-        return sum(count if self.limit is None else min(self.limit, count) for count in counts)
+            return sum(
+                min(self._of_each(task) or len(leaf.eval_docs), len(leaf.eval_docs))
+                for task in loaded.values()
+                for leaf in task.leaves.values()
+            )
 
     def shows_examples(self) -> bool:
         """Whether any task puts examples into its prompts that are drawn by a seed. Loads what `metrics` loads."""
@@ -87,7 +90,7 @@ class PriorTasks:
         Loads what `metrics` loads. Raises RazorError where the tasks have no prompts.
         """
         with self._loaded() as (loaded, _):
-            return prompts_of(loaded, dict.fromkeys(loaded, self.limit), count, _SEED)
+            return prompts_of(loaded, self._limits(loaded), count, _SEED)
 
     def demonstrations(self, count: int, seed: int) -> dict[str, list[Demonstration]]:
         """By task: prompts with right answers, so many in all, that are not scored. Loads what `metrics` loads."""
@@ -95,7 +98,7 @@ class PriorTasks:
             for task in loaded.values():
                 _set_up(task, _SEED)
             with evaluating("the prior tasks"):
-                return spread(loaded, self.limit, count, seed)
+                return spread(loaded, self._limits(loaded), count, seed)
 
     def scores(
         self,
@@ -117,19 +120,19 @@ class PriorTasks:
         was_training, pad_token = lm.model.training, lm.tokenizer.pad_token
         # All are loaded before the first is run: what is missing shows at once, not after an hour.
         with self._loaded() as (loaded, warnings):
-            from lm_eval.models.huggingface import HFLM
+            from rlrazor.lm.harness.reader import Reader  # lm-eval's models take seconds to import
 
             try:
                 with compute.memory_errors(_NO_MEMORY):
                     with evaluating("the prior tasks"):
-                        harness = HFLM(pretrained=lm.model, tokenizer=lm.tokenizer, batch_size=batch)
+                        harness = Reader(pretrained=lm.model, tokenizer=lm.tokenizer, batch_size=batch)
                     scores = {}
                     for number, (name, task) in enumerate(loaded.items(), 1):
                         told(f"{Path(name).name} ({number} of {len(loaded)})")
                         phases.at(f"prior task {Path(name).name},", number, len(loaded))
-                        scores[name] = _run(task, harness, self.limit, examples_seed)
+                        scores[name] = _run(task, harness, self._of_each(task), examples_seed)
             finally:
-                lm.model.train(was_training)  # HFLM leaves it in eval mode,
+                lm.model.train(was_training)  # lm-eval leaves it in eval mode,
                 if lm.tokenizer.pad_token != pad_token:
                     lm.tokenizer.pad_token = pad_token  # and gives a tokenizer without one a padding token
         return PriorScores(scores, self._notes(loaded, warnings))
@@ -140,6 +143,13 @@ class PriorTasks:
         check_names(self.tasks or ())
         with as_guest(self.data_mirror) as (mirror, warnings):
             yield load_all(self.tasks, mirror, self.allow_code_execution), warnings
+
+    def _of_each(self, task: Task) -> int | None:
+        """Of each of a group's tasks, or of a task itself, so many rows; None for all."""
+        return None if self.limit is None else max(1, self.limit // len(task.leaves))
+
+    def _limits(self, loaded: Mapping[str, Task]) -> dict[str, int | None]:
+        return {name: self._of_each(task) for name, task in loaded.items()}
 
     def _notes(self, loaded: Mapping[str, Task], warnings: Sequence[str]) -> list[str]:
         """What a reader of the scores has to know."""

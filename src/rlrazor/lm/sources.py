@@ -6,11 +6,13 @@ from pathlib import Path
 from torch import Tensor
 
 from rlrazor.errors import RazorError, cause_of, disk_error_in
-from rlrazor.lm import gguf, hub, loading, weight_files
+from rlrazor.lm import gguf, hub, loading, packaged, weight_files
 
 
 def folder_of(source: str) -> Path:
-    """The local folder with the model: itself, a GGUF file's conversion, or the hub's download."""
+    """The local folder with the model: itself, a GGUF file's conversion, also of a package's, or the hub's download."""
+    if source in packaged.BASES:
+        return packaged.folder_of(source)
     path = Path(source).expanduser()
     if path.suffix == ".gguf" and path.is_file():
         return gguf.convert(path)

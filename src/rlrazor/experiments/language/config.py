@@ -22,7 +22,7 @@ from rlrazor.runs.records import BASE, Ancestor, RunSpec
 from rlrazor.runs.settings import Presets, check_bounds, check_many, check_runs, check_samples, kinds_of, setting
 
 EXPERIMENT = "language"
-RECIPE = 3  # goes into every base's spec: raise it when a change to this folder changes the bits of a run
+RECIPE = 4  # goes into every base's spec: raise it when a change to this folder changes the bits of a run
 
 TINY = "tiny"  # the base, and the prior suite, that need no download
 PRETRAIN_STEPS = 1200
@@ -38,6 +38,12 @@ PARAGRAPHS, OWN, ASKED, UNLIKE = "paragraphs", "self", "prior", "unlike"
 PROBES = (PARAGRAPHS, OWN, ASKED, UNLIKE)  # of `Config.probes`, in the order of the table; see `further`
 
 PAPER_METHODS = ("sft", "simpo", "reinforce", "dr-grpo")
+# Of one word per letter the methods that learn by it, and those that learn by their own.
+SMOLLM2_METHODS = (
+    *("sft-fixed", "sft-uniform", "oracle", "rl-distilled", "simpo"),
+    *("reinforce", "grpo", "dr-grpo", "grpo+kl"),
+)
+GEMMA_METHODS = ("sft-fixed", "oracle", "grpo")
 TINY_METHODS = (
     *("sft-one", "sft-two", "sft-uniform", "oracle", "rl-distilled", "simpo"),
     *("reinforce", "grpo", "dr-grpo", "dr-grpo+kl", "kl-dpg"),
@@ -53,9 +59,11 @@ class Config:
     `prior_limit` set no limit, `lora_rank` trains all weights, `max_new_tokens` is the task's.
     """
 
-    base: str = setting("the model to start from: a hub id, a folder, a .gguf file, or 'tiny'")
+    base: str = setting(
+        "the model to start from: a hub id, a folder, a .gguf file, 'smollm2', 'gemma3-270m', or 'tiny'"
+    )
     task: str = setting("the new task, which `razor tasks` lists; of --prompts a name for it")
-    methods: tuple[str, ...] = setting("methods, comma-separated, or 'paper' or 'tiny'")
+    methods: tuple[str, ...] = setting("methods, comma-separated, or 'paper', 'tiny' or 'smollm2'")
     lrs: tuple[float, ...] = setting("learning rates, comma-separated, or LOW:HIGH:COUNT log-spaced")
     rl_lrs: tuple[float, ...] = setting("learning rates, as above")
     schedules: tuple[str, ...] = setting("learning-rate schedules: constant, cosine", ("constant",))
@@ -227,6 +235,28 @@ AnyConfig = TypeVar("AnyConfig", bound=Config)
 _TRAINING = ("checkpoints_per_epoch", "max_steps", "warmup_steps", "lora_rank", "precision", "train_prompts")
 KINDS = kinds_of(Config)
 
+# Two cores carry it. Full precision, as measured; learning rates from the least that learns the task within the updates
+# to where forgetting shows.
+_SMOLLM2 = Config(
+    base="smollm2",
+    task="letter-word",
+    methods=SMOLLM2_METHODS,
+    lrs=(1e-5, 2e-5, 5e-5, 1e-4, 2e-4),
+    rl_lrs=(1e-5, 2e-5, 5e-5, 1e-4),
+    batch_sizes=(24,),
+    group_size=6,
+    max_steps=36,
+    checkpoints_per_epoch=2,
+    seeds=(0, 1),
+    test_prompts=104,  # four of each letter
+    kl_samples=2,
+    scored="sampled",
+    prior=("hellaswag", "truthfulqa_mc1", "mmlu", "ifeval"),
+    prior_limit=456,  # eight of each of MMLU's subjects
+    thresholds=(0.8, 0.9, 0.95),
+    threads=1,
+)
+
 PRESETS: Mapping[str, Config] = {
     # The paper's Table 2. One task at a time: --task math, science or tools.
     "paper": Config(
@@ -244,6 +274,8 @@ PRESETS: Mapping[str, Config] = {
         checkpoints_per_epoch=1,
         thresholds=(0.3, 0.4, 0.5, 0.6),
     ),
+    "smollm2": _SMOLLM2,
+    "gemma3": replace(_SMOLLM2, base="gemma3-270m", methods=GEMMA_METHODS),
     "tiny": Config(
         base=TINY,
         task="letters",
@@ -266,7 +298,10 @@ PRESETS: Mapping[str, Config] = {
 }
 
 
-_TYPED = Presets(PRESETS, {"paper": lambda: PAPER_METHODS, "tiny": lambda: TINY_METHODS})
+_TYPED = Presets(
+    PRESETS,
+    {"paper": lambda: PAPER_METHODS, "tiny": lambda: TINY_METHODS, "smollm2": lambda: SMOLLM2_METHODS},
+)
 resolve, parse_setting = _TYPED.resolve, _TYPED.parse
 
 

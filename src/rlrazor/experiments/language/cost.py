@@ -21,6 +21,7 @@ from rlrazor.experiments.language.setup import Setup
 from rlrazor.experiments.language.suites import prior_tasks
 from rlrazor.experiments.language.tasks import Splits
 from rlrazor.experiments.language.train import train
+from rlrazor.lm import packaged
 from rlrazor.runs import sweep
 from rlrazor.runs.dry_run import Sizes, Trial, peak_memory
 from rlrazor.runs.experiment import Cost
@@ -57,6 +58,8 @@ class Timing:
 
 def is_at_hand(base: str) -> bool:
     """Whether a base can be loaded without a download."""
+    if base in packaged.BASES:
+        return packaged.is_installed(base)
     if base == TINY or Path(base).exists():
         return True
     from huggingface_hub import try_to_load_from_cache

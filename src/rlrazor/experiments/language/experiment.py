@@ -18,6 +18,7 @@ from rlrazor.experiments.language.old import check_old
 from rlrazor.experiments.language.setup import Setup
 from rlrazor.experiments.language.suites import LM_EVAL_INPUTS, TINY_INPUTS
 from rlrazor.experiments.language.train import train
+from rlrazor.lm import packaged
 from rlrazor.lm.own_texts import OwnTexts
 from rlrazor.lm.probes import SELF
 from rlrazor.runs.dry_run import Trial
@@ -131,7 +132,11 @@ def _probe_of(generic: str | Path | None) -> Mapping[str, str]:
 
 
 def name_of(base: str) -> str:
-    """A base as a title names it: a hub's id, a file or a folder by its name, without the hashes of caches and runs."""
+    """A base as a title names it: a hub's id, a file or a folder by its name, without the hashes of
+    caches and runs.
+    """
+    if base in packaged.BASES:
+        return packaged.BASES[base].title
     if base == TINY or not Path(base).exists():
         return base
     for part in reversed(Path(base).resolve().parts):

@@ -34,14 +34,16 @@ class Demonstration:
     ends: bool
 
 
-def spread(tasks: Mapping[str, Task], scored: int | None, count: int, seed: int) -> dict[str, list[Demonstration]]:
+def spread(
+    tasks: Mapping[str, Task], scored: Mapping[str, int | None], count: int, seed: int
+) -> dict[str, list[Demonstration]]:
     """So many in all, of the tasks in turn, and of a group's tasks in turn; fewer where there are not as many.
 
-    `scored`: the first rows of each that are scored, None for all. The same for a seed. The tasks have to be set up as
+    `scored`: of each of a task's parts so many rows are scored, the first ones; None: all. The same for a seed. The tasks have to be set up as
     they are scored (`PriorTasks.demonstrations`).
     """
     found: dict[str, list[Demonstration]] = {name: [] for name in tasks}
-    left = {name: _of_task(task, scored, count, seed) for name, task in tasks.items()}
+    left = {name: _of_task(task, scored[name], count, seed) for name, task in tasks.items()}
     for name, one in islice(_in_turn(left), count):
         found[name].append(one)
     return found
