@@ -18,6 +18,7 @@ from rlrazor.cli.outputs import check_folder, check_run_folder
 from rlrazor.cli.printing import Subparsers, console_for_tables, print_json
 from rlrazor.errors import RazorError
 from rlrazor.extras import needs_extra
+from rlrazor.lm.task_names import SELF
 from rlrazor.runs.records import Record
 from rlrazor.system.terminal import Terminal
 
@@ -95,7 +96,7 @@ def _check_early(
     from rlrazor.experiments.language.tasks import Task, find_task
 
     folder, asked, tasks = arguments.file.parent, list[Namespace](), list[Task]()
-    generic = file.generic if file.generic in (None, early.SELF) else folder / file.generic
+    generic = file.generic if file.generic in (None, SELF) else folder / file.generic
     old = None if file.old_examples is None else folder / file.old_examples
     with _told_of(f"{arguments.file}"):
         early.require_files(generic=generic, old_examples=old)

@@ -4,8 +4,9 @@ import argparse
 from collections.abc import Iterable
 from pathlib import Path
 
-from rlrazor.cli.early import SELF, TINY
+from rlrazor.cli.early import TINY
 from rlrazor.errors import RazorError
+from rlrazor.lm.task_names import SELF
 from rlrazor.system import writing
 from rlrazor.system.documents import is_utf8
 from rlrazor.system.writing import Output

@@ -39,8 +39,8 @@ def spread(
 ) -> dict[str, list[Demonstration]]:
     """So many in all, of the tasks in turn, and of a group's tasks in turn; fewer where there are not as many.
 
-    `scored`: of each of a task's parts so many rows are scored, the first ones; None: all. The same for a seed. The tasks have to be set up as
-    they are scored (`PriorTasks.demonstrations`).
+    `scored`: of each of a task's parts so many rows are scored, the first ones; None: all. The same for a seed. The
+    tasks have to be set up as they are scored (`PriorTasks.demonstrations`).
     """
     found: dict[str, list[Demonstration]] = {name: [] for name in tasks}
     left = {name: _of_task(task, scored[name], count, seed) for name, task in tasks.items()}
