@@ -224,17 +224,17 @@ def base_of(model: Any, tokenizer: Any) -> LanguageModel:
     return LanguageModel.in_memory(model, tokenizer, "a base")
 
 
-def write(base: str, lm: LanguageModel, count: int, generic: GenericText) -> tuple[list[Example], dict[str, float]]:
-    """Of a run on one task that starts from the base."""
-    world = World()
-    world.base, world.suite = lm, type("Suite", (), {"generic": generic})()
-    spec = replace(PRESETS["tiny"], methods=("self-replay",)).specs("b", "d", ["self-replay"])[0]
-    return rehearsal.written(Language(base, TaskSource("letters")), world, spec, lm, count)
-
-
 class World:
     base: Any
     suite: Any
+
+
+def write(base: str, lm: LanguageModel, count: int, generic: GenericText) -> tuple[list[Example], dict[str, float]]:
+    """Of a run on one task that starts from the base."""
+    world: Any = World()
+    world.base, world.suite = lm, type("Suite", (), {"generic": generic})()
+    spec = replace(PRESETS["tiny"], methods=("self-replay",)).specs("b", "d", ["self-replay"])[0]
+    return rehearsal.written(Language(base, TaskSource("letters")), world, spec, lm, count)
 
 
 def test_texts_from_nothing_are_the_bases_own_and_not_those_of_the_probe(monkeypatch: pytest.MonkeyPatch) -> None:

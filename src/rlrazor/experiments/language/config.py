@@ -10,6 +10,7 @@ from rlrazor.errors import RazorError
 from rlrazor.experiments.language.methods import (
     EWC,
     FROM_TEACHER,
+    OWN,
     REPLAY,
     TEACHER,
     find_method,
@@ -207,8 +208,8 @@ class Config:
                 runs = product(self.lrs, self.schedules, self.epochs, self.batch_sizes, (1,))
             for lr, schedule, epochs, batch_size, iterations in runs:
                 own = {"lr": lr, "schedule": schedule, "epochs": epochs, "batch_size": batch_size}
-                if self.max_steps or 0 < self.warmup_steps < 1:
-                    # By its warm-up, or by when it is measured, it is not the beginning of a longer run.
+                if self.max_steps or 0 < self.warmup_steps < 1 or method.trainer == OWN:
+                    # By its warm-up, when it is measured or how much it draws at once, no beginning of a longer run.
                     own["warmup_epochs"] = epochs
                 params = {**own, "iterations": iterations, **fixed}
                 specs.append(RunSpec(EXPERIMENT, name, params, start.seed, Ancestor(start, 0), teacher))

@@ -9,7 +9,7 @@ of LwF without a file, they are what the policy that a run starts from writes it
 import random
 from collections.abc import Callable, Sequence
 from itertools import chain, cycle
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -42,13 +42,6 @@ LWF_EXAMPLES, LWF_AT_A_TIME = 128, 8  # that LwF goes round, and that an update 
 
 Term = Callable[[Any, "Part"], Tensor]
 """(model, part of a step) -> a scalar; their sum over the parts is added to the loss of the step."""
-
-
-class Started(Protocol):
-    """The model that is trained, and the one that it starts from; None: the same without its adapter."""
-
-    model: Any
-    before: Any
 
 
 def old_examples(
@@ -109,12 +102,12 @@ def _encoded(
     return kept + [Example(ids[:1], ids[1:]) for ids in whole if len(ids) > 1], len(pairs) - len(kept)
 
 
-def term_of(spec: RunSpec, method: Method, policies: Started, old: "Sequence[Example]") -> Term | None:
-    """What is added to the loss of a run; None for nothing."""
+def term_of(spec: RunSpec, method: Method, model: Any, before: Any, old: "Sequence[Example]") -> Term | None:
+    """What is added to the loss of a run that trains this model, and began as `before`; None for nothing."""
     if method.protection == EWC and old:
-        return elastic(policies.model, old, spec.params["ewc_strength"], seed_of(spec.seed, "fisher"))
+        return elastic(model, old, spec.params["ewc_strength"], seed_of(spec.seed, "fisher"))
     if method.protection == LWF and old:
-        return without_forgetting(policies.before, old, spec.params["lwf_strength"])
+        return without_forgetting(before, old, spec.params["lwf_strength"])
     return None
 
 
@@ -134,8 +127,9 @@ def without_forgetting(before: Any, old: "Sequence[Example]", strength: float) -
         device, own = next(model.parameters()).device, taken[part.place :: part.of]
         if not own:
             return torch.zeros((), device=device)
-        batch = (padded.to(device) for padded in _batch(own))
-        return strength * penalty(model, before, *batch, sum(len(one.completion) for one in taken), forward=True)
+        ids_BT, mask_BT, labels_BT = (padded.to(device) for padded in _batch(own))
+        tokens = sum(len(one.completion) for one in taken)
+        return strength * penalty(model, before, ids_BT, mask_BT, labels_BT, tokens, forward=True)
 
     return term
 

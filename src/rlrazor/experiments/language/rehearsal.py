@@ -42,6 +42,10 @@ TEXT_TOKENS = 128  # of a text or an answer at most, as the generic probe of the
 TINY_TOKENS = 10  # of an answer of the tiny base: seven letters and the end, and what is wrong
 
 
+_written: "WeakKeyDictionary[World, dict[tuple[Any, ...], list[Example]]]" = WeakKeyDictionary()
+"""By the base that runs start from: those of a sweep have the same examples."""
+
+
 @dataclass(frozen=True)
 class Prompts:
     """Prompts that are answered, as token ids; `form` says how."""
@@ -55,18 +59,15 @@ def written(
 ) -> "tuple[list[Example], dict[str, float]]":
     """So many examples by the policy that a run starts from, as evenly as can be of all sources; and how many.
 
-    Raises RazorError for a base that can neither begin a text nor has prompts to answer.
+    Fewer for a trial. Raises RazorError for a base that can neither begin a text nor has prompts to answer.
     """
+    count = min(count, setup.prior.texts or count)
     memory = _written.setdefault(world, {}) if start is world.base else {}
     key = (spec.seed, count, tuple(earlier_of(spec)))
     if key not in memory:
         phases.at("writing old examples")
         memory[key] = _write(setup, world, spec, start, count)
     return memory[key], {"old_examples": float(len(memory[key]))}
-
-
-_written: "WeakKeyDictionary[World, dict[tuple[Any, ...], list[Example]]]" = WeakKeyDictionary()
-"""By the base that runs start from: those of a sweep have the same examples."""
 
 
 def _write(setup: Setup, world: World, spec: RunSpec, start: LanguageModel, count: int) -> "list[Example]":

@@ -88,7 +88,8 @@ def finetune(setup: Setup, spec: RunSpec, store: RunStore) -> Iterator[Checkpoin
     with _policies(base.model, before, spec) as policies:
         measuring.frozen = policies.base
         settings = _settings(setup, spec, base, lesson, measuring)
-        looked_at, term = policies.looked_at(spec), protection.term_of(spec, method, policies, old)
+        looked_at = policies.looked_at(spec)
+        term = protection.term_of(spec, method, policies.model, policies.before, old)
         job = trainers.Job(method, settings, policies.model, base.tokenizer, examples, looked_at, reward, term)
         try:
             trainers.train(job, measuring, resume=state)

@@ -55,7 +55,7 @@ class _OwnSamples(Sft):
 
     def get_batch_samples(self, batches: Iterator[Any], *args: Any) -> tuple[list[Any], Any]:
         """The micro-batches of a step, of the round that it is in."""
-        step, updates = self.state.global_step, self.job.settings.updates  # type: ignore[attr-defined]
+        step, updates = self.state.global_step, self.job.settings.updates
         number = round_of(step, updates.steps, self.job.settings.samples.rounds)
         if number != self.number:
             self.drawn, self.number = self._begin(number, step), number
@@ -64,12 +64,12 @@ class _OwnSamples(Sft):
 
     def _micro_batch(self, place: int, _: Any) -> Any:
         """The rows that this process trains on at that place of its step, in place of those of the data set."""
-        step, size = self.state.global_step, self.args.per_device_train_batch_size  # type: ignore[attr-defined]
+        step, size = self.state.global_step, self.args.per_device_train_batch_size
         first = first_step(self.number or 0, self.job.settings.updates.steps, self.job.settings.samples.rounds)
         before = (step - first) * self.job.settings.updates.batch_size
         before += (place * processes.count() + processes.rank()) * size
-        rows = [self.drawn.sample(place) for place in range(before, before + size)]
-        return self.data_collator(  # type: ignore[attr-defined]
+        rows = [self.drawn.sample(at) for at in range(before, before + size)]
+        return self.data_collator(
             [labelled(self.job.examples[position].prompt, completion) for position, completion in rows]
         )
 
@@ -126,17 +126,17 @@ class _OwnSamples(Sft):
 
     def _sample(self, positions: Sequence[int], purpose: str) -> list[list[int]]:
         updates, samples = self.job.settings.updates, self.job.settings.samples
-        phases.at(f"sampling for step {self.state.global_step + 1} of {updates.steps}")  # type: ignore[attr-defined]
-        model = self.accelerator.unwrap_model(self.model)  # type: ignore[attr-defined]
-        rng = torch.Generator(self.accelerator.device).manual_seed(seed_of(updates.seed, purpose))  # type: ignore[attr-defined]
-        pad_id = self.processing_class.pad_token_id  # type: ignore[attr-defined]
+        phases.at(f"sampling for step {self.state.global_step + 1} of {updates.steps}")
+        model = self.accelerator.unwrap_model(self.model)
+        rng = torch.Generator(self.accelerator.device).manual_seed(seed_of(updates.seed, purpose))
+        pad_id = self.processing_class.pad_token_id
         how = sampling.Sampling(samples.max_new_tokens, samples.stop_ids, pad_id, rng=rng)
         # In the precision of training, as methods that are on-policy throughout.
-        with self.compute_loss_context_manager():  # type: ignore[attr-defined]
+        with self.compute_loss_context_manager():
             try:
                 return sampling.sample(model, [self.job.examples[position].prompt for position in positions], how)
             except sampling.NotFiniteError as error:
-                raise DivergedError(self.state.global_step, self.state.epoch or 0.0) from error  # type: ignore[attr-defined]
+                raise DivergedError(self.state.global_step, self.state.epoch or 0.0) from error
 
 
 def round_of(step: int, steps: int, rounds: int) -> int:
