@@ -242,6 +242,7 @@ def test_the_parts_are_printed_and_on_the_page(
     page = (tmp_path / "page.html").read_text()
     assert "<h3>Capability or format?</h3>" in page
     assert "<td>format</td>" in page
+    assert f"The drop on {folder / 'numbers.yaml'} is mainly format." in told["summary"][0]
     assert "first 2 tokens" in page
     assert any(note.startswith("Recovery: 2 steps on 18 prior items") for note in told["notes"])
     assert main(command) == 0
