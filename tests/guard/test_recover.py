@@ -1,6 +1,9 @@
 """Format, recoverable or lost: models of known truth are told apart, and what training copies of them does."""
 
+import gc
 import json
+import math
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,7 @@ from rlrazor.analysis.drop_parts import FORMAT, LOST, RECOVERABLE
 from rlrazor.cli import main
 from rlrazor.errors import RazorError
 from rlrazor.guard import compare as comparing
+from rlrazor.guard import measuring
 from rlrazor.guard import recover as recovering
 from rlrazor.guard.compare import compare
 from rlrazor.guard.comparison import Pair
@@ -183,6 +187,28 @@ def test_of_an_adapter_the_merged_weights_are_trained(folder: Path, suite: Prior
     assert recovered(folder, suite, tmp_path, rank=2).tuned.loss[0] > 0
 
 
+def test_one_model_is_in_memory_at_a_time(folder: Path, suite: PriorTasks, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the copies alive whenever another model is loaded; the learning rate's trials are copies too."""
+    alive: list[weakref.ref[Any]] = []
+    counts: list[int] = []
+
+    def counting(*arguments: Any, **options: Any) -> LanguageModel:
+        gc.collect()
+        counts.append(sum(reference() is not None for reference in alive))
+        lm = load(*arguments, **options)
+        alive.append(weakref.ref(lm.model))
+        return lm
+
+    read = read_of(folder)
+    for module in (recovering, measuring):
+        monkeypatch.setattr(module, "load", counting)
+    monkeypatch.setattr(recovering, "LEARNING_RATES", (1e30, 1e-4))
+    found = recover(read, str(folder / "noisy"), suite, Recovery(1), Lesson.of(suite, 0), lambda _: None)
+    assert counts == [0, 0, 0]
+    assert found.ladder[1e30] == math.inf
+    assert found.base.lr == found.tuned.lr == 1e-4
+
+
 def test_where_nothing_else_can_be_trained_on_it_is_said_at_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(comparing, "load", lambda *_, **__: pytest.fail("loaded"))
     pair = Pair(str(folder / "base"), str(folder / "noisy"), recovery=Recovery(2))
@@ -242,6 +268,7 @@ def test_the_parts_are_printed_and_on_the_page(
     page = (tmp_path / "page.html").read_text()
     assert "<h3>Capability or format?</h3>" in page
     assert "<td>format</td>" in page
+    assert f"The drop on {folder / 'numbers.yaml'} is mainly format." in told["summary"][0]
     assert "first 2 tokens" in page
     assert any(note.startswith("Recovery: 2 steps on 18 prior items") for note in told["notes"])
     assert main(command) == 0

@@ -16,7 +16,7 @@ from rlrazor.guard import scale
 from rlrazor.guard.comparison import REVERSE, Comparison, MeasuringSetup, PromptDrift
 from rlrazor.guard.judgement import Judgement, worst
 from rlrazor.guard.lost_items import HEADERS, MARGIN, shown_changes
-from rlrazor.guard.parts import headers, shown_parts
+from rlrazor.guard.parts import headers, said_of, shown_parts
 from rlrazor.guard.truth import TaskChange, Truth
 from rlrazor.lm.probes import GenericText
 from rlrazor.system.writing import write_text
@@ -114,7 +114,7 @@ def verdict(found: Comparison) -> str:
         if by_law is not None:
             inside = by_law.forecast.low <= found.truth.drop <= by_law.forecast.high
             said += f", which is {'' if inside else 'not '}in the forecast's interval"
-        parts.append(f"{said}.")
+        parts += [f"{said}.", *said_of(found.truth.parts)]
     if by_law is None and not found.same:
         parts.append("Uncalibrated: without a law, KL says nothing about scores. `razor calibrate` makes one.")
     return " ".join(parts)

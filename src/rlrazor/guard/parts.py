@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from rlrazor.analysis.drop_parts import DropParts, Outcomes, Part, drop_parts
+from rlrazor.analysis.drop_parts import NO_DROP, UNTOLD, DropParts, Outcomes, Part, drop_parts
 from rlrazor.guard.recover import Recovered
 from rlrazor.lm.scores import Score
 
@@ -87,6 +87,15 @@ def notes_of(parts: Mapping[str, DropParts], base: Mapping[str, Score], recovere
                     "what is lost there may be theirs. A smaller --recover-lr does less."
                 )
     return said
+
+
+def said_of(parts: Mapping[str, DropParts]) -> list[str]:
+    """What each drop is mainly, in a sentence for each kind; nothing of a drop of which that cannot be told."""
+    kinds: dict[str, list[str]] = {}
+    for name, one in parts.items():
+        kinds.setdefault(one.mainly, []).append(name)
+    told = {kind: names for kind, names in kinds.items() if kind not in (NO_DROP, UNTOLD)}
+    return [f"The drop on {', '.join(names)} is mainly {kind}." for kind, names in told.items()]
 
 
 def headers(*, recovered: bool) -> tuple[str, ...]:
