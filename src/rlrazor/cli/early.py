@@ -5,7 +5,8 @@ from pathlib import Path
 
 from rlrazor.errors import RazorError
 from rlrazor.lm import hub
-from rlrazor.lm.task_names import SELF, are_none, check_names
+from rlrazor.lm.task_names import SELF as SELF
+from rlrazor.lm.task_names import are_none, check_names
 
 TINY = "tiny"  # the base that is made here, and its prior tasks
 
