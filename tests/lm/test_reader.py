@@ -89,7 +89,12 @@ def test_answers_are_those_of_lm_eval_in_the_same_order(monkeypatch: pytest.Monk
     plain = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=4)._loglikelihood_tokens(asked)
     left: list[int] = []
     padded = HFLM._loglikelihood_tokens
-    monkeypatch.setattr(HFLM, "_loglikelihood_tokens", lambda lm, own: left.append(len(own)) or padded(lm, own))
+
+    def counted(lm: Any, own: list[Any]) -> Any:
+        left.append(len(own))
+        return padded(lm, own)
+
+    monkeypatch.setattr(HFLM, "_loglikelihood_tokens", counted)
     ours = Reader(pretrained=model, tokenizer=tokenizer, batch_size=1)._loglikelihood_tokens(asked)
     assert left == [1]
     assert [greedy for _, greedy in ours] == [greedy for _, greedy in plain]

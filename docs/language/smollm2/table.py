@@ -18,6 +18,7 @@ LEVEL = 0.95
 
 
 def main(folder: Path) -> None:
+    """Print it."""
     table = pl.read_parquet(folder / "records.parquet")
     store = RunStore(folder)
     base = table.filter(pl.col("method") == "base").row(0, named=True)
@@ -41,12 +42,14 @@ def main(folder: Path) -> None:
 
 
 def of(items: pl.DataFrame) -> Transitions:
+    """What became of them."""
     found = transitions(items["base"].to_numpy(), items["tuned"].to_numpy(), LEVEL)
     assert found is not None
     return found
 
 
 def drop(found: Transitions) -> str:
+    """In points, with its interval."""
     return f"{100 * found.drop:+.1f} [{100 * found.interval[0]:+.1f}, {100 * found.interval[1]:+.1f}]"
 
 

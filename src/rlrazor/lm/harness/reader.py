@@ -48,20 +48,20 @@ def in_trees(
     The tokens of a continuation are those behind the last so many positions of its input.
     """
     trees = list(packs(inputs, most))
-    # What shows an amiss mask, window or position is read first.
-    trees.sort(key=lambda tree: -max(map(len, tree.paths.values())))
     if not trees:
         return []
-    fullest = max(trees, key=lambda tree: len(tree.ids) - len(tree.paths[tree.last]))
+    deepest = max(trees, key=lambda tree: len(tree.paths[tree.longest]))  # shows an amiss window or position
+    fullest = max(trees, key=lambda tree: len(tree.ids) - len(tree.paths[tree.last]))  # shows an amiss mask
     answers: dict[int, Answer] = {}
-    for tree in dict.fromkeys((trees[0], fullest, *trees)):
+    for tree in dict.fromkeys((deepest, fullest, *trees)):
         asked = {place: path[-len(continuations[place]) :] for place, path in tree.paths.items()}
         kept = sorted({node for nodes in asked.values() for node in nodes})
         row_of = {node: row for row, node in enumerate(kept)}
         rows = {place: [row_of[node] for node in nodes] for place, nodes in asked.items()}
         try:
             logits_KV = _logits(model, tree, kept)
-            checked = [tree.longest] * (tree is trees[0]) + [tree.last] * (tree is fullest)
+            checked = {tree.longest} if tree is deepest else set()
+            checked |= {tree.last} if tree is fullest else set()
             if not all(_is_right(model, inputs[place], logits_KV[rows[place]]) for place in checked):
                 return None
         except Exception as error:  # an architecture's own, of any type
