@@ -81,7 +81,11 @@ def test_intervals_over_seeds_are_of_each_seeds_mean_over_methods() -> None:
             by_method = law.leave_one_method_out(fit, x, y, methods).by_method
             into.append(sum(by_method[name] for name in HELD) / len(HELD))
     gains = [guess - error for guess, error in zip(guesses, errors, strict=True)]
-    for values, key in ((errors, "seeds-protected"), (gains, "seeds-protected-gap")):
+    for values, key in (
+        (errors, "seeds-protected"),
+        (guesses, "seeds-protected-guess"),
+        (gains, "seeds-protected-gap"),
+    ):
         assert found[f"prior.{key}"].removeprefix("+").replace("−", "-") == plus_minus(values)
     assert found["prior.seeds-protected-n"] == "3"
 
@@ -101,6 +105,7 @@ def test_the_section_shows_a_generic_probe_that_is_another_once() -> None:
     ]
     held = ", ".join(map(study.label, HELD))
     assert f"Methods that protect: {held}. Methods that do not: " in " ".join(told.note.split())
+    assert "On methods that protect: better: the base’s own texts (+" in told.finding
     shown = section(example())
     check(shown, "text-probes")
     assert len(shown.tables[0].rows) == len(MEASURES) == 6

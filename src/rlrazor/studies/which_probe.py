@@ -14,7 +14,7 @@ import polars as pl
 from rlrazor.analysis import law
 from rlrazor.analysis.carry_over import ByMethod, CarryOver, examine, gap, over_methods, over_seeds, per_seed
 from rlrazor.analysis.forecast import PROBE, measured
-from rlrazor.analysis.statistics import Estimate, floats, over, verdict
+from rlrazor.analysis.statistics import Estimate, Standing, floats, over, verdict
 from rlrazor.report.drawing import PALETTE, Axis, Figure, Layer, Panel
 from rlrazor.report.keyed import Column, Judged, Keyed, in_short, table_of
 from rlrazor.report.keyed import gap as gap_column
@@ -92,6 +92,11 @@ class Tested:
         guesses = {method: guess for method, guess in self.of.guesses.items() if method in methods}
         return gap(guesses, self.of.errors)
 
+    @property
+    def of_protecting(self) -> Standing:
+        """Whether its law serves a method that protects better than guessing does."""
+        return verdict(self.gain(self.protecting), len(set(self.protecting).intersection(self.of.guesses)))
+
 
 def examined(study: Study, probes: Probes = DIGITS) -> list[Tested]:
     """Every probe that the study measured."""
@@ -137,9 +142,11 @@ def section(study: Study) -> Section:
 
 
 def finding(found: Sequence[Tested]) -> str:
-    """Which probes' laws serve a method that is not in the fit."""
+    """Which probes' laws serve a method that is not in the fit, and one that protects."""
     judged = [Judged(one.name, one.of.gain, one.of.verdict) for one in _by_error(found)]
-    return f"KL on these inputs, gain over guessing on a method not in the fit: {in_short(judged)}."
+    text = f"KL on these inputs, gain over guessing on a method not in the fit: {in_short(judged)}."
+    held = [Judged(one.name, one.gain(one.protecting), one.of_protecting) for one in _by_error(found)]
+    return f"{text} On methods that protect: {in_short(held)}." if len(_protecting(found)) > 1 else text
 
 
 def tables(study: Study, found: Sequence[Tested]) -> list[Keyed]:
@@ -157,11 +164,7 @@ def law_table(found: Sequence[Tested]) -> Keyed:
         Column("plain", "left-out error, not protecting", lambda one: written(one.error(one.plain))),
         Column("protected", "left-out error, protecting", lambda one: written(one.error(one.protecting))),
         Column("protected-gain", "its gain over guessing", lambda one: signed(one.gain(one.protecting))),
-        Column(
-            "protected-verdict",
-            "against guessing",
-            lambda one: verdict(one.gain(one.protecting), len(set(one.protecting).intersection(one.of.guesses))),
-        ),
+        Column("protected-verdict", "against guessing", lambda one: one.of_protecting),
         Column("carried", "protecting, by a law of the others", lambda one: written(over_methods(one.carried))),
         Column("holds", "law holds", lambda one: one.of.holds),
     ]
@@ -176,29 +179,36 @@ def seed_table(study: Study, found: Sequence[Tested]) -> Keyed:
     """
     first = next((one.of.errors_of_seeds for one in found if one.of.column == KL), [])
 
-    def error(one: Tested, methods: Collection[str]) -> Estimate | None:
-        return over(value for value in means(one.of.errors_of_seeds, methods) if value is not None)
+    def mean(of_seeds: Sequence[ByMethod], methods: Collection[str]) -> Estimate | None:
+        return over(value for value in means(of_seeds, methods) if value is not None)
 
-    def gain(one: Tested, methods: Collection[str]) -> Estimate | None:
-        return minus(means(one.of.guesses_of_seeds, methods), means(one.of.errors_of_seeds, methods))
+    def lead(one: Tested, of_seeds: Sequence[ByMethod], methods: Collection[str]) -> Estimate | None:
+        return minus(means(of_seeds, methods), means(one.of.errors_of_seeds, methods))
 
-    def lead(one: Tested, methods: Collection[str]) -> Estimate | None:
-        return minus(means(first, methods), means(one.of.errors_of_seeds, methods))
-
-    def by_others(one: Tested) -> Estimate | None:
-        return over(value for value in means(one.carried_of_seeds, one.protecting) if value is not None)
+    def of_new(one: Tested) -> Estimate | str | None:
+        return NEVER if one.of.column == KL else lead(one, first, one.protecting)
 
     columns = [
-        Column[Tested]("seeds-error", "left-out error, points", lambda one: error(one, one.of.errors)),
-        gap_column("seeds-gap", "gain over guessing", lambda one: gain(one, one.of.errors)),
-        Column("seeds-protected", "left-out error, protecting", lambda one: error(one, one.protecting)),
-        gap_column("seeds-protected-gap", "its gain over guessing", lambda one: gain(one, one.protecting)),
-        gap_column(
-            "lead-gap",
-            "its gain over the new task’s KL",
-            lambda one: NEVER if one.of.column == KL else lead(one, one.protecting),
+        Column[Tested](
+            "seeds-error", "left-out error, points", lambda one: mean(one.of.errors_of_seeds, one.of.errors)
         ),
-        Column("seeds-carried", "protecting, by a law of the others", by_others),
+        Column("seeds-guess", "of guessing", lambda one: mean(one.of.guesses_of_seeds, one.of.errors)),
+        gap_column("seeds-gap", "gain over guessing", lambda one: lead(one, one.of.guesses_of_seeds, one.of.errors)),
+        Column(
+            "seeds-protected", "left-out error, protecting", lambda one: mean(one.of.errors_of_seeds, one.protecting)
+        ),
+        Column("seeds-protected-guess", "of guessing", lambda one: mean(one.of.guesses_of_seeds, one.protecting)),
+        gap_column(
+            "seeds-protected-gap",
+            "gain over guessing",
+            lambda one: lead(one, one.of.guesses_of_seeds, one.protecting),
+        ),
+        gap_column("lead-gap", "gain over the new task’s KL", of_new),
+        Column(
+            "seeds-carried",
+            "protecting, by a law of the others",
+            lambda one: mean(one.carried_of_seeds, one.protecting),
+        ),
     ]
     rows = {_key(one): (one.name, one) for one in found}
     return table_of("The same, ± over seeds", "probe", rows, columns, len(study.seeds))
