@@ -17,7 +17,7 @@ from rlrazor.experiments.language.methods import (
     idle_settings,
     protection_of,
 )
-from rlrazor.lm.task_names import DEFAULT_TASKS, NONE, are_none
+from rlrazor.lm.task_names import DEFAULT_TASKS, NONE, SELF, are_none
 from rlrazor.runs import settings
 from rlrazor.runs.records import BASE, Ancestor, RunSpec
 from rlrazor.runs.settings import Presets, check_bounds, check_many, check_runs, check_samples, kinds_of, setting
@@ -35,8 +35,8 @@ PRECISIONS = (AUTO, "float32", "bf16")
 DTYPES = ("float32", "bfloat16")
 SCORED = ("greedy", "sampled")
 
-PARAGRAPHS, OWN, ASKED, UNLIKE = "paragraphs", "self", "prior", "unlike"
-PROBES = (PARAGRAPHS, OWN, ASKED, UNLIKE)  # of `Config.probes`, in the order of the table; see `further`
+PARAGRAPHS, ASKED, UNLIKE = "paragraphs", "prior", "unlike"
+PROBES = (PARAGRAPHS, SELF, ASKED, UNLIKE)  # of `Config.probes`, in the order of the table; see `further`
 
 PAPER_METHODS = ("sft", "simpo", "reinforce", "dr-grpo")
 # Of one word per letter the methods that learn by it, and those that learn by their own.

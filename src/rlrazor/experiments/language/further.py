@@ -7,10 +7,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from rlrazor.experiments.language import tiny
-from rlrazor.experiments.language.config import ASKED, OWN, PARAGRAPHS, TINY, UNLIKE
+from rlrazor.experiments.language.config import ASKED, PARAGRAPHS, TINY, UNLIKE
 from rlrazor.lm.prior import PriorTasks
 from rlrazor.lm.probes import GenericText, ProbeSettings
 from rlrazor.lm.representation import unlike
+from rlrazor.lm.task_names import SELF
 
 PROMPTS, TOKENS = 64, 32  # of the prior tasks, and of what the base says to each
 
@@ -29,13 +30,13 @@ class Further:
 
 ABOUT = {
     PARAGRAPHS: "sixty built-in paragraphs on everyday topics",
-    OWN: "texts that the base wrote from nothing, by sampling",
+    SELF: "texts that the base wrote from nothing, by sampling",
     ASKED: f"{PROMPTS} prompts of the prior tasks at most, of items that are not scored where there are any, with up "
     f"to {TOKENS} tokens that the base sampled after each",
     UNLIKE: "forty short texts that come with rlrazor, unlike prose and exam questions: code, tables, other languages",
 }
 ABOUT_TINY = {
-    OWN: ABOUT[OWN],
+    SELF: ABOUT[SELF],
     ASKED: "prompts of the prior tasks that are not scored, completed by the base",
     UNLIKE: "random strings that belong to no task",
 }
@@ -50,7 +51,7 @@ def described(base: str, names: Sequence[str]) -> str:
 def of_tiny(names: Sequence[str]) -> dict[str, Further]:
     """The further probes of the tiny base."""
     made: dict[str, Callable[[], GenericText]] = {
-        OWN: GenericText.of_base,
+        SELF: GenericText.of_base,
         ASKED: lambda: GenericText(prompts=tuple(tiny.probe_prompts())),
         UNLIKE: lambda: GenericText(tuple(tiny.unrelated_texts())),
     }
@@ -61,7 +62,7 @@ def of_models(names: Sequence[str], tasks: PriorTasks) -> dict[str, Further]:
     """Those of any other base. Raises RazorError where the prior tasks' data cannot be had, or hold no prompts."""
     made: dict[str, Callable[[], Further]] = {
         PARAGRAPHS: lambda: Further(GenericText.built_in()),
-        OWN: lambda: Further(GenericText.of_base()),
+        SELF: lambda: Further(GenericText.of_base()),
         ASKED: lambda: _of_prior(tasks),
         UNLIKE: lambda: Further(GenericText(tuple(unlike()))),
     }
