@@ -92,6 +92,18 @@ def test_a_runs_file_has_all_its_checkpoints_and_is_read_back(tmp_path: Path) ->
         store.items(SPEC.run_id)
 
 
+def test_a_model_whose_likelihoods_were_no_numbers_is_read_back(tmp_path: Path) -> None:
+    """Beside those of the base, which were."""
+    without = {name: replace(score, questions={}) for name, score in scores(hits="0001").items()}
+    own = beside_base(items_of(scores()), items_of(without))
+    assert own is not None
+    store = RunStore(tmp_path)
+    store.write(SPEC, [checkpoint(1, own)], seconds=0)
+    found = store.items(SPEC.run_id).filter(pl.col("task") == "g_x")
+    assert found["choices"].null_count() == found["tuned_logprobs"].null_count() == len(found)
+    assert found["base_logprobs"].null_count() == 0
+
+
 def test_a_full_disk_leaves_the_run_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store, own = RunStore(tmp_path), beside_base(None, items_of(scores()))
     store.write(SPEC, [checkpoint(1, own)], seconds=0)

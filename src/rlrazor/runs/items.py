@@ -112,8 +112,11 @@ def read(path: Path, schema: Schema | None = None) -> pl.DataFrame:
 
 
 def _fits(table: pl.DataFrame, name: str) -> bool:
-    """Whether a column of log-likelihoods has a finite one for each answer, where it has any."""
+    """Whether a column of log-likelihoods has a finite one for each answer, of items where their number is known.
+
+    It is not where the tuned model's log-likelihoods were no numbers, and so are not there.
+    """
     chosen = table.filter(pl.col(name).is_not_null())
-    counts = chosen.select((pl.col(name).list.len() == pl.col("choices")).fill_null(value=False)).to_series()
+    counts = chosen.select((pl.col(name).list.len() == pl.col("choices")).fill_null(value=True)).to_series()
     values = chosen.filter(pl.col(name).list.len() > 0)[name].explode()
     return bool(counts.all()) and not values.null_count() and bool(values.is_finite().all())
