@@ -39,6 +39,11 @@ def rl_run(seed: int) -> list[dict[str, Any]]:
     return rows
 
 
+def consistent(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows with what their prior accuracy has lost."""
+    return [{**row, "forgetting": BASE_PRIOR - row["prior"]} for row in rows]
+
+
 def study(gaps: Mapping[Arm, Gaps], seeds: int = 3, short: float = 0.0) -> Study:
     """Arm -> level -> student's minus teacher's prior accuracy, by seed.
 
@@ -58,7 +63,7 @@ def study(gaps: Mapping[Arm, Gaps], seeds: int = 3, short: float = 0.0) -> Study
                     for row, dip in zip(own, (0.05, 0.1, 0.0), strict=True):
                         row["prior"] = teacher["prior"] + by_seed[seed] - loss - dip
                     rows += own
-    planted = study_of("distilled", [{name: row[name] for name in row if name != "level"} for row in rows])
+    planted = study_of("distilled", [{name: row[name] for name in row if name != "level"} for row in consistent(rows)])
     planted.description["labels"] = LABELS
     planted.description["teachers"] = [
         {"level": level, "seed": seed, "run_id": by_step[seed, step]["run_id"], "step": step, "student": method}
@@ -93,7 +98,7 @@ def longer(of: Study, gain: float, further: float = 0.0) -> Study:
         for row in more
         if row["step"] == 3
     ]
-    return again(of, [*rows, *more, *ends])
+    return again(of, consistent([*rows, *more, *ends]))
 
 
 def example() -> Study:

@@ -66,8 +66,8 @@ class Rates:
         return [
             Column[Group]("stopped", "new there, %", lambda group: mean_of(self._rows(self.reported, group), "new")),
             Column("lr", "learning rates chosen", self._chosen),
-            Column("lrs", "of", lambda group: str(self.budgets[group][0])),
-            Column("budget", "runs a seed", lambda group: _span(*self.budgets[group][1:])),
+            Column("lrs", "of", lambda group: str(self._budget(group)[0])),
+            Column("budget", "runs a seed", lambda group: _span(*self._budget(group)[1:])),
         ]
 
     @property
@@ -111,6 +111,9 @@ class Rates:
 
     def _rows(self, table: pl.DataFrame, group: Group) -> pl.DataFrame:
         return table.filter(pl.col(name).eq_missing(pl.lit(value)) for name, value in zip(self.by, group, strict=True))
+
+    def _budget(self, group: Group) -> tuple[int, int, int]:
+        return self.budgets.get(group, (0, 0, 0))
 
     def _chosen(self, group: Group) -> str:
         rates = self._rows(self.reported, group)[RATE].drop_nulls().unique().sort()

@@ -31,6 +31,7 @@ A study of another shape is a `PlainStudy`: it makes its section itself of the s
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -248,7 +249,7 @@ TableOf = Callable[[Compared], Keyed]
 class ArmStudy:
     """A study that compares arms at equal new-task score; see the module.
 
-    `height`: of its figure, in pixels, where its rows of panels suggest the wrong one.
+    `height`: of a row of its figure, in pixels, where its panels suggest the wrong one.
     """
 
     name: str
@@ -267,8 +268,8 @@ class ArmStudy:
         finding = self.finding(compared)
         panels = [panel for make in self.panels if (panel := make(compared))]
         panels += rates_panels(compared)
-        height = self.height(compared) if self.height else None
         columns = 2 if len(panels) == 4 else max(min(len(panels), 3), 1)
+        height = self.height(compared) * ceil(len(panels) / columns) if self.height else None
         figure = Figure(self.name, panels, columns, height=height)
         return section_of(study, self.name, finding, figure, tables, compared.at, tuned=True)
 
