@@ -150,7 +150,7 @@ class Workload:
                     max_length=None,
                 ),
                 train_dataset=Dataset.from_list(
-                    [offline._labelled(example.prompt, example.completion) for example in self.examples]
+                    [offline.labelled(example.prompt, example.completion) for example in self.examples]
                 ),
                 processing_class=tokenizer,
             )

@@ -77,11 +77,14 @@ def test_a_quick_calibration_has_the_runs_that_its_level_needs() -> None:
 
 
 def test_settings_that_no_method_uses_are_not_listed() -> None:
-    offline, on_policy, penalty, replay, ewc = map(set, SETTINGS_OF.values())
-    assert idle_settings(["sft"]) == on_policy | penalty | replay | ewc
-    assert idle_settings(["grpo", "kl-dpg"]) == offline | penalty | replay | ewc
-    assert idle_settings(["sdft", "dr-grpo+kl"]) == replay | ewc
-    assert idle_settings(["replay", "ewc+kl"]) == on_policy
+    offline, on_policy, penalty, replay, ewc, lwf, own, rounds = map(set, SETTINGS_OF.values())
+    held, drawn = replay | ewc | lwf, own | rounds
+    assert idle_settings(["sft"]) == on_policy | penalty | held | drawn
+    assert idle_settings(["grpo", "kl-dpg"]) == offline | penalty | held | drawn
+    assert idle_settings(["sdft", "dr-grpo+kl"]) == held | drawn
+    assert idle_settings(["replay", "ewc+kl"]) == on_policy | lwf | drawn
+    assert idle_settings(["self-replay", "lwf", "self-sft"]) == on_policy | penalty | ewc | rounds
+    assert idle_settings(["iterative-sft"]) == on_policy | penalty | held
     config = resolve("paper", {"methods": ("sft",)})
     assert not {*on_policy, *penalty, "pretrain_steps"} & set(config.used())
     assert {"lrs", "batch_sizes", "prior"} < set(config.used())
@@ -92,6 +95,9 @@ def test_settings_that_no_method_uses_are_not_listed() -> None:
         "group_size": 5,
         "kl_coef": 9.0,
         "ewc_strength": 2.0,
+        "lwf_strength": 2.0,
+        "own_tries": 3,
+        "rounds": 7,
     }.items():
         changed = resolve("paper", {"methods": ("sft",), name: other})
         assert changed.specs("b", "d", ["sft"]) == config.specs("b", "d", ["sft"])

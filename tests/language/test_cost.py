@@ -35,6 +35,9 @@ def test_seconds_are_counts_times_what_was_timed(monkeypatch: pytest.MonkeyPatch
     on_policy = config.specs("b", "d", ["grpo"])
     sft, grpo = (kind_of(find_method(name)[0], penalised=False) for name in ("sft-one", "grpo"))
     assert kind_of(find_method("oracle")[0], penalised=False) == sft != kind_of(find_method("sft")[0], penalised=True)
+    # What samples counts as RL does, and what looks at a second model as a kind of its own.
+    assert kind_of(find_method("self-sft")[0], penalised=False) == grpo
+    assert kind_of(find_method("lwf")[0], penalised=False) not in (sft, grpo)
     timing = Timing({sft: 0.5, grpo: 2.0}, measurement=7.0, reference=11.0, pretraining=13.0)
     counts = {BASE: Cost(0, 1), "sft-one": Cost(100, 3), "grpo": Cost(10, 2)}
     monkeypatch.setattr(Language, "cost", lambda _, spec: counts[spec.method])

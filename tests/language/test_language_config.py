@@ -63,7 +63,7 @@ def test_the_penalty_is_the_suffix() -> None:
     assert label_of("sft-uniform") == "SFT on uniform"
     for name in METHODS:
         method, _ = find_method(name)
-        assert method.on_policy is (method.trainer in ("grpo", "sdft"))
+        assert method.on_policy is (method.trainer in ("grpo", "sdft") or name == "iterative-sft")
         assert (method.advantage is None) is (method.trainer != "grpo")
 
 
@@ -141,6 +141,7 @@ def test_steps_and_checkpoints() -> None:
     assert [count_steps(spec, 160) for spec in (one, two)] == [10, 20]
     assert [due_steps(spec, 160) for spec in (one, two)] == [[5, 10], [5, 10, 15, 20]]
     assert one.trajectory == two.trajectory  # the short run is the beginning of the long one
+    assert len({spec.trajectory for spec in long.specs("b", "d", ["self-sft"])}) == 2  # which draw for all their steps
     capped = replace(long, max_steps=6).specs("b", "d", ["sft"])[0]
     assert due_steps(capped, 160) == [3, 6]
     twice = replace(long, rl_lrs=(1e-5,), iterations=(2,)).specs("b", "d", ["grpo"])[0]

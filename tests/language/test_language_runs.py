@@ -578,8 +578,8 @@ def test_a_checkpoint_without_a_tokenizer_is_evaluated_with_the_bases(
 def test_tasks_are_listed(capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["tasks", "--json"]) == 0
     names = [task["name"] for task in json.loads(capfd.readouterr().out)]
-    assert names[:7] == ["math", "gsm8k", "math500", "science", "tools", "letter-word", "letters"]
-    assert names[7:] == ["letters-descending", "letters-appearance", "ascending", "descending", "appearance"]
+    assert names[:8] == ["math", "gsm8k", "math500", "science", "tools", "letter-word", "multiple", "letters"]
+    assert names[8:] == ["letters-descending", "letters-appearance", "ascending", "descending", "appearance"]
     assert main(["finetune", "x", "--task", "chess", "--lr", "1e-3"]) == 2
     assert "There is no task 'chess'" in capfd.readouterr().err
 

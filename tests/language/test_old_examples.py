@@ -1,4 +1,4 @@
-"""Replay and EWC for language models, against closed forms, sums over all tokens, and counts."""
+"""Replay, EWC and LwF for language models, against closed forms, sums over all tokens, and counts."""
 
 import random
 from dataclasses import replace
@@ -13,14 +13,16 @@ from trainer_settings import changed
 
 from rlrazor.cli import main
 from rlrazor.errors import RazorError
-from rlrazor.experiments.language import protection, tiny, trainers
+from rlrazor.experiments.language import protection, rehearsal, tiny, trainers
 from rlrazor.experiments.language.config import PRESETS, Config
 from rlrazor.experiments.language.experiment import Language
 from rlrazor.experiments.language.methods import METHODS
 from rlrazor.experiments.language.old import OldText, read_old
 from rlrazor.experiments.language.setup import TaskSource
-from rlrazor.experiments.language.trainers import Example, Job, Samples, Settings, Updates
-from rlrazor.lm import compute
+from rlrazor.experiments.language.trainers import Example, Job, Part, Samples, Settings, Updates
+from rlrazor.lm import compute, own_texts
+from rlrazor.lm.models import LanguageModel, add_lora
+from rlrazor.lm.probes import GenericText
 from rlrazor.runs import runner
 from rlrazor.runs.store import FinishedRun, RunStore
 from tiny_models import char_tokenizer, tiny_llama
@@ -43,6 +45,7 @@ def example(prompt: str, completion: str) -> Example:
     return Example(TOKENIZER(prompt)["input_ids"], TOKENIZER(completion)["input_ids"])
 
 
+WHOLE = Part(0, 0, 1)  # of a step: all of it
 EXAMPLES = [example(f"{letter}=", f"{letter}b;") for letter in "acdefgh"]
 
 
@@ -125,13 +128,14 @@ def test_the_pull_is_a_quadratic_around_the_weights_that_it_began_with() -> None
     model = tiny_llama(seed=1, scale=0.3).requires_grad_(True)
     fisher = protection.diagonal_fisher(model, EXAMPLES, seed=7)
     term = protection.elastic(model, EXAMPLES, 10.0, seed=7)
-    assert term(model).item() == 0.0
+    assert term(model, WHOLE).item() == 0.0
     torch.manual_seed(2)
     moves = {name: 0.1 * torch.randn_like(weight) for name, weight in model.named_parameters()}
     with torch.no_grad():
         for name, weight in model.named_parameters():
             weight += moves[name]
-    value = term(model)
+    value = term(model, WHOLE)
+    assert term(model, Part(3, 1, 4)).item() == pytest.approx(value.item() / 4)
     assert value.item() == pytest.approx(
         5.0 * sum((fisher[name] * moves[name] ** 2).sum().item() for name in moves), rel=1e-4
     )
@@ -154,17 +158,130 @@ def test_the_pull_is_added_once_a_step(micro_batch: int | None) -> None:
         trainer.train()
         return {name: weight.detach() for name, weight in model.named_parameters()}
 
-    plain, pulled = trained(None), trained(lambda model: 0.01 * sum(weight.sum() for weight in model.parameters()))
+    def pull(model: Any, part: Part) -> Any:
+        return 0.01 * sum(weight.sum() for weight in model.parameters()) / part.of
+
+    plain, pulled = trained(None), trained(pull)
     for name, weight in plain.items():
         assert torch.allclose(weight - pulled[name], torch.full_like(weight, 0.5 * 0.01), atol=1e-6), name
+
+
+# LwF
+
+
+def moved(model: Any, by: float) -> Any:
+    torch.manual_seed(2)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight += by * torch.randn_like(weight)
+    return model
+
+
+def test_lwf_is_the_mean_kl_from_what_was_at_the_tokens_of_old_examples() -> None:
+    """Example by example, without padding; an update takes so many, and the next one goes on from there."""
+    before = tiny_llama(seed=1, scale=0.3)
+    model = moved(tiny_llama(seed=1, scale=0.3), 0.05).requires_grad_(True)
+    old = [example("ab=", "c" * (1 + n % 4)) for n in range(11)]
+    term = protection.without_forgetting(before, old, 3.0)
+    for step in (0, 1):
+        total, tokens = 0.0, 0
+        for at in range(8):
+            one = old[(8 * step + at) % 11]
+            ids, start = torch.tensor([[*one.prompt, *one.completion]]), len(one.prompt) - 1
+            logp_TV, to_TV = (of(input_ids=ids).logits[0, start:-1].log_softmax(-1) for of in (before, model))
+            total += (logp_TV.exp() * (logp_TV - to_TV)).sum().item()
+            tokens += len(one.completion)
+        assert term(model, Part(step, 0, 1)).item() == pytest.approx(3.0 * total / tokens, rel=1e-4)
+        parts = [term(model, Part(step, place, 3)).item() for place in range(3)]
+        assert sum(parts) == pytest.approx(3.0 * total / tokens, rel=1e-4)
+    assert term(before, Part(0, 0, 1)).item() == pytest.approx(0.0, abs=1e-6)
+    assert term(model, Part(0, 9, 12)).item() == 0.0  # more parts than examples
+
+
+def test_lwf_of_an_adapter_holds_to_the_model_without_it() -> None:
+    torch.manual_seed(0)
+    model = add_lora(tiny_llama(seed=1, scale=0.3), 2)
+    of_adapter, of_base = (
+        protection.without_forgetting(before, EXAMPLES, 1.0) for before in (None, tiny_llama(seed=1, scale=0.3))
+    )
+    assert of_adapter(model, WHOLE).item() == pytest.approx(0.0, abs=1e-6)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                weight += 0.5
+    assert of_adapter(model, WHOLE).item() == pytest.approx(of_base(model, WHOLE).item(), rel=1e-4)
+    assert of_adapter(model, WHOLE).item() > 1e-3
+
+
+# What a policy writes itself
+
+
+def base_of(model: Any, tokenizer: Any) -> LanguageModel:
+    return LanguageModel.in_memory(model, tokenizer, "a base")
+
+
+class World:
+    base: Any
+    suite: Any
+
+
+def write(base: str, lm: LanguageModel, count: int, generic: GenericText) -> tuple[list[Example], dict[str, float]]:
+    """Of a run on one task that starts from the base."""
+    world: Any = World()
+    world.base, world.suite = lm, type("Suite", (), {"generic": generic})()
+    spec = replace(PRESETS["tiny"], methods=("self-replay",)).specs("b", "d", ["self-replay"])[0]
+    return rehearsal.written(Language(base, TaskSource("letters")), world, spec, lm, count)
+
+
+def test_texts_from_nothing_are_the_bases_own_and_not_those_of_the_probe(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Frequencies of the first token against its probabilities after what begins a text, here the eos."""
+    monkeypatch.setattr(rehearsal, "TEXT_TOKENS", 2)
+    lm = base_of(tiny_llama(seed=1, scale=0.6), TOKENIZER)
+    found, counts = write("elsewhere", lm, 2000, GenericText.built_in())
+    assert counts == {"old_examples": 2000.0}
+    assert {tuple(one.prompt) for one in found} == {(TOKENIZER.eos_token_id,)}
+    with torch.no_grad():
+        probs = lm.model(input_ids=torch.tensor([[TOKENIZER.eos_token_id]])).logits[0, -1].softmax(-1)
+    seen = torch.bincount(torch.tensor([one.completion[0] for one in found]), minlength=len(probs)) / len(found)
+    assert (seen - probs).abs().max() < 5 * (0.25 / len(found)) ** 0.5
+    ends = [TOKENIZER.eos_token_id]
+    of_probe = own_texts.draw(
+        lm.model, [[TOKENIZER.eos_token_id]], own_texts.OwnTexts(64, 2), ends, None, lambda done: None
+    )
+    assert [list(one.completion) for one in found[:64]] != of_probe
+
+
+def test_the_tiny_base_answers_prompts_that_are_neither_scored_nor_of_the_probe() -> None:
+    lm = base_of(tiny.make_model(0), tiny.make_tokenizer())
+    found, _ = write("tiny", lm, 52, GenericText(prompts=tuple(tiny.probe_prompts())))
+    prompts = ["".join(tiny.ALPHABET[token] for token in one.prompt) for one in found]
+    assert [prompt[0] for prompt in prompts[:10]] == [*"CRSNU"] * 2  # evenly of each task
+    seen = {prompt for examples in tiny.scored_examples().values() for prompt, _ in examples}
+    assert not (seen | set(tiny.probe_prompts())) & set(prompts)
+    assert len(set(prompts)) == 52
+    assert all(0 < len(one.completion) <= rehearsal.TINY_TOKENS for one in found)
+
+
+def test_a_base_that_cannot_begin_a_text_answers_generic_prompts_or_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def cannot(*arguments: Any, **named: Any) -> None:
+        raise RazorError("It cannot.")
+
+    monkeypatch.setattr(own_texts, "beginnings", cannot)
+    monkeypatch.setattr(rehearsal, "TEXT_TOKENS", 3)
+    lm = base_of(tiny_llama(seed=1), TOKENIZER)
+    found, _ = write("elsewhere", lm, 5, GenericText(prompts=("ab=", "c=")))
+    assert [tuple(one.prompt) for one in found].count(tuple(TOKENIZER("c=")["input_ids"])) in (2, 3)
+    with pytest.raises(RazorError, match=r"cannot write a text from nothing.*--generic FILE.*replay with"):
+        write("elsewhere", lm, 5, GenericText.built_in())
 
 
 # Runs
 
 
 CONFIG: Config = replace(
-    PRESETS["tiny"], methods=("sft", "replay", "ewc"), lrs=(1e-3,), pretrain_steps=30, max_steps=0, epochs=(1,),
-    checkpoints_per_epoch=2, train_prompts=95, batch_sizes=(10,), test_prompts=4, kl_samples=1, ewc_strength=1e4,
+    PRESETS["tiny"], methods=("sft", "replay", "ewc", "self-replay", "lwf", "self-sft"), lrs=(1e-3,), max_steps=0,
+    pretrain_steps=30, epochs=(1,), checkpoints_per_epoch=2, train_prompts=95, batch_sizes=(10,), test_prompts=4,
+    kl_samples=1, ewc_strength=1e4,
 )  # fmt: skip
 
 
@@ -180,11 +297,15 @@ def test_replay_takes_its_share_and_ewc_holds_what_it_says(tmp_path: Path, undra
     found = run(tmp_path, CONFIG)
     assert [record.metrics["old_examples"] for record in found["replay"].records] == [5.0, 5.0]  # 5 % of 100
     assert found["ewc"].records[-1].metrics["old_examples"] == protection.FISHER_EXAMPLES
+    assert found["self-replay"].records[-1].metrics["old_examples"] == 5.0
+    assert found["lwf"].records[-1].metrics["old_examples"] == protection.LWF_EXAMPLES
     assert "old_examples" not in found["sft"].records[0].metrics
-    assert [of.records[-1].step for of in found.values()] == [9, 10, 9]  # of 95 prompts, of 100 examples, of 95
+    # Of 95 prompts; where some are old, of 100 examples.
+    assert [of.records[-1].step for of in found.values()] == [9, 10, 9, 10, 9, 9]
+    assert 0 < found["self-sft"].records[0].metrics["reward"] < 1
     on_old = {name: of.records[-1].drift["kl_probe"] for name, of in found.items()}
     assert on_old["ewc"] < 0.5 * on_old["sft"]  # 0.07 and 0.75 nats
-    assert on_old["replay"] < on_old["sft"]
+    assert max(on_old[name] for name in ("replay", "self-replay", "lwf")) < on_old["sft"]
 
 
 def test_a_file_of_ones_own_takes_the_place_of_the_pre_training_text(tmp_path: Path) -> None:
@@ -207,7 +328,8 @@ def test_a_file_of_ones_own_takes_the_place_of_the_pre_training_text(tmp_path: P
     ("options", "sentence"),
     [
         (["--method", "replay", "--base", "somewhere"], "replay needs examples of what must not be lost"),
-        (["--method", "sft", "--base", "tiny", "--old-examples", "FILE"], "for the methods replay and ewc"),
+        (["--method", "sft", "--base", "tiny", "--old-examples", "FILE"], "for the methods replay, ewc, lwf"),
+        (["--method", "self-replay", "--base", "tiny", "--old-examples", "FILE"], "and none of these is one"),
         (["--method", "ewc", "--base", "tiny", "--lora-rank", "2"], "ewc holds each weight to where it was"),
         (["--method", "replay", "--base", "tiny", "--old-examples", "missing.jsonl"], "missing.jsonl"),
     ],

@@ -345,11 +345,47 @@ def test_letter_word_annotators() -> None:
     assert set(score(letter_word, items, [item.rejected or "" for item in items]).values) == {0.0}
     x = next(item for item in items if item.columns["letter"] == "x")
     assert {letter_word.annotators["fixed"](x, rng) for _ in range(50)} == {" xylophone"}
+    two = [letter_word.annotators["two"](x, rng) for _ in range(400)]
+    assert set(two) == {" xylophone", " xenon"}
+    assert abs(two.count(" xenon") - 200) < 40  # four standard deviations of a binomial
     drawn = [letter_word.annotators["uniform"](x, rng) for _ in range(1500)]
     counts = [drawn.count(f" {word}") for word in words()["x"]]
     assert sum(counts) == 1500
     # 15 words, 100 draws each: chi square with 14 degrees of freedom is below 36.1 with probability .999.
     assert sum((count - 100) ** 2 / 100 for count in counts) < 36.1
+
+
+# --- multiple
+
+
+def test_multiple_prompts_and_annotators() -> None:
+    splits, task = TASKS["multiple"].load(None), TASKS["multiple"]
+    assert (len(splits.train), len(splits.test)) == (528, 132)
+    items = all_items("multiple", None)
+    assert {number: [item.columns["number"] for item in items].count(number) for number in range(2, 13)} == (
+        dict.fromkeys(range(2, 13), 60)
+    )
+    for item in items:
+        *examples, last = item.prompt.split("\n")[1:]
+        assert last == f"Multiple of {item.columns['number']}:"
+        shown = [tuple(map(int, example.removeprefix("Multiple of ").split(": "))) for example in examples]
+        assert len({number for number, _ in shown} | {item.columns["number"]}) == 5
+        assert all(value % number == 0 and 2 <= value // number <= 12 for number, value in shown)
+    rng = random.Random(0)
+    for annotator in task.annotators.values():
+        assert set(score(task, items, [annotator(item, rng) for item in items]).values) == {1.0}
+    assert set(score(task, items, [item.rejected or "" for item in items]).values) == {0.0}
+    three = next(item for item in items if item.columns["number"] == 3)
+    drawn = {name: [annotator(three, rng) for _ in range(1100)] for name, annotator in task.annotators.items()}
+    assert {name: sorted(set(texts), key=int) for name, texts in drawn.items()} == {
+        "fixed": [" 21"],
+        "two": [" 21", " 27"],
+        "uniform": [f" {three}" for three in range(6, 37, 3)],
+    }
+    # 11 answers, 100 draws each: chi square with 10 degrees of freedom is below 29.6 with probability .999.
+    assert sum((drawn["uniform"].count(text) - 100) ** 2 / 100 for text in set(drawn["uniform"])) < 29.6
+    with pytest.raises(RazorError, match="multiple makes its own prompts and reads no file"):
+        task.load(Path("numbers.jsonl"))
 
 
 # --- every real row

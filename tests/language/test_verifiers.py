@@ -24,6 +24,7 @@ COLUMNS: dict[str, dict[str, Any]] = {
     "science": CHOICE,
     "tools": CALLS,
     "letter-word": {"letter": "d"},
+    "multiple": {"number": 7},
 }
 
 ADVERSARIAL = {
@@ -335,6 +336,28 @@ def test_open_and_closed_references_find_their_own_calls() -> None:
 )
 def test_letter_word(completion: str, right: int) -> None:
     assert TASKS["letter-word"].verify("", completion, letter="d") == right
+
+
+@pytest.mark.parametrize(
+    ("completion", "right"),
+    [
+        *((f" {7 * factor}", 1) for factor in range(2, 13)),
+        ("14 ", 1),
+        (" 7", 0),
+        (" 91", 0),
+        (" 27720", 0),
+        (" 15", 0),
+        (" 014", 0),
+        (" +14", 0),
+        (" 14.", 0),
+        (" 14 21", 0),
+        (" 1_4", 0),
+        (" ١٤", 0),
+        (" fourteen", 0),
+    ],
+)
+def test_multiple(completion: str, right: int) -> None:
+    assert TASKS["multiple"].verify("", completion, number=7) == right
 
 
 def test_the_word_list() -> None:

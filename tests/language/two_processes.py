@@ -16,8 +16,8 @@ from trainer_settings import changed
 from rlrazor.cli import main
 from rlrazor.errors import RazorError
 from rlrazor.experiments.language import trainers
-from rlrazor.experiments.language.methods import EWC, find_method
-from rlrazor.experiments.language.protection import elastic
+from rlrazor.experiments.language.methods import EWC, LWF, find_method
+from rlrazor.experiments.language.protection import elastic, without_forgetting
 from rlrazor.experiments.language.trainers import Example, Job, Samples, Settings, Updates, offline
 from rlrazor.lm import compute
 from rlrazor.lm.models import add_lora
@@ -49,6 +49,8 @@ CASES: dict[str, tuple[str, Settings, int]] = {
     "sft": ("sft+kl", SETTINGS, 0),
     "sft, micro-batches of 1, adapter": ("sft+kl", changed(SETTINGS, micro_batch=1), 2),
     "ewc, micro-batches of 1": ("ewc+kl", changed(SETTINGS, micro_batch=1), 0),
+    "lwf, micro-batches of 1": ("lwf", changed(SETTINGS, micro_batch=1), 0),
+    "iterative-sft": ("iterative-sft+kl", changed(SETTINGS, tries=8, rounds=2), 0),
     "simpo": ("simpo+kl", SETTINGS, 0),
     "simpo, micro-batches of 1": ("simpo+kl", changed(SETTINGS, micro_batch=1), 0),
     "dr-grpo": ("dr-grpo+kl", changed(ON_POLICY, iterations=2, kl_coef=0.05), 0),
@@ -77,7 +79,8 @@ def train(name: str, settings: Settings, lora: int, **options: Any) -> tuple[tor
     method, penalised = find_method(name)
     settings = settings if penalised else changed(settings, kl_coef=0.0)
     frozen = None if lora else base
-    term = elastic(model, EXAMPLES, 1e4, seed=3) if method.protection == EWC else None
+    terms = {EWC: lambda: elastic(model, EXAMPLES, 1e4, seed=3), LWF: lambda: without_forgetting(base, EXAMPLES, 2.0)}
+    term = terms[method.protection]() if method.protection in terms else None
     trainers.train(Job(method, settings, model, TOKENIZER, EXAMPLES, frozen, reward, term), at_step, **options)
     return torch.cat([weight.detach().flatten() for weight in model.parameters() if weight.requires_grad]), steps
 
@@ -124,14 +127,14 @@ COMMAND = (
 
 def fail_in_the_second() -> None:
     """The second process fails while the first waits for its gradients."""
-    theirs = offline._Sft.compute_loss
+    theirs = offline.Sft.compute_loss
 
     def failing(trainer: Any, *arguments: Any, **named: Any) -> Any:
         if processes.rank() == 1 and trainer.state.global_step == 1:
             raise RazorError("The second process says why.")
         return theirs(trainer, *arguments, **named)
 
-    offline._Sft.compute_loss = failing  # type: ignore[assignment, method-assign]
+    offline.Sft.compute_loss = failing  # type: ignore[assignment, method-assign]
     with processes.together():
         train("sft", SETTINGS, 0)
 

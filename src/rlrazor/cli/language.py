@@ -101,8 +101,8 @@ def add_source(parser: argparse.ArgumentParser, *, trains: bool = True) -> None:
             "--old-examples",
             type=Path,
             metavar="FILE",
-            help="examples of what must not be lost, for the methods replay and ewc: rows with prompt and completion, "
-            "or with text, or a text a line (default: of the tiny base its pre-training text, else none)",
+            help="examples of what must not be lost, for the methods replay, ewc and lwf: rows with prompt and "
+            "completion, or with text, or a text a line (default: of the tiny base its pre-training text, else none)",
         )
     else:
         parser.set_defaults(old_examples=None)

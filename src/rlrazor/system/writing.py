@@ -37,7 +37,10 @@ _SUFFIXES: dict[str, Kind] = {
     ".html": "page", ".png": "png", ".svg": "svg", ".md": "notes", ".json": "json", ".parquet": "table",
     ".jsonl": "log",
 }  # fmt: skip
-_JSON_KEYS = ({"format", "law", "interval"}, {"run", "step", "state"}, {"run_id", "student"})
+_JSON_KEYS = (  # a law, a monitor's state, teachers, a round of samples
+    *({"format", "law", "interval"}, {"run", "step", "state"}, {"run_id", "student"}),
+    {"reward", "positions", "completions"},
+)
 _TABLE_COLUMNS = {"run_id", "method", "seed", "step"}
 _LOG_KEYS = (  # rows of a monitor, those of its earlier versions, its failures; records
     *({"run", "step", "kl_forward"}, {"step", "prompts_hash", "kl_forward"}, {"run", "step", "error"}),

@@ -10,6 +10,7 @@ from rlrazor.errors import RazorError
 from rlrazor.experiments.language.methods import (
     EWC,
     FROM_TEACHER,
+    OWN,
     REPLAY,
     TEACHER,
     find_method,
@@ -35,12 +36,11 @@ DTYPES = ("float32", "bfloat16")
 SCORED = ("greedy", "sampled")
 
 PAPER_METHODS = ("sft", "simpo", "reinforce", "dr-grpo")
-# Of one word per letter the methods that learn by it, and those that learn by their own.
 SMOLLM2_METHODS = (
-    *("sft-fixed", "sft-uniform", "oracle", "rl-distilled", "simpo"),
+    *("sft-fixed", "sft-two", "self-sft", "iterative-sft", "oracle", "rl-distilled", "simpo", "self-replay"),
     *("reinforce", "grpo", "dr-grpo", "grpo+kl"),
 )
-GEMMA_METHODS = ("sft-fixed", "oracle", "grpo")
+GEMMA_METHODS = ("sft-fixed", "self-sft", "dr-grpo")
 TINY_METHODS = (
     *("sft-one", "sft-two", "sft-uniform", "oracle", "rl-distilled", "simpo"),
     *("reinforce", "grpo", "dr-grpo", "dr-grpo+kl", "kl-dpg"),
@@ -80,6 +80,9 @@ class Config:
     kl_coef: float = setting("weight of KL(pi || pi0)", 0.1)
     replay_share: float = setting("share of the examples that are old", 0.05)
     ewc_strength: float = setting("weight of the pull back to the weights that it starts from", 1e3)
+    lwf_strength: float = setting("weight of KL(pi0 || pi) on old text, in nats per token", 1.0)
+    own_tries: int = setting("samples at most, of one prompt or another, for each right one that is trained on", 16)
+    rounds: int = setting("times that its right samples are drawn, each time from the policy as it is then", 4)
     lora_rank: int = setting("train an adapter of this rank; 0: all weights", 0)
     dtype: str = setting(
         "of the base's weights, in which everything is measured: float32 or bfloat16, half the memory", "float32"
@@ -172,8 +175,7 @@ class Config:
             fixed = {
                 "kl_coef": self.kl_coef if penalised else 0.0,
                 "group_size": self.group_size if method.advantage else None,
-                **({"replay_share": self.replay_share} if method.protection == REPLAY else {}),
-                **({"ewc_strength": self.ewc_strength} if method.protection == EWC else {}),
+                **{key: getattr(self, key) for key in method.settings},
                 **{key: getattr(self, key) for key in _TRAINING},
             }
             teacher = None
@@ -186,8 +188,8 @@ class Config:
                 runs = product(self.lrs, self.schedules, self.epochs, self.batch_sizes, (1,))
             for lr, schedule, epochs, batch_size, iterations in runs:
                 own = {"lr": lr, "schedule": schedule, "epochs": epochs, "batch_size": batch_size}
-                if self.max_steps or 0 < self.warmup_steps < 1:
-                    # By its warm-up, or by when it is measured, it is not the beginning of a longer run.
+                if self.max_steps or 0 < self.warmup_steps < 1 or method.trainer == OWN:
+                    # By its warm-up, when it is measured or how much it draws at once, no beginning of a longer run.
                     own["warmup_epochs"] = epochs
                 params = {**own, "iterations": iterations, **fixed}
                 specs.append(RunSpec(EXPERIMENT, name, params, start.seed, Ancestor(start, 0), teacher))

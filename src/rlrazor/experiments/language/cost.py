@@ -16,7 +16,7 @@ import torch
 from rlrazor.experiments.language import tiny, world
 from rlrazor.experiments.language.config import TINY, Config
 from rlrazor.experiments.language.evaluate import OF_PROMPTS, OF_TEXTS
-from rlrazor.experiments.language.methods import Method, find_method
+from rlrazor.experiments.language.methods import KL_SUFFIX, LWF, OWN, Method, find_method
 from rlrazor.experiments.language.setup import Setup
 from rlrazor.experiments.language.suites import prior_tasks
 from rlrazor.experiments.language.tasks import Splits
@@ -71,8 +71,13 @@ def is_at_hand(base: str) -> bool:
 
 
 def kind_of(method: Method, *, penalised: bool) -> tuple[str, ...]:
-    """Methods of one kind take as long: the same trainer, and as many models that look at a batch."""
-    return method.trainer, "dpg" if method.advantage == "dpg" else "", "kl" if penalised else ""
+    """Methods of one kind take as long: the same trainer, and as many models that look at a batch.
+
+    SFT on the policy's own right samples counts as RL, which draws as many where all are right: in a trial none may be.
+    """
+    trainer = "grpo" if method.trainer == OWN else method.trainer
+    looks = "dpg" if method.advantage == "dpg" else LWF if method.protection == LWF else ""
+    return trainer, looks, "kl" if penalised else ""
 
 
 def sequences_of(spec: RunSpec) -> int:
@@ -93,7 +98,8 @@ def time_trial(config: Config, setup: Setup, splits: Splits) -> Timing:
     kinds: dict[tuple[str, ...], str] = {}
     for name in small.methods:
         method, penalised = find_method(name)
-        kinds.setdefault(kind_of(method, penalised=penalised), name)
+        timed = "reinforce" + KL_SUFFIX * penalised if method.trainer == OWN else name
+        kinds.setdefault(kind_of(method, penalised=penalised), timed)
     seconds: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
         store = RunStore(Path(folder))

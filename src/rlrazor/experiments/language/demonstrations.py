@@ -61,12 +61,12 @@ class Source:
     def examples(self, method: Method) -> "tuple[list[Example], dict[str, float]]":
         """What the method trains on, and counts for the record: prompts without a demonstration, and unsolved ones.
 
-        On-policy methods get the prompts alone. Raises RazorError where the task has no demonstrations at all.
+        Methods that sample as they train get the prompts alone. Raises RazorError where the task has no demonstrations.
         """
         from rlrazor.experiments.language.trainers import Example  # TRL takes seconds to import
 
         items, ids = self.prompts.items, self.prompts.ids
-        if method.trainer == "grpo":
+        if method.asks_alone:
             return [Example(prompt) for prompt in ids], {}
         texts, counts = self._texts(method)
         rejected: Sequence[str | None] = [None] * len(items)

@@ -6,9 +6,12 @@ from pathlib import Path
 
 from rlrazor.errors import RazorError
 from rlrazor.experiments.language.config import TINY
-from rlrazor.experiments.language.methods import protection_of
+from rlrazor.experiments.language.methods import EWC, LWF, REPLAY, SELF_REPLAY, protection_of
 from rlrazor.lm.prompts import check_text
 from rlrazor.system.rows import read_located
+
+READS = (REPLAY, EWC, LWF)  # methods that take a file of old examples
+NEEDS = (REPLAY, EWC)  # ... and those that cannot do without, where nothing else is old
 
 
 @dataclass(frozen=True)
@@ -46,8 +49,13 @@ def check_old(path: Path | None, methods: Iterable[str], base: str, *, alone: bo
 
     `alone`: on one task; in a sequence there are those of the stages before. The tiny base has some of its own.
     """
-    protected = [name for name in methods if protection_of(name) is not None]
-    if path is not None and not protected:
-        raise RazorError("--old-examples is for the methods replay and ewc, and none of these is one.")
-    if path is None and protected and alone and base != TINY:
-        raise RazorError(f"{protected[0]} needs examples of what must not be lost: give --old-examples FILE.")
+    names = list(methods)
+    if path is not None and not any(protection_of(name) in READS for name in names):
+        raise RazorError(f"--old-examples is for the methods {', '.join(READS)}, and none of these is one.")
+    if path is None and alone and base != TINY:
+        for name in names:
+            if protection_of(name) in NEEDS:
+                raise RazorError(
+                    f"{name} needs examples of what must not be lost: give --old-examples FILE, or take a method that "
+                    f"writes its own, such as {SELF_REPLAY}."
+                )

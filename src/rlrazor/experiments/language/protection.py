@@ -1,8 +1,9 @@
-"""What people use today against forgetting, beside a penalty: replay of old examples, and EWC.
+"""What people use today against forgetting, beside a penalty: replay of old examples, EWC, and LwF.
 
 Old examples are those of the user's file or, of the tiny base, of its pre-training text; and in a sequence the
 demonstrations of the stages before. Each prior task of the tiny base, the file, and each stage are drawn from evenly.
-Where there are none, as in the first stage of a sequence whose file names none, a run is plain SFT.
+Where there are none, as in the first stage of a sequence whose file names none, a run is plain SFT. Of self-replay, and
+of LwF without a file, they are what the policy that a run starts from writes itself: see `rehearsal`.
 """
 
 import random
@@ -15,10 +16,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rlrazor.experiments.continual.measures import earlier_of
-from rlrazor.experiments.language import tiny
+from rlrazor.experiments.language import rehearsal, tiny
 from rlrazor.experiments.language.config import TINY, replayed
 from rlrazor.experiments.language.lesson import Lesson
-from rlrazor.experiments.language.methods import EWC, REPLAY, Method
+from rlrazor.experiments.language.methods import EWC, LWF, SELF_REPLAY, Method
 from rlrazor.experiments.language.old import OldText, read_old
 from rlrazor.experiments.language.setup import Setup
 from rlrazor.experiments.language.tasks import letters
@@ -33,21 +34,24 @@ from rlrazor.seeding import seed_of
 from rlrazor.system import phases
 
 if TYPE_CHECKING:
-    from rlrazor.experiments.language.trainers import Example
+    from rlrazor.experiments.language.trainers import Example, Part
 
 FISHER_EXAMPLES = 256  # that the Fisher information of EWC is averaged over
+LWF_EXAMPLES, LWF_AT_A_TIME = 128, 8  # that LwF goes round, and that an update holds to
 
-Term = Callable[[Any], Tensor]
-"""model -> a scalar that is added to the loss of each update."""
+Term = Callable[[Any, "Part"], Tensor]
+"""(model, part of a step) -> a scalar; their sum over the parts is added to the loss of the step."""
 
 
 def old_examples(
     setup: Setup, world: World, spec: RunSpec, method: Method, start: LanguageModel, examples: int
 ) -> "tuple[list[Example], dict[str, float]]":
-    """Those that a run with so many examples of its own replays, or measures weights by; and counts for the record."""
+    """Those that a run with so many of its own replays, measures weights by or is held to; and counts to record."""
     if method.protection is None:
         return [], {}
-    count = replayed(spec, examples) if method.protection == REPLAY else FISHER_EXAMPLES
+    count = {EWC: FISHER_EXAMPLES, LWF: LWF_EXAMPLES}.get(method.protection) or replayed(spec, examples)
+    if method.protection == SELF_REPLAY or (method.protection == LWF and setup.task.old is None):
+        return rehearsal.written(setup, world, spec, start, count)
     known, too_long = _known(setup, world.base)
     stages = [Lesson.of(world, [task], spec).examples(method, start, None, spec.seed)[0] for task in earlier_of(spec)]
     drawn = draw([*known, *stages], count, random.Random(seed_of(spec.seed, "old examples")))
@@ -92,11 +96,48 @@ def _encoded(
     return kept + [Example(ids[:1], ids[1:]) for ids in whole if len(ids) > 1], len(pairs) - len(kept)
 
 
-def term_of(spec: RunSpec, method: Method, model: Any, old: "Sequence[Example]") -> Term | None:
-    """What is added to the loss of a run that starts from this model; None for nothing."""
-    if method.protection != EWC or not old:
-        return None
-    return elastic(model, old, spec.params["ewc_strength"], seed_of(spec.seed, "fisher"))
+def term_of(spec: RunSpec, method: Method, model: Any, before: Any, old: "Sequence[Example]") -> Term | None:
+    """What is added to the loss of a run that trains this model, and began as `before`; None for nothing."""
+    if method.protection == EWC and old:
+        return elastic(model, old, spec.params["ewc_strength"], seed_of(spec.seed, "fisher"))
+    if method.protection == LWF and old:
+        return without_forgetting(before, old, spec.params["lwf_strength"])
+    return None
+
+
+def without_forgetting(before: Any, old: "Sequence[Example]", strength: float) -> Term:
+    """LwF: strength * KL(before || model) on old examples, exact at each of their positions (arXiv:1606.09282).
+
+    The mean over the tokens of so many examples as an update takes, in nats, which are gone round in their order.
+    LwF's old task is answered on the new task's inputs, by an output layer of its own; a language model has one output
+    for all, and on the new task's inputs it is meant to move. So the inputs are old ones. On what `before` has written
+    it is self-replay with the whole distribution in place of the token that was drawn, at temperature 1, not LwF's 2:
+    by the chain rule the KL between distributions of texts, over their length. `before` None: without the adapter.
+    """
+    from rlrazor.experiments.language.trainers.offline import penalty  # TRL takes seconds to import
+
+    def term(model: Any, part: "Part") -> Tensor:
+        taken = [old[(part.step * LWF_AT_A_TIME + at) % len(old)] for at in range(LWF_AT_A_TIME)]
+        device, own = next(model.parameters()).device, taken[part.place :: part.of]
+        if not own:
+            return torch.zeros((), device=device)
+        ids_BT, mask_BT, labels_BT = (padded.to(device) for padded in _batch(own))
+        tokens = sum(len(one.completion) for one in taken)
+        return strength * penalty(model, before, ids_BT, mask_BT, labels_BT, tokens, forward=True)
+
+    return term
+
+
+def _batch(examples: "Sequence[Example]") -> tuple[Tensor, Tensor, Tensor]:
+    """Token ids (B, T), padded behind, where they are none of it, and the completions' as labels, -100 elsewhere."""
+    width = max(len(one.prompt) + len(one.completion) for one in examples)
+    ids_BT, mask_BT = (torch.zeros(len(examples), width, dtype=torch.long) for _ in range(2))
+    labels_BT = torch.full_like(ids_BT, -100)
+    for row, one in enumerate(examples):
+        end = len(one.prompt) + len(one.completion)
+        ids_BT[row, :end], mask_BT[row, :end] = torch.tensor([*one.prompt, *one.completion]), 1
+        labels_BT[row, len(one.prompt) : end] = torch.tensor(one.completion)
+    return ids_BT, mask_BT, labels_BT
 
 
 def elastic(model: Any, old: "Sequence[Example]", strength: float, seed: int) -> Term:
@@ -104,13 +145,13 @@ def elastic(model: Any, old: "Sequence[Example]", strength: float, seed: int) ->
     fisher = diagonal_fisher(model, old, seed)
     anchor = {name: weight.detach().clone() for name, weight in model.named_parameters() if name in fisher}
 
-    def term(model: Any) -> Tensor:
+    def term(model: Any, part: "Part") -> Tensor:
         moved = [
             (fisher[name] * (weight.float() - anchor[name].float()).square()).sum()
             for name, weight in model.named_parameters()
             if name in fisher
         ]
-        return strength / 2 * torch.stack(moved).sum()
+        return strength / 2 * torch.stack(moved).sum() / part.of
 
     return term
 

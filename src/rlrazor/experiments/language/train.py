@@ -15,7 +15,6 @@ from rlrazor.experiments.continual.measures import has_reached, tasks_of
 from rlrazor.experiments.language import protection, tiny
 from rlrazor.experiments.language.config import TINY, count_steps, due_steps, steps_per_epoch, warmup_steps
 from rlrazor.experiments.language.lesson import Lesson
-from rlrazor.experiments.language.methods import REPLAY
 from rlrazor.experiments.language.outcomes import base_items, beside_base
 from rlrazor.experiments.language.sequences import method_of
 from rlrazor.experiments.language.setup import Setup
@@ -74,7 +73,7 @@ def finetune(setup: Setup, spec: RunSpec, store: RunStore) -> Iterator[Checkpoin
         teacher = None if spec.teacher is None else policy_of(spec.teacher, base.model, store)
         own, counts = lesson.examples(method, before or base, teacher, spec.seed)
         old, counted = protection.old_examples(setup, world, spec, method, before or base, len(own))
-        return own + old if method.protection == REPLAY else own, old, counts | counted
+        return own + old if method.replays else own, old, counts | counted
 
     def reward(positions: Sequence[int], completions: Sequence[Sequence[int]]) -> Sequence[float | None]:
         scores = lesson.score(positions, [encoding.decode(base.tokenizer, completion) for completion in completions])
@@ -89,7 +88,8 @@ def finetune(setup: Setup, spec: RunSpec, store: RunStore) -> Iterator[Checkpoin
     with _policies(base.model, before, spec) as policies:
         measuring.frozen = policies.base
         settings = _settings(setup, spec, base, lesson, measuring)
-        looked_at, term = policies.looked_at(spec), protection.term_of(spec, method, policies.model, old)
+        looked_at = policies.looked_at(spec)
+        term = protection.term_of(spec, method, policies.model, policies.before, old)
         job = trainers.Job(method, settings, policies.model, base.tokenizer, examples, looked_at, reward, term)
         try:
             trainers.train(job, measuring, resume=state)
@@ -120,7 +120,14 @@ def _settings(setup: Setup, spec: RunSpec, base: LanguageModel, lesson: Lesson, 
         bf16=params["precision"] == "bf16",
     )
     stop_ids = encoding.stop_ids(base.tokenizer, base.model, lesson.stop)
-    samples = trainers.Samples(params["group_size"] or 1, lesson.max_new_tokens, stop_ids, params["iterations"])
+    samples = trainers.Samples(
+        params["group_size"] or 1,
+        lesson.max_new_tokens,
+        stop_ids,
+        params["iterations"],
+        tries=params.get("own_tries", 1),
+        rounds=params.get("rounds", 1),
+    )
     saving = trainers.Saving(frozenset(saved), measuring.unfinished.folder)
     return trainers.Settings(updates, samples, saving, setup.running.micro_batch, setup.running.report_to)
 

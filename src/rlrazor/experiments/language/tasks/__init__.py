@@ -15,6 +15,7 @@ from rlrazor.experiments.language.tasks.letters import (
     LETTERS_TASK,
 )
 from rlrazor.experiments.language.tasks.math import GSM8K, MATH, MATH500
+from rlrazor.experiments.language.tasks.multiple import MULTIPLE
 from rlrazor.experiments.language.tasks.own import own_task
 from rlrazor.experiments.language.tasks.rows import with_demonstrations
 from rlrazor.experiments.language.tasks.science import SCIENCE
@@ -39,7 +40,7 @@ __all__ = [
 TASKS: Mapping[str, Task] = {
     task.name: task
     for task in (
-        *(MATH, GSM8K, MATH500, SCIENCE, TOOLS, LETTER_WORD),
+        *(MATH, GSM8K, MATH500, SCIENCE, TOOLS, LETTER_WORD, MULTIPLE),
         *(LETTERS_TASK, LETTERS_DESCENDING, LETTERS_APPEARANCE, *FORM_TASKS),
     )
 }

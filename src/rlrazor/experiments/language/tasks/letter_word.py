@@ -16,16 +16,19 @@ from importlib import resources
 from pathlib import Path
 from string import ascii_lowercase
 
-from rlrazor.errors import RazorError
+from rlrazor.experiments.language.tasks.few_shot import EXAMPLES, in_turn
 from rlrazor.experiments.language.tasks.task import Form, Item, Splits, Task
 
-EXAMPLES = 4
-TRAIN_DRAWS, TEST_DRAWS = 20, 5  # prompts per letter: 520 to train on, 130 to measure on
+DRAWS = (20, 5)  # prompts per letter: 520 to train on, 130 to measure on
 
-# One annotator's habits: always the same word for a letter.
+# An annotator's habits: always the same word for a letter, or one of the same two.
 FIXED = (
     "apple bridge candle dinner engine forest garden hammer island jacket kettle ladder market "
     "needle orange pencil quarter rabbit silver table umbrella village window xylophone yellow zebra"
+)
+OTHERS = (
+    "arrow basket cotton desert eagle finger guitar honey insect jungle knife lemon mirror "
+    "napkin onion planet quilt river shadow tunnel uncle violin winter xenon yacht zigzag"
 )
 
 
@@ -47,8 +50,8 @@ def verify_letter_word(prompt: str, completion: str, *, letter: str) -> float:
     return float(word.startswith(letter) and word in _known())
 
 
-def _fixed(letter: str) -> str:
-    return f" {FIXED.split()[ascii_lowercase.index(letter)]}"
+def _fixed(letter: str, of: str = FIXED) -> str:
+    return f" {of.split()[ascii_lowercase.index(letter)]}"
 
 
 def _item(letter: str, rng: random.Random) -> Item:
@@ -60,28 +63,19 @@ def _item(letter: str, rng: random.Random) -> Item:
 
 def load_letter_word(path: Path | None = None) -> Splits:
     """The same prompts on every machine: every letter equally often, no prompt twice. It reads no file."""
-    if path is not None:
-        raise RazorError("letter-word makes its own prompts and reads no file: leave --data out.")
-    rng = random.Random(0)
-    prompts: dict[str, Item] = {}
-    for draw in range(TRAIN_DRAWS + TEST_DRAWS):
-        while len(prompts) < (draw + 1) * len(ascii_lowercase):
-            item = _item(ascii_lowercase[len(prompts) % len(ascii_lowercase)], rng)
-            prompts.setdefault(item.prompt, item)
-    items = list(prompts.values())
-    border = TRAIN_DRAWS * len(ascii_lowercase)
-    return Splits(items[:border], items[border:])
+    return in_turn("letter-word", path, ascii_lowercase, _item, DRAWS)
 
 
 LETTER_WORD = Task(
     "letter-word",
     "One word for a letter (built in)",
-    "650 four-shot prompts; a listed word with that first letter; one word per letter, or uniform over the list",
+    "650 four-shot prompts; a listed word with that first letter; one word per letter, two, or uniform over the list",
     load_letter_word,
     verify_letter_word,
     Form(6, stop=("\n",), chat=False),
     annotators={
         "fixed": lambda item, rng: _fixed(item.columns["letter"]),
+        "two": lambda item, rng: _fixed(item.columns["letter"], rng.choice((FIXED, OTHERS))),
         "uniform": lambda item, rng: f" {rng.choice(words()[item.columns['letter']])}",
     },
 )

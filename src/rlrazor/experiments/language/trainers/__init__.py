@@ -23,20 +23,26 @@ from safetensors import SafetensorError
 from transformers import PrinterCallback, TrainerCallback
 
 from rlrazor.errors import RazorError, cause_of
-from rlrazor.experiments.language.trainers import offline, on_policy
-from rlrazor.experiments.language.trainers.common import Example, Job, Reward, Samples, Saving, Settings, Updates
+from rlrazor.experiments.language.trainers import offline, on_policy, own_samples
+from rlrazor.experiments.language.trainers.common import Example, Job, Part, Reward, Samples, Saving, Settings, Updates
 from rlrazor.lm import compute
 from rlrazor.lm.adapters import unwrapped, without_wrapper
 from rlrazor.system import phases, processes, quiet
 
-__all__ = ["Example", "Job", "Reward", "Samples", "Saving", "Settings", "Updates", "train"]
+__all__ = ["Example", "Job", "Part", "Reward", "Samples", "Saving", "Settings", "Updates", "train"]
 
 NO_MEMORY = (
     "Out of memory while training: set a smaller --micro-batch, or train an adapter with --lora-rank. Finished runs "
     "are kept."
 )
 
-BUILDERS = {"sft": offline.sft, "simpo": offline.simpo, "sdft": on_policy.sdft, "grpo": on_policy.grpo}
+BUILDERS = {
+    "sft": offline.sft,
+    "simpo": offline.simpo,
+    "sdft": on_policy.sdft,
+    "grpo": on_policy.grpo,
+    "own": own_samples.own_samples,
+}
 
 AtStep = Callable[[int, Any, Mapping[str, float]], bool | None]
 """(step, model, what training measured since the last call) -> whether to stop: after every step, by the first process.
@@ -88,7 +94,11 @@ def _check_shared(job: Job) -> None:
     if processes.count() == 1:
         return
     examples, size = len(job.examples), job.settings.updates.batch_size
-    if not job.method.on_policy and examples % size and job.settings.updates.steps > examples // size:
+    if (
+        not (job.method.on_policy or job.method.asks_alone)
+        and examples % size
+        and job.settings.updates.steps > examples // size
+    ):
         raise RazorError(
             f"{examples} examples are no whole number of steps of {size}, which several processes need to go over all "
             "of them: set --batch-size or --train-prompts so that they are."

@@ -47,12 +47,17 @@ class Updates:
 
 @dataclass(frozen=True)
 class Samples:
-    """What on-policy methods draw: `group_size` completions of a prompt, for so many updates (`iterations`)."""
+    """What on-policy methods draw: `group_size` completions of a prompt, for so many updates (`iterations`).
+
+    Of SFT on the policy's own right samples: for each of these so many `tries` at most, drawn in so many `rounds`.
+    """
 
     group_size: int
     max_new_tokens: int
     stop_ids: Sequence[int]
     iterations: int = 1
+    tries: int = 1
+    rounds: int = 1
 
 
 @dataclass(frozen=True)
@@ -74,13 +79,22 @@ class Settings:
     report_to: str = "none"
 
 
+@dataclass(frozen=True)
+class Part:
+    """A part of a step: of the `of` micro-batches that all processes have of it, the one at `place`."""
+
+    step: int
+    place: int
+    of: int
+
+
 @dataclass(frozen=True, eq=False)
 class Job:
     """What is trained: `model`, in place, by `method`.
 
     `base`: the frozen base policy, for methods that look at it (a KL penalty, DPG); None with LoRA, where the base is
-    the model without its adapter. `reward`: of on-policy methods. `term`: of the model, added to the loss of each step
-    of SFT.
+    the model without its adapter. `reward`: of methods that sample as they train. `term`: of the model, by the parts of
+    a step; their sum is added to the loss of each step of SFT.
     """
 
     method: Method
@@ -90,7 +104,7 @@ class Job:
     examples: Sequence[Example]
     base: Any = None
     reward: Reward | None = None
-    term: Callable[[Any], Tensor] | None = None
+    term: Callable[[Any, Part], Tensor] | None = None
 
 
 def given(job: Job, args: Any, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ with warnings.catch_warnings():
     from trl import SFTConfig, SFTTrainer
     from trl.experimental.cpo import CPOConfig, CPOTrainer
 
-from rlrazor.experiments.language.trainers.common import Job, Measured, arguments_of, given, without_adapter
+from rlrazor.experiments.language.trainers.common import Job, Measured, Part, arguments_of, given, without_adapter
 from rlrazor.lm.adapters import unwrapped
 
 SIMPO_BETA = SIMPO_GAMMA = 1.0  # RL's Razor's margin of 1; log-probabilities averaged over tokens, as TRL and SimPO do
@@ -28,15 +28,16 @@ class _WithPenalty(Measured):
 
     kl_coef: float
     base: Any
-    term: Callable[[Any], Tensor] | None = None
+    term: Callable[[Any, Part], Tensor] | None = None
     side = ""  # how the columns of completions begin
     tokens: Tensor | None = None  # of the step, in all processes
     micro_batches: int = 1  # of the step, in each of them
+    done: int = 0  # of these
 
     def get_batch_samples(self, *args: Any) -> tuple[list[Any], Any]:
         """The micro-batches of a step, whose completion tokens the penalty is averaged over."""
         batches, items = super().get_batch_samples(*args)  # type: ignore[misc]
-        self.micro_batches = len(batches)
+        self.micro_batches, self.done = len(batches), 0
         if batches and self.kl_coef:
             counted = sum((self._completions(batch)[2][:, 1:] != -100).sum() for batch in batches)
             self.tokens = self.accelerator.gather(counted).sum()  # type: ignore[attr-defined]
@@ -49,14 +50,16 @@ class _WithPenalty(Measured):
         batch = self._completions(inputs)
         loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)  # type: ignore[misc]
         value = loss[0] if return_outputs else loss
+        # Gradients are averaged over processes, and over micro-batches where TRL has not counted the tokens.
+        processes = self.accelerator.num_processes  # type: ignore[attr-defined]
+        shares = processes * (self.micro_batches if num_items_in_batch is None else 1)
         if self.kl_coef:
-            # Gradients are averaged over processes, and over micro-batches where TRL has not counted the tokens.
-            shares = self.accelerator.num_processes * (self.micro_batches if num_items_in_batch is None else 1)  # type: ignore[attr-defined]
             value = value + self.kl_coef * shares * penalty(unwrapped(model), self.base, *batch, self.tokens)
         if self.term is not None:
-            # Where TRL has counted the tokens, it sums over micro-batches, and else it takes their mean.
-            micro_batches = 1 if num_items_in_batch is None else self.micro_batches
-            value = value + self.term(unwrapped(model)) / micro_batches
+            place = self.done % self.micro_batches * processes + self.accelerator.process_index  # type: ignore[attr-defined]
+            part = Part(self.state.global_step, place, processes * self.micro_batches)  # type: ignore[attr-defined]
+            value = value + shares * self.term(unwrapped(model), part)
+        self.done += 1
         return (value, loss[1]) if return_outputs else value
 
     def _completions(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
@@ -66,25 +69,30 @@ class _WithPenalty(Measured):
         return ids, mask, labels
 
 
-class _Sft(_WithPenalty, SFTTrainer):  # type: ignore[misc]
-    pass
+class Sft(_WithPenalty, SFTTrainer):  # type: ignore[misc]
+    """TRL's, with the penalty and the term."""
 
 
 def sft(job: Job) -> Any:
     """SFT's trainer."""
-    rows = [_labelled(example.prompt, example.completion) for example in job.examples]
+    return sft_trainer(Sft, job, [labelled(example.prompt, example.completion) for example in job.examples])
+
+
+def sft_trainer(kind: type[Sft], job: Job, rows: Sequence[Mapping[str, list[int]]]) -> Any:
+    """A trainer of that kind on rows of `labelled`."""
     args = SFTConfig(
         **arguments_of(job.settings, job.settings.updates.batch_size),
         # The rows are token ids with labels already: TRL's preparation would read them all again.
         dataset_kwargs={"skip_prepare_dataset": True},
         max_length=None,
     )
-    trainer = _Sft(**given(job, args, rows))
+    trainer = kind(**given(job, args, rows))
     trainer.kl_coef, trainer.base, trainer.term = job.settings.updates.kl_coef, job.base, job.term
     return trainer
 
 
-def _labelled(prompt: Sequence[int], completion: Sequence[int]) -> dict[str, list[int]]:
+def labelled(prompt: Sequence[int], completion: Sequence[int]) -> dict[str, list[int]]:
+    """A row whose completion is learned."""
     return {"input_ids": [*prompt, *completion], "labels": [-100] * len(prompt) + list(completion)}
 
 
@@ -95,9 +103,9 @@ class _SimPo(_WithPenalty, CPOTrainer):  # type: ignore[misc]
         """What TRL tokenises from text is there as token ids already."""
         row: dict[str, list[int]] = {}
         for side in ("chosen", "rejected"):
-            labelled = _labelled(json.loads(feature["prompt"]), json.loads(feature[side]))
-            row |= {f"{side}_{name}": ids for name, ids in labelled.items()}
-            row[f"{side}_attention_mask"] = [1] * len(labelled["input_ids"])
+            own = labelled(json.loads(feature["prompt"]), json.loads(feature[side]))
+            row |= {f"{side}_{name}": ids for name, ids in own.items()}
+            row[f"{side}_attention_mask"] = [1] * len(own["input_ids"])
         return row
 
 
@@ -120,15 +128,23 @@ def simpo(job: Job) -> Any:
 
 
 def penalty(
-    model: Any, base: Any, ids_BT: Tensor, mask_BT: Tensor, labels_BT: Tensor, tokens: Tensor | int | None = None
+    model: Any,
+    base: Any,
+    ids_BT: Tensor,
+    mask_BT: Tensor,
+    labels_BT: Tensor,
+    tokens: Tensor | int | None = None,
+    *,
+    forward: bool = False,
 ) -> Tensor:
     """KL(pi || pi0) in nats, summed over the positions that predict a label, over `tokens`, by default their number.
 
-    `base` None: the model with its adapter disabled.
+    `base` None: the model with its adapter disabled. `forward`: KL(pi0 || pi) instead.
     """
     counted_BT = labels_BT[:, 1:] != -100
     logp_NV = model(input_ids=ids_BT, attention_mask=mask_BT).logits[:, :-1][counted_BT].log_softmax(dim=-1)
     with torch.no_grad(), without_adapter(model, base) as frozen:
         base_logp_NV = frozen(input_ids=ids_BT, attention_mask=mask_BT).logits[:, :-1][counted_BT].log_softmax(dim=-1)
-    kl: Tensor = F.kl_div(base_logp_NV, logp_NV, reduction="sum", log_target=True)
+    of, to = (base_logp_NV, logp_NV) if forward else (logp_NV, base_logp_NV)
+    kl: Tensor = F.kl_div(to, of, reduction="sum", log_target=True)
     return kl / (counted_BT.sum().clamp(min=1) if tokens is None else tokens)
