@@ -39,12 +39,11 @@ PARAGRAPHS, ASKED, UNLIKE = "paragraphs", "prior", "unlike"
 PROBES = (PARAGRAPHS, SELF, ASKED, UNLIKE)  # of `Config.probes`, in the order of the table; see `further`
 
 PAPER_METHODS = ("sft", "simpo", "reinforce", "dr-grpo")
-# Of one word per letter the methods that learn by it, and those that learn by their own.
 SMOLLM2_METHODS = (
-    *("sft-fixed", "sft-uniform", "oracle", "rl-distilled", "simpo"),
+    *("sft-fixed", "sft-two", "self-sft", "iterative-sft", "oracle", "rl-distilled", "simpo", "self-replay"),
     *("reinforce", "grpo", "dr-grpo", "grpo+kl"),
 )
-GEMMA_METHODS = ("sft-fixed", "oracle", "grpo")
+GEMMA_METHODS = ("sft-fixed", "self-sft", "dr-grpo")
 TINY_METHODS = (
     *("sft-one", "sft-two", "sft-uniform", "oracle", "rl-distilled", "simpo"),
     *("reinforce", "grpo", "dr-grpo", "dr-grpo+kl", "kl-dpg"),
