@@ -51,6 +51,22 @@ def test_table_counts_forgetting_from_the_base_of_the_same_seed() -> None:
     assert table["kl"].to_list() == [0.0, 0.3, 0.0, 0.3]
 
 
+def test_forgetting_is_counted_from_any_ancestor_that_is_named() -> None:
+    base = RunSpec("toy", BASE, {}, 0)
+    first = replace(spec(), starts_from=Ancestor(base, 0))
+    second = replace(spec(), starts_from=Ancestor(first, 5))
+    third = replace(spec(), starts_from=Ancestor(second, 5))
+    scores = {base: 0.8, first: 0.7, second: 0.4, third: 0.5}
+    runs = [(one, [record(one, 0 if one == base else 5, 0.5, prior, kl=0.1)]) for one, prior in scores.items()]
+    table = to_table(runs, {"before": lambda one: one.starts_from, "first": lambda one: (*one.chain, None, None)[1]})
+    before, of_first = (table[f"forgetting_since_{name}"].to_list() for name in ("before", "first"))
+    # A record's prior is the mean of `prior` and half of it.
+    assert table["forgetting"].to_list() == pytest.approx([0, 0.075, 0.3, 0.225])
+    assert before == [None, *(pytest.approx(drop) for drop in (0.075, 0.225, -0.075))]
+    assert of_first == [None, None, *(pytest.approx(drop) for drop in (0.225, 0.15))]
+    assert not [name for name in to_table(runs).columns if "since" in name]
+
+
 def test_an_id_is_of_all_that_the_run_comes_from() -> None:
     base = RunSpec("toy", BASE, {"size": 5}, 0)
     first = replace(spec(), starts_from=Ancestor(base, 0))

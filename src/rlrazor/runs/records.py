@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any
 
 import polars as pl
@@ -132,12 +133,16 @@ class Record:
         return sum(self.prior.values()) / len(self.prior) if self.prior else math.nan
 
 
-def to_table(runs: Iterable[tuple[RunSpec, Iterable[Record]]]) -> pl.DataFrame:
+def to_table(
+    runs: Iterable[tuple[RunSpec, Iterable[Record]]],
+    since: Mapping[str, Callable[[RunSpec], Ancestor | None]] = MappingProxyType({}),
+) -> pl.DataFrame:
     """A row per checkpoint, in the order given; scalar settings are columns, as is `teacher` where a run has one.
 
     `forgetting` is what the prior score has lost since the first checkpoint of the run's chain, which has to be among
-    the runs, or of a base since its own first one. Raises RazorError for runs without prior tasks, of which nobody
-    knows what they forgot.
+    the runs, or of a base since its own first one. `since`: by name further ancestors, of each run the one to count
+    from or None for none, as columns `forgetting_since_NAME`. Raises RazorError for runs without prior tasks, of which
+    nobody knows what they forgot.
     """
     listed = [(spec, list(records)) for spec, records in runs]
     unscored = [record.run_id for _, records in listed for record in records if not record.prior]
@@ -152,6 +157,8 @@ def to_table(runs: Iterable[tuple[RunSpec, Iterable[Record]]]) -> pl.DataFrame:
         if origin is None and spec.method != BASE:
             raise ValueError(f"{spec.describe()} starts from nothing that its forgetting could be counted from")
         before = records[0].prior_mean if origin is None else prior[origin.spec.run_id, origin.step]
+        named = {name: ancestor_of(spec) for name, ancestor_of in since.items()}
+        marks = {name: None if one is None else prior[one.spec.run_id, one.step] for name, one in named.items()}
         rows += [
             {
                 "run_id": record.run_id,
@@ -171,6 +178,10 @@ def to_table(runs: Iterable[tuple[RunSpec, Iterable[Record]]]) -> pl.DataFrame:
                 **record.drift,
                 **record.metrics,
                 "forgetting": before - record.prior_mean,
+                **{
+                    f"forgetting_since_{name}": None if mark is None else mark - record.prior_mean
+                    for name, mark in marks.items()
+                },
                 **({"teacher": None if spec.teacher is None else str(spec.teacher)} if taught else {}),
             }
             for record in records

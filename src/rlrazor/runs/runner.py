@@ -197,7 +197,12 @@ def table_of(phases: Sequence[Phase], store: RunStore, methods: Sequence[str]) -
     for own in [one for number, one in enumerate(columns) if one not in columns[:number]]:
         specs = [spec for phase in phases if phase.columns == own for spec in phase.specs]
         specs.sort(key=lambda spec: (spec.seed, order.get(spec.method, -1)))
-        table = to_table((spec, store.read(spec).records) for spec in with_roots(specs))
+        rows = with_roots(specs)
+        stages = [before.spec for spec in specs for before in spec.chain[1:]]  # some are of other phases
+        since = {"before": lambda spec: spec.starts_from} if stages else {}
+        known = dict.fromkeys([*rows, *stages])
+        table = to_table(((spec, store.read(spec).records) for spec in known), since)
+        table = table.filter(pl.col("run_id").is_in([spec.run_id for spec in rows])) if stages else table
         tables.append(table.with_columns(**{name: pl.lit(value) for name, value in own.items()}))
     return pl.concat(tables, how="diagonal_relaxed")
 
