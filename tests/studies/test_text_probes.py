@@ -141,3 +141,19 @@ def test_a_report_has_the_section_where_the_sweep_has_such_probes(
     table = table.with_columns(kl_on_self=pl.col("kl_probe"), kl_on_unlike=pl.col("kl_forward") * 2)
     names = [one.name for one in load(make_folder(tmp_path, table), kinds()).sections]
     assert names[:2] == ["kl-laws", text_probes.NAME]
+
+
+def test_seeds_are_paired_by_their_number_where_one_has_no_law_in_one_of_the_probes() -> None:
+    study = planted(noise=0.01)
+    gone = pl.when(pl.col("seed") == 0).then(None).otherwise(pl.col("kl_forward"))
+    table, points = (of.with_columns(kl_forward=gone) for of in (study.table, study.points))
+    partly = Study(study.name, study.description, table, points, study.bases)
+    new, own = (one for one in examined(partly, Probes(MEASURES, DRAWN, protects)) if one.of.column in DRAWN[:2])
+    assert (list(new.of.errors_of_seeds), list(own.of.errors_of_seeds)) == ([1, 2], [0, 1, 2])
+    found = numbers_of(partly)
+    assert (found["self.lead-n"], found["self.lead-verdict"]) == ("2 of 3", "not comparable")
+    gaps = [
+        sum(new.of.errors_of_seeds[seed][name] - own.of.errors_of_seeds[seed][name] for name in HELD) / len(HELD)
+        for seed in (1, 2)
+    ]
+    assert found["self.lead-gap"].split(" ")[0] == f"+{100 * sum(gaps) / 2:.1f}"

@@ -9,7 +9,7 @@ forgetting in forward KL, unless another drift is named.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar
@@ -37,7 +37,7 @@ class CarryOver:
     `summary` has the fits to all methods and seeds at once. The rest is by seed: `r2s`, those of the monotone law; and
     by method the means over seeds of `within`, R2 of the law fitted to that method alone, of `errors` by the monotone
     law, of `quadratic_errors`, and of `guesses`, by the other methods' mean forgetting. Errors are empty for fewer than
-    two methods. `errors_of_seeds` and `guesses_of_seeds` are those of each seed.
+    two methods. `errors_of_seeds` and `guesses_of_seeds` are those of each seed, by seed.
     """
 
     summary: PredictorSummary
@@ -46,8 +46,8 @@ class CarryOver:
     errors: ByMethod
     quadratic_errors: ByMethod
     guesses: ByMethod
-    errors_of_seeds: Sequence[ByMethod]
-    guesses_of_seeds: Sequence[ByMethod]
+    errors_of_seeds: Mapping[int, ByMethod]
+    guesses_of_seeds: Mapping[int, ByMethod]
 
     @property
     def column(self) -> str:
@@ -106,15 +106,15 @@ def examine(points: pl.DataFrame, column: str, samples: int = 200) -> CarryOver:
         return [law.leave_one_method_out(fit, *_columns(own, column), methods).by_method for fit in fits]
 
     of_seeds = per_seed(rows, alone).values()
-    by_seed = per_seed(rows, left_out).values()
-    monotone, quadratic, guesses = ([of_seed[place] for of_seed in by_seed] for place in range(len(fits)))
+    by_seed = per_seed(rows, left_out).items()
+    monotone, quadratic, guesses = ({seed: of[place] for seed, of in by_seed} for place in range(len(fits)))
     return CarryOver(
         law.summarise(points, [column], samples=samples)[0],
         [of_seed for of_seed, _ in of_seeds],
         within=over_seeds([within for _, within in of_seeds]),
-        errors=over_seeds(monotone),
-        quadratic_errors=over_seeds(quadratic),
-        guesses=over_seeds(guesses),
+        errors=over_seeds(monotone.values()),
+        quadratic_errors=over_seeds(quadratic.values()),
+        guesses=over_seeds(guesses.values()),
         errors_of_seeds=monotone,
         guesses_of_seeds=guesses,
     )
@@ -131,7 +131,7 @@ def gap(more: ByMethod, less: ByMethod) -> Estimate | None:
     return Estimate.over(gaps) if len(gaps) > 1 else None
 
 
-def over_seeds(by_seed: Sequence[ByMethod]) -> dict[str, float]:
+def over_seeds(by_seed: Collection[ByMethod]) -> dict[str, float]:
     """Method -> mean over the seeds that have it."""
     names = dict.fromkeys(name for of_seed in by_seed for name in of_seed)
     return {name: float(np.mean([of_seed[name] for of_seed in by_seed if name in of_seed])) for name in names}

@@ -71,7 +71,7 @@ class Tested:
     name: str
     of: CarryOver
     protecting: Collection[str]
-    carried_of_seeds: Sequence[ByMethod]
+    carried_of_seeds: Mapping[int, ByMethod]
 
     @property
     def plain(self) -> Collection[str]:
@@ -81,7 +81,7 @@ class Tested:
     @cached_property
     def carried(self) -> ByMethod:
         """Errors on methods that protect, by a law of those that do not, over seeds."""
-        return over_seeds(self.carried_of_seeds)
+        return over_seeds(self.carried_of_seeds.values())
 
     def error(self, methods: Collection[str]) -> Estimate | None:
         """Mean left-out error on some of the methods, each counting once."""
@@ -108,7 +108,7 @@ def examined(study: Study, probes: Probes = DIGITS) -> list[Tested]:
     ]
 
 
-def carried(study: Study, column: str, protecting: Collection[str]) -> list[ByMethod]:
+def carried(study: Study, column: str, protecting: Collection[str]) -> dict[int, ByMethod]:
     """In each seed, the mean absolute error on each method that protects, of a law fitted to the others."""
 
     def errors(rows: pl.DataFrame) -> ByMethod:
@@ -121,18 +121,15 @@ def carried(study: Study, column: str, protecting: Collection[str]) -> list[ByMe
             if not own.is_empty()
         }
 
-    return list(per_seed(measured(study.points, [column]), errors).values())
+    return per_seed(measured(study.points, [column]), errors)
 
 
-def means(of_seeds: Sequence[ByMethod], methods: Collection[str]) -> list[float | None]:
-    """In each seed the mean over some of the methods, each counting once; None where the seed has none of them."""
-    chosen = [[value for method, value in of_seed.items() if method in methods] for of_seed in of_seeds]
-    return [float(np.mean(values)) if values else None for values in chosen]
-
-
-def minus(more: Sequence[float | None], less: Sequence[float | None]) -> Estimate | None:
-    """The mean difference of two numbers of each seed, over the seeds that have both."""
-    return over(one - other for one, other in zip(more, less, strict=False) if one is not None and other is not None)
+def means(of_seeds: Mapping[int, ByMethod], methods: Collection[str]) -> dict[int, float]:
+    """By seed the mean over some of the methods, each counting once; of the seeds that have any of them."""
+    chosen = {
+        seed: [value for method, value in of_seed.items() if method in methods] for seed, of_seed in of_seeds.items()
+    }
+    return {seed: float(np.mean(values)) for seed, values in chosen.items() if values}
 
 
 def section(study: Study) -> Section:
@@ -177,13 +174,14 @@ def seed_table(study: Study, found: Sequence[Tested]) -> Keyed:
 
     `lead`: by how much the error is smaller than that of KL on the new task's inputs.
     """
-    first = next((one.of.errors_of_seeds for one in found if one.of.column == KL), [])
+    first = next((one.of.errors_of_seeds for one in found if one.of.column == KL), {})
 
-    def mean(of_seeds: Sequence[ByMethod], methods: Collection[str]) -> Estimate | None:
-        return over(value for value in means(of_seeds, methods) if value is not None)
+    def mean(of_seeds: Mapping[int, ByMethod], methods: Collection[str]) -> Estimate | None:
+        return over(means(of_seeds, methods).values())
 
-    def lead(one: Tested, of_seeds: Sequence[ByMethod], methods: Collection[str]) -> Estimate | None:
-        return minus(means(of_seeds, methods), means(one.of.errors_of_seeds, methods))
+    def lead(one: Tested, of_seeds: Mapping[int, ByMethod], methods: Collection[str]) -> Estimate | None:
+        others, own = means(of_seeds, methods), means(one.of.errors_of_seeds, methods)
+        return over(others[seed] - own[seed] for seed in own if seed in others)
 
     def of_new(one: Tested) -> Estimate | str | None:
         return NEVER if one.of.column == KL else lead(one, first, one.protecting)
