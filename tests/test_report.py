@@ -214,7 +214,8 @@ def test_distillation(table: pl.DataFrame, results: Results, page: str) -> None:
     )
     gaps = []
     for teacher, pair in zip(TEACHERS, summary(results)["distillation"], strict=True):
-        own, student = taught[teacher["seed"]], students["middling", teacher["seed"]]
+        seed = int(teacher["seed"])
+        own, student = taught[seed], students["middling", seed]
         assert (pair["teacher"]["prior"], pair["student"]["prior"]) == (own["prior"], student["prior"])
         gaps.append(student["prior"] - own["prior"])
     shown = text_of(page)
@@ -251,7 +252,7 @@ def test_distillation_judges_students_by_their_own_teacher(table: pl.DataFrame, 
         lambda row: level_of[row["teacher"]],
     )
     for pair, teacher in zip(pairs, teachers[:4], strict=True):
-        student = students[teacher["level"], teacher["seed"]]
+        student = students[teacher["level"], int(teacher["seed"])]
         assert pair["student"]["prior"] == student["prior"]
         gaps[pair["seed"]].append(student["prior"] - pair["teacher"]["prior"])
     assert found.sweep is not None
