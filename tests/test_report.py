@@ -214,7 +214,8 @@ def test_distillation(table: pl.DataFrame, results: Results, page: str) -> None:
     )
     gaps = []
     for teacher, pair in zip(TEACHERS, summary(results)["distillation"], strict=True):
-        own, student = taught[teacher["seed"]], students["middling", teacher["seed"]]
+        seed = int(teacher["seed"])
+        own, student = taught[seed], students["middling", seed]
         assert (pair["teacher"]["prior"], pair["student"]["prior"]) == (own["prior"], student["prior"])
         gaps.append(student["prior"] - own["prior"])
     shown = text_of(page)
@@ -251,7 +252,7 @@ def test_distillation_judges_students_by_their_own_teacher(table: pl.DataFrame, 
         lambda row: level_of[row["teacher"]],
     )
     for pair, teacher in zip(pairs, teachers[:4], strict=True):
-        student = students[teacher["level"], teacher["seed"]]
+        student = students[teacher["level"], int(teacher["seed"])]
         assert pair["student"]["prior"] == student["prior"]
         gaps[pair["seed"]].append(student["prior"] - pair["teacher"]["prior"])
     assert found.sweep is not None
@@ -338,7 +339,7 @@ def test_points_far_below_the_base_are_out_of_view_and_counted(tmp_path: Path) -
 
 def test_figures_are_valid_and_the_same_each_time(results: Results, page: str) -> None:
     folder = results.folder / "figures"
-    names = ["fig3.png", "fig3.svg", "fig6.png", "fig6.svg"]
+    names = ["fig3.png", "fig3.svg", "fig6.png", "fig6.svg", "learning-rates.png", "learning-rates.svg"]
     assert sorted(path.name for path in folder.iterdir()) == names
     before = {name: (folder / name).read_bytes() for name in names}
     for name, data in before.items():
@@ -367,7 +368,8 @@ class Fetches(HTMLParser):
 def test_page_fetches_nothing(page: str) -> None:
     parser = Fetches()
     parser.feed(page)
-    assert parser.found == ["data:,"]  # the empty icon, so that the browser does not ask for one
+    # The empty icon, so that the browser does not ask for one, and a link within the page.
+    assert parser.found == ["data:,", "#learning-rates"]
     assert not re.search(r"@import|url\(", page[page.index("<style>") : page.index("</style>")])
     assert len(page) < 10_000_000
 
@@ -399,8 +401,11 @@ def test_page_opens_in_a_browser(results: Results, sweep: Sweep, page: str, tmp_
     assert opened.returncode == 0
     assert [line for line in opened.stderr.splitlines() if "CONSOLE" in line] == []
     assert opened.stdout.count('class="main-svg"') >= 2
-    # Every checkpoint in four panels, and a base per seed in three; nothing here is out of view.
-    assert len(re.findall(r'class="point[ "]', opened.stdout)) == 4 * len(sweep.points) + 3 * len(sweep.study.bases)
+    # Every checkpoint in four panels, and a base per seed in three; nothing here is out of view. Then the section's.
+    layers = [layer for panel in results.sections[0].figure.panels for layer in panel.layers]
+    own = sum(int(np.isfinite(layer.y).sum()) for layer in layers if isinstance(layer, drawing.Points))
+    shown = 4 * len(sweep.points) + 3 * len(sweep.study.bases) + own
+    assert len(re.findall(r'class="point[ "]', opened.stdout)) == shown
     assert 'data-title="Share' not in opened.stdout  # plotly's button for uploading the data
 
 

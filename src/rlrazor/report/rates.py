@@ -148,16 +148,17 @@ class Rates:
             layers.append(
                 means(line.label, [found[rate] for rate in reached], self._places(line, reached), line.style, line=True)
             )
-            some = [rate for rate in reached if found[rate].seeds < len(self._of(line, rate))]  # type: ignore[union-attr]
-            y = np.array([found[rate].mean for rate in some], float)  # type: ignore[union-attr]
-            marker = Marker(WHITE, line.style[1], size=5.0, outlined=True)
-            layers.append(Points("in some of the seeds only", np.array(self._places(line, some), float), y, marker))
+            some = {rate: one.mean for rate, one in found.items() if one and one.seeds < len(self._of(line, rate))}
+            hollow = Marker(WHITE, line.style[1], size=5.0, outlined=True)
+            at = np.asarray(self._places(line, [*some]), np.float64), np.asarray([*some.values()], np.float64)
+            layers.append(Points("in some of the seeds only", *at, hollow))
             absent.append((line, [rate for rate in found if rate not in reached]))
         low, high = height(layers)
         low, high = min(low, -0.02), max(high, 0.02)
         for line, rates in absent:
             hover = Hover(f"<b>{as_html(line.label)}</b><br>never reaches {self.at:.0%} new<extra></extra>")
-            x, y = np.array(self._places(line, rates), float), np.full(len(rates), low + 0.03 * (high - low))
+            x = np.asarray(self._places(line, rates), np.float64)
+            y = np.full(len(rates), low + 0.03 * (high - low), np.float64)
             layers.append(Points("", x, y, Marker(line.style[0], "triangle-down", size=6.0), hover))
         title = f"Forgotten at new ≥ {self.at:.0%} (triangle at the edge: never there)"
         return Panel(title, self._axis(), Axis("forgetting", (low, high)), layers)

@@ -219,11 +219,11 @@ def _read_distillation(folder: Path, table: pl.DataFrame) -> list[JSON]:
         return []
     students: dict[tuple[int, str], list[pl.DataFrame]] = {}
     found = []
-    for seed, method, student, *teacher in pairs:
-        scores = _scores(path, table, *teacher)
+    for seed, method, student, run_id, step in pairs:
+        scores = _scores(path, table, run_id, step)
         own = table.filter(pl.col("method") == student, pl.col("seed") == seed)
         if "teacher" in table.columns:  # else there is one for each seed
-            own = own.filter(pl.col("teacher") == "{}/{}".format(*teacher))
+            own = own.filter(pl.col("teacher") == f"{run_id}/{step}")
         level = len(students.setdefault((seed, student), []))
         students[seed, student].append(own.with_columns(level=level, goal=scores["new"] - MATCH))
         found.append({"seed": seed, "teacher_method": method, "student_method": student, "teacher": scores})

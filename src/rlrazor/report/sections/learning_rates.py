@@ -10,7 +10,7 @@ from rlrazor.report.keyed import Column, Judged, Keyed, gap, in_short, table_of
 from rlrazor.report.prose import Shown, told
 from rlrazor.report.rates import Group, Line, Rates
 from rlrazor.report.study import Section, Study
-from rlrazor.report.text import INTERVALS, MATCHED, NEVER, nats, of_all, written
+from rlrazor.report.text import INTERVALS, MATCHED, nats, of_all, written
 
 TEXT = Path(__file__).with_suffix(".md")
 NAME = "learning-rates"
@@ -89,6 +89,6 @@ def kept_table(study: Study, rates: Rates) -> Keyed:
 def gap_table(study: Study, rates: Rates, judged: dict[str, Judged]) -> Keyed:
     """Each method minus the reference: `METHOD.gap`, `METHOD.verdict`."""
     name = study.label(reference_of(study))
-    columns = [gap("gap", "prior score kept, points", lambda one: one.gap if isinstance(one, Judged) else NEVER)]
+    columns: list[Column[Judged]] = [gap("gap", "prior score kept, points", lambda one: one.gap)]
     rows = {method: (one.label, one) for method, one in judged.items()}
     return table_of(f"Minus {name}’s, at new ≥ {rates.at:.0%}", "method", rows, columns, len(study.seeds))
