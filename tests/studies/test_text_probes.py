@@ -140,7 +140,7 @@ def test_a_report_has_the_section_where_the_sweep_has_such_probes(
     assert not applies(Study("text-probes", {}, table))
     table = table.with_columns(kl_on_self=pl.col("kl_probe"), kl_on_unlike=pl.col("kl_forward") * 2)
     names = [one.name for one in load(make_folder(tmp_path, table), kinds()).sections]
-    assert names[:2] == ["kl-laws", text_probes.NAME]
+    assert names[:3] == ["learning-rates", "kl-laws", text_probes.NAME]
 
 
 def test_seeds_are_paired_by_their_number_where_one_has_no_law_in_one_of_the_probes() -> None:
