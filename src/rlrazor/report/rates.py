@@ -47,7 +47,7 @@ class Rates:
     @cached_property
     def curve(self) -> pl.DataFrame:
         """A row per group, learning rate and seed: see `rlrazor.analysis.matched.by_rate`."""
-        return by_rate(self.points, self.by, self.at)
+        return by_rate(self.points, self.by, self.at).filter(pl.col(RATE) > 0)  # the axis is logarithmic
 
     @cached_property
     def reported(self) -> pl.DataFrame:
