@@ -69,7 +69,7 @@ for command in {[*EARLY]}:
         assert sentence.startswith("razor: ")
         assert expected in sentence
     assert [heavy for _, _, heavy in found] == [[]] * len(EARLY)
-    assert max(seconds for _, seconds, _ in found) < 10  # on a busy machine; a minute was usual
+    assert max(seconds for _, seconds, _ in found) < 30  # of waiting for a hub that is not there, a minute was usual
 
 
 def closed_port() -> int:

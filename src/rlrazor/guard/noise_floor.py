@@ -23,7 +23,7 @@ from rlrazor.system.documents import read_json
 from rlrazor.system.schema import Name, Schema
 from rlrazor.system.writing import write_cache
 
-FORMAT = 1
+FORMAT = 2  # 1: read without trees, and by a limit of each of a group's tasks
 VARIANTS = 3  # ways of computing, at most
 OTHER_BATCH, OTHER_SEED = BATCH // 2, 4321
 
