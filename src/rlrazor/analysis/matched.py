@@ -2,8 +2,8 @@
 
 1. A run is stopped at its first checkpoint whose new-task score is at least `at`. What it keeps there is not looked at.
 2. Of the runs of a seed that get there, the one is reported whose setting, the learning rate and what else was tried
-   (`TUNED`), got there in most of the *other* seeds and, of these, forgot least there on average. Where several are
-   equal, or no other seed tells, it is the lowest learning rate.
+   (`TUNED`), got there in the largest number of the *other* seeds and, of these, forgot least there on average. Where
+   several are equal, or no other seed tells, it is the lowest learning rate.
 3. What is reported is one number a seed; means, intervals and verdicts are over these.
 
 So no seed's score has a part in its own choice: the least of many noisy numbers would flatter who was tried most often.
@@ -63,7 +63,7 @@ def budgets(points: pl.DataFrame, by: Sequence[str], also: Sequence[str] = ()) -
     """
     numbered = _numbered(points, by, setting := _settings(points, by, also))
     seeds = points["seed"].n_unique()
-    runs = numbered.unique([*by, "seed", *_run(points, setting)], keep="first", maintain_order=True)
+    runs = numbered.sort(_ROW).unique([*by, "seed", *_run(points, setting)], keep="first", maintain_order=True)
     rates = pl.col(RATE).n_unique() if RATE in points.columns else pl.lit(1, pl.UInt32)
     counts = runs.group_by([*by, "seed"], maintain_order=True).agg(pl.len())
     spread = counts.group_by(by, maintain_order=True).agg(

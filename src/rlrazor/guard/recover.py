@@ -153,13 +153,16 @@ def recover(read: ReadBase, tuned: str, suite: PriorTasks, settings: Recovery, l
     """Train a copy of the base and one of the tuned model, and score both. Raises RazorError."""
     with compute.memory_errors(NO_MEMORY):
         ladder: dict[float, float] = {}
-        control = _control(read, settings, lesson, ladder, told)
+        # Of both copies: where an adapter is merged, which takes float32, the base is in that too.
+        merged = is_adapter(tuned) or is_adapter(read.source)
+        dtype = "float32" if merged or not settings.rank else read.dtype
+        control = _control(read, settings, dtype, lesson, ladder, told)
         scores = suite.scores(control.lm, lambda task: told(f"the base after recovery on {task}"))
         of_base = control.told(scores)
         del control
         compute.free()
         told("recovery: training a copy of the tuned model")
-        copy = _trained(_opened(read, tuned, settings), lesson, settings, of_base.lr)
+        copy = _trained(_opened(read, tuned, dtype), lesson, settings, of_base.lr)
         scores = suite.scores(copy.lm, lambda task: told(f"the tuned model after recovery on {task}"))
     return Recovered(settings, lesson.items, ladder, of_base, copy.told(scores))
 
@@ -180,7 +183,9 @@ class _Copy:
         return Trained(self.lr, self.loss, self.other_loss, self.parameters, self.bytes, scores)
 
 
-def _control(read: ReadBase, settings: Recovery, lesson: Lesson, ladder: dict[float, float], told: Told) -> _Copy:
+def _control(
+    read: ReadBase, settings: Recovery, dtype: str | None, lesson: Lesson, ladder: dict[float, float], told: Told
+) -> _Copy:
     """A trained copy of the base, at the learning rate that was given or at the one by rule.
 
     Where even the smallest does harm, at that one.
@@ -188,21 +193,20 @@ def _control(read: ReadBase, settings: Recovery, lesson: Lesson, ladder: dict[fl
     rates = (settings.lr,) if settings.lr is not None else LEARNING_RATES
     for place, lr in enumerate(rates):
         told(f"recovery: training a copy of the base at {lr:g}")
-        copy = _trained(_opened(read, read.source, settings), lesson, settings, lr)
+        is_last = place == len(rates) - 1
+        copy = _trained(_opened(read, read.source, dtype), lesson, settings, lr, may_diverge=not is_last)
         before, after = copy.other_loss
         if settings.lr is None:
             ladder[lr] = after
-        if after <= before or place == len(rates) - 1:
+        if after <= before or is_last:
             return copy
         del copy
         compute.free()
     raise AssertionError("there is a learning rate")
 
 
-def _opened(read: ReadBase, source: str, settings: Recovery) -> LanguageModel:
-    """The model, an adapter merged into its weights, in float32 unless only a LoRA is trained beside them."""
-    adapted = is_adapter(source)
-    dtype = "float32" if adapted or not settings.rank else read.dtype
+def _opened(read: ReadBase, source: str, dtype: str | None) -> LanguageModel:
+    """The model, an adapter merged into its weights."""
     if source == read.source:
         return load(source, dtype=dtype)
     lm, _ = replace(read, dtype=dtype).opened(source)
@@ -216,7 +220,8 @@ def _merged(model: Any) -> Any:
         raise RazorError(f"--recover trains merged weights, and PEFT cannot merge this adapter: {error}") from error
 
 
-def _trained(lm: LanguageModel, lesson: Lesson, settings: Recovery, lr: float) -> _Copy:
+def _trained(lm: LanguageModel, lesson: Lesson, settings: Recovery, lr: float, *, may_diverge: bool = False) -> _Copy:
+    """Raises RazorError where training diverges and may not."""
     trained, other = (_rows(lm, demonstrations) for demonstrations in (lesson.trained, lesson.other))
     with compute.generators_untouched():
         torch.manual_seed(settings.seed)
@@ -232,7 +237,7 @@ def _trained(lm: LanguageModel, lesson: Lesson, settings: Recovery, lr: float) -
         parameter.requires_grad_(False)
         parameter.grad = None
     after = [_mean_loss(model, rows) for rows in (trained, other)]
-    if settings.lr is not None and math.inf in after:
+    if math.inf in after and not may_diverge:
         raise RazorError(f"Training for --recover diverges at a learning rate of {lr:g}: give a smaller --recover-lr.")
     held = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     size = held + sum(3 * weight.numel() * weight.element_size() for weight in weights)

@@ -29,16 +29,26 @@ def context_length(model: Any) -> int | None:
 
     RoBERTa and its kin count positions from behind the padding row of their table, which holds so many fewer.
     """
-    try:
-        config = model.config.get_text_config(decoder=True)
-    except ValueError:  # a config of several parts, of which transformers will not choose
-        config = model.config
+    config = _text_config(model)
     limits = [limit for name in _CONTEXTS if isinstance(limit := getattr(config, name, None), int) and limit > 0][:1]
     for name, module in model.named_modules() if isinstance(model, torch.nn.Module) else ():
         table = isinstance(module, torch.nn.Embedding) and "position" in name.rpartition(".")[-1]
         if table and module.padding_idx is not None:
             limits.append(module.num_embeddings - module.padding_idx - 1)
     return min(limits, default=None)
+
+
+def window(model: Any) -> int | None:
+    """Of some or all layers, so many tokens that they see; None where the config names none."""
+    found = getattr(_text_config(model), "sliding_window", None)
+    return found if isinstance(found, int) and found > 0 else None
+
+
+def _text_config(model: Any) -> Any:
+    try:
+        return model.config.get_text_config(decoder=True)
+    except ValueError:  # a config of several parts, of which transformers will not choose
+        return model.config
 
 
 def embedding_rows(model: Any) -> int | None:

@@ -194,12 +194,13 @@ def table_of(phases: Sequence[Phase], store: RunStore, methods: Sequence[str]) -
     tables = []
     columns = [dict(phase.columns) for phase in phases]
     order = {name: number for number, name in enumerate(methods)}
+    staged = any(len(spec.chain) > 1 for phase in phases for spec in phase.specs)
+    since = {"before": lambda spec: spec.starts_from} if staged else {}
     for own in [one for number, one in enumerate(columns) if one not in columns[:number]]:
         specs = [spec for phase in phases if phase.columns == own for spec in phase.specs]
         specs.sort(key=lambda spec: (spec.seed, order.get(spec.method, -1)))
         rows = with_roots(specs)
         stages = [before.spec for spec in specs for before in spec.chain[1:]]  # some are of other phases
-        since = {"before": lambda spec: spec.starts_from} if stages else {}
         known = dict.fromkeys([*rows, *stages])
         table = to_table(((spec, store.read(spec).records) for spec in known), since)
         table = table.filter(pl.col("run_id").is_in([spec.run_id for spec in rows])) if stages else table

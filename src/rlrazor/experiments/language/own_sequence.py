@@ -134,7 +134,7 @@ class OwnSequence(Models):
     def _stderr(self, task: str, score: float, config: ModelSequences) -> float:
         """Of a score, at most: 0 where right answers are counted out, else that of as many coins with its bias.
 
-        Where all samples were right, or all wrong, Wilson's interval still is wide: its half, in standard errors.
+        Where all samples were right, or all wrong, Wilson's interval still is wide: its width, in standard errors.
         """
         source = next(source for source in self.sources if source.name == task)
         if self.base == TINY and source.task().correct is not None:

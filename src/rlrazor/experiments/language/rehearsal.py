@@ -107,7 +107,13 @@ def _beginnings(setup: Setup, world: World, start: LanguageModel) -> list[Prompt
         form = ProbeSettings(TEXT_TOKENS, 1, chat=setup.task.task().form.chat)
         ids = encode(start.tokenizer, world.suite.generic.prompts, form.chat)
         limit = context_length(start.model) or float("inf")
-        return [Prompts([prompt for prompt in ids if len(prompt) + TEXT_TOKENS <= limit], form)]
+        fitting = [prompt for prompt in ids if len(prompt) + TEXT_TOKENS <= limit]
+        if not fitting:
+            raise RazorError(
+                f"No prompt of the generic probe fits into the {limit} tokens of the base's context with an answer of "
+                f"{TEXT_TOKENS}, so it can write nothing to rehearse: give shorter ones (--generic FILE)."
+            ) from error
+        return [Prompts(fitting, form)]
     return [None]
 
 
@@ -120,10 +126,12 @@ def _begun(start: LanguageModel, count: int, seed: int) -> "list[Example]":
     ends = encoding.stop_ids(start.tokenizer, start.model)
     texts = own_texts.draw(start.model, begun, how, ends, compute.precision_of(start.model), unheard)
     sequences = own_texts.begun_with(begun, texts, how)
-    return [
+    written = [
         Example(sequences.prompts[prompt], completion)
         for prompt, completion in zip(sequences.prompt_of, sequences.completions, strict=True)
     ]
+    random.Random(seed).shuffle(written)  # they are drawn beginning by beginning
+    return written
 
 
 def _answered(source: Prompts, start: LanguageModel, count: int, seed: int) -> "list[Example]":

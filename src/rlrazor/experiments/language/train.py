@@ -96,9 +96,10 @@ def finetune(setup: Setup, spec: RunSpec, store: RunStore) -> Iterator[Checkpoin
             if running.keep_models:
                 folder = store.folder / "models" / spec.run_id
                 processes.in_first(lambda: save_model(policies.model, base.tokenizer, folder))
-        except DivergedError:
+        except DivergedError as error:
             yield from measuring.checkpoints.values()
-            raise
+            # A trainer's own epochs are of its data set, which of own samples is a step's.
+            raise DivergedError(error.step, error.step / measuring.per_epoch) from error
     yield from measuring.checkpoints.values()
 
 

@@ -29,7 +29,9 @@ VERIFIED = "math_verify"
 EXACT = "exact_match"
 OURS = "declared answer, last number or option letter"
 
-_NUMBER = re.compile(r"(?:(?<![\w.)])-)?\$?\d[\d,]*(?:\.\d+)?")
+_NUMBER = re.compile(  # no part of a fraction
+    r"(?:(?<![\w.)])-)?\$?(?<![\d/])(?:\d[\d,]*(?:\.\d+)?|(?<!\d)\.\d+)(?!\d|\s?/\s?\d)"
+)
 _TARGET = re.compile(r"\(?([A-Z])\)?")  # an option letter, as the answer to a question
 _LETTER = re.compile(r"(?:(?i:option|choice)\s+)?[\s*(\[{\"'$]*(?:\\text\{)?\(?([A-Z])(?![A-Za-z0-9])")
 _LETTERS = (re.compile(r"\(([A-Z])\)"), re.compile(r"^\s*([A-Z])\s*(?:[.):]|$)", re.MULTILINE))  # undeclared

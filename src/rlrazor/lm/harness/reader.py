@@ -4,7 +4,7 @@ Not every architecture takes an attention mask of any shape: some see in a windo
 sequences the longest, and the last of the tree that holds the most beside it, are read once more, alone. Where one of
 them has other logits then, or the model cannot do it, lm-eval reads the sequences as it would, padded. No architecture
 is known by name here. Left to lm-eval as well are sequences that are longer than the model's context, which it cuts
-and warns of.
+and warns of, and those that are longer than a window in which the model sees.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -28,7 +28,8 @@ class Reader(HFLM):  # type: ignore[misc]  # lm-eval has no types
     """lm-eval's own, but for how it reads continuations of contexts."""
 
     def _loglikelihood_tokens(self, requests: Sequence[Request], *arguments: Any, **options: Any) -> list[Answer]:
-        most = int(self.max_length) + 1  # the last token is not read
+        window = forward.window(self.model) or int(self.max_length)  # the mask of a tree would undo a shorter one
+        most = min(int(self.max_length), window) + 1  # the last token is not read
         short = [place for place, (_, context, more) in enumerate(requests) if len(context) + len(more) <= most]
         inputs = [[*requests[place][1], *requests[place][2]][:-1] for place in short]
         found = in_trees(self.model, inputs, [requests[place][2] for place in short], TOKENS * self.batch_size)

@@ -4,8 +4,8 @@ A round's samples are drawn when it begins, from the policy as it then is, and a
 data is on-policy but for a round's updates, and without negatives: in as many rounds as updates it is 1-0 REINFORCE's,
 averaged over the right samples alone. In one round it is of the policy that training starts from.
 
-Prompts are asked in an order of their own, once each before any a second time, one sample each, until there are as many
-right ones as the round's updates take. So a prompt is trained on as often as its samples are right. What is trained on
+Prompts are asked in an order of their own, in a round once each before any a second time, one sample each, until there
+are as many right ones as its updates take, or as many were drawn as may be; what there is then goes round again. So a prompt is trained on as often as its samples are right. What is trained on
 are the sampled tokens, not those of their text.
 """
 
@@ -100,8 +100,8 @@ class _OwnSamples(Sft):
         found: list[tuple[int, list[int]]] = []
         asked, tries, reward = 0, self.job.settings.samples.tries, self.job.reward
         assert reward is not None
-        for attempt in range(tries):
-            if not (missing := wanted - len(found)):
+        for attempt in count():
+            if not (missing := min(wanted - len(found), tries * wanted - asked)):
                 break
             positions = [self._position(before + asked + place) for place in range(missing)]
             completions = self._sample(positions, f"round/{number}/{attempt}")
@@ -114,6 +114,11 @@ class _OwnSamples(Sft):
                 f"None of {asked} samples of the policy is right, and {self.job.method.label} learns from right ones "
                 "only: raise --own-tries, begin with a base that gets some right, or take a method that is shown "
                 "demonstrations."
+            )
+        if len(found) < wanted:
+            phases.say(
+                f"{len(found)} of {asked} samples of the policy are right, where the updates take {wanted}: each is "
+                "trained on more than once. A larger --own-tries draws more."
             )
         random.Random(seed_of(self.job.settings.updates.seed, f"round/{number}/order")).shuffle(found)
         positions, completions = map(list, zip(*found, strict=True))
