@@ -11,7 +11,8 @@ INTERVALS = "±: half the 95 % t-interval of a mean over seeds; differences are 
 MATCHED = (
     "At new ≥ T: a run is stopped at its first checkpoint whose new score is at least T. Of a seed’s runs that get "
     "there, the one is taken whose learning rate, schedule and length got there in the largest number of the other "
-    "seeds and forgot least in them, the lowest learning rate where no other seed tells; so no seed is reported at a learning rate that its own score chose."
+    "seeds and forgot least in them, the lowest learning rate where no other seed tells; so no seed is reported at a "
+    "learning rate that its own score chose."
 )
 
 

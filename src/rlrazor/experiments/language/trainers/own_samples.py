@@ -5,8 +5,9 @@ data is on-policy but for a round's updates, and without negatives: in as many r
 averaged over the right samples alone. In one round it is of the policy that training starts from.
 
 Prompts are asked in an order of their own, in a round once each before any a second time, one sample each, until there
-are as many right ones as its updates take, or as many were drawn as may be; what there is then goes round again. So a prompt is trained on as often as its samples are right. What is trained on
-are the sampled tokens, not those of their text.
+are as many right ones as its updates take, or as many were drawn as may be; what there is then goes round again. So a
+prompt is trained on as often as its samples are right. What is trained on are the sampled tokens, not those of their
+text.
 """
 
 import random
