@@ -143,14 +143,15 @@ def test_the_learning_rate_is_the_largest_that_does_the_base_no_harm(
     """By what becomes of the loss on items that are not trained on; the smallest where all do harm."""
 
     def chosen(harmless: float) -> tuple[float, dict[float, float]]:
-        def trained(lm: Any, lesson: Any, settings: Any, lr: float) -> Any:
+        def trained(lm: Any, lesson: Any, settings: Any, lr: float, *, may_diverge: bool) -> Any:
+            assert may_diverge == (lr != LEARNING_RATES[-1])
             return _Copy(lm, lr, (1.0, 0.5), (1.0, 0.9 if lr <= harmless else 1.1), 1, 1)
 
         monkeypatch.setattr(recovering, "_opened", lambda *_: None)
         monkeypatch.setattr(recovering, "_trained", trained)
         ladder: dict[float, float] = {}
         lesson: Any = None
-        return recovering._control(read_of(folder), Recovery(3), lesson, ladder, lambda _: None).lr, ladder
+        return recovering._control(read_of(folder), Recovery(3), "float32", lesson, ladder, lambda _: None).lr, ladder
 
     assert chosen(1.0) == (LEARNING_RATES[0], {LEARNING_RATES[0]: 0.9})
     lr, ladder = chosen(2e-4)
@@ -172,6 +173,13 @@ def test_a_lora_alone_is_trained_with_a_rank(folder: Path, suite: PriorTasks) ->
     assert copy.loss[1] < copy.loss[0]
 
 
+def test_a_copy_that_diverges_is_an_error_whatever_chose_its_learning_rate(folder: Path, suite: PriorTasks) -> None:
+    lesson, settings = Lesson.of(suite, 0), Recovery(3)
+    with pytest.raises(RazorError, match=r"diverges at a learning rate of 1e\+30"):
+        _trained(load(folder / "base"), lesson, settings, 1e30)
+    assert _trained(load(folder / "base"), lesson, settings, 1e30, may_diverge=True).other_loss[1] == math.inf
+
+
 def test_of_an_adapter_the_merged_weights_are_trained(folder: Path, suite: PriorTasks, tmp_path: Path) -> None:
     adapted = add_lora(load(folder / "base").model, 2)
     with torch.no_grad():
@@ -179,7 +187,7 @@ def test_of_an_adapter_the_merged_weights_are_trained(folder: Path, suite: Prior
             if ".lora_B." in name:
                 weight += 0.05 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(2))
     adapted.save_pretrained(tmp_path)
-    opened = recovering._opened(read_of(folder), str(tmp_path), Recovery(1))
+    opened = recovering._opened(read_of(folder), str(tmp_path), "float32")
     ids = torch.tensor([TOKENIZER.encode("q47: 47")])
     with torch.no_grad():
         assert torch.allclose(opened.model(input_ids=ids).logits, adapted(input_ids=ids).logits, atol=1e-4)

@@ -25,6 +25,7 @@ from rlrazor.lm.models import LanguageModel, add_lora
 from rlrazor.lm.probes import GenericText
 from rlrazor.runs import runner
 from rlrazor.runs.store import FinishedRun, RunStore
+from rlrazor.runs.sweep import DivergedError
 from tiny_models import char_tokenizer, tiny_llama
 
 TOKENIZER = char_tokenizer()
@@ -310,6 +311,28 @@ def test_replay_takes_its_share_and_ewc_holds_what_it_says(tmp_path: Path, undra
     on_old = {name: of.records[-1].drift["kl_probe"] for name, of in found.items()}
     assert on_old["ewc"] < 0.5 * on_old["sft"]  # 0.07 and 0.75 nats
     assert max(on_old[name] for name in ("replay", "self-replay", "lwf")) < on_old["sft"]
+
+
+def test_training_on_own_samples_that_diverges_is_recorded_where_it_did(
+    tmp_path: Path, undrawn: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whose trainer counts an epoch a step."""
+
+    original: Any = trainers.train
+
+    def diverge(job: Job, at_step: Any, **options: Any) -> None:
+        def watched(step: int, *more: Any) -> None:
+            if step == 7:
+                raise DivergedError(7, 7.0)
+            at_step(step, *more)
+
+        original(job, watched, **options)
+
+    monkeypatch.setattr(trainers, "train", diverge)
+    experiment, config = Language("tiny", TaskSource("letters")), replace(CONFIG, methods=("self-sft",))
+    runner.run(experiment, config, runner.Options(tmp_path, jobs=1), Console(quiet=True))
+    (spec,) = config.specs(experiment.fingerprint, experiment.data[0], config.methods)
+    assert RunStore(tmp_path).read(spec).diverged_at == 7
 
 
 def test_a_file_of_ones_own_takes_the_place_of_the_pre_training_text(tmp_path: Path) -> None:

@@ -108,6 +108,26 @@ def test_every_prompt_is_asked_before_any_a_second_time() -> None:
     assert [sorted(turn) for turn in (asked[0][:3], asked[0][3:], asked[1])] == [[0, 1, 2]] * 3
 
 
+def test_samples_are_drawn_until_there_are_enough_or_as_many_as_may_be(capfd: pytest.CaptureFixture[str]) -> None:
+    """Of which every fifth is right."""
+    asked = 0
+
+    def seldom(positions: Sequence[int], completions: Sequence[Sequence[int]]) -> list[float]:
+        nonlocal asked
+        asked += len(completions)
+        return [float(at % 5 == 0) for at in range(asked - len(completions), asked)]
+
+    drawn = trainer_of("self-sft", changed(SETTINGS, tries=16), policy(), seldom)._draw(0, 0, 12)
+    assert (len(drawn.positions), drawn.reward) == (12, 12 / asked)
+    assert 56 <= asked <= 60
+    asked = 0
+    few = trainer_of("self-sft", changed(SETTINGS, tries=2), policy(), seldom)._draw(0, 0, 12)
+    assert (asked, len(few.positions)) == (24, 5)
+    assert "5 of 24 samples of the policy are right, where the updates take 12" in " ".join(
+        capfd.readouterr().err.split()
+    )
+
+
 def test_a_step_is_sft_on_the_samples() -> None:
     """The gradient against one taken a sample at a time, without padding: a mean over the tokens."""
     model, untouched = policy(), policy()

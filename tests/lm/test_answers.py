@@ -31,6 +31,11 @@ TOKENIZER = char_tokenizer()
         ("Answer: 12 apples. And 3 pears are left.", "3", True),  # the last of the line that declares it
         ("Answer: 12 apples\nand 3 pears are left", "12", True),
         ("no number at all", "3", False),
+        ("The answer is 1/2.", "2", False),  # a part of a fraction is no answer
+        ("The answer is 1/2.", "1", False),
+        ("The answer is .5.", "5", False),
+        ("The answer is .5.", "0.5", True),
+        ("it costs $12 on 3/4/2025", "12", True),
         ("<think>it is 3", "3", False),  # reasoning that never ended
         ("<think>it is 4</think> 3", "3", True),
         ("The answer is (B), since A is not.", "B", True),

@@ -111,6 +111,23 @@ def windowed(**options: Any) -> Any:
         return MistralForCausalLM(MistralConfig(vocab_size=VOCABULARY, **sizes, **config, **options)).eval()
 
 
+def test_what_is_longer_than_a_window_is_left_to_lm_eval(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokenizer = windowed(sliding_window=12), char_tokenizer()
+    contexts, continuations = like_items()
+    asked, taken = requests(contexts, continuations), list[int]()
+    plain = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1)._loglikelihood_tokens(asked)
+
+    def counted(model: Any, inputs: Any, *arguments: Any) -> Any:
+        taken.extend(map(len, inputs))
+        return in_trees(model, inputs, *arguments)
+
+    monkeypatch.setattr(reader, "in_trees", counted)
+    ours = Reader(pretrained=model, tokenizer=tokenizer, batch_size=1)._loglikelihood_tokens(asked)
+    lengths = [len(context) + len(more) - 1 for _, context, more in asked]
+    assert taken == [length for length in lengths if length <= 12] != lengths
+    assert [logp for logp, _ in ours] == pytest.approx([logp for logp, _ in plain], abs=1e-4)
+
+
 class Deaf(torch.nn.Module):
     """A model that goes by no mask: it sees all that stands before."""
 

@@ -184,7 +184,7 @@ class _Copy:
 
 
 def _control(
-    read: ReadBase, settings: Recovery, dtype: str | None, lesson: Lesson, ladder: dict[float, float], told: Told
+    read: ReadBase, settings: Recovery, dtype: str, lesson: Lesson, ladder: dict[float, float], told: Told
 ) -> _Copy:
     """A trained copy of the base, at the learning rate that was given or at the one by rule.
 
@@ -205,7 +205,7 @@ def _control(
     raise AssertionError("there is a learning rate")
 
 
-def _opened(read: ReadBase, source: str, dtype: str | None) -> LanguageModel:
+def _opened(read: ReadBase, source: str, dtype: str) -> LanguageModel:
     """The model, an adapter merged into its weights."""
     if source == read.source:
         return load(source, dtype=dtype)
