@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from lm_eval.models.huggingface import HFLM
 
-from rlrazor.lm.harness import reader
 from rlrazor.lm.harness.packed import packs
-from rlrazor.lm.harness.reader import Reader, in_trees
 from tiny_models import CHARACTERS, char_tokenizer, tiny_llama
+
+HFLM: Any = pytest.importorskip("lm_eval.models.huggingface").HFLM
+reader: Any = pytest.importorskip("rlrazor.lm.harness.reader")
+Reader, in_trees = reader.Reader, reader.in_trees
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of lm-eval's own libraries
 VOCABULARY = len(CHARACTERS) + 2

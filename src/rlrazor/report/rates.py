@@ -131,12 +131,17 @@ class Rates:
 
     def _places(self, line: Line, rates: Sequence[float]) -> list[float]:
         """Where on the axis: each group beside the others, so that none hides another."""
-        step = min(np.diff(np.log(self.rates)), default=1.0)
         order = list(self.lines.values()).index(line) - (len(self.lines) - 1) / 2
-        return [rate * float(np.exp(0.5 * step * order / len(self.lines))) for rate in rates]
+        return [rate * float(np.exp(self._apart * order / len(self.lines))) for rate in rates]
+
+    @property
+    def _apart(self) -> float:
+        """How far the places of a learning rate reach, on a logarithmic axis."""
+        return 0.3 * float(min(np.diff(np.log(self.rates)), default=1.0))
 
     def _axis(self) -> Axis:
-        low, high = padded(np.log10(np.array(self.rates)))
+        beside = self._apart / 2 / np.log(10)
+        low, high = padded(np.log10(np.array([self.rates[0], self.rates[-1]])) + np.array([-beside, beside]))
         return Axis("learning rate", (10**low, 10**high), percent=False, log=True)
 
     def _forgotten(self) -> Panel:

@@ -75,7 +75,7 @@ def draw(figure: Figure) -> Drawing:
     if legend:
         entries = {Line2D: HandlerLine2D(update_func=_legible)}
         longest = max(len(layer.label) for layer in legend)
-        columns = min(7, int(width / (1.5 if longest <= 26 else 0.5 + 0.075 * longest)))
+        columns = min(7, int(width / max(1.5, 0.5 + 0.075 * longest)))
         drawing.legend(loc="outside lower center", ncols=max(columns, 1), frameon=False, handler_map=entries)
     return drawing
 
