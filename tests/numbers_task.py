@@ -43,15 +43,6 @@ def knowing() -> Any:
     return taught(tiny_llama(hidden=32, scale=0.1), lambda n: f" {n}", 120, 5e-3)
 
 
-def noisy(model: Any, size: float) -> Any:
-    """A copy with noise in every weight."""
-    changed, rng = copy.deepcopy(model), torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for weight in changed.parameters():
-            weight += size * torch.randn(weight.shape, generator=rng)
-    return changed
-
-
 def task(folder: Path) -> str:
     """Its YAML file: a space and the number, and nothing else."""
     numbers = random.Random(0).sample(range(10, 100), 60)

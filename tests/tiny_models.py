@@ -1,8 +1,13 @@
 """Tiny language models for the tests: random weights, made in a fraction of a second, no file and no network needed."""
 
+import copy
+import gc
+import weakref
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+import pytest
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -53,6 +58,33 @@ def tiny_llama(
                 **config,
             )
         ).eval()
+
+
+def noisy(model: Any, size: float) -> Any:
+    """A copy with noise of that standard deviation in every weight."""
+    changed, rng = copy.deepcopy(model), torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for weight in changed.parameters():
+            weight += size * torch.randn(weight.shape, generator=rng)
+    return changed
+
+
+def alive_at_loads(monkeypatch: pytest.MonkeyPatch, *modules: ModuleType) -> list[int]:
+    """How many of the models that these modules have loaded are alive whenever they load another; grows with each."""
+    alive: list[weakref.ref[Any]] = []
+    counts: list[int] = []
+    load = modules[0].load
+
+    def counting(*arguments: Any, **options: Any) -> Any:
+        gc.collect()
+        counts.append(sum(reference() is not None for reference in alive))
+        lm = load(*arguments, **options)
+        alive.append(weakref.ref(lm.model))
+        return lm
+
+    for module in modules:
+        monkeypatch.setattr(module, "load", counting)
+    return counts
 
 
 def saved(folder: Path, model: Any, tokenizer: Any) -> Path:

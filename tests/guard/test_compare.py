@@ -26,12 +26,12 @@ from rlrazor.guard.comparison import Completion, Pair
 from rlrazor.guard.weight_changes import changes
 from rlrazor.lm import kl, probes, representation
 from rlrazor.lm.adapters import AdaptedWeights, weights_of
-from rlrazor.lm.models import LanguageModel, add_lora, load
+from rlrazor.lm.models import add_lora, load
 from rlrazor.lm.prior import PriorTasks
 from rlrazor.lm.scores import PriorScores, Score
 from rlrazor.lm.sources import SavedWeights
 from rlrazor.system import writing
-from tiny_models import char_tokenizer, saved, tiny_llama
+from tiny_models import alive_at_loads, char_tokenizer, saved, tiny_llama
 
 TOKENIZER = char_tokenizer()
 
@@ -115,26 +115,11 @@ def test_the_numbers_are_those_of_both_models_in_memory(folders: Path, tuned: st
 
 def test_one_model_is_in_memory_at_a_time(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the models alive whenever another is loaded."""
-    import gc
-    import weakref
-
     from rlrazor.guard import compare as module
     from rlrazor.guard import measuring
 
-    alive: list[weakref.ref[Any]] = []
-    counts: list[int] = []
-
-    def counting(*arguments: Any, **options: Any) -> LanguageModel:
-        gc.collect()
-        counts.append(sum(reference() is not None for reference in alive))
-        lm = load(*arguments, **options)
-        alive.append(weakref.ref(lm.model))
-        return lm
-
-    for of in (module, measuring):
-        monkeypatch.setattr(of, "load", counting)
+    counts = alive_at_loads(monkeypatch, module, measuring)
     for tuned, loads in (("tuned", 3), ("adapter", 2)):
-        alive.clear()
         counts.clear()
         told: list[str] = []
         compare(pair(folders, tuned), PROMPTS, generic=GENERIC, settings=SETTINGS, told=told.append)

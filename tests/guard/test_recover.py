@@ -1,9 +1,7 @@
 """Format, recoverable or lost: models of known truth are told apart, and what training copies of them does."""
 
-import gc
 import json
 import math
-import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +26,7 @@ from rlrazor.lm.harness.demonstrations import Demonstration
 from rlrazor.lm.models import LanguageModel, Vocabulary, add_lora, load
 from rlrazor.lm.prior import PriorTasks
 from rlrazor.lm.scores import PriorScores, Score
-from tiny_models import saved, tiny_llama
+from tiny_models import alive_at_loads, noisy, saved, tiny_llama
 
 pytest.importorskip("lm_eval")
 pytestmark = pytest.mark.filterwarnings("ignore")  # of lm-eval's own libraries
@@ -45,7 +43,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     saved(root / "base", base, TOKENIZER)
     saved(root / "template", numbers_task.taught(base, lambda n: f" it is {n}", 60, 3e-3), TOKENIZER)
     saved(root / "silent", numbers_task.taught(base, lambda n: " no", 24, 1e-3), TOKENIZER)
-    saved(root / "noisy", numbers_task.noisy(base, 0.1), TOKENIZER)
+    saved(root / "noisy", noisy(base, 0.1), TOKENIZER)
     numbers_task.task(root)
     (root / "prompts.txt").write_text("\n".join(f"z{n}:" for n in range(20)))
     return root
@@ -197,19 +195,7 @@ def test_of_an_adapter_the_merged_weights_are_trained(folder: Path, suite: Prior
 
 def test_one_model_is_in_memory_at_a_time(folder: Path, suite: PriorTasks, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the copies alive whenever another model is loaded; the learning rate's trials are copies too."""
-    alive: list[weakref.ref[Any]] = []
-    counts: list[int] = []
-
-    def counting(*arguments: Any, **options: Any) -> LanguageModel:
-        gc.collect()
-        counts.append(sum(reference() is not None for reference in alive))
-        lm = load(*arguments, **options)
-        alive.append(weakref.ref(lm.model))
-        return lm
-
-    read = read_of(folder)
-    for module in (recovering, measuring):
-        monkeypatch.setattr(module, "load", counting)
+    read, counts = read_of(folder), alive_at_loads(monkeypatch, recovering, measuring)
     monkeypatch.setattr(recovering, "LEARNING_RATES", (1e30, 1e-4))
     found = recover(read, str(folder / "noisy"), suite, Recovery(1), Lesson.of(suite, 0), lambda _: None)
     assert counts == [0, 0, 0]

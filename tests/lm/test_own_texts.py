@@ -18,7 +18,7 @@ from rlrazor.lm.kl import Sequences
 from rlrazor.lm.own_texts import OwnTexts
 from rlrazor.lm.probes import GenericText, ProbeSettings
 from rlrazor.seeding import seed_of
-from tiny_models import char_tokenizer, tiny_llama
+from tiny_models import char_tokenizer, noisy, tiny_llama
 
 TOKENIZER = char_tokenizer()
 EOS = TOKENIZER.eos_token_id
@@ -31,14 +31,6 @@ def few_tokens(chat: str | None = None) -> Any:
     tokenizer = char_tokenizer("abu:=")
     tokenizer.chat_template = chat
     return tokenizer
-
-
-def moved(model: Any, size: float) -> Any:
-    tuned, rng = copy.deepcopy(model), torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for weight in tuned.parameters():
-            weight += size * torch.randn(weight.shape, generator=rng)
-    return tuned
 
 
 def kl_of_texts(base: Any, tuned: Any, beginning: list[int], longest: int) -> float:
@@ -65,7 +57,7 @@ def kl_of_texts(base: Any, tuned: Any, beginning: list[int], longest: int) -> fl
 def test_kl_is_that_of_the_distribution_of_texts(longest: int) -> None:
     """The mean over samples, and the exact sum over all texts of three tokens at most."""
     base = tiny_llama(7, scale=0.5)
-    tuned = moved(base, 0.2)
+    tuned = noisy(base, 0.2)
     generic = GenericText.of_base(samples=4000, max_new_tokens=longest)
     found = kl.forward_kl(kl.Probe(base, probes.of_generic(base, few_tokens(), generic, SETTINGS)), tuned)
     exact = kl_of_texts(base, tuned, [EOS], longest)
@@ -80,7 +72,7 @@ def test_kl_is_that_of_the_distribution_of_texts(longest: int) -> None:
 
 def test_with_a_chat_template_it_is_the_mean_of_both_beginnings() -> None:
     base = tiny_llama(7, scale=0.5)
-    tuned, tokenizer = moved(base, 0.2), few_tokens(TEMPLATE)
+    tuned, tokenizer = noisy(base, 0.2), few_tokens(TEMPLATE)
     generic = GenericText.of_base(samples=4000, max_new_tokens=2)
     sequences = probes.of_generic(base, tokenizer, generic, SETTINGS)
     turn = tokenizer.encode("u:=")

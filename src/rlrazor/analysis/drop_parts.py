@@ -27,16 +27,16 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from rlrazor.analysis import paired
-from rlrazor.analysis.lost import cluster_bootstrap, clusters_of
+from rlrazor.analysis.law import Floats
+from rlrazor.analysis.lost import clusters_of, widened
 from rlrazor.analysis.paired import Difference, Interval
 
 FORMAT, RECOVERABLE, LOST = "format", "recoverable", "lost"
 REST = "not format"  # where nothing was recovered: the two others together
 NO_DROP, UNTOLD = "no drop", "cannot be told"
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -131,11 +131,8 @@ class _Scored:
     def part(self, first_N: Floats, second_N: Floats, times: float = 1.0) -> Part:
         """`times` the mean of first less second."""
         difference = self._difference(first_N, second_N)
-        low, high = difference.interval(self.level)
         clusters = None if self.clusters is None or self.groups is not None else clusters_of(self.clusters)
-        if clusters is not None:
-            ends = cluster_bootstrap(first_N - second_N, clusters, self.level)
-            low, high = min(low, ends[0]), max(high, ends[1])
+        low, high = widened(difference.interval(self.level), first_N - second_N, clusters, self.level)
         return Part(times * difference.mean, (times * low, times * high))
 
     def _difference(self, first_N: Floats, second_N: Floats) -> Difference:

@@ -108,11 +108,7 @@ def transitions(
     groups = None if clusters_N is None else clusters_of(clusters_N)
 
     def interval(values_N: Floats, own: Interval) -> Interval:
-        """As wide as the clusters make it."""
-        if groups is None:
-            return own
-        low, high = cluster_bootstrap(values_N, groups, level)
-        return min(low, own[0]), max(high, own[1])
+        return widened(own, values_N, groups, level)
 
     def flow(moved_N: NDArray[np.bool_]) -> Moved:
         count, n = int(moved_N.sum()), len(moved_N)
@@ -182,6 +178,14 @@ def _adjusted(moved: int, wrong: int, n: int, times: float, level: float) -> tup
     estimate = first - second
     below = end(first - low, times * more - second)
     return estimate, estimate - below, estimate + end(high - first, second - times * less)
+
+
+def widened(own: Interval, values_N: Floats, clusters_N: NDArray[np.int64] | None, level: float) -> Interval:
+    """Of a mean of values the interval, as wide as the clusters make it; `clusters_N` None: as it is."""
+    if clusters_N is None:
+        return own
+    low, high = cluster_bootstrap(values_N, clusters_N, level)
+    return min(low, own[0]), max(high, own[1])
 
 
 def cluster_bootstrap(values_N: Floats, clusters_N: NDArray[np.int64], level: float) -> Interval:

@@ -47,7 +47,6 @@ NO_MEMORY = (
     "Out of memory while training a copy of a model for --recover: --recover-rank 16 trains a LoRA, which takes little "
     "more than the model itself."
 )
-Told = Callable[[str], None]
 Rows = Sequence[tuple[list[int], int]]
 """Token ids, and where the answer in them begins."""
 
@@ -149,7 +148,9 @@ class Lesson:
         return said
 
 
-def recover(read: ReadBase, tuned: str, suite: PriorTasks, settings: Recovery, lesson: Lesson, told: Told) -> Recovered:
+def recover(
+    read: ReadBase, tuned: str, suite: PriorTasks, settings: Recovery, lesson: Lesson, told: Callable[[str], None]
+) -> Recovered:
     """Train a copy of the base and one of the tuned model, and score both. Raises RazorError."""
     with compute.memory_errors(NO_MEMORY):
         ladder: dict[float, float] = {}
@@ -184,7 +185,12 @@ class _Copy:
 
 
 def _control(
-    read: ReadBase, settings: Recovery, dtype: str, lesson: Lesson, ladder: dict[float, float], told: Told
+    read: ReadBase,
+    settings: Recovery,
+    dtype: str,
+    lesson: Lesson,
+    ladder: dict[float, float],
+    told: Callable[[str], None],
 ) -> _Copy:
     """A trained copy of the base, at the learning rate that was given or at the one by rule.
 

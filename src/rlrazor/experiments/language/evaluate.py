@@ -249,9 +249,9 @@ class Reference:
     def measure_base(self) -> Measured:
         """Measure the base, and say where its answers to a task that is asked are all alike."""
         lm, found = self.base, self.measure(self.base, self.base.model)
-        generics = {id(self.probe): (self.suite.generic, self.probe)}
-        generics |= {id(probe): (self.suite.further[name].generic, probe) for name, probe in self.further.items()}
-        for generic, probe in generics.values():
+        generics = {self.probe: self.suite.generic}
+        generics |= {probe: self.suite.further[name].generic for name, probe in self.further.items()}
+        for probe, generic in generics.items():
             for sentence in probes.cautions_of(lm.model, lm.tokenizer, generic, probe.sequences):
                 phases.say(sentence)
         for note in filter(None, (one.note for one in self.suite.further.values())):
@@ -286,10 +286,10 @@ class Reference:
         measures = _mean_of([one.drift for one in answers])
         own |= _mean_of([one.metrics for one in answers])
         phases.at(OF_TEXTS)
-        found = {id(probe): kl.forward_kl(probe, tuned.model) for probe in {self.probe, *self.further.values()}}
-        measures |= _columns("kl_probe", found[id(self.probe)], own)
-        for name, probe in self.further.items():
-            measures |= _columns(f"kl_on_{name}", found[id(probe)], own)
+        columns = {"kl_probe": self.probe, **{f"kl_on_{name}": probe for name, probe in self.further.items()}}
+        found = {probe: kl.forward_kl(probe, tuned.model) for probe in dict.fromkeys(columns.values())}
+        for column, probe in columns.items():
+            measures |= _columns(column, found[probe], own)
         phases.at("comparing weights")
         measures |= drift.measure_weights(self.weights, weights_of(tuned.model), spectra=self.spectra)
         phases.at(OF_TEXTS)

@@ -132,9 +132,7 @@ def _probe_of(generic: str | Path | None) -> Mapping[str, str]:
 
 
 def name_of(base: str) -> str:
-    """A base as a title names it: a hub's id, a file or a folder by its name, without the hashes of
-    caches and runs.
-    """
+    """A base as a title names it: a hub's id, a file or a folder by its name, without the hashes of caches and runs."""
     if base in packaged.BASES:
         return packaged.BASES[base].title
     if base == TINY or not Path(base).exists():

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 
 from rlrazor.errors import RazorError
 from rlrazor.experiments.continual.measures import earlier_of
@@ -136,14 +137,15 @@ def without_forgetting(before: Any, old: "Sequence[Example]", strength: float) -
 
 def _batch(examples: "Sequence[Example]") -> tuple[Tensor, Tensor, Tensor]:
     """Token ids (B, T), padded behind, where they are none of it, and the completions' as labels, -100 elsewhere."""
-    width = max(len(one.prompt) + len(one.completion) for one in examples)
-    ids_BT, mask_BT = (torch.zeros(len(examples), width, dtype=torch.long) for _ in range(2))
-    labels_BT = torch.full_like(ids_BT, -100)
-    for row, one in enumerate(examples):
-        end = len(one.prompt) + len(one.completion)
-        ids_BT[row, :end], mask_BT[row, :end] = torch.tensor([*one.prompt, *one.completion]), 1
-        labels_BT[row, len(one.prompt) : end] = torch.tensor(one.completion)
-    return ids_BT, mask_BT, labels_BT
+    from rlrazor.experiments.language.trainers.offline import labelled  # TRL takes seconds to import
+
+    rows = [labelled(one.prompt, one.completion) for one in examples]
+    ids, labels = ([torch.tensor(row[name]) for row in rows] for name in ("input_ids", "labels"))
+    return (
+        pad_sequence(ids, batch_first=True),
+        pad_sequence([torch.ones_like(one) for one in ids], batch_first=True),
+        pad_sequence(labels, batch_first=True, padding_value=-100),
+    )
 
 
 def elastic(model: Any, old: "Sequence[Example]", strength: float, seed: int) -> Term:

@@ -47,8 +47,8 @@ _written: "WeakKeyDictionary[World, dict[tuple[Any, ...], list[Example]]]" = Wea
 
 
 @dataclass(frozen=True)
-class Prompts:
-    """Prompts that are answered, as token ids; `form` says how."""
+class Cues:
+    """Prompts, one at least, that the policy answers, as token ids; `form` says how."""
 
     ids: Sequence[Sequence[int]]
     form: ProbeSettings
@@ -73,11 +73,11 @@ def written(
 def _write(setup: Setup, world: World, spec: RunSpec, start: LanguageModel, count: int) -> "list[Example]":
     known = _beginnings(setup, world, start)
     stages = [
-        Prompts(prompts.ids, ProbeSettings(task.form.max_new_tokens, 1, task.form.stop))
+        Cues(prompts.ids, ProbeSettings(task.form.max_new_tokens, 1, task.form.stop))
         for name in earlier_of(spec)
         for task, prompts in Lesson.of(world, [name], spec).parts
     ]
-    sources: list[Prompts | None] = [*known, *stages]
+    sources: list[Cues | None] = [*known, *stages]
     found: list[list[Example]] = []
     for place, source in enumerate(sources):
         share, seed = len(range(place, count, len(sources))), seed_of(spec.seed, f"old examples/{place}")
@@ -87,12 +87,12 @@ def _write(setup: Setup, world: World, spec: RunSpec, start: LanguageModel, coun
     return [one for turn in turns for one in turn if one is not None]
 
 
-def _beginnings(setup: Setup, world: World, start: LanguageModel) -> list[Prompts | None]:
+def _beginnings(setup: Setup, world: World, start: LanguageModel) -> list[Cues | None]:
     """What stands for all that came before the tasks; None for texts from nothing."""
     if setup.base == TINY:
         form = ProbeSettings(TINY_TOKENS, 1, (letters.EOS,), chat=False)
         return [
-            Prompts(encode(start.tokenizer, [prompt for prompt, _ in found], chat=False), form)
+            Cues(encode(start.tokenizer, [prompt for prompt, _ in found], chat=False), form)
             for found in tiny.old_examples().values()
         ]
     try:
@@ -113,7 +113,7 @@ def _beginnings(setup: Setup, world: World, start: LanguageModel) -> list[Prompt
                 f"No prompt of the generic probe fits into the {limit} tokens of the base's context with an answer of "
                 f"{TEXT_TOKENS}, so it can write nothing to rehearse: give shorter ones (--generic FILE)."
             ) from error
-        return [Prompts(fitting, form)]
+        return [Cues(fitting, form)]
     return [None]
 
 
@@ -134,14 +134,12 @@ def _begun(start: LanguageModel, count: int, seed: int) -> "list[Example]":
     return written
 
 
-def _answered(source: Prompts, start: LanguageModel, count: int, seed: int) -> "list[Example]":
+def _answered(source: Cues, start: LanguageModel, count: int, seed: int) -> "list[Example]":
     """So many of the prompts, none twice before all once, each with an answer of its own."""
     from rlrazor.experiments.language.trainers import Example
 
     rng, asked = random.Random(seed), list[Sequence[int]]()
-    while len(asked) < count and source.ids:
+    while len(asked) < count:
         asked += rng.sample(source.ids, min(len(source.ids), count - len(asked)))
-    if not asked:
-        return []
     answers = probes.complete(start.model, start.tokenizer, asked, source.form, f"old examples/{seed}")
     return [Example(prompt, answer) for prompt, answer in zip(asked, answers, strict=True)]

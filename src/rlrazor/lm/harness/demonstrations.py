@@ -17,7 +17,7 @@ from itertools import islice
 from typing import Any, TypeVar
 
 from rlrazor.lm.harness.answers import EXACT, targets_of
-from rlrazor.lm.harness.questions import right_places
+from rlrazor.lm.harness.questions import requests_of, right_places, scored_count
 from rlrazor.lm.harness.tasks import Task
 
 T = TypeVar("T")
@@ -84,7 +84,7 @@ def _of_leaf(name: str, leaf: Any, scored: int | None, count: int, rng: random.R
     known: set[str] | None = None
     for row in _rows(leaf, scored, count * _TRIES, rng):
         if known is None:  # made only where there is a row to hold against it
-            known = {_asks(leaf, leaf.eval_docs[at]) for at in range(_scored(leaf, scored))}
+            known = {_asks(leaf, leaf.eval_docs[at]) for at in range(scored_count(leaf, scored))}
         asked = _asks(leaf, row)
         if asked in known:
             continue
@@ -106,24 +106,13 @@ def _rows(leaf: Any, scored: int | None, most: int, rng: random.Random) -> Itera
                 chosen = rows.select(rng.sample(range(len(rows)), min(most, len(rows))))
                 yield from chosen if config.process_docs is None else config.process_docs(chosen)
                 return
-    beyond = range(_scored(leaf, scored), len(leaf.eval_docs))
+    beyond = range(scored_count(leaf, scored), len(leaf.eval_docs))
     yield from (leaf.eval_docs[at] for at in rng.sample(beyond, min(most, len(beyond))))
-
-
-def _scored(leaf: Any, scored: int | None) -> int:
-    """How many of the evaluated rows are scored."""
-    count = len(leaf.eval_docs)
-    return count if scored is None else min(scored, count)
-
-
-def _requests(leaf: Any, row: Any, examples: int) -> list[Any]:
-    made = leaf.construct_requests(row, leaf.fewshot_context(row, examples))
-    return list(made) if isinstance(made, list) else [made]
 
 
 def _asks(leaf: Any, row: Any) -> str:
     """What a row asks, without examples."""
-    return "\0".join(str(one.arguments[0]) for one in _requests(leaf, row, 0))
+    return "\0".join(str(one.arguments[0]) for one in requests_of(leaf, row, 0))
 
 
 def _gives_away(leaf: Any, row: Any, context: str) -> bool:
@@ -134,7 +123,7 @@ def _gives_away(leaf: Any, row: Any, context: str) -> bool:
 
 
 def _demonstration(name: str, leaf: Any, row: Any) -> Demonstration | None:
-    requests = _requests(leaf, row, leaf.get_config("num_fewshot") or 0)
+    requests = requests_of(leaf, row, leaf.get_config("num_fewshot") or 0)
     if leaf.OUTPUT_TYPE == "generate_until":
         answer = f"{leaf.config.target_delimiter}{targets_of(leaf, row)[0]}"
         return Demonstration(name, str(requests[0].arguments[0]), answer, ends=True)

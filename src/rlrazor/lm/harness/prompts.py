@@ -7,6 +7,7 @@ from typing import Any
 
 from rlrazor.errors import RazorError
 from rlrazor.lm.harness.guest import evaluating
+from rlrazor.lm.harness.questions import requests_of, scored_count
 from rlrazor.lm.harness.tasks import Task
 from rlrazor.lm.kl import evenly
 
@@ -48,8 +49,7 @@ def _of_leaf(leaf: Any, limit: int | None, count: int, examples_seed: int) -> tu
     """So many prompts of one task, evenly spaced, and whether they are of items that are not scored."""
     if leaf.OUTPUT_TYPE == "loglikelihood_rolling":
         return [], True
-    total = len(leaf.eval_docs)
-    first = total if limit is None else min(limit, total)
+    total, first = len(leaf.eval_docs), scored_count(leaf, limit)
     leaf.set_fewshot_seed(examples_seed)
     if first < total:
         scored = set(_prompts(leaf, range(first)))
@@ -62,11 +62,8 @@ def _of_leaf(leaf: Any, limit: int | None, count: int, examples_seed: int) -> tu
 
 def _prompts(leaf: Any, places: Sequence[int]) -> Iterator[str]:
     """What the model reads before it answers, of a choice between texts that begin alike the first; none if blank."""
-    docs, shown = leaf.eval_docs, leaf.get_config("num_fewshot") or 0
+    examples = leaf.get_config("num_fewshot") or 0
     for place in places:
-        doc = docs[place]
-        context = leaf.fewshot_context(doc, num_fewshot=shown, gen_prefix=leaf.doc_to_prefix(doc))
-        asked = leaf.construct_requests(doc=doc, ctx=context, metadata=(leaf.task_name, place, 1))
-        prompt = str((asked[0] if isinstance(asked, list) else asked).arguments[0])
+        prompt = str(requests_of(leaf, leaf.eval_docs[place], examples)[0].arguments[0])
         if prompt.strip():
             yield prompt

@@ -70,6 +70,19 @@ def _right(leaf: Any, row: Row, metric: str, texts: Sequence[str], logprobs: Seq
     return places if float(likeliest in places) == float(row[metric]) else ()
 
 
+def requests_of(leaf: Any, doc: Any, examples: int) -> list[Any]:
+    """What lm-eval asks a model about a row, after so many examples."""
+    context = leaf.fewshot_context(doc, num_fewshot=examples, gen_prefix=leaf.doc_to_prefix(doc))
+    made = leaf.construct_requests(doc=doc, ctx=context)
+    return list(made) if isinstance(made, list) else [made]
+
+
+def scored_count(leaf: Any, limit: int | None) -> int:
+    """How many of the evaluated rows are scored, the first ones; `limit` None: all."""
+    count = len(leaf.eval_docs)
+    return count if limit is None else min(limit, count)
+
+
 def right_places(leaf: Any, doc: Any, target: Any, texts: Sequence[str]) -> tuple[int, ...]:
     """The places of an item's right answers among its choices, as its target names them; none where it does not."""
     gold = leaf.doc_to_text(doc) if leaf.multiple_input else target
