@@ -115,9 +115,13 @@ class GenericText:
         """Of all of it, of texts of the base's own of how they are drawn: 16 hexadecimal digits."""
         return content_hash([self.texts, self.prompts, *([asdict(self.own)] if self.own else [])])
 
-    def cut(self, count: int) -> GenericText:
-        """The first so many."""
-        own = self.own and replace(self.own, samples=min(count, self.own.samples))
+    def cut(self, count: int, tokens: int | None = None) -> GenericText:
+        """The first so many; what the base writes itself of so many tokens at most."""
+        own = self.own and replace(
+            self.own,
+            samples=min(count, self.own.samples),
+            max_new_tokens=min(tokens or self.own.max_new_tokens, self.own.max_new_tokens),
+        )
         return GenericText(self.texts[:count], self.prompts[:count], own)
 
 

@@ -27,14 +27,15 @@ from rlrazor.lm import encoding, kl, probes, representation, sampling
 from rlrazor.lm.adapters import weights_of
 from rlrazor.lm.kl import Drift, Sequences
 from rlrazor.lm.models import LanguageModel, Vocabulary, check_same_vocabulary, load
-from rlrazor.lm.probes import ProbeSettings
+from rlrazor.lm.probes import GenericText, ProbeSettings
 from rlrazor.lm.scores import NotANumberError, stderr_of_mean
 from rlrazor.runs.records import BASE, Record
 from rlrazor.runs.sweep import DivergedError
 from rlrazor.system import phases
 
-# The phases of measuring that take longer with more prompts, and with more texts.
+# The phases of measuring that take longer with more prompts, with more texts, and with longer ones of the base's own.
 OF_PROMPTS, OF_TEXTS = "answering and comparing the new task's prompts", "comparing the probe's texts"
+OWN_TEXTS = "writing the probe's texts"
 _SAME = {0.0: "all score 0", 1.0: "all score 1"}
 _WHAT_TO_DO = {
     0.0: "If that is not right, stop, and look at the verifier, --max-new-tokens, --stop and --no-chat: on-policy "
@@ -191,7 +192,6 @@ class Reference:
 
     def __init__(self, base: LanguageModel, asked: Sequence[Asked], suite: PriorSuite) -> None:
         self.base, self.asked, self.suite = base, asked, suite
-        phases.at(OF_TEXTS)
         self.settings = probe_settings(asked[0].task, asked[0].samples)
         self.probe = kl.Probe(base.model, self.generic_of(base), beside=asked[0].probe)
         self.further = {name: self._probe_of(name, one) for name, one in suite.further.items()}
@@ -202,7 +202,7 @@ class Reference:
 
     def generic_of(self, lm: LanguageModel) -> Sequences:
         """The generic probe of a policy."""
-        return probes.of_generic(lm.model, lm.tokenizer, self.suite.generic, self.settings)
+        return _sequences(lm, self.suite.generic, self.settings)
 
     def _probe_of(self, name: str, one: Further) -> kl.Probe:
         """A further probe, which may be the generic one. Raises RazorError where the base makes nothing of it."""
@@ -210,7 +210,7 @@ class Reference:
         if (one.generic, settings) == (self.suite.generic, self.settings):
             return self.probe
         try:
-            sequences = probes.of_generic(base.model, base.tokenizer, one.generic, settings)
+            sequences = _sequences(base, one.generic, settings)
         except RazorError as error:
             raise RazorError(f"The probe {name!r} cannot be made of this base: {error}") from error
         return kl.Probe(base.model, sequences, beside=self.probe)
@@ -298,6 +298,14 @@ class Reference:
         measures = {name: measures[name] for name in DRIFT if name in measures}
         scores = {name: one.value for name, one in prior.items()}
         return Measured(fmean(one.score for one in answers), scores, measures, own, answers, items_of(prior))
+
+
+def _sequences(lm: LanguageModel, generic: GenericText, settings: ProbeSettings) -> Sequences:
+    """What is measured of a probe."""
+    phases.at(OWN_TEXTS if generic.own else OF_TEXTS)
+    sequences = probes.of_generic(lm.model, lm.tokenizer, generic, settings)
+    phases.at(OF_TEXTS)
+    return sequences
 
 
 @contextmanager
