@@ -19,7 +19,7 @@ from rlrazor.experiments.language import tiny
 from rlrazor.experiments.language.config import PROBES, Config
 from rlrazor.experiments.language.demonstrations import Prompts
 from rlrazor.experiments.language.further import Further
-from rlrazor.experiments.language.outcomes import items_of
+from rlrazor.experiments.language.outcomes import items_of, questions_of
 from rlrazor.experiments.language.setup import Setup
 from rlrazor.experiments.language.suites import PriorSuite
 from rlrazor.experiments.language.tasks import Task, score
@@ -59,6 +59,7 @@ class Measured:
     """What a checkpoint is made of: its record's new, prior, drift and metrics, and the outcomes of the prior's items.
 
     `answers`: to each task that is asked. `items`: of the columns `items.OWN`; None where no outcome is known.
+    `questions`: what these ask, of the columns `items.ASKED`; None where that is not known.
     """
 
     new: float
@@ -67,6 +68,7 @@ class Measured:
     metrics: dict[str, float]
     answers: Sequence["Answers"]
     items: pl.DataFrame | None
+    questions: pl.DataFrame | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,10 +179,11 @@ class Asked:
 
 @dataclass(frozen=True, eq=False)
 class Scored:
-    """A checkpoint's record, and the outcomes of the prior's items as in `Measured`."""
+    """A checkpoint's record, the outcomes of the prior's items as in `Measured`, and of a base what these ask."""
 
     record: Record
     items: pl.DataFrame | None = None
+    questions: pl.DataFrame | None = None
 
 
 class Reference:
@@ -244,7 +247,8 @@ class Reference:
     def base_checkpoint(self, run_id: str) -> Scored:
         """The base's own scores; its drift is 0 by definition, and left out."""
         found = self.measure_base()
-        return Scored(Record(run_id, 0, 0.0, found.new, found.prior, {}, found.metrics), found.items)
+        record = Record(run_id, 0, 0.0, found.new, found.prior, {}, found.metrics)
+        return Scored(record, found.items, found.questions)
 
     def measure_base(self) -> Measured:
         """Measure the base, and say where its answers to a task that is asked are all alike."""
@@ -297,7 +301,8 @@ class Reference:
         measures["cknna_on_probe"] = drift.cknna(self.representation, unrelated)
         measures = {name: measures[name] for name in DRIFT if name in measures}
         scores = {name: one.value for name, one in prior.items()}
-        return Measured(fmean(one.score for one in answers), scores, measures, own, answers, items_of(prior))
+        new, asked = fmean(one.score for one in answers), questions_of(prior)
+        return Measured(new, scores, measures, own, answers, items_of(prior), asked)
 
 
 @contextmanager
