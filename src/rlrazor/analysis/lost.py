@@ -132,7 +132,7 @@ def transitions(
 
     apart = base - tuned
     answers, of_items = worth(apart), apart.mean(axis=0)
-    more, less = (moved.sum() * answers / (runs * n) for moved in (lost, gained))
+    more, less = (int(moved.sum()) * answers / (runs * n) for moved in (lost, gained))
     p = mcnemar(int((of_items > 0).sum()), int((of_items < 0).sum()))
     number = None if groups is None else int(groups.max()) + 1
     drop = interval(apart, tango(more, less, answers, level))
@@ -208,10 +208,11 @@ def _adjusted_interval(
     mean, below, above = 0.0, 0.0, 0.0
     for k in np.unique(choices_N):
         own = choices_N == k
-        weight, moved, wrong = own.mean(), moved_RN[:, own], wrong_RN[:, own]
+        weight, moved, wrong = float(own.mean()), moved_RN[:, own], wrong_RN[:, own]
         answers = min(worth(moved), worth(wrong))
         each = answers / moved.size
-        one, low, high = _adjusted(moved.sum() * each, wrong.sum() * each, answers, 1 / (k - 1), level)
+        counts = int(moved.sum()) * each, int(wrong.sum()) * each
+        one, low, high = _adjusted(*counts, answers, 1 / (float(k) - 1), level)
         mean += weight * one
         below, above = math.hypot(below, weight * (one - low)), math.hypot(above, weight * (high - one))
     return mean - below, mean + above
