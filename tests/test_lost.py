@@ -267,9 +267,13 @@ def test_a_mean_over_tasks_counts_each_the_same() -> None:
     assert whole.lost.count == sum(one.lost.count for one in parts)
     assert whole.drop == pytest.approx(np.mean([one.drop for one in parts]))
     assert whole.lost.adjusted == pytest.approx(np.mean([one.lost.adjusted for one in parts]))
-    for of in (lambda one: (one.drop, *one.interval), lambda one: (one.gained.share, *one.gained.interval)):
-        mean, low, high = of(whole)
-        assert mean - low == pytest.approx(np.linalg.norm([of(one)[0] - of(one)[1] for one in parts]) / 3)
-        assert high - mean == pytest.approx(np.linalg.norm([of(one)[2] - of(one)[0] for one in parts]) / 3)
+    for name in ("drop", "gained"):
+        ends = [
+            (one.drop, *one.interval) if name == "drop" else (one.gained.share, *one.gained.interval)
+            for one in (whole, *parts)
+        ]
+        (mean, low, high), *of_parts = ends
+        assert mean - low == pytest.approx(sum((one - end) ** 2 for one, end, _ in of_parts) ** 0.5 / 3)
+        assert high - mean == pytest.approx(sum((end - one) ** 2 for one, _, end in of_parts) ** 0.5 / 3)
     assert over_tasks(parts[:1]) == parts[0]
     assert over_tasks([*parts, found([1.0], [0.0], 0.9)]).lost.adjusted is None

@@ -33,9 +33,8 @@ def questions_of(scores: Mapping[str, Score]) -> pl.DataFrame | None:
     rows = [
         (prior, task, item, asked.prompt, list(asked.choices) or None)
         for prior, score in scores.items()
-        for task, outcomes in score.items.items()
-        for item in outcomes
-        if (asked := score.question(task, item)).prompt
+        for task, item in score.items.names()
+        if (asked := score.items.question(task, item)).prompt
     ]
     return pl.DataFrame(rows, schema=items.ASKED, orient="row") if rows else None
 

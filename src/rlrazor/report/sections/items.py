@@ -29,7 +29,7 @@ LEVEL = 0.95  # of the intervals
 WITHIN_LUCK = "within luck"
 FELL, ROSE, OPEN = "fell", "rose", "cannot be told"
 ROW = 15  # pixels of the figure for each mark of a method
-LAST_STAGE = "Of a sequence it is the last checkpoint of its last stage."
+LAST_STAGE = "It is the last checkpoint of the last stage of each sequence."
 LAST = "Of a method that gets there in no seed it is the last one, of the run that ends with the highest new score."
 
 
