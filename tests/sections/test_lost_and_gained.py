@@ -98,7 +98,7 @@ def test_what_is_shown_is_counted_at_the_matched_checkpoints_of_all_seeds(whole:
             assert row[:2] == [str(SIZES[prior]), f"{lost / 2:.1f}" if lost % 2 else str(lost // 2)]
             low, high = seen.lost.interval
             assert row[3] == f"{100 * lost / 2 / SIZES[prior]:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
-            assert (row[5] == "—") == (prior == "copy")
+            assert len(row) == (8 if prior == "sort" else 6)  # without answers to choose among there is no luck
             drops.append(np.mean(base) - np.mean(tuned))
         row = tables["All prior tasks, item by item"][label]
         assert row[0] == "new ≥ 90%"

@@ -165,13 +165,13 @@ def whole_table(found: Sequence[Counted], reached: str) -> Keyed:
     def where(one: Counted) -> str:
         return reached if one.rows["reached"].all() else "the last"
 
+    rows = {one.method: (one.label, (one, whole)) for one in found if (whole := one.changes.whole) is not None}
     columns = [
         Column[tuple[Counted, Transitions]]("checkpoint", "checkpoint", lambda row: where(row[0])),
         Column("new", "new there, %", lambda row: percent(row[0].rows["new"].mean())),  # type: ignore[arg-type]
         Column("runs", "runs", lambda row: _of_all(len(row[0].rows), row[0].runs)),
-        *_columns(lambda row: row[1]),
+        *_columns(lambda row: row[1], [whole for _, (_, whole) in rows.values()]),
     ]
-    rows = {one.method: (one.label, (one, whole)) for one in found if (whole := one.changes.whole) is not None}
     return table_of("All prior tasks, item by item", "method", rows, columns)
 
 
@@ -190,7 +190,9 @@ def task_tables(found: Sequence[Counted]) -> list[Keyed]:
             for one in found
             if name in one.changes.tasks
         }
-        tables.append(table_of(f"{name}, item by item", "method", rows, _columns(_itself)))
+        tables.append(
+            table_of(f"{name}, item by item", "method", rows, _columns(_itself, [of for _, of in rows.values()]))
+        )
     return tables
 
 
@@ -206,7 +208,14 @@ def category_tables(found: Sequence[Counted]) -> list[Keyed]:
             for one in found
             if part in one.changes.categories.get(name, {})
         }
-        tables.append(table_of(f"{name} by category, item by item", "category: method", rows, _columns(_itself)))
+        tables.append(
+            table_of(
+                f"{name} by category, item by item",
+                "category: method",
+                rows,
+                _columns(_itself, [of for _, of in rows.values()]),
+            )
+        )
     return tables
 
 
@@ -214,8 +223,8 @@ def _itself(of: Transitions) -> Transitions:
     return of
 
 
-def _columns(of: Callable[[Row], Transitions]) -> list[Column[Row]]:
-    """What is told of what some items became."""
+def _columns(of: Callable[[Row], Transitions], parts: Sequence[Transitions]) -> list[Column[Row]]:
+    """What is told of what some items became; `parts`: those of all rows. Luck, where a row knows of any."""
     cells: Mapping[str, tuple[str, Callable[[Transitions], str]]] = {
         "n": ("items (in tasks)", lambda one: f"{one.n:,}" + ("" if one.clusters is None else f" ({one.clusters})")),
         "lost": ("lost", lambda one: _count(one.lost, one)),
@@ -226,15 +235,17 @@ def _columns(of: Callable[[Row], Transitions]) -> list[Column[Row]]:
         "gained-beyond": ("gained beyond luck, %", lambda one: _beyond_luck(one.gained)),
         "drop": ("net drop, points", lambda one: ranged(one.drop, one.interval, points)),
     }
+    lucky = any(one.lost.adjusted is not None for one in parts)
     return [
         Column[Row](key, header, lambda row, cell=cell: cell(of(row)))  # type: ignore[misc]
         for key, (header, cell) in cells.items()
+        if lucky or not key.endswith("beyond")
     ]
 
 
 def _count(moved: Moved, of: Transitions) -> str:
     """How many, a mean over the runs."""
-    return f"{moved.count / of.runs:.1f}" if moved.count % of.runs else f"{moved.count // of.runs}"
+    return f"{moved.count / of.runs:,.1f}" if moved.count % of.runs else f"{moved.count // of.runs:,}"
 
 
 def _beyond_luck(flow: Moved) -> str:
