@@ -45,7 +45,7 @@ def reference_of(
     return Reference(base, [asked], suite), base.model
 
 
-def test_each_column_is_kl_on_that_probe() -> None:
+def test_each_column_is_kl_forward_on_that_probe() -> None:
     probes = {
         "paragraphs": Further(GenericText.built_in()),
         "self": Further(OWN),
@@ -58,15 +58,15 @@ def test_each_column_is_kl_on_that_probe() -> None:
     for name, one in probes.items():
         by_hand = kl.Probe(base, of_generic(base, tokenizer, one.generic, one.settings or SETTINGS))
         expected = kl.forward_kl(by_hand, tuned)
-        assert record.drift[f"kl_on_{name}"] == expected.per_completion.mean > 0
-        assert record.drift[f"kl_on_{name}_per_token"] == expected.per_token.mean
-        assert record.metrics[f"kl_on_{name}_stderr"] == expected.per_completion.stderr
-        assert record.metrics[f"kl_on_{name}_per_token_stderr"] == expected.per_token.stderr
-    assert len({record.drift[f"kl_on_{name}"] for name in probes}) == 4
+        assert record.drift[f"kl_forward_on_{name}"] == expected.per_completion.mean > 0
+        assert record.drift[f"kl_forward_on_{name}_per_token"] == expected.per_token.mean
+        assert record.metrics[f"kl_forward_on_{name}_stderr"] == expected.per_completion.stderr
+        assert record.metrics[f"kl_forward_on_{name}_per_token_stderr"] == expected.per_token.stderr
+    assert len({record.drift[f"kl_forward_on_{name}"] for name in probes}) == 4
     # The texts are what they are said to be, cut to the 64 tokens of this model's context.
     cut = [tokenizer(text).input_ids[:64] for text in unlike()]
     by_hand = kl.Probe(base, kl.Sequences.texts(cut))
-    assert record.drift["kl_on_unlike"] == pytest.approx(kl.forward_kl(by_hand, tuned).per_completion.mean)
+    assert record.drift["kl_forward_on_unlike"] == pytest.approx(kl.forward_kl(by_hand, tuned).per_completion.mean)
 
 
 def test_without_further_probes_a_record_is_as_it_was() -> None:
@@ -74,7 +74,7 @@ def test_without_further_probes_a_record_is_as_it_was() -> None:
     more, _ = reference_of({"self": Further(OWN), "unlike": Further(GenericText(("some text", "and more")))})
     tuned = tiny_llama(seed=1)
     before, after = (one.checkpoint("run", 1, 1.0, tuned, frozen=base).record for one in (plain, more))
-    assert not [name for name in (*before.drift, *before.metrics) if "kl_on" in name]
+    assert not [name for name in (*before.drift, *before.metrics) if "kl_forward_on" in name]
     assert after.drift.items() > before.drift.items()
     assert after.metrics.items() > before.metrics.items()
 
@@ -91,7 +91,7 @@ def test_the_generic_probe_is_measured_once_where_it_is_asked_for_twice(monkeypa
 
     monkeypatch.setattr(kl, "forward_kl", counted)
     drift = reference.checkpoint("run", 1, 1.0, tiny_llama(seed=1), frozen=base).record.drift
-    assert drift["kl_on_self"] == drift["kl_probe"] > 0
+    assert drift["kl_forward_on_self"] == drift["kl_probe"] > 0
     assert len(measured) == len(set(map(id, measured))) == 3  # with the new task's prompts
 
 

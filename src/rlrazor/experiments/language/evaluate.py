@@ -46,7 +46,7 @@ SPECTRA_UP_TO = 50_000_000  # parameters: singular values of larger models take 
 DRIFT = (
     *("kl_forward", "kl_reverse", "kl_correct", "kl_probe"),
     *("kl_forward_per_token", "kl_reverse_per_token", "kl_correct_per_token", "kl_probe_per_token"),
-    *(f"kl_on_{name}{per}" for per in ("", "_per_token") for name in PROBES),
+    *(f"kl_forward_on_{name}{per}" for per in ("", "_per_token") for name in PROBES),
     "kl_optimal",
     *("weight_l1", "weight_l2", "weight_spectral", "weight_sparsity", "weight_rank", "cknna_on_probe"),
 )
@@ -286,7 +286,7 @@ class Reference:
         measures = _mean_of([one.drift for one in answers])
         own |= _mean_of([one.metrics for one in answers])
         phases.at(OF_TEXTS)
-        columns = {"kl_probe": self.probe, **{f"kl_on_{name}": probe for name, probe in self.further.items()}}
+        columns = {"kl_probe": self.probe, **{f"kl_forward_on_{name}": probe for name, probe in self.further.items()}}
         found = {probe: kl.forward_kl(probe, tuned.model) for probe in dict.fromkeys(columns.values())}
         for column, probe in columns.items():
             measures |= _columns(column, found[probe], own)
