@@ -183,17 +183,18 @@ def source_of(arguments: argparse.Namespace, task: str) -> "TaskSource":
     """Where the new task comes from. Raises RazorError as `check_early` does."""
     check_source(arguments)
     from rlrazor.experiments.language.setup import TaskSource
-    from rlrazor.experiments.language.tasks import Form
+    from rlrazor.experiments.language.tasks import Form, OwnTask
 
-    length = getattr(arguments, "own_max_new_tokens", None) or Form().max_new_tokens
+    own = None
+    if arguments.prompts is not None:
+        length = getattr(arguments, "own_max_new_tokens", None) or Form().max_new_tokens
+        form = Form(length, stop_of(arguments), not arguments.no_chat)
+        own = OwnTask(arguments.prompts, arguments.verifier, form, arguments.verifier_timeout)
     return TaskSource(
         task,
         data=arguments.data,
         demonstrations=arguments.demonstrations,
-        prompts=arguments.prompts,
-        verifier=arguments.verifier,
-        verifier_timeout=arguments.verifier_timeout,
-        form=Form(length, stop_of(arguments), not arguments.no_chat),
+        own=own,
         generic=arguments.generic,
         old=arguments.old_examples,
     )

@@ -275,7 +275,7 @@ class Reference:
         own: dict[str, float] = {}
         prior = self.suite.scores(tuned)
         own |= {f"prior_{name}_stderr": one.stderr for name, one in prior.items() if one.stderr is not None}
-        own |= {f"robust_{name}": value for name, one in prior.items() if (value := one.robust_value) is not None}
+        own |= {f"robust_{name}": value for name, one in prior.items() if (value := one.items.robust_mean) is not None}
         if (of_mean := stderr_of_mean(one.stderr for one in prior.values())) is not None:
             own["prior_stderr"] = of_mean
         phases.at(OF_TEXTS)

@@ -31,7 +31,7 @@ from rlrazor.experiments.language.tasks.letters import ASCENDING, EOS, FORMS, LE
 from rlrazor.experiments.language.tasks.task import Item
 from rlrazor.lm import forward
 from rlrazor.lm.probes import content_hash
-from rlrazor.lm.scores import Question, Score
+from rlrazor.lm.scores import ItemResults, Question, Score
 
 PAD = "_"
 ALPHABET = PAD + EOS + LETTERS + "CRSNUP" + ":="
@@ -244,8 +244,10 @@ def prior_scores(model: Any) -> dict[str, Score]:
             n=len(examples),
             metric="exact_match",
             version="1",
-            items={name: dict(zip(names, map(float, hit_B.tolist()), strict=True))},
-            questions={name: dict(zip(names, (Question(prompt) for prompt, _ in examples), strict=True))},
+            items=ItemResults(
+                outcomes={name: dict(zip(names, map(float, hit_B.tolist()), strict=True))},
+                questions={name: dict(zip(names, (Question(prompt) for prompt, _ in examples), strict=True))},
+            ),
         )
     return scores
 
