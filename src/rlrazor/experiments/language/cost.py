@@ -18,7 +18,6 @@ from rlrazor.experiments.language.config import TINY, Config
 from rlrazor.experiments.language.evaluate import OF_PROMPTS, OF_TEXTS
 from rlrazor.experiments.language.methods import KL_SUFFIX, LWF, OWN, Method, find_method
 from rlrazor.experiments.language.setup import Setup
-from rlrazor.experiments.language.suites import prior_tasks
 from rlrazor.experiments.language.tasks import Splits
 from rlrazor.experiments.language.train import train
 from rlrazor.lm import packaged
@@ -212,7 +211,7 @@ def _tokens(config: Config, setup: Setup) -> int:
 
 
 def _items(config: Config, limit: int, setup: Setup) -> int:
-    return prior_tasks(config.prior, limit, setup.prior.data_mirror, setup.prior.allow_code_execution).count()
+    return setup.prior.tasks(config.prior, limit).count()
 
 
 @dataclass
