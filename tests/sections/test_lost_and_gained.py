@@ -135,6 +135,18 @@ def test_what_never_gets_there_is_shown_at_its_last_checkpoint(tmp_path: Path) -
     assert rows["GRPO"][1] == f"{50 * sum(best):.1f}"
 
 
+def test_a_method_that_gets_there_in_no_seed_is_told_apart_from_those_that_do(whole: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "one"
+    shutil.copytree(whole, folder)
+    table = pl.read_parquet(folder / "records.parquet")
+    table.filter((pl.col("method") != "grpo") | (pl.col("new") < 0.7)).write_parquet(folder / "records.parquet")
+    shown = section(study_in(folder))
+    assert "at new ≥ 90%, item by item" in shown.finding
+    assert shown.finding.count("at its last checkpoint") == shown.finding.count("GRPO at its last checkpoint (") == 1
+    where = {label: row[0] for label, row in cells(shown.tables[0]).items()}
+    assert where == {"GRPO": "the last", "SFT, one answer": "new ≥ 90%", "1-0 REINFORCE": "new ≥ 90%"}
+
+
 def changed(folder: Path, run_id: str, how: Callable[[pl.DataFrame], pl.DataFrame]) -> None:
     path = folder / "runs" / run_id / items_file.NAME
     path.write_bytes(items_file.to_bytes(how(pl.read_parquet(path))))

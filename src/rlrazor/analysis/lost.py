@@ -45,6 +45,7 @@ from rlrazor.analysis.paired import FEW_CHANGED, Interval, around_mean, tango
 DRAWS, SEED = 4000, 0
 FEW_CLUSTERS = 8  # with fewer, a bootstrap of clusters is far too narrow, and none is made
 SHOWN = 10  # items that were lost most surely
+WITHIN_LUCK = "within luck"
 T = TypeVar("T")
 
 
@@ -68,6 +69,11 @@ class Moved:
             return None
         low, high = self.adjusted_interval
         return max(self.adjusted, 0.0), (max(low, 0.0), max(high, 0.0))
+
+    @property
+    def within_luck(self) -> bool:
+        """Whether luck could explain as many and more: cut at 0 nothing is left, which yet is not known for certain."""
+        return self.adjusted_interval is not None and self.adjusted_interval[1] <= 0
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from rlrazor.analysis.lost import Moved, Transitions
+from rlrazor.analysis.lost import WITHIN_LUCK, Moved, Transitions
 from rlrazor.analysis.lost_in_runs import RunsChanges, changes_of
 from rlrazor.analysis.matched import matched_or_last
 from rlrazor.analysis.sequences import ends_of_sequences
@@ -26,7 +26,6 @@ TEXT = Path(__file__).with_suffix(".md")
 NAME = "items"
 BY = ("method",)
 LEVEL = 0.95  # of the intervals
-WITHIN_LUCK = "within luck"
 FELL, ROSE, OPEN = "fell", "rose", "cannot be told"
 ROW = 15  # pixels of the figure for each mark of a method
 LAST_STAGE = "It is the last checkpoint of the last stage of each sequence."
@@ -126,17 +125,18 @@ def _reached(study: Study, at: float | None) -> str:
 def finding(study: Study, found: Sequence[Counted], at: float | None) -> str:
     """Which methods' prior score fell, by the interval of the net drop."""
     judged: dict[str, list[str]] = {}
+    alike = not any(one.rows["reached"].all() for one in found)
     for one in found:
         if (whole := one.changes.whole) is not None:
             low, high = whole.interval
             counts = f"lost {_count(whole.lost, whole)}, gained {_count(whole.gained, whole)} of {whole.n:,}"
             drop = ranged(whole.drop, whole.interval, points)
-            judged.setdefault(FELL if low > 0 else ROSE if high < 0 else OPEN, []).append(
-                f"{one.label} ({drop} points; {counts})"
-            )
+            name = one.label if alike or one.rows["reached"].all() else f"{one.label} at its last checkpoint"
+            verdict = FELL if low > 0 else ROSE if high < 0 else OPEN
+            judged.setdefault(verdict, []).append(f"{name} ({drop} points; {counts})")
     if not judged:
         return "Nothing can be counted item by item."
-    where = _reached(study, at) if any(one.rows["reached"].all() for one in found) else "the last checkpoint"
+    where = "the last checkpoint" if alike else _reached(study, at)
     verdicts = "; ".join(f"{name}: {', '.join(judged[name])}" for name in (FELL, ROSE, OPEN) if name in judged)
     return f"Net drop of the prior score at {where}, item by item. {verdicts[0].upper()}{verdicts[1:]}."
 
@@ -249,14 +249,9 @@ def _count(moved: Moved, of: Transitions) -> str:
 
 
 def _beyond_luck(flow: Moved) -> str:
-    """What is below 0 with all of its interval is not the 0.0 [0.0, 0.0] of something that is known for certain."""
     if flow.shown is None:
         return NEVER
-    return WITHIN_LUCK if _is_within_luck(flow) else ranged(*flow.shown)
-
-
-def _is_within_luck(flow: Moved) -> bool:
-    return flow.shown is not None and flow.shown[1][1] <= 0
+    return WITHIN_LUCK if flow.within_luck else ranged(*flow.shown)
 
 
 # The figure
@@ -301,7 +296,7 @@ def _flow_panel(counted: Sequence[Counted]) -> Panel:
         flows = [one.lost if name == "lost" else one.gained for one in wholes]
         plain = [(one.share, one.interval) for one in flows]
         layers.append(_marks(name, plain, next(shifts), Marker(color, symbol, size=7.0)))
-        beyond = [None if _is_within_luck(one) else one.shown for one in flows]
+        beyond = [None if one.within_luck else one.shown for one in flows]
         hollow = Marker(WHITE, symbol, size=6.0, outlined=True)
         layers.append(_marks(f"{name} beyond luck", beyond, next(shifts), hollow))
     return Panel("Lost and gained", _points_axis("% of the items, mean over the prior tasks", layers), axis, layers)
