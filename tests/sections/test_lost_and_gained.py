@@ -14,13 +14,13 @@ import pytest
 
 import matched_loops
 from language_tables import LABELS, make_folder, make_table
-from rlrazor.analysis.lost import transitions
+from rlrazor.analysis.lost import WITHIN_LUCK, transitions
 from rlrazor.cli import main
 from rlrazor.report import load, prose, write_markdown, write_report
 from rlrazor.report.drawing import Points
 from rlrazor.report.prose import read_prose
 from rlrazor.report.sections import KINDS, items
-from rlrazor.report.sections.items import WITHIN_LUCK, applies, section
+from rlrazor.report.sections.items import applies, section
 from rlrazor.report.study import Study
 from rlrazor.report.sweep import read_sweep
 from rlrazor.runs import items as items_file
