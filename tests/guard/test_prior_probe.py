@@ -12,7 +12,7 @@ import torch
 from laws import GENERIC, PROMPTS, SETTINGS, changed, law_of
 from rlrazor.cli import main
 from rlrazor.errors import RazorError
-from rlrazor.experiments.language import tiny, world
+from rlrazor.experiments.language import cost, tiny, world
 from rlrazor.experiments.language.config import resolve
 from rlrazor.experiments.language.setup import PriorSource, TaskSource, probed
 from rlrazor.guard import ForgettingMonitor, Measuring, calibrate
@@ -229,6 +229,11 @@ def test_calibrate_measures_on_them_unless_told_otherwise(
         ("kl_forward",), ("kl_probe",), ("kl_forward", "kl_probe")
     }  # fmt: skip
     assert not any("items that are scored" in one for one in said["warnings"])
+    # A plan needs none of the prior tasks' data.
+    (tmp_path / "empty").mkdir()
+    monkeypatch.setattr(cost, "is_at_hand", lambda base: False)
+    assert main([*command, "--data-mirror", str(tmp_path / "empty"), "--dry-run", "--json"]) == 0
+    assert json.loads(capfd.readouterr().out)["estimate"]["steps"] == 3 * 4
     assert "64 prompts of the prior tasks at most" in (out / "config.json").read_text()
     # KL of a fine-tune by these options is that of the law's own probe, by hand.
     tune = ["finetune", str(folder), *task, "--generic", "prior", "--method", "sft", "--lr", "1e-2"]

@@ -54,6 +54,11 @@ class Language(Setup):
         splits = self.task.load()
         return self.task.fingerprint(splits), len(splits.train)
 
+    @cached_property
+    def count(self) -> int:
+        """The same without the fingerprint, which may take the prior tasks' data."""
+        return len(self.task.load().train)
+
     def phases(self, config: Config, store: RunStore | None) -> Iterator[Phase]:
         """Bases, the methods that need no teacher, and those that imitate the best of them."""
         check_old(self.task.old, config.methods, self.base, alone=True)
@@ -76,7 +81,7 @@ class Language(Setup):
         """Updates and checkpoints of a run on the task's prompts."""
         if spec.method == BASE:
             return Cost(0, 1)
-        prompts = min(self.data[1], spec.params["train_prompts"] or self.data[1])
+        prompts = min(self.count, spec.params["train_prompts"] or self.count)
         prompts += configs.replayed(spec, prompts)
         return Cost(configs.count_steps(spec, prompts), len(configs.due_steps(spec, prompts)))
 
