@@ -23,10 +23,7 @@ from typing import Any
 
 import polars as pl
 
-from rlrazor.analysis.law import finite
-
 RATE = "lr"
-SCORES = ("new", "prior")
 TUNED = (RATE, "method", "schedule", "epochs", "batch_size", "iterations")
 """What a setting consists of, as far as the table has it and does not group by it."""
 
@@ -84,9 +81,9 @@ def by_rate(points: pl.DataFrame, by: Sequence[str], at: float) -> pl.DataFrame:
     of the run that the rule reports where one learning rate alone is to choose from; null where none gets to `at`.
     """
     keys = [*by, RATE, "seed"]
-    scored = finite(points, SCORES)
-    reached = scored.group_by(keys, maintain_order=True).agg(pl.max("new"))
-    cost = {tuple(row[:-1]): row[-1] for row in matched(scored, [*by, RATE], at).select(*keys, "forgetting").rows()}
+    finite = points.filter(_finite())
+    reached = finite.group_by(keys, maintain_order=True).agg(pl.max("new"))
+    cost = {tuple(row[:-1]): row[-1] for row in matched(finite, [*by, RATE], at).select(*keys, "forgetting").rows()}
     forgotten = pl.Series([cost.get(key) for key in reached.select(keys).rows()], dtype=pl.Float64)
     return reached.with_columns(forgetting=forgotten).sort(RATE, "seed", maintain_order=True)
 
@@ -111,13 +108,17 @@ def _numbered(points: pl.DataFrame, by: Sequence[str], setting: Sequence[str]) -
     A run at a constant learning rate has no length, as each is the beginning of a longer one. Of runs of a seed whose
     settings are the same, such as students of several teachers, the first is alike to the first of another seed.
     """
-    rows = finite(points, SCORES).with_row_index(_ROW)
+    rows = points.filter(_finite()).with_row_index(_ROW)
     if {"schedule", "epochs"} <= set(setting):
         rows = rows.with_columns(epochs=pl.when(pl.col("schedule").ne_missing("constant")).then("epochs"))
     run, first = [*by, "seed", *_run(points, setting)], pl.col(_ROW).min()
     rows = rows.with_columns(pl.col(name).first().over(run) for name in setting)
     rows = rows.with_columns(first.over(run).rank("dense").over([*by, "seed", *setting]).alias(_NTH))
     return rows.sort("step", maintain_order=True) if "step" in points.columns else rows
+
+
+def _finite() -> pl.Expr:
+    return pl.col("new").is_finite() & pl.col("prior").is_finite()
 
 
 def _first(rows: pl.DataFrame, by: Sequence[str]) -> pl.DataFrame:
