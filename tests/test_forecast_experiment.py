@@ -40,7 +40,7 @@ def test_both_families_from_the_data_to_the_report(
     data = write_dataset(tmp_path / "data", train=600, test=200)
     command = ["reproduce", "forecast", "--data-dir", str(data), "--jobs", "1", "--out", str(tmp_path / "out")]
     with pytest.MonkeyPatch.context() as patch:
-        timing = cost.Timing({("sft", "", ""): 0.1}, parameters=10, timed="nothing")
+        timing = cost.Timing(cost.Seconds({("sft", "", ""): 0.1}), parameters=10, timed="nothing")
         patch.setattr(cost, "time_trial", lambda *_: timing)
         assert main([*command, "--dry-run", "--json"]) == 0
     # Per family three tasks with a base; six runs of two checkpoints, or four of one.

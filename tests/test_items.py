@@ -10,7 +10,7 @@ from polars.testing import assert_frame_equal
 
 from rlrazor.errors import RazorError
 from rlrazor.experiments.language.outcomes import beside_base, items_of
-from rlrazor.lm.scores import Question, Score
+from rlrazor.lm.scores import ItemResults, Question, Score
 from rlrazor.runs import items
 from rlrazor.runs.records import Record, RunSpec
 from rlrazor.runs.store import Checkpoint, RunStore
@@ -23,10 +23,10 @@ def scores(shift: float = 0.0, hits: str = "1100") -> dict[str, Score]:
     names = [f"{at}-same" for at in range(len(hits))]
     outcomes = dict(zip(names, map(float, hits), strict=True))
     asked = {name: Question("?", ("a", "b"), (-1.0 - shift, -2.0), (0,)) for name in names}
-    group = {"g_x": outcomes, "g_y": {"0-y": 1.0}}
+    group = ItemResults({"g_x": outcomes, "g_y": {"0-y": 1.0}}, questions={"g_x": asked}, categories={"g_x": "hard"})
     return {
-        "g": Score(0.5, 0.1, 5, "acc", "1", items=group, questions={"g_x": asked}, categories={"g_x": "hard"}),
-        "said": Score(0.5, 0.1, 1, "exact_match", "1", items={"said": {"0-s": 0.25}}),
+        "g": Score(0.5, 0.1, 5, "acc", "1", items=group),
+        "said": Score(0.5, 0.1, 1, "exact_match", "1", items=ItemResults({"said": {"0-s": 0.25}})),
         "perplexity": Score(12.0, None, 1, "perplexity", "1", higher_is_better=False),
     }
 
@@ -94,7 +94,9 @@ def test_a_runs_file_has_all_its_checkpoints_and_is_read_back(tmp_path: Path) ->
 
 def test_a_model_whose_likelihoods_were_no_numbers_is_read_back(tmp_path: Path) -> None:
     """Beside those of the base, which were."""
-    without = {name: replace(score, questions={}) for name, score in scores(hits="0001").items()}
+    without = {
+        name: replace(score, items=replace(score.items, questions={})) for name, score in scores(hits="0001").items()
+    }
     own = beside_base(items_of(scores()), items_of(without))
     assert own is not None
     store = RunStore(tmp_path)

@@ -22,7 +22,7 @@ from rlrazor.cli import main
 from rlrazor.experiments.language.own_sequence import OwnSequence
 from rlrazor.experiments.language.sequence_file import config_of, read
 from rlrazor.experiments.language.setup import TaskSource
-from rlrazor.experiments.language.tasks import Form, own_task, score
+from rlrazor.experiments.language.tasks import Form, OwnTask, score
 from rlrazor.report import drawing
 from tiny_models import char_tokenizer, saved, tiny_llama
 
@@ -364,7 +364,7 @@ def test_the_guides_files_are_what_it_says(tmp_path: Path, monkeypatch: pytest.M
     assert (file.names, file.kl_budget) == (["ascending", "last-letter"], 4)
     config = config_of(file.names, file.settings)
     assert (config.methods, config.rl_lrs, config.target, config.max_steps) == (("dr-grpo",), (3e-5,), 0.8, 100)
-    task = own_task(Path("prompts.jsonl"), "verify.py:verify", Form(stop=(";",), chat=False))
+    task = OwnTask(Path("prompts.jsonl"), "verify.py:verify", Form(stop=(";",), chat=False)).task()
     items = task.load(None).train[:3]
     answers = [item.columns["last"] for item in items]
     right = [f"{item.prompt[3:5]}{last}" for item, last in zip(items, answers, strict=True)]

@@ -17,7 +17,7 @@ from laws import GENERIC, PROMPTS, SETTINGS, changed, law_of
 from own_tasks import metric, own_task
 from rlrazor.analysis import paired
 from rlrazor.cli import main
-from rlrazor.cli.compare import suite_of
+from rlrazor.cli.probe import suite_of
 from rlrazor.errors import RazorError
 from rlrazor.guard import compare as comparing
 from rlrazor.guard import comparison_page, scale
@@ -31,7 +31,7 @@ from rlrazor.lm.kl import MeanKL
 from rlrazor.lm.models import add_lora
 from rlrazor.lm.probes import content_hash
 from rlrazor.lm.prompts import last_said
-from rlrazor.lm.scores import Metric, Score
+from rlrazor.lm.scores import ItemResults, Metric, Score
 from tiny_models import char_tokenizer, saved, tiny_llama
 
 TOKENIZER = char_tokenizer()
@@ -68,13 +68,13 @@ def command(folders: Path, out: Path, tuned: str = "tuned") -> list[str]:
     return ["compare", str(folders / "base"), str(folders / tuned), "--prompts", str(folders / "prompts.txt"), *options]
 
 
-def score(outcomes: Any, metric: str = "acc", by_size: bool = True, higher: bool = True, **more: Any) -> Score:
+def score(outcomes: Any, metric: str = "acc", by_size: bool = True, higher: bool = True) -> Score:
     """By items; of several tasks where the outcomes are a mapping."""
     items = outcomes if isinstance(outcomes, dict) else {"t": outcomes}
     named = {task: {str(n): float(one) for n, one in enumerate(of)} for task, of in items.items()}
     flat = [one for of in named.values() for one in of.values()]
     value = np.mean(flat) if by_size else np.mean([np.mean(list(of.values())) for of in named.values()])
-    return Score(float(value), 0.1, len(flat), metric, "1", higher, named, by_size, **more)
+    return Score(float(value), 0.1, len(flat), metric, "1", higher, ItemResults(named, by_size))
 
 
 def with_truth(found: Comparison, base: Any, tuned: Any, limit: int | None = None) -> Comparison:
@@ -113,7 +113,7 @@ def test_too_few_items_cannot_pass(found: Comparison) -> None:
 
 
 def test_an_unknown_error_passes_nothing(found: Comparison) -> None:
-    unknown = replace(score([1, 0]), items={}, stderr=None)
+    unknown = replace(score([1, 0]), items=ItemResults(), stderr=None)
     truth = truth_of({"a": unknown}, {"a": unknown}, 0.9, None)
     (one,) = judgements(replace(found, truth=truth), Limits(drop=0.5))
     assert (one.verdict, one.low, one.high) == (Verdict.UNCERTAIN, None, None)
@@ -143,7 +143,7 @@ def test_errors_are_paired_where_items_are_known() -> None:
     assert errors.drop == pytest.approx(change.drop)
     assert errors.interval == pytest.approx(change.interval)
     # Other items than before, or none: as if they were different ones, and said.
-    for other in (score(after[:200]), replace(score(after), items={})):
+    for other in (score(after[:200]), replace(score(after), items=ItemResults())):
         apart = truth_of({"a": score(before)}, {"a": other}, 0.9, None)
         assert not apart.tasks["a"].paired
         assert apart.tasks["a"].stderr == pytest.approx(0.1 * math.sqrt(2))

@@ -15,16 +15,16 @@ from rlrazor.guard.compare import compare
 from rlrazor.guard.comparison import Comparison, Pair
 from rlrazor.guard.lost_items import MARGIN, ORDER, WITHIN_LUCK, ItemChanges, in_turn, item_changes, shown_changes
 from rlrazor.guard.truth import truth_of
-from rlrazor.lm.scores import Question, Score
+from rlrazor.lm.scores import ItemResults, Question, Score
 from tiny_models import char_tokenizer, saved, tiny_llama
 
 Outcomes = dict[str, dict[str, float]]
 
 
-def score(items: Outcomes, **named: Any) -> Score:
+def score(items: Outcomes, higher: bool = True, **results: Any) -> Score:
     """The mean of the outcomes."""
     every = [one for of in items.values() for one in of.values()]
-    return Score(sum(every) / len(every), 0.01, len(every), "acc", "1", items=items, **named)
+    return Score(sum(every) / len(every), 0.01, len(every), "acc", "1", higher, ItemResults(items, **results))
 
 
 def of(name: str, hits: str) -> Outcomes:
@@ -58,7 +58,7 @@ def test_items_are_counted_whatever_their_order() -> None:
 
 
 def test_a_score_of_which_less_is_better_is_lost_where_it_rises() -> None:
-    base, tuned = (score(of("a", hits), higher_is_better=False) for hits in ("0000", "0111"))
+    base, tuned = (score(of("a", hits), higher=False) for hits in ("0000", "0111"))
     assert changes(base, tuned).whole.lost.count == 3
 
 
@@ -94,8 +94,8 @@ def test_luck_is_taken_off_only_where_one_answer_of_several_is_right() -> None:
     base, tuned = (score(items, questions=asked(items, {})) for items in (before, after))
     assert changes(base, tuned).whole.lost.adjusted == pytest.approx((2 - 7 / 1) / 10)
     assert WITHIN_LUCK in shown_changes(changes(base, tuned).whole)
-    two = {"a": {item: replace(one, right=(0, 1)) for item, one in base.questions["a"].items()}}
-    assert changes(replace(base, questions=two), tuned).whole.lost.adjusted is None
+    two = {"a": {item: replace(one, right=(0, 1)) for item, one in base.items.questions["a"].items()}}
+    assert changes(replace(base, items=replace(base.items, questions=two)), tuned).whole.lost.adjusted is None
 
 
 def test_a_group_is_told_by_category_and_clustered_by_task() -> None:

@@ -19,7 +19,7 @@ from rlrazor.guard.comparison import Pair
 from rlrazor.guard.noise_floor import NoiseFloor, OfTask
 from rlrazor.guard.truth import truth_of
 from rlrazor.lm.prior import BATCH, PriorTasks
-from rlrazor.lm.scores import NotANumberError, PriorScores, Score
+from rlrazor.lm.scores import ItemResults, NotANumberError, PriorScores, Score
 from tiny_models import char_tokenizer, saved, tiny_llama
 
 ITEMS = {"a": {f"{at}-h": float(at < 6) for at in range(10)}}
@@ -28,7 +28,7 @@ ITEMS = {"a": {f"{at}-h": float(at < 6) for at in range(10)}}
 def score(lost: int = 0, gained: int = 0, **named: Any) -> Score:
     """Of ten items six are right; of those some are lost, of the others some gained."""
     items = {name: float(lost <= at < 6 or 6 <= at < 6 + gained) for at, name in enumerate(ITEMS["a"])}
-    return Score(sum(items.values()) / 10, 0.1, 10, "acc", "1", items={"a": items}, **named)
+    return Score(sum(items.values()) / 10, 0.1, 10, "acc", "1", items=ItemResults({"a": items}), **named)
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +109,14 @@ def test_it_is_of_these_very_items_and_of_this_base(tmp_path: Path) -> None:
         return noise_floor.path_of(tmp_path, digest, dtype, PriorScores({"a": replace(score(), **named)}))
 
     other = {"a": {**ITEMS["a"], "10-h": 1.0}}
-    paths = {path(), path("e"), path(dtype="bfloat16"), path(items=other), path(version="2"), path(metric="acc_norm")}
+    paths = {
+        path(),
+        path("e"),
+        path(dtype="bfloat16"),
+        path(items=ItemResults(other)),
+        path(version="2"),
+        path(metric="acc_norm"),
+    }
     assert len(paths) == 6
     assert path() == path(value=0.1)  # whatever the base scored
 

@@ -25,7 +25,7 @@ from rlrazor.guard.recovery import Recovery
 from rlrazor.lm.harness.demonstrations import Demonstration
 from rlrazor.lm.models import LanguageModel, Vocabulary, add_lora, load
 from rlrazor.lm.prior import PriorTasks
-from rlrazor.lm.scores import PriorScores, Score
+from rlrazor.lm.scores import ItemResults, PriorScores, Score
 from tiny_models import alive_at_loads, noisy, saved, tiny_llama
 
 pytest.importorskip("lm_eval")
@@ -272,8 +272,8 @@ def test_the_parts_are_printed_and_on_the_page(
     assert headers(recovered=False)[3:] == ("format", "not format", "mainly")
 
 
-def score(items: dict[str, float], **named: Any) -> Score:
-    return Score(sum(items.values()) / len(items), 0.1, len(items), "acc", "1", items={"a": items}, **named)
+def score(items: dict[str, float]) -> Score:
+    return Score(sum(items.values()) / len(items), 0.1, len(items), "acc", "1", items=ItemResults({"a": items}))
 
 
 def trained(scores: dict[str, Score]) -> Trained:

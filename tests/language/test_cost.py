@@ -11,7 +11,7 @@ from rlrazor.cli import main
 from rlrazor.cli.running import counts_in_words, in_words
 from rlrazor.experiments.language import cost, tiny
 from rlrazor.experiments.language.config import PRESETS
-from rlrazor.experiments.language.cost import Timing, kind_of
+from rlrazor.experiments.language.cost import Seconds, Timing, kind_of
 from rlrazor.experiments.language.demonstrations import Prompts
 from rlrazor.experiments.language.evaluate import Asked, Reference
 from rlrazor.experiments.language.experiment import Language
@@ -38,7 +38,7 @@ def test_seconds_are_counts_times_what_was_timed(monkeypatch: pytest.MonkeyPatch
     # What samples counts as RL does, and what looks at a second model as a kind of its own.
     assert kind_of(find_method("self-sft")[0], penalised=False) == grpo
     assert kind_of(find_method("lwf")[0], penalised=False) not in (sft, grpo)
-    timing = Timing({sft: 0.5, grpo: 2.0}, measurement=7.0, reference=11.0, pretraining=13.0)
+    timing = Timing(Seconds({sft: 0.5, grpo: 2.0}, measurement=7.0, reference=11.0, pretraining=13.0))
     counts = {BASE: Cost(0, 1), "sft-one": Cost(100, 3), "grpo": Cost(10, 2)}
     monkeypatch.setattr(Language, "cost", lambda _, spec: counts[spec.method])
     monkeypatch.setattr(cost, "time_trial", lambda *_: timing)
@@ -62,7 +62,9 @@ def test_seconds_are_counts_times_what_was_timed(monkeypatch: pytest.MonkeyPatch
 
 def test_a_run_that_begins_a_longer_one_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """With epochs 1,2 the longer run alone is trained, and its checkpoints are the shorter one's too."""
-    timing = Timing({kind_of(find_method("sft-one")[0], penalised=False): 0.5}, measurement=7.0, reference=11.0)
+    timing = Timing(
+        Seconds({kind_of(find_method("sft-one")[0], penalised=False): 0.5}, measurement=7.0, reference=11.0)
+    )
     monkeypatch.setattr(cost, "time_trial", lambda *_: timing)
     config = replace(PRESETS["tiny"], methods=("sft-one",), lrs=(1e-3,), batch_sizes=(8,), max_steps=0, warmup_steps=9)
     experiment = Language("tiny", TaskSource("letters"))

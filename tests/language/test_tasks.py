@@ -15,14 +15,15 @@ import pytest
 from rlrazor.cli import tasks as cli
 from rlrazor.cli.printing import Subparsers
 from rlrazor.errors import RazorError
+from rlrazor.experiments.language.setup import TaskSource
 from rlrazor.experiments.language.tasks import (
     TASKS,
     Form,
     Item,
+    OwnTask,
     Splits,
     Task,
     find_task,
-    own_task,
     score,
     with_demonstrations,
 )
@@ -233,7 +234,7 @@ def test_a_task_of_ones_own_from_a_jsonl_and_a_function(tmp_path: Path) -> None:
     source = tmp_path / "sums.py"
     source.write_text(VERIFIER, encoding="utf-8")
     rows = [{"prompt": f"{n} + {n} =", "total": 2 * n, "completion": f"{2 * n}", "rejected": "0"} for n in range(1, 31)]
-    own = own_task(write_jsonl(tmp_path / "sums.jsonl", rows), f"{source}:verify", Form(3, (";",)))
+    own = OwnTask(write_jsonl(tmp_path / "sums.jsonl", rows), f"{source}:verify", Form(3, (";",))).task()
     assert (own.name, own.form.max_new_tokens, own.form.stop) == ("sums", 3, (";",))
     splits = own.load(None)
     items = [*splits.train, *splits.test]
@@ -248,7 +249,7 @@ def test_a_task_of_ones_own_from_a_jsonl_and_a_function(tmp_path: Path) -> None:
 def test_ones_own_task_may_have_its_own_test_file_and_a_function_of_a_module(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "train.jsonl", [{"prompt": "a", "letter": "a"}])
     write_jsonl(tmp_path / "test.jsonl", [{"prompt": "b", "letter": "b"}])
-    own = own_task(tmp_path, "rlrazor.experiments.language.tasks.letter_word:verify_letter_word")
+    own = OwnTask(tmp_path, "rlrazor.experiments.language.tasks.letter_word:verify_letter_word").task()
     assert own.load(None) == Splits([Item("a", {"letter": "a"})], [Item("b", {"letter": "b"})])
     assert score(own, own.load(None).test, ["bridge"]).values == [1.0]
     write_jsonl(tmp_path / "test.jsonl", [{"prompt": "a", "letter": "a"}])
@@ -272,8 +273,27 @@ def test_a_verifier_that_cannot_be_loaded_is_an_error(tmp_path: Path, verifier: 
     for name, source in (("sums", VERIFIER), ("broken", "def"), ("raises", "1 / 0")):
         (tmp_path / f"{name}.py").write_text(source, encoding="utf-8")
     with pytest.raises(RazorError) as error:
-        own_task(tmp_path / "prompts.jsonl", verifier.format(folder=tmp_path))
+        OwnTask(tmp_path / "prompts.jsonl", verifier.format(folder=tmp_path)).task()
     assert message in str(error.value)
+
+
+def test_the_fingerprint_of_a_source_stays_what_finished_runs_were_named_by(tmp_path: Path) -> None:
+    rows = [{"prompt": f"{n}+{n}=", "completion": str(2 * n)} for n in range(40)]
+    prompts, code = write_jsonl(tmp_path / "sums.jsonl", rows), tmp_path / "verify.py"
+    code.write_text("def verify(prompt, completion, **columns):\n    return 1.0\n", encoding="utf-8")
+    verifier = f"{code}:verify"
+
+    def own(*form: Any, **named: Any) -> TaskSource:
+        return TaskSource("own", own=OwnTask(prompts, *form, **named))
+
+    for source, found in (
+        (TaskSource("letters"), "cb30d3f6107b154c"),
+        (own(), "6804608ae259d87d"),
+        (own(verifier), "c004e51fbb88fc48"),  # by what is in the file, wherever it lies
+        (own("json:dumps"), "9326d634858fe14d"),
+        (own(verifier, Form(7, (";",), chat=False), seconds=3.0), "01cf25c595da1e4d"),
+    ):
+        assert source.fingerprint(source.load()) == found
 
 
 def test_verifiers_of_several_tasks_are_loaded_once_each(tmp_path: Path) -> None:
@@ -304,30 +324,30 @@ SCHEMA = {"type": "function", "function": {"name": "f", "parameters": {}}}
 )
 def test_a_row_without_text_is_an_error(tmp_path: Path, row: dict[str, Any], message: str) -> None:
     good = {"prompt": "p", "tools": ["names", "for the verifier"]}
-    own = own_task(write_jsonl(tmp_path / "p.jsonl", [good, row]), "json:dumps")
+    own = OwnTask(write_jsonl(tmp_path / "p.jsonl", [good, row]), "json:dumps").task()
     with pytest.raises(RazorError, match=message):
         own.load(None)
 
 
 def test_a_task_of_ones_own_from_other_formats(tmp_path: Path) -> None:
     rows = [{"prompt": f"{n}, and", "completion": str(n)} for n in range(40)]
-    expected = own_task(write_jsonl(tmp_path / "p.jsonl", rows), None).load(None)
+    expected = OwnTask(write_jsonl(tmp_path / "p.jsonl", rows)).task().load(None)
     pl.DataFrame(rows).write_csv(tmp_path / "p.csv")
-    assert own_task(tmp_path / "p.csv", None).load(None) == expected
+    assert OwnTask(tmp_path / "p.csv").task().load(None) == expected
     (tmp_path / "folder").mkdir()
     pl.DataFrame(rows[:3]).write_parquet(tmp_path / "folder" / "train.parquet")
     (tmp_path / "folder" / "test.txt").write_text(json.dumps(rows[3]))
-    splits = own_task(tmp_path / "folder", None).load(None)
+    splits = OwnTask(tmp_path / "folder").task().load(None)
     assert [item.demonstration for item in (*splits.train, *splits.test)] == ["0", "1", "2", "3"]
     (tmp_path / "folder" / "test.csv").write_text("")
     with pytest.raises(RazorError, match=r"needs one file test, such as test\.jsonl, and has 2"):
-        own_task(tmp_path / "folder", None).load(None)
+        OwnTask(tmp_path / "folder").task().load(None)
 
 
 @pytest.mark.parametrize("stop", [("",), ("a", ""), (3,)])
 def test_a_task_is_not_stopped_by_nothing(tmp_path: Path, stop: tuple[Any, ...]) -> None:
     with pytest.raises(RazorError, match=r"A stop string is empty|tuple of strings"):
-        own_task(tmp_path / "p.jsonl", None, Form(stop=stop))
+        OwnTask(tmp_path / "p.jsonl", form=Form(stop=stop)).task()
 
 
 # --- letter-word

@@ -109,12 +109,12 @@ def test_a_prior_score_is_what_greedy_decoding_gets_right(model: object, monkeyp
     monkeypatch.setattr(tiny, "scored_examples", lambda: {"greedy": greedy, "spoilt": spoilt})
     scores = tiny.prior_scores(model)
     assert {name: score.value for name, score in scores.items()} == pytest.approx({"greedy": 1.0, "spoilt": 2 / 3})
-    outcomes = scores["spoilt"].items["spoilt"]
+    outcomes = scores["spoilt"].items.outcomes["spoilt"]
     assert list(outcomes.values()) == [float(index % 3 != 0) for index in range(30)]
-    assert [asked.prompt for asked in scores["spoilt"].questions["spoilt"].values()] == [one for one, _ in spoilt]
+    assert [asked.prompt for asked in scores["spoilt"].items.questions["spoilt"].values()] == [one for one, _ in spoilt]
     # An item is named by what it says: where that is the same it has the same name, and only there.
     same = [index for index, (one, other) in enumerate(zip(greedy, spoilt, strict=True)) if one == other]
-    of_greedy = list(scores["greedy"].items["greedy"])
+    of_greedy = list(scores["greedy"].items.outcomes["greedy"])
     assert [index for index, name in enumerate(outcomes) if name in of_greedy] == same
 
 

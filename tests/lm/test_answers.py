@@ -10,7 +10,7 @@ import pytest
 from rlrazor.lm.harness.answers import OURS, answer_in
 from rlrazor.lm.models import LanguageModel
 from rlrazor.lm.prior import PriorTasks
-from rlrazor.lm.scores import Robust, Score
+from rlrazor.lm.scores import ItemResults, Robust, Score
 from tiny_models import char_tokenizer, tiny_llama
 
 pytest.importorskip("lm_eval")
@@ -43,6 +43,13 @@ TOKENIZER = char_tokenizer()
         ("(A) is wrong; I take (C)", "C", True),
         ("C. the third", "C", True),
         ("A molecule of water", "A", False),
+        ("Answer: A triangle", "A", False),
+        ("The answer is a triangle.", "A", False),
+        ("Answer: A", "A", True),
+        ("Answer: A is the only one left", "A", True),
+        ("Answer: A, a triangle", "A", True),
+        ("Answer: A Triangle", "A", True),
+        ("Answer: B triangles", "B", True),
         ("Apples", "A", False),
         ("the answer is Paris.", "Paris", True),
         (r"thus \boxed{\frac{1}{2}}", r"\frac{1}{2}", True),
@@ -107,8 +114,8 @@ def scored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def outcomes(score: Score) -> tuple[list[float], list[float]]:
-    assert score.robust is not None
-    (strict,), (robust,) = score.items.values(), score.robust.items.values()
+    assert score.items.robust is not None
+    (strict,), (robust,) = score.items.outcomes.values(), score.items.robust.outcomes.values()
     assert strict.keys() == robust.keys()
     return list(strict.values()), list(robust.values())
 
@@ -125,7 +132,7 @@ def test_a_tasks_own_flexible_filter_is_the_parser_that_forgives(scored: Any) ->
     strict, robust = outcomes(score)
     assert strict == [float(n % 2 == 0) for n in range(10)]
     assert robust == [float(n != 9) for n in range(10)]
-    assert score.robust.by == "flexible-extract"
+    assert score.items.robust.by == "flexible-extract"
 
 
 def test_what_the_strict_parser_counts_is_never_taken_away(scored: Any) -> None:
@@ -135,26 +142,26 @@ def test_what_the_strict_parser_counts_is_never_taken_away(scored: Any) -> None:
 
 def test_a_task_with_one_filter_has_ours(scored: Any) -> None:
     score, asked = scored(lambda n: f"the answer is {n}.", filters=FILTERS)
-    assert (score.value, score.robust.by, asked) == (0.0, OURS, 10)
+    assert (score.value, score.items.robust.by, asked) == (0.0, OURS, 10)
     assert outcomes(score)[1] == [1.0] * 10
 
 
 def test_what_is_no_exact_match_has_no_parser_that_forgives(scored: Any) -> None:
     """Such as IFEval, whose task is the form."""
     code = "def process(doc, results):\n    return {'followed': 0.0}"
-    assert scored(lambda n: f"{n}", metrics="  - metric: followed", code=code)[0].robust is None
+    assert scored(lambda n: f"{n}", metrics="  - metric: followed", code=code)[0].items.robust is None
 
 
 def test_a_metric_of_the_tasks_own_that_verifies_goes_before_ours(scored: Any) -> None:
     code = "def process(doc, results):\n    return {'exact_match': 0.0, 'math_verify': float(doc['a'] in '123')}"
     score, _ = scored(lambda n: f"{n}", code=code)
-    assert score.robust.by == "math_verify"
+    assert score.items.robust.by == "math_verify"
     assert outcomes(score)[1] == [float(n in (1, 2, 3)) for n in range(10)]
 
 
 def test_the_score_by_the_parser_that_forgives_weighs_items_as_the_tasks_own_does() -> None:
-    items = {"a": {"0-h": 1.0, "1-h": 0.0, "2-h": 0.0}, "b": {"0-k": 1.0}}
-    score = Score(0.5, None, 4, "exact_match", "1", items=items, robust=Robust("ours", items))
-    assert score.robust_value == pytest.approx(0.5)
-    assert replace(score, by_size=False).robust_value == pytest.approx((1 / 3 + 1) / 2)
-    assert replace(score, robust=None).robust_value is None
+    outcomes = {"a": {"0-h": 1.0, "1-h": 0.0, "2-h": 0.0}, "b": {"0-k": 1.0}}
+    items = ItemResults(outcomes, robust=Robust("ours", outcomes))
+    assert items.robust_mean == pytest.approx(0.5)
+    assert replace(items, by_size=False).robust_mean == pytest.approx((1 / 3 + 1) / 2)
+    assert replace(items, robust=None).robust_mean is None

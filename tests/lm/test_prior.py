@@ -287,9 +287,9 @@ def test_a_score_has_its_items_outcomes_by_names_that_any_model_shares(model: An
     other = tiny_llama(len(TOKENIZER), max_position_embeddings=2048, scale=0.15, seed=1)
     for task, count in (("hellaswag", 6), ("truthfulqa_mc2", 3)):
         score, again = (evaluate(one, mirror, task) for one in (model, other))
-        outcomes = score.items[task]
+        outcomes = score.items.outcomes[task]
         assert len(outcomes) == count  # though rows of hellaswag are there three times
-        assert outcomes.keys() == again.items[task].keys()
+        assert outcomes.keys() == again.items.outcomes[task].keys()
         assert np.mean(list(outcomes.values())) == pytest.approx(score.value)
         assert stderr(list(outcomes.values())) == pytest.approx(score.stderr)
     assert any(0 < outcome < 1 for outcome in outcomes.values())
@@ -309,7 +309,7 @@ def test_of_a_group_items_are_those_of_its_tasks_as_lm_eval_weighs_them() -> Non
         listed = SimpleNamespace(aggregate_metric_list=[SimpleNamespace(metric="acc", weight_by_size=by_size)])
         task = Task("g", {"tasks": {"a": leaf, "b": leaf, "c": leaf}, "groups": {"g": listed}})
         assert task.weighs_by_size("acc") is by_size
-        return prior._items(task, samples, "acc", "none", by_size, value)
+        return prior._outcomes(task, samples, "acc", "none", by_size, value)
 
     for found in (items(0.6, True), items(0.75, False)):
         assert {name: list(of.values()) for name, of in found.items()} == {"a": [0, 1, 0, 1], "b": [1]}
@@ -321,7 +321,7 @@ def test_of_a_group_items_are_those_of_its_tasks_as_lm_eval_weighs_them() -> Non
 def test_a_question_has_its_answers_and_what_the_model_took_for_likely(model: Any, mirror: Path) -> None:
     """Against log-likelihoods by plain forward passes; the likeliest being a right one explains each outcome."""
     score = evaluate(model, mirror, "hellaswag")
-    asked = list(score.questions["hellaswag"].values())
+    asked = list(score.items.questions["hellaswag"].values())
     for question, row in zip(asked, HELLASWAG, strict=True):
         context = f"{row['activity_label']}: {row['ctx_a']} {str(row['ctx_b']).capitalize()}"
         likely = [log_likelihood(model, context, f" {ending}") / len(ending) for ending in row["endings"]]
@@ -330,21 +330,21 @@ def test_a_question_has_its_answers_and_what_the_model_took_for_likely(model: An
         assert (question.choices, question.right) == (tuple(row["endings"]), (int(row["label"]),))
     for task in ("hellaswag", "winogrande", "mmlu_anatomy", "mmlu_virology"):
         score = evaluate(model, mirror, task)
-        for name, question in score.questions[task].items():
+        for name, question in score.items.questions[task].items():
             assert len(question.choices) == len(question.logprobs) == (2 if task == "winogrande" else 4)
-            assert score.items[task][name] == float(int(np.argmax(question.logprobs)) in question.right)
-    winogrande = next(iter(evaluate(model, mirror, "winogrande").questions["winogrande"].values()))
+            assert score.items.outcomes[task][name] == float(int(np.argmax(question.logprobs)) in question.right)
+    winogrande = next(iter(evaluate(model, mirror, "winogrande").items.questions["winogrande"].values()))
     assert winogrande.prompt == "The cat met the dog and _ was glad."  # what is before the options, and after them
     assert winogrande.choices == ("cat", "dog")
 
 
 def test_of_what_is_no_choice_only_the_prompt_is_told(model: Any, mirror: Path, says: Any) -> None:
-    mass = next(iter(evaluate(model, mirror, "truthfulqa_mc2").questions["truthfulqa_mc2"].values()))
+    mass = next(iter(evaluate(model, mirror, "truthfulqa_mc2").items.questions["truthfulqa_mc2"].values()))
     assert mass.right == ()  # its score is a mass, not the likeliest
     assert mass.choices == ("yes it is", "it is", "no")
     assert mass.prompt.endswith("Q: Is 0 odd?\nA:")
     says("no commas in here")
-    told = next(iter(evaluate(model, mirror, "ifeval").questions["ifeval"].values()))
+    told = next(iter(evaluate(model, mirror, "ifeval").items.questions["ifeval"].values()))
     assert (told.choices, told.logprobs, told.prompt) == ((), (), "Say 0 without commas.")
 
 
@@ -362,10 +362,10 @@ def test_a_groups_tasks_are_in_its_groups() -> None:
 
 
 def test_a_score_of_a_whole_corpus_has_no_items(model: Any, tmp_path: Path) -> None:
-    assert score_of(model, own_task(tmp_path, metric("brier_score", "false", "brier_score"))).items == {}
+    assert score_of(model, own_task(tmp_path, metric("brier_score", "false", "brier_score"))).items.outcomes == {}
     code = "def aggregate(items):\n    return 0.5\n\n" + SCORES + "{'rate': 0.5}"
     own = score_of(model, own_task(tmp_path, metric("rate", "true", "!function o_code.aggregate"), "o", code=code))
-    assert own.items == {}
+    assert own.items.outcomes == {}
 
 
 # --- whether more or less is better, and in what unit

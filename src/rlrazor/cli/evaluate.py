@@ -54,10 +54,10 @@ def run(arguments: argparse.Namespace) -> int:
     early.require_files(adapter=arguments.adapter)
     check_early(arguments, config, arguments.model)
     from rlrazor.experiments.language.evaluate import compare
-    from rlrazor.experiments.language.setup import PriorSource, Setup
+    from rlrazor.experiments.language.setup import PriorSource, Setup, probed
 
     prior = PriorSource(arguments.data_mirror, arguments.allow_code_execution)
-    setup = Setup(config.base, source_of(arguments, config.task), prior)
+    setup = Setup(config.base, probed(source_of(arguments, config.task), config, prior), prior)
     with doing(Terminal(stderr=True), "Measuring"):
         base_source = None if arguments.base is None and arguments.adapter is None else config.base
         base, tuned = compare(setup, config, arguments.model, base_source, arguments.adapter)

@@ -59,13 +59,13 @@ def item_changes(base: Score, tuned: Score, level: float) -> ItemChanges | None:
 
     The items have to be the same in both.
     """
-    names = [(task, item) for task, items in base.items.items() for item in items]
+    names = base.items.names()
     whole = _transitions(base, tuned, names, level)
     if whole is None:
         return None
     categories: dict[str, list[tuple[str, str]]] = {}
     for task, item in names:
-        categories.setdefault(base.categories.get(task, task), []).append((task, item))
+        categories.setdefault(base.items.categories.get(task, task), []).append((task, item))
     parts = {name: _transitions(base, tuned, own, level) for name, own in categories.items()}
     lost = [_lost(base, tuned, *name) for name in names if _right(base, *name) > _right(tuned, *name)]
     chosen = surest(lost, lambda one: one.fall)
@@ -84,24 +84,24 @@ def _transitions(base: Score, tuned: Score, names: Sequence[tuple[str, str]], le
         [_right(tuned, *name) for name in names],
         level,
         choices_N=[_choices(base, *name) for name in names],
-        clusters_N=[task for task, _ in names] if len(base.items) > 1 else None,
+        clusters_N=[task for task, _ in names] if len(base.items.outcomes) > 1 else None,
     )
 
 
 def _right(score: Score, task: str, item: str) -> float:
     """1 for right: where less of a score is better, an outcome of 0."""
-    outcome = score.items[task][item]
+    outcome = score.items.outcomes[task][item]
     return outcome if score.higher_is_better else 1 - outcome
 
 
 def _choices(score: Score, task: str, item: str) -> int | None:
     """Among how many answers one is right, so that a guess may be; None where that is not how it is scored."""
-    asked = score.question(task, item)
+    asked = score.items.question(task, item)
     return len(asked.choices) if len(asked.right) == 1 else None
 
 
 def _lost(base: Score, tuned: Score, task: str, item: str) -> LostItem:
-    before, after = base.question(task, item), tuned.question(task, item)
+    before, after = base.items.question(task, item), tuned.items.question(task, item)
     fell = fall(_likelihoods(before), _likelihoods(after))
     return LostItem(task, item, before.prompt, _answer(before), _answer(after), fell)
 

@@ -68,7 +68,7 @@ def path_of(cache_dir: Path | None, digest: str, dtype: str, scores: PriorScores
     if cache_dir is None:
         return None
     tasks = {
-        name: [score.metric, score.version, score.n, {task: sorted(items) for task, items in score.items.items()}]
+        name: [score.metric, score.version, score.n, {task: sorted(of) for task, of in score.items.outcomes.items()}]
         for name, score in scores.items()
     }
     return cache_dir / f"floor-{content_hash([FORMAT, digest, dtype, tasks])}.json"
@@ -122,10 +122,10 @@ def _of_tasks(own: PriorScores, again: PriorScores) -> dict[str, OfTask]:
 def _of_task(own: Score, again: Score) -> OfTask:
     sign = 1 if own.higher_is_better else -1
     pairs = [
-        (sign * outcome, sign * again.items[task][item])
-        for task, items in own.items.items()
+        (sign * outcome, sign * again.items.outcomes[task][item])
+        for task, items in own.items.outcomes.items()
         for item, outcome in items.items()
-        if item in again.items.get(task, {})
+        if item in again.items.outcomes.get(task, {})
     ]
     known = pairs or None
     return OfTask(

@@ -10,8 +10,6 @@ from rlrazor.analysis.drop_parts import NO_DROP, UNTOLD, DropParts, Outcomes, Pa
 from rlrazor.guard.recover import Recovered
 from rlrazor.lm.scores import Score
 
-Outcome = Mapping[str, Mapping[str, float]]
-
 
 def parts_of(
     base: Mapping[str, Score], tuned: Mapping[str, Score], recovered: Recovered | None, level: float
@@ -31,43 +29,41 @@ def _after(recovered: Recovered, name: str) -> tuple[Score, Score]:
 
 def _parts(base: Score, tuned: Score, after: tuple[Score, Score] | None, level: float) -> DropParts | None:
     every = [base, tuned, *(after or ())]
-    if not base.items or not all(score.is_fraction and _names(score.items) == _names(base.items) for score in every):
+    names = base.items.names()
+    if not names or not all(score.is_fraction and set(score.items.names()) == set(names) for score in every):
         return None
-    robust = all(score.robust is not None for score in every)
+    robust = all(score.items.robust is not None for score in every)
     if not robust and after is None:
         return None
-    names = [(task, item) for task, items in base.items.items() for item in items]
 
     def of(score: Score) -> list[float]:
-        outcomes = [score.items[task][item] for task, item in names]
+        outcomes = [score.items.outcomes[task][item] for task, item in names]
         return outcomes if score.higher_is_better else [1 - one for one in outcomes]
 
     def forgiven(score: Score) -> list[float] | None:
-        if not robust or score.robust is None:
+        if not robust or score.items.robust is None:
             return None
-        return [score.robust.items[task][item] for task, item in names]
+        return [score.items.robust.outcomes[task][item] for task, item in names]
 
     def outcomes(score: Score, later: Score | None) -> Outcomes:
         return Outcomes(of(score), forgiven(score), None if later is None else forgiven(later) or of(later))
 
-    tasks = [task for task, _ in names] if len(base.items) > 1 else None
+    tasks = [task for task, _ in names] if len(base.items.outcomes) > 1 else None
     return drop_parts(
         outcomes(base, after and after[0]),
         outcomes(tuned, after and after[1]),
         level,
-        groups_N=None if base.by_size else tasks,
+        groups_N=None if base.items.by_size else tasks,
         clusters_N=tasks,
     )
-
-
-def _names(items: Outcome) -> dict[str, set[str]]:
-    return {task: set(of) for task, of in items.items()}
 
 
 def notes_of(parts: Mapping[str, DropParts], base: Mapping[str, Score], recovered: Recovered | None) -> list[str]:
     """What a reader of the parts has to know, in sentences."""
     said = [] if recovered is None else [recovered.describe()]
-    parsers = {name: score.robust.by for name, score in base.items() if score.robust is not None and name in parts}
+    parsers = {
+        name: score.items.robust.by for name, score in base.items() if score.items.robust is not None and name in parts
+    }
     if parsers:
         said.append(
             "Format is what a parser that forgives the template counts as right and the task's own does not: "

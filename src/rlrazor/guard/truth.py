@@ -143,18 +143,17 @@ def _change(base: Score, tuned: Score, level: float) -> TaskChange:
 
 def _paired(base: Score, tuned: Score, *, bounded: bool) -> Difference | None:
     """Item by item; None where the items' outcomes are not known in both, or are not of the same items."""
-    names = {task: list(items) for task, items in base.items.items()}
-    if not names or {task: set(items) for task, items in tuned.items.items()} != {
-        t: set(of) for t, of in names.items()
-    }:
+    names = base.items.names()
+    if not names or set(tuned.items.names()) != set(names):
         return None
     first, second = (base, tuned) if base.higher_is_better else (tuned, base)
 
-    def outcomes(score: Score, tasks: Iterable[str]) -> list[float]:
-        return [score.items[task][item] for task in tasks for item in names[task]]
+    def outcomes(score: Score, group: Iterable[tuple[str, str]]) -> list[float]:
+        return [score.items.outcomes[task][item] for task, item in group]
 
-    groups = [list(names)] if base.by_size else [[task] for task in names]  # of tasks whose items count alike
-    found = [paired.paired(outcomes(first, tasks), outcomes(second, tasks), bounded=bounded) for tasks in groups]
+    by_task = [[name for name in names if name[0] == task] for task in base.items.outcomes]
+    groups = [names] if base.items.by_size else by_task  # of items that count alike
+    found = [paired.paired(outcomes(first, group), outcomes(second, group), bounded=bounded) for group in groups]
     return found[0] if len(found) == 1 else paired.Mean(found)
 
 

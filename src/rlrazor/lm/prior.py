@@ -37,7 +37,7 @@ from rlrazor.lm.harness.prompts import TaskPrompts, prompts_of
 from rlrazor.lm.harness.questions import item_name, questions
 from rlrazor.lm.harness.tasks import Task, load_all
 from rlrazor.lm.models import LanguageModel
-from rlrazor.lm.scores import Metric, NotANumberError, PriorScores, Score
+from rlrazor.lm.scores import ItemResults, Metric, NotANumberError, PriorScores, Score
 from rlrazor.lm.task_names import RUNS_MODEL_CODE, check_names
 from rlrazor.system import phases
 
@@ -216,8 +216,6 @@ def _score(task: Task, results: Mapping[str, Any]) -> Score:
             f"{task.name} scored {value} ({name}), which is no number: either the metric is not defined on these rows, "
             "or the model's outputs are not numbers any more."
         )
-    by_size = task.weighs_by_size(name)
-    items = _items(task, results["samples"], name, filtered, by_size, float(value))
     return Score(
         value=float(value),
         stderr=float(stderr) if isinstance(stderr, float) and math.isfinite(stderr) else None,  # else "N/A"
@@ -225,18 +223,29 @@ def _score(task: Task, results: Mapping[str, Any]) -> Score:
         metric=name,
         version=str(results["versions"].get(task.name)),
         higher_is_better=task.metric(name).higher_is_better,
-        items=items,
-        by_size=by_size,
-        questions=questions(task, results["samples"], name, filtered) if items else {},
-        categories=task.categories if items else {},
-        robust=robust_of(task, results["samples"], name, filtered) if items else None,
+        items=_items(task, results["samples"], name, filtered, float(value)),
     )
 
 
-def _items(
+def _items(task: Task, samples: Mapping[str, Any], metric: str, filtered: str, value: float) -> ItemResults:
+    """Empty unless the score is the mean of their outcomes."""
+    by_size = task.weighs_by_size(metric)
+    outcomes = _outcomes(task, samples, metric, filtered, by_size, value)
+    if not outcomes:
+        return ItemResults()
+    return ItemResults(
+        outcomes=outcomes,
+        by_size=by_size,
+        questions=questions(task, samples, metric, filtered),
+        categories=task.categories,
+        robust=robust_of(task, samples, metric, filtered),
+    )
+
+
+def _outcomes(
     task: Task, samples: Mapping[str, Any], metric: str, filtered: str, by_size: bool, value: float
 ) -> dict[str, dict[str, float]]:
-    """Task -> item -> outcome, as `Score.items`; empty unless the score is their mean."""
+    """As `ItemResults.outcomes`."""
     from lm_eval.api.metrics import mean
 
     found: dict[str, dict[str, float]] = {}

@@ -52,25 +52,57 @@ _NOTHING = Question("")
 
 @dataclass(frozen=True)
 class Robust:
-    """Outcomes by a parser that forgives the template, named by `by`: task -> item -> 1 for right, as `Score.items`.
+    """Outcomes by a parser that forgives the template, named by `by`: task -> item -> 1 for right, named as in
+    `ItemResults.outcomes`.
 
     None is less than the strict parser's.
     """
 
     by: str
-    items: Mapping[str, Mapping[str, float]] = field(repr=False)
+    outcomes: Mapping[str, Mapping[str, float]] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class ItemResults:
+    """What became of the items of a group's tasks, or of the task itself.
+
+    `outcomes`: task -> item -> its outcome, the same item having the same name whichever model is scored; empty where
+    the score is no mean of outcomes, as perplexity and BLEU are none. `by_size`: each item of a group counts the same,
+    as lm-eval has it, or else each of its tasks. `questions`: what the items ask, by the same names. `categories`: of a
+    group's tasks, the group that each is in, such as mmlu_stem, or its own name where it is in none below this one.
+    `robust`: the same generations read by a parser that forgives the template; None where there is none.
+    """
+
+    outcomes: Mapping[str, Mapping[str, float]] = field(default_factory=dict, repr=False)
+    by_size: bool = True
+    questions: Mapping[str, Mapping[str, Question]] = field(default_factory=dict, repr=False)
+    categories: Mapping[str, str] = field(default_factory=dict, repr=False)
+    robust: Robust | None = field(default=None, repr=False)
+
+    def names(self) -> list[tuple[str, str]]:
+        """Of the items whose outcomes are known: (task, item) of each, in the order of the outcomes."""
+        return [(task, item) for task, items in self.outcomes.items() for item in items]
+
+    def question(self, task: str, item: str) -> Question:
+        """What an item asks; an empty one where that is not known."""
+        return self.questions.get(task, {}).get(item, _NOTHING)
+
+    @property
+    def robust_mean(self) -> float | None:
+        """Of the robust outcomes, the items weighed as in the score; None where there are none."""
+        if self.robust is None:
+            return None
+        tasks = [list(of.values()) for of in self.robust.outcomes.values()]
+        if self.by_size:
+            return fmean(one for of in tasks for one in of)
+        return fmean(fmean(of) for of in tasks)
 
 
 @dataclass(frozen=True)
 class Score:
     """A task's score and its standard error over the `n` items, None where it cannot be estimated.
 
-    Both are fractions of 1 where `is_fraction`, else in the metric's own unit. `items`: task -> item -> its outcome, of
-    a group's tasks or of the task itself, the same item having the same name whichever model is scored; empty where
-    the score is no mean of outcomes, as perplexity and BLEU are none. `by_size`: each item of a group counts the same,
-    as lm-eval has it, or else each of its tasks. `questions`: what the items ask, by the same names. `categories`: of a
-    group's tasks, the group that each is in, such as mmlu_stem, or its own name where it is in none below this one.
-    `robust`: the same generations read by a parser that forgives the template; None where there is none.
+    Both are fractions of 1 where `is_fraction`, else in the metric's own unit. `items`: what became of each.
     """
 
     value: float
@@ -79,25 +111,7 @@ class Score:
     metric: str
     version: str
     higher_is_better: bool = True
-    items: Mapping[str, Mapping[str, float]] = field(default_factory=dict, repr=False)
-    by_size: bool = True
-    questions: Mapping[str, Mapping[str, Question]] = field(default_factory=dict, repr=False)
-    categories: Mapping[str, str] = field(default_factory=dict, repr=False)
-    robust: Robust | None = field(default=None, repr=False)
-
-    def question(self, task: str, item: str) -> Question:
-        """What an item asks; an empty one where that is not known."""
-        return self.questions.get(task, {}).get(item, _NOTHING)
-
-    @property
-    def robust_value(self) -> float | None:
-        """The score by the parser that forgives the template, items weighed as in `value`; None where there is none."""
-        if self.robust is None:
-            return None
-        tasks = [list(of.values()) for of in self.robust.items.values()]
-        if self.by_size:
-            return fmean(one for of in tasks for one in of)
-        return fmean(fmean(of) for of in tasks)
+    items: ItemResults = field(default_factory=ItemResults, repr=False)
 
     @property
     def is_fraction(self) -> bool:

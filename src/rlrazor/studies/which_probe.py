@@ -252,7 +252,7 @@ def _by_error(found: Sequence[Tested]) -> list[Tested]:
 
 def _key(one: Tested) -> str:
     names = {KL: "new", PROBE: "generic"}
-    return names.get(one.of.column) or one.of.column.removeprefix("kl_forward_on_").removeprefix("kl_on_")
+    return names.get(one.of.column) or one.of.column.removeprefix("kl_forward_on_")
 
 
 def figure(study: Study, found: Sequence[Tested], probes: Probes) -> Figure:

@@ -18,7 +18,6 @@ from rlrazor.experiments.language.config import TINY, Config
 from rlrazor.experiments.language.evaluate import OF_PROMPTS, OF_TEXTS
 from rlrazor.experiments.language.methods import KL_SUFFIX, LWF, OWN, Method, find_method
 from rlrazor.experiments.language.setup import Setup
-from rlrazor.experiments.language.suites import prior_tasks
 from rlrazor.experiments.language.tasks import Splits
 from rlrazor.experiments.language.train import train
 from rlrazor.lm import packaged
@@ -39,16 +38,24 @@ _LEAST_ERROR = 0.3  # of an estimate, as a share: machines differ so much from o
 
 
 @dataclass
-class Timing:
-    """What a trial found. Seconds: of an update by kind of method, per sequence of it; of a measurement, and of
-    measuring the base once more in each process; of a pre-training. `spread`: of the updates' seconds, as a share.
-    `parameters`: of the model. `items`: of all prior tasks. `bytes`: of a process. `timed`: in words.
+class Seconds:
+    """Of an update by kind of method, per sequence of it; of a measurement, and of measuring the base once more in each
+    process; of a pre-training.
     """
 
     update: dict[tuple[str, ...], float] = field(default_factory=dict)
     measurement: float = 0.0
     reference: float = 0.0
     pretraining: float = 0.0
+
+
+@dataclass
+class Timing:
+    """What a trial found. `spread`: of the updates' seconds, as a share. `parameters`: of the model. `items`: of all
+    prior tasks. `bytes`: of a process. `timed`: in words.
+    """
+
+    seconds: Seconds = field(default_factory=Seconds)
     spread: float = 0.0
     parameters: int = 0
     items: int = 0
@@ -100,7 +107,7 @@ def time_trial(config: Config, setup: Setup, splits: Splits) -> Timing:
         method, penalised = find_method(name)
         timed = "reinforce" + KL_SUFFIX * penalised if method.trainer == OWN else name
         kinds.setdefault(kind_of(method, penalised=penalised), timed)
-    seconds: list[float] = []
+    relative: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
         store = RunStore(Path(folder))
         if config.base == TINY:
@@ -112,8 +119,8 @@ def time_trial(config: Config, setup: Setup, splits: Splits) -> Timing:
                     pass
             updates = clock.updates[1:] or clock.updates  # the first one warms up
             longer = _tokens(config, setup) / TOKENS if spec.params["group_size"] and config.base != TINY else 1.0
-            found.update[kind] = longer * statistics.median(updates) / sequences_of(spec)
-            seconds += [one / statistics.median(updates) for one in updates]
+            found.seconds.update[kind] = longer * statistics.median(updates) / sequences_of(spec)
+            relative += [one / statistics.median(updates) for one in updates]
             if number == 0:
                 tried = next(iter(world.last_world.values()))
                 _measured(found, clock, config, small, trial, tried)
@@ -121,7 +128,7 @@ def time_trial(config: Config, setup: Setup, splits: Splits) -> Timing:
             trained = _trained(found.parameters, config)
             found.bytes = max(found.bytes, clock.bytes_for(spec, config, trained, micro_batch))
     world.last_world.clear()
-    found.spread = max(_LEAST_ERROR, statistics.pstdev(seconds) if len(seconds) > 1 else 1.0)
+    found.spread = max(_LEAST_ERROR, statistics.pstdev(relative) if len(relative) > 1 else 1.0)
     example = small.specs("trial", data, [next(iter(kinds.values()))])[0]
     found.timed = (
         f"{STEPS} updates of {sequences_of(example)} sequences by {', '.join(kinds.values())}, and one "
@@ -138,7 +145,7 @@ def _time_pretraining(found: Timing, config: Config, small: Config, trial: Setup
         store.keep(base, Keep(last=True))
     with _listening() as clock:
         sweep.run(bases, partial(train, trial), store)
-    found.pretraining = clock.parts["pre-training", False] * config.pretrain_steps / small.pretrain_steps
+    found.seconds.pretraining = clock.parts["pre-training", False] * config.pretrain_steps / small.pretrain_steps
     world.last_world.clear()
 
 
@@ -191,7 +198,7 @@ def _measured(found: Timing, clock: "_Clock", config: Config, small: Config, set
     for (phase, after), seconds in clock.parts.items():
         scale = items if phase.startswith("prior task") else scales.get(phase, 1.0)
         own[after] += seconds * scale if phase not in ("pre-training", "sampling", phases.TRAINING) else 0.0
-    found.reference, found.measurement = own[False], own[True]
+    found.seconds.reference, found.seconds.measurement = own[False], own[True]
 
 
 def _trained(parameters: int, config: Config) -> int:
@@ -204,7 +211,7 @@ def _tokens(config: Config, setup: Setup) -> int:
 
 
 def _items(config: Config, limit: int, setup: Setup) -> int:
-    return prior_tasks(config.prior, limit, setup.prior.data_mirror, setup.prior.allow_code_execution).count()
+    return setup.prior.tasks(config.prior, limit).count()
 
 
 @dataclass
@@ -268,12 +275,13 @@ def _memory_now() -> int:
 
 def seconds_of(found: Timing, spec: RunSpec, cost: Cost) -> float:
     """Of one run."""
-    seconds = cost.checkpoints * found.measurement
+    measuring = cost.checkpoints * found.seconds.measurement
     if spec.method == BASE:
-        return seconds + found.pretraining
+        return measuring + found.seconds.pretraining
     method, penalised = find_method(spec.method)
-    own = found.update.get(kind_of(method, penalised=penalised), max(found.update.values()))
-    return seconds + cost.steps * own * sequences_of(spec)
+    update = found.seconds.update
+    own = update.get(kind_of(method, penalised=penalised), max(update.values()))
+    return measuring + cost.steps * own * sequences_of(spec)
 
 
 def trial_of(found: Timing, config: Config, setup: Setup) -> Trial:
@@ -288,4 +296,4 @@ def trial_of(found: Timing, config: Config, setup: Setup) -> Trial:
         model=4 * trained if setup.running.keep_models else 0,
         passing=0 if setup.running.save_every == 0 else 2 * state,
     )
-    return Trial(partial(seconds_of, found), found.spread, sizes, found.timed, found.reference, config.threads)
+    return Trial(partial(seconds_of, found), found.spread, sizes, found.timed, found.seconds.reference, config.threads)

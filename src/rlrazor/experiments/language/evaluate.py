@@ -18,7 +18,6 @@ from rlrazor.errors import RazorError
 from rlrazor.experiments.language import tiny
 from rlrazor.experiments.language.config import PROBES, Config
 from rlrazor.experiments.language.demonstrations import Prompts
-from rlrazor.experiments.language.further import Further
 from rlrazor.experiments.language.outcomes import items_of
 from rlrazor.experiments.language.setup import Setup
 from rlrazor.experiments.language.suites import PriorSuite
@@ -27,7 +26,7 @@ from rlrazor.lm import encoding, kl, probes, representation, sampling
 from rlrazor.lm.adapters import weights_of
 from rlrazor.lm.kl import Drift, Sequences
 from rlrazor.lm.models import LanguageModel, Vocabulary, check_same_vocabulary, load
-from rlrazor.lm.probes import ProbeSettings
+from rlrazor.lm.probes import GenericText, ProbeSettings
 from rlrazor.lm.scores import NotANumberError, stderr_of_mean
 from rlrazor.runs.records import BASE, Record
 from rlrazor.runs.sweep import DivergedError
@@ -46,7 +45,7 @@ SPECTRA_UP_TO = 50_000_000  # parameters: singular values of larger models take 
 DRIFT = (
     *("kl_forward", "kl_reverse", "kl_correct", "kl_probe"),
     *("kl_forward_per_token", "kl_reverse_per_token", "kl_correct_per_token", "kl_probe_per_token"),
-    *(f"kl_on_{name}{per}" for per in ("", "_per_token") for name in PROBES),
+    *(f"kl_forward_on_{name}{per}" for per in ("", "_per_token") for name in PROBES),
     "kl_optimal",
     *("weight_l1", "weight_l2", "weight_spectral", "weight_sparsity", "weight_rank", "cknna_on_probe"),
 )
@@ -204,13 +203,13 @@ class Reference:
         """The generic probe of a policy."""
         return probes.of_generic(lm.model, lm.tokenizer, self.suite.generic, self.settings)
 
-    def _probe_of(self, name: str, one: Further) -> kl.Probe:
+    def _probe_of(self, name: str, one: GenericText) -> kl.Probe:
         """A further probe, which may be the generic one. Raises RazorError where the base makes nothing of it."""
-        settings, base = one.settings or self.settings, self.base
-        if (one.generic, settings) == (self.suite.generic, self.settings):
+        if one == self.suite.generic:
             return self.probe
+        base = self.base
         try:
-            sequences = probes.of_generic(base.model, base.tokenizer, one.generic, settings)
+            sequences = probes.of_generic(base.model, base.tokenizer, one, self.settings)
         except RazorError as error:
             raise RazorError(f"The probe {name!r} cannot be made of this base: {error}") from error
         return kl.Probe(base.model, sequences, beside=self.probe)
@@ -250,12 +249,10 @@ class Reference:
         """Measure the base, and say where its answers to a task that is asked are all alike."""
         lm, found = self.base, self.measure(self.base, self.base.model)
         generics = {self.probe: self.suite.generic}
-        generics |= {probe: self.suite.further[name].generic for name, probe in self.further.items()}
+        generics |= {probe: self.suite.further[name] for name, probe in self.further.items()}
         for probe, generic in generics.items():
             for sentence in probes.cautions_of(lm.model, lm.tokenizer, generic, probe.sequences):
                 phases.say(sentence)
-        for note in filter(None, (one.note for one in self.suite.further.values())):
-            phases.say(note)
         for asked in self.asked:
             if asked.same is not None:
                 task = "the new task" if len(self.asked) == 1 else f"the task {asked.task.name}"
@@ -275,7 +272,7 @@ class Reference:
         own: dict[str, float] = {}
         prior = self.suite.scores(tuned)
         own |= {f"prior_{name}_stderr": one.stderr for name, one in prior.items() if one.stderr is not None}
-        own |= {f"robust_{name}": value for name, one in prior.items() if (value := one.robust_value) is not None}
+        own |= {f"robust_{name}": value for name, one in prior.items() if (value := one.items.robust_mean) is not None}
         if (of_mean := stderr_of_mean(one.stderr for one in prior.values())) is not None:
             own["prior_stderr"] = of_mean
         phases.at(OF_TEXTS)
@@ -286,7 +283,7 @@ class Reference:
         measures = _mean_of([one.drift for one in answers])
         own |= _mean_of([one.metrics for one in answers])
         phases.at(OF_TEXTS)
-        columns = {"kl_probe": self.probe, **{f"kl_on_{name}": probe for name, probe in self.further.items()}}
+        columns = {"kl_probe": self.probe, **{f"kl_forward_on_{name}": probe for name, probe in self.further.items()}}
         found = {probe: kl.forward_kl(probe, tuned.model) for probe in dict.fromkeys(columns.values())}
         for column, probe in columns.items():
             measures |= _columns(column, found[probe], own)

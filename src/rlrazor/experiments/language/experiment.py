@@ -12,7 +12,7 @@ from rlrazor.experiments.language import config as configs
 from rlrazor.experiments.language import cost
 from rlrazor.experiments.language.config import TINY, Config
 from rlrazor.experiments.language.evaluate import DRIFT
-from rlrazor.experiments.language.further import described
+from rlrazor.experiments.language.further import ABOUT, described
 from rlrazor.experiments.language.methods import TEACHER, find_method, label_of
 from rlrazor.experiments.language.old import check_old
 from rlrazor.experiments.language.setup import Setup
@@ -20,7 +20,8 @@ from rlrazor.experiments.language.suites import LM_EVAL_INPUTS, TINY_INPUTS
 from rlrazor.experiments.language.train import train
 from rlrazor.lm import packaged
 from rlrazor.lm.own_texts import OwnTexts
-from rlrazor.lm.probes import SELF
+from rlrazor.lm.prior import PriorTasks
+from rlrazor.lm.task_names import PRIOR, SELF
 from rlrazor.runs.dry_run import Trial
 from rlrazor.runs.experiment import Cost, Phase
 from rlrazor.runs.records import BASE, RunSpec
@@ -115,10 +116,12 @@ def described_as(setup: Setup, config: Config) -> Mapping[str, Any]:
     }
 
 
-def _probe_of(generic: str | Path | None) -> Mapping[str, str]:
+def _probe_of(generic: str | Path | PriorTasks | None) -> Mapping[str, str]:
     """What the report says of a generic probe that was asked for."""
     if generic is None:
         return {}
+    if isinstance(generic, PriorTasks):
+        return {"probe": f"The generic probe is {ABOUT[PRIOR]}."}
     if generic != SELF:
         return {"probe": "The generic probe is the text, or the prompts completed by the base, of a file."}
     own = OwnTexts()

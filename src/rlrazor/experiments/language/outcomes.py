@@ -15,17 +15,17 @@ def items_of(scores: Mapping[str, Score]) -> pl.DataFrame | None:
     rows = [
         _row(prior, score, task, item, outcome)
         for prior, score in scores.items()
-        for task, outcomes in score.items.items()
+        for task, outcomes in score.items.outcomes.items()
         for item, outcome in outcomes.items()
     ]
     return pl.DataFrame(rows, schema=items.OWN, orient="row") if rows else None
 
 
 def _row(prior: str, score: Score, task: str, item: str, outcome: float) -> tuple[object, ...]:
-    asked = score.question(task, item)
+    asked = score.items.question(task, item)
     likely = list(asked.logprobs) or None
     choices = None if likely is None else len(likely)
-    return prior, task, score.categories.get(task), item, outcome, choices, list(asked.right) or None, likely
+    return prior, task, score.items.categories.get(task), item, outcome, choices, list(asked.right) or None, likely
 
 
 def base_items(base: Ancestor, store: RunStore) -> pl.DataFrame | None:

@@ -45,7 +45,7 @@ DEFAULTS: Mapping[str, Any] = {
 """Where they are not those of the preset `paper` of a sweep, or of `tiny` for that base."""
 
 
-class OwnTask(Schema):
+class StageTask(Schema):
     """A stage's task: one of `razor tasks`, or prompts and what verifies a completion."""
 
     task: Name | None = None
@@ -88,7 +88,7 @@ def _is_text(value: Mapping[str, Any], name: str) -> bool:
 class SequenceFile(Schema):
     """The file. Of its settings, values are checked as those of the command line are."""
 
-    tasks: Annotated[list[OwnTask], Field(min_length=2)]
+    tasks: Annotated[list[StageTask], Field(min_length=2)]
     generic: Name | None = None
     old_examples: Name | None = None
     kl_budget: Annotated[float, Field(ge=BOUNDS["kl_budget"].low, le=BOUNDS["kl_budget"].high)] | None = None
@@ -120,7 +120,7 @@ def read(path: Path) -> SequenceFile:
     return file
 
 
-def _check_task(path: Path, file: SequenceFile, number: int, task: OwnTask) -> None:
+def _check_task(path: Path, file: SequenceFile, number: int, task: StageTask) -> None:
     """Raise RazorError for a task without a name, with one that no column can have, or with that of one before."""
     name = task.name
     if name is None:

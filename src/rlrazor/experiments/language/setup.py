@@ -11,41 +11,36 @@ from functools import cached_property
 from pathlib import Path
 
 from rlrazor.experiments.language import further
-from rlrazor.experiments.language.config import RECIPE, TINY
+from rlrazor.experiments.language.config import RECIPE, TINY, Config
 from rlrazor.experiments.language.old import read_old
 from rlrazor.experiments.language.suites import PriorSuite, lm_eval_suite, prior_tasks, tiny_suite
-from rlrazor.experiments.language.tasks import Form, Splits, Task, find_task, own_task, with_demonstrations
+from rlrazor.experiments.language.tasks import Form, OwnTask, Splits, Task, find_task, with_demonstrations
+from rlrazor.lm.prior import PriorTasks
 from rlrazor.lm.probes import content_hash, read_generic
-from rlrazor.lm.task_names import are_none
+from rlrazor.lm.task_names import PARAGRAPHS, PRIOR, are_none
 from rlrazor.runs.records import RunSpec
-from rlrazor.system.apart.verifier import SECONDS
 
 
 @dataclass(frozen=True)
 class TaskSource:
-    """Where the new task comes from; small to pickle. `prompts`, with a `verifier` or not, make a task of one's own.
+    """Where the new task comes from; small to pickle. `name`: of a built-in task, or what one's `own` is called.
 
-    A call of the verifier may take `verifier_timeout` seconds. `generic` is a file of text or prompts that stand for
-    what must not change, or "self", in place of the built-in probe, `old` one of examples of that, for methods that
-    train on them. `form`: of a task of one's own.
+    `generic` is a file of text or prompts that stand for what must not change, "self", or prior tasks, for their own
+    prompts (`probed`), in place of the base's own probe, `old` one of examples of that, for methods that train on them.
     """
 
     name: str
     data: Path | None = None
     demonstrations: Path | None = None
-    prompts: Path | None = None
-    verifier: str | None = None
-    verifier_timeout: float = SECONDS
-    form: Form = field(default_factory=Form)
-    generic: str | Path | None = None
+    own: OwnTask | None = None
+    generic: str | Path | PriorTasks | None = None
     old: Path | None = None
 
     def task(self) -> Task:
         """The task; raises RazorError where there is none of that name."""
-        if self.prompts is None:
+        if self.own is None:
             return find_task(self.name)
-        own = own_task(self.prompts, self.verifier, self.form, seconds=self.verifier_timeout)
-        return replace(own, name=self.name, title=self.name)
+        return replace(self.own.task(), name=self.name, title=self.name)
 
     def load(self) -> Splits:
         """Its prompts, with the demonstrations of the file where there is one."""
@@ -56,12 +51,12 @@ class TaskSource:
 
     def fingerprint(self, splits: Splits) -> str:
         """A content hash of the prompts and all that comes with them, a verifier of one's own included: 16 digits."""
-        file = Path((self.verifier or "").rpartition(":")[0])
-        code = file.read_text(encoding="utf-8", errors="surrogateescape") if file.is_file() else self.verifier
+        # A built-in task's code and form are this package's. In their place stands what always has: runs' ids hash it.
+        code, given = (None, Form()) if self.own is None else (self.own.code(), self.own.form)
         items = [[asdict(item) for item in side] for side in (splits.train, splits.test)]
-        length = self.form.max_new_tokens
-        form = [*([] if self.form.chat else ["plain"]), *([] if length == Form().max_new_tokens else [length])]
-        content = json.dumps([items, code, self.form.stop, *form], default=str)
+        length = given.max_new_tokens
+        form = [*([] if given.chat else ["plain"]), *([] if length == Form().max_new_tokens else [length])]
+        content = json.dumps([items, code, given.stop, *form], default=str)
         if self.generic is not None:
             content += read_generic(self.generic).content_hash
         if self.old is not None:
@@ -76,6 +71,22 @@ class PriorSource:
     data_mirror: Path | None = None
     allow_code_execution: bool = False
     texts: int | None = None
+
+    def tasks(self, names: Sequence[str], limit: int) -> PriorTasks:
+        """These, with so many items of each, 0 for all."""
+        return prior_tasks(names, limit, self.data_mirror, self.allow_code_execution)
+
+
+def probed(source: TaskSource, config: Config, prior: PriorSource) -> TaskSource:
+    """The source with what "prior" and "paragraphs" stand for as its generic probe: these prior tasks, the base's own.
+
+    That of a base, None, is the paragraphs; of the tiny one it is its prior tasks' prompts, as it knows no words.
+    """
+    if source.generic == PARAGRAPHS or (source.generic == PRIOR and config.base == TINY):
+        return replace(source, generic=None)
+    if source.generic == PRIOR:
+        return replace(source, generic=prior.tasks(config.prior, config.prior_limit))
+    return source
 
 
 @dataclass(frozen=True)
@@ -127,7 +138,7 @@ class Setup:
         if self.base == TINY:
             suite = replace(tiny_suite(generic), further=further.of_tiny(probes))
             return suite.without_scores() if are_none(tasks) else suite
-        named = prior_tasks(tasks, limit, self.prior.data_mirror, self.prior.allow_code_execution)
+        named = self.prior.tasks(tasks, limit)
         suite = replace(lm_eval_suite(named, generic), further=further.of_models(probes, named))
         suite = suite.without_scores() if are_none(tasks) else suite
         return suite if self.prior.texts is None else suite.cut(self.prior.texts)

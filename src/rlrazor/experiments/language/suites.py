@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 
 from rlrazor.experiments.language import tiny
-from rlrazor.experiments.language.further import Further
 from rlrazor.experiments.language.tasks import Item
 from rlrazor.lm import representation
 from rlrazor.lm.models import LanguageModel
@@ -38,12 +37,12 @@ class PriorSuite:
     unrelated: Sequence[str]
     exact: Callable[[LanguageModel, Sequence[Item], Right], torch.Tensor] | None = None
     check: Callable[[], None] = lambda: None
-    further: Mapping[str, Further] = field(default_factory=dict)
+    further: Mapping[str, GenericText] = field(default_factory=dict)
 
     @property
     def count(self) -> int:
         """How many texts, and prompts of probes, a checkpoint is measured on."""
-        probes = [self.generic, *(one.generic for one in self.further.values())]
+        probes = [self.generic, *self.further.values()]
         return len(self.loss_texts) + len(self.unrelated) + sum(probe.count for probe in probes)
 
     def without_scores(self) -> "PriorSuite":
@@ -53,7 +52,7 @@ class PriorSuite:
     def cut(self, texts: int) -> "PriorSuite":
         """With so many texts, or prompts, of each sort at most."""
         generic = self.generic.cut(texts)
-        further = {name: replace(one, generic=one.generic.cut(texts)) for name, one in self.further.items()}
+        further = {name: one.cut(texts) for name, one in self.further.items()}
         loss_texts, unrelated = self.loss_texts[:texts], self.unrelated[:texts]
         return replace(self, generic=generic, loss_texts=loss_texts, unrelated=unrelated, further=further)
 
@@ -116,5 +115,4 @@ def tiny_suite(generic: GenericText | None = None) -> PriorSuite:
     def exact(lm: LanguageModel, items: Sequence[Item], right: Right) -> torch.Tensor:
         return tiny.right_logps(lm.model, lm.tokenizer, items, right)
 
-    generic = generic or GenericText(prompts=tuple(tiny.probe_prompts()))
-    return PriorSuite(scores, generic, tiny.prior_texts(), tiny.unrelated_texts(), exact)
+    return PriorSuite(scores, generic or tiny.probe(), tiny.prior_texts(), tiny.unrelated_texts(), exact)

@@ -28,7 +28,7 @@ def item_name(row: Row) -> str:
 
 
 def questions(task: Task, samples: Mapping[str, Sequence[Row]], metric: str, filtered: str) -> dict[str, Any]:
-    """Task -> item -> Question, as `Score.questions`."""
+    """Task -> item -> Question, as `ItemResults.questions`."""
     return {
         name: {item_name(row): _question(leaf, row, metric) for row in rows}
         for name, leaf in task.leaves.items()

@@ -1,7 +1,7 @@
 """New tasks for language models: one small module each, and the registry that `razor tasks` prints.
 
 Adding one: a module with a `load`, a `verify` and a `Task`, and its name here; in `FROM_HUB` too where `load` asks the
-hub. See also `own_task`.
+hub. See also `OwnTask`.
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from rlrazor.experiments.language.tasks.letters import (
 )
 from rlrazor.experiments.language.tasks.math import GSM8K, MATH, MATH500
 from rlrazor.experiments.language.tasks.multiple import MULTIPLE
-from rlrazor.experiments.language.tasks.own import own_task
+from rlrazor.experiments.language.tasks.own import OwnTask
 from rlrazor.experiments.language.tasks.rows import with_demonstrations
 from rlrazor.experiments.language.tasks.science import SCIENCE
 from rlrazor.experiments.language.tasks.task import Form, Item, Scores, Splits, Task, score
@@ -28,11 +28,11 @@ __all__ = [
     "TASKS",
     "Form",
     "Item",
+    "OwnTask",
     "Scores",
     "Splits",
     "Task",
     "find_task",
-    "own_task",
     "score",
     "with_demonstrations",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,8 @@ _OURS = ("prompt", "completion", "rejected")
 _loaded: dict[tuple[str, float], tuple[object, Verifier]] = {}  # with what its file was; a sequence has several
 
 
-def own_task(
-    prompts: Path,
-    verifier: str | None,
-    form: Form = Form(),  # noqa: B008  which is frozen
-    *,
-    seconds: float = SECONDS,
-) -> Task:
+@dataclass(frozen=True)
+class OwnTask:
     """A task from `prompts`, rows of {prompt, completion?, rejected?, ...}, and `verifier`, which runs apart.
 
     `verifier` is "FILE.py:function" or "package.module:function". It is called as
@@ -30,17 +26,32 @@ def own_task(
     process of its own, where a call may take `seconds`; a row's own `completion` is its demonstration. Without a
     verifier every row needs a `completion`, and a score is whether the policy's is the same text. About a fifth of the
     prompts is held out for measuring, unless `prompts` is a folder with train.jsonl and test.jsonl, or others of those
-    names. The task's `load(path)` reads `path` instead of `prompts` where it is given. Raises RazorError where the
-    function cannot be loaded; `load` raises it for rows without a prompt.
+    names. Small to pickle.
     """
-    return Task(
-        prompts.stem,
-        prompts.stem,
-        f"prompts of {prompts.name}, verified by {verifier or 'their completions'}",
-        lambda path: _load(path or prompts, with_reference=verifier is None),
-        _same_text if verifier is None else loaded_verifier(verifier, seconds),
-        form,
-    )
+
+    prompts: Path
+    verifier: str | None = None
+    form: Form = field(default_factory=Form)
+    seconds: float = SECONDS
+
+    def task(self) -> Task:
+        """The task, whose `load(path)` reads `path` instead of `prompts` where it is given.
+
+        Raises RazorError where the function cannot be loaded; `load` raises it for rows without a prompt.
+        """
+        return Task(
+            self.prompts.stem,
+            self.prompts.stem,
+            f"prompts of {self.prompts.name}, verified by {self.verifier or 'their completions'}",
+            lambda path: _load(path or self.prompts, with_reference=self.verifier is None),
+            _same_text if self.verifier is None else loaded_verifier(self.verifier, self.seconds),
+            self.form,
+        )
+
+    def code(self) -> str | None:
+        """The verifier's source where it is a file's, or else its name; None without one."""
+        file = Path((self.verifier or "").rpartition(":")[0])
+        return file.read_text(encoding="utf-8", errors="surrogateescape") if file.is_file() else self.verifier
 
 
 def _same_text(prompt: str, completion: str, *, reference: str, **columns: Any) -> float:
