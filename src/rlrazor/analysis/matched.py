@@ -19,6 +19,7 @@ the columns whose values make a group, one thing that is compared, such as a met
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import polars as pl
 
@@ -102,6 +103,11 @@ def by_rate(points: pl.DataFrame, by: Sequence[str], at: float) -> pl.DataFrame:
     cost = {tuple(row[:-1]): row[-1] for row in matched(finite, [*by, RATE], at).select(*keys, "forgetting").rows()}
     forgotten = pl.Series([cost.get(key) for key in reached.select(keys).rows()], dtype=pl.Float64)
     return reached.with_columns(forgetting=forgotten).sort(RATE, "seed", maintain_order=True)
+
+
+def rows_of(table: pl.DataFrame, by: Sequence[str], group: Sequence[Any]) -> pl.DataFrame:
+    """The rows of a group, by its values in the columns `by`."""
+    return table.filter(pl.col(name).eq_missing(pl.lit(value)) for name, value in zip(by, group, strict=True))
 
 
 def _settings(points: pl.DataFrame, by: Sequence[str], also: Sequence[str]) -> list[str]:

@@ -4,7 +4,7 @@ import argparse
 from dataclasses import asdict
 from pathlib import Path
 
-from rlrazor.cli import early
+from rlrazor.cli import early, running
 from rlrazor.cli.language import (
     LACKS_PRIOR,
     PAPER_DEFAULTS,
@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
     needs_extra("guard", *(() if early.needs_no_prior(arguments.prior) else ("eval",)))
     from rlrazor.experiments.language.config import resolve
 
-    given = {name: value for name in _OWN if (value := getattr(arguments, name)) is not None}
+    given = running.given(arguments, _OWN)
     given |= {"base": arguments.base or arguments.model, "task": task_of(arguments), "threads": cores.threads_alone()}
     config = resolve("paper", given)
     early.require_files(adapter=arguments.adapter)
