@@ -45,6 +45,8 @@ class Toy:
 
     name: ClassVar[str] = "toy"
     title: ClassVar[str] = "Toy"
+    config: ClassVar[type[Config]] = Config
+    presets: ClassVar[Mapping[str, Config]] = {}
     methods: ClassVar[Mapping[str, str]] = {"plus": "Plus", "student": "Student"}
 
     def phases(self, config: Config, store: RunStore | None) -> Iterator[Phase]:

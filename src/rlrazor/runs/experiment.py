@@ -51,10 +51,20 @@ class Experiment(Protocol):
     def title(self) -> str:
         """For people."""
 
+    @property
+    def config(self) -> type:
+        """The frozen dataclass of settings; `methods` is one of them."""
+
+    @property
+    def presets(self) -> Mapping[str, Any]:
+        """Configs by name."""
+
+    @property
+    def methods(self) -> Mapping[str, Any]:
+        """Methods by name."""
+
     def phases(self, config: Any, store: RunStore | None) -> Iterator[Phase]:
         """The runs of a config: bases, the sweep, students of the best of it; or stage after stage.
-
-        A config is a frozen dataclass of settings, one of which is `methods`.
 
         When it is asked to go on, the runs of the last phase are in the store. Without a store nothing is run, as in a
         dry run: what later runs depend on is stood in for.

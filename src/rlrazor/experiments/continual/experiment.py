@@ -45,6 +45,9 @@ class Continual(ABC):
 
     name: ClassVar[str] = EXPERIMENT
     title: ClassVar[str] = "Tasks in sequence"
+    config: ClassVar[type]
+    presets: ClassVar[Mapping[str, Any]]
+    methods: ClassVar[Mapping[str, Any]]
 
     @abstractmethod
     def bases(self, config: Any, store: RunStore | None) -> list[RunSpec]:

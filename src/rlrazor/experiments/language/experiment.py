@@ -13,7 +13,7 @@ from rlrazor.experiments.language import cost
 from rlrazor.experiments.language.config import TINY, Config
 from rlrazor.experiments.language.evaluate import DRIFT
 from rlrazor.experiments.language.further import ABOUT, described
-from rlrazor.experiments.language.methods import TEACHER, find_method, label_of
+from rlrazor.experiments.language.methods import METHODS, TEACHER, Method, find_method, label_of
 from rlrazor.experiments.language.old import check_old
 from rlrazor.experiments.language.setup import Setup
 from rlrazor.experiments.language.suites import LM_EVAL_INPUTS, TINY_INPUTS
@@ -38,6 +38,9 @@ class Language(Setup):
     """The experiment on one base and one new task."""
 
     name: ClassVar[str] = configs.EXPERIMENT
+    config: ClassVar[type[Config]] = Config
+    presets: ClassVar[Mapping[str, Config]] = configs.PRESETS
+    methods: ClassVar[Mapping[str, Method]] = METHODS
 
     @property
     def title(self) -> str:

@@ -9,7 +9,7 @@ from rlrazor.experiments.parity_mnist import config as configs
 from rlrazor.experiments.parity_mnist import cost, data
 from rlrazor.experiments.parity_mnist.config import TAUGHT_AT, TEACHER, Config, sensitivity_variants
 from rlrazor.experiments.parity_mnist.evaluate import DRIFT
-from rlrazor.experiments.parity_mnist.methods import label_of
+from rlrazor.experiments.parity_mnist.methods import METHODS, Method, label_of
 from rlrazor.experiments.parity_mnist.task import load_task
 from rlrazor.experiments.parity_mnist.train import finetune, pretrain
 from rlrazor.lm.compute import prepare_process
@@ -29,6 +29,9 @@ class ParityMnist:
 
     name: ClassVar[str] = configs.EXPERIMENT
     title: ClassVar[str] = "ParityMNIST"
+    config: ClassVar[type[Config]] = Config
+    presets: ClassVar[Mapping[str, Config]] = configs.PRESETS
+    methods: ClassVar[Mapping[str, Method]] = METHODS
 
     def phases(self, config: Config, store: RunStore | None) -> Iterator[Phase]:
         """Bases, the methods that need no teacher, and those that imitate the best of them; then the variants."""

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -27,7 +27,7 @@ from rlrazor.experiments.continual.measures import (
     scores_of,
     tasks_of,
 )
-from rlrazor.experiments.parity_mnist import cost, data
+from rlrazor.experiments.parity_mnist import cost, data, sequences
 from rlrazor.experiments.parity_mnist.methods import METHODS, Method
 from rlrazor.experiments.parity_mnist.policy import DigitPolicy, load_weights, log_probs, weights_of
 from rlrazor.experiments.parity_mnist.protection import Past, Term
@@ -45,7 +45,6 @@ from rlrazor.runs.sweep import DivergedError
 
 Outputs = Mapping[str, Tensor]
 """Task -> a policy's log-probabilities on its test inputs."""
-IN_SEQUENCE = (*CORE_METHODS, "replay", "ewc")  # methods, each also with a penalty
 MEASURES = {"kl_forward": forward_kl, "kl_reverse": reverse_kl}
 DRIFT = tuple(kl + on + since for since in ("", SINCE_BEFORE) for on in ("", ON_PRIOR) for kl in MEASURES)
 """The columns of drift that every record has. More: `_on_TASK` of each task, and `_on_earlier`, their mean so far."""
@@ -56,6 +55,10 @@ class Images(Continual):
     """The experiment, on the images in `data_dir`."""
 
     data_dir: Path | None = None
+
+    config: ClassVar[type[ImageSequences]] = ImageSequences
+    presets: ClassVar[Mapping[str, ImageSequences]] = sequences.PRESETS
+    methods: ClassVar[Mapping[str, Method]] = {name: METHODS[name] for name in (*CORE_METHODS, "replay", "ewc")}
 
     def bases(self, config: ImageSequences, store: RunStore | None) -> list[RunSpec]:
         """Pre-trained on all tasks and the prior one."""
@@ -88,9 +91,9 @@ class Images(Continual):
 def find_method(name: str) -> tuple[Method, str]:
     """The method of that name, and its penalty, one of PENALTIES. Raises RazorError, with the names, for another."""
     plain, penalty = parts_of(name)
-    if plain not in IN_SEQUENCE or penalty not in PENALTIES:
+    if plain not in Images.methods or penalty not in PENALTIES:
         raise RazorError(
-            f"Unknown method {name!r:.60}. Methods: {', '.join(IN_SEQUENCE)}; each also with '{TO_BASE}' for a KL "
+            f"Unknown method {name!r:.60}. Methods: {', '.join(Images.methods)}; each also with '{TO_BASE}' for a KL "
             f"penalty to the base, or '{TO_BEFORE}' for one to the stage before."
         )
     return METHODS[plain], penalty
