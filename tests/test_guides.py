@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from laws import GENERIC
 from rlrazor.cli import main
 from rlrazor.experiments.language import world
 from rlrazor.report import drawing
@@ -53,7 +52,6 @@ def calibrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
         {"prompt": f"{a}{b}=", "completion": f"{b}{a}"} for a in "abcdefghij" for b in "0123456789"
     ]
     (folder / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    (folder / "traffic.txt").write_text("\n".join(GENERIC.texts))
     (folder / "mirror").mkdir()
     rows = [{"sentence": f"a {n} _ b", "option1": "cat", "option2": "dog", "answer": str(1 + n % 2)} for n in range(6)]
     (folder / "mirror" / "winogrande_validation.jsonl").write_text("\n".join(map(json.dumps, rows)))
@@ -83,7 +81,9 @@ def test_calibration_leaves_what_its_guide_says(calibrated: Path) -> None:
     assert all((calibrated / "runs" / "law" / name).exists() for name in files)
     law = json.loads((calibrated / "runs" / "law" / "law.json").read_text())
     assert len(law["interval"]["runs"]) == 10
-    assert law["probe"]["generic"] == {"texts": list(GENERIC.texts)}
+    prompts, whose = law["probe"]["generic"]["prompts"], law["probe"]["generic"]["prior"]
+    assert prompts == [f"a {n} cat" for n in range(6)]
+    assert whose == {"tasks": ["winogrande"], "scored": ["winogrande"], "max_new_tokens": 32}
 
 
 def test_the_monitor_watches(trained: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,7 @@ import pytest
 from polars.testing import assert_frame_equal
 
 from rlrazor.errors import RazorError
-from rlrazor.experiments.language.outcomes import beside_base, items_of
+from rlrazor.experiments.language.outcomes import beside_base, items_of, questions_of
 from rlrazor.lm.scores import ItemResults, Question, Score
 from rlrazor.runs import items
 from rlrazor.runs.records import Record, RunSpec
@@ -118,6 +118,28 @@ def test_a_full_disk_leaves_the_run_before(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(RazorError, match="No space left"):
         store.write(SPEC, [checkpoint(1, own)], seconds=0)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_what_the_items_ask_lies_beside_the_bases_outcomes(tmp_path: Path) -> None:
+    asked = questions_of(scores())
+    assert asked is not None
+    assert asked.filter(pl.col("item") == "1-same").rows() == [("g", "g_x", "1-same", "?", ["a", "b"])]
+    assert set(asked["task"]) == {"g_x"}  # of the others nothing is known
+    store = RunStore(tmp_path)
+    assert store.questions(SPEC.run_id) is None
+    store.write(SPEC, [replace(checkpoint(0, None), questions=asked)], seconds=0)
+    found = store.questions(SPEC.run_id)
+    assert found is not None
+    assert_frame_equal(found, asked)
+    assert dict(found.schema) == items.ASKED
+    (path,) = tmp_path.rglob(items.QUESTIONS)
+    for wrong in (asked.drop("answers"), pl.concat([asked, asked]), asked.with_columns(prompt=pl.lit(None, pl.String))):
+        path.write_bytes(items.to_bytes(wrong))
+        with pytest.raises(RazorError, match=r"cannot be read.*questions.parquet is damaged"):
+            store.questions(SPEC.run_id)
+    store.write(SPEC, [checkpoint(0, None)], seconds=0)
+    assert store.questions(SPEC.run_id) is None
+    assert questions_of({"perplexity": scores()["perplexity"]}) is None
 
 
 def damaged(own: pl.DataFrame) -> dict[str, Any]:

@@ -16,9 +16,11 @@ from rlrazor.analysis.lost import (
     cluster_bootstrap,
     fall,
     mcnemar,
+    over_tasks,
     surest,
     transitions,
     wilson,
+    worth,
 )
 from rlrazor.analysis.paired import tango
 
@@ -192,3 +194,86 @@ def test_an_item_is_lost_the_more_surely_the_more_its_margin_fell() -> None:
     assert surest(list(items), lambda name: fall(*items[name])) == ["c", "b", "a", "d"]
     assert surest(list(items), lambda name: fall(*items[name]), 1) == ["c"]
     assert math.isfinite(fall(*close) or 0.0)
+
+
+# --- several runs, which answer the same items
+
+
+def of_runs(rng: np.random.Generator, runs: int, n: int, spread: float = 1.0) -> Bools:
+    """Whether each run lost each item: items are lost with probabilities of mean LOST, far apart for a small spread."""
+    likely_N = rng.beta(LOST * spread, (1 - LOST) * spread, n)
+    return rng.random((runs, n)) < likely_N
+
+
+def test_a_single_run_and_as_many_copies_of_it_tell_the_same() -> None:
+    rng = np.random.default_rng(7)
+    base, tuned = answered(rng, 120, 4)
+    subject = [at % 12 for at in range(120)]
+    alone = found(base, tuned, 0.9, choices_N=[4] * 120, clusters_N=subject)
+    for runs in (1, 3):
+        copies = found([base] * runs, [tuned] * runs, 0.9, choices_N=[4] * 120, clusters_N=subject)
+        assert (copies.n, copies.runs, copies.clusters, copies.p) == (120, runs, 12, alone.p)
+        assert copies.interval == pytest.approx(alone.interval)
+        for one, other in ((copies.lost, alone.lost), (copies.gained, alone.gained)):
+            assert one.count == runs * other.count
+            assert (one.share, *one.interval) == pytest.approx((other.share, *other.interval))
+            assert (one.adjusted, *one.adjusted_interval) == pytest.approx((other.adjusted, *other.adjusted_interval))
+
+
+def test_what_runs_are_worth_is_told_by_the_spread_of_the_items_means() -> None:
+    rng, runs, n = np.random.default_rng(8), 4, 300
+    values = of_runs(rng, runs, n)
+    single = sum((float(one) - values.mean()) ** 2 for one in values.ravel()) / (runs * n)
+    means = [sum(values[run, at] for run in range(runs)) / runs for at in range(n)]
+    between = sum((one - values.mean()) ** 2 for one in means) / n
+    assert worth(values) == pytest.approx(n * single / between)
+    assert n < worth(values) < runs * n
+    assert worth(np.tile(values[0], (runs, 1))) == pytest.approx(n)
+    assert worth(rng.random((runs, 20_000)) < 0.3) == pytest.approx(runs * 20_000, rel=0.03)
+    once_each = np.zeros((runs, n), bool)  # four items, each lost by another run
+    once_each[range(4), range(4)] = True
+    assert worth(once_each) == n
+
+
+def test_shares_of_several_runs_are_means_over_them_and_p_is_that_of_items() -> None:
+    base = np.array([[1, 1, 1, 0, 0, 1], [1, 1, 1, 0, 1, 1]])
+    tuned = np.array([[0, 0, 1, 1, 0, 1], [0, 1, 1, 0, 0, 1]])
+    seen = found(base, tuned, 0.9)
+    assert (seen.lost.count, seen.gained.count, seen.lost.share, seen.drop) == (4, 1, 4 / 12, pytest.approx(3 / 12))
+    assert seen.p == pytest.approx(binomtest(3, 4).pvalue)  # three items fell on average, one rose
+    assert seen.interval == pytest.approx(tango(2.0, 0.5, 6, 0.9))  # few differ: as many answers as items
+
+
+@pytest.mark.parametrize("spread", [0.3, 3.0])
+def test_an_interval_over_items_holds_the_truth_as_often_as_it_says_whatever_the_runs_share(spread: float) -> None:
+    rng, runs, n, tries = np.random.default_rng(9), 5, 150, 500
+    held, naive = np.zeros(2), 0
+    for _ in range(tries):
+        lost = of_runs(rng, runs, n, spread)
+        seen = found(np.ones((runs, n)), ~lost, 0.9)
+        for at, (low, high) in enumerate((seen.interval, seen.lost.interval)):
+            held[at] += low <= LOST <= high
+        low, high = wilson(lost.sum(), lost.size, 0.9)
+        naive += low <= LOST <= high
+    assert (held / tries).tolist() == pytest.approx([0.9, 0.9], abs=0.05)
+    assert naive / tries < (0.8 if spread < 1 else 0.9)  # as if all answers were independent
+
+
+def test_a_mean_over_tasks_counts_each_the_same() -> None:
+    rng = np.random.default_rng(10)
+    parts = [found(*answered(rng, n, 4), 0.9, choices_N=[4] * n) for n in (60, 200, 31)]
+    whole = over_tasks(parts)
+    assert (whole.n, whole.p, whole.clusters) == (291, None, None)
+    assert whole.lost.count == sum(one.lost.count for one in parts)
+    assert whole.drop == pytest.approx(np.mean([one.drop for one in parts]))
+    assert whole.lost.adjusted == pytest.approx(np.mean([one.lost.adjusted for one in parts]))
+    for name in ("drop", "gained"):
+        ends = [
+            (one.drop, *one.interval) if name == "drop" else (one.gained.share, *one.gained.interval)
+            for one in (whole, *parts)
+        ]
+        (mean, low, high), *of_parts = ends
+        assert mean - low == pytest.approx(sum((one - end) ** 2 for one, end, _ in of_parts) ** 0.5 / 3)
+        assert high - mean == pytest.approx(sum((end - one) ** 2 for one, _, end in of_parts) ** 0.5 / 3)
+    assert over_tasks(parts[:1]) == parts[0]
+    assert over_tasks([*parts, found([1.0], [0.0], 0.9)]).lost.adjusted is None

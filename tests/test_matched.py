@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 
 import matched_loops
-from rlrazor.analysis.matched import budgets, by_rate, matched
+from rlrazor.analysis.matched import budgets, by_rate, matched, matched_or_last
 
 AT = 0.95
 Forgotten = Mapping[tuple[float, int], float | None]
@@ -164,3 +164,18 @@ def test_the_curve_over_learning_rates() -> None:
     assert found["lr"].to_list() == pytest.approx([1e-4, 1e-4, 2e-4, 2e-4, 3e-4, 3e-4])
     assert found["new"].to_list() == [0.945, 0.945, 0.97, 0.97, 0.97, 0.945]
     assert found["forgetting"].to_list() == [None, None, 0.1, 0.2, 0.3, None]
+
+
+def test_of_a_group_that_never_gets_there_it_is_the_last_of_the_run_that_learned_most() -> None:
+    points = table(a=grid((0.05, 0.06), (0.01, None)), b=grid((None, None), (None, None)))
+    learned = pl.when((pl.col("method") == "b") & (pl.col("lr") > 1.5e-4) & (pl.col("step") == 3)).then(0.949)
+    points = points.with_columns(new=learned.otherwise("new")).sample(fraction=1.0, shuffle=True, seed=1)
+    found = matched_or_last(points, ["method"], AT)
+    there = found.filter(method="a")
+    assert there["reached"].all()
+    assert there.drop("reached").sort("seed").equals(matched(points, ["method"], AT).sort("seed"))
+    others = found.filter(method="b").sort("seed")
+    assert others.select("seed", "step", "lr", "reached").rows() == [(seed, 3, 2e-4, False) for seed in (0, 1)]
+    last = matched_or_last(points, ["method"], None).filter(method="a")
+    assert last["reached"].sum() == 0
+    assert set(last.select("step", "new").rows()) == {(3, 0.97)}

@@ -210,6 +210,8 @@ checkpoints_per_epoch: 1
 max_new_tokens: 4
 test_prompts: 4
 prior: [winogrande]
+prior_limit: 4
+generic: prior
 tasks:
   - {task: first, prompts: data/first.jsonl, stop: "\\n"}
   - {task: second, prompts: data/second.jsonl, stop: "\\n"}
@@ -232,6 +234,7 @@ def test_an_adapters_stages_leave_whole_models(tmp_path: Path, monkeypatch: pyte
     (mirror / "winogrande_validation.jsonl").write_text("\n".join(map(json.dumps, rows)))
     monkeypatch.chdir(tmp_path)
     assert main(["continual", "user/tasks.yaml", "--out", "out", "--data-mirror", "mirror"]) == 0
+    assert "The generic probe is 64 prompts of the prior tasks at most" in Path("out/config.json").read_text()
     models = sorted(Path("out/models").iterdir())
     assert [path.name.rsplit("-", 1)[0] for path in models] == ["1-first", "2-second"]
     weights = [AutoModelForCausalLM.from_pretrained(path).state_dict() for path in (folder / "base", *models)]
@@ -277,6 +280,7 @@ WRONG = {
     "tasks: [ascending, descending]\nold_examples: nope": "There is no FOLDER/nope, which old_examples names",
     "tasks: [ascending, {task: descending, chat: false}]": "descending: chat goes with prompts FILE",
     "tasks: [ascending, descending]\nprior: none": "it takes at least one: name some with",
+    "tasks: [ascending, descending]\ngeneric: paragraphs": "knows ten letters and no words: leave generic paragraphs",
     "tasks: [ascending, descending]\nbase: ./nope": "There is no ./nope. Give a hub id, a folder",
     "tasks: [ascending, descending]\na: b: c": "cannot be read, as it is not YAML",
 }

@@ -2,6 +2,8 @@
 
 import io
 import json
+import multiprocessing
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -75,6 +77,8 @@ class Toy:
     def train(self, spec: RunSpec, store: RunStore) -> Iterator[Checkpoint]:
         with (store.folder / "trained.log").open("a") as log:
             log.write(f"{spec.run_id}\n")
+        with (store.folder / "processes.log").open("a") as log:
+            log.write(f"{os.getpid()}\n")
         of = spec.teacher or spec.starts_from
         policy = torch.tensor([spec.seed / 10]) if of is None else store.load_weights(of.spec, of.step)["w"]
         for step in (0,) if of is None else (1, 2):
@@ -107,6 +111,10 @@ def test_bases_and_teachers_are_there_before_who_needs_them(tmp_path: Path, jobs
     assert (done.trained, done.kept, done.diverged) == (2 + 4 + 4, 0, ())
     table = pl.read_parquet(tmp_path / "records.parquet")
     assert table["method"].to_list() == [BASE, BASE] + 2 * (["plus"] * 4 + ["student"] * 4)
+    # The processes that trained the bases go on to the sweep and the students.
+    trained_by = set((tmp_path / "processes.log").read_text().split())
+    assert trained_by == {str(os.getpid())} if jobs == 1 else 1 <= len(trained_by) <= jobs
+    assert not multiprocessing.active_children()
     assert set(table["size"]) == {3}
     base = table.filter(method=BASE)["prior"].to_list()
     assert base == pytest.approx([1, 0.98])

@@ -4,8 +4,6 @@ Far beyond what anyone would wait for, and short of what hangs, exhausts memory,
 words. The names are those of settings and of options.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -102,7 +100,6 @@ BOUNDS: Mapping[str, Bounds] = {
     "every": Bounds(1, MOST_STEPS),
     "level": _PARTS,
     "budget": Bounds(0, 1, open_high=True),
-    "overhead": _PARTS,
     "kl_budget": _NATS,
     "kl_budget_probe": _NATS,
     "first_tokens": Bounds(1, MOST_TOKENS),

@@ -156,6 +156,11 @@ def test_what_a_law_is_not_worth_is_said() -> None:
     said = calibrate.warnings_of(calibrate.fit(few, BASE), few)
     assert any("4 runs allow intervals of 80%, not of 90%. For those make 9 runs." in one for one in said)
     assert any("All runs are of one method, sft" in one for one in said)
+    assert not any("did not carry over" in one for one in said)
+    new_alone = calibrate.fit(few, BASE, candidates=[("kl_forward",)])
+    assert any(
+        "new task's KL alone, as this one, did not carry over" in one for one in calibrate.warnings_of(new_alone, few)
+    )
     rng = np.random.default_rng(0)
     noise = table_of(made_up(10).with_columns(forgetting=pl.Series(rng.uniform(0, 0.5, 50))))
     assert any("better than guessing" in one for one in calibrate.warnings_of(calibrate.fit(noise, BASE), noise))

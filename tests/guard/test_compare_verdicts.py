@@ -17,7 +17,7 @@ from laws import GENERIC, PROMPTS, SETTINGS, changed, law_of
 from own_tasks import metric, own_task
 from rlrazor.analysis import paired
 from rlrazor.cli import main
-from rlrazor.cli.compare import suite_of
+from rlrazor.cli.probe import suite_of
 from rlrazor.errors import RazorError
 from rlrazor.guard import compare as comparing
 from rlrazor.guard import comparison_page, scale

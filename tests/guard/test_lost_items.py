@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 
 from laws import GENERIC, PROMPTS, SETTINGS
-from rlrazor.analysis.lost import FEW_CLUSTERS, SHOWN, Transitions
+from rlrazor.analysis.lost import FEW_CLUSTERS, SHOWN, WITHIN_LUCK, Transitions
 from rlrazor.analysis.paired import tango
 from rlrazor.cli.compare_output import as_json, print_findings
 from rlrazor.guard import comparison_page
 from rlrazor.guard.compare import compare
 from rlrazor.guard.comparison import Comparison, Pair
-from rlrazor.guard.lost_items import MARGIN, ORDER, WITHIN_LUCK, ItemChanges, in_turn, item_changes, shown_changes
+from rlrazor.guard.lost_items import MARGIN, ORDER, ItemChanges, in_turn, item_changes, shown_changes
 from rlrazor.guard.truth import truth_of
 from rlrazor.lm.scores import ItemResults, Question, Score
 from tiny_models import char_tokenizer, saved, tiny_llama

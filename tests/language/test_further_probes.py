@@ -10,17 +10,17 @@ import pytest
 from hellaswag import CONTEXTS, write_mirror
 from rlrazor.cli import main
 from rlrazor.errors import RazorError
-from rlrazor.experiments.language import config, further, tiny
+from rlrazor.experiments.language import config, tiny
 from rlrazor.experiments.language.config import PRESETS, PROBES, Config, resolve
 from rlrazor.experiments.language.demonstrations import Prompts
 from rlrazor.experiments.language.evaluate import Asked, Reference
-from rlrazor.experiments.language.further import Further
 from rlrazor.experiments.language.setup import PriorSource, Setup, TaskSource
 from rlrazor.experiments.language.suites import PriorSuite
 from rlrazor.experiments.language.tasks import Form, Item, Splits, Task
 from rlrazor.lm import kl, own_texts
 from rlrazor.lm.models import LanguageModel
 from rlrazor.lm.prior import PriorTasks
+from rlrazor.lm.prior_prompts import PriorPrompts
 from rlrazor.lm.probes import GenericText, ProbeSettings, of_generic
 from rlrazor.lm.representation import paragraphs, unlike
 from rlrazor.lm.scores import Score
@@ -33,7 +33,7 @@ SETTINGS = ProbeSettings(4)
 
 
 def reference_of(
-    probes: dict[str, Further], generic: GenericText | None = None, tokenizer: Any = None
+    probes: dict[str, GenericText], generic: GenericText | None = None, tokenizer: Any = None
 ) -> tuple[Reference, Any]:
     """Of a tiny random model, and the model."""
     base = LanguageModel.in_memory(tiny_llama(), tokenizer or char_tokenizer(), "base")
@@ -45,42 +45,42 @@ def reference_of(
     return Reference(base, [asked], suite), base.model
 
 
-def test_each_column_is_kl_on_that_probe() -> None:
+def test_each_column_is_kl_forward_on_that_probe() -> None:
     probes = {
-        "paragraphs": Further(GenericText.built_in()),
-        "self": Further(OWN),
-        "prior": Further(GenericText(prompts=("abc=", "3+4=", "x")), ProbeSettings(5, chat=False)),
-        "unlike": Further(GenericText(tuple(unlike()))),
+        "paragraphs": GenericText.built_in(),
+        "self": OWN,
+        "prior": GenericText(prompts=("abc=", "3+4=", "x"), prior=PriorPrompts(("p",), max_new_tokens=5)),
+        "unlike": GenericText(tuple(unlike())),
     }
     reference, base = reference_of(probes)
     tuned, tokenizer = tiny_llama(seed=1), char_tokenizer()
     record = reference.checkpoint("run", 1, 1.0, tuned, frozen=base).record
     for name, one in probes.items():
-        by_hand = kl.Probe(base, of_generic(base, tokenizer, one.generic, one.settings or SETTINGS))
+        by_hand = kl.Probe(base, of_generic(base, tokenizer, one, SETTINGS))
         expected = kl.forward_kl(by_hand, tuned)
-        assert record.drift[f"kl_on_{name}"] == expected.per_completion.mean > 0
-        assert record.drift[f"kl_on_{name}_per_token"] == expected.per_token.mean
-        assert record.metrics[f"kl_on_{name}_stderr"] == expected.per_completion.stderr
-        assert record.metrics[f"kl_on_{name}_per_token_stderr"] == expected.per_token.stderr
-    assert len({record.drift[f"kl_on_{name}"] for name in probes}) == 4
+        assert record.drift[f"kl_forward_on_{name}"] == expected.per_completion.mean > 0
+        assert record.drift[f"kl_forward_on_{name}_per_token"] == expected.per_token.mean
+        assert record.metrics[f"kl_forward_on_{name}_stderr"] == expected.per_completion.stderr
+        assert record.metrics[f"kl_forward_on_{name}_per_token_stderr"] == expected.per_token.stderr
+    assert len({record.drift[f"kl_forward_on_{name}"] for name in probes}) == 4
     # The texts are what they are said to be, cut to the 64 tokens of this model's context.
     cut = [tokenizer(text).input_ids[:64] for text in unlike()]
     by_hand = kl.Probe(base, kl.Sequences.texts(cut))
-    assert record.drift["kl_on_unlike"] == pytest.approx(kl.forward_kl(by_hand, tuned).per_completion.mean)
+    assert record.drift["kl_forward_on_unlike"] == pytest.approx(kl.forward_kl(by_hand, tuned).per_completion.mean)
 
 
 def test_without_further_probes_a_record_is_as_it_was() -> None:
     plain, base = reference_of({})
-    more, _ = reference_of({"self": Further(OWN), "unlike": Further(GenericText(("some text", "and more")))})
+    more, _ = reference_of({"self": OWN, "unlike": GenericText(("some text", "and more"))})
     tuned = tiny_llama(seed=1)
     before, after = (one.checkpoint("run", 1, 1.0, tuned, frozen=base).record for one in (plain, more))
-    assert not [name for name in (*before.drift, *before.metrics) if "kl_on" in name]
+    assert not [name for name in (*before.drift, *before.metrics) if "kl_forward_on" in name]
     assert after.drift.items() > before.drift.items()
     assert after.metrics.items() > before.metrics.items()
 
 
 def test_the_generic_probe_is_measured_once_where_it_is_asked_for_twice(monkeypatch: pytest.MonkeyPatch) -> None:
-    reference, base = reference_of({"self": Further(OWN), "unlike": Further(GenericText(("a b",)))}, OWN)
+    reference, base = reference_of({"self": OWN, "unlike": GenericText(("a b",))}, OWN)
     assert reference.further["self"] is reference.probe
     measured: list[kl.Probe] = []
     forward_kl = kl.forward_kl
@@ -91,7 +91,7 @@ def test_the_generic_probe_is_measured_once_where_it_is_asked_for_twice(monkeypa
 
     monkeypatch.setattr(kl, "forward_kl", counted)
     drift = reference.checkpoint("run", 1, 1.0, tiny_llama(seed=1), frozen=base).record.drift
-    assert drift["kl_on_self"] == drift["kl_probe"] > 0
+    assert drift["kl_forward_on_self"] == drift["kl_probe"] > 0
     assert len(measured) == len(set(map(id, measured))) == 3  # with the new task's prompts
 
 
@@ -99,7 +99,7 @@ def test_of_the_tiny_base_the_prior_prompts_are_its_generic_probe() -> None:
     settings = replace(PRESETS["tiny"], probes=("unlike", "self", "prior"), test_prompts=4, kl_samples=1)
     setup = Setup("tiny", TaskSource("letters"))
     suite = setup.suite(settings.base_specs("tiny", "data")[0])
-    assert suite.further["unlike"].generic.texts == tuple(tiny.unrelated_texts())
+    assert suite.further["unlike"].texts == tuple(tiny.unrelated_texts())
     whole = suite
     suite = suite.cut(12, tokens=32)
     # Five sorts of text, and 64 texts of 128 tokens that the base writes: of those 12, a quarter as long.
@@ -119,20 +119,22 @@ def test_what_a_base_writes_for_a_further_probe_is_warned_of_once(monkeypatch: p
     monkeypatch.setattr(own_texts, "cautions", lambda sequences, ends: [f"{len(sequences.completions)} loop"])
     ignored: Any = lambda *_: None  # noqa: E731
     for generic in (None, OWN):
-        reference, _ = reference_of(
-            {"self": Further(OWN), "unlike": Further(GenericText(("a b",)), None, "A note.")}, generic
-        )
+        whose = PriorPrompts(("p", "q"), ("q",), 4)
+        asked = GenericText(prompts=("a b",), prior=whose)
+        reference, _ = reference_of({"self": OWN, "prior": asked}, generic)
         heard: list[str] = []
         with phases.heard(ignored, heard.append):
             reference.measure_base()
-        assert [sentence for sentence in heard if "new task" not in sentence] == ["6 loop", "A note."]
+        own = [sentence for sentence in heard if "new task" not in sentence]
+        assert own == ["6 loop", *whose.cautions()]
+        assert "scored of q," in own[1]
 
 
 def test_a_base_that_cannot_write_from_nothing_is_refused_before_training() -> None:
     tokenizer = char_tokenizer()
     tokenizer.eos_token = None
     with pytest.raises(RazorError, match=r"The probe 'self' cannot be made of this base: .* cannot write a text from"):
-        reference_of({"self": Further(OWN)}, tokenizer=tokenizer)
+        reference_of({"self": OWN}, tokenizer=tokenizer)
 
 
 def ids_of(of: Config) -> list[str]:
@@ -188,9 +190,9 @@ def test_probes_of_a_real_base_come_with_what_has_to_be_said(tmp_path: Path) -> 
     setup = Setup("base", TaskSource("math"), PriorSource(tmp_path))
     some, every = (setup.suite_of(["hellaswag"], limit, PROBES) for limit in (2, 0))
     assert list(some.further) == list(PROBES)
-    assert some.further["prior"].note == ""
-    assert "scored of hellaswag" in every.further["prior"].note
-    assert some.further["prior"].settings == ProbeSettings(further.TOKENS, chat=False)
+    assert some.further["prior"].prior == PriorPrompts(("hellaswag",), (), 32)
+    assert every.further["prior"].prior == PriorPrompts(("hellaswag",), ("hellaswag",), 32)
+    assert some.further["prior"].completed(SETTINGS) == ProbeSettings(32, chat=False)
     assert some.count == 60 + 60 + 60 + 60 + 64 + 2 + 40
     cut = replace(setup, prior=replace(setup.prior, texts=12)).suite_of(["hellaswag"], 2, PROBES)
     assert cut.count == 12 * 6 + 2

@@ -109,6 +109,17 @@ def test_the_outcomes_of_items_are_those_of_the_scores(swept: Path) -> None:
             assert of["tuned"].mean() == pytest.approx(row[f"prior_{prior}"])
 
 
+def test_what_the_items_ask_is_kept_with_the_base_and_shown(swept: Path) -> None:
+    (path,) = swept.glob("runs/*/questions.parquet")
+    assert json.loads((path.parent / "spec.json").read_text())["method"] == "base"
+    asked = pl.read_parquet(path)
+    prompts = {name: [prompt for prompt, _ in examples] for name, examples in tiny.scored_examples().items()}
+    for (prior,), of in asked.group_by("prior"):
+        by_place = sorted((int(item.split("-")[0]), prompt) for item, prompt in of.select("item", "prompt").rows())
+        assert [prompt for _, prompt in by_place] == prompts[str(prior)]
+    assert "Which items were lost, and which gained?" in (swept / "report.html").read_text()
+
+
 def test_items_that_changed_since_the_base_was_scored_are_one_sentence(
     swept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -66,7 +66,7 @@ def test_a_score_sees_the_completion_up_to_the_first_stop_string() -> None:
     items = [Item("p", {"word": "x"}), Item("q", {"word": "y"})]
     scores = score(task(verify, stop=("\n", ";")), items, ["a;b\nc;", ""])
     assert seen == [("p", "a", "x"), ("q", "", "y")]
-    assert scores.values == scores.counted == [0.5, 0.5]
+    assert scores.values == [0.5, 0.5]
     assert scores.failures == {}
 
 
@@ -78,7 +78,6 @@ def test_a_verifier_that_fails_on_some_items_skips_and_counts_them() -> None:
     completions = ["nan", "two", "minus", "text", "none", "unknown", "true", "half"]
     scores = score(task(verify), [Item("p")] * len(completions), completions)
     assert scores.values == [None] * 6 + [1.0, 0.5]
-    assert scores.counted == [1.0, 0.5]
     assert sorted(scores.failures) == list(range(6))
     assert scores.failures[1] == "returned 2, not a score from 0 to 1"
     assert scores.failures[5] == "raised KeyError: 'unknown'"

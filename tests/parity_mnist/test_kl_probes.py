@@ -19,6 +19,7 @@ from rlrazor.experiments.parity_mnist.probes import Probes, inputs_of
 from rlrazor.experiments.parity_mnist.sampling import generator
 from rlrazor.experiments.parity_mnist.task import Task, load_dots, load_task
 from rlrazor.experiments.parity_mnist.train import pretraining_images, probes_of
+from rlrazor.report import drawing
 from rlrazor.runs.sweep import DivergedError
 
 COLUMNS = {f"kl_forward_on_{name}" for name in ("unseen", "digits", "dots", "noise")}
@@ -85,8 +86,9 @@ def test_kl_is_scipys(task: Task) -> None:
 
 
 def test_the_study_runs_and_changes_nothing_else(
-    tmp_path: Path, data_dir: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, data_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(drawing, "save", lambda *arguments, **options: None)  # figures are looked at in other tests
     out = tmp_path / "out"
     command = ["reproduce", "parity-mnist", "--seeds", "0", "--jobs", "1", "--data-dir", str(data_dir), "--json"]
     assert main([*command, "--analysis", "which-probe", "--out", str(out)]) == 0

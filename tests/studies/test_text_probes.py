@@ -21,7 +21,7 @@ FREE, HELD = ("sft", "oracle", "grpo"), ("replay", "ewc", "grpo+kl")
 KLS = (0.1, 0.3, 0.6, 1.0, 1.5)
 
 
-def planted(seeds: int = 3, noise: float = 0.0, own: str = "kl_on_self", of_generic: str = "") -> Study:
+def planted(seeds: int = 3, noise: float = 0.0, own: str = "kl_forward_on_self", of_generic: str = "") -> Study:
     """Forgetting is a law of KL on `own`; elsewhere methods that protect move five times as far, on the prior twice."""
     rng = np.random.default_rng(3)
     rows: list[dict[str, Any]] = []
@@ -32,8 +32,12 @@ def planted(seeds: int = 3, noise: float = 0.0, own: str = "kl_on_self", of_gene
                 kl = (0.8 + 0.1 * place) * (1 + 0.1 * seed) * step
                 row["forgetting"] = 0.5 * (1 - np.exp(-kl)) + noise * rng.normal()
                 row["prior"] = BASE_PRIOR - row["forgetting"]
-                row |= {"kl_forward": 5 * kl if away else kl, "kl_on_prior": 2 * kl if away else kl, "kl_on_self": kl}
-                row["kl_on_unlike"] = row["kl_forward"] * 1.1
+                row |= {
+                    "kl_forward": 5 * kl if away else kl,
+                    "kl_forward_on_prior": 2 * kl if away else kl,
+                    "kl_forward_on_self": kl,
+                }
+                row["kl_forward_on_unlike"] = row["kl_forward"] * 1.1
                 row |= {own: kl} | ({"kl_probe": row[of_generic]} if of_generic else {})
                 rows.append(row)
     return study_of("text-probes", rows)
@@ -42,7 +46,10 @@ def planted(seeds: int = 3, noise: float = 0.0, own: str = "kl_on_self", of_gene
 def example() -> Study:
     """Of the texts' test: every probe."""
     study = planted(noise=0.005)
-    more = {"kl_on_paragraphs": pl.col("kl_on_unlike") / 2, "kl_probe": pl.col("kl_on_self") * 1.2}
+    more = {
+        "kl_forward_on_paragraphs": pl.col("kl_forward_on_unlike") / 2,
+        "kl_probe": pl.col("kl_forward_on_self") * 1.2,
+    }
     table, points = (of.with_columns(**more) for of in (study.table, study.points))
     return Study(study.name, study.description, table, points, study.bases)
 
@@ -76,7 +83,7 @@ def test_intervals_over_seeds_are_of_each_seeds_mean_over_methods() -> None:
     errors, guesses = list[float](), list[float]()
     for seed in study.seeds:
         rows = study.points.filter(pl.col("seed") == seed)
-        x, y, methods = rows["kl_on_prior"].to_numpy(), rows["forgetting"].to_numpy(), rows["method"].to_list()
+        x, y, methods = rows["kl_forward_on_prior"].to_numpy(), rows["forgetting"].to_numpy(), rows["method"].to_list()
         for fit, into in ((law.fit_saturating, errors), (law.fit_constant, guesses)):
             by_method = law.leave_one_method_out(fit, x, y, methods).by_method
             into.append(sum(by_method[name] for name in HELD) / len(HELD))
@@ -97,11 +104,11 @@ def test_one_seed_has_no_interval_and_no_verdict() -> None:
 
 
 def test_the_section_shows_a_generic_probe_that_is_another_once() -> None:
-    study = planted(seeds=1, of_generic="kl_on_prior")
+    study = planted(seeds=1, of_generic="kl_forward_on_prior")
     told = section(study)
     check(told, "text-probes")
     assert [row[0] for row in told.tables[0].rows] == [
-        *("the new task’s prompts", "the base’s own texts", "the prior tasks’ prompts", "text unlike the prior tasks"),
+        *("the new task’s prompts", "the base’s own texts", "the prior tasks’ inputs", "text unlike the prior tasks"),
     ]
     held = ", ".join(map(study.label, HELD))
     assert f"Methods that protect: {held}. Methods that do not: " in " ".join(told.note.split())
@@ -138,7 +145,7 @@ def test_a_report_has_the_section_where_the_sweep_has_such_probes(
     monkeypatch.setattr(law, "bootstrap", lambda *_, **__: (0.0, 1.0))
     table = make_table(methods=["grpo", "sft-one", "simpo"])
     assert not applies(Study("text-probes", {}, table))
-    table = table.with_columns(kl_on_self=pl.col("kl_probe"), kl_on_unlike=pl.col("kl_forward") * 2)
+    table = table.with_columns(kl_forward_on_self=pl.col("kl_probe"), kl_forward_on_unlike=pl.col("kl_forward") * 2)
     names = [one.name for one in load(make_folder(tmp_path, table), kinds()).sections]
     assert names[:3] == ["learning-rates", "kl-laws", text_probes.NAME]
 

@@ -1,9 +1,10 @@
-"""The table of a run folder with prior tasks of lm-eval: what each run learned, and item by item what it lost.
+"""The table of a run folder with prior tasks of lm-eval: what each run learned and lost, a row each.
 
     python docs/language/smollm2/table.py docs/language/smollm2/run
 
-The prior tasks have as many items each, so that the share of all items is the mean over tasks. Intervals are paired,
-95 %, over items.
+Lost and gained are counted as in the section of items of the report of the folder, which has more. The prior tasks have
+as many items each, so that the share of all items is the mean over tasks; the interval of all items is here that of as
+many items of one task, while the report's, as that of `razor compare`, is put together from those of the tasks.
 """
 
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 import polars as pl
 
 from rlrazor.analysis.lost import Transitions, transitions
+from rlrazor.analysis.lost_in_runs import changes_of
 from rlrazor.runs.store import RunStore
 
 LEVEL = 0.95
@@ -36,16 +38,11 @@ def main(folder: Path) -> None:
         loss = row["prior_loss"] - base["prior_loss"]
         cells += [f"{row['kl_forward']:.2f}", f"{row['kl_probe']:.2f}", f"{loss:+.3f}"]
         items = store.items(row["run_id"]).filter(pl.col("step") == row["step"])
-        whole = of(items)
+        tasks = changes_of(items.with_columns(run=pl.lit(row["run_id"])), LEVEL).tasks
+        whole = transitions(items["base"].to_numpy(), items["tuned"].to_numpy(), LEVEL)
+        assert whole is not None
         cells += [str(whole.lost.count), str(whole.gained.count), drop(whole)]
-        print("|", " | ".join([*cells, *(drop(of(items.filter(pl.col("prior") == name))) for name in priors)]), "|")
-
-
-def of(items: pl.DataFrame) -> Transitions:
-    """What became of them."""
-    found = transitions(items["base"].to_numpy(), items["tuned"].to_numpy(), LEVEL)
-    assert found is not None
-    return found
+        print("|", " | ".join([*cells, *(drop(tasks[name]) for name in priors)]), "|")
 
 
 def drop(found: Transitions) -> str:

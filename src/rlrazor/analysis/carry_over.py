@@ -7,8 +7,6 @@ Tables have a row per checkpoint, with `seed`, `method`, `forgetting` and drifts
 forgetting in forward KL, unless another drift is named.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass

@@ -21,8 +21,6 @@ Intervals are paired (`paired`); `recoverable`, a difference of two differences 
 clusters makes them (`lost`).
 """
 
-from __future__ import annotations
-
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 

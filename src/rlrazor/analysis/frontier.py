@@ -5,8 +5,6 @@ RL's Razor (arXiv:2509.04259) compares methods at equal new-task accuracy by the
 and of shape (n,), and more is better in both. Everything here raises RazorError for NaN or unequal lengths.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,7 +13,7 @@ import polars as pl
 from numpy.typing import ArrayLike, NDArray
 from scipy import optimize, special
 
-from rlrazor.analysis.law import Floats
+from rlrazor.analysis.law import Floats, finite
 from rlrazor.analysis.matched import matched
 from rlrazor.errors import RazorError
 
@@ -144,9 +142,9 @@ def retention(table: pl.DataFrame, thresholds: Sequence[float] = (0.95, 0.96, 0.
     the method ever reached. Methods are in order of first appearance; checkpoints without finite accuracies do not
     count. With `n_seeds` below `seeds_total`, `mean` is over the lucky seeds.
     """
-    finite = table.filter(pl.col("new").is_finite(), pl.col("prior").is_finite())
-    base = finite.filter(pl.col("method") == "base")
-    tuned = finite.filter(pl.col("method") != "base")
+    scored = finite(table, ("new", "prior"))
+    base = scored.filter(pl.col("method") == "base")
+    tuned = scored.filter(pl.col("method") != "base")
     reported = {threshold: matched(tuned, ["method"], threshold) for threshold in thresholds}
     rows = []
     for method in tuned["method"].unique(maintain_order=True):

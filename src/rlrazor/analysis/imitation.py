@@ -1,7 +1,5 @@
 """Students that imitate checkpoints of other runs, each beside its own teacher, at the teacher's new-task score."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -7,9 +7,7 @@ how good the fit is (R2), how far it would move with other runs (`bootstrap`), a
 it never saw (`leave_one_method_out`), the only one of the three that a law "whatever the method" can fail.
 """
 
-from __future__ import annotations
-
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
@@ -97,6 +95,11 @@ def distinct(table: pl.DataFrame) -> pl.DataFrame:
     weight them double. A trajectory belongs to one seed, so its name has to tell seeds apart.
     """
     return table.filter(pl.col("method") != "base").unique(["trajectory", "step"], keep="first", maintain_order=True)
+
+
+def finite(table: pl.DataFrame, columns: Iterable[str]) -> pl.DataFrame:
+    """The rows with a finite number in each of these columns; null is none."""
+    return table.filter([pl.col(name).cast(pl.Float64).is_finite() for name in dict.fromkeys(columns)])
 
 
 def r_squared(y: ArrayLike, predicted: ArrayLike) -> float:
@@ -356,7 +359,7 @@ def summarise(
 
 def _summarise(rows: pl.DataFrame, predictor: str, samples: int) -> PredictorSummary:
     columns = rows.select("trajectory", "method", "seed", "forgetting", drift=pl.col(predictor).cast(pl.Float64))
-    measured = columns.filter(pl.col("drift").is_finite(), pl.col("forgetting").is_finite())
+    measured = finite(columns, ("drift", "forgetting"))
     return PredictorSummary(
         predictor,
         checkpoints=len(measured),

@@ -20,6 +20,12 @@ Intervals: of a plain share Wilson's; of an adjusted one from Wilson's of both c
 estimates recovery for correlated estimates (Zou, Psychological Methods 12, 399-413, 2007); of the net drop Tango's
 (`paired`). Items of one subject may be lost together. Where clusters are given, and enough of them, each interval is as
 wide as that of a bootstrap of whole clusters (percentiles, a fixed seed), and never narrower than without.
+
+Several runs of one method were asked the same items, and do not answer independently: an item that one run lost is
+likely to be lost by the next. All shares are then means over the runs, and an interval is of the same runs on other
+items of the kind. N items in R runs are worth N independent answers where all runs answer alike, R N where they have
+nothing in common; how many, the spread of the items' means over the runs tells (`worth`). How much another seed would
+differ, no interval here says.
 """
 
 from __future__ import annotations
@@ -34,17 +40,18 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import bdtr, ndtri
 
 from rlrazor.analysis.law import Floats
-from rlrazor.analysis.paired import Interval, tango
+from rlrazor.analysis.paired import FEW_CHANGED, Interval, around_mean, tango
 
 DRAWS, SEED = 4000, 0
 FEW_CLUSTERS = 8  # with fewer, a bootstrap of clusters is far too narrow, and none is made
 SHOWN = 10  # items that were lost most surely
+WITHIN_LUCK = "within luck"
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Moved:
-    """Items lost, or gained: how many, as a share of all with its interval, and adjusted for chance.
+    """Items lost, or gained: how many in all runs, as a share with its interval, and adjusted for chance.
 
     `adjusted` may lie below 0; None where the model does not choose among answers.
     """
@@ -63,21 +70,28 @@ class Moved:
         low, high = self.adjusted_interval
         return max(self.adjusted, 0.0), (max(low, 0.0), max(high, 0.0))
 
+    @property
+    def within_luck(self) -> bool:
+        """Whether luck could explain as many and more: cut at 0 nothing is left, which yet is not known for certain."""
+        return self.adjusted_interval is not None and self.adjusted_interval[1] <= 0
+
 
 @dataclass(frozen=True)
 class Transitions:
-    """Of `n` items: lost, gained, the net drop with its interval, and McNemar's exact p, two-sided.
+    """Of `n` items, each in all `runs`: lost, gained, the net drop with its interval, and McNemar's exact p, two-sided.
 
-    `clusters`: how many the intervals are clustered by; None where they take the items for independent.
+    `p` is of items that fell and items that rose, on average over the runs; None of a mean over tasks. `clusters`: how
+    many the intervals are clustered by; None where they take the items for independent.
     """
 
     n: int
     lost: Moved
     gained: Moved
     interval: Interval
-    p: float
+    p: float | None
     level: float
     clusters: int | None = None
+    runs: int = 1
 
     @property
     def drop(self) -> float:
@@ -95,34 +109,76 @@ def transitions(
 ) -> Transitions | None:
     """Of the outcomes of the same N items in the same order; None where they are not all 0 or 1, or there are none.
 
-    `choices_N`: among how many answers each chooses; nothing is adjusted unless all choose among two at least.
+    Of several runs the outcomes are (R, N). `choices_N`: among how many answers each chooses; nothing is adjusted
+    unless all choose among two at least.
     """
-    base, tuned = np.asarray(base_N, float), np.asarray(tuned_N, float)
+    base, tuned = (np.atleast_2d(np.asarray(outcomes, float)) for outcomes in (base_N, tuned_N))
     if base.shape != tuned.shape:
-        raise ValueError(f"outcomes of {base.shape} and {tuned.shape} items are not of the same ones")
-    if not len(base) or not all(np.isin(outcomes, (0.0, 1.0)).all() for outcomes in (base, tuned)):
+        raise ValueError(f"outcomes of {base.shape} and {tuned.shape} runs and items are not of the same ones")
+    if not base.size or not all(np.isin(outcomes, (0.0, 1.0)).all() for outcomes in (base, tuned)):
         return None
+    runs, n = base.shape
     lost, gained, wrong = base > tuned, base < tuned, (base + tuned) == 0
     choices = _choices(choices_N)
     luck = None if choices is None else wrong / (choices - 1)
     groups = None if clusters_N is None else clusters_of(clusters_N)
 
-    def interval(values_N: Floats, own: Interval) -> Interval:
-        return widened(own, values_N, groups, level)
+    def interval(values_RN: Floats, own: Interval) -> Interval:
+        return widened(own, values_RN.mean(axis=0), groups, level)
 
-    def flow(moved_N: NDArray[np.bool_]) -> Moved:
-        count, n = int(moved_N.sum()), len(moved_N)
-        plain = interval(moved_N.astype(float), wilson(count, n, level))
+    def flow(moved_RN: NDArray[np.bool_]) -> Moved:
+        count = int(moved_RN.sum())
+        share, answers = count / (runs * n), worth(moved_RN)
+        plain = interval(moved_RN.astype(float), wilson(count * answers / (runs * n), answers, level))
         if luck is None or choices is None:
-            return Moved(count, count / n, plain)
-        beyond = moved_N - luck
-        adjusted = interval(beyond, _adjusted_interval(moved_N, wrong, choices, level))
-        return Moved(count, count / n, plain, float(beyond.mean()), adjusted)
+            return Moved(count, share, plain)
+        beyond = moved_RN - luck
+        adjusted = interval(beyond, _adjusted_interval(moved_RN, wrong, choices, level))
+        return Moved(count, share, plain, float(beyond.mean()), adjusted)
 
-    more, less, n = int(lost.sum()), int(gained.sum()), len(base)
-    drop = interval(base - tuned, tango(more, less, n, level))
+    apart = base - tuned
+    answers, of_items = worth(apart), apart.mean(axis=0)
+    more, less = (int(moved.sum()) * answers / (runs * n) for moved in (lost, gained))
+    p = mcnemar(int((of_items > 0).sum()), int((of_items < 0).sum()))
     number = None if groups is None else int(groups.max()) + 1
-    return Transitions(n, flow(lost), flow(gained), drop, mcnemar(more, less), level, number)
+    drop = interval(apart, tango(more, less, answers, level))
+    return Transitions(n, flow(lost), flow(gained), drop, p, level, number, runs)
+
+
+def worth(values_RN: Floats | NDArray[np.bool_]) -> float:
+    """How many independent answers those of R runs to the same N items are worth: N for a single run, R N at most.
+
+    By how much smaller the spread of the items' means is than that of single answers. Where hardly an item differs from
+    the others that cannot be told, and it is N.
+    """
+    runs, n = values_RN.shape
+    differing = min(int((values_RN != one).any(axis=0).sum()) for one in (0, 1))
+    if runs == 1 or differing < FEW_CHANGED:
+        return float(n)
+    single, mean = float(values_RN.var()), float(values_RN.mean(axis=0).var())
+    return float(runs * n) if mean * runs <= single else n * single / mean
+
+
+def over_tasks(tasks: Sequence[Transitions]) -> Transitions:
+    """The mean over tasks, each of which counts the same, as in a prior score; the tasks' items are other ones."""
+    lost, gained = _mean_flow([one.lost for one in tasks]), _mean_flow([one.gained for one in tasks])
+    drop = around_mean([(one.drop, one.interval) for one in tasks])
+    p = tasks[0].p if len(tasks) == 1 else None
+    clusters = tasks[0].clusters if len(tasks) == 1 else None
+    return Transitions(sum(one.n for one in tasks), lost, gained, drop, p, tasks[0].level, clusters, tasks[0].runs)
+
+
+def _mean_flow(flows: Sequence[Moved]) -> Moved:
+    count, share = sum(one.count for one in flows), math.fsum(one.share for one in flows) / len(flows)
+    plain = around_mean([(one.share, one.interval) for one in flows])
+    known = [
+        (one.adjusted, one.adjusted_interval)
+        for one in flows
+        if one.adjusted is not None and one.adjusted_interval is not None
+    ]
+    if len(known) < len(flows):
+        return Moved(count, share, plain)
+    return Moved(count, share, plain, math.fsum(one for one, _ in known) / len(known), around_mean(known))
 
 
 def _choices(choices_N: Sequence[int | None] | None) -> Floats | None:
@@ -152,20 +208,23 @@ def wilson(count: float, n: float, level: float) -> Interval:
 
 
 def _adjusted_interval(
-    moved_N: NDArray[np.bool_], wrong_N: NDArray[np.bool_], choices_N: Floats, level: float
+    moved_RN: NDArray[np.bool_], wrong_RN: NDArray[np.bool_], choices_N: Floats, level: float
 ) -> Interval:
     """Of the mean of moved - wrong / (k - 1); items with another k are other items, and so independent."""
     mean, below, above = 0.0, 0.0, 0.0
     for k in np.unique(choices_N):
         own = choices_N == k
-        weight, n = own.mean(), int(own.sum())
-        one, low, high = _adjusted(int(moved_N[own].sum()), int(wrong_N[own].sum()), n, 1 / (k - 1), level)
+        weight, moved, wrong = float(own.mean()), moved_RN[:, own], wrong_RN[:, own]
+        answers = min(worth(moved), worth(wrong))
+        each = answers / moved.size
+        counts = int(moved.sum()) * each, int(wrong.sum()) * each
+        one, low, high = _adjusted(*counts, answers, 1 / (float(k) - 1), level)
         mean += weight * one
         below, above = math.hypot(below, weight * (one - low)), math.hypot(above, weight * (high - one))
     return mean - below, mean + above
 
 
-def _adjusted(moved: int, wrong: int, n: int, times: float, level: float) -> tuple[float, float, float]:
+def _adjusted(moved: float, wrong: float, n: float, times: float, level: float) -> tuple[float, float, float]:
     """(moved - times wrong) / n and its ends: no item is both, so the two shares are correlated."""
     first, second = moved / n, times * wrong / n
     (low, high), (less, more) = wilson(moved, n, level), wilson(wrong, n, level)

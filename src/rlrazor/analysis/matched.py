@@ -19,6 +19,7 @@ the columns whose values make a group, one thing that is compared, such as a met
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import polars as pl
 
@@ -27,6 +28,7 @@ TUNED = (RATE, "method", "schedule", "epochs", "batch_size", "iterations")
 """What a setting consists of, as far as the table has it and does not group by it."""
 
 _ROW, _NTH, _OTHERS, _THERE = (f"matched: {name}" for name in ("row", "nth", "others", "forgotten there"))
+_PLACE = "matched or last: row"
 
 
 def matched(points: pl.DataFrame, by: Sequence[str], at: float | pl.Expr, also: Sequence[str] = ()) -> pl.DataFrame:
@@ -53,6 +55,22 @@ def matched(points: pl.DataFrame, by: Sequence[str], at: float | pl.Expr, also: 
         maintain_order=True,
     )
     return _first(ranked, [*by, "seed"]).sort(_ROW).drop(_ROW, _NTH, _OTHERS, _THERE)
+
+
+def matched_or_last(points: pl.DataFrame, by: Sequence[str], at: float | None) -> pl.DataFrame:
+    """The same, and of a group that gets there in no seed the last checkpoints; `reached` tells which are which.
+
+    Of a seed's runs then the one that ends with the highest new-task score, whatever it forgot. `at` None: of all
+    groups the last.
+    """
+    finite = points.filter(_finite()).with_row_index(_PLACE)
+    there = finite.clear() if at is None else matched(finite, by, at)
+    missed = finite.join(there, on=list(by), how="anti", nulls_equal=True).sort("step", maintain_order=True)
+    runs = [*by, "seed", *_run(missed, _settings(missed, by, ()))]
+    ends = missed.unique(runs, keep="last", maintain_order=True).sort(["new", _PLACE], descending=[True, False])
+    last = _first(ends, [*by, "seed"])
+    parts = [there.with_columns(reached=pl.lit(value=True)), last.with_columns(reached=pl.lit(value=False))]
+    return pl.concat(parts).sort(_PLACE).drop(_PLACE)
 
 
 def budgets(points: pl.DataFrame, by: Sequence[str], also: Sequence[str] = ()) -> pl.DataFrame:
@@ -85,6 +103,11 @@ def by_rate(points: pl.DataFrame, by: Sequence[str], at: float) -> pl.DataFrame:
     cost = {tuple(row[:-1]): row[-1] for row in matched(finite, [*by, RATE], at).select(*keys, "forgetting").rows()}
     forgotten = pl.Series([cost.get(key) for key in reached.select(keys).rows()], dtype=pl.Float64)
     return reached.with_columns(forgetting=forgotten).sort(RATE, "seed", maintain_order=True)
+
+
+def rows_of(table: pl.DataFrame, by: Sequence[str], group: Sequence[Any]) -> pl.DataFrame:
+    """The rows of a group, by its values in the columns `by`."""
+    return table.filter(pl.col(name).eq_missing(pl.lit(value)) for name, value in zip(by, group, strict=True))
 
 
 def _settings(points: pl.DataFrame, by: Sequence[str], also: Sequence[str]) -> list[str]:

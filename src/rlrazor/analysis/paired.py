@@ -152,11 +152,16 @@ class Mean:
         return sum(part.n for part in self.parts)
 
     def interval(self, level: float, times: float = 1.0) -> Interval:
-        """The parts' distances to their own ends, added as standard errors are."""
-        ends = [(part.mean, *part.interval(level, times)) for part in self.parts]
-        below = math.hypot(*(mean - low for mean, low, _ in ends)) / len(ends)
-        above = math.hypot(*(high - mean for mean, _, high in ends)) / len(ends)
-        return self.mean - below, self.mean + above
+        """See `around_mean`."""
+        return around_mean([(part.mean, part.interval(level, times)) for part in self.parts])
+
+
+def around_mean(parts: Sequence[tuple[float, Interval]]) -> Interval:
+    """Of the mean of independent estimates: their distances to their own ends, added as standard errors are."""
+    mean = math.fsum(one for one, _ in parts) / len(parts)
+    below = math.hypot(*(one - low for one, (low, _) in parts)) / len(parts)
+    above = math.hypot(*(high - one for one, (_, high) in parts)) / len(parts)
+    return mean - below, mean + above
 
 
 def paired(first_N: ArrayLike, second_N: ArrayLike, *, bounded: bool) -> Difference:

@@ -133,6 +133,12 @@ class Course:
         ]
 
 
+def ends_of_sequences(stages: pl.DataFrame) -> pl.DataFrame:
+    """The last checkpoint of each sequence that got to the last stage, of a table of all checkpoints of stages."""
+    last = stages.filter(pl.col("stage") == pl.col("stage").max())
+    return last.sort("step", maintain_order=True).unique(["method", "seed", "order"], keep="last", maintain_order=True)
+
+
 def courses_of(ends: pl.DataFrame, bases: pl.DataFrame) -> list[Course]:
     """The courses of a table that holds the last checkpoint of each stage, in the order of its methods."""
     courses = []

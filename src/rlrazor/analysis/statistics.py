@@ -9,17 +9,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import polars as pl
 from scipy import stats
 
 from rlrazor.analysis import frontier, law
-from rlrazor.analysis.law import Floats
+from rlrazor.analysis.law import Floats, finite
 from rlrazor.errors import RazorError
 
 HALF_POINT = 0.005
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,11 @@ def over(values: Iterable[float]) -> Estimate | None:
 def mean_of(rows: pl.DataFrame, column: str) -> Estimate | None:
     """The mean of a column of rows, one per seed; None without any that has a number there."""
     return over(rows.sort("seed")[column].cast(pl.Float64).drop_nulls().drop_nans().to_list())
+
+
+def mean_or(estimate: Estimate | None, other: T) -> float | T:
+    """The mean, or `other` where there is none."""
+    return estimate.mean if estimate else other
 
 
 class Standing(StrEnum):
@@ -93,13 +99,13 @@ def near_accuracy(
     A row for each group and seed that has such checkpoints. Those without a finite value in `columns` do not count.
     """
     # Accuracies are counts over a test set: the last term is for those at exactly the margin.
-    near = _finite(points, ["new"]).filter((pl.col("new") - target).abs() <= margin + 1e-9)
+    near = finite(points, ["new"]).filter((pl.col("new") - target).abs() <= margin + 1e-9)
     return seed_means(near, by, columns)
 
 
 def seed_means(points: pl.DataFrame, by: Sequence[str], columns: Sequence[str]) -> pl.DataFrame:
     """Per group and seed the mean of `columns`; rows without a finite value in one do not count."""
-    groups = _finite(points, columns).group_by([*by, "seed"], maintain_order=True)
+    groups = finite(points, columns).group_by([*by, "seed"], maintain_order=True)
     return groups.agg(pl.col(columns).cast(pl.Float64).mean())
 
 
@@ -124,7 +130,7 @@ def threshold_most_reach(
     Unlike `shared_threshold` it lets a few groups fall by the wayside. Those that a base reaches do not count. None
     where no seed reaches any.
     """
-    best = floats(_finite(points, ["new"]).group_by([*by, "seed"]).agg(pl.max("new")), "new")
+    best = floats(finite(points, ["new"]).group_by([*by, "seed"]).agg(pl.max("new")), "new")
     above = sorted(at for at in thresholds if at > max(bases["new"], default=0.0))
     counts = [int((best >= at).sum()) for at in above]
     return max((at for at, count in zip(above, counts, strict=True) if 0 < count >= 0.9 * counts[0]), default=None)
@@ -132,7 +138,7 @@ def threshold_most_reach(
 
 def in_all_seeds(points: pl.DataFrame, by: Sequence[str], threshold: float) -> int:
     """How many groups get to a new-task accuracy in all seeds of `points`."""
-    reached = _finite(points, ["new", "prior"]).filter(pl.col("new") >= threshold)
+    reached = finite(points, ["new", "prior"]).filter(pl.col("new") >= threshold)
     seeds = reached.unique([*by, "seed"]).group_by(by).len()
     return seeds.filter(pl.col("len") == points["seed"].n_unique()).height
 
@@ -144,7 +150,7 @@ def difference(first: pl.DataFrame, second: pl.DataFrame, column: str) -> Estima
     value on both sides is none that both have.
     """
     both = first.select("seed", column).join(second.select("seed", other=column), on="seed").sort("seed")
-    pairs = _finite(both, [column, "other"])
+    pairs = finite(both, [column, "other"])
     gaps = (floats(pairs, column) - floats(pairs, "other")).tolist()
     return Estimate.over(gaps) if gaps else None
 
@@ -181,7 +187,7 @@ def correlation(
 
     None for fewer than 3 finite pairs, or where one of the two does not vary. `samples` are the bootstrap's.
     """
-    pairs = _finite(table, [x, y]).select(x=pl.col(x).cast(pl.Float64), y=pl.col(y).cast(pl.Float64), group=by)
+    pairs = finite(table, [x, y]).select(x=pl.col(x).cast(pl.Float64), y=pl.col(y).cast(pl.Float64), group=by)
     try:
         pearson, spearman = _pearson(pairs), _spearman(pairs)
     except RazorError:
@@ -193,11 +199,6 @@ def correlation(
         law.bootstrap(_spearman, pairs, "group", samples=samples),
         len(pairs),
     )
-
-
-def _finite(points: pl.DataFrame, columns: Sequence[str]) -> pl.DataFrame:
-    """The rows with a finite number in each of `columns`; null is none."""
-    return points.filter([pl.col(name).cast(pl.Float64).is_finite() for name in dict.fromkeys(columns)])
 
 
 def _pearson(pairs: pl.DataFrame) -> float:

@@ -31,6 +31,7 @@ from rlrazor.cli.printing import Subparsers, console_for_tables, print_json
 from rlrazor.errors import RazorError
 from rlrazor.experiments.language.config import TINY, Config, resolve, settled
 from rlrazor.extras import needs_extra
+from rlrazor.lm.task_names import PRIOR
 from rlrazor.system.progress import doing
 from rlrazor.system.terminal import Terminal
 from rlrazor.system.writing import Output, require_our_folder, write_text
@@ -100,7 +101,7 @@ def add_to(commands: Subparsers) -> None:
     parser.add_argument("--jobs", type=int, help="processes (default: the cores for the tiny base, else 1)")
     parser.add_argument("--dry-run", action="store_true", help=DRY_RUN)
     parser.add_argument("--json", action="store_true", help="print the law as JSON instead of tables")
-    add_source(parser)
+    add_source(parser, generic=PRIOR)
     add_running(parser)
     parser.set_defaults(run=run)
 
@@ -111,6 +112,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.level is None:
         arguments.level = QUICK_LEVEL if arguments.quick else LEVEL
     config = _config_of(arguments)
+    arguments.generic = arguments.generic or PRIOR
     jobs = jobs_of(arguments, config)
     if not arguments.dry_run:
         _check(arguments, tiny=config.base == TINY)

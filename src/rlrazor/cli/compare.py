@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from rlrazor import bounds
 from rlrazor.cli import exits
-from rlrazor.cli.early import needs_no_prior, prior_names, require_files, require_prior, require_source, settle_hub
+from rlrazor.cli.early import needs_no_prior, require_files, require_prior, require_source, settle_hub
 from rlrazor.cli.outputs import check_outputs
 from rlrazor.cli.printing import Subparsers, console_for_tables, print_json, steps_shown
-from rlrazor.cli.probe import add_probe, dtype_of, probe_without_law
+from rlrazor.cli.probe import add_prior_tasks, add_probe, read_probe, suite_of
 from rlrazor.errors import RazorError
 from rlrazor.extras import needs_extra
 from rlrazor.guard.recovery import Recovery
@@ -21,8 +21,6 @@ from rlrazor.system import quiet
 if TYPE_CHECKING:
     from rlrazor.guard.comparison import Comparison
     from rlrazor.guard.law_file import LawFile
-    from rlrazor.guard.measured_on import MeasuredOn
-    from rlrazor.lm.prior import PriorTasks
 
 
 def add_to(commands: Subparsers) -> None:
@@ -77,18 +75,13 @@ def add_to(commands: Subparsers) -> None:
 
 
 def _add_truth(group: Any) -> None:
-    group.add_argument(
-        "--prior", metavar="TASKS", help="prior tasks to measure: lm-eval names, comma-separated (default: none)"
-    )
-    group.add_argument("--prior-limit", type=int, metavar="N", help="items of each at most (default: 0, all)")
+    add_prior_tasks(group, "prior tasks to measure")
     group.add_argument(
         "--noise-floor",
         action="store_true",
         help="measure how far the base's scores are from themselves, in other batches and in another precision, and "
         "with other examples where a task shows some. Kept in the cache, and shown beside every drop from then on",
     )
-    group.add_argument("--data-mirror", type=Path, metavar="DIR", help="local JSONL files of the prior tasks")
-    group.add_argument("--allow-code-execution", action="store_true", help="run code that the model writes (HumanEval)")
     group.add_argument(
         "--recover",
         type=int,
@@ -157,8 +150,8 @@ def _compared(
     from rlrazor.guard.judgement import check_judge
     from rlrazor.lm.probes import default_cache
 
-    dtype, on = read_probe(arguments, law)
     suite = suite_of(arguments)
+    dtype, on = read_probe(arguments, law, suite)
     metrics = {} if suite is None else suite.metrics()  # what is missing shows at once
     if limits.drop is not None:
         check_judge(law, metrics, limits.drop)
@@ -169,32 +162,6 @@ def _compared(
     with steps_shown(steps(suite, noise_floor=floor, recovery=recovery)) as told:
         found = compare(pair, on.prompts, law=law, suite=suite, told=told, **how)
     return replace(found, setup=replace(found.setup, sources=_sources(arguments)))
-
-
-def read_probe(arguments: argparse.Namespace, law: "LawFile | None") -> "tuple[str, MeasuredOn]":
-    """What models are loaded in, and what they are measured on.
-
-    Raises RazorError for what is unreadable, and where a law says how to measure, and so does an option.
-    """
-    from rlrazor.guard.measured_on import MeasuredOn
-    from rlrazor.lm.probes import GenericText, ProbeSettings, read_generic, read_prompts
-
-    given, dtype = probe_without_law(arguments, law), dtype_of(arguments.dtype, law)
-    settings, prompts = ProbeSettings(**given), read_prompts(arguments.prompts)
-    if law is not None:
-        return dtype, MeasuredOn(prompts, law.generic, law.settings)
-    generic = GenericText.built_in() if arguments.generic is None else read_generic(arguments.generic)
-    return dtype, MeasuredOn(prompts, generic, replace(settings, precision=dtype))
-
-
-def suite_of(arguments: argparse.Namespace) -> "PriorTasks | None":
-    """The prior tasks to measure; None without any."""
-    from rlrazor.lm.prior import PriorTasks
-
-    if arguments.prior is None:
-        return None
-    limit = arguments.prior_limit or None
-    return PriorTasks(tuple(prior_names(arguments.prior)), limit, arguments.data_mirror, arguments.allow_code_execution)
 
 
 def _recovery(arguments: argparse.Namespace) -> Recovery | None:

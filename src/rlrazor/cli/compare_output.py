@@ -1,7 +1,5 @@
 """What `razor compare` prints: tables and sentences, or JSON."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any

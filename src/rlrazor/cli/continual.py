@@ -18,7 +18,7 @@ from rlrazor.cli.outputs import check_folder, check_run_folder
 from rlrazor.cli.printing import Subparsers, console_for_tables, print_json
 from rlrazor.errors import RazorError
 from rlrazor.extras import needs_extra
-from rlrazor.lm.task_names import SELF
+from rlrazor.lm.task_names import WORDS
 from rlrazor.runs.records import Record
 from rlrazor.system.terminal import Terminal
 
@@ -77,10 +77,11 @@ def run(arguments: argparse.Namespace) -> int:
     if not arguments.dry_run:
         _check_folder(arguments, asked, config.base)
     from rlrazor.experiments.language.own_sequence import OwnSequence
+    from rlrazor.experiments.language.setup import probed
 
-    first, *further = (language.source_of(one, one.task) for one in asked)
-    config, how = settled(config), language.how_of(arguments)
-    experiment = OwnSequence(config.base, first, *how, tuple(further), kl_budget=budget)
+    config, (prior, how) = settled(config), language.how_of(arguments)
+    first, *further = (probed(language.source_of(one, one.task), config, prior) for one in asked)
+    experiment = OwnSequence(config.base, first, prior, how, tuple(further), kl_budget=budget)
     if arguments.dry_run:
         note = language.ENDS_EARLY if config.target < 1 else ""
         language.show_plan(arguments, experiment, config, arguments.out, note=note)
@@ -96,10 +97,11 @@ def _check_early(
     from rlrazor.experiments.language.tasks import Task, find_task
 
     folder, asked, tasks = arguments.file.parent, list[Namespace](), list[Task]()
-    generic = file.generic if file.generic in (None, SELF) else folder / file.generic
+    generic = file.generic if file.generic in (None, *WORDS) else folder / file.generic
     old = None if file.old_examples is None else folder / file.old_examples
     with _told_of(f"{arguments.file}"):
         early.require_files(generic=generic, old_examples=old)
+        language.check_generic(generic, config)
         check_old(old, config.methods, config.base, alone=False)
     for task in file.tasks:
         own = task.options(folder) | {"task": task.name, "generic": generic, "old_examples": old}

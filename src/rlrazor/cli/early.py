@@ -5,18 +5,18 @@ from pathlib import Path
 
 from rlrazor.errors import RazorError
 from rlrazor.lm import hub, packaged
-from rlrazor.lm.task_names import SELF, are_none, check_names
+from rlrazor.lm.task_names import WORDS, are_none, check_names
 
 TINY = "tiny"  # the base that is made here, and its prior tasks
 
 
 def generic_source(text: str) -> str | Path:
-    """What --generic names: a file, or the word "self" as it is; a file of that name is given as ./self."""
-    return SELF if text == SELF else Path(text)
+    """What --generic names: a file, or one of WORDS as it is; a file of such a name is given as ./self."""
+    return text if text in WORDS else Path(text)
 
 
 def require_files(**files: str | Path | None) -> None:
-    """Raise RazorError where a file, by the option that names it, is not there; SELF is none."""
+    """Raise RazorError where a file, by the option that names it, is not there; a word is none."""
     for option, path in files.items():
         if isinstance(path, Path) and not _is_there(path):
             if option == "law":

@@ -4,7 +4,7 @@ import argparse
 from dataclasses import asdict
 from pathlib import Path
 
-from rlrazor.cli import early
+from rlrazor.cli import early, running
 from rlrazor.cli.language import (
     LACKS_PRIOR,
     PAPER_DEFAULTS,
@@ -48,16 +48,16 @@ def run(arguments: argparse.Namespace) -> int:
     needs_extra("guard", *(() if early.needs_no_prior(arguments.prior) else ("eval",)))
     from rlrazor.experiments.language.config import resolve
 
-    given = {name: value for name in _OWN if (value := getattr(arguments, name)) is not None}
+    given = running.given(arguments, _OWN)
     given |= {"base": arguments.base or arguments.model, "task": task_of(arguments), "threads": cores.threads_alone()}
     config = resolve("paper", given)
     early.require_files(adapter=arguments.adapter)
     check_early(arguments, config, arguments.model)
     from rlrazor.experiments.language.evaluate import compare
-    from rlrazor.experiments.language.setup import PriorSource, Setup
+    from rlrazor.experiments.language.setup import PriorSource, Setup, probed
 
     prior = PriorSource(arguments.data_mirror, arguments.allow_code_execution)
-    setup = Setup(config.base, source_of(arguments, config.task), prior)
+    setup = Setup(config.base, probed(source_of(arguments, config.task), config, prior), prior)
     with doing(Terminal(stderr=True), "Measuring"):
         base_source = None if arguments.base is None and arguments.adapter is None else config.base
         base, tuned = compare(setup, config, arguments.model, base_source, arguments.adapter)

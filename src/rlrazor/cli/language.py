@@ -13,6 +13,7 @@ from rlrazor.experiments.language.config import PRESETS, TINY, Config, resolve, 
 from rlrazor.experiments.language.methods import SETTINGS_OF
 from rlrazor.extras import needs_extra
 from rlrazor.lm.encoding import check_stop
+from rlrazor.lm.task_names import PARAGRAPHS, PRIOR
 from rlrazor.runs.settings import help_of
 from rlrazor.system import cores
 from rlrazor.system.apart.verifier import DEATHS, SECONDS
@@ -57,8 +58,13 @@ _BY_USER = {**SETTINGS_OF, "the base 'tiny'": ("pretrain_steps",)}
 _USED_BY = {name for names in _BY_USER.values() for name in names}
 
 
-def add_source(parser: argparse.ArgumentParser, *, trains: bool = True) -> None:
-    """The options that say where prompts and prior tasks come from; `trains`: of a command that does."""
+def add_source(
+    parser: argparse.ArgumentParser, *, trains: bool = True, generic: str = f"{PARAGRAPHS}; of tiny {PRIOR}"
+) -> None:
+    """The options that say where prompts and prior tasks come from; `trains`: of a command that does.
+
+    `generic`: the default of --generic, in words.
+    """
     source = parser.add_argument_group("data")
     source.add_argument(
         "--data", type=Path, metavar="PATH", help="local file or folder of the task, in the hub's schema"
@@ -92,9 +98,10 @@ def add_source(parser: argparse.ArgumentParser, *, trains: bool = True) -> None:
     source.add_argument(
         "--generic",
         type=early.generic_source,
-        metavar="FILE|self",
-        help="text, or prompts, that stand for what must not change: rows with text or prompt, or a text a line; self: "
-        "what the base writes from nothing (a file of that name is ./self)",
+        metavar="FILE|prior|self|paragraphs",
+        help="text, or prompts, that stand for what must not change: rows with text or prompt, or a text a line; "
+        "prior: the prior tasks' own prompts; self: what the base writes from nothing; paragraphs: sixty built-in ones "
+        f"(a file of such a name is ./self) (default: {generic})",
     )
     if trains:
         source.add_argument(
@@ -206,9 +213,18 @@ def check_early(arguments: argparse.Namespace, config: Config, *models: str) -> 
     from rlrazor.experiments.language.tasks import find_task
 
     check_source(arguments)
+    check_generic(arguments.generic, config)
     check_old(arguments.old_examples, config.methods, config.base, alone=True)
     tasks = [] if arguments.prompts is not None else [find_task(config.task)]
     settle(arguments, config, tasks if arguments.data is None else [], *models)
+
+
+def check_generic(generic: str | Path | None, config: Config) -> None:
+    """Raise RazorError for a word of --generic that there is nothing to make of."""
+    if generic == PRIOR and not config.has_prior:
+        raise RazorError(f"--generic {PRIOR} is the prior tasks' own prompts, and there are none: leave it out.")
+    if generic == PARAGRAPHS and config.base == TINY:
+        raise RazorError(f"The base {TINY!r} knows ten letters and no words: leave --generic {PARAGRAPHS} out.")
 
 
 def settle(arguments: argparse.Namespace, config: Any, tasks: "Iterable[Task]", *models: str) -> None:
@@ -261,8 +277,10 @@ def settings_given(arguments: argparse.Namespace, names: Iterable[str] = SETTING
 def experiment_of(arguments: argparse.Namespace, config: Config, *, keep_models: bool = False) -> "Language":
     """The experiment that a command's options describe."""
     from rlrazor.experiments.language.experiment import Language
+    from rlrazor.experiments.language.setup import probed
 
-    return Language(config.base, source_of(arguments, config.task), *how_of(arguments, keep_models=keep_models))
+    prior, how = how_of(arguments, keep_models=keep_models)
+    return Language(config.base, probed(source_of(arguments, config.task), config, prior), prior, how)
 
 
 def how_of(arguments: argparse.Namespace, *, keep_models: bool = False) -> "tuple[PriorSource, Running]":

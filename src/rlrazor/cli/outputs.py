@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rlrazor.cli.early import TINY
 from rlrazor.errors import RazorError
-from rlrazor.lm.task_names import SELF
+from rlrazor.lm.task_names import WORDS
 from rlrazor.system import writing
 from rlrazor.system.documents import is_utf8
 from rlrazor.system.writing import Output
@@ -19,9 +19,11 @@ _INPUTS = (
 
 def inputs_of(arguments: argparse.Namespace) -> list[Path | str]:
     """The files and folders that a command's options name to be read; a hub id may be among them."""
-    words = {"generic": SELF}
+    words = {"generic": WORDS}
     found = [
-        value for name in _INPUTS if (value := getattr(arguments, name, None)) not in (None, words.get(name, TINY))
+        value
+        for name in _INPUTS
+        if (value := getattr(arguments, name, None)) is not None and value not in words.get(name, (TINY,))
     ]
     file, _, function = (getattr(arguments, "verifier", None) or "").rpartition(":")
     return [*found, file] if file and function else found

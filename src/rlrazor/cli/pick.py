@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rlrazor.cli import exits
-from rlrazor.cli.compare import read_probe
-from rlrazor.cli.early import require_files, settle_hub
+from rlrazor.cli.early import require_files, require_prior, settle_hub
 from rlrazor.cli.outputs import check_outputs
 from rlrazor.cli.printing import Subparsers, print_json, steps_shown
-from rlrazor.cli.probe import add_probe, probe_given
+from rlrazor.cli.probe import add_prior_tasks, add_probe, probe_given, read_probe, suite_of
 from rlrazor.errors import RazorError
 from rlrazor.extras import needs_extra
 from rlrazor.guard.metric import NewScore
 from rlrazor.guard.verdict import Limits
+from rlrazor.lm.task_names import PRIOR
 
 if TYPE_CHECKING:
     from rlrazor.guard.law_file import LawFile
@@ -55,6 +55,7 @@ def add_to(commands: Subparsers) -> None:
     measured.add_argument("--base", help="what they were fine-tuned from")
     measured.add_argument("--prompts", type=Path, metavar="FILE", help="... and the new task's prompts")
     add_probe(measured)
+    add_prior_tasks(measured, "prior tasks, whose prompts --generic prior is")
     parser.add_argument("--figure", type=Path, metavar="DIR", help="draw the frontiers into DIR/pick.png and .svg")
     parser.add_argument("--json", action="store_true", help="print the candidates as JSON instead of a table")
     parser.set_defaults(run=run)
@@ -82,14 +83,15 @@ def run(arguments: argparse.Namespace) -> int:
     """Pick, and print."""
     measuring = arguments.base is not None or arguments.prompts is not None
     if measuring:
-        needs_extra("guard")
+        needs_extra("guard", *(("eval",) if arguments.generic == PRIOR else ()))
     if (figure := arguments.figure) is not None:
         check_outputs(arguments, [(figure / "pick.png", "png"), (figure / "pick.svg", "svg")])
     require_files(law=arguments.law, prompts=arguments.prompts, generic=arguments.generic, log=arguments.log)
     if not arguments.folder.is_dir():
         raise RazorError(f"There is no folder {arguments.folder}.")
+    require_prior(arguments.prior)
     if arguments.base is not None:
-        settle_hub(arguments.base, data=False)
+        settle_hub(arguments.base, data=arguments.generic == PRIOR and arguments.data_mirror is None)
     from rlrazor.cli.pick_output import as_json, draw, print_findings
     from rlrazor.guard.law_file import LawFile
     from rlrazor.guard.pick import pick
@@ -130,7 +132,9 @@ def _measured(arguments: argparse.Namespace, limits: Limits, score: NewScore, la
         )
     if arguments.base is None or arguments.prompts is None:
         raise RazorError("To measure checkpoints, give both --base and --prompts.")
-    dtype, on = read_probe(arguments, law)
+    if arguments.prior is not None and arguments.generic != PRIOR:
+        raise RazorError(f"--prior names the tasks whose prompts --generic {PRIOR} is: give both, or neither.")
+    dtype, on = read_probe(arguments, law, suite_of(arguments))
     run = run_in(arguments.folder, arguments.run_id)
     metric_of(run, score, limits, law)
     require_loadable([one.path for one in run.checkpoints])
@@ -143,6 +147,7 @@ def _measured(arguments: argparse.Namespace, limits: Limits, score: NewScore, la
 
 def _refuse_probe(arguments: argparse.Namespace) -> None:
     """Raise RazorError where it is said how to measure, and nothing is measured here."""
-    if (given := probe_given(arguments)) or arguments.generic or arguments.dtype:
-        option = next(iter(given), "generic" if arguments.generic else "dtype").replace("_", "-")
+    given = [*probe_given(arguments), *(name for name in ("generic", "dtype", "prior") if getattr(arguments, name))]
+    if given:
+        option = given[0].replace("_", "-")
         raise RazorError(f"--{option} is about measuring here, which takes --base and --prompts.")

@@ -1,14 +1,19 @@
-"""The options that say how KL is measured, which compare and pick share."""
+"""The options that say how KL is measured, and what on, which compare and pick share."""
 
 import argparse
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlrazor.cli.early import generic_source
+from rlrazor.cli.early import generic_source, needs_no_prior, prior_names
 from rlrazor.cli.language import stop_of
 from rlrazor.errors import RazorError
+from rlrazor.lm.task_names import PARAGRAPHS, PRIOR
 
 if TYPE_CHECKING:
     from rlrazor.guard.law_file import LawFile
+    from rlrazor.guard.measured_on import MeasuredOn
+    from rlrazor.lm.prior import PriorTasks
 
 
 def add_probe(group: Any) -> None:
@@ -16,9 +21,10 @@ def add_probe(group: Any) -> None:
     group.add_argument(
         "--generic",
         type=generic_source,
-        metavar="FILE|self",
-        help="text that stands for what must not change; self: what the base writes from nothing (a file of that name "
-        "is ./self)",
+        metavar="FILE|prior|self|paragraphs",
+        help="text that stands for what must not change; prior: the own prompts of the tasks that --prior names; self: "
+        "what the base writes from nothing; paragraphs: sixty built-in ones (a file of such a name is ./self) "
+        f"(default: {PARAGRAPHS})",
     )
     group.add_argument("--max-new-tokens", type=int, help="of a completion (default: 128)")
     group.add_argument("--samples", type=int, help="completions of each prompt (default: 1)")
@@ -31,6 +37,47 @@ def add_probe(group: Any) -> None:
     )
     group.add_argument("--no-chat", action="store_true", help="do not put prompts into the chat template")
     group.add_argument("--dtype", help="float32 or bfloat16, half the memory (default: the law's, or float32)")
+
+
+def add_prior_tasks(group: Any, what: str) -> None:
+    """Declare the options that say which prior tasks there are, and where; `what` they are for."""
+    group.add_argument("--prior", metavar="TASKS", help=f"{what}: lm-eval names, comma-separated (default: none)")
+    group.add_argument("--prior-limit", type=int, metavar="N", help="items of each at most (default: 0, all)")
+    group.add_argument("--data-mirror", type=Path, metavar="DIR", help="local JSONL files of the prior tasks")
+    group.add_argument("--allow-code-execution", action="store_true", help="run code that the model writes (HumanEval)")
+
+
+def suite_of(arguments: argparse.Namespace) -> "PriorTasks | None":
+    """The prior tasks; None without any."""
+    from rlrazor.lm.prior import PriorTasks
+
+    if arguments.prior is None or needs_no_prior(arguments.prior):
+        return None
+    limit = arguments.prior_limit or None
+    return PriorTasks(tuple(prior_names(arguments.prior)), limit, arguments.data_mirror, arguments.allow_code_execution)
+
+
+def read_probe(
+    arguments: argparse.Namespace, law: "LawFile | None", suite: "PriorTasks | None"
+) -> "tuple[str, MeasuredOn]":
+    """What models are loaded in, and what they are measured on; `suite`: the prior tasks, if any are named.
+
+    Raises RazorError for what is unreadable, and where a law says how to measure, and so does an option.
+    """
+    from rlrazor.guard.measured_on import MeasuredOn
+    from rlrazor.lm.probes import GenericText, ProbeSettings, read_generic, read_prompts
+
+    given, dtype = probe_without_law(arguments, law), dtype_of(arguments.dtype, law)
+    settings, prompts = ProbeSettings(**given), read_prompts(arguments.prompts)
+    if law is not None:
+        return dtype, MeasuredOn(prompts, law.generic, law.settings)
+    source = arguments.generic
+    if source == PRIOR:
+        if suite is None:
+            raise RazorError(f"--generic {PRIOR} is the prior tasks' own prompts: name them with --prior.")
+        source = suite
+    generic = GenericText.built_in() if source is None else read_generic(source)
+    return dtype, MeasuredOn(prompts, generic, replace(settings, precision=dtype))
 
 
 def probe_given(arguments: argparse.Namespace) -> dict[str, Any]:

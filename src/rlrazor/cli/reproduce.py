@@ -3,7 +3,6 @@
 import argparse
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from rlrazor import studies
@@ -57,7 +56,17 @@ def _add_parity(experiments: Subparsers) -> None:
         description="Pre-train, fine-tune by every method over a grid, measure, fit the law, write the report. "
         "Run the same command again to continue after an interruption.",
     )
-    _add_settings(parser, "parity-mnist", parity)
+    parser.add_argument("--preset", help="the grid to start from: quick (minutes, the default) or paper")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="run folder (default: runs/parity-mnist-PRESET)")
+    grid, defaults = parser.add_argument_group(running.GRID), running.defaults_of(parity.PRESETS["quick"])
+    for setting, text in SETTINGS.items():
+        running.add_setting(grid, setting, text, defaults[setting])
+    running.add_config(parser)
+    running.add_jobs(parser)
+    running.add_data_dir(parser)
+    running.add_weights(parser)
+    parser.add_argument("--dry-run", action="store_true", help="print the grid, its size and cost; train nothing")
+    running.add_json(parser)
     parser.add_argument(
         "--analysis",
         metavar="NAMES",
@@ -105,21 +114,6 @@ def _add_continual(experiments: Subparsers) -> None:
     parser.add_argument("--dry-run", action="store_true", help="print the grid, its size and cost; train nothing")
     running.add_json(parser)
     parser.set_defaults(run=run_continual)
-
-
-def _add_settings(parser: argparse.ArgumentParser, name: str, of: ModuleType) -> None:
-    """The options of an experiment on images: `of`, its module of settings, has a Config and a preset `quick`."""
-    parser.add_argument("--preset", help="the grid to start from: quick (minutes, the default) or paper")
-    parser.add_argument("--out", type=Path, metavar="DIR", help=f"run folder (default: runs/{name}-PRESET)")
-    grid, defaults = parser.add_argument_group(running.GRID), running.defaults_of(of.PRESETS["quick"])
-    for setting, text in help_of(of.Config).items():
-        running.add_setting(grid, setting, text, defaults[setting])
-    running.add_config(parser)
-    running.add_jobs(parser)
-    running.add_data_dir(parser)
-    running.add_weights(parser)
-    parser.add_argument("--dry-run", action="store_true", help="print the grid, its size and cost; train nothing")
-    running.add_json(parser)
 
 
 def _add_forecast(experiments: Subparsers) -> None:

@@ -1,7 +1,5 @@
 """What a watched run may lose by its law, whether a measurement is within that, and what is done where it is not."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field

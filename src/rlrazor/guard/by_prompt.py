@@ -1,7 +1,5 @@
 """Where on the prompts two models differ: each prompt's completions, token by token, with the KL at each."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -14,6 +14,7 @@ from typing import Any
 import polars as pl
 
 from rlrazor.analysis import forecast, law
+from rlrazor.analysis.forecast import FORWARD
 from rlrazor.errors import RazorError
 from rlrazor.guard.law_file import UNKNOWN, LawFile, Made
 from rlrazor.guard.law_schema import LawProbe
@@ -85,11 +86,19 @@ def warnings_of(found: LawFile, table: pl.DataFrame) -> list[str]:
         said.append(
             f"KL was measured on {count} prompts, which are few: give more rows, {FEW_PROMPTS} held out at the least."
         )
+    if found.generic.prior is not None:
+        said += found.generic.prior.cautions()
     points = law.distinct(table)
     if points["method"].n_unique() == 1:
-        said.append(
+        untested = (
             f"All runs are of one method, {points['method'][0]}: whether the law holds for another was not tested."
         )
+        if found.forecaster.columns == (FORWARD,):
+            untested += (
+                " Laws of the new task's KL alone, as this one, did not carry over where that was tested: calibrate "
+                "with the methods that you mean to use, or give a generic probe more like what you fear to lose."
+            )
+        said.append(untested)
     return said
 
 

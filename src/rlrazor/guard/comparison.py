@@ -141,6 +141,7 @@ class MeasuringSetup:
             "prompts_hash": self.on.prompts_hash,
             "generic_rows": self.on.generic.count,
             "generic_own": self.on.generic.own and asdict(self.on.generic.own),
+            "generic_prior": self.on.generic.prior and asdict(self.on.generic.prior),
             "generic_hash": self.on.generic.content_hash,
             "level": self.level,
             "prior_limit": self.prior_limit,

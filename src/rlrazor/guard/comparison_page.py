@@ -137,10 +137,13 @@ def settings_of(setup: MeasuringSetup, precision: str) -> list[tuple[str, str]]:
     fitting = "" if setup.measured == given else f", of which {setup.measured} fit into the context"
     where = f"of {sources['prompts']}" if "prompts" in sources else "given"
     generic_hash = setup.on.generic.content_hash
-    own = setup.on.generic.own
+    own, prior = setup.on.generic.own, setup.on.generic.prior
     generic = (
         f"texts of at most {own.max_new_tokens} tokens, which the base wrote from nothing, seed {own.seed}"
         if own
+        else f"prompts of {', '.join(prior.tasks)}, with at most {prior.max_new_tokens or probe.max_new_tokens} tokens "
+        "that the base sampled after each"
+        if prior
         else "texts, built in"
         if setup.on.generic == GenericText.built_in()
         else f"rows of {sources['generic']}"

@@ -1,7 +1,5 @@
 """What a comparison says about the limits that a user gave: of a drop of the prior score, and of KL."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

@@ -107,7 +107,8 @@ class LawFile(LawParts):
         if isinstance(given, ProbeSettings) and None in (given.precision, own.precision):
             own = replace(own, precision=own.precision or given.precision)
             given = replace(given, precision=own.precision)
-        if given is not None and given != own:
+        found = [one.content_hash if isinstance(one, GenericText) else one for one in (given, own)]
+        if given is not None and found[0] != found[1]:
             raise RazorError(
                 f"The law was calibrated with another `{name}` than the one given, and KLs measured in two ways cannot "
                 "be compared: leave it out, and the law's is used."
@@ -245,7 +246,8 @@ class LawFile(LawParts):
 
     def describe(self) -> str:
         """One sentence: what the law is of, how many runs it rests on, and how well it forecasts, small drops too."""
-        of = " and ".join(NAMES[name] for name in self.forecaster.columns)
+        asked = " (the prior tasks' own prompts)" if self.generic.prior else ""
+        of = " and ".join(NAMES[name] + asked * (name == PROBE) for name in self.forecaster.columns)
         runs, error = len(self.interval.runs), 100 * self.choice.found.best.error
         noise = "" if self.useful else ", fitted to what noise could be"
         verdict = noise if self.choice.found.useful else ", no better than guessing"

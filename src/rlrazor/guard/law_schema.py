@@ -32,6 +32,7 @@ from rlrazor.errors import RazorError
 from rlrazor.guard.measured_on import MeasuredOn
 from rlrazor.lm.digests import is_digest
 from rlrazor.lm.own_texts import OwnTexts
+from rlrazor.lm.prior_prompts import PriorPrompts
 from rlrazor.lm.probes import GenericText, ProbeSettings
 from rlrazor.lm.prompts import check as check_prompt
 from rlrazor.lm.prompts import check_text
@@ -172,18 +173,28 @@ class LawOwnTexts(Schema):
     seed: int
 
 
+class LawPriorPrompts(Schema):
+    """Whose the prompts of the generic probe are, where they are the prior tasks' own; see `PriorPrompts`."""
+
+    tasks: tuple[Name, ...] = Field(strict=False)
+    scored: tuple[Name, ...] = Field((), strict=False)
+    max_new_tokens: int | None
+
+
 class LawGeneric(Schema):
-    """The generic probe: one of the three."""
+    """The generic probe: one of the three, and of prompts whether they are the prior tasks' own."""
 
     texts: tuple[str, ...] = Field((), strict=False)
     prompts: tuple[Any, ...] = Field((), strict=False)
     own: LawOwnTexts | None = None
+    prior: LawPriorPrompts | None = None
 
     @property
     def found(self) -> GenericText:
         """As what is measured on. Raises RazorError for none of the three, for more of them, and for no numbers."""
         own = None if self.own is None else OwnTexts(**self.own.model_dump())
-        return GenericText(self.texts, self.prompts, own)
+        prior = None if self.prior is None else PriorPrompts(**self.prior.model_dump())
+        return GenericText(self.texts, self.prompts, own, prior)
 
     @model_validator(mode="after")
     def _is_one(self) -> LawGeneric:

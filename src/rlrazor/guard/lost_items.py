@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from rlrazor.analysis.lost import Likelihoods, Moved, Transitions, fall, surest, transitions
+from rlrazor.analysis.lost import WITHIN_LUCK, Likelihoods, Moved, Transitions, fall, surest, transitions
 from rlrazor.lm.scores import Question, Score
 
 MARGIN, ORDER = "margin", "order"
@@ -124,7 +124,6 @@ HEADERS = (
     "gained beyond luck, %",
     "net drop, points",
 )
-WITHIN_LUCK = "within luck"
 
 
 def shown_changes(of: Transitions) -> tuple[str, ...]:
@@ -135,11 +134,9 @@ def shown_changes(of: Transitions) -> tuple[str, ...]:
 
 
 def _beyond_luck(flow: Moved) -> str:
-    """What is below 0 with all of its interval is not the 0.0 [0.0, 0.0] of something that is known for certain."""
     if flow.shown is None:
         return "—"
-    _, (_, high) = flow.shown
-    return _cell(*flow.shown) if high > 0 else WITHIN_LUCK
+    return WITHIN_LUCK if flow.within_luck else _cell(*flow.shown)
 
 
 def _cell(value: float, interval: tuple[float, float]) -> str:

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 from rlrazor import bounds
 from rlrazor.analysis.forecast import FORWARD, PROBE
 from rlrazor.lm.probes import GenericText, ProbeSettings, Prompt, content_hash, read_generic
+from rlrazor.lm.task_names import PRIOR
 
 if TYPE_CHECKING:
     from rlrazor.guard.law_file import LawFile
+    from rlrazor.lm.prior import PriorTasks
 
 FEW_PROMPTS = 16  # below it a standard error is itself a guess, and a forecast's interval is widened by it in any case
 
@@ -40,7 +42,7 @@ class MeasuredOn:
                 why = (
                     "they have no two tokens"
                     if name == PROBE and self.generic.texts
-                    else f"they do not fit into the context with a completion of {self.settings.max_new_tokens} tokens"
+                    else f"they do not fit into the context with a completion of {self._longest(name)} tokens"
                 )
                 said.append(f"{missing} of the {given} {what} are left out: {why}.")
         if (few := measured[FORWARD]) < FEW_PROMPTS:
@@ -51,18 +53,23 @@ class MeasuredOn:
             )
         return said
 
+    def _longest(self, name: str) -> int:
+        settings = self.generic.completed(self.settings) if name == PROBE else self.settings
+        return settings.max_new_tokens
+
 
 @dataclass(frozen=True)
 class Measuring:
     """How a monitor is to measure, where that is not as the law says and with the trainer's tokenizer.
 
-    `generic`: text that stands for what must not change, a file or `GenericText`, or "self", which is what the base
-    writes from nothing; by default the law's, or else sixty built-in paragraphs. `settings`: how the base completes
-    prompts, by default the law's. `level`: of the forecast's interval, by default the law's. `cache_dir`: where the
-    base's completions are kept, by default in the user's cache.
+    `generic`: text that stands for what must not change: a file or `GenericText`; "self", which is what the base writes
+    from nothing; "paragraphs", the sixty built-in ones; `PriorTasks` for their own prompts, or "prior" for those of the
+    law. By default the law's, or else the paragraphs. `settings`: how the base completes prompts, by default the law's.
+    `level`: of the forecast's interval, by default the law's. `cache_dir`: where the base's completions are kept, by
+    default in the user's cache.
     """
 
-    generic: str | Path | GenericText | None = None
+    generic: str | Path | GenericText | PriorTasks | None = None
     settings: ProbeSettings | None = None
     level: float | None = None
     tokenizer: Any = None
@@ -73,7 +80,13 @@ class Measuring:
 
     def on(self, prompts: Sequence[Prompt], law: LawFile | None) -> MeasuredOn:
         """Raises RazorError for a file that cannot be read, and where a law was calibrated in another way."""
-        own = read_generic(self.generic) if isinstance(self.generic, str | Path) else self.generic
+        own: GenericText | None
+        if self.generic is None or isinstance(self.generic, GenericText):
+            own = self.generic
+        elif self.generic == PRIOR and law is not None and law.generic.prior is not None:
+            own = law.generic
+        else:
+            own = read_generic(self.generic)
         generic = law.require_own("generic", own) if law else own
         settings = law.require_own("settings", self.settings) if law else self.settings
         return MeasuredOn(prompts, generic or GenericText.built_in(), settings or ProbeSettings())

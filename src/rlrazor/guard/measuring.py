@@ -1,7 +1,5 @@
 """A base that is measured against when it is not in memory any more, and the checkpoints of a run against it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path

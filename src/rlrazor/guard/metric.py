@@ -1,7 +1,5 @@
 """The new-task score in what a Trainer has logged: which one it is, and whether less of it is better."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Mapping, Sequence

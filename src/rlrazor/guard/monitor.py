@@ -43,9 +43,10 @@ from rlrazor.lm import compute, encoding
 from rlrazor.lm.adapters import is_adapted, unwrapped
 from rlrazor.lm.digests import base_digest, is_same_base
 from rlrazor.lm.kl import Drift, Sequences
-from rlrazor.lm.probes import SELF, Prompt, default_cache, probe_hash, read_prompts
+from rlrazor.lm.probes import Prompt, default_cache, probe_hash, read_prompts
 from rlrazor.lm.sampling import NotFiniteError
 from rlrazor.lm.suitable import require_measurable
+from rlrazor.lm.task_names import WORDS
 from rlrazor.lm.undone import check_undone
 from rlrazor.system import writing
 from rlrazor.system.terminal import shown_on
@@ -103,7 +104,7 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
         if log is not None and Path(log).is_dir():
             raise RazorError(f"log is a file, and {log} is a folder: name a file in it, such as {Path(log) / LOG}.")
         if log is not None:
-            inputs = (prompts, law, None if measuring.generic == SELF else measuring.generic)
+            inputs = (prompts, law, None if measuring.generic in WORDS else measuring.generic)
             writing.check_apart([Path(log)], [of for of in inputs if isinstance(of, str | Path)])
         given = LawFile.load(law) if isinstance(law, str | Path) else law
         self.law = given and given.at_level(measuring.level)

@@ -1,7 +1,5 @@
 """How the prompts that are measured on and the training set go together: none in both, and both in one form."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from itertools import islice

@@ -5,8 +5,6 @@ For the folder of any Trainer: checkpoint-N folders, with the new-task metric in
 forecasts. And for the run folders of rlrazor, whose table has measured scores of both.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace

@@ -1,7 +1,5 @@
 """What a folder says of its checkpoints: that of a sweep by measured scores, a Trainer's by its log and a monitor's."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress

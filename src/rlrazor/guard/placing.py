@@ -1,7 +1,5 @@
 """Where a trainer puts its model, and in what precision it multiplies: what a monitor has to know of it."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

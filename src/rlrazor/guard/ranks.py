@@ -3,8 +3,6 @@
 In the process group that the user's trainer has made, whoever launched it; `system.processes` is of runs of our own.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, TypeVar
 

@@ -1,7 +1,5 @@
 """What one measurement during training found: a row of the log, scalars for trackers, a line for people."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass

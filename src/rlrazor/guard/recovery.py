@@ -1,7 +1,5 @@
 """How copies of two models are trained to see what comes back (`recover`)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from rlrazor import bounds

@@ -5,8 +5,6 @@ is in every row and in the razor.json of the checkpoints saved while it watches.
 tell: what was logged up to one checkpoint of a run is how the log of a later one begins.
 """
 
-from __future__ import annotations
-
 import itertools
 import os
 import re

@@ -3,8 +3,6 @@
 And where it lies: on which prompts, and on the first tokens of a completion, as where a format was learnt, or on all.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Iterator, Mapping

@@ -3,8 +3,6 @@
 And what the costs of measuring are set against: what a step of training reads, and how long it takes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from itertools import islice

@@ -5,8 +5,6 @@ that the trainer's own integration has begun, with its own writer. A second file
 end what a reader sees of the first: it goes on to the newest and never back.
 """
 
-from __future__ import annotations
-
 import gc
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial

@@ -1,7 +1,5 @@
 """On which side of a limit an estimate is: within, above, or not to be told from the evidence there is."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from enum import StrEnum

@@ -1,7 +1,5 @@
 """What is seen of a monitor's set-up, which can take minutes before the trainer shows anything."""
 
-from __future__ import annotations
-
 import sys
 import time
 from contextlib import suppress

@@ -1,7 +1,5 @@
 """Where in the weights two models differ, layer by layer; they are read a tensor at a time."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Mapping, Sequence

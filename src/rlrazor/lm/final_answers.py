@@ -1,7 +1,5 @@
 """The final answer of a completion: what comes after the reasoning, and not what the reasoning mentions on its way."""
 
-from __future__ import annotations
-
 import re
 
 # Longer than any final answer, short enough for the regular expressions: a verifier looks at no more than this many

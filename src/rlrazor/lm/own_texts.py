@@ -10,8 +10,6 @@ later tokens can only add to it.
 A text is drawn with numbers that its seed, its beginning and its place decide. More texts are the same ones and others.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -2,8 +2,8 @@
 
 Neither has labels. Of a prompt, completions are sampled from the base, once, with a seed of their own, and kept on disk
 by the hash of all they depend on; of a text, every token is measured. A generic probe may also be prompts, completed by
-the base: what a user has who kept the traffic but not the answers. Or it is texts that the base writes itself, for a
-user who has neither (`own_texts`).
+the base: what a user has who kept the traffic but not the answers, or the prior tasks' own (`prior_prompts`). Or it is
+texts that the base writes itself, for a user who has neither (`own_texts`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import platformdirs
 import torch
@@ -26,20 +26,33 @@ from rlrazor.lm.digests import base_digest
 from rlrazor.lm.forward import context_length, embedding_rows
 from rlrazor.lm.kl import Sequences
 from rlrazor.lm.own_texts import OwnTexts
+from rlrazor.lm.prior_prompts import PROMPTS, PriorPrompts
 from rlrazor.lm.prompts import Prompt as Prompt
 from rlrazor.lm.prompts import check_text, prompt_of
 from rlrazor.lm.prompts import encode as encode
 from rlrazor.lm.representation import ids_of_texts, paragraphs
 from rlrazor.lm.sampling import Told, unheard
 from rlrazor.lm.suitable import require_embeddings
+from rlrazor.lm.task_names import PARAGRAPHS, PRIOR, WORDS
 from rlrazor.lm.task_names import SELF as SELF
 from rlrazor.seeding import seed_of
 from rlrazor.system.documents import parse_json, read_text
 from rlrazor.system.rows import read_located
 from rlrazor.system.writing import write_cache
 
+if TYPE_CHECKING:
+    from rlrazor.lm.prior import PriorTasks
+
 NEW, GENERIC = "base", "probe"  # purposes: what the random streams of the two probes are called
 AT_A_TIME, KEPT_TOKENS = 256, 1 << 16  # sequences, and tokens of theirs that are in the sampler's cache at most
+_SHORTER = (
+    (
+        "prompt",
+        "shorten the prompts, or lower max_new_tokens (--max-new-tokens; in Python ProbeSettings(max_new_tokens=...))",
+    ),
+    ("prompt of the generic probe", "give shorter ones, or another probe (--generic FILE, or self)"),
+)
+"""What is too long, of the new task and of the generic probe, and what to do about it."""
 SAMPLER = 3  # raise it when `sampling.sample` draws otherwise: what is in a cache was drawn by an older one
 
 
@@ -78,12 +91,13 @@ class ProbeSettings:
 class GenericText:
     """The generic probe: `texts` are measured whole, `prompts` completed by the base first, `own` written by it alone.
 
-    One of the three.
+    One of the three. `prior`: of prompts that are the prior tasks' own.
     """
 
     texts: tuple[str, ...] = ()
     prompts: tuple[Prompt, ...] = ()
     own: OwnTexts | None = None
+    prior: PriorPrompts | None = None
 
     def __post_init__(self) -> None:
         if sum(map(bool, (self.texts, self.prompts, self.own))) != 1:
@@ -91,6 +105,8 @@ class GenericText:
                 "A generic probe is texts or prompts, or what the base writes itself: one of the three, not both and "
                 "not neither."
             )
+        if self.prior and not self.prompts:
+            raise RazorError("A generic probe of the prior tasks' prompts has prompts, and there are none.")
         if isinstance(self.texts, str) or not all(isinstance(text, str) for text in self.texts):
             wrong = next((text for text in self.texts if not isinstance(text, str)), self.texts)
             raise RazorError(f"A generic probe's texts are a tuple of strings, and {wrong!r:.60} is none.")
@@ -105,6 +121,12 @@ class GenericText:
         """Texts that the base writes itself, from nothing: see `own_texts`."""
         return cls(own=OwnTexts(samples, max_new_tokens, seed))
 
+    @classmethod
+    def of_prior(cls, tasks: PriorTasks) -> GenericText:
+        """The prior tasks' own prompts: see `prior_prompts`. Raises RazorError where their data cannot be had."""
+        found = tasks.prompts(PROMPTS)
+        return cls(prompts=tuple(found.prompts), prior=PriorPrompts(tuple(found.tasks), tuple(found.scored)))
+
     @property
     def count(self) -> int:
         """How many texts, or prompts."""
@@ -112,8 +134,16 @@ class GenericText:
 
     @property
     def content_hash(self) -> str:
-        """Of all of it, of texts of the base's own of how they are drawn: 16 hexadecimal digits."""
-        return content_hash([self.texts, self.prompts, *([asdict(self.own)] if self.own else [])])
+        """Of all that KL on it depends on, of texts of the base's own of how they are drawn: 16 hexadecimal digits."""
+        form = self.prior and self.prior.max_new_tokens
+        drawn = [*([asdict(self.own)] if self.own else []), *([{"plain": form}] if form else [])]
+        return content_hash([self.texts, self.prompts, *drawn])
+
+    def completed(self, settings: ProbeSettings) -> ProbeSettings:
+        """How the base completes its prompts, each once, where `settings` are those of the new task's."""
+        if self.prior is None or self.prior.max_new_tokens is None:
+            return replace(settings, samples=1)
+        return ProbeSettings(self.prior.max_new_tokens, chat=False, precision=settings.precision)
 
     def cut(self, count: int, tokens: int | None = None) -> GenericText:
         """The first so many; what the base writes itself of so many tokens at most."""
@@ -122,7 +152,7 @@ class GenericText:
             samples=min(count, self.own.samples),
             max_new_tokens=min(tokens or self.own.max_new_tokens, self.own.max_new_tokens),
         )
-        return GenericText(self.texts[:count], self.prompts[:count], own)
+        return GenericText(self.texts[:count], self.prompts[:count], own, self.prior)
 
 
 def read_prompts(path: Path) -> list[Prompt]:
@@ -134,13 +164,21 @@ def read_prompts(path: Path) -> list[Prompt]:
     return _unique([prompt_of(row, where) for where, row in read_located(path, line="prompt")])
 
 
-def read_generic(source: str | Path) -> GenericText:
+def read_generic(source: str | Path | PriorTasks) -> GenericText:
     """A generic probe of a file of rows with a column `text`, or else prompts, or of a text file with a text a line.
 
-    Of the word "self" it is what the base writes itself; a file of that name is given as a Path, or as ./self.
+    Of prior tasks it is their prompts; of the word "self" what the base writes itself, of "paragraphs" the built-in
+    ones; a file of such a name is given as a Path, or as ./self. Raises RazorError for "prior", which has to say whose.
     """
-    if source == SELF:
-        return GenericText.of_base()
+    if not isinstance(source, str | Path):
+        return GenericText.of_prior(source)
+    if source in WORDS:
+        if source == PRIOR:
+            raise RazorError(
+                f"{PRIOR!r} is the prior tasks' own prompts, and which tasks these are is not known here: give a law "
+                "that was calibrated on them, which holds them; in Python, the PriorTasks themselves; or a file."
+            )
+        return GenericText.built_in() if source == PARAGRAPHS else GenericText.of_base()
     rows = read_located(Path(source), line="text")
     if "text" not in rows[0][1]:
         return GenericText(prompts=tuple(_unique([prompt_of(row, where) for where, row in rows])))
@@ -223,10 +261,10 @@ def of_prompts(
     limit = context_length(base) or float("inf")
     fitting = [prompt for prompt in ids if len(prompt) + settings.max_new_tokens <= limit]
     if not fitting:
+        what, mend = _SHORTER[purpose == GENERIC]
         raise RazorError(
-            f"No prompt fits into the {limit} tokens of the model's context with a completion of "
-            f"{settings.max_new_tokens}: shorten the prompts, or lower max_new_tokens (--max-new-tokens; in Python "
-            "ProbeSettings(max_new_tokens=...))."
+            f"No {what} fits into the {limit} tokens of the model's context with a completion of "
+            f"{settings.max_new_tokens}: {mend}."
         )
     if cache_dir is None:
         path = None
@@ -261,9 +299,9 @@ def of_generic(
         settings = settings.on(base)
         return _written(base, tokenizer, generic.own, settings, cache_dir=cache_dir, digest=digest, told=told)
     if generic.prompts:
-        single = replace(settings, samples=1)
+        how = generic.completed(settings)
         return of_prompts(
-            base, tokenizer, generic.prompts, single, purpose=GENERIC, cache_dir=cache_dir, digest=digest, told=told
+            base, tokenizer, generic.prompts, how, purpose=GENERIC, cache_dir=cache_dir, digest=digest, told=told
         )
     texts = [text for text in ids_of_texts(base, tokenizer, generic.texts) if len(text) > 1]
     require_embeddings(unwrapped(base), tokenizer, texts, "Text")
@@ -297,7 +335,9 @@ def _written(
 
 
 def cautions_of(base: Any, tokenizer: Any, generic: GenericText, sequences: Sequences) -> list[str]:
-    """Sentences on what `of_generic` has drawn, where the base has written it itself."""
+    """Sentences on what `of_generic` has drawn: where the base has written it itself, or prompts are scored."""
+    if generic.prior is not None:
+        return generic.prior.cautions()
     return own_texts.cautions(sequences, encoding.stop_ids(tokenizer, base)) if generic.own else []
 
 

@@ -4,8 +4,6 @@ The same as TRL's trainers make of the same row: text, a conversation, one that 
 be continued, one with tools; never with what the tokenizer puts behind a text.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Mapping, Sequence

@@ -16,7 +16,8 @@ from rlrazor.errors import RazorError
 DEFAULT_TASKS = ("hellaswag", "truthfulqa_mc2", "mmlu", "ifeval", "winogrande", "humaneval")
 RUNS_MODEL_CODE = "humaneval"
 NONE = "none"  # in place of their names: no prior task is scored
-SELF = "self"  # in place of a file of generic text: what the base writes itself
+# In place of a file of generic text: what the base writes itself, the prior tasks' own prompts, the built-in texts.
+SELF, PRIOR, PARAGRAPHS = WORDS = ("self", "prior", "paragraphs")
 
 _NAMED = re.compile(rb"^[\"']?(?:task|group|tag)[\"']?\s*:[ \t]*(.*(?:\n[ \t]*- .*)*)", re.MULTILINE)
 _NAME = re.compile(r"\w[^\s\"',\[\]#]*")

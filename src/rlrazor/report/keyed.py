@@ -62,6 +62,11 @@ class Judged:
     gap: Estimate | None
     verdict: Standing
 
+    @classmethod
+    def of(cls, label: str, gap: Estimate | None, seeds: int, *, lower_is_better: bool = False) -> "Judged":
+        """With the verdict on a difference over a study's seeds, by the one rule: `statistics.verdict`."""
+        return cls(label, gap, verdict(gap, seeds, lower_is_better=lower_is_better))
+
 
 def in_short(
     judged: Sequence[Judged],

@@ -1,6 +1,7 @@
 """The sections of a report as one Markdown file with its figures beside it: for a repository or a pull request."""
 
-from collections.abc import Iterable, Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from rlrazor.errors import RazorError
@@ -12,6 +13,7 @@ from rlrazor.report.tables import Table
 from rlrazor.system.terminal import printable
 from rlrazor.system.writing import NOTES, Output, write_text
 
+_MARKUP = re.compile(r"[\\`*_\[\]<>|~$&#!]")
 DPI = 110  # half of the report's own: these figures are kept in a repository
 
 
@@ -60,14 +62,23 @@ def _section(section: Section) -> Iterator[str]:
 
 def _table(table: Table) -> Iterator[str]:
     yield f"{_plain(table.title)}:\n"
-    yield _row(table.headers)
+    yield _row(map(_cell, table.headers))
     yield "|" + "---|" * len(table.headers)
-    yield from map(_row, table.rows)
+    yield from (_row(map(_words if table.words else _cell, row)) for row in table.rows)
     yield ""
 
 
-def _row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(_plain(cell).replace("\n", " ").replace("|", "\\|") for cell in cells) + " |"
+def _row(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(cell.replace("\n", " ") for cell in cells) + " |"
+
+
+def _cell(text: str) -> str:
+    return _plain(text).replace("|", "\\|")
+
+
+def _words(text: str) -> str:
+    """Text that may be anybody's, such as a question of a prior task: no sign in it is markup."""
+    return _MARKUP.sub(r"\\\g<0>", printable(text))
 
 
 def _plain(text: str) -> str:

@@ -13,11 +13,13 @@ LABELS = {  # other measures are called by their column
     "kl_correct": "KL on the base’s correct completions",
     "kl_optimal": "KL from the KL-minimal solution",
     "kl_probe": "KL on a generic probe",
-    "kl_on_paragraphs": "KL on built-in paragraphs",
-    "kl_on_self": "KL on the base’s own texts",
-    "kl_on_prior": "KL on the prior tasks’ prompts",
-    "kl_on_unlike": "KL on text unlike the prior tasks",
+    "kl_forward_on_paragraphs": "KL on built-in paragraphs",
+    "kl_forward_on_self": "KL on the base’s own texts",
+    "kl_forward_on_prior": "KL on the prior tasks’ inputs",
+    "kl_forward_on_unlike": "KL on text unlike the prior tasks",
 }
+
+_TELLING = ("kl_correct", "kl_optimal", "kl_probe", "kl_forward_on_")  # names that say themselves what of
 
 # What the page fits its laws to, with intervals. A sweep may hold dozens more: see `sections.predictors`.
 MAIN_MEASURES = ("kl_forward", "kl_reverse", "total_variation")
@@ -84,7 +86,7 @@ class Measure:
     @property
     def full_name(self) -> str:
         """The name and, unless it says so itself or is the weights', the inputs."""
-        tells = self.group == WEIGHTS or self.column.startswith(("kl_correct", "kl_optimal", "kl_probe", "kl_on_"))
+        tells = self.group == WEIGHTS or self.column.startswith(_TELLING)
         return self.label if tells else f"{self.label} on {self.group}"
 
 

@@ -1,6 +1,6 @@
 """The curve over learning rates beside a comparison at matched new-task score: two panels, two tables, and cautions."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from rlrazor.analysis.matched import RATE, budgets, by_rate, matched
+from rlrazor.analysis.forecast import FORWARD
+from rlrazor.analysis.matched import RATE, budgets, by_rate, matched, rows_of
 from rlrazor.analysis.statistics import Estimate, mean_of
 from rlrazor.report.drawing import WHITE, Axis, Hover, Layer, Marker, Panel, Points, as_html
 from rlrazor.report.keyed import Column, Keyed, table_of
 from rlrazor.report.layers import height, level, means, padded
-from rlrazor.report.text import NEVER
+from rlrazor.report.text import NEVER, nats, of_all, written
 
 ONE_SEED = "With one seed each learning rate is chosen on the score shown, which flatters, most who was tried at most."
 NOT_TUNED = "Each has one learning rate, so that none is tuned."
@@ -60,11 +61,15 @@ class Rates:
         found = budgets(self.points, self.by).select(*self.by, "rates", "fewest", "most").rows()
         return {row[:-3]: row[-3:] for row in found}
 
+    def mean(self, group: Group, column: str) -> Estimate | None:
+        """Of a group's checkpoints compared, one per seed."""
+        return mean_of(rows_of(self.reported, self.by, group), column)
+
     @property
     def columns(self) -> list[Column[Group]]:
         """Of a table of groups: where runs were stopped, the learning rates that were chosen, and of how many runs."""
         return [
-            Column[Group]("stopped", "new there, %", lambda group: mean_of(self._rows(self.reported, group), "new")),
+            Column[Group]("stopped", "new there, %", lambda group: self.mean(group, "new")),
             Column("lr", "learning rates chosen", self._chosen),
             Column("lrs", "of", lambda group: str(self._budget(group)[0])),
             Column("budget", "runs a seed", lambda group: _span(*self._budget(group)[1:])),
@@ -109,18 +114,15 @@ class Rates:
             said.append(NOT_TUNED)
         return " ".join(said)
 
-    def _rows(self, table: pl.DataFrame, group: Group) -> pl.DataFrame:
-        return table.filter(pl.col(name).eq_missing(pl.lit(value)) for name, value in zip(self.by, group, strict=True))
-
     def _budget(self, group: Group) -> tuple[int, int, int]:
         return self.budgets.get(group, (0, 0, 0))
 
     def _chosen(self, group: Group) -> str:
-        rates = self._rows(self.reported, group)[RATE].drop_nulls().unique().sort()
+        rates = rows_of(self.reported, self.by, group)[RATE].drop_nulls().unique().sort()
         return ", ".join(f"{rate:.1e}" for rate in rates) or NEVER
 
     def _of(self, line: Line, rate: float | None = None) -> pl.DataFrame:
-        own = self._rows(self.curve, line.values)
+        own = rows_of(self.curve, self.by, line.values)
         return own if rate is None else own.filter(pl.col(RATE) == rate)
 
     def _means(self, line: Line, column: str) -> dict[float, Estimate | None]:
@@ -186,6 +188,21 @@ class Rates:
 
         rows = {key: (line.label, line) for key, line in self.lines.items()}
         return table_of(title, "learning rate", rows, list(map(at, self.rates)), seeds)
+
+
+def kept_columns(
+    mean: Callable[[Group, str], Estimate | None], kl_unit: str, seeds: int, count: str = "n"
+) -> list[Column[Group]]:
+    """Of a table of groups: what each keeps of the prior score where they are compared, at what KL, in how many seeds.
+
+    `mean`: of a group and a column of its checkpoints compared. `count`: what the number of seeds is called.
+    """
+    return [
+        Column[Group]("prior", "prior kept, %", lambda group: mean(group, "prior")),
+        Column("drop", "drop, points", lambda group: mean(group, "forgetting")),
+        Column("kl", f"forward KL, {kl_unit}", lambda group: written(mean(group, FORWARD), nats)),
+        Column(count, "seeds", lambda group: of_all(mean(group, "prior"), seeds)),
+    ]
 
 
 def _span(fewest: int, most: int) -> str:

@@ -8,6 +8,7 @@ import polars as pl
 from rlrazor.report.drawing import Figure
 from rlrazor.report.tables import FAMILIES, THRESHOLDS, Table
 from rlrazor.runs.records import JSON
+from rlrazor.runs.store import RunStore
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Study:
 
     `points` are the distinct checkpoints, `bases` the untuned policies. All three are empty for a study without a
     table, such as `theory`. With `of_sweep`, description and table are the sweep's: config.json and records.parquet.
+    `store`: its runs; None where what lies beside their records is not looked at.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Study:
     points: pl.DataFrame = field(default_factory=pl.DataFrame)
     bases: pl.DataFrame = field(default_factory=pl.DataFrame)
     of_sweep: bool = False
+    store: RunStore | None = None
 
     @property
     def methods(self) -> list[str]:

@@ -1,7 +1,7 @@
 """What a sweep says: its folder read, and analysed once."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from rlrazor.report.measures import MAIN_MEASURES
 from rlrazor.report.study import Study
 from rlrazor.report.tables import MATCH, Range, ranges_of
 from rlrazor.runs.records import BASE, JSON
-from rlrazor.runs.store import COLUMNS, read_table
+from rlrazor.runs.store import COLUMNS, RunStore, read_table
 from rlrazor.system.documents import checked, parse_json, read_text
 
 if TYPE_CHECKING:
@@ -128,7 +128,8 @@ def read_sweep(folder: Path, name: str = "sweep") -> Study:
 
     config = described(folder / "config.json", SweepDescription)
     path = folder / "records.parquet"
-    return study_in(name, config, path, "fine-tune at least one method first", of_sweep=True)
+    study = study_in(name, config, path, "fine-tune at least one method first", of_sweep=True)
+    return replace(study, store=RunStore(folder))
 
 
 def study_in(name: str, description: JSON, path: Path, mend: str = AGAIN, *, of_sweep: bool = False) -> Study:

@@ -74,6 +74,17 @@ def signed(estimate: Estimate | None, form: Callable[[float], str] = percent) ->
     return ("" if is_nothing else sign) + written(replace(estimate, mean=abs(estimate.mean)), form)
 
 
+def ranged(value: float, interval: tuple[float, float], form: Callable[[float], str] = percent) -> str:
+    """A number with the ends of its interval: "2.5 [1.6, 4.0]"."""
+    return f"{form(value)} [{form(interval[0])}, {form(interval[1])}]"
+
+
+def points(value: float) -> str:
+    """A difference in points with its sign: "+1.3"; without, where it is rounded to nothing."""
+    text = percent(value)
+    return text if value < 0 or text == percent(0.0) else f"+{text}"
+
+
 def how_many(count: int, noun: str) -> str:
     """The count with its noun: "1 seed", "300 checkpoints"."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"

@@ -15,9 +15,14 @@ A row per checkpoint and item:
                                      `acc_norm` per character of the answer, of `acc_bytes` per byte
 
 Runs without outcomes of items, as those of images, have no such file.
+
+What the items ask is the same whichever model is scored, and lies beside the outcomes of the base: questions.parquet, a
+row per item, with `prior`, `task` and `item` as above, the end of its `prompt`, and its `answers`, null where the model
+writes its own.
 """
 
 import io
+from collections.abc import Iterable
 from pathlib import Path
 
 import polars as pl
@@ -25,7 +30,7 @@ import polars as pl
 from rlrazor.errors import RazorError
 from rlrazor.system.files import read_bytes
 
-NAME = "items.parquet"
+NAME, QUESTIONS = "items.parquet", "questions.parquet"
 KEY = ("prior", "task", "item")
 Schema = dict[str, "pl.DataType | type[pl.DataType]"]
 _LOGPROBS = pl.List(pl.Float64)
@@ -41,6 +46,8 @@ BESIDE: Schema = {
 }
 """The columns of a checkpoint's outcomes beside the base's."""
 SCHEMA: Schema = {"step": pl.Int64, **BESIDE}
+ASKED: Schema = {**dict.fromkeys((*KEY, "prompt"), pl.String), "answers": pl.List(pl.String)}
+"""The columns of what items ask."""
 _LARGEST = 2**32  # bytes
 
 
@@ -82,6 +89,12 @@ def outcomes_of(items: pl.DataFrame, step: int, whose: str = "tuned") -> pl.Data
     return own.rename({whose: "outcome", f"{whose}_logprobs": "logprobs"}).select(*OWN)
 
 
+def of_run(checkpoints: Iterable[tuple[int, pl.DataFrame | None]]) -> pl.DataFrame | None:
+    """The outcomes of a run's checkpoints, by their steps, of the columns `SCHEMA`; None where none has any."""
+    steps = [own.with_columns(step=pl.lit(step, pl.Int64)) for step, own in checkpoints if own is not None]
+    return pl.concat(steps).select(*SCHEMA) if steps else None
+
+
 def to_bytes(items: pl.DataFrame) -> bytes:
     """As a Parquet file; through memory, as polars reports a full disk as an error of its own, which says less."""
     parquet = io.BytesIO()
@@ -101,6 +114,8 @@ def read(path: Path, schema: Schema | None = None) -> pl.DataFrame:
     known = [name for name in ("step", "prior", "task", "item") if name in expected]
     if any(table[name].null_count() for name in known):
         raise RazorError(f"{path} is damaged: an item has no name, or is of no checkpoint.")
+    if "prompt" in expected and table["prompt"].null_count():
+        raise RazorError(f"{path} is damaged: an item asks nothing.")
     for name in ("base", "tuned", "outcome"):
         if name in expected and not table[name].drop_nulls().is_finite().all():
             raise RazorError(f"{path} is damaged: an outcome is no number.")

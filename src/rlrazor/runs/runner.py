@@ -85,13 +85,14 @@ class Runner:
     def finish(self, phases: Iterable[Phase]) -> list[RunSpec]:
         """Finish these phases, one after another; returns all of their runs, in order."""
         specs: dict[RunSpec, None] = {}
-        for phase in phases:
-            self._keep(phase.specs, Keep.mode(phase.keep))
-            self._prepare(phase.title, self._missing(phase.specs))
-            self._train(phase.title, phase.specs)
-            self.asked.update(of.spec for spec in phase.specs for of in spec.chain)
-            specs |= dict.fromkeys(phase.specs)
-            self.phases.append(phase)
+        with sweep.Workers(self.options.jobs) as workers:
+            for phase in phases:
+                self._keep(phase.specs, Keep.mode(phase.keep))
+                self._prepare(phase.title, self._missing(phase.specs), workers)
+                self._train(phase.title, phase.specs, workers)
+                self.asked.update(of.spec for spec in phase.specs for of in spec.chain)
+                specs |= dict.fromkeys(phase.specs)
+                self.phases.append(phase)
         return list(specs)
 
     def _keep(self, specs: Iterable[RunSpec], keep: Keep) -> None:
@@ -99,7 +100,7 @@ class Runner:
         for spec in specs:
             self.store.keep(spec, keep | Keep.mode(self.options.weights) | Keep(last=not spec.chain))
 
-    def _prepare(self, title: str, specs: Sequence[RunSpec]) -> None:
+    def _prepare(self, title: str, specs: Sequence[RunSpec], workers: sweep.Workers) -> None:
         """Finish what these runs start from and whom they imitate, with the weights of that step."""
         ancestors = dict.fromkeys(of for spec in specs for of in (spec.starts_from, spec.teacher) if of is not None)
         for of in ancestors:
@@ -108,13 +109,13 @@ class Runner:
         if lacking:
             for spec in lacking:  # what was kept of them is kept again
                 self.store.keep(spec, Keep(steps=self.store.kept_steps(spec)))
-            self._prepare(title, lacking)
-            self._train(f"weights for {title}", lacking)
+            self._prepare(title, lacking, workers)
+            self._train(f"weights for {title}", lacking, workers)
 
     def _missing(self, specs: Sequence[RunSpec]) -> list[RunSpec]:
         return processes.in_first(lambda: sweep.missing(specs, self.store))
 
-    def _train(self, title: str, specs: Sequence[RunSpec]) -> None:
+    def _train(self, title: str, specs: Sequence[RunSpec], workers: sweep.Workers) -> None:
         """Train those of the runs that are missing."""
 
         def count(spec: RunSpec) -> int:
@@ -125,7 +126,7 @@ class Runner:
         self.trained.update(todo)
         total = sum(count(trajectory.longest) for trajectory in sweep.trajectories(todo))
         with SweepProgress(title, len(todo), total, self.console, count) as progress:
-            sweep.run(specs, self.experiment.train, self.store, jobs=self.options.jobs, progress=progress)
+            workers.run(specs, self.experiment.train, self.store, progress)
 
     def account_for(self, specs: Sequence[RunSpec]) -> JSON:
         """What these finished runs took, and which were cut short."""

@@ -6,6 +6,7 @@
       runs/<run_id>/spec.json                                 what was run
                     records.jsonl                             a line per checkpoint
                     items.parquet                             what became of each item of its prior tasks: see `items`
+                    questions.parquet                         of a base: what these items ask
                     seconds.json                              wall time; apart, because it differs from run to run
                     weights/step-000938.safetensors           of the checkpoints that the store keeps
 
@@ -70,12 +71,13 @@ class Checkpoint:
 
     They are asked for before training goes on, and only where they are kept. Where they lie elsewhere there are none,
     and what is kept is an empty file. `items`: what became of each item of the prior tasks, of the columns
-    `items.BESIDE`; None where that is not known.
+    `items.BESIDE`; None where that is not known. `questions`: of a base what these ask, of the columns `items.ASKED`.
     """
 
     record: Record
     weights: Callable[[], Weights] = dict
     items: pl.DataFrame | None = field(default=None, compare=False, repr=False)
+    questions: pl.DataFrame | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -210,8 +212,10 @@ class RunStore:
                 _write_bytes(partial / "seconds.json", json.dumps({"seconds": round(seconds, 3)}).encode())
                 lines = [json.dumps(asdict(checkpoint.record), allow_nan=False) for checkpoint in checkpoints]
                 _write_bytes(partial / "records.jsonl", "".join(f"{line}\n" for line in lines).encode())
-                if (items := _items_of(checkpoints)) is not None:
-                    _write_bytes(partial / items_file.NAME, items_file.to_bytes(items))
+                items = items_file.of_run((one.record.step, one.items) for one in checkpoints)
+                for name, of_items in ((items_file.NAME, items), (items_file.QUESTIONS, last.questions)):
+                    if of_items is not None:
+                        _write_bytes(partial / name, items_file.to_bytes(of_items))
                 if kept:
                     (partial / "weights").mkdir()
                 for checkpoint in kept:
@@ -261,6 +265,15 @@ class RunStore:
             )
         with self._told(folder):
             return items_file.read(folder / items_file.NAME)
+
+    def questions(self, run_id: str) -> pl.DataFrame | None:
+        """What the items ask, of the columns `items.ASKED`; None where the run's folder does not say.
+
+        Raises RazorError where the file of it is damaged.
+        """
+        path = self.runs / run_id / items_file.QUESTIONS
+        with self._told(path.parent):
+            return items_file.read(path, items_file.ASKED) if path.exists() else None
 
     def seconds(self, spec: RunSpec) -> float:
         """Wall time of the training that served this run, measuring included; a prefix has that of the whole.
@@ -342,14 +355,6 @@ class RunStore:
 
     def _folder_of(self, spec: RunSpec) -> Path:
         return self.runs / spec.run_id
-
-
-def _items_of(checkpoints: Sequence[Checkpoint]) -> pl.DataFrame | None:
-    """Those of all checkpoints, of the columns `items.SCHEMA`; None where none has any."""
-    steps = [
-        one.items.with_columns(step=pl.lit(one.record.step, pl.Int64)) for one in checkpoints if one.items is not None
-    ]
-    return pl.concat(steps).select(*items_file.SCHEMA) if steps else None
 
 
 def _check_version(path: Path, stored: Any) -> None:

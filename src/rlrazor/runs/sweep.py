@@ -14,7 +14,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing import resource_tracker
-from typing import Any
+from typing import Any, Self
 
 from rlrazor.errors import RazorError
 from rlrazor.runs import workers
@@ -79,24 +79,95 @@ def run(
     jobs: int = 1,
     progress: Progress = Progress(),  # noqa: B008  it has no state
 ) -> None:
-    """Train what is missing of `specs` and store it. Results do not depend on `jobs` or on interruptions.
+    """Train what is missing of `specs`, as `Workers.run` does, which are gone afterwards."""
+    with Workers(jobs) as ours:
+        ours.run(specs, train, store, progress)
 
-    `train(spec, store)` yields a checkpoint at a time, is deterministic, and must be picklable when `jobs` > 1. Under
-    torchrun all processes train, and the first alone stores what it was handed. Raises RazorError when a run cannot be
-    stored or a worker dies; what was finished stays.
+
+class Workers:
+    """Trains runs in this process, or in `jobs` others, which start when they are needed and stay for the next runs.
+
+    They keep what they have loaded: a base and its side of what is measured. A context manager: none is left behind.
     """
-    if jobs > 1 and processes.count() > 1:
-        raise RazorError("Several runs at a time do not go with torchrun, which shares each: use one of the two.")
-    work = processes.in_first(lambda: trajectories(missing(specs, store)))
-    if not work:
-        return
-    if jobs == 1:
+
+    def __init__(self, jobs: int) -> None:
+        self.jobs = jobs
+        self.pool: ProcessPoolExecutor | None = None
+        self.messages: Any = None
+
+    def run(self, specs: Sequence[RunSpec], train: Train, store: RunStore, progress: Progress) -> None:
+        """Train what is missing of `specs` and store it. Results do not depend on `jobs` or on interruptions.
+
+        `train(spec, store)` yields a checkpoint at a time, is deterministic, and must be picklable when `jobs` > 1.
+        Under torchrun all processes train, and the first alone stores what it was handed. Raises RazorError when a run
+        cannot be stored or a worker dies; what was finished stays.
+        """
+        if self.jobs > 1 and processes.count() > 1:
+            raise RazorError("Several runs at a time do not go with torchrun, which shares each: use one of the two.")
+        work = processes.in_first(lambda: trajectories(missing(specs, store)))
+        if self.jobs > 1 and work:
+            self._run_in_processes(work, train, store, progress)
+            return
         for trajectory in work:
             interrupts.check()
             _train_and_store(trajectory, train, store, progress)
             progress.finished(trajectory.specs)
-        return
-    _run_in_processes(work, train, store, min(jobs, len(work)), progress)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end(kill=False)
+
+    def _run_in_processes(self, work: Sequence[Trajectory], train: Train, store: RunStore, progress: Progress) -> None:
+        futures: dict[Future[None], Trajectory] = {}
+        try:
+            with interrupts.held():  # a worker that is not yet known as one would be left behind
+                pool = self._started()
+                for trajectory in work:
+                    kept = {spec.run_id: store.keeps(spec) for spec in trajectory.specs}
+                    futures[pool.submit(_work, trajectory, train, RunStore(store.folder, kept))] = trajectory
+            pending = set(futures)
+            while pending:
+                done, pending = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
+                interrupts.check()
+                _forward(self.messages, progress)
+                for future in done:
+                    future.result()
+                    progress.finished(futures[future].specs)
+        except BaseException as error:
+            # Do not wait for what is still training: nothing half-written can be left behind.
+            self._end(kill=True, progress=progress)
+            if isinstance(error, BrokenProcessPool):
+                raise RazorError(
+                    "A worker process died, most likely killed or out of memory. Finished runs are kept: run the same "
+                    "command again; --jobs 1 needs the least memory."
+                ) from error
+            raise
+        _forward(self.messages, progress)  # what the workers said last
+
+    def _started(self) -> ProcessPoolExecutor:
+        """The pool; it starts a worker when there is work for one more."""
+        if self.pool is None:
+            # spawn: a forked child would inherit torch's thread pool and locks in whatever state they are.
+            context = multiprocessing.get_context("spawn")
+            _start_tracker()
+            self.messages = context.Queue()
+            self.pool = ProcessPoolExecutor(
+                self.jobs, mp_context=context, initializer=workers.start, initargs=(self.messages,)
+            )
+        return self.pool
+
+    def _end(self, *, kill: bool, progress: Progress = Progress()) -> None:  # noqa: B008  it has no state
+        if self.pool is None:
+            return
+        with interrupts.held():
+            for process in list((self.pool._processes or {}).values()) if kill else []:
+                process.kill()
+            self.pool.shutdown(wait=True, cancel_futures=True)
+            _forward(self.messages, progress)
+            self.messages.close()
+        self.pool = None
 
 
 def _train_and_store(trajectory: Trajectory, train: Train, store: RunStore, progress: Progress) -> None:
@@ -129,41 +200,6 @@ def _train_and_store(trajectory: Trajectory, train: Train, store: RunStore, prog
         own = [replace(one, record=replace(one.record, run_id=spec.run_id)) for one in own]
         store.write(spec, own, seconds=seconds, diverged_at=diverged_at)
     shutil.rmtree(store.partial_folder(longest), ignore_errors=True)  # not before the run is stored
-
-
-def _run_in_processes(work: Sequence[Trajectory], train: Train, store: RunStore, jobs: int, progress: Progress) -> None:
-    # spawn: a forked child would inherit torch's thread pool and locks in whatever state they are.
-    context = multiprocessing.get_context("spawn")
-    _start_tracker()
-    messages: Any = context.Queue()
-    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=workers.start, initargs=(messages,))
-    futures: dict[Future[None], Trajectory] = {}
-    try:
-        with interrupts.held():  # a worker that is not yet known as one would be left behind
-            for trajectory in work:
-                kept = {spec.run_id: store.keeps(spec) for spec in trajectory.specs}
-                futures[pool.submit(_work, trajectory, train, RunStore(store.folder, kept))] = trajectory
-        pending = set(futures)
-        while pending:
-            done, pending = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
-            interrupts.check()
-            _forward(messages, progress)
-            for future in done:
-                future.result()
-                progress.finished(futures[future].specs)
-    except BrokenProcessPool as error:
-        raise RazorError(
-            "A worker process died, most likely killed or out of memory. Finished runs are kept: run the same command "
-            "again; --jobs 1 needs the least memory."
-        ) from error
-    finally:
-        with interrupts.held():
-            # On an error do not wait for what is still training: nothing half-written can be left behind.
-            for process in list((pool._processes or {}).values()) if not all(f.done() for f in futures) else []:
-                process.kill()
-            pool.shutdown(wait=True, cancel_futures=True)
-            _forward(messages, progress)  # what the workers said last
-            messages.close()
 
 
 def _start_tracker() -> None:

@@ -48,7 +48,17 @@ TEXT_PROBES = "text-probes"  # of sweeps of language models that measured KL on 
 
 PAGE = (
     *SEQUENCES,
-    *("learning-rates", "kl-laws", TEXT_PROBES, "forecasts", "predictors", "precision", "representation", "dynamics"),
+    *(
+        "learning-rates",
+        "items",
+        "kl-laws",
+        TEXT_PROBES,
+        "forecasts",
+        "predictors",
+        "precision",
+        "representation",
+        "dynamics",
+    ),
     *(THEORY, "quadrants"),
     *("off-policy", "optimizers", "kl-penalty", "unrelated-prior", "kl-minimal", "baselines"),
     *("which-probe", "distilled"),

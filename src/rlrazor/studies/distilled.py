@@ -14,7 +14,6 @@ from rlrazor.analysis.statistics import (
     floats,
     mean_of,
     near_accuracy,
-    verdict,
     with_params,
 )
 from rlrazor.experiments.parity_mnist.config import PAPER_LRS, TAUGHT_AT, TEACHER
@@ -65,7 +64,7 @@ def section(study: Study) -> Section:
     """Students against their own teachers, level by level, and what changes with more labels, or correct ones only."""
     students, seeds = students_of(study), len(study.seeds)
     gaps = [(one.name, mean_of(one.matched(), "gap")) for one in students]
-    told = in_short([Judged(name, gap, verdict(gap, seeds)) for name, gap in gaps])
+    told = in_short([Judged.of(name, gap, seeds) for name, gap in gaps])
     finding = f"Prior score kept by students against that of their own teachers, at the teachers’ new score: {told}."
     return section_of(study, NAME, finding, figure(study, students), tables_of(study, students), tuned=True)
 

@@ -9,6 +9,7 @@ from math import ceil
 import numpy as np
 import polars as pl
 
+from rlrazor.analysis.law import finite
 from rlrazor.analysis.statistics import (
     Correlation,
     Estimate,
@@ -120,8 +121,7 @@ def section(study: Study) -> Section:
 
 def judge(study: Study, links: Links, method: str, task: str) -> Judged:
     """Whether larger KL steps point more along a gradient: by the correlations of the seeds, one each."""
-    seeds = links[method, task].seeds
-    return Judged(study.label(method), seeds, verdict(seeds, len(study.seeds)))
+    return Judged.of(study.label(method), links[method, task].seeds, len(study.seeds))
 
 
 def tables_of(study: Study, links: Links) -> list[Keyed]:
@@ -188,18 +188,18 @@ def cloud(label: str, steps: pl.DataFrame, cosine: str, color: str) -> Points:
 
 def course(steps: pl.DataFrame, cosine: str) -> Points:
     """The mean cosine of each tenth of the steps, by their change of KL."""
-    finite = steps.filter(pl.col(CHANGE).is_finite(), pl.col(cosine).is_finite()).sort(CHANGE)
-    tenths = np.array_split(np.arange(len(finite)), min(BINS, max(len(finite), 1)))
-    x, y = (np.array([floats(finite[part], name).mean() for part in tenths if part.size]) for name in (CHANGE, cosine))
+    known = finite(steps, (CHANGE, cosine)).sort(CHANGE)
+    tenths = np.array_split(np.arange(len(known)), min(BINS, max(len(known), 1)))
+    x, y = (np.array([floats(known[part], name).mean() for part in tenths if part.size]) for name in (CHANGE, cosine))
     return Points("mean of each tenth", x, y, Marker(INK, size=5.5, line=True))
 
 
 def spread(values: Floats) -> Range | None:
     """The range of the middle values, with a margin."""
-    finite = values[np.isfinite(values)]
-    if not finite.size:
+    known = values[np.isfinite(values)]
+    if not known.size:
         return None
-    low, high = np.quantile(finite, [(1 - SHOWN) / 2, (1 + SHOWN) / 2])
+    low, high = np.quantile(known, [(1 - SHOWN) / 2, (1 + SHOWN) / 2])
     margin = 0.06 * (high - low) or 0.01
     return float(low - margin), float(high + margin)
 

@@ -38,22 +38,21 @@ from typing import Any
 import polars as pl
 
 from rlrazor.analysis.forecast import FORWARD
-from rlrazor.analysis.matched import RATE, matched
+from rlrazor.analysis.matched import RATE, matched, rows_of
 from rlrazor.analysis.statistics import (
     Estimate,
     difference,
     floats,
     mean_of,
     shared_threshold,
-    verdict,
 )
 from rlrazor.report.drawing import PALETTE, SYMBOLS, Figure, Panel
 from rlrazor.report.keyed import Column, Judged, Keyed, in_short, table_of
 from rlrazor.report.prose import Shown, told
-from rlrazor.report.rates import Line, Rates
+from rlrazor.report.rates import Line, Rates, kept_columns
 from rlrazor.report.study import Kind, Section, Study
 from rlrazor.report.tables import THRESHOLDS
-from rlrazor.report.text import INTERVALS, MATCHED, nats, of_all, percent, signed, written
+from rlrazor.report.text import INTERVALS, MATCHED, nats, of_all, percent, signed
 from rlrazor.studies.grids import Grid
 
 KL = FORWARD
@@ -176,8 +175,9 @@ class Compared:
 
     @cached_property
     def reported(self) -> pl.DataFrame:
-        """The checkpoints compared, one of each arm and seed."""
-        return matched(self.points, self.of.by, self.at)
+        """The checkpoints compared, one of each arm and seed; none where arms cannot be compared."""
+        found = matched(self.points, self.of.by, self.at)
+        return found if self.reached else found.clear()
 
     @cached_property
     def rates(self) -> Rates | None:
@@ -198,8 +198,7 @@ class Compared:
 
     def rows(self, arm: Arm, table: pl.DataFrame | None = None) -> pl.DataFrame:
         """The arm's rows of `table`, or its checkpoints."""
-        same = [pl.col(name).eq_missing(pl.lit(value)) for name, value in zip(self.of.by, arm, strict=True)]
-        return (self.points if table is None else table).filter(same)
+        return rows_of(self.points if table is None else table, self.of.by, arm)
 
     def values(self, column: int) -> list[Any]:
         """The values of a column of the arms, in their order."""
@@ -232,13 +231,12 @@ class Compared:
 
     def gap_of(self, reported: pl.DataFrame, reference: Arm, column: str = "prior") -> Estimate | None:
         """`column` of checkpoints, one per seed, minus that of an arm's, seed by seed."""
-        return difference(reported, self.rows(reference, self.reported), column) if self.reached else None
+        return difference(reported, self.rows(reference, self.reported), column)
 
     def judge(self, arm: Arm, reference: Arm, measure: Measure = PRIOR) -> Judged:
         """The arm beside another: which of the two is better by this measure."""
-        gap = self.gap(arm, reference, measure.column)
-        told = verdict(gap, len(self.study.seeds), lower_is_better=measure.lower_is_better)
-        return Judged(self.label(arm), gap, told)
+        gap, seeds = self.gap(arm, reference, measure.column), len(self.study.seeds)
+        return Judged.of(self.label(arm), gap, seeds, lower_is_better=measure.lower_is_better)
 
 
 PanelOf = Callable[[Compared], Panel | None]
@@ -268,9 +266,7 @@ class ArmStudy:
         finding = self.finding(compared)
         panels = [panel for make in self.panels if (panel := make(compared))]
         panels += rates_panels(compared)
-        columns = 2 if len(panels) == 4 else max(min(len(panels), 3), 1)
-        height = self.height(compared) * ceil(len(panels) / columns) if self.height else None
-        figure = Figure(self.name, panels, columns, height=height)
+        figure = figure_of(self.name, panels, self.height and self.height(compared))
         return section_of(study, self.name, finding, figure, tables, compared.at, tuned=True)
 
     def tables_of(self, compared: Compared) -> list[Keyed]:
@@ -319,6 +315,12 @@ def section_of(
     return told(study, text_of(name), Shown(finding, figure, tables, numbers), below=below)
 
 
+def figure_of(name: str, panels: Sequence[Panel], height: int | None = None) -> Figure:
+    """In rows of three at most, of two where there are four; `height`: of a row, in pixels."""
+    columns = 2 if len(panels) == 4 else max(min(len(panels), 3), 1)
+    return Figure(name, panels, columns, height=height and height * ceil(len(panels) / columns))
+
+
 JUDGED = (
     "Better or worse: the interval of the difference excludes 0. Cannot be told: it holds 0, or there is one seed. Not "
     "comparable: not all seeds allow the comparison."
@@ -343,15 +345,9 @@ def pairs_of(compared: Compared, against: Against) -> list[tuple[Arm, Arm]]:
 
 def kept_table(compared: Compared) -> Keyed:
     """What each arm keeps where arms are compared."""
-    kept, seeds = compared.kept, len(compared.study.seeds)
-    columns = [
-        Column[Arm]("prior", "prior kept, %", lambda arm: kept[arm]["prior"]),
-        Column("drop", "drop, points", lambda arm: kept[arm]["forgetting"]),
-        Column("kl", f"forward KL, {compared.study.kl_unit}", lambda arm: written(kept[arm][KL], nats)),
-        Column("n", "seeds", lambda arm: of_all(kept[arm]["prior"], seeds)),
-    ]
-    if compared.rates:
-        columns += compared.rates.columns
+    study = compared.study
+    columns = kept_columns(lambda arm, column: compared.kept[arm][column], study.kl_unit, len(study.seeds))
+    columns += compared.rates.columns if compared.rates else []
     return table_of(f"At new ≥ {compared.at:.0%}", "arm", compared.named, columns)
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -24,6 +24,7 @@ from rlrazor.report.study import Section, Study
 from rlrazor.report.text import NEVER, percent, written
 from rlrazor.studies.engine import Against, Arms, At, Compared, PlainStudy, judge_all, section_of
 from rlrazor.studies.grids import ONE, Grid
+from rlrazor.studies.tables import ends_of
 
 NAME = "kl-minimal"
 METHODS = ("grpo", "grpo+kl", "kl-dpg", "js-dpg", "tv-dpg", "natural-pg")
@@ -79,16 +80,9 @@ class Setting:
         """Where methods are compared."""
         return f"≥ {self.compared.at:.0%}" if self.compared.reached else NEVER
 
-    @cached_property
-    def kept(self) -> pl.DataFrame:
-        """By method and seed: the checkpoints reported at the threshold; empty without a threshold."""
-        return self.compared.reported if self.compared.reached else self.compared.reported.clear()
-
     def ess(self, *, first: bool) -> pl.DataFrame:
         """By method and seed: effective sample size at the first checkpoints of all runs, or at the last."""
-        step = pl.col("step")
-        end = (step.min() if first else step.max()).over("trajectory")
-        return seed_means(self.compared.points.filter(step == end), ARMS.by, [ESS])
+        return seed_means(ends_of(self.compared.points, first=first), ARMS.by, [ESS])
 
 
 class OfMethod(NamedTuple):
@@ -103,7 +97,7 @@ class OfMethod(NamedTuple):
 
     def kept(self, column: str) -> Estimate | None:
         """Of its checkpoints reported."""
-        return self.mean(self.setting.kept, column)
+        return self.mean(self.setting.compared.reported, column)
 
     def ess(self, *, first: bool = False) -> Estimate | None:
         """Its effective sample size."""
@@ -193,7 +187,7 @@ def _nats(value: float) -> str:
 
 def figure(study: Study, settings: Sequence[Setting]) -> Figure:
     """A panel for each of four numbers: settings along the axis, methods side by side."""
-    kept = [one.kept for one in settings]
+    kept = [one.compared.reported for one in settings]
     best = [one.compared.highest for one in settings]
     ends = [one.ess(first=False) for one in settings]
     panels = [

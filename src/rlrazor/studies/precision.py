@@ -12,7 +12,6 @@ from rlrazor.analysis.statistics import (
     floats,
     near_accuracy,
     seed_means,
-    verdict,
     with_params,
 )
 from rlrazor.report.drawing import PALETTE, Axis, Figure, Layer, Panel, Range
@@ -115,7 +114,7 @@ def floor_of(points: pl.DataFrame) -> float | None:
 def judge(compared: Compared, chosen: pl.DataFrame, arm: Arm) -> Judged:
     """What an arm leaves unchanged beside the same method in float32; `chosen` has a row for each arm and seed."""
     gap = difference(compared.rows(arm, chosen), compared.rows((arm[0], FULL), chosen), SPARSITY)
-    return Judged(compared.label(arm), gap, verdict(gap, len(compared.study.seeds)))
+    return Judged.of(compared.label(arm), gap, len(compared.study.seeds))
 
 
 def by_accuracy(compared: Compared) -> Keyed:

@@ -12,10 +12,9 @@ from rlrazor.analysis.statistics import (
     in_all_seeds,
     over,
     shared_threshold,
-    verdict,
 )
 from rlrazor.errors import RazorError
-from rlrazor.report.drawing import PALETTE, Axis, Figure, Layer, Panel
+from rlrazor.report.drawing import PALETTE, Axis, Layer, Panel
 from rlrazor.report.keyed import MORE_OR_LESS, Column, Judged, Keyed, in_short, table_of
 from rlrazor.report.layers import height, level, means
 from rlrazor.report.study import Section, Study
@@ -29,6 +28,7 @@ from rlrazor.studies.engine import (
     Compared,
     PlainStudy,
     Style,
+    figure_of,
     kept_table,
     levels_table,
     rates_panels,
@@ -146,7 +146,7 @@ def judge(compared: Compared, at: float, column: str = "prior") -> dict[str, Jud
     reported = matched(compared.points, ["method"], at)
     found = effects(reported, column, quadrants_of(compared.study)) if compared.reached else dict.fromkeys(FACTORS)
     seeds = len(compared.study.seeds)
-    return {factor: Judged(FACTORS[factor][0], gap, verdict(gap, seeds)) for factor, gap in found.items()}
+    return {factor: Judged.of(FACTORS[factor][0], gap, seeds) for factor, gap in found.items()}
 
 
 def section(study: Study) -> Section:
@@ -163,10 +163,7 @@ def section(study: Study) -> Section:
         cautions = compared.rates.cautions if compared.rates else ""
         finding = f"What each is worth in prior score kept, {'; '.join(told)}. {cautions}".strip()
     drawn += rates_panels(compared)
-    figure, four = (
-        Figure("quadrants", drawn, 2 if len(drawn) == 4 else min(len(drawn), 3)),
-        replace(study, points=compared.points),
-    )
+    four, figure = replace(study, points=compared.points), figure_of("quadrants", drawn)
     return section_of(four, "quadrants", finding, figure, tables_of(compared), compared.at, tuned=True)
 
 

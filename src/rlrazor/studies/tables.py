@@ -22,7 +22,7 @@ def shared_law(points: pl.DataFrame, by: str = "method") -> PredictorSummary:
 
 def beyond(points: pl.DataFrame, fitted: LawSummary, by: str) -> dict[str, Estimate | None]:
     """By value of `by`, the mean of what is forgotten `beyond` the law: of each seed, then over seeds."""
-    rows = points.filter(pl.col(KL).is_finite(), pl.col("forgetting").is_finite())
+    rows = law.finite(points, (KL, "forgetting"))
     excess = floats(rows, "forgetting") - fitted.law.predict(floats(rows, KL))
     return by_group(seed_means(rows.with_columns(beyond=pl.Series(excess)), [by], ["beyond"]), by, "beyond")
 
@@ -66,9 +66,10 @@ def rank_table(compared: Compared) -> Keyed:
     return Keyed(f"Over the arms, at new ≥ {compared.at:.0%}", "", columns, {"ranks": ("all arms", cells)})
 
 
-def ends_of(points: pl.DataFrame) -> pl.DataFrame:
-    """The last checkpoint of each run."""
-    return points.filter(pl.col("step") == pl.col("step").max().over("trajectory"))
+def ends_of(points: pl.DataFrame, *, first: bool = False) -> pl.DataFrame:
+    """The last checkpoint of each run, or the first."""
+    step = pl.col("step")
+    return points.filter(step == (step.min() if first else step.max()).over("trajectory"))
 
 
 @dataclass(frozen=True)

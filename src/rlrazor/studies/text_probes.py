@@ -9,12 +9,12 @@ from rlrazor.studies.engine import KL, section_of
 from rlrazor.studies.which_probe import Probes, examined, figure, finding, tables
 
 NAME = "text-probes"
-FURTHER = tuple(f"kl_on_{name}" for name in PROBES)
+FURTHER = tuple(f"kl_forward_on_{name}" for name in PROBES)
 MEASURES = {
     KL: "the new task’s prompts",
     **{column: label_of(column).removeprefix("KL on ") for column in (PROBE, *FURTHER)},
 }
-DRAWN = (KL, "kl_on_self", "kl_on_prior")
+DRAWN = (KL, "kl_forward_on_self", "kl_forward_on_prior")
 
 
 def applies(study: Study) -> bool:

@@ -83,8 +83,7 @@ def tasks_of(study: Study) -> list[PriorTask]:
             continue
         bases = study.bases.drop_nulls(column).group_by("seed").agg(before=pl.mean(column)).sort("seed")
         points = study.points.join(bases, on="seed", maintain_order="left")
-        points = points.with_columns(forgetting=pl.col("before") - pl.col(column))
-        points = points.filter(pl.col(KL).is_finite(), pl.col("forgetting").is_finite())
+        points = law.finite(points.with_columns(forgetting=pl.col("before") - pl.col(column)), (KL, "forgetting"))
         if not points.is_empty():
             others = [measure for measure in MEASURES if measure != KL]
             fits = [*law.summarise(points, [KL]), *law.summarise(points, others, samples=0)]
@@ -96,8 +95,8 @@ def tasks_of(study: Study) -> list[PriorTask]:
 def section(study: Study) -> Section:
     """The law for each prior task, and where it breaks."""
     tasks = tasks_of(study)
-    gaps = [(task.name, task.beyond_guessing()) for task in tasks]
-    told = in_short([Judged(name, one, _lower(one, len(study.seeds))) for name, one in gaps])
+    seeds = len(study.seeds)
+    told = in_short([Judged.of(one.name, one.beyond_guessing(), seeds, lower_is_better=True) for one in tasks])
     finding = f"Error of the monotone law in forward KL on a method not in the fit, against guessing: {told}."
     return section_of(study, NAME, finding, figure(study, tasks), tables_of(study, tasks))
 

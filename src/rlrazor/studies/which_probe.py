@@ -14,11 +14,12 @@ import polars as pl
 from rlrazor.analysis import law
 from rlrazor.analysis.carry_over import ByMethod, CarryOver, examine, gap, over_methods, over_seeds, per_seed
 from rlrazor.analysis.forecast import PROBE, measured
-from rlrazor.analysis.statistics import Estimate, Standing, floats, over, verdict
-from rlrazor.report.drawing import PALETTE, Axis, Figure, Layer, Panel
+from rlrazor.analysis.statistics import Estimate, Standing, floats, mean_or, over, verdict
+from rlrazor.report.drawing import PALETTE, Axis, Figure, Panel
 from rlrazor.report.keyed import Column, Judged, Keyed, in_short, table_of
 from rlrazor.report.keyed import gap as gap_column
-from rlrazor.report.layers import across, clouds, laws, padded, spots
+from rlrazor.report.layers import clouds, laws, padded, spots
+from rlrazor.report.sections.kl_laws import left_out_panel
 from rlrazor.report.study import Section, Study
 from rlrazor.report.text import NEVER, number, percent, signed, written
 from rlrazor.studies.engine import KL, PlainStudy, section_of
@@ -246,12 +247,12 @@ def _least(found: Sequence[Tested], methods: Collection[str]) -> tuple[Tested, E
 
 
 def _by_error(found: Sequence[Tested]) -> list[Tested]:
-    return sorted(found, key=lambda one: one.of.error.mean if one.of.error else np.inf)
+    return sorted(found, key=lambda one: mean_or(one.of.error, np.inf))
 
 
 def _key(one: Tested) -> str:
     names = {KL: "new", PROBE: "generic"}
-    return names.get(one.of.column) or one.of.column.removeprefix("kl_forward_on_").removeprefix("kl_on_")
+    return names.get(one.of.column) or one.of.column.removeprefix("kl_forward_on_")
 
 
 def figure(study: Study, found: Sequence[Tested], probes: Probes) -> Figure:
@@ -270,18 +271,16 @@ def figure(study: Study, found: Sequence[Tested], probes: Probes) -> Figure:
 def _error_panel(found: Sequence[Tested]) -> Panel:
     """Two dots for each probe: the left-out error on methods that protect and on the others."""
     ranked = _by_error(found)[::-1]
-    axis = Axis.of([one.name for one in ranked], margin=0.6)
-    layers: list[Layer] = []
-    groups = ((0.12, (PALETTE[1], "square")), (-0.12, (PALETTE[0], "circle")))
-    for is_protecting, (shift, style) in zip((True, False), groups, strict=True):
-        errors = [one.error(one.protecting if is_protecting else one.plain) for one in ranked]
+    groups = {
+        "protecting": (0.12, (PALETTE[1], "square"), [one.protecting for one in ranked]),
+        "others": (-0.12, (PALETTE[0], "circle"), [one.plain for one in ranked]),
+    }
+    dots = []
+    for name, (shift, style, methods) in groups.items():
+        errors = [one.error(own) for one, own in zip(ranked, methods, strict=True)]
         places = [place + shift for place in range(len(ranked))]
-        name = "protecting" if is_protecting else "others"
-        layers.append(spots(f"methods: {name}", errors, places, style, along="x"))
-    if ranked and (guess := over_methods(ranked[0].of.guesses)) is not None:
-        layers.append(across("guessing the mean", 100 * guess.mean, axis.ends))
-    error = Axis("left-out error of the monotone law, accuracy points", percent=False)
-    return Panel("Asked about a method not in the fit", error, axis, layers)
+        dots.append(spots(f"methods: {name}", errors, places, style, along="x"))
+    return left_out_panel([one.name for one in ranked], dots, over_methods(ranked[0].of.guesses) if ranked else None)
 
 
 STUDY = PlainStudy(section, grids=grids)

@@ -3,8 +3,6 @@
 Of a text only a newline ends a line: a JSON string may hold characters that `str.splitlines` takes for line ends.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any

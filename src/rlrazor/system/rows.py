@@ -5,8 +5,6 @@ Where texts are wanted, a file of lines is what remains. A file that looks like 
 refused, never taken for lines of text: JSON that is measured as a prompt is a wrong number that nobody sees.
 """
 
-from __future__ import annotations
-
 import codecs
 import csv
 import io

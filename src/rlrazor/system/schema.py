@@ -1,7 +1,5 @@
 """What files may hold, field by field: `documents.checked` says in a sentence where one holds anything else."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field

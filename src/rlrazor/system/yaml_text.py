@@ -4,8 +4,6 @@
 an error, as is a key that is there twice.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Hashable

@@ -17,7 +17,7 @@ from rlrazor.experiments.language.methods import (
     idle_settings,
     protection_of,
 )
-from rlrazor.lm.task_names import DEFAULT_TASKS, NONE, SELF, are_none
+from rlrazor.lm.task_names import DEFAULT_TASKS, NONE, PARAGRAPHS, PRIOR, SELF, are_none
 from rlrazor.runs import settings
 from rlrazor.runs.records import BASE, Ancestor, RunSpec
 from rlrazor.runs.settings import Presets, check_bounds, check_many, check_runs, check_samples, kinds_of, setting
@@ -35,8 +35,8 @@ PRECISIONS = (AUTO, "float32", "bf16")
 DTYPES = ("float32", "bfloat16")
 SCORED = ("greedy", "sampled")
 
-PARAGRAPHS, ASKED, UNLIKE = "paragraphs", "prior", "unlike"
-PROBES = (PARAGRAPHS, SELF, ASKED, UNLIKE)  # of `Config.probes`, in the order of the table; see `further`
+UNLIKE = "unlike"
+PROBES = (PARAGRAPHS, SELF, PRIOR, UNLIKE)  # of `Config.probes`, in the order of the table; see `further`
 
 PAPER_METHODS = ("sft", "simpo", "reinforce", "dr-grpo")
 SMOLLM2_METHODS = (
@@ -167,8 +167,8 @@ class Config:
 
     def _check_probes(self) -> None:
         """Raise RazorError for a probe that there is nothing to make of."""
-        if ASKED in self.probes and not self.has_prior:
-            raise RazorError(f"The probe {ASKED} is the prior tasks' prompts, and there are none: leave it out.")
+        if PRIOR in self.probes and not self.has_prior:
+            raise RazorError(f"The probe {PRIOR} is the prior tasks' prompts, and there are none: leave it out.")
         if PARAGRAPHS in self.probes and self.base == TINY:
             raise RazorError(f"The base {TINY!r} knows ten letters and no words: leave the probe {PARAGRAPHS} out.")
 

@@ -28,7 +28,6 @@ from rlrazor.experiments.language.methods import (
     find_method,
 )
 from rlrazor.experiments.language.setup import Setup
-from rlrazor.experiments.language.suites import prior_tasks
 from rlrazor.experiments.language.tasks import Splits
 from rlrazor.experiments.language.train import train
 from rlrazor.experiments.language.world import World
@@ -297,7 +296,7 @@ def _tokens(config: Config, setup: Setup) -> int:
 
 
 def _items(config: Config, limit: int, setup: Setup) -> dict[str, int]:
-    return prior_tasks(config.prior, limit, setup.prior.data_mirror, setup.prior.allow_code_execution).counts()
+    return setup.prior.tasks(config.prior, limit).counts()
 
 
 @dataclass

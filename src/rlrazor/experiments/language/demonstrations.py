@@ -147,7 +147,7 @@ class Source:
             fitting = [
                 at for at in range(start, start + TRIES) if scores[at] is not None and (scores[at] == 1) is right
             ]
-            chosen.append(self._up_to_stop(texts[fitting[0]]) if fitting else None)
+            chosen.append(self.task.form.ended(texts[fitting[0]]) if fitting else None)
         return chosen, sum(text is None for text in chosen)
 
     def _sampled(self, model: Any, samples: int, purpose: str) -> list[str]:
@@ -160,9 +160,4 @@ class Source:
             rng=torch.Generator(device).manual_seed(seed_of(self.seed, purpose)),
         )
         completions = sampling.sample(model, self.prompts.ids, how)
-        return [self._up_to_stop(encoding.decode(tokenizer, completion)) for completion in completions]
-
-    def _up_to_stop(self, text: str) -> str:
-        for stop in self.task.form.stop:
-            text = text.partition(stop)[0]
-        return text
+        return [self.task.form.ended(encoding.decode(tokenizer, completion)) for completion in completions]

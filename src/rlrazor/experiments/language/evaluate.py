@@ -18,8 +18,7 @@ from rlrazor.errors import RazorError
 from rlrazor.experiments.language import tiny
 from rlrazor.experiments.language.config import PROBES, Config
 from rlrazor.experiments.language.demonstrations import Prompts
-from rlrazor.experiments.language.further import Further
-from rlrazor.experiments.language.outcomes import items_of
+from rlrazor.experiments.language.outcomes import items_of, questions_of
 from rlrazor.experiments.language.setup import Setup
 from rlrazor.experiments.language.suites import PriorSuite
 from rlrazor.experiments.language.tasks import Task, score
@@ -47,7 +46,7 @@ SPECTRA_UP_TO = 50_000_000  # parameters: singular values of larger models take 
 DRIFT = (
     *("kl_forward", "kl_reverse", "kl_correct", "kl_probe"),
     *("kl_forward_per_token", "kl_reverse_per_token", "kl_correct_per_token", "kl_probe_per_token"),
-    *(f"kl_on_{name}{per}" for per in ("", "_per_token") for name in PROBES),
+    *(f"kl_forward_on_{name}{per}" for per in ("", "_per_token") for name in PROBES),
     "kl_optimal",
     *("weight_l1", "weight_l2", "weight_spectral", "weight_sparsity", "weight_rank", "cknna_on_probe"),
 )
@@ -60,6 +59,7 @@ class Measured:
     """What a checkpoint is made of: its record's new, prior, drift and metrics, and the outcomes of the prior's items.
 
     `answers`: to each task that is asked. `items`: of the columns `items.OWN`; None where no outcome is known.
+    `questions`: what these ask, of the columns `items.ASKED`; None where that is not known.
     """
 
     new: float
@@ -68,6 +68,7 @@ class Measured:
     metrics: dict[str, float]
     answers: Sequence["Answers"]
     items: pl.DataFrame | None
+    questions: pl.DataFrame | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,10 +179,11 @@ class Asked:
 
 @dataclass(frozen=True, eq=False)
 class Scored:
-    """A checkpoint's record, and the outcomes of the prior's items as in `Measured`."""
+    """A checkpoint's record, the outcomes of the prior's items as in `Measured`, and of a base what these ask."""
 
     record: Record
     items: pl.DataFrame | None = None
+    questions: pl.DataFrame | None = None
 
 
 class Reference:
@@ -204,13 +206,13 @@ class Reference:
         """The generic probe of a policy."""
         return _sequences(lm, self.suite.generic, self.settings)
 
-    def _probe_of(self, name: str, one: Further) -> kl.Probe:
+    def _probe_of(self, name: str, one: GenericText) -> kl.Probe:
         """A further probe, which may be the generic one. Raises RazorError where the base makes nothing of it."""
-        settings, base = one.settings or self.settings, self.base
-        if (one.generic, settings) == (self.suite.generic, self.settings):
+        if one == self.suite.generic:
             return self.probe
+        base = self.base
         try:
-            sequences = _sequences(base, one.generic, settings)
+            sequences = _sequences(base, one, self.settings)
         except RazorError as error:
             raise RazorError(f"The probe {name!r} cannot be made of this base: {error}") from error
         return kl.Probe(base.model, sequences, beside=self.probe)
@@ -244,18 +246,17 @@ class Reference:
     def base_checkpoint(self, run_id: str) -> Scored:
         """The base's own scores; its drift is 0 by definition, and left out."""
         found = self.measure_base()
-        return Scored(Record(run_id, 0, 0.0, found.new, found.prior, {}, found.metrics), found.items)
+        record = Record(run_id, 0, 0.0, found.new, found.prior, {}, found.metrics)
+        return Scored(record, found.items, found.questions)
 
     def measure_base(self) -> Measured:
         """Measure the base, and say where its answers to a task that is asked are all alike."""
         lm, found = self.base, self.measure(self.base, self.base.model)
         generics = {self.probe: self.suite.generic}
-        generics |= {probe: self.suite.further[name].generic for name, probe in self.further.items()}
+        generics |= {probe: self.suite.further[name] for name, probe in self.further.items()}
         for probe, generic in generics.items():
             for sentence in probes.cautions_of(lm.model, lm.tokenizer, generic, probe.sequences):
                 phases.say(sentence)
-        for note in filter(None, (one.note for one in self.suite.further.values())):
-            phases.say(note)
         for asked in self.asked:
             if asked.same is not None:
                 task = "the new task" if len(self.asked) == 1 else f"the task {asked.task.name}"
@@ -286,7 +287,7 @@ class Reference:
         measures = _mean_of([one.drift for one in answers])
         own |= _mean_of([one.metrics for one in answers])
         phases.at(OF_TEXTS)
-        columns = {"kl_probe": self.probe, **{f"kl_on_{name}": probe for name, probe in self.further.items()}}
+        columns = {"kl_probe": self.probe, **{f"kl_forward_on_{name}": probe for name, probe in self.further.items()}}
         found = {probe: kl.forward_kl(probe, tuned.model) for probe in dict.fromkeys(columns.values())}
         for column, probe in columns.items():
             measures |= _columns(column, found[probe], own)
@@ -297,7 +298,8 @@ class Reference:
         measures["cknna_on_probe"] = drift.cknna(self.representation, unrelated)
         measures = {name: measures[name] for name in DRIFT if name in measures}
         scores = {name: one.value for name, one in prior.items()}
-        return Measured(fmean(one.score for one in answers), scores, measures, own, answers, items_of(prior))
+        new, asked = fmean(one.score for one in answers), questions_of(prior)
+        return Measured(new, scores, measures, own, answers, items_of(prior), asked)
 
 
 def _sequences(lm: LanguageModel, generic: GenericText, settings: ProbeSettings) -> Sequences:

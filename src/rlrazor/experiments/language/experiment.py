@@ -13,7 +13,7 @@ from rlrazor.experiments.language import cost
 from rlrazor.experiments.language.config import TINY, Config
 from rlrazor.experiments.language.cost import Timing
 from rlrazor.experiments.language.evaluate import DRIFT
-from rlrazor.experiments.language.further import described
+from rlrazor.experiments.language.further import ABOUT, described
 from rlrazor.experiments.language.methods import METHODS, TEACHER, Method, find_method, label_of
 from rlrazor.experiments.language.old import check_old
 from rlrazor.experiments.language.setup import Setup
@@ -21,7 +21,8 @@ from rlrazor.experiments.language.suites import LM_EVAL_INPUTS, TINY_INPUTS
 from rlrazor.experiments.language.train import train
 from rlrazor.lm import packaged
 from rlrazor.lm.own_texts import OwnTexts
-from rlrazor.lm.probes import SELF
+from rlrazor.lm.prior import PriorTasks
+from rlrazor.lm.task_names import PRIOR, SELF
 from rlrazor.runs.dry_run import Trial
 from rlrazor.runs.experiment import Cost, Phase
 from rlrazor.runs.records import BASE, RunSpec
@@ -54,6 +55,11 @@ class Language(Setup):
         splits = self.task.load()
         return self.task.fingerprint(splits), len(splits.train)
 
+    @cached_property
+    def count(self) -> int:
+        """The same without the fingerprint, which may take the prior tasks' data."""
+        return len(self.task.load().train)
+
     def phases(self, config: Config, store: RunStore | None) -> Iterator[Phase]:
         """Bases, the methods that need no teacher, and those that imitate the best of them."""
         check_old(self.task.old, config.methods, self.base, alone=True)
@@ -82,7 +88,7 @@ class Language(Setup):
 
     def prompts(self, spec: RunSpec) -> int:
         """How many of the task's a run learns from."""
-        return min(self.data[1], spec.params["train_prompts"] or self.data[1])
+        return min(self.count, spec.params["train_prompts"] or self.count)
 
     def trial(self, config: Config) -> Trial:
         """A few updates and one measurement, where the base is at hand. Raises RazorError where it is not."""
@@ -126,10 +132,12 @@ def described_as(setup: Setup, config: Config) -> Mapping[str, Any]:
     }
 
 
-def _probe_of(generic: str | Path | None) -> Mapping[str, str]:
+def _probe_of(generic: str | Path | PriorTasks | None) -> Mapping[str, str]:
     """What the report says of a generic probe that was asked for."""
     if generic is None:
         return {}
+    if isinstance(generic, PriorTasks):
+        return {"probe": f"The generic probe is {ABOUT[PRIOR]}."}
     if generic != SELF:
         return {"probe": "The generic probe is the text, or the prompts completed by the base, of a file."}
     own = OwnTexts()

@@ -28,6 +28,17 @@ def _row(prior: str, score: Score, task: str, item: str, outcome: float) -> tupl
     return prior, task, score.items.categories.get(task), item, outcome, choices, list(asked.right) or None, likely
 
 
+def questions_of(scores: Mapping[str, Score]) -> pl.DataFrame | None:
+    """What the items ask of which `items_of` has outcomes, of the columns `items.ASKED`; None where that is none."""
+    rows = [
+        (prior, task, item, asked.prompt, list(asked.choices) or None)
+        for prior, score in scores.items()
+        for task, item in score.items.names()
+        if (asked := score.items.question(task, item)).prompt
+    ]
+    return pl.DataFrame(rows, schema=items.ASKED, orient="row") if rows else None
+
+
 def base_items(base: Ancestor, store: RunStore) -> pl.DataFrame | None:
     """Those of the base that a run starts from, of the columns `items.OWN`; None where its run did not keep them."""
     if not store.has_items(base.spec.run_id):

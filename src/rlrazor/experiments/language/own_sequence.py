@@ -123,8 +123,8 @@ class OwnSequence(Models):
         return replace(found, sizes=replace(found.sizes, model=found.sizes.weights))
 
     def describe(self, config: ModelSequences) -> Mapping[str, Any]:
-        """See `Models.describe`; of one method nothing else is worth a section."""
-        return {**super().describe(config), "kl_budget": self.kl_budget, "sections": ["own-sequence"]}
+        """See `Models.describe`; of one method nothing else is worth a section but its items."""
+        return {**super().describe(config), "kl_budget": self.kl_budget, "sections": ["own-sequence", "items"]}
 
     def _in_order(self, config: ModelSequences, store: RunStore | None) -> Iterator[Phase]:
         (method,) = config.methods

@@ -11,7 +11,7 @@ is trained on would be what is measured on.
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -105,6 +105,7 @@ def _beginnings(setup: Setup, world: World, start: LanguageModel) -> list[Cues |
                 "replay with --old-examples FILE."
             ) from error
         form = ProbeSettings(TEXT_TOKENS, 1, chat=setup.task.task().form.chat)
+        form = replace(form, chat=world.suite.generic.completed(form).chat)
         ids = encode(start.tokenizer, world.suite.generic.prompts, form.chat)
         limit = context_length(start.model) or float("inf")
         fitting = [prompt for prompt in ids if len(prompt) + TEXT_TOKENS <= limit]

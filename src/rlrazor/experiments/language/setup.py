@@ -11,12 +11,13 @@ from functools import cached_property
 from pathlib import Path
 
 from rlrazor.experiments.language import further
-from rlrazor.experiments.language.config import RECIPE, TINY
+from rlrazor.experiments.language.config import RECIPE, TINY, Config
 from rlrazor.experiments.language.old import read_old
 from rlrazor.experiments.language.suites import PriorSuite, lm_eval_suite, prior_tasks, tiny_suite
 from rlrazor.experiments.language.tasks import Form, OwnTask, Splits, Task, find_task, with_demonstrations
+from rlrazor.lm.prior import PriorTasks
 from rlrazor.lm.probes import content_hash, read_generic
-from rlrazor.lm.task_names import are_none
+from rlrazor.lm.task_names import PARAGRAPHS, PRIOR, are_none
 from rlrazor.runs.records import RunSpec
 
 
@@ -24,15 +25,15 @@ from rlrazor.runs.records import RunSpec
 class TaskSource:
     """Where the new task comes from; small to pickle. `name`: of a built-in task, or what one's `own` is called.
 
-    `generic` is a file of text or prompts that stand for what must not change, or "self", in place of the built-in
-    probe, `old` one of examples of that, for methods that train on them.
+    `generic` is a file of text or prompts that stand for what must not change, "self", or prior tasks, for their own
+    prompts (`probed`), in place of the base's own probe, `old` one of examples of that, for methods that train on them.
     """
 
     name: str
     data: Path | None = None
     demonstrations: Path | None = None
     own: OwnTask | None = None
-    generic: str | Path | None = None
+    generic: str | Path | PriorTasks | None = None
     old: Path | None = None
 
     def task(self) -> Task:
@@ -75,6 +76,22 @@ class PriorSource:
     allow_code_execution: bool = False
     texts: int | None = None
     tokens: int | None = None
+
+    def tasks(self, names: Sequence[str], limit: int) -> PriorTasks:
+        """These, with so many items of each, 0 for all."""
+        return prior_tasks(names, limit, self.data_mirror, self.allow_code_execution)
+
+
+def probed(source: TaskSource, config: Config, prior: PriorSource) -> TaskSource:
+    """The source with what "prior" and "paragraphs" stand for as its generic probe: these prior tasks, the base's own.
+
+    That of a base, None, is the paragraphs; of the tiny one it is its prior tasks' prompts, as it knows no words.
+    """
+    if source.generic == PARAGRAPHS or (source.generic == PRIOR and config.base == TINY):
+        return replace(source, generic=None)
+    if source.generic == PRIOR:
+        return replace(source, generic=prior.tasks(config.prior, config.prior_limit))
+    return source
 
 
 @dataclass(frozen=True)
@@ -126,7 +143,7 @@ class Setup:
         if self.base == TINY:
             suite = replace(tiny_suite(generic), further=further.of_tiny(probes))
             return suite.without_scores() if are_none(tasks) else suite
-        named = prior_tasks(tasks, limit, self.prior.data_mirror, self.prior.allow_code_execution)
+        named = self.prior.tasks(tasks, limit)
         suite = replace(lm_eval_suite(named, generic), further=further.of_models(probes, named))
         suite = suite.without_scores() if are_none(tasks) else suite
         return suite if self.prior.texts is None else suite.cut(self.prior.texts, self.prior.tokens)

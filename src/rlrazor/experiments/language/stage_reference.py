@@ -38,7 +38,8 @@ class StageReference:
         found = self.reference.measure_base()
         told = dict(zip(tasks_of(self.spec), found.answers, strict=True))  # of a base, all tasks
         _, scores = scores_of(self.spec, {task: told[task].score for task in self.asked})
-        return Scored(Record(run_id, 0, 0.0, found.new, found.prior, {}, {**found.metrics, **scores}), found.items)
+        record = Record(run_id, 0, 0.0, found.new, found.prior, {}, {**found.metrics, **scores})
+        return Scored(record, found.items, found.questions)
 
     def checkpoint(
         self,

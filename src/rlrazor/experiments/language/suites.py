@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 
 from rlrazor.experiments.language import tiny
-from rlrazor.experiments.language.further import Further
 from rlrazor.experiments.language.tasks import Item
 from rlrazor.lm import representation
 from rlrazor.lm.models import LanguageModel
@@ -39,13 +38,13 @@ class PriorSuite:
     unrelated: Sequence[str]
     exact: Callable[[LanguageModel, Sequence[Item], Right], torch.Tensor] | None = None
     check: Callable[[], None] = lambda: None
-    further: Mapping[str, Further] = field(default_factory=dict)
+    further: Mapping[str, GenericText] = field(default_factory=dict)
     uncut: "PriorSuite | None" = None
 
     @property
     def probes(self) -> list[GenericText]:
-        """What the generic probe and the further ones are made of."""
-        return [self.generic, *(one.generic for one in self.further.values())]
+        """The generic probe and the further ones."""
+        return [self.generic, *self.further.values()]
 
     @property
     def count(self) -> float:
@@ -65,7 +64,7 @@ class PriorSuite:
     def cut(self, texts: int, tokens: int | None = None) -> "PriorSuite":
         """With so many texts, or prompts, of each sort at most; those that the base writes of so many tokens."""
         generic = self.generic.cut(texts, tokens)
-        further = {name: replace(one, generic=one.generic.cut(texts, tokens)) for name, one in self.further.items()}
+        further = {name: one.cut(texts, tokens) for name, one in self.further.items()}
         loss_texts, unrelated = self.loss_texts[:texts], self.unrelated[:texts]
         cut = replace(self, generic=generic, loss_texts=loss_texts, unrelated=unrelated, further=further)
         return replace(cut, uncut=self)
@@ -129,5 +128,4 @@ def tiny_suite(generic: GenericText | None = None) -> PriorSuite:
     def exact(lm: LanguageModel, items: Sequence[Item], right: Right) -> torch.Tensor:
         return tiny.right_logps(lm.model, lm.tokenizer, items, right)
 
-    generic = generic or GenericText(prompts=tuple(tiny.probe_prompts()))
-    return PriorSuite(scores, generic, tiny.prior_texts(), tiny.unrelated_texts(), exact)
+    return PriorSuite(scores, generic or tiny.probe(), tiny.prior_texts(), tiny.unrelated_texts(), exact)

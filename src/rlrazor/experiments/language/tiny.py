@@ -27,10 +27,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from rlrazor.experiments.language.config import TINY
 from rlrazor.experiments.language.tasks.letters import ASCENDING, EOS, FORMS, LETTERS, Example, distinct
 from rlrazor.experiments.language.tasks.task import Item
 from rlrazor.lm import forward
-from rlrazor.lm.probes import content_hash
+from rlrazor.lm.prior_prompts import PriorPrompts
+from rlrazor.lm.probes import GenericText, content_hash
 from rlrazor.lm.scores import ItemResults, Question, Score
 
 PAD = "_"
@@ -94,6 +96,11 @@ def probe_prompts() -> list[str]:
     share = -(-PROBES // len(PRIOR_TASKS))
     drawn = [distinct(draw, random.Random(f"probe {name}"), 2 * share) for name, draw in PRIOR_TASKS.items()]
     return [prompt for examples in drawn for prompt in [p for p, _ in examples if p not in scored][:share]][:PROBES]
+
+
+def probe() -> GenericText:
+    """The generic probe, which is of the prior tasks' own prompts, completed as the new task's are."""
+    return GenericText(prompts=tuple(probe_prompts()), prior=PriorPrompts((TINY,), max_new_tokens=None))
 
 
 def prior_texts() -> list[str]:

@@ -50,7 +50,7 @@ def measure(setup: Setup, spec: RunSpec, store: RunStore) -> Iterator[Checkpoint
         )
         weights = partial(weights_of, model)
     found = reference_of(spec, world_of(setup, spec, store, model)).base_checkpoint(spec.run_id)
-    return iter([Checkpoint(found.record, weights, beside_base(found.items, found.items))])
+    return iter([Checkpoint(found.record, weights, beside_base(found.items, found.items), found.questions)])
 
 
 def reference_of(spec: RunSpec, world: World, before: LanguageModel | None = None) -> Any:

@@ -61,7 +61,7 @@ class Outputs:
         """All hidden units of a chunk side by side: (chunk, 768)."""
         return [torch.cat(layers, dim=1) for layers in self.hidden]
 
-    @property
+    @cached_property
     def representation(self) -> Representation:
         """The last hidden layer on the first inputs."""
         chunks = -(-COMPARED // CHUNK)
@@ -76,23 +76,18 @@ class Reference:
     weights: Mapping[str, Tensor]
     fisher: Mapping[str, Tensor]
     new: Outputs
-    new_representation: Representation
     prior: Outputs
-    prior_representation: Representation
-    probe_representation: Representation
+    probe: Representation
 
     @classmethod
     def of(cls, policy: DigitPolicy, task: Task) -> Self:
         """Measure the base. The Fisher information is over prior-task inputs, as in RL's Razor's Table 1."""
-        new, prior = Outputs.of(policy, task.new_test), Outputs.of(policy, task.prior_test)
         return cls(
             weights={name: weight.clone() for name, weight in weights_of(policy).items()},
             fisher=diagonal_fisher(policy, task.prior_test[:FISHER_INPUTS]),
-            new=new,
-            new_representation=new.representation,
-            prior=prior,
-            prior_representation=prior.representation,
-            probe_representation=Outputs.of(policy, load_probe()).representation,
+            new=Outputs.of(policy, task.new_test),
+            prior=Outputs.of(policy, task.prior_test),
+            probe=Outputs.of(policy, load_probe()).representation,
         )
 
 
@@ -125,14 +120,11 @@ def evaluate(
         dots = load_dots()
         scores[DOTS] = accuracy(log_probs(policy, dots.test), dots.test_labels)
     drifted = {
-        **_drift(reference.new, reference.new_representation, new),
-        **{
-            name + ON_PRIOR: value
-            for name, value in _drift(reference.prior, reference.prior_representation, prior).items()
-        },
+        **_drift(reference.new, new),
+        **{name + ON_PRIOR: value for name, value in _drift(reference.prior, prior).items()},
         **drift.measure_weights(reference.weights, weights_of(policy), reference.fisher),
-        "cka" + ON_PROBE: drift.cka(reference.probe_representation, probe),
-        "cknna" + ON_PROBE: drift.cknna(reference.probe_representation, probe),
+        "cka" + ON_PROBE: drift.cka(reference.probe, probe),
+        "cknna" + ON_PROBE: drift.cknna(reference.probe, probe),
     }
     if not all(map(math.isfinite, drifted.values())):
         raise DivergedError(step, epoch)
@@ -154,18 +146,17 @@ def accuracy(logp_NV: Tensor, labels_N: Tensor) -> float:
     return (logp_NV.argmax(dim=1) == labels_N).double().mean().item()
 
 
-def _drift(base: Outputs, base_representation: Representation, tuned: Outputs) -> dict[str, float]:
+def _drift(base: Outputs, tuned: Outputs) -> dict[str, float]:
     l1 = l2 = 0.0
     for before, after in zip(base.activations, tuned.activations, strict=True):
         l1 += len(after) * drift.activation_l1(before, after)
         l2 += len(after) * drift.activation_l2(before, after)
-    representation = tuned.representation
     return {
         **drift.measure(base.logp, tuned.logp),
         "activation_l1": l1 / len(base.logp),
         "activation_l2": l2 / len(base.logp),
-        "cka": drift.cka(base_representation, representation),
-        "cknna": drift.cknna(base_representation, representation),
+        "cka": drift.cka(base.representation, tuned.representation),
+        "cknna": drift.cknna(base.representation, tuned.representation),
     }
 
 

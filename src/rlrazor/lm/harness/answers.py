@@ -33,7 +33,8 @@ _NUMBER = re.compile(  # no part of a fraction
     r"(?:(?<![\w.)])-)?\$?(?<![\d/])(?:\d[\d,]*(?:\.\d+)?|(?<!\d)\.\d+)(?!\d|\s?/\s?\d)"
 )
 _TARGET = re.compile(r"\(?([A-Z])\)?")  # an option letter, as the answer to a question
-_LETTER = re.compile(r"(?:(?i:option|choice)\s+)?[\s*(\[{\"'$]*(?:\\text\{)?\(?([A-Z])(?![A-Za-z0-9])")
+_ARTICLE = r"(?!A\s+(?!(?:is|as|because|since|for|and|or)\b)[a-z])"  # "A triangle" is no option; "A is right" is one
+_LETTER = re.compile(rf"(?:(?i:option|choice)\s+)?[\s*(\[{{\"'$]*(?:\\text\{{)?\(?{_ARTICLE}([A-Z])(?![A-Za-z0-9])")
 _LETTERS = (re.compile(r"\(([A-Z])\)"), re.compile(r"^\s*([A-Z])\s*(?:[.):]|$)", re.MULTILINE))  # undeclared
 
 

@@ -14,9 +14,10 @@ from rlrazor.lm.kl import evenly
 
 @dataclass(frozen=True)
 class TaskPrompts:
-    """Prompts of tasks; `scored`: those tasks whose prompts are of items that are scored, as there are no others."""
+    """Prompts of `tasks`; `scored`: those whose prompts are of items that are scored, as there are no others."""
 
     prompts: Sequence[str]
+    tasks: Sequence[str]
     scored: Sequence[str]
 
 
@@ -42,7 +43,7 @@ def prompts_of(
                     scored.append(name)
     if not found:
         raise RazorError(f"The prior tasks {', '.join(tasks)} give a model no prompts to complete.")
-    return TaskPrompts(list(found), scored)
+    return TaskPrompts(list(found), list(tasks), scored)
 
 
 def _of_leaf(leaf: Any, limit: int | None, count: int, examples_seed: int) -> tuple[list[str], bool]:

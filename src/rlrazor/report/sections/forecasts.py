@@ -22,6 +22,7 @@ from rlrazor.analysis.outcomes import (
     Unit,
     examine,
 )
+from rlrazor.analysis.statistics import mean_or
 from rlrazor.report.drawing import PALETTE, Axis, Figure, Interval, Layer, Panel
 from rlrazor.report.keyed import Column, Judged, Keyed, in_short, table_of
 from rlrazor.report.layers import across, spots
@@ -174,8 +175,7 @@ def _families(study: Study) -> list[str]:
 
 
 def _error(one: Outcome) -> float:
-    error = one.mean("error")
-    return error.mean if error else np.inf
+    return mean_or(one.mean("error"), np.inf)
 
 
 # The figure

@@ -21,7 +21,7 @@ from rlrazor.analysis.carry_over import (
 )
 from rlrazor.analysis.forecast import FORWARD, PROBE, measured
 from rlrazor.analysis.law import PredictorSummary
-from rlrazor.analysis.statistics import Estimate, floats, verdict
+from rlrazor.analysis.statistics import Estimate, floats, mean_or, verdict
 from rlrazor.report.drawing import PALETTE, Axis, Figure, Layer, Panel
 from rlrazor.report.keyed import Column, Judged, Keyed, in_short, table_of
 from rlrazor.report.layers import across, base, clouds, height, laws, level, padded, spots
@@ -111,7 +111,7 @@ def forecast_table(tested: Sequence[CarryOver]) -> Keyed:
 
     columns = [
         Column[CarryOver](
-            "quadratic-error", "quadratic", lambda one: percent(_mean(over_methods(one.quadratic_errors)))
+            "quadratic-error", "quadratic", lambda one: percent(mean_or(over_methods(one.quadratic_errors), None))
         ),
         Column("error", "monotone", lambda one: one.error),
         Column("gain", "gain over guessing", lambda one: signed(one.gain)),
@@ -122,7 +122,7 @@ def forecast_table(tested: Sequence[CarryOver]) -> Keyed:
     rows = {one.column: (_name(one), one) for one in sorted(tested, key=_error)}
     table = table_of("Left-out error, accuracy points", "measure", rows, columns)
     guess, ahead = over_methods(forward.guesses), lead(forward.guesses)
-    cells = (percent(_mean(guess)), written(guess), NEVER, NEVER, signed(ahead), told(ahead))
+    cells = (percent(mean_or(guess, None)), written(guess), NEVER, NEVER, signed(ahead), told(ahead))
     guessing = ("guessing the mean", dict(zip(table.columns, cells, strict=True)))
     return replace(table, rows={**table.rows, "guessing": guessing})
 
@@ -149,12 +149,8 @@ def _name(one: CarryOver) -> str:
     return MEASURES[one.column].label
 
 
-def _mean(estimate: Estimate | None) -> float | None:
-    return estimate.mean if estimate else None
-
-
 def _error(one: CarryOver) -> float:
-    return one.error.mean if one.error else np.inf
+    return mean_or(one.error, np.inf)
 
 
 # The figure
@@ -175,14 +171,17 @@ def _law_panel(study: Study, summary: PredictorSummary, title: str, x_label: str
 def _error_panel(tested: Sequence[CarryOver]) -> Panel:
     """A dot per measure with its interval over methods; the dashed line is guessing."""
     ranked = [one for one in sorted(tested, key=_error, reverse=True) if one.error]
-    axis, style = Axis.of([_name(one) for one in ranked], margin=0.6), (PALETTE[0], "diamond")
-    errors = [one.error for one in ranked]
-    layers: list[Layer] = [spots("left-out error, mean over methods", errors, range(len(ranked)), style, along="x")]
-    guess = over_methods(ranked[0].guesses) if ranked else None
-    if guess:
-        layers.append(across("guessing the mean", 100 * guess.mean, axis.ends))
+    errors, style = [one.error for one in ranked], (PALETTE[0], "diamond")
+    dots = spots("left-out error, mean over methods", errors, range(len(ranked)), style, along="x")
+    return left_out_panel([_name(one) for one in ranked], [dots], over_methods(ranked[0].guesses) if ranked else None)
+
+
+def left_out_panel(names: Sequence[str], dots: Sequence[Layer], guess: Estimate | None) -> Panel:
+    """Errors of the monotone laws of the measures called so, from below; the dashed line is guessing."""
+    axis = Axis.of(names, margin=0.6)
+    guessing = [across("guessing the mean", 100 * guess.mean, axis.ends)] if guess else []
     error = Axis("left-out error of the monotone law, accuracy points", percent=False)
-    return Panel("Asked about a method not in the fit", error, axis, layers)
+    return Panel("Asked about a method not in the fit", error, axis, [*dots, *guessing])
 
 
 def _residual_panel(study: Study, beyond: Residuals) -> Panel:

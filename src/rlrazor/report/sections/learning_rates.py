@@ -2,15 +2,14 @@
 
 from pathlib import Path
 
-from rlrazor.analysis.forecast import FORWARD
 from rlrazor.analysis.matched import RATE
-from rlrazor.analysis.statistics import Estimate, difference, mean_of, shared_threshold, verdict
+from rlrazor.analysis.statistics import difference, mean_of, shared_threshold
 from rlrazor.report.drawing import Figure, style_of
 from rlrazor.report.keyed import Column, Judged, Keyed, gap, in_short, table_of
 from rlrazor.report.prose import Shown, told
-from rlrazor.report.rates import Group, Line, Rates
+from rlrazor.report.rates import Line, Rates, kept_columns
 from rlrazor.report.study import Section, Study
-from rlrazor.report.text import INTERVALS, MATCHED, nats, of_all, written
+from rlrazor.report.text import INTERVALS, MATCHED, written
 
 TEXT = Path(__file__).with_suffix(".md")
 NAME = "learning-rates"
@@ -53,7 +52,7 @@ def judge(study: Study, rates: Rates) -> dict[str, Judged]:
     for method in study.methods:
         if method != name:
             gap = difference(rates.reported.filter(method=method), reference, "prior")
-            found[method] = Judged(study.label(method), gap, verdict(gap, len(study.seeds)))
+            found[method] = Judged.of(study.label(method), gap, len(study.seeds))
     return found
 
 
@@ -71,17 +70,7 @@ def finding(study: Study, rates: Rates, judged: dict[str, Judged] | None) -> str
 
 def kept_table(study: Study, rates: Rates) -> Keyed:
     """What each method keeps, and what its learning rate was chosen from: `METHOD.prior`, `METHOD.lr`, ..."""
-
-    def mean(column: str, group: Group) -> Estimate | None:
-        return mean_of(rates.reported.filter(method=group[0]), column)
-
-    columns = [
-        Column[Group]("prior", "prior kept, %", lambda group: mean("prior", group)),
-        Column("drop", "drop, points", lambda group: mean("forgetting", group)),
-        Column("kl", f"forward KL, {study.kl_unit}", lambda group: written(mean(FORWARD, group), nats)),
-        Column("reached", "seeds", lambda group: of_all(mean("prior", group), len(study.seeds))),
-        *rates.columns,
-    ]
+    columns = [*kept_columns(rates.mean, study.kl_unit, len(study.seeds), "reached"), *rates.columns]
     rows = {name: (line.label, line.values) for name, line in rates.lines.items()}
     return table_of(f"At new ≥ {rates.at:.0%}", "method", rows, columns)
 

@@ -64,7 +64,7 @@ def finding(study: Study) -> str:
     judged = []
     for target in study.thresholds:
         gap = sides(study, MAIN, target)[2]
-        judged.append(Judged(f"at new = {target:.0%}", gap, verdict(gap, len(study.seeds))))
+        judged.append(Judged.of(f"at new = {target:.0%}", gap, len(study.seeds)))
     return f"CKNNA to the base on unrelated inputs, RL against SFT: {in_short(judged, number, unit='')}."
 
 

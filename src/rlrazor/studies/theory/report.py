@@ -1,11 +1,12 @@
 """The section of the report: the verdicts, the numbers behind them, the figure, and the text of theory.md."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import polars as pl
 
-from rlrazor.analysis.statistics import over
+from rlrazor.analysis.statistics import Estimate, over
 from rlrazor.report.keyed import Keyed
 from rlrazor.report.prose import read_prose
 from rlrazor.report.study import Section, Study
@@ -89,12 +90,11 @@ def _at_time(first_check: Rows) -> dict[str, str]:
 # Cells: from the rows that a row of a table stands for
 
 
-def _nats(value: str | pl.Expr, **where: str | float) -> Cell:
-    return lambda rows: in_nats(over(by_seed(rows.filter(**where), value)))
+def _mean(form: Callable[[Estimate | None], str], value: str | pl.Expr, **where: str | float) -> Cell:
+    return lambda rows: form(over(by_seed(rows.filter(**where), value)))
 
 
-def _percents(value: str | pl.Expr, **where: str | float) -> Cell:
-    return lambda rows: written(over(by_seed(rows.filter(**where), value)))
+_nats, _percents = partial(_mean, in_nats), partial(_mean, written)
 
 
 def _one(column: str, form: str) -> Cell:

@@ -83,10 +83,8 @@ def share_within_correct(table: pl.DataFrame | None, at_least: float = UNTIL) ->
     """
     if table is None or not {"method", "seed", "new", "trajectory", "step", *SHARE_COLUMNS} <= set(table.columns):
         return pl.DataFrame()
-    reached = law.distinct(table).filter(
-        pl.col("method").is_in(list(RL_METHODS)),
-        pl.col("new") >= at_least,
-        *(pl.col(name).cast(pl.Float64).is_finite() for name in SHARE_COLUMNS),
+    reached = law.finite(law.distinct(table), SHARE_COLUMNS).filter(
+        pl.col("method").is_in(list(RL_METHODS)), pl.col("new") >= at_least
     )
     means = reached.group_by("method", "seed").agg(
         pl.len().alias("checkpoints"), *(pl.col(name).cast(pl.Float64).mean() for name in SHARE_COLUMNS)

@@ -9,8 +9,6 @@ Anything that looks like an element's symbol counts as one (the data have `Kl`).
 irons with charge +1, which is not what its writer meant.
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from dataclasses import dataclass

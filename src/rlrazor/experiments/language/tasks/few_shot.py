@@ -1,7 +1,5 @@
 """Prompts that a task makes itself, out of a few examples and what is asked: the same on every machine."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path

@@ -7,8 +7,6 @@ the list's 8,369 common ones. (The list: words frequent in the texts of MIT- and
 the public domain Webster's of 1934 or inflections of its words, and some everyday words by hand.)
 """
 
-from __future__ import annotations
-
 import functools
 import random
 from collections.abc import Mapping, Sequence

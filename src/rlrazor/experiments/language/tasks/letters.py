@@ -12,8 +12,6 @@ One policy cannot do two of these three. In a sequence the tasks are FORMS, the 
     PS:dacfbe=acf;  (sorted)    PR:dacfbe=fca;  (the reverse)    PC:dacfbe=acf;  (as they stand: copied)
 """
 
-from __future__ import annotations
-
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace

@@ -9,8 +9,6 @@ no answer. Answers of more than 300 characters, more than six levels of brackets
 large to compute are compared as text.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 import re

@@ -6,8 +6,6 @@ matter. The number itself is none, else copying it would do, nor is anything lar
 Known to go wrong: a right number with more behind it, such as a full stop.
 """
 
-from __future__ import annotations
-
 import random
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Where the items of a task come from: JSON files, the hub, and the share that is held out for measuring."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 from collections.abc import Callable, Iterable, Sequence

@@ -8,8 +8,6 @@ Known to go wrong: "The answer is the second option" and lower-case letters are 
 a subscript 0 and does not balance by any count of atoms; there the reference's own coefficients count as right.
 """
 
-from __future__ import annotations
-
 import hashlib
 import re
 from collections.abc import Mapping, Sequence

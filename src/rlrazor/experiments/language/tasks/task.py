@@ -54,6 +54,12 @@ class Form:
     def __post_init__(self) -> None:
         check_stop(self.stop)
 
+    def ended(self, completion: str) -> str:
+        """A completion up to where it ends."""
+        for stop in self.stop:
+            completion = completion.partition(stop)[0]
+        return completion
+
 
 @dataclass(frozen=True)
 class Task:
@@ -88,11 +94,6 @@ class Scores:
     values: list[float | None]
     failures: dict[int, str]
 
-    @property
-    def counted(self) -> list[float]:
-        """The scores that exist, in order."""
-        return [value for value in self.values if value is not None]
-
     def describe_failures(self) -> str:
         """How many completions were skipped, and why one of them was."""
         return (
@@ -110,9 +111,7 @@ def score(task: Task, items: Sequence[Item], completions: Sequence[str]) -> Scor
     """
     calls: list[Call] = []
     for item, completion in zip(items, completions, strict=True):
-        for stop in task.form.stop:
-            completion = completion.partition(stop)[0]
-        calls.append(((item.prompt, completion), item.columns))
+        calls.append(((item.prompt, task.form.ended(completion)), item.columns))
     if isinstance(task.verify, Verifier):
         answers = task.verify.all(calls)
     else:

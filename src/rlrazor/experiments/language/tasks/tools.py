@@ -16,8 +16,6 @@ counts as a mistake; a default value spelled out differs from one left out. One 
 getUserProfile) and matches only itself. Six instructions of AviationAPI call functions that its documentation lacks.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Sequence

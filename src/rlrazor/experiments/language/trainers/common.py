@@ -12,8 +12,10 @@ from torch import Tensor
 
 from rlrazor.errors import RazorError
 from rlrazor.experiments.language.methods import Method
+from rlrazor.lm import sampling
 from rlrazor.lm.adapters import unwrapped
 from rlrazor.runs.sweep import DivergedError
+from rlrazor.seeding import seed_of
 from rlrazor.system import processes
 
 Reward = Callable[[Sequence[int], Sequence[Sequence[int]]], Sequence[float | None]]
@@ -167,6 +169,25 @@ class Measured:
                 raise DivergedError(self.state.global_step, self.state.epoch or 0.0)  # type: ignore[attr-defined]
             self.measured["loss"], self.so_far = whole.item(), 0.0
         return loss
+
+
+def sampled(
+    trainer: Any, settings: Settings, prompts: Sequence[Sequence[int]], purpose: str, **how: Any
+) -> list[list[int]]:
+    """Completions of the model that a trainer trains; `how`: of `Sampling`. The seed and `purpose` decide the draws.
+
+    In the precision of training: the distribution that is sampled is the one whose gradient is taken. Raises
+    DivergedError.
+    """
+    asked, rng = settings.samples, torch.Generator(trainer.accelerator.device)
+    rng.manual_seed(seed_of(settings.updates.seed, purpose))
+    pad_id = trainer.processing_class.pad_token_id
+    drawn = sampling.Sampling(asked.max_new_tokens, asked.stop_ids, pad_id, rng=rng, **how)
+    with trainer.compute_loss_context_manager():
+        try:
+            return sampling.sample(trainer.accelerator.unwrap_model(trainer.model), prompts, drawn)
+        except sampling.NotFiniteError as error:
+            raise DivergedError(trainer.state.global_step, trainer.state.epoch or 0.0) from error
 
 
 @contextmanager

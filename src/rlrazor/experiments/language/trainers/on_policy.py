@@ -25,11 +25,9 @@ from rlrazor.experiments.language.trainers.common import (
     Settings,
     arguments_of,
     given,
+    sampled,
     without_adapter,
 )
-from rlrazor.lm import sampling
-from rlrazor.runs.sweep import DivergedError
-from rlrazor.seeding import seed_of
 from rlrazor.system import phases, processes
 
 CHUNK = 256  # sequences that are sampled at a time
@@ -68,20 +66,9 @@ class _Sampling(Measured):
         return processes.in_all(draw)
 
     def _sample_chunk(self, prompts: Sequence[Sequence[int]], chunk: int, within: tuple[int, int]) -> list[list[int]]:
-        drawn, model = self.settings.samples, self.accelerator.unwrap_model(self.model)  # type: ignore[attr-defined]
-        group = math.gcd(self.samples, len(prompts))
-        place = f"sampling/{self.state.global_step}/{chunk}"  # type: ignore[attr-defined]
-        rng = torch.Generator(self.accelerator.device).manual_seed(seed_of(self.settings.updates.seed, place))  # type: ignore[attr-defined]
-        pad_id = self.processing_class.pad_token_id  # type: ignore[attr-defined]
-        how = sampling.Sampling(
-            drawn.max_new_tokens, drawn.stop_ids, pad_id, group, rng=rng, chunk=len(prompts), within=within
-        )
-        # In the precision of training: the distribution that is sampled is the one whose gradient is taken.
-        with self.compute_loss_context_manager():  # type: ignore[attr-defined]
-            try:
-                return sampling.sample(model, prompts[::group], how)
-            except sampling.NotFiniteError as error:
-                raise DivergedError(self.state.global_step, self.state.epoch or 0.0) from error  # type: ignore[attr-defined]
+        group, purpose = math.gcd(self.samples, len(prompts)), f"sampling/{self.state.global_step}/{chunk}"  # type: ignore[attr-defined]
+        how = {"samples": group, "chunk": len(prompts), "within": within}
+        return sampled(self, self.settings, prompts[::group], purpose, **how)
 
 
 class _OnPolicy(_Sampling, GRPOTrainer):  # type: ignore[misc]

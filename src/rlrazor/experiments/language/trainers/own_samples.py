@@ -17,13 +17,9 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from rlrazor.errors import RazorError
-from rlrazor.experiments.language.trainers.common import Job
+from rlrazor.experiments.language.trainers.common import Job, sampled
 from rlrazor.experiments.language.trainers.offline import Sft, labelled, sft_trainer
-from rlrazor.lm import sampling
-from rlrazor.runs.sweep import DivergedError
 from rlrazor.seeding import seed_of
 from rlrazor.system import phases, processes
 from rlrazor.system.documents import read_json
@@ -131,18 +127,8 @@ class _OwnSamples(Sft):
         return _order(len(self.job.examples), seed_of(self.job.settings.updates.seed, f"prompts/{turn}"))[at]
 
     def _sample(self, positions: Sequence[int], purpose: str) -> list[list[int]]:
-        updates, samples = self.job.settings.updates, self.job.settings.samples
-        phases.at(f"sampling for step {self.state.global_step + 1} of {updates.steps}")
-        model = self.accelerator.unwrap_model(self.model)
-        rng = torch.Generator(self.accelerator.device).manual_seed(seed_of(updates.seed, purpose))
-        pad_id = self.processing_class.pad_token_id
-        how = sampling.Sampling(samples.max_new_tokens, samples.stop_ids, pad_id, rng=rng)
-        # In the precision of training, as methods that are on-policy throughout.
-        with self.compute_loss_context_manager():
-            try:
-                return sampling.sample(model, [self.job.examples[position].prompt for position in positions], how)
-            except sampling.NotFiniteError as error:
-                raise DivergedError(self.state.global_step, self.state.epoch or 0.0) from error
+        phases.at(f"sampling for step {self.state.global_step + 1} of {self.job.settings.updates.steps}")
+        return sampled(self, self.job.settings, [self.job.examples[position].prompt for position in positions], purpose)
 
 
 def round_of(step: int, steps: int, rounds: int) -> int:
