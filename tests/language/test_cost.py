@@ -84,6 +84,8 @@ def test_what_holds_to_old_examples_adds_as_much_to_small_updates_as_to_large_on
     for size in (4, 24):
         assert seconds(Timing(found), "sft", batch_sizes=(size,)) == pytest.approx(10 * size)
         assert seconds(Timing(found), "lwf", batch_sizes=(size,)) == pytest.approx(10 * (size + 12))
+    cost._updated(found, SFT, "lwf", 16.0, 4, whole=3.0)  # where those of the trial were a third as long
+    assert seconds(Timing(found), "lwf") == pytest.approx(10 * (24 + 36))
 
 
 def test_an_update_takes_longer_where_an_old_example_is_in_it() -> None:

@@ -153,13 +153,16 @@ def time_trial(config: Config, setup: Setup, splits: Splits) -> Timing:
         if config.base == TINY:
             _time_pretraining(found, config, small, trial, store, data)
         for number, ((kind, protected), name) in enumerate(tried.items()):
+            method, _ = find_method(name)
             spec = replace(small, max_steps=WITH_OLD if protected else STEPS).specs("trial", data, [name])[0]
             with _listening() as clock:
                 *_, last = train(trial, spec, store)
             updates = clock.updates[1:] or clock.updates  # the first one warms up
             longer = _tokens(config, setup) / small.max_new_tokens if spec.params["group_size"] else 1.0
-            _updated(found.seconds, kind, protected, longer * statistics.median(updates), sequences_of(spec))
-            _prepared(found.seconds, clock, last.record.metrics)
+            whole = rehearsal.TEXT_TOKENS / rehearsal.tokens_of(trial) if protection.writes(trial, method) else 1.0
+            update = longer * statistics.median(updates)
+            _updated(found.seconds, kind, protected, update, sequences_of(spec), whole)
+            _prepared(found.seconds, clock, last.record.metrics, whole)
             relative += [one / statistics.median(updates) for one in updates]
             if number == 0:
                 around = next(iter(world.last_world.values()))
@@ -191,21 +194,23 @@ def _time_pretraining(found: Timing, config: Config, small: Config, trial: Setup
     world.last_world.clear()
 
 
-def _updated(of: Seconds, kind: tuple[str, ...], protected: str, update: float, sequences: int) -> None:
-    """Note how long an update of so many sequences took."""
+def _updated(
+    of: Seconds, kind: tuple[str, ...], protected: str, update: float, sequences: int, whole: float = 1.0
+) -> None:
+    """Note how long an update of so many sequences took; old examples are `whole` times as long as those here."""
     if not protected:
         of.update[kind] = update / sequences
     elif METHODS[protected].replays:
-        of.among_old[kind] = max(of.among_old.get(kind, 0.0), update / sequences)
+        of.among_old[kind] = max(of.among_old.get(kind, 0.0), whole * update / sequences)
     else:
-        of.term[protected] = max(0.0, update - of.update[kind] * sequences)
+        of.term[protected] = whole * max(0.0, update - of.update[kind] * sequences)
 
 
-def _prepared(of: Seconds, clock: "_Clock", metrics: Mapping[str, float]) -> None:
+def _prepared(of: Seconds, clock: "_Clock", metrics: Mapping[str, float], whole: float) -> None:
     """Note how long the run prepared old examples; what others of the base have written is not written again."""
     for phase in (rehearsal.WRITING, protection.MEASURING):
         if seconds := clock.parts.get((phase, False)):
-            of.old[phase] = seconds / metrics["old_examples"]
+            of.old[phase] = whole * seconds / metrics["old_examples"]
 
 
 def _sampled(found: Timing, config: Config, small: Config, trial: Setup, around: World) -> None:

@@ -82,9 +82,15 @@ def _write(setup: Setup, world: World, spec: RunSpec, start: LanguageModel, coun
     for place, source in enumerate(sources):
         share, seed = len(range(place, count, len(sources))), seed_of(spec.seed, f"old examples/{place}")
         if share:
-            found.append(_answered(source, start, share, seed) if source else _begun(start, share, seed))
+            text = OwnTexts(share, tokens_of(setup), seed % 2**32)
+            found.append(_answered(source, start, share, seed) if source else _begun(start, text, seed))
     turns = zip_longest(*found)
     return [one for turn in turns for one in turn if one is not None]
+
+
+def tokens_of(setup: Setup) -> int:
+    """Of a text, or of an answer to a prompt of the generic probe, at most; fewer for a trial."""
+    return min(TEXT_TOKENS, setup.prior.tokens or TEXT_TOKENS)
 
 
 def _beginnings(setup: Setup, world: World, start: LanguageModel) -> list[Cues | None]:
@@ -104,7 +110,7 @@ def _beginnings(setup: Setup, world: World, start: LanguageModel) -> list[Cues |
                 "prompts that it could answer: give some as the generic probe (--generic FILE), or take the method "
                 "replay with --old-examples FILE."
             ) from error
-        form = ProbeSettings(TEXT_TOKENS, 1, chat=setup.task.task().form.chat)
+        form = ProbeSettings(tokens_of(setup), 1, chat=setup.task.task().form.chat)
         form = replace(form, chat=world.suite.generic.completed(form).chat)
         ids = encode(start.tokenizer, world.suite.generic.prompts, form.chat)
         limit = context_length(start.model) or float("inf")
@@ -118,12 +124,11 @@ def _beginnings(setup: Setup, world: World, start: LanguageModel) -> list[Cues |
     return [None]
 
 
-def _begun(start: LanguageModel, count: int, seed: int) -> "list[Example]":
+def _begun(start: LanguageModel, how: OwnTexts, seed: int) -> "list[Example]":
     """So many texts from nothing, and from an empty turn where there is a chat template."""
     from rlrazor.experiments.language.trainers import Example  # TRL takes seconds to import
 
     begun = own_texts.beginnings(start.model, start.tokenizer, chat=True)
-    how = OwnTexts(count, TEXT_TOKENS, seed % 2**32)
     ends = encoding.stop_ids(start.tokenizer, start.model)
     texts = own_texts.draw(start.model, begun, how, ends, compute.precision_of(start.model), unheard)
     sequences = own_texts.begun_with(begun, texts, how)

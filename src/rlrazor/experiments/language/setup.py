@@ -69,7 +69,7 @@ class PriorSource:
     """Where prior tasks come from.
 
     For a trial that is timed, `texts`: of the generic probe and the like, at most; `tokens`: of those that the base
-    writes as a probe.
+    writes.
     """
 
     data_mirror: Path | None = None
