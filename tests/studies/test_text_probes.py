@@ -146,6 +146,9 @@ def test_a_report_has_the_section_where_the_sweep_has_such_probes(
     table = make_table(methods=["grpo", "sft-one", "simpo"])
     assert not applies(Study("text-probes", {}, table))
     table = table.with_columns(kl_forward_on_self=pl.col("kl_probe"), kl_forward_on_unlike=pl.col("kl_forward") * 2)
+    of_images = table.with_columns(kl_forward_on_prior=pl.col("kl_forward"))  # which every table of images has
+    assert not applies(Study("text-probes", {"experiment": "parity-mnist"}, of_images))
+    assert applies(Study("text-probes", {"experiment": "language"}, of_images))
     names = [one.name for one in load(make_folder(tmp_path, table), kinds()).sections]
     assert names[:3] == ["learning-rates", "kl-laws", text_probes.NAME]
 

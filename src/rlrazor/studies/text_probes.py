@@ -1,7 +1,7 @@
 """What `which_probe` asks, of language models: KL on which text? For sweeps that measured several (`--probes`)."""
 
 from rlrazor.analysis.forecast import PROBE
-from rlrazor.experiments.language.config import PROBES
+from rlrazor.experiments.language.config import EXPERIMENT, PROBES
 from rlrazor.experiments.language.methods import METHODS
 from rlrazor.report.measures import label_of
 from rlrazor.report.study import Kind, Section, Study
@@ -18,8 +18,9 @@ DRAWN = (KL, "kl_forward_on_self", "kl_forward_on_prior")
 
 
 def applies(study: Study) -> bool:
-    """Whether the sweep measured KL on further inputs."""
-    return not set(FURTHER).isdisjoint(study.table.columns)
+    """Whether the sweep measured KL on further inputs; of images, and of stages, a column has the name of another KL."""
+    is_sweep = study.description.get("experiment") == EXPERIMENT
+    return is_sweep and not set(FURTHER).isdisjoint(study.table.columns)
 
 
 def protects(method: str) -> bool:
