@@ -18,7 +18,7 @@ DRAWN = (KL, "kl_forward_on_self", "kl_forward_on_prior")
 
 
 def applies(study: Study) -> bool:
-    """Whether the sweep measured KL on further inputs; in tables of images and of stages a KL of theirs has the name."""
+    """Whether the sweep measured KL on further inputs; in tables of images and of stages another KL has such a name."""
     is_sweep = study.description.get("experiment") == EXPERIMENT
     return is_sweep and not set(FURTHER).isdisjoint(study.table.columns)
 
