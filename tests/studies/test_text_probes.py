@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from language_tables import make_folder, make_table
+from language_tables import CONFIG, make_folder, make_table
 from rlrazor.analysis import law
 from rlrazor.experiments.language.methods import METHODS, protection_of
 from rlrazor.report import drawing, keyed, load
@@ -145,8 +145,12 @@ def test_a_report_has_the_section_where_the_sweep_has_such_probes(
     monkeypatch.setattr(law, "bootstrap", lambda *_, **__: (0.0, 1.0))
     table = make_table(methods=["grpo", "sft-one", "simpo"])
     assert not applies(Study("text-probes", {}, table))
+    # A sequence and digits have a column of such a name, and no further probes.
+    staged = table.with_columns(kl_forward_on_prior=pl.col("kl_probe"))
+    assert not applies(Study("text-probes", {"config": {"tasks": ["a", "b"]}}, staged))
     table = table.with_columns(kl_forward_on_self=pl.col("kl_probe"), kl_forward_on_unlike=pl.col("kl_forward") * 2)
-    names = [one.name for one in load(make_folder(tmp_path, table), kinds()).sections]
+    settings = {**CONFIG.get("config", {}), "probes": ["self", "unlike"]}
+    names = [one.name for one in load(make_folder(tmp_path, table, config=settings), kinds()).sections]
     assert names[:3] == ["learning-rates", "kl-laws", text_probes.NAME]
 
 

@@ -18,8 +18,8 @@ DRAWN = (KL, "kl_forward_on_self", "kl_forward_on_prior")
 
 
 def applies(study: Study) -> bool:
-    """Whether the sweep measured KL on further inputs."""
-    return not set(FURTHER).isdisjoint(study.table.columns)
+    """Whether the sweep measured KL on further inputs: a sequence, and digits, have columns of such names unasked."""
+    return bool(dict(study.description.get("config", {})).get("probes"))
 
 
 def protects(method: str) -> bool:
