@@ -32,7 +32,7 @@ def main() -> None:
     print("task, items: seconds and score of lm-eval's, and of ours")
     for name in arguments.tasks.split(","):
         tasks = PriorTasks([name], arguments.items, arguments.data_mirror)
-        items, found = tasks.count(), []
+        items, found = tasks.counts()[name], []
         for reading in (HFLM._loglikelihood_tokens, Reader._loglikelihood_tokens):
             with patch.object(Reader, "_loglikelihood_tokens", reading):
                 began = time.process_time()

@@ -100,7 +100,12 @@ def test_of_the_tiny_base_the_prior_prompts_are_its_generic_probe() -> None:
     setup = Setup("tiny", TaskSource("letters"))
     suite = setup.suite(settings.base_specs("tiny", "data")[0])
     assert suite.further["unlike"].texts == tuple(tiny.unrelated_texts())
-    suite = suite.cut(12)
+    whole = suite
+    suite = suite.cut(12, tokens=32)
+    # Five sorts of text, and 64 texts of 128 tokens that the base writes: of those 12, a quarter as long.
+    assert suite.uncut is whole
+    assert (whole.own_tokens, suite.own_tokens) == (64 * 128, 12 * 32)
+    assert suite.count == 5 * 12 + 12 / 4
     base = LanguageModel.in_memory(tiny.make_model(0), tiny.make_tokenizer(), "tiny")
     base.model.eval()
     task = setup.task.task()

@@ -15,15 +15,17 @@ from rlrazor.cli import main
 from rlrazor.errors import RazorError
 from rlrazor.experiments.language import protection, rehearsal, tiny, trainers
 from rlrazor.experiments.language.config import PRESETS, Config
+from rlrazor.experiments.language.cost import Timing, draws_of
 from rlrazor.experiments.language.experiment import Language
 from rlrazor.experiments.language.methods import METHODS
 from rlrazor.experiments.language.old import OldText, read_old
 from rlrazor.experiments.language.setup import TaskSource
-from rlrazor.experiments.language.trainers import Example, Job, Part, Samples, Settings, Updates
+from rlrazor.experiments.language.trainers import Example, Job, Part, Samples, Settings, Updates, own_samples
 from rlrazor.lm import compute, own_texts
 from rlrazor.lm.models import LanguageModel, add_lora
 from rlrazor.lm.probes import GenericText
 from rlrazor.runs import runner
+from rlrazor.runs.experiment import Cost
 from rlrazor.runs.store import FinishedRun, RunStore
 from rlrazor.runs.sweep import DivergedError
 from tiny_models import char_tokenizer, tiny_llama
@@ -298,7 +300,17 @@ def run(out: Path, config: Config, source: TaskSource = TaskSource("letters")) -
     return {one.spec.method: one for one in found}
 
 
-def test_replay_takes_its_share_and_ewc_holds_what_it_says(tmp_path: Path, undrawn: None) -> None:
+def test_replay_takes_its_share_and_ewc_holds_what_it_says(
+    tmp_path: Path, undrawn: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[int] = []
+    original: Any = own_samples._OwnSamples._sample
+
+    def sample(self: Any, positions: Any, purpose: str) -> Any:
+        drawn.append(len(positions))
+        return original(self, positions, purpose)
+
+    monkeypatch.setattr(own_samples._OwnSamples, "_sample", sample)
     found = run(tmp_path, CONFIG)
     assert [record.metrics["old_examples"] for record in found["replay"].records] == [5.0, 5.0]  # 5 % of 100
     assert found["ewc"].records[-1].metrics["old_examples"] == protection.FISHER_EXAMPLES
@@ -307,7 +319,12 @@ def test_replay_takes_its_share_and_ewc_holds_what_it_says(tmp_path: Path, undra
     assert "old_examples" not in found["sft"].records[0].metrics
     # Of 95 prompts; where some are old, of 100 examples.
     assert [of.records[-1].step for of in found.values()] == [9, 10, 9, 10, 9, 9]
-    assert 0 < found["self-sft"].records[0].metrics["reward"] < 1
+    own = found["self-sft"]
+    right = own.records[0].metrics["reward"]
+    assert 0 < right < 1
+    # As many samples as a dry run counts that knows how many are right.
+    counted = draws_of(Timing(right=right), own.spec, Cost(own.records[-1].step, 2), 95)
+    assert counted == pytest.approx(sum(drawn), rel=0.15)
     on_old = {name: of.records[-1].drift["kl_probe"] for name, of in found.items()}
     assert on_old["ewc"] < 0.5 * on_old["sft"]  # 0.07 and 0.75 nats
     assert max(on_old[name] for name in ("replay", "self-replay", "lwf")) < on_old["sft"]

@@ -299,5 +299,7 @@ def test_the_word_and_a_file_of_that_name(tmp_path: Path, monkeypatch: pytest.Mo
     assert len(hashes) == 4
     assert GenericText.of_base(samples=9).cut(4) == GenericText.of_base(samples=4)
     assert GenericText.of_base(samples=3).cut(4).count == 3
+    assert GenericText.of_base(samples=9).cut(4, tokens=5) == GenericText.of_base(samples=4, max_new_tokens=5)
+    assert GenericText.of_base(max_new_tokens=4).cut(64, tokens=5) == GenericText.of_base(max_new_tokens=4)
     # Hashes of the other kinds are those of before, which laws and logs hold.
     assert GenericText(("abc",)).content_hash == probes.content_hash([("abc",), ()])

@@ -245,7 +245,7 @@ def test_a_limit_is_of_all_of_a_groups_tasks_together(model: Any, tmp_path: Path
     (tmp_path / "mmlu_test.jsonl").write_text("\n".join(map(json.dumps, rows)))
     for limit, each in ((None, 3), (1, 1), (25, 1), (26, 2), (100, 3)):
         expected = sum(min(each, size) for size in sizes.values())
-        assert PriorTasks(["mmlu_other"], limit, tmp_path).count() == expected
+        assert PriorTasks(["mmlu_other"], limit, tmp_path).counts() == {"mmlu_other": expected}
     assert evaluate(model, tmp_path, "mmlu_other", limit=26).n == sum(min(2, size) for size in sizes.values())
 
 

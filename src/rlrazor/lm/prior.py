@@ -70,14 +70,16 @@ class PriorTasks:
         with self._loaded() as (loaded, _):
             return {name: task.declared for name, task in loaded.items()}
 
-    def count(self) -> int:
-        """How many rows would be scored. Loads what `metrics` loads."""
+    def counts(self) -> dict[str, int]:
+        """How many rows of each task would be scored. Loads what `metrics` loads."""
         with self._loaded() as (loaded, _):
-            return sum(
-                min(self._of_each(task) or len(leaf.eval_docs), len(leaf.eval_docs))
-                for task in loaded.values()
-                for leaf in task.leaves.values()
-            )
+            return {
+                name: sum(
+                    min(self._of_each(task) or len(leaf.eval_docs), len(leaf.eval_docs))
+                    for leaf in task.leaves.values()
+                )
+                for name, task in loaded.items()
+            }
 
     def shows_examples(self) -> bool:
         """Whether any task puts examples into its prompts that are drawn by a seed. Loads what `metrics` loads."""

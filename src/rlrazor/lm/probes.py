@@ -145,9 +145,13 @@ class GenericText:
             return replace(settings, samples=1)
         return ProbeSettings(self.prior.max_new_tokens, chat=False, precision=settings.precision)
 
-    def cut(self, count: int) -> GenericText:
-        """The first so many."""
-        own = self.own and replace(self.own, samples=min(count, self.own.samples))
+    def cut(self, count: int, tokens: int | None = None) -> GenericText:
+        """The first so many; what the base writes itself of so many tokens at most."""
+        own = self.own and replace(
+            self.own,
+            samples=min(count, self.own.samples),
+            max_new_tokens=min(tokens or self.own.max_new_tokens, self.own.max_new_tokens),
+        )
         return GenericText(self.texts[:count], self.prompts[:count], own, self.prior)
 
 

@@ -4,7 +4,7 @@ An experiment times what is its own (`Timed.trial`); the counting is the same fo
 """
 
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -41,15 +41,16 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Trial:
-    """What was timed: `run`, the seconds of one run; `once`, what each process needs for a base besides; `error`, the
-    share by which they may be off; `threads` of a process; `timed`, in words.
+    """What was timed: `run`, the seconds of one run; `once`, by what it is, the seconds of what a process does once for
+    all its runs that need the same; `error`, the share by which they may be off; `threads` of a process; `timed`, in
+    words.
     """
 
     run: Callable[[RunSpec, Cost], float]
     error: float
     sizes: Sizes
     timed: str
-    once: float = 0.0
+    once: Callable[[RunSpec], Mapping[Hashable, float]] = lambda spec: {}
     threads: int = 1
 
 
@@ -145,8 +146,9 @@ def estimate(
         return DryRun(counts, None, str(error))
     bases = sum(not spec.chain for spec in specs)
     seconds = sum(trial.run(spec, cost) for spec, cost in trained)
-    # Each worker has to have a base's side once, and so has the process that measures the bases.
-    seconds += trial.once * bases * (jobs + 1 if jobs > 1 else 1)
+    seconds += _once(
+        trial, [spec for spec, _ in trained], jobs + 1 if jobs > 1 else 1
+    )  # that of the bases, and workers
     at_once = min(jobs, max(1, len(trained) - bases), max(1, cores.available() // trial.threads))
     tuned, sizes = len(specs) - bases, trial.sizes
     kept = sum(_kept(experiment, phases, weights).values())
@@ -160,6 +162,15 @@ def estimate(
         timed=trial.timed,
     )
     return DryRun(counts, measured)
+
+
+def _once(trial: Trial, trained: Iterable[RunSpec], processes: int) -> float:
+    """The seconds of what each process does once, or as many of them as there are runs that need it."""
+    needed: dict[Hashable, list[float]] = {}
+    for spec in trained:
+        for what, seconds in trial.once(spec).items():
+            needed.setdefault(what, []).append(seconds)
+    return sum(max(of) * min(processes, len(of)) for of in needed.values())
 
 
 def _kept(experiment: Experiment, phases: Sequence[Phase], weights: WeightsMode) -> dict[RunSpec, int]:

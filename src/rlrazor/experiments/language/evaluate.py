@@ -32,8 +32,9 @@ from rlrazor.runs.records import BASE, Record
 from rlrazor.runs.sweep import DivergedError
 from rlrazor.system import phases
 
-# The phases of measuring that take longer with more prompts, and with more texts.
+# The phases of measuring that take longer with more prompts, with more texts, and with longer ones of the base's own.
 OF_PROMPTS, OF_TEXTS = "answering and comparing the new task's prompts", "comparing the probe's texts"
+OWN_TEXTS = "writing the probe's texts"
 _SAME = {0.0: "all score 0", 1.0: "all score 1"}
 _WHAT_TO_DO = {
     0.0: "If that is not right, stop, and look at the verifier, --max-new-tokens, --stop and --no-chat: on-policy "
@@ -54,7 +55,7 @@ TUNED, SAMPLED = "tuned", "sampled"  # the purpose of samples of a policy that i
 
 
 @dataclass(frozen=True, eq=False)
-class Measured:
+class Evaluation:
     """What a checkpoint is made of: its record's new, prior, drift and metrics, and the outcomes of the prior's items.
 
     `answers`: to each task that is asked. `items`: of the columns `items.OWN`; None where no outcome is known.
@@ -178,7 +179,7 @@ class Asked:
 
 @dataclass(frozen=True, eq=False)
 class Scored:
-    """A checkpoint's record, the outcomes of the prior's items as in `Measured`, and of a base what these ask."""
+    """A checkpoint's record, the outcomes of the prior's items as in `Evaluation`, and of a base what these ask."""
 
     record: Record
     items: pl.DataFrame | None = None
@@ -193,7 +194,6 @@ class Reference:
 
     def __init__(self, base: LanguageModel, asked: Sequence[Asked], suite: PriorSuite) -> None:
         self.base, self.asked, self.suite = base, asked, suite
-        phases.at(OF_TEXTS)
         self.settings = probe_settings(asked[0].task, asked[0].samples)
         self.probe = kl.Probe(base.model, self.generic_of(base), beside=asked[0].probe)
         self.further = {name: self._probe_of(name, one) for name, one in suite.further.items()}
@@ -204,7 +204,7 @@ class Reference:
 
     def generic_of(self, lm: LanguageModel) -> Sequences:
         """The generic probe of a policy."""
-        return probes.of_generic(lm.model, lm.tokenizer, self.suite.generic, self.settings)
+        return _sequences(lm, self.suite.generic, self.settings)
 
     def _probe_of(self, name: str, one: GenericText) -> kl.Probe:
         """A further probe, which may be the generic one. Raises RazorError where the base makes nothing of it."""
@@ -212,7 +212,7 @@ class Reference:
             return self.probe
         base = self.base
         try:
-            sequences = probes.of_generic(base.model, base.tokenizer, one, self.settings)
+            sequences = _sequences(base, one, self.settings)
         except RazorError as error:
             raise RazorError(f"The probe {name!r} cannot be made of this base: {error}") from error
         return kl.Probe(base.model, sequences, beside=self.probe)
@@ -249,7 +249,7 @@ class Reference:
         record = Record(run_id, 0, 0.0, found.new, found.prior, {}, found.metrics)
         return Scored(record, found.items, found.questions)
 
-    def measure_base(self) -> Measured:
+    def measure_base(self) -> Evaluation:
         """Measure the base, and say where its answers to a task that is asked are all alike."""
         lm, found = self.base, self.measure(self.base, self.base.model)
         generics = {self.probe: self.suite.generic}
@@ -271,7 +271,7 @@ class Reference:
             phases.say(f"After {step} updates too, all answers to the new task {_SAME[new]}. {_WHAT_TO_DO[new]}")
         self.warned = True
 
-    def measure(self, tuned: LanguageModel, frozen: Any) -> Measured:
+    def measure(self, tuned: LanguageModel, frozen: Any) -> Evaluation:
         """What a checkpoint is made of."""
         own: dict[str, float] = {}
         prior = self.suite.scores(tuned)
@@ -299,7 +299,15 @@ class Reference:
         measures = {name: measures[name] for name in DRIFT if name in measures}
         scores = {name: one.value for name, one in prior.items()}
         new, asked = fmean(one.score for one in answers), questions_of(prior)
-        return Measured(new, scores, measures, own, answers, items_of(prior), asked)
+        return Evaluation(new, scores, measures, own, answers, items_of(prior), asked)
+
+
+def _sequences(lm: LanguageModel, generic: GenericText, settings: ProbeSettings) -> Sequences:
+    """What is measured of a probe."""
+    phases.at(OWN_TEXTS if generic.own else OF_TEXTS)
+    sequences = probes.of_generic(lm.model, lm.tokenizer, generic, settings)
+    phases.at(OF_TEXTS)
+    return sequences
 
 
 @contextmanager

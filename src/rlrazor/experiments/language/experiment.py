@@ -11,6 +11,7 @@ from rlrazor.errors import RazorError
 from rlrazor.experiments.language import config as configs
 from rlrazor.experiments.language import cost
 from rlrazor.experiments.language.config import TINY, Config
+from rlrazor.experiments.language.cost import Timing
 from rlrazor.experiments.language.evaluate import DRIFT
 from rlrazor.experiments.language.further import ABOUT, described
 from rlrazor.experiments.language.methods import METHODS, TEACHER, Method, find_method, label_of
@@ -81,19 +82,26 @@ class Language(Setup):
         """Updates and checkpoints of a run on the task's prompts."""
         if spec.method == BASE:
             return Cost(0, 1)
-        prompts = min(self.count, spec.params["train_prompts"] or self.count)
+        prompts = self.prompts(spec)
         prompts += configs.replayed(spec, prompts)
         return Cost(configs.count_steps(spec, prompts), len(configs.due_steps(spec, prompts)))
 
+    def prompts(self, spec: RunSpec) -> int:
+        """How many of the task's a run learns from."""
+        return min(self.count, spec.params["train_prompts"] or self.count)
+
     def trial(self, config: Config) -> Trial:
         """A few updates and one measurement, where the base is at hand. Raises RazorError where it is not."""
+        return cost.trial_of(self.timing(config), config, self, self.prompts)
+
+    def timing(self, config: Config) -> Timing:
+        """What the trial found. Raises RazorError as `trial` does."""
         if not cost.is_at_hand(config.base):
             raise RazorError(f"the base {config.base} is not on this machine, and was not downloaded")
         try:
-            found = cost.time_trial(config, self, self.task.load())
+            return cost.time_trial(config, self, self.task.load())
         except RazorError as error:
             raise RazorError(f"a trial on little of it failed. {error}") from error
-        return cost.trial_of(found, config, self)
 
     def describe(self, config: Config) -> Mapping[str, Any]:
         """Names for the report, and what the runs were made from."""

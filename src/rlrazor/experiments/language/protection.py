@@ -39,10 +39,27 @@ if TYPE_CHECKING:
     from rlrazor.experiments.language.trainers import Example, Part
 
 FISHER_EXAMPLES = 256  # that the Fisher information of EWC is averaged over
+MEASURING = "measuring which weights old examples need"
 LWF_EXAMPLES, LWF_AT_A_TIME = 128, 8  # that LwF goes round, and that an update holds to
 
 Term = Callable[[Any, "Part"], Tensor]
 """(model, part of a step) -> a scalar; their sum over the parts is added to the loss of the step."""
+
+
+def count_of(method: Method, spec: RunSpec, examples: int) -> int:
+    """How many old examples a run with so many of its own takes, where there are any."""
+    return {EWC: FISHER_EXAMPLES, LWF: LWF_EXAMPLES}.get(method.protection or "") or replayed(spec, examples)
+
+
+def writes(setup: Setup, method: Method) -> bool:
+    """Whether the policy that a run starts from writes its old examples itself."""
+    return method.protection == SELF_REPLAY or (method.protection == LWF and setup.task.old is None)
+
+
+def has_old(setup: Setup, spec: RunSpec, method: Method) -> bool:
+    """Whether there are any for this run: not in the first stage of a sequence that has none of its own."""
+    known = setup.task.old is not None or setup.base == TINY
+    return method.protection is not None and (known or writes(setup, method) or bool(earlier_of(spec)))
 
 
 def old_examples(
@@ -51,8 +68,9 @@ def old_examples(
     """Those that a run with so many of its own replays, measures weights by or is held to; and counts to record."""
     if method.protection is None:
         return [], {}
-    count = {EWC: FISHER_EXAMPLES, LWF: LWF_EXAMPLES}.get(method.protection) or replayed(spec, examples)
-    if method.protection == SELF_REPLAY or (method.protection == LWF and setup.task.old is None):
+    count = count_of(method, spec, examples)
+    count = min(count, setup.prior.texts or count)  # fewer for a trial
+    if writes(setup, method):
         return rehearsal.written(setup, world, spec, start, count)
     known, too_long = _known(setup, world.base)
     stages = [Lesson.of(world, [task], spec).examples(method, start, None, spec.seed)[0] for task in earlier_of(spec)]
@@ -178,7 +196,7 @@ def diagonal_fisher(model: Any, examples: "Sequence[Example]", seed: int) -> dic
     rng = torch.Generator(device).manual_seed(seed)
     model.eval()
     for number, example in enumerate(examples, 1):
-        phases.at("measuring which weights old examples need", number, len(examples))
+        phases.at(MEASURING, number, len(examples))
         ids = torch.tensor([[*example.prompt, *example.completion]], device=device)
         logits_TV = model(input_ids=ids).logits[0, len(example.prompt) - 1 : -1].float()
         drawn_T = torch.multinomial(logits_TV.detach().softmax(dim=-1), 1, generator=rng)[:, 0]

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from rlrazor.experiments.language.trainers import Example
 
 TEXT_TOKENS = 128  # of a text or an answer at most, as the generic probe of the base's own texts has them
+WRITING = "writing old examples"
 TINY_TOKENS = 10  # of an answer of the tiny base: seven letters and the end, and what is wrong
 
 
@@ -59,13 +60,12 @@ def written(
 ) -> "tuple[list[Example], dict[str, float]]":
     """So many examples by the policy that a run starts from, as evenly as can be of all sources; and how many.
 
-    Fewer for a trial. Raises RazorError for a base that can neither begin a text nor has prompts to answer.
+    Raises RazorError for a base that can neither begin a text nor has prompts to answer.
     """
-    count = min(count, setup.prior.texts or count)
     memory = _written.setdefault(world, {}) if start is world.base else {}
     key = (spec.seed, count, tuple(earlier_of(spec)))
     if key not in memory:
-        phases.at("writing old examples")
+        phases.at(WRITING)
         memory[key] = _write(setup, world, spec, start, count)
     return memory[key], {"old_examples": float(len(memory[key]))}
 

@@ -66,11 +66,16 @@ class TaskSource:
 
 @dataclass(frozen=True)
 class PriorSource:
-    """Where prior tasks come from. `texts`: of the generic probe and the like, at most: for a trial that is timed."""
+    """Where prior tasks come from.
+
+    For a trial that is timed, `texts`: of the generic probe and the like, at most; `tokens`: of those that the base
+    writes as a probe.
+    """
 
     data_mirror: Path | None = None
     allow_code_execution: bool = False
     texts: int | None = None
+    tokens: int | None = None
 
     def tasks(self, names: Sequence[str], limit: int) -> PriorTasks:
         """These, with so many items of each, 0 for all."""
@@ -141,4 +146,4 @@ class Setup:
         named = self.prior.tasks(tasks, limit)
         suite = replace(lm_eval_suite(named, generic), further=further.of_models(probes, named))
         suite = suite.without_scores() if are_none(tasks) else suite
-        return suite if self.prior.texts is None else suite.cut(self.prior.texts)
+        return suite if self.prior.texts is None else suite.cut(self.prior.texts, self.prior.tokens)

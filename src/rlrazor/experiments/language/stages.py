@@ -18,7 +18,7 @@ from rlrazor.errors import RazorError
 from rlrazor.experiments.continual.config import PENALTIES
 from rlrazor.experiments.continual.experiment import Continual
 from rlrazor.experiments.continual.measures import ON_PRIOR, SINCE_BEFORE, tasks_of
-from rlrazor.experiments.language import sequences
+from rlrazor.experiments.language import cost, protection, sequences
 from rlrazor.experiments.language.config import count_steps, due_steps, replayed
 from rlrazor.experiments.language.evaluate import DRIFT
 from rlrazor.experiments.language.experiment import Language, described_as
@@ -63,16 +63,23 @@ class Models(Setup, Continual):
         """See `Continual.cost`."""
         if spec.method == BASE:
             return Cost(0, 1)
-        most = spec.params["train_prompts"] or math.inf
-        prompts = int(sum(min(self.data[task][1], most) for task in tasks_of(spec)))
-        prompts += replayed(spec, prompts)
+        prompts = self.prompts(spec)
+        if protection.has_old(self, spec, method_of(spec.method)[0]):
+            prompts += replayed(spec, prompts)
         return Cost(count_steps(spec, prompts), len(due_steps(spec, prompts)))
+
+    def prompts(self, spec: RunSpec) -> int:
+        """How many of its tasks' a run learns from, but for old ones."""
+        most = spec.params["train_prompts"] or math.inf
+        return int(sum(min(self.data[task][1], most) for task in tasks_of(spec)))
 
     def trial(self, config: ModelSequences) -> Trial:
         """See `Continual.trial`; timed on the first task."""
-        one = Language(self.base, self.task, self.prior, self.running)
-        found = one.trial(config.sweep(task=self.task.name))
-        return replace(found, run=partial(_seconds, found.run, len(self.sources)))
+        one, sweep = Language(self.base, self.task, self.prior, self.running), config.sweep(task=self.task.name)
+        found = cost.trial_of(one.timing(sweep), sweep, self, self.prompts)
+        return replace(
+            found, run=partial(_seconds, found.run, len(self.sources)), once=lambda spec: found.once(_of_sweep(spec))
+        )
 
     def describe(self, config: ModelSequences) -> Mapping[str, Any]:
         """Names for the report, and what the runs were made from."""
@@ -94,6 +101,11 @@ def _loaded(source: TaskSource) -> Splits:
         raise RazorError(f"The task {source.name}: {error}") from error
 
 
-def _seconds(of_one: Callable[[RunSpec, Cost], float], tasks: int, spec: RunSpec, cost: Cost) -> float:
+def _seconds(of_one: Callable[[RunSpec, Cost], float], tasks: int, spec: RunSpec, whole: Cost) -> float:
     """Of a run whose checkpoints are measured on so many tasks, from that on one."""
-    return of_one(replace(spec, method=name_of_sweep(spec.method)), Cost(cost.steps, cost.checkpoints * tasks))
+    return of_one(_of_sweep(spec), Cost(whole.steps, whole.checkpoints * tasks))
+
+
+def _of_sweep(spec: RunSpec) -> RunSpec:
+    """With its method as a sweep names it."""
+    return replace(spec, method=name_of_sweep(spec.method))

@@ -10,6 +10,7 @@ from rlrazor.experiments.language import tiny
 from rlrazor.experiments.language.tasks import Item
 from rlrazor.lm import representation
 from rlrazor.lm.models import LanguageModel
+from rlrazor.lm.own_texts import OwnTexts
 from rlrazor.lm.prior import PriorTasks
 from rlrazor.lm.probes import GenericText
 from rlrazor.lm.scores import PriorScores, Score, require_accuracies
@@ -28,7 +29,7 @@ class PriorSuite:
     KL is measured besides, by name. `loss_texts`: prior text whose token loss is the cheap proxy. `unrelated`: text on
     which representations are compared. `exact(lm, items, right)`: of a task whose right completions can all be listed,
     log pi of each, (items, completions). `check()` raises RazorError where the scores could not be a record's: call it
-    before anything is run.
+    before anything is run. `uncut`: what this is a part of, for a trial; None: it is whole.
     """
 
     scores: Callable[[LanguageModel], Mapping[str, Score]]
@@ -38,23 +39,35 @@ class PriorSuite:
     exact: Callable[[LanguageModel, Sequence[Item], Right], torch.Tensor] | None = None
     check: Callable[[], None] = lambda: None
     further: Mapping[str, GenericText] = field(default_factory=dict)
+    uncut: "PriorSuite | None" = None
 
     @property
-    def count(self) -> int:
-        """How many texts, and prompts of probes, a checkpoint is measured on."""
-        probes = [self.generic, *self.further.values()]
-        return len(self.loss_texts) + len(self.unrelated) + sum(probe.count for probe in probes)
+    def probes(self) -> list[GenericText]:
+        """The generic probe and the further ones."""
+        return [self.generic, *self.further.values()]
+
+    @property
+    def count(self) -> float:
+        """How many texts, and prompts of probes, a checkpoint is measured on; of the base's own by their length."""
+        own = self.own_tokens / OwnTexts().max_new_tokens
+        return len(self.loss_texts) + len(self.unrelated) + own + sum(one.count for one in self.probes if not one.own)
+
+    @property
+    def own_tokens(self) -> int:
+        """Of the probes that the base writes itself, at most."""
+        return sum(one.own.samples * one.own.max_new_tokens for one in self.probes if one.own)
 
     def without_scores(self) -> "PriorSuite":
         """The same texts, and no prior task."""
         return replace(self, scores=lambda lm: {}, check=lambda: None)
 
-    def cut(self, texts: int) -> "PriorSuite":
-        """With so many texts, or prompts, of each sort at most."""
-        generic = self.generic.cut(texts)
-        further = {name: one.cut(texts) for name, one in self.further.items()}
+    def cut(self, texts: int, tokens: int | None = None) -> "PriorSuite":
+        """With so many texts, or prompts, of each sort at most; those that the base writes of so many tokens."""
+        generic = self.generic.cut(texts, tokens)
+        further = {name: one.cut(texts, tokens) for name, one in self.further.items()}
         loss_texts, unrelated = self.loss_texts[:texts], self.unrelated[:texts]
-        return replace(self, generic=generic, loss_texts=loss_texts, unrelated=unrelated, further=further)
+        cut = replace(self, generic=generic, loss_texts=loss_texts, unrelated=unrelated, further=further)
+        return replace(cut, uncut=self)
 
 
 # What the report says of a suite's inputs.

@@ -50,21 +50,22 @@ def _of_leaf(leaf: Any, limit: int | None, count: int, examples_seed: int) -> tu
     """So many prompts of one task, evenly spaced, and whether they are of items that are not scored."""
     if leaf.OUTPUT_TYPE == "loglikelihood_rolling":
         return [], True
-    total, first = len(leaf.eval_docs), scored_count(leaf, limit)
+    docs = leaf.eval_docs  # which lm-eval makes anew each time
+    total, first = len(docs), scored_count(leaf, limit)
     leaf.set_fewshot_seed(examples_seed)
     if first < total:
-        scored = set(_prompts(leaf, range(first)))
+        scored = set(_prompts(leaf, docs, range(first)))
         chosen = [first + place for place in evenly(total - first, min(count, total - first))]
-        beside = [prompt for prompt in _prompts(leaf, chosen) if prompt not in scored]
+        beside = [prompt for prompt in _prompts(leaf, docs, chosen) if prompt not in scored]
         if beside:
             return beside, True
-    return list(_prompts(leaf, evenly(first, min(count, first)))), False
+    return list(_prompts(leaf, docs, evenly(first, min(count, first)))), False
 
 
-def _prompts(leaf: Any, places: Sequence[int]) -> Iterator[str]:
+def _prompts(leaf: Any, docs: Any, places: Sequence[int]) -> Iterator[str]:
     """What the model reads before it answers, of a choice between texts that begin alike the first; none if blank."""
     examples = leaf.get_config("num_fewshot") or 0
     for place in places:
-        prompt = str(requests_of(leaf, leaf.eval_docs[place], examples)[0].arguments[0])
+        prompt = str(requests_of(leaf, docs[place], examples)[0].arguments[0])
         if prompt.strip():
             yield prompt
