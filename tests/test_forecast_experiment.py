@@ -23,7 +23,7 @@ pytestmark = [
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     world.last_world.clear()
     quick = forecast.PRESETS["quick"]
-    grid = forecast.Grid(
+    grid = forecast.FamilyConfigs(
         replace(quick.digits, methods=("sft-1", "grpo"), lrs=(3e-4, 1e-3, 3e-3), batch_size=32, checkpoints_per_epoch=2,
                 group_size=4, pretrain_epochs=2, pretrain_size=100),
         replace(quick.letters, methods=("sft-one", "oracle"), lrs=(1e-3, 3e-3), rl_lrs=(1e-3, 3e-3), pretrain_steps=5,

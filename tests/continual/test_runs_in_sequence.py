@@ -21,7 +21,7 @@ from rlrazor.experiments.parity_mnist.methods import sft_1, sft_2
 from rlrazor.experiments.parity_mnist.policy import load_weights
 from rlrazor.experiments.parity_mnist.sequences import PAPER_METHODS, PRESETS, ImageSequences
 from rlrazor.experiments.parity_mnist.splits import ALL, Questions, correct_answers, load_tests, pretraining
-from rlrazor.experiments.parity_mnist.stages import Images, find_method, label_of, lesson_of
+from rlrazor.experiments.parity_mnist.stages import Images, find_method, label_of, training_inputs_of
 from rlrazor.report import drawing
 from rlrazor.runs import runner
 from rlrazor.runs.dry_run import planned, specs_of
@@ -243,7 +243,7 @@ def test_penalties_hold_to_the_base_or_to_the_stage_before(tmp_path: Path, data_
     store, phases = trained(tmp_path / "out", data_dir, config)
     for spec in of_order(phases, "1")[-3:]:
         base, before = (load_weights(store.load_weights(of.spec, of.step)) for of in spec.chain)
-        lesson = lesson_of(spec, data_dir, base, before)
+        lesson = training_inputs_of(spec, data_dir, base, before)
         with torch.no_grad():
             said = {name: policy(lesson.inputs).log_softmax(1) for name, policy in (("base", base), ("before", before))}
         torch.testing.assert_close(lesson.base_logp, said["before"], rtol=1e-4, atol=1e-5)

@@ -20,7 +20,7 @@ from rlrazor.guard.compare import compare
 from rlrazor.guard.comparison import Pair
 from rlrazor.guard.measuring import ReadBase
 from rlrazor.guard.parts import headers, notes_of, parts_of
-from rlrazor.guard.recover import LEARNING_RATES, Lesson, Recovered, Trained, _Copy, _trained, recover
+from rlrazor.guard.recover import LEARNING_RATES, Recovered, RecoverySet, Trained, _Copy, _trained, recover
 from rlrazor.guard.recovery import Recovery
 from rlrazor.lm.harness.demonstrations import Demonstration
 from rlrazor.lm.models import LanguageModel, Vocabulary, add_lora, load
@@ -73,8 +73,8 @@ def test_models_of_known_truth_are_told_apart(
     """In another template; saying no, until it is shown how to answer again; with noise in its weights."""
     (task,) = before
     assert before[task].value > 0.9
-    lesson = Lesson.of(suite, 0)
-    found = recover(read_of(folder), str(folder / tuned), suite, Recovery(STEPS, 1e-3), lesson, lambda _: None)
+    examples = RecoverySet.of(suite, 0)
+    found = recover(read_of(folder), str(folder / tuned), suite, Recovery(STEPS, 1e-3), examples, lambda _: None)
     after = suite.scores(load(folder / tuned))
     (parts,) = parts_of(before, after, found, 0.9).values()
     assert parts.drop.value > 0.5
@@ -90,34 +90,34 @@ def test_models_of_known_truth_are_told_apart(
 
 def recovered(folder: Path, suite: PriorTasks, tuned: Path, **settings: Any) -> Recovered:
     wanted = Recovery(**{"steps": 1, "lr": 1e-4} | settings)
-    return recover(read_of(folder), str(tuned), suite, wanted, Lesson.of(suite, wanted.seed), lambda _: None)
+    return recover(read_of(folder), str(tuned), suite, wanted, RecoverySet.of(suite, wanted.seed), lambda _: None)
 
 
 def test_the_same_seed_gives_the_same_and_another_other_items(folder: Path, suite: PriorTasks) -> None:
-    lesson, again, other = (Lesson.of(suite, seed) for seed in (0, 0, 1))
-    assert lesson == again
-    assert {one.context for one in lesson.trained} != {one.context for one in other.trained}
-    one, two = (_trained(load(folder / "base"), lesson, Recovery(2, 1e-3), 1e-3) for _ in range(2))
+    examples, again, other = (RecoverySet.of(suite, seed) for seed in (0, 0, 1))
+    assert examples == again
+    assert {one.context for one in examples.trained} != {one.context for one in other.trained}
+    one, two = (_trained(load(folder / "base"), examples, Recovery(2, 1e-3), 1e-3) for _ in range(2))
     assert one.loss == two.loss
     assert all(torch.equal(a, b) for a, b in zip(one.lm.model.parameters(), two.lm.model.parameters(), strict=True))
 
 
 def test_no_item_that_is_scored_or_judges_the_learning_rate_is_trained_on(suite: PriorTasks, folder: Path) -> None:
     rows = [json.loads(line)["q"] for line in (folder / "numbers.jsonl").read_text().splitlines()]
-    lesson = Lesson.of(suite, 0)
-    trained, other = ({one.context for one in of} for of in (lesson.trained, lesson.other))
+    examples = RecoverySet.of(suite, 0)
+    trained, other = ({one.context for one in of} for of in (examples.trained, examples.other))
     assert len(trained) == len(other) == (len(rows) - numbers_task.SCORED) // 2 == 18
     assert trained | other == set(rows[numbers_task.SCORED :])
-    assert all(one.answer == f" {one.context[1:-1]}" and one.ends for one in lesson.trained)
-    assert lesson.notes == ["Recovery trained on 18 items, as there are no more that are not scored."]
+    assert all(one.answer == f" {one.context[1:-1]}" and one.ends for one in examples.trained)
+    assert examples.notes == ["Recovery trained on 18 items, as there are no more that are not scored."]
 
 
 def test_a_step_is_adams_on_the_mean_over_items_of_the_loss_per_token() -> None:
     """Against gradients of log-probabilities written out; Adam's first step is lr g / (|g| + eps)."""
     model, reference = (tiny_llama() for _ in range(2))
     asked = [Demonstration("t", "ab:", " cd", ends=True), Demonstration("t", "b", "=e", ends=False)]
-    lesson = Lesson(asked, asked, {"t": 2})
-    copy = _trained(LanguageModel(model, TOKENIZER, "it", str), lesson, Recovery(1, 1e-3), 1e-3)
+    examples = RecoverySet(asked, asked, {"t": 2})
+    copy = _trained(LanguageModel(model, TOKENIZER, "it", str), examples, Recovery(1, 1e-3), 1e-3)
     losses = []
     for one in asked:
         ids, begins = TOKENIZER.encode(one.context + one.answer + ";" * one.ends), len(one.context)
@@ -141,15 +141,15 @@ def test_the_learning_rate_is_the_largest_that_does_the_base_no_harm(
     """By what becomes of the loss on items that are not trained on; the smallest where all do harm."""
 
     def chosen(harmless: float) -> tuple[float, dict[float, float]]:
-        def trained(lm: Any, lesson: Any, settings: Any, lr: float, *, may_diverge: bool) -> Any:
+        def trained(lm: Any, examples: Any, settings: Any, lr: float, *, may_diverge: bool) -> Any:
             assert may_diverge == (lr != LEARNING_RATES[-1])
             return _Copy(lm, lr, (1.0, 0.5), (1.0, 0.9 if lr <= harmless else 1.1), 1, 1)
 
         monkeypatch.setattr(recovering, "_opened", lambda *_: None)
         monkeypatch.setattr(recovering, "_trained", trained)
         ladder: dict[float, float] = {}
-        lesson: Any = None
-        return recovering._control(read_of(folder), Recovery(3), "float32", lesson, ladder, lambda _: None).lr, ladder
+        examples: Any = None
+        return recovering._control(read_of(folder), Recovery(3), "float32", examples, ladder, lambda _: None).lr, ladder
 
     assert chosen(1.0) == (LEARNING_RATES[0], {LEARNING_RATES[0]: 0.9})
     lr, ladder = chosen(2e-4)
@@ -161,7 +161,7 @@ def test_the_learning_rate_is_the_largest_that_does_the_base_no_harm(
 def test_a_lora_alone_is_trained_with_a_rank(folder: Path, suite: PriorTasks) -> None:
     base = load(folder / "base")
     before = {name: weight.clone() for name, weight in base.model.named_parameters()}
-    copy = _trained(base, Lesson.of(suite, 0), Recovery(2, 1e-2, rank=2), 1e-2)
+    copy = _trained(base, RecoverySet.of(suite, 0), Recovery(2, 1e-2, rank=2), 1e-2)
     inner = copy.lm.model.get_base_model()
     kept = {name.replace(".base_layer", ""): weight for name, weight in inner.named_parameters()}
     assert all(torch.equal(weight, kept[name]) for name, weight in before.items())
@@ -172,10 +172,10 @@ def test_a_lora_alone_is_trained_with_a_rank(folder: Path, suite: PriorTasks) ->
 
 
 def test_a_copy_that_diverges_is_an_error_whatever_chose_its_learning_rate(folder: Path, suite: PriorTasks) -> None:
-    lesson, settings = Lesson.of(suite, 0), Recovery(3)
+    examples, settings = RecoverySet.of(suite, 0), Recovery(3)
     with pytest.raises(RazorError, match=r"diverges at a learning rate of 1e\+30"):
-        _trained(load(folder / "base"), lesson, settings, 1e30)
-    assert _trained(load(folder / "base"), lesson, settings, 1e30, may_diverge=True).other_loss[1] == math.inf
+        _trained(load(folder / "base"), examples, settings, 1e30)
+    assert _trained(load(folder / "base"), examples, settings, 1e30, may_diverge=True).other_loss[1] == math.inf
 
 
 def test_of_an_adapter_the_merged_weights_are_trained(folder: Path, suite: PriorTasks, tmp_path: Path) -> None:
@@ -197,7 +197,7 @@ def test_one_model_is_in_memory_at_a_time(folder: Path, suite: PriorTasks, monke
     """By the copies alive whenever another model is loaded; the learning rate's trials are copies too."""
     read, counts = read_of(folder), alive_at_loads(monkeypatch, recovering, measuring)
     monkeypatch.setattr(recovering, "LEARNING_RATES", (1e30, 1e-4))
-    found = recover(read, str(folder / "noisy"), suite, Recovery(1), Lesson.of(suite, 0), lambda _: None)
+    found = recover(read, str(folder / "noisy"), suite, Recovery(1), RecoverySet.of(suite, 0), lambda _: None)
     assert counts == [0, 0, 0]
     assert found.ladder[1e30] == math.inf
     assert found.base.lr == found.tuned.lr == 1e-4

@@ -19,7 +19,7 @@ from rlrazor.report.text import written
 from rlrazor.studies import engine, panels
 from rlrazor.studies.engine import Against, Arms, ArmStudy, Compared
 from rlrazor.studies.grids import Grid
-from rlrazor.studies.tables import Group, best_table, law_table, rank_table, shared_law
+from rlrazor.studies.tables import ArmGroup, best_table, law_table, rank_table, shared_law
 from study_tables import NEWS, cells, mean_and_half, run, study_of
 
 SPREAD = {"a": (0.0, 0.01, -0.01), "b": (0.004, -0.004, 0.002)}
@@ -40,7 +40,7 @@ TOY = ArmStudy(
     tables=[
         law_table("setting", str.upper),
         rank_table,
-        best_table([Group("best", "GRPO", lambda arm: arm[0] == "grpo")], {"SFT-2 a": ("sft-2", "a")}),
+        best_table([ArmGroup("best", "GRPO", lambda arm: arm[0] == "grpo")], {"SFT-2 a": ("sft-2", "a")}),
     ],
 )
 
@@ -227,7 +227,7 @@ def test_names_of_numbers_stand_for_one_cell() -> None:
 
 
 def test_another_measure_may_be_better_where_it_is_lower() -> None:
-    measure = engine.Measure("kl_forward", "forward KL", "nats", "{:.2f}".format, lower_is_better=True)
+    measure = engine.Contrast("kl_forward", "forward KL", "nats", "{:.2f}".format, lower_is_better=True)
     toy = replace(TOY, against=[Against("a’s", {"setting": "a"}, measure=measure)])
     planted = study(PRIOR)
     found = keyed.numbers_of(toy.tables_of(Compared.make(planted, toy.arms, toy.at)))

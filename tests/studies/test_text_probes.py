@@ -7,14 +7,14 @@ import numpy as np
 import polars as pl
 import pytest
 
-from language_tables import make_folder, make_table
+from language_tables import CONFIG, make_folder, make_table
 from rlrazor.analysis import law
 from rlrazor.experiments.language.methods import METHODS, protection_of
 from rlrazor.report import drawing, keyed, load
 from rlrazor.report.study import Study
 from rlrazor.studies import kinds, text_probes
 from rlrazor.studies.text_probes import DRAWN, MEASURES, applies, protects, section
-from rlrazor.studies.which_probe import Probes, examined, tables
+from rlrazor.studies.which_probe import ProbeColumns, examined, tables
 from study_tables import BASE_PRIOR, check, plus_minus, run, study_of
 
 FREE, HELD = ("sft", "oracle", "grpo"), ("replay", "ewc", "grpo+kl")
@@ -55,7 +55,7 @@ def example() -> Study:
 
 
 def numbers_of(study: Study) -> dict[str, str]:
-    found = examined(study, Probes(MEASURES, DRAWN, protects))
+    found = examined(study, ProbeColumns(MEASURES, DRAWN, protects))
     return keyed.numbers_of(tables(study, found))
 
 
@@ -145,8 +145,12 @@ def test_a_report_has_the_section_where_the_sweep_has_such_probes(
     monkeypatch.setattr(law, "bootstrap", lambda *_, **__: (0.0, 1.0))
     table = make_table(methods=["grpo", "sft-one", "simpo"])
     assert not applies(Study("text-probes", {}, table))
+    # A sequence and digits have a column of such a name, and no further probes.
+    staged = table.with_columns(kl_forward_on_prior=pl.col("kl_probe"))
+    assert not applies(Study("text-probes", {"config": {"tasks": ["a", "b"]}}, staged))
     table = table.with_columns(kl_forward_on_self=pl.col("kl_probe"), kl_forward_on_unlike=pl.col("kl_forward") * 2)
-    names = [one.name for one in load(make_folder(tmp_path, table), kinds()).sections]
+    settings = {**CONFIG.get("config", {}), "probes": ["self", "unlike"]}
+    names = [one.name for one in load(make_folder(tmp_path, table, config=settings), kinds()).sections]
     assert names[:3] == ["learning-rates", "kl-laws", text_probes.NAME]
 
 
@@ -155,7 +159,7 @@ def test_seeds_are_paired_by_their_number_where_one_has_no_law_in_one_of_the_pro
     gone = pl.when(pl.col("seed") == 0).then(None).otherwise(pl.col("kl_forward"))
     table, points = (of.with_columns(kl_forward=gone) for of in (study.table, study.points))
     partly = Study(study.name, study.description, table, points, study.bases)
-    new, own = (one for one in examined(partly, Probes(MEASURES, DRAWN, protects)) if one.of.column in DRAWN[:2])
+    new, own = (one for one in examined(partly, ProbeColumns(MEASURES, DRAWN, protects)) if one.of.column in DRAWN[:2])
     assert (list(new.of.errors_of_seeds), list(own.of.errors_of_seeds)) == ([1, 2], [0, 1, 2])
     found = numbers_of(partly)
     assert (found["self.lead-n"], found["self.lead-verdict"]) == ("2 of 3", "not comparable")

@@ -38,7 +38,7 @@ NO_DROP, UNTOLD = "no drop", "cannot be told"
 
 
 @dataclass(frozen=True)
-class Part:
+class PartOfDrop:
     """A difference of means over items, a fraction of 1, and its ends."""
 
     value: float
@@ -55,12 +55,12 @@ class DropParts:
 
     n: int
     level: float
-    drop: Part
-    format: Part | None
-    rest: Part
-    recoverable: Part | None = None
-    lost: Part | None = None
-    taught: Part | None = None
+    drop: PartOfDrop
+    format: PartOfDrop | None
+    rest: PartOfDrop
+    recoverable: PartOfDrop | None = None
+    lost: PartOfDrop | None = None
+    taught: PartOfDrop | None = None
 
     @property
     def mainly(self) -> str:
@@ -126,12 +126,12 @@ class _Scored:
     groups: Sequence[Hashable] | None
     clusters: Sequence[Hashable] | None
 
-    def part(self, first_N: Floats, second_N: Floats, times: float = 1.0) -> Part:
+    def part(self, first_N: Floats, second_N: Floats, times: float = 1.0) -> PartOfDrop:
         """`times` the mean of first less second."""
         difference = self._difference(first_N, second_N)
         clusters = None if self.clusters is None or self.groups is not None else clusters_of(self.clusters)
         low, high = widened(difference.interval(self.level), first_N - second_N, clusters, self.level)
-        return Part(times * difference.mean, (times * low, times * high))
+        return PartOfDrop(times * difference.mean, (times * low, times * high))
 
     def _difference(self, first_N: Floats, second_N: Floats) -> Difference:
         if self.groups is None:

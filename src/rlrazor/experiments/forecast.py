@@ -48,7 +48,7 @@ QUICK_LETTER_METHODS = ("sft-one", "oracle", "reinforce", "grpo")
 
 
 @dataclass(frozen=True)
-class Grid:
+class FamilyConfigs:
     """What a preset runs, of each family and task: every method at every learning rate, in every seed."""
 
     digits: parity.Config
@@ -56,12 +56,12 @@ class Grid:
 
 
 _DIGITS = replace(parity.PRESETS["paper"], methods=DIGIT_METHODS, schedules=("constant",), epochs=(1,))
-PRESETS: Mapping[str, Grid] = {
-    "quick": Grid(
+PRESETS: Mapping[str, FamilyConfigs] = {
+    "quick": FamilyConfigs(
         replace(_DIGITS, lrs=parity.PRESETS["quick"].lrs[1::2]),
         replace(language.PRESETS["tiny"], methods=QUICK_LETTER_METHODS, lrs=(1e-4, 4e-4), rl_lrs=(1e-4, 4e-4)),
     ),
-    "full": Grid(
+    "full": FamilyConfigs(
         replace(_DIGITS, lrs=parity.PAPER_LRS[1::2], seeds=(0, 1)),
         replace(language.PRESETS["tiny"], methods=LETTER_METHODS, seeds=(0, 1)),
     ),
@@ -97,16 +97,16 @@ class Family:
             yield replace(phase, title=f"{task}: {phase.title}", columns={"family": self.name, "task": task})
 
 
-def grid_of(preset: str, seeds: Sequence[int] | None, threads: int | None = None) -> Grid:
+def grid_of(preset: str, seeds: Sequence[int] | None, threads: int | None = None) -> FamilyConfigs:
     """The preset's grid, with these seeds and threads if there are any; raises RazorError for an unknown preset."""
     check_preset(preset, PRESETS)
     own: dict[str, Any] = {} if seeds is None else {"seeds": tuple(seeds)}
     grid = PRESETS[preset]
     of_letters = own if threads is None else {**own, "threads": threads}
-    return Grid(replace(grid.digits, **own), replace(grid.letters, **of_letters))
+    return FamilyConfigs(replace(grid.digits, **own), replace(grid.letters, **of_letters))
 
 
-def families_of(grid: Grid, names: str, data_dir: Path | None) -> list[Family]:
+def families_of(grid: FamilyConfigs, names: str, data_dir: Path | None) -> list[Family]:
     """The families of these names, comma-separated. Raises RazorError for an unknown one."""
     chosen = [name.strip() for name in names.split(",")]
     unknown = [name for name in chosen if name not in TASKS]

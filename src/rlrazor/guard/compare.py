@@ -39,7 +39,7 @@ from rlrazor.guard.noise_floor import VARIANTS, NoiseFloor
 from rlrazor.guard.overlap import template_caution
 from rlrazor.guard.parts import notes_of as parts_notes
 from rlrazor.guard.parts import parts_of
-from rlrazor.guard.recover import Lesson, Recovered, recover, trainings
+from rlrazor.guard.recover import Recovered, RecoverySet, recover, trainings
 from rlrazor.guard.recovery import Recovery
 from rlrazor.guard.scale import Noise
 from rlrazor.guard.truth import truth_of
@@ -72,7 +72,7 @@ def steps(suite: PriorTasks | None, *, noise_floor: bool = False, recovery: Reco
 
 @dataclass(frozen=True)
 class _Request:
-    """What is measured, all defaults resolved. `lesson`: what copies of both are trained on; None for no recovery."""
+    """What is measured, all defaults resolved. `examples`: what copies of both are trained on; None for no recovery."""
 
     pair: Pair
     on: MeasuredOn
@@ -80,7 +80,7 @@ class _Request:
     suite: PriorTasks | None
     level: float
     told: Callable[[str], None]
-    lesson: Lesson | None = None
+    examples: RecoverySet | None = None
 
     @property
     def adapted(self) -> bool:
@@ -114,14 +114,14 @@ def compare(
         )
     on = replace(on, settings=replace(on.settings, precision=pair.dtype))
     law = law and law.at_level(level)
-    lesson = None
+    examples = None
     if pair.recovery is not None:
         if suite is None:
             raise RazorError("--recover is of the prior tasks: name them with --prior.")
         if pair.recovery.rank:
             needs_package("peft", "A LoRA")
-        lesson = Lesson.of(suite, pair.recovery.seed)
-    request = _Request(pair, on, law, suite, law.interval.level if law else level or LEVEL, told, lesson)
+        examples = RecoverySet.of(suite, pair.recovery.seed)
+    request = _Request(pair, on, law, suite, law.interval.level if law else level or LEVEL, told, examples)
     try:
         with compute.memory_errors(NO_MEMORY):
             found = _measure(request)
@@ -147,7 +147,7 @@ def _comparison(request: _Request, found: _Found, notes: list[str]) -> Compariso
         truth = truth_of(before, after, request.level, request.suite.limit)
         truth = replace(truth, floor=found.base.floor, parts=parts, recovered=found.recovered)
         notes += [*dict.fromkeys([*before.notes, *after.notes]), *truth.notes]
-        notes += [*parts_notes(parts, before, found.recovered), *(request.lesson.notes if request.lesson else ())]
+        notes += [*parts_notes(parts, before, found.recovered), *(request.examples.notes if request.examples else ())]
     estimates = kls_of(drawn)
     law_says = None
     if law is not None:
@@ -300,10 +300,10 @@ def _measure(request: _Request) -> _Found:
 
 
 def _recovered(base: _OfBase, request: _Request) -> Recovered | None:
-    recovery, lesson = request.pair.recovery, request.lesson
-    if recovery is None or lesson is None or request.suite is None:
+    recovery, examples = request.pair.recovery, request.examples
+    if recovery is None or examples is None or request.suite is None:
         return None
-    return recover(base.read, request.pair.tuned, request.suite, recovery, lesson, request.told)
+    return recover(base.read, request.pair.tuned, request.suite, recovery, examples, request.told)
 
 
 def _base_side(base: LanguageModel, request: _Request) -> _OfBase:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from rlrazor.analysis.drop_parts import NO_DROP, UNTOLD, DropParts, Outcomes, Part, drop_parts
+from rlrazor.analysis.drop_parts import NO_DROP, UNTOLD, DropParts, Outcomes, PartOfDrop, drop_parts
 from rlrazor.guard.recover import Recovered
 from rlrazor.lm.scores import Score
 
@@ -107,7 +107,7 @@ def shown_parts(one: DropParts) -> tuple[str, ...]:
     return f"{one.n:,}", *cells, one.mainly
 
 
-def _cell(part: Part | None) -> str:
+def _cell(part: PartOfDrop | None) -> str:
     if part is None:
         return "—"
     low, high = (100 * end for end in part.interval)

@@ -113,7 +113,7 @@ def trainings(suite: PriorTasks | None, recovery: Recovery | None) -> int:
 
 
 @dataclass(frozen=True)
-class Lesson:
+class RecoverySet:
     """What copies are trained on, and what judges the learning rate; drawn before any model is loaded."""
 
     trained: Sequence[Demonstration]
@@ -121,7 +121,7 @@ class Lesson:
     items: Mapping[str, int]
 
     @classmethod
-    def of(cls, suite: PriorTasks, seed: int) -> Lesson:
+    def of(cls, suite: PriorTasks, seed: int) -> RecoverySet:
         """Raises RazorError where there are not two items that are not scored and have a right answer to show."""
         drawn = suite.demonstrations(2 * ITEMS, seed)
         trained = {name: of_task[0::2] for name, of_task in drawn.items()}
@@ -149,7 +149,12 @@ class Lesson:
 
 
 def recover(
-    read: ReadBase, tuned: str, suite: PriorTasks, settings: Recovery, lesson: Lesson, told: Callable[[str], None]
+    read: ReadBase,
+    tuned: str,
+    suite: PriorTasks,
+    settings: Recovery,
+    examples: RecoverySet,
+    told: Callable[[str], None],
 ) -> Recovered:
     """Train a copy of the base and one of the tuned model, and score both. Raises RazorError."""
     with compute.memory_errors(NO_MEMORY):
@@ -157,15 +162,15 @@ def recover(
         # Of both copies: where an adapter is merged, which takes float32, the base is in that too.
         merged = is_adapter(tuned) or is_adapter(read.source)
         dtype = "float32" if merged or not settings.rank else read.dtype
-        control = _control(read, settings, dtype, lesson, ladder, told)
+        control = _control(read, settings, dtype, examples, ladder, told)
         scores = suite.scores(control.lm, lambda task: told(f"the base after recovery on {task}"))
         of_base = control.told(scores)
         del control
         compute.free()
         told("recovery: training a copy of the tuned model")
-        copy = _trained(_opened(read, tuned, dtype), lesson, settings, of_base.lr)
+        copy = _trained(_opened(read, tuned, dtype), examples, settings, of_base.lr)
         scores = suite.scores(copy.lm, lambda task: told(f"the tuned model after recovery on {task}"))
-    return Recovered(settings, lesson.items, ladder, of_base, copy.told(scores))
+    return Recovered(settings, examples.items, ladder, of_base, copy.told(scores))
 
 
 @dataclass
@@ -188,7 +193,7 @@ def _control(
     read: ReadBase,
     settings: Recovery,
     dtype: str,
-    lesson: Lesson,
+    examples: RecoverySet,
     ladder: dict[float, float],
     told: Callable[[str], None],
 ) -> _Copy:
@@ -200,7 +205,7 @@ def _control(
     for place, lr in enumerate(rates):
         told(f"recovery: training a copy of the base at {lr:g}")
         is_last = place == len(rates) - 1
-        copy = _trained(_opened(read, read.source, dtype), lesson, settings, lr, may_diverge=not is_last)
+        copy = _trained(_opened(read, read.source, dtype), examples, settings, lr, may_diverge=not is_last)
         before, after = copy.other_loss
         if settings.lr is None:
             ladder[lr] = after
@@ -226,9 +231,11 @@ def _merged(model: Any) -> Any:
         raise RazorError(f"--recover trains merged weights, and PEFT cannot merge this adapter: {error}") from error
 
 
-def _trained(lm: LanguageModel, lesson: Lesson, settings: Recovery, lr: float, *, may_diverge: bool = False) -> _Copy:
+def _trained(
+    lm: LanguageModel, examples: RecoverySet, settings: Recovery, lr: float, *, may_diverge: bool = False
+) -> _Copy:
     """Raises RazorError where training diverges and may not."""
-    trained, other = (_rows(lm, demonstrations) for demonstrations in (lesson.trained, lesson.other))
+    trained, other = (_rows(lm, demonstrations) for demonstrations in (examples.trained, examples.other))
     with compute.generators_untouched():
         torch.manual_seed(settings.seed)
         model = lm.model if not settings.rank else add_lora(lm.model, settings.rank)

@@ -107,7 +107,7 @@ def read_alone(model: Any, ids: Sequence[int], last: int | None = None) -> tuple
     return logits.float(), any(dtype.itemsize < 4 for dtype in dtypes | {logits.dtype})
 
 
-class Reading:
+class PromptReader:
     """What reads prompts (B) for so many samples of each. `logits` (N, V), N = B * samples, are of the next token."""
 
     logits: Tensor
@@ -121,7 +121,7 @@ class Reading:
         return False
 
 
-class Padded(Reading):
+class Padded(PromptReader):
     """On the left, as the mask and the positions say. `shared`: a prompt is read once for all its samples."""
 
     def __init__(
@@ -156,7 +156,7 @@ class Padded(Reading):
         return True
 
 
-class Cached(Reading):
+class Cached(PromptReader):
     """Of equal length, so that there is nothing to say but tokens; then a token at a time with what the model keeps.
 
     Which may have any shape, so that all sequences are kept.
@@ -175,7 +175,7 @@ class Cached(Reading):
         self.logits = self.out.logits[:, -1]
 
 
-class Plain(Reading):
+class Plain(PromptReader):
     """Of equal length, and for each token all of it once more."""
 
     def __init__(self, model: Any, prompts: Sequence[Sequence[int]], samples: int, pad_id: int) -> None:
@@ -200,7 +200,7 @@ def _tensor(model: Any, rows: Sequence[Sequence[int]], repeats: int = 1) -> Tens
 
 
 # The fastest first. With one sample the second is the first; the last two want prompts of equal length.
-WAYS: Sequence[Callable[..., Reading]] = (
+WAYS: Sequence[Callable[..., PromptReader]] = (
     partial(Padded, shared=True),
     partial(Padded, shared=False),
     Cached,

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from rlrazor.errors import RazorError, cause_of
 from rlrazor.lm import compute, forward
-from rlrazor.lm.forward import Cached, Plain, Reading, embedding_rows, read_alone
+from rlrazor.lm.forward import Cached, Plain, PromptReader, embedding_rows, read_alone
 
 CHECKED = 16  # positions of the sequence that is read again, evenly spread
 TOLERANCE, HALF_TOLERANCE = 3e-3, 0.1  # of the logits' spread: rounding is below it, a token or position amiss above
@@ -177,7 +177,7 @@ class _Batch:
     def __init__(
         self,
         model: Any,
-        way: Callable[..., Reading],
+        way: Callable[..., PromptReader],
         prompts: Sequence[Sequence[int]],
         places: Sequence[int],
         how: Sampling,

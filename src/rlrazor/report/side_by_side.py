@@ -30,7 +30,7 @@ _STYLES = {"RL": (PALETTE[0], "circle"), "SFT": (PALETTE[1], "square")}
 
 
 @dataclass(frozen=True, eq=False)
-class Task:
+class FolderSweep:
     """A folder's sweep, and what RL keeps more than SFT at the highest new accuracy that both reach in all seeds."""
 
     study: Study
@@ -73,11 +73,11 @@ def compare_folders(folders: Sequence[Path], out: Path) -> tuple[Section, Path]:
     """
     if len(folders) < 2 or len(set(map(os.path.realpath, folders))) < len(folders):
         raise RazorError("A comparison needs at least two different output folders: name each once.")
-    section = comparison([Task(read_sweep(folder, NAME)) for folder in folders])
+    section = comparison([FolderSweep(read_sweep(folder, NAME)) for folder in folders])
     return section, write_comparison(section, out)
 
 
-def comparison(tasks: Sequence[Task]) -> Section:
+def comparison(tasks: Sequence[FolderSweep]) -> Section:
     """The section of the comparison page."""
     counts = [
         f"{task.name}: {how_many(len(task.points), 'checkpoint')}, {how_many(len(task.study.seeds), 'seed')}, RL being "
@@ -90,7 +90,7 @@ def comparison(tasks: Sequence[Task]) -> Section:
     return Section(NAME, prose.title, prose.question, finding(tasks), figure, tables, prose.note)
 
 
-def finding(tasks: Sequence[Task]) -> str:
+def finding(tasks: Sequence[FolderSweep]) -> str:
     """On which tasks RL keeps more than SFT."""
     judged = [
         Judged(task.name if task.at is None else f"{task.name} at new ≥ {task.at:.0%}", task.gap, task.verdict)
@@ -99,10 +99,10 @@ def finding(tasks: Sequence[Task]) -> str:
     return f"Prior accuracy that RL keeps, against SFT: {in_short(judged)}."
 
 
-def gap_table(tasks: Sequence[Task]) -> Keyed:
+def gap_table(tasks: Sequence[FolderSweep]) -> Keyed:
     """What RL keeps more than SFT, task by task."""
     columns = [
-        Column[Task]("at", "compared at", lambda task: NEVER if task.at is None else f"new ≥ {task.at:.0%}"),
+        Column[FolderSweep]("at", "compared at", lambda task: NEVER if task.at is None else f"new ≥ {task.at:.0%}"),
         Column("gap", "RL minus SFT, points", lambda task: signed(task.gap)),
         Column("n", "seeds", lambda task: str(task.gap.seeds if task.gap else 0)),
         Column("verdict", "RL against SFT", lambda task: task.verdict),
@@ -111,7 +111,7 @@ def gap_table(tasks: Sequence[Task]) -> Keyed:
     return table_of("Prior accuracy kept", "new task", rows, columns)
 
 
-def kept_table(task: Task) -> Keyed:
+def kept_table(task: FolderSweep) -> Keyed:
     """What each family keeps at each new accuracy."""
 
     def at(threshold: float) -> Column[str]:
@@ -123,7 +123,7 @@ def kept_table(task: Task) -> Keyed:
     return table_of(title, "family", rows, columns, len(task.study.seeds))
 
 
-def _panel(task: Task) -> Panel:
+def _panel(task: FolderSweep) -> Panel:
     layers: list[Layer] = []
     for family, style in _STYLES.items():
         own = task.points.filter(pl.col("family") == family)

@@ -8,7 +8,7 @@ from rlrazor.report.tables import THRESHOLDS
 from rlrazor.studies import panels
 from rlrazor.studies.engine import Against, Arm, Arms, ArmStudy, At, Compared, by_method
 from rlrazor.studies.grids import MIDDLE, ONE, Grid
-from rlrazor.studies.tables import Group, best_table, rank_table
+from rlrazor.studies.tables import ArmGroup, best_table, rank_table
 
 TODAY = ("ewc", "lwf", "replay", "lora", "dft", "dft+kl")
 NEED_PRIOR_DATA = ("ewc", "replay")
@@ -59,12 +59,12 @@ STUDY = ArmStudy(
     tables=[
         best_table(
             [
-                Group(
+                ArmGroup(
                     "with-data",
                     "today’s methods with prior data",
                     lambda arm: arm[0] in TODAY and arm[0] in NEED_PRIOR_DATA,
                 ),
-                Group(
+                ArmGroup(
                     "without-data",
                     "today’s methods without",
                     lambda arm: arm[0] in TODAY and arm[0] not in NEED_PRIOR_DATA,

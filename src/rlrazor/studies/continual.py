@@ -26,7 +26,7 @@ from rlrazor.studies.engine import (
     Arms,
     At,
     Compared,
-    Measure,
+    Contrast,
     comparison_table,
     judge_all,
     pairs_of,
@@ -48,7 +48,7 @@ OUTCOMES: Mapping[str, tuple[str, Any]] = {  # of a method: its name, and how it
     "prior": ("prior kept, %", written),
     "kl_forward": ("KL spent, {unit}", lambda estimate: written(estimate, nats)),
 }
-EARLIER = Measure("backward", "kept of earlier tasks (BWT)", "points", percent)
+EARLIER = Contrast("backward", "kept of earlier tasks (BWT)", "points", percent)
 RL, SFT = {"method": "RL"}, {"method": "SFT"}  # the means over a family's methods
 TO_BASE, TO_BEFORE = {"method": "RL+kl"}, {"method": "RL+kl-before"}  # the same of its methods with a penalty
 OF_FAMILIES = (

@@ -96,7 +96,7 @@ class Arms:
 
 
 @dataclass(frozen=True)
-class Measure:
+class Contrast:
     """What two arms differ in: a column of the checkpoints, and how a difference of it is written, with its unit."""
 
     column: str
@@ -106,7 +106,7 @@ class Measure:
     lower_is_better: bool = False
 
 
-PRIOR = Measure("prior", "prior score kept", "points", percent)
+PRIOR = Contrast("prior", "prior score kept", "points", percent)
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ class Against:
     reference: Mapping[str, Any]
     key: str = ""
     only: Mapping[str, Any] = field(default_factory=dict)
-    measure: Measure = PRIOR
+    measure: Contrast = PRIOR
 
     def reference_of(self, by: Sequence[str], arm: Arm) -> Arm | None:
         """The arm that this one is compared with; None where it is not compared, or is one itself."""
@@ -233,7 +233,7 @@ class Compared:
         """`column` of checkpoints, one per seed, minus that of an arm's, seed by seed."""
         return difference(reported, self.rows(reference, self.reported), column)
 
-    def judge(self, arm: Arm, reference: Arm, measure: Measure = PRIOR) -> Judged:
+    def judge(self, arm: Arm, reference: Arm, measure: Contrast = PRIOR) -> Judged:
         """The arm beside another: which of the two is better by this measure."""
         gap, seeds = self.gap(arm, reference, measure.column), len(self.study.seeds)
         return Judged.of(self.label(arm), gap, seeds, lower_is_better=measure.lower_is_better)

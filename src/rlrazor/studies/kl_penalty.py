@@ -9,7 +9,7 @@ from rlrazor.report.study import Study
 from rlrazor.studies import panels
 from rlrazor.studies.engine import KL, Against, Arm, Arms, ArmStudy, Compared, Style
 from rlrazor.studies.grids import MIDDLE, ONE, Grid
-from rlrazor.studies.tables import Group, best_table
+from rlrazor.studies.tables import ArmGroup, best_table
 
 PENALISED = "+kl"
 SFT, RL = "sft-2", "grpo"
@@ -54,9 +54,9 @@ def line(compared: Compared, family: Any) -> tuple[str, Style]:
     return compared.study.label(family), (SHADES[family][2], SYMBOLS[family])
 
 
-def best_of(family: str, name: str) -> Group:
+def best_of(family: str, name: str) -> ArmGroup:
     """The coefficient above 0 with which a family, called `name`, keeps most."""
-    return Group(f"best-{family}", f"{name} with a penalty", lambda arm: arm[0] == family and arm[1] > 0)
+    return ArmGroup(f"best-{family}", f"{name} with a penalty", lambda arm: arm[0] == family and arm[1] > 0)
 
 
 COEFFICIENT = "coefficient c of the KL penalty"

@@ -13,7 +13,7 @@ from rlrazor.report.layers import level, log_height, means, never, share_height
 from rlrazor.report.study import Study
 from rlrazor.report.tables import THRESHOLDS
 from rlrazor.report.text import NEVER
-from rlrazor.studies.engine import KL, Against, Arm, Arms, ArmStudy, At, Compared, Kept, Measure, PanelOf, Style
+from rlrazor.studies.engine import KL, Against, Arm, Arms, ArmStudy, At, Compared, Contrast, Kept, PanelOf, Style
 from rlrazor.studies.grids import ONE, Grid
 from rlrazor.studies.tables import ends_of, rank_table
 
@@ -29,7 +29,7 @@ COLORS = {"": PALETTE, WEIGHTED: (PALETTE[5], PALETTE[4], PALETTE[3])}  # a meth
 LEVELS = (PALETTE[6], PALETTE[10])
 
 # The spread of KL between seeds grows with it, so that differences are of its logarithm.
-FACTOR = Measure("log_kl", "forward KL", "doublings", "{:.2f}".format, lower_is_better=True)
+FACTOR = Contrast("log_kl", "forward KL", "doublings", "{:.2f}".format, lower_is_better=True)
 
 
 def grids(quick: bool) -> list[Grid]:

@@ -73,7 +73,7 @@ def ends_of(points: pl.DataFrame, *, first: bool = False) -> pl.DataFrame:
 
 
 @dataclass(frozen=True)
-class Group:
+class ArmGroup:
     """Arms of which the best is asked for: `key` names it in numbers, `title` for people."""
 
     key: str
@@ -81,7 +81,7 @@ class Group:
     holds: Callable[[Arm], bool]
 
 
-def best_table(groups: Sequence[Group], against: Mapping[str, Arm]) -> TableOf:
+def best_table(groups: Sequence[ArmGroup], against: Mapping[str, Arm]) -> TableOf:
     """The best arm of each group, chosen as a learning rate is, on the other seeds; beside each of `against`.
 
     `against`: name for people -> arm. Numbers: `GROUP.arm`, `GROUP.prior`, `GROUP.kl`, and for each arm compared with
@@ -108,7 +108,7 @@ def best_table(groups: Sequence[Group], against: Mapping[str, Arm]) -> TableOf:
     return make
 
 
-def best_of(compared: Compared, group: Group) -> pl.DataFrame:
+def best_of(compared: Compared, group: ArmGroup) -> pl.DataFrame:
     """The checkpoint of each seed, of the arm and the learning rate that the other seeds chose; empty without any."""
     own = [compared.rows(arm) for arm in compared.arms if group.holds(arm)]
     if not own or not compared.reached:

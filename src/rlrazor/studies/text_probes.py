@@ -6,7 +6,7 @@ from rlrazor.experiments.language.methods import METHODS
 from rlrazor.report.measures import label_of
 from rlrazor.report.study import Kind, Section, Study
 from rlrazor.studies.engine import KL, section_of
-from rlrazor.studies.which_probe import Probes, examined, figure, finding, tables
+from rlrazor.studies.which_probe import ProbeColumns, examined, figure, finding, tables
 
 NAME = "text-probes"
 FURTHER = tuple(f"kl_forward_on_{name}" for name in PROBES)
@@ -18,8 +18,8 @@ DRAWN = (KL, "kl_forward_on_self", "kl_forward_on_prior")
 
 
 def applies(study: Study) -> bool:
-    """Whether the sweep measured KL on further inputs."""
-    return not set(FURTHER).isdisjoint(study.table.columns)
+    """Whether the sweep measured KL on further inputs: a sequence, and digits, have columns of such names unasked."""
+    return bool(dict(study.description.get("config", {})).get("probes"))
 
 
 def protects(method: str) -> bool:
@@ -30,7 +30,7 @@ def protects(method: str) -> bool:
 
 def section(study: Study) -> Section:
     """The laws of the probes side by side."""
-    probes = Probes(_measured(study), DRAWN, protects)
+    probes = ProbeColumns(_measured(study), DRAWN, protects)
     found = examined(study, probes)
     held, free = (
         ", ".join(study.label(method) for method in study.methods if protects(method) == is_held) or "none"

@@ -1,7 +1,7 @@
 """KL on which inputs makes a law that holds for a method it was not fitted to, also for one that protects the old?
 
-Which inputs there are, and which methods protect, a `Probes` says: those of the digits here, those of language models
-in `text_probes`.
+Which inputs there are, and which methods protect, a `ProbeColumns` says: those of the digits here, those of language
+models in `text_probes`.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -51,7 +51,7 @@ def grids(quick: bool) -> list[Grid]:
 
 
 @dataclass(frozen=True)
-class Probes:
+class ProbeColumns:
     """What KL is measured on, by column; the columns that are `drawn`; and which methods protect the old."""
 
     measures: Mapping[str, str]
@@ -59,7 +59,7 @@ class Probes:
     protects: Callable[[str], bool]
 
 
-DIGITS = Probes(MEASURES, (KL, "kl_forward_on_unseen", "kl_forward_on_noise"), PROTECTED.__contains__)
+DIGITS = ProbeColumns(MEASURES, (KL, "kl_forward_on_unseen", "kl_forward_on_noise"), PROTECTED.__contains__)
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class Tested:
         return verdict(self.gain(self.protecting), len(set(self.protecting).intersection(self.of.guesses)))
 
 
-def examined(study: Study, probes: Probes = DIGITS) -> list[Tested]:
+def examined(study: Study, probes: ProbeColumns = DIGITS) -> list[Tested]:
     """Every probe that the study measured."""
     present = [name for name in probes.measures if name in study.points.columns]
     protecting = [method for method in study.methods if probes.protects(method)]
@@ -255,7 +255,7 @@ def _key(one: Tested) -> str:
     return names.get(one.of.column) or one.of.column.removeprefix("kl_forward_on_")
 
 
-def figure(study: Study, found: Sequence[Tested], probes: Probes) -> Figure:
+def figure(study: Study, found: Sequence[Tested], probes: ProbeColumns) -> Figure:
     """Forgetting by KL on some of the probes, and the errors of all on methods that protect and that do not."""
     panels = []
     for one in found:

@@ -55,7 +55,7 @@ TUNED, SAMPLED = "tuned", "sampled"  # the purpose of samples of a policy that i
 
 
 @dataclass(frozen=True, eq=False)
-class Measured:
+class Evaluation:
     """What a checkpoint is made of: its record's new, prior, drift and metrics, and the outcomes of the prior's items.
 
     `answers`: to each task that is asked. `items`: of the columns `items.OWN`; None where no outcome is known.
@@ -179,7 +179,7 @@ class Asked:
 
 @dataclass(frozen=True, eq=False)
 class Scored:
-    """A checkpoint's record, the outcomes of the prior's items as in `Measured`, and of a base what these ask."""
+    """A checkpoint's record, the outcomes of the prior's items as in `Evaluation`, and of a base what these ask."""
 
     record: Record
     items: pl.DataFrame | None = None
@@ -249,7 +249,7 @@ class Reference:
         record = Record(run_id, 0, 0.0, found.new, found.prior, {}, found.metrics)
         return Scored(record, found.items, found.questions)
 
-    def measure_base(self) -> Measured:
+    def measure_base(self) -> Evaluation:
         """Measure the base, and say where its answers to a task that is asked are all alike."""
         lm, found = self.base, self.measure(self.base, self.base.model)
         generics = {self.probe: self.suite.generic}
@@ -271,7 +271,7 @@ class Reference:
             phases.say(f"After {step} updates too, all answers to the new task {_SAME[new]}. {_WHAT_TO_DO[new]}")
         self.warned = True
 
-    def measure(self, tuned: LanguageModel, frozen: Any) -> Measured:
+    def measure(self, tuned: LanguageModel, frozen: Any) -> Evaluation:
         """What a checkpoint is made of."""
         own: dict[str, float] = {}
         prior = self.suite.scores(tuned)
@@ -299,7 +299,7 @@ class Reference:
         measures = {name: measures[name] for name in DRIFT if name in measures}
         scores = {name: one.value for name, one in prior.items()}
         new, asked = fmean(one.score for one in answers), questions_of(prior)
-        return Measured(new, scores, measures, own, answers, items_of(prior), asked)
+        return Evaluation(new, scores, measures, own, answers, items_of(prior), asked)
 
 
 def _sequences(lm: LanguageModel, generic: GenericText, settings: ProbeSettings) -> Sequences:

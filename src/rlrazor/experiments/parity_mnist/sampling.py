@@ -30,7 +30,7 @@ def offline_labels(spec: RunSpec, method: Method, correct_NV: Tensor, source_NV:
 
 
 @dataclass(frozen=True)
-class Lesson:
+class TrainingInputs:
     """What a run learns from: inputs, and of each, by the rule's names, which outcomes are `correct` (N, V).
 
     `base_logp` (N, V) is what the policy that the run starts from thinks of the inputs, `anchor_logp` what the policy
@@ -52,8 +52,8 @@ class Labels:
     drawn ahead, since the batches are known: at step t, for the images of step t + k. No old weights are kept.
     """
 
-    def __init__(self, spec: RunSpec, lesson: Lesson, batches: Sequence[Tensor]) -> None:
-        self.lesson, self.batches = lesson, batches
+    def __init__(self, spec: RunSpec, given: TrainingInputs, batches: Sequence[Tensor]) -> None:
+        self.given, self.batches = given, batches
         self.staleness = spec.params.get("staleness", 0)
         self.group_size = spec.params["group_size"]
         self.rng = generator(spec.seed, "sampling")
@@ -64,16 +64,16 @@ class Labels:
 
         `logp_BV` is the present policy's on this batch.
         """
-        if self.lesson.offline is not None:
-            return self.lesson.offline[self.batches[step]], None
+        if self.given.offline is not None:
+            return self.given.offline[self.batches[step]], None
         if self.staleness == 0:
             return self._drawn_from(logp_BV)
         later = step + self.staleness
         if later < len(self.batches):
-            ahead = self.lesson.rule.reorder(log_probs(policy, self.lesson.inputs[self.batches[later]]))
+            ahead = self.given.rule.reorder(log_probs(policy, self.given.inputs[self.batches[later]]))
             self.ahead.append(self._drawn_from(ahead))
         if step < self.staleness:
-            return self._drawn_from(self.lesson.base_logp[self.batches[step]])
+            return self._drawn_from(self.given.base_logp[self.batches[step]])
         return self.ahead.popleft()
 
     def _drawn_from(self, logp_BV: Tensor) -> tuple[Tensor, Tensor]:

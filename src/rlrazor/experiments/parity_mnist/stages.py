@@ -31,7 +31,7 @@ from rlrazor.experiments.parity_mnist import cost, data, sequences
 from rlrazor.experiments.parity_mnist.methods import METHODS, Method
 from rlrazor.experiments.parity_mnist.policy import DigitPolicy, load_weights, log_probs, weights_of
 from rlrazor.experiments.parity_mnist.protection import Past, Term
-from rlrazor.experiments.parity_mnist.sampling import Lesson, generator, offline_labels, sample
+from rlrazor.experiments.parity_mnist.sampling import TrainingInputs, generator, offline_labels, sample
 from rlrazor.experiments.parity_mnist.sequences import CORE_METHODS, ImageSequences
 from rlrazor.experiments.parity_mnist.splits import Questions, drawn, load_tests, pretraining
 from rlrazor.experiments.parity_mnist.task import FASHION
@@ -124,10 +124,10 @@ def learn(spec: RunSpec, data_dir: Path | None, store: RunStore) -> Iterator[Che
     method, _ = find_method(spec.method)
     tests = load_tests(tuple(tasks_of(spec.root)), spec.settings["test_size"], data_dir)
     base, before = (load_weights(store.load_weights(of.spec, of.step)) for of in (spec.chain[0], spec.chain[-1]))
-    lesson, policy = lesson_of(spec, data_dir, base, before), copy.deepcopy(before)
+    given, policy = training_inputs_of(spec, data_dir, base, before), copy.deepcopy(before)
     origins = outputs_of(base, tests), outputs_of(before, tests)
-    loss_of = make_loss(spec, method, lesson, protection_of(spec, data_dir, before))
-    for step, epoch, loss, due in updates(spec, policy, len(lesson.inputs), loss_of):
+    loss_of = make_loss(spec, method, given, protection_of(spec, data_dir, before))
+    for step, epoch, loss, due in updates(spec, policy, len(given.inputs), loss_of):
         if due:
             record = measure(spec, (step, epoch), outputs_of(policy, tests), tests, origins)
             reached = has_reached(spec, record)
@@ -166,14 +166,14 @@ def measure(
     return Record(spec.run_id, *at, new, {FASHION: scores[FASHION]}, drifted, metrics)
 
 
-def lesson_of(spec: RunSpec, data_dir: Path | None, base: DigitPolicy, before: DigitPolicy) -> Lesson:
+def training_inputs_of(spec: RunSpec, data_dir: Path | None, base: DigitPolicy, before: DigitPolicy) -> TrainingInputs:
     """What a stage learns from; every stage of a seed sees the same images, under its own indicator."""
     (method, penalty), size = find_method(spec.method), spec.params["train_size"]
     asked = Questions.join(drawn(task, size, generator(spec.seed, "images"), data_dir) for task in tasks_of(spec))
     before_logp = log_probs(before, asked.inputs)
     anchor_logp = log_probs(base, asked.inputs) if penalty == TO_BASE else before_logp
     offline = None if method.on_policy else offline_labels(spec, method, asked.correct, before_logp)
-    return Lesson(asked.inputs, asked.correct, before_logp, anchor_logp, offline)
+    return TrainingInputs(asked.inputs, asked.correct, before_logp, anchor_logp, offline)
 
 
 def protection_of(spec: RunSpec, data_dir: Path | None, before: DigitPolicy) -> Term | None:

@@ -27,7 +27,7 @@ from rlrazor.experiments.parity_mnist.policy import (
 )
 from rlrazor.experiments.parity_mnist.probes import Probes, inputs_of
 from rlrazor.experiments.parity_mnist.protection import Past, Term
-from rlrazor.experiments.parity_mnist.sampling import Labels, Lesson, generator, offline_labels, sample
+from rlrazor.experiments.parity_mnist.sampling import Labels, TrainingInputs, generator, offline_labels, sample
 from rlrazor.experiments.parity_mnist.task import DOTS, PROBE_IMAGES, Task, load_dots
 from rlrazor.experiments.parity_mnist.tracer import Tracer
 from rlrazor.runs.records import Ancestor, RunSpec
@@ -101,7 +101,7 @@ def finetune(spec: RunSpec, task: Task, store: RunStore) -> Iterator[Checkpoint]
         add_low_rank_adapters(policy, int(params["strength"]), generator(spec.seed, "adapters"))
     tracer = Tracer(spec, task, base) if params.get("traced") else None
     probes = Probes.of(base.policy, probes_of(spec, task)) if params.get("probes") else None
-    loss_of = make_loss(spec, method, lesson_of(spec, base, task, store), protection_of(spec, base, task))
+    loss_of = make_loss(spec, method, training_inputs_of(spec, base, task, store), protection_of(spec, base, task))
     for step, epoch, loss, due in updates(spec, policy, len(task.new_train), loss_of):
         if tracer:
             yield Checkpoint(tracer.record(step, epoch, policy), partial(copied, policy))
@@ -135,7 +135,7 @@ def updates(
         yield step + 1, (step + 1) / steps_per_epoch, loss, step + 1 in due
 
 
-def lesson_of(spec: RunSpec, base: Base, task: Task, store: RunStore) -> Lesson:
+def training_inputs_of(spec: RunSpec, base: Base, task: Task, store: RunStore) -> TrainingInputs:
     """What a run on ParityMNIST learns from."""
     method, _ = find_method(spec.method)
     rule = RULES[spec.settings.get("rule", PARITY)]
@@ -145,32 +145,32 @@ def lesson_of(spec: RunSpec, base: Base, task: Task, store: RunStore) -> Lesson:
         source = base.train_logp if spec.teacher is None else teacher_log_probs(spec.teacher, task, store)
         offline = offline_labels(spec, method, correct, rule.reorder(source))
     base_logp = rule.reorder(base.train_logp)
-    return Lesson(task.new_train, correct, base_logp, base_logp, offline, rule)
+    return TrainingInputs(task.new_train, correct, base_logp, base_logp, offline, rule)
 
 
-def make_loss(spec: RunSpec, method: Method, lesson: Lesson, protect: Term | None) -> Loss:
+def make_loss(spec: RunSpec, method: Method, given: TrainingInputs, protect: Term | None) -> Loss:
     """The method's objective on the batch of each step, and what the run adds to it: a KL penalty, a protection."""
-    params, images = spec.params, len(lesson.inputs)
+    params, images = spec.params, len(given.inputs)
     batches = batches_of(spec, images)
-    labels = Labels(spec, lesson, batches)
+    labels = Labels(spec, given, batches)
 
     def loss_of(step: int, policy: DigitPolicy) -> Tensor:
         rows = batches[step]
         # index_select, not indexing: half the time of a step's data loading.
-        inputs_BI = lesson.inputs.index_select(0, rows)
-        logp_BV = lesson.rule.reorder(policy(inputs_BI).log_softmax(dim=-1))
+        inputs_BI = given.inputs.index_select(0, rows)
+        logp_BV = given.rule.reorder(policy(inputs_BI).log_softmax(dim=-1))
         if method.on_policy and not logp_BV.isfinite().all():
             raise DivergedError(step, step / math.ceil(images / params["batch_size"]))
         actions_BG, behaviour_logp_BG = labels.of_step(step, policy, logp_BV.detach())
-        rewards_BG = lesson.correct[rows].gather(1, actions_BG).float()
-        base_logp_BV = lesson.base_logp[rows]
+        rewards_BG = given.correct[rows].gather(1, actions_BG).float()
+        base_logp_BV = given.base_logp[rows]
         logp_BG = logp_BV.gather(1, actions_BG)
         if params.get("importance"):
             assert behaviour_logp_BG is not None
             logp_BG = objectives.importance_weighted(logp_BG, behaviour_logp_BG)
         loss = method.objective(logp_BG, rewards_BG, base_logp_BV.gather(1, actions_BG))
         if params["kl_coef"]:
-            loss = loss + params["kl_coef"] * objectives.kl_to_base(logp_BV, lesson.anchor_logp[rows])
+            loss = loss + params["kl_coef"] * objectives.kl_to_base(logp_BV, given.anchor_logp[rows])
         return loss + protect(policy, inputs_BI) if protect else loss
 
     return loss_of

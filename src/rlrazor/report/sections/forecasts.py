@@ -50,7 +50,7 @@ MODELS = {"parity-mnist": "ParityMNIST", "tiny": "tiny language model"}
 
 
 @dataclass(frozen=True)
-class Group:
+class TestedFamily:
     """The predictors that were tested on one family, leaving out the same."""
 
     family: str
@@ -91,17 +91,17 @@ def section(study: Study) -> Section:
     return told(study, TEXT, Shown(finding(groups), Figure("forecasts", panels, columns=3), tables, numbers))
 
 
-def groups_of(outcomes: Sequence[Outcome]) -> list[Group]:
+def groups_of(outcomes: Sequence[Outcome]) -> list[TestedFamily]:
     """The outcomes side by side, of those that were tested at all."""
     groups = []
     for family in MODELS:
         for left_out in SPLITS:
             own = [one for one in outcomes if (one.family, one.left_out) == (family, left_out) and one.units]
-            groups += [Group(family, left_out, own)] if own else []
+            groups += [TestedFamily(family, left_out, own)] if own else []
     return groups
 
 
-def finding(groups: Sequence[Group]) -> str:
+def finding(groups: Sequence[TestedFamily]) -> str:
     """Of each group whether the best forecast beats guessing, and whether its interval holds what it should."""
     best = [(group, one) for group in groups if (one := group.best)]
     if not best:
@@ -128,7 +128,7 @@ COLUMNS = [  # how a predictor did
 ]
 
 
-def best_table(groups: Sequence[Group]) -> Keyed:
+def best_table(groups: Sequence[TestedFamily]) -> Keyed:
     """The best forecast of each group."""
     predictor = Column[Outcome]("predictor", "the best forecast by", lambda one: NAMES[one.predictor])
     names = {f"{group.key}.best": f"{MODELS[group.family]}, {LEFT_OUT[group.left_out]}" for group in groups}
@@ -139,13 +139,13 @@ def best_table(groups: Sequence[Group]) -> Keyed:
     return replace(made, rows=rows)
 
 
-def table(group: Group) -> Keyed:
+def table(group: TestedFamily) -> Keyed:
     """Every predictor of a group."""
     rows = {f"{group.key}.{one.predictor}": (NAMES[one.predictor], one) for one in group.outcomes}
     return table_of(group.title, "forecast by", rows, COLUMNS)
 
 
-def failures(groups: Sequence[Group]) -> Keyed:
+def failures(groups: Sequence[TestedFamily]) -> Keyed:
     """Where the forecasts by KL fail: unit by unit."""
 
     def where(of: Failed) -> str:
@@ -181,7 +181,7 @@ def _error(one: Outcome) -> float:
 # The figure
 
 
-def _panels(groups: Sequence[Group], family: str) -> list[Panel]:
+def _panels(groups: Sequence[TestedFamily], family: str) -> list[Panel]:
     """Coverage, width and error of a family's forecasts; the names of the predictors stand beside the first."""
     own = [group for group in groups if group.family == family]
     tested = {one.predictor for group in own if group.left_out == METHOD for one in group.outcomes}
@@ -202,7 +202,7 @@ def _panels(groups: Sequence[Group], family: str) -> list[Panel]:
     return panels
 
 
-def _dots(groups: Sequence[Group], left_out: str, column: str, names: Sequence[str]) -> Layer:
+def _dots(groups: Sequence[TestedFamily], left_out: str, column: str, names: Sequence[str]) -> Layer:
     """A dot for each predictor, where so much is left out."""
     shift, style = {
         METHOD: (0.2, (PALETTE[0], "circle")),

@@ -153,7 +153,7 @@ def arguments_of(settings: Settings, sequences: int) -> dict[str, Any]:
     }
 
 
-class Measured:
+class KeepsLoss:
     """Keeps the loss of each step, over its micro-batches and processes, which has to be finite."""
 
     measured: dict[str, float]

@@ -14,13 +14,13 @@ with warnings.catch_warnings():
     from trl import SFTConfig, SFTTrainer
     from trl.experimental.cpo import CPOConfig, CPOTrainer
 
-from rlrazor.experiments.language.trainers.common import Job, Measured, Part, arguments_of, given, without_adapter
+from rlrazor.experiments.language.trainers.common import Job, KeepsLoss, Part, arguments_of, given, without_adapter
 from rlrazor.lm.adapters import unwrapped
 
 SIMPO_BETA = SIMPO_GAMMA = 1.0  # RL's Razor's margin of 1; log-probabilities averaged over tokens, as TRL and SimPO do
 
 
-class _WithPenalty(Measured):
+class _WithPenalty(KeepsLoss):
     """Adds kl_coef KL(pi || pi0), exact over the vocabulary and averaged over completion tokens, to a trainer's loss.
 
     It costs a forward pass of both policies: TRL's losses do not hand out the logits. And the job's `term`, if any.

@@ -21,7 +21,7 @@ from rlrazor.experiments.language.methods import Method
 from rlrazor.experiments.language.trainers.common import (
     Example,
     Job,
-    Measured,
+    KeepsLoss,
     Settings,
     arguments_of,
     given,
@@ -37,7 +37,7 @@ SDFT_TEMPLATE = (
 )
 
 
-class _Sampling(Measured):
+class _Sampling(KeepsLoss):
     """Prompts are positions of examples; samples come from `lm.sampling`, with a seed that the step decides."""
 
     settings: Settings
