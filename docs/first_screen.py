@@ -37,7 +37,7 @@ def really_lost(run: Path, base: Path) -> dict[int, float]:
     from rlrazor.lm.models import load
 
     def score(folder: Path) -> float:
-        values = [value for value, _ in tiny_suite().scores(load(str(folder))).values()]
+        values = [score.value for score in tiny_suite().scores(load(str(folder))).values()]
         return 100 * sum(values) / len(values)
 
     before = score(base)
@@ -91,7 +91,7 @@ def draw_watched(axis: Any, rows: list[dict[str, Any]], lost: dict[int, float]) 
     say(axis, f"budget: {budget:g} points", (end, budget), (14, 0), LIMIT)
     kept = max(row["step"] for row in rows if row["within"])
     axis.plot(kept, lost[kept], "o", color="none", markeredgecolor=LIMIT, markeredgewidth=3, markersize=20, zorder=5)
-    say(axis, f"kept: the model\nof step {kept}", (kept, lost[kept]), (-44, 62), LIMIT, ha="center")
+    say(axis, f"kept: the model\nof step {kept}", (kept, lost[kept]), (4, 110), LIMIT, ha="center")
     axis.set(xlabel="training step", ylabel="old tasks: points lost", xlim=(0, end), ylim=(-1, None))
     axis.set_title("A run under the monitor", fontsize=20, weight="bold", loc="left", pad=14)
 

@@ -24,6 +24,8 @@ from rlrazor.guard.law_file import LawFile, Made
 from rlrazor.guard.measured_on import MeasuredOn
 from rlrazor.lm import kl, probes
 from rlrazor.lm.models import load
+from rlrazor.lm.prior_prompts import PriorPrompts
+from rlrazor.lm.probes import GenericText
 from rlrazor.lm.task_names import DEFAULT_TASKS, RUNS_MODEL_CODE
 from rlrazor.report import drawing
 from rlrazor.report.drawing import Curve, Points
@@ -157,6 +159,18 @@ def test_what_a_law_is_not_worth_is_said() -> None:
     assert any("4 runs allow intervals of 80%, not of 90%. For those make 9 runs." in one for one in said)
     assert any("All runs are of one method, sft" in one for one in said)
     assert not any("did not carry over" in one for one in said)
+    # Of the prior tasks' own prompts the law is of the KL on these, though another forecasts runs of one method better.
+    better = few.with_columns(kl_forward=pl.col("forgetting"))
+    assert "kl_forward" in calibrate.fit(better, BASE).forecaster.columns
+    asked = GenericText(prompts=("a",), prior=PriorPrompts(("p",)))
+    of_prior = replace(BASE, on=replace(BASE.on, generic=asked))
+    assert calibrate.fit(better, of_prior).forecaster.columns == ("kl_probe",)
+    assert (
+        "kl_forward"
+        in calibrate.fit(better.with_columns(kl_probe=1 - pl.col("forgetting")), of_prior).forecaster.columns
+    )
+    several = better.with_columns(method=pl.col("trajectory").str.replace("run ", "m"))
+    assert "kl_forward" in calibrate.fit(several, of_prior).forecaster.columns
     new_alone = calibrate.fit(few, BASE, candidates=[("kl_forward",)])
     assert any(
         "new task's KL alone, as this one, did not carry over" in one for one in calibrate.warnings_of(new_alone, few)

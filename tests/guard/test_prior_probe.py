@@ -225,9 +225,8 @@ def test_calibrate_measures_on_them_unless_told_otherwise(
     assert law.generic == GenericText(
         prompts=tuple(f"a {n} cat" for n in range(4, 8)), prior=PriorPrompts(("winogrande",))
     )
-    assert {tuple(one.columns) for one in law.choice.candidates} == {
-        ("kl_forward",), ("kl_probe",), ("kl_forward", "kl_probe")
-    }  # fmt: skip
+    # Of one method: the probe's KL alone, unless it is no better than guessing.
+    assert len(law.choice.candidates) == 3 or law.forecaster.columns == ("kl_probe",)
     assert not any("items that are scored" in one for one in said["warnings"])
     # A plan needs none of the prior tasks' data.
     (tmp_path / "empty").mkdir()

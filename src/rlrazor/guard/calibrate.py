@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import polars as pl
 
 from rlrazor.analysis import forecast, law
-from rlrazor.analysis.forecast import FORWARD
+from rlrazor.analysis.forecast import FORWARD, PROBE
 from rlrazor.errors import RazorError
 from rlrazor.guard.law_file import UNKNOWN, LawFile, Made
 from rlrazor.guard.law_schema import LawProbe
@@ -41,11 +42,13 @@ def fit(
     base: CalibratedBase,
     *,
     level: float = 0.9,
-    candidates: Sequence[Sequence[str]] = forecast.CANDIDATES,
+    candidates: Sequence[Sequence[str]] | None = None,
     made: Made = UNKNOWN,
     outcomes: Outcomes = lambda run_id: None,
 ) -> LawFile:
     """Fit the law to a table as `records.to_table` makes it, the base's row among its rows; `outcomes` of its runs.
+
+    `candidates`: the KLs that it may be of; see `_chosen`.
 
     Raises RazorError where the base's row is missing, for fewer than 3 runs, and where no fit is possible.
     """
@@ -55,7 +58,7 @@ def fit(
     points = law.distinct(table)
     score = float(untuned["prior"].mean())  # type: ignore[arg-type]
     try:
-        choice = forecast.choose(points, candidates)
+        choice = _chosen(points, base.on, candidates)
         forecaster = forecast.fit_forecaster(points, choice.best.columns, score)
     except RazorError as error:
         raise RazorError(
@@ -75,6 +78,21 @@ def fit(
         data=kept.to_dicts(),
         made=made,
     )
+
+
+def _chosen(points: pl.DataFrame, on: MeasuredOn, candidates: Sequence[Sequence[str]] | None) -> forecast.Choice:
+    """Which KLs the law is of: of the candidates, by default all, those that forecast best what was left out.
+
+    Of runs of one method runs are left out, among which the new task's KL forecasts well whatever it would say of
+    another method (docs/law.md). So there, by default, a law is of the KL on the prior tasks' own prompts alone, if
+    that is better than guessing.
+    """
+    if candidates is None and on.generic.prior is not None and points["method"].n_unique() == 1:
+        with suppress(RazorError):  # no such KL
+            alone = forecast.choose(points, [(PROBE,)])
+            if alone.useful:
+                return alone
+    return forecast.choose(points, candidates or forecast.CANDIDATES)
 
 
 def warnings_of(found: LawFile, table: pl.DataFrame) -> list[str]:
