@@ -147,6 +147,41 @@ def test_a_method_that_gets_there_in_no_seed_is_told_apart_from_those_that_do(wh
     assert where == {"GRPO": "the last", "SFT, one answer": "new ≥ 90%", "1-0 REINFORCE": "new ≥ 90%"}
 
 
+def test_a_method_that_gets_there_in_some_seeds_is_said_to_be_judged_on_those(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "partial", seeds=3, thresholds=[0.9])
+    table = pl.read_parquet(folder / "records.parquet")
+    too_good = (pl.col("method") == "grpo") & (pl.col("seed") > 0) & (pl.col("new") >= 0.9)
+    table.filter(~too_good).write_parquet(folder / "records.parquet")
+    shown = section(study_in(folder))
+    rows = cells(shown.tables[0])
+    assert {label: row[:3:2] for label, row in rows.items()} == {
+        "GRPO": ["new ≥ 90%", "1 of 3"],
+        "SFT, one answer": ["new ≥ 90%", "3"],
+        "1-0 REINFORCE": ["new ≥ 90%", "3"],
+    }
+    assert re.findall(r"(\S+) \([^()]*; 1 of 3 seeds\)", shown.finding) == ["GRPO"]
+    assert shown.finding.count(" seeds") == 1
+    assert "some of the seeds alone, as they have no such checkpoint in the others: GRPO on 1 of 3." in shown.note
+    assert "All prior tasks of all methods are counted." not in shown.note
+
+
+def test_sequences_that_did_not_end_are_said(tmp_path: Path) -> None:
+    folder = tmp_path / "stages"
+    rows: list[dict[str, Any]] = []
+    for row in (
+        make_table(methods=("grpo", "sft-one"), seeds=2).filter(pl.col("run_id").str.contains(" [01] ")).to_dicts()
+    ):
+        stage = int(row["run_id"].split()[1]) + 1 if row["method"] != "base" else 1
+        if stage == 1 or row["run_id"] == "grpo 1 0":
+            rows.append({**row, "order": "1", "stage": stage, "task": f"task {stage}"})
+    make_folder(folder, pl.DataFrame(rows, infer_schema_length=None))
+    write(folder, "grpo 1 0", outcomes("grpo 1 0", 6))
+    shown = section(study_in(folder))
+    assert cells(shown.tables[0])["GRPO"][2] == "1 of 2"
+    assert "some of the sequences alone, as they have no such checkpoint in the others: GRPO on 1 of 2." in shown.note
+    assert "SFT, one answer: not counted, as no run has such a checkpoint." in shown.note
+
+
 def changed(folder: Path, run_id: str, how: Callable[[pl.DataFrame], pl.DataFrame]) -> None:
     path = folder / "runs" / run_id / items_file.NAME
     path.write_bytes(items_file.to_bytes(how(pl.read_parquet(path))))

@@ -36,16 +36,23 @@ LAST = "Of a method that gets there in no seed it is the last one, of the run th
 class Counted:
     """A method's runs at the checkpoints that are looked at, and what they lost and gained there.
 
-    `rows`: of the table, of the runs whose items are known; `runs`: how many there are with those that are not.
-    `items`: as `rlrazor.analysis.lost_in_runs` takes them.
+    `rows`: of the table, of the runs whose items are known; `runs`: how many there are with those that are not;
+    `begun`: how many seeds the study has, or sequences. `items`: as `rlrazor.analysis.lost_in_runs` takes them.
     """
 
     method: str
     label: str
     rows: pl.DataFrame
     runs: int
+    begun: int
     items: pl.DataFrame
     changes: RunsChanges
+
+    @property
+    def share(self) -> str:
+        """How many of all seeds, or sequences, it is judged on: "3", "1 of 3"."""
+        known = len(self.rows)
+        return f"{known}" if known == self.begun else f"{known} of {self.begun}"
 
 
 def applies(study: Study) -> bool:
@@ -64,7 +71,7 @@ def section(study: Study) -> Section:
     numbers = {
         "chosen": LAST_STAGE if _is_sequence(study) else f"{MATCHED} {LAST}",
         "level": f"{LEVEL:.0%}".replace("%", " %"),
-        "left-out": left_out(found, unknown),
+        "left-out": left_out(study, found, unknown),
     }
     made = told(study, TEXT, Shown(finding(study, found, at), figure(found), tables, numbers))
     lost = lost_table(study, {one.method: _counted_items(one) for one in found})
@@ -77,6 +84,7 @@ def counted(study: Study, at: float | None) -> tuple[list[Counted], list[str]]:
     `at`: the new-task score at which they are looked at; None: at the last checkpoint.
     """
     found, unknown = [], []
+    begun = _begun(study)
     for method, rows in _chosen(study, at).group_by("method", maintain_order=True):
         label = study.label(str(method[0]))
         outcomes = {row["run_id"]: _outcomes(study.store, row["run_id"], row["step"]) for row in rows.to_dicts()}
@@ -86,12 +94,20 @@ def counted(study: Study, at: float | None) -> tuple[list[Counted], list[str]]:
             continue
         items = pl.concat(known)
         of_known = rows.filter(pl.col("run_id").is_in(items["run"].unique().to_list()))
-        found.append(Counted(str(method[0]), label, of_known, len(rows), items, changes_of(items, LEVEL)))
+        changes = changes_of(items, LEVEL)
+        found.append(Counted(str(method[0]), label, of_known, len(rows), begun, items, changes))
     return found, unknown
 
 
 def _is_sequence(study: Study) -> bool:
     return "stage" in study.table.columns
+
+
+def _begun(study: Study) -> int:
+    """How many sequences the study has, ended or not; how many seeds, where it has none."""
+    if not _is_sequence(study):
+        return len(study.seeds)
+    return study.table.filter(pl.col("method") != BASE).select("seed", "order").n_unique()
 
 
 def _chosen(study: Study, at: float | None) -> pl.DataFrame:
@@ -129,11 +145,12 @@ def finding(study: Study, found: Sequence[Counted], at: float | None) -> str:
     for one in found:
         if (whole := one.changes.whole) is not None:
             low, high = whole.interval
+            seeds = "" if len(one.rows) == one.begun else f"; {one.share} {_what(study)}"
             counts = f"lost {_count(whole.lost, whole)}, gained {_count(whole.gained, whole)} of {whole.n:,}"
             drop = ranged(whole.drop, whole.interval, points)
             name = one.label if alike or one.rows["reached"].all() else f"{one.label} at its last checkpoint"
             verdict = FELL if low > 0 else ROSE if high < 0 else OPEN
-            judged.setdefault(verdict, []).append(f"{name} ({drop} points; {counts})")
+            judged.setdefault(verdict, []).append(f"{name} ({drop} points; {counts}{seeds})")
     if not judged:
         return "Nothing can be counted item by item."
     where = "the last checkpoint" if alike else _reached(study, at)
@@ -141,13 +158,27 @@ def finding(study: Study, found: Sequence[Counted], at: float | None) -> str:
     return f"Net drop of the prior score at {where}, item by item. {verdicts[0].upper()}{verdicts[1:]}."
 
 
-def left_out(found: Sequence[Counted], unknown: Sequence[str]) -> str:
+def _what(study: Study) -> str:
+    """What a run of a method is one of."""
+    return "sequences" if _is_sequence(study) else "seeds"
+
+
+def left_out(study: Study, found: Sequence[Counted], unknown: Sequence[str]) -> str:
     """What is not counted and why, a sentence each; that nothing is missing, if so."""
     whys: dict[tuple[str, str], list[str]] = {}
     for one in found:
         for prior, why in one.changes.left_out.items():
             whys.setdefault((prior, why), []).append(one.label)
     said = [f"{prior} is not counted of {', '.join(labels)}: {why}." for (prior, why), labels in whys.items()]
+    few = [f"{one.label} on {one.runs} of {one.begun}" for one in found if one.runs < one.begun]
+    if few:
+        said.append(
+            f"Some methods are judged on some of the {_what(study)} alone, as they have no such checkpoint in the "
+            f"others: {', '.join(few)}."
+        )
+    named = {*unknown, *(one.label for one in found)}
+    if nowhere := [label for label in map(study.label, study.methods) if label not in named]:
+        said.append(f"{', '.join(nowhere)}: not counted, as no run has such a checkpoint.")
     some = [f"{len(one.rows)} of {one.runs} of {one.label}" for one in found if len(one.rows) < one.runs]
     if some:
         said.append(f"Of some runs alone it is known what became of the items: {', '.join(some)}.")
@@ -169,15 +200,10 @@ def whole_table(found: Sequence[Counted], reached: str) -> Keyed:
     columns = [
         Column[tuple[Counted, Transitions]]("checkpoint", "checkpoint", lambda row: where(row[0])),
         Column("new", "new there, %", lambda row: percent(row[0].rows["new"].mean())),  # type: ignore[arg-type]
-        Column("runs", "runs", lambda row: _of_all(len(row[0].rows), row[0].runs)),
+        Column("runs", "runs", lambda row: row[0].share),
         *_columns(lambda row: row[1], [whole for _, (_, whole) in rows.values()]),
     ]
     return table_of("All prior tasks, item by item", "method", rows, columns)
-
-
-def _of_all(known: int, there: int) -> str:
-    """How many of the runs a row rests on: "3", "2 of 3"."""
-    return f"{known}" if known == there else f"{known} of {there}"
 
 
 def task_tables(found: Sequence[Counted]) -> list[Keyed]:
