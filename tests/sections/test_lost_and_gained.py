@@ -16,6 +16,7 @@ import matched_loops
 from language_tables import LABELS, make_folder, make_table
 from rlrazor.analysis.lost import WITHIN_LUCK, transitions
 from rlrazor.cli import main
+from rlrazor.experiments.language.evaluate import DRIFT
 from rlrazor.report import load, prose, write_markdown, write_report
 from rlrazor.report.drawing import Points
 from rlrazor.report.prose import read_prose
@@ -300,6 +301,7 @@ def test_the_report_of_the_runs_that_are_kept(tmp_path: Path, capsys: pytest.Cap
     """docs/language/smollm2/README.md has the counts."""
     shutil.copytree(KEPT, tmp_path / "run")
     assert main(["report", str(tmp_path / "run"), "--json"]) == 0
+    assert set(json.loads((KEPT / "config.json").read_text())["drift"]) <= set(DRIFT)
     found = json.loads(capsys.readouterr().out)["sections"]["items"]
     for label, lost, gained in (("SFT on fixed", 17, 8), ("GRPO", 8, 2), ("1-0 REINFORCE", 6, 2)):
         assert f"{label} (+" in found["finding"]
