@@ -17,6 +17,7 @@ from language_tables import LABELS, make_folder, make_table
 from rlrazor.analysis.lost import WITHIN_LUCK, transitions
 from rlrazor.cli import main
 from rlrazor.experiments.language.evaluate import DRIFT
+from rlrazor.guard.lost_items import HEADERS, shown_changes
 from rlrazor.report import load, prose, write_markdown, write_report
 from rlrazor.report.drawing import Points
 from rlrazor.report.prose import read_prose
@@ -290,6 +291,17 @@ def test_stages_are_looked_at_where_the_last_one_ends(tmp_path: Path) -> None:
     assert told[0] == "the end of the last stage"
     assert told[4] == f"{ends.filter(pl.col('base') > pl.col('tuned')).height / 2:g}"
     assert "It is the last checkpoint of the last stage" in shown.note
+
+
+def test_the_tables_show_what_that_of_compare_shows_and_counts(whole: Path) -> None:
+    run = reported(whole, "grpo", 0.9)[0].filter(prior="sort")
+    seen = transitions(run["base"].to_numpy(), run["tuned"].to_numpy(), 0.95, choices_N=[4] * len(run))
+    assert seen is not None
+    columns = items._columns(lambda of: of, [seen])
+    told = {column.header: str(column.of(seen)).replace("−", "-").replace("+", "") for column in columns}
+    counts = [told.pop(of) for of in ("lost", "gained")]
+    assert counts == [str(seen.lost.count), str(seen.gained.count)]
+    assert told == dict(zip(HEADERS[1:], shown_changes(seen), strict=True))
 
 
 def test_every_name_in_the_text_is_known(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:

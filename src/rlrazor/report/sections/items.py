@@ -1,13 +1,14 @@
 """Which items of the prior tasks were lost, and which gained? For sweeps whose runs kept what became of each."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
-from rlrazor.analysis.lost import WITHIN_LUCK, Moved, Transitions
+from rlrazor.analysis.lost import Moved, Transitions
+from rlrazor.analysis.lost_figures import HEADERS, cells_of
 from rlrazor.analysis.lost_in_runs import RunsChanges, changes_of
 from rlrazor.analysis.matched import matched_or_last
 from rlrazor.analysis.sequences import ends_of_sequences
@@ -18,7 +19,7 @@ from rlrazor.report.layers import across, padded
 from rlrazor.report.prose import Shown, told
 from rlrazor.report.sections.lost_items import lost_table
 from rlrazor.report.study import Section, Study
-from rlrazor.report.text import MATCHED, NEVER, percent, points, ranged
+from rlrazor.report.text import MATCHED, percent, points, ranged
 from rlrazor.runs.records import BASE
 from rlrazor.runs.store import RunStore
 
@@ -251,33 +252,26 @@ def _itself(of: Transitions) -> Transitions:
 
 def _columns(of: Callable[[Row], Transitions], parts: Sequence[Transitions]) -> list[Column[Row]]:
     """What is told of what some items became; `parts`: those of all rows. Luck, where a row knows of any."""
-    cells: Mapping[str, tuple[str, Callable[[Transitions], str]]] = {
-        "n": ("items (in tasks)", lambda one: f"{one.n:,}" + ("" if one.clusters is None else f" ({one.clusters})")),
-        "lost": ("lost", lambda one: _count(one.lost, one)),
-        "gained": ("gained", lambda one: _count(one.gained, one)),
-        "lost-share": ("lost, %", lambda one: ranged(one.lost.share, one.lost.interval)),
-        "gained-share": ("gained, %", lambda one: ranged(one.gained.share, one.gained.interval)),
-        "lost-beyond": ("lost beyond luck, %", lambda one: _beyond_luck(one.lost)),
-        "gained-beyond": ("gained beyond luck, %", lambda one: _beyond_luck(one.gained)),
-        "drop": ("net drop, points", lambda one: ranged(one.drop, one.interval, points)),
-    }
     lucky = any(one.lost.adjusted is not None for one in parts)
-    return [
-        Column[Row](key, header, lambda row, cell=cell: cell(of(row)))  # type: ignore[misc]
-        for key, (header, cell) in cells.items()
+    first, *others = [
+        Column[Row](key, header, lambda row, key=key: _cells(of(row))[key])  # type: ignore[misc]
+        for key, header in HEADERS.items()
         if lucky or not key.endswith("beyond")
     ]
+    counts = [
+        Column[Row]("lost", "lost", lambda row: _count(of(row).lost, of(row))),
+        Column[Row]("gained", "gained", lambda row: _count(of(row).gained, of(row))),
+    ]
+    return [first, *counts, *others]
+
+
+def _cells(of: Transitions) -> dict[str, str]:
+    return cells_of(of, ranged, lambda drop, interval: ranged(drop, interval, points))
 
 
 def _count(moved: Moved, of: Transitions) -> str:
     """How many, a mean over the runs."""
     return f"{moved.count / of.runs:,.1f}" if moved.count % of.runs else f"{moved.count // of.runs:,}"
-
-
-def _beyond_luck(flow: Moved) -> str:
-    if flow.shown is None:
-        return NEVER
-    return WITHIN_LUCK if flow.within_luck else ranged(*flow.shown)
 
 
 # The figure
