@@ -347,7 +347,8 @@ def test_a_kl_is_set_beside_noise_and_known_runs(found: Comparison) -> None:
         (5e-4, "no more than such rounding"),
         (0.25, "is 250 times this floor"),
     ):
-        assert said in scale.against_noise(MeanKL(value, 0.0), noise)
+        sentence = scale.against_noise(MeanKL(value, 0.0), noise)
+        assert said in sentence.partition("The forward KL per token, ")[2]
     known = scale.known_runs()
     assert len(known["checkpoints"]) >= 10
     assert known["command"].startswith("razor calibrate")

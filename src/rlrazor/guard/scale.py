@@ -146,11 +146,12 @@ def against_noise(per_token: MeanKL, noise: Noise) -> str:
     said = f"the base against itself, {count}, is {nats(noise.batch)} nats per token"
     if noise.rounding is not None:
         said += f", and in {noise.other} {nats(noise.rounding)}"
+    kl = f"The forward KL per token, {nats(per_token.mean)},"
     if is_zero(per_token, noise):
-        return f"Noise floor: {said}. The forward KL, {nats(per_token.mean)}, is 0 within it."
+        return f"Noise floor: {said}. {kl} is 0 within it."
     if per_token.mean <= noise.floor:
-        return f"Noise floor: {said}. The forward KL, {nats(per_token.mean)}, is no more than such rounding."
-    return f"Noise floor: {said}. The forward KL, {nats(per_token.mean)}, is {_times(per_token.mean, noise.floor)}."
+        return f"Noise floor: {said}. {kl} is no more than such rounding."
+    return f"Noise floor: {said}. {kl} is {_times(per_token.mean, noise.floor)}."
 
 
 def _times(value: float, floor: float) -> str:
