@@ -16,6 +16,8 @@ import matched_loops
 from language_tables import LABELS, make_folder, make_table
 from rlrazor.analysis.lost import WITHIN_LUCK, transitions
 from rlrazor.cli import main
+from rlrazor.experiments.language.evaluate import DRIFT
+from rlrazor.guard.lost_items import HEADERS, shown_changes
 from rlrazor.report import load, prose, write_markdown, write_report
 from rlrazor.report.drawing import Points
 from rlrazor.report.prose import read_prose
@@ -147,6 +149,41 @@ def test_a_method_that_gets_there_in_no_seed_is_told_apart_from_those_that_do(wh
     assert where == {"GRPO": "the last", "SFT, one answer": "new ≥ 90%", "1-0 REINFORCE": "new ≥ 90%"}
 
 
+def test_a_method_that_gets_there_in_some_seeds_is_said_to_be_judged_on_those(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "partial", seeds=3, thresholds=[0.9])
+    table = pl.read_parquet(folder / "records.parquet")
+    too_good = (pl.col("method") == "grpo") & (pl.col("seed") > 0) & (pl.col("new") >= 0.9)
+    table.filter(~too_good).write_parquet(folder / "records.parquet")
+    shown = section(study_in(folder))
+    rows = cells(shown.tables[0])
+    assert {label: row[:3:2] for label, row in rows.items()} == {
+        "GRPO": ["new ≥ 90%", "1 of 3"],
+        "SFT, one answer": ["new ≥ 90%", "3"],
+        "1-0 REINFORCE": ["new ≥ 90%", "3"],
+    }
+    assert re.findall(r"(\S+) \([^()]*; 1 of 3 seeds\)", shown.finding) == ["GRPO"]
+    assert shown.finding.count(" seeds") == 1
+    assert "some of the seeds alone, as they have no such checkpoint in the others: GRPO on 1 of 3." in shown.note
+    assert "All prior tasks of all methods are counted." not in shown.note
+
+
+def test_sequences_that_did_not_end_are_said(tmp_path: Path) -> None:
+    folder = tmp_path / "stages"
+    rows: list[dict[str, Any]] = []
+    for row in (
+        make_table(methods=("grpo", "sft-one"), seeds=2).filter(pl.col("run_id").str.contains(" [01] ")).to_dicts()
+    ):
+        stage = int(row["run_id"].split()[1]) + 1 if row["method"] != "base" else 1
+        if stage == 1 or row["run_id"] == "grpo 1 0":
+            rows.append({**row, "order": "1", "stage": stage, "task": f"task {stage}"})
+    make_folder(folder, pl.DataFrame(rows, infer_schema_length=None))
+    write(folder, "grpo 1 0", outcomes("grpo 1 0", 6))
+    shown = section(study_in(folder))
+    assert cells(shown.tables[0])["GRPO"][2] == "1 of 2"
+    assert "some of the sequences alone, as they have no such checkpoint in the others: GRPO on 1 of 2." in shown.note
+    assert "SFT, one answer: not counted, as no run has such a checkpoint." in shown.note
+
+
 def changed(folder: Path, run_id: str, how: Callable[[pl.DataFrame], pl.DataFrame]) -> None:
     path = folder / "runs" / run_id / items_file.NAME
     path.write_bytes(items_file.to_bytes(how(pl.read_parquet(path))))
@@ -256,6 +293,17 @@ def test_stages_are_looked_at_where_the_last_one_ends(tmp_path: Path) -> None:
     assert "It is the last checkpoint of the last stage" in shown.note
 
 
+def test_the_tables_show_what_that_of_compare_shows_and_counts(whole: Path) -> None:
+    run = reported(whole, "grpo", 0.9)[0].filter(prior="sort")
+    seen = transitions(run["base"].to_numpy(), run["tuned"].to_numpy(), 0.95, choices_N=[4] * len(run))
+    assert seen is not None
+    columns = items._columns(lambda of: of, [seen])
+    told = {column.header: str(column.of(seen)).replace("−", "-").replace("+", "") for column in columns}
+    counts = [told.pop(of) for of in ("lost", "gained")]
+    assert counts == [str(seen.lost.count), str(seen.gained.count)]
+    assert told == dict(zip(HEADERS[1:], shown_changes(seen), strict=True))
+
+
 def test_every_name_in_the_text_is_known(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prose, "read_prose", lambda path, numbers: read_prose(path, numbers, None))
     assert "{{" not in section(study_in(whole)).note
@@ -265,6 +313,7 @@ def test_the_report_of_the_runs_that_are_kept(tmp_path: Path, capsys: pytest.Cap
     """docs/language/smollm2/README.md has the counts."""
     shutil.copytree(KEPT, tmp_path / "run")
     assert main(["report", str(tmp_path / "run"), "--json"]) == 0
+    assert set(json.loads((KEPT / "config.json").read_text())["drift"]) <= set(DRIFT)
     found = json.loads(capsys.readouterr().out)["sections"]["items"]
     for label, lost, gained in (("SFT on fixed", 17, 8), ("GRPO", 8, 2), ("1-0 REINFORCE", 6, 2)):
         assert f"{label} (+" in found["finding"]

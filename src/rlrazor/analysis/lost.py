@@ -181,6 +181,14 @@ def _mean_flow(flows: Sequence[Moved]) -> Moved:
     return Moved(count, share, plain, math.fsum(one for one, _ in known) / len(known), around_mean(known))
 
 
+def guessed_among(choices: int | None, right: Sequence[int] | None) -> int | None:
+    """Among how many answers one alone is right, so that a guess may be; None where that is not how it is scored.
+
+    `choices`: how many there are; `right`: the places of the right ones; None without any.
+    """
+    return choices if right is not None and len(right) == 1 else None
+
+
 def _choices(choices_N: Sequence[int | None] | None) -> Floats | None:
     if choices_N is None or any(one is None or one < 2 for one in choices_N):
         return None

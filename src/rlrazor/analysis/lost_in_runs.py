@@ -14,7 +14,7 @@ from typing import Any
 
 import polars as pl
 
-from rlrazor.analysis.lost import SHOWN, Likelihoods, Transitions, fall, over_tasks, transitions
+from rlrazor.analysis.lost import SHOWN, Likelihoods, Transitions, fall, guessed_among, over_tasks, transitions
 
 UNKNOWN = "the outcomes of some of its items are not known"
 OTHERS = "its items are not the same in all runs"
@@ -78,14 +78,9 @@ def _transitions(items: pl.DataFrame, level: float, *, several: bool | None = No
         [one["base"].to_numpy() for one in runs],
         [one["tuned"].to_numpy() for one in runs],
         level,
-        choices_N=[_choices(*of) for of in runs[0].select("choices", "right").rows()],
+        choices_N=[guessed_among(*of) for of in runs[0].select("choices", "right").rows()],
         clusters_N=tasks.to_list() if clustered else None,
     )
-
-
-def _choices(choices: int | None, right: Sequence[int] | None) -> int | None:
-    """Among how many answers one is right, so that a guess may be; None where that is not how it is scored."""
-    return choices if right is not None and len(right) == 1 else None
 
 
 @dataclass(frozen=True)

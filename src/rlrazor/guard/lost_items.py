@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from rlrazor.analysis.lost import WITHIN_LUCK, Likelihoods, Moved, Transitions, fall, surest, transitions
+from rlrazor.analysis import lost_figures
+from rlrazor.analysis.lost import Likelihoods, Transitions, fall, guessed_among, surest, transitions
 from rlrazor.lm.scores import Question, Score
 
 MARGIN, ORDER = "margin", "order"
@@ -79,11 +80,12 @@ def item_changes(base: Score, tuned: Score, level: float) -> ItemChanges | None:
 
 def _transitions(base: Score, tuned: Score, names: Sequence[tuple[str, str]], level: float) -> Transitions | None:
     """Of some items; in a group's, items of one task may be lost together."""
+    asked = [base.items.question(*name) for name in names]
     return transitions(
         [_right(base, *name) for name in names],
         [_right(tuned, *name) for name in names],
         level,
-        choices_N=[_choices(base, *name) for name in names],
+        choices_N=[guessed_among(len(one.choices), one.right) for one in asked],
         clusters_N=[task for task, _ in names] if len(base.items.outcomes) > 1 else None,
     )
 
@@ -92,12 +94,6 @@ def _right(score: Score, task: str, item: str) -> float:
     """1 for right: where less of a score is better, an outcome of 0."""
     outcome = score.items.outcomes[task][item]
     return outcome if score.higher_is_better else 1 - outcome
-
-
-def _choices(score: Score, task: str, item: str) -> int | None:
-    """Among how many answers one is right, so that a guess may be; None where that is not how it is scored."""
-    asked = score.items.question(task, item)
-    return len(asked.choices) if len(asked.right) == 1 else None
 
 
 def _lost(base: Score, tuned: Score, task: str, item: str) -> LostItem:
@@ -115,28 +111,12 @@ def _answer(asked: Question) -> str | None:
     return None if place is None else asked.choices[place]
 
 
-HEADERS = (
-    "of the items",
-    "n (in tasks)",
-    "lost, %",
-    "gained, %",
-    "lost beyond luck, %",
-    "gained beyond luck, %",
-    "net drop, points",
-)
+HEADERS = ("of the items", *lost_figures.HEADERS.values())
 
 
 def shown_changes(of: Transitions) -> tuple[str, ...]:
     """A row's cells after its name: a figure with its interval in each."""
-    count = f"{of.n:,}" + ("" if of.clusters is None else f" ({of.clusters})")
-    plain = [_cell(one.share, one.interval) for one in (of.lost, of.gained)]
-    return count, *plain, *(_beyond_luck(one) for one in (of.lost, of.gained)), _cell(of.drop, of.interval)
-
-
-def _beyond_luck(flow: Moved) -> str:
-    if flow.shown is None:
-        return "—"
-    return WITHIN_LUCK if flow.within_luck else _cell(*flow.shown)
+    return tuple(lost_figures.cells_of(of, _cell, _cell).values())
 
 
 def _cell(value: float, interval: tuple[float, float]) -> str:

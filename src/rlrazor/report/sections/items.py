@@ -1,13 +1,14 @@
 """Which items of the prior tasks were lost, and which gained? For sweeps whose runs kept what became of each."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
-from rlrazor.analysis.lost import WITHIN_LUCK, Moved, Transitions
+from rlrazor.analysis.lost import Moved, Transitions
+from rlrazor.analysis.lost_figures import HEADERS, cells_of
 from rlrazor.analysis.lost_in_runs import RunsChanges, changes_of
 from rlrazor.analysis.matched import matched_or_last
 from rlrazor.analysis.sequences import ends_of_sequences
@@ -18,7 +19,7 @@ from rlrazor.report.layers import across, padded
 from rlrazor.report.prose import Shown, told
 from rlrazor.report.sections.lost_items import lost_table
 from rlrazor.report.study import Section, Study
-from rlrazor.report.text import MATCHED, NEVER, percent, points, ranged
+from rlrazor.report.text import MATCHED, percent, points, ranged
 from rlrazor.runs.records import BASE
 from rlrazor.runs.store import RunStore
 
@@ -36,16 +37,23 @@ LAST = "Of a method that gets there in no seed it is the last one, of the run th
 class Counted:
     """A method's runs at the checkpoints that are looked at, and what they lost and gained there.
 
-    `rows`: of the table, of the runs whose items are known; `runs`: how many there are with those that are not.
-    `items`: as `rlrazor.analysis.lost_in_runs` takes them.
+    `rows`: of the table, of the runs whose items are known; `runs`: how many there are with those that are not;
+    `begun`: how many seeds the study has, or sequences. `items`: as `rlrazor.analysis.lost_in_runs` takes them.
     """
 
     method: str
     label: str
     rows: pl.DataFrame
     runs: int
+    begun: int
     items: pl.DataFrame
     changes: RunsChanges
+
+    @property
+    def share(self) -> str:
+        """How many of all seeds, or sequences, it is judged on: "3", "1 of 3"."""
+        known = len(self.rows)
+        return f"{known}" if known == self.begun else f"{known} of {self.begun}"
 
 
 def applies(study: Study) -> bool:
@@ -64,7 +72,7 @@ def section(study: Study) -> Section:
     numbers = {
         "chosen": LAST_STAGE if _is_sequence(study) else f"{MATCHED} {LAST}",
         "level": f"{LEVEL:.0%}".replace("%", " %"),
-        "left-out": left_out(found, unknown),
+        "left-out": left_out(study, found, unknown),
     }
     made = told(study, TEXT, Shown(finding(study, found, at), figure(found), tables, numbers))
     lost = lost_table(study, {one.method: _counted_items(one) for one in found})
@@ -77,6 +85,7 @@ def counted(study: Study, at: float | None) -> tuple[list[Counted], list[str]]:
     `at`: the new-task score at which they are looked at; None: at the last checkpoint.
     """
     found, unknown = [], []
+    begun = _begun(study)
     for method, rows in _chosen(study, at).group_by("method", maintain_order=True):
         label = study.label(str(method[0]))
         outcomes = {row["run_id"]: _outcomes(study.store, row["run_id"], row["step"]) for row in rows.to_dicts()}
@@ -86,12 +95,20 @@ def counted(study: Study, at: float | None) -> tuple[list[Counted], list[str]]:
             continue
         items = pl.concat(known)
         of_known = rows.filter(pl.col("run_id").is_in(items["run"].unique().to_list()))
-        found.append(Counted(str(method[0]), label, of_known, len(rows), items, changes_of(items, LEVEL)))
+        changes = changes_of(items, LEVEL)
+        found.append(Counted(str(method[0]), label, of_known, len(rows), begun, items, changes))
     return found, unknown
 
 
 def _is_sequence(study: Study) -> bool:
     return "stage" in study.table.columns
+
+
+def _begun(study: Study) -> int:
+    """How many sequences the study has, ended or not; how many seeds, where it has none."""
+    if not _is_sequence(study):
+        return len(study.seeds)
+    return study.table.filter(pl.col("method") != BASE).select("seed", "order").n_unique()
 
 
 def _chosen(study: Study, at: float | None) -> pl.DataFrame:
@@ -129,11 +146,12 @@ def finding(study: Study, found: Sequence[Counted], at: float | None) -> str:
     for one in found:
         if (whole := one.changes.whole) is not None:
             low, high = whole.interval
+            seeds = "" if len(one.rows) == one.begun else f"; {one.share} {_what(study)}"
             counts = f"lost {_count(whole.lost, whole)}, gained {_count(whole.gained, whole)} of {whole.n:,}"
             drop = ranged(whole.drop, whole.interval, points)
             name = one.label if alike or one.rows["reached"].all() else f"{one.label} at its last checkpoint"
             verdict = FELL if low > 0 else ROSE if high < 0 else OPEN
-            judged.setdefault(verdict, []).append(f"{name} ({drop} points; {counts})")
+            judged.setdefault(verdict, []).append(f"{name} ({drop} points; {counts}{seeds})")
     if not judged:
         return "Nothing can be counted item by item."
     where = "the last checkpoint" if alike else _reached(study, at)
@@ -141,13 +159,27 @@ def finding(study: Study, found: Sequence[Counted], at: float | None) -> str:
     return f"Net drop of the prior score at {where}, item by item. {verdicts[0].upper()}{verdicts[1:]}."
 
 
-def left_out(found: Sequence[Counted], unknown: Sequence[str]) -> str:
+def _what(study: Study) -> str:
+    """What a run of a method is one of."""
+    return "sequences" if _is_sequence(study) else "seeds"
+
+
+def left_out(study: Study, found: Sequence[Counted], unknown: Sequence[str]) -> str:
     """What is not counted and why, a sentence each; that nothing is missing, if so."""
     whys: dict[tuple[str, str], list[str]] = {}
     for one in found:
         for prior, why in one.changes.left_out.items():
             whys.setdefault((prior, why), []).append(one.label)
     said = [f"{prior} is not counted of {', '.join(labels)}: {why}." for (prior, why), labels in whys.items()]
+    few = [f"{one.label} on {one.runs} of {one.begun}" for one in found if one.runs < one.begun]
+    if few:
+        said.append(
+            f"Some methods are judged on some of the {_what(study)} alone, as they have no such checkpoint in the "
+            f"others: {', '.join(few)}."
+        )
+    named = {*unknown, *(one.label for one in found)}
+    if nowhere := [label for label in map(study.label, study.methods) if label not in named]:
+        said.append(f"{', '.join(nowhere)}: not counted, as no run has such a checkpoint.")
     some = [f"{len(one.rows)} of {one.runs} of {one.label}" for one in found if len(one.rows) < one.runs]
     if some:
         said.append(f"Of some runs alone it is known what became of the items: {', '.join(some)}.")
@@ -169,15 +201,10 @@ def whole_table(found: Sequence[Counted], reached: str) -> Keyed:
     columns = [
         Column[tuple[Counted, Transitions]]("checkpoint", "checkpoint", lambda row: where(row[0])),
         Column("new", "new there, %", lambda row: percent(row[0].rows["new"].mean())),  # type: ignore[arg-type]
-        Column("runs", "runs", lambda row: _of_all(len(row[0].rows), row[0].runs)),
+        Column("runs", "runs", lambda row: row[0].share),
         *_columns(lambda row: row[1], [whole for _, (_, whole) in rows.values()]),
     ]
     return table_of("All prior tasks, item by item", "method", rows, columns)
-
-
-def _of_all(known: int, there: int) -> str:
-    """How many of the runs a row rests on: "3", "2 of 3"."""
-    return f"{known}" if known == there else f"{known} of {there}"
 
 
 def task_tables(found: Sequence[Counted]) -> list[Keyed]:
@@ -225,33 +252,26 @@ def _itself(of: Transitions) -> Transitions:
 
 def _columns(of: Callable[[Row], Transitions], parts: Sequence[Transitions]) -> list[Column[Row]]:
     """What is told of what some items became; `parts`: those of all rows. Luck, where a row knows of any."""
-    cells: Mapping[str, tuple[str, Callable[[Transitions], str]]] = {
-        "n": ("items (in tasks)", lambda one: f"{one.n:,}" + ("" if one.clusters is None else f" ({one.clusters})")),
-        "lost": ("lost", lambda one: _count(one.lost, one)),
-        "gained": ("gained", lambda one: _count(one.gained, one)),
-        "lost-share": ("lost, %", lambda one: ranged(one.lost.share, one.lost.interval)),
-        "gained-share": ("gained, %", lambda one: ranged(one.gained.share, one.gained.interval)),
-        "lost-beyond": ("lost beyond luck, %", lambda one: _beyond_luck(one.lost)),
-        "gained-beyond": ("gained beyond luck, %", lambda one: _beyond_luck(one.gained)),
-        "drop": ("net drop, points", lambda one: ranged(one.drop, one.interval, points)),
-    }
     lucky = any(one.lost.adjusted is not None for one in parts)
-    return [
-        Column[Row](key, header, lambda row, cell=cell: cell(of(row)))  # type: ignore[misc]
-        for key, (header, cell) in cells.items()
+    first, *others = [
+        Column[Row](key, header, lambda row, key=key: _cells(of(row))[key])  # type: ignore[misc]
+        for key, header in HEADERS.items()
         if lucky or not key.endswith("beyond")
     ]
+    counts = [
+        Column[Row]("lost", "lost", lambda row: _count(of(row).lost, of(row))),
+        Column[Row]("gained", "gained", lambda row: _count(of(row).gained, of(row))),
+    ]
+    return [first, *counts, *others]
+
+
+def _cells(of: Transitions) -> dict[str, str]:
+    return cells_of(of, ranged, lambda drop, interval: ranged(drop, interval, points))
 
 
 def _count(moved: Moved, of: Transitions) -> str:
     """How many, a mean over the runs."""
     return f"{moved.count / of.runs:,.1f}" if moved.count % of.runs else f"{moved.count // of.runs:,}"
-
-
-def _beyond_luck(flow: Moved) -> str:
-    if flow.shown is None:
-        return NEVER
-    return WITHIN_LUCK if flow.within_luck else ranged(*flow.shown)
 
 
 # The figure
