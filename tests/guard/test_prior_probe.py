@@ -268,8 +268,24 @@ def test_what_is_wrong_is_said_at_once(capfd: pytest.CaptureFixture[str]) -> Non
     assert "knows ten letters and no words: leave --generic paragraphs out" in capfd.readouterr().err
 
 
-def test_a_law_on_scored_prompts_says_so() -> None:
-    law = law_on(replace(ASKED, prior=PriorPrompts(("winogrande", "arc"), ("arc",))))
+def warnings_of(generic: GenericText) -> str:
+    """What is said of a law with this generic probe."""
+    law = law_on(generic)
     rows = [{"trajectory": row.run, "method": "sft", **row.model_dump(exclude={"method"})} for row in law.data]
-    said = " ".join(calibrate.warnings_of(law, pl.DataFrame(rows)))
-    assert "items that are scored of arc" in said
+    return " ".join(calibrate.warnings_of(law, pl.DataFrame(rows)))
+
+
+def test_a_law_on_scored_prompts_says_so() -> None:
+    asked = replace(ASKED, prior=PriorPrompts(("winogrande", "arc"), ("arc",)))
+    assert "items that are scored of arc" in warnings_of(asked)
+
+
+def test_a_tiny_generic_probe_is_said_to_be_few() -> None:
+    one, enough = (GenericText(tuple(f"text {n}" for n in range(count))) for count in (1, 16))
+    (said,) = MeasuredOn(PROMPTS, one, SETTINGS).cautions({"kl_forward": len(PROMPTS), "kl_probe": 1})
+    assert said.startswith("1 row of the generic probe is few: KL is uncertain")
+    (said,) = MeasuredOn(PROMPTS, ASKED, SETTINGS).cautions({"kl_forward": len(PROMPTS), "kl_probe": 8})
+    assert said.startswith("8 rows of the generic probe are few")
+    assert MeasuredOn(PROMPTS, enough, SETTINGS).cautions({"kl_forward": len(PROMPTS), "kl_probe": 16}) == []
+    assert "The generic probe has 1 row, and" in warnings_of(one)
+    assert "The generic probe has" not in warnings_of(enough)
