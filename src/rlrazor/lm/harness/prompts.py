@@ -14,11 +14,15 @@ from rlrazor.lm.kl import evenly
 
 @dataclass(frozen=True)
 class TaskPrompts:
-    """Prompts of `tasks`; `scored`: those whose prompts are of items that are scored, as there are no others."""
+    """Prompts of `tasks`; `scored`: those whose prompts are of items that are scored, as there are no others.
+
+    `without`: tasks that were asked for, and of which no prompt is here.
+    """
 
     prompts: Sequence[str]
     tasks: Sequence[str]
     scored: Sequence[str]
+    without: Sequence[str] = ()
 
 
 def prompts_of(
@@ -30,6 +34,7 @@ def prompts_of(
     a perplexity, is no prompt. Raises RazorError where there is none at all.
     """
     found: dict[str, None] = {}
+    asked: list[str] = []
     scored: list[str] = []
     for at, (name, task) in enumerate(tasks.items()):
         share = len(range(at, count, len(tasks)))
@@ -39,11 +44,13 @@ def prompts_of(
             for place, wanted in shares.items():
                 own, beside = _of_leaf(leaves[place], limits[name], wanted, examples_seed)
                 found |= dict.fromkeys(own)
+                if own and name not in asked:
+                    asked.append(name)
                 if own and not beside and name not in scored:
                     scored.append(name)
     if not found:
         raise RazorError(f"The prior tasks {', '.join(tasks)} give a model no prompts to complete.")
-    return TaskPrompts(list(found), list(tasks), scored)
+    return TaskPrompts(list(found), asked, scored, [name for name in tasks if name not in asked])
 
 
 def _of_leaf(leaf: Any, limit: int | None, count: int, examples_seed: int) -> tuple[list[str], bool]:
