@@ -307,6 +307,23 @@ def test_a_task_without_a_prompt_is_none_whose_prompts_they_are(tmp_path: Path) 
     assert said in warnings_of(generic)
 
 
+def test_calibrate_says_what_to_do_where_the_prior_tasks_have_no_prompts(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = saved(tmp_path / "base", tiny_llama(), char_tokenizer())
+    (tmp_path / "own.jsonl").write_text(
+        "\n".join(json.dumps({"prompt": f"{n}=", "completion": "a"}) for n in range(40))
+    )
+    task = without_prompts(tmp_path, "empty", "multiple_choice", "acc")
+    command = ["calibrate", str(folder), "--prompts", str(tmp_path / "own.jsonl"), "--prior", task]
+    assert main([*command, "--out", str(tmp_path / "law")]) == 2
+    said = " ".join(capfd.readouterr().err.split())
+    assert (
+        "give a model no prompts to complete: give another generic probe, --generic FILE, self or paragraphs." in said
+    )
+    assert not (tmp_path / "law").exists()
+
+
 def test_a_tiny_generic_probe_is_said_to_be_few() -> None:
     one, enough = (GenericText(tuple(f"text {n}" for n in range(count))) for count in (1, 16))
     (said,) = MeasuredOn(PROMPTS, one, SETTINGS).cautions({"kl_forward": len(PROMPTS), "kl_probe": 1})

@@ -49,7 +49,10 @@ def prompts_of(
                 if own and not beside and name not in scored:
                     scored.append(name)
     if not found:
-        raise RazorError(f"The prior tasks {', '.join(tasks)} give a model no prompts to complete.")
+        raise RazorError(
+            f"The prior tasks {', '.join(tasks)} give a model no prompts to complete: give another generic probe, "
+            "--generic FILE, self or paragraphs."
+        )
     return TaskPrompts(list(found), asked, scored, [name for name in tasks if name not in asked])
 
 
