@@ -324,6 +324,19 @@ def test_calibrate_says_what_to_do_where_the_prior_tasks_have_no_prompts(
     assert not (tmp_path / "law").exists()
 
 
+@pytest.mark.parametrize("wrong", ["N/A", "None", '[{"role": "user", "content": "a"}]'])
+def test_what_can_be_no_prompt_is_left_out_before_a_law_is_made_of_it(tmp_path: Path, wrong: str) -> None:
+    """Which would refuse it, after all training."""
+    with pytest.raises(RazorError, match="Mend it"):
+        law_on(GenericText(prompts=(wrong,)))
+    some, every = (json.dumps("{{ " + text + " }}") for text in (f"q if label else {wrong!r}", repr(wrong)))
+    generic = GenericText.of_prior(PriorTasks([without_prompts(tmp_path, "some", "multiple_choice", "acc", some)], 2))
+    assert set(generic.prompts) == {f"a{n}:" for n in range(2, 12) if n % 3}
+    assert law_on(generic).generic == generic
+    with pytest.raises(RazorError, match="no prompts to complete"):
+        GenericText.of_prior(PriorTasks([without_prompts(tmp_path, "none", "multiple_choice", "acc", every)], 2))
+
+
 def test_a_tiny_generic_probe_is_said_to_be_few() -> None:
     one, enough = (GenericText(tuple(f"text {n}" for n in range(count))) for count in (1, 16))
     (said,) = MeasuredOn(PROMPTS, one, SETTINGS).cautions({"kl_forward": len(PROMPTS), "kl_probe": 1})

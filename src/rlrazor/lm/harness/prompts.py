@@ -10,6 +10,7 @@ from rlrazor.lm.harness.guest import evaluating
 from rlrazor.lm.harness.questions import requests_of, scored_count
 from rlrazor.lm.harness.tasks import Task
 from rlrazor.lm.kl import evenly
+from rlrazor.lm.prompts import is_prompt
 
 
 @dataclass(frozen=True)
@@ -73,9 +74,12 @@ def _of_leaf(leaf: Any, limit: int | None, count: int, examples_seed: int) -> tu
 
 
 def _prompts(leaf: Any, docs: Any, places: Sequence[int]) -> Iterator[str]:
-    """What the model reads before it answers, of a choice between texts that begin alike the first; none if blank."""
+    """What the model reads before it answers, of a choice between texts that begin alike the first.
+
+    What could be no prompt of a probe is left out: a blank one, what stands for a missing value, turns as text.
+    """
     examples = leaf.get_config("num_fewshot") or 0
     for place in places:
         prompt = str(requests_of(leaf, docs[place], examples)[0].arguments[0])
-        if prompt.strip():
+        if is_prompt(prompt):
             yield prompt
