@@ -198,6 +198,9 @@ def test_compare_and_pick_measure_the_same(
         (["compare", *pair, *how], "--generic prior is the prior tasks' own prompts: name them with --prior."),
         ([*compared, "--generic", "./prior"], "There is no prior, which --generic names"),
         (["pick", str(tmp_path / "run"), *prior], "--prior is about measuring here"),
+        (["pick", str(tmp_path / "run"), *prior[2:4]], "--prior-limit is about measuring here"),
+        (["pick", str(tmp_path / "run"), *prior[4:]], "--data-mirror is about measuring here"),
+        (["pick", str(tmp_path / "run"), "--allow-code-execution"], "--allow-code-execution is about measuring here"),
     ):
         assert main(command) == 2
         assert said in " ".join(capfd.readouterr().err.split())
