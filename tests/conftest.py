@@ -24,7 +24,7 @@ def pytest_report_header() -> str:
 
 
 def pytest_collection_finish() -> None:
-    """What the tests' modules have imported lives on: a collection of garbage, as after each model, need not look at it."""
+    """What was imported lives on: a collection of garbage, as after each model, need not look at it."""
     gc.collect()
     gc.freeze()
 

@@ -1,5 +1,6 @@
 """The sweep on a toy training loop: prefixes, resume, workers that die, divergence."""
 
+import multiprocessing
 import os
 import signal
 from collections.abc import Iterator, Sequence
@@ -100,6 +101,36 @@ def test_a_worker_that_dies_is_one_sentence_and_finished_runs_stay(store: RunSto
         sweep.run([good, bad, spec(method="suicidal", lr=0.2)], train, store, jobs=2)
     assert store.is_finished(good)
     assert not store.is_finished(bad)
+
+
+def test_a_worker_that_is_killed_while_it_has_nothing_to_do_costs_nothing(store: RunStore) -> None:
+    with sweep.Workers(2) as ours:
+        ours.run([spec(lr=0.1)], train, store, sweep.Progress())
+        (idle,) = multiprocessing.active_children()
+        idle.kill()
+        idle.join()
+        ours.run([spec(lr=0.2)], train, store, sweep.Progress())
+        assert idle not in multiprocessing.active_children()
+    assert not multiprocessing.active_children()
+    assert all(store.is_finished(spec(lr=lr)) for lr in (0.1, 0.2))
+
+
+def test_what_a_worker_says_is_heard_before_its_run_is_over(store: RunStore) -> None:
+    class Listener(sweep.Progress):
+        def __init__(self) -> None:
+            self.told: list[str] = []
+
+        def checkpoint(self, spec: RunSpec, record: Record) -> None:
+            self.told.append("checkpoint")
+
+        def finished(self, specs: Sequence[RunSpec]) -> None:
+            self.told.append("finished")
+
+    with sweep.Workers(2) as ours:
+        for number in range(30):
+            listener = Listener()
+            ours.run([spec(lr=0.001 * (number + 1))], train, store, listener)
+            assert listener.told == ["checkpoint", "checkpoint", "finished"]
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

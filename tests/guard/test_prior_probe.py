@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from laws import GENERIC, PROMPTS, SETTINGS, changed, law_of
+from own_tasks import metric, own_task
 from rlrazor.cli import main
 from rlrazor.errors import RazorError
 from rlrazor.experiments.language import cost, tiny, world
@@ -99,7 +100,7 @@ def test_a_law_keeps_the_prompts_and_whose_they_are(tmp_path: Path) -> None:
     law, path = law_on(ASKED), tmp_path / "law.json"
     law.save(path)
     stored = json.loads(path.read_text())["probe"]["generic"]
-    assert stored["prior"] == {"tasks": ["winogrande"], "scored": [], "max_new_tokens": 32}
+    assert stored["prior"] == {"tasks": ["winogrande"], "scored": [], "max_new_tokens": 32, "without": []}
     again = LawFile.load(path)
     assert again.generic == ASKED
     assert probes.probe_hash(again.settings, again.generic) == probes.probe_hash(law.settings, ASKED)
@@ -171,7 +172,8 @@ def test_compare_and_pick_measure_the_same(
     found = json.loads(capfd.readouterr().out)
     assert found["kl"]["kl_probe"]["mean"] == pytest.approx(by_hand, abs=1e-5)
     assert found["settings"]["generic_rows"] == 5
-    assert found["settings"]["generic_prior"] == {"tasks": ["winogrande"], "scored": [], "max_new_tokens": 32}
+    whose = {"tasks": ["winogrande"], "scored": [], "max_new_tokens": 32, "without": []}
+    assert found["settings"]["generic_prior"] == whose
     assert found["settings"]["generic_hash"] == generic.content_hash
     assert "5 prompts of winogrande, with at most 32 tokens that the base sampled after each" in page.read_text()
     # The base's completions come from the cache now: only the tuned model is sampled from.
@@ -196,6 +198,9 @@ def test_compare_and_pick_measure_the_same(
         (["compare", *pair, *how], "--generic prior is the prior tasks' own prompts: name them with --prior."),
         ([*compared, "--generic", "./prior"], "There is no prior, which --generic names"),
         (["pick", str(tmp_path / "run"), *prior], "--prior is about measuring here"),
+        (["pick", str(tmp_path / "run"), *prior[2:4]], "--prior-limit is about measuring here"),
+        (["pick", str(tmp_path / "run"), *prior[4:]], "--data-mirror is about measuring here"),
+        (["pick", str(tmp_path / "run"), "--allow-code-execution"], "--allow-code-execution is about measuring here"),
     ):
         assert main(command) == 2
         assert said in " ".join(capfd.readouterr().err.split())
@@ -268,8 +273,79 @@ def test_what_is_wrong_is_said_at_once(capfd: pytest.CaptureFixture[str]) -> Non
     assert "knows ten letters and no words: leave --generic paragraphs out" in capfd.readouterr().err
 
 
-def test_a_law_on_scored_prompts_says_so() -> None:
-    law = law_on(replace(ASKED, prior=PriorPrompts(("winogrande", "arc"), ("arc",))))
+def without_prompts(folder: Path, name: str, kind: str, score: str, text: str = "''") -> str:
+    """A task of a user's that gives a model nothing to complete, or the same `text`, as YAML has it, each time."""
+    path = Path(own_task(folder, metric(score, "true"), name))
+    lines = path.read_text().replace("multiple_choice", kind).replace("doc_to_text: '{{q}}'", f"doc_to_text: {text}")
+    path.write_text(lines)
+    return str(path)
+
+
+def warnings_of(generic: GenericText) -> str:
+    """What is said of a law with this generic probe."""
+    law = law_on(generic)
     rows = [{"trajectory": row.run, "method": "sft", **row.model_dump(exclude={"method"})} for row in law.data]
-    said = " ".join(calibrate.warnings_of(law, pl.DataFrame(rows)))
-    assert "items that are scored of arc" in said
+    return " ".join(calibrate.warnings_of(law, pl.DataFrame(rows)))
+
+
+def test_a_law_on_scored_prompts_says_so() -> None:
+    asked = replace(ASKED, prior=PriorPrompts(("winogrande", "arc"), ("arc",)))
+    assert "items that are scored of arc" in warnings_of(asked)
+
+
+def test_a_task_without_a_prompt_is_none_whose_prompts_they_are(tmp_path: Path) -> None:
+    """Some text to complete, an empty one, and text that is read whole."""
+    some = own_task(tmp_path, metric("acc", "true"), "some")
+    empty = without_prompts(tmp_path, "empty", "multiple_choice", "acc")
+    whole = without_prompts(tmp_path, "whole", "loglikelihood_rolling", "word_perplexity")
+    generic = GenericText.of_prior(PriorTasks([empty, some, whole], 4))
+    assert set(generic.prompts) == {f"a{n}:" for n in range(4, 12)}
+    assert generic.prior is not None
+    assert (generic.prior.tasks, generic.prior.without) == ((some,), (empty, whole))
+    (said,) = generic.prior.cautions()
+    assert f"no prompt of {empty}, {whole}:" in said
+    law = law_on(generic)
+    law.save(tmp_path / "law.json")
+    assert LawFile.load(tmp_path / "law.json").generic == generic
+    assert said in warnings_of(generic)
+
+
+def test_calibrate_says_what_to_do_where_the_prior_tasks_have_no_prompts(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = saved(tmp_path / "base", tiny_llama(), char_tokenizer())
+    (tmp_path / "own.jsonl").write_text(
+        "\n".join(json.dumps({"prompt": f"{n}=", "completion": "a"}) for n in range(40))
+    )
+    task = without_prompts(tmp_path, "empty", "multiple_choice", "acc")
+    command = ["calibrate", str(folder), "--prompts", str(tmp_path / "own.jsonl"), "--prior", task]
+    assert main([*command, "--out", str(tmp_path / "law")]) == 2
+    said = " ".join(capfd.readouterr().err.split())
+    assert (
+        "give a model no prompts to complete: give another generic probe, --generic FILE, self or paragraphs." in said
+    )
+    assert not (tmp_path / "law").exists()
+
+
+@pytest.mark.parametrize("wrong", ["N/A", "None", '[{"role": "user", "content": "a"}]'])
+def test_what_can_be_no_prompt_is_left_out_before_a_law_is_made_of_it(tmp_path: Path, wrong: str) -> None:
+    """Which would refuse it, after all training."""
+    with pytest.raises(RazorError, match="Mend it"):
+        law_on(GenericText(prompts=(wrong,)))
+    some, every = (json.dumps("{{ " + text + " }}") for text in (f"q if label else {wrong!r}", repr(wrong)))
+    generic = GenericText.of_prior(PriorTasks([without_prompts(tmp_path, "some", "multiple_choice", "acc", some)], 2))
+    assert set(generic.prompts) == {f"a{n}:" for n in range(2, 12) if n % 3}
+    assert law_on(generic).generic == generic
+    with pytest.raises(RazorError, match="no prompts to complete"):
+        GenericText.of_prior(PriorTasks([without_prompts(tmp_path, "none", "multiple_choice", "acc", every)], 2))
+
+
+def test_a_tiny_generic_probe_is_said_to_be_few() -> None:
+    one, enough = (GenericText(tuple(f"text {n}" for n in range(count))) for count in (1, 16))
+    (said,) = MeasuredOn(PROMPTS, one, SETTINGS).cautions({"kl_forward": len(PROMPTS), "kl_probe": 1})
+    assert said.startswith("1 row of the generic probe is few: KL is uncertain")
+    (said,) = MeasuredOn(PROMPTS, ASKED, SETTINGS).cautions({"kl_forward": len(PROMPTS), "kl_probe": 8})
+    assert said.startswith("8 rows of the generic probe are few")
+    assert MeasuredOn(PROMPTS, enough, SETTINGS).cautions({"kl_forward": len(PROMPTS), "kl_probe": 16}) == []
+    assert "The generic probe has 1 row, and" in warnings_of(one)
+    assert "The generic probe has" not in warnings_of(enough)

@@ -333,7 +333,7 @@ def test_without_prior_tasks_nothing_is_said_of_forgetting(
     base: Path, task: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """KL to the base is measured as with them; lm-eval is not asked for anything."""
-    for name in ("scores", "metrics", "count"):
+    for name in ("scores", "metrics", "counts"):
         monkeypatch.setattr(PriorTasks, name, Mock(side_effect=AssertionError))
     own = [*task, "--prior", "none"]
     assert finetune(base, own, tmp_path, "--method", "sft", "--dry-run") == 0

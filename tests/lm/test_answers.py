@@ -60,6 +60,25 @@ def test_what_a_text_answers(text: str, target: str, right: bool) -> None:
     assert (answer_in(text, target) == target) is right
 
 
+@pytest.mark.parametrize("letter", ["A", "B"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Answer: {}", "The answer is {}.", "The answer is {} in this case, while (C) is false.",
+        "Answer: Option {} states that", "The answer is choice {} due to friction", "Answer: {} which is the first",
+        "Answer: {} but not C", "Answer: {} given that x = 1", "Answer: {} if x is even",
+        "The answer is ({}) triangle", "Answer: {}, a triangle",
+    ],
+)  # fmt: skip
+def test_an_option_that_something_is_said_of_is_read_whichever_it_is(text: str, letter: str) -> None:
+    assert answer_in(text.format(letter), letter) == letter
+
+
+def test_an_article_is_no_option() -> None:
+    """Nor is another letter of the text taken in its place."""
+    assert answer_in("The answer is A triangle, not (B).", "B") is None
+
+
 def generating(folder: Path, filters: str = "", metrics: str = "  - metric: exact_match", code: str = "") -> str:
     """A task of ten questions, `a0:` to `a9:`, whose answers are the numbers; generated."""
     (folder / "rows.jsonl").write_text("\n".join(json.dumps({"q": f"a{n}:", "a": str(n)}) for n in range(10)))

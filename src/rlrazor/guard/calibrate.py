@@ -104,6 +104,11 @@ def warnings_of(found: LawFile, table: pl.DataFrame) -> list[str]:
         said.append(
             f"KL was measured on {count} prompts, which are few: give more rows, {FEW_PROMPTS} held out at the least."
         )
+    if (count := found.generic.count) < FEW_PROMPTS:
+        said.append(
+            f"The generic probe has {count} {'row' if count == 1 else 'rows'}, and fewer than {FEW_PROMPTS} are few: "
+            "give more rows, or another probe (--generic FILE, self or paragraphs)."
+        )
     if found.generic.prior is not None:
         said += found.generic.prior.cautions()
     points = law.distinct(table)

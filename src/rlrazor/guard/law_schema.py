@@ -179,6 +179,7 @@ class LawPriorPrompts(Schema):
     tasks: tuple[Name, ...] = Field(strict=False)
     scored: tuple[Name, ...] = Field((), strict=False)
     max_new_tokens: int | None
+    without: tuple[Name, ...] = Field((), strict=False)
 
 
 class LawGeneric(Schema):

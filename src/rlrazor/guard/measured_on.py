@@ -45,12 +45,16 @@ class MeasuredOn:
                     else f"they do not fit into the context with a completion of {self._longest(name)} tokens"
                 )
                 said.append(f"{missing} of the {given} {what} are left out: {why}.")
-        if (few := measured[FORWARD]) < FEW_PROMPTS:
-            counted = "1 prompt is" if few == 1 else f"{few} prompts are"
-            said.append(
-                f"{counted} few: KL is uncertain, and the interval is widened by it. Give at least {FEW_PROMPTS}, "
-                "better a hundred."
-            )
+        for name, one, more in (
+            (FORWARD, "prompt", "prompts"),
+            (PROBE, "row of the generic probe", "rows of the generic probe"),
+        ):
+            if (few := measured[name]) < FEW_PROMPTS:
+                counted = f"1 {one} is" if few == 1 else f"{few} {more} are"
+                said.append(
+                    f"{counted} few: KL is uncertain, and the interval is widened by it. Give at least {FEW_PROMPTS}, "
+                    "better a hundred."
+                )
         return said
 
     def _longest(self, name: str) -> int:

@@ -125,7 +125,8 @@ class GenericText:
     def of_prior(cls, tasks: PriorTasks) -> GenericText:
         """The prior tasks' own prompts: see `prior_prompts`. Raises RazorError where their data cannot be had."""
         found = tasks.prompts(PROMPTS)
-        return cls(prompts=tuple(found.prompts), prior=PriorPrompts(tuple(found.tasks), tuple(found.scored)))
+        whose = PriorPrompts(tuple(found.tasks), tuple(found.scored), without=tuple(found.without))
+        return cls(prompts=tuple(found.prompts), prior=whose)
 
     @property
     def count(self) -> int:

@@ -117,6 +117,15 @@ def check(prompt: Any, where: str) -> None:
     check_unicode(prompt, where)
 
 
+def is_prompt(value: Any) -> bool:
+    """Whether `check` takes it."""
+    try:
+        check(value, "")
+    except RazorError:
+        return False
+    return True
+
+
 def check_text(text: Any, where: str) -> None:
     """Raise RazorError where this is no text that says something."""
     wrong = _wrong_with_text(text) if isinstance(text, str) else _name_of(text)

@@ -5,7 +5,6 @@ Knows `RunSpec`, `Record` and the store, not what is trained: the training loop 
 
 import multiprocessing
 import os
-import queue
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -117,9 +116,10 @@ class Workers:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._end(kill=False)
+        self._end()
 
     def _run_in_processes(self, work: Sequence[Trajectory], train: Train, store: RunStore, progress: Progress) -> None:
+        self._renew_if_one_died()
         futures: dict[Future[None], Trajectory] = {}
         try:
             with interrupts.held():  # a worker that is not yet known as one would be left behind
@@ -135,16 +135,20 @@ class Workers:
                 for future in done:
                     future.result()
                     progress.finished(futures[future].specs)
-        except BaseException as error:
-            # Do not wait for what is still training: nothing half-written can be left behind.
-            self._end(kill=True, progress=progress)
-            if isinstance(error, BrokenProcessPool):
-                raise RazorError(
-                    "A worker process died, most likely killed or out of memory. Finished runs are kept: run the same "
-                    "command again; --jobs 1 needs the least memory."
-                ) from error
+        except BrokenProcessPool as error:
+            self._end()
+            raise RazorError(
+                "A worker process died, most likely killed or out of memory. Finished runs are kept: run the same "
+                "command again; --jobs 1 needs the least memory."
+            ) from error
+        except BaseException:
+            self._end()
             raise
-        _forward(self.messages, progress)  # what the workers said last
+
+    def _renew_if_one_died(self) -> None:
+        """A worker that was killed while it had nothing to do has cost nothing."""
+        if self.pool and (self.pool._broken or not all(one.is_alive() for one in _processes_of(self.pool))):
+            self._end()
 
     def _started(self) -> ProcessPoolExecutor:
         """The pool; it starts a worker when there is work for one more."""
@@ -152,22 +156,26 @@ class Workers:
             # spawn: a forked child would inherit torch's thread pool and locks in whatever state they are.
             context = multiprocessing.get_context("spawn")
             _start_tracker()
-            self.messages = context.Queue()
+            self.messages = context.SimpleQueue()  # what is put is there before the run's result is
             self.pool = ProcessPoolExecutor(
                 self.jobs, mp_context=context, initializer=workers.start, initargs=(self.messages,)
             )
         return self.pool
 
-    def _end(self, *, kill: bool, progress: Progress = Progress()) -> None:  # noqa: B008  it has no state
-        if self.pool is None:
-            return
+    def _end(self) -> None:
+        """Leave no worker behind, without waiting for any: what is finished is stored, and nothing half-written."""
         with interrupts.held():
-            for process in list((self.pool._processes or {}).values()) if kill else []:
+            pool, self.pool = self.pool, None
+            if pool is None:
+                return
+            for process in _processes_of(pool):
                 process.kill()
-            self.pool.shutdown(wait=True, cancel_futures=True)
-            _forward(self.messages, progress)
+            pool.shutdown(wait=True, cancel_futures=True)
             self.messages.close()
-        self.pool = None
+
+
+def _processes_of(pool: ProcessPoolExecutor) -> list[Any]:
+    return list((pool._processes or {}).values())  # None once it is broken
 
 
 def _train_and_store(trajectory: Trajectory, train: Train, store: RunStore, progress: Progress) -> None:
@@ -240,9 +248,6 @@ def _work(trajectory: Trajectory, train: Train, store: RunStore) -> None:
 
 
 def _forward(messages: Any, progress: Progress) -> None:
-    while True:
-        try:
-            what, *told = messages.get_nowait()
-        except queue.Empty:
-            return
+    while not messages.empty():
+        what, *told = messages.get()
         getattr(progress, what)(*told)

@@ -33,8 +33,12 @@ _NUMBER = re.compile(  # no part of a fraction
     r"(?:(?<![\w.)])-)?\$?(?<![\d/])(?:\d[\d,]*(?:\.\d+)?|(?<!\d)\.\d+)(?!\d|\s?/\s?\d)"
 )
 _TARGET = re.compile(r"\(?([A-Z])\)?")  # an option letter, as the answer to a question
-_ARTICLE = r"(?!A\s+(?!(?:is|as|because|since|for|and|or)\b)[a-z])"  # "A triangle" is no option; "A is right" is one
-_LETTER = re.compile(rf"(?:(?i:option|choice)\s+)?[\s*(\[{{\"'$]*(?:\\text\{{)?\(?{_ARTICLE}([A-Z])(?![A-Za-z0-9])")
+_LETTER = re.compile(r"((?i:option|choice)\s+)?[\s*(\[{\"'$]*(?:\\text\{)?\(?([A-Z])(?![A-Za-z0-9])")
+# "A triangle": an article before a noun, not an option that something is said of.
+_ARTICLE = re.compile(
+    r"A\s+(?!(?:is|was|as|because|since|due|for|and|or|but|not|if|in|on|at|by|to|with|from|of|when|while|where|which|that|"
+    r"who|given|then|so|does|has|would|will|can|states?|says?|means?)\b)[a-z]"
+)
 _LETTERS = (re.compile(r"\(([A-Z])\)"), re.compile(r"^\s*([A-Z])\s*(?:[.):]|$)", re.MULTILINE))  # undeclared
 
 
@@ -124,7 +128,7 @@ def answer_in(text: str, target: str) -> str | None:
 
 def _letter(text: str, declared: str | None) -> str | None:
     if declared is not None and (match := _LETTER.match(declared)):
-        return match[1]
+        return None if match[1] is None and _ARTICLE.match(declared, match.start(2)) else match[2]
     found = next((said for pattern in _LETTERS if (said := pattern.findall(text))), [None])
     return found[-1]
 

@@ -10,15 +10,20 @@ from rlrazor.lm.harness.guest import evaluating
 from rlrazor.lm.harness.questions import requests_of, scored_count
 from rlrazor.lm.harness.tasks import Task
 from rlrazor.lm.kl import evenly
+from rlrazor.lm.prompts import is_prompt
 
 
 @dataclass(frozen=True)
 class TaskPrompts:
-    """Prompts of `tasks`; `scored`: those whose prompts are of items that are scored, as there are no others."""
+    """Prompts of `tasks`; `scored`: those whose prompts are of items that are scored, as there are no others.
+
+    `without`: tasks that were asked for, and of which no prompt is here.
+    """
 
     prompts: Sequence[str]
     tasks: Sequence[str]
     scored: Sequence[str]
+    without: Sequence[str] = ()
 
 
 def prompts_of(
@@ -30,6 +35,7 @@ def prompts_of(
     a perplexity, is no prompt. Raises RazorError where there is none at all.
     """
     found: dict[str, None] = {}
+    asked: list[str] = []
     scored: list[str] = []
     for at, (name, task) in enumerate(tasks.items()):
         share = len(range(at, count, len(tasks)))
@@ -39,11 +45,16 @@ def prompts_of(
             for place, wanted in shares.items():
                 own, beside = _of_leaf(leaves[place], limits[name], wanted, examples_seed)
                 found |= dict.fromkeys(own)
+                if own and name not in asked:
+                    asked.append(name)
                 if own and not beside and name not in scored:
                     scored.append(name)
     if not found:
-        raise RazorError(f"The prior tasks {', '.join(tasks)} give a model no prompts to complete.")
-    return TaskPrompts(list(found), list(tasks), scored)
+        raise RazorError(
+            f"The prior tasks {', '.join(tasks)} give a model no prompts to complete: give another generic probe, "
+            "--generic FILE, self or paragraphs."
+        )
+    return TaskPrompts(list(found), asked, scored, [name for name in tasks if name not in asked])
 
 
 def _of_leaf(leaf: Any, limit: int | None, count: int, examples_seed: int) -> tuple[list[str], bool]:
@@ -63,9 +74,12 @@ def _of_leaf(leaf: Any, limit: int | None, count: int, examples_seed: int) -> tu
 
 
 def _prompts(leaf: Any, docs: Any, places: Sequence[int]) -> Iterator[str]:
-    """What the model reads before it answers, of a choice between texts that begin alike the first; none if blank."""
+    """What the model reads before it answers, of a choice between texts that begin alike the first.
+
+    What could be no prompt of a probe is left out: a blank one, what stands for a missing value, turns as text.
+    """
     examples = leaf.get_config("num_fewshot") or 0
     for place in places:
         prompt = str(requests_of(leaf, docs[place], examples)[0].arguments[0])
-        if prompt.strip():
+        if is_prompt(prompt):
             yield prompt
