@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from scipy.stats import binomtest  # type: ignore[attr-defined]  # scipy exports it dynamically
 
 from rlrazor.cli import main
+from rlrazor.experiments.language import cost
 from rlrazor.experiments.language.own_sequence import OwnSequence
 from rlrazor.experiments.language.sequence_file import config_of, read
 from rlrazor.experiments.language.setup import TaskSource
@@ -190,6 +191,21 @@ def test_a_dry_run_trains_nothing(whole: Path, tmp_path: Path, capfd: pytest.Cap
     assert (found["estimate"]["runs"], found["estimate"]["steps"], found["estimate"]["checkpoints"]) == (3, 8, 5)
     assert found["estimate"]["seconds"] > 0
     assert not (tmp_path / "out").exists()
+
+
+def test_a_plan_needs_none_of_the_prior_tasks_data(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("lm_eval")
+    base = saved(tmp_path / "base", tiny_llama(), char_tokenizer())
+    first = "  - task: first\n    prompts: prompts.jsonl\n    verifier: verify.py:verify\n"
+    text = SEQUENCE.replace("base: tiny", f"base: {base}\nprior: winogrande\ngeneric: prior")
+    asked = written(tmp_path / "own", text.replace("pretrain_steps: 5\n", "").replace("  - ascending\n", first))
+    (tmp_path / "empty").mkdir()
+    monkeypatch.setattr(cost, "is_at_hand", lambda base: False)
+    command = ["continual", str(asked), "--data-mirror", str(tmp_path / "empty"), "--dry-run"]
+    assert main([*command, "--json"]) == 0
+    assert json.loads(capfd.readouterr().out)["estimate"]["steps"] == 8
 
 
 def test_the_command_line_overrides_the_file(whole: Path) -> None:

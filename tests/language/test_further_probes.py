@@ -130,6 +130,19 @@ def test_what_a_base_writes_for_a_further_probe_is_warned_of_once(monkeypatch: p
         assert "scored of q," in own[1]
 
 
+def test_prompts_that_do_not_fit_are_told_of_with_the_base() -> None:
+    """Before anything is trained."""
+    asked = GenericText(prompts=("a b", "c" * 40, "d" * 60), prior=PriorPrompts(("p",)))
+    heard: list[str] = []
+    ignored: Any = lambda *_: None  # noqa: E731
+    with phases.heard(ignored, heard.append):
+        reference_of({}, asked)[0].measure_base()  # of a context of 64
+    assert [sentence for sentence in heard if "generic probe" in sentence] == [
+        "2 of the 3 rows of the generic probe are left out: they do not fit into the context with a completion of 32 "
+        "tokens."
+    ]
+
+
 def test_a_base_that_cannot_write_from_nothing_is_refused_before_training() -> None:
     tokenizer = char_tokenizer()
     tokenizer.eos_token = None

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from rlrazor import bounds
 from rlrazor.analysis.forecast import FORWARD, PROBE
-from rlrazor.lm.probes import GenericText, ProbeSettings, Prompt, content_hash, read_generic
+from rlrazor.lm.probes import GenericText, ProbeSettings, Prompt, content_hash, read_generic, too_long
 from rlrazor.lm.task_names import PRIOR
 
 if TYPE_CHECKING:
@@ -36,15 +36,9 @@ class MeasuredOn:
     def cautions(self, measured: Mapping[str, int]) -> list[str]:
         """Sentences on what of the probes is measured, of which `measured` counts the prompts; whether it is enough."""
         said = []
-        for name, given in ((FORWARD, len(self.prompts)), (PROBE, self.generic.count)):
-            if (missing := given - measured[name]) > 0:
-                what = "prompts" if name == FORWARD else "rows of the generic probe"
-                why = (
-                    "they have no two tokens"
-                    if name == PROBE and self.generic.texts
-                    else f"they do not fit into the context with a completion of {self._longest(name)} tokens"
-                )
-                said.append(f"{missing} of the {given} {what} are left out: {why}.")
+        if (missing := len(self.prompts) - measured[FORWARD]) > 0:
+            said.append(f"{missing} of the {len(self.prompts)} prompts are left out: {too_long(self.settings)}.")
+        said += self.generic.left_out(self.settings, measured[PROBE])
         for name, one, more in (
             (FORWARD, "prompt", "prompts"),
             (PROBE, "row of the generic probe", "rows of the generic probe"),
@@ -56,10 +50,6 @@ class MeasuredOn:
                     "better a hundred."
                 )
         return said
-
-    def _longest(self, name: str) -> int:
-        settings = self.generic.completed(self.settings) if name == PROBE else self.settings
-        return settings.max_new_tokens
 
 
 @dataclass(frozen=True)

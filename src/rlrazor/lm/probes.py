@@ -146,6 +146,13 @@ class GenericText:
             return replace(settings, samples=1)
         return ProbeSettings(self.prior.max_new_tokens, chat=False, precision=settings.precision)
 
+    def left_out(self, settings: ProbeSettings, measured: int) -> list[str]:
+        """A sentence where so many are measured and there are more; `settings` are those of the new task's."""
+        why = "they have no two tokens" if self.texts else too_long(self.completed(settings))
+        if (missing := self.count - measured) <= 0:
+            return []
+        return [f"{missing} of the {self.count} rows of the generic probe are left out: {why}."]
+
     def cut(self, count: int, tokens: int | None = None) -> GenericText:
         """The first so many; what the base writes itself of so many tokens at most."""
         own = self.own and replace(
@@ -154,6 +161,11 @@ class GenericText:
             max_new_tokens=min(tokens or self.own.max_new_tokens, self.own.max_new_tokens),
         )
         return GenericText(self.texts[:count], self.prompts[:count], own, self.prior)
+
+
+def too_long(settings: ProbeSettings) -> str:
+    """Why prompts that are completed so are not measured."""
+    return f"they do not fit into the context with a completion of {settings.max_new_tokens} tokens"
 
 
 def read_prompts(path: Path) -> list[Prompt]:

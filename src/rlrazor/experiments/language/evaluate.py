@@ -255,7 +255,8 @@ class Reference:
         generics = {self.probe: self.suite.generic}
         generics |= {probe: self.suite.further[name] for name, probe in self.further.items()}
         for probe, generic in generics.items():
-            for sentence in probes.cautions_of(lm.model, lm.tokenizer, generic, probe.sequences):
+            left_out = generic.left_out(self.settings, len(probe.sequences.prompts))
+            for sentence in [*left_out, *probes.cautions_of(lm.model, lm.tokenizer, generic, probe.sequences)]:
                 phases.say(sentence)
         for asked in self.asked:
             if asked.same is not None:

@@ -50,6 +50,11 @@ class Models(Setup, Continual):
         splits = {source.name: (source, _loaded(source)) for source in self.sources}
         return {name: (source.fingerprint(of), len(of.train), len(of.test)) for name, (source, of) in splits.items()}
 
+    @cached_property
+    def counts(self) -> Mapping[str, int]:
+        """How many prompts of each task there are to train on, without fingerprints, as `Language.count`."""
+        return {source.name: len(_loaded(source).train) for source in self.sources}
+
     def bases(self, config: ModelSequences, store: RunStore | None) -> list[RunSpec]:
         """Measured on all tasks, after its pre-training if it is the tiny one."""
         prints = "+".join(self.data[task][0] for task in sorted(config.tasks)) if store else ""
@@ -71,7 +76,7 @@ class Models(Setup, Continual):
     def prompts(self, spec: RunSpec) -> int:
         """How many of its tasks' a run learns from, but for old ones."""
         most = spec.params["train_prompts"] or math.inf
-        return int(sum(min(self.data[task][1], most) for task in tasks_of(spec)))
+        return int(sum(min(self.counts[task], most) for task in tasks_of(spec)))
 
     def trial(self, config: ModelSequences) -> Trial:
         """See `Continual.trial`; timed on the first task."""
