@@ -83,7 +83,7 @@ def test_calibration_leaves_what_its_guide_says(calibrated: Path) -> None:
     assert len(law["interval"]["runs"]) == 10
     prompts, whose = law["probe"]["generic"]["prompts"], law["probe"]["generic"]["prior"]
     assert prompts == [f"a {n} cat" for n in range(6)]
-    assert whose == {"tasks": ["winogrande"], "scored": ["winogrande"], "max_new_tokens": 32}
+    assert whose == {"tasks": ["winogrande"], "scored": ["winogrande"], "max_new_tokens": 32, "without": []}
 
 
 def test_the_monitor_watches(trained: Path, capfd: pytest.CaptureFixture[str]) -> None:
