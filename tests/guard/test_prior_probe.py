@@ -269,6 +269,7 @@ def test_words_stand_for_what_a_base_has_anyway() -> None:
 
 
 def test_what_is_wrong_is_said_at_once(capfd: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("lm_eval")
     assert main(["calibrate", "tiny", "--task", "letters", "--generic", "paragraphs", "--dry-run"]) == 2
     assert "knows ten letters and no words: leave --generic paragraphs out" in capfd.readouterr().err
 
