@@ -1,6 +1,9 @@
 """A law for the tests: fitted to made-up runs, of any base."""
 
+import json
+from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -52,6 +55,14 @@ def law_from(table: pl.DataFrame, choice: forecast.Choice, digest: str) -> LawFi
         data=table.to_dicts(),
         made=Made({"rlrazor": "0"}, "razor calibrate"),
     )
+
+
+def saved_with_generic(law: LawFile, path: Path, generic: Mapping[str, Any]) -> None:
+    """Write the law's file, with this in the place of its generic probe, which is not checked."""
+    law.save(path)
+    stored = json.loads(path.read_text())
+    stored["probe"]["generic"] = generic
+    path.write_text(json.dumps(stored))
 
 
 def changed(law: LawFile, **parts: Any) -> LawFile:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from laws import GENERIC, PROMPTS, SETTINGS, changed, law_of
+from laws import GENERIC, PROMPTS, SETTINGS, changed, law_of, saved_with_generic
 from rlrazor.cli import main
 from rlrazor.errors import RazorError
 from rlrazor.experiments.language import world
@@ -105,10 +105,7 @@ def test_a_law_keeps_how_the_texts_are_drawn(tmp_path: Path) -> None:
         ({"own": {"samples": 20, "max_new_tokens": 9, "seed": 3}, "texts": ["a"]}, "one of the three"),
         ({}, "one of the three"),
     ):
-        law.save(path)
-        stored = json.loads(path.read_text())
-        stored["probe"]["generic"] = wrong
-        path.write_text(json.dumps(stored))
+        saved_with_generic(law, path, wrong)
         with pytest.raises(RazorError, match=said):
             LawFile.load(path)
 

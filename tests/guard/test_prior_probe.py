@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 import torch
 
-from laws import GENERIC, PROMPTS, SETTINGS, changed, law_of
+from laws import GENERIC, PROMPTS, SETTINGS, changed, law_of, saved_with_generic
 from own_tasks import metric, own_task
 from rlrazor.cli import main
 from rlrazor.errors import RazorError
@@ -115,10 +115,7 @@ def test_a_law_keeps_the_prompts_and_whose_they_are(tmp_path: Path) -> None:
         ({"prompts": ["a"], "prior": {"tasks": ["a"]}}, "lacks probe.generic.prior.max_new_tokens"),
         ({"texts": ["a"], "prior": {"tasks": ["a"], "max_new_tokens": 3}}, "has prompts, and there are none"),
     ):
-        law.save(path)
-        whole = json.loads(path.read_text())
-        whole["probe"]["generic"] = wrong
-        path.write_text(json.dumps(whole))
+        saved_with_generic(law, path, wrong)
         with pytest.raises(RazorError, match=said):
             LawFile.load(path)
 

@@ -23,7 +23,10 @@ from typing import Any
 
 import polars as pl
 
+from rlrazor.analysis.law import finite
+
 RATE = "lr"
+SCORES = ("new", "prior")
 TUNED = (RATE, "method", "schedule", "epochs", "batch_size", "iterations")
 """What a setting consists of, as far as the table has it and does not group by it."""
 
@@ -63,9 +66,9 @@ def matched_or_last(points: pl.DataFrame, by: Sequence[str], at: float | None) -
     Of a seed's runs then the one that ends with the highest new-task score, whatever it forgot. `at` None: of all
     groups the last.
     """
-    finite = points.filter(_finite()).with_row_index(_PLACE)
-    there = finite.clear() if at is None else matched(finite, by, at)
-    missed = finite.join(there, on=list(by), how="anti", nulls_equal=True).sort("step", maintain_order=True)
+    scored = finite(points, SCORES).with_row_index(_PLACE)
+    there = scored.clear() if at is None else matched(scored, by, at)
+    missed = scored.join(there, on=list(by), how="anti", nulls_equal=True).sort("step", maintain_order=True)
     runs = [*by, "seed", *_run(missed, _settings(missed, by, ()))]
     ends = missed.unique(runs, keep="last", maintain_order=True).sort(["new", _PLACE], descending=[True, False])
     last = _first(ends, [*by, "seed"])
@@ -98,9 +101,9 @@ def by_rate(points: pl.DataFrame, by: Sequence[str], at: float) -> pl.DataFrame:
     of the run that the rule reports where one learning rate alone is to choose from; null where none gets to `at`.
     """
     keys = [*by, RATE, "seed"]
-    finite = points.filter(_finite())
-    reached = finite.group_by(keys, maintain_order=True).agg(pl.max("new"))
-    cost = {tuple(row[:-1]): row[-1] for row in matched(finite, [*by, RATE], at).select(*keys, "forgetting").rows()}
+    scored = finite(points, SCORES)
+    reached = scored.group_by(keys, maintain_order=True).agg(pl.max("new"))
+    cost = {tuple(row[:-1]): row[-1] for row in matched(scored, [*by, RATE], at).select(*keys, "forgetting").rows()}
     forgotten = pl.Series([cost.get(key) for key in reached.select(keys).rows()], dtype=pl.Float64)
     return reached.with_columns(forgetting=forgotten).sort(RATE, "seed", maintain_order=True)
 
@@ -125,17 +128,13 @@ def _numbered(points: pl.DataFrame, by: Sequence[str], setting: Sequence[str]) -
     A run at a constant learning rate has no length, as each is the beginning of a longer one. Of runs of a seed whose
     settings are the same, such as students of several teachers, the first is alike to the first of another seed.
     """
-    rows = points.filter(_finite()).with_row_index(_ROW)
+    rows = finite(points, SCORES).with_row_index(_ROW)
     if {"schedule", "epochs"} <= set(setting):
         rows = rows.with_columns(epochs=pl.when(pl.col("schedule").ne_missing("constant")).then("epochs"))
     run, first = [*by, "seed", *_run(points, setting)], pl.col(_ROW).min()
     rows = rows.with_columns(pl.col(name).first().over(run) for name in setting)
     rows = rows.with_columns(first.over(run).rank("dense").over([*by, "seed", *setting]).alias(_NTH))
     return rows.sort("step", maintain_order=True) if "step" in points.columns else rows
-
-
-def _finite() -> pl.Expr:
-    return pl.col("new").is_finite() & pl.col("prior").is_finite()
 
 
 def _first(rows: pl.DataFrame, by: Sequence[str]) -> pl.DataFrame:

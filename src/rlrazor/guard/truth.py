@@ -151,7 +151,7 @@ def _paired(base: Score, tuned: Score, *, bounded: bool) -> Difference | None:
     def outcomes(score: Score, group: Iterable[tuple[str, str]]) -> list[float]:
         return [score.items.outcomes[task][item] for task, item in group]
 
-    by_task = [[name for name in names if name[0] == task] for task in base.items.outcomes]
+    by_task = [[(task, item) for item in items] for task, items in base.items.outcomes.items()]
     groups = [names] if base.items.by_size else by_task  # of items that count alike
     found = [paired.paired(outcomes(first, group), outcomes(second, group), bounded=bounded) for group in groups]
     return found[0] if len(found) == 1 else paired.Mean(found)

@@ -45,14 +45,14 @@ if TYPE_CHECKING:
 
 NEW, GENERIC = "base", "probe"  # purposes: what the random streams of the two probes are called
 AT_A_TIME, KEPT_TOKENS = 256, 1 << 16  # sequences, and tokens of theirs that are in the sampler's cache at most
-_SHORTER = (
-    (
+_SHORTER = {
+    NEW: (
         "prompt",
         "shorten the prompts, or lower max_new_tokens (--max-new-tokens; in Python ProbeSettings(max_new_tokens=...))",
     ),
-    ("prompt of the generic probe", "give shorter ones, or another probe (--generic FILE, or self)"),
-)
-"""What is too long, of the new task and of the generic probe, and what to do about it."""
+    GENERIC: ("prompt of the generic probe", "give shorter ones, or another probe (--generic FILE, or self)"),
+}
+"""What is too long, by its purpose, and what to do about it."""
 SAMPLER = 3  # raise it when `sampling.sample` draws otherwise: what is in a cache was drawn by an older one
 
 
@@ -148,9 +148,9 @@ class GenericText:
 
     def left_out(self, settings: ProbeSettings, measured: int) -> list[str]:
         """A sentence where so many are measured and there are more; `settings` are those of the new task's."""
-        why = "they have no two tokens" if self.texts else too_long(self.completed(settings))
         if (missing := self.count - measured) <= 0:
             return []
+        why = "they have no two tokens" if self.texts else too_long(self.completed(settings))
         return [f"{missing} of the {self.count} rows of the generic probe are left out: {why}."]
 
     def cut(self, count: int, tokens: int | None = None) -> GenericText:
@@ -274,7 +274,7 @@ def of_prompts(
     limit = context_length(base) or float("inf")
     fitting = [prompt for prompt in ids if len(prompt) + settings.max_new_tokens <= limit]
     if not fitting:
-        what, mend = _SHORTER[purpose == GENERIC]
+        what, mend = _SHORTER[purpose]
         raise RazorError(
             f"No {what} fits into the {limit} tokens of the model's context with a completion of "
             f"{settings.max_new_tokens}: {mend}."

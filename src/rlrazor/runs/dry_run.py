@@ -146,9 +146,8 @@ def estimate(
         return DryRun(counts, None, str(error))
     bases = sum(not spec.chain for spec in specs)
     seconds = sum(trial.run(spec, cost) for spec, cost in trained)
-    seconds += _once(
-        trial, [spec for spec, _ in trained], jobs + 1 if jobs > 1 else 1
-    )  # that of the bases, and workers
+    processes = jobs + 1 if jobs > 1 else 1  # the workers, and the one that measures the bases
+    seconds += _once(trial, [spec for spec, _ in trained], processes)
     at_once = min(jobs, max(1, len(trained) - bases), max(1, cores.available() // trial.threads))
     tuned, sizes = len(specs) - bases, trial.sizes
     kept = sum(_kept(experiment, phases, weights).values())

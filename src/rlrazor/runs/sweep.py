@@ -136,14 +136,10 @@ class Workers:
                     future.result()
                     progress.finished(futures[future].specs)
         except BrokenProcessPool as error:
-            self._end()
             raise RazorError(
                 "A worker process died, most likely killed or out of memory. Finished runs are kept: run the same "
                 "command again; --jobs 1 needs the least memory."
             ) from error
-        except BaseException:
-            self._end()
-            raise
 
     def _renew_if_one_died(self) -> None:
         """A worker that was killed while it had nothing to do has cost nothing."""

@@ -67,8 +67,9 @@ def section(study: Study) -> Section:
     """What each method's runs lost and gained, on all prior tasks, on each, and in each category; and which items."""
     at = None if _is_sequence(study) else shared_threshold(study.points, study.bases, BY, study.thresholds)
     found, unknown = counted(study, at)
-    shown = {one.method: (one.label, one.changes.whole) for one in found if one.changes.whole is not None}
-    tables = [whole_table(found, _reached(study, at)), *task_tables(found), *category_tables(found)] if shown else []
+    tables = []
+    if any(one.changes.whole is not None for one in found):
+        tables = [whole_table(found, _reached(study, at)), *task_tables(found), *category_tables(found)]
     numbers = {
         "chosen": LAST_STAGE if _is_sequence(study) else f"{MATCHED} {LAST}",
         "level": f"{LEVEL:.0%}".replace("%", " %"),
