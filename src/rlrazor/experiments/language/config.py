@@ -88,7 +88,9 @@ class Config:
     rounds: int = setting("times that its right samples are drawn, each time from the policy as it is then", 4)
     lora_rank: int = setting("train an adapter of this rank; 0: all weights", 0)
     dtype: str = setting(
-        "of the base's weights, in which everything is measured: float32 or bfloat16, half the memory", "float32"
+        "of the base's weights, in which everything is measured and saved: float32 or bfloat16; weights that are "
+        "trained are in float32 meanwhile",
+        "float32",
     )
     precision: str = setting(
         "of matrix products in training: float32, bf16 by autocast, or auto, bf16 on a GPU that has it", "float32"
@@ -224,7 +226,7 @@ class Config:
             "task": self.task,
             "data": data,
             "max_new_tokens": self.max_new_tokens,
-            **({"dtype": self.dtype} if self.dtype != "float32" else {}),
+            **({"dtype": self.dtype, "trained_dtype": "float32"} if self.dtype != "float32" else {}),
             "measured": {**measured, "prior": list(self.prior)},
             **({"pretrain_steps": self.pretrain_steps} if self.base == TINY else {}),
             "threads": self.threads,

@@ -22,7 +22,7 @@ from rlrazor.experiments.language.stage_reference import StageReference
 from rlrazor.experiments.language.unfinished import Unfinished, save_model
 from rlrazor.experiments.language.world import World, policy_of, world_of
 from rlrazor.lm import compute, encoding
-from rlrazor.lm.adapters import weights_of
+from rlrazor.lm.adapters import is_adapted, unwrapped, weights_of
 from rlrazor.lm.models import LanguageModel, add_lora
 from rlrazor.runs.records import BASE, RunSpec
 from rlrazor.runs.store import Checkpoint, Keep, RunStore
@@ -94,8 +94,8 @@ def finetune(setup: Setup, spec: RunSpec, store: RunStore) -> Iterator[Checkpoin
         try:
             trainers.train(job, measuring, resume=state)
             if running.keep_models:
-                folder = store.folder / "models" / spec.run_id
-                processes.in_first(lambda: save_model(policies.model, base.tokenizer, folder))
+                folder, kept = store.folder / "models" / spec.run_id, partial(as_kept, policies.model, base.model)
+                processes.in_first(lambda: save_model(kept(), base.tokenizer, folder))
         except DivergedError as error:
             yield from measuring.checkpoints.values()
             # A trainer's own epochs are of its data set, which of own samples is a step's.
@@ -151,10 +151,14 @@ class Policies:
 
 @contextmanager
 def _policies(base: Any, before: LanguageModel | None, spec: RunSpec) -> Iterator[Policies]:
-    """Of a run that starts from the base, or the stage before."""
+    """Of a run that starts from the base, or the stage before.
+
+    What is trained is in float32, whatever the base's weights are in: in half precision an update that is small beside
+    its weight is rounded away.
+    """
     start = base if before is None else before.model
     if not (rank := spec.params["lora_rank"]):
-        yield Policies(copy.deepcopy(start).requires_grad_(True), start, base)
+        yield Policies(copy.deepcopy(start).float().requires_grad_(True), start, base)
         return
     with torch.random.fork_rng():
         torch.manual_seed(seed_of(spec.seed, "adapter") % 2**63)
@@ -163,6 +167,15 @@ def _policies(base: Any, before: LanguageModel | None, spec: RunSpec) -> Iterato
         yield Policies(model, None, None if before is None else base)
     finally:
         model.unload()  # leaves the base as it was
+
+
+def as_kept(policy: Any, base: Any) -> Any:
+    """The policy as it is measured and saved: with weights rounded to what the base's are in, if they are not so."""
+    if is_adapted(policy) or compute.precision_of(policy) == compute.precision_of(base):
+        return policy
+    rounded = copy.deepcopy(base)
+    rounded.load_state_dict(unwrapped(policy).state_dict())
+    return rounded
 
 
 class Checkpointing:
@@ -207,6 +220,7 @@ class Checkpointing:
             return False
         phases.at("measuring checkpoint", self.due.index(step) + 1, len(self.due))
         metrics = {**self.counts, **measured}
+        policy = policy if self.frozen is None else as_kept(policy, self.frozen)
         found = self.references[0].checkpoint(
             self.spec.run_id, step, step / self.per_epoch, policy, metrics, frozen=self.frozen
         )
