@@ -13,11 +13,12 @@ from own_tasks import SCORES, metric, own_task
 from rlrazor.cli import main
 from rlrazor.errors import RazorError
 from rlrazor.guard import compare as comparing
-from rlrazor.guard import comparison_page, noise_floor
+from rlrazor.guard import comparison_page
 from rlrazor.guard.compare import compare, steps
 from rlrazor.guard.comparison import Pair
-from rlrazor.guard.noise_floor import NoiseFloor, OfTask
 from rlrazor.guard.truth import truth_of
+from rlrazor.lm import noise_floor
+from rlrazor.lm.noise_floor import NoiseFloor, OfTask
 from rlrazor.lm.prior import BATCH, PriorTasks
 from rlrazor.lm.scores import ItemResults, NotANumberError, PriorScores, Score
 from tiny_models import char_tokenizer, saved, tiny_llama

@@ -25,6 +25,7 @@ from rlrazor.report.sections import KINDS, items
 from rlrazor.report.sections.items import applies, section
 from rlrazor.report.study import Study
 from rlrazor.report.sweep import read_sweep
+from rlrazor.runs import floor
 from rlrazor.runs import items as items_file
 from study_tables import cells, check
 
@@ -324,3 +325,15 @@ def test_the_report_of_the_runs_that_are_kept(tmp_path: Path, capsys: pytest.Cap
     assert [table["title"] for table in found["tables"]][-2:] == ["mmlu by category, item by item", "Lost most surely"]
     assert (tmp_path / "run" / "figures" / "items.png").exists()
     assert items.NAME in KINDS
+
+
+def test_the_noise_floor_is_beside_every_drop_where_it_was_measured(whole: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder)
+    assert "--noise-floor" in section(study_in(folder)).note
+    floor.write(folder, floor.Floor(of="0" * 16, how=["in bfloat16"], tasks={"copy": 0.02, "sort": 0.004}, mean=0.01))
+    made = section(study_in(folder))
+    assert "from itself, in bfloat16." in made.note
+    of_all, of_copy, of_sort, *_ = made.tables
+    for table, shown in ((of_all, "+1.0"), (of_copy, "+2.0"), (of_sort, "+0.4")):
+        assert {row[table.headers.index("noise floor, points")] for row in table.rows} == {shown}

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlrazor.cli import early, running
+from rlrazor.cli import early, floor, running
 from rlrazor.cli.outputs import check_run_folder
 from rlrazor.errors import RazorError
 from rlrazor.experiments.language.config import PRESETS, TINY, Config, resolve, settled
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from rlrazor.experiments.language.stages import Models
     from rlrazor.experiments.language.tasks import Task
     from rlrazor.runs.dry_run import Timed
+    from rlrazor.runs.runner import Done
 
 DRY_RUN = "print the runs and what they take, measured here within a minute or two; train nothing"
 SETTINGS = help_of(Config)
@@ -151,6 +152,7 @@ def add_sweep(parser: argparse.ArgumentParser, out: str, defaults: Mapping[str, 
     running.add_weights(parser)
     parser.add_argument("--dry-run", action="store_true", help=DRY_RUN)
     running.add_json(parser)
+    floor.add_to(parser)
     add_source(parser)
     add_running(parser)
 
@@ -322,8 +324,9 @@ def run_sweep(arguments: argparse.Namespace, default: str, out_of: Callable[[str
     preset = given.pop("preset", None) or default
     config, out = resolve(preset, given), arguments.out or out_of(preset)
     if not arguments.dry_run:
-        check_run_folder(arguments, out)
+        check_run_folder(arguments, out, floor.outputs(arguments, out))
     require_forgetting(config, arguments.argv[0])
+    floor.check(arguments, config)
     check_early(arguments, config)
     # Imported here: torch and TRL take seconds that `razor --version` should not.
     from rlrazor.runs import runner
@@ -336,7 +339,14 @@ def run_sweep(arguments: argparse.Namespace, default: str, out_of: Callable[[str
         return 0
     load(experiment, console)
     options = running.options_of_run(arguments, out, preset, **how)
-    return running.carry_out(arguments, out, console, lambda: runner.run(experiment, config, options, console))
+
+    def run() -> "Done":
+        done = runner.run(experiment, config, options, console)
+        if arguments.noise_floor:
+            floor.keep(experiment, config, out, console)
+        return done
+
+    return running.carry_out(arguments, out, console, run)
 
 
 def load(experiment: "Language | Models", console: Terminal) -> None:

@@ -20,7 +20,7 @@ from rlrazor.analysis.forecast import FORWARD, PROBE
 from rlrazor.drift.representation import NEIGHBOURS
 from rlrazor.errors import RazorError
 from rlrazor.extras import needs_package
-from rlrazor.guard import noise_floor, scale
+from rlrazor.guard import scale
 from rlrazor.guard.base_side import kls_of
 from rlrazor.guard.by_prompt import by_prompt
 from rlrazor.guard.comparison import (
@@ -35,7 +35,6 @@ from rlrazor.guard.comparison import Pair as Pair
 from rlrazor.guard.law_file import LawFile
 from rlrazor.guard.measured_on import MeasuredOn, Measuring
 from rlrazor.guard.measuring import NO_MEMORY, ReadBase
-from rlrazor.guard.noise_floor import VARIANTS, NoiseFloor
 from rlrazor.guard.overlap import template_caution
 from rlrazor.guard.parts import notes_of as parts_notes
 from rlrazor.guard.parts import parts_of
@@ -44,12 +43,13 @@ from rlrazor.guard.recovery import Recovery
 from rlrazor.guard.scale import Noise
 from rlrazor.guard.truth import truth_of
 from rlrazor.guard.weight_changes import WeightChange, changes, total
-from rlrazor.lm import compute, kl, probes
+from rlrazor.lm import compute, kl, noise_floor, probes
 from rlrazor.lm.adapters import AdaptedWeights, base_weights
 from rlrazor.lm.digests import base_digest, is_same_base
 from rlrazor.lm.encoding import as_read, text_ids
 from rlrazor.lm.kl import Drift, Sequences
 from rlrazor.lm.models import LanguageModel, load
+from rlrazor.lm.noise_floor import VARIANTS, NoiseFloor
 from rlrazor.lm.prior import PriorTasks
 from rlrazor.lm.probes import GenericText, ProbeSettings, Prompt
 from rlrazor.lm.prompts import texts_of

@@ -10,9 +10,9 @@ from rlrazor.analysis import paired
 from rlrazor.analysis.drop_parts import DropParts
 from rlrazor.analysis.paired import Difference
 from rlrazor.guard.lost_items import ItemChanges, item_changes
-from rlrazor.guard.noise_floor import NoiseFloor
 from rlrazor.guard.recover import Recovered
 from rlrazor.guard.verdict import known
+from rlrazor.lm.noise_floor import NoiseFloor
 from rlrazor.lm.scores import Score
 
 

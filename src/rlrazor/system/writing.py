@@ -37,9 +37,9 @@ _SUFFIXES: dict[str, Kind] = {
     ".html": "page", ".png": "png", ".svg": "svg", ".md": "notes", ".json": "json", ".parquet": "table",
     ".jsonl": "log",
 }  # fmt: skip
-_JSON_KEYS = (  # a law, a monitor's state, teachers, a round of samples
+_JSON_KEYS = (  # a law, a monitor's state, teachers, a round of samples, a noise floor
     *({"format", "law", "interval"}, {"run", "step", "state"}, {"run_id", "student"}),
-    {"reward", "positions", "completions"},
+    *({"reward", "positions", "completions"}, {"of", "how", "tasks", "mean"}),
 )
 _TABLE_COLUMNS = {"run_id", "method", "seed", "step"}
 _LOG_KEYS = (  # rows of a monitor, those of its earlier versions, its failures; records

@@ -19,7 +19,9 @@ from rlrazor.report.layers import across, padded
 from rlrazor.report.prose import Shown, told
 from rlrazor.report.sections.lost_items import lost_table
 from rlrazor.report.study import Section, Study
-from rlrazor.report.text import MATCHED, percent, points, ranged
+from rlrazor.report.text import MATCHED, NEVER, percent, points, ranged
+from rlrazor.runs.floor import Floor
+from rlrazor.runs.floor import read as read_floor
 from rlrazor.runs.records import BASE
 from rlrazor.runs.store import RunStore
 
@@ -67,13 +69,15 @@ def section(study: Study) -> Section:
     """What each method's runs lost and gained, on all prior tasks, on each, and in each category; and which items."""
     at = None if _is_sequence(study) else shared_threshold(study.points, study.bases, BY, study.thresholds)
     found, unknown = counted(study, at)
-    tables = []
+    tables, floor = [], None if study.store is None else read_floor(study.store.folder)
     if any(one.changes.whole is not None for one in found):
-        tables = [whole_table(found, _reached(study, at)), *task_tables(found), *category_tables(found)]
+        whole = whole_table(found, _reached(study, at), floor)
+        tables = [whole, *task_tables(found, floor), *category_tables(found)]
     numbers = {
         "chosen": LAST_STAGE if _is_sequence(study) else f"{MATCHED} {LAST}",
         "level": f"{LEVEL:.0%}".replace("%", " %"),
         "left-out": left_out(study, found, unknown),
+        "floor": floor_in_words(floor),
     }
     made = told(study, TEXT, Shown(finding(study, found, at), figure(found), tables, numbers))
     lost = lost_table(study, {one.method: _counted_items(one) for one in found})
@@ -192,7 +196,17 @@ def left_out(study: Study, found: Sequence[Counted], unknown: Sequence[str]) -> 
 # The tables
 
 
-def whole_table(found: Sequence[Counted], reached: str) -> Keyed:
+def floor_in_words(floor: Floor | None) -> str:
+    """What the noise floor of a table is, or how to have one."""
+    if floor is None:
+        return "It was not measured here: `--noise-floor` does."
+    return (
+        f"It was measured: the most by which a score of the base differed from itself, {', or '.join(floor.how)}. "
+        "A net drop that is no larger is no sign of forgetting."
+    )
+
+
+def whole_table(found: Sequence[Counted], reached: str, floor: Floor | None = None) -> Keyed:
     """`METHOD.drop`, `METHOD.lost`, ...: all prior tasks, each of which counts the same. `reached`: see `_reached`."""
 
     def where(one: Counted) -> str:
@@ -204,11 +218,24 @@ def whole_table(found: Sequence[Counted], reached: str) -> Keyed:
         Column("new", "new there, %", lambda row: percent(row[0].rows["new"].mean())),  # type: ignore[arg-type]
         Column("runs", "runs", lambda row: row[0].share),
         *_columns(lambda row: row[1], [whole for _, (_, whole) in rows.values()]),
+        *_floor_column(floor, lambda row: [*row[0].changes.tasks]),
     ]
     return table_of("All prior tasks, item by item", "method", rows, columns)
 
 
-def task_tables(found: Sequence[Counted]) -> list[Keyed]:
+def _floor_column(floor: Floor | None, tasks: Callable[[Row], Sequence[str]]) -> list[Column[Row]]:
+    """Beside the drop of these tasks, or of their mean, where a floor is known."""
+    if floor is None:
+        return []
+
+    def cell(row: Row) -> str:
+        apart = floor.of_part(tasks(row))
+        return NEVER if apart is None else points(apart)
+
+    return [Column[Row]("floor", "noise floor, points", cell)]
+
+
+def task_tables(found: Sequence[Counted], floor: Floor | None = None) -> list[Keyed]:
     """The same of each prior task, where there are several: `task N.METHOD.drop`."""
     names = list(dict.fromkeys(name for one in found for name in one.changes.tasks))
     tables = []
@@ -218,9 +245,9 @@ def task_tables(found: Sequence[Counted]) -> list[Keyed]:
             for one in found
             if name in one.changes.tasks
         }
-        tables.append(
-            table_of(f"{name}, item by item", "method", rows, _columns(_itself, [of for _, of in rows.values()]))
-        )
+        columns = _columns(_itself, [of for _, of in rows.values()])
+        columns += _floor_column(floor, lambda row, name=name: [name])  # type: ignore[misc]
+        tables.append(table_of(f"{name}, item by item", "method", rows, columns))
     return tables
 
 

@@ -91,6 +91,12 @@ def cache(path: Path | None, floor: NoiseFloor) -> None:
         write_cache(path, json.dumps(floor.model_dump(), allow_nan=False))
 
 
+def of_base(base: str, dtype: str, suite: PriorTasks, told: Callable[[str], None] = lambda task: None) -> NoiseFloor:
+    """The same where its own scores are not at hand."""
+    own = suite.scores(load(base, dtype=dtype), lambda task: told(f"the base on {task}"))
+    return measure(base, dtype, suite, own, told)
+
+
 def measure(base: str, dtype: str, suite: PriorTasks, scores: PriorScores, told: Callable[[str], None]) -> NoiseFloor:
     """Score the base again in each way; `scores` are its own. One model is in memory at a time.
 
