@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlrazor.errors import RazorError
-from rlrazor.experiments.robot.world import FIRST, GRID, SECOND, Expert, Floats, Task
+from rlrazor.experiments.robot.world import FIRST, SECOND, Expert, Floats, Task
 
 NEAR = 0.15
 STRIDE = 0.1
@@ -41,7 +41,8 @@ class Plane(gymnasium.Env[Floats, Floats]):
         placed = np.random.default_rng(seed).uniform(-1, 1, (2, 2))
         cell = (options or {}).get("cell")
         if cell is not None:
-            placed[0] = (np.array([cell % GRID, cell // GRID]) + 0.5) / GRID * 2 - 1
+            column, row, side = cell
+            placed[0] = (np.array([column, row]) + 0.5) / side * 2 - 1
         self.point, (self.box, self.goal), self.held = np.zeros(2), placed, False
         return self._seen(), {}
 

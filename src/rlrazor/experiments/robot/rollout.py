@@ -5,7 +5,7 @@ An episode ends with success at the first step whose `info["success"]` is set, a
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,6 +57,12 @@ class Simulators:
     def __init__(self, world: World) -> None:
         self.world = world
         self.lanes = Lanes(world)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
 
     def step(self, half: int, orders: Sequence[Order]) -> list[Outcome]:
         """Carry out an order for each lane that has one."""

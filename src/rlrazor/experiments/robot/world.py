@@ -4,7 +4,7 @@ A second world, such as LIBERO's, is a second class with these few members; noth
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -15,8 +15,8 @@ from rlrazor.seeding import seed_of
 if TYPE_CHECKING:
     import gymnasium
 
-GRID = 10
-"""Starts are also laid out as a grid, as many cells on a side: `Episode.cell` is one of GRID * GRID."""
+Cell = tuple[int, int, int]
+"""Column, row, and how many of each the grid has."""
 
 FIRST, SECOND = "first", "second"
 """The routes of a task's experts: all tasks have the first."""
@@ -36,20 +36,20 @@ class Task:
 class Episode:
     """What decides an episode's bits, apart from the policy.
 
-    `seed` decides the start, all that is placed at random; with `cell`, the first two coordinates of that are the middle
-    of a cell of the grid instead. `trajectory` tells episodes of one start apart: the noise of sampling follows from
-    both.
+    `seed` alone decides the start, all that is placed at random; with `cell`, the first two coordinates of that, in
+    general the moved object's, are the middle of a cell of a grid over their range instead. `draw` tells episodes of
+    one start apart: the noise of sampling follows from both.
     """
 
     task: str
     seed: int
     instruction: str
-    trajectory: int = 0
-    cell: int | None = None
+    draw: int = 0
+    cell: Cell | None = None
 
     def noise(self, purpose: str) -> np.random.Generator:
         """The episode's own stream of random numbers for that purpose."""
-        return np.random.default_rng(seed_of(self.seed, f"{purpose}/{self.trajectory}"))
+        return np.random.default_rng(seed_of(self.seed, f"{purpose}/{self.draw}"))
 
 
 class Expert(Protocol):
@@ -102,19 +102,15 @@ def episodes_of(world: World, task: str, count: int, *, seed: int, purpose: str)
     return [_episode(world.tasks[task], seed_of(seed, f"robot/{purpose}/{task}/{index}")) for index in range(count)]
 
 
-def grid_of(world: World, task: str, *, each: int, seed: int, purpose: str) -> list[Episode]:
-    """Episodes from every cell of the grid of starts, `each` times: GRID * GRID * each."""
-    starts = episodes_of(world, task, GRID * GRID, seed=seed, purpose=purpose)
-    return repeated([Episode(one.task, one.seed, one.instruction, cell=cell) for cell, one in enumerate(starts)], each)
+def grid_of(world: World, task: str, side: int, *, seed: int, purpose: str) -> list[Episode]:
+    """An episode from every cell of a grid of starts, row by row: side * side."""
+    starts = episodes_of(world, task, side * side, seed=seed, purpose=purpose)
+    return [replace(one, cell=(index % side, index // side, side)) for index, one in enumerate(starts)]
 
 
 def repeated(episodes: Sequence[Episode], times: int) -> list[Episode]:
-    """Every episode as often, one start's trajectories beside each other: they differ in the noise of sampling only."""
-    return [
-        Episode(one.task, one.seed, one.instruction, trajectory, one.cell)
-        for one in episodes
-        for trajectory in range(times)
-    ]
+    """Every episode as often, those of one start beside each other: they differ in the noise of sampling only."""
+    return [replace(one, draw=draw) for one in episodes for draw in range(times)]
 
 
 def _episode(task: Task, seed: int) -> Episode:
