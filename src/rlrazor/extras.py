@@ -9,6 +9,7 @@ EXTRAS = {
     "guard": ("transformers", "accelerate", "safetensors"),
     "train": ("trl", "peft", "datasets"),
     "eval": ("lm_eval", "math_verify"),
+    "robot": ("metaworld", "mujoco", "gymnasium"),
 }
 
 

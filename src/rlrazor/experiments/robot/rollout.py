@@ -3,16 +3,18 @@
 An episode ends with success at the first step whose `info["success"]` is set, and without after the world's horizon.
 """
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, Self
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rlrazor.errors import RazorError
-from rlrazor.experiments.robot.lanes import Lanes, Order, Outcome
-from rlrazor.experiments.robot.world import Episode, Floats, World
+from rlrazor.experiments.robot.lanes import Lane, Lanes, Orders
+from rlrazor.experiments.robot.simulators import Simulator, Simulators
+from rlrazor.experiments.robot.world import FIRST, Episode, Floats, World
 from rlrazor.system import interrupts
 
 HISTORY = 2
@@ -28,6 +30,7 @@ class Actor(Protocol):
         """Tokens (N, A) for states (N, H, S), sampled by uniform noise (N, A) in [0, 1); greedy where that is None.
 
         N is always the number of lanes, whether or not as many episodes are left, so that no result depends on that.
+        The other rows are what was last there, or zeros and no instruction; what is answered there is not used.
         """
         ...
 
@@ -51,90 +54,107 @@ class Rolled:
         return len(self.tokens)
 
 
-class Simulators:
-    """A world's environments, which are built when they are needed and stay for the next episodes."""
-
-    def __init__(self, world: World) -> None:
-        self.world = world
-        self.lanes = Lanes(world)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def step(self, half: int, orders: Sequence[Order]) -> list[Outcome]:
-        """Carry out an order for each lane that has one."""
-        return self.lanes.step(half, orders)
-
-
 def roll_out(
     simulators: Simulators, episodes: Sequence[Episode], actor: Actor, *, sampled: bool, lanes: int = 32
 ) -> list[Rolled]:
-    """Run the episodes with actions of the actor, sampled or greedy, in the order given.
+    """Run the episodes with actions of the actor, sampled or greedy; the results are in the order given.
 
-    Two batches of `lanes` episodes each are under way; when one ends, the next takes its lane. Which lane that is
-    follows from the episodes' lengths alone. Raises RazorError for an action that is no number.
+    Two batches of up to `lanes` episodes are under way: the actor decides for the one while the other is simulated.
+    When an episode ends, the next takes its lane; which that is follows from the episodes' lengths alone, so that the
+    results do not depend on the number of processes.
+
+    Raises RazorError for an action that is no number, where the simulator fails, and where a process dies.
     """
-    waiting = list(enumerate(episodes))[::-1]
-    done: list[Rolled | None] = [None] * len(episodes)
-    halves = [_Half(simulators, actor, lanes, sampled) for _ in range(2)]
-    while waiting or any(half.busy for half in halves):
-        interrupts.check()
-        for number, half in enumerate(halves):
-            for place, rolled in half.tick(number, waiting):
-                done[place] = rolled
-    return [one for one in done if one is not None]
+    waiting = deque(enumerate(episodes))
+    width = min(lanes, -(-len(episodes) // 2))  # few episodes are shared out as well
+    batches = [_Batch(number, simulators, _Acting(actor, sampled, lanes), width) for number in range(2)]
+    done: dict[int, Rolled] = {}
+    try:
+        for batch in batches:
+            batch.send(waiting)
+        while any(batch.busy for batch in batches):
+            interrupts.check()
+            for batch in batches:
+                done.update(batch.receive())
+                batch.send(waiting)
+    except BaseException:
+        simulators.end()  # some have not answered yet
+        raise
+    return [done[place] for place in range(len(episodes))]
 
 
-class _Half:
-    """A batch of lanes, each with the episode under way there."""
+@dataclass(frozen=True)
+class _Acting:
+    actor: Actor
+    sampled: bool
+    lanes: int
 
-    def __init__(self, simulators: Simulators, actor: Actor, lanes: int, sampled: bool) -> None:
-        self.simulators, self.actor, self.sampled = simulators, actor, sampled
-        self.under_way: list[_UnderWay | None] = [None] * lanes
-        world = simulators.world
-        self.instructions = [""] * lanes
-        self.history = np.zeros((lanes, HISTORY, *world.observation_shape), np.float32)
+
+class _Batch:
+    """Lanes that are stepped together, each with the episode under way there."""
+
+    def __init__(self, number: int, simulators: Simulators, acting: _Acting, width: int) -> None:
+        self.number, self.simulators, self.acting = number, simulators, acting
+        self.under_way: list[_UnderWay | None] = [None] * width
+        self.instructions = [""] * acting.lanes
+        self.history: Floats | None = None
+        self.sent: list[tuple[Simulator, list[int]]] = []
 
     @property
     def busy(self) -> bool:
-        return any(one is not None for one in self.under_way)
+        return bool(self.sent)
 
-    def tick(self, number: int, waiting: list[tuple[int, Episode]]) -> list[tuple[int, Rolled]]:
-        """One step of each episode that is under way; then a start in each lane that is free. The episodes that end."""
-        orders: list[Order] = []
-        if self.busy:
-            noise = self._noise() if self.sampled else None
-            tokens = self.actor.act(self.instructions, self.history, noise)
-            actions = self.actor.actions_of(tokens)
-            for lane, one in enumerate(self.under_way):
-                if one is not None:
-                    one.take(self.history[lane], tokens[lane], actions[lane])
-                    orders.append((lane, actions[lane]))
-        for lane, one in enumerate(self.under_way):
-            if one is None and waiting:
-                place, episode = waiting.pop()
-                self.under_way[lane] = _UnderWay(place, episode, self.simulators.world)
-                self.instructions[lane] = episode.instruction
-                orders.append((lane, episode))
-        ended = []
-        for lane, observation, success, over in self.simulators.step(number, orders):
-            one = self.under_way[lane]
-            assert one is not None
-            self.history[lane] = [*self.history[lane, 1:], observation] if one.tokens else observation
-            if over:
-                ended.append((one.place, one.rolled(success)))
-                self.under_way[lane] = None
-        return ended
+    def send(self, waiting: deque[tuple[int, Episode]]) -> None:
+        """Have every episode that is under way make a step, and start one in each lane that is free."""
+        stepping = [lane for lane, one in enumerate(self.under_way) if one is not None]
+        actions = self._act(stepping)
+        starting = [lane for lane, one in enumerate(self.under_way) if one is None][: len(waiting)]
+        for lane in starting:
+            place, episode = waiting.popleft()
+            self.under_way[lane] = _UnderWay(place, episode, self.simulators.world)
+            self.instructions[lane] = episode.instruction
+        each = self.simulators.each
+        for number, simulator in enumerate(each):
+            steps = [index for index, lane in enumerate(stepping) if lane % len(each) == number]
+            starts = [lane for lane in starting if lane % len(each) == number]
+            own = [*(stepping[index] for index in steps), *starts]
+            if own:
+                names: list[Lane] = [(self.number, lane) for lane in own]
+                begun = [one.episode for lane in starts if (one := self.under_way[lane]) is not None]
+                simulator.send(Lanes.step, Orders(names, actions[steps], begun))
+                self.sent.append((simulator, own))
 
-    def _noise(self) -> NDArray[np.float64]:
-        noise = np.zeros((len(self.under_way), len(self.simulators.world.action_low)))
-        for lane, one in enumerate(self.under_way):
-            if one is not None:
-                noise[lane] = one.noise[len(one.tokens)]
-        return noise
+    def receive(self) -> Iterator[tuple[int, Rolled]]:
+        """What came of it: the episodes that have ended, and their places in the list."""
+        sent, self.sent = self.sent, []
+        for simulator, lanes in sent:
+            outcomes = simulator.receive()
+            if self.history is None:
+                shape = (self.acting.lanes, HISTORY, *outcomes.observations.shape[1:])
+                self.history = np.zeros(shape, outcomes.observations.dtype)
+            for row, lane in enumerate(lanes):
+                one, observation = self.under_way[lane], outcomes.observations[row]
+                assert one is not None
+                self.history[lane, :-1] = self.history[lane, 1:] if one.tokens else observation
+                self.history[lane, -1] = observation
+                if outcomes.over[row]:
+                    self.under_way[lane] = None
+                    yield one.place, one.rolled(bool(outcomes.solved[row]))
+
+    def _act(self, stepping: Sequence[int]) -> Floats:
+        """The actions (n, A) of those lanes."""
+        if self.history is None or not stepping:
+            return np.zeros((0, len(self.simulators.world.action_low)), np.float32)
+        under_way = [one for lane in stepping if (one := self.under_way[lane]) is not None]
+        noise = None
+        if self.acting.sampled:
+            noise = np.zeros((self.acting.lanes, len(self.simulators.world.action_low)))
+            noise[stepping] = [one.noise[len(one.tokens)] for one in under_way]
+        tokens = self.acting.actor.act(list(self.instructions), self.history, noise)
+        actions = self.acting.actor.actions_of(tokens)
+        for lane, one in zip(stepping, under_way, strict=True):
+            one.take(self.history[lane], tokens[lane], actions[lane])
+        return actions[stepping]
 
 
 class _UnderWay:
@@ -175,34 +195,44 @@ class Demonstrated:
 
 
 def demonstrate(
-    simulators: Simulators, episodes: Sequence[Episode], *, route: str = "first", noise: float = 0.0
+    simulators: Simulators, episodes: Sequence[Episode], *, route: str = FIRST, noise: float = 0.0
 ) -> list[Demonstrated]:
     """Run the episodes with the expert of that route; `noise` is the deviation of what is added to its actions.
 
-    An action is within the world's bounds with its noise too. What does not succeed is there as well.
+    An action is within the world's bounds with its noise too. What does not succeed is there as well. Raises RazorError
+    for a route that a task does not have, where the simulator fails, and where a process dies.
     """
-    done = []
-    for episode in episodes:
-        interrupts.check()
-        done.append(_demonstrated(simulators, episode, route, noise))
+    done: list[Demonstrated] = []
+    try:
+        each = simulators.each
+        for first in range(0, len(episodes), len(each)):
+            interrupts.check()
+            together = list(zip(each, episodes[first : first + len(each)], strict=False))
+            for simulator, episode in together:
+                simulator.send(_demonstrate, episode, route, noise)
+            done += [simulator.receive() for simulator, _ in together]
+    except BaseException:
+        simulators.end()
+        raise
     return done
 
 
-def _demonstrated(simulators: Simulators, episode: Episode, route: str, noise: float) -> Demonstrated:
-    world, rng = simulators.world, episode.noise(f"expert/{route}")
+def _demonstrate(lanes: Lanes, episode: Episode, route: str, noise: float) -> Demonstrated:
+    world, rng = lanes.world, episode.noise(f"expert/{route}")
     expert = world.expert(episode.task, route)
     deviations = noise * rng.standard_normal((world.horizon, len(world.action_low)))
     history: list[Floats] = []
     intended: list[Floats] = []
     actions: list[Floats] = []
-    ((_, observation, success, over),) = simulators.step(0, [(0, episode)])
+    lane: Lane = (0, 0)
+    observation, success, over = lanes.start(lane, episode)
     seen = np.stack([observation] * HISTORY)
     while not over:
-        meant = expert.act(observation, rng)
+        meant = np.asarray(expert.act(observation, rng), np.float32)
         action = np.clip(meant + deviations[len(actions)], world.action_low, world.action_high).astype(np.float32)
         history.append(seen)
-        intended.append(np.asarray(meant, np.float32))
+        intended.append(meant)
         actions.append(action)
-        ((_, observation, success, over),) = simulators.step(0, [(0, action)])
+        observation, success, over = lanes.act(lane, action)
         seen = np.stack([*seen[1:], observation])
     return Demonstrated(episode, np.stack(history), np.stack(actions), np.stack(intended), success)

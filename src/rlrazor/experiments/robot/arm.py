@@ -1,0 +1,185 @@
+"""Meta-World's arm as an environment that is cheap to have many of: one simulator per task and process serves them all.
+
+What Meta-World itself does in `reset` and `step`, without what costs most there and decides nothing here:
+
+- The hand is moved to where it starts from, 2 x 50 steps of simulation at each reset: here once, and then remembered.
+- `reset(seed=)` is ignored there. Here the seed decides the start: it draws what Meta-World calls the random vector.
+- The shaped reward, which takes up to two thirds of a step, is left out. Success follows by the same rule.
+
+An environment holds its state as numbers, which are put into the simulator before a step and taken out of it after.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import gymnasium
+import mujoco
+import numpy as np
+from metaworld.env_dict import ALL_V3_ENVIRONMENTS
+from numpy.typing import NDArray
+
+from rlrazor.experiments.robot.world import Floats
+
+APART = 0.15
+"""Object and goal are drawn anew until they are as far from each other on the table, in m, as in Meta-World."""
+
+Doubles = NDArray[np.float64]
+Rule = Callable[["Arm", Doubles], bool]
+"""Whether an observation (39,) is a success."""
+
+
+def _within(radius: float) -> Rule:
+    return lambda arm, seen: bool(np.linalg.norm(seen[4:7] - arm.target) <= radius)
+
+
+def _along_x(radius: float) -> Rule:
+    return lambda arm, seen: bool(abs(seen[4] - arm.target[0]) <= radius)
+
+
+def _by_hand(radius: float) -> Rule:
+    return lambda arm, seen: bool(np.linalg.norm(arm.sawyer.tcp_center - arm.target) <= radius)
+
+
+RULES: Mapping[str, Rule] = {
+    "pick-place": _within(0.07),
+    "push": _within(0.05),
+    "reach": _by_hand(0.05),
+    "drawer-open": _within(0.03),
+    "drawer-close": _within(0.065),
+    "door-open": _along_x(0.08),
+    "door-close": _within(0.08),
+    "window-open": _along_x(0.05),
+    "window-close": _along_x(0.05),
+}
+"""How Meta-World judges each task, in m: the object, or the hand, within so much of the goal."""
+
+
+@dataclass
+class State:
+    """All that a simulation goes on from: MuJoCo's state, what the start has moved, and the last observation's half."""
+
+    physics: Doubles
+    bodies: Doubles
+    sites: Doubles
+    target: Doubles
+    previous: Doubles
+
+
+class Arm:
+    """The simulator of one task. It remembers no episode."""
+
+    def __init__(self, task: str) -> None:
+        self.sawyer: Any = ALL_V3_ENVIRONMENTS[f"{task}-v3"]()
+        self.model, self.data, self.rule = self.sawyer.model, self.sawyer.data, RULES[task]
+        self.sawyer._partially_observable = False  # the goal is part of what is seen
+        self.sawyer.__dict__.pop("sawyer_observation_space", None)  # it was worked out for a hidden goal
+        bounds = self.sawyer.sawyer_observation_space
+        self.low, self.high = bounds.low, bounds.high
+        self.sawyer._freeze_rand_vec = True  # the vector is ours
+        self.bodies, self.sites = self.model.body_pos.copy(), self.model.site_pos.copy()
+        self.clear()
+        self.sawyer._reset_hand()
+        self.rested = self._physics()
+        self.sawyer._reset_hand = self._rest
+
+    @property
+    def target(self) -> Doubles:
+        """Where the goal is, (3,) in m."""
+        target: Doubles = self.sawyer._target_pos
+        return target
+
+    def vector(self, seed: int, cell: tuple[int, int, int] | None) -> Doubles:
+        """Where things are placed, as the seed decides it; a cell of a grid decides the first two of the numbers."""
+        rng, space = np.random.default_rng(seed), self.sawyer._random_reset_space
+        while True:
+            share = rng.random(space.low.size)
+            if cell is not None:
+                share[:2] = (np.array(cell[:2]) + 0.5) / cell[2]
+            vector: Doubles = space.low + share * (space.high - space.low)
+            if vector.size < 6 or np.linalg.norm(vector[:2] - vector[3:5]) >= APART:
+                return vector
+
+    def place(self, vector: Doubles) -> tuple[Doubles, State]:
+        """A start: what is seen (39,), and the state."""
+        self.clear()
+        self.sawyer._last_rand_vec = vector
+        self.sawyer.reset_model()
+        self.sawyer.reset_model()  # again, as in Meta-World: now all is where the first has put it
+        seen = self.sawyer._get_obs()
+        seen[18:36] = seen[:18]
+        return seen, self._state()
+
+    def step(self, state: State, action: Floats) -> tuple[Doubles, State, bool]:
+        """What is seen (39,) after an action (4,), the state then, and whether the task is solved."""
+        self.restore(state)
+        self.sawyer.set_xyz_action(action[:3])
+        self.data.ctrl[:] = action[-1], -action[-1]
+        mujoco.mj_step(self.model, self.data, nstep=self.sawyer.frame_skip)
+        mujoco.mj_forward(self.model, self.data)
+        seen = np.clip(self.sawyer._get_obs(), self.low, self.high)
+        return seen, self._state(), self.rule(self, seen)
+
+    def clear(self) -> None:
+        """Forget whatever was simulated before."""
+        mujoco.mj_resetData(self.model, self.data)
+        self.model.body_pos[:], self.model.site_pos[:] = self.bodies, self.sites
+
+    def restore(self, state: State) -> None:
+        """Put a state into the simulator."""
+        self.model.body_pos[:], self.model.site_pos[:] = state.bodies, state.sites
+        mujoco.mj_setState(self.model, self.data, state.physics, mujoco.mjtState.mjSTATE_INTEGRATION)
+        self.sawyer._target_pos, self.sawyer._prev_obs = state.target, state.previous
+
+    def _state(self) -> State:
+        return State(
+            self._physics(),
+            self.model.body_pos.copy(),
+            self.model.site_pos.copy(),
+            np.array(self.target),
+            self.sawyer._prev_obs,
+        )
+
+    def _physics(self) -> Doubles:
+        kind = mujoco.mjtState.mjSTATE_INTEGRATION
+        physics = np.empty(mujoco.mj_stateSize(self.model, kind))
+        mujoco.mj_getState(self.model, self.data, physics, kind)
+        return physics
+
+    def _rest(self) -> None:
+        """In place of Meta-World's own: the hand is where it starts from."""
+        mujoco.mj_setState(self.model, self.data, self.rested, mujoco.mjtState.mjSTATE_INTEGRATION)
+        mujoco.mj_forward(self.model, self.data)
+        self.sawyer.init_tcp = self.sawyer.tcp_center
+
+
+class ArmEnvironment(gymnasium.Env[Floats, Floats]):
+    """An environment of one task: observations (39,); actions (4,) in [-1, 1], the hand's and the gripper's.
+
+    It never ends by itself, and has no reward but success.
+    """
+
+    def __init__(self, task: str) -> None:
+        self.arm = arm_of(task)
+        self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (39,), np.float32)
+        self.action_space = gymnasium.spaces.Box(-1, 1, (4,), np.float32)
+        self.state: State | None = None
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Floats, dict[str, Any]]:
+        """The start that the seed decides, and with `options["cell"]` a cell of a grid."""
+        vector = self.arm.vector(seed or 0, (options or {}).get("cell"))
+        seen, self.state = self.arm.place(vector)
+        return seen.astype(np.float32), {}
+
+    def step(self, action: Floats) -> tuple[Floats, float, bool, bool, dict[str, Any]]:
+        """One step, 1/80 s."""
+        assert self.state is not None, "an episode begins with reset"
+        seen, self.state, success = self.arm.step(self.state, action)
+        return seen.astype(np.float32), float(success), False, False, {"success": float(success)}
+
+
+@cache
+def arm_of(task: str) -> Arm:
+    """The simulator of a task, which takes up to a second to build, in this process."""
+    return Arm(task)
