@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -87,8 +87,13 @@ class Demonstrations:
 
 def demonstrations_of(simulators: Simulators, wanted: Wanted, cache: Path) -> Demonstrations:
     """Make them, or take them from the cache. Raises RazorError where the expert fails too often."""
-    made_of = {"format": FORMAT, "world": simulators.world.name, **asdict(wanted)}
+    made_of = {**of_world(simulators.world), **asdict(wanted)}
     return Demonstrations.of(cached(cache, "demonstrations", made_of, lambda: _make(simulators, wanted).arrays()))
+
+
+def of_world(world: World) -> dict[str, Any]:
+    """What decides how episodes go, beside all that is asked for."""
+    return {"format": FORMAT, "world": world.name, "horizon": world.horizon}
 
 
 def _make(simulators: Simulators, wanted: Wanted) -> Demonstrations:
