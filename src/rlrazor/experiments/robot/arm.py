@@ -20,6 +20,7 @@ import numpy as np
 from metaworld.env_dict import ALL_V3_ENVIRONMENTS
 from numpy.typing import NDArray
 
+from rlrazor.experiments.robot.camera import Camera, Frame
 from rlrazor.experiments.robot.world import Floats
 
 APART = 0.15
@@ -78,6 +79,7 @@ class Arm:
         bounds = self.sawyer.sawyer_observation_space
         self.low, self.high = bounds.low, bounds.high
         self.sawyer._freeze_rand_vec = True  # the vector is ours
+        self.camera: Camera | None = None
         self.bodies, self.sites = self.model.body_pos.copy(), self.model.site_pos.copy()
         self.clear()
         self.sawyer._reset_hand()
@@ -120,6 +122,14 @@ class Arm:
         mujoco.mj_forward(self.model, self.data)
         seen = np.clip(self.sawyer._get_obs(), self.low, self.high)
         return seen, self._state(), self.rule(self, seen)
+
+    def picture(self, state: State) -> Frame:
+        """A frame of a state."""
+        self.restore(state)
+        mujoco.mj_forward(self.model, self.data)
+        if self.camera is None:
+            self.camera = Camera(self.model)
+        return self.camera.see(self.data)
 
     def clear(self) -> None:
         """Forget whatever was simulated before."""
@@ -177,6 +187,11 @@ class ArmEnvironment(gymnasium.Env[Floats, Floats]):
         assert self.state is not None, "an episode begins with reset"
         seen, self.state, success = self.arm.step(self.state, action)
         return seen.astype(np.float32), float(success), False, False, {"success": float(success)}
+
+    def render(self) -> Frame:
+        """A frame (150, 200, 3) of RGB; raises NoRenderingError where neither EGL nor OSMesa works."""
+        assert self.state is not None, "an episode begins with reset"
+        return self.arm.picture(self.state)
 
 
 @cache
