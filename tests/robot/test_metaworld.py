@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.spatial.transform import Rotation
 
 from rlrazor.experiments.robot.metaworld import MetaWorld
 from rlrazor.experiments.robot.rollout import Demonstrated, demonstrate
@@ -19,7 +20,7 @@ pytest.importorskip("metaworld")
 import mujoco
 from metaworld.env_dict import ALL_V3_ENVIRONMENTS
 
-from rlrazor.experiments.robot.arm import APART, RULES, Arm, ArmEnvironment, State, arm_of
+from rlrazor.experiments.robot.arm import APART, RULES, Arm, ArmEnvironment, State, _quaternion, arm_of
 from rlrazor.experiments.robot.experts import expert_of
 
 
@@ -101,6 +102,12 @@ def test_a_used_simulator_is_as_good_as_a_new_one(task: str) -> None:
     assert isinstance(used, ArmEnvironment)
     assert used.state is not None
     assert used.state.physics.tobytes() == state.physics.tobytes()
+
+
+def test_a_rotation_is_what_scipy_makes_of_it() -> None:
+    for rotation in Rotation.random(200, rng=np.random.default_rng(0)):
+        matrix = rotation.as_matrix()
+        assert np.array_equal(_quaternion(matrix.ravel().tolist()), Rotation.from_matrix(matrix).as_quat())
 
 
 def test_the_seed_decides_the_start() -> None:
