@@ -1,5 +1,6 @@
 """Meta-World taken apart to go faster: the same bits as its own step, and a start that the seed alone decides."""
 
+import subprocess
 import sys
 from functools import cache
 from typing import Any
@@ -169,3 +170,14 @@ def test_where_it_is_not_installed_a_sentence_says_what_to_do(monkeypatch: pytes
         with pytest.raises(MissingExtraError, match=sentence):
             build()
     assert MetaWorld().tasks == TASKS  # what needs no simulator works
+
+
+def test_nothing_of_it_is_imported_before_it_is_needed() -> None:
+    modules = ("metaworld", "frames", "rollout", "simulators", "tasks", "world")
+    lines = [
+        "import sys",
+        "for name in ('metaworld', 'mujoco', 'gymnasium'): sys.modules[name] = None",
+        *(f"import rlrazor.experiments.robot.{name}" for name in modules),
+        "assert rlrazor.experiments.robot.metaworld.MetaWorld().horizon == 150",
+    ]
+    subprocess.run([sys.executable, "-c", "\n".join(lines)], check=True)
