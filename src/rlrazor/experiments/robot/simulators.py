@@ -23,7 +23,7 @@ class Simulator(Protocol):
         ...
 
     def receive(self) -> Any:
-        """The next answer. Raises what was raised there, and RazorError where the process has died."""
+        """The next answer. Raises the RazorError that was raised there, and one where the process has died."""
         ...
 
     def end(self) -> None:
@@ -131,7 +131,8 @@ def _serve(pipe: Any, world: World) -> None:
             return
         try:
             answer = (True, what(lanes, *arguments))
-        except Exception as error:
-            error.add_note("".join(traceback.format_exception(error)))
+        except RazorError as error:
             answer = (False, error)
+        except Exception as error:  # a fault of ours, which keeps its traceback
+            answer = (False, RuntimeError("".join(traceback.format_exception(error))))
         pipe.send(answer)
