@@ -246,6 +246,26 @@ def test_an_action_that_is_no_number_is_refused(value: float, two: Simulators) -
         assert [bits(one) for one in done] == [bits(alone(one, sampled=False)) for one in mixed(1)]
 
 
+class Interrupted(Walking):
+    """Ctrl-C while it decides for the third time, when the other batch is being simulated."""
+
+    calls = 0
+
+    def act(self, instructions: Sequence[str], history: Floats, noise: NDArray[np.float64] | None) -> Tokens:
+        self.calls += 1
+        if self.calls == 3:
+            raise KeyboardInterrupt
+        return super().act(instructions, history, noise)
+
+
+def test_what_is_broken_off_leaves_no_process_and_no_answer_behind(two: Simulators) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        roll_out(two, mixed(), Interrupted(), sampled=True, lanes=LANES)
+    assert multiprocessing.active_children() == []
+    done = roll_out(two, mixed(1), Walking(), sampled=True, lanes=LANES)
+    assert [bits(one) for one in done] == [bits(alone(one, sampled=True)) for one in mixed(1)]
+
+
 class Hostile(Plane):
     """Goes wrong at the third step of an episode, in a way that its task's name says."""
 

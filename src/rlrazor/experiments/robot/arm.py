@@ -5,11 +5,13 @@ What Meta-World itself does in `reset` and `step`, without what costs most there
 - The hand is moved to where it starts from, 2 x 50 steps of simulation at each reset: here once, and then remembered.
 - `reset(seed=)` is ignored there. Here the seed decides the start: it draws what Meta-World calls the random vector.
 - The shaped reward, which takes up to two thirds of a step, is left out. Success follows by the same rule.
+- What is seen is put together without looking each part up by its name, and without a check that a rotation is one.
 
 An environment holds its state as numbers, which are put into the simulator before a step and taken out of it after.
 """
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -20,6 +22,7 @@ import numpy as np
 from metaworld.env_dict import ALL_V3_ENVIRONMENTS
 from numpy.typing import NDArray
 
+from rlrazor.experiments.robot.camera import Camera, Frame
 from rlrazor.experiments.robot.world import Floats
 
 APART = 0.15
@@ -56,6 +59,16 @@ RULES: Mapping[str, Rule] = {
 """How Meta-World judges each task, in m: the object, or the hand, within so much of the goal."""
 
 
+TURNED: Mapping[str, str] = {
+    "pick-place": "objGeom",
+    "push": "objGeom",
+    "reach": "objGeom",
+    "door-open": "handle",
+    "door-close": "handle",
+}
+"""The shape whose rotation is seen, as a quaternion; of the other tasks Meta-World has what costs nothing."""
+
+
 @dataclass
 class State:
     """All that a simulation goes on from: MuJoCo's state, what the start has moved, and the last observation's half."""
@@ -78,6 +91,9 @@ class Arm:
         bounds = self.sawyer.sawyer_observation_space
         self.low, self.high = bounds.low, bounds.high
         self.sawyer._freeze_rand_vec = True  # the vector is ours
+        self.hand, self.fingers = self.data.body("hand"), [self.data.body(f"{side}claw") for side in ("right", "left")]
+        self.turned = self.data.geom(TURNED[task]) if task in TURNED else None
+        self.camera: Camera | None = None
         self.bodies, self.sites = self.model.body_pos.copy(), self.model.site_pos.copy()
         self.clear()
         self.sawyer._reset_hand()
@@ -114,12 +130,35 @@ class Arm:
     def step(self, state: State, action: Floats) -> tuple[Doubles, State, bool]:
         """What is seen (39,) after an action (4,), the state then, and whether the task is solved."""
         self.restore(state)
-        self.sawyer.set_xyz_action(action[:3])
+        moved = self.data.mocap_pos + np.minimum(np.maximum(action[:3], -1), 1) * self.sawyer.action_scale
+        self.data.mocap_pos[:] = np.minimum(np.maximum(moved, self.sawyer.mocap_low), self.sawyer.mocap_high)
+        self.data.mocap_quat[:] = 1, 0, 1, 0
         self.data.ctrl[:] = action[-1], -action[-1]
         mujoco.mj_step(self.model, self.data, nstep=self.sawyer.frame_skip)
         mujoco.mj_forward(self.model, self.data)
-        seen = np.clip(self.sawyer._get_obs(), self.low, self.high)
+        seen = self._look(state.previous)
+        self.sawyer._prev_obs = seen[:18].copy()
+        seen = np.minimum(np.maximum(seen, self.low), self.high)
         return seen, self._state(), self.rule(self, seen)
+
+    def _look(self, previous: Doubles) -> Doubles:
+        """What is seen: hand, gripper, object now and before, and the goal; as `SawyerXYZEnv._get_obs` has it."""
+        seen = np.zeros(39)
+        seen[:3] = self.hand.xpos
+        seen[3] = min(float(np.linalg.norm(self.fingers[0].xpos - self.fingers[1].xpos)) / 0.1, 1.0)
+        seen[4:7] = self.sawyer._get_pos_objects()
+        seen[7:11] = self.sawyer._get_quat_objects() if self.turned is None else _quaternion(self.turned.xmat.tolist())
+        seen[18:36] = previous
+        seen[36:] = self.target
+        return seen
+
+    def picture(self, state: State) -> Frame:
+        """A frame of a state."""
+        self.restore(state)
+        mujoco.mj_forward(self.model, self.data)
+        if self.camera is None:
+            self.camera = Camera(self.model)
+        return self.camera.see(self.data)
 
     def clear(self) -> None:
         """Forget whatever was simulated before."""
@@ -154,6 +193,21 @@ class Arm:
         self.sawyer.init_tcp = self.sawyer.tcp_center
 
 
+def _quaternion(m: Sequence[float]) -> Doubles:
+    """(x, y, z, w) of a rotation matrix, nine numbers row by row, as scipy's `Rotation` has it, to the same bits."""
+    trace = m[0] + m[4] + m[8]
+    largest = max((m[0], 0), (m[4], 1), (m[8], 2), (trace, 3), key=lambda one: one[0])[1]
+    if largest == 3:
+        q = [m[7] - m[5], m[2] - m[6], m[3] - m[1], 1 + trace]
+    else:
+        i, j, k = largest, (largest + 1) % 3, (largest + 2) % 3
+        q = [0.0] * 4
+        q[i] = 1 - trace + 2 * m[4 * i]
+        q[j], q[k] = m[3 * j + i] + m[3 * i + j], m[3 * k + i] + m[3 * i + k]
+        q[3] = m[3 * k + j] - m[3 * j + k]
+    return np.array(q) / math.sqrt(q[0] * q[0] + q[1] * q[1] + q[2] * q[2] + q[3] * q[3])
+
+
 class ArmEnvironment(gymnasium.Env[Floats, Floats]):
     """An environment of one task: observations (39,); actions (4,) in [-1, 1], the hand's and the gripper's.
 
@@ -177,6 +231,11 @@ class ArmEnvironment(gymnasium.Env[Floats, Floats]):
         assert self.state is not None, "an episode begins with reset"
         seen, self.state, success = self.arm.step(self.state, action)
         return seen.astype(np.float32), float(success), False, False, {"success": float(success)}
+
+    def render(self) -> Frame:
+        """A frame (150, 200, 3) of RGB; raises NoRenderingError where neither EGL nor OSMesa works."""
+        assert self.state is not None, "an episode begins with reset"
+        return self.arm.picture(self.state)
 
 
 @cache

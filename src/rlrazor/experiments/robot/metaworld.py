@@ -1,6 +1,8 @@
 """Meta-World (arXiv:1910.10897): a Sawyer arm at a table, simulated by MuJoCo, and what it is asked to do."""
 
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -43,13 +45,25 @@ class MetaWorld:
     def environment(self, task: str) -> "gymnasium.Env[Any, Any]":
         """Raises MissingExtraError where the simulator is not installed."""
         needs_extra("robot")
-        from rlrazor.experiments.robot.arm import ArmEnvironment
-
+        with _no_renderer_chosen():
+            from rlrazor.experiments.robot.arm import ArmEnvironment
         return ArmEnvironment(task)
 
     def expert(self, task: str, route: str = FIRST) -> Expert:
         """Meta-World's own, or `SideGrasp`, which places the puck by another route."""
         needs_extra("robot")
-        from rlrazor.experiments.robot.experts import expert_of
+        with _no_renderer_chosen():
+            from rlrazor.experiments.robot.experts import expert_of
 
-        return expert_of(task, route)
+            return expert_of(task, route)
+
+
+@contextmanager
+def _no_renderer_chosen() -> Iterator[None]:
+    """MuJoCo cannot be imported where MUJOCO_GL names what does not work here. `camera` finds out, when it is asked."""
+    before = os.environ.pop("MUJOCO_GL", None)
+    try:
+        yield
+    finally:
+        if before is not None:
+            os.environ["MUJOCO_GL"] = before
