@@ -31,7 +31,14 @@ CLONING = "cloning the experts"
 
 
 def policy_of(settings: Mapping[str, Any], world: World) -> Policy:
-    """A policy, not yet trained, as these settings of a base have it. Initialised from torch's global generator."""
+    """A policy, not yet trained, as these settings of a base have it. Initialised from torch's global generator.
+
+    Where they name a `policy`, that is a vision-language model; see `vla`.
+    """
+    if "policy" in settings:
+        from rlrazor.experiments.robot.vla.loading import Source, load
+
+        return load(Source(settings["policy"], settings["dtype"], settings["lora_rank"]), world)
     return ActionTransformer(world, Size(settings["width"], settings["layers"], settings["heads"]))
 
 
@@ -44,7 +51,7 @@ def load_policy(settings: Mapping[str, Any], world: World, weights: Mapping[str,
 
 def weights_of(policy: Policy) -> dict[str, Tensor]:
     """All that the policy is to be had again from, as it is now."""
-    return {name: tensor.detach().clone() for name, tensor in policy.module.state_dict().items()}
+    return {name: tensor.detach().cpu().clone() for name, tensor in policy.module.state_dict().items()}
 
 
 def pretrain(spec: RunSpec, world: World, *, workers: int, cache: Path) -> Iterator[Checkpoint]:
