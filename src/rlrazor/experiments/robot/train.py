@@ -219,6 +219,7 @@ def learnt_from(spec: RunSpec, method: Method, simulators: Simulators, base: Pol
     params, task = spec.params, spec.root.params["new_task"]
     if method.route is not None:
         wanted = Wanted(task, params["per_start"], spec.seed, method.route, params["expert_noise"], params["grid"])
+        wanted = replace(wanted, data=spec.root.params.get("data", ""))
         return demonstrations_of(simulators, wanted, cache)
     drawn = {"base": str(spec.starts_from), "seed": spec.seed, "grid": params["grid"], "tries": params["tries"]}
     made_of = {**of_world(simulators.world), **drawn}
