@@ -154,7 +154,7 @@ class OwnTrajectories:
         weights_E = self.weights(policy, steps)
         count = torch.arange(len(steps)) if self.kl_coef else weights_E[steps.episode_of].nonzero()[:, 0]
         loss = 0.0
-        for rows in count.split(CHUNK):
+        for rows in count.split(CHUNK) if len(count) else ():  # all succeeded, or none
             seen, tokens_NA = steps.seen(rows), steps.tokens[rows]
             logp_NAV = policy.log_probs(seen, tokens_NA)
             part = (weights_E[steps.episode_of[rows]] * taken(logp_NAV, tokens_NA)).sum()
