@@ -1,4 +1,4 @@
-"""`razor reproduce parity-mnist`, `language`, `continual`, `forecast` and `robot`: whole experiments, data to report."""
+"""`razor reproduce parity-mnist`, `language`, `continual`, `forecast`, `robot`: whole experiments, data to report."""
 
 import argparse
 from dataclasses import dataclass

@@ -99,8 +99,8 @@ class Config:
         """Raise RazorError for a policy that is not of this world."""
         if (self.world in IMAGES) == (self.policy == TRANSFORMER):
             raise RazorError(
-                f"The policy {TRANSFORMER!r} reads the states of {META_WORLD}, and a vision-language model the images of "
-                f"{', '.join(IMAGES)}: change --policy or --world."
+                f"The policy {TRANSFORMER!r} reads the states of {META_WORLD}, and a vision-language model the images "
+                f"of {', '.join(IMAGES)}: change --policy or --world."
             )
         if self.policy == TRANSFORMER and self.width % self.heads:
             raise RazorError(f"width must be a multiple of heads, and {self.width} is none of {self.heads}.")

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -93,8 +93,13 @@ def demonstrations_of(simulators: Simulators, wanted: Wanted, cache: Path) -> De
     """
     if recorded := getattr(simulators.world, "recorded", None):
         return _recorded(recorded(wanted.task, wanted.route), wanted)
-    made_of = {"format": FORMAT, "world": simulators.world.name, **asdict(wanted)}
+    made_of = {**of_world(simulators.world), **asdict(wanted)}
     return Demonstrations.of(cached(cache, "demonstrations", made_of, lambda: _make(simulators, wanted).arrays()))
+
+
+def of_world(world: World) -> dict[str, Any]:
+    """What decides how episodes go, beside all that is asked for."""
+    return {"format": FORMAT, "world": world.name, "horizon": world.horizon}
 
 
 def _make(simulators: Simulators, wanted: Wanted) -> Demonstrations:

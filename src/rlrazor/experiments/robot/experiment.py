@@ -101,9 +101,7 @@ class Robot:
         return self.world or world_of(name, self.recordings)
 
     def made_from(self, config: Config) -> str:
-        """What the runs are made from besides the settings: the simulator, whose every release moves a little otherwise,
-        and a model's weights.
-        """
+        """What the runs are made from besides the settings: the release of a simulator, or the weights of a model."""
         if self.world is not None:
             return self.world.name
         if config.policy != TRANSFORMER:

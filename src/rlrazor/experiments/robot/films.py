@@ -18,7 +18,6 @@ from rlrazor.experiments.robot.rollout import roll_out
 from rlrazor.experiments.robot.simulators import Simulators
 from rlrazor.experiments.robot.world import World
 from rlrazor.runs.records import RunSpec
-from rlrazor.runs.store import RunStore
 from rlrazor.system import phases
 from rlrazor.system.writing import clear_io_errors
 

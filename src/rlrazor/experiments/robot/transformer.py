@@ -24,7 +24,6 @@ from rlrazor.experiments.robot.world import World
 
 BINS = 256
 FARTHEST = 10.0  # standard deviations from the demonstrations' mean that a state's number may have
-INITIAL_STD = 0.02
 FREQUENCY = 8.0  # deviation of the frequencies of bins' first embeddings, over an action range of 2
 
 KeysValues = tuple[Tensor, Tensor]
@@ -182,16 +181,17 @@ class ActionTransformer(nn.Module):
             x_ND = decoding.read(self._bins(tokens[-1][:, None], len(tokens) - 1))
 
     def _initialise(self) -> None:
-        """Small and normal. Embeddings of bins, going in and coming out, are waves, so that near bins are alike."""
+        """Normal, of the deviation width ** -0.5. Bins begin as waves, going in and coming out, so near ones are alike."""
+        std = self.size.width**-0.5
         for name, weight in self.named_parameters():
             if weight.ndim == 2:
-                nn.init.normal_(weight, std=INITIAL_STD)
+                nn.init.normal_(weight, std=std)
             elif name.endswith("bias"):
                 nn.init.zeros_(weight)
         for layer in self.layers:
             assert isinstance(layer, Layer)
             for last in (layer.attention_out, layer.mlp_out):
-                nn.init.normal_(last.weight, std=INITIAL_STD / math.sqrt(2 * self.size.layers))
+                nn.init.normal_(last.weight, std=std / math.sqrt(2 * self.size.layers))
         for linear in (self.state[0], self.state[2]):
             assert isinstance(linear, nn.Linear)
             nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
@@ -199,7 +199,7 @@ class ActionTransformer(nn.Module):
         for embedding in (self.bin, self.head):
             phases = torch.rand(self.size.width) * 2 * math.pi
             waves = (middles[:, None] * torch.randn(self.size.width) * FREQUENCY + phases).cos()
-            embedding.weight.data.copy_(waves * math.sqrt(2) * INITIAL_STD)
+            embedding.weight.data.copy_(waves * math.sqrt(2) * std)
 
     def _states(self, history_NHS: Tensor) -> Tensor:
         normal = ((history_NHS - self.mean) / self.std).clamp(-FARTHEST, FARTHEST)
