@@ -1,6 +1,8 @@
 """A vision-language-action model from files: safetensors only, and no code but that of `transformers`."""
 
+import hashlib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -59,3 +61,14 @@ def with_adapter(model: Any, rank: int) -> nn.Module:
     with without_peft_warning():
         adapted: nn.Module = get_peft_model(model, config)
     return adapted
+
+
+def fingerprint(model: str, recordings: Path | None) -> str:
+    """What a run's results depend on besides its settings: a folder's files, or a hub id; and recorded episodes."""
+    digest = hashlib.sha256()
+    for folder in (Path(model).expanduser(), *([recordings] if recordings else [])):
+        for path in sorted(one for one in folder.rglob("*") if one.is_file()):
+            digest.update(f"{path.relative_to(folder)} {path.stat().st_size}\n".encode())
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+    return f"{Path(model).name} {digest.hexdigest()[:16]}"
