@@ -34,7 +34,7 @@ test-compat: .venv-compat/installed
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
-.venv/installed-dev: requirements-dev.txt requirements-language.txt .venv/installed
+.venv/installed-dev: requirements-dev.txt requirements-language.txt requirements-robot.txt .venv/installed
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	@touch $@
 

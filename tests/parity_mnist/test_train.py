@@ -38,9 +38,8 @@ from rlrazor.experiments.parity_mnist.policy import (
     log_probs,
 )
 from rlrazor.experiments.parity_mnist.task import load_task
-from rlrazor.experiments.parity_mnist.train import lr_factor
 from rlrazor.runs.records import Ancestor, RunSpec
-from rlrazor.runs.settings import checkpoint_steps
+from rlrazor.runs.settings import checkpoint_steps, lr_factor
 from rlrazor.runs.store import Checkpoint, Keep, RunStore
 from rlrazor.runs.sweep import DivergedError
 

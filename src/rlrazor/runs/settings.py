@@ -12,6 +12,8 @@ from rlrazor import bounds
 from rlrazor.errors import RazorError
 from rlrazor.system.documents import parse_json, parse_toml, read_text
 
+WARMUP = 0.05  # of an epoch; independent of the number of epochs, so that a short run is a prefix of a long one
+
 C = TypeVar("C", bound=Any)
 Kinds = Mapping[str, tuple[bool, type]]
 """Setting -> (holds many, the type of one)."""
@@ -33,6 +35,16 @@ def log_spaced(low: float, high: float, count: int) -> tuple[float, ...]:
 def checkpoint_steps(steps_per_epoch: int, epochs: int, per_epoch: int) -> set[int]:
     """The steps after which a checkpoint is measured: evenly spaced, the last step of each epoch among them."""
     return {round((i + 1) * steps_per_epoch / per_epoch) for i in range(epochs * per_epoch)} - {0}
+
+
+def lr_factor(step: int, total: int, steps_per_epoch: int, schedule: str) -> float:
+    """The learning rate of 0-based `step` as a fraction of the peak: linear warm-up, then constant or cosine to 0."""
+    warmup = max(1, round(WARMUP * steps_per_epoch))
+    if step < warmup:
+        return (step + 1) / warmup
+    if schedule == "constant":
+        return 1.0
+    return (1 + math.cos(math.pi * (step - warmup) / max(total - warmup, 1))) / 2
 
 
 def read_settings(file: Path) -> dict[str, Any]:

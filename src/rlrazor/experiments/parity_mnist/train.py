@@ -31,14 +31,13 @@ from rlrazor.experiments.parity_mnist.sampling import Labels, TrainingInputs, ge
 from rlrazor.experiments.parity_mnist.task import DOTS, PROBE_IMAGES, Task, load_dots
 from rlrazor.experiments.parity_mnist.tracer import Tracer
 from rlrazor.runs.records import Ancestor, RunSpec
-from rlrazor.runs.settings import checkpoint_steps
+from rlrazor.runs.settings import checkpoint_steps, lr_factor
 from rlrazor.runs.store import Checkpoint, RunStore
 from rlrazor.runs.sweep import DivergedError
 from rlrazor.seeding import seed_of
 
 PRETRAIN_LR = 1e-3
 PRETRAIN_BATCH_SIZE = 64
-WARMUP = 0.05  # of an epoch; independent of the number of epochs, so that a short run is a prefix of a long one
 
 Loss = Callable[[int, DigitPolicy], Tensor]
 """(step, policy) -> what the policy is to descend at that step."""
@@ -244,13 +243,3 @@ def probes_of(spec: RunSpec, task: Task) -> Mapping[str, Tensor]:
     torch.randperm(len(task.new_train), generator=rng)
     rows = torch.randperm(len(task.prior_train_images), generator=rng)[spec.settings["pretrain_size"] :]
     return inputs_of(task, task.prior_train_images[rows[:PROBE_IMAGES]])
-
-
-def lr_factor(step: int, total: int, steps_per_epoch: int, schedule: str) -> float:
-    """The learning rate of 0-based `step` as a fraction of the peak: linear warm-up, then constant or cosine to 0."""
-    warmup = max(1, round(WARMUP * steps_per_epoch))
-    if step < warmup:
-        return (step + 1) / warmup
-    if schedule == "constant":
-        return 1.0
-    return (1 + math.cos(math.pi * (step - warmup) / max(total - warmup, 1))) / 2

@@ -1,0 +1,72 @@
+"""What takes long to make and is the same each time: kept on the disk, with a digest of all that is in it.
+
+A file that is damaged, or not whole, is made again; where none can be written, that costs time and no results.
+"""
+
+import hashlib
+import io
+import json
+import os
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import platformdirs
+from numpy.typing import NDArray
+
+Arrays = Mapping[str, NDArray[Any]]
+_DIGEST = "digest"
+_DAMAGE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError)
+
+
+def default_folder() -> Path:
+    """In the user's cache folder for rlrazor, or in the one that RLRAZOR_CACHE names."""
+    root = os.environ.get("RLRAZOR_CACHE") or platformdirs.user_cache_path("rlrazor")
+    return Path(root).expanduser() / "robot"
+
+
+def cached(folder: Path, kind: str, made_of: Mapping[str, Any], make: Callable[[], Arrays]) -> Arrays:
+    """What `make` gives, or has given before for the same `kind` and `made_of`: all that it depends on, JSON values."""
+    text = json.dumps(dict(made_of), sort_keys=True, allow_nan=False)
+    path = folder / f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.npz"
+    found = _read(path)
+    if found is None:
+        found = make()
+        _write(path, found)
+    return found
+
+
+def digest_of(arrays: Arrays) -> str:
+    """SHA-256 of names, kinds, shapes and contents."""
+    digest = hashlib.sha256()
+    for name, array in sorted(arrays.items()):
+        digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def _read(path: Path) -> Arrays | None:
+    """What is in a file, or None where it is missing or damaged."""
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            found = {name: arrays[name] for name in arrays.files}
+        said = str(found.pop(_DIGEST))
+    except _DAMAGE:
+        return None
+    return found if said == digest_of(found) else None
+
+
+def _write(path: Path, arrays: Arrays) -> None:
+    contents = io.BytesIO()
+    np.savez(contents, **arrays, **{_DIGEST: np.array(digest_of(arrays))})  # type: ignore[arg-type]
+    with suppress(OSError):  # several processes may be writing the same
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as own:
+            partial = Path(own) / path.name
+            partial.write_bytes(contents.getvalue())
+            partial.replace(path)
