@@ -1,16 +1,18 @@
 """Small runs of the robot experiment in the tiny world, and policies so small that all actions can be listed."""
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from rlrazor.experiments.robot.policy import Seen
+from rlrazor.experiments.robot.base import load_policy
+from rlrazor.experiments.robot.policy import Policy, Seen
 from rlrazor.experiments.robot.train import finetune
-from rlrazor.runs.records import BASE, Ancestor, RunSpec
+from rlrazor.runs.records import BASE, Ancestor, Record, RunSpec
 from rlrazor.runs.store import Checkpoint, RunStore
 from robot_worlds import Points
 
@@ -19,11 +21,11 @@ BASE_PARAMS: Mapping[str, Any] = {
     "world": "points",
     "new_task": "carry",
     "prior_tasks": ["reach", "touch"],
-    "demonstrations": 200,
-    "new_demonstrations": 60,
+    "demonstrations": 600,
+    "new_demonstrations": 40,
     "noise": 0.1,
     "new_noise": 0.6,
-    "bc_updates": 250,
+    "bc_updates": 300,
     "bc_batch": 256,
     "bc_lr": 3e-3,
     "width": 64,
@@ -44,6 +46,26 @@ COMMON: Mapping[str, Any] = {
     "kl_coef": 0.0,
     "grid": 4,
 }
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A base in a store, and where its demonstrations are kept."""
+
+    spec: RunSpec
+    store: RunStore
+    cache: Path
+
+    @property
+    def policy(self) -> Policy:
+        """Loaded again."""
+        return load_policy(self.spec.params, Points(), self.store.load_weights(self.spec, 0))
+
+    @property
+    def record(self) -> Record:
+        """What was measured of it."""
+        (record,) = self.store.read(self.spec).records
+        return record
 
 
 def base_spec(**changed: Any) -> RunSpec:
@@ -73,8 +95,3 @@ def all_actions(bins: int, tokens: int) -> Tensor:
 def everywhere(instruction: str, history_HS: Tensor, count: int) -> Seen:
     """The same state, so many times."""
     return Seen([instruction] * count, history_HS.expand(count, *history_HS.shape))
-
-
-def copied(instructions: Sequence[str], times: int) -> list[str]:
-    """Each as often."""
-    return [one for one in instructions for _ in range(times)]

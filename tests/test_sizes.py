@@ -6,7 +6,9 @@ from pathlib import Path
 
 SOURCE = Path(__file__).parents[1] / "src"
 LINES_OF_A_FILE, LINES_OF_A_FUNCTION, ARGUMENTS = 450, 60, 8
-COMMAND_LINES = {"rlrazor.experiments.language.config.Config", "rlrazor.experiments.parity_mnist.config.Config"}
+COMMAND_LINES = {
+    f"rlrazor.experiments.{experiment}.config.Config" for experiment in ("language", "parity_mnist", "robot")
+}
 """A field of these, and of what derives from them, is an option of a command."""
 DOCUMENTS = {"rlrazor.system.schema.Schema", "rlrazor.system.schema.Open"}
 """What derives from these is made of a file's contents, whose keys are its fields."""

@@ -20,6 +20,7 @@ MOST_RUNS = 100_000  # of a grid: years, each being minutes
 MOST_VALUES = 1000  # of one setting, such as learning rates
 MOST_CHECKPOINTS = 100_000  # of a run, each of which is measured
 LONGEST_NAME = 4096  # characters, of a path too
+MOST_EPISODES = 10**6  # of a robot, at a time: all are in memory
 MOST_SAMPLES = 2**26  # in a step: their log-probabilities are 256 MiB
 _LARGEST_FLOAT32 = 3.4e38
 
@@ -56,6 +57,9 @@ _RATES = Bounds(0, _LARGEST_FLOAT32, open_low=True)
 _SEEDS = Bounds(0, LARGEST_SEED)
 _NATS = Bounds(0, 10**6)
 _PARTS = Bounds(0, 1, open_low=True, open_high=True)
+_UPDATES = Bounds(1, 10**7)
+_EPISODES = Bounds(1, 100_000)
+_NOISE = Bounds(0, 100)
 
 BOUNDS: Mapping[str, Bounds] = {
     "lr": _RATES,
@@ -92,7 +96,27 @@ BOUNDS: Mapping[str, Bounds] = {
     "pretrain_steps": Bounds(1, 10**7),
     "pretrain_epochs": Bounds(1, 10_000),
     "pretrain_size": Bounds(1, 60_000),  # images that the training sets have
+    "updates": _UPDATES,
+    "rl_updates": _UPDATES,
+    "grid": Bounds(1, 1000),
+    "per_start": _EPISODES,
+    "tries": _EPISODES,
+    "starts": _EPISODES,
+    "demonstrations": _EPISODES,
+    "new_demonstrations": _EPISODES,
+    "episodes": _EPISODES,
+    "kl_episodes": _EPISODES,
+    "noise": _NOISE,
+    "new_noise": _NOISE,
+    "expert_noise": _NOISE,
+    "bc_updates": _UPDATES,
+    "bc_batch": _COUNT,
+    "bc_lr": _RATES,
+    "width": Bounds(2, 65_536),
+    "layers": Bounds(1, 1000),
+    "heads": Bounds(1, 1000),
     "jobs": Bounds(1, 1024),
+    "workers": Bounds(0, 1024),
     "threads": Bounds(1, 1024),
     "micro_batch": _COUNT,
     "save_every": Bounds(0, MOST_STEPS),  # 0: never

@@ -35,10 +35,15 @@ def installing(extra: str) -> str:
     return f"in the checkout of rlrazor, pip install -e '.[{extra}]'"
 
 
-def needs_package(package: str, what: str) -> None:
-    """Raise MissingExtraError where a package that only `what` needs, the sentence's subject, is not installed."""
+def needs_package(package: str, what: str, install: str = "") -> None:
+    """Raise MissingExtraError where a package that only `what` needs, the sentence's subject, is not installed.
+
+    `install`: what pip is to install, by default the package.
+    """
     if not _is_installed(package):
-        raise MissingExtraError(f"{what} needs the package {package}, which is not installed: pip install {package}.")
+        raise MissingExtraError(
+            f"{what} needs the package {package}, which is not installed: pip install {install or package}."
+        )
 
 
 def _is_installed(package: str) -> bool:

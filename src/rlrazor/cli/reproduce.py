@@ -1,4 +1,4 @@
-"""`razor reproduce parity-mnist`, `language`, `continual` and `forecast`: whole experiments, from data to report."""
+"""`razor reproduce parity-mnist`, `language`, `continual`, `forecast`, `robot`: whole experiments, data to report."""
 
 import argparse
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlrazor import studies
-from rlrazor.cli import language, running
+from rlrazor.cli import language, robot, running
 from rlrazor.cli.outputs import check_run_folder
 from rlrazor.cli.printing import Subparsers
 from rlrazor.errors import RazorError
@@ -37,6 +37,7 @@ def add_to(commands: Subparsers) -> None:
     _add_parity(experiments)
     _add_continual(experiments)
     _add_forecast(experiments)
+    robot.add_to(experiments)
     of_models = experiments.add_parser(
         "language",
         help="the same on language models: the tiny one on a CPU, or the paper's grid",

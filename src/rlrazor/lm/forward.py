@@ -67,7 +67,7 @@ def prefill(model: Any, ids_BT: Tensor, mask_BT: Tensor, repeats: int) -> tuple[
     positions_BT = (mask_BT.cumsum(dim=1) - 1).clamp(min=0)
     last = _accepted(model, logits_to_keep=1)
     out = model(input_ids=ids_BT, attention_mask=mask_BT, position_ids=positions_BT, use_cache=True, **last)
-    cache = _cache_of(out)
+    cache = cache_of(out)
     if repeats > 1:
         next(iter(cache.values())).batch_repeat_interleave(repeats)
     return out.logits[:, -1].repeat_interleave(repeats, dim=0), cache
@@ -146,7 +146,7 @@ class Padded(PromptReader):
             use_cache=True,
             **self.cache,
         )
-        self.position_N, self.cache, self.logits = self.position_N + 1, _cache_of(out), out.logits[:, -1]
+        self.position_N, self.cache, self.logits = self.position_N + 1, cache_of(out), out.logits[:, -1]
 
     def keep(self, rows_M: Tensor) -> bool:
         """Go on with some of the sequences only; False where the cache does not allow it."""
@@ -171,7 +171,7 @@ class Cached(PromptReader):
 
     def follow(self, token_N: Tensor) -> None:
         """Read a token of each."""
-        self.out = self.model(input_ids=token_N[:, None], use_cache=True, **_cache_of(self.out))
+        self.out = self.model(input_ids=token_N[:, None], use_cache=True, **cache_of(self.out))
         self.logits = self.out.logits[:, -1]
 
 
@@ -208,7 +208,8 @@ WAYS: Sequence[Callable[..., PromptReader]] = (
 )
 
 
-def _cache_of(out: Any) -> dict[str, Any]:
+def cache_of(out: Any) -> dict[str, Any]:
+    """What a model keeps of the tokens it has read, as the argument that it takes it by. Raises AttributeError."""
     for name in _CACHES:
         if out.get(name) is not None:
             return {name: out[name]}

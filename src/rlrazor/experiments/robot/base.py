@@ -5,6 +5,7 @@ task has fewer of them or noisier ones, so that the base solves it now and then.
 """
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,14 @@ CLONING = "cloning the experts"
 
 
 def policy_of(settings: Mapping[str, Any], world: World) -> Policy:
-    """A policy, not yet trained, as these settings of a base have it. Initialised from torch's global generator."""
+    """A policy, not yet trained, as these settings of a base have it. Initialised from torch's global generator.
+
+    Where they name a `policy`, that is a vision-language model; see `vla`.
+    """
+    if "policy" in settings:
+        from rlrazor.experiments.robot.vla.loading import Source, load
+
+        return load(Source(settings["policy"], settings["dtype"], settings["lora_rank"]), world)
     return ActionTransformer(world, Size(settings["width"], settings["layers"], settings["heads"]))
 
 
@@ -44,7 +52,7 @@ def load_policy(settings: Mapping[str, Any], world: World, weights: Mapping[str,
 
 def weights_of(policy: Policy) -> dict[str, Tensor]:
     """All that the policy is to be had again from, as it is now."""
-    return {name: tensor.detach().clone() for name, tensor in policy.module.state_dict().items()}
+    return {name: tensor.detach().cpu().clone() for name, tensor in policy.module.state_dict().items()}
 
 
 def pretrain(spec: RunSpec, world: World, *, workers: int, cache: Path) -> Iterator[Checkpoint]:
@@ -64,9 +72,12 @@ def pretrain(spec: RunSpec, world: World, *, workers: int, cache: Path) -> Itera
 
 def demonstrations_for(spec: RunSpec, simulators: Simulators, cache: Path) -> Demonstrations:
     """What a base learns from: of the new task, then of each prior one."""
-    params, seed = spec.params, spec.seed
-    wanted = [Wanted(params["new_task"], params["new_demonstrations"], seed, noise=params["new_noise"])]
-    wanted += [Wanted(task, params["demonstrations"], seed, noise=params["noise"]) for task in params["prior_tasks"]]
+    params = spec.params
+    wanted = [Wanted(params["new_task"], params["new_demonstrations"], spec.seed, noise=params["new_noise"])]
+    wanted += [
+        Wanted(name, params["demonstrations"], spec.seed, noise=params["noise"]) for name in params["prior_tasks"]
+    ]
+    wanted = [replace(one, data=params.get("data", "")) for one in wanted]
     return Demonstrations.joined([demonstrations_of(simulators, one, cache) for one in wanted])
 
 

@@ -53,8 +53,8 @@ def digest_of(arrays: Arrays) -> str:
 def _read(path: Path) -> Arrays | None:
     """What is in a file, or None where it is missing or damaged."""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            found = {name: file[name] for name in file.files}
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            found = {name: arrays[name] for name in arrays.files}
         said = str(found.pop(_DIGEST))
     except _DAMAGE:
         return None

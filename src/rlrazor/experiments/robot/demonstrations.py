@@ -1,10 +1,11 @@
 """Demonstrations: episodes in which a scripted expert succeeded, made once."""
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -29,6 +30,7 @@ class Wanted:
     """What is to be demonstrated: `count` successes of a task, or of each start of a `grid` with so many on a side.
 
     Gaussian noise of the deviation `noise` is added to the expert's actions: what was carried out is what is learnt.
+    `data`: what the world is made from, such as the simulator's release.
     """
 
     task: str
@@ -37,6 +39,7 @@ class Wanted:
     route: str = FIRST
     noise: float = 0.0
     grid: int = 0
+    data: str = ""
 
 
 @dataclass(frozen=True)
@@ -86,9 +89,19 @@ class Demonstrations:
 
 
 def demonstrations_of(simulators: Simulators, wanted: Wanted, cache: Path) -> Demonstrations:
-    """Make them, or take them from the cache. Raises RazorError where the expert fails too often."""
-    made_of = {"format": FORMAT, "world": simulators.world.name, **asdict(wanted)}
+    """Make them, or take them from the cache; of a world that has recordings instead of experts, take these.
+
+    Raises RazorError where the expert fails too often, or there are too few recordings.
+    """
+    if recorded := getattr(simulators.world, "recorded", None):
+        return _recorded(recorded(wanted.task, wanted.route), wanted)
+    made_of = {**of_world(simulators.world), **asdict(wanted)}
     return Demonstrations.of(cached(cache, "demonstrations", made_of, lambda: _make(simulators, wanted).arrays()))
+
+
+def of_world(world: World) -> dict[str, Any]:
+    """What decides how episodes go, beside all that is asked for."""
+    return {"format": FORMAT, "world": world.name, "horizon": world.horizon}
 
 
 def _make(simulators: Simulators, wanted: Wanted) -> Demonstrations:
@@ -116,7 +129,19 @@ def _make(simulators: Simulators, wanted: Wanted) -> Demonstrations:
             if one.success:
                 found[place].append(one)
                 missing -= 1
-    whole = [one for own in found for one in own]
+    return _together([one for own in found for one in own], interactions)
+
+
+def _recorded(found: Iterator[Demonstrated], wanted: Wanted) -> Demonstrations:
+    """The first of a world's recordings, as many as are wanted; those of a grid's starts from wherever they are."""
+    count = wanted.count * (wanted.grid**2 or 1)
+    first = list(islice(found, count))
+    if len(first) < count:
+        raise RazorError(f"There are {len(first)} recorded episodes of {wanted.task!r}, and {count} are wanted.")
+    return _together(first, sum(len(one.actions) for one in first))
+
+
+def _together(whole: Sequence[Demonstrated], interactions: int) -> Demonstrations:
     return Demonstrations(
         [one.episode.instruction for one in whole],
         torch.tensor([len(one.actions) for one in whole]),

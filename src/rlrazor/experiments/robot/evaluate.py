@@ -24,6 +24,7 @@ from rlrazor.runs.store import Checkpoint, Weights
 from rlrazor.runs.sweep import DivergedError
 from rlrazor.system import phases
 
+LANES = 32
 HELD_OUT_SEED = 0  # of the episodes that all policies are measured on
 COMPARED = 1_000  # steps on which distances other than KL, and representations, are compared
 SAMPLED, GREEDY = "sampled", "greedy"
@@ -136,8 +137,14 @@ def play(
     found, acting = {}, Acting(policy)
     for done, task in enumerate(settings.tasks):
         phases.at(f"{PLAYING}, {SAMPLED if sampled else GREEDY}", done, len(settings.tasks))
-        found[task] = roll_out(simulators, settings.held_out(simulators.world, task, count), acting, sampled=sampled)
+        episodes = settings.held_out(simulators.world, task, count)
+        found[task] = roll_out(simulators, episodes, acting, sampled=sampled, lanes=lanes_for(count))
     return found
+
+
+def lanes_for(episodes: int) -> int:
+    """Lanes of each of a roll-out's two batches: no more than so many episodes fill."""
+    return min(LANES, -(-episodes // 2))
 
 
 def evaluate(

@@ -95,6 +95,24 @@ class Acting:
         return np.asarray(self.policy.actions_of(torch.from_numpy(tokens)).numpy())
 
 
+def choose(logits_NV: Tensor, noise_N: Tensor | None) -> Tensor:
+    """The likeliest outcomes (N,), or the first whose share of the distribution function is above the noise (N,)."""
+    if noise_N is None:
+        return logits_NV.argmax(dim=-1)
+    sums_NV = logits_NV.double().softmax(dim=-1).cumsum(dim=-1)
+    return (sums_NV <= noise_N[:, None] * sums_NV[:, -1:]).sum(dim=-1).clamp(max=logits_NV.shape[-1] - 1)
+
+
+def bins_of(actions_NA: Tensor, low_A: Tensor, high_A: Tensor, bins: int) -> Tensor:
+    """The bins (N, A) that actions lie in, of so many between their bounds; beyond these, the outermost."""
+    return ((actions_NA - low_A) / (high_A - low_A) * bins).long().clamp(0, bins - 1)
+
+
+def middles_of(tokens_NA: Tensor, low_A: Tensor, high_A: Tensor, bins: int) -> Tensor:
+    """The middles (N, A) of bins."""
+    return low_A + (tokens_NA + 0.5) / bins * (high_A - low_A)
+
+
 @dataclass(frozen=True)
 class Steps:
     """All T steps of E episodes, one after another.

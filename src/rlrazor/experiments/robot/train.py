@@ -15,7 +15,7 @@ from torch import Tensor
 from rlrazor.errors import RazorError
 from rlrazor.experiments.robot.base import batches_of, load_policy, weights_of
 from rlrazor.experiments.robot.cache import Arrays, cached
-from rlrazor.experiments.robot.demonstrations import FORMAT, Demonstrations, Wanted, demonstrations_of
+from rlrazor.experiments.robot.demonstrations import Demonstrations, Wanted, demonstrations_of, of_world
 from rlrazor.experiments.robot.evaluate import Reference, Settings, evaluate, play
 from rlrazor.experiments.robot.methods import Method, find_method
 from rlrazor.experiments.robot.policy import Acting, Policy, Seen, Steps, kl_of_actions, taken
@@ -152,9 +152,9 @@ class OwnTrajectories:
         steps = Steps.of(roll_out(self.simulators, episodes, Acting(policy), sampled=True))
         self.interactions += len(steps)
         weights_E = self.weights(policy, steps)
-        count = torch.arange(len(steps)) if self.kl_coef else weights_E[steps.episode_of].nonzero()[:, 0]
+        counted = torch.arange(len(steps)) if self.kl_coef else weights_E[steps.episode_of].nonzero()[:, 0]
         loss = 0.0
-        for rows in count.split(CHUNK):
+        for rows in counted.split(CHUNK) if len(counted) else ():
             seen, tokens_NA = steps.seen(rows), steps.tokens[rows]
             logp_NAV = policy.log_probs(seen, tokens_NA)
             part = (weights_E[steps.episode_of[rows]] * taken(logp_NAV, tokens_NA)).sum()
@@ -219,9 +219,10 @@ def learnt_from(spec: RunSpec, method: Method, simulators: Simulators, base: Pol
     params, task = spec.params, spec.root.params["new_task"]
     if method.route is not None:
         wanted = Wanted(task, params["per_start"], spec.seed, method.route, params["expert_noise"], params["grid"])
+        wanted = replace(wanted, data=spec.root.params.get("data", ""))
         return demonstrations_of(simulators, wanted, cache)
-    named = {"format": FORMAT, "world": simulators.world.name, "base": str(spec.starts_from), "seed": spec.seed}
-    made_of = {**named, "grid": params["grid"], "tries": params["tries"]}
+    drawn = {"base": str(spec.starts_from), "seed": spec.seed, "grid": params["grid"], "tries": params["tries"]}
+    made_of = {**of_world(simulators.world), **drawn}
     return Demonstrations.of(cached(cache, "own", made_of, lambda: own_successes(spec, simulators, base)))
 
 

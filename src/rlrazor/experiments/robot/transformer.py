@@ -18,13 +18,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rlrazor.errors import RazorError
-from rlrazor.experiments.robot.policy import Seen
+from rlrazor.experiments.robot.policy import Seen, bins_of, choose, middles_of
 from rlrazor.experiments.robot.rollout import HISTORY
 from rlrazor.experiments.robot.world import World
 
 BINS = 256
 FARTHEST = 10.0  # standard deviations from the demonstrations' mean that a state's number may have
-INITIAL_STD = 0.02
 FREQUENCY = 8.0  # deviation of the frequencies of bins' first embeddings, over an action range of 2
 
 KeysValues = tuple[Tensor, Tensor]
@@ -138,12 +137,11 @@ class ActionTransformer(nn.Module):
 
     def tokens_of(self, actions_NA: Tensor) -> Tensor:
         """See policy.Policy; an action beyond the bounds is in the outermost bin."""
-        share = (actions_NA - self.low) / (self.high - self.low)
-        return (share * self.bins).long().clamp(0, self.bins - 1)
+        return bins_of(actions_NA, self.low, self.high, self.bins)
 
     def actions_of(self, tokens_NA: Tensor) -> Tensor:
         """See policy.Policy."""
-        return self.low + (tokens_NA + 0.5) / self.bins * (self.high - self.low)
+        return middles_of(tokens_NA, self.low, self.high, self.bins)
 
     def log_probs(self, seen: Seen, tokens_NA: Tensor) -> Tensor:
         """See policy.Policy: all tokens in one pass."""
@@ -177,22 +175,23 @@ class ActionTransformer(nn.Module):
         tokens: list[Tensor] = []
         while True:
             logits_NV = self._logits(x_ND)
-            tokens.append(_choose(logits_NV, None if noise_NA is None else noise_NA[:, len(tokens)]))
+            tokens.append(choose(logits_NV, None if noise_NA is None else noise_NA[:, len(tokens)]))
             if len(tokens) == self.action_size:
                 return torch.stack(tokens, dim=1)
             x_ND = decoding.read(self._bins(tokens[-1][:, None], len(tokens) - 1))
 
     def _initialise(self) -> None:
-        """Small and normal. Embeddings of bins, going in and coming out, are waves, so that near bins are alike."""
+        """Normal, of the deviation width ** -0.5. Bins begin as waves, in and out, so that near ones are alike."""
+        std = self.size.width**-0.5
         for name, weight in self.named_parameters():
             if weight.ndim == 2:
-                nn.init.normal_(weight, std=INITIAL_STD)
+                nn.init.normal_(weight, std=std)
             elif name.endswith("bias"):
                 nn.init.zeros_(weight)
         for layer in self.layers:
             assert isinstance(layer, Layer)
             for last in (layer.attention_out, layer.mlp_out):
-                nn.init.normal_(last.weight, std=INITIAL_STD / math.sqrt(2 * self.size.layers))
+                nn.init.normal_(last.weight, std=std / math.sqrt(2 * self.size.layers))
         for linear in (self.state[0], self.state[2]):
             assert isinstance(linear, nn.Linear)
             nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
@@ -200,7 +199,7 @@ class ActionTransformer(nn.Module):
         for embedding in (self.bin, self.head):
             phases = torch.rand(self.size.width) * 2 * math.pi
             waves = (middles[:, None] * torch.randn(self.size.width) * FREQUENCY + phases).cos()
-            embedding.weight.data.copy_(waves * math.sqrt(2) * INITIAL_STD)
+            embedding.weight.data.copy_(waves * math.sqrt(2) * std)
 
     def _states(self, history_NHS: Tensor) -> Tensor:
         normal = ((history_NHS - self.mean) / self.std).clamp(-FARTHEST, FARTHEST)
@@ -272,14 +271,6 @@ def _mask(words_NW: Tensor, length: int) -> Tensor:
     causal = torch.full((length, length), -torch.inf).triu(1)
     shape = (len(words_NW), 1, length)
     return torch.cat([words_NW[:, None, None].expand(*shape, -1), causal.expand(*shape, -1)], dim=-1)
-
-
-def _choose(logits_NV: Tensor, noise_N: Tensor | None) -> Tensor:
-    """The likeliest, or the first whose share of the distribution function is above the noise."""
-    if noise_N is None:
-        return logits_NV.argmax(dim=-1)
-    sums_NV = logits_NV.double().softmax(dim=-1).cumsum(dim=-1)
-    return (sums_NV <= noise_N[:, None] * sums_NV[:, -1:]).sum(dim=-1).clamp(max=logits_NV.shape[-1] - 1)
 
 
 def _read(sentences: Sequence[str]) -> tuple[int, Tensor]:
