@@ -29,7 +29,7 @@ def solved_again(given: Demonstrations, wanted: Wanted) -> list[bool]:
         held = False
         for action in given.actions[row : row + length].numpy():
             point = np.clip(point + STRIDE * action.astype(np.float64), -1, 1)
-            held = held or np.linalg.norm(point - box) < NEAR
+            held = held or bool(np.linalg.norm(point - box) < NEAR)
             box = point if held else box
         found.append(bool(held and np.linalg.norm(box - goal) < NEAR))
         row += length
@@ -70,7 +70,12 @@ def test_demonstrations_are_made_once_and_again_where_the_file_is_damaged(
 ) -> None:
     made = []
     make = demonstrating._make
-    monkeypatch.setattr(demonstrating, "_make", lambda *given: made.append(given) or make(*given))
+
+    def counted(simulators: Simulators, wanted: Wanted) -> Demonstrations:
+        made.append(wanted)
+        return make(simulators, wanted)
+
+    monkeypatch.setattr(demonstrating, "_make", counted)
     with Simulators(Points()) as simulators:
         first = demonstrations_of(simulators, LATE, tmp_path)
         assert demonstrations_of(simulators, LATE, tmp_path).digest == first.digest

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from rlrazor.errors import RazorError
+from rlrazor.experiments.robot import rollout
 from rlrazor.experiments.robot import train as training
 from rlrazor.experiments.robot.methods import find_method
 from rlrazor.experiments.robot.policy import Policy, Steps
@@ -17,6 +18,7 @@ from rlrazor.experiments.robot.simulators import Simulators
 from rlrazor.experiments.robot.train import Fixed, OwnTrajectories, learnt_from, trajectory_log_probs, updates
 from rlrazor.runs.records import RunSpec
 from rlrazor.runs.sweep import DivergedError
+from rlrazor.seeding import seed_of
 from robot_runs import OFFLINE, ONLINE, Stored, checkpoints_of, run_spec
 from robot_worlds import Points
 
@@ -25,10 +27,9 @@ from robot_worlds import Points
 def rolled(monkeypatch: pytest.MonkeyPatch) -> list[list[Rolled]]:
     """All that is rolled out for training."""
     found: list[list[Rolled]] = []
-    roll_out = training.roll_out
 
     def spied(*given: Any, **options: Any) -> list[Rolled]:
-        found.append(roll_out(*given, **options))
+        found.append(rollout.roll_out(*given, **options))
         return found[-1]
 
     monkeypatch.setattr(training, "roll_out", spied)
@@ -135,7 +136,7 @@ def test_the_penalty_of_offline_methods_is_kl_to_the_base(robot_base: Stored) ->
             source = Fixed(spec, find_method("sft")[0], given, robot_base.policy)
             policy.module.zero_grad()
             found.append((source.accumulate(0, policy), gradients(policy).clone()))
-    rows = torch.randperm(len(source.steps), generator=torch.Generator().manual_seed(training.seed_of(0, "order")))[:50]
+    rows = torch.randperm(len(source.steps), generator=torch.Generator().manual_seed(seed_of(0, "order")))[:50]
     seen, tokens = source.steps.seen(rows), source.steps.tokens[rows]
     logp = policy.log_probs(seen, tokens).double()
     kl = (logp.exp() * (logp - robot_base.policy.log_probs(seen, tokens).double().detach())).sum(dim=(1, 2)).mean()

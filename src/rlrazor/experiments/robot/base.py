@@ -5,6 +5,7 @@ task has fewer of them or noisier ones, so that the base solves it now and then.
 """
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -71,9 +72,12 @@ def pretrain(spec: RunSpec, world: World, *, workers: int, cache: Path) -> Itera
 
 def demonstrations_for(spec: RunSpec, simulators: Simulators, cache: Path) -> Demonstrations:
     """What a base learns from: of the new task, then of each prior one."""
-    params, seed = spec.params, spec.seed
-    wanted = [Wanted(params["new_task"], params["new_demonstrations"], seed, noise=params["new_noise"])]
-    wanted += [Wanted(task, params["demonstrations"], seed, noise=params["noise"]) for task in params["prior_tasks"]]
+    params = spec.params
+    wanted = [Wanted(params["new_task"], params["new_demonstrations"], spec.seed, noise=params["new_noise"])]
+    wanted += [
+        Wanted(name, params["demonstrations"], spec.seed, noise=params["noise"]) for name in params["prior_tasks"]
+    ]
+    wanted = [replace(one, data=params.get("data", "")) for one in wanted]
     return Demonstrations.joined([demonstrations_of(simulators, one, cache) for one in wanted])
 
 

@@ -30,6 +30,7 @@ class Wanted:
     """What is to be demonstrated: `count` successes of a task, or of each start of a `grid` with so many on a side.
 
     Gaussian noise of the deviation `noise` is added to the expert's actions: what was carried out is what is learnt.
+    `data`: what the world is made from, such as the simulator's release.
     """
 
     task: str
@@ -38,6 +39,7 @@ class Wanted:
     route: str = FIRST
     noise: float = 0.0
     grid: int = 0
+    data: str = ""
 
 
 @dataclass(frozen=True)

@@ -152,9 +152,9 @@ class OwnTrajectories:
         steps = Steps.of(roll_out(self.simulators, episodes, Acting(policy), sampled=True))
         self.interactions += len(steps)
         weights_E = self.weights(policy, steps)
-        count = torch.arange(len(steps)) if self.kl_coef else weights_E[steps.episode_of].nonzero()[:, 0]
+        counted = torch.arange(len(steps)) if self.kl_coef else weights_E[steps.episode_of].nonzero()[:, 0]
         loss = 0.0
-        for rows in count.split(CHUNK) if len(count) else ():  # all succeeded, or none
+        for rows in counted.split(CHUNK) if len(counted) else ():
             seen, tokens_NA = steps.seen(rows), steps.tokens[rows]
             logp_NAV = policy.log_probs(seen, tokens_NA)
             part = (weights_E[steps.episode_of[rows]] * taken(logp_NAV, tokens_NA)).sum()
@@ -219,6 +219,7 @@ def learnt_from(spec: RunSpec, method: Method, simulators: Simulators, base: Pol
     params, task = spec.params, spec.root.params["new_task"]
     if method.route is not None:
         wanted = Wanted(task, params["per_start"], spec.seed, method.route, params["expert_noise"], params["grid"])
+        wanted = replace(wanted, data=spec.root.params.get("data", ""))
         return demonstrations_of(simulators, wanted, cache)
     drawn = {"base": str(spec.starts_from), "seed": spec.seed, "grid": params["grid"], "tries": params["tries"]}
     made_of = {**of_world(simulators.world), **drawn}

@@ -181,7 +181,7 @@ class ActionTransformer(nn.Module):
             x_ND = decoding.read(self._bins(tokens[-1][:, None], len(tokens) - 1))
 
     def _initialise(self) -> None:
-        """Normal, of the deviation width ** -0.5. Bins begin as waves, going in and coming out, so near ones are alike."""
+        """Normal, of the deviation width ** -0.5. Bins begin as waves, in and out, so that near ones are alike."""
         std = self.size.width**-0.5
         for name, weight in self.named_parameters():
             if weight.ndim == 2:

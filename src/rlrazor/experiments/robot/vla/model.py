@@ -40,9 +40,10 @@ class VisionLanguageAction(nn.Module):
 
     action_ids: Tensor
 
-    def __init__(self, model: nn.Module, processor: Any, world: World) -> None:
+    def __init__(self, model: Any, processor: Any, world: World) -> None:
         super().__init__()
-        self.model, self.processor, self.trained = model, processor, Trained(model)
+        self.model: Any = model
+        self.processor, self.trained = processor, Trained(model)
         tokenizer = processor.tokenizer
         tokenizer.padding_side = "left"
         if tokenizer.pad_token is None:
