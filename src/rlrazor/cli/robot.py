@@ -33,7 +33,9 @@ def add_to(experiments: Any) -> None:
     models = parser.add_argument_group("... of vision-language-action models, in LIBERO or SimplerEnv")
     for setting, text in SETTINGS.items():
         running.add_setting(models if setting in OF_MODELS else grid, setting, text, defaults[setting])
-    models.add_argument("--recordings", type=Path, metavar="DIR", help="recorded episodes, DIR/TASK/*.npz")
+    models.add_argument(
+        "--recordings", type=Path, metavar="DIR", help="recorded episodes, DIR/TASK/*.npz (default: none)"
+    )
     running.add_config(parser)
     running.add_jobs(parser)
     parser.add_argument(
