@@ -72,6 +72,22 @@ def test_log_probs_are_those_of_whole_passes(policy: VisionLanguageAction) -> No
             torch.testing.assert_close(over_all[row, place].double(), logits.log_softmax(0), atol=2e-4, rtol=1e-4)
 
 
+def test_a_few_states_at_a_time_are_all_at_once(policy: VisionLanguageAction, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the last digits, and so are gradients, though the forward passes are done again for them."""
+    found = []
+    for at_a_time in (16, 2):
+        monkeypatch.setattr("rlrazor.experiments.robot.vla.model.AT_A_TIME", at_a_time)
+        policy.module.zero_grad()
+        logp = taken(policy.log_probs(seen(), tokens()), tokens())
+        logp.sum().backward()
+        found.append((logp.detach(), [one.grad for one in policy.module.parameters() if one.grad is not None]))
+    (one, gradients), (other, others) = found
+    torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+    assert len(gradients) == len(others) > 10
+    for first, second in zip(gradients, others, strict=True):
+        torch.testing.assert_close(first, second, atol=1e-3, rtol=1e-3)
+
+
 def test_the_likeliest_action_and_a_drawn_one_are_those_of_whole_passes(policy: VisionLanguageAction) -> None:
     noise = np.random.default_rng(2).random((3, 3))
     for drawn in (None, torch.from_numpy(noise)):
