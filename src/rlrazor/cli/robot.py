@@ -54,7 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
     named = running.named(arguments, SETTINGS)
     preset = named.pop("preset", None) or "quick"
     config = configs.resolve(preset, named)
-    experiment = _experiment(arguments, config)
+    experiment = experiment_of(arguments, config)
     out, console = arguments.out or Path("runs") / f"robot-{preset}", Terminal(stderr=True)
     options = running.options_of_run(arguments, out, preset, jobs=arguments.jobs, weights=arguments.weights)
     if arguments.dry_run:
@@ -64,7 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
     return running.carry_out(arguments, out, console, lambda: runner.run(experiment, config, options, console))
 
 
-def _experiment(arguments: argparse.Namespace, config: configs.Config) -> Any:
+def experiment_of(arguments: argparse.Namespace, config: configs.Config) -> Any:
     """The experiment, on this machine. Raises MissingExtraError where its simulator is not installed."""
     from rlrazor.experiments.robot.worlds import world_of
 
