@@ -3,7 +3,9 @@
 import pytest
 import torch
 
-from rlrazor.experiments.robot.base import pretrain
+from rlrazor.experiments.robot.base import pretrain, weights_of
+from rlrazor.experiments.robot.evaluate import evaluate
+from rlrazor.experiments.robot.simulators import Simulators
 from rlrazor.runs.store import Keep, RunStore
 from robot_runs import Stored, base_spec
 from robot_worlds import Points
@@ -18,3 +20,14 @@ def robot_base(tmp_path_factory: pytest.TempPathFactory) -> Stored:
     store.keep(spec, Keep(all=True))
     store.write(spec, list(pretrain(spec, Points(), workers=0, cache=folder / "cache")), seconds=0)
     return Stored(spec, store, folder / "cache")
+
+
+@pytest.fixture(scope="session")
+def briefly_measured(robot_base: Stored) -> Stored:
+    """The same policy, of which six episodes of each task are measured."""
+    spec, policy = base_spec(episodes=6, kl_episodes=3), robot_base.policy
+    with Simulators(Points()) as simulators:
+        checkpoint = evaluate(spec, 0, 0.0, policy, simulators).checkpoint({}, lambda: weights_of(policy))
+    robot_base.store.keep(spec, Keep(all=True))
+    robot_base.store.write(spec, [checkpoint], seconds=0)
+    return Stored(spec, robot_base.store, robot_base.cache)

@@ -188,9 +188,9 @@ def test_sft_and_reinforce_learn_the_new_task(robot_base: Stored) -> None:
 
 
 @pytest.mark.parametrize(("name", "kind"), [("grpo+kl", ONLINE), ("sft-second", OFFLINE)])
-def test_the_same_spec_gives_the_same_bits(name: str, kind: Mapping[str, Any], robot_base: Stored) -> None:
-    spec = run_spec(robot_base.spec, name, kind, kl_coef=0.02 if "+kl" in name else 0.0, updates=2)
-    first, again = (checkpoints_of(spec, robot_base.store, robot_base.cache) for _ in range(2))
+def test_the_same_spec_gives_the_same_bits(name: str, kind: Mapping[str, Any], briefly_measured: Stored) -> None:
+    spec = run_spec(briefly_measured.spec, name, kind, kl_coef=0.02 if "+kl" in name else 0.0, updates=2)
+    first, again = (checkpoints_of(spec, briefly_measured.store, briefly_measured.cache) for _ in range(2))
     assert [one.record for one in first] == [one.record for one in again]
     assert [one.record.step for one in first] == [1, 2]
     assert [one.record.epoch for one in first] == [0.5, 1.0]
@@ -201,10 +201,10 @@ def test_the_same_spec_gives_the_same_bits(name: str, kind: Mapping[str, Any], r
     assert counted[0] < counted[1] if kind is ONLINE else counted[0] == counted[1] > 0
 
 
-def test_a_run_that_diverges_says_when(robot_base: Stored) -> None:
-    spec = run_spec(robot_base.spec, "sft", OFFLINE, lr=1e30)
+def test_a_run_that_diverges_says_when(briefly_measured: Stored) -> None:
+    spec = run_spec(briefly_measured.spec, "sft", OFFLINE, lr=1e30)
     with pytest.raises(DivergedError) as caught:
-        checkpoints_of(spec, robot_base.store, robot_base.cache)
+        checkpoints_of(spec, briefly_measured.store, briefly_measured.cache)
     assert 0 < caught.value.step <= 2
 
 

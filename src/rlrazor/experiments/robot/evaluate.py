@@ -24,7 +24,7 @@ from rlrazor.runs.store import Checkpoint, Weights
 from rlrazor.runs.sweep import DivergedError
 from rlrazor.system import phases
 
-LANES = 32
+LANES = 50  # of each of a roll-out's two batches, at most
 HELD_OUT_SEED = 0  # of the episodes that all policies are measured on
 COMPARED = 1_000  # steps on which distances other than KL, and representations, are compared
 SAMPLED, GREEDY = "sampled", "greedy"
@@ -143,7 +143,7 @@ def play(
 
 
 def lanes_for(episodes: int) -> int:
-    """Lanes of each of a roll-out's two batches: no more than so many episodes fill."""
+    """Lanes of each batch: as many as so many episodes fill, so that the last ones seldom run with few beside them."""
     return min(LANES, -(-episodes // 2))
 
 

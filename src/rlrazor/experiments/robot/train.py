@@ -16,7 +16,7 @@ from rlrazor.errors import RazorError
 from rlrazor.experiments.robot.base import batches_of, load_policy, weights_of
 from rlrazor.experiments.robot.cache import Arrays, cached
 from rlrazor.experiments.robot.demonstrations import Demonstrations, Wanted, demonstrations_of, of_world
-from rlrazor.experiments.robot.evaluate import Reference, Settings, evaluate, play
+from rlrazor.experiments.robot.evaluate import Reference, Settings, evaluate, lanes_for, play
 from rlrazor.experiments.robot.methods import Method, find_method
 from rlrazor.experiments.robot.policy import Acting, Policy, Seen, Steps, kl_of_actions, taken
 from rlrazor.experiments.robot.rollout import roll_out
@@ -149,7 +149,8 @@ class OwnTrajectories:
         """See Source. A chunk of states at a time, since a round of trajectories has thousands."""
         episodes = repeated([self.starts[row] for row in next(self.batches).tolist()], self.group_size)
         episodes = [replace(one, draw=one.draw + update * self.group_size) for one in episodes]
-        steps = Steps.of(roll_out(self.simulators, episodes, Acting(policy), sampled=True))
+        lanes = lanes_for(len(episodes))
+        steps = Steps.of(roll_out(self.simulators, episodes, Acting(policy), sampled=True, lanes=lanes))
         self.interactions += len(steps)
         weights_E = self.weights(policy, steps)
         counted = torch.arange(len(steps)) if self.kl_coef else weights_E[steps.episode_of].nonzero()[:, 0]
@@ -230,7 +231,7 @@ def own_successes(spec: RunSpec, simulators: Simulators, base: Policy) -> Arrays
     """Sample `tries` trajectories of the base from each start, and keep those that succeed."""
     phases.at(OWN)
     episodes = repeated(training_starts(spec, simulators.world), spec.params["tries"])
-    rolled = roll_out(simulators, episodes, Acting(base), sampled=True)
+    rolled = roll_out(simulators, episodes, Acting(base), sampled=True, lanes=lanes_for(len(episodes)))
     succeeded = [one for one in rolled if one.success]
     if not succeeded:
         raise RazorError(
