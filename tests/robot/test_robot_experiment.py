@@ -14,7 +14,7 @@ import polars as pl
 import pytest
 from PIL import Image
 from rich.console import Console
-from scipy.stats import binomtest
+from scipy.stats import binomtest  # type: ignore[attr-defined]  # scipy exports it dynamically
 
 from rlrazor.errors import RazorError
 from rlrazor.experiments.robot.base import load_policy
@@ -190,7 +190,7 @@ def test_the_page_holds_films_before_and_after(folder: Path, results: Results) -
     assert len(films) == 6  # of new and prior task: base, SFT, REINFORCE
     film = Image.open(io.BytesIO(base64.b64decode(films[0])))
     assert film.format == "GIF"
-    assert film.n_frames > 3
+    film.seek(3)  # which raises EOFError where there is none
     assert len(re.findall("data:image/png;base64,", page)) >= 3
     assert "REINFORCE: carry, after, seed 0" in page
 
