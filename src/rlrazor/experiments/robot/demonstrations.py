@@ -161,7 +161,7 @@ def training_grid(world: World, task: str, side: int, seed: int) -> list[Episode
 def _starts(world: World, wanted: Wanted) -> list[deque[Episode]]:
     """The episodes to try, in order: for each start of a grid its own, or each from another start."""
     if not wanted.grid:
-        purpose = f"demonstrations/{wanted.route}"
-        return [deque(episodes_of(world, wanted.task, wanted.count * TRIES, seed=wanted.seed, purpose=purpose))]
+        tried = wanted.count * TRIES
+        return [deque(episodes_of(world, wanted.task, tried, seed=wanted.seed, purpose="demonstrations"))]
     cells = training_grid(world, wanted.task, wanted.grid, wanted.seed)
     return [deque(replace(cell, draw=draw) for draw in range(wanted.count * TRIES)) for cell in cells]
