@@ -81,7 +81,7 @@ def test_demonstrations_are_made_once_and_again_where_the_file_is_damaged(
         first = demonstrations_of(simulators, LATE, tmp_path)
         assert demonstrations_of(simulators, LATE, tmp_path).digest == first.digest
         assert len(made) == 1
-        (path,) = tmp_path.iterdir()
+        (path,) = tmp_path.glob("*.npz")
         whole = path.read_bytes()
         place = whole.index(first.actions.numpy().tobytes()) + 5
         for damaged in (b"", whole[:-100], b"junk", whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :]):
