@@ -65,7 +65,12 @@ def idefics3() -> tuple[Any, Any]:
     images = Idefics3ImageProcessorPil(size=size, max_image_size=size, do_image_splitting=False)
     scale = 2
     processor = Idefics3Processor(images, words, image_seq_len=(SIDE // PATCH // scale) ** 2)
-    vision = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision: dict[str, Any] = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
     vision |= {"image_size": SIDE, "patch_size": PATCH, "initializer_range": 0.3}
     config = Idefics3Config(
         image_token_id=words.convert_tokens_to_ids("<image>"),

@@ -47,7 +47,8 @@ def test_demonstrations_are_successes_as_many_as_are_wanted(tmp_path: Path) -> N
         assert solved_again(given, LATE) == [True] * count
     assert plain.interactions == len(plain.actions)
     assert noisy.interactions > len(noisy.actions)  # what failed took steps too
-    assert around.lengths.double().mean() > plain.lengths.double().mean() + 5
+    assert (around.lengths > plain.lengths).all()  # from the same starts by a longer way
+    assert torch.equal(around.history[0], plain.history[0])
     firsts = torch.cat([torch.zeros(1, dtype=torch.int64), on_grid.lengths.cumsum(0)[:-1]])
     boxes = {tuple(round(value, 5) for value in row) for row in on_grid.history[firsts][:, -1, 2:4].tolist()}
     middles = (-0.66667, 0.0, 0.66667)
@@ -80,7 +81,7 @@ def test_demonstrations_are_made_once_and_again_where_the_file_is_damaged(
         first = demonstrations_of(simulators, LATE, tmp_path)
         assert demonstrations_of(simulators, LATE, tmp_path).digest == first.digest
         assert len(made) == 1
-        (path,) = tmp_path.iterdir()
+        (path,) = tmp_path.glob("*.npz")
         whole = path.read_bytes()
         place = whole.index(first.actions.numpy().tobytes()) + 5
         for damaged in (b"", whole[:-100], b"junk", whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :]):

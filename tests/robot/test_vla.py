@@ -45,7 +45,8 @@ def whole_logits(policy: VisionLanguageAction, row: int, said: list[int]) -> Ten
     ids = torch.cat([inputs["input_ids"], torch.tensor([said], dtype=torch.long)], dim=1)
     more = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     with torch.no_grad():
-        return policy.model(**{**inputs, **more}, use_cache=False).logits[0, -1].double()
+        logits: Tensor = policy.model(**{**inputs, **more}, use_cache=False).logits[0, -1].double()
+        return logits
 
 
 def test_actions_are_the_last_ordinary_tokens_from_the_end_of_the_vocabulary() -> None:
@@ -71,10 +72,26 @@ def test_log_probs_are_those_of_whole_passes(policy: VisionLanguageAction) -> No
             torch.testing.assert_close(over_all[row, place].double(), logits.log_softmax(0), atol=2e-4, rtol=1e-4)
 
 
+def test_a_few_states_at_a_time_are_all_at_once(policy: VisionLanguageAction, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the last digits, and so are gradients, though the forward passes are done again for them."""
+    found = []
+    for at_a_time in (16, 2):
+        monkeypatch.setattr("rlrazor.experiments.robot.vla.model.AT_A_TIME", at_a_time)
+        policy.module.zero_grad()
+        logp = taken(policy.log_probs(seen(), tokens()), tokens())
+        logp.sum().backward()
+        found.append((logp.detach(), [one.grad for one in policy.module.parameters() if one.grad is not None]))
+    (one, gradients), (other, others) = found
+    torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+    assert len(gradients) == len(others) > 10
+    for first, second in zip(gradients, others, strict=True):
+        torch.testing.assert_close(first, second, atol=1e-3, rtol=1e-3)
+
+
 def test_the_likeliest_action_and_a_drawn_one_are_those_of_whole_passes(policy: VisionLanguageAction) -> None:
     noise = np.random.default_rng(2).random((3, 3))
     for drawn in (None, torch.from_numpy(noise)):
-        found = policy.act(seen(), drawn, policy.remember())
+        found = policy.act(seen(), drawn)
         for row in range(3):
             said: list[int] = []
             for place in range(3):
@@ -90,7 +107,7 @@ def test_kl_of_actions_is_scipys_over_bins_and_over_the_vocabulary(policy: Visio
     other = VisionLanguageAction(*ARCHITECTURES["idefics3"](), WORLD)
     with torch.no_grad():
         for weight in other.parameters():
-            weight += 0.05 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(3))
+            weight.add_(0.05 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(3)))
         pairs = [
             (policy.log_probs(seen(), tokens()), other.log_probs(seen(), tokens())),
             (policy.vocabulary_log_probs(seen(), tokens()), other.vocabulary_log_probs(seen(), tokens())),
@@ -111,7 +128,7 @@ def test_the_kl_of_a_whole_action_is_the_mean_over_the_tokens_before(policy: Vis
     given = torch.stack([firsts, firsts * 0, firsts * 0], dim=1)
     base = policy.log_probs(many, given)[:, :2].double()
     for weight in other.parameters():
-        weight += 0.05 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(4))
+        weight.add_(0.05 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(4)))
     tuned = other.log_probs(many, given)[:, :2].double()
     joint, other_joint = (logp[:, 0].diagonal()[:, None] + logp[:, 1] for logp in (base, tuned))
     of_joint = float(rel_entr(joint.exp().numpy(), other_joint.exp().numpy()).sum())
@@ -134,7 +151,7 @@ def test_an_adapter_alone_is_trained_stored_and_put_back(policy: VisionLanguageA
         assert len(moved) > len(names) / 2  # LLaVA passes over the vision encoder's last layer
         for weight in moved:
             assert weight.grad is not None
-            weight -= 0.1 * weight.grad
+            weight.sub_(0.1 * weight.grad)
     after = adapted.log_probs(seen(), tokens()).detach()
     assert taken(after, tokens()).mean() > taken(before, tokens()).mean() + 0.1
     kept = {name: tensor.clone() for name, tensor in adapted.module.state_dict().items()}

@@ -33,7 +33,9 @@ def add_to(experiments: Any) -> None:
     models = parser.add_argument_group("... of vision-language-action models, in LIBERO or SimplerEnv")
     for setting, text in SETTINGS.items():
         running.add_setting(models if setting in OF_MODELS else grid, setting, text, defaults[setting])
-    models.add_argument("--recordings", type=Path, metavar="DIR", help="recorded episodes, DIR/TASK/*.npz")
+    models.add_argument(
+        "--recordings", type=Path, metavar="DIR", help="recorded episodes, DIR/TASK/*.npz (default: none)"
+    )
     running.add_config(parser)
     running.add_jobs(parser)
     parser.add_argument(
@@ -52,7 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
     named = running.named(arguments, SETTINGS)
     preset = named.pop("preset", None) or "quick"
     config = configs.resolve(preset, named)
-    experiment = _experiment(arguments, config)
+    experiment = experiment_of(arguments, config)
     out, console = arguments.out or Path("runs") / f"robot-{preset}", Terminal(stderr=True)
     options = running.options_of_run(arguments, out, preset, jobs=arguments.jobs, weights=arguments.weights)
     if arguments.dry_run:
@@ -62,7 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
     return running.carry_out(arguments, out, console, lambda: runner.run(experiment, config, options, console))
 
 
-def _experiment(arguments: argparse.Namespace, config: configs.Config) -> Any:
+def experiment_of(arguments: argparse.Namespace, config: configs.Config) -> Any:
     """The experiment, on this machine. Raises MissingExtraError where its simulator is not installed."""
     from rlrazor.experiments.robot.worlds import world_of
 

@@ -42,6 +42,8 @@ PAPER: Mapping[str, tuple[float, float]] = {
 _OF_INPUTS = {
     "kl_forward": LABELS["kl_forward"],
     "kl_reverse": LABELS["kl_reverse"],
+    "kl_forward_per_episode": "forward KL of an episode",
+    "kl_reverse_per_episode": "reverse KL of an episode",
     "total_variation": "total variation",
     "output_l2": "output L2",
     "jensen_shannon": "Jensen-Shannon",

@@ -44,15 +44,19 @@ THEORY = "theory"  # needs no runs at all, but looks at the plain RL runs of the
 WITH_RL = ("quadrants", "baselines")
 
 SEQUENCES = ("continual", "own-sequence")  # of tables of stages, and then first on the page
+STATES = "states"  # of sweeps of robots, which measure KL on states of the new task and of the prior ones
 TEXT_PROBES = "text-probes"  # of sweeps of language models that measured KL on further inputs
 
 PAGE = (
     *SEQUENCES,
     *(
+        "successes",
         "learning-rates",
+        "interactions",
         "items",
         "kl-laws",
         TEXT_PROBES,
+        STATES,
         "forecasts",
         "predictors",
         "precision",
@@ -81,7 +85,9 @@ def kinds() -> "Kinds":
 
     studies = {name: load(name) for name in STUDIES}
     own = {name: study if isinstance(study, Kind) else Kind(study.section) for name, study in studies.items()}
-    of_tables = {name: f"rlrazor.studies.{name.replace('-', '_')}" for name in (THEORY, *SEQUENCES, TEXT_PROBES)}
+    of_tables = {
+        name: f"rlrazor.studies.{name.replace('-', '_')}" for name in (THEORY, *SEQUENCES, TEXT_PROBES, STATES)
+    }
     own |= {name: import_module(module).KIND for name, module in of_tables.items()}
     return {name: (KINDS | own)[name] for name in PAGE}
 

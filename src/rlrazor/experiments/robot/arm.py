@@ -162,8 +162,8 @@ class Arm:
 
     def clear(self) -> None:
         """Forget whatever was simulated before."""
-        mujoco.mj_resetData(self.model, self.data)
         self.model.body_pos[:], self.model.site_pos[:] = self.bodies, self.sites
+        mujoco.mj_resetData(self.model, self.data)
 
     def restore(self, state: State) -> None:
         """Put a state into the simulator."""

@@ -77,22 +77,22 @@ def _training(spec: RunSpec, seconds: Seconds, length: float) -> float:
     """Of a run, but for what it shares with others, and what is measured."""
     params = spec.params
     if spec.method == BASE:
-        return params["bc_updates"] * params["bc_batch"] * seconds.gradient
+        return float(params["bc_updates"] * params["bc_batch"] * seconds.gradient)
     if find_method(spec.method)[0].on_policy:
         states = params["updates"] * params["starts"] * params["group_size"] * length
-        return states * (seconds.step + seconds.gradient)
-    return params["updates"] * params["batch_size"] * seconds.gradient
+        return float(states * (seconds.step + seconds.gradient))
+    return float(params["updates"] * params["batch_size"] * seconds.gradient)
 
 
 def _shown(spec: RunSpec) -> int:
     """How many episodes a run learns from that are there before it: demonstrations, or tries of the base."""
     params = spec.params
     if spec.method == BASE:
-        return params["new_demonstrations"] + params["demonstrations"] * len(params["prior_tasks"])
+        return int(params["new_demonstrations"] + params["demonstrations"] * len(params["prior_tasks"]))
     method, _ = find_method(spec.method)
     if method.on_policy:
         return 0
-    return params["grid"] ** 2 * (params["tries"] if method.own else params["per_start"])
+    return int(params["grid"] ** 2 * (params["tries"] if method.own else params["per_start"]))
 
 
 def _evaluation(spec: RunSpec, seconds: Seconds, length: float) -> float:
@@ -100,7 +100,7 @@ def _evaluation(spec: RunSpec, seconds: Seconds, length: float) -> float:
     params = spec.root.params
     tasks = 1 + len(params["prior_tasks"])
     played = len(MODES) * params["episodes"] * seconds.step + KL_PASSES * params["kl_episodes"] * seconds.look
-    return tasks * length * played
+    return float(tasks * length * played)
 
 
 def _timed(config: Config, world: World, policy: Policy, workers: int) -> Seconds:

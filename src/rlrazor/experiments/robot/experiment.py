@@ -60,8 +60,11 @@ class Robot:
         the threads.
         """
         prepare_process(1)
-        world, how = self.world_of(spec.root.params["world"]), {"workers": self.workers, "cache": self.cache_folder}
-        run = pretrain(spec, world, **how) if spec.method == BASE else finetune(spec, world, store, **how)
+        world = self.world_of(spec.root.params["world"])
+        if spec.method == BASE:
+            run = pretrain(spec, world, workers=self.workers, cache=self.cache_folder)
+        else:
+            run = finetune(spec, world, store, workers=self.workers, cache=self.cache_folder)
         last = None
         for last in run:
             yield last

@@ -52,8 +52,9 @@ class SideGrasp:
     ASIDE = 0.1  # m from the puck, along the table's edge, across which the fingers open
     LIFT = 0.15  # m, the height up to which it lifts straight
     OVER = 0.1  # m above the goal, from where it comes down
-    GRIP = 0.6
+    GRIP = 0.8  # with .6 the puck slips out at one of eight starts under noise of .1
     WAIT = 8  # steps to close the fingers for
+    AT, LOST = 0.02, 0.06  # m from the puck: near enough to close the fingers, and without it
 
     def __init__(self) -> None:
         self.beside = self.lifted = self.over = False
@@ -68,12 +69,15 @@ class SideGrasp:
 
     def _aim(self, hand: Floats, puck: Floats, goal: Floats) -> tuple[Floats, float]:
         low = puck + np.array([0, 0, 0.03], np.float32)
+        if self.closing == self.WAIT and np.linalg.norm(hand - low) > self.LOST:  # it has slipped out: once more
+            self.beside = self.lifted = self.over = False
+            self.closing = 0
         if self.closing == 0:
             aside = low + np.array([np.copysign(self.ASIDE, -puck[0]), 0, 0], np.float32)
             self.beside = self.beside or bool(np.linalg.norm(hand - aside) < 0.03)
             if not self.beside:
                 return aside, -1.0
-            if np.linalg.norm(hand - low) > 0.015:
+            if np.linalg.norm(hand - low) > self.AT:
                 return low, -1.0
         if self.closing < self.WAIT:
             self.closing += 1

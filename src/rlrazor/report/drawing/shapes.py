@@ -1,5 +1,6 @@
 """What a figure is, as data: panels, each a pair of axes with layers, which are points and curves."""
 
+from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
@@ -142,10 +143,25 @@ class Panel:
 
 
 @dataclass(frozen=True)
+class Picture:
+    """What is not drawn from data, such as a film: the bytes of a PNG or GIF, and a line of text below it."""
+
+    caption: str
+    data: bytes
+    kind: str = "gif"
+
+    @property
+    def source(self) -> str:
+        """All of it, as a page takes it."""
+        return f"data:image/{self.kind};base64,{b64encode(self.data).decode()}"
+
+
+@dataclass(frozen=True)
 class Figure:
     """Panels in rows. `clipped` counts checkpoints whose new-task accuracy is below what the axes show.
 
-    `height`, in pixels, is for a figure that needs another one than its rows suggest.
+    `height`, in pixels, is for a figure that needs another one than its rows suggest. `pictures` stand below it, on a
+    page and nowhere else.
     """
 
     name: str
@@ -153,6 +169,7 @@ class Figure:
     columns: int
     clipped: int = 0
     height: int | None = None
+    pictures: Sequence[Picture] = ()
 
     @property
     def rows(self) -> int:

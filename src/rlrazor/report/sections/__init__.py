@@ -10,13 +10,24 @@ from pathlib import Path
 import polars as pl
 
 from rlrazor.errors import RazorError, cause_of
-from rlrazor.report.sections import forecasts, items, kl_laws, learning_rates, predictors, representation
+from rlrazor.report.sections import (
+    forecasts,
+    interactions,
+    items,
+    kl_laws,
+    learning_rates,
+    predictors,
+    representation,
+    successes,
+)
 from rlrazor.report.study import Kind, Kinds, Section, Study
 from rlrazor.report.sweep import Sweep, described, study_in
 from rlrazor.runs.records import JSON
 
 KINDS: Kinds = {
+    successes.NAME: Kind(successes.section, successes.applies),
     learning_rates.NAME: Kind(learning_rates.section, learning_rates.applies),
+    interactions.NAME: Kind(interactions.section, interactions.applies),
     items.NAME: Kind(items.section, items.applies),
     "kl-laws": Kind(kl_laws.section, kl_laws.applies),
     "forecasts": Kind(forecasts.section),

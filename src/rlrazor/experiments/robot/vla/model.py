@@ -12,13 +12,14 @@ in training and in KL alike. `vocabulary_log_probs` is over all tokens, as OpenV
 policy the two hardly differ. `policy.kl_of_actions` gives the exact KL of an action in either.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from rlrazor.experiments.robot.policy import Seen, bins_of, choose, middles_of
 from rlrazor.experiments.robot.vla.tokens import action_token_ids
@@ -28,6 +29,7 @@ from rlrazor.lm.forward import cache_of
 
 BINS = 256
 PROMPT = "In: What action should the robot take to {instruction}?\nOut:"
+AT_A_TIME = 16  # states
 IDLE = "wait"  # what a lane without an episode is asked
 
 
@@ -40,9 +42,10 @@ class VisionLanguageAction(nn.Module):
 
     action_ids: Tensor
 
-    def __init__(self, model: nn.Module, processor: Any, world: World) -> None:
+    def __init__(self, model: Any, processor: Any, world: World) -> None:
         super().__init__()
-        self.model, self.processor, self.trained = model, processor, Trained(model)
+        self.model: Any = model
+        self.processor, self.trained = processor, Trained(model)
         tokenizer = processor.tokenizer
         tokenizer.padding_side = "left"
         if tokenizer.pad_token is None:
@@ -76,11 +79,11 @@ class VisionLanguageAction(nn.Module):
 
     def log_probs(self, seen: Seen, tokens_NA: Tensor) -> Tensor:
         """See policy.Policy: all tokens in one pass."""
-        return self._logits(seen, tokens_NA)[..., self.action_ids].log_softmax(dim=-1).cpu()
+        return self._at_a_time(lambda *given: self._logits(*given)[..., self.action_ids], seen, tokens_NA)
 
     def vocabulary_log_probs(self, seen: Seen, tokens_NA: Tensor) -> Tensor:
         """The same over the whole vocabulary: (N, A, tokens of it), of which `action_ids` are the bins."""
-        return self._logits(seen, tokens_NA).log_softmax(dim=-1).cpu()
+        return self._at_a_time(self._logits, seen, tokens_NA)
 
     def remember(self) -> None:
         """See policy.Policy: an instruction is read together with its image, so nothing can be kept."""
@@ -108,6 +111,20 @@ class VisionLanguageAction(nn.Module):
 
     def normalise_by(self, history_NHS: Tensor) -> None:
         """See policy.Policy: images are scaled by the processor."""
+
+    def _at_a_time(self, logits_of: Callable[[Seen, Tensor], Tensor], seen: Seen, tokens_NA: Tensor) -> Tensor:
+        """Log-probabilities of a few states after another. With gradient each few are computed again in the backward
+        pass, since what the model keeps for it is a gigabyte a state.
+        """
+
+        def of(rows: Tensor) -> Tensor:
+            few = Seen([seen.instructions[row] for row in rows.tolist()], seen.history[rows])
+            return logits_of(few, tokens_NA[rows]).log_softmax(dim=-1).cpu()
+
+        parts = torch.arange(len(tokens_NA)).split(AT_A_TIME)
+        if not torch.is_grad_enabled():
+            return torch.cat([of(rows) for rows in parts])
+        return torch.cat([checkpoint(of, rows, use_reentrant=False) for rows in parts])
 
     def _logits(self, seen: Seen, tokens_NA: Tensor) -> Tensor:
         """At each of an action's tokens, given those before it: (N, A, vocabulary), in float32."""
