@@ -120,11 +120,10 @@ class Reference:
 
 @dataclass(frozen=True)
 class Measured:
-    """A record, and what became of each episode of the prior tasks; `sampled`: the episodes that were sampled."""
+    """A record, and what became of each episode of the prior tasks."""
 
     record: Record
     items: pl.DataFrame
-    sampled: Mapping[str, Sequence[Rolled]]
 
     def checkpoint(self, metrics: Mapping[str, float], weights: Callable[[], Weights]) -> Checkpoint:
         """With these metrics beside its own."""
@@ -188,7 +187,7 @@ def evaluate(
         metrics={**metrics, "episodes": float(settings.episodes)},
     )
     outcomes = _outcomes(settings, played[settings.scored])
-    return Measured(record, items.beside(outcomes if before is None else before, outcomes), played[SAMPLED])
+    return Measured(record, items.beside(outcomes if before is None else before, outcomes))
 
 
 @contextmanager
