@@ -82,7 +82,7 @@ def test_who_fails_lets_the_next_one_try(tmp_path: Path) -> None:
 def test_a_lock_that_cannot_be_had_costs_nothing_but_time(tmp_path: Path) -> None:
     """It is a link to somebody's file: that is left alone, and what is made is kept all the same."""
     cached(tmp_path / "one", KIND, MADE_OF, lambda: {"is": np.arange(3)})
-    (name,) = [path.name for path in (tmp_path / "one").glob("*.lock")]
+    (name,) = [path.name for path in (tmp_path / "one").glob(".*.lock")]
     (tmp_path / "somebodys").write_text("precious")
     (tmp_path / "two").mkdir()
     (tmp_path / "two" / name).symlink_to(tmp_path / "somebodys")

@@ -84,14 +84,14 @@ def _write(path: Path, arrays: Arrays) -> None:
 def _locked(path: Path) -> Iterator[None]:
     """Wait until no other process is making this file, and keep others from it within the block.
 
-    The kernel drops the lock with the process, however that ends; the empty file of it stays. Where no file can be
-    written, and on file systems without locks, each makes its own.
+    The kernel drops the lock with the process, however that ends; the empty, hidden file of it stays. Where no file can
+    be written, and on file systems without locks, each makes its own.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # Without following a link, or waiting for who reads a pipe: it may be somebody's.
         flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
-        lock = os.open(path.with_suffix(".lock"), flags, 0o666)
+        lock = os.open(path.with_name(f".{path.stem}.lock"), flags, 0o666)
     except OSError:
         yield
         return
