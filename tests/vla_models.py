@@ -65,7 +65,12 @@ def idefics3() -> tuple[Any, Any]:
     images = Idefics3ImageProcessorPil(size=size, max_image_size=size, do_image_splitting=False)
     scale = 2
     processor = Idefics3Processor(images, words, image_seq_len=(SIDE // PATCH // scale) ** 2)
-    vision: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision: dict[str, Any] = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
     vision |= {"image_size": SIDE, "patch_size": PATCH, "initializer_range": 0.3}
     config = Idefics3Config(
         image_token_id=words.convert_tokens_to_ids("<image>"),
@@ -127,6 +132,9 @@ class Square:
     def act(self, action: NDArray[np.float32]) -> tuple[NDArray[np.uint8], bool]:
         self.at = np.clip(self.at + 0.1 * action[:2].astype(float), 0, 1)
         return self.seen(), bool(self.at[1] > 0.8 if self.up else self.at[1] < 0.2)
+
+    def close(self) -> None:
+        self.closed = True
 
     def seen(self) -> NDArray[np.uint8]:
         image = np.full((SIDE, SIDE, 3), 20, np.uint8)
