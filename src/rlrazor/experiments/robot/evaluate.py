@@ -272,8 +272,15 @@ def _change(base: Representation, tuned: Representation) -> dict[str, float]:
 
 
 def _successes(settings: Settings, played: Mapping[str, Mapping[str, Sequence[Rolled]]]) -> dict[str, float]:
-    """The share of episodes that succeeded in each mode: of the new task, of each prior one, and their mean."""
+    """The share of episodes that succeeded in each mode: of the new task, of each prior one, and their mean.
+
+    `greedy_alone`: of those that did so greedily and not when sampled, which pairs the two modes.
+    """
     found = {}
+    for task in settings.tasks:
+        pairs = zip(played[SAMPLED][task], played[GREEDY][task], strict=True)
+        name = "new" if task == settings.new_task else task
+        found[f"greedy_alone_{name}"] = fmean(greedy.success and not sampled.success for sampled, greedy in pairs)
     for mode, of_tasks in played.items():
         shares = {task: fmean(one.success for one in rolled) for task, rolled in of_tasks.items()}
         found[f"{mode}_new"] = shares[settings.new_task]
