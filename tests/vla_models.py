@@ -133,6 +133,9 @@ class Square:
         self.at = np.clip(self.at + 0.1 * action[:2].astype(float), 0, 1)
         return self.seen(), bool(self.at[1] > 0.8 if self.up else self.at[1] < 0.2)
 
+    def close(self) -> None:
+        self.closed = True
+
     def seen(self) -> NDArray[np.uint8]:
         image = np.full((SIDE, SIDE, 3), 20, np.uint8)
         column, row = (self.at * (SIDE - 6)).astype(int)

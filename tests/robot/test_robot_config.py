@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from rlrazor.cli import main
+from rlrazor.cli.robot import workers_for
 from rlrazor.errors import RazorError
 from rlrazor.experiments.robot import cost
 from rlrazor.experiments.robot.config import ALL_METHODS, PRESETS, Config, parse_setting, resolve
@@ -114,7 +115,7 @@ def test_the_config_imports_neither_torch_nor_a_simulator() -> None:
 def test_a_dry_run_counts_and_times(capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--methods", "sft,reinforce,kl-dpg", "--rl-lrs", "1e-4,1e-3", "--seeds", "0,1"]
     assert main(["reproduce", "robot", *options, "--dry-run", "--json", "--jobs", "1", "--workers", "0"]) == 0
-    estimate = json.loads(capsys.readouterr().out)
+    estimate = json.loads(capsys.readouterr().out)["estimate"]
     assert estimate["runs"] == 2 * (1 + 1 + 2 + 2)
     assert estimate["checkpoints"] == 2 * (1 + 5 * QUICK.checkpoints_per_epoch)
     assert estimate["seconds"] > 1
@@ -147,3 +148,27 @@ def test_bad_options_are_told_in_one_sentence(
     said = capsys.readouterr().err
     assert sentence in said
     assert said.count("\n") == 1
+
+
+MEASURED = cost.Seconds(step=0.43e-3, gradient=0.44e-3, look=0.16e-3)
+"""CPU seconds of a step with its share of the policy, of a state's gradient, and of one looked at: `cost._timed` with
+the policy of 1.1 million weights, on one core of a machine that was busy."""
+
+
+@pytest.mark.parametrize(("preset", "most"), [("quick", 6 / 60), ("paper", 8.0)])
+def test_the_presets_keep_within_their_hours_of_two_cores(preset: str, most: float) -> None:
+    """By their counts times what was measured: bases one after another, then runs side by side."""
+    config = PRESETS[preset]
+    length = cost.LENGTH * 150
+    bases, runs = config.base_specs(""), config.specs("", config.methods)
+    of = {spec: cost.seconds_of(spec, cost.of(spec), MEASURED, length) for spec in (*bases, *runs)}
+    shared = {what: seconds for spec in of for what, seconds in cost.shared_by(spec, MEASURED, length).items()}
+    core_seconds = sum(of.values()) + sum(shared.values())
+    at_least = sum(of[spec] for spec in bases[:1]) + max(of[spec] for spec in runs)  # one run has one core
+    assert max(core_seconds / 2, at_least) / 3600 < 0.9 * most  # the report, and films
+    assert core_seconds / 3600 > most / 4  # nor is it much less than it says
+
+
+def test_simulators_get_the_cores_that_runs_leave() -> None:
+    assert [workers_for(jobs, 2) for jobs in (1, 2, 4)] == [0, 0, 0]
+    assert [workers_for(jobs, 16) for jobs in (1, 2, 4, 16, 20)] == [15, 7, 3, 0, 0]

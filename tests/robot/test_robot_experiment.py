@@ -158,6 +158,7 @@ def test_broken_off_it_goes_on_to_the_same_bits(folder: Path, tmp_path: Path) ->
 
 def test_the_report_shows_success_with_wilsons_intervals(results: Results, table: pl.DataFrame) -> None:
     section = next(one for one in results.sections if one.name == "successes")
+    assert section.warning.startswith("Success was measured on 20 episodes of each task, which tells it to within 20.1")
     cells = dict(zip(section.tables[0].headers, section.tables[0].rows[0], strict=True))
     base = table.filter(method="base").row(0, named=True)
     for mode in ("sampled", "greedy"):
@@ -168,6 +169,7 @@ def test_the_report_shows_success_with_wilsons_intervals(results: Results, table
             == f"{100 * base[f'{mode}_new']:.1f} [{100 * found.low:.1f}, {100 * found.high:.1f}]"
         )
     assert [panel.title for panel in section.figure.panels] == ["carry", "reach", "touch"]
+    assert f"The base solves the new task in {100 * base['sampled_new']:.1f} % of the sampled episodes" in section.note
 
 
 def test_the_report_has_prices_and_both_laws(results: Results, table: pl.DataFrame) -> None:
@@ -178,6 +180,12 @@ def test_the_report_has_prices_and_both_laws(results: Results, table: pl.DataFra
     rows = table.filter(method="reinforce").sort("step")
     last = list(reinforce.values())[-1]
     assert last == f"{100 * rows['new'][-1]:.1f} / {100 * rows['prior'][-1]:.1f}"
+    errors = found["states"].tables[-1]
+    sft = table.filter(method="sft").sort("step").row(-1, named=True)
+    on_prior = dict(zip(errors.headers, errors.rows[0], strict=True))["the prior tasks’ states"]
+    shown = {f"{sft['kl_forward_on_prior']:.3f} ± {sft['kl_forward_on_prior_stderr']:.3f}"}
+    shown |= {f"{row['kl_forward_on_prior']:.3f} ± {row['kl_forward_on_prior_stderr']:.3f}" for row in table.to_dicts()}
+    assert on_prior in shown
     titles = [panel.title for panel in found["states"].figure.panels]
     assert titles[:2] == ["KL on the new task’s states", "KL on the prior tasks’ states"]
     assert results.sweep is not None

@@ -171,6 +171,17 @@ def test_offline_methods_learn_from_what_their_name_says(robot_base: Stored) -> 
     assert other.isfinite().all()
 
 
+def test_successes_of_other_weights_are_others(robot_base: Stored) -> None:
+    """Though the run has the same name, as where it was made by other versions of the libraries."""
+    spec = run_spec(robot_base.spec, "filtered", {"batch_size": 256, "tries": 1})
+    with Simulators(Points()) as simulators:
+        first, other, again = (
+            learnt_from(spec, find_method("filtered")[0], simulators, policy, robot_base.cache).digest
+            for policy in (robot_base.policy, perturbed(robot_base), robot_base.policy)
+        )
+    assert first == again != other
+
+
 def test_a_base_that_never_succeeds_has_nothing_to_learn_from(robot_base: Stored) -> None:
     spec = run_spec(robot_base.spec, "filtered", {"batch_size": 8, "tries": 1})
     with Simulators(Points(horizon=2)) as simulators, pytest.raises(RazorError, match="none of 16 tries"):

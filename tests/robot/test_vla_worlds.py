@@ -107,6 +107,8 @@ def test_a_scene_is_an_environment_with_pictures() -> None:
     assert (reward, terminated, truncated, info) == (1.0, False, False, {"success": True})
     assert 2 <= steps <= 5  # from between .4 and .6 to beyond .8, by .1 each
     assert np.array_equal(environment.render(), seen)
+    environment.close()
+    assert environment.scene.closed  # type: ignore[attr-defined]
 
 
 def test_a_scene_that_cannot_draw_is_one_sentence() -> None:
@@ -145,6 +147,9 @@ class FakeLibero:
         image = np.zeros((self.side, self.side, 3), np.uint8)
         image[0, 0] = self.start  # at the upper left, as it comes out of the renderer
         return {"agentview_image": image}, 0.0, False, {}
+
+    def close(self) -> None:
+        self.done = []
 
     def check_success(self) -> bool:
         return len(self.done) > libero.SETTLING + 1
@@ -190,6 +195,8 @@ def test_libero_is_a_world_of_images() -> None:
     assert len(scene.simulator.done) == libero.SETTLING + 2
     with pytest.raises(RazorError, match="name a folder of recorded episodes"):
         world.expert("open_it")
+    environment.close()
+    assert scene.simulator.done == []
 
 
 @pytest.mark.usefixtures("fake_libero")

@@ -72,7 +72,7 @@ def experiment_of(arguments: argparse.Namespace, config: configs.Config) -> Any:
         needs_extra("robot")
         if arguments.recordings:
             raise RazorError(f"{configs.META_WORLD} has scripted experts: leave --recordings out.")
-    workers = arguments.workers if arguments.workers is not None else max(0, cores.available() - arguments.jobs)
+    workers = arguments.workers if arguments.workers is not None else workers_for(arguments.jobs, cores.available())
     tasks = world_of(config.world, arguments.recordings).tasks
     unknown = next((name for name in (config.new_task, *config.prior_tasks) if name not in tasks), None)
     if unknown is not None:
@@ -80,6 +80,11 @@ def experiment_of(arguments: argparse.Namespace, config: configs.Config) -> Any:
     from rlrazor.experiments.robot.experiment import Robot
 
     return Robot(workers, arguments.recordings)
+
+
+def workers_for(jobs: int, available: int) -> int:
+    """Processes that simulate, of each run: the cores that the runs leave; none of two, where they only cost."""
+    return max(0, available - jobs) // jobs if available > 2 else 0
 
 
 def _show_plan(arguments: argparse.Namespace, experiment: Any, config: configs.Config, options: Any) -> None:

@@ -28,6 +28,8 @@ IMAGES = (SIMPLER, *LIBERO_SUITES)
 """The worlds that are seen by a camera, and need a policy that sees."""
 DTYPES = ("float32", "bfloat16")
 SCORED = ("sampled", "greedy")
+BASE_RANGE = (0.2, 0.4)
+"""How often a base should solve the new task: now and then, so that RL has something to begin with."""
 PAPER_METHODS = ("sft-second", "reinforce")
 ALL_METHODS = ("sft", "sft-second", "filtered", "reinforce", "grpo", "reinforce+kl", "grpo+kl", "kl-dpg")
 
@@ -43,9 +45,9 @@ class Config:
     lrs: tuple[float, ...] = setting(
         "learning rates of offline methods, comma-separated, or LOW:HIGH:COUNT log-spaced", log_spaced(1e-4, 1e-3, 3)
     )
-    rl_lrs: tuple[float, ...] = setting("learning rates of on-policy methods, as above", log_spaced(1e-4, 1e-3, 3))
+    rl_lrs: tuple[float, ...] = setting("learning rates of on-policy methods, as above", (1e-4, 3e-4))
     seeds: tuple[int, ...] = setting("seeds; each makes a base policy of its own", (0, 1, 2))
-    checkpoints_per_epoch: int = setting("checkpoints measured per run", 4)
+    checkpoints_per_epoch: int = setting("checkpoints measured per run", 3)
     new_task: str = setting("the task that is learnt", NEW)
     prior_tasks: tuple[str, ...] = setting("the tasks that the base can do, comma-separated", PRIOR)
     updates: int = setting("updates of a run of an offline method", 2000)
@@ -60,13 +62,13 @@ class Config:
     kl_coef: float = setting(
         "weight of KL(pi || pi0), of an episode or offline of an action, in the methods named ...+kl", 0.01
     )
-    demonstrations: int = setting("demonstrations of each prior task that the base learns from", 100)
-    new_demonstrations: int = setting("the same of the new task", 100)
+    demonstrations: int = setting("demonstrations of each prior task that the base learns from", 60)
+    new_demonstrations: int = setting("the same of the new task", 30)
     noise: float = setting("standard deviation of noise on the actions of the former", 0.3)
-    new_noise: float = setting("the same of the latter", 0.6)
-    bc_updates: int = setting("updates of the base", 4000)
-    bc_batch: int = setting("states per update of the base", 256)
-    bc_lr: float = setting("learning rate of the base", 1e-3)
+    new_noise: float = setting("the same of the latter", 0.3)
+    bc_updates: int = setting("updates of the base", 400)
+    bc_batch: int = setting("states per update of the base", 512)
+    bc_lr: float = setting("learning rate of the base", 2e-3)
     width: int = setting("numbers that the transformer has for each token", 160)
     layers: int = setting("layers of the transformer", 3)
     heads: int = setting("attention heads of each", 4)
@@ -190,12 +192,14 @@ PRESETS: Mapping[str, Config] = {
         lrs=(3e-4,),
         rl_lrs=(3e-4,),
         seeds=(0,),
-        checkpoints_per_epoch=3,
+        checkpoints_per_epoch=2,
         prior_tasks=(*PAPER_PRIOR, "reach"),
-        updates=300,
+        updates=100,
         per_start=2,
-        rl_updates=24,
-        bc_updates=1000,
+        rl_updates=16,
+        demonstrations=40,
+        new_demonstrations=10,
+        bc_updates=200,
         episodes=40,
         kl_episodes=10,
         thresholds=(0.4, 0.5, 0.6),

@@ -56,21 +56,24 @@ def trial(config: Config, world: World, workers: int) -> Trial:
     weights = sum(tensor.numel() * tensor.element_size() for tensor in weights_of(policy).values())
     length = LENGTH * world.horizon
 
-    def run(spec: RunSpec, cost: Cost) -> float:
-        return _training(spec, seconds, length) + cost.checkpoints * _evaluation(spec, seconds, length)
-
-    def once(spec: RunSpec) -> dict[Hashable, float]:
-        """What is learnt from is kept in the cache, for all learning rates."""
-        shown = _shown(spec)
-        return {(spec.seed, spec.method.partition("+")[0]): shown * length * seconds.step} if shown else {}
-
     return Trial(
-        run=run,
-        once=once,
+        run=lambda spec, cost: seconds_of(spec, cost, seconds, length),
+        once=lambda spec: shared_by(spec, seconds, length),
         error=ERROR,
         sizes=Sizes(peak_memory(), RECORD_BYTES, weights, weights, FILM_BYTES),
         timed=f"{EPISODES * STEPS:,} steps of {config.new_task}, and an update on {STATES} states",
     )
+
+
+def seconds_of(spec: RunSpec, cost: Cost, seconds: Seconds, length: float) -> float:
+    """Of a run whose episodes are so long, measuring included, but for what it shares with others."""
+    return _training(spec, seconds, length) + cost.checkpoints * _evaluation(spec, seconds, length)
+
+
+def shared_by(spec: RunSpec, seconds: Seconds, length: float) -> dict[Hashable, float]:
+    """Of what a run learns from, which is kept in the cache for all learning rates."""
+    shown = _shown(spec)
+    return {(spec.seed, spec.method.partition("+")[0]): shown * length * seconds.step} if shown else {}
 
 
 def _training(spec: RunSpec, seconds: Seconds, length: float) -> float:

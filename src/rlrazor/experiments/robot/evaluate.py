@@ -120,11 +120,10 @@ class Reference:
 
 @dataclass(frozen=True)
 class Measured:
-    """A record, and what became of each episode of the prior tasks; `sampled`: the episodes that were sampled."""
+    """A record, and what became of each episode of the prior tasks."""
 
     record: Record
     items: pl.DataFrame
-    sampled: Mapping[str, Sequence[Rolled]]
 
     def checkpoint(self, metrics: Mapping[str, float], weights: Callable[[], Weights]) -> Checkpoint:
         """With these metrics beside its own."""
@@ -188,7 +187,7 @@ def evaluate(
         metrics={**metrics, "episodes": float(settings.episodes)},
     )
     outcomes = _outcomes(settings, played[settings.scored])
-    return Measured(record, items.beside(outcomes if before is None else before, outcomes), played[SAMPLED])
+    return Measured(record, items.beside(outcomes if before is None else before, outcomes))
 
 
 @contextmanager
@@ -273,8 +272,15 @@ def _change(base: Representation, tuned: Representation) -> dict[str, float]:
 
 
 def _successes(settings: Settings, played: Mapping[str, Mapping[str, Sequence[Rolled]]]) -> dict[str, float]:
-    """The share of episodes that succeeded in each mode: of the new task, of each prior one, and their mean."""
+    """The share of episodes that succeeded in each mode: of the new task, of each prior one, and their mean.
+
+    `greedy_alone`: of those that did so greedily and not when sampled, which pairs the two modes.
+    """
     found = {}
+    for task in settings.tasks:
+        pairs = zip(played[SAMPLED][task], played[GREEDY][task], strict=True)
+        name = "new" if task == settings.new_task else task
+        found[f"greedy_alone_{name}"] = fmean(greedy.success and not sampled.success for sampled, greedy in pairs)
     for mode, of_tasks in played.items():
         shares = {task: fmean(one.success for one in rolled) for task, rolled in of_tasks.items()}
         found[f"{mode}_new"] = shares[settings.new_task]

@@ -10,7 +10,7 @@ from rlrazor.experiments.robot import config as configs
 from rlrazor.experiments.robot import cost, films
 from rlrazor.experiments.robot.base import load_policy, pretrain
 from rlrazor.experiments.robot.cache import default_folder
-from rlrazor.experiments.robot.config import META_WORLD, TRANSFORMER, Config
+from rlrazor.experiments.robot.config import BASE_RANGE, META_WORLD, TRANSFORMER, Config
 from rlrazor.experiments.robot.evaluate import DRIFT
 from rlrazor.experiments.robot.methods import METHODS, Method, find_method, label_of
 from rlrazor.experiments.robot.train import finetune
@@ -95,6 +95,7 @@ class Robot:
             "drift": [*DRIFT, *(f"kl_forward_on_{task}" for task in config.prior_tasks)],
             "thresholds": list(config.thresholds),
             "kl_unit": "nats per action",
+            "base_range": list(BASE_RANGE),
             "data": self.made_from(config),
             "versions": versions_of(*(SIMULATOR if config.world == META_WORLD and self.world is None else ())),
         }

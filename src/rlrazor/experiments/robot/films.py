@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from rlrazor.errors import RazorError
-from rlrazor.experiments.robot.evaluate import Settings
+from rlrazor.experiments.robot.evaluate import Settings, lanes_for
 from rlrazor.experiments.robot.frames import Frames, contact_sheet, frames_of, write_film
 from rlrazor.experiments.robot.policy import Acting, Policy
 from rlrazor.experiments.robot.rollout import roll_out
@@ -56,7 +56,7 @@ def keep(folder: Path, spec: RunSpec, world: World, policy: Policy) -> None:
 def _film(world: World, settings: Settings, task: str, policy: Policy) -> Frames:
     episodes = settings.held_out(world, task, 1)
     with Simulators(world) as simulators:
-        (rolled,) = roll_out(simulators, episodes, Acting(policy), sampled=True, lanes=1)
+        (rolled,) = roll_out(simulators, episodes, Acting(policy), sampled=True, lanes=lanes_for(settings.episodes))
     actions = policy.actions_of(torch.from_numpy(rolled.tokens)).numpy()
     return frames_of(world, rolled.episode, actions)
 

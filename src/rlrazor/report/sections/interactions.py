@@ -7,12 +7,12 @@ from pathlib import Path
 
 import polars as pl
 
-from rlrazor.analysis.statistics import floats, mean_of, shared_threshold
+from rlrazor.analysis.statistics import Estimate, floats, mean_of, over
 from rlrazor.report.drawing import Axis, Figure, Layer, Marker, Panel, Points, style_of
 from rlrazor.report.keyed import Column, Keyed, table_of
 from rlrazor.report.layers import padded
 from rlrazor.report.prose import Shown, told
-from rlrazor.report.sections.successes import BY, arms_of
+from rlrazor.report.sections.successes import Arm, arms_of, threshold_of
 from rlrazor.report.study import Section, Study
 from rlrazor.report.text import NEVER, percent, with_seeds
 from rlrazor.runs.records import BASE
@@ -42,7 +42,7 @@ def applies(study: Study) -> bool:
 
 def section(study: Study) -> Section:
     """Scores at equal numbers of steps, and of updates."""
-    at = shared_threshold(study.points, study.bases, BY, study.thresholds) or study.thresholds[0]
+    at = threshold_of(study)
     runs = runs_of(study, at)
     tables = [cost_table(study, at)]
     tables += [budget_table(study, runs, cost) for cost in COSTS]
@@ -51,44 +51,49 @@ def section(study: Study) -> Section:
     return told(study, TEXT, shown)
 
 
+def methods_of(study: Study, at: float) -> dict[str, Arm]:
+    """What the section on success shows, but for the base."""
+    return {method: arm for method, arm in arms_of(study, at).items() if method != BASE}
+
+
 def runs_of(study: Study, at: float) -> dict[str, Run]:
-    """The runs that the section on success shows, from beginning to end."""
+    """The runs of which that shows a checkpoint, from beginning to end."""
+    shown = {method: [row["run_id"] for row in arm.rows] for method, arm in methods_of(study, at).items()}
     return {
-        method: Run(arm.label, study.points.filter(pl.col("run_id").is_in(arm.rows["run_id"].to_list())))
-        for method, arm in arms_of(study, at).items()
-        if method != BASE
+        method: Run(study.label(method), study.points.filter(pl.col("run_id").is_in(own)))
+        for method, own in shown.items()
     }
+
+
+def price(arm: Arm, column: str) -> Estimate | None:
+    """What it took to get to the new score; None where no seed gets there."""
+    return over(float(row[column]) for row in arm.rows) if arm.reached else None
 
 
 def finding(study: Study, at: float) -> str:
     """What it takes to get there."""
-    told_of = []
-    for method, arm in arms_of(study, at).items():
-        if method != BASE and arm.reached == len(study.seeds):
-            steps = mean_of(arm.rows, "interactions")
-            told_of.append(f"{arm.label} {steps.mean:,.0f}" if steps else arm.label)
-    if not told_of:
-        return f"No method gets to {at:.0%} on the new task in all seeds, so there is no price to compare."
-    return f"Steps of the environment to a new score of {at:.0%}, demonstrations included: {', '.join(told_of)}."
+    prices = {arm.label: price(arm, "interactions") for arm in methods_of(study, at).values()}
+    listed = [f"{label} {found.mean:,.0f}" for label, found in prices.items() if found]
+    if not listed:
+        return f"No method gets to {at:.0%} on the new task, so there is no price to compare."
+    return f"Steps of the environment to a new score of {at:.0%}, demonstrations included: {', '.join(listed)}."
 
 
 def cost_table(study: Study, at: float) -> Keyed:
     """`METHOD.steps`, `METHOD.updates`: what it took to get to that new score, in the seeds that do."""
-    arms = {method: arm for method, arm in arms_of(study, at).items() if method != BASE}
 
-    def mean(column: str) -> Callable[[str], str]:
-        def of(method: str) -> str:
-            reached = arms[method].rows.filter(pl.col("new") >= at)
-            found = mean_of(reached, column)
+    def mean(column: str) -> Callable[[Arm], str]:
+        def of(arm: Arm) -> str:
+            found = price(arm, column)
             return with_seeds(f"{found.mean:,.0f}", found, len(study.seeds)) if found else NEVER
 
         return of
 
     columns = [
-        Column[str]("steps", "steps of the environment", mean("interactions")),
+        Column[Arm]("steps", "steps of the environment", mean("interactions")),
         Column("updates", "updates", mean("step")),
     ]
-    rows = {method: (arm.label, method) for method, arm in arms.items()}
+    rows = {method: (arm.label, arm) for method, arm in methods_of(study, at).items()}
     return table_of(f"To a new score of {at:.0%}", "method", rows, columns)
 
 

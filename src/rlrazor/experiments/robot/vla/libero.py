@@ -113,6 +113,10 @@ class LiberoScene:
         seen, *_ = self.simulator.step(action.tolist())
         return _upright(seen), bool(self.simulator.check_success())
 
+    def close(self) -> None:
+        """See scene.Scene."""
+        self.simulator.close()
+
 
 @lru_cache
 def tasks_of(suite: str) -> tuple[Any, ...]:

@@ -22,6 +22,10 @@ class Scene(Protocol):
         """A step: what is seen, and whether the task is done."""
         ...
 
+    def close(self) -> None:
+        """End the simulator."""
+        ...
+
 
 class SceneEnvironment(gymnasium.Env[Image, NDArray[np.float32]]):
     """See world.World.environment. A start lies on no grid: the option `cell` is passed over."""
@@ -53,6 +57,10 @@ class SceneEnvironment(gymnasium.Env[Image, NDArray[np.float32]]):
     def render(self) -> Image:
         """What is seen, which is all that there is."""
         return self.seen
+
+    def close(self) -> None:
+        """End the simulator."""
+        self.scene.close()
 
     def _look(self, image: Image) -> None:
         self.seen = np.ascontiguousarray(image, np.uint8)

@@ -90,6 +90,10 @@ class SimplerScene:
         seen, _, done, _, info = self.simulator.step(action)
         return self._image(seen), bool(info.get("success", done))
 
+    def close(self) -> None:
+        """See scene.Scene."""
+        self.simulator.close()
+
     def _image(self, seen: Mapping[str, Any]) -> NDArray[np.uint8]:
         from PIL import Image
 
