@@ -6,8 +6,12 @@ import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from robot_runs import Stored
 
 # Before torch is imported: tests run beside each other, on a core each, and a thread that waits must not spin.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -57,3 +61,19 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     world.last_world.clear()
     yield
     world.last_world.clear()
+
+
+@pytest.fixture(scope="session")
+def robot_base(tmp_path_factory: pytest.TempPathFactory) -> "Stored":
+    """A base of the robot experiment in a tiny world: six seconds, once."""
+    from robot_runs import stored_base
+
+    return stored_base(tmp_path_factory.mktemp("robot"))
+
+
+@pytest.fixture(scope="session")
+def briefly_measured(robot_base: "Stored") -> "Stored":
+    """The same policy, of which six episodes of each task are measured."""
+    from robot_runs import stored_briefly
+
+    return stored_briefly(robot_base)

@@ -9,11 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlrazor.experiments.robot.base import load_policy
+from rlrazor.experiments.robot.base import load_policy, pretrain, weights_of
+from rlrazor.experiments.robot.evaluate import evaluate
 from rlrazor.experiments.robot.policy import Policy, Seen
+from rlrazor.experiments.robot.simulators import Simulators
 from rlrazor.experiments.robot.train import finetune
 from rlrazor.runs.records import BASE, Ancestor, Record, RunSpec
-from rlrazor.runs.store import Checkpoint, RunStore
+from rlrazor.runs.store import Checkpoint, Keep, RunStore
 from robot_worlds import Points
 
 BASE_PARAMS: Mapping[str, Any] = {
@@ -71,6 +73,25 @@ class Stored:
 def base_spec(**changed: Any) -> RunSpec:
     """A base in the tiny world."""
     return RunSpec("robot", BASE, {**BASE_PARAMS, **changed}, 0)
+
+
+def stored_base(folder: Path) -> Stored:
+    """The base of `base_spec()`."""
+    torch.set_num_threads(1)
+    spec, store = base_spec(), RunStore(folder / "out")
+    store.keep(spec, Keep(all=True))
+    store.write(spec, list(pretrain(spec, Points(), workers=0, cache=folder / "cache")), seconds=0)
+    return Stored(spec, store, folder / "cache")
+
+
+def stored_briefly(base: Stored) -> Stored:
+    """The same policy, of which six episodes of each task are measured."""
+    spec, policy = base_spec(episodes=6, kl_episodes=3), base.policy
+    with Simulators(Points()) as simulators:
+        checkpoint = evaluate(spec, 0, 0.0, policy, simulators).checkpoint({}, lambda: weights_of(policy))
+    base.store.keep(spec, Keep(all=True))
+    base.store.write(spec, [checkpoint], seconds=0)
+    return Stored(spec, base.store, base.cache)
 
 
 def run_spec(base: RunSpec, method: str, kind: Mapping[str, Any], **changed: Any) -> RunSpec:

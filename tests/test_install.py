@@ -1,5 +1,6 @@
 """What can be installed, and what works without the rest."""
 
+import ast
 import json
 import re
 import subprocess
@@ -45,6 +46,20 @@ def test_the_lower_bounds_of_the_guard_are_tested() -> None:
     assert set(bounds) == set(extras.EXTRAS["guard"])
     for name, bound in bounds.items():
         assert re.fullmatch(rf"{re.escape(bound)}(\.0)*", tested[name])
+
+
+def test_what_the_robot_imports_is_declared() -> None:
+    """By the package itself or by its extra, not by what another package happens to bring: Pillow came that way."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lines = [*project["dependencies"], *project["optional-dependencies"]["robot"]]
+    declared = {re.match(r"[\w-]+", line)[0].lower() for line in lines}  # type: ignore[index]
+    files = list((ROOT / "src" / "rlrazor" / "experiments" / "robot").glob("*.py"))
+    nodes = [node for file in files for node in ast.walk(ast.parse(file.read_text()))]
+    names = {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module}
+    names |= {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    modules = {name.partition(".")[0] for name in names} - sys.stdlib_module_names - {"rlrazor"}
+    assert {"numpy", "torch", "mujoco", "PIL"} <= modules
+    assert {{"PIL": "pillow"}.get(module, module) for module in modules} <= declared
 
 
 GUARDED = """

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium
 import numpy as np
@@ -67,8 +67,13 @@ def test_a_film_shows_every_frame_and_stands_still_at_its_end(tmp_path: Path) ->
 
 
 class Dark(Plane):
+    closed: ClassVar[list[str]] = []
+
     def render(self) -> Any:
         raise NotImplementedError
+
+    def close(self) -> None:
+        self.closed.append(self.task)
 
 
 @dataclass(frozen=True)
@@ -79,9 +84,11 @@ class DarkWorld(Points):
         return Dark(task)
 
 
-def test_a_world_without_pictures_says_so() -> None:
+def test_a_world_without_pictures_says_so_and_is_closed() -> None:
+    (one,) = episodes_of(DarkWorld(), "carry", 1, seed=1, purpose="test")
     with pytest.raises(RazorError, match=r"^The world dark has no pictures: its environments do not render.$"):
-        shown(DarkWorld(), "carry")
+        frames_of(DarkWorld(), one, np.zeros((2, 2), np.float32))
+    assert Dark.closed == ["carry"]
 
 
 def test_meta_world_is_drawn_or_it_is_said_why_not() -> None:

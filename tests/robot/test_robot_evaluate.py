@@ -15,7 +15,7 @@ from rlrazor.experiments.robot.evaluate import DRIFT, MODES, Measured, Reference
 from rlrazor.experiments.robot.policy import Policy, Seen, Steps
 from rlrazor.experiments.robot.simulators import Simulators
 from rlrazor.experiments.robot.train import training_starts
-from rlrazor.experiments.robot.world import Episode, Floats, episodes_of
+from rlrazor.experiments.robot.world import FIRST, SECOND, Episode, Floats, episodes_of
 from rlrazor.runs.records import RunSpec
 from rlrazor.runs.sweep import DivergedError
 from robot_runs import OFFLINE, Stored, base_spec, run_spec
@@ -178,17 +178,21 @@ def test_entropy_is_of_an_action(robot_base: Stored) -> None:
     assert robot_base.record.metrics["entropy"] == pytest.approx(fmean(of_steps), rel=1e-3)
 
 
-def test_held_out_episodes_are_no_others(robot_base: Stored) -> None:
-    """Of evaluation, demonstrations of the base and of SFT, and training: not one start is shared."""
+def test_held_out_episodes_are_no_others_and_all_methods_learn_from_the_same(robot_base: Stored) -> None:
+    """Of evaluation, the base's demonstrations, and training not one start is shared; each method has the same 100."""
     world, run = Points(), run_spec(robot_base.spec, "grpo", {}, grid=10)
-    demonstrated = [Wanted("carry", 5, seed=0), Wanted("carry", 5, seed=0, grid=10)]
-    seeds = [
-        {one.seed for one in Settings.of(run).held_out(world, "carry", 200)},
-        {one.seed for one in training_starts(run, world)},
-        *({one.seed for queue in demonstrations._starts(world, wanted) for one in queue} for wanted in demonstrated),
-    ]
-    assert [len(each) for each in seeds] == [200, 100, 100, 100]
-    assert len(set.union(*seeds)) == 500
+    base, *experts = (
+        {(one.seed, one.cell) for queue in demonstrations._starts(world, wanted) for one in queue}
+        for wanted in (
+            Wanted("carry", 5, seed=0),
+            *(Wanted("carry", 5, 0, route, grid=10) for route in (FIRST, SECOND)),
+        )
+    )
+    own = {(one.seed, one.cell) for one in training_starts(run, world)}
+    assert own == experts[0] == experts[1]
+    assert {cell for _, cell in own} == {(x, y, 10) for x in range(10) for y in range(10)}
+    held = {one.seed for one in Settings.of(run).held_out(world, "carry", 200)}
+    assert len(held | {seed for seed, _ in own | base}) == 200 + 100 + 100
 
 
 def test_outputs_that_are_no_numbers_are_told_of(robot_base: Stored) -> None:

@@ -1,5 +1,6 @@
 """The training loop: gradients by hand, what each method learns from, the same bits each time."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,11 +13,13 @@ from rlrazor.errors import RazorError
 from rlrazor.experiments.robot import rollout
 from rlrazor.experiments.robot import train as training
 from rlrazor.experiments.robot.methods import find_method
-from rlrazor.experiments.robot.policy import Policy, Steps
+from rlrazor.experiments.robot.policy import Acting, Policy, Steps
 from rlrazor.experiments.robot.rollout import Rolled
 from rlrazor.experiments.robot.simulators import Simulators
 from rlrazor.experiments.robot.train import Fixed, OwnTrajectories, learnt_from, trajectory_log_probs, updates
-from rlrazor.runs.records import RunSpec
+from rlrazor.lm.sampling import NotFiniteError
+from rlrazor.runs.records import Ancestor, RunSpec
+from rlrazor.runs.store import RunStore
 from rlrazor.runs.sweep import DivergedError
 from rlrazor.seeding import seed_of
 from robot_runs import OFFLINE, ONLINE, Stored, checkpoints_of, run_spec
@@ -168,6 +171,17 @@ def test_offline_methods_learn_from_what_their_name_says(robot_base: Stored) -> 
     assert other.isfinite().all()
 
 
+def test_successes_of_other_weights_are_others(robot_base: Stored) -> None:
+    """Though the run has the same name, as where it was made by other versions of the libraries."""
+    spec = run_spec(robot_base.spec, "filtered", {"batch_size": 256, "tries": 1})
+    with Simulators(Points()) as simulators:
+        first, other, again = (
+            learnt_from(spec, find_method("filtered")[0], simulators, policy, robot_base.cache).digest
+            for policy in (robot_base.policy, perturbed(robot_base), robot_base.policy)
+        )
+    assert first == again != other
+
+
 def test_a_base_that_never_succeeds_has_nothing_to_learn_from(robot_base: Stored) -> None:
     spec = run_spec(robot_base.spec, "filtered", {"batch_size": 8, "tries": 1})
     with Simulators(Points(horizon=2)) as simulators, pytest.raises(RazorError, match="none of 16 tries"):
@@ -201,11 +215,49 @@ def test_the_same_spec_gives_the_same_bits(name: str, kind: Mapping[str, Any], b
     assert counted[0] < counted[1] if kind is ONLINE else counted[0] == counted[1] > 0
 
 
-def test_a_run_that_diverges_says_when(briefly_measured: Stored) -> None:
-    spec = run_spec(briefly_measured.spec, "sft", OFFLINE, lr=1e30)
+@pytest.mark.parametrize(("name", "kind"), [("reinforce", ONLINE), ("kl-dpg", ONLINE), ("sft", OFFLINE)])
+def test_a_run_that_diverges_says_when(name: str, kind: Mapping[str, Any], briefly_measured: Stored) -> None:
+    """At its first update, and not when trajectories of a policy that is no more have all failed."""
+    spec = run_spec(briefly_measured.spec, name, kind, lr=math.inf)
     with pytest.raises(DivergedError) as caught:
         checkpoints_of(spec, briefly_measured.store, briefly_measured.cache)
-    assert 0 < caught.value.step <= 2
+    assert (caught.value.step, caught.value.epoch) == (1, 0.25)
+
+
+@pytest.mark.parametrize("sampled", [True, False])
+def test_a_policy_whose_outputs_are_no_numbers_does_not_act(sampled: bool, robot_base: Stored) -> None:
+    policy = robot_base.policy
+    with torch.no_grad():
+        policy.module.get_parameter("head.weight")[0, 0] = math.nan
+    noise, history = np.full((3, 2), 0.5), np.zeros((3, 2, 7), np.float32)
+    with pytest.raises(NotFiniteError):
+        Acting(policy).act(["go to the goal"] * 3, history, noise if sampled else None)
+    spec = run_spec(robot_base.spec, "reinforce", ONLINE)
+    with Simulators(Points()) as simulators, pytest.raises(DivergedError) as caught:
+        next(updates(spec, policy, OwnTrajectories(spec, find_method("reinforce")[0], simulators, robot_base.policy)))
+    assert caught.value.step == 0
+
+
+def test_a_base_in_another_world_or_with_other_weights_is_another(robot_base: Stored) -> None:
+    """One is kept between runs: what its episodes are depends on more than its name."""
+    of = Ancestor(robot_base.spec, 0)
+
+    def longest(world: Points, store: RunStore) -> int:
+        with Simulators(world) as simulators:
+            found = training.load_base(of, store, simulators)
+            assert training.load_base(of, store, simulators) is found
+            return max(int(one.steps.lengths.max()) for one in found.reference.own.values())
+
+    class Other(RunStore):
+        def load_weights(self, spec: RunSpec, step: int) -> dict[str, Tensor]:
+            weights = super().load_weights(spec, step)
+            return {name: weight * (not name.startswith("head")) for name, weight in weights.items()}
+
+    assert longest(Points(), robot_base.store) == 40
+    assert longest(Points(horizon=7), robot_base.store) == 7
+    with Simulators(Points(horizon=7)) as simulators:
+        given = training.load_base(of, Other(robot_base.store.folder), simulators)
+    assert all((one.logp.exp() - 1 / 256).abs().max() < 1e-6 for one in given.reference.own.values())
 
 
 def test_rounds_without_any_advantage_are_updates_too(robot_base: Stored) -> None:

@@ -124,8 +124,8 @@ def write_text(path: Path, text: str, kind: Kind | None = None) -> None:
         partial.write_bytes(text.encode("utf-8", "backslashreplace"))
 
 
-def write_cache(path: Path, text: str) -> None:
-    """Keep a text where it is only faster to have it: where it cannot be written, that costs time, not results.
+def write_cache(path: Path, contents: str | bytes) -> None:
+    """Keep a text, or bytes, where it is only faster to have them: where that fails, it costs time, not results.
 
     Several processes may be writing the same.
     """
@@ -133,7 +133,7 @@ def write_cache(path: Path, text: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as own:
             partial = Path(own) / path.name
-            partial.write_text(text)
+            partial.write_text(contents) if isinstance(contents, str) else partial.write_bytes(contents)
             partial.replace(path)
 
 

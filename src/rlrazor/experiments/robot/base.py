@@ -62,7 +62,8 @@ def pretrain(spec: RunSpec, world: World, *, workers: int, cache: Path) -> Itera
     """
     with Simulators(world, workers=workers) as simulators:
         demonstrated = demonstrations_for(spec, simulators, cache)
-        made_of = {"run": spec.run_id, "demonstrations": demonstrated.digest}
+        versions = {"torch": str(torch.__version__), "numpy": np.__version__}
+        made_of = {"run": spec.run_id, "demonstrations": demonstrated.digest, **versions}
         kept = cached(cache, "base", made_of, lambda: _as_arrays(clone(spec, world, demonstrated)))
         weights = {name: torch.from_numpy(array) for name, array in kept.items()}
         policy = load_policy(spec.params, world, weights)

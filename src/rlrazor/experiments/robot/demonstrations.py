@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rlrazor.errors import RazorError
 from rlrazor.experiments.robot.cache import Arrays, cached, digest_of
+from rlrazor.experiments.robot.config import RECIPE
 from rlrazor.experiments.robot.policy import Policy, Steps
 from rlrazor.experiments.robot.rollout import Demonstrated, demonstrate
 from rlrazor.experiments.robot.simulators import Simulators
@@ -95,13 +96,14 @@ def demonstrations_of(simulators: Simulators, wanted: Wanted, cache: Path) -> De
     """
     if recorded := getattr(simulators.world, "recorded", None):
         return _recorded(recorded(wanted.task, wanted.route), wanted)
-    made_of = {**of_world(simulators.world), **asdict(wanted)}
+    made_of = {**of_world(simulators.world, wanted.task), **asdict(wanted)}
     return Demonstrations.of(cached(cache, "demonstrations", made_of, lambda: _make(simulators, wanted).arrays()))
 
 
-def of_world(world: World) -> dict[str, Any]:
-    """What decides how episodes go, beside all that is asked for."""
-    return {"format": FORMAT, "world": world.name, "horizon": world.horizon}
+def of_world(world: World, task: str) -> dict[str, Any]:
+    """What decides how episodes of a task go, and how they are asked for, beside all that is wanted of them."""
+    named = {"format": FORMAT, "recipe": RECIPE, "world": world.name, "horizon": world.horizon}
+    return {**named, "instructions": list(world.tasks[task].paraphrases)}
 
 
 def _make(simulators: Simulators, wanted: Wanted) -> Demonstrations:
@@ -151,10 +153,15 @@ def _together(whole: Sequence[Demonstrated], interactions: int) -> Demonstration
     )
 
 
+def training_grid(world: World, task: str, side: int, seed: int) -> list[Episode]:
+    """The starts that all methods learn the new task from, one in each cell of a grid: the same for all."""
+    return grid_of(world, task, side, seed=seed, purpose="training")
+
+
 def _starts(world: World, wanted: Wanted) -> list[deque[Episode]]:
     """The episodes to try, in order: for each start of a grid its own, or each from another start."""
-    purpose = f"demonstrations/{wanted.route}/{wanted.grid}"
     if not wanted.grid:
-        return [deque(episodes_of(world, wanted.task, wanted.count * TRIES, seed=wanted.seed, purpose=purpose))]
-    cells = grid_of(world, wanted.task, wanted.grid, seed=wanted.seed, purpose=purpose)
+        tried = wanted.count * TRIES
+        return [deque(episodes_of(world, wanted.task, tried, seed=wanted.seed, purpose="demonstrations"))]
+    cells = training_grid(world, wanted.task, wanted.grid, wanted.seed)
     return [deque(replace(cell, draw=draw) for draw in range(wanted.count * TRIES)) for cell in cells]

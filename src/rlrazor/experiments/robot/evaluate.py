@@ -1,7 +1,8 @@
 """A checkpoint's scores and drift. What is the base's side of a comparison is computed once, in a `Reference`."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Self
@@ -17,6 +18,7 @@ from rlrazor.experiments.robot.rollout import Rolled, roll_out
 from rlrazor.experiments.robot.simulators import Simulators
 from rlrazor.experiments.robot.world import Episode, World, episodes_of
 from rlrazor.lm.kl import Drift, MeanKL
+from rlrazor.lm.sampling import NotFiniteError
 from rlrazor.lm.scores import stderr_of_mean
 from rlrazor.runs import items
 from rlrazor.runs.records import Record, RunSpec
@@ -27,6 +29,7 @@ from rlrazor.system import phases
 LANES = 50  # of each of a roll-out's two batches, at most
 HELD_OUT_SEED = 0  # of the episodes that all policies are measured on
 COMPARED = 1_000  # steps on which distances other than KL, and representations, are compared
+AT_A_TIME = 64  # states that are looked inside at: of images, many fill the memory
 SAMPLED, GREEDY = "sampled", "greedy"
 MODES = (SAMPLED, GREEDY)
 PLAYING, COMPARING = "playing held-out episodes", "comparing with the base"
@@ -117,11 +120,10 @@ class Reference:
 
 @dataclass(frozen=True)
 class Measured:
-    """A record, and what became of each episode of the prior tasks; `sampled`: the episodes that were sampled."""
+    """A record, and what became of each episode of the prior tasks."""
 
     record: Record
     items: pl.DataFrame
-    sampled: Mapping[str, Sequence[Rolled]]
 
     def checkpoint(self, metrics: Mapping[str, float], weights: Callable[[], Weights]) -> Checkpoint:
         """With these metrics beside its own."""
@@ -164,16 +166,17 @@ def evaluate(
     is not finite.
     """
     settings = Settings.of(spec)
-    played = {mode: play(policy, simulators, settings, settings.episodes, sampled=mode == SAMPLED) for mode in MODES}
-    reference = reference or Reference.of(policy, settings, played[SAMPLED])
-    phases.at(COMPARING)
-    own = {task: Own.of(policy, rolled[: settings.kl_episodes]) for task, rolled in played[SAMPLED].items()}
-    if not all(one.logp.isfinite().all() for one in own.values()):
-        raise DivergedError(step, epoch)
-    drifted, errors = _drift(settings, policy, own, reference)
+    with finite(step, epoch):
+        played = {
+            mode: play(policy, simulators, settings, settings.episodes, sampled=mode == SAMPLED) for mode in MODES
+        }
+        reference = reference or Reference.of(policy, settings, played[SAMPLED])
+        phases.at(COMPARING)
+        own = {task: Own.of(policy, rolled[: settings.kl_episodes]) for task, rolled in played[SAMPLED].items()}
+        drifted, errors = _drift(settings, policy, own, reference)
+        if not all(map(math.isfinite, drifted.values())):
+            raise NotFiniteError("a measure of drift is not finite")
     metrics = {**_successes(settings, played), **_entropies(settings, own), **errors}
-    if not all(map(math.isfinite, drifted.values())):
-        raise DivergedError(step, epoch)
     record = Record(
         run_id=spec.run_id,
         step=step,
@@ -184,7 +187,16 @@ def evaluate(
         metrics={**metrics, "episodes": float(settings.episodes)},
     )
     outcomes = _outcomes(settings, played[settings.scored])
-    return Measured(record, items.beside(outcomes if before is None else before, outcomes), played[SAMPLED])
+    return Measured(record, items.beside(outcomes if before is None else before, outcomes))
+
+
+@contextmanager
+def finite(step: int, epoch: float) -> Iterator[None]:
+    """Raise DivergedError where the outputs of the policy that is at work here are not finite."""
+    try:
+        yield
+    except NotFiniteError as error:
+        raise DivergedError(step, epoch) from error
 
 
 def parameters_of(policy: Policy) -> dict[str, Tensor]:
@@ -195,8 +207,9 @@ def parameters_of(policy: Policy) -> dict[str, Tensor]:
 @torch.no_grad()
 def inside(policy: Policy, owns: Sequence[Own]) -> Representation:
     """The last hidden layer at a spread of the steps."""
-    chosen = [one.steps.seen(_spread(len(one.steps), COMPARED // len(owns))) for one in owns]
-    return Representation(torch.cat([policy.represent(seen) for seen in chosen]))
+    chosen = [(one.steps, _spread(len(one.steps), COMPARED // len(owns))) for one in owns]
+    parts = ((steps, part) for steps, rows in chosen for part in rows.split(AT_A_TIME))
+    return Representation(torch.cat([policy.represent(steps.seen(part)) for steps, part in parts]))
 
 
 def _groups(settings: Settings, own: Mapping[str, Own]) -> list[list[Own]]:

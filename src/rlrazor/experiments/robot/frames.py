@@ -4,6 +4,7 @@ An episode is simulated again, with the actions that were taken, to the same bit
 """
 
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from rlrazor.errors import RazorError
+from rlrazor.experiments.robot.simulators import denormals
 from rlrazor.experiments.robot.world import Episode, Floats, World
 
 if TYPE_CHECKING:
@@ -32,15 +34,14 @@ def frames_of(world: World, episode: Episode, actions: Floats, count: int = COUN
     RazorError too where the world has no pictures.
     """
     wanted = {round(step) for step in np.linspace(0, len(actions), count).tolist()}
-    environment = world.environment(episode.task)
-    environment.reset(seed=episode.seed, options={"cell": episode.cell})
     frames = []
-    for step in range(len(actions) + 1):
-        if step in wanted:
-            frames.append(_frame(world, environment))
-        if step < len(actions):
-            environment.step(actions[step])
-    environment.close()
+    with denormals(), closing(world.environment(episode.task)) as environment:
+        environment.reset(seed=episode.seed, options={"cell": episode.cell})
+        for step in range(len(actions) + 1):
+            if step in wanted:
+                frames.append(_frame(world, environment))
+            if step < len(actions):
+                environment.step(actions[step])
     return np.stack(frames)
 
 

@@ -1,6 +1,6 @@
 """Environments side by side in one process: a lane has an episode under way, and an environment for as long as that."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -36,10 +36,13 @@ class Outcomes:
 
 
 class Lanes:
-    """The lanes of one process. Environments are built when they are needed, and kept for the next episode."""
+    """The lanes of one process. Environments are built when they are needed, and kept for the next episode.
 
-    def __init__(self, world: World) -> None:
-        self.world = world
+    `alive` is called whenever a lane is done with a step, or a start.
+    """
+
+    def __init__(self, world: World, alive: Callable[[], None] = lambda: None) -> None:
+        self.world, self.alive = world, alive
         self.free: dict[str, list[gymnasium.Env[Any, Any]]] = {}
         self.under_way: dict[Lane, _UnderWay] = {}
 
@@ -95,6 +98,7 @@ class Lanes:
             self.free[one.episode.task].append(one.environment)
 
     def _seen(self, one: "_UnderWay", observation: Any) -> Floats:
+        self.alive()
         seen = np.asarray(observation)
         if not np.isfinite(seen).all():
             raise RazorError(f"{self._where(one)}, what is seen is not a number: its simulation has become unstable.")

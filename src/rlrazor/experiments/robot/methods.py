@@ -7,6 +7,7 @@ one from `rlrazor.objectives`) and a line in `METHODS`.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from rlrazor import objectives
@@ -41,9 +42,30 @@ class Method:
 
 
 def kl_dpg(logp_BG: Tensor, rewards_BG: Tensor, base_logp_BG: Tensor) -> Tensor:
-    """`objectives.kl_dpg` with truncated weights: those of whole trajectories are heavy-tailed."""
-    weights_BG = objectives.dpg_weights(logp_BG, rewards_BG, base_logp_BG, truncate=True)
+    """`objectives.kl_dpg` with truncated weights, since those of whole trajectories are heavy-tailed.
+
+    No weight is above 1 / sqrt(G), or 1 / n where only n < sqrt(G) trajectories succeed; what is cut off is shared out
+    among the other successes in proportion. `objectives.dpg_weights` scales all after the cut, so that a weight may be
+    above the cap again, which of a few successes it mostly is.
+    """
+    weights_BG = capped(objectives.dpg_weights(logp_BG, rewards_BG, base_logp_BG), rewards_BG > 0)
     return -(weights_BG * logp_BG).sum(dim=1).mean()
+
+
+def capped(weights_BG: Tensor, counted_BG: Tensor) -> Tensor:
+    """Weights of sum 1 over a group's counted members, none above 1 / sqrt(G), or 1 / n where fewer than that count."""
+    counts_B1 = counted_BG.sum(dim=1, keepdim=True)
+    cap_B1 = torch.maximum(torch.full_like(weights_BG[:, :1], weights_BG.shape[1] ** -0.5), 1 / counts_B1.clamp(min=1))
+    # What has weight 0 by underflow takes part in what is shared out.
+    weights_BG = torch.where(counted_BG, weights_BG.clamp(min=torch.finfo(weights_BG.dtype).tiny), 0.0)
+    full_BG = torch.zeros_like(counted_BG)
+    while (over_BG := (weights_BG > cap_B1) & ~full_BG).any():
+        full_BG |= over_BG
+        free_BG = weights_BG.masked_fill(full_BG, 0.0)
+        left_B1 = 1 - cap_B1 * full_BG.sum(dim=1, keepdim=True)
+        shared_BG = free_BG / free_BG.sum(dim=1, keepdim=True).clamp(min=torch.finfo(free_BG.dtype).tiny) * left_B1
+        weights_BG = torch.where(full_BG, cap_B1, torch.where(full_BG.any(dim=1, keepdim=True), shared_BG, weights_BG))
+    return weights_BG
 
 
 METHODS: Mapping[str, Method] = {
@@ -55,7 +77,8 @@ METHODS: Mapping[str, Method] = {
     "reinforce": Method("REINFORCE", objectives.grpo, pooled=True),
     # The same over the trajectories of one start.
     "grpo": Method("GRPO", objectives.grpo),
-    "kl-dpg": Method("KL-DPG", kl_dpg, weighted=True),
+    # Aimed at the base's successes, wherever they start; of one start there would mostly be one success, or none.
+    "kl-dpg": Method("KL-DPG", kl_dpg, pooled=True, weighted=True),
 }
 
 

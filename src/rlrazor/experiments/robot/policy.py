@@ -18,6 +18,7 @@ from rlrazor import drift
 from rlrazor.experiments.robot.rollout import Rolled, Tokens
 from rlrazor.experiments.robot.world import Floats
 from rlrazor.lm.kl import Drift
+from rlrazor.lm.sampling import NotFiniteError
 
 CHUNK = 512  # states at a time
 
@@ -96,7 +97,12 @@ class Acting:
 
 
 def choose(logits_NV: Tensor, noise_N: Tensor | None) -> Tensor:
-    """The likeliest outcomes (N,), or the first whose share of the distribution function is above the noise (N,)."""
+    """The likeliest outcomes (N,), or the first whose share of the distribution function is above the noise (N,).
+
+    Raises lm.sampling.NotFiniteError where a logit is no number.
+    """
+    if not logits_NV.isfinite().all():
+        raise NotFiniteError("logits are not finite")
     if noise_N is None:
         return logits_NV.argmax(dim=-1)
     sums_NV = logits_NV.double().softmax(dim=-1).cumsum(dim=-1)
@@ -158,8 +164,14 @@ class Steps:
 
 @torch.no_grad()
 def log_probs_of(policy: Policy, steps: Steps) -> Tensor:
-    """log p of every bin at each step, given the tokens before it of the action that was taken there: (T, A, V)."""
-    return torch.cat([policy.log_probs(steps.seen(rows), steps.tokens[rows]) for rows in steps.chunks()])
+    """log p of every bin at each step, given the tokens before it of the action that was taken there: (T, A, V).
+
+    Raises lm.sampling.NotFiniteError where one is no number.
+    """
+    logp_TAV = torch.cat([policy.log_probs(steps.seen(rows), steps.tokens[rows]) for rows in steps.chunks()])
+    if not logp_TAV.isfinite().all():
+        raise NotFiniteError("log-probabilities are not finite")
+    return logp_TAV
 
 
 def taken(logp_TAV: Tensor, tokens_TA: Tensor) -> Tensor:

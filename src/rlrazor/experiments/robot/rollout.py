@@ -1,6 +1,7 @@
 """Episodes of a policy, and demonstrations of an expert, many at a time.
 
-An episode ends with success at the first step whose `info["success"]` is set, and without after the world's horizon.
+An episode ends with success at the first step whose `info["success"]` is set. It ends without where the environment
+says that it is over, terminated or truncated, and after the world's horizon.
 """
 
 from collections import deque
@@ -63,7 +64,7 @@ def roll_out(
     When an episode ends, the next takes its lane; which that is follows from the episodes' lengths alone, so that the
     results do not depend on the number of processes.
 
-    Raises RazorError for an action that is no number, where the simulator fails, and where a process dies.
+    Raises RazorError for an action that is no number, where the simulator fails, and where a process dies or hangs.
     """
     waiting = deque(enumerate(episodes))
     width = min(lanes, -(-len(episodes) // 2))  # few episodes are shared out as well
@@ -200,7 +201,7 @@ def demonstrate(
     """Run the episodes with the expert of that route; `noise` is the deviation of what is added to its actions.
 
     An action is within the world's bounds with its noise too. What does not succeed is there as well. Raises RazorError
-    for a route that a task does not have, where the simulator fails, and where a process dies.
+    for a route that a task does not have, where the simulator fails, and where a process dies or hangs.
     """
     done: list[Demonstrated] = []
     try:

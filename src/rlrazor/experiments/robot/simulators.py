@@ -1,10 +1,13 @@
 """Where a world's environments are stepped: in this process or in others, to the same results."""
 
 import multiprocessing
+import sys
+import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol, Self, TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol, Self
 
 from rlrazor.errors import RazorError
 from rlrazor.experiments.robot.lanes import Lanes
@@ -12,7 +15,8 @@ from rlrazor.experiments.robot.world import World
 from rlrazor.runs import workers as ends
 from rlrazor.system import interrupts
 
-Answer = TypeVar("Answer")
+PATIENCE = 300  # seconds in which a process has to be done with one step or start, which builds an environment
+PULSE = 1.0  # seconds after which it says that it is at work still
 
 
 class Simulator(Protocol):
@@ -23,7 +27,7 @@ class Simulator(Protocol):
         ...
 
     def receive(self) -> Any:
-        """The next answer. Raises the RazorError that was raised there, and one where the process has died."""
+        """The next answer. Raises the RazorError that was raised there, and one where the process died or hangs."""
         ...
 
     def end(self) -> None:
@@ -73,7 +77,8 @@ class _Here:
         self.answers: deque[Any] = deque()
 
     def send(self, what: Callable[..., Any], *arguments: Any) -> None:
-        self.answers.append(what(self.lanes, *arguments))
+        with denormals():
+            self.answers.append(what(self.lanes, *arguments))
 
     def receive(self) -> Any:
         return self.answers.popleft()
@@ -101,9 +106,11 @@ class _There:
 
     def receive(self) -> Any:
         try:
-            fine, answer = self.pipe.recv()
+            while (heard := self._heard()) is None:
+                pass
         except (EOFError, OSError) as error:
             raise self._died() from error
+        fine, answer = heard
         if fine:
             return answer
         raise answer
@@ -114,6 +121,18 @@ class _There:
         self.process.close()
         self.pipe.close()
 
+    def _heard(self) -> tuple[bool, Any] | None:
+        """What it says next, which is None when it is at work still."""
+        for _ in range(PATIENCE):  # not until some time: this process may be stopped in between
+            if self.pipe.poll(1.0):
+                heard: tuple[bool, Any] | None = self.pipe.recv()
+                return heard
+            interrupts.check()
+        raise RazorError(
+            f"A process that simulates {self.world.name} has not been done with a step for {PATIENCE} s: its simulator "
+            "hangs. Run the same command again; with workers=0 there is no such process."
+        )
+
     def _died(self) -> RazorError:
         return RazorError(
             f"A process that simulates {self.world.name} died, most likely killed or out of memory. Run the same "
@@ -123,7 +142,7 @@ class _There:
 
 def _serve(pipe: Any, world: World) -> None:
     ends.start(None)
-    lanes = Lanes(world)
+    lanes = Lanes(world, _Pulse(pipe))
     while True:
         try:
             what, arguments = pipe.recv()
@@ -136,3 +155,33 @@ def _serve(pipe: Any, world: World) -> None:
         except Exception as error:  # a fault of ours, which keeps its traceback
             answer = (False, RuntimeError("".join(traceback.format_exception(error))))
         pipe.send(answer)
+
+
+class _Pulse:
+    """Called after each step, it tells the parent so once in a while."""
+
+    def __init__(self, pipe: Any) -> None:
+        self.pipe, self.told = pipe, time.monotonic()
+
+    def __call__(self) -> None:
+        if (now := time.monotonic()) - self.told >= PULSE:
+            self.pipe.send(None)
+            self.told = now
+
+
+@contextmanager
+def denormals() -> Iterator[None]:
+    """Compute with denormals in this block, as a new process does, also where this one flushes them to zero.
+
+    `lm.compute.prepare_process` has it do so. The other processes could as well, but for torch, which alone would take
+    them longer to import than all else.
+    """
+    torch = sys.modules.get("torch")
+    if torch is None or sys.float_info.min / 2:
+        yield
+        return
+    torch.set_flush_denormal(False)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(True)

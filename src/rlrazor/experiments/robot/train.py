@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -14,14 +14,14 @@ from torch import Tensor
 
 from rlrazor.errors import RazorError
 from rlrazor.experiments.robot.base import batches_of, load_policy, weights_of
-from rlrazor.experiments.robot.cache import Arrays, cached
-from rlrazor.experiments.robot.demonstrations import Demonstrations, Wanted, demonstrations_of, of_world
-from rlrazor.experiments.robot.evaluate import Reference, Settings, evaluate, lanes_for, play
+from rlrazor.experiments.robot.cache import Arrays, cached, digest_of
+from rlrazor.experiments.robot.demonstrations import Demonstrations, Wanted, demonstrations_of, of_world, training_grid
+from rlrazor.experiments.robot.evaluate import LANES, Reference, Settings, evaluate, finite, lanes_for, play
 from rlrazor.experiments.robot.methods import Method, find_method
 from rlrazor.experiments.robot.policy import Acting, Policy, Seen, Steps, kl_of_actions, taken
-from rlrazor.experiments.robot.rollout import roll_out
+from rlrazor.experiments.robot.rollout import Rolled, roll_out
 from rlrazor.experiments.robot.simulators import Simulators
-from rlrazor.experiments.robot.world import Episode, World, grid_of, repeated
+from rlrazor.experiments.robot.world import Episode, World, repeated
 from rlrazor.runs.items import outcomes_of
 from rlrazor.runs.records import Ancestor, RunSpec
 from rlrazor.runs.settings import checkpoint_steps, lr_factor
@@ -36,9 +36,13 @@ OWN = "trying what the base can do"
 
 
 class Source(Protocol):
-    """What a run learns from, update by update. `interactions`: steps of the simulator that it has taken so far."""
+    """What a run learns from, update by update.
+
+    `interactions`: steps of the simulator that it has taken so far. `metrics`: what else is known of the last update.
+    """
 
     interactions: int
+    metrics: Mapping[str, float]
 
     def accumulate(self, update: int, policy: Policy) -> float:
         """Add the gradient of this update's loss to the policy's, and give the loss."""
@@ -77,7 +81,7 @@ def finetune(spec: RunSpec, world: World, store: RunStore, *, workers: int, cach
         for step, epoch, loss, due in updates(spec, policy, source):
             if due:
                 measured = evaluate(spec, step, epoch, policy, simulators, base.reference, base.outcomes)
-                metrics = {"interactions": float(source.interactions), "loss": loss}
+                metrics = {"interactions": float(source.interactions), "loss": loss, **source.metrics}
                 yield measured.checkpoint(metrics, partial(weights_of, policy))
 
 
@@ -96,12 +100,15 @@ def updates(spec: RunSpec, policy: Policy, source: Source) -> Iterator[tuple[int
         phases.at(phases.TRAINING, step, total)
         for weight in weights:  # zero, not none: a round without any advantage is an update too
             weight.grad = torch.zeros_like(weight)
-        loss = source.accumulate(step, policy)
+        with finite(step, step / each):
+            loss = source.accumulate(step, policy)
         if not math.isfinite(loss):
             raise DivergedError(step, step / each)
         for group in optimizer.param_groups:
             group["lr"] = params["lr"] * lr_factor(step, total, each, params["schedule"])
         optimizer.step()
+        if not all(weight.isfinite().all() for weight in weights):
+            raise DivergedError(step + 1, (step + 1) / each)
         yield step + 1, (step + 1) / each, loss, step + 1 in due
 
 
@@ -114,6 +121,7 @@ class Fixed:
     def __init__(self, spec: RunSpec, method: Method, given: Demonstrations, base: Policy) -> None:
         self.method, self.base, self.kl_coef = method, base, spec.params["kl_coef"]
         self.steps, self.interactions = given.steps(base), given.interactions
+        self.metrics: Mapping[str, float] = {}
         rng = torch.Generator().manual_seed(seed_of(spec.seed, "order"))
         self.batches = batches_of(len(self.steps), spec.params["batch_size"], rng)
 
@@ -134,13 +142,15 @@ class OwnTrajectories:
     """Trajectories of the policy as it is, anew for each update: `group_size` of each of `starts` starts of the grid.
 
     The penalty is `kl_coef` times KL(pi || pi0) of an episode, on the states and tokens of these trajectories. Left out
-    is what it would be to go where the KL is lower.
+    is what it would be to go where the KL is lower. `metrics`: the share of them that succeeded, and where weights
+    depend on log-probabilities the effective sample size of the trajectories, (sum of w)^2 / sum of w^2.
     """
 
     def __init__(self, spec: RunSpec, method: Method, simulators: Simulators, base: Policy) -> None:
         params = spec.params
         self.method, self.simulators, self.base = method, simulators, base
         self.kl_coef, self.group_size, self.interactions = params["kl_coef"], params["group_size"], 0
+        self.metrics: Mapping[str, float] = {}
         self.starts = training_starts(spec, simulators.world)
         rng = torch.Generator().manual_seed(seed_of(spec.seed, "order"))
         self.batches = batches_of(len(self.starts), params["starts"], rng)
@@ -153,6 +163,8 @@ class OwnTrajectories:
         steps = Steps.of(roll_out(self.simulators, episodes, Acting(policy), sampled=True, lanes=lanes))
         self.interactions += len(steps)
         weights_E = self.weights(policy, steps)
+        weighted = {"effective_trajectories": effective(weights_E)} if self.method.weighted else {}
+        self.metrics = {"sampled_training": steps.success.double().mean().item(), **weighted}
         counted = torch.arange(len(steps)) if self.kl_coef else weights_E[steps.episode_of].nonzero()[:, 0]
         loss = 0.0
         for rows in counted.split(CHUNK) if len(counted) else ():
@@ -174,6 +186,12 @@ class OwnTrajectories:
                 trajectory_log_probs(one, steps).view(-1, self.group_size) for one in (policy, self.base)
             )
         return trajectory_weights(self.method, logp_BG, rewards_BG, base_logp_BG)
+
+
+def effective(weights_E: Tensor) -> float:
+    """The effective sample size of weights, (sum of w)^2 / sum of w^2; 0 where all are 0."""
+    squares = weights_E.double().square().sum().item()
+    return weights_E.double().sum().item() ** 2 / squares if squares else 0.0
 
 
 def trajectory_weights(method: Method, logp_BG: Tensor, rewards_BG: Tensor, base_logp_BG: Tensor) -> Tensor:
@@ -208,8 +226,8 @@ def penalty(logp_NAV: Tensor, base: Policy, seen: Seen, tokens_NA: Tensor) -> Te
 
 
 def training_starts(spec: RunSpec, world: World) -> list[Episode]:
-    """The starts that all methods train on: the cells of a grid, one each."""
-    return grid_of(world, spec.root.params["new_task"], spec.params["grid"], seed=spec.seed, purpose="training")
+    """What a run tries itself: see `demonstrations.training_grid`."""
+    return training_grid(world, spec.root.params["new_task"], spec.params["grid"], spec.seed)
 
 
 def learnt_from(spec: RunSpec, method: Method, simulators: Simulators, base: Policy, cache: Path) -> Demonstrations:
@@ -222,39 +240,59 @@ def learnt_from(spec: RunSpec, method: Method, simulators: Simulators, base: Pol
         wanted = Wanted(task, params["per_start"], spec.seed, method.route, params["expert_noise"], params["grid"])
         wanted = replace(wanted, data=spec.root.params.get("data", ""))
         return demonstrations_of(simulators, wanted, cache)
-    drawn = {"base": str(spec.starts_from), "seed": spec.seed, "grid": params["grid"], "tries": params["tries"]}
-    made_of = {**of_world(simulators.world), **drawn}
+    drawn = {
+        "weights": digest_of_weights(weights_of(base)),
+        "seed": spec.seed,
+        "grid": params["grid"],
+        "tries": params["tries"],
+    }
+    made_of = {**of_world(simulators.world, task), "data": spec.root.params.get("data", ""), **drawn}
     return Demonstrations.of(cached(cache, "own", made_of, lambda: own_successes(spec, simulators, base)))
 
 
 def own_successes(spec: RunSpec, simulators: Simulators, base: Policy) -> Arrays:
-    """Sample `tries` trajectories of the base from each start, and keep those that succeed."""
-    phases.at(OWN)
+    """Sample `tries` trajectories of the base from each start, and keep those that succeed.
+
+    A part of them at a time: what failed is dropped at once, since where states are images many fill the memory.
+    """
     episodes = repeated(training_starts(spec, simulators.world), spec.params["tries"])
-    rolled = roll_out(simulators, episodes, Acting(base), sampled=True, lanes=lanes_for(len(episodes)))
-    succeeded = [one for one in rolled if one.success]
+    succeeded: list[Rolled] = []
+    interactions, at_a_time = 0, 4 * LANES
+    for start in range(0, len(episodes), at_a_time):
+        phases.at(OWN, start, len(episodes))
+        part = episodes[start : start + at_a_time]
+        rolled = roll_out(simulators, part, Acting(base), sampled=True, lanes=lanes_for(len(part)))
+        interactions += sum(one.steps for one in rolled)
+        succeeded += [one for one in rolled if one.success]
     if not succeeded:
         raise RazorError(
-            f"The base has solved the new task in none of {len(rolled)} tries, so it has no successes to learn from: "
+            f"The base has solved the new task in none of {len(episodes)} tries, so it has no successes to learn from: "
             "give more tries, or a base that solves it now and then."
         )
     steps = Steps.of(succeeded)
     actions = base.actions_of(steps.tokens)
-    interactions = sum(one.steps for one in rolled)
     return Demonstrations(steps.instructions, steps.lengths, steps.history, actions, interactions).arrays()
 
 
-_last_base: dict[Path, Base] = {}
+def digest_of_weights(weights: Mapping[str, Tensor]) -> str:
+    """Of all that is in them; numpy knows no bfloat16."""
+    return digest_of({name: tensor.float().numpy() for name, tensor in weights.items()})
+
+
+_last_base: dict[tuple[str, str, str, int], Base] = {}
 
 
 def load_base(of: Ancestor, store: RunStore, simulators: Simulators) -> Base:
-    """The policy that runs start from; the last one is kept, since a sweep goes through the runs of one base."""
-    path = store.weights_path(of.spec, of.step)
-    if path not in _last_base:
-        settings, world = Settings.of(of.spec), simulators.world
-        policy = load_policy(of.spec.root.params, world, store.load_weights(of.spec, of.step))
+    """The policy that runs start from; the last one is kept, since a sweep goes through the runs of one base.
+
+    It is told by its run, its weights and the world.
+    """
+    settings, world, weights = Settings.of(of.spec), simulators.world, store.load_weights(of.spec, of.step)
+    key = (str(of), digest_of_weights(weights), world.name, world.horizon)
+    if key not in _last_base:
+        policy = load_policy(of.spec.root.params, world, weights)
         rolled = play(policy, simulators, settings, settings.kl_episodes, sampled=True)
         outcomes = outcomes_of(store.items(of.spec.run_id), of.step)
         _last_base.clear()
-        _last_base[path] = Base(Reference.of(policy, settings, rolled), outcomes)
-    return _last_base[path]
+        _last_base[key] = Base(Reference.of(policy, settings, rolled), outcomes)
+    return _last_base[key]
