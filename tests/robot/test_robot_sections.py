@@ -5,8 +5,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-from scipy import stats
-from scipy.stats import binomtest  # type: ignore[attr-defined]  # scipy exports it dynamically
+from scipy.stats import binomtest, sem, t  # type: ignore[attr-defined]  # scipy exports them dynamically
 
 from rlrazor.analysis.lost import mcnemar
 from rlrazor.report.sections import interactions, successes
@@ -17,7 +16,7 @@ TASKS = ["drawer-open", "reach"]
 
 
 def checkpoint(method: str, seed: int, step: int, counts: dict[str, tuple[int, int]], **more: Any) -> dict[str, Any]:
-    """A row; `counts`: of 100 episodes those that succeeded sampled and greedy. All that greedy has, sampled has too."""
+    """A row; `counts`: of 100 episodes those that succeeded sampled and greedy. One holds all of the other."""
     row: dict[str, Any] = {
         "run_id": f"{method}-{seed}",
         "trajectory": f"{method}-{seed}",
@@ -99,10 +98,10 @@ def test_over_seeds_the_intervals_are_students() -> None:
     shown = three_seeds()
     arms = successes.arms_of(shown, 0.5)
     found = arms["sft"].success("sampled", ["drawer-open"])
-    wanted = stats.t.interval(0.95, 2, loc=0.8, scale=stats.sem([0.7, 0.8, 0.9]))
+    wanted = t.interval(0.95, 2, loc=0.8, scale=sem([0.7, 0.8, 0.9]))
     assert (found.mean, found.low, found.high) == pytest.approx((0.8, *wanted))
     gap = arms["sft"].gap(["drawer-open"])
-    wanted = stats.t.interval(0.95, 2, loc=-0.4, scale=stats.sem([-0.3, -0.4, -0.5]))
+    wanted = t.interval(0.95, 2, loc=-0.4, scale=sem([-0.3, -0.4, -0.5]))
     assert (gap.mean, gap.low, gap.high) == pytest.approx((-0.4, *wanted))
 
 

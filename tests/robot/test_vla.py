@@ -1,14 +1,20 @@
 """A vision-language-action policy against whole forward passes of its model, enumeration, and scipy."""
 
+import io
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
+from rich.console import Console
 from scipy.special import rel_entr
 from torch import Tensor
 
 from rlrazor.errors import RazorError
+from rlrazor.experiments.robot.base import load_policy
+from rlrazor.experiments.robot.config import Config
+from rlrazor.experiments.robot.experiment import Robot
 from rlrazor.experiments.robot.policy import Acting, Seen, kl_of_actions, taken
 from rlrazor.experiments.robot.rollout import demonstrate, roll_out
 from rlrazor.experiments.robot.simulators import Simulators
@@ -16,6 +22,8 @@ from rlrazor.experiments.robot.vla.loading import Source, load, with_adapter
 from rlrazor.experiments.robot.vla.model import VisionLanguageAction
 from rlrazor.experiments.robot.vla.tokens import action_token_ids
 from rlrazor.experiments.robot.world import episodes_of
+from rlrazor.runs import runner
+from rlrazor.runs.store import RunStore
 from vla_models import ARCHITECTURES, FURTHER, LETTERS, SIDE, Squares, tokenizer
 
 WORLD = Squares()
@@ -216,3 +224,52 @@ def test_it_learns_two_tasks_from_images_by_their_instructions() -> None:
     assert [one.success for one in rolled] == [True] * 6
     assert {one.history.dtype for one in rolled} == {np.dtype(np.uint8)}
     assert rolled[0].tokens[0].tolist() == wanted[told.index(episodes[0].instruction)].tolist()
+
+
+def test_the_experiment_runs_with_it_from_base_to_records(tmp_path: Path) -> None:
+    """A model in a folder, its base by cloning, SFT and REINFORCE with an adapter, measured as any policy is."""
+    model, processor = ARCHITECTURES["idefics3"]()
+    model.save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+    config = Config(
+        methods=("sft", "reinforce+kl"),
+        lrs=(3e-3,),
+        rl_lrs=(3e-3,),
+        seeds=(0,),
+        checkpoints_per_epoch=1,
+        new_task="up",
+        prior_tasks=("down",),
+        updates=8,
+        batch_size=8,
+        grid=2,
+        per_start=1,
+        rl_updates=1,
+        starts=2,
+        group_size=2,
+        demonstrations=4,
+        new_demonstrations=4,
+        bc_updates=40,
+        bc_batch=8,
+        bc_lr=2e-2,
+        episodes=4,
+        kl_episodes=2,
+        world="libero_goal",
+        policy=str(tmp_path / "model"),
+        lora_rank=4,
+    )
+    experiment = Robot(cache=tmp_path / "cache", filmed=False, world=WORLD)
+    options = runner.Options(tmp_path / "run", weights="final")
+    assert runner.run(experiment, config, options, Console(file=io.StringIO())).trained == 3
+    table = pl.read_parquet(tmp_path / "run" / "records.parquet")
+    base = table.filter(method="base").row(0, named=True)
+    assert base["kl_forward"] == base["kl_forward_on_prior"] == 0.0
+    sft = table.filter(method="sft").row(-1, named=True)
+    assert sft["kl_forward"] > 0.01
+    assert sft["weight_l2"] > 0
+    assert sft["new"] >= base["new"]
+    (spec,) = config.specs(WORLD.name, ["sft"])
+    kept = RunStore(tmp_path / "run").load_weights(spec, 8)
+    assert kept
+    assert all("lora" in name for name in kept)
+    first, again = (load_policy(spec.root.params, WORLD, kept) for _ in range(2))
+    assert torch.equal(first.log_probs(seen(), tokens()), again.log_probs(seen(), tokens()))
