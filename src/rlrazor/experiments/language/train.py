@@ -22,7 +22,7 @@ from rlrazor.experiments.language.stage_reference import StageReference
 from rlrazor.experiments.language.unfinished import Unfinished, save_model
 from rlrazor.experiments.language.world import World, policy_of, world_of
 from rlrazor.lm import compute, encoding
-from rlrazor.lm.adapters import is_adapted, unwrapped, weights_of
+from rlrazor.lm.adapters import unwrapped, weights_of
 from rlrazor.lm.models import LanguageModel, add_lora
 from rlrazor.runs.records import BASE, RunSpec
 from rlrazor.runs.store import Checkpoint, Keep, RunStore
@@ -86,7 +86,7 @@ def finetune(setup: Setup, spec: RunSpec, store: RunStore) -> Iterator[Checkpoin
     measuring = Checkpointing(spec, references, store.keeps(spec), unfinished, counts, len(examples))
     state = processes.in_first(lambda: measuring.begin(store))
     with _policies(base.model, before, spec) as policies:
-        measuring.frozen = policies.base
+        measuring.frozen, measuring.as_kept = policies.base, policies.as_kept
         settings = _settings(setup, spec, base, lesson, measuring)
         looked_at = policies.looked_at(spec)
         term = protection.term_of(spec, method, policies.model, policies.before, old)
@@ -94,8 +94,8 @@ def finetune(setup: Setup, spec: RunSpec, store: RunStore) -> Iterator[Checkpoin
         try:
             trainers.train(job, measuring, resume=state)
             if running.keep_models:
-                folder, kept = store.folder / "models" / spec.run_id, partial(as_kept, policies.model, base.model)
-                processes.in_first(lambda: save_model(kept(), base.tokenizer, folder))
+                folder, kept = store.folder / "models" / spec.run_id, policies.as_kept
+                processes.in_first(lambda: save_model(kept(policies.model), base.tokenizer, folder))
         except DivergedError as error:
             yield from measuring.checkpoints.values()
             # A trainer's own epochs are of its data set, which of own samples is a step's.
@@ -137,12 +137,21 @@ def _settings(setup: Setup, spec: RunSpec, base: LanguageModel, lesson: Lesson, 
 class Policies:
     """The model that is trained, the one that it starts from, and the base of all stages, which both stay as they are.
 
-    With an adapter, what it starts from is None: the model without that.
+    With an adapter, what it starts from is None: the model without that. `rounded`: of a base in half precision a copy,
+    for the weights of checkpoints.
     """
 
     model: Any
     before: Any
     base: Any
+    rounded: Any = None
+
+    def as_kept(self, policy: Any) -> Any:
+        """The policy as it is measured and saved: with weights rounded to what the base's are in."""
+        if self.rounded is None:
+            return policy
+        self.rounded.load_state_dict(unwrapped(policy).state_dict())
+        return self.rounded
 
     def looked_at(self, spec: RunSpec) -> Any:
         """What the method's penalty, or DPG, holds to."""
@@ -158,7 +167,9 @@ def _policies(base: Any, before: LanguageModel | None, spec: RunSpec) -> Iterato
     """
     start = base if before is None else before.model
     if not (rank := spec.params["lora_rank"]):
-        yield Policies(copy.deepcopy(start).float().requires_grad_(True), start, base)
+        # Made here: trainers put things around the forward of what they are given, which would be copied as well.
+        rounded = None if compute.precision_of(start) == "float32" else copy.deepcopy(start)
+        yield Policies(copy.deepcopy(start).float().requires_grad_(True), start, base, rounded)
         return
     with torch.random.fork_rng():
         torch.manual_seed(seed_of(spec.seed, "adapter") % 2**63)
@@ -169,24 +180,16 @@ def _policies(base: Any, before: LanguageModel | None, spec: RunSpec) -> Iterato
         model.unload()  # leaves the base as it was
 
 
-def as_kept(policy: Any, base: Any) -> Any:
-    """The policy as it is measured and saved: with weights rounded to what the base's are in, if they are not so."""
-    if is_adapted(policy) or compute.precision_of(policy) == compute.precision_of(base):
-        return policy
-    rounded = copy.deepcopy(base)
-    rounded.load_state_dict(unwrapped(policy).state_dict())
-    return rounded
-
-
 class Checkpointing:
     """Called after each step, it measures where a checkpoint is due; what was measured is in `checkpoints`, by step.
 
-    `references`: what it is compared with, where this process measures; `frozen`: the base of `Policies`; `base_items`:
-    the base's outcomes of the prior's items. The weights that the store keeps are copied at once: training does not
-    wait for who asks for them. It tells the trainer to stop where a stage has learned its task.
+    `references`: what it is compared with, where this process measures; `frozen` and `as_kept`: of `Policies`;
+    `base_items`: the base's outcomes of the prior's items. The weights that the store keeps are copied at once:
+    training does not wait for who asks for them. It tells the trainer to stop where a stage has learned its task.
     """
 
     frozen: Any = None
+    as_kept: Callable[[Any], Any] = staticmethod(lambda policy: policy)
     base_items: pl.DataFrame | None = None
 
     def __init__(
@@ -220,7 +223,7 @@ class Checkpointing:
             return False
         phases.at("measuring checkpoint", self.due.index(step) + 1, len(self.due))
         metrics = {**self.counts, **measured}
-        policy = policy if self.frozen is None else as_kept(policy, self.frozen)
+        policy = self.as_kept(policy)
         found = self.references[0].checkpoint(
             self.spec.run_id, step, step / self.per_epoch, policy, metrics, frozen=self.frozen
         )
