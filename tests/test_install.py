@@ -167,8 +167,9 @@ def test_the_guards_own_packages_are_asked_for(refused: bool, monkeypatch: pytes
         _ = guard.ForgettingMonitor
     with pytest.raises(ImportError, match=said):  # what an import raises
         from rlrazor.guard import ForgettingMonitor  # noqa: F401
-    for module in ("rlrazor.guard.monitor", "rlrazor.guard.schedule", "rlrazor.guard.placing", "accelerate.state"):
-        monkeypatch.delitem(sys.modules, module, raising=False)
+    for module in ("monitor", "trackers", "schedule", "placing"):
+        monkeypatch.delitem(sys.modules, f"rlrazor.guard.{module}", raising=False)
+    monkeypatch.delitem(sys.modules, "accelerate.state", raising=False)
     with pytest.raises(ImportError, match=said):
         import rlrazor.guard.monitor  # noqa: F401
 

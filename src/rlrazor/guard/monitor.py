@@ -28,7 +28,7 @@ from typing import Any, TypeVar
 from rlrazor.analysis.forecast import FORWARD
 from rlrazor.errors import RazorError
 from rlrazor.extras import needs_extra
-from rlrazor.guard import ranks, trackers
+from rlrazor.guard import ranks
 from rlrazor.guard.base_side import BaseSide, generic_of, joined, kls_of, shortened
 from rlrazor.guard.budget import KEPT, Budget, OnBudget
 from rlrazor.guard.law_file import LawFile
@@ -54,6 +54,7 @@ from rlrazor.system.terminal import shown_on
 try:
     from transformers import TrainerCallback
 
+    from rlrazor.guard import trackers
     from rlrazor.guard.placing import is_placed_later, require_whole
     from rlrazor.guard.schedule import Schedule
 except ImportError:
