@@ -124,7 +124,7 @@ def _timed(config: Config, world: World, policy: Policy, workers: int) -> Second
 
 
 def _clock(what: Callable[[], Any]) -> tuple[Any, float]:
-    """What it gives, and its seconds, the median of a few turns: a busy machine may stop one for as long as it takes."""
+    """What it gives, and its seconds, the median of a few turns: a busy machine may stop one for long."""
     seconds = []
     for _ in range(TURNS):
         start = time.perf_counter()
