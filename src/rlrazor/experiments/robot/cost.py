@@ -1,5 +1,6 @@
 """What runs of the robot cost: counts, and a few of the things that take time, each timed and multiplied."""
 
+import statistics
 import time
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
@@ -21,6 +22,7 @@ from rlrazor.runs.experiment import Cost
 from rlrazor.runs.records import BASE, RunSpec
 
 EPISODES, STEPS = 64, 20  # timed: so many episodes, of so many steps
+TURNS = 3
 STATES = 256  # of an update that is timed, or as many as there are
 LENGTH = 0.6  # of the horizon: an episode's, one with another, of those that succeed and those that do not
 KL_PASSES = 3  # over the steps that KL is measured on: the base's by both policies, the policy's own by the base
@@ -61,7 +63,7 @@ def trial(config: Config, world: World, workers: int) -> Trial:
         once=lambda spec: shared_by(spec, seconds, length),
         error=ERROR,
         sizes=Sizes(peak_memory(), RECORD_BYTES, weights, weights, FILM_BYTES),
-        timed=f"{EPISODES * STEPS:,} steps of {config.new_task}, and an update on {STATES} states",
+        timed=f"{TURNS} times {EPISODES * STEPS:,} steps of {config.new_task}, and an update on {STATES} states",
     )
 
 
@@ -122,6 +124,10 @@ def _timed(config: Config, world: World, policy: Policy, workers: int) -> Second
 
 
 def _clock(what: Callable[[], Any]) -> tuple[Any, float]:
-    start = time.perf_counter()
-    found = what()
-    return found, time.perf_counter() - start
+    """What it gives, and its seconds, the median of a few turns: a busy machine may stop one for long."""
+    seconds = []
+    for _ in range(TURNS):
+        start = time.perf_counter()
+        found = what()
+        seconds.append(time.perf_counter() - start)
+    return found, statistics.median(seconds)
