@@ -9,9 +9,10 @@ import pytest
 import torch
 from scipy.special import rel_entr
 
+from rlrazor.drift import Representation
 from rlrazor.experiments.robot import demonstrations
 from rlrazor.experiments.robot.demonstrations import Wanted
-from rlrazor.experiments.robot.evaluate import DRIFT, MODES, Measured, Reference, Settings, evaluate, play
+from rlrazor.experiments.robot.evaluate import DRIFT, MODES, Measured, Reference, Settings, _change, evaluate, play
 from rlrazor.experiments.robot.policy import Policy, Seen, Steps
 from rlrazor.experiments.robot.simulators import Simulators
 from rlrazor.experiments.robot.train import training_starts
@@ -202,3 +203,9 @@ def test_outputs_that_are_no_numbers_are_told_of(robot_base: Stored) -> None:
     with Simulators(Points()) as simulators, pytest.raises(DivergedError) as caught:
         evaluate(base_spec(episodes=2, kl_episodes=2), 7, 0.5, policy, simulators)
     assert (caught.value.step, caught.value.epoch) == (7, 0.5)
+
+
+@pytest.mark.parametrize(("steps", "there"), [(10, False), (11, True)])
+def test_of_so_few_steps_that_all_are_neighbours_there_is_no_cknna(steps: int, there: bool) -> None:
+    base, policy = (Representation(torch.randn(steps, 4, generator=torch.manual_seed(seed))) for seed in (0, 1))
+    assert ("cknna" in _change(base, policy)) == there

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rlrazor import drift
 from rlrazor.drift import DISTRIBUTION_MEASURES, WEIGHT_MEASURES, Representation
+from rlrazor.drift.representation import NEIGHBOURS
 from rlrazor.experiments.robot.policy import Acting, Policy, Steps, kl, log_probs_of
 from rlrazor.experiments.robot.rollout import Rolled, roll_out
 from rlrazor.experiments.robot.simulators import Simulators
@@ -263,12 +264,14 @@ def _distances(reference: Reference, said: Mapping[str, Tensor], tasks: Sequence
 
 
 def _change(base: Representation, tuned: Representation) -> dict[str, float]:
-    return {
+    found = {
         "activation_l1": drift.activation_l1(base.activations, tuned.activations),
         "activation_l2": drift.activation_l2(base.activations, tuned.activations),
         "cka": drift.cka(base, tuned),
-        "cknna": drift.cknna(base, tuned),
     }
+    if len(base.activations) > NEIGHBOURS:  # of fewer steps all are neighbours
+        found["cknna"] = drift.cknna(base, tuned)
+    return found
 
 
 def _successes(settings: Settings, played: Mapping[str, Mapping[str, Sequence[Rolled]]]) -> dict[str, float]:
