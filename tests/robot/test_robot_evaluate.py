@@ -9,10 +9,10 @@ import pytest
 import torch
 from scipy.special import rel_entr
 
-from rlrazor.drift import Representation
+from rlrazor.errors import RazorError
 from rlrazor.experiments.robot import demonstrations
 from rlrazor.experiments.robot.demonstrations import Wanted
-from rlrazor.experiments.robot.evaluate import DRIFT, MODES, Measured, Reference, Settings, _change, evaluate, play
+from rlrazor.experiments.robot.evaluate import DRIFT, MODES, Measured, Own, Reference, Settings, evaluate, inside, play
 from rlrazor.experiments.robot.policy import Policy, Seen, Steps
 from rlrazor.experiments.robot.simulators import Simulators
 from rlrazor.experiments.robot.train import training_starts
@@ -205,7 +205,17 @@ def test_outputs_that_are_no_numbers_are_told_of(robot_base: Stored) -> None:
     assert (caught.value.step, caught.value.epoch) == (7, 0.5)
 
 
-@pytest.mark.parametrize(("steps", "there"), [(10, False), (11, True)])
-def test_of_so_few_steps_that_all_are_neighbours_there_is_no_cknna(steps: int, there: bool) -> None:
-    base, policy = (Representation(torch.randn(steps, 4, generator=torch.manual_seed(seed))) for seed in (0, 1))
-    assert ("cknna" in _change(base, policy)) == there
+def test_too_few_steps_to_compare_representations_are_one_sentence(robot_base: Stored) -> None:
+    with Simulators(Points()) as simulators:
+        rolled = play(robot_base.policy, simulators, Settings.of(robot_base.spec), 1, sampled=True)
+    first, *_ = (Own.of(robot_base.policy, one) for one in rolled.values())
+    few = first.steps.chunks(size=5).__next__()
+    steps = Steps(
+        first.steps.instructions,
+        first.steps.history[few],
+        first.steps.tokens[few],
+        first.steps.episode_of[few],
+        first.steps.success,
+    )
+    with pytest.raises(RazorError, match=r"have 5 steps in all.*takes 11: raise kl_episodes\.$"):
+        inside(robot_base.policy, [Own(steps, first.logp[few])])

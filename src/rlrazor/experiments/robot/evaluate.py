@@ -14,6 +14,7 @@ from torch import Tensor
 from rlrazor import drift
 from rlrazor.drift import DISTRIBUTION_MEASURES, WEIGHT_MEASURES, Representation
 from rlrazor.drift.representation import NEIGHBOURS
+from rlrazor.errors import RazorError
 from rlrazor.experiments.robot.policy import Acting, Policy, Steps, kl, log_probs_of
 from rlrazor.experiments.robot.rollout import Rolled, roll_out
 from rlrazor.experiments.robot.simulators import Simulators
@@ -207,7 +208,12 @@ def parameters_of(policy: Policy) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def inside(policy: Policy, owns: Sequence[Own]) -> Representation:
-    """The last hidden layer at a spread of the steps."""
+    """The last hidden layer at a spread of the steps. Raises RazorError for too few of them."""
+    if (steps := sum(len(one.steps) for one in owns)) <= NEIGHBOURS:
+        raise RazorError(
+            f"The episodes that KL is measured on have {steps} steps in all, too few to compare representations, which "
+            f"takes {NEIGHBOURS + 1}: raise kl_episodes."
+        )
     chosen = [(one.steps, _spread(len(one.steps), COMPARED // len(owns))) for one in owns]
     parts = ((steps, part) for steps, rows in chosen for part in rows.split(AT_A_TIME))
     return Representation(torch.cat([policy.represent(steps.seen(part)) for steps, part in parts]))
@@ -264,14 +270,12 @@ def _distances(reference: Reference, said: Mapping[str, Tensor], tasks: Sequence
 
 
 def _change(base: Representation, tuned: Representation) -> dict[str, float]:
-    found = {
+    return {
         "activation_l1": drift.activation_l1(base.activations, tuned.activations),
         "activation_l2": drift.activation_l2(base.activations, tuned.activations),
         "cka": drift.cka(base, tuned),
+        "cknna": drift.cknna(base, tuned),
     }
-    if len(base.activations) > NEIGHBOURS:  # of fewer steps all are neighbours
-        found["cknna"] = drift.cknna(base, tuned)
-    return found
 
 
 def _successes(settings: Settings, played: Mapping[str, Mapping[str, Sequence[Rolled]]]) -> dict[str, float]:
