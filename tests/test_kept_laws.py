@@ -77,3 +77,14 @@ def test_it_may_judge_large_drops_and_not_small_ones() -> None:
 def test_its_prompts_are_beside_it() -> None:
     prompts = read_prompts(LAWS / "SmolLM2-135M-Instruct.prompts.jsonl")
     assert len(prompts) == 128
+
+
+def test_what_it_forecast_of_other_methods_is_its_curve_there() -> None:
+    for method in ("LwF", "GRPO"):
+        _, _, kl, forecast, _, forward, other = cells(method)
+        curve, mean = LAW.law, float(kl.split(" ± ")[0])
+        said = 100 * curve.a * (1 - np.exp(-curve.b * mean**curve.c))
+        assert said == pytest.approx(float(forecast.split("[")[0]), abs=0.06)
+        rows = DATA.sort("kl_forward")
+        near = np.interp(float(forward.split(" ± ")[0]), rows["kl_forward"].to_numpy(), rows["forgetting"].to_numpy())
+        assert 100 * near == pytest.approx(float(other), abs=3)  # what SFT had lost at that KL
