@@ -37,7 +37,8 @@ def specs_of(name: str, preset: str, seeds: tuple[int, ...] = (0,)) -> list[RunS
 
 
 def test_every_analysis_has_a_section_and_runs_or_reads_the_sweep() -> None:
-    elsewhere = (*studies.SEQUENCES, studies.TEXT_PROBES, "items", "learning-rates", "kl-laws", "forecasts")
+    elsewhere = {*studies.SEQUENCES, studies.TEXT_PROBES, "items", "learning-rates", "kl-laws", "forecasts"}
+    elsewhere |= {studies.STATES, "successes", "interactions"}  # of robots
     assert [name for name in studies.PAGE if name not in elsewhere] == list(studies.ANALYSES)
     assert list(studies.kinds()) == list(studies.PAGE)
     assert set(studies.ANALYSES) == {*studies.STUDIES, *studies.OF_THE_SWEEP, studies.THEORY}

@@ -42,6 +42,7 @@ def applies(study: Study) -> bool:
 
 def section(study: Study) -> Section:
     """Scores at equal numbers of steps, and of updates."""
+    study.points.select("interactions")  # polars says so where it is missing
     at = threshold_of(study)
     runs = runs_of(study, at)
     tables = [cost_table(study, at)]

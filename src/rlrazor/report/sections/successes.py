@@ -25,6 +25,7 @@ NEW = "new"
 MODES = ("sampled", "greedy")
 STYLES = ((PALETTE[0], "circle"), (PALETTE[1], "square"))
 LEVEL = 0.95
+COUNTED = ("episodes", *(f"{mode}_{NEW}" for mode in (*MODES, "greedy_alone")))
 ENOUGH = 100  # episodes of a task: with fewer, an interval is wider than 20 points
 FILMS, MISSING = "films", "missing.txt"
 FILMED = (NEW, "prior")
@@ -78,11 +79,12 @@ def of_seed(row: Row, mode: str, tasks: Sequence[str]) -> Range:
 
 def applies(study: Study) -> bool:
     """Whether episodes were counted in both modes."""
-    return {"episodes", *(f"{mode}_{NEW}" for mode in (*MODES, "greedy_alone"))} <= set(study.table.columns)
+    return set(COUNTED) <= set(study.table.columns)
 
 
 def section(study: Study) -> Section:
     """Both modes on the new task and each prior one, where each method is reported."""
+    study.table.select(COUNTED)  # polars says which one is missing
     at, tasks = threshold_of(study), tasks_of(study)
     arms = arms_of(study, at)
     names = {NEW: str(study.description.get("new_task", "the new task")), **{task: task for task in tasks}}
