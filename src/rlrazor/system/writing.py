@@ -14,6 +14,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
+import platformdirs
+
 from rlrazor.errors import RazorError
 from rlrazor.system import jsonl
 from rlrazor.system.documents import loads
@@ -122,6 +124,11 @@ def write_text(path: Path, text: str, kind: Kind | None = None) -> None:
     """Write a text as UTF-8, whole or not at all; half of a surrogate pair, which has no UTF-8, as an escape."""
     with atomic_path(path, kind) as partial:
         partial.write_bytes(text.encode("utf-8", "backslashreplace"))
+
+
+def cache_root() -> Path:
+    """The user's cache folder for rlrazor, or the one that RLRAZOR_CACHE names."""
+    return Path(os.environ.get("RLRAZOR_CACHE") or platformdirs.user_cache_path("rlrazor")).expanduser()
 
 
 def write_cache(path: Path, contents: str | bytes) -> None:

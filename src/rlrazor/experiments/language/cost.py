@@ -20,7 +20,6 @@ from rlrazor.experiments.language.evaluate import OF_PROMPTS, OF_TEXTS, OWN_TEXT
 from rlrazor.experiments.language.methods import (
     EWC,
     FROM_TEACHER,
-    KL_SUFFIX,
     METHODS,
     OPTIMAL,
     OWN,
@@ -35,6 +34,7 @@ from rlrazor.lm import packaged, probes
 from rlrazor.runs import sweep
 from rlrazor.runs.dry_run import Sizes, Trial, peak_memory
 from rlrazor.runs.experiment import Cost
+from rlrazor.runs.method_names import KL_SUFFIX
 from rlrazor.runs.records import BASE, Record, RunSpec
 from rlrazor.runs.store import Keep, RunStore
 from rlrazor.system import phases

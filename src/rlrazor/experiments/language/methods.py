@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from rlrazor.errors import RazorError
+from rlrazor.runs.method_names import KL_SUFFIX
 
-KL_SUFFIX = "+kl"
 SFT_PREFIX = "sft-"  # and the name of one of the task's annotators
 TEACHER = "grpo"  # the method whose best policy `rl-distilled` imitates
 

@@ -7,9 +7,10 @@ from typing import Any
 from rlrazor.errors import RazorError
 from rlrazor.experiments.continual.config import EXPERIMENT, PENALTIES, TO_BASE, TO_BEFORE, InSequence, check, parts_of
 from rlrazor.experiments.language.config import TINY, Config
-from rlrazor.experiments.language.methods import FROM_TEACHER, KL_SUFFIX, Method, find_method
+from rlrazor.experiments.language.methods import FROM_TEACHER, Method, find_method
 from rlrazor.experiments.language.tasks import TASKS
 from rlrazor.experiments.language.tasks.letters import FORMS
+from rlrazor.runs.method_names import KL_SUFFIX
 from rlrazor.runs.records import Ancestor, RunSpec
 from rlrazor.runs.settings import Presets, setting
 

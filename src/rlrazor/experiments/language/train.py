@@ -86,7 +86,7 @@ def finetune(setup: Setup, spec: RunSpec, store: RunStore) -> Iterator[Checkpoin
     measuring = Checkpointing(spec, references, store.keeps(spec), unfinished, counts, len(examples))
     state = processes.in_first(lambda: measuring.begin(store))
     with _policies(base.model, before, spec) as policies:
-        measuring.frozen, measuring.as_kept = policies.base, policies.as_kept
+        measuring.policies = policies
         settings = _settings(setup, spec, base, lesson, measuring)
         looked_at = policies.looked_at(spec)
         term = protection.term_of(spec, method, policies.model, policies.before, old)
@@ -94,8 +94,8 @@ def finetune(setup: Setup, spec: RunSpec, store: RunStore) -> Iterator[Checkpoin
         try:
             trainers.train(job, measuring, resume=state)
             if running.keep_models:
-                folder, kept = store.folder / "models" / spec.run_id, policies.as_kept
-                processes.in_first(lambda: save_model(kept(policies.model), base.tokenizer, folder))
+                folder, keep = store.folder / "models" / spec.run_id, policies.as_kept
+                processes.in_first(lambda: save_model(keep(policies.model), base.tokenizer, folder))
         except DivergedError as error:
             yield from measuring.checkpoints.values()
             # A trainer's own epochs are of its data set, which of own samples is a step's.
@@ -183,13 +183,12 @@ def _policies(base: Any, before: LanguageModel | None, spec: RunSpec) -> Iterato
 class Checkpointing:
     """Called after each step, it measures where a checkpoint is due; what was measured is in `checkpoints`, by step.
 
-    `references`: what it is compared with, where this process measures; `frozen` and `as_kept`: of `Policies`;
-    `base_items`: the base's outcomes of the prior's items. The weights that the store keeps are copied at once:
+    `references`: what it is compared with, where this process measures; `policies`: what is trained, and what
+    from; `base_items`: the base's outcomes of the prior's items. The weights that the store keeps are copied at once:
     training does not wait for who asks for them. It tells the trainer to stop where a stage has learned its task.
     """
 
-    frozen: Any = None
-    as_kept: Callable[[Any], Any] = staticmethod(lambda policy: policy)
+    policies: Policies
     base_items: pl.DataFrame | None = None
 
     def __init__(
@@ -223,9 +222,9 @@ class Checkpointing:
             return False
         phases.at("measuring checkpoint", self.due.index(step) + 1, len(self.due))
         metrics = {**self.counts, **measured}
-        policy = self.as_kept(policy)
+        policy = self.policies.as_kept(policy)
         found = self.references[0].checkpoint(
-            self.spec.run_id, step, step / self.per_epoch, policy, metrics, frozen=self.frozen
+            self.spec.run_id, step, step / self.per_epoch, policy, metrics, frozen=self.policies.base
         )
         items = beside_base(self.base_items, found.items)
         any_may_be_last = "until" in self.spec.params and self.keep.wants(step, last=True)

@@ -22,7 +22,6 @@ from pathlib import Path
 from threading import Thread, Timer
 from typing import IO, Any, cast
 
-import platformdirs
 from rich.console import Console
 from rich.errors import LiveError
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeElapsedColumn
@@ -31,6 +30,7 @@ from rlrazor.errors import RazorError, chain_of
 from rlrazor.system.commands import CommandError, run
 from rlrazor.system.files import open_regular
 from rlrazor.system.terminal import PlainColumn, Terminal
+from rlrazor.system.writing import cache_root
 
 try:
     import fcntl
@@ -87,7 +87,7 @@ def cached(name: str, wanted: Mapping[str, str], console: Console | None = None)
     `wanted`: file name -> SHA-256. Raises RazorError where the cache cannot be written, or the files cannot be had.
     """
     with _explain_unwritable(Path(os.environ.get("RLRAZOR_CACHE", ""))):
-        root = Path(os.environ.get("RLRAZOR_CACHE") or platformdirs.user_cache_path("rlrazor")).expanduser()
+        root = cache_root()
     folder = root / "datasets" / name
     if _not_intact(folder, wanted):
         with _shown(console) as progress, _locked(folder, progress):

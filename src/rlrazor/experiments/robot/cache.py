@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import platformdirs
 from numpy.typing import NDArray
 
 from rlrazor.system import phases
-from rlrazor.system.writing import write_cache
+from rlrazor.system.writing import cache_root, write_cache
 
 try:
     import fcntl
@@ -31,13 +30,13 @@ Arrays = Mapping[str, NDArray[Any]]
 WAITING = "waiting for another run to make what both need"
 
 _DIGEST = "digest"
-_DAMAGE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError)
+DAMAGE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError)
+"""What reading a file of arrays raises that is not whole, or no such file."""
 
 
 def default_folder() -> Path:
     """In the user's cache folder for rlrazor, or in the one that RLRAZOR_CACHE names."""
-    root = os.environ.get("RLRAZOR_CACHE") or platformdirs.user_cache_path("rlrazor")
-    return Path(root).expanduser() / "robot"
+    return cache_root() / "robot"
 
 
 def cached(folder: Path, kind: str, made_of: Mapping[str, Any], make: Callable[[], Arrays]) -> Arrays:
@@ -69,7 +68,7 @@ def _read(path: Path) -> Arrays | None:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             found = {name: arrays[name] for name in arrays.files}
         said = str(found.pop(_DIGEST))
-    except _DAMAGE:
+    except DAMAGE:
         return None
     return found if said == digest_of(found) else None
 

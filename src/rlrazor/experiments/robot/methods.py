@@ -11,11 +11,9 @@ import torch
 from torch import Tensor
 
 from rlrazor import objectives
-from rlrazor.errors import RazorError
 from rlrazor.experiments.robot.world import FIRST, SECOND
 from rlrazor.objectives import Objective
-
-KL_SUFFIX = "+kl"
+from rlrazor.runs import method_names
 
 
 @dataclass(frozen=True)
@@ -83,20 +81,10 @@ METHODS: Mapping[str, Method] = {
 
 
 def find_method(name: str) -> tuple[Method, bool]:
-    """The method of that name and whether it is KL-regularised: `grpo+kl` is `grpo` plus kl_coef * KL(pi || pi0).
-
-    Raises RazorError, listing the valid names, for an unknown one.
-    """
-    plain = name.removesuffix(KL_SUFFIX)
-    if plain not in METHODS:
-        raise RazorError(
-            f"Unknown method {name!r:.60}. Methods: {', '.join(METHODS)}; each also with '{KL_SUFFIX}' for a KL "
-            "penalty to the base, as in grpo+kl."
-        )
-    return METHODS[plain], name.endswith(KL_SUFFIX)
+    """One of `METHODS`, and whether it is KL-regularised; see `method_names.find`."""
+    return method_names.find(METHODS, name)
 
 
 def label_of(name: str) -> str:
     """The method's name for figures and tables."""
-    method, regularised = find_method(name)
-    return f"{method.label} + KL" if regularised else method.label
+    return method_names.label(METHODS, name)

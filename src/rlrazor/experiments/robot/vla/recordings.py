@@ -4,17 +4,15 @@ An array `images` (T, height, width, 3) of uint8 has what was seen before each s
 within the world's bounds. Of another route, such as another policy's, they lie in FOLDER/TASK/ROUTE.
 """
 
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from rlrazor.errors import RazorError
+from rlrazor.experiments.robot.cache import DAMAGE
 from rlrazor.experiments.robot.rollout import HISTORY, Demonstrated
 from rlrazor.experiments.robot.world import FIRST, Episode, Task, World
-
-_DAMAGE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
 
 
 def recorded_in(folder: Path | None, world: World, task: Task, route: str = FIRST) -> Iterator[Demonstrated]:
@@ -37,7 +35,7 @@ def _read(path: Path, world: World, episode: Episode) -> Demonstrated:
     try:
         with np.load(path, allow_pickle=False) as file:
             images, actions = file["images"], file["actions"].astype(np.float32)
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise RazorError(f"{path} is no recorded episode with images and actions: delete it.") from error
     shape = (len(actions), *world.observation_shape)
     if images.shape != shape or images.dtype != np.uint8 or actions.shape[1:] != world.action_low.shape:
