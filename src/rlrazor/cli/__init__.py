@@ -26,6 +26,7 @@ from rlrazor.cli import (
     sweep,
     tasks,
     theory,
+    watch,
 )
 from rlrazor.errors import RazorError
 from rlrazor.system import interrupts, processes, quiet
@@ -35,7 +36,7 @@ from rlrazor.system.terminal import never_fail_to_encode, say
 _DISK_ERRORS = {errno.ENOSPC, errno.EFBIG, errno.EIO, errno.EBADF, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 # Commands that go on from where they were.
-_KEEPING = {command.__name__ for command in (calibrate, continual, finetune, reproduce, sweep)}
+_KEEPING = {command.__name__ for command in (calibrate, continual, finetune, reproduce, sweep, watch)}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -72,6 +73,7 @@ def build_parser() -> argparse.ArgumentParser:
         calibrate,
         compare,
         pick,
+        watch,
         finetune,
         continual,
         evaluate,
