@@ -45,7 +45,7 @@ from rlrazor.lm import compute, encoding
 from rlrazor.lm.kl import Drift
 from rlrazor.lm.probes import probe_hash
 from rlrazor.lm.sources import folder_of
-from rlrazor.system import durations
+from rlrazor.system import durations, interrupts
 from rlrazor.system.documents import checked
 from rlrazor.system.locks import locked
 
@@ -127,6 +127,7 @@ class Watch:
         self._seen: dict[str, _Seen] = {}
         self._at_first: frozenset[str] = frozenset()  # names of steps that were there as we began
         self._notes: list[str] = []
+        self._is_away = False  # the folder, as a network's may be
 
     @contextmanager
     def begun(self, told: Callable[[str], None] = lambda what: None) -> Iterator[None]:
@@ -221,7 +222,9 @@ class Watch:
         self.is_waiting, names = False, set()
         if (command := self.request.command) is not None and (said := command.ended()) is not None:
             self.say(f"[razor] {said}.")
-        for step in self._steps():
+        if (steps := self._steps()) is None:
+            return None
+        for step in steps:
             names.add(step.name)
             if step.step % self.request.every == 0 and (found := self._look(step, once=once)) is not None:
                 return found
@@ -230,13 +233,16 @@ class Watch:
                 self.say(f"[razor] {name} was deleted before it was measured.")
         return None
 
-    def _steps(self) -> list[StepFolder]:
+    def _steps(self) -> list[StepFolder] | None:
         try:
-            return steps_in(self.request.folder)
+            found = steps_in(self.request.folder)
         except OSError as error:  # of a network's file system that is away for a moment, say
-            self.say(f"[razor] {self.request.folder} cannot be read ({error.strerror or error}); looking again.")
-            self.is_waiting = True
-            return []
+            if not self._is_away:
+                self.say(f"[razor] {self.request.folder} cannot be read ({error.strerror or error}); looking again.")
+            self._is_away = self.is_waiting = True
+            return None
+        self._is_away = False
+        return found
 
     def _look(self, step: StepFolder, *, once: bool) -> WatchedCheckpoint | None:
         files, now = files_of(step), time.monotonic()
@@ -287,6 +293,7 @@ class Watch:
         try:
             drifts = self._drifts(one)
         except Exception as error:  # of any library, on files that others wrote
+            interrupts.check()  # or what it makes of Ctrl-C
             self._failed(one, error)
             return None
         finally:
