@@ -71,17 +71,16 @@ def run(arguments: argparse.Namespace) -> int:
         )
     if arguments.once and arguments.idle is not None:
         raise RazorError("--once ends when what is there is measured: leave --idle out.")
-    from rlrazor.guard.outputs import LOG
-
-    log = arguments.watch_log or arguments.folder / LOG
-    check_outputs(arguments, [(log, "log")])
     require_files(prompts=arguments.prompts, law=arguments.law, generic=arguments.generic)
     require_prior(arguments.prior)
     require_source(arguments.base)
     settle_hub(arguments.base, data=arguments.generic == PRIOR and arguments.data_mirror is None)
+    from rlrazor.guard.outputs import LOG
     from rlrazor.lm import compute
     from rlrazor.system.cores import threads_alone
 
+    log = arguments.watch_log or arguments.folder / LOG
+    check_outputs(arguments, [(log, "log")])
     compute.prepare_process(threads_alone())
     with quiet.without_advice():
         return _watch(arguments, log)

@@ -128,6 +128,7 @@ class Watch:
         self._at_first: frozenset[str] = frozenset()  # names of steps that were there as we began
         self._notes: list[str] = []
         self._is_away = False  # the folder, as a network's may be
+        self._is_behind = False  # slower than checkpoints are deleted
 
     @contextmanager
     def begun(self, told: Callable[[str], None] = lambda what: None) -> Iterator[None]:
@@ -217,21 +218,26 @@ class Watch:
     def next(self, *, once: bool = False) -> WatchedCheckpoint | None:
         """The first checkpoint that is whole and not in the log. `once`: nothing is waited for but SETTLE seconds.
 
-        Raises RazorError where the folder holds several runs.
+        Once one was deleted before it was measured it is the last, until none is left: whoever is slower than the
+        trainer would look at those alone that are about to be deleted. Raises RazorError where the folder holds several
+        runs.
         """
         self.is_waiting, names = False, set()
         if (command := self.request.command) is not None and (said := command.ended()) is not None:
             self.say(f"[razor] {said}.")
         if (steps := self._steps()) is None:
             return None
+        found: list[WatchedCheckpoint] = []
         for step in steps:
             names.add(step.name)
-            if step.step % self.request.every == 0 and (found := self._look(step, once=once)) is not None:
-                return found
+            if step.step % self.request.every == 0 and (one := self._look(step, once=once)) is not None:
+                found.append(one)
         for name in [name for name in self._seen if name not in names]:
             if not self._seen.pop(name).is_closed:
+                self._is_behind = True
                 self.say(f"[razor] {name} was deleted before it was measured.")
-        return None
+        self._is_behind &= bool(found)
+        return None if not found else found[-1 if self._is_behind else 0]
 
     def _steps(self) -> list[StepFolder] | None:
         try:
@@ -278,7 +284,8 @@ class Watch:
         if any(row.weights in (weights, None) for row in of_step):
             seen.closed = seen.files
             return None
-        if of_step:
+        if of_step and seen.said != seen.files:
+            seen.said = seen.files
             self.say(f"[razor] {step.name} was written anew since it was measured: it is measured again.")
         return WatchedCheckpoint(step.step, step.name, model, weights)
 
@@ -360,6 +367,7 @@ class Watch:
     def _failed(self, one: WatchedCheckpoint, error: Exception) -> None:
         if (weights := self._weights_now(one)) != one.weights:
             how = "deleted" if weights is None else "written to"
+            self._is_behind = weights is None
             self.say(f"[razor] {one.name} was {how} while it was measured.")
             self._seen.pop(one.name, None)  # if there is anything of it, it is looked at again
             return

@@ -116,6 +116,8 @@ def _lasts(step: StepFolder, model: Path) -> Iterator[Path]:
 
 
 def _weights(model: Path) -> Sequence[Path]:
-    if weight_files.is_adapter(model):
-        return [model / weight_files.ADAPTER_WEIGHTS]
-    return weight_files.paths_of(model)
+    """The files of its weights. Raises RazorError, or OSError, where they are not there."""
+    adapter = weight_files.is_adapter(model)
+    if found := [model / weight_files.ADAPTER_WEIGHTS] if adapter else weight_files.paths_of(model):
+        return found
+    raise RazorError(f"{model} has no weights.")
