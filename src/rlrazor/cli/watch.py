@@ -27,8 +27,8 @@ def add_to(commands: Subparsers) -> None:
         description="Each checkpoint of RUN_FOLDER, in order of step, against its base: KL and, with --law, the "
         "forecast of what was forgotten, as a ForgettingMonitor logs it. For any trainer that saves safetensors in the "
         "hub's layout. Ends with Ctrl-C, after --idle minutes, or when the last step of a Trainer is measured. Exit "
-        "code, by the last checkpoint that is measured: 0 within --budget, or without one; 1 above it; 2 an error; 3 "
-        "where it cannot be told.",
+        "code: 0 the last checkpoint in the log is within --budget, or there is none; 1 it is above; 2 an error; 3 it "
+        "cannot be told.",
     )
     parser.add_argument("folder", metavar="RUN_FOLDER", type=Path, help="where the trainer saves its checkpoints")
     parser.add_argument("--base", required=True, metavar="MODEL", help="what is trained: a hub id, a folder, a .gguf")
