@@ -714,7 +714,7 @@ def test_a_training_run_beside_it_is_ended_on_budget(trained: Path, tmp_path: Pa
     assert f"is over the budget of 30.0: `kill -TERM {training.pid}` ended with 0" in out
     rows = rows_of(tmp_path / "run")
     assert sum("on_budget" in row for row in rows) == 1
-    assert [row["step"] for row in rows] == sorted(row["step"] for row in rows)
+    assert len({row["step"] for row in rows}) == sum("kl_forward" in row for row in rows)
 
 
 def test_noise_tells_weights_apart(tmp_path: Path) -> None:

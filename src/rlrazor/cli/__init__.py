@@ -17,6 +17,7 @@ from rlrazor.cli import (
     compare,
     continual,
     convert,
+    doctor,
     evaluate,
     exits,
     finetune,
@@ -83,6 +84,7 @@ def build_parser() -> argparse.ArgumentParser:
         reproduce,
         report,
         theory,
+        doctor,
     ):
         command.add_to(commands)
     _complete(parser)
@@ -162,7 +164,9 @@ def _run(given: list[str]) -> int:
             say(f"razor: {sentence}")
         else:
             say(traceback.format_exc().rstrip("\n"))
-            say("razor: this is a bug of rlrazor; please report it with the lines above.")
+            say(
+                "razor: this is a bug of rlrazor; please report it with the lines above and what `razor doctor` prints."
+            )
     return exits.ERROR
 
 
