@@ -120,7 +120,7 @@ def test_its_log_is_the_monitors(trained: Path, run: Path, razor: Any) -> None:
     assert code == 1  # by the last one
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def test_its_kls_are_those_of_compare(trained: Path, run: Path, razor: Any, dtype: str) -> None:
     code, rows, said = razor(run, "--dtype", dtype, law=False)
     assert code == 0

@@ -278,6 +278,13 @@ def zero_shards(run: Path, tuned: Path) -> None:
         weights.unlink()
 
 
+def openrlhf_shards(run: Path, tuned: Path) -> None:
+    for model in ("_actor", "_critic"):
+        pickles(
+            run / model / "global_step50", "mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_optim_states.pt"
+        )
+
+
 def automodel_shards(run: Path, tuned: Path) -> None:
     automodel(run, tuned)
     shutil.rmtree(run / "epoch_0_step_50" / "model" / "consolidated")
@@ -303,6 +310,7 @@ REFUSED: list[tuple[Make, str]] = [
     (megatron_legacy, "AutoBridge.export_ckpt"),
     (accelerate_fsdp, "accelerate merge-weights"),
     (zero_shards, "zero_to_fp32.py"),
+    (openrlhf_shards, "--save_hf_ckpt"),
     (automodel_shards, "save_consolidated"),
     (pickled, "save_safetensors"),
     (nothing, "it has no weights in the hub's format"),

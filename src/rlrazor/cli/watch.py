@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from rlrazor.errors import RazorError
 from rlrazor.extras import needs_extra
 from rlrazor.lm.task_names import PRIOR
 from rlrazor.system import quiet
-from rlrazor.system.terminal import say
+from rlrazor.system.progress import doing
+from rlrazor.system.terminal import Terminal, say
 
 INTERVAL = 10.0  # seconds between looks
 
@@ -107,8 +109,9 @@ def _watch(arguments: argparse.Namespace, log: Path) -> int:
     minutes = arguments.idle
     until = Until(arguments.interval, arguments.once, None if minutes is None else 60 * minutes)
     watch = Watch(request, say)
-    say(f"[razor] the base is read on {compute.device()}, where checkpoints are measured, too.")
-    with watch.begun():
+    with ExitStack() as watching:
+        with doing(Terminal(stderr=True), f"[razor] the base is read on {compute.device()}, which measures all"):
+            watching.enter_context(watch.begun())
         side = watch.read.side
         said = [*rule.cautions(), f"the first prompt, as measured in {dtype}: {shown_prompt(watch.first_prompt)}"]
         for sentence in (*said, *on.cautions(side.whole), *side.cautions):

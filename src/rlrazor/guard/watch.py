@@ -44,7 +44,6 @@ from rlrazor.guard.watch_whole import (
 from rlrazor.lm import compute, encoding
 from rlrazor.lm.kl import Drift
 from rlrazor.lm.probes import probe_hash
-from rlrazor.lm.sources import folder_of
 from rlrazor.system import durations, interrupts
 from rlrazor.system.documents import checked
 from rlrazor.system.locks import locked
@@ -131,8 +130,8 @@ class Watch:
         self._is_behind = False  # slower than checkpoints are deleted
 
     @contextmanager
-    def begun(self, told: Callable[[str], None] = lambda what: None) -> Iterator[None]:
-        """Hold the log, read the base, and go on from what the log has; `told` hears what is being done.
+    def begun(self) -> Iterator[None]:
+        """Hold the log, read the base, and go on from what the log has.
 
         Raises RazorError for a base that cannot be loaded or is not the law's, a log that cannot be written, is
         another's or of another base, prompts or probe, and where another process watches.
@@ -141,7 +140,6 @@ class Watch:
         self._at_first = frozenset(step.name for step in steps_in(request.folder))
         busy = f"Another razor watch writes to {request.log}: wait for it, or give a --log of its own."
         with locked(request.log.with_name(f".{request.log.name}.lock"), busy):
-            told("the base on the probes")
             self.read = ReadBase.of_source(request.base, request.dtype, request.on, request.rule.law)
             compute.free()
             probe = probe_hash(request.on.settings, request.on.generic)
@@ -297,6 +295,7 @@ class Watch:
         Whatever fails is of that checkpoint, and the next one is looked at.
         """
         begun, notes = time.perf_counter(), len(self._notes)
+        epoch, is_last = training_of(one.model)
         try:
             drifts = self._drifts(one)
         except Exception as error:  # of any library, on files that others wrote
@@ -310,10 +309,9 @@ class Watch:
         if self._weights_now(one) not in (one.weights, None):  # None: what was read may be gone by now
             self.say(f"[razor] {one.name} was written to while it was measured: it is looked at again.")
             return None
-        epoch, is_last = training_of(one.model)
         reading = self._reading(one, drifts, epoch, time.perf_counter() - begun)
         row = self._row(one, reading)
-        newest = max((row.step for row in self.rows if row.error is None), default=-1) < one.step
+        newest = max((row.step for row in self.rows if row.error is None), default=-1) <= one.step
         if newest:
             self.verdict = reading.verdict
         is_due = newest and self._is_due()
@@ -332,7 +330,7 @@ class Watch:
 
     def _drifts(self, one: WatchedCheckpoint) -> dict[str, Drift]:
         with tempfile.TemporaryDirectory(prefix="razor-watch-") as own:
-            model = with_config(one.model, folder_of(self.request.base), Path(own))
+            model = with_config(one.model, self.request.base, Path(own))
             return self.read.measured(model, self._notes)
 
     def _reading(

@@ -68,7 +68,8 @@ def steps_in(run: Path) -> list[StepFolder]:
     """
     found = _steps(run)
     if not found:
-        inner = {path: steps for path in _folders(run) if (steps := _steps(path))}
+        policy = (path for path in _folders(run) if path.name.strip("_") not in _OTHERS)  # OpenRLHF has _critic
+        inner = {path: steps for path in policy if (steps := _steps(path))}
         if len(inner) > 1:
             names = ", ".join(sorted(path.name for path in inner))
             raise RazorError(f"{run} holds the checkpoints of several runs, in {names}: name one of these folders.")
@@ -124,7 +125,7 @@ def why_none(step: StepFolder) -> str:
             "its weights are FSDP's shards: convert them with accelerate merge-weights, or set "
             "fsdp_state_dict_type: FULL_STATE_DICT"
         )
-    if has(r"(^|/)(mp_rank_|common\.pt$|run_config\.yaml$|metadata\.json$)"):
+    if has(r"(^|/)(mp_rank_\d+[\d_]*/|common\.pt$|run_config\.yaml$|metadata\.json$)"):
         return (
             "it is Megatron's own checkpoint: export it with AutoBridge.export_ckpt of Megatron Bridge, or with the "
             f"exporter of what trains, to {out}"
@@ -135,10 +136,10 @@ def why_none(step: StepFolder) -> str:
             f"scripts/checkpoint_conversion/convert_to_hf.py {own} {out} (its checkpoint.last_save_in_hf does so for "
             "the last step), or with the converter of what trains"
         )
-    if has(r"(^|/)(zero_pp_rank_|bf16_zero_pp_rank_)"):
+    if has(r"(^|/)(\w*zero_pp_rank_|mp_rank_\d+_model_states)"):
         return (
             "its weights are DeepSpeed's shards: put them together with its zero_to_fp32.py, or set "
-            "stage3_gather_16bit_weights_on_model_save"
+            "stage3_gather_16bit_weights_on_model_save (OpenRLHF: --save_hf_ckpt)"
         )
     if has(r"(^|/)(pytorch_model|adapter_model)[^/]*\.bin$"):
         return "its weights are pickled, which can run code and is not read: save safetensors (save_safetensors)"

@@ -18,6 +18,7 @@ from rlrazor.errors import RazorError
 from rlrazor.guard.outputs import STATE
 from rlrazor.guard.watch_layout import StepFolder
 from rlrazor.lm import weight_files
+from rlrazor.lm.sources import folder_of
 from rlrazor.system.documents import parse_json, read_text
 
 SETTLE = 10.0  # seconds without a change
@@ -90,18 +91,19 @@ def training_of(model: Path) -> tuple[float | None, bool]:
     return (float(epoch) if isinstance(epoch, int | float) else None), is_last
 
 
-def with_config(model: Path, base: Path, folder: Path) -> Path:
+def with_config(model: Path, base: str, folder: Path) -> Path:
     """A model without config.json, as torchtitan saves it, in `folder` beside its base's, whose shape it has.
 
-    Any other as it is.
+    Any other as it is. Raises RazorError as `folder_of` the base does.
     """
     if weight_files.is_adapter(model) or (model / "config.json").exists():
         return model
+    of_base = folder_of(base)
     for path in (*_weights(model), *model.glob("*.json")):
         os.symlink(path.resolve(), folder / path.name)
     for name in ("config.json", "generation_config.json"):
-        if (base / name).is_file() and not (folder / name).exists():
-            config = json.loads((base / name).read_text(encoding="utf-8"))
+        if (of_base / name).is_file() and not (folder / name).exists():
+            config = json.loads((of_base / name).read_text(encoding="utf-8"))
             config.pop("transformers_weights", None)  # the base's own files
             (folder / name).write_text(json.dumps(config), encoding="utf-8")
     return folder

@@ -18,6 +18,7 @@ except ImportError:  # Windows: no lock
 def locked(path: Path, busy: str) -> Iterator[None]:
     """Hold the lock of a file, which is made if it is not there. Raises RazorError, with `busy`, where another does."""
     with clear_io_errors(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
         # Without following a link, emptying a file, or waiting for who reads a pipe: it may be somebody's.
         flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
         lock = os.fdopen(os.open(path, flags, 0o666), "rb+", buffering=0)
