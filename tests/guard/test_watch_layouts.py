@@ -366,10 +366,13 @@ def test_adapters_are_measured_over_the_base(
     from transformers import AutoModelForCausalLM
 
     weights = lora(tmp_path / "run" / place, models)
+    config = tmp_path / "run" / place / "adapter_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "base_model_name_or_path": "someone/other"}))
     if "actor" in place:  # verl saves the config of the whole model as well, and no weights
         copied(models / "tuned", tmp_path / "run/global_step_50/actor/huggingface", without=("model*",))
     code, rows, said = watched(tmp_path / "run", models, capfd)
     assert code == 0, said
+    assert f"The adapter says that it was trained on someone/other, not on {models / 'base'}." in said
     merged = AutoModelForCausalLM.from_pretrained(models / "base")
     for name, weight in merged.named_parameters():
         key = f"base_model.model.{name.removesuffix('.weight')}.lora_"

@@ -18,7 +18,7 @@ from rlrazor.lm.kl import Drift
 from rlrazor.lm.models import LanguageModel, Vocabulary, load, tokenizer_of
 from rlrazor.lm.probes import default_cache
 from rlrazor.lm.sampling import NotFiniteError
-from rlrazor.lm.weight_files import is_adapter
+from rlrazor.lm.weight_files import is_adapter, named_base
 
 NO_MEMORY = "Out of memory: --dtype bfloat16 takes half of it; fewer or shorter prompts and completions take less."
 NO_TOKENIZER = "Checkpoints that have no tokenizer are measured with the base's."
@@ -63,8 +63,10 @@ class ReadBase:
         try:
             with compute.memory_errors(NO_MEMORY):
                 tuned, tokenizer = self.opened(path)
-                if tokenizer is self.tokenizer and not is_adapter(path) and NO_TOKENIZER not in notes:
-                    notes.append(NO_TOKENIZER)
+                alone = tokenizer is self.tokenizer and not is_adapter(path)
+                for note in (NO_TOKENIZER if alone else None, of_another_base(path, self.source)):
+                    if note is not None and note not in notes:
+                        notes.append(note)
                 return self.side.measure(tuned.model)
         except NotFiniteError as error:
             raise RazorError("its outputs are NaN or infinite: training has diverged there.") from error
@@ -77,6 +79,14 @@ class ReadBase:
         source, adapter = (self.source, Path(path)) if is_adapter(path) else (path, None)
         tuned = load(source, adapter=adapter, dtype=self.dtype, tokenizer=self.tokenizer)
         return tuned, tokenizer_of(tuned, path, self.vocabulary)
+
+
+def of_another_base(path: str | Path, base: str) -> str | None:
+    """What an adapter says of the base that it was trained on, where that has another name; None else."""
+    named = named_base(path) if is_adapter(path) else ""
+    if named and Path(named).name != Path(base).name:
+        return f"The adapter says that it was trained on {named}, not on {base}."
+    return None
 
 
 def require_loadable(checkpoints: Sequence[Path]) -> None:
