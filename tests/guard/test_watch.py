@@ -724,3 +724,12 @@ def test_noise_tells_weights_apart(tmp_path: Path) -> None:
     noisy(base, 1e-6).save_pretrained(tmp_path / "other")
     shutil.copytree(tmp_path / "one", tmp_path / "copy")
     assert weights_digest(tmp_path / "one") == weights_digest(tmp_path / "copy") != weights_digest(tmp_path / "other")
+
+
+def test_a_newest_checkpoint_that_is_measured_again_is_judged_anew(run: Path, razor: Any) -> None:
+    """Training was resumed from an earlier one, and came to another end."""
+    assert razor(run, "--budget", "0.25")[0] == 1
+    shutil.copy(run / "checkpoint-2" / "model.safetensors", run / "checkpoint-6" / "model.safetensors")
+    code, rows, _ = razor(run, "--budget", "0.25")
+    assert (code, [row["step"] for row in rows]) == (0, [6])
+    assert razor(run, "--budget", "0.25")[:2] == (0, [])

@@ -160,7 +160,7 @@ class Watch:
         self.run = claim.run
         measured = [row for row in earlier if "kl_forward" in row]
         if measured:
-            last = max(measured, key=lambda row: int(row["step"]))
+            last = max(reversed(measured), key=lambda row: int(row["step"]))  # of one step, what was written last
             count = len({row["step"] for row in measured})
             readings = "a reading" if count == 1 else f"{count} readings"
             self.say(f"[razor] {path.name} has {readings} up to step {last['step']}, which are not made again.")
