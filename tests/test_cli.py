@@ -33,7 +33,9 @@ def test_a_bug_is_no_verdict(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     assert main(["tasks"]) == 2
     error = capsys.readouterr().err
     assert "ZeroDivisionError: here" in error
-    assert error.endswith("razor: this is a bug of rlrazor; please report it with the lines above.\n")
+    assert error.endswith(
+        "razor: this is a bug of rlrazor; please report it with the lines above and what `razor doctor` prints.\n"
+    )
 
 
 def test_help_does_not_wait_for_torch() -> None:

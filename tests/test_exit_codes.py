@@ -27,7 +27,7 @@ def test_every_code_and_every_command_is_on_the_page() -> None:
 def test_the_commands_that_judge_say_their_codes_in_their_help() -> None:
     rows = dict(re.findall(r"^\| `razor (\w+)` \|(.*)\|$", PAGE, flags=re.MULTILINE))
     judging = {name for name, row in rows.items() if all(cell.strip() for cell in row.split("|"))}
-    assert judging == {"compare", "pick"}
+    assert judging == {"compare", "pick", "watch"}
     for name, parser in commands().items():
         said = re.search(r"Exit code: 0 .*1 .*2 .*3 ", " ".join(parser.format_help().split()))
         assert (said is not None) == (name in judging), name

@@ -122,6 +122,8 @@ BOUNDS: Mapping[str, Bounds] = {
     "save_every": Bounds(0, MOST_STEPS),  # 0: never
     "samples": Bounds(1, 10_000),
     "every": Bounds(1, MOST_STEPS),
+    "interval": Bounds(0.01, 86_400),  # seconds
+    "idle": Bounds(0, 10**6, open_low=True),  # minutes
     "level": _PARTS,
     "budget": Bounds(0, 1, open_high=True),
     "kl_budget": _NATS,

@@ -249,7 +249,7 @@ def test_what_is_damaged_or_missing_is_said(tmp_path: Path) -> None:
     with pytest.raises(RazorError, match="damaged"):
         pick(run, score=NewScore("custom"))
     (run / "razor.jsonl").unlink()
-    with pytest.raises(RazorError, match="train with a ForgettingMonitor, or measure"):
+    with pytest.raises(RazorError, match="watch` measure the run, or measure"):
         pick(run, score=NewScore("custom"))
     found = pick(
         run, score=NewScore("custom"), measure=lambda path, step: Forgetting(step, DropEstimate(0.1, 0.0, 0.2))

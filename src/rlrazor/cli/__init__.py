@@ -17,6 +17,7 @@ from rlrazor.cli import (
     compare,
     continual,
     convert,
+    doctor,
     evaluate,
     exits,
     finetune,
@@ -26,6 +27,7 @@ from rlrazor.cli import (
     sweep,
     tasks,
     theory,
+    watch,
 )
 from rlrazor.errors import RazorError
 from rlrazor.system import interrupts, processes, quiet
@@ -35,7 +37,7 @@ from rlrazor.system.terminal import never_fail_to_encode, say
 _DISK_ERRORS = {errno.ENOSPC, errno.EFBIG, errno.EIO, errno.EBADF, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 # Commands that go on from where they were.
-_KEEPING = {command.__name__ for command in (calibrate, continual, finetune, reproduce, sweep)}
+_KEEPING = {command.__name__ for command in (calibrate, continual, finetune, reproduce, sweep, watch)}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -72,6 +74,7 @@ def build_parser() -> argparse.ArgumentParser:
         calibrate,
         compare,
         pick,
+        watch,
         finetune,
         continual,
         evaluate,
@@ -81,6 +84,7 @@ def build_parser() -> argparse.ArgumentParser:
         reproduce,
         report,
         theory,
+        doctor,
     ):
         command.add_to(commands)
     _complete(parser)
@@ -160,7 +164,9 @@ def _run(given: list[str]) -> int:
             say(f"razor: {sentence}")
         else:
             say(traceback.format_exc().rstrip("\n"))
-            say("razor: this is a bug of rlrazor; please report it with the lines above.")
+            say(
+                "razor: this is a bug of rlrazor; please report it with the lines above and what `razor doctor` prints."
+            )
     return exits.ERROR
 
 

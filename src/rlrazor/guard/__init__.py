@@ -1,6 +1,7 @@
 """What users install rlrazor for: watch a training run, forecast its forgetting, compare checkpoints, pick one.
 
 ForgettingMonitor     a `transformers.TrainerCallback`: KL to the base and its forecast while training
+watch                 the same from another process: each checkpoint as it is saved
 compare               two checkpoints: KL, where it is, weights, forecast; a page
 calibrate             the law of a base, from a few measured runs
 pick                  which checkpoint of a run to take

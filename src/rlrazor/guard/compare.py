@@ -34,7 +34,7 @@ from rlrazor.guard.comparison import (
 from rlrazor.guard.comparison import Pair as Pair
 from rlrazor.guard.law_file import LawFile
 from rlrazor.guard.measured_on import MeasuredOn, Measuring
-from rlrazor.guard.measuring import NO_MEMORY, ReadBase
+from rlrazor.guard.measuring import NO_MEMORY, ReadBase, of_another_base
 from rlrazor.guard.overlap import template_caution
 from rlrazor.guard.parts import notes_of as parts_notes
 from rlrazor.guard.parts import parts_of
@@ -57,7 +57,7 @@ from rlrazor.lm.representation import representation_of_ids
 from rlrazor.lm.sampling import NotFiniteError
 from rlrazor.lm.scores import PriorScores
 from rlrazor.lm.sources import SavedWeights
-from rlrazor.lm.weight_files import check_adapter, is_adapter, named_base
+from rlrazor.lm.weight_files import check_adapter, is_adapter
 
 STEPS = 6  # of the progress, without prior tasks
 LEVEL = 0.9  # of intervals where neither a law nor the caller says another
@@ -214,9 +214,8 @@ def _check_order(pair: Pair) -> list[str]:
         )
     if adapted:
         check_adapter(pair.tuned)
-        named = named_base(pair.tuned)
-        if named and Path(named).name != Path(pair.base).name:
-            return [f"The adapter says that it was trained on {named}, not on {pair.base}."]
+        if (note := of_another_base(pair.tuned, pair.base)) is not None:
+            return [note]
     return []
 
 

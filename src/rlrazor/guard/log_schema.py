@@ -55,10 +55,11 @@ class ForecastRow(Open):
 
 
 class LogRow(Open):
-    """A line of razor.jsonl: all that a monitor writes. Those of earlier versions have less, and `share`, `last_share`.
+    """A line of razor.jsonl: all that a monitor or `razor watch` writes. Of earlier versions: `share`, `last_share`.
 
     `Reading` has what most of it means. `every` and the fractions are the plan's, `base` to `prompts_hash` tell whether
-    rows were measured alike; `error` is that of a measurement that failed, and such a row has nothing else.
+    rows were measured alike; `error` is that of a measurement that failed, and such a row has none. Of `razor watch`:
+    `checkpoint`, the folder, `weights`, what tells its weights from others, and `on_budget`, the command that was run.
     """
 
     run: Name | None = None
@@ -91,6 +92,9 @@ class LogRow(Open):
     probe_fraction: Annotated[float, Field(gt=0, le=1)] | None = None
     last_probe_fraction: Annotated[float, Field(gt=0, le=1)] | None = None
     remaining: dict[Name, Any] = {}  # noqa: RUF012
+    checkpoint: Name | None = None
+    weights: Digest | None = None
+    on_budget: Text | None = None
 
     @property
     def kls(self) -> dict[str, MeanKL]:

@@ -14,10 +14,11 @@ from rlrazor.guard.pick_sources import MeasureCheckpoint
 from rlrazor.guard.scored import Forgetting
 from rlrazor.lm import compute
 from rlrazor.lm.digests import base_digest
+from rlrazor.lm.kl import Drift
 from rlrazor.lm.models import LanguageModel, Vocabulary, load, tokenizer_of
 from rlrazor.lm.probes import default_cache
 from rlrazor.lm.sampling import NotFiniteError
-from rlrazor.lm.weight_files import is_adapter
+from rlrazor.lm.weight_files import is_adapter, named_base
 
 NO_MEMORY = "Out of memory: --dtype bfloat16 takes half of it; fewer or shorter prompts and completions take less."
 NO_TOKENIZER = "Checkpoints that have no tokenizer are measured with the base's."
@@ -43,6 +44,33 @@ class ReadBase:
         side = BaseSide.of(base.model, base.tokenizer, on, cache_dir=cache_dir, digest=digest)
         return cls(base.source, dtype, digest, base.tokenizer, Vocabulary.of(base), side)
 
+    @classmethod
+    def of_source(
+        cls, source: str, dtype: str, on: MeasuredOn, law: LawFile | None, cache_dir: Path | None = None
+    ) -> Self:
+        """The same of a base that is loaded for it, and given back. Raises RazorError as `load` does, too."""
+        try:
+            with compute.memory_errors(NO_MEMORY):
+                return cls.of(load(source, dtype=dtype), dtype, on, law, cache_dir or default_cache())
+        except NotFiniteError as error:
+            raise RazorError(f"The outputs of {source} are NaN or infinite: {dtype} is too coarse for them.") from error
+
+    def measured(self, path: str | Path, notes: list[str]) -> dict[str, Drift]:
+        """A checkpoint, full or an adapter, on both probes; `notes` gain what has to be known of how.
+
+        Raises RazorError for what cannot be loaded, is of another vocabulary, has diverged, or needs more memory.
+        """
+        try:
+            with compute.memory_errors(NO_MEMORY):
+                tuned, tokenizer = self.opened(path)
+                alone = tokenizer is self.tokenizer and not is_adapter(path)
+                for note in (NO_TOKENIZER if alone else None, of_another_base(path, self.source)):
+                    if note is not None and note not in notes:
+                        notes.append(note)
+                return self.side.measure(tuned.model)
+        except NotFiniteError as error:
+            raise RazorError("its outputs are NaN or infinite: training has diverged there.") from error
+
     def opened(self, path: str | Path) -> tuple[LanguageModel, Any]:
         """A checkpoint, full or an adapter for this base, with its own tokenizer, which has the base's tokens.
 
@@ -51,6 +79,14 @@ class ReadBase:
         source, adapter = (self.source, Path(path)) if is_adapter(path) else (path, None)
         tuned = load(source, adapter=adapter, dtype=self.dtype, tokenizer=self.tokenizer)
         return tuned, tokenizer_of(tuned, path, self.vocabulary)
+
+
+def of_another_base(path: str | Path, base: str) -> str | None:
+    """What an adapter says of the base that it was trained on, where that has another name; None else."""
+    named = named_base(path) if is_adapter(path) else ""
+    if named and Path(named).name != Path(base).name:
+        return f"The adapter says that it was trained on {named}, not on {base}."
+    return None
 
 
 def require_loadable(checkpoints: Sequence[Path]) -> None:
@@ -67,23 +103,12 @@ def measurer(
     Those gain what is found while measuring.
     """
     told("the base on the probes")
-    try:
-        with compute.memory_errors(NO_MEMORY):
-            read = ReadBase.of(load(base, dtype=dtype), dtype, on, law, default_cache())
-    except NotFiniteError as error:
-        raise RazorError(f"The outputs of {base} are NaN or infinite: {dtype} is too coarse for them.") from error
+    read = ReadBase.of_source(base, dtype, on, law)
     notes = [*on.cautions(read.side.whole), *read.side.cautions]
 
     def measure(path: Path, step: int) -> Forgetting:
         told(path.name)
-        try:
-            with compute.memory_errors(NO_MEMORY):
-                tuned, tokenizer = read.opened(path)
-                if tokenizer is read.tokenizer and not is_adapter(path) and NO_TOKENIZER not in notes:
-                    notes.append(NO_TOKENIZER)
-                kls = kls_of(read.side.measure(tuned.model))
-        except NotFiniteError as error:
-            raise RazorError("its outputs are NaN or infinite: training has diverged there.") from error
+        kls = kls_of(read.measured(path, notes))
         return Forgetting.by(law, step, kls, on.prompts, read.side.whole)
 
     return measure, notes

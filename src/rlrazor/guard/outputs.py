@@ -148,14 +148,15 @@ def require_same(rows: Sequence[Mapping[str, Any]], path: Path, provenance: Mapp
     for row in (row for row in rows if "error" not in row):
         if not is_digest(str(row.get("base"))):
             raise RazorError(
-                f"Training resumes, and the KLs in {path} are of another version of rlrazor: move that file away."
+                f"This would go on with the KLs in {path}, which are of another version of rlrazor: move that file "
+                "away."
             )
         same = {name: row.get(name) == value for name, value in provenance.items()}
         same["base"] = is_same_base(str(row.get("base")), provenance["base"])
         if not all(same.values()):
             raise RazorError(
-                f"Training resumes, and the KLs in {path} are of another base, other prompts or another probe: go "
-                "on with what the run began with, or move that file away."
+                f"This would go on with the KLs in {path}, which are of another base, other prompts or another probe: "
+                "go on with what the run began with, or move that file away."
             )
 
 

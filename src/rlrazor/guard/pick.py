@@ -1,8 +1,9 @@
 """Which checkpoint of a run to take: the Pareto frontiers of new-task score and forgetting, and one of them.
 
 For the folder of any Trainer: checkpoint-N folders, with the new-task metric in their trainer_state.json and what a
-`ForgettingMonitor` left in razor.jsonl, or else measured here: KL to the base and, with a law, the drop that it
-forecasts. And for the run folders of rlrazor, whose table has measured scores of both.
+`ForgettingMonitor` or `razor watch` left in razor.jsonl, or else measured here: KL to the base and, with a law, the
+drop that it forecasts. For the folders of other trainers, as far as `razor watch` has measured them. And for the run
+folders of rlrazor, whose table has measured scores of both.
 """
 
 import math
@@ -15,6 +16,7 @@ from rlrazor.errors import RazorError
 from rlrazor.guard.law_file import NAMES, LawFile
 from rlrazor.guard.metric import FIRST_USUAL, NewScore
 from rlrazor.guard.pick_sources import MeasureCheckpoint, check_weighable, is_or_are, of_records, of_trainer
+from rlrazor.guard.pick_watched import of_watched
 from rlrazor.guard.run_folder import run_in
 from rlrazor.guard.scored import AXES, ScoredCheckpoint, frontier
 from rlrazor.guard.verdict import DROP, NO_LIMITS, Limits, Verdict
@@ -98,7 +100,8 @@ def pick(
     elif folder.is_dir():
         if measure is not None and log is not None:
             raise RazorError("Either a log says what was measured, or the checkpoints are measured here: not both.")
-        found = of_trainer(run_in(folder, run, log), score, limits, law, measure)
+        watched = None if measure else of_watched(folder, log, score, limits, law)
+        found = watched or of_trainer(run_in(folder, run, log), score, limits, law, measure)
     else:
         raise RazorError(f"There is no folder {folder}.")
     lower = score.is_lower_better(found.metric)

@@ -22,6 +22,7 @@ from rlrazor.guard.paired_drop import paired_drop, prior_names
 from rlrazor.guard.run_folder import MEASURE, Run, SavedCheckpoint, rows_of
 from rlrazor.guard.scored import LEVEL, DropEstimate, Forgetting, ScoredCheckpoint
 from rlrazor.guard.verdict import DROP, Limits
+from rlrazor.guard.watch_whole import weights_digest
 from rlrazor.lm.kl import MeanKL
 from rlrazor.lm.probes import probe_hash
 from rlrazor.runs.records import BASE
@@ -51,10 +52,18 @@ class FoundCheckpoints:
 
 @dataclass(frozen=True)
 class Failure:
-    """Where measuring ended, and why in one line."""
+    """Where measuring ended, and why in one line; of `razor watch`, where it failed on one checkpoint."""
 
     step: int
     error: str
+
+
+@dataclass(frozen=True)
+class Logged:
+    """What a row says, or the law makes of it. `weights`: what tells the checkpoint's, where `razor watch` wrote it."""
+
+    found: Forgetting | Failure
+    weights: str | None
 
 
 def of_records(folder: Path) -> FoundCheckpoints:
@@ -148,8 +157,7 @@ def of_trainer(
     """The checkpoints of a run, measured here or by the monitor that watched it."""
     notes = list(run.notes)
     metric = metric_of(run, score, limits, law)
-    objection = None if law is None else law.objection(limit=limits.drop)
-    logged: list[Forgetting | Failure] = []
+    logged: list[Logged] = []
     if measure is None:
         logged, cautions = _logged(run, law)
         notes += cautions
@@ -178,13 +186,18 @@ def of_trainer(
     notes += said
     if not candidates:
         raise RazorError(f"No checkpoint of {run.folder} has both {metric} and a drop or KL. {' '.join(notes)}")
+    return FoundCheckpoints(metric, candidates, notes, found[-1].level, objection_of(found, law, limits, notes))
+
+
+def objection_of(found: Sequence[Forgetting], law: LawFile | None, limits: Limits, notes: list[str]) -> str | None:
+    """Why the drops may not judge, None where they may; `notes` gain the law's cautions."""
     if law is not None:
+        objection = law.objection(limit=limits.drop)
         notes += [one for one in law.cautions(limit=limits.drop) if one != objection]
-    elif all(one.drop is None for one in found):
-        objection = NO_LAW
-    else:
-        objection = next((one.objection for one in found if one.objection is not None), None)
-    return FoundCheckpoints(metric, candidates, notes, found[-1].level, objection)
+        return objection
+    if all(one.drop is None for one in found):
+        return NO_LAW
+    return next((one.objection for one in found if one.objection is not None), None)
 
 
 def is_or_are(names: Sequence[str]) -> str:
@@ -192,22 +205,49 @@ def is_or_are(names: Sequence[str]) -> str:
     return "is" if len(names) == 1 else "are"
 
 
-def _logged(run: Run, law: LawFile | None) -> tuple[list[Forgetting | Failure], list[str]]:
-    """What the monitor has logged of a run, and what the law makes of its KLs, in order; and cautions."""
+def _logged(run: Run, law: LawFile | None) -> tuple[list[Logged], list[str]]:
+    """What is logged of a run, and what the law makes of its KLs, in order; and cautions."""
     path = run.log
     rows, notes = rows_of(run)
-    found = [one for row in rows if (one := _of_row(row, law, path)) is not None]
-    if not any(isinstance(one, Forgetting) for one in found):
-        raise RazorError(f"{path} has neither KL nor a forecast (the run was uncalibrated): {MEASURE}.")
-    notes += [f"Measuring ended at step {one.step}: {one.error}" for one in found if isinstance(one, Failure)]
+    found = logged_in(rows, law, path)
+    ends = [one.found for one in found if isinstance(one.found, Failure) and one.weights is None]
+    notes += [f"Measuring ended at step {one.step}: {one.error}" for one in ends]
     marked = [one.run is not None or one.overwritten for one in run.checkpoints]
-    if run.labelled and not all(marked):
+    if run.labelled and not all(marked) and any(row.weights is None for row in rows):
         names = [one.path.name for one, is_marked in zip(run.checkpoints, marked, strict=True) if not is_marked]
         notes.append(
             f"Without a monitor's {MARK}: {', '.join(names)}. If training went on without one there, what was measured "
             "may be of other weights of that step."
         )
-    return sorted(found, key=lambda one: one.step), notes
+    return found, notes
+
+
+def logged_in(rows: Sequence[LogRow], law: LawFile | None, path: Path) -> list[Logged]:
+    """What the rows of a log say, or the law makes of them, in order of step.
+
+    Raises RazorError where none says anything.
+    """
+    found = [Logged(one, row.weights) for row in rows if (one := _of_row(row, law, path)) is not None]
+    if not any(isinstance(one.found, Forgetting) for one in found):
+        raise RazorError(f"{path} has neither KL nor a forecast (the run was uncalibrated): {MEASURE}.")
+    return sorted(found, key=lambda one: one.found.step)
+
+
+def watched_at(folder: Path, logged: Sequence[Logged]) -> Forgetting | None:
+    """What `razor watch` has measured of the weights in a folder, whatever its name; None where it has not.
+
+    Raises RazorError where it has failed on them.
+    """
+    if all(one.weights is None for one in logged):
+        return None
+    try:
+        weights = weights_digest(folder)
+    except OSError as error:
+        raise RazorError(f"its weights cannot be read ({error.strerror or error}).") from error
+    last = next((one.found for one in reversed(logged) if one.weights == weights), None)
+    if isinstance(last, Failure):
+        raise RazorError(f"it could not be measured: {last.error}")
+    return last
 
 
 def _of_row(row: LogRow, law: LawFile | None, path: Path) -> Forgetting | Failure | None:
@@ -230,11 +270,19 @@ def _of_row(row: LogRow, law: LawFile | None, path: Path) -> Forgetting | Failur
     return Forgetting.by(law, row.step, row.kls, row.prompts_hash if row.whole else "", row.prompts)
 
 
-def _logged_at(checkpoint: SavedCheckpoint, logged: Sequence[Forgetting | Failure]) -> Forgetting:
-    """The last that was logged up to a checkpoint's step; of rows of one step the one that was written last."""
+def _logged_at(checkpoint: SavedCheckpoint, logged: Sequence[Logged]) -> Forgetting:
+    """What was measured of its weights, or else the last that a monitor logged up to its step.
+
+    Of rows of one step it is the one that was written last.
+    """
+    if (watched := watched_at(checkpoint.path, logged)) is not None:
+        return watched
     if checkpoint.overwritten:
         raise RazorError(f"a run that no monitor watched has written over it since its {MARK} was.")
-    last = next((one for one in reversed(logged) if one.step <= checkpoint.step), None)
+    monitored = [one.found for one in logged if one.weights is None]
+    if not monitored:
+        raise RazorError("`razor watch` has not measured its weights.")
+    last = next((one for one in reversed(monitored) if one.step <= checkpoint.step), None)
     if last is None:
         raise RazorError("nothing was measured up to its step.")
     if isinstance(last, Failure):

@@ -18,11 +18,11 @@ _NAMES = {FORWARD: "KL", PROBE: "KL on the probe"}
 class Reading:
     """One measurement. KLs in nats per completion or text, with standard errors, and what the law says of them.
 
-    `prompts`: how many of each probe were measured; `whole`: that is all.
+    `epoch`: where the trainer says. `prompts`: how many of each probe were measured; `whole`: that is all.
     """
 
     step: int
-    epoch: float
+    epoch: float | None
     kl: Mapping[str, MeanKL]
     per_token: Mapping[str, float]
     prompts: Mapping[str, int]

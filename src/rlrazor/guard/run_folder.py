@@ -104,16 +104,30 @@ def run_in(folder: Path, wanted: str | None = None, log: Path | None = None) -> 
 
 
 def rows_of(run: Run) -> tuple[list[LogRow], list[str]]:
-    """The monitor's rows of a run, in the order they were written, and cautions.
+    """What is logged of a run, in the order it was written, and cautions.
 
-    Raises RazorError where there are none, or those of several runs cannot be told apart.
+    A row of `razor watch` tells by its weights which checkpoint it is of, whatever run that is of; a monitor's is of
+    the run that it names. Raises RazorError where there are none, or those of several runs cannot be told apart.
     """
-    path = run.log
-    if not path.exists() and run.id is None:
+    if not run.log.exists() and run.id is None:
         raise RazorError(
-            f"There is no {path}, so nothing is known of forgetting: train with a ForgettingMonitor, or {MEASURE}."
+            f"There is no {run.log}, so nothing is known of forgetting: train with a ForgettingMonitor, let `razor "
+            f"watch` measure the run, or {MEASURE}."
         )
-    rows = _rows(path) if path.exists() else []
+    rows = rows_in(run.log) if run.log.exists() else []
+    watched = [row for row in rows if row.weights is not None]
+    try:
+        monitored, notes = _monitors_rows(run, [row for row in rows if row.weights is None])
+    except RazorError:
+        if not watched:
+            raise
+        monitored, notes = [], []
+    return [*monitored, *watched], notes
+
+
+def _monitors_rows(run: Run, rows: list[LogRow]) -> tuple[list[LogRow], list[str]]:
+    """Of the rows that monitors wrote, those of the run."""
+    path = run.log
     ids = _ids(rows)
     chosen, notes = run.id, []
     if chosen is None and run.labelled:
@@ -133,7 +147,7 @@ def rows_of(run: Run) -> tuple[list[LogRow], list[str]]:
         rows = [row for row in rows if row.run in (chosen, None)]
         for earlier in sorted(path.parent.glob(f"{escape(path.stem)}-of-earlier-run-*{escape(path.suffix)}")):
             with suppress(RazorError):
-                rows = [row for row in _rows(earlier) if row.run == chosen] + rows
+                rows = [row for row in rows_in(earlier) if row.run == chosen] + rows
         if not rows:
             has = f"has those of {', '.join(ids)}" if ids else "has none"
             raise RazorError(f"There are no rows of the run {chosen}: {path} {has}. To do without, {MEASURE}.")
@@ -206,8 +220,8 @@ def _label(path: Path, step: int) -> tuple[str | None, bool]:
     return None if overwritten else label.run, overwritten
 
 
-def _rows(path: Path) -> list[LogRow]:
-    """A last line that a killed process left half-written is not one."""
+def rows_in(path: Path) -> list[LogRow]:
+    """All that a log holds. A last line that a killed process left half-written is not one."""
 
     def damaged(where: str, error: ValueError) -> RazorError:
         return RazorError(f"{where} is damaged, as {error}: {ANEW}.")
@@ -244,7 +258,7 @@ def _newest(folder: Path, log: Path, found: Sequence[SavedCheckpoint], wanted: s
         found = [one for one in found if one.run == wanted]
     else:
         with suppress(RazorError):  # which is raised where the rows are needed
-            ids = _ids(_rows(log))
+            ids = _ids(rows_in(log))
         if set(ids) & set(labels):
             # The rows of other runs have been moved away for a later one, whatever the times of copied files say.
             found = [one for one in found if one.run in (None, *ids)]

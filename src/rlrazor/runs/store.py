@@ -38,12 +38,8 @@ from rlrazor.runs.records import BASE, SCHEMA_VERSION, Record, RunSpec
 from rlrazor.system import jsonl, processes
 from rlrazor.system.documents import checked, parse_json, read_json, read_text
 from rlrazor.system.files import read_bytes
+from rlrazor.system.locks import locked
 from rlrazor.system.writing import Output, atomic_path, clear_io_errors, leftovers, require_our_folder
-
-try:
-    import fcntl
-except ImportError:  # Windows: no lock, the atomic renames still hold
-    fcntl = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
     from torch import Tensor  # which takes seconds to import, and a report needs no weights
@@ -151,19 +147,8 @@ class RunStore:
     def _locked(self) -> Iterator[None]:
         with clear_io_errors(self.folder):
             self.runs.mkdir(parents=True, exist_ok=True)
-            # Without following a link, emptying a file, or waiting for who reads a pipe: it may be somebody's.
-            flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
-            lock = os.fdopen(os.open(self.folder / ".lock", flags, 0o666), "rb+", buffering=0)
-        with lock:
-            if fcntl is not None:
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError as error:
-                    raise RazorError(
-                        f"Another razor process is writing to {self.folder}. Wait for it, or choose another --out."
-                    ) from error
-                except OSError:
-                    pass  # a file system without locks; the atomic renames still hold
+        busy = f"Another razor process is writing to {self.folder}. Wait for it, or choose another --out."
+        with locked(self.folder / ".lock", busy):
             with clear_io_errors(self.folder):
                 half = [path for path in self.runs.iterdir() if _PARTIAL.fullmatch(path.name)]
                 for leftover in (*half, *leftovers(self.folder)):

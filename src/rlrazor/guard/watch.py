@@ -1,0 +1,393 @@
+"""`razor watch`: each checkpoint of a run measured as it is saved, from another process, device or machine.
+
+For trainers that take no `ForgettingMonitor`, or models that are sharded over processes. Nothing is written into a
+checkpoint, and no file of the run but the log: a training run goes on whatever happens here.
+
+The log is the only memory. A checkpoint whose weights it has is not measured again; a row is written once all of it is
+known; and what a killed process has left half-written is cut off as the next one begins.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rlrazor.analysis.forecast import FORWARD
+from rlrazor.bounds import MOST_STEPS
+from rlrazor.errors import RazorError, cause_of
+from rlrazor.guard.base_side import kls_of
+from rlrazor.guard.budget import Budget
+from rlrazor.guard.log_schema import LogRow
+from rlrazor.guard.measured_on import MeasuredOn
+from rlrazor.guard.measuring import ReadBase
+from rlrazor.guard.outputs import Log, OutputClaim, require_same, rows_until
+from rlrazor.guard.reading import Reading
+from rlrazor.guard.verdict import Verdict
+from rlrazor.guard.watch_command import OnBudgetCommand
+from rlrazor.guard.watch_layout import StepFolder, model_in, steps_in, why_none
+from rlrazor.guard.watch_whole import (
+    SETTLE,
+    Files,
+    files_of,
+    is_finished,
+    is_old,
+    missing_of,
+    training_of,
+    weights_digest,
+    with_config,
+)
+from rlrazor.lm import compute, encoding
+from rlrazor.lm.kl import Drift
+from rlrazor.lm.probes import probe_hash
+from rlrazor.system import durations, interrupts
+from rlrazor.system.documents import checked
+from rlrazor.system.locks import locked
+
+_WHICH = " (folders such as checkpoint-50, global_step_50, step_50, step-50 or iter_0000050)"
+GIVE_UP = 60.0  # seconds without a change after which what is missing of a checkpoint is said
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class WatchRequest:
+    """A run's folder, the log to add to, the base and what it is loaded as, and what is measured and judged.
+
+    `every`: only checkpoints of steps that are multiples of it. `command`: run once, when the budget is exceeded.
+    """
+
+    folder: Path
+    log: Path
+    base: str
+    dtype: str
+    on: MeasuredOn
+    rule: Budget
+    every: int = 1
+    command: OnBudgetCommand | None = None
+
+
+@dataclass(frozen=True)
+class WatchedCheckpoint:
+    """One to measure: its step, name, and the folder of its model or adapter; `weights` tells these from others'."""
+
+    step: int
+    name: str
+    model: Path
+    weights: str
+
+
+@dataclass(frozen=True)
+class Until:
+    """How long is watched, and how often is looked: seconds. `once`: what is there, `idle`: without anything new."""
+
+    interval: float = 10.0
+    once: bool = False
+    idle: float | None = None
+
+
+@dataclass
+class _Seen:
+    """What is known of a step's folder. `since`: when its files last changed, by our clock.
+
+    `closed` and `said`: the files with which it was done with, and about which something was said.
+    """
+
+    files: Files
+    since: float
+    closed: Files | None = None
+    said: Files | None = None
+
+    @property
+    def is_closed(self) -> bool:
+        return self.closed == self.files
+
+
+class Watch:
+    """Measures the checkpoints of a run, in order of step. `say` hears sentences that are no readings.
+
+    To be used within `begun`, which holds the log's lock and reads the base.
+    """
+
+    def __init__(self, request: WatchRequest, say: Say) -> None:
+        self.request, self.say = request, say
+        self.log = Log(request.log, say)
+        self.run = ""  # the id of the run, in the log
+        self.read: ReadBase
+        self.provenance: Mapping[str, str] = {}
+        self.rows: list[LogRow] = []  # of the log
+        self.verdict: Verdict | None = None  # on the last checkpoint in the log, by the budget of now
+        self.is_waiting = False  # for a checkpoint that is still being written, or may be
+        self.is_over = False  # the trainer's last step was saved while we watched, and is measured
+        self.active = time.monotonic()  # when a file last changed, or a checkpoint was measured
+        self._seen: dict[str, _Seen] = {}
+        self._at_first: frozenset[str] = frozenset()  # names of steps that were there as we began
+        self._notes: list[str] = []
+        self._is_away = False  # the folder, as a network's may be
+        self._is_behind = False  # slower than checkpoints are deleted
+
+    @contextmanager
+    def begun(self) -> Iterator[None]:
+        """Hold the log, read the base, and go on from what the log has.
+
+        Raises RazorError for a base that cannot be loaded or is not the law's, a log that cannot be written, is
+        another's or of another base, prompts or probe, and where another process watches.
+        """
+        request = self.request
+        self._at_first = frozenset(step.name for step in steps_in(request.folder))
+        busy = f"Another razor watch writes to {request.log}: wait for it, or give a --log of its own."
+        with locked(request.log.with_name(f".{request.log.name}.lock"), busy):
+            self.read = ReadBase.of_source(request.base, request.dtype, request.on, request.rule.law)
+            compute.free()
+            probe = probe_hash(request.on.settings, request.on.generic)
+            self.provenance = {"base": self.read.digest, "probe": probe, "prompts_hash": request.on.prompts_hash}
+            self._go_on()
+            yield
+
+    def _go_on(self) -> None:
+        """Take up what the log has."""
+        path = self.request.log
+        earlier = rows_until(path, MOST_STEPS, ())
+        require_same([row for row in earlier if "kl_forward" in row], path, self.provenance)
+        self.log.begin(earlier, fresh=False)
+        self.rows = [checked(LogRow, row, path) for row in earlier]
+        ids = [row.run for row in self.rows if row.run is not None]
+        claim = OutputClaim.of(None, path)
+        claim.begin(ids[-1] if ids else None)
+        self.run = claim.run
+        measured = [row for row in earlier if "kl_forward" in row]
+        if measured:
+            last = max(reversed(measured), key=lambda row: int(row["step"]))  # of one step, what was written last
+            count = len({row["step"] for row in measured})
+            readings = "a reading" if count == 1 else f"{count} readings"
+            self.say(f"[razor] {path.name} has {readings} up to step {last['step']}, which are not made again.")
+            self._judge_logged(last)
+
+    def _judge_logged(self, last: Mapping[str, Any]) -> None:
+        """By the budget of now, which need not be the one that it was logged with; the command is run at most once."""
+        row = checked(LogRow, last, self.request.log)
+        prompts = self.request.on.prompts_hash if row.whole else ""
+        count = row.prompts.get(FORWARD, self.read.side.whole[FORWARD])
+        self.verdict = self.request.rule.judged(row.kls, prompts, count).verdict
+        if self._is_due():
+            self._add({**last, "on_budget": self._command.text})
+            ended = self._command.run(row.step, self.request.folder / (row.checkpoint or ""))
+            self.say(f"[razor] step {row.step}, which is in the log, is over the budget: {ended}.")
+
+    @property
+    def _command(self) -> OnBudgetCommand:
+        assert self.request.command is not None
+        return self.request.command
+
+    def _is_due(self) -> bool:
+        """Whether the command is to be run now: never twice, whatever restarts there are."""
+        if self.request.command is None or self.verdict is not Verdict.ABOVE:
+            return False
+        return all(row.on_budget != self.request.command.text for row in self.rows)
+
+    def readings(self, until: Until) -> Iterator[tuple[Reading, dict[str, Any], str]]:
+        """Of each checkpoint, as soon as it is whole: the reading, its row of the log, and what follows from it.
+
+        Raises RazorError where the folder holds several runs, or with `once` no checkpoint at all.
+        """
+        is_told = False
+        while True:
+            if (one := self.next(once=until.once)) is not None:
+                if (found := self.measure(one)) is not None:
+                    yield *found, self._done_about(*found, one)
+                continue
+            if not self._seen and until.once and not self.is_waiting:
+                raise RazorError(f"{self.request.folder} has no checkpoints{_WHICH}.")
+            if not self._seen and not is_told:
+                is_told = True
+                self.say(f"[razor] {self.request.folder} has no checkpoints yet{_WHICH}; waiting for the first.")
+            if not self.is_waiting and (until.once or self.is_over):
+                return
+            if until.idle is not None and time.monotonic() - self.active > until.idle:
+                self.say(f"[razor] nothing new was saved for {durations.about(until.idle)}: watching ends here.")
+                return
+            time.sleep(min(until.interval, 1.0) if until.once else until.interval)
+
+    # Looking
+
+    def next(self, *, once: bool = False) -> WatchedCheckpoint | None:
+        """The first checkpoint that is whole and not in the log. `once`: nothing is waited for but SETTLE seconds.
+
+        Once one was deleted before it was measured it is the last, until none is left: whoever is slower than the
+        trainer would look at those alone that are about to be deleted. Raises RazorError where the folder holds several
+        runs.
+        """
+        self.is_waiting, names = False, set()
+        if (command := self.request.command) is not None and (said := command.ended()) is not None:
+            self.say(f"[razor] {said}.")
+        if (steps := self._steps()) is None:
+            return None
+        found: list[WatchedCheckpoint] = []
+        for step in steps:
+            names.add(step.name)
+            if step.step % self.request.every == 0 and (one := self._look(step, once=once)) is not None:
+                found.append(one)
+        for name in [name for name in self._seen if name not in names]:
+            if not self._seen.pop(name).is_closed:
+                self._is_behind = True
+                self.say(f"[razor] {name} was deleted before it was measured.")
+        self._is_behind &= bool(found)
+        return None if not found else found[-1 if self._is_behind else 0]
+
+    def _steps(self) -> list[StepFolder] | None:
+        try:
+            found = steps_in(self.request.folder)
+        except OSError as error:  # of a network's file system that is away for a moment, say
+            if not self._is_away:
+                self.say(f"[razor] {self.request.folder} cannot be read ({error.strerror or error}); looking again.")
+            self._is_away = self.is_waiting = True
+            return None
+        self._is_away = False
+        return found
+
+    def _look(self, step: StepFolder, *, once: bool) -> WatchedCheckpoint | None:
+        files, now = files_of(step), time.monotonic()
+        seen = self._seen.get(step.name)
+        if seen is None:
+            seen = self._seen[step.name] = _Seen(files, now - max(SETTLE, GIVE_UP) if is_old(files) else now)
+            self.active = now
+        elif seen.files != files:
+            seen.files, seen.since, self.active = files, now, now
+        if seen.is_closed:
+            return None
+        quiet, model = now - seen.since, model_in(step)
+        missing = None if model is None else missing_of(model)
+        if model is None or missing is not None:
+            self.is_waiting |= quiet < (SETTLE if once else GIVE_UP)
+            if quiet >= (SETTLE if once else GIVE_UP) and seen.said != files:
+                seen.said = files
+                self.say(f"[razor] {step.name} is not measured: {missing or why_none(step)}.")
+            return None
+        if quiet < SETTLE and not is_finished(step, model):
+            self.is_waiting = True
+            return None
+        return self._unless_logged(step, model, seen)
+
+    def _unless_logged(self, step: StepFolder, model: Path, seen: _Seen) -> WatchedCheckpoint | None:
+        try:
+            weights = weights_digest(model)
+        except (OSError, RazorError):  # it is being deleted
+            self.is_waiting = True
+            return None
+        of_step = [row for row in self.rows if row.step == step.step and row.error is None]
+        # A monitor's rows do not tell weights: there, one of the step is enough.
+        if any(row.weights in (weights, None) for row in of_step):
+            seen.closed = seen.files
+            return None
+        if of_step and seen.said != seen.files:
+            seen.said = seen.files
+            self.say(f"[razor] {step.name} was written anew since it was measured: it is measured again.")
+        return WatchedCheckpoint(step.step, step.name, model, weights)
+
+    # Measuring
+
+    def measure(self, one: WatchedCheckpoint) -> tuple[Reading, dict[str, Any]] | None:
+        """The reading of a checkpoint, and its row, which is in the log by now; None where there is none, as is said.
+
+        Whatever fails is of that checkpoint, and the next one is looked at.
+        """
+        begun, notes = time.perf_counter(), len(self._notes)
+        epoch, is_last = training_of(one.model)
+        try:
+            drifts = self._drifts(one)
+        except Exception as error:  # of any library, on files that others wrote
+            interrupts.check()  # or what it makes of Ctrl-C
+            self._failed(one, error)
+            return None
+        finally:
+            compute.free()
+        for note in self._notes[notes:]:
+            self.say(f"[razor] {note}")
+        if self._weights_now(one) not in (one.weights, None):  # None: what was read may be gone by now
+            self.say(f"[razor] {one.name} was written to while it was measured: it is looked at again.")
+            return None
+        reading = self._reading(one, drifts, epoch, time.perf_counter() - begun)
+        row = self._row(one, reading)
+        newest = max((row.step for row in self.rows if row.error is None), default=-1) <= one.step
+        if newest:
+            self.verdict = reading.verdict
+        is_due = newest and self._is_due()
+        if is_due:
+            row["on_budget"] = self._command.text
+        self._add(row)
+        self._close(one)
+        self.is_over |= is_last and one.name not in self._at_first
+        return reading, row
+
+    def _done_about(self, reading: Reading, row: Mapping[str, Any], checkpoint: WatchedCheckpoint) -> str:
+        """What follows from a reading: the command is run if it is due, and what it ended with is said."""
+        if row.get("on_budget"):
+            return self._command.run(reading.step, checkpoint.model)
+        return self.request.rule.done_about(reading.verdict, None)
+
+    def _drifts(self, one: WatchedCheckpoint) -> dict[str, Drift]:
+        with tempfile.TemporaryDirectory(prefix="razor-watch-") as own:
+            model = with_config(one.model, self.request.base, Path(own))
+            return self.read.measured(model, self._notes)
+
+    def _reading(
+        self, one: WatchedCheckpoint, drifts: Mapping[str, Drift], epoch: float | None, seconds: float
+    ) -> Reading:
+        kl, side = kls_of(drifts), self.read.side
+        return Reading(
+            one.step,
+            epoch,
+            kl,
+            {name: drift.per_token.mean for name, drift in drifts.items()},
+            {name: drift.n_prompts for name, drift in drifts.items()},
+            True,
+            self.request.rule.judged(kl, self.request.on.prompts_hash, side.whole[FORWARD]),
+            seconds,
+        )
+
+    def _row(self, one: WatchedCheckpoint, reading: Reading) -> dict[str, Any]:
+        own = {"checkpoint": one.name, "weights": one.weights}
+        row = {"run": self.run, **reading.as_json(), **own, **self.provenance}
+        if not self.log.lines:
+            row["first_prompt"] = self.first_prompt
+        if (law := self.request.rule.law) is not None:
+            row["law_useful"], row["law_objection"] = law.useful, law.objection()
+        return row
+
+    @property
+    def first_prompt(self) -> str:
+        """As it is measured, with every special token."""
+        return encoding.as_read(self.read.tokenizer, self.read.side.first_prompt)
+
+    def _failed(self, one: WatchedCheckpoint, error: Exception) -> None:
+        if (weights := self._weights_now(one)) != one.weights:
+            how = "deleted" if weights is None else "written to"
+            self._is_behind = weights is None
+            self.say(f"[razor] {one.name} was {how} while it was measured.")
+            self._seen.pop(one.name, None)  # if there is anything of it, it is looked at again
+            return
+        said = str(error) if isinstance(error, RazorError) else cause_of(error)
+        self.say(f"[razor] {one.name} is not measured: {' '.join(said.split())}")
+        row = {"run": self.run, "step": one.step, "checkpoint": one.name, "weights": one.weights, "error": said}
+        last = next((row for row in reversed(self.rows) if row.step == one.step), None)
+        if last is None or (last.weights, last.error) != (one.weights, said):
+            self._add(row)
+        self._close(one)
+
+    def _weights_now(self, one: WatchedCheckpoint) -> str | None:
+        """What tells the weights that are there now; None where there are none, or no whole ones."""
+        try:
+            return weights_digest(one.model)
+        except (OSError, RazorError):
+            return None
+
+    def _close(self, one: WatchedCheckpoint) -> None:
+        self.active = time.monotonic()
+        self._seen[one.name].closed = self._seen[one.name].files
+
+    def _add(self, row: Mapping[str, Any]) -> None:
+        self.log.add(row)
+        self.rows.append(checked(LogRow, row, self.request.log))
