@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from rlrazor.cli.early import generic_source, needs_no_prior, prior_names
 from rlrazor.cli.language import stop_of
 from rlrazor.errors import RazorError
-from rlrazor.lm.task_names import PARAGRAPHS, PRIOR
+from rlrazor.lm.task_names import PARAGRAPHS, PRIOR, TURNS
+from rlrazor.system.documents import loads
 
 if TYPE_CHECKING:
     from rlrazor.guard.law_file import LawFile
@@ -36,7 +37,38 @@ def add_probe(group: Any) -> None:
         help="what ends one, \\n being a line end; may be repeated (default: the end of text alone)",
     )
     group.add_argument("--no-chat", action="store_true", help="do not put prompts into the chat template")
+    group.add_argument(
+        "--turns",
+        choices=TURNS,
+        help="which of the assistant's turns in a conversation are measured: the last, which the base completes, or "
+        "all, the earlier ones as they are (default: last)",
+    )
+    add_template_kwargs(group)
     group.add_argument("--dtype", help="float32 or bfloat16, half the memory (default: the law's, or float32)")
+
+
+def add_template_kwargs(group: Any) -> None:
+    """Declare what chat templates are told."""
+    group.add_argument(
+        "--chat-template-kwargs",
+        metavar="JSON",
+        help="what the chat template is told of every prompt, such as '{\"enable_thinking\": false}'; a prompt's own "
+        "column chat_template_kwargs goes before it (default: nothing)",
+    )
+
+
+def template_kwargs(text: str | None) -> dict[str, Any]:
+    """What --chat-template-kwargs says. Raises RazorError for what is no object of names and values in JSON."""
+    from rlrazor.lm.prompts import check_template_kwargs
+
+    if text is None:
+        return {}
+    try:
+        told = loads(text)
+    except ValueError as error:
+        raise RazorError(f'--chat-template-kwargs is JSON, such as {{"enable_thinking": false}}: {error}') from error
+    check_template_kwargs(told, "--chat-template-kwargs: the")
+    return dict(told)
 
 
 def add_prior_tasks(group: Any, what: str) -> None:
@@ -87,6 +119,8 @@ def probe_given(arguments: argparse.Namespace) -> dict[str, Any]:
         "samples": arguments.samples,
         "stop": stop_of(arguments) or None,
         "chat": False if arguments.no_chat else None,
+        "turns": arguments.turns,
+        "chat_template_kwargs": template_kwargs(arguments.chat_template_kwargs) or None,
     }
     return {name: value for name, value in own.items() if value is not None}
 

@@ -351,7 +351,7 @@ def _tuned_side(tuned: LanguageModel, own_tokenizer: Any, base: _OfBase, request
     base.read.side.probes.clear()
     # Drawn with the base's numbers: two models that are alike say the same.
     drawn = probes.complete(tuned.model, tokenizer, base.completions.prompts, settings, probes.NEW)
-    own = Sequences.grouped(base.completions.prompts, drawn)
+    own = base.completions.redrawn(drawn)
     cknna = None
     if base.similar is None:
         notes.append(f"CKNNA needs more than {NEIGHBOURS} texts in the generic probe; there are {len(base.rows)}.")

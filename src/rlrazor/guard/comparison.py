@@ -135,7 +135,7 @@ class MeasuringSetup:
     def as_json(self) -> dict[str, Any]:
         """All of it but the first prompt."""
         return {
-            "probe": asdict(self.on.settings),
+            "probe": self.on.settings.as_json(),
             "prompts": len(self.on.prompts),
             "measured": self.measured,
             "prompts_hash": self.on.prompts_hash,

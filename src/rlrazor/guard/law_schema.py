@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -36,6 +36,7 @@ from rlrazor.lm.prior_prompts import PriorPrompts
 from rlrazor.lm.probes import GenericText, ProbeSettings
 from rlrazor.lm.prompts import check as check_prompt
 from rlrazor.lm.prompts import check_text
+from rlrazor.lm.task_names import LAST
 from rlrazor.system.documents import checked
 from rlrazor.system.schema import LARGEST_KL, Digest, Drop, Name, Schema, Score, Seed, Step, Text
 
@@ -218,6 +219,8 @@ class LawProbe(Schema):
     stop: Annotated[list[str], Field(max_length=1000)]
     chat: bool
     precision: str | None
+    turns: str = LAST
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
     prompts_hash: Digest
     prompts_count: Annotated[int, Field(ge=1, le=10**9)]
     generic: LawGeneric
@@ -233,13 +236,14 @@ class LawProbe(Schema):
     @property
     def settings(self) -> ProbeSettings:
         """As what measures. Raises RazorError for settings that are none."""
-        return ProbeSettings(self.max_new_tokens, self.samples, tuple(self.stop), self.chat, self.precision)
+        given = {one.name: getattr(self, one.name) for one in fields(ProbeSettings)}
+        return ProbeSettings(**{**given, "stop": tuple(self.stop)})
 
     @classmethod
     def of(cls, on: MeasuredOn) -> LawProbe:
         """Of what was measured on. Raises RazorError for what could not be read again."""
         parts = {
-            **asdict(on.settings),
+            **on.settings.as_json(),
             "stop": list(on.settings.stop),
             "prompts_hash": on.prompts_hash,
             "prompts_count": len(on.prompts),

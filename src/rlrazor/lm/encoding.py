@@ -1,7 +1,8 @@
 """Text to token ids and back, the same way for training, sampling, scoring and probes."""
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 from rlrazor.errors import RazorError, cause_of, is_panic
@@ -9,6 +10,11 @@ from rlrazor.lm import trials
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+# Where a conversation ends: where the assistant goes on, in a turn of its own or in that which it has begun; where one
+# of its own begins, whoever spoke last; or behind its last turn.
+_BY_ROLE, _BEGUN, _ENDED = "by role", "begun", "ended"
+_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
 def _without_panics(function: Callable[P, T]) -> Callable[P, T]:
@@ -83,35 +89,103 @@ def empty_turn_ids(tokenizer: Any) -> list[int] | None:
         return None
 
 
+@_without_panics
+def answer_ids(
+    tokenizer: Any, turns: Sequence[Mapping[str, Any]], ends: Collection[int], **template: Any
+) -> tuple[list[int], list[int]]:
+    """The last turn of a conversation, which is the assistant's, as token ids: what comes before it, and the turn.
+
+    Which tokens the assistant has said, a template may mark ({% generation %}), as for TRL's `assistant_only_loss`;
+    else they are what the turn adds to the conversation without it, up to where the assistant begins. The turn ends
+    with the last of the tokens `ends` in it, if there is one: what a template puts behind, nobody samples. Raises as
+    `turns_ids` does, and ValueError where it cannot be told.
+    """
+    before, whole = (
+        list(_in_template(tokenizer, given, template, tokenize=True, ends=end))
+        for given, end in ((turns[:-1], _BEGUN), (turns, _ENDED))
+    )
+    if (marked := _marked(tokenizer, turns, template)) is not None:
+        before, said = marked
+    elif whole[: len(before)] == before:
+        said = whole[len(before) :]
+    else:  # tokens may merge where the text goes on
+        text, all_text = (
+            str(_in_template(tokenizer, given, template, tokenize=False, ends=end))
+            for given, end in ((turns[:-1], _BEGUN), (turns, _ENDED))
+        )
+        if not all_text.startswith(text):
+            raise ValueError("it shows a turn that was said otherwise than it begins one that is to be said")
+        said = list(tokenizer(all_text[len(text) :], add_special_tokens=False)["input_ids"])
+    last = max((at for at, token in enumerate(said) if token in ends), default=len(said) - 1)
+    said = said[: last + 1]
+    if not tokenizer.decode(said, skip_special_tokens=True).strip():
+        raise ValueError("it shows nothing of a turn of the assistant's")
+    return before, said
+
+
+def _marked(
+    tokenizer: Any, turns: Sequence[Mapping[str, Any]], template: Mapping[str, Any]
+) -> tuple[list[int], list[int]] | None:
+    """The same by the template's own marks; None where it has none."""
+    text = tokenizer.get_chat_template(None, template.get("tools"))
+    if not isinstance(text, str) or not _MARK.search(text) or not tokenizer.is_fast:
+        return None
+    found = _in_template(tokenizer, turns, template, tokenize=True, ends=_ENDED, masked=True)
+    ids = list(found["input_ids"])
+    earlier = _in_template(tokenizer, turns[:-1], template, tokenize=True, ends=_ENDED)  # whose turns are marked too
+    begins = next((at for at, (a, b) in enumerate(zip(earlier, ids, strict=False)) if a != b), len(earlier))
+    places = [at for at, mark in enumerate(found["assistant_masks"]) if mark and at >= begins]
+    return (ids[: places[0]], ids[places[0] : places[-1] + 1]) if places else None
+
+
 def try_turns(tokenizer: Any, conversations: Sequence[tuple[Sequence[Mapping[str, Any]], Mapping[str, Any]]]) -> None:
     """Try the chat template on many conversations at once, each its turns and what the template is given beside.
 
     `turns_ids` tries its own where that was not done, which takes a tenth of a second each time. Raises RazorError.
     """
-    trials.try_template(tokenizer, [{**template, **_asked(turns, template)} for turns, template in conversations])
+    _try(tokenizer, [(turns, template, _BY_ROLE) for turns, template in conversations])
 
 
-def _asked(turns: Sequence[Mapping[str, Any]], template: Mapping[str, Any]) -> dict[str, Any]:
+def try_answers(tokenizer: Any, conversations: Sequence[tuple[Sequence[Mapping[str, Any]], Mapping[str, Any]]]) -> None:
+    """The same for `answer_ids`."""
+    _try(tokenizer, [(turns[:-1], template, _BEGUN) for turns, template in conversations])
+    _try(tokenizer, [(turns, template, _ENDED) for turns, template in conversations])
+
+
+def _try(tokenizer: Any, asked: Sequence[tuple[Sequence[Mapping[str, Any]], Mapping[str, Any], str]]) -> None:
+    trials.try_template(tokenizer, [{**template, **_asked(turns, template, end)} for turns, template, end in asked])
+
+
+def _asked(turns: Sequence[Mapping[str, Any]], template: Mapping[str, Any], ends: str) -> dict[str, Any]:
     """What every template is given."""
+    begins = turns[-1]["role"] != "assistant" if ends == _BY_ROLE else ends == _BEGUN
     return {
         "messages": [dict(turn) for turn in turns],
         "tools": template.get("tools") or None,  # some templates announce tools where the list of them is empty
-        "add_generation_prompt": turns[-1]["role"] != "assistant",
+        "add_generation_prompt": begins,
     }
 
 
 def _in_template(
-    tokenizer: Any, turns: Sequence[Mapping[str, Any]], template: Mapping[str, Any], *, tokenize: bool
+    tokenizer: Any,
+    turns: Sequence[Mapping[str, Any]],
+    template: Mapping[str, Any],
+    *,
+    tokenize: bool,
+    ends: str = _BY_ROLE,
+    masked: bool = False,
 ) -> Any:
-    try_turns(tokenizer, [(turns, template)])
-    asked = _asked(turns, template)
+    """As text, as token ids, or `masked`, as both the ids and which of them the template marks as the assistant's."""
+    _try(tokenizer, [(turns, template, ends)])
+    asked = _asked(turns, template, ends)
     beside = {name: value for name, value in template.items() if name != "tools"}
     return tokenizer.apply_chat_template(
         asked.pop("messages"),
         **asked,
-        continue_final_message=not asked["add_generation_prompt"],
+        continue_final_message=ends == _BY_ROLE and not asked["add_generation_prompt"],
         tokenize=tokenize,
-        return_dict=False,
+        return_dict=masked,
+        **({"return_assistant_tokens_mask": True} if masked else {}),
         **beside,
     )
 
