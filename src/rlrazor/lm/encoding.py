@@ -66,13 +66,30 @@ def turns_ids(tokenizer: Any, turns: Sequence[Mapping[str, Any]], **template: An
     and what the template raises.
     """
     ids = _in_template(tokenizer, turns, template, tokenize=True)
-    if parts := [turn["content"] for turn in turns if isinstance(turn.get("content"), list)]:
-        rendered = _in_template(tokenizer, turns, template, tokenize=False)
-        if any(str(content) in rendered for content in parts):
-            raise ValueError("it shows a content that is a list of parts as Python would: give the content as text")
+    rendered = str(_in_template(tokenizer, turns, template, tokenize=False))
+    if any(isinstance(turn.get("content"), list) and str(turn["content"]) in rendered for turn in turns):
+        raise ValueError("it shows a content that is a list of parts as Python would: give the content as text")
+    calls = [call for turn in turns for call in turn.get("tool_calls") or ()]
+    if any(str(_called(call)) not in rendered for call in calls):
+        raise ValueError("it shows nothing of a call of a tool")
+    asks = next((at for at in reversed(range(len(turns))) if turns[at]["role"] == "user"), None)
+    said = None if asks is None else turns[asks].get("content")
+    if isinstance(said, str) and said.strip() and said.strip() not in rendered:
+        other = [{**turn, "content": f"{said}."} if at == asks else turn for at, turn in enumerate(turns)]
+        if str(_in_template(tokenizer, other, template, tokenize=False)) == rendered:
+            raise ValueError(
+                'it shows nothing of what the user says: give the content as a list of parts, {"type": "text", "text": '
+                "...}"
+            )
     if not tokenizer.decode(list(ids), skip_special_tokens=True).strip():
         raise ValueError("it makes no text of it")
     return list(ids)
+
+
+def _called(call: Any) -> Any:
+    """The name of the tool; nothing where there is none."""
+    function = call.get("function", call) if isinstance(call, Mapping) else {}
+    return function.get("name", "") if isinstance(function, Mapping) else ""
 
 
 @_without_panics
@@ -95,27 +112,28 @@ def answer_ids(
 ) -> tuple[list[int], list[int]]:
     """The last turn of a conversation, which is the assistant's, as token ids: what comes before it, and the turn.
 
-    Which tokens the assistant has said, a template may mark ({% generation %}), as for TRL's `assistant_only_loss`;
-    else they are what the turn adds to the conversation without it, up to where the assistant begins. The turn ends
-    with the last of the tokens `ends` in it, if there is one: what a template puts behind, nobody samples. Raises as
-    `turns_ids` does, and ValueError where it cannot be told.
+    The turn is what it adds to the conversation without it, up to where the assistant begins: what a model would have
+    had to sample. Where the template shows the two otherwise, it is what the template marks ({% generation %}), as for
+    TRL's `assistant_only_loss`. The turn ends with the last of the tokens `ends` in it, if there is one: what a
+    template puts behind, nobody samples. Raises as `turns_ids` does, and ValueError where it cannot be told.
     """
     before, whole = (
         list(_in_template(tokenizer, given, template, tokenize=True, ends=end))
         for given, end in ((turns[:-1], _BEGUN), (turns, _ENDED))
     )
-    if (marked := _marked(tokenizer, turns, template)) is not None:
-        before, said = marked
-    elif whole[: len(before)] == before:
+    if whole[: len(before)] == before:
         said = whole[len(before) :]
-    else:  # tokens may merge where the text goes on
+    else:
         text, all_text = (
             str(_in_template(tokenizer, given, template, tokenize=False, ends=end))
             for given, end in ((turns[:-1], _BEGUN), (turns, _ENDED))
         )
-        if not all_text.startswith(text):
-            raise ValueError("it shows a turn that was said otherwise than it begins one that is to be said")
-        said = list(tokenizer(all_text[len(text) :], add_special_tokens=False)["input_ids"])
+        if all_text.startswith(text):  # tokens merge where it goes on, which they do not where it is said
+            said = list(tokenizer(all_text[len(text) :], add_special_tokens=False)["input_ids"])
+        elif (marked := _marked(tokenizer, turns, template)) is not None:
+            before, said = marked
+        else:
+            raise ValueError("it begins a turn of the assistant's in one way and shows it, once said, in another")
     last = max((at for at, token in enumerate(said) if token in ends), default=len(said) - 1)
     said = said[: last + 1]
     if not tokenizer.decode(said, skip_special_tokens=True).strip():
@@ -126,7 +144,7 @@ def answer_ids(
 def _marked(
     tokenizer: Any, turns: Sequence[Mapping[str, Any]], template: Mapping[str, Any]
 ) -> tuple[list[int], list[int]] | None:
-    """The same by the template's own marks; None where it has none."""
+    """The same by the template's own marks; None where it has none there."""
     text = tokenizer.get_chat_template(None, template.get("tools"))
     if not isinstance(text, str) or not _MARK.search(text) or not tokenizer.is_fast:
         return None
