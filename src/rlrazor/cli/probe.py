@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rlrazor.cli.early import generic_source, needs_no_prior, prior_names
 from rlrazor.cli.language import stop_of
 from rlrazor.errors import RazorError
-from rlrazor.lm.task_names import PARAGRAPHS, PRIOR, TURNS
-from rlrazor.system.documents import loads
+from rlrazor.lm.task_names import AS_TURNS, CHAT_FORMS, NOT_IN, PARAGRAPHS, PRIOR, TURNS
 
 if TYPE_CHECKING:
     from rlrazor.guard.law_file import LawFile
@@ -57,36 +56,39 @@ def add_template_kwargs(group: Any) -> None:
     )
 
 
-def template_kwargs(text: str | None) -> dict[str, Any]:
-    """What --chat-template-kwargs says. Raises RazorError for what is no object of names and values in JSON."""
-    from rlrazor.lm.prompts import check_template_kwargs
-
-    if text is None:
-        return {}
-    try:
-        told = loads(text)
-    except ValueError as error:
-        raise RazorError(f'--chat-template-kwargs is JSON, such as {{"enable_thinking": false}}: {error}') from error
-    check_template_kwargs(told, "--chat-template-kwargs: the")
-    return dict(told)
-
-
 def add_prior_tasks(group: Any, what: str) -> None:
     """Declare the options that say which prior tasks there are, and where; `what` they are for."""
     group.add_argument("--prior", metavar="TASKS", help=f"{what}: lm-eval names, comma-separated (default: none)")
     group.add_argument("--prior-limit", type=int, metavar="N", help="items of each at most (default: 0, all)")
+    group.add_argument(
+        "--chat-template",
+        nargs="?",
+        const=AS_TURNS,
+        default=NOT_IN,
+        choices=CHAT_FORMS,
+        help="ask them in the tokenizer's chat template, as lm-eval's --apply_chat_template: turns, each example a "
+        "turn of the conversation, which the option alone stands for, or one-turn, all in the user's (default: no)",
+    )
+    group.add_argument(
+        "--fewshot", type=int, metavar="N", help="examples before each of their questions (default: as each task says)"
+    )
     group.add_argument("--data-mirror", type=Path, metavar="DIR", help="local JSONL files of the prior tasks")
     group.add_argument("--allow-code-execution", action="store_true", help="run code that the model writes (HumanEval)")
 
 
 def suite_of(arguments: argparse.Namespace) -> "PriorTasks | None":
     """The prior tasks; None without any."""
+    from rlrazor.lm.harness.asking import Asking
     from rlrazor.lm.prior import PriorTasks
+    from rlrazor.lm.prompts import template_kwargs
 
+    asking = Asking.of(arguments.chat_template, arguments.fewshot, template_kwargs(arguments.chat_template_kwargs))
     if arguments.prior is None or needs_no_prior(arguments.prior):
+        if asking.as_json():
+            raise RazorError("--chat-template and --fewshot are about prior tasks: name them with --prior.")
         return None
-    limit = arguments.prior_limit or None
-    return PriorTasks(tuple(prior_names(arguments.prior)), limit, arguments.data_mirror, arguments.allow_code_execution)
+    names, limit = tuple(prior_names(arguments.prior)), arguments.prior_limit or None
+    return PriorTasks(names, limit, arguments.data_mirror, arguments.allow_code_execution, asking)
 
 
 def read_probe(
@@ -114,6 +116,8 @@ def read_probe(
 
 def probe_given(arguments: argparse.Namespace) -> dict[str, Any]:
     """The settings of the probes that were given, by their names in `ProbeSettings`."""
+    from rlrazor.lm.prompts import template_kwargs
+
     own = {
         "max_new_tokens": arguments.max_new_tokens,
         "samples": arguments.samples,

@@ -119,8 +119,8 @@ class MeasuringSetup:
     """How it was measured: KLs can be compared where the probe's settings and hashes are the same.
 
     `measured`: how many of the prompts, as they fitted into the context; `first_prompt`: of those, as the models read
-    it, special tokens included. `sources`: the files that prompts and probe came from, and the command, as far as the
-    caller said them.
+    it, special tokens included. `asked`: how the prior tasks are, where not as they say (`harness.asking`). `sources`:
+    the files that prompts and probe came from, and the command, as far as the caller said them.
     """
 
     on: MeasuredOn
@@ -130,6 +130,7 @@ class MeasuringSetup:
     prior_limit: int | None
     date: str
     versions: Mapping[str, str]
+    asked: Mapping[str, Any] = field(default_factory=dict)
     sources: Mapping[str, str] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
@@ -145,6 +146,7 @@ class MeasuringSetup:
             "generic_hash": self.on.generic.content_hash,
             "level": self.level,
             "prior_limit": self.prior_limit,
+            "prior_asked": dict(self.asked),
             "date": self.date,
             "versions": dict(self.versions),
             "sources": dict(self.sources),

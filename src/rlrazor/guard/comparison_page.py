@@ -19,6 +19,7 @@ from rlrazor.guard.judgement import Judgement, worst
 from rlrazor.guard.lost_items import HEADERS, MARGIN, shown_changes
 from rlrazor.guard.parts import headers, said_of, shown_parts
 from rlrazor.guard.truth import TaskChange, Truth
+from rlrazor.lm.harness.asking import Asking
 from rlrazor.lm.probes import GenericText
 from rlrazor.lm.task_names import ALL
 from rlrazor.system.writing import write_text
@@ -164,6 +165,7 @@ def settings_of(setup: MeasuringSetup, precision: str) -> list[tuple[str, str]]:
         ("precision", precision),
         ("intervals", f"{setup.level:.0%}"),
         ("items of a prior task", "all" if setup.prior_limit is None else f"at most {setup.prior_limit}"),
+        *([("prior tasks are asked", Asking(**setup.asked).words)] if setup.asked else []),
         ("date", setup.date),
         ("versions", ", ".join(f"{name} {version}" for name, version in setup.versions.items())),
     ]

@@ -152,12 +152,14 @@ class LawPrior(Schema):
 
     Of the largest drop that the law was fitted to, by the items of both, paired. Where it is not known what became of
     each, and in files made before rlrazor kept that, as if the two were of different items, as a rule too large; None,
-    for unknown, where a task has no standard error.
+    for unknown, where a task has no standard error. `asked`: how the tasks were asked, where not as they say
+    (`harness.asking`).
     """
 
     scores: Annotated[dict[Name, Score], Field(min_length=1)]
     mean: Score
     noise: Annotated[float, Field(ge=0, le=1)] | None
+    asked: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _is_their_mean(self) -> LawPrior:

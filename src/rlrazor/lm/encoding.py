@@ -86,6 +86,21 @@ def turns_ids(tokenizer: Any, turns: Sequence[Mapping[str, Any]], **template: An
     return list(ids)
 
 
+@_without_panics
+def turns_text(tokenizer: Any, turns: Sequence[Mapping[str, Any]], **template: Any) -> str:
+    """The text of which `turns_ids` makes tokens. Raises as that does."""
+    turns_ids(tokenizer, turns, **template)
+    return str(_in_template(tokenizer, turns, template, tokenize=False))
+
+
+@_without_panics
+def begun_ids(tokenizer: Any, text: str) -> list[int]:
+    """As `text_ids`, but of a text that begins with bos already, as one in a chat template may: without another."""
+    own = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    begins = tokenizer.bos_token_id is not None and own[:1] == [tokenizer.bos_token_id]
+    return own if begins else text_ids(tokenizer, text)
+
+
 def _called(call: Any) -> Any:
     """The name of the tool; nothing where there is none."""
     function = call.get("function", call) if isinstance(call, Mapping) else {}

@@ -137,6 +137,18 @@ def check_template_kwargs(told: Any, whose: str) -> None:
     check_unicode(told, whose)
 
 
+def template_kwargs(text: str | None) -> dict[str, Any]:
+    """What an option says, as JSON. Raises RazorError for what is no object of names and values."""
+    try:
+        told = loads(text or "{}")
+    except ValueError as error:
+        raise RazorError(
+            f'What the chat template is told is an object in JSON, such as {{"enable_thinking": false}}: {error}.'
+        ) from error
+    check_template_kwargs(told, "The")
+    return dict(told)
+
+
 def is_prompt(value: Any) -> bool:
     """Whether `check` takes it."""
     try:
@@ -274,6 +286,15 @@ def unheard(tokenizer: Any, prompts: Sequence[Prompt], chat: bool, told: Mapping
         what = "the `tools`" if name == "tools" else f"`{name}`"
         return f"The chat template says nothing of {what} that {of} come with: they are measured as without."
     return None
+
+
+def as_text(tokenizer: Any, prompt: Prompt) -> str:
+    """A prompt as text: what it says, or a conversation as the chat template shows it. Raises as `encode` does."""
+    (one,) = _given(tokenizer, [prompt], False, NOTHING)
+    if isinstance(one.said, str):
+        return one.said
+    with _clear_errors(tokenizer, one):
+        return encoding.turns_text(tokenizer, one.said, **one.template)
 
 
 def _given(tokenizer: Any, prompts: Sequence[Prompt], chat: bool, told: Mapping[str, Any]) -> list[_Given]:
