@@ -64,7 +64,6 @@ def add_prior_tasks(group: Any, what: str) -> None:
         "--chat-template",
         nargs="?",
         const=AS_TURNS,
-        default=NOT_IN,
         choices=CHAT_FORMS,
         help="ask them in the tokenizer's chat template, as lm-eval's --apply_chat_template: turns, each example a "
         "turn of the conversation, which the option alone stands for, or one-turn, all in the user's (default: no)",
@@ -82,7 +81,7 @@ def suite_of(arguments: argparse.Namespace) -> "PriorTasks | None":
     from rlrazor.lm.prior import PriorTasks
     from rlrazor.lm.prompts import template_kwargs
 
-    asking = Asking.of(arguments.chat_template, arguments.fewshot, template_kwargs(arguments.chat_template_kwargs))
+    asking = Asking.of(arguments.chat_template or NOT_IN, arguments.fewshot, template_kwargs(arguments.chat_template_kwargs))
     if arguments.prior is None or needs_no_prior(arguments.prior):
         if asking.as_json():
             raise RazorError("--chat-template and --fewshot are about prior tasks: name them with --prior.")

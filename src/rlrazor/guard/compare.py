@@ -197,8 +197,7 @@ def _setup(request: _Request, found: _Found) -> MeasuringSetup:
         measured=found.tuned.drifts[FORWARD].n_prompts,
         first_prompt=as_read(found.base.read.tokenizer, found.base.completions.prompts[0]),
         level=request.level,
-        prior_limit=None if request.suite is None else request.suite.limit,
-        asked={} if request.suite is None else request.suite.asking.as_json(),
+        suite=request.suite,
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         versions=versions,
     )

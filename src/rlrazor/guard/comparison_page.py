@@ -19,7 +19,6 @@ from rlrazor.guard.judgement import Judgement, worst
 from rlrazor.guard.lost_items import HEADERS, MARGIN, shown_changes
 from rlrazor.guard.parts import headers, said_of, shown_parts
 from rlrazor.guard.truth import TaskChange, Truth
-from rlrazor.lm.harness.asking import Asking
 from rlrazor.lm.probes import GenericText
 from rlrazor.lm.task_names import ALL
 from rlrazor.system.writing import write_text
@@ -140,7 +139,7 @@ def settings_of(setup: MeasuringSetup, precision: str) -> list[tuple[str, str]]:
     fitting = "" if setup.measured == given else f", of which {setup.measured} fit into the context"
     where = f"of {sources['prompts']}" if "prompts" in sources else "given"
     generic_hash = setup.on.generic.content_hash
-    own, prior = setup.on.generic.own, setup.on.generic.prior
+    own, prior, suite = setup.on.generic.own, setup.on.generic.prior, setup.suite
     generic = (
         f"texts of at most {own.max_new_tokens} tokens, which the base wrote from nothing, seed {own.seed}"
         if own
@@ -164,8 +163,8 @@ def settings_of(setup: MeasuringSetup, precision: str) -> list[tuple[str, str]]:
         ("law", sources.get("law", "none")),
         ("precision", precision),
         ("intervals", f"{setup.level:.0%}"),
-        ("items of a prior task", "all" if setup.prior_limit is None else f"at most {setup.prior_limit}"),
-        *([("prior tasks are asked", Asking(**setup.asked).words)] if setup.asked else []),
+        ("items of a prior task", f"at most {suite.limit}" if suite and suite.limit else "all"),
+        *([("prior tasks are asked", suite.asking.words)] if suite and suite.asking.as_json() else []),
         ("date", setup.date),
         ("versions", ", ".join(f"{name} {version}" for name, version in setup.versions.items())),
     ]
