@@ -5,8 +5,8 @@
 The KL of a tiny Llama to a moved copy of it, on a completion of random tokens, which is also read as the sampler reads
 one once more to check it (`sampling._Batch.check`): each length in a process of its own, whose peak is set beside that
 of one that has the two models and measures one token. Logits of all positions would be `logits_mb` for each model,
-before softmax makes as much again. With --sample the model completes the prompt itself, which takes many times as long; a
-step of that keeps the logits of one position, and the cache.
+before softmax makes as much again. With --sample the model completes the prompt itself, which takes many times as long;
+a step of that keeps the logits of one position, and the cache.
 """
 
 import argparse

@@ -1,6 +1,7 @@
 """Prior tasks in the chat template and after examples: item by item what lm-eval's own `simple_evaluate` gives."""
 
 import json
+from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,9 @@ import pytest
 
 pytest.importorskip("lm_eval")
 
+from rlrazor.cli.probe import suite_of
 from rlrazor.errors import RazorError
+from rlrazor.experiments.language.config import resolve
 from rlrazor.guard.recover import RecoverySet, _rows
 from rlrazor.lm.encoding import as_read
 from rlrazor.lm.harness.asking import Asking
@@ -116,6 +119,30 @@ def by_lm_eval(model: Any, tokenizer: Any, path: str, asking: Asking) -> list[Ma
 def ours(model: Any, tokenizer: Any, path: str, asking: Asking) -> tuple[Score, tuple[str, ...]]:
     found = PriorTasks([path], asking=asking).scores(LanguageModel(model, tokenizer, "it", str))
     return found[path], found.notes
+
+
+def test_options_say_how() -> None:
+    given = {"prior": "a,b", "prior_limit": None, "data_mirror": None, "allow_code_execution": False}
+    told = {"chat_template": "one-turn", "fewshot": 2, "chat_template_kwargs": '{"think": false}'}
+    asking = Asking(True, 2, False, {"think": False})
+    assert suite_of(Namespace(**given, **told)) == PriorTasks(("a", "b"), asking=asking)
+    unused = {"chat_template": None, "fewshot": None, "chat_template_kwargs": '{"think": false}'}
+    assert suite_of(Namespace(**given, **unused)) == PriorTasks(("a", "b"))  # which the prompts are told alone
+    with pytest.raises(RazorError, match="are about prior tasks: name them with --prior"):
+        suite_of(Namespace(**given | {"prior": None}, **told))
+    with pytest.raises(RazorError, match="is an object in JSON, such as"):
+        suite_of(Namespace(**given, **told | {"chat_template_kwargs": "think=no"}))
+    # A sweep's, whose runs are others then, and as they were without.
+    config, usual = (resolve("paper", one) for one in ({**told, "fewshot": "2"}, {}))
+    assert config.asking == asking
+    assert config.base_specs("b", "d")[0].params["measured"]["asked"] == asking.as_json()
+    assert config.base_specs("b", "d")[0].params["chat_template_kwargs"] == {"think": False}
+    assert not {"asked", "chat_template_kwargs"} & {*usual.base_specs("b", "d")[0].params["measured"]}
+    assert "chat_template_kwargs" not in usual.base_specs("b", "d")[0].params
+    with pytest.raises(RazorError, match="has no chat template, and prior tasks without examples"):
+        resolve("tiny", {"fewshot": "2"})
+    with pytest.raises(RazorError, match="Unknown chat_template 'yes'"):
+        resolve("paper", {"chat_template": "yes"})
 
 
 ASKED = [

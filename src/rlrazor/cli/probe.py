@@ -81,7 +81,8 @@ def suite_of(arguments: argparse.Namespace) -> "PriorTasks | None":
     from rlrazor.lm.prior import PriorTasks
     from rlrazor.lm.prompts import template_kwargs
 
-    asking = Asking.of(arguments.chat_template or NOT_IN, arguments.fewshot, template_kwargs(arguments.chat_template_kwargs))
+    told = template_kwargs(arguments.chat_template_kwargs)
+    asking = Asking.of(arguments.chat_template or NOT_IN, arguments.fewshot, told)
     if arguments.prior is None or needs_no_prior(arguments.prior):
         if asking.as_json():
             raise RazorError("--chat-template and --fewshot are about prior tasks: name them with --prior.")
