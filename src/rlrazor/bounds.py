@@ -92,6 +92,7 @@ BOUNDS: Mapping[str, Bounds] = {
     "test_prompts": Bounds(1, MOST_ROWS),
     "kl_samples": Bounds(1, 10_000),
     "prior_limit": Bounds(0, MOST_ROWS),
+    "fewshot": Bounds(-1, 1000),  # -1 of a config: as the task says
     "thresholds": Bounds(0, 1, open_low=True),
     "pretrain_steps": Bounds(1, 10**7),
     "pretrain_epochs": Bounds(1, 10_000),

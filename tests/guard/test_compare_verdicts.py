@@ -164,6 +164,7 @@ def test_a_groups_error_weighs_items_as_its_score_does() -> None:
 def test_no_limit_of_items_is_all_of_them() -> None:
     """0 was refused, after minutes of measuring; elsewhere it means all."""
     given = {"prior": "a, b", "data_mirror": None, "allow_code_execution": False}
+    given |= {"chat_template": None, "fewshot": None, "chat_template_kwargs": None}
     for limit, items in ((0, None), (None, None), (7, 7)):
         suite = suite_of(argparse.Namespace(**given, prior_limit=limit))
         assert suite is not None

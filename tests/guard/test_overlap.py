@@ -21,7 +21,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true:UserWarning"),
 ]
 OF_WORDS = (
-    "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}{% if add_generation_prompt %}<a>{% endif %}"
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}{% if add_generation_prompt %}<a>"
+    "{% if enable_thinking is defined %}{% if enable_thinking %}b{% else %}c{% endif %}{% endif %}{% endif %}"
 )
 OF_TOKENS = "{{ bos_token }}{% if tools %}<|system|>tools\n{% endif %}" + OF_WORDS.replace("<", "<|").replace(">", "|>")
 CHAT, PLAIN = ProbeSettings(6), ProbeSettings(6, chat=False)
@@ -72,6 +73,24 @@ def test_a_form_that_is_not_trainings_is_said(kind: str) -> None:
     without = str(template_caution([so_told, [USER]], tokenizer, PLAIN, loader("prompt", [USER]), told))
     assert "The trainer gives the chat template {'enable_thinking': False}, and the prompts are" in without
     assert template_caution(["ab"], tokenizer, PLAIN, loader("prompt", "ab"), told) is None
+    so_set = ProbeSettings(6, chat_template_kwargs=told)
+    assert template_caution([[USER], "ab"], tokenizer, so_set, loader("prompt", [USER]), told) is None
+    other = ProbeSettings(6, chat_template_kwargs={"enable_thinking": True})
+    assert "and the prompts are measured without" in str(
+        template_caution([[USER]], tokenizer, other, loader("prompt", [USER]), told)
+    )
+
+
+def test_what_a_template_has_no_ear_for_is_said() -> None:
+    tokenizer = chat_tokenizer("words")  # which knows no tools
+    tools: Prompt = {"prompt": [USER], "tools": [TOOL]}
+    said = str(template_caution([tools, [USER]], tokenizer, CHAT))
+    assert said.startswith("The chat template says nothing of the `tools` that 1 of the 2 prompts come with")
+    assert template_caution([tools], chat_tokenizer("tokens"), CHAT) is None
+    told = ProbeSettings(6, chat_template_kwargs={"thinking": False})
+    assert "says nothing of `thinking` that the prompts come with" in str(template_caution(["ab"], tokenizer, told))
+    heard = ProbeSettings(6, chat_template_kwargs={"enable_thinking": False})
+    assert template_caution(["ab"], tokenizer, heard) is None
 
 
 def test_what_cannot_be_seen_is_not_said() -> None:

@@ -108,7 +108,7 @@ def test_no_item_that_is_scored_or_judges_the_learning_rate_is_trained_on(suite:
     trained, other = ({one.context for one in of} for of in (examples.trained, examples.other))
     assert len(trained) == len(other) == (len(rows) - numbers_task.SCORED) // 2 == 18
     assert trained | other == set(rows[numbers_task.SCORED :])
-    assert all(one.answer == f" {one.context[1:-1]}" and one.ends for one in examples.trained)
+    assert all(one.answer == f" {str(one.context)[1:-1]}" and one.ends for one in examples.trained)
     assert examples.notes == ["Recovery trained on 18 items, as there are no more that are not scored."]
 
 
@@ -120,7 +120,7 @@ def test_a_step_is_adams_on_the_mean_over_items_of_the_loss_per_token() -> None:
     copy = _trained(LanguageModel(model, TOKENIZER, "it", str), examples, Recovery(1, 1e-3), 1e-3)
     losses = []
     for one in asked:
-        ids, begins = TOKENIZER.encode(one.context + one.answer + ";" * one.ends), len(one.context)
+        ids, begins = TOKENIZER.encode(f"{one.context}{one.answer}" + ";" * one.ends), len(one.context)
         logp_TV = reference(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
         logps = torch.stack([logp_TV[at - 1, ids[at]] for at in range(begins, len(ids))])
         losses.append(-logps.mean())

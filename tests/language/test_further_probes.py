@@ -190,10 +190,15 @@ def test_probes_that_cannot_be_are_refused(preset: str, given: dict[str, str], s
 def test_prompts_of_prior_tasks_are_of_items_beside_the_scored_ones(tmp_path: Path) -> None:
     write_mirror(tmp_path)
     beside = PriorTasks(["hellaswag"], 2, tmp_path).prompts(64)
-    assert [prompt.partition(": ")[2].lower() for prompt in beside.prompts] == [one.lower() for one in CONTEXTS[2:]]
+    assert [str(prompt).partition(": ")[2].lower() for prompt in beside.prompts] == [
+        one.lower() for one in CONTEXTS[2:]
+    ]
     assert beside.scored == []
     every = PriorTasks(["hellaswag"], None, tmp_path).prompts(2)
-    assert [prompt.partition(": ")[2].lower() for prompt in every.prompts] == [CONTEXTS[0].lower(), CONTEXTS[2].lower()]
+    assert [str(prompt).partition(": ")[2].lower() for prompt in every.prompts] == [
+        CONTEXTS[0].lower(),
+        CONTEXTS[2].lower(),
+    ]
     assert every.scored == ["hellaswag"]
 
 

@@ -101,7 +101,7 @@ def test_examples_that_give_the_answer_away_are_no_demonstration(tmp_path: Path)
     (found,) = PriorTasks([str(path)]).demonstrations(6, 0).values()
     assert found
     for one in found:
-        *examples, asked = one.context.split("\n\n")
+        *examples, asked = str(one.context).split("\n\n")
         assert len(examples) == 2
         assert not any(example.startswith(asked) for example in examples)
         assert one.answer == f" {'bcd'[int(asked[1]) % 3]}"

@@ -196,3 +196,47 @@ def test_rows_of_every_file_are_the_same_prompts(tmp_path: Path) -> None:
     of_parquet = encode(tokenizer, read_prompts(tmp_path / "b"), True)
     assert of_parquet == encode(tokenizer, prompts, True)
     assert rendered(tokenizer, prompts[0], True) == "[add]<user>hi;<assistant>call add;<tool>3;<assistant>"
+
+
+REFUSES = (
+    "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    "{% if tools %}{{ raise_exception('No tools') }}{% endif %}"
+) + TEMPLATE.replace("{% if tools %}", "{% if false %}")
+PARTS_ONLY = "{% for m in messages %}{{ m.role }}:{% for part in m.content %}{{ part.text }}{% endfor %};{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "row", "message"),
+    [
+        (
+            REFUSES,
+            {"prompt": [{"role": "system", "content": "x"}, USER]},
+            r"does not take a system's turn.*Prompt 1.*\(",
+        ),
+        (REFUSES, {"prompt": [USER], "tools": [SCHEMA]}, r"does not take the tools of Prompt 1 \(No tools\)"),
+        (PARTS_ONLY, {"prompt": "hi"}, "shows nothing of what the user says: give the content as a list of parts"),
+        (
+            TEMPLATE.split("{% for call")[0] + "{% endfor %}",
+            {"prompt": [USER, {**CALLS, "content": "c"}, TOOL]},
+            "call of",
+        ),
+        (
+            TEMPLATE,
+            {"prompt": [USER], "chat_template_kwargs": {"chat_template": "{{ 1 }}"}},
+            "have 'chat_template', which",
+        ),
+    ],
+)
+def test_what_a_template_refuses_is_said_in_a_sentence(template: str, row: dict[str, Any], message: str) -> None:
+    with pytest.raises(RazorError, match=message) as found:
+        encode(chat_tokenizer(template), [prompt_of(row)], True)
+    assert "\n" not in str(found.value)
+
+
+def test_what_all_prompts_are_told_gives_way_to_a_prompts_own() -> None:
+    tokenizer, told = chat_tokenizer(), {"think": False}
+    own = prompt_of({"prompt": [USER], "chat_template_kwargs": {"think": True}})
+    prompts = [[USER], "hi", own]
+    shown = [as_read(tokenizer, ids) for ids in encode(tokenizer, prompts, True, told)]
+    assert shown == ["<user>hi;<assistant>none"] * 2 + ["<user>hi;<assistant>"]
+    assert encode(tokenizer, ["hi"], False, told) == encode(tokenizer, ["hi"], False)

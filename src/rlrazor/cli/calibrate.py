@@ -189,7 +189,7 @@ def _write(
     prompts = list(dict.fromkeys(item.prompt for item in splits.test[: config.test_prompts]))
     probes = replace(probe_settings(own.limited(task), config.kl_samples), precision=config.dtype)
     on = MeasuredOn(prompts, own.generic, probes)
-    base = calibrate.CalibratedBase(config.base, own.digest, own.tokenizer_digest, on)
+    base = calibrate.CalibratedBase(config.base, own.digest, own.tokenizer_digest, on, config.asking.as_json())
     table = read_table(out / "records.parquet")
     versions = {**versions_of("transformers", "trl", "lm-eval"), "training precision": config.precision}
     store = RunStore(out)
@@ -201,7 +201,8 @@ def _write(
     _save_law(law, out)
     drawing.save(law_page.figure(law), out)
     chat = task.form.chat and own.has_chat_template
-    rest = [_row(item.prompt, item.demonstration, chat=chat) for item in splits.train]
+    told = {"chat_template_kwargs": config.told} if chat and config.told else {}
+    rest = [_row(item.prompt, item.demonstration, chat=chat) | told for item in splits.train]
     _save_rows([{"prompt": prompt} for prompt in prompts], out / "prompts.jsonl")
     _save_rows(rest, out / "train.jsonl")
     warnings = calibrate.warnings_of(law, table)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from rlrazor.cli import early, running
 from rlrazor.cli.language import (
+    ASKED,
     LACKS_PRIOR,
     PAPER_DEFAULTS,
     SETTINGS,
@@ -21,7 +22,7 @@ from rlrazor.system import cores
 from rlrazor.system.progress import doing
 from rlrazor.system.terminal import Terminal
 
-_OWN = ("max_new_tokens", "test_prompts", "kl_samples", "scored", "prior", "prior_limit")
+_OWN = ("max_new_tokens", "test_prompts", "kl_samples", "scored", "prior", "prior_limit", *ASKED)
 
 
 def add_to(commands: Subparsers) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from rlrazor.cli.early import needs_no_prior
 from rlrazor.cli.language import (
+    ASKED,
     DRY_RUN,
     LACKS_PRIOR,
     PAPER_DEFAULTS,
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 _OWN = (
     *("checkpoints_per_epoch", "max_steps", "warmup_steps", "lora_rank", "max_new_tokens", "dtype", "precision"),
     *("train_prompts", "test_prompts", "kl_samples", "scored", "prior", "prior_limit", "probes", "threads"),
+    *ASKED,
     *("rl_prompts", "group_size", "kl_coef", "pretrain_steps"),
 )
 _DEFAULTS = {"warmup_steps": "0.05", "precision": "auto"}

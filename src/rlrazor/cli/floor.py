@@ -41,10 +41,13 @@ def keep(experiment: "Language", config: Config, out: Path, console: Terminal) -
     from rlrazor.lm.probes import content_hash
     from rlrazor.system.progress import doing
 
-    of = content_hash([experiment.fingerprint, config.dtype, config.prior, config.prior_limit])
+    asked = config.asking.as_json()
+    of = content_hash(
+        [experiment.fingerprint, config.dtype, config.prior, config.prior_limit, *([asked] if asked else [])]
+    )
     if (there := floor.read(out)) is not None and there.of == of:
         return
-    suite = experiment.prior.tasks(config.prior, config.prior_limit)
+    suite = experiment.prior.tasks(config.prior, config.prior_limit, config.asking)
     with doing(console, "Measuring the noise floor"):
         found = noise_floor.of_base(config.base, config.dtype, suite)
     names = [*next(iter(found.variants.values()), {})]

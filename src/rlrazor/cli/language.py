@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 DRY_RUN = "print the runs and what they take, measured here within a minute or two; train nothing"
 SETTINGS = help_of(Config)
+ASKED = ("chat_template", "fewshot", "chat_template_kwargs")  # how prior tasks are, which a single model has too
 ENDS_EARLY = "At most, as a stage ends when its task is learned: "
 LACKS_PRIOR = {"prior": "; none: forgetting is not measured"}  # of commands that do without
 PAPER_DEFAULTS, TINY_DEFAULTS = (running.defaults_of(PRESETS[name]) for name in ("paper", "tiny"))

@@ -147,8 +147,8 @@ def _measured(arguments: argparse.Namespace, limits: Limits, score: NewScore, la
 
 def _refuse_probe(arguments: argparse.Namespace) -> None:
     """Raise RazorError where it is said how to measure, and nothing is measured here."""
-    names = "generic", "dtype", "prior", "prior_limit", "data_mirror", "allow_code_execution"
-    values = {name: getattr(arguments, name) for name in names}
+    of_prior = "prior", "prior_limit", "chat_template", "fewshot", "data_mirror", "allow_code_execution"
+    values = {name: getattr(arguments, name) for name in ("generic", "dtype", *of_prior)}
     given = [*probe_given(arguments), *(name for name, value in values.items() if value not in (None, False))]
     if given:
         option = given[0].replace("_", "-")

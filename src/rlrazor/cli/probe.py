@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rlrazor.cli.early import generic_source, needs_no_prior, prior_names
 from rlrazor.cli.language import stop_of
 from rlrazor.errors import RazorError
-from rlrazor.lm.task_names import PARAGRAPHS, PRIOR
+from rlrazor.lm.task_names import AS_TURNS, CHAT_FORMS, NOT_IN, PARAGRAPHS, PRIOR, TURNS
 
 if TYPE_CHECKING:
     from rlrazor.guard.law_file import LawFile
@@ -36,25 +36,59 @@ def add_probe(group: Any) -> None:
         help="what ends one, \\n being a line end; may be repeated (default: the end of text alone)",
     )
     group.add_argument("--no-chat", action="store_true", help="do not put prompts into the chat template")
+    group.add_argument(
+        "--turns",
+        choices=TURNS,
+        help="which of the assistant's turns in a conversation are measured: the last, which the base completes, or "
+        "all, the earlier ones as they are (default: last)",
+    )
+    add_template_kwargs(group)
     group.add_argument("--dtype", help="float32 or bfloat16, half the memory (default: the law's, or float32)")
+
+
+def add_template_kwargs(group: Any) -> None:
+    """Declare what chat templates are told."""
+    group.add_argument(
+        "--chat-template-kwargs",
+        metavar="JSON",
+        help="what the chat template is told of every prompt, such as '{\"enable_thinking\": false}'; a prompt's own "
+        "column chat_template_kwargs goes before it (default: nothing)",
+    )
 
 
 def add_prior_tasks(group: Any, what: str) -> None:
     """Declare the options that say which prior tasks there are, and where; `what` they are for."""
     group.add_argument("--prior", metavar="TASKS", help=f"{what}: lm-eval names, comma-separated (default: none)")
     group.add_argument("--prior-limit", type=int, metavar="N", help="items of each at most (default: 0, all)")
+    group.add_argument(
+        "--chat-template",
+        nargs="?",
+        const=AS_TURNS,
+        choices=CHAT_FORMS,
+        help="ask them in the tokenizer's chat template, as lm-eval's --apply_chat_template: turns, each example a "
+        "turn of the conversation, which the option alone stands for, or one-turn, all in the user's (default: no)",
+    )
+    group.add_argument(
+        "--fewshot", type=int, metavar="N", help="examples before each of their questions (default: as each task says)"
+    )
     group.add_argument("--data-mirror", type=Path, metavar="DIR", help="local JSONL files of the prior tasks")
     group.add_argument("--allow-code-execution", action="store_true", help="run code that the model writes (HumanEval)")
 
 
 def suite_of(arguments: argparse.Namespace) -> "PriorTasks | None":
     """The prior tasks; None without any."""
+    from rlrazor.lm.harness.asking import Asking
     from rlrazor.lm.prior import PriorTasks
+    from rlrazor.lm.prompts import template_kwargs
 
+    told = template_kwargs(arguments.chat_template_kwargs)
+    asking = Asking.of(arguments.chat_template or NOT_IN, arguments.fewshot, told)
     if arguments.prior is None or needs_no_prior(arguments.prior):
+        if asking.as_json():
+            raise RazorError("--chat-template and --fewshot are about prior tasks: name them with --prior.")
         return None
-    limit = arguments.prior_limit or None
-    return PriorTasks(tuple(prior_names(arguments.prior)), limit, arguments.data_mirror, arguments.allow_code_execution)
+    names, limit = tuple(prior_names(arguments.prior)), arguments.prior_limit or None
+    return PriorTasks(names, limit, arguments.data_mirror, arguments.allow_code_execution, asking)
 
 
 def read_probe(
@@ -82,11 +116,15 @@ def read_probe(
 
 def probe_given(arguments: argparse.Namespace) -> dict[str, Any]:
     """The settings of the probes that were given, by their names in `ProbeSettings`."""
+    from rlrazor.lm.prompts import template_kwargs
+
     own = {
         "max_new_tokens": arguments.max_new_tokens,
         "samples": arguments.samples,
         "stop": stop_of(arguments) or None,
         "chat": False if arguments.no_chat else None,
+        "turns": arguments.turns,
+        "chat_template_kwargs": template_kwargs(arguments.chat_template_kwargs) or None,
     }
     return {name: value for name, value in own.items() if value is not None}
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rlrazor.cli import exits
 from rlrazor.cli.printing import human_bytes, print_plan, print_results, shown
+from rlrazor.lm.task_names import AS_TURNS
 from rlrazor.system import cores, durations
 from rlrazor.system.terminal import Terminal
 
@@ -26,9 +27,13 @@ def defaults_of(config: Any) -> dict[str, str]:
     return {name: shown(getattr(config, name)) for name in config.__dataclass_fields__}
 
 
+ALONE = {"chat_template": AS_TURNS}  # what an option stands for without a value
+
+
 def add_setting(group: Any, name: str, text: str, default: str) -> None:
     """An option for a setting of a config; what it is given is parsed by the config's `parse_setting`."""
-    group.add_argument(f"--{name.replace('_', '-')}", help=f"{text} (default: {default})".replace("%", "%%"))
+    alone = {"nargs": "?", "const": ALONE[name]} if name in ALONE else {}
+    group.add_argument(f"--{name.replace('_', '-')}", help=f"{text} (default: {default})".replace("%", "%%"), **alone)
 
 
 def add_config(parser: argparse.ArgumentParser) -> None:

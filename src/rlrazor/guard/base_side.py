@@ -165,8 +165,8 @@ def _part(sequences: Sequences, rank: int, processes: int) -> Sequences | None:
 def _tokens(sequences: Sequences) -> list[int]:
     """Of each prompt with its completions."""
     found = [0] * len(sequences.prompts)
-    for prompt, completion in zip(sequences.prompt_of, sequences.completions, strict=True):
-        found[prompt] += len(sequences.prompts[prompt]) + len(completion)
+    for n, (prompt, completion) in enumerate(zip(sequences.prompt_of, sequences.completions, strict=True)):
+        found[prompt] += len(sequences.before(n)) + len(completion)
     return found
 
 

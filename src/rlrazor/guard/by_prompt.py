@@ -40,7 +40,7 @@ def _said(
     given: Sequence[Prompt], settings: ProbeSettings, tokenizer: Any, measured: Sequence[Sequence[int]]
 ) -> list[str]:
     """What the user says last in each prompt that is measured, some having been left out; none where that is lost."""
-    left = list(zip(given, encode(tokenizer, given, settings.chat), strict=True))
+    left = list(zip(given, encode(tokenizer, given, settings.chat, settings.chat_template_kwargs), strict=True))
     said = []
     for ids in measured:
         while left and left[0][1] != list(ids):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import polars as pl
@@ -29,12 +29,16 @@ KEPT = ("method", "seed", "lr", "step", "new", "prior", *forecast.CANDIDATES[-1]
 
 @dataclass(frozen=True)
 class CalibratedBase:
-    """Whose law it is, by its name, digest and tokenizer, and what it was measured on."""
+    """Whose law it is, by its name, digest and tokenizer, what it was measured on, and how its prior tasks are asked.
+
+    `asked`: as `Asking.as_json` has it.
+    """
 
     name: str
     digest: str
     tokenizer_digest: str
     on: MeasuredOn
+    asked: Mapping[str, Any] = field(default_factory=dict)
 
 
 def fit(
@@ -72,7 +76,12 @@ def fit(
         forecaster,
         choice,
         base={"name": base.name, "digest": base.digest, "tokenizer": base.tokenizer_digest},
-        prior={"scores": scores, "mean": score, "noise": _noise(untuned, of_fit, outcomes)},
+        prior={
+            "scores": scores,
+            "mean": score,
+            "noise": _noise(untuned, of_fit, outcomes),
+            **({"asked": dict(base.asked)} if base.asked else {}),
+        },
         probe=LawProbe.of(base.on),
         level=level,
         data=kept.to_dicts(),

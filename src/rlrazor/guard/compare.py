@@ -47,6 +47,7 @@ from rlrazor.lm import compute, kl, noise_floor, probes
 from rlrazor.lm.adapters import AdaptedWeights, base_weights
 from rlrazor.lm.digests import base_digest, is_same_base
 from rlrazor.lm.encoding import as_read, text_ids
+from rlrazor.lm.harness.asking import Asking
 from rlrazor.lm.kl import Drift, Sequences
 from rlrazor.lm.models import LanguageModel, load
 from rlrazor.lm.noise_floor import VARIANTS, NoiseFloor
@@ -155,6 +156,11 @@ def _comparison(request: _Request, found: _Found, notes: list[str]) -> Compariso
         forecast = law.forecast(kls, prompts=on.prompts, measured=measured[FORWARD])
         law_says = LawSays(forecast, law)
         notes += law.cautions()
+        if request.suite is not None and dict(law.prior.asked) != request.suite.asking.as_json():
+            notes.append(
+                f"The law's prior tasks were asked {Asking(**law.prior.asked).words}, and here they are asked "
+                f"{request.suite.asking.words}: its forecast is of other scores than the measured ones."
+            )
         if forecast.extrapolated:
             notes.append("KL is larger than in any run that the law was fitted to: the interval may be too narrow.")
     forward, first = found.tuned.drifts[FORWARD], request.pair.first_tokens
@@ -191,7 +197,7 @@ def _setup(request: _Request, found: _Found) -> MeasuringSetup:
         measured=found.tuned.drifts[FORWARD].n_prompts,
         first_prompt=as_read(found.base.read.tokenizer, found.base.completions.prompts[0]),
         level=request.level,
-        prior_limit=None if request.suite is None else request.suite.limit,
+        suite=request.suite,
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         versions=versions,
     )
@@ -350,7 +356,7 @@ def _tuned_side(tuned: LanguageModel, own_tokenizer: Any, base: _OfBase, request
     base.read.side.probes.clear()
     # Drawn with the base's numbers: two models that are alike say the same.
     drawn = probes.complete(tuned.model, tokenizer, base.completions.prompts, settings, probes.NEW)
-    own = Sequences.grouped(base.completions.prompts, drawn)
+    own = base.completions.redrawn(drawn)
     cknna = None
     if base.similar is None:
         notes.append(f"CKNNA needs more than {NEIGHBOURS} texts in the generic probe; there are {len(base.rows)}.")

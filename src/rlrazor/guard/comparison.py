@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rlrazor.analysis.forecast import Forecast
 from rlrazor.guard import scale
@@ -16,6 +16,9 @@ from rlrazor.guard.scale import FIRST, Depth, Focus, Noise
 from rlrazor.guard.truth import Truth
 from rlrazor.guard.weight_changes import WeightChange
 from rlrazor.lm.kl import MeanKL
+
+if TYPE_CHECKING:
+    from rlrazor.lm.prior import PriorTasks
 
 REVERSE = "kl_reverse"
 
@@ -119,15 +122,15 @@ class MeasuringSetup:
     """How it was measured: KLs can be compared where the probe's settings and hashes are the same.
 
     `measured`: how many of the prompts, as they fitted into the context; `first_prompt`: of those, as the models read
-    it, special tokens included. `sources`: the files that prompts and probe came from, and the command, as far as the
-    caller said them.
+    it, special tokens included. `suite`: the prior tasks that are scored, if any. `sources`: the files that prompts
+    and probe came from, and the command, as far as the caller said them.
     """
 
     on: MeasuredOn
     measured: int
     first_prompt: str
     level: float
-    prior_limit: int | None
+    suite: PriorTasks | None
     date: str
     versions: Mapping[str, str]
     sources: Mapping[str, str] = field(default_factory=dict)
@@ -135,7 +138,7 @@ class MeasuringSetup:
     def as_json(self) -> dict[str, Any]:
         """All of it but the first prompt."""
         return {
-            "probe": asdict(self.on.settings),
+            "probe": self.on.settings.as_json(),
             "prompts": len(self.on.prompts),
             "measured": self.measured,
             "prompts_hash": self.on.prompts_hash,
@@ -144,7 +147,8 @@ class MeasuringSetup:
             "generic_prior": self.on.generic.prior and asdict(self.on.generic.prior),
             "generic_hash": self.on.generic.content_hash,
             "level": self.level,
-            "prior_limit": self.prior_limit,
+            "prior_limit": None if self.suite is None else self.suite.limit,
+            "prior_asked": {} if self.suite is None else self.suite.asking.as_json(),
             "date": self.date,
             "versions": dict(self.versions),
             "sources": dict(self.sources),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from rlrazor.guard.lost_items import HEADERS, MARGIN, shown_changes
 from rlrazor.guard.parts import headers, said_of, shown_parts
 from rlrazor.guard.truth import TaskChange, Truth
 from rlrazor.lm.probes import GenericText
+from rlrazor.lm.task_names import ALL
 from rlrazor.system.writing import write_text
 
 LABELS = {FORWARD: "forward KL, new task", REVERSE: "reverse KL, new task", PROBE: "forward KL, generic probe"}
@@ -137,7 +139,7 @@ def settings_of(setup: MeasuringSetup, precision: str) -> list[tuple[str, str]]:
     fitting = "" if setup.measured == given else f", of which {setup.measured} fit into the context"
     where = f"of {sources['prompts']}" if "prompts" in sources else "given"
     generic_hash = setup.on.generic.content_hash
-    own, prior = setup.on.generic.own, setup.on.generic.prior
+    own, prior, suite = setup.on.generic.own, setup.on.generic.prior, setup.suite
     generic = (
         f"texts of at most {own.max_new_tokens} tokens, which the base wrote from nothing, seed {own.seed}"
         if own
@@ -150,16 +152,19 @@ def settings_of(setup: MeasuringSetup, precision: str) -> list[tuple[str, str]]:
         if "generic" in sources
         else "rows"
     )
+    told = [f"{name} = {json.dumps(value)}" for name, value in probe.chat_template_kwargs.items()]
     rows = [
         ("prompts", f"{given} {where}{fitting} (hash {setup.on.prompts_hash})"),
         ("completions", f"{probe.samples} of each prompt, of at most {probe.max_new_tokens} tokens"),
         ("stop", ", ".join(map(repr, probe.stop)) or "the model's end of sequence"),
-        ("chat template", "where there is one" if probe.chat else "not used"),
+        ("chat template", ", ".join(["where there is one" if probe.chat else "not used", *told])),
+        *([("turns", "the earlier ones of the assistant's too, as they are")] if probe.turns == ALL else []),
         ("generic probe", f"{setup.on.generic.count} {generic} (hash {generic_hash})"),
         ("law", sources.get("law", "none")),
         ("precision", precision),
         ("intervals", f"{setup.level:.0%}"),
-        ("items of a prior task", "all" if setup.prior_limit is None else f"at most {setup.prior_limit}"),
+        ("items of a prior task", f"at most {suite.limit}" if suite and suite.limit else "all"),
+        *([("prior tasks are asked", suite.asking.words)] if suite and suite.asking.as_json() else []),
         ("date", setup.date),
         ("versions", ", ".join(f"{name} {version}" for name, version in setup.versions.items())),
     ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -36,6 +36,7 @@ from rlrazor.lm.prior_prompts import PriorPrompts
 from rlrazor.lm.probes import GenericText, ProbeSettings
 from rlrazor.lm.prompts import check as check_prompt
 from rlrazor.lm.prompts import check_text
+from rlrazor.lm.task_names import LAST
 from rlrazor.system.documents import checked
 from rlrazor.system.schema import LARGEST_KL, Digest, Drop, Name, Schema, Score, Seed, Step, Text
 
@@ -151,12 +152,14 @@ class LawPrior(Schema):
 
     Of the largest drop that the law was fitted to, by the items of both, paired. Where it is not known what became of
     each, and in files made before rlrazor kept that, as if the two were of different items, as a rule too large; None,
-    for unknown, where a task has no standard error.
+    for unknown, where a task has no standard error. `asked`: how the tasks were asked, where not as they say
+    (`harness.asking`).
     """
 
     scores: Annotated[dict[Name, Score], Field(min_length=1)]
     mean: Score
     noise: Annotated[float, Field(ge=0, le=1)] | None
+    asked: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _is_their_mean(self) -> LawPrior:
@@ -218,6 +221,8 @@ class LawProbe(Schema):
     stop: Annotated[list[str], Field(max_length=1000)]
     chat: bool
     precision: str | None
+    turns: str = LAST
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
     prompts_hash: Digest
     prompts_count: Annotated[int, Field(ge=1, le=10**9)]
     generic: LawGeneric
@@ -233,13 +238,14 @@ class LawProbe(Schema):
     @property
     def settings(self) -> ProbeSettings:
         """As what measures. Raises RazorError for settings that are none."""
-        return ProbeSettings(self.max_new_tokens, self.samples, tuple(self.stop), self.chat, self.precision)
+        given = {one.name: getattr(self, one.name) for one in fields(ProbeSettings)}
+        return ProbeSettings(**{**given, "stop": tuple(self.stop)})
 
     @classmethod
     def of(cls, on: MeasuredOn) -> LawProbe:
         """Of what was measured on. Raises RazorError for what could not be read again."""
         parts = {
-            **asdict(on.settings),
+            **on.settings.as_json(),
             "stop": list(on.settings.stop),
             "prompts_hash": on.prompts_hash,
             "prompts_count": len(on.prompts),

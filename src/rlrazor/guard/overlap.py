@@ -9,7 +9,7 @@ from rlrazor.errors import RazorError
 from rlrazor.guard.measured_on import MeasuredOn
 from rlrazor.lm import encoding
 from rlrazor.lm.probes import ProbeSettings, Prompt, encode
-from rlrazor.lm.prompts import parts_of
+from rlrazor.lm.prompts import parts_of, unheard
 
 ROWS = 100_000  # of a training set that are looked at: more would take seconds
 FEW_ROWS = 64  # ... and for the form that they are in
@@ -52,10 +52,10 @@ def template_caution(
 ) -> str | None:
     """A sentence where prompts are measured in the chat template and trained on as plain text, or the other way round.
 
-    Also where text that is in the template already is put into it again, or where the trainer tells the template what
-    the prompts do not (`told`: the `chat_template_kwargs` of GRPO's arguments). Judged by how the first rows of the
-    training set begin; None where all is well, or cannot be seen: no template, one that puts nothing before what is
-    said, or a set that streams.
+    Also where text that is in the template already is put into it again, where the trainer tells the template what the
+    prompts do not (`told`: the `chat_template_kwargs` of GRPO's arguments), or where the template has no ear for what
+    it is told (`prompts.unheard`). Judged by how the first rows of the training set begin; None where all is well, or
+    cannot be seen: no template, one that puts nothing before what is said, or a set that streams.
     """
     openings = _openings(tokenizer) if getattr(tokenizer, "chat_template", None) else []
     if not openings:
@@ -69,7 +69,8 @@ def template_caution(
         own = _own(tokenizer, ids)
         return any(own[: len(opening)] == opening for opening in openings)
 
-    said = [parts_of(prompt)[0] for prompt in prompts[:FEW_ROWS]]
+    few = prompts[:FEW_ROWS]
+    said = [parts_of(prompt)[0] for prompt in few]
     as_given = any(map(in_template, said))
     if settings.chat and any(isinstance(text, str) and in_template(text) for text in said):
         return (
@@ -89,18 +90,20 @@ def template_caution(
             "The prompts are measured as plain text, and the rows that are trained on are in the tokenizer's chat "
             "template: KL is that of other prompts. Measure with chat=True, or give them as conversations."
         )
-    if told and any(trained) and any({**parts_of(prompt)[1], **told} != parts_of(prompt)[1] for prompt in prompts):
+    given = [{**settings.chat_template_kwargs, **parts_of(prompt)[1]} for prompt in prompts]
+    if told and any(trained) and any({**one, **told} != one for one in given):
         return (
-            f"The trainer gives the chat template {dict(told)}, and the prompts are measured without: give them with "
-            "the same in a column chat_template_kwargs."
+            f"The trainer gives the chat template {dict(told)}, and the prompts are measured without: give the same to "
+            "ProbeSettings(chat_template_kwargs=...), or with the prompts in a column chat_template_kwargs."
         )
-    return None
+    return unheard(tokenizer, few, settings.chat, settings.chat_template_kwargs)
 
 
 def cautions_of_rows(on: MeasuredOn, tokenizer: Any, dataloader: Any, told: Mapping[str, Any] | None) -> list[str]:
     """Sentences on how prompts and the rows that are trained on go together, as far as that can be seen."""
     try:
-        forms = [encode(tokenizer, on.prompts, chat) for chat in {on.settings.chat, False}]
+        told_all = on.settings.chat_template_kwargs
+        forms = [encode(tokenizer, on.prompts, chat, told_all) for chat in {on.settings.chat, False}]
         shared = count_overlap(on.prompts, list(zip(*forms, strict=True)), dataloader)
         form = template_caution(on.prompts, tokenizer, on.settings, dataloader, told)
     except Exception as error:  # of a data set of the user's own

@@ -31,11 +31,12 @@ from rlrazor.guard.measuring import ReadBase
 from rlrazor.guard.recovery import Recovery
 from rlrazor.lm import compute
 from rlrazor.lm.adapters import is_adapted
-from rlrazor.lm.encoding import text_ids
+from rlrazor.lm.encoding import begun_ids
 from rlrazor.lm.forward import context_length
 from rlrazor.lm.harness.demonstrations import Demonstration
 from rlrazor.lm.models import LanguageModel, add_lora, load
 from rlrazor.lm.prior import PriorTasks
+from rlrazor.lm.prompts import as_text
 from rlrazor.lm.scores import PriorScores
 from rlrazor.lm.weight_files import is_adapter
 from rlrazor.system import phases
@@ -286,9 +287,9 @@ def _rows(lm: LanguageModel, demonstrations: Sequence[Demonstration]) -> Rows:
     """As lm-eval encodes a prompt with its continuation, cut at the front where the context ends."""
     limit, found = context_length(lm.model), []
     for one in demonstrations:
-        context = one.context.rstrip()
-        whole = text_ids(lm.tokenizer, one.context + one.answer)
-        begins = max(len(text_ids(lm.tokenizer, context)), 1)  # something has to come first
+        text = as_text(lm.tokenizer, one.context)
+        whole = begun_ids(lm.tokenizer, text + one.answer)
+        begins = max(len(begun_ids(lm.tokenizer, text.rstrip())), 1)  # something has to come first
         whole += [lm.tokenizer.eos_token_id] if one.ends and lm.tokenizer.eos_token_id is not None else []
         cut = max(len(whole) - limit, 0) if limit else 0
         if begins < len(whole):

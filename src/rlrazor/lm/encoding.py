@@ -1,7 +1,8 @@
 """Text to token ids and back, the same way for training, sampling, scoring and probes."""
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 from rlrazor.errors import RazorError, cause_of, is_panic
@@ -9,6 +10,11 @@ from rlrazor.lm import trials
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+# Where a conversation ends: where the assistant goes on, in a turn of its own or in that which it has begun; where one
+# of its own begins, whoever spoke last; or behind its last turn.
+_BY_ROLE, _BEGUN, _ENDED = "by role", "begun", "ended"
+_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
 def _without_panics(function: Callable[P, T]) -> Callable[P, T]:
@@ -60,13 +66,45 @@ def turns_ids(tokenizer: Any, turns: Sequence[Mapping[str, Any]], **template: An
     and what the template raises.
     """
     ids = _in_template(tokenizer, turns, template, tokenize=True)
-    if parts := [turn["content"] for turn in turns if isinstance(turn.get("content"), list)]:
-        rendered = _in_template(tokenizer, turns, template, tokenize=False)
-        if any(str(content) in rendered for content in parts):
-            raise ValueError("it shows a content that is a list of parts as Python would: give the content as text")
+    rendered = str(_in_template(tokenizer, turns, template, tokenize=False))
+    if any(isinstance(turn.get("content"), list) and str(turn["content"]) in rendered for turn in turns):
+        raise ValueError("it shows a content that is a list of parts as Python would: give the content as text")
+    calls = [call for turn in turns for call in turn.get("tool_calls") or ()]
+    if any(str(_called(call)) not in rendered for call in calls):
+        raise ValueError("it shows nothing of a call of a tool")
+    asks = next((at for at in reversed(range(len(turns))) if turns[at]["role"] == "user"), None)
+    said = None if asks is None else turns[asks].get("content")
+    if isinstance(said, str) and said.strip() and said.strip() not in rendered:
+        other = [{**turn, "content": f"{said}."} if at == asks else turn for at, turn in enumerate(turns)]
+        if str(_in_template(tokenizer, other, template, tokenize=False)) == rendered:
+            raise ValueError(
+                'it shows nothing of what the user says: give the content as a list of parts, {"type": "text", "text": '
+                "...}"
+            )
     if not tokenizer.decode(list(ids), skip_special_tokens=True).strip():
         raise ValueError("it makes no text of it")
     return list(ids)
+
+
+@_without_panics
+def turns_text(tokenizer: Any, turns: Sequence[Mapping[str, Any]], **template: Any) -> str:
+    """The text of which `turns_ids` makes tokens. Raises as that does."""
+    turns_ids(tokenizer, turns, **template)
+    return str(_in_template(tokenizer, turns, template, tokenize=False))
+
+
+@_without_panics
+def begun_ids(tokenizer: Any, text: str) -> list[int]:
+    """As `text_ids`, but of a text that begins with bos already, as one in a chat template may: without another."""
+    own = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    begins = tokenizer.bos_token_id is not None and own[:1] == [tokenizer.bos_token_id]
+    return own if begins else text_ids(tokenizer, text)
+
+
+def _called(call: Any) -> Any:
+    """The name of the tool; nothing where there is none."""
+    function = call.get("function", call) if isinstance(call, Mapping) else {}
+    return function.get("name", "") if isinstance(function, Mapping) else ""
 
 
 @_without_panics
@@ -83,35 +121,104 @@ def empty_turn_ids(tokenizer: Any) -> list[int] | None:
         return None
 
 
+@_without_panics
+def answer_ids(
+    tokenizer: Any, turns: Sequence[Mapping[str, Any]], ends: Collection[int], **template: Any
+) -> tuple[list[int], list[int]]:
+    """The last turn of a conversation, which is the assistant's, as token ids: what comes before it, and the turn.
+
+    The turn is what it adds to the conversation without it, up to where the assistant begins: what a model would have
+    had to sample. Where the template shows the two otherwise, it is what the template marks ({% generation %}), as for
+    TRL's `assistant_only_loss`. The turn ends with the last of the tokens `ends` in it, if there is one: what a
+    template puts behind, nobody samples. Raises as `turns_ids` does, and ValueError where it cannot be told.
+    """
+    before, whole = (
+        list(_in_template(tokenizer, given, template, tokenize=True, ends=end))
+        for given, end in ((turns[:-1], _BEGUN), (turns, _ENDED))
+    )
+    if whole[: len(before)] == before:
+        said = whole[len(before) :]
+    else:
+        text, all_text = (
+            str(_in_template(tokenizer, given, template, tokenize=False, ends=end))
+            for given, end in ((turns[:-1], _BEGUN), (turns, _ENDED))
+        )
+        if all_text.startswith(text):  # tokens merge where it goes on, which they do not where it is said
+            said = list(tokenizer(all_text[len(text) :], add_special_tokens=False)["input_ids"])
+        elif (marked := _marked(tokenizer, turns, template)) is not None:
+            before, said = marked
+        else:
+            raise ValueError("it begins a turn of the assistant's in one way and shows it, once said, in another")
+    last = max((at for at, token in enumerate(said) if token in ends), default=len(said) - 1)
+    said = said[: last + 1]
+    if not tokenizer.decode(said, skip_special_tokens=True).strip():
+        raise ValueError("it shows nothing of a turn of the assistant's")
+    return before, said
+
+
+def _marked(
+    tokenizer: Any, turns: Sequence[Mapping[str, Any]], template: Mapping[str, Any]
+) -> tuple[list[int], list[int]] | None:
+    """The same by the template's own marks; None where it has none there."""
+    text = tokenizer.get_chat_template(None, template.get("tools"))
+    if not isinstance(text, str) or not _MARK.search(text) or not tokenizer.is_fast:
+        return None
+    found = _in_template(tokenizer, turns, template, tokenize=True, ends=_ENDED, masked=True)
+    ids = list(found["input_ids"])
+    earlier = _in_template(tokenizer, turns[:-1], template, tokenize=True, ends=_ENDED)  # whose turns are marked too
+    begins = next((at for at, (a, b) in enumerate(zip(earlier, ids, strict=False)) if a != b), len(earlier))
+    places = [at for at, mark in enumerate(found["assistant_masks"]) if mark and at >= begins]
+    return (ids[: places[0]], ids[places[0] : places[-1] + 1]) if places else None
+
+
 def try_turns(tokenizer: Any, conversations: Sequence[tuple[Sequence[Mapping[str, Any]], Mapping[str, Any]]]) -> None:
     """Try the chat template on many conversations at once, each its turns and what the template is given beside.
 
     `turns_ids` tries its own where that was not done, which takes a tenth of a second each time. Raises RazorError.
     """
-    trials.try_template(tokenizer, [{**template, **_asked(turns, template)} for turns, template in conversations])
+    _try(tokenizer, [(turns, template, _BY_ROLE) for turns, template in conversations])
 
 
-def _asked(turns: Sequence[Mapping[str, Any]], template: Mapping[str, Any]) -> dict[str, Any]:
+def try_answers(tokenizer: Any, conversations: Sequence[tuple[Sequence[Mapping[str, Any]], Mapping[str, Any]]]) -> None:
+    """The same for `answer_ids`."""
+    _try(tokenizer, [(turns[:-1], template, _BEGUN) for turns, template in conversations])
+    _try(tokenizer, [(turns, template, _ENDED) for turns, template in conversations])
+
+
+def _try(tokenizer: Any, asked: Sequence[tuple[Sequence[Mapping[str, Any]], Mapping[str, Any], str]]) -> None:
+    trials.try_template(tokenizer, [{**template, **_asked(turns, template, end)} for turns, template, end in asked])
+
+
+def _asked(turns: Sequence[Mapping[str, Any]], template: Mapping[str, Any], ends: str) -> dict[str, Any]:
     """What every template is given."""
+    begins = turns[-1]["role"] != "assistant" if ends == _BY_ROLE else ends == _BEGUN
     return {
         "messages": [dict(turn) for turn in turns],
         "tools": template.get("tools") or None,  # some templates announce tools where the list of them is empty
-        "add_generation_prompt": turns[-1]["role"] != "assistant",
+        "add_generation_prompt": begins,
     }
 
 
 def _in_template(
-    tokenizer: Any, turns: Sequence[Mapping[str, Any]], template: Mapping[str, Any], *, tokenize: bool
+    tokenizer: Any,
+    turns: Sequence[Mapping[str, Any]],
+    template: Mapping[str, Any],
+    *,
+    tokenize: bool,
+    ends: str = _BY_ROLE,
+    masked: bool = False,
 ) -> Any:
-    try_turns(tokenizer, [(turns, template)])
-    asked = _asked(turns, template)
+    """As text, as token ids, or `masked`, as both the ids and which of them the template marks as the assistant's."""
+    _try(tokenizer, [(turns, template, ends)])
+    asked = _asked(turns, template, ends)
     beside = {name: value for name, value in template.items() if name != "tools"}
     return tokenizer.apply_chat_template(
         asked.pop("messages"),
         **asked,
-        continue_final_message=not asked["add_generation_prompt"],
+        continue_final_message=ends == _BY_ROLE and not asked["add_generation_prompt"],
         tokenize=tokenize,
-        return_dict=False,
+        return_dict=masked,
+        **({"return_assistant_tokens_mask": True} if masked else {}),
         **beside,
     )
 

@@ -73,11 +73,17 @@ def prefill(model: Any, ids_BT: Tensor, mask_BT: Tensor, repeats: int) -> tuple[
     return out.logits[:, -1].repeat_interleave(repeats, dim=0), cache
 
 
-def plain_logits(model: Any, ids_BT: Tensor, last: int | None = None) -> Tensor:
-    """Logits of the `last` positions, or of all, (B, T, V), read from token ids of equal length and nothing else."""
-    options = _accepted(model, use_cache=False, **({} if last is None else {"logits_to_keep": last}))
+def plain_logits(model: Any, ids_BT: Tensor, kept: int | Sequence[int] | None = None) -> Tensor:
+    """Logits of so many last positions, of those named, or of all, (B, T, V), read from token ids of equal length.
+
+    The others' are not computed where the model's forward can leave them out: of thousands they would be gigabytes.
+    """
+    places = kept if kept is None or isinstance(kept, int) else torch.tensor(list(kept), device=ids_BT.device)
+    options = _accepted(model, use_cache=False, **({} if places is None else {"logits_to_keep": places}))
     logits: Tensor = model(input_ids=ids_BT, **options).logits
-    return logits if last is None else logits[:, -last:]
+    if isinstance(places, Tensor):
+        return logits if "logits_to_keep" in options else logits[:, places]
+    return logits if places is None else logits[:, -places:]
 
 
 def masked_logits(model: Any, ids_1N: Tensor, mask_11NN: Tensor, positions_1N: Tensor, kept_K: Tensor) -> Tensor:
@@ -91,8 +97,8 @@ def masked_logits(model: Any, ids_1N: Tensor, mask_11NN: Tensor, positions_1N: T
     return (logits_NV if "logits_to_keep" in options else logits_NV[kept_K]).float()
 
 
-def read_alone(model: Any, ids: Sequence[int], last: int | None = None) -> tuple[Tensor, bool]:
-    """Float32 logits (T, V) of one sequence, and whether they were computed in half precision.
+def read_alone(model: Any, ids: Sequence[int], kept: int | Sequence[int] | None = None) -> tuple[Tensor, bool]:
+    """Float32 logits (T, V) of one sequence, as `plain_logits` has them, and whether they were in half precision.
 
     The LM head is asked for its dtype: accelerate's autocast hands half-precision logits out as float32.
     """
@@ -100,7 +106,7 @@ def read_alone(model: Any, ids: Sequence[int], last: int | None = None) -> tuple
     head = model.get_output_embeddings()
     hook = head.register_forward_hook(lambda _, __, logits: dtypes.add(logits.dtype)) if head is not None else None
     try:
-        logits = plain_logits(model, _tensor(model, [ids]), last)[0]
+        logits = plain_logits(model, _tensor(model, [ids]), kept)[0]
     finally:
         if hook is not None:
             hook.remove()

@@ -63,26 +63,56 @@ class Sequences:
     """N completions (token ids) of P prompts: what a probe is made of. `prompt_of` has, per completion, its prompt.
 
     Standard errors take prompts to be independent, and a prompt's completions not. A completion may be empty: it has no
-    positions, hence KL 0. Raises RazorError for no prompts and for an empty one, after which nothing can be predicted.
+    positions, hence KL 0. `befores`, where there are any, has per completion what comes before it where that is not its
+    prompt: it is then a turn that the prompt, a conversation, already has, and was not sampled; None of the others.
+    Raises RazorError for no prompts and for an empty one, after which nothing can be predicted.
     """
 
     prompts: Sequence[TokenIds]
     completions: Sequence[TokenIds]
     prompt_of: Sequence[int]
+    befores: Sequence[TokenIds | None] = ()
 
     def __post_init__(self) -> None:
         if not self.completions:
             raise RazorError("There are no completions to measure on: give at least one prompt.")
-        if not all(len(prompt) for prompt in self.prompts):
+        if not all(map(len, [*self.prompts, *(before for before in self.befores if before is not None)])):
             raise RazorError("A prompt is empty (it has no tokens): leave it out, or start it with the bos token.")
 
     @classmethod
-    def grouped(cls, prompts: Sequence[TokenIds], completions: Sequence[TokenIds]) -> "Sequences":
-        """The same number of completions of each prompt, prompt by prompt: what `sampling.sample` returns."""
+    def grouped(
+        cls,
+        prompts: Sequence[TokenIds],
+        completions: Sequence[TokenIds],
+        given: Sequence[Sequence[tuple[TokenIds, TokenIds]]] = (),
+    ) -> "Sequences":
+        """The same number of completions of each prompt, prompt by prompt: what `sampling.sample` returns.
+
+        `given`: of each prompt the turns that it has already, each with what comes before it; they come first.
+        """
         samples, rest = divmod(len(completions), max(len(prompts), 1))
         if rest:
             raise ValueError(f"{len(completions)} completions do not divide among {len(prompts)} prompts")
-        return cls(prompts, completions, [index // samples for index in range(len(completions))])
+        if not any(given):
+            return cls(prompts, completions, [index // samples for index in range(len(completions))])
+        rows: list[tuple[TokenIds, int, TokenIds | None]] = []
+        for prompt, turns in enumerate(given):
+            rows += [(said, prompt, before) for before, said in turns]
+            rows += [(one, prompt, None) for one in completions[prompt * samples : (prompt + 1) * samples]]
+        return cls(prompts, *(list(column) for column in zip(*rows, strict=True)))
+
+    def redrawn(self, completions: Sequence[TokenIds]) -> "Sequences":
+        """The same with others in place of those that were sampled: as many of each prompt, prompt by prompt."""
+        given: list[list[tuple[TokenIds, TokenIds]]] = [[] for _ in self.prompts]
+        for said, prompt, before in zip(self.completions, self.prompt_of, self.befores, strict=False):
+            if before is not None:
+                given[prompt].append((before, said))
+        return Sequences.grouped(self.prompts, completions, given)
+
+    def before(self, completion: int) -> TokenIds:
+        """The tokens that a completion follows."""
+        own = self.befores[completion] if self.befores else None
+        return self.prompts[self.prompt_of[completion]] if own is None else own
 
     @classmethod
     def texts(cls, texts: Sequence[TokenIds]) -> "Sequences":
@@ -97,6 +127,7 @@ class Sequences:
             [self.prompts[prompt] for prompt in chosen],
             [self.completions[n] for n in kept],
             [place[self.prompt_of[n]] for n in kept],
+            [self.befores[n] for n in kept] if self.befores else (),
         )
 
 
@@ -297,13 +328,13 @@ def final_states(
         head, batches = head_of(model), _batches(sequences, token_budget)
         for done, batch in enumerate(batches, 1):
             # The last token predicts nothing that is measured, so it is not fed.
-            rows = [[*sequences.prompts[sequences.prompt_of[n]], *sequences.completions[n]][:-1] for n in batch]
+            rows = [[*sequences.before(n), *sequences.completions[n]][:-1] for n in batch]
             hidden_BTD, logits, computed_in = _read(model, rows, head.weight.device)
             if states_TD is None:
                 check_head(head, hidden_BTD[0, :1], logits[0, :1], computed_in)
                 states_TD = hidden_BTD.new_empty(int(lengths_N.sum()), hidden_BTD.shape[-1])
             # Position t of a row predicts its completion's token number t - first.
-            first_B = np.array([len(sequences.prompts[sequences.prompt_of[n]]) - 1 for n in batch])
+            first_B = np.array([len(sequences.before(n)) - 1 for n in batch])
             token_BT = np.arange(hidden_BTD.shape[1]) - first_B[:, None]
             measured_BT = (token_BT >= 0) & (token_BT < lengths_N[batch][:, None])
             target_T = (token_BT + starts_N[batch][:, None])[measured_BT]
@@ -316,9 +347,7 @@ def final_states(
 
 
 def _check_fits(model: Any, sequences: Sequences) -> None:
-    longest = max(
-        len(sequences.prompts[p]) + len(c) for p, c in zip(sequences.prompt_of, sequences.completions, strict=True)
-    )
+    longest = max(len(sequences.before(n)) + len(one) for n, one in enumerate(sequences.completions))
     limit = context_length(model)
     if limit is not None and longest - 1 > limit:
         raise RazorError(
@@ -363,7 +392,7 @@ def _read(model: Any, rows: Sequence[Sequence[int]], device: torch.device) -> tu
 def _batches(sequences: Sequences, token_budget: int) -> list[NDArray[np.int64]]:
     """Indices of non-empty completions, similar lengths together, the longest first: out of memory shows at once."""
     lengths_N = _lengths(sequences)
-    prompts_N = np.array([len(sequences.prompts[p]) for p in sequences.prompt_of])
+    prompts_N = np.array([len(sequences.before(n)) for n in range(len(lengths_N))])
     order = np.argsort(-(prompts_N + lengths_N), kind="stable")
     order = order[lengths_N[order] > 0]
     batches = []

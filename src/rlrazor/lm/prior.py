@@ -2,8 +2,8 @@
 
 RL's Razor measures forgetting as the drop of the mean score over HellaSwag, TruthfulQA, MMLU, IFEval, WinoGrande and
 HumanEval. Prompts, scoring functions and metrics are lm-eval's own, with its defaults: no examples in the prompt, no
-chat template, greedy generation. Left out: few-shot numbers other than a task's own, so that a score is named by the
-task and its version alone.
+chat template, greedy generation. In a chat template, and after other numbers of examples, items are asked as
+`harness.asking` says, and a score's version with it.
 
 Whether more of a score is better, the task says (`higher_is_better`): of a Brier score or a perplexity less is. A task
 that does not say is refused. Scores are fractions of 1 or, as a perplexity, in a unit of their own.
@@ -31,11 +31,13 @@ from rlrazor import bounds
 from rlrazor.errors import RazorError
 from rlrazor.lm import compute
 from rlrazor.lm.harness.answers import robust_of
+from rlrazor.lm.harness.asking import AS_THE_TASKS_SAY, TRIED, Asking
 from rlrazor.lm.harness.demonstrations import Demonstration, spread
 from rlrazor.lm.harness.guest import as_guest, evaluating, untrained_punkt
 from rlrazor.lm.harness.prompts import TaskPrompts, prompts_of
-from rlrazor.lm.harness.questions import item_name, questions
-from rlrazor.lm.harness.tasks import Task, load_all
+from rlrazor.lm.harness.questions import item_name, questions, scored_count
+from rlrazor.lm.harness.tasks import Task, load_all, set_up
+from rlrazor.lm.kl import evenly
 from rlrazor.lm.models import LanguageModel
 from rlrazor.lm.scores import ItemResults, Metric, NotANumberError, PriorScores, Score
 from rlrazor.lm.task_names import RUNS_MODEL_CODE, check_names
@@ -54,7 +56,8 @@ class PriorTasks:
     `tasks` is by default `DEFAULT_TASKS`, less HumanEval unless `allow_code_execution`: it runs programs that the model
     wrote, in a process of their own with limits on time and memory, which is no sandbox. `limit`: of the rows of each
     task at most so many; of a group, such as MMLU, the first of each of its tasks, as many of each, and one at least.
-    `data_mirror`: a folder with the tasks' data, see `harness.mirror`. The data are loaded once per process.
+    `data_mirror`: a folder with the tasks' data, see `harness.mirror`. The data are loaded once per process. `asking`:
+    how items are put to a model.
 
     Raises RazorError for unknown tasks, tasks that run code without leave, a group without a score of its own, data
     that are missing or do not fit, and a metric of unknown direction: all methods do, before any model is run.
@@ -64,6 +67,7 @@ class PriorTasks:
     limit: int | None = None
     data_mirror: Path | None = None
     allow_code_execution: bool = False
+    asking: Asking = AS_THE_TASKS_SAY
 
     def metrics(self) -> dict[str, Metric]:
         """What each task is scored by. Loads the tasks and their data, which stay loaded, and runs nothing."""
@@ -84,7 +88,7 @@ class PriorTasks:
     def shows_examples(self) -> bool:
         """Whether any task puts examples into its prompts that are drawn by a seed. Loads what `metrics` loads."""
         with self._loaded() as (loaded, _):
-            return any(leaf.get_config("num_fewshot") for task in loaded.values() for leaf in task.leaves.values())
+            return any(self.asking.examples(own) for task in loaded.values() for own in task.examples.values())
 
     def prompts(self, count: int) -> TaskPrompts:
         """So many of their prompts at most, of rows that are not scored where there are any.
@@ -92,15 +96,15 @@ class PriorTasks:
         Loads what `metrics` loads. Raises RazorError where the tasks have no prompts.
         """
         with self._loaded() as (loaded, _):
-            return prompts_of(loaded, self._limits(loaded), count, _SEED)
+            return prompts_of(loaded, self._limits(loaded), count, _SEED, self.asking)
 
     def demonstrations(self, count: int, seed: int) -> dict[str, list[Demonstration]]:
         """By task: prompts with right answers, so many in all, that are not scored. Loads what `metrics` loads."""
         with self._loaded() as (loaded, _):
             for task in loaded.values():
-                _set_up(task, _SEED)
+                set_up(task, self.asking, _SEED)
             with evaluating("the prior tasks"):
-                return spread(loaded, self._limits(loaded), count, seed)
+                return spread(loaded, self._limits(loaded), count, seed, self.asking)
 
     def scores(
         self,
@@ -122,29 +126,77 @@ class PriorTasks:
         was_training, pad_token = lm.model.training, lm.tokenizer.pad_token
         # All are loaded before the first is run: what is missing shows at once, not after an hour.
         with self._loaded() as (loaded, warnings):
+            self.asking.check(lm.tokenizer)
             from rlrazor.lm.harness.reader import Reader  # lm-eval's models take seconds to import
 
+            template = (
+                {"chat_template_args": dict(self.asking.chat_template_kwargs)} if self.asking.chat_template else {}
+            )
             try:
                 with compute.memory_errors(_NO_MEMORY):
                     with evaluating("the prior tasks"):
-                        harness = Reader(pretrained=lm.model, tokenizer=lm.tokenizer, batch_size=batch)
+                        harness = Reader(pretrained=lm.model, tokenizer=lm.tokenizer, batch_size=batch, **template)
                     scores = {}
                     for number, (name, task) in enumerate(loaded.items(), 1):
                         told(f"{Path(name).name} ({number} of {len(loaded)})")
                         phases.at(f"prior task {Path(name).name},", number, len(loaded))
-                        scores[name] = _run(task, harness, self._of_each(task), examples_seed)
+                        scores[name] = self._run(task, harness, examples_seed)
             finally:
                 lm.model.train(was_training)  # lm-eval leaves it in eval mode,
                 if lm.tokenizer.pad_token != pad_token:
                     lm.tokenizer.pad_token = pad_token  # and gives a tokenizer without one a padding token
         return PriorScores(scores, self._notes(loaded, warnings))
 
+    def _run(self, task: Task, lm: Any, examples_seed: int) -> Score:
+        """Score one task. Not by `simple_evaluate`, which also collects a report on the machine, in seconds a call."""
+        import lm_eval
+
+        # The same for a task whatever ran before it.
+        random.seed(_SEED)
+        np.random.seed(_SEED)
+        torch.manual_seed(_SEED)
+        self._try_template(task, lm.tokenizer, examples_seed)
+        set_up(task, self.asking, examples_seed)
+        for name, leaf in task.leaves.items():
+            generated = (leaf.get_config("generation_kwargs") or {}).get("max_gen_toks", 0)
+            if leaf.OUTPUT_TYPE == "generate_until" and generated >= lm.max_length:
+                raise RazorError(
+                    f"{name} generates up to {generated} tokens, more than the model's context of {lm.max_length}: "
+                    "leave it out."
+                )
+        with evaluating(task.name):
+            results = lm_eval.evaluate(
+                lm,
+                task.content,
+                limit=self._of_each(task),
+                bootstrap_iters=_BOOTSTRAPS,
+                log_samples=True,
+                confirm_run_unsafe_code=True,  # `tasks.load` has asked
+                **self.asking.of_lm_eval,
+            )
+        return _score(task, results, self.asking)
+
+    def _try_template(self, task: Task, tokenizer: Any, examples_seed: int) -> None:
+        """On some items of each part of a task, before lm-eval uses the chat template on all."""
+        if not self.asking.chat_template:
+            return
+        set_up(task, self.asking, examples_seed)
+        conversations: list[Any] = []
+        with evaluating(task.name):
+            for leaf in task.leaves.values():
+                count = scored_count(leaf, self._of_each(task))
+                docs, examples = leaf.eval_docs, leaf.get_config("num_fewshot") or 0
+                for at in evenly(count, min(count, TRIED)) if leaf.OUTPUT_TYPE != "loglikelihood_rolling" else ():
+                    asked = self.asking.requests(leaf, docs[at], examples)
+                    conversations += [one.arguments[0] for one in asked if isinstance(one.arguments[0], list)]
+        self.asking.check(tokenizer, conversations)
+
     @contextmanager
     def _loaded(self) -> Iterator[tuple[dict[str, Task], list[str]]]:
         """The tasks by name, and what lm-eval warns of within this block."""
         check_names(self.tasks or ())
         with as_guest(self.data_mirror) as (mirror, warnings):
-            yield load_all(self.tasks, mirror, self.allow_code_execution), warnings
+            yield load_all(self.tasks, mirror, self.allow_code_execution, self.asking), warnings
 
     def _of_each(self, task: Task) -> int | None:
         """Of each of a group's tasks, or of a task itself, so many rows; None for all."""
@@ -160,6 +212,17 @@ class PriorTasks:
             notes.append(f"{RUNS_MODEL_CODE} is left out: it runs code that the model wrote (--allow-code-execution).")
         if cut := sum("runcat" in warning for warning in warnings):  # "Truncating ...", "Left truncation applied"
             notes.append(f"{cut} inputs were longer than the model's context and were cut at the front.")
+        if refused := sum("removing the system role" in warning for warning in warnings):
+            notes.append(
+                f"{refused} questions were asked without what their task says as a system's turn, which the chat "
+                "template refuses; lm-eval leaves it out."
+            )
+        asked = [own for task in loaded.values() for own in task.examples.values()]
+        if self.asking.fewshot and (none := sum(own == 0 for own in asked)):
+            notes.append(
+                f"{none} of the {len(asked)} tasks show no examples, as they say themselves: lm-eval leaves them so, "
+                "whatever number is asked for (--fewshot)."
+            )
         if untrained_punkt() and any("ifeval" in leaf for task in loaded.values() for leaf in task.leaves):
             notes.append(
                 "ifeval split sentences without knowing abbreviations: NLTK's punkt_tab is not on this machine "
@@ -168,43 +231,7 @@ class PriorTasks:
         return notes
 
 
-def _set_up(task: Task, examples_seed: int) -> None:
-    """As many examples in a prompt as the task says, or none, drawn by the seed."""
-    for leaf in task.leaves.values():
-        if leaf.get_config("num_fewshot") is None:
-            leaf.set_config(key="num_fewshot", value=0)
-        leaf.set_fewshot_seed(examples_seed)
-
-
-def _run(task: Task, lm: Any, limit: int | None, examples_seed: int) -> Score:
-    """Score one task. Not by `simple_evaluate`, which also collects a report on the machine, in seconds a call."""
-    import lm_eval
-
-    # The same for a task whatever ran before it.
-    random.seed(_SEED)
-    np.random.seed(_SEED)
-    torch.manual_seed(_SEED)
-    _set_up(task, examples_seed)
-    for name, leaf in task.leaves.items():
-        generated = (leaf.get_config("generation_kwargs") or {}).get("max_gen_toks", 0)
-        if leaf.OUTPUT_TYPE == "generate_until" and generated >= lm.max_length:
-            raise RazorError(
-                f"{name} generates up to {generated} tokens, more than the model's context of {lm.max_length}: leave "
-                "it out."
-            )
-    with evaluating(task.name):
-        results = lm_eval.evaluate(
-            lm,
-            task.content,
-            limit=limit,
-            bootstrap_iters=_BOOTSTRAPS,
-            log_samples=True,
-            confirm_run_unsafe_code=True,  # `tasks.load` has asked
-        )
-    return _score(task, results)
-
-
-def _score(task: Task, results: Mapping[str, Any]) -> Score:
+def _score(task: Task, results: Mapping[str, Any], asking: Asking) -> Score:
     """Read the one number that stands for a task out of lm-eval's results."""
     of_task = results["results"][task.name]
     keys = [key for key in of_task if "," in key and "_stderr," not in key]  # "acc_norm,none": metric, filter
@@ -223,7 +250,7 @@ def _score(task: Task, results: Mapping[str, Any]) -> Score:
         stderr=float(stderr) if isinstance(stderr, float) and math.isfinite(stderr) else None,  # else "N/A"
         n=int(of_task["sample_len"]),
         metric=name,
-        version=str(results["versions"].get(task.name)),
+        version=asking.of_version(str(results["versions"].get(task.name))),
         higher_is_better=task.metric(name).higher_is_better,
         items=_items(task, results["samples"], name, filtered, float(value)),
     )

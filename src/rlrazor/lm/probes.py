@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from itertools import compress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,12 +29,12 @@ from rlrazor.lm.kl import Sequences
 from rlrazor.lm.own_texts import OwnTexts
 from rlrazor.lm.prior_prompts import PROMPTS, PriorPrompts
 from rlrazor.lm.prompts import Prompt as Prompt
-from rlrazor.lm.prompts import check_text, prompt_of
+from rlrazor.lm.prompts import answers, check_template_kwargs, check_text, prompt_of
 from rlrazor.lm.prompts import encode as encode
 from rlrazor.lm.representation import ids_of_texts, paragraphs
 from rlrazor.lm.sampling import Told, unheard
 from rlrazor.lm.suitable import require_embeddings
-from rlrazor.lm.task_names import PARAGRAPHS, PRIOR, WORDS
+from rlrazor.lm.task_names import ALL, LAST, PARAGRAPHS, PRIOR, TURNS, WORDS
 from rlrazor.lm.task_names import SELF as SELF
 from rlrazor.seeding import seed_of
 from rlrazor.system.documents import parse_json, read_text
@@ -43,6 +44,7 @@ from rlrazor.system.writing import write_cache
 if TYPE_CHECKING:
     from rlrazor.lm.prior import PriorTasks
 
+_LATER = ("turns", "chat_template_kwargs")
 NEW, GENERIC = "base", "probe"  # purposes: what the random streams of the two probes are called
 AT_A_TIME, KEPT_TOKENS = 256, 1 << 16  # sequences, and tokens of theirs that are in the sampler's cache at most
 _SHORTER = {
@@ -63,6 +65,9 @@ class ProbeSettings:
     `samples`: completions of each prompt. `stop`: strings that end one, beside the model's own end of sequence. `chat`:
     whether a prompt that is plain text is put into the user's turn of the tokenizer's chat template, where it has one.
     `precision`: what models compute in as they are measured (`compute.measuring`); None: what their weights are.
+    `turns`: which of the assistant's turns in a conversation are measured: "last", which the base completes, or "all",
+    those also that the conversation has, as they are. `chat_template_kwargs`: what the chat template is told of each
+    prompt that does not say otherwise itself, such as {"enable_thinking": False}.
     """
 
     max_new_tokens: int = 128
@@ -70,6 +75,8 @@ class ProbeSettings:
     stop: tuple[str, ...] = ()
     chat: bool = True
     precision: str | None = None
+    turns: str = LAST
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         bounds.check_whole("samples", self.samples)
@@ -81,6 +88,15 @@ class ProbeSettings:
         encoding.check_stop(self.stop)
         if self.precision not in (None, *compute.PRECISIONS):
             raise RazorError(f"The precision is one of {', '.join(compute.PRECISIONS)}, not {self.precision!s:.60}.")
+        if self.turns not in TURNS:
+            raise RazorError(f"turns is one of {', '.join(TURNS)}, not {self.turns!s:.60}.")
+        check_template_kwargs(self.chat_template_kwargs, "The")
+        object.__setattr__(self, "chat_template_kwargs", dict(self.chat_template_kwargs))
+
+    def as_json(self) -> dict[str, Any]:
+        """By name; of those that came later only what is not as it always was, so that hashes of before still hold."""
+        every, usual = asdict(self), asdict(ProbeSettings())
+        return {name: value for name, value in every.items() if name not in _LATER or value != usual[name]}
 
     def on(self, model: Any) -> ProbeSettings:
         """The same with the precision that measuring this model has."""
@@ -144,7 +160,12 @@ class GenericText:
         """How the base completes its prompts, each once, where `settings` are those of the new task's."""
         if self.prior is None or self.prior.max_new_tokens is None:
             return replace(settings, samples=1)
-        return ProbeSettings(self.prior.max_new_tokens, chat=False, precision=settings.precision)
+        return ProbeSettings(
+            self.prior.max_new_tokens,
+            chat=False,
+            precision=settings.precision,
+            chat_template_kwargs=settings.chat_template_kwargs,
+        )
 
     def left_out(self, settings: ProbeSettings, measured: int) -> list[str]:
         """A sentence where so many are measured and there are more; `settings` are those of the new task's."""
@@ -213,7 +234,7 @@ def content_hash(value: Any) -> str:
 
 def probe_hash(settings: ProbeSettings, generic: GenericText) -> str:
     """Of how KL is measured, the new task's prompts aside: KLs can be compared where it is the same."""
-    return content_hash([asdict(settings), generic.content_hash])
+    return content_hash([settings.as_json(), generic.content_hash])
 
 
 def complete(
@@ -260,7 +281,8 @@ def of_prompts(
 ) -> Sequences:
     """The probe of these prompts: each that fits into the context, with what the base says to it.
 
-    Of a PEFT model the base is what is left without its adapter.
+    Of a PEFT model the base is what is left without its adapter. Of conversations of which all turns are measured, the
+    assistant's earlier turns are completions of what comes before each, as they are (`prompts.answers`).
 
     Completions come from `cache_dir`, if there is one, where the base, the prompts' tokens and the settings are the
     same; `digest` is the base's, where it is known. `told` hears how much of completing them is done. Raises RazorError
@@ -269,10 +291,18 @@ def of_prompts(
     if not prompts:
         raise RazorError("There are no prompts to measure on: give at least one, and better a hundred.")
     settings = settings.on(base)
-    ids = encode(tokenizer, prompts, settings.chat)
-    require_embeddings(unwrapped(base), tokenizer, ids)
-    limit = context_length(base) or float("inf")
-    fitting = [prompt for prompt in ids if len(prompt) + settings.max_new_tokens <= limit]
+    template, limit = settings.chat_template_kwargs, context_length(base) or float("inf")
+    ids = encode(tokenizer, prompts, settings.chat, template)
+    given: list[list[tuple[list[int], list[int]]]] = [[] for _ in ids]
+    if settings.turns == ALL:
+        given = answers(tokenizer, prompts, encoding.stop_ids(tokenizer, base), template)
+    every = [[*one, *(token for _, said in of for token in said)] for one, of in zip(ids, given, strict=True)]
+    require_embeddings(unwrapped(base), tokenizer, every)
+    fit = [
+        max([len(prompt) + settings.max_new_tokens, *(len(before) + len(said) for before, said in of)]) <= limit
+        for prompt, of in zip(ids, given, strict=True)
+    ]
+    fitting, given = list(compress(ids, fit)), list(compress(given, fit))
     if not fitting:
         what, mend = _SHORTER[purpose]
         raise RazorError(
@@ -284,13 +314,13 @@ def of_prompts(
     else:
         ends = encoding.stop_ids(tokenizer, base, settings.stop)
         digest = digest or base_digest(base, settings.precision)
-        path = cache_dir / f"{content_hash([SAMPLER, digest, fitting, ends, asdict(settings), purpose])}.json"
+        path = cache_dir / f"{content_hash([SAMPLER, digest, fitting, ends, settings.as_json(), purpose])}.json"
 
     def sampled() -> list[list[int]]:
         return complete(base, tokenizer, fitting, settings, purpose, told)
 
     count = len(fitting) * settings.samples
-    return Sequences.grouped(fitting, _once(base, path, count, settings.max_new_tokens, sampled))
+    return Sequences.grouped(fitting, _once(base, path, count, settings.max_new_tokens, sampled), given)
 
 
 def of_generic(

@@ -6,7 +6,9 @@ be continued, one with tools; never with what the tokenizer puts behind a text.
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rlrazor.errors import RazorError, cause_of
@@ -15,6 +17,13 @@ from rlrazor.system.documents import is_utf8, loads
 
 _MISSING = ("nan", "NaN", "null", "NULL", "None", "<NA>", "NA", "N/A", "#N/A")
 _TURNS_AS_TEXT = re.compile(r"""\s*(\[\s*)?\{\s*["'](role|content|from)["']\s*:""")  # of JSON, or as Python writes it
+
+# What `apply_chat_template` takes beside what it tells the template.
+_TAKEN = frozenset(
+    {"conversation", "messages", "tools", "chat_template", "add_generation_prompt", "continue_final_message"}
+    | {"tokenize", "padding", "truncation", "max_length", "return_tensors", "return_dict", "tokenizer_kwargs"}
+    | {"return_assistant_tokens_mask", "sanitize_control_tokens"}
+)
 
 Prompt = str | Sequence[Mapping[str, Any]] | Mapping[str, Any]
 """Text; or the turns of a conversation, which the tokenizer's chat template turns into text; or, where that template is
@@ -108,13 +117,36 @@ def check(prompt: Any, where: str) -> None:
             )
         if not _are_schemas(_as_json(prompt.get("tools")) or ()):
             raise RazorError(f"{where}: its `tools` are no list of JSON schemas, such as get_json_schema makes.")
-        if not isinstance(_as_json(prompt.get("chat_template_kwargs")) or {}, Mapping):
-            raise RazorError(f"{where}: its `chat_template_kwargs` are no object of names and values.")
+        check_template_kwargs(_as_json(prompt.get("chat_template_kwargs")) or {}, f"{where}: its")
         said = prompt["prompt"]
     wrong = _wrong_with_text(said) if isinstance(said, str) else _wrong_with_turns(said)
     if wrong is not None:
         raise RazorError(f"{where}: the prompt {wrong}. Mend it, or leave it out.")
     check_unicode(prompt, where)
+
+
+def check_template_kwargs(told: Any, whose: str) -> None:
+    """Raise RazorError where these are no names and values that a chat template can be told."""
+    if not isinstance(told, Mapping) or not all(isinstance(name, str) for name in told):
+        raise RazorError(f"{whose} `chat_template_kwargs` are no object of names and values.")
+    if taken := [name for name in told if name in _TAKEN]:
+        raise RazorError(
+            f"{whose} `chat_template_kwargs` have {taken[0]!r}, which is not told to a chat template but decides how "
+            "one is used, and that is settled here: leave it out."
+        )
+    check_unicode(told, whose)
+
+
+def template_kwargs(text: str | None) -> dict[str, Any]:
+    """What an option says, as JSON. Raises RazorError for what is no object of names and values."""
+    try:
+        told = loads(text or "{}")
+    except ValueError as error:
+        raise RazorError(
+            f'What the chat template is told is an object in JSON, such as {{"enable_thinking": false}}: {error}.'
+        ) from error
+    check_template_kwargs(told, "The")
+    return dict(told)
 
 
 def is_prompt(value: Any) -> bool:
@@ -190,33 +222,100 @@ def _name_of(value: Any) -> str:
     return "is an object" if isinstance(value, Mapping) else f"is of type {type(value).__name__}"
 
 
-def check_unicode(prompt: Prompt, where: str) -> None:
+def check_unicode(prompt: Prompt | Mapping[str, Any], where: str) -> None:
     """Raise RazorError for half of a surrogate pair, which JSON can write and no tokenizer takes."""
     if not is_utf8(json.dumps(prompt, ensure_ascii=False, default=str)):
         raise RazorError(f"{where}: the text is not valid Unicode (surrogates not allowed): mend it, or leave it out.")
 
 
-def encode(tokenizer: Any, prompts: Sequence[Prompt], chat: bool) -> list[list[int]]:
-    """Token ids of each prompt.
+NOTHING: Mapping[str, Any] = {}
+
+
+@dataclass(frozen=True)
+class _Given:
+    """A prompt as the tokenizer is given it: text, or turns and what the chat template is told beside."""
+
+    said: str | Sequence[Mapping[str, Any]]
+    template: dict[str, Any]
+    where: str
+
+
+def encode(tokenizer: Any, prompts: Sequence[Prompt], chat: bool, told: Mapping[str, Any] = NOTHING) -> list[list[int]]:
+    """Token ids of each prompt. `told`: what the chat template is told of each that does not say otherwise itself.
 
     Raises RazorError for one that is empty, or that the chat template does not take or makes nothing of.
     """
+    given = _given(tokenizer, prompts, chat, told)
+    encoding.try_turns(tokenizer, [(one.said, one.template) for one in given if not isinstance(one.said, str)])
+    return [_ids(tokenizer, one) for one in given]
+
+
+def answers(
+    tokenizer: Any, prompts: Sequence[Prompt], ends: Collection[int], told: Mapping[str, Any] = NOTHING
+) -> list[list[tuple[list[int], list[int]]]]:
+    """Of each prompt that is a conversation the turns that the assistant has had in it, but for one to be continued.
+
+    Each as token ids: what comes before it in the conversation, and what the assistant says there; see
+    `encoding.answer_ids`, which `ends` is for. None of a text, nor of one that the assistant begins. Raises RazorError
+    where the chat template does not tell which tokens these are.
+    """
+    conversations: list[list[_Given]] = []
+    for one in _given(tokenizer, prompts, False, told):
+        turns = [] if isinstance(one.said, str) else one.said[:-1]
+        spoke = [at for at, turn in enumerate(turns) if at and turn["role"] == "assistant"]
+        conversations.append([replace(one, said=turns[: at + 1]) for at in spoke])
+    encoding.try_answers(tokenizer, [(one.said, one.template) for of in conversations for one in of])  # type: ignore[misc]
+    return [[_answer(tokenizer, one, ends) for one in of] for of in conversations]
+
+
+def unheard(tokenizer: Any, prompts: Sequence[Prompt], chat: bool, told: Mapping[str, Any] = NOTHING) -> str | None:
+    """A sentence where the chat template makes the same of a prompt whatever tools or other things it is told."""
+    given = [one for one in _given(tokenizer, prompts, chat, told) if not isinstance(one.said, str)]
+    for name in dict.fromkeys(name for one in given for name in one.template):
+        having = [one for one in given if name in one.template]
+        without = [
+            replace(one, template={key: value for key, value in one.template.items() if key != name}) for one in having
+        ]
+        encoding.try_turns(tokenizer, [(one.said, one.template) for one in without])  # type: ignore[misc]
+        try:
+            if any(_ids(tokenizer, one) != _ids(tokenizer, other) for one, other in zip(having, without, strict=True)):
+                continue
+        except RazorError:  # it cannot do without
+            continue
+        of = "the prompts" if len(having) == len(prompts) else f"{len(having)} of the {len(prompts)} prompts"
+        what = "the `tools`" if name == "tools" else f"`{name}`"
+        return f"The chat template says nothing of {what} that {of} come with: they are measured as without."
+    return None
+
+
+def as_text(tokenizer: Any, prompt: Prompt) -> str:
+    """A prompt as text: what it says, or a conversation as the chat template shows it. Raises as `encode` does."""
+    (one,) = _given(tokenizer, [prompt], False, NOTHING)
+    if isinstance(one.said, str):
+        return one.said
+    with _clear_errors(tokenizer, one):
+        return encoding.turns_text(tokenizer, one.said, **one.template)
+
+
+def _given(tokenizer: Any, prompts: Sequence[Prompt], chat: bool, told: Mapping[str, Any]) -> list[_Given]:
+    """Raises RazorError for what is no prompt, and for a conversation without a template."""
     has_template = bool(getattr(tokenizer, "chat_template", None))
-    asked: list[tuple[str | Sequence[Mapping[str, Any]], dict[str, Any]]] = []
+    given = []
     for number, prompt in enumerate(prompts, 1):
         check(prompt, f"Prompt {number}")
-        said, template = parts_of(prompt)
+        said, own = parts_of(prompt)
+        template = {**told, **own}
         if isinstance(said, str):
-            asked.append(([{"role": "user", "content": said}] if chat and has_template else said, template))
+            said = [{"role": "user", "content": said}] if chat and has_template else said
         elif has_template:
-            asked.append((_without_none(said), template))
+            said = _without_none(said)
         else:
             raise RazorError(
                 f"Prompt {number} is a conversation, and the tokenizer has no chat template to turn it into text: give "
                 "prompts as text, or a tokenizer with a template."
             )
-    encoding.try_turns(tokenizer, [(said, template) for said, template in asked if not isinstance(said, str)])
-    return [_ids(tokenizer, said, template, f"Prompt {number}") for number, (said, template) in enumerate(asked, 1)]
+        given.append(_Given(said, template, f"Prompt {number}"))
+    return given
 
 
 def _without_none(turns: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -224,19 +323,60 @@ def _without_none(turns: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return [{name: value for name, value in turn.items() if value is not None} for turn in turns]
 
 
-def _ids(tokenizer: Any, said: str | Sequence[Mapping[str, Any]], template: dict[str, Any], where: str) -> list[int]:
-    try:
-        if isinstance(said, str):
-            ids = encoding.text_ids(tokenizer, said)
+def _ids(tokenizer: Any, one: _Given) -> list[int]:
+    with _clear_errors(tokenizer, one):
+        if isinstance(one.said, str):
+            ids = encoding.text_ids(tokenizer, one.said)
         else:
-            ids = encoding.turns_ids(tokenizer, said, **template)
+            ids = encoding.turns_ids(tokenizer, one.said, **one.template)
+    if not ids:
+        raise RazorError(f"{one.where} is empty: it has no tokens. Leave it out.")
+    return ids
+
+
+def _answer(tokenizer: Any, one: _Given, ends: Collection[int]) -> tuple[list[int], list[int]]:
+    assert not isinstance(one.said, str)
+    try:
+        return encoding.answer_ids(tokenizer, one.said, ends, **one.template)
     except RazorError:
         raise
     except Exception as error:  # a template may raise anything
         raise RazorError(
-            f"The tokenizer's chat template does not take a prompt ({cause_of(error).rstrip('.')}): {where} is given "
-            "to it as a list of turns, each with a `role` and a `content`."
+            f"Which tokens the assistant says in turn {len(one.said)} of {one.where} cannot be told by the tokenizer's "
+            f"chat template ({cause_of(error).rstrip('.')}): measure last turns alone (--turns last), or take a "
+            "template that marks them ({% generation %}), as TRL has for training."
         ) from error
-    if not ids:
-        raise RazorError(f"{where} is empty: it has no tokens. Leave it out.")
-    return ids
+
+
+@contextmanager
+def _clear_errors(tokenizer: Any, one: _Given) -> Iterator[None]:
+    """Say in one sentence what a chat template does not take of a conversation: tools, a system's turn, or all."""
+    try:
+        yield
+    except RazorError:
+        raise
+    except Exception as error:  # a template may raise anything
+        why = cause_of(error).rstrip(".")
+        turns = [turn for turn in one.said if isinstance(turn, Mapping)]
+        others = [turn for turn in turns if turn["role"] not in ("system", "developer")]
+        if "tools" in one.template and _takes(tokenizer, turns, {**one.template, "tools": None}):
+            raise RazorError(
+                f"The tokenizer's chat template does not take the tools of {one.where} ({why}): leave `tools` out, or "
+                "take a template that knows them."
+            ) from error
+        if 0 < len(others) < len(turns) and _takes(tokenizer, others, one.template):
+            raise RazorError(
+                f"The tokenizer's chat template does not take a system's turn, as {one.where} has one ({why}): put "
+                "what it says at the beginning of the user's first turn, or leave it out."
+            ) from error
+        raise RazorError(
+            f"The tokenizer's chat template does not take a prompt ({why}): {one.where} is given to it as a list of "
+            "turns, each with a `role` and a `content`."
+        ) from error
+
+
+def _takes(tokenizer: Any, turns: Sequence[Mapping[str, Any]], template: Mapping[str, Any]) -> bool:
+    try:
+        return bool(encoding.turns_ids(tokenizer, turns, **template))
+    except Exception:  # a template may raise anything
+        return False

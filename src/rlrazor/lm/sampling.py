@@ -223,8 +223,9 @@ class _Batch:
 
     def check(self) -> None:
         """Raise _OtherLogitsError where the watched sequence alone has other logits."""
-        true_TV, half = read_alone(self.model, self.read[:-1], self.drawn)
-        found = relative_error(torch.stack(self.seen).float(), true_TV[self.steps])
+        first = len(self.read) - 1 - self.drawn
+        true_TV, half = read_alone(self.model, self.read[:-1], [first + step for step in self.steps])
+        found = relative_error(torch.stack(self.seen).float(), true_TV)
         if not found < (HALF_TOLERANCE if half else TOLERANCE):
             raise _OtherLogitsError(f"its logits in a batch are not those of a sequence alone (apart by {found:.1%})")
 

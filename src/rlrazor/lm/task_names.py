@@ -18,6 +18,9 @@ RUNS_MODEL_CODE = "humaneval"
 NONE = "none"  # in place of their names: no prior task is scored
 # In place of a file of generic text: what the base writes itself, the prior tasks' own prompts, the built-in texts.
 SELF, PRIOR, PARAGRAPHS = WORDS = ("self", "prior", "paragraphs")
+LAST, ALL = TURNS = ("last", "all")  # which of the assistant's turns in a conversation are measured
+# How prior tasks are put into the chat template: not, each example a turn of the conversation, all in the user's turn.
+NOT_IN, AS_TURNS, IN_ONE_TURN = CHAT_FORMS = ("no", "turns", "one-turn")
 
 _NAMED = re.compile(rb"^[\"']?(?:task|group|tag)[\"']?\s*:[ \t]*(.*(?:\n[ \t]*- .*)*)", re.MULTILINE)
 _NAME = re.compile(r"\w[^\s\"',\[\]#]*")

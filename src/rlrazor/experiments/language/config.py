@@ -17,7 +17,9 @@ from rlrazor.experiments.language.methods import (
     idle_settings,
     protection_of,
 )
-from rlrazor.lm.task_names import DEFAULT_TASKS, NONE, PARAGRAPHS, PRIOR, SELF, are_none
+from rlrazor.lm.harness.asking import Asking
+from rlrazor.lm.prompts import template_kwargs
+from rlrazor.lm.task_names import CHAT_FORMS, DEFAULT_TASKS, NONE, NOT_IN, PARAGRAPHS, PRIOR, SELF, are_none
 from rlrazor.runs import settings
 from rlrazor.runs.records import BASE, Ancestor, RunSpec
 from rlrazor.runs.settings import Presets, check_bounds, check_many, check_runs, check_samples, kinds_of, setting
@@ -34,6 +36,7 @@ AUTO = "auto"  # of a precision: bf16 where the device computes faster in it, wh
 PRECISIONS = (AUTO, "float32", "bf16")
 DTYPES = ("float32", "bfloat16")
 SCORED = ("greedy", "sampled")
+AS_SAID = -1  # of fewshot: as many as the task says
 
 UNLIKE = "unlike"
 PROBES = (PARAGRAPHS, SELF, PRIOR, UNLIKE)  # of `Config.probes`, in the order of the table; see `further`
@@ -102,6 +105,17 @@ class Config:
     scored: str = setting("new-task score: greedy, or sampled", "greedy")
     prior: tuple[str, ...] = setting("prior tasks, comma-separated names of lm-eval", DEFAULT_TASKS)
     prior_limit: int = setting("items of each prior task at most; 0: all", 0)
+    chat_template: str = setting(
+        "ask the prior tasks in the tokenizer's chat template, as lm-eval's --apply_chat_template: turns, each example "
+        "a turn of the conversation, or one-turn, all of them in the user's; or no",
+        NOT_IN,
+    )
+    fewshot: int = setting("examples before each question of a prior task; -1: as the task says", AS_SAID)
+    chat_template_kwargs: str = setting(
+        'what the chat template is told, in JSON, such as {"enable_thinking": false}, of the new task\'s prompts and, '
+        "with chat_template, of the prior tasks'",
+        "{}",
+    )
     probes: tuple[str, ...] = setting(
         "further inputs on which KL is measured, comma-separated: paragraphs (the built-in ones), self (what the base "
         "writes from nothing), prior (the prior tasks' own prompts), unlike (code, tables, other languages)",
@@ -126,6 +140,7 @@ class Config:
             ("dtype", (self.dtype,), DTYPES),
             ("scored", (self.scored,), SCORED),
             ("probe", self.probes, PROBES),
+            ("chat_template", (self.chat_template,), CHAT_FORMS),
         ):
             unknown = [value for value in values if value not in known]
             if unknown:
@@ -142,11 +157,26 @@ class Config:
         self._check_probes()
         if self.base == TINY and self.dtype != "float32":
             raise RazorError(f"The base {TINY!r} has float32 weights: leave dtype out.")
+        if self.base == TINY and (self.asking.as_json() or self.told):
+            raise RazorError(
+                f"The base {TINY!r} has no chat template, and prior tasks without examples: leave chat_template, "
+                "chat_template_kwargs and fewshot out."
+            )
         tiny_alone = self.prior == (TINY,) if self.base == TINY else TINY not in self.prior
         if self.has_prior and not tiny_alone:
             if self.base == TINY:
                 raise RazorError(f"The base {TINY!r} has prior tasks of its own: set prior to {TINY}.")
             raise RazorError(f"The prior tasks named {TINY!r} are those of the base {TINY!r}: name others with prior.")
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """What the chat template is told."""
+        return template_kwargs(self.chat_template_kwargs)
+
+    @property
+    def asking(self) -> Asking:
+        """How prior tasks are asked."""
+        return Asking.of(self.chat_template, None if self.fewshot == AS_SAID else self.fewshot, self.told)
 
     @property
     def has_prior(self) -> bool:
@@ -220,12 +250,15 @@ class Config:
         measured = {key: getattr(self, key) for key in ("test_prompts", "kl_samples", "scored", "prior_limit")}
         if self.probes:
             measured["probes"] = [name for name in PROBES if name in self.probes]
+        if asked := self.asking.as_json():
+            measured["asked"] = asked
         return {
             "recipe": RECIPE,
             "base": base,
             "task": self.task,
             "data": data,
             "max_new_tokens": self.max_new_tokens,
+            **({"chat_template_kwargs": self.told} if self.told else {}),
             **({"dtype": self.dtype, "trained_dtype": "float32"} if self.dtype != "float32" else {}),
             "measured": {**measured, "prior": list(self.prior)},
             **({"pretrain_steps": self.pretrain_steps} if self.base == TINY else {}),

@@ -36,7 +36,8 @@ class Prompts:
     @classmethod
     def of(cls, task: Task, items: Sequence[Item], lm: LanguageModel) -> "Prompts":
         """Encode the prompts; raises RazorError where none fits into the context with a completion."""
-        ids = encode(lm.tokenizer, [item.prompt for item in items], task.form.chat)
+        form = task.form
+        ids = encode(lm.tokenizer, [item.prompt for item in items], form.chat, form.chat_template_kwargs)
         limit = context_length(lm.model) or float("inf")
         fitting = [len(prompt) + task.form.max_new_tokens <= limit for prompt in ids]
         if not any(fitting):

@@ -343,7 +343,9 @@ def _columns(name: str, found: Drift, errors: dict[str, float]) -> dict[str, flo
 
 def probe_settings(task: Task, samples: int) -> ProbeSettings:
     """How the base completes prompts where this task is the new one."""
-    return ProbeSettings(task.form.max_new_tokens, samples, task.form.stop, task.form.chat)
+    form = task.form
+    told = form.chat_template_kwargs
+    return ProbeSettings(form.max_new_tokens, samples, form.stop, form.chat, chat_template_kwargs=told)
 
 
 def compare(
@@ -355,9 +357,9 @@ def compare(
     their vocabularies differ.
     """
     task, splits = setup.task.task(), setup.task.load()
-    suite = setup.suite_of(config.prior, config.prior_limit, config.probes)
+    suite = setup.suite_of(config.prior, config.prior_limit, config.probes, config.asking)
     suite.check()
-    task = task.limited(config.max_new_tokens)
+    task = task.limited(config.max_new_tokens, config.told)
     base = load(base_source or source)
     test = Prompts.of(task, splits.test[: config.test_prompts], base)
     reference = Reference(base, [Asked(base, task, test, suite, config.kl_samples, config.scored)], suite)

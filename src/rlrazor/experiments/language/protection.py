@@ -24,7 +24,7 @@ from rlrazor.experiments.language.lesson import Lesson
 from rlrazor.experiments.language.methods import EWC, LWF, SELF_REPLAY, Method
 from rlrazor.experiments.language.old import OldText, read_old
 from rlrazor.experiments.language.setup import Setup
-from rlrazor.experiments.language.tasks import letters
+from rlrazor.experiments.language.tasks import Form, letters
 from rlrazor.experiments.language.world import World
 from rlrazor.lm import encoding
 from rlrazor.lm.forward import context_length
@@ -72,7 +72,7 @@ def old_examples(
     count = min(count, setup.prior.texts or count)  # fewer for a trial
     if writes(setup, method):
         return rehearsal.written(setup, world, spec, start, count)
-    known, too_long = _known(setup, world.base)
+    known, too_long = _known(setup, world)
     stages = [Lesson.of(world, [task], spec).examples(method, start, None, spec.seed)[0] for task in earlier_of(spec)]
     drawn = draw([*known, *stages], count, random.Random(seed_of(spec.seed, "old examples")))
     return drawn, {"old_examples": float(len(drawn)), "old_too_long": float(too_long)}
@@ -88,11 +88,12 @@ def draw(sources: "Sequence[Sequence[Example]]", count: int, rng: random.Random)
     return [next(of) for of, _ in zip(turns, range(count), strict=False)]
 
 
-def _known(setup: Setup, base: LanguageModel) -> "tuple[list[list[Example]], int]":
+def _known(setup: Setup, world: World) -> "tuple[list[list[Example]], int]":
     """The examples of what came before all tasks, by source, and how many the context has no room for."""
+    base = world.base
     if setup.task.old is not None:
-        form = setup.task.task().form
-        kept, too_long = _encoded(read_old(setup.task.old), base, form.stop, chat=form.chat)
+        form = world.tasks[setup.task.name].form
+        kept, too_long = _encoded(read_old(setup.task.old), base, form)
         if not kept:
             raise RazorError(
                 f"{setup.task.old}: none of the old examples has two tokens and fits into the "
@@ -102,18 +103,16 @@ def _known(setup: Setup, base: LanguageModel) -> "tuple[list[list[Example]], int
     if setup.base != TINY:
         return [], 0
     texts = [[OldText(answer, prompt) for prompt, answer in found] for found in tiny.old_examples().values()]
-    return [_encoded(of, base, (letters.EOS,), chat=False)[0] for of in texts], 0
+    return [_encoded(of, base, Form(stop=(letters.EOS,), chat=False))[0] for of in texts], 0
 
 
-def _encoded(
-    texts: Sequence[OldText], lm: LanguageModel, stop: Sequence[str], *, chat: bool
-) -> "tuple[list[Example], int]":
+def _encoded(texts: Sequence[OldText], lm: LanguageModel, form: Form) -> "tuple[list[Example], int]":
     """As token ids; of a text without a prompt all tokens after the first count, and what is too long is cut off."""
     from rlrazor.experiments.language.trainers import Example  # TRL takes seconds to import
 
     asked = [text for text in texts if text.prompt is not None]
-    prompts = encode(lm.tokenizer, [text.prompt or "" for text in asked], chat)
-    answers = [encoding.completion_ids(lm.tokenizer, text.completion, stop) for text in asked]
+    prompts = encode(lm.tokenizer, [text.prompt or "" for text in asked], form.chat, form.chat_template_kwargs)
+    answers = [encoding.completion_ids(lm.tokenizer, text.completion, form.stop) for text in asked]
     limit = context_length(lm.model) or float("inf")
     pairs = [Example(ids, answer) for ids, answer in zip(prompts, answers, strict=True)]
     kept = [pair for pair in pairs if len(pair.prompt) + len(pair.completion) <= limit]

@@ -110,9 +110,10 @@ def _beginnings(setup: Setup, world: World, start: LanguageModel) -> list[Cues |
                 "prompts that it could answer: give some as the generic probe (--generic FILE), or take the method "
                 "replay with --old-examples FILE."
             ) from error
-        form = ProbeSettings(tokens_of(setup), 1, chat=setup.task.task().form.chat)
+        own = world.tasks[setup.task.name].form
+        form = ProbeSettings(tokens_of(setup), 1, chat=own.chat, chat_template_kwargs=own.chat_template_kwargs)
         form = replace(form, chat=world.suite.generic.completed(form).chat)
-        ids = encode(start.tokenizer, world.suite.generic.prompts, form.chat)
+        ids = encode(start.tokenizer, world.suite.generic.prompts, form.chat, form.chat_template_kwargs)
         limit = context_length(start.model) or float("inf")
         fitting = [prompt for prompt in ids if len(prompt) + TEXT_TOKENS <= limit]
         if not fitting:

@@ -15,6 +15,7 @@ from rlrazor.experiments.language.config import RECIPE, TINY, Config
 from rlrazor.experiments.language.old import read_old
 from rlrazor.experiments.language.suites import PriorSuite, lm_eval_suite, prior_tasks, tiny_suite
 from rlrazor.experiments.language.tasks import Form, OwnTask, Splits, Task, find_task, with_demonstrations
+from rlrazor.lm.harness.asking import AS_THE_TASKS_SAY, Asking
 from rlrazor.lm.prior import PriorTasks
 from rlrazor.lm.probes import content_hash, read_generic
 from rlrazor.lm.task_names import PARAGRAPHS, PRIOR, are_none
@@ -77,9 +78,9 @@ class PriorSource:
     texts: int | None = None
     tokens: int | None = None
 
-    def tasks(self, names: Sequence[str], limit: int) -> PriorTasks:
+    def tasks(self, names: Sequence[str], limit: int, asking: Asking = AS_THE_TASKS_SAY) -> PriorTasks:
         """These, with so many items of each, 0 for all."""
-        return prior_tasks(names, limit, self.data_mirror, self.allow_code_execution)
+        return prior_tasks(names, limit, self.data_mirror, self.allow_code_execution, asking)
 
 
 def probed(source: TaskSource, config: Config, prior: PriorSource) -> TaskSource:
@@ -90,7 +91,7 @@ def probed(source: TaskSource, config: Config, prior: PriorSource) -> TaskSource
     if source.generic == PARAGRAPHS or (source.generic == PRIOR and config.base == TINY):
         return replace(source, generic=None)
     if source.generic == PRIOR:
-        return replace(source, generic=prior.tasks(config.prior, config.prior_limit))
+        return replace(source, generic=prior.tasks(config.prior, config.prior_limit, config.asking))
     return source
 
 
@@ -135,15 +136,18 @@ class Setup:
     def suite(self, spec: RunSpec) -> PriorSuite:
         """What the base could do before, as this run measures it."""
         measured = spec.settings["measured"]
-        return self.suite_of(measured["prior"], measured["prior_limit"], measured.get("probes", ()))
+        asking = Asking(**measured.get("asked", {}))
+        return self.suite_of(measured["prior"], measured["prior_limit"], measured.get("probes", ()), asking)
 
-    def suite_of(self, tasks: Sequence[str], limit: int, probes: Sequence[str] = ()) -> PriorSuite:
+    def suite_of(
+        self, tasks: Sequence[str], limit: int, probes: Sequence[str] = (), asking: Asking = AS_THE_TASKS_SAY
+    ) -> PriorSuite:
         """The same of these prior tasks, with so many items of each, 0 for all, and these further probes."""
         generic = None if self.task.generic is None else read_generic(self.task.generic)
         if self.base == TINY:
             suite = replace(tiny_suite(generic), further=further.of_tiny(probes))
             return suite.without_scores() if are_none(tasks) else suite
-        named = self.prior.tasks(tasks, limit)
+        named = self.prior.tasks(tasks, limit, asking)
         suite = replace(lm_eval_suite(named, generic), further=further.of_models(probes, named))
         suite = suite.without_scores() if are_none(tasks) else suite
         return suite if self.prior.texts is None else suite.cut(self.prior.texts, self.prior.tokens)

@@ -9,6 +9,7 @@ import torch
 from rlrazor.experiments.language import tiny
 from rlrazor.experiments.language.tasks import Item
 from rlrazor.lm import representation
+from rlrazor.lm.harness.asking import AS_THE_TASKS_SAY, Asking
 from rlrazor.lm.models import LanguageModel
 from rlrazor.lm.own_texts import OwnTexts
 from rlrazor.lm.prior import PriorTasks
@@ -87,14 +88,18 @@ TINY_INPUTS = {
 
 
 def prior_tasks(
-    tasks: Sequence[str], limit: int, data_mirror: Path | None = None, allow_code_execution: bool = False
+    tasks: Sequence[str],
+    limit: int,
+    data_mirror: Path | None = None,
+    allow_code_execution: bool = False,
+    asking: Asking = AS_THE_TASKS_SAY,
 ) -> PriorTasks:
     """These of lm-eval's, with so many items of each, 0 for all.
 
     Of the default tasks, those that run code are left out without leave; of others they are an error.
     """
     named = None if tuple(tasks) == DEFAULT_TASKS else tuple(tasks)
-    return PriorTasks(named, limit or None, data_mirror, allow_code_execution)
+    return PriorTasks(named, limit or None, data_mirror, allow_code_execution, asking)
 
 
 def lm_eval_suite(tasks: PriorTasks, generic: GenericText | None = None) -> PriorSuite:

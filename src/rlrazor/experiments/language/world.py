@@ -35,7 +35,8 @@ class World:
     ) -> None:
         self.base, self.measured, self.suite = base, params["measured"], suite
         base.model.requires_grad_(False)
-        self.tasks = {source.name: source.task().limited(params["max_new_tokens"]) for source in sources}
+        form = params["max_new_tokens"], params.get("chat_template_kwargs")
+        self.tasks = {source.name: source.task().limited(*form) for source in sources}
         self.splits = {source.name: source.load() for source in sources}
         self._said_failures = False
 
@@ -106,10 +107,11 @@ class CalibrationBase:
     generic: GenericText
     max_new_tokens: int
     has_chat_template: bool
+    chat_template_kwargs: Mapping[str, Any] | None = None
 
     def limited(self, task: Task) -> Task:
         """The task as the sweep has measured it."""
-        return task.limited(self.max_new_tokens)
+        return task.limited(self.max_new_tokens, self.chat_template_kwargs)
 
 
 def calibration_base(setup: Setup, spec: RunSpec, store: RunStore, save_to: Path | None = None) -> CalibrationBase:
@@ -123,4 +125,5 @@ def calibration_base(setup: Setup, spec: RunSpec, store: RunStore, save_to: Path
         setup.suite(spec).generic,
         spec.params["max_new_tokens"],
         bool(getattr(lm.tokenizer, "chat_template", None)),
+        spec.params.get("chat_template_kwargs"),
     )

@@ -17,8 +17,10 @@ from itertools import islice
 from typing import Any, TypeVar
 
 from rlrazor.lm.harness.answers import EXACT, targets_of
-from rlrazor.lm.harness.questions import requests_of, right_places, scored_count
+from rlrazor.lm.harness.asking import AS_THE_TASKS_SAY, Asking
+from rlrazor.lm.harness.questions import right_places, scored_count
 from rlrazor.lm.harness.tasks import Task
+from rlrazor.lm.prompts import Prompt, texts_of
 
 T = TypeVar("T")
 _TRIES = 4  # rows that are looked at for each that is wanted, as some ask what a scored one asks
@@ -29,13 +31,13 @@ class Demonstration:
     """A prompt as a task is scored on, and its right answer. `ends`: the answer is a whole text, so its end is too."""
 
     task: str
-    context: str
+    context: Prompt
     answer: str
     ends: bool
 
 
 def spread(
-    tasks: Mapping[str, Task], scored: Mapping[str, int | None], count: int, seed: int
+    tasks: Mapping[str, Task], scored: Mapping[str, int | None], count: int, seed: int, asking: Asking
 ) -> dict[str, list[Demonstration]]:
     """So many in all, of the tasks in turn, and of a group's tasks in turn; fewer where there are not as many.
 
@@ -43,7 +45,7 @@ def spread(
     tasks have to be set up as they are scored (`PriorTasks.demonstrations`).
     """
     found: dict[str, list[Demonstration]] = {name: [] for name in tasks}
-    left = {name: _of_task(task, scored[name], count, seed) for name, task in tasks.items()}
+    left = {name: _of_task(task, scored[name], count, seed, asking) for name, task in tasks.items()}
     for name, one in islice(_in_turn(left), count):
         found[name].append(one)
     return found
@@ -61,12 +63,15 @@ def _in_turn(left: Mapping[str, Iterator[T]]) -> Iterator[tuple[str, T]]:
                 del going[name]
 
 
-def _of_task(task: Task, scored: int | None, count: int, seed: int) -> Iterator[Demonstration]:
+def _of_task(task: Task, scored: int | None, count: int, seed: int, asking: Asking) -> Iterator[Demonstration]:
     """Of its leaves in turn, in an order by the seed."""
     names = sorted(task.leaves)
     random.Random(f"{seed} {task.name}").shuffle(names)
     share = -(-count // max(len(names), 1))
-    leaves = {name: _of_leaf(name, task.leaves[name], scored, share, random.Random(f"{seed} {name}")) for name in names}
+    leaves = {
+        name: _of_leaf(name, task.leaves[name], scored, share, random.Random(f"{seed} {name}"), asking)
+        for name in names
+    }
     return (one for _, one in _in_turn(leaves))
 
 
@@ -78,7 +83,9 @@ def shows_answers(leaf: Any) -> bool:
     return leaf.OUTPUT_TYPE == "multiple_choice" or (leaf.OUTPUT_TYPE == "loglikelihood" and "acc" in metrics)
 
 
-def _of_leaf(name: str, leaf: Any, scored: int | None, count: int, rng: random.Random) -> Iterator[Demonstration]:
+def _of_leaf(
+    name: str, leaf: Any, scored: int | None, count: int, rng: random.Random, asking: Asking
+) -> Iterator[Demonstration]:
     if not shows_answers(leaf):
         return
     known: set[str] | None = None
@@ -89,7 +96,7 @@ def _of_leaf(name: str, leaf: Any, scored: int | None, count: int, rng: random.R
         if asked in known:
             continue
         known.add(asked)
-        found = _demonstration(name, leaf, row)
+        found = _demonstration(name, leaf, row, asking)
         if found is not None and not _gives_away(leaf, row, found.context):
             yield found
 
@@ -112,27 +119,29 @@ def _rows(leaf: Any, scored: int | None, most: int, rng: random.Random) -> Itera
 
 def _asks(leaf: Any, row: Any) -> str:
     """What a row asks, without examples."""
-    return "\0".join(str(one.arguments[0]) for one in requests_of(leaf, row, 0))
+    return "\0".join(str(one.arguments[0]) for one in AS_THE_TASKS_SAY.requests(leaf, row, 0))
 
 
-def _gives_away(leaf: Any, row: Any, context: str) -> bool:
+def _gives_away(leaf: Any, row: Any, context: Prompt) -> bool:
     """Whether the examples before the question have it with its answer, the row being one of them."""
     asked = leaf.doc_to_text(row)
     examples = bool(leaf.get_config("num_fewshot"))
-    return examples and isinstance(asked, str) and context.count(asked.strip()) > 1
+    return examples and isinstance(asked, str) and "\n".join(texts_of(context)).count(asked.strip()) > 1
 
 
-def _demonstration(name: str, leaf: Any, row: Any) -> Demonstration | None:
-    requests = requests_of(leaf, row, leaf.get_config("num_fewshot") or 0)
+def _demonstration(name: str, leaf: Any, row: Any, asking: Asking) -> Demonstration | None:
+    requests = asking.requests(leaf, row, leaf.get_config("num_fewshot") or 0)
     if leaf.OUTPUT_TYPE == "generate_until":
-        answer = f"{leaf.config.target_delimiter}{targets_of(leaf, row)[0]}"
-        return Demonstration(name, str(requests[0].arguments[0]), answer, ends=True)
+        context = requests[0].arguments[0]
+        begun = isinstance(context, str) or context[-1]["role"] == "assistant"
+        answer = f"{leaf.config.target_delimiter if begun else ''}{targets_of(leaf, row)[0]}"
+        return Demonstration(name, asking.prompt(context), answer, ends=True)
     if leaf.OUTPUT_TYPE == "loglikelihood":
-        context, answer = map(str, requests[0].arguments)
-        return Demonstration(name, context, answer, ends=False)
+        context, answer = requests[0].arguments
+        return Demonstration(name, asking.prompt(context), str(answer), ends=False)
     texts: Sequence[str] = [str(one) for one in leaf.doc_to_choice(row)]
     places = right_places(leaf, row, leaf.doc_to_target(row), texts)
     if not places:
         return None
-    context, answer = map(str, requests[places[0]].arguments)
-    return Demonstration(name, context, answer, ends=False)
+    context, answer = requests[places[0]].arguments
+    return Demonstration(name, asking.prompt(context), str(answer), ends=False)

@@ -70,13 +70,6 @@ def _right(leaf: Any, row: Row, metric: str, texts: Sequence[str], logprobs: Seq
     return places if float(likeliest in places) == float(row[metric]) else ()
 
 
-def requests_of(leaf: Any, doc: Any, examples: int) -> list[Any]:
-    """What lm-eval asks a model about a row, after so many examples."""
-    context = leaf.fewshot_context(doc, num_fewshot=examples, gen_prefix=leaf.doc_to_prefix(doc))
-    made = leaf.construct_requests(doc=doc, ctx=context)
-    return list(made) if isinstance(made, list) else [made]
-
-
 def scored_count(leaf: Any, limit: int | None) -> int:
     """How many of the evaluated rows are scored, the first ones; `limit` None: all."""
     count = len(leaf.eval_docs)

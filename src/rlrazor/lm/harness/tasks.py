@@ -2,12 +2,13 @@
 
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rlrazor.errors import RazorError, cause_of, disk_error_in
 from rlrazor.lm import hub
+from rlrazor.lm.harness.asking import AS_THE_TASKS_SAY, Asking
 from rlrazor.lm.harness.guest import untrained_punkt
 from rlrazor.lm.scores import OWN_UNITS, Metric
 from rlrazor.lm.task_names import DEFAULT_TASKS, RUNS_MODEL_CODE, unknown_task
@@ -19,10 +20,14 @@ _METRICS = ("acc_norm", "acc", "exact_match")  # the first of them that a task h
 
 @dataclass(frozen=True)
 class Task:
-    """A task or group as lm-eval loads it, and the name under which it reports the score."""
+    """A task or group as lm-eval loads it, and the name under which it reports the score.
+
+    `examples`: by leaf, how many it shows as it is written; None where it does not say.
+    """
 
     name: str
     content: Mapping[str, Any]
+    examples: Mapping[str, int | None] = field(default_factory=dict)
 
     @property
     def leaves(self) -> Mapping[str, Any]:
@@ -96,13 +101,27 @@ class Task:
         return RazorError(f"{self.name} has no score of its own. Name its tasks: {', '.join(self.leaves)}.")
 
 
-def load_all(tasks: Sequence[str] | None, mirror: Path | None, allow_code_execution: bool) -> dict[str, "Task"]:
+def set_up(task: Task, asking: Asking, examples_seed: int) -> None:
+    """As many examples in a prompt as is asked for, drawn by the seed."""
+    for name, leaf in task.leaves.items():
+        leaf.set_config(key="num_fewshot", value=asking.examples(task.examples.get(name)))
+        leaf.set_fewshot_seed(examples_seed)
+
+
+def load_all(
+    tasks: Sequence[str] | None, mirror: Path | None, allow_code_execution: bool, asking: Asking = AS_THE_TASKS_SAY
+) -> dict[str, "Task"]:
     """The tasks of these names, by default `DEFAULT_TASKS` without those that may not run. Raises RazorError."""
     if tasks is None:
         tasks = [task for task in DEFAULT_TASKS if allow_code_execution or task != RUNS_MODEL_CODE]
     if not tasks:
         raise RazorError(f"No prior task to evaluate. Name some of lm-eval's, for example {DEFAULT_TASKS[0]}.")
-    return {name: load(name, mirror, allow_code_execution) for name in dict.fromkeys(tasks)}
+    found = {name: load(name, mirror, allow_code_execution) for name in dict.fromkeys(tasks)}
+    for task in found.values() if mirror else ():
+        for leaf, one in task.leaves.items():
+            if asking.examples(task.examples[leaf]) and not len(one.fewshot_docs()):
+                raise RazorError(f"{leaf} shows examples from a split that {mirror} does not have.")
+    return found
 
 
 @functools.cache
@@ -141,10 +160,7 @@ def load(name: str, mirror: Path | None, allow_code_execution: bool) -> Task:
         (reported,) = leaves
     else:
         raise RazorError(f"{name} is a collection of tasks without a score of its own. Name them: {', '.join(leaves)}.")
-    for leaf, task in leaves.items():
-        if mirror and task.config.num_fewshot and not len(task.fewshot_docs()):
-            raise RazorError(f"{leaf} shows examples from a split that {mirror} does not have.")
-    task = Task(reported, content)
+    task = Task(reported, content, {leaf: one.get_config("num_fewshot") for leaf, one in leaves.items()})
     _ = task.declared  # raises
     return task
 

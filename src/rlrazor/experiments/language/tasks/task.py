@@ -44,12 +44,13 @@ class Splits:
 class Form:
     """How a prompt is put, and what ends a completion: the first of the `stop` strings, or so many tokens.
 
-    `chat` wraps the prompt in the tokenizer's chat template where it has one.
+    `chat` wraps the prompt in the tokenizer's chat template where it has one, which is told `chat_template_kwargs`.
     """
 
     max_new_tokens: int = 256
     stop: tuple[str, ...] = ()
     chat: bool = True
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         check_stop(self.stop)
@@ -79,9 +80,11 @@ class Task:
     annotators: Mapping[str, Annotator] = field(default_factory=dict)
     correct: Callable[[Item], Sequence[str]] | None = None
 
-    def limited(self, max_new_tokens: int) -> Task:
-        """With completions of so many tokens at most; 0: as it is."""
-        return replace(self, form=replace(self.form, max_new_tokens=max_new_tokens or self.form.max_new_tokens))
+    def limited(self, max_new_tokens: int, told: Mapping[str, Any] | None = None) -> Task:
+        """With completions of so many tokens at most, 0 for as it is, and what the chat template is told."""
+        tokens = max_new_tokens or self.form.max_new_tokens
+        form = replace(self.form, max_new_tokens=tokens, chat_template_kwargs=told or self.form.chat_template_kwargs)
+        return replace(self, form=form)
 
 
 @dataclass(frozen=True)
