@@ -51,13 +51,11 @@ def in_dtype(dtype: torch.dtype) -> dict[str, Any]:
     return {"dtype" if hasattr(PretrainedConfig(), "dtype") else "torch_dtype": dtype}
 
 
-def check_size(config: Any, most: int) -> None:
+def check_size(auto: Any, config: Any, most: int) -> None:
     """Raise ValueError where a config describes many more than `most` weights: transformers would make them all."""
-    from transformers import AutoModelForCausalLM
-
     try:
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+            model = auto.from_config(config, trust_remote_code=False)
     except Exception:  # which loading will raise again
         return
     described = sum(parameter.numel() for parameter in model.parameters())

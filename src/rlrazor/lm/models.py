@@ -17,7 +17,7 @@ import torch
 
 from rlrazor.errors import RazorError
 from rlrazor.extras import needs_extra
-from rlrazor.lm import compute, loading, suitable, trials, weight_files
+from rlrazor.lm import classes, compute, loading, suitable, trials, weight_files
 from rlrazor.lm.sources import folder_of
 from rlrazor.system import quiet
 
@@ -70,7 +70,7 @@ def load(
     needs_extra("guard")
     if dtype not in DTYPES:
         raise RazorError(f"Unknown dtype {dtype}: choose one of {', '.join(DTYPES)}.")
-    folder = folder_of(str(source))
+    folder, adapter = folder_of(str(source)), None if adapter is None else Path(adapter).expanduser()
     weights = weight_files.find(folder, source)
     weight_files.check_config(folder, source, weights)
     weight_files.require_causal(folder, source)
@@ -82,13 +82,12 @@ def load(
         )
     with loading.clear_errors(source), ThreadPoolExecutor(1) as beside:
         tried = beside.submit(trials.try_tokenizer, folder)
-        model = _model_of(folder, weights, dtype)
+        model = _model_of(folder, weights, dtype, adapter)
         tried.result()
         if has_tokenizer:
             tokenizer = _tokenizer_in(folder)
     folders = [folder]
     if adapter is not None:
-        adapter = Path(adapter).expanduser()
         model = _with_adapter(model, adapter)
         folders.append(adapter)
     loading.check_finite(model, source)
@@ -116,9 +115,11 @@ class Vocabulary:
 def check_same_vocabulary(base: Vocabulary, tuned: Vocabulary) -> None:
     """Raise RazorError unless token ids mean the same in both: KL compares probabilities id by id.
 
-    A tokenizer may have gained tokens, such as one to pad with, for outputs that the model had already.
+    A tokenizer may have gained tokens, such as one to pad with, for outputs that the model had already; tokens beyond
+    the outputs, which some tokenizers' classes add, mean nothing.
     """
-    if base.outputs != tuned.outputs or not base.tokens.items() <= tuned.tokens.items():
+    written = {(token, number) for token, number in base.tokens.items() if number < base.outputs}
+    if base.outputs != tuned.outputs or not written <= tuned.tokens.items():
         raise RazorError(
             f"{tuned.source} and {base.source} have different vocabularies ({tuned.outputs} and {base.outputs} "
             f"outputs, {len(tuned.tokens)} and {len(base.tokens)} tokens). Compare a model with its own base."
@@ -162,17 +163,21 @@ def _tokenizer_in(folder: Path) -> Any:
     return tokenizer
 
 
-def _model_of(folder: Path, weights: weight_files.WeightFiles, dtype: str) -> Any:
-    """The model in a folder, all of its weights and no others. Raises anything."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+def _model_of(folder: Path, weights: weight_files.WeightFiles, dtype: str, adapter: Path | None) -> Any:
+    """The model in a folder, all of its weights and no others; for an adapter without what that knows nothing of.
+
+    Raises anything.
+    """
+    from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    auto = classes.class_of(config, () if adapter is None else weight_files.names_in(adapter))
     packed = _PACKED if getattr(config, "quantization_config", None) else 1
-    loading.check_size(config, weights.count * packed)
+    loading.check_size(auto, config, weights.count * packed)
     # What it warns of and matters is raised.
     with quiet.warnings_of("transformers.modeling_utils") as report:
         try:
-            model, info = AutoModelForCausalLM.from_pretrained(
+            model, info = auto.from_pretrained(
                 folder, **loading.in_dtype(DTYPES[dtype]), use_safetensors=True, trust_remote_code=False,
                 output_loading_info=True,
             )  # fmt: skip
