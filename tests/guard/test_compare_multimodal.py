@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from test_monitor_numbers import brute_force
+from test_monitor_numbers import brute_force, check_last
 
 from architectures import tiny
 from laws import GENERIC, PROMPTS, SETTINGS
@@ -15,9 +15,12 @@ from rlrazor import drift
 from rlrazor.errors import RazorError
 from rlrazor.guard.compare import compare
 from rlrazor.guard.comparison import Pair
+from rlrazor.guard.measured_on import MeasuredOn
+from rlrazor.guard.measuring import measurer
 from rlrazor.lm import models
 from rlrazor.lm.probes import of_prompts
 from tiny_models import char_tokenizer, noisy, saved
+from watching import trainer_of, watch
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 TOKENIZER = char_tokenizer()
@@ -92,3 +95,17 @@ def test_encoder_decoders_that_read_images_are_refused_by_name(tmp_path: Path, n
     folder = saved(tmp_path / "model", made(name), TOKENIZER)
     with pytest.raises(RazorError, match=rf"is an encoder-decoder \({name}\)"):
         models.load(folder)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_monitor_and_pick_measure_them(tmp_path: Path) -> None:
+    base = made("Qwen3_5ForConditionalGeneration")
+    saved(tmp_path / "base", base, TOKENIZER)
+    watching = watch(tmp_path, every=6)
+    trainer = trainer_of(tmp_path / "run", [watching], copy.deepcopy(base), save_strategy="steps", save_steps=6)
+    trainer.train()
+    check_last(watching, base, trainer.model)
+    on = MeasuredOn(PROMPTS, GENERIC, SETTINGS)
+    measure, _ = measurer(str(tmp_path / "base"), "float32", on, None, lambda told: None)
+    found = measure(tmp_path / "run" / "checkpoint-6", 6)
+    assert found.kl["kl_forward"].mean == pytest.approx(watching.readings[-1].kl["kl_forward"].mean, rel=1e-4)
