@@ -223,7 +223,7 @@ def test_a_mixture_that_drops_tokens_beyond_its_experts_capacity_is_refused() ->
         return logits, weights_TK * (rank_TK <= capacity), experts_TK
 
     router.register_forward_hook(dropping)
-    with pytest.raises(RazorError, match="beside others.*experts drop tokens beyond their capacity"):
+    with pytest.raises(RazorError, match=r"beside others.*experts drop tokens beyond their capacity"):
         require_measurable(model)
 
 

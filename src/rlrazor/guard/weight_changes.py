@@ -109,7 +109,9 @@ def _by_text_name(names: Sequence[str]) -> dict[str, str]:
 
 
 def total(name: str, parts: Sequence[WeightChange]) -> WeightChange:
-    """All of them as one."""
+    """All of them as one; of none, no numbers."""
+    if not parts:
+        return WeightChange(name, 0, math.nan, math.nan, math.nan)
     size = sum(part.parameters for part in parts)
     unchanged = sum(part.unchanged * part.parameters for part in parts) / size
     l2, norm = (math.hypot(*values) for values in zip(*((part.l2, part.norm) for part in parts), strict=True))

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from rlrazor.lm import compute
 from rlrazor.lm.adapters import without_wrapper
+from rlrazor.lm.quantised import scheme_of
 
 _CACHES = ("cache", "past_key_values", "cache_params", "state", "mems")  # renamed in transformers 5.24
 
@@ -92,9 +93,10 @@ def masked_logits(model: Any, ids_1N: Tensor, mask_11NN: Tensor, positions_1N: T
 
 
 def read_alone(model: Any, ids: Sequence[int], last: int | None = None) -> tuple[Tensor, bool]:
-    """Float32 logits (T, V) of one sequence, and whether they were computed in half precision.
+    """Float32 logits (T, V) of one sequence, and whether they were computed in half precision, or quantised.
 
-    The LM head is asked for its dtype: accelerate's autocast hands half-precision logits out as float32.
+    Of eight bits the rounding is of a batch: which features are not rounded is decided by all of its tokens. The LM
+    head is asked for its dtype: accelerate's autocast hands half-precision logits out as float32.
     """
     dtypes: set[torch.dtype] = set()
     head = model.get_output_embeddings()
@@ -104,7 +106,8 @@ def read_alone(model: Any, ids: Sequence[int], last: int | None = None) -> tuple
     finally:
         if hook is not None:
             hook.remove()
-    return logits.float(), any(dtype.itemsize < 4 for dtype in dtypes | {logits.dtype})
+    rounded = any(dtype.itemsize < 4 for dtype in dtypes | {logits.dtype}) or bool(scheme_of(model.config))
+    return logits.float(), rounded
 
 
 class PromptReader:

@@ -22,6 +22,8 @@ from torch import Tensor, nn
 
 from rlrazor.errors import RazorError
 from rlrazor.lm import compute
+from rlrazor.lm.offloading import brought_weight
+from rlrazor.lm.quantised import is_quantised
 from rlrazor.lm.sampling import NotFiniteError
 
 SAMPLED = 1 << 16  # values of a shared head that are watched
@@ -79,13 +81,14 @@ def head_of(model: Any) -> Head:
     # Gemma, RecurrentGemma, xLSTM.
     caps = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
     softcap = next((cap for name in caps if (cap := getattr(config, name, None))), None)
-    if type(module) is nn.Linear:
-        return Head(module.weight, module.bias, scale, softcap)
+    if type(module) is nn.Linear and not is_quantised(module):
+        bias = None if module.bias is None else brought_weight(module, "bias")
+        return Head(brought_weight(module, "weight"), bias, scale, softcap)
     # Any other affine map, such as a head with an adapter of its own: its matrix is its values on the unit vectors.
-    embeddings = model.get_input_embeddings().weight
-    zero_1D = torch.zeros(1, config.hidden_size, dtype=embeddings.dtype, device=embeddings.device)
-    unit_DD = torch.eye(config.hidden_size, dtype=embeddings.dtype, device=embeddings.device)
-    with torch.autocast(embeddings.device.type, enabled=False):
+    dtype, device = model.get_input_embeddings().weight.dtype, compute.device_of(model)
+    zero_1D = torch.zeros(1, config.hidden_size, dtype=dtype, device=device)
+    unit_DD = torch.eye(config.hidden_size, dtype=dtype, device=device)
+    with torch.autocast(device.type, enabled=False):
         bias_V = module(zero_1D)[0]
         return Head((module(unit_DD) - bias_V).T.contiguous(), bias_V, scale, softcap)
 

@@ -298,7 +298,7 @@ def final_states(
         for done, batch in enumerate(batches, 1):
             # The last token predicts nothing that is measured, so it is not fed.
             rows = [[*sequences.prompts[sequences.prompt_of[n]], *sequences.completions[n]][:-1] for n in batch]
-            hidden_BTD, logits, computed_in = _read(model, rows, head.weight.device)
+            hidden_BTD, logits, computed_in = _read(model, rows, compute.device_of(model))
             if states_TD is None:
                 check_head(head, hidden_BTD[0, :1], logits[0, :1], computed_in)
                 states_TD = hidden_BTD.new_empty(int(lengths_N.sum()), hidden_BTD.shape[-1])

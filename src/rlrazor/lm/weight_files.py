@@ -335,6 +335,14 @@ def check_config(folder: Path, source: str | Path, weights: "WeightFiles") -> No
         check_described(_config_of(folder / "config.json"), source, len(weights.shapes))
 
 
+def scheme_in(folder: Path) -> str:
+    """How a model in a folder is quantised, by its config; "" where it is not, or there is none."""
+    from rlrazor.lm.quantised import scheme_of
+
+    path = folder / "config.json"
+    return scheme_of(dict(_config_of(path))) if path.is_file() else ""
+
+
 def check_described(config: Mapping[str, Any], source: str | Path, tensors: int) -> None:
     """`check_config`, of a config that is read and a number of tensors."""
     for name, value in _numbers(config):
