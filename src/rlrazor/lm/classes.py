@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 
+from rlrazor.lm.offloading import IN_PEFT
+
 _AUTO = {
     "AutoModelForCausalLM": "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",
     "AutoModelForImageTextToText": "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES",
     "AutoModelForMultimodalLM": "MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES",
 }
-_IN_PEFT = "base_model.model."  # what PEFT puts in front of a base's names
 
 
 def class_of(config: Any, adapter: Iterable[str] = ()) -> Any:
@@ -53,7 +54,7 @@ def _modules(adapter: Iterable[str]) -> set[str]:
     """The modules that an adapter was put around, by its weights' names."""
     found = set()
     for name in adapter:
-        parts = name.removeprefix(_IN_PEFT).split(".")
+        parts = name.removeprefix(IN_PEFT).split(".")
         ends = [at for at, part in enumerate(parts) if at and not part.isdigit()]
         found |= {".".join(parts[:at]) for at in ends}
     return found

@@ -214,7 +214,10 @@ def _with_adapter(model: Any, adapter: Path) -> Any:
         # PEFT leaves at zero, with a warning, what a file lacks.
         warnings.filterwarnings("error", "Found missing adapter keys")
         trials.try_patterns(weight_files.patterns_of(adapter), [name for name, _ in model.named_modules()])
-        adapted = PeftModel.from_pretrained(model, adapter)
+        with offloading.left_placed(
+            model, adapter / weight_files.ADAPTER_WEIGHTS
+        ) as how:  # PEFT would place it anew, and write beside its files
+            adapted = PeftModel.from_pretrained(model, adapter, **how)
         # And it leaves out, without one, what the model has no layer for.
         own = {name.replace(".default", "") for name in adapted.state_dict()}
         stored = weight_files.find(adapter, adapter, weight_files.ADAPTER_WEIGHTS).shapes

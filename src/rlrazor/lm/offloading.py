@@ -9,11 +9,13 @@ import tempfile
 import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+IN_PEFT = "base_model.model."  # what PEFT puts in front of a base's names
 KEPT_FREE = 0.1  # of a device's memory: for activations, and for what a measurement keeps
 
 
@@ -50,6 +52,35 @@ def forget_folder(model: Any, folder: str | None) -> None:
 def is_placed(model: Any) -> bool:
     """Whether accelerate has placed it, so that it is not to be moved as a whole."""
     return len(set(map(str, (getattr(model, "hf_device_map", None) or {}).values()))) > 1
+
+
+@contextmanager
+def left_placed(model: Any, adapter: Path) -> Iterator[dict[str, Any]]:
+    """While PEFT puts the adapter of a file around it: what it is told so that a placed model stays where it is.
+
+    The adapter's own weights are small, and in memory where their layers run: PEFT would leave them where the layers'
+    weights are, which for offloaded ones is nowhere.
+    """
+    if not is_placed(model):
+        yield {}
+        return
+    where = vars(model).pop("hf_device_map")
+    try:
+        yield {"low_cpu_mem_usage": True}
+    finally:
+        model.hf_device_map = where
+    from safetensors.torch import load_file
+
+    stored = {name.removeprefix(IN_PEFT): weight for name, weight in load_file(adapter).items()}
+    for path, layer in model.named_modules():
+        if not hasattr(layer, "adapter_layer_names"):
+            continue
+        runs_on = next((hook.execution_device for hook in _hooks(layer.get_base_layer())), None)
+        for name, parameter in list(layer.named_parameters()):
+            if (weight := stored.get(f"{path}.{name}".replace(".default", ""))) is not None:
+                inside, _, own = name.rpartition(".")
+                weight = weight.to(runs_on or parameter.device, parameter.dtype)
+                layer.get_submodule(inside)._parameters[own] = nn.Parameter(weight, requires_grad=False)
 
 
 def device_of(model: Any) -> torch.device:
