@@ -34,6 +34,12 @@ def is_adapted(model: Any) -> bool:
     return hasattr(unwrapped(model), "disable_adapter")
 
 
+def virtual_tokens(model: Any) -> int:
+    """How many tokens an adapter puts in front of every prompt (prompt tuning and its kin); 0 for any other model."""
+    config = getattr(unwrapped(model), "active_peft_config", None) if is_adapted(model) else None
+    return int(config.num_virtual_tokens or 0) if getattr(config, "is_prompt_learning", False) else 0
+
+
 @contextmanager
 def adapter_disabled(model: Any) -> Iterator[None]:
     """A PEFT model without its adapter, whatever that has learnt; any other model as it is.

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rlrazor.lm import compute
-from rlrazor.lm.adapters import without_wrapper
+from rlrazor.lm.adapters import virtual_tokens, without_wrapper
 from rlrazor.lm.quantised import scheme_of
 
 _CACHES = ("cache", "past_key_values", "cache_params", "state", "mems")  # renamed in transformers 5.24
@@ -36,7 +36,7 @@ def context_length(model: Any) -> int | None:
         table = isinstance(module, torch.nn.Embedding) and "position" in name.rpartition(".")[-1]
         if table and module.padding_idx is not None:
             limits.append(module.num_embeddings - module.padding_idx - 1)
-    return min(limits, default=None)
+    return min(limits) - virtual_tokens(model) if limits else None
 
 
 def window(model: Any) -> int | None:
@@ -78,7 +78,7 @@ def plain_logits(model: Any, ids_BT: Tensor, last: int | None = None) -> Tensor:
     """Logits of the `last` positions, or of all, (B, T, V), read from token ids of equal length and nothing else."""
     options = _accepted(model, use_cache=False, **({} if last is None else {"logits_to_keep": last}))
     logits: Tensor = model(input_ids=ids_BT, **options).logits
-    return logits if last is None else logits[:, -last:]
+    return logits[:, -(last or ids_BT.shape[1]) :]  # behind prompt tuning's virtual tokens
 
 
 def masked_logits(model: Any, ids_1N: Tensor, mask_11NN: Tensor, positions_1N: Tensor, kept_K: Tensor) -> Tensor:

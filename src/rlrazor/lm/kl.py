@@ -35,7 +35,7 @@ from torch import Tensor, nn
 
 from rlrazor.errors import RazorError
 from rlrazor.lm import compute
-from rlrazor.lm.adapters import adapter_disabled, is_adapted, unwrapped
+from rlrazor.lm.adapters import adapter_disabled, is_adapted, unwrapped, virtual_tokens
 from rlrazor.lm.forward import context_length
 from rlrazor.lm.head import Floats, Head, check_head, head_of, kl_at_positions, log_probs_at_positions
 from rlrazor.lm.sampling import Told, unheard
@@ -302,6 +302,7 @@ def final_states(
             if states_TD is None:
                 check_head(head, hidden_BTD[0, :1], logits[0, :1], computed_in)
                 states_TD = hidden_BTD.new_empty(int(lengths_N.sum()), hidden_BTD.shape[-1])
+            hidden_BTD = hidden_BTD[:, -max(map(len, rows)) :]  # without prompt tuning's virtual tokens in front
             # Position t of a row predicts its completion's token number t - first.
             first_B = np.array([len(sequences.prompts[sequences.prompt_of[n]]) - 1 for n in batch])
             token_BT = np.arange(hidden_BTD.shape[1]) - first_B[:, None]
@@ -352,11 +353,8 @@ def _read(model: Any, rows: Sequence[Sequence[int]], device: torch.device) -> tu
             hook.remove()
     if not called_with:
         raise RazorError("This model does not call its LM head, so its hidden states cannot be told apart.")
-    if called_with[0].shape[1] != width:
-        raise RazorError(
-            "This model reads more positions than it is given tokens (prompt tuning puts virtual ones in front), so "
-            "its hidden states cannot be told apart."
-        )
+    if called_with[0].shape[1] - width not in (0, virtual_tokens(model)):
+        raise RazorError("This model reads more positions than it is given tokens, so its hidden states are not known.")
     return called_with[0], logits, computed_in[0]
 
 

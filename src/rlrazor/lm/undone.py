@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rlrazor.errors import RazorError
 from rlrazor.lm import compute
-from rlrazor.lm.adapters import BaseWeights, is_adapted, unwrapped
+from rlrazor.lm.adapters import BaseWeights, is_adapted, unwrapped, virtual_tokens
 from rlrazor.lm.digests import base_digest, is_same_base, token_log_probs
 from rlrazor.lm.models import DTYPES, load
 from rlrazor.lm.quantised import scheme_of
@@ -48,11 +48,8 @@ def check_undone(model: Any, *, recognised: bool = False) -> None:
     model = unwrapped(model)
     if not is_adapted(model):
         return
-    if any(getattr(config, "is_prompt_learning", False) for config in model.peft_config.values()):
-        raise RazorError(
-            "Adapters that put virtual tokens in front of a prompt (prompt tuning, prefix tuning, P-tuning) are not "
-            "measured. Use one that changes weights, such as LoRA."
-        )
+    if virtual_tokens(model):
+        return  # in front of a prompt, where nothing of the base is changed
     if recognised:
         return
     moved = (token_log_probs(model, adapted=True) - token_log_probs(model)).abs().max()
