@@ -14,6 +14,7 @@ from torch import Tensor
 
 from rlrazor.lm import compute
 from rlrazor.lm.adapters import virtual_tokens, without_wrapper
+from rlrazor.lm.images import SeenIds, seen
 from rlrazor.lm.quantised import scheme_of
 
 _CACHES = ("cache", "past_key_values", "cache_params", "state", "mems")  # renamed in transformers 5.24
@@ -74,10 +75,14 @@ def prefill(model: Any, ids_BT: Tensor, mask_BT: Tensor, repeats: int) -> tuple[
     return out.logits[:, -1].repeat_interleave(repeats, dim=0), cache
 
 
-def plain_logits(model: Any, ids_BT: Tensor, last: int | None = None) -> Tensor:
-    """Logits of the `last` positions, or of all, (B, T, V), read from token ids of equal length and nothing else."""
+def plain_logits(model: Any, ids_BT: Tensor, last: int | None = None, prompt: SeenIds | None = None) -> Tensor:
+    """Logits of the `last` positions, or of all, (B, T, V), read from token ids of equal length and nothing else.
+
+    `prompt`: what all begin with, where images go with it.
+    """
     options = _accepted(model, use_cache=False, **({} if last is None else {"logits_to_keep": last}))
-    logits: Tensor = model(input_ids=ids_BT, **options).logits
+    beside = {} if prompt is None else prompt.inputs(model, ids_BT.shape[1], len(ids_BT))
+    logits: Tensor = model(input_ids=ids_BT, **options, **beside).logits
     return logits[:, -(last or ids_BT.shape[1]) :]  # behind prompt tuning's virtual tokens
 
 
@@ -92,7 +97,9 @@ def masked_logits(model: Any, ids_1N: Tensor, mask_11NN: Tensor, positions_1N: T
     return (logits_NV if "logits_to_keep" in options else logits_NV[kept_K]).float()
 
 
-def read_alone(model: Any, ids: Sequence[int], last: int | None = None) -> tuple[Tensor, bool]:
+def read_alone(
+    model: Any, ids: Sequence[int], last: int | None = None, prompt: SeenIds | None = None
+) -> tuple[Tensor, bool]:
     """Float32 logits (T, V) of one sequence, and whether they were computed in half precision, or quantised.
 
     Of eight bits the rounding is of a batch: which features are not rounded is decided by all of its tokens. The LM
@@ -102,7 +109,7 @@ def read_alone(model: Any, ids: Sequence[int], last: int | None = None) -> tuple
     head = model.get_output_embeddings()
     hook = head.register_forward_hook(lambda _, __, logits: dtypes.add(logits.dtype)) if head is not None else None
     try:
-        logits = plain_logits(model, _tensor(model, [ids]), last)[0]
+        logits = plain_logits(model, _tensor(model, [ids]), last, prompt)[0]
     finally:
         if hook is not None:
             hook.remove()
@@ -166,9 +173,12 @@ class Cached(PromptReader):
     """
 
     def __init__(self, model: Any, prompts: Sequence[Sequence[int]], samples: int, pad_id: int) -> None:
-        self.model = model
+        self.model, prompt = model, seen(prompts[0])
         self.out = model(
-            input_ids=_tensor(model, prompts, samples), use_cache=True, **_accepted(model, logits_to_keep=1)
+            input_ids=_tensor(model, prompts, samples),
+            use_cache=True,
+            **_accepted(model, logits_to_keep=1),
+            **({} if prompt is None else prompt.inputs(model, len(prompt), samples)),
         )
         self.logits = self.out.logits[:, -1]
 
@@ -182,13 +192,13 @@ class Plain(PromptReader):
     """Of equal length, and for each token all of it once more."""
 
     def __init__(self, model: Any, prompts: Sequence[Sequence[int]], samples: int, pad_id: int) -> None:
-        self.model, self.ids_NT = model, _tensor(model, prompts, samples)
-        self.logits = plain_logits(model, self.ids_NT, 1)[:, 0]
+        self.model, self.ids_NT, self.prompt = model, _tensor(model, prompts, samples), seen(prompts[0])
+        self.logits = plain_logits(model, self.ids_NT, 1, self.prompt)[:, 0]
 
     def follow(self, token_N: Tensor) -> None:
         """Read a token of each."""
         self.ids_NT = torch.cat([self.ids_NT, token_N[:, None]], dim=1)
-        self.logits = plain_logits(self.model, self.ids_NT, 1)[:, 0]
+        self.logits = plain_logits(self.model, self.ids_NT, 1, self.prompt)[:, 0]
 
     def keep(self, rows_M: Tensor) -> bool:
         """Go on with some of the sequences only."""

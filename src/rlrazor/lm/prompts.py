@@ -11,6 +11,8 @@ from typing import Any
 
 from rlrazor.errors import RazorError, cause_of
 from rlrazor.lm import encoding
+from rlrazor.lm.images import ImageFile
+from rlrazor.lm.images import encode as encode_seen
 from rlrazor.system.documents import is_utf8, loads
 
 _MISSING = ("nan", "NaN", "null", "NULL", "None", "<NA>", "NA", "N/A", "#N/A")
@@ -18,7 +20,7 @@ _TURNS_AS_TEXT = re.compile(r"""\s*(\[\s*)?\{\s*["'](role|content|from)["']\s*:"
 
 Prompt = str | Sequence[Mapping[str, Any]] | Mapping[str, Any]
 """Text; or the turns of a conversation, which the tokenizer's chat template turns into text; or, where that template is
-told more, a mapping of `prompt`, one of the two, `tools` and `chat_template_kwargs`, as TRL has them in columns."""
+told more, a mapping of `prompt`, one of the two, `tools`, `chat_template_kwargs` and `images`, as TRL has columns."""
 
 
 def prompt_of(row: Mapping[str, Any], where: str = "A row") -> Prompt:
@@ -39,7 +41,8 @@ def prompt_of(row: Mapping[str, Any], where: str = "A row") -> Prompt:
     tools, told = _as_json(row.get("tools")), _as_json(row.get("chat_template_kwargs"))
     if isinstance(prompt, str) and not _are_schemas(tools):
         tools = None
-    beside = {name: value for name, value in (("tools", tools), ("chat_template_kwargs", told)) if value}
+    held = (("tools", tools), ("chat_template_kwargs", told), ("images", row.get("images")))
+    beside = {name: value for name, value in held if value}
     found: Prompt = {"prompt": prompt, **beside} if beside else prompt
     check(found, where)
     return found
@@ -80,11 +83,15 @@ def texts_of(prompt: Prompt) -> list[str]:
     said, _ = parts_of(prompt)
     if isinstance(said, str):
         return [said]
-    contents = [turn.get("content") for turn in said]
-    parts = [
-        [content] if isinstance(content, str) else [part["text"] for part in content or ()] for content in contents
-    ]
+    parts = [_said_in(turn.get("content")) for turn in said]
     return ["".join(texts) for texts in parts if texts]
+
+
+def _said_in(content: str | Sequence[Mapping[str, Any]] | None) -> list[str]:
+    """The texts in a turn's content; of a place for an image none."""
+    if isinstance(content, str):
+        return [content]
+    return [part["text"] for part in content or () if isinstance(part.get("text"), str)]
 
 
 def last_said(prompt: Prompt) -> str:
@@ -100,7 +107,7 @@ def check(prompt: Any, where: str) -> None:
     """Raise RazorError where this is no Prompt."""
     said = prompt
     if isinstance(prompt, Mapping):
-        more = sorted(map(str, set(prompt) - {"prompt", "tools", "chat_template_kwargs"}))
+        more = sorted(map(str, set(prompt) - {"prompt", "tools", "chat_template_kwargs", "images"}))
         if more or "prompt" not in prompt:
             raise RazorError(
                 f"{where}: a prompt is text, a list of turns, or a mapping of prompt, tools and chat_template_kwargs; "
@@ -111,7 +118,10 @@ def check(prompt: Any, where: str) -> None:
         if not isinstance(_as_json(prompt.get("chat_template_kwargs")) or {}, Mapping):
             raise RazorError(f"{where}: its `chat_template_kwargs` are no object of names and values.")
         said = prompt["prompt"]
-    wrong = _wrong_with_text(said) if isinstance(said, str) else _wrong_with_turns(said)
+        if not all(isinstance(image, ImageFile) for image in prompt.get("images", ())):
+            raise RazorError(f"{where}: its `images` are not read yet: `images.images_of` reads them.")
+    seen = isinstance(prompt, Mapping) and bool(prompt.get("images"))
+    wrong = _wrong_with_text(said) if isinstance(said, str) else _wrong_with_turns(said, seen=seen)
     if wrong is not None:
         raise RazorError(f"{where}: the prompt {wrong}. Mend it, or leave it out.")
     check_unicode(prompt, where)
@@ -144,20 +154,20 @@ def _wrong_with_text(text: str) -> str | None:
     return None
 
 
-def _wrong_with_turns(turns: Any) -> str | None:
+def _wrong_with_turns(turns: Any, *, seen: bool = False) -> str | None:
     if not isinstance(turns, list | tuple):
         return f"{_name_of(turns)}, neither text nor a list of turns"
     if not turns:
         return "is a list of nothing"
     for number, turn in enumerate(turns, 1):
-        if (wrong := _wrong_with_turn(turn)) is not None:
+        if (wrong := _wrong_with_turn(turn, seen=seen)) is not None:
             return f"is a conversation whose turn {number} {wrong}"
     if turns[-1]["role"] == "assistant" and turns[-1].get("content") is None:
         return "is a conversation that ends with a call of a tool, which not the model answers: end it before, or after"
     return None
 
 
-def _wrong_with_turn(turn: Any) -> str | None:
+def _wrong_with_turn(turn: Any, *, seen: bool) -> str | None:
     if not isinstance(turn, Mapping):
         return f"{_name_of(turn)}, where an object with `role` and `content` is needed"
     if {"from", "value"} <= set(turn):
@@ -172,6 +182,7 @@ def _wrong_with_turn(turn: Any) -> str | None:
     if not isinstance(content, list) or not all(isinstance(part, Mapping) for part in content):
         return f"has a `content` that {_name_of(content)}"
     kinds = {str(part.get("type")) for part in content if not isinstance(part.get("text"), str)}
+    kinds -= {"image"} if seen else set()
     return f"holds more than text ({', '.join(sorted(kinds))}), which is not measured" if kinds else None
 
 
@@ -206,7 +217,9 @@ def encode(tokenizer: Any, prompts: Sequence[Prompt], chat: bool) -> list[list[i
     for number, prompt in enumerate(prompts, 1):
         check(prompt, f"Prompt {number}")
         said, template = parts_of(prompt)
-        if isinstance(said, str):
+        if isinstance(prompt, Mapping) and prompt.get("images"):
+            asked.append((said, template))
+        elif isinstance(said, str):
             asked.append(([{"role": "user", "content": said}] if chat and has_template else said, template))
         elif has_template:
             asked.append((_without_none(said), template))
@@ -215,8 +228,15 @@ def encode(tokenizer: Any, prompts: Sequence[Prompt], chat: bool) -> list[list[i
                 f"Prompt {number} is a conversation, and the tokenizer has no chat template to turn it into text: give "
                 "prompts as text, or a tokenizer with a template."
             )
-    encoding.try_turns(tokenizer, [(said, template) for said, template in asked if not isinstance(said, str)])
-    return [_ids(tokenizer, said, template, f"Prompt {number}") for number, (said, template) in enumerate(asked, 1)]
+    images = [prompt.get("images", ()) if isinstance(prompt, Mapping) else () for prompt in prompts]
+    rest = [one for one, shown in zip(asked, images, strict=True) if not shown]
+    encoding.try_turns(tokenizer, [(said, template) for said, template in rest if not isinstance(said, str)])
+    return [
+        encode_seen(tokenizer, said, shown, template, f"Prompt {number}", chat=chat)
+        if shown
+        else _ids(tokenizer, said, template, f"Prompt {number}")
+        for number, ((said, template), shown) in enumerate(zip(asked, images, strict=True), 1)
+    ]
 
 
 def _without_none(turns: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
