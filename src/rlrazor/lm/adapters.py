@@ -36,7 +36,7 @@ def is_adapted(model: Any) -> bool:
 
 def virtual_tokens(model: Any) -> int:
     """How many tokens an adapter puts in front of every prompt (prompt tuning and its kin); 0 for any other model."""
-    config = getattr(unwrapped(model), "active_peft_config", None) if is_adapted(model) else None
+    config: Any = getattr(unwrapped(model), "active_peft_config", None) if is_adapted(model) else None
     return int(config.num_virtual_tokens or 0) if getattr(config, "is_prompt_learning", False) else 0
 
 

@@ -91,7 +91,8 @@ def images_of(value: Any, folder: Path, where: str) -> tuple[ImageFile, ...]:
 
 def _image(value: Any, folder: Path, where: str) -> ImageFile:
     held = value if isinstance(value, Mapping) else {"path": value}
-    content, path = held.get("bytes"), held.get("path")
+    content: Any = held.get("bytes")
+    path: Any = held.get("path")
     shown = f"{path!s:.200}" if isinstance(path, str | Path) else "an image"
     try:
         if hasattr(path, "save"):  # Pillow's

@@ -45,20 +45,22 @@ def plain_weight(module: nn.Module, name: str = "weight") -> Tensor:
 
     Raises NotImplementedError for a quantisation that is not known here.
     """
-    parameter = module._parameters[name]
-    assert parameter is not None
+    parameter: Any = module._parameters[name]
     if name != "weight" or not is_quantised(module):
         return brought_weight(module, name).detach()
     kind = type(parameter).__name__
     if kind == "Params4bit":
         from bitsandbytes import functional
 
-        values: Tensor = functional.dequantize_4bit(parameter.data, parameter.quant_state)  # type: ignore[attr-defined]
+        values: Tensor = functional.dequantize_4bit(parameter.data, parameter.quant_state)
         return values
     if kind == "Int8Params":
         scale = getattr(parameter, "SCB", None)
-        scale = module.state.SCB if scale is None else scale
-        return parameter.data.float() * (scale.float()[:, None] / 127)
+        held: Any = module.state
+        scale = held.SCB if scale is None else scale
+        rows: Tensor = parameter.data.float() * (scale.float()[:, None] / 127)
+        return rows
     if hasattr(parameter.data, "dequantize") and parameter.is_floating_point():  # torchao's and quanto's tensors
-        return parameter.data.dequantize().detach()
+        numbers: Tensor = parameter.data.dequantize().detach()
+        return numbers
     raise NotImplementedError(f"{kind} weights are not read as numbers")
