@@ -10,6 +10,7 @@ from architectures import PROMPTS, greedy_alone, kl_alone, moved, require_exact,
 from rlrazor.lm import images, kl, sampling
 
 NAMES = [
+    "AyaVisionForConditionalGeneration",  # whose logits are not scaled as those of its text model alone
     "Gemma3ForConditionalGeneration", "Idefics3ForConditionalGeneration", "InternVLForConditionalGeneration",
     "Lfm2VlForConditionalGeneration", "LlavaForConditionalGeneration", "LlavaOnevisionForConditionalGeneration",
     "Mistral3ForConditionalGeneration", "MllamaForConditionalGeneration", "Qwen2VLForConditionalGeneration",

@@ -36,7 +36,9 @@ def add_probe(group: Any) -> None:
         help="what ends one, \\n being a line end; may be repeated (default: the end of text alone)",
     )
     group.add_argument("--no-chat", action="store_true", help="do not put prompts into the chat template")
-    group.add_argument("--dtype", help="float32 or bfloat16, half the memory (default: the law's, or float32)")
+    group.add_argument(
+        "--dtype", help="float32, or bfloat16 or float16 for half the memory (default: the law's, or float32)"
+    )
 
 
 def add_prior_tasks(group: Any, what: str) -> None:

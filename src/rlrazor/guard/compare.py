@@ -265,6 +265,8 @@ def _measure(request: _Request) -> _Found:
     names = pair.base, pair.tuned
     layers: list[WeightChange] = []
     schemes = stored_scheme(pair.base), "" if request.adapted else stored_scheme(pair.tuned)
+    if pair.recovery is not None and any(schemes):
+        raise RazorError("--recover trains copies of both models, and one that is quantised cannot be trained.")
     if not request.adapted and not any(schemes):
         told("weights")  # first: it finds out soonest that the two do not belong together
         layers, notes = changes(SavedWeights(pair.base), SavedWeights(pair.tuned), names)

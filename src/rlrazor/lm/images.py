@@ -129,7 +129,7 @@ def encode(
     into the user's turn of a template, where there is one. Raises RazorError for a model without a processor, and for a
     template or a processor that does not take the prompt.
     """
-    processor = processor_of(tokenizer, str(getattr(tokenizer, "name_or_path", "")))
+    processor = processor_of(str(getattr(tokenizer, "name_or_path", "")))
     written = getattr(processor, "chat_template", None) or getattr(tokenizer, "chat_template", None)
     if isinstance(said, str) and chat and written:
         said = [{"role": "user", "content": said}]
@@ -169,8 +169,8 @@ def encode(
 
 
 @functools.lru_cache(maxsize=1)
-def processor_of(tokenizer: Any, folder: str) -> Any:
-    """The processor beside a tokenizer, in its folder. Raises RazorError where there is none that takes images."""
+def processor_of(folder: str) -> Any:
+    """The processor beside a tokenizer, in the folder that this is from. Raises RazorError where there is none that takes images."""
     from transformers import AutoProcessor
 
     try:

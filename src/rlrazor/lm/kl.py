@@ -301,7 +301,7 @@ def final_states(
             rows = [[*sequences.prompts[sequences.prompt_of[n]], *sequences.completions[n]][:-1] for n in batch]
             hidden_BTD, logits, computed_in = _read(model, rows, seen(sequences.prompts[sequences.prompt_of[batch[0]]]))
             if states_TD is None:
-                check_head(head, hidden_BTD[0, :1], logits[0, :1], computed_in)
+                head = check_head(head, hidden_BTD[0, :1], logits[0, :1], computed_in)
                 states_TD = hidden_BTD.new_empty(int(lengths_N.sum()), hidden_BTD.shape[-1])
             hidden_BTD = hidden_BTD[:, -max(map(len, rows)) :]  # without prompt tuning's virtual tokens in front
             # Position t of a row predicts its completion's token number t - first.
