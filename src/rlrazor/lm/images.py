@@ -170,7 +170,7 @@ def encode(
 
 @functools.lru_cache(maxsize=1)
 def processor_of(folder: str) -> Any:
-    """The processor beside a tokenizer, in the folder that this is from. Raises RazorError where there is none that takes images."""
+    """The processor in the folder of a tokenizer. Raises RazorError where there is none that takes images."""
     from transformers import AutoProcessor
 
     try:
