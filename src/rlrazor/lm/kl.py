@@ -347,8 +347,8 @@ def _read(model: Any, rows: Sequence[TokenIds], prompt: SeenIds | None) -> tuple
         computed_in.append(logits.dtype)
 
     width, output = max(map(len, rows)), model.get_output_embeddings()
-    ids_BT = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows], dtype=torch.long)
-    ids_BT, beside = ids_BT.to(compute.device_of(model)), {} if prompt is None else prompt.inputs(model, width)
+    place, beside = compute.device_of(model), {} if prompt is None else prompt.inputs(model, width)
+    ids_BT = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows], dtype=torch.long, device=place)
     hooks = [output.register_forward_pre_hook(only_first), output.register_forward_hook(note_dtype)]
     try:
         logits: Tensor = model(input_ids=ids_BT, use_cache=False, **beside).logits
