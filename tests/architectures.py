@@ -39,7 +39,7 @@ WAYS = (
 )
 REFUSED, CANNOT = "refused in a sentence", "could not be made tiny here"
 _LAYERS = re.compile(
-    r"num_hidden_layers|(n|num|encoder|decoder|num_encoder|num_decoder|attention)_layers?|num_layers_per_stack|num_blocks"
+    r"depth|num_hidden_layers|(n|num|encoder|decoder|num_encoder|num_decoder|attention)_layers?|num_layers_per_stack|num_blocks"
 )
 # The first name that matches the whole of a field's, of those that are numbers. Others keep their default.
 _SIZES = {
@@ -103,6 +103,12 @@ _SPECIAL: dict[str, dict[str, Any]] = {
         "indexer_budget": 8,
         "indexer_compress_ratio": 2,
     },
+    "qwen2_5_vl_text": {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]}},
+    "qwen2_5_vl_vision": {"out_hidden_size": 32, "window_size": 112, "fullatt_block_indexes": [1]},
+    "qwen2_vl_vision": {"embed_dim": 32, "hidden_size": 32, "num_heads": 4},
+    "qwen3_5_vision": {"out_hidden_size": 32},
+    "qwen3_vl_vision": {"out_hidden_size": 32, "deepstack_visual_indexes": [0, 1]},
+    "qwen2_vl_text": {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]}},
     "recurrent_gemma": {"num_hidden_layers": 3},
     "reformer": {"axial_pos_shape": [8, 8], "axial_pos_embds_dim": [16, 16]},
     "roc_bert": {

@@ -94,6 +94,8 @@ def test_the_precision_is_the_pairs_and_the_laws(tmp_path: Path) -> None:
     assert rounded.kl["kl_probe"].mean == pytest.approx(exact.kl["kl_probe"].mean, rel=0.3)
     assert rounded.kl["kl_probe"].mean != pytest.approx(exact.kl["kl_probe"].mean, rel=1e-4)
     assert np.isfinite(rounded.kl["kl_reverse"].mean)
+    halves = compared(tmp_path, tuned, "float16", settings=SETTINGS)
+    assert halves.kl["kl_probe"].mean == pytest.approx(exact.kl["kl_probe"].mean, rel=0.05)  # of finer rounding
     assert (exact.pair.dtype, exact.setup.first_prompt) == ("float32", PROMPTS[0])
     law = law_of(base)
     law = changed(law, probe__precision="float32")

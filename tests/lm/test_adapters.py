@@ -11,9 +11,12 @@ from peft import LoraConfig, get_peft_model
 from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from rlrazor.errors import RazorError
+from rlrazor.lm import kl, sampling
 from rlrazor.lm.adapters import AdaptedWeights, base_weights
 from rlrazor.lm.digests import base_digest, is_same_base
+from rlrazor.lm.forward import context_length
 from rlrazor.lm.models import load
+from rlrazor.lm.suitable import require_measurable
 from rlrazor.lm.undone import check_undone
 from rlrazor.lm.weight_files import weights_by_config
 from tiny_models import char_tokenizer, saved, tiny_llama
@@ -181,8 +184,37 @@ def test_an_adapter_that_transformers_has_put_into_the_model_is_part_of_it() -> 
     assert len(changed) == 4
 
 
-def test_virtual_tokens_are_refused_and_no_adapter_is_fine() -> None:
-    check_undone(tiny_llama())
-    for config in (peft.PromptTuningConfig(num_virtual_tokens=2), peft.PrefixTuningConfig(num_virtual_tokens=2)):
-        with pytest.raises(RazorError, match="virtual tokens"):
-            check_undone(fresh(config))
+VIRTUAL = {
+    "prompt tuning": peft.PromptTuningConfig(num_virtual_tokens=3),
+    "prefix tuning": peft.PrefixTuningConfig(num_virtual_tokens=3),
+    "p-tuning": peft.PromptEncoderConfig(num_virtual_tokens=3, encoder_hidden_size=16),
+}
+
+
+@pytest.mark.parametrize("kind", VIRTUAL)
+def test_virtual_tokens_are_undone_and_measured(kind: str) -> None:
+    base = tiny_llama()
+    check_undone(base)
+    adapted = moved(fresh(VIRTUAL[kind], copy.deepcopy(base))).eval()
+    check_undone(adapted)
+    assert base_digest(adapted) == base_digest(base)
+    same_weights(base_weights(adapted), dict(base.named_parameters()))
+    assert context_length(adapted) == 61
+    require_measurable(adapted)
+    prompts = [[5, 6, 7], [8], [9, 10, 11, 12]]
+    drawn = sampling.sample(
+        adapted, prompts, sampling.Sampling(greedy=True, max_new_tokens=4, stop_ids=[1], pad_id=0, samples=2)
+    )
+    sequences = kl.Sequences.grouped(prompts, drawn)
+    found = []
+    for place, completion in zip(sequences.prompt_of, drawn, strict=True):
+        ids = torch.tensor([[*prompts[place], *completion]])
+        p, q = (
+            model(input_ids=ids, use_cache=False).logits[0, -len(completion) - 1 :].double().log_softmax(-1)
+            for model in (base, adapted)
+        )
+        assert q[:-1].argmax(dim=-1).tolist() == completion
+        found.append(float((p.exp() * (p - q))[:-1].sum()))
+    expected = sum(found) / len(found)
+    assert expected > 1e-3
+    assert kl.forward_kl(kl.Probe(adapted, sequences), adapted).per_completion.mean == pytest.approx(expected, rel=1e-5)

@@ -209,6 +209,40 @@ def test_a_model_that_draws_in_evaluation_is_refused() -> None:
         require_measurable(model)
 
 
+def test_a_mixture_that_drops_tokens_beyond_its_experts_capacity_is_refused() -> None:
+    """As Switch does: the first tokens of a batch that want an expert have it, the others none."""
+    model = tiny("MixtralForCausalLM")
+    router = model.model.layers[0].mlp.gate
+    require_measurable(model)
+
+    def dropping(_: Any, __: Any, out: Any) -> Any:
+        logits, weights_TK, experts_TK = out
+        capacity = max(1, int(1.25 * len(experts_TK) * 2 / 4))
+        wanted_TKE = torch.nn.functional.one_hot(experts_TK, 4)
+        rank_TK = (wanted_TKE.cumsum(dim=0) * wanted_TKE).sum(dim=-1)
+        return logits, weights_TK * (rank_TK <= capacity), experts_TK
+
+    router.register_forward_hook(dropping)
+    with pytest.raises(RazorError, match=r"beside others.*experts drop tokens beyond their capacity"):
+        require_measurable(model)
+
+
+@pytest.mark.parametrize("noise", ["router_jitter_noise", "moe_jitter_eps"])
+def test_the_noise_of_a_router_is_off_while_it_is_measured(noise: str) -> None:
+    model = tiny({"router_jitter_noise": "MixtralForCausalLM", "moe_jitter_eps": "DbrxForCausalLM"}[noise])
+    routers = [module for module in model.modules() if hasattr(module, noise) or hasattr(module, "jitter_noise")]
+    assert routers
+    for router in routers:
+        setattr(router, noise if hasattr(router, noise) else "jitter_noise", 0.9)
+    ids = torch.tensor([PROMPTS[2]])
+    model.train()
+    assert not torch.equal(model(input_ids=ids).logits, model(input_ids=ids).logits)  # as it is trained
+    require_measurable(model)
+    sequences = kl.Sequences.texts([PROMPTS[2]])
+    assert not kl.forward_kl(kl.Probe(model, sequences), model).positions.any()
+    assert model.training
+
+
 def test_a_model_that_takes_zeros_for_padding_is_refused() -> None:
     model = tiny_llama()
 

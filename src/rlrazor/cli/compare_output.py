@@ -114,6 +114,8 @@ def print_findings(found: Comparison, judged: Sequence[Judgement]) -> None:
     console.print(_distances(found))
     weights = f"Weights: L2 of the change {found.weights.l2:.4g} ({100 * found.weights.whole.relative:.3g} %), "
     weights += f"{100 * found.weights.unchanged:.1f} % exactly as before."
+    if not found.weights.layers:
+        weights = "Weights: not compared."
     if found.distances.cknna is not None:
         weights += f" CKNNA on the generic probe {found.distances.cknna:.3f}."
     console.print(weights, highlight=False)

@@ -43,7 +43,9 @@ def add_probe(group: Any) -> None:
         "all, the earlier ones as they are (default: last)",
     )
     add_template_kwargs(group)
-    group.add_argument("--dtype", help="float32 or bfloat16, half the memory (default: the law's, or float32)")
+    group.add_argument(
+        "--dtype", help="float32, or bfloat16 or float16 for half the memory (default: the law's, or float32)"
+    )
 
 
 def add_template_kwargs(group: Any) -> None:

@@ -57,7 +57,7 @@ from rlrazor.lm.prompts import texts_of
 from rlrazor.lm.representation import representation_of_ids
 from rlrazor.lm.sampling import NotFiniteError
 from rlrazor.lm.scores import PriorScores
-from rlrazor.lm.sources import SavedWeights
+from rlrazor.lm.sources import SavedWeights, stored_scheme
 from rlrazor.lm.weight_files import check_adapter, is_adapter
 
 STEPS = 6  # of the progress, without prior tasks
@@ -269,12 +269,20 @@ def _measure(request: _Request) -> _Found:
     pair, told, notes = request.pair, request.told, list[str]()
     names = pair.base, pair.tuned
     layers: list[WeightChange] = []
-    if not request.adapted:
+    schemes = stored_scheme(pair.base), "" if request.adapted else stored_scheme(pair.tuned)
+    if pair.recovery is not None and any(schemes):
+        raise RazorError("--recover trains copies of both models, and one that is quantised cannot be trained.")
+    if not request.adapted and not any(schemes):
         told("weights")  # first: it finds out soonest that the two do not belong together
         layers, notes = changes(SavedWeights(pair.base), SavedWeights(pair.tuned), names)
 
     told("loading the base")
-    base = _base_side(load(pair.base, dtype=pair.dtype), request)
+    lm = load(pair.base, dtype=pair.dtype)
+    if schemes[0] and not schemes[1] and not request.adapted:
+        told("weights")  # of what is quantised, the numbers that it stands for
+        layers, notes = changes(base_weights(lm.model), SavedWeights(pair.tuned), names)
+    base = _base_side(lm, request)
+    del lm
     compute.free()
     base.floor = _floor(request, base)
     compute.free()
@@ -289,6 +297,12 @@ def _measure(request: _Request) -> _Found:
         layers, notes = changes(
             base_weights(tuned.model) if undone else SavedWeights(pair.base), AdaptedWeights(tuned.model), names
         )
+    elif schemes[1] and not schemes[0]:
+        told("weights")
+        layers, notes = changes(SavedWeights(pair.base), base_weights(tuned.model), names)
+    elif all(schemes):
+        notes = ["Both are quantised: the weights are not compared, as only one of the two is in memory at a time."]
+    notes += _quantised_notes(pair, schemes, adapted=request.adapted)
     weights = Weights(total("all", layers), layers, untold=bool(notes))
     if request.adapted and not any(layer.l2 for layer in layers) and side.drifts[FORWARD].sums.any():
         notes.append("The adapter adds to the model and changes no weight of it: what it adds is not among these.")
@@ -302,6 +316,30 @@ def _measure(request: _Request) -> _Found:
     del tuned
     compute.free()
     return _Found(base, side, reverse, weights, [*notes, *side.notes], _recovered(base, request))
+
+
+def _quantised_notes(pair: Pair, schemes: tuple[str, str], *, adapted: bool) -> list[str]:
+    """What the KL is of, where one of the two or both are quantised, or the adapter was trained on such a base."""
+    base, tuned = schemes
+    if base and adapted:
+        return [
+            f"The base is quantised ({base}), and the adapter is on top of it: the KL is of the adapter alone. Merged "
+            "into weights of more bits it would be another."
+        ]
+    if base and tuned:
+        return [f"Both are quantised (the base: {base}; the tuned model: {tuned}): the KL is of the two as they are."]
+    if base:
+        return [
+            f"The base is quantised ({base}), and the tuned model is not: the KL is to the quantised base, and holds "
+            "what its rounding does as well as what training did. For training alone, give the adapter itself as "
+            "TUNED, or as BASE the model that was quantised."
+        ]
+    if tuned:
+        return [
+            f"The tuned model is quantised ({tuned}), and the base is not: the KL is of the quantised model, and holds "
+            "what its rounding does as well as what training did."
+        ]
+    return []
 
 
 def _recovered(base: _OfBase, request: _Request) -> Recovered | None:

@@ -11,6 +11,9 @@ from torch import Tensor
 from rlrazor import drift
 from rlrazor.errors import RazorError
 
+_AROUND_TEXT = ("model", "language_model", "text_model")
+_BESIDE_TEXT = re.compile(r"(?:^|[._])(visual|vision|vit|audio|image|video|speech|vpm|apm)\w*\.")
+
 
 @dataclass(frozen=True)
 class WeightChange:
@@ -81,10 +84,15 @@ def changes(
 def _paired(base: Sequence[str], tuned: Sequence[str]) -> dict[str, str]:
     """Which weight of the one is which of the other: by name, or by what follows a prefix such as `transformer.`.
 
-    A base may have been saved as the bare transformer, without the prefix that a model with an LM head gives it.
+    A base may have been saved as the bare transformer, without the prefix that a model with an LM head gives it; a
+    model that reads images may have been tuned and saved as the text model in it.
     """
     there = set(tuned)
-    if shared := {name: name for name in base if name in there}:
+    shared = {name: name for name in base if name in there}
+    if len(shared) < min(len(there), len(base)) / 2:
+        ours, theirs = _by_text_name(base), _by_text_name(tuned)
+        shared |= {ours[text]: theirs[text] for text in ours if text in theirs}
+    if shared:
         return shared
     prefixed = {name: rest for name in tuned if (rest := name.partition(".")[2]) in set(base)}
     if prefixed:
@@ -92,8 +100,18 @@ def _paired(base: Sequence[str], tuned: Sequence[str]) -> dict[str, str]:
     return {name: rest for name in base if (rest := name.partition(".")[2]) in there}
 
 
+def _by_text_name(names: Sequence[str]) -> dict[str, str]:
+    """Names by what is left without the parts that say which model a language model is in; those left once only."""
+    found: dict[str, list[str]] = {}
+    for name in names:
+        found.setdefault(".".join(part for part in name.split(".") if part not in _AROUND_TEXT), []).append(name)
+    return {text: alike[0] for text, alike in found.items() if len(alike) == 1}
+
+
 def total(name: str, parts: Sequence[WeightChange]) -> WeightChange:
-    """All of them as one."""
+    """All of them as one; of none, no numbers."""
+    if not parts:
+        return WeightChange(name, 0, math.nan, math.nan, math.nan)
     size = sum(part.parameters for part in parts)
     unchanged = sum(part.unchanged * part.parameters for part in parts) / size
     l2, norm = (math.hypot(*values) for values in zip(*((part.l2, part.norm) for part in parts), strict=True))
@@ -102,6 +120,9 @@ def total(name: str, parts: Sequence[WeightChange]) -> WeightChange:
 
 def _layer(name: str) -> str:
     found = re.search(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.", name)
+    beside = _BESIDE_TEXT.search(name[: found.start(1)]) if found else None
+    if found and beside:
+        return f"{beside[1]} layer {found[1]}"
     return f"layer {found[1]}" if found else name.removesuffix(".weight").removeprefix("model.")
 
 

@@ -6,13 +6,15 @@ of it when they are merged.
 
 import copy
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from rlrazor.errors import RazorError
+from rlrazor.lm.offloading import brought, without_hooks
+from rlrazor.lm.quantised import is_quantised, plain_weight
 
 
 def unwrapped(model: Any) -> Any:
@@ -30,6 +32,12 @@ def without_wrapper(model: Any) -> Any:
 def is_adapted(model: Any) -> bool:
     """Whether this is a PEFT model, whose adapter can be switched off."""
     return hasattr(unwrapped(model), "disable_adapter")
+
+
+def virtual_tokens(model: Any) -> int:
+    """How many tokens an adapter puts in front of every prompt (prompt tuning and its kin); 0 for any other model."""
+    config: Any = getattr(unwrapped(model), "active_peft_config", None) if is_adapted(model) else None
+    return int(config.num_virtual_tokens or 0) if getattr(config, "is_prompt_learning", False) else 0
 
 
 @contextmanager
@@ -52,11 +60,22 @@ def adapter_disabled(model: Any) -> Iterator[None]:
 
 
 class _Place(NamedTuple):
-    """Where a parameter of the base is: itself, the outermost module of PEFT's around it, and its name within that."""
+    """Where a parameter of the base is: the module it is of and its name there, the outermost module of PEFT's around
+    it, and its name within that."""
 
-    parameter: Tensor
+    owner: nn.Module
+    name: str
     around: nn.Module | None
     path: str
+
+    def plain(self) -> Tensor:
+        """The parameter as numbers, in memory; the bits themselves of a quantisation that is not known."""
+        try:
+            return plain_weight(self.owner, self.name)
+        except NotImplementedError:
+            parameter = self.owner._parameters[self.name]
+            assert parameter is not None
+            return parameter.detach()
 
 
 def _inside(module: nn.Module) -> nn.Module | None:
@@ -74,7 +93,7 @@ def _places(model: Any) -> dict[str, _Place]:
     """The base's parameters by its names, tied ones once, as `named_parameters` of the base gave them."""
     model = unwrapped(model)
     if not getattr(model, "peft_config", None):
-        return {name: _Place(parameter, None, name) for name, parameter in model.named_parameters()}
+        return {name: _Place(*_owner(model, name), None, name) for name, _ in model.named_parameters()}
     found: dict[str, _Place] = {}
     seen: set[int] = set()
     repeats = any(getattr(config, "layer_replication", None) for config in model.peft_config.values())
@@ -87,7 +106,7 @@ def _places(model: Any) -> dict[str, _Place]:
             # Tied weights are one, but layers that PEFT has repeated are several: each has an adapter of its own.
             if parameter is not None and (id(parameter) not in seen or (repeats and around is not None)):
                 seen.add(id(parameter))
-                found[prefix + name] = _Place(parameter, around, path + name)
+                found[prefix + name] = _Place(module, name, around, path + name)
         for name, child in module._modules.items():
             if child is not None:
                 walk(child, f"{prefix}{name}.", around, f"{path}{name}.")
@@ -97,17 +116,36 @@ def _places(model: Any) -> dict[str, _Place]:
     return found
 
 
-def base_weights(model: Any) -> dict[str, Tensor]:
-    """The base's parameters themselves, by its names: those under an adapter, and inside of a wrapper.
+def _owner(model: nn.Module, name: str) -> tuple[nn.Module, str]:
+    path, _, own = name.rpartition(".")
+    return model.get_submodule(path), own
 
-    Parameters that PEFT keeps a trained copy of (`modules_to_save`) are the originals.
+
+class BaseWeights(Mapping[str, Tensor]):
+    """The base's parameters by its names, as they are asked for: those under an adapter, and inside of a wrapper.
+
+    The parameters themselves; of those that are quantised what they stand for, of those that are offloaded copies. Of
+    parameters that PEFT keeps a trained copy of (`modules_to_save`), the originals. `under_adapter`: only those that an
+    adapter, or a trained copy, was put around.
     """
-    return {name: place.parameter.detach() for name, place in _places(model).items()}
+
+    def __init__(self, model: Any, *, under_adapter: bool = False) -> None:
+        places = _places(model).items()
+        self._places = {name: place for name, place in places if place.around is not None or not under_adapter}
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._places[name].plain()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
 
 
-def base_weights_under_adapter(model: Any) -> dict[str, Tensor]:
-    """Of the base's parameters those that an adapter, or a trained copy, was put around."""
-    return {name: place.parameter.detach() for name, place in _places(model).items() if place.around is not None}
+def base_weights(model: Any) -> Mapping[str, Tensor]:
+    """All of `BaseWeights`."""
+    return BaseWeights(model)
 
 
 class AdaptedWeights(Mapping[str, Tensor]):
@@ -122,13 +160,16 @@ class AdaptedWeights(Mapping[str, Tensor]):
         self._last: tuple[nn.Module | None, nn.Module | None] = None, None  # asked for one after another
 
     def __getitem__(self, name: str) -> Tensor:
-        parameter, around, path = self._places[name]
-        if around is None:
-            return parameter.detach()
+        place = self._places[name]
+        if (around := place.around) is None:
+            return place.plain()
+        if place.name == "weight" and is_quantised(place.owner) and not hasattr(around, "modules_to_save"):
+            return place.plain() + _added(around)
         if self._last[0] is not around:
-            self._last = around, _merged(around)
+            with brought(around):
+                self._last = around, _merged(around)
         assert self._last[1] is not None
-        return self._last[1].get_parameter(path).detach()
+        return self._last[1].get_parameter(place.path).detach()
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._places)
@@ -148,6 +189,7 @@ def _merged(module: nn.Module) -> Any:
         trained: Any = active[0] if active else module.original_module
         return trained
     own = copy.deepcopy(module)
+    without_hooks(own)
     if any(weight.dtype in (torch.float16, torch.bfloat16) for weight in own.parameters()):
         own.float()  # in half precision a small update would be lost, which the model adds to outputs, not to weights
     for layer in own.modules():
@@ -160,6 +202,18 @@ def _merged(module: nn.Module) -> Any:
     while inner is not None:
         own, inner = inner, _inside(inner)
     return own
+
+
+@torch.no_grad()
+def _added(module: nn.Module) -> Tensor:
+    """What an adapter adds to a quantised weight: merged, it would be rounded to the few bits of the weight."""
+    layer: Any = module
+    if hasattr(layer, "get_delta_weight") and not any(getattr(layer, "use_dora", {}).values()):
+        with suppress(RuntimeError, ValueError, NotImplementedError, AttributeError, TypeError):
+            parts = [layer.get_delta_weight(name) for name in layer.active_adapters]
+            total: Tensor = torch.stack([part.float() for part in parts]).sum(dim=0)
+            return total
+    raise RazorError("PEFT cannot merge this adapter into the weights: they are quantised.")
 
 
 def weights_of(model: Any) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from rlrazor.errors import RazorError
+from rlrazor.lm import offloading
 from rlrazor.system.cores import threads_asked
 
 THREADS = 1
@@ -71,9 +72,8 @@ def free() -> None:
 
 
 def device_of(model: Any) -> torch.device:
-    """Where its first parameter is."""
-    device: torch.device = next(model.parameters()).device
-    return device
+    """Where it takes its tokens: where its first parameter is, or is brought to as it runs."""
+    return offloading.device_of(model)
 
 
 def has_bf16() -> bool:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rlrazor.lm import compute
-from rlrazor.lm.adapters import adapter_disabled, base_weights, unwrapped
+from rlrazor.lm.adapters import adapter_disabled, base_weights, unwrapped, without_wrapper
 from rlrazor.lm.forward import context_length
 from rlrazor.lm.sampling import NotFiniteError
 
@@ -30,7 +30,7 @@ def token_log_probs(model: Any, precision: str | None = None, *, adapted: bool =
     """
     model = unwrapped(model)
     rows = len(model.get_input_embeddings().weight)
-    length = min(DIGEST_TOKENS, context_length(model) or DIGEST_TOKENS)
+    length = min(DIGEST_TOKENS, context_length(without_wrapper(model)) or DIGEST_TOKENS)
     ids = [(7919 * at * at + 104729 * at + 1) % rows for at in range(length)]
     ids_T = torch.tensor(ids, dtype=torch.long, device=compute.device_of(model))
     off = nullcontext() if adapted else adapter_disabled(model)

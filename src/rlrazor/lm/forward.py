@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from rlrazor.lm import compute
-from rlrazor.lm.adapters import without_wrapper
+from rlrazor.lm.adapters import virtual_tokens, without_wrapper
+from rlrazor.lm.images import SeenIds, seen
+from rlrazor.lm.quantised import scheme_of
 
 _CACHES = ("cache", "past_key_values", "cache_params", "state", "mems")  # renamed in transformers 5.24
 
@@ -35,7 +37,7 @@ def context_length(model: Any) -> int | None:
         table = isinstance(module, torch.nn.Embedding) and "position" in name.rpartition(".")[-1]
         if table and module.padding_idx is not None:
             limits.append(module.num_embeddings - module.padding_idx - 1)
-    return min(limits, default=None)
+    return min(limits) - virtual_tokens(model) if limits else None
 
 
 def window(model: Any) -> int | None:
@@ -73,17 +75,24 @@ def prefill(model: Any, ids_BT: Tensor, mask_BT: Tensor, repeats: int) -> tuple[
     return out.logits[:, -1].repeat_interleave(repeats, dim=0), cache
 
 
-def plain_logits(model: Any, ids_BT: Tensor, kept: int | Sequence[int] | None = None) -> Tensor:
+def plain_logits(
+    model: Any, ids_BT: Tensor, kept: int | Sequence[int] | None = None, prompt: SeenIds | None = None
+) -> Tensor:
     """Logits of so many last positions, of those named, or of all, (B, T, V), read from token ids of equal length.
 
     The others' are not computed where the model's forward can leave them out: of thousands they would be gigabytes.
+    `prompt`: what all begin with, where images go with it.
     """
-    places = kept if kept is None or isinstance(kept, int) else torch.tensor(list(kept), device=ids_BT.device)
-    options = _accepted(model, use_cache=False, **({} if places is None else {"logits_to_keep": places}))
-    logits: Tensor = model(input_ids=ids_BT, **options).logits
-    if isinstance(places, Tensor):
-        return logits if "logits_to_keep" in options else logits[:, places]
-    return logits if places is None else logits[:, -places:]
+    if kept is None or isinstance(kept, int):
+        options = _accepted(model, use_cache=False, **({} if kept is None else {"logits_to_keep": kept}))
+    else:  # counted from the end: prompt tuning puts virtual tokens in front
+        places = torch.tensor(list(kept), device=ids_BT.device) - ids_BT.shape[1]
+        options = _accepted(model, use_cache=False, logits_to_keep=places)
+    beside = {} if prompt is None else prompt.inputs(model, ids_BT.shape[1], len(ids_BT))
+    logits: Tensor = model(input_ids=ids_BT, **options, **beside).logits
+    if kept is None or isinstance(kept, int):
+        return logits[:, -(kept or ids_BT.shape[1]) :]  # behind prompt tuning's virtual tokens
+    return logits if "logits_to_keep" in options else logits[:, places]
 
 
 def masked_logits(model: Any, ids_1N: Tensor, mask_11NN: Tensor, positions_1N: Tensor, kept_K: Tensor) -> Tensor:
@@ -97,20 +106,25 @@ def masked_logits(model: Any, ids_1N: Tensor, mask_11NN: Tensor, positions_1N: T
     return (logits_NV if "logits_to_keep" in options else logits_NV[kept_K]).float()
 
 
-def read_alone(model: Any, ids: Sequence[int], kept: int | Sequence[int] | None = None) -> tuple[Tensor, bool]:
-    """Float32 logits (T, V) of one sequence, as `plain_logits` has them, and whether they were in half precision.
+def read_alone(
+    model: Any, ids: Sequence[int], kept: int | Sequence[int] | None = None, prompt: SeenIds | None = None
+) -> tuple[Tensor, bool]:
+    """Float32 logits (T, V) of one sequence, as `plain_logits` has them, and whether computed in half precision, or
+    quantised.
 
-    The LM head is asked for its dtype: accelerate's autocast hands half-precision logits out as float32.
+    Of eight bits the rounding is of a batch: which features are not rounded is decided by all of its tokens. The LM
+    head is asked for its dtype: accelerate's autocast hands half-precision logits out as float32.
     """
     dtypes: set[torch.dtype] = set()
     head = model.get_output_embeddings()
     hook = head.register_forward_hook(lambda _, __, logits: dtypes.add(logits.dtype)) if head is not None else None
     try:
-        logits = plain_logits(model, _tensor(model, [ids]), kept)[0]
+        logits = plain_logits(model, _tensor(model, [ids]), kept, prompt)[0]
     finally:
         if hook is not None:
             hook.remove()
-    return logits.float(), any(dtype.itemsize < 4 for dtype in dtypes | {logits.dtype})
+    rounded = any(dtype.itemsize < 4 for dtype in dtypes | {logits.dtype}) or bool(scheme_of(model.config))
+    return logits.float(), rounded
 
 
 class PromptReader:
@@ -169,9 +183,12 @@ class Cached(PromptReader):
     """
 
     def __init__(self, model: Any, prompts: Sequence[Sequence[int]], samples: int, pad_id: int) -> None:
-        self.model = model
+        self.model, prompt = model, seen(prompts[0])
         self.out = model(
-            input_ids=_tensor(model, prompts, samples), use_cache=True, **_accepted(model, logits_to_keep=1)
+            input_ids=_tensor(model, prompts, samples),
+            use_cache=True,
+            **_accepted(model, logits_to_keep=1),
+            **({} if prompt is None else prompt.inputs(model, len(prompt), samples)),
         )
         self.logits = self.out.logits[:, -1]
 
@@ -185,13 +202,13 @@ class Plain(PromptReader):
     """Of equal length, and for each token all of it once more."""
 
     def __init__(self, model: Any, prompts: Sequence[Sequence[int]], samples: int, pad_id: int) -> None:
-        self.model, self.ids_NT = model, _tensor(model, prompts, samples)
-        self.logits = plain_logits(model, self.ids_NT, 1)[:, 0]
+        self.model, self.ids_NT, self.prompt = model, _tensor(model, prompts, samples), seen(prompts[0])
+        self.logits = plain_logits(model, self.ids_NT, 1, self.prompt)[:, 0]
 
     def follow(self, token_N: Tensor) -> None:
         """Read a token of each."""
         self.ids_NT = torch.cat([self.ids_NT, token_N[:, None]], dim=1)
-        self.logits = plain_logits(self.model, self.ids_NT, 1)[:, 0]
+        self.logits = plain_logits(self.model, self.ids_NT, 1, self.prompt)[:, 0]
 
     def keep(self, rows_M: Tensor) -> bool:
         """Go on with some of the sequences only."""

@@ -110,7 +110,7 @@ def _read_gguf(gguf: Path) -> tuple[Any, Any]:
     with gguf.open("rb") as file:
         tensors = int.from_bytes(file.read(16)[8:], "little")  # after the magic number and the version
     weight_files.check_described(config.to_dict(), gguf, tensors)
-    loading.check_size(config, 8 * gguf.stat().st_size)
+    loading.check_size(AutoModelForCausalLM, config, 8 * gguf.stat().st_size)
     model, info = AutoModelForCausalLM.from_pretrained(
         gguf.parent, gguf_file=gguf.name, **loading.in_dtype(torch.float32), output_loading_info=True
     )

@@ -12,7 +12,7 @@ float32 in any case: half-precision logits would be too coarse.
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,8 @@ from torch import Tensor, nn
 
 from rlrazor.errors import RazorError
 from rlrazor.lm import compute
+from rlrazor.lm.offloading import brought_weight
+from rlrazor.lm.quantised import is_quantised
 from rlrazor.lm.sampling import NotFiniteError
 
 SAMPLED = 1 << 16  # values of a shared head that are watched
@@ -79,21 +81,30 @@ def head_of(model: Any) -> Head:
     # Gemma, RecurrentGemma, xLSTM.
     caps = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
     softcap = next((cap for name in caps if (cap := getattr(config, name, None))), None)
-    if type(module) is nn.Linear:
-        return Head(module.weight, module.bias, scale, softcap)
+    if type(module) is nn.Linear and not is_quantised(module):
+        bias = None if module.bias is None else brought_weight(module, "bias")
+        return Head(brought_weight(module, "weight"), bias, scale, softcap)
     # Any other affine map, such as a head with an adapter of its own: its matrix is its values on the unit vectors.
-    embeddings = model.get_input_embeddings().weight
-    zero_1D = torch.zeros(1, config.hidden_size, dtype=embeddings.dtype, device=embeddings.device)
-    unit_DD = torch.eye(config.hidden_size, dtype=embeddings.dtype, device=embeddings.device)
-    with torch.autocast(embeddings.device.type, enabled=False):
+    dtype, device = model.get_input_embeddings().weight.dtype, compute.device_of(model)
+    zero_1D = torch.zeros(1, config.hidden_size, dtype=dtype, device=device)
+    unit_DD = torch.eye(config.hidden_size, dtype=dtype, device=device)
+    with torch.autocast(device.type, enabled=False):
         bias_V = module(zero_1D)[0]
         return Head((module(unit_DD) - bias_V).T.contiguous(), bias_V, scale, softcap)
 
 
-def check_head(head: Head, states_1D: Tensor, logits_1V: Tensor, computed_in: torch.dtype) -> None:
-    """Raise RazorError unless the head makes the model's own logits of a final hidden state."""
+def check_head(head: Head, states_1D: Tensor, logits_1V: Tensor, computed_in: torch.dtype) -> Head:
+    """The head, as it makes the model's own logits of a final hidden state; raises RazorError where it does not.
+
+    Where the config is of a text model inside of another, that may leave out the scale and the cap (Aya Vision).
+    """
+    as_it_is = replace(head, scale=1.0, softcap=None)
     with compute.float32_products(states_1D.device.type):
-        ours_1V = head.logits(states_1D, head.weight.float(), slice(None))
+        ours_1V, bare_1V = (one.logits(states_1D, one.weight.float(), slice(None)) for one in (head, as_it_is))
+    if bare_1V.shape == logits_1V.shape == ours_1V.shape and logits_1V.isfinite().all():
+        apart, bare_apart = ((one_1V - logits_1V.float()).abs().max() for one_1V in (ours_1V, bare_1V))
+        if bare_apart < apart:
+            head, ours_1V = as_it_is, bare_1V
     # Half-precision logits are rounded by the model, ours are not.
     tolerance = 1e-3 if computed_in == torch.float32 else 3e-2
     scale = logits_1V.float().abs().max().clamp(min=1e-3)
@@ -104,6 +115,7 @@ def check_head(head: Head, states_1D: Tensor, logits_1V: Tensor, computed_in: to
             "This model's logits are not its final hidden states times its LM head, scaled and capped as its config "
             "says, so its KL cannot be computed."
         )
+    return head
 
 
 @torch.no_grad()

@@ -35,9 +35,10 @@ from torch import Tensor, nn
 
 from rlrazor.errors import RazorError
 from rlrazor.lm import compute
-from rlrazor.lm.adapters import adapter_disabled, is_adapted, unwrapped
+from rlrazor.lm.adapters import adapter_disabled, is_adapted, unwrapped, virtual_tokens
 from rlrazor.lm.forward import context_length
 from rlrazor.lm.head import Floats, Head, check_head, head_of, kl_at_positions, log_probs_at_positions
+from rlrazor.lm.images import SeenIds, seen
 from rlrazor.lm.sampling import Told, unheard
 
 TOKEN_BUDGET = 4096  # tokens a forward pass, padding included: 0.1 GB of activations at D = 576, 1 GB at D = 2048
@@ -329,10 +330,11 @@ def final_states(
         for done, batch in enumerate(batches, 1):
             # The last token predicts nothing that is measured, so it is not fed.
             rows = [[*sequences.before(n), *sequences.completions[n]][:-1] for n in batch]
-            hidden_BTD, logits, computed_in = _read(model, rows, head.weight.device)
+            hidden_BTD, logits, computed_in = _read(model, rows, seen(sequences.prompts[sequences.prompt_of[batch[0]]]))
             if states_TD is None:
-                check_head(head, hidden_BTD[0, :1], logits[0, :1], computed_in)
+                head = check_head(head, hidden_BTD[0, :1], logits[0, :1], computed_in)
                 states_TD = hidden_BTD.new_empty(int(lengths_N.sum()), hidden_BTD.shape[-1])
+            hidden_BTD = hidden_BTD[:, -max(map(len, rows)) :]  # without prompt tuning's virtual tokens in front
             # Position t of a row predicts its completion's token number t - first.
             first_B = np.array([len(sequences.before(n)) - 1 for n in batch])
             token_BT = np.arange(hidden_BTD.shape[1]) - first_B[:, None]
@@ -356,8 +358,10 @@ def _check_fits(model: Any, sequences: Sequences) -> None:
         )
 
 
-def _read(model: Any, rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor, torch.dtype]:
+def _read(model: Any, rows: Sequence[TokenIds], prompt: SeenIds | None) -> tuple[Tensor, Tensor, torch.dtype]:
     """Final hidden states (B, T, D) of rows of tokens, the logits of the first position, and what made them.
+
+    `prompt`: what a single row begins with, where images go with it.
 
     The head is asked for its dtype: accelerate's autocast hands half-precision logits out as float32.
     """
@@ -372,20 +376,18 @@ def _read(model: Any, rows: Sequence[Sequence[int]], device: torch.device) -> tu
         computed_in.append(logits.dtype)
 
     width, output = max(map(len, rows)), model.get_output_embeddings()
-    ids_BT = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows], dtype=torch.long, device=device)
+    place, beside = compute.device_of(model), {} if prompt is None else prompt.inputs(model, width)
+    ids_BT = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows], dtype=torch.long, device=place)
     hooks = [output.register_forward_pre_hook(only_first), output.register_forward_hook(note_dtype)]
     try:
-        logits: Tensor = model(input_ids=ids_BT, use_cache=False).logits
+        logits: Tensor = model(input_ids=ids_BT, use_cache=False, **beside).logits
     finally:
         for hook in hooks:
             hook.remove()
     if not called_with:
         raise RazorError("This model does not call its LM head, so its hidden states cannot be told apart.")
-    if called_with[0].shape[1] != width:
-        raise RazorError(
-            "This model reads more positions than it is given tokens (prompt tuning puts virtual ones in front), so "
-            "its hidden states cannot be told apart."
-        )
+    if called_with[0].shape[1] - width not in (0, virtual_tokens(model)):
+        raise RazorError("This model reads more positions than it is given tokens, so its hidden states are not known.")
     return called_with[0], logits, computed_in[0]
 
 
@@ -395,7 +397,9 @@ def _batches(sequences: Sequences, token_budget: int) -> list[NDArray[np.int64]]
     prompts_N = np.array([len(sequences.before(n)) for n in range(len(lengths_N))])
     order = np.argsort(-(prompts_N + lengths_N), kind="stable")
     order = order[lengths_N[order] > 0]
-    batches = []
+    with_images_N = np.array([seen(sequences.prompts[prompt]) is not None for prompt in sequences.prompt_of])
+    batches = [np.array([one]) for one in order[with_images_N[order]]]
+    order = order[~with_images_N[order]]
     while len(order):
         rows = max(1, token_budget // int(prompts_N[order[0]] + lengths_N[order[0]] - 1))
         batches.append(order[:rows])

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from rlrazor.errors import RazorError, cause_of, is_panic
-from rlrazor.lm import compute, weight_files
+from rlrazor.lm import compute, offloading, quantised, weight_files
 
 _NUMBER = re.compile(r"\d+")
 _INTEGER = re.compile(r"[IU]\d+|BOOL")
@@ -51,13 +51,11 @@ def in_dtype(dtype: torch.dtype) -> dict[str, Any]:
     return {"dtype" if hasattr(PretrainedConfig(), "dtype") else "torch_dtype": dtype}
 
 
-def check_size(config: Any, most: int) -> None:
+def check_size(auto: Any, config: Any, most: int) -> None:
     """Raise ValueError where a config describes many more than `most` weights: transformers would make them all."""
-    from transformers import AutoModelForCausalLM
-
     try:
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+            model = auto.from_config(config, trust_remote_code=False)
     except Exception:  # which loading will raise again
         return
     described = sum(parameter.numel() for parameter in model.parameters())
@@ -87,9 +85,13 @@ def require_floats(model: Any, weights: weight_files.WeightFiles) -> None:
 
 def check_finite(model: Any, source: str | Path) -> None:
     """Raise RazorError for weights that are no numbers."""
-    for name, parameter in model.named_parameters():
-        if not compute.is_finite(parameter.detach()):
-            raise RazorError(f"The weights of {source} are damaged: {name} is NaN or infinite in places.")
+    for path, module in model.named_modules():
+        if quantised.is_quantised(module):
+            continue  # bits are all of them numbers
+        for name in [name for name, parameter in module._parameters.items() if parameter is not None]:
+            if not compute.is_finite(offloading.brought_weight(module, name).detach()):
+                full = f"{path}.{name}" if path else name
+                raise RazorError(f"The weights of {source} are damaged: {full} is NaN or infinite in places.")
 
 
 def beyond_layers(left_out: Iterable[str], names: Iterable[str]) -> list[str]:

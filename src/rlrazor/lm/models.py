@@ -17,11 +17,12 @@ import torch
 
 from rlrazor.errors import RazorError
 from rlrazor.extras import needs_extra
-from rlrazor.lm import compute, loading, suitable, trials, weight_files
+from rlrazor.lm import classes, compute, loading, offloading, suitable, trials, weight_files
+from rlrazor.lm.quantised import scheme_of
 from rlrazor.lm.sources import folder_of
 from rlrazor.system import quiet
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 _PACKED = 16  # weights in a number of a quantised file, at most
 # Any of these makes a tokenizer. Transformers itself may make an empty one out of nothing.
@@ -58,19 +59,26 @@ class LanguageModel:
 
 
 def load(
-    source: str | Path, *, adapter: Path | None = None, dtype: str = "float32", tokenizer: Any = None
+    source: str | Path,
+    *,
+    adapter: Path | None = None,
+    dtype: str = "float32",
+    tokenizer: Any = None,
+    quantization: Any = None,
 ) -> LanguageModel:
     """Load a policy from a hub id, a local folder in the hub's layout, or a `.gguf` file, onto `compute.device()`.
 
     `adapter` is a folder that PEFT saved. `dtype` is a name in `DTYPES`. `tokenizer`, the base's, is that of a source
-    without one: a Trainer saves none that it was not given. Raises RazorError for a source that is not there or cannot
-    be reached, has no safetensors, no tokenizer, needs code of its own or is something else than a causal language
-    model, and for weights that are not finite.
+    without one: a Trainer saves none that it was not given. `quantization`: one of transformers' configs, which it is
+    quantised by as it is loaded; a folder that is quantised has its own. What does not fit on the device is placed by
+    accelerate over all there are, the machine's memory and the disk. Raises RazorError for a source that is not there
+    or cannot be reached, has no safetensors, no tokenizer, needs code of its own or is something else than a causal
+    language model, and for weights that are not finite.
     """
     needs_extra("guard")
     if dtype not in DTYPES:
         raise RazorError(f"Unknown dtype {dtype}: choose one of {', '.join(DTYPES)}.")
-    folder = folder_of(str(source))
+    folder, adapter = folder_of(str(source)), None if adapter is None else Path(adapter).expanduser()
     weights = weight_files.find(folder, source)
     weight_files.check_config(folder, source, weights)
     weight_files.require_causal(folder, source)
@@ -82,19 +90,20 @@ def load(
         )
     with loading.clear_errors(source), ThreadPoolExecutor(1) as beside:
         tried = beside.submit(trials.try_tokenizer, folder)
-        model = _model_of(folder, weights, dtype)
+        model = _model_of(folder, weights, dtype, adapter, quantization)
         tried.result()
         if has_tokenizer:
             tokenizer = _tokenizer_in(folder)
     folders = [folder]
     if adapter is not None:
-        adapter = Path(adapter).expanduser()
         model = _with_adapter(model, adapter)
         folders.append(adapter)
     loading.check_finite(model, source)
     _set_padding(model, tokenizer, source)
     name = str(source) if adapter is None else f"{source} + {adapter}"
-    model = model.to(compute.device()).eval()
+    model = (
+        model.eval() if offloading.is_placed(model) or scheme_of(model.config) else model.to(compute.device()).eval()
+    )
     suitable.require_measurable(model)
     return LanguageModel(model, tokenizer, name, partial(_fingerprint, folders))
 
@@ -116,9 +125,11 @@ class Vocabulary:
 def check_same_vocabulary(base: Vocabulary, tuned: Vocabulary) -> None:
     """Raise RazorError unless token ids mean the same in both: KL compares probabilities id by id.
 
-    A tokenizer may have gained tokens, such as one to pad with, for outputs that the model had already.
+    A tokenizer may have gained tokens, such as one to pad with, for outputs that the model had already; tokens beyond
+    the outputs, which some tokenizers' classes add, mean nothing.
     """
-    if base.outputs != tuned.outputs or not base.tokens.items() <= tuned.tokens.items():
+    written = {(token, number) for token, number in base.tokens.items() if number < base.outputs}
+    if base.outputs != tuned.outputs or not written <= tuned.tokens.items():
         raise RazorError(
             f"{tuned.source} and {base.source} have different vocabularies ({tuned.outputs} and {base.outputs} "
             f"outputs, {len(tuned.tokens)} and {len(base.tokens)} tokens). Compare a model with its own base."
@@ -162,22 +173,33 @@ def _tokenizer_in(folder: Path) -> Any:
     return tokenizer
 
 
-def _model_of(folder: Path, weights: weight_files.WeightFiles, dtype: str) -> Any:
-    """The model in a folder, all of its weights and no others. Raises anything."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+def _model_of(
+    folder: Path, weights: weight_files.WeightFiles, dtype: str, adapter: Path | None, quantization: Any
+) -> Any:
+    """The model in a folder, all of its weights and no others; for an adapter without what that knows nothing of.
+
+    Raises anything.
+    """
+    from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    packed = _PACKED if getattr(config, "quantization_config", None) else 1
-    loading.check_size(config, weights.count * packed)
+    auto = classes.class_of(config, () if adapter is None else weight_files.names_in(adapter))
+    stored, how = scheme_of(config) != "", {}
+    if quantization is not None:
+        config.quantization_config = how["quantization_config"] = quantization
+    loading.check_size(auto, config, weights.count * (_PACKED if stored else 1))
+    size = sum(path.stat().st_size for path in weights.files) if stored else weights.count * DTYPES[dtype].itemsize
+    place = offloading.placing(size, compute.device(), quantised=bool(scheme_of(config)))
     # What it warns of and matters is raised.
     with quiet.warnings_of("transformers.modeling_utils") as report:
         try:
-            model, info = AutoModelForCausalLM.from_pretrained(
+            model, info = auto.from_pretrained(
                 folder, **loading.in_dtype(DTYPES[dtype]), use_safetensors=True, trust_remote_code=False,
-                output_loading_info=True,
+                output_loading_info=True, **how, **place,
             )  # fmt: skip
         except RuntimeError as error:
             raise loading.mismatch(error, report) from error
+    offloading.forget_folder(model, place.get("offload_folder"))
     loading.require_all_weights(info, model)
     loading.require_floats(model, weights)
     return model
@@ -192,7 +214,10 @@ def _with_adapter(model: Any, adapter: Path) -> Any:
         # PEFT leaves at zero, with a warning, what a file lacks.
         warnings.filterwarnings("error", "Found missing adapter keys")
         trials.try_patterns(weight_files.patterns_of(adapter), [name for name, _ in model.named_modules()])
-        adapted = PeftModel.from_pretrained(model, adapter)
+        with offloading.left_placed(
+            model, adapter / weight_files.ADAPTER_WEIGHTS
+        ) as how:  # PEFT would place it anew, and write beside its files
+            adapted = PeftModel.from_pretrained(model, adapter, **how)
         # And it leaves out, without one, what the model has no layer for.
         own = {name.replace(".default", "") for name in adapted.state_dict()}
         stored = weight_files.find(adapter, adapter, weight_files.ADAPTER_WEIGHTS).shapes

@@ -25,6 +25,7 @@ from rlrazor.lm import compute, encoding, own_texts, sampling
 from rlrazor.lm.adapters import adapter_disabled, unwrapped
 from rlrazor.lm.digests import base_digest
 from rlrazor.lm.forward import context_length, embedding_rows
+from rlrazor.lm.images import images_of, seen
 from rlrazor.lm.kl import Sequences
 from rlrazor.lm.own_texts import OwnTexts
 from rlrazor.lm.prior_prompts import PROMPTS, PriorPrompts
@@ -195,7 +196,12 @@ def read_prompts(path: Path) -> list[Prompt]:
     Repeated ones are dropped. Raises RazorError for a file that is missing, empty or damaged, and for a row that has no
     prompt or one that cannot be measured, saying which row and why.
     """
-    return _unique([prompt_of(row, where) for where, row in read_located(path, line="prompt")])
+    found = []
+    for where, row in read_located(path, line="prompt"):
+        if row.get("images") is not None:
+            row["images"] = images_of(row["images"], path if path.is_dir() else path.parent, where)
+        found.append(prompt_of(row, where))
+    return _unique(found)
 
 
 def read_generic(source: str | Path | PriorTasks) -> GenericText:
@@ -314,7 +320,9 @@ def of_prompts(
     else:
         ends = encoding.stop_ids(tokenizer, base, settings.stop)
         digest = digest or base_digest(base, settings.precision)
-        path = cache_dir / f"{content_hash([SAMPLER, digest, fitting, ends, settings.as_json(), purpose])}.json"
+        shown = [one.digest for prompt in fitting if (one := seen(prompt)) is not None]
+        decided = [SAMPLER, digest, fitting, ends, settings.as_json(), purpose, *([shown] if shown else [])]
+        path = cache_dir / f"{content_hash(decided)}.json"
 
     def sampled() -> list[list[int]]:
         return complete(base, tokenizer, fitting, settings, purpose, told)

@@ -13,6 +13,8 @@ from typing import Any
 
 from rlrazor.errors import RazorError, cause_of
 from rlrazor.lm import encoding
+from rlrazor.lm.images import ImageFile
+from rlrazor.lm.images import encode as encode_seen
 from rlrazor.system.documents import is_utf8, loads
 
 _MISSING = ("nan", "NaN", "null", "NULL", "None", "<NA>", "NA", "N/A", "#N/A")
@@ -27,7 +29,7 @@ _TAKEN = frozenset(
 
 Prompt = str | Sequence[Mapping[str, Any]] | Mapping[str, Any]
 """Text; or the turns of a conversation, which the tokenizer's chat template turns into text; or, where that template is
-told more, a mapping of `prompt`, one of the two, `tools` and `chat_template_kwargs`, as TRL has them in columns."""
+told more, a mapping of `prompt`, one of the two, `tools`, `chat_template_kwargs` and `images`, as TRL has columns."""
 
 
 def prompt_of(row: Mapping[str, Any], where: str = "A row") -> Prompt:
@@ -48,7 +50,8 @@ def prompt_of(row: Mapping[str, Any], where: str = "A row") -> Prompt:
     tools, told = _as_json(row.get("tools")), _as_json(row.get("chat_template_kwargs"))
     if isinstance(prompt, str) and not _are_schemas(tools):
         tools = None
-    beside = {name: value for name, value in (("tools", tools), ("chat_template_kwargs", told)) if value}
+    held = (("tools", tools), ("chat_template_kwargs", told), ("images", row.get("images")))
+    beside = {name: value for name, value in held if value}
     found: Prompt = {"prompt": prompt, **beside} if beside else prompt
     check(found, where)
     return found
@@ -89,11 +92,15 @@ def texts_of(prompt: Prompt) -> list[str]:
     said, _ = parts_of(prompt)
     if isinstance(said, str):
         return [said]
-    contents = [turn.get("content") for turn in said]
-    parts = [
-        [content] if isinstance(content, str) else [part["text"] for part in content or ()] for content in contents
-    ]
+    parts = [_said_in(turn.get("content")) for turn in said]
     return ["".join(texts) for texts in parts if texts]
+
+
+def _said_in(content: str | Sequence[Mapping[str, Any]] | None) -> list[str]:
+    """The texts in a turn's content; of a place for an image none."""
+    if isinstance(content, str):
+        return [content]
+    return [part["text"] for part in content or () if isinstance(part.get("text"), str)]
 
 
 def last_said(prompt: Prompt) -> str:
@@ -109,7 +116,7 @@ def check(prompt: Any, where: str) -> None:
     """Raise RazorError where this is no Prompt."""
     said = prompt
     if isinstance(prompt, Mapping):
-        more = sorted(map(str, set(prompt) - {"prompt", "tools", "chat_template_kwargs"}))
+        more = sorted(map(str, set(prompt) - {"prompt", "tools", "chat_template_kwargs", "images"}))
         if more or "prompt" not in prompt:
             raise RazorError(
                 f"{where}: a prompt is text, a list of turns, or a mapping of prompt, tools and chat_template_kwargs; "
@@ -119,7 +126,10 @@ def check(prompt: Any, where: str) -> None:
             raise RazorError(f"{where}: its `tools` are no list of JSON schemas, such as get_json_schema makes.")
         check_template_kwargs(_as_json(prompt.get("chat_template_kwargs")) or {}, f"{where}: its")
         said = prompt["prompt"]
-    wrong = _wrong_with_text(said) if isinstance(said, str) else _wrong_with_turns(said)
+        if not all(isinstance(image, ImageFile) for image in prompt.get("images", ())):
+            raise RazorError(f"{where}: its `images` are not read yet: `images.images_of` reads them.")
+    seen = isinstance(prompt, Mapping) and bool(prompt.get("images"))
+    wrong = _wrong_with_text(said) if isinstance(said, str) else _wrong_with_turns(said, seen=seen)
     if wrong is not None:
         raise RazorError(f"{where}: the prompt {wrong}. Mend it, or leave it out.")
     check_unicode(prompt, where)
@@ -176,20 +186,20 @@ def _wrong_with_text(text: str) -> str | None:
     return None
 
 
-def _wrong_with_turns(turns: Any) -> str | None:
+def _wrong_with_turns(turns: Any, *, seen: bool = False) -> str | None:
     if not isinstance(turns, list | tuple):
         return f"{_name_of(turns)}, neither text nor a list of turns"
     if not turns:
         return "is a list of nothing"
     for number, turn in enumerate(turns, 1):
-        if (wrong := _wrong_with_turn(turn)) is not None:
+        if (wrong := _wrong_with_turn(turn, seen=seen)) is not None:
             return f"is a conversation whose turn {number} {wrong}"
     if turns[-1]["role"] == "assistant" and turns[-1].get("content") is None:
         return "is a conversation that ends with a call of a tool, which not the model answers: end it before, or after"
     return None
 
 
-def _wrong_with_turn(turn: Any) -> str | None:
+def _wrong_with_turn(turn: Any, *, seen: bool) -> str | None:
     if not isinstance(turn, Mapping):
         return f"{_name_of(turn)}, where an object with `role` and `content` is needed"
     if {"from", "value"} <= set(turn):
@@ -204,6 +214,7 @@ def _wrong_with_turn(turn: Any) -> str | None:
     if not isinstance(content, list) or not all(isinstance(part, Mapping) for part in content):
         return f"has a `content` that {_name_of(content)}"
     kinds = {str(part.get("type")) for part in content if not isinstance(part.get("text"), str)}
+    kinds -= {"image"} if seen else set()
     return f"holds more than text ({', '.join(sorted(kinds))}), which is not measured" if kinds else None
 
 
@@ -238,6 +249,13 @@ class _Given:
     said: str | Sequence[Mapping[str, Any]]
     template: dict[str, Any]
     where: str
+    images: tuple[ImageFile, ...] = ()
+    chat: bool = False
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether the tokenizer's own template turns it into text."""
+        return not self.images and not isinstance(self.said, str)
 
 
 def encode(tokenizer: Any, prompts: Sequence[Prompt], chat: bool, told: Mapping[str, Any] = NOTHING) -> list[list[int]]:
@@ -246,7 +264,7 @@ def encode(tokenizer: Any, prompts: Sequence[Prompt], chat: bool, told: Mapping[
     Raises RazorError for one that is empty, or that the chat template does not take or makes nothing of.
     """
     given = _given(tokenizer, prompts, chat, told)
-    encoding.try_turns(tokenizer, [(one.said, one.template) for one in given if not isinstance(one.said, str)])
+    encoding.try_turns(tokenizer, [(one.said, one.template) for one in given if one.is_asked])  # type: ignore[misc]
     return [_ids(tokenizer, one) for one in given]
 
 
@@ -261,6 +279,8 @@ def answers(
     """
     conversations: list[list[_Given]] = []
     for one in _given(tokenizer, prompts, False, told):
+        if one.images:
+            raise RazorError(f"{one.where} has images, and with them last turns alone are measured: --turns last.")
         turns = [] if isinstance(one.said, str) else one.said[:-1]
         spoke = [at for at, turn in enumerate(turns) if at and turn["role"] == "assistant"]
         conversations.append([replace(one, said=turns[: at + 1]) for at in spoke])
@@ -270,7 +290,7 @@ def answers(
 
 def unheard(tokenizer: Any, prompts: Sequence[Prompt], chat: bool, told: Mapping[str, Any] = NOTHING) -> str | None:
     """A sentence where the chat template makes the same of a prompt whatever tools or other things it is told."""
-    given = [one for one in _given(tokenizer, prompts, chat, told) if not isinstance(one.said, str)]
+    given = [one for one in _given(tokenizer, prompts, chat, told) if one.is_asked]
     for name in dict.fromkeys(name for one in given for name in one.template):
         having = [one for one in given if name in one.template]
         without = [
@@ -304,8 +324,10 @@ def _given(tokenizer: Any, prompts: Sequence[Prompt], chat: bool, told: Mapping[
     for number, prompt in enumerate(prompts, 1):
         check(prompt, f"Prompt {number}")
         said, own = parts_of(prompt)
-        template = {**told, **own}
-        if isinstance(said, str):
+        template, images = {**told, **own}, prompt.get("images", ()) if isinstance(prompt, Mapping) else ()
+        if images:
+            pass  # the processor puts it into its own template
+        elif isinstance(said, str):
             said = [{"role": "user", "content": said}] if chat and has_template else said
         elif has_template:
             said = _without_none(said)
@@ -314,7 +336,7 @@ def _given(tokenizer: Any, prompts: Sequence[Prompt], chat: bool, told: Mapping[
                 f"Prompt {number} is a conversation, and the tokenizer has no chat template to turn it into text: give "
                 "prompts as text, or a tokenizer with a template."
             )
-        given.append(_Given(said, template, f"Prompt {number}"))
+        given.append(_Given(said, template, f"Prompt {number}", tuple(images), chat))
     return given
 
 
@@ -324,6 +346,8 @@ def _without_none(turns: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _ids(tokenizer: Any, one: _Given) -> list[int]:
+    if one.images:
+        return encode_seen(tokenizer, one.said, one.images, one.template, one.where, chat=one.chat)
     with _clear_errors(tokenizer, one):
         if isinstance(one.said, str):
             ids = encoding.text_ids(tokenizer, one.said)

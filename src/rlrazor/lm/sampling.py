@@ -24,6 +24,7 @@ from torch import Tensor
 from rlrazor.errors import RazorError, cause_of
 from rlrazor.lm import compute, forward
 from rlrazor.lm.forward import Cached, Plain, PromptReader, embedding_rows, read_alone
+from rlrazor.lm.images import seen
 
 CHECKED = 16  # positions of the sequence that is read again, evenly spread
 TOLERANCE, HALF_TOLERANCE = 3e-3, 0.1  # of the logits' spread: rounding is below it, a token or position amiss above
@@ -90,7 +91,8 @@ def sample(model: Any, prompts: Sequence[Sequence[int]], how: Sampling, told: To
     The modules' train/eval modes are restored. `told` hears how much is done. Raises NotFiniteError, and RazorError for
     a model that does not run on token ids alone.
     """
-    step = max(1, how.chunk // how.samples)
+    # Some models keep beside their cache where an image has moved positions to: of one prompt at a time.
+    step = 1 if any(map(seen, prompts)) else max(1, how.chunk // how.samples)
     if how.pad_id is None or how.pad_id >= (embedding_rows(model) or how.pad_id + 1):
         how = replace(how, pad_id=0)
     completions: list[list[int]] = []
@@ -123,7 +125,7 @@ def _complete(model: Any, prompts: Sequence[Sequence[int]], how: Sampling, told:
     """In the first way whose logits are right: tried anew for each chunk, so that no draw depends on earlier ones."""
     state = None if how.rng is None else how.rng.get_state()
     failure: Exception | None = None
-    for way in forward.WAYS if how.samples > 1 else forward.WAYS[1:]:
+    for way in forward.WAYS[2 if seen(prompts[0]) else 0 if how.samples > 1 else 1 :]:
         if how.rng is not None and state is not None:
             how.rng.set_state(state)  # what is drawn does not depend on what was tried before
         try:
@@ -189,6 +191,7 @@ class _Batch:
         self.unfinished = set(self.rows)
         shortest = min(range(len(places)), key=lambda at: len(prompts[places[at]]))
         self.watched = self.rows[(shortest + 1) * how.samples - 1]  # its last sample
+        self.prompt = seen(prompts[places[shortest]])
         self.read = list(prompts[places[shortest]])  # what the watched one has been given
         self.seen: list[Tensor] = []
         self.steps: list[int] = []
@@ -224,7 +227,7 @@ class _Batch:
     def check(self) -> None:
         """Raise _OtherLogitsError where the watched sequence alone has other logits."""
         first = len(self.read) - 1 - self.drawn
-        true_TV, half = read_alone(self.model, self.read[:-1], [first + step for step in self.steps])
+        true_TV, half = read_alone(self.model, self.read[:-1], [first + step for step in self.steps], self.prompt)
         found = relative_error(torch.stack(self.seen).float(), true_TV)
         if not found < (HALF_TOLERANCE if half else TOLERANCE):
             raise _OtherLogitsError(f"its logits in a batch are not those of a sequence alone (apart by {found:.1%})")

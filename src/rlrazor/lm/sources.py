@@ -57,6 +57,11 @@ def _downloaded(repository: str) -> Path:
         raise RazorError(f"There is no folder {repository}. {who}: {cause_of(error)}") from error
 
 
+def stored_scheme(source: str | Path) -> str:
+    """How a model of a hub id, a folder or a GGUF file was quantised as it was saved, in words; "" for not at all."""
+    return weight_files.scheme_in(folder_of(str(source)))
+
+
 class SavedWeights(Mapping[str, Tensor]):
     """The tensors of a model's folder by name, read one at a time as they are asked for.
 

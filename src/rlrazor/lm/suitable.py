@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rlrazor.errors import RazorError, cause_of
-from rlrazor.lm import compute, kl
+from rlrazor.lm import compute, forward, kl
 from rlrazor.lm.adapters import unwrapped, without_wrapper
 from rlrazor.lm.forward import context_length, embedding_rows, read_alone
 from rlrazor.lm.sampling import relative_error
@@ -21,14 +21,15 @@ TOKENS = 6  # of the sequences that are read; the second half is exchanged
 # Of the logits' spread. All sequences have one shape, so that only mixtures of experts round differently. In half
 # precision that can send a token to another expert, hence there it is the position that changes least that counts.
 TOLERANCE, HALF_TOLERANCE = 1e-4, 0.1
+CROWD = 7  # rows beside the one that is looked at
 BOTH_WAYS = 0.5  # of what goes forwards, also goes backwards: only in an encoder
 
 
 def require_measurable(model: Any) -> None:
     """Raise RazorError unless `model` is a causal language model that reads token ids alone.
 
-    Costs six forward passes of six tokens. Modes, gradients and random generators are as before afterwards. A model
-    whose logits are not finite is left to what measures it, which raises NotFiniteError.
+    Costs seven forward passes of six tokens, one of them of eight rows. Modes, gradients and random generators are as
+    before afterwards. A model whose logits are not finite is left to what measures it, which raises NotFiniteError.
     """
     model = unwrapped(model)
     require_language_model(model)
@@ -44,6 +45,7 @@ def require_measurable(model: Any) -> None:
     with torch.no_grad(), compute.generators_untouched(), compute.eval_mode(model):
         try:
             read = [read_alone(model, row) for row in (ids, ids, others, padded, earlier)]
+            beside = forward.plain_logits(model, _crowded(model, ids))[-1].float()
         except Exception as error:  # an architecture's own, of any type
             if compute.is_out_of_memory(error):
                 raise
@@ -57,6 +59,7 @@ def require_measurable(model: Any) -> None:
         # What an earlier token does to later ones is the measure of what a later one does to earlier ones.
         forwards = relative_error(read[4][0][half:], read[0][0][half:]) if count > half else 0.0
         _require_same(name, [logits[:half] for logits, _ in read[:4]], forwards, in_half=read[0][1])
+        _require_alone(name, beside, read[0][0], in_half=read[0][1])
         kl.final_states(model, kl.Sequences([ids[:1]], [ids[1:]], [0]))
 
 
@@ -103,6 +106,26 @@ def require_embeddings(
         raise RazorError(
             f"The model has outputs for {outputs} tokens and embeddings for {rows}, so it cannot read all that it may "
             "write: resize its embeddings."
+        )
+
+
+def _crowded(model: Any, ids: Sequence[int]) -> Tensor:
+    """A batch whose last row is `ids`, behind rows of its first token alone: an expert's, or a norm's, whole capacity.
+
+    So a mixture of experts that drops tokens where too many go to one of them drops the last row's.
+    """
+    rows = [*([ids[0]] * len(ids) for _ in range(CROWD)), list(ids)]
+    return torch.tensor(rows, dtype=torch.long, device=compute.device_of(model))
+
+
+def _require_alone(name: str, beside_TV: Tensor, alone_TV: Tensor, *, in_half: bool) -> None:
+    """Logits of a sequence in a batch of `_crowded`, and alone."""
+    counts, tolerance = (min, HALF_TOLERANCE) if in_half else (max, TOLERANCE)
+    if counts(relative_error(*position) for position in zip(beside_TV, alone_TV, strict=True)) > tolerance:
+        raise RazorError(
+            f"{name} gives other logits where a sequence is beside others: what else is in the batch decides, as where "
+            "experts drop tokens beyond their capacity, or statistics are the batch's. Such a model has no KL of its "
+            "own; turn that off in its config."
         )
 
 

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from rlrazor.errors import RazorError
 from rlrazor.lm import compute
-from rlrazor.lm.adapters import base_weights_under_adapter, is_adapted, unwrapped
+from rlrazor.lm.adapters import BaseWeights, is_adapted, unwrapped, virtual_tokens
 from rlrazor.lm.digests import base_digest, is_same_base, token_log_probs
 from rlrazor.lm.models import DTYPES, load
+from rlrazor.lm.quantised import scheme_of
 from rlrazor.lm.sources import SavedWeights
 
 COMPARED_VALUES = 4096  # of each weight: what replaces a base's weights moves nearly all of them
@@ -47,11 +48,8 @@ def check_undone(model: Any, *, recognised: bool = False) -> None:
     model = unwrapped(model)
     if not is_adapted(model):
         return
-    if any(getattr(config, "is_prompt_learning", False) for config in model.peft_config.values()):
-        raise RazorError(
-            "Adapters that put virtual tokens in front of a prompt (prompt tuning, prefix tuning, P-tuning) are not "
-            "measured. Use one that changes weights, such as LoRA."
-        )
+    if virtual_tokens(model):
+        return  # in front of a prompt, where nothing of the base is changed
     if recognised:
         return
     moved = (token_log_probs(model, adapted=True) - token_log_probs(model)).abs().max()
@@ -89,18 +87,27 @@ def _on_this_machine(named: str) -> Path | None:
 def _is_the_model_in(folder: Path, model: Any, *, by_weights: bool) -> bool | None:
     """Whether the files hold what is under the adapter; None where that cannot be told."""
     try:
-        files, under = SavedWeights(folder), base_weights_under_adapter(model)
-        if by_weights and all(name in files for name in under):
+        scheme, files = scheme_of(model.config), SavedWeights(folder)
+        under = BaseWeights(model, under_adapter=True)
+        if by_weights and under and not scheme and all(name in files for name in under):
             verdicts = [_are_equal(weight, files[name]) for name, weight in under.items()]
             return None if None in verdicts else all(verdicts)
-        # By other names, as when a library has fused or split them: then by the whole model.
+        # By other names, as when a library has fused or split them, or quantised: then by the whole model.
         precision = compute.precision_of(model)
         if precision not in DTYPES:
             return None
         with compute.memory_errors("Out of memory while the base is loaded a second time."):
-            return is_same_base(base_digest(load(folder, dtype=precision).model), base_digest(model))
+            live = model.config.quantization_config if scheme and not _is_quantised_in(folder) else None
+            return is_same_base(base_digest(load(folder, dtype=precision, quantization=live).model), base_digest(model))
     except RazorError:  # the files are not of a model that can be loaded, or not beside this one
         return None
+
+
+def _is_quantised_in(folder: Path) -> bool:
+    """Whether the files are quantised, or only what was loaded of them."""
+    from transformers import AutoConfig
+
+    return scheme_of(AutoConfig.from_pretrained(folder, trust_remote_code=False)) != ""
 
 
 def _are_equal(weight: Tensor, saved: Tensor) -> bool | None:

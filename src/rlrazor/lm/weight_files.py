@@ -115,6 +115,12 @@ def _check_adapter_sizes(config: Mapping[str, Any], weights: "WeightFiles", sour
         raise RazorError(f"The adapter in {source} has r = {rank} by its config, and {max(firsts)} by its weights.")
 
 
+def names_in(adapter: Path) -> list[str]:
+    """The weights in an adapter's folder; none where it has no whole file of them."""
+    path = adapter / ADAPTER_WEIGHTS
+    return list(find(adapter, adapter, ADAPTER_WEIGHTS).shapes) if path.is_file() else []
+
+
 def patterns_of(adapter: Path) -> list[str]:
     """What PEFT may take for a regular expression in an adapter's config; names alone are left out."""
     found = _inside(_config_of(adapter / "adapter_config.json"))
@@ -329,6 +335,14 @@ def check_config(folder: Path, source: str | Path, weights: "WeightFiles") -> No
         check_described(_config_of(folder / "config.json"), source, len(weights.shapes))
 
 
+def scheme_in(folder: Path) -> str:
+    """How a model in a folder is quantised, by its config; "" where it is not, or there is none."""
+    from rlrazor.lm.quantised import scheme_of
+
+    path = folder / "config.json"
+    return scheme_of(dict(_config_of(path))) if path.is_file() else ""
+
+
 def check_described(config: Mapping[str, Any], source: str | Path, tensors: int) -> None:
     """`check_config`, of a config that is read and a number of tensors."""
     for name, value in _numbers(config):
@@ -358,7 +372,7 @@ def require_causal(folder: Path, source: str | Path) -> None:
 
     What calls itself a bare model passes, since a tied head is in it; loading shows whether its weights are all there.
     """
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    from rlrazor.lm.classes import generating
 
     if not (folder / "config.json").is_file():
         return  # transformers says so
@@ -366,9 +380,8 @@ def require_causal(folder: Path, source: str | Path) -> None:
     names, two_parts = config.get("architectures") or [], config.get("is_encoder_decoder")
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise RazorError(f"{folder / 'config.json'} has architectures that are no list of names: {MEND}.")
-    generates = {*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()}
-    if two_parts or not (not names or any(name in generates or _CAUSAL.fullmatch(name) for name in names)):
-        kind = "an encoder-decoder" if two_parts else f"by its config a {names[0]:.60}"
+    if two_parts or not (not names or any(name in generating() or _CAUSAL.fullmatch(name) for name in names)):
+        kind = f"an encoder-decoder ({', '.join(names)[:60]})" if two_parts else f"by its config a {names[0]:.60}"
         raise RazorError(
             f"{source} is {kind}, not a causal language model, which alone can be measured and trained here."
         )

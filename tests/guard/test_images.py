@@ -1,0 +1,146 @@
+"""Prompts with images: KL over the completions given image and text, against one full forward a sequence in float64."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from rlrazor.cli.compare_output import as_json
+from rlrazor.errors import RazorError
+from rlrazor.guard.compare import compare
+from rlrazor.guard.comparison import Pair
+from rlrazor.guard.comparison_page import write_page
+from rlrazor.lm import images, kl, models
+from rlrazor.lm.probes import GenericText, ProbeSettings, of_prompts, read_prompts
+from tiny_models import char_tokenizer, noisy, saved, tiny_llama
+from vla_models import ARCHITECTURES, SIDE
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
+GENERIC = GenericText(("a text that is read", "and another"))
+SETTINGS = ProbeSettings(max_new_tokens=4, samples=2)
+TEMPLATE = (
+    "{% for turn in messages %}{{ turn.role }}:{% for part in turn.content %}"
+    "{% if part.type == 'image' %}<image>{% else %}{{ part.text }}{% endif %}{% endfor %}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant:{% endif %}"
+)
+
+
+def picture(folder: Path, name: str, seed: int) -> Path:
+    path = folder / name
+    Image.fromarray(np.random.default_rng(seed).integers(0, 255, (SIDE, SIDE, 3), np.uint8)).save(path)
+    return path
+
+
+def made(folder: Path, name: str, *, template: bool = False) -> tuple[Any, Path]:
+    """A base, and a file of prompts: a path, what `datasets` has of an image, two images, and none."""
+    model, processor = ARCHITECTURES[name]()
+    if template:
+        processor.chat_template = TEMPLATE
+    model.save_pretrained(folder / "base")
+    processor.save_pretrained(folder / "base")
+    picture(folder, "one.png", 1)
+    picture(folder, "two.png", 2)
+    rows = [
+        {"prompt": "what is it?", "images": ["one.png"]},
+        {"prompt": "what is it?", "images": [{"path": "two.png", "bytes": None}]},
+        {"prompt": [{"role": "user", "content": "which is redder?"}], "images": ["one.png", "two.png"]},
+        {"prompt": "no picture"},
+    ]
+    path = folder / "prompts.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows if template else [rows[0], rows[1], rows[3]])))
+    return model, path
+
+
+@torch.no_grad()
+def brute_force(base: Any, tuned: Any, probe: kl.Sequences) -> float:
+    """One full forward of a sequence, with its images, in float64."""
+    found = []
+    p_model, q_model = (model.double().eval() for model in (base, tuned))
+    for place, completion in zip(probe.prompt_of, probe.completions, strict=True):
+        prompt = probe.prompts[place]
+        ids, beside = torch.tensor([[*prompt, *completion]]), {}
+        if (shown := images.seen(prompt)) is not None:
+            beside = {name: part.double() if part.is_floating_point() else part for name, part in shown.beside.items()}
+        at = slice(len(prompt) - 1, -1)
+        p, q = (
+            model(input_ids=ids, use_cache=False, **beside).logits[0, at].log_softmax(-1)
+            for model in (p_model, q_model)
+        )
+        found.append(float((p.exp() * (p - q)).sum()))
+    return float(np.mean(found))
+
+
+@pytest.mark.parametrize(("name", "template"), [("idefics3", True), ("llava", False)])
+def test_what_is_said_of_an_image_is_compared_given_the_image(tmp_path: Path, name: str, template: bool) -> None:
+    base, path = made(tmp_path, name, template=template)
+    tuned = noisy(base, 0.01)
+    tuned.save_pretrained(tmp_path / "tuned")
+    prompts = read_prompts(path)
+    lm = models.load(tmp_path / "base")
+    sequences = of_prompts(lm.model, lm.tokenizer, prompts, SETTINGS, cache_dir=tmp_path / "cache")
+    shown = [images.seen(prompt) for prompt in sequences.prompts]
+    assert [one is not None for one in shown] == [True] * (len(prompts) - 1) + [False]
+    assert sequences.prompts[0] == sequences.prompts[1]  # the same tokens, of other images
+    assert shown[0] is not None
+    assert shown[1] is not None
+    assert shown[0].digest != shown[1].digest
+    assert sequences == of_prompts(lm.model, lm.tokenizer, prompts, SETTINGS, cache_dir=tmp_path / "cache")
+    pair = Pair(str(tmp_path / "base"), str(tmp_path / "tuned"))
+    found = compare(pair, prompts, settings=SETTINGS, generic=GENERIC)
+    drift = kl.forward_kl(kl.Probe(base, sequences), tuned)
+    assert found.kl["kl_forward"].mean == pytest.approx(drift.per_completion.mean, rel=1e-5)
+    expected = brute_force(base, tuned, sequences)
+    assert expected > 1e-3
+    exact = kl.forward_kl(kl.Probe(base, sequences), tuned)  # both in float64 by now
+    assert exact.per_completion.mean == pytest.approx(expected, rel=1e-5)
+    assert drift.per_completion.mean == pytest.approx(expected, rel=1e-3)
+    assert json.dumps(as_json(found, []), default=str)
+    assert write_page(found, tmp_path / "page.html", []).stat().st_size > 1000
+
+
+def test_samples_are_greedy_given_the_image(tmp_path: Path) -> None:
+    from rlrazor.lm import sampling
+
+    base, path = made(tmp_path, "idefics3", template=True)
+    lm = models.load(tmp_path / "base")
+    sequences = of_prompts(lm.model, lm.tokenizer, read_prompts(path), SETTINGS)
+    drawn = sampling.sample(
+        base, sequences.prompts, sampling.Sampling(greedy=True, max_new_tokens=4, stop_ids=[], pad_id=0)
+    )
+    for prompt, completion in zip(sequences.prompts, drawn, strict=True):
+        ids, shown = list(prompt), images.seen(prompt)
+        for _ in range(4):
+            beside = {} if shown is None else shown.beside
+            ids.append(int(base(input_ids=torch.tensor([ids]), use_cache=False, **beside).logits[0, -1].argmax()))
+        assert completion == ids[len(prompt) :]
+
+
+def test_what_is_wrong_with_images_is_a_sentence(tmp_path: Path) -> None:
+    picture(tmp_path, "one.png", 1)
+    (tmp_path / "text.png").write_text("no picture")
+    path = tmp_path / "prompts.jsonl"
+    for value, said in (
+        (["missing.png"], r"line 1: the image missing.png cannot be read \(.*No such file"),
+        (["text.png"], r"line 1: the image text.png cannot be read \(cannot identify image"),
+        ([3], r"cannot be read \(it is of type int"),
+        ([], "hold no image"),
+    ):
+        path.write_text(json.dumps({"prompt": "what is it?", "images": value}))
+        with pytest.raises(RazorError, match=said):
+            read_prompts(path)
+    path.write_text(json.dumps({"prompt": "what is it?", "images": ["one.png"]}))
+    folder = saved(tmp_path / "text", tiny_llama(), char_tokenizer())
+    lm = models.load(folder)
+    with pytest.raises(RazorError, match="The prompts have images, and the model has no processor for them"):
+        of_prompts(lm.model, lm.tokenizer, read_prompts(path), SETTINGS)
+    two = [{"type": "image"}, {"type": "image"}, {"type": "text", "text": "which?"}]
+    path.write_text(json.dumps({"prompt": [{"role": "user", "content": two}], "images": ["one.png"]}))
+    made(tmp_path, "llava", template=True)
+    path.write_text(json.dumps({"prompt": [{"role": "user", "content": two}], "images": ["one.png"]}))
+    lm = models.load(tmp_path / "base")
+    with pytest.raises(RazorError, match=r"Prompt 1: the model's processor .* places for 2 images, and 1"):
+        of_prompts(lm.model, lm.tokenizer, read_prompts(path), SETTINGS)
