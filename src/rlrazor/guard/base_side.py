@@ -130,8 +130,11 @@ class BaseSide:
         return BaseSide({name: probe.spread(counts[name]) for name, probe in self.probes.items()}, self.whole)
 
     def measure(self, policy: Any) -> dict[str, Drift]:
-        """KL(base || policy) on each probe. Raises as `kl.forward_kl` does."""
-        return {name: kl.forward_kl(probe, policy) for name, probe in self.probes.items()}
+        """KL(base || policy) on each probe, the policy's LM head gathered once. Raises as `kl.forward_kl` does."""
+        if not self.probes:
+            return {}
+        head = kl.final_head(policy, next(iter(self.probes.values())).precision)
+        return {name: kl.forward_kl(probe, policy, head=head) for name, probe in self.probes.items()}
 
 
 def generic_of(

@@ -3,14 +3,14 @@
     trainer = SFTTrainer(..., callbacks=[ForgettingMonitor("prompts.jsonl", law="law.json", budget=0.02)])
 
 For `transformers.Trainer` and whatever is built on it, TRL's trainers among them; full fine-tuning or PEFT; one process
-or many under DistributedDataParallel. The base's side is computed when the trainer has been made, before any update, so
-the model that the trainer was given is the base; of a PEFT model it is what is left without its adapter, which is
-checked. Models are measured in one precision, that of their weights unless `measuring` or the law say otherwise,
+or many, under DistributedDataParallel, FSDP or DeepSpeed's ZeRO. The base's side is computed when the trainer has been
+made, or where that shards the model, when it has: before any update, so the model that the trainer was given is the
+base; of a PEFT model it is what is left without its adapter, which is checked. Models are measured in one precision, that of their weights unless `measuring` or the law say otherwise,
 whatever autocast training is under. Training is left as it is: generators, modes and gradients are put back, nothing is
 logged through the trainer, and the loss is the same to the bit with the monitor and without it. What fails before
 training is an error; what fails later ends measuring, not training.
 
-Left out: models sharded over processes (FSDP, ZeRO-3), whose parameters no process has whole.
+Left out: models whose layers are split over processes (tensor and pipeline parallel), which `razor watch` measures.
 """
 
 from __future__ import annotations
@@ -43,8 +43,10 @@ from rlrazor.lm import compute, encoding
 from rlrazor.lm.adapters import is_adapted, unwrapped
 from rlrazor.lm.digests import base_digest, is_same_base
 from rlrazor.lm.kl import Drift, Sequences
+from rlrazor.lm.lockstep import whole_state
 from rlrazor.lm.probes import Prompt, default_cache, probe_hash, read_prompts
 from rlrazor.lm.sampling import NotFiniteError
+from rlrazor.lm.shards import is_sharded
 from rlrazor.lm.suitable import require_measurable
 from rlrazor.lm.task_names import WORDS
 from rlrazor.lm.undone import check_undone
@@ -55,7 +57,7 @@ try:
     from transformers import TrainerCallback
 
     from rlrazor.guard import trackers
-    from rlrazor.guard.placing import is_placed_later, require_whole
+    from rlrazor.guard.placing import is_placed_later, require_data_parallel
     from rlrazor.guard.schedule import Schedule
 except ImportError:
     needs_extra("guard")
@@ -84,7 +86,7 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
 
     Raises RazorError, when the trainer is made or as training begins, for prompts or a law that cannot be read, a law
     of another base or precision, an adapter without which the model is not the base, two monitors with one log, and
-    models sharded over processes. Once training has begun it raises nothing: what fails is said, and measuring ends.
+    models whose layers are split over processes. Once training has begun it raises nothing: what fails is said, and measuring ends.
     """
 
     def __init__(
@@ -148,11 +150,10 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
             if state.global_step > 0 and not is_adapted(model):
                 raise RazorError(
                     "Training resumes, and the base is gone: ForgettingMonitor was added after the trainer was made, "
-                    "or the trainer places the model only as it trains (DeepSpeed, bf16_full_eval). Give it to the "
-                    "trainer as callbacks=[...], or measure the checkpoints afterwards with `razor pick`."
+                    "or the trainer places the model only as it trains (FSDP, DeepSpeed, bf16_full_eval). Give it to "
+                    "the trainer as callbacks=[...], or measure the checkpoints afterwards with `razor pick`."
                 )
             self._prepare(args, control, model, kwargs.get("processing_class"))
-        require_whole(args, unwrapped(model))
         dataloader, told = kwargs.get("train_dataloader"), getattr(args, "chat_template_kwargs", None)
         ranks.together(lambda: self._say_what_is_wrong(dataloader, told))
         path = self._log_path(args)
@@ -222,25 +223,27 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
         assert self.schedule is not None
         side = self.schedule.last if last else self.schedule.thin
         start = time.perf_counter()
-        parts = self._or_else_off(state, lambda: ranks.everywhere(lambda: self._measure(unwrapped(model), side)))
+        model = unwrapped(model)
+        parts = self._or_else_off(state, lambda: ranks.everywhere(lambda: self._measure(model, side), model))
         if parts is None:
             return
 
-        def act() -> None:
+        def act() -> Reading | None:
             measured = [part for part in parts if not isinstance(part, str)]
             if len(measured) < len(parts):
                 failed = next(part for part in parts if isinstance(part, str))
                 _say(f"[razor] step {state.global_step}: {failed}; nothing was measured.")
-                return
+                return None
             reading = self._reading(state, side, joined(measured), time.perf_counter() - start)
             self.readings.append(reading)
             self._report(args, reading)
             if reading.verdict is Verdict.ABOVE and self.rule.on_budget == "stop":
                 control.should_training_stop = True
-            elif reading.verdict is Verdict.WITHIN and self.kept is not None:
-                self.kept.save(unwrapped(model), self.processing_class, reading.as_json())
+            return reading
 
-        self._or_else_off(state, lambda: ranks.together(act))
+        reading = self._or_else_off(state, lambda: ranks.together(act))
+        if reading is not None and reading.verdict is Verdict.WITHIN and self.rule.on_budget == "keep":
+            self._or_else_off(state, lambda: ranks.together(lambda: self._keep(model, reading), model))
 
     def _or_else_off(self, state: Any, work: Callable[[], T]) -> T | None:
         """Do what fails in all processes or in none; None, and no more measuring, where it fails.
@@ -269,11 +272,11 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
     def _prepare(self, args: Any, control: Any, model: Any, processing_class: Any) -> None:
         start = time.perf_counter()
         model = unwrapped(model)
-        require_whole(args, model)
+        require_data_parallel(model)
         told = SetUpProgress(speaks=ranks.is_first(), draws=not getattr(args, "disable_tqdm", False))
-        ranks.together(lambda: self._check_base(args, control, model, processing_class))
-        written = ranks.everywhere(lambda: self._written(model, told))[0]
-        ranks.together(lambda: self._read_base(model, written, told))
+        ranks.together(lambda: self._check_base(args, control, model, processing_class), model)
+        written = ranks.everywhere(lambda: self._written(model, told), model)[0]
+        ranks.together(lambda: self._read_base(model, written, told), model)
         self.setup_seconds = time.perf_counter() - start
 
     def _check_base(self, args: Any, control: Any, model: Any, processing_class: Any) -> None:
@@ -389,6 +392,12 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
         )
 
     # Acting
+
+    def _keep(self, model: Any, reading: Reading) -> None:
+        """The first process writes it, to which the others give their parts of a sharded model."""
+        weights = whole_state(model, here=ranks.is_first()) if is_sharded(model) else None
+        if self.kept is not None:
+            self.kept.save(model, self.processing_class, reading.as_json(), weights)
 
     def _report(self, args: Any, reading: Reading) -> None:
         if not ranks.is_first():

@@ -188,12 +188,15 @@ class KeptModel:
         if fresh and self.folder.exists():
             move_aside(self.folder, self.say)
 
-    def save(self, model: Any, processing_class: Any, measured: Mapping[str, Any]) -> None:
-        """Whole, or what was kept before stays."""
+    def save(
+        self, model: Any, processing_class: Any, measured: Mapping[str, Any], weights: Mapping[str, Any] | None = None
+    ) -> None:
+        """Whole, or what was kept before stays. `weights`: the model's, where it has not got all of them itself."""
         failure: Exception | None = None
         try:
             self._tidy()
-            model.save_pretrained(self._partial, safe_serialization=True)
+            state = {} if weights is None else {"state_dict": dict(weights)}
+            model.save_pretrained(self._partial, safe_serialization=True, **state)
             if processing_class is not None:
                 processing_class.save_pretrained(self._partial)
             (self._partial / MARK).write_text(json.dumps(measured, allow_nan=False, indent=1) + "\n")

@@ -16,8 +16,11 @@ from rlrazor.errors import RazorError
 
 
 def unwrapped(model: Any) -> Any:
-    """The model inside of DistributedDataParallel and torch.compile."""
-    while (inner := getattr(model, "module", None) or getattr(model, "_orig_mod", None)) is not None:
+    """The model inside of DistributedDataParallel and torch.compile; FSDP1's wrapper gathers weights, and stays."""
+    while (
+        "_fsdp_wrapped_module" not in getattr(model, "_modules", ())
+        and (inner := getattr(model, "module", None) or getattr(model, "_orig_mod", None)) is not None
+    ):
         model = inner
     return model
 
@@ -45,6 +48,9 @@ def adapter_disabled(model: Any) -> Iterator[None]:
     trained = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:
         with model.disable_adapter():
+            # Also until then: what FSDP2 gathers first without gradients, it never computes gradients of.
+            for parameter, before in trained:
+                parameter.requires_grad_(before)
             yield
     finally:
         for parameter, before in trained:
@@ -95,6 +101,11 @@ def _places(model: Any) -> dict[str, _Place]:
     # Without one, transformers has put the adapter into the model itself (`add_adapter`).
     walk(without_wrapper(model), "", None, "")
     return found
+
+
+def base_parameters(model: Any) -> dict[str, Tensor]:
+    """The base's parameters as the modules have them, which of a sharded model is a part of each."""
+    return {name: place.parameter for name, place in _places(model).items()}
 
 
 def base_weights(model: Any) -> dict[str, Tensor]:

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from rlrazor.errors import RazorError
-from rlrazor.lm import compute
-from rlrazor.lm.adapters import base_weights_under_adapter, is_adapted, unwrapped
+from rlrazor.lm import compute, lockstep
+from rlrazor.lm.adapters import base_parameters, base_weights_under_adapter, is_adapted, unwrapped
 from rlrazor.lm.digests import base_digest, is_same_base, token_log_probs
 from rlrazor.lm.models import DTYPES, load
 from rlrazor.lm.sources import SavedWeights
@@ -91,7 +91,12 @@ def _is_the_model_in(folder: Path, model: Any, *, by_weights: bool) -> bool | No
     try:
         files, under = SavedWeights(folder), base_weights_under_adapter(model)
         if by_weights and all(name in files for name in under):
-            verdicts = [_are_equal(weight, files[name]) for name, weight in under.items()]
+            verdicts: list[bool | None] = []
+            lockstep.each_whole(
+                model,
+                lambda every: {name: weight for name, weight in base_parameters(every).items() if name in under},
+                lambda name, weight: verdicts.append(_are_equal(weight, files[name])),
+            )
             return None if None in verdicts else all(verdicts)
         # By other names, as when a library has fused or split them: then by the whole model.
         precision = compute.precision_of(model)
