@@ -107,7 +107,7 @@ def _summoned(unit: Any) -> Iterator[set[int]]:
 @contextmanager
 def _gathered(weight: Tensor) -> Iterator[Tensor]:
     if hasattr(weight, "ds_id"):
-        from deepspeed.zero import GatheredParameters
+        from deepspeed.runtime.zero import GatheredParameters
 
         gathering = GatheredParameters([weight])
     else:
