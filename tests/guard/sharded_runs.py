@@ -35,7 +35,7 @@ HOW: dict[str, dict[str, Any]] = {
     "fsdp2-lean": {"fsdp": True, "fsdp_config": {**FSDP2, "cpu_ram_efficient_loading": True}},
     "loaded": {},
     "zero2": {"deepspeed": {"zero_optimization": {"stage": 2}, **AUTO}},
-    "zero3": {"deepspeed": {"zero_optimization": {"stage": 3}, **AUTO}},
+    "zero3": {"deepspeed": {"zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0}, **AUTO}},
 }
 
 

@@ -11,10 +11,11 @@ import json
 import shutil
 import uuid
 import weakref
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from rlrazor.errors import RazorError
@@ -196,7 +197,8 @@ class KeptModel:
         try:
             self._tidy()
             state = {} if weights is None else {"state_dict": dict(weights)}
-            model.save_pretrained(self._partial, safe_serialization=True, **state)
+            with _as_one_process(model):
+                model.save_pretrained(self._partial, safe_serialization=True, **state)
             if processing_class is not None:
                 processing_class.save_pretrained(self._partial)
             (self._partial / MARK).write_text(json.dumps(measured, allow_nan=False, indent=1) + "\n")
@@ -225,6 +227,17 @@ class KeptModel:
         """Finish what a killed process began."""
         if self._old.exists() and not self.folder.exists():
             self._old.rename(self.folder)
+
+
+@contextmanager
+def _as_one_process(model: Any) -> Iterator[None]:
+    """Without what has transformers wait for the other processes, where it sharded the model as it loaded it."""
+    config = vars(getattr(model, "config", None) or SimpleNamespace())
+    kept = {name: config.pop(name) for name in ("distributed_config",) if name in config}
+    try:
+        yield
+    finally:
+        config.update(kept)
 
 
 def move_aside(path: Path, say: Say) -> None:
