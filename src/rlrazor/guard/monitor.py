@@ -4,11 +4,11 @@
 
 For `transformers.Trainer` and whatever is built on it, TRL's trainers among them; full fine-tuning or PEFT; one process
 or many, under DistributedDataParallel, FSDP or DeepSpeed's ZeRO. The base's side is computed when the trainer has been
-made, or where that shards the model, when it has: before any update, so the model that the trainer was given is the
-base; of a PEFT model it is what is left without its adapter, which is checked. Models are measured in one precision, that of their weights unless `measuring` or the law say otherwise,
-whatever autocast training is under. Training is left as it is: generators, modes and gradients are put back, nothing is
-logged through the trainer, and the loss is the same to the bit with the monitor and without it. What fails before
-training is an error; what fails later ends measuring, not training.
+made, or has sharded the model: before any update, so the model that the trainer was given is the base; of a PEFT model
+it is what is left without its adapter, which is checked. Models are measured in one precision, that of their weights
+unless `measuring` or the law say otherwise, whatever autocast training is under. Training is left as it is: generators,
+modes and gradients are put back, nothing is logged through the trainer, and the loss is the same to the bit with the
+monitor and without it. What fails before training is an error; what fails later ends measuring, not training.
 
 Left out: models whose layers are split over processes (tensor and pipeline parallel), which `razor watch` measures.
 """
@@ -19,8 +19,8 @@ import sys
 import time
 import traceback
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,7 +29,7 @@ from rlrazor.analysis.forecast import FORWARD
 from rlrazor.errors import RazorError
 from rlrazor.extras import needs_extra
 from rlrazor.guard import ranks
-from rlrazor.guard.base_side import BaseSide, generic_of, joined, kls_of, shortened
+from rlrazor.guard.base_side import BaseSide, generic_of, joined, kls_of, on_the_base, shortened
 from rlrazor.guard.budget import KEPT, Budget, OnBudget
 from rlrazor.guard.law_file import LawFile
 from rlrazor.guard.measured_on import AS_THE_LAW_SAYS, Measuring
@@ -64,10 +64,6 @@ except ImportError:
     raise
 
 T = TypeVar("T")
-NO_MEMORY = (
-    "Out of memory while the base completes the prompts, before training: give fewer or shorter prompts, or lower "
-    "max_new_tokens in Measuring(settings=ProbeSettings(...))."
-)
 
 
 class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
@@ -86,7 +82,7 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
 
     Raises RazorError, when the trainer is made or as training begins, for prompts or a law that cannot be read, a law
     of another base or precision, an adapter without which the model is not the base, two monitors with one log, and
-    models whose layers are split over processes. Once training has begun it raises nothing: what fails is said, and measuring ends.
+    layers split over processes. Once training has begun it raises nothing: what fails is said, and measuring ends.
     """
 
     def __init__(
@@ -225,10 +221,8 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
         start = time.perf_counter()
         model = unwrapped(model)
         parts = self._or_else_off(state, lambda: ranks.everywhere(lambda: self._measure(model, side), model))
-        if parts is None:
-            return
 
-        def act() -> Reading | None:
+        def act(parts: Sequence[Mapping[str, Drift] | str]) -> Reading | None:
             measured = [part for part in parts if not isinstance(part, str)]
             if len(measured) < len(parts):
                 failed = next(part for part in parts if isinstance(part, str))
@@ -241,7 +235,7 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
                 control.should_training_stop = True
             return reading
 
-        reading = self._or_else_off(state, lambda: ranks.together(act))
+        reading = parts and self._or_else_off(state, lambda: ranks.together(lambda: act(parts)))
         if reading is not None and reading.verdict is Verdict.WITHIN and self.rule.on_budget == "keep":
             self._or_else_off(state, lambda: ranks.together(lambda: self._keep(model, reading), model))
 
@@ -295,7 +289,7 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
         self.tokenizer = tokenizer
         self.on = replace(self.asked, settings=self.asked.settings.on(model))
         self.looked_at, self.trainer = weakref.ref(model), (lambda: None) if control is None else weakref.ref(control)
-        with _on_the_base(model):
+        with on_the_base(model):
             require_measurable(model)
             digest = base_digest(model, self.on.settings.precision)
             check_undone(model, recognised=self.law is not None and is_same_base(digest, self.law.base.digest))
@@ -312,13 +306,13 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
         """What the base writes itself, where that is the generic probe: the first process has it write, for all."""
         if self.on.generic.own is None or not ranks.is_first():
             return None
-        with _on_the_base(model), told:
+        with on_the_base(model), told:
             return generic_of(model, self.tokenizer, self.on, told=told, **self._of_completions())
 
     def _read_base(self, model: Any, written: Sequences | None, told: SetUpProgress) -> None:
         """Run the base on both probes."""
         share = (ranks.rank(), ranks.count())
-        with _on_the_base(model), told:
+        with on_the_base(model), told:
             self.base = BaseSide.of(
                 model, self.tokenizer, self.on, share=share, generic=written, told=told, **self._of_completions()
             )
@@ -418,23 +412,6 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
             self.unreachable.add(name)
         kept = None if self.kept is None else self.kept.step
         _say(reading.line(self.rule.done_about(reading.verdict, kept)))
-
-
-@contextmanager
-def _on_the_base(model: Any) -> Iterator[None]:
-    """Leave generators as they are; raise RazorError for whatever fails on the base."""
-    try:
-        with compute.generators_untouched(), compute.memory_errors(NO_MEMORY):
-            yield
-    except NotFiniteError as error:
-        raise RazorError("The model's outputs are NaN or infinite before training: its weights are damaged.") from error
-    except RazorError:
-        raise
-    except Exception as error:  # of a model's own code, on inputs that its trainer would not give it
-        raise RazorError(
-            f"ForgettingMonitor cannot measure this model, {type(model).__name__}: {type(error).__name__}: "
-            f"{' '.join(str(error).split())}. Train without the monitor, and report this."
-        ) from error
 
 
 def _with(measuring: Measuring, own: Mapping[str, Any]) -> Measuring:

@@ -11,14 +11,14 @@ from rlrazor.lm.shards import is_sharded
 
 _SIZES = ("tp_size", "cp_size", "sp_size", "ep_size", "pp_size")  # of accelerate's and transformers' configs
 _SPLIT = (
-    "ForgettingMonitor cannot measure a model whose layers are split over processes ({how}), only one whose weights are "
-    "(FSDP, ZeRO). Train without it, and measure the checkpoints as they are saved, from another process: "
+    "ForgettingMonitor cannot measure a model whose layers are split over processes ({how}), only one whose weights "
+    "are (FSDP, ZeRO). Train without it, and measure the checkpoints as they are saved, from another process: "
     "`razor watch RUN_FOLDER --base MODEL --prompts FILE`."
 )
 
 
 def is_placed_later(args: Any, model: Any) -> bool:
-    """Whether the trainer will move, cast or shard the model as training begins: what is measured is what is trained."""
+    """Whether the trainer will move, cast or shard the model as training begins: it is measured as it is trained."""
     if is_sharded(model) and not _by_deepspeed(args):  # by the user, or as it was loaded
         return False
     device = getattr(args, "device", None)

@@ -303,8 +303,8 @@ def final_states(
 
     They are what the LM head is called with, so every normalisation of the model is in them. The head is handed a
     single position, whose logits cost nothing and are compared with ours. `precision`: as `compute.measuring` takes it,
-    by default the weights' own; `told` hears how much is done; `head`: the model's, where it is known. Raises RazorError for sequences longer than the context,
-    and for a model whose logits are not a linear head's.
+    by default the weights' own; `told` hears how much is done; `head`: the model's, where it is known. Raises
+    RazorError for sequences longer than the context, and for a model whose logits are not a linear head's.
     """
     model = unwrapped(model)
     _check_fits(model, sequences)

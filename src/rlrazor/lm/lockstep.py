@@ -1,13 +1,13 @@
-"""Work on a model that is spread over processes: each calls it as often as the others, and none waits for one that failed.
+"""Work on a model that is spread over processes: each calls it as often, and none waits for one that has failed.
 
 A sharded model gathers its weights as it is called, from all processes, so a process that calls it waits until all do.
 What is measured takes another number of calls in each: sampling ends when the last sequence has, and prompts do not
-divide evenly. So before each call the processes say what they are about to do. Who is done with his work makes calls of
-one token for the others until all are done. Where one has failed, all end. Where it fails within a call (no memory for
-the activations of its rows), it goes on through what is left of that call without computing, so that the others' weights
-arrive, and says so before the next.
+divide evenly. So before each call the processes say what they are about to do. One that is done with its work makes
+calls of one token for the others until all are done. Where one has failed, all end. Where it fails within a call (no
+memory for the activations of its rows), it goes on through the parts that are still to come without computing, so that
+the others' weights arrive, and says so before the next call.
 
-What cannot be caught is a failure to gather itself. Whatever the work raises, the model's hooks are as before afterwards.
+What cannot be caught is a failure to gather itself. Hooks and methods of the model are as before afterwards.
 """
 
 import functools
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from rlrazor.errors import RazorError
 from rlrazor.lm import compute, shards
-from rlrazor.lm.adapters import adapter_disabled, is_adapted
+from rlrazor.lm.adapters import adapter_disabled
 
 T = TypeVar("T")
 CALLS, GATHERS, DONE, FAILED = "calls", "gathers", "done", "failed"
@@ -106,7 +106,8 @@ class Lockstep:
         self.is_over = self.is_for_others = self.without_adapter = False
         number = {id(unit): at for at, (unit, _) in enumerate(self.units)}
         self.within = [
-            {number.get(id(one), -1) for one in module.modules() if one is not module} for _, module in self.units
+            {number[id(one)] for one in module.modules() if one is not module and id(one) in number}
+            for _, module in self.units
         ]
         self.switch = next((one for one in model.modules() if hasattr(one, "disable_adapters")), None)
 

@@ -1,7 +1,7 @@
 """Models whose weights are spread over processes: which those are, and their weights whole, one at a time.
 
 FSDP2 (`fully_shard`), FSDP1 (`FullyShardedDataParallel`) and DeepSpeed's ZeRO-3. All three gather a part's weights as
-the part is called and let go of them afterwards, so a forward pass needs nothing of what is here; reading a weight does.
+the part is called and let go of them afterwards, so a forward pass needs nothing of this; reading a weight does.
 Left out: tensor and pipeline parallel, where no process ever computes a whole layer.
 """
 
@@ -40,28 +40,27 @@ def inside(module: Any) -> Any:
     return module._modules["_fsdp_wrapped_module"] if _is_fsdp1(module) else module
 
 
+def name_of(model: Any) -> str:
+    """The name of a model's class, without FSDP's."""
+    return type(inside(model)).__name__.removeprefix("FSDP")
+
+
 def computed_in(model: Any) -> torch.dtype | None:
     """What FSDP casts weights to as it gathers them; None where it does not."""
     if not isinstance(model, nn.Module):
         return None
-    for module in model.modules():
-        if _is_fsdp1(module):
-            dtype = module.mixed_precision.param_dtype
-        elif _is_fsdp2(module):
-            dtype = module._get_fsdp_state()._mp_policy.param_dtype
-        else:
-            continue
-        return dtype if isinstance(dtype, torch.dtype) else None
+    for module in map(_as_any, model.modules()):
+        if _is_fsdp1(module) or _is_fsdp2(module):
+            policy = module.mixed_precision if _is_fsdp1(module) else module._get_fsdp_state()._mp_policy
+            return policy.param_dtype  # type: ignore[no-any-return]
     return None
 
 
 def computed_on(model: Any) -> torch.device | None:
     """Where FSDP computes, which may keep weights elsewhere; None of other models."""
-    for module in model.modules() if isinstance(model, nn.Module) else ():
-        if _is_fsdp1(module):
-            return torch.device(module.compute_device)
-        if _is_fsdp2(module):
-            return torch.device(module._get_fsdp_state()._device)
+    for module in map(_as_any, model.modules() if isinstance(model, nn.Module) else ()):
+        if _is_fsdp1(module) or _is_fsdp2(module):
+            return torch.device(module.compute_device if _is_fsdp1(module) else module._get_fsdp_state()._device)
     return None
 
 
@@ -78,7 +77,7 @@ def let_go(model: Any) -> None:
 
 
 def whole(model: Any, named: Named) -> Iterator[tuple[str, Tensor]]:
-    """The parameters that `named` finds in the model, each whole until the next is asked for; in all processes alike."""
+    """The parameters that `named` finds, each whole until the next is asked for; all processes have to ask alike."""
     let_go(model)
     seen: set[str] = set()
     for unit in (module for module in model.modules() if _is_fsdp1(module)):
@@ -113,8 +112,12 @@ def _gathered(weight: Tensor) -> Iterator[Tensor]:
     else:
         gathering = nullcontext()
     with gathering:
-        whole: Tensor = weight.full_tensor() if type(weight.data).__name__ == "DTensor" else weight
-        yield whole.detach()
+        own: Any = weight
+        yield (own.full_tensor() if type(weight.data).__name__ == "DTensor" else own).detach()
+
+
+def _as_any(module: Any) -> Any:
+    return module
 
 
 def plain(name: str) -> str:
