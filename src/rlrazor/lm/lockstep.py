@@ -12,8 +12,9 @@ What cannot be caught is a failure to gather itself. Hooks and methods of the mo
 
 import functools
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -245,10 +246,20 @@ class Lockstep:
         return kept
 
     def _call_rest_of(self, number: int, nothing: Tensor) -> None:
-        # Before any call has come through, in the order in which the model has its parts.
-        order = self.orders.get(self.without_adapter) or list(range(len(self.units)))
-        while len(self.entered) < len(order) and (part := order[len(self.entered)]) in self.within[number]:
+        while (part := self._next_in(number)) is not None:
             before = len(self.entered)
-            self.units[part][0](nothing)
+            with suppress(Exception):  # a hook of somebody else's, after the part has gathered
+                self.units[part][0](nothing)
             if len(self.entered) == before:
-                return
+                self.entered.append(part)
+
+    def _next_in(self, number: int) -> int | None:
+        """The first part within another that this call has not come to; None where it has come to all."""
+        come_to = Counter(self.entered)
+        # Before any call has come through, in the order in which the model has its parts.
+        for part in self.orders.get(self.without_adapter) or range(len(self.units)):
+            if come_to[part]:
+                come_to[part] -= 1
+            elif part in self.within[number]:
+                return part
+        return None
