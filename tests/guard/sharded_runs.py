@@ -8,6 +8,7 @@ accelerate shards on accelerators only, so it is told here that the CPU is one; 
 import json
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from rlrazor.guard.measured_on import MeasuredOn
 from rlrazor.lm import compute, kl, lockstep
 from rlrazor.lm.digests import base_digest
 from rlrazor.lm.models import add_lora
+from rlrazor.lm.undone import check_undone
 from tiny_models import char_tokenizer, saved, tiny_llama
 from watching import leave, losses_of, trainer_of, watch
 
@@ -146,12 +148,11 @@ class Failing(TrainerCallback):  # type: ignore[misc]
         if self.where == "gathering":
             monitor.whole_state = self.fail
         if self.where.endswith("within-call"):
-            (layer,) = (one for name, one in model.named_modules() if name.endswith("layers.1.mlp.act_fn"))
-            layer.register_forward_pre_hook(self.fail_within)
+            (part,) = (one for name, one in model.named_modules() if name.endswith("layers.1.mlp.act_fn"))
+            part.forward = partial(self.fail_within, part, part.forward)
 
-    def fail_within(self, module: Any, _: Any) -> None:
-        if not module.training and self.armed:
-            self.fail()
+    def fail_within(self, part: Any, forward: Any, *args: Any) -> Any:
+        return forward(*args) if part.training or not self.armed else self.fail()
 
     @property
     def armed(self) -> bool:
@@ -229,6 +230,30 @@ def bare(kind: str) -> dict[str, Any]:
     return {"sharded": measured(sharded=True), "whole": measured(sharded=False)}
 
 
+def undone(folder: Path) -> dict[str, str]:
+    """What is said of a sharded model whose adapter has learnt something, on its base and on another."""
+    from torch.distributed.fsdp import fully_shard
+
+    if torch.distributed.get_rank() == 0:
+        saved(folder / "base", tiny_llama(), char_tokenizer())
+    torch.distributed.barrier()
+    said = {}
+    for name, factor in (("right", 1.0), ("wrong", 1.1)):
+        model = AutoModelForCausalLM.from_pretrained(folder / "base")
+        model = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+        with torch.no_grad():
+            model.get_decoder().layers[0].self_attn.q_proj.base_layer.weight.mul_(factor)
+        for layer in model.get_decoder().layers:
+            fully_shard(layer)
+        fully_shard(model)
+        try:
+            ranks.everywhere(partial(check_undone, model), model)
+            said[name] = ""
+        except RazorError as error:
+            said[name] = str(error)
+    return said
+
+
 def main() -> None:
     """Run the cases named and leave what came of each in a file of this process.
 
@@ -247,7 +272,7 @@ def main() -> None:
                 for rank in range(torch.distributed.get_world_size())
             }
         elif how == "bare":
-            found = {kind: bare(kind) for kind in BARE}
+            found = {**{kind: bare(kind) for kind in BARE}, "undone": undone(own)}
         else:
             found = outcome(how, own, lora=what == "lora")
         own.mkdir(parents=True, exist_ok=True)

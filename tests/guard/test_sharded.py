@@ -133,3 +133,10 @@ def test_a_model_sharded_by_hand_is_the_model(request: pytest.FixtureRequest, ki
         assert is_same_base(sharded["digest"], whole["digest"])
         for name in ("kl_forward", "kl_probe"):
             assert sharded[name] == pytest.approx(whole[name], rel=1e-4)
+
+
+def test_an_adapter_that_has_learnt_is_checked_against_the_bases_files(request: pytest.FixtureRequest) -> None:
+    _, processes = found(request, "bare/kl")
+    for process in processes:
+        assert process["undone"]["right"] == ""
+        assert "this model is not the base" in process["undone"]["wrong"]

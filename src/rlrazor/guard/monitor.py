@@ -235,7 +235,7 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
                 control.should_training_stop = True
             return reading
 
-        reading = parts and self._or_else_off(state, lambda: ranks.together(lambda: act(parts)))
+        reading = parts if parts is None else self._or_else_off(state, lambda: ranks.together(lambda: act(parts)))
         if reading is not None and reading.verdict is Verdict.WITHIN and self.rule.on_budget == "keep":
             self._or_else_off(state, lambda: ranks.together(lambda: self._keep(model, reading), model))
 
