@@ -109,7 +109,7 @@ def trained(source: Any, words: Any, out: Path, *, lora: bool, steps: int, watch
     after = Peaks({"init": "the base's side", "step": "measuring"} if watched else {}, peaks)
     prompts = [f"the {word} was {other}" for word in WORDS for other in WORDS][:32]
     measuring = Measuring(GenericText.built_in().cut(16), ProbeSettings(8, chat=False), cache_dir=out / "cache")
-    watching = [ForgettingMonitor(prompts, every=steps // 2, measuring=measuring)] if watched else []
+    watching = [ForgettingMonitor(prompts, every=max(steps // 2, 1), measuring=measuring)] if watched else []
     Trainer(
         model,
         TrainingArguments(
@@ -140,8 +140,8 @@ def main() -> None:
         source = arguments.model or small(Path(folders[0]))
         words = AutoTokenizer.from_pretrained(source)
         found = {}
-        for watched in (False, True):
-            out = Path(own) / str(watched)
+        for turn, watched in enumerate((False, False, True)):  # the first warms up: what it leaves, others have too
+            out = Path(own) / str(turn)
             found[watched] = trained(source, words, out, lora=arguments.lora, steps=arguments.steps, watched=watched)
         plain, peaks = found[False]["training"], found[True]
         line = f"process {torch.distributed.get_rank()}: MB at the peak: training alone {plain:.0f}"

@@ -23,7 +23,7 @@ from tiny_models import char_tokenizer, saved, tiny_llama
 WAYS = ["ddp", "fsdp1", "fsdp1-flat", "fsdp2", "fsdp2-lean", "loaded", "zero2", "zero3"]
 WHAT = ["full", "lora"]
 TAKEN = {"ddp": 1.0, "zero2": 1.0, "fsdp1": 0.5, "fsdp1-flat": 0.5}  # of the parameters, in each process
-pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.slow]
+pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 def started(folder: Path, cases: Sequence[str]) -> None:
@@ -67,25 +67,16 @@ def found(request: pytest.FixtureRequest, case: str) -> tuple[Path, list[dict[st
     return folder, [json.loads((folder / f"{rank}.json").read_text()) for rank in (0, 1)]
 
 
-@pytest.mark.parametrize("what", WHAT)
-@pytest.mark.parametrize("way", WAYS)
-def test_sharded_is_measured_as_whole(request: pytest.FixtureRequest, way: str, what: str, tmp_path: Path) -> None:
+def require_same_as_whole(folder: Path, processes: Sequence[dict[str, Any]], what: str, own: Path) -> None:
     """The loss is the same to the bit; KL is that of the model kept last, in one process, which `pick` reads."""
-    folder, processes = found(request, f"{way}/{what}")
     for process in processes:
         assert process["watched"] == process["plain"] == processes[0]["plain"]
         assert process["steps"] == [2, 4]
         assert process["kl"] == processes[0]["kl"]
-        if way in TAKEN:
-            assert process["here"] == pytest.approx(TAKEN[way] * (7120 if what == "lora" else 6096))
-        elif way == "zero3":
-            assert process["here"] <= 32  # PEFT's own buffers of a scale, of which nothing can be shared out
-        else:
-            assert "DTensor" in process["sharding"]
     kept = folder / "watched" / "within-budget"
     assert json.loads((kept / "razor.json").read_text())["step"] == 4
-    base = models.load(saved(tmp_path / "base", tiny_llama(), char_tokenizer()))
-    tuned = models.load(tmp_path / "base", adapter=kept) if what == "lora" else models.load(kept)
+    base = models.load(saved(own / "base", tiny_llama(), char_tokenizer()))
+    tuned = models.load(own / "base", adapter=kept) if what == "lora" else models.load(kept)
     for name, sequences in (
         ("kl_forward", probes.of_prompts(base.model, base.tokenizer, PROMPTS, SETTINGS)),
         ("kl_probe", probes.of_generic(base.model, base.tokenizer, GENERIC, SETTINGS)),
@@ -95,6 +86,30 @@ def test_sharded_is_measured_as_whole(request: pytest.FixtureRequest, way: str, 
         assert expected > 1e-3
 
 
+def test_fsdp2_is_measured_as_whole(tmp_path: Path) -> None:
+    started(tmp_path / "runs", ["fsdp2/lora"])
+    folder = tmp_path / "runs" / "fsdp2" / "lora"
+    processes = [json.loads((folder / f"{rank}.json").read_text()) for rank in (0, 1)]
+    assert all(process["sharding"] == ["DTensor"] for process in processes)
+    require_same_as_whole(folder, processes, "lora", tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", WHAT)
+@pytest.mark.parametrize("way", WAYS)
+def test_sharded_is_measured_as_whole(request: pytest.FixtureRequest, way: str, what: str, tmp_path: Path) -> None:
+    folder, processes = found(request, f"{way}/{what}")
+    for process in processes:
+        if way in TAKEN:
+            assert process["here"] == pytest.approx(TAKEN[way] * (7120 if what == "lora" else 6096))
+        elif way == "zero3":
+            assert process["here"] <= 32  # what is smaller than the number of processes is not shared out
+        else:
+            assert "DTensor" in process["sharding"]
+    require_same_as_whole(folder, processes, what, tmp_path)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
 @pytest.mark.parametrize("where", sharded_runs.FAILING)
 @pytest.mark.parametrize("way", ["fsdp1", "fsdp2", "zero3"])
@@ -122,6 +137,7 @@ def test_a_process_that_fails_ends_measuring_in_all(
         assert "planted" in json.loads(rows[-1])["error"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", sharded_runs.BARE)
 def test_a_model_sharded_by_hand_is_the_model(request: pytest.FixtureRequest, kind: str) -> None:
     _, processes = found(request, "bare/kl")
@@ -135,6 +151,7 @@ def test_a_model_sharded_by_hand_is_the_model(request: pytest.FixtureRequest, ki
             assert sharded[name] == pytest.approx(whole[name], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_an_adapter_that_has_learnt_is_checked_against_the_bases_files(request: pytest.FixtureRequest) -> None:
     _, processes = found(request, "bare/kl")
     for process in processes:
