@@ -21,6 +21,7 @@ from typing import Any
 from rlrazor.errors import RazorError
 from rlrazor.guard.log_schema import LogRow
 from rlrazor.lm.digests import is_digest, is_same_base
+from rlrazor.lm.shards import inside, plain
 from rlrazor.system.documents import checked, loads
 from rlrazor.system.writing import atomic_path, check_writable, require_our_folder
 
@@ -231,13 +232,21 @@ class KeptModel:
 
 @contextmanager
 def _as_one_process(model: Any) -> Iterator[None]:
-    """Without what has transformers wait for the other processes, where it sharded the model as it loaded it."""
-    config = vars(getattr(model, "config", None) or SimpleNamespace())
+    """Without what has transformers wait for other processes, where it sharded the model as it loaded it.
+
+    And by the names that weights have without FSDP1's wrappers, since PEFT saves only what it finds by name.
+    """
+    config, own = vars(getattr(model, "config", None) or SimpleNamespace()), inside(model)
     kept = {name: config.pop(name) for name in ("distributed_config",) if name in config}
+    if own is not model:
+        found = type(own).named_modules
+        own.named_modules = lambda *given, **named: ((plain(name), one) for name, one in found(own, *given, **named))
     try:
         yield
     finally:
         config.update(kept)
+        if own is not model:
+            del own.named_modules
 
 
 def move_aside(path: Path, say: Say) -> None:
