@@ -834,20 +834,46 @@ def test_what_cannot_be_watched_is_refused(tmp_path: Path, monkeypatch: pytest.M
         damaged.lm_head.weight.fill_(torch.nan)
     with pytest.raises(RazorError, match="NaN or infinite before training"):
         sft(tmp_path, [monitor(tmp_path)], damaged)
-    training = SimpleNamespace(fsdp=["full_shard"], output_dir=str(tmp_path))
-    with pytest.raises(RazorError, match="FSDP and ZeRO-3"):
+    training = SimpleNamespace(output_dir=str(tmp_path))
+
+    def begun() -> None:
         monitor(tmp_path).on_init_end(training, None, None, model=model, processing_class=TOKENIZER)
-    partitioned = tiny_llama()
-    partitioned.lm_head.weight.ds_id = 0
-    training.fsdp = []
-    with pytest.raises(RazorError, match="FSDP and ZeRO-3"):
-        monitor(tmp_path).on_init_end(training, None, None, model=partitioned, processing_class=TOKENIZER)
-    # FSDP that `accelerate launch` has asked for.
-    launched = SimpleNamespace(distributed_type=DistributedType.FSDP)
+
+    # Split by layers, as transformers, accelerate and Megatron say it.
+    model._tp_size = 2
+    with pytest.raises(RazorError, match=r"tensor parallel.*`razor watch RUN_FOLDER --base MODEL --prompts FILE`"):
+        begun()
+    model._tp_size = None
+    model.config.distributed_config = SimpleNamespace(pp_size=2)
+    with pytest.raises(RazorError, match="pipeline parallel"):
+        begun()
+    del model.config.distributed_config
+    launched = SimpleNamespace(distributed_type=DistributedType.MEGATRON_LM)
     monkeypatch.setattr(placing, "is_initialized", lambda: True)
     monkeypatch.setattr(placing, "AcceleratorState", lambda: launched)
-    with pytest.raises(RazorError, match="FSDP and ZeRO-3"):
-        monitor(tmp_path).on_init_end(training, None, None, model=model, processing_class=TOKENIZER)
+    with pytest.raises(RazorError, match="Megatron-LM"):
+        begun()
+    launched.distributed_type = DistributedType.MULTI_GPU
+    launched.parallelism_config = SimpleNamespace(tp_size=1, cp_size=4)
+    with pytest.raises(RazorError, match="context parallel"):
+        begun()
+
+
+@pytest.mark.parametrize("how", ["fsdp", "deepspeed", "launched"])
+def test_what_is_sharded_as_training_begins_is_measured_then(
+    tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before that, other processes than the first may have no weights."""
+    launched = SimpleNamespace(distributed_type=DistributedType.FSDP)
+    if how == "launched":
+        monkeypatch.setattr(placing, "is_initialized", lambda: True)
+        monkeypatch.setattr(placing, "AcceleratorState", lambda: launched)
+    training = SimpleNamespace(
+        output_dir=str(tmp_path), **{how: "zero3.json" if how == "deepspeed" else ["full_shard"]}
+    )
+    watching = monitor(tmp_path)
+    watching.on_init_end(training, None, None, model=tiny_llama(), processing_class=TOKENIZER)
+    assert watching.base is None
 
 
 @pytest.mark.parametrize("processes", [3, 40])

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rlrazor.analysis.forecast import FORWARD, PROBE
+from rlrazor.errors import RazorError
 from rlrazor.guard.measured_on import FEW_PROMPTS, MeasuredOn
 from rlrazor.lm import compute, kl, probes
 from rlrazor.lm.digests import base_digest
 from rlrazor.lm.kl import Drift, MeanKL, Sequences
+from rlrazor.lm.sampling import NotFiniteError
+from rlrazor.lm.shards import name_of
 
 SHOWN = 400  # characters of a prompt
+NO_MEMORY = (
+    "Out of memory while the base completes the prompts, before training: give fewer or shorter prompts, or lower "
+    "max_new_tokens in Measuring(settings=ProbeSettings(...))."
+)
 HEADS = 1.4  # what measuring a policy takes, as a multiple of the base's pass: that, and the products with two heads
 ToldWhat = Callable[[str, float], None]  # what is being done, and how much of it has been
 
@@ -130,8 +138,11 @@ class BaseSide:
         return BaseSide({name: probe.spread(counts[name]) for name, probe in self.probes.items()}, self.whole)
 
     def measure(self, policy: Any) -> dict[str, Drift]:
-        """KL(base || policy) on each probe. Raises as `kl.forward_kl` does."""
-        return {name: kl.forward_kl(probe, policy) for name, probe in self.probes.items()}
+        """KL(base || policy) on each probe, the policy's LM head gathered once. Raises as `kl.forward_kl` does."""
+        if not self.probes:
+            return {}
+        head = kl.final_head(policy, next(iter(self.probes.values())).precision)
+        return {name: kl.forward_kl(probe, policy, head=head) for name, probe in self.probes.items()}
 
 
 def generic_of(
@@ -178,3 +189,20 @@ def kls_of(drifts: Mapping[str, Drift]) -> dict[str, MeanKL]:
 def shortened(text: str) -> str:
     """Its beginning and its end, where it is too long for a terminal."""
     return text if len(text) <= SHOWN else f"{text[: SHOWN // 2]} ... {text[-SHOWN // 2 :]}"
+
+
+@contextmanager
+def on_the_base(model: Any) -> Iterator[None]:
+    """Leave generators as they are; raise RazorError for whatever fails on the base."""
+    try:
+        with compute.generators_untouched(), compute.memory_errors(NO_MEMORY):
+            yield
+    except NotFiniteError as error:
+        raise RazorError("The model's outputs are NaN or infinite before training: its weights are damaged.") from error
+    except RazorError:
+        raise
+    except Exception as error:  # of a model's own code, on inputs that its trainer would not give it
+        raise RazorError(
+            f"ForgettingMonitor cannot measure this model, {name_of(model)}: {type(error).__name__}: "
+            f"{' '.join(str(error).split())}. Train without the monitor, and report this."
+        ) from error

@@ -3,14 +3,14 @@
     trainer = SFTTrainer(..., callbacks=[ForgettingMonitor("prompts.jsonl", law="law.json", budget=0.02)])
 
 For `transformers.Trainer` and whatever is built on it, TRL's trainers among them; full fine-tuning or PEFT; one process
-or many under DistributedDataParallel. The base's side is computed when the trainer has been made, before any update, so
-the model that the trainer was given is the base; of a PEFT model it is what is left without its adapter, which is
-checked. Models are measured in one precision, that of their weights unless `measuring` or the law say otherwise,
-whatever autocast training is under. Training is left as it is: generators, modes and gradients are put back, nothing is
-logged through the trainer, and the loss is the same to the bit with the monitor and without it. What fails before
-training is an error; what fails later ends measuring, not training.
+or many, under DistributedDataParallel, FSDP or DeepSpeed's ZeRO. The base's side is computed when the trainer has been
+made, or has sharded the model: before any update, so the model that the trainer was given is the base; of a PEFT model
+it is what is left without its adapter, which is checked. Models are measured in one precision, that of their weights
+unless `measuring` or the law say otherwise, whatever autocast training is under. Training is left as it is: generators,
+modes and gradients are put back, nothing is logged through the trainer, and the loss is the same to the bit with the
+monitor and without it. What fails before training is an error; what fails later ends measuring, not training.
 
-Left out: models sharded over processes (FSDP, ZeRO-3), whose parameters no process has whole.
+Left out: models whose layers are split over processes (tensor and pipeline parallel), which `razor watch` measures.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ import sys
 import time
 import traceback
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,7 +29,7 @@ from rlrazor.analysis.forecast import FORWARD
 from rlrazor.errors import RazorError
 from rlrazor.extras import needs_extra
 from rlrazor.guard import ranks
-from rlrazor.guard.base_side import BaseSide, generic_of, joined, kls_of, shortened
+from rlrazor.guard.base_side import BaseSide, generic_of, joined, kls_of, on_the_base, shortened
 from rlrazor.guard.budget import KEPT, Budget, OnBudget
 from rlrazor.guard.law_file import LawFile
 from rlrazor.guard.measured_on import AS_THE_LAW_SAYS, Measuring
@@ -43,8 +43,10 @@ from rlrazor.lm import compute, encoding
 from rlrazor.lm.adapters import is_adapted, unwrapped
 from rlrazor.lm.digests import base_digest, is_same_base
 from rlrazor.lm.kl import Drift, Sequences
+from rlrazor.lm.lockstep import whole_state
 from rlrazor.lm.probes import Prompt, default_cache, probe_hash, read_prompts
 from rlrazor.lm.sampling import NotFiniteError
+from rlrazor.lm.shards import is_sharded
 from rlrazor.lm.suitable import require_measurable
 from rlrazor.lm.task_names import WORDS
 from rlrazor.lm.undone import check_undone
@@ -55,17 +57,13 @@ try:
     from transformers import TrainerCallback
 
     from rlrazor.guard import trackers
-    from rlrazor.guard.placing import is_placed_later, require_whole
+    from rlrazor.guard.placing import is_placed_later, require_data_parallel
     from rlrazor.guard.schedule import Schedule
 except ImportError:
     needs_extra("guard")
     raise
 
 T = TypeVar("T")
-NO_MEMORY = (
-    "Out of memory while the base completes the prompts, before training: give fewer or shorter prompts, or lower "
-    "max_new_tokens in Measuring(settings=ProbeSettings(...))."
-)
 
 
 class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
@@ -84,7 +82,7 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
 
     Raises RazorError, when the trainer is made or as training begins, for prompts or a law that cannot be read, a law
     of another base or precision, an adapter without which the model is not the base, two monitors with one log, and
-    models sharded over processes. Once training has begun it raises nothing: what fails is said, and measuring ends.
+    layers split over processes. Once training has begun it raises nothing: what fails is said, and measuring ends.
     """
 
     def __init__(
@@ -148,11 +146,10 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
             if state.global_step > 0 and not is_adapted(model):
                 raise RazorError(
                     "Training resumes, and the base is gone: ForgettingMonitor was added after the trainer was made, "
-                    "or the trainer places the model only as it trains (DeepSpeed, bf16_full_eval). Give it to the "
-                    "trainer as callbacks=[...], or measure the checkpoints afterwards with `razor pick`."
+                    "or the trainer places the model only as it trains (FSDP, DeepSpeed, bf16_full_eval). Give it to "
+                    "the trainer as callbacks=[...], or measure the checkpoints afterwards with `razor pick`."
                 )
             self._prepare(args, control, model, kwargs.get("processing_class"))
-        require_whole(args, unwrapped(model))
         dataloader, told = kwargs.get("train_dataloader"), getattr(args, "chat_template_kwargs", None)
         ranks.together(lambda: self._say_what_is_wrong(dataloader, told))
         path = self._log_path(args)
@@ -222,25 +219,25 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
         assert self.schedule is not None
         side = self.schedule.last if last else self.schedule.thin
         start = time.perf_counter()
-        parts = self._or_else_off(state, lambda: ranks.everywhere(lambda: self._measure(unwrapped(model), side)))
-        if parts is None:
-            return
+        model = unwrapped(model)
+        parts = self._or_else_off(state, lambda: ranks.everywhere(lambda: self._measure(model, side), model))
 
-        def act() -> None:
+        def act(parts: Sequence[Mapping[str, Drift] | str]) -> Reading | None:
             measured = [part for part in parts if not isinstance(part, str)]
             if len(measured) < len(parts):
                 failed = next(part for part in parts if isinstance(part, str))
                 _say(f"[razor] step {state.global_step}: {failed}; nothing was measured.")
-                return
+                return None
             reading = self._reading(state, side, joined(measured), time.perf_counter() - start)
             self.readings.append(reading)
             self._report(args, reading)
             if reading.verdict is Verdict.ABOVE and self.rule.on_budget == "stop":
                 control.should_training_stop = True
-            elif reading.verdict is Verdict.WITHIN and self.kept is not None:
-                self.kept.save(unwrapped(model), self.processing_class, reading.as_json())
+            return reading
 
-        self._or_else_off(state, lambda: ranks.together(act))
+        reading = parts if parts is None else self._or_else_off(state, lambda: ranks.together(lambda: act(parts)))
+        if reading is not None and reading.verdict is Verdict.WITHIN and self.rule.on_budget == "keep":
+            self._or_else_off(state, lambda: ranks.together(lambda: self._keep(model, reading), model))
 
     def _or_else_off(self, state: Any, work: Callable[[], T]) -> T | None:
         """Do what fails in all processes or in none; None, and no more measuring, where it fails.
@@ -269,11 +266,11 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
     def _prepare(self, args: Any, control: Any, model: Any, processing_class: Any) -> None:
         start = time.perf_counter()
         model = unwrapped(model)
-        require_whole(args, model)
+        require_data_parallel(model)
         told = SetUpProgress(speaks=ranks.is_first(), draws=not getattr(args, "disable_tqdm", False))
-        ranks.together(lambda: self._check_base(args, control, model, processing_class))
-        written = ranks.everywhere(lambda: self._written(model, told))[0]
-        ranks.together(lambda: self._read_base(model, written, told))
+        ranks.together(lambda: self._check_base(args, control, model, processing_class), model)
+        written = ranks.everywhere(lambda: self._written(model, told), model)[0]
+        ranks.together(lambda: self._read_base(model, written, told), model)
         self.setup_seconds = time.perf_counter() - start
 
     def _check_base(self, args: Any, control: Any, model: Any, processing_class: Any) -> None:
@@ -292,7 +289,7 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
         self.tokenizer = tokenizer
         self.on = replace(self.asked, settings=self.asked.settings.on(model))
         self.looked_at, self.trainer = weakref.ref(model), (lambda: None) if control is None else weakref.ref(control)
-        with _on_the_base(model):
+        with on_the_base(model):
             require_measurable(model)
             digest = base_digest(model, self.on.settings.precision)
             check_undone(model, recognised=self.law is not None and is_same_base(digest, self.law.base.digest))
@@ -309,13 +306,13 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
         """What the base writes itself, where that is the generic probe: the first process has it write, for all."""
         if self.on.generic.own is None or not ranks.is_first():
             return None
-        with _on_the_base(model), told:
+        with on_the_base(model), told:
             return generic_of(model, self.tokenizer, self.on, told=told, **self._of_completions())
 
     def _read_base(self, model: Any, written: Sequences | None, told: SetUpProgress) -> None:
         """Run the base on both probes."""
         share = (ranks.rank(), ranks.count())
-        with _on_the_base(model), told:
+        with on_the_base(model), told:
             self.base = BaseSide.of(
                 model, self.tokenizer, self.on, share=share, generic=written, told=told, **self._of_completions()
             )
@@ -390,6 +387,12 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
 
     # Acting
 
+    def _keep(self, model: Any, reading: Reading) -> None:
+        """The first process writes it, to which the others give their parts of a sharded model."""
+        weights = whole_state(model, here=ranks.is_first()) if is_sharded(model) else None
+        if self.kept is not None:
+            self.kept.save(model, self.processing_class, reading.as_json(), weights)
+
     def _report(self, args: Any, reading: Reading) -> None:
         if not ranks.is_first():
             return
@@ -409,23 +412,6 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
             self.unreachable.add(name)
         kept = None if self.kept is None else self.kept.step
         _say(reading.line(self.rule.done_about(reading.verdict, kept)))
-
-
-@contextmanager
-def _on_the_base(model: Any) -> Iterator[None]:
-    """Leave generators as they are; raise RazorError for whatever fails on the base."""
-    try:
-        with compute.generators_untouched(), compute.memory_errors(NO_MEMORY):
-            yield
-    except NotFiniteError as error:
-        raise RazorError("The model's outputs are NaN or infinite before training: its weights are damaged.") from error
-    except RazorError:
-        raise
-    except Exception as error:  # of a model's own code, on inputs that its trainer would not give it
-        raise RazorError(
-            f"ForgettingMonitor cannot measure this model, {type(model).__name__}: {type(error).__name__}: "
-            f"{' '.join(str(error).split())}. Train without the monitor, and report this."
-        ) from error
 
 
 def _with(measuring: Measuring, own: Mapping[str, Any]) -> Measuring:

@@ -11,15 +11,17 @@ import json
 import shutil
 import uuid
 import weakref
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from rlrazor.errors import RazorError
 from rlrazor.guard.log_schema import LogRow
 from rlrazor.lm.digests import is_digest, is_same_base
+from rlrazor.lm.shards import inside, plain
 from rlrazor.system.documents import checked, loads
 from rlrazor.system.writing import atomic_path, check_writable, require_our_folder
 
@@ -189,12 +191,16 @@ class KeptModel:
         if fresh and self.folder.exists():
             move_aside(self.folder, self.say)
 
-    def save(self, model: Any, processing_class: Any, measured: Mapping[str, Any]) -> None:
-        """Whole, or what was kept before stays."""
+    def save(
+        self, model: Any, processing_class: Any, measured: Mapping[str, Any], weights: Mapping[str, Any] | None = None
+    ) -> None:
+        """Whole, or what was kept before stays. `weights`: the model's, where it has not got all of them itself."""
         failure: Exception | None = None
         try:
             self._tidy()
-            model.save_pretrained(self._partial, safe_serialization=True)
+            state = {} if weights is None else {"state_dict": dict(weights)}
+            with _as_one_process(model):
+                model.save_pretrained(self._partial, safe_serialization=True, **state)
             if processing_class is not None:
                 processing_class.save_pretrained(self._partial)
             (self._partial / MARK).write_text(json.dumps(measured, allow_nan=False, indent=1) + "\n")
@@ -223,6 +229,25 @@ class KeptModel:
         """Finish what a killed process began."""
         if self._old.exists() and not self.folder.exists():
             self._old.rename(self.folder)
+
+
+@contextmanager
+def _as_one_process(model: Any) -> Iterator[None]:
+    """Without what has transformers wait for other processes, where it sharded the model as it loaded it.
+
+    And by the names that weights have without FSDP1's wrappers, since PEFT saves only what it finds by name.
+    """
+    config, own = vars(getattr(model, "config", None) or SimpleNamespace()), inside(model)
+    kept = {name: config.pop(name) for name in ("distributed_config",) if name in config}
+    if own is not model:
+        found = type(own).named_modules
+        own.named_modules = lambda *given, **named: ((plain(name), one) for name, one in found(own, *given, **named))
+    try:
+        yield
+    finally:
+        config.update(kept)
+        if own is not model:
+            del own.named_modules
 
 
 def move_aside(path: Path, say: Say) -> None:

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import torch
 
 from rlrazor.errors import RazorError
+from rlrazor.lm import lockstep
 
 T = TypeVar("T")
 
@@ -32,15 +33,16 @@ def is_first() -> bool:
     return rank() == 0
 
 
-def everywhere(work: Callable[[], T]) -> list[T]:
+def everywhere(work: Callable[[], T], model: Any = None) -> list[T]:
     """What `work` returns in every process, once it has in all; where it fails in one of them, all raise.
 
-    `work` must not wait for another process. Raises its own error where it was raised, elsewhere RazorError.
+    `work` must not wait for another process, but by calling `model`, which may be sharded over all of them. Raises its
+    own error where it was raised, elsewhere RazorError.
     """
     own: Exception | None = None
     value: Any = None
     try:
-        value = work()
+        value = work() if model is None else lockstep.run(model, work)
     except Exception as error:
         own = error
     said = "" if own is None else f"{'' if isinstance(own, RazorError) else type(own).__name__ + ': '}{own}"
@@ -56,6 +58,6 @@ def everywhere(work: Callable[[], T]) -> list[T]:
     return [value for _, _, value in found]
 
 
-def together(work: Callable[[], T]) -> T:
+def together(work: Callable[[], T], model: Any = None) -> T:
     """The same, returning this process's own value."""
-    return everywhere(work)[rank()]
+    return everywhere(work, model)[rank()]

@@ -18,6 +18,7 @@ from rlrazor.guard.placing import multiplies_in_half
 from rlrazor.guard.plan import Costs, Plan
 from rlrazor.lm import compute
 from rlrazor.lm.adapters import unwrapped
+from rlrazor.lm.shards import size_of
 
 TRAINING_COST = 2.0  # forward passes that an update costs per token: its own, and one for the gradients of activations
 MEASURING_COST = 2.0  # ... and a measurement: its own, the products with two heads, and batches smaller than training's
@@ -42,16 +43,18 @@ class Schedule:
         """Say the plan, which is decided now where the rows that are trained on show how many tokens they have."""
         model = unwrapped(model)
         self.clock = StepClock()
-        weights = [(weight.numel(), weight.requires_grad) for weight in model.parameters()]
-        trained = sum(size for size, trains in weights if trains) / sum(size for size, _ in weights)
-        self.training_cost = TRAINING_COST + trained  # and one for the gradients of all weights
+        weights = [(size_of(weight), weight.requires_grad) for weight in model.parameters()]
+        own = sum(size for size, trains in weights if trains), sum(size for size, _ in weights)
+        base = self.base
+        found = ranks.everywhere(lambda: (base.sizes, base.pace, tokens_of_step(args, dataloader), own))
+        seen = [tokens for _, _, tokens, _ in found]
+        pace = max(pace for _, pace, _, _ in found)
+        sizes = ProbeSizes([sizes for sizes, _, _, _ in found])
+        # Of all, as each may have another part of the weights, and the plan has to be one.
+        trained, every = (sum(counts) for counts in zip(*(counts for _, _, _, counts in found), strict=True))
+        self.training_cost = TRAINING_COST + trained / every  # and one for the gradients of all weights
         if self.precision == "float32" and multiplies_in_half(args, model):
             self.training_cost /= FLOAT32_COST
-        base = self.base
-        found = ranks.everywhere(lambda: (base.sizes, base.pace, tokens_of_step(args, dataloader)))
-        seen = [tokens for _, _, tokens in found]
-        pace = max(pace for _, pace, _ in found)
-        sizes = ProbeSizes([sizes for sizes, _, _ in found])
         self.costs = Costs(int(state.max_steps), int(state.global_step), sizes, pace)
         if self.plan is not None or all(seen):
             self._decide(min(tokens or 0.0 for tokens in seen))

@@ -15,11 +15,15 @@ from torch import Tensor, nn
 from rlrazor.errors import RazorError
 from rlrazor.lm.offloading import brought, without_hooks
 from rlrazor.lm.quantised import is_quantised, plain_weight
+from rlrazor.lm.shards import is_sharded
 
 
 def unwrapped(model: Any) -> Any:
-    """The model inside of DistributedDataParallel and torch.compile."""
-    while (inner := getattr(model, "module", None) or getattr(model, "_orig_mod", None)) is not None:
+    """The model inside of DistributedDataParallel and torch.compile; FSDP1's wrapper gathers weights, and stays."""
+    while (
+        "_fsdp_wrapped_module" not in getattr(model, "_modules", ())
+        and (inner := getattr(model, "module", None) or getattr(model, "_orig_mod", None)) is not None
+    ):
         model = inner
     return model
 
@@ -53,6 +57,9 @@ def adapter_disabled(model: Any) -> Iterator[None]:
     trained = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:
         with model.disable_adapter():
+            # Also until then: what FSDP2 gathers first without gradients, it never computes gradients of.
+            for parameter, before in trained:
+                parameter.requires_grad_(before)
             yield
     finally:
         for parameter, before in trained:
@@ -119,6 +126,15 @@ def _places(model: Any) -> dict[str, _Place]:
 def _owner(model: nn.Module, name: str) -> tuple[nn.Module, str]:
     path, _, own = name.rpartition(".")
     return model.get_submodule(path), own
+
+
+def base_parameters(model: Any, *, under_adapter: bool = False) -> Mapping[str, Tensor]:
+    """The base's parameters as the modules of a sharded model have them, a part of each; of any other `BaseWeights`."""
+    if not is_sharded(model):
+        return BaseWeights(model, under_adapter=under_adapter)
+    places = _places(model).items()
+    chosen = {name: place for name, place in places if place.around is not None or not under_adapter}
+    return {name: place.owner.get_parameter(place.name) for name, place in chosen.items()}
 
 
 class BaseWeights(Mapping[str, Tensor]):

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from rlrazor.errors import RazorError
-from rlrazor.lm import offloading
+from rlrazor.lm import offloading, shards
 from rlrazor.system.cores import threads_asked
 
 THREADS = 1
@@ -72,8 +72,8 @@ def free() -> None:
 
 
 def device_of(model: Any) -> torch.device:
-    """Where it takes its tokens: where its first parameter is, or is brought to as it runs."""
-    return offloading.device_of(model)
+    """Where it takes its tokens: where its first parameter is, or is brought to; of FSDP where it computes."""
+    return shards.computed_on(model) or offloading.device_of(model)
 
 
 def has_bf16() -> bool:
@@ -105,16 +105,17 @@ def now(model: Any) -> float:
 
 
 def precision_of(model: Any) -> str:
-    """Which of PRECISIONS a model computes in by itself: that of most of its weights.
+    """Which of PRECISIONS a model computes in by itself: that of most of its weights, or what FSDP casts them to.
 
     Weights of other types do not count: eight bits are computed with in what the rest has, float64 is as good as
     float32.
     """
     sizes: dict[str, int] = {}
+    cast_to = shards.computed_in(model)
     for weight in model.parameters():
-        name = str(weight.dtype).removeprefix("torch.")
+        name = str(cast_to or weight.dtype).removeprefix("torch.")
         if name in PRECISIONS:
-            sizes[name] = sizes.get(name, 0) + weight.numel()
+            sizes[name] = sizes.get(name, 0) + shards.size_of(weight)
     return max(sizes, key=lambda name: sizes[name]) if sizes else PRECISIONS[0]
 
 

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlrazor.lm import compute
-from rlrazor.lm.adapters import adapter_disabled, base_weights, unwrapped, without_wrapper
-from rlrazor.lm.forward import context_length
+from rlrazor.lm import compute, lockstep
+from rlrazor.lm.adapters import adapter_disabled, base_parameters, unwrapped, without_wrapper
+from rlrazor.lm.forward import context_length, embedding_rows
 from rlrazor.lm.sampling import NotFiniteError
 
 DIGEST_TOKENS = 128
@@ -29,7 +29,7 @@ def token_log_probs(model: Any, precision: str | None = None, *, adapted: bool =
     Of a PEFT model without its adapter, or with `adapted` with it; in its weights' own precision unless one is named.
     """
     model = unwrapped(model)
-    rows = len(model.get_input_embeddings().weight)
+    rows = embedding_rows(model) or len(model.get_input_embeddings().weight)
     length = min(DIGEST_TOKENS, context_length(without_wrapper(model)) or DIGEST_TOKENS)
     ids = [(7919 * at * at + 104729 * at + 1) % rows for at in range(length)]
     ids_T = torch.tensor(ids, dtype=torch.long, device=compute.device_of(model))
@@ -51,10 +51,14 @@ def base_digest(model: Any, precision: str | None = None) -> str:
     as last digits depend on the machine. Raises NotFiniteError.
     """
     total, square = 0.0, 0.0
-    for weight in base_weights(model).values():
+
+    def add(_: str, weight: Tensor) -> None:
+        nonlocal total, square
         rounded = weight.detach().to(torch.bfloat16) if weight.is_floating_point() else weight.detach().float()
         total += float(rounded.sum(dtype=torch.float64))
         square += float(torch.linalg.vector_norm(rounded, dtype=torch.float64)) ** 2
+
+    lockstep.each_whole(model, base_parameters, add)
     logp_T = token_log_probs(model, precision)
     if not logp_T.isfinite().all():
         raise NotFiniteError("logits are not finite")

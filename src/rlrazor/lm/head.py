@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from rlrazor.errors import RazorError
-from rlrazor.lm import compute
+from rlrazor.lm import compute, shards
 from rlrazor.lm.offloading import brought_weight
 from rlrazor.lm.quantised import is_quantised
 from rlrazor.lm.sampling import NotFiniteError
@@ -44,7 +44,7 @@ class Head:
         """Float32 logits (T, C) of the tokens `columns`; `weight_CD` is their float32 weight."""
         logits_TC: Tensor = states_TD.float() @ weight_CD.T
         if self.bias is not None:
-            logits_TC += self.bias[columns].detach().float()
+            logits_TC += self.bias[columns].detach().to(logits_TC.device).float()
         if self.scale != 1:
             logits_TC *= self.scale
         if self.softcap is not None:
@@ -67,9 +67,14 @@ class Head:
         bias = None if self.bias is None else self.bias.detach().clone()
         return Head(self.weight.detach().clone(), bias, self.scale, self.softcap)
 
+    def on_host(self) -> "Head":
+        """The same in the host's memory."""
+        bias = None if self.bias is None else self.bias.detach().cpu()
+        return Head(self.weight.detach().cpu(), bias, self.scale, self.softcap)
+
 
 def head_of(model: Any) -> Head:
-    """A model's, as its config says. Raises RazorError where there is none."""
+    """A model's, as its config says; of a sharded model a copy. Raises RazorError where there is none."""
     module = model.get_output_embeddings()
     if module is None:
         raise RazorError("This model has no LM head, so it is not a causal language model.")
@@ -81,6 +86,8 @@ def head_of(model: Any) -> Head:
     # Gemma, RecurrentGemma, xLSTM.
     caps = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
     softcap = next((cap for name in caps if (cap := getattr(config, name, None))), None)
+    if shards.is_sharded(model):
+        return Head(*_while_gathered(model, shards.inside(module)), scale, softcap)
     if type(module) is nn.Linear and not is_quantised(module):
         bias = None if module.bias is None else brought_weight(module, "bias")
         return Head(brought_weight(module, "weight"), bias, scale, softcap)
@@ -91,6 +98,43 @@ def head_of(model: Any) -> Head:
     with torch.autocast(device.type, enabled=False):
         bias_V = module(zero_1D)[0]
         return Head((module(unit_DD) - bias_V).T.contiguous(), bias_V, scale, softcap)
+
+
+def _while_gathered(model: Any, module: Any) -> tuple[Tensor, Tensor | None]:
+    """A sharded model's head, in a call of one token, during which it is whole and what the model computes with.
+
+    Any other affine map than a plain one is asked for its values on the unit vectors, as above.
+    """
+    is_plain = isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward
+    found: list[Tensor | None] = []
+
+    def before(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        if is_plain:
+            found.extend(None if part is None else part.detach().clone() for part in (module.weight, module.bias))
+            return args
+        width = args[0].shape[-1]
+        rows_RD = torch.cat([args[0].new_zeros(1, width), torch.eye(width).to(args[0])])
+        return (rows_RD[None], *args[1:])
+
+    def after(_: nn.Module, __: tuple[Tensor, ...], logits_1RV: Tensor) -> None:
+        if not is_plain:
+            bias_V = logits_1RV[0, 0].clone()
+            found.extend([(logits_1RV[0, 1:] - bias_V).T.contiguous(), bias_V])
+
+    # By the parameter, which is trained or not, and not by what is gathered of it.
+    own = getattr(module, "weight", None)
+    frozen = isinstance(own, nn.Parameter) and not own.requires_grad
+    hooks = [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
+    try:
+        model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=compute.device_of(model)), use_cache=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not found:
+        raise RazorError("This model does not call its LM head, so its hidden states cannot be told apart.")
+    weight, bias = found
+    assert weight is not None
+    return weight.requires_grad_(not (is_plain and frozen)), bias
 
 
 def check_head(head: Head, states_1D: Tensor, logits_1V: Tensor, computed_in: torch.dtype) -> Head:
@@ -130,7 +174,7 @@ def kl_at_positions(p_TD: Tensor, p_head: Head, q_TD: Tensor, q_head: Head) -> F
     p_sum, q_sum = _RunningSum(p_TD), _RunningSum(q_TD)
     gap_T = torch.zeros(len(p_TD), dtype=torch.float64, device=p_TD.device)
     with compute.float32_products(p_TD.device.type):
-        for columns, weights in _columns(p_head, q_head):
+        for columns, weights in _columns(p_TD.device, p_head, q_head):
             for start in range(0, len(p_TD), TILE_ROWS):
                 rows = slice(start, start + TILE_ROWS)
                 p_RC = p_head.logits(p_TD[rows], weights[0], columns)
@@ -151,7 +195,7 @@ def log_probs_at_positions(states_TD: Tensor, head: Head, tokens: Sequence[int])
     sum_ = _RunningSum(states_TD)
     logit_T = torch.zeros(len(states_TD), dtype=torch.float64, device=states_TD.device)
     with compute.float32_products(states_TD.device.type):
-        for columns, (weight_CD,) in _columns(head):
+        for columns, (weight_CD,) in _columns(states_TD.device, head):
             for start in range(0, len(states_TD), TILE_ROWS):
                 rows = slice(start, start + TILE_ROWS)
                 logits_RC = head.logits(states_TD[rows], weight_CD, columns)
@@ -183,12 +227,12 @@ class _RunningSum:
         return self.total_T.log() + self.top_T
 
 
-def _columns(*heads: Head) -> Iterator[tuple[slice, list[Tensor]]]:
-    """Slices of the vocabulary with the float32 weights of each head there."""
+def _columns(device: torch.device, *heads: Head) -> Iterator[tuple[slice, list[Tensor]]]:
+    """Slices of the vocabulary with the float32 weights of each head there, on a device that need not hold them all."""
     vocabulary = len(heads[0].weight)
     for start in range(0, vocabulary, TILE_COLUMNS):
         columns = slice(start, min(start + TILE_COLUMNS, vocabulary))
-        yield columns, [head.weight[columns].detach().float() for head in heads]
+        yield columns, [head.weight[columns].detach().to(device).float() for head in heads]
 
 
 def _finite(values_T: Tensor) -> Floats:

@@ -40,6 +40,7 @@ from rlrazor.lm.forward import context_length
 from rlrazor.lm.head import Floats, Head, check_head, head_of, kl_at_positions, log_probs_at_positions
 from rlrazor.lm.images import SeenIds, seen
 from rlrazor.lm.sampling import Told, unheard
+from rlrazor.lm.shards import inside, is_sharded
 
 TOKEN_BUDGET = 4096  # tokens a forward pass, padding included: 0.1 GB of activations at D = 576, 1 GB at D = 2048
 
@@ -216,23 +217,32 @@ class Probe:
         with nullcontext() if adapted else adapter_disabled(model):
             self.states, head = final_states(model, sequences, precision=self.precision, told=told)
         self._sample: Tensor | None = None  # of a head that is shared
-        self._head: Head
+        self._head: Head | None = None  # of a sharded model one that is shared is gathered anew
         if beside is not None:
             self._head, self._sample = beside._head, beside._sample
         elif is_adapted(model) and head.is_frozen:
-            self._head, self._sample = head, head.sample()
+            self._head, self._sample = None if is_sharded(model) else head, head.sample()
         else:  # it may have changed by the time it is compared with
-            self._head = head.copied()
+            self._head = head.on_host() if is_sharded(model) else head.copied()
 
     @property
     def head(self) -> "Head":
-        """The LM head as it was. Raises RazorError where it is shared with the model, and the model's has changed."""
-        if self._sample is not None and not torch.equal(self._head.sample(), self._sample):
+        """As `head_beside`, of a model that each process has whole."""
+        assert self._head is not None
+        return self.head_beside(self._head)
+
+    def head_beside(self, now: "Head") -> "Head":
+        """The LM head as it was; `now`: the model's, as it is measured.
+
+        Raises RazorError where it is shared with the model, and the model's has changed.
+        """
+        head = self._head or now
+        if self._sample is not None and not torch.equal(head.sample(), self._sample):
             raise RazorError(
                 "The model's LM head has changed, which was frozen under the adapter when the base was measured: the "
                 "base is gone. Name the head among modules_to_save, or leave it frozen."
             )
-        return self._head
+        return head
 
     def spread(self, prompts: int) -> "Probe":
         """The same on so many prompts, evenly spaced, as a file may be sorted; itself where there are no more."""
@@ -251,14 +261,21 @@ def evenly(total: int, count: int) -> list[int]:
     return [index * total // count for index in range(count)]
 
 
-def forward_kl(probe: Probe, tuned: Any, *, token_budget: int = TOKEN_BUDGET) -> Drift:
+def forward_kl(probe: Probe, tuned: Any, *, token_budget: int = TOKEN_BUDGET, head: Head | None = None) -> Drift:
     """KL(base || tuned) on the probe; for RL's Razor's, the probe holds completions sampled from the base.
 
-    Costs a forward pass of `tuned` and a second product with the LM head, the base's. Raises RazorError where the
-    vocabularies differ.
+    Costs a forward pass of `tuned` and a second product with the LM head, the base's. `head`: that of `tuned`, where it
+    is known (`final_head`). Raises RazorError where the vocabularies differ.
     """
-    tuned_TD, head = final_states(tuned, probe.sequences, token_budget, probe.precision)
-    return _drift(kl_at_positions(probe.states, probe.head, tuned_TD, head), probe.sequences)
+    tuned_TD, head = final_states(tuned, probe.sequences, token_budget, probe.precision, head=head)
+    return _drift(kl_at_positions(probe.states, probe.head_beside(head), tuned_TD, head), probe.sequences)
+
+
+def final_head(model: Any, precision: str | None = None) -> Head:
+    """The LM head of a model, as `final_states` takes it: of a sharded one a copy, which takes a call of it."""
+    model = unwrapped(model)
+    with compute.measuring(model, precision):
+        return head_of(model)
 
 
 def between(p: Probe, q: Probe) -> Drift:
@@ -312,13 +329,14 @@ def final_states(
     token_budget: int = TOKEN_BUDGET,
     precision: str | None = None,
     told: Told = unheard,
+    head: Head | None = None,
 ) -> tuple[Tensor, Head]:
     """Hidden states (T, D) that predict each completion token, in the order of `sequences`, and the head for them.
 
     They are what the LM head is called with, so every normalisation of the model is in them. The head is handed a
     single position, whose logits cost nothing and are compared with ours. `precision`: as `compute.measuring` takes it,
-    by default the weights' own; `told` hears how much is done. Raises RazorError for sequences longer than the context,
-    and for a model whose logits are not a linear head's.
+    by default the weights' own; `told` hears how much is done; `head`: the model's, where it is known. Raises
+    RazorError for sequences longer than the context, and for a model whose logits are not a linear head's.
     """
     model = unwrapped(model)
     _check_fits(model, sequences)
@@ -326,7 +344,7 @@ def final_states(
     starts_N = np.cumsum(lengths_N) - lengths_N
     states_TD = None
     with compute.measuring(model, precision):
-        head, batches = head_of(model), _batches(sequences, token_budget)
+        head, batches = head or head_of(model), _batches(sequences, token_budget)
         for done, batch in enumerate(batches, 1):
             # The last token predicts nothing that is measured, so it is not fed.
             rows = [[*sequences.before(n), *sequences.completions[n]][:-1] for n in batch]
@@ -375,7 +393,7 @@ def _read(model: Any, rows: Sequence[TokenIds], prompt: SeenIds | None) -> tuple
     def note_dtype(_: nn.Module, __: tuple[Tensor, ...], logits: Tensor) -> None:
         computed_in.append(logits.dtype)
 
-    width, output = max(map(len, rows)), model.get_output_embeddings()
+    width, output = max(map(len, rows)), inside(model.get_output_embeddings())
     place, beside = compute.device_of(model), {} if prompt is None else prompt.inputs(model, width)
     ids_BT = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows], dtype=torch.long, device=place)
     hooks = [output.register_forward_pre_hook(only_first), output.register_forward_hook(note_dtype)]

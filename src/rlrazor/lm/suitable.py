@@ -16,6 +16,7 @@ from rlrazor.lm import compute, forward, kl
 from rlrazor.lm.adapters import unwrapped, without_wrapper
 from rlrazor.lm.forward import context_length, embedding_rows, read_alone
 from rlrazor.lm.sampling import relative_error
+from rlrazor.lm.shards import name_of
 
 TOKENS = 6  # of the sequences that are read; the second half is exchanged
 # Of the logits' spread. All sequences have one shape, so that only mixtures of experts round differently. In half
@@ -34,7 +35,7 @@ def require_measurable(model: Any) -> None:
     model = unwrapped(model)
     require_language_model(model)
     require_embeddings(model)
-    name = type(without_wrapper(model)).__name__
+    name = name_of(without_wrapper(model))
     count = min(TOKENS, context_length(model) or TOKENS)
     rows = embedding_rows(model) or 1000
     ids = [token % rows for token in range(1, 1 + count)]
@@ -65,7 +66,7 @@ def require_measurable(model: Any) -> None:
 
 def require_language_model(model: Any) -> None:
     """Raise RazorError for an encoder-decoder, and for what has no LM head; costs nothing."""
-    name, config = type(without_wrapper(model)).__name__, getattr(model, "config", None)
+    name, config = name_of(without_wrapper(model)), getattr(model, "config", None)
     if config is None or not hasattr(model, "get_output_embeddings"):
         raise RazorError(f"{name} is not a model of transformers, so it cannot be measured.")
     if getattr(config, "is_encoder_decoder", False):
