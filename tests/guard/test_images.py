@@ -51,7 +51,11 @@ def made(folder: Path, name: str, *, template: bool = False) -> tuple[Any, Path]
         {"prompt": "what is it?", "images": ["one.png"]},
         {"prompt": "what is it?", "images": [{"path": "two.png", "bytes": None}]},
         {"prompt": [{"role": "user", "content": "which is redder?"}], "images": ["one.png", "two.png"]},
-        {"prompt": "no picture"},
+        {
+            "prompt": [{"role": "user", "content": [{"type": "text", "text": "no picture"}]}]
+            if template
+            else "no picture"
+        },
     ]
     path = folder / "prompts.jsonl"
     path.write_text("\n".join(map(json.dumps, rows if template else [rows[0], rows[1], rows[3]])))
