@@ -1,5 +1,6 @@
 """Prompts with images: KL over the completions given image and text, against one full forward a sequence in float64."""
 
+import gc
 import json
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import AutoProcessor
 
 from rlrazor.cli.compare_output import as_json
 from rlrazor.errors import RazorError
@@ -15,7 +17,8 @@ from rlrazor.guard.compare import compare
 from rlrazor.guard.comparison import Pair
 from rlrazor.guard.comparison_page import write_page
 from rlrazor.lm import images, kl, models
-from rlrazor.lm.probes import GenericText, ProbeSettings, of_prompts, read_prompts
+from rlrazor.lm.probes import GenericText, ProbeSettings, of_prompts, read_generic, read_prompts
+from rlrazor.lm.prompts import encode, prompt_of
 from tiny_models import char_tokenizer, noisy, saved, tiny_llama
 from vla_models import ARCHITECTURES, SIDE
 
@@ -48,7 +51,11 @@ def made(folder: Path, name: str, *, template: bool = False) -> tuple[Any, Path]
         {"prompt": "what is it?", "images": ["one.png"]},
         {"prompt": "what is it?", "images": [{"path": "two.png", "bytes": None}]},
         {"prompt": [{"role": "user", "content": "which is redder?"}], "images": ["one.png", "two.png"]},
-        {"prompt": "no picture"},
+        {
+            "prompt": [{"role": "user", "content": [{"type": "text", "text": "no picture"}]}]
+            if template
+            else "no picture"
+        },
     ]
     path = folder / "prompts.jsonl"
     path.write_text("\n".join(map(json.dumps, rows if template else [rows[0], rows[1], rows[3]])))
@@ -119,6 +126,49 @@ def test_samples_are_greedy_given_the_image(tmp_path: Path) -> None:
         assert completion == ids[len(prompt) :]
 
 
+def test_rows_with_one_image_and_with_none_are_read_as_trl_has_them(tmp_path: Path) -> None:
+    one = picture(tmp_path, "one.png", 1).read_bytes()
+    path = tmp_path / "prompts.jsonl"
+    columns: list[dict[str, Any]] = [
+        {"images": ["one.png"]}, {"image": "one.png"}, {"image": {"path": "one.png", "bytes": None}},
+        {"images": []}, {"images": [None]}, {"images": None, "image": None}, {},
+    ]  # fmt: skip
+    path.write_text("\n".join(json.dumps({"prompt": f"what is {at}?", **row}) for at, row in enumerate(columns)))
+    found = read_prompts(path)
+    for prompt in found[:3]:
+        assert isinstance(prompt, dict)
+        assert [image.content for image in prompt["images"]] == [one]
+    assert found[3:] == [f"what is {at}?" for at in range(3, 7)]
+    with pytest.raises(RazorError, match="`images` are not read yet"):
+        prompt_of({"prompt": "what is it?", "image": "one.png"})
+
+
+def test_images_are_read_by_the_processor_that_was_given(tmp_path: Path) -> None:
+    _, path = made(tmp_path, "llava", template=True)
+    prompts = read_prompts(path)[:1]
+    lm = models.load(tmp_path / "base")
+
+    def mean() -> float:
+        shown = images.seen(encode(lm.tokenizer, prompts, chat=False)[0])
+        assert shown is not None
+        return float(shown.beside["pixel_values"].mean())
+
+    processor = AutoProcessor.from_pretrained(tmp_path / "base")
+    processor.tokenizer = lm.tokenizer
+    processor.image_processor.rescale_factor /= 2
+    processor.image_processor.do_normalize = False
+    of_folder = mean()
+    images.read_with(lm.tokenizer)  # which is no processor
+    assert mean() == of_folder
+    images.read_with(processor)
+    with Image.open(tmp_path / "one.png") as opened:
+        assert mean() == pytest.approx(np.asarray(opened).mean() / 510, rel=1e-3)
+    assert mean() != of_folder
+    del processor
+    gc.collect()
+    assert mean() == of_folder
+
+
 def test_what_is_wrong_with_images_is_a_sentence(tmp_path: Path) -> None:
     picture(tmp_path, "one.png", 1)
     (tmp_path / "text.png").write_text("no picture")
@@ -127,12 +177,13 @@ def test_what_is_wrong_with_images_is_a_sentence(tmp_path: Path) -> None:
         (["missing.png"], r"line 1: the image missing.png cannot be read \(.*No such file"),
         (["text.png"], r"line 1: the image text.png cannot be read \(cannot identify image"),
         ([3], r"cannot be read \(it is of type int"),
-        ([], "hold no image"),
     ):
         path.write_text(json.dumps({"prompt": "what is it?", "images": value}))
         with pytest.raises(RazorError, match=said):
             read_prompts(path)
     path.write_text(json.dumps({"prompt": "what is it?", "images": ["one.png"]}))
+    with pytest.raises(RazorError, match="A generic probe with images is not measured: leave the column out"):
+        read_generic(path)
     folder = saved(tmp_path / "text", tiny_llama(), char_tokenizer())
     lm = models.load(folder)
     with pytest.raises(RazorError, match="The prompts have images, and the model has no processor for them"):

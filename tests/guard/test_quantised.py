@@ -15,10 +15,12 @@ from rlrazor import drift
 from rlrazor.errors import RazorError
 from rlrazor.guard.compare import compare
 from rlrazor.guard.comparison import Comparison, Pair
+from rlrazor.guard.weight_changes import changes
 from rlrazor.lm import models
-from rlrazor.lm.adapters import adapter_disabled
+from rlrazor.lm.adapters import AdaptedWeights, adapter_disabled, base_weights
+from rlrazor.lm.loading import check_finite
 from rlrazor.lm.probes import of_prompts
-from rlrazor.lm.quantised import plain_weight, scheme_of
+from rlrazor.lm.quantised import is_quantised, plain_weight, scheme_of
 from rlrazor.lm.undone import check_undone
 from tiny_models import char_tokenizer, saved, tiny_llama
 from watching import trainer_of, watch
@@ -168,6 +170,41 @@ def test_compressed_tensors_are_compared_as_the_numbers_that_they_stand_for(tmp_
     assert found.kl["kl_forward"].mean == pytest.approx(brute_force(lm.model, base, new), rel=1e-4)
     assert 0 < found.kl["kl_forward"].mean < 0.1
     assert any(note.startswith("The base is quantised (compressed-tensors)") for note in found.notes)
+
+
+def test_bits_of_fp8_are_no_numbers(tmp_path: Path) -> None:
+    layer, held = torch.nn.Linear(4, 4), torch.nn.Module()
+    layer.weight = torch.nn.Parameter(layer.weight.detach().to(torch.float8_e4m3fn), requires_grad=False)
+    held.experts = torch.nn.Parameter(torch.tensor([1.0, torch.nan]).to(torch.float8_e4m3fn), requires_grad=False)
+    assert is_quantised(layer)
+    with pytest.raises(NotImplementedError):
+        plain_weight(layer)
+    check_finite(layer, "it")
+    with pytest.raises(RazorError, match="experts is NaN"):
+        check_finite(held, "it")
+    bits, plain = {"a": layer.weight, "b": torch.ones(2)}, {"a": torch.ones(4, 4), "b": torch.ones(2)}
+    for base, tuned in ((bits, plain), (plain, bits)):
+        layers, notes = changes(base, tuned, ("the base", "it"))
+        assert [layer.name for layer in layers] == ["b"]
+        assert any("1 weights are not among the changes. a is quantised (FP8)" in note for note in notes)
+
+
+def test_what_is_added_to_a_quantised_weight_is_of_its_own_adapters(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of two active adapters is on another layer; one that is merged would count twice."""
+    monkeypatch.setattr("rlrazor.lm.adapters.is_quantised", lambda module: True)  # whatever is installed
+    adapted = learnt(tiny_llama())
+    name = next(name for name, layer in adapted.named_modules() if hasattr(layer, "lora_A"))
+    path = name.removeprefix("base_model.model.") + ".weight"
+    layer: Any = adapted.get_submodule(name)
+    expected = layer.base_layer.weight + layer.get_delta_weight("default")
+    assert not torch.equal(expected, layer.base_layer.weight)
+    layer._active_adapter = ["default", "elsewhere"]
+    torch.testing.assert_close(AdaptedWeights(adapted)[path], expected)
+    layer._active_adapter = ["elsewhere"]
+    torch.testing.assert_close(AdaptedWeights(adapted)[path], base_weights(adapted)[path])
+    layer._active_adapter, layer.merged_adapters = ["default"], ["default"]
+    with pytest.raises(RazorError, match="merged into quantised weights"):
+        AdaptedWeights(adapted)[path]
 
 
 @pytest.mark.parametrize(("method", "package"), [("gptq", "gptqmodel|optimum"), ("awq", "gptqmodel|autoawq|awq")])

@@ -7,12 +7,13 @@ from typing import Any
 import peft
 import pytest
 import torch
+from accelerate import Accelerator
 from peft import LoraConfig, get_peft_model
 from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from rlrazor.errors import RazorError
 from rlrazor.lm import kl, sampling
-from rlrazor.lm.adapters import AdaptedWeights, base_weights
+from rlrazor.lm.adapters import AdaptedWeights, adapter_disabled, base_weights
 from rlrazor.lm.digests import base_digest, is_same_base
 from rlrazor.lm.forward import context_length
 from rlrazor.lm.models import load
@@ -218,3 +219,15 @@ def test_virtual_tokens_are_undone_and_measured(kind: str) -> None:
     expected = sum(found) / len(found)
     assert expected > 1e-3
     assert kl.forward_kl(kl.Probe(adapted, sequences), adapted).per_completion.mean == pytest.approx(expected, rel=1e-5)
+    # Prepared by accelerate, which keeps the forward that it has put its autocast around.
+    prepared = Accelerator(cpu=True, mixed_precision="bf16").prepare_model(adapted)
+    around, kept = prepared.forward, prepared._original_forward
+    again = kl.forward_kl(kl.Probe(prepared, sequences), prepared)
+    assert again.per_completion.mean == pytest.approx(expected, rel=1e-5)
+    assert base_digest(prepared) == base_digest(base)
+    assert (prepared.forward, prepared._original_forward) == (around, kept)
+    if kind != "prefix tuning":  # which adds no positions
+        with adapter_disabled(prepared):
+            prepared._original_forward = kept
+            with pytest.raises(RazorError, match="reads more positions"):
+                kl.final_states(prepared, sequences)

@@ -252,6 +252,9 @@ def test_a_digest_bears_rounding_and_no_more() -> None:
     assert is_same_base(moved(3.0, slice(0, 10)), digest)  # a few tokens that a mixture of experts routes otherwise
     assert not is_same_base(moved(3.0, slice(0, 20)), digest)
     assert is_same_base(moved(0.05), digest.replace("float32", "bfloat16"))
+    for number in (total, norm):
+        assert not is_same_base(digest.replace(number, "nan"), digest)
+        assert not is_same_base(digest, digest.replace(number, "nan"))
     for other in ("", "0" * 16, "float32", digest.rsplit(" ", 1)[0], digest.replace(values[0], "one")):
         assert not is_same_base(other, digest)
     broken = tiny_llama()

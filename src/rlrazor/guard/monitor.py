@@ -39,7 +39,7 @@ from rlrazor.guard.plan import Plan, check_every
 from rlrazor.guard.reading import Reading
 from rlrazor.guard.verdict import Verdict
 from rlrazor.guard.waiting import SetUpProgress
-from rlrazor.lm import compute, encoding
+from rlrazor.lm import compute, encoding, images
 from rlrazor.lm.adapters import is_adapted, unwrapped
 from rlrazor.lm.digests import base_digest, is_same_base
 from rlrazor.lm.kl import Drift, Sequences
@@ -287,6 +287,7 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
                 "processing_class to the trainer."
             )
         self.tokenizer = tokenizer
+        images.read_with(given)
         self.on = replace(self.asked, settings=self.asked.settings.on(model))
         self.looked_at, self.trainer = weakref.ref(model), (lambda: None) if control is None else weakref.ref(control)
         with on_the_base(model):

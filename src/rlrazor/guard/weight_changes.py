@@ -63,6 +63,10 @@ def changes(
                 f"{name} has shape {tuple(after.shape)} in {names[1]} and {tuple(before.shape)} in {names[0]}: "
                 "one is not tuned from the other."
             )
+        if any(one.is_floating_point() and one.itemsize == 1 for one in (before, after)):
+            unmerged.append(f"{name} is quantised (FP8), and its bits are no numbers without their scale.")
+            continue
+        after = after.to(before.device)
         if not after.isfinite().all():
             raise RazorError(f"The weights of {names[1]} are damaged: {name} is NaN or infinite in places.")
         measured = drift.measure_weights({name: before}, {name: after}, spectra=False)

@@ -17,6 +17,8 @@ from rlrazor.lm.offloading import brought, without_hooks
 from rlrazor.lm.quantised import is_quantised, plain_weight
 from rlrazor.lm.shards import is_sharded
 
+_UNMERGED = "PEFT cannot merge this adapter into the weights: they are quantised."
+
 
 def unwrapped(model: Any) -> Any:
     """The model inside of DistributedDataParallel and torch.compile; FSDP1's wrapper gathers weights, and stays."""
@@ -38,6 +40,11 @@ def is_adapted(model: Any) -> bool:
     return hasattr(unwrapped(model), "disable_adapter")
 
 
+def is_off(model: Any) -> bool:
+    """Whether this is a PEFT model whose adapter is switched off, as things stand."""
+    return bool(getattr(unwrapped(model), "_adapters_disabled", False))
+
+
 def virtual_tokens(model: Any) -> int:
     """How many tokens an adapter puts in front of every prompt (prompt tuning and its kin); 0 for any other model."""
     config: Any = getattr(unwrapped(model), "active_peft_config", None) if is_adapted(model) else None
@@ -54,9 +61,9 @@ def adapter_disabled(model: Any) -> Iterator[None]:
         yield
         return
     # PEFT, as it puts the adapter back, makes all of it trainable: what the user froze has to stay frozen.
-    trained = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    trained, on = [(parameter, parameter.requires_grad) for parameter in model.parameters()], model.forward
     try:
-        with model.disable_adapter():
+        with model.disable_adapter(), _also_unwrapped(model, on):
             # Also until then: what FSDP2 gathers first without gradients, it never computes gradients of.
             for parameter, before in trained:
                 parameter.requires_grad_(before)
@@ -64,6 +71,21 @@ def adapter_disabled(model: Any) -> Iterator[None]:
     finally:
         for parameter, before in trained:
             parameter.requires_grad_(before)
+
+
+@contextmanager
+def _also_unwrapped(model: Any, on: Any) -> Iterator[None]:
+    """Where PEFT has put the base's forward in place of the model's, `on`, also in place of the one that accelerate has
+    kept in preparing it, and that is measured (`compute.own_forward`)."""
+    kept = vars(model).get("_original_forward")
+    if kept is None or model.forward == on:
+        yield
+        return
+    model._original_forward = vars(model.base_model).get("_original_forward", model.forward)
+    try:
+        yield
+    finally:
+        model._original_forward = kept
 
 
 class _Place(NamedTuple):
@@ -180,7 +202,10 @@ class AdaptedWeights(Mapping[str, Tensor]):
         if (around := place.around) is None:
             return place.plain()
         if place.name == "weight" and is_quantised(place.owner) and not hasattr(around, "modules_to_save"):
-            return place.plain() + _added(around)
+            try:
+                return plain_weight(place.owner, place.name) + _added(around)
+            except NotImplementedError as error:
+                raise RazorError(_UNMERGED) from error
         if self._last[0] is not around:
             with brought(around):
                 self._last = around, _merged(around)
@@ -224,12 +249,17 @@ def _merged(module: nn.Module) -> Any:
 def _added(module: nn.Module) -> Tensor:
     """What an adapter adds to a quantised weight: merged, it would be rounded to the few bits of the weight."""
     layer: Any = module
+    if getattr(layer, "merged", False):
+        raise RazorError(
+            "An adapter is merged into quantised weights, so what it adds is not known: take it out (unmerge_adapter)."
+        )
     if hasattr(layer, "get_delta_weight") and not any(getattr(layer, "use_dora", {}).values()):
+        own = {name for held in layer.adapter_layer_names for name in getattr(layer, held, None) or ()}
         with suppress(RuntimeError, ValueError, NotImplementedError, AttributeError, TypeError):
-            parts = [layer.get_delta_weight(name) for name in layer.active_adapters]
-            total: Tensor = torch.stack([part.float() for part in parts]).sum(dim=0)
+            parts = [layer.get_delta_weight(name) for name in layer.active_adapters if name in own]
+            total: Tensor = torch.stack([part.float() for part in parts]).sum(dim=0) if parts else torch.zeros(())
             return total
-    raise RazorError("PEFT cannot merge this adapter into the weights: they are quantised.")
+    raise RazorError(_UNMERGED)
 
 
 def weights_of(model: Any) -> dict[str, Tensor]:

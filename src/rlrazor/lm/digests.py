@@ -80,7 +80,7 @@ def is_same_base(one: str, other: str) -> bool:
     except ValueError:
         return False
     apart, (total, norm) = np.abs(ours - theirs), ours[:2]
-    if max(apart[:2]) > SAME_WEIGHTS * max(abs(total), norm):
+    if not all(one <= SAME_WEIGHTS * max(abs(total), norm) for one in apart[:2]):  # also where one is NaN
         return False
     tolerance = max(SAME_LOGITS.get(text.split()[0], SAME_LOGITS_IN_HALF) for text in (one, other))
     # Of a mixture of experts a few tokens may be routed otherwise.

@@ -142,9 +142,10 @@ def check_head(head: Head, states_1D: Tensor, logits_1V: Tensor, computed_in: to
 
     Where the config is of a text model inside of another, that may leave out the scale and the cap (Aya Vision).
     """
-    as_it_is = replace(head, scale=1.0, softcap=None)
-    with compute.float32_products(states_1D.device.type):
-        ours_1V, bare_1V = (one.logits(states_1D, one.weight.float(), slice(None)) for one in (head, as_it_is))
+    as_it_is, place = replace(head, scale=1.0, softcap=None), states_1D.device
+    logits_1V, weight_VD = logits_1V.to(place), head.weight.to(place).float()  # of a placed model they may be elsewhere
+    with compute.float32_products(place.type):
+        ours_1V, bare_1V = (one.logits(states_1D, weight_VD, slice(None)) for one in (head, as_it_is))
     if bare_1V.shape == logits_1V.shape == ours_1V.shape and logits_1V.isfinite().all():
         apart, bare_apart = ((one_1V - logits_1V.float()).abs().max() for one_1V in (ours_1V, bare_1V))
         if bare_apart < apart:
@@ -171,6 +172,7 @@ def kl_at_positions(p_TD: Tensor, p_head: Head, q_TD: Tensor, q_head: Head) -> F
             f"The two models have vocabularies of {vocabulary} and {len(q_head.weight)} tokens: KL between them is "
             "not defined. Compare a model with the base it was fine-tuned from."
         )
+    q_TD = q_TD.to(p_TD.device)
     p_sum, q_sum = _RunningSum(p_TD), _RunningSum(q_TD)
     gap_T = torch.zeros(len(p_TD), dtype=torch.float64, device=p_TD.device)
     with compute.float32_products(p_TD.device.type):

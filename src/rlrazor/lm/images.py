@@ -8,7 +8,8 @@ are read one at a time: how images of several prompts share a batch is each arch
 import functools
 import hashlib
 import io
-from collections.abc import Iterable, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -77,16 +78,21 @@ def seen(prompt: Sequence[int]) -> SeenIds | None:
     return prompt if isinstance(prompt, SeenIds) else None
 
 
+def given_in(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What a row has in TRL's column `images`, or else in its `image`: none where both are missing or empty."""
+    return _many(row.get("images")) or _many(row.get("image"))
+
+
+def _many(value: Any) -> tuple[Any, ...]:
+    return tuple(one for one in (value if isinstance(value, list | tuple) else [value]) if one is not None)
+
+
 def images_of(value: Any, folder: Path, where: str) -> tuple[ImageFile, ...]:
     """The images of a row: paths (from `folder`), Pillow's, or what `datasets` has of them, objects of bytes and path.
 
-    Raises RazorError for one that cannot be read.
+    None of an empty list, as rows of text have beside others. Raises RazorError for one that cannot be read.
     """
-    many = value if isinstance(value, list | tuple) else [value]
-    found = tuple(_image(one, folder, where) for one in many if one is not None)
-    if not found:
-        raise RazorError(f"{where}: its `images` hold no image: leave the column out, or name one.")
-    return found
+    return tuple(_image(one, folder, where) for one in _many(value))
 
 
 def _image(value: Any, folder: Path, where: str) -> ImageFile:
@@ -129,7 +135,8 @@ def encode(
     into the user's turn of a template, where there is one. Raises RazorError for a model without a processor, and for a
     template or a processor that does not take the prompt.
     """
-    processor = processor_of(str(getattr(tokenizer, "name_or_path", "")))
+    own = _given.get(tokenizer, lambda: None)()
+    processor = own or processor_of(str(getattr(tokenizer, "name_or_path", "")))
     written = getattr(processor, "chat_template", None) or getattr(tokenizer, "chat_template", None)
     if isinstance(said, str) and chat and written:
         said = [{"role": "user", "content": said}]
@@ -166,6 +173,18 @@ def encode(
     if not beside:
         raise RazorError(f"{where}: the model's processor makes nothing of its images.")
     return SeenIds(ids, beside)
+
+
+_given: weakref.WeakKeyDictionary[Any, Callable[[], Any]] = weakref.WeakKeyDictionary()
+
+
+def read_with(processor: Any) -> None:
+    """From now on read images of prompts for a processor's tokenizer with it, as long as there is someone to hold it.
+
+    It may have settings, such as the size of images, that the processor in the model's folder has not.
+    """
+    if hasattr(processor, "image_processor") and getattr(processor, "tokenizer", None) is not None:
+        _given[processor.tokenizer] = weakref.ref(processor)
 
 
 @functools.lru_cache(maxsize=1)

@@ -25,7 +25,7 @@ from rlrazor.lm import compute, encoding, own_texts, sampling
 from rlrazor.lm.adapters import adapter_disabled, unwrapped
 from rlrazor.lm.digests import base_digest
 from rlrazor.lm.forward import context_length, embedding_rows
-from rlrazor.lm.images import images_of, seen
+from rlrazor.lm.images import given_in, images_of, seen
 from rlrazor.lm.kl import Sequences
 from rlrazor.lm.own_texts import OwnTexts
 from rlrazor.lm.prior_prompts import PROMPTS, PriorPrompts
@@ -198,8 +198,8 @@ def read_prompts(path: Path) -> list[Prompt]:
     """
     found = []
     for where, row in read_located(path, line="prompt"):
-        if row.get("images") is not None:
-            row["images"] = images_of(row["images"], path if path.is_dir() else path.parent, where)
+        if given := given_in(row):
+            row["images"] = images_of(given, path if path.is_dir() else path.parent, where)
         found.append(prompt_of(row, where))
     return _unique(found)
 
@@ -221,6 +221,8 @@ def read_generic(source: str | Path | PriorTasks) -> GenericText:
         return GenericText.built_in() if source == PARAGRAPHS else GenericText.of_base()
     rows = read_located(Path(source), line="text")
     if "text" not in rows[0][1]:
+        if any(given_in(row) for _, row in rows):
+            raise RazorError("A generic probe with images is not measured: leave the column out.")
         return GenericText(prompts=tuple(_unique([prompt_of(row, where) for where, row in rows])))
     for where, row in rows:
         if "text" not in row:

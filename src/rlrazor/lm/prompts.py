@@ -13,7 +13,7 @@ from typing import Any
 
 from rlrazor.errors import RazorError, cause_of
 from rlrazor.lm import encoding
-from rlrazor.lm.images import ImageFile
+from rlrazor.lm.images import ImageFile, given_in
 from rlrazor.lm.images import encode as encode_seen
 from rlrazor.system.documents import is_utf8, loads
 
@@ -50,7 +50,7 @@ def prompt_of(row: Mapping[str, Any], where: str = "A row") -> Prompt:
     tools, told = _as_json(row.get("tools")), _as_json(row.get("chat_template_kwargs"))
     if isinstance(prompt, str) and not _are_schemas(tools):
         tools = None
-    held = (("tools", tools), ("chat_template_kwargs", told), ("images", row.get("images")))
+    held = (("tools", tools), ("chat_template_kwargs", told), ("images", given_in(row)))
     beside = {name: value for name, value in held if value}
     found: Prompt = {"prompt": prompt, **beside} if beside else prompt
     check(found, where)

@@ -36,7 +36,10 @@ def scheme_of(config: Any) -> str:
 def is_quantised(module: nn.Module) -> bool:
     """Whether a module's weight is not the numbers that it computes with."""
     weight = module._parameters.get("weight")
-    return weight is not None and (not weight.is_floating_point() or type(weight.data) is not Tensor)
+    if weight is None:
+        return False
+    is_plain = weight.is_floating_point() and weight.itemsize > 1 and type(weight.data) is Tensor  # not FP8's
+    return not is_plain
 
 
 @torch.no_grad()
@@ -60,7 +63,8 @@ def plain_weight(module: nn.Module, name: str = "weight") -> Tensor:
         scale = held.SCB if scale is None else scale
         rows: Tensor = parameter.data.float() * (scale.float()[:, None] / 127)
         return rows
-    if hasattr(parameter.data, "dequantize") and parameter.is_floating_point():  # torchao's and quanto's tensors
+    # Torchao's and quanto's tensors; a plain one has the method too, and FP8's scale is not in it.
+    if type(parameter.data) is not Tensor and hasattr(parameter.data, "dequantize") and parameter.is_floating_point():
         numbers: Tensor = parameter.data.dequantize().detach()
         return numbers
     raise NotImplementedError(f"{kind} weights are not read as numbers")
