@@ -27,7 +27,7 @@ from rlrazor.guard.judgement import check_judge, judgements, worst
 from rlrazor.guard.truth import truth_of
 from rlrazor.guard.verdict import Limits, Verdict
 from rlrazor.lm import kl
-from rlrazor.lm.kl import MeanKL
+from rlrazor.lm.means import MeanKL
 from rlrazor.lm.models import add_lora
 from rlrazor.lm.probes import content_hash
 from rlrazor.lm.prompts import last_said

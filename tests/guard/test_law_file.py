@@ -12,7 +12,7 @@ from laws import PROMPTS, TRUE, changed, law_from, law_of
 from rlrazor.errors import RazorError
 from rlrazor.guard.law_file import FORMAT, LawFile
 from rlrazor.lm.digests import base_digest
-from rlrazor.lm.kl import MeanKL
+from rlrazor.lm.means import MeanKL
 from tiny_models import char_tokenizer, tiny_llama
 
 

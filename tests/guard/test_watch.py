@@ -238,6 +238,26 @@ def test_a_monitors_own_readings_are_not_made_again(trained: Path, tmp_path: Pat
     assert rows[0]["run"] == rows_of(run)[0]["run"]
 
 
+def test_a_monitor_that_resumes_keeps_its_rows(trained: Path, tmp_path: Path, razor: Any) -> None:
+    """Of steps that are to come, too: which command was run for them is known from nowhere else."""
+    run = Path(shutil.copytree(trained / "run", tmp_path / "run"))
+    (run / "razor.jsonl").unlink()
+    assert razor(run, "--budget", "0.25", "--on-budget", "true")[0] == 1
+    watched = rows_of(run)
+    assert [(row["step"], "on_budget" in row) for row in watched] == [(2, False), (4, False), (6, True)]
+    law, model = LawFile.load(trained / "law.json"), tiny_llama()
+    monitor = watch(trained, law, budget=0.25, every=1)
+    resumed = trainer_of(run, [monitor], model, save_strategy="no")
+    resumed.train(resume_from_checkpoint=str(run / "checkpoint-4"))
+    rows = rows_of(run)
+    assert rows[:3] == watched
+    assert [row["step"] for row in rows[3:]] == [5, 6]
+    assert len({row["run"] for row in rows}) == 1
+    # Another run is not this one.
+    trainer_of(run, [watch(trained, law, budget=0.25, every=3)], tiny_llama(), save_strategy="no").train()
+    assert [row["step"] for row in rows_of(run)] == [3, 6]
+
+
 def test_what_was_written_anew_is_measured_again(run: Path, razor: Any) -> None:
     razor(run)
     again(run, 4, 0.05)
@@ -570,7 +590,8 @@ def test_the_command_is_run_once_when_the_budget_is_exceeded(run: Path, razor: A
     again(run, 8, 0.1)
     code, rows, said = razor(run, "--budget", "0.25", "--on-budget", command)
     assert code == 1
-    assert [row.get("on_budget") for row in rows] == [None, None, command, None]
+    assert [row.get("on_budget") for row in rows] == [None, None, OnBudgetCommand(command).digest, None]
+    assert "raise SystemExit" not in (run / "razor.jsonl").read_text()  # commands may hold tokens
     assert f"6 {run / 'checkpoint-6'}" in said
     assert "ended with 3." in said
     assert razor(run, "--budget", "0.25", "--on-budget", command)[0] == 1
@@ -591,7 +612,7 @@ def test_a_run_that_is_over_the_budget_already_is_ended_as_watching_begins(run: 
     assert (code, rows) == (1, [])
     assert f"step 6, which is in the log, is over the budget: `kill -TERM {training.pid}` ended with 0." in said
     last = rows_of(run)[-1]
-    assert (last["step"], last["on_budget"]) == (6, f"kill -TERM {training.pid}")
+    assert (last["step"], last["on_budget"]) == (6, OnBudgetCommand(f"kill -TERM {training.pid}").digest)
 
 
 def test_a_budget_that_is_kept_runs_nothing(run: Path, razor: Any) -> None:
@@ -634,6 +655,15 @@ def test_only_some_steps_and_the_end_when_nothing_is_new(
     code, rows, said = razor(run, "--every", "3", "--idle", "0.002", once=False)
     assert (code, [row["step"] for row in rows]) == (0, [6])
     assert "nothing new was saved for 0.12 s: watching ends here." in said
+
+
+def test_steps_that_are_left_out_are_not_said_to_be_missing(run: Path, razor: Any) -> None:
+    code, _, said = razor(run, "--every", "5")
+    assert code == 2
+    assert "has checkpoints, and none of a step that is a multiple of --every 5." in said
+    for step in (2, 4, 6):
+        shutil.rmtree(run / f"checkpoint-{step}")
+    assert "has no checkpoints (folders such as" in razor(run, "--every", "5")[2]
 
 
 def test_a_run_that_had_ended_before_is_waited_with_until_ctrl_c(

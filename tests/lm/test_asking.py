@@ -4,13 +4,14 @@ import json
 from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 pytest.importorskip("lm_eval")
 
-from rlrazor.cli.probe import suite_of
+from rlrazor.cli.probe import probe_without_law, suite_of
 from rlrazor.errors import RazorError
 from rlrazor.experiments.language.config import resolve
 from rlrazor.guard.recover import RecoverySet, _rows
@@ -143,6 +144,19 @@ def test_options_say_how() -> None:
         resolve("tiny", {"fewshot": "2"})
     with pytest.raises(RazorError, match="Unknown chat_template 'yes'"):
         resolve("paper", {"chat_template": "yes"})
+
+
+def test_with_a_law_the_template_may_be_told_what_the_law_says() -> None:
+    """Prior tasks in the chat template need it, and the probe has it already."""
+    told = {"chat_template_kwargs": '{"think": false}', "generic": None}
+    usual: dict[str, Any] = {"max_new_tokens": None, "samples": None, "stop": [], "no_chat": False, "turns": None}
+    law: Any = SimpleNamespace(settings=ProbeSettings(chat_template_kwargs={"think": False}))
+    other: Any = SimpleNamespace(settings=ProbeSettings())
+    assert probe_without_law(Namespace(**told, **usual), law) == {}
+    assert probe_without_law(Namespace(**told, **usual), None) == {"chat_template_kwargs": {"think": False}}
+    for given, of in ((told, other), (told | {"chat_template_kwargs": '{"think": true}'}, law)):
+        with pytest.raises(RazorError, match="the law's own probe and settings are used"):
+            probe_without_law(Namespace(**given, **usual), of)
 
 
 ASKED = [

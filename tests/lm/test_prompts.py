@@ -124,7 +124,7 @@ def test_messages_are_a_prompt_up_to_the_last_answer(tmp_path: Path) -> None:
         ([], "is a list of nothing"),
         (str([USER]), "is a conversation written as text"),
         (json.dumps([USER]), "is a conversation written as text"),
-        ({"text": "a"}, "a mapping of prompt, tools and chat_template_kwargs; this is one of text"),
+        ({"text": "a"}, "a mapping of prompt, tools, chat_template_kwargs and images; this is one of text"),
         (["a"], "turn 1 is text, where an object with `role` and `content` is needed"),
         ([USER, None], "turn 2 is null"),
         ([{"content": "a"}], "turn 1 has no `role`; it has content"),

@@ -10,6 +10,7 @@ import trl
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from rlrazor import drift
 from rlrazor.errors import RazorError
 from rlrazor.guard.compare import compare
 from rlrazor.guard.comparison import Pair
@@ -17,6 +18,7 @@ from rlrazor.lm import kl, probes
 from rlrazor.lm.encoding import as_read, stop_ids
 from rlrazor.lm.probes import GenericText, ProbeSettings, of_prompts
 from rlrazor.lm.prompts import Prompt, answers, encode
+from rlrazor.lm.representation import representation_of_ids
 from tiny_models import CHARACTERS, char_tokenizer, noisy, saved, tiny_llama
 
 TURNS = "{% for m in messages %}<{{ m.role[0] }}>{{ m.content }};{% endfor %}"
@@ -149,12 +151,12 @@ def test_kl_is_on_every_turn_of_the_assistants_and_on_no_other_token() -> None:
     ]
     assert [len(turns) for turns in pairs] == [3, 2, 1, 1]
     expected = [[brute_force(base, tuned, *pair) for pair in turns] for turns in pairs]
-    drift = kl.forward_kl(kl.Probe(base, every), tuned)
-    assert drift.sums == pytest.approx([one for turns in expected for one in turns], rel=1e-4)
+    found = kl.forward_kl(kl.Probe(base, every), tuned)
+    assert found.sums == pytest.approx([one for turns in expected for one in turns], rel=1e-4)
     # Conversations count the same, and are what is independent.
     means = [np.mean(turns) for turns in expected]
-    assert drift.n_prompts == len(prompts)
-    assert drift.per_completion == pytest.approx((np.mean(means), np.std(means, ddof=1) / 2), rel=1e-4)
+    assert found.n_prompts == len(prompts)
+    assert found.per_completion == pytest.approx((np.mean(means), np.std(means, ddof=1) / 2), rel=1e-4)
     # A part of the prompts, as of several processes, and other samples.
     part = every.of_prompts([2, 0])
     of_part = kl.forward_kl(kl.Probe(base, part), tuned)
@@ -193,6 +195,21 @@ def test_a_comparison_is_of_all_turns(tmp_path: Path) -> None:
     assert said["ca"][0] == "be;" or len(said["ca"]) == 1
     assert sorted(len(one.base) for one in found.prompts) == [1, 2]
     assert found.setup.as_json()["probe"]["turns"] == "all"
+
+
+def test_hidden_states_are_of_what_each_turn_follows(tmp_path: Path) -> None:
+    """CKNNA's texts: an earlier turn is not put behind the whole conversation."""
+    tokenizer = tokenizer_of(PLAIN)
+    base = tiny_llama(len(tokenizer))
+    tuned = noisy(base, 0.05)
+    pair = Pair(str(saved(tmp_path / "base", base, tokenizer)), str(saved(tmp_path / "tuned", tuned, tokenizer)))
+    generic = GenericText(prompts=tuple([{"role": "user", "content": said}, A1, U2] for said in "abcdef"))
+    found = compare(pair, [[U2]], generic=generic, settings=ALL)
+    every = probes.of_generic(base, tokenizer, generic, ALL)
+    texts = [[*every.before(n), *said] for n, said in enumerate(every.completions)]
+    assert as_read(tokenizer, texts[0]) == "<u>a;<a>be;"
+    expected = drift.cknna(*(representation_of_ids(model, texts) for model in (base, tuned)))
+    assert found.distances.cknna == pytest.approx(expected, abs=1e-5)
 
 
 def test_settings_of_before_are_as_they_were() -> None:

@@ -132,8 +132,10 @@ def probe_given(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def probe_without_law(arguments: argparse.Namespace, law: "LawFile | None") -> dict[str, Any]:
-    """The same. Raises RazorError where a law says how to measure, and so does an option."""
+    """The same. Raises RazorError where a law says how to measure, and an option says otherwise."""
     given = probe_given(arguments)
+    if law is not None and given.get("chat_template_kwargs") == law.settings.chat_template_kwargs:
+        given.pop("chat_template_kwargs", None)  # as the prior tasks may need it
     if law is not None and (given or arguments.generic):
         raise RazorError("With --law, the law's own probe and settings are used: leave the others out.")
     return given

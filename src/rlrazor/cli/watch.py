@@ -113,7 +113,8 @@ def _watch(arguments: argparse.Namespace, log: Path) -> int:
         with doing(Terminal(stderr=True), f"[razor] the base is read on {compute.device()}, which measures all"):
             watching.enter_context(watch.begun())
         side = watch.read.side
-        said = [*rule.cautions(), f"the first prompt, as measured in {dtype}: {shown_prompt(watch.first_prompt)}"]
+        first = f"the first prompt, as measured in {on.settings.precision}: {shown_prompt(watch.first_prompt)}"
+        said = [*rule.cautions(), first]
         for sentence in (*said, *on.cautions(side.whole), *side.cautions):
             say(f"[razor] {sentence}")
         for reading, row, done in watch.readings(until):

@@ -15,7 +15,8 @@ from rlrazor.errors import RazorError
 from rlrazor.guard.measured_on import FEW_PROMPTS, MeasuredOn
 from rlrazor.lm import compute, kl, probes
 from rlrazor.lm.digests import base_digest
-from rlrazor.lm.kl import Drift, MeanKL, Sequences
+from rlrazor.lm.kl import Drift, Sequences
+from rlrazor.lm.means import MeanKL
 from rlrazor.lm.sampling import NotFiniteError
 from rlrazor.lm.shards import name_of
 

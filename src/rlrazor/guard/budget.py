@@ -10,7 +10,7 @@ from rlrazor.analysis.forecast import Forecast
 from rlrazor.errors import RazorError
 from rlrazor.guard.law_file import LawFile
 from rlrazor.guard.verdict import Limits, Verdict
-from rlrazor.lm.kl import MeanKL
+from rlrazor.lm.means import MeanKL
 
 OnBudget = Literal["warn", "stop", "keep"]
 KEPT = "within-budget"  # folder in the trainer's output folder: the last model whose forecast was within the budget

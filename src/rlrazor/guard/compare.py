@@ -353,7 +353,7 @@ def _base_side(base: LanguageModel, request: _Request) -> _OfBase:
     request.told("the base on the probes")
     read = ReadBase.of(base, request.pair.dtype, request.on, request.law, request.pair.cache_dir)
     forward, text = read.side.probes[FORWARD], read.side.probes[PROBE].sequences
-    rows = [[*text.prompts[at], *completion] for at, completion in zip(text.prompt_of, text.completions, strict=True)]
+    rows = [[*text.before(n), *completion] for n, completion in enumerate(text.completions)]
     return _OfBase(
         read=read,
         completions=forward.sequences,

@@ -15,7 +15,7 @@ from rlrazor.guard.recovery import Recovery
 from rlrazor.guard.scale import FIRST, Depth, Focus, Noise
 from rlrazor.guard.truth import Truth
 from rlrazor.guard.weight_changes import WeightChange
-from rlrazor.lm.kl import MeanKL
+from rlrazor.lm.means import MeanKL
 
 if TYPE_CHECKING:
     from rlrazor.lm.prior import PriorTasks

@@ -30,7 +30,7 @@ from rlrazor.errors import RazorError
 from rlrazor.guard.law_schema import LawBase, LawParts, LawPrior, LawProbe
 from rlrazor.guard.measured_on import FEW_PROMPTS
 from rlrazor.lm.digests import base_digest, is_digest, is_same_base, tokenizer_digest
-from rlrazor.lm.kl import MeanKL
+from rlrazor.lm.means import MeanKL
 from rlrazor.lm.probes import GenericText, ProbeSettings, Prompt, content_hash
 from rlrazor.system.documents import checked, parse_json, read_text
 from rlrazor.system.writing import atomic_path

@@ -31,6 +31,7 @@ from rlrazor.analysis.law import LEAST, REACH, SHAPES, Floats, Saturating
 from rlrazor.errors import RazorError
 from rlrazor.guard.measured_on import MeasuredOn
 from rlrazor.lm.digests import is_digest
+from rlrazor.lm.harness.asking import Asking
 from rlrazor.lm.own_texts import OwnTexts
 from rlrazor.lm.prior_prompts import PriorPrompts
 from rlrazor.lm.probes import GenericText, ProbeSettings
@@ -160,6 +161,15 @@ class LawPrior(Schema):
     mean: Score
     noise: Annotated[float, Field(ge=0, le=1)] | None
     asked: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("asked")
+    @classmethod
+    def _can_be_asked(cls, value: dict[str, Any]) -> dict[str, Any]:
+        try:
+            Asking(**value)
+        except (TypeError, RazorError) as error:
+            raise ValueError(f"the prior tasks cannot be asked so: {error}") from error
+        return value
 
     @model_validator(mode="after")
     def _is_their_mean(self) -> LawPrior:

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from rlrazor.analysis.forecast import FORWARD, PROBE
 from rlrazor.bounds import MOST_STEPS
-from rlrazor.lm.kl import MeanKL
+from rlrazor.lm.means import MeanKL
 from rlrazor.system.schema import LARGEST_KL, Digest, Drop, Name, Open, Score, Step, Text
 
 Kl = Annotated[float, Field(ge=-LARGEST_KL, le=LARGEST_KL)]
@@ -59,7 +59,8 @@ class LogRow(Open):
 
     `Reading` has what most of it means. `every` and the fractions are the plan's, `base` to `prompts_hash` tell whether
     rows were measured alike; `error` is that of a measurement that failed, and such a row has none. Of `razor watch`:
-    `checkpoint`, the folder, `weights`, what tells its weights from others, and `on_budget`, the command that was run.
+    `checkpoint`, the folder, `weights`, what tells its weights from others, and `on_budget`, a hash of the command that
+    was run.
     """
 
     run: Name | None = None

@@ -155,7 +155,7 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
         path = self._log_path(args)
         earlier = ranks.everywhere(lambda: self._earlier(path, state.global_step))[0]  # of who writes them
         ranks.together(lambda: self._begin_outputs(args, path, earlier, fresh=state.global_step == 0))
-        measured = [row for row in earlier if "error" not in row]
+        measured = [row for row in earlier if "error" not in row and "weights" not in row]  # not by `razor watch`
         self.last_seen = measured[-1]["step"] if measured else 0
         self.callbacks = trackers.beside(self)
         assert self.schedule is not None
@@ -341,7 +341,7 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
 
     def _earlier(self, path: Path, step: int) -> list[dict[str, Any]]:
         """What the run has logged before it was resumed; raises RazorError where it was measured otherwise."""
-        if not ranks.is_first():
+        if not ranks.is_first() or step == 0:
             return []
         earlier = rows_until(path, step, ("every",))
         require_same(earlier, path, self.provenance)

@@ -126,6 +126,7 @@ class Log:
 def rows_until(path: Path, step: int, needed: Sequence[str]) -> list[dict[str, Any]]:
     """What an earlier part of a run has logged up to a step: whole rows that have `needed`, and those of failures.
 
+    Those of `razor watch` are kept at any step: they tell whose weights they are of, and which command was run.
     Raises RazorError for a file that is there and cannot be read.
     """
     try:
@@ -140,7 +141,8 @@ def rows_until(path: Path, step: int, needed: Sequence[str]) -> list[dict[str, A
         with suppress(ValueError, TypeError, KeyError, RazorError):
             row = loads(line)
             checked(LogRow, row, path)
-            if row["step"] <= step and (set(needed) <= set(row) or "error" in row):
+            is_own = row["step"] <= step and (set(needed) <= set(row) or "error" in row)
+            if is_own or "weights" in row:
                 rows.append(row)
     return rows
 

@@ -23,7 +23,7 @@ from rlrazor.guard.run_folder import MEASURE, Run, SavedCheckpoint, rows_of
 from rlrazor.guard.scored import LEVEL, DropEstimate, Forgetting, ScoredCheckpoint
 from rlrazor.guard.verdict import DROP, Limits
 from rlrazor.guard.watch_whole import weights_digest
-from rlrazor.lm.kl import MeanKL
+from rlrazor.lm.means import MeanKL
 from rlrazor.lm.probes import probe_hash
 from rlrazor.runs.records import BASE
 from rlrazor.runs.store import RunStore, read_table

@@ -9,7 +9,7 @@ from rlrazor.analysis.forecast import FORWARD, PROBE, Forecast
 from rlrazor.guard.budget import BudgetState
 from rlrazor.guard.scale import shown_estimate
 from rlrazor.guard.verdict import Verdict, known
-from rlrazor.lm.kl import MeanKL
+from rlrazor.lm.means import MeanKL
 
 _NAMES = {FORWARD: "KL", PROBE: "KL on the probe"}
 

@@ -18,7 +18,8 @@ import torch
 
 from rlrazor.analysis.forecast import FORWARD, PROBE
 from rlrazor.lm import compute, kl
-from rlrazor.lm.kl import Drift, MeanKL
+from rlrazor.lm.kl import Drift
+from rlrazor.lm.means import MeanKL
 from rlrazor.lm.sampling import NotFiniteError
 
 NOISE_PROMPTS = 4  # evenly spaced, of the probe: a pass over all of them would cost as much as the comparison

@@ -11,7 +11,7 @@ from rlrazor.analysis.forecast import FORWARD, PROBE, Forecast
 from rlrazor.errors import RazorError
 from rlrazor.guard.law_file import LawFile
 from rlrazor.guard.verdict import DROP, SEVERITY, Limits, Verdict
-from rlrazor.lm.kl import MeanKL
+from rlrazor.lm.means import MeanKL
 from rlrazor.lm.probes import Prompt
 
 LEVEL = 0.95  # of the intervals of KLs, and of drops that were measured

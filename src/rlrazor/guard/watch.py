@@ -126,6 +126,7 @@ class Watch:
         self._seen: dict[str, _Seen] = {}
         self._at_first: frozenset[str] = frozenset()  # names of steps that were there as we began
         self._notes: list[str] = []
+        self._is_empty = True  # of steps, also of those that are no multiples of `every`
         self._is_away = False  # the folder, as a network's may be
         self._is_behind = False  # slower than checkpoints are deleted
 
@@ -173,7 +174,7 @@ class Watch:
         count = row.prompts.get(FORWARD, self.read.side.whole[FORWARD])
         self.verdict = self.request.rule.judged(row.kls, prompts, count).verdict
         if self._is_due():
-            self._add({**last, "on_budget": self._command.text})
+            self._add({**last, "on_budget": self._command.digest})
             ended = self._command.run(row.step, self.request.folder / (row.checkpoint or ""))
             self.say(f"[razor] step {row.step}, which is in the log, is over the budget: {ended}.")
 
@@ -186,7 +187,7 @@ class Watch:
         """Whether the command is to be run now: never twice, whatever restarts there are."""
         if self.request.command is None or self.verdict is not Verdict.ABOVE:
             return False
-        return all(row.on_budget != self.request.command.text for row in self.rows)
+        return all(row.on_budget != self.request.command.digest for row in self.rows)
 
     def readings(self, until: Until) -> Iterator[tuple[Reading, dict[str, Any], str]]:
         """Of each checkpoint, as soon as it is whole: the reading, its row of the log, and what follows from it.
@@ -200,16 +201,22 @@ class Watch:
                     yield *found, self._done_about(*found, one)
                 continue
             if not self._seen and until.once and not self.is_waiting:
-                raise RazorError(f"{self.request.folder} has no checkpoints{_WHICH}.")
+                raise RazorError(f"{self._nothing_in('')}.")
             if not self._seen and not is_told:
                 is_told = True
-                self.say(f"[razor] {self.request.folder} has no checkpoints yet{_WHICH}; waiting for the first.")
+                self.say(f"[razor] {self._nothing_in(' yet')}; waiting for the first.")
             if not self.is_waiting and (until.once or self.is_over):
                 return
             if until.idle is not None and time.monotonic() - self.active > until.idle:
                 self.say(f"[razor] nothing new was saved for {durations.about(until.idle)}: watching ends here.")
                 return
             time.sleep(min(until.interval, 1.0) if until.once else until.interval)
+
+    def _nothing_in(self, yet: str) -> str:
+        if self._is_empty:
+            return f"{self.request.folder} has no checkpoints{yet}{_WHICH}"
+        every = self.request.every
+        return f"{self.request.folder} has checkpoints, and none{yet} of a step that is a multiple of --every {every}"
 
     # Looking
 
@@ -225,6 +232,7 @@ class Watch:
             self.say(f"[razor] {said}.")
         if (steps := self._steps()) is None:
             return None
+        self._is_empty = not steps
         found: list[WatchedCheckpoint] = []
         for step in steps:
             names.add(step.name)
@@ -316,7 +324,7 @@ class Watch:
             self.verdict = reading.verdict
         is_due = newest and self._is_due()
         if is_due:
-            row["on_budget"] = self._command.text
+            row["on_budget"] = self._command.digest
         self._add(row)
         self._close(one)
         self.is_over |= is_last and one.name not in self._at_first

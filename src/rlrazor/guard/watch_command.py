@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rlrazor.errors import RazorError, cause_of
+from rlrazor.lm.probes import content_hash
 
 PATIENCE = 60.0  # seconds that are waited for it; then it goes on, and so does watching
 
@@ -37,6 +38,11 @@ class OnBudgetCommand:
                 f"--on-budget: there is no program {self.words[0]} to run. It is run without a shell: of one's words, "
                 "give sh -c '...'."
             )
+
+    @property
+    def digest(self) -> str:
+        """What tells it from others in a log, which others may read: words such as a token's are not written there."""
+        return content_hash(self.text)
 
     def run(self, step: int, checkpoint: Path) -> str:
         """Run it, and say what it ended with; what it prints goes to standard error.

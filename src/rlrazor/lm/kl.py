@@ -21,16 +21,14 @@ All functions raise `NotFiniteError` at a policy whose outputs are no longer num
 """
 
 import copy
-import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.special import stdtrit
 from torch import Tensor, nn
 
 from rlrazor.errors import RazorError
@@ -39,25 +37,13 @@ from rlrazor.lm.adapters import adapter_disabled, is_adapted, is_off, unwrapped,
 from rlrazor.lm.forward import context_length
 from rlrazor.lm.head import Floats, Head, check_head, head_of, kl_at_positions, log_probs_at_positions
 from rlrazor.lm.images import SeenIds, seen
+from rlrazor.lm.means import MeanKL, by_prompt, mean, ratio_of_means
 from rlrazor.lm.sampling import Told, unheard
 from rlrazor.lm.shards import inside, is_sharded
 
 TOKEN_BUDGET = 4096  # tokens a forward pass, padding included: 0.1 GB of activations at D = 576, 1 GB at D = 2048
 
 TokenIds = Sequence[int]
-
-
-class MeanKL(NamedTuple):
-    """A mean over prompts and its standard error, NaN with fewer than two prompts."""
-
-    mean: float
-    stderr: float
-
-    def interval(self, prompts: int, level: float) -> tuple[float, float]:
-        """Of a KL: Student's t over so many prompts, from 0 on; of a single one KL itself is taken for the error."""
-        error = self.stderr if math.isfinite(self.stderr) else self.mean
-        half = float(stdtrit(max(prompts - 1, 1), (1 + level) / 2)) * error
-        return max(self.mean - half, 0.0), self.mean + half
 
 
 @dataclass(frozen=True)
@@ -158,12 +144,12 @@ class Drift:
     @property
     def per_completion(self) -> MeanKL:
         """Nats per completion: the mean over prompts of the mean over a prompt's completions."""
-        return _mean(_by_prompt(self.sums, self.prompt_of))
+        return mean(by_prompt(self.sums, self.prompt_of))
 
     @property
     def per_token(self) -> MeanKL:
         """Nats per token: the mean KL of a completion over their mean length; standard error by the delta method."""
-        return _ratio(_by_prompt(self.sums, self.prompt_of), _by_prompt(self.lengths, self.prompt_of))
+        return ratio_of_means(by_prompt(self.sums, self.prompt_of), by_prompt(self.lengths, self.prompt_of))
 
     def restricted(self, keep_N: Sequence[bool]) -> "Drift":
         """The same on some of the completions, such as the correct ones. Raises RazorError where none is kept."""
@@ -320,7 +306,7 @@ def token_loss(model: Any, texts: Sequence[TokenIds]) -> MeanKL:
     lengths_N = _lengths(sequences)
     if not lengths_N.any():
         raise RazorError("No text has two tokens or more, so there is nothing to predict.")
-    return _ratio(-log_probs(model, sequences), lengths_N.astype(float))
+    return ratio_of_means(-log_probs(model, sequences), lengths_N.astype(float))
 
 
 def final_states(
@@ -438,22 +424,3 @@ def _sums(values_T: Floats, lengths_N: NDArray[np.int64]) -> Floats:
     sequence_T = np.repeat(np.arange(len(lengths_N)), lengths_N)
     sums: Floats = np.bincount(sequence_T, weights=values_T, minlength=len(lengths_N)).astype(float)
     return sums
-
-
-def _by_prompt(values_N: NDArray[Any], prompt_of_N: NDArray[np.int64]) -> Floats:
-    """Means over each prompt's completions, of the prompts that have any."""
-    _, prompt_N, counts_P = np.unique(prompt_of_N, return_inverse=True, return_counts=True)
-    return np.asarray(np.bincount(prompt_N, weights=values_N) / counts_P)
-
-
-def _mean(values_P: Floats) -> MeanKL:
-    spread = values_P.std(ddof=1) / np.sqrt(len(values_P)) if len(values_P) > 1 else np.nan
-    return MeanKL(float(values_P.mean()), float(spread))
-
-
-def _ratio(over_P: Floats, under_P: Floats) -> MeanKL:
-    """A ratio of means. Its standard error is that of over - ratio * under, divided by the mean of under."""
-    if not under_P.any():
-        raise RazorError("All completions are empty, so there is no KL per token.")
-    ratio = float(over_P.mean() / under_P.mean())
-    return MeanKL(ratio, _mean(over_P - ratio * under_P).stderr / float(under_P.mean()))

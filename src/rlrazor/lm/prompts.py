@@ -119,7 +119,8 @@ def check(prompt: Any, where: str) -> None:
         more = sorted(map(str, set(prompt) - {"prompt", "tools", "chat_template_kwargs", "images"}))
         if more or "prompt" not in prompt:
             raise RazorError(
-                f"{where}: a prompt is text, a list of turns, or a mapping of prompt, tools and chat_template_kwargs; "
+                f"{where}: a prompt is text, a list of turns, or a mapping of prompt, tools, chat_template_kwargs and "
+                f"images; "
                 f"this is one of {', '.join(map(str, prompt)) or 'nothing'}. `prompts.prompt_of` makes one of a row."
             )
         if not _are_schemas(_as_json(prompt.get("tools")) or ()):

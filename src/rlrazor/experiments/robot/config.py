@@ -12,7 +12,7 @@ from rlrazor import bounds
 from rlrazor.errors import RazorError
 from rlrazor.experiments.robot.tasks import NEW, PAPER_PRIOR, PRIOR
 from rlrazor.runs.records import BASE, Ancestor, RunSpec
-from rlrazor.runs.settings import Presets, check_bounds, check_many, check_runs, log_spaced, setting
+from rlrazor.runs.settings import Presets, check_bounds, check_many, check_runs, setting
 
 if TYPE_CHECKING:
     from rlrazor.experiments.robot.methods import Method
@@ -43,20 +43,20 @@ class Config:
 
     methods: tuple[str, ...] = setting("methods, comma-separated, or 'paper' (two) or 'all' (eight)", ALL_METHODS)
     lrs: tuple[float, ...] = setting(
-        "learning rates of offline methods, comma-separated, or LOW:HIGH:COUNT log-spaced", log_spaced(1e-4, 1e-3, 3)
+        "learning rates of offline methods, comma-separated, or LOW:HIGH:COUNT log-spaced", (3e-5, 1e-4, 3e-4)
     )
-    rl_lrs: tuple[float, ...] = setting("learning rates of on-policy methods, as above", (1e-4, 3e-4))
+    rl_lrs: tuple[float, ...] = setting("learning rates of on-policy methods, as above", (1e-5, 3e-5))
     seeds: tuple[int, ...] = setting("seeds; each makes a base policy of its own", (0, 1, 2))
     checkpoints_per_epoch: int = setting("checkpoints measured per run", 3)
     new_task: str = setting("the task that is learnt", NEW)
     prior_tasks: tuple[str, ...] = setting("the tasks that the base can do, comma-separated", PRIOR)
-    updates: int = setting("updates of a run of an offline method", 2000)
+    updates: int = setting("updates of a run of an offline method", 600)
     batch_size: int = setting("states per update", 256)
     grid: int = setting("starts of the new task that are learnt from: so many on each side of a grid", 10)
     per_start: int = setting("demonstrations of each start", 10)
     expert_noise: float = setting("standard deviation of noise on the actions of these demonstrations", 0.1)
     tries: int = setting("trajectories of the base from each start, of which its successes are learnt from", 20)
-    rl_updates: int = setting("updates, each on new trajectories", 100)
+    rl_updates: int = setting("updates, each on new trajectories", 150)
     starts: int = setting("starts of each of them", 16)
     group_size: int = setting("trajectories of each start", 5)
     kl_coef: float = setting(
@@ -190,7 +190,7 @@ PRESETS: Mapping[str, Config] = {
     "quick": Config(
         methods=("sft", "reinforce"),
         lrs=(3e-4,),
-        rl_lrs=(3e-4,),
+        rl_lrs=(3e-5,),
         seeds=(0,),
         checkpoints_per_epoch=2,
         prior_tasks=(*PAPER_PRIOR, "reach"),

@@ -19,7 +19,8 @@ from rlrazor.experiments.robot.policy import Acting, Policy, Steps, kl, log_prob
 from rlrazor.experiments.robot.rollout import Rolled, roll_out
 from rlrazor.experiments.robot.simulators import Simulators
 from rlrazor.experiments.robot.world import Episode, World, episodes_of
-from rlrazor.lm.kl import Drift, MeanKL
+from rlrazor.lm.kl import Drift
+from rlrazor.lm.means import MeanKL
 from rlrazor.lm.sampling import NotFiniteError
 from rlrazor.lm.scores import stderr_of_mean
 from rlrazor.runs import items
