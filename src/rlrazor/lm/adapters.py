@@ -5,6 +5,7 @@ of it when they are merged.
 """
 
 import copy
+import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
@@ -15,7 +16,9 @@ from torch import Tensor, nn
 from rlrazor.errors import RazorError
 from rlrazor.lm.offloading import brought, without_hooks
 from rlrazor.lm.quantised import is_quantised, plain_weight
-from rlrazor.lm.shards import is_sharded
+from rlrazor.lm.shards import inside, is_sharded
+
+_off: "weakref.WeakSet[Any]" = weakref.WeakSet()  # models within `adapter_disabled`
 
 
 def unwrapped(model: Any) -> Any:
@@ -55,15 +58,28 @@ def adapter_disabled(model: Any) -> Iterator[None]:
         return
     # PEFT, as it puts the adapter back, makes all of it trainable: what the user froze has to stay frozen.
     trained = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    own = inside(model)
+    was_off = own in _off
     try:
         with model.disable_adapter():
+            _off.add(own)
             # Also until then: what FSDP2 gathers first without gradients, it never computes gradients of.
             for parameter, before in trained:
                 parameter.requires_grad_(before)
             yield
     finally:
+        if not was_off:
+            _off.discard(own)
         for parameter, before in trained:
             parameter.requires_grad_(before)
+
+
+def is_adapter_off(model: Any) -> bool:
+    """Whether this is within `adapter_disabled` of the model.
+
+    The model does not say it in one way: of PEFT's layers `disable_adapters` is a property, of its models a method.
+    """
+    return inside(unwrapped(model)) in _off
 
 
 class _Place(NamedTuple):
