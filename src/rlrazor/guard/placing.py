@@ -7,14 +7,19 @@ from accelerate.state import AcceleratorState, is_initialized
 from accelerate.utils import DistributedType
 
 from rlrazor.errors import RazorError
+from rlrazor.lm.quantised import scheme_of
 from rlrazor.lm.shards import is_sharded
 
 _SIZES = ("tp_size", "cp_size", "sp_size", "ep_size", "pp_size")  # of accelerate's and transformers' configs
-_SPLIT = (
-    "ForgettingMonitor cannot measure a model whose layers are split over processes ({how}), only one whose weights "
-    "are (FSDP, ZeRO). Train without it, and measure the checkpoints as they are saved, from another process: "
+_AFTERWARDS = (
+    "Train without it, and measure the checkpoints as they are saved, from another process: "
     "`razor watch RUN_FOLDER --base MODEL --prompts FILE`."
 )
+_SPLIT = (
+    "ForgettingMonitor cannot measure a model whose layers are split over processes ({how}), only one whose weights "
+    "are (FSDP, ZeRO). " + _AFTERWARDS
+)
+_QUANTISED = "ForgettingMonitor cannot read a model that is both sharded and quantised ({how}). " + _AFTERWARDS
 
 
 def is_placed_later(args: Any, model: Any) -> bool:
@@ -35,7 +40,9 @@ def _by_deepspeed(args: Any) -> bool:
 
 
 def require_data_parallel(model: Any) -> None:
-    """Raise RazorError where processes split more than weights: tensor, pipeline, context or expert parallel."""
+    """Raise RazorError where layers are split (tensor, pipeline, context or expert parallel), or packed bits."""
+    if is_sharded(model) and (scheme := scheme_of(_config(model))):
+        raise RazorError(_QUANTISED.format(how=scheme))
     state = AcceleratorState() if is_initialized() else None
     configs = [getattr(state, "parallelism_config", None), getattr(_config(model), "distributed_config", None)]
     sizes = {name: getattr(config, name, None) for config in configs if config is not None for name in _SIZES}

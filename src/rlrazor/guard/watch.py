@@ -1,7 +1,7 @@
 """`razor watch`: each checkpoint of a run measured as it is saved, from another process, device or machine.
 
-For trainers that take no `ForgettingMonitor`, or models that are sharded over processes. Nothing is written into a
-checkpoint, and no file of the run but the log: a training run goes on whatever happens here.
+For trainers that take no `ForgettingMonitor`, or models whose layers are split over processes. Nothing is written into
+a checkpoint, and no file of the run but the log: a training run goes on whatever happens here.
 
 The log is the only memory. A checkpoint whose weights it has is not measured again; a row is written once all of it is
 known; and what a killed process has left half-written is cut off as the next one begins.

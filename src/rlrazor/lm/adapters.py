@@ -5,6 +5,7 @@ of it when they are merged.
 """
 
 import copy
+import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
@@ -15,7 +16,9 @@ from torch import Tensor, nn
 from rlrazor.errors import RazorError
 from rlrazor.lm.offloading import brought, without_hooks
 from rlrazor.lm.quantised import is_quantised, plain_weight
-from rlrazor.lm.shards import is_sharded
+from rlrazor.lm.shards import inside, is_sharded
+
+_off: "weakref.WeakSet[Any]" = weakref.WeakSet()  # models within `adapter_disabled`
 
 _UNMERGED = "PEFT cannot merge this adapter into the weights: they are quantised."
 
@@ -40,11 +43,6 @@ def is_adapted(model: Any) -> bool:
     return hasattr(unwrapped(model), "disable_adapter")
 
 
-def is_off(model: Any) -> bool:
-    """Whether this is a PEFT model whose adapter is switched off, as things stand."""
-    return bool(getattr(unwrapped(model), "_adapters_disabled", False))
-
-
 def virtual_tokens(model: Any) -> int:
     """How many tokens an adapter puts in front of every prompt (prompt tuning and its kin); 0 for any other model."""
     config: Any = getattr(unwrapped(model), "active_peft_config", None) if is_adapted(model) else None
@@ -62,13 +60,18 @@ def adapter_disabled(model: Any) -> Iterator[None]:
         return
     # PEFT, as it puts the adapter back, makes all of it trainable: what the user froze has to stay frozen.
     trained, on = [(parameter, parameter.requires_grad) for parameter in model.parameters()], model.forward
+    own = inside(model)
+    was_off = own in _off
     try:
         with model.disable_adapter(), _also_unwrapped(model, on):
+            _off.add(own)
             # Also until then: what FSDP2 gathers first without gradients, it never computes gradients of.
             for parameter, before in trained:
                 parameter.requires_grad_(before)
             yield
     finally:
+        if not was_off:
+            _off.discard(own)
         for parameter, before in trained:
             parameter.requires_grad_(before)
 
@@ -86,6 +89,14 @@ def _also_unwrapped(model: Any, on: Any) -> Iterator[None]:
         yield
     finally:
         model._original_forward = kept
+
+
+def is_adapter_off(model: Any) -> bool:
+    """Whether this is within `adapter_disabled` of the model.
+
+    The model does not say it in one way: of PEFT's layers `disable_adapters` is a property, of its models a method.
+    """
+    return inside(unwrapped(model)) in _off
 
 
 class _Place(NamedTuple):

@@ -16,6 +16,7 @@ from rlrazor.lm import compute
 from rlrazor.lm.adapters import virtual_tokens, without_wrapper
 from rlrazor.lm.images import SeenIds, seen
 from rlrazor.lm.quantised import scheme_of
+from rlrazor.lm.shards import inside
 
 _CACHES = ("cache", "past_key_values", "cache_params", "state", "mems")  # renamed in transformers 5.24
 
@@ -263,11 +264,11 @@ def _of_sequences(layer: Any) -> set[str]:
 
 
 def _accepted(model: Any, **options: Any) -> dict[str, Any]:
-    """Those that the model's forward names, under an adapter too, or a wrapper of it that names nothing.
+    """Those that the model's forward names, under an adapter and FSDP1 too, or a wrapper of it that names nothing.
 
     `use_cache` also where it takes others unnamed, since some classes hand it on so.
     """
-    named = inspect.signature(without_wrapper(model).forward).parameters
+    named = inspect.signature(inside(without_wrapper(model)).forward).parameters
     kinds = {parameter.kind for parameter in named.values()}
     wrapped = kinds == {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
     unnamed = set(options) if wrapped else {"use_cache"} if inspect.Parameter.VAR_KEYWORD in kinds else set()

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 from rlrazor.errors import RazorError
 from rlrazor.lm import compute
-from rlrazor.lm.adapters import adapter_disabled, is_adapted, is_off, unwrapped, virtual_tokens
+from rlrazor.lm.adapters import adapter_disabled, is_adapted, is_adapter_off, unwrapped, virtual_tokens
 from rlrazor.lm.forward import context_length
 from rlrazor.lm.head import Floats, Head, check_head, head_of, kl_at_positions, log_probs_at_positions
 from rlrazor.lm.images import SeenIds, seen
@@ -390,7 +390,7 @@ def _read(model: Any, rows: Sequence[TokenIds], prompt: SeenIds | None) -> tuple
             hook.remove()
     if not called_with:
         raise RazorError("This model does not call its LM head, so its hidden states cannot be told apart.")
-    if called_with[0].shape[1] - width not in (0, 0 if is_off(model) else virtual_tokens(model)):
+    if called_with[0].shape[1] - width not in (0, 0 if is_adapter_off(model) else virtual_tokens(model)):
         raise RazorError("This model reads more positions than it is given tokens, so its hidden states are not known.")
     return called_with[0], logits, computed_in[0]
 

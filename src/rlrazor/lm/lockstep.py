@@ -22,7 +22,7 @@ from torch import Tensor
 
 from rlrazor.errors import RazorError
 from rlrazor.lm import compute, shards
-from rlrazor.lm.adapters import adapter_disabled
+from rlrazor.lm.adapters import adapter_disabled, base_parameters, is_adapted, is_adapter_off
 
 T = TypeVar("T")
 CALLS, GATHERS, DONE, FAILED = "calls", "gathers", "done", "failed"
@@ -79,19 +79,32 @@ def each_whole(model: Any, named: shards.Named, use: Callable[[str, Tensor], Non
 
 
 def whole_state(model: Any, *, here: bool) -> dict[str, Tensor] | None:
-    """All parameters and the buffers that are saved, in this process's memory; None where not `here`. In all alike."""
+    """All parameters and the buffers that are saved, in this process's memory; None where not `here`. In all alike.
+
+    Of a model with an adapter without what is frozen of the base, but for embeddings, which PEFT may save.
+    """
     state: dict[str, Tensor] = {}
 
     def keep(name: str, weight: Tensor) -> None:
         if here:
             state[name] = weight.detach().to("cpu", copy=True)
 
-    each_whole(model, lambda every: dict(every.named_parameters()), keep)
+    each_whole(model, _saved, keep)
     for prefix, module in model.named_modules() if here else ():
         for name, buffer in module._buffers.items():
             if buffer is not None and name not in module._non_persistent_buffers_set:
                 state[shards.plain(f"{prefix}.{name}" if prefix else name)] = buffer.detach().to("cpu", copy=True)
     return state if here else None
+
+
+def _saved(model: Any) -> dict[str, Tensor]:
+    named = dict(model.named_parameters())
+    if not is_adapted(model):
+        return named
+    tables = [table for table in (model.get_input_embeddings(), model.get_output_embeddings()) if table is not None]
+    frozen = {id(weight) for weight in base_parameters(model).values() if not weight.requires_grad}
+    frozen -= {id(weight) for table in tables for weight in table.parameters()}
+    return {name: weight for name, weight in named.items() if id(weight) not in frozen}
 
 
 class Lockstep:
@@ -110,7 +123,6 @@ class Lockstep:
             {number[id(one)] for one in module.modules() if one is not module and id(one) in number}
             for _, module in self.units
         ]
-        self.switch = next((one for one in model.modules() if hasattr(one, "disable_adapters")), None)
 
     def run(self, work: Callable[[], T]) -> T:
         """It, then as many calls as the others still need."""
@@ -216,7 +228,7 @@ class Lockstep:
 
     def _before(self, *_: Any) -> None:
         """A call begins: as soon as all are about to call."""
-        self.without_adapter = bool(self.switch is not None and self.switch.disable_adapters)
+        self.without_adapter = is_adapter_off(self.model)
         if not self.is_for_others:
             self._agree(_State(CALLS, self.without_adapter))
         self.entered, self.failure = [], None

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rlrazor.errors import RazorError
-from rlrazor.lm import compute, lockstep
+from rlrazor.lm import compute, lockstep, shards
 from rlrazor.lm.adapters import BaseWeights, base_parameters, is_adapted, unwrapped, virtual_tokens
 from rlrazor.lm.digests import base_digest, is_same_base, token_log_probs
 from rlrazor.lm.models import DTYPES, load
@@ -89,12 +89,12 @@ def _is_the_model_in(folder: Path, model: Any, *, by_weights: bool) -> bool | No
     try:
         scheme, files = scheme_of(model.config), SavedWeights(folder)
         under = BaseWeights(model, under_adapter=True)
-        if by_weights and under and not scheme and all(name in files for name in under):
+        if by_weights and under and not scheme and all(shards.plain(name) in files for name in under):
             verdicts: list[bool | None] = []
             lockstep.each_whole(
                 model,
                 lambda every: base_parameters(every, under_adapter=True),
-                lambda name, weight: verdicts.append(_are_equal(weight, files[name])),
+                lambda name, weight: verdicts.append(_are_equal(weight, files[shards.plain(name)])),
             )
             return None if None in verdicts else all(verdicts)
         # By other names, as when a library has fused or split them, or quantised: then by the whole model.
