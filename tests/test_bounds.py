@@ -37,7 +37,7 @@ def test_no_setting_of_a_grid_hangs(experiment: Any) -> None:
                 assert "\n" not in said
                 assert len(said) < 300
                 continue
-            assert text in ("1e30", "1e300", str(10**11), "1_0e9")
+            assert text in ("1e30", "1e300", str(10**11), "1_0e9") or (name, text) == ("fewshot", "-1")  # as tasks say
             found = getattr(config, name)
             assert max(found if isinstance(found, tuple) else (found,)) <= 3.4e38
     assert time.monotonic() - begun < 5

@@ -20,6 +20,7 @@ from rlrazor.experiments.language.experiment import Language
 from rlrazor.experiments.language.methods import METHODS
 from rlrazor.experiments.language.old import OldText, read_old
 from rlrazor.experiments.language.setup import TaskSource
+from rlrazor.experiments.language.tasks import Form, letters
 from rlrazor.experiments.language.trainers import Example, Job, Part, Samples, Settings, Updates, own_samples
 from rlrazor.lm import compute, own_texts
 from rlrazor.lm.models import LanguageModel, add_lora
@@ -230,12 +231,14 @@ def base_of(model: Any, tokenizer: Any) -> LanguageModel:
 class World:
     base: Any
     suite: Any
+    tasks: Any
 
 
 def write(base: str, lm: LanguageModel, count: int, generic: GenericText) -> tuple[list[Example], dict[str, float]]:
     """Of a run on one task that starts from the base."""
     world: Any = World()
     world.base, world.suite = lm, type("Suite", (), {"generic": generic})()
+    world.tasks = {"letters": type("Task", (), {"form": Form(stop=(letters.EOS,), chat=False)})()}
     spec = replace(PRESETS["tiny"], methods=("self-replay",)).specs("b", "d", ["self-replay"])[0]
     return rehearsal.written(Language(base, TaskSource("letters")), world, spec, lm, count)
 
@@ -360,7 +363,10 @@ def test_a_file_of_ones_own_takes_the_place_of_the_pre_training_text(tmp_path: P
     experiment = Language("tiny", source)
     assert experiment.data[0] != Language("tiny", TaskSource("letters")).data[0]
     lm = type("Lm", (), {"model": tiny.make_model(0), "tokenizer": tiny.make_tokenizer()})()
-    (known,), too_long = protection._known(experiment, lm)
+    world: Any = World()
+    world.base = lm
+    world.tasks = {"letters": type("Task", (), {"form": Form(stop=(letters.EOS,), chat=False)})()}
+    (known,), too_long = protection._known(experiment, world)
     code = {character: index for index, character in enumerate(tiny.ALPHABET)}
     pair, text = ([code[one] for one in said] for said in ("C:abcd=abcd;", "R:abcd=dcba;"))
     assert [[*one.prompt, *one.completion] for one in known] == [pair, text]
@@ -368,7 +374,7 @@ def test_a_file_of_ones_own_takes_the_place_of_the_pre_training_text(tmp_path: P
     assert too_long == 0
     file.write_text('{"prompt": "%s", "completion": "a"}\n{"text": "R"}\n' % ("a" * 200))
     with pytest.raises(RazorError, match=r"old.jsonl: none of the old examples has two tokens and fits into the \d+"):
-        protection._known(experiment, lm)
+        protection._known(experiment, world)
 
 
 @pytest.mark.parametrize(

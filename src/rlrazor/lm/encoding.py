@@ -74,6 +74,8 @@ def turns_ids(tokenizer: Any, turns: Sequence[Mapping[str, Any]], **template: An
         raise ValueError("it shows nothing of a call of a tool")
     asks = next((at for at in reversed(range(len(turns))) if turns[at]["role"] == "user"), None)
     said = None if asks is None else turns[asks].get("content")
+    if not rendered.strip():
+        raise ValueError("it makes no text of it")
     if isinstance(said, str) and said.strip() and said.strip() not in rendered:
         other = [{**turn, "content": f"{said}."} if at == asks else turn for at, turn in enumerate(turns)]
         if str(_in_template(tokenizer, other, template, tokenize=False)) == rendered:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from rlrazor.errors import RazorError, cause_of
 from rlrazor.lm import encoding, trials
+from rlrazor.lm.prompts import many
 
 LARGEST = 1 << 28  # bytes of an image's file
 _FOR_TOKENS = ("input_ids", "attention_mask")
@@ -78,21 +79,12 @@ def seen(prompt: Sequence[int]) -> SeenIds | None:
     return prompt if isinstance(prompt, SeenIds) else None
 
 
-def given_in(row: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What a row has in TRL's column `images`, or else in its `image`: none where both are missing or empty."""
-    return _many(row.get("images")) or _many(row.get("image"))
-
-
-def _many(value: Any) -> tuple[Any, ...]:
-    return tuple(one for one in (value if isinstance(value, list | tuple) else [value]) if one is not None)
-
-
 def images_of(value: Any, folder: Path, where: str) -> tuple[ImageFile, ...]:
     """The images of a row: paths (from `folder`), Pillow's, or what `datasets` has of them, objects of bytes and path.
 
     None of an empty list, as rows of text have beside others. Raises RazorError for one that cannot be read.
     """
-    return tuple(_image(one, folder, where) for one in _many(value))
+    return tuple(_image(one, folder, where) for one in many(value))
 
 
 def _image(value: Any, folder: Path, where: str) -> ImageFile:

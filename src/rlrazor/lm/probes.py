@@ -25,12 +25,12 @@ from rlrazor.lm import compute, encoding, own_texts, sampling
 from rlrazor.lm.adapters import adapter_disabled, unwrapped
 from rlrazor.lm.digests import base_digest
 from rlrazor.lm.forward import context_length, embedding_rows
-from rlrazor.lm.images import given_in, images_of, seen
+from rlrazor.lm.images import images_of, seen
 from rlrazor.lm.kl import Sequences
 from rlrazor.lm.own_texts import OwnTexts
 from rlrazor.lm.prior_prompts import PROMPTS, PriorPrompts
 from rlrazor.lm.prompts import Prompt as Prompt
-from rlrazor.lm.prompts import answers, check_template_kwargs, check_text, prompt_of
+from rlrazor.lm.prompts import answers, check_template_kwargs, check_text, given_in, prompt_of
 from rlrazor.lm.prompts import encode as encode
 from rlrazor.lm.representation import ids_of_texts, paragraphs
 from rlrazor.lm.sampling import Told, unheard

@@ -9,13 +9,14 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rlrazor.errors import RazorError, cause_of
 from rlrazor.lm import encoding
-from rlrazor.lm.images import ImageFile, given_in
-from rlrazor.lm.images import encode as encode_seen
 from rlrazor.system.documents import is_utf8, loads
+
+if TYPE_CHECKING:
+    from rlrazor.lm.images import ImageFile  # which imports torch
 
 _MISSING = ("nan", "NaN", "null", "NULL", "None", "<NA>", "NA", "N/A", "#N/A")
 _TURNS_AS_TEXT = re.compile(r"""\s*(\[\s*)?\{\s*["'](role|content|from)["']\s*:""")  # of JSON, or as Python writes it
@@ -30,6 +31,16 @@ _TAKEN = frozenset(
 Prompt = str | Sequence[Mapping[str, Any]] | Mapping[str, Any]
 """Text; or the turns of a conversation, which the tokenizer's chat template turns into text; or, where that template is
 told more, a mapping of `prompt`, one of the two, `tools`, `chat_template_kwargs` and `images`, as TRL has columns."""
+
+
+def given_in(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What a row has in TRL's column `images`, or else in its `image`: none where both are missing or empty."""
+    return many(row.get("images")) or many(row.get("image"))
+
+
+def many(value: Any) -> tuple[Any, ...]:
+    """What may be one or a list, without those that are null."""
+    return tuple(one for one in (value if isinstance(value, list | tuple) else [value]) if one is not None)
 
 
 def prompt_of(row: Mapping[str, Any], where: str = "A row") -> Prompt:
@@ -127,13 +138,21 @@ def check(prompt: Any, where: str) -> None:
             raise RazorError(f"{where}: its `tools` are no list of JSON schemas, such as get_json_schema makes.")
         check_template_kwargs(_as_json(prompt.get("chat_template_kwargs")) or {}, f"{where}: its")
         said = prompt["prompt"]
-        if not all(isinstance(image, ImageFile) for image in prompt.get("images", ())):
+        if not _are_read(prompt.get("images", ())):
             raise RazorError(f"{where}: its `images` are not read yet: `images.images_of` reads them.")
     seen = isinstance(prompt, Mapping) and bool(prompt.get("images"))
     wrong = _wrong_with_text(said) if isinstance(said, str) else _wrong_with_turns(said, seen=seen)
     if wrong is not None:
         raise RazorError(f"{where}: the prompt {wrong}. Mend it, or leave it out.")
     check_unicode(prompt, where)
+
+
+def _are_read(images: Sequence[Any]) -> bool:
+    if not images:
+        return True
+    from rlrazor.lm.images import ImageFile
+
+    return all(isinstance(image, ImageFile) for image in images)
 
 
 def check_template_kwargs(told: Any, whose: str) -> None:
@@ -250,7 +269,7 @@ class _Given:
     said: str | Sequence[Mapping[str, Any]]
     template: dict[str, Any]
     where: str
-    images: tuple[ImageFile, ...] = ()
+    images: "tuple[ImageFile, ...]" = ()
     chat: bool = False
 
     @property
@@ -348,6 +367,8 @@ def _without_none(turns: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def _ids(tokenizer: Any, one: _Given) -> list[int]:
     if one.images:
+        from rlrazor.lm.images import encode as encode_seen
+
         return encode_seen(tokenizer, one.said, one.images, one.template, one.where, chat=one.chat)
     with _clear_errors(tokenizer, one):
         if isinstance(one.said, str):
