@@ -692,7 +692,7 @@ def test_what_is_in_the_way_is_said_before_training(tmp_path: Path, monkeypatch:
         with pytest.raises(RazorError, match=r"jsonl would be written, and is read as well"):
             ForgettingMonitor(asked, log=log)
     (tmp_path / "there").write_text("")
-    with pytest.raises(RazorError, match=r"log\.jsonl cannot be read \(Not a directory\)"):
+    with pytest.raises(RazorError, match=r"Cannot write to .*there: Not a directory"):
         sft(tmp_path / "run", [monitor(tmp_path, log=tmp_path / "there" / "log.jsonl")])
     earlier = tmp_path / "latin.jsonl"
     earlier.write_bytes(b"\xe9\n")
