@@ -20,6 +20,8 @@ from rlrazor.lm import images, kl, models
 from rlrazor.lm.probes import GenericText, ProbeSettings, of_prompts, read_generic, read_prompts
 from rlrazor.lm.prompts import encode, prompt_of
 from tiny_models import char_tokenizer, noisy, saved, tiny_llama
+
+pytest.importorskip("gymnasium")  # which the module of the models imports
 from vla_models import ARCHITECTURES, SIDE
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")

@@ -13,7 +13,7 @@ from rlrazor import drift
 from rlrazor.errors import RazorError
 from rlrazor.guard.compare import compare
 from rlrazor.guard.comparison import Pair
-from rlrazor.lm import compute, kl, models, offloading
+from rlrazor.lm import compute, kl, loading, models, offloading
 from rlrazor.lm.adapters import base_weights
 from rlrazor.lm.digests import base_digest
 from rlrazor.lm.probes import of_prompts
@@ -85,7 +85,7 @@ def test_a_model_that_its_owner_has_placed_is_measured_where_it_is(tmp_path: Pat
     placed |= {"model.layers.3": "cpu", "model.embed_tokens": "cpu", "model.norm": "disk", "model.rotary_emb": "cpu"}
     del placed["model"]
     model = AutoModelForCausalLM.from_pretrained(
-        tmp_path / "base", device_map=placed, offload_folder=tmp_path / "offloaded", dtype=torch.float32
+        tmp_path / "base", device_map=placed, offload_folder=tmp_path / "offloaded", **loading.in_dtype(torch.float32)
     ).eval()
     sequences = of_prompts(base, TOKENIZER, PROMPTS, SETTINGS)
     tuned = noisy(base, 0.02)

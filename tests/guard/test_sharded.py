@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import sharded_runs
+import transformers
 
 from laws import GENERIC, PROMPTS, SETTINGS
 from rlrazor.lm import kl, models, probes
@@ -86,6 +87,9 @@ def require_same_as_whole(folder: Path, processes: Sequence[dict[str, Any]], wha
         assert expected > 1e-3
 
 
+@pytest.mark.skipif(
+    int(transformers.__version__.partition(".")[0]) < 5, reason="older versions shard on accelerators only"
+)
 def test_fsdp2_is_measured_as_whole(tmp_path: Path) -> None:
     started(tmp_path / "runs", ["fsdp2/lora"])
     folder = tmp_path / "runs" / "fsdp2" / "lora"
