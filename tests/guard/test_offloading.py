@@ -14,7 +14,7 @@ from rlrazor.errors import RazorError
 from rlrazor.guard.compare import compare
 from rlrazor.guard.comparison import Pair
 from rlrazor.lm import compute, kl, loading, models, offloading
-from rlrazor.lm.adapters import base_weights
+from rlrazor.lm.adapters import BaseWeights
 from rlrazor.lm.digests import base_digest
 from rlrazor.lm.probes import of_prompts
 from tiny_models import char_tokenizer, noisy, saved, tiny_llama
@@ -43,7 +43,7 @@ def test_what_does_not_fit_is_offloaded_and_measured_as_ever(tmp_path: Path, bas
     require_offloaded(lm.model)
     assert compute.device_of(lm.model).type == "cpu"
     assert base_digest(lm.model) == base_digest(base)
-    weights = base_weights(lm.model)
+    weights = BaseWeights(lm.model)
     assert all(torch.equal(weights[name], weight) for name, weight in base.named_parameters())
     sequences = of_prompts(base, TOKENIZER, PROMPTS, SETTINGS)
     assert of_prompts(lm.model, TOKENIZER, PROMPTS, SETTINGS) == sequences

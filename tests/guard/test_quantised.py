@@ -17,7 +17,7 @@ from rlrazor.guard.compare import compare
 from rlrazor.guard.comparison import Comparison, Pair
 from rlrazor.guard.weight_changes import changes
 from rlrazor.lm import models
-from rlrazor.lm.adapters import AdaptedWeights, adapter_disabled, base_weights
+from rlrazor.lm.adapters import AdaptedWeights, BaseWeights, adapter_disabled
 from rlrazor.lm.loading import check_finite
 from rlrazor.lm.probes import of_prompts
 from rlrazor.lm.quantised import is_quantised, plain_weight, scheme_of
@@ -201,7 +201,7 @@ def test_what_is_added_to_a_quantised_weight_is_of_its_own_adapters(monkeypatch:
     layer._active_adapter = ["default", "elsewhere"]
     torch.testing.assert_close(AdaptedWeights(adapted)[path], expected)
     layer._active_adapter = ["elsewhere"]
-    torch.testing.assert_close(AdaptedWeights(adapted)[path], base_weights(adapted)[path])
+    torch.testing.assert_close(AdaptedWeights(adapted)[path], BaseWeights(adapted)[path])
     layer._active_adapter, layer.merged_adapters = ["default"], ["default"]
     with pytest.raises(RazorError, match="merged into quantised weights"):
         AdaptedWeights(adapted)[path]

@@ -13,7 +13,7 @@ from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from rlrazor.errors import RazorError
 from rlrazor.lm import kl, sampling
-from rlrazor.lm.adapters import AdaptedWeights, adapter_disabled, base_weights
+from rlrazor.lm.adapters import AdaptedWeights, BaseWeights, adapter_disabled
 from rlrazor.lm.digests import base_digest, is_same_base
 from rlrazor.lm.forward import context_length
 from rlrazor.lm.models import load
@@ -79,7 +79,7 @@ def test_an_adapter_of_any_kind_can_be_taken_off_and_merged(kind: str) -> None:
     check_undone(adapted)  # as it was put on
     moved(adapted)
     assert base_digest(adapted) == base_digest(base)
-    same_weights(base_weights(adapted), dict(base.named_parameters()))
+    same_weights(BaseWeights(adapted), dict(base.named_parameters()))
     before = {name: weight.clone() for name, weight in adapted.state_dict().items()}
     weights = {name: weight.clone() for name, weight in AdaptedWeights(adapted).items()}
     assert all(torch.equal(weight, before[name]) for name, weight in adapted.state_dict().items())
@@ -103,7 +103,7 @@ def test_experts_that_are_parameters_are_merged_too() -> None:
     check_undone(adapted)
     moved(adapted)
     assert is_same_base(base_digest(adapted), base_digest(base))
-    same_weights(base_weights(adapted), dict(base.named_parameters()))
+    same_weights(BaseWeights(adapted), dict(base.named_parameters()))
     merged = copy.deepcopy(adapted).merge_and_unload()
     same_weights(AdaptedWeights(adapted), dict(merged.named_parameters()))
     weights = AdaptedWeights(adapted)
@@ -174,13 +174,13 @@ def test_an_adapter_that_transformers_has_put_into_the_model_is_part_of_it() -> 
     peft.inject_adapter_in_model(LoraConfig(r=2, target_modules=LAYERS), model)
     assert not hasattr(model, "disable_adapter")
     check_undone(model)
-    same_weights(base_weights(model), dict(base.named_parameters()))
+    same_weights(BaseWeights(model), dict(base.named_parameters()))
     digest = base_digest(model)
     assert digest == base_digest(base)
     moved(model)
     assert not is_same_base(base_digest(model), digest)
     changed = [
-        name for name, weight in AdaptedWeights(model).items() if not torch.equal(weight, base_weights(base)[name])
+        name for name, weight in AdaptedWeights(model).items() if not torch.equal(weight, BaseWeights(base)[name])
     ]
     assert len(changed) == 4
 
@@ -199,7 +199,7 @@ def test_virtual_tokens_are_undone_and_measured(kind: str) -> None:
     adapted = moved(fresh(VIRTUAL[kind], copy.deepcopy(base))).eval()
     check_undone(adapted)
     assert base_digest(adapted) == base_digest(base)
-    same_weights(base_weights(adapted), dict(base.named_parameters()))
+    same_weights(BaseWeights(adapted), dict(base.named_parameters()))
     assert context_length(adapted) == 61
     require_measurable(adapted)
     prompts = [[5, 6, 7], [8], [9, 10, 11, 12]]

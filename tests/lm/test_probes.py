@@ -16,7 +16,7 @@ from rlrazor.errors import RazorError
 from rlrazor.guard import base_side
 from rlrazor.guard.measured_on import MeasuredOn
 from rlrazor.lm import kl, probes, sampling
-from rlrazor.lm.adapters import base_weights
+from rlrazor.lm.adapters import BaseWeights
 from rlrazor.lm.digests import base_digest, is_same_base, tokenizer_digest
 from rlrazor.lm.models import add_lora, load
 from rlrazor.lm.probes import GenericText, ProbeSettings
@@ -206,14 +206,14 @@ def test_a_digest_is_of_the_base_however_it_is_held(tmp_path: Path) -> None:
     model.train()  # with dropout, say: it is told by what it computes without
     assert base_digest(model) == digest
     assert all(module.training for module in model.modules())
-    names = set(base_weights(model))
+    names = set(BaseWeights(model))
     adapted = add_lora(model, 2)
     with torch.no_grad():
         for name, weight in adapted.named_parameters():
             if ".lora_" in name:
                 weight += 1.0
     assert base_digest(adapted) == digest
-    assert set(base_weights(adapted)) == names
+    assert set(BaseWeights(adapted)) == names
     assert not same(tiny_llama(seed=1))
     moved = tiny_llama()
     with torch.no_grad():

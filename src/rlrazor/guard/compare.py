@@ -44,7 +44,7 @@ from rlrazor.guard.scale import Noise
 from rlrazor.guard.truth import truth_of
 from rlrazor.guard.weight_changes import WeightChange, changes, total
 from rlrazor.lm import compute, kl, noise_floor, probes
-from rlrazor.lm.adapters import AdaptedWeights, base_weights
+from rlrazor.lm.adapters import AdaptedWeights, BaseWeights
 from rlrazor.lm.digests import base_digest, is_same_base
 from rlrazor.lm.encoding import as_read, text_ids
 from rlrazor.lm.harness.asking import Asking
@@ -280,7 +280,7 @@ def _measure(request: _Request) -> _Found:
     lm = load(pair.base, dtype=pair.dtype)
     if schemes[0] and not schemes[1] and not request.adapted:
         told("weights")  # of what is quantised, the numbers that it stands for
-        layers, notes = changes(base_weights(lm.model), SavedWeights(pair.tuned), names)
+        layers, notes = changes(BaseWeights(lm.model), SavedWeights(pair.tuned), names)
     base = _base_side(lm, request)
     del lm
     compute.free()
@@ -295,11 +295,11 @@ def _measure(request: _Request) -> _Found:
     if request.adapted:
         told("weights")
         layers, notes = changes(
-            base_weights(tuned.model) if undone else SavedWeights(pair.base), AdaptedWeights(tuned.model), names
+            BaseWeights(tuned.model) if undone else SavedWeights(pair.base), AdaptedWeights(tuned.model), names
         )
     elif schemes[1] and not schemes[0]:
         told("weights")
-        layers, notes = changes(SavedWeights(pair.base), base_weights(tuned.model), names)
+        layers, notes = changes(SavedWeights(pair.base), BaseWeights(tuned.model), names)
     elif all(schemes):
         notes = ["Both are quantised: the weights are not compared, as only one of the two is in memory at a time."]
     notes += _quantised_notes(pair, schemes, adapted=request.adapted)

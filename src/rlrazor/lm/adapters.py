@@ -165,9 +165,12 @@ def base_parameters(model: Any, *, under_adapter: bool = False) -> Mapping[str, 
     """The base's parameters as the modules of a sharded model have them, a part of each; of any other `BaseWeights`."""
     if not is_sharded(model):
         return BaseWeights(model, under_adapter=under_adapter)
+    return {name: place.owner.get_parameter(place.name) for name, place in _chosen(model, under_adapter).items()}
+
+
+def _chosen(model: Any, under_adapter: bool) -> dict[str, _Place]:
     places = _places(model).items()
-    chosen = {name: place for name, place in places if place.around is not None or not under_adapter}
-    return {name: place.owner.get_parameter(place.name) for name, place in chosen.items()}
+    return {name: place for name, place in places if place.around is not None or not under_adapter}
 
 
 class BaseWeights(Mapping[str, Tensor]):
@@ -179,8 +182,7 @@ class BaseWeights(Mapping[str, Tensor]):
     """
 
     def __init__(self, model: Any, *, under_adapter: bool = False) -> None:
-        places = _places(model).items()
-        self._places = {name: place for name, place in places if place.around is not None or not under_adapter}
+        self._places = _chosen(model, under_adapter)
 
     def __getitem__(self, name: str) -> Tensor:
         return self._places[name].plain()
@@ -190,11 +192,6 @@ class BaseWeights(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._places)
-
-
-def base_weights(model: Any) -> Mapping[str, Tensor]:
-    """All of `BaseWeights`."""
-    return BaseWeights(model)
 
 
 class AdaptedWeights(Mapping[str, Tensor]):

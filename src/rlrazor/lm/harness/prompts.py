@@ -44,8 +44,8 @@ def prompts_of(
         leaves = list(task.leaves.values())
         shares = Counter(place * len(leaves) // share for place in range(share))
         with evaluating(name):
+            set_up(task, asking, examples_seed)
             for place, wanted in shares.items():
-                set_up(task, asking, examples_seed)
                 own, beside = _of_leaf(leaves[place], limits[name], wanted, asking)
                 found |= {_key(prompt): prompt for prompt in own}
                 if own and name not in asked:
