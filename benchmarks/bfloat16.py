@@ -11,9 +11,10 @@ import time
 from collections.abc import Callable
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
-VOCABULARY = 49_152
+from common import SHAPES, made
+
 INSTRUCTIONS = ("avx512_bf16", "amx_bf16")
 
 
@@ -24,8 +25,8 @@ def main() -> None:
     turns = parser.parse_args().turns
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    model, half = made(), made().bfloat16()
-    read, trained = (torch.randint(VOCABULARY, shape) for shape in ((8, 96), (24, 40)))
+    model, half = made("smollm2-135m"), made("smollm2-135m").bfloat16()
+    read, trained = (torch.randint(SHAPES["smollm2-135m"][5], shape) for shape in ((8, 96), (24, 40)))
     capabilities = torch.cpu.get_capabilities()
     print("instructions:", ", ".join(name for name in INSTRUCTIONS if capabilities.get(name)) or "none for bfloat16")
     with torch.no_grad():
@@ -34,14 +35,6 @@ def main() -> None:
     print(f"a step, float32: {seconds(lambda: step(model, trained), turns):.2f} s")
     with torch.autocast("cpu", torch.bfloat16):
         print(f"a step, bfloat16 by autocast: {seconds(lambda: step(model, trained), turns):.2f} s")
-
-
-def made() -> LlamaForCausalLM:
-    """A model with random weights."""
-    heads = {"num_attention_heads": 9, "num_key_value_heads": 3, "num_hidden_layers": 30}
-    return LlamaForCausalLM(
-        LlamaConfig(vocab_size=VOCABULARY, hidden_size=576, intermediate_size=1536, tie_word_embeddings=True, **heads)
-    )
 
 
 def step(model: LlamaForCausalLM, ids_BT: torch.Tensor) -> None:

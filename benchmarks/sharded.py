@@ -10,7 +10,6 @@ all that the process has resident, libraries included, so that differences count
 
 import argparse
 import os
-import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -26,13 +25,12 @@ from transformers import (
 )
 from transformers.distributed import DistributedConfig
 
+from common import WORDS, peak, reset, tokenizer
 from rlrazor.guard import ForgettingMonitor, Measuring
-from rlrazor.lm import compute
 from rlrazor.lm.models import add_lora
 from rlrazor.lm.probes import GenericText, ProbeSettings
 
 VOCABULARY, WIDTH, LAYERS, LENGTH = 32_000, 384, 4, 256
-WORDS = ["the", "river", "was", "low", "that", "year", "and", "the", "mill", "stood", "still"]
 
 
 class Peaks(TrainerCallback):  # type: ignore[misc]
@@ -55,35 +53,6 @@ class Peaks(TrainerCallback):  # type: ignore[misc]
         self._note("step")
 
 
-def peak() -> float:
-    """MB, since `reset`."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 1e6
-    (high,) = re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    return int(high) * 1024 / 1e6
-
-
-def reset() -> None:
-    """Begin anew, without what was freed."""
-    compute.free()
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-    else:
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def tokenizer() -> Any:
-    """A token per word, of a vocabulary as large as the model's."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    entries = ["<eos>", *WORDS, *(f"w{at}" for at in range(VOCABULARY))]
-    vocabulary = {word: at for at, word in enumerate(dict.fromkeys(entries)) if at < VOCABULARY}
-    made = Tokenizer(models.WordLevel(vocabulary, unk_token="<eos>"))
-    made.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<eos>", pad_token="<eos>")
-
-
 def small(folder: Path) -> Path:
     """A random model, which the first process writes for all."""
     if torch.distributed.get_rank() == 0:
@@ -93,7 +62,7 @@ def small(folder: Path) -> Path:
             tie_word_embeddings=False,
         )  # fmt: skip
         LlamaForCausalLM(config).save_pretrained(folder)
-        tokenizer().save_pretrained(folder)
+        tokenizer(VOCABULARY).save_pretrained(folder)
     torch.distributed.barrier()
     return folder
 

@@ -1,12 +1,15 @@
-"""The script for a GPU, with a stand-in for razor: which calls it makes, and how it ends."""
+"""The scripts for a GPU: which calls the one makes, with a stand-in for razor, and the other's cases on a CPU."""
 
+import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[1] / "benchmarks" / "smollm2_gpu.sh"
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+SCRIPT = BENCHMARKS / "smollm2_gpu.sh"
 
 
 def run(tmp_path: Path, body: str, seconds: int = 60) -> tuple[int, list[str]]:
@@ -32,3 +35,19 @@ def test_a_call_that_ends_early_has_more_to_do_and_one_that_fails_says_so(tmp_pa
     found, calls = run(tmp_path, body, 1 if "sleep" in body else 60)
     assert found == code
     assert len(calls) == 1
+
+
+@pytest.mark.slow
+def test_costs_are_measured_case_by_case_and_a_case_that_fails_is_named() -> None:
+    pytest.importorskip("peft")
+    command = [sys.executable, str(BENCHMARKS / "gpu.py"), "--steps", "8", "--tokens", "32", "--cases"]
+    done = subprocess.run([*command, "tiny:kl,none:kl,tiny:lora"], check=True, capture_output=True, text=True)
+    kl, failed, lora = (json.loads(line) for line in done.stdout.splitlines())
+    assert kl["tokens"] == 16 * 31
+    assert min(kl[name] for name in ("kl_ms", "forward_ms")) > 0
+    assert failed == {"case": "none:kl", "left_out": "KeyError: 'none'"}
+    assert lora["parameters"] == 202_048
+    assert lora["measurements"] >= 4
+    assert 0 < lora["peak_gb"] < 5
+    done = subprocess.run([*command, "tiny:kl", "--seconds", "0"], check=True, capture_output=True, text=True)
+    assert json.loads(done.stdout) == {"case": "tiny:kl", "left_out": "no time left"}
