@@ -12,7 +12,7 @@ from rlrazor.guard.law_file import LawFile
 from rlrazor.guard.measured_on import MeasuredOn
 from rlrazor.guard.pick_sources import MeasureCheckpoint
 from rlrazor.guard.scored import Forgetting
-from rlrazor.lm import compute
+from rlrazor.lm import compute, images
 from rlrazor.lm.digests import base_digest
 from rlrazor.lm.kl import Drift
 from rlrazor.lm.models import LanguageModel, Vocabulary, load, tokenizer_of
@@ -26,7 +26,10 @@ NO_TOKENIZER = "Checkpoints that have no tokenizer are measured with the base's.
 
 @dataclass(frozen=True)
 class ReadBase:
-    """What is left of a base, loaded from `source` as `dtype`: its side of the probes, and what its token ids mean."""
+    """What is left of a base, loaded from `source` as `dtype`: its side of the probes, and what its token ids mean.
+
+    `sees`: whether any prompt has images.
+    """
 
     source: str
     dtype: str
@@ -34,6 +37,7 @@ class ReadBase:
     tokenizer: Any
     vocabulary: Vocabulary
     side: BaseSide
+    sees: bool = False
 
     @classmethod
     def of(cls, base: LanguageModel, dtype: str, on: MeasuredOn, law: LawFile | None, cache_dir: Path | None) -> Self:
@@ -42,7 +46,8 @@ class ReadBase:
         if law is not None:
             law.check(base.model, base.tokenizer, digest)
         side = BaseSide.of(base.model, base.tokenizer, on, cache_dir=cache_dir, digest=digest)
-        return cls(base.source, dtype, digest, base.tokenizer, Vocabulary.of(base), side)
+        sees = images.have_images(on.prompts)
+        return cls(base.source, dtype, digest, base.tokenizer, Vocabulary.of(base), side, sees)
 
     @classmethod
     def of_source(
@@ -64,7 +69,8 @@ class ReadBase:
             with compute.memory_errors(NO_MEMORY):
                 tuned, tokenizer = self.opened(path)
                 alone = tokenizer is self.tokenizer and not is_adapter(path)
-                for note in (NO_TOKENIZER if alone else None, of_another_base(path, self.source)):
+                other = images.processor_note(self.tokenizer, tokenizer) if self.sees else None
+                for note in (NO_TOKENIZER if alone else None, of_another_base(path, self.source), other):
                     if note is not None and note not in notes:
                         notes.append(note)
                 return self.side.measure(tuned.model)
