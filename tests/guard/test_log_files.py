@@ -11,8 +11,9 @@ from test_pick import write_run
 from documents import changes, is_a_sentence
 from laws import GENERIC, SETTINGS, law_of
 from rlrazor.errors import RazorError
+from rlrazor.guard.log import rows_in_log, rows_until
 from rlrazor.guard.log_schema import LogRow
-from rlrazor.guard.outputs import KeptModel, rows_until
+from rlrazor.guard.outputs import KeptModel
 from rlrazor.guard.pick import pick
 from rlrazor.guard.run_folder import run_in
 from rlrazor.lm.probes import probe_hash
@@ -111,7 +112,7 @@ def test_what_is_no_document_is_said(name: str, content: bytes, run: Path) -> No
 )
 def test_a_monitor_goes_on_past_lines_that_are_none(line: str, tmp_path: Path) -> None:
     (tmp_path / "razor.jsonl").write_text(f'{line}\n{{"step": 2, "every": 1}}\n')
-    assert rows_until(tmp_path / "razor.jsonl", 5, ("every",)) == [{"step": 2, "every": 1}]
+    assert rows_until(rows_in_log(tmp_path / "razor.jsonl"), 5, ("every",)) == [{"step": 2, "every": 1}]
     (tmp_path / "kept").mkdir()
     (tmp_path / "kept" / "razor.json").write_text(line)
     assert KeptModel(tmp_path / "kept", print).step in (None, 1)

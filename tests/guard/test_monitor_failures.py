@@ -105,7 +105,7 @@ from rlrazor.errors import RazorError
 from rlrazor.guard import ranks
 from rlrazor.guard.base_side import BaseSide
 from rlrazor.guard.law_file import LawFile
-from rlrazor.guard.outputs import Log
+from rlrazor.guard.log import Log
 from tiny_models import tiny_llama
 from watching import leave, trainer_of, watch
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from test_monitor_numbers import brute_force
 from transformers import AutoModelForCausalLM
 
@@ -57,18 +58,28 @@ def test_what_does_not_fit_is_offloaded_and_measured_as_ever(tmp_path: Path, bas
     assert found == pytest.approx(brute_force(base, tuned, sequences), rel=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["full", "adapter"])
+def with_adapter(base: Any, kind: str) -> Any:
+    """LoRA, or DoRA whose magnitudes have been trained as well, of which the layers' own weights have to be known."""
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        targets = ["q_proj", "down_proj", "embed_tokens"] if kind == "dora" else "all-linear"
+        tuned = get_peft_model(base, LoraConfig(r=2, use_dora=kind == "dora", target_modules=targets)).eval()
+        for name, weight in tuned.named_parameters():
+            if "lora_B" in name or "lora_embedding_A" in name:
+                weight.data.normal_(std=0.1)
+            elif "magnitude" in name:
+                weight.data *= 1 + 0.1 * torch.randn_like(weight)
+    return tuned
+
+
+@pytest.mark.parametrize("kind", ["full", "adapter", "dora"])
 def test_both_sides_of_a_comparison_may_be_offloaded(tmp_path: Path, base: Any, kind: str) -> None:
     if kind == "full":
         tuned = merged = noisy(base, 0.02)
         saved(tmp_path / "tuned", tuned, TOKENIZER)
     else:
-        tuned = models.add_lora(tiny_llama(hidden=64, layers=4), rank=2)
-        with torch.no_grad():
-            for name, weight in tuned.named_parameters():
-                if "lora_B" in name:
-                    weight.normal_(std=0.1, generator=torch.Generator().manual_seed(1))
-        tuned.eval().save_pretrained(tmp_path / "tuned")
+        tuned = with_adapter(tiny_llama(hidden=64, layers=4), kind)
+        tuned.save_pretrained(tmp_path / "tuned")
         merged = None
     found = compare(Pair(str(tmp_path / "base"), str(tmp_path / "tuned")), PROMPTS, settings=SETTINGS, generic=GENERIC)
     new = of_prompts(base, TOKENIZER, PROMPTS, SETTINGS)

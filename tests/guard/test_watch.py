@@ -304,6 +304,76 @@ def test_one_watch_at_a_time_writes_to_a_log(run: Path, razor: Any) -> None:
     assert razor(run)[0] == 0
 
 
+# Beside a monitor
+
+
+def monitors(trained: Path) -> list[dict[str, Any]]:
+    """Rows of steps 2, 4 and 6."""
+    return rows_of(trained / "run")
+
+
+def added(run: Path, rows: list[dict[str, Any]]) -> Any:
+    with (run / "razor.jsonl").open("a") as file:
+        file.write("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_what_a_monitor_adds_meanwhile_is_not_measured_and_is_judged(
+    trained: Path, run: Path, razor: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last step's row is over the budget: the command is run, once, and the run is over."""
+    later, out = run.parent / "later", run.parent / "told"
+    later.mkdir()
+    for step in (4, 6):
+        (run / f"checkpoint-{step}").rename(later / f"checkpoint-{step}")
+    rows = monitors(trained)
+    events: list[Callable[[], Any]] = [
+        lambda: (added(run, [rows[1]]), (later / "checkpoint-4").rename(run / "checkpoint-4")),
+        lambda: None,
+        lambda: (added(run, [rows[2]]), (later / "checkpoint-6").rename(run / "checkpoint-6")),
+    ]
+    scripted(monkeypatch, [*events, *[lambda: None] * 1000], 0.02)  # the command is waited for, too
+    command = f"{sys.executable} -c \"open('{out}', 'a').write('x')\""
+    code, printed, said = razor(run, "--budget", "0.25", "--on-budget", command, once=False)
+    assert (code, [row["step"] for row in printed]) == (1, [2])
+    assert "step 6, which is in the log, is over the budget" in said
+    assert out.read_text() == "x"
+    found = rows_of(run)
+    assert [row["step"] for row in found] == [2, 4, 6, 6]
+    assert [row.get("kl_forward") for row in found[1:]] == [rows[1]["kl_forward"], rows[2]["kl_forward"], None]
+    assert razor(run, "--budget", "0.25", "--on-budget", command)[:2] == (1, [])
+    assert out.read_text() == "x"
+
+
+def test_a_log_that_a_monitor_begins_anew_is_taken_up(
+    trained: Path, run: Path, razor: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another run begins in the folder: what comes is added to its log, under its id."""
+    earlier = run / "razor-of-earlier-run-1.jsonl"
+
+    def anew() -> None:
+        (run / "razor.jsonl").rename(earlier)
+        added(run, [{**monitors(trained)[0], "run": "another"}])
+        again(run, 8, 0.01)
+
+    scripted(monkeypatch, [anew, lambda: None])
+    code, printed, _ = razor(run, once=False)
+    assert (code, [row["step"] for row in printed]) == (0, [2, 4, 6, 8])
+    assert rows_of(run)[1:] == printed[3:]
+    assert {row["run"] for row in rows_of(run)} == {"another"}
+    assert [json.loads(line) for line in earlier.read_text().splitlines()] == printed[:3]
+
+
+def test_beside_a_monitor_of_other_prompts_it_ends_and_adds_nothing(
+    trained: Path, run: Path, razor: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = {**monitors(trained)[0], "step": 8, "prompts_hash": "0" * 16}
+    scripted(monkeypatch, [lambda: (added(run, [other]), again(run, 8, 0.01))])
+    code, printed, said = razor(run, once=False)
+    assert (code, [row["step"] for row in printed]) == (2, [2, 4, 6])
+    assert "give `razor watch` a --log of its own" in said
+    assert rows_of(run) == [*printed, other]
+
+
 # Half-written checkpoints
 
 

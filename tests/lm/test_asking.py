@@ -154,9 +154,14 @@ def test_with_a_law_the_template_may_be_told_what_the_law_says() -> None:
     other: Any = SimpleNamespace(settings=ProbeSettings())
     assert probe_without_law(Namespace(**told, **usual), law) == {}
     assert probe_without_law(Namespace(**told, **usual), None) == {"chat_template_kwargs": {"think": False}}
-    for given, of in ((told, other), (told | {"chat_template_kwargs": '{"think": true}'}, law)):
-        with pytest.raises(RazorError, match="the law's own probe and settings are used"):
+    otherwise = told | {"chat_template_kwargs": '{"think": true}'}
+    for given, of, says in ((told, other, "nothing of them"), (otherwise, law, '{"think": false} of them')):
+        with pytest.raises(RazorError, match=f"template {says}: leave .* name these with --prior and add"):
             probe_without_law(Namespace(**given, **usual), of)
+        # Of prior tasks in the chat template it is told, and the law's settings are the prompts'.
+        assert probe_without_law(Namespace(**given, **usual), of, prior_in_template=True) == {}
+        with pytest.raises(RazorError, match="the law's own probe and settings are used"):
+            probe_without_law(Namespace(**given, **usual | {"samples": 2}), of, prior_in_template=True)
 
 
 ASKED = [

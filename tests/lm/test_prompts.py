@@ -202,7 +202,7 @@ REFUSES = (
     "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
     "{% if tools %}{{ raise_exception('No tools') }}{% endif %}"
 ) + TEMPLATE.replace("{% if tools %}", "{% if false %}")
-PARTS_ONLY = "{% for m in messages %}{{ m.role }}:{% for part in m.content %}{{ part.text }}{% endfor %};{% endfor %}"
+SAYS_NOTHING = "{% for m in messages %}{{ m.role }};{% endfor %}"
 
 
 @pytest.mark.parametrize(
@@ -214,7 +214,7 @@ PARTS_ONLY = "{% for m in messages %}{{ m.role }}:{% for part in m.content %}{{ 
             r"does not take a system's turn.*Prompt 1.*\(",
         ),
         (REFUSES, {"prompt": [USER], "tools": [SCHEMA]}, r"does not take the tools of Prompt 1 \(No tools\)"),
-        (PARTS_ONLY, {"prompt": "hi"}, "shows nothing of what the user says: give the content as a list of parts"),
+        (SAYS_NOTHING, {"prompt": "hi"}, "shows nothing of what the user says, as text or as a list of parts"),
         (
             TEMPLATE.split("{% for call")[0] + "{% endfor %}",
             {"prompt": [USER, {**CALLS, "content": "c"}, TOOL]},

@@ -1,6 +1,7 @@
 """The options that say how KL is measured, and what on, which compare and pick share."""
 
 import argparse
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -103,7 +104,8 @@ def read_probe(
     from rlrazor.guard.measured_on import MeasuredOn
     from rlrazor.lm.probes import GenericText, ProbeSettings, read_generic, read_prompts
 
-    given, dtype = probe_without_law(arguments, law), dtype_of(arguments.dtype, law)
+    in_template = suite is not None and suite.asking.chat_template
+    given, dtype = probe_without_law(arguments, law, prior_in_template=in_template), dtype_of(arguments.dtype, law)
     settings, prompts = ProbeSettings(**given), read_prompts(arguments.prompts)
     if law is not None:
         return dtype, MeasuredOn(prompts, law.generic, law.settings)
@@ -131,11 +133,22 @@ def probe_given(arguments: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in own.items() if value is not None}
 
 
-def probe_without_law(arguments: argparse.Namespace, law: "LawFile | None") -> dict[str, Any]:
-    """The same. Raises RazorError where a law says how to measure, and an option says otherwise."""
+def probe_without_law(
+    arguments: argparse.Namespace, law: "LawFile | None", *, prior_in_template: bool = False
+) -> dict[str, Any]:
+    """The same. Raises RazorError where a law says how to measure, and an option says otherwise.
+
+    `prior_in_template`: what chat templates are told is told of prior tasks as well, which a law does not decide on.
+    """
     given = probe_given(arguments)
-    if law is not None and given.get("chat_template_kwargs") == law.settings.chat_template_kwargs:
-        given.pop("chat_template_kwargs", None)  # as the prior tasks may need it
+    if law is not None and given.keys() - {"chat_template_kwargs"} == set() and not arguments.generic:
+        own, told = law.settings.chat_template_kwargs, given.pop("chat_template_kwargs", None)
+        if told not in (None, own) and not prior_in_template:
+            says = f"tells the chat template {json.dumps(own)}" if own else "tells the chat template nothing"
+            raise RazorError(
+                f"With --law, prompts are measured as the law says, which {says} of them: leave --chat-template-kwargs "
+                "out; or, to tell it of prior tasks alone, name these with --prior and add --chat-template."
+            )
     if law is not None and (given or arguments.generic):
         raise RazorError("With --law, the law's own probe and settings are used: leave the others out.")
     return given

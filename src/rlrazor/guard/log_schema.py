@@ -98,6 +98,11 @@ class LogRow(Open):
     on_budget: Text | None = None
 
     @property
+    def is_monitors(self) -> bool:
+        """Whether a monitor wrote it, and not `razor watch`."""
+        return self.weights is None and self.on_budget is None
+
+    @property
     def kls(self) -> dict[str, MeanKL]:
         """On each probe that was measured; without a standard error (NaN) of a single prompt."""
         found = {FORWARD: (self.kl_forward, self.kl_forward_stderr), PROBE: (self.kl_probe, self.kl_probe_stderr)}

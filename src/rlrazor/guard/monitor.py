@@ -32,8 +32,9 @@ from rlrazor.guard import ranks
 from rlrazor.guard.base_side import BaseSide, generic_of, joined, kls_of, on_the_base, shortened
 from rlrazor.guard.budget import KEPT, Budget, OnBudget
 from rlrazor.guard.law_file import LawFile
+from rlrazor.guard.log import Log, Row, is_monitors, require_same, rows_until
 from rlrazor.guard.measured_on import AS_THE_LAW_SAYS, Measuring
-from rlrazor.guard.outputs import LOG, KeptModel, Log, OutputClaim, mark_checkpoint, require_same, rows_until
+from rlrazor.guard.outputs import LOG, KeptModel, OutputClaim, mark_checkpoint
 from rlrazor.guard.overlap import cautions_of_rows
 from rlrazor.guard.plan import Plan, check_every
 from rlrazor.guard.reading import Reading
@@ -129,6 +130,7 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
         self.tokenizer: Any = None
         self.provenance: dict[str, str] = {}
         self.first_prompt = ""  # as it is measured
+        self.is_first_row = True  # of the log, which has the prompt
         self.setup_seconds = 0.0
         self.is_off = False  # measuring has failed
 
@@ -153,9 +155,8 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
         dataloader, told = kwargs.get("train_dataloader"), getattr(args, "chat_template_kwargs", None)
         ranks.together(lambda: self._say_what_is_wrong(dataloader, told))
         path = self._log_path(args)
-        earlier = ranks.everywhere(lambda: self._earlier(path, state.global_step))[0]  # of who writes them
-        ranks.together(lambda: self._begin_outputs(args, path, earlier, fresh=state.global_step == 0))
-        measured = [row for row in earlier if "error" not in row and "weights" not in row]  # not by `razor watch`
+        earlier = ranks.everywhere(lambda: self._begin_outputs(args, path, state.global_step))[0]  # of who writes them
+        measured = [row for row in earlier if "error" not in row and is_monitors(row)]
         self.last_seen = measured[-1]["step"] if measured else 0
         self.callbacks = trackers.beside(self)
         assert self.schedule is not None
@@ -339,24 +340,30 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
     def _kept_path(self, args: Any) -> Path | None:
         return Path(args.output_dir) / KEPT if self.rule.on_budget == "keep" else None
 
-    def _earlier(self, path: Path, step: int) -> list[dict[str, Any]]:
-        """What the run has logged before it was resumed; raises RazorError where it was measured otherwise."""
-        if not ranks.is_first() or step == 0:
-            return []
-        earlier = rows_until(path, step, ("every",))
-        require_same(earlier, path, self.provenance)
-        return earlier
+    def _begin_outputs(self, args: Any, path: Path, step: int) -> Sequence[Row]:
+        """What the run has logged before it was resumed, of who writes; raises RazorError if it was of another base.
 
-    def _begin_outputs(self, args: Any, path: Path, earlier: Sequence[Mapping[str, Any]], *, fresh: bool) -> None:
+        Or other prompts, or another probe; what `razor watch` has added is no reason not to train.
+        """
         if not ranks.is_first():
-            return
+            return []
+
+        def kept(rows: Sequence[Row]) -> Sequence[Row]:
+            rows = rows_until(rows, step, ("every",))
+            own = [row for row in rows if is_monitors(row)]
+            require_same(own, path, self.provenance, "go on with what the run began with")
+            return rows
+
         assert self.claim is not None
-        self.claim.begin(str(earlier[-1]["run"]) if earlier and "run" in earlier[-1] else None)
         self.log = Log(path, _say)
-        self.log.begin(earlier, fresh=fresh)
+        earlier = self.log.begin(None if step == 0 else kept)
+        of_run = [row["run"] for row in sorted(earlier, key=is_monitors) if "run" in row]  # by watch where by none else
+        self.claim.begin(str(of_run[-1]) if of_run else None)
+        self.is_first_row = not earlier
         if (folder := self._kept_path(args)) is not None:
             self.kept = KeptModel(folder, _say)
-            self.kept.begin(fresh=fresh)
+            self.kept.begin(fresh=step == 0)
+        return earlier
 
     # Measuring
 
@@ -402,8 +409,9 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
         assert self.schedule is not None
         assert self.schedule.plan is not None
         row = {"run": self.claim.run, **reading.as_json(), **self.schedule.plan.as_json(), **self.provenance}
-        if not self.log.lines:
+        if self.is_first_row:
             row["first_prompt"] = self.first_prompt
+        self.is_first_row = False
         if self.law is not None:
             row["law_useful"], row["law_objection"] = self.law.useful, self.law.objection()
         self.log.add(row)

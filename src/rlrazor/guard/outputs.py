@@ -1,4 +1,4 @@
-"""What a monitor leaves on disk: its log, and the last model within the budget.
+"""What a monitor leaves on disk beside its log: whose a checkpoint is, and the last model within the budget.
 
 Before training, a file that is in the way is an error. During training nothing is: neither is worth the run.
 """
@@ -11,7 +11,7 @@ import json
 import shutil
 import uuid
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +19,9 @@ from types import SimpleNamespace
 from typing import Any
 
 from rlrazor.errors import RazorError
-from rlrazor.guard.log_schema import LogRow
-from rlrazor.lm.digests import is_digest, is_same_base
 from rlrazor.lm.shards import inside, plain
-from rlrazor.system.documents import checked, loads
-from rlrazor.system.writing import atomic_path, check_writable, require_our_folder
+from rlrazor.system.documents import loads
+from rlrazor.system.writing import atomic_path, require_our_folder
 
 LOG = "razor.jsonl"  # in the trainer's output folder
 STATE = "trainer_state.json"  # of a Trainer, in a checkpoint
@@ -82,86 +80,6 @@ def mark_checkpoint(folder: Path, run: str, step: int) -> None:
 def hash_of(path: Path) -> str:
     """SHA-256 of a file: 16 hexadecimal digits."""
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-
-
-class Log:
-    """A JSON Lines file with a row a measurement. Rows that cannot be written wait until they can."""
-
-    def __init__(self, path: Path, say: Say) -> None:
-        self.path, self.say = path, say
-        self.lines: list[str] = []
-        self.behind = False
-
-    def begin(self, earlier: Sequence[Mapping[str, Any]], *, fresh: bool) -> None:
-        """Start with the rows of the run's earlier part; of a fresh run there is none, and what is there is moved away.
-
-        Raises RazorError where the file cannot be written, or what is there is no log.
-        """
-        check_writable(self.path, "log")
-        if fresh and self.path.is_file() and self.path.stat().st_size:
-            move_aside(self.path, self.say)
-        self.lines = [_line(row) for row in earlier]
-        self._rewrite()
-
-    def add(self, row: Mapping[str, Any]) -> None:
-        """Append a row, or all that is missing."""
-        self.lines.append(_line(row))
-        try:
-            if self.behind:
-                self._rewrite()
-            else:
-                with self.path.open("a", encoding="utf-8") as file:
-                    file.write(self.lines[-1])
-            self.behind = False
-        except (OSError, RazorError) as error:
-            if not self.behind:
-                self.say(f"[razor] {self.path} cannot be written ({error.__cause__ or error}); training goes on.")
-            self.behind = True
-
-    def _rewrite(self) -> None:
-        with atomic_path(self.path, "log") as partial:
-            partial.write_text("".join(self.lines), encoding="utf-8")
-
-
-def rows_until(path: Path, step: int, needed: Sequence[str]) -> list[dict[str, Any]]:
-    """What an earlier part of a run has logged up to a step: whole rows that have `needed`, and those of failures.
-
-    Those of `razor watch` are kept at any step: they tell whose weights they are of, and which command was run.
-    Raises RazorError for a file that is there and cannot be read.
-    """
-    try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise RazorError(f"The log {path} cannot be read ({error.strerror}): name a file by `log`.") from error
-    rows = []
-    for line in text.split("\n"):
-        # A line that a killed process left half-written, or that is none of a monitor's.
-        with suppress(ValueError, TypeError, KeyError, RazorError):
-            row = loads(line)
-            checked(LogRow, row, path)
-            is_own = row["step"] <= step and (set(needed) <= set(row) or "error" in row)
-            if is_own or "weights" in row:
-                rows.append(row)
-    return rows
-
-
-def require_same(rows: Sequence[Mapping[str, Any]], path: Path, provenance: Mapping[str, str]) -> None:
-    """Raise RazorError where rows of a log were measured otherwise: of another base, other prompts, another probe."""
-    for row in (row for row in rows if "error" not in row):
-        if not is_digest(str(row.get("base"))):
-            raise RazorError(
-                f"This would go on with the KLs in {path}, which are of another version of rlrazor: move that file "
-                "away."
-            )
-        same = {name: row.get(name) == value for name, value in provenance.items()}
-        same["base"] = is_same_base(str(row.get("base")), provenance["base"])
-        if not all(same.values()):
-            raise RazorError(
-                f"This would go on with the KLs in {path}, which are of another base, other prompts or another probe: "
-                "go on with what the run began with, or move that file away."
-            )
 
 
 class KeptModel:
@@ -265,7 +183,3 @@ def move_aside(path: Path, say: Say) -> None:
 
 def _in_the_way(path: Path, error: OSError) -> RazorError:
     return RazorError(f"{path} is an earlier run's and cannot be renamed ({error.strerror}): move it away.")
-
-
-def _line(row: Mapping[str, Any]) -> str:
-    return json.dumps(row, allow_nan=False) + "\n"

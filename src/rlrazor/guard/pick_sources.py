@@ -254,6 +254,8 @@ def _of_row(row: LogRow, law: LawFile | None, path: Path) -> Forgetting | Failur
     """What a row of the log says, or the law makes of it; None where neither says anything."""
     if row.error is not None:
         return Failure(row.step, (row.error.strip().splitlines() or ["unknown"])[-1])
+    if row.on_budget is not None and not row.kls:  # of a command alone
+        return None
     if law is None:
         if row.forecast is None:
             return Forgetting.by(None, row.step, row.kls, "", row.prompts) if row.kls else None

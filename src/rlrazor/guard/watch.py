@@ -3,8 +3,9 @@
 For trainers that take no `ForgettingMonitor`, or models whose layers are split over processes. Nothing is written into
 a checkpoint, and no file of the run but the log: a training run goes on whatever happens here.
 
-The log is the only memory. A checkpoint whose weights it has is not measured again; a row is written once all of it is
-known; and what a killed process has left half-written is cut off as the next one begins.
+The log is the only memory. A checkpoint whose weights it has is not measured again, nor one of a step that a monitor
+has in it; a row is written once all of it is known. What a monitor adds meanwhile, and what it takes out as training
+resumes, is seen before each checkpoint; of one step it writes before the trainer saves.
 """
 
 from __future__ import annotations
@@ -18,18 +19,17 @@ from pathlib import Path
 from typing import Any
 
 from rlrazor.analysis.forecast import FORWARD
-from rlrazor.bounds import MOST_STEPS
 from rlrazor.errors import RazorError, cause_of
 from rlrazor.guard.base_side import kls_of
 from rlrazor.guard.budget import Budget
 from rlrazor.guard.log_schema import LogRow
 from rlrazor.guard.measured_on import MeasuredOn
 from rlrazor.guard.measuring import ReadBase
-from rlrazor.guard.outputs import Log, OutputClaim, require_same, rows_until
 from rlrazor.guard.reading import Reading
 from rlrazor.guard.verdict import Verdict
 from rlrazor.guard.watch_command import OnBudgetCommand
 from rlrazor.guard.watch_layout import StepFolder, model_in, steps_in, why_none
+from rlrazor.guard.watch_log import WatchLog
 from rlrazor.guard.watch_whole import (
     SETTLE,
     Files,
@@ -45,7 +45,6 @@ from rlrazor.lm import compute, encoding
 from rlrazor.lm.kl import Drift
 from rlrazor.lm.probes import probe_hash
 from rlrazor.system import durations, interrupts
-from rlrazor.system.documents import checked
 from rlrazor.system.locks import locked
 
 _WHICH = " (folders such as checkpoint-50, global_step_50, step_50, step-50 or iter_0000050)"
@@ -114,17 +113,16 @@ class Watch:
 
     def __init__(self, request: WatchRequest, say: Say) -> None:
         self.request, self.say = request, say
-        self.log = Log(request.log, say)
-        self.run = ""  # the id of the run, in the log
+        self.log: WatchLog
         self.read: ReadBase
-        self.provenance: Mapping[str, str] = {}
-        self.rows: list[LogRow] = []  # of the log
         self.verdict: Verdict | None = None  # on the last checkpoint in the log, by the budget of now
         self.is_waiting = False  # for a checkpoint that is still being written, or may be
         self.is_over = False  # the trainer's last step was saved while we watched, and is measured
         self.active = time.monotonic()  # when a file last changed, or a checkpoint was measured
         self._seen: dict[str, _Seen] = {}
         self._at_first: frozenset[str] = frozenset()  # names of steps that were there as we began
+        self._judged: LogRow | None = None  # the last row of the log of which there is a verdict
+        self._is_run = False  # the command
         self._notes: list[str] = []
         self._is_empty = True  # of steps, also of those that are no multiples of `every`
         self._is_away = False  # the folder, as a network's may be
@@ -144,38 +142,35 @@ class Watch:
             self.read = ReadBase.of_source(request.base, request.dtype, request.on, request.rule.law)
             compute.free()
             probe = probe_hash(request.on.settings, request.on.generic)
-            self.provenance = {"base": self.read.digest, "probe": probe, "prompts_hash": request.on.prompts_hash}
+            provenance = {"base": self.read.digest, "probe": probe, "prompts_hash": request.on.prompts_hash}
+            self.log = WatchLog(request.log, provenance, self.say)
             self._go_on()
             yield
 
     def _go_on(self) -> None:
         """Take up what the log has."""
-        path = self.request.log
-        earlier = rows_until(path, MOST_STEPS, ())
-        require_same([row for row in earlier if "kl_forward" in row], path, self.provenance)
-        self.log.begin(earlier, fresh=False)
-        self.rows = [checked(LogRow, row, path) for row in earlier]
-        ids = [row.run for row in self.rows if row.run is not None]
-        claim = OutputClaim.of(None, path)
-        claim.begin(ids[-1] if ids else None)
-        self.run = claim.run
-        measured = [row for row in earlier if "kl_forward" in row]
-        if measured:
-            last = max(reversed(measured), key=lambda row: int(row["step"]))  # of one step, what was written last
-            count = len({row["step"] for row in measured})
+        if (last := self.log.last) is not None:
+            count = len({row.step for row in self.log.measured})
             readings = "a reading" if count == 1 else f"{count} readings"
-            self.say(f"[razor] {path.name} has {readings} up to step {last['step']}, which are not made again.")
-            self._judge_logged(last)
+            self.say(f"[razor] {self.log.path.name} has {readings} up to step {last.step}, which are not made again.")
+            self._judge(last)
 
-    def _judge_logged(self, last: Mapping[str, Any]) -> None:
+    def _look_at_log(self) -> None:
+        """What a monitor has added is judged like what was there at first."""
+        if self.log.look_again() and (last := self.log.last) is not None and last != self._judged:
+            self._judge(last)
+
+    def _judge(self, row: LogRow) -> None:
         """By the budget of now, which need not be the one that it was logged with; the command is run at most once."""
-        row = checked(LogRow, last, self.request.log)
+        self._judged = row
         prompts = self.request.on.prompts_hash if row.whole else ""
         count = row.prompts.get(FORWARD, self.read.side.whole[FORWARD])
         self.verdict = self.request.rule.judged(row.kls, prompts, count).verdict
         if self._is_due():
-            self._add({**last, "on_budget": self._command.digest})
-            ended = self._command.run(row.step, self.request.folder / (row.checkpoint or ""))
+            whose = {name: getattr(row, name) for name in ("checkpoint", "weights") if getattr(row, name) is not None}
+            of = {"run": self.log.run, "step": row.step, **whose, **self.log.provenance}
+            self.log.add({**of, "on_budget": self._command.digest})
+            ended = self._run_command(row.step, self.request.folder / (row.checkpoint or ""))
             self.say(f"[razor] step {row.step}, which is in the log, is over the budget: {ended}.")
 
     @property
@@ -184,10 +179,14 @@ class Watch:
         return self.request.command
 
     def _is_due(self) -> bool:
-        """Whether the command is to be run now: never twice, whatever restarts there are."""
-        if self.request.command is None or self.verdict is not Verdict.ABOVE:
+        """Whether the command is to be run now: never twice, whatever restarts there are, and of whatever log."""
+        if self.request.command is None or self.verdict is not Verdict.ABOVE or self._is_run:
             return False
-        return all(row.on_budget != self.request.command.digest for row in self.rows)
+        return all(row.on_budget != self.request.command.digest for row in self.log.rows)
+
+    def _run_command(self, step: int, checkpoint: Path) -> str:
+        self._is_run = True
+        return self._command.run(step, checkpoint)
 
     def readings(self, until: Until) -> Iterator[tuple[Reading, dict[str, Any], str]]:
         """Of each checkpoint, as soon as it is whole: the reading, its row of the log, and what follows from it.
@@ -225,13 +224,14 @@ class Watch:
 
         Once one was deleted before it was measured it is the last, until none is left: whoever is slower than the
         trainer would look at those alone that are about to be deleted. Raises RazorError where the folder holds several
-        runs.
+        runs, and where a monitor adds to the log what is measured otherwise.
         """
         self.is_waiting, names = False, set()
         if (command := self.request.command) is not None and (said := command.ended()) is not None:
             self.say(f"[razor] {said}.")
         if (steps := self._steps()) is None:
             return None
+        self._look_at_log()  # after the folder: what is of a step that was in it then, the log has by now
         self._is_empty = not steps
         found: list[WatchedCheckpoint] = []
         for step in steps:
@@ -285,12 +285,11 @@ class Watch:
         except (OSError, RazorError):  # it is being deleted
             self.is_waiting = True
             return None
-        of_step = [row for row in self.rows if row.step == step.step and row.error is None]
-        # A monitor's rows do not tell weights: there, one of the step is enough.
-        if any(row.weights in (weights, None) for row in of_step):
+        if self.log.has(step.step, weights):
             seen.closed = seen.files
+            self._see_end(step.name, model)
             return None
-        if of_step and seen.said != seen.files:
+        if any(row.step == step.step for row in self.log.measured) and seen.said != seen.files:
             seen.said = seen.files
             self.say(f"[razor] {step.name} was written anew since it was measured: it is measured again.")
         return WatchedCheckpoint(step.step, step.name, model, weights)
@@ -303,7 +302,7 @@ class Watch:
         Whatever fails is of that checkpoint, and the next one is looked at.
         """
         begun, notes = time.perf_counter(), len(self._notes)
-        epoch, is_last = training_of(one.model)
+        epoch, _ = training_of(one.model)
         try:
             drifts = self._drifts(one)
         except Exception as error:  # of any library, on files that others wrote
@@ -319,21 +318,28 @@ class Watch:
             return None
         reading = self._reading(one, drifts, epoch, time.perf_counter() - begun)
         row = self._row(one, reading)
-        newest = max((row.step for row in self.rows if row.error is None), default=-1) <= one.step
+        self._look_at_log()
+        if self.log.has(one.step, one.weights):  # by a monitor, meanwhile
+            self._close(one)
+            return None
+        newest = (last := self.log.last) is None or last.step <= one.step
         if newest:
             self.verdict = reading.verdict
         is_due = newest and self._is_due()
         if is_due:
             row["on_budget"] = self._command.digest
-        self._add(row)
+        self.log.add(row)
+        self._judged = self.log.last
         self._close(one)
-        self.is_over |= is_last and one.name not in self._at_first
         return reading, row
+
+    def _see_end(self, name: str, model: Path) -> None:
+        self.is_over |= training_of(model)[1] and name not in self._at_first
 
     def _done_about(self, reading: Reading, row: Mapping[str, Any], checkpoint: WatchedCheckpoint) -> str:
         """What follows from a reading: the command is run if it is due, and what it ended with is said."""
         if row.get("on_budget"):
-            return self._command.run(reading.step, checkpoint.model)
+            return self._run_command(reading.step, checkpoint.model)
         return self.request.rule.done_about(reading.verdict, None)
 
     def _drifts(self, one: WatchedCheckpoint) -> dict[str, Drift]:
@@ -358,8 +364,8 @@ class Watch:
 
     def _row(self, one: WatchedCheckpoint, reading: Reading) -> dict[str, Any]:
         own = {"checkpoint": one.name, "weights": one.weights}
-        row = {"run": self.run, **reading.as_json(), **own, **self.provenance}
-        if not self.log.lines:
+        row = {"run": self.log.run, **reading.as_json(), **own, **self.log.provenance}
+        if not self.log.rows:
             row["first_prompt"] = self.first_prompt
         if (law := self.request.rule.law) is not None:
             row["law_useful"], row["law_objection"] = law.useful, law.objection()
@@ -379,10 +385,10 @@ class Watch:
             return
         said = str(error) if isinstance(error, RazorError) else cause_of(error)
         self.say(f"[razor] {one.name} is not measured: {' '.join(said.split())}")
-        row = {"run": self.run, "step": one.step, "checkpoint": one.name, "weights": one.weights, "error": said}
-        last = next((row for row in reversed(self.rows) if row.step == one.step), None)
+        row = {"run": self.log.run, "step": one.step, "checkpoint": one.name, "weights": one.weights, "error": said}
+        last = next((row for row in reversed(self.log.rows) if row.step == one.step), None)
         if last is None or (last.weights, last.error) != (one.weights, said):
-            self._add(row)
+            self.log.add(row)
         self._close(one)
 
     def _weights_now(self, one: WatchedCheckpoint) -> str | None:
@@ -395,7 +401,4 @@ class Watch:
     def _close(self, one: WatchedCheckpoint) -> None:
         self.active = time.monotonic()
         self._seen[one.name].closed = self._seen[one.name].files
-
-    def _add(self, row: Mapping[str, Any]) -> None:
-        self.log.add(row)
-        self.rows.append(checked(LogRow, row, self.request.log))
+        self._see_end(one.name, one.model)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 from rlrazor.errors import RazorError, cause_of, is_panic
-from rlrazor.lm import trials
+from rlrazor.lm import content_parts, trials
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -79,10 +79,7 @@ def turns_ids(tokenizer: Any, turns: Sequence[Mapping[str, Any]], **template: An
     if isinstance(said, str) and said.strip() and said.strip() not in rendered:
         other = [{**turn, "content": f"{said}."} if at == asks else turn for at, turn in enumerate(turns)]
         if str(_in_template(tokenizer, other, template, tokenize=False)) == rendered:
-            raise ValueError(
-                'it shows nothing of what the user says: give the content as a list of parts, {"type": "text", "text": '
-                "...}"
-            )
+            raise ValueError("it shows nothing of what the user says, as text or as a list of parts")
     if not tokenizer.decode(list(ids), skip_special_tokens=True).strip():
         raise ValueError("it makes no text of it")
     return list(ids)
@@ -188,14 +185,16 @@ def try_answers(tokenizer: Any, conversations: Sequence[tuple[Sequence[Mapping[s
 
 
 def _try(tokenizer: Any, asked: Sequence[tuple[Sequence[Mapping[str, Any]], Mapping[str, Any], str]]) -> None:
-    trials.try_template(tokenizer, [{**template, **_asked(turns, template, end)} for turns, template, end in asked])
+    trials.try_template(tokenizer, [{**one[1], **_asked(tokenizer, *one)} for one in asked])
 
 
-def _asked(turns: Sequence[Mapping[str, Any]], template: Mapping[str, Any], ends: str) -> dict[str, Any]:
+def _asked(
+    tokenizer: Any, turns: Sequence[Mapping[str, Any]], template: Mapping[str, Any], ends: str
+) -> dict[str, Any]:
     """What every template is given."""
     begins = turns[-1]["role"] != "assistant" if ends == _BY_ROLE else ends == _BEGUN
     return {
-        "messages": [dict(turn) for turn in turns],
+        "messages": content_parts.as_shown(tokenizer, turns, template.get("tools")),
         "tools": template.get("tools") or None,  # some templates announce tools where the list of them is empty
         "add_generation_prompt": begins,
     }
@@ -212,7 +211,7 @@ def _in_template(
 ) -> Any:
     """As text, as token ids, or `masked`, as both the ids and which of them the template marks as the assistant's."""
     _try(tokenizer, [(turns, template, ends)])
-    asked = _asked(turns, template, ends)
+    asked = _asked(tokenizer, turns, template, ends)
     beside = {name: value for name, value in template.items() if name != "tools"}
     return tokenizer.apply_chat_template(
         asked.pop("messages"),

@@ -77,10 +77,27 @@ def left_placed(model: Any, adapter: Path) -> Iterator[dict[str, Any]]:
             continue
         runs_on = next((hook.execution_device for hook in _hooks(layer.get_base_layer())), None)
         for name, parameter in list(layer.named_parameters()):
-            if (weight := stored.get(f"{path}.{name}".replace(".default", ""))) is not None:
+            saved_as = f"{path}.{name}".replace(".default", "")  # a DoRA's magnitude is a module, saved as a weight
+            if (weight := stored.get(saved_as, stored.get(saved_as.removesuffix(".weight")))) is not None:
                 inside, _, own = name.rpartition(".")
                 weight = weight.to(runs_on or parameter.device, parameter.dtype)
                 layer.get_submodule(inside)._parameters[own] = nn.Parameter(weight, requires_grad=False)
+        for magnitude in getattr(layer, "lora_magnitude_vector", {}).values():
+            _bring_base_of(magnitude)
+
+
+def _bring_base_of(magnitude: nn.Module) -> None:
+    """Have the weights of the layer that DoRA rescales in memory while it does: it looks at them after that has run."""
+    held = ExitStack()
+
+    def before(_: nn.Module, given: Any, named: dict[str, Any]) -> None:
+        held.enter_context(brought(named["base_layer"]))
+
+    def after(*_: Any) -> None:
+        held.close()
+
+    magnitude.register_forward_pre_hook(before, with_kwargs=True)
+    magnitude.register_forward_hook(after, always_call=True)
 
 
 def device_of(model: Any) -> torch.device:

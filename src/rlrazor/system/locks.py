@@ -1,8 +1,10 @@
 """Locks that the kernel drops with the process that holds them, so that none is left behind by `kill -9`."""
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
 
 from rlrazor.errors import RazorError
@@ -12,6 +14,8 @@ try:
     import fcntl
 except ImportError:  # Windows: no lock
     fcntl = None  # type: ignore[assignment]
+
+_PAUSE = 0.01  # seconds between tries
 
 
 @contextmanager
@@ -23,11 +27,43 @@ def locked(path: Path, busy: str) -> Iterator[None]:
         flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
         lock = os.fdopen(os.open(path, flags, 0o666), "rb+", buffering=0)
     with lock:
-        if fcntl is not None:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise RazorError(busy) from error
-            except OSError:
-                pass  # a file system without locks; renaming into place still holds
+        if not _is_taken(lock):
+            raise RazorError(busy)
         yield
+
+
+@contextmanager
+def open_alone(path: Path, patience: float) -> Iterator[FileIO]:
+    """A file to be read and added to while nobody else has it open so; it is made if it is not there.
+
+    It is the one that has the name now: who had it before may have put another in its place. Whoever waits for longer
+    than `patience` seconds waits no more and has it all the same. Raises OSError as opening does.
+    """
+    until = time.monotonic() + patience
+    while True:
+        with open(path, "a+b", buffering=0) as file:
+            while not (is_alone := _is_taken(file)) and time.monotonic() < until:
+                time.sleep(_PAUSE)
+            if not is_alone or _has_the_name(file, path):
+                yield file
+                return
+
+
+def _has_the_name(file: FileIO, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+def _is_taken(file: FileIO) -> bool:
+    """Whether we hold its lock now; also where there are no locks."""
+    if fcntl is None:
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass  # a file system without locks; renaming into place still holds
+    return True

@@ -14,7 +14,7 @@ import torch
 from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 
-from rlrazor.lm import compute, forward
+from rlrazor.lm import compute, content_parts, forward
 from rlrazor.lm.harness.packed import Pack, packs
 from rlrazor.lm.sampling import CHECKED, HALF_TOLERANCE, TOLERANCE, relative_error
 
@@ -25,7 +25,12 @@ Answer = tuple[float, bool]  # log-likelihood in nats, and whether the continuat
 
 
 class Reader(HFLM):  # type: ignore[misc]  # lm-eval has no types
-    """lm-eval's own, but for how it reads continuations of contexts."""
+    """lm-eval's own, but for how it reads continuations of contexts, and for templates that take parts alone."""
+
+    def apply_chat_template(self, chat_history: Sequence[Mapping[str, Any]], *arguments: Any, **options: Any) -> str:
+        """As lm-eval has it, of turns in parts where the template wants them."""
+        turns = content_parts.as_shown(self.tokenizer, chat_history)
+        return str(super().apply_chat_template(turns, *arguments, **options))
 
     def _loglikelihood_tokens(self, requests: Sequence[Request], *arguments: Any, **options: Any) -> list[Answer]:
         window = forward.window(self.model) or int(self.max_length)  # the mask of a tree would undo a shorter one
