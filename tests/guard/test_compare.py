@@ -426,6 +426,7 @@ def test_the_page_tells_turns_that_a_prompt_has_from_what_the_models_say(tmp_pat
     assert len(comparison_page.labelled(alone)) == 2
     page = comparison_page.write_page(found, tmp_path / "page.html").read_text()
     assert page.count("of the assistant, as the prompt has it") == 4
+    assert "assistant’s turns that prompts have already" in page
 
 
 def test_a_tokenizer_that_changed_is_refused_or_noted(folders: Path, tmp_path: Path) -> None:

@@ -65,6 +65,7 @@ def write_page(found: Comparison, path: Path, judged: Sequence[Judgement] = ()) 
         part_headers=headers(recovered=found.truth is not None and found.truth.recovered is not None),
         parts=shown_parts,
         labelled=labelled,
+        all_turns=ALL,
         shade=shade,
         ticks=TICKS,
         known=scale.known_runs() if found.law_says is None else None,

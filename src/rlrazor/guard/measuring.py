@@ -14,6 +14,7 @@ from rlrazor.guard.pick_sources import MeasureCheckpoint
 from rlrazor.guard.scored import Forgetting
 from rlrazor.lm import compute
 from rlrazor.lm.digests import base_digest
+from rlrazor.lm.forward import width
 from rlrazor.lm.kl import Drift
 from rlrazor.lm.models import LanguageModel, Vocabulary, load, tokenizer_of
 from rlrazor.lm.probes import default_cache
@@ -26,7 +27,10 @@ NO_TOKENIZER = "Checkpoints that have no tokenizer are measured with the base's.
 
 @dataclass(frozen=True)
 class ReadBase:
-    """What is left of a base, loaded from `source` as `dtype`: its side of the probes, and what its token ids mean."""
+    """What is left of a base, loaded from `source` as `dtype`: its side of the probes, and what its token ids mean.
+
+    `width`: of its hidden states, where its config says.
+    """
 
     source: str
     dtype: str
@@ -34,6 +38,7 @@ class ReadBase:
     tokenizer: Any
     vocabulary: Vocabulary
     side: BaseSide
+    width: int | None = None
 
     @classmethod
     def of(cls, base: LanguageModel, dtype: str, on: MeasuredOn, law: LawFile | None, cache_dir: Path | None) -> Self:
@@ -42,7 +47,7 @@ class ReadBase:
         if law is not None:
             law.check(base.model, base.tokenizer, digest)
         side = BaseSide.of(base.model, base.tokenizer, on, cache_dir=cache_dir, digest=digest)
-        return cls(base.source, dtype, digest, base.tokenizer, Vocabulary.of(base), side)
+        return cls(base.source, dtype, digest, base.tokenizer, Vocabulary.of(base), side, width(base.model))
 
     @classmethod
     def of_source(
@@ -58,11 +63,17 @@ class ReadBase:
     def measured(self, path: str | Path, notes: list[str]) -> dict[str, Drift]:
         """A checkpoint, full or an adapter, on both probes; `notes` gain what has to be known of how.
 
-        Raises RazorError for what cannot be loaded, is of another vocabulary, has diverged, or needs more memory.
+        Raises RazorError for what cannot be loaded, is of another vocabulary or width, has diverged, or needs more
+        memory.
         """
         try:
             with compute.memory_errors(NO_MEMORY):
                 tuned, tokenizer = self.opened(path)
+                if self.width != (own := width(tuned.model)) and None not in (self.width, own):
+                    raise RazorError(
+                        f"its hidden states have {own} numbers, and those of {self.source} {self.width}: it was not "
+                        "tuned from that base."
+                    )
                 alone = tokenizer is self.tokenizer and not is_adapter(path)
                 for note in (NO_TOKENIZER if alone else None, of_another_base(path, self.source)):
                     if note is not None and note not in notes:
