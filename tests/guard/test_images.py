@@ -2,6 +2,7 @@
 
 import gc
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from rlrazor.errors import RazorError
 from rlrazor.guard.compare import compare
 from rlrazor.guard.comparison import Pair
 from rlrazor.guard.comparison_page import write_page
+from rlrazor.guard.measured_on import MeasuredOn
+from rlrazor.guard.measuring import ReadBase
 from rlrazor.lm import images, kl, models
 from rlrazor.lm.probes import GenericText, ProbeSettings, of_prompts, read_generic, read_prompts
 from rlrazor.lm.prompts import encode, prompt_of
@@ -197,3 +200,41 @@ def test_what_is_wrong_with_images_is_a_sentence(tmp_path: Path) -> None:
     lm = models.load(tmp_path / "base")
     with pytest.raises(RazorError, match=r"Prompt 1: the model's processor .* places for 2 images, and 1"):
         of_prompts(lm.model, lm.tokenizer, read_prompts(path), SETTINGS)
+
+
+def test_a_checkpoint_whose_processor_reads_images_otherwise_is_noted(tmp_path: Path) -> None:
+    """The base's makes of an image what both models see; a base's folder with the other's files is the way out."""
+    base, path = made(tmp_path, "llava", template=True)
+    prompts = read_prompts(path)[:1]
+    for name in ("same", "other"):
+        noisy(base, 0.01).save_pretrained(tmp_path / name)
+        processor = AutoProcessor.from_pretrained(tmp_path / "base")
+        if name == "other":
+            processor.image_processor.image_mean = [0.1, 0.2, 0.3]
+        processor.save_pretrained(tmp_path / name)
+    said = "The tuned model's processor has other settings than the base's (image_mean: "
+    on = MeasuredOn(prompts, GENERIC, SETTINGS)
+    for name, found in (("same", False), ("other", True)):
+        compared = compare(
+            Pair(str(tmp_path / "base"), str(tmp_path / name)), prompts, settings=SETTINGS, generic=GENERIC
+        )
+        assert any(note.startswith(said) for note in compared.notes) == found
+        notes: list[str] = []
+        read = ReadBase.of_source(str(tmp_path / "base"), "float32", on, None, tmp_path / "cache")
+        for _ in range(2):
+            kls = read.measured(tmp_path / name, notes)
+        assert [note.startswith(said) for note in notes] == [True] * found
+        assert kls["kl_forward"].per_completion.mean == pytest.approx(compared.kl["kl_forward"].mean, rel=1e-6)
+    without = compare(
+        Pair(str(tmp_path / "base"), str(tmp_path / "other")), ["what?"], settings=SETTINGS, generic=GENERIC
+    )
+    assert not any("processor" in note for note in without.notes)
+    shutil.copytree(tmp_path / "base", tmp_path / "mended")
+    for file in (tmp_path / "other").glob("*processor_config.json"):
+        shutil.copy(file, tmp_path / "mended")
+    shown = [
+        images.seen(encode(models.load(tmp_path / name).tokenizer, prompts, chat=True)[0])
+        for name in ("base", "mended", "other")
+    ]
+    means = [float(one.beside["pixel_values"].mean()) for one in shown if one is not None]
+    assert means[0] != means[1] == means[2]

@@ -43,7 +43,7 @@ from rlrazor.guard.recovery import Recovery
 from rlrazor.guard.scale import Noise
 from rlrazor.guard.truth import truth_of
 from rlrazor.guard.weight_changes import WeightChange, changes, total
-from rlrazor.lm import compute, kl, noise_floor, probes
+from rlrazor.lm import compute, images, kl, noise_floor, probes
 from rlrazor.lm.adapters import AdaptedWeights, BaseWeights
 from rlrazor.lm.digests import base_digest, is_same_base
 from rlrazor.lm.encoding import as_read, text_ids
@@ -417,6 +417,8 @@ def _tokenizer_notes(base: Any, tuned: Any, prompts: Sequence[Prompt]) -> list[s
         notes.append(f"The tuned model's tokenizer has {len(more)} tokens more than the base's, such as {more[0]}.")
     if getattr(tuned, "chat_template", None) != getattr(base, "chat_template", None):
         notes.append("The two tokenizers have different chat templates; prompts are put into the base's.")
+    if images.have_images(prompts) and (other := images.processor_note(base, tuned)) is not None:
+        notes.append(other)
     texts = [texts_of(prompt) for prompt in prompts]
     if differing := sum(any(text_ids(base, one) != text_ids(tuned, one) for one in parts) for parts in texts):
         notes.append(

@@ -20,7 +20,7 @@ from rlrazor.guard.log_schema import LogRow
 from rlrazor.guard.outputs import move_aside
 from rlrazor.lm.digests import is_digest, is_same_base
 from rlrazor.system.documents import checked, loads
-from rlrazor.system.locks import open_alone
+from rlrazor.system.locks import before_renaming, open_alone
 from rlrazor.system.writing import atomic_path, check_writable, clear_io_errors
 
 Row = Mapping[str, Any]
@@ -52,6 +52,7 @@ class Log:
                 content = _content(file)
                 if kept is None:
                     if content:
+                        before_renaming(file)
                         move_aside(self.path, self.say)
                         self.path.touch()
                     return []
@@ -62,6 +63,7 @@ class Log:
                         # Of somebody who did not wait for us.
                         with partial.open("ab") as end:
                             end.write(_content(file)[len(content) :])
+                        before_renaming(file)
                 return rows
 
     def add(self, row: Row) -> None:

@@ -12,7 +12,7 @@ from rlrazor.guard.law_file import LawFile
 from rlrazor.guard.measured_on import MeasuredOn
 from rlrazor.guard.pick_sources import MeasureCheckpoint
 from rlrazor.guard.scored import Forgetting
-from rlrazor.lm import compute
+from rlrazor.lm import compute, images
 from rlrazor.lm.digests import base_digest
 from rlrazor.lm.forward import width
 from rlrazor.lm.kl import Drift
@@ -29,7 +29,7 @@ NO_TOKENIZER = "Checkpoints that have no tokenizer are measured with the base's.
 class ReadBase:
     """What is left of a base, loaded from `source` as `dtype`: its side of the probes, and what its token ids mean.
 
-    `width`: of its hidden states, where its config says.
+    `sees`: whether any prompt has images. `width`: of its hidden states, where its config says.
     """
 
     source: str
@@ -38,6 +38,7 @@ class ReadBase:
     tokenizer: Any
     vocabulary: Vocabulary
     side: BaseSide
+    sees: bool = False
     width: int | None = None
 
     @classmethod
@@ -47,7 +48,8 @@ class ReadBase:
         if law is not None:
             law.check(base.model, base.tokenizer, digest)
         side = BaseSide.of(base.model, base.tokenizer, on, cache_dir=cache_dir, digest=digest)
-        return cls(base.source, dtype, digest, base.tokenizer, Vocabulary.of(base), side, width(base.model))
+        sees, own = images.have_images(on.prompts), width(base.model)
+        return cls(base.source, dtype, digest, base.tokenizer, Vocabulary.of(base), side, sees, own)
 
     @classmethod
     def of_source(
@@ -75,7 +77,8 @@ class ReadBase:
                         "tuned from that base."
                     )
                 alone = tokenizer is self.tokenizer and not is_adapter(path)
-                for note in (NO_TOKENIZER if alone else None, of_another_base(path, self.source)):
+                other = images.processor_note(self.tokenizer, tokenizer) if self.sees else None
+                for note in (NO_TOKENIZER if alone else None, of_another_base(path, self.source), other):
                     if note is not None and note not in notes:
                         notes.append(note)
                 return self.side.measure(tuned.model)

@@ -179,7 +179,44 @@ def read_with(processor: Any) -> None:
         _given[processor.tokenizer] = weakref.ref(processor)
 
 
-@functools.lru_cache(maxsize=1)
+def have_images(prompts: Sequence[Any]) -> bool:
+    """Whether any of the prompts has one."""
+    return any(isinstance(prompt, Mapping) and prompt.get("images") for prompt in prompts)
+
+
+def processor_note(base: Any, tuned: Any) -> str | None:
+    """What the processor beside a tuned model's tokenizer says otherwise than the base's; None where nothing is.
+
+    Both models read the same: what the base's processor makes of an image.
+    """
+    folders = [str(getattr(tokenizer, "name_or_path", "")) for tokenizer in (base, tuned)]
+    if folders[0] == folders[1]:
+        return None
+    try:
+        of_base, of_tuned = (_settings(processor_of(folder)) for folder in folders)
+    except RazorError:  # it has none of its own, and where the base has none that is said as images are read
+        return None
+    other = sorted(name for name in of_base.keys() | of_tuned.keys() if of_base.get(name) != of_tuned.get(name))
+    if not other:
+        return None
+    first = other[0]
+    more = f", and {len(other) - 1} more" if len(other) > 1 else ""
+    return (
+        f"The tuned model's processor has other settings than the base's ({first}: {of_tuned.get(first)} and "
+        f"{of_base.get(first)}{more}): images are read as the base's says, for both models. To have them read as the "
+        "tuned model's says, give a copy of the base's folder with the tuned model's processor files."
+    )
+
+
+def _settings(processor: Any) -> dict[str, Any]:
+    """All that decides what it makes of an image but for its class, of which there is a fast and a slow one."""
+    own = {name: value for name, value in vars(processor).items() if isinstance(value, int | float | str | list)}
+    own |= processor.image_processor.to_dict()
+    apart = ("chat_template", "processor_class", "image_processor_type")  # templates are noted by themselves
+    return {name: value for name, value in own.items() if name not in apart and not name.startswith("_")}
+
+
+@functools.lru_cache(maxsize=2)
 def processor_of(folder: str) -> Any:
     """The processor in the folder of a tokenizer. Raises RazorError where there is none that takes images."""
     from transformers import AutoProcessor

@@ -76,7 +76,7 @@ def require_all_weights(info: Mapping[str, Any], model: Any) -> None:
 
 def require_floats(model: Any, weights: weight_files.WeightFiles) -> None:
     """Transformers makes numbers of whatever bits a file says are integers, where nothing is quantised."""
-    if getattr(model.config, "quantization_config", None):
+    if quantised.scheme_of(model.config):
         return
     for name, parameter in model.named_parameters():
         if parameter.is_floating_point() and _INTEGER.fullmatch(weights.dtypes.get(name, "")):

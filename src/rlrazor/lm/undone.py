@@ -19,6 +19,7 @@ from rlrazor.lm.digests import base_digest, is_same_base, token_log_probs
 from rlrazor.lm.models import DTYPES, load
 from rlrazor.lm.quantised import scheme_of
 from rlrazor.lm.sources import SavedWeights
+from rlrazor.lm.weight_files import scheme_in
 
 COMPARED_VALUES = 4096  # of each weight: what replaces a base's weights moves nearly all of them
 # Nats by which a log-probability may differ where nothing was changed: DoRA rescales weights by their own norm.
@@ -102,17 +103,10 @@ def _is_the_model_in(folder: Path, model: Any, *, by_weights: bool) -> bool | No
         if precision not in DTYPES:
             return None
         with compute.memory_errors("Out of memory while the base is loaded a second time."):
-            live = model.config.quantization_config if scheme and not _is_quantised_in(folder) else None
+            live = model.config.quantization_config if scheme and not scheme_in(folder) else None
             return is_same_base(base_digest(load(folder, dtype=precision, quantization=live).model), base_digest(model))
     except RazorError:  # the files are not of a model that can be loaded, or not beside this one
         return None
-
-
-def _is_quantised_in(folder: Path) -> bool:
-    """Whether the files are quantised, or only what was loaded of them."""
-    from transformers import AutoConfig
-
-    return scheme_of(AutoConfig.from_pretrained(folder, trust_remote_code=False)) != ""
 
 
 def _are_equal(weight: Tensor, saved: Tensor) -> bool | None:

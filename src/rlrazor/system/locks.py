@@ -49,6 +49,12 @@ def open_alone(path: Path, patience: float) -> Iterator[FileIO]:
                 return
 
 
+def before_renaming(file: FileIO) -> None:
+    """Close a file that another is about to take the place of, where there are no locks to lose: Windows wants it."""
+    if fcntl is None:
+        file.close()
+
+
 def _has_the_name(file: FileIO, path: Path) -> bool:
     try:
         return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
