@@ -154,7 +154,7 @@ def test_what_a_library_makes_of_ctrl_c_is_ctrl_c() -> None:
     ("command", "then"),
     [
         (["tasks"], "Nothing is half-written; the same command starts anew."),
-        (["sweep"], "Finished runs are kept; the same command goes on from there."),
+        (["sweep"], "What is finished is kept; the same command goes on from there."),
         (["sweep", "--dry-run"], "Nothing is half-written; the same command starts anew."),
     ],
 )
@@ -185,7 +185,7 @@ def test_ctrl_c_at_twenty_moments_of_a_sweep(jobs: int, tmp_path: Path) -> None:
             time.sleep(draw.uniform(0, 0.1))
         error = process.communicate(timeout=10)[1]
         assert process.returncode == exits.INTERRUPTED
-        assert error.endswith("razor: interrupted. Finished runs are kept; the same command goes on from there.\n")
+        assert error.endswith("razor: interrupted. What is finished is kept; the same command goes on from there.\n")
         assert "Traceback" not in error
         time.sleep(0.5)
         with pytest.raises(ProcessLookupError):

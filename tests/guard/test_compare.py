@@ -395,6 +395,40 @@ def test_an_adapter_for_another_base_is_noted(folders: Path, tmp_path: Path) -> 
             compare(Pair(str(folders / "base"), str(tmp_path / "adapter")), PROMPTS)
 
 
+def test_the_page_tells_turns_that_a_prompt_has_from_what_the_models_say(tmp_path: Path) -> None:
+    """Of both models the KL on the same given turn, and below it what each says where the conversation ends."""
+    tokenizer = char_tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ '-' if m['role'] == 'user' else '+' }}{{ m['content'] }};{% endfor %}"
+        "{% if add_generation_prompt %}+{% endif %}"
+    )
+    for name, model in (("b", tiny_llama()), ("t", moved(tiny_llama()))):
+        saved(tmp_path / name, model, tokenizer)
+    said = [("user", "a0"), ("assistant", "0a"), ("user", "b1"), ("assistant", "1b"), ("user", "c2")]
+    prompts: list[Any] = [[{"role": role, "content": text} for role, text in said], "d3"]
+    settings = probes.ProbeSettings(6, samples=2, turns="all")
+    found = compare(Pair(str(tmp_path / "b"), str(tmp_path / "t")), prompts, settings=settings, generic=GENERIC)
+    talk, alone = sorted(found.prompts, key=lambda one: -len(one.prompt))
+    for side in (talk.base, talk.tuned):
+        assert ["".join(one.tokens) for one in side if one.given] == ["0a;", "1b;"]
+        assert [one.given for one in side] == [True, True, False, False]
+    assert not any(one.given for one in (*alone.base, *alone.tuned))
+    labels = [label for label, _ in comparison_page.labelled(talk)]
+    assert labels == [
+        "turn 1 of the assistant, as the prompt has it, shaded by forward KL",
+        "turn 2 of the assistant, as the prompt has it, shaded by forward KL",
+        "what the base says, shaded by forward KL",
+        "turn 1 of the assistant, as the prompt has it, shaded by reverse KL",
+        "turn 2 of the assistant, as the prompt has it, shaded by reverse KL",
+        "what the tuned model says, shaded by reverse KL",
+    ]
+    assert [one for _, those in comparison_page.labelled(talk) for one in those] == [*talk.base, *talk.tuned]
+    assert len(comparison_page.labelled(alone)) == 2
+    page = comparison_page.write_page(found, tmp_path / "page.html").read_text()
+    assert page.count("of the assistant, as the prompt has it") == 4
+    assert "assistant’s turns that prompts have already" in page
+
+
 def test_a_tokenizer_that_changed_is_refused_or_noted(folders: Path, tmp_path: Path) -> None:
     def notes(tokenizer: Any) -> list[str]:
         shutil.rmtree(tmp_path / "tuned", ignore_errors=True)

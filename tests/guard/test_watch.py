@@ -1,5 +1,6 @@
 """`razor watch`: the numbers of the monitor and of `razor compare`, restarts, half-written checkpoints, budgets."""
 
+import errno
 import json
 import os
 import random
@@ -19,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from laws import PROMPTS, law_of
 from rlrazor.cli import main
 from rlrazor.errors import RazorError
+from rlrazor.guard import log as log_module
 from rlrazor.guard import watch as watching_module
 from rlrazor.guard.compare import compare
 from rlrazor.guard.comparison import Pair
@@ -237,7 +239,7 @@ def test_what_is_in_the_log_is_not_measured_again(run: Path, razor: Any, monkeyp
     _, second, said = razor(run)
     assert [row["step"] for row in first] == [2, 4]
     assert [row["step"] for row in second] == [6]
-    assert "razor.jsonl has 2 readings up to step 4, which are not made again." in said
+    assert "razor.jsonl has 2 readings, up to step 4: nothing is measured twice." in said
     assert rows_of(run) == first + second
     assert {row["run"] for row in rows_of(run)} == {first[0]["run"]}
     monkeypatch.setattr(ReadBase, "measured", None)
@@ -583,22 +585,24 @@ def test_one_that_cannot_be_measured_does_not_end_it(
     again(run, 3, float("nan"))
     other = tiny_llama(50)
     saved(run / "checkpoint-5", other, char_tokenizer("abcdefghijklmnopqrstuvwxyz0123456789+-=: \n.,!?_<"))
+    saved(run / "checkpoint-7", tiny_llama(hidden=32), char_tokenizer())
     code, rows, said = razor(run)
     assert code == 0
     assert [row["step"] for row in rows] == [2, 4, 6]
     for sentence in (
+        "[razor] checkpoint-7 is not measured: its hidden states have 32 numbers, and those of",
         "[razor] checkpoint-3 is not measured: The weights of",
         "[razor] checkpoint-5 is not measured: ",
         "have different vocabularies (50 and 44 outputs",
     ):
         assert sentence in said
     failed = {row["step"]: row["error"] for row in rows_of(run) if "error" in row}
-    assert set(failed) == {3, 5}
+    assert set(failed) == {3, 5, 7}
     # It is tried again by the next one, and what fails in the same way is not logged twice.
     _, rows, said = razor(run)
     assert rows == []
     assert "checkpoint-3 is not measured" in said
-    assert len(rows_of(run)) == 5
+    assert len(rows_of(run)) == 6
     capfd.readouterr()
     shutil.copy(run / "checkpoint-4" / "trainer_state.json", run / "checkpoint-5")
     assert main(["pick", str(run), "--metric", "loss", "--budget", "0.5", "--json"]) in (0, 3)
@@ -663,6 +667,30 @@ def test_files_that_are_not_there_are_said_at_once(trained: Path, run: Path, raz
     code, _, said = razor(run)
     assert code == 2
     assert (run / "razor.jsonl").read_text() == "my notes\n"
+
+
+def test_a_log_that_cannot_be_written_is_an_error_in_the_end_alone(run: Path, razor: Any) -> None:
+    """What was measured is printed all the same, and added as soon as there is room."""
+    left = [2]
+
+    def full(*given: Any) -> None:
+        left[0] -= 1
+        if left[0] >= 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(*given)
+
+    real = log_module._append
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(log_module, "_append", full)
+        code, rows, said = razor(run)
+        assert (code, [row["step"] for row in rows], rows_of(run)) == (0, [2, 4, 6], rows)
+        assert said.count("razor.jsonl cannot be written (No space left on device): what is measured is added") == 1
+        (run / "razor.jsonl").unlink()
+        left[0] = 99
+        code, rows, said = razor(run)
+        assert (code, [row["step"] for row in rows], rows_of(run)) == (2, [2, 4, 6], [])
+        assert "cannot be written (No space left on device), and lacks the last 3 of what was measured: make" in said
+    assert [row["step"] for row in razor(run)[1]] == [2, 4, 6]
 
 
 # The budget
@@ -742,6 +770,25 @@ def test_only_some_steps_and_the_end_when_nothing_is_new(
     assert "nothing new was saved for 0.12 s: watching ends here." in said
 
 
+def test_idle_minutes_are_counted_from_when_looking_begins(
+    tmp_path: Path, razor: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not from before the base was read: training had ended without a checkpoint by then, it would seem."""
+    ahead, read, clock = [0.0], ReadBase.of_source, time.monotonic
+
+    def slow(*given: Any) -> ReadBase:
+        ahead[0] += 1000.0
+        return read(*given)
+
+    monkeypatch.setattr(ReadBase, "of_source", slow)
+    monkeypatch.setattr(time, "monotonic", lambda: clock() + ahead[0])
+    scripted(monkeypatch, [lambda: None, lambda: ahead.append(ahead.pop() + 301.0)])
+    (tmp_path / "empty").mkdir()
+    code, _, said = razor(tmp_path / "empty", "--idle", "5", once=False)
+    assert (code, ahead) == (0, [1301.0])
+    assert "nothing new was saved" in said
+
+
 def test_steps_that_are_left_out_are_not_said_to_be_missing(run: Path, razor: Any) -> None:
     code, _, said = razor(run, "--every", "5")
     assert code == 2
@@ -755,10 +802,17 @@ def test_a_run_that_had_ended_before_is_waited_with_until_ctrl_c(
     run: Path, razor: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The next training run may be about to write into the folder."""
+    for expected in ([2, 4, 6], []):  # and again where the log has all of it
+        with pytest.MonkeyPatch.context() as patch:
+            scripted(patch, [lambda: None] * 3)
+            code, rows, said = razor(run, once=False)
+        assert (code, [row["step"] for row in rows]) == (130, expected)
+        assert said.count("checkpoint-6, the last of its training, was there before watching began") == 1
+        assert "interrupted" in said
+    state = run / "checkpoint-6" / "trainer_state.json"
+    state.write_text(json.dumps({**json.loads(state.read_text()), "max_steps": 9}))
     scripted(monkeypatch, [lambda: None] * 3)
-    code, rows, said = razor(run, once=False)
-    assert (code, [row["step"] for row in rows]) == (130, [2, 4, 6])
-    assert "interrupted" in said
+    assert "the last of its training" not in razor(run, once=False)[2]
 
 
 # Processes
@@ -806,13 +860,22 @@ def test_a_killed_watch_loses_nothing(run: Path, process: Any) -> None:
 
 @pytest.mark.slow
 def test_a_training_run_beside_it_is_ended_on_budget(trained: Path, tmp_path: Path, process: Any) -> None:
-    """Two processes: one trains and saves, the other watches and ends it."""
+    """Two processes: one trains and saves, the other watches and ends it.
+
+    Training keeps no more than two checkpoints, and waits for the log where it is two ahead of it: on a busy machine
+    they would else be deleted faster than any can be read.
+    """
     script = (
         "import sys; sys.path.insert(0, 'tests')\n"
         "from watching import trainer_of\n"
-        "import time, transformers\n"
+        "import json, pathlib, time, transformers\n"
+        f"log = pathlib.Path({str(tmp_path / 'run' / 'razor.jsonl')!r})\n"
+        "def measured():\n"
+        "    lines = log.read_text().splitlines(True) if log.exists() else []\n"
+        "    return max((json.loads(line)['step'] for line in lines if line.endswith('\\n')), default=0)\n"
         "class Slow(transformers.TrainerCallback):\n"
-        "    def on_step_end(self, *_, **__): time.sleep(0.3)\n"
+        "    def on_step_end(self, args, state, *_, **__):\n"
+        "        while state.global_step - measured() > 4: time.sleep(0.1)\n"
         f"trainer_of({str(tmp_path / 'run')!r}, [Slow()], max_steps=2000, logging_steps=500, "
         "save_strategy='steps', save_steps=2, save_total_limit=2).train()\n"
     )
@@ -820,6 +883,9 @@ def test_a_training_run_beside_it_is_ended_on_budget(trained: Path, tmp_path: Pa
     (tmp_path / "run").mkdir()
     training = subprocess.Popen([sys.executable, "-c", script], cwd=root, env=quiet, stderr=subprocess.DEVNULL)
     try:
+        while not (tmp_path / "run" / "checkpoint-2").exists():  # it may take longer than the minute of --idle
+            assert training.poll() is None
+            time.sleep(0.1)
         one = process(tmp_path / "run", "--budget", "0.3", "--on-budget", f"kill -TERM {training.pid}", "--idle", "1")
         assert training.wait(600) == -signal.SIGTERM
         out, _ = one.communicate(timeout=300)

@@ -33,12 +33,13 @@ COMMANDS: Mapping[str, Sequence[str]] = {
     "finetune, sweep, calibrate, continual, reproduce language": ("guard", "train", "eval"),
     "reproduce robot": ("robot",),
 }
-OPTIONAL = {"peft": "adapters", "gguf": "GGUF files", "bitsandbytes": "models in 4 or 8 bits"}
+OPTIONAL = {"peft": "adapters", "gguf": "GGUF files", "bitsandbytes": "models in 4 or 8 bits", "deepspeed": "ZeRO"}
 SETTINGS = (
     *("CUDA_VISIBLE_DEVICES", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF", "NVIDIA_TF32_OVERRIDE"),
     *("CUBLAS_WORKSPACE_CONFIG", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "RLRAZOR_THREADS", "HF_HUB_OFFLINE"),
     *("TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE", "ACCELERATE_MIXED_PRECISION", "DS_ACCELERATOR", "MUJOCO_GL"),
 )
+_NO_SETTINGS = "environment: no settings that change what is computed"
 _CORE = ("torch", "numpy", "scipy", "polars", "safetensors", "pydantic")
 _DISTRIBUTIONS = {"lm_eval": "lm-eval", "math_verify": "math-verify"}  # where it is not the module's name
 _PLAIN = re.compile(r"[\w.,:=+\-]{1,80}")  # what a setting of SETTINGS is; anything else is not shown
@@ -232,7 +233,7 @@ def _lines(found: Mapping[str, Any]) -> Iterator[str]:
         yield f"{command}: {'ready' if not lacks else 'lacks ' + ', '.join(f'[{extra}]' for extra in lacks)}"
     for extra in dict.fromkeys(extra for one in found["commands"].values() for extra in one["lacks"]):
         yield f"  [{extra}] is installed {extras.installing(extra)}"
-    yield ", ".join(f"{name}={value}" for name, value in found["settings"].items()) or "no settings in the environment"
+    yield ", ".join(f"{name}={value}" for name, value in found["settings"].items()) or _NO_SETTINGS
     yield found["cache"]["trouble"] or f"cache: {human_bytes(found['cache']['free_bytes'])} free"
     if "trouble" in found:
         yield found["trouble"]

@@ -110,7 +110,7 @@ def _watch(arguments: argparse.Namespace, log: Path) -> int:
     until = Until(arguments.interval, arguments.once, None if minutes is None else 60 * minutes)
     watch = Watch(request, say)
     with ExitStack() as watching:
-        with doing(Terminal(stderr=True), f"[razor] the base is read on {compute.device()}, which measures all"):
+        with doing(Terminal(stderr=True), f"[razor] reading the base; all is measured on {compute.device()}"):
             watching.enter_context(watch.begun())
         side = watch.read.side
         first = f"the first prompt, as measured in {on.settings.precision}: {shown_prompt(watch.first_prompt)}"
@@ -121,6 +121,7 @@ def _watch(arguments: argparse.Namespace, log: Path) -> int:
             print(json.dumps(row, allow_nan=False) if arguments.json else reading.line(done), flush=True)
             if arguments.json and row.get("on_budget"):
                 say(f"[razor] step {reading.step}: {done}.")
+        watch.log.finish()
     return exits.of_verdict(watch.verdict)
 
 

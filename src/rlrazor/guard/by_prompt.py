@@ -57,7 +57,8 @@ def _completions(sequences: Sequences, drift: Drift, tokenizer: Any) -> list[lis
     ends = np.cumsum(drift.lengths)
     for n, (prompt, ids) in enumerate(zip(sequences.prompt_of, sequences.completions, strict=True)):
         kls = drift.positions[ends[n] - drift.lengths[n] : ends[n]]
-        of_prompt[prompt].append(Completion(tuple(pieces(tokenizer, ids)), tuple(map(float, kls))))
+        given = bool(sequences.befores) and sequences.befores[n] is not None
+        of_prompt[prompt].append(Completion(tuple(pieces(tokenizer, ids)), tuple(map(float, kls)), given))
     return of_prompt
 
 

@@ -44,10 +44,14 @@ class Pair:
 
 @dataclass(frozen=True)
 class Completion:
-    """A completion with the KL at each token, in nats: of the base (forward KL) or of the tuned model (reverse)."""
+    """A completion with the KL at each token, in nats: of the base (forward KL) or of the tuned model (reverse).
+
+    `given`: an earlier turn of the assistant's, which the prompt already has, and neither model said.
+    """
 
     tokens: tuple[str, ...]
     kl: tuple[float, ...]
+    given: bool = False
 
     @property
     def total(self) -> float:

@@ -14,7 +14,7 @@ import numpy as np
 
 from rlrazor.analysis.forecast import FORWARD, PROBE
 from rlrazor.guard import scale
-from rlrazor.guard.comparison import REVERSE, Comparison, MeasuringSetup, PromptDrift
+from rlrazor.guard.comparison import REVERSE, Comparison, Completion, MeasuringSetup, PromptDrift
 from rlrazor.guard.judgement import Judgement, worst
 from rlrazor.guard.lost_items import HEADERS, MARGIN, shown_changes
 from rlrazor.guard.parts import headers, said_of, shown_parts
@@ -64,6 +64,8 @@ def write_page(found: Comparison, path: Path, judged: Sequence[Judgement] = ()) 
         depth=shown_depth,
         part_headers=headers(recovered=found.truth is not None and found.truth.recovered is not None),
         parts=shown_parts,
+        labelled=labelled,
+        all_turns=ALL,
         shade=shade,
         ticks=TICKS,
         known=scale.known_runs() if found.law_says is None else None,
@@ -169,6 +171,22 @@ def settings_of(setup: MeasuringSetup, precision: str) -> list[tuple[str, str]]:
         ("versions", ", ".join(f"{name} {version}" for name, version in setup.versions.items())),
     ]
     return rows + ([("command", sources["command"])] if "command" in sources else [])
+
+
+def labelled(prompt: PromptDrift) -> list[tuple[str, list[Completion]]]:
+    """What is shown below a prompt, with whose words they are: first those that the base's KL is of, then the tuned's.
+
+    Both models are measured on the turns that a conversation has already, which neither of them said.
+    """
+    shown: list[tuple[str, list[Completion]]] = []
+    for who, kind, completions in (("base", "forward", prompt.base), ("tuned model", "reverse", prompt.tuned)):
+        given = [one for one in completions if one.given]
+        shown += [
+            (f"turn {number} of the assistant, as the prompt has it, shaded by {kind} KL", [one])
+            for number, one in enumerate(given, 1)
+        ]
+        shown.append((f"what the {who} says, shaded by {kind} KL", [one for one in completions if not one.given]))
+    return shown
 
 
 def told_apart(prompts: Sequence[PromptDrift]) -> list[str]:

@@ -71,12 +71,27 @@ class Log:
         was_behind = bool(self.pending)
         self.pending.append(row)
         try:
-            with open_alone(self.path, PATIENCE) as file:
-                _append(file, "".join(map(_line, self.pending)).encode())
-            self.pending = []
+            self._write()
         except OSError as error:
             if not was_behind:
-                self.say(f"[razor] {self.path} cannot be written ({error}); training goes on.")
+                why = error.strerror or error
+                self.say(f"[razor] {self.path} cannot be written ({why}): what is measured is added as soon as it can.")
+
+    def finish(self) -> None:
+        """Try once more to write what is missing. Raises RazorError where that still cannot be done."""
+        try:
+            if self.pending:
+                self._write()
+        except OSError as error:
+            raise RazorError(
+                f"{self.path} cannot be written ({error.strerror or error}), and lacks the last {len(self.pending)} of "
+                "what was measured: make room, or name another file, then run the same command again."
+            ) from error
+
+    def _write(self) -> None:
+        with open_alone(self.path, PATIENCE) as file:
+            _append(file, "".join(map(_line, self.pending)).encode())
+        self.pending = []
 
 
 def _content(file: FileIO) -> bytes:

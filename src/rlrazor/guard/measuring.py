@@ -14,6 +14,7 @@ from rlrazor.guard.pick_sources import MeasureCheckpoint
 from rlrazor.guard.scored import Forgetting
 from rlrazor.lm import compute, images
 from rlrazor.lm.digests import base_digest
+from rlrazor.lm.forward import width
 from rlrazor.lm.kl import Drift
 from rlrazor.lm.models import LanguageModel, Vocabulary, load, tokenizer_of
 from rlrazor.lm.probes import default_cache
@@ -28,7 +29,7 @@ NO_TOKENIZER = "Checkpoints that have no tokenizer are measured with the base's.
 class ReadBase:
     """What is left of a base, loaded from `source` as `dtype`: its side of the probes, and what its token ids mean.
 
-    `sees`: whether any prompt has images.
+    `sees`: whether any prompt has images. `width`: of its hidden states, where its config says.
     """
 
     source: str
@@ -38,6 +39,7 @@ class ReadBase:
     vocabulary: Vocabulary
     side: BaseSide
     sees: bool = False
+    width: int | None = None
 
     @classmethod
     def of(cls, base: LanguageModel, dtype: str, on: MeasuredOn, law: LawFile | None, cache_dir: Path | None) -> Self:
@@ -46,8 +48,8 @@ class ReadBase:
         if law is not None:
             law.check(base.model, base.tokenizer, digest)
         side = BaseSide.of(base.model, base.tokenizer, on, cache_dir=cache_dir, digest=digest)
-        sees = images.have_images(on.prompts)
-        return cls(base.source, dtype, digest, base.tokenizer, Vocabulary.of(base), side, sees)
+        sees, own = images.have_images(on.prompts), width(base.model)
+        return cls(base.source, dtype, digest, base.tokenizer, Vocabulary.of(base), side, sees, own)
 
     @classmethod
     def of_source(
@@ -63,11 +65,17 @@ class ReadBase:
     def measured(self, path: str | Path, notes: list[str]) -> dict[str, Drift]:
         """A checkpoint, full or an adapter, on both probes; `notes` gain what has to be known of how.
 
-        Raises RazorError for what cannot be loaded, is of another vocabulary, has diverged, or needs more memory.
+        Raises RazorError for what cannot be loaded, is of another vocabulary or width, has diverged, or needs more
+        memory.
         """
         try:
             with compute.memory_errors(NO_MEMORY):
                 tuned, tokenizer = self.opened(path)
+                if self.width != (own := width(tuned.model)) and None not in (self.width, own):
+                    raise RazorError(
+                        f"its hidden states have {own} numbers, and those of {self.source} {self.width}: it was not "
+                        "tuned from that base."
+                    )
                 alone = tokenizer is self.tokenizer and not is_adapter(path)
                 other = images.processor_note(self.tokenizer, tokenizer) if self.sees else None
                 for note in (NO_TOKENIZER if alone else None, of_another_base(path, self.source), other):

@@ -118,11 +118,12 @@ class Watch:
         self.verdict: Verdict | None = None  # on the last checkpoint in the log, by the budget of now
         self.is_waiting = False  # for a checkpoint that is still being written, or may be
         self.is_over = False  # the trainer's last step was saved while we watched, and is measured
-        self.active = time.monotonic()  # when a file last changed, or a checkpoint was measured
+        self.active = time.monotonic()  # when a file last changed, a checkpoint was measured, or looking began
         self._seen: dict[str, _Seen] = {}
         self._at_first: frozenset[str] = frozenset()  # names of steps that were there as we began
         self._judged: LogRow | None = None  # the last row of the log of which there is a verdict
         self._is_run = False  # the command
+        self._ended = ""  # the newest checkpoint, if it was there as we began and is of the last step of its training
         self._notes: list[str] = []
         self._is_empty = True  # of steps, also of those that are no multiples of `every`
         self._is_away = False  # the folder, as a network's may be
@@ -145,14 +146,15 @@ class Watch:
             provenance = {"base": self.read.digest, "probe": probe, "prompts_hash": request.on.prompts_hash}
             self.log = WatchLog(request.log, provenance, self.say)
             self._go_on()
+            self.active = time.monotonic()  # reading a large base takes longer than many an --idle
             yield
 
     def _go_on(self) -> None:
         """Take up what the log has."""
         if (last := self.log.last) is not None:
             count = len({row.step for row in self.log.measured})
-            readings = "a reading" if count == 1 else f"{count} readings"
-            self.say(f"[razor] {self.log.path.name} has {readings} up to step {last.step}, which are not made again.")
+            readings = "a reading, of" if count == 1 else f"{count} readings, up to"
+            self.say(f"[razor] {self.log.path.name} has {readings} step {last.step}: nothing is measured twice.")
             self._judge(last)
 
     def _look_at_log(self) -> None:
@@ -206,6 +208,12 @@ class Watch:
                 self.say(f"[razor] {self._nothing_in(' yet')}; waiting for the first.")
             if not self.is_waiting and (until.once or self.is_over):
                 return
+            if self._ended and not self.is_waiting:
+                self.say(
+                    f"[razor] {self._ended}, the last of its training, was there before watching began: watching goes "
+                    "on, in case it is trained further. End it with Ctrl-C, or watch with --once or --idle."
+                )
+                self._ended = ""
             if until.idle is not None and time.monotonic() - self.active > until.idle:
                 self.say(f"[razor] nothing new was saved for {durations.about(until.idle)}: watching ends here.")
                 return
@@ -334,7 +342,9 @@ class Watch:
         return reading, row
 
     def _see_end(self, name: str, model: Path) -> None:
-        self.is_over |= training_of(model)[1] and name not in self._at_first
+        is_last, was_there = training_of(model)[1], name in self._at_first
+        self.is_over |= is_last and not was_there
+        self._ended = name if is_last and was_there else ""
 
     def _done_about(self, reading: Reading, row: Mapping[str, Any], checkpoint: WatchedCheckpoint) -> str:
         """What follows from a reading: the command is run if it is due, and what it ended with is said."""

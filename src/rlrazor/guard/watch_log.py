@@ -64,6 +64,10 @@ class WatchLog:
         self._log.add(row)
         self.rows.append(checked(LogRow, row, self.path))
 
+    def finish(self) -> None:
+        """Raises RazorError where rows could not be written, and still cannot."""
+        self._log.finish()
+
     def _take(self, rows: Sequence[Row]) -> None:
         self.rows = [checked(LogRow, row, self.path) for row in rows]
 

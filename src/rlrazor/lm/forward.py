@@ -47,6 +47,12 @@ def window(model: Any) -> int | None:
     return found if isinstance(found, int) and found > 0 else None
 
 
+def width(model: Any) -> int | None:
+    """How many numbers a hidden state has; None where the config does not say."""
+    found = getattr(_text_config(model), "hidden_size", None)
+    return found if isinstance(found, int) else None
+
+
 def _text_config(model: Any) -> Any:
     try:
         return model.config.get_text_config(decoder=True)

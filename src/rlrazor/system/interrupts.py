@@ -248,7 +248,7 @@ def _leave(minded: list[signal.Signals]) -> None:
 def _sentence(*, terminal: bool) -> str:
     how = _SAID.get(signal.Signals(_state.last), f"ended by {signal.Signals(_state.last).name}")
     rest = (
-        "Finished runs are kept; the same command goes on from there."
+        "What is finished is kept; the same command goes on from there."
         if _state.keeps
         else "Nothing is half-written; the same command starts anew."
     )

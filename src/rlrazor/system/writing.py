@@ -4,7 +4,6 @@ Whether a file is ours is told by what is in it: a page names its generator, a f
 tables, logs and laws have columns and keys of their own.
 """
 
-import errno
 import hashlib
 import os
 import stat
@@ -198,7 +197,7 @@ def _require_ours(path: Path, kind: Kind | None) -> None:
     except FileNotFoundError:
         return
     if stat.S_ISDIR(found.st_mode):
-        raise IsADirectoryError(errno.EISDIR, f"{path.name or path} is a folder")
+        raise RazorError(f"{path} is a folder, where a file would be written: name a file.")
     if kind_of(found.st_mode) is not None:
         raise RazorError(f"{path} is no file but a device or a pipe: name a file.")
     if kind is not None and not is_ours(Path(real), kind):
