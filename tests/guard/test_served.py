@@ -338,3 +338,37 @@ def test_servers_are_asked_for_the_whole_distribution(folders: Path) -> None:
             assert how["top_k"] in (0, -1)
             assert how.get("repetition_penalty", how.get("repeat_penalty")) == 1
         assert len(bodies) == 2
+
+
+# A watched run
+
+
+def test_a_run_is_watched_against_a_served_base(
+    folders: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    saved(run / "checkpoint-2", models()["tuned"], TOKENIZER)
+    saved(run / "checkpoint-4", noisy(tiny_llama(), 0.1), TOKENIZER)
+    (tmp_path / "generic.jsonl").write_text('{"prompt": "b="}\n{"prompt": "c"}\n')
+    with standing(Standing({"base": tiny_llama()}, TOKENIZER, most=44)) as server:
+        command = ["watch", str(run), "--base", server.url, "--prompts", str(folders / "prompts.txt"), "--once"]
+        command += ["--max-new-tokens", "4", "--no-chat", "--json", "--generic", str(tmp_path / "generic.jsonl")]
+        assert main(command) == 2
+        assert "--tokenizer" in capfd.readouterr().err
+        command += ["--tokenizer", str(folders / "base"), "--top-k", "44"]
+        assert main(command) == 0
+        out, said = capfd.readouterr()
+        assert "estimates without bias" in " ".join(said.split())
+        rows = [json.loads(line) for line in out.splitlines()]
+        assert [row["step"] for row in rows] == [2, 4]
+        for row in rows:  # all tokens are told
+            assert row["kl_forward"] == pytest.approx(row["kl_forward_at_least"], abs=1e-2)
+            assert row["kl_forward"] > 0.01
+        assert rows[0]["kl_forward"] < rows[1]["kl_forward"]
+        assert main(command) == 0  # the log goes on, and nothing is measured again
+        assert capfd.readouterr().out == ""
+        assert main([*command, "--law", str(folders / "prompts.txt")]) == 2
+        assert "--law needs the models themselves" in " ".join(capfd.readouterr().err.split())
+        server.models = {"base": noisy(tiny_llama(), 0.5)}
+        assert main(command) == 2
+        assert "which are of another base" in " ".join(capfd.readouterr().err.split())

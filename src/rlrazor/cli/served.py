@@ -79,13 +79,18 @@ def asking_of(arguments: argparse.Namespace, *sources: str) -> "Asking | None":
     return Asking(arguments.top_k or usual.top, arguments.tokenizer)
 
 
+def local_sources(asking: "Asking | None", *sources: str) -> list[str]:
+    """Those of the models, and of where the tokenizer is, that are no addresses."""
+    named = [] if asking is None or asking.tokenizer is None else [asking.tokenizer]
+    return [source for source in (*sources, *named) if not is_served(source)]
+
+
 def compare_served(arguments: argparse.Namespace, asking: "Asking", limits: Limits) -> int:
     """Compare, write the page, print, and judge."""
     needs_extra("guard")
     check_outputs(arguments, [(arguments.out, "page")])
     require_files(prompts=arguments.prompts, generic=arguments.generic)
-    here = [source for source in (arguments.base, arguments.tuned) if not is_served(source)]
-    needed = [*here, *([asking.tokenizer] if asking.tokenizer else [])]
+    needed = local_sources(asking, arguments.base, arguments.tuned)
     require_source(*needed)
     settle_hub(*needed, data=False)
     from rlrazor.guard import compare_served as comparing

@@ -96,8 +96,7 @@ def _compared(
     told: Callable[[str], None],
 ) -> ServedComparison:
     base, tuned = served
-    model: Any = None
-    notes = [AS_SERVED]
+    notes, model = [AS_SERVED, *(said for one in served if one is not None for said in one.client.cautions)], None
     for source, one in zip((pair.base, pair.tuned), served, strict=True):
         if one is None:
             told("loading the model that is here")
@@ -105,24 +104,9 @@ def _compared(
             require_same_tokens(lm.tokenizer, tokenizer, source)
             model = lm.model
             notes.append(f"{source} is read in {pair.dtype}; the server computes as it was started.")
-        else:
-            notes += one.client.cautions
     own = LocalModel(model, on.settings.precision)
     p, q = base or own, tuned or own
-
-    def heard(what: str) -> Told:
-        told(what)
-        return unheard
-
-    if base is not None:
-        drawn = drawn_by_server(base, on, heard)
-    else:
-        told("the base completes the prompts")
-        kept: dict[str, Any] = {"cache_dir": pair.cache_dir}
-        drawn = {
-            FORWARD: probes.of_prompts(model, tokenizer, on.prompts, on.settings, **kept),
-            PROBE: generic_of(model, tokenizer, on, **kept),
-        }
+    drawn = _by_the_base(pair, on, base, model, tokenizer, told)
     told("both on the base's completions")
     kl = {name: between(p, q, sequences) for name, sequences in drawn.items()}
     told("both on the tuned model's completions")
@@ -136,17 +120,35 @@ def _compared(
     kl[REVERSE] = between(q, p, back)
     notes += on.cautions({name: len(one.prompts) for name, one in drawn.items()})
     notes += probes.cautions_of(model, tokenizer, on.generic, drawn[PROBE])
+    estimates = (forward, kl[FORWARD].estimate), (back, kl[REVERSE].estimate)
+    kinds = [("here" if one is None else one.kind) for one in (base, tuned)]
     return ServedComparison(
         pair=pair,
         kl=kl,
-        prompts=by_prompt(
-            (forward, kl[FORWARD].estimate), (back, kl[REVERSE].estimate), tokenizer, on.prompts, settings
-        ),
+        prompts=by_prompt(*estimates, tokenizer, on.prompts, settings),
         setup=_setup(on, forward, tokenizer, level),
         asking=asking,
-        kinds=("here" if base is None else base.kind, "here" if tuned is None else tuned.kind),
+        kinds=(kinds[0], kinds[1]),
         notes=notes,
     )
+
+
+def _by_the_base(
+    pair: Pair, on: MeasuredOn, base: ServedModel | None, model: Any, tokenizer: Any, told: Callable[[str], None]
+) -> dict[str, Sequences]:
+    """Both probes, completed by the base, wherever it is."""
+    if base is None:
+        told("the base completes the prompts")
+        return {
+            FORWARD: probes.of_prompts(model, tokenizer, on.prompts, on.settings, cache_dir=pair.cache_dir),
+            PROBE: generic_of(model, tokenizer, on, cache_dir=pair.cache_dir),
+        }
+
+    def heard(what: str) -> Told:
+        told(what)
+        return unheard
+
+    return drawn_by_server(base, on, heard)
 
 
 def _setup(on: MeasuredOn, forward: Sequences, tokenizer: Any, level: float) -> MeasuringSetup:

@@ -187,10 +187,10 @@ class ServedBase:
     beside: dict[str, float] = field(default_factory=dict)
 
     @classmethod
-    def of_source(cls, source: str, dtype: str, on: MeasuredOn, asking: Asking, first: str | None = None) -> Self:
+    def of_source(cls, source: str, dtype: str, on: MeasuredOn, asking: Asking) -> Self:
         """Raises RazorError for a server or a tokenizer that cannot be used, and for texts and turns."""
         require_drawn(on)
-        served = ServedModel.at(source, tokenizer_of(asking, first), asking.top)
+        served = ServedModel.at(source, tokenizer_of(asking, None), asking.top)
         sequences = drawn_by_server(served, on, lambda what: unheard)
         notes = [AS_SERVED, *served.client.cautions]
         side = ServedSide(sequences, notes)

@@ -27,6 +27,7 @@ from rlrazor.guard.measured_on import MeasuredOn
 from rlrazor.guard.measuring import ReadBase
 from rlrazor.guard.outputs import Log, OutputClaim, require_same, rows_until
 from rlrazor.guard.reading import Reading
+from rlrazor.guard.served import Asking, ServedBase
 from rlrazor.guard.verdict import Verdict
 from rlrazor.guard.watch_command import OnBudgetCommand
 from rlrazor.guard.watch_layout import StepFolder, model_in, steps_in, why_none
@@ -57,6 +58,8 @@ Say = Callable[[str], None]
 class WatchRequest:
     """A run's folder, the log to add to, the base and what it is loaded as, and what is measured and judged.
 
+    `asking`: how the base is asked, where it is an address; else None.
+
     `every`: only checkpoints of steps that are multiples of it. `command`: run once, when the budget is exceeded.
     """
 
@@ -68,6 +71,7 @@ class WatchRequest:
     rule: Budget
     every: int = 1
     command: OnBudgetCommand | None = None
+    asking: Asking | None = None
 
 
 @dataclass(frozen=True)
@@ -106,6 +110,13 @@ class _Seen:
         return self.closed == self.files
 
 
+def _read(request: WatchRequest) -> ReadBase | ServedBase:
+    """The base's side, computed once."""
+    if request.asking is not None:
+        return ServedBase.of_source(request.base, request.dtype, request.on, request.asking)
+    return ReadBase.of_source(request.base, request.dtype, request.on, request.rule.law)
+
+
 class Watch:
     """Measures the checkpoints of a run, in order of step. `say` hears sentences that are no readings.
 
@@ -116,7 +127,7 @@ class Watch:
         self.request, self.say = request, say
         self.log = Log(request.log, say)
         self.run = ""  # the id of the run, in the log
-        self.read: ReadBase
+        self.read: ReadBase | ServedBase
         self.provenance: Mapping[str, str] = {}
         self.rows: list[LogRow] = []  # of the log
         self.verdict: Verdict | None = None  # on the last checkpoint in the log, by the budget of now
@@ -141,7 +152,7 @@ class Watch:
         self._at_first = frozenset(step.name for step in steps_in(request.folder))
         busy = f"Another razor watch writes to {request.log}: wait for it, or give a --log of its own."
         with locked(request.log.with_name(f".{request.log.name}.lock"), busy):
-            self.read = ReadBase.of_source(request.base, request.dtype, request.on, request.rule.law)
+            self.read = _read(request)
             compute.free()
             probe = probe_hash(request.on.settings, request.on.generic)
             self.provenance = {"base": self.read.digest, "probe": probe, "prompts_hash": request.on.prompts_hash}
@@ -338,7 +349,8 @@ class Watch:
 
     def _drifts(self, one: WatchedCheckpoint) -> dict[str, Drift]:
         with tempfile.TemporaryDirectory(prefix="razor-watch-") as own:
-            model = with_config(one.model, self.request.base, Path(own))
+            is_served = self.request.asking is not None  # then there is no config to lend
+            model = one.model if is_served else with_config(one.model, self.request.base, Path(own))
             return self.read.measured(model, self._notes)
 
     def _reading(
@@ -358,7 +370,7 @@ class Watch:
 
     def _row(self, one: WatchedCheckpoint, reading: Reading) -> dict[str, Any]:
         own = {"checkpoint": one.name, "weights": one.weights}
-        row = {"run": self.run, **reading.as_json(), **own, **self.provenance}
+        row = {"run": self.run, **reading.as_json(), **self.read.beside, **own, **self.provenance}
         if not self.log.lines:
             row["first_prompt"] = self.first_prompt
         if (law := self.request.rule.law) is not None:
