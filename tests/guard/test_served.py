@@ -18,7 +18,7 @@ from rlrazor.lm.kl import Sequences
 from rlrazor.lm.probes import GenericText, ProbeSettings
 from rlrazor.lm.served import client
 from rlrazor.lm.served.local import LocalModel
-from rlrazor.lm.served.model import ServedModel
+from rlrazor.lm.served.model import opened
 from standing_server import Standing, standing
 from tiny_models import char_tokenizer, noisy, saved, tiny_llama
 
@@ -80,14 +80,14 @@ def test_all_tokens_told_are_the_exact_kl(kind: str, which: str) -> None:
     sequences = drawn(base, 4)
     with standing(Standing(models(), TOKENIZER, kind, most=44)) as server:
         if kind == "vllm":
-            p_served, q_served = (ServedModel.at(f"{server.url}#{name}", TOKENIZER, 44) for name in ("base", "tuned"))
+            p_served, q_served = (opened(f"{server.url}#{name}", TOKENIZER, 44) for name in ("base", "tuned"))
         else:
             del server.models["tuned"]
-            p_served = ServedModel.at(server.url, TOKENIZER, 44)
+            p_served = opened(server.url, TOKENIZER, 44)
             q_served = None
         p: Any = p_served if which != "served tuned" else LocalModel(base, "float32")
         with standing(Standing({"tuned": tuned}, TOKENIZER, kind, most=44)) as second:
-            q_served = q_served or ServedModel.at(second.url, TOKENIZER, 44)
+            q_served = q_served or opened(second.url, TOKENIZER, 44)
             q: Any = q_served if which != "served base" else LocalModel(tuned, "float32")
             found = between(p, q, sequences)
     assert found.estimate.positions == pytest.approx(exact(base, tuned, sequences), abs=2e-5)
@@ -100,7 +100,7 @@ def test_few_tokens_told_are_a_bound_and_an_estimate(kind: str) -> None:
     base, tuned = models().values()
     sequences = drawn(base, 24)
     with standing(Standing({"tuned": tuned}, TOKENIZER, kind)) as server:
-        found = between(LocalModel(base, "float32"), ServedModel.at(server.url, TOKENIZER, 4), sequences)
+        found = between(LocalModel(base, "float32"), opened(server.url, TOKENIZER, 4), sequences)
     kl = exact(base, tuned, sequences)
     assert (found.bound.positions <= kl + 1e-6).all()
     assert found.bound.positions.sum() > 0.3 * kl.sum()
@@ -277,7 +277,7 @@ def test_a_server_that_recovers_is_asked_again(folders: Path) -> None:
     failures = [500, 429, 503]
     with standing(Standing(models(), TOKENIZER)) as server:
         server.fault = lambda path, body: (failures.pop(), {}) if failures else None
-        assert ServedModel.at(f"{server.url}#tuned", TOKENIZER).kind == "Vllm"
+        assert opened(f"{server.url}#tuned", TOKENIZER).kind == "Vllm"
     assert not failures
 
 
@@ -321,7 +321,7 @@ def test_a_token_that_is_part_of_a_character_is_read_all_the_same(folders: Path)
     sequences = drawn(base, 3)
     parts = frozenset(token for completion in sequences.completions for token in completion[::2]) - {1}
     with standing(Standing({"tuned": tuned}, TOKENIZER, "llamacpp", part_of_character=parts)) as server:
-        found = between(LocalModel(base, "float32"), ServedModel.at(server.url, TOKENIZER, 44), sequences)
+        found = between(LocalModel(base, "float32"), opened(server.url, TOKENIZER, 44), sequences)
     assert found.estimate.positions == pytest.approx(exact(base, tuned, sequences), abs=2e-5)
 
 
@@ -329,7 +329,7 @@ def test_servers_are_asked_for_the_whole_distribution(folders: Path) -> None:
     """Not what a generation_config.json would have: top-p, a penalty, another temperature."""
     for kind in KINDS:
         with standing(Standing({"base": tiny_llama()}, TOKENIZER, kind)) as server:
-            ServedModel.at(server.url, TOKENIZER).draw([[3, 4]], 2, 3, [1])
+            opened(server.url, TOKENIZER).draw([[3, 4]], 2, 3, [1])
             bodies = [body for path, body, _ in server.seen if path not in ("/v1/models", "/detokenize")]
         for body in bodies:
             how = body.get("sampling_params", body)

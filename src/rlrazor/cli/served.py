@@ -19,7 +19,8 @@ from rlrazor.cli.probe import read_probe
 from rlrazor.errors import RazorError
 from rlrazor.extras import needs_extra
 from rlrazor.guard.verdict import Limits
-from rlrazor.lm.served.client import KEY, is_served
+from rlrazor.lm.served import LLAMA, is_served
+from rlrazor.lm.served.client import KEY
 from rlrazor.lm.task_names import PARAGRAPHS, PRIOR, SELF, WORDS
 from rlrazor.system import quiet
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from rlrazor.guard.served import Asking
 
 ADDRESS = "http://HOST:PORT#MODEL"
+ASKED = 256  # likeliest tokens of a model in this process, which has all of them at hand
 WORST = 3  # prompts in the terminal
 LINE = 90  # characters of one
 NEEDS_BOTH = ("law", "prior", "fail_above", "noise_floor", "recover", "first_tokens", "budget", "on_budget")
@@ -43,7 +45,8 @@ def add_served(group: Any) -> None:
         "--top-k",
         type=int,
         metavar="K",
-        help="likeliest tokens to ask a server for (default: 20, as many as vLLM tells unless told otherwise)",
+        help="likeliest tokens to ask for (default: 20, as many as vLLM tells unless told otherwise; of "
+        "llama.cpp:FILE 256)",
     )
     group.add_argument(
         "--tokenizer",
@@ -75,8 +78,8 @@ def asking_of(arguments: argparse.Namespace, *sources: str) -> "Asking | None":
         )
     from rlrazor.guard.served import Asking
 
-    usual = Asking()
-    return Asking(arguments.top_k or usual.top, arguments.tokenizer)
+    of_files = not any(source.lower().startswith("http") for source in sources if is_served(source))
+    return Asking(arguments.top_k or (ASKED if of_files else Asking().top), arguments.tokenizer)
 
 
 def local_sources(asking: "Asking | None", *sources: str) -> list[str]:
@@ -175,4 +178,7 @@ def _print(found: "ServedComparison", judged: "Sequence[Judgement]", page: Path)
     console.print(f"Page: {page}", highlight=False, soft_wrap=True)
 
 
-HELP = f"or {ADDRESS}: a server of vLLM, SGLang or llama.cpp, whose key is read from {KEY}"
+HELP = (
+    f"or {ADDRESS}: a server of vLLM, SGLang or llama.cpp, whose key is read from {KEY}; or {LLAMA}FILE.gguf, which "
+    "llama.cpp itself computes"
+)

@@ -31,9 +31,9 @@ from rlrazor.lm.encoding import as_read, stop_ids
 from rlrazor.lm.kl import Sequences
 from rlrazor.lm.models import load
 from rlrazor.lm.sampling import NotFiniteError, Told, unheard
-from rlrazor.lm.served.client import is_served
+from rlrazor.lm.served import is_served
 from rlrazor.lm.served.local import LocalModel
-from rlrazor.lm.served.model import ServedModel
+from rlrazor.lm.served.model import Served, opened
 from rlrazor.lm.weight_files import is_adapter
 
 STEPS = 5  # of the progress
@@ -74,8 +74,7 @@ def compare_served(
     told("the servers")
     tokenizer = tokenizer_of(asking, here[0] if here else None)
     served = [
-        ServedModel.at(source, tokenizer, asking.top) if is_served(source) else None
-        for source in (pair.base, pair.tuned)
+        opened(source, tokenizer, asking.top) if is_served(source) else None for source in (pair.base, pair.tuned)
     ]
     try:
         with compute.memory_errors(NO_MEMORY):
@@ -90,13 +89,13 @@ def _compared(
     pair: Pair,
     on: MeasuredOn,
     asking: Asking,
-    served: Sequence[ServedModel | None],
+    served: Sequence[Served | None],
     tokenizer: Any,
     level: float,
     told: Callable[[str], None],
 ) -> ServedComparison:
     base, tuned = served
-    notes, model = [AS_SERVED, *(said for one in served if one is not None for said in one.client.cautions)], None
+    notes, model = [AS_SERVED, *(said for one in served if one is not None for said in one.cautions)], None
     for source, one in zip((pair.base, pair.tuned), served, strict=True):
         if one is None:
             told("loading the model that is here")
@@ -134,7 +133,7 @@ def _compared(
 
 
 def _by_the_base(
-    pair: Pair, on: MeasuredOn, base: ServedModel | None, model: Any, tokenizer: Any, told: Callable[[str], None]
+    pair: Pair, on: MeasuredOn, base: Served | None, model: Any, tokenizer: Any, told: Callable[[str], None]
 ) -> dict[str, Sequences]:
     """Both probes, completed by the base, wherever it is."""
     if base is None:

@@ -30,7 +30,7 @@ from rlrazor.lm.prompts import encode
 from rlrazor.lm.sampling import NotFiniteError, Told, unheard
 from rlrazor.lm.served.known import Known, at_least, estimate
 from rlrazor.lm.served.local import LocalModel
-from rlrazor.lm.served.model import TOP, ServedModel
+from rlrazor.lm.served.model import TOP, Served, opened
 from rlrazor.lm.task_names import ALL
 from rlrazor.lm.weight_files import is_adapter
 
@@ -108,7 +108,7 @@ def require_drawn(on: MeasuredOn) -> None:
         raise RazorError("A served model is measured on what is drawn from it: leave --turns all out.")
 
 
-def drawn_by_server(model: ServedModel, on: MeasuredOn, told: Callable[[str], Told]) -> dict[str, Sequences]:
+def drawn_by_server(model: Served, on: MeasuredOn, told: Callable[[str], Told]) -> dict[str, Sequences]:
     """Both probes, completed by a served base. Raises RazorError where no prompt fits, or one has images."""
     ends = _ends(model.tokenizer, on.settings)
     generic, how = on.generic, on.generic.completed(on.settings)
@@ -132,7 +132,7 @@ def drawn_by_server(model: ServedModel, on: MeasuredOn, told: Callable[[str], To
 
 
 def _completed(
-    model: ServedModel, prompts: Sequence[Prompt], how: ProbeSettings, ends: Sequence[int], told: Told
+    model: Served, prompts: Sequence[Prompt], how: ProbeSettings, ends: Sequence[int], told: Told
 ) -> Sequences:
     ids = encode(model.tokenizer, prompts, how.chat, how.chat_template_kwargs)
     if any(map(seen, ids)):
@@ -181,7 +181,7 @@ class ServedBase:
     dtype: str
     digest: str
     tokenizer: Any
-    served: ServedModel
+    served: Served
     side: ServedSide
     known: Mapping[str, Known]
     beside: dict[str, float] = field(default_factory=dict)
@@ -190,9 +190,9 @@ class ServedBase:
     def of_source(cls, source: str, dtype: str, on: MeasuredOn, asking: Asking) -> Self:
         """Raises RazorError for a server or a tokenizer that cannot be used, and for texts and turns."""
         require_drawn(on)
-        served = ServedModel.at(source, tokenizer_of(asking, None), asking.top)
+        served = opened(source, tokenizer_of(asking, None), asking.top)
         sequences = drawn_by_server(served, on, lambda what: unheard)
-        notes = [AS_SERVED, *served.client.cautions]
+        notes = [AS_SERVED, *served.cautions]
         side = ServedSide(sequences, notes)
         known = {name: served.read(one) for name, one in sequences.items()}
         return cls(source, dtype, served_digest(served), served.tokenizer, served, side, known)
@@ -240,7 +240,7 @@ def require_same_tokens(one: Any, other: Any, source: str | Path) -> None:
         )
 
 
-def served_digest(model: ServedModel) -> str:
+def served_digest(model: Served) -> str:
     """What tells a served base from another: what it thinks of fixed tokens; as `base_digest`, without its weights."""
     rows, length = len(model.tokenizer), DIGEST_VALUES + 1
     ids = [(7919 * at * at + 104729 * at + 1) % rows for at in range(length)]

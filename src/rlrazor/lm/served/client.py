@@ -18,7 +18,6 @@ from rlrazor.errors import RazorError, cause_of
 from rlrazor.system.terminal import printable
 
 KEY = "RLRAZOR_API_KEY"
-SCHEMES = ("http://", "https://")
 TRIES = 4
 WAITS = (0.5, 2.0, 8.0)  # seconds before each further try, unless the server says how long, up to LONGEST
 LONGEST = 30.0
@@ -26,11 +25,6 @@ CONNECT, ANSWER = 10.0, 600.0  # seconds: a long completion on a busy server tak
 MOST_BYTES = 1 << 28
 SHOWN = 200  # characters of what a server says
 BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})  # worth another try
-
-
-def is_served(source: object) -> bool:
-    """Whether what names a model is the address of a server."""
-    return str(source).lower().startswith(SCHEMES)
 
 
 @dataclass(frozen=True)

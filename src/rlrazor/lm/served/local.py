@@ -45,12 +45,13 @@ class LocalModel:
                 logps_RV = head.logits(states_TD[rows], weight_VD, slice(None)).log_softmax(dim=-1)
                 if not logps_RV.isfinite().all():
                     raise NotFiniteError("log-probabilities are not finite")
-                parts.append(_known(logps_RV.cpu().double(), tokens[rows], others[rows]))
+                parts.append(known_of(logps_RV.cpu().double(), tokens[rows], others[rows], TOP))
         return Known.joined(parts)
 
 
-def _known(logps_RV: torch.Tensor, tokens_R: Any, others_RK: Any) -> Known:
-    tops = logps_RV.topk(min(TOP, logps_RV.shape[1]), dim=1)
+def known_of(logps_RV: torch.Tensor, tokens_R: Any, others_RK: Any, top: int) -> Known:
+    """Of whole distributions: the likeliest tokens, those that the other side knows, and the token that follows."""
+    tops = logps_RV.topk(min(top, logps_RV.shape[1]), dim=1)
     top_RT, others = tops.indices.numpy(), torch.from_numpy(np.maximum(others_RK, 0))
     known_RK = logps_RV.gather(1, others).numpy()
     new_RK = (others_RK != NO_TOKEN) & ~(others_RK[:, :, None] == top_RT[:, None, :]).any(axis=2)

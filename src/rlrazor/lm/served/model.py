@@ -9,13 +9,16 @@ from rlrazor.errors import RazorError
 from rlrazor.lm.encoding import as_read
 from rlrazor.lm.kl import Sequences
 from rlrazor.lm.sampling import Told, unheard
+from rlrazor.lm.served import LLAMA
 from rlrazor.lm.served.client import Address, Client
 from rlrazor.lm.served.dialects import Dialect, dialect_of
 from rlrazor.lm.served.known import Known
+from rlrazor.lm.served.llama_file import LlamaFile
 from rlrazor.seeding import seed_of
 
 TOP = 20  # likeliest tokens: what vLLM tells at most, unless it is started otherwise
 SPREAD = 256  # tokens by which two tokenizers are told apart
+PIECE = 24  # bytes of a token: llama.cpp's binding has no room for longer ones
 LISTED = 8  # models of a server, in a message
 
 
@@ -32,7 +35,7 @@ class ServedModel:
 
     @classmethod
     def at(cls, source: str, tokenizer: Any, top: int = TOP) -> "ServedModel":
-        """The model at `http://HOST:PORT#NAME`. Raises RazorError where it is not there, or has another tokenizer."""
+        """The model at `http://HOST:PORT#NAME`. Raises RazorError where it is not there."""
         address = Address.of(source)
         client = Client(address)
         card = _card(client, address)
@@ -43,9 +46,16 @@ class ServedModel:
         room = next(
             (one for one in (card.get("max_model_len"), meta.get("n_ctx")) if type(one) is int and one > 0), None
         )
-        found = cls(named, client, dialect, tokenizer, top, room)
-        found._check_tokenizer()
-        return found
+        return cls(named, client, dialect, tokenizer, top, room)
+
+    @property
+    def cautions(self) -> list[str]:
+        """What has to be known of how it is asked."""
+        return self.client.cautions
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """What the server's tokenizer makes of token ids."""
+        return self.dialect.text(tokens)
 
     @property
     def shown(self) -> str:
@@ -94,18 +104,28 @@ class ServedModel:
             pool.shutdown(wait=True, cancel_futures=True)
         return found
 
-    def _check_tokenizer(self) -> None:
-        """Raise RazorError where token ids mean something else there."""
-        special = set(self.tokenizer.all_special_ids) | set(self.tokenizer.added_tokens_decoder)
-        count = len(self.tokenizer)
-        spread = sorted({at * count // SPREAD for at in range(SPREAD)} - special)
-        ids = [token for token in spread if "\ufffd" not in as_read(self.tokenizer, [token])]
-        ours, theirs = as_read(self.tokenizer, ids), self.dialect.text(ids)
-        if "".join(ours.split()) != "".join(theirs.split()):
-            raise RazorError(
-                f"Token ids mean something else to {self.shown} than to the tokenizer here: compare a model with its "
-                "own base, or name its tokenizer with --tokenizer."
-            )
+
+Served = ServedModel | LlamaFile
+
+
+def opened(source: str, tokenizer: Any, top: int = TOP) -> Served:
+    """The model at `http://HOST:PORT#NAME`, or of `llama.cpp:FILE`.
+
+    Raises RazorError where it is not there, and where token ids mean something else there than to the tokenizer.
+    """
+    of_file = source.lower().startswith(LLAMA)
+    found: Served = LlamaFile.at(source, tokenizer, top) if of_file else ServedModel.at(source, tokenizer, top)
+    special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
+    spread = sorted({at * len(tokenizer) // SPREAD for at in range(SPREAD)} - special)
+    texts = {token: as_read(tokenizer, [token]) for token in spread}
+    ids = [token for token, text in texts.items() if "\ufffd" not in text and len(text.encode()) <= PIECE]
+    ours, theirs = as_read(tokenizer, ids), found.text(ids)
+    if "".join(ours.split()) != "".join(theirs.split()):
+        raise RazorError(
+            f"Token ids mean something else to {found.shown} than to the tokenizer here: compare a model with its "
+            "own base, or name its tokenizer with --tokenizer."
+        )
+    return found
 
 
 def _card(client: Client, address: Address) -> dict[str, Any]:
