@@ -134,7 +134,7 @@ def _as_json(found: "ServedComparison", judged: "Sequence[Judgement]") -> dict[s
         "base": found.pair.base,
         "tuned": found.pair.tuned,
         "kinds": dict(zip(("base", "tuned"), found.kinds, strict=True)),
-        "top_k": found.asking.top,
+        "top_k": found.asking.top or None,
         "kl": {name: one.estimate.per_completion._asdict() for name, one in found.kl.items()},
         "per_token": {name: one.estimate.per_token._asdict() for name, one in found.kl.items()},
         "at_least": {name: one.bound.per_completion._asdict() for name, one in found.kl.items()},

@@ -101,6 +101,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _watch(arguments: argparse.Namespace, log: Path, asking: "Asking | None") -> int:
     from rlrazor.guard.budget import Budget
     from rlrazor.guard.law_file import LawFile
+    from rlrazor.guard.served import AddressedBase
     from rlrazor.guard.watch import Until, Watch, WatchRequest
     from rlrazor.guard.watch_command import OnBudgetCommand
     from rlrazor.lm import compute
@@ -115,9 +116,8 @@ def _watch(arguments: argparse.Namespace, log: Path, asking: "Asking | None") ->
         raise RazorError(f"--on-budget would never be run: {objection or 'give --law and --budget.'}")
     dtype, on = read_probe(arguments, law, suite_of(arguments))
     on = replace(on, settings=replace(on.settings, precision=on.settings.precision or dtype))
-    request = WatchRequest(
-        arguments.folder, log, arguments.base, dtype, on, rule, arguments.every or 1, command, asking
-    )
+    base = arguments.base if asking is None else AddressedBase(arguments.base, asking)
+    request = WatchRequest(arguments.folder, log, base, dtype, on, rule, arguments.every or 1, command)
     minutes = arguments.idle
     until = Until(arguments.interval, arguments.once, None if minutes is None else 60 * minutes)
     watch = Watch(request, say)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -18,6 +18,7 @@ from rlrazor.guard.measured_on import MeasuredOn
 from rlrazor.guard.measuring import NO_MEMORY
 from rlrazor.guard.served import (
     AS_SERVED,
+    EXACT,
     Asking,
     ServedKL,
     between,
@@ -32,6 +33,7 @@ from rlrazor.lm.kl import Sequences
 from rlrazor.lm.models import load
 from rlrazor.lm.sampling import NotFiniteError, Told, unheard
 from rlrazor.lm.served import is_served
+from rlrazor.lm.served.llama_file import LlamaFile
 from rlrazor.lm.served.local import LocalModel
 from rlrazor.lm.served.model import Served, opened
 from rlrazor.lm.weight_files import is_adapter
@@ -95,14 +97,18 @@ def _compared(
     told: Callable[[str], None],
 ) -> ServedComparison:
     base, tuned = served
-    notes, model = [AS_SERVED, *(said for one in served if one is not None for said in one.cautions)], None
+    in_process = all(one is None or isinstance(one, LlamaFile) for one in served)
+    notes, model = (
+        [EXACT if in_process else AS_SERVED, *(said for one in served if one is not None for said in one.cautions)],
+        None,
+    )
     for source, one in zip((pair.base, pair.tuned), served, strict=True):
         if one is None:
             told("loading the model that is here")
             lm = load(source, dtype=pair.dtype, tokenizer=tokenizer)
             require_same_tokens(lm.tokenizer, tokenizer, source)
             model = lm.model
-            notes.append(f"{source} is read in {pair.dtype}; the server computes as it was started.")
+            notes.append(f"{source} is read in {pair.dtype}; the other as it was started.")
     own = LocalModel(model, on.settings.precision)
     p, q = base or own, tuned or own
     drawn = _by_the_base(pair, on, base, model, tokenizer, told)
@@ -126,7 +132,7 @@ def _compared(
         kl=kl,
         prompts=by_prompt(*estimates, tokenizer, on.prompts, settings),
         setup=_setup(on, forward, tokenizer, level),
-        asking=asking,
+        asking=replace(asking, top=0) if in_process else asking,
         kinds=(kinds[0], kinds[1]),
         notes=notes,
     )

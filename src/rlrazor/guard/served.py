@@ -28,7 +28,8 @@ from rlrazor.lm.models import load, tokenizer_at
 from rlrazor.lm.probes import ProbeSettings, Prompt
 from rlrazor.lm.prompts import encode
 from rlrazor.lm.sampling import NotFiniteError, Told, unheard
-from rlrazor.lm.served.known import Known, at_least, estimate
+from rlrazor.lm.served.known import Floats, Known, at_least, estimate
+from rlrazor.lm.served.llama_file import LlamaFile
 from rlrazor.lm.served.local import LocalModel
 from rlrazor.lm.served.model import TOP, Served, opened
 from rlrazor.lm.task_names import ALL
@@ -42,10 +43,21 @@ AS_SERVED = (
 
 @dataclass(frozen=True)
 class Asking:
-    """How served models are asked: for the `top` likeliest tokens. `tokenizer`: where that is, if no model is here."""
+    """How models are asked: for the `top` likeliest tokens, 0: all. `tokenizer`: where that is, if no model is here."""
 
     top: int = TOP
     tokenizer: str | None = None
+
+
+@dataclass(frozen=True)
+class AddressedBase:
+    """A base that is not here, and how it is asked."""
+
+    address: str
+    asking: Asking
+
+
+EXACT = "Both models are in this process, with all of their distributions: KL is exact, and nothing is hidden."
 
 
 class Side(Protocol):
@@ -77,6 +89,8 @@ def between(p: Side, q: Side, sequences: Sequences, known: Known | None = None, 
 
     Whichever is here is read on the tokens that are known of the other. Raises RazorError for an infinite one.
     """
+    if isinstance(p, LocalModel | LlamaFile) and isinstance(q, LocalModel | LlamaFile):
+        return exact(p, q, sequences)
     if known is None and isinstance(p, LocalModel):
         theirs = q.read(sequences, None, told)
         known = p.read(sequences, theirs)
@@ -84,7 +98,26 @@ def between(p: Side, q: Side, sequences: Sequences, known: Known | None = None, 
         known = p.read(sequences, None, told) if known is None else known
         theirs = q.read(sequences, known, told)
     tokens = np.array([token for completion in sequences.completions for token in completion], np.int64)
-    positions = estimate(known, theirs, tokens)
+    positions, bound = estimate(known, theirs, tokens), np.minimum(at_least(known, theirs, tokens), 1e6)
+    unknown = float(known.rests.mean()), float(theirs.rests.mean())
+    return _checked(positions, bound, sequences, unknown)
+
+
+def exact(p: LocalModel | LlamaFile, q: LocalModel | LlamaFile, sequences: Sequences) -> ServedKL:
+    """KL(p || q) of two models in this process, over the whole vocabulary: the estimate and the bound are one."""
+    found = []
+    for mine, yours in zip(p.whole(sequences), q.whole(sequences), strict=True):
+        if mine.shape != yours.shape:
+            raise RazorError(
+                f"The two models have vocabularies of {mine.shape[1]} and {yours.shape[1]} tokens: KL between them is "
+                "not defined. Compare a model with the base it was fine-tuned from."
+            )
+        found.append((np.exp(mine) * (mine - yours)).sum(axis=1))
+    positions = np.concatenate(found)
+    return _checked(positions, np.maximum(positions, 0.0), sequences, (0.0, 0.0))
+
+
+def _checked(positions: Floats, bound: Floats, sequences: Sequences, unknown: tuple[float, float]) -> ServedKL:
     if not np.isfinite(positions).all():
         raise RazorError(
             "KL is infinite: one model gives no probability at all to a token that the other draws. They are not a "
@@ -92,8 +125,6 @@ def between(p: Side, q: Side, sequences: Sequences, known: Known | None = None, 
         )
     lengths = np.array([len(one) for one in sequences.completions], np.int64)
     prompt_of = np.array(sequences.prompt_of, np.int64)
-    unknown = float(known.rests.mean()), float(theirs.rests.mean())
-    bound = np.minimum(at_least(known, theirs, tokens), 1e6)
     return ServedKL(Drift(positions, lengths, prompt_of), Drift(bound, lengths, prompt_of), unknown)
 
 

@@ -28,11 +28,11 @@ def settings_shown(found: ServedComparison) -> list[tuple[str, str]]:
     """How it was measured, a name and a text each."""
     kinds = {"here": f"here, in {found.pair.dtype}"}
     where = [
-        (name, f"{source}: {kinds.get(kind, f'served, {kind}')}")
+        (name, f"{source}: {kinds.get(kind, f'by {kind}')}")
         for name, source, kind in zip(("base", "tuned"), (found.pair.base, found.pair.tuned), found.kinds, strict=True)
     ]
     rows = [row for row in settings_of(found.setup, found.pair.dtype) if row[0] not in ("law", "items of a prior task")]
-    return [*where, ("likeliest tokens", str(found.asking.top)), *rows]
+    return [*where, ("likeliest tokens", str(found.asking.top or "all")), *rows]
 
 
 def write_page(found: ServedComparison, path: Path, judged: Sequence[Judgement] = ()) -> Path:

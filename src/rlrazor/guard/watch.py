@@ -27,7 +27,7 @@ from rlrazor.guard.measured_on import MeasuredOn
 from rlrazor.guard.measuring import ReadBase
 from rlrazor.guard.outputs import Log, OutputClaim, require_same, rows_until
 from rlrazor.guard.reading import Reading
-from rlrazor.guard.served import Asking, ServedBase
+from rlrazor.guard.served import AddressedBase, ServedBase
 from rlrazor.guard.verdict import Verdict
 from rlrazor.guard.watch_command import OnBudgetCommand
 from rlrazor.guard.watch_layout import StepFolder, model_in, steps_in, why_none
@@ -58,20 +58,17 @@ Say = Callable[[str], None]
 class WatchRequest:
     """A run's folder, the log to add to, the base and what it is loaded as, and what is measured and judged.
 
-    `asking`: how the base is asked, where it is an address; else None.
-
     `every`: only checkpoints of steps that are multiples of it. `command`: run once, when the budget is exceeded.
     """
 
     folder: Path
     log: Path
-    base: str
+    base: str | AddressedBase
     dtype: str
     on: MeasuredOn
     rule: Budget
     every: int = 1
     command: OnBudgetCommand | None = None
-    asking: Asking | None = None
 
 
 @dataclass(frozen=True)
@@ -112,8 +109,8 @@ class _Seen:
 
 def _read(request: WatchRequest) -> ReadBase | ServedBase:
     """The base's side, computed once."""
-    if request.asking is not None:
-        return ServedBase.of_source(request.base, request.dtype, request.on, request.asking)
+    if isinstance(request.base, AddressedBase):
+        return ServedBase.of_source(request.base.address, request.dtype, request.on, request.base.asking)
     return ReadBase.of_source(request.base, request.dtype, request.on, request.rule.law)
 
 
@@ -349,8 +346,8 @@ class Watch:
 
     def _drifts(self, one: WatchedCheckpoint) -> dict[str, Drift]:
         with tempfile.TemporaryDirectory(prefix="razor-watch-") as own:
-            is_served = self.request.asking is not None  # then there is no config to lend
-            model = one.model if is_served else with_config(one.model, self.request.base, Path(own))
+            base = self.request.base  # a served one has no config to lend
+            model = one.model if isinstance(base, AddressedBase) else with_config(one.model, base, Path(own))
             return self.read.measured(model, self._notes)
 
     def _reading(

@@ -149,9 +149,11 @@ class Client:
             allow_redirects=False,
             auth=self._authorised,
         ) as response:
-            read = bytearray()
+            read, begun = bytearray(), time.monotonic()
             for part in response.iter_content(1 << 16):
                 read += part
+                if time.monotonic() - begun > self.timeout[1]:  # the library's own limit is of a silence
+                    raise self.refused(f"takes more than {self.timeout[1]:.0f} s to answer {path}.")
                 if len(read) > MOST_BYTES:
                     raise self.refused(f"answers {path} with more than {MOST_BYTES >> 20} MB.")
             text = read.decode("utf-8", errors="replace")

@@ -4,7 +4,7 @@ A `.gguf` given as a model without `llama.cpp:` in front is converted and comput
 rounding of llama.cpp's products is not.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,9 +85,8 @@ class LlamaFile:
     def read(self, sequences: Sequences, beside: Known | None = None, told: Told = unheard) -> Known:
         """What it says of every token of the completions, in their order; also on the tokens that `beside` has."""
         parts, at = [], 0
-        for number, completion in enumerate(sequences.completions):
-            before, rows = sequences.before(number), slice(at, at + len(completion))
-            logps_TV = self.log_probs([*before, *completion])[len(before) - 1 :]
+        for number, logps_TV in enumerate(self.whole(sequences)):
+            completion, rows = sequences.completions[number], slice(at, at + len(logps_TV))
             others = np.zeros((len(completion), 0), np.int64) if beside is None else beside.ids[rows]
             tokens = np.array(completion, np.int64)
             if max(others.max(initial=0), tokens.max(initial=0)) >= logps_TV.shape[1]:
@@ -96,6 +95,12 @@ class LlamaFile:
             at += len(completion)
             told((number + 1) / len(sequences.completions))
         return Known.joined(parts)
+
+    def whole(self, sequences: Sequences) -> Iterator[Floats]:
+        """Of each completion, the log-probabilities of the whole vocabulary at its tokens (T, V)."""
+        for number, completion in enumerate(sequences.completions):
+            before = sequences.before(number)
+            yield self.log_probs([*before, *completion])[len(before) - 1 :]
 
     def log_probs(self, tokens: Sequence[int]) -> Floats:
         """Of every token but the first, over the whole vocabulary (T - 1, V)."""

@@ -1,5 +1,6 @@
 """A model that is here, read as a served one is: all of its distribution is known, and of that what is needed."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,7 @@ from rlrazor.errors import RazorError
 from rlrazor.lm import compute
 from rlrazor.lm.kl import Sequences, final_states
 from rlrazor.lm.sampling import NotFiniteError, Told, unheard
-from rlrazor.lm.served.known import NO_TOKEN, Known
+from rlrazor.lm.served.known import NO_TOKEN, Floats, Known
 
 TOP = 256  # likeliest tokens, beside those that the other side knows
 ROWS = 64  # positions at a time: at V = 152k their logits are 39 MB
@@ -47,6 +48,18 @@ class LocalModel:
                     raise NotFiniteError("log-probabilities are not finite")
                 parts.append(known_of(logps_RV.cpu().double(), tokens[rows], others[rows], TOP))
         return Known.joined(parts)
+
+    def whole(self, sequences: Sequences) -> Iterator[Floats]:
+        """Of each completion, the log-probabilities of the whole vocabulary at its tokens (T, V)."""
+        states_TD, head = final_states(self.model, sequences, precision=self.precision)
+        weight_VD, at = head.weight.detach().to(states_TD.device).float(), 0
+        for completion in sequences.completions:
+            with torch.no_grad(), compute.float32_products(states_TD.device.type):
+                logits_TV = head.logits(states_TD[at : at + len(completion)], weight_VD, slice(None))
+            if not logits_TV.isfinite().all():
+                raise NotFiniteError("logits are not finite")
+            at += len(completion)
+            yield np.asarray(logits_TV.cpu().double().log_softmax(dim=-1))
 
 
 def known_of(logps_RV: torch.Tensor, tokens_R: Any, others_RK: Any, top: int) -> Known:
