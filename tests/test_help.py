@@ -108,7 +108,7 @@ def commands_of(path: Path) -> list[str]:
     """The lines of a document's shell blocks that call razor, continued ones as one."""
     blocks = re.findall(r"```(?:sh|bash|console)\n(.*?)```", path.read_text(), flags=re.S)
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
-    return [line.partition("#")[0].strip().removeprefix("$ ") for line in lines if re.match(r"(\$ )?razor ", line)]
+    return [line.partition(" #")[0].strip().removeprefix("$ ") for line in lines if re.match(r"(\$ )?razor ", line)]
 
 
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]

@@ -88,6 +88,7 @@ BOUNDS: Mapping[str, Bounds] = {
     "rounds": Bounds(1, 10**6),
     "lora_rank": Bounds(0, 65_536),
     "max_new_tokens": Bounds(0, MOST_TOKENS),
+    "top_k": Bounds(1, 1000),
     "train_prompts": Bounds(0, MOST_ROWS),
     "test_prompts": Bounds(1, MOST_ROWS),
     "kl_samples": Bounds(1, 10_000),

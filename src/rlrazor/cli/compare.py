@@ -12,6 +12,7 @@ from rlrazor.cli.early import needs_no_prior, require_files, require_prior, requ
 from rlrazor.cli.outputs import check_outputs
 from rlrazor.cli.printing import Subparsers, console_for_tables, print_json, steps_shown
 from rlrazor.cli.probe import add_prior_tasks, add_probe, read_probe, suite_of
+from rlrazor.cli.served import HELP, add_served, asking_of, compare_served
 from rlrazor.errors import RazorError
 from rlrazor.extras import needs_extra
 from rlrazor.guard.recovery import Recovery
@@ -34,7 +35,7 @@ def add_to(commands: Subparsers) -> None:
         "printed verdict then says how many more items or prompts would tell; --accept-uncertain goes by the "
         "estimate alone, --cautious counts it as above.",
     )
-    parser.add_argument("base", metavar="BASE", help="a hub id, a folder, or a .gguf file")
+    parser.add_argument("base", metavar="BASE", help=f"a hub id, a folder, or a .gguf file; {HELP}")
     parser.add_argument("tuned", metavar="TUNED", help="the same, or the folder of an adapter for BASE")
     parser.add_argument(
         "--prompts", type=Path, required=True, metavar="FILE", help="the new task's: rows with prompt, or a line each"
@@ -70,6 +71,7 @@ def add_to(commands: Subparsers) -> None:
         help="how many tokens are the beginning of a completion, whose KL is told apart (default: 5)",
     )
     probe.add_argument("--as-given", action="store_true", help="the order is right, whatever it looks like")
+    add_served(parser.add_argument_group("a served model, which tells its likeliest tokens alone"))
     _add_truth(parser.add_argument_group("the truth beside the forecast"))
     parser.set_defaults(run=run)
 
@@ -111,7 +113,10 @@ def run(arguments: argparse.Namespace) -> int:
     if needs_no_prior(arguments.prior):
         arguments.prior = None
     needs_extra("guard", *(("eval",) if arguments.prior else ()))
+    asking = asking_of(arguments, arguments.base, arguments.tuned)
     limits, recovery = _limits(arguments), _recovery(arguments)
+    if asking is not None:
+        return compare_served(arguments, asking, limits)
     check_outputs(arguments, [(arguments.out, "page")])  # first: it should not cost minutes
     require_files(prompts=arguments.prompts, law=arguments.law, generic=arguments.generic)
     require_prior(arguments.prior)

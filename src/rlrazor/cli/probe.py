@@ -25,7 +25,7 @@ def add_probe(group: Any) -> None:
         metavar="FILE|prior|self|paragraphs",
         help="text that stands for what must not change; prior: the own prompts of the tasks that --prior names; self: "
         "what the base writes from nothing; paragraphs: sixty built-in ones (a file of such a name is ./self) "
-        f"(default: {PARAGRAPHS})",
+        f"(default: {PARAGRAPHS}; self where a model is served)",
     )
     group.add_argument("--max-new-tokens", type=int, help="of a completion (default: 128)")
     group.add_argument("--samples", type=int, help="completions of each prompt (default: 1)")

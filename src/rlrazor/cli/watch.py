@@ -5,18 +5,23 @@ import json
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rlrazor.cli import exits
 from rlrazor.cli.early import require_files, require_prior, require_source, settle_hub
 from rlrazor.cli.outputs import check_outputs
 from rlrazor.cli.printing import Subparsers
 from rlrazor.cli.probe import add_prior_tasks, add_probe, read_probe, suite_of
+from rlrazor.cli.served import HELP, add_served, asking_of, local_sources
 from rlrazor.errors import RazorError
 from rlrazor.extras import needs_extra
 from rlrazor.lm.task_names import PRIOR
 from rlrazor.system import quiet
 from rlrazor.system.progress import doing
 from rlrazor.system.terminal import Terminal, say
+
+if TYPE_CHECKING:
+    from rlrazor.guard.served import Asking
 
 INTERVAL = 10.0  # seconds between looks
 
@@ -33,7 +38,9 @@ def add_to(commands: Subparsers) -> None:
         "cannot be told.",
     )
     parser.add_argument("folder", metavar="RUN_FOLDER", type=Path, help="where the trainer saves its checkpoints")
-    parser.add_argument("--base", required=True, metavar="MODEL", help="what is trained: a hub id, a folder, a .gguf")
+    parser.add_argument(
+        "--base", required=True, metavar="MODEL", help=f"what is trained: a hub id, a folder, a .gguf; {HELP}"
+    )
     parser.add_argument(
         "--prompts", type=Path, required=True, metavar="FILE", help="the new task's: rows with prompt, or a line each"
     )
@@ -60,6 +67,7 @@ def add_to(commands: Subparsers) -> None:
     probe = parser.add_argument_group("how it is measured (a law's own settings come first)")
     add_probe(probe)
     add_prior_tasks(probe, "prior tasks, whose prompts --generic prior is")
+    add_served(parser.add_argument_group("a served base, which tells its likeliest tokens alone"))
     parser.set_defaults(run=run)
 
 
@@ -73,10 +81,12 @@ def run(arguments: argparse.Namespace) -> int:
         )
     if arguments.once and arguments.idle is not None:
         raise RazorError("--once ends when what is there is measured: leave --idle out.")
+    asking = asking_of(arguments, arguments.base)
     require_files(prompts=arguments.prompts, law=arguments.law, generic=arguments.generic)
     require_prior(arguments.prior)
-    require_source(arguments.base)
-    settle_hub(arguments.base, data=arguments.generic == PRIOR and arguments.data_mirror is None)
+    sources = local_sources(asking, arguments.base)
+    require_source(*sources)
+    settle_hub(*sources, data=arguments.generic == PRIOR and arguments.data_mirror is None)
     from rlrazor.guard.outputs import LOG
     from rlrazor.lm import compute
     from rlrazor.system.cores import threads_alone
@@ -85,12 +95,13 @@ def run(arguments: argparse.Namespace) -> int:
     check_outputs(arguments, [(log, "log")])
     compute.prepare_process(threads_alone())
     with quiet.without_advice():
-        return _watch(arguments, log)
+        return _watch(arguments, log, asking)
 
 
-def _watch(arguments: argparse.Namespace, log: Path) -> int:
+def _watch(arguments: argparse.Namespace, log: Path, asking: "Asking | None") -> int:
     from rlrazor.guard.budget import Budget
     from rlrazor.guard.law_file import LawFile
+    from rlrazor.guard.served import AddressedBase
     from rlrazor.guard.watch import Until, Watch, WatchRequest
     from rlrazor.guard.watch_command import OnBudgetCommand
     from rlrazor.lm import compute
@@ -105,7 +116,8 @@ def _watch(arguments: argparse.Namespace, log: Path) -> int:
         raise RazorError(f"--on-budget would never be run: {objection or 'give --law and --budget.'}")
     dtype, on = read_probe(arguments, law, suite_of(arguments))
     on = replace(on, settings=replace(on.settings, precision=on.settings.precision or dtype))
-    request = WatchRequest(arguments.folder, log, arguments.base, dtype, on, rule, arguments.every or 1, command)
+    base = arguments.base if asking is None else AddressedBase(arguments.base, asking)
+    request = WatchRequest(arguments.folder, log, base, dtype, on, rule, arguments.every or 1, command)
     minutes = arguments.idle
     until = Until(arguments.interval, arguments.once, None if minutes is None else 60 * minutes)
     watch = Watch(request, say)

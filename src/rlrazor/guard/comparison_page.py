@@ -32,14 +32,14 @@ DECADES = (-4, 2)  # of nats per completion, of the histogram on every page
 PER_DECADE = 2
 LONG_OPENING = 30  # characters that all prompts begin, or end, with: more are left out of a list
 
-_TEMPLATES = jinja2.Environment(
+TEMPLATES = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
 )
 
 
 def write_page(found: Comparison, path: Path, judged: Sequence[Judgement] = ()) -> Path:
     """Write the page; raises RazorError where it cannot be written."""
-    html = _TEMPLATES.get_template("compare.html").render(
+    html = TEMPLATES.get_template("compare.html").render(
         found=found,
         verdict=verdict(found),
         judged=judged,

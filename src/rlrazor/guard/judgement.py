@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from rlrazor.analysis.forecast import FORWARD
 from rlrazor.analysis.paired import times_needed
 from rlrazor.errors import RazorError
-from rlrazor.guard.comparison import Comparison
+from rlrazor.guard.comparison import Comparison, MeasuringSetup
 from rlrazor.guard.law_file import LawFile
 from rlrazor.guard.truth import TaskChange, Truth
 from rlrazor.guard.verdict import SEVERITY, Limits, Verdict, known
+from rlrazor.lm.means import MeanKL
 from rlrazor.lm.scores import Metric
 
 MOST_ITEMS = 1_000_000  # that are worth naming
@@ -46,8 +47,15 @@ def judgements(found: Comparison, limits: Limits) -> list[Judgement]:
     if limits.drop is not None:
         asked.append((_of_drop(found, limits.drop), limits.drop))
     if limits.kl is not None:
-        asked.append((_of_kl(found, limits.kl), limits.kl))
+        asked.append((_of_kl(found.kl[FORWARD], found.setup, limits.kl), limits.kl))
     return [_judged(evidence, limit, limits, same=found.same) for evidence, limit in asked]
+
+
+def kl_judgements(measured: MeanKL, setup: MeasuringSetup, limits: Limits) -> list[Judgement]:
+    """The judgement of the forward KL, measured or estimated, where there is a limit of it."""
+    if limits.kl is None:
+        return []
+    return [_judged(_of_kl(measured, setup, limits.kl), limits.kl, limits, same=False)]
 
 
 def check_judge(law: LawFile | None, metrics: Mapping[str, Metric], limit: float) -> None:
@@ -104,8 +112,8 @@ def _of_drop(found: Comparison, limit: float) -> _Evidence:
     return _Evidence("forecast drop", forecast.drop, forecast.low, high, said.law.level, remedy)
 
 
-def _of_kl(found: Comparison, limit: float) -> _Evidence:
-    measured, level, count = found.kl[FORWARD], found.setup.level, found.setup.measured
+def _of_kl(measured: MeanKL, setup: MeasuringSetup, limit: float) -> _Evidence:
+    level, count = setup.level, setup.measured
     low, high = measured.interval(count, level)
     half, gap = high - measured.mean, abs(limit - measured.mean)
     more = math.ceil(count * (half / gap) ** 2) if gap > 0 else MOST_ITEMS + 1

@@ -60,7 +60,7 @@ class LogRow(Open):
     `Reading` has what most of it means. `every` and the fractions are the plan's, `base` to `prompts_hash` tell whether
     rows were measured alike; `error` is that of a measurement that failed, and such a row has none. Of `razor watch`:
     `checkpoint`, the folder, `weights`, what tells its weights from others, and `on_budget`, a hash of the command that
-    was run.
+    was run; with a served base the KLs are estimates, and those `_at_least` are what is certain.
     """
 
     run: Name | None = None
@@ -71,6 +71,8 @@ class LogRow(Open):
     kl_forward_stderr: Stderr | None = None
     kl_probe: Kl | None = None
     kl_probe_stderr: Stderr | None = None
+    kl_forward_at_least: Kl | None = None
+    kl_probe_at_least: Kl | None = None
     kl_forward_per_token: Kl | None = None
     kl_probe_per_token: Kl | None = None
     prompts: dict[Name, Annotated[int, Field(ge=0)]] = {}  # noqa: RUF012

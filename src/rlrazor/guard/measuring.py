@@ -1,7 +1,7 @@
 """A base that is measured against when it is not in memory any more, and the checkpoints of a run against it."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -29,7 +29,8 @@ NO_TOKENIZER = "Checkpoints that have no tokenizer are measured with the base's.
 class ReadBase:
     """What is left of a base, loaded from `source` as `dtype`: its side of the probes, and what its token ids mean.
 
-    `sees`: whether any prompt has images. `width`: of its hidden states, where its config says.
+    `sees`: whether any prompt has images. `width`: of its hidden states, where its config says. `beside`: what goes
+    into a log beside a measurement; of a base that is here, nothing.
     """
 
     source: str
@@ -40,6 +41,7 @@ class ReadBase:
     side: BaseSide
     sees: bool = False
     width: int | None = None
+    beside: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def of(cls, base: LanguageModel, dtype: str, on: MeasuredOn, law: LawFile | None, cache_dir: Path | None) -> Self:

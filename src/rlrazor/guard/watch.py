@@ -26,6 +26,7 @@ from rlrazor.guard.log_schema import LogRow
 from rlrazor.guard.measured_on import MeasuredOn
 from rlrazor.guard.measuring import ReadBase
 from rlrazor.guard.reading import Reading
+from rlrazor.guard.served import AddressedBase, ServedBase
 from rlrazor.guard.verdict import Verdict
 from rlrazor.guard.watch_command import OnBudgetCommand
 from rlrazor.guard.watch_layout import StepFolder, model_in, steps_in, why_none
@@ -61,7 +62,7 @@ class WatchRequest:
 
     folder: Path
     log: Path
-    base: str
+    base: str | AddressedBase
     dtype: str
     on: MeasuredOn
     rule: Budget
@@ -105,6 +106,13 @@ class _Seen:
         return self.closed == self.files
 
 
+def _read(request: WatchRequest) -> ReadBase | ServedBase:
+    """The base's side, computed once."""
+    if isinstance(request.base, AddressedBase):
+        return ServedBase.of_source(request.base.address, request.dtype, request.on, request.base.asking)
+    return ReadBase.of_source(request.base, request.dtype, request.on, request.rule.law)
+
+
 class Watch:
     """Measures the checkpoints of a run, in order of step. `say` hears sentences that are no readings.
 
@@ -114,7 +122,7 @@ class Watch:
     def __init__(self, request: WatchRequest, say: Say) -> None:
         self.request, self.say = request, say
         self.log: WatchLog
-        self.read: ReadBase
+        self.read: ReadBase | ServedBase
         self.verdict: Verdict | None = None  # on the last checkpoint in the log, by the budget of now
         self.is_waiting = False  # for a checkpoint that is still being written, or may be
         self.is_over = False  # the trainer's last step was saved while we watched, and is measured
@@ -140,7 +148,7 @@ class Watch:
         self._at_first = frozenset(step.name for step in steps_in(request.folder))
         busy = f"Another razor watch writes to {request.log}: wait for it, or give a --log of its own."
         with locked(request.log.with_name(f".{request.log.name}.lock"), busy):
-            self.read = ReadBase.of_source(request.base, request.dtype, request.on, request.rule.law)
+            self.read = _read(request)
             compute.free()
             probe = probe_hash(request.on.settings, request.on.generic)
             provenance = {"base": self.read.digest, "probe": probe, "prompts_hash": request.on.prompts_hash}
@@ -354,7 +362,8 @@ class Watch:
 
     def _drifts(self, one: WatchedCheckpoint) -> dict[str, Drift]:
         with tempfile.TemporaryDirectory(prefix="razor-watch-") as own:
-            model = with_config(one.model, self.request.base, Path(own))
+            base = self.request.base  # a served one has no config to lend
+            model = one.model if isinstance(base, AddressedBase) else with_config(one.model, base, Path(own))
             return self.read.measured(model, self._notes)
 
     def _reading(
@@ -374,7 +383,7 @@ class Watch:
 
     def _row(self, one: WatchedCheckpoint, reading: Reading) -> dict[str, Any]:
         own = {"checkpoint": one.name, "weights": one.weights}
-        row = {"run": self.log.run, **reading.as_json(), **own, **self.log.provenance}
+        row = {"run": self.log.run, **reading.as_json(), **self.read.beside, **own, **self.log.provenance}
         if not self.log.rows:
             row["first_prompt"] = self.first_prompt
         if (law := self.request.rule.law) is not None:

@@ -15,6 +15,7 @@ from rlrazor.lm.forward import context_length, embedding_rows
 from rlrazor.lm.sampling import NotFiniteError
 
 DIGEST_TOKENS = 128
+SERVED = "served"  # in a digest, in place of a precision: of a base whose weights are not here
 DIGEST_VALUES = 32  # log-probabilities that are kept of them
 SAME_WEIGHTS = 1e-9  # of their norm: what the order of a sum in float64 may change
 # Nats by which a log-probability may differ between machines and libraries, whose weights are the same.
@@ -68,7 +69,7 @@ def base_digest(model: Any, precision: str | None = None) -> str:
 
 def is_digest(text: str) -> bool:
     """Whether this is a digest of this version's."""
-    return len(text.split()) > 3 and text.split()[0] in compute.PRECISIONS
+    return len(text.split()) > 3 and text.split()[0] in (*compute.PRECISIONS, SERVED)
 
 
 def is_same_base(one: str, other: str) -> bool:

@@ -250,9 +250,10 @@ def check_stop(stop: Sequence[str]) -> None:
 def stop_ids(tokenizer: Any, model: Any, stop: Sequence[str] = ()) -> list[int]:
     """The tokens that end a completion: every eos of the tokenizer and the model, and whatever holds a stop string.
 
-    A stop string that no single token holds does not end sampling; it still ends what a verifier sees.
+    A stop string that no single token holds does not end sampling; it still ends what a verifier sees. `model` is None
+    where it is not here.
     """
-    said_by = getattr(model, "generation_config", None) or model.config
+    said_by = getattr(model, "generation_config", None) or getattr(model, "config", None)
     declared = getattr(said_by, "eos_token_id", None)
     declared = declared if isinstance(declared, list) else [declared]
     if not all(token is None or isinstance(token, int) for token in declared):

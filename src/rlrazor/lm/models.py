@@ -19,7 +19,7 @@ from rlrazor.errors import RazorError
 from rlrazor.extras import needs_extra
 from rlrazor.lm import classes, compute, loading, offloading, suitable, trials, weight_files
 from rlrazor.lm.quantised import scheme_of
-from rlrazor.lm.sources import folder_of
+from rlrazor.lm.sources import folder_of, tokenizer_folder_of
 from rlrazor.system import quiet
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -162,6 +162,17 @@ def tokenizer_of(tuned: LanguageModel, source: str | Path, base: Vocabulary) -> 
             tokenizer = _tokenizer_in(folder)
     check_same_vocabulary(base, replace(Vocabulary.of(tuned), source=str(source), tokens=tokenizer.get_vocab()))
     return tokenizer
+
+
+def tokenizer_at(source: str) -> Any:
+    """The tokenizer of a model that is not loaded. Raises RazorError where there is none, or it is damaged."""
+    needs_extra("guard")
+    folder = tokenizer_folder_of(source)
+    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+        raise RazorError(f"{source} has no tokenizer: name a folder or hub id that has.")
+    trials.try_tokenizer(folder)
+    with loading.clear_errors(source):
+        return _tokenizer_in(folder)
 
 
 def _tokenizer_in(folder: Path) -> Any:

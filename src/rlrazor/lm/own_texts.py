@@ -67,7 +67,14 @@ def beginnings(model: Any, tokenizer: Any, chat: bool) -> list[list[int]]:
     """
     model = unwrapped(model)
     require_language_model(model)
-    declared = (getattr(one, "bos_token_id", None) for one in (getattr(model, "generation_config", None), model.config))
+    declared = [getattr(one, "bos_token_id", None) for one in (getattr(model, "generation_config", None), model.config)]
+    found = beginnings_of(tokenizer, chat, declared)
+    require_embeddings(model, tokenizer, found, "Beginning")
+    return found
+
+
+def beginnings_of(tokenizer: Any, chat: bool, declared: Sequence[Any] = ()) -> list[list[int]]:
+    """The same of a tokenizer; `declared`: what the model, where it is here, says is its bos."""
     special = [token for token in declared if token in tokenizer.added_tokens_decoder]  # else a class's default
     tokens = [tokenizer.bos_token_id, *special, tokenizer.eos_token_id]
     front = encoding.front_ids(tokenizer) or [token for token in tokens if token is not None][:1]
@@ -77,9 +84,7 @@ def beginnings(model: Any, tokenizer: Any, chat: bool) -> list[list[int]]:
             f"eos. {INSTEAD}"
         )
     turn = encoding.empty_turn_ids(tokenizer) if chat and getattr(tokenizer, "chat_template", None) else None
-    found = [front, *([turn] if turn else [])]
-    require_embeddings(model, tokenizer, found, "Beginning")
-    return found
+    return [front, *([turn] if turn else [])]
 
 
 def draw(

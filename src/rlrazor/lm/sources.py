@@ -1,6 +1,6 @@
 """Where a model is: its folder, of a hub id, a path or a GGUF file, and the tensors in it one at a time."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor
@@ -25,12 +25,19 @@ def folder_of(source: str) -> Path:
     return _downloaded(source)
 
 
-def _downloaded(repository: str) -> Path:
+def tokenizer_folder_of(source: str) -> Path:
+    """The local folder with the tokenizer of a model, whose weights are not downloaded for it."""
+    if source in packaged.BASES or Path(source).expanduser().exists() or hub.is_local(source):
+        return folder_of(source)
+    return _downloaded(source, [name for name in weight_files.POLICY_FILES if "safetensors" not in name])
+
+
+def _downloaded(repository: str, files: Sequence[str] = weight_files.POLICY_FILES) -> Path:
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
 
     try:
-        return Path(snapshot_download(repository, allow_patterns=list(weight_files.POLICY_FILES)))
+        return Path(snapshot_download(repository, allow_patterns=list(files)))
     except GatedRepoError as error:
         raise RazorError(
             f"The hub shows {repository} only to those who have agreed to its terms. Agree to them on its page, then "

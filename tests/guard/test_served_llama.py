@@ -1,0 +1,82 @@
+"""A GGUF file as llama.cpp computes with it, through its Python binding, against torch: where that is installed."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from gguf_files import write_gguf
+from rlrazor.cli import main
+from rlrazor.errors import RazorError
+from rlrazor.guard.compare_served import compare_served
+from rlrazor.guard.comparison import REVERSE, Pair
+from rlrazor.guard.measured_on import MeasuredOn
+from rlrazor.guard.served import Asking, between
+from rlrazor.lm.kl import Sequences
+from rlrazor.lm.models import load
+from rlrazor.lm.probes import GenericText, ProbeSettings
+from rlrazor.lm.served.llama_file import LlamaFile
+from rlrazor.lm.served.local import LocalModel
+from rlrazor.lm.served.model import opened
+from tiny_models import noisy, tiny_llama
+
+ON = MeasuredOn(
+    ("ab", "cde", "f"),
+    GenericText(prompts=("ba", "g")),
+    ProbeSettings(max_new_tokens=4, chat=False, precision="float32"),
+)
+
+
+def test_without_the_binding_it_is_a_sentence(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "llama_cpp", None)
+    with pytest.raises(RazorError, match="needs the package llama_cpp, which is not installed: pip install llama-cpp"):
+        LlamaFile.at("llama.cpp:x.gguf", None, 20)
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("ab\n")
+    command = ["compare", "llama.cpp:x.gguf", "llama.cpp:y.gguf", "--prompts", str(prompts)]
+    assert main([*command, "--out", str(tmp_path / "page.html")]) == 2
+    assert "--tokenizer" in capfd.readouterr().err
+
+
+@pytest.fixture
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path, Any]:
+    """A base and a tuned model as GGUF files of float16, and the tuned one as torch computes it."""
+    pytest.importorskip("llama_cpp")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    model = tiny_llama(28, hidden=64)
+    for name, one in (("base", model), ("tuned", noisy(model, 0.05))):
+        write_gguf(tmp_path / f"{name}.gguf", one)
+    return tmp_path / "base.gguf", tmp_path / "tuned.gguf", noisy(model, 0.05)
+
+
+def test_its_log_probabilities_are_torchs(files: tuple[Path, Path, Any]) -> None:
+    base, tuned, model = files
+    lm = load(base)
+    served = opened(f"llama.cpp:{tuned}", lm.tokenizer)
+    assert isinstance(served, LlamaFile)
+    ids = [3, 9, 4, 11, 20, 5]
+    with torch.no_grad():
+        expected = model(input_ids=torch.tensor([ids])).logits[0, :-1].double().log_softmax(-1).numpy()
+    assert np.abs(served.log_probs(ids) - expected).max() < 0.02
+    sequences = Sequences([[3, 9], [5]], [[4, 11, 20], [7, 7]], [0, 1])
+    found = between(LocalModel(lm.model, "float32"), served, sequences)
+    mine = (
+        lm.model(input_ids=torch.tensor([[3, 9, 4, 11, 20]])).logits[0, 1:-1].detach().double().log_softmax(-1).numpy()
+    )
+    yours = model(input_ids=torch.tensor([[3, 9, 4, 11, 20]])).logits[0, 1:-1].detach().double().log_softmax(-1).numpy()
+    kl = (np.exp(mine) * (mine - yours)).sum(axis=1)
+    assert found.estimate.positions[:3] == pytest.approx(kl, abs=0.02)
+
+
+def test_a_comparison_either_way(files: tuple[Path, Path, Any]) -> None:
+    base, tuned, _ = files
+    for pair in (Pair(str(base), f"llama.cpp:{tuned}"), Pair(f"llama.cpp:{base}", str(tuned))):
+        found = compare_served(pair, ON, Asking())
+        for name, one in found.kl.items():
+            assert one.gap == pytest.approx(0, abs=1e-6), name
+            assert one.unknown == (0, 0)
+        assert found.kl[REVERSE].estimate.per_completion.mean > 0.001
