@@ -1,7 +1,9 @@
 """What the commands that run an experiment share: options from its settings, a dry run, and how they end."""
 
 import argparse
+import os
 import shlex
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 
     from rlrazor.report import Results
     from rlrazor.runs.dry_run import DryRun
+    from rlrazor.runs.experiment import Experiment
     from rlrazor.runs.runner import Done, Options
 
 GRID = "grid (override the preset and the config file)"
@@ -45,7 +48,12 @@ def add_config(parser: argparse.ArgumentParser) -> None:
 
 def add_jobs(parser: argparse.ArgumentParser) -> None:
     """The option that says how many runs go on at a time."""
-    parser.add_argument("--jobs", type=int, default=cores.available(), help="processes (default: the cores)")
+    parser.add_argument("--jobs", type=int, help="processes (default: the cores)")
+
+
+def jobs_of(arguments: argparse.Namespace) -> int:
+    """The processes of a command whose runs take a core each."""
+    return arguments.jobs or cores.available()
 
 
 def add_data_dir(parser: argparse.ArgumentParser) -> None:
@@ -65,6 +73,37 @@ def add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the findings as JSON instead of tables")
 
 
+def add_lines(parser: argparse.ArgumentParser) -> None:
+    """The options that make a command of each run, for the queue of a cluster."""
+    group = parser.add_argument_group("for a queue of jobs").add_mutually_exclusive_group()
+    group.add_argument(
+        "--print-commands", action="store_true", help="print a command for each run, in waves; train nothing"
+    )
+    group.add_argument("--line", type=int, metavar="N", help="train only the Nth of these (default: all)")
+
+
+def print_commands(arguments: argparse.Namespace, experiment: "Experiment", config: Any, options: "Options") -> int:
+    """Print a command for each run, wave after wave, and last the one that makes the tables and the report."""
+    from rlrazor.report.text import how_many
+    from rlrazor.runs.lines import lines
+
+    waves = lines(list(experiment.phases(config, None)), options.weights)
+    whole = shlex.join([*_entry(), *(one for one in arguments.argv if one != "--print-commands")])
+    print(f"# {how_many(sum(map(len, waves)), 'run')}; all in the folder {shlex.quote(os.getcwd())}")
+    for number, wave in enumerate(waves):
+        print("# wait for all above" if number else "#")
+        print(f"# {wave[0].title}: --line {wave[0].number} to {wave[-1].number}")
+        for line in wave:
+            print(f"{whole} --line {line.number}  # {line.what}")
+    print(f"# wait for all above\n# tables and report\n{whole}")
+    return exits.DONE
+
+
+def _entry() -> list[str]:
+    """How this process was started: the script `razor`, or a module of this Python."""
+    return [sys.argv[0]] if Path(sys.argv[0]).name == "razor" else [sys.executable, "-m", "rlrazor"]
+
+
 def given(arguments: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
     """The settings that the command line names, as text."""
     return {name: value for name in names if (value := getattr(arguments, name, None)) is not None}
@@ -82,7 +121,8 @@ def options_of_run(arguments: argparse.Namespace, out: Path, preset: str, **more
     """How to run, as a command's options say."""
     from rlrazor.runs.runner import Options
 
-    return Options(out, preset=preset, command=shlex.join(["razor", *arguments.argv]), **more)
+    command, line = shlex.join(["razor", *arguments.argv]), getattr(arguments, "line", None)
+    return Options(out, preset=preset, command=command, line=line, **more)
 
 
 def writing(out: Path) -> "AbstractContextManager[None]":
@@ -114,7 +154,13 @@ def say_done(done: "Done", console: Terminal, *, what: str = "") -> None:
 
 
 def carry_out(arguments: argparse.Namespace, out: Path, console: Terminal, run: "Callable[[], Done]") -> int:
-    """Run, draw the report of the folder, into which nobody else writes meanwhile, and print its tables."""
+    """Run, draw the report of the folder, into which nobody else writes meanwhile, and print its tables.
+
+    Of a single line only the former.
+    """
+    if getattr(arguments, "line", None) is not None:
+        say_done(run(), console)
+        return exits.DONE
     with writing(out):
         done = run()
         results, page = write_and_load(out, console)

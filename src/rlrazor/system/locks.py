@@ -15,8 +15,11 @@ except ImportError:  # Windows: no lock
 
 
 @contextmanager
-def locked(path: Path, busy: str) -> Iterator[None]:
-    """Hold the lock of a file, which is made if it is not there. Raises RazorError, with `busy`, where another does."""
+def locked(path: Path, busy: str, *, shared: bool = False) -> Iterator[None]:
+    """Hold the lock of a file, which is made if it is not there. Raises RazorError, with `busy`, where another does.
+
+    `shared`: along with all others that hold it so.
+    """
     with clear_io_errors(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         # Without following a link, emptying a file, or waiting for who reads a pipe: it may be somebody's.
@@ -25,7 +28,7 @@ def locked(path: Path, busy: str) -> Iterator[None]:
     with lock:
         if fcntl is not None:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(lock, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise RazorError(busy) from error
             except OSError:
