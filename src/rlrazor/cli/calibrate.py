@@ -100,6 +100,7 @@ def add_to(commands: Subparsers) -> None:
     add_settings(parser, title, names, {**PAPER_DEFAULTS, **DEFAULTS}, {**TINY_DEFAULTS, **TINY_GRID})
     parser.add_argument("--jobs", type=int, help="processes (default: the cores for the tiny base, else 1)")
     parser.add_argument("--dry-run", action="store_true", help=DRY_RUN)
+    running.add_cluster(parser)
     running.add_lines(parser)
     parser.add_argument("--json", action="store_true", help="print the law as JSON instead of tables")
     add_source(parser, generic=PRIOR)

@@ -153,6 +153,7 @@ def add_sweep(parser: argparse.ArgumentParser, out: str, defaults: Mapping[str, 
     running.add_weights(parser)
     parser.add_argument("--dry-run", action="store_true", help=DRY_RUN)
     running.add_json(parser)
+    running.add_cluster(parser)
     running.add_lines(parser)
     floor.add_to(parser)
     add_source(parser)

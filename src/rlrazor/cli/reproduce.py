@@ -68,6 +68,7 @@ def _add_parity(experiments: Subparsers) -> None:
     running.add_weights(parser)
     parser.add_argument("--dry-run", action="store_true", help="print the grid, its size and cost; train nothing")
     running.add_json(parser)
+    running.add_cluster(parser)
     running.add_lines(parser)
     parser.add_argument(
         "--analysis",
@@ -115,6 +116,7 @@ def _add_continual(experiments: Subparsers) -> None:
     running.add_weights(parser)
     parser.add_argument("--dry-run", action="store_true", help="print the grid, its size and cost; train nothing")
     running.add_json(parser)
+    running.add_cluster(parser)
     running.add_lines(parser)
     parser.set_defaults(run=run_continual)
 
@@ -136,6 +138,7 @@ def _add_forecast(experiments: Subparsers) -> None:
         "--dry-run", action="store_true", help="print the size and cost of it, measured here; train nothing"
     )
     running.add_json(parser)
+    running.add_cluster(parser)
     parser.set_defaults(run=run_forecast)
 
 

@@ -44,6 +44,7 @@ def add_to(experiments: Any) -> None:
     running.add_weights(parser)
     parser.add_argument("--dry-run", action="store_true", help="print the grid, its size and cost; train nothing")
     running.add_json(parser)
+    running.add_cluster(parser)
     running.add_lines(parser)
     parser.set_defaults(run=run)
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from rlrazor.cli import exits
 from rlrazor.cli.printing import human_bytes, print_plan, print_results, shown
+from rlrazor.errors import RazorError
 from rlrazor.lm.task_names import AS_TURNS
 from rlrazor.system import cores, durations
 from rlrazor.system.terminal import Terminal
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from rlrazor.report import Results
     from rlrazor.runs.dry_run import DryRun
     from rlrazor.runs.experiment import Experiment
+    from rlrazor.runs.ray_cluster import Cluster
     from rlrazor.runs.runner import Done, Options
 
 GRID = "grid (override the preset and the config file)"
@@ -54,6 +56,43 @@ def add_jobs(parser: argparse.ArgumentParser) -> None:
 def jobs_of(arguments: argparse.Namespace) -> int:
     """The processes of a command whose runs take a core each."""
     return arguments.jobs or cores.available()
+
+
+def add_cluster(parser: argparse.ArgumentParser) -> None:
+    """The options that have runs trained on other machines."""
+    group = parser.add_argument_group("on a cluster")
+    group.add_argument(
+        "--executor",
+        choices=("processes", "ray"),
+        default="processes",
+        help="who trains: processes of this machine, or tasks of a Ray cluster (default: processes)",
+    )
+    group.add_argument(
+        "--address",
+        metavar="HOST:PORT",
+        help="with ray: the cluster's head, or auto (default: a cluster of this machine alone); --jobs says then how "
+        "many runs go on at most, by default all that there is room for",
+    )
+    group.add_argument("--cpus", type=float, metavar="N", help="with ray: cores of each run (default: 1)")
+    group.add_argument("--gpus", type=float, metavar="N", help="with ray: GPUs of each run, 0.5 for half (default: 0)")
+
+
+def _cluster_of(arguments: argparse.Namespace) -> "Cluster | None":
+    """The cluster that the options name; raises RazorError where it cannot be had."""
+    given = {name: getattr(arguments, name, None) for name in ("address", "cpus", "gpus")}
+    named = {name: value for name, value in given.items() if value is not None}
+    if getattr(arguments, "executor", "processes") == "processes":
+        if named:
+            raise RazorError(f"--{min(named)} goes with --executor ray.")
+        return None
+    if arguments.executor and getattr(arguments, "line", None) is not None:
+        raise RazorError("--line trains one run, in its own process: leave --executor ray out.")
+    from rlrazor.runs.ray_cluster import Cluster
+
+    cluster = Cluster(**named, at_once=arguments.jobs)
+    if not arguments.dry_run:
+        cluster.check()
+    return cluster
 
 
 def add_data_dir(parser: argparse.ArgumentParser) -> None:
@@ -122,7 +161,7 @@ def options_of_run(arguments: argparse.Namespace, out: Path, preset: str, **more
     from rlrazor.runs.runner import Options
 
     command, line = shlex.join(["razor", *arguments.argv]), getattr(arguments, "line", None)
-    return Options(out, preset=preset, command=command, line=line, **more)
+    return Options(out, preset=preset, command=command, line=line, cluster=_cluster_of(arguments), **more)
 
 
 def writing(out: Path) -> "AbstractContextManager[None]":

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 from rich.console import Console
@@ -32,12 +32,18 @@ from rlrazor.runs.store import TABLES, Keep, RunStore, WeightsMode
 from rlrazor.system import processes
 from rlrazor.system.documents import parse_json, read_text
 
+if TYPE_CHECKING:
+    from rlrazor.runs.ray_cluster import Cluster, RayWorkers
+
 MACHINE = f"{platform.machine()}, {os.cpu_count()} cores, {sys.platform}"
 
 
 @dataclass(frozen=True)
 class Options:
-    """How to run, as opposed to what: none of it changes the result of a run. `line`: train this one only."""
+    """How to run, as opposed to what: none of it changes the result of a run.
+
+    `jobs`: processes, where there is no `cluster`. `line`: train this one only.
+    """
 
     out: Path
     jobs: int = 1
@@ -45,6 +51,15 @@ class Options:
     preset: str = ""
     command: str = ""
     line: int | None = None
+    cluster: "Cluster | None" = None
+
+    def workers(self) -> "sweep.Workers | RayWorkers":
+        """Who trains: processes of this machine, or tasks of a cluster."""
+        if self.cluster is None:
+            return sweep.Workers(self.jobs)
+        from rlrazor.runs.ray_cluster import RayWorkers
+
+        return RayWorkers(self.cluster)
 
 
 @dataclass(frozen=True)
@@ -86,7 +101,7 @@ class Runner:
     def finish(self, phases: Iterable[Phase]) -> list[RunSpec]:
         """Finish these phases, one after another; returns all of their runs, in order."""
         specs: dict[RunSpec, None] = {}
-        with sweep.Workers(self.options.jobs) as workers:
+        with self.options.workers() as workers:
             for phase in phases:
                 self._keep(phase.specs, Keep.mode(phase.keep))
                 self._prepare(phase.title, self._missing(phase.specs), workers)
@@ -101,7 +116,7 @@ class Runner:
         for spec in specs:
             self.store.keep(spec, keep | Keep.mode(self.options.weights) | Keep(last=not spec.chain))
 
-    def _prepare(self, title: str, specs: Sequence[RunSpec], workers: sweep.Workers) -> None:
+    def _prepare(self, title: str, specs: Sequence[RunSpec], workers: "sweep.Workers | RayWorkers") -> None:
         """Finish what these runs start from and whom they imitate, with the weights of that step."""
         lacking = self._missing(self._keep_ancestors(specs))
         if lacking:
@@ -156,7 +171,7 @@ class Runner:
     def _missing(self, specs: Sequence[RunSpec]) -> list[RunSpec]:
         return processes.in_first(lambda: sweep.missing(specs, self.store))
 
-    def _train(self, title: str, specs: Sequence[RunSpec], workers: sweep.Workers) -> None:
+    def _train(self, title: str, specs: Sequence[RunSpec], workers: "sweep.Workers | RayWorkers") -> None:
         """Train those of the runs that are missing."""
 
         def count(spec: RunSpec) -> int:
