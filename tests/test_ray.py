@@ -8,7 +8,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ os.environ.setdefault("RAY_raylet_start_wait_time_s", "240")
 os.environ.setdefault("RAY_agent_register_timeout_ms", "240000")
 os.environ.setdefault("RAY_worker_register_timeout_seconds", "240")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # all on 127.0.0.1
 ray = pytest.importorskip("ray")
 
 from ray.cluster_utils import Cluster as LocalCluster  # noqa: E402
@@ -38,20 +38,7 @@ from test_runner import Config, Toy, quiet  # noqa: E402
 
 pytestmark = [pytest.mark.filterwarnings("ignore")]  # Ray's own
 
-# Another address of this machine than 127.0.0.1, for which Ray takes that of its network card.
-NODE: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "node_ip_address": "127.0.0.2"}
-
-
-def node() -> dict[str, Any]:
-    """Options of a node; with ports of its own it need not wait for its agents, which take long where CPU is scarce."""
-    with ExitStack() as open_ones:
-        sockets = [open_ones.enter_context(socket.socket()) for _ in AGENTS]
-        for one in sockets:
-            one.bind(("127.0.0.2", 0))
-        return {**NODE, **{name: one.getsockname()[1] for name, one in zip(AGENTS, sockets, strict=True)}}
-
-
-AGENTS = ("metrics_agent_port", "metrics_export_port", "dashboard_agent_listen_port", "runtime_env_agent_port")
+NODE: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "node_ip_address": "127.0.0.1"}
 
 
 class Listener(sweep.Progress):
@@ -74,8 +61,8 @@ def cluster() -> Iterator[LocalCluster]:
     """Two nodes, of one core each; the first has the driver."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)]))
-        found = LocalCluster(initialize_head=True, head_node_args={**node(), "include_dashboard": False})
-        found.add_node(**node())
+        found = LocalCluster(initialize_head=True, head_node_args={**NODE, "include_dashboard": False})
+        found.add_node(**NODE)
         yield found
         ray.shutdown()
         found.shutdown()
@@ -171,7 +158,7 @@ def test_a_run_starts_again_where_its_node_is_killed(
         ours.run(specs, train, store, listener)
     finally:
         killer.join()
-        cluster.add_node(**node())
+        cluster.add_node(**NODE)
     started = [path.name.split(".") for path in marks.glob("*.*.*")]
     (lost,) = [run_id for run_id, node, _ in started if node == victim.node_id]
     assert len({node for run_id, node, _ in started if run_id == lost}) == 2

@@ -68,13 +68,14 @@ class Cluster:
         """Raise RazorError where Ray is not installed, or nobody answers at the address."""
         needs_package("ray", "--executor ray", "'ray>=2.40'")
         if self.address is not None:
-            _reached(self.address)
+            _reach(self.address)
 
 
 class RayWorkers:
     """Trains runs as tasks of a cluster. A context manager: without it the command has nothing to do with Ray."""
 
     def __init__(self, cluster: Cluster) -> None:
+        _settle(cluster)
         self.cluster, self.joined = cluster, False
         self.task: Any = None
         self.mailbox: Any = None
@@ -378,9 +379,20 @@ def _say_if_too_small(cluster: Cluster, nodes: Iterable[Mapping[str, Any]], prog
         )
 
 
+def _settle(cluster: Cluster) -> None:
+    """What Ray reads as it is imported."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # which would be sent to its makers
+    if cluster.address is None:
+        # Its name notwithstanding: nothing is to listen beyond this machine. Ray takes its network card's address for
+        # 127.0.0.1 otherwise.
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    else:
+        # Once, and not twenty times, half a minute each, where something else than Ray answers.
+        os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "1")
+
+
 def _start(cluster: Cluster) -> None:
     """Join the cluster, or start one here; raises RazorError where there is none."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # which would be sent to its makers
     import ray
 
     environment = {"py_modules": [str(Path(rlrazor.__file__).parent)], "env_vars": handed_on()}
@@ -390,23 +402,24 @@ def _start(cluster: Cluster) -> None:
             start, "local", include_dashboard=False, num_cpus=cores.available(), _node_ip_address="127.0.0.1"
         )
     else:
-        start = partial(start, cluster.address, **_reached(cluster.address))
+        _reach(cluster.address)
+        start = partial(start, cluster.address)
     try:
         with interrupts.held(), _own_signals():
             start()
     except (OSError, RuntimeError, ValueError) as error:
         with suppress(Exception):
             ray.shutdown()
-        said = " ".join(str(error).split())
+        said = " ".join(str(error).partition("Last connection error")[0].split())
         raise RazorError(
             f"The Ray cluster at {cluster.address or 'this machine'} cannot be used: {said:.300}"
         ) from error
 
 
-def _reached(address: str) -> dict[str, Any]:
-    """Options for this address. Raises RazorError where nobody answers there: Ray would try for minutes."""
+def _reach(address: str) -> None:
+    """Raise RazorError where nobody answers at the address: Ray would try for minutes."""
     if address == "auto":
-        return {}
+        return
     at = urlsplit(address if "://" in address else f"//{address}")
     try:
         host, port = at.hostname, at.port
@@ -421,8 +434,6 @@ def _reached(address: str) -> dict[str, Any]:
             f"No Ray cluster answers at {address} ({error.strerror or error}): start one by `ray start --head`, or "
             "name another --address."
         ) from error
-    # Ray takes the address of the network card for 127.0.0.1, and no other of this machine's.
-    return {"_node_ip_address": host} if host.startswith("127.") and host != "127.0.0.1" else {}
 
 
 @contextmanager
