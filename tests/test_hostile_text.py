@@ -24,7 +24,7 @@ from rlrazor.report import drawing
 from rlrazor.report.drawing import Axis, Curve, Figure, Hover, Layer, Marker, Panel, Points, paper
 from rlrazor.runs.progress import SweepProgress
 from rlrazor.runs.records import Record, RunSpec
-from rlrazor.runs.store import read_table
+from rlrazor.runs.tables import read_table
 from rlrazor.system.terminal import PlainColumn, Terminal, printable, say, shown_on
 from test_report import make_folder, make_table
 

@@ -130,8 +130,8 @@ def test_what_a_run_is_at_reaches_the_main_process(
             messages: queue.Queue[object] = queue.Queue()
             monkeypatch.setattr(workers, "messages", messages)
             for trajectory in sweep.trajectories([ONE, TWO]):
-                sweep._work(trajectory, train, store)
-            sweep._forward(messages, heard)
+                sweep.work(trajectory, train, store)
+            sweep.forward([messages.get() for _ in range(messages.qsize())], heard)
         else:
             sweep.run([ONE, TWO], train, store, progress=heard)
     for spec in (ONE, TWO):

@@ -100,6 +100,8 @@ def add_to(commands: Subparsers) -> None:
     add_settings(parser, title, names, {**PAPER_DEFAULTS, **DEFAULTS}, {**TINY_DEFAULTS, **TINY_GRID})
     parser.add_argument("--jobs", type=int, help="processes (default: the cores for the tiny base, else 1)")
     parser.add_argument("--dry-run", action="store_true", help=DRY_RUN)
+    running.add_cluster(parser)
+    running.add_lines(parser)
     parser.add_argument("--json", action="store_true", help="print the law as JSON instead of tables")
     add_source(parser, generic=PRIOR)
     add_running(parser)
@@ -131,8 +133,14 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         show_plan(arguments, experiment, config, arguments.out, jobs=jobs)
         return 0
-    load(experiment, console)
     options = running.options_of_run(arguments, arguments.out, "calibrate", jobs=jobs)
+    if arguments.print_commands:
+        return running.print_commands(arguments, experiment, config, options)
+    load(experiment, console)
+    if options.line is not None:
+        return running.carry_out(
+            arguments, arguments.out, console, lambda: runner.run(experiment, config, options, console)
+        )
     with running.writing(arguments.out):
         done = runner.run(experiment, config, options, console)
         results, page = running.write_and_load(arguments.out, console)
@@ -180,7 +188,8 @@ def _write(
     from rlrazor.guard.measured_on import MeasuredOn
     from rlrazor.report import drawing
     from rlrazor.runs.runner import versions_of
-    from rlrazor.runs.store import RunStore, read_table
+    from rlrazor.runs.store import RunStore
+    from rlrazor.runs.tables import read_table
 
     task, out = experiment.task.task(), arguments.out
     base_spec = config.base_specs(experiment.fingerprint, experiment.data[0])[0]

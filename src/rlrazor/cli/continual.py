@@ -60,7 +60,8 @@ def add_to(commands: Subparsers) -> None:
     parser.add_argument("--json", action="store_true", help="print the stages as JSON instead of a table")
     language.add_prior(parser.add_argument_group("data"))
     language.add_running(parser)
-    parser.set_defaults(run=run)
+    running.add_cluster(parser)
+    parser.set_defaults(run=run, jobs=None)
 
 
 def run(arguments: argparse.Namespace) -> int:

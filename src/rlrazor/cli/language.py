@@ -153,6 +153,8 @@ def add_sweep(parser: argparse.ArgumentParser, out: str, defaults: Mapping[str, 
     running.add_weights(parser)
     parser.add_argument("--dry-run", action="store_true", help=DRY_RUN)
     running.add_json(parser)
+    running.add_cluster(parser)
+    running.add_lines(parser)
     floor.add_to(parser)
     add_source(parser)
     add_running(parser)
@@ -338,12 +340,14 @@ def run_sweep(arguments: argparse.Namespace, default: str, out_of: Callable[[str
     if arguments.dry_run:
         show_plan(arguments, experiment, config, out, **how)
         return 0
-    load(experiment, console)
     options = running.options_of_run(arguments, out, preset, **how)
+    if arguments.print_commands:
+        return running.print_commands(arguments, experiment, config, options)
+    load(experiment, console)
 
     def run() -> "Done":
         done = runner.run(experiment, config, options, console)
-        if arguments.noise_floor:
+        if arguments.noise_floor and options.line is None:
             floor.keep(experiment, config, out, console)
         return done
 

@@ -68,6 +68,8 @@ def _add_parity(experiments: Subparsers) -> None:
     running.add_weights(parser)
     parser.add_argument("--dry-run", action="store_true", help="print the grid, its size and cost; train nothing")
     running.add_json(parser)
+    running.add_cluster(parser)
+    running.add_lines(parser)
     parser.add_argument(
         "--analysis",
         metavar="NAMES",
@@ -114,6 +116,8 @@ def _add_continual(experiments: Subparsers) -> None:
     running.add_weights(parser)
     parser.add_argument("--dry-run", action="store_true", help="print the grid, its size and cost; train nothing")
     running.add_json(parser)
+    running.add_cluster(parser)
+    running.add_lines(parser)
     parser.set_defaults(run=run_continual)
 
 
@@ -134,6 +138,7 @@ def _add_forecast(experiments: Subparsers) -> None:
         "--dry-run", action="store_true", help="print the size and cost of it, measured here; train nothing"
     )
     running.add_json(parser)
+    running.add_cluster(parser)
     parser.set_defaults(run=run_forecast)
 
 
@@ -164,6 +169,8 @@ def run_continual(arguments: argparse.Namespace) -> int:
         how = {"jobs": options.jobs, "weights": options.weights}
         language.show_plan(arguments, experiment, config, out, note=language.ENDS_EARLY, **how)
         return 0
+    if arguments.print_commands:
+        return running.print_commands(arguments, experiment, config, options)
     check_run_folder(arguments, out)
     if family is sequences:
         _fetch(arguments.data_dir, console)
@@ -202,7 +209,7 @@ def run_forecast(arguments: argparse.Namespace) -> int:
     grid = forecast.grid_of(arguments.preset, seeds, threads_asked())
     families = forecast.families_of(grid, arguments.families, arguments.data_dir)
     out = arguments.out or Path("runs") / f"forecast-{arguments.preset}"
-    options = running.options_of_run(arguments, out, arguments.preset, jobs=arguments.jobs)
+    options = running.options_of_run(arguments, out, arguments.preset, jobs=running.jobs_of(arguments))
     console = Terminal(stderr=True)
     if arguments.dry_run:
         found = forecast.estimate(families, options, console)
@@ -222,13 +229,17 @@ def run(arguments: argparse.Namespace) -> int:
     from rlrazor.experiments.parity_mnist.experiment import ParityMnist
 
     analyses = studies.parse_analyses(arguments.analysis) if arguments.analysis is not None else ()
+    if analyses and (arguments.print_commands or arguments.line is not None):
+        raise RazorError("A command for each run is had of the sweep, not of an analysis: leave --analysis out.")
     config, preset, keep_sweep = _config_of(arguments, analyses)
     out = arguments.out or Path("runs") / f"parity-mnist-{preset}"
-    options = running.options_of_run(arguments, out, preset, jobs=arguments.jobs, weights=arguments.weights)
+    options = running.options_of_run(arguments, out, preset, jobs=running.jobs_of(arguments), weights=arguments.weights)
     experiment, console = ParityMnist(arguments.data_dir, arguments.sensitivity), Terminal(stderr=True)
     if arguments.dry_run:
         _show_plan(arguments, experiment, config, options, analyses)
         return 0
+    if arguments.print_commands:
+        return running.print_commands(arguments, experiment, config, options)
     check_run_folder(arguments, out)
     if analyses != (studies.THEORY,):  # which needs no image
         _fetch(arguments.data_dir, console)

@@ -44,6 +44,8 @@ def add_to(experiments: Any) -> None:
     running.add_weights(parser)
     parser.add_argument("--dry-run", action="store_true", help="print the grid, its size and cost; train nothing")
     running.add_json(parser)
+    running.add_cluster(parser)
+    running.add_lines(parser)
     parser.set_defaults(run=run)
 
 
@@ -56,10 +58,12 @@ def run(arguments: argparse.Namespace) -> int:
     config = configs.resolve(preset, named)
     experiment = experiment_of(arguments, config)
     out, console = arguments.out or Path("runs") / f"robot-{preset}", Terminal(stderr=True)
-    options = running.options_of_run(arguments, out, preset, jobs=arguments.jobs, weights=arguments.weights)
+    options = running.options_of_run(arguments, out, preset, jobs=running.jobs_of(arguments), weights=arguments.weights)
     if arguments.dry_run:
         _show_plan(arguments, experiment, config, options)
         return 0
+    if arguments.print_commands:
+        return running.print_commands(arguments, experiment, config, options)
     check_run_folder(arguments, out)
     return running.carry_out(arguments, out, console, lambda: runner.run(experiment, config, options, console))
 
@@ -72,7 +76,11 @@ def experiment_of(arguments: argparse.Namespace, config: configs.Config) -> Any:
         needs_extra("robot")
         if arguments.recordings:
             raise RazorError(f"{configs.META_WORLD} has scripted experts: leave --recordings out.")
-    workers = arguments.workers if arguments.workers is not None else workers_for(arguments.jobs, cores.available())
+    workers = (
+        arguments.workers
+        if arguments.workers is not None
+        else workers_for(running.jobs_of(arguments), cores.available())
+    )
     tasks = world_of(config.world, arguments.recordings).tasks
     unknown = next((name for name in (config.new_task, *config.prior_tasks) if name not in tasks), None)
     if unknown is not None:

@@ -1,13 +1,16 @@
 """What the commands that run an experiment share: options from its settings, a dry run, and how they end."""
 
 import argparse
+import os
 import shlex
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlrazor.cli import exits
 from rlrazor.cli.printing import human_bytes, print_plan, print_results, shown
+from rlrazor.errors import RazorError
 from rlrazor.lm.task_names import AS_TURNS
 from rlrazor.system import cores, durations
 from rlrazor.system.terminal import Terminal
@@ -17,6 +20,8 @@ if TYPE_CHECKING:
 
     from rlrazor.report import Results
     from rlrazor.runs.dry_run import DryRun
+    from rlrazor.runs.experiment import Experiment
+    from rlrazor.runs.ray_cluster import Cluster
     from rlrazor.runs.runner import Done, Options
 
 GRID = "grid (override the preset and the config file)"
@@ -45,7 +50,49 @@ def add_config(parser: argparse.ArgumentParser) -> None:
 
 def add_jobs(parser: argparse.ArgumentParser) -> None:
     """The option that says how many runs go on at a time."""
-    parser.add_argument("--jobs", type=int, default=cores.available(), help="processes (default: the cores)")
+    parser.add_argument("--jobs", type=int, help="processes (default: the cores)")
+
+
+def jobs_of(arguments: argparse.Namespace) -> int:
+    """The processes of a command whose runs take a core each."""
+    return arguments.jobs or cores.available()
+
+
+def add_cluster(parser: argparse.ArgumentParser) -> None:
+    """The options that have runs trained on other machines."""
+    group = parser.add_argument_group("on a cluster")
+    group.add_argument(
+        "--executor",
+        choices=("processes", "ray"),
+        default="processes",
+        help="who trains: processes of this machine, or tasks of a Ray cluster (default: processes)",
+    )
+    group.add_argument(
+        "--address",
+        metavar="HOST:PORT",
+        help="with ray: the cluster's head, or auto (default: a cluster of this machine alone); --jobs says then how "
+        "many runs go on at most, by default all that there is room for",
+    )
+    group.add_argument("--cpus", type=float, metavar="N", help="with ray: cores of each run (default: 1)")
+    group.add_argument("--gpus", type=float, metavar="N", help="with ray: GPUs of each run, 0.5 for half (default: 0)")
+
+
+def _cluster_of(arguments: argparse.Namespace) -> "Cluster | None":
+    """The cluster that the options name; raises RazorError where it cannot be had."""
+    given = {name: getattr(arguments, name, None) for name in ("address", "cpus", "gpus")}
+    named = {name: value for name, value in given.items() if value is not None}
+    if getattr(arguments, "executor", "processes") == "processes":
+        if named:
+            raise RazorError(f"--{min(named)} goes with --executor ray.")
+        return None
+    if arguments.executor and getattr(arguments, "line", None) is not None:
+        raise RazorError("--line trains one run, in its own process: leave --executor ray out.")
+    from rlrazor.runs.ray_cluster import Cluster
+
+    cluster = Cluster(**named, at_once=arguments.jobs)
+    if not arguments.dry_run:
+        cluster.check()
+    return cluster
 
 
 def add_data_dir(parser: argparse.ArgumentParser) -> None:
@@ -65,6 +112,37 @@ def add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the findings as JSON instead of tables")
 
 
+def add_lines(parser: argparse.ArgumentParser) -> None:
+    """The options that make a command of each run, for the queue of a cluster."""
+    group = parser.add_argument_group("for a queue of jobs").add_mutually_exclusive_group()
+    group.add_argument(
+        "--print-commands", action="store_true", help="print a command for each run, in waves; train nothing"
+    )
+    group.add_argument("--line", type=int, metavar="N", help="train only the Nth of these (default: all)")
+
+
+def print_commands(arguments: argparse.Namespace, experiment: "Experiment", config: Any, options: "Options") -> int:
+    """Print a command for each run, wave after wave, and last the one that makes the tables and the report."""
+    from rlrazor.report.text import how_many
+    from rlrazor.runs.lines import lines
+
+    waves = lines(list(experiment.phases(config, None)), options.weights)
+    whole = shlex.join([*_entry(), *(one for one in arguments.argv if one != "--print-commands")])
+    print(f"# {how_many(sum(map(len, waves)), 'run')}; all in the folder {shlex.quote(os.getcwd())}")
+    for number, wave in enumerate(waves):
+        print("# wait for all above" if number else "#")
+        print(f"# {wave[0].title}: --line {wave[0].number} to {wave[-1].number}")
+        for line in wave:
+            print(f"{whole} --line {line.number}  # {line.what}")
+    print(f"# wait for all above\n# tables and report\n{whole}")
+    return exits.DONE
+
+
+def _entry() -> list[str]:
+    """How this process was started: the script `razor`, or a module of this Python."""
+    return [sys.argv[0]] if Path(sys.argv[0]).name == "razor" else [sys.executable, "-m", "rlrazor"]
+
+
 def given(arguments: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
     """The settings that the command line names, as text."""
     return {name: value for name in names if (value := getattr(arguments, name, None)) is not None}
@@ -82,7 +160,8 @@ def options_of_run(arguments: argparse.Namespace, out: Path, preset: str, **more
     """How to run, as a command's options say."""
     from rlrazor.runs.runner import Options
 
-    return Options(out, preset=preset, command=shlex.join(["razor", *arguments.argv]), **more)
+    command, line = shlex.join(["razor", *arguments.argv]), getattr(arguments, "line", None)
+    return Options(out, preset=preset, command=command, line=line, cluster=_cluster_of(arguments), **more)
 
 
 def writing(out: Path) -> "AbstractContextManager[None]":
@@ -114,7 +193,13 @@ def say_done(done: "Done", console: Terminal, *, what: str = "") -> None:
 
 
 def carry_out(arguments: argparse.Namespace, out: Path, console: Terminal, run: "Callable[[], Done]") -> int:
-    """Run, draw the report of the folder, into which nobody else writes meanwhile, and print its tables."""
+    """Run, draw the report of the folder, into which nobody else writes meanwhile, and print its tables.
+
+    Of a single line only the former.
+    """
+    if getattr(arguments, "line", None) is not None:
+        say_done(run(), console)
+        return exits.DONE
     with writing(out):
         done = run()
         results, page = write_and_load(out, console)

@@ -26,7 +26,8 @@ from rlrazor.guard.watch_whole import weights_digest
 from rlrazor.lm.means import MeanKL
 from rlrazor.lm.probes import probe_hash
 from rlrazor.runs.records import BASE
-from rlrazor.runs.store import RunStore, read_table
+from rlrazor.runs.store import RunStore
+from rlrazor.runs.tables import read_table
 
 NO_LAW = (
     "Without a law of the base nothing is known of the prior scores, only how far each checkpoint has moved: `razor "

@@ -17,7 +17,8 @@ from rlrazor.report.measures import MAIN_MEASURES
 from rlrazor.report.study import Study
 from rlrazor.report.tables import MATCH, Range, ranges_of
 from rlrazor.runs.records import BASE, JSON
-from rlrazor.runs.store import COLUMNS, RunStore, read_table
+from rlrazor.runs.store import RunStore
+from rlrazor.runs.tables import COLUMNS, read_table
 from rlrazor.system.documents import checked, parse_json, read_text
 
 if TYPE_CHECKING:

@@ -18,13 +18,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 from rich.console import Console
 
 from rlrazor.errors import RazorError
-from rlrazor.runs import sweep
+from rlrazor.runs import lines, sweep
 from rlrazor.runs.experiment import Experiment, Phase
 from rlrazor.runs.progress import SweepProgress
 from rlrazor.runs.records import JSON, RunSpec, to_table
@@ -32,18 +32,34 @@ from rlrazor.runs.store import TABLES, Keep, RunStore, WeightsMode
 from rlrazor.system import processes
 from rlrazor.system.documents import parse_json, read_text
 
+if TYPE_CHECKING:
+    from rlrazor.runs.ray_cluster import Cluster, RayWorkers
+
 MACHINE = f"{platform.machine()}, {os.cpu_count()} cores, {sys.platform}"
 
 
 @dataclass(frozen=True)
 class Options:
-    """How to run, as opposed to what: none of it changes the result of a run."""
+    """How to run, as opposed to what: none of it changes the result of a run.
+
+    `jobs`: processes, where there is no `cluster`. `line`: train this one only.
+    """
 
     out: Path
     jobs: int = 1
     weights: WeightsMode = "none"
     preset: str = ""
     command: str = ""
+    line: int | None = None
+    cluster: "Cluster | None" = None
+
+    def workers(self) -> "sweep.Workers | RayWorkers":
+        """Who trains: processes of this machine, or tasks of a cluster."""
+        if self.cluster is None:
+            return sweep.Workers(self.jobs)
+        from rlrazor.runs.ray_cluster import RayWorkers
+
+        return RayWorkers(self.cluster)
 
 
 @dataclass(frozen=True)
@@ -85,7 +101,7 @@ class Runner:
     def finish(self, phases: Iterable[Phase]) -> list[RunSpec]:
         """Finish these phases, one after another; returns all of their runs, in order."""
         specs: dict[RunSpec, None] = {}
-        with sweep.Workers(self.options.jobs) as workers:
+        with self.options.workers() as workers:
             for phase in phases:
                 self._keep(phase.specs, Keep.mode(phase.keep))
                 self._prepare(phase.title, self._missing(phase.specs), workers)
@@ -100,22 +116,62 @@ class Runner:
         for spec in specs:
             self.store.keep(spec, keep | Keep.mode(self.options.weights) | Keep(last=not spec.chain))
 
-    def _prepare(self, title: str, specs: Sequence[RunSpec], workers: sweep.Workers) -> None:
+    def _prepare(self, title: str, specs: Sequence[RunSpec], workers: "sweep.Workers | RayWorkers") -> None:
         """Finish what these runs start from and whom they imitate, with the weights of that step."""
-        ancestors = dict.fromkeys(of for spec in specs for of in (spec.starts_from, spec.teacher) if of is not None)
-        for of in ancestors:
-            self._keep([of.spec], Keep(steps=frozenset({of.step})))
-        lacking = self._missing(list(dict.fromkeys(of.spec for of in ancestors)))
+        lacking = self._missing(self._keep_ancestors(specs))
         if lacking:
-            for spec in lacking:  # what was kept of them is kept again
-                self.store.keep(spec, Keep(steps=self.store.kept_steps(spec)))
+            self._keep_again(lacking)
             self._prepare(title, lacking, workers)
             self._train(f"weights for {title}", lacking, workers)
+
+    def _keep_ancestors(self, specs: Iterable[RunSpec]) -> list[RunSpec]:
+        """Tell the store to keep the weights that these runs start or learn from; returns the runs of these."""
+        found = lines.ancestors(specs)
+        for of in found:
+            self._keep([of.spec], Keep(steps=frozenset({of.step})))
+        return list(dict.fromkeys(of.spec for of in found))
+
+    def _keep_again(self, specs: Iterable[RunSpec]) -> None:
+        """Tell the store to keep what was kept of runs that are trained again."""
+        for spec in specs:
+            self.store.keep(spec, Keep(steps=self.store.kept_steps(spec)))
+
+    def finish_line(self, line: lines.Line, phases: Iterable[Phase]) -> None:
+        """Finish the run of a line, while other processes may be at others. What it needs has to be there.
+
+        Raises RazorError where it is not, or another process is training it. One that is finished is left as it is.
+        """
+        waves = lines.Waves(self.options.weights)
+        for at, phase in enumerate(phases):
+            self._keep(phase.specs, Keep.mode(phase.keep))
+            here = waves.of(phase)
+            if at < line.phase:  # which decides what comes next
+                self._require(line, phase.specs)
+                continue
+            # All of them before anything is trained: a teacher of two levels keeps the weights of both steps.
+            before = list(phase.specs)
+            while before:
+                before = self._keep_ancestors(before)
+            wave = here[-1 - line.back] if line.back < len(here) else []
+            for trajectory in wave[line.place : line.place + 1]:
+                specs = trajectory.specs
+                self._require(line, [of.spec for of in lines.ancestors(specs)])
+                with self.store.open_for_runs(specs), sweep.Workers(1) as workers:
+                    self._keep_again(specs)
+                    self._train(f"line {line.number}", specs, workers)
+            return
+
+    def _require(self, line: lines.Line, specs: Sequence[RunSpec]) -> None:
+        if lacking := self._missing(specs):
+            raise RazorError(
+                f"Line {line.number} needs {lacking[0].describe()}, which is not finished in {self.store.folder}: wait "
+                "for the lines above it."
+            )
 
     def _missing(self, specs: Sequence[RunSpec]) -> list[RunSpec]:
         return processes.in_first(lambda: sweep.missing(specs, self.store))
 
-    def _train(self, title: str, specs: Sequence[RunSpec], workers: sweep.Workers) -> None:
+    def _train(self, title: str, specs: Sequence[RunSpec], workers: "sweep.Workers | RayWorkers") -> None:
         """Train those of the runs that are missing."""
 
         def count(spec: RunSpec) -> int:
@@ -158,10 +214,18 @@ class Runner:
 def run(experiment: Experiment, config: Any, options: Options, console: Console) -> Done:
     """Train what is missing of a config's runs in `options.out`; write its tables and its description.
 
+    Of a single line, see `lines`, only its run is trained, and nothing is written beside it.
+
     Raises RazorError when the folder is another experiment's or cannot be written, or a worker dies: finished runs
     stay.
     """
     runner = Runner(experiment, options, console)
+    if options.line is not None:
+        line = lines.find(list(experiment.phases(config, None)), options.line, options.weights)
+        require_own(runner.store, experiment)
+        warn_of_another_machine(runner.store, console)
+        runner.finish_line(line, experiment.phases(config, runner.store))
+        return runner.done()
     with runner.store.open_for_writing():
         require_own(runner.store, experiment)
         warn_of_another_machine(runner.store, console)

@@ -9,6 +9,7 @@
                     questions.parquet                         of a base: what these items ask
                     seconds.json                              wall time; apart, because it differs from run to run
                     weights/step-000938.safetensors           of the checkpoints that the store keeps
+      .lock, .locks/<trajectory>                              who writes: one command, or many, each a run of its own
 
 A run folder is written under a temporary name and renamed when complete, so killing the process at any moment loses
 only the unfinished run, and what has the final name can be trusted.
@@ -22,7 +23,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
@@ -34,30 +35,21 @@ from safetensors import SafetensorError
 
 from rlrazor.errors import RazorError
 from rlrazor.runs import items as items_file
-from rlrazor.runs.records import BASE, SCHEMA_VERSION, Record, RunSpec
+from rlrazor.runs.records import SCHEMA_VERSION, Record, RunSpec
 from rlrazor.system import jsonl, processes
 from rlrazor.system.documents import checked, parse_json, read_json, read_text
-from rlrazor.system.files import read_bytes
 from rlrazor.system.locks import locked
 from rlrazor.system.writing import Output, atomic_path, clear_io_errors, leftovers, require_our_folder
 
 if TYPE_CHECKING:
     from torch import Tensor  # which takes seconds to import, and a report needs no weights
 
-_WORDS = ("run_id", "trajectory", "method", "schedule")
-_NUMBERS = ("lr", "epochs", "seed", "step", "epoch", "new", "prior", "forgetting", "kl_forward")
-COLUMNS = (*_WORDS, *_NUMBERS)
-"""Of every table of checkpoints."""
-_DRIFT = ("kl_forward", "kl_reverse", "kl_probe", "total_variation")
-_FRACTIONS = ("new", "prior", "forgetting")
-_LARGEST_FRACTION = 2  # of 1: no score is that, nor a drop, and every percentage of a score is
-_LARGEST_TABLE = 2**32  # bytes
-
 TABLES = ("records", "sensitivity")
 """Of an experiment's own runs."""
 
 WeightsMode = Literal["none", "final", "all"]
 _PARTIAL = re.compile(r"\.[0-9a-f]{16}\.\d+")  # a run that was being written: its id, and the process
+_LOCKS = ".locks"
 Weights = Mapping[str, "Tensor"]
 
 
@@ -144,21 +136,50 @@ class RunStore:
             yield
 
     @contextmanager
+    def open_for_runs(self, specs: Sequence[RunSpec]) -> Iterator[None]:
+        """The same for these runs of one trajectory only: other processes may write other runs at the same time.
+
+        Raises RazorError when another process trains them, or one has the whole folder by `open_for_writing`.
+        """
+        name, folder = specs[0].trajectory, self.folder.resolve()
+        busy = f"Another razor process is training {specs[0].describe()} in {self.folder}: wait for it."
+        with self._open(shared=True), locked(self.folder / _LOCKS / name, busy):
+            own = {spec.run_id for spec in specs}
+            self._clear(path for path in self._half_written() if path.name[1:17] in own)
+            _held.add(folder)
+            try:
+                yield
+            finally:
+                _held.discard(folder)
+
+    @contextmanager
     def _locked(self) -> Iterator[None]:
+        with self._open():
+            # Nobody else is here, so nobody holds these.
+            self._clear([*self._half_written(), *leftovers(self.folder), *self.folder.glob(_LOCKS)])
+            yield
+
+    @contextmanager
+    def _open(self, *, shared: bool = False) -> Iterator[None]:
         with clear_io_errors(self.folder):
             self.runs.mkdir(parents=True, exist_ok=True)
         busy = f"Another razor process is writing to {self.folder}. Wait for it, or choose another --out."
-        with locked(self.folder / ".lock", busy):
-            with clear_io_errors(self.folder):
-                half = [path for path in self.runs.iterdir() if _PARTIAL.fullmatch(path.name)]
-                for leftover in (*half, *leftovers(self.folder)):
-                    shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        with locked(self.folder / ".lock", busy, shared=shared):
             for path in islice(self.runs.glob("*/spec.json"), 1):  # no folder holds runs of two versions
                 stored = None
                 with suppress(RazorError, OSError):  # a damaged one is told of where it is read
                     stored = parse_json(read_text(path), path)
                 _check_version(path, stored)
             yield
+
+    def _half_written(self) -> list[Path]:
+        with clear_io_errors(self.folder):
+            return [path for path in self.runs.iterdir() if _PARTIAL.fullmatch(path.name)]
+
+    def _clear(self, paths: Iterable[Path]) -> None:
+        with clear_io_errors(self.folder):
+            for path in paths:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     @property
     def outputs(self) -> list[Output]:
@@ -184,29 +205,49 @@ class RunStore:
         """Write a finished run, replacing an earlier one of the same spec; raises RazorError when the disk is full."""
         from safetensors.torch import save
 
-        target = self._folder_of(spec)
-        partial = target.with_name(f".{target.name}.{os.getpid()}")
         stored = {"schema_version": SCHEMA_VERSION, **spec.as_json(), "diverged_at": diverged_at}
         keep, last = self.keeps(spec), checkpoints[-1]
         kept = [one for one in checkpoints if keep.wants(one.record.step, last=one is last)]
+        with self._made(spec.run_id) as folder:
+            _write_bytes(folder / "spec.json", json.dumps(stored, indent=1, allow_nan=False).encode())
+            _write_bytes(folder / "seconds.json", json.dumps({"seconds": round(seconds, 3)}).encode())
+            lines = [json.dumps(asdict(checkpoint.record), allow_nan=False) for checkpoint in checkpoints]
+            _write_bytes(folder / "records.jsonl", "".join(f"{line}\n" for line in lines).encode())
+            items = items_file.of_run((one.record.step, one.items) for one in checkpoints)
+            for name, of_items in ((items_file.NAME, items), (items_file.QUESTIONS, last.questions)):
+                if of_items is not None:
+                    _write_bytes(folder / name, items_file.to_bytes(of_items))
+            if kept:
+                (folder / "weights").mkdir()
+            for checkpoint in kept:
+                # Bytes of our own writing rather than safetensors' save_file, for the fsync and the clear error.
+                path = folder / "weights" / _weights_name(checkpoint.record.step)
+                _write_bytes(path, save(dict(checkpoint.weights())))
+
+    def files(self, run_id: str, steps: Iterable[int] | None = None) -> dict[str, bytes]:
+        """The files of a finished run, by their names in its folder; of weights those of `steps`, by default all."""
+        folder, names = self.runs / run_id, None if steps is None else {_weights_name(step) for step in steps}
+        found = [path for path in folder.rglob("*") if path.is_file()]
+        wanted = [path for path in found if names is None or path.suffix != ".safetensors" or path.name in names]
+        return {path.relative_to(folder).as_posix(): path.read_bytes() for path in wanted}
+
+    def take(self, run_id: str, files: Mapping[str, bytes]) -> None:
+        """Write a run that was finished elsewhere, of its `files`; otherwise as `write`."""
+        with self._made(run_id) as folder:
+            for name, data in files.items():
+                (folder / name).parent.mkdir(exist_ok=True)
+                _write_bytes(folder / name, data)
+
+    @contextmanager
+    def _made(self, run_id: str) -> Iterator[Path]:
+        """A folder that becomes the run's when the block ends well."""
+        target = self.runs / run_id
+        partial = target.with_name(f".{run_id}.{os.getpid()}")
         with clear_io_errors(self.folder):
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
             try:
-                _write_bytes(partial / "spec.json", json.dumps(stored, indent=1, allow_nan=False).encode())
-                _write_bytes(partial / "seconds.json", json.dumps({"seconds": round(seconds, 3)}).encode())
-                lines = [json.dumps(asdict(checkpoint.record), allow_nan=False) for checkpoint in checkpoints]
-                _write_bytes(partial / "records.jsonl", "".join(f"{line}\n" for line in lines).encode())
-                items = items_file.of_run((one.record.step, one.items) for one in checkpoints)
-                for name, of_items in ((items_file.NAME, items), (items_file.QUESTIONS, last.questions)):
-                    if of_items is not None:
-                        _write_bytes(partial / name, items_file.to_bytes(of_items))
-                if kept:
-                    (partial / "weights").mkdir()
-                for checkpoint in kept:
-                    # Bytes of our own writing rather than safetensors' save_file, for the fsync and the clear error.
-                    path = partial / "weights" / _weights_name(checkpoint.record.step)
-                    _write_bytes(path, save(dict(checkpoint.weights())))
+                yield partial
                 require_our_folder(target, "spec.json")
                 if target.exists():
                     shutil.rmtree(target)
@@ -365,57 +406,6 @@ def read_records(path: Path) -> list[Record]:
     if not records:
         raise RazorError(f"{path} is empty.")
     return records
-
-
-def read_table(path: Path, columns: Sequence[str] = COLUMNS) -> pl.DataFrame:
-    """A table of checkpoints.
-
-    Raises RazorError when it is missing, damaged or without `columns`, or where one that we know holds something else.
-    """
-    if not path.is_file():
-        raise RazorError(f"There is no {path}: give the output folder of a finished `razor reproduce`.")
-    try:
-        table = pl.read_parquet(read_bytes(path, _LARGEST_TABLE))  # of a path, polars takes [ and * for a pattern
-    except (OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
-        raise RazorError(f"{path} is damaged: delete it and run the same command again.") from error
-    missing = [name for name in columns if name not in table.columns]
-    if missing:
-        raise RazorError(f"{path} lacks the columns {', '.join(missing)}: run the same command again.")
-    wrong = [name for name in _NUMBERS if name in table.columns and not _has_numbers(table, name)]
-    if wrong:
-        raise RazorError(f"{path} has no numbers in the columns {', '.join(wrong)}: run the same command again.")
-    if (sentence := _wrong_in(table)) is not None:
-        raise RazorError(f"{path} is damaged, as {sentence}: run the same command again.")
-    return table
-
-
-def _wrong_in(table: pl.DataFrame) -> str | None:
-    """What is wrong with a table of checkpoints, if anything is."""
-    there = set(table.columns)
-    for name in sorted(there.intersection(_WORDS)):
-        if table.schema[name] not in (pl.String, pl.Null):
-            return f"the column {name} holds no text"
-    if any(table[name].null_count() for name in there.intersection(_WORDS[:3])):
-        return "a checkpoint lacks its run or its method"
-    for name in sorted(there & {"seed", "step"}):
-        if not table.schema[name].is_integer() or table[name].null_count() or (table[name] < 0).any():
-            return f"the column {name} holds anything but whole numbers from 0 up"
-    for name in sorted(there.intersection(_FRACTIONS)):
-        values = table[name].cast(pl.Float64)
-        if values.null_count() or not values.is_between(-_LARGEST_FRACTION, _LARGEST_FRACTION).all():
-            return f"the column {name} has a value that is no fraction of 1"
-    for name in sorted(there.intersection(_DRIFT)):
-        if not _has_numbers(table, name):
-            return f"the column {name} holds no numbers"
-        if table[name].cast(pl.Float64).is_infinite().any():
-            return f"the column {name} has an infinite value"
-    if {"lr", "method"} <= there and table.filter(pl.col("method") != BASE)["lr"].null_count():
-        return "a fine-tuned checkpoint has no lr"
-    return None
-
-
-def _has_numbers(table: pl.DataFrame, name: str) -> bool:
-    return table.schema[name].is_numeric() or table.schema[name] == pl.Null
 
 
 def _weights_name(step: int) -> str:

@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
@@ -103,11 +103,11 @@ class Workers:
         """
         if self.jobs > 1 and processes.count() > 1:
             raise RazorError("Several runs at a time do not go with torchrun, which shares each: use one of the two.")
-        work = processes.in_first(lambda: trajectories(missing(specs, store)))
-        if self.jobs > 1 and work:
-            self._run_in_processes(work, train, store, progress)
+        todo = processes.in_first(lambda: trajectories(missing(specs, store)))
+        if self.jobs > 1 and todo:
+            self._run_in_processes(todo, train, store, progress)
             return
-        for trajectory in work:
+        for trajectory in todo:
             interrupts.check()
             _train_and_store(trajectory, train, store, progress)
             progress.finished(trajectory.specs)
@@ -118,20 +118,20 @@ class Workers:
     def __exit__(self, *_: object) -> None:
         self._end()
 
-    def _run_in_processes(self, work: Sequence[Trajectory], train: Train, store: RunStore, progress: Progress) -> None:
+    def _run_in_processes(self, todo: Sequence[Trajectory], train: Train, store: RunStore, progress: Progress) -> None:
         self._renew_if_one_died()
         futures: dict[Future[None], Trajectory] = {}
         try:
             with interrupts.held():  # a worker that is not yet known as one would be left behind
                 pool = self._started()
-                for trajectory in work:
+                for trajectory in todo:
                     kept = {spec.run_id: store.keeps(spec) for spec in trajectory.specs}
-                    futures[pool.submit(_work, trajectory, train, RunStore(store.folder, kept))] = trajectory
+                    futures[pool.submit(work, trajectory, train, RunStore(store.folder, kept))] = trajectory
             pending = set(futures)
             while pending:
                 done, pending = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
                 interrupts.check()
-                _forward(self.messages, progress)
+                forward(_waiting(self.messages), progress)
                 for future in done:
                     future.result()
                     progress.finished(futures[future].specs)
@@ -238,12 +238,18 @@ class _Messenger(Progress):
         workers.messages.put(("say", sentence))
 
 
-def _work(trajectory: Trajectory, train: Train, store: RunStore) -> None:
+def work(trajectory: Trajectory, train: Train, store: RunStore) -> None:
+    """What a worker does, in a process where `workers.messages` leads to the main one."""
     quiet.libraries()
     _train_and_store(trajectory, train, store, _Messenger())
 
 
-def _forward(messages: Any, progress: Progress) -> None:
-    while not messages.empty():
-        what, *told = messages.get()
+def forward(messages: Iterable[Any], progress: Progress) -> None:
+    """Tell what workers have sent."""
+    for what, *told in messages:
         getattr(progress, what)(*told)
+
+
+def _waiting(messages: Any) -> Iterator[Any]:
+    while not messages.empty():
+        yield messages.get()

@@ -13,7 +13,8 @@ from rlrazor.experiments.parity_mnist.methods import label_of
 from rlrazor.runs.experiment import Phase
 from rlrazor.runs.records import RunSpec, to_table
 from rlrazor.runs.runner import Done, Options, Runner
-from rlrazor.runs.store import RunStore, read_table
+from rlrazor.runs.store import RunStore
+from rlrazor.runs.tables import read_table
 from rlrazor.runs.teachers import students
 from rlrazor.studies import THEORY, WITH_RL, load
 from rlrazor.studies.grids import Grid, plain_config

@@ -19,15 +19,18 @@ _PAUSE = 0.01  # seconds between tries
 
 
 @contextmanager
-def locked(path: Path, busy: str) -> Iterator[None]:
-    """Hold the lock of a file, which is made if it is not there. Raises RazorError, with `busy`, where another does."""
+def locked(path: Path, busy: str, *, shared: bool = False) -> Iterator[None]:
+    """Hold the lock of a file, which is made if it is not there. Raises RazorError, with `busy`, where another does.
+
+    `shared`: along with all others that hold it so.
+    """
     with clear_io_errors(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         # Without following a link, emptying a file, or waiting for who reads a pipe: it may be somebody's.
         flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
         lock = os.fdopen(os.open(path, flags, 0o666), "rb+", buffering=0)
     with lock:
-        if not _is_taken(lock):
+        if not _is_taken(lock, shared=shared):
             raise RazorError(busy)
         yield
 
@@ -62,12 +65,12 @@ def _has_the_name(file: FileIO, path: Path) -> bool:
         return False
 
 
-def _is_taken(file: FileIO) -> bool:
+def _is_taken(file: FileIO, *, shared: bool = False) -> bool:
     """Whether we hold its lock now; also where there are no locks."""
     if fcntl is None:
         return True
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError:

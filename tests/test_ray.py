@@ -1,0 +1,280 @@
+"""Runs on a Ray cluster of two nodes on this machine: the same bits, a node that is killed, what a cluster lacks."""
+
+import errno
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+# Before Ray is imported. Where the machine is busy a node takes longer to start than it is given.
+os.environ.setdefault("RAY_raylet_start_wait_time_s", "240")
+os.environ.setdefault("RAY_agent_register_timeout_ms", "240000")
+os.environ.setdefault("RAY_worker_register_timeout_seconds", "240")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # all on 127.0.0.1
+ray = pytest.importorskip("ray")
+
+from ray.cluster_utils import Cluster as LocalCluster  # noqa: E402
+
+from idx_files import write_dataset  # noqa: E402
+from ray_runs import PATIENCE, spec, train  # noqa: E402
+from rlrazor.cli import main  # noqa: E402
+from rlrazor.errors import RazorError  # noqa: E402
+from rlrazor.runs import ray_cluster, sweep  # noqa: E402
+from rlrazor.runs import store as of_store  # noqa: E402
+from rlrazor.runs.ray_cluster import Cluster, RayWorkers  # noqa: E402
+from rlrazor.runs.records import Record, RunSpec  # noqa: E402
+from rlrazor.runs.runner import Options, run  # noqa: E402
+from rlrazor.runs.store import Keep, RunStore  # noqa: E402
+from test_lines import bits  # noqa: E402
+from test_runner import Config, Toy, quiet  # noqa: E402
+
+pytestmark = [pytest.mark.filterwarnings("ignore")]  # Ray's own
+
+NODE: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "node_ip_address": "127.0.0.1"}
+
+
+class Listener(sweep.Progress):
+    def __init__(self) -> None:
+        self.told: list[str] = []
+        self.said: list[str] = []
+
+    def checkpoint(self, spec: RunSpec, record: Record) -> None:
+        self.told.append(f"{spec.params['lr']} {record.step}")
+
+    def finished(self, specs: Sequence[RunSpec]) -> None:
+        self.told += [f"{spec.params['lr']} finished" for spec in specs]
+
+    def say(self, sentence: str) -> None:
+        self.said.append(sentence)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[LocalCluster]:
+    """Two nodes, of one core each; the first has the driver."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)]))
+        found = LocalCluster(initialize_head=True, head_node_args={**NODE, "include_dashboard": False})
+        found.add_node(**NODE)
+        yield found
+        ray.shutdown()
+        found.shutdown()
+
+
+@pytest.fixture
+def ours(cluster: LocalCluster) -> Iterator[RayWorkers]:
+    with RayWorkers(Cluster(cluster.address)) as found:
+        yield found
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[RunStore]:
+    store = RunStore(tmp_path / "out")
+    with store.open_for_writing():
+        yield store
+
+
+def in_this_process(specs: Sequence[RunSpec], out: Path) -> RunStore:
+    store = RunStore(out)
+    for one in specs:
+        store.keep(one, Keep(last=True))
+    with store.open_for_writing():
+        sweep.run(specs, train, store)
+    return store
+
+
+def test_runs_of_a_cluster_have_the_bits_of_this_process_and_are_heard_of(
+    ours: RayWorkers, store: RunStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    specs = [spec(lr=lr) for lr in (0.1, 0.2, 0.3)]
+    for one in specs:
+        store.keep(one, Keep(last=True))
+    listener = Listener()
+    ours.run(specs, train, store, listener)
+    assert all(store.is_finished(one) for one in specs)
+    assert len(bits(store.folder)) == 3 * 3  # spec, records, the last weights
+    assert bits(store.folder) == bits(in_this_process(specs, tmp_path / "plain").folder)
+    for one in specs:
+        own = [told for told in listener.told if told.startswith(f"{one.params['lr']} ")]
+        assert own == [f"{one.params['lr']} {what}" for what in ("1", "2", "finished")]
+    assert listener.said == []
+    # What is wrong with a run ends the command; what is finished stays.
+    with pytest.raises(RazorError, match=r"^stillborn lr 1.0e-01 .*diverged before its first checkpoint"):
+        ours.run([*specs, spec("stillborn")], train, store, listener)
+    # As does a folder that takes no more, once another run is in it.
+    write, taken = of_store._write_bytes, list[Path]()
+
+    def full(path: Path, data: bytes) -> None:
+        taken.append(path)
+        if len({one.parent for one in taken}) > 1:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(path, data)
+
+    monkeypatch.setattr(of_store, "_write_bytes", full)
+    more = [spec(lr=lr) for lr in (0.4, 0.5)]
+    with pytest.raises(RazorError, match=r"Cannot write to .*No space left on device.*is kept"):
+        ours.run(more, train, store, listener)
+    assert sum(store.is_finished(one) for one in more) == 1
+    assert all(store.is_finished(one) for one in specs)
+
+
+def test_bases_and_teachers_go_to_the_nodes_and_what_is_finished_comes_back(
+    cluster: LocalCluster, tmp_path: Path
+) -> None:
+    toy, config = Toy(), Config()
+    run(toy, config, Options(tmp_path / "plain"), quiet())
+    done = run(toy, config, Options(tmp_path / "out", cluster=Cluster(cluster.address, at_once=2)), quiet())
+    assert done.trained == 10
+    assert bits(tmp_path / "out") == bits(tmp_path / "plain")
+    assert not ray.is_initialized()
+
+
+def test_a_run_starts_again_where_its_node_is_killed(
+    cluster: LocalCluster, ours: RayWorkers, store: RunStore, tmp_path: Path
+) -> None:
+    specs, marks = [spec(lr=lr, folder=tmp_path) for lr in (0.1, 0.2)], tmp_path
+    for one in specs:
+        store.keep(one, Keep(last=True))
+    victim = next(iter(cluster.worker_nodes))
+    listener = Listener()
+
+    def kill_midway() -> None:
+        until = time.monotonic() + PATIENCE
+        while not list(marks.glob(f"*.{victim.node_id}.*")) and time.monotonic() < until:
+            time.sleep(0.05)
+        cluster.remove_node(victim, allow_graceful=False)
+        (marks / "go").touch()
+
+    killer = threading.Thread(target=kill_midway)
+    killer.start()
+    try:
+        ours.run(specs, train, store, listener)
+    finally:
+        killer.join()
+        cluster.add_node(**NODE)
+    started = [path.name.split(".") for path in marks.glob("*.*.*")]
+    (lost,) = [run_id for run_id, node, _ in started if node == victim.node_id]
+    assert len({node for run_id, node, _ in started if run_id == lost}) == 2
+    (said,) = listener.said
+    assert "was lost with its node or its process" in said
+    assert bits(store.folder) == bits(in_this_process(specs, tmp_path / "plain").folder)
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_what_the_tasks_are_at(cluster: LocalCluster, store: RunStore, tmp_path: Path) -> None:
+    waiting = spec(folder=tmp_path)
+
+    def interrupt() -> None:
+        until = time.monotonic() + PATIENCE
+        while not list(tmp_path.glob("*.*.*")) and time.monotonic() < until:
+            time.sleep(0.05)
+        signal.raise_signal(signal.SIGINT)
+
+    interrupter = threading.Thread(target=interrupt)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it may be ignored
+    interrupter.start()
+    try:
+        with pytest.raises(KeyboardInterrupt), RayWorkers(Cluster(cluster.address)) as ours:
+            ours.run([waiting], train, store, Listener())
+    finally:
+        interrupter.join()
+        signal.signal(signal.SIGINT, before)
+    (mark,) = tmp_path.glob("*.*.*")
+    until = time.monotonic() + PATIENCE / 2
+    while _is_alive(int(mark.suffix[1:])):
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    assert not store.is_finished(waiting)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+GRID = [
+    *("reproduce", "parity-mnist", "--methods", "grpo,rl-distilled", "--lrs", "1e-3", "--schedules", "constant"),
+    *("--epochs", "1", "--seeds", "0,1", "--batch-size", "16", "--group-size", "8", "--checkpoints-per-epoch", "1"),
+    *("--pretrain-epochs", "2", "--pretrain-size", "100"),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("undrawn")
+def test_the_digits_of_a_cluster_are_those_of_two_processes(
+    cluster: LocalCluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_dataset(tmp_path / "data", train=300, test=100)
+    command = [*GRID, "--data-dir", str(data), "--weights", "final"]
+    plain, out = tmp_path / "plain", tmp_path / "out"
+    assert main([*command, "--out", str(plain), "--jobs", "2"]) == 0
+    assert main([*command, "--out", str(out), "--executor", "ray", "--address", cluster.address]) == 0
+    assert bits(out) == bits(plain)
+    capsys.readouterr()
+    assert main([*command, "--out", str(out)]) == 0
+    assert " runs trained, " in (said := capsys.readouterr().err)
+    assert "\n0 runs trained" in f"\n{said.strip().splitlines()[-1]}"
+
+
+def test_no_cluster_at_the_address_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.socket() as bound:  # which nobody listens at
+        bound.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{bound.getsockname()[1]}"
+        began = time.monotonic()
+        options = ["--executor", "ray", "--address", address, "--out", str(tmp_path / "out")]
+        assert main(["reproduce", "parity-mnist", *options]) == 2
+    assert time.monotonic() - began < 60
+    said = capsys.readouterr().err
+    assert said.startswith(f"razor: No Ray cluster answers at {address} (Connection refused): start one by")
+    assert len(said.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--address", "127.0.0.1:6379"], "--address goes with --executor ray."),
+        (["--gpus", "1"], "--gpus goes with --executor ray."),
+        (["--executor", "ray", "--address", "nowhere"], "--address is HOST:PORT of a Ray cluster's head"),
+        (["--executor", "ray", "--line", "1"], "--line trains one run, in its own process"),
+    ],
+)
+def test_options_that_do_not_go_together(options: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["reproduce", "parity-mnist", *options]) == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_a_node_with_other_packages_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs = ray_cluster.versions()
+    assert ray_cluster._unlike(theirs) is None
+    for wanted, said in (({"torch": "0.1"}, f"has torch {theirs['torch']}"), ({"dinosaur": "1"}, "lacks dinosaur")):
+        sentence = ray_cluster._unlike({**theirs, **wanted})
+        assert sentence is not None
+        assert f"The node {socket.gethostname()} of the cluster {said}, and the command runs with" in sentence
+
+
+def test_a_run_that_is_lost_again_and_again_ends_the_command() -> None:
+    listener = Listener()
+    lose: Callable[[int], None] = lambda times: ray_cluster._say_lost(spec(), "OutOfMemoryError", times, listener)  # noqa: E731
+    lose(1)
+    lose(2)
+    assert len(listener.said) == 2
+    with pytest.raises(RazorError, match=r"was lost 3 times with its node.*Finished runs are kept"):
+        lose(3)
+
+
+def test_secrets_do_not_go_to_the_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    handed = ray_cluster.handed_on()
+    assert handed["HF_HUB_OFFLINE"] == "1"
+    assert "hf_secret" not in handed.values()
