@@ -10,6 +10,7 @@ import torch
 
 from rlrazor.analysis.forecast import FORWARD, PROBE
 from rlrazor.cli import main
+from rlrazor.guard import watch as watching
 from rlrazor.guard.compare_served import compare_served
 from rlrazor.guard.comparison import REVERSE, Pair
 from rlrazor.guard.measured_on import MeasuredOn
@@ -41,6 +42,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "WAITS", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(watching, "SETTLE", 0.1)
     monkeypatch.delenv(client.KEY, raising=False)
 
 
