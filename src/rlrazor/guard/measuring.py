@@ -1,9 +1,9 @@
 """A base that is measured against when it is not in memory any more, and the checkpoints of a run against it."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from rlrazor.errors import RazorError
 from rlrazor.extras import needs_package
@@ -29,9 +29,11 @@ NO_TOKENIZER = "Checkpoints that have no tokenizer are measured with the base's.
 class ReadBase:
     """What is left of a base, loaded from `source` as `dtype`: its side of the probes, and what its token ids mean.
 
-    `sees`: whether any prompt has images. `width`: of its hidden states, where its config says. `beside`: what goes
-    into a log beside a measurement; of a base that is here, nothing.
+    `sees`: whether any prompt has images. `width`: of its hidden states, where its config says.
     """
+
+    beside: ClassVar[Mapping[str, float]] = {}
+    """What goes into a log beside a measurement: of a base that is here, nothing."""
 
     source: str
     dtype: str
@@ -41,7 +43,6 @@ class ReadBase:
     side: BaseSide
     sees: bool = False
     width: int | None = None
-    beside: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def of(cls, base: LanguageModel, dtype: str, on: MeasuredOn, law: LawFile | None, cache_dir: Path | None) -> Self:
