@@ -12,7 +12,8 @@
       .lock, .locks/<trajectory>                              who writes: one command, or many, each a run of its own
 
 A run folder is written under a temporary name and renamed when complete, so killing the process at any moment loses
-only the unfinished run, and what has the final name can be trusted.
+only the unfinished run, and what has the final name can be trusted. One that it replaces, because more weights are
+wanted, steps aside until then, and is read there: other processes may be reading it, or the process may be killed.
 
 Whose weights are kept is told to the store, before a run is trained, by `RunStore.keep`: those that later runs start
 from or learn from, and those that a user has asked for.
@@ -48,7 +49,9 @@ TABLES = ("records", "sensitivity")
 """Of an experiment's own runs."""
 
 WeightsMode = Literal["none", "final", "all"]
-_PARTIAL = re.compile(r"\.[0-9a-f]{16}\.\d+")  # a run that was being written: its id, and the process
+_ASIDE = ".old"
+_PARTIAL = re.compile(rf"\.[0-9a-f]{{16}}(\.\d+|{re.escape(_ASIDE)})")  # a run that is written, by whom, or is replaced
+_TRIES = 3  # to read a run: it may step aside after we looked for it, and be replaced after we looked there
 _LOCKS = ".locks"
 Weights = Mapping[str, "Tensor"]
 
@@ -179,7 +182,10 @@ class RunStore:
     def _clear(self, paths: Iterable[Path]) -> None:
         with clear_io_errors(self.folder):
             for path in paths:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+                if path.suffix == _ASIDE and not os.path.lexists(run := self.runs / path.stem[1:]):
+                    path.rename(run)  # the process was killed before the new one took its place
+                else:
+                    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
     @property
     def outputs(self) -> list[Output]:
@@ -191,6 +197,9 @@ class RunStore:
 
     def is_finished(self, spec: RunSpec) -> bool:
         """Whether the run is there, with the weights that are kept of it."""
+        return any(self._is_there(spec) for _ in range(_TRIES))
+
+    def _is_there(self, spec: RunSpec) -> bool:
         if not (self._folder_of(spec) / "records.jsonl").exists():
             return False
         if (keep := self.keeps(spec)) == Keep():
@@ -241,7 +250,7 @@ class RunStore:
     @contextmanager
     def _made(self, run_id: str) -> Iterator[Path]:
         """A folder that becomes the run's when the block ends well."""
-        target = self.runs / run_id
+        target, aside = self.runs / run_id, self._aside(run_id)
         partial = target.with_name(f".{run_id}.{os.getpid()}")
         with clear_io_errors(self.folder):
             shutil.rmtree(partial, ignore_errors=True)
@@ -250,14 +259,20 @@ class RunStore:
                 yield partial
                 require_our_folder(target, "spec.json")
                 if target.exists():
-                    shutil.rmtree(target)
+                    target.rename(aside)
                 partial.rename(target)
-            except BaseException:
-                shutil.rmtree(partial, ignore_errors=True)
-                raise
+            finally:
+                with suppress(RazorError):  # whoever writes next clears it
+                    self._clear(path for path in (partial, aside) if os.path.lexists(path))
 
     def read(self, spec: RunSpec) -> FinishedRun:
         """Read a finished run back; raises RazorError when a file of it is damaged."""
+        for _ in range(_TRIES - 1):
+            with suppress(RazorError):
+                return self._read(spec)
+        return self._read(spec)
+
+    def _read(self, spec: RunSpec) -> FinishedRun:
         from rlrazor.runs.run_files import StoredSpec
 
         folder = self._folder_of(spec)
@@ -380,7 +395,12 @@ class RunStore:
             shutil.rmtree(self.folder / ".unfinished", ignore_errors=True)
 
     def _folder_of(self, spec: RunSpec) -> Path:
-        return self.runs / spec.run_id
+        """Of a run that is just being replaced, or was when its process was killed, the earlier one's."""
+        folder, aside = self.runs / spec.run_id, self._aside(spec.run_id)
+        return aside if not folder.exists() and aside.exists() else folder
+
+    def _aside(self, run_id: str) -> Path:
+        return self.runs / f".{run_id}{_ASIDE}"
 
 
 def _check_version(path: Path, stored: Any) -> None:
