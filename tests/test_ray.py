@@ -31,8 +31,8 @@ from rlrazor.runs import ray_cluster, sweep  # noqa: E402
 from rlrazor.runs import store as of_store  # noqa: E402
 from rlrazor.runs.ray_cluster import Cluster, RayWorkers  # noqa: E402
 from rlrazor.runs.records import Record, RunSpec  # noqa: E402
-from rlrazor.runs.runner import Options, run  # noqa: E402
-from rlrazor.runs.store import Keep, RunStore  # noqa: E402
+from rlrazor.runs.runner import Options, run, warn_of_another_machine, warn_of_several_machines  # noqa: E402
+from rlrazor.runs.store import Checkpoint, Keep, RunStore  # noqa: E402
 from test_lines import bits  # noqa: E402
 from test_runner import Config, Toy, quiet  # noqa: E402
 
@@ -132,6 +132,7 @@ def test_bases_and_teachers_go_to_the_nodes_and_what_is_finished_comes_back(
     run(toy, config, Options(tmp_path / "plain"), quiet())
     done = run(toy, config, Options(tmp_path / "out", cluster=Cluster(cluster.address, at_once=2)), quiet())
     assert done.trained == 10
+    assert RunStore(tmp_path / "out").made_by() == RunStore(tmp_path / "plain").made_by() != []
     assert bits(tmp_path / "out") == bits(tmp_path / "plain")
     assert not ray.is_initialized()
 
@@ -260,6 +261,20 @@ def test_a_node_with_other_packages_says_so(monkeypatch: pytest.MonkeyPatch) -> 
         sentence = ray_cluster._unlike({**theirs, **wanted})
         assert sentence is not None
         assert f"The node {socket.gethostname()} of the cluster {said}, and the command runs with" in sentence
+
+
+def test_runs_of_several_kinds_of_nodes_are_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    specs, console, store = [spec(lr=lr) for lr in (0.1, 0.2)], quiet(), RunStore(tmp_path)
+    with console.capture() as captured:
+        for one, machine in zip(specs, ("a node", "another"), strict=True):
+            monkeypatch.setattr("rlrazor.runs.store.MACHINE", machine)
+            store.write(one, [Checkpoint(Record(one.run_id, 1, 1.0, 0.5, {}, {}))], seconds=0)
+            warn_of_several_machines(store, specs, console)
+        warn_of_another_machine(store, Options(tmp_path, cluster=Cluster()), console)  # before, where nobody knows
+    said = " ".join(captured.get().split())
+    assert said.count("last digits") == 1
+    assert " on a node and with torch " in said
+    assert " on another: their last digits may differ." in said
 
 
 def test_a_run_that_is_lost_again_and_again_ends_the_command() -> None:

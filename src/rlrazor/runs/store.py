@@ -7,7 +7,7 @@
                     records.jsonl                             a line per checkpoint
                     items.parquet                             what became of each item of its prior tasks: see `items`
                     questions.parquet                         of a base: what these items ask
-                    seconds.json                              wall time; apart, because it differs from run to run
+                    seconds.json                              wall time, torch, machine: apart, as these may differ
                     weights/step-000938.safetensors           of the checkpoints that the store keeps
       .lock, .locks/<trajectory>                              who writes: one command, or many, each a run of its own
 
@@ -27,6 +27,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -37,9 +38,10 @@ from safetensors import SafetensorError
 from rlrazor.errors import RazorError
 from rlrazor.runs import items as items_file
 from rlrazor.runs.records import SCHEMA_VERSION, Record, RunSpec
-from rlrazor.system import jsonl, processes
+from rlrazor.system import processes
 from rlrazor.system.documents import checked, parse_json, read_json, read_text
 from rlrazor.system.locks import locked
+from rlrazor.system.machine import MACHINE
 from rlrazor.system.writing import Output, atomic_path, clear_io_errors, leftovers, require_our_folder
 
 if TYPE_CHECKING:
@@ -219,7 +221,8 @@ class RunStore:
         kept = [one for one in checkpoints if keep.wants(one.record.step, last=one is last)]
         with self._made(spec.run_id) as folder:
             _write_bytes(folder / "spec.json", json.dumps(stored, indent=1, allow_nan=False).encode())
-            _write_bytes(folder / "seconds.json", json.dumps({"seconds": round(seconds, 3)}).encode())
+            took = {"seconds": round(seconds, 3), "torch": version("torch"), "machine": MACHINE}
+            _write_bytes(folder / "seconds.json", json.dumps(took).encode())
             lines = [json.dumps(asdict(checkpoint.record), allow_nan=False) for checkpoint in checkpoints]
             _write_bytes(folder / "records.jsonl", "".join(f"{line}\n" for line in lines).encode())
             items = items_file.of_run((one.record.step, one.items) for one in checkpoints)
@@ -273,7 +276,7 @@ class RunStore:
         return self._read(spec)
 
     def _read(self, spec: RunSpec) -> FinishedRun:
-        from rlrazor.runs.run_files import StoredSpec
+        from rlrazor.runs.run_files import StoredSpec, read_records
 
         folder = self._folder_of(spec)
         with self._told(folder):
@@ -326,6 +329,18 @@ class RunStore:
         folder = self._folder_of(spec)
         with self._told(folder):
             return read_json(folder / "seconds.json", StoredSeconds).seconds
+
+    def made_by(self, specs: Iterable[RunSpec] | None = None) -> list[tuple[str, str]]:
+        """With which torch on which machines these runs were made, or all that are there, as far as they say."""
+        from rlrazor.runs.run_files import StoredSeconds
+
+        folders = self.runs.glob("[!.]*") if specs is None else map(self._folder_of, specs)
+        found = set()
+        for folder in folders:
+            with suppress(RazorError):
+                took = read_json(folder / "seconds.json", StoredSeconds)
+                found |= {(took.torch, took.machine)} if took.torch and took.machine else set()
+        return sorted(found)
 
     @staticmethod
     @contextmanager
@@ -405,27 +420,12 @@ class RunStore:
 
 def _check_version(path: Path, stored: Any) -> None:
     """Raise RazorError where a spec.json has another schema than ours."""
-    version = stored.get("schema_version") if isinstance(stored, dict) else None
-    if type(version) is int and version != SCHEMA_VERSION:
+    found = stored.get("schema_version") if isinstance(stored, dict) else None
+    if type(found) is int and found != SCHEMA_VERSION:
         raise RazorError(
-            f"The run folder {path.parent} has schema version {version}, this rlrazor reads {SCHEMA_VERSION}. Choose "
+            f"The run folder {path.parent} has schema version {found}, this rlrazor reads {SCHEMA_VERSION}. Choose "
             "another --out."
         )
-
-
-def read_records(path: Path) -> list[Record]:
-    """The records of a JSON Lines file, in the order of their steps. Raises RazorError for one that is damaged."""
-    from rlrazor.runs.run_files import StoredRecord
-
-    records: list[Record] = []
-    for where, value in jsonl.strict(read_text(path), path):
-        found = checked(StoredRecord, value, where)
-        if records and found.step <= records[-1].step:
-            raise RazorError(f"{where} is of step {found.step}, which does not come after the one before.")
-        records.append(Record(**dict(found)))
-    if not records:
-        raise RazorError(f"{path} is empty.")
-    return records
 
 
 def _weights_name(step: int) -> str:
