@@ -5,9 +5,11 @@ import os
 import signal
 import socket
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +29,13 @@ from idx_files import write_dataset  # noqa: E402
 from ray_runs import PATIENCE, spec, train  # noqa: E402
 from rlrazor.cli import main  # noqa: E402
 from rlrazor.errors import RazorError  # noqa: E402
-from rlrazor.runs import ray_cluster, sweep  # noqa: E402
+from rlrazor.runs import ray_cluster, ray_node, sweep  # noqa: E402
 from rlrazor.runs import store as of_store  # noqa: E402
 from rlrazor.runs.ray_cluster import Cluster, RayWorkers  # noqa: E402
 from rlrazor.runs.records import Record, RunSpec  # noqa: E402
 from rlrazor.runs.runner import Options, run, warn_of_another_machine, warn_of_several_machines  # noqa: E402
 from rlrazor.runs.store import Checkpoint, Keep, RunStore  # noqa: E402
+from rlrazor.system.locks import locked  # noqa: E402
 from test_lines import bits  # noqa: E402
 from test_runner import Config, Toy, quiet  # noqa: E402
 
@@ -255,10 +258,10 @@ def test_options_that_do_not_go_together(options: list[str], sentence: str, caps
 
 
 def test_a_node_with_other_packages_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    theirs = ray_cluster.versions()
-    assert ray_cluster._unlike(theirs) is None
+    theirs = ray_node.versions()
+    assert ray_node._unlike(theirs) is None
     for wanted, said in (({"torch": "0.1"}, f"has torch {theirs['torch']}"), ({"dinosaur": "1"}, "lacks dinosaur")):
-        sentence = ray_cluster._unlike({**theirs, **wanted})
+        sentence = ray_node._unlike({**theirs, **wanted})
         assert sentence is not None
         assert f"The node {socket.gethostname()} of the cluster {said}, and the command runs with" in sentence
 
@@ -285,6 +288,52 @@ def test_a_run_that_is_lost_again_and_again_ends_the_command() -> None:
     assert len(listener.said) == 2
     with pytest.raises(RazorError, match=r"was lost 3 times with its node.*Finished runs are kept"):
         lose(3)
+
+
+@pytest.fixture
+def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where the scratch folders are; this process is a worker that has none yet."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(ray_node, "_folder", None)
+    with ExitStack() as held:
+        monkeypatch.setattr(ray_node, "_while_alive", held)
+        yield tmp_path
+
+
+def test_a_worker_that_clears_takes_no_folder_of_one_that_starts(
+    scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dead = scratch / "rlrazor-ray-dead"
+    (dead / "runs").mkdir(parents=True)
+    make, other = tempfile.mkdtemp, ExitStack()
+
+    def make_while_another_clears(prefix: str) -> str:
+        made = make(prefix=prefix)
+        for left in scratch.glob("rlrazor-ray-*"):
+            if left != dead:
+                other.enter_context(locked(left / ".lock", "in use"))
+        return made
+
+    monkeypatch.setattr(tempfile, "mkdtemp", make_while_another_clears)
+    with other:
+        folder = ray_node._scratch()
+    assert [path.name for path in scratch.iterdir()] == [folder.name]
+    assert folder.name.startswith("rlrazor-ray-")
+    assert (folder / "runs").is_dir()
+    with pytest.raises(RazorError, match="in use"), locked(folder / ".lock", "in use"):
+        pass
+    assert ray_node._scratch() == folder
+
+
+def test_without_locks_no_worker_clears_what_may_be_in_use(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (scratch / "rlrazor-ray-live" / "runs").mkdir(parents=True)
+
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    ray_node._scratch()
+    assert (scratch / "rlrazor-ray-live" / "runs").is_dir()
 
 
 def test_secrets_do_not_go_to_the_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
