@@ -13,6 +13,7 @@ by itself, but say nothing, and for a process that ran out of memory without end
 
 import logging
 import os
+import re
 import signal
 import socket
 import time
@@ -41,7 +42,9 @@ HEARD_EVERY = 0.3  # seconds between questions for what tasks have to say
 MOST_MESSAGES = 10_000  # that nobody has asked for yet; what is lost of them is no result
 
 _HANDED_ON = ("OMP_", "MKL_", "RLRAZOR_", "HF_", "TRANSFORMERS_", "TQDM_", "TOKENIZERS_", "CUBLAS_")
-_SECRET = ("TOKEN", "KEY", "SECRET", "PASSWORD")  # a cluster shows the environment of its tasks
+_SECRET = re.compile("TOKEN(?!IZERS)|KEY|SECRET|PASSWORD")  # a cluster shows the environment of its tasks
+_HIDE_GPUS = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1"}
+"""From tasks that take none. Newer Rays would leave all of them to each such task, older ones hide them anyway."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,12 @@ class Cluster:
     cpus: float = 1
     gpus: float = 0
     at_once: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.gpus > 1 and self.gpus % 1:  # Ray says so too, when the first run begins
+            raise RazorError(
+                f"--gpus above 1 is a whole number, not {self.gpus:g}: a run takes GPUs, or a part of one."
+            )
 
     def check(self) -> None:
         """Raise RazorError where Ray is not installed, or nobody answers at the address."""
@@ -145,7 +154,7 @@ class RayWorkers:
 
         _start(self.cluster)
         self.joined = True
-        _say_if_too_small(self.cluster, ray.nodes(), progress)
+        _compare(self.cluster, ray.nodes(), progress)
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
         self.mailbox = ray.remote(num_cpus=0, scheduling_strategy=here)(Mailbox).remote()
         of_run = {"num_cpus": self.cluster.cpus, "num_gpus": self.cluster.gpus, "max_retries": 0}
@@ -208,7 +217,7 @@ class Mailbox:
 def handed_on() -> dict[str, str]:
     """The variables of this process that its tasks get as well: threads, caches, and no secret."""
     found = {name: value for name, value in os.environ.items() if name.startswith(_HANDED_ON)}
-    return {name: value for name, value in found.items() if not any(word in name for word in _SECRET)}
+    return {name: value for name, value in found.items() if not _SECRET.search(name)}
 
 
 def _write_beside(files: Mapping[str, bytes], folder: Path) -> None:
@@ -251,14 +260,26 @@ def _say_lost(spec: RunSpec, how: str, times: int, progress: sweep.Progress) -> 
     progress.say(f"{spec.describe()} was lost with its node or its process ({how}): it starts again.")
 
 
-def _say_if_too_small(cluster: Cluster, nodes: Iterable[Mapping[str, Any]], progress: sweep.Progress) -> None:
-    """Ray waits for a node that has room; one may be about to join."""
+def _compare(cluster: Cluster, nodes: Iterable[Mapping[str, Any]], progress: sweep.Progress) -> None:
+    """Say what does not go together of the nodes and what a run takes; raise RazorError where no run will ever start.
+
+    Ray waits for a node that has room. One may be about to join, unless the cluster is this command's own.
+    """
     each = [node["Resources"] for node in nodes if node["Alive"]]
     if not any(one.get("CPU", 0) >= cluster.cpus and one.get("GPU", 0) >= cluster.gpus for one in each):
+        asked = f"{cluster.cpus:g} CPUs and {cluster.gpus:g} GPUs for a run"
+        if cluster.address is None:
+            there = " and ".join(f"{sum(one.get(kind, 0) for one in each):g} {kind}s" for kind in ("CPU", "GPU"))
+            raise RazorError(
+                f"This machine has {there}, not {asked}: ask for less by --cpus and --gpus, or name a cluster's "
+                "--address."
+            )
         progress.say(
-            f"No node of the cluster has {cluster.cpus:g} CPUs and {cluster.gpus:g} GPUs for a run: all wait until one "
-            "joins. Ctrl-C ends that; --cpus and --gpus ask for less."
+            f"No node of the cluster has {asked}: all wait until one joins. Ctrl-C ends that; --cpus and --gpus ask "
+            "for less."
         )
+    elif not cluster.gpus and any(one.get("GPU", 0) for one in each):
+        progress.say("The cluster has GPUs, which runs do not see without --gpus: they are on the CPU.")
 
 
 def _settle(cluster: Cluster) -> None:
@@ -277,7 +298,7 @@ def _start(cluster: Cluster) -> None:
     """Join the cluster, or start one here; raises RazorError where there is none."""
     import ray
 
-    environment = {"py_modules": [str(Path(rlrazor.__file__).parent)], "env_vars": handed_on()}
+    environment = {"py_modules": [str(Path(rlrazor.__file__).parent)], "env_vars": handed_on() | _HIDE_GPUS}
     start = partial(ray.init, log_to_driver=False, logging_level=logging.ERROR, runtime_env=environment)
     if cluster.address is None:
         start = partial(
