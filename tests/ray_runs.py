@@ -11,6 +11,7 @@ import torch
 from rlrazor.runs.records import Record, RunSpec
 from rlrazor.runs.store import Checkpoint, RunStore
 from rlrazor.runs.sweep import DivergedError
+from rlrazor.system import phases
 
 PATIENCE = 240.0  # seconds
 
@@ -21,9 +22,14 @@ def spec(method: str = "toy", lr: float = 0.1, folder: Path | None = None) -> Ru
 
 
 def train(spec: RunSpec, store: RunStore) -> Iterator[Checkpoint]:
-    """Two checkpoints of random weights; says in its folder where it is, and waits there for `go`, if it has one."""
+    """Two checkpoints of random weights; says in its folder where it is, and waits there for `go`, if it has one.
+
+    A "stillborn" run has none. One that is "seeing" tells which GPUs it sees.
+    """
     if spec.method == "stillborn":
         raise DivergedError(1, 0.5)
+    if spec.method == "seeing":
+        phases.say(f"GPUs: {os.environ.get('CUDA_VISIBLE_DEVICES', 'all')}.")
     if spec.params["folder"]:
         _wait(Path(spec.params["folder"]), spec)
     for step in (1, 2):

@@ -1,9 +1,11 @@
 """A command a run: the lines of a plan, each trained by a process of its own, make the folder of the whole."""
 
+import json
 import re
 import subprocess
 import sys
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -111,6 +113,37 @@ with store.open_for_runs([spec]):
     assert run(toy, config, Options(tmp_path, line=3), quiet()).trained == 1
     with store.open_for_writing():
         assert not others.exists()
+
+
+def lines_on(out: Path, machines: dict[int, str], patch: pytest.MonkeyPatch) -> list[str]:
+    """Train these lines, each on its machine; returns what each has said of the machines."""
+    said = []
+    for number, machine in machines.items():
+        for module in ("runner", "store"):
+            patch.setattr(f"rlrazor.runs.{module}.MACHINE", machine)
+        console = quiet()
+        with console.capture() as captured:
+            run(Toy(), Config(), Options(out, line=number), console)
+        said.append(" ".join(captured.get().split()))
+    return said
+
+
+def test_lines_on_several_machines_are_told_of_and_named_beside_the_tables(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, alone = tmp_path / "several", tmp_path / "one"
+    said = lines_on(out, {1: "here", 2: "there", 3: "here"}, monkeypatch)
+    torch = version("torch")
+    here, there = (f"with torch {torch} on {machine}" for machine in ("here", "there"))
+    assert "digits" not in said[0]
+    assert f"were made {here}, these will be {there}: their last digits may differ." in said[1]
+    assert f"were made {here} and {there}, these will be {here}: their last digits may differ." in said[2]
+    lines_on(out, dict.fromkeys(range(4, 15), "here"), monkeypatch)
+    assert "digits" not in " ".join(lines_on(alone, dict.fromkeys(range(1, 15), "here"), monkeypatch))
+    for folder, machines in ((out, "here; there"), (alone, "here")):
+        run(Toy(), Config(), Options(folder), quiet())
+        assert json.loads((folder / "config.json").read_text())["machine"] == machines
+    assert bits(out) == bits(alone)  # who made a run is no part of it
 
 
 GRID = [

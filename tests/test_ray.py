@@ -5,9 +5,11 @@ import os
 import signal
 import socket
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -27,18 +29,21 @@ from idx_files import write_dataset  # noqa: E402
 from ray_runs import PATIENCE, spec, train  # noqa: E402
 from rlrazor.cli import main  # noqa: E402
 from rlrazor.errors import RazorError  # noqa: E402
-from rlrazor.runs import ray_cluster, sweep  # noqa: E402
+from rlrazor.runs import ray_cluster, ray_node, sweep  # noqa: E402
 from rlrazor.runs import store as of_store  # noqa: E402
 from rlrazor.runs.ray_cluster import Cluster, RayWorkers  # noqa: E402
 from rlrazor.runs.records import Record, RunSpec  # noqa: E402
-from rlrazor.runs.runner import Options, run  # noqa: E402
-from rlrazor.runs.store import Keep, RunStore  # noqa: E402
+from rlrazor.runs.runner import Options, run, warn_of_another_machine, warn_of_several_machines  # noqa: E402
+from rlrazor.runs.store import Checkpoint, Keep, RunStore  # noqa: E402
+from rlrazor.system.locks import locked  # noqa: E402
 from test_lines import bits  # noqa: E402
 from test_runner import Config, Toy, quiet  # noqa: E402
 
 pytestmark = [pytest.mark.filterwarnings("ignore")]  # Ray's own
 
 NODE: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "node_ip_address": "127.0.0.1"}
+HEAD = {"include_dashboard": False, "num_gpus": 1}  # a GPU that nothing computes on
+UNSEEN = "The cluster has GPUs, which runs do not see without --gpus: they are on the CPU."
 
 
 class Listener(sweep.Progress):
@@ -61,7 +66,7 @@ def cluster() -> Iterator[LocalCluster]:
     """Two nodes, of one core each; the first has the driver."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)]))
-        found = LocalCluster(initialize_head=True, head_node_args={**NODE, "include_dashboard": False})
+        found = LocalCluster(initialize_head=True, head_node_args={**NODE, **HEAD})
         found.add_node(**NODE)
         yield found
         ray.shutdown()
@@ -104,7 +109,7 @@ def test_runs_of_a_cluster_have_the_bits_of_this_process_and_are_heard_of(
     for one in specs:
         own = [told for told in listener.told if told.startswith(f"{one.params['lr']} ")]
         assert own == [f"{one.params['lr']} {what}" for what in ("1", "2", "finished")]
-    assert listener.said == []
+    assert listener.said == [UNSEEN]
     # What is wrong with a run ends the command; what is finished stays.
     with pytest.raises(RazorError, match=r"^stillborn lr 1.0e-01 .*diverged before its first checkpoint"):
         ours.run([*specs, spec("stillborn")], train, store, listener)
@@ -125,6 +130,7 @@ def test_runs_of_a_cluster_have_the_bits_of_this_process_and_are_heard_of(
     assert all(store.is_finished(one) for one in specs)
 
 
+@pytest.mark.slow
 def test_bases_and_teachers_go_to_the_nodes_and_what_is_finished_comes_back(
     cluster: LocalCluster, tmp_path: Path
 ) -> None:
@@ -132,10 +138,12 @@ def test_bases_and_teachers_go_to_the_nodes_and_what_is_finished_comes_back(
     run(toy, config, Options(tmp_path / "plain"), quiet())
     done = run(toy, config, Options(tmp_path / "out", cluster=Cluster(cluster.address, at_once=2)), quiet())
     assert done.trained == 10
+    assert RunStore(tmp_path / "out").made_by() == RunStore(tmp_path / "plain").made_by() != []
     assert bits(tmp_path / "out") == bits(tmp_path / "plain")
     assert not ray.is_initialized()
 
 
+@pytest.mark.slow
 def test_a_run_starts_again_where_its_node_is_killed(
     cluster: LocalCluster, ours: RayWorkers, store: RunStore, tmp_path: Path
 ) -> None:
@@ -162,9 +170,18 @@ def test_a_run_starts_again_where_its_node_is_killed(
     started = [path.name.split(".") for path in marks.glob("*.*.*")]
     (lost,) = [run_id for run_id, node, _ in started if node == victim.node_id]
     assert len({node for run_id, node, _ in started if run_id == lost}) == 2
-    (said,) = listener.said
+    (_, said) = listener.said
     assert "was lost with its node or its process" in said
     assert bits(store.folder) == bits(in_this_process(specs, tmp_path / "plain").folder)
+
+
+@pytest.mark.slow
+def test_a_run_sees_the_gpus_that_it_takes(cluster: LocalCluster, store: RunStore) -> None:
+    for gpus, seen in ((0, ""), (1, "0")):
+        listener = Listener()
+        with RayWorkers(Cluster(cluster.address, gpus=gpus)) as ours:
+            ours.run([spec("seeing", lr=1.0 + gpus)], train, store, listener)
+        assert listener.said == [*([] if gpus else [UNSEEN]), f"GPUs: {seen}."]
 
 
 @pytest.mark.slow
@@ -246,6 +263,9 @@ def test_no_cluster_at_the_address_is_one_sentence(tmp_path: Path, capsys: pytes
         (["--gpus", "1"], "--gpus goes with --executor ray."),
         (["--executor", "ray", "--address", "nowhere"], "--address is HOST:PORT of a Ray cluster's head"),
         (["--executor", "ray", "--line", "1"], "--line trains one run, in its own process"),
+        (["--executor", "ray", "--print-commands"], "--print-commands prints lines, each of a process of its own"),
+        (["--executor", "ray", "--gpus", "1.5"], "--gpus above 1 is a whole number, not 1.5"),
+        (["--executor", "ray", "--cpus", "0"], "--cpus must be at least 0.01, not 0"),
     ],
 )
 def test_options_that_do_not_go_together(options: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -254,12 +274,26 @@ def test_options_that_do_not_go_together(options: list[str], sentence: str, caps
 
 
 def test_a_node_with_other_packages_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    theirs = ray_cluster.versions()
-    assert ray_cluster._unlike(theirs) is None
+    theirs = ray_node.versions()
+    assert ray_node._unlike(theirs) is None
     for wanted, said in (({"torch": "0.1"}, f"has torch {theirs['torch']}"), ({"dinosaur": "1"}, "lacks dinosaur")):
-        sentence = ray_cluster._unlike({**theirs, **wanted})
+        sentence = ray_node._unlike({**theirs, **wanted})
         assert sentence is not None
         assert f"The node {socket.gethostname()} of the cluster {said}, and the command runs with" in sentence
+
+
+def test_runs_of_several_kinds_of_nodes_are_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    specs, console, store = [spec(lr=lr) for lr in (0.1, 0.2)], quiet(), RunStore(tmp_path)
+    with console.capture() as captured:
+        for one, machine in zip(specs, ("a node", "another"), strict=True):
+            monkeypatch.setattr("rlrazor.runs.store.MACHINE", machine)
+            store.write(one, [Checkpoint(Record(one.run_id, 1, 1.0, 0.5, {}, {}))], seconds=0)
+            warn_of_several_machines(store, specs, console)
+        warn_of_another_machine(store, Options(tmp_path, cluster=Cluster()), console)  # before, where nobody knows
+    said = " ".join(captured.get().split())
+    assert said.count("last digits") == 1
+    assert " on a node and with torch " in said
+    assert " on another: their last digits may differ." in said
 
 
 def test_a_run_that_is_lost_again_and_again_ends_the_command() -> None:
@@ -272,9 +306,91 @@ def test_a_run_that_is_lost_again_and_again_ends_the_command() -> None:
         lose(3)
 
 
+@pytest.fixture
+def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where the scratch folders are; this process is a worker that has none yet."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(ray_node, "_folder", None)
+    with ExitStack() as held:
+        monkeypatch.setattr(ray_node, "_while_alive", held)
+        yield tmp_path
+
+
+def test_a_worker_that_clears_takes_no_folder_of_one_that_starts(
+    scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dead = scratch / "rlrazor-ray-dead"
+    (dead / "runs").mkdir(parents=True)
+    make, other = tempfile.mkdtemp, ExitStack()
+
+    def make_while_another_clears(prefix: str) -> str:
+        made = make(prefix=prefix)
+        for left in scratch.glob("rlrazor-ray-*"):
+            if left != dead:
+                other.enter_context(locked(left / ".lock", "in use"))
+        return made
+
+    monkeypatch.setattr(tempfile, "mkdtemp", make_while_another_clears)
+    with other:
+        folder = ray_node._scratch()
+    assert [path.name for path in scratch.iterdir()] == [folder.name]
+    assert folder.name.startswith("rlrazor-ray-")
+    assert (folder / "runs").is_dir()
+    with pytest.raises(RazorError, match="in use"), locked(folder / ".lock", "in use"):
+        pass
+    assert ray_node._scratch() == folder
+
+
+def test_without_locks_no_worker_clears_what_may_be_in_use(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (scratch / "rlrazor-ray-live" / "runs").mkdir(parents=True)
+
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    ray_node._scratch()
+    assert (scratch / "rlrazor-ray-live" / "runs").is_dir()
+
+
 def test_secrets_do_not_go_to_the_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    monkeypatch.setenv("HF_TOKEN_OF_ANOTHER", "hf_secret")
+    monkeypatch.setenv("RLRAZOR_API_KEY", "hf_secret")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
     handed = ray_cluster.handed_on()
     assert handed["HF_HUB_OFFLINE"] == "1"
+    assert handed["TOKENIZERS_PARALLELISM"] == "false"
     assert "hf_secret" not in handed.values()
+
+
+@pytest.mark.parametrize(
+    ("cluster_of", "cpus", "gpus", "said"),
+    [
+        (Cluster("head:1", cpus=8), 8, 0, None),
+        (Cluster("head:1", cpus=8, gpus=1), 8, 1, None),
+        (Cluster("head:1", cpus=9), 8, 0, "No node of the cluster has 9 CPUs and 0 GPUs for a run: all wait until one"),
+        (Cluster("head:1"), 8, 2, UNSEEN),
+        (Cluster(), 8, 2, UNSEEN),
+    ],
+)
+def test_what_nodes_have_is_compared_with_what_runs_take(
+    cluster_of: Cluster, cpus: int, gpus: int, said: str | None
+) -> None:
+    nodes = [
+        {"Alive": True, "Resources": {"CPU": cpus, "GPU": gpus} if gpus else {"CPU": cpus}},
+        {"Alive": False, "Resources": {"CPU": 100, "GPU": 100}},
+    ]
+    listener = Listener()
+    ray_cluster._compare(cluster_of, nodes, listener)
+    assert [one[: len(said or "")] for one in listener.said] == ([said] if said else [])
+
+
+def test_runs_too_large_for_a_cluster_that_nobody_can_join_are_refused() -> None:
+    nodes = [{"Alive": True, "Resources": {"CPU": 8.0, "GPU": 1.0}}]
+    for one in (Cluster(cpus=64, gpus=1), Cluster(gpus=2)):
+        sentence = (
+            rf"This machine has 8 CPUs and 1 GPUs, not {one.cpus} CPUs and {one.gpus} GPUs for a run: ask for less"
+        )
+        with pytest.raises(RazorError, match=sentence):
+            ray_cluster._compare(one, nodes, Listener())

@@ -16,6 +16,7 @@ from rlrazor.errors import RazorError
 from rlrazor.runs import store as store_module
 from rlrazor.runs.records import Record, RunSpec
 from rlrazor.runs.store import Checkpoint, Keep, RunStore
+from rlrazor.system.documents import read_text
 from rlrazor.system.writing import atomic_path
 
 SPEC = RunSpec("toy", "grpo", {"lr": 1e-4, "schedule": "constant", "epochs": 1}, 0)
@@ -160,6 +161,62 @@ def test_leftovers_of_a_killed_process_are_cleared(store: RunStore) -> None:
         assert sorted(path.name for path in store.runs.iterdir()) == sorted([SPEC.run_id, ".gitignore"])
         assert sorted(path.name for path in store.folder.iterdir()) == [".lock", ".notes.tmp", "runs"]
     assert [path.read_text() for path in others] == ["the user's"] * 2
+
+
+def test_a_run_can_be_read_at_every_moment_of_its_replacement(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.write(SPEC, checkpoints(), seconds=0)
+    before, reader, rename, looked = store.read(SPEC), RunStore(store.folder), Path.rename, list[Path]()
+
+    def look(path: Path, target: Path) -> Path:
+        for _ in range(2):
+            assert reader.is_finished(SPEC)
+            assert reader.read(SPEC) == before
+            looked.append(path)
+            path = rename(path, target) if path.exists() else path
+        return target
+
+    store.keep(SPEC, Keep(last=True))
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", look)
+        store.write(SPEC, checkpoints(), seconds=0)
+    assert len(looked) >= 2
+    assert store.is_finished(SPEC)  # with its weights
+    assert [path.name for path in store.runs.iterdir()] == [SPEC.run_id]
+
+
+def test_a_run_is_read_though_it_moves_twice_meanwhile(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.write(SPEC, checkpoints(), seconds=0)
+    before, folder = store.read(SPEC), store.runs / SPEC.run_id
+    moves = [lambda: folder.rename(store._aside(SPEC.run_id)), lambda: store._aside(SPEC.run_id).rename(folder)]
+
+    def read(path: Path) -> str:
+        if moves:
+            moves.pop(0)()
+        return read_text(path)
+
+    monkeypatch.setattr("rlrazor.runs.store.read_text", read)
+    assert store.read(SPEC) == before
+    assert not moves
+
+
+def test_a_process_that_is_killed_while_it_replaces_a_run_loses_none(store: RunStore) -> None:
+    store.write(SPEC, checkpoints(), seconds=0)
+    before = {path.name: path.read_bytes() for path in (store.runs / SPEC.run_id).iterdir()}
+    code = (
+        "import os, pathlib, sys, test_store as t; from rlrazor.runs.store import RunStore\n"
+        "rename = pathlib.Path.rename\n"
+        "def dies(path, target):\n"
+        "    os._exit(9) if target.name == t.SPEC.run_id else rename(path, target)\n"
+        "pathlib.Path.rename = dies\n"
+        "RunStore(pathlib.Path(sys.argv[1])).write(t.SPEC, t.checkpoints(), seconds=0)"
+    )
+    path = os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])
+    line = [sys.executable, "-c", code, str(store.folder)]
+    assert subprocess.run(line, check=False, env={**os.environ, "PYTHONPATH": path}).returncode == 9
+    assert store.is_finished(SPEC)  # to who reads it, such as another line
+    with store.open_for_writing():
+        assert [one.name for one in store.runs.iterdir()] == [SPEC.run_id]
+    assert {one.name: one.read_bytes() for one in (store.runs / SPEC.run_id).iterdir()} == before
 
 
 @pytest.mark.parametrize("damage", ["{", '{"run_id": "x", "colour": 1}\n', ""])

@@ -118,7 +118,7 @@ BOUNDS: Mapping[str, Bounds] = {
     "layers": Bounds(1, 1000),
     "heads": Bounds(1, 1000),
     "jobs": Bounds(1, 1024),
-    "cpus": Bounds(0, 1024),
+    "cpus": Bounds(0.01, 1024),  # none would be room for any number of runs
     "gpus": Bounds(0, 1024),
     "line": Bounds(1, MOST_RUNS),
     "workers": Bounds(0, 1024),

@@ -297,7 +297,7 @@ def _run(
     if studies.needs_sweep(analyses) and not (keep_sweep and has_sweep):
         done += runner.run(experiment, config, options, console)
     else:
-        runner.warn_of_another_machine(RunStore(options.out), console)
+        runner.warn_of_another_machine(RunStore(options.out), options, console)
     for name in analyses:
         if name in studies.STUDIES:
             done += of_studies.run_study(name, experiment, config.seeds, options, console)

@@ -87,6 +87,8 @@ def _cluster_of(arguments: argparse.Namespace) -> "Cluster | None":
         return None
     if arguments.executor and getattr(arguments, "line", None) is not None:
         raise RazorError("--line trains one run, in its own process: leave --executor ray out.")
+    if getattr(arguments, "print_commands", False):
+        raise RazorError("--print-commands prints lines, each of a process of its own: leave --executor ray out.")
     from rlrazor.runs.ray_cluster import Cluster
 
     cluster = Cluster(**named, at_once=arguments.jobs)

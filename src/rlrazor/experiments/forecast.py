@@ -30,7 +30,7 @@ from rlrazor.experiments.parity_mnist.methods import label_of as parity_label_of
 from rlrazor.runs import dry_run
 from rlrazor.runs.dry_run import DryRun, Timed
 from rlrazor.runs.experiment import Phase
-from rlrazor.runs.runner import MACHINE, Done, Options, Runner, table_of, versions_of, warn_of_another_machine
+from rlrazor.runs.runner import SEVERAL, Done, Options, Runner, table_of, versions_of, warn_of_another_machine
 from rlrazor.runs.settings import check_preset
 from rlrazor.runs.store import RunStore
 from rlrazor.system.progress import doing
@@ -125,7 +125,7 @@ def run(families: Sequence[Family], options: Options, console: Console) -> Done:
     done, tables, accounts = Done(), [], []
     store = RunStore(options.out)
     with store.open_for_writing():
-        warn_of_another_machine(store, console)
+        warn_of_another_machine(store, options, console)
         for family in families:
             for task, experiment in family.tasks.items():
                 runner = Runner(experiment, options, console)
@@ -154,7 +154,7 @@ def _describe(families: Sequence[Family], options: Options, accounts: Sequence[M
         "config": {family.name: asdict(family.config) for family in families},
         "data": {account["task"]: account["data"] for account in accounts},
         "versions": versions_of("transformers", "trl", "peft"),
-        "machine": MACHINE,
+        "machine": SEVERAL.join(dict.fromkeys(one for of in accounts for one in of["machine"].split(SEVERAL))),
         "core_seconds": sum(account["core_seconds"] for account in accounts),
         "diverged": [name for account in accounts for name in account["diverged"]],
     }

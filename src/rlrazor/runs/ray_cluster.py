@@ -13,18 +13,15 @@ by itself, but say nothing, and for a process that ran out of memory without end
 
 import logging
 import os
-import platform
-import shutil
+import re
 import signal
 import socket
-import tempfile
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import urlsplit
@@ -32,23 +29,22 @@ from urllib.parse import urlsplit
 import rlrazor
 from rlrazor.errors import RazorError
 from rlrazor.extras import needs_package
-from rlrazor.runs import sweep, workers
+from rlrazor.runs import sweep
+from rlrazor.runs.ray_node import HEARD_WITHIN, train_on_node, versions
 from rlrazor.runs.records import RunSpec
-from rlrazor.runs.store import Keep, RunStore
+from rlrazor.runs.store import RunStore
 from rlrazor.system import cores, interrupts
-from rlrazor.system.locks import locked
 from rlrazor.system.writing import atomic_path
 
 LOSSES = 3  # of one run, with the node or the process that it was on, until the command gives up
 REACHED_WITHIN = 5.0  # seconds, the cluster's address
 HEARD_EVERY = 0.3  # seconds between questions for what tasks have to say
-HEARD_WITHIN = 5.0  # seconds for an answer, where the last of it is waited for
 MOST_MESSAGES = 10_000  # that nobody has asked for yet; what is lost of them is no result
 
-PACKAGES = ("torch", "numpy", "polars", "safetensors", "transformers", "trl", "peft", "accelerate", "lm-eval")
-"""What decides bits, and has to be the same on all nodes where it is here."""
 _HANDED_ON = ("OMP_", "MKL_", "RLRAZOR_", "HF_", "TRANSFORMERS_", "TQDM_", "TOKENIZERS_", "CUBLAS_")
-_SECRET = ("TOKEN", "KEY", "SECRET", "PASSWORD")  # a cluster shows the environment of its tasks
+_SECRET = re.compile("TOKEN(?!IZERS)|KEY|SECRET|PASSWORD")  # a cluster shows the environment of its tasks
+_HIDE_GPUS = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1"}
+"""From tasks that take none. Newer Rays would leave all of them to each such task, older ones hide them anyway."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +59,12 @@ class Cluster:
     cpus: float = 1
     gpus: float = 0
     at_once: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.gpus > 1 and self.gpus % 1:  # Ray says so too, when the first run begins
+            raise RazorError(
+                f"--gpus above 1 is a whole number, not {self.gpus:g}: a run takes GPUs, or a part of one."
+            )
 
     def check(self) -> None:
         """Raise RazorError where Ray is not installed, or nobody answers at the address."""
@@ -152,7 +154,7 @@ class RayWorkers:
 
         _start(self.cluster)
         self.joined = True
-        _say_if_too_small(self.cluster, ray.nodes(), progress)
+        _compare(self.cluster, ray.nodes(), progress)
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
         self.mailbox = ray.remote(num_cpus=0, scheduling_strategy=here)(Mailbox).remote()
         of_run = {"num_cpus": self.cluster.cpus, "num_gpus": self.cluster.gpus, "max_retries": 0}
@@ -212,121 +214,10 @@ class Mailbox:
         return found
 
 
-class _Sender:
-    """In a task: `workers.messages`, of which the messenger of a worker needs `put` only."""
-
-    def __init__(self, mailbox: Any) -> None:
-        self.mailbox, self.last = mailbox, list[Any]()
-
-    def put(self, message: Any) -> None:
-        with suppress(Exception):
-            self.last = [self.mailbox.put.remote(message)]
-
-    def wait(self) -> None:
-        """Until the last one has arrived, so that it is heard before the run is over."""
-        import ray
-
-        with suppress(Exception):
-            ray.wait(self.last, timeout=HEARD_WITHIN)
-
-
-def train_on_node(
-    trajectory: sweep.Trajectory,
-    train: sweep.Train,
-    kept: Mapping[str, Keep],
-    given: Mapping[str, tuple[Sequence[str], Any]],
-    mailbox: Any,
-    theirs: Mapping[str, str],
-    where: str,
-) -> dict[str, Any]:
-    """The task: the files of each finished run, by its id, and under "" what was written beside; or what is "wrong".
-
-    `given`: of what the run starts from, by run id, its files' names, and where in the cluster these are. `theirs`: the
-    versions where the command runs, whose folder is `where`, in case it is there on this node too.
-    """
-    import ray
-
-    if sentence := _unlike(theirs):
-        return {"wrong": sentence}
-    with suppress(OSError):
-        os.chdir(where)
-    workers.messages = sender = _Sender(mailbox)
-    store = RunStore(_scratch(), kept)
-    try:
-        own = {spec.run_id for spec in trajectory.specs}
-        for folder in store.runs.glob("*"):
-            if folder.name not in given:
-                shutil.rmtree(folder)
-        for run_id, (names, files) in given.items():
-            if not all((store.runs / run_id / name).is_file() for name in names):
-                store.take(run_id, ray.get(files))
-        sweep.work(trajectory, train, store)
-        found: dict[str, Any] = {run_id: store.files(run_id) for run_id in own}
-        found[""] = _taken_beside(store)
-    except RazorError as error:
-        return {"wrong": str(error)}
-    sender.wait()
-    return found
-
-
-def versions() -> dict[str, str]:
-    """Of Python and of the packages that decide bits, where they are installed."""
-    found = {"Python": ".".join(platform.python_version_tuple()[:2])}
-    for name in PACKAGES:
-        with suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
-
-
 def handed_on() -> dict[str, str]:
     """The variables of this process that its tasks get as well: threads, caches, and no secret."""
     found = {name: value for name, value in os.environ.items() if name.startswith(_HANDED_ON)}
-    return {name: value for name, value in found.items() if not any(word in name for word in _SECRET)}
-
-
-def _unlike(theirs: Mapping[str, str]) -> str | None:
-    """What differs here from where the command runs."""
-    own = versions()
-    for name, wanted in theirs.items():
-        if own.get(name) != wanted:
-            found = f"has {name} {own[name]}" if name in own else f"lacks {name}"
-            return (
-                f"The node {socket.gethostname()} of the cluster {found}, and the command runs with {wanted}: install "
-                "the same on all nodes, as the last digits depend on it."
-            )
-    return None
-
-
-def _scratch() -> Path:
-    """A folder of this worker process, the same for all its tasks, so that a loaded base is known again.
-
-    Ray kills its workers, which then clear nothing; so the next one clears what nobody holds the lock of.
-    """
-    global _folder
-    if _folder is None:
-        for left in Path(tempfile.gettempdir()).glob(f"{_SCRATCH}*"):
-            with suppress(RazorError, OSError), locked(left / ".lock", "in use"):
-                shutil.rmtree(left)
-        _folder = Path(tempfile.mkdtemp(prefix=_SCRATCH))
-        _while_alive.enter_context(locked(_folder / ".lock", f"{_folder} is another process's."))
-        (_folder / "runs").mkdir()
-    return _folder
-
-
-_SCRATCH = "rlrazor-ray-"
-_folder: Path | None = None
-_while_alive = ExitStack()
-
-
-def _taken_beside(store: RunStore) -> dict[str, bytes]:
-    """What a run has written beside its folder, such as films; gone from here then."""
-    found = {}
-    for path in [path for path in store.folder.rglob("*") if path.is_file()]:
-        name = path.relative_to(store.folder)
-        if name.parts[0] != store.runs.name and not name.parts[0].startswith("."):
-            found[name.as_posix()] = path.read_bytes()
-            path.unlink()
-    return found
+    return {name: value for name, value in found.items() if not _SECRET.search(name)}
 
 
 def _write_beside(files: Mapping[str, bytes], folder: Path) -> None:
@@ -369,14 +260,26 @@ def _say_lost(spec: RunSpec, how: str, times: int, progress: sweep.Progress) -> 
     progress.say(f"{spec.describe()} was lost with its node or its process ({how}): it starts again.")
 
 
-def _say_if_too_small(cluster: Cluster, nodes: Iterable[Mapping[str, Any]], progress: sweep.Progress) -> None:
-    """Ray waits for a node that has room; one may be about to join."""
+def _compare(cluster: Cluster, nodes: Iterable[Mapping[str, Any]], progress: sweep.Progress) -> None:
+    """Say what does not go together of the nodes and what a run takes; raise RazorError where no run will ever start.
+
+    Ray waits for a node that has room. One may be about to join, unless the cluster is this command's own.
+    """
     each = [node["Resources"] for node in nodes if node["Alive"]]
     if not any(one.get("CPU", 0) >= cluster.cpus and one.get("GPU", 0) >= cluster.gpus for one in each):
+        asked = f"{cluster.cpus:g} CPUs and {cluster.gpus:g} GPUs for a run"
+        if cluster.address is None:
+            there = " and ".join(f"{sum(one.get(kind, 0) for one in each):g} {kind}s" for kind in ("CPU", "GPU"))
+            raise RazorError(
+                f"This machine has {there}, not {asked}: ask for less by --cpus and --gpus, or name a cluster's "
+                "--address."
+            )
         progress.say(
-            f"No node of the cluster has {cluster.cpus:g} CPUs and {cluster.gpus:g} GPUs for a run: all wait until one "
-            "joins. Ctrl-C ends that; --cpus and --gpus ask for less."
+            f"No node of the cluster has {asked}: all wait until one joins. Ctrl-C ends that; --cpus and --gpus ask "
+            "for less."
         )
+    elif not cluster.gpus and any(one.get("GPU", 0) for one in each):
+        progress.say("The cluster has GPUs, which runs do not see without --gpus: they are on the CPU.")
 
 
 def _settle(cluster: Cluster) -> None:
@@ -395,7 +298,7 @@ def _start(cluster: Cluster) -> None:
     """Join the cluster, or start one here; raises RazorError where there is none."""
     import ray
 
-    environment = {"py_modules": [str(Path(rlrazor.__file__).parent)], "env_vars": handed_on()}
+    environment = {"py_modules": [str(Path(rlrazor.__file__).parent)], "env_vars": handed_on() | _HIDE_GPUS}
     start = partial(ray.init, log_to_driver=False, logging_level=logging.ERROR, runtime_env=environment)
     if cluster.address is None:
         start = partial(

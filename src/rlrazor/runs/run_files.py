@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field
 
-from rlrazor.runs.records import Ancestor, RunSpec
+from rlrazor.errors import RazorError
+from rlrazor.runs.records import Ancestor, Record, RunSpec
+from rlrazor.system import jsonl
+from rlrazor.system.documents import checked, read_text
 from rlrazor.system.schema import Name, Schema, Score, Seed, Step
 
 
@@ -55,6 +59,21 @@ class StoredRecord(Schema):
 
 
 class StoredSeconds(Schema):
-    """Wall time."""
+    """Wall time, and where it was spent, which earlier versions did not keep."""
 
     seconds: Annotated[float, Field(ge=0)]
+    torch: Name | None = None
+    machine: Name | None = None
+
+
+def read_records(path: Path) -> list[Record]:
+    """The records of a JSON Lines file, in the order of their steps. Raises RazorError for one that is damaged."""
+    records: list[Record] = []
+    for where, value in jsonl.strict(read_text(path), path):
+        found = checked(StoredRecord, value, where)
+        if records and found.step <= records[-1].step:
+            raise RazorError(f"{where} is of step {found.step}, which does not come after the one before.")
+        records.append(Record(**dict(found)))
+    if not records:
+        raise RazorError(f"{path} is empty.")
+    return records

@@ -10,11 +10,10 @@
 Knows an experiment by its protocol only, and no report.
 """
 
-import os
 import platform
-import sys
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -31,11 +30,12 @@ from rlrazor.runs.records import JSON, RunSpec, to_table
 from rlrazor.runs.store import TABLES, Keep, RunStore, WeightsMode
 from rlrazor.system import processes
 from rlrazor.system.documents import parse_json, read_text
+from rlrazor.system.machine import MACHINE
 
 if TYPE_CHECKING:
     from rlrazor.runs.ray_cluster import Cluster, RayWorkers
 
-MACHINE = f"{platform.machine()}, {os.cpu_count()} cores, {sys.platform}"
+SEVERAL = "; "  # between machines, where runs were made on several
 
 
 @dataclass(frozen=True)
@@ -109,6 +109,8 @@ class Runner:
                 self.asked.update(of.spec for spec in phase.specs for of in spec.chain)
                 specs |= dict.fromkeys(phase.specs)
                 self.phases.append(phase)
+        if self.options.cluster is not None:
+            warn_of_several_machines(self.store, list(self.asked), self.console)
         return list(specs)
 
     def _keep(self, specs: Iterable[RunSpec], keep: Keep) -> None:
@@ -189,7 +191,8 @@ class Runner:
         diverged = [spec.describe() for spec in specs if self.store.read(spec).diverged_at is not None]
         self.diverged += diverged
         seconds = sum(self.store.seconds(trajectory.longest) for trajectory in sweep.trajectories(specs))
-        return {"core_seconds": round(seconds), "diverged": diverged}
+        machines = dict.fromkeys(machine for _, machine in self.store.made_by(specs)) or [MACHINE]
+        return {"core_seconds": round(seconds), "diverged": diverged, "machine": SEVERAL.join(machines)}
 
     def describe(self, config: Any, specs: Sequence[RunSpec]) -> JSON:
         """What is stored beside a table of these runs: the settings, the command, names for the report."""
@@ -199,7 +202,6 @@ class Runner:
             "preset": self.options.preset,
             "command": self.options.command,
             "config": asdict(config),
-            "machine": MACHINE,
             "versions": versions_of(),
             **self.experiment.describe(config),
             **self.account_for(specs),
@@ -223,12 +225,12 @@ def run(experiment: Experiment, config: Any, options: Options, console: Console)
     if options.line is not None:
         line = lines.find(list(experiment.phases(config, None)), options.line, options.weights)
         require_own(runner.store, experiment)
-        warn_of_another_machine(runner.store, console)
+        warn_of_another_machine(runner.store, options, console)
         runner.finish_line(line, experiment.phases(config, runner.store))
         return runner.done()
     with runner.store.open_for_writing():
         require_own(runner.store, experiment)
-        warn_of_another_machine(runner.store, console)
+        warn_of_another_machine(runner.store, options, console)
         runner.finish(experiment.phases(config, runner.store))
         runner.store.discard_unfinished()
         _write_findings(runner, config)
@@ -302,16 +304,32 @@ def require_own(store: RunStore, experiment: Experiment) -> None:
         )
 
 
-def warn_of_another_machine(store: RunStore, console: Console) -> None:
-    """Say so when the folder's earlier runs were made elsewhere: the same spec gives the same bits on one machine."""
-    earlier = _described(store)
-    try:
-        made_by = (earlier["versions"]["torch"], earlier["machine"])
-    except (KeyError, TypeError):
-        return
-    if made_by != (version("torch"), MACHINE):
+def warn_of_another_machine(store: RunStore, options: Options, console: Console) -> None:
+    """Say so when the folder's earlier runs were made elsewhere: the same spec gives the same bits on one machine.
+
+    On a cluster it is not known before where the next ones will be: see `warn_of_several_machines`.
+    """
+    made_by = store.made_by()
+    if not made_by:
+        with suppress(KeyError, TypeError):
+            earlier = _described(store)
+            made_by = [(earlier["versions"]["torch"], earlier["machine"])]
+    own = (version("torch"), MACHINE)
+    if options.cluster is None and set(made_by) - {own}:
         console.print(
-            f"The runs in {store.folder} were made with torch {made_by[0]} on {made_by[1]}, these will be with torch "
-            f"{version('torch')} on {MACHINE}: their last digits may differ.",
+            f"The runs in {store.folder} were made {_in_words(made_by)}, these will be {_in_words([own])}: their last "
+            "digits may differ.",
             style="yellow",
         )
+
+
+def warn_of_several_machines(store: RunStore, specs: Iterable[RunSpec], console: Console) -> None:
+    """Say so where these runs are there, and not all of them from one kind of machine."""
+    if len(made_by := store.made_by(specs)) > 1:
+        console.print(
+            f"The runs in {store.folder} were made {_in_words(made_by)}: their last digits may differ.", style="yellow"
+        )
+
+
+def _in_words(made_by: Iterable[tuple[str, str]]) -> str:
+    return " and ".join(f"with torch {torch} on {machine}" for torch, machine in made_by)

@@ -7,12 +7,13 @@
                     records.jsonl                             a line per checkpoint
                     items.parquet                             what became of each item of its prior tasks: see `items`
                     questions.parquet                         of a base: what these items ask
-                    seconds.json                              wall time; apart, because it differs from run to run
+                    seconds.json                              wall time, torch, machine: apart, as these may differ
                     weights/step-000938.safetensors           of the checkpoints that the store keeps
       .lock, .locks/<trajectory>                              who writes: one command, or many, each a run of its own
 
 A run folder is written under a temporary name and renamed when complete, so killing the process at any moment loses
-only the unfinished run, and what has the final name can be trusted.
+only the unfinished run, and what has the final name can be trusted. One that it replaces, because more weights are
+wanted, steps aside until then, and is read there: other processes may be reading it, or the process may be killed.
 
 Whose weights are kept is told to the store, before a run is trained, by `RunStore.keep`: those that later runs start
 from or learn from, and those that a user has asked for.
@@ -26,6 +27,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -36,9 +38,10 @@ from safetensors import SafetensorError
 from rlrazor.errors import RazorError
 from rlrazor.runs import items as items_file
 from rlrazor.runs.records import SCHEMA_VERSION, Record, RunSpec
-from rlrazor.system import jsonl, processes
+from rlrazor.system import processes
 from rlrazor.system.documents import checked, parse_json, read_json, read_text
 from rlrazor.system.locks import locked
+from rlrazor.system.machine import MACHINE
 from rlrazor.system.writing import Output, atomic_path, clear_io_errors, leftovers, require_our_folder
 
 if TYPE_CHECKING:
@@ -48,7 +51,9 @@ TABLES = ("records", "sensitivity")
 """Of an experiment's own runs."""
 
 WeightsMode = Literal["none", "final", "all"]
-_PARTIAL = re.compile(r"\.[0-9a-f]{16}\.\d+")  # a run that was being written: its id, and the process
+_ASIDE = ".old"
+_PARTIAL = re.compile(rf"\.[0-9a-f]{{16}}(\.\d+|{re.escape(_ASIDE)})")  # a run that is written, by whom, or is replaced
+_TRIES = 3  # to read a run: it may step aside after we looked for it, and be replaced after we looked there
 _LOCKS = ".locks"
 Weights = Mapping[str, "Tensor"]
 
@@ -179,7 +184,10 @@ class RunStore:
     def _clear(self, paths: Iterable[Path]) -> None:
         with clear_io_errors(self.folder):
             for path in paths:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+                if path.suffix == _ASIDE and not os.path.lexists(run := self.runs / path.stem[1:]):
+                    path.rename(run)  # the process was killed before the new one took its place
+                else:
+                    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
     @property
     def outputs(self) -> list[Output]:
@@ -191,6 +199,9 @@ class RunStore:
 
     def is_finished(self, spec: RunSpec) -> bool:
         """Whether the run is there, with the weights that are kept of it."""
+        return any(self._is_there(spec) for _ in range(_TRIES))
+
+    def _is_there(self, spec: RunSpec) -> bool:
         if not (self._folder_of(spec) / "records.jsonl").exists():
             return False
         if (keep := self.keeps(spec)) == Keep():
@@ -210,7 +221,8 @@ class RunStore:
         kept = [one for one in checkpoints if keep.wants(one.record.step, last=one is last)]
         with self._made(spec.run_id) as folder:
             _write_bytes(folder / "spec.json", json.dumps(stored, indent=1, allow_nan=False).encode())
-            _write_bytes(folder / "seconds.json", json.dumps({"seconds": round(seconds, 3)}).encode())
+            took = {"seconds": round(seconds, 3), "torch": version("torch"), "machine": MACHINE}
+            _write_bytes(folder / "seconds.json", json.dumps(took).encode())
             lines = [json.dumps(asdict(checkpoint.record), allow_nan=False) for checkpoint in checkpoints]
             _write_bytes(folder / "records.jsonl", "".join(f"{line}\n" for line in lines).encode())
             items = items_file.of_run((one.record.step, one.items) for one in checkpoints)
@@ -241,7 +253,7 @@ class RunStore:
     @contextmanager
     def _made(self, run_id: str) -> Iterator[Path]:
         """A folder that becomes the run's when the block ends well."""
-        target = self.runs / run_id
+        target, aside = self.runs / run_id, self._aside(run_id)
         partial = target.with_name(f".{run_id}.{os.getpid()}")
         with clear_io_errors(self.folder):
             shutil.rmtree(partial, ignore_errors=True)
@@ -250,15 +262,21 @@ class RunStore:
                 yield partial
                 require_our_folder(target, "spec.json")
                 if target.exists():
-                    shutil.rmtree(target)
+                    target.rename(aside)
                 partial.rename(target)
-            except BaseException:
-                shutil.rmtree(partial, ignore_errors=True)
-                raise
+            finally:
+                with suppress(RazorError):  # whoever writes next clears it
+                    self._clear(path for path in (partial, aside) if os.path.lexists(path))
 
     def read(self, spec: RunSpec) -> FinishedRun:
         """Read a finished run back; raises RazorError when a file of it is damaged."""
-        from rlrazor.runs.run_files import StoredSpec
+        for _ in range(_TRIES - 1):
+            with suppress(RazorError):
+                return self._read(spec)
+        return self._read(spec)
+
+    def _read(self, spec: RunSpec) -> FinishedRun:
+        from rlrazor.runs.run_files import StoredSpec, read_records
 
         folder = self._folder_of(spec)
         with self._told(folder):
@@ -311,6 +329,18 @@ class RunStore:
         folder = self._folder_of(spec)
         with self._told(folder):
             return read_json(folder / "seconds.json", StoredSeconds).seconds
+
+    def made_by(self, specs: Iterable[RunSpec] | None = None) -> list[tuple[str, str]]:
+        """With which torch on which machines these runs were made, or all that are there, as far as they say."""
+        from rlrazor.runs.run_files import StoredSeconds
+
+        folders = self.runs.glob("[!.]*") if specs is None else map(self._folder_of, specs)
+        found = set()
+        for folder in folders:
+            with suppress(RazorError):
+                took = read_json(folder / "seconds.json", StoredSeconds)
+                found |= {(took.torch, took.machine)} if took.torch and took.machine else set()
+        return sorted(found)
 
     @staticmethod
     @contextmanager
@@ -380,32 +410,22 @@ class RunStore:
             shutil.rmtree(self.folder / ".unfinished", ignore_errors=True)
 
     def _folder_of(self, spec: RunSpec) -> Path:
-        return self.runs / spec.run_id
+        """Of a run that is just being replaced, or was when its process was killed, the earlier one's."""
+        folder, aside = self.runs / spec.run_id, self._aside(spec.run_id)
+        return aside if not folder.exists() and aside.exists() else folder
+
+    def _aside(self, run_id: str) -> Path:
+        return self.runs / f".{run_id}{_ASIDE}"
 
 
 def _check_version(path: Path, stored: Any) -> None:
     """Raise RazorError where a spec.json has another schema than ours."""
-    version = stored.get("schema_version") if isinstance(stored, dict) else None
-    if type(version) is int and version != SCHEMA_VERSION:
+    found = stored.get("schema_version") if isinstance(stored, dict) else None
+    if type(found) is int and found != SCHEMA_VERSION:
         raise RazorError(
-            f"The run folder {path.parent} has schema version {version}, this rlrazor reads {SCHEMA_VERSION}. Choose "
+            f"The run folder {path.parent} has schema version {found}, this rlrazor reads {SCHEMA_VERSION}. Choose "
             "another --out."
         )
-
-
-def read_records(path: Path) -> list[Record]:
-    """The records of a JSON Lines file, in the order of their steps. Raises RazorError for one that is damaged."""
-    from rlrazor.runs.run_files import StoredRecord
-
-    records: list[Record] = []
-    for where, value in jsonl.strict(read_text(path), path):
-        found = checked(StoredRecord, value, where)
-        if records and found.step <= records[-1].step:
-            raise RazorError(f"{where} is of step {found.step}, which does not come after the one before.")
-        records.append(Record(**dict(found)))
-    if not records:
-        raise RazorError(f"{path} is empty.")
-    return records
 
 
 def _weights_name(step: int) -> str:

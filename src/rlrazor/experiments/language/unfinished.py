@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from rlrazor.errors import RazorError, cause_of
 from rlrazor.runs import items
 from rlrazor.runs.records import Record
-from rlrazor.runs.store import Checkpoint, read_records
+from rlrazor.runs.run_files import read_records
+from rlrazor.runs.store import Checkpoint
 from rlrazor.system import jsonl
 from rlrazor.system.documents import read_text
 from rlrazor.system.writing import atomic_path, mark_folder, require_our_folder
