@@ -97,6 +97,8 @@ class Vllm:
             logps = dict(tops)
             if token not in logps:
                 raise self.client.refused("reads other token ids than it was sent: it changes prompts.")
+            if len(tops) == top + 1:  # then the token is the one that is none of the K, also where it is as likely
+                tops = [one for one in tops if one[0] != token]
             found.append((_likeliest(self.client, tops, top), logps[token]))
         return _known(found)
 
@@ -278,7 +280,7 @@ def _pairs(client: Client, rows: Any, pair: Callable[[Any, Any], tuple[Any, Any]
 
 
 def _likeliest(client: Client, pairs: Tops, top: int) -> Tops:
-    """The first so many: a server may add the token that follows."""
+    """The first so many."""
     tops = sorted(pairs, key=lambda one: -one[1])[:top]
     if len(tops) < top:
         raise client.refused(
