@@ -10,6 +10,7 @@ import torch
 
 from rlrazor.analysis.forecast import FORWARD, PROBE
 from rlrazor.cli import main
+from rlrazor.errors import RazorError
 from rlrazor.guard import watch as watching
 from rlrazor.guard.compare_served import compare_served
 from rlrazor.guard.comparison import REVERSE, Pair
@@ -293,6 +294,16 @@ def test_log_probabilities_that_are_none_are_refused(change: Any, message: str, 
     assert message in " ".join(said.split())
 
 
+def test_what_llama_cpp_says_of_a_prompt_is_shown_as_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(client.KEY, "sk-secret-7")
+    with standing(Standing({"base": tiny_llama()}, TOKENIZER, "llamacpp")) as server:
+        asked = opened(server.url, TOKENIZER, 4)
+        server.fault = lambda path, body: (200, {"tokens_evaluated": "\x1b[31msk-secret-7\n<b>", "tokens": []})
+        with pytest.raises(RazorError) as raised:
+            asked.draw([[3, 4]], 1, 3, [1])
+    assert "was sent 2 token ids and read \\x1b[31m*** <b>: it changes prompts." in str(raised.value)
+
+
 def test_a_server_that_recovers_is_asked_again(folders: Path) -> None:
     failures = [500, 429, 503]
     with standing(Standing(models(), TOKENIZER)) as server:
@@ -312,6 +323,9 @@ def test_sources_that_are_no_servers_are_sentences(folders: Path, razor: Any, tm
             ("http://127.0.0.1:9", [], "does not answer: Connection refused."),
             ("http://user:secret@127.0.0.1:9", [], "holds no password, key or query"),
             ("http://127.0.0.1:9/v1?key=secret", [], "holds no password, key or query"),
+            ("http://user:secret@127.0.0.1:99999999", [], "holds no password, key or query"),
+            ("http://user:secret@[::1", [], "holds no password, key or query"),
+            ("http://user:1#secret@127.0.0.1:9", [], "holds no password, key or query"),
             ("http://[::1", [], "is no address of a server"),
             ("http://", [], "is no address of a server"),
             ("http://127.0.0.1:99999999", [], "is no address of a server"),

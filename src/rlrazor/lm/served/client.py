@@ -37,15 +37,16 @@ class Address:
     @classmethod
     def of(cls, source: str) -> "Address":
         """Raises RazorError for what is no address, or holds more than one."""
+        if "@" in source or "?" in source:  # before it is parsed, as no error may show it
+            raise RazorError(
+                f"The address of a server holds no password, key or query, and no @ or ?: put the key into the "
+                f"environment as {KEY}."
+            )
         try:
             parts = urlsplit(source)
             host, _ = parts.hostname, parts.port
         except ValueError as error:
             raise RazorError(f"{printable(source)} is no address of a server: {error}.") from error
-        if parts.username is not None or parts.password is not None or parts.query:
-            raise RazorError(
-                f"The address of a server holds no password, key or query: put the key into the environment as {KEY}."
-            )
         if not host or not printable(source) == source or " " in source:
             raise RazorError(
                 f"{printable(source)} is no address of a server: write http://HOST:PORT, or http://HOST:PORT#MODEL "

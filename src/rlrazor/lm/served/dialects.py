@@ -224,10 +224,10 @@ class LlamaCpp:
         answer = self.client.post("/completion", body)
         if not isinstance(answer, dict):
             raise self.client.refused("answers /completion otherwise than llama.cpp does.")
-        if answer.get("tokens_evaluated", len(body["prompt"])) != len(body["prompt"]):
+        sent = len(body["prompt"])
+        if (read := answer.get("tokens_evaluated", sent)) != sent:
             raise self.client.refused(
-                f"was sent {len(body['prompt'])} token ids and read {answer['tokens_evaluated']!s:.20}: it changes "
-                "prompts."
+                f"was sent {sent} token ids and read {self.client.said(str(read))}: it changes prompts."
             )
         return answer
 
