@@ -31,6 +31,7 @@ class Standing:
     part_of_character: frozenset[int] = frozenset()  # tokens of which llama.cpp tells no probabilities
     context: int = 64
     grid: float = 0.0  # logits are multiples of it, as those of bfloat16 are of some number: likelihoods tie
+    retry_after: str | None = None
     url: str = ""
     seen: list[tuple[str, Any, dict[str, str]]] = field(default_factory=list)
 
@@ -157,6 +158,8 @@ def standing(server: Standing) -> Iterator[Standing]:
             self.send_response(status)
             if 300 <= status < 400:
                 self.send_header("Location", "http://127.0.0.1:9/elsewhere")
+            if server.retry_after is not None:
+                self.send_header("Retry-After", server.retry_after)
             self.send_header("Content-Length", str(len(sent)))
             self.end_headers()
             self.wfile.write(sent)

@@ -275,6 +275,8 @@ def test_a_server_that_misbehaves_is_a_sentence(what: str, folders: Path, razor:
         (lambda row: {str(int(name) + 90): one for name, one in row.items()}, "reads other token ids"),
         (lambda row: None, "no log-probability of a token"),
         (lambda row: {name: {"logprob": float("nan")} for name in row}, "no log-probability of a token"),
+        (lambda row: {name: {"logprob": -(10**400)} for name in row}, "no log-probability of a token"),
+        (lambda row: {**row, str(10**20): {"logprob": -0.1}}, "no log-probability of a token"),
     ],
 )
 def test_log_probabilities_that_are_none_are_refused(change: Any, message: str, folders: Path, razor: Any) -> None:
@@ -310,6 +312,35 @@ def test_a_server_that_recovers_is_asked_again(folders: Path) -> None:
         server.fault = lambda path, body: (failures.pop(), {}) if failures else None
         assert opened(f"{server.url}#tuned", TOKENIZER).kind == "Vllm"
     assert not failures
+
+
+@pytest.mark.parametrize(
+    ("said", "waited"),
+    [("nan", 0.5), ("inf", 0.5), ("Wed, 21 Oct 2026 07:28:00 GMT", 0.5), ("-3", 0.0), ("7", 7.0), ("1e9", 30.0)],
+)
+def test_a_server_says_how_long_it_wants_to_be_left_alone(
+    said: str, waited: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "WAITS", (0.5,))
+    monkeypatch.setattr(client, "TRIES", 2)
+    waits: list[float] = []
+    with standing(Standing(models(), TOKENIZER, retry_after=said)) as server:
+        server.fault = lambda path, body: (503, {})
+        with pytest.raises(RazorError, match="answers 503"):
+            client.Client(client.Address.of(server.url), waits.append).get("/v1/models")
+    assert waits == [waited]
+
+
+def test_token_ids_that_no_tokenizer_has_are_refused() -> None:
+    with standing(Standing({"base": tiny_llama()}, TOKENIZER)) as server:
+        asked = opened(server.url, TOKENIZER, 4)
+        for ids in ([1 << 31], [-1], [True], [10**20], [2.0]):
+            server.fault = lambda path, body, ids=ids: (200, {"choices": [{"token_ids": ids}]})
+            with pytest.raises(RazorError, match="something else than at most 3 token ids"):
+                asked.draw([[3]], 1, 3, [1])
+        server.fault = lambda path, body: (200, {"data": [{"id": "base", "aliases": 5}]})
+        with pytest.raises(RazorError, match="has no model other"):
+            opened(f"{server.url}#other", TOKENIZER, 4)
 
 
 def test_sources_that_are_no_servers_are_sentences(folders: Path, razor: Any, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from rlrazor.lm.served.known import Known
 NEVER = -9999.0  # vLLM's for a probability of 0: JSON has no infinity
 FAINTEST = -103.0  # nats: less is 0 in float32, which is what llama.cpp computes a probability in
 TOO_MUCH = 1.01  # of probability, on the tokens that are told: then these are no log-probabilities
+MOST_TOKENS = 1 << 31  # of a vocabulary: the servers' ids are 32 bits wide
 FORCED = 1e4  # added to a logit: the token that is wanted is drawn
 Tops = list[tuple[int, float]]
 
@@ -256,14 +257,18 @@ def _choice(client: Client, answer: Any) -> dict[str, Any]:
 
 
 def _ids(client: Client, found: Any, most: int) -> list[int]:
-    if not (isinstance(found, list) and len(found) <= most and all(type(one) is int and one >= 0 for one in found)):
+    if not (isinstance(found, list) and len(found) <= most and all(map(_is_token, found))):
         raise client.refused(f"answers with something else than at most {most} token ids.")
     return list(found)
 
 
 def _ended(tokens: list[int], by: Any) -> list[int]:
     """With the token that ended it, which a server may leave out."""
-    return [*tokens, by] if type(by) is int and tokens[-1:] != [by] else tokens
+    return [*tokens, by] if _is_token(by) and tokens[-1:] != [by] else tokens
+
+
+def _is_token(found: Any) -> bool:
+    return type(found) is int and 0 <= found < MOST_TOKENS
 
 
 def _pairs(client: Client, rows: Any, pair: Callable[[Any, Any], tuple[Any, Any]]) -> Tops:
@@ -271,8 +276,8 @@ def _pairs(client: Client, rows: Any, pair: Callable[[Any, Any], tuple[Any, Any]
     try:
         named = rows.items() if isinstance(rows, dict) else enumerate(rows)
         found = [pair(name, one) for name, one in named]
-        right = all(type(token) is int and token >= 0 and not math.isnan(logp) and logp < 1e-2 for token, logp in found)
-    except (TypeError, ValueError, KeyError, IndexError):
+        right = all(_is_token(token) and not math.isnan(logp) and logp < 1e-2 for token, logp in found)
+    except (TypeError, ValueError, KeyError, IndexError, OverflowError):
         found, right = [], False
     if not right:
         raise client.refused("answers with something that is no log-probability of a token.")
