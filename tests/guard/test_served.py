@@ -437,3 +437,35 @@ def test_a_run_is_watched_against_a_served_base(
         server.models = {"base": noisy(tiny_llama(), 0.5)}
         assert main(command) == 2
         assert "which are of another base" in " ".join(capfd.readouterr().err.split())
+
+
+def test_a_watch_that_is_begun_again_measures_on_the_same_completions(
+    folders: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The stand-in for SGLang draws others each time, as SGLang does."""
+    run, tuned = tmp_path / "run", models()["tuned"]
+    saved(run / "checkpoint-2", tuned, TOKENIZER)
+    (tmp_path / "generic.jsonl").write_text('{"prompt": "b="}\n{"prompt": "c"}\n')
+    with standing(Standing({"base": tiny_llama()}, TOKENIZER, "sglang", most=44)) as server:
+        command = ["watch", str(run), "--base", server.url, "--prompts", str(folders / "prompts.txt"), "--once"]
+        command += ["--max-new-tokens", "4", "--no-chat", "--json", "--generic", str(tmp_path / "generic.jsonl")]
+        command += ["--tokenizer", str(folders / "base"), "--top-k", "44"]
+        rows = []
+        for step in (2, 4, 6):
+            saved(run / f"checkpoint-{step}", tuned, TOKENIZER)
+            if step == 6:
+                (run / "razor.jsonl.drawn.json").unlink()
+            assert main(command) == 0
+            out, said = capfd.readouterr()
+            rows += [json.loads(line) for line in out.splitlines()]
+            assert ("it has drawn anew" in " ".join(said.split())) == (step == 6)
+        kept = run / "razor.jsonl.drawn.json"
+        for text in ("{}", "[", kept.read_text().replace('"prompt_of": [0', '"prompt_of": [7')):
+            kept.write_text(text)
+            assert main(command) == 2
+            assert "delete it, and the base draws anew." in " ".join(capfd.readouterr().err.split())
+    assert [row["step"] for row in rows] == [2, 4, 6]
+    for name in ("kl_forward", "kl_probe"):  # the same weights
+        kls = [row[name] for row in rows]
+        assert kls[1] == pytest.approx(kls[0], rel=1e-6)
+        assert kls[2] != pytest.approx(kls[0], rel=1e-3)

@@ -19,13 +19,14 @@ from rlrazor.analysis.forecast import FORWARD, PROBE
 from rlrazor.errors import RazorError
 from rlrazor.guard.measured_on import MeasuredOn
 from rlrazor.guard.measuring import NO_MEMORY, NO_TOKENIZER
+from rlrazor.guard.served_draws import KeptDraws
 from rlrazor.lm import compute, own_texts
-from rlrazor.lm.digests import DIGEST_VALUES, SERVED
+from rlrazor.lm.digests import DIGEST_VALUES, SERVED, tokenizer_digest
 from rlrazor.lm.encoding import stop_ids
 from rlrazor.lm.images import seen
 from rlrazor.lm.kl import Drift, Sequences
 from rlrazor.lm.models import load, tokenizer_at
-from rlrazor.lm.probes import ProbeSettings, Prompt
+from rlrazor.lm.probes import ProbeSettings, Prompt, probe_hash
 from rlrazor.lm.prompts import encode
 from rlrazor.lm.sampling import NotFiniteError, Told, unheard
 from rlrazor.lm.served.known import Floats, Known, at_least, estimate
@@ -205,7 +206,8 @@ class ServedSide:
 class ServedBase:
     """A served base, read once, and checkpoints measured against it: what `ReadBase` is of one that is here.
 
-    `beside`: of the last measurement, what goes into a log beside the estimates.
+    `beside`: of the last measurement, what goes into a log beside the estimates. `is_drawn_anew`: whether the base has
+    drawn its completions now, and they are not those that were `kept`.
     """
 
     source: str
@@ -215,18 +217,32 @@ class ServedBase:
     served: Served
     side: ServedSide
     known: Mapping[str, Known]
+    kept: KeptDraws
+    is_drawn_anew: bool
     beside: dict[str, float] = field(default_factory=dict)
 
     @classmethod
-    def of_source(cls, source: str, dtype: str, on: MeasuredOn, asking: Asking) -> Self:
-        """Raises RazorError for a server or a tokenizer that cannot be used, and for texts and turns."""
+    def of_source(cls, base: AddressedBase, dtype: str, on: MeasuredOn, log: Path) -> Self:
+        """Raises RazorError for a server or a tokenizer that cannot be used, for texts and turns, and for damage to
+        what is kept beside the `log`.
+        """
         require_drawn(on)
-        served = opened(source, tokenizer_of(asking, None), asking.top)
-        sequences = drawn_by_server(served, on, lambda what: unheard)
-        notes = [AS_SERVED, *served.cautions]
-        side = ServedSide(sequences, notes)
+        served = opened(base.address, tokenizer_of(base.asking, None), base.asking.top)
+        digest, tokenizer = served_digest(served), tokenizer_digest(served.tokenizer)
+        how = {"probe": probe_hash(on.settings, on.generic), "prompts_hash": on.prompts_hash, "tokenizer": tokenizer}
+        kept = KeptDraws.beside(log, how)
+        sequences = kept.of_base(digest)
+        is_drawn_anew = not sequences
+        if is_drawn_anew:
+            sequences = drawn_by_server(served, on, lambda what: unheard)
+        side = ServedSide(sequences, [AS_SERVED, *served.cautions])
         known = {name: served.read(one) for name, one in sequences.items()}
-        return cls(source, dtype, served_digest(served), served.tokenizer, served, side, known)
+        return cls(base.address, dtype, digest, served.tokenizer, served, side, known, kept, is_drawn_anew)
+
+    def keep(self) -> None:
+        """What was drawn, for the next that adds to the log. Raises RazorError where it cannot be written."""
+        if self.is_drawn_anew:
+            self.kept.keep(self.digest, self.side.sequences)
 
     def measured(self, path: str | Path, notes: list[str]) -> dict[str, Drift]:
         """The estimates of a checkpoint's KL on both probes; `notes` gain what has to be known of how.
