@@ -1,6 +1,7 @@
 """Served models on loopback, in each dialect: KLs against brute force, and what is done with servers that misbehave."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from rlrazor.analysis.forecast import FORWARD, PROBE
 from rlrazor.cli import main
 from rlrazor.errors import RazorError
+from rlrazor.guard import compare_served as comparing
 from rlrazor.guard import watch as watching
 from rlrazor.guard.compare_served import compare_served
 from rlrazor.guard.comparison import REVERSE, Pair
@@ -148,6 +150,30 @@ def test_a_comparison_with_a_served_model(kind: str, served: str, folders: Path)
         found.kl[FORWARD].estimate.per_completion.mean, abs=1e-9
     )
     assert set(found.kl) == {FORWARD, PROBE, REVERSE}
+
+
+@pytest.mark.parametrize("served", ["base", "tuned"])
+def test_completions_end_where_either_model_ends_its_own(
+    served: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server ends at one token alone, the model that is here at many more, as its generation_config.json says."""
+    every, ends, seen = models(), {1, *range(5, 44)}, list[Sequences]()
+    (here,) = set(every) - {served}
+    every[here].generation_config.eos_token_id = sorted(ends)
+    saved(tmp_path / "here", every[here], TOKENIZER)
+
+    def between_seen(p: Any, q: Any, sequences: Sequences) -> Any:
+        seen.append(sequences)
+        return between(p, q, sequences)
+
+    monkeypatch.setattr(comparing, "between", between_seen)
+    with standing(Standing({served: every[served]}, TOKENIZER, most=44)) as server:
+        pair = {here: str(tmp_path / "here"), served: server.url}
+        compare_served(Pair(pair["base"], pair["tuned"]), replace(ON, generic=GenericText(prompts=("b=",))), Asking(44))
+    rows = [completion for sequences in seen for completion in sequences.completions]
+    assert len(rows) == 7
+    assert all(ends.isdisjoint(row[:-1]) for row in rows)
+    assert sum(row[-1] in ends for row in rows) > 3
 
 
 # The command
@@ -335,7 +361,8 @@ def test_token_ids_that_no_tokenizer_has_are_refused() -> None:
     with standing(Standing({"base": tiny_llama()}, TOKENIZER)) as server:
         asked = opened(server.url, TOKENIZER, 4)
         for ids in ([1 << 31], [-1], [True], [10**20], [2.0]):
-            server.fault = lambda path, body, ids=ids: (200, {"choices": [{"token_ids": ids}]})
+            answer = 200, {"choices": [{"token_ids": ids}]}
+            server.fault = lambda path, body, answer=answer: answer  # type: ignore[misc]
             with pytest.raises(RazorError, match="something else than at most 3 token ids"):
                 asked.draw([[3]], 1, 3, [1])
         server.fault = lambda path, body: (200, {"data": [{"id": "base", "aliases": 5}]})

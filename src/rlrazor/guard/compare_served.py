@@ -117,7 +117,7 @@ def _compared(
     told("both on the tuned model's completions")
     forward, settings = drawn[FORWARD], on.settings
     if tuned is not None:
-        ends = stop_ids(tokenizer, None, settings.stop)
+        ends = stop_ids(tokenizer, model, settings.stop)
         completions = tuned.draw(forward.prompts, settings.samples, settings.max_new_tokens, ends)
     else:
         completions = probes.complete(model, tokenizer, forward.prompts, settings, probes.NEW)
@@ -153,7 +153,7 @@ def _by_the_base(
         told(what)
         return unheard
 
-    return drawn_by_server(base, on, heard)
+    return drawn_by_server(base, on, heard, model)
 
 
 def _setup(on: MeasuredOn, forward: Sequences, tokenizer: Any, level: float) -> MeasuringSetup:

@@ -140,13 +140,18 @@ def require_drawn(on: MeasuredOn) -> None:
         raise RazorError("A served model is measured on what is drawn from it: leave --turns all out.")
 
 
-def drawn_by_server(model: Served, on: MeasuredOn, told: Callable[[str], Told]) -> dict[str, Sequences]:
-    """Both probes, completed by a served base. Raises RazorError where no prompt fits, or one has images."""
-    ends = _ends(model.tokenizer, on.settings)
+def drawn_by_server(
+    model: Served, on: MeasuredOn, told: Callable[[str], Told], here: Any = None
+) -> dict[str, Sequences]:
+    """Both probes, completed by a served base, and ended where the other model, if it is `here`, ends its own too.
+
+    Raises RazorError where no prompt fits, or one has images.
+    """
+    ends = stop_ids(model.tokenizer, here, on.settings.stop)
     generic, how = on.generic, on.generic.completed(on.settings)
     found = {FORWARD: _completed(model, on.prompts, on.settings, ends, told("the base completes the prompts"))}
     if generic.own is None:
-        ends = _ends(model.tokenizer, how)
+        ends = stop_ids(model.tokenizer, here, how.stop)
         found[PROBE] = _completed(model, generic.prompts, how, ends, told("the base completes the generic prompts"))
         return found
     begun = own_texts.beginnings_of(model.tokenizer, on.settings.chat)
@@ -157,7 +162,7 @@ def drawn_by_server(model: Served, on: MeasuredOn, told: Callable[[str], Told]) 
         if model.context is None
         else min(own.max_new_tokens, model.context - max(map(len, begun)) - 1)
     )
-    ends = _ends(model.tokenizer, ProbeSettings())
+    ends = stop_ids(model.tokenizer, here)
     texts = model.draw(each, 1, most, ends, told("the base writes texts of its own"))
     found[PROBE] = Sequences(each, texts, range(len(texts)))
     return found
@@ -177,11 +182,6 @@ def _completed(
             f"{how.max_new_tokens}: shorten the prompts, or lower --max-new-tokens."
         )
     return Sequences.grouped(fit, model.draw(fit, how.samples, how.max_new_tokens, ends, told))
-
-
-def _ends(tokenizer: Any, settings: ProbeSettings) -> list[int]:
-    """The tokens that end a completion, besides those that the server itself ends one at."""
-    return stop_ids(tokenizer, None, settings.stop)
 
 
 @dataclass(frozen=True, eq=False)
