@@ -288,7 +288,10 @@ def require_same_tokens(one: Any, other: Any, source: str | Path) -> None:
 
 
 def served_digest(model: Served) -> str:
-    """What tells a served base from another: what it thinks of fixed tokens; as `base_digest`, without its weights."""
+    """What tells a served base from another: what it thinks of fixed tokens; as `base_digest`, without its weights.
+
+    Without these a base that is as close as rounding in bfloat16 passes for the same: 0.15 nats in the median.
+    """
     rows, length = len(model.tokenizer), DIGEST_VALUES + 1
     ids = [(7919 * at * at + 104729 * at + 1) % rows for at in range(length)]
     logps = model.read(Sequences([ids[:1]], [ids[1:]], [0])).drawn
