@@ -195,11 +195,13 @@ def razor(folders: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> A
 def test_the_command_prints_the_estimate_and_the_bound(folders: Path, razor: Any, tmp_path: Path) -> None:
     (tmp_path / "generic.jsonl").write_text('{"prompt": "b="}\n{"prompt": "c"}\n')
     generic = ["--generic", str(tmp_path / "generic.jsonl")]
+    clearly = [*generic, "--samples", "32"]  # of 3 prompts the interval is wide
     with standing(Standing(models(), TOKENIZER)) as server:
         tuned = f"{server.url}/v1#tuned"
-        code, out, _ = razor(str(folders / "base"), tuned, "--json", "--fail-above-kl", "1e-9", *generic)
+        code, out, _ = razor(str(folders / "base"), tuned, "--json", "--fail-above-kl", "1e-9", *clearly)
         found = json.loads(out)
-        assert code == found["exit_code"]
+        assert code == found["exit_code"] == 1
+        assert found["verdict"] == "above the limit"
         assert found["kinds"] == {"base": "here", "tuned": "Vllm"}
         assert found["gap"]["kl_forward"] == pytest.approx(
             found["kl"]["kl_forward"]["mean"] - found["at_least"]["kl_forward"]["mean"]

@@ -1,5 +1,6 @@
 """A GGUF file as llama.cpp computes with it, through its Python binding, against torch: where that is installed."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from rlrazor.lm.probes import GenericText, ProbeSettings
 from rlrazor.lm.served.llama_file import LlamaFile
 from rlrazor.lm.served.local import LocalModel
 from rlrazor.lm.served.model import opened
-from tiny_models import noisy, tiny_llama
+from tiny_models import noisy, saved, tiny_llama
 
 ON = MeasuredOn(
     ("ab", "cde", "f"),
@@ -113,3 +114,21 @@ def test_a_comparison_either_way(files: tuple[Path, Path, Any]) -> None:
             assert one.gap == pytest.approx(0, abs=1e-6), name
             assert one.unknown == (0, 0)
         assert found.kl[REVERSE].estimate.per_completion.mean > 0.001
+
+
+def test_a_run_is_watched_against_a_file(files: tuple[Path, Path, Any], capfd: pytest.CaptureFixture[str]) -> None:
+    base, _, model = files
+    run, prompts = base.parent / "run", base.parent / "prompts.txt"
+    saved(run / "checkpoint-2", model, load(base).tokenizer)
+    saved(base.parent / "tokenizer", model, load(base).tokenizer)
+    prompts.write_text("ab\ncde\n")
+    generic = base.parent / "generic.jsonl"
+    generic.write_text('{"prompt": "ba"}\n{"prompt": "g"}\n')
+    command = ["watch", str(run), "--base", f"llama.cpp:{base}", "--prompts", str(prompts), "--once", "--json"]
+    command += ["--max-new-tokens", "4", "--no-chat", "--generic", str(generic)]
+    assert main([*command, "--tokenizer", str(base.parent / "tokenizer")]) == 0
+    out, said = capfd.readouterr()
+    row = json.loads(out)
+    assert row["kl_forward"] == pytest.approx(row["kl_forward_at_least"], abs=1e-6)
+    assert "KL is exact" in " ".join(said.split())
+    assert "estimates without bias" not in said

@@ -235,7 +235,7 @@ class ServedBase:
         is_drawn_anew = not sequences
         if is_drawn_anew:
             sequences = drawn_by_server(served, on, lambda what: unheard)
-        side = ServedSide(sequences, [AS_SERVED, *served.cautions])
+        side = ServedSide(sequences, [EXACT if isinstance(served, LlamaFile) else AS_SERVED, *served.cautions])
         known = {name: served.read(one) for name, one in sequences.items()}
         return cls(base.address, dtype, digest, served.tokenizer, served, side, known, kept, is_drawn_anew)
 
