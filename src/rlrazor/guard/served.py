@@ -210,10 +210,8 @@ class ServedBase:
     drawn its completions now, and they are not those that were `kept`.
     """
 
-    source: str
     dtype: str
     digest: str
-    tokenizer: Any
     served: Served
     side: ServedSide
     known: Mapping[str, Known]
@@ -237,7 +235,12 @@ class ServedBase:
             sequences = drawn_by_server(served, on, lambda what: unheard)
         side = ServedSide(sequences, [EXACT if isinstance(served, LlamaFile) else AS_SERVED, *served.cautions])
         known = {name: served.read(one) for name, one in sequences.items()}
-        return cls(base.address, dtype, digest, served.tokenizer, served, side, known, kept, is_drawn_anew)
+        return cls(dtype, digest, served, side, known, kept, is_drawn_anew)
+
+    @property
+    def tokenizer(self) -> Any:
+        """What it was asked with."""
+        return self.served.tokenizer
 
     def keep(self) -> None:
         """What was drawn, for the next that adds to the log. Raises RazorError where it cannot be written."""
