@@ -4,7 +4,7 @@ For trainers that take no `ForgettingMonitor`, or models whose layers are split 
 a checkpoint, and no file of the run but the log, and beside it what a served base drew: a training run goes on whatever
 happens here.
 
-The log is else the only memory. A checkpoint whose weights it has is not measured again, nor one of a step that a monitor
+The log is the only memory. A checkpoint whose weights it has is not measured again, nor one of a step that a monitor
 has in it; a row is written once all of it is known. What a monitor adds meanwhile, and what it takes out as training
 resumes, is seen before each checkpoint; of one step it writes before the trainer saves.
 """
