@@ -1,6 +1,7 @@
 """A server on loopback that speaks vLLM's, SGLang's or llama.cpp's dialect around a model in memory, for the tests.
 
-The answers have the fields that the real servers' have, as far as they are read here; log-probabilities are float32.
+The answers have the fields that the real servers' have, as far as they are read here, in their order; log-probabilities
+are float32.
 """
 
 import json
@@ -29,6 +30,8 @@ class Standing:
     fault: Fault = lambda path, body: None
     part_of_character: frozenset[int] = frozenset()  # tokens of which llama.cpp tells no probabilities
     context: int = 64
+    grid: float = 0.0  # logits are multiples of it, as those of bfloat16 are of some number: likelihoods tie
+    retry_after: str | None = None
     url: str = ""
     seen: list[tuple[str, Any, dict[str, str]]] = field(default_factory=list)
 
@@ -62,15 +65,16 @@ class Standing:
         if (top := body.get("prompt_logprobs")) is not None:
             if top > self.most:
                 return 400, {"error": {"message": f"Requested prompt logprobs of {top}, maximum is {self.most}"}}
-            choice["prompt_logprobs"] = [None, *(self._row(row, top, token) for row, token in _after(model, prompt))]
+            rows = [self._row(row, top, token) for row, token in self._after(model, prompt)]
+            choice["prompt_logprobs"] = [None, *rows]
             return 200, {"choices": [choice]}
         if body.get("return_token_ids"):
-            choice["token_ids"] = _drawn(model, prompt, most, body["seed"])
+            choice["token_ids"] = self._drawn(model, prompt, most, body["seed"])
         return 200, {"choices": [choice]}
 
     def _row(self, logps: torch.Tensor, top: int, token: int) -> dict[str, Any]:
         ranked = logps.topk(min(top, len(logps)))
-        shown = dict(zip(ranked.indices.tolist(), ranked.values.tolist(), strict=True)) | {token: logps[token].item()}
+        shown = {token: logps[token].item()} | dict(zip(ranked.indices.tolist(), ranked.values.tolist(), strict=True))
         return {str(one): {"logprob": logp, "rank": 1, "decoded_token": "x"} for one, logp in shown.items()}
 
     def _sglang(self, model: Any, body: dict[str, Any]) -> tuple[int, Any]:
@@ -80,14 +84,14 @@ class Standing:
         if body.get("return_logprob"):
             own: list[Any] = [[None, prompt[0], None]]
             tops: list[Any] = [None]
-            for logps, token in _after(model, prompt):
+            for logps, token in self._after(model, prompt):
                 ranked = logps.topk(min(body["top_logprobs_num"], self.most, len(logps)))
                 own.append([logps[token].item(), token, None])
                 tops.append(
                     [[v, i, None] for v, i in zip(ranked.values.tolist(), ranked.indices.tolist(), strict=True)]
                 )
             told |= {"input_token_logprobs": own, "input_top_logprobs": tops}
-        tokens = _drawn(model, prompt, how["max_new_tokens"], seed)
+        tokens = self._drawn(model, prompt, how["max_new_tokens"], seed)
         if tokens[-1] == 1:
             told["finish_reason"] = {"type": "stop", "matched": 1}
         return 200, {"text": "", "output_ids": tokens, "meta_info": told}
@@ -96,12 +100,12 @@ class Standing:
         prompt, most = body["prompt"], body["n_predict"]
         answer = {"tokens_evaluated": len(prompt), "truncated": False, "stop_type": "limit"}
         if not body.get("n_probs"):
-            return 200, {**answer, "tokens": _drawn(model, prompt, most, body["seed"])}
+            return 200, {**answer, "tokens": self._drawn(model, prompt, most, body["seed"])}
         assert most == 1
         assert not body["post_sampling_probs"]
         ((token, _),) = body["logit_bias"]
         if token not in self.part_of_character:
-            logps = _next(model, prompt)
+            logps = self._next(model, prompt)
             ranked = logps.topk(min(body["n_probs"], len(logps)))
             tops = [
                 {"id": i, "token": "", "bytes": [], "logprob": v}
@@ -111,25 +115,24 @@ class Standing:
             answer["completion_probabilities"] = [row]
         return 200, answer
 
+    def _after(self, model: Any, tokens: list[int]) -> list[tuple[torch.Tensor, int]]:
+        """The log-probabilities at each token but the first, and the token."""
+        return list(zip(self.logps(model, tokens)[:-1], tokens[1:], strict=True))
 
-@torch.no_grad()
-def _after(model: Any, tokens: list[int]) -> list[tuple[torch.Tensor, int]]:
-    """The log-probabilities at each token but the first, and the token."""
-    logps = model(input_ids=torch.tensor([tokens])).logits[0].float().log_softmax(-1)
-    return list(zip(logps[:-1], tokens[1:], strict=True))
+    def _next(self, model: Any, tokens: list[int]) -> torch.Tensor:
+        return self.logps(model, tokens)[-1]
 
+    def _drawn(self, model: Any, prompt: list[int], most: int, seed: int) -> list[int]:
+        rng, found = torch.Generator().manual_seed(seed), list[int]()
+        while len(found) < most and found[-1:] != [1]:
+            found.append(int(torch.multinomial(self._next(model, [*prompt, *found]).exp(), 1, generator=rng)))
+        return found
 
-@torch.no_grad()
-def _next(model: Any, tokens: list[int]) -> torch.Tensor:
-    logps: torch.Tensor = model(input_ids=torch.tensor([tokens])).logits[0, -1].float().log_softmax(-1)
-    return logps
-
-
-def _drawn(model: Any, prompt: list[int], most: int, seed: int) -> list[int]:
-    rng, found = torch.Generator().manual_seed(seed), list[int]()
-    while len(found) < most and found[-1:] != [1]:
-        found.append(int(torch.multinomial(_next(model, [*prompt, *found]).exp(), 1, generator=rng)))
-    return found
+    @torch.no_grad()
+    def logps(self, model: Any, tokens: list[int]) -> torch.Tensor:
+        """After each of the tokens, over the whole vocabulary (T, V)."""
+        logits: torch.Tensor = model(input_ids=torch.tensor([tokens])).logits[0].float()
+        return ((logits / self.grid).round() * self.grid if self.grid else logits).log_softmax(-1)
 
 
 @contextmanager
@@ -155,6 +158,8 @@ def standing(server: Standing) -> Iterator[Standing]:
             self.send_response(status)
             if 300 <= status < 400:
                 self.send_header("Location", "http://127.0.0.1:9/elsewhere")
+            if server.retry_after is not None:
+                self.send_header("Retry-After", server.retry_after)
             self.send_header("Content-Length", str(len(sent)))
             self.end_headers()
             self.wfile.write(sent)

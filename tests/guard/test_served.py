@@ -1,6 +1,7 @@
 """Served models on loopback, in each dialect: KLs against brute force, and what is done with servers that misbehave."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import torch
 
 from rlrazor.analysis.forecast import FORWARD, PROBE
 from rlrazor.cli import main
+from rlrazor.errors import RazorError
+from rlrazor.guard import compare_served as comparing
 from rlrazor.guard import watch as watching
 from rlrazor.guard.compare_served import compare_served
 from rlrazor.guard.comparison import REVERSE, Pair
@@ -18,6 +21,7 @@ from rlrazor.guard.served import Asking, between
 from rlrazor.lm.kl import Sequences
 from rlrazor.lm.probes import GenericText, ProbeSettings
 from rlrazor.lm.served import client
+from rlrazor.lm.served.known import estimate
 from rlrazor.lm.served.local import LocalModel
 from rlrazor.lm.served.model import opened
 from standing_server import Standing, standing
@@ -113,6 +117,23 @@ def test_few_tokens_told_are_a_bound_and_an_estimate(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_ties_among_the_likeliest_leave_the_estimate_without_bias(kind: str) -> None:
+    """By enumeration of every token that may follow: which tokens are told must not depend on that."""
+    base, tuned = models().values()
+    every = Sequences([[3]], [[token] for token in range(44)], [0] * 44)
+    with standing(Standing({"tuned": tuned}, TOKENIZER, kind, grid=0.5)) as server:
+        told = opened(server.url, TOKENIZER, 10).read(every)
+        q = server.logps(tuned, [3])[-1].double().numpy()
+    p = LocalModel(base, "float32").read(every)
+    kth, further = np.sort(q)[::-1][9:11]
+    assert kth == further  # a tie at the edge
+    assert {frozenset(row) for row in told.ids.tolist()} == {frozenset(told.ids[0].tolist())}
+    logps = p.drawn
+    mean = (np.exp(logps) * estimate(p, told, np.arange(44))).sum()
+    assert mean == pytest.approx((np.exp(logps) * (logps - q)).sum(), abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("served", ["base", "tuned"])
 def test_a_comparison_with_a_served_model(kind: str, served: str, folders: Path) -> None:
     every = models()
@@ -120,15 +141,39 @@ def test_a_comparison_with_a_served_model(kind: str, served: str, folders: Path)
         pair = {name: server.url if name == served else str(folders / name) for name in every}
         found = compare_served(Pair(pair["base"], pair["tuned"]), ON, Asking(44))
     assert found.kinds[served == "tuned"].lower() == kind
-    for name, estimate in found.kl.items():
-        assert estimate.gap == pytest.approx(0, abs=2e-2), name  # all tokens are told
-        assert (estimate.estimate.per_completion.mean > 1e-3) or name == REVERSE
-        assert estimate.estimate.n_prompts == 3
+    for name, one in found.kl.items():
+        assert one.gap == pytest.approx(0, abs=2e-2), name  # all tokens are told
+        assert (one.estimate.per_completion.mean > 1e-3) or name == REVERSE
+        assert one.estimate.n_prompts == 3
     assert [prompt.total for prompt in found.prompts] == sorted((p.total for p in found.prompts), reverse=True)
     assert np.mean([prompt.total for prompt in found.prompts]) == pytest.approx(
         found.kl[FORWARD].estimate.per_completion.mean, abs=1e-9
     )
     assert set(found.kl) == {FORWARD, PROBE, REVERSE}
+
+
+@pytest.mark.parametrize("served", ["base", "tuned"])
+def test_completions_end_where_either_model_ends_its_own(
+    served: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server ends at one token alone, the model that is here at many more, as its generation_config.json says."""
+    every, ends, seen = models(), {1, *range(5, 44)}, list[Sequences]()
+    (here,) = set(every) - {served}
+    every[here].generation_config.eos_token_id = sorted(ends)
+    saved(tmp_path / "here", every[here], TOKENIZER)
+
+    def between_seen(p: Any, q: Any, sequences: Sequences) -> Any:
+        seen.append(sequences)
+        return between(p, q, sequences)
+
+    monkeypatch.setattr(comparing, "between", between_seen)
+    with standing(Standing({served: every[served]}, TOKENIZER, most=44)) as server:
+        pair = {here: str(tmp_path / "here"), served: server.url}
+        compare_served(Pair(pair["base"], pair["tuned"]), replace(ON, generic=GenericText(prompts=("b=",))), Asking(44))
+    rows = [completion for sequences in seen for completion in sequences.completions]
+    assert len(rows) == 7
+    assert all(ends.isdisjoint(row[:-1]) for row in rows)
+    assert sum(row[-1] in ends for row in rows) > 3
 
 
 # The command
@@ -150,11 +195,13 @@ def razor(folders: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> A
 def test_the_command_prints_the_estimate_and_the_bound(folders: Path, razor: Any, tmp_path: Path) -> None:
     (tmp_path / "generic.jsonl").write_text('{"prompt": "b="}\n{"prompt": "c"}\n')
     generic = ["--generic", str(tmp_path / "generic.jsonl")]
+    clearly = [*generic, "--samples", "32"]  # of 3 prompts the interval is wide
     with standing(Standing(models(), TOKENIZER)) as server:
         tuned = f"{server.url}/v1#tuned"
-        code, out, _ = razor(str(folders / "base"), tuned, "--json", "--fail-above-kl", "1e-9", *generic)
+        code, out, _ = razor(str(folders / "base"), tuned, "--json", "--fail-above-kl", "1e-9", *clearly)
         found = json.loads(out)
-        assert code == found["exit_code"]
+        assert code == found["exit_code"] == 1
+        assert found["verdict"] == "above the limit"
         assert found["kinds"] == {"base": "here", "tuned": "Vllm"}
         assert found["gap"]["kl_forward"] == pytest.approx(
             found["kl"]["kl_forward"]["mean"] - found["at_least"]["kl_forward"]["mean"]
@@ -249,13 +296,15 @@ def test_a_server_that_misbehaves_is_a_sentence(what: str, folders: Path, razor:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda row: {**dict(list(row.items())[:4]), **dict(list(row.items())[-1:])}, "give --top-k 5, or start it"),
+        (lambda row: dict(list(row.items())[:5]), "give --top-k 5, or start it"),
         (lambda row: {name: {"logprob": 0.0} for name in row}, "no log-probabilities"),
         (lambda row: {name: {"logprob": "a"} for name in row}, "no log-probability of a token"),
         (lambda row: {f"-{name}9": one for name, one in row.items()}, "no log-probability of a token"),
         (lambda row: {str(int(name) + 90): one for name, one in row.items()}, "reads other token ids"),
         (lambda row: None, "no log-probability of a token"),
         (lambda row: {name: {"logprob": float("nan")} for name in row}, "no log-probability of a token"),
+        (lambda row: {name: {"logprob": -(10**400)} for name in row}, "no log-probability of a token"),
+        (lambda row: {**row, str(10**20): {"logprob": -0.1}}, "no log-probability of a token"),
     ],
 )
 def test_log_probabilities_that_are_none_are_refused(change: Any, message: str, folders: Path, razor: Any) -> None:
@@ -275,12 +324,52 @@ def test_log_probabilities_that_are_none_are_refused(change: Any, message: str, 
     assert message in " ".join(said.split())
 
 
+def test_what_llama_cpp_says_of_a_prompt_is_shown_as_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(client.KEY, "sk-secret-7")
+    with standing(Standing({"base": tiny_llama()}, TOKENIZER, "llamacpp")) as server:
+        asked = opened(server.url, TOKENIZER, 4)
+        server.fault = lambda path, body: (200, {"tokens_evaluated": "\x1b[31msk-secret-7\n<b>", "tokens": []})
+        with pytest.raises(RazorError) as raised:
+            asked.draw([[3, 4]], 1, 3, [1])
+    assert "was sent 2 token ids and read \\x1b[31m*** <b>: it changes prompts." in str(raised.value)
+
+
 def test_a_server_that_recovers_is_asked_again(folders: Path) -> None:
     failures = [500, 429, 503]
     with standing(Standing(models(), TOKENIZER)) as server:
         server.fault = lambda path, body: (failures.pop(), {}) if failures else None
         assert opened(f"{server.url}#tuned", TOKENIZER).kind == "Vllm"
     assert not failures
+
+
+@pytest.mark.parametrize(
+    ("said", "waited"),
+    [("nan", 0.5), ("inf", 0.5), ("Wed, 21 Oct 2026 07:28:00 GMT", 0.5), ("-3", 0.0), ("7", 7.0), ("1e9", 30.0)],
+)
+def test_a_server_says_how_long_it_wants_to_be_left_alone(
+    said: str, waited: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "WAITS", (0.5,))
+    monkeypatch.setattr(client, "TRIES", 2)
+    waits: list[float] = []
+    with standing(Standing(models(), TOKENIZER, retry_after=said)) as server:
+        server.fault = lambda path, body: (503, {})
+        with pytest.raises(RazorError, match="answers 503"):
+            client.Client(client.Address.of(server.url), waits.append).get("/v1/models")
+    assert waits == [waited]
+
+
+def test_token_ids_that_no_tokenizer_has_are_refused() -> None:
+    with standing(Standing({"base": tiny_llama()}, TOKENIZER)) as server:
+        asked = opened(server.url, TOKENIZER, 4)
+        for ids in ([1 << 31], [-1], [True], [10**20], [2.0]):
+            answer = 200, {"choices": [{"token_ids": ids}]}
+            server.fault = lambda path, body, answer=answer: answer  # type: ignore[misc]
+            with pytest.raises(RazorError, match="something else than at most 3 token ids"):
+                asked.draw([[3]], 1, 3, [1])
+        server.fault = lambda path, body: (200, {"data": [{"id": "base", "aliases": 5}]})
+        with pytest.raises(RazorError, match="has no model other"):
+            opened(f"{server.url}#other", TOKENIZER, 4)
 
 
 def test_sources_that_are_no_servers_are_sentences(folders: Path, razor: Any, tmp_path: Path) -> None:
@@ -294,6 +383,9 @@ def test_sources_that_are_no_servers_are_sentences(folders: Path, razor: Any, tm
             ("http://127.0.0.1:9", [], "does not answer: Connection refused."),
             ("http://user:secret@127.0.0.1:9", [], "holds no password, key or query"),
             ("http://127.0.0.1:9/v1?key=secret", [], "holds no password, key or query"),
+            ("http://user:secret@127.0.0.1:99999999", [], "holds no password, key or query"),
+            ("http://user:secret@[::1", [], "holds no password, key or query"),
+            ("http://user:1#secret@127.0.0.1:9", [], "holds no password, key or query"),
             ("http://[::1", [], "is no address of a server"),
             ("http://", [], "is no address of a server"),
             ("http://127.0.0.1:99999999", [], "is no address of a server"),
@@ -374,3 +466,35 @@ def test_a_run_is_watched_against_a_served_base(
         server.models = {"base": noisy(tiny_llama(), 0.5)}
         assert main(command) == 2
         assert "which are of another base" in " ".join(capfd.readouterr().err.split())
+
+
+def test_a_watch_that_is_begun_again_measures_on_the_same_completions(
+    folders: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The stand-in for SGLang draws others each time, as SGLang does."""
+    run, tuned = tmp_path / "run", models()["tuned"]
+    saved(run / "checkpoint-2", tuned, TOKENIZER)
+    (tmp_path / "generic.jsonl").write_text('{"prompt": "b="}\n{"prompt": "c"}\n')
+    with standing(Standing({"base": tiny_llama()}, TOKENIZER, "sglang", most=44)) as server:
+        command = ["watch", str(run), "--base", server.url, "--prompts", str(folders / "prompts.txt"), "--once"]
+        command += ["--max-new-tokens", "4", "--no-chat", "--json", "--generic", str(tmp_path / "generic.jsonl")]
+        command += ["--tokenizer", str(folders / "base"), "--top-k", "44"]
+        rows = []
+        for step in (2, 4, 6):
+            saved(run / f"checkpoint-{step}", tuned, TOKENIZER)
+            if step == 6:
+                (run / "razor.jsonl.drawn.json").unlink()
+            assert main(command) == 0
+            out, said = capfd.readouterr()
+            rows += [json.loads(line) for line in out.splitlines()]
+            assert ("it has drawn anew" in " ".join(said.split())) == (step == 6)
+        kept = run / "razor.jsonl.drawn.json"
+        for text in ("{}", "[", kept.read_text().replace('"prompt_of": [0', '"prompt_of": [7')):
+            kept.write_text(text)
+            assert main(command) == 2
+            assert "delete it, and the base draws anew." in " ".join(capfd.readouterr().err.split())
+    assert [row["step"] for row in rows] == [2, 4, 6]
+    for name in ("kl_forward", "kl_probe"):  # the same weights
+        kls = [row[name] for row in rows]
+        assert kls[1] == pytest.approx(kls[0], rel=1e-6)
+        assert kls[2] != pytest.approx(kls[0], rel=1e-3)

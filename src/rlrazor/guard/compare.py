@@ -8,10 +8,7 @@ adapter is taken off instead, where that gives the base. Weights are read from t
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +43,7 @@ from rlrazor.guard.weight_changes import WeightChange, changes, total
 from rlrazor.lm import compute, images, kl, noise_floor, probes
 from rlrazor.lm.adapters import AdaptedWeights, BaseWeights
 from rlrazor.lm.digests import base_digest, is_same_base
-from rlrazor.lm.encoding import as_read, text_ids
+from rlrazor.lm.encoding import text_ids
 from rlrazor.lm.harness.asking import Asking
 from rlrazor.lm.kl import Drift, Sequences
 from rlrazor.lm.models import LanguageModel, load
@@ -186,20 +183,11 @@ def _comparison(request: _Request, found: _Found, notes: list[str]) -> Compariso
 
 
 def _setup(request: _Request, found: _Found) -> MeasuringSetup:
-    packages = {"rlrazor", "torch", "transformers"} | ({"peft"} if request.adapted else set())
-    packages |= {"lm-eval"} if request.suite is not None else set()
-    versions = {}
-    for name in sorted(packages):
-        with suppress(PackageNotFoundError):
-            versions[name] = version(name)
-    return MeasuringSetup(
-        on=request.on,
-        measured=found.tuned.drifts[FORWARD].n_prompts,
-        first_prompt=as_read(found.base.read.tokenizer, found.base.completions.prompts[0]),
-        level=request.level,
-        suite=request.suite,
-        date=datetime.now(UTC).isoformat(timespec="seconds"),
-        versions=versions,
+    more = {"peft"} if request.adapted else set()
+    more |= {"lm-eval"} if request.suite is not None else set()
+    base = found.base
+    return MeasuringSetup.now(
+        request.on, base.completions, base.read.tokenizer, request.level, suite=request.suite, more=more
     )
 
 

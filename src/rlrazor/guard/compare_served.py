@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from rlrazor.analysis.forecast import FORWARD, PROBE
@@ -28,7 +25,7 @@ from rlrazor.guard.served import (
     tokenizer_of,
 )
 from rlrazor.lm import compute, probes
-from rlrazor.lm.encoding import as_read, stop_ids
+from rlrazor.lm.encoding import stop_ids
 from rlrazor.lm.kl import Sequences
 from rlrazor.lm.models import load
 from rlrazor.lm.sampling import NotFiniteError, Told, unheard
@@ -117,7 +114,7 @@ def _compared(
     told("both on the tuned model's completions")
     forward, settings = drawn[FORWARD], on.settings
     if tuned is not None:
-        ends = stop_ids(tokenizer, None, settings.stop)
+        ends = stop_ids(tokenizer, model, settings.stop)
         completions = tuned.draw(forward.prompts, settings.samples, settings.max_new_tokens, ends)
     else:
         completions = probes.complete(model, tokenizer, forward.prompts, settings, probes.NEW)
@@ -131,7 +128,7 @@ def _compared(
         pair=pair,
         kl=kl,
         prompts=by_prompt(*estimates, tokenizer, on.prompts, settings),
-        setup=_setup(on, forward, tokenizer, level),
+        setup=MeasuringSetup.now(on, forward, tokenizer, level),
         asking=replace(asking, top=0) if in_process else asking,
         kinds=(kinds[0], kinds[1]),
         notes=notes,
@@ -153,20 +150,4 @@ def _by_the_base(
         told(what)
         return unheard
 
-    return drawn_by_server(base, on, heard)
-
-
-def _setup(on: MeasuredOn, forward: Sequences, tokenizer: Any, level: float) -> MeasuringSetup:
-    versions = {}
-    for name in ("rlrazor", "torch", "transformers"):
-        with suppress(PackageNotFoundError):
-            versions[name] = version(name)
-    return MeasuringSetup(
-        on=on,
-        measured=len(forward.prompts),
-        first_prompt=as_read(tokenizer, forward.prompts[0]),
-        level=level,
-        suite=None,
-        date=datetime.now(UTC).isoformat(timespec="seconds"),
-        versions=versions,
-    )
+    return drawn_by_server(base, on, heard, model)

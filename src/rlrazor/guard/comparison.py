@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from rlrazor.analysis.forecast import Forecast
 from rlrazor.guard import scale
@@ -15,6 +18,8 @@ from rlrazor.guard.recovery import Recovery
 from rlrazor.guard.scale import FIRST, Depth, Focus, Noise
 from rlrazor.guard.truth import Truth
 from rlrazor.guard.weight_changes import WeightChange
+from rlrazor.lm.encoding import as_read
+from rlrazor.lm.kl import Sequences
 from rlrazor.lm.means import MeanKL
 
 if TYPE_CHECKING:
@@ -138,6 +143,31 @@ class MeasuringSetup:
     date: str
     versions: Mapping[str, str]
     sources: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def now(
+        cls,
+        on: MeasuredOn,
+        forward: Sequences,
+        tokenizer: Any,
+        level: float,
+        suite: PriorTasks | None = None,
+        more: Collection[str] = (),
+    ) -> Self:
+        """Of today, of completions of the new task's prompts, with the packages that are always used and `more`."""
+        versions = {}
+        for name in sorted({"rlrazor", "torch", "transformers", *more}):
+            with suppress(PackageNotFoundError):
+                versions[name] = version(name)
+        return cls(
+            on=on,
+            measured=len(set(forward.prompt_of)),
+            first_prompt=as_read(tokenizer, forward.prompts[0]),
+            level=level,
+            suite=suite,
+            date=datetime.now(UTC).isoformat(timespec="seconds"),
+            versions=versions,
+        )
 
     def as_json(self) -> dict[str, Any]:
         """All of it but the first prompt."""

@@ -1,7 +1,8 @@
 """`razor watch`: each checkpoint of a run measured as it is saved, from another process, device or machine.
 
 For trainers that take no `ForgettingMonitor`, or models whose layers are split over processes. Nothing is written into
-a checkpoint, and no file of the run but the log: a training run goes on whatever happens here.
+a checkpoint, and no file of the run but the log, and beside it what a served base drew: a training run goes on whatever
+happens here.
 
 The log is the only memory. A checkpoint whose weights it has is not measured again, nor one of a step that a monitor
 has in it; a row is written once all of it is known. What a monitor adds meanwhile, and what it takes out as training
@@ -109,7 +110,7 @@ class _Seen:
 def _read(request: WatchRequest) -> ReadBase | ServedBase:
     """The base's side, computed once."""
     if isinstance(request.base, AddressedBase):
-        return ServedBase.of_source(request.base.address, request.dtype, request.on, request.base.asking)
+        return ServedBase.of_source(request.base, request.dtype, request.on, request.log)
     return ReadBase.of_source(request.base, request.dtype, request.on, request.rule.law)
 
 
@@ -153,9 +154,19 @@ class Watch:
             probe = probe_hash(request.on.settings, request.on.generic)
             provenance = {"base": self.read.digest, "probe": probe, "prompts_hash": request.on.prompts_hash}
             self.log = WatchLog(request.log, provenance, self.say)
+            if isinstance(self.read, ServedBase):
+                self._keep(self.read)
             self._go_on()
             self.active = time.monotonic()  # reading a large base takes longer than many an --idle
             yield
+
+    def _keep(self, base: ServedBase) -> None:
+        if base.is_drawn_anew and self.log.measured:
+            self.say(
+                f"[razor] {base.kept.path.name}, what the served base drew for this log, is not there or is of other "
+                "settings: it has drawn anew, and KLs differ from those before by that as well."
+            )
+        base.keep()
 
     def _go_on(self) -> None:
         """Take up what the log has."""

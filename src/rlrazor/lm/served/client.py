@@ -7,6 +7,7 @@ for JSON or refused, and is shown as printable text of one line.
 
 import ipaddress
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -37,15 +38,16 @@ class Address:
     @classmethod
     def of(cls, source: str) -> "Address":
         """Raises RazorError for what is no address, or holds more than one."""
+        if "@" in source or "?" in source:  # before it is parsed, as no error may show it
+            raise RazorError(
+                f"The address of a server holds no password, key or query, and no @ or ?: put the key into the "
+                f"environment as {KEY}."
+            )
         try:
             parts = urlsplit(source)
             host, _ = parts.hostname, parts.port
         except ValueError as error:
             raise RazorError(f"{printable(source)} is no address of a server: {error}.") from error
-        if parts.username is not None or parts.password is not None or parts.query:
-            raise RazorError(
-                f"The address of a server holds no password, key or query: put the key into the environment as {KEY}."
-            )
         if not host or not printable(source) == source or " " in source:
             raise RazorError(
                 f"{printable(source)} is no address of a server: write http://HOST:PORT, or http://HOST:PORT#MODEL "
@@ -161,11 +163,7 @@ class Client:
                 parsed = json.loads(text)
             except (ValueError, RecursionError):
                 parsed = None
-            try:
-                pause = min(max(float(response.headers["Retry-After"]), 0.0), LONGEST)
-            except (KeyError, ValueError):
-                pause = None
-            return Answer(response.status_code, parsed, text), pause
+            return Answer(response.status_code, parsed, text), _pause(response.headers.get("Retry-After"))
 
     def _authorised(self, request: Any) -> Any:
         """Instead of what a .netrc says, which the library would go by."""
@@ -195,6 +193,15 @@ class Client:
             if isinstance(found, dict) and name in found:
                 found = found[name]
         return self.said(found if isinstance(found, str) and found else answer.text or "nothing else")
+
+
+def _pause(said: str | None) -> float | None:
+    """Seconds to wait, as a server says; None where it says none: it may also name a date."""
+    try:
+        pause = float(said or "")
+    except ValueError:
+        return None
+    return min(max(pause, 0.0), LONGEST) if math.isfinite(pause) else None
 
 
 def _unreachable() -> tuple[type[BaseException], ...]:

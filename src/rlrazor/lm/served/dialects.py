@@ -19,6 +19,7 @@ from rlrazor.lm.served.known import Known
 NEVER = -9999.0  # vLLM's for a probability of 0: JSON has no infinity
 FAINTEST = -103.0  # nats: less is 0 in float32, which is what llama.cpp computes a probability in
 TOO_MUCH = 1.01  # of probability, on the tokens that are told: then these are no log-probabilities
+MOST_TOKENS = 1 << 31  # of a vocabulary: the servers' ids are 32 bits wide
 FORCED = 1e4  # added to a logit: the token that is wanted is drawn
 Tops = list[tuple[int, float]]
 
@@ -97,6 +98,8 @@ class Vllm:
             logps = dict(tops)
             if token not in logps:
                 raise self.client.refused("reads other token ids than it was sent: it changes prompts.")
+            if len(tops) == top + 1:  # then the token is the one that is none of the K, also where it is as likely
+                tops = [one for one in tops if one[0] != token]
             found.append((_likeliest(self.client, tops, top), logps[token]))
         return _known(found)
 
@@ -222,10 +225,10 @@ class LlamaCpp:
         answer = self.client.post("/completion", body)
         if not isinstance(answer, dict):
             raise self.client.refused("answers /completion otherwise than llama.cpp does.")
-        if answer.get("tokens_evaluated", len(body["prompt"])) != len(body["prompt"]):
+        sent = len(body["prompt"])
+        if (read := answer.get("tokens_evaluated", sent)) != sent:
             raise self.client.refused(
-                f"was sent {len(body['prompt'])} token ids and read {answer['tokens_evaluated']!s:.20}: it changes "
-                "prompts."
+                f"was sent {sent} token ids and read {self.client.said(str(read))}: it changes prompts."
             )
         return answer
 
@@ -254,14 +257,18 @@ def _choice(client: Client, answer: Any) -> dict[str, Any]:
 
 
 def _ids(client: Client, found: Any, most: int) -> list[int]:
-    if not (isinstance(found, list) and len(found) <= most and all(type(one) is int and one >= 0 for one in found)):
+    if not (isinstance(found, list) and len(found) <= most and all(map(_is_token, found))):
         raise client.refused(f"answers with something else than at most {most} token ids.")
     return list(found)
 
 
 def _ended(tokens: list[int], by: Any) -> list[int]:
     """With the token that ended it, which a server may leave out."""
-    return [*tokens, by] if type(by) is int and tokens[-1:] != [by] else tokens
+    return [*tokens, by] if _is_token(by) and tokens[-1:] != [by] else tokens
+
+
+def _is_token(found: Any) -> bool:
+    return type(found) is int and 0 <= found < MOST_TOKENS
 
 
 def _pairs(client: Client, rows: Any, pair: Callable[[Any, Any], tuple[Any, Any]]) -> Tops:
@@ -269,8 +276,8 @@ def _pairs(client: Client, rows: Any, pair: Callable[[Any, Any], tuple[Any, Any]
     try:
         named = rows.items() if isinstance(rows, dict) else enumerate(rows)
         found = [pair(name, one) for name, one in named]
-        right = all(type(token) is int and token >= 0 and not math.isnan(logp) and logp < 1e-2 for token, logp in found)
-    except (TypeError, ValueError, KeyError, IndexError):
+        right = all(_is_token(token) and not math.isnan(logp) and logp < 1e-2 for token, logp in found)
+    except (TypeError, ValueError, KeyError, IndexError, OverflowError):
         found, right = [], False
     if not right:
         raise client.refused("answers with something that is no log-probability of a token.")
@@ -278,7 +285,7 @@ def _pairs(client: Client, rows: Any, pair: Callable[[Any, Any], tuple[Any, Any]
 
 
 def _likeliest(client: Client, pairs: Tops, top: int) -> Tops:
-    """The first so many: a server may add the token that follows."""
+    """The first so many."""
     tops = sorted(pairs, key=lambda one: -one[1])[:top]
     if len(tops) < top:
         raise client.refused(

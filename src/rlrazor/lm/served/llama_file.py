@@ -26,13 +26,14 @@ LONGEST = 4096  # tokens: the binding keeps the logits of all of them, 0.8 GB of
 
 @dataclass(frozen=True, eq=False)
 class LlamaFile:
-    """A model in this process. `context` in tokens."""
+    """A model in this process. `context` in tokens; `ends`: those that it itself ends a text with."""
 
     source: str
     engine: Any
     tokenizer: Any
     top: int
     context: int
+    ends: frozenset[int] = frozenset()
     cautions: tuple[str, ...] = ()
     kind: str = "llama.cpp"
 
@@ -43,15 +44,17 @@ class LlamaFile:
         path = Path(source.removeprefix(LLAMA)).expanduser()
         if not path.is_file():
             raise RazorError(f"There is no file {path}, which {source} names.")
-        from llama_cpp import Llama
+        import llama_cpp
 
         try:
-            engine = Llama(str(path), n_ctx=LONGEST, logits_all=True, verbose=False)
+            engine = llama_cpp.Llama(str(path), n_ctx=LONGEST, logits_all=True, verbose=False)
             told = engine.metadata
             room = min(int(told.get(f"{told['general.architecture']}.context_length", LONGEST)), LONGEST)
+            vocab = engine._model.vocab
+            ends = frozenset(one for one in range(engine.n_vocab()) if llama_cpp.llama_vocab_is_eog(vocab, one))
         except Exception as error:  # of a library that says no more than that
             raise RazorError(f"llama.cpp cannot load {path}: {cause_of(error)}") from error
-        return cls(source, engine, tokenizer, top, room)
+        return cls(source, engine, tokenizer, top, room, ends)
 
     @property
     def shown(self) -> str:
@@ -65,8 +68,12 @@ class LlamaFile:
     def draw(
         self, prompts: Sequence[Sequence[int]], samples: int, most: int, stops: Sequence[int], told: Told = unheard
     ) -> list[list[int]]:
-        """So many completions of each prompt, prompt by prompt, each up to the first of the `stops`."""
-        found, ends = list[list[int]](), frozenset(stops)
+        """So many completions of each prompt, prompt by prompt, each up to the first of the `stops` or its own `ends`.
+
+        Raises RazorError for a prompt that has no room for its completion.
+        """
+        found, ends = list[list[int]](), self.ends | frozenset(stops)
+        self._require_room(max(map(len, prompts), default=0) + most)
         for number in range(len(prompts) * samples):
             rng = np.random.default_rng(seed_of(0, f"served/{number}") % (1 << 31))
             self.engine.reset()
@@ -103,14 +110,19 @@ class LlamaFile:
             yield self.log_probs([*before, *completion])[len(before) - 1 :]
 
     def log_probs(self, tokens: Sequence[int]) -> Floats:
-        """Of every token but the first, over the whole vocabulary (T - 1, V)."""
+        """Of every token but the first, over the whole vocabulary (T - 1, V). Raises RazorError for too many."""
+        self._require_room(len(tokens))
         self.engine.reset()
         self.engine.eval(list(tokens[:-1]))
         return _log_softmax(self.engine.scores[: len(tokens) - 1])
 
+    def _require_room(self, length: int) -> None:
+        if length > self.context:
+            raise RazorError(
+                f"{self.source} has room for {self.context} tokens, and a prompt with its completion comes to "
+                f"{length}: leave the long prompts out, or lower --max-new-tokens."
+            )
+
 
 def _log_softmax(logits_TV: Any) -> Floats:
-    shifted = np.asarray(logits_TV, np.float64)
-    shifted = shifted - shifted.max(axis=1, keepdims=True)
-    logps: Floats = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-    return logps
+    return np.asarray(torch.from_numpy(np.asarray(logits_TV, np.float64)).log_softmax(dim=1))

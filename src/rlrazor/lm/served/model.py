@@ -143,7 +143,7 @@ def _card(client: Client, address: Address) -> dict[str, Any]:
     more = "" if len(ids) <= LISTED else f" and {len(ids) - LISTED} more"
     listed = client.said(", ".join(ids[:LISTED])) + more
     if address.model:
-        chosen = [one for one in cards if one["id"] == address.model or address.model in (one.get("aliases") or [])]
+        chosen = [one for one in cards if address.model in (one["id"], *_aliases(one))]
         if not chosen:
             raise client.refused(f"has no model {client.said(address.model)}. It has {listed}.")
         return chosen[0]
@@ -152,3 +152,8 @@ def _card(client: Client, address: Address) -> dict[str, Any]:
             f"has several models: name one, as in {address.root}#{client.said(ids[0])}. It has {listed}."
         )
     return cards[0]
+
+
+def _aliases(card: dict[str, Any]) -> list[Any]:
+    found = card.get("aliases")
+    return found if isinstance(found, list) else []
