@@ -17,6 +17,7 @@ from rlrazor.errors import RazorError
 from rlrazor.guard.log import PATIENCE, Log, rows_in_log, rows_until
 from rlrazor.guard.pick import pick
 from rlrazor.guard.verdict import Limits
+from rlrazor.system import locks
 from rlrazor.system.locks import open_alone
 from tiny_models import char_tokenizer, saved, tiny_llama
 from watching import trainer_of, watch
@@ -115,6 +116,38 @@ def test_who_waited_writes_into_the_file_that_has_the_name_by_then(
         path.write_text(json.dumps(row(1)) + "\n")
     assert of_file(path) == [row(1), row(2)]
     assert (tmp_path / "earlier.jsonl").read_text() == ""
+
+
+def test_who_was_stopped_after_renaming_is_not_waited_for_either(tmp_path: Path) -> None:
+    """And what is written then is in the file that has the name, not in the one that had it."""
+    path = tmp_path / "razor.jsonl"
+    log = Log(path, print)
+    log.begin(None)
+    with ThreadPoolExecutor() as pool, open_alone(path, 0.0):
+        added = pool.submit(log.add, row(2))
+        time.sleep(PATIENCE / 4)
+        path.rename(tmp_path / "earlier.jsonl")
+        path.write_text(json.dumps(row(1)) + "\n")
+        added.result(timeout=PATIENCE + 10.0)
+    assert of_file(path) == [row(1), row(2)]
+    assert (tmp_path / "earlier.jsonl").read_text() == ""
+
+
+def test_where_a_file_never_seems_to_have_its_name_it_is_written_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a file system that tells an open file otherwise than its name."""
+    monkeypatch.setattr(locks, "_has_the_name", lambda *_: False)
+    path = tmp_path / "razor.jsonl"
+    begun = time.monotonic()
+    with ThreadPoolExecutor() as pool:
+        added = pool.submit(Log(path, print).add, row(1))
+        try:
+            added.result(timeout=PATIENCE + 10.0)
+        finally:
+            monkeypatch.undo()
+    assert time.monotonic() - begun >= PATIENCE
+    assert of_file(path) == [row(1)]
 
 
 @pytest.mark.parametrize(
