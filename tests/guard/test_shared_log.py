@@ -1,5 +1,6 @@
 """One log to which two processes add: a monitor in training, which is not waited with, and `razor watch`."""
 
+import errno
 import json
 import os
 import resource
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import pytest
 
 from laws import PROMPTS, law_of
 from rlrazor.errors import RazorError
+from rlrazor.guard import log as log_module
 from rlrazor.guard.log import PATIENCE, Log, rows_in_log, rows_until
 from rlrazor.guard.pick import pick
 from rlrazor.guard.verdict import Limits
@@ -192,6 +195,27 @@ def test_a_full_disk_leaves_no_half_row_and_what_is_late_comes_later(tmp_path: P
     assert [one["step"] for one in of_file(path)] == [1, 9, 2, 3, 4]
 
 
+def test_a_row_that_cannot_be_written_takes_no_other_with_it(tmp_path: Path) -> None:
+    """Another, who did not wait, writes between the half of a row that the disk takes and its error."""
+    path = tmp_path / "razor.jsonl"
+    Log(path, print).add(row(1))
+
+    class Full(FileIO):
+        is_full = False
+
+        def write(self, data: Any) -> int:
+            if self.is_full:
+                with path.open("ab") as other:
+                    other.write(b"\n" + json.dumps(row(2)).encode() + b"\n")
+                raise OSError(errno.ENOSPC, "No space left on device")
+            self.is_full = True
+            return super().write(data[:10])
+
+    with Full(path, "a+") as file, pytest.raises(OSError, match="No space"):
+        log_module._append(file, json.dumps(row(3)).encode() + b"\n")
+    assert [one["step"] for one in rows_in_log(path)] == [1, 2]
+
+
 def test_a_fresh_run_moves_the_log_away_and_a_resumed_one_takes_out_its_own_rows_alone(tmp_path: Path) -> None:
     path = tmp_path / "razor.jsonl"
     heard: list[str] = []
@@ -235,7 +259,7 @@ class Slow(transformers.TrainerCallback):
         control.should_training_stop |= state.global_step == self.until
 
 
-while not (folder / "run" / "razor.jsonl").exists():
+while not (folder / "run" / ".razor.jsonl.lock").exists():
     time.sleep(0.1)
 for until, resumed in ((8, None), (12, str(folder / "run" / "checkpoint-4"))):
     monitor = watch(folder, LawFile.load(folder / "law.json"), every=4)

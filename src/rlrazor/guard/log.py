@@ -116,7 +116,8 @@ def _append(file: FileIO, lines: bytes) -> None:
         while written < len(lines):
             written += file.write(lines[written:])
     except OSError:
-        file.truncate(end)
+        if file.seek(0, os.SEEK_END) == end + written:  # and nobody has added a row behind it, who did not wait for us
+            file.truncate(end)
         raise
 
 
