@@ -3,11 +3,12 @@
 import errno
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -174,6 +175,7 @@ def test_a_row_is_not_written_behind_half_a_row(tail: str, kept: str, tmp_path: 
 
 
 def test_a_full_disk_leaves_no_half_row_and_what_is_late_comes_later(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")  # not on Windows
     path = tmp_path / "razor.jsonl"
     heard: list[str] = []
     log = Log(path, heard.append)
@@ -238,6 +240,45 @@ def test_a_fresh_run_moves_the_log_away_and_a_resumed_one_takes_out_its_own_rows
     with pytest.raises(RazorError, match="of another base"):
         Log(path, print).begin(refused)
     assert of_file(path) == resumed
+
+
+def test_without_locks_no_file_is_open_that_another_takes_the_name_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on Windows, which has none, and refuses to rename what is open."""
+    opened: list[FileIO] = []
+    renamed: list[str] = []
+
+    @contextmanager
+    def open_recorded(path: Path, patience: float) -> Iterator[FileIO]:
+        with open_alone(path, patience) as file:
+            opened.append(file)
+            yield file
+
+    def strict(known: Any) -> Any:
+        def rename(path: Path, target: Path) -> Any:
+            assert all(file.closed for file in opened)
+            renamed.append(target.name)
+            return known(path, target)
+
+        return rename
+
+    monkeypatch.setattr(locks, "fcntl", None)
+    monkeypatch.setattr(log_module, "open_alone", open_recorded)
+    for name in ("rename", "replace"):
+        monkeypatch.setattr(Path, name, strict(getattr(Path, name)))
+    path = tmp_path / "razor.jsonl"
+    for _ in range(2):
+        log = Log(path, print)
+        assert log.begin(None) == []
+        for step in (1, 2):
+            log.add(row(step))
+    resumed = Log(path, print)
+    assert resumed.begin(lambda rows: rows_until(rows, 1, ())) == [row(1)]
+    resumed.add(row(2, first_prompt="again"))
+    assert of_file(path) == [row(1), row(2, first_prompt="again")]
+    assert of_file(tmp_path / "razor-of-earlier-run-1.jsonl") == [row(1), row(2)]
+    assert renamed == ["razor-of-earlier-run-1.jsonl", "razor.jsonl"]
 
 
 # A monitor and a watch

@@ -154,7 +154,7 @@ def test_with_a_law_only_who_asks_prior_tasks_may_tell_templates_otherwise(
     (tmp_path / "prompts").write_text("a\n")
     law: Any = SimpleNamespace(settings=ProbeSettings(precision="float32"), generic=GenericText.built_in())
     told = {"chat_template_kwargs": '{"think": false}', "generic": None, "dtype": None, "prompts": tmp_path / "prompts"}
-    usual = {"max_new_tokens": None, "samples": None, "stop": [], "no_chat": False, "turns": None}
+    usual: dict[str, Any] = {"max_new_tokens": None, "samples": None, "stop": [], "no_chat": False, "turns": None}
     suite = PriorTasks(("a",), asking=CHAT)
     if asks:
         _, on = read_probe(Namespace(**told, **usual), law, suite, asks_prior=True)
