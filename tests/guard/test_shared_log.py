@@ -19,7 +19,9 @@ from laws import PROMPTS, law_of
 from rlrazor.errors import RazorError
 from rlrazor.guard import log as log_module
 from rlrazor.guard.log import PATIENCE, Log, rows_in_log, rows_until
+from rlrazor.guard.log_schema import LogRow, is_monitors
 from rlrazor.guard.pick import pick
+from rlrazor.guard.run_folder import Run, rows_of
 from rlrazor.guard.verdict import Limits
 from rlrazor.system import locks
 from rlrazor.system.locks import open_alone
@@ -279,6 +281,19 @@ def test_without_locks_no_file_is_open_that_another_takes_the_name_of(
     assert of_file(path) == [row(1), row(2, first_prompt="again")]
     assert of_file(tmp_path / "razor-of-earlier-run-1.jsonl") == [row(1), row(2)]
     assert renamed == ["razor-of-earlier-run-1.jsonl", "razor.jsonl"]
+
+
+def test_whose_a_row_is_is_told_alike_of_a_file_and_of_what_was_read(tmp_path: Path) -> None:
+    """A row of a command alone is no monitor's, though it may be of a step that only a monitor has measured."""
+    path = tmp_path / "razor.jsonl"
+    command = {"run": "a", "step": 1, "on_budget": "sha"}
+    by_watch = row(2, "0123456789abcdef")
+    rows = [row(1), command, by_watch, {**row(3, "0123456789abcdef"), "on_budget": "sha"}, row(4, error="no memory")]
+    path.write_text("".join(json.dumps(one) + "\n" for one in rows))
+    for one in rows:
+        assert is_monitors(one) == is_monitors(LogRow(**one)) == (one["step"] == 4 or one == rows[0])
+    found, _ = rows_of(Run(tmp_path, path, None, False, [], [], []))
+    assert [one.step for one in found] == [1, 4, 2, 3]
 
 
 # A monitor and a watch

@@ -10,7 +10,7 @@ from typing import Any
 
 from rlrazor.errors import RazorError
 from rlrazor.guard.log import Log, Row, Say, require_same, rows_in_log
-from rlrazor.guard.log_schema import LogRow
+from rlrazor.guard.log_schema import LogRow, is_monitors
 from rlrazor.system.documents import checked
 from rlrazor.system.writing import check_writable
 
@@ -32,7 +32,7 @@ class WatchLog:
     @property
     def run(self) -> str:
         """The id of the run: the monitor's, or else that of whoever wrote last; of an empty log our own."""
-        ids = [row.run for row in sorted(self.rows, key=lambda row: row.is_monitors) if row.run is not None]
+        ids = [row.run for row in sorted(self.rows, key=is_monitors) if row.run is not None]
         return ids[-1] if ids else self._own
 
     @property
