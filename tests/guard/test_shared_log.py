@@ -1,12 +1,15 @@
 """One log to which two processes add: a monitor in training, which is not waited with, and `razor watch`."""
 
+import errno
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +17,13 @@ import pytest
 
 from laws import PROMPTS, law_of
 from rlrazor.errors import RazorError
+from rlrazor.guard import log as log_module
 from rlrazor.guard.log import PATIENCE, Log, rows_in_log, rows_until
+from rlrazor.guard.log_schema import LogRow, is_monitors
 from rlrazor.guard.pick import pick
+from rlrazor.guard.run_folder import Run, rows_of
 from rlrazor.guard.verdict import Limits
+from rlrazor.system import locks
 from rlrazor.system.locks import open_alone
 from tiny_models import char_tokenizer, saved, tiny_llama
 from watching import trainer_of, watch
@@ -117,6 +124,38 @@ def test_who_waited_writes_into_the_file_that_has_the_name_by_then(
     assert (tmp_path / "earlier.jsonl").read_text() == ""
 
 
+def test_who_was_stopped_after_renaming_is_not_waited_for_either(tmp_path: Path) -> None:
+    """And what is written then is in the file that has the name, not in the one that had it."""
+    path = tmp_path / "razor.jsonl"
+    log = Log(path, print)
+    log.begin(None)
+    with ThreadPoolExecutor() as pool, open_alone(path, 0.0):
+        added = pool.submit(log.add, row(2))
+        time.sleep(PATIENCE / 4)
+        path.rename(tmp_path / "earlier.jsonl")
+        path.write_text(json.dumps(row(1)) + "\n")
+        added.result(timeout=PATIENCE + 10.0)
+    assert of_file(path) == [row(1), row(2)]
+    assert (tmp_path / "earlier.jsonl").read_text() == ""
+
+
+def test_where_a_file_never_seems_to_have_its_name_it_is_written_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a file system that tells an open file otherwise than its name."""
+    monkeypatch.setattr(locks, "_has_the_name", lambda *_: False)
+    path = tmp_path / "razor.jsonl"
+    begun = time.monotonic()
+    with ThreadPoolExecutor() as pool:
+        added = pool.submit(Log(path, print).add, row(1))
+        try:
+            added.result(timeout=PATIENCE + 10.0)
+        finally:
+            monkeypatch.undo()
+    assert time.monotonic() - begun >= PATIENCE
+    assert of_file(path) == [row(1)]
+
+
 @pytest.mark.parametrize(
     ("tail", "kept"),
     [
@@ -138,6 +177,7 @@ def test_a_row_is_not_written_behind_half_a_row(tail: str, kept: str, tmp_path: 
 
 
 def test_a_full_disk_leaves_no_half_row_and_what_is_late_comes_later(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")  # not on Windows
     path = tmp_path / "razor.jsonl"
     heard: list[str] = []
     log = Log(path, heard.append)
@@ -157,6 +197,27 @@ def test_a_full_disk_leaves_no_half_row_and_what_is_late_comes_later(tmp_path: P
     Log(path, print).add(row(9))  # another's
     log.add(row(4))
     assert [one["step"] for one in of_file(path)] == [1, 9, 2, 3, 4]
+
+
+def test_a_row_that_cannot_be_written_takes_no_other_with_it(tmp_path: Path) -> None:
+    """Another, who did not wait, writes between the half of a row that the disk takes and its error."""
+    path = tmp_path / "razor.jsonl"
+    Log(path, print).add(row(1))
+
+    class Full(FileIO):
+        is_full = False
+
+        def write(self, data: Any) -> int:
+            if self.is_full:
+                with path.open("ab") as other:
+                    other.write(b"\n" + json.dumps(row(2)).encode() + b"\n")
+                raise OSError(errno.ENOSPC, "No space left on device")
+            self.is_full = True
+            return super().write(data[:10])
+
+    with Full(path, "a+") as file, pytest.raises(OSError, match="No space"):
+        log_module._append(file, json.dumps(row(3)).encode() + b"\n")
+    assert [one["step"] for one in rows_in_log(path)] == [1, 2]
 
 
 def test_a_fresh_run_moves_the_log_away_and_a_resumed_one_takes_out_its_own_rows_alone(tmp_path: Path) -> None:
@@ -183,6 +244,58 @@ def test_a_fresh_run_moves_the_log_away_and_a_resumed_one_takes_out_its_own_rows
     assert of_file(path) == resumed
 
 
+def test_without_locks_no_file_is_open_that_another_takes_the_name_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on Windows, which has none, and refuses to rename what is open."""
+    opened: list[FileIO] = []
+    renamed: list[str] = []
+
+    @contextmanager
+    def open_recorded(path: Path, patience: float) -> Iterator[FileIO]:
+        with open_alone(path, patience) as file:
+            opened.append(file)
+            yield file
+
+    def strict(known: Any) -> Any:
+        def rename(path: Path, target: Path) -> Any:
+            assert all(file.closed for file in opened)
+            renamed.append(target.name)
+            return known(path, target)
+
+        return rename
+
+    monkeypatch.setattr(locks, "fcntl", None)
+    monkeypatch.setattr(log_module, "open_alone", open_recorded)
+    for name in ("rename", "replace"):
+        monkeypatch.setattr(Path, name, strict(getattr(Path, name)))
+    path = tmp_path / "razor.jsonl"
+    for _ in range(2):
+        log = Log(path, print)
+        assert log.begin(None) == []
+        for step in (1, 2):
+            log.add(row(step))
+    resumed = Log(path, print)
+    assert resumed.begin(lambda rows: rows_until(rows, 1, ())) == [row(1)]
+    resumed.add(row(2, first_prompt="again"))
+    assert of_file(path) == [row(1), row(2, first_prompt="again")]
+    assert of_file(tmp_path / "razor-of-earlier-run-1.jsonl") == [row(1), row(2)]
+    assert renamed == ["razor-of-earlier-run-1.jsonl", "razor.jsonl"]
+
+
+def test_whose_a_row_is_is_told_alike_of_a_file_and_of_what_was_read(tmp_path: Path) -> None:
+    """A row of a command alone is no monitor's, though it may be of a step that only a monitor has measured."""
+    path = tmp_path / "razor.jsonl"
+    command = {"run": "a", "step": 1, "on_budget": "sha"}
+    by_watch = row(2, "0123456789abcdef")
+    rows = [row(1), command, by_watch, {**row(3, "0123456789abcdef"), "on_budget": "sha"}, row(4, error="no memory")]
+    path.write_text("".join(json.dumps(one) + "\n" for one in rows))
+    for one in rows:
+        assert is_monitors(one) == is_monitors(LogRow(**one)) == (one["step"] == 4 or one == rows[0])
+    found, _ = rows_of(Run(tmp_path, path, None, False, [], [], []))
+    assert [one.step for one in found] == [1, 4, 2, 3]
+
+
 # A monitor and a watch
 
 TRAINING = """
@@ -202,7 +315,7 @@ class Slow(transformers.TrainerCallback):
         control.should_training_stop |= state.global_step == self.until
 
 
-while not (folder / "run" / "razor.jsonl").exists():
+while not (folder / "run" / ".razor.jsonl.lock").exists():
     time.sleep(0.1)
 for until, resumed in ((8, None), (12, str(folder / "run" / "checkpoint-4"))):
     monitor = watch(folder, LawFile.load(folder / "law.json"), every=4)

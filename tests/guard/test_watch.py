@@ -319,6 +319,12 @@ def added(run: Path, rows: list[dict[str, Any]]) -> Any:
         file.write("".join(json.dumps(row) + "\n" for row in rows))
 
 
+def told_to(out: Path) -> str:
+    """A command that writes a line of what it was told."""
+    script = "import os; print(os.environ['RAZOR_STEP'], os.environ.get('RAZOR_CHECKPOINT'), file=open('{}', 'a'))"
+    return f'{sys.executable} -c "{script.format(out)}"'
+
+
 def test_what_a_monitor_adds_meanwhile_is_not_measured_and_is_judged(
     trained: Path, run: Path, razor: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -334,16 +340,79 @@ def test_what_a_monitor_adds_meanwhile_is_not_measured_and_is_judged(
         lambda: (added(run, [rows[2]]), (later / "checkpoint-6").rename(run / "checkpoint-6")),
     ]
     scripted(monkeypatch, [*events, *[lambda: None] * 1000], 0.02)  # the command is waited for, too
-    command = f"{sys.executable} -c \"open('{out}', 'a').write('x')\""
+    command = told_to(out)
     code, printed, said = razor(run, "--budget", "0.25", "--on-budget", command, once=False)
     assert (code, [row["step"] for row in printed]) == (1, [2])
     assert "step 6, which is in the log, is over the budget" in said
-    assert out.read_text() == "x"
+    assert out.read_text() == f"6 {run / 'checkpoint-6'}\n"
     found = rows_of(run)
     assert [row["step"] for row in found] == [2, 4, 6, 6]
     assert [row.get("kl_forward") for row in found[1:]] == [rows[1]["kl_forward"], rows[2]["kl_forward"], None]
     assert razor(run, "--budget", "0.25", "--on-budget", command)[:2] == (1, [])
-    assert out.read_text() == "x"
+    assert len(out.read_text().splitlines()) == 1
+
+
+def test_a_monitors_row_over_the_budget_that_is_not_the_last_runs_the_command(
+    trained: Path, run: Path, razor: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two rows come between two looks, and the later is within the budget; nothing is saved of either."""
+    out, (within, _, above) = run.parent / "told", monitors(trained)
+    for step in (4, 6):
+        shutil.rmtree(run / f"checkpoint-{step}")
+    rows = [{**above, "step": 4}, {**within, "step": 8}]
+    scripted(monkeypatch, [lambda: added(run, rows), *[lambda: None] * 1000], 0.02)
+    monkeypatch.setenv("RAZOR_CHECKPOINT", "of-another-watch")
+    given = ("--budget", "0.25", "--on-budget", told_to(out), "--idle", "0.01")
+    code, printed, said = razor(run, *given, once=False)
+    assert (code, [row["step"] for row in printed]) == (0, [2])
+    assert "step 4, which is in the log, is over the budget" in said
+    assert out.read_text() == "4 None\n"
+
+
+def test_who_lags_behind_a_monitor_runs_the_command_for_a_checkpoint_over_the_budget(
+    trained: Path, run: Path, razor: Any
+) -> None:
+    """The exit code is by the last in the log all the same."""
+    out = run.parent / "told"
+    added(run, [{**monitors(trained)[0], "step": 8}])
+    code, printed, _ = razor(run, "--budget", "0.25", "--on-budget", told_to(out))
+    assert (code, [row["step"] for row in printed]) == (0, [2, 4, 6])
+    assert [row["verdict"] for row in printed] == ["within the limit"] * 2 + ["above the limit"]
+    assert out.read_text() == f"6 {run / 'checkpoint-6'}\n"
+
+
+def test_of_a_log_that_is_begun_anew_nothing_is_kept(
+    trained: Path, run: Path, razor: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not the verdict, where it ends before there is another reading; nor the id, in the row of what was begun."""
+    log, known = run / "razor.jsonl", ReadBase.measured
+    for step in (2, 4):
+        shutil.rmtree(run / f"checkpoint-{step}")
+    emptied = [lambda: (log.rename(run / "earlier.jsonl"), log.write_text("")), *[lambda: None] * 1000]
+    scripted(monkeypatch, emptied, 0.02)
+    code, printed, _ = razor(run, "--budget", "0.25", "--idle", "0.01", once=False)
+    assert (code, [row["step"] for row in printed], log.read_text()) == (0, [6], "")
+
+    def measured(self: ReadBase, path: str | Path, notes: list[str]) -> Any:
+        found = known(self, path, notes)
+        log.unlink()
+        added(run, [{**monitors(trained)[0], "run": "another"}])
+        return found
+
+    added(run, [{**monitors(trained)[0], "run": "earlier"}])
+    monkeypatch.setattr(ReadBase, "measured", measured)
+    assert [row["run"] for row in razor(run)[1]] == ["another"]
+
+
+def test_what_is_in_a_log_stays_as_it_is(trained: Path, run: Path, razor: Any) -> None:
+    """Also what only another version reads, and what somebody has noted; half a row of a killed process is cut off."""
+    log, row = run / "razor.jsonl", monitors(trained)[0]
+    added(run, [row, {"step": 3, "kl_forward": 0.2, "share": 1.5}])
+    text = log.read_text() + "a note\n"
+    log.write_text(text + '{"run": "a", "st')
+    _, printed, _ = razor(run)
+    assert [row["step"] for row in printed] == [4, 6]
+    assert log.read_text() == text + "".join(json.dumps(row) + "\n" for row in printed)
 
 
 def test_a_log_that_a_monitor_begins_anew_is_taken_up(
@@ -493,7 +562,7 @@ def test_without_a_file_that_is_written_last_it_waits_until_nothing_changes(
     monkeypatch.setattr(watching_module, "SETTLE", 0.6)
     events = [
         lambda: (run / "checkpoint-2" / "optimizer.pt").write_bytes(b"more"),
-        lambda: seen.append((run / "razor.jsonl").read_text() == ""),
+        lambda: seen.append(not (run / "razor.jsonl").exists()),
         *[lambda: None] * 30,
     ]
     scripted(monkeypatch, events, 0.05)

@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("lm_eval")
 
-from rlrazor.cli.probe import probe_without_law, suite_of
+from rlrazor.cli.probe import probe_without_law, read_probe, suite_of
 from rlrazor.errors import RazorError
 from rlrazor.experiments.language.config import resolve
 from rlrazor.guard.recover import RecoverySet, _rows
@@ -146,6 +146,24 @@ def test_options_say_how() -> None:
         resolve("paper", {"chat_template": "yes"})
 
 
+@pytest.mark.parametrize("asks", [True, False], ids=["compare", "watch"])
+def test_with_a_law_only_who_asks_prior_tasks_may_tell_templates_otherwise(
+    asks: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Elsewhere what was asked for would reach nothing."""
+    (tmp_path / "prompts").write_text("a\n")
+    law: Any = SimpleNamespace(settings=ProbeSettings(precision="float32"), generic=GenericText.built_in())
+    told = {"chat_template_kwargs": '{"think": false}', "generic": None, "dtype": None, "prompts": tmp_path / "prompts"}
+    usual: dict[str, Any] = {"max_new_tokens": None, "samples": None, "stop": [], "no_chat": False, "turns": None}
+    suite = PriorTasks(("a",), asking=CHAT)
+    if asks:
+        _, on = read_probe(Namespace(**told, **usual), law, suite, asks_prior=True)
+        assert on.settings == law.settings
+    else:
+        with pytest.raises(RazorError, match=r"nothing of them: leave --chat-template-kwargs out\.$"):
+            read_probe(Namespace(**told, **usual), law, suite)
+
+
 def test_with_a_law_the_template_may_be_told_what_the_law_says() -> None:
     """Prior tasks in the chat template need it, and the probe has it already."""
     told = {"chat_template_kwargs": '{"think": false}', "generic": None}
@@ -156,8 +174,11 @@ def test_with_a_law_the_template_may_be_told_what_the_law_says() -> None:
     assert probe_without_law(Namespace(**told, **usual), None) == {"chat_template_kwargs": {"think": False}}
     otherwise = told | {"chat_template_kwargs": '{"think": true}'}
     for given, of, says in ((told, other, "nothing of them"), (otherwise, law, '{"think": false} of them')):
-        with pytest.raises(RazorError, match=f"template {says}: leave .* name these with --prior and add"):
+        # Of commands that ask no prior tasks, naming some would be no help.
+        with pytest.raises(RazorError, match=rf"template {says}: leave --chat-template-kwargs out\.$"):
             probe_without_law(Namespace(**given, **usual), of)
+        with pytest.raises(RazorError, match=f"template {says}: leave .* name these with --prior and add"):
+            probe_without_law(Namespace(**given, **usual), of, prior_in_template=False)
         # Of prior tasks in the chat template it is told, and the law's settings are the prompts'.
         assert probe_without_law(Namespace(**given, **usual), of, prior_in_template=True) == {}
         with pytest.raises(RazorError, match="the law's own probe and settings are used"):

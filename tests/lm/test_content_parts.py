@@ -93,6 +93,48 @@ def test_which_roles_want_parts_is_found_out_for_each() -> None:
     assert content_parts.as_shown(tokenizer_of(SMOLVLM), [calls]) == [calls]  # without content
 
 
+INSISTS = (  # parts alone, and a call before what a tool answers
+    "{% for m in messages %}<{{ m.role }}>{% if m.role == 'tool' and not messages[loop.index0 - 1].tool_calls %}"
+    "{{ raise_exception('a tool that nobody has called') }}{% endif %}{% for call in m.tool_calls or [] %}"
+    "{{ call.function.name }}{% endfor %}{% for part in m.content or [] %}{{ part.text }}{% endfor %};{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+CALL: dict[str, Any] = {
+    "role": "assistant",
+    "tool_calls": [{"type": "function", "function": {"name": "add", "arguments": {}}}],
+}
+
+
+def test_what_a_tool_answers_is_shown() -> None:
+    turns = [USER, CALL, {"role": "tool", "content": "three"}]
+    assert encoding.turns_text(tokenizer_of(INSISTS), turns) == "<user>hi;<assistant>add;<tool>three;<assistant>"
+    assert content_parts.as_shown(tokenizer_of(BOTH), turns) == turns
+
+
+@pytest.mark.parametrize(
+    ("template", "turns", "message"),
+    [
+        (INSISTS.replace("a tool that nobody", "text").replace("{% for part in", "{% for part in m.role != 'tool' and"),
+         [USER, CALL, {"role": "tool", "content": "three"}], "of what a tool answers, as text or as a list of parts"),
+        (MIXED.replace("m.content + ']'", "(m.content if m.content is string else '') + ']'"),
+         [*parted(SYSTEM), USER], "of what the system says in parts: give the content as text"),
+    ],
+)  # fmt: skip
+def test_what_is_lost_is_said(template: str, turns: list[Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"it shows nothing {message}"):
+        encoding.turns_ids(tokenizer_of(template), turns)
+
+
+def test_a_template_may_speak_of_types() -> None:
+    """As in its instructions on tools, whatever is said; but not of what is said, as Python or JSON would write it."""
+    front = """{{ 'Call {"type": "function"}, not {\\'type\\': 1}. ' }}"""
+    expected = """Call {"type": "function"}, not {'type': 1}. <user>hi;<assistant>"""
+    assert encoding.turns_text(tokenizer_of(front + MIXED), [USER]) == expected
+    for written in ("m.content", "m.content | tojson", "m.content | tojson | tojson"):
+        template = "{% for m in messages %}{% if m.content is not string %}{{ " + written + " }}{% endif %}{% endfor %}"
+        assert content_parts.as_shown(tokenizer_of(template + "{# text #}"), [USER]) == [USER]
+
+
 @pytest.mark.parametrize("template", [BOTH, "{% for m in messages %}<{{ m.role }}>{{ m.content }};{% endfor %}"])
 def test_a_template_that_takes_text_is_given_text(template: str) -> None:
     tokenizer = tokenizer_of(template)

@@ -156,7 +156,7 @@ def _compared(
     from rlrazor.lm.probes import default_cache
 
     suite = suite_of(arguments)
-    dtype, on = read_probe(arguments, law, suite)
+    dtype, on = read_probe(arguments, law, suite, asks_prior=True)
     metrics = {} if suite is None else suite.metrics()  # what is missing shows at once
     if limits.drop is not None:
         check_judge(law, metrics, limits.drop)

@@ -95,16 +95,17 @@ def suite_of(arguments: argparse.Namespace) -> "PriorTasks | None":
 
 
 def read_probe(
-    arguments: argparse.Namespace, law: "LawFile | None", suite: "PriorTasks | None"
+    arguments: argparse.Namespace, law: "LawFile | None", suite: "PriorTasks | None", *, asks_prior: bool = False
 ) -> "tuple[str, MeasuredOn]":
     """What models are loaded in, and what they are measured on; `suite`: the prior tasks, if any are named.
 
+    `asks_prior`: they are asked, where other commands take their prompts alone.
     Raises RazorError for what is unreadable, and where a law says how to measure, and so does an option.
     """
     from rlrazor.guard.measured_on import MeasuredOn
     from rlrazor.lm.probes import GenericText, ProbeSettings, read_generic, read_prompts
 
-    in_template = suite is not None and suite.asking.chat_template
+    in_template = (suite is not None and suite.asking.chat_template) if asks_prior else None
     given, dtype = probe_without_law(arguments, law, prior_in_template=in_template), dtype_of(arguments.dtype, law)
     settings, prompts = ProbeSettings(**given), read_prompts(arguments.prompts)
     if law is not None:
@@ -134,20 +135,22 @@ def probe_given(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def probe_without_law(
-    arguments: argparse.Namespace, law: "LawFile | None", *, prior_in_template: bool = False
+    arguments: argparse.Namespace, law: "LawFile | None", *, prior_in_template: bool | None = None
 ) -> dict[str, Any]:
     """The same. Raises RazorError where a law says how to measure, and an option says otherwise.
 
     `prior_in_template`: what chat templates are told is told of prior tasks as well, which a law does not decide on.
+    None: of a command that asks none.
     """
     given = probe_given(arguments)
     if law is not None and given.keys() - {"chat_template_kwargs"} == set() and not arguments.generic:
         own, told = law.settings.chat_template_kwargs, given.pop("chat_template_kwargs", None)
         if told not in (None, own) and not prior_in_template:
             says = f"tells the chat template {json.dumps(own)}" if own else "tells the chat template nothing"
+            other = "; or, to tell it of prior tasks alone, name these with --prior and add --chat-template"
             raise RazorError(
                 f"With --law, prompts are measured as the law says, which {says} of them: leave --chat-template-kwargs "
-                "out; or, to tell it of prior tasks alone, name these with --prior and add --chat-template."
+                f"out{'' if prior_in_template is None else other}."
             )
     if law is not None and (given or arguments.generic):
         raise RazorError("With --law, the law's own probe and settings are used: leave the others out.")

@@ -16,19 +16,18 @@ from pathlib import Path
 from typing import Any
 
 from rlrazor.errors import RazorError
-from rlrazor.guard.log_schema import LogRow
+from rlrazor.guard.log_schema import LogRow, is_monitors
 from rlrazor.guard.outputs import move_aside
 from rlrazor.lm.digests import is_digest, is_same_base
 from rlrazor.system.documents import checked, loads
 from rlrazor.system.locks import before_renaming, open_alone
-from rlrazor.system.writing import atomic_path, check_writable, clear_io_errors
+from rlrazor.system.writing import LOG_BEGINS, atomic_path, check_writable, clear_io_errors
 
 Row = Mapping[str, Any]
 Say = Callable[[str], None]
 
 PATIENCE = 0.5  # seconds to wait for the other, who has the file for as long as it takes to write a row
 _BLOCK = 65_536  # bytes that are read at once, from a log's end
-_BEGINS = b'{"run": '
 
 
 class Log:
@@ -116,7 +115,8 @@ def _append(file: FileIO, lines: bytes) -> None:
         while written < len(lines):
             written += file.write(lines[written:])
     except OSError:
-        file.truncate(end)
+        if file.seek(0, os.SEEK_END) == end + written:  # and nobody has added a row behind it, who did not wait for us
+            file.truncate(end)
         raise
 
 
@@ -125,7 +125,7 @@ def _is_half_a_row(tail: bytes) -> bool:
     try:
         loads(tail.decode())
     except ValueError:
-        return tail[: len(_BEGINS)] == _BEGINS[: len(tail)]
+        return tail[: len(LOG_BEGINS)] == LOG_BEGINS[: len(tail)]
     return False
 
 
@@ -148,11 +148,6 @@ def _whole(content: bytes, path: Path) -> list[Row]:
             if checked(LogRow, row, path).model_fields_set >= {"step"}:
                 rows.append(row)
     return rows
-
-
-def is_monitors(row: Row) -> bool:
-    """Whether a monitor wrote it, and not `razor watch`."""
-    return "weights" not in row and "on_budget" not in row
 
 
 def rows_until(rows: Sequence[Row], step: int, needed: Sequence[str]) -> list[Row]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import Field, model_validator
@@ -100,11 +101,6 @@ class LogRow(Open):
     on_budget: Text | None = None
 
     @property
-    def is_monitors(self) -> bool:
-        """Whether a monitor wrote it, and not `razor watch`."""
-        return self.weights is None and self.on_budget is None
-
-    @property
     def kls(self) -> dict[str, MeanKL]:
         """On each probe that was measured; without a standard error (NaN) of a single prompt."""
         found = {FORWARD: (self.kl_forward, self.kl_forward_stderr), PROBE: (self.kl_probe, self.kl_probe_stderr)}
@@ -121,3 +117,9 @@ class LogRow(Open):
             if kl is not None and stderr is not None and kl < -LOWEST - 10 * stderr:
                 raise ValueError(f"{name} is {kl:g}, and a KL is below 0 by its samples' noise alone ({stderr:g})")
         return self
+
+
+def is_monitors(row: LogRow | Mapping[str, Any]) -> bool:
+    """Whether a monitor wrote it, and not `razor watch`; of a row as it is in the file too."""
+    names = row.model_fields_set if isinstance(row, LogRow) else row.keys()
+    return names.isdisjoint(("weights", "on_budget"))

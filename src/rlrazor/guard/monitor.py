@@ -32,7 +32,8 @@ from rlrazor.guard import ranks
 from rlrazor.guard.base_side import BaseSide, generic_of, joined, kls_of, on_the_base, shortened
 from rlrazor.guard.budget import KEPT, Budget, OnBudget
 from rlrazor.guard.law_file import LawFile
-from rlrazor.guard.log import Log, Row, is_monitors, require_same, rows_until
+from rlrazor.guard.log import Log, Row, require_same, rows_until
+from rlrazor.guard.log_schema import is_monitors
 from rlrazor.guard.measured_on import AS_THE_LAW_SAYS, Measuring
 from rlrazor.guard.outputs import LOG, KeptModel, OutputClaim, mark_checkpoint
 from rlrazor.guard.overlap import cautions_of_rows

@@ -15,7 +15,7 @@ from rlrazor.analysis import paired
 from rlrazor.analysis.forecast import FORWARD, PROBE
 from rlrazor.errors import RazorError
 from rlrazor.guard.law_file import LawFile
-from rlrazor.guard.log_schema import ForecastRow, LogRow
+from rlrazor.guard.log_schema import ForecastRow, LogRow, is_monitors
 from rlrazor.guard.metric import NewScore, find_metric, latest
 from rlrazor.guard.outputs import MARK
 from rlrazor.guard.paired_drop import paired_drop, prior_names
@@ -214,7 +214,7 @@ def _logged(run: Run, law: LawFile | None) -> tuple[list[Logged], list[str]]:
     ends = [one.found for one in found if isinstance(one.found, Failure) and one.weights is None]
     notes += [f"Measuring ended at step {one.step}: {one.error}" for one in ends]
     marked = [one.run is not None or one.overwritten for one in run.checkpoints]
-    if run.labelled and not all(marked) and any(row.weights is None for row in rows):
+    if run.labelled and not all(marked) and any(map(is_monitors, rows)):
         names = [one.path.name for one, is_marked in zip(run.checkpoints, marked, strict=True) if not is_marked]
         notes.append(
             f"Without a monitor's {MARK}: {', '.join(names)}. If training went on without one there, what was measured "

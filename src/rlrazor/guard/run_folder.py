@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from rlrazor.errors import RazorError
-from rlrazor.guard.log_schema import Label, LogRow, TrainerState
+from rlrazor.guard.log_schema import Label, LogRow, TrainerState, is_monitors
 from rlrazor.guard.outputs import LOG, MARK, STATE, hash_of
 from rlrazor.lm.weight_files import check_weights
 from rlrazor.system import jsonl
@@ -117,7 +117,7 @@ def rows_of(run: Run) -> tuple[list[LogRow], list[str]]:
     rows = rows_in(run.log) if run.log.exists() else []
     watched = [row for row in rows if row.weights is not None]
     try:
-        monitored, notes = _monitors_rows(run, [row for row in rows if row.weights is None])
+        monitored, notes = _monitors_rows(run, [row for row in rows if is_monitors(row)])
     except RazorError:
         if not watched:
             raise

@@ -124,13 +124,11 @@ class Watch:
         self.request, self.say = request, say
         self.log: WatchLog
         self.read: ReadBase | ServedBase
-        self.verdict: Verdict | None = None  # on the last checkpoint in the log, by the budget of now
         self.is_waiting = False  # for a checkpoint that is still being written, or may be
         self.is_over = False  # the trainer's last step was saved while we watched, and is measured
         self.active = time.monotonic()  # when a file last changed, a checkpoint was measured, or looking began
         self._seen: dict[str, _Seen] = {}
         self._at_first: frozenset[str] = frozenset()  # names of steps that were there as we began
-        self._judged: LogRow | None = None  # the last row of the log of which there is a verdict
         self._is_run = False  # the command
         self._ended = ""  # the newest checkpoint, if it was there as we began and is of the last step of its training
         self._notes: list[str] = []
@@ -174,38 +172,49 @@ class Watch:
             count = len({row.step for row in self.log.measured})
             readings = "a reading, of" if count == 1 else f"{count} readings, up to"
             self.say(f"[razor] {self.log.path.name} has {readings} step {last.step}: nothing is measured twice.")
-            self._judge(last)
+            self._act_on(last)
 
     def _look_at_log(self) -> None:
-        """What a monitor has added is judged like what was there at first."""
-        if self.log.look_again() and (last := self.log.last) is not None and last != self._judged:
-            self._judge(last)
+        """Each row that a monitor has added is judged, like the last of those that were there at first."""
+        for row in self.log.look_again():
+            self._act_on(row)
 
-    def _judge(self, row: LogRow) -> None:
-        """By the budget of now, which need not be the one that it was logged with; the command is run at most once."""
-        self._judged = row
+    @property
+    def verdict(self) -> Verdict | None:
+        """On the last checkpoint in the log; None where there is none, or no budget."""
+        return None if (last := self.log.last) is None else self._judged(last)
+
+    def _judged(self, row: LogRow) -> Verdict | None:
+        """By the budget of now, which need not be the one that it was logged with."""
         prompts = self.request.on.prompts_hash if row.whole else ""
         count = row.prompts.get(FORWARD, self.read.side.whole[FORWARD])
-        self.verdict = self.request.rule.judged(row.kls, prompts, count).verdict
-        if self._is_due():
+        return self.request.rule.judged(row.kls, prompts, count).verdict
+
+    def _act_on(self, row: LogRow) -> None:
+        """Run the command, if a row that we have not written ourselves is over the budget, and it was not run yet."""
+        if self._is_due(self._judged(row)):
             whose = {name: getattr(row, name) for name in ("checkpoint", "weights") if getattr(row, name) is not None}
             of = {"run": self.log.run, "step": row.step, **whose, **self.log.provenance}
             self.log.add({**of, "on_budget": self._command.digest})
-            ended = self._run_command(row.step, self.request.folder / (row.checkpoint or ""))
+            ended = self._run_command(row.step, self._saved_at(row.step))
             self.say(f"[razor] step {row.step}, which is in the log, is over the budget: {ended}.")
+
+    def _saved_at(self, step: int) -> Path | None:
+        """The folder of a step's model; None where there is none, as before the trainer has saved it."""
+        return next((model_in(one) for one in self._steps() or () if one.step == step), None)
 
     @property
     def _command(self) -> OnBudgetCommand:
         assert self.request.command is not None
         return self.request.command
 
-    def _is_due(self) -> bool:
+    def _is_due(self, verdict: Verdict | None) -> bool:
         """Whether the command is to be run now: never twice, whatever restarts there are, and of whatever log."""
-        if self.request.command is None or self.verdict is not Verdict.ABOVE or self._is_run:
+        if self.request.command is None or verdict is not Verdict.ABOVE or self._is_run:
             return False
         return all(row.on_budget != self.request.command.digest for row in self.log.rows)
 
-    def _run_command(self, step: int, checkpoint: Path) -> str:
+    def _run_command(self, step: int, checkpoint: Path | None) -> str:
         self._is_run = True
         return self._command.run(step, checkpoint)
 
@@ -344,19 +353,14 @@ class Watch:
             self.say(f"[razor] {one.name} was written to while it was measured: it is looked at again.")
             return None
         reading = self._reading(one, drifts, epoch, time.perf_counter() - begun)
-        row = self._row(one, reading)
         self._look_at_log()
         if self.log.has(one.step, one.weights):  # by a monitor, meanwhile
             self._close(one)
             return None
-        newest = (last := self.log.last) is None or last.step <= one.step
-        if newest:
-            self.verdict = reading.verdict
-        is_due = newest and self._is_due()
-        if is_due:
+        row = self._row(one, reading)
+        if self._is_due(reading.verdict):
             row["on_budget"] = self._command.digest
         self.log.add(row)
-        self._judged = self.log.last
         self._close(one)
         return reading, row
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from rlrazor.errors import RazorError, cause_of
 from rlrazor.lm.probes import content_hash
 
+_CHECKPOINT = "RAZOR_CHECKPOINT"
 PATIENCE = 60.0  # seconds that are waited for it; then it goes on, and so does watching
 
 
@@ -44,12 +45,13 @@ class OnBudgetCommand:
         """What tells it from others in a log, which others may read: words such as a token's are not written there."""
         return content_hash(self.text)
 
-    def run(self, step: int, checkpoint: Path) -> str:
+    def run(self, step: int, checkpoint: Path | None) -> str:
         """Run it, and say what it ended with; what it prints goes to standard error.
 
-        RAZOR_STEP and RAZOR_CHECKPOINT tell it which checkpoint is over the budget.
+        RAZOR_STEP and RAZOR_CHECKPOINT tell it which checkpoint is over the budget; the latter is not set for one that
+        is not saved.
         """
-        about = {"RAZOR_STEP": str(step), "RAZOR_CHECKPOINT": str(checkpoint)}
+        about = {"RAZOR_STEP": str(step), **({} if checkpoint is None else {_CHECKPOINT: str(checkpoint)})}
         try:
             self.running = _started(self.words, about)
         except OSError as error:
@@ -74,4 +76,5 @@ def _started(words: list[str], about: Mapping[str, str]) -> "subprocess.Popen[by
         out = sys.stderr.fileno()
     except (OSError, ValueError, AttributeError):  # closed, or no file
         out = subprocess.DEVNULL
-    return subprocess.Popen(words, env={**os.environ, **about}, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
+    others = {name: value for name, value in os.environ.items() if name != _CHECKPOINT}
+    return subprocess.Popen(words, env={**others, **about}, stdin=subprocess.DEVNULL, stdout=out, stderr=out)

@@ -1,4 +1,7 @@
-"""The log of a run as `razor watch` knows it, while a monitor in the training run may be adding to it."""
+"""The log of a run as `razor watch` knows it, while a monitor in the training run may be adding to it.
+
+It is read, and rows are added to its end. What is there already stays as it is, whoever has written it.
+"""
 
 import uuid
 from collections.abc import Mapping, Sequence
@@ -7,8 +10,9 @@ from typing import Any
 
 from rlrazor.errors import RazorError
 from rlrazor.guard.log import Log, Row, Say, require_same, rows_in_log
-from rlrazor.guard.log_schema import LogRow
+from rlrazor.guard.log_schema import LogRow, is_monitors
 from rlrazor.system.documents import checked
+from rlrazor.system.writing import check_writable
 
 _WAY_OUT = "go on with what the run began with, give `razor watch` a --log of its own"
 
@@ -21,13 +25,14 @@ class WatchLog:
 
     def __init__(self, path: Path, provenance: Mapping[str, str], say: Say) -> None:
         self.path, self.provenance = path, provenance
+        check_writable(path, "log")
         self._log, self._own, self._as_of = Log(path, say), uuid.uuid4().hex[:12], self._state()
-        self._take(self._log.begin(self._required))
+        self._take(self._required(rows_in_log(path)))
 
     @property
     def run(self) -> str:
         """The id of the run: the monitor's, or else that of whoever wrote last; of an empty log our own."""
-        ids = [row.run for row in sorted(self.rows, key=lambda row: row.is_monitors) if row.run is not None]
+        ids = [row.run for row in sorted(self.rows, key=is_monitors) if row.run is not None]
         return ids[-1] if ids else self._own
 
     @property
@@ -44,20 +49,20 @@ class WatchLog:
         """Whether a checkpoint is measured. A monitor's row does not tell weights: there, one of the step is enough."""
         return any(row.step == step and row.weights in (weights, None) for row in self.measured)
 
-    def look_again(self) -> bool:
-        """Whether it is another than it was: by what a monitor has added, or taken out as it resumed.
+    def look_again(self) -> list[LogRow]:
+        """Know it as it is now: the rows that were measured and are new, in order. As a monitor resumes some may go.
 
         Raises RazorError where a monitor measures otherwise than we do.
         """
         if (state := self._state()) in (self._as_of, None):
-            return False
+            return []
         try:
             rows = rows_in_log(self.path)
         except RazorError:  # a network's file system that is away for a moment, say
-            return False
-        self._as_of = state
+            return []
+        self._as_of, known = state, {repr(row) for row in self.rows}
         self._take([*self._required(rows), *self._log.pending])
-        return True
+        return [row for row in self.measured if repr(row) not in known]
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Append a row."""

@@ -5,6 +5,7 @@ letters, of a text. Which a template is, is found out by trying it, role by role
 one part to those alone: a template that takes both is given text, as it always was.
 """
 
+import re
 import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,6 +13,8 @@ from typing import Any
 from rlrazor.lm import trials
 
 _SAID = "quokka"  # in small letters, and no word of a template's own
+_WRITTEN = re.compile(rf"""text\\*['"]:\s*\\*['"]{_SAID}""")  # behind the name of what it is in; twice in JSON with \\
+_CALL = {"type": "function", "id": "abcdefghi", "function": {"name": "add", "arguments": {}}}
 _known: weakref.WeakKeyDictionary[Any, dict[tuple[str, str], bool]] = weakref.WeakKeyDictionary()
 
 
@@ -22,6 +25,26 @@ def as_shown(tokenizer: Any, turns: Sequence[Mapping[str, Any]], tools: Any = No
     template that does not come to an end.
     """
     return [_shown(tokenizer, turn, tools) for turn in turns]
+
+
+def texts_of(content: Any) -> list[str]:
+    """What a content says as text, or the parts of it that are text."""
+    if isinstance(content, str):
+        return [content]
+    return [part["text"] for part in content or () if _is_text(part)]
+
+
+def with_more(turn: Mapping[str, Any], more: str) -> dict[str, Any]:
+    """The turn, saying more in each of its texts."""
+    content = turn["content"]
+    if isinstance(content, str):
+        return {**turn, "content": content + more}
+    parts = [{**part, "text": part["text"] + more} if _is_text(part) else part for part in content]
+    return {**turn, "content": parts}
+
+
+def _is_text(part: Any) -> bool:
+    return isinstance(part, Mapping) and isinstance(part.get("text"), str)
 
 
 def _shown(tokenizer: Any, turn: Mapping[str, Any], tools: Any) -> dict[str, Any]:
@@ -52,15 +75,35 @@ def _wants_parts(tokenizer: Any, role: str, tools: Any) -> bool:
 
 def _shows(tokenizer: Any, template: str, role: str, content: Any) -> bool:
     """Whether the template says what a turn of that role says, and not how Python or JSON would write it."""
+    asked = [
+        {"messages": turns, "tools": None, "add_generation_prompt": role != "assistant"}
+        for turns in _conversations(role, content)
+    ]
+    trials.try_template(tokenizer, asked)
+    return any(_says(tokenizer, template, one) for one in asked)
+
+
+def _conversations(role: str, content: Any) -> list[list[dict[str, Any]]]:
+    """With a turn of that role, where templates want one."""
     turn = {"role": role, "content": content}
-    user = {"role": "user", "content": _one_part("hi") if isinstance(content, list) else "hi"}
-    turns = [turn] if role == "user" else [turn, user] if role in ("system", "developer") else [user, turn]
-    asked = {"messages": turns, "tools": None, "add_generation_prompt": role != "assistant"}
-    trials.try_template(tokenizer, [asked])
+    hi = _one_part("hi") if isinstance(content, list) else "hi"
+    user = {"role": "user", "content": hi}
+    if role == "user":
+        return [[turn]]
+    if role in ("system", "developer"):
+        return [[turn, user]]
+    if role == "tool":  # behind a call of it, as some insist; others know no calls
+        answer = {**turn, "tool_call_id": "abcdefghi", "name": "add"}
+        return [[user, {"role": "assistant", "content": hi, "tool_calls": [_CALL]}, answer], [user, turn]]
+    return [[user, turn]]
+
+
+def _says(tokenizer: Any, template: str, asked: Mapping[str, Any]) -> bool:
+    given = dict(asked)
     try:
-        text = str(tokenizer.apply_chat_template(
-            turns, chat_template=template, tools=None, add_generation_prompt=role != "assistant", tokenize=False
-        ))  # fmt: skip
+        text = str(
+            tokenizer.apply_chat_template(given.pop("messages"), **given, chat_template=template, tokenize=False)
+        )
     except Exception:  # a template may raise anything
         return False
-    return _SAID in text and "'type'" not in text and '"type"' not in text
+    return _SAID in text and not _WRITTEN.search(text)

@@ -14,6 +14,7 @@ T = TypeVar("T")
 # Where a conversation ends: where the assistant goes on, in a turn of its own or in that which it has begun; where one
 # of its own begins, whoever spoke last; or behind its last turn.
 _BY_ROLE, _BEGUN, _ENDED = "by role", "begun", "ended"
+_SYSTEM = ("system", "developer")
 _MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
@@ -72,17 +73,37 @@ def turns_ids(tokenizer: Any, turns: Sequence[Mapping[str, Any]], **template: An
     calls = [call for turn in turns for call in turn.get("tool_calls") or ()]
     if any(str(_called(call)) not in rendered for call in calls):
         raise ValueError("it shows nothing of a call of a tool")
-    asks = next((at for at in reversed(range(len(turns))) if turns[at]["role"] == "user"), None)
-    said = None if asks is None else turns[asks].get("content")
     if not rendered.strip():
         raise ValueError("it makes no text of it")
-    if isinstance(said, str) and said.strip() and said.strip() not in rendered:
-        other = [{**turn, "content": f"{said}."} if at == asks else turn for at, turn in enumerate(turns)]
-        if str(_in_template(tokenizer, other, template, tokenize=False)) == rendered:
-            raise ValueError("it shows nothing of what the user says, as text or as a list of parts")
+    asks = next((at for at in reversed(range(len(turns))) if turns[at]["role"] == "user"), None)
+    for at, turn in enumerate(turns):
+        if (
+            at == asks
+            or turn["role"] == "tool"
+            or (turn["role"] in _SYSTEM and not isinstance(turn.get("content"), str))
+        ):
+            _require_shown(tokenizer, turns, at, template, rendered)
     if not tokenizer.decode(list(ids), skip_special_tokens=True).strip():
         raise ValueError("it makes no text of it")
     return list(ids)
+
+
+def _require_shown(
+    tokenizer: Any, turns: Sequence[Mapping[str, Any]], at: int, template: Mapping[str, Any], rendered: str
+) -> None:
+    """Raise ValueError where the text of a turn is not in the rendered conversation, nor would be if it were another.
+
+    What an assistant says some templates leave out rightly (what it thinks), and a system's text some never show.
+    """
+    texts = content_parts.texts_of(turns[at].get("content"))
+    if all(text.strip() in rendered for text in texts):
+        return
+    other = [*turns[:at], content_parts.with_more(turns[at], "."), *turns[at + 1 :]]
+    if str(_in_template(tokenizer, other, template, tokenize=False)) == rendered:
+        who = {"tool": "a tool answers"}.get(turns[at]["role"], f"the {turns[at]['role']} says")
+        in_parts = not isinstance(turns[at]["content"], str)
+        way_out = " in parts: give the content as text" if in_parts else ", as text or as a list of parts"
+        raise ValueError(f"it shows nothing of what {who}{way_out}")
 
 
 @_without_panics

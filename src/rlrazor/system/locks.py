@@ -40,16 +40,18 @@ def open_alone(path: Path, patience: float) -> Iterator[FileIO]:
     """A file to be read and added to while nobody else has it open so; it is made if it is not there.
 
     It is the one that has the name now: who had it before may have put another in its place. Whoever waits for longer
-    than `patience` seconds waits no more and has it all the same. Raises OSError as opening does.
+    than `patience` seconds waits no more and has it all the same, as where the system tells an open file otherwise than
+    its name. Raises OSError as opening does.
     """
-    until = time.monotonic() + patience
+    until, is_last = time.monotonic() + patience, False
     while True:
         with open(path, "a+b", buffering=0) as file:
-            while not (is_alone := _is_taken(file)) and time.monotonic() < until:
+            while not _is_taken(file) and time.monotonic() < until:
                 time.sleep(_PAUSE)
-            if not is_alone or _has_the_name(file, path):
+            if is_last or _has_the_name(file, path):
                 yield file
                 return
+        is_last = time.monotonic() >= until
 
 
 def before_renaming(file: FileIO) -> None:

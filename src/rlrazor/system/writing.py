@@ -47,7 +47,7 @@ _LOG_KEYS = (  # rows of a monitor, those of its earlier versions, its failures;
     *({"run", "step", "kl_forward"}, {"step", "prompts_hash", "kl_forward"}, {"run", "step", "error"}),
     {"run_id", "step", "drift"},
 )
-_LOG_BEGINS = b'{"run": "'
+LOG_BEGINS = b'{"run": "'
 _ROW_KEYS = {"prompt", "completion"}
 
 
@@ -265,7 +265,7 @@ def _is_our_log(path: Path) -> bool:
     """Any whole row will do: a killed process may leave half of one; and a run that died early leaves an empty log."""
     beginning = _beginning(path)
     lines = beginning.splitlines()
-    if len(lines) < 2 and all(line.startswith(_LOG_BEGINS) for line in lines):
+    if len(lines) < 2 and all(line.startswith(LOG_BEGINS) for line in lines):
         return True
     return any(keys <= _keys_of(row) for row in jsonl.lenient(beginning) for keys in _LOG_KEYS)
 
