@@ -17,6 +17,7 @@ from rlrazor.errors import RazorError
 from rlrazor.extras import needs_extra
 from rlrazor.guard.recovery import Recovery
 from rlrazor.guard.verdict import Limits
+from rlrazor.lm.served import is_served
 from rlrazor.system import quiet
 
 if TYPE_CHECKING:
@@ -112,7 +113,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Compare, write the page, print, and judge."""
     if needs_no_prior(arguments.prior):
         arguments.prior = None
-    needs_extra("guard", *(("eval",) if arguments.prior else ()))
+    served = any(map(is_served, (arguments.base, arguments.tuned)))  # for which --prior is refused, whatever is missing
+    needs_extra("guard", *(("eval",) if arguments.prior and not served else ()))
     asking = asking_of(arguments, arguments.base, arguments.tuned)
     limits, recovery = _limits(arguments), _recovery(arguments)
     if asking is not None:
