@@ -1,6 +1,9 @@
 """Optional dependencies: what each extra of pyproject.toml brings, and the sentence where it is missing."""
 
 import sys
+from collections.abc import Iterable
+from contextlib import suppress
+from importlib import metadata
 from importlib.util import find_spec
 
 from rlrazor.errors import RazorError
@@ -15,6 +18,15 @@ EXTRAS = {
 
 class MissingExtraError(RazorError, ImportError):
     """A package is not installed: an ImportError to who imports, a sentence on the command line."""
+
+
+def versions_of(packages: Iterable[str]) -> dict[str, str]:
+    """Of those of these packages that are installed, by the names that they are installed by."""
+    found = {}
+    for name in packages:
+        with suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
 
 
 def needs_extra(*extras: str) -> None:

@@ -17,7 +17,6 @@ from rlrazor.errors import RazorError
 from rlrazor.extras import needs_extra
 from rlrazor.guard.recovery import Recovery
 from rlrazor.guard.verdict import Limits
-from rlrazor.lm.served import is_served
 from rlrazor.system import quiet
 
 if TYPE_CHECKING:
@@ -113,9 +112,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Compare, write the page, print, and judge."""
     if needs_no_prior(arguments.prior):
         arguments.prior = None
-    served = any(map(is_served, (arguments.base, arguments.tuned)))  # for which --prior is refused, whatever is missing
-    needs_extra("guard", *(("eval",) if arguments.prior and not served else ()))
-    asking = asking_of(arguments, arguments.base, arguments.tuned)
+    asking = asking_of(arguments, arguments.base, arguments.tuned)  # which refuses --prior, whatever is missing for it
+    needs_extra("guard", *(("eval",) if arguments.prior else ()))
     limits, recovery = _limits(arguments), _recovery(arguments)
     if asking is not None:
         return compare_served(arguments, asking, limits)

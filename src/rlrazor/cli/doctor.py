@@ -108,9 +108,7 @@ def _usable(found: Mapping[str, Any]) -> bool:
 
 
 def _version(name: str) -> str | None:
-    with suppress(metadata.PackageNotFoundError):
-        return metadata.version(name)
-    return None
+    return extras.versions_of([name]).get(name)
 
 
 def _ranges(extra: str) -> dict[str, str]:

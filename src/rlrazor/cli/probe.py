@@ -143,7 +143,7 @@ def probe_without_law(
     None: of a command that asks none.
     """
     given = probe_given(arguments)
-    if law is not None and given.keys() - {"chat_template_kwargs"} == set() and not arguments.generic:
+    if law is not None and given.keys() <= {"chat_template_kwargs"} and not arguments.generic:
         own, told = law.settings.chat_template_kwargs, given.pop("chat_template_kwargs", None)
         if told not in (None, own) and not prior_in_template:
             says = f"tells the chat template {json.dumps(own)}" if own else "tells the chat template nothing"

@@ -85,7 +85,7 @@ def _cluster_of(arguments: argparse.Namespace) -> "Cluster | None":
         if named:
             raise RazorError(f"--{min(named)} goes with --executor ray.")
         return None
-    if arguments.executor and getattr(arguments, "line", None) is not None:
+    if getattr(arguments, "line", None) is not None:
         raise RazorError("--line trains one run, in its own process: leave --executor ray out.")
     if getattr(arguments, "print_commands", False):
         raise RazorError("--print-commands prints lines, each of a process of its own: leave --executor ray out.")

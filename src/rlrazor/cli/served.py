@@ -76,6 +76,7 @@ def asking_of(arguments: argparse.Namespace, *sources: str) -> "Asking | None":
             f"--generic {arguments.generic} is not measured of a served model: give self, or a file of prompts, which "
             "the base completes."
         )
+    needs_extra("guard")
     from rlrazor.guard.served import Asking
 
     of_files = not any(source.lower().startswith("http") for source in sources if is_served(source))
@@ -90,7 +91,6 @@ def local_sources(asking: "Asking | None", *sources: str) -> list[str]:
 
 def compare_served(arguments: argparse.Namespace, asking: "Asking", limits: Limits) -> int:
     """Compare, write the page, print, and judge."""
-    needs_extra("guard")
     check_outputs(arguments, [(arguments.out, "page")])
     require_files(prompts=arguments.prompts, generic=arguments.generic)
     needed = local_sources(asking, arguments.base, arguments.tuned)

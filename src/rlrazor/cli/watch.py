@@ -15,7 +15,6 @@ from rlrazor.cli.probe import add_prior_tasks, add_probe, read_probe, suite_of
 from rlrazor.cli.served import HELP, add_served, asking_of, local_sources
 from rlrazor.errors import RazorError
 from rlrazor.extras import needs_extra
-from rlrazor.lm.served import is_served
 from rlrazor.lm.task_names import PRIOR
 from rlrazor.system import quiet
 from rlrazor.system.progress import doing
@@ -74,7 +73,8 @@ def add_to(commands: Subparsers) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Watch, print each reading, and judge the last."""
-    needs_extra("guard", *(("eval",) if arguments.generic == PRIOR and not is_served(arguments.base) else ()))
+    asking = asking_of(arguments, arguments.base)  # which refuses --generic prior, whatever is missing for it
+    needs_extra("guard", *(("eval",) if arguments.generic == PRIOR else ()))
     if not arguments.folder.is_dir():
         raise RazorError(
             f"There is no folder {arguments.folder}: name where the trainer saves its checkpoints, or make it before "
@@ -82,7 +82,6 @@ def run(arguments: argparse.Namespace) -> int:
         )
     if arguments.once and arguments.idle is not None:
         raise RazorError("--once ends when what is there is measured: leave --idle out.")
-    asking = asking_of(arguments, arguments.base)
     require_files(prompts=arguments.prompts, law=arguments.law, generic=arguments.generic)
     require_prior(arguments.prior)
     sources = local_sources(asking, arguments.base)

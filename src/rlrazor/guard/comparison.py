@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from rlrazor.analysis.forecast import Forecast
+from rlrazor.extras import versions_of
 from rlrazor.guard import scale
 from rlrazor.guard.law_file import LawFile
 from rlrazor.guard.measured_on import MeasuredOn
@@ -155,10 +154,6 @@ class MeasuringSetup:
         more: Collection[str] = (),
     ) -> Self:
         """Of today, of completions of the new task's prompts, with the packages that are always used and `more`."""
-        versions = {}
-        for name in sorted({"rlrazor", "torch", "transformers", *more}):
-            with suppress(PackageNotFoundError):
-                versions[name] = version(name)
         return cls(
             on=on,
             measured=len(set(forward.prompt_of)),
@@ -166,7 +161,7 @@ class MeasuringSetup:
             level=level,
             suite=suite,
             date=datetime.now(UTC).isoformat(timespec="seconds"),
-            versions=versions,
+            versions=versions_of(sorted({"rlrazor", "torch", "transformers", *more})),
         )
 
     def as_json(self) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from rlrazor.guard.measured_on import MeasuredOn
 from rlrazor.guard.measuring import NO_MEMORY, NO_TOKENIZER
 from rlrazor.guard.served_draws import KeptDraws
 from rlrazor.lm import compute, own_texts
-from rlrazor.lm.digests import DIGEST_VALUES, SERVED, tokenizer_digest
+from rlrazor.lm.digests import DIGEST_VALUES, SERVED, fixed_tokens, tokenizer_digest
 from rlrazor.lm.encoding import stop_ids
 from rlrazor.lm.images import seen
 from rlrazor.lm.kl import Drift, Sequences
@@ -295,7 +295,6 @@ def served_digest(model: Served) -> str:
 
     Without these a base that is as close as rounding in bfloat16 passes for the same: 0.15 nats in the median.
     """
-    rows, length = len(model.tokenizer), DIGEST_VALUES + 1
-    ids = [(7919 * at * at + 104729 * at + 1) % rows for at in range(length)]
+    ids = fixed_tokens(len(model.tokenizer), DIGEST_VALUES + 1)
     logps = model.read(Sequences([ids[:1]], [ids[1:]], [0])).drawn
     return " ".join([SERVED, "0", "0", *(f"{logp:.6g}" for logp in logps)])

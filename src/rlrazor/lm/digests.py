@@ -23,6 +23,11 @@ SAME_LOGITS = {"float32": 5e-3}
 SAME_LOGITS_IN_HALF = 0.15
 
 
+def fixed_tokens(rows: int, length: int) -> list[int]:
+    """So many token ids, the same for all models of a vocabulary, and spread over it."""
+    return [(7919 * at * at + 104729 * at + 1) % rows for at in range(length)]
+
+
 @torch.no_grad()
 def token_log_probs(model: Any, precision: str | None = None, *, adapted: bool = False) -> Tensor:
     """What a model thinks of fixed tokens, spread over its vocabulary: log pi of each but the first, in nats, float64.
@@ -32,8 +37,7 @@ def token_log_probs(model: Any, precision: str | None = None, *, adapted: bool =
     model = unwrapped(model)
     rows = embedding_rows(model) or len(model.get_input_embeddings().weight)
     length = min(DIGEST_TOKENS, context_length(without_wrapper(model)) or DIGEST_TOKENS)
-    ids = [(7919 * at * at + 104729 * at + 1) % rows for at in range(length)]
-    ids_T = torch.tensor(ids, dtype=torch.long, device=compute.device_of(model))
+    ids_T = torch.tensor(fixed_tokens(rows, length), dtype=torch.long, device=compute.device_of(model))
     off = nullcontext() if adapted else adapter_disabled(model)
     with compute.measuring(model, precision), off:
         logits_TV = model(input_ids=ids_T[None], use_cache=False).logits[0, -length:]

@@ -7,11 +7,11 @@ import socket
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from rlrazor.errors import RazorError
+from rlrazor.extras import versions_of
 from rlrazor.runs import sweep, workers
 from rlrazor.runs.store import Keep, RunStore
 from rlrazor.system.locks import locked
@@ -81,11 +81,7 @@ class _Sender:
 
 def versions() -> dict[str, str]:
     """Of Python and of the packages that decide bits, where they are installed."""
-    found = {"Python": ".".join(platform.python_version_tuple()[:2])}
-    for name in PACKAGES:
-        with suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
+    return {"Python": ".".join(platform.python_version_tuple()[:2]), **versions_of(PACKAGES)}
 
 
 def _unlike(theirs: Mapping[str, str]) -> str | None:
